@@ -1,0 +1,67 @@
+# Every target makes the one .venv and installs what it needs; python3, git and make are enough.
+# `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NEWEST := .cache/newest
+
+# torch is named with a version here, since an open range makes pip take a CUDA build of several GB where a CPU
+# wheel would do; the cookbook's newest plain release wants transformers 5.5.4 at most.
+INSTALL := 'torch==2.13.*' 'transformers==5.5.4' 'tinker==0.38.*' 'tinker-cookbook[math-rl]==0.5.8' -e '.[demo,test,check]'
+
+.PHONY: help demo serve test test-slow check bench format proto clean
+
+help:
+	@echo "make demo       a real model learns sums in front of you (10 minutes on two cores)"
+	@echo "make serve      a server on http://127.0.0.1:8000 with the default model"
+	@echo "make check      format, lint, types, architecture, docs"
+	@echo "make test       the tests (15 minutes on two cores); make test-slow: recipes, real model, soaks"
+	@echo "make bench      the figures of docs/benchmarks.md; ROW=name for one"
+
+$(STAMP): pyproject.toml Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(INSTALL)
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/loreloop demo
+
+serve: $(STAMP)
+	$(BIN)/loreloop serve
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+# The number tests run twice: with the transformers of .venv and with the newest one the package allows.
+test-slow: $(STAMP) $(NEWEST)/.installed
+	$(BIN)/python -m pytest -q -m slow
+	PYTHONPATH=$(NEWEST)/transformers $(BIN)/python -m pytest -q -m numbers
+
+$(NEWEST)/.installed: $(STAMP)
+	mkdir -p $(NEWEST)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(NEWEST)/transformers 'transformers>=5.23,<5.24'
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(NEWEST)/cookbook 'tinker-cookbook==0.6.1'
+	touch $@
+
+bench: $(STAMP)
+	$(BIN)/python -m bench $(ROW)
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The generated module is committed, so that a user needs no protobuf compiler.
+proto: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check grpcio-tools mypy-protobuf
+	$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src src/loreloop/protocol/wire.proto
+
+clean:
+	rm -rf $(VENV) .cache build dist *.egg-info

@@ -1,0 +1,118 @@
+"""Stage (b): GRPO on sums, out of the cookbook's reinforcement-learning pieces.
+
+Each step asks several questions many times, rewards the right answers, centres the rewards within each question's
+group and takes one importance-sampled policy-gradient step. The environment speaks the model's own chat template.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tinker
+from tinker_cookbook.completers import StopCondition, TinkerTokenCompleter
+from tinker_cookbook.rl.data_processing import (
+    assemble_training_data,
+    compute_advantages,
+    remove_constant_reward_groups,
+)
+from tinker_cookbook.rl.rollouts import do_group_rollout
+from tinker_cookbook.rl.types import Action, ActionExtra, Env, EnvGroupBuilder, StepResult, TrajectoryGroup
+
+from loreloop.demo.questions import Question
+
+MAX_ANSWER_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class GrpoPlan:
+    """One stage of training. The learning rate falls linearly to `final_rate_share` of itself."""
+
+    steps: int
+    groups: int
+    group_size: int
+    learning_rate: float
+    final_rate_share: float = 0.1
+
+    def rate(self, step: int) -> float:
+        left = 1 - step / max(1, self.steps - 1)
+        return self.learning_rate * (self.final_rate_share + (1 - self.final_rate_share) * left)
+
+
+class SumEnv(Env):
+    """One question; the reward is 1 for the right number and nothing else, 0 otherwise."""
+
+    def __init__(self, tokenizer: Any, question: Question) -> None:
+        self.tokenizer = tokenizer
+        self.question = question
+
+    @property
+    def stop_condition(self) -> StopCondition:
+        return [self.tokenizer.eos_token_id]
+
+    async def initial_observation(self) -> tuple[tinker.ModelInput, StopCondition]:
+        chat = [{"role": "user", "content": self.question.text}]
+        text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return tinker.ModelInput.from_ints(ids), self.stop_condition
+
+    async def step(self, action: Action, *, extra: ActionExtra | None = None) -> StepResult:
+        ended = bool(action) and action[-1] == self.tokenizer.eos_token_id
+        right = ended and self.question.is_answered_by(self.tokenizer.decode(action[:-1]))
+        return StepResult(
+            reward=float(right),
+            episode_done=True,
+            next_observation=tinker.ModelInput.empty(),
+            next_stop_condition=self.stop_condition,
+            metrics={"correct": float(right)},
+        )
+
+
+@dataclass(frozen=True)
+class SumGroup(EnvGroupBuilder):
+    tokenizer: Any
+    question: Question
+    size: int
+
+    async def make_envs(self) -> Sequence[Env]:
+        return [SumEnv(self.tokenizer, self.question) for _ in range(self.size)]
+
+
+def train(
+    client: tinker.TrainingClient,
+    questions: Sequence[Question],
+    plan: GrpoPlan,
+    after_step: Callable[[int, float, tinker.SamplingClient], None],
+) -> None:
+    """Runs the plan; `after_step` gets the step, its mean reward, and the sampler that earned it."""
+    tokenizer = client.get_tokenizer()
+    rng = random.Random(0)
+    for step in range(plan.steps):
+        sampler = client.save_weights_and_get_sampling_client()
+        chosen = rng.sample(list(questions), plan.groups)
+        groups = asyncio.run(_roll_out(sampler, [SumGroup(tokenizer, q, plan.group_size) for q in chosen]))
+        rewards = [reward for group in groups for reward in group.get_total_rewards()]
+        _learn(client, groups, plan.rate(step))
+        after_step(step, sum(rewards) / len(rewards), sampler)
+
+
+async def _roll_out(sampler: tinker.SamplingClient, builders: list[SumGroup]) -> list[TrajectoryGroup]:
+    policy = TinkerTokenCompleter(sampler, max_tokens=MAX_ANSWER_TOKENS)
+    return await asyncio.gather(*(do_group_rollout(builder, policy) for builder in builders))
+
+
+def _learn(client: tinker.TrainingClient, groups: list[TrajectoryGroup], learning_rate: float) -> None:
+    informative = remove_constant_reward_groups(groups)
+    data, _ = assemble_training_data(informative, compute_advantages(informative))
+    passed = client.forward_backward([_without_mask(datum) for datum in data], "importance_sampling")
+    stepped = client.optim_step(tinker.AdamParams(learning_rate=learning_rate, beta2=0.95, eps=1e-8))
+    passed.result()
+    stepped.result()
+
+
+def _without_mask(datum: tinker.Datum) -> tinker.Datum:
+    inputs = {name: values for name, values in datum.loss_fn_inputs.items() if name != "mask"}
+    return tinker.Datum(model_input=datum.model_input, loss_fn_inputs=inputs)

@@ -1,0 +1,56 @@
+"""Questions about sums and products, split by operand pair so that held-out pairs are never trained on.
+
+A pair and its mirror image stay on the same side of the split. Knows no model.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Question:
+    left: int
+    right: int
+    sign: str  # "+" or "×"
+
+    @property
+    def text(self) -> str:
+        return f"What is {self.left} {self.sign} {self.right}? Answer with the number only."
+
+    @property
+    def answer(self) -> str:
+        return str(self.left + self.right if self.sign == "+" else self.left * self.right)
+
+    def is_answered_by(self, reply: str) -> bool:
+        return reply.strip() == self.answer
+
+
+@dataclass(frozen=True)
+class Split:
+    train: tuple[Question, ...]
+    held_out: tuple[Question, ...]
+
+
+def one_digit(seed: int, held_out_share: float = 0.3) -> Split:
+    """Sums and products of 0…9."""
+    return _split(range(10), "+×", seed, held_out_share)
+
+
+def two_digit(seed: int, held_out_share: float = 0.1) -> Split:
+    """Sums of 10…99."""
+    return _split(range(10, 100), "+", seed, held_out_share)
+
+
+def _split(operands: range, signs: str, seed: int, held_out_share: float) -> Split:
+    pairs = [(a, b) for a in operands for b in operands if a <= b]
+    rng = random.Random(seed)
+    rng.shuffle(pairs)
+    n_held_out = round(len(pairs) * held_out_share)
+    return Split(_both_ways(pairs[n_held_out:], signs), _both_ways(pairs[:n_held_out], signs))
+
+
+def _both_ways(pairs: list[tuple[int, int]], signs: str) -> tuple[Question, ...]:
+    ordered = sorted({pair for a, b in pairs for pair in ((a, b), (b, a))})
+    return tuple(Question(a, b, sign) for a, b in ordered for sign in signs)

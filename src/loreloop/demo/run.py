@@ -1,0 +1,98 @@
+"""The demo from beginning to end: exam, chats, exam, sums, exam.
+
+Takes the address of a running server and talks to it like any client. Stops nothing and starts nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import tinker
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from loreloop.demo import ask, grpo, questions, report, supervised
+
+CHAT_STEPS = 5
+CHAT_BATCH = 8
+ONE_DIGIT = grpo.GrpoPlan(steps=12, groups=12, group_size=12, learning_rate=4e-4, final_rate_share=0.5)
+TWO_DIGIT = grpo.GrpoPlan(steps=50, groups=16, group_size=16, learning_rate=4e-4)
+EXAM_TWO_DIGIT = 200  # held-out questions of each exam
+WATCHED_STEPS = 10  # last steps after each of which held-out questions are asked
+WATCHED_QUESTIONS = 60
+
+
+class Demo:
+    """One run against one server, with its record."""
+
+    def __init__(self, base_url: str, api_key: str, model: str, console: Console) -> None:
+        self.base_url, self.api_key, self.model, self.console = base_url, api_key, model, console
+        self.one, self.two = questions.one_digit(seed=1), questions.two_digit(seed=1)
+        self.record = report.Record()
+
+    def run(self, folder: Path) -> report.Record:
+        started = time.monotonic()
+        self.examine("before", self.model)
+        service = tinker.ServiceClient(base_url=self.base_url, api_key=self.api_key)
+        with service:
+            client = service.create_lora_training_client(self.model, rank=32, seed=1, train_unembed=False)
+            self.chat(client)
+            self.examine("after (a) chats", self.saved(client, "chats"))
+            self.sums(client)
+            self.examine("after (b) sums", self.saved(client, "sums"))
+        self.record.seconds = time.monotonic() - started
+        report.show(self.record, self.console)
+        self.console.print(f"The reward curve is in {report.save(self.record, folder)}")
+        return self.record
+
+    def saved(self, client: tinker.TrainingClient, name: str) -> str:
+        return client.save_weights_for_sampler(name).result().path
+
+    def examine(self, when: str, model: str) -> None:
+        with self.console.status(f"held-out questions, {when}"):
+            one = ask.share_right(self.base_url, self.api_key, model, self.one.held_out)
+            two = ask.share_right(self.base_url, self.api_key, model, self.two.held_out[:EXAM_TWO_DIGIT])
+        self.record.exams.append(report.Exam(when, one, two))
+        self.console.print(f"  {when:<16} one-digit {one:.2f}   two-digit {two:.2f}")
+
+    def chat(self, client: tinker.TrainingClient) -> None:
+        with self.progress() as progress:
+            bar = progress.add_task("(a) chats", total=CHAT_STEPS, figure="")
+            self.record.losses += supervised.train(
+                client, CHAT_STEPS, CHAT_BATCH, lambda loss: progress.update(bar, advance=1, figure=f"loss {loss:.2f}")
+            )
+
+    def sums(self, client: tinker.TrainingClient) -> None:
+        with self.progress() as progress:
+            for name, split, plan, rewards in (
+                ("(b) one digit", self.one, ONE_DIGIT, self.record.one_digit_rewards),
+                ("(b) two digits", self.two, TWO_DIGIT, self.record.two_digit_rewards),
+            ):
+                bar = progress.add_task(name, total=plan.steps, figure="")
+
+                def after_step(
+                    step: int,
+                    reward: float,
+                    sampler: tinker.SamplingClient,
+                    *,
+                    plan: grpo.GrpoPlan = plan,
+                    rewards: list[float] = rewards,
+                    bar: object = bar,
+                ) -> None:
+                    rewards.append(reward)
+                    progress.update(bar, advance=1, figure=f"reward {reward:.2f}")  # type: ignore[arg-type]
+                    if plan is TWO_DIGIT and step >= plan.steps - WATCHED_STEPS:
+                        self.watch(client, step)
+
+                grpo.train(client, split.train, plan, after_step)
+
+    def watch(self, client: tinker.TrainingClient, step: int) -> None:
+        """Asks some held-out two-digit questions of the weights just made."""
+        path = client.save_weights_for_sampler(f"step-{step:03d}", ttl_seconds=3600).result().path
+        share = ask.share_right(self.base_url, self.api_key, path, self.two.held_out[:WATCHED_QUESTIONS])
+        self.record.held_out.append(share)
+
+    def progress(self) -> Progress:
+        columns = (TextColumn("{task.description:<15}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        return Progress(*columns, TextColumn("{task.fields[figure]}"), console=self.console)

@@ -1,0 +1,84 @@
+"""Refuses training passes that cannot mean anything, before they touch a model.
+
+A pass goes in; BadRequest says which datum and which input is wrong and what would be right. Looks at values only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from loreloop.engine.losses.loss import Loss
+from loreloop.engine.losses.table import LOSSES
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.tensors import Tensor
+from loreloop.protocol.training import Datum, ForwardBackward, TextChunk
+
+
+def check_pass(op: ForwardBackward, vocab_size: int, context_window: int) -> None:
+    loss = LOSSES.get(op.loss_fn)
+    if loss is None:
+        raise BadRequest(f"The loss {op.loss_fn!r} is unknown; known are {', '.join(sorted(LOSSES))}.")
+    unknown = sorted(set(op.loss_config) - set(loss.config))
+    if unknown:
+        known = ", ".join(sorted(loss.config)) or "none"
+        raise BadRequest(f"{op.loss_fn} has no setting {', '.join(unknown)}; its settings: {known}.")
+    if not all(np.isfinite(value) for value in op.loss_config.values()):
+        raise BadRequest(f"The settings of {op.loss_fn} must be finite numbers.")
+    if not op.data:
+        raise BadRequest("The batch holds no datum; send at least one.")
+    for index, datum in enumerate(op.data):
+        _check_datum(f"Datum {index}", datum, op.loss_fn, loss, (vocab_size, context_window))
+
+
+def datum_tokens(datum: Datum) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The token ids of a datum's text, int64."""
+    parts = [np.frombuffer(chunk.tokens, "<i4") for chunk in datum.chunks if isinstance(chunk, TextChunk)]
+    return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
+
+
+def _check_datum(where: str, datum: Datum, name: str, loss: Loss, limits: tuple[int, int]) -> None:
+    vocab_size, context_window = limits
+    if not all(isinstance(chunk, TextChunk) for chunk in datum.chunks):
+        raise BadRequest(f"{where} holds an image; this base model takes text only.")
+    tokens = datum_tokens(datum)
+    if len(tokens) == 0:
+        raise BadRequest(f"{where} is empty; its model_input needs at least one token.")
+    if len(tokens) > context_window:
+        raise BadRequest(f"{where} has {len(tokens)} tokens; the context window is {context_window}.")
+    _check_ids(f"{where}, model_input", tokens, vocab_size)
+    allowed = {*loss.required, *loss.optional}
+    if not set(loss.required) <= set(datum.inputs) <= allowed:
+        raise BadRequest(
+            f"{where} has the loss inputs {_names(datum.inputs)}; {name} needs {_names(loss.required)}"
+            + (f" and takes {_names(loss.optional)}." if loss.optional else ".")
+        )
+    target = datum.inputs["target_tokens"]
+    for key, tensor in datum.inputs.items():
+        _check_input(f"{where}, {key}", key, tensor, len(tokens), target.shape)
+    _check_ids(f"{where}, target_tokens", target.numpy(), vocab_size)
+
+
+def _check_input(where: str, key: str, tensor: Tensor, n_tokens: int, target_shape: tuple[int, ...]) -> None:
+    wanted = "int64" if key == "target_tokens" else "float32"
+    if tensor.dtype != wanted:
+        raise BadRequest(f"{where} has the dtype {tensor.dtype}; it must be {wanted}.")
+    if len(tensor.shape) not in (1, 2) or tensor.shape[0] != n_tokens:
+        raise BadRequest(f"{where} has the shape {list(tensor.shape)}; model_input has {n_tokens} tokens.")
+    if tensor.shape != target_shape:
+        raise BadRequest(
+            f"{where} has the shape {list(tensor.shape)} and target_tokens {list(target_shape)}; they must be equal."
+        )
+    if len(tensor.shape) == 2 and tensor.shape[1] == 0:
+        raise BadRequest(f"{where} has no column; give at least one target a position.")
+    if wanted == "float32" and not np.isfinite(tensor.numpy()).all():
+        raise BadRequest(f"{where} holds NaN or infinite values; all must be finite.")
+
+
+def _check_ids(where: str, ids: np.ndarray[tuple[int, ...], np.dtype[np.generic]], vocab_size: int) -> None:
+    bad = ids[(ids < 0) | (ids >= vocab_size)]  # type: ignore[operator]
+    if bad.size:
+        raise BadRequest(f"{where} holds the token id {int(bad.flat[0])}; ids go from 0 to {vocab_size - 1}.")
+
+
+def _names(keys: object) -> str:
+    return ", ".join(sorted(keys)) or "none"  # type: ignore[call-overload]

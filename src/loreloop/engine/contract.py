@@ -1,0 +1,105 @@
+"""What the scheduler drives: one engine for one base model, called from one thread.
+
+Training work is handed out as generators that pause between layers, so that the loop can slip decode steps in.
+User mistakes raise `protocol.errors.UserError`, per operation; nothing of a failed operation stays behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from loreloop.protocol.link import EngineInfo, ModelSnapshot
+from loreloop.protocol.sampling import PromptReport, SampleOp, StopReason, TopK
+from loreloop.protocol.training import (
+    CreateModel,
+    Failure,
+    ForwardBackward,
+    LoadState,
+    OptimStep,
+    PassResult,
+    SavedResult,
+    SaveSampler,
+    SaveState,
+    StepResult,
+)
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One sampled token. `finished` is set when the engine ends the sample (stop id or length)."""
+
+    request_id: str
+    sample_index: int
+    token: int
+    logprob: float
+    finished: StopReason | None = None
+    topk: TopK | None = None  # length 1
+
+
+@dataclass(frozen=True)
+class PromptEvent:
+    """The prompt of a request has been computed; sent once, before its first token."""
+
+    request_id: str
+    report: PromptReport
+    cache_hit_tokens: int
+
+
+@dataclass(frozen=True)
+class SampleFailed:
+    """This request alone cannot go on (an unreadable revision, say)."""
+
+    request_id: str
+    failure: Failure
+
+
+SampleEvent = TokenEvent | PromptEvent | SampleFailed
+TrainWork = Generator[None, None, list[PassResult | Failure]]
+
+
+class Engine(Protocol):
+    @property
+    def info(self) -> EngineInfo: ...
+
+    # training state; each call finishes before it returns
+
+    def create_model(self, op: CreateModel) -> None: ...
+    def drop_model(self, model_id: str) -> None: ...
+    def optim_step(self, op: OptimStep) -> StepResult: ...
+    def save_state(self, op: SaveState) -> SavedResult: ...
+    def save_sampler(self, op: SaveSampler) -> SavedResult: ...
+    def load_state(self, op: LoadState) -> None: ...
+
+    def train(self, passes: Sequence[ForwardBackward]) -> TrainWork:
+        """Runs passes of one or several models as one packed batch; one result a pass, in order."""
+        ...
+
+    def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
+        """Writes every model changed since its last snapshot; `next_seq_id` is left 0 for the caller to fill in."""
+        ...
+
+    def restore(self, snapshot: ModelSnapshot) -> None: ...
+
+    # sampling; between two steps anything above may be called
+
+    def admit(self, op: SampleOp) -> bool:
+        """Takes a request in, or says False: no room now, ask again after a step."""
+        ...
+
+    def sample_step(self) -> list[SampleEvent]:
+        """Advances every admitted sample by one token (or a chunk of prompt)."""
+        ...
+
+    def finish_sample(self, request_id: str, sample_index: int) -> None:
+        """Ends one sample early (a stop string was completed)."""
+        ...
+
+    def cancel_sample(self, request_id: str) -> None: ...
+    def drop_revision(self, revision_id: str) -> None: ...
+
+    @property
+    def sampling(self) -> bool:
+        """Whether any admitted sample is unfinished."""
+        ...

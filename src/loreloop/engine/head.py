@@ -1,0 +1,116 @@
+"""From hidden states to log-probabilities, a chunk of rows at a time, so that rows × vocabulary never stands in memory.
+
+For targets known beforehand the first pass also keeps ∂logp/∂hidden, which makes the backward pass one scaling. Where
+the unembedding itself is trained, or a position has several targets, logits are computed again in the backward pass.
+
+Legend: N rows to score, D model width, V vocabulary, K targets a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from loreloop.model.decoder import Decoder
+from loreloop.model.lora import UNEMBED, LoraBatch, LoraGroup, lora_linear
+
+CHUNK_ROWS = 128
+FIXED_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`logp_NK` fp32; `grad_ND` is ∂logp/∂hidden where it was asked for (K is then 1)."""
+
+    logp_NK: Tensor
+    grad_ND: Tensor | None = None
+
+
+class Head:
+    """Scores hidden states of one decoder. With `fixed_rows` every chunk has one shape, so rows do not matter to
+    each other."""
+
+    def __init__(self, decoder: Decoder, fixed_rows: bool) -> None:
+        self.decoder, self.fixed_rows = decoder, fixed_rows
+        self.chunk_rows = FIXED_ROWS if fixed_rows else CHUNK_ROWS
+
+    def logits(self, h_ND: Tensor, lora: LoraBatch | None) -> Tensor:
+        """(N, V) fp32, for few rows."""
+        return lora_linear(h_ND, self.decoder.head, lora, self.decoder.spec.n_layers, UNEMBED).float()
+
+    def chunks(self, h_ND: Tensor, lora: LoraBatch | None) -> Iterator[tuple[slice, Tensor]]:
+        """(rows, their logits) chunk by chunk; the logits of a chunk end with padding rows if rows are fixed."""
+        for start in range(0, h_ND.shape[0], self.chunk_rows):
+            rows = slice(start, min(start + self.chunk_rows, h_ND.shape[0]))
+            h_chunk = h_ND[rows]
+            if self.fixed_rows:
+                h_chunk = F.pad(h_chunk, (0, 0, 0, self.chunk_rows - h_chunk.shape[0]))
+            yield rows, self.logits(h_chunk, rows_of(lora, rows))
+
+    def score(self, h_ND: Tensor, targets_NK: Tensor, lora: LoraBatch | None, want_grad_N: Tensor | None) -> Scores:
+        """log p(target) of every row; with `want_grad_N` (bool) also its gradient, zero where not wanted.
+
+        The gradient is E[target] − p·E of the frozen head E, so it is right only where no unembedding adapter acts.
+        """
+        logp_NK = torch.empty(targets_NK.shape, device=h_ND.device)
+        grad_ND = torch.zeros_like(h_ND) if want_grad_N is not None else None
+        with torch.no_grad():
+            for rows, logits_NV in self.chunks(h_ND, lora):
+                n_rows = rows.stop - rows.start
+                normalizer_N1 = logits_NV.logsumexp(-1, keepdim=True)
+                logp_NK[rows] = logits_NV[:n_rows].gather(1, targets_NK[rows]) - normalizer_N1[:n_rows]
+                if grad_ND is not None and want_grad_N is not None and bool(want_grad_N[rows].any()):
+                    p_NV = logits_NV.sub_(normalizer_N1)[:n_rows].exp_()
+                    grad_ND[rows] = self._grad(p_NV, targets_NK[rows, 0], want_grad_N[rows])
+        return Scores(logp_NK, grad_ND)
+
+    def _grad(self, p_NV: Tensor, targets_N: Tensor, wanted_N: Tensor) -> Tensor:
+        weight_VD = self.decoder.head.weight_OI
+        mean_ND = self.decoder.head.products.matmul(p_NV[wanted_N].to(weight_VD.dtype), weight_VD)
+        grad_ND = torch.zeros(len(targets_N), weight_VD.shape[1], dtype=weight_VD.dtype, device=p_NV.device)
+        grad_ND[wanted_N] = weight_VD[targets_N[wanted_N]] - mean_ND
+        return grad_ND
+
+    def backward(self, h_ND: Tensor, targets_NK: Tensor, dlogp_NK: Tensor, lora: LoraBatch | None) -> Tensor:
+        """Sends ∂loss/∂logp back to the hidden states, (N, D), and to unembedding adapters; logits are made again."""
+        dh_ND = torch.zeros_like(h_ND)
+        for start in range(0, h_ND.shape[0], self.chunk_rows):
+            rows = slice(start, min(start + self.chunk_rows, h_ND.shape[0]))
+            h_chunk = h_ND[rows].detach().requires_grad_()
+            with torch.enable_grad():
+                logits_NV = lora_linear(
+                    h_chunk, self.decoder.head, rows_of(lora, rows), self.decoder.spec.n_layers, UNEMBED
+                )
+            with torch.no_grad():
+                # d logits = scatter(dlogp) − p · Σ dlogp, without autograd's copies of rows × vocabulary
+                p_NV = logits_NV.float().softmax(-1)
+                dlogits_NV = p_NV.mul_(-dlogp_NK[rows].sum(-1, keepdim=True))
+                dlogits_NV.scatter_add_(1, targets_NK[rows], dlogp_NK[rows])
+            logits_NV.backward(dlogits_NV.to(logits_NV.dtype))
+            dh_ND[rows] = h_chunk.grad
+        return dh_ND
+
+
+def rows_of(lora: LoraBatch | None, rows: slice) -> LoraBatch | None:
+    """The groups of a batch seen from a run of its rows."""
+    if lora is None:
+        return None
+    return _regroup(lora, lambda at: min(max(at, rows.start), rows.stop) - rows.start)
+
+
+def groups_at(lora: LoraBatch | None, picked_N: Tensor) -> LoraBatch | None:
+    """The groups of a batch seen from `picked_N`, ascending row numbers of it."""
+    if lora is None:
+        return None
+    ends = {end for group in lora.groups for end in (group.start, group.stop)}
+    moved = {end: int(torch.searchsorted(picked_N, end)) for end in ends}
+    return _regroup(lora, moved.__getitem__)
+
+
+def _regroup(lora: LoraBatch, move: Callable[[int], int]) -> LoraBatch:
+    groups = [LoraGroup(move(g.start), move(g.stop), g.weights, g.grad) for g in lora.groups]
+    return LoraBatch([group for group in groups if group.start < group.stop])

@@ -1,0 +1,23 @@
+"""gspo: PPO with one ratio a sequence, s = exp(mean over the mask of (sg logp − logprobs)), in its token form
+s_t = s · exp(logp − sg logp), so that each token's gradient carries the sequence's ratio."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from loreloop.engine.losses.loss import CLIP_CONFIG, CLIP_INPUTS, POLICY_INPUTS, Config, Inputs, PolicyLoss, clipped
+
+
+class Gspo(PolicyLoss):
+    required = (*POLICY_INPUTS, "sequence_ratio_mask")
+    optional = CLIP_INPUTS
+    config = CLIP_CONFIG
+
+    def __call__(self, logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
+        masked = inputs["sequence_ratio_mask"] != 0
+        difference = (logp.detach() - inputs["logprobs"])[masked]
+        log_s = difference.mean() if difference.numel() else torch.zeros((), device=logp.device)
+        s = torch.exp(log_s + logp - logp.detach())
+        advantages = inputs["advantages"]
+        return -torch.minimum(s * advantages, clipped(s, inputs, config) * advantages).sum()

@@ -1,0 +1,59 @@
+"""What a loss tells about itself, and the pieces that several share.
+
+Pure functions over tensors of one datum, shape (N,) or (N, K). Knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Inputs = Mapping[str, Tensor]
+Config = Mapping[str, float]
+
+POLICY_INPUTS = ("target_tokens", "logprobs", "advantages")
+CLIP_INPUTS = ("clip_low_threshold", "clip_high_threshold")
+CLIP_CONFIG = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
+
+
+class Loss(Protocol):
+    """`required` and `optional` name inputs; `config` names settings with their defaults."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    config: Mapping[str, float]
+
+    def __call__(self, logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
+        """The summed loss of one datum, a scalar. `inputs` may hold `sampled` (bool), the positions drawn by a
+        sampler, where the client said so."""
+        ...
+
+    def active(self, inputs: Inputs) -> Tensor:
+        """Where ∂loss/∂logp may differ from zero, bool."""
+        ...
+
+
+class PolicyLoss:
+    """Base of the losses that weigh tokens by advantages."""
+
+    required = POLICY_INPUTS
+    optional: tuple[str, ...] = ()
+    config: Mapping[str, float] = {}
+
+    def active(self, inputs: Inputs) -> Tensor:
+        return inputs["advantages"] != 0
+
+
+def ratio(logp: Tensor, inputs: Inputs) -> Tensor:
+    """π / π_sampler of every token."""
+    return torch.exp(logp - inputs["logprobs"])
+
+
+def clipped(r: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """`r` within its bounds; bounds of a token's own replace the ones of the configuration."""
+    low = inputs.get("clip_low_threshold", torch.tensor(config["clip_low_threshold"]))
+    high = inputs.get("clip_high_threshold", torch.tensor(config["clip_high_threshold"]))
+    return torch.minimum(torch.maximum(r, low.to(r)), high.to(r))

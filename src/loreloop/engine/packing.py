@@ -1,0 +1,165 @@
+"""Lays sequences end to end, equal prefixes once: what a training micro-batch computes.
+
+Pure: token ids in, row numbers out; no tensors library, no model. Sequences of different adapters share nothing.
+A segment is a run of rows; its parent holds the tokens before it:
+
+    sequences  a b c d | a b c e f | a b x        rows  0 1 2 3 4 5 6
+    segments   [a b] → [c] → [d], [e f]                 a b c d e f x
+                    → [x]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows start…stop hold consecutive tokens; `parent` is an index into the segments, -1 for none."""
+
+    start: int
+    stop: int
+    parent: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """`rows[i]` are the rows of sequence i, one per token. `adapter_rows[a]` is where adapter a's rows start and stop."""
+
+    tokens_T: Ids
+    positions_T: Ids
+    segments: tuple[Segment, ...]
+    rows: tuple[Ids, ...]
+    adapter_rows: dict[int, range]
+
+
+@dataclass(frozen=True)
+class PackItem:
+    """One sequence: its number for the caller, its adapter's number, its token ids."""
+
+    index: int
+    adapter: int
+    tokens: Ids
+
+
+def split_batches(items: Sequence[PackItem], max_rows: int) -> list[list[PackItem]]:
+    """Micro-batches of at most `max_rows` packed rows (a longer sequence stands alone), neighbours in prefix order."""
+    ordered = sorted(items, key=lambda item: (item.adapter, item.tokens.astype(">i8").tobytes()))
+    batches: list[list[PackItem]] = []
+    n_rows = 0
+    for item in ordered:
+        last = batches[-1][-1] if batches else None
+        new_rows = len(item.tokens) - (common_prefix(last, item) if last else 0)
+        if last is None or n_rows + new_rows > max_rows:
+            batches.append([])
+            n_rows, new_rows = 0, len(item.tokens)
+        batches[-1].append(item)
+        n_rows += new_rows
+    return batches
+
+
+def common_prefix(a: PackItem, b: PackItem) -> int:
+    """How many first tokens two sequences share; none across adapters."""
+    return _shared(a.tokens, b.tokens) if a.adapter == b.adapter else 0
+
+
+def _shared(a: Ids, b: Ids) -> int:
+    n = min(len(a), len(b))
+    unequal = np.flatnonzero(a[:n] != b[:n])
+    return int(unequal[0]) if len(unequal) else n
+
+
+@dataclass
+class _Node:
+    """A run of tokens in the trie under construction."""
+
+    tokens: Ids
+    children: dict[int, _Node] = field(default_factory=dict)
+
+    def split(self, at: int) -> None:
+        tail = _Node(self.tokens[at:], self.children)
+        self.tokens, self.children = self.tokens[:at], {int(tail.tokens[0]): tail}
+
+
+def _insert(root: _Node, tokens: Ids) -> None:
+    node, rest = root, tokens
+    while len(rest):
+        child = node.children.get(int(rest[0]))
+        if child is None:
+            node.children[int(rest[0])] = _Node(rest)
+            return
+        n = _shared(child.tokens, rest)
+        if n < len(child.tokens):
+            child.split(n)
+        node, rest = child, rest[n:]
+
+
+def _walk(root: _Node) -> Iterator[tuple[_Node, int, int]]:
+    """Nodes with tokens, parents first: (node, number of its parent, tokens before it)."""
+    stack: list[tuple[_Node, int, int]] = [(child, -1, 0) for child in reversed(root.children.values())]
+    number = 0
+    while stack:
+        node, parent, depth = stack.pop()
+        yield node, parent, depth
+        stack += [(child, number, depth + len(node.tokens)) for child in reversed(node.children.values())]
+        number += 1
+
+
+class _Builder:
+    """Collects segments, tokens and positions as tries are walked."""
+
+    def __init__(self) -> None:
+        self.segments: list[Segment] = []
+        self.tokens: list[Ids] = []
+        self.positions: list[Ids] = []
+        self.n_rows = 0
+
+    def add(self, items: Sequence[PackItem]) -> dict[int, Ids]:
+        """Lays out the sequences of one adapter; gives each one's rows by its index."""
+        root = _Node(np.empty(0, np.int64))
+        for item in items:
+            _insert(root, item.tokens)
+        first_segment = len(self.segments)
+        starts: dict[int, int] = {}
+        for node, parent, depth in _walk(root):
+            starts[id(node)] = self.n_rows
+            stop = self.n_rows + len(node.tokens)
+            self.segments.append(Segment(self.n_rows, stop, parent + first_segment if parent >= 0 else -1))
+            self.tokens.append(node.tokens)
+            self.positions.append(np.arange(depth, depth + len(node.tokens)))
+            self.n_rows = stop
+        return {item.index: _rows_of(root, item.tokens, starts) for item in items}
+
+
+def pack(items: Sequence[PackItem]) -> Packed:
+    """One micro-batch in rows. `rows` follow the order of `items`; adapters stand in ascending order."""
+    builder = _Builder()
+    rows: dict[int, Ids] = {}
+    adapter_rows: dict[int, range] = {}
+    for adapter in sorted({item.adapter for item in items}):
+        first = builder.n_rows
+        rows |= builder.add([item for item in items if item.adapter == adapter])
+        adapter_rows[adapter] = range(first, builder.n_rows)
+    return Packed(
+        np.concatenate(builder.tokens),
+        np.concatenate(builder.positions),
+        tuple(builder.segments),
+        tuple(rows[item.index] for item in items),
+        adapter_rows,
+    )
+
+
+def _rows_of(root: _Node, tokens: Ids, starts: dict[int, int]) -> Ids:
+    parts: list[Ids] = []
+    node, rest = root, tokens
+    while len(rest):
+        node = node.children[int(rest[0])]
+        parts.append(np.arange(starts[id(node)], starts[id(node)] + len(node.tokens)))
+        rest = rest[len(node.tokens) :]
+    return np.concatenate(parts)

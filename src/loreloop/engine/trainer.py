@@ -1,0 +1,209 @@
+"""Forward and backward passes over packed micro-batches, a layer at a time.
+
+Passes of one or several models go in, summed losses and per-token log-probabilities come out; gradients gather in the
+models' states. The work is a generator that pauses after every layer, so that sampling can slip in between.
+
+Legend: T packed rows, D model width, U unique (row, target) pairs, N positions of a datum, K targets a position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loreloop.engine.adapters import ModelState
+from loreloop.engine.attention import Attention
+from loreloop.engine.checks import datum_tokens
+from loreloop.engine.head import Head, groups_at
+from loreloop.engine.losses.table import LOSSES
+from loreloop.engine.packing import Packed, PackItem, pack, split_batches
+from loreloop.engine.tree_attention import TreeAttention
+from loreloop.model.decoder import Decoder
+from loreloop.model.lora import UNEMBED, LoraBatch, LoraGroup
+from loreloop.protocol.tensors import tensor_of
+from loreloop.protocol.training import Datum, ForwardBackward, PassResult
+
+
+@dataclass
+class TrainPass:
+    """A checked pass with its model, and what has been computed of it so far."""
+
+    op: ForwardBackward
+    state: ModelState
+    logps: dict[int, Tensor] = field(default_factory=dict)  # by datum, in the shape of its targets
+    loss_sum: float = 0.0
+
+    def result(self) -> PassResult:
+        outputs = ({"logprobs": tensor_of(self.logps[i].numpy())} for i in range(len(self.op.data)))
+        return PassResult(tuple(outputs), {"loss:sum": self.loss_sum})
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A datum's place in a micro-batch: its pass, its number there, and the pair that scores each of its targets."""
+
+    work: TrainPass
+    datum_index: int
+    pairs_NK: Tensor
+
+    @property
+    def datum(self) -> Datum:
+        return self.work.op.data[self.datum_index]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    packed: Packed
+    lora: LoraBatch
+    members: list[_Member]
+    pair_rows_U: Tensor  # ascending
+    pair_targets_UK: Tensor
+
+
+class Trainer:
+    """Runs passes on one decoder. `max_rows` bounds a micro-batch; a longer sequence computes its activations twice."""
+
+    def __init__(self, decoder: Decoder, attention: Attention, head: Head, max_rows: int) -> None:
+        self.decoder, self.attention, self.head, self.max_rows = decoder, attention, head, max_rows
+
+    def run(self, works: Sequence[TrainPass]) -> Generator[None, None, None]:
+        """Computes all passes; their results are complete when it is exhausted. Equal prefixes are computed once."""
+        for forward_only in (True, False):
+            chosen = [work for work in works if work.op.forward_only is forward_only]
+            for batch in self._batches(chosen):
+                yield from self._forward(batch) if forward_only else self._forward_backward(batch)
+        for work in works:
+            if not work.op.forward_only:
+                work.state.has_grad = True
+
+    def _batches(self, works: Sequence[TrainPass]) -> Iterator[_Batch]:
+        states = list({id(work.state): work.state for work in works}.values())
+        sources = [(work, i) for work in works for i in range(len(work.op.data))]
+        items = [
+            PackItem(index, next(a for a, s in enumerate(states) if s is work.state), datum_tokens(work.op.data[i]))
+            for index, (work, i) in enumerate(sources)
+        ]
+        # Positions with several targets are scored differently, so such data form batches of their own.
+        widths = {index: _targets(work.op.data[i]).shape[1] for index, (work, i) in enumerate(sources)}
+        for width in sorted(set(widths.values())):
+            for chosen in split_batches([item for item in items if widths[item.index] == width], self.max_rows):
+                yield self._batch(chosen, sources, states)
+
+    def _batch(
+        self, items: list[PackItem], sources: list[tuple[TrainPass, int]], states: list[ModelState]
+    ) -> _Batch:
+        packed = pack(items)
+        rows = np.concatenate(packed.rows)
+        targets_NK = np.concatenate([_targets(sources[item.index][0].op.data[sources[item.index][1]]) for item in items])
+        # Shared rows are mostly asked for the same target by everyone: each such pair is scored once.
+        pairs, inverse = np.unique(np.column_stack((rows, targets_NK)), axis=0, return_inverse=True)
+        splits = np.split(inverse.reshape(-1), np.cumsum([len(r) for r in packed.rows])[:-1])
+        members = [_Member(*sources[item.index], torch.from_numpy(p)) for item, p in zip(items, splits, strict=True)]
+        groups = [
+            LoraGroup(span.start, span.stop, states[a].weights, states[a].gradient)
+            for a, span in packed.adapter_rows.items()
+        ]
+        pairs_U = torch.from_numpy(pairs).to(self.decoder.device)
+        return _Batch(packed, LoraBatch(groups), members, pairs_U[:, 0].contiguous(), pairs_U[:, 1:].contiguous())
+
+    def _forward(self, batch: _Batch) -> Generator[None, None, None]:
+        x_TD, rope, attend = self._enter(batch)
+        with torch.no_grad():
+            for layer in range(self.decoder.spec.n_layers):
+                x_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora)
+                yield
+            h_UD = self.decoder.final(x_TD)[batch.pair_rows_U]
+        scores = self.head.score(h_UD, batch.pair_targets_UK, groups_at(batch.lora, batch.pair_rows_U), None)
+        self._losses(batch, scores.logp_NK, want_grad=False)
+
+    def _forward_backward(self, batch: _Batch) -> Generator[None, None, None]:
+        x_TD, rope, attend = self._enter(batch)
+        recompute = len(batch.packed.tokens_T) > self.max_rows
+        kept: list[tuple[Tensor, Tensor | None]] = []
+        for layer in range(self.decoder.spec.n_layers):
+            x_TD = x_TD.detach().requires_grad_()
+            with torch.set_grad_enabled(not recompute):
+                y_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora)
+            kept.append((x_TD, None if recompute else y_TD))
+            x_TD = y_TD
+            yield
+        dx_TD = self._head(batch, x_TD.detach())
+        yield
+        for layer in reversed(range(self.decoder.spec.n_layers)):
+            x_in_TD, out_TD = kept.pop()
+            if out_TD is None:
+                out_TD = self.decoder.layer(layer, x_in_TD, rope, attend, batch.lora)
+            (dx_TD,) = torch.autograd.grad(out_TD, x_in_TD, dx_TD)
+            del x_in_TD, out_TD
+            yield
+
+    def _enter(self, batch: _Batch) -> tuple[Tensor, object, TreeAttention]:  # type: ignore[type-arg]
+        device = self.decoder.device
+        tokens_T = torch.from_numpy(batch.packed.tokens_T).to(device)
+        rope = self.decoder.rope(torch.from_numpy(batch.packed.positions_T).to(device))
+        return self.decoder.embed(tokens_T), rope, TreeAttention(self.attention, batch.packed.segments)
+
+    def _head(self, batch: _Batch, x_TD: Tensor) -> Tensor:
+        """Scores the batch, applies its losses, and gives their gradient at the last layer's output, (T, D) fp32."""
+        x_TD.requires_grad_()
+        with torch.enable_grad():
+            h_UD = self.decoder.final(x_TD)[batch.pair_rows_U]
+        lora = groups_at(batch.lora, batch.pair_rows_U)
+        assert lora is not None
+        layer = self.decoder.spec.n_layers
+        again = batch.pair_targets_UK.shape[1] > 1 or any(g.weights.layout.has(layer, UNEMBED) for g in lora.groups)
+        active_U = None if again else self._active(batch)
+        scores = self.head.score(h_UD.detach(), batch.pair_targets_UK, lora, active_U)
+        dlogp_UK = self._losses(batch, scores.logp_NK, want_grad=True)
+        if scores.grad_ND is None:
+            dh_UD = self.head.backward(h_UD.detach(), batch.pair_targets_UK, dlogp_UK, lora)
+        else:
+            dh_UD = (scores.grad_ND.float() * dlogp_UK).to(h_UD.dtype)
+        return torch.autograd.grad(h_UD, x_TD, dh_UD)[0]
+
+    def _active(self, batch: _Batch) -> Tensor:
+        """Which pairs can have a gradient, (U,) bool."""
+        active_U = torch.zeros(len(batch.pair_rows_U), dtype=torch.bool)
+        for member in batch.members:
+            active_N = LOSSES[member.work.op.loss_fn].active(_inputs(member.datum)).reshape(len(member.pairs_NK), -1)
+            active_U[member.pairs_NK[active_N.any(-1)]] = True
+        return active_U.to(self.decoder.device)
+
+    def _losses(self, batch: _Batch, logp_UK: Tensor, *, want_grad: bool) -> Tensor:
+        """Applies each datum's loss to its log-probabilities; gives ∂loss/∂logp of the pairs, (U, K)."""
+        logp_UK = logp_UK.cpu()
+        dlogp_UK = torch.zeros_like(logp_UK)
+        for member in batch.members:
+            op, shape = member.work.op, member.datum.inputs["target_tokens"].shape
+            logp = logp_UK[member.pairs_NK].reshape(shape)
+            member.work.logps[member.datum_index] = logp
+            loss = LOSSES[op.loss_fn]
+            with torch.set_grad_enabled(want_grad):
+                leaf = logp.clone().requires_grad_(want_grad)
+                value = loss(leaf, _inputs(member.datum), {**loss.config, **op.loss_config})
+            member.work.loss_sum += value.item()
+            if want_grad:
+                (dlogp,) = torch.autograd.grad(value, leaf, allow_unused=True)
+                dlogp_UK.index_add_(0, member.pairs_NK, dlogp.reshape(-1, dlogp_UK.shape[1]))
+        return dlogp_UK.to(self.decoder.device)
+
+
+def _targets(datum: Datum) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """(N, K) int64."""
+    target = datum.inputs["target_tokens"]
+    return target.numpy().astype(np.int64).reshape(target.shape[0], -1)
+
+
+def _inputs(datum: Datum) -> dict[str, Tensor]:
+    """The loss inputs as tensors, and `sampled` where the datum says which targets a sampler drew."""
+    inputs = {name: torch.from_numpy(tensor.numpy().copy()) for name, tensor in datum.inputs.items()}
+    if datum.sampled_spans is not None:
+        sampled = torch.zeros(datum.inputs["target_tokens"].shape, dtype=torch.bool)
+        for start, stop in datum.sampled_spans:
+            sampled[start:stop] = True
+        inputs["sampled"] = sampled
+    return inputs

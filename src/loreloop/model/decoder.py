@@ -1,0 +1,123 @@
+"""The decoder: one layer loop over packed tokens, with its parts plugged in.
+
+Tokens in, hidden states out. Sequences are laid end to end; which token may see which is the business of the
+`Attend` that the caller hands in, and so are caches. The residual stream is fp32, products run in the compute dtype.
+
+Legend: T tokens, D model width, H query heads, G key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from loreloop.model.linear import BaseLinear
+from loreloop.model.lora import LoraBatch, lora_linear
+from loreloop.model.rope import Rope, RopeTable
+from loreloop.model.spec import DecoderSpec
+
+
+class Attend(Protocol):
+    """Attention of a layer over whatever keys the caller keeps. Shapes: (T, H, E), (T, G, E), (T, G, E) → (T, H, E)."""
+
+    def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor: ...
+
+
+class Mixer(Protocol):
+    """A part of a layer: normed hidden states in, an addition to the residual stream out, both in compute dtype."""
+
+    def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: LoraBatch | None) -> Tensor: ...
+
+
+class RmsNorm:
+    """x / rms(x) · weight, computed in fp32 and given in the compute dtype."""
+
+    def __init__(self, weight_D: Tensor, eps: float, dtype: torch.dtype) -> None:
+        self.weight_D, self.eps, self.dtype = weight_D.float(), eps, dtype
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        return F.rms_norm(x_TD.float(), self.weight_D.shape, self.weight_D, self.eps).to(self.dtype)
+
+
+class GroupedQueryAttention:
+    """Fused q/k/v product, optional norms of queries and keys, rotation, attention, output product."""
+
+    def __init__(
+        self, layer: int, spec: DecoderSpec, qkv: BaseLinear, o: BaseLinear, head_norms: tuple[RmsNorm, RmsNorm] | None
+    ) -> None:
+        self.layer, self.spec, self.qkv, self.o, self.head_norms = layer, spec, qkv, o, head_norms
+
+    def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: LoraBatch | None) -> Tensor:
+        spec = self.spec
+        qkv = lora_linear(x_TD, self.qkv, lora, self.layer, "qkv")
+        q, k, v = qkv.split((spec.d_q, spec.d_kv, spec.d_kv), dim=-1)
+        q_THE = q.unflatten(-1, (spec.n_heads, spec.d_head))
+        k_TGE = k.unflatten(-1, (spec.n_kv_heads, spec.d_head))
+        v_TGE = v.unflatten(-1, (spec.n_kv_heads, spec.d_head))
+        if self.head_norms:
+            q_norm, k_norm = self.head_norms
+            q_THE, k_TGE = q_norm(q_THE), k_norm(k_TGE)
+        o_THE = attend(self.layer, rope.rotate(q_THE), rope.rotate(k_TGE), v_TGE)
+        return lora_linear(o_THE.flatten(1), self.o, lora, self.layer, "o")
+
+
+class GatedFeedForward:
+    """down(silu(gate(x)) · up(x)), gate and up in one product."""
+
+    def __init__(self, layer: int, gate_up: BaseLinear, down: BaseLinear) -> None:
+        self.layer, self.gate_up, self.down = layer, gate_up, down
+
+    def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: LoraBatch | None) -> Tensor:
+        gate, up = lora_linear(x_TD, self.gate_up, lora, self.layer, "gate_up").chunk(2, dim=-1)
+        return lora_linear(F.silu(gate) * up, self.down, lora, self.layer, "down")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Two mixers, each behind its norm. A family may plug in others."""
+
+    attention_norm: RmsNorm
+    attention: Mixer
+    feed_forward_norm: RmsNorm
+    feed_forward: Mixer
+
+
+class Decoder:
+    """A frozen base model. `layer` is called once per layer by whoever drives it, so that work can pause in between."""
+
+    def __init__(
+        self, spec: DecoderSpec, embedding_VD: Tensor, layers: Sequence[Layer], final_norm: RmsNorm, head: BaseLinear
+    ) -> None:
+        self.spec, self.embedding_VD, self.layers = spec, embedding_VD, layers
+        self.final_norm, self.head = final_norm, head
+        self.rope_table = RopeTable(spec.rope, spec.d_head, embedding_VD.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding_VD.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding_VD.dtype
+
+    def embed(self, tokens_T: Tensor) -> Tensor:
+        """(T,) int64 → (T, D) fp32, the residual stream."""
+        return F.embedding(tokens_T, self.embedding_VD).float()
+
+    def rope(self, positions_T: Tensor) -> Rope:
+        return self.rope_table.at(positions_T)
+
+    def layer(self, index: int, x_TD: Tensor, rope: Rope, attend: Attend, lora: LoraBatch | None) -> Tensor:
+        """One layer over the residual stream, fp32 in and out."""
+        layer = self.layers[index]
+        x_TD = x_TD + layer.attention(layer.attention_norm(x_TD), rope, attend, lora)
+        return x_TD + layer.feed_forward(layer.feed_forward_norm(x_TD), rope, attend, lora)
+
+    def final(self, x_TD: Tensor) -> Tensor:
+        """(T, D) fp32 → (T, D) in the compute dtype, ready for the head."""
+        return self.final_norm(x_TD)

@@ -1,0 +1,91 @@
+"""What a family must tell: its spec, and the names of its weights in published folders.
+
+Names are templates over the layer number. Knows no file and no tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from loreloop.model.spec import DecoderSpec, RopeSpec
+from loreloop.protocol.errors import BadRequest
+
+
+class Family(Protocol):
+    """A module of this folder, seen as a value."""
+
+    def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
+        """The decoder that a published `config.json` describes."""
+        ...
+
+    @property
+    def names(self) -> WeightNames: ...
+
+
+@dataclass(frozen=True)
+class WeightNames:
+    """Where published weights go. A fused site lists the names whose rows are stacked, in order."""
+
+    embedding: str = "model.embed_tokens.weight"
+    final_norm: str = "model.norm.weight"
+    head: str = "lm_head.weight"
+    attention_norm: str = "model.layers.{layer}.input_layernorm.weight"
+    feed_forward_norm: str = "model.layers.{layer}.post_attention_layernorm.weight"
+    q_norm: str = "model.layers.{layer}.self_attn.q_norm.weight"
+    k_norm: str = "model.layers.{layer}.self_attn.k_norm.weight"
+    projection: str = "model.layers.{layer}.{part}"
+
+
+def dense_spec(config: Mapping[str, Any], family: str, *, qkv_bias: bool, qk_norm: bool) -> DecoderSpec:
+    """The spec of a Llama-like configuration; what the decoder cannot do is refused by name."""
+    if config.get("hidden_act", "silu") != "silu":
+        raise BadRequest(f"This {family} model uses the activation {config['hidden_act']!r}; only silu is supported.")
+    if config.get("use_sliding_window"):
+        raise BadRequest(f"This {family} model uses sliding-window attention, which is not supported.")
+    n_heads = config["num_attention_heads"]
+    return DecoderSpec(
+        family=family,
+        vocab_size=config["vocab_size"],
+        d_model=config["hidden_size"],
+        n_layers=config["num_hidden_layers"],
+        n_heads=n_heads,
+        n_kv_heads=config.get("num_key_value_heads") or n_heads,
+        d_head=config.get("head_dim") or config["hidden_size"] // n_heads,
+        d_ff=config["intermediate_size"],
+        rope=rope_spec(config),
+        norm_eps=config["rms_norm_eps"],
+        context_window=config["max_position_embeddings"],
+        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=qkv_bias,
+        qk_norm=qk_norm,
+        eos_token_ids=eos_ids(config.get("eos_token_id")),
+    )
+
+
+def rope_spec(config: Mapping[str, Any]) -> RopeSpec:
+    """Reads both spellings: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind == "default":
+        return RopeSpec(theta)
+    if kind == "linear":
+        return RopeSpec(theta, "linear", factor=float(scaling["factor"]))
+    if kind == "llama3":
+        return RopeSpec(
+            theta,
+            "llama3",
+            factor=float(scaling["factor"]),
+            low_freq_factor=float(scaling["low_freq_factor"]),
+            high_freq_factor=float(scaling["high_freq_factor"]),
+            original_context_window=int(scaling["original_max_position_embeddings"]),
+        )
+    raise BadRequest(f"The rope scaling {kind!r} is not supported; default, linear and llama3 are.")
+
+
+def eos_ids(value: int | list[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)

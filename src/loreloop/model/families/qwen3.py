@@ -1,0 +1,19 @@
+"""Qwen3, dense: Llama with a norm on every head of queries and keys, and a head width of its own.
+
+Configuration and names only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loreloop.model.families.family import WeightNames, dense_spec
+from loreloop.model.spec import DecoderSpec
+
+
+class Qwen3:
+    names = WeightNames()
+
+    def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
+        return dense_spec(config, "qwen3", qkv_bias=bool(config.get("attention_bias")), qk_norm=True)

@@ -1,0 +1,22 @@
+"""Which family reads which `model_type`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loreloop.model.families.family import Family
+from loreloop.model.families.llama import Llama
+from loreloop.model.families.qwen2 import Qwen2
+from loreloop.model.families.qwen3 import Qwen3
+from loreloop.protocol.errors import BadRequest
+
+FAMILIES: Mapping[str, Family] = {"llama": Llama(), "qwen2": Qwen2(), "qwen3": Qwen3()}
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a published configuration, or BadRequest with those that are known."""
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        raise BadRequest(f"The model type {model_type!r} is not supported; known are {', '.join(sorted(FAMILIES))}.")
+    return FAMILIES[model_type]

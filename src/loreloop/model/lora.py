@@ -1,0 +1,218 @@
+"""LoRA over a decoder: where adapters sit, how their numbers lie in one flat vector, and their product.
+
+ΔW = (32 / rank) · B · A with A uniform in ±1/√d_in and B zero. A site is one fused product of a layer; its parts
+share the input, so their A matrices are stacked and multiplied once. An adapter is one vector; everything else here
+is a view of it. Knows no optimizer and no users.
+
+Legend: T tokens, I inputs, O outputs of a part, R rank, P parts of a site.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loreloop.model.linear import BaseLinear
+from loreloop.model.spec import DecoderSpec
+from loreloop.protocol.training import LoraSpec
+
+ALPHA = 32.0
+UNEMBED = "unembed"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One named projection inside a site: `start` is where its outputs begin in the site's product."""
+
+    name: str
+    start: int
+    d_out: int
+
+
+@dataclass(frozen=True)
+class SiteShape:
+    """One fused product that carries an adapter."""
+
+    d_in: int
+    parts: tuple[Part, ...]
+
+    def size(self, rank: int) -> int:
+        return rank * sum(self.d_in + part.d_out for part in self.parts)
+
+
+def site_shapes(spec: DecoderSpec, lora: LoraSpec) -> dict[str, SiteShape]:
+    """The sites of one layer that `lora` trains, in the order of their numbers."""
+    attention = {
+        "qkv": SiteShape(
+            spec.d_model,
+            (
+                Part("self_attn.q_proj", 0, spec.d_q),
+                Part("self_attn.k_proj", spec.d_q, spec.d_kv),
+                Part("self_attn.v_proj", spec.d_q + spec.d_kv, spec.d_kv),
+            ),
+        ),
+        "o": SiteShape(spec.d_q, (Part("self_attn.o_proj", 0, spec.d_model),)),
+    }
+    feed_forward = {
+        "gate_up": SiteShape(
+            spec.d_model, (Part("mlp.gate_proj", 0, spec.d_ff), Part("mlp.up_proj", spec.d_ff, spec.d_ff))
+        ),
+        "down": SiteShape(spec.d_ff, (Part("mlp.down_proj", 0, spec.d_model),)),
+    }
+    return (attention if lora.train_attn else {}) | (feed_forward if lora.train_mlp else {})
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a site's numbers lie: A (P·R, I) first, then one B (O, R) a part."""
+
+    shape: SiteShape
+    start: int
+
+
+class LoraLayout:
+    """Maps (layer, site) to ranges of a flat vector of `size` numbers. The unembedding's layer is `n_layers`."""
+
+    def __init__(self, spec: DecoderSpec, lora: LoraSpec) -> None:
+        self.spec, self.lora, self.rank = spec, lora, lora.rank
+        self.scale = ALPHA / lora.rank
+        self.places: dict[tuple[int, str], _Place] = {}
+        self.size = 0
+        shapes = site_shapes(spec, lora)
+        for layer in range(spec.n_layers):
+            for site, shape in shapes.items():
+                self._add(layer, site, shape)
+        if lora.train_unembed:
+            self._add(spec.n_layers, UNEMBED, SiteShape(spec.d_model, (Part(UNEMBED, 0, spec.vocab_size),)))
+
+    def _add(self, layer: int, site: str, shape: SiteShape) -> None:
+        self.places[layer, site] = _Place(shape, self.size)
+        self.size += shape.size(self.rank)
+
+    def has(self, layer: int, site: str) -> bool:
+        return (layer, site) in self.places
+
+
+class AdapterView:
+    """The matrices of one adapter as views of its flat vector."""
+
+    def __init__(self, layout: LoraLayout, flat: Tensor) -> None:
+        assert flat.shape == (layout.size,), (flat.shape, layout.size)
+        self.layout, self.flat = layout, flat
+        self._a: dict[tuple[int, str], Tensor] = {}
+        self._b: dict[tuple[int, str], tuple[Tensor, ...]] = {}
+        for key, place in layout.places.items():
+            self._a[key], self._b[key] = self._views(place)
+
+    def _views(self, place: _Place) -> tuple[Tensor, tuple[Tensor, ...]]:
+        rank, shape, at = self.layout.rank, place.shape, place.start
+        n_a = len(shape.parts) * rank * shape.d_in
+        a_PRI = self.flat[at : at + n_a].view(len(shape.parts) * rank, shape.d_in)
+        at += n_a
+        b_parts = []
+        for part in shape.parts:
+            b_parts.append(self.flat[at : at + part.d_out * rank].view(part.d_out, rank))
+            at += part.d_out * rank
+        return a_PRI, tuple(b_parts)
+
+    def a(self, layer: int, site: str) -> Tensor:
+        """The stacked A matrices of a site, (P·R, I)."""
+        return self._a[layer, site]
+
+    def b(self, layer: int, site: str) -> tuple[Tensor, ...]:
+        """One B matrix (O, R) a part."""
+        return self._b[layer, site]
+
+
+def init_flat(layout: LoraLayout, seed: int) -> Tensor:
+    """A fresh adapter, fp32: A uniform in ±1/√d_in from `seed`, B zero, so that it changes nothing yet."""
+    generator = torch.Generator().manual_seed(seed)
+    flat = torch.zeros(layout.size)
+    view = AdapterView(layout, flat)
+    for layer, site in layout.places:
+        a_PRI = view.a(layer, site)
+        bound = 1.0 / math.sqrt(a_PRI.shape[1])
+        a_PRI.uniform_(-bound, bound, generator=generator)
+    return flat
+
+
+@dataclass(frozen=True)
+class LoraGroup:
+    """Tokens start…stop of a batch use `weights`; `grad` (fp32) collects their gradient when they train."""
+
+    start: int
+    stop: int
+    weights: AdapterView
+    grad: AdapterView | None = None
+
+
+@dataclass(frozen=True)
+class LoraBatch:
+    """The adapters of a batch, each over one run of tokens; tokens in no group use the bare base."""
+
+    groups: Sequence[LoraGroup]
+
+
+def lora_linear(x_TI: Tensor, base: BaseLinear, lora: LoraBatch | None, layer: int, site: str) -> Tensor:
+    """x · Wᵀ + b, plus each group's (32/rank) · (x · Aᵀ) · Bᵀ on its own rows.
+
+    The backward pass adds the groups' gradients to their `grad` in fp32 and sends on the gradient of x alone.
+    """
+    groups = [g for g in lora.groups if g.weights.layout.has(layer, site)] if lora else []
+    return _LoraLinear.apply(x_TI, base, groups, layer, site)
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x_TI: Tensor, base: BaseLinear, groups: list[LoraGroup], layer: int, site: str
+    ) -> Tensor:
+        y_TO = base.forward(x_TI)
+        inner = [_add_product(x_TI, y_TO, base, group, layer, site) for group in groups]
+        ctx.base, ctx.groups, ctx.layer, ctx.site = base, groups, layer, site
+        ctx.save_for_backward(x_TI, *inner)
+        return y_TO
+
+    @staticmethod
+    def backward(ctx: Any, dy_TO: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+        x_TI, *inner = ctx.saved_tensors
+        dx_TI = ctx.base.input_grad(dy_TO)
+        for group, h_TR in zip(ctx.groups, inner, strict=True):
+            _send_back(x_TI, h_TR, dy_TO, dx_TI, ctx.base, group, (ctx.layer, ctx.site))
+        return dx_TI, None, None, None, None
+
+
+def _add_product(x_TI: Tensor, y_TO: Tensor, base: BaseLinear, group: LoraGroup, layer: int, site: str) -> Tensor:
+    """Adds one group's product to its rows of y; gives the scaled x · Aᵀ, (rows, P·R), that the backward needs."""
+    rows = slice(group.start, group.stop)
+    layout = group.weights.layout
+    h_TR = base.products.linear(x_TI[rows], group.weights.a(layer, site)).mul_(layout.scale)
+    parts = layout.places[layer, site].shape.parts
+    for index, (part, b_OR) in enumerate(zip(parts, group.weights.b(layer, site), strict=True)):
+        h_part = h_TR[:, index * layout.rank : (index + 1) * layout.rank]
+        y_TO[rows, part.start : part.start + part.d_out] += base.products.linear(h_part, b_OR)
+    return h_TR
+
+
+def _send_back(
+    x_TI: Tensor, h_TR: Tensor, dy_TO: Tensor, dx_TI: Tensor, base: BaseLinear, group: LoraGroup, key: tuple[int, str]
+) -> None:
+    rows = slice(group.start, group.stop)
+    layout = group.weights.layout
+    dy_rows = dy_TO[rows]
+    dh_TR = torch.empty_like(h_TR)
+    for index, (part, b_OR) in enumerate(zip(layout.places[key].shape.parts, group.weights.b(*key), strict=True)):
+        columns = slice(index * layout.rank, (index + 1) * layout.rank)
+        dy_part = dy_rows[:, part.start : part.start + part.d_out]
+        dh_TR[:, columns] = base.products.matmul(dy_part, b_OR)
+        if group.grad is not None:
+            group.grad.b(*key)[index].add_(dy_part.T @ h_TR[:, columns])
+    dh_TR.mul_(layout.scale)
+    if group.grad is not None:
+        group.grad.a(*key).add_(dh_TR.T @ x_TI[rows])
+    dx_TI[rows] += base.products.matmul(dh_TR, group.weights.a(*key))

@@ -1,0 +1,75 @@
+"""Rotary position embedding in the half-split form that Llama-like models use.
+
+Angles come from a table in fp32 that grows by whole blocks, so that a position's angles are the same numbers in every
+batch. Knows no layers.
+
+Legend: T tokens, N heads of any kind, E head width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loreloop.model.spec import RopeSpec
+
+BLOCK_POSITIONS = 1024
+
+
+@dataclass(frozen=True)
+class Rope:
+    """cos and sin of every token's angles, (T, 1, E), fp32."""
+
+    cos_T1E: Tensor
+    sin_T1E: Tensor
+
+    def rotate(self, x_TNE: Tensor) -> Tensor:
+        """Queries or keys turned by their positions, in their own dtype."""
+        x = x_TNE.float()
+        low, high = x.chunk(2, dim=-1)
+        return (x * self.cos_T1E + torch.cat((-high, low), dim=-1) * self.sin_T1E).to(x_TNE.dtype)
+
+
+class RopeTable:
+    """Angles by position, made on first use."""
+
+    def __init__(self, spec: RopeSpec, d_head: int, device: torch.device) -> None:
+        self.inverse_frequencies_E = inverse_frequencies(spec, d_head)
+        self.device = device
+        self.cos_PE = torch.empty(0, d_head, device=device)
+        self.sin_PE = torch.empty(0, d_head, device=device)
+
+    def at(self, positions_T: Tensor) -> Rope:
+        last = int(positions_T.max()) if positions_T.numel() else 0
+        while last >= self.cos_PE.shape[0]:
+            self._grow()
+        return Rope(self.cos_PE[positions_T][:, None], self.sin_PE[positions_T][:, None])
+
+    def _grow(self) -> None:
+        start = self.cos_PE.shape[0]
+        angles = torch.outer(torch.arange(start, start + BLOCK_POSITIONS).float(), self.inverse_frequencies_E)
+        doubled = torch.cat((angles, angles), dim=-1)
+        self.cos_PE = torch.cat((self.cos_PE, doubled.cos().to(self.device)))
+        self.sin_PE = torch.cat((self.sin_PE, doubled.sin().to(self.device)))
+
+
+def inverse_frequencies(spec: RopeSpec, d_head: int) -> Tensor:
+    """θ^(-2i/E) for i in 0…E/2-1, (E/2,) fp32, with the family's scaling for longer windows."""
+    plain = 1.0 / spec.theta ** (torch.arange(0, d_head, 2, dtype=torch.int64).float() / d_head)
+    if spec.scaling == "none":
+        return plain
+    if spec.scaling == "linear":
+        return plain / spec.factor
+    return _llama3(plain, spec)
+
+
+def _llama3(plain_E: Tensor, spec: RopeSpec) -> Tensor:
+    """Long wavelengths are divided by `factor`, short ones kept, those between blended."""
+    window = spec.original_context_window
+    wavelength_E = 2 * math.pi / plain_E
+    blend_E = (window / wavelength_E - spec.low_freq_factor) / (spec.high_freq_factor - spec.low_freq_factor)
+    blend_E = blend_E.clamp(0.0, 1.0)
+    return (1 - blend_E) * plain_E / spec.factor + blend_E * plain_E

@@ -1,0 +1,68 @@
+"""What can go wrong, sorted by who can do something about it.
+
+    LoreloopError
+    ├── UserError          the caller can fix it
+    │   ├── BadRequest     the request itself is wrong
+    │   ├── Unauthorized   no key, or not a key of this server
+    │   ├── Forbidden      a key, but without the scope
+    │   ├── NotFound       no such thing, or not yours
+    │   ├── Gone           it existed and has expired
+    │   └── TooLarge       over a limit that is written down
+    ├── ServerError        we must fix it
+    └── Unavailable        nobody's fault; try again after `retry_after_seconds`
+
+A message says what was asked, what is wrong and what to do. This file does not know HTTP
+status codes; `http/app.py` chooses them.
+"""
+
+from __future__ import annotations
+
+
+class LoreloopError(Exception):
+    """Base of every error that Loreloop raises on purpose."""
+
+    category = "unknown"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class UserError(LoreloopError):
+    category = "user"
+
+
+class BadRequest(UserError):
+    pass
+
+
+class Unauthorized(UserError):
+    pass
+
+
+class Forbidden(UserError):
+    pass
+
+
+class NotFound(UserError):
+    pass
+
+
+class Gone(UserError):
+    pass
+
+
+class TooLarge(UserError):
+    pass
+
+
+class ServerError(LoreloopError):
+    category = "server"
+
+
+class Unavailable(LoreloopError):
+    category = "server"
+
+    def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds

@@ -1,0 +1,162 @@
+"""The messages between the HTTP process and an engine process.
+
+One frame is a 4-byte big-endian length and the MessagePack of one message. `epoch` counts the lives of an engine:
+whatever carries an older one is from the dead. This file does not know sockets.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from loreloop.protocol.sampling import SampleOp, SampleResult
+from loreloop.protocol.training import Failure, OpResult, TrainOp
+
+
+class EngineInfo(msgspec.Struct, frozen=True):
+    """What the HTTP side must know to check requests for a base model."""
+
+    base_model: str
+    folder: str
+    vocab_size: int
+    context_window: int
+    eos_token_ids: tuple[int, ...]
+    max_lora_rank: int
+    n_threads: int
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First frame of an engine's life."""
+
+    base_model: str
+    epoch: int
+    pid: int
+    info: EngineInfo
+
+
+class Batch(msgspec.Struct, frozen=True, array_like=True):
+    """One executed unit of training: these operations, in this order, in one packing."""
+
+    plan_no: int
+    request_ids: tuple[str, ...]
+
+
+class ModelSnapshot(msgspec.Struct, frozen=True):
+    """State of a model after every batch up to `plan_no`; `next_seq_id` is the first one it has not executed."""
+
+    model_id: str
+    plan_no: int
+    next_seq_id: int
+    file: str
+
+
+# HTTP process to engine
+
+
+class Restore(msgspec.Struct, frozen=True, tag="restore"):
+    """Second frame of an engine's life: the snapshots to load, then the batches to execute again exactly as they
+    were (their operations follow as `Submit` frames before `Restored`). New batches count from `next_plan_no`."""
+
+    snapshots: tuple[ModelSnapshot, ...]
+    batches: tuple[Batch, ...]
+    next_plan_no: int
+
+
+class Restored(msgspec.Struct, frozen=True, tag="restored"):
+    """All operations of the journal have been submitted; execute the batches of `Restore`, then go on freely."""
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    op: TrainOp
+
+
+class Sample(msgspec.Struct, frozen=True, tag="sample"):
+    op: SampleOp
+
+
+class CancelSample(msgspec.Struct, frozen=True, tag="cancel"):
+    request_id: str
+
+
+class DropModel(msgspec.Struct, frozen=True, tag="drop_model"):
+    """Forget a model: its state goes, and operations not yet started end as failures."""
+
+    model_id: str
+
+
+class DropRevision(msgspec.Struct, frozen=True, tag="drop_revision"):
+    revision_id: str
+
+
+class SnapshotRecorded(msgspec.Struct, frozen=True, tag="snapshot_recorded"):
+    """The store no longer needs snapshots older than `plan_no`; their files may go."""
+
+    plan_no: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Finish the running unit, take a last snapshot, exit."""
+
+
+ToEngine = (
+    Restore
+    | Restored
+    | Submit
+    | Sample
+    | CancelSample
+    | DropModel
+    | DropRevision
+    | SnapshotRecorded
+    | Shutdown
+)
+
+
+# engine to HTTP process
+
+
+class OpEnd(msgspec.Struct, frozen=True, array_like=True):
+    request_id: str
+    result: OpResult
+
+
+class BatchDone(msgspec.Struct, frozen=True, tag="batch_done"):
+    """The plan and the results of one batch: the plan is journaled before a result is released."""
+
+    batch: Batch
+    ends: tuple[OpEnd, ...]
+    replayed: bool = False
+
+
+class Snapshotted(msgspec.Struct, frozen=True, tag="snapshotted"):
+    """Every model changed since the snapshot before is in `models`; a restart replays batches after `plan_no`."""
+
+    plan_no: int
+    models: tuple[ModelSnapshot, ...]
+
+
+class Token(msgspec.Struct, frozen=True, array_like=True):
+    sample_index: int
+    token: int
+    logprob: float
+
+
+class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
+    """New tokens of a streaming request."""
+
+    request_id: str
+    tokens: tuple[Token, ...]
+
+
+class SampleEnd(msgspec.Struct, frozen=True, tag="sample_end"):
+    request_id: str
+    result: SampleResult | Failure
+
+
+class Queues(msgspec.Struct, frozen=True, tag="queues"):
+    """How much waits and runs, sent when it changes."""
+
+    waiting_samples: int
+    running_samples: int
+    waiting_ops: int
+
+
+FromEngine = Hello | BatchDone | Snapshotted | Tokens | SampleEnd | Queues

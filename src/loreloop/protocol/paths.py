@@ -1,0 +1,72 @@
+"""`tinker://<run>/<kind>/<name>`: the names of checkpoints, parsed and printed.
+
+Knows the grammar only, not which checkpoints exist.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+import msgspec
+
+from loreloop.protocol.errors import BadRequest
+
+SCHEME = "tinker://"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class CheckpointKind(StrEnum):
+    """The middle part of a path; its value is the spelling on the wire."""
+
+    TRAINING = "weights"
+    SAMPLER = "sampler_weights"
+    EXTERNAL = "external_weights"
+
+
+class CheckpointPath(msgspec.Struct, frozen=True):
+    run_id: str
+    kind: CheckpointKind
+    name: str
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.run_id}/{self.kind.value}/{self.name}"
+
+    @property
+    def checkpoint_id(self) -> str:
+        return f"{self.kind.value}/{self.name}"
+
+
+def parse_path(text: str) -> CheckpointPath:
+    """`tinker://…` as a value; BadRequest says which part is wrong."""
+    parts = text.removeprefix(SCHEME).split("/")
+    if not text.startswith(SCHEME) or len(parts) != 3 or not parts[0]:
+        raise BadRequest(f"{text!r} is not a checkpoint path; write tinker://<run id>/<weights|sampler_weights>/<name>.")
+    run_id, kind, name = parts
+    if kind not in set(CheckpointKind):
+        raise BadRequest(f"{text!r} names the kind {kind!r}; it must be one of {', '.join(CheckpointKind)}.")
+    return CheckpointPath(run_id, CheckpointKind(kind), check_name(name))
+
+
+def check_name(name: str) -> str:
+    """A checkpoint name that is one safe path component, or BadRequest."""
+    if not NAME.fullmatch(name):
+        raise BadRequest(
+            f"The checkpoint name {name!r} cannot be used: write 1 to 128 letters, digits, '.', '_' or '-', "
+            "beginning with a letter or digit (no slashes)."
+        )
+    return name
+
+
+def model_id(session_id: str, model_seq_id: int) -> str:
+    """The id of a training run; the SDK computes the same string on its side."""
+    return f"{session_id}:train:{model_seq_id}"
+
+
+def sampling_session_id(session_id: str, seq_id: int) -> str:
+    return f"{session_id}:sample:{seq_id}"
+
+
+def request_id(owner_id: str, seq_id: int) -> str:
+    """The id of one operation: a repeated POST of the same sequence id gets the same one."""
+    return f"{owner_id}:{seq_id}"

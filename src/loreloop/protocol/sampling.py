@@ -1,0 +1,108 @@
+"""Sampling operations, the events that a running one produces, and its result.
+
+Log-probabilities are those of the temperature-scaled, unfiltered distribution (temperature 0: of temperature 1).
+Sampled ids include the stop token, or the tokens that completed a stop string.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from loreloop.protocol.tensors import Tensor
+from loreloop.protocol.training import Chunk
+
+StopReason = Literal["stop", "length"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True):
+    """`temperature` 0 is greedy; `top_k` -1 is off; `max_tokens` is never None here (the window was filled in).
+
+    `stop_tokens` hold the whole list of ids that end a sequence (the implicit end-of-sequence ids included where
+    the client asked for them); `stop_strings` are looked for in the text. `seed` is always set: the draw of
+    position p of sample i depends on (seed, i, p) alone.
+    """
+
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_k: int = -1
+    top_p: float = 1.0
+    stop_tokens: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+
+
+class PromptScores(msgspec.Struct, frozen=True):
+    """What to report about prompt positions. Position 0 has no prediction; `last_n` None scores all the others."""
+
+    logprobs: bool = False
+    last_n: int | None = None
+    top_k: int = 0
+    alt_tokens_k: int = 0
+    targets: Tensor | None = None  # int64 (L-1, K), -1 where nothing is asked
+
+    @property
+    def wanted(self) -> bool:
+        return self.logprobs or self.top_k > 0 or self.alt_tokens_k > 0 or self.targets is not None
+
+
+class Revision(msgspec.Struct, frozen=True):
+    """An immutable adapter: its id, and the folder it can be loaded from at any time."""
+
+    revision_id: str
+    folder: str
+
+
+class Partial(msgspec.Struct, frozen=True, array_like=True):
+    """What a stream had already sent of one sample before its engine died."""
+
+    tokens: bytes  # int32
+    logprobs: bytes  # float32
+
+
+class SampleOp(msgspec.Struct, frozen=True, tag="sample"):
+    """`owner` is the key's id, for fairness. `revision` None samples the bare base."""
+
+    request_id: str
+    owner: str
+    revision: Revision | None
+    prompt: tuple[Chunk, ...]
+    num_samples: int
+    params: SamplingParams
+    scores: PromptScores = PromptScores()
+    topk_sample_logprobs: int = 0
+    stream: bool = False
+    resume: tuple[Partial, ...] = ()
+
+
+class TopK(msgspec.Struct, frozen=True):
+    """`token_ids` int32 and `logprobs` float32, dense (length, k); empty cells hold token 0 and -99999.0."""
+
+    token_ids: bytes
+    logprobs: bytes
+    k: int
+    length: int
+
+
+class SampledSequence(msgspec.Struct, frozen=True):
+    tokens: bytes  # int32
+    logprobs: bytes  # float32
+    stop_reason: StopReason
+    topk: TopK | None = None
+
+
+class PromptReport(msgspec.Struct, frozen=True):
+    """`logprobs` float32 of length L, NaN where undefined or not asked."""
+
+    logprobs: bytes | None = None
+    topk: TopK | None = None
+    targets: Tensor | None = None  # float32 (L-1, K), 0.0 where -1 was asked
+    alt_tokens: Tensor | None = None  # int64 (L-1, K)
+    alt_logprobs: Tensor | None = None  # float32 (L-1, K)
+
+
+class SampleResult(msgspec.Struct, frozen=True, tag="sample_result"):
+    sequences: tuple[SampledSequence, ...]
+    prompt: PromptReport = PromptReport()
+    cache_hit_tokens: int = 0

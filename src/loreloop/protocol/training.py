@@ -1,0 +1,149 @@
+"""Training operations and their results, as they are journaled and as they cross the link.
+
+An operation belongs to one model and one place in its order (`seq_id`). Token alignment:
+position i of `Datum.chunks` predicts `target_tokens[i]`; the client has already shifted.
+Every per-token input has length N (the number of input positions) or shape (N, K).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from loreloop.protocol.tensors import Tensor
+
+
+class TextChunk(msgspec.Struct, frozen=True, tag="text"):
+    tokens: bytes  # int32, little-endian
+
+    def __len__(self) -> int:
+        return len(self.tokens) // 4
+
+
+class ImageChunk(msgspec.Struct, frozen=True, tag="image"):
+    data: bytes
+    format: str
+    expected_tokens: int | None = None
+    width: int | None = None  # override_dimensions
+    height: int | None = None
+
+
+Chunk = TextChunk | ImageChunk
+
+
+class Span(msgspec.Struct, frozen=True):
+    """`length` positions that came from `offset` of a sampled sequence: its prompt, or its output (`sampled`)."""
+
+    sequence_id: str
+    offset: int
+    length: int
+    sampled: bool
+
+
+class Datum(msgspec.Struct, frozen=True):
+    """One sequence to learn from. `sampled_spans` are (start, stop) target positions that the sampler drew,
+    None where the client gave no provenance."""
+
+    chunks: tuple[Chunk, ...]
+    inputs: dict[str, Tensor]
+    sampled_spans: tuple[tuple[int, int], ...] | None = None
+
+
+class LoraSpec(msgspec.Struct, frozen=True):
+    rank: int
+    seed: int
+    train_attn: bool = True
+    train_mlp: bool = True
+    train_unembed: bool = True
+
+
+class AdamParams(msgspec.Struct, frozen=True):
+    """AdamW: decoupled decay; `grad_clip_norm` is a bound on the global L2 norm, 0 or less means none."""
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+class OpBase(msgspec.Struct, frozen=True):
+    model_id: str
+    seq_id: int
+    request_id: str
+
+
+class CreateModel(OpBase, frozen=True, tag="create_model"):
+    """A fresh adapter, or (with `load_folder`) one that starts from a checkpoint, with its moments if `load_optimizer`."""
+
+    lora: LoraSpec
+    load_folder: str | None = None
+    load_optimizer: bool = False
+
+
+class ForwardBackward(OpBase, frozen=True, tag="forward_backward"):
+    """Adds the gradient of a summed loss to the model's gradient, or (`forward_only`) leaves it alone."""
+
+    data: tuple[Datum, ...]
+    loss_fn: str
+    loss_config: dict[str, float]
+    forward_only: bool = False
+
+
+class OptimStep(OpBase, frozen=True, tag="optim_step"):
+    adam: AdamParams
+
+
+class SaveState(OpBase, frozen=True, tag="save_state"):
+    """Writes adapter and moments to `folder` (a PEFT folder plus `optimizer.safetensors`)."""
+
+    folder: str
+
+
+class SaveSampler(OpBase, frozen=True, tag="save_sampler"):
+    """Writes an immutable revision to `folder` and makes it servable as `revision_id`."""
+
+    folder: str
+    revision_id: str
+
+
+class LoadState(OpBase, frozen=True, tag="load_state"):
+    folder: str
+    optimizer: bool
+
+
+class SkipSeq(OpBase, frozen=True, tag="skip"):
+    """A sequence id that was used up by a refused request, so that later ones need not wait for it."""
+
+
+TrainOp = CreateModel | ForwardBackward | OptimStep | SaveState | SaveSampler | LoadState | SkipSeq
+
+
+class PassResult(msgspec.Struct, frozen=True, tag="pass"):
+    """Per datum, its outputs by name (always `logprobs`, in the shape of `target_tokens`);
+    metric keys are `name:reduction` and always hold `loss:sum`."""
+
+    outputs: tuple[dict[str, Tensor], ...]
+    metrics: dict[str, float]
+
+
+class StepResult(msgspec.Struct, frozen=True, tag="step"):
+    metrics: dict[str, float]
+
+
+class SavedResult(msgspec.Struct, frozen=True, tag="saved"):
+    size_bytes: int
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """Nothing to say but that it happened."""
+
+
+class Failure(msgspec.Struct, frozen=True, tag="failure"):
+    """`category` is `user` or `server`, as in `protocol.errors`."""
+
+    category: str
+    message: str
+
+
+OpResult = PassResult | StepResult | SavedResult | Done | Failure
