@@ -1,6 +1,6 @@
 """Asks held-out questions through the `openai` client, as any application would.
 
-Questions go out together; an answer counts when it is the number and nothing else.
+Questions go out together; an answer counts when its last number is right.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import openai
 
 from loreloop.demo.questions import Question
 
-MAX_ANSWER_TOKENS = 8
+MAX_ANSWER_TOKENS = 12
 
 
 def share_right(base_url: str, api_key: str, model: str, questions: Sequence[Question]) -> float:

@@ -24,7 +24,7 @@ from tinker_cookbook.rl.types import Action, ActionExtra, Env, EnvGroupBuilder, 
 
 from loreloop.demo.questions import Question
 
-MAX_ANSWER_TOKENS = 8
+MAX_ANSWER_TOKENS = 12
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class GrpoPlan:
 
 
 class SumEnv(Env):
-    """One question; the reward is 1 for the right number and nothing else, 0 otherwise."""
+    """One question; the reward is 1 if the reply ends with the right number, 0 otherwise."""
 
     def __init__(self, tokenizer: Any, question: Question) -> None:
         self.tokenizer = tokenizer
@@ -60,8 +60,7 @@ class SumEnv(Env):
         return tinker.ModelInput.from_ints(ids), self.stop_condition
 
     async def step(self, action: Action, *, extra: ActionExtra | None = None) -> StepResult:
-        ended = bool(action) and action[-1] == self.tokenizer.eos_token_id
-        right = ended and self.question.is_answered_by(self.tokenizer.decode(action[:-1]))
+        right = self.question.is_answered_by(self.tokenizer.decode(action, skip_special_tokens=True))
         return StepResult(
             reward=float(right),
             episode_done=True,
@@ -91,7 +90,7 @@ def train(
     tokenizer = client.get_tokenizer()
     rng = random.Random(0)
     for step in range(plan.steps):
-        sampler = client.save_weights_and_get_sampling_client()
+        sampler = client.save_weights_and_get_sampling_client().result()
         chosen = rng.sample(list(questions), plan.groups)
         groups = asyncio.run(_roll_out(sampler, [SumGroup(tokenizer, q, plan.group_size) for q in chosen]))
         rewards = [reward for group in groups for reward in group.get_total_rewards()]

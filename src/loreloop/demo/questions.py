@@ -6,6 +6,7 @@ A pair and its mirror image stay on the same side of the split. Knows no model.
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 
 
@@ -17,14 +18,16 @@ class Question:
 
     @property
     def text(self) -> str:
-        return f"What is {self.left} {self.sign} {self.right}? Answer with the number only."
+        return f"What is {self.left} {self.sign} {self.right}?"
 
     @property
     def answer(self) -> str:
         return str(self.left + self.right if self.sign == "+" else self.left * self.right)
 
     def is_answered_by(self, reply: str) -> bool:
-        return reply.strip() == self.answer
+        """Whether the last number of the reply is the answer; "3 + 4 = 7" will do."""
+        numbers = re.findall(r"\d+", reply)
+        return bool(numbers) and numbers[-1] == self.answer
 
 
 @dataclass(frozen=True)

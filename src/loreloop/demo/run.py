@@ -36,7 +36,7 @@ class Demo:
         self.examine("before", self.model)
         service = tinker.ServiceClient(base_url=self.base_url, api_key=self.api_key)
         with service:
-            client = service.create_lora_training_client(self.model, rank=32, seed=1, train_unembed=False)
+            client = service.create_lora_training_client(self.model, rank=32, seed=1, train_unembed=False).result()
             self.chat(client)
             self.examine("after (a) chats", self.saved(client, "chats"))
             self.sums(client)
@@ -79,9 +79,12 @@ class Demo:
                     plan: grpo.GrpoPlan = plan,
                     rewards: list[float] = rewards,
                     bar: object = bar,
+                    name: str = name,
                 ) -> None:
                     rewards.append(reward)
                     progress.update(bar, advance=1, figure=f"reward {reward:.2f}")  # type: ignore[arg-type]
+                    if not self.console.is_terminal:  # bars do not show in a log
+                        self.console.print(f"  {name} step {step + 1}/{plan.steps} reward {reward:.2f}")
                     if plan is TWO_DIGIT and step >= plan.steps - WATCHED_STEPS:
                         self.watch(client, step)
 

@@ -33,9 +33,7 @@ class ModelState:
 
     def __init__(self, layout: LoraLayout, dtype: torch.dtype, device: torch.device) -> None:
         self.layout = layout
-        self.master, self.moment1, self.moment2, self.grad = (
-            torch.zeros(layout.size, device=device) for _ in VECTORS
-        )
+        self.master, self.moment1, self.moment2, self.grad = (torch.zeros(layout.size, device=device) for _ in VECTORS)
         self.weights = AdapterView(layout, torch.zeros(layout.size, dtype=dtype, device=device))
         self.gradient = AdapterView(layout, self.grad)
         self.n_steps = 0
@@ -127,7 +125,7 @@ def _vector(state: ModelState, name: str) -> Tensor:
     return {"master": state.master, "moment1": state.moment1, "moment2": state.moment2, "grad": state.grad}[name]
 
 
-class staged:  # noqa: N801 (used as a verb)
+class staged:
     """A folder that appears under its name only when it is complete: `with staged(folder) as staging: …`."""
 
     def __init__(self, folder: Path) -> None:
@@ -212,10 +210,11 @@ class AdapterBank:
 
     def _make_room(self) -> None:
         while len(self.resident) >= self.max_resident:
-            model_id, state = self.resident.popitem(last=False)
+            model_id, state = next(iter(self.resident.items()))
             path = self._path(model_id)
             state.write(path)
             self.spilled[model_id] = path
+            del self.resident[model_id]
 
     def _keep(self, model_id: str, state: ModelState) -> ModelState:
         self.resident[model_id] = state

@@ -20,8 +20,11 @@ NEVER = float("-inf")
 class Attention(Protocol):
     """How scores become outputs; the same object serves a whole engine."""
 
-    def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor) -> Tensor:
-        """One sequence: query i sees keys 0 … K-Q+i. Gives (Q, H, E)."""
+    @property
+    def takes_masks(self) -> bool: ...
+
+    def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor, mask_QK: Tensor | None = None) -> Tensor:
+        """One sequence: query i sees keys 0 … K-Q+i, or what the mask says. Gives (Q, H, E)."""
         ...
 
     def single(self, q_BHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, n_keys_B: Tensor) -> Tensor:
@@ -32,9 +35,13 @@ class Attention(Protocol):
 class FastAttention:
     """The library's fused attention."""
 
-    def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor) -> Tensor:
+    takes_masks = True
+
+    def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor, mask_QK: Tensor | None = None) -> Tensor:
         n_queries, n_keys = q_QHE.shape[0], k_KGE.shape[0]
-        mask = None if n_queries == n_keys else _end_aligned(n_queries, n_keys, q_QHE.device)
+        mask = mask_QK
+        if mask is None and n_queries != n_keys:
+            mask = _end_aligned(n_queries, n_keys, q_QHE.device)
         o = F.scaled_dot_product_attention(
             q_QHE.transpose(0, 1)[None],
             k_KGE.transpose(0, 1)[None],
@@ -61,10 +68,12 @@ class FixedAttention:
     exact zeros.
     """
 
+    takes_masks = False
     query_tile = 16
     key_chunk = 64
 
-    def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor) -> Tensor:
+    def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor, mask_QK: Tensor | None = None) -> Tensor:
+        assert mask_QK is None, "chunks are counted from position 0 of one sequence"
         first = k_KGE.shape[0] - q_QHE.shape[0]
         k_HKE, v_HKE = self._keys(k_KGE, q_QHE.shape[1]), self._keys(v_KGE, q_QHE.shape[1])
         tiles = [

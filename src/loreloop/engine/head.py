@@ -91,6 +91,7 @@ class Head:
                 dlogits_NV = p_NV.mul_(-dlogp_NK[rows].sum(-1, keepdim=True))
                 dlogits_NV.scatter_add_(1, targets_NK[rows], dlogp_NK[rows])
             logits_NV.backward(dlogits_NV.to(logits_NV.dtype))
+            assert h_chunk.grad is not None
             dh_ND[rows] = h_chunk.grad
         return dh_ND
 

@@ -14,22 +14,23 @@ from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.training import AdamParams
 
 CHUNK = 1 << 20
+LARGEST_NORM = 1e18  # its square still fits the second moment, an fp32 number
 
 
 def adam_step(state: ModelState, params: AdamParams) -> dict[str, float]:
     """One step with the gradients gathered so far, which it clears; gives their L2 norm and that of the update.
 
-    Without gradients nothing moves. Gradients that are not finite fail the step: they are cleared and nothing else
-    changes.
+    Without gradients nothing moves. Gradients that are not finite (or whose square would not be) fail the
+    step: they are cleared and nothing else changes.
     """
     if not state.has_grad:
         return {"unclipped_grad_l2:mean": 0.0, "update_l2:mean": 0.0}
     norm = math.sqrt(sum(float(chunk.double().square().sum()) for chunk in state.grad.split(CHUNK)))
-    if not math.isfinite(norm):
+    if not norm <= LARGEST_NORM:
         state.clear_grad()
         raise BadRequest(
-            "The gradients gathered since the last step hold NaN or infinite values (an overflowing ratio or weight, "
-            "most likely). They were cleared; the weights and the optimizer are unchanged."
+            "The gradients gathered since the last step hold NaN, infinite or enormous values (most "
+            "likely an overflowing ratio or weight). They were cleared; the weights and the optimizer are unchanged."
         )
     clip = min(1.0, params.grad_clip_norm / norm) if params.grad_clip_norm > 0 and norm > 0 else 1.0
     state.n_steps += 1

@@ -30,7 +30,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Packed:
-    """`rows[i]` are the rows of sequence i, one per token. `adapter_rows[a]` is where adapter a's rows start and stop."""
+    """`rows[i]` are the rows of sequence i, one per token; `adapter_rows[a]` those of all of adapter a's."""
 
     tokens_T: Ids
     positions_T: Ids

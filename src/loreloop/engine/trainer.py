@@ -24,6 +24,7 @@ from loreloop.engine.packing import Packed, PackItem, pack, split_batches
 from loreloop.engine.tree_attention import TreeAttention
 from loreloop.model.decoder import Decoder
 from loreloop.model.lora import UNEMBED, LoraBatch, LoraGroup
+from loreloop.model.rope import Rope
 from loreloop.protocol.tensors import tensor_of
 from loreloop.protocol.training import Datum, ForwardBackward, PassResult
 
@@ -71,14 +72,24 @@ class Trainer:
         self.decoder, self.attention, self.head, self.max_rows = decoder, attention, head, max_rows
 
     def run(self, works: Sequence[TrainPass]) -> Generator[None, None, None]:
-        """Computes all passes; their results are complete when it is exhausted. Equal prefixes are computed once."""
-        for forward_only in (True, False):
-            chosen = [work for work in works if work.op.forward_only is forward_only]
-            for batch in self._batches(chosen):
-                yield from self._forward(batch) if forward_only else self._forward_backward(batch)
-        for work in works:
-            if not work.op.forward_only:
-                work.state.has_grad = True
+        """Computes all passes; their results are complete when it is exhausted. Equal prefixes are computed once.
+
+        Broken off, it drops the gradients of the models it was adding to: half a batch must not count.
+        """
+        training = [work for work in works if not work.op.forward_only]
+        finished = False
+        try:
+            for batch in self._batches([work for work in works if work.op.forward_only]):
+                yield from self._forward(batch)
+            for batch in self._batches(training):
+                yield from self._forward_backward(batch)
+            finished = True
+        finally:
+            for work in training:
+                if finished:
+                    work.state.has_grad = True
+                else:
+                    work.state.clear_grad()
 
     def _batches(self, works: Sequence[TrainPass]) -> Iterator[_Batch]:
         states = list({id(work.state): work.state for work in works}.values())
@@ -93,12 +104,12 @@ class Trainer:
             for chosen in split_batches([item for item in items if widths[item.index] == width], self.max_rows):
                 yield self._batch(chosen, sources, states)
 
-    def _batch(
-        self, items: list[PackItem], sources: list[tuple[TrainPass, int]], states: list[ModelState]
-    ) -> _Batch:
+    def _batch(self, items: list[PackItem], sources: list[tuple[TrainPass, int]], states: list[ModelState]) -> _Batch:
         packed = pack(items)
         rows = np.concatenate(packed.rows)
-        targets_NK = np.concatenate([_targets(sources[item.index][0].op.data[sources[item.index][1]]) for item in items])
+        targets_NK = np.concatenate(
+            [_targets(sources[item.index][0].op.data[sources[item.index][1]]) for item in items]
+        )
         # Shared rows are mostly asked for the same target by everyone: each such pair is scored once.
         pairs, inverse = np.unique(np.column_stack((rows, targets_NK)), axis=0, return_inverse=True)
         splits = np.split(inverse.reshape(-1), np.cumsum([len(r) for r in packed.rows])[:-1])
@@ -112,10 +123,11 @@ class Trainer:
 
     def _forward(self, batch: _Batch) -> Generator[None, None, None]:
         x_TD, rope, attend = self._enter(batch)
-        with torch.no_grad():
-            for layer in range(self.decoder.spec.n_layers):
+        for layer in range(self.decoder.spec.n_layers):
+            with torch.no_grad():  # not across the pause, in which others compute
                 x_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora)
-                yield
+            yield
+        with torch.no_grad():
             h_UD = self.decoder.final(x_TD)[batch.pair_rows_U]
         scores = self.head.score(h_UD, batch.pair_targets_UK, groups_at(batch.lora, batch.pair_rows_U), None)
         self._losses(batch, scores.logp_NK, want_grad=False)
@@ -141,11 +153,11 @@ class Trainer:
             del x_in_TD, out_TD
             yield
 
-    def _enter(self, batch: _Batch) -> tuple[Tensor, object, TreeAttention]:  # type: ignore[type-arg]
+    def _enter(self, batch: _Batch) -> tuple[Tensor, Rope, TreeAttention]:
         device = self.decoder.device
         tokens_T = torch.from_numpy(batch.packed.tokens_T).to(device)
         rope = self.decoder.rope(torch.from_numpy(batch.packed.positions_T).to(device))
-        return self.decoder.embed(tokens_T), rope, TreeAttention(self.attention, batch.packed.segments)
+        return self.decoder.embed(tokens_T), rope, TreeAttention(self.attention, batch.packed.segments, device)
 
     def _head(self, batch: _Batch, x_TD: Tensor) -> Tensor:
         """Scores the batch, applies its losses, and gives their gradient at the last layer's output, (T, D) fp32."""

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from loreloop.model.linear import BaseLinear
 from loreloop.model.lora import LoraBatch, lora_linear
+from loreloop.model.pointwise import gated_silu, rms_norm
 from loreloop.model.rope import Rope, RopeTable
 from loreloop.model.spec import DecoderSpec
 
@@ -41,7 +42,7 @@ class RmsNorm:
         self.weight_D, self.eps, self.dtype = weight_D.float(), eps, dtype
 
     def __call__(self, x_TD: Tensor) -> Tensor:
-        return F.rms_norm(x_TD.float(), self.weight_D.shape, self.weight_D, self.eps).to(self.dtype)
+        return rms_norm(x_TD, self.weight_D, self.eps, self.dtype)
 
 
 class GroupedQueryAttention:
@@ -73,8 +74,8 @@ class GatedFeedForward:
         self.layer, self.gate_up, self.down = layer, gate_up, down
 
     def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: LoraBatch | None) -> Tensor:
-        gate, up = lora_linear(x_TD, self.gate_up, lora, self.layer, "gate_up").chunk(2, dim=-1)
-        return lora_linear(F.silu(gate) * up, self.down, lora, self.layer, "down")
+        gate_up = lora_linear(x_TD, self.gate_up, lora, self.layer, "gate_up")
+        return lora_linear(gated_silu(gate_up), self.down, lora, self.layer, "down")
 
 
 @dataclass(frozen=True)

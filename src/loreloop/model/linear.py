@@ -42,10 +42,12 @@ class TiledProducts:
     """Every library call sees exactly `row_tile` rows, zero-padded.
 
     Libraries choose their blocking by the shape of a call, and with it the order of additions. At one fixed shape a
-    row's result depends on that row alone, whatever shares the batch and wherever the row stands in its tile.
+    row's result depends on that row alone, whatever shares the batch and wherever the row stands in its tile. (In fp32
+    a product with ten outputs or fewer may be an exception; log-probabilities come from none.)
     """
 
     def __init__(self, row_tile: int = 32) -> None:
+        assert row_tile % 4 == 0, row_tile
         self.row_tile = row_tile
 
     def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:

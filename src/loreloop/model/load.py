@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loreloop.model.decoder import Decoder, GatedFeedForward, GroupedQueryAttention, Layer, RmsNorm
@@ -32,25 +32,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`, with the stop ids of `generation_config.json` where it names them."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise BadRequest(f"{folder} is not a model folder: its config.json cannot be read ({error}).") from None
-    generation = folder / "generation_config.json"
-    if generation.exists():
-        named = eos_ids(json.loads(generation.read_text()).get("eos_token_id"))
+        generation = folder / "generation_config.json"
+        named = eos_ids(json.loads(generation.read_text()).get("eos_token_id")) if generation.exists() else ()
         config["eos_token_id"] = list(dict.fromkeys((*eos_ids(config.get("eos_token_id")), *named)))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise BadRequest(f"{folder} is not a model folder: its configuration cannot be read ({error}).") from None
     return config
 
 
 def read_spec(folder: Path) -> DecoderSpec:
     config = read_config(folder)
-    return family_of(config).spec(config)
+    try:
+        return family_of(config).spec(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadRequest(f"The config.json of {folder} lacks or misspells {error}.") from None
 
 
 def load_decoder(folder: Path, *, dtype: torch.dtype, device: torch.device, products: Products) -> Decoder:
     """The model of `folder` in `dtype` on `device`."""
-    config = read_config(folder)
-    family = family_of(config)
-    spec = family.spec(config)
+    spec, family = read_spec(folder), family_of(read_config(folder))
     places = _Places(spec, family, dtype, device)
     for name, tensor in _stream(folder):
         if not name.endswith(IGNORED_SUFFIXES):
@@ -60,13 +60,20 @@ def load_decoder(folder: Path, *, dtype: torch.dtype, device: torch.device, prod
 
 
 def _stream(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    shards = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.exists():  # other files beside the shards may hold the same weights once more
+        shards = sorted({folder / file for file in json.loads(index.read_text())["weight_map"].values()})
+    else:
+        shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise BadRequest(f"{folder} holds no .safetensors file; other weight formats are not read.")
     for shard in shards:
-        with safe_open(str(shard), framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                yield name, file.get_tensor(name)
+        try:
+            with safe_open(str(shard), framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    yield name, file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise BadRequest(f"{shard} cannot be read: {error}.") from None
 
 
 class _Places:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loreloop.model.linear import BaseLinear
+from loreloop.model.linear import BaseLinear, Products
 from loreloop.model.spec import DecoderSpec
 from loreloop.protocol.training import LoraSpec
 
@@ -169,9 +169,7 @@ def lora_linear(x_TI: Tensor, base: BaseLinear, lora: LoraBatch | None, layer: i
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x_TI: Tensor, base: BaseLinear, groups: list[LoraGroup], layer: int, site: str
-    ) -> Tensor:
+    def forward(ctx: Any, x_TI: Tensor, base: BaseLinear, groups: list[LoraGroup], layer: int, site: str) -> Tensor:
         y_TO = base.forward(x_TI)
         inner = [_add_product(x_TI, y_TO, base, group, layer, site) for group in groups]
         ctx.base, ctx.groups, ctx.layer, ctx.site = base, groups, layer, site
@@ -179,11 +177,13 @@ class _LoraLinear(torch.autograd.Function):
         return y_TO
 
     @staticmethod
-    def backward(ctx: Any, dy_TO: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, dy_TO: Tensor) -> tuple[Tensor, None, None, None, None]:
         x_TI, *inner = ctx.saved_tensors
         dx_TI = ctx.base.input_grad(dy_TO)
         for group, h_TR in zip(ctx.groups, inner, strict=True):
-            _send_back(x_TI, h_TR, dy_TO, dx_TI, ctx.base, group, (ctx.layer, ctx.site))
+            rows = slice(group.start, group.stop)
+            products = ctx.base.products
+            dx_TI[rows] += _send_back(x_TI[rows], h_TR, dy_TO[rows], products, group, (ctx.layer, ctx.site))
         return dx_TI, None, None, None, None
 
 
@@ -200,19 +200,18 @@ def _add_product(x_TI: Tensor, y_TO: Tensor, base: BaseLinear, group: LoraGroup,
 
 
 def _send_back(
-    x_TI: Tensor, h_TR: Tensor, dy_TO: Tensor, dx_TI: Tensor, base: BaseLinear, group: LoraGroup, key: tuple[int, str]
-) -> None:
-    rows = slice(group.start, group.stop)
+    x_TI: Tensor, h_TR: Tensor, dy_TO: Tensor, products: Products, group: LoraGroup, key: tuple[int, str]
+) -> Tensor:
+    """One group's gradients, added to its `grad`, and its part of the gradient of x; all for its own rows."""
     layout = group.weights.layout
-    dy_rows = dy_TO[rows]
     dh_TR = torch.empty_like(h_TR)
     for index, (part, b_OR) in enumerate(zip(layout.places[key].shape.parts, group.weights.b(*key), strict=True)):
         columns = slice(index * layout.rank, (index + 1) * layout.rank)
-        dy_part = dy_rows[:, part.start : part.start + part.d_out]
-        dh_TR[:, columns] = base.products.matmul(dy_part, b_OR)
+        dy_part = dy_TO[:, part.start : part.start + part.d_out]
+        dh_TR[:, columns] = products.matmul(dy_part, b_OR)
         if group.grad is not None:
             group.grad.b(*key)[index].add_(dy_part.T @ h_TR[:, columns])
     dh_TR.mul_(layout.scale)
     if group.grad is not None:
-        group.grad.a(*key).add_(dh_TR.T @ x_TI[rows])
-    dx_TI[rows] += base.products.matmul(dh_TR, group.weights.a(*key))
+        group.grad.a(*key).add_(dh_TR.T @ x_TI)
+    return products.matmul(dh_TR, group.weights.a(*key))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loreloop.model.lora import ALPHA, UNEMBED, AdapterView, LoraLayout
@@ -61,44 +61,68 @@ def write_adapter(folder: Path, view: AdapterView, base_model: str) -> int:
 
 
 def read_lora_spec(folder: Path) -> LoraSpec:
-    """Rank and trained parts of an adapter folder, ours or another tool's."""
+    """Rank and trained parts of an adapter folder, ours or another tool's; what we would serve wrongly is refused."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
         rank = int(config["r"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadRequest(f"{folder} is not an adapter folder: {CONFIG_FILE} cannot be read ({error}).") from None
-    if config.get("lora_alpha", ALPHA) != ALPHA:
-        raise BadRequest(f"The adapter in {folder} has lora_alpha {config['lora_alpha']}; only {ALPHA:g} is served.")
+    if rank < 1:
+        raise BadRequest(f"The adapter in {folder} has the rank {rank}; a rank is 1 or more.")
+    for setting, served in SERVED_SETTINGS.items():
+        if config.get(setting, served) not in (served, None, {}):
+            raise BadRequest(f"The adapter in {folder} has {setting} = {config[setting]!r}; only {served!r} is served.")
     own = config.get("loreloop")
     if own:
-        return LoraSpec(rank, own["seed"], own["train_attn"], own["train_mlp"], own["train_unembed"])
-    modules = set(config.get("target_modules", []))
+        return LoraSpec(rank, **own)
+    modules = config.get("target_modules")
+    if not isinstance(modules, list):
+        raise BadRequest(f"The adapter in {folder} has target_modules = {modules!r}; a list of names is served.")
     return LoraSpec(
         rank,
         0,
-        train_attn=bool(modules & {"q_proj", "k_proj", "v_proj", "o_proj"}),
-        train_mlp=bool(modules & {"gate_proj", "up_proj", "down_proj"}),
-        train_unembed=bool(modules & {"unembed_tokens", "lm_head"}),
+        train_attn=bool({*modules} & {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        train_mlp=bool({*modules} & {"gate_proj", "up_proj", "down_proj"}),
+        train_unembed=bool({*modules} & {"unembed_tokens", "lm_head"}),
     )
 
 
+SERVED_SETTINGS = {
+    "peft_type": "LORA",
+    "lora_alpha": ALPHA,
+    "use_rslora": False,
+    "use_dora": False,
+    "rank_pattern": None,
+    "alpha_pattern": None,
+    "bias": "none",
+}
+
+
 def read_adapter(folder: Path, spec: DecoderSpec, dtype: torch.dtype) -> AdapterView:
-    """The adapter of a folder as one flat vector in `dtype`; missing projections are zero."""
-    layout = LoraLayout(spec, read_lora_spec(folder))
+    """The adapter of a folder as one flat vector in `dtype`; projections that another tool left out are zero."""
+    lora = read_lora_spec(folder)
+    layout = LoraLayout(spec, lora)
     view = AdapterView(layout, torch.zeros(layout.size, dtype=dtype))
     targets = dict(named_tensors(view))
+    missing = set(targets)
     for kind in ("lora_A", "lora_B"):
-        for other in UNEMBED_NAMES[1:]:
-            own = targets.get(f"{UNEMBED_NAMES[0]}.{kind}.weight")
-            if own is not None:
-                targets[f"{other}.{kind}.weight"] = own
+        own = targets.get(f"{UNEMBED_NAMES[0]}.{kind}.weight")
+        if own is not None:
+            targets[f"{UNEMBED_NAMES[1]}.{kind}.weight"] = own
     try:
         with safe_open(str(folder / WEIGHTS_FILE), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 _fill(targets, name, file.get_tensor(name), folder)
-    except OSError as error:
+                missing.discard(name.replace(UNEMBED_NAMES[1], UNEMBED_NAMES[0]))
+    except (OSError, SafetensorError) as error:
         raise BadRequest(f"The adapter in {folder} cannot be read: {error}.") from None
+    if missing and (len(missing) == len(dict(named_tensors(view))) or _is_ours(folder)):
+        raise BadRequest(f"The adapter in {folder} was made for another base: it lacks {sorted(missing)[0]!r}.")
     return view
+
+
+def _is_ours(folder: Path) -> bool:
+    return "loreloop" in json.loads((folder / CONFIG_FILE).read_text())
 
 
 def _fill(targets: dict[str, Tensor], name: str, tensor: Tensor, folder: Path) -> None:
@@ -110,4 +134,6 @@ def _fill(targets: dict[str, Tensor], name: str, tensor: Tensor, folder: Path) -
             f"The adapter in {folder} was made for another base: {name!r} has the shape {list(tensor.shape)}, "
             f"here it must be {list(target.shape)}."
         )
+    if not bool(torch.isfinite(tensor).all()):
+        raise BadRequest(f"The adapter in {folder} holds NaN or infinite values in {name!r}.")
     target.copy_(tensor)

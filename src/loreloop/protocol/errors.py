@@ -53,7 +53,11 @@ class Gone(UserError):
 
 
 class TooLarge(UserError):
-    pass
+    """`head` is the beginning of what was too large."""
+
+    def __init__(self, message: str, head: bytes = b"") -> None:
+        super().__init__(message)
+        self.head = head
 
 
 class ServerError(LoreloopError):

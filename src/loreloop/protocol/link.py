@@ -97,17 +97,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Finish the running unit, take a last snapshot, exit."""
 
 
-ToEngine = (
-    Restore
-    | Restored
-    | Submit
-    | Sample
-    | CancelSample
-    | DropModel
-    | DropRevision
-    | SnapshotRecorded
-    | Shutdown
-)
+ToEngine = Restore | Restored | Submit | Sample | CancelSample | DropModel | DropRevision | SnapshotRecorded | Shutdown
 
 
 # engine to HTTP process

@@ -41,7 +41,7 @@ def parse_path(text: str) -> CheckpointPath:
     """`tinker://…` as a value; BadRequest says which part is wrong."""
     parts = text.removeprefix(SCHEME).split("/")
     if not text.startswith(SCHEME) or len(parts) != 3 or not parts[0]:
-        raise BadRequest(f"{text!r} is not a checkpoint path; write tinker://<run id>/<weights|sampler_weights>/<name>.")
+        raise BadRequest(f"{text!r} is no checkpoint path; write tinker://<run id>/<weights|sampler_weights>/<name>.")
     run_id, kind, name = parts
     if kind not in set(CheckpointKind):
         raise BadRequest(f"{text!r} names the kind {kind!r}; it must be one of {', '.join(CheckpointKind)}.")

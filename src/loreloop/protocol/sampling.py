@@ -76,6 +76,13 @@ class SampleOp(msgspec.Struct, frozen=True, tag="sample"):
     resume: tuple[Partial, ...] = ()
 
 
+def stop_reason(op: SampleOp, token: int, n_drawn: int) -> StopReason | None:
+    """Why a sample ends with this token, its n-th, as far as ids can tell; or None."""
+    if token in op.params.stop_tokens:
+        return "stop"
+    return "length" if n_drawn >= op.params.max_tokens else None
+
+
 class TopK(msgspec.Struct, frozen=True):
     """`token_ids` int32 and `logprobs` float32, dense (length, k); empty cells hold token 0 and -99999.0."""
 

@@ -5,7 +5,7 @@ Knows numpy for reading and writing the bytes, and no device.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import msgspec
 import numpy as np
@@ -29,5 +29,5 @@ class Tensor(msgspec.Struct, frozen=True, array_like=True):
 def tensor_of(array: NDArray[np.generic]) -> Tensor:
     """The value of a float32, int64 or int32 array."""
     name = array.dtype.name
-    assert name in ("float32", "int64", "int32"), name
-    return Tensor(name, tuple(array.shape), np.ascontiguousarray(array).tobytes())
+    assert name in get_args(DType), name
+    return Tensor(cast(DType, name), tuple(array.shape), np.ascontiguousarray(array).tobytes())

@@ -7,6 +7,8 @@ Every per-token input has length N (the number of input positions) or shape (N, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from loreloop.protocol.tensors import Tensor
@@ -28,6 +30,11 @@ class ImageChunk(msgspec.Struct, frozen=True, tag="image"):
 
 
 Chunk = TextChunk | ImageChunk
+
+
+def text_length(chunks: Sequence[Chunk]) -> int:
+    """How many text tokens the chunks hold together."""
+    return sum(len(chunk) for chunk in chunks if isinstance(chunk, TextChunk))
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -74,7 +81,7 @@ class OpBase(msgspec.Struct, frozen=True):
 
 
 class CreateModel(OpBase, frozen=True, tag="create_model"):
-    """A fresh adapter, or (with `load_folder`) one that starts from a checkpoint, with its moments if `load_optimizer`."""
+    """A fresh adapter, or (with `load_folder`) one from a checkpoint, its moments included if `load_optimizer`."""
 
     lora: LoraSpec
     load_folder: str | None = None

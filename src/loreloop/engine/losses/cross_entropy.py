@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from torch import Tensor
 
 from loreloop.engine.losses.loss import Config, Inputs
@@ -10,7 +12,7 @@ from loreloop.engine.losses.loss import Config, Inputs
 class CrossEntropy:
     required = ("target_tokens", "weights")
     optional: tuple[str, ...] = ()
-    config: Config = {}
+    config: Config = MappingProxyType({})
 
     def __call__(self, logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
         return -(inputs["weights"] * logp).sum()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from loreloop.engine.losses.loss import Config, Inputs, PolicyLoss
 
 
 class Dro(PolicyLoss):
-    config = {"beta": 0.05}
+    config = MappingProxyType({"beta": 0.05})
 
     def __call__(self, logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
         square = (logp - inputs["logprobs"]) ** 2

@@ -18,6 +18,7 @@ class Gspo(PolicyLoss):
         masked = inputs["sequence_ratio_mask"] != 0
         difference = (logp.detach() - inputs["logprobs"])[masked]
         log_s = difference.mean() if difference.numel() else torch.zeros((), device=logp.device)
-        s = torch.exp(log_s + logp - logp.detach())
         advantages = inputs["advantages"]
+        log_s = torch.where(advantages != 0, log_s, torch.zeros_like(logp))
+        s = torch.exp(log_s + logp - logp.detach())
         return -torch.minimum(s * advantages, clipped(s, inputs, config) * advantages).sum()

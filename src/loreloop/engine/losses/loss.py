@@ -6,6 +6,7 @@ Pure functions over tensors of one datum, shape (N,) or (N, K). Knows no model.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -16,15 +17,20 @@ Config = Mapping[str, float]
 
 POLICY_INPUTS = ("target_tokens", "logprobs", "advantages")
 CLIP_INPUTS = ("clip_low_threshold", "clip_high_threshold")
-CLIP_CONFIG = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
+CLIP_CONFIG = MappingProxyType({"clip_low_threshold": 0.8, "clip_high_threshold": 1.2})
 
 
 class Loss(Protocol):
     """`required` and `optional` name inputs; `config` names settings with their defaults."""
 
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-    config: Mapping[str, float]
+    @property
+    def required(self) -> tuple[str, ...]: ...
+
+    @property
+    def optional(self) -> tuple[str, ...]: ...
+
+    @property
+    def config(self) -> Mapping[str, float]: ...
 
     def __call__(self, logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
         """The summed loss of one datum, a scalar. `inputs` may hold `sampled` (bool), the positions drawn by a
@@ -39,17 +45,21 @@ class Loss(Protocol):
 class PolicyLoss:
     """Base of the losses that weigh tokens by advantages."""
 
-    required = POLICY_INPUTS
+    required: tuple[str, ...] = POLICY_INPUTS
     optional: tuple[str, ...] = ()
-    config: Mapping[str, float] = {}
+    config: Mapping[str, float] = MappingProxyType({})
+
+    def __call__(self, logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
+        raise NotImplementedError
 
     def active(self, inputs: Inputs) -> Tensor:
         return inputs["advantages"] != 0
 
 
 def ratio(logp: Tensor, inputs: Inputs) -> Tensor:
-    """π / π_sampler of every token."""
-    return torch.exp(logp - inputs["logprobs"])
+    """π / π_sampler of every token; 1 where the advantage is 0, so that a masked token's ratio cannot overflow."""
+    difference = torch.where(inputs["advantages"] != 0, logp - inputs["logprobs"], torch.zeros_like(logp))
+    return torch.exp(difference)
 
 
 def clipped(r: Tensor, inputs: Inputs, config: Config) -> Tensor:

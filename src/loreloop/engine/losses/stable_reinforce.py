@@ -9,6 +9,8 @@ those that provenance spans name, else those with an advantage.
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ RATIO_CAP = 2.0
 
 
 class StableReinforce(PolicyLoss):
-    config = {"kl_coeff": 0.0}
+    config = MappingProxyType({"kl_coeff": 0.0})
 
     def __call__(self, logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
         sampled = self.active(inputs)

@@ -16,7 +16,7 @@ FAMILIES: Mapping[str, Family] = {"llama": Llama(), "qwen2": Qwen2(), "qwen3": Q
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a published configuration, or BadRequest with those that are known."""
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     if model_type not in FAMILIES:
         raise BadRequest(f"The model type {model_type!r} is not supported; known are {', '.join(sorted(FAMILIES))}.")
     return FAMILIES[model_type]

@@ -1,0 +1,66 @@
+"""An engine process, as the supervisor starts it: `python -m loreloop.cli.engine_process PLAN MODEL PARENT LIFE`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loreloop.host.link import EngineLink
+
+
+def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
+    from loreloop.engine.local import LocalEngine
+    from loreloop.host.orphans import die_with_parent
+    from loreloop.host.plan import read_plan
+    from loreloop.host.supervisor import CANNOT_START
+    from loreloop.protocol.errors import UserError
+    from loreloop.protocol.link import Hello, Shutdown
+    from loreloop.scheduler.loop import Scheduler
+    from loreloop.text.stops import StopMatcher
+    from loreloop.text.tokenizer import TextTokenizer
+
+    die_with_parent(parent_pid)
+    plan = read_plan(plan_file)
+    folder, data = Path(plan.folders[base_model]), plan.config.data_path
+    place = base_model.replace("/", "--")
+    try:
+        engine = LocalEngine(plan.config.engine, base_model, folder, plan.run_folder / "spilled" / place)
+        tokenizer = TextTokenizer(folder)
+    except UserError as error:
+        print(f"loreloop: {error.message}", file=sys.stderr)
+        sys.exit(CANNOT_START)
+    link = _first_link(plan.socket)
+    signal.signal(signal.SIGTERM, lambda *_: link.inbox.put(Shutdown()))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    link.send(Hello(base_model, life, os.getpid(), engine.info))
+    scheduler = Scheduler(
+        engine,
+        link.inbox,
+        link.send,
+        lambda strings: StopMatcher(tokenizer, strings),
+        plan.config.engine,
+        data / "journal" / "snapshots" / place,
+    )
+    scheduler.run()
+    link.close()
+
+
+def _first_link(socket_file: Path) -> EngineLink:
+    """Waits for the HTTP process, which may be starting at the same time."""
+    from loreloop.host.link import EngineLink
+
+    for _ in range(600):
+        try:
+            return EngineLink(socket_file)
+        except OSError:
+            time.sleep(0.1)
+    sys.exit(f"loreloop: nobody listens on {socket_file}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

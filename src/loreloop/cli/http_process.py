@@ -1,0 +1,66 @@
+"""The HTTP process, as the supervisor starts it: `python -m loreloop.cli.http_process PLAN PARENT_PID LIFE`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from pathlib import Path
+
+
+def main(plan_file: str, parent_pid: int) -> None:
+    import uvicorn
+
+    from loreloop.host.desk import Desk
+    from loreloop.host.orphans import die_with_parent
+    from loreloop.host.plan import read_plan
+    from loreloop.host.supervisor import CANNOT_START
+    from loreloop.host.web import run_web
+    from loreloop.http.app import create_app
+    from loreloop.http.services import Services
+    from loreloop.protocol.errors import UserError
+    from loreloop.serve.names import Names
+    from loreloop.serve.texts import Texts
+
+    class QuietServer(uvicorn.Server):
+        """uvicorn looks ten times a second whether it shall end; this one is told."""
+
+        async def main_loop(self) -> None:
+            ended = asyncio.Event()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, ended.set)
+            await ended.wait()
+
+    die_with_parent(parent_pid)
+    plan = read_plan(plan_file)
+
+    async def serve(desk: Desk, listening: socket.socket) -> None:
+        names = Names({name: Path(folder) for name, folder in plan.folders.items()}, plan.config.aliases)
+        app = create_app(Services(plan.config, desk.store, desk, names, Texts()))
+        settings = uvicorn.Config(
+            app,
+            http="httptools",
+            loop="none",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            backlog=4096,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=1,
+            date_header=False,
+        )
+        await QuietServer(settings).serve(sockets=[listening])
+
+    try:
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run_web(plan, serve))
+    except UserError as error:
+        print(f"loreloop: {error.message}", file=sys.stderr)
+        sys.exit(CANNOT_START)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

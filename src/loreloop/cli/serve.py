@@ -1,0 +1,93 @@
+"""`loreloop serve`: find the models, then supervise until told to stop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from loreloop.config import Config
+    from loreloop.host.plan import ServerPlan
+
+
+MEMORY = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+
+
+@click.command()
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="A model to serve: a name of `loreloop models list`, or a folder. Repeatable.",
+)
+@click.option(
+    "--alias", "aliases", multiple=True, metavar="NAME=MODEL", help="Serve MODEL under a second name. Repeatable."
+)
+@click.option("--data", "data_dir", metavar="DIR", help="Where everything is kept.  [default: ~/.local/share/loreloop]")
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8000]")
+@click.option(
+    "--precision", type=click.Choice(["bf16", "fp32"]), help="Of products and frozen weights.  [default: bf16]"
+)
+@click.option(
+    "--deterministic", is_flag=True, default=None, help="Results do not depend on what shares a batch (slower)."
+)
+@click.option("--threads", type=int, help="Threads of an engine; 0 means one a core.  [default: 0]")
+@click.option("--memory-mib", type=int, help="Budget for the base models together; 0 means none.  [default: 0]")
+@click.option(
+    "--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="A TOML file with any setting."
+)
+@click.option("--parent-pid", type=int, hidden=True, help="End when this process does; for servers that others start.")
+def serve(config_file: str | None, parent_pid: int | None, **flags: Any) -> None:
+    """Serve models over the Tinker protocol and OpenAI's API."""
+    from loreloop.config import load_config
+    from loreloop.host.orphans import die_with_parent
+    from loreloop.host.supervisor import Supervisor
+
+    if parent_pid is not None:
+        die_with_parent(parent_pid)
+    config = load_config(config_file, overrides(flags))
+    Supervisor(plan_of(config), engine_environment(config)).run()
+
+
+def overrides(flags: dict[str, Any]) -> dict[str, Any]:
+    """What was given on the command line, shaped like the configuration."""
+    from loreloop.protocol.errors import BadRequest
+
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    pairs = [alias.partition("=") for alias in given.pop("aliases", ())]
+    if any(not model for _, _, model in pairs):
+        raise BadRequest("An --alias is written NAME=MODEL.")
+    engine = {name: given.pop(name) for name in ("precision", "deterministic", "threads") if name in given}
+    if pairs:
+        given["aliases"] = {name: model for name, _, model in pairs}
+    return given | ({"engine": engine} if engine else {})
+
+
+def plan_of(config: Config) -> ServerPlan:
+    """Finds the models, sees that they fit the memory budget, and writes aliases' tokenizers where clients look."""
+    from loreloop.host.plan import ServerPlan
+    from loreloop.model.catalog import Catalog
+    from loreloop.model.tokenizer_cache import write_tokenizer
+    from loreloop.protocol.errors import BadRequest
+
+    catalog = Catalog(config.data_path)
+    entries = {entry.name: entry for entry in (catalog.ensure(name) for name in config.models)}
+    n_mib = sum(entry.n_bytes for entry in entries.values()) >> 20
+    if config.memory_mib and n_mib > config.memory_mib:
+        raise BadRequest(f"The models need {n_mib} MiB together; memory_mib allows {config.memory_mib}. Serve fewer.")
+    for alias, model in config.aliases.items():
+        if model not in entries:
+            raise BadRequest(f"The alias {alias!r} is for {model!r}, which is not served; add --model {model}.")
+        write_tokenizer(entries[model].folder, alias)
+    return ServerPlan(config, {name: str(entry.folder) for name, entry in entries.items()})
+
+
+def engine_environment(config: Config) -> dict[str, str]:
+    """Threads that sleep while they wait (spinning ones crawl as soon as anything else runs), and memory that goes back
+    to the system when it is freed (a heap of activations of changing sizes would keep it)."""
+    import os
+
+    n_threads = config.engine.threads or len(os.sched_getaffinity(0))
+    return {"OMP_NUM_THREADS": str(n_threads), "OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"} | MEMORY

@@ -1,0 +1,65 @@
+"""A server in a process of its own for as long as something runs against it: for the demo, the bench and tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """`pid` is the supervisor's."""
+
+    url: str
+    key: str
+    pid: int
+    data: Path
+
+
+@contextmanager
+def running_server(data: str, arguments: Sequence[str], wait_seconds: float = 120) -> Iterator[RunningServer]:
+    """`loreloop serve` on a free port with its data in `data`; always stopped at the end."""
+    folder = Path(data)
+    command = [sys.executable, "-m", "loreloop.cli", "serve", "--data", data, "--port", "0", *arguments]
+    command += ["--parent-pid", str(os.getpid())]
+    key = _new_key(folder)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        url = _address(folder / "run" / "server.json", process, wait_seconds)
+        yield RunningServer(url, key, process.pid, folder)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def _new_key(folder: Path) -> str:
+    from loreloop.store import keys
+    from loreloop.store.store import open_database
+
+    database = open_database(folder)
+    with database.begin() as connection:
+        secret = keys.create(connection, "local", ("admin",), time.time()).secret
+    database.dispose()
+    return secret
+
+
+def _address(file: Path, process: subprocess.Popen[bytes], wait_seconds: float) -> str:
+    import msgspec
+
+    from loreloop.host.plan import Address
+    from loreloop.protocol.errors import ServerError
+
+    deadline = time.monotonic() + wait_seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if file.exists():
+            address = msgspec.json.decode(file.read_bytes(), type=Address)
+            if address.pid == process.pid:  # not one that a killed server has left behind
+                return address.url
+        time.sleep(0.05)
+    raise ServerError(f"The server did not start (exit code {process.poll()}); its messages stand above.")

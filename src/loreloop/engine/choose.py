@@ -1,0 +1,65 @@
+"""From hidden states to drawn tokens: temperature, filters, one uniform number a row, log-probabilities.
+
+Log-probabilities are those of the temperature-scaled distribution before filters (greedy rows: of temperature 1).
+
+Legend: B rows, V vocabulary, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from loreloop.engine.contract import TokenEvent
+from loreloop.engine.draw import DrawKey, draw_tokens, filtered, uniforms
+from loreloop.engine.head import Head
+from loreloop.engine.prompt_scores import EMPTY_LOGPROB
+from loreloop.engine.sample_row import SampleRow
+from loreloop.model.lora import LoraBatch
+from loreloop.protocol.sampling import TopK, stop_reason
+
+
+def choose(head: Head, h_BD: Tensor, lora: LoraBatch | None, rows: Sequence[SampleRow]) -> list[TokenEvent]:
+    """The next token of every row, in order."""
+    events: list[TokenEvent] = []
+    for span, logits_BV in head.chunks(h_BD, lora):
+        events += _choose(logits_BV, rows[span])
+    return events
+
+
+def _choose(logits_BV: Tensor, rows: Sequence[SampleRow]) -> list[TokenEvent]:
+    params = [row.op.params for row in rows]
+    n_padding = logits_BV.shape[0] - len(rows)
+    temperature_B1 = torch.tensor([p.temperature or 1.0 for p in params] + [1.0] * n_padding)[:, None]
+    scaled_BV = logits_BV.div_(temperature_B1.to(logits_BV.device))
+    normalizer_B1 = scaled_BV.logsumexp(-1, keepdim=True)
+    p_BV = (scaled_BV - normalizer_B1).exp_()
+    if any(p.top_k > 0 or p.top_p < 1 for p in params):
+        p_BV = filtered(p_BV, [p.top_k for p in params] + [-1] * n_padding, [p.top_p for p in params] + [1] * n_padding)
+    keys = [DrawKey(row.op.params.seed, row.sample_index, row.n_drawn) for row in rows]
+    uniform_B = F.pad(torch.from_numpy(uniforms(keys)), (0, n_padding)).to(logits_BV.device)
+    token_B = draw_tokens(p_BV, uniform_B)
+    greedy_B = torch.tensor([p.temperature == 0 for p in params] + [False] * n_padding, device=logits_BV.device)
+    if bool(greedy_B.any()):
+        token_B = torch.where(greedy_B, scaled_BV.argmax(-1), token_B)
+    logp_B = (scaled_BV.gather(1, token_B[:, None]) - normalizer_B1)[:, 0]
+    return [
+        _event(row, token, logp, scaled_BV[i], normalizer_B1[i])
+        for i, (row, token, logp) in enumerate(zip(rows, token_B.tolist(), logp_B.tolist(), strict=False))
+    ]
+
+
+def _event(row: SampleRow, token: int, logp: float, scaled_V: Tensor, normalizer: Tensor) -> TokenEvent:
+    k = row.op.topk_sample_logprobs
+    topk = None
+    if k:
+        top = (scaled_V - normalizer).topk(min(k, len(scaled_V)))
+        ids, logprobs = np.zeros(k, np.int32), np.full(k, EMPTY_LOGPROB, np.float32)
+        ids[: len(top.indices)], logprobs[: len(top.indices)] = top.indices.cpu().numpy(), top.values.cpu().numpy()
+        topk = TopK(ids.tobytes(), logprobs.tobytes(), k, 1)
+    finished = stop_reason(row.op, token, row.n_drawn + 1)
+    return TokenEvent(row.op.request_id, row.sample_index, token, logp, finished, topk)

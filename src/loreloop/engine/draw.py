@@ -1,0 +1,94 @@
+"""Random draws that do not depend on what else is drawn: one uniform number a token, by counter.
+
+Philox4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3") turns (seed, sample, position,
+stream) into a number in [0, 1); the inverse of the cumulative distribution, in token order, turns that into a token.
+
+Legend: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+MASK = 0xFFFFFFFF
+SAMPLE_STREAM, ALTERNATIVE_STREAM = 0, 1
+BLOCK = 256  # tokens summed together before the cumulative sum
+
+
+def philox(counters_B4: NDArray[np.uint64], keys_B2: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Ten rounds over 32-bit words held in uint64, (B, 4)."""
+    c0, c1, c2, c3 = (counters_B4[:, i].copy() for i in range(4))
+    k0, k1 = keys_B2[:, 0].copy(), keys_B2[:, 1].copy()
+    for _ in range(10):
+        product0, product1 = c0 * np.uint64(MULTIPLIERS[0]), c2 * np.uint64(MULTIPLIERS[1])
+        high0, low0 = product0 >> np.uint64(32), product0 & np.uint64(MASK)
+        high1, low1 = product1 >> np.uint64(32), product1 & np.uint64(MASK)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + np.uint64(WEYL[0])) & np.uint64(MASK), (k1 + np.uint64(WEYL[1])) & np.uint64(MASK)
+    return np.stack((c0, c1, c2, c3), axis=1)
+
+
+@dataclass(frozen=True)
+class DrawKey:
+    """What a draw depends on, and nothing else."""
+
+    seed: int
+    sample_index: int
+    position: int
+    stream: int = SAMPLE_STREAM
+
+
+def uniforms(keys: Sequence[DrawKey]) -> NDArray[np.float64]:
+    """One number in [0, 1) a key, with 53 random bits."""
+    counters = np.array([(k.position, k.sample_index, k.stream, 0) for k in keys], np.uint64).reshape(-1, 4)
+    seeds = np.array([(k.seed & MASK, (k.seed >> 32) & MASK) for k in keys], np.uint64).reshape(-1, 2)
+    words = philox(counters, seeds)
+    return ((words[:, 0] << np.uint64(21)) ^ (words[:, 1] >> np.uint64(11))).astype(np.float64) * 2.0**-53
+
+
+def draw_tokens(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The token at which each row's cumulative probability passes its uniform number, (B,).
+
+    Rows need not add up to one; a block of tokens is summed first, so that few numbers are added serially.
+    """
+    n_rows, vocab_size = p_BV.shape
+    padded = torch.nn.functional.pad(p_BV, (0, -vocab_size % BLOCK)).view(n_rows, -1, BLOCK)
+    block_ends = padded.sum(-1, dtype=torch.float64).cumsum(-1)
+    wanted_B1 = uniform_B[:, None].to(torch.float64) * block_ends[:, -1:]
+    block_B1 = torch.searchsorted(block_ends, wanted_B1, right=True).clamp_(max=block_ends.shape[1] - 1)
+    before_B1 = torch.where(block_B1 > 0, block_ends.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
+    inside = padded[torch.arange(n_rows), block_B1[:, 0]].to(torch.float64)
+    within_B1 = torch.searchsorted(inside.cumsum(-1), wanted_B1 - before_B1, right=True).clamp_(max=BLOCK - 1)
+    token_B = (block_B1 * BLOCK + within_B1)[:, 0]
+    impossible = (token_B >= vocab_size) | (p_BV.gather(1, token_B.clamp(max=vocab_size - 1)[:, None])[:, 0] <= 0)
+    # Rounding at the very end of a row may point behind its last possible token.
+    return torch.where(impossible, _last_possible(p_BV), token_B) if bool(impossible.any()) else token_B
+
+
+def _last_possible(p_BV: Tensor) -> Tensor:
+    index_V = torch.arange(p_BV.shape[1], device=p_BV.device)
+    return torch.where(p_BV > 0, index_V, -1).amax(-1)
+
+
+def filtered(p_BV: Tensor, top_k_B: Sequence[int], top_p_B: Sequence[float]) -> Tensor:
+    """Probabilities with all but the top k tokens, then all but the smallest set of mass top_p, set to zero."""
+    p_BV = p_BV.clone()
+    for row, (top_k, top_p) in enumerate(zip(top_k_B, top_p_B, strict=True)):
+        if 0 < top_k < p_BV.shape[1]:
+            kept = p_BV[row].topk(top_k)
+            p_BV[row] = torch.zeros_like(p_BV[row]).scatter_(0, kept.indices, kept.values)
+        if top_p < 1:
+            ordered = p_BV[row].sort(descending=True, stable=True)
+            reached = ordered.values.cumsum(0) - ordered.values
+            dropped = reached >= top_p * ordered.values.sum()
+            dropped[0] = False
+            p_BV[row, ordered.indices[dropped]] = 0
+    return p_BV

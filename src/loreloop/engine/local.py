@@ -1,0 +1,200 @@
+"""The engine of one base model on this machine: `engine.contract.Engine` out of the trainer, the bank and the sampler.
+
+Owns the device memory. Knows nothing of queues and processes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from loreloop.config import EngineConfig
+from loreloop.engine.adapters import AdapterBank, read_checkpoint, staged, write_checkpoint
+from loreloop.engine.attention import Attention, FastAttention, FixedAttention
+from loreloop.engine.checks import check_pass
+from loreloop.engine.contract import SampleEvent, SampleFailed, TrainWork
+from loreloop.engine.head import Head
+from loreloop.engine.optimizer import adam_step
+from loreloop.engine.paged_attention import page_bytes
+from loreloop.engine.revisions import Revisions
+from loreloop.engine.sampler import Sampler, SamplerLimits
+from loreloop.engine.trainer import Trainer, TrainPass
+from loreloop.model.linear import FastProducts, Products, TiledProducts
+from loreloop.model.load import load_decoder
+from loreloop.model.lora import AdapterView
+from loreloop.model.peft import read_lora_spec, write_adapter
+from loreloop.protocol.errors import BadRequest, UserError
+from loreloop.protocol.link import EngineInfo, ModelSnapshot
+from loreloop.protocol.sampling import SampleOp
+from loreloop.protocol.training import (
+    CreateModel,
+    Failure,
+    ForwardBackward,
+    LoadState,
+    OptimStep,
+    PassResult,
+    SavedResult,
+    SaveSampler,
+    SaveState,
+    StepResult,
+    text_length,
+)
+
+
+class LocalEngine:
+    """Loads `folder` and is ready. `work_dir` takes the models that do not fit into memory."""
+
+    def __init__(self, config: EngineConfig, base_model: str, folder: Path, work_dir: Path) -> None:
+        self.config, self.base_model = config, base_model
+        torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+        device = _device(config.device)
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        products: Products = TiledProducts() if config.deterministic else FastProducts()
+        attention: Attention = FixedAttention() if config.deterministic else FastAttention()
+        self.decoder = load_decoder(folder, dtype=dtype, device=device, products=products)
+        spec = self.decoder.spec
+        head = Head(self.decoder, fixed_rows=config.deterministic)
+        n_pages = max(1, (config.kv_cache_mib << 20) // page_bytes(spec, config.page_tokens, dtype))
+        self.bank = AdapterBank(spec, dtype, device, work_dir, config.resident_models)
+        self.revisions = Revisions(spec, dtype, device, config.resident_revisions)
+        self.trainer = Trainer(self.decoder, attention, head, config.train_tokens)
+        limits = SamplerLimits(n_pages, config.page_tokens, config.max_running_samples, config.prefill_tokens)
+        self.sampler = Sampler(self.decoder, attention, head, limits)
+        self.failed: list[SampleEvent] = []
+        self._info = EngineInfo(
+            base_model,
+            str(folder),
+            spec.vocab_size,
+            spec.context_window,
+            spec.eos_token_ids,
+            config.max_lora_rank,
+            torch.get_num_threads(),
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def create_model(self, op: CreateModel) -> None:
+        lora = read_lora_spec(Path(op.load_folder)) if op.load_folder else op.lora
+        if not 1 <= lora.rank <= self.config.max_lora_rank:
+            raise BadRequest(
+                f"The rank {lora.rank} was asked for; it must lie between 1 and {self._info.max_lora_rank}."
+            )
+        if not (lora.train_attn or lora.train_mlp or lora.train_unembed):
+            raise BadRequest("Nothing to train: set at least one of train_attn, train_mlp, train_unembed.")
+        state = self.bank.create(op.model_id, lora)
+        self.bank.changed(op.model_id)
+        if op.load_folder:
+            try:
+                read_checkpoint(Path(op.load_folder), state, optimizer=op.load_optimizer)
+            except UserError:
+                self.bank.drop(op.model_id)
+                raise
+
+    def drop_model(self, model_id: str) -> None:
+        self.bank.drop(model_id)
+
+    def optim_step(self, op: OptimStep) -> StepResult:
+        _check_adam(op)
+        state = self.bank.get(op.model_id)
+        self.bank.changed(op.model_id)
+        return StepResult(adam_step(state, op.adam))
+
+    def save_state(self, op: SaveState) -> SavedResult:
+        return SavedResult(write_checkpoint(Path(op.folder), self.bank.get(op.model_id), self.base_model))
+
+    def save_sampler(self, op: SaveSampler) -> SavedResult:
+        weights = self.bank.get(op.model_id).weights
+        with staged(Path(op.folder)) as staging:
+            size = write_adapter(staging, weights, self.base_model)
+        self.revisions.put(op.revision_id, AdapterView(weights.layout, weights.flat.clone()))
+        return SavedResult(size)
+
+    def load_state(self, op: LoadState) -> None:
+        state = self.bank.get(op.model_id)
+        read_checkpoint(Path(op.folder), state, optimizer=op.optimizer)
+        self.bank.changed(op.model_id)
+
+    def train(self, passes: Sequence[ForwardBackward]) -> TrainWork:
+        results: list[PassResult | Failure | None] = [None] * len(passes)
+        works: dict[int, TrainPass] = {}
+        for index, op in enumerate(passes):
+            try:
+                check_pass(op, self._info.vocab_size, self._info.context_window)
+                works[index] = TrainPass(op, self.bank.get(op.model_id))
+            except UserError as error:
+                results[index] = Failure(error.category, error.message)
+        yield from self.trainer.run(list(works.values()))
+        for index, work in works.items():
+            results[index] = work.result()
+            if not work.op.forward_only:
+                self.bank.changed(work.op.model_id)
+        return [result for result in results if result is not None]
+
+    def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
+        files = self.bank.snapshot(Path(folder), str(plan_no))
+        return [ModelSnapshot(model_id, plan_no, 0, str(path)) for model_id, path in files.items()]
+
+    def restore(self, snapshot: ModelSnapshot) -> None:
+        self.bank.restore(snapshot.model_id, Path(snapshot.file))
+
+    def admit(self, op: SampleOp) -> bool:
+        if not self.sampler.has_room():
+            return False
+        try:
+            self._check_room(op)
+            adapter = self.revisions.get(op.revision) if op.revision else None
+        except UserError as error:
+            self.failed.append(SampleFailed(op.request_id, Failure(error.category, error.message)))
+            return True
+        self.sampler.admit(op, adapter)
+        return True
+
+    def _check_room(self, op: SampleOp) -> None:
+        n_tokens = text_length(op.prompt) + op.params.max_tokens
+        n_room = self.sampler.limits.n_pages * self.sampler.limits.page_tokens
+        if n_tokens > n_room:
+            raise BadRequest(
+                f"Prompt and max_tokens together are {n_tokens} tokens; this server's KV cache holds {n_room}. "
+                "Ask for fewer, or start the server with a larger engine.kv_cache_mib."
+            )
+
+    def sample_step(self) -> list[SampleEvent]:
+        failed, self.failed = self.failed, []
+        return failed + self.sampler.step()
+
+    def finish_sample(self, request_id: str, sample_index: int) -> None:
+        self.sampler.finish(request_id, sample_index)
+
+    def cancel_sample(self, request_id: str) -> None:
+        self.sampler.finish(request_id)
+
+    def drop_revision(self, revision_id: str) -> None:
+        self.revisions.drop(revision_id)
+        self.sampler.drop_revision(revision_id)
+
+    @property
+    def sampling(self) -> bool:
+        return self.sampler.busy or bool(self.failed)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _check_adam(op: OptimStep) -> None:
+    adam = op.adam
+    values = (adam.learning_rate, adam.beta1, adam.beta2, adam.eps, adam.weight_decay, adam.grad_clip_norm)
+    if not all(math.isfinite(value) for value in values):
+        raise BadRequest("The optimizer's settings must be finite numbers.")
+    if not (0 <= adam.beta1 < 1 and 0 <= adam.beta2 < 1):
+        raise BadRequest(f"beta1 {adam.beta1} and beta2 {adam.beta2} must lie in [0, 1).")
+    if adam.learning_rate < 0 or adam.eps < 0 or adam.weight_decay < 0:
+        raise BadRequest("learning_rate, eps and weight_decay must not be negative.")

@@ -1,0 +1,41 @@
+"""Pages of KV cache: who holds which, counted.
+
+A page keeps the keys and values of `page_tokens` positions in every layer. Several samples and the prefix tree may
+hold one page; it is free when nobody does. Knows numbers only; the tensors lie in `paged_attention.py`.
+"""
+
+from __future__ import annotations
+
+
+class PagePool:
+    """`n_pages` pages with reference counts."""
+
+    def __init__(self, n_pages: int) -> None:
+        self.n_pages = n_pages
+        self.free = list(reversed(range(n_pages)))
+        self.holders = [0] * n_pages
+
+    @property
+    def n_free(self) -> int:
+        return len(self.free)
+
+    def take(self) -> int:
+        """A free page, held once."""
+        page = self.free.pop()
+        self.holders[page] = 1
+        return page
+
+    def hold(self, page: int) -> None:
+        assert self.holders[page] > 0, page
+        self.holders[page] += 1
+
+    def release(self, page: int) -> None:
+        assert self.holders[page] > 0, page
+        self.holders[page] -= 1
+        if self.holders[page] == 0:
+            self.free.append(page)
+
+    def check_integrity(self) -> None:
+        held = sum(1 for count in self.holders if count)
+        if held + len(self.free) != self.n_pages or len(set(self.free)) != len(self.free):
+            raise AssertionError(f"{held} pages held + {len(self.free)} free ≠ {self.n_pages}")

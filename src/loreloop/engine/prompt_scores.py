@@ -1,0 +1,80 @@
+"""What a request wants to know about its prompt, gathered while the prompt is computed.
+
+Position p of a prompt of length L is predicted by position p-1; position 0 by none. Log-probabilities here are at
+temperature 1; alternative tokens are drawn at the request's temperature.
+
+Legend: L prompt length, V vocabulary, K columns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loreloop.engine.draw import ALTERNATIVE_STREAM, DrawKey, draw_tokens, uniforms
+from loreloop.protocol.sampling import PromptReport, SampleOp, TopK
+from loreloop.protocol.tensors import tensor_of
+
+EMPTY_LOGPROB = -99999.0
+
+
+class PromptScoring:
+    """Collects one request's prompt report. `first` is the first position to be scored."""
+
+    def __init__(self, op: SampleOp, tokens: list[int]) -> None:
+        self.scores, self.params, self.tokens = op.scores, op.params, tokens
+        length = len(tokens)
+        last_n = op.scores.last_n
+        self.first = max(1, length - last_n) if last_n is not None else 1
+        self.logprobs_L = np.full(length, np.nan, np.float32)
+        self.top_ids = np.zeros((length, op.scores.top_k), np.int32)
+        self.top_logprobs = np.full((length, op.scores.top_k), EMPTY_LOGPROB, np.float32)
+        self.targets = op.scores.targets.numpy().astype(np.int64) if op.scores.targets else None
+        self.target_logprobs = np.zeros(self.targets.shape if self.targets is not None else (0, 0), np.float32)
+        self.alt_ids = np.zeros((max(0, length - 1), op.scores.alt_tokens_k), np.int64)
+        self.alt_logprobs = np.zeros(self.alt_ids.shape, np.float32)
+
+    def wanted(self, start: int, stop: int) -> range:
+        """Which of the positions start…stop, once computed, predict a token to be scored."""
+        return range(max(start, self.first - 1), min(stop, len(self.tokens) - 1))
+
+    def add(self, position: int, logits_V: Tensor, normalizer: Tensor) -> None:
+        """Takes in the logits after `position`, which predict the token at `position + 1`, and their log-sum-exp
+        (made for a whole chunk: a row summed alone may be split over threads, and differ in its last bits)."""
+        logp_V = logits_V - normalizer
+        predicted = position + 1
+        self.logprobs_L[predicted] = float(logp_V[self.tokens[predicted]])
+        if self.scores.top_k:
+            top = logp_V.topk(min(self.scores.top_k, len(logp_V)))
+            self.top_ids[predicted, : len(top.indices)] = top.indices.cpu().numpy()
+            self.top_logprobs[predicted, : len(top.indices)] = top.values.cpu().numpy()
+        if self.targets is not None:
+            ids_K = self.targets[position]
+            picked = logp_V[torch.from_numpy(ids_K.clip(min=0)).to(logp_V.device)].cpu().numpy()
+            self.target_logprobs[position] = np.where(ids_K >= 0, picked, 0.0)
+        if self.scores.alt_tokens_k:
+            self._draw_alternatives(position, logits_V)
+
+    def _draw_alternatives(self, position: int, logits_V: Tensor) -> None:
+        k = self.scores.alt_tokens_k
+        logp_V = (logits_V / (self.params.temperature or 1.0)).log_softmax(-1)
+        keys = [DrawKey(self.params.seed, i, position, ALTERNATIVE_STREAM) for i in range(k)]
+        uniform_K = torch.from_numpy(uniforms(keys)).to(logits_V.device)
+        ids_K = draw_tokens(logp_V.exp()[None].expand(k, -1), uniform_K)
+        if self.params.temperature == 0:
+            ids_K = logits_V.argmax().expand(k)
+        self.alt_ids[position] = ids_K.cpu().numpy()
+        self.alt_logprobs[position] = logp_V[ids_K].cpu().numpy()
+
+    def report(self) -> PromptReport:
+        scores, length = self.scores, len(self.tokens)
+        return PromptReport(
+            logprobs=self.logprobs_L.tobytes() if scores.logprobs else None,
+            topk=TopK(self.top_ids.tobytes(), self.top_logprobs.tobytes(), scores.top_k, length)
+            if scores.top_k
+            else None,
+            targets=tensor_of(self.target_logprobs) if self.targets is not None else None,
+            alt_tokens=tensor_of(self.alt_ids) if scores.alt_tokens_k else None,
+            alt_logprobs=tensor_of(self.alt_logprobs) if scores.alt_tokens_k else None,
+        )

@@ -1,0 +1,69 @@
+"""One sample on its way: its tokens, how many of them are computed, and the pages that hold them.
+
+    tokens      [ prompt ............... | drawn so far .... ]
+    computed     n_computed ^            wanted: all but none of the rest
+
+A row that lost its pages begins again at 0 and needs no other bookkeeping. Knows no tensors but its adapter's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from loreloop.engine.prompt_scores import PromptScoring
+from loreloop.model.lora import AdapterView
+from loreloop.protocol.sampling import SampleOp
+from loreloop.protocol.training import TextChunk
+
+BASE = ""  # stands where a revision would for the bare base
+
+
+@dataclass(eq=False)
+class SampleRow:
+    op: SampleOp
+    sample_index: int
+    tokens: list[int]
+    n_prompt: int
+    adapter: AdapterView | None
+    namespace: str  # of the prefix tree: the base, or one life of a revision
+    scoring: PromptScoring | None = None
+    n_computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    prompt_done: bool = False
+    cache_hit_tokens: int = 0
+
+    @property
+    def n_missing(self) -> int:
+        """Tokens whose keys and values are not computed yet; one is the normal state of a sample that decodes."""
+        return len(self.tokens) - self.n_computed
+
+    @property
+    def n_drawn(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def reusable_tokens(self) -> int:
+        """How long a known prefix may be taken over: the last token, and what is scored, must be computed here."""
+        limit = len(self.tokens) - 1
+        return min(limit, self.scoring.first - 1) if self.scoring and not self.prompt_done else limit
+
+
+def prompt_tokens(op: SampleOp) -> list[int]:
+    ids: list[int] = []
+    for chunk in op.prompt:
+        assert isinstance(chunk, TextChunk), "images are refused before they get here"
+        ids += np.frombuffer(chunk.tokens, "<i4").tolist()
+    return ids
+
+
+def rows_of(op: SampleOp, adapter: AdapterView | None, namespace: str) -> list[SampleRow]:
+    """The samples of a request; the first one also reports on the prompt."""
+    prompt = prompt_tokens(op)
+    rows = []
+    for index in range(op.num_samples):
+        drawn = np.frombuffer(op.resume[index].tokens, "<i4").tolist() if index < len(op.resume) else []
+        scoring = PromptScoring(op, prompt) if index == 0 and op.scores.wanted else None
+        rows.append(SampleRow(op, index, prompt + drawn, len(prompt), adapter, namespace, scoring))
+    return rows

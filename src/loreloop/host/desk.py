@@ -1,0 +1,269 @@
+"""The desk of the HTTP process: routers hand operations in here and wait here for what became of them.
+
+In: operations. Out: results, failures and token streams, each request exactly once. A training operation is journaled
+when `submit` returns, and its result before anybody hears of it. Knows neither HTTP nor how an engine computes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loreloop.config import Config
+from loreloop.host.link import EngineConnection
+from loreloop.host.samples import Recording, Ticket
+from loreloop.protocol.errors import Gone, NotFound, Unavailable
+from loreloop.protocol.link import (
+    BatchDone,
+    CancelSample,
+    DropModel,
+    DropRevision,
+    EngineInfo,
+    FromEngine,
+    Hello,
+    Queues,
+    Restore,
+    Restored,
+    Sample,
+    SampleEnd,
+    SnapshotRecorded,
+    Snapshotted,
+    Submit,
+    ToEngine,
+    Token,
+    Tokens,
+)
+from loreloop.protocol.sampling import SampleOp, SampleResult
+from loreloop.protocol.training import Failure, SkipSeq, TrainOp
+from loreloop.store import journal, runs, samplers, spool
+from loreloop.store.files import Files, delete
+from loreloop.store.rows import Acceptance, Outcome, SequenceRecord
+from loreloop.store.store import Store
+
+SESSION_OVER = Failure("user", "The session of this request has ended; open a new one and load a checkpoint.")
+MAX_LIVES = 3
+KILLER = Failure("server", f"The engine died {MAX_LIVES} times while this request was running; it is given up.")
+CANCELLED = Failure("user", "The request was cancelled.")
+
+
+@dataclass
+class _Engine:
+    """A base model's engine as seen from here; `connection` is None while it is dead or not up yet."""
+
+    info: asyncio.Future[EngineInfo] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    connection: EngineConnection | None = None
+    queues: Queues = field(default_factory=lambda: Queues(0, 0, 0))
+
+
+class Desk:
+    """One per HTTP process; lives on its event loop."""
+
+    def __init__(self, config: Config, store: Store, base_models: tuple[str, ...]) -> None:
+        self.config, self.store, self.files = config, store, Files(store.folder)
+        self.engines = {name: _Engine() for name in base_models}
+        self.tickets: dict[str, Ticket] = {}
+        self.n_waiting_samples = 0
+        self.ends: dict[str, asyncio.Event] = {}
+
+    # training
+
+    async def submit(self, op: TrainOp, accepted: Acceptance) -> None:
+        """Journals the operation and hands it to its engine. The same operation again changes nothing; BadRequest if
+        another body came under the same (model, seq_id)."""
+        if await self.store.write(journal.append, self.store.segments, op, accepted):
+            self._send(accepted.base_model, Submit(op))
+
+    async def skip(self, model_id: str, seq_id: int, request_id: str, base_model: str) -> None:
+        """Marks a sequence id as used up by a refused request."""
+        await self.submit(SkipSeq(model_id, seq_id, request_id), Acceptance(base_model, "refused"))
+
+    async def outcome(self, request_id: str, hold_seconds: float) -> Outcome | None:
+        """How a training operation ended, or None if it has not after a while. NotFound and Gone as in the journal."""
+        found = self.store.read(journal.outcome, self.store.segments, request_id)
+        if found is not None:
+            return found
+        ended = self.ends.setdefault(request_id, asyncio.Event())
+        try:
+            async with asyncio.timeout(hold_seconds):
+                await ended.wait()
+        except TimeoutError:
+            return None
+        return self.store.read(journal.outcome, self.store.segments, request_id)
+
+    def _release(self, request_id: str) -> None:
+        if ended := self.ends.pop(request_id, None):
+            ended.set()
+
+    # sampling
+
+    def sample(self, op: SampleOp, base_model: str, recording: Recording | None = None) -> bool:
+        """Hands a request to its engine; False: this request id is known already. Unavailable when too many wait."""
+        if op.request_id in self.tickets:
+            return False
+        if self.n_waiting_samples >= self.config.limits.waiting_samples:
+            raise Unavailable(f"{self.n_waiting_samples} samples are waiting; send this one again in a moment.")
+        self._send(base_model, Sample(op))
+        self.tickets[op.request_id] = Ticket(op, base_model, recording)
+        self.n_waiting_samples += 1
+        return True
+
+    def cancel(self, request_id: str) -> None:
+        """Ends an unfinished sample; others are left alone."""
+        ticket = self.tickets.get(request_id)
+        if ticket and ticket.result is None:
+            self._send(ticket.base_model, CancelSample(request_id))
+            self._end_sample(ticket, CANCELLED)
+
+    async def sample_result(self, request_id: str, hold_seconds: float) -> SampleResult | Failure | None:
+        """How a sample ended, or None if it has not after a while; Gone if nothing is known of it any more."""
+        return await self._ticket(request_id).wait(hold_seconds)
+
+    def stream(self, request_id: str) -> AsyncIterator[Token | SampleResult | Failure]:
+        return self._ticket(request_id).stream()
+
+    def forget(self, request_id: str) -> None:
+        """Lets go of a sample whose result has been delivered for good; an unfinished one is cancelled."""
+        self.cancel(request_id)
+        self.tickets.pop(request_id, None)
+
+    def _ticket(self, request_id: str) -> Ticket:
+        ticket = self.tickets.get(request_id)
+        if ticket is None:
+            raise Gone(f"The sample {request_id!r} is not known (any more); ask for it again.")
+        return ticket
+
+    def _end_sample(self, ticket: Ticket, result: SampleResult | Failure) -> None:
+        if ticket.result is None:
+            self.n_waiting_samples -= 1
+        ticket.end(result, time.time())
+
+    # engines
+
+    async def info(self, base_model: str) -> EngineInfo:
+        """What the engine said of itself; waits until it has."""
+        if base_model not in self.engines:
+            raise NotFound(f"The model {base_model!r} is not served here; served are {', '.join(self.engines)}.")
+        return await asyncio.shield(self.engines[base_model].info)
+
+    def queues(self, base_model: str) -> Queues:
+        """How much waits and runs, as the engine last said."""
+        return self.engines[base_model].queues
+
+    async def serve_engine(self, connection: EngineConnection) -> None:
+        """Carries one engine through its life: what it must know first, then whatever it says."""
+        base_model = ""
+        try:
+            async for message in connection.messages():
+                if isinstance(message, Hello):
+                    base_model = message.base_model
+                    self._welcome(message, connection)
+                else:
+                    await self._hear(base_model, message)
+        finally:
+            connection.close()
+            if base_model and self.engines[base_model].connection is connection:
+                self.engines[base_model].connection = None
+
+    def _welcome(self, hello: Hello, connection: EngineConnection) -> None:
+        engine = self.engines[hello.base_model]
+        if not engine.info.done():
+            engine.info.set_result(hello.info)
+        state = self.store.read(journal.replay_state, self.store.segments, hello.base_model)
+        connection.send(Restore(state.snapshots, state.batches, state.next_plan_no))
+        for op in state.ops:
+            connection.send(Submit(op))
+        connection.send(Restored())
+        for ticket in self.tickets.values():
+            if ticket.base_model == hello.base_model and ticket.result is None:
+                self._send_again(ticket, connection)
+        engine.connection = connection
+
+    def _send_again(self, ticket: Ticket, connection: EngineConnection) -> None:
+        """A request that was there whenever engines died may be what kills them; it is not sent for ever."""
+        ticket.n_lives += 1
+        if ticket.n_lives > MAX_LIVES:
+            self._end_sample(ticket, KILLER)
+        else:
+            connection.send(Sample(ticket.resumed()))
+
+    async def _hear(self, base_model: str, message: FromEngine) -> None:
+        match message:
+            case BatchDone(ends=ends):
+                now = time.time()
+                await self.store.write(journal.record_batch, self.store.segments, base_model, message, now)
+                for end in ends:
+                    self._release(end.request_id)
+            case Snapshotted():
+                await self.store.write(journal.record_snapshot, base_model, message)
+                self._send(base_model, SnapshotRecorded(message.plan_no))
+            case Queues():
+                self.engines[base_model].queues = message
+            case Tokens(request_id, tokens):
+                if ticket := self.tickets.get(request_id):
+                    ticket.add(tokens)
+            case SampleEnd(request_id, result):
+                if ticket := self.tickets.get(request_id):
+                    await self._record(ticket, result)
+                    self._end_sample(ticket, result)
+
+    async def _record(self, ticket: Ticket, result: SampleResult | Failure) -> None:
+        if ticket.recording is None or isinstance(result, Failure):
+            return
+        prompt = b"".join(chunk.tokens for chunk in ticket.op.prompt)  # type: ignore[union-attr]
+        revision_id = ticket.op.revision.revision_id if ticket.op.revision else None
+        records = [SequenceRecord(prompt, s.tokens, s.logprobs, revision_id) for s in result.sequences]
+        session = self.config.session
+        await self.store.write(
+            spool.add,
+            self.store.segments,
+            ticket.recording.session_id,
+            ticket.recording.sequence_ids,
+            records,
+            expires=time.time() + session.spool_ttl_seconds,
+            max_bytes=session.spool_mib << 20,
+        )
+
+    def _send(self, base_model: str, message: ToEngine) -> None:
+        # Without an engine nothing is lost: the next one is sent all that is unfinished.
+        if connection := self.engines[base_model].connection:
+            connection.send(message)
+
+    def _send_all(self, message: ToEngine) -> None:
+        for base_model in self.engines:
+            self._send(base_model, message)
+
+    # ends
+
+    async def close_session(self, session_id: str) -> None:
+        """After a session has ended: its samples are cancelled, its models unloaded, its ephemeral adapters deleted."""
+        mine = f"{session_id}:"
+        for request_id in [r for r, ticket in self.tickets.items() if r.startswith(mine) and ticket.result is None]:
+            self.cancel(request_id)
+        for run in self.store.read(runs.of_session, session_id):
+            await self.drop_model(run.id)
+        for sampler in self.store.read(samplers.of_session, session_id):
+            if sampler.run_id and sampler.folder and sampler.revision_id:
+                self.drop_revision(sampler.revision_id)
+                delete(Path(sampler.folder))
+
+    async def drop_model(self, run_id: str) -> None:
+        """Unloads a run's training state; its unfinished operations end as failures."""
+        self._send_all(DropModel(run_id))
+        await self.store.write(runs.set_dead, run_id)
+        files = await self.store.write(journal.forget_model, self.store.segments, run_id, SESSION_OVER, time.time())
+        for file in filter(None, files):
+            Path(file).unlink(missing_ok=True)
+        for request_id in [r for r in self.ends if r.startswith(f"{run_id}:")]:
+            self._release(request_id)
+
+    def drop_revision(self, revision_id: str) -> None:
+        self._send_all(DropRevision(revision_id))
+
+    def forget_results(self, ended_before: float) -> None:
+        """Lets go of sample results that nobody fetched in time."""
+        for request_id, ticket in list(self.tickets.items()):
+            if ticket.result is not None and ticket.ended < ended_before:
+                del self.tickets[request_id]

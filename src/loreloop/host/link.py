@@ -1,0 +1,89 @@
+"""The two ends of the socket between the HTTP process and an engine process.
+
+A frame is a 4-byte big-endian length and one MessagePack message of `protocol.link`. The end of the stream is news
+too: the other side is dead. Knows nothing of what the messages mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import socket
+import struct
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+
+from loreloop.protocol.link import FromEngine, ToEngine
+
+LENGTH = struct.Struct(">I")
+
+
+def frame(message: ToEngine | FromEngine) -> bytes:
+    body = msgspec.msgpack.encode(message)
+    return LENGTH.pack(len(body)) + body
+
+
+class EngineConnection:
+    """The HTTP process's end: `send` never waits, `messages` ends when the engine is gone."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self.decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+
+    def send(self, message: ToEngine) -> None:
+        self.writer.write(frame(message))
+
+    async def messages(self) -> AsyncIterator[FromEngine]:
+        try:
+            while True:
+                (length,) = LENGTH.unpack(await self.reader.readexactly(LENGTH.size))
+                yield self.decoder.decode(await self.reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.close()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class EngineLink:
+    """The engine's end: one thread fills `inbox` (None at the end of the stream), another one empties an outbox."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(path))
+        self.inbox: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
+        self.outbox: queue.SimpleQueue[FromEngine | None] = queue.SimpleQueue()
+        self.reader = threading.Thread(target=self._read, name="link-reader", daemon=True)
+        self.writer = threading.Thread(target=self._write, name="link-writer", daemon=True)
+        self.reader.start()
+        self.writer.start()
+
+    def send(self, message: FromEngine) -> None:
+        self.outbox.put(message)
+
+    def close(self) -> None:
+        """Sends what waits, then hangs up."""
+        self.outbox.put(None)
+        self.writer.join()
+        self.socket.shutdown(socket.SHUT_RDWR)  # the reader's file holds the socket open otherwise
+        self.socket.close()
+
+    def _read(self) -> None:
+        decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+        stream = self.socket.makefile("rb")
+        try:
+            while len(head := stream.read(LENGTH.size)) == LENGTH.size:
+                self.inbox.put(decoder.decode(stream.read(LENGTH.unpack(head)[0])))
+        except (OSError, ValueError, msgspec.DecodeError):
+            pass  # a broken stream is an ended one
+        self.inbox.put(None)
+
+    def _write(self) -> None:
+        while (message := self.outbox.get()) is not None:
+            try:
+                self.socket.sendall(frame(message))
+            except OSError:
+                return  # the reader notices the end too

@@ -1,0 +1,57 @@
+"""What the supervisor hands to the processes it starts: the settings and the folders of the models, as one file."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from loreloop.config import Config
+
+LONGEST_SOCKET_PATH = 100  # bytes; the system allows 107
+
+
+class ServerPlan(msgspec.Struct, frozen=True):
+    """`folders` maps base models to their folders; aliases are in the configuration."""
+
+    config: Config
+    folders: dict[str, str]
+
+    @property
+    def run_folder(self) -> Path:
+        return self.config.data_path / "run"
+
+    @property
+    def socket(self) -> Path:
+        """Below the data folder, or, where its path is longer than a socket's may be, in the temporary folder."""
+        path = self.run_folder.absolute() / "engine.sock"
+        if len(bytes(path)) <= LONGEST_SOCKET_PATH:
+            return path
+        digest = hashlib.sha256(bytes(path)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"loreloop-{digest}.sock"
+
+    @property
+    def address_file(self) -> Path:
+        """Holds the server's URL while it runs."""
+        return self.run_folder / "server.json"
+
+    @property
+    def file(self) -> Path:
+        return self.run_folder / "plan.json"
+
+    def write(self) -> None:
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        self.file.write_bytes(msgspec.json.encode(self))
+
+
+def read_plan(path: str) -> ServerPlan:
+    return msgspec.json.decode(Path(path).read_bytes(), type=ServerPlan)
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Contents of the address file."""
+
+    url: str
+    pid: int

@@ -1,0 +1,86 @@
+"""Samples in flight and the results nobody has fetched yet, in memory.
+
+A sample changes no model, so nothing of it is journaled: after the death of an engine it is simply sent again, a
+stream with what it had shown already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from loreloop.protocol.link import Token
+from loreloop.protocol.sampling import Partial, SampleOp, SampleResult
+from loreloop.protocol.training import Failure
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Where a request's sequences are recorded for later training."""
+
+    session_id: str
+    sequence_ids: tuple[str, ...]
+
+
+@dataclass
+class Ticket:
+    """One request from its arrival until its result has expired."""
+
+    op: SampleOp
+    base_model: str
+    recording: Recording | None
+    tokens: list[Token] = field(default_factory=list)
+    result: SampleResult | Failure | None = None
+    ended: float = 0.0
+    n_lives: int = 0  # engines that this request has outlived
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, tokens: tuple[Token, ...]) -> None:
+        self.tokens += tokens
+        self._wake()
+
+    def end(self, result: SampleResult | Failure, now: float) -> None:
+        """The first end counts."""
+        if self.result is None:
+            self.result, self.ended = result, now
+            self._wake()
+
+    def _wake(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    async def wait(self, seconds: float) -> SampleResult | Failure | None:
+        """The result, or None if there is none after a while."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self.result is None:
+                    await self.changed.wait()
+        except TimeoutError:
+            pass
+        return self.result
+
+    async def stream(self) -> AsyncIterator[Token | SampleResult | Failure]:
+        """Every token as it comes, at last the result."""
+        at = 0
+        while self.result is None or at < len(self.tokens):
+            if at == len(self.tokens):
+                await self.changed.wait()
+            while at < len(self.tokens):
+                yield self.tokens[at]
+                at += 1
+        yield self.result
+
+    def resumed(self) -> SampleOp:
+        """The operation for a new engine: what a stream has shown is not drawn again."""
+        if not self.op.stream:
+            return self.op
+        partials = []
+        for index in range(self.op.num_samples):
+            mine = [token for token in self.tokens if token.sample_index == index]
+            ids = np.array([token.token for token in mine], "<i4").tobytes()
+            partials.append(Partial(ids, np.array([token.logprob for token in mine], "<f4").tobytes()))
+        return msgspec.structs.replace(self.op, resume=tuple(partials))

@@ -1,0 +1,126 @@
+"""Starts the processes of a server, starts them again when they die, and ends them in order.
+
+One HTTP process and one engine process for every base model. Without anything to do it sleeps in `wait`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, NoReturn
+
+from loreloop.host.plan import ServerPlan
+from loreloop.protocol.errors import BadRequest
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 30.0
+STEADY_SECONDS = 60.0  # after this long a process counts as healthy again
+GRACE_SECONDS = 20.0
+CANNOT_START = 78  # exit code of a child whose settings are wrong: starting it again would not help
+
+
+class _Stop(Exception):
+    """A signal asked for the end."""
+
+
+@dataclass
+class _Child:
+    """One process and how often it has died in a row. `lives` counts all of them; an engine's is its epoch."""
+
+    module: str
+    arguments: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    n_deaths: int = 0
+    lives: int = 0
+
+
+class Supervisor:
+    """`environment` is laid over this process's own for the engines."""
+
+    def __init__(self, plan: ServerPlan, environment: Mapping[str, str]) -> None:
+        self.plan, self.environment = plan, dict(environment)
+        path = str(plan.file)
+        self.http = _Child("loreloop.cli.http_process", [path])
+        self.engines = [_Child("loreloop.cli.engine_process", [path, name]) for name in plan.folders]
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        lock = lock_data(self.plan.run_folder)
+        self.plan.address_file.unlink(missing_ok=True)  # of a server that was killed
+        self.plan.write()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _raise_stop)
+        try:
+            self._start(self.http)
+            for engine in self.engines:
+                self._start(engine)
+            while True:
+                pid, status = os.wait()
+                if os.waitstatus_to_exitcode(status) == CANNOT_START:
+                    raise BadRequest("The server cannot start; the reason stands above.")
+                self._replace(pid)
+        except _Stop:
+            pass
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+            self._end()
+            lock.close()
+
+    def _start(self, child: _Child) -> None:
+        child.lives += 1
+        child.started = time.monotonic()
+        command = [sys.executable, "-m", child.module, *child.arguments, str(os.getpid()), str(child.lives)]
+        environment = os.environ | (self.environment if child is not self.http else {})
+        child.process = subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def _replace(self, pid: int) -> None:
+        """Starts a dead child again, after a pause that grows while it keeps dying."""
+        for child in (self.http, *self.engines):
+            if child.process and child.process.pid == pid:
+                steady = time.monotonic() - child.started > STEADY_SECONDS
+                child.n_deaths = 1 if steady else child.n_deaths + 1
+                pause = min(FIRST_PAUSE_SECONDS * 2 ** (child.n_deaths - 1), LONGEST_PAUSE_SECONDS)
+                print(f"loreloop: {child.module} (pid {pid}) died; starting it again in {pause:g} s", file=sys.stderr)
+                time.sleep(pause)
+                self._start(child)
+
+    def _end(self) -> None:
+        """Engines first, so that their last words are still heard."""
+        for group in (self.engines, [self.http]):
+            processes = [child.process for child in group if child.process]
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + GRACE_SECONDS
+            for process in processes:
+                try:
+                    process.wait(max(0.1, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+        self.plan.address_file.unlink(missing_ok=True)
+
+
+def lock_data(run_folder: Path) -> IO[str]:
+    """Keeps a second server off the same data folder."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    lock = (run_folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BadRequest(
+            f"A server is running on {run_folder.parent} already; stop it, or give this one another --data."
+        ) from None
+    return lock
+
+
+def _raise_stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Stop

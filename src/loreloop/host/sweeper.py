@@ -1,0 +1,75 @@
+"""Takes away what has had its time: silent sessions, expired checkpoints, results, records, files without a row.
+
+Sleeps until the next thing is due. Decides nothing about live work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+from loreloop.host.desk import Desk
+from loreloop.protocol.errors import LoreloopError
+from loreloop.protocol.paths import CheckpointKind
+from loreloop.store import checkpoints, journal, sessions, spool
+from loreloop.store.files import delete
+
+LONGEST_SLEEP_SECONDS = 300.0
+SHORTEST_SLEEP_SECONDS = 1.0
+YOUNG_SECONDS = 600.0
+
+
+class Sweeper:
+    """One per HTTP process."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk, self.store = desk, desk.store
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.sweep(time.time())
+            except (LoreloopError, OSError) as error:
+                print(f"loreloop: a sweep failed and will be tried again: {error}", file=sys.stderr)
+            await asyncio.sleep(self._pause(time.time()))
+
+    async def sweep(self, now: float) -> None:
+        await self._end_silent_sessions(now)
+        await self._delete_expired_checkpoints(now)
+        session = self.desk.config.session
+        await self.store.write(journal.expire_results, now - session.result_ttl_seconds)
+        self.desk.forget_results(now - session.result_ttl_seconds)
+        await self.store.write(spool.sweep, now)
+        await self.store.write(journal.sweep_segments, self.store.segments)
+        self._unpin(now)
+
+    def _pause(self, now: float) -> float:
+        """Seconds until something may be due."""
+        due = [now + LONGEST_SLEEP_SECONDS]
+        if (oldest := self.store.read(sessions.oldest_sign_of_life)) is not None:
+            due.append(oldest + self.desk.config.session.expiry_seconds)
+        if (expiry := self.store.read(checkpoints.next_expiry)) is not None:
+            due.append(expiry)
+        return max(SHORTEST_SLEEP_SECONDS, min(due) - now)
+
+    async def _end_silent_sessions(self, now: float) -> None:
+        silent_since = now - self.desk.config.session.expiry_seconds
+        for session in self.store.read(sessions.active_since_before, silent_since):
+            await self.store.write(sessions.end, session.key_id, session.id, "expired", "no heartbeat")
+            await self.desk.close_session(session.id)
+
+    async def _delete_expired_checkpoints(self, now: float) -> None:
+        for row in self.store.read(checkpoints.expired, now):
+            await self.store.write(checkpoints.remove, row.key_id, row.path)
+            if row.kind is CheckpointKind.SAMPLER:
+                self.desk.drop_revision(str(row.path))
+            delete(Path(row.folder))
+
+    def _unpin(self, now: float) -> None:
+        """Lets go of checkpoints that no replay needs; a young pin may belong to a request just being accepted."""
+        needed = {request_id.replace(":", "_") for request_id in self.store.read(journal.pinned)}
+        for path in self.desk.files.pins.glob("*"):
+            if path.name not in needed and path.stat().st_ctime < now - YOUNG_SECONDS:
+                delete(path)

@@ -1,0 +1,90 @@
+"""The application: routers composed, and the one place where errors become HTTP answers."""
+
+from __future__ import annotations
+
+import traceback
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from loreloop.http import health, openai, tinker_future, tinker_rest, tinker_sample, tinker_session, tinker_train
+from loreloop.http.bodies import answer
+from loreloop.http.services import Services
+from loreloop.protocol import errors
+
+STATUS_CODES: dict[type[errors.LoreloopError], int] = {
+    errors.BadRequest: 400,
+    errors.Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.Gone: 410,
+    errors.TooLarge: 413,
+    errors.Unavailable: 429,
+    errors.UserError: 400,
+    errors.LoreloopError: 500,
+}
+KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+
+
+def create_app(services: Services) -> Starlette:
+    tinker: list[Route] = [
+        *tinker_session.ROUTES,
+        *tinker_train.ROUTES,
+        *tinker_sample.ROUTES,
+        *tinker_future.ROUTES,
+        *tinker_rest.ROUTES,
+        *health.ROUTES,
+    ]
+    app = Starlette(
+        routes=[
+            Mount("/api/v1", routes=tinker),
+            Mount("/oai/api/v1", routes=openai.ROUTES),
+            Mount("/v1", routes=openai.ROUTES),
+            *health.ROUTES,
+        ],
+        exception_handlers={errors.LoreloopError: on_error, HTTPException: on_http_error},  # type: ignore[dict-item]
+    )
+    app.state.services = services
+    app.add_middleware(Boundary)
+    return app
+
+
+def error_answer(status_code: int, message: str) -> Response:
+    """A body that the SDK, its command line (`detail`) and OpenAI's client (`error`) can all show."""
+    kind = KINDS.get(status_code, "server_error" if status_code >= 500 else "invalid_request_error")
+    return answer({"detail": message, "error": {"message": message, "type": kind}}, status_code)
+
+
+def on_error(request: Request, error: errors.LoreloopError) -> Response:
+    status_code = next(STATUS_CODES[kind] for kind in type(error).__mro__ if kind in STATUS_CODES)
+    response = error_answer(status_code, error.message)
+    if isinstance(error, errors.Unavailable):
+        response.headers["retry-after"] = str(max(1, round(error.retry_after_seconds)))
+    return response
+
+
+def on_http_error(request: Request, error: HTTPException) -> Response:
+    if error.status_code == 404:
+        return error_answer(404, f"There is no route {request.method} {request.url.path} on this server.")
+    return error_answer(error.status_code, str(error.detail))
+
+
+class Boundary:
+    """What escapes a route is a fault of ours: it is logged, and the client hears so."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except Exception:
+            traceback.print_exc()
+            if scope["type"] != "http":
+                raise
+            response = error_answer(500, "The server failed on this request; its log says why.")
+            await response(scope, receive, send)

@@ -1,0 +1,74 @@
+"""Reads request bodies within bounds, decompressed, as typed values; writes JSON answers."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, TypeVar
+
+import msgspec
+import zstandard
+from starlette.requests import Request
+from starlette.responses import Response
+
+from loreloop.http.services import services
+from loreloop.protocol.errors import BadRequest, TooLarge
+
+T = TypeVar("T")
+HEAD_BYTES = 4096
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body; TooLarge as soon as it exceeds the limit, compressed or not."""
+    limit_bytes = services(request).config.limits.body_mib << 20
+    parts: list[bytes] = []
+    n_bytes = 0
+    async for part in request.stream():
+        n_bytes += len(part)
+        parts.append(part)
+        if n_bytes > limit_bytes:
+            raise _too_large(limit_bytes, b"".join(parts))
+    body = b"".join(parts)
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding == "identity":
+        return body
+    if encoding != "zstd":
+        raise BadRequest(f"The content encoding {encoding!r} is not understood; send zstd or none.")
+    return _unzstd(body, limit_bytes)
+
+
+def _unzstd(body: bytes, limit_bytes: int) -> bytes:
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(io.BytesIO(body)) as reader:
+            plain = reader.read(limit_bytes + 1)
+    except zstandard.ZstdError as error:
+        raise BadRequest(f"The body claims to be zstd and is not: {error}.") from None
+    if len(plain) > limit_bytes:
+        raise _too_large(limit_bytes, plain)
+    return plain
+
+
+def _too_large(limit_bytes: int, body: bytes) -> TooLarge:
+    return TooLarge(
+        f"The body exceeds {limit_bytes >> 20} MiB; send smaller batches, or raise limits.body_mib on the server.",
+        body[:HEAD_BYTES],
+    )
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """JSON as a value of `kind`; BadRequest names the field that is wrong."""
+    try:
+        return msgspec.json.decode(body or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"The request is wrong: {error}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"The body is not JSON: {error}.") from None
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply.") from None
+
+
+async def read_json(request: Request, kind: type[T]) -> T:
+    return decode(await read_body(request), kind)
+
+
+def answer(value: Any, status_code: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status_code, media_type="application/json")

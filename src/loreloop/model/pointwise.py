@@ -1,0 +1,62 @@
+"""Norm and gate as single steps that keep little for their backward pass: their inputs, which are kept anyway.
+
+Legend: T rows, D width, F feed-forward width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """x / √(mean x² + eps) · weight over the last dimension; computed in fp32, given in `dtype`."""
+    return _RmsNorm.apply(x_TD, weight_D, eps, dtype)
+
+
+def gated_silu(gate_up_TF2: Tensor) -> Tensor:
+    """silu(gate) · up, where gate is the first half of the columns and up the second."""
+    return _GatedSilu.apply(gate_up_TF2)
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x_TD, weight_D)
+        ctx.eps = eps
+        return F.rms_norm(x_TD.float(), weight_D.shape, weight_D, eps).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor, None, None, None]:
+        x_TD, weight_D = ctx.saved_tensors
+        x = x_TD.float()
+        scale_T1 = (x.square().mean(-1, keepdim=True) + ctx.eps).rsqrt_()
+        dn_TD = dy_TD.float() * weight_D
+        along_T1 = (dn_TD * x).mean(-1, keepdim=True).mul_(scale_T1 * scale_T1)
+        dx_TD = dn_TD.sub_(x * along_T1).mul_(scale_T1)
+        return dx_TD.to(x_TD.dtype), None, None, None
+
+
+class _GatedSilu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up_TF2: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up_TF2)
+        gate_TF, up_TF = gate_up_TF2.chunk(2, dim=-1)
+        return F.silu(gate_TF) * up_TF
+
+    @staticmethod
+    def backward(ctx: Any, dy_TF: Tensor) -> Tensor:
+        (gate_up_TF2,) = ctx.saved_tensors
+        gate_TF, up_TF = gate_up_TF2.chunk(2, dim=-1)
+        sigmoid_TF = gate_TF.sigmoid()
+        silu_TF = gate_TF * sigmoid_TF
+        grad_TF2 = torch.empty_like(gate_up_TF2)
+        n = gate_TF.shape[-1]
+        torch.mul(dy_TF, silu_TF, out=grad_TF2[..., n:])
+        # d silu = σ + silu · (1 − σ)
+        slope_TF = torch.addcmul(sigmoid_TF, silu_TF, 1 - sigmoid_TF)
+        torch.mul(slope_TF.mul_(up_TF), dy_TF, out=grad_TF2[..., :n])
+        return grad_TF2

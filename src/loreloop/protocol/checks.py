@@ -1,0 +1,123 @@
+"""Checks a sampling request against the model it is for, and fills in what the client left open.
+
+Pure; BadRequest says what was asked, what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.link import EngineInfo
+from loreloop.protocol.rest import JsonTensor, Prompt, SampleBody, WireSamplingParams
+from loreloop.protocol.sampling import PromptScores, SamplingParams
+from loreloop.protocol.tensors import Tensor, tensor_of
+from loreloop.protocol.training import TextChunk
+
+MAX_TOP_K = 1000
+SEED_BITS = (1 << 63) - 1
+
+
+def check_prompt(prompt: Prompt, info: EngineInfo) -> TextChunk:
+    """The prompt as one chunk of text."""
+    for chunk in prompt.chunks:
+        if chunk.type != "encoded_text":
+            raise BadRequest(f"The prompt holds a chunk of type {chunk.type!r}; {info.base_model} takes text only.")
+    return check_tokens([token for chunk in prompt.chunks for token in chunk.tokens], info)
+
+
+def check_tokens(tokens: list[int], info: EngineInfo) -> TextChunk:
+    if not tokens:
+        raise BadRequest("The prompt is empty; send at least one token.")
+    low, high = min(tokens), max(tokens)
+    if low < 0 or high >= info.vocab_size:
+        bad = low if low < 0 else high
+        raise BadRequest(f"The prompt holds the token id {bad}; ids go from 0 to {info.vocab_size - 1}.")
+    return TextChunk(np.array(tokens, "<i4").tobytes())
+
+
+def check_params(wire: WireSamplingParams, n_prompt: int, info: EngineInfo, seed: int) -> SamplingParams:
+    """Parameters with every blank filled; `seed` is used where the client gave none."""
+    window = info.context_window
+    max_tokens = wire.max_tokens if wire.max_tokens is not None else window - n_prompt
+    if n_prompt + max_tokens > window or max_tokens < 1:
+        raise BadRequest(
+            f"Prompt length plus max_tokens exceeds the model's context window: {n_prompt} + {max(max_tokens, 1)} > "
+            f"{window}. Shorten the prompt or ask for fewer tokens."
+        )
+    if not np.isfinite(wire.temperature):
+        raise BadRequest("The temperature must be a finite number.")
+    stop_tokens, stop_strings = _stops(wire.stop, info)
+    return SamplingParams(
+        max_tokens=max_tokens,
+        seed=(wire.seed if wire.seed is not None else seed) & SEED_BITS,
+        temperature=wire.temperature,
+        top_k=-1 if wire.top_k == 0 else wire.top_k,
+        top_p=wire.top_p,
+        stop_tokens=stop_tokens,
+        stop_strings=stop_strings,
+    )
+
+
+def _stops(stop: str | tuple[str | int, ...] | None, info: EngineInfo) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    if stop is None:
+        return info.eos_token_ids, ()
+    if isinstance(stop, str):
+        stop = (stop,)
+    strings = tuple(item for item in stop if isinstance(item, str))
+    tokens = tuple(item for item in stop if isinstance(item, int))
+    if strings and tokens:
+        raise BadRequest("stop mixes strings and token ids; give one kind.")
+    if "" in strings:
+        raise BadRequest("stop holds an empty string, which every text contains; leave it out.")
+    return tokens, strings
+
+
+def check_scores(body: SampleBody, n_prompt: int) -> PromptScores:
+    """What the client wants to know about its prompt."""
+    for name, k in (
+        ("topk_prompt_logprobs", body.topk_prompt_logprobs),
+        ("topk_sample_logprobs", body.topk_sample_logprobs),
+        ("prompt_alt_tokens_k", body.prompt_alt_tokens_k),
+    ):
+        if k > MAX_TOP_K:
+            raise BadRequest(f"{name} is {k}; at most {MAX_TOP_K} are given.")
+    last_n = body.prompt_logprobs_last_n
+    if last_n is not None and last_n > n_prompt - 1:
+        raise BadRequest(f"prompt_logprobs_last_n is {last_n}; a prompt of {n_prompt} tokens has {n_prompt - 1}.")
+    targets = _targets(body.target_prompt_logprobs, n_prompt) if body.target_prompt_logprobs else None
+    return PromptScores(
+        bool(body.prompt_logprobs), last_n, body.topk_prompt_logprobs, body.prompt_alt_tokens_k, targets
+    )
+
+
+def _targets(tensor: JsonTensor, n_prompt: int) -> Tensor:
+    shape = tensor.shape or ()
+    if len(shape) != 2 or shape[0] != n_prompt - 1 or not 0 < shape[1] <= MAX_TOP_K:
+        raise BadRequest(f"target_prompt_logprobs has the shape {list(shape)}; it must be [{n_prompt - 1}, K].")
+    try:
+        values = np.array(tensor.data, np.int64)
+    except OverflowError:
+        raise BadRequest("target_prompt_logprobs holds a number beyond 64 bits.") from None
+    if tensor.sparse_crow_indices is None or tensor.sparse_col_indices is None:
+        if values.size != shape[0] * shape[1]:
+            raise BadRequest(f"target_prompt_logprobs has {values.size} values for the shape {list(shape)}.")
+        return tensor_of(values.reshape(shape))
+    dense = np.full(shape, -1, np.int64)
+    crow = np.array(tensor.sparse_crow_indices, np.int64)
+    counts = crow[1:] - crow[:-1]
+    columns = np.array(tensor.sparse_col_indices, np.int64)
+    if len(counts) != shape[0] or (counts < 0).any() or counts.sum() != values.size or len(columns) != values.size:
+        raise BadRequest("The sparse indices of target_prompt_logprobs contradict its shape.")
+    if ((columns < 0) | (columns >= shape[1])).any():
+        raise BadRequest("The sparse columns of target_prompt_logprobs lie outside its shape.")
+    dense[np.repeat(np.arange(shape[0]), counts), columns] = values
+    return tensor_of(dense)
+
+
+def check_targets(scores: PromptScores, info: EngineInfo) -> None:
+    if scores.targets is None:
+        return
+    ids = scores.targets.numpy()
+    if (ids < -1).any() or (ids >= info.vocab_size).any():  # type: ignore[operator]
+        raise BadRequest(f"target_prompt_logprobs holds ids outside -1 … {info.vocab_size - 1}.")

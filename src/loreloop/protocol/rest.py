@@ -1,0 +1,167 @@
+"""JSON bodies of the Tinker protocol, as the SDK sends them. Unknown fields of newer clients are let pass, but for
+sampling parameters, where an ignored one would change what comes out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from loreloop.protocol.training import AdamParams
+
+NonNegative = Annotated[int, Meta(ge=0, lt=1 << 31)]
+TokenId = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
+SeqId = Annotated[int, Meta(ge=0, lt=1 << 62)]
+TtlSeconds = Annotated[int, Meta(ge=1, le=315_360_000)]  # ten years
+
+
+class CreateSession(msgspec.Struct, frozen=True):
+    tags: tuple[str, ...] = ()
+    user_metadata: dict[str, Any] | None = None
+    sdk_version: str | None = None
+    project_id: str | None = None
+    display_name: str | None = None
+
+
+class Heartbeat(msgspec.Struct, frozen=True):
+    session_id: str
+
+
+class FinishReason(msgspec.Struct, frozen=True):
+    type: str = "success"
+
+
+class FinishSession(msgspec.Struct, frozen=True):
+    reason: FinishReason = FinishReason()
+    detail: str | None = None
+
+
+class LoraConfig(msgspec.Struct, frozen=True):
+    rank: Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
+    seed: int | None = None
+    train_unembed: bool = True
+    train_mlp: bool = True
+    train_attn: bool = True
+
+
+class OptimizerConfig(msgspec.Struct, frozen=True):
+    type: str = "adamw"
+
+
+class CreateModelBody(msgspec.Struct, frozen=True):
+    session_id: str
+    model_seq_id: SeqId
+    base_model: str
+    lora_config: LoraConfig
+    user_metadata: dict[str, Any] | None = None
+    optimizer_config: OptimizerConfig = OptimizerConfig()
+
+
+class LoadWeightsBody(msgspec.Struct, frozen=True):
+    """Addresses a live model (model_id, seq_id), or creates one (session_id, model_seq_id)."""
+
+    path: str
+    optimizer: bool = False
+    model_id: str | None = None
+    seq_id: SeqId | None = None
+    session_id: str | None = None
+    model_seq_id: SeqId | None = None
+    base_model: str | None = None
+    user_metadata: dict[str, Any] | None = None
+    optimizer_config: OptimizerConfig | None = None
+
+
+class OptimStepBody(msgspec.Struct, frozen=True):
+    model_id: str
+    seq_id: SeqId
+    adam_params: AdamParams | None = None
+    optimizer_params: dict[str, Any] | None = None
+
+
+class SaveWeightsBody(msgspec.Struct, frozen=True):
+    model_id: str
+    seq_id: SeqId
+    path: str
+    ttl_seconds: TtlSeconds | None = None
+    overwrite: bool = False
+    user_metadata: dict[str, Any] | None = None
+
+
+class SaveForSamplerBody(msgspec.Struct, frozen=True):
+    model_id: str
+    seq_id: SeqId
+    path: str | None = None
+    sampling_session_seq_id: SeqId | None = None
+    kind: str = "snapshot"
+    ttl_seconds: TtlSeconds | None = None
+    user_metadata: dict[str, Any] | None = None
+
+
+class ModelId(msgspec.Struct, frozen=True):
+    model_id: str
+
+
+class CreateSamplingSession(msgspec.Struct, frozen=True):
+    session_id: str
+    sampling_session_seq_id: SeqId
+    base_model: str | None = None
+    model_path: str | None = None
+
+
+class PromptChunk(msgspec.Struct, frozen=True):
+    """`tokens` for text; the other kinds are recognised by their `type` and refused where not served."""
+
+    type: str = "encoded_text"
+    tokens: tuple[TokenId, ...] = ()
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    chunks: tuple[PromptChunk, ...]
+
+
+class WireSamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`stop` None means the end-of-sequence ids; an explicit list takes their place, an empty one disables them."""
+
+    max_tokens: Annotated[int, Meta(ge=1, lt=1 << 31)] | None = None
+    seed: int | None = None
+    stop: str | tuple[str | TokenId, ...] | None = None
+    temperature: Annotated[float, Meta(ge=0)] = 1.0
+    top_k: Annotated[int, Meta(ge=-1, lt=1 << 31)] = -1
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+
+
+class JsonTensor(msgspec.Struct, frozen=True):
+    data: tuple[TokenId, ...]
+    dtype: str = "int64"
+    shape: tuple[NonNegative, ...] | None = None
+    sparse_crow_indices: tuple[NonNegative, ...] | None = None
+    sparse_col_indices: tuple[NonNegative, ...] | None = None
+
+
+class SampleBody(msgspec.Struct, frozen=True):
+    prompt: Prompt
+    sampling_params: WireSamplingParams
+    sampling_session_id: str
+    seq_id: SeqId
+    num_samples: Annotated[int, Meta(ge=1, lt=1 << 31)] = 1
+    prompt_logprobs: bool | None = False
+    prompt_logprobs_last_n: Annotated[int, Meta(ge=1, lt=1 << 31)] | None = None
+    topk_prompt_logprobs: NonNegative = 0
+    topk_sample_logprobs: NonNegative = 0
+    prompt_alt_tokens_k: NonNegative = 0
+    target_prompt_logprobs: JsonTensor | None = None
+    record_stability_info: bool = False
+
+
+class RetrieveFuture(msgspec.Struct, frozen=True):
+    request_id: str
+    allow_metadata_only: bool = False
+
+
+class WeightsInfoBody(msgspec.Struct, frozen=True):
+    tinker_path: str
+
+
+class TtlBody(msgspec.Struct, frozen=True):
+    ttl_seconds: TtlSeconds | None

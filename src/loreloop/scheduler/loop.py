@@ -1,0 +1,114 @@
+"""The loop around one engine: receive, admit, sample a step, train a slice, send.
+
+In: messages of `protocol/link.py` from a queue. Out: messages to a function. Every training operation and every sample
+ends exactly once, as a result or a failure. With nothing to do the loop sleeps in the queue. It does not know what the
+engine computes, who asked, or how messages travel.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TypeVar
+
+from loreloop.config import EngineConfig
+from loreloop.engine.contract import Engine
+from loreloop.protocol.errors import LoreloopError
+from loreloop.protocol.link import (
+    CancelSample,
+    DropModel,
+    DropRevision,
+    FromEngine,
+    Queues,
+    Restore,
+    Restored,
+    Sample,
+    Shutdown,
+    SnapshotRecorded,
+    Submit,
+    ToEngine,
+)
+from loreloop.protocol.training import Failure
+from loreloop.scheduler.assembly import MatcherFactory
+from loreloop.scheduler.sampling import Sampling
+from loreloop.scheduler.training import Training
+
+T = TypeVar("T")
+
+
+class Scheduler:
+    """`inbox` gives None when the link has ended; `snapshot_folder` is where the engine writes its snapshots."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        inbox: SimpleQueue[ToEngine | None],
+        send: Callable[[FromEngine], None],
+        new_matcher: MatcherFactory,
+        config: EngineConfig,
+        snapshot_folder: Path,
+    ) -> None:
+        self._inbox, self._send = inbox, send
+        self._sampling = Sampling(engine, send, attempt, new_matcher)
+        self._training = Training(engine, send, attempt, config, snapshot_folder)
+        self._queues = Queues(0, 0, 0)
+        self._open, self._closing = True, False
+
+    def run(self) -> None:
+        """Until a `Shutdown`, or the end of the link."""
+        while self._open and not self._closing:
+            self._receive()
+            self._sampling.admit()
+            self._sampling.step()
+            self._training.slice()
+            self._tell_queues()
+        if self._open:
+            self._training.close()
+
+    def _receive(self) -> None:
+        if not self._sampling.busy and not self._training.busy:
+            self._handle(self._inbox.get())
+        while not self._inbox.empty():
+            self._handle(self._inbox.get())
+
+    def _handle(self, message: ToEngine | None) -> None:
+        match message:
+            case None:
+                self._open = False
+            case Restore():
+                self._training.restore(message)
+            case Restored():
+                self._training.go()
+            case Submit(op):
+                self._training.submit(op)
+            case Sample(op):
+                self._sampling.submit(op)
+            case CancelSample(request_id):
+                self._sampling.cancel(request_id)
+            case DropModel(model_id):
+                self._training.drop(model_id)
+            case DropRevision(revision_id):
+                self._sampling.drop_revision(revision_id)
+            case SnapshotRecorded(plan_no):
+                self._training.snapshot_recorded(plan_no)
+            case Shutdown():
+                self._closing = True
+
+    def _tell_queues(self) -> None:
+        queues = Queues(self._sampling.waiting, self._sampling.running, self._training.waiting)
+        if queues != self._queues:
+            self._queues = queues
+            self._send(queues)
+
+
+def attempt(call: Callable[[], T]) -> T | Failure:
+    """Runs a call into the engine. What goes wrong there ends as a failure of the operation that asked."""
+    try:
+        return call()
+    except LoreloopError as error:
+        return Failure(error.category, error.message)
+    except Exception as error:
+        traceback.print_exc()
+        return Failure("server", f"The engine failed: {type(error).__name__}: {error}. Its log holds the details.")

@@ -1,0 +1,245 @@
+"""The training half of the loop: operations wait for their place in the order, and are executed in batches.
+
+In: operations of the journal, and after a restart the batches to execute again. Out: one `BatchDone` a batch, and
+`Snapshotted` when enough work has piled up. It does not know how a pass is computed, nor what a journal is made of.
+
+A batch is a number (`plan_no`) and its operations in order. A snapshot lies between two batches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from loreloop.config import EngineConfig
+from loreloop.engine.contract import Engine, TrainWork
+from loreloop.protocol.link import Batch, BatchDone, FromEngine, ModelSnapshot, OpEnd, Restore, Snapshotted
+from loreloop.protocol.training import (
+    CreateModel,
+    Done,
+    Failure,
+    ForwardBackward,
+    LoadState,
+    OpResult,
+    OptimStep,
+    PassResult,
+    SaveSampler,
+    SaveState,
+    TrainOp,
+)
+from loreloop.scheduler.attempt import Attempt
+from loreloop.scheduler.order import Order
+
+BATCH_MICRO_BATCHES = 16  # a larger batch saves nothing and holds its first results back
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A batch, and whether it is executed once more."""
+
+    plan_no: int
+    ops: tuple[TrainOp, ...]
+    replayed: bool
+
+
+class Training:
+    """Nothing is executed before `go`: until then the order is being filled."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        send: Callable[[FromEngine], None],
+        attempt: Attempt,
+        config: EngineConfig,
+        snapshot_folder: Path,
+    ) -> None:
+        self._engine, self._send, self._attempt = engine, send, attempt
+        self._slice_seconds = config.train_slice_ms / 1000
+        self._snapshot_seconds = config.snapshot_seconds
+        self._order = Order(
+            share=not config.deterministic,
+            max_models=config.resident_models,
+            batch_tokens=BATCH_MICRO_BATCHES * config.train_tokens,
+        )
+        self._going = False
+        self._replay: deque[Batch] = deque()
+        self._to_drop: deque[str] = deque()
+        self._running: tuple[_Plan, TrainWork] | None = None
+        self._last_plan_no, self._next_plan_no = 0, 1
+        self._snapshots = _Snapshots(engine, attempt, snapshot_folder)
+        self._unsnapshotted_seconds = 0.0
+
+    @property
+    def busy(self) -> bool:
+        waiting = bool(self._replay or self._to_drop) or self._order.ready()
+        return self._running is not None or (self._going and waiting)
+
+    @property
+    def waiting(self) -> int:
+        return self._order.waiting
+
+    def restore(self, message: Restore) -> None:
+        for snapshot in message.snapshots:
+            self._order.resume(snapshot.model_id, snapshot.next_seq_id)
+            self._snapshots.restore(snapshot)
+        self._replay.extend(message.batches)
+        self._next_plan_no = message.next_plan_no
+
+    def go(self) -> None:
+        self._going = True
+
+    def submit(self, op: TrainOp) -> None:
+        if not self._order.add(op) and self._order.is_dropped(op.model_id):
+            self._finish(_Plan(self._new_plan_no(), (op,), False), [_dropped(op)])
+
+    def drop(self, model_id: str) -> None:
+        """Forgets a model as soon as no batch is running."""
+        self._to_drop.append(model_id)
+
+    def snapshot_recorded(self, plan_no: int) -> None:
+        self._snapshots.delete_outdated(plan_no)
+
+    def slice(self) -> None:
+        """Trains for one slice of time; the rest of a batch waits for the next slice."""
+        now = time.monotonic()
+        end = now + self._slice_seconds
+        while self._going and now < end and self._advance():
+            before, now = now, time.monotonic()
+            self._unsnapshotted_seconds += now - before
+            if self._running is None and self._unsnapshotted_seconds >= self._snapshot_seconds:
+                self._snapshot()
+
+    def close(self) -> None:
+        """Finishes the running batch and leaves a snapshot of everything."""
+        while self._running is not None:
+            self._advance()
+        self._snapshot()
+
+    def _advance(self) -> bool:
+        """One stretch of work; False if there is none."""
+        if self._running is not None:
+            self._step(*self._running)
+            return True
+        plan = self._next_plan()
+        if plan is None:
+            return False
+        passes = [op for op in plan.ops if isinstance(op, ForwardBackward)]
+        if passes:
+            assert len(passes) == len(plan.ops), "only passes share a batch"
+            self._running = plan, self._engine.train(passes)
+        else:
+            self._finish(plan, [self._execute(op) for op in plan.ops])
+        return True
+
+    def _next_plan(self) -> _Plan | None:
+        while self._replay:
+            batch = self._replay.popleft()
+            if ops := self._order.take(batch.request_ids):  # empty: its models are gone
+                return _Plan(batch.plan_no, ops, True)
+        self._drop_models()
+        ops = self._order.next_unit()
+        return _Plan(self._new_plan_no(), ops, False) if ops else None
+
+    def _new_plan_no(self) -> int:
+        self._next_plan_no += 1
+        return self._next_plan_no - 1
+
+    def _step(self, plan: _Plan, work: TrainWork) -> None:
+        results = self._attempt(partial(_resume, work))
+        if results is None:
+            return
+        self._running = None
+        self._finish(plan, [results] * len(plan.ops) if isinstance(results, Failure) else results)
+
+    def _execute(self, op: TrainOp) -> OpResult:
+        result = self._attempt(partial(_apply, self._engine, op))
+        return Done() if result is None else result
+
+    def _finish(self, plan: _Plan, results: Iterable[OpResult]) -> None:
+        ends = tuple(OpEnd(op.request_id, result) for op, result in zip(plan.ops, results, strict=True))
+        self._last_plan_no = max(self._last_plan_no, plan.plan_no)
+        self._send(BatchDone(Batch(plan.plan_no, tuple(op.request_id for op in plan.ops)), ends, plan.replayed))
+
+    def _drop_models(self) -> None:
+        while self._to_drop:
+            model_id = self._to_drop.popleft()
+            waiting = self._order.drop(model_id)
+            self._attempt(partial(self._engine.drop_model, model_id))
+            self._snapshots.forget(model_id, self._last_plan_no)
+            if waiting:
+                self._finish(_Plan(self._new_plan_no(), waiting, False), [_dropped(op) for op in waiting])
+
+    def _snapshot(self) -> None:
+        self._unsnapshotted_seconds = 0.0
+        models = self._snapshots.take(self._order.moved(), self._last_plan_no)
+        if models:
+            self._order.settle()
+            self._send(Snapshotted(self._last_plan_no, models))
+
+
+class _Snapshots:
+    """Which file holds the newest snapshot of each model, and which files are not needed any longer."""
+
+    def __init__(self, engine: Engine, attempt: Attempt, folder: Path) -> None:
+        self._engine, self._attempt, self._folder = engine, attempt, folder
+        self._files: dict[str, str] = {}
+        self._outdated: deque[tuple[int, str]] = deque()  # a file, and the snapshot that replaces it
+
+    def restore(self, snapshot: ModelSnapshot) -> None:
+        if snapshot.file:
+            self._files[snapshot.model_id] = snapshot.file
+            self._attempt(partial(self._engine.restore, snapshot))
+
+    def take(self, moved: dict[str, int], plan_no: int) -> tuple[ModelSnapshot, ...]:
+        """Snapshots of the models in `moved` (their next sequence ids). One whose state did not change keeps its file;
+        one without any state (its creation failed) has none. Empty if the engine could not write."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        written = self._attempt(partial(self._engine.snapshot, str(self._folder), plan_no))
+        if isinstance(written, Failure):
+            return ()
+        for snapshot in written:
+            before = self._files.get(snapshot.model_id, snapshot.file)
+            if before != snapshot.file:
+                self._outdated.append((plan_no, before))
+            self._files[snapshot.model_id] = snapshot.file
+        return tuple(ModelSnapshot(m, plan_no, seq_id, self._files.get(m, "")) for m, seq_id in moved.items())
+
+    def forget(self, model_id: str, plan_no: int) -> None:
+        if model_id in self._files:
+            self._outdated.append((plan_no, self._files.pop(model_id)))
+
+    def delete_outdated(self, plan_no: int) -> None:
+        while self._outdated and self._outdated[0][0] <= plan_no:
+            Path(self._outdated.popleft()[1]).unlink(missing_ok=True)
+
+
+def _resume(work: TrainWork) -> list[PassResult | Failure] | None:
+    """One stretch of a batch; its results when it is over."""
+    try:
+        next(work)
+    except StopIteration as end:
+        return end.value
+    return None
+
+
+def _apply(engine: Engine, op: TrainOp) -> OpResult | None:
+    match op:
+        case CreateModel():
+            engine.create_model(op)
+        case LoadState():
+            engine.load_state(op)
+        case OptimStep():
+            return engine.optim_step(op)
+        case SaveState():
+            return engine.save_state(op)
+        case SaveSampler():
+            return engine.save_sampler(op)
+    return None
+
+
+def _dropped(op: TrainOp) -> Failure:
+    return Failure("user", f"{op.request_id} was not executed: the model {op.model_id} was unloaded with its session.")

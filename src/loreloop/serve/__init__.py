@@ -1,0 +1,4 @@
+"""serve: names → revisions.
+
+It knows no SQL text and no tensors.
+"""

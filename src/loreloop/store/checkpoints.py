@@ -1,0 +1,90 @@
+"""Checkpoints that exist: one row each, written after their files. Seen by the key that owns them."""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
+
+from loreloop.protocol.errors import BadRequest, NotFound
+from loreloop.protocol.paths import CheckpointKind, CheckpointPath
+from loreloop.store.rows import CheckpointRow, Page
+from loreloop.store.schema import CHECKPOINTS
+
+
+def add(connection: Connection, row: CheckpointRow) -> None:
+    """Adds a checkpoint, in place of one of the same path."""
+    values = msgspec.structs.asdict(row) | {
+        "user_metadata": msgspec.json.encode(row.user_metadata).decode() if row.user_metadata else None,
+        "kind": row.kind.value,
+    }
+    connection.execute(delete(CHECKPOINTS).where(_at(row.path)))
+    connection.execute(insert(CHECKPOINTS).values(**values))
+
+
+def get(connection: Connection, key_id: str, path: CheckpointPath) -> CheckpointRow:
+    row = connection.execute(select(CHECKPOINTS).where(_at(path), CHECKPOINTS.c.key_id == key_id)).first()
+    if row is None:
+        raise NotFound(f"There is no checkpoint {path} of this key.")
+    return _row(row)
+
+
+def check_free(connection: Connection, path: CheckpointPath) -> None:
+    """BadRequest if a checkpoint of this path exists."""
+    if connection.execute(select(CHECKPOINTS.c.name).where(_at(path))).first():
+        raise BadRequest(f"The checkpoint {path} exists already; choose another name, or overwrite=True where offered.")
+
+
+def of_run(connection: Connection, key_id: str, run_id: str) -> list[CheckpointRow]:
+    query = _mine(key_id).where(CHECKPOINTS.c.run_id == run_id)
+    return [_row(row) for row in connection.execute(query.order_by(CHECKPOINTS.c.created.desc()))]
+
+
+def list_page(connection: Connection, key_id: str, limit: int, offset: int) -> Page[CheckpointRow]:
+    mine = _mine(key_id)
+    total = connection.scalar(select(func.count()).select_from(mine.subquery())) or 0
+    rows = connection.execute(mine.order_by(CHECKPOINTS.c.created.desc()).limit(limit).offset(offset))
+    return Page([_row(row) for row in rows], total)
+
+
+def remove(connection: Connection, key_id: str, path: CheckpointPath) -> CheckpointRow:
+    """Takes the row away; the files are the caller's to delete afterwards."""
+    row = get(connection, key_id, path)
+    connection.execute(delete(CHECKPOINTS).where(_at(path)))
+    return row
+
+
+def set_expiry(connection: Connection, key_id: str, path: CheckpointPath, expires: float | None) -> None:
+    get(connection, key_id, path)
+    connection.execute(update(CHECKPOINTS).where(_at(path)).values(expires=expires))
+
+
+def expired(connection: Connection, now: float) -> list[CheckpointRow]:
+    return [_row(row) for row in connection.execute(select(CHECKPOINTS).where(CHECKPOINTS.c.expires <= now))]
+
+
+def next_expiry(connection: Connection) -> float | None:
+    return connection.scalar(select(func.min(CHECKPOINTS.c.expires)))
+
+
+def _at(path: CheckpointPath):  # type: ignore[no-untyped-def]
+    table = CHECKPOINTS.c
+    return (table.run_id == path.run_id) & (table.kind == path.kind.value) & (table.name == path.name)
+
+
+def _mine(key_id: str) -> Select[tuple[object, ...]]:
+    return select(CHECKPOINTS).where(CHECKPOINTS.c.key_id == key_id)
+
+
+def _row(row: Row[tuple[object, ...]]) -> CheckpointRow:
+    metadata = msgspec.json.decode(row.user_metadata) if row.user_metadata else None
+    return CheckpointRow(
+        row.run_id,
+        CheckpointKind(row.kind),
+        row.name,
+        row.key_id,
+        row.folder,
+        row.created,
+        row.size_bytes,
+        row.expires,
+        metadata,
+    )

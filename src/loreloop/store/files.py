@@ -1,0 +1,59 @@
+"""Where files lie in the data folder, and how unneeded ones go.
+
+checkpoints/<run>/<kind>/<name>/      what users saved
+revisions/<sampler>/                  adapters of ephemeral samplers
+journal/*.seg, journal/snapshots/     what a restart needs
+journal/pins/<request>/               checkpoints that a journaled load refers to, hard-linked
+models/<name>/                        base models
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from loreloop.protocol.paths import CheckpointPath
+
+
+class Files:
+    """Paths below one data folder. Ids become folder names by way of `_safe`."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.checkpoints, self.revisions = data / "checkpoints", data / "revisions"
+        self.snapshots, self.pins = data / "journal" / "snapshots", data / "journal" / "pins"
+
+    def checkpoint(self, path: CheckpointPath) -> Path:
+        return self._made(self.checkpoints / _safe(path.run_id) / path.kind.value) / path.name
+
+    def revision(self, sampler_id: str) -> Path:
+        return self._made(self.revisions) / _safe(sampler_id)
+
+    def pin(self, folder: Path, request_id: str) -> Path:
+        """A hard-linked copy of a folder, so that deleting the folder does not take it from a replay."""
+        target = self._made(self.pins) / _safe(request_id)
+        if not target.exists():
+            staging = target.with_name(f".{uuid.uuid4().hex}")
+            shutil.copytree(folder, staging, copy_function=os.link)
+            staging.rename(target)
+        return target
+
+    def _made(self, folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def delete(folder: Path) -> None:
+    """Removes a folder at once for every reader, then its files."""
+    doomed = folder.with_name(f".gone-{uuid.uuid4().hex}")
+    try:
+        folder.rename(doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed)
+
+
+def _safe(name: str) -> str:
+    return name.replace(":", "_").replace("/", "_")

@@ -1,0 +1,206 @@
+"""The journal of training: operations as they were accepted, batches as they were executed, results, snapshots.
+
+An operation is written before it is acknowledged; a batch and its results before they are released. Replay is the
+snapshots, the batches after them, and the operations these and the future need. Knows no meaning of an operation.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from loreloop.protocol.errors import BadRequest, Gone, NotFound
+from loreloop.protocol.link import Batch, BatchDone, ModelSnapshot, Snapshotted
+from loreloop.protocol.sampling import Revision
+from loreloop.protocol.training import Failure, OpResult, SavedResult, TrainOp
+from loreloop.store import checkpoints, samplers
+from loreloop.store.rows import Acceptance, AddCheckpoint, AddSampler, AfterOp, Outcome, ReplayState
+from loreloop.store.schema import OPS, PLANS, RESULTS, RUNS, SNAPSHOTS, SPOOL
+from loreloop.store.segments import Location, Segments
+
+OP_DECODER = msgspec.msgpack.Decoder(TrainOp)
+RESULT_DECODER: msgspec.msgpack.Decoder[OpResult] = msgspec.msgpack.Decoder(OpResult)
+
+
+def append(connection: Connection, segments: Segments, op: TrainOp, accepted: Acceptance) -> bool:
+    """Writes an accepted operation down. False: the same one is there already; BadRequest: another one is."""
+    known = connection.scalar(select(OPS.c.fingerprint).where(OPS.c.model_id == op.model_id, OPS.c.seq_id == op.seq_id))
+    if known is not None:
+        if known != accepted.fingerprint:
+            raise BadRequest(
+                f"Sequence id {op.seq_id} of {op.model_id} was used before with another body; count on from there."
+            )
+        return False
+    if not connection.scalar(select(RUNS.c.live).where(RUNS.c.id == op.model_id)):
+        raise BadRequest(f"The session of {op.model_id} has ended; load one of its checkpoints in a new one.")
+    location = segments.append(msgspec.msgpack.encode(op))
+    connection.execute(
+        insert(OPS).values(
+            request_id=op.request_id,
+            model_id=op.model_id,
+            seq_id=op.seq_id,
+            base_model=accepted.base_model,
+            fingerprint=accepted.fingerprint,
+            after=msgspec.json.encode(accepted.after).decode(),
+            reply=msgspec.json.encode(accepted.reply).decode(),
+            location=_text(location),
+            done=False,
+        )
+    )
+    return True
+
+
+def is_known(connection: Connection, request_id: str) -> bool:
+    return connection.execute(select(OPS.c.request_id).where(OPS.c.request_id == request_id)).first() is not None
+
+
+def is_promised(connection: Connection, reply: dict[str, str]) -> bool:
+    """Whether an operation that has not ended will answer this."""
+    text = msgspec.json.encode(reply).decode()
+    return connection.execute(select(OPS.c.request_id).where(OPS.c.reply == text, ~OPS.c.done)).first() is not None
+
+
+def record_batch(connection: Connection, segments: Segments, base_model: str, done: BatchDone, now: float) -> None:
+    """Writes down what was executed and what came out; a result that is there already stays as it is."""
+    if not done.replayed:
+        request_ids = msgspec.json.encode(done.batch.request_ids).decode()
+        connection.execute(
+            insert(PLANS).values(base_model=base_model, plan_no=done.batch.plan_no, request_ids=request_ids)
+        )
+    for end in done.ends:
+        known = connection.scalar(select(RESULTS.c.request_id).where(RESULTS.c.request_id == end.request_id))
+        if known is None:
+            location = _text(segments.append(msgspec.msgpack.encode(end.result)))
+            connection.execute(insert(RESULTS).values(request_id=end.request_id, location=location, created=now))
+            mine = OPS.c.request_id == end.request_id
+            connection.execute(update(OPS).where(mine).values(done=True, plan_no=done.batch.plan_no))
+            if not isinstance(end.result, Failure):
+                after = connection.scalar(select(OPS.c.after).where(mine))
+                for effect in msgspec.json.decode(after or "[]", type=tuple[AfterOp, ...]):
+                    _carry_out(connection, effect, end.result, now)
+
+
+def _carry_out(connection: Connection, effect: AfterOp, result: OpResult, now: float) -> None:
+    match effect:
+        case AddCheckpoint(row, ttl_seconds):
+            size = result.size_bytes if isinstance(result, SavedResult) else 0
+            expires = now + ttl_seconds if ttl_seconds is not None else None
+            checkpoints.add(connection, msgspec.structs.replace(row, size_bytes=size, created=now, expires=expires))
+        case AddSampler(row):
+            samplers.create(connection, row, now)
+            if row.inflight and row.run_id and row.revision_id and row.folder:
+                samplers.point_inflight(connection, row.run_id, Revision(row.revision_id, row.folder))
+
+
+def outcome(connection: Connection, segments: Segments, request_id: str) -> Outcome | None:
+    """The end of a training operation, None while it has none.
+
+    Gone: its result was kept for its time. NotFound: no operation has this id.
+    """
+    row = connection.execute(
+        select(OPS.c.reply, RESULTS.c.location, RESULTS.c.request_id.label("ended"))
+        .select_from(OPS.outerjoin(RESULTS, OPS.c.request_id == RESULTS.c.request_id))
+        .where(OPS.c.request_id == request_id)
+    ).first()
+    if row is None:
+        raise NotFound(f"There is no request {request_id!r}.")
+    if row.ended is None:
+        return None
+    if row.location is None:
+        raise Gone(f"The result of {request_id} was kept for its time and is gone.")
+    result = RESULT_DECODER.decode(segments.read(_location(row.location)))
+    return Outcome(result, msgspec.json.decode(row.reply, type=dict[str, str]))
+
+
+def expire_results(connection: Connection, created_before: float) -> None:
+    old = RESULTS.c.created < created_before
+    connection.execute(update(RESULTS).where(old, RESULTS.c.location.is_not(None)).values(location=None))
+    # What belongs to runs that have ended is asked for by nobody any more.
+    dead = select(OPS.c.request_id).where(OPS.c.model_id.in_(select(RUNS.c.id).where(~RUNS.c.live)))
+    gone = list(connection.scalars(select(RESULTS.c.request_id).where(old, RESULTS.c.request_id.in_(dead))))
+    connection.execute(delete(RESULTS).where(RESULTS.c.request_id.in_(gone)))
+    connection.execute(delete(OPS).where(OPS.c.request_id.in_(gone)))
+    without_result = OPS.c.request_id.not_in(select(RESULTS.c.request_id))  # places that were skipped
+    connection.execute(delete(OPS).where(OPS.c.request_id.in_(dead), without_result))
+
+
+def record_snapshot(connection: Connection, base_model: str, done: Snapshotted) -> None:
+    """From now on replay begins after `done.plan_no`."""
+    live = set(connection.scalars(select(RUNS.c.id).where(RUNS.c.live)))
+    for snapshot in done.models:
+        if snapshot.model_id not in live:
+            continue  # it was dropped while the snapshot was on its way
+        values = msgspec.structs.asdict(snapshot) | {"base_model": base_model}
+        statement = upsert(SNAPSHOTS).values(**values)
+        connection.execute(statement.on_conflict_do_update(index_elements=["model_id"], set_=values))
+        # Skipped places have no batch; the snapshot stands behind them all the same.
+        passed = (OPS.c.model_id == snapshot.model_id) & (OPS.c.seq_id < snapshot.next_seq_id)
+        connection.execute(update(OPS).where(passed, OPS.c.location.is_not(None)).values(location=None, done=True))
+    covered = (OPS.c.base_model == base_model) & OPS.c.done & (OPS.c.plan_no <= done.plan_no)
+    connection.execute(update(OPS).where(covered, OPS.c.location.is_not(None)).values(location=None))
+    connection.execute(delete(PLANS).where(PLANS.c.base_model == base_model, PLANS.c.plan_no <= done.plan_no))
+
+
+def forget_model(connection: Connection, segments: Segments, model_id: str, failure: Failure, now: float) -> list[str]:
+    """A model that ended: what of it had no result gets `failure`, nothing is replayed; gives the files that may go."""
+    location = _text(segments.append(msgspec.msgpack.encode(failure)))
+    for request_id in connection.scalars(select(OPS.c.request_id).where(OPS.c.model_id == model_id, ~OPS.c.done)):
+        connection.execute(insert(RESULTS).values(request_id=request_id, location=location, created=now))
+    connection.execute(update(OPS).where(OPS.c.model_id == model_id).values(location=None, done=True))
+    files = list(connection.scalars(select(SNAPSHOTS.c.file).where(SNAPSHOTS.c.model_id == model_id)))
+    connection.execute(delete(SNAPSHOTS).where(SNAPSHOTS.c.model_id == model_id))
+    return files
+
+
+def pinned(connection: Connection) -> set[str]:
+    """Requests whose operation may still be replayed."""
+    return set(connection.scalars(select(OPS.c.request_id).where(OPS.c.location.is_not(None))))
+
+
+def replay_state(connection: Connection, segments: Segments, base_model: str) -> ReplayState:
+    """All that an engine needs to be where the last one was."""
+    live = select(RUNS.c.id).where(RUNS.c.live)
+    snapshots = connection.execute(
+        select(SNAPSHOTS).where(SNAPSHOTS.c.base_model == base_model, SNAPSHOTS.c.model_id.in_(live))
+    )
+    plans = connection.execute(select(PLANS).where(PLANS.c.base_model == base_model).order_by(PLANS.c.plan_no))
+    needed = select(OPS.c.location).where(
+        OPS.c.base_model == base_model, OPS.c.location.is_not(None), OPS.c.model_id.in_(live)
+    )
+    ops = connection.scalars(needed.order_by(OPS.c.model_id, OPS.c.seq_id))
+    batches = tuple(Batch(row.plan_no, msgspec.json.decode(row.request_ids, type=tuple[str, ...])) for row in plans)
+    return ReplayState(
+        tuple(ModelSnapshot(row.model_id, row.plan_no, row.next_seq_id, row.file) for row in snapshots),
+        batches,
+        tuple(OP_DECODER.decode(segments.read(_location(location))) for location in ops if location),
+        max(_last_plan(connection, base_model), *(batch.plan_no for batch in batches), 0) + 1,
+    )
+
+
+def _last_plan(connection: Connection, base_model: str) -> int:
+    """The highest plan number ever given out, also where its plan is swept."""
+    of_ops = connection.scalar(select(func.max(OPS.c.plan_no)).where(OPS.c.base_model == base_model))
+    of_files = connection.scalar(select(func.max(SNAPSHOTS.c.plan_no)).where(SNAPSHOTS.c.base_model == base_model))
+    return max(of_ops or 0, of_files or 0)
+
+
+def sweep_segments(connection: Connection, segments: Segments) -> None:
+    """Deletes segments that no row refers to; on the writer's thread, so that no record is between file and row."""
+    segments.sweep(used_segments(connection))
+
+
+def used_segments(connection: Connection) -> set[int]:
+    used: set[int] = set()
+    for table in (OPS, RESULTS, SPOOL):
+        column = table.c.location
+        used |= {_location(text).segment for text in connection.scalars(select(column)) if text}
+    return used
+
+
+def _text(location: Location) -> str:
+    return msgspec.json.encode(location).decode()
+
+
+def _location(text: str) -> Location:
+    return msgspec.json.decode(text, type=Location)

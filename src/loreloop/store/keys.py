@@ -1,0 +1,64 @@
+"""Keys: made, found by their secret, listed, revoked. Only a hash of the secret is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import uuid
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, Row, func, insert, select, update
+
+from loreloop.protocol.errors import NotFound
+from loreloop.store.rows import KeyRow
+from loreloop.store.schema import KEYS
+
+
+class NewKey(NamedTuple):
+    row: KeyRow
+    secret: str
+
+
+def create(connection: Connection, name: str, scopes: tuple[str, ...], now: float) -> NewKey:
+    """A new key; its secret is given here and never again."""
+    secret = f"tml-{secrets.token_urlsafe(32)}"
+    row = KeyRow(uuid.uuid4().hex[:12], name, scopes, now, None)
+    connection.execute(
+        insert(KEYS).values(
+            id=row.id, name=name, hash=_hash(secret), scopes=msgspec.json.encode(scopes).decode(), created=now
+        )
+    )
+    return NewKey(row, secret)
+
+
+def find(connection: Connection, secret: str) -> KeyRow | None:
+    """The key with this secret, unless it was revoked."""
+    row = connection.execute(select(KEYS).where(KEYS.c.hash == _hash(secret), KEYS.c.revoked.is_(None))).first()
+    return _row(row) if row else None
+
+
+def any_exist(connection: Connection) -> bool:
+    return bool(connection.scalar(select(func.count()).select_from(KEYS)))
+
+
+def list_all(connection: Connection) -> list[KeyRow]:
+    return [_row(row) for row in connection.execute(select(KEYS).order_by(KEYS.c.created))]
+
+
+def revoke(connection: Connection, key_id: str, now: float) -> None:
+    """From now on nobody gets in with it; what it owns stays."""
+    changed = connection.execute(
+        update(KEYS).where(KEYS.c.id == key_id, KEYS.c.revoked.is_(None)).values(revoked=now)
+    ).rowcount
+    if not changed:
+        raise NotFound(f"There is no active key {key_id!r}; `loreloop keys list` shows them.")
+
+
+def _row(row: Row[tuple[object, ...]]) -> KeyRow:
+    scopes = msgspec.json.decode(row.scopes, type=tuple[str, ...])
+    return KeyRow(row.id, row.name, scopes, row.created, row.revoked)
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,141 @@
+"""What the store hands out: rows as frozen values. Times are seconds since the epoch."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+
+from loreloop.protocol.link import Batch, ModelSnapshot
+from loreloop.protocol.paths import CheckpointKind, CheckpointPath
+from loreloop.protocol.training import LoraSpec, OpResult, TrainOp
+
+Metadata = dict[str, Any]
+Row = TypeVar("Row")
+SessionStatus = Literal["active", "finished", "expired"]
+
+
+class Page(msgspec.Struct, Generic[Row], frozen=True):
+    """One page of a listing, newest first, and how many there are in all."""
+
+    rows: list[Row]
+    total: int
+
+
+class KeyRow(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+    scopes: tuple[str, ...]
+    created: float
+    revoked: float | None
+
+
+class SessionNew(msgspec.Struct, frozen=True):
+    tags: tuple[str, ...] = ()
+    user_metadata: Metadata | None = None
+    sdk_version: str | None = None
+    project_id: str | None = None
+    display_name: str | None = None
+
+
+class SessionRow(msgspec.Struct, frozen=True):
+    id: str
+    key_id: str
+    created: float
+    last_seen: float
+    status: SessionStatus
+    new: SessionNew
+
+
+class RunRow(msgspec.Struct, frozen=True):
+    id: str
+    session_id: str
+    key_id: str
+    base_model: str
+    lora: LoraSpec
+    created: float
+    last_request: float
+    user_metadata: Metadata | None
+    live: bool
+
+
+class SamplerRow(msgspec.Struct, frozen=True):
+    """`revision_id` and `folder` are None for a sampler of the bare base. `run_id` is set on ephemeral ones."""
+
+    id: str
+    session_id: str
+    key_id: str
+    base_model: str
+    model_path: str | None = None
+    run_id: str | None = None
+    inflight: bool = False
+    revision_id: str | None = None
+    folder: str | None = None
+
+
+class CheckpointRow(msgspec.Struct, frozen=True):
+    run_id: str
+    kind: CheckpointKind
+    name: str
+    key_id: str
+    folder: str
+    created: float
+    size_bytes: int
+    expires: float | None
+    user_metadata: Metadata | None
+
+    @property
+    def path(self) -> CheckpointPath:
+        return CheckpointPath(self.run_id, self.kind, self.name)
+
+
+class AddCheckpoint(msgspec.Struct, frozen=True, tag="add_checkpoint"):
+    """Makes a saved checkpoint exist; its size comes from the operation's result, its expiry counts from then."""
+
+    row: CheckpointRow
+    ttl_seconds: float | None
+
+
+class AddSampler(msgspec.Struct, frozen=True, tag="add_sampler"):
+    """Makes an ephemeral sampler exist; an in-flight one takes all in-flight samplers of its run along."""
+
+    row: SamplerRow
+
+
+# Done in the transaction that records the result of the operation, if it succeeded.
+AfterOp = AddCheckpoint | AddSampler
+
+
+class Acceptance(msgspec.Struct, frozen=True):
+    """What is written down beside an operation. `fingerprint` tells a repeated request from another one under the
+    same sequence id; `reply` are fields of the answer that are known already."""
+
+    base_model: str
+    fingerprint: str
+    after: tuple[AfterOp, ...] = ()
+    reply: dict[str, str] = {}
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """The end of a training operation."""
+
+    result: OpResult
+    reply: dict[str, str]
+
+
+class SequenceRecord(msgspec.Struct, frozen=True):
+    """What a sampler did in one sequence: prompt and output ids (int32), log-probabilities (float32)."""
+
+    prompt: bytes
+    tokens: bytes
+    logprobs: bytes
+    revision_id: str | None
+
+
+class ReplayState(msgspec.Struct, frozen=True):
+    """What a restarted engine needs: snapshots, the batches after them, and all operations that are still needed."""
+
+    snapshots: tuple[ModelSnapshot, ...]
+    batches: tuple[Batch, ...]
+    ops: tuple[TrainOp, ...]
+    next_plan_no: int

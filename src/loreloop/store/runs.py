@@ -1,0 +1,61 @@
+"""Training runs, seen by the key that owns them."""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy.dialects.sqlite import insert
+
+from loreloop.protocol.errors import NotFound
+from loreloop.protocol.training import LoraSpec
+from loreloop.store.rows import Page, RunRow
+from loreloop.store.schema import RUNS
+
+
+def create(connection: Connection, run: RunRow) -> None:
+    """Adds a run; a repeated call for the same id changes nothing."""
+    values = msgspec.structs.asdict(run) | {
+        "lora": msgspec.json.encode(run.lora).decode(),
+        "user_metadata": msgspec.json.encode(run.user_metadata).decode() if run.user_metadata else None,
+    }
+    connection.execute(insert(RUNS).values(**values).on_conflict_do_nothing())
+
+
+def get(connection: Connection, key_id: str, run_id: str) -> RunRow:
+    row = connection.execute(select(RUNS).where(RUNS.c.id == run_id, RUNS.c.key_id == key_id)).first()
+    if row is None:
+        raise NotFound(f"There is no training run {run_id!r} of this key.")
+    return _row(row)
+
+
+def list_page(connection: Connection, key_id: str, limit: int, offset: int) -> Page[RunRow]:
+    mine = select(RUNS).where(RUNS.c.key_id == key_id)
+    total = connection.scalar(select(func.count()).select_from(mine.subquery())) or 0
+    rows = connection.execute(mine.order_by(RUNS.c.created.desc()).limit(limit).offset(offset))
+    return Page([_row(row) for row in rows], total)
+
+
+def of_session(connection: Connection, session_id: str) -> list[RunRow]:
+    return [_row(row) for row in connection.execute(select(RUNS).where(RUNS.c.session_id == session_id))]
+
+
+def n_live(connection: Connection, key_id: str) -> int:
+    live = select(func.count()).select_from(RUNS).where(RUNS.c.key_id == key_id, RUNS.c.live)
+    return connection.scalar(live) or 0
+
+
+def touch(connection: Connection, run_id: str, now: float) -> None:
+    connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(last_request=now))
+
+
+def set_dead(connection: Connection, run_id: str) -> None:
+    """Its session has ended; checkpoints stay, the live state does not."""
+    connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(live=False))
+
+
+def _row(row: Row[tuple[object, ...]]) -> RunRow:
+    metadata = msgspec.json.decode(row.user_metadata) if row.user_metadata else None
+    lora = msgspec.json.decode(row.lora, type=LoraSpec)
+    return RunRow(
+        row.id, row.session_id, row.key_id, row.base_model, lora, row.created, row.last_request, metadata, row.live
+    )

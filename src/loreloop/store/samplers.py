@@ -1,0 +1,51 @@
+"""Sampling sessions: what a client samples from, seen by its key."""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import Connection, Row, select, update
+from sqlalchemy.dialects.sqlite import insert
+
+from loreloop.protocol.errors import NotFound
+from loreloop.protocol.sampling import Revision
+from loreloop.store.rows import SamplerRow
+from loreloop.store.schema import SAMPLERS
+
+
+def create(connection: Connection, sampler: SamplerRow, now: float) -> None:
+    """Adds a sampler; a repeated call for the same id changes nothing."""
+    connection.execute(insert(SAMPLERS).values(**msgspec.structs.asdict(sampler), created=now).on_conflict_do_nothing())
+
+
+def get(connection: Connection, key_id: str, sampler_id: str) -> SamplerRow:
+    row = connection.execute(select(SAMPLERS).where(SAMPLERS.c.id == sampler_id, SAMPLERS.c.key_id == key_id)).first()
+    if row is None:
+        raise NotFound(f"There is no sampler {sampler_id!r} of this key; create a sampling session first.")
+    return _row(row)
+
+
+def point_inflight(connection: Connection, run_id: str, revision: Revision) -> None:
+    """Moves all in-flight samplers of a run on to a new revision."""
+    connection.execute(
+        update(SAMPLERS)
+        .where(SAMPLERS.c.run_id == run_id, SAMPLERS.c.inflight)
+        .values(revision_id=revision.revision_id, folder=revision.folder)
+    )
+
+
+def of_session(connection: Connection, session_id: str) -> list[SamplerRow]:
+    return [_row(row) for row in connection.execute(select(SAMPLERS).where(SAMPLERS.c.session_id == session_id))]
+
+
+def _row(row: Row[tuple[object, ...]]) -> SamplerRow:
+    return SamplerRow(
+        row.id,
+        row.session_id,
+        row.key_id,
+        row.base_model,
+        row.model_path,
+        row.run_id,
+        bool(row.inflight),
+        row.revision_id,
+        row.folder,
+    )

@@ -1,0 +1,177 @@
+"""The tables, and the numbered steps that bring an older database up to them.
+
+A step and the record of it are one transaction. Steps are only ever appended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    insert,
+    inspect,
+    select,
+)
+
+METADATA = MetaData()
+
+MIGRATIONS = Table("migrations", METADATA, Column("number", Integer, primary_key=True))
+
+KEYS = Table(
+    "keys",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("hash", String, nullable=False, unique=True),  # of the secret, which is stored nowhere
+    Column("scopes", Text, nullable=False),  # JSON list
+    Column("created", Float, nullable=False),
+    Column("revoked", Float),
+)
+
+SESSIONS = Table(
+    "sessions",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("key_id", ForeignKey("keys.id"), nullable=False, index=True),
+    Column("created", Float, nullable=False),
+    Column("last_seen", Float, nullable=False),
+    Column("status", String, nullable=False, index=True),
+    Column("detail", Text),
+    Column("tags", Text, nullable=False),
+    Column("user_metadata", Text),
+    Column("sdk_version", String),
+    Column("project_id", String),
+    Column("display_name", String),
+)
+
+RUNS = Table(
+    "runs",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("session_id", ForeignKey("sessions.id"), nullable=False, index=True),
+    Column("key_id", ForeignKey("keys.id"), nullable=False, index=True),
+    Column("base_model", String, nullable=False),
+    Column("lora", Text, nullable=False),  # JSON of LoraSpec
+    Column("created", Float, nullable=False),
+    Column("last_request", Float, nullable=False),
+    Column("user_metadata", Text),
+    Column("live", Boolean, nullable=False),
+)
+
+SAMPLERS = Table(
+    "samplers",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("session_id", ForeignKey("sessions.id"), nullable=False, index=True),
+    Column("key_id", ForeignKey("keys.id"), nullable=False),
+    Column("base_model", String, nullable=False),
+    Column("model_path", String),
+    Column("run_id", String, index=True),  # of ephemeral samplers
+    Column("inflight", Boolean, nullable=False),
+    Column("revision_id", String),
+    Column("folder", String),
+    Column("created", Float, nullable=False),
+)
+
+OPS = Table(
+    "ops",
+    METADATA,
+    Column("request_id", String, primary_key=True),
+    Column("model_id", String, nullable=False),
+    Column("seq_id", BigInteger, nullable=False),
+    Column("base_model", String, nullable=False, index=True),
+    Column("fingerprint", String, nullable=False),
+    Column("after", Text, nullable=False),  # JSON of AfterOp
+    Column("reply", Text, nullable=False),  # JSON
+    Column("location", Text),  # JSON; NULL once a snapshot covers the operation
+    Column("done", Boolean, nullable=False),
+    Column("plan_no", BigInteger),
+    # A retried POST must find the operation it repeats, whoever of two concurrent ones was first.
+    UniqueConstraint("model_id", "seq_id"),
+)
+
+RESULTS = Table(
+    "results",
+    METADATA,
+    Column("request_id", String, primary_key=True),
+    Column("location", Text),  # JSON; NULL after expiry, so that late askers hear "expired"
+    Column("created", Float, nullable=False, index=True),
+)
+
+PLANS = Table(
+    "plans",
+    METADATA,
+    Column("base_model", String, primary_key=True),
+    Column("plan_no", BigInteger, primary_key=True),
+    Column("request_ids", Text, nullable=False),
+)
+
+SNAPSHOTS = Table(
+    "snapshots",
+    METADATA,
+    Column("model_id", String, primary_key=True),
+    Column("base_model", String, nullable=False, index=True),
+    Column("plan_no", BigInteger, nullable=False),
+    Column("next_seq_id", BigInteger, nullable=False),
+    Column("file", String, nullable=False),
+)
+
+CHECKPOINTS = Table(
+    "checkpoints",
+    METADATA,
+    Column("run_id", ForeignKey("runs.id"), primary_key=True),
+    Column("kind", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("key_id", ForeignKey("keys.id"), nullable=False, index=True),
+    Column("folder", String, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("expires", Float, index=True),
+    Column("user_metadata", Text),
+)
+
+SPOOL = Table(
+    "spool",
+    METADATA,
+    Column("sequence_id", String, primary_key=True),
+    Column("session_id", String, nullable=False, index=True),
+    Column("location", Text, nullable=False),
+    Column("n_bytes", BigInteger, nullable=False),
+    Column("expires", Float, nullable=False, index=True),
+)
+
+
+def m001_initial(connection: Connection) -> None:
+    METADATA.create_all(connection)
+
+
+STEPS: Sequence[Callable[[Connection], None]] = (m001_initial,)
+
+
+def is_current(connection: Connection) -> bool:
+    """Whether every step has been taken; looks only, so that nobody waits for a lock."""
+    if not inspect(connection).has_table(MIGRATIONS.name):
+        return False
+    return len(connection.execute(select(MIGRATIONS.c.number)).all()) == len(STEPS)
+
+
+def migrate(connection: Connection) -> None:
+    """Runs the steps that this database has not seen, inside the caller's transaction."""
+    MIGRATIONS.create(connection, checkfirst=True)
+    done = set(connection.scalars(select(MIGRATIONS.c.number)))
+    for number, step in enumerate(STEPS, start=1):
+        if number not in done:
+            step(connection)
+            connection.execute(insert(MIGRATIONS).values(number=number))

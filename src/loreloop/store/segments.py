@@ -1,0 +1,84 @@
+"""Append-only files for large bodies: journal entries, results, spool records.
+
+A record is its length, its CRC-32 and its bytes; a `Location` finds it again. A file is closed at 64 MiB and deleted
+when nothing refers to it. A record torn by a crash lies at a file's end, where no row ever points.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from loreloop.protocol.errors import ServerError
+
+HEADER = struct.Struct("<II")
+SEGMENT_BYTES = 64 << 20
+
+
+class Location(msgspec.Struct, frozen=True):
+    segment: int
+    offset: int
+    length: int
+
+
+class Segments:
+    """The segment files of one folder, with one writer."""
+
+    def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self.folder, self.segment_bytes = folder, segment_bytes
+        folder.mkdir(parents=True, exist_ok=True)
+        # Always a new file: behind a record that a crash tore, nothing is appended and nothing cut off.
+        self.number = max(self.numbers(), default=0) + 1
+        self.file = self._open(self.number)
+
+    def numbers(self) -> list[int]:
+        return sorted(int(path.stem) for path in self.folder.glob("*.seg"))
+
+    def append(self, body: bytes) -> Location:
+        """Hands the record to the operating system; it survives the death of this process from here on."""
+        if self.file.tell() >= self.segment_bytes:
+            self.file.close()
+            self.number += 1
+            self.file = self._open(self.number)
+        offset = self.file.tell()
+        self.file.write(HEADER.pack(len(body), zlib.crc32(body)) + body)
+        self.file.flush()
+        return Location(self.number, offset, len(body))
+
+    def read(self, at: Location) -> bytes:
+        """The bytes of a record; ServerError where the file no longer holds what was written."""
+        try:
+            with self._path(at.segment).open("rb") as file:
+                file.seek(at.offset)
+                record = file.read(HEADER.size + at.length)
+        except OSError as error:
+            raise ServerError(f"Segment {at.segment} cannot be read: {error}.") from None
+        body = record[HEADER.size :]
+        if (
+            len(record) < HEADER.size
+            or len(body) != at.length
+            or HEADER.unpack(record[: HEADER.size]) != (at.length, zlib.crc32(body))
+        ):
+            raise ServerError(f"The record at {at.offset} of segment {at.segment} is damaged; restore a backup.")
+        return body
+
+    def sweep(self, used: Iterable[int]) -> list[int]:
+        """Deletes closed segments that are not in `used`; gives their numbers."""
+        swept = [number for number in self.numbers() if number != self.number and number not in set(used)]
+        for number in swept:
+            self._path(number).unlink()
+        return swept
+
+    def close(self) -> None:
+        self.file.close()
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:08d}.seg"
+
+    def _open(self, number: int) -> BinaryIO:
+        return self._path(number).open("xb")

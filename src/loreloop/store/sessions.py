@@ -1,0 +1,84 @@
+"""Sessions of clients, seen by the key that opened them: opened, kept alive, ended."""
+
+from __future__ import annotations
+
+import uuid
+
+import msgspec
+from sqlalchemy import Connection, Row, func, insert, select, update
+
+from loreloop.protocol.errors import NotFound
+from loreloop.store.rows import Page, SessionNew, SessionRow, SessionStatus
+from loreloop.store.schema import SESSIONS
+
+
+def create(connection: Connection, key_id: str, new: SessionNew, now: float) -> str:
+    """Opens a session; gives its id."""
+    session_id = str(uuid.uuid4())
+    values = msgspec.structs.asdict(new) | {
+        "tags": msgspec.json.encode(new.tags).decode(),
+        "user_metadata": msgspec.json.encode(new.user_metadata).decode() if new.user_metadata else None,
+    }
+    connection.execute(
+        insert(SESSIONS).values(id=session_id, key_id=key_id, created=now, last_seen=now, status="active", **values)
+    )
+    return session_id
+
+
+def get(connection: Connection, key_id: str, session_id: str) -> SessionRow:
+    row = connection.execute(_mine(key_id, session_id)).first()
+    if row is None:
+        raise NotFound(f"There is no session {session_id!r} of this key; create one first.")
+    return _row(row)
+
+
+def list_page(connection: Connection, key_id: str, limit: int, offset: int) -> Page[SessionRow]:
+    mine = select(SESSIONS).where(SESSIONS.c.key_id == key_id)
+    total = connection.scalar(select(func.count()).select_from(mine.subquery())) or 0
+    rows = connection.execute(mine.order_by(SESSIONS.c.created.desc()).limit(limit).offset(offset))
+    return Page([_row(row) for row in rows], total)
+
+
+def touch(connection: Connection, key_id: str, session_id: str, now: float) -> SessionStatus:
+    """Notes a sign of life; gives the status, which no sign of life changes back."""
+    session = get(connection, key_id, session_id)
+    if session.status == "active":
+        connection.execute(update(SESSIONS).where(SESSIONS.c.id == session_id).values(last_seen=now))
+    return session.status
+
+
+def end(connection: Connection, key_id: str, session_id: str, status: SessionStatus, detail: str | None) -> bool:
+    """Ends an active session; False if it had ended before (the first reason stays)."""
+    get(connection, key_id, session_id)
+    active = update(SESSIONS).where(SESSIONS.c.id == session_id, SESSIONS.c.status == "active")
+    return bool(connection.execute(active.values(status=status, detail=detail)).rowcount)
+
+
+def active_since_before(connection: Connection, moment: float) -> list[SessionRow]:
+    """Active sessions without a sign of life since `moment`."""
+    return [
+        _row(row)
+        for row in connection.execute(
+            select(SESSIONS).where(SESSIONS.c.status == "active", SESSIONS.c.last_seen < moment)
+        )
+    ]
+
+
+def oldest_sign_of_life(connection: Connection) -> float | None:
+    return connection.scalar(select(func.min(SESSIONS.c.last_seen)).where(SESSIONS.c.status == "active"))
+
+
+def renew_all(connection: Connection, now: float) -> None:
+    """After a time when the server could not hear anybody."""
+    connection.execute(update(SESSIONS).where(SESSIONS.c.status == "active").values(last_seen=now))
+
+
+def _mine(key_id: str, session_id: str):  # type: ignore[no-untyped-def]
+    return select(SESSIONS).where(SESSIONS.c.id == session_id, SESSIONS.c.key_id == key_id)
+
+
+def _row(row: Row[tuple[object, ...]]) -> SessionRow:
+    metadata = msgspec.json.decode(row.user_metadata) if row.user_metadata else None
+    tags = msgspec.json.decode(row.tags, type=tuple[str, ...])
+    new = SessionNew(tags, metadata, row.sdk_version, row.project_id, row.display_name)
+    return SessionRow(row.id, row.key_id, row.created, row.last_seen, row.status, new)

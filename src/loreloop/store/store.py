@@ -1,0 +1,142 @@
+"""The store of one data folder: a database, segment files, and one thread that writes to both.
+
+Functions of this room's other files take a `Connection`; `read` and `write` run them. Writes that arrive together are
+committed together, each in a savepoint of its own, so that one's failure is not the others'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
+
+from loreloop.protocol.errors import LoreloopError, ServerError
+from loreloop.store.schema import is_current, migrate
+from loreloop.store.segments import Segments
+
+P = ParamSpec("P")
+T = TypeVar("T")
+MAX_GROUP = 256
+BUGS = (AssertionError, AttributeError, RuntimeError)  # of ours; even so the thread must go on
+
+
+class _Job(NamedTuple):
+    run: Callable[[Connection], Any]
+    settle: Callable[[Any, BaseException | None], None]
+
+
+class Store:
+    """Opens (and if need be makes) the store in `folder`. One process writes; several may read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.engine = open_database(folder)
+        self.segments = Segments(folder / "journal")
+        self.reader = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._write_all, name="store-writer", daemon=True)
+        self.thread.start()
+
+    def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs a query, here and now. For one thread only, the one that owns the store."""
+        return function(self.reader, *args, **kwargs)
+
+    def write_now(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs a function in a transaction of its own, here and now."""
+        with self.engine.begin() as connection:
+            return function(connection, *args, **kwargs)
+
+    async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs a function on the writer thread; done when its transaction is committed."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def settle(value: T, error: BaseException | None) -> None:
+            loop.call_soon_threadsafe(_set, future, value, error)
+
+        self.jobs.put(_Job(lambda connection: function(connection, *args, **kwargs), settle))
+        return await future
+
+    def close(self) -> None:
+        """Commits what waits, then closes."""
+        self.jobs.put(None)
+        self.thread.join()
+        self.reader.close()
+        self.engine.dispose()
+        self.segments.close()
+
+    def _write_all(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            group = [job]
+            while len(group) < MAX_GROUP and not self.jobs.empty():
+                job = self.jobs.get()
+                if job is None:
+                    self._commit(group)
+                    return
+                group.append(job)
+            self._commit(group)
+
+    def _commit(self, group: list[_Job]) -> None:
+        outcomes: list[tuple[Any, BaseException | None]] = []
+        try:
+            with self.engine.begin() as connection:
+                outcomes = [_attempt(connection, job) for job in group]
+        except SQLAlchemyError as error:
+            lost = ServerError(f"The database did not take a write: {error}. Look at the disk of the data folder.")
+            outcomes = [(None, lost)] * len(group)
+        for job, (value, failure) in zip(group, outcomes, strict=True):
+            job.settle(value, failure)
+
+
+def _attempt(connection: Connection, job: _Job) -> tuple[Any, BaseException | None]:
+    try:
+        with connection.begin_nested():
+            return job.run(connection), None
+    except SQLAlchemyError as error:
+        return None, ServerError(f"The database refused a write: {error}.")
+    except (LoreloopError, OSError, LookupError, ValueError, TypeError, ArithmeticError, *BUGS) as error:
+        return None, error
+
+
+def _set(future: asyncio.Future[T], value: T, error: BaseException | None) -> None:
+    if future.done():
+        return  # the asker was cancelled
+    if error is None:
+        future.set_result(value)
+    else:
+        future.set_exception(error)
+
+
+def open_database(folder: Path) -> Engine:
+    """The database of a data folder, brought up to date. Safe beside a running server."""
+    folder.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(
+        f"sqlite:///{folder / 'loreloop.db'}", connect_args={"check_same_thread": False, "timeout": 30}
+    )
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _: object) -> None:
+        # WAL with synchronous=NORMAL: a committed row survives the death of the process; only a power cut can take
+        # the last moments back.
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.isolation_level = None  # the driver's own idea of when to begin leaves some statements outside
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # At once for writing: a transaction that read first could not write after another process has.
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        current = is_current(connection)
+    if not current:
+        with engine.begin() as connection:
+            migrate(connection)
+    return engine

@@ -1,0 +1,71 @@
+"""A model's tokenizer, read from its folder without any model library.
+
+Encoding adds no special tokens by itself: what a prompt needs stands in its text, or is added by the caller.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from loreloop.protocol.errors import BadRequest
+
+MOST_TOKENS_OF_A_CHARACTER = 8  # after so many the bytes are taken to be invalid
+INCOMPLETE = "\ufffd"  # what a decoder shows for bytes that do not form a character yet
+
+
+class TextTokenizer:
+    """`settings` are those of tokenizer_config.json."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            raise BadRequest(f"{folder} holds no tokenizer.json; convert its tokenizer to that form first.")
+        self.tokenizer = Tokenizer.from_file(str(path))
+        settings = folder / "tokenizer_config.json"
+        self.settings: dict[str, Any] = json.loads(settings.read_text()) if settings.exists() else {}
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids; `special` lets the tokenizer add what it puts around every text."""
+        return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, tokens: Sequence[int], *, skip_special: bool = False) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special))
+
+
+class Detokenizer:
+    """Turns tokens into text as they come; a character waits until all its bytes are there.
+
+    Only a short tail is decoded again for each token: some tokenizers write a token differently at the beginning of a
+    text, so the tail begins with the tokens decoded before.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, *, skip_special: bool = False) -> None:
+        self.tokenizer, self.skip_special = tokenizer, skip_special
+        self.tail: list[int] = []
+        self.n_shown = 0  # how many tokens of the tail are in `shown` text already
+
+    def push(self, token: int) -> str:
+        """The text that this token completes, perhaps empty."""
+        self.tail.append(token)
+        before = self._decode(self.tail[: self.n_shown])
+        whole = self._decode(self.tail)
+        unfinished = whole.endswith(INCOMPLETE) or len(whole) < len(before)
+        if unfinished and len(self.tail) - self.n_shown < MOST_TOKENS_OF_A_CHARACTER:
+            return ""
+        self.tail, self.n_shown = self.tail[self.n_shown :], len(self.tail) - self.n_shown
+        return whole[len(before) :]
+
+    def flush(self) -> str:
+        """What is left when no token follows: bytes that never became a character."""
+        before = self._decode(self.tail[: self.n_shown])
+        whole = self._decode(self.tail)
+        self.tail, self.n_shown = [], 0
+        return whole[len(before) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special=self.skip_special) if tokens else ""

@@ -1,0 +1,98 @@
+"""The command line's manners: quick help, exit codes, results on stdout and the rest on stderr, JSON for tables."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from loreloop.cli.main import cli
+from loreloop.cli.serve import overrides
+from loreloop.config import load_config
+from loreloop.protocol.errors import BadRequest
+
+VERBS = sorted(cli.commands)
+
+
+def loreloop(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loreloop.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def rows(*arguments: str) -> list[dict[str, object]]:
+    return list(json.loads(loreloop(*arguments, "--json").stdout))
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    def seconds() -> float:
+        started = time.monotonic()
+        assert "Usage" in loreloop("--help").stdout
+        return time.monotonic() - started
+
+    assert min(seconds() for _ in range(5)) < 0.5
+    heavy = "import sys, loreloop.cli.main; print(sorted({'torch', 'transformers', 'sqlalchemy'} & sys.modules.keys()))"
+    assert subprocess.check_output([sys.executable, "-c", heavy], text=True) == "[]\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_says_what_it_does(verb: str) -> None:
+    help_text = CliRunner().invoke(cli, [verb, "--help"])
+    assert help_text.exit_code == 0
+    assert cli.commands[verb].help
+
+
+@pytest.mark.parametrize(
+    "arguments", [["unheard-of"], ["serve", "--port", "many"], ["keys", "create"], ["models", "add"]]
+)
+def test_misuse_ends_with_2(arguments: list[str]) -> None:
+    assert loreloop(*arguments).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["keys", "revoke", "nobody"], "no active key"),
+        (["serve", "--alias", "Qwen/Qwen3-8B-Base"], "NAME=MODEL"),
+        (["models", "add", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_an_expected_error_ends_with_1_and_a_sentence(arguments: list[str], said: str, tmp_path: Path) -> None:
+    ended = loreloop(*arguments, "--data", str(tmp_path))
+    assert ended.returncode == 1
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path))
+    secret = loreloop("keys", "create", "laptop", "--scope", "infer", *data).stdout.strip()
+    assert secret.startswith("tml-")
+    (row,) = rows("keys", "list", *data)
+    assert (row["name"], row["scopes"], row["revoked"]) == ("laptop", "infer", False)
+    assert secret not in loreloop("keys", "list", *data).stdout
+    assert loreloop("keys", "revoke", str(row["id"]), *data).returncode == 0
+    assert rows("keys", "list", *data)[0]["revoked"] is True
+
+
+def test_known_models_are_listed_before_they_are_there(tmp_path: Path) -> None:
+    assert "smollm2-135m" in [row["name"] for row in rows("models", "list", "--data", str(tmp_path))]
+
+
+def test_flags_lie_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "loreloop.toml"
+    file.write_text('port = 9\nhost = "::1"\n[engine]\nthreads = 3\nprecision = "fp32"\n')
+    flags = {"models": ("a", "b"), "aliases": ("X/Y=a",), "port": 0, "precision": "bf16", "deterministic": None}
+    config = load_config(str(file), overrides(flags))
+    assert (config.models, config.aliases, config.host, config.port) == (("a", "b"), {"X/Y": "a"}, "::1", 0)
+    assert (config.engine.threads, config.engine.precision, config.engine.deterministic) == (3, "bf16", False)
+
+
+def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "loreloop.toml"
+    file.write_text("[engine]\nthread = 3\n")
+    with pytest.raises(BadRequest, match="thread"):
+        load_config(str(file), {})

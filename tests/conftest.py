@@ -1,0 +1,24 @@
+"""Fixtures that several rooms' tests share: a tiny model, and a real server of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loreloop.cli.server import RunningServer, running_server
+from tests.tiny import make_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny", "qwen3")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[RunningServer]:
+    """`loreloop serve` in processes of its own, fp32, with the tiny model under its folder's path and as `tiny`."""
+    data = tmp_path_factory.mktemp("data")
+    (data / "models").mkdir()
+    (data / "models" / "tiny").symlink_to(tiny_folder)
+    with running_server(str(data), ["--model", "tiny", "--precision", "fp32", "--threads", "1"]) as running:
+        yield running

@@ -1,0 +1,191 @@
+"""Training states in memory and in files: what is spilled, snapshot or checkpointed comes back to the last bit."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loreloop.engine.adapters import AdapterBank, new_state, read_checkpoint, read_state, staged, write_checkpoint
+from loreloop.engine.optimizer import adam_step
+from loreloop.model.spec import DecoderSpec, RopeSpec
+from loreloop.protocol.errors import BadRequest, NotFound
+from loreloop.protocol.training import AdamParams, LoraSpec
+
+CPU = torch.device("cpu")
+SPEC = DecoderSpec("llama", 64, 32, 2, 2, 1, 16, 48, RopeSpec(1e4), 1e-5, 128, tie_embeddings=True)
+VECTORS = ("master", "moment1", "moment2", "grad")
+
+
+def trained():
+    """A state with two steps behind it and a gradient."""
+    state = new_state(SPEC, LoraSpec(3, 0), torch.bfloat16, CPU)
+    touch(state, 3)
+    return state
+
+
+def touch(state, n_gradients=1):
+    """Gathers gradients; all but the last are stepped on."""
+    generator = torch.Generator().manual_seed(state.n_steps)
+    for i in range(n_gradients):
+        state.grad.add_(torch.randn(state.grad.shape, generator=generator))
+        state.has_grad = True
+        if i < n_gradients - 1:
+            adam_step(state, AdamParams(1e-2))
+
+
+def assert_same(state, other, names=VECTORS):
+    assert all(torch.equal(getattr(state, name), getattr(other, name)) for name in names)
+    assert torch.equal(state.weights.flat, other.weights.flat)
+    assert state.n_steps == other.n_steps
+    assert state.layout.lora == other.layout.lora
+
+
+def new_bank(folder, max_resident=2):
+    return AdapterBank(SPEC, torch.bfloat16, CPU, folder / "spill", max_resident)
+
+
+@pytest.mark.parametrize("n_gradients", [0, 1, 3])
+def test_a_state_comes_back_from_its_file(tmp_path, n_gradients):
+    state = new_state(SPEC, LoraSpec(5, 7, train_mlp=False), torch.bfloat16, CPU)
+    touch(state, n_gradients)
+    state.write(tmp_path / "state")
+    back = read_state(tmp_path / "state", SPEC, torch.bfloat16, CPU)
+    assert_same(back, state)
+    assert back.has_grad == state.has_grad
+
+
+def test_a_state_costs_eighteen_bytes_a_parameter():
+    state = new_state(SPEC, LoraSpec(4, 0), torch.bfloat16, CPU)
+    n_bytes = sum(getattr(state, name).nbytes for name in VECTORS) + state.weights.flat.nbytes
+    assert n_bytes == 18 * state.layout.size
+
+
+def test_equal_seeds_make_equal_models_that_change_nothing_yet():
+    one, same, other = (new_state(SPEC, LoraSpec(4, seed), torch.float32, CPU) for seed in (1, 1, 2))
+    assert torch.equal(one.master, same.master)
+    assert not torch.equal(one.master, other.master)
+    assert not any(b.any() for layer in range(2) for b in one.weights.b(layer, "qkv"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=20))
+def test_a_full_bank_behaves_like_an_endless_one(tmp_path_factory, history):
+    small, large = (new_bank(tmp_path_factory.mktemp("bank"), n) for n in (2, 99))
+    for number, trains in history:
+        for bank in (small, large):
+            model_id = f"run:train:{number}"
+            state = bank.get(model_id) if model_id in bank else bank.create(model_id, LoraSpec(1 + number, number))
+            touch(state, 2 if trains else 0)
+        assert len(small.resident) <= 2
+    for number in {number for number, _ in history}:
+        assert_same(small.get(f"run:train:{number}"), large.get(f"run:train:{number}"))
+
+
+def test_the_least_recently_used_model_is_spilled(tmp_path):
+    bank = new_bank(tmp_path)
+    for name in "ab":
+        bank.create(name, LoraSpec(2, 0))
+    bank.get("a")
+    bank.create("c", LoraSpec(2, 0))
+    assert set(bank.resident) == {"a", "c"}
+    assert "b" in bank
+
+
+def test_a_model_that_came_back_or_went_leaves_no_file(tmp_path):
+    bank = new_bank(tmp_path)
+    for name in "abcd":
+        bank.create(name, LoraSpec(2, 0))
+    bank.get("a")
+    bank.drop("b")
+    bank.drop("c")
+    assert len(list((tmp_path / "spill").iterdir())) == len(bank.spilled)
+    assert not any(name in bank for name in "bc")
+
+
+def test_an_unknown_model_is_named(tmp_path):
+    with pytest.raises(NotFound, match="nobody"):
+        new_bank(tmp_path).get("nobody")
+
+
+def test_a_snapshot_holds_what_changed_since_the_last(tmp_path):
+    bank = new_bank(tmp_path)
+    for name in "abc":  # a goes to disk
+        touch(bank.create(name, LoraSpec(2, 0)), 3)
+        bank.changed(name)
+    first = bank.snapshot(tmp_path / "snapshots", "1")
+    touch(bank.get("b"))
+    bank.changed("b")
+    assert set(first) == {"a", "b", "c"}
+    assert set(bank.snapshot(tmp_path / "snapshots", "2")) == {"b"}
+    assert bank.snapshot(tmp_path / "snapshots", "3") == {}
+
+
+def test_a_restored_bank_is_the_one_that_was_snapshot(tmp_path):
+    bank = new_bank(tmp_path / "first")
+    for name in "abc":
+        touch(bank.create(name, LoraSpec(2, 0)), 3)
+        bank.changed(name)
+    files = bank.snapshot(tmp_path / "snapshots", "1")
+    again = new_bank(tmp_path / "second")
+    for name, file in files.items():
+        again.restore(name, file)
+    for name in "abc":
+        assert_same(again.get(name), bank.get(name))
+        assert files[name].exists()
+
+
+def test_a_model_survives_a_spill_that_cannot_be_written(tmp_path):
+    bank = new_bank(tmp_path, 1)
+    bank.create("a", LoraSpec(2, 0))
+    bank.folder.rmdir()
+    with pytest.raises(OSError):
+        bank.create("b", LoraSpec(2, 0))
+    bank.folder.mkdir()
+    assert "a" in bank
+
+
+@pytest.mark.parametrize("optimizer", [True, False])
+def test_a_checkpoint_restores_weights_and_if_asked_moments(tmp_path, optimizer):
+    state = trained()
+    write_checkpoint(tmp_path / "c", state, "base")
+    other = new_state(SPEC, LoraSpec(3, 99), torch.bfloat16, CPU)
+    touch(other, 3)
+    read_checkpoint(tmp_path / "c", other, optimizer=optimizer)
+    assert torch.equal(other.master, state.master)
+    assert torch.equal(other.weights.flat, state.weights.flat)
+    assert not other.has_grad
+    assert not other.grad.any()
+    assert other.n_steps == (state.n_steps if optimizer else 0)
+    assert torch.equal(other.moment2, state.moment2 if optimizer else torch.zeros_like(state.moment2))
+
+
+@pytest.mark.parametrize("lora", [LoraSpec(4, 0), LoraSpec(3, 0, train_mlp=False)], ids=["rank", "parts"])
+def test_a_checkpoint_of_another_shape_is_refused_and_changes_nothing(tmp_path, lora):
+    write_checkpoint(tmp_path / "c", trained(), "base")
+    state, same = (new_state(SPEC, lora, torch.bfloat16, CPU) for _ in range(2))
+    with pytest.raises(BadRequest, match="rank 3 on attn and mlp and unembed"):
+        read_checkpoint(tmp_path / "c", state, optimizer=True)
+    assert_same(state, same)
+
+
+def test_an_adapter_without_moments_loads_only_without_them(tmp_path):
+    write_checkpoint(tmp_path / "c", trained(), "base")
+    (tmp_path / "c" / "optimizer.safetensors").unlink()
+    state, same = (new_state(SPEC, LoraSpec(3, 0), torch.bfloat16, CPU) for _ in range(2))
+    with pytest.raises(BadRequest, match="without the optimizer"):
+        read_checkpoint(tmp_path / "c", state, optimizer=True)
+    assert_same(state, same)
+    read_checkpoint(tmp_path / "c", state, optimizer=False)
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path):
+    with staged(tmp_path / "c") as staging:
+        (staging / "weights").touch()
+        assert not (tmp_path / "c").exists()
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["weights"]
+
+
+def test_a_folder_that_could_not_be_written_leaves_no_trace(tmp_path):
+    with pytest.raises(FileNotFoundError), staged(tmp_path / "c") as staging:
+        (staging / "missing" / "weights").touch()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,129 @@
+"""Attention and the head against plain formulas, in both of their forms."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from loreloop.engine.attention import FastAttention, FixedAttention
+from loreloop.engine.head import Head, groups_at, rows_of
+from loreloop.model.linear import FastProducts, TiledProducts
+from loreloop.model.load import load_decoder
+from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup, LoraLayout
+from loreloop.protocol.training import LoraSpec
+from tests.tiny import make_tiny_model
+
+ATTENTIONS = [FastAttention(), FixedAttention()]
+
+
+def heads(n, n_heads, seed=0):
+    return torch.randn(n, n_heads, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def plain_attention(q_QHE, k_KGE, v_KGE):
+    """softmax(q·k/√E)·v, one query and head at a time."""
+    n_queries, n_heads, d_head = q_QHE.shape
+    o_QHE = torch.empty_like(q_QHE)
+    for i in range(n_queries):
+        reach = len(k_KGE) - n_queries + i + 1
+        for h in range(n_heads):
+            g = h * k_KGE.shape[1] // n_heads
+            weight_K = (k_KGE[:reach, g] @ q_QHE[i, h] / math.sqrt(d_head)).softmax(0)
+            o_QHE[i, h] = weight_K @ v_KGE[:reach, g]
+    return o_QHE
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS, ids=["fast", "fixed"])
+@pytest.mark.parametrize(("n_queries", "n_keys"), [(1, 1), (5, 5), (1, 130), (20, 77), (70, 200)])
+def test_attention_is_the_formula(attention, n_queries, n_keys):
+    q_QHE, k_KGE, v_KGE = heads(n_queries, 4), heads(n_keys, 2, 1), heads(n_keys, 2, 2)
+    torch.testing.assert_close(attention.causal(q_QHE, k_KGE, v_KGE), plain_attention(q_QHE, k_KGE, v_KGE))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS, ids=["fast", "fixed"])
+def test_single_queries_see_their_own_keys_only(attention):
+    n_keys_B = torch.tensor([1, 66, 40])
+    q_BHE, k_BKGE, v_BKGE = heads(3, 4), heads(3 * 70, 2, 1).view(3, 70, 2, 16), heads(3 * 70, 2, 2).view(3, 70, 2, 16)
+    o_BHE = attention.single(q_BHE, k_BKGE, v_BKGE, n_keys_B)
+    for o_HE, q_HE, k_KGE, v_KGE, n in zip(o_BHE, q_BHE, k_BKGE, v_BKGE, n_keys_B, strict=True):
+        torch.testing.assert_close(o_HE[None], plain_attention(q_HE[None], k_KGE[:n], v_KGE[:n]))
+
+
+def test_both_attentions_have_the_same_gradients():
+    grads = []
+    for attention in ATTENTIONS:
+        leaves = [heads(20, 4).requires_grad_(), heads(90, 2, 1).requires_grad_(), heads(90, 2, 2).requires_grad_()]
+        grads.append(torch.autograd.grad((attention.causal(*leaves) * heads(20, 4, 3)).sum(), leaves))
+    for fast, fixed in zip(*grads, strict=True):
+        torch.testing.assert_close(fast, fixed, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_fixed_attention_gives_a_query_the_same_bits_however_the_queries_are_cut(dtype):
+    q_QHE, k_KGE, v_KGE = (t.to(dtype) for t in (heads(150, 4), heads(150, 2, 1), heads(150, 2, 2)))
+    whole = FixedAttention().causal(q_QHE, k_KGE, v_KGE)
+    cuts = [0, 1, 30, 31, 64, 100, 149, 150]
+    parts = [FixedAttention().causal(q_QHE[a:b], k_KGE[:b], v_KGE[:b]) for a, b in pairwise(cuts)]
+    assert torch.equal(torch.cat(parts), whole)
+    single = FixedAttention().single(q_QHE[-1:], k_KGE[None], v_KGE[None], torch.tensor([150]))
+    assert torch.equal(single, whole[-1:])
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["fast", "fixed"])
+def head(request, tmp_path_factory):
+    products = TiledProducts() if request.param else FastProducts()
+    folder = make_tiny_model(tmp_path_factory.mktemp("model"))
+    decoder = load_decoder(folder, dtype=torch.float32, device=torch.device("cpu"), products=products)
+    return Head(decoder, fixed_rows=request.param)
+
+
+def unembedding(head, rank, rows):
+    """A group with an unembedding adapter and a place for its gradient."""
+    layout = LoraLayout(head.decoder.spec, LoraSpec(rank, 0, train_attn=False, train_mlp=False))
+    flat = 0.1 * torch.randn(layout.size, generator=torch.Generator().manual_seed(rank))
+    return LoraGroup(*rows, AdapterView(layout, flat), AdapterView(layout, torch.zeros(layout.size)))
+
+
+def plain_logp(head, h_ND, targets_NK, groups=()):
+    logits_NV = h_ND @ head.decoder.head.weight_OI.T
+    for group in groups:
+        layer, layout = head.decoder.spec.n_layers, group.weights.layout
+        a_RD, b_VR = group.weights.a(layer, "unembed"), group.weights.b(layer, "unembed")[0]
+        delta = layout.scale * h_ND[group.start : group.stop] @ a_RD.T @ b_VR.T
+        logits_NV = logits_NV.index_add(0, torch.arange(group.start, group.stop), delta)
+    return logits_NV.log_softmax(-1).gather(1, targets_NK)
+
+
+@pytest.mark.parametrize("n_rows", [1, 32, 300])
+def test_scores_and_kept_gradients_are_those_of_log_softmax(head, n_rows):
+    h_ND, targets_N1 = torch.randn(n_rows, 64, requires_grad=True), torch.randint(0, 512, (n_rows, 1))
+    wanted_N = torch.arange(n_rows) % 3 != 0
+    scores = head.score(h_ND.detach(), targets_N1, None, wanted_N)
+    expected = plain_logp(head, h_ND, targets_N1)
+    torch.testing.assert_close(scores.logp_NK, expected)
+    grad_ND = torch.autograd.grad(expected.sum(), h_ND)[0]
+    torch.testing.assert_close(scores.grad_ND, grad_ND * wanted_N[:, None], rtol=1e-4, atol=1e-5)
+
+
+def test_the_backward_pass_reaches_hidden_states_and_unembedding_adapters(head):
+    h_ND, targets_NK = torch.randn(200, 64, requires_grad=True), torch.randint(0, 512, (200, 3))
+    dlogp_NK, groups = torch.randn(200, 3), [unembedding(head, 3, (20, 90)), unembedding(head, 5, (90, 190))]
+    dh_ND = head.backward(h_ND.detach(), targets_NK, dlogp_NK, LoraBatch(groups))
+    leaves = [group.weights.flat.requires_grad_() for group in groups]
+    fresh = [LoraGroup(g.start, g.stop, AdapterView(g.weights.layout, g.weights.flat)) for g in groups]
+    total = (plain_logp(head, h_ND, targets_NK, fresh) * dlogp_NK).sum()
+    expected = torch.autograd.grad(total, [h_ND, *leaves])
+    for own, theirs in zip([dh_ND, *(g.grad.flat for g in groups)], expected, strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-3, atol=1e-3)
+
+
+def spans(lora):
+    return [(group.start, group.stop) for group in lora.groups]
+
+
+def test_groups_follow_the_rows_that_are_picked(head):
+    lora = LoraBatch([unembedding(head, 1, (2, 5)), unembedding(head, 2, (5, 9)), unembedding(head, 3, (9, 10))])
+    assert spans(groups_at(lora, torch.tensor([0, 2, 2, 4, 7, 9]))) == [(1, 4), (4, 5), (5, 6)]
+    assert spans(groups_at(lora, torch.tensor([0, 6]))) == [(1, 2)]
+    assert spans(rows_of(lora, slice(4, 9))) == [(0, 1), (1, 5)]

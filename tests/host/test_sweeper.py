@@ -1,0 +1,104 @@
+"""The sweeper takes what has had its time, leaves the rest, and sleeps until the next thing is due."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from loreloop.config import Config, SessionConfig
+from loreloop.host.sweeper import LONGEST_SLEEP_SECONDS, Sweeper
+from loreloop.protocol.errors import Gone, NotFound
+from loreloop.protocol.paths import CheckpointKind, CheckpointPath
+from loreloop.protocol.training import Failure
+from loreloop.store import checkpoints, runs, sessions
+from loreloop.store.rows import CheckpointRow
+from tests.host.office import Office, office
+from tests.scheduler.ops import create, sample, step
+
+
+def play(scene: Callable[[Office, Sweeper], Awaitable[None]], expiry_seconds: float = 600.0) -> None:
+    config = Config(session=SessionConfig(expiry_seconds=expiry_seconds))
+
+    async def run() -> None:
+        async with office(config) as place:
+            place.start_thread()
+            await place.desk.info("fake")
+            await asyncio.wait_for(scene(place, Sweeper(place.desk)), 20)
+
+    asyncio.run(run())
+
+
+def test_a_silent_session_ends_with_all_it_had() -> None:
+    async def scene(place: Office, sweeper: Sweeper) -> None:
+        run, request_id = place.run(), f"{place.session_id}:sample:0:0"
+        await place.submit(create(run), step(run, 5))
+        await place.result(create(run))
+        place.desk.sample(sample(request_id, max_tokens=10**6), "fake")
+        await sweeper.sweep(time.time() + 599)
+        assert place.store.read(sessions.get, place.key_id, place.session_id).status == "active"
+        await sweeper.sweep(time.time() + 601)
+        assert place.store.read(sessions.get, place.key_id, place.session_id).status == "expired"
+        assert not place.store.read(runs.get, place.key_id, run).live
+        assert isinstance((await place.result(step(run, 5))).result, Failure)
+        assert isinstance(await place.desk.sample_result(request_id, 0), Failure)
+
+    play(scene)
+
+
+def test_results_expire_but_pending_ones_stay() -> None:
+    async def scene(place: Office, sweeper: Sweeper) -> None:
+        run = place.run()
+        await place.submit(create(run), step(run, 5))
+        await place.result(create(run))
+        place.store.write_now(sessions.renew_all, time.time() + 4000)
+        await sweeper.sweep(time.time() + 3601)
+        with pytest.raises(Gone):
+            await place.desk.outcome(f"{run}:0", 0)
+        assert await place.desk.outcome(f"{run}:5", 0) is None
+
+    play(scene)
+
+
+def test_an_expired_checkpoint_goes_with_its_files() -> None:
+    async def scene(place: Office, sweeper: Sweeper) -> None:
+        run, now = place.run(), time.time()
+        for name, expires in (("short", now + 50), ("long", now + 5000), ("forever", None)):
+            folder = place.folder / name
+            folder.mkdir()
+            row = CheckpointRow(run, CheckpointKind.TRAINING, name, place.key_id, str(folder), now, 1, expires, None)
+            place.store.write_now(checkpoints.add, row)
+        await sweeper.sweep(now + 51)
+        left = {row.name for row in place.store.read(checkpoints.of_run, place.key_id, run)}
+        assert left == {"long", "forever"} == {p.name for p in place.folder.iterdir()} & {"short", "long", "forever"}
+        path = CheckpointPath(run, CheckpointKind.TRAINING, "short")
+        with pytest.raises(NotFound):
+            place.store.read(checkpoints.get, place.key_id, path)
+
+    play(scene)
+
+
+def test_a_pinned_checkpoint_stays_while_a_replay_needs_it() -> None:
+    async def scene(place: Office, sweeper: Sweeper) -> None:
+        run, source = place.run(), place.folder / "source"
+        source.mkdir()
+        (source / "state.json").write_text('{"weight": 1.0}')
+        pins = [place.desk.files.pin(source, request_id) for request_id in (f"{run}:3", "gone:1")]
+        await place.submit(step(run, 3))
+        place.store.write_now(sessions.renew_all, time.time() + 1000)
+        await sweeper.sweep(time.time() + 1000)
+        assert [Path(pin).exists() for pin in pins] == [True, False]
+
+    play(scene)
+
+
+def test_it_sleeps_until_the_first_session_may_be_silent() -> None:
+    async def scene(place: Office, sweeper: Sweeper) -> None:
+        now = time.time()
+        place.store.write_now(sessions.renew_all, now)
+        assert sweeper._pause(now) == pytest.approx(20, abs=0.01)
+        place.store.write_now(sessions.end, place.key_id, place.session_id, "finished", None)
+        assert sweeper._pause(now) == LONGEST_SLEEP_SECONDS
+
+    play(scene, expiry_seconds=20)

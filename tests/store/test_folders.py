@@ -1,0 +1,104 @@
+"""Folders of checkpoints, revisions and pins: where they lie, and how they go."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from loreloop.protocol.paths import CheckpointKind, CheckpointPath
+from loreloop.store.files import Files, delete
+
+
+def filled(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names or ("adapter_model.safetensors", "adapter_config.json"):
+        (folder / name).write_text(name)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def checkpoint(name: str, kind: CheckpointKind = CheckpointKind.TRAINING) -> CheckpointPath:
+    return CheckpointPath("5f0c:train:0", kind, name)
+
+
+def test_every_checkpoint_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    paths = [checkpoint(name, kind) for name in ("a", "b") for kind in CheckpointKind]
+    paths.append(CheckpointPath("5f0c:train:1", CheckpointKind.TRAINING, "a"))
+    folders = {files.checkpoint(path) for path in paths}
+    assert len(folders) == len(paths)
+    assert all(folder.parent.is_dir() and folder.is_relative_to(tmp_path / "checkpoints") for folder in folders)
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/etc", "a/b", "s:sample:1"])
+def test_no_id_leads_out_of_its_folder(tmp_path: Path, name: str) -> None:
+    files = Files(tmp_path)
+    filled(tmp_path / "source")
+    assert files.revision(name).parent == tmp_path / "revisions"
+    assert files.pin(tmp_path / "source", name).parent == tmp_path / "journal" / "pins"
+
+
+def test_a_pin_outlives_what_it_was_made_of(tmp_path: Path) -> None:
+    source = filled(tmp_path / "source")
+    before = contents(source)
+    pin = Files(tmp_path).pin(source, "run:3")
+    delete(source)
+    assert contents(pin) == before
+
+
+def test_a_pin_costs_no_second_copy(tmp_path: Path) -> None:
+    source = filled(tmp_path / "source")
+    pin = Files(tmp_path).pin(source, "run:3")
+    assert all(os.path.samefile(path, pin / path.name) for path in source.iterdir())
+
+
+def test_pinning_twice_keeps_the_first_pin(tmp_path: Path) -> None:
+    source = filled(tmp_path / "source", "one")
+    files = Files(tmp_path)
+    first = files.pin(source, "run:3")
+    filled(source, "two")
+    assert files.pin(source, "run:3") == first
+    assert contents(first) == {"one": "one"}
+
+
+def test_a_pin_that_a_kill_broke_off_is_made_anew(tmp_path: Path) -> None:
+    source = filled(tmp_path / "source", *(f"{number}" for number in range(3000)))
+    code = "import pathlib, loreloop.store.files as f; f.Files(pathlib.Path('data')).pin(pathlib.Path('source'), 'r')"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) as child:
+        while child.poll() is None and not any(path.is_file() for path in tmp_path.glob("data/journal/pins/*/*")):
+            time.sleep(0.001)
+        child.kill()
+    assert child.returncode < 0, "killed too late"
+    assert len(contents(Files(tmp_path / "data").pin(source, "r"))) == 3000
+
+
+def test_deleting_takes_the_folder_with_all_it_holds(tmp_path: Path) -> None:
+    filled(filled(tmp_path / "a") / "inner")
+    delete(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_deleting_what_is_gone_is_no_error(tmp_path: Path) -> None:
+    delete(tmp_path / "never was")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deletion_that_broke_off_does_not_hinder_the_next_one(tmp_path: Path) -> None:
+    filled(tmp_path / "a.gone")
+    filled(tmp_path / "a")
+    delete(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_checkpoints_of_any_names_are_deleted_one_by_one(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    doomed, kept = (filled(files.checkpoint(checkpoint(name))) for name in ("step", "step.gone"))
+    delete(doomed)
+    assert not doomed.exists()
+    assert len(contents(kept)) == 2

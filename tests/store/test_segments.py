@@ -1,0 +1,158 @@
+"""Segment files give back exactly what was appended, or say that they cannot."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loreloop.protocol.errors import ServerError
+from loreloop.store.segments import HEADER, Location, Segments
+
+BODIES = st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=12)
+PARTS = st.floats(0, 1, exclude_max=True)
+
+
+def filled(folder: Path, bodies: list[bytes], segment_bytes: int = 1 << 20) -> list[Location]:
+    segments = Segments(folder, segment_bytes)
+    found = [segments.append(body) for body in bodies]
+    segments.close()
+    return found
+
+
+def only_file(folder: Path) -> Path:
+    (path,) = folder.glob("*.seg")
+    return path
+
+
+def readable(segments: Segments, at: Location) -> bytes | None:
+    try:
+        return segments.read(at)
+    except ServerError:
+        return None
+
+
+def in_a_folder(test: Callable[[Path], None]) -> None:
+    """tmp_path is shared by the examples of a property; this one is not."""
+    with tempfile.TemporaryDirectory() as name:
+        test(Path(name))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(BODIES, min_size=1, max_size=4), st.integers(1, 100))
+def test_records_come_back_over_any_number_of_files_and_openings(lives: list[list[bytes]], bound: int) -> None:
+    def test(folder: Path) -> None:
+        found = [filled(folder, bodies, bound) for bodies in lives]
+        segments = Segments(folder, bound)
+        assert [[segments.read(at) for at in life] for life in found] == lives
+        segments.close()
+
+    in_a_folder(test)
+
+
+def test_a_record_is_read_while_its_file_is_written(tmp_path: Path) -> None:
+    segments = Segments(tmp_path)
+    for number in range(5):
+        body = str(number).encode()
+        assert segments.read(segments.append(body)) == body
+    segments.close()
+
+
+def test_a_file_ends_with_the_record_that_passes_its_bound(tmp_path: Path) -> None:
+    found = filled(tmp_path, [bytes(30)] * 20, segment_bytes=100)
+    assert {path.stat().st_size for path in tmp_path.glob("*.seg")} == {3 * (HEADER.size + 30), 2 * (HEADER.size + 30)}
+    assert [at.segment for at in found] == [1 + number // 3 for number in range(20)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(BODIES, PARTS, BODIES)
+def test_a_torn_tail_takes_nothing_else_along(bodies: list[bytes], part: float, later: list[bytes]) -> None:
+    def test(folder: Path) -> None:
+        found = filled(folder, bodies)
+        path = only_file(folder)
+        left = int(part * path.stat().st_size)
+        with path.open("r+b") as file:
+            file.truncate(left)
+        whole = [at for at in found if at.offset + HEADER.size + at.length <= left]
+        added = filled(folder, later)
+        segments = Segments(folder)
+        assert [segments.read(at) for at in whole] == bodies[: len(whole)]
+        assert [segments.read(at) for at in added] == later
+        segments.close()
+
+    in_a_folder(test)
+
+
+@settings(max_examples=50, deadline=None)
+@given(BODIES, PARTS, st.integers(0, 7))
+def test_a_flipped_bit_is_found_and_damages_one_record(bodies: list[bytes], part: float, bit: int) -> None:
+    def test(folder: Path) -> None:
+        segments = Segments(folder)
+        found = [segments.append(body) for body in bodies]
+        at_byte = flip(only_file(folder), part, bit)
+        for at, body in zip(found, bodies, strict=True):
+            hit = at.offset <= at_byte < at.offset + HEADER.size + at.length
+            assert readable(segments, at) == (None if hit else body)
+        segments.close()
+
+    in_a_folder(test)
+
+
+def flip(path: Path, part: float, bit: int) -> int:
+    """Turns one bit over; gives the place of its byte."""
+    data = bytearray(path.read_bytes())
+    at = int(part * len(data))
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
+    return at
+
+
+def test_opening_a_damaged_file_keeps_the_records_behind_the_damage(tmp_path: Path) -> None:
+    found = filled(tmp_path, [b"one", b"two", b"three"])
+    flip(only_file(tmp_path), 0, 0)
+    segments = Segments(tmp_path)
+    assert [readable(segments, at) for at in found] == [None, b"two", b"three"]
+
+
+def test_a_lost_record_never_reads_as_another_one(tmp_path: Path) -> None:
+    lost = filled(tmp_path, [b"ann's"])[0]
+    with only_file(tmp_path).open("r+b") as file:
+        file.truncate(3)
+    segments = Segments(tmp_path)
+    segments.append(b"bob's")
+    with pytest.raises(ServerError):
+        segments.read(lost)
+
+
+def test_sweeping_keeps_what_is_used_and_the_file_being_written(tmp_path: Path) -> None:
+    segments = Segments(tmp_path, 10)
+    found = [segments.append(bytes(20)) for _ in range(5)]
+    assert segments.sweep({2, 4}) == [1, 3]
+    assert segments.numbers() == [2, 4, 5]
+    assert [readable(segments, at) is None for at in found] == [True, False, True, False, False]
+    segments.close()
+
+
+def test_numbers_of_swept_files_are_not_used_again(tmp_path: Path) -> None:
+    segments = Segments(tmp_path, 10)
+    last = [segments.append(bytes(20)) for _ in range(4)][-1]
+    segments.sweep(())
+    segments.close()
+    assert filled(tmp_path, [b"next"], 10)[0].segment > last.segment
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+    segments = Segments(tmp_path)
+    with pytest.raises(ServerError, match="Segment 9 cannot be read"):
+        segments.read(Location(9, 0, 4))
+    segments.close()
+
+
+def test_a_torn_header_is_damage_too(tmp_path: Path) -> None:
+    lost = filled(tmp_path, [b""])[0]
+    with only_file(tmp_path).open("r+b") as file:
+        file.truncate(3)
+    with pytest.raises(ServerError):
+        Segments(tmp_path).read(lost)
