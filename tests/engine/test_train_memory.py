@@ -60,7 +60,6 @@ def peak_bytes(folder, tmp_path, lengths, n_models):
     command = [sys.executable, "-c", CHILD, arguments]
     environment = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", **MEMORY}  # as `serve` starts its engines
     run = subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True, timeout=1800)
-    print(run.stdout)
     return int(run.stdout)
 
 
