@@ -14,10 +14,10 @@ INSTALL := 'torch==2.13.*' 'transformers==5.5.4' 'tinker==0.38.*' 'tinker-cookbo
 .PHONY: help demo serve test test-slow check bench format proto clean
 
 help:
-	@echo "make demo       a real model learns sums in front of you (10 minutes on two cores)"
+	@echo "make demo       a real model learns sums in front of you"
 	@echo "make serve      a server on http://127.0.0.1:8000 with the default model"
 	@echo "make check      format, lint, types, architecture, docs"
-	@echo "make test       the tests (15 minutes on two cores); make test-slow: recipes, real model, soaks"
+	@echo "make test       the tests; make test-slow: recipes, real model, soaks"
 	@echo "make bench      the figures of docs/benchmarks.md; ROW=name for one"
 
 $(STAMP): pyproject.toml Makefile

@@ -9,7 +9,7 @@ import click
 @click.option("--out", default="demo-out", show_default=True, help="Where the table, the numbers and the picture go.")
 @click.option("--data", "data_dir", help="Where the model is kept.  [default: ~/.local/share/loreloop]")
 def demo(out: str, data_dir: str | None) -> None:
-    """Watch a real model learn sums (about 10 minutes on two cores)."""
+    """Watch a real model learn sums, through the SDK and the openai client."""
     import tempfile
     from pathlib import Path
 
