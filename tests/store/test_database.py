@@ -50,7 +50,6 @@ def test_a_step_that_fails_leaves_no_table(tmp_path: Path) -> None:
     assert not left
 
 
-@pytest.mark.xfail(strict=False, reason="where two turn a new file to WAL at once, SQLite refuses one without waiting")
 def test_many_may_open_a_new_folder_at_once(tmp_path: Path) -> None:
     errors: list[Exception] = []
     for attempt in range(5):

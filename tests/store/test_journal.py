@@ -269,7 +269,6 @@ def test_nothing_of_an_ended_run_stays_for_ever(place: Place) -> None:
     assert not place.read(journal.is_known, f"{run}:1")
 
 
-@pytest.mark.xfail(strict=True, reason="an undone operation of an ended run is deleted before it has got its failure")
 def test_a_sweep_between_the_end_of_a_run_and_its_forgetting_takes_no_failure_away(place: Place) -> None:
     run = place.run()
     place.append(create(run))

@@ -193,7 +193,6 @@ async def fail_and_go_on(place: Place, error: type[Exception]) -> None:
     assert names(place) == ["after"]
 
 
-@pytest.mark.xfail(strict=True, reason="a full disk ends the whole transaction, but only the write that met it is told")
 def test_on_a_full_disk_nobody_is_told_that_a_lost_write_was_made(place: Place) -> None:
     def fill(connection: Connection) -> None:
         n_pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
@@ -208,7 +207,6 @@ def test_on_a_full_disk_nobody_is_told_that_a_lost_write_was_made(place: Place) 
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.xfail(strict=True, reason="nobody can be told on a closed loop; the writer's thread ends of it")
 def test_an_asker_whose_loop_has_closed_harms_nobody(place: Place) -> None:
     until = threading.Event()
 

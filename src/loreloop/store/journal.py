@@ -122,7 +122,7 @@ def expire_results(connection: Connection, created_before: float) -> None:
     connection.execute(delete(RESULTS).where(RESULTS.c.request_id.in_(gone)))
     connection.execute(delete(OPS).where(OPS.c.request_id.in_(gone)))
     without_result = OPS.c.request_id.not_in(select(RESULTS.c.request_id))  # places that were skipped
-    connection.execute(delete(OPS).where(OPS.c.request_id.in_(dead), without_result))
+    connection.execute(delete(OPS).where(OPS.c.request_id.in_(dead), OPS.c.done, without_result))
 
 
 def record_snapshot(connection: Connection, base_model: str, done: Snapshotted) -> None:

@@ -7,14 +7,17 @@ committed together, each in a savepoint of its own, so that one's failure is not
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import queue
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from loreloop.protocol.errors import LoreloopError, ServerError
 from loreloop.store.schema import is_current, migrate
@@ -58,7 +61,8 @@ class Store:
         future: asyncio.Future[T] = loop.create_future()
 
         def settle(value: T, error: BaseException | None) -> None:
-            loop.call_soon_threadsafe(_set, future, value, error)
+            with contextlib.suppress(RuntimeError):  # the asker's loop has closed
+                loop.call_soon_threadsafe(_set, future, value, error)
 
         self.jobs.put(_Job(lambda connection: function(connection, *args, **kwargs), settle))
         return await future
@@ -86,12 +90,21 @@ class Store:
         outcomes: list[tuple[Any, BaseException | None]] = []
         try:
             with self.engine.begin() as connection:
-                outcomes = [_attempt(connection, job) for job in group]
+                for job in group:
+                    outcomes.append(_attempt(connection, job))
+                    _check_open(connection)
         except SQLAlchemyError as error:
             lost = ServerError(f"The database did not take a write: {error}. Look at the disk of the data folder.")
             outcomes = [(None, lost)] * len(group)
         for job, (value, failure) in zip(group, outcomes, strict=True):
             job.settle(value, failure)
+
+
+def _check_open(connection: Connection) -> None:
+    """A full or failing disk makes SQLite roll the whole transaction back, not only the savepoint."""
+    driver = connection.connection.driver_connection
+    if isinstance(driver, sqlite3.Connection) and not driver.in_transaction:
+        raise OperationalError("COMMIT", None, sqlite3.OperationalError("the transaction was rolled back"))
 
 
 def _attempt(connection: Connection, job: _Job) -> tuple[Any, BaseException | None]:
@@ -134,9 +147,12 @@ def open_database(folder: Path) -> Engine:
         if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        current = is_current(connection)
-    if not current:
-        with engine.begin() as connection:
-            migrate(connection)
+    # SQLite does not wait where two turn a new file to WAL at once; the lock goes with the process that holds it.
+    with (folder / "opening.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            current = is_current(connection)
+        if not current:
+            with engine.begin() as connection:
+                migrate(connection)
     return engine
