@@ -69,7 +69,7 @@ class Sweeper:
 
     def _unpin(self, now: float) -> None:
         """Lets go of checkpoints that no replay needs; a young pin may belong to a request just being accepted."""
-        needed = {request_id.replace(":", "_") for request_id in self.store.read(journal.pinned)}
+        needed = {self.desk.files.pin_name(request_id) for request_id in self.store.read(journal.pinned)}
         for path in self.desk.files.pins.glob("*"):
             if path.name not in needed and path.stat().st_ctime < now - YOUNG_SECONDS:
                 delete(path)

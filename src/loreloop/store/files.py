@@ -33,12 +33,16 @@ class Files:
 
     def pin(self, folder: Path, request_id: str) -> Path:
         """A hard-linked copy of a folder, so that deleting the folder does not take it from a replay."""
-        target = self._made(self.pins) / _safe(request_id)
+        target = self._made(self.pins) / self.pin_name(request_id)
         if not target.exists():
             staging = target.with_name(f".{uuid.uuid4().hex}")
             shutil.copytree(folder, staging, copy_function=os.link)
             staging.rename(target)
         return target
+
+    def pin_name(self, request_id: str) -> str:
+        """What a request's pin is called in the folder of pins."""
+        return _safe(request_id)
 
     def _made(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
