@@ -1,13 +1,17 @@
 """Attention of some queries over some keys, in one place for training and for sampling.
 
-The queries are the last of the keys' positions (causal, aligned at the end). Knows neither segments nor pages.
+Keys are counted from position 0 of their sequence, and a query sees those up to its own position. Training asks for
+all positions at once and decoding for one; both must round alike, or the sampler's log-probabilities are not the
+trainer's. Knows neither segments nor pages.
 
-Legend: Q queries, K keys, H query heads, G key/value heads, E head width, B sequences.
+Legend: Q queries, K keys, H query heads, G key/value heads, P query heads a group, E head width, B sequences.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -17,48 +21,75 @@ from torch.nn import functional as F
 NEVER = float("-inf")
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Where the queries of B sequences stand: query i of sequence b at position first_B[b] + i."""
+
+    first_B: Tensor
+    n_queries: int
+    n_keys: int
+
+    @cached_property
+    def mask_B1QK(self) -> Tensor:
+        """Whether a query sees a key, bool; made once for all layers."""
+        device = self.first_B.device
+        position_BQ = self.first_B[:, None] + torch.arange(self.n_queries, device=device)
+        return (torch.arange(self.n_keys, device=device) <= position_BQ[:, :, None])[:, None]
+
+
 class Attention(Protocol):
     """How scores become outputs; the same object serves a whole engine."""
 
-    @property
-    def takes_masks(self) -> bool: ...
-
-    def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor, mask_QK: Tensor | None = None) -> Tensor:
-        """One sequence: query i sees keys 0 … K-Q+i, or what the mask says. Gives (Q, H, E)."""
+    def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor) -> Tensor:
+        """One sequence, whose last positions are the queries'. Gives (Q, H, E)."""
         ...
 
-    def single(self, q_BHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, n_keys_B: Tensor) -> Tensor:
-        """One query a sequence, over the first n of its padded keys. Gives (B, H, E)."""
+    def batched(self, q_BQHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, reach: Reach) -> Tensor:
+        """B sequences side by side, keys padded (with finite numbers) to a multiple of `KEY_BLOCK`.
+
+        Queries padded behind a sequence's last give numbers that mean nothing. Gives (B, Q, H, E).
+        """
         ...
+
+
+KEY_BLOCK = 64
 
 
 class FastAttention:
-    """The library's fused attention."""
+    """The library's fused attention, asked so that it adds in one order.
 
-    takes_masks = True
+    Its kernels add up the keys in vector lanes and blocks. With keys padded to whole blocks and four or more query rows
+    to a product, a query's result has come out equal bit for bit however it was batched (tests hold this to
+    `causal` against `batched`); where hardware differs there, it is still right to rounding.
+    """
 
-    def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor, mask_QK: Tensor | None = None) -> Tensor:
+    query_block = 32
+    least_rows = 4
+
+    def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor) -> Tensor:
         n_queries, n_keys = q_QHE.shape[0], k_KGE.shape[0]
-        mask = mask_QK
-        if mask is None and n_queries != n_keys:
-            mask = _end_aligned(n_queries, n_keys, q_QHE.device)
-        o = F.scaled_dot_product_attention(
-            q_QHE.transpose(0, 1)[None],
-            k_KGE.transpose(0, 1)[None],
-            v_KGE.transpose(0, 1)[None],
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=True,
-        )
-        return o[0].transpose(0, 1)
+        if n_queries < n_keys:
+            reach = Reach(torch.tensor([n_keys - n_queries], device=q_QHE.device), n_queries, _whole(n_keys))
+            return self.batched(q_QHE[None], _padded(k_KGE)[None], _padded(v_KGE)[None], reach)[0]
+        q_HQE, k_GKE, v_GKE = (_padded(t, self.query_block).transpose(0, 1) for t in (q_QHE, k_KGE, v_KGE))
+        o_1HQE = F.scaled_dot_product_attention(q_HQE[None], k_GKE[None], v_GKE[None], is_causal=True, enable_gqa=True)
+        return o_1HQE[0].transpose(0, 1)[:n_queries]
 
-    def single(self, q_BHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, n_keys_B: Tensor) -> Tensor:
-        seen_B1K = torch.arange(k_BKGE.shape[1], device=q_BHE.device)[None, None] < n_keys_B[:, None, None]
-        # A group's query heads stand as rows over their one key head, so that keys are not repeated.
-        q_BGPE = q_BHE.unflatten(1, (k_BKGE.shape[2], -1))
+    def batched(self, q_BQHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, reach: Reach) -> Tensor:
         k_BGKE, v_BGKE = k_BKGE.transpose(1, 2), v_BKGE.transpose(1, 2)
-        o_BGPE = F.scaled_dot_product_attention(q_BGPE, k_BGKE, v_BGKE, attn_mask=seen_B1K[:, None])
-        return o_BGPE.flatten(1, 2)
+        if reach.n_queries == 1:
+            # A group's query heads stand as rows over their one key head, so that keys are not repeated.
+            q_BGPE = q_BQHE[:, 0].unflatten(1, (k_BKGE.shape[2], -1))
+            n_rows = q_BGPE.shape[2]
+            q_BGPE = F.pad(q_BGPE, (0, 0, 0, max(0, self.least_rows - n_rows)))
+            o_BGPE = F.scaled_dot_product_attention(q_BGPE, k_BGKE, v_BGKE, attn_mask=reach.mask_B1QK)
+            return o_BGPE[:, :, :n_rows].flatten(1, 2)[:, None]
+        q_BHQE, mask_B1QK = q_BQHE.transpose(1, 2), reach.mask_B1QK
+        if (n_missing := -reach.n_queries % self.least_rows) > 0:
+            q_BHQE = F.pad(q_BHQE, (0, 0, 0, n_missing))
+            mask_B1QK = F.pad(mask_B1QK, (0, 0, 0, n_missing), value=True)
+        o_BHQE = F.scaled_dot_product_attention(q_BHQE, k_BGKE, v_BGKE, attn_mask=mask_B1QK, enable_gqa=True)
+        return o_BHQE.transpose(1, 2)[:, : reach.n_queries]
 
 
 class FixedAttention:
@@ -68,12 +99,10 @@ class FixedAttention:
     exact zeros.
     """
 
-    takes_masks = False
     query_tile = 16
     key_chunk = 64
 
-    def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor, mask_QK: Tensor | None = None) -> Tensor:
-        assert mask_QK is None, "chunks are counted from position 0 of one sequence"
+    def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor) -> Tensor:
         first = k_KGE.shape[0] - q_QHE.shape[0]
         k_HKE, v_HKE = self._keys(k_KGE, q_QHE.shape[1]), self._keys(v_KGE, q_QHE.shape[1])
         tiles = [
@@ -84,9 +113,10 @@ class FixedAttention:
         ]
         return torch.cat(tiles)
 
-    def single(self, q_BHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, n_keys_B: Tensor) -> Tensor:
-        rows = zip(q_BHE, k_BKGE, v_BKGE, n_keys_B.tolist(), strict=True)
-        return torch.cat([self.causal(q_HE[None], k_KGE[:n], v_KGE[:n]) for q_HE, k_KGE, v_KGE, n in rows])
+    def batched(self, q_BQHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, reach: Reach) -> Tensor:
+        n_keys = (reach.first_B + reach.n_queries).tolist()
+        rows = zip(q_BQHE, k_BKGE, v_BKGE, n_keys, strict=True)
+        return torch.stack([self.causal(q_QHE, k_KGE[:n], v_KGE[:n]) for q_QHE, k_KGE, v_KGE, n in rows])
 
     def _keys(self, k_KGE: Tensor, n_heads: int) -> Tensor:
         """(H, K, E) fp32, K padded to whole chunks."""
@@ -112,6 +142,11 @@ class FixedAttention:
         return (sum_HQE / total_HQ1).transpose(0, 1)[:n_rows].to(q_QHE.dtype)
 
 
-def _end_aligned(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
-    """(Q, K) bool: which key each query sees."""
-    return torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril(n_keys - n_queries)
+def _whole(n: int, block: int = KEY_BLOCK) -> int:
+    return n + -n % block
+
+
+def _padded(x_NHE: Tensor, block: int = KEY_BLOCK) -> Tensor:
+    """Zeros behind, up to a whole block."""
+    n_missing = -x_NHE.shape[0] % block
+    return F.pad(x_NHE, (0, 0, 0, 0, 0, n_missing)) if n_missing else x_NHE

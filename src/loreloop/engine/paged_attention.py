@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loreloop.engine.attention import Attention
+from loreloop.engine.attention import KEY_BLOCK, Attention, Reach
 from loreloop.model.spec import DecoderSpec
 
 
@@ -59,8 +59,9 @@ class PagedAttention:
         single = [row for row in rows if row.stop - row.start == 1]
         if single:
             self.single_rows_B = torch.tensor([row.start for row in single], device=self.new_slots_T.device)
-            self.n_keys_B = torch.tensor([len(row.slots_K) for row in single], device=self.new_slots_T.device)
-            self.slots_BK = torch.nn.utils.rnn.pad_sequence([row.slots_K for row in single], batch_first=True)
+            last_B = torch.tensor([len(row.slots_K) - 1 for row in single], device=self.new_slots_T.device)
+            self.slots_BK = _padded_slots([row.slots_K for row in single])
+            self.reach = Reach(last_B, 1, self.slots_BK.shape[1])
         self.has_single = bool(single)
 
     def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
@@ -72,6 +73,14 @@ class PagedAttention:
             q = q_THE[row.start : row.stop]
             o_THE[row.start : row.stop] = self.attention.causal(q, k_SGE[row.slots_K], v_SGE[row.slots_K])
         if self.has_single:
-            k_BKGE, v_BKGE = k_SGE[self.slots_BK], v_SGE[self.slots_BK]
-            o_THE[self.single_rows_B] = self.attention.single(q_THE[self.single_rows_B], k_BKGE, v_BKGE, self.n_keys_B)
+            q_B1HE = q_THE[self.single_rows_B][:, None]
+            o_B1HE = self.attention.batched(q_B1HE, k_SGE[self.slots_BK], v_SGE[self.slots_BK], self.reach)
+            o_THE[self.single_rows_B] = o_B1HE[:, 0]
         return o_THE
+
+
+def _padded_slots(slots: Sequence[Tensor]) -> Tensor:
+    """(B, K), K a multiple of the key block. Padding repeats a row's first slot, whose numbers are finite."""
+    longest = max(map(len, slots))
+    width = longest + -longest % KEY_BLOCK
+    return torch.stack([torch.cat((row, row[:1].expand(width - len(row)))) for row in slots])
