@@ -85,9 +85,8 @@ def plan_of(config: Config) -> ServerPlan:
 
 
 def engine_environment(config: Config) -> dict[str, str]:
-    """Threads that sleep while they wait (spinning ones crawl as soon as anything else runs), and memory that goes back
-    to the system when it is freed (a heap of activations of changing sizes would keep it)."""
+    """Memory that goes back to the system when it is freed: a heap of activations of changing sizes would keep it."""
     import os
 
     n_threads = config.engine.threads or len(os.sched_getaffinity(0))
-    return {"OMP_NUM_THREADS": str(n_threads), "OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"} | MEMORY
+    return {"OMP_NUM_THREADS": str(n_threads)} | MEMORY

@@ -10,31 +10,34 @@ Legend: Q queries, K keys, H query heads, G key/value heads, P query heads a gro
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from loreloop.engine.attention_few import few_queries
+
 NEVER = float("-inf")
 
 
-@dataclass(frozen=True)
 class Reach:
     """Where the queries of B sequences stand: query i of sequence b at position first_B[b] + i."""
 
-    first_B: Tensor
-    n_queries: int
-    n_keys: int
+    def __init__(self, first_B: Tensor, n_queries: int, n_keys: int) -> None:
+        self.first_B, self.n_queries, self.n_keys = first_B, n_queries, n_keys
+        self._masks: dict[tuple[int, torch.dtype], Tensor] = {}
 
-    @cached_property
-    def mask_B1QK(self) -> Tensor:
-        """Whether a query sees a key, bool; made once for all layers."""
-        device = self.first_B.device
-        position_BQ = self.first_B[:, None] + torch.arange(self.n_queries, device=device)
-        return (torch.arange(self.n_keys, device=device) <= position_BQ[:, :, None])[:, None]
+    def mask(self, n_repeats: int, dtype: torch.dtype) -> Tensor:
+        """(B, 1, Q·repeats, K): 0 where a query sees a key, -∞ elsewhere; made once for all layers."""
+        key = (n_repeats, dtype)
+        if key not in self._masks:
+            device = self.first_B.device
+            position_BR = self.first_B[:, None] + torch.arange(self.n_queries * n_repeats, device=device) // n_repeats
+            hidden_BRK = torch.arange(self.n_keys, device=device) > position_BR[:, :, None]
+            mask_BRK = torch.zeros(hidden_BRK.shape, dtype=dtype, device=device).masked_fill_(hidden_BRK, NEVER)
+            self._masks[key] = mask_BRK[:, None]
+        return self._masks[key]
 
 
 class Attention(Protocol):
@@ -65,6 +68,7 @@ class FastAttention:
 
     query_block = 32
     least_rows = 4
+    few_queries = 32  # up to here, scores in memory cost less than the fused kernel's backward pass
 
     def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor) -> Tensor:
         n_queries, n_keys = q_QHE.shape[0], k_KGE.shape[0]
@@ -76,20 +80,22 @@ class FastAttention:
         return o_1HQE[0].transpose(0, 1)[:n_queries]
 
     def batched(self, q_BQHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, reach: Reach) -> Tensor:
-        k_BGKE, v_BGKE = k_BKGE.transpose(1, 2), v_BKGE.transpose(1, 2)
-        if reach.n_queries == 1:
-            # A group's query heads stand as rows over their one key head, so that keys are not repeated.
-            q_BGPE = q_BQHE[:, 0].unflatten(1, (k_BKGE.shape[2], -1))
-            n_rows = q_BGPE.shape[2]
-            q_BGPE = F.pad(q_BGPE, (0, 0, 0, max(0, self.least_rows - n_rows)))
-            o_BGPE = F.scaled_dot_product_attention(q_BGPE, k_BGKE, v_BGKE, attn_mask=reach.mask_B1QK)
-            return o_BGPE[:, :, :n_rows].flatten(1, 2)[:, None]
-        q_BHQE, mask_B1QK = q_BQHE.transpose(1, 2), reach.mask_B1QK
-        if (n_missing := -reach.n_queries % self.least_rows) > 0:
-            q_BHQE = F.pad(q_BHQE, (0, 0, 0, n_missing))
-            mask_B1QK = F.pad(mask_B1QK, (0, 0, 0, n_missing), value=True)
-        o_BHQE = F.scaled_dot_product_attention(q_BHQE, k_BGKE, v_BGKE, attn_mask=mask_B1QK, enable_gqa=True)
-        return o_BHQE.transpose(1, 2)[:, : reach.n_queries]
+        n_groups = k_BKGE.shape[2] if reach.n_queries <= self.few_queries else q_BQHE.shape[2]
+        # A group's query heads stand as rows over their one key head, so that keys are not repeated.
+        q_BQGPE = q_BQHE.unflatten(2, (n_groups, -1))
+        n_repeats = q_BQGPE.shape[3]
+        q_BGRE = q_BQGPE.transpose(1, 2).flatten(2, 3)
+        mask_B1RK = reach.mask(n_repeats, q_BQHE.dtype)
+        if (n_missing := -q_BGRE.shape[2] % self.least_rows) > 0:
+            q_BGRE, mask_B1RK = F.pad(q_BGRE, (0, 0, 0, n_missing)), F.pad(mask_B1RK, (0, 0, 0, n_missing))
+        attend = few_queries if reach.n_queries <= self.few_queries else _many_queries
+        o_BGRE = attend(q_BGRE, k_BKGE.transpose(1, 2), v_BKGE.transpose(1, 2), mask_B1RK)
+        o_BGQPE = o_BGRE[:, :, : reach.n_queries * n_repeats].unflatten(2, (-1, n_repeats))
+        return o_BGQPE.transpose(1, 2).flatten(2, 3)
+
+
+def _many_queries(q_BHQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask_B1QK: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q_BHQE, k_BGKE, v_BGKE, attn_mask=mask_B1QK, enable_gqa=True)
 
 
 class FixedAttention:

@@ -22,6 +22,7 @@ from loreloop.engine.optimizer import adam_step
 from loreloop.engine.paged_attention import page_bytes
 from loreloop.engine.revisions import Revisions
 from loreloop.engine.sampler import Sampler, SamplerLimits
+from loreloop.engine.threads import ThreadKeeper
 from loreloop.engine.trainer import Trainer, TrainPass
 from loreloop.model.linear import FastProducts, Products, TiledProducts
 from loreloop.model.load import load_decoder
@@ -50,7 +51,8 @@ class LocalEngine:
 
     def __init__(self, config: EngineConfig, base_model: str, folder: Path, work_dir: Path) -> None:
         self.config, self.base_model = config, base_model
-        torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+        n_threads = config.threads or len(os.sched_getaffinity(0))
+        self.threads = ThreadKeeper(n_threads, fixed=config.threads > 0 or config.deterministic)
         device = _device(config.device)
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         products: Products = TiledProducts() if config.deterministic else FastProducts()
@@ -72,7 +74,7 @@ class LocalEngine:
             spec.context_window,
             spec.eos_token_ids,
             config.max_lora_rank,
-            torch.get_num_threads(),
+            n_threads,
         )
 
     @property
@@ -129,7 +131,9 @@ class LocalEngine:
                 works[index] = TrainPass(op, self.bank.get(op.model_id))
             except UserError as error:
                 results[index] = Failure(error.category, error.message)
-        yield from self.trainer.run(list(works.values()))
+        for _ in self.trainer.run(list(works.values())):
+            self.threads.adjust()
+            yield
         for index, work in works.items():
             results[index] = work.result()
             if not work.op.forward_only:
@@ -165,6 +169,7 @@ class LocalEngine:
             )
 
     def sample_step(self) -> list[SampleEvent]:
+        self.threads.adjust()
         failed, self.failed = self.failed, []
         return failed + self.sampler.step()
 

@@ -71,10 +71,15 @@ class PagedAttention:
         o_THE = torch.empty_like(q_THE)
         for row in self.chunks:
             q = q_THE[row.start : row.stop]
-            o_THE[row.start : row.stop] = self.attention.causal(q, k_SGE[row.slots_K], v_SGE[row.slots_K])
+            o_THE[row.start : row.stop] = self.attention.causal(
+                q, k_SGE.index_select(0, row.slots_K), v_SGE.index_select(0, row.slots_K)
+            )
         if self.has_single:
             q_B1HE = q_THE[self.single_rows_B][:, None]
-            o_B1HE = self.attention.batched(q_B1HE, k_SGE[self.slots_BK], v_SGE[self.slots_BK], self.reach)
+            k_BKGE, v_BKGE = (
+                x.index_select(0, self.slots_BK.flatten()).unflatten(0, self.slots_BK.shape) for x in (k_SGE, v_SGE)
+            )
+            o_B1HE = self.attention.batched(q_B1HE, k_BKGE, v_BKGE, self.reach)
             o_THE[self.single_rows_B] = o_B1HE[:, 0]
         return o_THE
 

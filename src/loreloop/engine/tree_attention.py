@@ -1,7 +1,7 @@
 """Attention over a packed micro-batch: each segment sees its ancestors' keys and, causally, its own.
 
-Leaves of one parent that stand side by side (the answers to one prompt) share a call, padded to the longest of them.
-Gradients flow into the shared ancestors by themselves.
+Segments without ancestors read their keys where they lie. The others gather the keys on their path to the root, and
+those of like sizes share a call. Gradients of keys that several segments read add up in fp32.
 
 Legend: T rows, B segments of a call, Q queries, K keys, H query heads, G key/value heads, E head width.
 """
@@ -10,25 +10,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from loreloop.engine.attention import KEY_BLOCK, Attention, Reach
-from loreloop.engine.packing import Segment
+from loreloop.engine.packing import Ids, Segment
 
-FAMILY_KEYS = 1 << 14  # keys of one call: each member has its own copy of the shared ones
+CALL_KEYS = 1 << 14  # gathered keys of one call
 
 
 @dataclass(frozen=True)
 class _Call:
-    """Segments that are queried together (`members`), and their ancestors from the root down."""
+    """Segments of like sizes: the rows of their queries and of their keys, padded with rows that are masked away."""
 
-    members: tuple[int, ...]
-    ancestors: tuple[int, ...]
-    reach: Reach | None
+    query_rows_BQ: Tensor
+    key_rows_BK: Tensor
+    reach: Reach
+
+    def __call__(self, attention: Attention, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
+        q_BQHE, k_BKGE, v_BKGE = (
+            _gather(x, rows)
+            for x, rows in ((q_THE, self.query_rows_BQ), (k_TGE, self.key_rows_BK), (v_TGE, self.key_rows_BK))
+        )
+        return attention.batched(q_BQHE, k_BKGE, v_BKGE, self.reach).flatten(0, 1)
 
 
 class TreeAttention:
@@ -37,69 +44,98 @@ class TreeAttention:
     def __init__(self, attention: Attention, segments: Sequence[Segment], device: torch.device) -> None:
         self.attention = attention
         self.sizes = [segment.stop - segment.start for segment in segments]
-        self.calls = [self._call(segments, members, device) for members in _families(segments)]
+        self.roots = [index for index, segment in enumerate(segments) if segment.parent < 0]
+        paths = _paths(segments)
+        groups = _like_sizes([i for i, segment in enumerate(segments) if segment.parent >= 0], self.sizes, paths)
+        self.calls = [_call([paths[i] for i in group], [self.sizes[i] for i in group], device) for group in groups]
+        self.order_T = _order(segments, self.roots, groups, self.calls, device)
 
     def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
         # One split over all rows: its backward pass is one concatenation, where slices would each fill all rows.
         q_pieces, k_pieces, v_pieces = (x.split(self.sizes) for x in (q_THE, k_TGE, v_TGE))
-        outputs: list[Tensor] = []
-        for call in self.calls:
-            if call.reach is None:
-                ids = (*call.ancestors, *call.members)
-                k, v = _joined(k_pieces, ids), _joined(v_pieces, ids)
-                outputs.append(self.attention.causal(q_pieces[call.members[0]], k, v))
-            else:
-                q_BQHE = pad_sequence([q_pieces[member] for member in call.members], batch_first=True)
-                k_BKGE, v_BKGE = (_keys(pieces, call, call.reach.n_keys) for pieces in (k_pieces, v_pieces))
-                o_BQHE = self.attention.batched(q_BQHE, k_BKGE, v_BKGE, call.reach)
-                outputs += [o_QHE[: self.sizes[m]] for o_QHE, m in zip(o_BQHE.unbind(), call.members, strict=True)]
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-
-    def _call(self, segments: Sequence[Segment], members: tuple[int, ...], device: torch.device) -> _Call:
-        ancestors = _ancestors(segments, members[0])
-        if len(members) == 1:
-            return _Call(members, ancestors, None)
-        n_shared = sum(self.sizes[ancestor] for ancestor in ancestors)
-        n_queries = max(self.sizes[member] for member in members)
-        n_keys = n_shared + n_queries
-        first_B = torch.full((len(members),), n_shared, device=device)
-        return _Call(members, ancestors, Reach(first_B, n_queries, n_keys + -n_keys % KEY_BLOCK))
+        outputs = [self.attention.causal(q_pieces[i], k_pieces[i], v_pieces[i]) for i in self.roots]
+        outputs += [call(self.attention, q_THE, k_TGE, v_TGE) for call in self.calls]
+        o_NHE = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        return o_NHE if self.order_T is None else _gather(o_NHE, self.order_T)
 
 
-def _keys(pieces: Sequence[Tensor], call: _Call, n_keys: int) -> Tensor:
-    """(B, K, G, E): the ancestors' keys once for each member, its own behind them, zeros up to K."""
-    own = pad_sequence([pieces[member] for member in call.members], batch_first=True)
-    shared = _joined(pieces, call.ancestors)
-    keys = torch.cat((shared.expand(len(call.members), *shared.shape), own), dim=1)
-    return F.pad(keys, (0, 0, 0, 0, 0, n_keys - keys.shape[1]))
+def _paths(segments: Sequence[Segment]) -> list[Ids]:
+    """The rows from the root to each segment's last token."""
+    paths: list[Ids] = []
+    for segment in segments:
+        own = np.arange(segment.start, segment.stop)
+        paths.append(np.concatenate((paths[segment.parent], own)) if segment.parent >= 0 else own)
+    return paths
 
 
-def _ancestors(segments: Sequence[Segment], index: int) -> tuple[int, ...]:
-    """From the root down."""
-    above = segments[index].parent
-    return (*_ancestors(segments, above), above) if above >= 0 else ()
-
-
-def _families(segments: Sequence[Segment]) -> list[tuple[int, ...]]:
-    """Neighbouring leaves of one parent together, every other segment alone; in the order of rows."""
-    parents = {segment.parent for segment in segments}
-    depths: list[int] = []  # keys up to a segment's end
-    families: list[list[int]] = []
-    for index, segment in enumerate(segments):
-        depths.append(segment.stop - segment.start + (depths[segment.parent] if segment.parent >= 0 else 0))
-        before = families[-1][-1] if families else None
+def _like_sizes(indices: Sequence[int], sizes: Sequence[int], paths: Sequence[Ids]) -> list[list[int]]:
+    """Groups in which padding to the largest costs little."""
+    groups: list[list[int]] = []
+    for index in sorted(indices, key=lambda i: (_query_class(sizes[i]), len(paths[i]))):
+        first = groups[-1][0] if groups else None
         if (
-            before is not None
-            and segment.parent >= 0
-            and segments[before].parent == segment.parent
-            and not {before, index} & parents
-            and (len(families[-1]) + 1) * max(depths[member] for member in (*families[-1], index)) <= FAMILY_KEYS
+            first is not None
+            and _query_class(sizes[index]) == _query_class(sizes[first])
+            and len(paths[index]) <= 1.25 * len(paths[first]) + KEY_BLOCK
+            and (len(groups[-1]) + 1) * len(paths[index]) <= CALL_KEYS
         ):
-            families[-1].append(index)
+            groups[-1].append(index)
         else:
-            families.append([index])
-    return [tuple(family) for family in families]
+            groups.append([index])
+    return groups
 
 
-def _joined(pieces: Sequence[Tensor], indices: Sequence[int]) -> Tensor:
-    return pieces[indices[0]] if len(indices) == 1 else torch.cat([pieces[index] for index in indices])
+def _query_class(n_queries: int) -> int:
+    return max(2, (n_queries - 1).bit_length()) if n_queries <= KEY_BLOCK else -(-n_queries // KEY_BLOCK) + KEY_BLOCK
+
+
+def _call(paths: Sequence[Ids], sizes: Sequence[int], device: torch.device) -> _Call:
+    n_queries, n_keys = max(sizes), max(map(len, paths))
+    n_keys += -n_keys % KEY_BLOCK
+    query_rows, key_rows = np.empty((len(paths), n_queries), np.int64), np.empty((len(paths), n_keys), np.int64)
+    for b, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        query_rows[b, :size], query_rows[b, size:] = path[-size:], path[-1]
+        key_rows[b, : len(path)], key_rows[b, len(path) :] = path, path[0]
+    first = torch.tensor([len(path) - size for path, size in zip(paths, sizes, strict=True)], device=device)
+    reach = Reach(first, n_queries, n_keys)
+    return _Call(torch.from_numpy(query_rows).to(device), torch.from_numpy(key_rows).to(device), reach)
+
+
+def _order(
+    segments: Sequence[Segment], roots: list[int], groups: list[list[int]], calls: list[_Call], device: torch.device
+) -> Tensor | None:
+    """(T,): where each row's output lies among those of the roots and the calls, one behind the other."""
+    if not calls:
+        return None
+    order_T = np.empty(max(segment.stop for segment in segments), np.int64)
+    at = 0
+    for index in roots:
+        size = segments[index].stop - segments[index].start
+        order_T[segments[index].start : segments[index].stop] = np.arange(at, at + size)
+        at += size
+    for group, call in zip(groups, calls, strict=True):
+        for index in group:
+            size = segments[index].stop - segments[index].start
+            order_T[segments[index].start : segments[index].stop] = np.arange(at, at + size)
+            at += call.reach.n_queries
+    return torch.from_numpy(order_T).to(device)
+
+
+def _gather(x_NHE: Tensor, rows: Tensor) -> Tensor:
+    """x[rows], whose gradients add up in fp32 where a row is read more than once."""
+    return _Gather.apply(x_NHE, rows)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NHE: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.n_rows = x_NHE.shape[0]
+        return x_NHE.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        dx_NHE = torch.zeros((ctx.n_rows, *dy.shape[rows.dim() :]), dtype=torch.float32, device=dy.device)
+        dx_NHE.index_add_(0, rows.flatten(), dy.flatten(0, rows.dim() - 1).float())
+        return dx_NHE.to(dy.dtype), None
