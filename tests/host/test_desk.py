@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from loreloop.config import Config, LimitConfig
+from loreloop.host.desk import MAX_LIVES
 from loreloop.host.link import frame
 from loreloop.protocol.errors import BadRequest, Gone, NotFound, Unavailable
-from loreloop.protocol.link import Batch, BatchDone, FromEngine, Hello, OpEnd, Token
+from loreloop.protocol.link import Batch, BatchDone, BatchStarted, FromEngine, Hello, OpEnd, Token
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath
 from loreloop.protocol.sampling import SampleResult
 from loreloop.protocol.training import Done, Failure, PassResult, StepResult, TrainOp
@@ -336,6 +337,29 @@ def test_the_last_words_of_a_dead_engine_stand_or_are_done_again() -> None:
         assert isinstance((await place.result(step(run, 2))).result, StepResult)
         assert isinstance((await place.result(step(run, 1))).result, Done | StepResult)
         restarting.cancel()
+
+    play(scene)
+
+
+def test_an_operation_that_no_engine_survives_is_given_up_and_its_place_skipped() -> None:
+    async def scene(place: Office) -> None:
+        run = place.run()
+        killer, after = forward_backward(run, 1), step(run, 2)
+        await place.submit(create(run))
+        place.start_thread()
+        await place.result(create(run))
+        place.hang_up()
+        await place.submit(killer, after)
+        for _ in range(MAX_LIVES):
+            reader, writer = await asyncio.open_unix_connection(str(place.socket))
+            writer.write(frame(Hello("fake", 9, 1, FakeEngine().info)) + frame(BatchStarted((killer.request_id,))))
+            await reader.readexactly(4)  # it was welcomed
+            writer.close()
+        given_up = (await place.result(killer)).result
+        assert isinstance(given_up, Failure)
+        assert f"died {MAX_LIVES} times" in given_up.message
+        place.start_thread()
+        assert isinstance((await place.result(after)).result, StepResult)
 
     play(scene)
 

@@ -29,13 +29,17 @@ MAX_ANSWER_TOKENS = 12
 
 @dataclass(frozen=True)
 class GrpoPlan:
-    """One stage of training. The learning rate falls linearly to `final_rate_share` of itself."""
+    """One stage of training. The learning rate falls linearly to `final_rate_share` of itself.
+
+    `review_groups` questions a step come from the stage before, lest it be forgotten.
+    """
 
     steps: int
     groups: int
     group_size: int
     learning_rate: float
     final_rate_share: float = 0.1
+    review_groups: int = 0
 
     def rate(self, step: int) -> float:
         left = 1 - step / max(1, self.steps - 1)
@@ -85,15 +89,16 @@ def train(
     questions: Sequence[Question],
     plan: GrpoPlan,
     after_step: Callable[[int, float, tinker.SamplingClient], None],
+    review: Sequence[Question] = (),
 ) -> None:
-    """Runs the plan; `after_step` gets the step, its mean reward, and the sampler that earned it."""
+    """Runs the plan; `after_step` gets the step, its mean reward without reviewing, and the sampler that earned it."""
     tokenizer = client.get_tokenizer()
     rng = random.Random(0)
     for step in range(plan.steps):
         sampler = client.save_weights_and_get_sampling_client().result()
-        chosen = rng.sample(list(questions), plan.groups)
+        chosen = rng.sample(list(questions), plan.groups) + rng.sample(list(review), plan.review_groups)
         groups = asyncio.run(_roll_out(sampler, [SumGroup(tokenizer, q, plan.group_size) for q in chosen]))
-        rewards = [reward for group in groups for reward in group.get_total_rewards()]
+        rewards = [reward for group in groups[: plan.groups] for reward in group.get_total_rewards()]
         _learn(client, groups, plan.rate(step))
         after_step(step, sum(rewards) / len(rewards), sampler)
 

@@ -16,8 +16,8 @@ from loreloop.demo import ask, grpo, questions, report, supervised
 
 CHAT_STEPS = 5
 CHAT_BATCH = 8
-ONE_DIGIT = grpo.GrpoPlan(steps=12, groups=12, group_size=12, learning_rate=4e-4, final_rate_share=0.5)
-TWO_DIGIT = grpo.GrpoPlan(steps=50, groups=16, group_size=16, learning_rate=4e-4)
+ONE_DIGIT = grpo.GrpoPlan(steps=14, groups=18, group_size=8, learning_rate=4e-4, final_rate_share=0.5)
+TWO_DIGIT = grpo.GrpoPlan(steps=42, groups=24, group_size=8, learning_rate=3e-4, final_rate_share=0.05, review_groups=3)
 EXAM_TWO_DIGIT = 200  # held-out questions of each exam
 WATCHED_STEPS = 10  # last steps after each of which held-out questions are asked
 WATCHED_QUESTIONS = 60
@@ -65,9 +65,9 @@ class Demo:
 
     def sums(self, client: tinker.TrainingClient) -> None:
         with self.progress() as progress:
-            for name, split, plan, rewards in (
-                ("(b) one digit", self.one, ONE_DIGIT, self.record.one_digit_rewards),
-                ("(b) two digits", self.two, TWO_DIGIT, self.record.two_digit_rewards),
+            for name, split, plan, rewards, review in (
+                ("(b) one digit", self.one, ONE_DIGIT, self.record.one_digit_rewards, ()),
+                ("(b) two digits", self.two, TWO_DIGIT, self.record.two_digit_rewards, self.one.train),
             ):
                 bar = progress.add_task(name, total=plan.steps, figure="")
 
@@ -88,7 +88,7 @@ class Demo:
                     if plan is TWO_DIGIT and step >= plan.steps - WATCHED_STEPS:
                         self.watch(client, step)
 
-                grpo.train(client, split.train, plan, after_step)
+                grpo.train(client, split.train, plan, after_step, review)
 
     def watch(self, client: tinker.TrainingClient, step: int) -> None:
         """Asks some held-out two-digit questions of the weights just made."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from loreloop.host.samples import Recording, Ticket
 from loreloop.protocol.errors import Gone, NotFound, Unavailable
 from loreloop.protocol.link import (
     BatchDone,
+    BatchStarted,
     CancelSample,
     DropModel,
     DropRevision,
@@ -51,11 +53,17 @@ CANCELLED = Failure("user", "The request was cancelled.")
 
 @dataclass
 class _Engine:
-    """A base model's engine as seen from here; `connection` is None while it is dead or not up yet."""
+    """A base model's engine as seen from here; `connection` is None while it is dead or not up yet.
+
+    `executing` are the training operations that it has in hand, `deaths` counts the engines that an operation was in
+    hand of when they died.
+    """
 
     info: asyncio.Future[EngineInfo] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     connection: EngineConnection | None = None
     queues: Queues = field(default_factory=lambda: Queues(0, 0, 0))
+    executing: tuple[str, ...] = ()
+    deaths: Counter[str] = field(default_factory=Counter)
 
 
 class Desk:
@@ -166,6 +174,7 @@ class Desk:
             connection.close()
             if base_model and self.engines[base_model].connection is connection:
                 self.engines[base_model].connection = None
+                await self._blame(self.engines[base_model])
 
     def _welcome(self, hello: Hello, connection: EngineConnection) -> None:
         engine = self.engines[hello.base_model]
@@ -189,12 +198,25 @@ class Desk:
         else:
             connection.send(Sample(ticket.resumed()))
 
+    async def _blame(self, engine: _Engine) -> None:
+        """What was being executed when engines died may be what kills them; it is not tried for ever."""
+        engine.deaths.update(engine.executing)
+        engine.executing = ()
+        for request_id in [r for r, n_deaths in engine.deaths.items() if n_deaths >= MAX_LIVES]:
+            del engine.deaths[request_id]
+            await self.store.write(journal.give_up, self.store.segments, request_id, KILLER, time.time())
+            self._release(request_id)
+
     async def _hear(self, base_model: str, message: FromEngine) -> None:
         match message:
+            case BatchStarted(request_ids):
+                self.engines[base_model].executing = request_ids
             case BatchDone(ends=ends):
+                self.engines[base_model].executing = ()
                 now = time.time()
                 await self.store.write(journal.record_batch, self.store.segments, base_model, message, now)
                 for end in ends:
+                    self.engines[base_model].deaths.pop(end.request_id, None)
                     self._release(end.request_id)
             case Snapshotted():
                 await self.store.write(journal.record_snapshot, base_model, message)

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ class Supervisor:
         path = str(plan.file)
         self.http = _Child("loreloop.cli.http_process", [path])
         self.engines = [_Child("loreloop.cli.engine_process", [path, name]) for name in plan.folders]
+        self.starting = threading.Lock()  # a child is known by its pid before its death is looked at
+        self.ending = False
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT."""
@@ -63,7 +66,11 @@ class Supervisor:
             for engine in self.engines:
                 self._start(engine)
             while True:
-                pid, status = os.wait()
+                try:
+                    pid, status = os.wait()
+                except ChildProcessError:  # all are dead and wait for their next start
+                    time.sleep(FIRST_PAUSE_SECONDS)
+                    continue
                 if os.waitstatus_to_exitcode(status) == CANNOT_START:
                     raise BadRequest("The server cannot start; the reason stands above.")
                 self._replace(pid)
@@ -76,6 +83,11 @@ class Supervisor:
             lock.close()
 
     def _start(self, child: _Child) -> None:
+        with self.starting:
+            if not self.ending:
+                self._launch(child)
+
+    def _launch(self, child: _Child) -> None:
         child.lives += 1
         child.started = time.monotonic()
         command = [sys.executable, "-m", child.module, *child.arguments, str(os.getpid()), str(child.lives)]
@@ -83,18 +95,22 @@ class Supervisor:
         child.process = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def _replace(self, pid: int) -> None:
-        """Starts a dead child again, after a pause that grows while it keeps dying."""
-        for child in (self.http, *self.engines):
-            if child.process and child.process.pid == pid:
-                steady = time.monotonic() - child.started > STEADY_SECONDS
-                child.n_deaths = 1 if steady else child.n_deaths + 1
-                pause = min(FIRST_PAUSE_SECONDS * 2 ** (child.n_deaths - 1), LONGEST_PAUSE_SECONDS)
-                print(f"loreloop: {child.module} (pid {pid}) died; starting it again in {pause:g} s", file=sys.stderr)
-                time.sleep(pause)
-                self._start(child)
+        """Starts a dead child again, after a pause that grows while it keeps dying; the others do not wait for it."""
+        with self.starting:
+            dead = [child for child in (self.http, *self.engines) if child.process and child.process.pid == pid]
+        for child in dead:
+            steady = time.monotonic() - child.started > STEADY_SECONDS
+            child.n_deaths = 1 if steady else child.n_deaths + 1
+            pause = min(FIRST_PAUSE_SECONDS * 2 ** (child.n_deaths - 1), LONGEST_PAUSE_SECONDS)
+            print(f"loreloop: {child.module} (pid {pid}) died; starting it again in {pause:g} s", file=sys.stderr)
+            timer = threading.Timer(pause, self._start, [child])
+            timer.daemon = True
+            timer.start()
 
     def _end(self) -> None:
         """Engines first, so that their last words are still heard."""
+        with self.starting:
+            self.ending = True
         for group in (self.engines, [self.http]):
             processes = [child.process for child in group if child.process]
             for process in processes:

@@ -108,6 +108,12 @@ class OpEnd(msgspec.Struct, frozen=True, array_like=True):
     result: OpResult
 
 
+class BatchStarted(msgspec.Struct, frozen=True, tag="batch_started"):
+    """These operations are being executed for the first time; if the engine dies now, one of them may be why."""
+
+    request_ids: tuple[str, ...]
+
+
 class BatchDone(msgspec.Struct, frozen=True, tag="batch_done"):
     """The plan and the results of one batch: the plan is journaled before a result is released."""
 
@@ -149,4 +155,4 @@ class Queues(msgspec.Struct, frozen=True, tag="queues"):
     waiting_ops: int
 
 
-FromEngine = Hello | BatchDone | Snapshotted | Tokens | SampleEnd | Queues
+FromEngine = Hello | BatchStarted | BatchDone | Snapshotted | Tokens | SampleEnd | Queues

@@ -1,7 +1,8 @@
 """The training half of the loop: operations wait for their place in the order, and are executed in batches.
 
-In: operations of the journal, and after a restart the batches to execute again. Out: one `BatchDone` a batch, and
-`Snapshotted` when enough work has piled up. It does not know how a pass is computed, nor what a journal is made of.
+In: operations of the journal, and after a restart the batches to execute again. Out: `BatchStarted` and `BatchDone`
+for each, and `Snapshotted` when enough work has piled up. It does not know how a pass is computed, nor what a journal
+is made of.
 
 A batch is a number (`plan_no`) and its operations in order. A snapshot lies between two batches.
 """
@@ -17,7 +18,16 @@ from pathlib import Path
 
 from loreloop.config import EngineConfig
 from loreloop.engine.contract import Engine, TrainWork
-from loreloop.protocol.link import Batch, BatchDone, FromEngine, ModelSnapshot, OpEnd, Restore, Snapshotted
+from loreloop.protocol.link import (
+    Batch,
+    BatchDone,
+    BatchStarted,
+    FromEngine,
+    ModelSnapshot,
+    OpEnd,
+    Restore,
+    Snapshotted,
+)
 from loreloop.protocol.training import (
     CreateModel,
     Done,
@@ -127,6 +137,8 @@ class Training:
         plan = self._next_plan()
         if plan is None:
             return False
+        if not plan.replayed:
+            self._send(BatchStarted(tuple(op.request_id for op in plan.ops)))
         passes = [op for op in plan.ops if isinstance(op, ForwardBackward)]
         if passes:
             assert len(passes) == len(plan.ops), "only passes share a batch"

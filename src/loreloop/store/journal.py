@@ -13,7 +13,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from loreloop.protocol.errors import BadRequest, Gone, NotFound
 from loreloop.protocol.link import Batch, BatchDone, ModelSnapshot, Snapshotted
 from loreloop.protocol.sampling import Revision
-from loreloop.protocol.training import Failure, OpResult, SavedResult, TrainOp
+from loreloop.protocol.training import Failure, OpResult, SavedResult, SkipSeq, TrainOp
 from loreloop.store import checkpoints, samplers
 from loreloop.store.rows import Acceptance, AddCheckpoint, AddSampler, AfterOp, Outcome, ReplayState
 from loreloop.store.schema import OPS, PLANS, RESULTS, RUNS, SNAPSHOTS, SPOOL
@@ -151,6 +151,18 @@ def forget_model(connection: Connection, segments: Segments, model_id: str, fail
     files = list(connection.scalars(select(SNAPSHOTS.c.file).where(SNAPSHOTS.c.model_id == model_id)))
     connection.execute(delete(SNAPSHOTS).where(SNAPSHOTS.c.model_id == model_id))
     return files
+
+
+def give_up(connection: Connection, segments: Segments, request_id: str, failure: Failure, now: float) -> None:
+    """Ends an operation that no engine survives: it gets `failure`, and its place in the order is skipped."""
+    mine = OPS.c.request_id == request_id
+    row = connection.execute(select(OPS.c.model_id, OPS.c.seq_id).where(mine, ~OPS.c.done)).first()
+    if row is None:
+        return
+    result = _text(segments.append(msgspec.msgpack.encode(failure)))
+    skip = _text(segments.append(msgspec.msgpack.encode(SkipSeq(row.model_id, row.seq_id, request_id))))
+    connection.execute(insert(RESULTS).values(request_id=request_id, location=result, created=now))
+    connection.execute(update(OPS).where(mine).values(location=skip, done=True))
 
 
 def pinned(connection: Connection) -> set[str]:
