@@ -55,5 +55,6 @@ def _split(operands: range, signs: str, seed: int, held_out_share: float) -> Spl
 
 
 def _both_ways(pairs: list[tuple[int, int]], signs: str) -> tuple[Question, ...]:
-    ordered = sorted({pair for a, b in pairs for pair in ((a, b), (b, a))})
-    return tuple(Question(a, b, sign) for a, b in ordered for sign in signs)
+    """In the order of the pairs, which is random: any first part is a fair sample."""
+    both = dict.fromkeys(pair for a, b in pairs for pair in ((a, b), (b, a)))
+    return tuple(Question(a, b, sign) for a, b in both for sign in signs)

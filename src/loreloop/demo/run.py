@@ -16,8 +16,8 @@ from loreloop.demo import ask, grpo, questions, report, supervised
 
 CHAT_STEPS = 5
 CHAT_BATCH = 8
-ONE_DIGIT = grpo.GrpoPlan(steps=14, groups=18, group_size=8, learning_rate=4e-4, final_rate_share=0.5)
-TWO_DIGIT = grpo.GrpoPlan(steps=42, groups=24, group_size=8, learning_rate=3e-4, final_rate_share=0.05, review_groups=3)
+ONE_DIGIT = grpo.GrpoPlan(steps=14, groups=16, group_size=8, learning_rate=4e-4, final_rate_share=0.5)
+TWO_DIGIT = grpo.GrpoPlan(steps=42, groups=19, group_size=8, learning_rate=3e-4, final_rate_share=0.05, review_groups=4)
 EXAM_TWO_DIGIT = 200  # held-out questions of each exam
 WATCHED_STEPS = 10  # last steps after each of which held-out questions are asked
 WATCHED_QUESTIONS = 60

@@ -35,7 +35,8 @@ def _choose(logits_BV: Tensor, rows: Sequence[SampleRow]) -> list[TokenEvent]:
     params = [row.op.params for row in rows]
     n_padding = logits_BV.shape[0] - len(rows)
     temperature_B1 = torch.tensor([p.temperature or 1.0 for p in params] + [1.0] * n_padding)[:, None]
-    scaled_BV = logits_BV.div_(temperature_B1.to(logits_BV.device))
+    hot = any(p.temperature not in (0, 1) for p in params)  # else dividing would be a pass over all logits for nothing
+    scaled_BV = logits_BV.div_(temperature_B1.to(logits_BV.device)) if hot else logits_BV
     normalizer_B1 = scaled_BV.logsumexp(-1, keepdim=True)
     p_BV = (scaled_BV - normalizer_B1).exp_()
     if any(p.top_k > 0 or p.top_p < 1 for p in params):

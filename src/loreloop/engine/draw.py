@@ -61,7 +61,7 @@ def draw_tokens(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """
     n_rows, vocab_size = p_BV.shape
     padded = torch.nn.functional.pad(p_BV, (0, -vocab_size % BLOCK)).view(n_rows, -1, BLOCK)
-    block_ends = padded.sum(-1, dtype=torch.float64).cumsum(-1)
+    block_ends = padded.sum(-1).to(torch.float64).cumsum(-1)
     wanted_B1 = uniform_B[:, None].to(torch.float64) * block_ends[:, -1:]
     block_B1 = torch.searchsorted(block_ends, wanted_B1, right=True).clamp_(max=block_ends.shape[1] - 1)
     before_B1 = torch.where(block_B1 > 0, block_ends.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
