@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,8 +50,7 @@ class Supervisor:
         path = str(plan.file)
         self.http = _Child("loreloop.cli.http_process", [path])
         self.engines = [_Child("loreloop.cli.engine_process", [path, name]) for name in plan.folders]
-        self.starting = threading.Lock()  # a child is known by its pid before its death is looked at
-        self.ending = False
+        self.due: list[tuple[float, _Child]] = []  # when dead children start again
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT."""
@@ -61,6 +59,8 @@ class Supervisor:
         self.plan.write()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _raise_stop)
+        # An alarm and not a thread: a child would die with the thread that started it (host/orphans.py).
+        signal.signal(signal.SIGALRM, lambda number, frame: self._start_due())
         try:
             self._start(self.http)
             for engine in self.engines:
@@ -77,17 +77,12 @@ class Supervisor:
         except _Stop:
             pass
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
                 signal.signal(number, signal.SIG_IGN)
             self._end()
             lock.close()
 
     def _start(self, child: _Child) -> None:
-        with self.starting:
-            if not self.ending:
-                self._launch(child)
-
-    def _launch(self, child: _Child) -> None:
         child.lives += 1
         child.started = time.monotonic()
         command = [sys.executable, "-m", child.module, *child.arguments, str(os.getpid()), str(child.lives)]
@@ -96,21 +91,28 @@ class Supervisor:
 
     def _replace(self, pid: int) -> None:
         """Starts a dead child again, after a pause that grows while it keeps dying; the others do not wait for it."""
-        with self.starting:
-            dead = [child for child in (self.http, *self.engines) if child.process and child.process.pid == pid]
-        for child in dead:
+        for child in [c for c in (self.http, *self.engines) if c.process and c.process.pid == pid]:
             steady = time.monotonic() - child.started > STEADY_SECONDS
             child.n_deaths = 1 if steady else child.n_deaths + 1
             pause = min(FIRST_PAUSE_SECONDS * 2 ** (child.n_deaths - 1), LONGEST_PAUSE_SECONDS)
             print(f"loreloop: {child.module} (pid {pid}) died; starting it again in {pause:g} s", file=sys.stderr)
-            timer = threading.Timer(pause, self._start, [child])
-            timer.daemon = True
-            timer.start()
+            self.due.append((time.monotonic() + pause, child))
+            self._set_alarm()
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        ready = [child for at, child in self.due if at <= now]
+        self.due = [(at, child) for at, child in self.due if at > now]
+        for child in ready:
+            self._start(child)
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        if self.due:
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, min(at for at, _ in self.due) - time.monotonic()))
 
     def _end(self) -> None:
         """Engines first, so that their last words are still heard."""
-        with self.starting:
-            self.ending = True
         for group in (self.engines, [self.http]):
             processes = [child.process for child in group if child.process]
             for process in processes:
