@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loreloop.engine.packing import PackItem, pack, split_batches
+from loreloop.engine.packing import LONG_BATCH, PackItem, pack, split_batches
 
 sequence = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 forest = st.lists(st.tuples(st.integers(0, 2), sequence), min_size=1, max_size=12)
@@ -57,7 +57,26 @@ def test_adapters_stand_apart_in_ascending_order(sequences):
 def test_batches_hold_everything_once_within_the_bound(sequences, max_rows):
     batches = split_batches(items_of(sequences), max_rows)
     assert sorted(item.index for batch in batches for item in batch) == list(range(len(sequences)))
-    assert all(len(pack(batch).tokens_T) <= max_rows or len(batch) == 1 for batch in batches)
+    sizes = [len(pack(batch).tokens_T) for batch in batches]
+    assert all(n <= LONG_BATCH * max_rows or len(batch) == 1 for n, batch in zip(sizes, batches, strict=True))
+
+
+@given(sequence, st.lists(sequence, min_size=2, max_size=12), st.integers(1, 40))
+def test_batches_grow_over_their_bound_only_where_that_is_cheaper(prompt, answers, max_rows):
+    def cost(n_rows):
+        """Of a forward and backward pass, in rows; over the bound the forward pass is made twice."""
+        return n_rows if n_rows <= max_rows else 1.5 * n_rows
+
+    for batch in split_batches(items_of([(0, [*prompt, 3, *answer]) for answer in answers]), max_rows):
+        assert cost(len(pack(batch).tokens_T)) <= sum(cost(len(item.tokens)) for item in batch)
+
+
+def test_a_long_prompt_is_computed_once_for_its_group():
+    prompt = list(range(100, 160))
+    group = items_of([(0, [*prompt, i, 1, 2, 3]) for i in range(16)])
+    assert len(split_batches(group, max_rows=50)) == 1
+    short = items_of([(0, [*prompt[:10], i, *range(30)]) for i in range(8)])
+    assert [len(batch) for batch in split_batches(short, max_rows=50)] == [1] * 8
 
 
 @given(forest, st.integers(1, 40), st.randoms())

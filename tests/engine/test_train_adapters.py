@@ -178,6 +178,17 @@ def test_an_adapter_without_moments_loads_only_without_them(tmp_path):
     read_checkpoint(tmp_path / "c", state, optimizer=False)
 
 
+@pytest.mark.parametrize("length", [0, 5, 100, 200])
+def test_damaged_moments_are_named_and_change_nothing(tmp_path, length):
+    write_checkpoint(tmp_path / "c", trained(), "base")
+    with (tmp_path / "c" / "optimizer.safetensors").open("r+b") as file:
+        file.truncate(length)
+    state, same = (new_state(SPEC, LoraSpec(3, 0), torch.bfloat16, CPU) for _ in range(2))
+    with pytest.raises(BadRequest, match="optimizer state is damaged"):
+        read_checkpoint(tmp_path / "c", state, optimizer=True)
+    assert_same(state, same)
+
+
 def test_a_folder_appears_only_when_it_is_whole(tmp_path):
     with staged(tmp_path / "c") as staging:
         (staging / "weights").touch()

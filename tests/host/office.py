@@ -20,6 +20,7 @@ from loreloop.store import keys, runs, sessions
 from loreloop.store.rows import Acceptance, Outcome, RunRow, SessionNew
 from loreloop.store.store import Store
 from tests.host.engine_process import serve
+from tests.store.place import write_now
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -34,8 +35,8 @@ class Office:
         self.epoch = 0
         self.threads: list[threading.Thread] = []
         self.writers: list[asyncio.StreamWriter] = []
-        self.key_id = self.store.write_now(keys.create, "test", ("admin",), time.time()).row.id
-        self.session_id = self.store.write_now(sessions.create, self.key_id, SessionNew(), time.time())
+        self.key_id = write_now(self.store, keys.create, "test", ("admin",), time.time()).row.id
+        self.session_id = write_now(self.store, sessions.create, self.key_id, SessionNew(), time.time())
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.append(writer)
@@ -46,7 +47,7 @@ class Office:
         run_id = f"{self.session_id}:train:{number}"
         now = time.time()
         row = RunRow(run_id, self.session_id, self.key_id, "fake", LoraSpec(8, 1), now, now, None, True)
-        self.store.write_now(runs.create, row)
+        write_now(self.store, runs.create, row)
         return run_id
 
     async def submit(self, *ops: TrainOp) -> None:

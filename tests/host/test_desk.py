@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loreloop.config import Config, LimitConfig
+from loreloop.engine.fake import FakeEngine
 from loreloop.host.desk import MAX_LIVES
 from loreloop.host.link import frame
 from loreloop.protocol.errors import BadRequest, Gone, NotFound, Unavailable
@@ -20,7 +21,6 @@ from loreloop.protocol.training import Done, Failure, PassResult, StepResult, Tr
 from loreloop.store import checkpoints, journal
 from loreloop.store.rows import Acceptance, AddCheckpoint, CheckpointRow
 from tests.host.office import Office, end, office
-from tests.scheduler.fake_engine import FakeEngine
 from tests.scheduler.ops import create, forward_backward, sample, save, step
 
 Scene = Callable[[Office], Awaitable[None]]

@@ -6,11 +6,11 @@ import random
 import numpy as np
 import pytest
 
+from loreloop.engine.fake import drawn_token
 from loreloop.protocol.link import Token
 from loreloop.protocol.sampling import SampleResult
 from loreloop.protocol.training import Failure, OpResult, TrainOp
 from tests.host.office import Office, end, office
-from tests.scheduler.fake_engine import drawn_token
 from tests.scheduler.ops import create, forward_backward, sample, step
 
 N_RUNS, N_ROUNDS = 3, 8

@@ -16,6 +16,7 @@ from loreloop.store import checkpoints, runs, sessions
 from loreloop.store.rows import CheckpointRow
 from tests.host.office import Office, office
 from tests.scheduler.ops import create, sample, step
+from tests.store.place import write_now
 
 
 def play(scene: Callable[[Office, Sweeper], Awaitable[None]], expiry_seconds: float = 600.0) -> None:
@@ -47,12 +48,41 @@ def test_a_silent_session_ends_with_all_it_had() -> None:
     play(scene)
 
 
+def test_a_close_that_a_crash_cut_short_is_finished() -> None:
+    async def scene(place: Office, sweeper: Sweeper) -> None:
+        run = place.run()
+        await place.submit(step(run, 5))
+        write_now(place.store, sessions.end, place.key_id, place.session_id, "finished", None)
+        await sweeper.sweep(time.time())
+        assert not place.store.read(runs.get, place.key_id, run).live
+        assert isinstance((await place.result(step(run, 5))).result, Failure)
+
+    play(scene)
+
+
+def test_leftovers_of_a_crash_go_when_they_are_old() -> None:
+    async def scene(place: Office, sweeper: Sweeper) -> None:
+        files, now = place.desk.files, time.time()
+        kept = files.checkpoint(CheckpointPath("run", CheckpointKind.TRAINING, "kept"))
+        leftovers = [kept.with_name(".gone-1"), files.revision("r").with_name(".r.7.tmp"), files.pins / ".half"]
+        for folder in (kept, *leftovers):
+            folder.mkdir(parents=True)
+        await sweeper.sweep(now + 10)
+        assert all(folder.exists() for folder in leftovers)
+        write_now(place.store, sessions.renew_all, now + 1000)
+        await sweeper.sweep(now + 1000)
+        assert kept.exists()
+        assert not any(folder.exists() for folder in leftovers)
+
+    play(scene)
+
+
 def test_results_expire_but_pending_ones_stay() -> None:
     async def scene(place: Office, sweeper: Sweeper) -> None:
         run = place.run()
         await place.submit(create(run), step(run, 5))
         await place.result(create(run))
-        place.store.write_now(sessions.renew_all, time.time() + 4000)
+        write_now(place.store, sessions.renew_all, time.time() + 4000)
         await sweeper.sweep(time.time() + 3601)
         with pytest.raises(Gone):
             await place.desk.outcome(f"{run}:0", 0)
@@ -68,7 +98,7 @@ def test_an_expired_checkpoint_goes_with_its_files() -> None:
             folder = place.folder / name
             folder.mkdir()
             row = CheckpointRow(run, CheckpointKind.TRAINING, name, place.key_id, str(folder), now, 1, expires, None)
-            place.store.write_now(checkpoints.add, row)
+            write_now(place.store, checkpoints.add, row)
         await sweeper.sweep(now + 51)
         left = {row.name for row in place.store.read(checkpoints.of_run, place.key_id, run)}
         assert left == {"long", "forever"} == {p.name for p in place.folder.iterdir()} & {"short", "long", "forever"}
@@ -86,7 +116,7 @@ def test_a_pinned_checkpoint_stays_while_a_replay_needs_it() -> None:
         (source / "state.json").write_text('{"weight": 1.0}')
         pins = [place.desk.files.pin(source, request_id) for request_id in (f"{run}:3", "gone:1")]
         await place.submit(step(run, 3))
-        place.store.write_now(sessions.renew_all, time.time() + 1000)
+        write_now(place.store, sessions.renew_all, time.time() + 1000)
         await sweeper.sweep(time.time() + 1000)
         assert [Path(pin).exists() for pin in pins] == [True, False]
 
@@ -96,9 +126,9 @@ def test_a_pinned_checkpoint_stays_while_a_replay_needs_it() -> None:
 def test_it_sleeps_until_the_first_session_may_be_silent() -> None:
     async def scene(place: Office, sweeper: Sweeper) -> None:
         now = time.time()
-        place.store.write_now(sessions.renew_all, now)
+        write_now(place.store, sessions.renew_all, now)
         assert sweeper._pause(now) == pytest.approx(20, abs=0.01)
-        place.store.write_now(sessions.end, place.key_id, place.session_id, "finished", None)
+        write_now(place.store, sessions.end, place.key_id, place.session_id, "finished", None)
         assert sweeper._pause(now) == LONGEST_SLEEP_SECONDS
 
     play(scene, expiry_seconds=20)

@@ -26,6 +26,7 @@ from loreloop.serve.names import Names
 from loreloop.serve.texts import Texts
 from loreloop.store import keys
 from tests.host.office import Office, office
+from tests.store.place import write_now
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
 TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
@@ -45,7 +46,7 @@ class Site:
         await self.services.desk.info("fake")
 
     def new_key(self, *scopes: str) -> str:
-        return self.office.store.write_now(keys.create, "test", scopes, time.time()).secret
+        return write_now(self.office.store, keys.create, "test", scopes, time.time()).secret
 
     def client_with(self, key: str | None) -> httpx.AsyncClient:
         headers = {"x-api-key": key} if key else {}

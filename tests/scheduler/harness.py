@@ -15,6 +15,7 @@ from typing import cast
 import msgspec
 
 from loreloop.config import EngineConfig
+from loreloop.engine.fake import FakeEngine
 from loreloop.protocol.link import (
     Batch,
     BatchDone,
@@ -31,7 +32,6 @@ from loreloop.protocol.link import (
 from loreloop.protocol.sampling import SampleResult
 from loreloop.protocol.training import Failure, OpResult, TrainOp
 from loreloop.scheduler.loop import Scheduler
-from tests.scheduler.fake_engine import FakeEngine
 from tests.scheduler.words import WordMatcher
 
 EMPTY = Restore((), (), 1)

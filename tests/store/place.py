@@ -20,6 +20,12 @@ T = TypeVar("T")
 BASE = "fake"
 
 
+def write_now(store: Store, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Runs a function in a transaction of its own, here and now."""
+    with store.engine.begin() as connection:
+        return function(connection, *args, **kwargs)
+
+
 class Place:
     """`ann` and `bob` are ids of keys; session and runs are ann's. `now` stands still unless a test moves it."""
 
@@ -34,7 +40,7 @@ class Place:
         return self.store.read(function, *args, **kwargs)
 
     def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self.store.write_now(function, *args, **kwargs)
+        return write_now(self.store, function, *args, **kwargs)
 
     def open(self) -> None:
         self.store = Store(self.folder)

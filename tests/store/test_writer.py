@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from sqlalchemy import Connection, event
 
-from loreloop.protocol.errors import BadRequest, NotFound, ServerError
-from loreloop.store import keys, runs, sessions
+from loreloop.protocol.errors import BadRequest, ServerError
+from loreloop.store import keys, sessions
 from loreloop.store.rows import SessionNew
 from loreloop.store.store import Store, open_database
 from tests.store.place import Place
@@ -128,14 +128,6 @@ def test_reads_do_not_wait_for_a_writer(place: Place) -> None:
         assert [row.name for row in place.read(keys.list_all)] == ["ann", "bob"]
 
     asyncio.run(place.store.write(slowly))
-
-
-def test_a_failed_write_now_leaves_nothing(place: Place) -> None:
-    with pytest.raises(BadRequest):
-        place.write(add_key_and_fail, "a")
-    with pytest.raises(NotFound):
-        place.write(runs.get, place.ann, "no run")
-    assert names(place) == []
 
 
 def test_what_arrives_together_is_committed_together(place: Place) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tinker
-from tinker_cookbook.completers import StopCondition, TinkerTokenCompleter
+from tinker_cookbook.completers import StopCondition, TokenCompleter, TokensWithLogprobs
 from tinker_cookbook.rl.data_processing import (
     assemble_training_data,
     compute_advantages,
@@ -84,6 +84,26 @@ class SumGroup(EnvGroupBuilder):
         return [SumEnv(self.tokenizer, self.question) for _ in range(self.size)]
 
 
+class GroupPolicy(TokenCompleter):
+    """Answers the environments of one group, which all ask the same, out of one request."""
+
+    def __init__(self, sampler: tinker.SamplingClient, size: int) -> None:
+        self.sampler, self.size = sampler, size
+        self.asked: asyncio.Task[tinker.SampleResponse] | None = None
+        self.n_answered = 0
+
+    async def __call__(
+        self, model_input: tinker.ModelInput, stop: StopCondition, *, max_tokens: int | None = None
+    ) -> TokensWithLogprobs:
+        if self.asked is None:
+            params = tinker.SamplingParams(stop=stop, max_tokens=max_tokens or MAX_ANSWER_TOKENS, temperature=1.0)
+            request = self.sampler.sample_async(prompt=model_input, num_samples=self.size, sampling_params=params)
+            self.asked = asyncio.ensure_future(request)
+        number, self.n_answered = self.n_answered, self.n_answered + 1
+        sequence = (await self.asked).sequences[number]
+        return TokensWithLogprobs(sequence.tokens, sequence.logprobs, sequence.stop_reason)
+
+
 def train(
     client: tinker.TrainingClient,
     questions: Sequence[Question],
@@ -104,8 +124,9 @@ def train(
 
 
 async def _roll_out(sampler: tinker.SamplingClient, builders: list[SumGroup]) -> list[TrajectoryGroup]:
-    policy = TinkerTokenCompleter(sampler, max_tokens=MAX_ANSWER_TOKENS)
-    return await asyncio.gather(*(do_group_rollout(builder, policy) for builder in builders))
+    return await asyncio.gather(
+        *(do_group_rollout(builder, GroupPolicy(sampler, builder.size)) for builder in builders)
+    )
 
 
 def _learn(client: tinker.TrainingClient, groups: list[TrajectoryGroup], learning_rate: float) -> None:

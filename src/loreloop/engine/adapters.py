@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loreloop.model.lora import AdapterView, LoraLayout, init_flat
@@ -22,6 +22,7 @@ from loreloop.model.peft import read_adapter, read_lora_spec, write_adapter
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.tensor_file import write_tensors
 from loreloop.protocol.errors import BadRequest, NotFound
+from loreloop.protocol.paths import file_name
 from loreloop.protocol.training import LoraSpec
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -95,7 +96,7 @@ def read_checkpoint(folder: Path, state: ModelState, *, optimizer: bool) -> None
     if msgspec.structs.replace(lora, seed=own.seed) != own:
         raise BadRequest(f"The checkpoint has {_describe(lora)}, the model {_describe(own)}; they must be equal.")
     view = read_adapter(folder, state.layout.spec, torch.float32)
-    moments = _read_moments(folder) if optimizer else None
+    moments = _read_moments(folder, state.layout.size) if optimizer else None
     state.master.copy_(view.flat)
     state.moment1.zero_()
     state.moment2.zero_()
@@ -108,12 +109,17 @@ def read_checkpoint(folder: Path, state: ModelState, *, optimizer: bool) -> None
     state.refresh_weights()
 
 
-def _read_moments(folder: Path) -> tuple[int, dict[str, Tensor]]:
+def _read_moments(folder: Path, size: int) -> tuple[int, dict[str, Tensor]]:
     try:
         with safe_open(str(folder / OPTIMIZER_FILE), framework="pt") as file:
-            return int(file.metadata()["n_steps"]), {name: file.get_tensor(name) for name in ("moment1", "moment2")}
+            moments = {name: file.get_tensor(name) for name in ("moment1", "moment2")}
+            if any(moment.shape != (size,) for moment in moments.values()):
+                raise ValueError("its vectors have another size")
+            return int(file.metadata()["n_steps"]), moments
     except OSError:
         raise BadRequest("This checkpoint holds no optimizer state; load it without the optimizer.") from None
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise BadRequest(f"This checkpoint's optimizer state is damaged ({error}); load it without.") from None
 
 
 def _describe(lora: LoraSpec) -> str:
@@ -129,7 +135,7 @@ class staged:
     """A folder that appears under its name only when it is complete: `with staged(folder) as staging: …`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.staging = folder, folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+        self.folder, self.staging = folder, folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
 
     def __enter__(self) -> Path:
         shutil.rmtree(self.staging, ignore_errors=True)
@@ -199,7 +205,7 @@ class AdapterBank:
         folder.mkdir(parents=True, exist_ok=True)
         files: dict[str, Path] = {}
         for model_id in sorted(self.unsaved):
-            path = folder / f"{_file_name(model_id)}.{suffix}.safetensors"
+            path = folder / f"{file_name(model_id)}.{suffix}.safetensors"
             if model_id in self.resident:
                 self.resident[model_id].write(path)
             else:
@@ -221,8 +227,4 @@ class AdapterBank:
         return state
 
     def _path(self, model_id: str) -> Path:
-        return self.folder / f"{_file_name(model_id)}.safetensors"
-
-
-def _file_name(model_id: str) -> str:
-    return model_id.replace(":", "_").replace("/", "_")
+        return self.folder / f"{file_name(model_id)}.safetensors"

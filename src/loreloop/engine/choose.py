@@ -19,37 +19,40 @@ from loreloop.engine.draw import DrawKey, draw_tokens, filtered, uniforms
 from loreloop.engine.head import Head
 from loreloop.engine.prompt_scores import EMPTY_LOGPROB
 from loreloop.engine.sample_row import SampleRow
+from loreloop.engine.softmax import block_sums, softmax_of
 from loreloop.model.lora import LoraBatch
 from loreloop.protocol.sampling import TopK, stop_reason
 
 
 def choose(head: Head, h_BD: Tensor, lora: LoraBatch | None, rows: Sequence[SampleRow]) -> list[TokenEvent]:
     """The next token of every row, in order."""
+    keys = [DrawKey(row.op.params.seed, row.sample_index, row.n_drawn) for row in rows]
+    uniform_B = torch.from_numpy(uniforms(keys))
     events: list[TokenEvent] = []
     for span, logits_BV in head.chunks(h_BD, lora):
-        events += _choose(logits_BV, rows[span])
+        events += _choose(logits_BV, uniform_B[span], rows[span])
     return events
 
 
-def _choose(logits_BV: Tensor, rows: Sequence[SampleRow]) -> list[TokenEvent]:
+def _choose(logits_BV: Tensor, uniform_B: Tensor, rows: Sequence[SampleRow]) -> list[TokenEvent]:
     params = [row.op.params for row in rows]
-    n_padding = logits_BV.shape[0] - len(rows)
+    n_padding, device = logits_BV.shape[0] - len(rows), logits_BV.device
     temperature_B1 = torch.tensor([p.temperature or 1.0 for p in params] + [1.0] * n_padding)[:, None]
     hot = any(p.temperature not in (0, 1) for p in params)  # else dividing would be a pass over all logits for nothing
-    scaled_BV = logits_BV.div_(temperature_B1.to(logits_BV.device)) if hot else logits_BV
-    normalizer_B1 = scaled_BV.logsumexp(-1, keepdim=True)
-    p_BV = (scaled_BV - normalizer_B1).exp_()
+    scaled_BV = logits_BV / temperature_B1.to(device) if hot else logits_BV
+    softmax = softmax_of(scaled_BV)
+    weight_BV, block_BN = softmax.weight_NV, softmax.block_NB
     if any(p.top_k > 0 or p.top_p < 1 for p in params):
-        p_BV = filtered(p_BV, [p.top_k for p in params] + [-1] * n_padding, [p.top_p for p in params] + [1] * n_padding)
-    keys = [DrawKey(row.op.params.seed, row.sample_index, row.n_drawn) for row in rows]
-    uniform_B = F.pad(torch.from_numpy(uniforms(keys)), (0, n_padding)).to(logits_BV.device)
-    token_B = draw_tokens(p_BV, uniform_B)
-    greedy_B = torch.tensor([p.temperature == 0 for p in params] + [False] * n_padding, device=logits_BV.device)
+        top_k, top_p = [p.top_k for p in params] + [-1] * n_padding, [p.top_p for p in params] + [1] * n_padding
+        weight_BV = filtered(weight_BV, top_k, top_p)
+        block_BN = block_sums(weight_BV)
+    token_B = draw_tokens(weight_BV, block_BN, F.pad(uniform_B, (0, n_padding)).to(device))
+    greedy_B = torch.tensor([p.temperature == 0 for p in params] + [False] * n_padding, device=device)
     if bool(greedy_B.any()):
         token_B = torch.where(greedy_B, scaled_BV.argmax(-1), token_B)
-    logp_B = (scaled_BV.gather(1, token_B[:, None]) - normalizer_B1)[:, 0]
+    logp_B = (scaled_BV.gather(1, token_B[:, None]) - softmax.normalizer_N1)[:, 0]
     return [
-        _event(row, token, logp, scaled_BV[i], normalizer_B1[i])
+        _event(row, token, logp, scaled_BV[i], softmax.normalizer_N1[i])
         for i, (row, token, logp) in enumerate(zip(rows, token_B.tolist(), logp_B.tolist(), strict=False))
     ]
 

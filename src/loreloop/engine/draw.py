@@ -3,7 +3,7 @@
 Philox4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3") turns (seed, sample, position,
 stream) into a number in [0, 1); the inverse of the cumulative distribution, in token order, turns that into a token.
 
-Legend: B rows, V vocabulary.
+Legend: B rows, V vocabulary, N blocks of the vocabulary, I tokens of a block.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from loreloop.engine.softmax import BLOCK
+
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 MASK = 0xFFFFFFFF
 SAMPLE_STREAM, ALTERNATIVE_STREAM = 0, 1
-BLOCK = 256  # tokens summed together before the cumulative sum
 
 
 def philox(counters_B4: NDArray[np.uint64], keys_B2: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -54,23 +55,24 @@ def uniforms(keys: Sequence[DrawKey]) -> NDArray[np.float64]:
     return ((words[:, 0] << np.uint64(21)) ^ (words[:, 1] >> np.uint64(11))).astype(np.float64) * 2.0**-53
 
 
-def draw_tokens(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """The token at which each row's cumulative probability passes its uniform number, (B,).
+def draw_tokens(weight_BV: Tensor, block_BN: Tensor, uniform_B: Tensor) -> Tensor:
+    """The token at which each row's cumulative weight passes its uniform number's share of the whole, (B,).
 
-    Rows need not add up to one; a block of tokens is summed first, so that few numbers are added serially.
+    `block_BN` are the weights' `block_sums`: few numbers are then added serially. Rows need not add up to one.
     """
-    n_rows, vocab_size = p_BV.shape
-    padded = torch.nn.functional.pad(p_BV, (0, -vocab_size % BLOCK)).view(n_rows, -1, BLOCK)
-    block_ends = padded.sum(-1).to(torch.float64).cumsum(-1)
+    vocab_size = weight_BV.shape[1]
+    block_ends = block_BN.to(torch.float64).cumsum(-1)
     wanted_B1 = uniform_B[:, None].to(torch.float64) * block_ends[:, -1:]
     block_B1 = torch.searchsorted(block_ends, wanted_B1, right=True).clamp_(max=block_ends.shape[1] - 1)
     before_B1 = torch.where(block_B1 > 0, block_ends.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
-    inside = padded[torch.arange(n_rows), block_B1[:, 0]].to(torch.float64)
+    inside_BI = block_B1 * BLOCK + torch.arange(BLOCK, device=weight_BV.device)
+    inside = weight_BV.gather(1, inside_BI.clamp(max=vocab_size - 1)).to(torch.float64)
+    inside.masked_fill_(inside_BI >= vocab_size, 0.0)
     within_B1 = torch.searchsorted(inside.cumsum(-1), wanted_B1 - before_B1, right=True).clamp_(max=BLOCK - 1)
     token_B = (block_B1 * BLOCK + within_B1)[:, 0]
-    impossible = (token_B >= vocab_size) | (p_BV.gather(1, token_B.clamp(max=vocab_size - 1)[:, None])[:, 0] <= 0)
+    impossible = (token_B >= vocab_size) | (weight_BV.gather(1, token_B.clamp(max=vocab_size - 1)[:, None])[:, 0] <= 0)
     # Rounding at the very end of a row may point behind its last possible token.
-    return torch.where(impossible, _last_possible(p_BV), token_B) if bool(impossible.any()) else token_B
+    return torch.where(impossible, _last_possible(weight_BV), token_B) if bool(impossible.any()) else token_B
 
 
 def _last_possible(p_BV: Tensor) -> Tensor:

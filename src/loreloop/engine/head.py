@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from loreloop.engine.softmax import piece_rows, softmax_of
 from loreloop.model.decoder import Decoder
 from loreloop.model.lora import UNEMBED, LoraBatch, LoraGroup, lora_linear
 
@@ -38,18 +39,11 @@ class Head:
         self.decoder, self.fixed_rows = decoder, fixed_rows
         self.chunk_rows = FIXED_ROWS if fixed_rows else CHUNK_ROWS
 
-    def logits(self, h_ND: Tensor, lora: LoraBatch | None) -> Tensor:
-        """(N, V) fp32, for few rows."""
-        return lora_linear(h_ND, self.decoder.head, lora, self.decoder.spec.n_layers, UNEMBED).float()
-
     def chunks(self, h_ND: Tensor, lora: LoraBatch | None) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, their logits) chunk by chunk; the logits of a chunk end with padding rows if rows are fixed."""
-        for start in range(0, h_ND.shape[0], self.chunk_rows):
-            rows = slice(start, min(start + self.chunk_rows, h_ND.shape[0]))
-            h_chunk = h_ND[rows]
-            if self.fixed_rows:
-                h_chunk = F.pad(h_chunk, (0, 0, 0, self.chunk_rows - h_chunk.shape[0]))
-            yield rows, self.logits(h_chunk, rows_of(lora, rows))
+        """(rows, their logits in fp32) a few at a time; the logits end with padding rows if rows are fixed."""
+        for rows, logits_NV in self._products(h_ND, lora):
+            for piece in self._pieces(rows):
+                yield slice(rows.start + piece.start, min(rows.start + piece.stop, rows.stop)), logits_NV[piece].float()
 
     def score(self, h_ND: Tensor, targets_NK: Tensor, lora: LoraBatch | None, want_grad_N: Tensor | None) -> Scores:
         """log p(target) of every row; with `want_grad_N` (bool) also its gradient, zero where not wanted.
@@ -59,18 +53,46 @@ class Head:
         logp_NK = torch.empty(targets_NK.shape, device=h_ND.device)
         grad_ND = torch.zeros_like(h_ND) if want_grad_N is not None else None
         with torch.no_grad():
-            for rows, logits_NV in self.chunks(h_ND, lora):
-                n_rows = rows.stop - rows.start
-                normalizer_N1 = logits_NV.logsumexp(-1, keepdim=True)
-                logp_NK[rows] = logits_NV[:n_rows].gather(1, targets_NK[rows]) - normalizer_N1[:n_rows]
-                if grad_ND is not None and want_grad_N is not None and bool(want_grad_N[rows].any()):
-                    p_NV = logits_NV.sub_(normalizer_N1)[:n_rows].exp_()
-                    grad_ND[rows] = self._grad(p_NV, targets_NK[rows, 0], want_grad_N[rows])
+            for rows, logits_NV in self._products(h_ND, lora):
+                wanted_N = want_grad_N[rows] if want_grad_N is not None else None
+                want_grad = wanted_N is not None and bool(wanted_N.any())
+                logp_NK[rows] = self._score_chunk(logits_NV, targets_NK[rows], want_grad)
+                if grad_ND is not None and wanted_N is not None and want_grad:
+                    grad_ND[rows] = self._grad(logits_NV, targets_NK[rows, 0], wanted_N)
         return Scores(logp_NK, grad_ND)
+
+    def _score_chunk(self, logits_NV: Tensor, targets_NK: Tensor, want_p: bool) -> Tensor:
+        """log p(target), (N, K); with `want_p` the logits, in their own place, become probabilities."""
+        logp: list[Tensor] = []
+        for piece in self._pieces(slice(0, len(targets_NK))):
+            piece_NV = logits_NV[piece]
+            fp32_NV, n_rows = piece_NV.float(), len(targets_NK[piece])
+            softmax = softmax_of(fp32_NV)
+            logp.append(fp32_NV[:n_rows].gather(1, targets_NK[piece]) - softmax.normalizer_N1[:n_rows])
+            if want_p:
+                piece_NV.copy_(softmax.weight_NV.div_(softmax.total_N1))
+        return torch.cat(logp)
+
+    def _products(self, h_ND: Tensor, lora: LoraBatch | None) -> Iterator[tuple[slice, Tensor]]:
+        """(rows, their logits in the compute dtype) by chunks, with padding rows at the end if rows are fixed."""
+        layer = self.decoder.spec.n_layers
+        for start in range(0, h_ND.shape[0], self.chunk_rows):
+            rows = slice(start, min(start + self.chunk_rows, h_ND.shape[0]))
+            h_chunk = h_ND[rows]
+            if self.fixed_rows:
+                h_chunk = F.pad(h_chunk, (0, 0, 0, self.chunk_rows - h_chunk.shape[0]))
+            yield rows, lora_linear(h_chunk, self.decoder.head, rows_of(lora, rows), layer, UNEMBED)
+
+    def _pieces(self, rows: slice) -> Iterator[slice]:
+        """The rows of a chunk, counted from its start, as many at a time as the softmax likes."""
+        n_rows = rows.stop - rows.start
+        size = piece_rows(self.decoder.device) or max(n_rows, self.chunk_rows)
+        return (slice(start, start + size) for start in range(0, n_rows, size))
 
     def _grad(self, p_NV: Tensor, targets_N: Tensor, wanted_N: Tensor) -> Tensor:
         weight_VD = self.decoder.head.weight_OI
-        mean_ND = self.decoder.head.products.matmul(p_NV[wanted_N].to(weight_VD.dtype), weight_VD)
+        p_NV = p_NV[: len(wanted_N)]
+        mean_ND = self.decoder.head.products.matmul(p_NV if bool(wanted_N.all()) else p_NV[wanted_N], weight_VD)
         grad_ND = torch.zeros(len(targets_N), weight_VD.shape[1], dtype=weight_VD.dtype, device=p_NV.device)
         grad_ND[wanted_N] = weight_VD[targets_N[wanted_N]] - mean_ND
         return grad_ND

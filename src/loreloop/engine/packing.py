@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
+LONG_BATCH = 8  # a micro-batch with recomputed activations, in ordinary ones; bounds its memory
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,35 @@ class PackItem:
 
 
 def split_batches(items: Sequence[PackItem], max_rows: int) -> list[list[PackItem]]:
-    """Micro-batches of at most `max_rows` packed rows (a longer sequence stands alone), neighbours in prefix order."""
+    """Micro-batches of at most `max_rows` packed rows, neighbours in prefix order.
+
+    Two kinds grow larger, and have their activations computed twice: a single longer sequence, and sequences whose
+    common beginning would cost more if it were repeated in another micro-batch.
+    """
     ordered = sorted(items, key=lambda item: (item.adapter, item.tokens.astype(">i8").tobytes()))
     batches: list[list[PackItem]] = []
     n_rows = 0
     for item in ordered:
-        last = batches[-1][-1] if batches else None
-        new_rows = len(item.tokens) - (common_prefix(last, item) if last else 0)
-        if last is None or n_rows + new_rows > max_rows:
+        n_shared = common_prefix(batches[-1][-1], item) if batches else 0
+        n_new = len(item.tokens) - n_shared
+        if not batches or not _joins(n_rows, n_new, n_shared, max_rows):
             batches.append([])
-            n_rows, new_rows = 0, len(item.tokens)
+            n_rows, n_new = 0, len(item.tokens)
         batches[-1].append(item)
-        n_rows += new_rows
+        n_rows += n_new
     return batches
+
+
+def _joins(n_rows: int, n_new: int, n_shared: int, max_rows: int) -> bool:
+    """Whether a sequence is cheaper in this micro-batch than in a new one.
+
+    Computing activations again costs half a row's forward and backward pass: beyond `max_rows` for every row that is
+    added, and for all those before when the bound is crossed.
+    """
+    if n_rows + n_new <= max_rows:
+        return True
+    n_again = n_new if n_rows > max_rows else n_rows + n_new
+    return n_again <= 2 * n_shared and n_rows + n_new <= LONG_BATCH * max_rows
 
 
 def common_prefix(a: PackItem, b: PackItem) -> int:

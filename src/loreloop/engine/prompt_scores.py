@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from loreloop.engine.draw import ALTERNATIVE_STREAM, DrawKey, draw_tokens, uniforms
+from loreloop.engine.softmax import softmax_of
 from loreloop.protocol.sampling import PromptReport, SampleOp, TopK
 from loreloop.protocol.tensors import tensor_of
 
@@ -40,8 +41,7 @@ class PromptScoring:
         return range(max(start, self.first - 1), min(stop, len(self.tokens) - 1))
 
     def add(self, position: int, logits_V: Tensor, normalizer: Tensor) -> None:
-        """Takes in the logits after `position`, which predict the token at `position + 1`, and their log-sum-exp
-        (made for a whole chunk: a row summed alone may be split over threads, and differ in its last bits)."""
+        """Takes in the logits after `position`, which predict the token at `position + 1`, and their log-sum-exp."""
         logp_V = logits_V - normalizer
         predicted = position + 1
         self.logprobs_L[predicted] = float(logp_V[self.tokens[predicted]])
@@ -58,14 +58,15 @@ class PromptScoring:
 
     def _draw_alternatives(self, position: int, logits_V: Tensor) -> None:
         k = self.scores.alt_tokens_k
-        logp_V = (logits_V / (self.params.temperature or 1.0)).log_softmax(-1)
+        scaled_1V = logits_V[None] / (self.params.temperature or 1.0)
+        softmax = softmax_of(scaled_1V)
         keys = [DrawKey(self.params.seed, i, position, ALTERNATIVE_STREAM) for i in range(k)]
         uniform_K = torch.from_numpy(uniforms(keys)).to(logits_V.device)
-        ids_K = draw_tokens(logp_V.exp()[None].expand(k, -1), uniform_K)
+        ids_K = draw_tokens(softmax.weight_NV.expand(k, -1), softmax.block_NB.expand(k, -1), uniform_K)
         if self.params.temperature == 0:
             ids_K = logits_V.argmax().expand(k)
         self.alt_ids[position] = ids_K.cpu().numpy()
-        self.alt_logprobs[position] = logp_V[ids_K].cpu().numpy()
+        self.alt_logprobs[position] = (scaled_1V - softmax.normalizer_N1)[0, ids_K].cpu().numpy()
 
     def report(self) -> PromptReport:
         scores, length = self.scores, len(self.tokens)

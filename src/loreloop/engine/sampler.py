@@ -23,6 +23,7 @@ from loreloop.engine.paged_attention import KvCache, PagedAttention, StepRow
 from loreloop.engine.pages import PagePool
 from loreloop.engine.prefix_tree import PrefixTree
 from loreloop.engine.sample_row import BASE, SampleRow, rows_of
+from loreloop.engine.softmax import softmax_of
 from loreloop.model.decoder import Decoder
 from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup
 from loreloop.protocol.sampling import PromptReport, SampleOp
@@ -239,8 +240,8 @@ class Sampler:
             return
         picked = picked.to(h_TD.device)
         for rows, logits_NV in self.head.chunks(h_TD[picked], groups_at(lora, picked)):
-            normalizer_N = logits_NV.logsumexp(-1)
-            for position, logits_V, normalizer in zip(wanted[rows], logits_NV, normalizer_N, strict=False):
+            normalizer_N1 = softmax_of(logits_NV).normalizer_N1
+            for position, logits_V, normalizer in zip(wanted[rows], logits_NV, normalizer_N1[:, 0], strict=False):
                 row.scoring.add(position, logits_V, normalizer)
 
     def _prompt_end(self, row: SampleRow) -> PromptEvent | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from loreloop.host.desk import Desk
 from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.paths import CheckpointKind
-from loreloop.store import checkpoints, journal, sessions, spool
+from loreloop.store import checkpoints, journal, runs, sessions, spool
 from loreloop.store.files import delete
 
 LONGEST_SLEEP_SECONDS = 300.0
@@ -44,6 +44,7 @@ class Sweeper:
         await self.store.write(spool.sweep, now)
         await self.store.write(journal.sweep_segments, self.store.segments)
         self._unpin(now)
+        self.desk.files.sweep(now - YOUNG_SECONDS)
 
     def _pause(self, now: float) -> float:
         """Seconds until something may be due."""
@@ -59,6 +60,8 @@ class Sweeper:
         for session in self.store.read(sessions.active_since_before, silent_since):
             await self.store.write(sessions.end, session.key_id, session.id, "expired", "no heartbeat")
             await self.desk.close_session(session.id)
+        for session_id in self.store.read(runs.orphaned_sessions):
+            await self.desk.close_session(session_id)
 
     async def _delete_expired_checkpoints(self, now: float) -> None:
         for row in self.store.read(checkpoints.expired, now):

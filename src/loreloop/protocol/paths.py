@@ -1,4 +1,4 @@
-"""`tinker://<run>/<kind>/<name>`: the names of checkpoints, parsed and printed.
+"""`tinker://<run>/<kind>/<name>`: the names of checkpoints, parsed and printed; ids as file names.
 
 Knows the grammar only, not which checkpoints exist.
 """
@@ -70,3 +70,8 @@ def sampling_session_id(session_id: str, seq_id: int) -> str:
 def request_id(owner_id: str, seq_id: int) -> str:
     """The id of one operation: a repeated POST of the same sequence id gets the same one."""
     return f"{owner_id}:{seq_id}"
+
+
+def file_name(identifier: str) -> str:
+    """An id as the name of a file or folder."""
+    return identifier.replace(":", "_").replace("/", "_")

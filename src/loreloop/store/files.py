@@ -14,11 +14,11 @@ import shutil
 import uuid
 from pathlib import Path
 
-from loreloop.protocol.paths import CheckpointPath
+from loreloop.protocol.paths import CheckpointPath, file_name
 
 
 class Files:
-    """Paths below one data folder. Ids become folder names by way of `_safe`."""
+    """Paths below one data folder. Ids become folder names by way of `file_name`."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
@@ -26,10 +26,10 @@ class Files:
         self.snapshots, self.pins = data / "journal" / "snapshots", data / "journal" / "pins"
 
     def checkpoint(self, path: CheckpointPath) -> Path:
-        return self._made(self.checkpoints / _safe(path.run_id) / path.kind.value) / path.name
+        return self._made(self.checkpoints / file_name(path.run_id) / path.kind.value) / path.name
 
     def revision(self, sampler_id: str) -> Path:
-        return self._made(self.revisions) / _safe(sampler_id)
+        return self._made(self.revisions) / file_name(sampler_id)
 
     def pin(self, folder: Path, request_id: str) -> Path:
         """A hard-linked copy of a folder, so that deleting the folder does not take it from a replay."""
@@ -42,7 +42,14 @@ class Files:
 
     def pin_name(self, request_id: str) -> str:
         """What a request's pin is called in the folder of pins."""
-        return _safe(request_id)
+        return file_name(request_id)
+
+    def sweep(self, changed_before: float) -> None:
+        """Finishes deletions, and drops copies, that a crash cut short."""
+        folders = (self.revisions, self.pins, *self.checkpoints.glob("*/*"))
+        for leftover in (path for folder in folders for path in folder.glob(".*")):
+            if leftover.stat().st_ctime < changed_before:
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def _made(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +64,3 @@ def delete(folder: Path) -> None:
     except FileNotFoundError:
         return
     shutil.rmtree(doomed)
-
-
-def _safe(name: str) -> str:
-    return name.replace(":", "_").replace("/", "_")

@@ -118,10 +118,8 @@ def expire_results(connection: Connection, created_before: float) -> None:
     connection.execute(update(RESULTS).where(old, RESULTS.c.location.is_not(None)).values(location=None))
     # What belongs to runs that have ended is asked for by nobody any more.
     dead = select(OPS.c.request_id).where(OPS.c.model_id.in_(select(RUNS.c.id).where(~RUNS.c.live)))
-    gone = list(connection.scalars(select(RESULTS.c.request_id).where(old, RESULTS.c.request_id.in_(dead))))
-    connection.execute(delete(RESULTS).where(RESULTS.c.request_id.in_(gone)))
-    connection.execute(delete(OPS).where(OPS.c.request_id.in_(gone)))
-    without_result = OPS.c.request_id.not_in(select(RESULTS.c.request_id))  # places that were skipped
+    connection.execute(delete(RESULTS).where(old, RESULTS.c.request_id.in_(dead)))
+    without_result = OPS.c.request_id.not_in(select(RESULTS.c.request_id))  # places that were skipped among them
     connection.execute(delete(OPS).where(OPS.c.request_id.in_(dead), OPS.c.done, without_result))
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.sqlite import insert
 from loreloop.protocol.errors import NotFound
 from loreloop.protocol.training import LoraSpec
 from loreloop.store.rows import Page, RunRow
-from loreloop.store.schema import RUNS
+from loreloop.store.schema import RUNS, SESSIONS
 
 
 def create(connection: Connection, run: RunRow) -> None:
@@ -46,6 +46,13 @@ def n_live(connection: Connection, key_id: str) -> int:
 
 def touch(connection: Connection, run_id: str, now: float) -> None:
     connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(last_request=now))
+
+
+def orphaned_sessions(connection: Connection) -> list[str]:
+    """Sessions that have ended and left runs live: their closing was cut short."""
+    ended = select(SESSIONS.c.id).where(SESSIONS.c.status != "active")
+    left_live = select(RUNS.c.session_id).where(RUNS.c.live, RUNS.c.session_id.in_(ended))
+    return list(connection.scalars(left_live.distinct()))
 
 
 def set_dead(connection: Connection, run_id: str) -> None:

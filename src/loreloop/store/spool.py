@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, bindparam, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from loreloop.protocol.errors import BadRequest
@@ -56,7 +56,9 @@ def get(connection: Connection, segments: Segments, session_id: str, sequence_id
 
 def renew(connection: Connection, sequence_ids: Sequence[str], expires: float) -> None:
     """Training that uses records restarts their time."""
-    connection.execute(update(SPOOL).where(SPOOL.c.sequence_id.in_(sequence_ids)).values(expires=expires))
+    renewed = update(SPOOL).where(SPOOL.c.sequence_id == bindparam("one")).values(expires=expires)
+    if sequence_ids:
+        connection.execute(renewed, [{"one": sequence_id} for sequence_id in sequence_ids])
 
 
 def sweep(connection: Connection, now: float) -> None:
@@ -70,4 +72,4 @@ def _drop_oldest(connection: Connection, excess_bytes: int) -> None:
             break
         gone.append(row.sequence_id)
         excess_bytes -= row.n_bytes
-    connection.execute(delete(SPOOL).where(SPOOL.c.sequence_id.in_(gone)))
+    connection.execute(delete(SPOOL).where(SPOOL.c.sequence_id == bindparam("one")), [{"one": one} for one in gone])

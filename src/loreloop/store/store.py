@@ -50,11 +50,6 @@ class Store:
         """Runs a query, here and now. For one thread only, the one that owns the store."""
         return function(self.reader, *args, **kwargs)
 
-    def write_now(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs a function in a transaction of its own, here and now."""
-        with self.engine.begin() as connection:
-            return function(connection, *args, **kwargs)
-
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a function on the writer thread; done when its transaction is committed."""
         loop = asyncio.get_running_loop()

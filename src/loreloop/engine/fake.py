@@ -1,4 +1,4 @@
-"""An engine of plain arithmetic, for tests of everything around an engine.
+"""An engine of plain arithmetic, for tests of everything around an engine, ours and other people's.
 
 It keeps the contract: state in files, generators that pause, failures per operation. A model is one number, a pass adds
 to its gradient, a step moves it. With `mixes` a pass also feels how many passes share its batch, as packing does to
@@ -18,6 +18,7 @@ import numpy as np
 from loreloop.engine.contract import PromptEvent, SampleEvent, SampleFailed, TokenEvent, TrainWork
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.link import EngineInfo, ModelSnapshot
+from loreloop.protocol.paths import file_name
 from loreloop.protocol.sampling import PromptReport, SampleOp, stop_reason
 from loreloop.protocol.tensors import tensor_of
 from loreloop.protocol.training import (
@@ -119,7 +120,7 @@ class FakeEngine:
     def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
         taken = []
         for model_id in sorted(self.changed):
-            file = Path(folder) / f"{model_id.replace(':', '_')}.{plan_no}.json"
+            file = Path(folder) / f"{file_name(model_id)}.{plan_no}.json"
             file.write_text(json.dumps(asdict(self.models[model_id])))
             taken.append(ModelSnapshot(model_id, plan_no, 0, str(file)))
         self.changed.clear()

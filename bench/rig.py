@@ -1,0 +1,164 @@
+"""What the rows share: an engine on the default model, data for it, and alternating measurements.
+
+Every ratio is taken within one run: what is compared takes turns, so that a slow minute of the machine hits both.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loreloop.config import Config, EngineConfig
+from loreloop.engine.contract import TokenEvent
+from loreloop.engine.local import LocalEngine
+from loreloop.model.catalog import Catalog
+from loreloop.protocol.sampling import Revision, SampleOp, SamplingParams
+from loreloop.protocol.tensors import tensor_of
+from loreloop.protocol.training import (
+    AdamParams,
+    CreateModel,
+    Datum,
+    ForwardBackward,
+    LoraSpec,
+    OptimStep,
+    PassResult,
+    SaveSampler,
+    TextChunk,
+)
+
+Ids = NDArray[np.int64]
+MODEL = "smollm2-135m"
+SLOW_SECONDS = 30.0  # a side that takes this long is measured three times instead of five
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number: its unit, what the issue asks of it (None: for the record), and how it came about."""
+
+    name: str
+    value: float
+    unit: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        if self.at_least is None and self.at_most is None:
+            return None
+        return (self.at_least is None or self.value >= self.at_least) and (
+            self.at_most is None or self.value <= self.at_most
+        )
+
+
+def folder() -> Path:
+    return Catalog(Config().data_path).ensure(MODEL).folder
+
+
+def engine(**settings: object) -> LocalEngine:
+    return LocalEngine(EngineConfig(**settings), MODEL, folder(), Path(tempfile.mkdtemp()))  # type: ignore[arg-type]
+
+
+def alternating(sides: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median seconds of each side, after one warm-up each; they take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    slowest = max(timed(work) for work in sides.values())
+    for _ in range(3 if slowest > SLOW_SECONDS else 5):
+        for name, work in sides.items():
+            seconds[name].append(timed(work))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def with_threads(n_threads: int, work: Callable[[], object]) -> Callable[[], None]:
+    """The work at a thread count of its own."""
+
+    def run() -> None:
+        torch.set_num_threads(n_threads)
+        work()
+
+    return run
+
+
+def random_ids(rng: np.random.Generator, n: int) -> Ids:
+    return rng.integers(3, 49_000, n)
+
+
+def datum(tokens: Ids, first_target: int = 1) -> Datum:
+    """Cross-entropy on every token from `first_target` on."""
+    weights = (np.arange(1, len(tokens)) >= first_target).astype(np.float32)
+    targets = tokens[1:].astype(np.int64)
+    return Datum(text(tokens[:-1]), {"target_tokens": tensor_of(targets), "weights": tensor_of(weights)})
+
+
+def text(tokens: Ids) -> tuple[TextChunk, ...]:
+    return (TextChunk(tokens.astype("<i4").tobytes()),)
+
+
+def run_pass(
+    running: LocalEngine, data: Sequence[Datum], *, model: str = "m", forward_only: bool = False
+) -> PassResult:
+    return run_passes(
+        running, [ForwardBackward(model, 1, f"{model}:1", tuple(data), "cross_entropy", {}, forward_only)]
+    )[0]
+
+
+def run_passes(running: LocalEngine, passes: Sequence[ForwardBackward]) -> list[PassResult]:
+    work = running.train(passes)
+    try:
+        while True:
+            next(work)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+def train_step(running: LocalEngine, data: Sequence[Datum], model: str = "m") -> None:
+    run_pass(running, data, model=model)
+    running.optim_step(OptimStep(model, 2, f"{model}:2", AdamParams(learning_rate=1e-5)))
+
+
+def new_model(running: LocalEngine, rank: int = 32, *, model: str = "m", unembed: bool = False) -> None:
+    running.create_model(CreateModel(model, 0, f"{model}:0", LoraSpec(rank, 1, train_unembed=unembed)))
+
+
+def saved_revision(running: LocalEngine, name: str = "r", rank: int = 32) -> Revision:
+    """An adapter that changes something, ready to sample from."""
+    new_model(running, rank, model=name)
+    state = running.bank.get(name)
+    state.master += 0.02 * state.master.std()
+    state.refresh_weights()
+    at = str(Path(tempfile.mkdtemp()) / "revision")
+    running.save_sampler(SaveSampler(name, 1, f"{name}:1", at, name))
+    running.drop_model(name)
+    return Revision(name, at)
+
+
+def sample_op(name: str, prompt: Ids, revision: Revision | None, n_new: int, *, seed: int, n: int = 1) -> SampleOp:
+    return SampleOp(name, "bench", revision, text(prompt), n, SamplingParams(max_tokens=n_new, seed=seed))
+
+
+def run_samples(running: LocalEngine, ops: Sequence[SampleOp]) -> dict[str, list[TokenEvent]]:
+    """All tokens by request. What earlier runs left in the prefix tree is forgotten first."""
+    for namespace in list(running.sampler.tree.roots):
+        running.sampler.tree.drop(namespace)
+    events: dict[str, list[TokenEvent]] = {op.request_id: [] for op in ops}
+    waiting = list(ops)
+    while waiting or running.sampling:
+        while waiting and running.admit(waiting[0]):
+            waiting.pop(0)
+        for event in running.sample_step():
+            if isinstance(event, TokenEvent):
+                events[event.request_id].append(event)
+    return events

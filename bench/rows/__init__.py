@@ -1,0 +1,23 @@
+"""The rows by name, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bench.rig import Figure
+from bench.rows import numbers, sample, serve, train
+
+ROWS: dict[str, Callable[[], list[Figure]]] = {
+    "control": serve.control,
+    "handover": serve.handover,
+    "mismatch": numbers.mismatch,
+    "train": train.train,
+    "train-groups": train.train_groups,
+    "train-episodes": train.train_episodes,
+    "train-long": train.train_long,
+    "decode": sample.decode,
+    "decode-32": sample.decode_32,
+    "sample-groups": sample.sample_groups,
+    "tenants-train": numbers.tenants_train,
+    "tenants-sample": sample.tenants_sample,
+}

@@ -1,0 +1,107 @@
+"""Rows of the server: what an operation costs around the engine, and how soon new weights can be sampled."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import tinker
+from safetensors.torch import load_file
+
+from bench.rig import MODEL, Figure, engine, folder, new_model, run_samples, sample_op
+from loreloop.cli.server import RunningServer, running_server
+from loreloop.protocol.sampling import Revision
+from loreloop.protocol.training import AdamParams, OptimStep, SaveSampler
+
+
+@contextmanager
+def server() -> Iterator[RunningServer]:
+    with tempfile.TemporaryDirectory() as data:
+        Path(data, "models").symlink_to(folder().parent)
+        with running_server(data, ["--model", MODEL]) as running:
+            yield running
+
+
+def control() -> list[Figure]:
+    """An empty optim_step over HTTP on a kept-alive connection, from POST to result; and the weight of samples."""
+    with (
+        server() as running,
+        httpx.Client(base_url=f"{running.url}/api/v1", headers=_key(running), timeout=60) as client,
+    ):
+        session_id = client.post("/create_session", json={}).json()["session_id"]
+        new = {"session_id": session_id, "model_seq_id": 0, "base_model": MODEL, "lora_config": {"rank": 8}}
+        model_id = _operation(client, "/create_model", new)["model_id"]
+        seconds = []
+        for seq_id in range(1, 301):
+            started = time.perf_counter()
+            _operation(client, "/optim_step", {"model_id": model_id, "seq_id": seq_id, "adam_params": {}})
+            seconds.append(time.perf_counter() - started)
+    return [
+        Figure("empty optim_step, p50", 1e3 * statistics.median(seconds), "ms", at_most=8),
+        Figure("empty optim_step, p99", 1e3 * sorted(seconds)[int(0.99 * len(seconds))], "ms", at_most=40),
+    ]
+
+
+def _key(running: RunningServer) -> dict[str, str]:
+    return {"x-api-key": running.key}
+
+
+def _operation(client: httpx.Client, path: str, body: dict[str, object]) -> dict[str, str]:
+    request_id = client.post(path, json=body).json()["request_id"]
+    return client.post("/retrieve_future", json={"request_id": request_id}).json()  # type: ignore[no-any-return]
+
+
+def handover() -> list[Figure]:
+    """From the end of optim_step in the engine to the new weights in a sampling step, against merging the adapter."""
+    import numpy as np
+
+    running = engine()
+    new_model(running)
+    prompt, milliseconds = np.arange(100, 108), []
+    for number in range(7):
+        running.optim_step(OptimStep("m", 2, "m:2", AdamParams(learning_rate=1e-5)))
+        started = time.perf_counter()
+        at = str(Path(tempfile.mkdtemp()) / "revision")
+        running.save_sampler(SaveSampler("m", 3, "m:3", at, f"r{number}"))
+        running.admit(sample_op(str(number), prompt, Revision(f"r{number}", at), 1, seed=0))
+        milliseconds.append(1e3 * (time.perf_counter() - started))
+        run_samples(running, [])
+    merging = [_merge_ms(running, at) for _ in range(5)]
+    handed, merged = statistics.median(milliseconds), statistics.median(merging)
+    return [
+        Figure("hand-over to the sampler, rank 32", handed, "ms", at_most=50),
+        Figure("merging the same adapter", merged, "ms"),
+        Figure("merging over handing over", merged / handed, "x", at_least=10),
+        *_first_token(),
+    ]
+
+
+def _merge_ms(running, at: str) -> float:  # type: ignore[no-untyped-def]
+    """W + (32/r)·B·A for every adapted weight, out of the written adapter."""
+    started = time.perf_counter()
+    tensors = load_file(next(Path(at).glob("*.safetensors")))
+    for name, a_RI in tensors.items():
+        if ".lora_A." in name:
+            b_OR = tensors[name.replace(".lora_A.", ".lora_B.")]
+            (b_OR.float() @ a_RI.float()).to(running.decoder.dtype)
+    return 1e3 * (time.perf_counter() - started)
+
+
+def _first_token() -> list[Figure]:
+    """Through the SDK: from the result of optim_step to the first sampled token of the new weights."""
+    seconds = []
+    with server() as running, tinker.ServiceClient(base_url=running.url, api_key=running.key) as service:
+        client = service.create_lora_training_client(MODEL, rank=32, train_unembed=False).result()
+        prompt = tinker.ModelInput.from_ints(list(range(100, 108)))
+        for _ in range(7):
+            client.optim_step(tinker.AdamParams(learning_rate=1e-5)).result()
+            started = time.perf_counter()
+            sampler = client.save_weights_and_get_sampling_client().result()
+            sampler.sample(prompt, 1, tinker.SamplingParams(max_tokens=1)).result()
+            seconds.append(time.perf_counter() - started)
+    return [Figure("SDK: optim_step's result to the first token", 1e3 * statistics.median(seconds), "ms")]
