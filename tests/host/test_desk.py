@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from loreloop.config import Config, LimitConfig
-from loreloop.engine.fake import FakeEngine
 from loreloop.host.desk import MAX_LIVES
 from loreloop.host.link import frame
 from loreloop.protocol.errors import BadRequest, Gone, NotFound, Unavailable
@@ -18,6 +17,7 @@ from loreloop.protocol.link import Batch, BatchDone, BatchStarted, FromEngine, H
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath
 from loreloop.protocol.sampling import SampleResult
 from loreloop.protocol.training import Done, Failure, PassResult, StepResult, TrainOp
+from loreloop.scheduler.fake import FakeEngine
 from loreloop.store import checkpoints, journal
 from loreloop.store.rows import Acceptance, AddCheckpoint, CheckpointRow
 from tests.host.office import Office, end, office

@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 
-from loreloop.engine.fake import drawn_token
 from loreloop.protocol.link import Token
 from loreloop.protocol.sampling import SampleResult
 from loreloop.protocol.training import Failure, OpResult, TrainOp
+from loreloop.scheduler.fake import drawn_token
 from tests.host.office import Office, end, office
 from tests.scheduler.ops import create, forward_backward, sample, step
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loreloop.engine.fake import FakeEngine
 from loreloop.protocol.link import DropModel, Restored, Sample, Submit, ToEngine
 from loreloop.protocol.training import Failure, LoadState, SkipSeq, TrainOp
+from loreloop.scheduler.fake import FakeEngine
 from tests.scheduler.harness import EMPTY, Journal, live
 from tests.scheduler.ops import create, forward_backward, rid, sample, save, skip, step
 
