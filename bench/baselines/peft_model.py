@@ -80,3 +80,22 @@ class PeftBaseline:
                 pad_token_id=0,
             )
         return out_BT[:, tokens_BT.shape[1] :].numpy()
+
+    def grpo_step(
+        self, prompts: Sequence[Ids], n_answers: int, n_new: int, advantages: NDArray[np.float64], micro_batch: int
+    ) -> None:
+        """Samples, takes one importance-sampled policy-gradient step (the first step's ratio is 1), and Adam's."""
+        repeated = [prompt for prompt in prompts for _ in range(n_answers)]
+        answers = self.generate(repeated, n_new)
+        tokens_BT = torch.from_numpy(np.concatenate([np.stack(repeated), answers], axis=1))
+        advantage_B = torch.from_numpy(advantages).float()
+        self.model.train()
+        for rows in torch.arange(len(tokens_BT)).split(micro_batch):
+            out = self.model(input_ids=tokens_BT[rows, :-1], logits_to_keep=n_new, use_cache=False)
+            logp_BT = -torch.nn.functional.cross_entropy(
+                out.logits.float().transpose(1, 2), tokens_BT[rows, -n_new:], reduction="none"
+            )
+            ratio_BT = (logp_BT - logp_BT.detach()).exp()
+            (-(ratio_BT * advantage_B[rows, None]).sum()).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()

@@ -35,6 +35,16 @@ def test_forward_and_input_gradient_are_the_plain_formula(products, n_rows):
     torch.testing.assert_close(linear.input_grad(dy), torch.einsum("to,oi->ti", dy, weight))
 
 
+@pytest.mark.parametrize("shape", BASE_SHAPES)
+def test_packed_weights_give_the_same_bits(shape, threads):
+    d_in, d_out = shape
+    weight, bias = random(d_out, d_in, dtype=torch.bfloat16), random(d_out, dtype=torch.bfloat16, seed=1)
+    plain, packed = (BaseLinear(weight, bias, FastProducts(pack=pack)) for pack in (False, True))
+    for n_rows in (1, 3, 32, 200, 700):
+        x = random(n_rows, d_in, dtype=torch.bfloat16, seed=n_rows)
+        assert torch.equal(plain.forward(x), packed.forward(x))
+
+
 @DTYPES
 @pytest.mark.parametrize("shape", BASE_SHAPES + ADAPTER_SHAPES)
 def test_a_tiled_row_is_the_same_bits_at_any_place_in_a_batch_of_any_size(shape, dtype, threads):

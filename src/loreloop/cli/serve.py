@@ -74,6 +74,8 @@ def overrides(flags: dict[str, Any]) -> dict[str, Any]:
 
 def plan_of(config: Config) -> ServerPlan:
     """Finds the models, sees that they fit the memory budget, and writes aliases' tokenizers where clients look."""
+    import msgspec
+
     from loreloop.host.plan import ServerPlan
     from loreloop.model.catalog import Catalog
     from loreloop.model.tokenizer_cache import write_tokenizer
@@ -84,6 +86,8 @@ def plan_of(config: Config) -> ServerPlan:
     n_mib = sum(entry.n_bytes for entry in entries.values()) >> 20
     if config.memory_mib and n_mib > config.memory_mib:
         raise BadRequest(f"The models need {n_mib} MiB together; memory_mib allows {config.memory_mib}. Serve fewer.")
+    if config.memory_mib and 2 * n_mib > config.memory_mib:  # no room for the weights' second, packed copy
+        config = msgspec.structs.replace(config, engine=msgspec.structs.replace(config.engine, pack_weights=False))
     for alias, model in config.aliases.items():
         if model not in entries:
             raise BadRequest(f"The alias {alias!r} is for {model!r}, which is not served; add --model {model}.")

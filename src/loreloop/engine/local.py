@@ -55,7 +55,7 @@ class LocalEngine:
         self.threads = ThreadKeeper(n_threads, fixed=config.threads > 0 or config.deterministic)
         device = _device(config.device)
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        products: Products = TiledProducts() if config.deterministic else FastProducts()
+        products: Products = TiledProducts() if config.deterministic else FastProducts(pack=config.pack_weights)
         attention: Attention = FixedAttention() if config.deterministic else FastAttention()
         self.decoder = load_decoder(folder, dtype=dtype, device=device, products=products)
         spec = self.decoder.spec

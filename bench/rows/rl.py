@@ -1,0 +1,59 @@
+"""The whole step of reinforcement learning, as a user sees it: sample, reward, learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import tinker
+
+from bench.baselines.peft_model import PeftBaseline
+from bench.rig import MODEL, Figure, Ids, alternating, folder, random_ids
+from bench.rows.serve import server
+
+PROMPTS, ANSWERS, PROMPT_TOKENS, ANSWER_TOKENS = 8, 16, 40, 16
+
+
+def rl_step() -> list[Figure]:
+    """8 prompts x 16 answers, prompt 40, answer 16, through the SDK; against a GRPO loop of `peft` and `generate`."""
+    rng = np.random.default_rng(0)
+    prompts = [random_ids(rng, PROMPT_TOKENS) for _ in range(PROMPTS)]
+    advantages = rng.choice([-1.0, 1.0], PROMPTS * ANSWERS)
+    baseline = PeftBaseline(folder())
+    with server() as running, tinker.ServiceClient(base_url=running.url, api_key=running.key) as service:
+        client = service.create_lora_training_client(MODEL, rank=32, train_unembed=False).result()
+        seconds = alternating(
+            {
+                "ours": lambda: _our_step(client, prompts, advantages),
+                "peft": lambda: baseline.grpo_step(prompts, ANSWERS, ANSWER_TOKENS, advantages, micro_batch=32),
+            }
+        )
+    return [
+        Figure("RL step through the SDK", seconds["ours"], "s"),
+        Figure("RL step of the peft loop", seconds["peft"], "s"),
+        Figure("RL step: over peft", seconds["peft"] / seconds["ours"], "x", at_least=4.0),
+    ]
+
+
+def _our_step(client: tinker.TrainingClient, prompts: list[Ids], advantages: np.ndarray) -> None:
+    sampler = client.save_weights_and_get_sampling_client().result()
+    params = tinker.SamplingParams(max_tokens=ANSWER_TOKENS, temperature=1.0)
+    asked = [sampler.sample(tinker.ModelInput.from_ints(p.tolist()), ANSWERS, params) for p in prompts]
+    sequences = [
+        (p, sequence) for p, future in zip(prompts, asked, strict=True) for sequence in future.result().sequences
+    ]
+    data = [_datum(p, s, a) for (p, s), a in zip(sequences, advantages.tolist(), strict=True)]
+    passed = client.forward_backward(data, "importance_sampling")
+    stepped = client.optim_step(tinker.AdamParams(learning_rate=1e-5))
+    passed.result()
+    stepped.result()
+
+
+def _datum(prompt: Ids, sequence: tinker.SampledSequence, advantage: float) -> tinker.Datum:
+    tokens = [*prompt.tolist(), *sequence.tokens]
+    n_heard = len(prompt) - 1
+    columns = {
+        "target_tokens": np.array(tokens[1:], np.int64),
+        "logprobs": np.array([0.0] * n_heard + list(sequence.logprobs or []), np.float32),
+        "advantages": np.array([0.0] * n_heard + [advantage] * len(sequence.tokens), np.float32),
+    }
+    inputs = {name: tinker.TensorData.from_numpy(values) for name, values in columns.items()}
+    return tinker.Datum(model_input=tinker.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=inputs)
