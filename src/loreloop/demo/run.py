@@ -16,12 +16,13 @@ from loreloop.demo import ask, grpo, questions, report, supervised
 
 CHAT_STEPS = 5
 CHAT_BATCH = 8
-ONE_DIGIT = grpo.GrpoPlan(steps=14, groups=16, group_size=8, learning_rate=4e-4, final_rate_share=0.5)
+ONE_DIGIT = grpo.GrpoPlan(steps=16, groups=16, group_size=8, learning_rate=4e-4, final_rate_share=0.5)
 TWO_DIGIT = grpo.GrpoPlan(
-    steps=54, groups=22, group_size=8, learning_rate=2.5e-4, final_rate_share=0.05, review_groups=5
+    steps=54, groups=20, group_size=8, learning_rate=2.5e-4, final_rate_share=0.05, review_groups=7
 )
 EXAM_TWO_DIGIT = 200  # held-out questions of each exam
-WATCHED_STEPS = 10  # last steps after each of which the two-digit part of the exam is taken
+WATCHED_STEPS = 10  # last steps after each of which held-out questions are asked
+WATCHED_QUESTIONS = 100
 
 
 class Demo:
@@ -92,9 +93,9 @@ class Demo:
                 grpo.train(client, split.train, plan, after_step, review)
 
     def watch(self, client: tinker.TrainingClient, step: int) -> None:
-        """Asks the exam's two-digit questions of the weights just made."""
+        """Asks some of the exam's two-digit questions of the weights just made."""
         path = client.save_weights_for_sampler(f"step-{step:03d}", ttl_seconds=3600).result().path
-        share = ask.share_right(self.base_url, self.api_key, path, self.two.held_out[:EXAM_TWO_DIGIT])
+        share = ask.share_right(self.base_url, self.api_key, path, self.two.held_out[:WATCHED_QUESTIONS])
         self.record.held_out.append(share)
 
     def progress(self) -> Progress:
