@@ -29,11 +29,11 @@ def step_products(running: LocalEngine, lengths: Sequence[int], model: str = "m"
     head = decoder.head
     x_TD = torch.randn(n_rows, head.d_in).to(decoder.dtype)
     for rows in x_TD.split(running.trainer.head.chunk_rows):
-        logits_TV = F.linear(rows, head.weight_OI)
+        logits_TV = head.forward(rows)
         logits_TV @ head.weight_OI
     if weights.layout.has(decoder.spec.n_layers, UNEMBED):
         for rows in x_TD.split(running.trainer.head.chunk_rows):
-            F.linear(rows, head.weight_OI)  # the logits are made again in the backward pass
+            head.forward(rows)  # the logits are made again in the backward pass
             _lora(rows, logits_TV[: len(rows)], weights, decoder.spec.n_layers, UNEMBED)
 
 
@@ -45,7 +45,7 @@ def _sites(running: LocalEngine, layer: int) -> list[tuple[str, BaseLinear]]:
 
 def _linear(n_rows: int, base: BaseLinear, weights: AdapterView, layer: int, site: str) -> None:
     x_TI = torch.zeros(n_rows, base.d_in, dtype=base.weight_OI.dtype)
-    y_TO = F.linear(x_TI, base.weight_OI)
+    y_TO = base.forward(x_TI)
     y_TO @ base.weight_OI
     _lora(x_TI, y_TO, weights, layer, site)
 
@@ -77,6 +77,6 @@ def decode_products(running: LocalEngine, n_rows: int) -> None:
     with torch.no_grad():
         for layer in range(running.decoder.spec.n_layers):
             for _, base in _sites(running, layer):
-                F.linear(torch.zeros(n_rows, base.d_in, dtype=base.weight_OI.dtype), base.weight_OI)
+                base.forward(torch.zeros(n_rows, base.d_in, dtype=base.weight_OI.dtype))
         head = running.decoder.head
-        F.linear(torch.zeros(n_rows, head.d_in, dtype=head.weight_OI.dtype), head.weight_OI)
+        head.forward(torch.zeros(n_rows, head.d_in, dtype=head.weight_OI.dtype))

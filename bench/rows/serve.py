@@ -13,7 +13,7 @@ import httpx
 import tinker
 from safetensors.torch import load_file
 
-from bench.rig import MODEL, Figure, engine, folder, new_model, run_samples, sample_op
+from bench.rig import MODEL, Figure, engine, folder, new_model, sample_op
 from loreloop.cli.server import RunningServer, running_server
 from loreloop.protocol.sampling import Revision
 from loreloop.protocol.training import AdamParams, OptimStep, SaveSampler
@@ -70,7 +70,8 @@ def handover() -> list[Figure]:
         running.save_sampler(SaveSampler("m", 3, "m:3", at, f"r{number}"))
         running.admit(sample_op(str(number), prompt, Revision(f"r{number}", at), 1, seed=0))
         milliseconds.append(1e3 * (time.perf_counter() - started))
-        run_samples(running, [])
+        while running.sampling:
+            running.sample_step()
     merging = [_merge_ms(running, at) for _ in range(5)]
     handed, merged = statistics.median(milliseconds), statistics.median(merging)
     return [

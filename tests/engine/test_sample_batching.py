@@ -1,5 +1,7 @@
 """Samples share steps, prefixes and pages, and none of it shows in what they say; no page is left behind."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,6 +30,23 @@ def exact(folder):
 
 
 # ends
+
+
+def test_weights_that_are_not_finite_fail_their_request_once_and_no_other(rig):
+    broken = rig.state()
+    broken.master.fill_(math.nan)
+    broken.refresh_weights()
+    ops = [
+        (sample_op(PROMPT, request="broken", n=3, revision="diverged"), broken.weights),
+        sample_op(PROMPT, request="sound"),
+    ]
+    sampler = make_sampler(rig)
+    answers = run(sampler, *ops)
+    (failed,) = answers["broken"].failures
+    assert "not finite" in failed.failure.message
+    assert not answers["broken"].tokens
+    assert answers["sound"].tokens == one(make_sampler(rig), sample_op(PROMPT)).tokens
+    assert free_all(sampler) == 0
 
 
 def test_a_sample_ends_at_its_length_or_with_its_stop_token(rig):

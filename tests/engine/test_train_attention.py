@@ -3,11 +3,14 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 from loreloop.engine.attention import KEY_BLOCK, FastAttention, FixedAttention, Reach
 from loreloop.engine.head import Head, groups_at, rows_of
+from loreloop.engine.packing import PackItem, pack
+from loreloop.engine.tree_attention import TreeAttention
 from loreloop.model.linear import FastProducts, TiledProducts
 from loreloop.model.load import load_decoder
 from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup, LoraLayout
@@ -48,6 +51,22 @@ def test_single_queries_see_their_own_keys_only(attention):
     o_B1HE = attention.batched(q_BHE[:, None], k_BKGE, v_BKGE, Reach(n_keys_B - 1, 1, 128))
     for o_1HE, q_HE, k_KGE, v_KGE, n in zip(o_B1HE, q_BHE, k_BKGE, v_BKGE, n_keys_B, strict=True):
         torch.testing.assert_close(o_1HE, plain_attention(q_HE[None], k_KGE[:n], v_KGE[:n]))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS, ids=["fast", "fixed"])
+def test_a_tree_of_unequal_prompts_and_answers_is_the_formula(attention):
+    """Answers that share a call are padded: some queries then stand behind their sequence's last key."""
+    rng = np.random.default_rng(0)
+    texts = []
+    for n_prompt, n_answer in ((125, 3), (125, 3), (100, 4), (100, 2)):
+        prompt = np.arange(n_prompt) + n_prompt
+        texts.append(np.concatenate((prompt, rng.integers(1000, 2000, n_answer))))
+    packed = pack([PackItem(index, 0, text) for index, text in enumerate(texts)])
+    n_rows = len(packed.tokens_T)
+    q_THE, k_TGE, v_TGE = heads(n_rows, 4), heads(n_rows, 2, 1), heads(n_rows, 2, 2)
+    o_THE = TreeAttention(attention, packed.segments, torch.device("cpu"))(0, q_THE, k_TGE, v_TGE)
+    for rows in map(torch.from_numpy, packed.rows):
+        torch.testing.assert_close(o_THE[rows], plain_attention(q_THE[rows], k_TGE[rows], v_TGE[rows]))
 
 
 def test_both_attentions_have_the_same_gradients():

@@ -65,10 +65,10 @@ def peak_bytes(folder, tmp_path, n_shared, lengths, n_models):
     return int(run.stdout)
 
 
-SHAPES = [(0, [512] * 8), (0, [4096]), (2048, [64] * 32)]
+SHAPES = [(0, [512] * 8), (0, [4096]), (2048, [64] * 32), (256, [1] * 256)]
 
 
-@pytest.mark.parametrize(("n_shared", "lengths"), SHAPES, ids=["eight", "one", "group"])
+@pytest.mark.parametrize(("n_shared", "lengths"), SHAPES, ids=["eight", "one", "group", "tiny answers"])
 def test_a_batch_of_4096_tokens_stays_in_its_bound(folder, tmp_path, n_shared, lengths):
     peak = peak_bytes(folder, tmp_path, n_shared, lengths, 1)
     print(f"peak {peak / 1e6:.0f} MB")

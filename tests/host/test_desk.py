@@ -7,13 +7,25 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from loreloop.config import Config, LimitConfig
-from loreloop.host.desk import MAX_LIVES
+from loreloop.host.desk import MAX_OP_DEATHS, MAX_SAMPLE_DEATHS
 from loreloop.host.link import frame
 from loreloop.protocol.errors import BadRequest, Gone, NotFound, Unavailable
-from loreloop.protocol.link import Batch, BatchDone, BatchStarted, FromEngine, Hello, OpEnd, Token
+from loreloop.protocol.link import (
+    Batch,
+    BatchDone,
+    BatchStarted,
+    FromEngine,
+    Hello,
+    OpEnd,
+    Restored,
+    Submit,
+    ToEngine,
+    Token,
+)
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath
 from loreloop.protocol.sampling import SampleResult
 from loreloop.protocol.training import Done, Failure, PassResult, StepResult, TrainOp
@@ -350,18 +362,77 @@ def test_an_operation_that_no_engine_survives_is_given_up_and_its_place_skipped(
         await place.result(create(run))
         place.hang_up()
         await place.submit(killer, after)
-        for _ in range(MAX_LIVES):
+        for _ in range(MAX_OP_DEATHS):
             reader, writer = await asyncio.open_unix_connection(str(place.socket))
             writer.write(frame(Hello("fake", 9, 1, FakeEngine().info)) + frame(BatchStarted((killer.request_id,))))
             await reader.readexactly(4)  # it was welcomed
             writer.close()
         given_up = (await place.result(killer)).result
         assert isinstance(given_up, Failure)
-        assert f"died {MAX_LIVES} times" in given_up.message
+        assert f"died {MAX_OP_DEATHS} times" in given_up.message
         place.start_thread()
         assert isinstance((await place.result(after)).result, StepResult)
 
     play(scene)
+
+
+def test_an_operation_that_shared_a_batch_with_a_killer_outlives_it() -> None:
+    """After a death, what was in hand comes back alone: the next deaths show which of them it was."""
+
+    async def scene(place: Office) -> None:
+        killer, innocent = forward_backward(place.run(0), 1), forward_backward(place.run(1), 1)
+        made = create(killer.model_id), create(innocent.model_id)
+        await place.submit(*made)
+        place.start_thread()
+        for op in made:
+            await place.result(op)
+        place.hang_up()
+        await gone(place)
+        await place.submit(killer, innocent)
+        in_hand = [{killer.request_id, innocent.request_id}] + [{killer.request_id}] * (MAX_OP_DEATHS - 1)
+        for number, ids in enumerate(in_hand):
+            reader, writer = await asyncio.open_unix_connection(str(place.socket))
+            writer.write(frame(Hello("fake", 9, 1, FakeEngine().info)) + frame(BatchStarted(tuple(ids))))
+            alone = {m.op.request_id for m in await heard(reader) if isinstance(m, Submit) and m.alone}
+            assert alone == (in_hand[0] if number else set())
+            writer.close()
+            await gone(place)
+        assert isinstance((await place.result(killer)).result, Failure)
+        place.start_thread()
+        assert isinstance((await place.result(innocent)).result, PassResult)
+
+    play(scene)
+
+
+def test_a_sample_that_no_engine_survives_is_given_up() -> None:
+    async def scene(place: Office) -> None:
+        assert place.desk.sample(sample("r"), "fake")
+        for _ in range(MAX_SAMPLE_DEATHS):
+            assert await place.desk.sample_result("r", 0) is None
+            reader, writer = await asyncio.open_unix_connection(str(place.socket))
+            writer.write(frame(Hello("fake", 9, 1, FakeEngine().info)))
+            await heard(reader)
+            writer.close()
+            await gone(place)
+        given_up = await place.desk.sample_result("r", 5)
+        assert isinstance(given_up, Failure)
+        assert f"died {MAX_SAMPLE_DEATHS} times" in given_up.message
+
+    play(scene)
+
+
+async def gone(place: Office) -> None:
+    while place.desk.engines["fake"].connection is not None:
+        await asyncio.sleep(0.005)
+
+
+async def heard(reader: asyncio.StreamReader) -> list[ToEngine]:
+    """What a new engine is told before it may go on."""
+    messages: list[ToEngine] = []
+    while not any(isinstance(message, Restored) for message in messages):
+        length = int.from_bytes(await reader.readexactly(4), "big")
+        messages.append(msgspec.msgpack.decode(await reader.readexactly(length), type=ToEngine))
+    return messages
 
 
 def done(plan_no: int, request_id: str) -> BatchDone:

@@ -92,6 +92,15 @@ def test_a_repetition_is_refused() -> None:
     assert drained(known) == []
 
 
+def test_an_operation_marked_alone_shares_its_next_batch_with_nobody() -> None:
+    mixed = order()
+    mixed.add(forward_backward("a", 0))
+    mixed.add(forward_backward("b", 0), alone=True)
+    mixed.add(forward_backward("b", 1))
+    mixed.add(forward_backward("c", 0))
+    assert drained(mixed) == [("a:0", "c:0"), ("b:0",), ("b:1",)]
+
+
 def test_a_dropped_model_gives_back_what_waited_and_takes_nothing_more() -> None:
     dropped = filled(create("m"), step("m", 2), step("m", 1))
     assert [op.seq_id for op in dropped.drop("m")] == [0, 1, 2]

@@ -96,7 +96,7 @@ def plan_of(config: Config) -> ServerPlan:
 
 
 def engine_environment(config: Config) -> dict[str, str]:
-    """Memory that goes back to the system when it is freed: a heap of activations of changing sizes would keep it."""
+    """Threads, and an allocator that gives back what a heap of activations of changing sizes would keep."""
     import os
 
     n_threads = config.engine.threads or len(os.sched_getaffinity(0))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 def few_queries(q_BGRE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask_B1RK: Tensor) -> Tensor:
-    """softmax(q·k/√E + mask)·v, (B, G, R, E). Scores of B·G·R·K take part in the backward pass."""
+    """softmax(q·k/√E + mask)·v, (B, G, R, E). The backward pass holds all B·G·R·K scores at once."""
     return _FewQueries.apply(q_BGRE, k_BGKE, v_BGKE, mask_B1RK)
 
 

@@ -71,13 +71,13 @@ def draw_tokens(weight_BV: Tensor, block_BN: Tensor, uniform_B: Tensor) -> Tenso
     within_B1 = torch.searchsorted(inside.cumsum(-1), wanted_B1 - before_B1, right=True).clamp_(max=BLOCK - 1)
     token_B = (block_B1 * BLOCK + within_B1)[:, 0]
     impossible = (token_B >= vocab_size) | (weight_BV.gather(1, token_B.clamp(max=vocab_size - 1)[:, None])[:, 0] <= 0)
-    # Rounding at the very end of a row may point behind its last possible token.
+    # Rounding at the end of a block, or of the row, may point behind its last possible token.
     return torch.where(impossible, _last_possible(weight_BV), token_B) if bool(impossible.any()) else token_B
 
 
 def _last_possible(p_BV: Tensor) -> Tensor:
     index_V = torch.arange(p_BV.shape[1], device=p_BV.device)
-    return torch.where(p_BV > 0, index_V, -1).amax(-1)
+    return torch.where(p_BV > 0, index_V, -1).amax(-1).clamp_(min=0)  # a row of NaN has none
 
 
 def filtered(p_BV: Tensor, top_k_B: Sequence[int], top_p_B: Sequence[float]) -> Tensor:

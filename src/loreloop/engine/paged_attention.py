@@ -19,7 +19,7 @@ from loreloop.model.spec import DecoderSpec
 
 
 class KvCache:
-    """Keys and values of every page, in the compute dtype. Untouched pages cost no memory."""
+    """Keys and values of every page, in the compute dtype. Untouched ones cost little memory."""
 
     def __init__(
         self, spec: DecoderSpec, n_pages: int, page_tokens: int, dtype: torch.dtype, device: torch.device

@@ -8,6 +8,7 @@ Legend: T tokens of a step, D model width, B rows that draw, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from loreloop.engine.attention import Attention
 from loreloop.engine.choose import choose
-from loreloop.engine.contract import PromptEvent, SampleEvent, TokenEvent
+from loreloop.engine.contract import PromptEvent, SampleEvent, SampleFailed, TokenEvent
 from loreloop.engine.head import Head, groups_at
 from loreloop.engine.paged_attention import KvCache, PagedAttention, StepRow
 from loreloop.engine.pages import PagePool
@@ -27,6 +28,13 @@ from loreloop.engine.softmax import softmax_of
 from loreloop.model.decoder import Decoder
 from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup
 from loreloop.protocol.sampling import PromptReport, SampleOp
+from loreloop.protocol.training import Failure
+
+DIVERGED = Failure(
+    "user",
+    "The weights give numbers that are not finite, so nothing can be drawn from them; load an earlier checkpoint, "
+    "or train with a smaller learning rate.",
+)
 
 
 @dataclass(frozen=True)
@@ -228,7 +236,15 @@ class Sampler:
             return events
         picked_B = torch.tensor(last_rows, device=h_TD.device)
         choices = choose(self.head, h_TD[picked_B], groups_at(lora, picked_B), drawing)
-        return events + [self._take(row, choice) for row, choice in zip(drawing, choices, strict=True)]
+        diverged = {choice.request_id for choice in choices if not math.isfinite(choice.logprob)}
+        for request_id in diverged:
+            self.finish(request_id)
+            events.append(SampleFailed(request_id, DIVERGED))
+        return events + [
+            self._take(row, choice)
+            for row, choice in zip(drawing, choices, strict=True)
+            if choice.request_id not in diverged
+        ]
 
     def _score_prompt(self, share: _Share, h_TD: Tensor, at: int, lora: LoraBatch) -> None:
         row = share.row

@@ -65,8 +65,12 @@ class _Batch:
     pair_targets_UK: Tensor
 
 
+GATHERED_KEYS_A_ROW = 16  # copied keys and values that a layer may keep for its backward pass
+
+
 class Trainer:
-    """Runs passes on one decoder. `max_rows` bounds a micro-batch; a longer sequence computes its activations twice."""
+    """Runs passes on one decoder. `max_rows` bounds an ordinary micro-batch, and with it the activations that are kept;
+    longer sequences, large groups, and batches whose attention copies very many keys compute theirs twice."""
 
     def __init__(self, decoder: Decoder, attention: Attention, head: Head, max_rows: int) -> None:
         self.decoder, self.attention, self.head, self.max_rows = decoder, attention, head, max_rows
@@ -134,7 +138,8 @@ class Trainer:
 
     def _forward_backward(self, batch: _Batch) -> Generator[None, None, None]:
         x_TD, rope, attend = self._enter(batch)
-        recompute = len(batch.packed.tokens_T) > self.max_rows
+        n_gathered = attend.n_gathered
+        recompute = len(batch.packed.tokens_T) > self.max_rows or n_gathered > GATHERED_KEYS_A_ROW * self.max_rows
         kept: list[tuple[Tensor, Tensor | None]] = []
         for layer in range(self.decoder.spec.n_layers):
             x_TD = x_TD.detach().requires_grad_()

@@ -1,7 +1,7 @@
 """Attention over a packed micro-batch: each segment sees its ancestors' keys and, causally, its own.
 
 Segments without ancestors read their keys where they lie. The others gather the keys on their path to the root, and
-those of like sizes share a call. Gradients of keys that several segments read add up in fp32.
+those of like sizes share a call. Gradients of keys that several segments of a call read add up in fp32.
 
 Legend: T rows, B segments of a call, Q queries, K keys, H query heads, G key/value heads, E head width.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from loreloop.engine.attention import KEY_BLOCK, Attention, Reach
 from loreloop.engine.packing import Ids, Segment
 
-CALL_KEYS = 1 << 14  # gathered keys of one call
+CALL_KEYS = 1 << 14  # gathered keys of one call, before padding
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class TreeAttention:
         groups = _like_sizes([i for i, segment in enumerate(segments) if segment.parent >= 0], self.sizes, paths)
         self.calls = [_call([paths[i] for i in group], [self.sizes[i] for i in group], device) for group in groups]
         self.order_T = _order(segments, self.roots, groups, self.calls, device)
+        self.n_gathered = sum(call.key_rows_BK.numel() for call in self.calls)
 
     def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
         # One split over all rows: its backward pass is one concatenation, where slices would each fill all rows.

@@ -46,8 +46,7 @@ from loreloop.store.rows import Acceptance, Outcome, SequenceRecord
 from loreloop.store.store import Store
 
 SESSION_OVER = Failure("user", "The session of this request has ended; open a new one and load a checkpoint.")
-MAX_LIVES = 3
-KILLER = Failure("server", f"The engine died {MAX_LIVES} times while this request was running; it is given up.")
+MAX_SAMPLE_DEATHS, MAX_OP_DEATHS = 3, 4  # a sample can be asked for again, a training operation is missed: it goes last
 CANCELLED = Failure("user", "The request was cancelled.")
 
 
@@ -55,14 +54,14 @@ CANCELLED = Failure("user", "The request was cancelled.")
 class _Engine:
     """A base model's engine as seen from here; `connection` is None while it is dead or not up yet.
 
-    `executing` are the training operations that it has in hand, `deaths` counts the engines that an operation was in
-    hand of when they died.
+    `executing` are the training operations that it has in hand, `deaths` counts the engines that died with an operation
+    in hand.
     """
 
     info: asyncio.Future[EngineInfo] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     connection: EngineConnection | None = None
     queues: Queues = field(default_factory=lambda: Queues(0, 0, 0))
-    executing: tuple[str, ...] = ()
+    executing: set[str] = field(default_factory=set)
     deaths: Counter[str] = field(default_factory=Counter)
 
 
@@ -174,7 +173,7 @@ class Desk:
             connection.close()
             if base_model and self.engines[base_model].connection is connection:
                 self.engines[base_model].connection = None
-                await self._blame(self.engines[base_model])
+                await self._blame(base_model)
 
     def _welcome(self, hello: Hello, connection: EngineConnection) -> None:
         engine = self.engines[hello.base_model]
@@ -183,36 +182,35 @@ class Desk:
         state = self.store.read(journal.replay_state, self.store.segments, hello.base_model)
         connection.send(Restore(state.snapshots, state.batches, state.next_plan_no))
         for op in state.ops:
-            connection.send(Submit(op))
+            connection.send(Submit(op, alone=op.request_id in engine.deaths))
         connection.send(Restored())
         for ticket in self.tickets.values():
             if ticket.base_model == hello.base_model and ticket.result is None:
-                self._send_again(ticket, connection)
+                connection.send(Sample(ticket.resumed()))
         engine.connection = connection
 
-    def _send_again(self, ticket: Ticket, connection: EngineConnection) -> None:
-        """A request that was there whenever engines died may be what kills them; it is not sent for ever."""
-        ticket.n_lives += 1
-        if ticket.n_lives > MAX_LIVES:
-            self._end_sample(ticket, KILLER)
-        else:
-            connection.send(Sample(ticket.resumed()))
-
-    async def _blame(self, engine: _Engine) -> None:
-        """What was being executed when engines died may be what kills them; it is not tried for ever."""
+    async def _blame(self, base_model: str) -> None:
+        """What an engine had in hand whenever it died may be what kills it; it is not tried for ever."""
+        for ticket in self.tickets.values():
+            if ticket.base_model == base_model and ticket.result is None:
+                ticket.n_deaths += 1
+                if ticket.n_deaths >= MAX_SAMPLE_DEATHS:
+                    self._end_sample(ticket, _killer(MAX_SAMPLE_DEATHS))
+        engine = self.engines[base_model]
         engine.deaths.update(engine.executing)
-        engine.executing = ()
-        for request_id in [r for r, n_deaths in engine.deaths.items() if n_deaths >= MAX_LIVES]:
+        engine.executing = set()
+        for request_id in [r for r, n_deaths in engine.deaths.items() if n_deaths >= MAX_OP_DEATHS]:
+            killer, now = _killer(MAX_OP_DEATHS), time.time()
+            await self.store.write(journal.give_up, self.store.segments, request_id, killer, now)
             del engine.deaths[request_id]
-            await self.store.write(journal.give_up, self.store.segments, request_id, KILLER, time.time())
             self._release(request_id)
 
     async def _hear(self, base_model: str, message: FromEngine) -> None:
         match message:
             case BatchStarted(request_ids):
-                self.engines[base_model].executing = request_ids
+                self.engines[base_model].executing.update(request_ids)
             case BatchDone(ends=ends):
-                self.engines[base_model].executing = ()
+                self.engines[base_model].executing.difference_update(end.request_id for end in ends)
                 now = time.time()
                 await self.store.write(journal.record_batch, self.store.segments, base_model, message, now)
                 for end in ends:
@@ -289,3 +287,7 @@ class Desk:
         for request_id, ticket in list(self.tickets.items()):
             if ticket.result is not None and ticket.ended < ended_before:
                 del self.tickets[request_id]
+
+
+def _killer(n_deaths: int) -> Failure:
+    return Failure("server", f"The engine died {n_deaths} times while this request was in its hands; it is given up.")

@@ -36,7 +36,7 @@ class Ticket:
     tokens: list[Token] = field(default_factory=list)
     result: SampleResult | Failure | None = None
     ended: float = 0.0
-    n_lives: int = 0  # engines that this request has outlived
+    n_deaths: int = 0  # engines that this request has outlived
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, tokens: tuple[Token, ...]) -> None:

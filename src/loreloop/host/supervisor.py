@@ -94,17 +94,26 @@ class Supervisor:
         for child in [c for c in (self.http, *self.engines) if c.process and c.process.pid == pid]:
             steady = time.monotonic() - child.started > STEADY_SECONDS
             child.n_deaths = 1 if steady else child.n_deaths + 1
-            pause = min(FIRST_PAUSE_SECONDS * 2 ** (child.n_deaths - 1), LONGEST_PAUSE_SECONDS)
+            pause = min(FIRST_PAUSE_SECONDS * 2 ** min(child.n_deaths - 1, 20), LONGEST_PAUSE_SECONDS)
             print(f"loreloop: {child.module} (pid {pid}) died; starting it again in {pause:g} s", file=sys.stderr)
-            self.due.append((time.monotonic() + pause, child))
-            self._set_alarm()
+            self._start_after(pause, child)
 
     def _start_due(self) -> None:
         now = time.monotonic()
         ready = [child for at, child in self.due if at <= now]
-        self.due = [(at, child) for at, child in self.due if at > now]
+        self.due[:] = [(at, child) for at, child in self.due if at > now]
         for child in ready:
-            self._start(child)
+            try:
+                self._start(child)
+            except OSError as error:  # no process or memory to be had right now
+                print(f"loreloop: {child.module} cannot be started yet: {error}", file=sys.stderr)
+                self._start_after(LONGEST_PAUSE_SECONDS, child)
+        self._set_alarm()
+
+    def _start_after(self, pause_seconds: float, child: _Child) -> None:
+        """An alarm may come between any two steps here, so the list stays the same object."""
+        due_at = time.monotonic() + pause_seconds
+        self.due.append((due_at, child))
         self._set_alarm()
 
     def _set_alarm(self) -> None:

@@ -66,7 +66,10 @@ class Restored(msgspec.Struct, frozen=True, tag="restored"):
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """`alone`: an engine died with this operation in hand, so no other may share its next batch and its blame."""
+
     op: TrainOp
+    alone: bool = False
 
 
 class Sample(msgspec.Struct, frozen=True, tag="sample"):
@@ -109,7 +112,7 @@ class OpEnd(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BatchStarted(msgspec.Struct, frozen=True, tag="batch_started"):
-    """These operations are being executed for the first time; if the engine dies now, one of them may be why."""
+    """These operations, of no journaled batch yet, are being executed; if the engine dies now, one may be why."""
 
     request_ids: tuple[str, ...]
 

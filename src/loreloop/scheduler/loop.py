@@ -81,8 +81,8 @@ class Scheduler:
                 self._training.restore(message)
             case Restored():
                 self._training.go()
-            case Submit(op):
-                self._training.submit(op)
+            case Submit(op, alone):
+                self._training.submit(op, alone=alone)
             case Sample(op):
                 self._sampling.submit(op)
             case CancelSample(request_id):

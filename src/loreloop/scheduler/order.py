@@ -57,6 +57,7 @@ class Order:
         self.share, self.max_models, self.batch_tokens = share, max_models, batch_tokens
         self.queues: dict[str, _Queue] = {}
         self.dropped: set[str] = set()
+        self.alone: set[str] = set()  # requests that share a batch with no other
         self.n_arrived = self.n_turns = 0
 
     @property
@@ -69,7 +70,7 @@ class Order:
     def is_dropped(self, model_id: str) -> bool:
         return model_id in self.dropped
 
-    def add(self, op: TrainOp) -> bool:
+    def add(self, op: TrainOp, *, alone: bool = False) -> bool:
         """Takes an operation in; False: it has run already, or its model is gone."""
         queue = self.queues.get(op.model_id)
         if op.model_id in self.dropped or (queue and (op.seq_id < queue.next_seq or op.seq_id in queue.waiting)):
@@ -80,6 +81,8 @@ class Order:
         queue.arrivals[op.seq_id] = self.n_arrived
         self.n_arrived += 1
         queue.skip_consumed()
+        if alone:
+            self.alone.add(op.request_id)
         return True
 
     def resume(self, model_id: str, next_seq: int) -> None:
@@ -120,6 +123,7 @@ class Order:
     def _taken(self, ops: list[TrainOp]) -> tuple[TrainOp, ...]:
         self.n_turns += 1
         for op in ops:
+            self.alone.discard(op.request_id)
             self.queues[op.model_id].consume(op)
             self.queues[op.model_id].served = self.n_turns
         return tuple(ops)
@@ -129,15 +133,18 @@ class Order:
         chosen: list[TrainOp] = [passes[0]]
         models, closed = {passes[0].model_id}, set[str]()
         n_tokens = count_tokens(passes[0])
-        for op in passes[1:] if self.share else []:
+        for op in passes[1:] if self._may_share(passes[0]) else []:
             fits = n_tokens + count_tokens(op) <= self.batch_tokens and len(models | {op.model_id}) <= self.max_models
-            if op.model_id in closed or not fits:
+            if op.model_id in closed or not fits or not self._may_share(op):
                 closed.add(op.model_id)
             else:
                 chosen.append(op)
                 models.add(op.model_id)
                 n_tokens += count_tokens(op)
         return chosen
+
+    def _may_share(self, op: TrainOp) -> bool:
+        return self.share and op.request_id not in self.alone
 
 
 def count_tokens(op: ForwardBackward) -> int:

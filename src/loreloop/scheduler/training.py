@@ -102,8 +102,8 @@ class Training:
     def go(self) -> None:
         self._going = True
 
-    def submit(self, op: TrainOp) -> None:
-        if not self._order.add(op) and self._order.is_dropped(op.model_id):
+    def submit(self, op: TrainOp, *, alone: bool = False) -> None:
+        if not self._order.add(op, alone=alone) and self._order.is_dropped(op.model_id):
             self._finish(_Plan(self._new_plan_no(), (op,), False), [_dropped(op)])
 
     def drop(self, model_id: str) -> None:
