@@ -164,14 +164,23 @@ def lora_linear(x_TI: Tensor, base: BaseLinear, lora: LoraBatch | None, layer: i
     The backward pass adds the groups' gradients to their `grad` in fp32 and sends on the gradient of x alone.
     """
     groups = [g for g in lora.groups if g.weights.layout.has(layer, site)] if lora else []
-    return _LoraLinear.apply(x_TI, base, groups, layer, site)
+    if torch.is_grad_enabled():
+        return _LoraLinear.apply(x_TI, base, groups, layer, site)
+    return _forward(x_TI, base, groups, layer, site)[0]
+
+
+def _forward(
+    x_TI: Tensor, base: BaseLinear, groups: Sequence[LoraGroup], layer: int, site: str
+) -> tuple[Tensor, list[Tensor]]:
+    """The product, and each group's scaled x · Aᵀ."""
+    y_TO = base.forward(x_TI)
+    return y_TO, [_add_product(x_TI, y_TO, base, group, layer, site) for group in groups]
 
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TI: Tensor, base: BaseLinear, groups: list[LoraGroup], layer: int, site: str) -> Tensor:
-        y_TO = base.forward(x_TI)
-        inner = [_add_product(x_TI, y_TO, base, group, layer, site) for group in groups]
+        y_TO, inner = _forward(x_TI, base, groups, layer, site)
         ctx.base, ctx.groups, ctx.layer, ctx.site = base, groups, layer, site
         ctx.save_for_backward(x_TI, *inner)
         return y_TO
@@ -191,7 +200,9 @@ def _add_product(x_TI: Tensor, y_TO: Tensor, base: BaseLinear, group: LoraGroup,
     """Adds one group's product to its rows of y; gives the scaled x · Aᵀ, (rows, P·R), that the backward needs."""
     rows = slice(group.start, group.stop)
     layout = group.weights.layout
-    h_TR = base.products.linear(x_TI[rows], group.weights.a(layer, site)).mul_(layout.scale)
+    h_TR = base.products.linear(x_TI[rows], group.weights.a(layer, site))
+    if layout.scale != 1:
+        h_TR.mul_(layout.scale)
     parts = layout.places[layer, site].shape.parts
     for index, (part, b_OR) in enumerate(zip(parts, group.weights.b(layer, site), strict=True)):
         h_part = h_TR[:, index * layout.rank : (index + 1) * layout.rank]

@@ -14,12 +14,22 @@ from torch.nn import functional as F
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """x / √(mean x² + eps) · weight over the last dimension; computed in fp32, given in `dtype`."""
-    return _RmsNorm.apply(x_TD, weight_D, eps, dtype)
+    # autograd's wrapper takes as long as the work on a few rows
+    return (_RmsNorm.apply if torch.is_grad_enabled() else _rms_norm)(x_TD, weight_D, eps, dtype)
 
 
 def gated_silu(gate_up_TF2: Tensor) -> Tensor:
     """silu(gate) · up, where gate is the first half of the columns and up the second."""
-    return _GatedSilu.apply(gate_up_TF2)
+    return (_GatedSilu.apply if torch.is_grad_enabled() else _gated_silu)(gate_up_TF2)
+
+
+def _rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    return F.rms_norm(x_TD.float(), weight_D.shape, weight_D, eps).to(dtype)
+
+
+def _gated_silu(gate_up_TF2: Tensor) -> Tensor:
+    gate_TF, up_TF = gate_up_TF2.chunk(2, dim=-1)
+    return F.silu(gate_TF) * up_TF
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -27,7 +37,7 @@ class _RmsNorm(torch.autograd.Function):
     def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(x_TD, weight_D)
         ctx.eps = eps
-        return F.rms_norm(x_TD.float(), weight_D.shape, weight_D, eps).to(dtype)
+        return _rms_norm(x_TD, weight_D, eps, dtype)
 
     @staticmethod
     def backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor, None, None, None]:
@@ -44,8 +54,7 @@ class _GatedSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up_TF2: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up_TF2)
-        gate_TF, up_TF = gate_up_TF2.chunk(2, dim=-1)
-        return F.silu(gate_TF) * up_TF
+        return _gated_silu(gate_up_TF2)
 
     @staticmethod
     def backward(ctx: Any, dy_TF: Tensor) -> Tensor:
