@@ -68,6 +68,8 @@ class PagedAttention:
         k_SGE, v_SGE = self.cache.k_LSGE[layer], self.cache.v_LSGE[layer]
         k_SGE[self.new_slots_T] = k_TGE
         v_SGE[self.new_slots_T] = v_TGE
+        if not self.chunks:  # every token is a row's newest: nothing to pick apart
+            return self._newest(q_THE, k_SGE, v_SGE)
         o_THE = torch.empty_like(q_THE)
         for row in self.chunks:
             q = q_THE[row.start : row.stop]
@@ -75,13 +77,14 @@ class PagedAttention:
                 q, k_SGE.index_select(0, row.slots_K), v_SGE.index_select(0, row.slots_K)
             )
         if self.has_single:
-            q_B1HE = q_THE[self.single_rows_B][:, None]
-            k_BKGE, v_BKGE = (
-                x.index_select(0, self.slots_BK.flatten()).unflatten(0, self.slots_BK.shape) for x in (k_SGE, v_SGE)
-            )
-            o_B1HE = self.attention.batched(q_B1HE, k_BKGE, v_BKGE, self.reach)
-            o_THE[self.single_rows_B] = o_B1HE[:, 0]
+            o_THE[self.single_rows_B] = self._newest(q_THE[self.single_rows_B], k_SGE, v_SGE)
         return o_THE
+
+    def _newest(self, q_BHE: Tensor, k_SGE: Tensor, v_SGE: Tensor) -> Tensor:
+        """Each decoding row's one query over all its keys, (B, H, E)."""
+        slots = self.slots_BK.flatten()
+        k_BKGE, v_BKGE = (x.index_select(0, slots).unflatten(0, self.slots_BK.shape) for x in (k_SGE, v_SGE))
+        return self.attention.batched(q_BHE[:, None], k_BKGE, v_BKGE, self.reach)[:, 0]
 
 
 def _padded_slots(slots: Sequence[Tensor]) -> Tensor:
