@@ -67,10 +67,11 @@ def engine(**settings: object) -> LocalEngine:
 
 
 def alternating(sides: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each side, after one warm-up each; they take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    slowest = max(timed(work) for work in sides.values())
-    for _ in range(3 if slowest > SLOW_SECONDS else 5):
+    """Median seconds of each side; they take turns. A first turn warms up, and counts only where a side is slow."""
+    first = {name: timed(work) for name, work in sides.items()}
+    slow = max(first.values()) > SLOW_SECONDS
+    seconds = {name: [value] if slow else [] for name, value in first.items()}
+    for _ in range(2 if slow else 5):
         for name, work in sides.items():
             seconds[name].append(timed(work))
     return {name: statistics.median(values) for name, values in seconds.items()}

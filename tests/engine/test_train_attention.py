@@ -13,7 +13,8 @@ from loreloop.engine.packing import PackItem, pack
 from loreloop.engine.tree_attention import TreeAttention
 from loreloop.model.linear import FastProducts, TiledProducts
 from loreloop.model.load import load_decoder
-from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup, LoraLayout
+from loreloop.model.lora import NO_ADAPTERS, AdapterView, LoraBatch, LoraGroup, LoraLayout
+from loreloop.model.rope import Rope
 from loreloop.protocol.training import LoraSpec
 from tests.tiny import make_tiny_model
 
@@ -64,7 +65,8 @@ def test_a_tree_of_unequal_prompts_and_answers_is_the_formula(attention):
     packed = pack([PackItem(index, 0, text) for index, text in enumerate(texts)])
     n_rows = len(packed.tokens_T)
     q_THE, k_TGE, v_TGE = heads(n_rows, 4), heads(n_rows, 2, 1), heads(n_rows, 2, 2)
-    o_THE = TreeAttention(attention, packed.segments, torch.device("cpu"))(0, q_THE, k_TGE, v_TGE)
+    unturned = Rope(torch.ones(n_rows, 1, q_THE.shape[-1]), torch.zeros(n_rows, 1, q_THE.shape[-1]))
+    o_THE = TreeAttention(attention, packed.segments, torch.device("cpu"))(0, q_THE, k_TGE, v_TGE, unturned)
     for rows in map(torch.from_numpy, packed.rows):
         torch.testing.assert_close(o_THE[rows], plain_attention(q_THE[rows], k_TGE[rows], v_TGE[rows]))
 
@@ -135,7 +137,7 @@ def plain_logp(head, h_ND, targets_NK, groups=()):
 def test_scores_and_kept_gradients_are_those_of_log_softmax(head, n_rows):
     h_ND, targets_N1 = torch.randn(n_rows, 64, requires_grad=True), torch.randint(0, 512, (n_rows, 1))
     wanted_N = torch.arange(n_rows) % 3 != 0
-    scores = head.score(h_ND.detach(), targets_N1, None, wanted_N)
+    scores = head.score(h_ND.detach(), targets_N1, NO_ADAPTERS, wanted_N)
     expected = plain_logp(head, h_ND, targets_N1)
     torch.testing.assert_close(scores.logp_NK, expected)
     grad_ND = torch.autograd.grad(expected.sum(), h_ND)[0]

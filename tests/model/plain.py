@@ -9,7 +9,8 @@ from torch import Tensor
 from loreloop.model.decoder import Decoder
 from loreloop.model.linear import FastProducts, Products
 from loreloop.model.load import load_decoder
-from loreloop.model.lora import LoraBatch
+from loreloop.model.lora import NO_ADAPTERS, LoraBatch
+from loreloop.model.rope import Rope
 
 CPU = torch.device("cpu")
 LLAMA3_ROPE = {
@@ -41,7 +42,8 @@ class PlainAttention:
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = list(lengths)
 
-    def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
+    def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope) -> Tensor:
+        q_THE, k_TGE = rope.rotate(q_THE), rope.rotate(k_TGE)
         runs = zip(*(t.split(self.lengths) for t in (q_THE, k_TGE, v_TGE)), strict=True)
         return torch.cat([self._one(*run) for run in runs])
 
@@ -59,7 +61,7 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float32, products: Products
     return load_decoder(folder, dtype=dtype, device=CPU, products=products or FastProducts())
 
 
-def hidden(decoder: Decoder, sequences: Sequence[Sequence[int]], lora: LoraBatch | None = None) -> Tensor:
+def hidden(decoder: Decoder, sequences: Sequence[Sequence[int]], lora: LoraBatch = NO_ADAPTERS) -> Tensor:
     """The final hidden states of packed sequences, (T, D)."""
     rope = decoder.rope(torch.cat([torch.arange(len(s)) for s in sequences]))
     attend = PlainAttention([len(s) for s in sequences])
@@ -70,7 +72,7 @@ def hidden(decoder: Decoder, sequences: Sequence[Sequence[int]], lora: LoraBatch
     return decoder.final(x_TD)
 
 
-def logprobs(decoder: Decoder, sequences: Sequence[Sequence[int]], lora: LoraBatch | None = None) -> Tensor:
+def logprobs(decoder: Decoder, sequences: Sequence[Sequence[int]], lora: LoraBatch = NO_ADAPTERS) -> Tensor:
     """(T, V) fp32."""
     return decoder.head.forward(hidden(decoder, sequences, lora)).float().log_softmax(-1)
 

@@ -7,7 +7,7 @@ import torch
 
 from loreloop.model.families.llama import Llama
 from loreloop.model.linear import BaseLinear, FastProducts, TiledProducts
-from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup, LoraLayout, init_flat, lora_linear
+from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup, LoraLayout, init_flat
 from loreloop.model.peft import named_tensors
 from loreloop.protocol.training import LoraSpec
 from tests.tiny import LlamaConfig
@@ -98,7 +98,7 @@ def test_the_seed_decides_the_start():
 def test_each_group_of_rows_gets_its_own_adapter_and_rows_between_get_none():
     base, x = base_linear(), torch.randn(10, SPEC.d_model)
     first, second = random_view(layout(2), 1), random_view(layout(5), 2)
-    y = lora_linear(x, base, LoraBatch([LoraGroup(0, 3, first), LoraGroup(6, 10, second)]), 1, "qkv")
+    y = LoraBatch([LoraGroup(0, 3, first), LoraGroup(6, 10, second)]).linear(x, base, 1, "qkv")
     torch.testing.assert_close(y[:3], base.forward(x[:3]) + x[:3] @ delta(first, 1, "qkv").T)
     torch.testing.assert_close(y[6:], base.forward(x[6:]) + x[6:] @ delta(second, 1, "qkv").T)
     assert torch.equal(y[3:6], base.forward(x)[3:6])
@@ -107,7 +107,7 @@ def test_each_group_of_rows_gets_its_own_adapter_and_rows_between_get_none():
 def test_an_adapter_without_the_site_leaves_the_base_alone():
     base, x = base_linear(), torch.randn(4, SPEC.d_model)
     view = random_view(layout(attn=False))
-    assert torch.equal(lora_linear(x, base, LoraBatch([LoraGroup(0, 4, view)]), 0, "qkv"), base.forward(x))
+    assert torch.equal(LoraBatch([LoraGroup(0, 4, view)]).linear(x, base, 0, "qkv"), base.forward(x))
 
 
 @pytest.mark.parametrize("products", [FastProducts(), TiledProducts()])
@@ -116,7 +116,7 @@ def test_gradients_equal_autograd_through_the_formula(products):
     view, grad = random_view(layout(3), 1), random_view(layout(3), 2)
     x, dy = torch.randn(9, SPEC.d_model, requires_grad=True), torch.randn(9, base.d_out)
     before = grad.flat.clone()
-    lora_linear(x, base, LoraBatch([LoraGroup(rows.start, rows.stop, view, grad)]), 2, "qkv").backward(dy)
+    LoraBatch([LoraGroup(rows.start, rows.stop, view, grad)]).linear(x, base, 2, "qkv").backward(dy)
 
     plain_x, plain = x.detach().clone().requires_grad_(), AdapterView(view.layout, view.flat.clone().requires_grad_())
     y = plain_x @ base.weight_OI.T + base.bias_O
@@ -129,7 +129,7 @@ def test_gradients_equal_autograd_through_the_formula(products):
 def test_a_group_that_does_not_train_still_sends_the_input_gradient():
     base, view = base_linear(), random_view(layout(3))
     x, dy = torch.randn(4, SPEC.d_model, requires_grad=True), torch.randn(4, base.d_out)
-    lora_linear(x, base, LoraBatch([LoraGroup(0, 4, view)]), 0, "qkv").backward(dy)
+    LoraBatch([LoraGroup(0, 4, view)]).linear(x, base, 0, "qkv").backward(dy)
     torch.testing.assert_close(x.grad, dy @ (base.weight_OI + delta(view, 0, "qkv")), rtol=1e-4, atol=1e-4)
 
 
@@ -139,14 +139,14 @@ def test_bf16_products_collect_their_gradient_in_fp32():
     view, grad = random_view(own, dtype=torch.bfloat16), AdapterView(own, torch.zeros(own.size))
     x = torch.randn(4, SPEC.d_model).bfloat16().requires_grad_()
     for _ in range(300):  # a bf16 sum would stand still after 256 equal addends
-        lora_linear(x, base, LoraBatch([LoraGroup(0, 4, view, grad)]), 0, "qkv").sum().backward()
+        LoraBatch([LoraGroup(0, 4, view, grad)]).linear(x, base, 0, "qkv").sum().backward()
     once = AdapterView(own, torch.zeros(own.size))
-    lora_linear(x, base, LoraBatch([LoraGroup(0, 4, view, once)]), 0, "qkv").sum().backward()
+    LoraBatch([LoraGroup(0, 4, view, once)]).linear(x, base, 0, "qkv").sum().backward()
     torch.testing.assert_close(grad.flat, once.flat * 300)
 
 
 def test_with_tiled_products_an_adapter_s_rows_do_not_depend_on_other_groups():
     base, x = base_linear(products=TiledProducts()), torch.randn(50, SPEC.d_model)
     view, other = random_view(layout(3), 1), random_view(layout(8), 2)
-    together = lora_linear(x, base, LoraBatch([LoraGroup(0, 13, other), LoraGroup(13, 50, view)]), 0, "qkv")
-    assert torch.equal(together[13:], lora_linear(x[13:], base, LoraBatch([LoraGroup(0, 37, view)]), 0, "qkv"))
+    together = LoraBatch([LoraGroup(0, 13, other), LoraGroup(13, 50, view)]).linear(x, base, 0, "qkv")
+    assert torch.equal(together[13:], LoraBatch([LoraGroup(0, 37, view)]).linear(x[13:], base, 0, "qkv"))

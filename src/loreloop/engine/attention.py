@@ -26,14 +26,17 @@ class Reach:
 
     def __init__(self, first_B: Tensor, n_queries: int, n_keys: int) -> None:
         self.first_B, self.n_queries, self.n_keys = first_B, n_queries, n_keys
-        self._masks: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
 
-    def mask(self, n_repeats: int, dtype: torch.dtype) -> Tensor:
-        """(B, 1, Q·repeats, K): 0 where a query sees a key, -∞ elsewhere; made once for all layers."""
-        key = (n_repeats, dtype)
+    def mask(self, n_repeats: int, n_rows: int, dtype: torch.dtype) -> Tensor:
+        """(B, 1, rows, K): 0 where a query sees a key, -∞ elsewhere; made once for all layers.
+
+        Each query stands for `n_repeats` rows; rows behind the last query's see at least as much as that.
+        """
+        key = (n_repeats, n_rows, dtype)
         if key not in self._masks:
             device = self.first_B.device
-            position_BR = self.first_B[:, None] + torch.arange(self.n_queries * n_repeats, device=device) // n_repeats
+            position_BR = self.first_B[:, None] + torch.arange(n_rows, device=device) // n_repeats
             hidden_BRK = torch.arange(self.n_keys, device=device) > position_BR[:, :, None]
             mask_BRK = torch.zeros(hidden_BRK.shape, dtype=dtype, device=device).masked_fill_(hidden_BRK, NEVER)
             self._masks[key] = mask_BRK[:, None]
@@ -85,9 +88,9 @@ class FastAttention:
         q_BQGPE = q_BQHE.unflatten(2, (n_groups, -1))
         n_repeats = q_BQGPE.shape[3]
         q_BGRE = q_BQGPE.transpose(1, 2).flatten(2, 3)
-        mask_B1RK = reach.mask(n_repeats, q_BQHE.dtype)
         if (n_missing := -q_BGRE.shape[2] % self.least_rows) > 0:
-            q_BGRE, mask_B1RK = F.pad(q_BGRE, (0, 0, 0, n_missing)), F.pad(mask_B1RK, (0, 0, 0, n_missing))
+            q_BGRE = F.pad(q_BGRE, (0, 0, 0, n_missing))
+        mask_B1RK = reach.mask(n_repeats, q_BGRE.shape[2], q_BQHE.dtype)
         attend = few_queries if reach.n_queries <= self.few_queries else _many_queries
         o_BGRE = attend(q_BGRE, k_BKGE.transpose(1, 2), v_BKGE.transpose(1, 2), mask_B1RK)
         o_BGQPE = o_BGRE[:, :, : reach.n_queries * n_repeats].unflatten(2, (-1, n_repeats))

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 def few_queries(q_BGRE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask_B1RK: Tensor) -> Tensor:
     """softmax(q·k/√E + mask)·v, (B, G, R, E). The backward pass holds all B·G·R·K scores at once."""
+    if not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q_BGRE, k_BGKE, v_BGKE, attn_mask=mask_B1RK)
     return _FewQueries.apply(q_BGRE, k_BGKE, v_BGKE, mask_B1RK)
 
 

@@ -24,7 +24,7 @@ from loreloop.model.lora import LoraBatch
 from loreloop.protocol.sampling import TopK, stop_reason
 
 
-def choose(head: Head, h_BD: Tensor, lora: LoraBatch | None, rows: Sequence[SampleRow]) -> list[TokenEvent]:
+def choose(head: Head, h_BD: Tensor, lora: LoraBatch, rows: Sequence[SampleRow]) -> list[TokenEvent]:
     """The next token of every row, in order."""
     keys = [DrawKey(row.op.params.seed, row.sample_index, row.n_drawn) for row in rows]
     uniform_B = torch.from_numpy(uniforms(keys))

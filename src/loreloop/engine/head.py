@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from loreloop.engine.softmax import piece_rows, softmax_of
 from loreloop.model.decoder import Decoder
-from loreloop.model.lora import UNEMBED, LoraBatch, LoraGroup, lora_linear
+from loreloop.model.lora import UNEMBED, LoraBatch, LoraGroup
 
 CHUNK_ROWS = 128
 FIXED_ROWS = 32
@@ -39,13 +39,13 @@ class Head:
         self.decoder, self.fixed_rows = decoder, fixed_rows
         self.chunk_rows = FIXED_ROWS if fixed_rows else CHUNK_ROWS
 
-    def chunks(self, h_ND: Tensor, lora: LoraBatch | None) -> Iterator[tuple[slice, Tensor]]:
+    def chunks(self, h_ND: Tensor, lora: LoraBatch) -> Iterator[tuple[slice, Tensor]]:
         """(rows, their logits in fp32) a few at a time; the logits end with padding rows if rows are fixed."""
         for rows, logits_NV in self._products(h_ND, lora):
             for piece in self._pieces(rows):
                 yield slice(rows.start + piece.start, min(rows.start + piece.stop, rows.stop)), logits_NV[piece].float()
 
-    def score(self, h_ND: Tensor, targets_NK: Tensor, lora: LoraBatch | None, want_grad_N: Tensor | None) -> Scores:
+    def score(self, h_ND: Tensor, targets_NK: Tensor, lora: LoraBatch, want_grad_N: Tensor | None) -> Scores:
         """log p(target) of every row; with `want_grad_N` (bool) also its gradient, zero where not wanted.
 
         The gradient is E[target] − p·E of the frozen head E, so it is right only where no unembedding adapter acts.
@@ -73,7 +73,7 @@ class Head:
                 piece_NV.copy_(softmax.weight_NV.div_(softmax.total_N1))
         return torch.cat(logp)
 
-    def _products(self, h_ND: Tensor, lora: LoraBatch | None) -> Iterator[tuple[slice, Tensor]]:
+    def _products(self, h_ND: Tensor, lora: LoraBatch) -> Iterator[tuple[slice, Tensor]]:
         """(rows, their logits in the compute dtype) by chunks, with padding rows at the end if rows are fixed."""
         layer = self.decoder.spec.n_layers
         for start in range(0, h_ND.shape[0], self.chunk_rows):
@@ -81,7 +81,7 @@ class Head:
             h_chunk = h_ND[rows]
             if self.fixed_rows:
                 h_chunk = F.pad(h_chunk, (0, 0, 0, self.chunk_rows - h_chunk.shape[0]))
-            yield rows, lora_linear(h_chunk, self.decoder.head, rows_of(lora, rows), layer, UNEMBED)
+            yield rows, rows_of(lora, rows).linear(h_chunk, self.decoder.head, layer, UNEMBED)
 
     def _pieces(self, rows: slice) -> Iterator[slice]:
         """The rows of a chunk, counted from its start, as many at a time as the softmax likes."""
@@ -97,16 +97,14 @@ class Head:
         grad_ND[wanted_N] = weight_VD[targets_N[wanted_N]] - mean_ND
         return grad_ND
 
-    def backward(self, h_ND: Tensor, targets_NK: Tensor, dlogp_NK: Tensor, lora: LoraBatch | None) -> Tensor:
+    def backward(self, h_ND: Tensor, targets_NK: Tensor, dlogp_NK: Tensor, lora: LoraBatch) -> Tensor:
         """Sends ∂loss/∂logp back to the hidden states, (N, D), and to unembedding adapters; logits are made again."""
         dh_ND = torch.zeros_like(h_ND)
         for start in range(0, h_ND.shape[0], self.chunk_rows):
             rows = slice(start, min(start + self.chunk_rows, h_ND.shape[0]))
             h_chunk = h_ND[rows].detach().requires_grad_()
             with torch.enable_grad():
-                logits_NV = lora_linear(
-                    h_chunk, self.decoder.head, rows_of(lora, rows), self.decoder.spec.n_layers, UNEMBED
-                )
+                logits_NV = rows_of(lora, rows).linear(h_chunk, self.decoder.head, self.decoder.spec.n_layers, UNEMBED)
             with torch.no_grad():
                 # d logits = scatter(dlogp) − p · Σ dlogp, without autograd's copies of rows × vocabulary
                 p_NV = logits_NV.float().softmax(-1)
@@ -118,17 +116,13 @@ class Head:
         return dh_ND
 
 
-def rows_of(lora: LoraBatch | None, rows: slice) -> LoraBatch | None:
+def rows_of(lora: LoraBatch, rows: slice) -> LoraBatch:
     """The groups of a batch seen from a run of its rows."""
-    if lora is None:
-        return None
     return _regroup(lora, lambda at: min(max(at, rows.start), rows.stop) - rows.start)
 
 
-def groups_at(lora: LoraBatch | None, picked_N: Tensor) -> LoraBatch | None:
+def groups_at(lora: LoraBatch, picked_N: Tensor) -> LoraBatch:
     """The groups of a batch seen from `picked_N`, ascending row numbers of it."""
-    if lora is None:
-        return None
     ends = {end for group in lora.groups for end in (group.start, group.stop)}
     moved = {end: int(torch.searchsorted(picked_N, end)) for end in ends}
     return _regroup(lora, moved.__getitem__)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from loreloop.engine.attention import KEY_BLOCK, Attention, Reach
+from loreloop.kernels import cpu
+from loreloop.model.rope import Rope
 from loreloop.model.spec import DecoderSpec
 
 
@@ -24,16 +26,14 @@ class KvCache:
     def __init__(
         self, spec: DecoderSpec, n_pages: int, page_tokens: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (spec.n_layers, n_pages * page_tokens, spec.n_kv_heads, spec.d_head)
-        self.k_LSGE = torch.empty(shape, dtype=dtype, device=device)
-        self.v_LSGE = torch.empty(shape, dtype=dtype, device=device)
+        shape = (spec.n_layers, n_pages * page_tokens, 2, spec.n_kv_heads, spec.d_head)
+        self.kv_LS2GE = torch.empty(shape, dtype=dtype, device=device)  # a slot's keys and values side by side
         self.page_tokens = page_tokens
 
     def copy(self, source_page: int, target_page: int, n_tokens: int) -> None:
         """Copies the first tokens of one page into another."""
         source, target = source_page * self.page_tokens, target_page * self.page_tokens
-        for cache in (self.k_LSGE, self.v_LSGE):
-            cache[:, target : target + n_tokens] = cache[:, source : source + n_tokens]
+        self.kv_LS2GE[:, target : target + n_tokens] = self.kv_LS2GE[:, source : source + n_tokens]
 
 
 def page_bytes(spec: DecoderSpec, page_tokens: int, dtype: torch.dtype) -> int:
@@ -50,41 +50,52 @@ class StepRow:
 
 
 class PagedAttention:
-    """An `Attend` for the decoder, for one sampling step."""
+    """An `Attend` for the decoder, for one sampling step; with `kernels`, what goes into the cache goes by one."""
 
-    def __init__(self, attention: Attention, cache: KvCache, rows: Sequence[StepRow]) -> None:
-        self.attention, self.cache = attention, cache
+    def __init__(self, attention: Attention, cache: KvCache, rows: Sequence[StepRow], *, kernels: bool) -> None:
+        self.attention, self.cache, self.kernels = attention, cache, kernels
         self.new_slots_T = torch.cat([row.slots_K[-(row.stop - row.start) :] for row in rows])
         self.chunks = [row for row in rows if row.stop - row.start > 1]
-        single = [row for row in rows if row.stop - row.start == 1]
-        if single:
-            self.single_rows_B = torch.tensor([row.start for row in single], device=self.new_slots_T.device)
-            last_B = torch.tensor([len(row.slots_K) - 1 for row in single], device=self.new_slots_T.device)
-            self.slots_BK = _padded_slots([row.slots_K for row in single])
-            self.reach = Reach(last_B, 1, self.slots_BK.shape[1])
-        self.has_single = bool(single)
+        newest = [row for row in rows if row.stop - row.start == 1]
+        self.newest = _Newest(newest, self.new_slots_T.device) if newest else None
 
-    def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
-        k_SGE, v_SGE = self.cache.k_LSGE[layer], self.cache.v_LSGE[layer]
-        k_SGE[self.new_slots_T] = k_TGE
-        v_SGE[self.new_slots_T] = v_TGE
-        if not self.chunks:  # every token is a row's newest: nothing to pick apart
-            return self._newest(q_THE, k_SGE, v_SGE)
+    def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope) -> Tensor:
+        cache_S2GE = self.cache.kv_LS2GE[layer]
+        q_THE = self._store(q_THE, k_TGE, v_TGE, rope, cache_S2GE)
+        if self.newest and not self.chunks:  # nothing to pick apart
+            return self._batched(q_THE, cache_S2GE, self.newest)
         o_THE = torch.empty_like(q_THE)
         for row in self.chunks:
-            q = q_THE[row.start : row.stop]
-            o_THE[row.start : row.stop] = self.attention.causal(
-                q, k_SGE.index_select(0, row.slots_K), v_SGE.index_select(0, row.slots_K)
-            )
-        if self.has_single:
-            o_THE[self.single_rows_B] = self._newest(q_THE[self.single_rows_B], k_SGE, v_SGE)
+            k_KGE, v_KGE = cache_S2GE.index_select(0, row.slots_K).unbind(1)
+            o_THE[row.start : row.stop] = self.attention.causal(q_THE[row.start : row.stop], k_KGE, v_KGE)
+        if self.newest:
+            q_BHE = q_THE.index_select(0, self.newest.rows_B)
+            o_THE.index_copy_(0, self.newest.rows_B, self._batched(q_BHE, cache_S2GE, self.newest))
         return o_THE
 
-    def _newest(self, q_BHE: Tensor, k_SGE: Tensor, v_SGE: Tensor) -> Tensor:
+    def _store(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope, cache_S2GE: Tensor) -> Tensor:
+        """Turned queries; keys, turned too, and values go into the cache."""
+        if self.kernels:
+            return cpu.turn_and_store(q_THE, k_TGE, v_TGE, (rope.cos_T1E, rope.sin_T1E), self.new_slots_T, cache_S2GE)
+        new_T2GE = torch.stack((rope.rotate(k_TGE), v_TGE), 1)
+        cache_S2GE.index_copy_(0, self.new_slots_T, new_T2GE)
+        return rope.rotate(q_THE)
+
+    def _batched(self, q_BHE: Tensor, cache_S2GE: Tensor, newest: _Newest) -> Tensor:
         """Each decoding row's one query over all its keys, (B, H, E)."""
-        slots = self.slots_BK.flatten()
-        k_BKGE, v_BKGE = (x.index_select(0, slots).unflatten(0, self.slots_BK.shape) for x in (k_SGE, v_SGE))
-        return self.attention.batched(q_BHE[:, None], k_BKGE, v_BKGE, self.reach)[:, 0]
+        kv_BK2GE = cache_S2GE.index_select(0, newest.slots_N).unflatten(0, newest.shape_BK)
+        return self.attention.batched(q_BHE[:, None], kv_BK2GE[:, :, 0], kv_BK2GE[:, :, 1], newest.reach)[:, 0]
+
+
+class _Newest:
+    """The rows of a step that compute their newest token alone."""
+
+    def __init__(self, rows: Sequence[StepRow], device: torch.device) -> None:
+        self.rows_B = torch.tensor([row.start for row in rows], device=device)
+        slots_BK = _padded_slots([row.slots_K for row in rows])
+        self.shape_BK, self.slots_N = slots_BK.shape, slots_BK.flatten()
+        last_B = torch.tensor([len(row.slots_K) - 1 for row in rows], device=device)
+        self.reach = Reach(last_B, 1, slots_BK.shape[1])
 
 
 def _padded_slots(slots: Sequence[Tensor]) -> Tensor:

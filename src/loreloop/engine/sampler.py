@@ -25,8 +25,10 @@ from loreloop.engine.pages import PagePool
 from loreloop.engine.prefix_tree import PrefixTree
 from loreloop.engine.sample_row import BASE, SampleRow, rows_of
 from loreloop.engine.softmax import softmax_of
+from loreloop.kernels import cpu as kernels
 from loreloop.model.decoder import Decoder
-from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup
+from loreloop.model.lora import Adapters, AdapterView, LoraBatch, LoraGroup
+from loreloop.model.lora_stack import StackCache, StackedLora
 from loreloop.protocol.sampling import PromptReport, SampleOp
 from loreloop.protocol.training import Failure
 
@@ -63,6 +65,9 @@ class Sampler:
         self.cache = KvCache(decoder.spec, limits.n_pages, limits.page_tokens, decoder.dtype, decoder.device)
         self.waiting: deque[SampleRow] = deque()
         self.running: list[SampleRow] = []
+        self.exact = decoder.head.products.exact_rows
+        self.kernels = kernels.serve(decoder.embedding_VD, decoder.dtype)
+        self.stacks = StackCache(decoder.head.products)
         self.lives = Counter[str]()  # by revision: how often its id was dropped
 
     @property
@@ -207,10 +212,11 @@ class Sampler:
             positions += range(first, first + share.n_tokens)
         x_TD = self.decoder.embed(torch.tensor(tokens, device=device))
         rope = self.decoder.rope(torch.tensor(positions, device=device))
-        attend = PagedAttention(self.attention, self.cache, step_rows)
+        attend = PagedAttention(self.attention, self.cache, step_rows, kernels=self.kernels)
         lora = _groups([(share.row.adapter, share.n_tokens) for share in shares])
+        adapters: Adapters = lora if self.exact else StackedLora(lora.groups, len(tokens), self.stacks)
         for layer in range(self.decoder.spec.n_layers):
-            x_TD = self.decoder.layer(layer, x_TD, rope, attend, lora)
+            x_TD = self.decoder.layer(layer, x_TD, rope, attend, adapters)
         return self.decoder.final(x_TD), lora
 
     def _slots(self, row: SampleRow, n_positions: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from loreloop.engine.attention import KEY_BLOCK, Attention, Reach
 from loreloop.engine.packing import Ids, Segment
+from loreloop.model.rope import Rope
 
 CALL_KEYS = 1 << 14  # gathered keys of one call, before padding
 
@@ -51,7 +52,8 @@ class TreeAttention:
         self.order_T = _order(segments, self.roots, groups, self.calls, device)
         self.n_gathered = sum(call.key_rows_BK.numel() for call in self.calls)
 
-    def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
+    def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope) -> Tensor:
+        q_THE, k_TGE = rope.rotate(q_THE), rope.rotate(k_TGE)
         # One split over all rows: its backward pass is one concatenation, where slices would each fill all rows.
         q_pieces, k_pieces, v_pieces = (x.split(self.sizes) for x in (q_THE, k_TGE, v_TGE))
         outputs = [self.attention.causal(q_pieces[i], k_pieces[i], v_pieces[i]) for i in self.roots]

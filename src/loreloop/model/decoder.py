@@ -17,22 +17,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from loreloop.model.linear import BaseLinear
-from loreloop.model.lora import LoraBatch, lora_linear
-from loreloop.model.pointwise import gated_silu, rms_norm
+from loreloop.model.lora import Adapters
+from loreloop.model.pointwise import add_rms_norm, gated_silu, rms_norm
 from loreloop.model.rope import Rope, RopeTable
 from loreloop.model.spec import DecoderSpec
 
 
 class Attend(Protocol):
-    """Attention of a layer over whatever keys the caller keeps. Shapes: (T, H, E), (T, G, E), (T, G, E) → (T, H, E)."""
+    """Attention of a layer over whatever keys the caller keeps. Queries and keys come before `rope` has turned them.
 
-    def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor: ...
+    Shapes: (T, H, E), (T, G, E), (T, G, E) → (T, H, E).
+    """
+
+    def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope) -> Tensor: ...
 
 
 class Mixer(Protocol):
     """A part of a layer: normed hidden states in, an addition to the residual stream out, both in compute dtype."""
 
-    def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: LoraBatch | None) -> Tensor: ...
+    def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor: ...
 
 
 class RmsNorm:
@@ -44,6 +47,10 @@ class RmsNorm:
     def __call__(self, x_TD: Tensor) -> Tensor:
         return rms_norm(x_TD, self.weight_D, self.eps, self.dtype)
 
+    def after_adding(self, x_TD: Tensor, delta_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """x + delta in fp32, and its norm."""
+        return add_rms_norm(x_TD, delta_TD, self.weight_D, self.eps, self.dtype)
+
 
 class GroupedQueryAttention:
     """Fused q/k/v product, optional norms of queries and keys, rotation, attention, output product."""
@@ -53,18 +60,16 @@ class GroupedQueryAttention:
     ) -> None:
         self.layer, self.spec, self.qkv, self.o, self.head_norms = layer, spec, qkv, o, head_norms
 
-    def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: LoraBatch | None) -> Tensor:
+    def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:
         spec = self.spec
-        qkv = lora_linear(x_TD, self.qkv, lora, self.layer, "qkv")
-        q, k, v = qkv.split((spec.d_q, spec.d_kv, spec.d_kv), dim=-1)
-        q_THE = q.unflatten(-1, (spec.n_heads, spec.d_head))
-        k_TGE = k.unflatten(-1, (spec.n_kv_heads, spec.d_head))
-        v_TGE = v.unflatten(-1, (spec.n_kv_heads, spec.d_head))
+        qkv = lora.linear(x_TD, self.qkv, self.layer, "qkv")
+        heads_TNE = qkv.view(-1, spec.n_heads + 2 * spec.n_kv_heads, spec.d_head)
+        q_THE, k_TGE, v_TGE = heads_TNE.split((spec.n_heads, spec.n_kv_heads, spec.n_kv_heads), dim=1)
         if self.head_norms:
             q_norm, k_norm = self.head_norms
             q_THE, k_TGE = q_norm(q_THE), k_norm(k_TGE)
-        o_THE = attend(self.layer, rope.rotate(q_THE), rope.rotate(k_TGE), v_TGE)
-        return lora_linear(o_THE.flatten(1), self.o, lora, self.layer, "o")
+        o_THE = attend(self.layer, q_THE, k_TGE, v_TGE, rope)
+        return lora.linear(o_THE.flatten(1), self.o, self.layer, "o")
 
 
 class GatedFeedForward:
@@ -73,9 +78,9 @@ class GatedFeedForward:
     def __init__(self, layer: int, gate_up: BaseLinear, down: BaseLinear) -> None:
         self.layer, self.gate_up, self.down = layer, gate_up, down
 
-    def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: LoraBatch | None) -> Tensor:
-        gate_up = lora_linear(x_TD, self.gate_up, lora, self.layer, "gate_up")
-        return lora_linear(gated_silu(gate_up), self.down, lora, self.layer, "down")
+    def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:
+        gate_up = lora.linear(x_TD, self.gate_up, self.layer, "gate_up")
+        return lora.linear(gated_silu(gate_up), self.down, self.layer, "down")
 
 
 @dataclass(frozen=True)
@@ -113,11 +118,12 @@ class Decoder:
     def rope(self, positions_T: Tensor) -> Rope:
         return self.rope_table.at(positions_T)
 
-    def layer(self, index: int, x_TD: Tensor, rope: Rope, attend: Attend, lora: LoraBatch | None) -> Tensor:
+    def layer(self, index: int, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:
         """One layer over the residual stream, fp32 in and out."""
         layer = self.layers[index]
-        x_TD = x_TD + layer.attention(layer.attention_norm(x_TD), rope, attend, lora)
-        return x_TD + layer.feed_forward(layer.feed_forward_norm(x_TD), rope, attend, lora)
+        delta_TD = layer.attention(layer.attention_norm(x_TD), rope, attend, lora)
+        x_TD, normed_TD = layer.feed_forward_norm.after_adding(x_TD, delta_TD)
+        return x_TD + layer.feed_forward(normed_TD, rope, attend, lora)
 
     def final(self, x_TD: Tensor) -> Tensor:
         """(T, D) fp32 → (T, D) in the compute dtype, ready for the head."""

@@ -19,7 +19,9 @@ PACKED_ROWS = 512  # the batch that packed weights are laid out for; others gain
 
 
 class Products(Protocol):
-    """How a product over rows is carried out."""
+    """How a product over rows is carried out; with `exact_rows` a row's result does not depend on its neighbours."""
+
+    exact_rows: bool
 
     def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
         """x · weightᵀ + bias."""
@@ -29,8 +31,16 @@ class Products(Protocol):
         """x · weight."""
         ...
 
+    def add_linear(self, y_TO: Tensor, x_TI: Tensor, weight_OI: Tensor) -> None:
+        """y += x · weightᵀ, rounded once where the library can."""
+        ...
+
     def frozen(self, weight_OI: Tensor, bias_O: Tensor | None) -> Callable[[Tensor], Tensor]:
         """`linear` for a weight that never changes, which may be laid out for it."""
+        ...
+
+    def frozen_sum(self, weight_OI: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """(x, y) → y + x · weightᵀ for a weight that never changes; rounds as `add_linear` does."""
         ...
 
 
@@ -41,6 +51,8 @@ class FastProducts:
     otherwise rearrange them in every call, which is a third of the products of a decoding step of 32 rows.
     """
 
+    exact_rows = False
+
     def __init__(self, *, pack: bool = False) -> None:
         self.pack = pack
 
@@ -50,11 +62,20 @@ class FastProducts:
     def matmul(self, x_TO: Tensor, weight_OI: Tensor) -> Tensor:
         return x_TO @ weight_OI
 
+    def add_linear(self, y_TO: Tensor, x_TI: Tensor, weight_OI: Tensor) -> None:
+        y_TO.addmm_(x_TI, weight_OI.T)
+
     def frozen(self, weight_OI: Tensor, bias_O: Tensor | None) -> Callable[[Tensor], Tensor]:
         if not (self.pack and _packable(weight_OI)):
             return lambda x_TI: F.linear(x_TI, weight_OI, bias_O)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI, PACKED_ROWS)
         return lambda x_TI: torch.ops.mkldnn._linear_pointwise(x_TI, packed, bias_O, "none", [], "")
+
+    def frozen_sum(self, weight_OI: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        if not (self.pack and _packable(weight_OI)):
+            return lambda x_TI, y_TO: torch.addmm(y_TO, x_TI, weight_OI.T)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI, PACKED_ROWS)
+        return lambda x_TI, y_TO: torch.ops.mkldnn._linear_pointwise.binary(x_TI, y_TO, packed, None, "add")
 
 
 def _packable(weight_OI: Tensor) -> bool:
@@ -70,6 +91,8 @@ class TiledProducts:
     a product with ten outputs or fewer may be an exception; log-probabilities come from none.)
     """
 
+    exact_rows = True
+
     def __init__(self, row_tile: int = 32) -> None:
         assert row_tile % 4 == 0, row_tile
         self.row_tile = row_tile
@@ -82,6 +105,12 @@ class TiledProducts:
 
     def frozen(self, weight_OI: Tensor, bias_O: Tensor | None) -> Callable[[Tensor], Tensor]:
         return lambda x_TI: self.linear(x_TI, weight_OI, bias_O)
+
+    def add_linear(self, y_TO: Tensor, x_TI: Tensor, weight_OI: Tensor) -> None:
+        y_TO += self.linear(x_TI, weight_OI)
+
+    def frozen_sum(self, weight_OI: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x_TI, y_TO: y_TO + self.linear(x_TI, weight_OI)
 
     def _by_tiles(self, x_TI: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
         n_rows = x_TI.shape[0]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -151,22 +151,31 @@ class LoraGroup:
     grad: AdapterView | None = None
 
 
+class Adapters(Protocol):
+    """What a batch's rows add to the base's products."""
+
+    def linear(self, x_TI: Tensor, base: BaseLinear, layer: int, site: str) -> Tensor:
+        """x · Wᵀ + b, plus each row's (32/rank) · (x · Aᵀ) · Bᵀ."""
+        ...
+
+
 @dataclass(frozen=True)
 class LoraBatch:
-    """The adapters of a batch, each over one run of tokens; tokens in no group use the bare base."""
-
-    groups: Sequence[LoraGroup]
-
-
-def lora_linear(x_TI: Tensor, base: BaseLinear, lora: LoraBatch | None, layer: int, site: str) -> Tensor:
-    """x · Wᵀ + b, plus each group's (32/rank) · (x · Aᵀ) · Bᵀ on its own rows.
+    """The adapters of a batch, each over one run of tokens; tokens in no group use the bare base.
 
     The backward pass adds the groups' gradients to their `grad` in fp32 and sends on the gradient of x alone.
     """
-    groups = [g for g in lora.groups if g.weights.layout.has(layer, site)] if lora else []
-    if torch.is_grad_enabled():
-        return _LoraLinear.apply(x_TI, base, groups, layer, site)
-    return _forward(x_TI, base, groups, layer, site)[0]
+
+    groups: Sequence[LoraGroup]
+
+    def linear(self, x_TI: Tensor, base: BaseLinear, layer: int, site: str) -> Tensor:
+        groups = [g for g in self.groups if g.weights.layout.has(layer, site)]
+        if torch.is_grad_enabled():
+            return _LoraLinear.apply(x_TI, base, groups, layer, site)
+        return _forward(x_TI, base, groups, layer, site)[0]
+
+
+NO_ADAPTERS = LoraBatch(())
 
 
 def _forward(
@@ -206,7 +215,7 @@ def _add_product(x_TI: Tensor, y_TO: Tensor, base: BaseLinear, group: LoraGroup,
     parts = layout.places[layer, site].shape.parts
     for index, (part, b_OR) in enumerate(zip(parts, group.weights.b(layer, site), strict=True)):
         h_part = h_TR[:, index * layout.rank : (index + 1) * layout.rank]
-        y_TO[rows, part.start : part.start + part.d_out] += base.products.linear(h_part, b_OR)
+        base.products.add_linear(y_TO[rows, part.start : part.start + part.d_out], h_part, b_OR)
     return h_TR
 
 

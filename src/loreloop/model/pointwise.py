@@ -11,11 +11,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from loreloop.kernels import cpu as kernels
+
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """x / √(mean x² + eps) · weight over the last dimension; computed in fp32, given in `dtype`."""
     # autograd's wrapper takes as long as the work on a few rows
     return (_RmsNorm.apply if torch.is_grad_enabled() else _rms_norm)(x_TD, weight_D, eps, dtype)
+
+
+def add_rms_norm(
+    x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """x + delta, and `rms_norm` of it; the same numbers as one after the other."""
+    if not torch.is_grad_enabled() and _in_kernel(x_TD, dtype) and delta_TD.dtype == dtype:
+        return kernels.add_rms_norm(x_TD, delta_TD, weight_D, eps)
+    sum_TD = x_TD + delta_TD
+    return sum_TD, rms_norm(sum_TD, weight_D, eps, dtype)
 
 
 def gated_silu(gate_up_TF2: Tensor) -> Tensor:
@@ -24,10 +36,19 @@ def gated_silu(gate_up_TF2: Tensor) -> Tensor:
 
 
 def _rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    if _in_kernel(x_TD, dtype):
+        return kernels.add_rms_norm(x_TD, None, weight_D, eps)[1]
     return F.rms_norm(x_TD.float(), weight_D.shape, weight_D, eps).to(dtype)
 
 
+def _in_kernel(x_TD: Tensor, dtype: torch.dtype) -> bool:
+    """The residual stream's norms; those of heads are strided and few."""
+    return x_TD.dim() == 2 and x_TD.dtype == torch.float32 and x_TD.is_contiguous() and kernels.serve(x_TD, dtype)
+
+
 def _gated_silu(gate_up_TF2: Tensor) -> Tensor:
+    if kernels.serve(gate_up_TF2, gate_up_TF2.dtype) and gate_up_TF2.is_contiguous():
+        return kernels.gated_silu(gate_up_TF2)
     gate_TF, up_TF = gate_up_TF2.chunk(2, dim=-1)
     return F.silu(gate_TF) * up_TF
 

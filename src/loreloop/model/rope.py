@@ -21,7 +21,7 @@ BLOCK_POSITIONS = 1024
 
 @dataclass(frozen=True)
 class Rope:
-    """cos and sin of every token's angles, (T, 1, E), fp32."""
+    """cos and sin of every token's angles, (T, 1, E), fp32; the first half of each sin with its sign turned."""
 
     cos_T1E: Tensor
     sin_T1E: Tensor
@@ -29,8 +29,8 @@ class Rope:
     def rotate(self, x_TNE: Tensor) -> Tensor:
         """Queries or keys turned by their positions, in their own dtype."""
         x = x_TNE.float()
-        low, high = x.chunk(2, dim=-1)
-        return (x * self.cos_T1E + torch.cat((-high, low), dim=-1) * self.sin_T1E).to(x_TNE.dtype)
+        across_TNE = x.roll(x.shape[-1] // 2, -1)
+        return (x * self.cos_T1E).add_(across_TNE.mul_(self.sin_T1E)).to(x_TNE.dtype)
 
 
 class RopeTable:
@@ -46,14 +46,15 @@ class RopeTable:
         last = int(positions_T.max()) if positions_T.numel() else 0
         while last >= self.cos_PE.shape[0]:
             self._grow()
-        return Rope(self.cos_PE[positions_T][:, None], self.sin_PE[positions_T][:, None])
+        cos_TE, sin_TE = (table_PE.index_select(0, positions_T) for table_PE in (self.cos_PE, self.sin_PE))
+        return Rope(cos_TE[:, None], sin_TE[:, None])
 
     def _grow(self) -> None:
         start = self.cos_PE.shape[0]
         angles = torch.outer(torch.arange(start, start + BLOCK_POSITIONS).float(), self.inverse_frequencies_E)
-        doubled = torch.cat((angles, angles), dim=-1)
-        self.cos_PE = torch.cat((self.cos_PE, doubled.cos().to(self.device)))
-        self.sin_PE = torch.cat((self.sin_PE, doubled.sin().to(self.device)))
+        cos, sin = angles.cos(), angles.sin()
+        self.cos_PE = torch.cat((self.cos_PE, torch.cat((cos, cos), dim=-1).to(self.device)))
+        self.sin_PE = torch.cat((self.sin_PE, torch.cat((-sin, sin), dim=-1).to(self.device)))
 
 
 def inverse_frequencies(spec: RopeSpec, d_head: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""kernels: small steps of a layer in C, for what the tensor library does in many calls. Optional: all works without."""

@@ -1,0 +1,60 @@
+"""Builds cpu.c for this machine, once, and keeps the library in the user's cache folder.
+
+Takes a C compiler (`$CC`, `cc` or `gcc`) and about a second. Without one there is no library, and the callers go on
+with the tensor library's own steps. LORELOOP_KERNELS=0 turns kernels off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("cpu.c")
+FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
+FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi"]
+WIDE = ["-mprefer-vector-width=512"]
+SECONDS = 60
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernels, or None where they are turned off or cannot be built."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc"))), None)
+    if os.environ.get("LORELOOP_KERNELS") == "0" or compiler is None or sys.platform != "linux":
+        return None
+    try:
+        return ctypes.CDLL(str(_built(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"The CPU kernels could not be built with {compiler}; going on without them: {error}", file=sys.stderr)
+        return None
+
+
+def _built(compiler: str) -> Path:
+    flags = FLAGS + (WIDE if platform.machine() == "x86_64" else [])
+    told_apart = [SOURCE.read_text(), *flags, compiler, _processor()]
+    key = hashlib.sha256("\0".join(told_apart).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loreloop"
+    target = folder / f"cpu-{key}.so"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_suffix(f".{os.getpid()}.tmp")
+        command = [compiler, *flags, "-o", str(unfinished), str(SOURCE), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
+        unfinished.rename(target)
+    return target
+
+
+def _processor() -> str:
+    """What `-march=native` depends on; a cache folder may be shared by machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return ""

@@ -1,0 +1,87 @@
+"""The kernels as functions of tensors. Each tells first whether it serves these tensors: bf16 on a CPU, no gradients.
+
+Legend: T rows, D width, F feed-forward width, H query heads, G key/value heads, E head width, S slots of the cache.
+"""
+
+from __future__ import annotations
+
+import functools
+from ctypes import c_float, c_int64, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loreloop.kernels.build import library
+
+_SIGNATURES = {
+    "add_rms_norm": [c_int64] * 2 + [c_void_p] * 3 + [c_float] + [c_void_p] * 2,
+    "gated_silu": [c_int64] * 2 + [c_void_p] * 2,
+    "turn_and_store": [c_int64] * 7 + [c_void_p] * 8,
+}
+
+
+def serve(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether there are kernels for steps where x lies, at this compute dtype."""
+    return dtype == torch.bfloat16 and x.device.type == "cpu" and _calls() is not None
+
+
+@functools.cache
+def _calls() -> Any:
+    """The library with its functions' arguments declared; None: there is none."""
+    calls = library()
+    for name, arguments in _SIGNATURES.items() if calls else ():
+        function = getattr(calls, name)
+        function.argtypes, function.restype = arguments, None
+    return calls
+
+
+def add_rms_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + delta (fp32), and that over its root mean square times `weight_D`, in bf16."""
+    n_rows, width = x_TD.shape
+    assert x_TD.is_contiguous()
+    out_TD = torch.empty(x_TD.shape, dtype=torch.bfloat16)
+    if delta_TD is None:
+        sum_TD, delta, total = x_TD, None, None
+    else:
+        assert delta_TD.is_contiguous()
+        sum_TD = torch.empty_like(x_TD)
+        delta, total = delta_TD.data_ptr(), sum_TD.data_ptr()
+    _calls().add_rms_norm(n_rows, width, x_TD.data_ptr(), delta, weight_D.data_ptr(), eps, total, out_TD.data_ptr())
+    return sum_TD, out_TD
+
+
+def gated_silu(gate_up_TF2: Tensor) -> Tensor:
+    """silu(gate) · up, (T, F); gate is the first half of the columns."""
+    assert gate_up_TF2.is_contiguous()
+    n_rows, width = gate_up_TF2.shape[0], gate_up_TF2.shape[1] // 2
+    out_TF = gate_up_TF2.new_empty(n_rows, width)
+    _calls().gated_silu(n_rows, width, gate_up_TF2.data_ptr(), out_TF.data_ptr())
+    return out_TF
+
+
+def turn_and_store(
+    q_THE: Tensor,
+    k_TGE: Tensor,
+    v_TGE: Tensor,
+    angles_TE: tuple[Tensor, Tensor],
+    slot_T: Tensor,
+    cache_S2GE: Tensor,
+) -> Tensor:
+    """Queries turned by their angles (cos, and sin with the sign of each half); keys, turned too, and values go to
+    their slots of the cache."""
+    n_rows, n_heads, d_head = q_THE.shape
+    out_THE = torch.empty(q_THE.shape, dtype=q_THE.dtype)
+    for x in (q_THE, k_TGE, v_TGE):
+        assert x.stride()[1:] == (d_head, 1), x.stride()
+    _calls().turn_and_store(
+        n_rows,
+        n_heads,
+        k_TGE.shape[1],
+        d_head,
+        q_THE.stride(0),
+        k_TGE.stride(0),
+        v_TGE.stride(0),
+        *(x.data_ptr() for x in (q_THE, k_TGE, v_TGE, *angles_TE, slot_T, out_THE, cache_S2GE)),
+    )
+    return out_THE

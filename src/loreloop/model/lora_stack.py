@@ -1,0 +1,165 @@
+"""The adapters of a sampling step side by side: one product down and one product up a site, whoever asked for a row.
+
+The A matrices of several adapters are laid one under the other, their B matrices on the diagonal of one wide matrix; a
+mask of zeros and ones keeps each row to its own adapter's columns. Weights are laid out once for a set of adapters and
+serve every step that needs no other. Never trains.
+
+Legend: T rows, I inputs, O outputs, R summed ranks of all parts and adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from loreloop.model.linear import BaseLinear, Products
+from loreloop.model.lora import AdapterView, LoraGroup
+
+MERGED_ROWS = 64  # beyond it, multiplying every row with every adapter costs more than a product for each
+MERGED_RANKS = 256
+KEPT_RANKS = 512
+LARGEST_WEIGHT = 1e6  # 0 · ∞ is no number: an adapter with larger weights is kept from the rows of others
+
+
+@dataclass(frozen=True)
+class _Site:
+    """x · Aᵀ, and (h, y) → y + h · Bᵀ with 32/rank in B; `widths` are each adapter's columns of h."""
+
+    down: Callable[[Tensor], Tensor]
+    up: Callable[[Tensor, Tensor], Tensor]
+    widths: tuple[int, ...]
+
+
+class Stack:
+    """The weights of a few adapters, by site, laid out when first used."""
+
+    def __init__(self, adapters: Sequence[AdapterView], products: Products) -> None:
+        self.adapters, self.products = tuple(adapters), products
+        self.rank = sum(adapter.layout.rank for adapter in adapters)
+        self._sites: dict[tuple[int, str], _Site | None] = {}
+
+    def site(self, layer: int, name: str) -> _Site | None:
+        """None: no adapter has it."""
+        key = (layer, name)
+        if key not in self._sites:
+            self._sites[key] = self._laid_out(key)
+        return self._sites[key]
+
+    def _laid_out(self, key: tuple[int, str]) -> _Site | None:
+        having = [adapter for adapter in self.adapters if adapter.layout.has(*key)]
+        if not having:
+            return None
+        a_RI = torch.cat([adapter.a(*key) for adapter in having])
+        parts = having[0].layout.places[key].shape.parts
+        b_OR = a_RI.new_zeros(sum(part.d_out for part in parts), a_RI.shape[0])
+        at = 0
+        for adapter in having:
+            for part, b_part in zip(parts, adapter.b(*key), strict=True):
+                rank = b_part.shape[1]
+                torch.mul(b_part, adapter.layout.scale, out=b_OR[part.start : part.start + part.d_out, at : at + rank])
+                at += rank
+        widths = tuple(a.layout.rank * len(parts) if a.layout.has(*key) else 0 for a in self.adapters)
+        return _Site(self.products.frozen(a_RI, None), self.products.frozen_sum(b_OR), widths)
+
+
+class StackCache:
+    """The stacks used last, at most `KEPT_RANKS` ranks of them and always one."""
+
+    def __init__(self, products: Products) -> None:
+        self.products = products
+        self.stacks: list[Stack] = []  # the last one used stands last
+        self._moderate = WeakKeyDictionary[AdapterView, bool]()
+
+    def moderate(self, adapter: AdapterView) -> bool:
+        """Whether its columns, multiplied by zero, are zero for everyone."""
+        if adapter not in self._moderate:
+            least, most = adapter.flat.aminmax()
+            self._moderate[adapter] = bool((least >= -LARGEST_WEIGHT) & (most <= LARGEST_WEIGHT))
+        return self._moderate[adapter]
+
+    def get(self, adapters: Sequence[AdapterView]) -> Stack:
+        """One that holds these adapters, and perhaps a few that were with them a moment ago."""
+        wanted = {id(adapter) for adapter in adapters}
+        most = 3 * sum(adapter.layout.rank for adapter in adapters) // 2
+        found = next((s for s in self.stacks if s.rank <= most and wanted <= set(map(id, s.adapters))), None)
+        if found:
+            self.stacks.remove(found)
+        self.stacks.append(found or Stack(adapters, self.products))
+        while len(self.stacks) > 1 and sum(stack.rank for stack in self.stacks) > KEPT_RANKS:
+            self.stacks.pop(0)
+        return self.stacks[-1]
+
+
+class _Section:
+    """Rows start…stop and the stack that serves them."""
+
+    def __init__(self, groups: Sequence[LoraGroup], stack: Stack) -> None:
+        self.start, self.stop, self.stack = groups[0].start, groups[-1].stop, stack
+        self._groups = groups
+        self._masks: dict[tuple[int, ...], Tensor] = {}
+        self._masked = len(stack.adapters) > 1 or len(groups) > 1
+
+    def linear(self, x_TI: Tensor, y_TO: Tensor, layer: int, name: str) -> Tensor:
+        site = self.stack.site(layer, name)
+        if site is None:
+            return y_TO
+        h_TR = site.down(x_TI)
+        if self._masked:
+            h_TR.mul_(self._mask(site.widths, h_TR))
+        return site.up(h_TR, y_TO)
+
+    def _mask(self, widths: tuple[int, ...], like_TR: Tensor) -> Tensor:
+        if widths not in self._masks:
+            mask_TR = torch.zeros_like(like_TR)
+            number = {id(adapter): i for i, adapter in enumerate(self.stack.adapters)}
+            for group in self._groups:
+                i = number[id(group.weights)]
+                first = sum(widths[:i])
+                mask_TR[group.start - self.start : group.stop - self.start, first : first + widths[i]] = 1
+            self._masks[widths] = mask_TR
+        return self._masks[widths]
+
+
+class StackedLora:
+    """`Adapters` of one sampling step: groups in ascending order, neighbours of few rows in one section."""
+
+    def __init__(self, groups: Sequence[LoraGroup], n_rows: int, stacks: StackCache) -> None:
+        self.n_rows = n_rows
+        self.sections = [
+            _Section(section, stacks.get(list({id(g.weights): g.weights for g in section}.values())))
+            for section in _sections(groups, stacks.moderate)
+        ]
+
+    def linear(self, x_TI: Tensor, base: BaseLinear, layer: int, site: str) -> Tensor:
+        y_TO = base.forward(x_TI)
+        for section in self.sections:
+            rows = slice(section.start, section.stop)
+            if section.stop - section.start == self.n_rows:
+                y_TO = section.linear(x_TI, y_TO, layer, site)
+            else:
+                y_TO[rows] = section.linear(x_TI[rows], y_TO[rows], layer, site)
+        return y_TO
+
+
+def _sections(groups: Sequence[LoraGroup], moderate: Callable[[AdapterView], bool]) -> list[list[LoraGroup]]:
+    sections: list[list[LoraGroup]] = []
+    rank = 0
+
+    def joins(group: LoraGroup) -> bool:
+        first, own = sections[-1][0], group.weights.layout.rank
+        few = rank + own <= MERGED_RANKS and group.stop - first.start <= MERGED_ROWS
+        return few and moderate(first.weights) and moderate(group.weights)
+
+    for group in groups:
+        own = group.weights.layout.rank
+        if sections and joins(group):
+            sections[-1].append(group)
+            rank += own
+        else:
+            sections.append([group])
+            rank = own
+    return sections
