@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from loreloop.config import Config, EngineConfig
-from loreloop.engine.contract import TokenEvent
+from loreloop.engine.contract import SampleEvent, TokenEvent
 from loreloop.engine.local import LocalEngine
 from loreloop.model.catalog import Catalog
 from loreloop.protocol.sampling import Revision, SampleOp, SamplingParams
@@ -150,8 +150,27 @@ def sample_op(name: str, prompt: Ids, revision: Revision | None, n_new: int, *, 
     return SampleOp(name, "bench", revision, text(prompt), n, SamplingParams(max_tokens=n_new, seed=seed))
 
 
-def run_samples(running: LocalEngine, ops: Sequence[SampleOp]) -> dict[str, list[TokenEvent]]:
-    """All tokens by request. What earlier runs left in the prefix tree is forgotten first."""
+def decode_steps(running: LocalEngine, ops: Sequence[SampleOp]) -> list[float]:
+    """Runs all samples; gives the seconds of the steps in which every one of them drew a token and no prompt ended."""
+    seconds: list[float] = []
+
+    def heard(events: Sequence[SampleEvent], step_seconds: float) -> None:
+        if len(events) == len(ops) and all(isinstance(event, TokenEvent) for event in events):
+            seconds.append(step_seconds)
+
+    run_samples(running, ops, heard)
+    return seconds
+
+
+def run_samples(
+    running: LocalEngine,
+    ops: Sequence[SampleOp],
+    heard: Callable[[Sequence[SampleEvent], float], None] = lambda events, seconds: None,
+) -> dict[str, list[TokenEvent]]:
+    """All tokens by request; `heard` is told each step's events and seconds.
+
+    What earlier runs left in the prefix tree is forgotten first.
+    """
     for namespace in list(running.sampler.tree.roots):
         running.sampler.tree.drop(namespace)
     events: dict[str, list[TokenEvent]] = {op.request_id: [] for op in ops}
@@ -159,7 +178,10 @@ def run_samples(running: LocalEngine, ops: Sequence[SampleOp]) -> dict[str, list
     while waiting or running.sampling:
         while waiting and running.admit(waiting[0]):
             waiting.pop(0)
-        for event in running.sample_step():
+        started = time.perf_counter()
+        step_events = running.sample_step()
+        heard(step_events, time.perf_counter() - started)
+        for event in step_events:
             if isinstance(event, TokenEvent):
                 events[event.request_id].append(event)
     return events

@@ -8,6 +8,7 @@ Legend: B sequences, T tokens.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,3 +100,11 @@ class PeftBaseline:
             (-(ratio_BT * advantage_B[rows, None]).sum()).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def merge_seconds(self) -> float:
+        """How long it takes to add the adapter to the base's weights; it is taken out again afterwards."""
+        started = time.perf_counter()
+        self.model.merge_adapter()
+        seconds = time.perf_counter() - started
+        self.model.unmerge_adapter()
+        return seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.rig import Figure
-from bench.rows import numbers, rl, sample, serve, train
+from bench.rows import numbers, rl, sample, serve, together, train
 
 ROWS: dict[str, Callable[[], list[Figure]]] = {
     "control": serve.control,
@@ -20,5 +20,6 @@ ROWS: dict[str, Callable[[], list[Figure]]] = {
     "sample-groups": sample.sample_groups,
     "tenants-train": numbers.tenants_train,
     "tenants-sample": sample.tenants_sample,
+    "together": together.train_while_sampling,
     "rl-step": rl.rl_step,
 }

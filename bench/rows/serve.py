@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 import tinker
-from safetensors.torch import load_file
 
+from bench.baselines.peft_model import PeftBaseline
 from bench.rig import MODEL, Figure, engine, folder, new_model, sample_op
 from loreloop.cli.server import RunningServer, running_server
 from loreloop.protocol.sampling import Revision
@@ -72,25 +72,15 @@ def handover() -> list[Figure]:
         milliseconds.append(1e3 * (time.perf_counter() - started))
         while running.sampling:
             running.sample_step()
-    merging = [_merge_ms(running, at) for _ in range(5)]
+    baseline = PeftBaseline(folder())
+    merging = [1e3 * baseline.merge_seconds() for _ in range(5)]
     handed, merged = statistics.median(milliseconds), statistics.median(merging)
     return [
         Figure("hand-over to the sampler, rank 32", handed, "ms", at_most=50),
-        Figure("merging the same adapter", merged, "ms"),
+        Figure("peft merging such an adapter", merged, "ms"),
         Figure("merging over handing over", merged / handed, "x", at_least=10),
         *_first_token(),
     ]
-
-
-def _merge_ms(running, at: str) -> float:  # type: ignore[no-untyped-def]
-    """W + (32/r)·B·A for every adapted weight, out of the written adapter."""
-    started = time.perf_counter()
-    tensors = load_file(next(Path(at).glob("*.safetensors")))
-    for name, a_RI in tensors.items():
-        if ".lora_A." in name:
-            b_OR = tensors[name.replace(".lora_A.", ".lora_B.")]
-            (b_OR.float() @ a_RI.float()).to(running.decoder.dtype)
-    return 1e3 * (time.perf_counter() - started)
 
 
 def _first_token() -> list[Figure]:

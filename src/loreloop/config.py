@@ -16,6 +16,7 @@ from msgspec import Meta
 from loreloop.protocol.errors import BadRequest
 
 Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 
 
@@ -35,7 +36,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_lora_rank: Positive = 256
     resident_models: Positive = 2  # training states held in memory; the others wait on disk
     resident_revisions: Positive = 16  # sampler adapters held in memory
-    train_slice_ms: Positive = 100  # training runs this long between two decode steps
+    decode_gap_ms: NotNegative = 200  # training pauses for the samples' next tokens this often; 0: only between batches
     snapshot_seconds: Seconds = 30.0  # unsnapshotted engine time that triggers a snapshot
 
 

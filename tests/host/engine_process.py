@@ -21,7 +21,7 @@ def serve(path: Path, folder: Path, epoch: int, seconds: float, snapshot_seconds
     engine = FakeEngine(rooms=32, layer_seconds=seconds, token_seconds=seconds)
     link = EngineLink(path)
     link.send(Hello("fake", epoch, os.getpid(), engine.info))
-    config = msgspec.structs.replace(EngineConfig(), snapshot_seconds=snapshot_seconds, train_slice_ms=5)
+    config = msgspec.structs.replace(EngineConfig(), snapshot_seconds=snapshot_seconds, decode_gap_ms=5)
     folder.mkdir(parents=True, exist_ok=True)
     Scheduler(engine, link.inbox, link.send, WordMatcher, config, folder).run()  # type: ignore[arg-type]
     link.close()

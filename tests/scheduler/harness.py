@@ -144,7 +144,7 @@ def live(
         if isinstance(message, Snapshotted):
             script.urgent.append(SnapshotRecorded(message.plan_no))
 
-    config = msgspec.convert({"snapshot_seconds": 1e9, "train_slice_ms": 1} | settings, EngineConfig)
+    config = msgspec.convert({"snapshot_seconds": 1e9, "decode_gap_ms": 1} | settings, EngineConfig)
     inbox = cast("SimpleQueue[ToEngine | None]", script)
     scheduler = Scheduler(engine, inbox, send, WordMatcher, config, folder)  # type: ignore[arg-type]
     with contextlib.suppress(Killed):

@@ -21,6 +21,9 @@ MEMORY = {
 }
 
 
+ENGINE_FLAGS = ("precision", "deterministic", "threads", "decode_gap_ms")
+
+
 @click.command()
 @click.option(
     "--model",
@@ -41,6 +44,11 @@ MEMORY = {
     "--deterministic", is_flag=True, default=None, help="Results do not depend on what shares a batch (slower)."
 )
 @click.option("--threads", type=int, help="Threads of an engine; 0 means one a core.  [default: 0]")
+@click.option(
+    "--decode-gap-ms",
+    type=int,
+    help="Training pauses for the samples' next tokens this often; 0: only between batches.  [default: 200]",
+)
 @click.option("--memory-mib", type=int, help="Budget for the base models together; 0 means none.  [default: 0]")
 @click.option(
     "--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="A TOML file with any setting."
@@ -66,7 +74,7 @@ def overrides(flags: dict[str, Any]) -> dict[str, Any]:
     pairs = [alias.partition("=") for alias in given.pop("aliases", ())]
     if any(not model for _, _, model in pairs):
         raise BadRequest("An --alias is written NAME=MODEL.")
-    engine = {name: given.pop(name) for name in ("precision", "deterministic", "threads") if name in given}
+    engine = {name: given.pop(name) for name in ENGINE_FLAGS if name in given}
     if pairs:
         given["aliases"] = {name: model for name, _, model in pairs}
     return given | ({"engine": engine} if engine else {})

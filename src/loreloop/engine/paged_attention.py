@@ -8,6 +8,7 @@ H query heads, E head width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,25 +51,33 @@ class StepRow:
 
 
 class PagedAttention:
-    """An `Attend` for the decoder, for one sampling step; with `kernels`, what goes into the cache goes by one."""
+    """An `Attend` for the decoder, for one sampling step.
 
-    def __init__(self, attention: Attention, cache: KvCache, rows: Sequence[StepRow], *, kernels: bool) -> None:
-        self.attention, self.cache, self.kernels = attention, cache, kernels
+    With `kernels`, what goes into the cache goes by one; with `in_place`, newest tokens read the cache by one.
+    """
+
+    def __init__(
+        self, attention: Attention, cache: KvCache, rows: Sequence[StepRow], *, kernels: bool, in_place: bool
+    ) -> None:
+        self.attention, self.cache, self.kernels, self.in_place = attention, cache, kernels, in_place
+        self.reach: Reach | None = None
         self.new_slots_T = torch.cat([row.slots_K[-(row.stop - row.start) :] for row in rows])
         self.chunks = [row for row in rows if row.stop - row.start > 1]
         newest = [row for row in rows if row.stop - row.start == 1]
-        self.newest = _Newest(newest, self.new_slots_T.device) if newest else None
+        self.newest = _newest(newest, self.new_slots_T.device) if newest else None
 
     def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope) -> Tensor:
         cache_S2GE = self.cache.kv_LS2GE[layer]
         q_THE = self._store(q_THE, k_TGE, v_TGE, rope, cache_S2GE)
-        if self.newest and not self.chunks:  # nothing to pick apart
+        if self.newest and not self.chunks and not self.in_place:  # nothing to pick apart
             return self._batched(q_THE, cache_S2GE, self.newest)
         o_THE = torch.empty_like(q_THE)
         for row in self.chunks:
             k_KGE, v_KGE = cache_S2GE.index_select(0, row.slots_K).unbind(1)
             o_THE[row.start : row.stop] = self.attention.causal(q_THE[row.start : row.stop], k_KGE, v_KGE)
-        if self.newest:
+        if self.newest and self.in_place:
+            cpu.attend_newest(q_THE, cache_S2GE, self.newest, o_THE)
+        elif self.newest:
             q_BHE = q_THE.index_select(0, self.newest.rows_B)
             o_THE.index_copy_(0, self.newest.rows_B, self._batched(q_BHE, cache_S2GE, self.newest))
         return o_THE
@@ -81,21 +90,51 @@ class PagedAttention:
         cache_S2GE.index_copy_(0, self.new_slots_T, new_T2GE)
         return rope.rotate(q_THE)
 
-    def _batched(self, q_BHE: Tensor, cache_S2GE: Tensor, newest: _Newest) -> Tensor:
+    def _batched(self, q_BHE: Tensor, cache_S2GE: Tensor, newest: cpu.NewestKeys) -> Tensor:
         """Each decoding row's one query over all its keys, (B, H, E)."""
-        kv_BK2GE = cache_S2GE.index_select(0, newest.slots_N).unflatten(0, newest.shape_BK)
-        return self.attention.batched(q_BHE[:, None], kv_BK2GE[:, :, 0], kv_BK2GE[:, :, 1], newest.reach)[:, 0]
+        if self.reach is None:
+            self.reach = Reach(newest.n_keys_B - 1, 1, newest.slots_BK.shape[1])
+        kv_BK2GE = cache_S2GE.index_select(0, newest.slots_BK.flatten()).unflatten(0, newest.slots_BK.shape)
+        return self.attention.batched(q_BHE[:, None], kv_BK2GE[:, :, 0], kv_BK2GE[:, :, 1], self.reach)[:, 0]
 
 
-class _Newest:
-    """The rows of a step that compute their newest token alone."""
+def _newest(rows: Sequence[StepRow], device: torch.device) -> cpu.NewestKeys:
+    return cpu.NewestKeys(
+        torch.tensor([row.start for row in rows], device=device),
+        torch.tensor([len(row.slots_K) for row in rows], device=device),
+        _padded_slots([row.slots_K for row in rows]),
+    )
 
-    def __init__(self, rows: Sequence[StepRow], device: torch.device) -> None:
-        self.rows_B = torch.tensor([row.start for row in rows], device=device)
-        slots_BK = _padded_slots([row.slots_K for row in rows])
-        self.shape_BK, self.slots_N = slots_BK.shape, slots_BK.flatten()
-        last_B = torch.tensor([len(row.slots_K) - 1 for row in rows], device=device)
-        self.reach = Reach(last_B, 1, slots_BK.shape[1])
+
+@functools.cache
+def _rounds_like_training(attention: type[Attention], n_heads: int, n_groups: int, d_head: int) -> bool:
+    """Whether the kernel gives the very bits of the attention that training uses.
+
+    Another order of additions shows in few numbers of a hundred thousand, so a million are tried.
+    """
+    draw = torch.Generator().manual_seed(0)
+    n_keys, n_numbers = 192, 0
+    slots_KK, rows_K = torch.arange(n_keys).repeat(n_keys, 1), torch.arange(n_keys)
+    while n_numbers < 1_000_000:
+        cache_S2GE = torch.randn(n_keys, 2, n_groups, d_head, generator=draw).bfloat16()
+        q_KHE = 2 * torch.randn(n_keys, n_heads, d_head, generator=draw).bfloat16()
+        out_KHE = torch.empty_like(q_KHE)
+        cpu.attend_newest(q_KHE, cache_S2GE, cpu.NewestKeys(rows_K, rows_K + 1, slots_KK), out_KHE)
+        if not torch.equal(out_KHE, attention().causal(q_KHE, *cache_S2GE.unbind(1))):
+            return False
+        n_numbers += out_KHE.numel()
+    return True
+
+
+def newest_in_place(attention: Attention, spec: DecoderSpec, cache: KvCache) -> bool:
+    """Whether newest tokens may read the cache by the kernel.
+
+    In bf16 a different last bit anywhere moves log-probabilities by hundredths, so it must round as training does.
+    """
+    kv = cache.kv_LS2GE
+    return cpu.attends(kv, kv.dtype, spec.d_head) and _rounds_like_training(
+        type(attention), spec.n_heads, spec.n_kv_heads, spec.d_head
+    )
 
 
 def _padded_slots(slots: Sequence[Tensor]) -> Tensor:

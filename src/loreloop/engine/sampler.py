@@ -20,7 +20,7 @@ from loreloop.engine.attention import Attention
 from loreloop.engine.choose import choose
 from loreloop.engine.contract import PromptEvent, SampleEvent, SampleFailed, TokenEvent
 from loreloop.engine.head import Head, groups_at
-from loreloop.engine.paged_attention import KvCache, PagedAttention, StepRow
+from loreloop.engine.paged_attention import KvCache, PagedAttention, StepRow, newest_in_place
 from loreloop.engine.pages import PagePool
 from loreloop.engine.prefix_tree import PrefixTree
 from loreloop.engine.sample_row import BASE, SampleRow, rows_of
@@ -67,6 +67,7 @@ class Sampler:
         self.running: list[SampleRow] = []
         self.exact = decoder.head.products.exact_rows
         self.kernels = kernels.serve(decoder.embedding_VD, decoder.dtype)
+        self.in_place = not self.exact and newest_in_place(attention, decoder.spec, self.cache)
         self.stacks = StackCache(decoder.head.products)
         self.lives = Counter[str]()  # by revision: how often its id was dropped
 
@@ -212,7 +213,7 @@ class Sampler:
             positions += range(first, first + share.n_tokens)
         x_TD = self.decoder.embed(torch.tensor(tokens, device=device))
         rope = self.decoder.rope(torch.tensor(positions, device=device))
-        attend = PagedAttention(self.attention, self.cache, step_rows, kernels=self.kernels)
+        attend = PagedAttention(self.attention, self.cache, step_rows, kernels=self.kernels, in_place=self.in_place)
         lora = _groups([(share.row.adapter, share.n_tokens) for share in shares])
         adapters: Adapters = lora if self.exact else StackedLora(lora.groups, len(tokens), self.stacks)
         for layer in range(self.decoder.spec.n_layers):

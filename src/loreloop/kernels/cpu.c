@@ -3,7 +3,8 @@
 // bf16 in and out, fp32 inside, rounded to nearest even where a sum or a product is stored. Rows are independent of one
 // another. Built for the machine it runs on (build.py); called through cpu.py, which checks shapes.
 //
-// Legend: T rows, D width, F feed-forward width, H query heads, G key/value heads, E head width, S slots of the cache.
+// Legend: T rows, D width, F feed-forward width, B sequences, K keys, H query heads, G key/value heads, E head width,
+// S slots of the cache.
 
 #include <math.h>
 #include <stdint.h>
@@ -112,3 +113,207 @@ void turn_and_store(int64_t n_rows, int64_t n_heads, int64_t n_groups, int64_t d
         memcpy(slot + n_kv, v_TGE + t * row_v, n_kv * sizeof(bf16));
     }
 }
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+
+// Attention of newest tokens. It adds up in the order of the tensor library's fused kernel, with that kernel's e^x, so
+// that decoding gives the very bits of training: scores along E, weights in blocks of 512 keys by 32 lanes, values
+// along the keys in runs of 192. (Products of two bf16 numbers are exact in fp32.) Whether the library at hand still does so is tried out in cpu.py.
+
+#define INLINED static inline __attribute__((always_inline))
+#define LANES 16
+#define BLOCK_KEYS 512
+#define RUN_KEYS 192
+#define MOST_QUERIES 4
+#define MOST_VECS 8  // E / 16
+
+// The lower and the upper number of sixteen pairs.
+static inline __m512 lower(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+static inline __m512 upper(__m512i pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000)));
+}
+
+static inline __m512 wide_lanes(const bf16 *x) {
+    return lower(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)));
+}
+
+// Sixteen rows of sixteen pairs become sixteen columns.
+static inline void transpose(__m512i row[LANES]) {
+    __m512i t[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < LANES; i += 4) {
+        row[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        row[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        row[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        row[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        for (int half = 0; half < 2; half++) {
+            t[8 * half + i] = _mm512_shuffle_i32x4(row[8 * half + i], row[8 * half + i + 4], 0x88);
+            t[8 * half + i + 4] = _mm512_shuffle_i32x4(row[8 * half + i], row[8 * half + i + 4], 0xdd);
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        row[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        row[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        row[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        row[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+// e^x for x ≤ 0 as the library has it (Malossi and others, Fast Exponential Computation on SIMD Architectures, 2015):
+// the power of two of a cubic, written into a number's bits.
+static inline __m512 rough_exponential(__m512 x) {
+    const __m512 least = _mm512_castsi512_ps(_mm512_set1_epi32(0xc2aeac50));
+    __mmask16 is_zero = _mm512_cmp_ps_mask(x, least, _CMP_LT_OS);
+    __m512 y = _mm512_mul_ps(x, _mm512_castsi512_ps(_mm512_set1_epi32(0x3fb8aa3b)));
+    __m512 r = _mm512_sub_ps(y, _mm512_floor_ps(y));
+    __m512 p = _mm512_fmadd_ps(r, _mm512_set1_ps(-0.079204240219773236f), _mm512_set1_ps(-0.22433836478672356f));
+    p = _mm512_fmadd_ps(r, p, _mm512_set1_ps(0.30354260500649682f));
+    p = _mm512_fmadd_ps(r, p, _mm512_set1_ps(0.00010703434948458272f));
+    y = _mm512_sub_ps(y, p);
+    __m512 scaled = _mm512_fmadd_ps(_mm512_set1_ps(0x1p23f), y, _mm512_set1_ps(127 * 0x1p23f));
+    __m512i bits = _mm512_cvttps_epi32(scaled);
+    return _mm512_castsi512_ps(_mm512_mask_mov_epi32(bits, is_zero, _mm512_setzero_si512()));
+}
+
+static inline float lanes_sum(__m512 x) {
+    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0x4e));
+    x = _mm512_add_ps(x, _mm512_shuffle_f32x4(x, x, 0xb1));
+    x = _mm512_add_ps(x, _mm512_shuffle_ps(x, x, 0x4e));
+    x = _mm512_add_ps(x, _mm512_shuffle_ps(x, x, 0xb1));
+    return _mm512_cvtss_f32(x);
+}
+
+// A sequence's keys and values of one group: slot s begins at k_SE + s · stride.
+typedef struct {
+    int64_t stride, n_keys;
+    const bf16 *k_SE, *v_SE;
+    const int64_t *slots;
+} Reading;
+
+typedef struct {
+    float score[MOST_QUERIES][BLOCK_KEYS];
+    bf16 weight[MOST_QUERIES][BLOCK_KEYS];
+} Block;
+
+// Scaled scores of n keys from `first` on; -∞ behind them, up to whole lanes.
+INLINED void score_block(int n_queries, int n_vecs, const Reading *from, int64_t first, int n, const float *q,
+                         float scale, Block *block) {
+    for (int j = 0; j < n; j += LANES) {
+        __m512 sum[MOST_QUERIES];
+        for (int p = 0; p < n_queries; p++) sum[p] = _mm512_setzero_ps();
+        for (int c = 0; c < n_vecs / 2; c++) {
+            __m512i column[LANES];
+            for (int l = 0; l < LANES; l++) {
+                int64_t slot = from->slots[first + (j + l < n ? j + l : n - 1)];
+                column[l] = _mm512_loadu_si512(from->k_SE + slot * from->stride + c * 2 * LANES);
+            }
+            transpose(column);
+            for (int i = 0; i < LANES; i++) {
+                __m512 first_of_pair = lower(column[i]), second = upper(column[i]);
+                for (int p = 0; p < n_queries; p++) {
+                    const float *with = q + (p * n_vecs + 2 * c) * LANES + 2 * i;
+                    sum[p] = _mm512_fmadd_ps(first_of_pair, _mm512_set1_ps(with[0]), sum[p]);
+                    sum[p] = _mm512_fmadd_ps(second, _mm512_set1_ps(with[1]), sum[p]);
+                }
+            }
+        }
+        __mmask16 seen = n - j >= LANES ? 0xffff : (1 << (n - j)) - 1;
+        for (int p = 0; p < n_queries; p++) {
+            __m512 scaled = _mm512_mul_ps(sum[p], _mm512_set1_ps(scale));
+            _mm512_storeu_ps(block->score[p] + j, _mm512_mask_blend_ps(seen, _mm512_set1_ps(-INFINITY), scaled));
+        }
+    }
+}
+
+// Query heads of one sequence's newest token over the keys of their group. `n_queries` and `n_vecs` (E / 16) are
+// constants where this is used, so that sums stay in registers.
+INLINED void attend_heads(int n_queries, int n_vecs, const Reading *from, const bf16 *query, bf16 *out, Block *block) {
+    float top[MOST_QUERIES], total[MOST_QUERIES], scale = 1.0f / sqrtf((float)(n_vecs * LANES));
+    float wide_query[MOST_QUERIES * MOST_VECS * LANES];
+    for (int i = 0; i < n_queries * n_vecs * LANES; i++) wide_query[i] = wide(query[i]);
+    __m512 sum[MOST_QUERIES][MOST_VECS];
+    for (int p = 0; p < n_queries; p++) {
+        top[p] = -INFINITY, total[p] = 0;
+        for (int i = 0; i < n_vecs; i++) sum[p][i] = _mm512_setzero_ps();
+    }
+    for (int64_t first = 0; first < from->n_keys; first += BLOCK_KEYS) {
+        int n = from->n_keys - first < BLOCK_KEYS ? from->n_keys - first : BLOCK_KEYS;
+        score_block(n_queries, n_vecs, from, first, n, wide_query, scale, block);
+        float kept[MOST_QUERIES];
+        for (int p = 0; p < n_queries; p++) {
+            __m512 highest = _mm512_set1_ps(top[p]), added[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+            for (int j = 0; j < n; j += LANES) highest = _mm512_max_ps(highest, _mm512_loadu_ps(block->score[p] + j));
+            float new_top = _mm512_reduce_max_ps(highest);
+            for (int j = 0; j < n; j += LANES) {
+                __m512 score = _mm512_loadu_ps(block->score[p] + j);
+                __m512 weight = rough_exponential(_mm512_sub_ps(score, _mm512_set1_ps(new_top)));
+                added[j / LANES % 2] = _mm512_add_ps(added[j / LANES % 2], weight);
+                _mm256_storeu_si256((__m256i *)(block->weight[p] + j), (__m256i)_mm512_cvtneps_pbh(weight));
+            }
+            kept[p] = expf(top[p] - new_top);
+            total[p] = lanes_sum(_mm512_add_ps(added[0], added[1])) + kept[p] * total[p];
+            top[p] = new_top;
+        }
+        for (int p = 0; p < n_queries; p++)
+            for (int i = 0; i < n_vecs; i++) sum[p][i] = _mm512_mul_ps(sum[p][i], _mm512_set1_ps(kept[p]));
+        for (int start = 0; start < n; start += RUN_KEYS) {
+            __m512 run[MOST_QUERIES][MOST_VECS];
+            for (int p = 0; p < n_queries; p++)
+                for (int i = 0; i < n_vecs; i++) run[p][i] = _mm512_setzero_ps();
+            for (int j = start; j < n && j < start + RUN_KEYS; j++) {
+                const bf16 *v = from->v_SE + from->slots[first + j] * from->stride;
+                for (int i = 0; i < n_vecs; i++) {
+                    __m512 value = wide_lanes(v + i * LANES);
+                    for (int p = 0; p < n_queries; p++)
+                        run[p][i] = _mm512_fmadd_ps(value, _mm512_set1_ps(wide(block->weight[p][j])), run[p][i]);
+                }
+            }
+            for (int p = 0; p < n_queries; p++)
+                for (int i = 0; i < n_vecs; i++) sum[p][i] = _mm512_add_ps(sum[p][i], run[p][i]);
+        }
+    }
+    for (int p = 0; p < n_queries; p++) {
+        float share[LANES], reciprocal = 1.0f / total[p];
+        for (int i = 0; i < n_vecs; i++) {
+            _mm512_storeu_ps(share, _mm512_mul_ps(sum[p][i], _mm512_set1_ps(reciprocal)));
+            for (int l = 0; l < LANES; l++) out[(p * n_vecs + i) * LANES + l] = narrow(share[l]);
+        }
+    }
+}
+
+INLINED void attend_group(int64_t n_repeats, int n_vecs, const Reading *from, const bf16 *q, bf16 *out) {
+    Block block;
+    for (; n_repeats >= 4; n_repeats -= 4, q += 4 * n_vecs * LANES, out += 4 * n_vecs * LANES)
+        attend_heads(4, n_vecs, from, q, out, &block);
+    if (n_repeats == 3) attend_heads(3, n_vecs, from, q, out, &block);
+    if (n_repeats == 2) attend_heads(2, n_vecs, from, q, out, &block);
+    if (n_repeats == 1) attend_heads(1, n_vecs, from, q, out, &block);
+}
+
+// Each sequence's newest token, row row_B[b] of q, over all its keys, read from the cache where they lie.
+// E is 32, 64, 96 or 128.
+void attend_newest(int64_t n_sequences, int64_t n_heads, int64_t n_groups, int64_t d_head, int64_t most_keys,
+                   const bf16 *q_THE, const bf16 *cache_S2GE, const int64_t *row_B, const int64_t *n_keys_B,
+                   const int64_t *slots_BK, bf16 *out_THE) {
+    int64_t n_kv = n_groups * d_head, n_repeats = n_heads / n_groups;
+#pragma omp parallel for if (n_sequences * most_keys * n_kv > PARALLEL_WORK)
+    for (int64_t task = 0; task < n_sequences * n_groups; task++) {
+        int64_t b = task / n_groups, g = task % n_groups;
+        int64_t at = (row_B[b] * n_heads + g * n_repeats) * d_head;
+        const bf16 *k_SE = cache_S2GE + g * d_head;
+        Reading from = {2 * n_kv, n_keys_B[b], k_SE, k_SE + n_kv, slots_BK + b * most_keys};
+        switch (d_head) {
+            case 32: attend_group(n_repeats, 2, &from, q_THE + at, out_THE + at); break;
+            case 64: attend_group(n_repeats, 4, &from, q_THE + at, out_THE + at); break;
+            case 96: attend_group(n_repeats, 6, &from, q_THE + at, out_THE + at); break;
+            case 128: attend_group(n_repeats, 8, &from, q_THE + at, out_THE + at); break;
+        }
+    }
+}
+#endif

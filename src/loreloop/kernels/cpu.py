@@ -1,12 +1,14 @@
 """The kernels as functions of tensors. Each tells first whether it serves these tensors: bf16 on a CPU, no gradients.
 
-Legend: T rows, D width, F feed-forward width, H query heads, G key/value heads, E head width, S slots of the cache.
+Legend: T rows, D width, F feed-forward width, B sequences, K keys, H query heads, G key/value heads, E head width,
+S slots of the cache.
 """
 
 from __future__ import annotations
 
 import functools
 from ctypes import c_float, c_int64, c_void_p
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +16,12 @@ from torch import Tensor
 
 from loreloop.kernels.build import library
 
+HEAD_WIDTHS = (32, 64, 96, 128)  # those of attend_newest
 _SIGNATURES = {
     "add_rms_norm": [c_int64] * 2 + [c_void_p] * 3 + [c_float] + [c_void_p] * 2,
     "gated_silu": [c_int64] * 2 + [c_void_p] * 2,
     "turn_and_store": [c_int64] * 7 + [c_void_p] * 8,
+    "attend_newest": [c_int64] * 5 + [c_void_p] * 6,  # only for processors that multiply bf16
 }
 
 
@@ -26,13 +30,19 @@ def serve(x: Tensor, dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and x.device.type == "cpu" and _calls() is not None
 
 
+def attends(x: Tensor, dtype: torch.dtype, d_head: int) -> bool:
+    """Whether `attend_newest` may be used for heads of this width."""
+    return d_head in HEAD_WIDTHS and serve(x, dtype) and hasattr(_calls(), "attend_newest")
+
+
 @functools.cache
 def _calls() -> Any:
     """The library with its functions' arguments declared; None: there is none."""
     calls = library()
-    for name, arguments in _SIGNATURES.items() if calls else ():
-        function = getattr(calls, name)
-        function.argtypes, function.restype = arguments, None
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(calls, name, None)
+        if function is not None:
+            function.argtypes, function.restype = arguments, None
     return calls
 
 
@@ -85,3 +95,27 @@ def turn_and_store(
         *(x.data_ptr() for x in (q_THE, k_TGE, v_TGE, *angles_TE, slot_T, out_THE, cache_S2GE)),
     )
     return out_THE
+
+
+@dataclass(frozen=True)
+class NewestKeys:
+    """Which rows of a step are sequences' newest tokens, and where the keys of each lie; (B, K) is padded at will."""
+
+    rows_B: Tensor
+    n_keys_B: Tensor
+    slots_BK: Tensor
+
+
+def attend_newest(q_THE: Tensor, cache_S2GE: Tensor, keys: NewestKeys, out_THE: Tensor) -> None:
+    """softmax(q·k/√E)·v for the rows of newest tokens, written to the same rows of `out_THE`."""
+    n_heads, d_head = q_THE.shape[1:]
+    for x in (q_THE, cache_S2GE, keys.slots_BK, out_THE):
+        assert x.is_contiguous()
+    _calls().attend_newest(
+        keys.slots_BK.shape[0],
+        n_heads,
+        cache_S2GE.shape[2],
+        d_head,
+        keys.slots_BK.shape[1],
+        *(x.data_ptr() for x in (q_THE, cache_S2GE, keys.rows_B, keys.n_keys_B, keys.slots_BK, out_THE)),
+    )

@@ -7,6 +7,7 @@ engine computes, who asked, or how messages travel.
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,8 @@ from loreloop.scheduler.training import Training
 
 T = TypeVar("T")
 
+UNHURRIED_SECONDS = 0.1  # training looks up for messages this often where no sample waits for its next token
+
 
 class Scheduler:
     """`inbox` gives None when the link has ended; `snapshot_folder` is where the engine writes its snapshots."""
@@ -53,6 +56,7 @@ class Scheduler:
         self._inbox, self._send = inbox, send
         self._sampling = Sampling(engine, send, attempt, new_matcher)
         self._training = Training(engine, send, attempt, config, snapshot_folder)
+        self._gap_seconds = config.decode_gap_ms / 1000
         self._queues = Queues(0, 0, 0)
         self._open, self._closing = True, False
 
@@ -61,11 +65,20 @@ class Scheduler:
         while self._open and not self._closing:
             self._receive()
             self._sampling.admit()
-            self._sampling.step()
-            self._training.slice()
+            self._compute()
             self._tell_queues()
         if self._open:
             self._training.close()
+
+    def _compute(self) -> None:
+        """A step of all samples, and training for what is left of the time until their next one is due."""
+        seconds = UNHURRIED_SECONDS
+        if self._sampling.busy and (self._gap_seconds or not self._training.in_batch):
+            started = time.monotonic()
+            self._sampling.step()
+            if self._gap_seconds:
+                seconds = max(0.0, self._gap_seconds - (time.monotonic() - started))
+        self._training.slice(seconds)
 
     def _receive(self) -> None:
         if not self._sampling.busy and not self._training.busy:

@@ -68,7 +68,6 @@ class Training:
         snapshot_folder: Path,
     ) -> None:
         self._engine, self._send, self._attempt = engine, send, attempt
-        self._slice_seconds = config.train_slice_ms / 1000
         self._snapshot_seconds = config.snapshot_seconds
         self._order = Order(
             share=not config.deterministic,
@@ -113,13 +112,19 @@ class Training:
     def snapshot_recorded(self, plan_no: int) -> None:
         self._snapshots.delete_outdated(plan_no)
 
-    def slice(self) -> None:
-        """Trains for one slice of time; the rest of a batch waits for the next slice."""
+    @property
+    def in_batch(self) -> bool:
+        """Whether a batch has begun and not ended."""
+        return self._running is not None
+
+    def slice(self, seconds: float) -> None:
+        """Trains at least one stretch, and on while another of that length fits into the time; the rest waits."""
         now = time.monotonic()
-        end = now + self._slice_seconds
-        while self._going and now < end and self._advance():
+        end, stretch_seconds = now + seconds, 0.0
+        while self._going and now + stretch_seconds <= end and self._advance():
             before, now = now, time.monotonic()
-            self._unsnapshotted_seconds += now - before
+            stretch_seconds = now - before
+            self._unsnapshotted_seconds += stretch_seconds
             if self._running is None and self._unsnapshotted_seconds >= self._snapshot_seconds:
                 self._snapshot()
 
