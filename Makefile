@@ -11,7 +11,7 @@ NEWEST := .cache/newest
 # wheel would do; the cookbook's newest plain release wants transformers 5.5.4 at most.
 INSTALL := 'torch==2.13.*' 'transformers==5.5.4' 'tinker==0.38.*' 'tinker-cookbook[math-rl]==0.5.8' -e '.[demo,test,check]'
 
-.PHONY: help demo serve test test-slow check bench format proto clean
+.PHONY: help demo serve test test-slow check bench bench-gpu format proto clean
 
 help:
 	@echo "make demo       a real model learns sums in front of you"
@@ -19,6 +19,7 @@ help:
 	@echo "make check      format, lint, types, architecture, docs"
 	@echo "make test       the tests; make test-slow: recipes, real model, soaks"
 	@echo "make bench      the figures of docs/benchmarks.md; ROW=name for one"
+	@echo "make bench-gpu  an 8B shape against a GPU's own limits"
 
 $(STAMP): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -54,6 +55,9 @@ $(NEWEST)/.installed: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench $(ROW)
+
+bench-gpu: $(STAMP)
+	$(BIN)/python -m bench.gpu
 
 format: $(STAMP)
 	$(BIN)/ruff format .
