@@ -214,10 +214,11 @@ def test_half_precision_stays_near(tmp_path):
     assert states[1].grad.dtype == torch.float32
 
 
-def test_training_pauses_after_every_layer(rig):
+@pytest.mark.parametrize(("n_tokens", "n_chunks"), [(20, 1), (300, 3)])
+def test_training_pauses_after_every_layer_and_every_chunk_of_the_head(rig, n_tokens, n_chunks):
     n_layers = rig.decoder.spec.n_layers
-    assert pauses(rig, train_pass(datum(random_tokens(20)))) == 2 * n_layers + 1
-    assert pauses(rig, train_pass(datum(random_tokens(20)), forward_only=True)) == n_layers
+    assert pauses(rig, train_pass(datum(random_tokens(n_tokens)))) == 2 * n_layers + n_chunks + 1
+    assert pauses(rig, train_pass(datum(random_tokens(n_tokens)), forward_only=True)) == n_layers + n_chunks
 
 
 def pauses(rig, op):

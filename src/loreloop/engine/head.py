@@ -8,7 +8,7 @@ Legend: N rows to score, D model width, V vocabulary, K targets a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -45,20 +45,26 @@ class Head:
             for piece in self._pieces(rows):
                 yield slice(rows.start + piece.start, min(rows.start + piece.stop, rows.stop)), logits_NV[piece].float()
 
-    def score(self, h_ND: Tensor, targets_NK: Tensor, lora: LoraBatch, want_grad_N: Tensor | None) -> Scores:
-        """log p(target) of every row; with `want_grad_N` (bool) also its gradient, zero where not wanted.
+    def score(
+        self, h_ND: Tensor, targets_NK: Tensor, lora: LoraBatch, want_grad_N: Tensor | None
+    ) -> Generator[None, None, Scores]:
+        """log p(target) of every row; with `want_grad_N` (bool) also its gradient, zero where not wanted. Pauses after
+        every chunk.
 
         The gradient is E[target] − p·E of the frozen head E, so it is right only where no unembedding adapter acts.
         """
         logp_NK = torch.empty(targets_NK.shape, device=h_ND.device)
         grad_ND = torch.zeros_like(h_ND) if want_grad_N is not None else None
-        with torch.no_grad():
-            for rows, logits_NV in self._products(h_ND, lora):
-                wanted_N = want_grad_N[rows] if want_grad_N is not None else None
-                want_grad = wanted_N is not None and bool(wanted_N.any())
+        for start in range(0, h_ND.shape[0], self.chunk_rows):
+            rows = slice(start, min(start + self.chunk_rows, h_ND.shape[0]))
+            wanted_N = want_grad_N[rows] if want_grad_N is not None else None
+            want_grad = wanted_N is not None and bool(wanted_N.any())
+            with torch.no_grad():  # not across the pause, in which others compute
+                logits_NV = self._product(h_ND, rows, lora)
                 logp_NK[rows] = self._score_chunk(logits_NV, targets_NK[rows], want_grad)
                 if grad_ND is not None and wanted_N is not None and want_grad:
                     grad_ND[rows] = self._grad(logits_NV, targets_NK[rows, 0], wanted_N)
+            yield
         return Scores(logp_NK, grad_ND)
 
     def _score_chunk(self, logits_NV: Tensor, targets_NK: Tensor, want_p: bool) -> Tensor:
@@ -74,14 +80,17 @@ class Head:
         return torch.cat(logp)
 
     def _products(self, h_ND: Tensor, lora: LoraBatch) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, their logits in the compute dtype) by chunks, with padding rows at the end if rows are fixed."""
-        layer = self.decoder.spec.n_layers
+        """(rows, their logits) by chunks."""
         for start in range(0, h_ND.shape[0], self.chunk_rows):
             rows = slice(start, min(start + self.chunk_rows, h_ND.shape[0]))
-            h_chunk = h_ND[rows]
-            if self.fixed_rows:
-                h_chunk = F.pad(h_chunk, (0, 0, 0, self.chunk_rows - h_chunk.shape[0]))
-            yield rows, rows_of(lora, rows).linear(h_chunk, self.decoder.head, layer, UNEMBED)
+            yield rows, self._product(h_ND, rows, lora)
+
+    def _product(self, h_ND: Tensor, rows: slice, lora: LoraBatch) -> Tensor:
+        """The logits of a chunk in the compute dtype, with padding rows at the end if rows are fixed."""
+        h_chunk = h_ND[rows]
+        if self.fixed_rows:
+            h_chunk = F.pad(h_chunk, (0, 0, 0, self.chunk_rows - h_chunk.shape[0]))
+        return rows_of(lora, rows).linear(h_chunk, self.decoder.head, self.decoder.spec.n_layers, UNEMBED)
 
     def _pieces(self, rows: slice) -> Iterator[slice]:
         """The rows of a chunk, counted from its start, as many at a time as the softmax likes."""
@@ -97,8 +106,11 @@ class Head:
         grad_ND[wanted_N] = weight_VD[targets_N[wanted_N]] - mean_ND
         return grad_ND
 
-    def backward(self, h_ND: Tensor, targets_NK: Tensor, dlogp_NK: Tensor, lora: LoraBatch) -> Tensor:
-        """Sends ∂loss/∂logp back to the hidden states, (N, D), and to unembedding adapters; logits are made again."""
+    def backward(
+        self, h_ND: Tensor, targets_NK: Tensor, dlogp_NK: Tensor, lora: LoraBatch
+    ) -> Generator[None, None, Tensor]:
+        """Sends ∂loss/∂logp back to the hidden states, (N, D), and to unembedding adapters; logits are made again.
+        Pauses after every chunk."""
         dh_ND = torch.zeros_like(h_ND)
         for start in range(0, h_ND.shape[0], self.chunk_rows):
             rows = slice(start, min(start + self.chunk_rows, h_ND.shape[0]))
@@ -113,6 +125,7 @@ class Head:
             logits_NV.backward(dlogits_NV.to(logits_NV.dtype))
             assert h_chunk.grad is not None
             dh_ND[rows] = h_chunk.grad
+            yield
         return dh_ND
 
 

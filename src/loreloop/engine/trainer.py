@@ -133,7 +133,7 @@ class Trainer:
             yield
         with torch.no_grad():
             h_UD = self.decoder.final(x_TD)[batch.pair_rows_U]
-        scores = self.head.score(h_UD, batch.pair_targets_UK, groups_at(batch.lora, batch.pair_rows_U), None)
+        scores = yield from self.head.score(h_UD, batch.pair_targets_UK, groups_at(batch.lora, batch.pair_rows_U), None)
         self._losses(batch, scores.logp_NK, want_grad=False)
 
     def _forward_backward(self, batch: _Batch) -> Generator[None, None, None]:
@@ -148,7 +148,7 @@ class Trainer:
             kept.append((x_TD, None if recompute else y_TD))
             x_TD = y_TD
             yield
-        dx_TD = self._head(batch, x_TD.detach())
+        dx_TD = yield from self._head(batch, x_TD.detach())
         yield
         for layer in reversed(range(self.decoder.spec.n_layers)):
             x_in_TD, out_TD = kept.pop()
@@ -164,7 +164,7 @@ class Trainer:
         rope = self.decoder.rope(torch.from_numpy(batch.packed.positions_T).to(device))
         return self.decoder.embed(tokens_T), rope, TreeAttention(self.attention, batch.packed.segments, device)
 
-    def _head(self, batch: _Batch, x_TD: Tensor) -> Tensor:
+    def _head(self, batch: _Batch, x_TD: Tensor) -> Generator[None, None, Tensor]:
         """Scores the batch, applies its losses, and gives their gradient at the last layer's output, (T, D) fp32."""
         x_TD.requires_grad_()
         with torch.enable_grad():
@@ -174,10 +174,10 @@ class Trainer:
         layer = self.decoder.spec.n_layers
         again = batch.pair_targets_UK.shape[1] > 1 or any(g.weights.layout.has(layer, UNEMBED) for g in lora.groups)
         active_U = None if again else self._active(batch)
-        scores = self.head.score(h_UD.detach(), batch.pair_targets_UK, lora, active_U)
+        scores = yield from self.head.score(h_UD.detach(), batch.pair_targets_UK, lora, active_U)
         dlogp_UK = self._losses(batch, scores.logp_NK, want_grad=True)
         if scores.grad_ND is None:
-            dh_UD = self.head.backward(h_UD.detach(), batch.pair_targets_UK, dlogp_UK, lora)
+            dh_UD = yield from self.head.backward(h_UD.detach(), batch.pair_targets_UK, dlogp_UK, lora)
         else:
             dh_UD = (scores.grad_ND.float() * dlogp_UK).to(h_UD.dtype)
         return torch.autograd.grad(h_UD, x_TD, dh_UD)[0]
