@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.rig import Figure, datum, decode_steps, new_model, random_ids, run_pass, sample_op, saved_revision
+from bench.rig import Figure, datum, decode_steps, new_model, random_ids, run_pass, sample_op, saved_revision, timed
 from loreloop.config import EngineConfig
 from loreloop.engine.local import LocalEngine
 from loreloop.model.tensor_file import write_tensors
@@ -87,14 +87,13 @@ def write_model(folder: Path, config: dict[str, object], device: str) -> int:
 
 def seconds_of(work: Callable[[], object], device: str, turns: int = 5) -> float:
     """Median, after one turn that warms up."""
-    times = []
-    for _ in range(turns + 1):
-        started = time.perf_counter()
+
+    def finished() -> None:
         work()
         if device == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times[1:]))
+
+    return float(np.median([timed(finished) for _ in range(turns + 1)][1:]))
 
 
 def limits(device: str, n: int) -> tuple[float, float]:

@@ -55,8 +55,7 @@ class Head:
         """
         logp_NK = torch.empty(targets_NK.shape, device=h_ND.device)
         grad_ND = torch.zeros_like(h_ND) if want_grad_N is not None else None
-        for start in range(0, h_ND.shape[0], self.chunk_rows):
-            rows = slice(start, min(start + self.chunk_rows, h_ND.shape[0]))
+        for rows in self._chunk_spans(h_ND.shape[0]):
             wanted_N = want_grad_N[rows] if want_grad_N is not None else None
             want_grad = wanted_N is not None and bool(wanted_N.any())
             with torch.no_grad():  # not across the pause, in which others compute
@@ -81,9 +80,12 @@ class Head:
 
     def _products(self, h_ND: Tensor, lora: LoraBatch) -> Iterator[tuple[slice, Tensor]]:
         """(rows, their logits) by chunks."""
-        for start in range(0, h_ND.shape[0], self.chunk_rows):
-            rows = slice(start, min(start + self.chunk_rows, h_ND.shape[0]))
+        for rows in self._chunk_spans(h_ND.shape[0]):
             yield rows, self._product(h_ND, rows, lora)
+
+    def _chunk_spans(self, n_rows: int) -> Iterator[slice]:
+        starts = range(0, n_rows, self.chunk_rows)
+        return (slice(start, min(start + self.chunk_rows, n_rows)) for start in starts)
 
     def _product(self, h_ND: Tensor, rows: slice, lora: LoraBatch) -> Tensor:
         """The logits of a chunk in the compute dtype, with padding rows at the end if rows are fixed."""
@@ -112,8 +114,7 @@ class Head:
         """Sends ∂loss/∂logp back to the hidden states, (N, D), and to unembedding adapters; logits are made again.
         Pauses after every chunk."""
         dh_ND = torch.zeros_like(h_ND)
-        for start in range(0, h_ND.shape[0], self.chunk_rows):
-            rows = slice(start, min(start + self.chunk_rows, h_ND.shape[0]))
+        for rows in self._chunk_spans(h_ND.shape[0]):
             h_chunk = h_ND[rows].detach().requires_grad_()
             with torch.enable_grad():
                 logits_NV = rows_of(lora, rows).linear(h_chunk, self.decoder.head, self.decoder.spec.n_layers, UNEMBED)

@@ -119,7 +119,8 @@ void turn_and_store(int64_t n_rows, int64_t n_heads, int64_t n_groups, int64_t d
 
 // Attention of newest tokens. It adds up in the order of the tensor library's fused kernel, with that kernel's e^x, so
 // that decoding gives the very bits of training: scores along E, weights in blocks of 512 keys by 32 lanes, values
-// along the keys in runs of 192. (Products of two bf16 numbers are exact in fp32.) Whether the library at hand still does so is tried out in cpu.py.
+// along the keys in runs of 192. (Products of two bf16 numbers are exact in fp32.) Whether the library at hand still
+// does so is for the caller to try out.
 
 #define INLINED static inline __attribute__((always_inline))
 #define LANES 16
