@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from loreloop.engine.attention_blocks import causal_attention
 from loreloop.engine.local import LocalEngine
 from loreloop.model.linear import BaseLinear
 from loreloop.model.lora import UNEMBED, AdapterView
@@ -66,9 +67,9 @@ def _lora(x_TI: Tensor, y_TO: Tensor, weights: AdapterView, layer: int, site: st
 def _attention(running: LocalEngine, lengths: Sequence[int]) -> None:
     spec, dtype = running.decoder.spec, running.decoder.dtype
     for length in lengths:
-        q = torch.zeros(1, spec.n_heads, length, spec.d_head, dtype=dtype, requires_grad=True)
-        k, v = (torch.zeros(1, spec.n_kv_heads, length, spec.d_head, dtype=dtype, requires_grad=True) for _ in "kv")
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        q = torch.zeros(spec.n_heads, length, spec.d_head, dtype=dtype, requires_grad=True)
+        k, v = (torch.zeros(spec.n_kv_heads, length, spec.d_head, dtype=dtype, requires_grad=True) for _ in "kv")
+        o = causal_attention(q, k, v)
         o.backward(torch.zeros_like(o))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from loreloop.engine.attention import KEY_BLOCK, FastAttention, FixedAttention, Reach
+from loreloop.engine.attention_blocks import LONGEST
 from loreloop.engine.head import Head, groups_at, rows_of
 from loreloop.engine.packing import PackItem, pack
 from loreloop.engine.tree_attention import TreeAttention
@@ -43,6 +44,21 @@ def plain_attention(q_QHE, k_KGE, v_KGE):
 def test_attention_is_the_formula(attention, n_queries, n_keys):
     q_QHE, k_KGE, v_KGE = heads(n_queries, 4), heads(n_keys, 2, 1), heads(n_keys, 2, 2)
     torch.testing.assert_close(attention.causal(q_QHE, k_KGE, v_KGE), plain_attention(q_QHE, k_KGE, v_KGE))
+
+
+@pytest.mark.parametrize("n_queries", [3, 32, 100, 128, 129, LONGEST, LONGEST + 1])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_causal_gradients_are_those_of_the_formula(n_queries, dtype, tolerance):
+    inputs = [heads(n_queries, n, seed).to(dtype).requires_grad_() for n, seed in ((6, 0), (2, 1), (2, 2))]
+    do_QHE = heads(n_queries, 6, 3).to(dtype)
+    FastAttention().causal(*inputs).backward(do_QHE)
+    q_QHE, k_QGE, v_QGE = (x.detach().double().requires_grad_() for x in inputs)
+    k_QHE, v_QHE = (x.repeat_interleave(3, 1) for x in (k_QGE, v_QGE))
+    score_HQK = torch.einsum("qhe,khe->hqk", q_QHE, k_QHE) / math.sqrt(16)
+    weight_HQK = score_HQK.masked_fill(torch.ones(n_queries, n_queries).triu(1).bool(), -math.inf).softmax(-1)
+    torch.einsum("hqk,khe->qhe", weight_HQK, v_QHE).backward(do_QHE.double())
+    for own, plain in zip(inputs, (q_QHE, k_QGE, v_QGE), strict=True):
+        assert (own.grad.double() - plain.grad).norm() <= tolerance * plain.grad.norm() + 1e-6
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS, ids=["fast", "fixed"])

@@ -63,6 +63,36 @@ def test_gate_of_extreme_numbers():
 
 
 @has_kernels
+@pytest.mark.parametrize("n_rows", ROWS)
+@pytest.mark.parametrize("width", [1, 17, 576])
+def test_the_norm_hands_back_what_autograd_does(n_rows, width):
+    x_TD, dy_TD, weight_D = numbers(n_rows, width, dtype=torch.float32), numbers(n_rows, width, seed=1), numbers(width)
+    x_TD.requires_grad_()
+    torch.nn.functional.rms_norm(x_TD, (width,), weight_D.float(), 1e-5).backward(dy_TD.float())
+    dx_TD = cpu.rms_norm_backward(x_TD.detach(), dy_TD, weight_D.float(), 1e-5)
+    torch.testing.assert_close(dx_TD, x_TD.grad, rtol=1e-4, atol=1e-4)
+
+
+@has_kernels
+@pytest.mark.parametrize("n_rows", ROWS)
+@pytest.mark.parametrize("width", [1, 17, 1536])
+def test_the_gate_hands_back_what_autograd_does(n_rows, width):
+    gate_up_TF2, dy_TF = 8 * numbers(n_rows, 2 * width), numbers(n_rows, width, seed=1)
+    leaf_TF2 = gate_up_TF2.float().requires_grad_()
+    gate_TF, up_TF = leaf_TF2.chunk(2, -1)
+    (torch.nn.functional.silu(gate_TF) * up_TF).backward(dy_TF.float())
+    torch.testing.assert_close(
+        cpu.gated_silu_backward(gate_up_TF2, dy_TF).float(), leaf_TF2.grad, rtol=2**-8, atol=1e-6
+    )
+
+
+@has_kernels
+def test_the_gate_hands_back_finite_gradients_of_extreme_numbers():
+    gate_up_TF2, dy_TF = torch.tensor([[200.0, -200.0, 2.0, 2.0]], dtype=BF16), torch.ones(1, 2, dtype=BF16)
+    assert cpu.gated_silu_backward(gate_up_TF2, dy_TF)[0].tolist() == pytest.approx([2, 0, 200, 0], abs=1e-30)
+
+
+@has_kernels
 @pytest.mark.parametrize("n_rows", ROWS[1:])
 @pytest.mark.parametrize("d_head", [2, 16, 64, 80])
 def test_turned_keys_and_values_lie_in_their_slots(n_rows, d_head):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from loreloop.engine.attention_blocks import causal_attention
 from loreloop.engine.attention_few import few_queries
 
 NEVER = float("-inf")
@@ -79,8 +80,7 @@ class FastAttention:
             reach = Reach(torch.tensor([n_keys - n_queries], device=q_QHE.device), n_queries, _whole(n_keys))
             return self.batched(q_QHE[None], _padded(k_KGE)[None], _padded(v_KGE)[None], reach)[0]
         q_HQE, k_GKE, v_GKE = (_padded(t, self.query_block).transpose(0, 1) for t in (q_QHE, k_KGE, v_KGE))
-        o_1HQE = F.scaled_dot_product_attention(q_HQE[None], k_GKE[None], v_GKE[None], is_causal=True, enable_gqa=True)
-        return o_1HQE[0].transpose(0, 1)[:n_queries]
+        return causal_attention(q_HQE, k_GKE, v_GKE).transpose(0, 1)[:n_queries]
 
     def batched(self, q_BQHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, reach: Reach) -> Tensor:
         n_groups = k_BKGE.shape[2] if reach.n_queries <= self.few_queries else q_BQHE.shape[2]

@@ -84,6 +84,43 @@ void gated_silu(int64_t n_rows, int64_t width, const bf16 *gate_up_TF2, bf16 *ou
     }
 }
 
+// What add_rms_norm's output hands back to its sum: with s = 1 / sqrt(mean x² + eps) and g = dy · weight,
+// dx = s · (g - x · s² · mean(g · x)).
+void rms_norm_backward(int64_t n_rows, int64_t width, const float *x_TD, const bf16 *dy_TD, const float *weight_D,
+                       float eps, float *dx_TD) {
+#pragma omp parallel for if (n_rows > 1 && n_rows * width > PARALLEL_WORK)
+    for (int64_t t = 0; t < n_rows; t++) {
+        const float *x = x_TD + t * width;
+        const bf16 *dy = dy_TD + t * width;
+        float *dx = dx_TD + t * width;
+        float squares = 0, along = 0;
+#pragma omp simd reduction(+ : squares, along)
+        for (int64_t i = 0; i < width; i++) {
+            squares += x[i] * x[i];
+            along += wide(dy[i]) * weight_D[i] * x[i];
+        }
+        float scale = 1.0f / sqrtf(squares / (float)width + eps);
+        float pull = along / (float)width * scale * scale;
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) dx[i] = scale * (wide(dy[i]) * weight_D[i] - x[i] * pull);
+    }
+}
+
+// What gated_silu's output hands back: to up dy · silu(gate), to gate dy · up · (σ + silu · (1 - σ)).
+void gated_silu_backward(int64_t n_rows, int64_t width, const bf16 *gate_up_TF2, const bf16 *dy_TF, bf16 *grad_TF2) {
+#pragma omp parallel for if (n_rows > 1 && n_rows * width > PARALLEL_WORK)
+    for (int64_t t = 0; t < n_rows; t++) {
+        const bf16 *gate = gate_up_TF2 + t * 2 * width, *up = gate + width, *dy = dy_TF + t * width;
+        bf16 *dgate = grad_TF2 + t * 2 * width, *dup = dgate + width;
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) {
+            float g = wide(gate[i]), sigmoid = 1.0f / (1.0f + exponential(-g)), silu = g * sigmoid;
+            dup[i] = narrow(wide(dy[i]) * silu);
+            dgate[i] = narrow(wide(dy[i]) * wide(up[i]) * (sigmoid + silu * (1.0f - sigmoid)));
+        }
+    }
+}
+
 // Turns n heads of one token by its angles; sin holds the sign of each half.
 static inline void turn(int64_t n_heads, int64_t d_head, const bf16 *x, const float *cos, const float *sin, bf16 *out) {
     int64_t half = d_head / 2;

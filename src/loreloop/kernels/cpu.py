@@ -1,4 +1,4 @@
-"""The kernels as functions of tensors. Each tells first whether it serves these tensors: bf16 on a CPU, no gradients.
+"""The kernels as functions of tensors, unseen by autograd. `serve` tells whether they are for these: bf16 on a CPU.
 
 Legend: T rows, D width, F feed-forward width, B sequences, K keys, H query heads, G key/value heads, E head width,
 S slots of the cache.
@@ -20,6 +20,8 @@ HEAD_WIDTHS = (32, 64, 96, 128)  # those of attend_newest
 _SIGNATURES = {
     "add_rms_norm": [c_int64] * 2 + [c_void_p] * 3 + [c_float] + [c_void_p] * 2,
     "gated_silu": [c_int64] * 2 + [c_void_p] * 2,
+    "rms_norm_backward": [c_int64] * 2 + [c_void_p] * 3 + [c_float, c_void_p],
+    "gated_silu_backward": [c_int64] * 2 + [c_void_p] * 3,
     "turn_and_store": [c_int64] * 7 + [c_void_p] * 8,
     "attend_newest": [c_int64] * 5 + [c_void_p] * 6,  # only for processors that multiply bf16
 }
@@ -68,6 +70,25 @@ def gated_silu(gate_up_TF2: Tensor) -> Tensor:
     out_TF = gate_up_TF2.new_empty(n_rows, width)
     _calls().gated_silu(n_rows, width, gate_up_TF2.data_ptr(), out_TF.data_ptr())
     return out_TF
+
+
+def rms_norm_backward(x_TD: Tensor, dy_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """The gradient (fp32) of what `add_rms_norm` took the norm of, from that of its bf16 result."""
+    assert x_TD.is_contiguous()
+    dy_TD = dy_TD.contiguous()
+    dx_TD = torch.empty_like(x_TD)
+    n_rows, width = x_TD.shape
+    _calls().rms_norm_backward(n_rows, width, *(x.data_ptr() for x in (x_TD, dy_TD, weight_D)), eps, dx_TD.data_ptr())
+    return dx_TD
+
+
+def gated_silu_backward(gate_up_TF2: Tensor, dy_TF: Tensor) -> Tensor:
+    """The gradient of `gated_silu`'s input from that of its result."""
+    assert gate_up_TF2.is_contiguous()
+    dy_TF = dy_TF.contiguous()
+    grad_TF2 = torch.empty_like(gate_up_TF2)
+    _calls().gated_silu_backward(*dy_TF.shape, *(x.data_ptr() for x in (gate_up_TF2, dy_TF, grad_TF2)))
+    return grad_TF2
 
 
 def turn_and_store(

@@ -47,10 +47,14 @@ def _in_kernel(x_TD: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _gated_silu(gate_up_TF2: Tensor) -> Tensor:
-    if kernels.serve(gate_up_TF2, gate_up_TF2.dtype) and gate_up_TF2.is_contiguous():
+    if _gate_in_kernel(gate_up_TF2):
         return kernels.gated_silu(gate_up_TF2)
     gate_TF, up_TF = gate_up_TF2.chunk(2, dim=-1)
     return F.silu(gate_TF) * up_TF
+
+
+def _gate_in_kernel(gate_up_TF2: Tensor) -> bool:
+    return gate_up_TF2.is_contiguous() and kernels.serve(gate_up_TF2, gate_up_TF2.dtype)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -63,6 +67,8 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor, None, None, None]:
         x_TD, weight_D = ctx.saved_tensors
+        if _in_kernel(x_TD, dy_TD.dtype):
+            return kernels.rms_norm_backward(x_TD, dy_TD, weight_D, ctx.eps), None, None, None
         x = x_TD.float()
         scale_T1 = (x.square().mean(-1, keepdim=True) + ctx.eps).rsqrt_()
         dn_TD = dy_TD.float() * weight_D
@@ -80,6 +86,8 @@ class _GatedSilu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy_TF: Tensor) -> Tensor:
         (gate_up_TF2,) = ctx.saved_tensors
+        if _gate_in_kernel(gate_up_TF2):
+            return kernels.gated_silu_backward(gate_up_TF2, dy_TF)
         gate_TF, up_TF = gate_up_TF2.chunk(2, dim=-1)
         sigmoid_TF = gate_TF.sigmoid()
         silu_TF = gate_TF * sigmoid_TF
