@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from loreloop.engine.attention_blocks import causal_attention
 from loreloop.engine.local import LocalEngine
+from loreloop.engine.packing import Segment
+from loreloop.engine.tree_attention import TreeAttention
+from loreloop.engine.tree_backward import tree_gradients
 from loreloop.model.linear import BaseLinear
 from loreloop.model.lora import UNEMBED, AdapterView
 
@@ -65,12 +68,15 @@ def _lora(x_TI: Tensor, y_TO: Tensor, weights: AdapterView, layer: int, site: st
 
 
 def _attention(running: LocalEngine, lengths: Sequence[int]) -> None:
-    spec, dtype = running.decoder.spec, running.decoder.dtype
-    for length in lengths:
-        q = torch.zeros(spec.n_heads, length, spec.d_head, dtype=dtype, requires_grad=True)
-        k, v = (torch.zeros(spec.n_kv_heads, length, spec.d_head, dtype=dtype, requires_grad=True) for _ in "kv")
-        o = causal_attention(q, k, v)
-        o.backward(torch.zeros_like(o))
+    spec, decoder, stops = running.decoder.spec, running.decoder, np.cumsum(lengths).tolist()
+    segments = [Segment(stop - length, stop, -1) for stop, length in zip(stops, lengths, strict=True)]
+    tree = TreeAttention(running.trainer.attention, segments, decoder.device)
+    q, k, v = (
+        torch.zeros(stops[-1], n, spec.d_head, dtype=decoder.dtype)
+        for n in (spec.n_heads, spec.n_kv_heads, spec.n_kv_heads)
+    )
+    o = tree.outputs(q, k, v)
+    tree_gradients(q, k, v, o, o, tree.blocks)
 
 
 def decode_products(running: LocalEngine, n_rows: int) -> None:

@@ -32,7 +32,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     page_tokens: Positive = 16
     max_running_samples: Positive = 256
     prefill_tokens: Positive = 512  # prompt tokens computed per sampling step, at most
-    train_tokens: Positive = 512  # rows of a training micro-batch; longer ones recompute their activations
+    train_tokens: Positive = 512  # rows of a training micro-batch
+    kept_tokens: Positive = 2048  # rows up to which a longer one keeps its activations; beyond, they are computed twice
     max_lora_rank: Positive = 256
     resident_models: Positive = 2  # training states held in memory; the others wait on disk
     resident_revisions: Positive = 16  # sampler adapters held in memory

@@ -53,12 +53,13 @@ def test_adapters_stand_apart_in_ascending_order(sequences):
         assert set(rows.tolist()) <= set(packed.adapter_rows[adapter])
 
 
-@given(forest, st.integers(1, 40))
-def test_batches_hold_everything_once_within_the_bound(sequences, max_rows):
-    batches = split_batches(items_of(sequences), max_rows)
+@given(forest, st.integers(1, 40), st.integers(0, 80))
+def test_batches_hold_everything_once_within_the_bound(sequences, max_rows, n_more):
+    batches = split_batches(items_of(sequences), max_rows, max_rows + n_more)
     assert sorted(item.index for batch in batches for item in batch) == list(range(len(sequences)))
     sizes = [len(pack(batch).tokens_T) for batch in batches]
-    assert all(n <= LONG_BATCH * max_rows or len(batch) == 1 for n, batch in zip(sizes, batches, strict=True))
+    bound = max(LONG_BATCH * max_rows, max_rows + n_more)
+    assert all(n <= bound or len(batch) == 1 for n, batch in zip(sizes, batches, strict=True))
 
 
 @given(sequence, st.lists(sequence, min_size=2, max_size=12), st.integers(1, 40))
@@ -67,23 +68,39 @@ def test_batches_grow_over_their_bound_only_where_that_is_cheaper(prompt, answer
         """Of a forward and backward pass, in rows; over the bound the forward pass is made twice."""
         return n_rows if n_rows <= max_rows else 1.5 * n_rows
 
-    for batch in split_batches(items_of([(0, [*prompt, 3, *answer]) for answer in answers]), max_rows):
+    for batch in split_batches(items_of([(0, [*prompt, 3, *answer]) for answer in answers]), max_rows, max_rows):
         assert cost(len(pack(batch).tokens_T)) <= sum(cost(len(item.tokens)) for item in batch)
 
 
 def test_a_long_prompt_is_computed_once_for_its_group():
     prompt = list(range(100, 160))
     group = items_of([(0, [*prompt, i, 1, 2, 3]) for i in range(16)])
-    assert len(split_batches(group, max_rows=50)) == 1
+    assert len(split_batches(group, max_rows=50, kept_rows=50)) == 1
     short = items_of([(0, [*prompt[:10], i, *range(30)]) for i in range(8)])
-    assert [len(batch) for batch in split_batches(short, max_rows=50)] == [1] * 8
+    assert [len(batch) for batch in split_batches(short, max_rows=50, kept_rows=50)] == [1] * 8
+
+
+def test_kept_activations_are_spent_on_what_is_shared():
+    group = items_of([(0, [*range(100, 160), i, 1, 2, 3]) for i in range(16)])
+    assert len(split_batches(group, max_rows=50, kept_rows=200)) == 1
+    strangers = items_of([(0, [*range(100, 110), i, *range(30)]) for i in range(8)])
+    assert [len(batch) for batch in split_batches(strangers, max_rows=50, kept_rows=400)] == [1] * 8
+
+
+def test_a_sequence_that_ends_inside_another_does_not_cut_it():
+    packed = pack(items_of([(0, [1, 2, 3, 4]), (0, [1, 2]), (0, [1, 2, 3])]))
+    assert [(s.start, s.stop, s.parent) for s in packed.segments] == [(0, 4, -1)]
+    assert [rows.tolist() for rows in packed.rows] == [[0, 1, 2, 3], [0, 1], [0, 1, 2]]
 
 
 @given(forest, st.integers(1, 40), st.randoms())
 def test_batches_do_not_depend_on_the_order_of_arrival(sequences, max_rows, random):
     shuffled = random.sample(sequences, len(sequences))
     spelled = [
-        [[(item.adapter, item.tokens.tolist()) for item in batch] for batch in split_batches(items_of(s), max_rows)]
+        [
+            [(item.adapter, item.tokens.tolist()) for item in batch]
+            for batch in split_batches(items_of(s), max_rows, max_rows)
+        ]
         for s in (sequences, shuffled)
     ]
     assert spelled[0] == spelled[1]
@@ -91,7 +108,8 @@ def test_batches_do_not_depend_on_the_order_of_arrival(sequences, max_rows, rand
 
 @given(st.lists(st.tuples(st.just(0), sequence), min_size=1, max_size=12))
 def test_all_that_fits_is_one_batch(sequences):
-    assert len(split_batches(items_of(sequences), n_distinct_prefixes(sequences))) == 1
+    n_rows = n_distinct_prefixes(sequences)
+    assert len(split_batches(items_of(sequences), n_rows, n_rows)) == 1
 
 
 def test_the_drawing_of_the_module():

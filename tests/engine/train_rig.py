@@ -27,7 +27,9 @@ class Rig:
         attention = FixedAttention() if deterministic else FastAttention()
         self.decoder = load_decoder(folder, dtype=dtype, device=CPU, products=products)
         self.dtype = dtype
-        self.trainer = Trainer(self.decoder, attention, Head(self.decoder, fixed_rows=deterministic), max_rows)
+        self.trainer = Trainer(
+            self.decoder, attention, Head(self.decoder, fixed_rows=deterministic), max_rows, max_rows
+        )
 
     def state(self, rank=4, seed=0, *, unembed=False, attn=True, mlp=True) -> ModelState:
         """A model whose A and B are both away from zero, so that every gradient is too."""

@@ -2,7 +2,7 @@
 
 Keys are counted from position 0 of their sequence, and a query sees those up to its own position. Training asks for
 all positions at once and decoding for one; both must round alike, or the sampler's log-probabilities are not the
-trainer's. Knows neither segments nor pages.
+trainer's. Forward only; `tree_backward` has the gradients. Knows neither segments nor pages.
 
 Legend: Q queries, K keys, H query heads, G key/value heads, P query heads a group, E head width, B sequences.
 """
@@ -15,9 +15,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from loreloop.engine.attention_blocks import causal_attention
-from loreloop.engine.attention_few import few_queries
 
 NEVER = float("-inf")
 
@@ -72,7 +69,7 @@ class FastAttention:
 
     query_block = 32
     least_rows = 4
-    few_queries = 32  # up to here, scores in memory cost less than the fused kernel's backward pass
+    few_queries = 32  # up to here, a group's query heads share a product
 
     def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor) -> Tensor:
         n_queries, n_keys = q_QHE.shape[0], k_KGE.shape[0]
@@ -80,7 +77,8 @@ class FastAttention:
             reach = Reach(torch.tensor([n_keys - n_queries], device=q_QHE.device), n_queries, _whole(n_keys))
             return self.batched(q_QHE[None], _padded(k_KGE)[None], _padded(v_KGE)[None], reach)[0]
         q_HQE, k_GKE, v_GKE = (_padded(t, self.query_block).transpose(0, 1) for t in (q_QHE, k_KGE, v_KGE))
-        return causal_attention(q_HQE, k_GKE, v_GKE).transpose(0, 1)[:n_queries]
+        o_1HQE = F.scaled_dot_product_attention(q_HQE[None], k_GKE[None], v_GKE[None], is_causal=True, enable_gqa=True)
+        return o_1HQE[0].transpose(0, 1)[:n_queries]
 
     def batched(self, q_BQHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, reach: Reach) -> Tensor:
         n_groups = k_BKGE.shape[2] if reach.n_queries <= self.few_queries else q_BQHE.shape[2]
@@ -91,14 +89,11 @@ class FastAttention:
         if (n_missing := -q_BGRE.shape[2] % self.least_rows) > 0:
             q_BGRE = F.pad(q_BGRE, (0, 0, 0, n_missing))
         mask_B1RK = reach.mask(n_repeats, q_BGRE.shape[2], q_BQHE.dtype)
-        attend = few_queries if reach.n_queries <= self.few_queries else _many_queries
-        o_BGRE = attend(q_BGRE, k_BKGE.transpose(1, 2), v_BKGE.transpose(1, 2), mask_B1RK)
+        o_BGRE = F.scaled_dot_product_attention(
+            q_BGRE, k_BKGE.transpose(1, 2), v_BKGE.transpose(1, 2), attn_mask=mask_B1RK, enable_gqa=True
+        )
         o_BGQPE = o_BGRE[:, :, : reach.n_queries * n_repeats].unflatten(2, (-1, n_repeats))
         return o_BGQPE.transpose(1, 2).flatten(2, 3)
-
-
-def _many_queries(q_BHQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask_B1QK: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q_BHQE, k_BGKE, v_BGKE, attn_mask=mask_B1QK, enable_gqa=True)
 
 
 class FixedAttention:

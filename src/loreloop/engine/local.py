@@ -63,7 +63,7 @@ class LocalEngine:
         n_pages = max(1, (config.kv_cache_mib << 20) // page_bytes(spec, config.page_tokens, dtype))
         self.bank = AdapterBank(spec, dtype, device, work_dir, config.resident_models)
         self.revisions = Revisions(spec, dtype, device, config.resident_revisions)
-        self.trainer = Trainer(self.decoder, attention, head, config.train_tokens)
+        self.trainer = Trainer(self.decoder, attention, head, config.train_tokens, config.kept_tokens)
         limits = SamplerLimits(n_pages, config.page_tokens, config.max_running_samples, config.prefill_tokens)
         self.sampler = Sampler(self.decoder, attention, head, limits)
         self.failed: list[SampleEvent] = []

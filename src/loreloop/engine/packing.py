@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
-LONG_BATCH = 8  # a micro-batch with recomputed activations, in ordinary ones; bounds its memory
+LONG_BATCH = 8  # the largest micro-batch of sequences that share, in ordinary ones; bounds its memory
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class PackItem:
     tokens: Ids
 
 
-def split_batches(items: Sequence[PackItem], max_rows: int) -> list[list[PackItem]]:
+def split_batches(items: Sequence[PackItem], max_rows: int, kept_rows: int) -> list[list[PackItem]]:
     """Micro-batches of at most `max_rows` packed rows, neighbours in prefix order.
 
-    Two kinds grow larger, and have their activations computed twice: a single longer sequence, and sequences whose
-    common beginning would cost more if it were repeated in another micro-batch.
+    Two kinds grow larger: a single longer sequence, and sequences whose common beginning would cost more if it were
+    repeated in another micro-batch. Beyond `kept_rows` activations are computed twice.
     """
     ordered = sorted(items, key=lambda item: (item.adapter, item.tokens.astype(">i8").tobytes()))
     batches: list[list[PackItem]] = []
@@ -61,7 +61,7 @@ def split_batches(items: Sequence[PackItem], max_rows: int) -> list[list[PackIte
     for item in ordered:
         n_shared = common_prefix(batches[-1][-1], item) if batches else 0
         n_new = len(item.tokens) - n_shared
-        if not batches or not _joins(n_rows, n_new, n_shared, max_rows):
+        if not batches or not _joins(n_rows, n_new, n_shared, max_rows, kept_rows):
             batches.append([])
             n_rows, n_new = 0, len(item.tokens)
         batches[-1].append(item)
@@ -69,15 +69,16 @@ def split_batches(items: Sequence[PackItem], max_rows: int) -> list[list[PackIte
     return batches
 
 
-def _joins(n_rows: int, n_new: int, n_shared: int, max_rows: int) -> bool:
+def _joins(n_rows: int, n_new: int, n_shared: int, max_rows: int, kept_rows: int) -> bool:
     """Whether a sequence is cheaper in this micro-batch than in a new one.
 
-    Computing activations again costs half a row's forward and backward pass: beyond `max_rows` for every row that is
-    added, and for all those before when the bound is crossed.
+    Up to `kept_rows` it takes memory alone, which saving a third of the sequence is worth. Computing activations again
+    costs half a row's forward and backward pass: for every row that is added, and for all those before when the bound
+    is crossed.
     """
-    if n_rows + n_new <= max_rows:
-        return True
-    n_again = n_new if n_rows > max_rows else n_rows + n_new
+    if n_rows + n_new <= kept_rows:
+        return n_rows + n_new <= max_rows or n_new <= 2 * n_shared
+    n_again = n_new if n_rows > kept_rows else n_rows + n_new
     return n_again <= 2 * n_shared and n_rows + n_new <= LONG_BATCH * max_rows
 
 
@@ -99,6 +100,12 @@ class _Node:
     tokens: Ids
     children: dict[int, _Node] = field(default_factory=dict)
 
+    def join_single(self) -> None:
+        """Takes in a child that has no siblings: nothing branches between the two."""
+        while len(self.children) == 1:
+            (child,) = self.children.values()
+            self.tokens, self.children = np.concatenate((self.tokens, child.tokens)), child.children
+
     def split(self, at: int) -> None:
         tail = _Node(self.tokens[at:], self.children)
         self.tokens, self.children = self.tokens[:at], {int(tail.tokens[0]): tail}
@@ -115,6 +122,15 @@ def _insert(root: _Node, tokens: Ids) -> None:
         if n < len(child.tokens):
             child.split(n)
         node, rest = child, rest[n:]
+
+
+def _join_singles(root: _Node) -> None:
+    """A sequence that merely ends inside another one does not cut it."""
+    waiting = list(root.children.values())
+    while waiting:
+        node = waiting.pop()
+        node.join_single()
+        waiting += node.children.values()
 
 
 def _walk(root: _Node) -> Iterator[tuple[_Node, int, int]]:
@@ -142,6 +158,7 @@ class _Builder:
         root = _Node(np.empty(0, np.int64))
         for item in items:
             _insert(root, item.tokens)
+        _join_singles(root)
         first_segment = len(self.segments)
         starts: dict[int, int] = {}
         for node, parent, depth in _walk(root):
@@ -177,6 +194,7 @@ def _rows_of(root: _Node, tokens: Ids, starts: dict[int, int]) -> Ids:
     node, rest = root, tokens
     while len(rest):
         node = node.children[int(rest[0])]
-        parts.append(np.arange(starts[id(node)], starts[id(node)] + len(node.tokens)))
-        rest = rest[len(node.tokens) :]
+        n = min(len(rest), len(node.tokens))
+        parts.append(np.arange(starts[id(node)], starts[id(node)] + n))
+        rest = rest[n:]
     return np.concatenate(parts)

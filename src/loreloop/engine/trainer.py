@@ -65,15 +65,13 @@ class _Batch:
     pair_targets_UK: Tensor
 
 
-GATHERED_KEYS_A_ROW = 16  # copied keys and values that a layer may keep for its backward pass
-
-
 class Trainer:
-    """Runs passes on one decoder. `max_rows` bounds an ordinary micro-batch, and with it the activations that are kept;
-    longer sequences, large groups, and batches whose attention copies very many keys compute theirs twice."""
+    """Runs passes on one decoder. `max_rows` bounds an ordinary micro-batch; longer sequences and groups keep their
+    activations up to `kept_rows` and compute them twice beyond."""
 
-    def __init__(self, decoder: Decoder, attention: Attention, head: Head, max_rows: int) -> None:
-        self.decoder, self.attention, self.head, self.max_rows = decoder, attention, head, max_rows
+    def __init__(self, decoder: Decoder, attention: Attention, head: Head, max_rows: int, kept_rows: int) -> None:
+        self.decoder, self.attention, self.head = decoder, attention, head
+        self.max_rows, self.kept_rows = max_rows, max(max_rows, kept_rows)
 
     def run(self, works: Sequence[TrainPass]) -> Generator[None, None, None]:
         """Computes all passes; their results are complete when it is exhausted. Equal prefixes are computed once.
@@ -105,7 +103,8 @@ class Trainer:
         # Positions with several targets are scored differently, so such data form batches of their own.
         widths = {index: _targets(work.op.data[i]).shape[1] for index, (work, i) in enumerate(sources)}
         for width in sorted(set(widths.values())):
-            for chosen in split_batches([item for item in items if widths[item.index] == width], self.max_rows):
+            alike = [item for item in items if widths[item.index] == width]
+            for chosen in split_batches(alike, self.max_rows, self.kept_rows):
                 yield self._batch(chosen, sources, states)
 
     def _batch(self, items: list[PackItem], sources: list[tuple[TrainPass, int]], states: list[ModelState]) -> _Batch:
@@ -138,8 +137,7 @@ class Trainer:
 
     def _forward_backward(self, batch: _Batch) -> Generator[None, None, None]:
         x_TD, rope, attend = self._enter(batch)
-        n_gathered = attend.n_gathered
-        recompute = len(batch.packed.tokens_T) > self.max_rows or n_gathered > GATHERED_KEYS_A_ROW * self.max_rows
+        recompute = len(batch.packed.tokens_T) > self.kept_rows
         kept: list[tuple[Tensor, Tensor | None]] = []
         for layer in range(self.decoder.spec.n_layers):
             x_TD = x_TD.detach().requires_grad_()
@@ -162,7 +160,9 @@ class Trainer:
         device = self.decoder.device
         tokens_T = torch.from_numpy(batch.packed.tokens_T).to(device)
         rope = self.decoder.rope(torch.from_numpy(batch.packed.positions_T).to(device))
-        return self.decoder.embed(tokens_T), rope, TreeAttention(self.attention, batch.packed.segments, device)
+        borders = [span.start for span in batch.packed.adapter_rows.values()]
+        attend = TreeAttention(self.attention, batch.packed.segments, device, borders)
+        return self.decoder.embed(tokens_T), rope, attend
 
     def _head(self, batch: _Batch, x_TD: Tensor) -> Generator[None, None, Tensor]:
         """Scores the batch, applies its losses, and gives their gradient at the last layer's output, (T, D) fp32."""

@@ -1,14 +1,14 @@
 """Attention over a packed micro-batch: each segment sees its ancestors' keys and, causally, its own.
 
 Segments without ancestors read their keys where they lie. The others gather the keys on their path to the root, and
-those of like sizes share a call. Gradients of keys that several segments of a call read add up in fp32.
+those of like sizes share a call. The backward pass gathers nothing (`tree_backward`).
 
 Legend: T rows, B segments of a call, Q queries, K keys, H query heads, G key/value heads, E head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from loreloop.engine.attention import KEY_BLOCK, Attention, Reach
 from loreloop.engine.packing import Ids, Segment
+from loreloop.engine.tree_backward import blocks_of, tree_gradients
 from loreloop.model.rope import Rope
 
 CALL_KEYS = 1 << 14  # gathered keys of one call, before padding
@@ -40,9 +41,11 @@ class _Call:
 
 
 class TreeAttention:
-    """An `Attend` for the decoder, for one micro-batch."""
+    """An `Attend` for the decoder, for one micro-batch; `borders` are the rows at which another model's begin."""
 
-    def __init__(self, attention: Attention, segments: Sequence[Segment], device: torch.device) -> None:
+    def __init__(
+        self, attention: Attention, segments: Sequence[Segment], device: torch.device, borders: Iterable[int] = ()
+    ) -> None:
         self.attention = attention
         self.sizes = [segment.stop - segment.start for segment in segments]
         self.roots = [index for index, segment in enumerate(segments) if segment.parent < 0]
@@ -50,11 +53,15 @@ class TreeAttention:
         groups = _like_sizes([i for i, segment in enumerate(segments) if segment.parent >= 0], self.sizes, paths)
         self.calls = [_call([paths[i] for i in group], [self.sizes[i] for i in group], device) for group in groups]
         self.order_T = _order(segments, self.roots, groups, self.calls, device)
-        self.n_gathered = sum(call.key_rows_BK.numel() for call in self.calls)
+        self.blocks = blocks_of(segments, borders)
 
     def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope) -> Tensor:
         q_THE, k_TGE = rope.rotate(q_THE), rope.rotate(k_TGE)
-        # One split over all rows: its backward pass is one concatenation, where slices would each fill all rows.
+        return (
+            _Attend.apply(q_THE, k_TGE, v_TGE, self) if torch.is_grad_enabled() else self.outputs(q_THE, k_TGE, v_TGE)
+        )
+
+    def outputs(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
         q_pieces, k_pieces, v_pieces = (x.split(self.sizes) for x in (q_THE, k_TGE, v_TGE))
         outputs = [self.attention.causal(q_pieces[i], k_pieces[i], v_pieces[i]) for i in self.roots]
         outputs += [call(self.attention, q_THE, k_TGE, v_TGE) for call in self.calls]
@@ -125,20 +132,18 @@ def _order(
 
 
 def _gather(x_NHE: Tensor, rows: Tensor) -> Tensor:
-    """x[rows], whose gradients add up in fp32 where a row is read more than once."""
-    return _Gather.apply(x_NHE, rows)
+    return x_NHE.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
-class _Gather(torch.autograd.Function):
+class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NHE: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(rows)
-        ctx.n_rows = x_NHE.shape[0]
-        return x_NHE.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    def forward(ctx: Any, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, tree: TreeAttention) -> Tensor:
+        o_THE = tree.outputs(q_THE, k_TGE, v_TGE)
+        ctx.save_for_backward(q_THE, k_TGE, v_TGE, o_THE)
+        ctx.blocks = tree.blocks
+        return o_THE
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        (rows,) = ctx.saved_tensors
-        dx_NHE = torch.zeros((ctx.n_rows, *dy.shape[rows.dim() :]), dtype=torch.float32, device=dy.device)
-        dx_NHE.index_add_(0, rows.flatten(), dy.flatten(0, rows.dim() - 1).float())
-        return dx_NHE.to(dy.dtype), None
+    def backward(ctx: Any, do_THE: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q_THE, k_TGE, v_TGE, o_THE = ctx.saved_tensors
+        return *tree_gradients(q_THE, k_TGE, v_TGE, o_THE, do_THE, ctx.blocks), None

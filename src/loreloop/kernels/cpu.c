@@ -4,7 +4,7 @@
 // another. Built for the machine it runs on (build.py); called through cpu.py, which checks shapes.
 //
 // Legend: T rows, D width, F feed-forward width, B sequences, K keys, H query heads, G key/value heads, E head width,
-// S slots of the cache.
+// S slots of the cache, R query rows of a group.
 
 #include <math.h>
 #include <stdint.h>
@@ -118,6 +118,70 @@ void gated_silu_backward(int64_t n_rows, int64_t width, const bf16 *gate_up_TF2,
             dup[i] = narrow(wide(dy[i]) * silu);
             dgate[i] = narrow(wide(dy[i]) * wide(up[i]) * (sigmoid + silu * (1.0f - sigmoid)));
         }
+    }
+}
+
+// The keys that row r of a group's scores sees: query t = first_query + r / n_repeats those from from_T[t] (from_T may be
+// NULL: from the first) up to t itself. Keys are numbered like queries.
+typedef struct {
+    int64_t n_keys, n_repeats, first_query, first_key;
+    const int64_t *from_T;
+} Window;
+
+static inline void seen(const Window *window, int64_t r, int64_t *begin, int64_t *end) {
+    int64_t t = window->first_query + r / window->n_repeats;
+    int64_t from = window->from_T ? window->from_T[t] - window->first_key : 0;
+    int64_t up_to = t + 1 - window->first_key;
+    *begin = from > 0 ? from : 0;
+    *end = up_to < window->n_keys ? up_to : window->n_keys;
+}
+
+// log_sum = log(e^log_sum + Σ e^(scale · score)) over the keys that a row sees. Groups of log_sum_GR stand stride apart.
+void add_log_sums(int64_t n_groups, int64_t n_rows, int64_t n_keys, int64_t n_repeats, int64_t first_query,
+                  int64_t first_key, const int64_t *from_T, float scale, const bf16 *score_GRK, int64_t stride,
+                  float *log_sum_GR) {
+    Window window = {n_keys, n_repeats, first_query, first_key, from_T};
+#pragma omp parallel for if (n_groups * n_rows * n_keys > PARALLEL_WORK)
+    for (int64_t i = 0; i < n_groups * n_rows; i++) {
+        int64_t g = i / n_rows, r = i % n_rows, begin, end;
+        seen(&window, r, &begin, &end);
+        const bf16 *score = score_GRK + i * n_keys;
+        float *log_sum = log_sum_GR + g * stride + r, highest = -INFINITY;
+#pragma omp simd reduction(max : highest)
+        for (int64_t j = begin; j < end; j++) {
+            float x = wide(score[j]);
+            highest = x > highest ? x : highest;
+        }
+        float top = scale * highest > *log_sum ? scale * highest : *log_sum;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = begin; j < end; j++) sum += exponential(scale * wide(score[j]) - top);
+        *log_sum = top + logf(sum + expf(*log_sum - top));
+    }
+}
+
+// In place, with weight = e^(scale · score - log_sum): score becomes the weight, and dweight the score's gradient,
+// scale · weight · (dweight - along); both 0 where a row does not see a key.
+void score_gradients(int64_t n_groups, int64_t n_rows, int64_t n_keys, int64_t n_repeats, int64_t first_query,
+                     int64_t first_key, const int64_t *from_T, float scale, bf16 *score_GRK, bf16 *dweight_GRK,
+                     int64_t stride_sum, const float *log_sum_GR, int64_t stride_along, const float *along_GR) {
+    Window window = {n_keys, n_repeats, first_query, first_key, from_T};
+#pragma omp parallel for if (n_groups * n_rows * n_keys > PARALLEL_WORK)
+    for (int64_t i = 0; i < n_groups * n_rows; i++) {
+        int64_t g = i / n_rows, r = i % n_rows, begin, end;
+        seen(&window, r, &begin, &end);
+        bf16 *score = score_GRK + i * n_keys, *dweight = dweight_GRK + i * n_keys;
+        float log_sum = log_sum_GR[g * stride_sum + r], along = along_GR[g * stride_along + r];
+        memset(score, 0, begin * sizeof(bf16));
+        memset(dweight, 0, begin * sizeof(bf16));
+#pragma omp simd
+        for (int64_t j = begin; j < end; j++) {
+            float weight = exponential(scale * wide(score[j]) - log_sum);
+            score[j] = narrow(weight);
+            dweight[j] = narrow(scale * weight * (wide(dweight[j]) - along));
+        }
+        memset(score + end, 0, (n_keys - end) * sizeof(bf16));
+        memset(dweight + end, 0, (n_keys - end) * sizeof(bf16));
     }
 }
 

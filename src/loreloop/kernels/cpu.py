@@ -1,7 +1,7 @@
 """The kernels as functions of tensors, unseen by autograd. `serve` tells whether they are for these: bf16 on a CPU.
 
 Legend: T rows, D width, F feed-forward width, B sequences, K keys, H query heads, G key/value heads, E head width,
-S slots of the cache.
+S slots of the cache, R query rows of a group.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ _SIGNATURES = {
     "gated_silu": [c_int64] * 2 + [c_void_p] * 2,
     "rms_norm_backward": [c_int64] * 2 + [c_void_p] * 3 + [c_float, c_void_p],
     "gated_silu_backward": [c_int64] * 2 + [c_void_p] * 3,
+    "add_log_sums": [c_int64] * 6 + [c_void_p, c_float, c_void_p, c_int64, c_void_p],
+    "score_gradients": [c_int64] * 6 + [c_void_p, c_float] + [c_void_p] * 2 + [c_int64, c_void_p] * 2,
     "turn_and_store": [c_int64] * 7 + [c_void_p] * 8,
     "attend_newest": [c_int64] * 5 + [c_void_p] * 6,  # only for processors that multiply bf16
 }
@@ -89,6 +91,42 @@ def gated_silu_backward(gate_up_TF2: Tensor, dy_TF: Tensor) -> Tensor:
     grad_TF2 = torch.empty_like(gate_up_TF2)
     _calls().gated_silu_backward(*dy_TF.shape, *(x.data_ptr() for x in (gate_up_TF2, dy_TF, grad_TF2)))
     return grad_TF2
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which keys the rows of a group's scores see: row r is a query head of query t = first_query + r // n_repeats, and
+    sees the keys from `from_T`[t] (None: from the first) up to t itself. Keys are numbered like queries."""
+
+    first_query: int
+    first_key: int
+    n_repeats: int
+    from_T: Tensor | None
+
+    def arguments(self, scores_GRK: Tensor) -> tuple[int | None, ...]:
+        from_T = None if self.from_T is None else self.from_T.data_ptr()
+        return (*scores_GRK.shape, self.n_repeats, self.first_query, self.first_key, from_T)
+
+
+def add_log_sums(score_GRK: Tensor, window: Window, scale: float, log_sum_GR: Tensor) -> None:
+    """log_sum = log(e^log_sum + Σ e^(scale · score)) over the keys a row sees, in place, fp32."""
+    assert score_GRK.is_contiguous()
+    assert log_sum_GR.stride(1) == 1
+    _calls().add_log_sums(
+        *window.arguments(score_GRK), scale, score_GRK.data_ptr(), log_sum_GR.stride(0), log_sum_GR.data_ptr()
+    )
+
+
+def score_gradients(
+    score_GRK: Tensor, dweight_GRK: Tensor, window: Window, scale: float, log_sum_GR: Tensor, along_GR: Tensor
+) -> None:
+    """In place, with weight = e^(scale · score − log_sum): `score_GRK` becomes the weights, `dweight_GRK` the scores'
+    gradient scale · weight · (dweight − along); both are 0 where a row does not see a key."""
+    assert score_GRK.is_contiguous()
+    assert dweight_GRK.is_contiguous()
+    assert log_sum_GR.stride(1) == along_GR.stride(1) == 1
+    sums = (x for sums_GR in (log_sum_GR, along_GR) for x in (sums_GR.stride(0), sums_GR.data_ptr()))
+    _calls().score_gradients(*window.arguments(score_GRK), scale, score_GRK.data_ptr(), dweight_GRK.data_ptr(), *sums)
 
 
 def turn_and_store(
