@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from loreloop.engine.local import LocalEngine
 from loreloop.engine.packing import Segment
 from loreloop.engine.tree_attention import TreeAttention
-from loreloop.engine.tree_backward import tree_gradients
+from loreloop.engine.tree_backward import Attended, tree_gradients
 from loreloop.model.linear import BaseLinear
 from loreloop.model.lora import UNEMBED, AdapterView
 
@@ -76,7 +76,7 @@ def _attention(running: LocalEngine, lengths: Sequence[int]) -> None:
         for n in (spec.n_heads, spec.n_kv_heads, spec.n_kv_heads)
     )
     o = tree.outputs(q, k, v)
-    tree_gradients(q, k, v, o, o, tree.blocks)
+    tree_gradients(Attended(q, k, v, o), o, tree.blocks)
 
 
 def decode_products(running: LocalEngine, n_rows: int) -> None:

@@ -52,13 +52,7 @@ def ask(engine, *ops):
 
 
 def train(engine, passes, between=lambda: None):
-    work = engine.train(passes)
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
-        between()
+    return engine.train(passes, between)
 
 
 def learn(engine, model="m", seed=0):
@@ -230,7 +224,7 @@ def test_unknown_requests_can_be_cancelled_and_finished(engine):
 
 
 def test_samples_go_on_between_the_layers_of_a_training_step(engine, make_engine):
-    op = sample_op(PROMPT, max_tokens=20)
+    op = sample_op(PROMPT, max_tokens=100)
     alone = ask(make_engine(), op)
     assert engine.admit(op)
     answers = defaultdict(Answer)
@@ -241,7 +235,7 @@ def test_samples_go_on_between_the_layers_of_a_training_step(engine, make_engine
 
     passes = [train_pass(*(datum(random_tokens(30, i)) for i in range(4)))]
     (beside,) = train(engine, passes, sample)
-    assert 0 < len(answers["r"].tokens[0]) < 20
+    assert 0 < len(answers["r"].tokens[0]) < 100
     drain(engine, answers)
     assert (answers["r"].tokens, answers["r"].logprobs) == (alone.tokens, alone.logprobs)
     assert beside == train(engine, passes)[0]

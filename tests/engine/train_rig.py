@@ -43,8 +43,7 @@ class Rig:
     def run(self, *passes: tuple[ModelState, ForwardBackward]) -> list[list[Tensor]]:
         """Runs passes as one batch; the log-probs of every datum of every pass."""
         works = [TrainPass(op, state) for state, op in passes]
-        for _ in self.trainer.run(works):
-            pass
+        self.trainer.run(works)
         return [[torch.tensor(o["logprobs"].numpy()) for o in work.result().outputs] for work in works]
 
     def grad(self, op: ForwardBackward, **lora) -> Tensor:

@@ -1,12 +1,12 @@
 """What the scheduler drives: one engine for one base model, called from one thread.
 
-Training work is handed out as generators that pause between layers, so that the loop can slip decode steps in.
+Training calls back between its steps, so that the loop can slip decode steps in.
 User mistakes raise `protocol.errors.UserError`, per operation; nothing of a failed operation stays behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,7 +56,7 @@ class SampleFailed:
 
 
 SampleEvent = TokenEvent | PromptEvent | SampleFailed
-TrainWork = Generator[None, None, list[PassResult | Failure]]
+Pause = Callable[[], None]
 
 
 class Engine(Protocol):
@@ -72,8 +72,12 @@ class Engine(Protocol):
     def save_sampler(self, op: SaveSampler) -> SavedResult: ...
     def load_state(self, op: LoadState) -> None: ...
 
-    def train(self, passes: Sequence[ForwardBackward]) -> TrainWork:
-        """Runs passes of one or several models as one packed batch; one result a pass, in order."""
+    def train(self, passes: Sequence[ForwardBackward], pause: Pause) -> list[PassResult | Failure]:
+        """Runs passes of one or several models as one packed batch; one result a pass, in order.
+
+        Calls `pause` every some milliseconds. Samples may be admitted, advanced and cancelled in there, and nothing
+        else; what it raises breaks the batch off.
+        """
         ...
 
     def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:

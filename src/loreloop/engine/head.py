@@ -8,13 +8,14 @@ Legend: N rows to score, D model width, V vocabulary, K targets a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from loreloop.engine.contract import Pause
 from loreloop.engine.softmax import piece_rows, softmax_of
 from loreloop.model.decoder import Decoder
 from loreloop.model.lora import UNEMBED, LoraBatch, LoraGroup
@@ -45,11 +46,16 @@ class Head:
             for piece in self._pieces(rows):
                 yield slice(rows.start + piece.start, min(rows.start + piece.stop, rows.stop)), logits_NV[piece].float()
 
+    @torch.no_grad()
     def score(
-        self, h_ND: Tensor, targets_NK: Tensor, lora: LoraBatch, want_grad_N: Tensor | None
-    ) -> Generator[None, None, Scores]:
-        """log p(target) of every row; with `want_grad_N` (bool) also its gradient, zero where not wanted. Pauses after
-        every chunk.
+        self,
+        h_ND: Tensor,
+        targets_NK: Tensor,
+        lora: LoraBatch,
+        want_grad_N: Tensor | None,
+        pause: Pause = lambda: None,
+    ) -> Scores:
+        """log p(target) of every row; with `want_grad_N` (bool) also its gradient, zero where not wanted.
 
         The gradient is E[target] − p·E of the frozen head E, so it is right only where no unembedding adapter acts.
         """
@@ -58,12 +64,11 @@ class Head:
         for rows in self._chunk_spans(h_ND.shape[0]):
             wanted_N = want_grad_N[rows] if want_grad_N is not None else None
             want_grad = wanted_N is not None and bool(wanted_N.any())
-            with torch.no_grad():  # not across the pause, in which others compute
-                logits_NV = self._product(h_ND, rows, lora)
-                logp_NK[rows] = self._score_chunk(logits_NV, targets_NK[rows], want_grad)
-                if grad_ND is not None and wanted_N is not None and want_grad:
-                    grad_ND[rows] = self._grad(logits_NV, targets_NK[rows, 0], wanted_N)
-            yield
+            logits_NV = self._product(h_ND, rows, lora)
+            logp_NK[rows] = self._score_chunk(logits_NV, targets_NK[rows], want_grad)
+            if grad_ND is not None and wanted_N is not None and want_grad:
+                grad_ND[rows] = self._grad(logits_NV, targets_NK[rows, 0], wanted_N)
+            pause()
         return Scores(logp_NK, grad_ND)
 
     def _score_chunk(self, logits_NV: Tensor, targets_NK: Tensor, want_p: bool) -> Tensor:
@@ -109,10 +114,9 @@ class Head:
         return grad_ND
 
     def backward(
-        self, h_ND: Tensor, targets_NK: Tensor, dlogp_NK: Tensor, lora: LoraBatch
-    ) -> Generator[None, None, Tensor]:
-        """Sends ∂loss/∂logp back to the hidden states, (N, D), and to unembedding adapters; logits are made again.
-        Pauses after every chunk."""
+        self, h_ND: Tensor, targets_NK: Tensor, dlogp_NK: Tensor, lora: LoraBatch, pause: Pause = lambda: None
+    ) -> Tensor:
+        """Sends ∂loss/∂logp back to the hidden states, (N, D), and to unembedding adapters; logits are made again."""
         dh_ND = torch.zeros_like(h_ND)
         for rows in self._chunk_spans(h_ND.shape[0]):
             h_chunk = h_ND[rows].detach().requires_grad_()
@@ -126,7 +130,7 @@ class Head:
             logits_NV.backward(dlogits_NV.to(logits_NV.dtype))
             assert h_chunk.grad is not None
             dh_ND[rows] = h_chunk.grad
-            yield
+            pause()
         return dh_ND
 
 

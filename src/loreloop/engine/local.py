@@ -16,7 +16,7 @@ from loreloop.config import EngineConfig
 from loreloop.engine.adapters import AdapterBank, read_checkpoint, staged, write_checkpoint
 from loreloop.engine.attention import Attention, FastAttention, FixedAttention
 from loreloop.engine.checks import check_pass
-from loreloop.engine.contract import SampleEvent, SampleFailed, TrainWork
+from loreloop.engine.contract import Pause, SampleEvent, SampleFailed
 from loreloop.engine.head import Head
 from loreloop.engine.optimizer import adam_step
 from loreloop.engine.paged_attention import page_bytes
@@ -122,7 +122,7 @@ class LocalEngine:
         read_checkpoint(Path(op.folder), state, optimizer=op.optimizer)
         self.bank.changed(op.model_id)
 
-    def train(self, passes: Sequence[ForwardBackward]) -> TrainWork:
+    def train(self, passes: Sequence[ForwardBackward], pause: Pause) -> list[PassResult | Failure]:
         results: list[PassResult | Failure | None] = [None] * len(passes)
         works: dict[int, TrainPass] = {}
         for index, op in enumerate(passes):
@@ -131,9 +131,12 @@ class LocalEngine:
                 works[index] = TrainPass(op, self.bank.get(op.model_id))
             except UserError as error:
                 results[index] = Failure(error.category, error.message)
-        for _ in self.trainer.run(list(works.values())):
+
+        def breathe() -> None:
             self.threads.adjust()
-            yield
+            pause()
+
+        self.trainer.run(list(works.values()), breathe)
         for index, work in works.items():
             results[index] = work.result()
             if not work.op.forward_only:

@@ -1,14 +1,14 @@
 """Forward and backward passes over packed micro-batches, a layer at a time.
 
 Passes of one or several models go in, summed losses and per-token log-probabilities come out; gradients gather in the
-models' states. The work is a generator that pauses after every layer, so that sampling can slip in between.
+models' states. Between its steps the work calls back, so that sampling can slip in.
 
 Legend: T packed rows, D model width, U unique (row, target) pairs, N positions of a datum, K targets a position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from loreloop.engine.adapters import ModelState
 from loreloop.engine.attention import Attention
 from loreloop.engine.checks import datum_tokens
+from loreloop.engine.contract import Pause
 from loreloop.engine.head import Head, groups_at
 from loreloop.engine.losses.table import LOSSES
 from loreloop.engine.packing import Packed, PackItem, pack, split_batches
@@ -63,6 +64,7 @@ class _Batch:
     members: list[_Member]
     pair_rows_U: Tensor  # ascending
     pair_targets_UK: Tensor
+    pause: Pause
 
 
 class Trainer:
@@ -73,18 +75,18 @@ class Trainer:
         self.decoder, self.attention, self.head = decoder, attention, head
         self.max_rows, self.kept_rows = max_rows, max(max_rows, kept_rows)
 
-    def run(self, works: Sequence[TrainPass]) -> Generator[None, None, None]:
-        """Computes all passes; their results are complete when it is exhausted. Equal prefixes are computed once.
+    def run(self, works: Sequence[TrainPass], pause: Pause = lambda: None) -> None:
+        """Computes all passes; equal prefixes are computed once.
 
         Broken off, it drops the gradients of the models it was adding to: half a batch must not count.
         """
         training = [work for work in works if not work.op.forward_only]
         finished = False
         try:
-            for batch in self._batches([work for work in works if work.op.forward_only]):
-                yield from self._forward(batch)
-            for batch in self._batches(training):
-                yield from self._forward_backward(batch)
+            for batch in self._batches([work for work in works if work.op.forward_only], pause):
+                self._forward(batch)
+            for batch in self._batches(training, pause):
+                self._forward_backward(batch)
             finished = True
         finally:
             for work in training:
@@ -93,7 +95,7 @@ class Trainer:
                 else:
                     work.state.clear_grad()
 
-    def _batches(self, works: Sequence[TrainPass]) -> Iterator[_Batch]:
+    def _batches(self, works: Sequence[TrainPass], pause: Pause) -> Iterator[_Batch]:
         states = list({id(work.state): work.state for work in works}.values())
         sources = [(work, i) for work in works for i in range(len(work.op.data))]
         items = [
@@ -105,9 +107,15 @@ class Trainer:
         for width in sorted(set(widths.values())):
             alike = [item for item in items if widths[item.index] == width]
             for chosen in split_batches(alike, self.max_rows, self.kept_rows):
-                yield self._batch(chosen, sources, states)
+                yield self._batch(chosen, sources, states, pause)
 
-    def _batch(self, items: list[PackItem], sources: list[tuple[TrainPass, int]], states: list[ModelState]) -> _Batch:
+    def _batch(
+        self,
+        items: list[PackItem],
+        sources: list[tuple[TrainPass, int]],
+        states: list[ModelState],
+        pause: Pause,
+    ) -> _Batch:
         packed = pack(items)
         rows = np.concatenate(packed.rows)
         targets_NK = np.concatenate(
@@ -122,20 +130,20 @@ class Trainer:
             for a, span in packed.adapter_rows.items()
         ]
         pairs_U = torch.from_numpy(pairs).to(self.decoder.device)
-        return _Batch(packed, LoraBatch(groups), members, pairs_U[:, 0].contiguous(), pairs_U[:, 1:].contiguous())
+        lora = LoraBatch(groups, pause)
+        return _Batch(packed, lora, members, pairs_U[:, 0].contiguous(), pairs_U[:, 1:].contiguous(), pause)
 
-    def _forward(self, batch: _Batch) -> Generator[None, None, None]:
+    def _forward(self, batch: _Batch) -> None:
         x_TD, rope, attend = self._enter(batch)
-        for layer in range(self.decoder.spec.n_layers):
-            with torch.no_grad():  # not across the pause, in which others compute
-                x_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora)
-            yield
         with torch.no_grad():
+            for layer in range(self.decoder.spec.n_layers):
+                x_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora)
             h_UD = self.decoder.final(x_TD)[batch.pair_rows_U]
-        scores = yield from self.head.score(h_UD, batch.pair_targets_UK, groups_at(batch.lora, batch.pair_rows_U), None)
+        lora = groups_at(batch.lora, batch.pair_rows_U)
+        scores = self.head.score(h_UD, batch.pair_targets_UK, lora, None, batch.pause)
         self._losses(batch, scores.logp_NK, want_grad=False)
 
-    def _forward_backward(self, batch: _Batch) -> Generator[None, None, None]:
+    def _forward_backward(self, batch: _Batch) -> None:
         x_TD, rope, attend = self._enter(batch)
         recompute = len(batch.packed.tokens_T) > self.kept_rows
         kept: list[tuple[Tensor, Tensor | None]] = []
@@ -145,26 +153,23 @@ class Trainer:
                 y_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora)
             kept.append((x_TD, None if recompute else y_TD))
             x_TD = y_TD
-            yield
-        dx_TD = yield from self._head(batch, x_TD.detach())
-        yield
+        dx_TD = self._head(batch, x_TD.detach())
         for layer in reversed(range(self.decoder.spec.n_layers)):
             x_in_TD, out_TD = kept.pop()
             if out_TD is None:
                 out_TD = self.decoder.layer(layer, x_in_TD, rope, attend, batch.lora)
             (dx_TD,) = torch.autograd.grad(out_TD, x_in_TD, dx_TD)
             del x_in_TD, out_TD
-            yield
 
     def _enter(self, batch: _Batch) -> tuple[Tensor, Rope, TreeAttention]:
         device = self.decoder.device
         tokens_T = torch.from_numpy(batch.packed.tokens_T).to(device)
         rope = self.decoder.rope(torch.from_numpy(batch.packed.positions_T).to(device))
         borders = [span.start for span in batch.packed.adapter_rows.values()]
-        attend = TreeAttention(self.attention, batch.packed.segments, device, borders)
+        attend = TreeAttention(self.attention, batch.packed.segments, device, borders, batch.pause)
         return self.decoder.embed(tokens_T), rope, attend
 
-    def _head(self, batch: _Batch, x_TD: Tensor) -> Generator[None, None, Tensor]:
+    def _head(self, batch: _Batch, x_TD: Tensor) -> Tensor:
         """Scores the batch, applies its losses, and gives their gradient at the last layer's output, (T, D) fp32."""
         x_TD.requires_grad_()
         with torch.enable_grad():
@@ -174,10 +179,10 @@ class Trainer:
         layer = self.decoder.spec.n_layers
         again = batch.pair_targets_UK.shape[1] > 1 or any(g.weights.layout.has(layer, UNEMBED) for g in lora.groups)
         active_U = None if again else self._active(batch)
-        scores = yield from self.head.score(h_UD.detach(), batch.pair_targets_UK, lora, active_U)
+        scores = self.head.score(h_UD.detach(), batch.pair_targets_UK, lora, active_U, batch.pause)
         dlogp_UK = self._losses(batch, scores.logp_NK, want_grad=True)
         if scores.grad_ND is None:
-            dh_UD = yield from self.head.backward(h_UD.detach(), batch.pair_targets_UK, dlogp_UK, lora)
+            dh_UD = self.head.backward(h_UD.detach(), batch.pair_targets_UK, dlogp_UK, lora, batch.pause)
         else:
             dh_UD = (scores.grad_ND.float() * dlogp_UK).to(h_UD.dtype)
         return torch.autograd.grad(h_UD, x_TD, dh_UD)[0]

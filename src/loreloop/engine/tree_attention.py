@@ -8,7 +8,7 @@ Legend: T rows, B segments of a call, Q queries, K keys, H query heads, G key/va
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from loreloop.engine.attention import KEY_BLOCK, Attention, Reach
+from loreloop.engine.contract import Pause
 from loreloop.engine.packing import Ids, Segment
-from loreloop.engine.tree_backward import blocks_of, tree_gradients
+from loreloop.engine.tree_backward import Attended, blocks_of, tree_gradients
 from loreloop.model.rope import Rope
 
+LONG_PIECE = 1024
 CALL_KEYS = 1 << 14  # gathered keys of one call, before padding
 
 
@@ -44,9 +46,14 @@ class TreeAttention:
     """An `Attend` for the decoder, for one micro-batch; `borders` are the rows at which another model's begin."""
 
     def __init__(
-        self, attention: Attention, segments: Sequence[Segment], device: torch.device, borders: Iterable[int] = ()
+        self,
+        attention: Attention,
+        segments: Sequence[Segment],
+        device: torch.device,
+        borders: Iterable[int] = (),
+        pause: Pause = lambda: None,
     ) -> None:
-        self.attention = attention
+        self.attention, self.pause = attention, pause
         self.sizes = [segment.stop - segment.start for segment in segments]
         self.roots = [index for index, segment in enumerate(segments) if segment.parent < 0]
         paths = _paths(segments)
@@ -63,10 +70,19 @@ class TreeAttention:
 
     def outputs(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
         q_pieces, k_pieces, v_pieces = (x.split(self.sizes) for x in (q_THE, k_TGE, v_TGE))
-        outputs = [self.attention.causal(q_pieces[i], k_pieces[i], v_pieces[i]) for i in self.roots]
+        outputs = [o for i in self.roots for o in self._root(q_pieces[i], k_pieces[i], v_pieces[i])]
         outputs += [call(self.attention, q_THE, k_TGE, v_TGE) for call in self.calls]
         o_NHE = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         return o_NHE if self.order_T is None else _gather(o_NHE, self.order_T)
+
+    def _root(self, q_QHE: Tensor, k_QGE: Tensor, v_QGE: Tensor) -> Iterator[Tensor]:
+        """In pieces where it is long, so that others need not wait for all of it."""
+        n_rows = q_QHE.shape[0]
+        piece = LONG_PIECE if n_rows > 2 * LONG_PIECE else n_rows
+        for start in range(0, n_rows, piece):
+            stop = min(start + piece, n_rows)
+            yield self.attention.causal(q_QHE[start:stop], k_QGE[:stop], v_QGE[:stop])
+            self.pause()
 
 
 def _paths(segments: Sequence[Segment]) -> list[Ids]:
@@ -140,10 +156,9 @@ class _Attend(torch.autograd.Function):
     def forward(ctx: Any, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, tree: TreeAttention) -> Tensor:
         o_THE = tree.outputs(q_THE, k_TGE, v_TGE)
         ctx.save_for_backward(q_THE, k_TGE, v_TGE, o_THE)
-        ctx.blocks = tree.blocks
+        ctx.tree = tree
         return o_THE
 
     @staticmethod
     def backward(ctx: Any, do_THE: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q_THE, k_TGE, v_TGE, o_THE = ctx.saved_tensors
-        return *tree_gradients(q_THE, k_TGE, v_TGE, o_THE, do_THE, ctx.blocks), None
+        return *tree_gradients(Attended(*ctx.saved_tensors), do_THE, ctx.tree.blocks, ctx.tree.pause), None

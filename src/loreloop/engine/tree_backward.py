@@ -14,10 +14,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from loreloop.engine.contract import Pause
 from loreloop.engine.packing import Segment
 from loreloop.kernels import cpu
 from loreloop.kernels.cpu import Window
@@ -74,13 +76,23 @@ def blocks_of(segments: Sequence[Segment], borders: Iterable[int]) -> Blocks:
     return Blocks(tuple(blocks), first_T)
 
 
+class Attended(NamedTuple):
+    """What attention read and gave."""
+
+    q_THE: Tensor
+    k_TGE: Tensor
+    v_TGE: Tensor
+    o_THE: Tensor
+
+
 def tree_gradients(
-    q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, o_THE: Tensor, do_THE: Tensor, blocks: Blocks
+    forward: Attended, do_THE: Tensor, blocks: Blocks, pause: Pause = lambda: None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """∂/∂q, ∂/∂k and ∂/∂v from that of o = softmax(q·k/√E)·v; sums over several readers of a key are fp32.
 
     With weights p and scores s: dv = pᵀ·do, dp = do·vᵀ, ds = p ∘ (dp − Σ do∘o), dq = ds·k, dk = dsᵀ·q.
     """
+    q_THE, k_TGE, v_TGE, o_THE = forward
     n_groups, d_head = k_TGE.shape[1:]
     n_repeats = q_THE.shape[1] // n_groups
     # A group's query heads stand as rows over their one key head.
@@ -111,6 +123,7 @@ def tree_gradients(
             dk_GTE[:, keys] += dweight_GQK.transpose(1, 2) @ q_GQE[:, at]
             dq_block_GQE[:, within] += dweight_GQK @ k_GTE[:, keys]
         dq_GQE[:, _at(rows, n_repeats)] = dq_block_GQE
+        pause()
     dq_THE = dq_GQE.unflatten(1, (-1, n_repeats)).transpose(0, 1).flatten(1, 2)
     return dq_THE, dk_GTE.transpose(0, 1).to(k_TGE.dtype), dv_GTE.transpose(0, 1).to(v_TGE.dtype)
 

@@ -10,7 +10,7 @@ Legend: T tokens, I inputs, O outputs of a part, R rank, P parts of a site.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -163,16 +163,24 @@ class Adapters(Protocol):
 class LoraBatch:
     """The adapters of a batch, each over one run of tokens; tokens in no group use the bare base.
 
-    The backward pass adds the groups' gradients to their `grad` in fp32 and sends on the gradient of x alone.
+    The backward pass adds the groups' gradients to their `grad` in fp32 and sends on the gradient of x alone. `pause`
+    is called after each product, either way.
     """
 
     groups: Sequence[LoraGroup]
+    pause: Callable[[], None] = lambda: None
 
     def linear(self, x_TI: Tensor, base: BaseLinear, layer: int, site: str) -> Tensor:
-        groups = [g for g in self.groups if g.weights.layout.has(layer, site)]
         if torch.is_grad_enabled():
-            return _LoraLinear.apply(x_TI, base, groups, layer, site)
-        return _forward(x_TI, base, groups, layer, site)[0]
+            y_TO = _LoraLinear.apply(x_TI, base, self, layer, site)
+        else:
+            y_TO = _forward(x_TI, base, self.at(layer, site), layer, site)[0]
+        self.pause()
+        return y_TO
+
+    def at(self, layer: int, site: str) -> list[LoraGroup]:
+        """The groups that have an adapter there."""
+        return [group for group in self.groups if group.weights.layout.has(layer, site)]
 
 
 NO_ADAPTERS = LoraBatch(())
@@ -188,9 +196,10 @@ def _forward(
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, base: BaseLinear, groups: list[LoraGroup], layer: int, site: str) -> Tensor:
+    def forward(ctx: Any, x_TI: Tensor, base: BaseLinear, lora: LoraBatch, layer: int, site: str) -> Tensor:
+        groups = lora.at(layer, site)
         y_TO, inner = _forward(x_TI, base, groups, layer, site)
-        ctx.base, ctx.groups, ctx.layer, ctx.site = base, groups, layer, site
+        ctx.base, ctx.groups, ctx.layer, ctx.site, ctx.pause = base, groups, layer, site, lora.pause
         ctx.save_for_backward(x_TI, *inner)
         return y_TO
 
@@ -202,6 +211,7 @@ class _LoraLinear(torch.autograd.Function):
             rows = slice(group.start, group.stop)
             products = ctx.base.products
             dx_TI[rows] += _send_back(x_TI[rows], h_TR, dy_TO[rows], products, group, (ctx.layer, ctx.site))
+        ctx.pause()
         return dx_TI, None, None, None, None
 
 

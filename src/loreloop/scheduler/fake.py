@@ -1,6 +1,6 @@
 """An engine of plain arithmetic, for tests of everything around an engine, ours and other people's.
 
-It keeps the contract: state in files, generators that pause, failures per operation. A model is one number, a pass adds
+It keeps the contract: state in files, training that pauses, failures per operation. A model is one number, a pass adds
 to its gradient, a step moves it. With `mixes` a pass also feels how many passes share its batch, as packing does to
 floating-point sums, so that a replay in another grouping is noticed.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loreloop.engine.contract import PromptEvent, SampleEvent, SampleFailed, TokenEvent, TrainWork
+from loreloop.engine.contract import Pause, PromptEvent, SampleEvent, SampleFailed, TokenEvent
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.link import EngineInfo, ModelSnapshot
 from loreloop.protocol.paths import file_name
@@ -95,10 +95,10 @@ class FakeEngine:
         self.models[op.model_id] = Model(**json.loads((Path(op.folder) / "state.json").read_text()))
         self.changed.add(op.model_id)
 
-    def train(self, passes: Sequence[ForwardBackward]) -> TrainWork:
+    def train(self, passes: Sequence[ForwardBackward], pause: Pause) -> list[PassResult | Failure]:
         for _ in range(3):
             time.sleep(self.layer_seconds)
-            yield
+            pause()
         self.n_batches += 1
         return [self._pass(op, len(passes)) for op in passes]
 

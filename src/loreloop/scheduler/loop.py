@@ -41,6 +41,10 @@ T = TypeVar("T")
 UNHURRIED_SECONDS = 0.1  # training looks up for messages this often where no sample waits for its next token
 
 
+class _LinkEnded(BaseException):
+    """Nobody is there to hear a result: whatever runs is broken off. No error of any operation."""
+
+
 class Scheduler:
     """`inbox` gives None when the link has ended; `snapshot_folder` is where the engine writes its snapshots."""
 
@@ -58,38 +62,47 @@ class Scheduler:
         self._training = Training(engine, send, attempt, config, snapshot_folder)
         self._gap_seconds = config.decode_gap_ms / 1000
         self._queues = Queues(0, 0, 0)
-        self._open, self._closing = True, False
+        self._closing = False
+        self._due_seconds = self._resumed_seconds = 0.0  # when samples are looked after next, and training went on
 
     def run(self) -> None:
         """Until a `Shutdown`, or the end of the link."""
-        while self._open and not self._closing:
-            self._receive()
-            self._sampling.admit()
-            self._compute()
-            self._tell_queues()
-        if self._open:
+        try:
+            while not self._closing:
+                if not self._sampling.busy and not self._training.busy:
+                    self._handle(self._inbox.get())
+                is_due = time.monotonic() >= self._due_seconds
+                self._look_up(sample=is_due or not self._training.busy or not self._gap_seconds)
+                self._training.advance(self._pause)
             self._training.close()
+        except _LinkEnded:
+            pass
 
-    def _compute(self) -> None:
-        """A step of all samples, and training for what is left of the time until their next one is due."""
-        seconds = UNHURRIED_SECONDS
-        if self._sampling.busy and (self._gap_seconds or not self._training.in_batch):
-            started = time.monotonic()
-            self._sampling.step()
-            if self._gap_seconds:
-                seconds = max(0.0, self._gap_seconds - (time.monotonic() - started))
-        self._training.slice(seconds)
+    def _pause(self) -> None:
+        """Within a batch: looks up when the next stretch of training, if it is as long as the last, would be late."""
+        now = time.monotonic()
+        if now + (now - self._resumed_seconds) >= self._due_seconds:
+            self._look_up(sample=self._gap_seconds > 0)
+            now = time.monotonic()
+        self._resumed_seconds = now
 
-    def _receive(self) -> None:
-        if not self._sampling.busy and not self._training.busy:
-            self._handle(self._inbox.get())
+    def _look_up(self, *, sample: bool) -> None:
+        """Reads messages, and lets all samples take a step."""
+        started = time.monotonic()
         while not self._inbox.empty():
             self._handle(self._inbox.get())
+        self._sampling.admit()
+        if sample:
+            self._sampling.step()
+        hurried = self._sampling.busy and self._gap_seconds > 0
+        self._due_seconds = started + (self._gap_seconds if hurried else UNHURRIED_SECONDS)
+        self._resumed_seconds = time.monotonic()
+        self._tell_queues()
 
     def _handle(self, message: ToEngine | None) -> None:
         match message:
             case None:
-                self._open = False
+                raise _LinkEnded
             case Restore():
                 self._training.restore(message)
             case Restored():

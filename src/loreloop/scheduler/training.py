@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from loreloop.config import EngineConfig
-from loreloop.engine.contract import Engine, TrainWork
+from loreloop.engine.contract import Engine, Pause
 from loreloop.protocol.link import (
     Batch,
     BatchDone,
@@ -36,7 +36,6 @@ from loreloop.protocol.training import (
     LoadState,
     OpResult,
     OptimStep,
-    PassResult,
     SaveSampler,
     SaveState,
     TrainOp,
@@ -77,15 +76,14 @@ class Training:
         self._going = False
         self._replay: deque[Batch] = deque()
         self._to_drop: deque[str] = deque()
-        self._running: tuple[_Plan, TrainWork] | None = None
         self._last_plan_no, self._next_plan_no = 0, 1
         self._snapshots = _Snapshots(engine, attempt, snapshot_folder)
-        self._unsnapshotted_seconds = 0.0
+        self._unsnapshotted_seconds, self._paused_seconds = 0.0, 0.0
 
     @property
     def busy(self) -> bool:
         waiting = bool(self._replay or self._to_drop) or self._order.ready()
-        return self._running is not None or (self._going and waiting)
+        return self._going and waiting
 
     @property
     def waiting(self) -> int:
@@ -106,51 +104,42 @@ class Training:
             self._finish(_Plan(self._new_plan_no(), (op,), False), [_dropped(op)])
 
     def drop(self, model_id: str) -> None:
-        """Forgets a model as soon as no batch is running."""
+        """Forgets a model before the next batch."""
         self._to_drop.append(model_id)
 
     def snapshot_recorded(self, plan_no: int) -> None:
         self._snapshots.delete_outdated(plan_no)
 
-    @property
-    def in_batch(self) -> bool:
-        """Whether a batch has begun and not ended."""
-        return self._running is not None
-
-    def slice(self, seconds: float) -> None:
-        """Trains at least one stretch, and on while another of that length fits into the time; the rest waits."""
-        now = time.monotonic()
-        end, stretch_seconds = now + seconds, 0.0
-        while self._going and now + stretch_seconds <= end and self._advance():
-            before, now = now, time.monotonic()
-            stretch_seconds = now - before
-            self._unsnapshotted_seconds += stretch_seconds
-            if self._running is None and self._unsnapshotted_seconds >= self._snapshot_seconds:
-                self._snapshot()
-
-    def close(self) -> None:
-        """Finishes the running batch and leaves a snapshot of everything."""
-        while self._running is not None:
-            self._advance()
-        self._snapshot()
-
-    def _advance(self) -> bool:
-        """One stretch of work; False if there is none."""
-        if self._running is not None:
-            self._step(*self._running)
-            return True
-        plan = self._next_plan()
+    def advance(self, pause: Pause) -> bool:
+        """Executes the next batch from beginning to end; False if there is none. `pause` is called in between."""
+        plan = self._next_plan() if self._going else None
         if plan is None:
             return False
         if not plan.replayed:
             self._send(BatchStarted(tuple(op.request_id for op in plan.ops)))
-        passes = [op for op in plan.ops if isinstance(op, ForwardBackward)]
-        if passes:
-            assert len(passes) == len(plan.ops), "only passes share a batch"
-            self._running = plan, self._engine.train(passes)
-        else:
-            self._finish(plan, [self._execute(op) for op in plan.ops])
+        started, self._paused_seconds = time.monotonic(), 0.0
+        self._finish(plan, self._results(plan, partial(self._pause, pause)))
+        self._unsnapshotted_seconds += time.monotonic() - started - self._paused_seconds
+        if self._unsnapshotted_seconds >= self._snapshot_seconds:
+            self._snapshot()
         return True
+
+    def close(self) -> None:
+        """Leaves a snapshot of everything."""
+        self._snapshot()
+
+    def _pause(self, pause: Pause) -> None:
+        started = time.monotonic()
+        pause()
+        self._paused_seconds += time.monotonic() - started
+
+    def _results(self, plan: _Plan, pause: Pause) -> Iterable[OpResult]:
+        passes = [op for op in plan.ops if isinstance(op, ForwardBackward)]
+        if not passes:
+            return [self._execute(op) for op in plan.ops]
+        assert len(passes) == len(plan.ops), "only passes share a batch"
+        results = self._attempt(partial(self._engine.train, passes, pause))
+        return [results] * len(plan.ops) if isinstance(results, Failure) else results
 
     def _next_plan(self) -> _Plan | None:
         while self._replay:
@@ -164,13 +153,6 @@ class Training:
     def _new_plan_no(self) -> int:
         self._next_plan_no += 1
         return self._next_plan_no - 1
-
-    def _step(self, plan: _Plan, work: TrainWork) -> None:
-        results = self._attempt(partial(_resume, work))
-        if results is None:
-            return
-        self._running = None
-        self._finish(plan, [results] * len(plan.ops) if isinstance(results, Failure) else results)
 
     def _execute(self, op: TrainOp) -> OpResult:
         result = self._attempt(partial(_apply, self._engine, op))
@@ -232,15 +214,6 @@ class _Snapshots:
     def delete_outdated(self, plan_no: int) -> None:
         while self._outdated and self._outdated[0][0] <= plan_no:
             Path(self._outdated.popleft()[1]).unlink(missing_ok=True)
-
-
-def _resume(work: TrainWork) -> list[PassResult | Failure] | None:
-    """One stretch of a batch; its results when it is over."""
-    try:
-        next(work)
-    except StopIteration as end:
-        return end.value
-    return None
 
 
 def _apply(engine: Engine, op: TrainOp) -> OpResult | None:
