@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import tinker
 
 from bench.baselines.peft_model import PeftBaseline
-from bench.rig import MODEL, Figure, engine, folder, new_model, sample_op
+from bench.rig import MODEL, Figure, datum, engine, folder, new_model, random_ids, run_pass, sample_op
 from loreloop.cli.server import RunningServer, running_server
 from loreloop.protocol.sampling import Revision
 from loreloop.protocol.training import AdamParams, OptimStep, SaveSampler
@@ -58,16 +59,15 @@ def _operation(client: httpx.Client, path: str, body: dict[str, object]) -> dict
 
 def handover() -> list[Figure]:
     """From the end of optim_step in the engine to the new weights in a sampling step, against merging the adapter."""
-    import numpy as np
-
     running = engine()
     new_model(running)
     prompt, milliseconds = np.arange(100, 108), []
     for number in range(7):
+        run_pass(running, [datum(random_ids(np.random.default_rng(number), 16))])
         running.optim_step(OptimStep("m", 2, "m:2", AdamParams(learning_rate=1e-5)))
         started = time.perf_counter()
         at = str(Path(tempfile.mkdtemp()) / "revision")
-        running.save_sampler(SaveSampler("m", 3, "m:3", at, f"r{number}"))
+        running.save_sampler(SaveSampler("m", 3, "m:3", at, f"r{number}", durable=False))
         running.admit(sample_op(str(number), prompt, Revision(f"r{number}", at), 1, seed=0))
         milliseconds.append(1e3 * (time.perf_counter() - started))
         while running.sampling:
@@ -89,7 +89,11 @@ def _first_token() -> list[Figure]:
     with server() as running, tinker.ServiceClient(base_url=running.url, api_key=running.key) as service:
         client = service.create_lora_training_client(MODEL, rank=32, train_unembed=False).result()
         prompt = tinker.ModelInput.from_ints(list(range(100, 108)))
+        lesson = tinker.Datum(
+            model_input=prompt, loss_fn_inputs={"target_tokens": list(range(101, 109)), "weights": [1.0] * 8}
+        )
         for _ in range(7):
+            client.forward_backward([lesson], "cross_entropy").result()
             client.optim_step(tinker.AdamParams(learning_rate=1e-5)).result()
             started = time.perf_counter()
             sampler = client.save_weights_and_get_sampling_client().result()

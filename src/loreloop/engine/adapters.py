@@ -39,10 +39,18 @@ class ModelState:
         self.gradient = AdapterView(layout, self.grad)
         self.n_steps = 0
         self.has_grad = False
+        self._published = False
 
     def refresh_weights(self) -> None:
         """Brings the compute copy up to date with the master."""
+        if self._published:
+            self.weights, self._published = AdapterView(self.layout, torch.empty_like(self.weights.flat)), False
         self.weights.flat.copy_(self.master)
+
+    def publish(self) -> AdapterView:
+        """The compute copy, never to change again: the next `refresh_weights` fills another."""
+        self._published = True
+        return self.weights
 
     def clear_grad(self) -> None:
         self.grad.zero_()

@@ -26,7 +26,6 @@ from loreloop.engine.threads import ThreadKeeper
 from loreloop.engine.trainer import Trainer, TrainPass
 from loreloop.model.linear import FastProducts, Products, TiledProducts
 from loreloop.model.load import load_decoder
-from loreloop.model.lora import AdapterView
 from loreloop.model.peft import read_lora_spec, write_adapter
 from loreloop.protocol.errors import BadRequest, UserError
 from loreloop.protocol.link import EngineInfo, ModelSnapshot
@@ -111,10 +110,10 @@ class LocalEngine:
         return SavedResult(write_checkpoint(Path(op.folder), self.bank.get(op.model_id), self.base_model))
 
     def save_sampler(self, op: SaveSampler) -> SavedResult:
-        weights = self.bank.get(op.model_id).weights
+        weights = self.bank.get(op.model_id).publish()
         with staged(Path(op.folder)) as staging:
-            size = write_adapter(staging, weights, self.base_model)
-        self.revisions.put(op.revision_id, AdapterView(weights.layout, weights.flat.clone()))
+            size = write_adapter(staging, weights, self.base_model, durable=op.durable)
+        self.revisions.put(op.revision_id, weights)
         return SavedResult(size)
 
     def load_state(self, op: LoadState) -> None:

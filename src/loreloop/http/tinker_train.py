@@ -147,7 +147,7 @@ def ephemeral_sampler(request: Request, key: KeyRow, run: RunRow, body: rest.Sav
         revision_id=sampler_id,
         folder=folder,
     )
-    op = SaveSampler(run.id, body.seq_id, paths.request_id(run.id, body.seq_id), folder, sampler_id)
+    op = SaveSampler(run.id, body.seq_id, paths.request_id(run.id, body.seq_id), folder, sampler_id, durable=False)
     return Accepted(op, (AddSampler(row),), {"sampling_session_id": sampler_id})
 
 

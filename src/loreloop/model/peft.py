@@ -37,7 +37,7 @@ def named_tensors(view: AdapterView) -> Iterator[tuple[str, Tensor]]:
             yield f"{name}.lora_B.weight", b_OR
 
 
-def write_adapter(folder: Path, view: AdapterView, base_model: str) -> int:
+def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: bool = True) -> int:
     """Writes the folder's two files; gives the bytes written. The caller makes the folder appear at once."""
     lora = view.layout.lora
     modules = sorted({name.split(".")[-3] for name, _ in named_tensors(view)})
@@ -57,7 +57,7 @@ def write_adapter(folder: Path, view: AdapterView, base_model: str) -> int:
         },
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1))
-    return write_tensors(folder / WEIGHTS_FILE, dict(named_tensors(view)))
+    return write_tensors(folder / WEIGHTS_FILE, dict(named_tensors(view)), durable=durable)
 
 
 def read_lora_spec(folder: Path) -> LoraSpec:

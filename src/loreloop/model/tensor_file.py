@@ -17,8 +17,13 @@ from torch import Tensor
 DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> int:
-    """Writes `path` by way of a temporary neighbour; gives its size in bytes."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, durable: bool = True
+) -> int:
+    """Writes `path` by way of a temporary neighbour; gives its size in bytes.
+
+    Processes may die at any time; `durable` ones survive the machine's loss of power as well.
+    """
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, tensor in tensors.items():
@@ -36,8 +41,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         file.write(len(head).to_bytes(8, "little") + head)
         for tensor in tensors.values():
             file.write(memoryview(_bytes(tensor)))
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path)
     return 8 + len(head) + offset
 

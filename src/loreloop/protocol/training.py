@@ -108,10 +108,14 @@ class SaveState(OpBase, frozen=True, tag="save_state"):
 
 
 class SaveSampler(OpBase, frozen=True, tag="save_sampler"):
-    """Writes an immutable revision to `folder` and makes it servable as `revision_id`."""
+    """Writes an immutable revision to `folder` and makes it servable as `revision_id`.
+
+    One that lives no longer than its session need not be `durable`: it outlives processes, not a loss of power.
+    """
 
     folder: str
     revision_id: str
+    durable: bool = True
 
 
 class LoadState(OpBase, frozen=True, tag="load_state"):
