@@ -9,6 +9,7 @@ from bench.rows import numbers, rl, sample, scaling, serve, together, train
 
 ROWS: dict[str, Callable[[], list[Figure]]] = {
     "control": serve.control,
+    "in-flight": serve.in_flight,
     "handover": serve.handover,
     "mismatch": numbers.mismatch,
     "train": train.train,

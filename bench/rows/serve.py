@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import tinker
 
 from bench.baselines.peft_model import PeftBaseline
@@ -55,6 +56,39 @@ def _key(running: RunningServer) -> dict[str, str]:
 def _operation(client: httpx.Client, path: str, body: dict[str, object]) -> dict[str, str]:
     request_id = client.post(path, json=body).json()["request_id"]
     return client.post("/retrieve_future", json={"request_id": request_id}).json()  # type: ignore[no-any-return]
+
+
+def in_flight() -> list[Figure]:
+    """2,000 samples of 16 tokens at once through the SDK: processor time of the HTTP process and of the engine."""
+    rng = np.random.default_rng(0)
+    with server() as running, tinker.ServiceClient(base_url=running.url, api_key=running.key) as service:
+        sampler = service.create_sampling_client(base_model=MODEL).result()
+        _sample(sampler, rng, 8)
+        before = _processor_seconds(running)
+        _sample(sampler, rng, 2000)
+        spent = {name: seconds - before[name] for name, seconds in _processor_seconds(running).items()}
+    return [
+        Figure("2,000 samples: the engine's processor time", spent["engine"], "s"),
+        Figure("2,000 samples: the HTTP process' part of that", spent["http"] / spent["engine"], "x", at_most=0.1),
+    ]
+
+
+def _sample(sampler: tinker.SamplingClient, rng: np.random.Generator, n: int) -> None:
+    params = tinker.SamplingParams(max_tokens=16, seed=0, stop=[])
+    prompts = [tinker.ModelInput.from_ints(random_ids(rng, 16).tolist()) for _ in range(n)]
+    for future in [sampler.sample(prompt, 1, params) for prompt in prompts]:
+        future.result()
+
+
+def _processor_seconds(running: RunningServer) -> dict[str, float]:
+    """By kind of process, all of a kind together."""
+    seconds: dict[str, float] = {"http": 0.0, "engine": 0.0}
+    for process in psutil.Process(running.pid).children(recursive=True):
+        command = " ".join(process.cmdline())
+        kind = next((kind for kind in seconds if f"{kind}_process" in command), None)
+        if kind:
+            seconds[kind] += sum(process.cpu_times()[:2])
+    return seconds
 
 
 def handover() -> list[Figure]:
