@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loreloop.engine.adapters import ModelState
 from loreloop.engine.contract import PromptEvent, SampleEvent, SampleFailed, TokenEvent
-from loreloop.engine.sampler import Sampler, SamplerLimits
+from loreloop.engine.sampler import Sampler, SamplerLimits, refuse
 from loreloop.model.lora import AdapterView
 from loreloop.protocol.sampling import Partial, PromptReport, PromptScores, Revision, SampleOp, SamplingParams, TopK
 from loreloop.protocol.training import TextChunk
@@ -24,6 +24,7 @@ class Answer:
     tokens: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     logprobs: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     topk: dict[int, list[TopK]] = field(default_factory=lambda: defaultdict(list))
+    filtered: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     reasons: dict[int, str] = field(default_factory=dict)
     prompts: list[PromptEvent] = field(default_factory=list)
     failures: list[SampleFailed] = field(default_factory=list)
@@ -50,11 +51,15 @@ class Answer:
                 self.logprobs[event.sample_index].append(event.logprob)
                 if event.topk:
                     self.topk[event.sample_index].append(event.topk)
+                if event.filtered_logprob is not None:
+                    self.filtered[event.sample_index].append(event.filtered_logprob)
                 if event.finished:
                     self.reasons[event.sample_index] = event.finished
 
 
-def sample_op(prompt, *, request="r", n=1, scores=None, topk=0, revision="", resume=(), **params) -> SampleOp:
+def sample_op(
+    prompt, *, request="r", n=1, scores=None, topk=0, revision="", resume=(), filtered=False, **params
+) -> SampleOp:
     """Eight tokens with seed 1, unless something else is given. `revision` is an id, perhaps `id=folder`."""
     revision_id, _, folder = revision.partition("=")
     chunk = TextChunk(np.asarray(prompt, "<i4").tobytes())
@@ -67,13 +72,16 @@ def sample_op(prompt, *, request="r", n=1, scores=None, topk=0, revision="", res
         SamplingParams(**({"max_tokens": 8, "seed": 1} | params)),
         scores or PromptScores(),
         topk,
+        filtered_logprobs=filtered,
         resume=resume,
     )
 
 
-def make_sampler(rig: Rig, *, n_pages=256, page_tokens=8, max_running=64, prefill_tokens=64) -> Sampler:
+def make_sampler(
+    rig: Rig, *, n_pages=256, page_tokens=8, max_running=64, prefill_tokens=64, constrain=refuse
+) -> Sampler:
     limits = SamplerLimits(n_pages, page_tokens, max_running, prefill_tokens)
-    return Sampler(rig.decoder, rig.trainer.attention, rig.trainer.head, limits)
+    return Sampler(rig.decoder, rig.trainer.attention, rig.trainer.head, limits, constrain)
 
 
 def run(sampler: Sampler, *requests: SampleOp | tuple[SampleOp, AdapterView]) -> dict[str, Answer]:

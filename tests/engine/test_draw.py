@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loreloop.engine.draw import ALTERNATIVE_STREAM, DrawKey, draw_tokens, filtered, philox, uniforms
+from loreloop.engine.draw import ALTERNATIVE_STREAM, DrawKey, Filter, draw_tokens, filtered, philox, uniforms
 from loreloop.engine.softmax import BLOCK, block_sums
 
 # Known answers that are published with Random123: counter, key, result.
@@ -91,7 +91,7 @@ def test_draws_follow_the_distribution():
 @pytest.mark.parametrize("top_k", [1, 5, 999, 1000, 5000])
 def test_top_k_keeps_the_most_probable(top_k):
     p_BV = random_rows(1)
-    kept = filtered(p_BV, [top_k], [1.0])[0]
+    kept = filtered(p_BV, [Filter(top_k)])[0]
     best = p_BV[0].argsort(descending=True)[:top_k]
     assert set(kept.nonzero()[:, 0].tolist()) == set(best.tolist())
     assert torch.equal(kept[best], p_BV[0, best])
@@ -100,7 +100,7 @@ def test_top_k_keeps_the_most_probable(top_k):
 @pytest.mark.parametrize("top_p", [0.0, 1e-6, 0.3, 0.9, 0.9999])
 def test_top_p_keeps_the_smallest_set_that_reaches_the_mass(top_p):
     p_V = random_rows(1)[0]
-    kept = filtered(p_V[None], [-1], [top_p])[0]
+    kept = filtered(p_V[None], [Filter(top_p=top_p)])[0]
     ordered = p_V.sort(descending=True).values
     n_kept = int((kept > 0).sum())
     assert n_kept >= 1
@@ -111,12 +111,12 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass(top_p):
 
 def test_top_p_counts_what_top_k_has_left():
     p_BV = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
-    assert (filtered(p_BV, [2], [0.55]) > 0).tolist() == [[True, False, False, False]]  # 0.4 of 0.7 is 0.57
+    assert (filtered(p_BV, [Filter(2, 0.55)]) > 0).tolist() == [[True, False, False, False]]  # 0.4 of 0.7 is 0.57
 
 
 def test_filters_look_at_their_own_row():
     p_BV = random_rows(3)
-    kept = filtered(p_BV, [-1, 2, -1], [1.0, 1.0, 0.5])
+    kept = filtered(p_BV, [Filter(), Filter(2), Filter(top_p=0.5)])
     assert torch.equal(kept[0], p_BV[0])
     assert int((kept[1] > 0).sum()) == 2
-    assert torch.equal(kept[2], filtered(p_BV[2:], [-1], [0.5])[0])
+    assert torch.equal(kept[2], filtered(p_BV[2:], [Filter(top_p=0.5)])[0])

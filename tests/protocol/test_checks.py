@@ -84,8 +84,8 @@ def test_ranges_are_in_the_types(field: dict[str, float]) -> None:
 
 
 def test_an_unknown_parameter_is_named() -> None:
-    with pytest.raises(msgspec.ValidationError, match="min_p"):
-        msgspec.json.decode(b'{"min_p": 0.1}', type=WireSamplingParams)
+    with pytest.raises(msgspec.ValidationError, match="beam_width"):
+        msgspec.json.decode(b'{"beam_width": 4}', type=WireSamplingParams)
 
 
 @pytest.mark.parametrize(

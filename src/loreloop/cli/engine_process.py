@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from loreloop.engine.contract import Constrain
     from loreloop.host.link import EngineLink
+    from loreloop.protocol.link import EngineInfo
 
 
 def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
@@ -21,6 +23,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     from loreloop.protocol.errors import UserError
     from loreloop.protocol.link import Hello, Shutdown
     from loreloop.scheduler.loop import Scheduler
+    from loreloop.text.grammar import Grammars
     from loreloop.text.stops import StopMatcher
     from loreloop.text.tokenizer import TextTokenizer
 
@@ -28,8 +31,12 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     plan = read_plan(plan_file)
     folder, data = Path(plan.folders[base_model]), plan.config.data_path
     place = base_model.replace("/", "--")
+
+    def grammars(info: EngineInfo) -> Constrain:
+        return Grammars(folder, info.vocab_size, info.eos_token_ids).constraint
+
     try:
-        engine = LocalEngine(plan.config.engine, base_model, folder, plan.run_folder / "spilled" / place)
+        engine = LocalEngine(plan.config.engine, base_model, folder, plan.run_folder / "spilled" / place, grammars)
         tokenizer = TextTokenizer(folder)
     except UserError as error:
         print(f"loreloop: {error.message}", file=sys.stderr)

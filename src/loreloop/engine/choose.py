@@ -1,4 +1,4 @@
-"""From hidden states to drawn tokens: temperature, filters, one uniform number a row, log-probabilities.
+"""From hidden states to drawn tokens: temperature, shape, filters, one uniform number a row, log-probabilities.
 
 Log-probabilities are those of the temperature-scaled distribution before filters (greedy rows: of temperature 1).
 
@@ -7,7 +7,9 @@ Legend: B rows, V vocabulary, D model width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from loreloop.engine.contract import TokenEvent
-from loreloop.engine.draw import DrawKey, draw_tokens, filtered, uniforms
+from loreloop.engine.draw import DrawKey, Filter, draw_tokens, filtered, uniforms
 from loreloop.engine.head import Head
 from loreloop.engine.prompt_scores import EMPTY_LOGPROB
 from loreloop.engine.sample_row import SampleRow
+from loreloop.engine.shape import is_shaped, shaped
 from loreloop.engine.softmax import block_sums, softmax_of
 from loreloop.model.lora import LoraBatch
 from loreloop.protocol.sampling import TopK, stop_reason
@@ -42,19 +45,31 @@ def _choose(logits_BV: Tensor, uniform_B: Tensor, rows: Sequence[SampleRow]) -> 
     scaled_BV = logits_BV / temperature_B1.to(device) if hot else logits_BV
     softmax = softmax_of(scaled_BV)
     weight_BV, block_BN = softmax.weight_NV, softmax.block_NB
-    if any(p.top_k > 0 or p.top_p < 1 for p in params):
-        top_k, top_p = [p.top_k for p in params] + [-1] * n_padding, [p.top_p for p in params] + [1] * n_padding
-        weight_BV = filtered(weight_BV, top_k, top_p)
+    drawn_BV = scaled_BV
+    if changed := [i for i, row in enumerate(rows) if is_shaped(row)]:
+        drawn_BV = scaled_BV.clone()
+        for i in changed:
+            drawn_BV[i] = shaped(rows[i], logits_BV[i]) / temperature_B1[i].to(device)
+            weight_BV[i] = (drawn_BV[i] - drawn_BV[i].amax()).exp_()
+        block_BN = block_sums(weight_BV)
+    filters = [Filter(p.top_k, p.top_p, p.min_p) for p in params] + [Filter()] * n_padding
+    if any(f.on for f in filters):
+        weight_BV = filtered(weight_BV, filters)
         block_BN = block_sums(weight_BV)
     token_B = draw_tokens(weight_BV, block_BN, F.pad(uniform_B, (0, n_padding)).to(device))
     greedy_B = torch.tensor([p.temperature == 0 for p in params] + [False] * n_padding, device=device)
     if bool(greedy_B.any()):
-        token_B = torch.where(greedy_B, scaled_BV.argmax(-1), token_B)
+        token_B = torch.where(greedy_B, drawn_BV.argmax(-1), token_B)
     logp_B = (scaled_BV.gather(1, token_B[:, None]) - softmax.normalizer_N1)[:, 0]
-    return [
+    events = [
         _event(row, token, logp, scaled_BV[i], softmax.normalizer_N1[i])
         for i, (row, token, logp) in enumerate(zip(rows, token_B.tolist(), logp_B.tolist(), strict=False))
     ]
+    for i, row in enumerate(rows):
+        if row.op.filtered_logprobs:
+            share = 1.0 if row.op.params.temperature == 0 else float(weight_BV[i, token_B[i]] / weight_BV[i].sum())
+            events[i] = replace(events[i], filtered_logprob=math.log(share))
+    return events
 
 
 def _event(row: SampleRow, token: int, logp: float, scaled_V: Tensor, normalizer: Tensor) -> TokenEvent:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from loreloop.protocol.link import EngineInfo, ModelSnapshot
 from loreloop.protocol.sampling import PromptReport, SampleOp, StopReason, TopK
 from loreloop.protocol.training import (
@@ -36,6 +39,7 @@ class TokenEvent:
     logprob: float
     finished: StopReason | None = None
     topk: TopK | None = None  # length 1
+    filtered_logprob: float | None = None  # of the distribution that was drawn from
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,24 @@ class SampleFailed:
 
 SampleEvent = TokenEvent | PromptEvent | SampleFailed
 Pause = Callable[[], None]
+
+
+class Constraint(Protocol):
+    """What may be drawn next, by a grammar that the engine does not know. May raise UserError."""
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """(V,)"""
+        ...
+
+    def take(self, token: int) -> None: ...
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing can follow any more."""
+        ...
+
+
+Constrain = Callable[[str], Constraint]  # from a request's grammar; BadRequest where it is none
 
 
 class Engine(Protocol):

@@ -80,10 +80,24 @@ def _last_possible(p_BV: Tensor) -> Tensor:
     return torch.where(p_BV > 0, index_V, -1).amax(-1).clamp_(min=0)  # a row of NaN has none
 
 
-def filtered(p_BV: Tensor, top_k_B: Sequence[int], top_p_B: Sequence[float]) -> Tensor:
-    """Probabilities with all but the top k tokens, then all but the smallest set of mass top_p, set to zero."""
+@dataclass(frozen=True)
+class Filter:
+    """Which tokens a row may draw: its `top_k` likeliest (-1: all), of these the smallest set of mass `top_p`, of these
+    those at least `min_p` times as likely as the likeliest."""
+
+    top_k: int = -1
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    @property
+    def on(self) -> bool:
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+
+def filtered(p_BV: Tensor, filters: Sequence[Filter]) -> Tensor:
+    """Probabilities, or weights, with those that each row's filter drops set to zero."""
     p_BV = p_BV.clone()
-    for row, (top_k, top_p) in enumerate(zip(top_k_B, top_p_B, strict=True)):
+    for row, (top_k, top_p, min_p) in enumerate((f.top_k, f.top_p, f.min_p) for f in filters):
         if 0 < top_k < p_BV.shape[1]:
             kept = p_BV[row].topk(top_k)
             p_BV[row] = torch.zeros_like(p_BV[row]).scatter_(0, kept.indices, kept.values)
@@ -93,4 +107,6 @@ def filtered(p_BV: Tensor, top_k_B: Sequence[int], top_p_B: Sequence[float]) -> 
             dropped = reached >= top_p * ordered.values.sum()
             dropped[0] = False
             p_BV[row, ordered.indices[dropped]] = 0
+        if min_p > 0:
+            p_BV[row].masked_fill_(p_BV[row] < min_p * p_BV[row].amax(), 0)
     return p_BV

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,12 +16,12 @@ from loreloop.config import EngineConfig
 from loreloop.engine.adapters import AdapterBank, read_checkpoint, staged, write_checkpoint
 from loreloop.engine.attention import Attention, FastAttention, FixedAttention
 from loreloop.engine.checks import check_pass
-from loreloop.engine.contract import Pause, SampleEvent, SampleFailed
+from loreloop.engine.contract import Constrain, Pause, SampleEvent, SampleFailed
 from loreloop.engine.head import Head
 from loreloop.engine.optimizer import adam_step
 from loreloop.engine.paged_attention import page_bytes
 from loreloop.engine.revisions import Revisions
-from loreloop.engine.sampler import Sampler, SamplerLimits
+from loreloop.engine.sampler import Sampler, SamplerLimits, refuse
 from loreloop.engine.threads import ThreadKeeper
 from loreloop.engine.trainer import Trainer, TrainPass
 from loreloop.model.linear import FastProducts, Products, TiledProducts
@@ -48,7 +48,14 @@ from loreloop.protocol.training import (
 class LocalEngine:
     """Loads `folder` and is ready. `work_dir` takes the models that do not fit into memory."""
 
-    def __init__(self, config: EngineConfig, base_model: str, folder: Path, work_dir: Path) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        base_model: str,
+        folder: Path,
+        work_dir: Path,
+        grammars: Callable[[EngineInfo], Constrain] | None = None,
+    ) -> None:
         self.config, self.base_model = config, base_model
         n_threads = config.threads or len(os.sched_getaffinity(0))
         self.threads = ThreadKeeper(n_threads, fixed=config.threads > 0 or config.deterministic)
@@ -63,9 +70,6 @@ class LocalEngine:
         self.bank = AdapterBank(spec, dtype, device, work_dir, config.resident_models)
         self.revisions = Revisions(spec, dtype, device, config.resident_revisions)
         self.trainer = Trainer(self.decoder, attention, head, config.train_tokens, config.kept_tokens)
-        limits = SamplerLimits(n_pages, config.page_tokens, config.max_running_samples, config.prefill_tokens)
-        self.sampler = Sampler(self.decoder, attention, head, limits)
-        self.failed: list[SampleEvent] = []
         self._info = EngineInfo(
             base_model,
             str(folder),
@@ -75,6 +79,10 @@ class LocalEngine:
             config.max_lora_rank,
             n_threads,
         )
+        limits = SamplerLimits(n_pages, config.page_tokens, config.max_running_samples, config.prefill_tokens)
+        constrain = grammars(self._info) if grammars else refuse
+        self.sampler = Sampler(self.decoder, attention, head, limits, constrain)
+        self.failed: list[SampleEvent] = []
 
     @property
     def info(self) -> EngineInfo:
@@ -154,11 +162,9 @@ class LocalEngine:
             return False
         try:
             self._check_room(op)
-            adapter = self.revisions.get(op.revision) if op.revision else None
+            self.sampler.admit(op, self.revisions.get(op.revision) if op.revision else None)
         except UserError as error:
             self.failed.append(SampleFailed(op.request_id, Failure(error.category, error.message)))
-            return True
-        self.sampler.admit(op, adapter)
         return True
 
     def _check_room(self, op: SampleOp) -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
+from loreloop.engine.contract import Constrain, Constraint
 from loreloop.engine.prompt_scores import PromptScoring
 from loreloop.model.lora import AdapterView
 from loreloop.protocol.sampling import SampleOp
@@ -33,6 +35,8 @@ class SampleRow:
     pages: list[int] = field(default_factory=list)
     prompt_done: bool = False
     cache_hit_tokens: int = 0
+    constraint: Constraint | None = None
+    allowed_V: NDArray[np.bool_] | None = None  # what the constraint lets through now
 
     @property
     def n_missing(self) -> int:
@@ -58,12 +62,17 @@ def prompt_tokens(op: SampleOp) -> list[int]:
     return ids
 
 
-def rows_of(op: SampleOp, adapter: AdapterView | None, namespace: str) -> list[SampleRow]:
-    """The samples of a request; the first one also reports on the prompt."""
+def rows_of(op: SampleOp, adapter: AdapterView | None, namespace: str, constrain: Constrain) -> list[SampleRow]:
+    """The samples of a request; the first one also reports on the prompt. UserError where its grammar is wrong."""
     prompt = prompt_tokens(op)
     rows = []
     for index in range(op.num_samples):
         drawn = np.frombuffer(op.resume[index].tokens, "<i4").tolist() if index < len(op.resume) else []
         scoring = PromptScoring(op, prompt) if index == 0 and op.scores.wanted else None
-        rows.append(SampleRow(op, index, prompt + drawn, len(prompt), adapter, namespace, scoring))
+        row = SampleRow(op, index, prompt + drawn, len(prompt), adapter, namespace, scoring)
+        if op.params.grammar:
+            row.constraint = constrain(op.params.grammar)
+            for token in drawn:
+                row.constraint.take(token)
+        rows.append(row)
     return rows

@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from loreloop.engine.attention import Attention
 from loreloop.engine.choose import choose
-from loreloop.engine.contract import PromptEvent, SampleEvent, SampleFailed, TokenEvent
+from loreloop.engine.contract import Constrain, Constraint, PromptEvent, SampleEvent, SampleFailed, TokenEvent
 from loreloop.engine.head import Head, groups_at
 from loreloop.engine.paged_attention import KvCache, PagedAttention, StepRow, newest_in_place
 from loreloop.engine.pages import PagePool
@@ -29,6 +29,7 @@ from loreloop.kernels import cpu as kernels
 from loreloop.model.decoder import Decoder
 from loreloop.model.lora import Adapters, AdapterView, LoraBatch, LoraGroup
 from loreloop.model.lora_stack import StackCache, StackedLora
+from loreloop.protocol.errors import BadRequest, UserError
 from loreloop.protocol.sampling import PromptReport, SampleOp
 from loreloop.protocol.training import Failure
 
@@ -37,6 +38,10 @@ DIVERGED = Failure(
     "The weights give numbers that are not finite, so nothing can be drawn from them; load an earlier checkpoint, "
     "or train with a smaller learning rate.",
 )
+
+
+def refuse(grammar: str) -> Constraint:
+    raise BadRequest("This engine was started without grammars.")
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,11 @@ class _Share:
 class Sampler:
     """All samples of one engine. Rows run in the order in which they started; the youngest gives way first."""
 
-    def __init__(self, decoder: Decoder, attention: Attention, head: Head, limits: SamplerLimits) -> None:
+    def __init__(
+        self, decoder: Decoder, attention: Attention, head: Head, limits: SamplerLimits, constrain: Constrain = refuse
+    ) -> None:
         self.decoder, self.attention, self.head, self.limits = decoder, attention, head, limits
+        self.constrain = constrain
         self.pool = PagePool(limits.n_pages)
         self.tree = PrefixTree(self.pool, limits.page_tokens)
         self.cache = KvCache(decoder.spec, limits.n_pages, limits.page_tokens, decoder.dtype, decoder.device)
@@ -79,8 +87,9 @@ class Sampler:
         return len(self.running) + len(self.waiting) < self.limits.max_running
 
     def admit(self, op: SampleOp, adapter: AdapterView | None) -> None:
+        """UserError where the request's grammar is wrong."""
         name = op.revision.revision_id if op.revision else BASE
-        self.waiting.extend(rows_of(op, adapter, f"{name}#{self.lives[name]}"))
+        self.waiting.extend(rows_of(op, adapter, f"{name}#{self.lives[name]}", self.constrain))
 
     def finish(self, request_id: str, sample_index: int | None = None) -> None:
         """Takes out one sample of a request, or (None) all of them."""
@@ -239,19 +248,33 @@ class Sampler:
                 drawing.append(share.row)
                 last_rows.append(at - 1)
         events: list[SampleEvent] = [event for row in drawing if (event := self._prompt_end(row))]
-        if not drawing:
-            return events
-        picked_B = torch.tensor(last_rows, device=h_TD.device)
-        choices = choose(self.head, h_TD[picked_B], groups_at(lora, picked_B), drawing)
-        diverged = {choice.request_id for choice in choices if not math.isfinite(choice.logprob)}
-        for request_id in diverged:
+        failures = self._constrained(drawing)
+        kept = [i for i, row in enumerate(drawing) if row.op.request_id not in failures]
+        if kept:
+            drawing = [drawing[i] for i in kept]
+            picked_B = torch.tensor([last_rows[i] for i in kept], device=h_TD.device)
+            choices = choose(self.head, h_TD[picked_B], groups_at(lora, picked_B), drawing)
+            failures |= {choice.request_id: DIVERGED for choice in choices if not math.isfinite(choice.logprob)}
+            events += [
+                self._take(row, choice)
+                for row, choice in zip(drawing, choices, strict=True)
+                if choice.request_id not in failures
+            ]
+        for request_id, failure in failures.items():
             self.finish(request_id)
-            events.append(SampleFailed(request_id, DIVERGED))
-        return events + [
-            self._take(row, choice)
-            for row, choice in zip(drawing, choices, strict=True)
-            if choice.request_id not in diverged
-        ]
+            events.append(SampleFailed(request_id, failure))
+        return events
+
+    def _constrained(self, rows: Sequence[SampleRow]) -> dict[str, Failure]:
+        """Asks each row's grammar what may follow; gives the requests whose grammar fails."""
+        failures: dict[str, Failure] = {}
+        for row in rows:
+            if row.constraint is not None:
+                try:
+                    row.allowed_V = row.constraint.allowed()
+                except UserError as error:
+                    failures[row.op.request_id] = Failure(error.category, error.message)
+        return failures
 
     def _score_prompt(self, share: _Share, h_TD: Tensor, at: int, lora: LoraBatch) -> None:
         row = share.row
@@ -279,6 +302,10 @@ class Sampler:
 
     def _take(self, row: SampleRow, event: TokenEvent) -> TokenEvent:
         row.tokens.append(event.token)
+        if row.constraint is not None and event.finished is None:
+            row.constraint.take(event.token)
+            if row.constraint.over:
+                event = replace(event, finished="stop")
         if event.finished:
             self._leave(row)
         return event

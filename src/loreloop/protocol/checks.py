@@ -15,6 +15,7 @@ from loreloop.protocol.tensors import Tensor, tensor_of
 from loreloop.protocol.training import TextChunk
 
 MAX_TOP_K = 1000
+MAX_BIASES = 1024
 SEED_BITS = (1 << 63) - 1
 
 
@@ -56,7 +57,22 @@ def check_params(wire: WireSamplingParams, n_prompt: int, info: EngineInfo, seed
         top_p=wire.top_p,
         stop_tokens=stop_tokens,
         stop_strings=stop_strings,
+        min_p=wire.min_p,
+        presence_penalty=wire.presence_penalty,
+        frequency_penalty=wire.frequency_penalty,
+        repetition_penalty=wire.repetition_penalty,
+        logit_bias=_biases(wire.logit_bias or {}, info),
+        grammar=wire.grammar or "",
     )
+
+
+def _biases(biases: dict[str, float], info: EngineInfo) -> tuple[tuple[int, float], ...]:
+    if len(biases) > MAX_BIASES:
+        raise BadRequest(f"logit_bias names {len(biases)} tokens; at most {MAX_BIASES} are taken.")
+    for token in biases:
+        if not (token.isascii() and token.isdigit() and int(token) < info.vocab_size):
+            raise BadRequest(f"logit_bias names the token {token!r}; token ids go from 0 to {info.vocab_size - 1}.")
+    return tuple((int(token), bias) for token, bias in biases.items())
 
 
 def _stops(stop: str | tuple[str | int, ...] | None, info: EngineInfo) -> tuple[tuple[int, ...], tuple[str, ...]]:

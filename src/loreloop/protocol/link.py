@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from loreloop.protocol.sampling import SampleOp, SampleResult
+from loreloop.protocol.sampling import SampleOp, SampleResult, TopK
 from loreloop.protocol.training import Failure, OpResult, TrainOp
 
 
@@ -136,6 +136,8 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     sample_index: int
     token: int
     logprob: float
+    topk: TopK | None = None
+    filtered_logprob: float | None = None
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens"):

@@ -120,8 +120,14 @@ class Prompt(msgspec.Struct, frozen=True):
     chunks: tuple[PromptChunk, ...]
 
 
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+
 class WireSamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`stop` None means the end-of-sequence ids; an explicit list takes their place, an empty one disables them."""
+    """`stop` None means the end-of-sequence ids; an explicit list takes their place, an empty one disables them.
+
+    What follows `top_p` is ours: at most one of `grammar`, `json_schema` and `regex`; the rest as in `SamplingParams`.
+    """
 
     max_tokens: Annotated[int, Meta(ge=1, lt=1 << 31)] | None = None
     seed: int | None = None
@@ -129,6 +135,14 @@ class WireSamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     temperature: Annotated[float, Meta(ge=0)] = 1.0
     top_k: Annotated[int, Meta(ge=-1, lt=1 << 31)] = -1
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] = 1.0
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | None = None
+    regex: str | None = None
 
 
 class JsonTensor(msgspec.Struct, frozen=True):

@@ -22,6 +22,11 @@ class SamplingParams(msgspec.Struct, frozen=True):
     `stop_tokens` hold the whole list of ids that end a sequence (the implicit end-of-sequence ids included where
     the client asked for them); `stop_strings` are looked for in the text. `seed` is always set: the draw of
     position p of sample i depends on (seed, i, p) alone.
+
+    What follows `stop_strings` changes what is drawn, not the log-probabilities that are reported: tokens less likely
+    than `min_p` times the likeliest are dropped; presence and frequency penalties are taken off the logits of tokens
+    that were drawn (the second times their number); `repetition_penalty` divides positive and multiplies negative
+    logits of tokens in prompt or answer; `logit_bias` adds; `grammar` (empty: none) admits only what it can read.
     """
 
     max_tokens: int
@@ -31,6 +36,12 @@ class SamplingParams(msgspec.Struct, frozen=True):
     top_p: float = 1.0
     stop_tokens: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: str = ""
 
 
 class PromptScores(msgspec.Struct, frozen=True):
@@ -72,6 +83,7 @@ class SampleOp(msgspec.Struct, frozen=True, tag="sample"):
     params: SamplingParams
     scores: PromptScores = PromptScores()
     topk_sample_logprobs: int = 0
+    filtered_logprobs: bool = False  # report those of the distribution that was drawn from, too
     stream: bool = False
     resume: tuple[Partial, ...] = ()
 
@@ -97,6 +109,7 @@ class SampledSequence(msgspec.Struct, frozen=True):
     logprobs: bytes  # float32
     stop_reason: StopReason
     topk: TopK | None = None
+    filtered_logprobs: bytes | None = None  # float32
 
 
 class PromptReport(msgspec.Struct, frozen=True):

@@ -31,6 +31,7 @@ class _Sample:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.topk: list[TopK] = []
+        self.filtered: list[float] = []
         self.stop_reason: StopReason | None = None
         self.matcher = matcher
 
@@ -47,6 +48,7 @@ class _Sample:
             np.array(self.logprobs, "<f4").tobytes(),
             self.stop_reason,
             _joined(self.topk) if self.topk else None,
+            np.array(self.filtered, "<f4").tobytes() if self.filtered else None,
         )
 
 
@@ -72,6 +74,8 @@ class Assembly:
         sample = self.samples[event.sample_index]
         if event.topk:
             sample.topk.append(event.topk)
+        if event.filtered_logprob is not None:
+            sample.filtered.append(event.filtered_logprob)
         sample.add(event.token, event.logprob, event.finished)
         return sample.stop_reason is not None and event.finished is None
 

@@ -104,7 +104,7 @@ class Sampling:
                 case TokenEvent():
                     self._add(assembly, event)
                     if assembly.op.stream:
-                        streamed[event.request_id].append(Token(event.sample_index, event.token, event.logprob))
+                        streamed[event.request_id].append(_token(event))
                     if assembly.complete:
                         complete.append(assembly)
         for request_id, tokens in streamed.items():
@@ -121,3 +121,7 @@ class Sampling:
         self._assemblies.pop(request_id, None)
         self._fair.end(request_id)
         self._send(SampleEnd(request_id, result))
+
+
+def _token(event: TokenEvent) -> Token:
+    return Token(event.sample_index, event.token, event.logprob, event.topk, event.filtered_logprob)

@@ -1,0 +1,44 @@
+"""What a request does to a row's logits before its distribution is formed: bias, penalties, a grammar's mask.
+
+Reported log-probabilities are of the logits as they were; only the draw feels this.
+
+Legend: V vocabulary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loreloop.engine.sample_row import SampleRow
+
+
+def is_shaped(row: SampleRow) -> bool:
+    p = row.op.params
+    penalized = p.presence_penalty != 0 or p.frequency_penalty != 0 or p.repetition_penalty != 1
+    return penalized or bool(p.logit_bias) or row.allowed_V is not None
+
+
+def shaped(row: SampleRow, logits_V: Tensor) -> Tensor:
+    """New logits, fp32. Presence and frequency count drawn tokens, repetition those of the prompt too:
+    of a repeated token positive logits are divided by it, negative ones multiplied."""
+    p = row.op.params
+    logits_V = logits_V.clone()
+    if p.repetition_penalty != 1:
+        seen = torch.tensor(sorted(set(row.tokens)), device=logits_V.device)
+        old = logits_V[seen]
+        logits_V[seen] = torch.where(old > 0, old / p.repetition_penalty, old * p.repetition_penalty)
+    drawn = row.tokens[row.n_prompt :]
+    if drawn and (p.presence_penalty or p.frequency_penalty):
+        ids, counts = np.unique(np.array(drawn), return_counts=True)
+        cost = torch.from_numpy(p.presence_penalty + p.frequency_penalty * counts).to(logits_V)
+        logits_V[torch.from_numpy(ids).to(logits_V.device)] -= cost
+    if p.logit_bias:
+        ids_, biases = zip(*p.logit_bias, strict=True)
+        logits_V[torch.tensor(ids_, device=logits_V.device)] += torch.tensor(biases).to(logits_V)
+    if row.allowed_V is not None:
+        allowed_V = torch.from_numpy(row.allowed_V).to(logits_V.device)
+        logits_V[: len(allowed_V)].masked_fill_(~allowed_V, float("-inf"))
+        logits_V[len(allowed_V) :] = float("-inf")
+    return logits_V

@@ -1,0 +1,112 @@
+"""Grammars that a sampled text must follow, read over a model's tokens.
+
+A grammar is a text in the Lark dialect of the llguidance library, or what `json_schema_grammar` and `regex_grammar`
+make. Untrusted: building and every step are bounded. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from numpy.typing import NDArray
+
+from loreloop.protocol.errors import BadRequest
+
+MAX_GRAMMAR_BYTES = 1 << 20
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=2_000_000,  # 40 ms
+    step_lexer_fuel=200_000,  # 14 ms
+    step_max_items=50_000,
+    max_items_in_row=2000,
+    max_lexer_states=20_000,  # 2 kB each
+    max_grammar_size=200_000,
+    verbose_errors=False,
+)
+
+
+class Constraint:
+    """One text on its way through a grammar."""
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self.matcher, self.vocab_size = matcher, vocab_size
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """(V,): the tokens that may follow, those that end a text among them where it may end here."""
+        mask = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
+        self._check()
+        return np.unpackbits(mask, bitorder="little")[: self.vocab_size].astype(np.bool_)
+
+    def take(self, token: int) -> None:
+        self.matcher.consume_token(token)
+        self._check()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing can follow any more."""
+        return bool(self.matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self.matcher.is_error():
+            raise BadRequest(f"The grammar cannot be followed: {self.matcher.get_error()}")
+
+
+class Grammars:
+    """Grammars over one model's tokenizer; `stop_tokens` may come where a grammar lets its text end."""
+
+    def __init__(self, folder: Path, vocab_size: int, stop_tokens: Sequence[int]) -> None:
+        self.vocab_size = vocab_size
+        self.tokenizer = LLTokenizer(
+            str(folder / "tokenizer.json"), n_vocab=vocab_size, eos_token=list(stop_tokens) or None
+        )
+
+    def constraint(self, grammar: str) -> Constraint:
+        """BadRequest where the grammar is wrong, or too large to be followed in bounded time."""
+        matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
+        if matcher.is_error():
+            raise BadRequest(f"The grammar or schema cannot be used: {matcher.get_error()}")
+        return Constraint(matcher, self.vocab_size)
+
+
+def json_schema_grammar(schema: dict[str, Any]) -> str:
+    """JSON that satisfies a schema, without white space between its parts."""
+    text = json.dumps(schema)
+    if len(text) > MAX_GRAMMAR_BYTES:
+        raise BadRequest(f"The JSON schema has {len(text)} characters; at most {MAX_GRAMMAR_BYTES} are followed.")
+    try:
+        return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
+    except ValueError as error:
+        raise BadRequest(f"The JSON schema cannot be used: {error}") from None
+
+
+def regex_grammar(regex: str) -> str:
+    return LLMatcher.grammar_from_regex(regex)
+
+
+def grammar_of(grammar: str | None, json_schema: dict[str, Any] | None, regex: str | None) -> str | None:
+    """The one that is given, checked as far as that goes without a tokenizer; BadRequest for two."""
+    given = [name for name, value in (("grammar", grammar), ("json_schema", json_schema), ("regex", regex)) if value]
+    if len(given) > 1:
+        raise BadRequest(f"{given[0]} and {given[1]} were given; a text can follow one of them.")
+    if json_schema is not None:
+        grammar = json_schema_grammar(json_schema)
+    elif regex is not None:
+        grammar = regex_grammar(regex)
+    if grammar is not None:
+        check_grammar(grammar)
+    return grammar
+
+
+def check_grammar(grammar: str) -> None:
+    if len(grammar) > MAX_GRAMMAR_BYTES:
+        raise BadRequest(f"The grammar has {len(grammar)} characters; at most {MAX_GRAMMAR_BYTES} are followed.")
+    if error := LLMatcher.validate_grammar(grammar, limits=LIMITS):
+        raise BadRequest(f"The grammar or schema cannot be used: {error}")
+
+
+def json_object_grammar() -> str:
+    return json_schema_grammar({"type": "object"})
