@@ -95,7 +95,7 @@ def test_a_stream_adds_up_to_the_whole(chat: bool, stopped: bool) -> None:
         for index, choice in enumerate(whole):
             mine = [piece for piece in pieces if piece["index"] == index]
             text = choice["message"]["content"] if chat else choice["text"]
-            assert "".join(p["delta"]["content"] if chat else p["text"] for p in mine) == text
+            assert "".join(p["delta"].get("content", "") if chat else p["text"] for p in mine) == text
             assert [p["finish_reason"] for p in mine if p["finish_reason"]] == [choice["finish_reason"]]
 
     play(scene)
@@ -134,12 +134,24 @@ def test_logprobs_of_a_stream_are_given_or_refused() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logit_bias": {"1000": 1}}, "logit_bias"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"best_of": 2}, "best_of"),
-        ({"messages": CHAT, "tools": []}, "tools"),
-        ({"messages": CHAT, "response_format": {"type": "json_object"}}, "response_format"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "image_url"),
+        ({"messages": CHAT, "functions": []}, "functions"),
+        ({"messages": CHAT, "tool_choice": "required"}, "tool_choice"),
+        ({"messages": CHAT, "response_format": {"type": "xml"}}, "response_format"),
+        (
+            {"messages": CHAT, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 5}}}},
+            "schema",
+        ),
+        ({"messages": [{"role": "tool", "content": "1"}]}, "tool_call_id"),
+        ({"grammar": "start: nothing"}, "grammar"),
+        ({"grammar": 'start: "a"', "regex": "b"}, "grammar and regex"),
+        ({"prompt": ["1", 2]}, "mixes"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
+            "image_url",
+        ),
         ({"messages": []}, "messages"),
         ({"n": 0}, "$.n"),
         ({"top_p": 0}, "$.top_p"),

@@ -11,7 +11,19 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from loreloop.http import health, openai, tinker_future, tinker_rest, tinker_sample, tinker_session, tinker_train
+from loreloop.http import (
+    anthropic,
+    health,
+    openai,
+    openai_chat,
+    openai_models,
+    responses,
+    tinker_future,
+    tinker_rest,
+    tinker_sample,
+    tinker_session,
+    tinker_train,
+)
 from loreloop.http.bodies import answer
 from loreloop.http.services import Services
 from loreloop.protocol import errors
@@ -39,11 +51,13 @@ def create_app(services: Services) -> Starlette:
         *tinker_rest.ROUTES,
         *health.ROUTES,
     ]
+    openai_routes = [*openai_models.ROUTES, *openai.ROUTES, *openai_chat.ROUTES, *responses.ROUTES]
     app = Starlette(
         routes=[
             Mount("/api/v1", routes=tinker),
-            Mount("/oai/api/v1", routes=openai.ROUTES),
-            Mount("/v1", routes=openai.ROUTES),
+            Mount("/oai/api/v1", routes=openai_routes),
+            Mount("/v1", routes=openai_routes),
+            Mount("/anthropic/api/v1", routes=anthropic.ROUTES),
             *health.ROUTES,
         ],
         exception_handlers={errors.LoreloopError: on_error, HTTPException: on_http_error},  # type: ignore[dict-item]
@@ -54,9 +68,9 @@ def create_app(services: Services) -> Starlette:
 
 
 def error_answer(status_code: int, message: str) -> Response:
-    """A body that the SDK, its command line (`detail`) and OpenAI's client (`error`) can all show."""
+    """A body that the SDK, its command line (`detail`), OpenAI's and Anthropic's clients (`error`) can all show."""
     kind = KINDS.get(status_code, "server_error" if status_code >= 500 else "invalid_request_error")
-    return answer({"detail": message, "error": {"message": message, "type": kind}}, status_code)
+    return answer({"type": "error", "detail": message, "error": {"message": message, "type": kind}}, status_code)
 
 
 def on_error(request: Request, error: errors.LoreloopError) -> Response:

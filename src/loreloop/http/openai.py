@@ -1,178 +1,171 @@
-"""OpenAI's routes: models, completions, chat completions; streamed or whole.
-
-Model names are those of `serve.names`; text is made of tokens by `openai_text`.
-"""
+"""OpenAI's route for bare texts: a prompt goes on. Chat is in `openai_chat`, the list of models in `openai_models`."""
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
-import msgspec
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.http.bodies import answer, read_json
-from loreloop.http.openai_text import Answer, Shape, text_of
-from loreloop.http.services import INFER, Services, caller, fresh_seed, now, services
-from loreloop.protocol.checks import check_params, check_tokens
-from loreloop.protocol.errors import BadRequest, ServerError
-from loreloop.protocol.link import EngineInfo
-from loreloop.protocol.openai_rest import ChatCompletion, Common, Completion
-from loreloop.protocol.rest import WireSamplingParams
-from loreloop.protocol.sampling import SampleOp, SampleResult
+from loreloop.http.generate import Model, Report, find_model, heard, operation, results, start
+from loreloop.http.logprobs import Scored, scored_prompt, scored_sequence, scored_token, text_logprobs
+from loreloop.http.openai_words import failure_event, frame, stop_strings, usage, wire_params
+from loreloop.http.services import INFER, Services, caller, now, services
+from loreloop.http.sse import data_event, event_stream
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.link import Token
+from loreloop.protocol.openai_rest import Completion
+from loreloop.protocol.sampling import PromptScores, SampleOp, SampleResult, StopReason
 from loreloop.protocol.training import Failure
-from loreloop.serve.names import Target
-from loreloop.serve.texts import ModelText
+from loreloop.text.growing import GrowingText
+from loreloop.text.tokenizer import TextTokenizer
 
-WAIT_SECONDS = 2.0  # between two looks at whether the client is still there
+DEFAULT_MAX_TOKENS = 16  # as OpenAI has it
+MAX_PROMPTS = 128
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A checked request: what runs, on what, and how its answer is shaped."""
+    """A checked request: one operation a prompt."""
 
-    op: SampleOp
-    target: Target
-    text: ModelText
-    shape: Shape
-    stream: bool
-    include_usage: bool
+    body: Completion
+    model: Model
+    prompts: list[list[int]]
+    ops: list[SampleOp]
+    created: int
 
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        return self.model.text.tokenizer
 
-async def models(request: Request) -> Response:
-    caller(request, INFER)
-    data = [{"id": name, "object": "model", "owned_by": "loreloop"} for name in services(request).names.all()]
-    return answer({"object": "list", "data": data})
+    def growing(self, op: SampleOp) -> GrowingText:
+        return GrowingText(self.tokenizer, op.params.stop_tokens, stop_strings(self.body))
+
+    def frame(self) -> dict[str, Any]:
+        return frame("cmpl", "text_completion", self.ops[0], self.body.model, self.created, self.model)
 
 
 async def completions(request: Request) -> Response:
-    key = caller(request, INFER)
+    caller(request, INFER)
     body = await read_json(request, Completion)
-    target, text = look_up(services(request), key.id, body.model)
-    tokens = text.tokenizer.encode(body.prompt) if isinstance(body.prompt, str) else list(body.prompt)
-    shape = Shape("text_completion", body.model, body.logprobs or 0, body.logprobs is not None, stops(body))
-    return await run(request, await ask(request, key.id, body, (target, text, shape), tokens, body.max_tokens or 16))
+    asked = ask(body, await find_model(request, body.model))
+    if body.stream:
+        start(services(request), asked.model, asked.ops)
+        return event_stream(events(services(request), asked), asked.model.headers)
+    found = await results(request, asked.model, asked.ops)
+    choices = [choice for number, result in enumerate(found) for choice in whole_choices(asked, number, result)]
+    response = answer(asked.frame() | {"choices": choices, "usage": usage(asked.ops, found)})
+    response.headers.update(asked.model.headers)
+    return response
 
 
-async def chat_completions(request: Request) -> Response:
-    key = caller(request, INFER)
-    body = await read_json(request, ChatCompletion)
-    target, text = look_up(services(request), key.id, body.model)
-    messages = [{"role": message.role, "content": message.text} for message in body.messages]
-    tokens = text.tokenizer.encode(text.template.render(messages))
-    shape = Shape("chat.completion", body.model, body.top_logprobs or 0, bool(body.logprobs), stops(body))
-    max_tokens = body.max_completion_tokens or body.max_tokens
-    return await run(request, await ask(request, key.id, body, (target, text, shape), tokens, max_tokens))
+def ask(body: Completion, model: Model) -> Asked:
+    if body.echo and body.stream and body.logprobs is not None:
+        raise BadRequest("echo with logprobs is not served with stream; leave one of them out.")
+    prompts = prompts_of(body, model.text.tokenizer)
+    wire = wire_params(body, body.max_tokens or DEFAULT_MAX_TOKENS)
+    wants_prompt = bool(body.echo) and body.logprobs is not None
+    scores = PromptScores(logprobs=True, top_k=body.logprobs or 0) if wants_prompt else PromptScores()
+    report = Report(body.logprobs or 0, bool(body.filtered_logprobs), scores)
+    ops = [operation(model, tokens, wire, body.n or 1, report, stream=bool(body.stream)) for tokens in prompts]
+    return Asked(body, model, prompts, ops, int(now()))
 
 
-def look_up(served: Services, key_id: str, model: str) -> tuple[Target, ModelText]:
-    target = served.names.target(served.store, key_id, model)
-    return target, served.texts.of(served.names.folder(target.base_model))
+def prompts_of(body: Completion, tokenizer: TextTokenizer) -> list[list[int]]:
+    """A text, ids, or a list of either, as lists of ids."""
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [tokenizer.encode(prompt)]
+    if not prompt or (len(prompt) > MAX_PROMPTS and not isinstance(prompt[0], int)):
+        raise BadRequest(f"prompt holds {len(prompt)} prompts; send 1 to {MAX_PROMPTS}.")
+    kinds = {type(item) for item in prompt}
+    if len(kinds) > 1:
+        raise BadRequest("prompt mixes texts, ids and lists of ids; send one kind.")
+    if kinds == {int}:
+        return [[item for item in prompt if isinstance(item, int)]]
+    return [tokenizer.encode(item) if isinstance(item, str) else list(item) for item in prompt]  # type: ignore[arg-type]
 
 
-def stops(body: Common) -> tuple[str, ...]:
-    return (body.stop,) if isinstance(body.stop, str) else body.stop or ()
+def whole_choices(asked: Asked, number: int, result: SampleResult) -> list[dict[str, Any]]:
+    op, n = asked.ops[number], asked.ops[number].num_samples
+    head, head_scored = echoed(asked, number, result)
+    choices = []
+    for index, sequence in enumerate(result.sequences):
+        growing, scored = asked.growing(op), scored_sequence(sequence)
+        text = "".join(growing.push(one.token) for one in scored) + growing.flush()
+        choice = {"index": number * n + index, "text": head + text, "finish_reason": sequence.stop_reason}
+        wanted = asked.body.logprobs is not None
+        choices.append(
+            choice | {"logprobs": text_logprobs([*head_scored, *scored], asked.tokenizer, 0) if wanted else None}
+        )
+    return choices
 
 
-async def ask(
-    request: Request,
-    owner: str,
-    body: Common,
-    found: tuple[Target, ModelText, Shape],
-    tokens: list[int],
-    max_tokens: int | None,
-) -> Asked:
-    """Checks against the model."""
-    target, text, shape = found
-    if body.stream and shape.logprobs:
-        raise BadRequest("logprobs are not served with stream; ask for one of them.")
-    info = await services(request).desk.info(target.base_model)
-    usage = bool(body.stream_options and body.stream_options.include_usage)
-    op = sample_op(owner, body, found, tokens, (max_tokens, info))
-    return Asked(op, target, text, shape, bool(body.stream), usage)
+def echoed(asked: Asked, number: int, result: SampleResult | None) -> tuple[str, list[Scored]]:
+    """The prompt as the answer's beginning, where that was asked for."""
+    if not asked.body.echo:
+        return "", []
+    tokens, prompt = asked.prompts[number], result.prompt if result else None
+    scored = scored_prompt(tokens, prompt.logprobs, prompt.topk) if prompt else []
+    return asked.tokenizer.decode(tokens), scored
 
 
-def sample_op(
-    owner: str,
-    body: Common,
-    found: tuple[Target, ModelText, Shape],
-    tokens: list[int],
-    bounds: tuple[int | None, EngineInfo],
-) -> SampleOp:
-    """The operation; the end-of-sequence ids stop a text always, stop strings besides."""
-    target, _, shape = found
-    max_tokens, info = bounds
-    wire = WireSamplingParams(
-        max_tokens=max_tokens,
-        seed=body.seed,
-        stop=shape.stop_strings or None,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_k=-1 if body.top_k is None else body.top_k,
-        top_p=1.0 if body.top_p is None else body.top_p,
-    )
-    chunk = check_tokens(tokens, info)
-    params = check_params(wire, len(tokens), info, fresh_seed())
-    return SampleOp(
-        request_id=f"{shape.id_prefix}-{uuid.uuid4().hex}",
-        owner=owner,
-        revision=target.revision,
-        prompt=(chunk,),
-        num_samples=body.n or 1,
-        params=msgspec.structs.replace(params, stop_tokens=info.eos_token_ids),
-        topk_sample_logprobs=shape.top_logprobs,
-        stream=bool(body.stream),
-    )
+class StreamedText:
+    """One sample of a stream: tokens wait until their text can be shown, and leave with it."""
+
+    def __init__(self, asked: Asked, number: int, index: int) -> None:
+        self.asked, self.index = asked, number * asked.ops[number].num_samples + index
+        self.growing, self.waiting = asked.growing(asked.ops[number]), list[Scored]()
+        self.shown = echoed(asked, number, None)[0]
+        self.n_shown = 0
+
+    def push(self, token: Token) -> dict[str, Any] | None:
+        self.waiting.append(scored_token(token))
+        text = self.growing.push(token.token)
+        return self._event(text, None) if text else None
+
+    def end(self, finish: StopReason) -> dict[str, Any]:
+        return self._event(self.growing.flush(), finish)
+
+    def _event(self, text: str, finish: StopReason | None) -> dict[str, Any]:
+        text, self.shown = self.shown + text, ""
+        scored, self.waiting = self.waiting, []
+        wanted = self.asked.body.logprobs is not None
+        logprobs = text_logprobs(scored, self.asked.tokenizer, self.n_shown) if wanted else None
+        self.n_shown += len(text)
+        choice = {"index": self.index, "text": text, "finish_reason": finish, "logprobs": logprobs}
+        return self.asked.frame() | {"choices": [choice]}
 
 
-async def run(request: Request, asked: Asked) -> Response:
-    desk = services(request).desk
-    desk.sample(asked.op, asked.target.base_model)
-    made = Answer(asked.op, asked.shape, int(now()))
-    if asked.stream:
-        return StreamingResponse(events(services(request), asked, made), media_type="text/event-stream")
-    result: SampleResult | Failure | None = None
-    while result is None:
-        result = await desk.sample_result(asked.op.request_id, WAIT_SECONDS)
-        if result is None and await request.is_disconnected():
-            desk.cancel(asked.op.request_id)
-    desk.forget(asked.op.request_id)
-    return answer(made.whole(unfailing(result), asked.text.tokenizer))
+async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
+    samples = [
+        [StreamedText(asked, number, index) for index in range(op.num_samples)] for number, op in enumerate(asked.ops)
+    ]
+    found: list[SampleResult] = []
+    async for number, item in heard(served, asked.ops):
+        if isinstance(item, Failure):
+            yield failure_event(item)
+        elif isinstance(item, SampleResult):
+            found.append(item)
+            for index, sequence in enumerate(item.sequences):
+                yield data_event(samples[number][index].end(sequence.stop_reason))
+        elif event := samples[number][item.sample_index].push(item):
+            yield data_event(event)
+    if asked.body.stream_options and asked.body.stream_options.include_usage:
+        yield data_event(asked.frame() | {"choices": [], "usage": usage(asked.ops, found)})
+    yield b"data: [DONE]\n\n"
 
 
-def unfailing(result: SampleResult | Failure) -> SampleResult:
-    if isinstance(result, Failure):
-        raise (BadRequest if result.category == "user" else ServerError)(result.message)
-    return result
-
-
-async def events(served: Services, asked: Asked, made: Answer) -> AsyncIterator[bytes]:
-    """Server-sent events; a client that leaves cancels its request."""
-    texts = [text_of(asked.text.tokenizer, asked.op, asked.shape) for _ in range(asked.op.num_samples)]
-    try:
-        async for item in served.desk.stream(asked.op.request_id):
-            if isinstance(item, Failure):
-                yield sse({"error": {"message": item.message, "type": item.category}})
-            elif isinstance(item, SampleResult):
-                for index, sequence in enumerate(item.sequences):
-                    yield sse(made.piece(index, texts[index].flush(), sequence.stop_reason))
-                if asked.include_usage:
-                    yield sse(made.usage_piece(item))
-            elif piece := texts[item.sample_index].push(item.token):
-                yield sse(made.piece(item.sample_index, piece, None))
-        yield b"data: [DONE]\n\n"
-    finally:
-        served.desk.forget(asked.op.request_id)
-
-
-def sse(value: dict[str, object]) -> bytes:
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+async def embeddings(request: Request) -> Response:
+    caller(request, INFER)
+    raise BadRequest("Embeddings are not served here: the models on this server generate text.")
 
 
 ROUTES = [
-    Route("/models", models, methods=["GET"]),
     Route("/completions", completions, methods=["POST"]),
-    Route("/chat/completions", chat_completions, methods=["POST"]),
+    Route("/embeddings", embeddings, methods=["POST"]),
 ]

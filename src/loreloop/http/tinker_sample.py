@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -14,10 +15,11 @@ from loreloop.protocol import paths
 from loreloop.protocol.checks import check_params, check_prompt, check_scores, check_targets
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import EngineInfo
-from loreloop.protocol.rest import CreateSamplingSession, SampleBody
+from loreloop.protocol.rest import CreateSamplingSession, SampleBody, WireSamplingParams
 from loreloop.protocol.sampling import Revision, SampleOp
 from loreloop.store import samplers
 from loreloop.store.rows import SamplerRow
+from loreloop.text.grammar import grammar_of
 
 
 async def create_sampling_session(request: Request) -> Response:
@@ -77,10 +79,14 @@ def sample_op(served: Services, sampler: SamplerRow, owner: str, body: SampleBod
         revision=Revision(sampler.revision_id or "", sampler.folder or "") if has_revision else None,
         prompt=(chunk,),
         num_samples=body.num_samples,
-        params=check_params(body.sampling_params, len(chunk), info, fresh_seed()),
+        params=check_params(_with_grammar(body.sampling_params), len(chunk), info, fresh_seed()),
         scores=scores,
         topk_sample_logprobs=body.topk_sample_logprobs,
     )
+
+
+def _with_grammar(wire: WireSamplingParams) -> WireSamplingParams:
+    return msgspec.structs.replace(wire, grammar=grammar_of(wire.grammar, wire.json_schema, wire.regex))
 
 
 ROUTES = [

@@ -2,59 +2,177 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from loreloop.protocol.rest import Penalty
 
-class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+MaxTokens = Annotated[int, Meta(ge=1, lt=1 << 31)]
+TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
+
+
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A body whose unknown fields are errors."""
+
+
+class StreamOptions(Strict, frozen=True):
     include_usage: bool = False
+    include_obfuscation: bool = False  # nothing is obscured either way
 
 
-class Common(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What both routes take. `user` and `metadata` are the caller's own notes."""
+class Common(Strict, frozen=True):
+    """What both sampling routes take. Notes of the caller (`user`, `metadata`, …) change nothing.
+
+    Not of OpenAI: `top_k`, `min_p`, `repetition_penalty`, `grammar` (Lark), `regex`, `filtered_logprobs`.
+    """
 
     model: str
     temperature: Annotated[float, Meta(ge=0, le=10)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, lt=1 << 31)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     seed: int | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     stop: str | tuple[str, ...] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    grammar: str | None = None
+    regex: str | None = None
+    filtered_logprobs: bool | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
 
-class Completion(Common, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`prompt` is a text or token ids."""
-
-    prompt: str | tuple[Annotated[int, Meta(ge=0, lt=1 << 31)], ...]
-    max_tokens: Annotated[int, Meta(ge=1, lt=1 << 31)] | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+Prompt = str | tuple[str, ...] | tuple[TokenId, ...] | tuple[tuple[TokenId, ...], ...]
 
 
-class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Completion(Common, frozen=True, kw_only=True):
+    """`prompt` is a text, token ids, or a list of either."""
+
+    prompt: str | tuple[str | TokenId | tuple[TokenId, ...], ...]
+    max_tokens: MaxTokens | None = None
+    logprobs: TopLogprobs | None = None
+    echo: bool | None = None
+
+
+class TextPart(Strict, frozen=True, tag="text"):
     text: str
-    type: str = "text"
 
 
-class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    role: str
-    content: str | tuple[TextPart, ...] | None = None
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content or ())
+class RefusalPart(Strict, frozen=True, tag="refusal"):
+    refusal: str
 
 
-class ChatCompletion(Common, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ImageUrl(Strict, frozen=True):
+    url: str
+    detail: str = "auto"
+
+
+class ImagePart(Strict, frozen=True, tag="image_url"):
+    image_url: ImageUrl
+
+
+ContentPart = TextPart | RefusalPart | ImagePart
+
+
+class FunctionCall(Strict, frozen=True):
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCallBody(Strict, frozen=True):
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+    index: int | None = None
+
+
+class ChatMessage(Strict, frozen=True):
+    """`reasoning_content` (or `reasoning`) is what an earlier answer thought, handed back."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | tuple[ContentPart, ...] | None = None
+    name: str | None = None
+    tool_calls: tuple[ToolCallBody, ...] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    annotations: tuple[Any, ...] | None = None
+    audio: None = None
+    function_call: None = None
+
+
+class FunctionBody(Strict, frozen=True):
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolBody(Strict, frozen=True):
+    function: FunctionBody
+    type: Literal["function"] = "function"
+
+
+class NamedFunction(Strict, frozen=True):
+    name: str
+
+
+class NamedTool(Strict, frozen=True):
+    function: NamedFunction
+    type: Literal["function"] = "function"
+
+
+ToolChoice = Literal["auto", "none", "required"] | NamedTool
+
+
+class JsonSchemaBody(Strict, frozen=True):
+    name: str = "answer"
+    description: str | None = None
+    schema_: dict[str, Any] = msgspec.field(default_factory=dict, name="schema")
+    strict: bool | None = None
+
+
+class TextFormat(Strict, frozen=True, tag="text"):
+    pass
+
+
+class JsonObjectFormat(Strict, frozen=True, tag="json_object"):
+    pass
+
+
+class JsonSchemaFormat(Strict, frozen=True, tag="json_schema"):
+    json_schema: JsonSchemaBody
+
+
+ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+
+class ChatCompletion(Common, frozen=True, kw_only=True):
+    """`chat_template_kwargs` go to the model's template as they are."""
+
     messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1)]
-    max_tokens: Annotated[int, Meta(ge=1, lt=1 << 31)] | None = None
-    max_completion_tokens: Annotated[int, Meta(ge=1, lt=1 << 31)] | None = None
+    max_tokens: MaxTokens | None = None
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_logprobs: TopLogprobs | None = None
+    tools: tuple[ToolBody, ...] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Effort | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    store: bool | None = None
+    modalities: tuple[Literal["text"], ...] | None = None

@@ -32,24 +32,24 @@ class StopTrimmer:
     def __init__(self, strings: Sequence[str]) -> None:
         self.strings = tuple(strings)
         self.held = ""
-        self.stopped = False
+        self.found: str | None = None  # the stop string that ended the text
 
     def push(self, text: str) -> str:
         """What of the text so far is safe to show now."""
-        if self.stopped:
+        if self.found is not None:
             return ""
         self.held += text
-        found = [at for string in self.strings if (at := self.held.find(string)) >= 0]
+        found = [(at, string) for string in self.strings if (at := self.held.find(string)) >= 0]
         if found:
-            self.stopped = True
-            return self.held[: min(found)]
+            at, self.found = min(found)
+            return self.held[:at]
         keep = max((_overlap(self.held, string) for string in self.strings), default=0)
         shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return shown
 
     def flush(self) -> str:
         """The rest, when the text ends without a stop string."""
-        shown, self.held = "" if self.stopped else self.held, ""
+        shown, self.held = "" if self.found is not None else self.held, ""
         return shown
 
 

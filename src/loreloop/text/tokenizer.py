@@ -28,6 +28,8 @@ class TextTokenizer:
         self.tokenizer = Tokenizer.from_file(str(path))
         settings = folder / "tokenizer_config.json"
         self.settings: dict[str, Any] = json.loads(settings.read_text()) if settings.exists() else {}
+        added = self.tokenizer.get_added_tokens_decoder()
+        self.specials: dict[int, str] = {number: token.content for number, token in added.items() if token.special}
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids; `special` lets the tokenizer add what it puts around every text."""

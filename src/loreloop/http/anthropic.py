@@ -1,0 +1,236 @@
+"""Anthropic's messages: a body to a chat, a reply's blocks to content blocks and events, and counting tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from loreloop.http.blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
+from loreloop.http.bodies import answer, read_json
+from loreloop.http.chat import BROKEN_CALL, Chat, ChatAsk, Reply, chat_on
+from loreloop.http.generate import Model, find_model, heard, results, start
+from loreloop.http.services import INFER, Services, caller, services
+from loreloop.http.sse import event_stream, named_event
+from loreloop.protocol.anthropic_rest import (
+    CountTokens,
+    Document,
+    Image,
+    Message,
+    Messages,
+    Text,
+    ThinkingPart,
+    ToolResult,
+    ToolUse,
+)
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.link import Token
+from loreloop.protocol.rest import WireSamplingParams
+from loreloop.protocol.sampling import SampledSequence, SampleResult
+from loreloop.protocol.training import Failure, text_length
+from loreloop.text.conversation import Conversation, MadeCall, Turn
+from loreloop.text.tool_calls import Tool
+
+
+async def messages(request: Request) -> Response:
+    caller(request, INFER)
+    body = await read_json(request, Messages)
+    model = await find_model(request, body.model)
+    asked = Asked(body.model, chat_on(model, ask_of(body, params_of(body), stream=body.stream)))
+    if body.stream:
+        start(services(request), model, [asked.chat.op])
+        return event_stream(events(services(request), asked), model.headers)
+    (result,) = await results(request, model, [asked.chat.op])
+    response = answer(asked.whole(result))
+    response.headers.update(model.headers)
+    return response
+
+
+async def count_tokens(request: Request) -> Response:
+    caller(request, INFER)
+    body = await read_json(request, CountTokens)
+    model: Model = await find_model(request, body.model)
+    chat = chat_on(model, ask_of(body, WireSamplingParams(max_tokens=1), stream=False))
+    return answer({"input_tokens": text_length(chat.op.prompt)})
+
+
+# from the body
+
+
+def params_of(body: Messages) -> WireSamplingParams:
+    given = {
+        name: value for name in ("temperature", "top_p", "top_k", "seed") if (value := getattr(body, name)) is not None
+    }
+    schema = body.output_config.format.schema_ if body.output_config.format else None
+    return WireSamplingParams(max_tokens=body.max_tokens, stop=body.stop_sequences or None, json_schema=schema, **given)
+
+
+def ask_of(body: CountTokens, wire: WireSamplingParams, *, stream: bool) -> ChatAsk:
+    system = body.system if isinstance(body.system, str) else "\n\n".join(part.text for part in body.system)
+    turns = [Turn("system", system)] if system else []
+    for message in body.messages:
+        turns += turns_of(message)
+    tools = tuple(Tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in body.tools)
+    choice, settings = body.tool_choice, dict[str, Any]()
+    if body.thinking is not None:
+        settings["enable_thinking"] = body.thinking.type != "disabled"
+    if body.output_config.effort is not None:
+        settings["reasoning_effort"] = body.output_config.effort
+    if choice.type == "tool" and choice.name is None:
+        raise BadRequest("tool_choice of type 'tool' must name one.")
+    wanted = {"auto": "auto", "none": "none", "any": "required", "tool": f"={choice.name}"}[choice.type]
+    parallel = not choice.disable_parallel_tool_use
+    return ChatAsk(Conversation(tuple(turns), tools, settings), wire, wanted, parallel, stream=stream)
+
+
+def turns_of(message: Message) -> Iterator[Turn]:
+    """Results of tools come in a user's message here; they are turns of their own."""
+    if isinstance(message.content, str):
+        yield Turn(message.role, message.content)
+        return
+    thinking, texts, calls = "", list[str](), list[MadeCall]()
+    for part in message.content:
+        match part:
+            case Text(text=text):
+                texts.append(text)
+            case ThinkingPart(thinking=thought):
+                thinking += thought
+            case ToolUse():
+                calls.append(MadeCall(part.id, part.name, json.dumps(part.input, ensure_ascii=False)))
+            case ToolResult():
+                yield Turn("tool", result_text(part), call_id=part.tool_use_id)
+            case Image() | Document():
+                raise refused(part)
+    if texts or calls or thinking:
+        yield Turn(message.role, "".join(texts), thinking or None, tuple(calls))
+
+
+def result_text(result: ToolResult) -> str:
+    if isinstance(result.content, str):
+        return result.content
+    texts = []
+    for part in result.content:
+        if not isinstance(part, Text):
+            raise refused(part)
+        texts.append(part.text)
+    return "".join(texts)
+
+
+def refused(part: Image | Document) -> BadRequest:
+    kind = "image" if isinstance(part, Image) else "document"
+    return BadRequest(f"This model reads text only; leave {kind} blocks out, or ask a vision model.")
+
+
+# to the answer
+
+
+@dataclass(frozen=True)
+class Asked:
+    name: str
+    chat: Chat
+
+    def message(
+        self, content: list[dict[str, Any]], result: SampleResult | None, stop: dict[str, Any]
+    ) -> dict[str, Any]:
+        n_drawn = len(result.sequences[0].tokens) // 4 if result else 0
+        return {
+            "id": f"msg_{self.chat.op.request_id.removeprefix('gen-')}",
+            "type": "message",
+            "role": "assistant",
+            "model": self.name,
+            "content": content,
+            **stop,
+            "usage": self.usage(n_drawn, result.cache_hit_tokens if result else 0),
+        }
+
+    def usage(self, n_drawn: int, n_cached: int) -> dict[str, int]:
+        """Anthropic counts cached tokens apart from the others."""
+        return {
+            "input_tokens": text_length(self.chat.op.prompt) - n_cached,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": n_cached,
+            "output_tokens": n_drawn,
+        }
+
+    def whole(self, result: SampleResult) -> dict[str, Any]:
+        sequence, reply, blocks = result.sequences[0], self.chat.reply(), Blocks()
+        for token in np.frombuffer(sequence.tokens, "<i4").tolist():
+            blocks.add(reply.push(token))
+        blocks.add(reply.flush())
+        message = self.message([content_of(block) for block in blocks.done], result, stop_of(sequence, reply, blocks))
+        return message | ({"warning": BROKEN_CALL} if blocks.broken else {})
+
+
+def stop_of(sequence: SampledSequence, reply: Reply, blocks: Blocks) -> dict[str, Any]:
+    found = reply.growing.trimmer.found
+    if sequence.stop_reason == "length":
+        reason = "max_tokens"
+    elif blocks.has_calls:
+        reason = "tool_use"
+    else:
+        reason = "stop_sequence" if found is not None else "end_turn"
+    return {"stop_reason": reason, "stop_sequence": found}
+
+
+def content_of(block: Block) -> dict[str, Any]:
+    match block.kind:
+        case "text":
+            return {"type": "text", "text": block.text}
+        case "thinking":
+            return {"type": "thinking", "thinking": block.text, "signature": ""}
+        case "call":
+            return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": json.loads(block.text)}
+
+
+def event_of(event: BlockEvent, blocks: Blocks) -> bytes:
+    match event:
+        case Opened(index, block):
+            content = content_of(Block(block.kind, "{}" if block.kind == "call" else "", block.call_id, block.name))
+            return named("content_block_start", index=index, content_block=content)
+        case Grown(index, text):
+            kind, field = {
+                "text": ("text_delta", "text"),
+                "thinking": ("thinking_delta", "thinking"),
+                "call": ("input_json_delta", "partial_json"),
+            }[blocks.done[index].kind]
+            return named("content_block_delta", index=index, delta={"type": kind, field: text})
+        case Closed(index):
+            return named("content_block_stop", index=index)
+
+
+def named(kind: str, **fields: Any) -> bytes:
+    return named_event(kind, {"type": kind, **fields})
+
+
+async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
+    reply, blocks = asked.chat.reply(), Blocks()
+
+    def told(found: Sequence[BlockEvent]) -> bytes:
+        return b"".join(event_of(event, blocks) for event in found)
+
+    yield named("message_start", message=asked.message([], None, {"stop_reason": None, "stop_sequence": None}))
+    async for _, item in heard(served, [asked.chat.op]):
+        if isinstance(item, Failure):
+            kind = "invalid_request_error" if item.category == "user" else "api_error"
+            yield named("error", error={"type": kind, "message": item.message})
+        elif isinstance(item, Token):
+            if event := told(blocks.add(reply.push(item.token))):
+                yield event
+        else:
+            yield told([*blocks.add(reply.flush()), *blocks.end()])
+            n_drawn = len(item.sequences[0].tokens) // 4
+            delta = stop_of(item.sequences[0], reply, blocks)
+            yield named("message_delta", delta=delta, usage=asked.usage(n_drawn, item.cache_hit_tokens))
+            yield named("message_stop")
+
+
+ROUTES = [
+    Route("/messages", messages, methods=["POST"]),
+    Route("/messages/count_tokens", count_tokens, methods=["POST"]),
+]

@@ -1,0 +1,153 @@
+"""A chat request as all dialects reduce to it: from a conversation to operations, from tokens to pieces of a reply.
+
+Knows no dialect's bodies, and not how a model's family writes tool calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from loreloop.http.generate import Model, Report, operation
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.rest import WireSamplingParams
+from loreloop.protocol.sampling import SampleOp
+from loreloop.text.conversation import Conversation, prompt_text
+from loreloop.text.growing import GrowingText
+from loreloop.text.tool_calls import Broken, CallArguments, CallBegins, CallEnds, Content, Piece, Thinking
+from loreloop.text.tool_formats import ToolFormat, format_of
+from loreloop.text.tool_reader import THINK, ReplyReader
+
+BROKEN_CALL = "What looks like a tool call in the content could not be read as one."
+
+
+@dataclass(frozen=True)
+class ChatAsk:
+    """`choice` is auto, none, required, or `=NAME` for one tool; `wire` may hold a grammar for the content."""
+
+    conversation: Conversation
+    wire: WireSamplingParams
+    choice: str = "auto"
+    parallel: bool = True
+    n: int = 1
+    stream: bool = False
+    report: Report = field(default_factory=Report)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A checked request on its model."""
+
+    model: Model
+    op: SampleOp
+    form: ToolFormat
+    stop_strings: tuple[str, ...]
+    thinking: bool
+    opened: bool  # the prompt ends inside a thought
+    tools_allowed: bool
+
+    def reply(self) -> Reply:
+        shown = (*self.form.markers, *THINK)
+        growing = GrowingText(self.model.text.tokenizer, self.op.params.stop_tokens, self.stop_strings, shown)
+        reader = ReplyReader(self.form, thinking=self.thinking, tools_allowed=self.tools_allowed, opened=self.opened)
+        return Reply(growing, reader)
+
+
+def chat_on(model: Model, ask: ChatAsk) -> Chat:
+    """BadRequest where template, tools or parameters do not fit together."""
+    template, tokenizer = model.text.template, model.text.tokenizer
+    conversation = replace(ask.conversation, tools=()) if ask.choice == "none" else ask.conversation
+    form = format_of(template.source)
+    prompt = prompt_text(template, conversation)
+    thinking = THINK[0] in (template.source or "")
+    opened = thinking and prompt.rstrip().endswith(THINK[0])
+    wire = msgspec.structs.replace(ask.wire, grammar=_call_grammar(model, form, ask) or ask.wire.grammar)
+    op = operation(model, tokenizer.encode(prompt), wire, ask.n, ask.report, stream=ask.stream)
+    return Chat(model, op, form, _strings(ask.wire.stop), thinking, opened, bool(conversation.tools))
+
+
+def _strings(stop: object) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        return (stop,)
+    return tuple(item for item in stop if isinstance(item, str)) if isinstance(stop, tuple) else ()
+
+
+def _call_grammar(model: Model, form: ToolFormat, ask: ChatAsk) -> str | None:
+    """The grammar of forced or strict calls; None where the model may write what it likes."""
+    tools = ask.conversation.tools
+    forced = ask.choice not in ("auto", "none")
+    if forced and not tools:
+        raise BadRequest(f"tool_choice is {ask.choice.lstrip('=')!r}, but the request brings no tools.")
+    if ask.choice.startswith("="):
+        tools = tuple(tool for tool in tools if tool.name == ask.choice[1:])
+        if not tools:
+            raise BadRequest(f"tool_choice names {ask.choice[1:]!r}, which is none of the request's tools.")
+    strict = ask.choice == "auto" and any(tool.strict for tool in tools)
+    if not forced and not strict:
+        return None
+    if ask.wire.grammar or ask.wire.json_schema or ask.wire.regex:
+        raise BadRequest("A response format or grammar and forced or strict tools exclude each other; send one.")
+    specials = set(model.text.tokenizer.specials.values())
+    return form.grammar(tools, at_least_one=forced, parallel=ask.parallel, special=specials.__contains__)
+
+
+class Reply:
+    """One sample on its way: tokens in, pieces out."""
+
+    def __init__(self, growing: GrowingText, reader: ReplyReader) -> None:
+        self.growing, self.reader = growing, reader
+
+    def push(self, token: int) -> list[Piece]:
+        text = self.growing.push(token)
+        return self.reader.push(text) if text else []
+
+    def flush(self) -> list[Piece]:
+        return [*self.reader.push(self.growing.flush()), *self.reader.flush()]
+
+
+@dataclass
+class WholeCall:
+    call_id: str | None
+    name: str
+    arguments: str = ""
+    whole: bool = False
+
+
+@dataclass
+class WholeReply:
+    """A reply's pieces put together; a broken call counts as content."""
+
+    content: str = ""
+    thinking: str = ""
+    begun: dict[int, WholeCall] = field(default_factory=dict)
+    broken: bool = False
+
+    def add(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            match piece:
+                case Content(text):
+                    self.content += text
+                case Thinking(text):
+                    self.thinking += text
+                case CallBegins(index, call_id, name):
+                    self.begun[index] = WholeCall(call_id, name)
+                case CallArguments(index, text):
+                    self.begun[index].arguments += text
+                case CallEnds(index):
+                    self.begun[index].whole = True
+                case Broken(text):
+                    self.content, self.broken = self.content + text, True
+
+    @property
+    def calls(self) -> list[WholeCall]:
+        return [call for call in self.begun.values() if call.whole]
+
+
+def whole_reply(chat: Chat, tokens: Sequence[int]) -> WholeReply:
+    reply, whole = chat.reply(), WholeReply()
+    for token in tokens:
+        whole.add(reply.push(token))
+    whole.add(reply.flush())
+    return whole

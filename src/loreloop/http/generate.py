@@ -1,0 +1,148 @@
+"""What every dialect of text generation shares: the model asked for, the operation, waiting for it, streaming it.
+
+Knows no dialect's bodies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from starlette.requests import Request
+
+from loreloop.http.services import INFER, Services, caller, fresh_seed, services
+from loreloop.protocol.checks import check_params, check_tokens
+from loreloop.protocol.errors import BadRequest, LoreloopError, ServerError
+from loreloop.protocol.link import EngineInfo, Token
+from loreloop.protocol.rest import WireSamplingParams
+from loreloop.protocol.sampling import PromptScores, SampleOp, SampleResult
+from loreloop.protocol.training import Failure
+from loreloop.serve.names import Target
+from loreloop.serve.texts import ModelText
+from loreloop.text.grammar import grammar_of
+
+WAIT_SECONDS = 0.25  # between two looks at whether the client is still there
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a request's model name means, for the key that asks."""
+
+    name: str
+    owner: str
+    target: Target
+    text: ModelText
+    info: EngineInfo
+
+    @property
+    def fingerprint(self) -> str:
+        """Which weights answer."""
+        revision = self.target.revision
+        return f"{self.target.base_model}@{revision.revision_id}" if revision else self.target.base_model
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"x-loreloop-revision": self.fingerprint.encode("ascii", "backslashreplace").decode()}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a caller wants to know beside the tokens."""
+
+    top_logprobs: int = 0
+    filtered_logprobs: bool = False
+    scores: PromptScores = field(default_factory=PromptScores)
+
+
+async def find_model(request: Request, name: str) -> Model:
+    key, served = caller(request, INFER), services(request)
+    target = served.names.target(served.store, key.id, name)
+    text = served.texts.of(served.names.folder(target.base_model))
+    return Model(name, key.id, target, text, await served.desk.info(target.base_model))
+
+
+def operation(
+    model: Model, tokens: list[int], wire: WireSamplingParams, n: int, report: Report, *, stream: bool
+) -> SampleOp:
+    """The checked operation; the end-of-sequence ids end a text always, stop strings besides."""
+    grammar = grammar_of(wire.grammar, wire.json_schema, wire.regex)
+    chunk = check_tokens(tokens, model.info)
+    params = check_params(msgspec.structs.replace(wire, grammar=grammar), len(tokens), model.info, fresh_seed())
+    return SampleOp(
+        request_id=f"gen-{uuid.uuid4().hex}",
+        owner=model.owner,
+        revision=model.target.revision,
+        prompt=(chunk,),
+        num_samples=n,
+        params=msgspec.structs.replace(params, stop_tokens=model.info.eos_token_ids),
+        scores=report.scores,
+        topk_sample_logprobs=report.top_logprobs,
+        filtered_logprobs=report.filtered_logprobs,
+        stream=stream,
+    )
+
+
+async def results(request: Request, model: Model, ops: Sequence[SampleOp]) -> list[SampleResult]:
+    """All results; a client that leaves meanwhile cancels what is left."""
+    desk = services(request).desk
+    try:
+        for op in ops:
+            desk.sample(op, model.target.base_model)
+        return [await _result(request, op) for op in ops]
+    finally:
+        for op in ops:
+            desk.forget(op.request_id)
+
+
+async def _result(request: Request, op: SampleOp) -> SampleResult:
+    desk = services(request).desk
+    result: SampleResult | Failure | None = None
+    while result is None:
+        result = await desk.sample_result(op.request_id, WAIT_SECONDS)
+        if result is None and await request.is_disconnected():
+            desk.cancel(op.request_id)
+    return unfailing(result)
+
+
+def unfailing(result: SampleResult | Failure) -> SampleResult:
+    if isinstance(result, Failure):
+        raise (BadRequest if result.category == "user" else ServerError)(result.message)
+    return result
+
+
+def start(served: Services, model: Model, ops: Sequence[SampleOp]) -> None:
+    """Hands operations in whose tokens `heard` will give; all or none."""
+    begun: list[SampleOp] = []
+    try:
+        for op in ops:
+            served.desk.sample(op, model.target.base_model)
+            begun.append(op)
+    except LoreloopError:
+        for op in begun:
+            served.desk.forget(op.request_id)
+        raise
+
+
+async def heard(served: Services, ops: Sequence[SampleOp]) -> AsyncIterator[tuple[int, Token | SampleResult | Failure]]:
+    """(number of the operation, what it brought), as it comes, until all have ended; closing it cancels the rest."""
+    queue: asyncio.Queue[tuple[int, Token | SampleResult | Failure]] = asyncio.Queue()
+
+    async def follow(number: int, request_id: str) -> None:
+        async for item in served.desk.stream(request_id):
+            queue.put_nowait((number, item))
+
+    followers = [asyncio.ensure_future(follow(number, op.request_id)) for number, op in enumerate(ops)]
+    n_open = len(ops)
+    try:
+        while n_open:
+            number, item = await queue.get()
+            n_open -= not isinstance(item, Token)
+            yield number, item
+    finally:
+        for follower in followers:
+            follower.cancel()
+        for op in ops:
+            served.desk.forget(op.request_id)

@@ -1,0 +1,87 @@
+"""Log-probabilities in OpenAI's two shapes: of chat (a list of entries) and of completions (parallel lists).
+
+They are of the temperature-scaled, unfiltered distribution; `filtered_logprob(s)` beside them are of the one that was
+drawn from. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from loreloop.protocol.link import Token
+from loreloop.protocol.sampling import SampledSequence, TopK
+from loreloop.text.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One token with what is known of it; `logprob` None: nothing is (a prompt's first token)."""
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+    filtered_logprob: float | None = None
+
+
+def scored_token(token: Token) -> Scored:
+    return Scored(token.token, token.logprob, tops(token.topk, 1)[0], token.filtered_logprob)
+
+
+def scored_sequence(sequence: SampledSequence) -> list[Scored]:
+    tokens = np.frombuffer(sequence.tokens, "<i4").tolist()
+    logprobs = np.frombuffer(sequence.logprobs, "<f4").tolist()
+    filtered: Sequence[float | None] = [None] * len(tokens)
+    if sequence.filtered_logprobs is not None:
+        filtered = np.frombuffer(sequence.filtered_logprobs, "<f4").tolist()
+    return [Scored(*entry) for entry in zip(tokens, logprobs, tops(sequence.topk, len(tokens)), filtered, strict=True)]
+
+
+def scored_prompt(tokens: Sequence[int], logprobs: bytes | None, topk: TopK | None) -> list[Scored]:
+    values = np.frombuffer(logprobs, "<f4").tolist() if logprobs else [float("nan")] * len(tokens)
+    known = [None if value != value else value for value in values]
+    return [Scored(*entry) for entry in zip(tokens, known, tops(topk, len(tokens)), strict=True)]
+
+
+def tops(topk: TopK | None, n_tokens: int) -> list[tuple[tuple[int, float], ...]]:
+    if topk is None or topk.k == 0:
+        return [()] * n_tokens
+    ids = np.frombuffer(topk.token_ids, "<i4").reshape(-1, topk.k).tolist()
+    values = np.frombuffer(topk.logprobs, "<f4").reshape(-1, topk.k).tolist()
+    missing: list[tuple[tuple[int, float], ...]] = [()] * (n_tokens - len(ids))
+    return missing + [tuple(zip(*row, strict=True)) for row in zip(ids, values, strict=True)]
+
+
+def chat_logprobs(scored: Sequence[Scored], tokenizer: TextTokenizer) -> dict[str, Any]:
+    return {"content": [_entry(one, tokenizer) for one in scored], "refusal": None}
+
+
+def _entry(one: Scored, tokenizer: TextTokenizer) -> dict[str, Any]:
+    entry: dict[str, Any] = _named(one.token, one.logprob, tokenizer)
+    entry["top_logprobs"] = [_named(token, logprob, tokenizer) for token, logprob in one.top]
+    if one.filtered_logprob is not None:
+        entry["filtered_logprob"] = one.filtered_logprob
+    return entry
+
+
+def _named(token: int, logprob: float | None, tokenizer: TextTokenizer) -> dict[str, Any]:
+    piece = tokenizer.decode([token])
+    return {"token": piece, "logprob": logprob, "bytes": list(piece.encode())}
+
+
+def text_logprobs(scored: Sequence[Scored], tokenizer: TextTokenizer, first_offset: int) -> dict[str, Any]:
+    """`first_offset` is where the text of the first token begins."""
+    pieces = [tokenizer.decode([one.token]) for one in scored]
+    offsets = np.cumsum([first_offset, *(len(piece) for piece in pieces)])[:-1].tolist()
+    found: dict[str, Any] = {
+        "tokens": pieces,
+        "token_logprobs": [one.logprob for one in scored],
+        "top_logprobs": [{tokenizer.decode([t]): logprob for t, logprob in one.top} or None for one in scored],
+        "text_offset": offsets,
+    }
+    if any(one.filtered_logprob is not None for one in scored):
+        found["filtered_logprobs"] = [one.filtered_logprob for one in scored]
+    return found

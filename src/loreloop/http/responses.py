@@ -1,0 +1,270 @@
+"""OpenAI's responses: input items to a chat, a reply's blocks to output items and events. Nothing is stored."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from loreloop.http.blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
+from loreloop.http.bodies import answer, read_json
+from loreloop.http.chat import Chat, ChatAsk, chat_on
+from loreloop.http.generate import find_model, heard, results, start
+from loreloop.http.services import INFER, Services, caller, now, services
+from loreloop.http.sse import event_stream, named_event
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.link import Token
+from loreloop.protocol.responses_rest import (
+    CreateResponse,
+    InputImage,
+    Item,
+    NamedFunction,
+    ObjectFormat,
+    Part,
+    ReasoningPart,
+    RefusalText,
+    SchemaFormat,
+)
+from loreloop.protocol.rest import WireSamplingParams
+from loreloop.protocol.sampling import SampleResult
+from loreloop.protocol.training import Failure, text_length
+from loreloop.text.conversation import Conversation, MadeCall, Turn
+from loreloop.text.tool_calls import Tool
+
+
+async def responses(request: Request) -> Response:
+    caller(request, INFER)
+    body = await read_json(request, CreateResponse)
+    model = await find_model(request, body.model)
+    asked = Asked(body, chat_on(model, ask_of(body)), int(now()))
+    if body.stream:
+        start(services(request), model, [asked.chat.op])
+        return event_stream(events(services(request), asked), model.headers)
+    (result,) = await results(request, model, [asked.chat.op])
+    reply, blocks = asked.chat.reply(), Blocks()
+    for token in np.frombuffer(result.sequences[0].tokens, "<i4").tolist():
+        blocks.add(reply.push(token))
+    blocks.add(reply.flush())
+    response = answer(asked.response(blocks, result))
+    response.headers.update(model.headers)
+    return response
+
+
+# from the body
+
+
+def ask_of(body: CreateResponse) -> ChatAsk:
+    turns = [Turn("system", body.instructions)] if body.instructions else []
+    if isinstance(body.input, str):
+        turns.append(Turn("user", body.input))
+    else:
+        turns += merged(turns_of(body.input))
+    tools = tuple(
+        Tool(tool.name, tool.description or "", tool.parameters or {"type": "object"}, bool(tool.strict))
+        for tool in body.tools
+    )
+    settings, effort = dict[str, Any](), body.reasoning.effort
+    if effort is not None:
+        settings |= {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+    choice = f"={body.tool_choice.name}" if isinstance(body.tool_choice, NamedFunction) else body.tool_choice
+    return ChatAsk(
+        Conversation(tuple(turns), tools, settings),
+        params_of(body),
+        choice,
+        body.parallel_tool_calls is not False,
+        stream=bool(body.stream),
+    )
+
+
+def params_of(body: CreateResponse) -> WireSamplingParams:
+    given = {
+        name: value for name in ("temperature", "top_p", "top_k", "seed") if (value := getattr(body, name)) is not None
+    }
+    wire, form = WireSamplingParams(max_tokens=body.max_output_tokens, **given), body.text.format
+    if body.top_logprobs:
+        raise BadRequest("top_logprobs is not served on responses; chat/completions has it.")
+    if isinstance(form, ObjectFormat):
+        return msgspec.structs.replace(wire, json_schema={"type": "object"})
+    return msgspec.structs.replace(wire, json_schema=form.schema_) if isinstance(form, SchemaFormat) else wire
+
+
+def turns_of(items: Sequence[Item]) -> Iterator[Turn]:
+    for item in items:
+        match item.type:
+            case "message":
+                if item.role is None:
+                    raise BadRequest("An input item of type 'message' must have a role.")
+                yield Turn("system" if item.role == "developer" else item.role, text_of(item.content))
+            case "function_call":
+                if item.name is None or item.call_id is None:
+                    raise BadRequest("An input item of type 'function_call' must have name and call_id.")
+                yield Turn("assistant", calls=(MadeCall(item.call_id, item.name, item.arguments or "{}"),))
+            case "function_call_output":
+                if item.call_id is None:
+                    raise BadRequest("An input item of type 'function_call_output' must have call_id.")
+                yield Turn("tool", text_of(item.output), call_id=item.call_id)
+            case "reasoning":
+                yield Turn("assistant", thinking=text_of(item.content) or "".join(s.text for s in item.summary))
+
+
+def merged(turns: Iterator[Turn]) -> Iterator[Turn]:
+    """What an assistant thought, said and called in one go comes as several items; templates want one message."""
+    for is_assistant, run in itertools.groupby(turns, lambda turn: turn.role == "assistant"):
+        if not is_assistant:
+            yield from run
+            continue
+        parts = list(run)
+        content = "".join(part.content for part in parts)
+        thinking = "".join(part.thinking or "" for part in parts) or None
+        yield Turn("assistant", content, thinking, tuple(call for part in parts for call in part.calls))
+
+
+def text_of(content: str | Sequence[Part | ReasoningPart] | None) -> str:
+    if not content:
+        return ""
+    if isinstance(content, str):
+        return content
+    texts = []
+    for part in content:
+        if isinstance(part, InputImage):
+            raise BadRequest("This model reads text only; leave input_image parts out, or ask a vision model.")
+        texts.append(part.refusal if isinstance(part, RefusalText) else part.text)
+    return "".join(texts)
+
+
+# to the answer
+
+
+@dataclass(frozen=True)
+class Asked:
+    body: CreateResponse
+    chat: Chat
+    created: int
+
+    @property
+    def number(self) -> str:
+        return self.chat.op.request_id.removeprefix("gen-")
+
+    def response(self, blocks: Blocks, result: SampleResult | None, error: Failure | None = None) -> dict[str, Any]:
+        body, cut = self.body, result is not None and result.sequences[0].stop_reason == "length"
+        status = "failed" if error else "in_progress" if result is None else "incomplete" if cut else "completed"
+        echoed = msgspec.to_builtins(body)
+        kept = ("instructions", "metadata", "temperature", "top_p", "max_output_tokens", "tools", "tool_choice", "user")
+        return {name: echoed[name] for name in kept} | {
+            "id": f"resp_{self.number}",
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+            "error": {"code": "server_error", "message": error.message} if error else None,
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "model": body.model,
+            "output": [self.item(index, block, done=True) for index, block in enumerate(blocks.done)],
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "reasoning": {"effort": body.reasoning.effort, "summary": None},
+            "text": echoed["text"],
+            "truncation": "disabled",
+            "store": False,
+            "usage": self.usage(blocks, result) if result else None,
+        }
+
+    def usage(self, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
+        n_prompt, n_drawn = text_length(self.chat.op.prompt), len(result.sequences[0].tokens) // 4
+        thought = "".join(block.text for block in blocks.done if block.kind == "thinking")
+        n_thought = len(self.chat.model.text.tokenizer.encode(thought)) if thought else 0
+        return {
+            "input_tokens": n_prompt,
+            "input_tokens_details": {"cached_tokens": result.cache_hit_tokens},
+            "output_tokens": n_drawn,
+            "output_tokens_details": {"reasoning_tokens": n_thought},
+            "total_tokens": n_prompt + n_drawn,
+        }
+
+    def item(self, index: int, block: Block, *, done: bool) -> dict[str, Any]:
+        status = "completed" if done else "in_progress"
+        item_id = f"{ {'thinking': 'rs', 'text': 'msg', 'call': 'fc'}[block.kind] }_{self.number}_{index}"
+        match block.kind:
+            case "thinking":
+                content = [{"type": "reasoning_text", "text": block.text}] if done else []
+                return {"id": item_id, "type": "reasoning", "summary": [], "content": content, "status": status}
+            case "text":
+                content = [text_part(block.text)] if done else []
+                return {"id": item_id, "type": "message", "role": "assistant", "status": status, "content": content}
+            case "call":
+                call = {"call_id": block.call_id, "name": block.name, "arguments": block.text if done else ""}
+                return {"id": item_id, "type": "function_call", "status": status} | call
+
+
+def text_part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+@dataclass
+class Telling:
+    """Numbers the events of one stream."""
+
+    asked: Asked
+    blocks: Blocks = field(default_factory=Blocks)
+    n_told: int = 0
+
+    def event(self, kind: str, **fields: Any) -> bytes:
+        self.n_told += 1
+        return named_event(kind, {"type": kind, "sequence_number": self.n_told - 1} | fields)
+
+    def about(self, event: BlockEvent) -> bytes:
+        index = event.index
+        block = self.blocks.done[index]
+        item = self.asked.item(index, block, done=isinstance(event, Closed))
+        place: dict[str, Any] = {"item_id": item["id"], "output_index": index}
+        inside = place | {"content_index": 0}
+        match event, block.kind:
+            case Opened(), kind:
+                opened = self.event("response.output_item.added", output_index=index, item=item)
+                if kind == "text":
+                    opened += self.event("response.content_part.added", **inside, part=text_part(""))
+                return opened
+            case Grown(text=text), "text":
+                return self.event("response.output_text.delta", **inside, delta=text, logprobs=[])
+            case Grown(text=text), "thinking":
+                return self.event("response.reasoning_text.delta", **inside, delta=text)
+            case Grown(text=text), _:
+                return self.event("response.function_call_arguments.delta", **place, delta=text)
+            case _, "text":
+                closed = self.event("response.output_text.done", **inside, text=block.text, logprobs=[])
+                closed += self.event("response.content_part.done", **inside, part=text_part(block.text))
+            case _, "thinking":
+                closed = self.event("response.reasoning_text.done", **inside, text=block.text)
+            case _:
+                done = {"arguments": block.text, "name": block.name}
+                closed = self.event("response.function_call_arguments.done", **place, **done)
+        return closed + self.event("response.output_item.done", output_index=index, item=item)
+
+    def all(self, found: Sequence[BlockEvent]) -> bytes:
+        return b"".join(self.about(event) for event in found)
+
+
+async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
+    reply, telling = asked.chat.reply(), Telling(asked)
+    blocks = telling.blocks
+    yield telling.event("response.created", response=asked.response(blocks, None))
+    yield telling.event("response.in_progress", response=asked.response(blocks, None))
+    async for _, item in heard(served, [asked.chat.op]):
+        if isinstance(item, Failure):
+            yield telling.event("response.failed", response=asked.response(blocks, None, item))
+        elif isinstance(item, Token):
+            if told := telling.all(blocks.add(reply.push(item.token))):
+                yield told
+        else:
+            yield telling.all([*blocks.add(reply.flush()), *blocks.end()])
+            whole = asked.response(blocks, item)
+            yield telling.event(f"response.{whole['status']}", response=whole)
+
+
+ROUTES = [Route("/responses", responses, methods=["POST"])]

@@ -1,0 +1,49 @@
+"""Server-sent events: how they are written, and kept alive while nothing happens. Knows no API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+from starlette.responses import StreamingResponse
+
+KEEP_ALIVE_SECONDS = 10.0  # proxies commonly give a silent connection up after 30 or 60
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+def data_event(value: object) -> bytes:
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+def named_event(name: str, value: object) -> bytes:
+    return b"event: " + name.encode() + b"\n" + data_event(value)
+
+
+def event_stream(events: AsyncIterator[bytes], headers: dict[str, str]) -> StreamingResponse:
+    """A client that leaves closes `events`."""
+    quiet = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return StreamingResponse(_kept_alive(events), media_type="text/event-stream", headers=quiet | headers)
+
+
+async def _kept_alive(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    iterator = aiter(events)
+    coming: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(iterator))
+            await asyncio.wait({coming}, timeout=KEEP_ALIVE_SECONDS)
+            if not coming.done():
+                yield KEEP_ALIVE
+                continue
+            try:
+                event = coming.result()
+            except StopAsyncIteration:
+                return
+            coming = None
+            yield event
+    finally:
+        if coming is not None and not coming.done():
+            coming.cancel()
+            await asyncio.wait({coming})
+        await events.aclose()  # type: ignore[attr-defined]

@@ -1,0 +1,131 @@
+"""Bodies of OpenAI's responses API as far as they are served; unknown fields are refused by name.
+
+Nothing is stored between two requests: the whole input comes with each.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from loreloop.protocol.openai_rest import Effort, MaxTokens, Strict, TopLogprobs
+
+
+class InputText(Strict, frozen=True, tag="input_text"):
+    text: str
+
+
+class OutputText(Strict, frozen=True, tag="output_text"):
+    text: str
+    annotations: tuple[Any, ...] = ()
+    logprobs: tuple[Any, ...] | None = None
+
+
+class RefusalText(Strict, frozen=True, tag="refusal"):
+    refusal: str
+
+
+class InputImage(Strict, frozen=True, tag="input_image"):
+    detail: str = "auto"
+    image_url: str | None = None
+    file_id: str | None = None
+
+
+Part = InputText | OutputText | RefusalText | InputImage
+
+
+class ReasoningPart(Strict, frozen=True, tag="reasoning_text"):
+    text: str
+
+
+class SummaryText(Strict, frozen=True):
+    text: str
+    type: Literal["summary_text"] = "summary_text"
+
+
+class Item(Strict, frozen=True):
+    """An input item of any kind; which fields it needs depends on `type`."""
+
+    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    id: str | None = None
+    status: str | None = None
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: str | tuple[InputText | OutputText | RefusalText | InputImage | ReasoningPart, ...] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | tuple[Part, ...] | None = None
+    summary: tuple[SummaryText, ...] = ()
+    encrypted_content: str | None = None
+    phase: str | None = None
+
+
+class FunctionTool(Strict, frozen=True):
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+    type: Literal["function"] = "function"
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class NamedFunction(Strict, frozen=True):
+    name: str
+    type: Literal["function"] = "function"
+
+
+class PlainFormat(Strict, frozen=True, tag="text"):
+    pass
+
+
+class ObjectFormat(Strict, frozen=True, tag="json_object"):
+    pass
+
+
+class SchemaFormat(Strict, frozen=True, tag="json_schema"):
+    name: str = "answer"
+    schema_: dict[str, Any] = msgspec.field(default_factory=dict, name="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextSettings(Strict, frozen=True):
+    format: PlainFormat | ObjectFormat | SchemaFormat = PlainFormat()
+    verbosity: str | None = None
+
+
+class Reasoning(Strict, frozen=True):
+    effort: Effort | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
+class CreateResponse(Strict, frozen=True):
+    model: str
+    input: str | tuple[Item, ...]
+    instructions: str | None = None
+    tools: tuple[FunctionTool, ...] = ()
+    tool_choice: Literal["auto", "none", "required"] | NamedFunction = "auto"
+    parallel_tool_calls: bool | None = None
+    max_output_tokens: MaxTokens | None = None
+    temperature: Annotated[float, Meta(ge=0, le=10)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, lt=1 << 31)] | None = None  # this and `seed` are not of OpenAI
+    seed: int | None = None
+    top_logprobs: TopLogprobs | None = None
+    text: TextSettings = TextSettings()
+    reasoning: Reasoning = Reasoning()
+    include: tuple[str, ...] | None = None
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    store: bool | None = None
+    truncation: Literal["disabled"] | None = None
+    metadata: dict[str, Any] | None = None
+    user: str | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    previous_response_id: None = None
+    conversation: None = None
+    background: Literal[False] | None = None

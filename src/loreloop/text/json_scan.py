@@ -1,0 +1,66 @@
+"""Finds the end of a JSON object in a text that is still growing.
+
+Follows strings, escapes and brackets in linear time, and refuses what can no longer become JSON where that is cheap to
+see. It builds no values: whether the finished text is valid is for `json.loads` to say.
+"""
+
+from __future__ import annotations
+
+import re
+
+DEEPEST = 200  # levels of nesting; json.loads recurses
+
+# Bounded repetitions, because the regular expression engine keeps a frame for each.
+_BETWEEN = re.compile(r'(?:[ \t\n\r,:+\-.0-9A-Za-z]+|"[^"\\\x00-\x1f]*"){0,1000}')
+_INSIDE = re.compile(r'[^"\\\x00-\x1f]*(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*){0,1000}')
+_CLOSING = {"{": "}", "[": "]"}
+
+
+class JsonScan:
+    """Begins at the object's brace. `done` behind its last one, `broken` at a character that cannot stand there."""
+
+    def __init__(self) -> None:
+        self.closing: list[str] = []  # the brackets that are still to come
+        self.quoted = self.escaped = False
+        self.done = self.broken = False
+
+    def scan(self, text: str, at: int) -> int:
+        """Goes on at `at`; returns how far the object goes in this text."""
+        while at < len(text) and not (self.done or self.broken):
+            at = self._inside(text, at) if self.quoted else self._between(text, at)
+        return at
+
+    def _inside(self, text: str, at: int) -> int:
+        if not self.escaped:
+            at = _INSIDE.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
+        if at == len(text):
+            return at
+        character = text[at]
+        if character < " ":
+            self.broken = True
+            return at
+        if self.escaped:
+            self.escaped = False
+        elif character == '"':
+            self.quoted = False
+        else:
+            self.escaped = True
+        return at + 1
+
+    def _between(self, text: str, at: int) -> int:
+        begin, at = at, _BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
+        if at == len(text):
+            return at
+        character = text[at]
+        if character == '"':
+            self.quoted = True
+        elif character in _CLOSING and len(self.closing) < DEEPEST:
+            self.closing.append(_CLOSING[character])
+        elif self.closing and character == self.closing[-1]:
+            self.closing.pop()
+            self.done = not self.closing
+        else:
+            # Behind a thousand repetitions any character may follow; one that matched nothing is wrong.
+            self.broken = at == begin
+            return at
+        return at + 1

@@ -1,0 +1,264 @@
+"""Reads a model's reply while it comes: text in, pieces of content, thoughts and tool calls out.
+
+Half a marker is never shown, a name waits until it is whole, arguments stream as they come where the name precedes
+them. How the text was cut makes no difference to what the pieces say together. It knows neither tools nor tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator
+from typing import NoReturn
+
+from loreloop.text.feed import Feed, Markers, NotACall, Steps
+from loreloop.text.json_scan import JsonScan
+from loreloop.text.tool_calls import Broken, CallArguments, CallBegins, CallEnds, Content, Piece, Thinking
+from loreloop.text.tool_formats import ToolFormat
+
+THINK = ("<think>", "</think>")
+MOST_OPENING = 64  # characters within which a message shows that it is a call
+OPENINGS = ("<|python_tag|>", '{"name"', '{"type":"function"')  # of a message, without its white space
+
+_KIMI_ID = re.compile(r"(?:functions\.)?(.+):\d+", re.DOTALL)
+
+
+class ReplyReader:
+    """`thinking`: a reply may begin with <think>; `opened`: the prompt has written that already.
+
+    A broken call comes whole as `Broken`; pieces of it that came before are void, and it gets no `CallEnds`.
+    """
+
+    def __init__(self, form: ToolFormat, *, thinking: bool, tools_allowed: bool, opened: bool = False) -> None:
+        self.form = form
+        self.feed = Feed()
+        self.pieces: list[Piece] = []
+        self.spaces: list[str] = []  # white space that is dropped if a marker follows
+        self.fresh = False  # behind a marker, where white space is dropped
+        self.n_begun = 0
+        self.steps: Generator[None, None, None] = self._reply(thinking, opened, tools_allowed)
+
+    def push(self, text: str) -> list[Piece]:
+        """What can be said for certain now."""
+        self.feed.push(text)
+        next(self.steps, None)
+        pieces, self.pieces = self.pieces, []
+        return pieces
+
+    def flush(self) -> list[Piece]:
+        """The rest, when no text follows."""
+        self.feed.ended = True
+        return self.push("")
+
+    def _reply(self, thinking: bool, opened: bool, tools_allowed: bool) -> Steps[None]:
+        if thinking:
+            yield from self._thoughts(opened)
+        if not tools_allowed:
+            yield from self._text(Content, Markers())
+        elif self.form.shape == "message":
+            yield from self._message()
+        else:
+            yield from self._marked()
+
+    def _thoughts(self, opened: bool) -> Steps[None]:
+        self.spaces = yield from self.feed.space()
+        if (yield from self.feed.begins(THINK[0])) or opened:
+            self._forget_space()
+            yield from self._text(Thinking, Markers(THINK[1]))
+            yield from self.feed.begins(THINK[1])
+            self._forget_space()
+
+    def _marked(self) -> Steps[None]:
+        """Content with calls between markers."""
+        markers = Markers(*self.form.section, self.form.call[0])
+        while marker := (yield from self._text(Content, markers)):
+            if marker == self.form.call[0]:
+                yield from self._call()
+            else:
+                yield from self.feed.begins(marker)
+                self._forget_space()
+
+    def _message(self) -> Steps[None]:
+        """A message whose beginning says whether it is made of calls."""
+        space = yield from self.feed.space()
+        self.spaces += [] if self.fresh else space
+        if (yield from self._opens()):
+            yield from self._call()
+            while (yield from self._another()):
+                yield from self._call()
+        yield from self._text(Content, Markers())
+
+    def _opens(self) -> Steps[bool]:
+        while True:
+            head = self.feed.text[self.feed.at : self.feed.at + MOST_OPENING]
+            dense = "".join(head.split())
+            if dense.startswith(OPENINGS):
+                return True
+            undecided = len(head) < MOST_OPENING and any(opening.startswith(dense) for opening in OPENINGS)
+            if not undecided or not (yield from self.feed.more()):
+                return False
+
+    def _another(self) -> Steps[bool]:
+        """Reads what separates two calls of a message."""
+        yield from self.feed.space()
+        while (yield from self.feed.begins(";")):
+            yield from self.feed.space()
+        return self.feed.text.startswith("{", self.feed.at)
+
+    def _text(self, kind: type[Content | Thinking], markers: Markers) -> Steps[str]:
+        """Passes text on up to a marker, and returns that; at the end an empty string."""
+        feed = self.feed
+        while True:
+            end, marker = feed.search(markers)
+            self._say(kind, feed.text[feed.at : end])
+            feed.at = end
+            if marker:
+                return marker
+            if not (yield from feed.more()):
+                self._say(kind, feed.text[feed.at :])
+                feed.at = len(feed.text)
+                self._say_space(kind)
+                return ""
+
+    def _say(self, kind: type[Content | Thinking], text: str) -> None:
+        if self.fresh:
+            text = text.lstrip()
+        said = text.rstrip()
+        if said:
+            self.pieces.append(kind("".join([*self.spaces, said])))
+            self.spaces, self.fresh = [], False
+        if len(said) < len(text):
+            self.spaces.append(text[len(said) :])
+
+    def _say_space(self, kind: type[Content | Thinking]) -> None:
+        if space := "".join(self.spaces):
+            self.pieces.append(kind(space))
+        self.spaces = []
+
+    def _forget_space(self) -> None:
+        self.spaces, self.fresh = [], True
+
+    def _call(self) -> Steps[None]:
+        self.feed.mark()
+        try:
+            if self.form.call[0]:
+                yield from self.feed.begins(self.form.call[0])
+            yield from {
+                "object": self._object,
+                "message": self._tagged_object,
+                "kimi": self._kimi,
+                "deepseek": self._deepseek,
+            }[self.form.shape]()
+        except NotACall:
+            yield from self._to_the_end_of_the_call()
+            self._say_space(Content)
+            self.pieces.append(Broken(self.feed.unmark()))
+            self.fresh = False
+        else:
+            self.pieces.append(CallEnds(self.n_begun - 1))
+            self.feed.unmark()
+            self._forget_space()
+
+    def _to_the_end_of_the_call(self) -> Steps[None]:
+        """Behind its end marker, or before the next one that is no part of a call."""
+        feed, last = self.feed, self.form.call[1]
+        markers = Markers(last, *self.form.section, self.form.call[0])
+        while True:
+            feed.at, marker = feed.search(markers)
+            if marker:
+                feed.at += len(marker) if marker == last else 0
+                return
+            if not (yield from feed.more()):
+                feed.at = len(feed.text)
+                return
+
+    def _tagged_object(self) -> Steps[None]:
+        if (yield from self.feed.begins(self.form.inner)):
+            yield from self.feed.space()
+        yield from self._named_object()
+
+    def _object(self) -> Steps[None]:
+        yield from self._named_object()
+        yield from self.feed.ending(self.form.call[1])
+
+    def _kimi(self) -> Steps[None]:
+        call_id = (yield from self.feed.short(self.form.inner, self.form.call[0][:2])).strip()
+        named = _KIMI_ID.fullmatch(call_id)
+        if not named:
+            raise NotACall
+        yield from self._arguments(named[1], call_id)
+        yield from self.feed.ending(self.form.call[1])
+
+    def _deepseek(self) -> Steps[None]:
+        feed = self.feed
+        sign = self.form.call[0][:2]  # with which all markers begin
+        name = (yield from feed.short(self.form.inner, sign)).strip()
+        yield from feed.space()
+        fenced = not (yield from self._sees_brace())
+        if fenced:
+            if name != "function":
+                raise NotACall
+            name = (yield from feed.short("\n", sign)).strip()
+            yield from feed.expect("```json")
+        yield from self._arguments(name)
+        if not fenced or (yield from feed.ending("```")):
+            yield from feed.ending(self.form.call[1])
+
+    def _sees_brace(self) -> Steps[bool]:
+        while self.feed.at == len(self.feed.text):
+            if not (yield from self.feed.more()):
+                raise NotACall
+        return self.feed.text[self.feed.at] == "{"
+
+    def _named_object(self) -> Steps[None]:
+        """A name and arguments as keys of one object, in any order."""
+        feed = self.feed
+        name = arguments = early = None
+        yield from feed.expect("{")
+        while True:
+            key = yield from feed.string()
+            yield from feed.expect(":")
+            if key == "name" and name is None:
+                name = yield from feed.string()
+            elif key in ("arguments", "parameters") and arguments is None:
+                arguments = yield from self._arguments(name)
+                early = name is None
+            elif key != "type" or (yield from feed.string()) != "function":
+                raise NotACall
+            if (yield from feed.expect(",", "}")) == "}":
+                break
+        if not name or arguments is None:
+            raise NotACall
+        if early:
+            self._begin(name)
+            self.pieces.append(CallArguments(self.n_begun - 1, arguments))
+
+    def _arguments(self, name: str | None, call_id: str | None = None) -> Steps[str]:
+        """Reads a JSON object, and streams it if the name is known."""
+        feed, scan, read = self.feed, JsonScan(), list[str]()
+        yield from feed.space()
+        if not (yield from self._sees_brace()) or name == "":
+            raise NotACall
+        if name:
+            self._begin(name, call_id)
+        while not scan.done:
+            begin, feed.at = feed.at, scan.scan(feed.text, feed.at)
+            if feed.at > begin:
+                read.append(feed.text[begin : feed.at])
+                if name:
+                    self.pieces.append(CallArguments(self.n_begun - 1, read[-1]))
+            if scan.broken or (not scan.done and not (yield from feed.more())):
+                raise NotACall
+        try:
+            json.loads("".join(read), parse_constant=_refuse)
+        except ValueError:
+            raise NotACall from None
+        return "".join(read)
+
+    def _begin(self, name: str, call_id: str | None = None) -> None:
+        self.pieces.append(CallBegins(self.n_begun, call_id, name))
+        self.n_begun += 1
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")

@@ -1,0 +1,178 @@
+"""Which form a template asks for, how tools are told, and grammars that let a model write valid calls only."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from loreloop.text.tool_calls import Call, Tool
+from loreloop.text.tool_formats import (
+    DEEPSEEK,
+    DEEPSEEK_V31,
+    HERMES,
+    KIMI_K2,
+    LLAMA3,
+    ToolFormat,
+    format_of,
+    knows_tools,
+)
+
+FORMATS = [HERMES, LLAMA3, KIMI_K2, DEEPSEEK, DEEPSEEK_V31]
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER = Tool("weather", 'What "weather" is it?\n', CITY)
+DAYS = {
+    "type": "object",
+    "properties": {"days": {"type": "integer"}, "of": {"$ref": "#/$defs/season"}},
+    "required": ["days"],
+    "additionalProperties": False,
+    "$defs": {"season": {"enum": ["summer", "winter"]}},
+}
+TOOLS = [WEATHER, Tool("weather_in", "", DAYS, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("template", "form"),
+    [
+        (None, HERMES),
+        ("{{ messages }}", HERMES),
+        ('{% if tools %}...{{ \'\\n<tool_call>\\n{"name": "\' }}{% endif %}', HERMES),
+        ("{{ '<|python_tag|>' + call.name }}", LLAMA3),
+        ("{{- '{\"name\": \"' + tool_call.name + '\", ' }}\n{{- '\"parameters\": ' }}", LLAMA3),
+        ("{{ '<|tool_calls_section_begin|>' }}", KIMI_K2),
+        ("{{ '<｜tool▁calls▁begin｜>' + '\\n```json\\n' }}", DEEPSEEK),
+        ("{{ '<｜tool▁calls▁begin｜>' + name + '<｜tool▁sep｜>' }}", DEEPSEEK_V31),
+    ],
+)
+def test_the_template_shows_the_format(template: str | None, form: ToolFormat) -> None:
+    assert format_of(template) is form
+
+
+@pytest.mark.parametrize(
+    ("template", "knows"),
+    [
+        (None, False),
+        ("{% if tools %}{{ tools | tojson }}{% endif %}", True),
+        ("{% if tools is defined %}x{% endif %}", True),
+        ("{% generation %}{% for t in tools %}{% break %}{% endfor %}{% endgeneration %}", True),
+        ("{{ messages }} tools {# tools #} {{ 'tools' }}", False),
+        ("{% set tools = none %}", False),
+        ("{% if tools", False),
+    ],
+)
+def test_whether_a_template_uses_tools(template: str | None, knows: bool) -> None:
+    assert knows_tools(template) is knows
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_instructions_name_every_tool_on_a_line(form: ToolFormat) -> None:
+    lines = form.instructions(TOOLS).splitlines()
+    described = [json.loads(line) for line in lines if line.startswith('{"type": "function"')]
+    assert described == [tool.as_function() for tool in TOOLS]
+    assert form.written([Call("name of the function", "{}")])[:-10].split("{}")[0] in "\n".join(lines)
+
+
+def test_calls_are_written_as_published() -> None:
+    calls = [Call('say "é"', '{"a": 1}'), Call("g", "{}")]
+    assert HERMES.written(calls) == (
+        '<tool_call>\n{"name": "say \\"\\u00e9\\"", "arguments": {"a": 1}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>'
+    )
+    assert LLAMA3.written(calls[1:] * 2) == '{"name": "g", "parameters": {}}; {"name": "g", "parameters": {}}'
+    assert HERMES.written([]) == KIMI_K2.written([]) == ""
+
+
+class Matcher:
+    """A grammar over a small real tokenizer, in which the given markers are special tokens."""
+
+    def __init__(self, folder: Path, special: tuple[str, ...]) -> None:
+        self.llguidance = pytest.importorskip("llguidance")
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<|end|>", *special],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(['{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'] * 9, trainer)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        self.special, self.tokenizer = special, tokenizer
+        self.tokens = self.llguidance.LLTokenizer(tokenizer.to_str(), eos_token=0)
+
+    def accepts(self, form: ToolFormat, text: str, tools: list[Tool] = TOOLS, **settings: bool) -> bool:
+        settings = {"at_least_one": True, "parallel": False} | settings
+        grammar = form.grammar(tools, **settings, special=lambda marker: marker in self.special)
+        matcher = self.llguidance.LLMatcher(self.tokens, grammar)
+        assert not matcher.is_error(), matcher.get_error()
+        tokens = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["special", "text"])
+def matcher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Matcher:
+    markers = tuple(dict.fromkeys(marker for form in FORMATS for marker in form.markers)) if request.param else ()
+    return Matcher(tmp_path_factory.mktemp("tokenizer"), markers)
+
+
+PARIS = Call("weather", '{"city": "Paris é🐙"}')
+TWO_DAYS = Call("weather_in", '{"days":2, "of": "winter"}')
+REFUSED = [
+    Call("rain", '{"city": "Paris"}'),
+    Call("weather", '{"city": 1}'),
+    Call("weather", "{}"),
+    Call("weather", '["Paris"]'),
+    Call("weather_in", '{"days": "two"}'),
+    Call("weather_in", '{"days": 2, "more": 1}'),
+    Call("weather_in", '{"days": 2, "of": "spring"}'),
+    Call("weather_in", '{"days": 2' + " " * 100 + "}"),
+]
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_a_grammar_lets_valid_calls_pass(matcher: Matcher, form: ToolFormat) -> None:
+    for each in (PARIS, TWO_DAYS):
+        assert matcher.accepts(form, form.written([each]))
+        assert not matcher.accepts(form, form.written([each])[:-1])
+    for each in REFUSED:
+        assert not matcher.accepts(form, form.written([each])), each
+    assert not matcher.accepts(form, "")
+    assert not matcher.accepts(form, "It rains.")
+    assert not matcher.accepts(form, form.written([PARIS]) + "It rains.")
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_a_grammar_counts_calls(matcher: Matcher, form: ToolFormat) -> None:
+    for n in range(1, 10):
+        text = form.written(([PARIS, TWO_DAYS] * 5)[:n])
+        assert matcher.accepts(form, text, parallel=True) == (n <= 8)
+        assert matcher.accepts(form, text) == (n == 1)
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_a_grammar_may_leave_the_choice(matcher: Matcher, form: ToolFormat) -> None:
+    free = {"at_least_one": False, "parallel": True}
+    for text in ("", "It rains.\n", form.written([PARIS]), form.written([PARIS, TWO_DAYS])):
+        assert matcher.accepts(form, text, **free), text
+    assert not matcher.accepts(form, form.written([REFUSED[0]]), **free)
+    if form is not LLAMA3:
+        assert matcher.accepts(form, "<b>I look.</b>\n" + form.written([PARIS]), **free)
+        assert not matcher.accepts(form, "I look.\n" + form.written([REFUSED[1]]), **free)
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_odd_names_do_not_break_a_grammar(matcher: Matcher, form: ToolFormat) -> None:
+    for name in ('say "hi"', "back\\slash", "a/b", "é", "%json {", "{x}", "#", "'", "a | b", "NAME"):
+        schema: dict[str, Any] = {"properties": {'"': {"type": "string", "description": '/"\\\n%é'}}}
+        tools = [Tool(name, '"\n"', schema), WEATHER]
+        assert matcher.accepts(form, form.written([Call(name, '{"\\"": "x"}')]), tools), name
+        assert matcher.accepts(form, form.written([PARIS]), tools), name
+
+
+def test_a_schema_beyond_the_library_is_an_error_for_strict_tools_only(matcher: Matcher) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    assert matcher.accepts(HERMES, HERMES.written([Call("f", '{"a": [1]}')]), [Tool("f", "", schema)])
+    with pytest.raises(AssertionError, match="uniqueItems"):
+        matcher.accepts(HERMES, "", [Tool("f", "", schema, strict=True)])
