@@ -11,7 +11,16 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from loreloop.http import health, openai, tinker_future, tinker_rest, tinker_sample, tinker_session, tinker_train
+from loreloop.http import (
+    health,
+    openai,
+    openai_models,
+    tinker_future,
+    tinker_rest,
+    tinker_sample,
+    tinker_session,
+    tinker_train,
+)
 from loreloop.http.bodies import answer
 from loreloop.http.services import Services
 from loreloop.protocol import errors
@@ -39,11 +48,12 @@ def create_app(services: Services) -> Starlette:
         *tinker_rest.ROUTES,
         *health.ROUTES,
     ]
+    oai = [*openai.ROUTES, *openai_models.ROUTES]
     app = Starlette(
         routes=[
             Mount("/api/v1", routes=tinker),
-            Mount("/oai/api/v1", routes=openai.ROUTES),
-            Mount("/v1", routes=openai.ROUTES),
+            Mount("/oai/api/v1", routes=oai),
+            Mount("/v1", routes=oai),
             *health.ROUTES,
         ],
         exception_handlers={errors.LoreloopError: on_error, HTTPException: on_http_error},  # type: ignore[dict-item]

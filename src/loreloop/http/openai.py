@@ -1,4 +1,4 @@
-"""OpenAI's routes: models, completions, chat completions; streamed or whole.
+"""OpenAI's routes: completions, chat completions; streamed or whole.
 
 Model names are those of `serve.names`; text is made of tokens by `openai_text`.
 """
@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.openai_text import Answer, Shape, text_of
-from loreloop.http.services import INFER, Services, caller, fresh_seed, now, services
+from loreloop.http.services import Services, asker, fresh_seed, may_use, now, services
 from loreloop.protocol.checks import check_params, check_tokens
 from loreloop.protocol.errors import BadRequest, ServerError
 from loreloop.protocol.link import EngineInfo
@@ -26,6 +26,7 @@ from loreloop.protocol.sampling import SampleOp, SampleResult
 from loreloop.protocol.training import Failure
 from loreloop.serve.names import Target
 from loreloop.serve.texts import ModelText
+from loreloop.store.rows import KeyRow
 
 WAIT_SECONDS = 2.0  # between two looks at whether the client is still there
 
@@ -42,25 +43,19 @@ class Asked:
     include_usage: bool
 
 
-async def models(request: Request) -> Response:
-    caller(request, INFER)
-    data = [{"id": name, "object": "model", "owned_by": "loreloop"} for name in services(request).names.all()]
-    return answer({"object": "list", "data": data})
-
-
 async def completions(request: Request) -> Response:
-    key = caller(request, INFER)
+    key = asker(request)
     body = await read_json(request, Completion)
-    target, text = look_up(services(request), key.id, body.model)
+    target, text = look_up(services(request), key, body)
     tokens = text.tokenizer.encode(body.prompt) if isinstance(body.prompt, str) else list(body.prompt)
     shape = Shape("text_completion", body.model, body.logprobs or 0, body.logprobs is not None, stops(body))
     return await run(request, await ask(request, key.id, body, (target, text, shape), tokens, body.max_tokens or 16))
 
 
 async def chat_completions(request: Request) -> Response:
-    key = caller(request, INFER)
+    key = asker(request)
     body = await read_json(request, ChatCompletion)
-    target, text = look_up(services(request), key.id, body.model)
+    target, text = look_up(services(request), key, body)
     messages = [{"role": message.role, "content": message.text} for message in body.messages]
     tokens = text.tokenizer.encode(text.template.render(messages))
     shape = Shape("chat.completion", body.model, body.top_logprobs or 0, bool(body.logprobs), stops(body))
@@ -68,8 +63,9 @@ async def chat_completions(request: Request) -> Response:
     return await run(request, await ask(request, key.id, body, (target, text, shape), tokens, max_tokens))
 
 
-def look_up(served: Services, key_id: str, model: str) -> tuple[Target, ModelText]:
-    target = served.names.target(served.store, key_id, model)
+def look_up(served: Services, key: KeyRow, body: Common) -> tuple[Target, ModelText]:
+    may_use(key, body.model)
+    target = served.names.target(served.store, key, body.model, body.user)
     return target, served.texts.of(served.names.folder(target.base_model))
 
 
@@ -132,14 +128,22 @@ async def run(request: Request, asked: Asked) -> Response:
     desk.sample(asked.op, asked.target.base_model)
     made = Answer(asked.op, asked.shape, int(now()))
     if asked.stream:
-        return StreamingResponse(events(services(request), asked, made), media_type="text/event-stream")
+        pieces = events(services(request), asked, made)
+        return StreamingResponse(pieces, media_type="text/event-stream", headers=revision_header(asked))
     result: SampleResult | Failure | None = None
     while result is None:
         result = await desk.sample_result(asked.op.request_id, WAIT_SECONDS)
         if result is None and await request.is_disconnected():
             desk.cancel(asked.op.request_id)
     desk.forget(asked.op.request_id)
-    return answer(made.whole(unfailing(result), asked.text.tokenizer))
+    response = answer(made.whole(unfailing(result), asked.text.tokenizer))
+    response.headers.update(revision_header(asked))
+    return response
+
+
+def revision_header(asked: Asked) -> dict[str, str]:
+    """Which weights answered: for a deployment the caller cannot tell from the name."""
+    return {"x-loreloop-revision": asked.target.label}
 
 
 def unfailing(result: SampleResult | Failure) -> SampleResult:
@@ -172,7 +176,6 @@ def sse(value: dict[str, object]) -> bytes:
 
 
 ROUTES = [
-    Route("/models", models, methods=["GET"]),
     Route("/completions", completions, methods=["POST"]),
     Route("/chat/completions", chat_completions, methods=["POST"]),
 ]
