@@ -45,7 +45,16 @@ def test_every_verb_says_what_it_does(verb: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["unheard-of"], ["serve", "--port", "many"], ["keys", "create"], ["models", "add"]]
+    "arguments",
+    [
+        ["unheard-of"],
+        ["serve", "--port", "many"],
+        ["keys", "create"],
+        ["keys", "create", "a", "--scope", "infer:"],
+        ["keys", "create", "a", "--scope", "train:bot"],
+        ["models", "add"],
+        ["deploy", "set", "bot"],
+    ],
 )
 def test_misuse_ends_with_2(arguments: list[str]) -> None:
     assert loreloop(*arguments).returncode == 2
@@ -69,10 +78,10 @@ def test_an_expected_error_ends_with_1_and_a_sentence(arguments: list[str], said
 
 def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
     data = ("--data", str(tmp_path))
-    secret = loreloop("keys", "create", "laptop", "--scope", "infer", *data).stdout.strip()
+    secret = loreloop("keys", "create", "laptop", "--scope", "infer", "--scope", "infer:bot", *data).stdout.strip()
     assert secret.startswith("tml-")
     (row,) = rows("keys", "list", *data)
-    assert (row["name"], row["scopes"], row["revoked"]) == ("laptop", "infer", False)
+    assert (row["name"], row["scopes"], row["revoked"]) == ("laptop", "infer infer:bot", False)
     assert secret not in loreloop("keys", "list", *data).stdout
     assert loreloop("keys", "revoke", str(row["id"]), *data).returncode == 0
     assert rows("keys", "list", *data)[0]["revoked"] is True

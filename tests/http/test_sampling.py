@@ -142,7 +142,7 @@ def test_a_sampler_needs_a_name_or_a_number(fields: dict[str, object]) -> None:
         ({"tokens": []}, "empty"),
         ({"tokens": [1000]}, "ids go from 0 to 999"),
         ({"params": {"max_tokens": 4094}}, "3 + 4094 > 4096"),
-        ({"params": {"min_p": 0.1}}, "min_p"),
+        ({"params": {"beam_width": 0.1}}, "beam_width"),
         ({"num_samples": 9}, "at most 8"),
         ({"num_samples": 0}, "num_samples"),
         ({"topk_sample_logprobs": 1001}, "topk_sample_logprobs"),

@@ -16,17 +16,36 @@ def keys() -> None:
     """Create, list and revoke keys."""
 
 
+def check_scopes(_context: click.Context, _option: click.Parameter, scopes: tuple[str, ...]) -> tuple[str, ...]:
+    for scope in scopes:
+        if scope not in SCOPES and not names_deployment(scope):
+            raise click.BadParameter(f"{scope!r} is none of {', '.join(SCOPES)}, and no infer:NAME of a deployment.")
+    return scopes
+
+
+def names_deployment(scope: str) -> bool:
+    from loreloop.protocol.paths import NAME
+
+    kind, _, name = scope.partition(":")
+    return kind == "infer" and NAME.fullmatch(name) is not None
+
+
 @keys.command("create")
 @click.argument("name")
 @click.option(
-    "--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="What it may do. Repeatable.  [default: train]"
+    "--scope",
+    "scopes",
+    multiple=True,
+    metavar=f"[{'|'.join(SCOPES)}|infer:NAME]",
+    callback=check_scopes,
+    help="What it may do; infer:NAME: ask the deployment NAME, and nothing else. Repeatable.  [default: train]",
 )
 @DATA
 def create_key(name: str, scopes: tuple[str, ...], data_dir: str) -> None:
     """Make a key; its secret is printed once."""
     from loreloop.store import keys as rows
 
-    with _connection(data_dir) as connection:
+    with transaction(data_dir) as connection:
         made = rows.create(connection, name, scopes or ("train",), time.time())
     click.echo(made.secret)
     click.echo(f"Key {made.row.id} ({name}), scopes {', '.join(made.row.scopes)}. It is shown only now.", err=True)
@@ -40,7 +59,7 @@ def list_keys(data_dir: str, as_json: bool) -> None:
     from loreloop.cli.tables import show
     from loreloop.store import keys as rows
 
-    with _connection(data_dir) as connection:
+    with transaction(data_dir) as connection:
         found = rows.list_all(connection)
     show(
         [
@@ -58,12 +77,12 @@ def revoke_key(key_id: str, data_dir: str) -> None:
     """Shut a key out, by its id."""
     from loreloop.store import keys as rows
 
-    with _connection(data_dir) as connection:
+    with transaction(data_dir) as connection:
         rows.revoke(connection, key_id, time.time())
     click.echo(f"Key {key_id} is revoked.")
 
 
-def _connection(data_dir: str):  # type: ignore[no-untyped-def]
+def transaction(data_dir: str):  # type: ignore[no-untyped-def]
     """A transaction on the data folder's database."""
     from pathlib import Path
 

@@ -9,6 +9,7 @@ import click
 
 from loreloop import __version__
 from loreloop.cli.demo import demo
+from loreloop.cli.deploy import deploy
 from loreloop.cli.keys import keys
 from loreloop.cli.models import models
 from loreloop.cli.serve import serve
@@ -20,7 +21,7 @@ def cli() -> None:
     """Train, serve and keep improving language models with LoRA, on your own machine."""
 
 
-for verb in (serve, demo, models, keys):
+for verb in (serve, demo, models, keys, deploy):
     cli.add_command(verb)
 
 

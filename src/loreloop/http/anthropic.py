@@ -16,7 +16,7 @@ from loreloop.http.blocks import Block, BlockEvent, Blocks, Closed, Grown, Opene
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.chat import BROKEN_CALL, Chat, ChatAsk, Reply, chat_on
 from loreloop.http.generate import Model, find_model, heard, results, start
-from loreloop.http.services import INFER, Services, caller, services
+from loreloop.http.services import Services, asker, services
 from loreloop.http.sse import event_stream, named_event
 from loreloop.protocol.anthropic_rest import (
     CountTokens,
@@ -39,9 +39,9 @@ from loreloop.text.tool_calls import Tool
 
 
 async def messages(request: Request) -> Response:
-    caller(request, INFER)
+    asker(request)
     body = await read_json(request, Messages)
-    model = await find_model(request, body.model)
+    model = await find_model(request, body.model, (body.metadata or {}).get("user_id"))
     asked = Asked(body.model, chat_on(model, ask_of(body, params_of(body), stream=body.stream)))
     if body.stream:
         start(services(request), model, [asked.chat.op])
@@ -53,7 +53,7 @@ async def messages(request: Request) -> Response:
 
 
 async def count_tokens(request: Request) -> Response:
-    caller(request, INFER)
+    asker(request)
     body = await read_json(request, CountTokens)
     model: Model = await find_model(request, body.model)
     chat = chat_on(model, ask_of(body, WireSamplingParams(max_tokens=1), stream=False))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import msgspec
 from starlette.requests import Request
 
-from loreloop.http.services import INFER, Services, caller, fresh_seed, services
+from loreloop.http.services import Services, asker, fresh_seed, may_use, services
 from loreloop.protocol.checks import check_params, check_tokens
 from loreloop.protocol.errors import BadRequest, LoreloopError, ServerError
 from loreloop.protocol.link import EngineInfo, Token
@@ -39,13 +39,12 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """Which weights answer."""
-        revision = self.target.revision
-        return f"{self.target.base_model}@{revision.revision_id}" if revision else self.target.base_model
+        """Which weights answer: of a deployment its name does not tell."""
+        return self.target.label
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"x-loreloop-revision": self.fingerprint.encode("ascii", "backslashreplace").decode()}
+        return {"x-loreloop-revision": self.fingerprint}
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,11 @@ class Report:
     scores: PromptScores = field(default_factory=PromptScores)
 
 
-async def find_model(request: Request, name: str) -> Model:
-    key, served = caller(request, INFER), services(request)
-    target = served.names.target(served.store, key.id, name)
+async def find_model(request: Request, name: str, user: str | None = None) -> Model:
+    """`user` decides which arm of a deployment's canary answers."""
+    key, served = asker(request), services(request)
+    may_use(key, name)
+    target = served.names.target(served.store, key, name, user)
     text = served.texts.of(served.names.folder(target.base_model))
     return Model(name, key.id, target, text, await served.desk.info(target.base_model))
 

@@ -14,7 +14,7 @@ from loreloop.http.bodies import answer, read_json
 from loreloop.http.generate import Model, Report, find_model, heard, operation, results, start
 from loreloop.http.logprobs import Scored, scored_prompt, scored_sequence, scored_token, text_logprobs
 from loreloop.http.openai_words import failure_event, frame, stop_strings, usage, wire_params
-from loreloop.http.services import INFER, Services, caller, now, services
+from loreloop.http.services import Services, asker, now, services
 from loreloop.http.sse import data_event, event_stream
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
@@ -50,9 +50,9 @@ class Asked:
 
 
 async def completions(request: Request) -> Response:
-    caller(request, INFER)
+    asker(request)
     body = await read_json(request, Completion)
-    asked = ask(body, await find_model(request, body.model))
+    asked = ask(body, await find_model(request, body.model, body.user))
     if body.stream:
         start(services(request), asked.model, asked.ops)
         return event_stream(events(services(request), asked), asked.model.headers)
@@ -161,7 +161,7 @@ async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
 
 
 async def embeddings(request: Request) -> Response:
-    caller(request, INFER)
+    asker(request)
     raise BadRequest("Embeddings are not served here: the models on this server generate text.")
 
 

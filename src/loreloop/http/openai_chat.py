@@ -20,7 +20,7 @@ from loreloop.http.chat import BROKEN_CALL, Chat, ChatAsk, WholeReply, chat_on, 
 from loreloop.http.generate import Report, find_model, heard, results, start
 from loreloop.http.logprobs import Scored, chat_logprobs, scored_sequence, scored_token
 from loreloop.http.openai_words import failure_event, frame, usage, wire_params
-from loreloop.http.services import INFER, Services, caller, now, services
+from loreloop.http.services import Services, asker, now, services
 from loreloop.http.sse import data_event, event_stream
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
@@ -43,9 +43,9 @@ from loreloop.text.tool_calls import Broken, CallArguments, CallBegins, CallEnds
 
 
 async def chat_completions(request: Request) -> Response:
-    caller(request, INFER)
+    asker(request)
     body = await read_json(request, ChatCompletion)
-    model = await find_model(request, body.model)
+    model = await find_model(request, body.model, body.user)
     asked = Asked(body, chat_on(model, ask_of(body)), int(now()))
     if body.stream:
         start(services(request), model, [asked.chat.op])

@@ -1,17 +1,78 @@
-"""stub"""
+"""OpenAI's list of models: bases, aliases, then the deployments that the asking key may use; by pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.http.bodies import answer
-from loreloop.http.services import INFER, caller, services
+from loreloop.http.services import INFER, Services, asker, has, may_use, services
+from loreloop.protocol.errors import BadRequest
+from loreloop.store import deployments
+from loreloop.store.rows import Deployment, KeyRow
+
+MAX_PAGE = 1000
 
 
 async def models(request: Request) -> Response:
-    caller(request, INFER)
-    data = [{"id": name, "object": "model", "owned_by": "loreloop"} for name in services(request).names.all()]
-    return answer({"object": "list", "data": data})
+    key, served = asker(request), services(request)
+    limit, after = limit_of(request), request.query_params.get("after", "")
+    found = list(islice(entries(served, key, after, limit), limit + 1))
+    data = found[:limit]
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+    return answer({"object": "list", "data": data, "has_more": len(found) > limit} | ends)
 
 
-ROUTES = [Route("/models", models, methods=["GET"])]
+async def model(request: Request) -> Response:
+    """One of the list, or any other name that can be asked."""
+    key, served, name = asker(request), services(request), request.path_params["model"]
+    may_use(key, name)
+    is_base = name not in key.deployments and served.names.find_base(name) is not None
+    deployed = None if is_base else served.names.deployment(served.store, key, name)
+    if deployed is not None:
+        return answer(of_deployment(deployed))
+    return answer(entry(name, served.names.target(served.store, key, name).label))
+
+
+def entries(served: Services, key: KeyRow, after: str, page: int) -> Iterator[dict[str, Any]]:
+    """What stands after the name `after` in the list; the store is read a page at a time, as far as is taken."""
+    is_whole = has(key, INFER)
+    fixed = served.names.all() if is_whole else []
+    if after in fixed:
+        fixed_rest, after = fixed[fixed.index(after) + 1 :], ""
+    else:
+        fixed_rest = [] if after else fixed
+    yield from (entry(name, served.names.base(name)) for name in fixed_rest)
+    hidden = set(fixed)  # a base goes before a deployment of its name
+    key_id = key.id if is_whole else None
+    while rows := served.store.read(deployments.of_key, key_id, key.deployments, page, after):
+        yield from (of_deployment(row) for row in rows if row.name not in hidden)
+        after = rows[-1].name
+
+
+def of_deployment(row: Deployment) -> dict[str, Any]:
+    return entry(row.name, row.split.main.target) | {"created": int(row.created)}
+
+
+def entry(name: str, root: str) -> dict[str, Any]:
+    """`root` is what the name stands for."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "loreloop", "root": root}
+
+
+def limit_of(request: Request) -> int:
+    text = request.query_params.get("limit", str(MAX_PAGE))
+    limit = int(text) if text.isdecimal() and len(text) < 10 else 0
+    if not 1 <= limit <= MAX_PAGE:
+        raise BadRequest(f"limit is {text[:20]!r}; it must be a whole number from 1 to {MAX_PAGE}.")
+    return limit
+
+
+ROUTES = [
+    Route("/models", models, methods=["GET"]),
+    Route("/models/{model:path}", model, methods=["GET"]),
+]

@@ -17,7 +17,7 @@ from loreloop.http.blocks import Block, BlockEvent, Blocks, Closed, Grown, Opene
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.chat import Chat, ChatAsk, chat_on
 from loreloop.http.generate import find_model, heard, results, start
-from loreloop.http.services import INFER, Services, caller, now, services
+from loreloop.http.services import Services, asker, now, services
 from loreloop.http.sse import event_stream, named_event
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
@@ -40,9 +40,9 @@ from loreloop.text.tool_calls import Tool
 
 
 async def responses(request: Request) -> Response:
-    caller(request, INFER)
+    asker(request)
     body = await read_json(request, CreateResponse)
-    model = await find_model(request, body.model)
+    model = await find_model(request, body.model, body.user)
     asked = Asked(body, chat_on(model, ask_of(body)), int(now()))
     if body.stream:
         start(services(request), model, [asked.chat.op])

@@ -37,6 +37,29 @@ def services(request: Request) -> Services:
 
 def caller(request: Request, scope: str) -> KeyRow:
     """Whose key came with the request; it must carry `scope`."""
+    key = _known(request)
+    if not has(key, scope):
+        raise Forbidden(f"This needs the scope {scope!r}; the key {key.name!r} has {', '.join(key.scopes)}.")
+    return key
+
+
+def asker(request: Request) -> KeyRow:
+    """Whose key came with the request; it must carry `infer`, be it for deployments alone: `may_use` tells."""
+    key = _known(request)
+    return key if key.deployments else caller(request, INFER)
+
+
+def may_use(key: KeyRow, model: str) -> None:
+    """Forbidden for a key that may ask certain deployments only, unless `model` is one of them."""
+    if not has(key, INFER) and model not in key.deployments:
+        raise Forbidden(f"The key {key.name!r} may ask {', '.join(key.deployments)} only, not {model[:200]!r}.")
+
+
+def has(key: KeyRow, scope: str) -> bool:
+    return any(scope in IMPLIED.get(held, ()) for held in key.scopes)
+
+
+def _known(request: Request) -> KeyRow:
     bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
     secret = request.headers.get("x-api-key") or bearer
     if not secret:
@@ -44,8 +67,6 @@ def caller(request: Request, scope: str) -> KeyRow:
     key = services(request).store.read(keys.find, secret)
     if key is None:
         raise Unauthorized("This key is not one of this server, or was revoked; `loreloop keys create` makes one.")
-    if not any(scope in IMPLIED.get(held, ()) for held in key.scopes):
-        raise Forbidden(f"This needs the scope {scope!r}; the key {key.name!r} has {', '.join(key.scopes)}.")
     return key
 
 

@@ -28,7 +28,7 @@ async def create_sampling_session(request: Request) -> Response:
     active_session(request, key, body.session_id)
     if (body.model_path or body.base_model) is None:
         raise BadRequest("Name a base_model or a model_path to sample from.")
-    target = served.names.target(served.store, key.id, body.model_path or body.base_model or "")
+    target = served.names.target(served.store, key, body.model_path or body.base_model or "")
     sampler_id = paths.sampling_session_id(body.session_id, body.sampling_session_seq_id)
     revision = target.revision
     row = SamplerRow(

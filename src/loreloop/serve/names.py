@@ -1,19 +1,22 @@
-"""What a model name means: a served base, an alias of one, or a checkpoint of the asking key.
+"""What a model name means: a served base, an alias of one, a deployment, or weights of the asking key.
 
-Unknown names are refused with those that come near.
+Deployments and the newest weights of a run are looked up anew for every request. Whether a key may ask at all is
+decided before.
 """
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.paths import SCHEME, CheckpointKind, parse_path
 from loreloop.protocol.sampling import Revision
-from loreloop.store import checkpoints, runs
-from loreloop.store.rows import CheckpointRow
+from loreloop.serve.canary import arm_for
+from loreloop.serve.near import REACH, around, not_served, refusal, saved
+from loreloop.store import checkpoints, deployments, runs, samplers
+from loreloop.store.rows import CheckpointRow, Deployment, KeyRow, RunRow
 from loreloop.store.store import Store
 
 
@@ -25,47 +28,116 @@ class Target:
     base_model: str
     revision: Revision | None = None
 
+    @property
+    def label(self) -> str:
+        """Which weights answer, in letters that fit a header: the revision's id, or the bare base's name."""
+        return quote(self.revision.revision_id if self.revision else self.base_model, safe="/:")
+
 
 class Names:
     """Served bases by name with their folders, and aliases."""
 
     def __init__(self, folders: dict[str, Path], aliases: dict[str, str]) -> None:
         self.folders, self.aliases = folders, aliases
+        self.ordered = sorted(self.all())
 
     def all(self) -> list[str]:
-        return [*self.folders, *self.aliases]
+        """Bases, then aliases."""
+        return list(self.folders | dict.fromkeys(self.aliases))
 
     def base(self, name: str) -> str:
         """The served base of a name or alias; a suffix after ':' (a variant of the context length) is let pass."""
+        base = self.find_base(name)
+        if base is None:
+            raise refusal(not_served(name, self.all()), name, around(self.ordered, name))
+        return base
+
+    def find_base(self, name: str) -> str | None:
+        """Like `base`, None for a name that is no base's."""
         for candidate in (name, name.split(":")[0]):
             if candidate in self.folders:
                 return candidate
             if candidate in self.aliases:
                 return self.aliases[candidate]
-        near = difflib.get_close_matches(name, self.all(), n=3, cutoff=0.3)
-        raise NotFound(
-            f"The model {name!r} is not served here. Served: {', '.join(self.all())}."
-            + (f" Did you mean {near[0]!r}?" if near else "")
-        )
+        return None
 
     def folder(self, name: str) -> Path:
         return self.folders[self.base(name)]
 
-    def target(self, store: Store, key_id: str, model: str) -> Target:
-        """What to sample from for `model`: a base, an alias, `tinker://…`, or `base;tinker://…`."""
-        asked, _, path = model.rpartition(";")
-        if not path.startswith(SCHEME):
-            return Target(model, self.base(model))
-        checkpoint = self.sampler_checkpoint(store, key_id, path)
-        trained_on = store.read(runs.get, key_id, checkpoint.run_id).base_model
-        if asked and self.base(asked) != self.base(trained_on):
-            raise BadRequest(f"{path} was trained on {trained_on!r}, not on {asked!r}.")
-        return Target(trained_on, self.base(trained_on), Revision(path, checkpoint.folder))
+    def target(self, store: Store, key: KeyRow, model: str, user: str | None = None) -> Target:
+        """What to sample from for `model`: a base, an alias, a deployment, `tinker://…`, or `base;tinker://…`.
 
-    def sampler_checkpoint(self, store: Store, key_id: str, path: str) -> CheckpointRow:
+        A deployment with a canary gives one `user` always the same weights; without a user it draws.
+        """
+        asked, _, path = model.rpartition(";")
+        if path.startswith(SCHEME):
+            return self._weights(store, key.id, path, asked)
+        # A key for one deployment gets that one, even where a base has the same name.
+        base = None if model in key.deployments else self.find_base(model)
+        if base is not None:
+            return Target(model, base)
+        found = self.deployment(store, key, model)
+        if found is not None:
+            return self._deployed(found, user)
+        raise self._unknown(store, key, model)
+
+    def deployment(self, store: Store, key: KeyRow, name: str) -> Deployment | None:
+        """The current version of a deployment that this key may use."""
+        found = store.read(deployments.find, name)
+        mine = found is not None and (found.key_id in (None, key.id) or name in key.deployments)
+        return found if mine else None
+
+    def _unknown(self, store: Store, key: KeyRow, model: str) -> NotFound:
+        if model in key.deployments:  # it may be a key for nothing else, which hears of no other name
+            return NotFound(f"There is no deployment {model!r} yet; `loreloop deploy set {model} …` makes it.")
+        known = [*around(self.ordered, model), *store.read(deployments.names_around, key.id, model, REACH)]
+        mine = saved(store.read(checkpoints.newest, key.id, CheckpointKind.SAMPLER, REACH))
+        return refusal(not_served(model, self.all()), model, known, mine)
+
+    def _deployed(self, deployment: Deployment, user: str | None) -> Target:
+        arm = arm_for(deployment, user)
+        if arm.revision is not None and not Path(arm.revision.folder).exists():
+            raise NotFound(
+                f"The deployment {deployment.name!r} answers with {arm.target}, which was deleted or has expired; "
+                f"see `loreloop deploy history {deployment.name}`, then set it anew."
+            )
+        return Target(arm.base_model, self.base(arm.base_model), arm.revision)
+
+    def _weights(self, store: Store, key_id: str, path: str, asked: str) -> Target:
+        run_id = path.removeprefix(SCHEME)
+        if run_id and "/" not in run_id:
+            run = store.read(runs.get, key_id, run_id)
+            revision = newest_weights(store, run)
+        else:
+            checkpoint = self._checkpoint(store, key_id, path)
+            run = store.read(runs.get, key_id, checkpoint.run_id)
+            revision = Revision(path, checkpoint.folder)
+        if asked and self.base(asked) != self.base(run.base_model):
+            raise BadRequest(f"{path} was trained on {run.base_model!r}, not on {asked!r}.")
+        return Target(run.base_model, self.base(run.base_model), revision)
+
+    def _checkpoint(self, store: Store, key_id: str, path: str) -> CheckpointRow:
         parsed = parse_path(path)
         if parsed.kind is not CheckpointKind.SAMPLER:
             raise BadRequest(
                 f"{path} cannot be sampled from; save the weights with save_weights_for_sampler and use that path."
             )
-        return store.read(checkpoints.get, key_id, parsed)
+        try:
+            return store.read(checkpoints.get, key_id, parsed)
+        except NotFound as error:
+            mine = saved(store.read(checkpoints.newest, key_id, CheckpointKind.SAMPLER, REACH))
+            raise refusal(error.message, path, (), mine) from None
+
+
+def newest_weights(store: Store, run: RunRow) -> Revision:
+    """The latest that a sampler got from the run: saved under a name, or ephemeral while its session lives."""
+    saved = store.read(checkpoints.newest_of_run, run.id, CheckpointKind.SAMPLER)
+    ephemeral = store.read(samplers.newest_of_run, run.id)
+    if saved is not None and (ephemeral is None or saved.created >= ephemeral.created):
+        return Revision(str(saved.path), saved.folder)
+    if ephemeral is not None:
+        return ephemeral.revision
+    raise NotFound(
+        f"The run {run.id!r} has no weights to sample from yet; call save_weights_for_sampler, or "
+        "save_weights_and_get_sampling_client, and ask again."
+    )

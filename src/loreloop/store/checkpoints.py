@@ -28,6 +28,14 @@ def get(connection: Connection, key_id: str, path: CheckpointPath) -> Checkpoint
     return _row(row)
 
 
+def of_anyone(connection: Connection, path: CheckpointPath) -> CheckpointRow:
+    """For the operator of the server, who may name every key's checkpoints."""
+    row = connection.execute(select(CHECKPOINTS).where(_at(path))).first()
+    if row is None:
+        raise NotFound(f"There is no checkpoint {path}.")
+    return _row(row)
+
+
 def check_free(connection: Connection, path: CheckpointPath) -> None:
     """BadRequest if a checkpoint of this path exists."""
     if connection.execute(select(CHECKPOINTS.c.name).where(_at(path))).first():
@@ -44,6 +52,17 @@ def list_page(connection: Connection, key_id: str, limit: int, offset: int) -> P
     total = connection.scalar(select(func.count()).select_from(mine.subquery())) or 0
     rows = connection.execute(mine.order_by(CHECKPOINTS.c.created.desc()).limit(limit).offset(offset))
     return Page([_row(row) for row in rows], total)
+
+
+def newest_of_run(connection: Connection, run_id: str, kind: CheckpointKind) -> CheckpointRow | None:
+    of_kind = select(CHECKPOINTS).where(CHECKPOINTS.c.run_id == run_id, CHECKPOINTS.c.kind == kind.value)
+    row = connection.execute(of_kind.order_by(CHECKPOINTS.c.created.desc()).limit(1)).first()
+    return _row(row) if row else None
+
+
+def newest(connection: Connection, key_id: str, kind: CheckpointKind, limit: int) -> list[CheckpointRow]:
+    of_kind = _mine(key_id).where(CHECKPOINTS.c.kind == kind.value)
+    return [_row(row) for row in connection.execute(of_kind.order_by(CHECKPOINTS.c.created.desc()).limit(limit))]
 
 
 def remove(connection: Connection, key_id: str, path: CheckpointPath) -> CheckpointRow:

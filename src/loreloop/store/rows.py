@@ -8,11 +8,13 @@ import msgspec
 
 from loreloop.protocol.link import Batch, ModelSnapshot
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath
+from loreloop.protocol.sampling import Revision
 from loreloop.protocol.training import LoraSpec, OpResult, TrainOp
 
 Metadata = dict[str, Any]
 Row = TypeVar("Row")
 SessionStatus = Literal["active", "finished", "expired"]
+DEPLOYMENT_SCOPE = "infer:"  # and a deployment's name
 
 
 class Page(msgspec.Struct, Generic[Row], frozen=True):
@@ -28,6 +30,11 @@ class KeyRow(msgspec.Struct, frozen=True):
     scopes: tuple[str, ...]
     created: float
     revoked: float | None
+
+    @property
+    def deployments(self) -> tuple[str, ...]:
+        """Those that it may use whoever owns them."""
+        return tuple(s.removeprefix(DEPLOYMENT_SCOPE) for s in self.scopes if s.startswith(DEPLOYMENT_SCOPE))
 
 
 class SessionNew(msgspec.Struct, frozen=True):
@@ -87,6 +94,34 @@ class CheckpointRow(msgspec.Struct, frozen=True):
     @property
     def path(self) -> CheckpointPath:
         return CheckpointPath(self.run_id, self.kind, self.name)
+
+
+class Arm(msgspec.Struct, frozen=True):
+    """One thing that a deployment answers with: `target` as it was named, and what that was then. `revision` is None
+    for a bare base; `base_model` is called as whoever trained on it called it."""
+
+    target: str
+    base_model: str
+    revision: Revision | None = None
+
+
+class Split(msgspec.Struct, frozen=True):
+    """Who answers: `canary` its share of the users, `main` the others."""
+
+    main: Arm
+    canary: Arm | None = None
+    canary_percent: float = 0.0
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """One version of a deployment. `key_id` is the owner's, None where it is everybody's; `by` is who changed it."""
+
+    name: str
+    key_id: str | None
+    version: int
+    split: Split
+    created: float
+    by: str
 
 
 class AddCheckpoint(msgspec.Struct, frozen=True, tag="add_checkpoint"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 from sqlalchemy import Connection, Row, select, update
 from sqlalchemy.dialects.sqlite import insert
@@ -9,7 +11,12 @@ from sqlalchemy.dialects.sqlite import insert
 from loreloop.protocol.errors import NotFound
 from loreloop.protocol.sampling import Revision
 from loreloop.store.rows import SamplerRow
-from loreloop.store.schema import SAMPLERS
+from loreloop.store.schema import SAMPLERS, SESSIONS
+
+
+class Weights(NamedTuple):
+    created: float
+    revision: Revision
 
 
 def create(connection: Connection, sampler: SamplerRow, now: float) -> None:
@@ -35,6 +42,19 @@ def point_inflight(connection: Connection, run_id: str, revision: Revision) -> N
 
 def of_session(connection: Connection, session_id: str) -> list[SamplerRow]:
     return [_row(row) for row in connection.execute(select(SAMPLERS).where(SAMPLERS.c.session_id == session_id))]
+
+
+def newest_of_run(connection: Connection, run_id: str) -> Weights | None:
+    """The weights of the newest ephemeral sampler, unless its session's end has taken them away."""
+    table = SAMPLERS.c
+    row = connection.execute(
+        select(table.created, table.revision_id, table.folder)
+        .join(SESSIONS, SESSIONS.c.id == table.session_id)
+        .where(table.run_id == run_id, SESSIONS.c.status == "active")
+        .order_by(table.created.desc())
+        .limit(1)
+    ).first()
+    return Weights(row.created, Revision(row.revision_id, row.folder)) if row else None
 
 
 def _row(row: Row[tuple[object, ...]]) -> SamplerRow:

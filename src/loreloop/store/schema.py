@@ -14,6 +14,7 @@ from sqlalchemy import (
     Connection,
     Float,
     ForeignKey,
+    Index,
     Integer,
     MetaData,
     String,
@@ -152,12 +153,45 @@ SPOOL = Table(
     Column("expires", Float, nullable=False, index=True),
 )
 
+DEPLOYMENTS = Table(
+    "deployments",
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("key_id", ForeignKey("keys.id")),  # of the owner; NULL: of nobody, so everybody may use it
+    Column("version", Integer, nullable=False),  # the newest one
+    Index("deployments_of_key", "key_id", "name"),
+)
+
+DEPLOYMENT_VERSIONS = Table(
+    "deployment_versions",
+    METADATA,
+    Column("name", ForeignKey("deployments.name"), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("split", Text, nullable=False),  # JSON of Split
+    Column("created", Float, nullable=False),
+    Column("by", String, nullable=False),
+)
+
+# What a name such as `tinker://<run>` costs must not grow with the number of checkpoints and samplers.
+NEWEST = (
+    Index("checkpoints_by_age", CHECKPOINTS.c.key_id, CHECKPOINTS.c.kind, CHECKPOINTS.c.created),
+    Index("checkpoints_of_run_by_age", CHECKPOINTS.c.run_id, CHECKPOINTS.c.kind, CHECKPOINTS.c.created),
+    Index("samplers_of_run_by_age", SAMPLERS.c.run_id, SAMPLERS.c.created),
+)
+
 
 def m001_initial(connection: Connection) -> None:
     METADATA.create_all(connection)
 
 
-STEPS: Sequence[Callable[[Connection], None]] = (m001_initial,)
+def m002_deployments(connection: Connection) -> None:
+    for table in (DEPLOYMENTS, DEPLOYMENT_VERSIONS):
+        table.create(connection, checkfirst=True)  # a new database has had all tables from the first step
+    for index in NEWEST:
+        index.create(connection, checkfirst=True)
+
+
+STEPS: Sequence[Callable[[Connection], None]] = (m001_initial, m002_deployments)
 
 
 def is_current(connection: Connection) -> bool:

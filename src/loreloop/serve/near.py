@@ -1,0 +1,42 @@
+"""What an unknown name may have meant: a refusal that lists a few names which come near.
+
+Looks at a bounded number of candidates, however many names there are, and however long the unknown one is.
+"""
+
+from __future__ import annotations
+
+import bisect
+import difflib
+from collections.abc import Iterable, Sequence
+
+from loreloop.protocol.errors import NotFound
+from loreloop.store.rows import CheckpointRow
+
+REACH = 32  # names looked at on each side of the unknown one in the alphabet
+N_SHOWN = 3
+LONGEST = 200  # characters of the unknown name that count
+
+
+def around(ordered: Sequence[str], name: str) -> Sequence[str]:
+    """The neighbours of `name` among names in alphabetical order."""
+    at = bisect.bisect_left(ordered, name)
+    return ordered[max(0, at - REACH) : at + REACH]
+
+
+def saved(rows: Iterable[CheckpointRow]) -> dict[str, str]:
+    """Paths of checkpoints by what they may be asked as: the whole path, or its last part alone."""
+    paths = {str(row.path): row.name for row in rows}
+    return {name: path for path, name in paths.items()} | {path: path for path in paths}
+
+
+def refusal(said: str, name: str, candidates: Iterable[str], paths: dict[str, str] | None = None) -> NotFound:
+    """`said`, and which of the candidates come nearest to `name`; `paths` are shown in place of their spellings."""
+    shown = dict.fromkeys(candidates) | (paths or {})
+    near = difflib.get_close_matches(name[:LONGEST], shown, n=N_SHOWN, cutoff=0.3)
+    meant = " or ".join(repr(match) for match in dict.fromkeys(shown[spelled] or spelled for spelled in near))
+    return NotFound(said + (f" Did you mean {meant}?" if meant else ""))
+
+
+def not_served(name: str, served: Sequence[str]) -> str:
+    more = f" and {len(served) - 8:,} more" if len(served) > 8 else ""
+    return f"The model {name[:LONGEST]!r} is not served here. Served: {', '.join(served[:8])}{more}."

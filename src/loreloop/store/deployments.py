@@ -1,0 +1,136 @@
+"""Deployments: names that stand for weights, changed by appending a version, so that every change can be undone.
+
+Names are unique in the store. Knows neither which bases are served nor who may change what.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Row, Select, insert, select
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from loreloop.protocol.errors import BadRequest, NotFound
+from loreloop.protocol.paths import NAME, CheckpointKind, parse_path
+from loreloop.protocol.sampling import Revision
+from loreloop.store import checkpoints, runs
+from loreloop.store.rows import Arm, Deployment, Split
+from loreloop.store.schema import DEPLOYMENT_VERSIONS, DEPLOYMENTS
+
+NEW = DEPLOYMENTS.c
+OLD = DEPLOYMENT_VERSIONS.c
+
+
+class Owned(NamedTuple):
+    """`key_id` is None for a bare base, which is everybody's."""
+
+    arm: Arm
+    key_id: str | None
+
+
+def set(connection: Connection, name: str, key_id: str | None, split: Split, now: float, by: str) -> Deployment:
+    """Adds a version, which is the current one from the commit on. `key_id` is heeded where there is no owner yet."""
+    check_name(name)
+    before = find(connection, name)
+    owner = before.key_id if before and before.key_id else key_id
+    made = Deployment(name, owner, before.version + 1 if before else 1, split, now, by)
+    row = {"key_id": owner, "version": made.version}
+    connection.execute(upsert(DEPLOYMENTS).values(name=name, **row).on_conflict_do_update(["name"], set_=row))
+    text = msgspec.json.encode(split).decode()
+    connection.execute(
+        insert(DEPLOYMENT_VERSIONS).values(name=name, version=made.version, split=text, created=now, by=by)
+    )
+    return made
+
+
+def rollback(connection: Connection, name: str, now: float, by: str) -> Deployment:
+    """A new version that equals the one before the current; a second rollback undoes the first."""
+    newest = history(connection, name, 2)
+    if len(newest) < 2:
+        raise NotFound(f"The deployment {name!r} has had one version only; there is none to go back to.")
+    split = newest[1].split
+    for arm in (split.main, split.canary):
+        if arm is not None and arm.revision is not None:
+            arm_of(connection, arm.target)  # NotFound rather than a deployment that cannot answer
+    return set(connection, name, newest[1].key_id, split, now, by)
+
+
+def find(connection: Connection, name: str) -> Deployment | None:
+    row = connection.execute(_currents().where(NEW.name == name)).first()
+    return _row(row) if row else None
+
+
+def current(connection: Connection, name: str) -> Deployment:
+    found = find(connection, name)
+    if found is None:
+        raise NotFound(f"There is no deployment {name!r}; `loreloop deploy list` shows them.")
+    return found
+
+
+def history(connection: Connection, name: str, limit: int) -> list[Deployment]:
+    """Its versions, newest first."""
+    current(connection, name)
+    query = _versions().where(OLD.name == name, NEW.name == OLD.name)
+    return [_row(row) for row in connection.execute(query.order_by(OLD.version.desc()).limit(limit))]
+
+
+def all(connection: Connection, limit: int, after: str = "") -> list[Deployment]:
+    """The current versions of those whose names come after `after`, by name."""
+    return _page(connection, NEW.name > after, limit)
+
+
+def of_key(
+    connection: Connection, key_id: str | None, granted: tuple[str, ...], limit: int, after: str = ""
+) -> list[Deployment]:
+    """Like `all`, for what a key may use: its own, everybody's, and those `granted`; with no `key_id` only the last."""
+    # A query for each, because with an OR the database would sort all of them to find the first ones.
+    wanted: list[ColumnElement[bool]] = [NEW.name.in_(granted)] if granted else []
+    wanted += [NEW.key_id == key_id, NEW.key_id.is_(None)] if key_id is not None else []
+    found = {row.name: row for which in wanted for row in _page(connection, which & (NEW.name > after), limit)}
+    return [found[name] for name in sorted(found)][:limit]
+
+
+def names_around(connection: Connection, key_id: str, name: str, limit: int) -> list[str]:
+    """The names before and after a misspelt one in the alphabet, of this key and of everybody."""
+    found: list[str] = []
+    for whose in (NEW.key_id == key_id, NEW.key_id.is_(None)):
+        mine = select(NEW.name).where(whose)
+        found += connection.scalars(mine.where(NEW.name >= name).order_by(NEW.name).limit(limit))
+        found += connection.scalars(mine.where(NEW.name < name).order_by(NEW.name.desc()).limit(limit))
+    return found
+
+
+def arm_of(connection: Connection, path: str) -> Owned:
+    """A sampler checkpoint, whoever owns it, as something that answers."""
+    parsed = parse_path(path)
+    if parsed.kind is not CheckpointKind.SAMPLER:
+        raise BadRequest(f"{path} cannot be sampled from; deploy a tinker://<run>/sampler_weights/<name> checkpoint.")
+    checkpoint = checkpoints.of_anyone(connection, parsed)
+    base_model = runs.get(connection, checkpoint.key_id, checkpoint.run_id).base_model
+    return Owned(Arm(path, base_model, Revision(path, checkpoint.folder)), checkpoint.key_id)
+
+
+def check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise BadRequest(
+            f"A deployment cannot be called {name!r}: write 1 to 128 letters, digits, '.', '_' or '-', "
+            "beginning with a letter or digit (no slashes)."
+        )
+
+
+def _versions() -> Select[tuple[object, ...]]:
+    return select(OLD.name, NEW.key_id, OLD.version, OLD.split, OLD.created, OLD.by)
+
+
+def _currents() -> Select[tuple[object, ...]]:
+    return _versions().where(NEW.name == OLD.name, NEW.version == OLD.version)
+
+
+def _page(connection: Connection, which: ColumnElement[bool], limit: int) -> list[Deployment]:
+    return [_row(row) for row in connection.execute(_currents().where(which).order_by(NEW.name).limit(limit))]
+
+
+def _row(row: Row[tuple[object, ...]]) -> Deployment:
+    split = msgspec.json.decode(row.split, type=Split)
+    return Deployment(row.name, row.key_id, row.version, split, row.created, row.by)
