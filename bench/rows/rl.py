@@ -2,35 +2,68 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import tinker
 
 from bench.baselines.peft_model import PeftBaseline
+from bench.baselines.trl_process import trl_process
 from bench.rig import MODEL, Figure, Ids, alternating, folder, random_ids
 from bench.rows.serve import server
 
-PROMPTS, ANSWERS, PROMPT_TOKENS, ANSWER_TOKENS = 8, 16, 40, 16
+PROMPTS, ANSWERS, PROMPT_TOKENS, ANSWER_TOKENS = 8, 16, 40, 16  # trl_grpo.py, elsewhere, says the same
+TRL = "LORELOOP_BENCH_TRL"  # the python of an environment that has trl
 
 
 def rl_step() -> list[Figure]:
-    """8 prompts x 16 answers, prompt 40, answer 16, through the SDK; against a GRPO loop of `peft` and `generate`."""
+    """8 prompts x 16 answers, prompt 40, answer 16, through the SDK; against a loop of `peft`, and `trl`."""
     rng = np.random.default_rng(0)
     prompts = [random_ids(rng, PROMPT_TOKENS) for _ in range(PROMPTS)]
     advantages = rng.choice([-1.0, 1.0], PROMPTS * ANSWERS)
     baseline = PeftBaseline(folder())
-    with server() as running, tinker.ServiceClient(base_url=running.url, api_key=running.key) as service:
+    with (
+        server() as running,
+        tinker.ServiceClient(base_url=running.url, api_key=running.key) as service,
+        _trl_side() as trl,
+    ):
         client = service.create_lora_training_client(MODEL, rank=32, train_unembed=False).result()
         seconds = alternating(
             {
                 "ours": lambda: _our_step(client, prompts, advantages),
                 "peft": lambda: baseline.grpo_step(prompts, ANSWERS, ANSWER_TOKENS, advantages, micro_batch=32),
             }
+            | trl
         )
-    return [
+    return _figures(seconds)
+
+
+@contextmanager
+def _trl_side() -> Iterator[dict[str, Callable[[], object]]]:
+    """No side at all where no environment for it was made."""
+    if python := os.environ.get(TRL):
+        with trl_process(python, folder()) as process:
+            yield {"trl": process.step}
+    else:
+        print(f"rl-step         trl: not measured; {TRL} names no python that has it (docs/benchmarks.md)", flush=True)
+        yield {}
+
+
+def _figures(seconds: dict[str, float]) -> list[Figure]:
+    figures = [
         Figure("RL step through the SDK", seconds["ours"], "s"),
         Figure("RL step of the peft loop", seconds["peft"], "s"),
         Figure("RL step: over peft", seconds["peft"] / seconds["ours"], "x", at_least=4.0),
     ]
+    if "trl" in seconds:
+        faster = min(seconds["peft"], seconds["trl"])
+        figures += [
+            Figure("RL step of trl", seconds["trl"], "s"),
+            Figure("RL step: over the faster of the two", faster / seconds["ours"], "x", at_least=4.0),
+        ]
+    return figures
 
 
 def _our_step(client: tinker.TrainingClient, prompts: list[Ids], advantages: np.ndarray) -> None:
