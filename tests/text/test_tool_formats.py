@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from loreloop.text.tool_calls import Call, Tool
 from loreloop.text.tool_formats import (
@@ -93,11 +93,13 @@ class Matcher:
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=400,
-            special_tokens=["<|end|>", *special],
+            special_tokens=["<|end|>", *(marker for marker in special if marker not in HERMES.call)],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
         tokenizer.train_from_iterator(['{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'] * 9, trainer)
+        # Qwen's tokenizers have these as tokens that are not called special.
+        tokenizer.add_tokens([AddedToken(marker, special=False) for marker in special if marker in HERMES.call])
         tokenizer.save(str(folder / "tokenizer.json"))
         self.special, self.tokenizer = special, tokenizer
         self.tokens = self.llguidance.LLTokenizer(tokenizer.to_str(), eos_token=0)

@@ -307,8 +307,7 @@ def test_what_is_written_is_read(form: ToolFormat, calls: list[tuple[str, dict[s
     assert not [piece for piece in pieces if isinstance(piece, Content | Broken)]
 
 
-@pytest.mark.parametrize("size", [16, 10_000_000])
-@pytest.mark.parametrize("unit", ['"</tool_call>\\n", ', '{"a": [1, 2]}, ', "0" + " " * 100 + ", "])
+@pytest.mark.parametrize(("unit", "size"), [('"</tool_call>\\n", ', 16), ('{"a": [1, 2]}, ', 10_000_000)])
 def test_ten_megabytes_take_seconds(unit: str, size: int) -> None:
     arguments = '{"a": [' + unit * (10_000_000 // len(unit)) + "0]}"
     text = '<tool_call>{"name": "f", "arguments": ' + arguments + "}</tool_call>"

@@ -89,8 +89,9 @@ def _call_grammar(model: Model, form: ToolFormat, ask: ChatAsk) -> str | None:
         return None
     if ask.wire.grammar or ask.wire.json_schema or ask.wire.regex:
         raise BadRequest("A response format or grammar and forced or strict tools exclude each other; send one.")
-    specials = set(model.text.tokenizer.specials.values())
-    return form.grammar(tools, at_least_one=forced, parallel=ask.parallel, special=specials.__contains__)
+    added, once = model.text.tokenizer.added, ask.choice.startswith("=")
+    parallel = ask.parallel and not once
+    return form.grammar(tools, at_least_one=forced, parallel=parallel, special=added.__contains__)
 
 
 class Reply:

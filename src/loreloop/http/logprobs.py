@@ -43,7 +43,10 @@ def scored_sequence(sequence: SampledSequence) -> list[Scored]:
 def scored_prompt(tokens: Sequence[int], logprobs: bytes | None, topk: TopK | None) -> list[Scored]:
     values = np.frombuffer(logprobs, "<f4").tolist() if logprobs else [float("nan")] * len(tokens)
     known = [None if value != value else value for value in values]
-    return [Scored(*entry) for entry in zip(tokens, known, tops(topk, len(tokens)), strict=True)]
+    return [
+        Scored(token, value, top if value is not None else ())
+        for token, value, top in zip(tokens, known, tops(topk, len(tokens)), strict=True)
+    ]
 
 
 def tops(topk: TopK | None, n_tokens: int) -> list[tuple[tuple[int, float], ...]]:

@@ -1,7 +1,7 @@
 """How families of models write calls of tools: markers, the text of a call, and the grammar that forces one.
 
-A call is a text before its arguments, their JSON, and a text behind; all calls together may stand in a section.
-Reading is in `tool_reader.py`. This file knows no tokenizer: callers say which markers are single special tokens.
+A call is a text before its arguments, the arguments' JSON, and a text behind; all calls may stand in a section.
+Reading is in `tool_reader.py`. This file knows no tokenizer: callers say which markers are tokens of their own.
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ class ToolFormat:
     ) -> str:
         """A grammar in llguidance's Lark: one call or up to eight, with arguments that satisfy their tools' schemas.
 
-        `special` says which markers are special tokens of the model; the others are ordinary text. Without
-        `at_least_one` any text without calls may stand before the calls or instead of them.
+        `special` says which markers are tokens that were added to the model's vocabulary (also those that its tokenizer
+        does not call special); the others are ordinary text. Without `at_least_one` there may be a text without calls
+        instead of them or, where markers begin calls, before them.
         """
         first = self.section[0] or self.call[0]
 

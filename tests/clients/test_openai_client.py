@@ -1,0 +1,194 @@
+"""The unmodified `openai` client against a live server: whole and streamed, tools, formats, log-probabilities."""
+
+import asyncio
+import json
+
+import numpy as np
+import openai
+import pydantic
+import pytest
+
+from loreloop.cli.server import RunningServer
+
+CHAT = [{"role": "user", "content": "What is the weather in Oslo?"}]
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": WEATHER}}]
+
+
+class Place(pydantic.BaseModel):
+    warm: bool
+    kind: bool
+
+
+@pytest.fixture
+def client(server: RunningServer) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0)
+
+
+def ask(client: openai.OpenAI, **fields):
+    return client.chat.completions.create(**{"model": "tiny", "messages": CHAT, "max_tokens": 12, "seed": 1} | fields)
+
+
+def streamed(client: openai.OpenAI, **fields):
+    """Content, arguments of calls by index, reasons."""
+    content, calls, reasons = "", {}, []
+    for chunk in ask(client, stream=True, **fields):
+        for choice in chunk.choices:
+            content += choice.delta.content or ""
+            for call in choice.delta.tool_calls or ():
+                name, arguments = calls.get(call.index, ("", ""))
+                calls[call.index] = (name + (call.function.name or ""), arguments + (call.function.arguments or ""))
+            reasons += [choice.finish_reason] if choice.finish_reason else []
+    return content, calls, reasons
+
+
+def test_streamed_and_whole_answers_are_the_same(client):
+    whole = ask(client).choices[0]
+    assert streamed(client) == (whole.message.content, {}, [whole.finish_reason])
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
+def test_a_forced_call_is_always_valid_even_of_random_weights(client, choice, temperature):
+    fields = {"tools": TOOLS, "tool_choice": choice, "parallel_tool_calls": False, "max_tokens": 300}
+    answer = ask(client, temperature=temperature, **fields).choices[0]
+    assert answer.finish_reason == "tool_calls"
+    (call,) = answer.message.tool_calls
+    found = json.loads(call.function.arguments)
+    assert call.function.name == "weather"
+    assert found["city"] in ("Oslo", "Rome")
+    assert 1 <= found["days"] <= 9
+    content, calls, reasons = streamed(client, temperature=temperature, **fields)
+    assert (content, calls, reasons) == ("", {0: ("weather", call.function.arguments)}, ["tool_calls"])
+
+
+def test_a_named_tool_is_called_once(client):
+    choice = {"type": "function", "function": {"name": "weather"}}
+    answer = ask(client, tools=TOOLS, tool_choice=choice, max_tokens=400).choices[0]
+    assert len(answer.message.tool_calls) == 1
+
+
+def test_results_of_tools_go_back_in(client):
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo", "days": 1}'}}
+    history = [
+        *CHAT,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+    ]
+    assert ask(client, messages=history, tools=TOOLS).usage.prompt_tokens > ask(client).usage.prompt_tokens
+
+
+def test_a_schema_is_parsed_into_a_model(client):
+    answer = client.chat.completions.parse(
+        model="tiny", messages=CHAT, response_format=Place, max_tokens=100, temperature=1.5, seed=2
+    )
+    assert isinstance(answer.choices[0].message.parsed, Place)
+
+
+def test_penalties_bias_and_min_p_are_felt(client):
+    assert ask(client, logit_bias={"65": 100}, max_tokens=3, logprobs=True).choices[0].logprobs.content[0].logprob < -1
+    greedy = ask(client, temperature=0, max_tokens=30)
+    assert ask(client, temperature=0, max_tokens=30, frequency_penalty=2.0) != greedy
+    filtered = ask(client, logprobs=True, extra_body={"min_p": 1.0, "filtered_logprobs": True})
+    entries = filtered.choices[0].logprobs.content
+    assert all(entry.filtered_logprob == 0 > entry.logprob for entry in entries)
+
+
+def test_top_logprobs_contain_what_greedy_draws(client):
+    answer = ask(client, temperature=0, logprobs=True, top_logprobs=3)
+    for entry in answer.choices[0].logprobs.content:
+        assert entry.token in [top.token for top in entry.top_logprobs]
+        assert len(entry.top_logprobs) == 3
+
+
+def test_a_stream_carries_its_log_probabilities(client):
+    fields = {"logprobs": True, "top_logprobs": 2}
+    whole = [entry.logprob for entry in ask(client, **fields).choices[0].logprobs.content]
+    seen = [
+        entry.logprob
+        for chunk in ask(client, stream=True, **fields)
+        for choice in chunk.choices
+        if choice.logprobs
+        for entry in choice.logprobs.content
+    ]
+    assert seen == whole
+
+
+def test_completions_take_several_prompts_and_echo(client):
+    one = client.completions.create(model="tiny", prompt="ab", max_tokens=4, seed=1, echo=True, logprobs=2)
+    assert one.choices[0].text.startswith("ab")
+    assert one.choices[0].logprobs.token_logprobs[0] is None
+    assert one.choices[0].logprobs.top_logprobs[0] is None
+    n_prompt = one.usage.prompt_tokens
+    assert np.isfinite(one.choices[0].logprobs.token_logprobs[1:]).all()
+    assert len(one.choices[0].logprobs.tokens) == n_prompt + 4
+    many = client.completions.create(model="tiny", prompt=["ab", [5, 6, 7]], max_tokens=4, n=2, seed=1)
+    assert [choice.index for choice in many.choices] == [0, 1, 2, 3]
+    parts = dict.fromkeys(range(4), "")
+    for chunk in client.completions.create(
+        model="tiny", prompt=["ab", [5, 6, 7]], max_tokens=4, n=2, seed=1, stream=True
+    ):
+        parts[chunk.choices[0].index] += chunk.choices[0].text
+    assert [parts[index] for index in range(4)] == [choice.text for choice in many.choices]
+
+
+def test_responses_whole_and_streamed(client):
+    fields = {"model": "tiny", "input": "hello", "instructions": "be kind", "max_output_tokens": 6, "seed": 1}
+    extra = {"extra_body": {"seed": fields.pop("seed")}}
+    whole = client.responses.create(**fields, **extra)
+    assert (whole.status, whole.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    kinds, text = [], ""
+    for event in client.responses.create(**fields, **extra, stream=True):
+        kinds.append(event.type)
+        text += event.delta if event.type == "response.output_text.delta" else ""
+    assert text == whole.output_text
+    assert (kinds[0], kinds[-1]) == ("response.created", "response.incomplete")
+
+
+def test_responses_call_tools_and_take_their_results(client):
+    tool = {"type": "function", "name": "weather", "parameters": WEATHER, "strict": True}
+    fields = {"model": "tiny", "tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+    with client.responses.stream(input="hello", **fields) as stream:
+        for _ in stream:
+            pass
+        answer = stream.get_final_response()
+    (call,) = [item for item in answer.output if item.type == "function_call"]
+    assert json.loads(call.arguments)["city"] in ("Oslo", "Rome")
+    history = [{"role": "user", "content": "hello"}, *(item.to_dict() for item in answer.output)]
+    history.append({"type": "function_call_output", "call_id": call.call_id, "output": "rain"})
+    after = client.responses.create(model="tiny", input=history, max_output_tokens=4)
+    assert after.usage.input_tokens > answer.usage.input_tokens / 4
+
+
+def test_refusals_name_what_is_wrong(client):
+    with pytest.raises(openai.BadRequestError, match="Embeddings are not served"):
+        client.embeddings.create(model="tiny", input="x")
+    with pytest.raises(openai.NotFoundError, match="Did you mean"):
+        ask(client, model="tinny")
+    with pytest.raises(openai.BadRequestError, match="prediction"):
+        ask(client, extra_body={"prediction": {}})
+
+
+def test_the_asynchronous_client_streams_side_by_side(server):
+    async def scene():
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=server.key) as client:
+
+            async def one(seed):
+                text = ""
+                async for chunk in await client.chat.completions.create(
+                    model="tiny", messages=CHAT, max_tokens=16, seed=seed, stream=True
+                ):
+                    text += chunk.choices[0].delta.content or ""
+                return text
+
+            together = await asyncio.gather(*(one(seed) for seed in range(8)))
+            return together, [await one(seed) for seed in range(8)]
+
+    together, alone = asyncio.run(scene())
+    assert len(set(together)) > 4
+    assert [len(text) > 0 for text in together] == [len(text) > 0 for text in alone]

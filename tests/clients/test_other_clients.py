@@ -1,0 +1,121 @@
+"""The unmodified `anthropic` client, `litellm` and the `openai-agents` framework against a live server."""
+
+import asyncio
+import json
+
+import anthropic
+import pytest
+
+from loreloop.cli.server import RunningServer
+from tests.clients.test_openai_client import CHAT, WEATHER
+
+TOOL = {"name": "weather", "description": "of a city", "input_schema": WEATHER}
+
+
+@pytest.fixture
+def client(server: RunningServer) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=f"{server.url}/anthropic/api", api_key=server.key, max_retries=0)
+
+
+def ask(client, **fields):
+    body = {"model": "tiny", "messages": CHAT, "max_tokens": 12, "extra_body": {"seed": 1}} | fields
+    return client.messages.create(**body)
+
+
+def test_a_message_and_its_stream_are_the_same(client):
+    whole = ask(client, system="be kind")
+    assert (whole.role, whole.stop_reason) == ("assistant", "max_tokens")
+    with client.messages.stream(
+        model="tiny", messages=CHAT, max_tokens=12, system="be kind", extra_body={"seed": 1}
+    ) as stream:
+        assert "".join(stream.text_stream) == whole.content[0].text
+        final = stream.get_final_message()
+    assert (final.content[0].text, final.stop_reason) == (whole.content[0].text, whole.stop_reason)
+    assert final.usage.output_tokens == whole.usage.output_tokens == 12
+
+
+def test_a_forced_tool_and_its_result(client):
+    choice = {"type": "any", "disable_parallel_tool_use": True}
+    answer = ask(client, tools=[TOOL], tool_choice=choice, max_tokens=300)
+    assert answer.stop_reason == "tool_use"
+    (call,) = answer.content
+    assert call.input["city"] in ("Oslo", "Rome")
+    history = [
+        *CHAT,
+        {"role": "assistant", "content": [block.to_dict() for block in answer.content]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "rain"}]},
+    ]
+    assert ask(client, messages=history, tools=[TOOL]).content is not None
+    with client.messages.stream(
+        model="tiny", messages=CHAT, max_tokens=300, tools=[TOOL], tool_choice=choice, extra_body={"seed": 1}
+    ) as stream:
+        assert stream.get_final_message().content[0].input == call.input
+
+
+def test_tokens_are_counted_as_they_are_used(client):
+    counted = client.messages.count_tokens(model="tiny", messages=CHAT, system="be kind").input_tokens
+    used = ask(client, system="be kind", extra_body={"seed": 9}).usage
+    assert counted == used.input_tokens + used.cache_read_input_tokens
+
+
+def test_a_stop_sequence_is_told(client):
+    text = ask(client).content[0].text
+    stop = text[len(text) // 2 :][:3]
+    stopped = ask(client, stop_sequences=[stop])
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", stop)
+    assert stopped.content[0].text == text[: text.index(stop)]
+
+
+def test_images_and_unknown_fields_are_refused(client):
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
+    with pytest.raises(anthropic.BadRequestError, match="text only"):
+        ask(client, messages=[{"role": "user", "content": [image]}])
+    with pytest.raises(anthropic.BadRequestError, match="container"):
+        ask(client, extra_body={"container": "x"})
+    with pytest.raises(anthropic.AuthenticationError):
+        ask(anthropic.Anthropic(base_url=client.base_url, api_key="tml-none", max_retries=0))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_litellm(server):
+    import litellm
+
+    fields = {"api_base": f"{server.url}/v1", "api_key": server.key, "messages": CHAT, "max_tokens": 8, "seed": 1}
+    whole = litellm.completion(model="openai/tiny", **fields).choices[0].message.content
+    parts = [chunk.choices[0].delta.content or "" for chunk in litellm.completion("openai/tiny", stream=True, **fields)]
+    assert "".join(parts) == whole
+    by_anthropic = litellm.completion(
+        model="anthropic/tiny", api_base=f"{server.url}/anthropic/api", api_key=server.key, messages=CHAT, max_tokens=8
+    )
+    assert by_anthropic.usage.completion_tokens == 8
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["chat", "responses"])
+def test_an_agent_of_openai_agents_calls_its_tool(server, kind):
+    import agents
+    import openai
+
+    heard = []
+
+    @agents.function_tool
+    def weather(days: int) -> str:
+        """The weather of so many days."""
+        heard.append(days)
+        return "rain"
+
+    agents.set_tracing_disabled(True)
+    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=server.key)
+    models = {"chat": agents.OpenAIChatCompletionsModel, "responses": agents.OpenAIResponsesModel}
+    agent = agents.Agent(
+        name="a",
+        instructions="Use the tool.",
+        model=models[kind]("tiny", openai_client=client),
+        tools=[weather],
+        tool_use_behavior="stop_on_first_tool",
+        model_settings=agents.ModelSettings(tool_choice="required", max_tokens=300, parallel_tool_calls=False),
+    )
+    result = asyncio.run(agents.Runner.run(agent, "How is the weather?", max_turns=2))
+    assert result.final_output == "rain"
+    assert len(heard) == 1
+    assert json.dumps(heard)
