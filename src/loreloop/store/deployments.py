@@ -85,7 +85,7 @@ def of_key(
 ) -> list[Deployment]:
     """Like `all`, for what a key may use: its own, everybody's, and those `granted`; with no `key_id` only the last."""
     # A query for each, because with an OR the database would sort all of them to find the first ones.
-    wanted = [NEW.name.in_(granted)] if granted else []
+    wanted: list[ColumnElement[bool]] = [NEW.name.in_(granted)] if granted else []
     wanted += [NEW.key_id == key_id, NEW.key_id.is_(None)] if key_id is not None else []
     found = {row.name: row for which in wanted for row in _page(connection, which & (NEW.name > after), limit)}
     return [found[name] for name in sorted(found)][:limit]
