@@ -1,7 +1,10 @@
 """Chat templates as `transformers` renders them, and without trust in what they hold."""
 
 import json
+import resource
+import time
 from pathlib import Path
+from random import Random
 
 import pytest
 from transformers import AutoTokenizer
@@ -91,3 +94,101 @@ def test_a_template_can_refuse_and_cannot_escape(tmp_path: Path, template: str) 
 def test_a_broken_template_leaves_completions_usable(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="template"):
         chat(tmp_path, "{% for m in messages %}").render(CHAT)
+
+
+HOSTILE = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "recursion": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "doubling": "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "a product": "{{ ('a' * 10000000000) | length }}",
+    "a power": "{{ 9 ** 999999999 }}",
+    "a wide field": "{{ '%99999999999d' % 1 }}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_template_made_to_hurt_is_bounded(tmp_path: Path, name: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(BadRequest):
+        chat(tmp_path, HOSTILE[name]).render(CHAT)
+    assert time.monotonic() - started < 6
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+def random_conversation(random: Random) -> list[dict[str, object]]:
+    texts = [
+        "",
+        " ",
+        "hello",
+        "été ☃ 😀",
+        "<|im_end|>",
+        "line\nline\n",
+        '{"a": [1, null]}',
+        "<think>x</think>y",
+        "\t  x",
+    ]
+    messages: list[dict[str, object]] = []
+    if random.random() < 0.5:
+        messages.append({"role": "system", "content": random.choice(texts)})
+    for number in range(random.randint(1, 6)):
+        messages.append({"role": "user", "content": random.choice(texts)})
+        assistant: dict[str, object] = {"role": "assistant", "content": random.choice(texts)}
+        if random.random() < 0.3:
+            assistant["reasoning_content"] = random.choice(texts)
+        if random.random() < 0.4:
+            arguments = {"city": random.choice(texts), "n": number, "deep": {"x": [True, 1.5]}}
+            call = {"id": f"c{number}", "type": "function", "function": {"name": "f", "arguments": arguments}}
+            messages += [
+                assistant | {"tool_calls": [call]},
+                {"role": "tool", "content": "42", "tool_call_id": f"c{number}"},
+            ]
+        messages.append(assistant)
+    return messages
+
+
+TOOL_TEMPLATE = """{%- if tools %}<|im_start|>system
+{%- if messages[0].role == 'system' %}{{ messages[0].content + '\\n\\n' }}{% endif %}
+{%- for tool in tools %}{{ "\\n" }}{{ tool | tojson }}{% endfor %}<|im_end|>
+{% endif %}
+{%- set ns = namespace(last=messages|length - 1) %}
+{%- for message in messages[::-1] %}{% set i = messages|length - 1 - loop.index0 %}
+{%- if message.role == 'user' and message.content is string %}{% set ns.last = i %}{% break %}{% endif %}{% endfor %}
+{%- for message in messages %}
+{%- set content = message.content if message.content is string else '' %}
+{%- if message.role == 'assistant' %}<|im_start|>assistant
+{% if message.reasoning_content is string %}<think>
+{{ message.reasoning_content.strip('\\n') }}
+</think>
+
+{% elif '</think>' in content %}{{ content.split('</think>')[-1].lstrip('\\n') }}{% endif %}{{ content | trim }}
+{%- for call in message.tool_calls or [] %}{% set call = call.function or call %}
+<tool_call>
+{"name": "{{ call.name }}", "arguments": {{ call.arguments | tojson }}}
+</tool_call>{% endfor %}<|im_end|>
+{% elif message.role == 'tool' %}<|im_start|>user
+<tool_response>{{ content }}</tool_response><|im_end|>
+{% else %}<|im_start|>{{ message.role }}
+{{ content }}<|im_end|>
+{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and not enable_thinking %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "é", "parameters": {"type": "object"}}}]
+
+
+@pytest.mark.numbers
+def test_two_hundred_conversations_are_rendered_token_for_token(tmp_path: Path) -> None:
+    ours = chat(tmp_path, TOOL_TEMPLATE)
+    theirs, tokenizer = AutoTokenizer.from_pretrained(tmp_path), TextTokenizer(tmp_path)
+    for seed in range(200):
+        random = Random(seed)
+        messages, settings = random_conversation(random), {}
+        if random.random() < 0.3:
+            settings["enable_thinking"] = random.random() < 0.5
+        tools = random.choice([None, TOOLS])
+        expected = theirs.apply_chat_template(
+            messages, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False, **settings
+        )
+        assert tokenizer.encode(ours.render(messages, tools=tools, **settings)) == expected, seed

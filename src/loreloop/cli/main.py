@@ -8,6 +8,7 @@ import traceback
 import click
 
 from loreloop import __version__
+from loreloop.cli.chat import chat
 from loreloop.cli.demo import demo
 from loreloop.cli.deploy import deploy
 from loreloop.cli.keys import keys
@@ -21,7 +22,7 @@ def cli() -> None:
     """Train, serve and keep improving language models with LoRA, on your own machine."""
 
 
-for verb in (serve, demo, models, keys, deploy):
+for verb in (serve, demo, models, keys, deploy, chat):
     cli.add_command(verb)
 
 

@@ -111,7 +111,8 @@ class Desk:
         if op.request_id in self.tickets:
             return False
         if self.n_waiting_samples >= self.config.limits.waiting_samples:
-            raise Unavailable(f"{self.n_waiting_samples} samples are waiting; send this one again in a moment.")
+            n = self.n_waiting_samples
+            raise Unavailable(f"{n} samples are waiting before this one; send it again in a moment.", queue_position=n)
         self._send(base_model, Sample(op))
         self.tickets[op.request_id] = Ticket(op, base_model, recording)
         self.n_waiting_samples += 1

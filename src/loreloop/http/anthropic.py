@@ -169,12 +169,12 @@ class Asked:
 
 def stop_of(sequence: SampledSequence, reply: Reply, blocks: Blocks) -> dict[str, Any]:
     found = reply.growing.trimmer.found
-    if sequence.stop_reason == "length":
+    if found is not None:
+        reason = "stop_sequence"
+    elif sequence.stop_reason == "length":
         reason = "max_tokens"
-    elif blocks.has_calls:
-        reason = "tool_use"
     else:
-        reason = "stop_sequence" if found is not None else "end_turn"
+        reason = "tool_use" if blocks.has_calls else "end_turn"
     return {"stop_reason": reason, "stop_sequence": found}
 
 

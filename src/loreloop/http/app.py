@@ -78,6 +78,8 @@ def on_error(request: Request, error: errors.LoreloopError) -> Response:
     response = error_answer(status_code, error.message)
     if isinstance(error, errors.Unavailable):
         response.headers["retry-after"] = str(max(1, round(error.retry_after_seconds)))
+        if error.queue_position is not None:
+            response.headers["x-queue-position"] = str(error.queue_position)
     return response
 
 

@@ -67,6 +67,6 @@ class ServerError(LoreloopError):
 class Unavailable(LoreloopError):
     category = "server"
 
-    def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
+    def __init__(self, message: str, retry_after_seconds: float = 1.0, queue_position: int | None = None) -> None:
         super().__init__(message)
-        self.retry_after_seconds = retry_after_seconds
+        self.retry_after_seconds, self.queue_position = retry_after_seconds, queue_position

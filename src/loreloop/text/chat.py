@@ -17,9 +17,11 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from loreloop.protocol.errors import BadRequest
+from loreloop.text.bounded import TooMuch, bounded
 from loreloop.text.tokenizer import TextTokenizer
 
 Message = dict[str, Any]
+MAX_SECONDS, MAX_BYTES = 2.0, 512 << 20  # of one rendering; ordinary ones take milliseconds
 
 
 class Generation(Extension):
@@ -53,11 +55,16 @@ class ChatTemplate:
         }
         present = {name: token for name, token in specials.items() if token is not None}
         try:
-            return self.environment.from_string(self.source).render(
-                messages=list(messages),
-                add_generation_prompt=add_generation_prompt,
-                **{"tools": None, "documents": None, **present, **extra},
-            )
+            with bounded(MAX_SECONDS, MAX_BYTES):
+                return self.environment.from_string(self.source).render(
+                    messages=list(messages),
+                    add_generation_prompt=add_generation_prompt,
+                    **{"tools": None, "documents": None, **present, **extra},
+                )
+        except (TooMuch, MemoryError):
+            raise BadRequest(
+                f"The model's chat template takes over {MAX_SECONDS:g} s or {MAX_BYTES >> 20} MiB on these messages."
+            ) from None
         except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise BadRequest(f"The model's chat template does not accept these messages: {error}") from None
 
