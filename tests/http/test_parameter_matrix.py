@@ -40,7 +40,7 @@ VALUES: dict[str, Any] = {
 }  # fmt: skip
 BY_ROUTE: dict[str, dict[str, Any]] = {
     "/v1/completions": {"logprobs": 2},
-    "/v1/chat/completions": {"logprobs": True, "tools": [CHAT_TOOL], "tool_choice": "none"},
+    "/v1/chat/completions": {"logprobs": True, "tools": [CHAT_TOOL], "tool_choice": "none", "agent_loop": {}},
     "/v1/responses": {"tools": [{"type": "function", "name": "f"}], "tool_choice": "none"},
     "/anthropic/api/v1/messages": {"tools": [{"name": "f", "input_schema": SCHEMA}], "tool_choice": {"type": "none"}},
 }

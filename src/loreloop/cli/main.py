@@ -14,6 +14,7 @@ from loreloop.cli.deploy import deploy
 from loreloop.cli.keys import keys
 from loreloop.cli.models import models
 from loreloop.cli.serve import serve
+from loreloop.cli.tools import tools
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,7 +23,7 @@ def cli() -> None:
     """Train, serve and keep improving language models with LoRA, on your own machine."""
 
 
-for verb in (serve, demo, models, keys, deploy, chat):
+for verb in (serve, demo, models, keys, deploy, tools, chat):
     cli.add_command(verb)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.chat import BROKEN_CALL, Chat, ChatAsk, WholeReply, chat_on, whole_reply
-from loreloop.http.generate import Report, find_model, heard, results, start
+from loreloop.http.generate import Model, Report, find_model, heard, results, start
 from loreloop.http.logprobs import Scored, chat_logprobs, scored_sequence, scored_token
 from loreloop.http.openai_words import failure_event, frame, usage, wire_params
 from loreloop.http.services import Services, asker, now, services
@@ -25,19 +25,24 @@ from loreloop.http.sse import data_event, event_stream
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
 from loreloop.protocol.openai_rest import (
+    AgentLoop,
     ChatCompletion,
     ChatMessage,
     ImagePart,
     JsonObjectFormat,
     JsonSchemaFormat,
+    McpTool,
     NamedTool,
     RefusalPart,
     TextPart,
     ToolBody,
 )
 from loreloop.protocol.rest import WireSamplingParams
-from loreloop.protocol.sampling import SampledSequence, SampleResult
+from loreloop.protocol.sampling import SampledSequence, SampleOp, SampleResult
 from loreloop.protocol.training import Failure
+from loreloop.serve.toolbox import Bounds, ToolBox, ToolCaller, open_toolbox
+from loreloop.store import tools as tool_rows
+from loreloop.store.rows import ToolCallRecord
 from loreloop.text.conversation import Conversation, MadeCall, Turn
 from loreloop.text.tool_calls import Broken, CallArguments, CallBegins, CallEnds, Content, Piece, Thinking, Tool
 
@@ -46,6 +51,8 @@ async def chat_completions(request: Request) -> Response:
     asker(request)
     body = await read_json(request, ChatCompletion)
     model = await find_model(request, body.model, body.user)
+    if body.agent_loop is not None:
+        return await agent_answer(request, body, model)
     asked = Asked(body, chat_on(model, ask_of(body)), int(now()))
     if body.stream:
         start(services(request), model, [asked.chat.op])
@@ -67,7 +74,9 @@ def ask_of(body: ChatCompletion) -> ChatAsk:
     if body.top_logprobs and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs: true beside it.")
     turns = tuple(turn_of(message) for message in body.messages)
-    tools = tuple(tool_of(tool) for tool in body.tools or ())
+    tools = tuple(tool_of(tool) for tool in body.tools or () if isinstance(tool, ToolBody))
+    if body.agent_loop is None and len(tools) < len(body.tools or ()):
+        raise BadRequest("Tools of type 'mcp' are called by the server itself; opt in with agent_loop: {}.")
     wire = formatted(body, wire_params(body, body.max_completion_tokens or body.max_tokens))
     choice = body.tool_choice or "auto"
     return ChatAsk(
@@ -235,6 +244,69 @@ async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
     if asked.body.stream_options and asked.body.stream_options.include_usage:
         yield data_event(asked.frame("chat.completion.chunk") | {"choices": [], "usage": usage([asked.chat.op], found)})
     yield b"data: [DONE]\n\n"
+
+
+# the loop on the server
+
+
+async def agent_answer(request: Request, body: ChatCompletion, model: Model) -> Response:
+    """Answers, calls registered tools, and goes on, until an answer without calls, a call of the caller's own tools,
+    or a bound; `tool_trace` tells what was called."""
+    if body.stream or (body.n or 1) > 1:
+        raise BadRequest("agent_loop is served neither with stream nor with n > 1; leave one of them out.")
+    served, wanted = services(request), body.agent_loop or AgentLoop()
+    labels = [tool.server_label for tool in body.tools or () if isinstance(tool, McpTool)]
+    servers = [served.store.read(tool_rows.find, label) for label in dict.fromkeys(labels)]
+
+    async def record(call: ToolCallRecord) -> None:
+        await served.store.write(tool_rows.record, call)
+
+    run = AgentRun(request, model, ask_of(body))
+    bounds = Bounds(wanted.max_calls, wanted.max_seconds, wanted.max_output_bytes)
+    async with open_toolbox(servers, bounds, ToolCaller(model.owner, f"agent-{uuid.uuid4().hex}", record)) as box:
+        asked, result = await run.until_done(box, body)
+    choice = asked.choice(0, result.sequences[0])
+    said = {"choices": [choice], "usage": usage(run.ops, run.found), "tool_trace": run.trace}
+    response = answer(asked.frame("chat.completion") | said)
+    response.headers.update(model.headers)
+    return response
+
+
+@dataclass
+class AgentRun:
+    """One request's loop: every answer and every call so far."""
+
+    request: Request
+    model: Model
+    ask: ChatAsk
+    ops: list[SampleOp] = field(default_factory=list)
+    found: list[SampleResult] = field(default_factory=list)
+    trace: list[dict[str, Any]] = field(default_factory=list)
+
+    async def until_done(self, box: ToolBox, body: ChatCompletion) -> tuple[Asked, SampleResult]:
+        turns, choice = self.ask.conversation.turns, self.ask.choice
+        while True:
+            tools = (*self.ask.conversation.tools, *box.tools)
+            conversation = replace(self.ask.conversation, turns=turns, tools=tools)
+            chat = chat_on(self.model, replace(self.ask, conversation=conversation, choice=choice))
+            (result,) = await results(self.request, self.model, [chat.op])
+            self.ops.append(chat.op)
+            self.found.append(result)
+            reply = whole_reply(chat, [one.token for one in scored_sequence(result.sequences[0])])
+            mine = all(box.holds(call.name) for call in reply.calls)
+            if not reply.calls or not mine or box.spent:
+                return Asked(body, chat, int(now())), result
+            turns += await self._call(box, reply)
+            choice = "auto"  # what was forced has been done
+
+    async def _call(self, box: ToolBox, reply: WholeReply) -> tuple[Turn, ...]:
+        calls = tuple(MadeCall(call.call_id or new_call_id(), call.name, call.arguments) for call in reply.calls)
+        told = [Turn("assistant", reply.content, reply.thinking or None, calls)]
+        for call in calls:
+            output = "No more calls are allowed." if box.spent else await box.call(call.name, call.arguments)
+            self.trace.append({"name": call.name, "arguments": call.arguments, "output": output})
+            told.append(Turn("tool", output, call_id=call.call_id))
+        return tuple(told)
 
 
 ROUTES = [Route("/chat/completions", chat_completions, methods=["POST"])]

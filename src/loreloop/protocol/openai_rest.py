@@ -120,9 +120,22 @@ class FunctionBody(Strict, frozen=True):
     strict: bool | None = None
 
 
-class ToolBody(Strict, frozen=True):
+class ToolBody(Strict, frozen=True, tag="function"):
     function: FunctionBody
-    type: Literal["function"] = "function"
+
+
+class McpTool(Strict, frozen=True, tag="mcp"):
+    """All tools of a server that was registered with `loreloop tools add`."""
+
+    server_label: str
+
+
+class AgentLoop(Strict, frozen=True):
+    """The server itself calls registered tools, within these bounds, until the model answers without a call."""
+
+    max_calls: Annotated[int, Meta(ge=1, le=64)] = 8
+    max_seconds: Annotated[float, Meta(gt=0, le=600)] = 60.0
+    max_output_bytes: Annotated[int, Meta(ge=1, le=1 << 20)] = 65536
 
 
 class NamedFunction(Strict, frozen=True):
@@ -168,7 +181,8 @@ class ChatCompletion(Common, frozen=True, kw_only=True):
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
-    tools: tuple[ToolBody, ...] | None = None
+    tools: tuple[ToolBody | McpTool, ...] | None = None
+    agent_loop: AgentLoop | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None

@@ -174,3 +174,25 @@ class ReplayState(msgspec.Struct, frozen=True):
     batches: tuple[Batch, ...]
     ops: tuple[TrainOp, ...]
     next_plan_no: int
+
+
+class ToolServer(msgspec.Struct, frozen=True):
+    """An MCP server by the name that requests use: a command to start, or a URL."""
+
+    name: str
+    command: tuple[str, ...] | None
+    url: str | None
+
+
+class ToolCallRecord(msgspec.Struct, frozen=True):
+    """One call of a registered tool; `outcome` is ok, error or timeout."""
+
+    server: str
+    tool: str
+    key_id: str
+    request_id: str
+    arguments: str
+    outcome: str
+    output_bytes: int
+    seconds: float
+    created: float

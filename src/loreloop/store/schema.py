@@ -179,6 +179,30 @@ NEWEST = (
     Index("samplers_of_run_by_age", SAMPLERS.c.run_id, SAMPLERS.c.created),
 )
 
+TOOL_SERVERS = Table(
+    "tool_servers",
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("command", Text),  # JSON list; either this or the url
+    Column("url", Text),
+    Column("created", Float, nullable=False),
+)
+
+TOOL_CALLS = Table(
+    "tool_calls",
+    METADATA,
+    Column("number", Integer, primary_key=True),
+    Column("server", String, nullable=False),
+    Column("tool", String, nullable=False),
+    Column("key_id", String, nullable=False),
+    Column("request_id", String, nullable=False),
+    Column("arguments", Text, nullable=False),  # cut
+    Column("outcome", String, nullable=False),  # ok, error, timeout
+    Column("output_bytes", Integer, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("created", Float, nullable=False),
+)
+
 
 def m001_initial(connection: Connection) -> None:
     METADATA.create_all(connection)
@@ -191,7 +215,12 @@ def m002_deployments(connection: Connection) -> None:
         index.create(connection, checkfirst=True)
 
 
-STEPS: Sequence[Callable[[Connection], None]] = (m001_initial, m002_deployments)
+def m003_tools(connection: Connection) -> None:
+    for table in (TOOL_SERVERS, TOOL_CALLS):
+        table.create(connection, checkfirst=True)
+
+
+STEPS: Sequence[Callable[[Connection], None]] = (m001_initial, m002_deployments, m003_tools)
 
 
 def is_current(connection: Connection) -> bool:

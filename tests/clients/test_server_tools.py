@@ -1,0 +1,73 @@
+"""Registered MCP servers: called by the server within bounds, recorded, and refused plainly where they are missing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import openai
+import pytest
+
+from loreloop.cli.server import RunningServer
+
+ADDER = Path(__file__).parent / "adder.py"
+
+
+def tools(server: RunningServer, *arguments: str) -> str:
+    verb, *rest = arguments
+    command = [sys.executable, "-m", "loreloop.cli", "tools", verb, "--data", str(server.data), *rest]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    tools(server, "add", "adder", "--", sys.executable, str(ADDER))
+    tools(server, "add", "gone", "--", "no-such-program")
+    yield openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0)
+    tools(server, "remove", "adder")
+
+
+def ask(client, tool: str, label: str = "adder", **loop):
+    """Forced to call one tool of the server once; what follows is up to the random weights."""
+    return client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "double 4"}],
+        max_tokens=200,
+        seed=1,
+        tool_choice={"type": "function", "function": {"name": f"{label}__{tool}"}},
+        tools=[{"type": "mcp", "server_label": label}],
+        extra_body={"agent_loop": {"max_calls": 1, **loop}},
+    )
+
+
+def test_a_tool_is_called_and_the_model_goes_on(client, server):
+    answer = ask(client, "double")
+    (call,) = answer.tool_trace
+    x = json.loads(call["arguments"])["x"]
+    assert (call["name"], call["output"]) == ("adder__double", f"twice {x} is {2 * x}")
+    recorded = json.loads(tools(server, "calls", "--json"))[0]
+    assert (recorded["server"], recorded["tool"], recorded["outcome"]) == ("adder", "double", "ok")
+
+
+def test_failures_and_slow_tools_are_told_to_the_model(client, server):
+    assert "Error executing" in ask(client, "fail").tool_trace[0]["output"]
+    assert "in time" in ask(client, "sleep", max_seconds=3).tool_trace[0]["output"]
+    outcomes = [call["outcome"] for call in json.loads(tools(server, "calls", "--json", "--limit", "2"))]
+    assert outcomes == ["timeout", "error"]
+
+
+def test_long_outputs_are_cut(client):
+    assert ask(client, "double", max_output_bytes=5).tool_trace[0]["output"] == "twice\n[cut]"
+
+
+def test_what_is_missing_is_said(client):
+    with pytest.raises(openai.BadRequestError, match="'gone' cannot be reached"):
+        ask(client, "x", "gone")
+    with pytest.raises(openai.NotFoundError, match="no tool server 'nobody'"):
+        ask(client, "x", "nobody")
+    with pytest.raises(openai.BadRequestError, match="agent_loop"):
+        client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "x"}], tools=[{"type": "mcp", "server_label": "adder"}]
+        )
