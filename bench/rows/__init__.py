@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.rig import Figure
-from bench.rows import numbers, rl, sample, scaling, serve, together, train
+from bench.rows import numbers, rl, sample, scaling, serve, streams, together, train
 
 ROWS: dict[str, Callable[[], list[Figure]]] = {
     "control": serve.control,
@@ -23,5 +23,6 @@ ROWS: dict[str, Callable[[], list[Figure]]] = {
     "tenants-sample": sample.tenants_sample,
     "together": together.train_while_sampling,
     "rl-step": rl.rl_step,
+    "streams": streams.streams,
     "scaling": scaling.scaling,
 }

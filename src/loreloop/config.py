@@ -28,7 +28,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deterministic: bool = False  # log-probs and samples do not depend on what shares a batch
     threads: int = 0  # 0: one per core
     pack_weights: bool = True  # keep bf16 weights a second time in the CPU library's order: faster, twice the memory
-    kv_cache_mib: Positive = 384
+    kv_cache_mib: Positive = 1024
     page_tokens: Positive = 16
     max_running_samples: Positive = 256
     prefill_tokens: Positive = 512  # prompt tokens computed per sampling step, at most

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     from loreloop.engine.local import LocalEngine
+    from loreloop.engine.sampler import refuse
     from loreloop.host.orphans import die_with_parent
     from loreloop.host.plan import read_plan
     from loreloop.host.supervisor import CANNOT_START
@@ -33,7 +34,14 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     place = base_model.replace("/", "--")
 
     def grammars(info: EngineInfo) -> Constrain:
-        return Grammars(folder, info.vocab_size, info.eos_token_ids).constraint
+        try:
+            return Grammars(folder, info.vocab_size, info.eos_token_ids).constraint
+        except (ValueError, TypeError, RuntimeError) as error:
+            print(
+                f"loreloop: no grammars for {base_model}: its tokenizer cannot be read for them ({error})",
+                file=sys.stderr,
+            )
+            return refuse
 
     try:
         engine = LocalEngine(plan.config.engine, base_model, folder, plan.run_folder / "spilled" / place, grammars)

@@ -68,7 +68,7 @@ def _choose(logits_BV: Tensor, uniform_B: Tensor, rows: Sequence[SampleRow]) -> 
     for i, row in enumerate(rows):
         if row.op.filtered_logprobs:
             share = 1.0 if row.op.params.temperature == 0 else float(weight_BV[i, token_B[i]] / weight_BV[i].sum())
-            events[i] = replace(events[i], filtered_logprob=math.log(share))
+            events[i] = replace(events[i], filtered_logprob=math.log(max(share, 1e-45)))
     return events
 
 

@@ -72,6 +72,10 @@ class Constraint(Protocol):
 
     def take(self, token: int) -> None: ...
 
+    def copy(self) -> Constraint:
+        """Another text at the same place."""
+        ...
+
     @property
     def over(self) -> bool:
         """Whether nothing can follow any more."""

@@ -186,6 +186,7 @@ class LocalEngine:
 
     def cancel_sample(self, request_id: str) -> None:
         self.sampler.finish(request_id)
+        self.failed = [event for event in self.failed if event.request_id != request_id]
 
     def drop_revision(self, revision_id: str) -> None:
         self.revisions.drop(revision_id)

@@ -65,13 +65,14 @@ def prompt_tokens(op: SampleOp) -> list[int]:
 def rows_of(op: SampleOp, adapter: AdapterView | None, namespace: str, constrain: Constrain) -> list[SampleRow]:
     """The samples of a request; the first one also reports on the prompt. UserError where its grammar is wrong."""
     prompt = prompt_tokens(op)
+    fresh = constrain(op.params.grammar) if op.params.grammar else None  # built once: that may take a while
     rows = []
     for index in range(op.num_samples):
         drawn = np.frombuffer(op.resume[index].tokens, "<i4").tolist() if index < len(op.resume) else []
         scoring = PromptScoring(op, prompt) if index == 0 and op.scores.wanted else None
         row = SampleRow(op, index, prompt + drawn, len(prompt), adapter, namespace, scoring)
-        if op.params.grammar:
-            row.constraint = constrain(op.params.grammar)
+        if fresh is not None:
+            row.constraint = fresh.copy()
             for token in drawn:
                 row.constraint.take(token)
         rows.append(row)

@@ -41,7 +41,7 @@ DIVERGED = Failure(
 
 
 def refuse(grammar: str) -> Constraint:
-    raise BadRequest("This engine was started without grammars.")
+    raise BadRequest("This model is served without grammars; its server's log says why.")
 
 
 @dataclass(frozen=True)
@@ -255,11 +255,13 @@ class Sampler:
             picked_B = torch.tensor([last_rows[i] for i in kept], device=h_TD.device)
             choices = choose(self.head, h_TD[picked_B], groups_at(lora, picked_B), drawing)
             failures |= {choice.request_id: DIVERGED for choice in choices if not math.isfinite(choice.logprob)}
-            events += [
-                self._take(row, choice)
-                for row, choice in zip(drawing, choices, strict=True)
-                if choice.request_id not in failures
-            ]
+            for row, choice in zip(drawing, choices, strict=True):
+                if choice.request_id not in failures:
+                    try:
+                        events.append(self._take(row, choice))
+                    except UserError as error:  # its grammar went beyond what is followed
+                        failures[choice.request_id] = Failure(error.category, error.message)
+            events = [event for event in events if event.request_id not in failures]
         for request_id, failure in failures.items():
             self.finish(request_id)
             events.append(SampleFailed(request_id, failure))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from starlette.routing import Route
 from loreloop.http.blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.chat import BROKEN_CALL, Chat, ChatAsk, Reply, chat_on
-from loreloop.http.generate import Model, find_model, heard, results, start
+from loreloop.http.generate import Model, find_model, forget, heard, results, start
 from loreloop.http.services import Services, asker, services
-from loreloop.http.sse import event_stream, named_event
+from loreloop.http.sse import EventStream, named_event
 from loreloop.protocol.anthropic_rest import (
     CountTokens,
     Document,
@@ -34,7 +35,7 @@ from loreloop.protocol.link import Token
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampledSequence, SampleResult
 from loreloop.protocol.training import Failure, text_length
-from loreloop.text.conversation import Conversation, MadeCall, Turn
+from loreloop.text.conversation import Conversation, MadeCall, Turn, prompt_text
 from loreloop.text.tool_calls import Tool
 
 
@@ -45,7 +46,8 @@ async def messages(request: Request) -> Response:
     asked = Asked(body.model, chat_on(model, ask_of(body, params_of(body), stream=body.stream)))
     if body.stream:
         start(services(request), model, [asked.chat.op])
-        return event_stream(events(services(request), asked), model.headers)
+        at_end = partial(forget, services(request), [asked.chat.op])
+        return EventStream(events(services(request), asked), model.headers, at_end)
     (result,) = await results(request, model, [asked.chat.op])
     response = answer(asked.whole(result))
     response.headers.update(model.headers)
@@ -56,8 +58,9 @@ async def count_tokens(request: Request) -> Response:
     asker(request)
     body = await read_json(request, CountTokens)
     model: Model = await find_model(request, body.model)
-    chat = chat_on(model, ask_of(body, WireSamplingParams(max_tokens=1), stream=False))
-    return answer({"input_tokens": text_length(chat.op.prompt)})
+    conversation = ask_of(body, WireSamplingParams(), stream=False).conversation
+    text = prompt_text(model.text.template, conversation)
+    return answer({"input_tokens": len(model.text.tokenizer.encode(text))})
 
 
 # from the body
@@ -104,7 +107,8 @@ def turns_of(message: Message) -> Iterator[Turn]:
             case ToolUse():
                 calls.append(MadeCall(part.id, part.name, json.dumps(part.input, ensure_ascii=False)))
             case ToolResult():
-                yield Turn("tool", result_text(part), call_id=part.tool_use_id)
+                text = result_text(part)
+                yield Turn("tool", f"Error: {text}" if part.is_error else text, call_id=part.tool_use_id)
             case Image() | Document():
                 raise refused(part)
     if texts or calls or thinking:

@@ -39,7 +39,14 @@ STATUS_CODES: dict[type[errors.LoreloopError], int] = {
     errors.UserError: 400,
     errors.LoreloopError: 500,
 }
-KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
 
 
 def create_app(services: Services) -> Starlette:

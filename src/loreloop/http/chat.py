@@ -64,8 +64,14 @@ def chat_on(model: Model, ask: ChatAsk) -> Chat:
     thinking = THINK[0] in (template.source or "")
     opened = thinking and prompt.rstrip().endswith(THINK[0])
     wire = msgspec.structs.replace(ask.wire, grammar=_call_grammar(model, form, ask) or ask.wire.grammar)
+    if opened and _is_constrained(wire):
+        prompt, opened = f"{prompt}\n{THINK[1]}\n\n", False  # a grammar leaves no room for thoughts
     op = operation(model, tokenizer.encode(prompt), wire, ask.n, ask.report, stream=ask.stream)
     return Chat(model, op, form, _strings(ask.wire.stop), thinking, opened, bool(conversation.tools))
+
+
+def _is_constrained(wire: WireSamplingParams) -> bool:
+    return any(rule is not None for rule in (wire.grammar, wire.json_schema, wire.regex))
 
 
 def _strings(stop: object) -> tuple[str, ...]:
@@ -87,7 +93,7 @@ def _call_grammar(model: Model, form: ToolFormat, ask: ChatAsk) -> str | None:
     strict = ask.choice == "auto" and any(tool.strict for tool in tools)
     if not forced and not strict:
         return None
-    if ask.wire.grammar or ask.wire.json_schema or ask.wire.regex:
+    if _is_constrained(ask.wire):
         raise BadRequest("A response format or grammar and forced or strict tools exclude each other; send one.")
     added, once = model.text.tokenizer.added, ask.choice.startswith("=")
     parallel = ask.parallel and not once

@@ -114,8 +114,14 @@ def unfailing(result: SampleResult | Failure) -> SampleResult:
     return result
 
 
+def forget(served: Services, ops: Sequence[SampleOp]) -> None:
+    """Nobody waits for these any more; what is unfinished is cancelled."""
+    for op in ops:
+        served.desk.forget(op.request_id)
+
+
 def start(served: Services, model: Model, ops: Sequence[SampleOp]) -> None:
-    """Hands operations in whose tokens `heard` will give; all or none."""
+    """Hands operations in whose tokens `heard` will give; all or none. Whoever starts them must `forget` them."""
     begun: list[SampleOp] = []
     try:
         for op in ops:
@@ -128,7 +134,7 @@ def start(served: Services, model: Model, ops: Sequence[SampleOp]) -> None:
 
 
 async def heard(served: Services, ops: Sequence[SampleOp]) -> AsyncIterator[tuple[int, Token | SampleResult | Failure]]:
-    """(number of the operation, what it brought), as it comes, until all have ended; closing it cancels the rest."""
+    """(number of the operation, what it brought), as it comes, until all have ended."""
     queue: asyncio.Queue[tuple[int, Token | SampleResult | Failure]] = asyncio.Queue()
 
     async def follow(number: int, request_id: str) -> None:
@@ -145,5 +151,3 @@ async def heard(served: Services, ops: Sequence[SampleOp]) -> AsyncIterator[tupl
     finally:
         for follower in followers:
             follower.cancel()
-        for op in ops:
-            served.desk.forget(op.request_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -11,11 +12,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.http.bodies import answer, read_json
-from loreloop.http.generate import Model, Report, find_model, heard, operation, results, start
+from loreloop.http.generate import Model, Report, find_model, forget, heard, operation, results, start
 from loreloop.http.logprobs import Scored, scored_prompt, scored_sequence, scored_token, text_logprobs
 from loreloop.http.openai_words import failure_event, frame, stop_strings, usage, wire_params
 from loreloop.http.services import Services, asker, now, services
-from loreloop.http.sse import data_event, event_stream
+from loreloop.http.sse import EventStream, data_event
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
 from loreloop.protocol.openai_rest import Completion
@@ -55,7 +56,8 @@ async def completions(request: Request) -> Response:
     asked = ask(body, await find_model(request, body.model, body.user))
     if body.stream:
         start(services(request), asked.model, asked.ops)
-        return event_stream(events(services(request), asked), asked.model.headers)
+        at_end = partial(forget, services(request), asked.ops)
+        return EventStream(events(services(request), asked), asked.model.headers, at_end)
     found = await results(request, asked.model, asked.ops)
     choices = [choice for number, result in enumerate(found) for choice in whole_choices(asked, number, result)]
     response = answer(asked.frame() | {"choices": choices, "usage": usage(asked.ops, found)})

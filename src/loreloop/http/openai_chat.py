@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,11 +18,11 @@ from starlette.routing import Route
 
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.chat import BROKEN_CALL, Chat, ChatAsk, WholeReply, chat_on, whole_reply
-from loreloop.http.generate import Model, Report, find_model, heard, results, start
+from loreloop.http.generate import Model, Report, find_model, forget, heard, results, start
 from loreloop.http.logprobs import Scored, chat_logprobs, scored_sequence, scored_token
 from loreloop.http.openai_words import failure_event, frame, usage, wire_params
 from loreloop.http.services import Services, asker, now, services
-from loreloop.http.sse import data_event, event_stream
+from loreloop.http.sse import EventStream, data_event
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
 from loreloop.protocol.openai_rest import (
@@ -56,7 +57,8 @@ async def chat_completions(request: Request) -> Response:
     asked = Asked(body, chat_on(model, ask_of(body)), int(now()))
     if body.stream:
         start(services(request), model, [asked.chat.op])
-        return event_stream(events(services(request), asked), model.headers)
+        at_end = partial(forget, services(request), [asked.chat.op])
+        return EventStream(events(services(request), asked), model.headers, at_end)
     (result,) = await results(request, model, [asked.chat.op])
     choices = [asked.choice(index, sequence) for index, sequence in enumerate(result.sequences)]
     response = answer(asked.frame("chat.completion") | {"choices": choices, "usage": usage([asked.chat.op], [result])})
@@ -182,6 +184,7 @@ class StreamedReply:
     def __init__(self, asked: Asked, index: int) -> None:
         self.asked, self.index, self.reply = asked, index, asked.chat.reply()
         self.waiting: list[Scored] = []
+        self.held: list[Piece] = []
         self.n_calls = 0
 
     def begin(self) -> dict[str, Any]:
@@ -196,7 +199,24 @@ class StreamedReply:
         finish = "tool_calls" if self.n_calls and sequence.stop_reason == "stop" else sequence.stop_reason
         return [*rest, self._event({}, finish)]
 
+    def _certain(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """A call that no grammar forces is told when it is whole: clients cannot take one back."""
+        if self.asked.chat.op.params.grammar:
+            return list(pieces)
+        certain: list[Piece] = []
+        for piece in pieces:
+            if isinstance(piece, CallBegins | CallArguments):
+                self.held.append(piece)
+                continue
+            if isinstance(piece, CallEnds):
+                certain += self.held
+            if isinstance(piece, CallEnds | Broken):
+                self.held = []
+            certain.append(piece)
+        return certain
+
     def _events(self, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+        pieces = self._certain(pieces)
         self.n_calls += sum(isinstance(piece, CallEnds) for piece in pieces)
         return [self._event(delta, None) for piece in pieces if (delta := delta_of(piece))]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,9 +17,9 @@ from starlette.routing import Route
 from loreloop.http.blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.chat import Chat, ChatAsk, chat_on
-from loreloop.http.generate import find_model, heard, results, start
+from loreloop.http.generate import find_model, forget, heard, results, start
 from loreloop.http.services import Services, asker, now, services
-from loreloop.http.sse import event_stream, named_event
+from loreloop.http.sse import EventStream, named_event
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
 from loreloop.protocol.responses_rest import (
@@ -46,7 +47,8 @@ async def responses(request: Request) -> Response:
     asked = Asked(body, chat_on(model, ask_of(body)), int(now()))
     if body.stream:
         start(services(request), model, [asked.chat.op])
-        return event_stream(events(services(request), asked), model.headers)
+        at_end = partial(forget, services(request), [asked.chat.op])
+        return EventStream(events(services(request), asked), model.headers, at_end)
     (result,) = await results(request, model, [asked.chat.op])
     reply, blocks = asked.chat.reply(), Blocks()
     for token in np.frombuffer(result.sequences[0].tokens, "<i4").tolist():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 KEEP_ALIVE_SECONDS = 10.0  # proxies commonly give a silent connection up after 30 or 60
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -20,10 +21,19 @@ def named_event(name: str, value: object) -> bytes:
     return b"event: " + name.encode() + b"\n" + data_event(value)
 
 
-def event_stream(events: AsyncIterator[bytes], headers: dict[str, str]) -> StreamingResponse:
-    """A client that leaves closes `events`."""
-    quiet = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return StreamingResponse(_kept_alive(events), media_type="text/event-stream", headers=quiet | headers)
+class EventStream(StreamingResponse):
+    """`at_end` is called when the stream is over, however early its client has left."""
+
+    def __init__(self, events: AsyncIterator[bytes], headers: dict[str, str], at_end: Callable[[], None]) -> None:
+        quiet = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(_kept_alive(events), media_type="text/event-stream", headers=quiet | headers)
+        self.at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.at_end()
 
 
 async def _kept_alive(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

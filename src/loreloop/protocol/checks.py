@@ -70,8 +70,11 @@ def _biases(biases: dict[str, float], info: EngineInfo) -> tuple[tuple[int, floa
     if len(biases) > MAX_BIASES:
         raise BadRequest(f"logit_bias names {len(biases)} tokens; at most {MAX_BIASES} are taken.")
     for token in biases:
-        if not (token.isascii() and token.isdigit() and int(token) < info.vocab_size):
-            raise BadRequest(f"logit_bias names the token {token!r}; token ids go from 0 to {info.vocab_size - 1}.")
+        is_id = token.isascii() and token.isdigit() and len(token) < 10 and str(int(token)) == token
+        if not is_id or int(token) >= info.vocab_size:
+            raise BadRequest(
+                f"logit_bias names the token {token[:20]!r}; token ids go from 0 to {info.vocab_size - 1}."
+            )
     return tuple((int(token), bias) for token, bias in biases.items())
 
 

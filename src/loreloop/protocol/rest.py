@@ -138,7 +138,7 @@ class WireSamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] = 1.0
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     grammar: str | None = None
     json_schema: dict[str, Any] | None = None

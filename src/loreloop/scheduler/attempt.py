@@ -1,10 +1,12 @@
-"""The type of `loop.attempt`, which training and sampling call the engine through."""
+"""How the loop calls the engine: an error there ends one operation, never the loop."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.training import Failure
 
 T = TypeVar("T")
@@ -14,3 +16,14 @@ class Attempt(Protocol):
     """Runs a call into the engine; an error comes back as the failure to answer with."""
 
     def __call__(self, call: Callable[[], T]) -> T | Failure: ...
+
+
+def attempt(call: Callable[[], T]) -> T | Failure:
+    """Runs a call into the engine. What goes wrong there ends as a failure of the operation that asked."""
+    try:
+        return call()
+    except LoreloopError as error:
+        return Failure(error.category, error.message)
+    except Exception as error:
+        traceback.print_exc()
+        return Failure("server", f"The engine failed: {type(error).__name__}: {error}. Its log holds the details.")

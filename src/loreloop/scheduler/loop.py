@@ -8,15 +8,12 @@ engine computes, who asked, or how messages travel.
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TypeVar
 
 from loreloop.config import EngineConfig
 from loreloop.engine.contract import Engine
-from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.link import (
     CancelSample,
     DropModel,
@@ -31,18 +28,20 @@ from loreloop.protocol.link import (
     Submit,
     ToEngine,
 )
-from loreloop.protocol.training import Failure
 from loreloop.scheduler.assembly import MatcherFactory
+from loreloop.scheduler.attempt import attempt
 from loreloop.scheduler.sampling import Sampling
 from loreloop.scheduler.training import Training
-
-T = TypeVar("T")
 
 UNHURRIED_SECONDS = 0.1  # training looks up for messages this often where no sample waits for its next token
 
 
 class _LinkEnded(BaseException):
     """Nobody is there to hear a result: whatever runs is broken off. No error of any operation."""
+
+
+class _LoopFailed(BaseException):
+    """The loop itself failed inside a batch: no fault of that batch's operations. Its cause says what happened."""
 
 
 class Scheduler:
@@ -77,12 +76,17 @@ class Scheduler:
             self._training.close()
         except _LinkEnded:
             pass
+        except _LoopFailed as failed:
+            raise failed.__cause__ or failed from None
 
     def _pause(self) -> None:
         """Within a batch: looks up when the next stretch of training, if it is as long as the last, would be late."""
         now = time.monotonic()
         if now + (now - self._resumed_seconds) >= self._due_seconds:
-            self._look_up(sample=self._gap_seconds > 0)
+            try:
+                self._look_up(sample=self._gap_seconds > 0)
+            except Exception as error:
+                raise _LoopFailed from error
             now = time.monotonic()
         self._resumed_seconds = now
 
@@ -127,14 +131,3 @@ class Scheduler:
         if queues != self._queues:
             self._queues = queues
             self._send(queues)
-
-
-def attempt(call: Callable[[], T]) -> T | Failure:
-    """Runs a call into the engine. What goes wrong there ends as a failure of the operation that asked."""
-    try:
-        return call()
-    except LoreloopError as error:
-        return Failure(error.category, error.message)
-    except Exception as error:
-        traceback.print_exc()
-        return Failure("server", f"The engine failed: {type(error).__name__}: {error}. Its log holds the details.")

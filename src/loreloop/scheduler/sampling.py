@@ -95,7 +95,9 @@ class Sampling:
         streamed: defaultdict[str, list[Token]] = defaultdict(list)
         complete: list[Assembly] = []
         for event in events:
-            assembly = self._assemblies[event.request_id]
+            assembly = self._assemblies.get(event.request_id)
+            if assembly is None:  # cancelled before the engine could say that it had failed
+                continue
             match event:
                 case PromptEvent():
                     assembly.prompt(event)

@@ -6,14 +6,16 @@ Messages in, prompt text out. The template comes from the model's folder and is 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from loreloop.protocol.errors import BadRequest
@@ -21,6 +23,7 @@ from loreloop.text.bounded import TooMuch, bounded
 from loreloop.text.tokenizer import TextTokenizer
 
 Message = dict[str, Any]
+MAX_POWER, MAX_REPEATED = 1000, 1 << 20
 MAX_SECONDS, MAX_BYTES = 2.0, 512 << 20  # of one rendering; ordinary ones take milliseconds
 
 
@@ -34,18 +37,32 @@ class Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Refuses products and powers that one step of the interpreter could take for ever on."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        numbers = [abs(x) for x in (left, right) if isinstance(x, int | float)]
+        lengths = [len(x) for x in (left, right) if isinstance(x, str | list)]
+        if operator == "**" and max(numbers, default=0) > MAX_POWER:
+            raise TemplateError(f"a power of numbers over {MAX_POWER}")
+        if operator == "*" and lengths and math.prod((*numbers, *lengths)) > MAX_REPEATED:
+            raise TemplateError(f"a text repeated to over {MAX_REPEATED} characters")
+        return super().call_binop(context, operator, left, right)
+
+
 class ChatTemplate:
     """Renders conversations; says so if the model has no template."""
 
     def __init__(self, folder: Path, tokenizer: TextTokenizer) -> None:
         self.settings = tokenizer.settings
         source = _source(folder, tokenizer.settings)
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-        )
+        environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
         environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
         environment.filters["tojson"] = _to_json
         self.source, self.environment = source, environment
+        self.compiled: Template | None = None
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **extra: Any) -> str:
         if self.source is None:
@@ -56,7 +73,8 @@ class ChatTemplate:
         present = {name: token for name, token in specials.items() if token is not None}
         try:
             with bounded(MAX_SECONDS, MAX_BYTES):
-                return self.environment.from_string(self.source).render(
+                self.compiled = self.compiled or self.environment.from_string(self.source)
+                return self.compiled.render(
                     messages=list(messages),
                     add_generation_prompt=add_generation_prompt,
                     **{"tools": None, "documents": None, **present, **extra},

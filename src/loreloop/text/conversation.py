@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from loreloop.protocol.errors import BadRequest
 from loreloop.text.chat import ChatTemplate, Message
 from loreloop.text.tool_calls import Call, Tool
 from loreloop.text.tool_formats import ToolFormat, format_of, knows_tools
+
+RESERVED = {"self", "messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class Conversation:
 
 def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
     """The text that the model goes on from. BadRequest where its template does not accept the conversation."""
+    if taken := RESERVED & set(conversation.settings):
+        raise BadRequest(
+            f"chat_template_kwargs holds {sorted(taken)[0]!r}, which the request itself decides; leave it out."
+        )
     form = format_of(template.source)
     if knows_tools(template.source):
         tools: list[dict[str, Any]] | None = [tool.as_function() for tool in conversation.tools] or None

@@ -107,6 +107,7 @@ class Feed:
                 raise NotACall
         try:
             value = str(json.loads(found.group()))
+            value.encode()  # half a character, which JSON can spell, is a ValueError
         except ValueError:
             raise NotACall from None
         self.at = found.end()

@@ -7,7 +7,9 @@ make. Untrusted: building and every step are bounded. Knows no engine.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,20 @@ from numpy.typing import NDArray
 
 from loreloop.protocol.errors import BadRequest
 
-MAX_GRAMMAR_BYTES = 1 << 20
+MAX_GRAMMAR_BYTES = 32 << 10  # the library takes up to 40 ms a kilobyte
+MAX_RULES, MAX_DEPTH = 500, 64  # it recurses through rules, references and brackets, and has no bound of its own
 LIMITS = LLParserLimits(
     initial_lexer_fuel=2_000_000,  # 40 ms
     step_lexer_fuel=200_000,  # 14 ms
     step_max_items=50_000,
     max_items_in_row=2000,
-    max_lexer_states=20_000,  # 2 kB each
+    max_lexer_states=2_000,  # 2 kB each, for every sample
     max_grammar_size=200_000,
     verbose_errors=False,
 )
+
+_RULE = re.compile(r"""^\s*[?!]?\w+(?:\[[^\]\n]*\])?(?:\.\d+)?\s*:|\$ref""", re.MULTILINE)
+_BRACKET = re.compile(r"[(\[{)\]}]")
 
 
 class Constraint:
@@ -44,6 +50,10 @@ class Constraint:
     def take(self, token: int) -> None:
         self.matcher.consume_token(token)
         self._check()
+
+    def copy(self) -> Constraint:
+        """Another text at the same place."""
+        return Constraint(self.matcher.deep_copy(), self.vocab_size)
 
     @property
     def over(self) -> bool:
@@ -75,8 +85,7 @@ class Grammars:
 def json_schema_grammar(schema: dict[str, Any]) -> str:
     """JSON that satisfies a schema, without white space between its parts."""
     text = json.dumps(schema)
-    if len(text) > MAX_GRAMMAR_BYTES:
-        raise BadRequest(f"The JSON schema has {len(text)} characters; at most {MAX_GRAMMAR_BYTES} are followed.")
+    _check_size(text)
     try:
         return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
     except ValueError as error:
@@ -84,12 +93,14 @@ def json_schema_grammar(schema: dict[str, Any]) -> str:
 
 
 def regex_grammar(regex: str) -> str:
+    _check_size(regex)
     return LLMatcher.grammar_from_regex(regex)
 
 
 def grammar_of(grammar: str | None, json_schema: dict[str, Any] | None, regex: str | None) -> str | None:
     """The one that is given, checked as far as that goes without a tokenizer; BadRequest for two."""
-    given = [name for name, value in (("grammar", grammar), ("json_schema", json_schema), ("regex", regex)) if value]
+    values = (("grammar", grammar), ("json_schema", json_schema), ("regex", regex))
+    given = [name for name, value in values if value is not None]
     if len(given) > 1:
         raise BadRequest(f"{given[0]} and {given[1]} were given; a text can follow one of them.")
     if json_schema is not None:
@@ -101,12 +112,23 @@ def grammar_of(grammar: str | None, json_schema: dict[str, Any] | None, regex: s
     return grammar
 
 
+@lru_cache(maxsize=256)
 def check_grammar(grammar: str) -> None:
-    if len(grammar) > MAX_GRAMMAR_BYTES:
-        raise BadRequest(f"The grammar has {len(grammar)} characters; at most {MAX_GRAMMAR_BYTES} are followed.")
+    _check_size(grammar)
     if error := LLMatcher.validate_grammar(grammar, limits=LIMITS):
         raise BadRequest(f"The grammar or schema cannot be used: {error}")
 
 
-def json_object_grammar() -> str:
-    return json_schema_grammar({"type": "object"})
+def _check_size(text: str) -> None:
+    """Refuses what the library might take minutes for, or overflow its stack on. Counts roughly, never too little."""
+    if len(text) > MAX_GRAMMAR_BYTES:
+        raise BadRequest(f"The grammar or schema has {len(text)} characters; at most {MAX_GRAMMAR_BYTES} are followed.")
+    n_rules = len(_RULE.findall(text))
+    if n_rules > MAX_RULES:
+        raise BadRequest(f"The grammar or schema has about {n_rules} rules or references; {MAX_RULES} are followed.")
+    depth = deepest = 0
+    for bracket in _BRACKET.findall(text):
+        depth = depth + 1 if bracket in "([{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    if deepest > MAX_DEPTH:
+        raise BadRequest(f"The grammar or schema is nested {deepest} deep; {MAX_DEPTH} are followed.")

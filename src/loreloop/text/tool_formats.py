@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from jinja2 import TemplateError, nodes
@@ -138,6 +139,7 @@ DEEPSEEK = ToolFormat(
 )
 
 
+@lru_cache(maxsize=64)
 def format_of(template: str | None) -> ToolFormat:
     """The format whose markers a model's chat template shows; that of Hermes if it shows none."""
     source = template or ""
@@ -152,6 +154,7 @@ def format_of(template: str | None) -> ToolFormat:
     return HERMES
 
 
+@lru_cache(maxsize=64)
 def knows_tools(template: str | None) -> bool:
     """Whether a chat template does something with the variable `tools`."""
     try:

@@ -250,7 +250,8 @@ class ReplyReader:
             if scan.broken or (not scan.done and not (yield from feed.more())):
                 raise NotACall
         try:
-            json.loads("".join(read), parse_constant=_refuse)
+            value = json.loads("".join(read), parse_constant=_refuse)
+            json.dumps(value, ensure_ascii=False).encode()  # half a character, which JSON can spell, is a ValueError
         except ValueError:
             raise NotACall from None
         return "".join(read)
