@@ -163,9 +163,7 @@ class Sampler:
         )
 
     def _shares(self) -> list[_Share]:
-        # Prompts leave room for the tokens of those that decode: many streams would feel a long step.
-        n_decoding, most = sum(row.n_missing == 1 for row in self.running), self.limits.prefill_tokens
-        budget = max(most // 4, most - n_decoding)
+        budget = self.limits.prefill_tokens
         shares: list[_Share] = []
         for row in list(self.running):
             if row not in self.running:  # it has given way to an older one
