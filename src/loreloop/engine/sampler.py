@@ -33,6 +33,7 @@ from loreloop.protocol.errors import BadRequest, UserError
 from loreloop.protocol.sampling import PromptReport, SampleOp
 from loreloop.protocol.training import Failure
 
+MOST_PROMPTS = 16  # of one step: each costs calls of its own in every layer, for which those that decode wait
 DIVERGED = Failure(
     "user",
     "The weights give numbers that are not finite, so nothing can be drawn from them; load an earlier checkpoint, "
@@ -163,17 +164,18 @@ class Sampler:
         )
 
     def _shares(self) -> list[_Share]:
-        budget = self.limits.prefill_tokens
+        budget, n_prompts = self.limits.prefill_tokens, 0
         shares: list[_Share] = []
         for row in list(self.running):
             if row not in self.running:  # it has given way to an older one
                 continue
             n_tokens = min(row.n_missing, max(budget, 1)) if row.n_missing > 1 else 1
-            if row.n_missing > 1 and budget <= 0:
+            if row.n_missing > 1 and (budget <= 0 or n_prompts == MOST_PROMPTS):
                 continue
             if self._make_room(row, row.n_computed + n_tokens):
                 shares.append(_Share(row, n_tokens))
-                budget -= n_tokens if row.n_missing > 1 else 0
+                if row.n_missing > 1:
+                    budget, n_prompts = budget - n_tokens, n_prompts + 1
         return [share for share in shares if share.row in self.running]
 
     def _make_room(self, row: SampleRow, n_positions: int) -> bool:
