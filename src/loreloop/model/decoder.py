@@ -73,14 +73,14 @@ class GroupedQueryAttention:
 
 
 class GatedFeedForward:
-    """down(silu(gate(x)) · up(x)), gate and up in one product."""
+    """down(silu(gate(x)) · up(x)), gate and up in one product. `site` begins the names of its two products."""
 
-    def __init__(self, layer: int, gate_up: BaseLinear, down: BaseLinear) -> None:
-        self.layer, self.gate_up, self.down = layer, gate_up, down
+    def __init__(self, layer: int, gate_up: BaseLinear, down: BaseLinear, site: str = "") -> None:
+        self.layer, self.gate_up, self.down, self.site = layer, gate_up, down, site
 
     def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:
-        gate_up = lora.linear(x_TD, self.gate_up, self.layer, "gate_up")
-        return lora.linear(gated_silu(gate_up), self.down, self.layer, "down")
+        gate_up = lora.linear(x_TD, self.gate_up, self.layer, f"{self.site}gate_up")
+        return lora.linear(gated_silu(gate_up), self.down, self.layer, f"{self.site}down")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Decoder:
     ) -> None:
         self.spec, self.embedding_VD, self.layers = spec, embedding_VD, layers
         self.final_norm, self.head = final_norm, head
-        self.rope_table = RopeTable(spec.rope, spec.d_head, embedding_VD.device)
+        self.rope_table = RopeTable(spec.rope, spec.d_turned, embedding_VD.device)
 
     @property
     def device(self) -> torch.device:

@@ -136,5 +136,10 @@ class BaseLinear:
     def d_out(self) -> int:
         return self.weight_OI.shape[0]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its rows, in and out."""
+        return self.weight_OI.dtype
+
     def input_grad(self, dy_TO: Tensor) -> Tensor:
         return self.products.matmul(dy_TO, self.weight_OI)

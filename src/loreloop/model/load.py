@@ -14,17 +14,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import functional as F
 
-from loreloop.model.decoder import Decoder, GatedFeedForward, GroupedQueryAttention, Layer, RmsNorm
+from loreloop.model.decoder import Decoder, GatedFeedForward, GroupedQueryAttention, Layer, Mixer, RmsNorm
+from loreloop.model.experts import Expert
 from loreloop.model.families.family import Family, eos_ids
 from loreloop.model.families.table import family_of
 from loreloop.model.linear import BaseLinear, Products
-from loreloop.model.lora import site_shapes
-from loreloop.model.spec import DecoderSpec
+from loreloop.model.routed import RoutedFeedForward, Router
+from loreloop.model.spec import DecoderSpec, MoeSpec
+from loreloop.model.weights import decoder_weights
 from loreloop.protocol.errors import BadRequest
-from loreloop.protocol.training import LoraSpec
 
-ALL_SITES = LoraSpec(rank=1, seed=0, train_unembed=False)
+LEAST_OUTPUTS = 16
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)  # old checkpoints store what the configuration already says
 
 
@@ -80,46 +82,19 @@ class _Places:
     """Empty tensors by role, and the map from published names to the rows they fill."""
 
     def __init__(self, spec: DecoderSpec, family: Family, dtype: torch.dtype, device: torch.device) -> None:
-        self.spec, self.dtype, self.device = spec, dtype, device
+        self.spec, self.dtype = spec, dtype
         self.tensors: dict[str, Tensor] = {}
         self.targets: dict[str, Tensor] = {}
-        names = family.names
-        self._whole("embedding", names.embedding, (spec.vocab_size, spec.d_model))
-        self._whole("final_norm", names.final_norm, (spec.d_model,))
-        self.tied_head = names.head if spec.tie_embeddings else None
-        if not spec.tie_embeddings:
-            self._whole("head", names.head, (spec.vocab_size, spec.d_model))
-        for layer in range(spec.n_layers):
-            self._add_layer(layer, family)
-
-    def _add_layer(self, layer: int, family: Family) -> None:
-        names, spec = family.names, self.spec
-        for role in ("attention_norm", "feed_forward_norm"):
-            self._whole(f"{layer}.{role}", getattr(names, role).format(layer=layer), (spec.d_model,))
-        if spec.qk_norm:
-            self._whole(f"{layer}.q_norm", names.q_norm.format(layer=layer), (spec.d_head,))
-            self._whole(f"{layer}.k_norm", names.k_norm.format(layer=layer), (spec.d_head,))
-        for site, shape in site_shapes(spec, ALL_SITES).items():
-            prefix = {part.start: names.projection.format(layer=layer, part=part.name) for part in shape.parts}
-            d_out = sum(part.d_out for part in shape.parts)
-            weight = self._new(f"{layer}.{site}", (d_out, shape.d_in))
-            bias = self._new(f"{layer}.{site}.bias", (d_out,)) if site == "qkv" and spec.qkv_bias else None
-            for part in shape.parts:
-                rows = slice(part.start, part.start + part.d_out)
-                self.targets[f"{prefix[part.start]}.weight"] = weight[rows]
-                if bias is not None:
-                    self.targets[f"{prefix[part.start]}.bias"] = bias[rows]
-
-    def _new(self, role: str, shape: tuple[int, ...]) -> Tensor:
-        self.tensors[role] = torch.empty(shape, dtype=self.dtype, device=self.device)
-        return self.tensors[role]
-
-    def _whole(self, role: str, name: str, shape: tuple[int, ...]) -> None:
-        self.targets[name] = self._new(role, shape)
+        self.tied_head = family.names.head if spec.tie_embeddings else None
+        self.ignored = tuple(start.format(n_layers=spec.n_layers) for start in family.names.ignored)
+        for weight in decoder_weights(spec, family.names):
+            tensor = torch.empty(weight.shape, dtype=torch.float32 if weight.fp32 else dtype, device=device)
+            self.tensors[weight.role] = tensor
+            self.targets |= {piece.name: tensor[piece.rows] for piece in weight.pieces}
 
     def put(self, name: str, tensor: Tensor) -> None:
-        if name == self.tied_head:
-            return  # a copy of the embedding
+        if name == self.tied_head or name.startswith(self.ignored):
+            return  # a copy of the embedding, or no part of the decoder
         target = self.targets.pop(name, None)
         if target is None:
             raise BadRequest(f"The folder holds a tensor {name!r} that this {self.spec.family} model has no place for.")
@@ -134,23 +109,51 @@ class _Places:
 
 
 def _assemble(spec: DecoderSpec, places: _Places, products: Products) -> Decoder:
-    at = places.tensors
+    parts = _Parts(spec, places, products)
+    head = BaseLinear(places.tensors["embedding" if spec.tie_embeddings else "head"], None, products)
+    layers = [parts.layer(index) for index in range(spec.n_layers)]
+    return Decoder(spec, places.tensors["embedding"], layers, parts.norm("final_norm"), head)
 
-    def norm(role: str) -> RmsNorm:
-        return RmsNorm(at[role], spec.norm_eps, places.dtype)
 
-    def linear(role: str) -> BaseLinear:
-        return BaseLinear(at[role], at.get(f"{role}.bias"), products)
+class _Parts:
+    """Plugs a decoder's parts together from filled places."""
 
-    def layer(index: int) -> Layer:
-        head_norms = (norm(f"{index}.q_norm"), norm(f"{index}.k_norm")) if spec.qk_norm else None
+    def __init__(self, spec: DecoderSpec, places: _Places, products: Products) -> None:
+        self.spec, self.at, self.dtype, self.products = spec, places.tensors, places.dtype, products
+
+    def norm(self, role: str) -> RmsNorm:
+        return RmsNorm(self.at[role], self.spec.norm_eps, self.dtype)
+
+    def linear(self, role: str) -> BaseLinear:
+        return BaseLinear(self.at[role], self.at.get(f"{role}.bias"), self.products)
+
+    def layer(self, index: int) -> Layer:
+        attention = self._grouped(index)
+        feed_forward: Mixer
+        if self.spec.moe and self.spec.routes(index):
+            feed_forward = self._routed(index, self.spec.moe)
+        else:
+            feed_forward = self._gated(index, "")
         return Layer(
-            norm(f"{index}.attention_norm"),
-            GroupedQueryAttention(index, spec, linear(f"{index}.qkv"), linear(f"{index}.o"), head_norms),
-            norm(f"{index}.feed_forward_norm"),
-            GatedFeedForward(index, linear(f"{index}.gate_up"), linear(f"{index}.down")),
+            self.norm(f"{index}.attention_norm"), attention, self.norm(f"{index}.feed_forward_norm"), feed_forward
         )
 
-    head = BaseLinear(at["embedding" if spec.tie_embeddings else "head"], None, products)
-    layers = [layer(index) for index in range(spec.n_layers)]
-    return Decoder(spec, at["embedding"], layers, norm("final_norm"), head)
+    def _grouped(self, index: int) -> Mixer:
+        head_norms = (self.norm(f"{index}.q_norm"), self.norm(f"{index}.k_norm")) if self.spec.qk_norm else None
+        return GroupedQueryAttention(
+            index, self.spec, self.linear(f"{index}.qkv"), self.linear(f"{index}.o"), head_norms
+        )
+
+    def _gated(self, index: int, site: str) -> GatedFeedForward:
+        gate_up, down = (self.linear(f"{index}.{site}{name}") for name in ("gate_up", "down"))
+        return GatedFeedForward(index, gate_up, down, site)
+
+    def _routed(self, index: int, moe: MoeSpec) -> Mixer:
+        # In fp32 a product of few outputs may depend on its neighbours (see TiledProducts), so there are always some.
+        weight_ED = F.pad(self.at[f"{index}.router"], (0, 0, 0, max(0, LEAST_OUTPUTS - moe.n_experts)))
+        router = Router(index, moe, BaseLinear(weight_ED, None, self.products), self.at.get(f"{index}.router_bias"))
+        experts = [
+            Expert(self.linear(f"{index}.{expert}.gate_up"), self.linear(f"{index}.{expert}.down"))
+            for expert in range(moe.n_experts)
+        ]
+        return RoutedFeedForward(index, router, experts, self._gated(index, "shared.") if moe.d_shared else None)

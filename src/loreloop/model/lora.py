@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from loreloop.model.linear import BaseLinear, Products
-from loreloop.model.spec import DecoderSpec
-from loreloop.protocol.training import LoraSpec
+from loreloop.model.routes import Routes
+from loreloop.model.spec import DecoderSpec, MoeSpec
+from loreloop.protocol.training import ExpertForm, LoraSpec
 
 ALPHA = 32.0
 UNEMBED = "unembed"
@@ -36,40 +38,76 @@ class Part:
 
 @dataclass(frozen=True)
 class SiteShape:
-    """One fused product that carries an adapter."""
+    """One fused product that carries an adapter. Over routed experts it has `n_a` stacks of A and `n_b` of each B: one
+    for every expert, or one for all of them; 0 where there are no experts."""
 
     d_in: int
     parts: tuple[Part, ...]
+    n_a: int = 0
+    n_b: int = 0
 
     def size(self, rank: int) -> int:
-        return rank * sum(self.d_in + part.d_out for part in self.parts)
+        n_a, n_b = max(self.n_a, 1), max(self.n_b, 1)
+        return rank * sum(n_a * self.d_in + n_b * part.d_out for part in self.parts)
+
+    @property
+    def d_out(self) -> int:
+        return sum(part.d_out for part in self.parts)
 
 
-def site_shapes(spec: DecoderSpec, lora: LoraSpec) -> dict[str, SiteShape]:
-    """The sites of one layer that `lora` trains, in the order of their numbers."""
-    attention = {
-        "qkv": SiteShape(
-            spec.d_model,
-            (
-                Part("self_attn.q_proj", 0, spec.d_q),
-                Part("self_attn.k_proj", spec.d_q, spec.d_kv),
-                Part("self_attn.v_proj", spec.d_q + spec.d_kv, spec.d_kv),
-            ),
-        ),
-        "o": SiteShape(spec.d_q, (Part("self_attn.o_proj", 0, spec.d_model),)),
+def site_shapes(spec: DecoderSpec, lora: LoraSpec, layer: int) -> dict[str, SiteShape]:
+    """The sites of a layer that `lora` trains, in the order of their numbers."""
+    shapes = attention_sites(spec) if lora.train_attn else {}
+    if lora.train_mlp and spec.moe and spec.routes(layer):
+        shapes |= expert_sites(spec, spec.moe, lora.experts)
+        if spec.moe.d_shared:
+            shapes |= feed_forward_sites(spec, spec.moe.d_shared, "shared.", "mlp.shared_experts")
+    elif lora.train_mlp:
+        shapes |= feed_forward_sites(spec, spec.d_ff)
+    return shapes
+
+
+def attention_sites(spec: DecoderSpec) -> dict[str, SiteShape]:
+    if spec.latent:
+        latent = spec.latent
+        query = ("q_proj", spec.n_heads * spec.d_head) if latent.q_rank is None else ("q_a_proj", latent.q_rank)
+        inner = _site(spec.d_model, "self_attn", (query, ("kv_a_proj_with_mqa", latent.kv_rank + latent.d_rope)))
+        sites = {"q_kv_a": inner}
+    else:
+        parts = (("q_proj", spec.d_q), ("k_proj", spec.d_kv), ("v_proj", spec.d_kv))
+        sites = {"qkv": _site(spec.d_model, "self_attn", parts)}
+    return sites | {"o": _site(spec.d_attended, "self_attn", (("o_proj", spec.d_model),))}
+
+
+def feed_forward_sites(
+    spec: DecoderSpec, width: int, site: str = "", module: str = "mlp"
+) -> dict[str, SiteShape]:
+    return {
+        f"{site}gate_up": _site(spec.d_model, module, (("gate_proj", width), ("up_proj", width))),
+        f"{site}down": _site(width, module, (("down_proj", spec.d_model),)),
     }
-    feed_forward = {
-        "gate_up": SiteShape(
-            spec.d_model, (Part("mlp.gate_proj", 0, spec.d_ff), Part("mlp.up_proj", spec.d_ff, spec.d_ff))
-        ),
-        "down": SiteShape(spec.d_ff, (Part("mlp.down_proj", 0, spec.d_model),)),
+
+
+def expert_sites(spec: DecoderSpec, moe: MoeSpec, form: ExpertForm) -> dict[str, SiteShape]:
+    outer = 1 if form == "shared_outer" else moe.n_experts
+    gate_up = _site(spec.d_model, "mlp.experts", (("w1", moe.d_expert), ("w3", moe.d_expert)))
+    down = _site(moe.d_expert, "mlp.experts", (("w2", spec.d_model),))
+    return {
+        "experts.gate_up": replace(gate_up, n_a=outer, n_b=moe.n_experts),
+        "experts.down": replace(down, n_a=moe.n_experts, n_b=outer),
     }
-    return (attention if lora.train_attn else {}) | (feed_forward if lora.train_mlp else {})
+
+
+def _site(d_in: int, module: str, widths: Sequence[tuple[str, int]]) -> SiteShape:
+    """Projections of `module` side by side."""
+    starts = accumulate((width for _, width in widths), initial=0)
+    parts = (Part(f"{module}.{name}", start, width) for (name, width), start in zip(widths, starts, strict=False))
+    return SiteShape(d_in, tuple(parts))
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a site's numbers lie: A (P·R, I) first, then one B (O, R) a part."""
+    """Where a site's numbers lie: A (P·R, I) first, then one B (O, R) a part; over experts, several of each."""
 
     shape: SiteShape
     start: int
@@ -83,9 +121,8 @@ class LoraLayout:
         self.scale = ALPHA / lora.rank
         self.places: dict[tuple[int, str], _Place] = {}
         self.size = 0
-        shapes = site_shapes(spec, lora)
         for layer in range(spec.n_layers):
-            for site, shape in shapes.items():
+            for site, shape in site_shapes(spec, lora, layer).items():
                 self._add(layer, site, shape)
         if lora.train_unembed:
             self._add(spec.n_layers, UNEMBED, SiteShape(spec.d_model, (Part(UNEMBED, 0, spec.vocab_size),)))
@@ -111,21 +148,24 @@ class AdapterView:
 
     def _views(self, place: _Place) -> tuple[Tensor, tuple[Tensor, ...]]:
         rank, shape, at = self.layout.rank, place.shape, place.start
-        n_a = len(shape.parts) * rank * shape.d_in
-        a_PRI = self.flat[at : at + n_a].view(len(shape.parts) * rank, shape.d_in)
-        at += n_a
+        a_PRI, at = self._view(at, shape.n_a, len(shape.parts) * rank, shape.d_in)
         b_parts = []
         for part in shape.parts:
-            b_parts.append(self.flat[at : at + part.d_out * rank].view(part.d_out, rank))
-            at += part.d_out * rank
+            b_OR, at = self._view(at, shape.n_b, part.d_out, rank)
+            b_parts.append(b_OR)
         return a_PRI, tuple(b_parts)
 
+    def _view(self, at: int, n_stacked: int, n_rows: int, n_columns: int) -> tuple[Tensor, int]:
+        size = max(n_stacked, 1) * n_rows * n_columns
+        shape = (n_stacked, n_rows, n_columns) if n_stacked else (n_rows, n_columns)
+        return self.flat[at : at + size].view(shape), at + size
+
     def a(self, layer: int, site: str) -> Tensor:
-        """The stacked A matrices of a site, (P·R, I)."""
+        """The stacked A matrices of a site, (P·R, I); over experts (n_a, P·R, I)."""
         return self._a[layer, site]
 
     def b(self, layer: int, site: str) -> tuple[Tensor, ...]:
-        """One B matrix (O, R) a part."""
+        """One B matrix (O, R) a part; over experts (n_b, O, R)."""
         return self._b[layer, site]
 
 
@@ -136,7 +176,7 @@ def init_flat(layout: LoraLayout, seed: int) -> Tensor:
     view = AdapterView(layout, flat)
     for layer, site in layout.places:
         a_PRI = view.a(layer, site)
-        bound = 1.0 / math.sqrt(a_PRI.shape[1])
+        bound = 1.0 / math.sqrt(a_PRI.shape[-1])
         a_PRI.uniform_(-bound, bound, generator=generator)
     return flat
 
@@ -152,10 +192,20 @@ class LoraGroup:
 
 
 class Adapters(Protocol):
-    """What a batch's rows add to the base's products."""
+    """What a batch's rows add to the base's products, and where they are routed (None: nobody asks)."""
+
+    @property
+    def routes(self) -> Routes | None: ...
+
+    @property
+    def pause(self) -> Callable[[], None]: ...
 
     def linear(self, x_TI: Tensor, base: BaseLinear, layer: int, site: str) -> Tensor:
         """x · Wᵀ + b, plus each row's (32/rank) · (x · Aᵀ) · Bᵀ."""
+        ...
+
+    def at(self, layer: int, site: str) -> list[LoraGroup]:
+        """The groups that have an adapter there."""
         ...
 
 
@@ -169,6 +219,7 @@ class LoraBatch:
 
     groups: Sequence[LoraGroup]
     pause: Callable[[], None] = lambda: None
+    routes: Routes | None = None
 
     def linear(self, x_TI: Tensor, base: BaseLinear, layer: int, site: str) -> Tensor:
         if torch.is_grad_enabled():
@@ -179,7 +230,6 @@ class LoraBatch:
         return y_TO
 
     def at(self, layer: int, site: str) -> list[LoraGroup]:
-        """The groups that have an adapter there."""
         return [group for group in self.groups if group.weights.layout.has(layer, site)]
 
 

@@ -2,7 +2,7 @@
 
 The A matrices of several adapters are laid one under the other, their B matrices on the diagonal of one wide matrix; a
 mask of zeros and ones keeps each row to its own adapter's columns. Weights are laid out once for a set of adapters and
-serve every step that needs no other. Never trains.
+serve every step that needs no other. Experts' adapters go one by one (`experts.py`). Never trains.
 
 Legend: T rows, I inputs, O outputs, R summed ranks of all parts and adapters.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from loreloop.model.linear import BaseLinear, Products
 from loreloop.model.lora import AdapterView, LoraGroup
+from loreloop.model.routes import Routes
 
 MERGED_ROWS = 64  # beyond it, multiplying every row with every adapter costs more than a product for each
 MERGED_RANKS = 256
@@ -127,12 +128,20 @@ class _Section:
 class StackedLora:
     """`Adapters` of one sampling step: groups in ascending order, neighbours of few rows in one section."""
 
-    def __init__(self, groups: Sequence[LoraGroup], n_rows: int, stacks: StackCache) -> None:
-        self.n_rows = n_rows
+    def __init__(
+        self, groups: Sequence[LoraGroup], n_rows: int, stacks: StackCache, routes: Routes | None = None
+    ) -> None:
+        self.groups, self.n_rows, self.routes = groups, n_rows, routes
         self.sections = [
             _Section(section, stacks.get(list({id(g.weights): g.weights for g in section}.values())))
             for section in _sections(groups, stacks.moderate)
         ]
+
+    def pause(self) -> None:
+        """A step is short."""
+
+    def at(self, layer: int, site: str) -> list[LoraGroup]:
+        return [group for group in self.groups if group.weights.layout.has(layer, site)]
 
     def linear(self, x_TI: Tensor, base: BaseLinear, layer: int, site: str) -> Tensor:
         y_TO = base.forward(x_TI)

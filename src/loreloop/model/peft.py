@@ -33,7 +33,7 @@ def named_tensors(view: AdapterView) -> Iterator[tuple[str, Tensor]]:
         a_PRI = view.a(layer, site)
         for index, (part, b_OR) in enumerate(zip(place.shape.parts, view.b(layer, site), strict=True)):
             name = UNEMBED_NAMES[0] if site == UNEMBED else f"{PREFIX}.layers.{layer}.{part.name}"
-            yield f"{name}.lora_A.weight", a_PRI[index * layout.rank : (index + 1) * layout.rank]
+            yield f"{name}.lora_A.weight", a_PRI[..., index * layout.rank : (index + 1) * layout.rank, :]
             yield f"{name}.lora_B.weight", b_OR
 
 
@@ -54,6 +54,7 @@ def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: 
             "train_attn": lora.train_attn,
             "train_mlp": lora.train_mlp,
             "train_unembed": lora.train_unembed,
+            "experts": lora.experts,
         },
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1))

@@ -35,6 +35,22 @@ def gated_silu(gate_up_TF2: Tensor) -> Tensor:
     return (_GatedSilu.apply if torch.is_grad_enabled() else _gated_silu)(gate_up_TF2)
 
 
+def gated_silu_backward(gate_up_TF2: Tensor, dy_TF: Tensor) -> Tensor:
+    """The gradient of `gated_silu`'s input from that of its result."""
+    if _gate_in_kernel(gate_up_TF2):
+        return kernels.gated_silu_backward(gate_up_TF2, dy_TF)
+    gate_TF, up_TF = gate_up_TF2.chunk(2, dim=-1)
+    sigmoid_TF = gate_TF.sigmoid()
+    silu_TF = gate_TF * sigmoid_TF
+    grad_TF2 = torch.empty_like(gate_up_TF2)
+    n = gate_TF.shape[-1]
+    torch.mul(dy_TF, silu_TF, out=grad_TF2[..., n:])
+    # d silu = σ + silu · (1 − σ)
+    slope_TF = torch.addcmul(sigmoid_TF, silu_TF, 1 - sigmoid_TF)
+    torch.mul(slope_TF.mul_(up_TF), dy_TF, out=grad_TF2[..., :n])
+    return grad_TF2
+
+
 def _rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     if _in_kernel(x_TD, dtype):
         return kernels.add_rms_norm(x_TD, None, weight_D, eps)[1]
@@ -86,15 +102,4 @@ class _GatedSilu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy_TF: Tensor) -> Tensor:
         (gate_up_TF2,) = ctx.saved_tensors
-        if _gate_in_kernel(gate_up_TF2):
-            return kernels.gated_silu_backward(gate_up_TF2, dy_TF)
-        gate_TF, up_TF = gate_up_TF2.chunk(2, dim=-1)
-        sigmoid_TF = gate_TF.sigmoid()
-        silu_TF = gate_TF * sigmoid_TF
-        grad_TF2 = torch.empty_like(gate_up_TF2)
-        n = gate_TF.shape[-1]
-        torch.mul(dy_TF, silu_TF, out=grad_TF2[..., n:])
-        # d silu = σ + silu · (1 − σ)
-        slope_TF = torch.addcmul(sigmoid_TF, silu_TF, 1 - sigmoid_TF)
-        torch.mul(slope_TF.mul_(up_TF), dy_TF, out=grad_TF2[..., :n])
-        return grad_TF2
+        return gated_silu_backward(gate_up_TF2, dy_TF)

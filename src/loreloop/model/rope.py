@@ -38,7 +38,7 @@ class RopeTable:
 
     def __init__(self, spec: RopeSpec, d_head: int, device: torch.device) -> None:
         self.inverse_frequencies_E = inverse_frequencies(spec, d_head)
-        self.device = device
+        self.factor, self.device = spec.attention_factor, device
         self.cos_PE = torch.empty(0, d_head, device=device)
         self.sin_PE = torch.empty(0, d_head, device=device)
 
@@ -52,7 +52,7 @@ class RopeTable:
     def _grow(self) -> None:
         start = self.cos_PE.shape[0]
         angles = torch.outer(torch.arange(start, start + BLOCK_POSITIONS).float(), self.inverse_frequencies_E)
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = angles.cos() * self.factor, angles.sin() * self.factor
         self.cos_PE = torch.cat((self.cos_PE, torch.cat((cos, cos), dim=-1).to(self.device)))
         self.sin_PE = torch.cat((self.sin_PE, torch.cat((-sin, sin), dim=-1).to(self.device)))
 
@@ -64,7 +64,7 @@ def inverse_frequencies(spec: RopeSpec, d_head: int) -> Tensor:
         return plain
     if spec.scaling == "linear":
         return plain / spec.factor
-    return _llama3(plain, spec)
+    return _llama3(plain, spec) if spec.scaling == "llama3" else _yarn(plain, spec)
 
 
 def _llama3(plain_E: Tensor, spec: RopeSpec) -> Tensor:
@@ -74,3 +74,21 @@ def _llama3(plain_E: Tensor, spec: RopeSpec) -> Tensor:
     blend_E = (window / wavelength_E - spec.low_freq_factor) / (spec.high_freq_factor - spec.low_freq_factor)
     blend_E = blend_E.clamp(0.0, 1.0)
     return (1 - blend_E) * plain_E / spec.factor + blend_E * plain_E
+
+
+def _yarn(plain_E: Tensor, spec: RopeSpec) -> Tensor:
+    """Dimensions that turn often in the original window are kept, those that hardly turn divided by `factor`."""
+    d_head = 2 * len(plain_E)
+
+    def dimension(n_turns: float) -> float:
+        """The one that turns so often in the original window."""
+        window = spec.original_context_window / (n_turns * 2 * math.pi)
+        return d_head * math.log(window) / (2 * math.log(spec.theta))
+
+    first, last = dimension(spec.beta_fast), dimension(spec.beta_slow)
+    if spec.whole_dimensions:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, d_head - 1)
+    width = last - first if last != first else 0.001
+    stretched_E = ((torch.arange(len(plain_E)).float() - first) / width).clamp(0, 1)
+    return plain_E / spec.factor * stretched_E + plain_E * (1 - stretched_E)

@@ -8,6 +8,7 @@ Every per-token input has length N (the number of input positions) or shape (N, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -55,12 +56,19 @@ class Datum(msgspec.Struct, frozen=True):
     sampled_spans: tuple[tuple[int, int], ...] | None = None
 
 
+ExpertForm = Literal["shared_outer", "per_expert"]
+
+
 class LoraSpec(msgspec.Struct, frozen=True):
+    """Where an adapter sits. Of routed experts each has two matrices of its own (`per_expert`), or (`shared_outer`)
+    only the one on the side of its inner width, the other being common to all."""
+
     rank: int
     seed: int
     train_attn: bool = True
     train_mlp: bool = True
     train_unembed: bool = True
+    experts: ExpertForm = "shared_outer"
 
 
 class AdamParams(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ Names are templates over the layer number. Knows no file and no tensor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -36,6 +37,15 @@ class WeightNames:
     q_norm: str = "model.layers.{layer}.self_attn.q_norm.weight"
     k_norm: str = "model.layers.{layer}.self_attn.k_norm.weight"
     projection: str = "model.layers.{layer}.{part}"
+    q_a_norm: str = "model.layers.{layer}.self_attn.q_a_layernorm.weight"
+    kv_a_norm: str = "model.layers.{layer}.self_attn.kv_a_layernorm.weight"
+    q_b: str = "model.layers.{layer}.self_attn.q_b_proj.weight"
+    kv_b: str = "model.layers.{layer}.self_attn.kv_b_proj.weight"
+    router: str = "model.layers.{layer}.mlp.gate.weight"
+    router_bias: str = "model.layers.{layer}.mlp.gate.e_score_correction_bias"
+    expert: str = "model.layers.{layer}.mlp.experts.{expert}.{part}.weight"
+    expert_parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    ignored: tuple[str, ...] = ()  # beginnings of names that belong to something else, over the number of layers
 
 
 def dense_spec(config: Mapping[str, Any], family: str, *, qkv_bias: bool, qk_norm: bool) -> DecoderSpec:
@@ -82,7 +92,34 @@ def rope_spec(config: Mapping[str, Any]) -> RopeSpec:
             high_freq_factor=float(scaling["high_freq_factor"]),
             original_context_window=int(scaling["original_max_position_embeddings"]),
         )
-    raise BadRequest(f"The rope scaling {kind!r} is not supported; default, linear and llama3 are.")
+    if kind == "yarn":
+        return _yarn(theta, scaling, config)
+    raise BadRequest(f"The rope scaling {kind!r} is not supported; default, linear, llama3 and yarn are.")
+
+
+def _yarn(theta: float, scaling: Mapping[str, Any], config: Mapping[str, Any]) -> RopeSpec:
+    window = int(scaling.get("original_max_position_embeddings") or config["max_position_embeddings"])
+    factor = float(scaling.get("factor") or config["max_position_embeddings"] / window)
+    attention_factor = scaling.get("attention_factor")
+    if attention_factor is None:
+        own, all_dims = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        both = own and all_dims
+        attention_factor = yarn_scale(factor, own) / yarn_scale(factor, all_dims) if both else yarn_scale(factor)
+    return RopeSpec(
+        theta,
+        "yarn",
+        factor=factor,
+        original_context_window=window,
+        beta_fast=float(scaling.get("beta_fast") or 32),
+        beta_slow=float(scaling.get("beta_slow") or 1),
+        attention_factor=float(attention_factor),
+        whole_dimensions=bool(scaling.get("truncate", True)),
+    )
+
+
+def yarn_scale(factor: float, mscale: float = 1.0) -> float:
+    """By how much attention is sharpened over a window `factor` times as long."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def eos_ids(value: int | list[int] | None) -> tuple[int, ...]:

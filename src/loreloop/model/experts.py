@@ -1,0 +1,254 @@
+"""The products of routed experts and their adapters: tokens sorted by expert, each expert's rows in one product.
+
+Of adapters in the shared-outer form the common A is multiplied once a token before tokens are dispatched, the common B
+once a token after their experts' results have been weighed and summed. Tokens add up their experts in ascending order,
+so that the sum does not depend on the batch. The backward pass keeps gates and ups and computes the rest again.
+
+Legend: T tokens, K experts a token, N rows of one expert, D model width, F expert width, R rank, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loreloop.model.linear import BaseLinear, Products
+from loreloop.model.lora import Adapters, LoraGroup
+from loreloop.model.pointwise import gated_silu, gated_silu_backward
+
+
+@dataclass(frozen=True)
+class Expert:
+    gate_up: BaseLinear
+    down: BaseLinear
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One expert's rows: their tokens, ascending, their places among all (token, choice) pairs, and which of the rows
+    belong to which adapter."""
+
+    expert: int
+    tokens_N: Tensor
+    pairs_N: Tensor
+    spans: tuple[slice, ...]
+
+
+def experts_sum(
+    x_TD: Tensor, weight_TK: Tensor, ids_TK: Tensor, experts: Sequence[Expert], lora: Adapters, layer: int
+) -> Tensor:
+    """Σ weight · expert(x) over each token's experts, (T, D) in the dtype of x; `weight_TK` is fp32."""
+    groups = lora.at(layer, "experts.gate_up")
+    runs = _runs(ids_TK, len(experts), groups)
+    if torch.is_grad_enabled():
+        return _Experts.apply(x_TD, weight_TK, runs, experts, (groups, layer, lora.pause))
+    return _Pass(x_TD, weight_TK, runs, experts, (groups, layer, lora.pause)).forward(keep=False)
+
+
+def _runs(ids_TK: Tensor, n_experts: int, groups: Sequence[LoraGroup]) -> list[_Run]:
+    top_k, flat = ids_TK.shape[1], ids_TK.flatten()
+    pairs = flat.sort(stable=True).indices
+    tokens = pairs // top_k
+    counts = torch.bincount(flat, minlength=n_experts).tolist()
+    edges = torch.tensor([edge for group in groups for edge in (group.start, group.stop)], device=flat.device)
+    runs = []
+    for expert, (tokens_N, pairs_N) in enumerate(zip(tokens.split(counts), pairs.split(counts), strict=True)):
+        if len(tokens_N):
+            at = torch.searchsorted(tokens_N, edges).tolist() if groups else []
+            spans = tuple(slice(*at[i : i + 2]) for i in range(0, len(at), 2))
+            runs.append(_Run(expert, tokens_N, pairs_N, spans))
+    return runs
+
+
+class _Pass:
+    """One pass over the experts of a layer, there and back."""
+
+    def __init__(
+        self, x_TD: Tensor, weight_TK: Tensor, runs: Sequence[_Run], experts: Sequence[Expert], about: Any
+    ) -> None:
+        groups, layer, self.pause = about
+        self.x_TD, self.weight_TK, self.runs, self.experts = x_TD, weight_TK, runs, experts
+        products = experts[0].gate_up.products
+        self.adapters = [_ExpertLora(group, layer, products) for group in groups]
+
+    def forward(self, *, keep: bool) -> Tensor:
+        """With `keep`, `gate_ups` holds each run's gates and ups afterwards."""
+        self.gate_ups: list[Tensor] = []
+        sum_TD = torch.zeros(self.x_TD.shape, device=self.x_TD.device)
+        for adapter in self.adapters:
+            adapter.start(self.x_TD)
+        for run in self.runs:
+            expert, weight_N = self.experts[run.expert], self.weight_TK.flatten()[run.pairs_N]
+            x_ND = self.x_TD.index_select(0, run.tokens_N)
+            gate_up_NO = expert.gate_up.forward(x_ND)
+            for adapter, rows in self._present(run):
+                adapter.gate_up(run, rows, x_ND, gate_up_NO)
+            inner_NF = gated_silu(gate_up_NO)
+            y_ND = expert.down.forward(inner_NF)
+            for adapter, rows in self._present(run):
+                adapter.down(run, rows, inner_NF, weight_N, y_ND)
+            sum_TD.index_add_(0, run.tokens_N, y_ND.float() * weight_N[:, None])
+            if keep:
+                self.gate_ups.append(gate_up_NO)
+            self.pause()
+        out_TD = sum_TD.to(self.x_TD.dtype)
+        for adapter in self.adapters:
+            adapter.finish(out_TD)
+        return out_TD
+
+    def backward(self, dout_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of x and of the weights; those of adapters are added to theirs."""
+        dx_TD = torch.zeros(self.x_TD.shape, device=self.x_TD.device)
+        dweight_P = torch.zeros(self.weight_TK.numel(), device=self.x_TD.device)
+        for adapter in self.adapters:
+            adapter.start_back(dout_TD)
+        for run, gate_up_NO in zip(self.runs, self.gate_ups, strict=True):
+            expert, weight_N = self.experts[run.expert], self.weight_TK.flatten()[run.pairs_N]
+            dout_ND = dout_TD.index_select(0, run.tokens_N)
+            inner_NF = gated_silu(gate_up_NO)
+            dinner_NF = expert.down.input_grad(dout_ND)  # of the expert's result by itself, not yet weighed
+            for adapter, rows in self._present(run):
+                adapter.down_back(run, rows, inner_NF, weight_N, dout_ND, dinner_NF)
+            dweight_P[run.pairs_N] = (dinner_NF.float() * inner_NF.float()).sum(-1)
+            dinner_NF = (dinner_NF.float() * weight_N[:, None]).to(dinner_NF.dtype)
+            dgate_up_NO = gated_silu_backward(gate_up_NO, dinner_NF)
+            dx_ND = expert.gate_up.input_grad(dgate_up_NO)
+            for adapter, rows in self._present(run):
+                adapter.gate_up_back(run, rows, self.x_TD, dgate_up_NO, dx_ND)
+            dx_TD.index_add_(0, run.tokens_N, dx_ND.float())
+            self.pause()
+        dx = dx_TD.to(self.x_TD.dtype)
+        for adapter in self.adapters:
+            adapter.finish_back(self.x_TD, dx)
+        return dx, dweight_P.view(self.weight_TK.shape)
+
+    def _present(self, run: _Run) -> list[tuple[_ExpertLora, slice]]:
+        pairs = zip(self.adapters, run.spans, strict=True)
+        return [(adapter, rows) for adapter, rows in pairs if rows.stop > rows.start]
+
+
+class _Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, weight_TK: Tensor, runs: Any, experts: Any, about: Any) -> Tensor:
+        ctx.work = _Pass(x_TD, weight_TK, runs, experts, about)
+        out_TD = ctx.work.forward(keep=True)
+        return out_TD
+
+    @staticmethod
+    def backward(ctx: Any, dout_TD: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        return *ctx.work.backward(dout_TD), None, None, None
+
+
+class _ExpertLora:
+    """One adapter over the experts of a layer, for the tokens of its group.
+
+    `h_TR` is 32/rank · x · Aᵀ with the common A, `z_TR` the weighed sum of experts' inner · Aᵀ that the common B takes.
+    """
+
+    def __init__(self, group: LoraGroup, layer: int, products: Products) -> None:
+        self.group, self.products = group, products
+        self.rows = slice(group.start, group.stop)
+        layout = group.weights.layout
+        self.rank, self.scale = layout.rank, layout.scale
+        self.shared = layout.lora.experts == "shared_outer"
+        self.keys = ((layer, "experts.gate_up"), (layer, "experts.down"))
+        (self.a_up, self.b_up), (self.a_down, (self.b_down,)) = self._matrices(group.weights)
+        if group.grad is not None:
+            (self.da_up, self.db_up), (self.da_down, (self.db_down,)) = self._matrices(group.grad)
+
+    def _matrices(self, view: Any) -> Any:
+        return [(view.a(*key), view.b(*key)) for key in self.keys]
+
+    def _outer(self, run: _Run) -> int:
+        """The number of the matrix on the side of the model's width."""
+        return 0 if self.shared else run.expert
+
+    def _local(self, run: _Run, rows: slice) -> Tensor:
+        return run.tokens_N[rows] - self.group.start
+
+    def start(self, x_TD: Tensor) -> None:
+        if self.shared:
+            self.h_TR = self.products.linear(x_TD[self.rows], self.a_up[0]).mul_(self.scale)
+            self.z_TR = torch.zeros(len(self.h_TR), self.rank, device=x_TD.device)
+
+    def gate_up(self, run: _Run, rows: slice, x_ND: Tensor, gate_up_NO: Tensor) -> None:
+        h_NR = self._inner(run, rows, x_ND[rows])
+        for columns, ranks, b_EOR in self._parts(gate_up_NO):
+            self.products.add_linear(gate_up_NO[rows, columns], h_NR[:, ranks], b_EOR[run.expert])
+
+    def down(self, run: _Run, rows: slice, inner_NF: Tensor, weight_N: Tensor, y_ND: Tensor) -> None:
+        q_NR = self.products.linear(inner_NF[rows], self.a_down[run.expert])
+        if self.shared:
+            self.z_TR.index_add_(0, self._local(run, rows), q_NR.float() * weight_N[rows, None])
+        else:
+            self.products.add_linear(y_ND[rows], q_NR * self.scale, self.b_down[run.expert])
+
+    def finish(self, out_TD: Tensor) -> None:
+        if self.shared:
+            self.z_TR = (self.z_TR * self.scale).to(out_TD.dtype)
+            self.products.add_linear(out_TD[self.rows], self.z_TR, self.b_down[0])
+
+    def start_back(self, dout_TD: Tensor) -> None:
+        if self.shared:
+            dout = dout_TD[self.rows]
+            self.dz_TR = self.products.matmul(dout, self.b_down[0]).mul_(self.scale)
+            self.dh_TR = torch.zeros(self.h_TR.shape, device=dout.device)
+            if self.group.grad is not None:
+                self.db_down[0].add_(dout.T @ self.z_TR)
+
+    def down_back(
+        self, run: _Run, rows: slice, inner_NF: Tensor, weight_N: Tensor, dout_ND: Tensor, dinner_NF: Tensor
+    ) -> None:
+        inner_NF, weight_N1, dout_ND = inner_NF[rows], weight_N[rows, None], dout_ND[rows]
+        if self.shared:
+            dq_NR = self.dz_TR[self._local(run, rows)]
+        else:
+            dq_NR = self.products.matmul(dout_ND, self.b_down[run.expert]).mul_(self.scale)
+        dinner_NF[rows] += self.products.matmul(dq_NR, self.a_down[run.expert])
+        if self.group.grad is not None:
+            self.da_down[run.expert].add_((dq_NR * weight_N1).to(inner_NF.dtype).T @ inner_NF)
+            if not self.shared:
+                q_NR = self.products.linear(inner_NF, self.a_down[run.expert]) * (weight_N1 * self.scale)
+                self.db_down[run.expert].add_(dout_ND.T @ q_NR.to(dout_ND.dtype))
+
+    def gate_up_back(self, run: _Run, rows: slice, x_TD: Tensor, dgate_up_NO: Tensor, dx_ND: Tensor) -> None:
+        x_ND = x_TD.index_select(0, run.tokens_N[rows])
+        h_NR = self._inner(run, rows, x_ND)
+        dh_NR = torch.empty_like(h_NR)
+        for part, (columns, ranks, b_EOR) in enumerate(self._parts(dgate_up_NO)):
+            dy_NO = dgate_up_NO[rows, columns]
+            dh_NR[:, ranks] = self.products.matmul(dy_NO, b_EOR[run.expert])
+            if self.group.grad is not None:
+                self.db_up[part][run.expert].add_(dy_NO.T @ h_NR[:, ranks])
+        if self.shared:
+            self.dh_TR.index_add_(0, self._local(run, rows), dh_NR.float())
+        else:
+            dh_NR.mul_(self.scale)
+            dx_ND[rows] += self.products.matmul(dh_NR, self.a_up[run.expert])
+            if self.group.grad is not None:
+                self.da_up[run.expert].add_(dh_NR.T @ x_ND)
+
+    def finish_back(self, x_TD: Tensor, dx_TD: Tensor) -> None:
+        if self.shared:
+            dh_TR = (self.dh_TR * self.scale).to(x_TD.dtype)
+            dx_TD[self.rows] += self.products.matmul(dh_TR, self.a_up[0])
+            if self.group.grad is not None:
+                self.da_up[0].add_(dh_TR.T @ x_TD[self.rows])
+
+    def _inner(self, run: _Run, rows: slice, x_ND: Tensor) -> Tensor:
+        """32/rank · x · Aᵀ of a run's rows, (N, 2·R)."""
+        if self.shared:
+            return self.h_TR[self._local(run, rows)]
+        return self.products.linear(x_ND, self.a_up[run.expert]).mul_(self.scale)
+
+    def _parts(self, y_NO: Tensor) -> list[tuple[slice, slice, Tensor]]:
+        """Of gate and up: their columns, their ranks, and their B matrices."""
+        width = y_NO.shape[1] // 2
+        return [
+            (slice(i * width, (i + 1) * width), slice(i * self.rank, (i + 1) * self.rank), b_EOR)
+            for i, b_EOR in enumerate(self.b_up)
+        ]

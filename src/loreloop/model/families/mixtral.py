@@ -1,0 +1,34 @@
+"""Mixtral: Llama with a routed feed-forward in every layer, softmax scores over the chosen experts alone.
+
+Configuration and names only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from loreloop.model.families.family import WeightNames, dense_spec
+from loreloop.model.spec import DecoderSpec, MoeSpec
+from loreloop.protocol.errors import BadRequest
+
+
+class Mixtral:
+    names = WeightNames(
+        router="model.layers.{layer}.block_sparse_moe.gate.weight",
+        expert="model.layers.{layer}.block_sparse_moe.experts.{expert}.{part}.weight",
+        expert_parts=("w1", "w3", "w2"),
+    )
+
+    def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
+        if config.get("sliding_window"):
+            raise BadRequest("This mixtral model uses sliding-window attention, which is not supported.")
+        spec = dense_spec(config, "mixtral", qkv_bias=False, qk_norm=False)
+        moe = MoeSpec(
+            n_experts=config["num_local_experts"],
+            top_k=config["num_experts_per_tok"],
+            d_expert=config["intermediate_size"],
+            layers=tuple(range(spec.n_layers)),
+        )
+        return replace(spec, moe=moe)

@@ -1,0 +1,100 @@
+"""Every tensor of a decoder: its role, its shape, and the published tensors that fill its rows.
+
+Follows from a spec and a family's names alone. Knows no files and no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from loreloop.model.families.family import WeightNames
+from loreloop.model.lora import SiteShape, attention_sites, feed_forward_sites
+from loreloop.model.spec import DecoderSpec, LatentSpec, MoeSpec
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A published tensor, and the rows that it fills."""
+
+    name: str
+    rows: slice
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of the decoder. Routers that score in fp32 are kept in it."""
+
+    role: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    fp32: bool = False
+
+
+def decoder_weights(spec: DecoderSpec, names: WeightNames) -> Iterator[Weight]:
+    yield _whole("embedding", names.embedding, (spec.vocab_size, spec.d_model))
+    yield _whole("final_norm", names.final_norm, (spec.d_model,))
+    if not spec.tie_embeddings:
+        yield _whole("head", names.head, (spec.vocab_size, spec.d_model))
+    for layer in range(spec.n_layers):
+        yield from _layer(spec, names, layer)
+
+
+def _layer(spec: DecoderSpec, names: WeightNames, layer: int) -> Iterator[Weight]:
+    for role in ("attention_norm", "feed_forward_norm"):
+        yield _whole(f"{layer}.{role}", getattr(names, role).format(layer=layer), (spec.d_model,))
+    if spec.qk_norm:
+        yield _whole(f"{layer}.q_norm", names.q_norm.format(layer=layer), (spec.d_head,))
+        yield _whole(f"{layer}.k_norm", names.k_norm.format(layer=layer), (spec.d_head,))
+    sites = attention_sites(spec)
+    if spec.latent:
+        yield from _latent(spec, spec.latent, names, layer)
+    if spec.moe and spec.routes(layer):
+        yield from _experts(spec, spec.moe, names, layer)
+        if spec.moe.d_shared:
+            sites |= feed_forward_sites(spec, spec.moe.d_shared, "shared.", "mlp.shared_experts")
+    else:
+        sites |= feed_forward_sites(spec, spec.d_ff)
+    for site, shape in sites.items():
+        yield _fused(f"{layer}.{site}", shape, names, layer, "weight")
+        if site == "qkv" and spec.qkv_bias:
+            yield _fused(f"{layer}.{site}.bias", shape, names, layer, "bias")
+
+
+def _latent(spec: DecoderSpec, latent: LatentSpec, names: WeightNames, layer: int) -> Iterator[Weight]:
+    if latent.q_rank is not None:
+        yield _whole(f"{layer}.q_a_norm", names.q_a_norm.format(layer=layer), (latent.q_rank,))
+        yield _whole(f"{layer}.q_b", names.q_b.format(layer=layer), (spec.n_heads * spec.d_head, latent.q_rank))
+    yield _whole(f"{layer}.kv_a_norm", names.kv_a_norm.format(layer=layer), (latent.kv_rank,))
+    d_up = spec.n_heads * (latent.d_nope + latent.d_value)
+    yield _whole(f"{layer}.kv_b", names.kv_b.format(layer=layer), (d_up, latent.kv_rank))
+
+
+def _experts(spec: DecoderSpec, moe: MoeSpec, names: WeightNames, layer: int) -> Iterator[Weight]:
+    fp32 = moe.scoring == "sigmoid"
+    yield _whole(f"{layer}.router", names.router.format(layer=layer), (moe.n_experts, spec.d_model), fp32=fp32)
+    if moe.scoring == "sigmoid":
+        yield _whole(f"{layer}.router_bias", names.router_bias.format(layer=layer), (moe.n_experts,), fp32=True)
+    for expert in range(moe.n_experts):
+        gate, up, down = (
+            names.expert.format(layer=layer, expert=expert, part=part) for part in names.expert_parts
+        )
+        halves = (Piece(gate, slice(0, moe.d_expert)), Piece(up, slice(moe.d_expert, 2 * moe.d_expert)))
+        yield Weight(f"{layer}.{expert}.gate_up", (2 * moe.d_expert, spec.d_model), halves)
+        yield _whole(f"{layer}.{expert}.down", down, (spec.d_model, moe.d_expert))
+
+
+def _whole(role: str, name: str, shape: tuple[int, ...], *, fp32: bool = False) -> Weight:
+    return Weight(role, shape, (Piece(name, slice(0, shape[0])),), fp32)
+
+
+def _fused(role: str, shape: SiteShape, names: WeightNames, layer: int, kind: str) -> Weight:
+    """The weights (O, I) or biases (O,) of a site's parts, one under another."""
+    pieces = tuple(
+        Piece(
+            f"{names.projection.format(layer=layer, part=part.name)}.{kind}",
+            slice(part.start, part.start + part.d_out),
+        )
+        for part in shape.parts
+    )
+    return Weight(role, (shape.d_out, shape.d_in) if kind == "weight" else (shape.d_out,), pieces)
