@@ -50,5 +50,3 @@ class DeltaReference:
 
 def named_gradients(state: ModelState):
     return dict(named_tensors(AdapterView(state.layout, state.grad)))
-
-

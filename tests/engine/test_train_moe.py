@@ -7,7 +7,7 @@ from tests.engine.moe_reference import DeltaReference, named_gradients
 from tests.engine.train_rig import Rig, datum, random_tokens, relative_error, train_pass
 from tests.tiny import make_tiny_model
 
-FAMILIES = ["mixtral", "qwen3_moe"]
+FAMILIES = ["mixtral", "qwen3_moe", "deepseek_v3"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

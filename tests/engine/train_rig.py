@@ -31,9 +31,7 @@ class Rig:
             self.decoder, attention, Head(self.decoder, fixed_rows=deterministic), max_rows, max_rows
         )
 
-    def state(
-        self, rank=4, seed=0, *, unembed=False, attn=True, mlp=True, experts="shared_outer"
-    ) -> ModelState:
+    def state(self, rank=4, seed=0, *, unembed=False, attn=True, mlp=True, experts="shared_outer") -> ModelState:
         """A model whose A and B are both away from zero, so that every gradient is too."""
         lora = LoraSpec(rank, seed, train_attn=attn, train_mlp=mlp, train_unembed=unembed, experts=experts)
         state = new_state(self.decoder.spec, lora, self.dtype, CPU)

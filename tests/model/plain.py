@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loreloop.model.decoder import Decoder
+from loreloop.model.decoder import Decoder, LatentHeads
 from loreloop.model.linear import FastProducts, Products
 from loreloop.model.load import load_decoder
-from loreloop.model.lora import NO_ADAPTERS, LoraBatch
+from loreloop.model.lora import NO_ADAPTERS, Adapters, LoraBatch
 from loreloop.model.rope import Rope
 
 CPU = torch.device("cpu")
@@ -44,6 +44,12 @@ class PlainAttention:
 
     def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope) -> Tensor:
         q_THE, k_TGE = rope.rotate(q_THE), rope.rotate(k_TGE)
+        return self._all(q_THE, k_TGE, v_TGE)
+
+    def latent(self, layer: int, q_THE: Tensor, latent_TL: Tensor, heads: LatentHeads, lora: Adapters) -> Tensor:
+        return self._all(heads.scaled(q_THE), *heads.expand(latent_TL, lora, layer))
+
+    def _all(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
         runs = zip(*(t.split(self.lengths) for t in (q_THE, k_TGE, v_TGE)), strict=True)
         return torch.cat([self._one(*run) for run in runs])
 

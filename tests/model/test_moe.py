@@ -7,6 +7,16 @@ from transformers import AutoModelForCausalLM
 from tests.model.plain import load, logprobs, tokens
 from tests.tiny import make_tiny_model
 
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 50000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.7,
+}
 CASES = {
     "mixtral": ("mixtral", {}),
     "mixtral-tied-3-of-8": ("mixtral", {"num_local_experts": 8, "num_experts_per_tok": 3}),
@@ -14,6 +24,10 @@ CASES = {
     "qwen3_moe": ("qwen3_moe", {}),
     "qwen3_moe-every-second": ("qwen3_moe", {"decoder_sparse_step": 2, "mlp_only_layers": []}),
     "qwen3_moe-not-normalized": ("qwen3_moe", {"norm_topk_prob": False}),
+    "deepseek_v3": ("deepseek_v3", {}),
+    "deepseek_v3-yarn": ("deepseek_v3", {"rope_parameters": YARN}),
+    "deepseek_v3-no-query-rank": ("deepseek_v3", {"q_lora_rank": None, "n_group": 1, "topk_group": 1}),
+    "deepseek_v3-halves-all-shared": ("deepseek_v3", {"rope_interleave": False, "n_shared_experts": 2}),
 }
 
 

@@ -72,6 +72,8 @@ class FastAttention:
     few_queries = 32  # up to here, a group's query heads share a product
 
     def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor) -> Tensor:
+        if v_KGE.shape[-1] < k_KGE.shape[-1]:
+            return self.causal(q_QHE, k_KGE, _widened(v_KGE, k_KGE))[..., : v_KGE.shape[-1]]
         n_queries, n_keys = q_QHE.shape[0], k_KGE.shape[0]
         if n_queries < n_keys:
             reach = Reach(torch.tensor([n_keys - n_queries], device=q_QHE.device), n_queries, _whole(n_keys))
@@ -81,6 +83,8 @@ class FastAttention:
         return o_1HQE[0].transpose(0, 1)[:n_queries]
 
     def batched(self, q_BQHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, reach: Reach) -> Tensor:
+        if v_BKGE.shape[-1] < k_BKGE.shape[-1]:
+            return self.batched(q_BQHE, k_BKGE, _widened(v_BKGE, k_BKGE), reach)[..., : v_BKGE.shape[-1]]
         n_groups = k_BKGE.shape[2] if reach.n_queries <= self.few_queries else q_BQHE.shape[2]
         # A group's query heads stand as rows over their one key head, so that keys are not repeated.
         q_BQGPE = q_BQHE.unflatten(2, (n_groups, -1))
@@ -137,7 +141,8 @@ class FixedAttention:
         q_HQE = q * (1 / math.sqrt(d_head))
         position_Q1 = first + torch.arange(self.query_tile, device=q.device)[:, None]
         top_HQ1 = torch.full((*q_HQE.shape[:2], 1), NEVER, device=q.device)
-        total_HQ1, sum_HQE = torch.zeros_like(top_HQ1), torch.zeros_like(q_HQE)
+        total_HQ1 = torch.zeros_like(top_HQ1)
+        sum_HQE = torch.zeros(*q_HQE.shape[:2], v_HKE.shape[-1], device=q.device)
         for start in range(0, min(k_HKE.shape[1], first + self.query_tile), self.key_chunk):
             chunk = slice(start, start + self.key_chunk)
             reach = torch.arange(start, start + self.key_chunk, device=q.device)[None] <= position_Q1
@@ -152,6 +157,11 @@ class FixedAttention:
 
 def _whole(n: int, block: int = KEY_BLOCK) -> int:
     return n + -n % block
+
+
+def _widened(v: Tensor, k: Tensor) -> Tensor:
+    """Values of fewer numbers than keys, with zeros behind: the library's fast kernels want both alike."""
+    return F.pad(v, (0, k.shape[-1] - v.shape[-1]))
 
 
 def _padded(x_NHE: Tensor, block: int = KEY_BLOCK) -> Tensor:

@@ -17,17 +17,20 @@ from torch import Tensor
 
 from loreloop.engine.attention import KEY_BLOCK, Attention, Reach
 from loreloop.kernels import cpu
+from loreloop.model.decoder import LatentHeads
+from loreloop.model.lora import NO_ADAPTERS, Adapters
 from loreloop.model.rope import Rope
 from loreloop.model.spec import DecoderSpec
 
 
 class KvCache:
-    """Keys and values of every page, in the compute dtype. Untouched ones cost little memory."""
+    """Keys and values (or latents) of every page, in the compute dtype. Untouched ones cost little memory."""
 
     def __init__(
         self, spec: DecoderSpec, n_pages: int, page_tokens: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (spec.n_layers, n_pages * page_tokens, 2, spec.n_kv_heads, spec.d_head)
+        kept = spec.cache
+        shape = (spec.n_layers, n_pages * page_tokens, kept.n_kinds, kept.n_heads, kept.d_head)
         self.kv_LS2GE = torch.empty(shape, dtype=dtype, device=device)  # a slot's keys and values side by side
         self.page_tokens = page_tokens
 
@@ -38,7 +41,7 @@ class KvCache:
 
 
 def page_bytes(spec: DecoderSpec, page_tokens: int, dtype: torch.dtype) -> int:
-    return 2 * spec.n_layers * page_tokens * spec.d_kv * dtype.itemsize
+    return spec.n_layers * page_tokens * spec.cache.size * dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,21 @@ class StepRow:
 class PagedAttention:
     """An `Attend` for the decoder, for one sampling step.
 
-    With `kernels`, what goes into the cache goes by one; with `in_place`, newest tokens read the cache by one.
+    With `kernels`, what goes into the cache goes by one; with `in_place`, newest tokens read the cache by one. Latents
+    are attended as they are, or, `exact` as in training, expanded for the call.
     """
 
     def __init__(
-        self, attention: Attention, cache: KvCache, rows: Sequence[StepRow], *, kernels: bool, in_place: bool
+        self,
+        attention: Attention,
+        cache: KvCache,
+        rows: Sequence[StepRow],
+        *,
+        kernels: bool,
+        in_place: bool,
+        exact: bool = False,
     ) -> None:
+        self.exact = exact
         self.attention, self.cache, self.kernels, self.in_place = attention, cache, kernels, in_place
         self.reach: Reach | None = None
         self.new_slots_T = torch.cat([row.slots_K[-(row.stop - row.start) :] for row in rows])
@@ -82,6 +94,28 @@ class PagedAttention:
             o_THE.index_copy_(0, self.newest.rows_B, self._batched(q_BHE, cache_S2GE, self.newest))
         return o_THE
 
+    def latent(self, layer: int, q_THE: Tensor, latent_TL: Tensor, heads: LatentHeads, lora: Adapters) -> Tensor:
+        cache_SL = self.cache.kv_LS2GE[layer].flatten(1)
+        cache_SL.index_copy_(0, self.new_slots_T, latent_TL)
+        q_THE = heads.scaled(q_THE) if self.exact else heads.absorb(q_THE)
+
+        def read(slots_K: Tensor) -> tuple[Tensor, Tensor]:
+            latent_KL = cache_SL.index_select(0, slots_K)
+            if self.exact:
+                return heads.expand(latent_KL, NO_ADAPTERS, layer)
+            return latent_KL[:, None], latent_KL[:, None]
+
+        outputs = [self.attention.causal(q_THE[row.start : row.stop], *read(row.slots_K)) for row in self.chunks]
+        rows = [torch.arange(row.start, row.stop, device=q_THE.device) for row in self.chunks]
+        if self.newest:
+            k_BKGE, v_BKGE = (x.unflatten(0, self.newest.slots_BK.shape) for x in read(self.newest.slots_BK.flatten()))
+            q_BHE = q_THE.index_select(0, self.newest.rows_B)
+            outputs.append(self._newest(q_BHE, k_BKGE, v_BKGE, self.newest))
+            rows.append(self.newest.rows_B)
+        o_THV = torch.cat(outputs)
+        o_THV = torch.empty_like(o_THV).index_copy_(0, torch.cat(rows), o_THV)
+        return o_THV if self.exact else heads.values(o_THV)
+
     def _store(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope, cache_S2GE: Tensor) -> Tensor:
         """Turned queries; keys, turned too, and values go into the cache."""
         if self.kernels:
@@ -91,11 +125,14 @@ class PagedAttention:
         return rope.rotate(q_THE)
 
     def _batched(self, q_BHE: Tensor, cache_S2GE: Tensor, newest: cpu.NewestKeys) -> Tensor:
+        kv_BK2GE = cache_S2GE.index_select(0, newest.slots_BK.flatten()).unflatten(0, newest.slots_BK.shape)
+        return self._newest(q_BHE, kv_BK2GE[:, :, 0], kv_BK2GE[:, :, 1], newest)
+
+    def _newest(self, q_BHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, newest: cpu.NewestKeys) -> Tensor:
         """Each decoding row's one query over all its keys, (B, H, E)."""
         if self.reach is None:
             self.reach = Reach(newest.n_keys_B - 1, 1, newest.slots_BK.shape[1])
-        kv_BK2GE = cache_S2GE.index_select(0, newest.slots_BK.flatten()).unflatten(0, newest.slots_BK.shape)
-        return self.attention.batched(q_BHE[:, None], kv_BK2GE[:, :, 0], kv_BK2GE[:, :, 1], self.reach)[:, 0]
+        return self.attention.batched(q_BHE[:, None], k_BKGE, v_BKGE, self.reach)[:, 0]
 
 
 def _newest(rows: Sequence[StepRow], device: torch.device) -> cpu.NewestKeys:
@@ -132,6 +169,8 @@ def newest_in_place(attention: Attention, spec: DecoderSpec, cache: KvCache) -> 
     In bf16 a different last bit anywhere moves log-probabilities by hundredths, so it must round as training does.
     """
     kv = cache.kv_LS2GE
+    if spec.latent:
+        return False
     return cpu.attends(kv, kv.dtype, spec.d_head) and _rounds_like_training(
         type(attention), spec.n_heads, spec.n_kv_heads, spec.d_head
     )

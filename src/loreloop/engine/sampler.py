@@ -224,7 +224,9 @@ class Sampler:
             positions += range(first, first + share.n_tokens)
         x_TD = self.decoder.embed(torch.tensor(tokens, device=device))
         rope = self.decoder.rope(torch.tensor(positions, device=device))
-        attend = PagedAttention(self.attention, self.cache, step_rows, kernels=self.kernels, in_place=self.in_place)
+        attend = PagedAttention(
+            self.attention, self.cache, step_rows, kernels=self.kernels, in_place=self.in_place, exact=self.exact
+        )
         lora = _groups([(share.row.adapter, share.n_tokens) for share in shares])
         adapters: Adapters = lora if self.exact else StackedLora(lora.groups, len(tokens), self.stacks)
         for layer in range(self.decoder.spec.n_layers):

@@ -20,6 +20,8 @@ from loreloop.engine.attention import KEY_BLOCK, Attention, Reach
 from loreloop.engine.contract import Pause
 from loreloop.engine.packing import Ids, Segment
 from loreloop.engine.tree_backward import Attended, blocks_of, tree_gradients
+from loreloop.model.decoder import LatentHeads
+from loreloop.model.lora import Adapters
 from loreloop.model.rope import Rope
 
 LONG_PIECE = 1024
@@ -63,10 +65,15 @@ class TreeAttention:
         self.blocks = blocks_of(segments, borders)
 
     def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope) -> Tensor:
-        q_THE, k_TGE = rope.rotate(q_THE), rope.rotate(k_TGE)
-        return (
-            _Attend.apply(q_THE, k_TGE, v_TGE, self) if torch.is_grad_enabled() else self.outputs(q_THE, k_TGE, v_TGE)
-        )
+        return self._attend(rope.rotate(q_THE), rope.rotate(k_TGE), v_TGE)
+
+    def latent(self, layer: int, q_THE: Tensor, latent_TL: Tensor, heads: LatentHeads, lora: Adapters) -> Tensor:
+        return self._attend(heads.scaled(q_THE), *heads.expand(latent_TL, lora, layer))
+
+    def _attend(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return _Attend.apply(q_THE, k_TGE, v_TGE, self)
+        return self.outputs(q_THE, k_TGE, v_TGE)
 
     def outputs(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
         q_pieces, k_pieces, v_pieces = (x.split(self.sizes) for x in (q_THE, k_TGE, v_TGE))

@@ -101,7 +101,7 @@ def tree_gradients(
     along_GQ = along_THQ.unflatten(1, (n_groups, -1)).transpose(0, 1).flatten(1, 2)
     k_GTE, v_GTE = (x.transpose(0, 1).contiguous() for x in (k_TGE, v_TGE))
     dq_GQE = torch.empty_like(q_GQE)
-    dk_GTE, dv_GTE = (torch.zeros(k_GTE.shape, device=k_GTE.device) for _ in range(2))
+    dk_GTE, dv_GTE = (torch.zeros(x_GTE.shape, device=x_GTE.device) for x_GTE in (k_GTE, v_GTE))
     scale = 1 / math.sqrt(d_head)
     for rows, parts in blocks.parts:
         log_sum_GQ = torch.full((n_groups, len(rows) * n_repeats), -math.inf, device=q_GQE.device)

@@ -31,6 +31,19 @@ class Attend(Protocol):
 
     def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope) -> Tensor: ...
 
+    def latent(self, layer: int, q_THE: Tensor, latent_TL: Tensor, heads: LatentHeads, lora: Adapters) -> Tensor:
+        """The same over latents, with queries and latents turned already. Gives (T, H, V)."""
+        ...
+
+
+class LatentHeads(Protocol):
+    """What latents mean to heads; see `latent.py`."""
+
+    def scaled(self, q_THE: Tensor) -> Tensor: ...
+    def expand(self, latent_TL: Tensor, lora: Adapters, layer: int) -> tuple[Tensor, Tensor]: ...
+    def absorb(self, q_THE: Tensor) -> Tensor: ...
+    def values(self, o_THL: Tensor) -> Tensor: ...
+
 
 class Mixer(Protocol):
     """A part of a layer: normed hidden states in, an addition to the residual stream out, both in compute dtype."""

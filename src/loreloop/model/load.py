@@ -20,9 +20,10 @@ from loreloop.model.decoder import Decoder, GatedFeedForward, GroupedQueryAttent
 from loreloop.model.experts import Expert
 from loreloop.model.families.family import Family, eos_ids
 from loreloop.model.families.table import family_of
+from loreloop.model.latent import NORM_EPS, Heads, LatentAttention, LatentParts
 from loreloop.model.linear import BaseLinear, Products
 from loreloop.model.routed import RoutedFeedForward, Router
-from loreloop.model.spec import DecoderSpec, MoeSpec
+from loreloop.model.spec import DecoderSpec, LatentSpec, MoeSpec
 from loreloop.model.weights import decoder_weights
 from loreloop.protocol.errors import BadRequest
 
@@ -128,7 +129,7 @@ class _Parts:
         return BaseLinear(self.at[role], self.at.get(f"{role}.bias"), self.products)
 
     def layer(self, index: int) -> Layer:
-        attention = self._grouped(index)
+        attention = self._latent(index, self.spec.latent) if self.spec.latent else self._grouped(index)
         feed_forward: Mixer
         if self.spec.moe and self.spec.routes(index):
             feed_forward = self._routed(index, self.spec.moe)
@@ -143,6 +144,15 @@ class _Parts:
         return GroupedQueryAttention(
             index, self.spec, self.linear(f"{index}.qkv"), self.linear(f"{index}.o"), head_norms
         )
+
+    def _latent(self, index: int, latent: LatentSpec) -> Mixer:
+        def norm(role: str) -> RmsNorm:
+            return RmsNorm(self.at[f"{index}.{role}"], NORM_EPS, self.dtype)
+
+        query = (norm("q_a_norm"), self.linear(f"{index}.q_b")) if latent.q_rank is not None else None
+        heads = Heads(latent, self.spec.n_heads, self.linear(f"{index}.kv_b"))
+        q_kv_a, o = self.linear(f"{index}.q_kv_a"), self.linear(f"{index}.o")
+        return LatentAttention(index, latent, LatentParts(q_kv_a, norm("kv_a_norm"), heads, o, query))
 
     def _gated(self, index: int, site: str) -> GatedFeedForward:
         gate_up, down = (self.linear(f"{index}.{site}{name}") for name in ("gate_up", "down"))

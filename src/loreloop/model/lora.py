@@ -79,9 +79,7 @@ def attention_sites(spec: DecoderSpec) -> dict[str, SiteShape]:
     return sites | {"o": _site(spec.d_attended, "self_attn", (("o_proj", spec.d_model),))}
 
 
-def feed_forward_sites(
-    spec: DecoderSpec, width: int, site: str = "", module: str = "mlp"
-) -> dict[str, SiteShape]:
+def feed_forward_sites(spec: DecoderSpec, width: int, site: str = "", module: str = "mlp") -> dict[str, SiteShape]:
     return {
         f"{site}gate_up": _site(spec.d_model, module, (("gate_proj", width), ("up_proj", width))),
         f"{site}down": _site(width, module, (("down_proj", spec.d_model),)),

@@ -50,16 +50,15 @@ class Router:
             best_TG = score_TGE.topk(2, dim=-1).values.sum(-1)
             left_out_TG = torch.ones_like(best_TG, dtype=torch.bool)
             left_out_TG.scatter_(1, best_TG.topk(spec.top_groups, dim=-1).indices, False)
-            score_TE = score_TGE.masked_fill(left_out_TG[..., None], float("-inf")).flatten(1)
+            # Zero, as published: an expert left out still comes before a chosen group's that the bias made negative.
+            score_TE = score_TGE.masked_fill(left_out_TG[..., None], 0.0).flatten(1)
         return score_TE.topk(spec.top_k, dim=-1).indices
 
 
 class RoutedFeedForward:
     """Σ weight · expert(x) over the experts of each token, plus the shared expert."""
 
-    def __init__(
-        self, layer: int, router: Router, experts: Sequence[Expert], shared: GatedFeedForward | None
-    ) -> None:
+    def __init__(self, layer: int, router: Router, experts: Sequence[Expert], shared: GatedFeedForward | None) -> None:
         self.layer, self.router, self.experts, self.shared = layer, router, experts, shared
 
     def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:

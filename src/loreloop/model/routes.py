@@ -25,7 +25,7 @@ class Routes:
         self.layers = list(layers)
 
     def settle(self, layer: int, own_TK: Tensor) -> Tensor:
-        """The choice that counts where the router's own is `own_TK`. A second pass over a layer chooses as the first."""
+        """The choice that counts where the router's own is `own_TK`; a second pass over a layer repeats the first's."""
         if layer in self.chosen:
             return self.chosen[layer].to(own_TK.device, torch.int64)
         ids_TK = own_TK

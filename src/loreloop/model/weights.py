@@ -76,9 +76,7 @@ def _experts(spec: DecoderSpec, moe: MoeSpec, names: WeightNames, layer: int) ->
     if moe.scoring == "sigmoid":
         yield _whole(f"{layer}.router_bias", names.router_bias.format(layer=layer), (moe.n_experts,), fp32=True)
     for expert in range(moe.n_experts):
-        gate, up, down = (
-            names.expert.format(layer=layer, expert=expert, part=part) for part in names.expert_parts
-        )
+        gate, up, down = (names.expert.format(layer=layer, expert=expert, part=part) for part in names.expert_parts)
         halves = (Piece(gate, slice(0, moe.d_expert)), Piece(up, slice(moe.d_expert, 2 * moe.d_expert)))
         yield Weight(f"{layer}.{expert}.gate_up", (2 * moe.d_expert, spec.d_model), halves)
         yield _whole(f"{layer}.{expert}.down", down, (spec.d_model, moe.d_expert))

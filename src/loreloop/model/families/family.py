@@ -102,9 +102,10 @@ def _yarn(theta: float, scaling: Mapping[str, Any], config: Mapping[str, Any]) -
     factor = float(scaling.get("factor") or config["max_position_embeddings"] / window)
     attention_factor = scaling.get("attention_factor")
     if attention_factor is None:
-        own, all_dims = scaling.get("mscale"), scaling.get("mscale_all_dim")
-        both = own and all_dims
-        attention_factor = yarn_scale(factor, own) / yarn_scale(factor, all_dims) if both else yarn_scale(factor)
+        own, all_dims = float(scaling.get("mscale") or 0), float(scaling.get("mscale_all_dim") or 0)
+        attention_factor = (
+            yarn_scale(factor, own) / yarn_scale(factor, all_dims) if own and all_dims else yarn_scale(factor)
+        )
     return RopeSpec(
         theta,
         "yarn",
