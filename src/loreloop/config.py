@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.training import ExpertForm
 
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
@@ -34,6 +35,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill_tokens: Positive = 512  # prompt tokens computed per sampling step, at most
     train_tokens: Positive = 512  # rows of a training micro-batch
     kept_tokens: Positive = 2048  # rows up to which a longer one keeps its activations; beyond, they are computed twice
+    lora_experts: ExpertForm = "shared_outer"  # of new adapters: what an expert has of its own
     max_lora_rank: Positive = 256
     resident_models: Positive = 2  # training states held in memory; the others wait on disk
     resident_revisions: Positive = 16  # sampler adapters held in memory

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from loreloop.engine.trainer import TrainPass
 from tests.engine.moe_reference import DeltaReference, named_gradients
 from tests.engine.train_rig import Rig, datum, random_tokens, relative_error, train_pass
 from tests.tiny import make_tiny_model
@@ -77,3 +79,38 @@ def test_half_precision_stays_near(tmp_path, folder):
     for r, state in zip((whole, half), states, strict=True):
         r.run((state, train_pass(*rollouts())))
     assert relative_error(states[1].grad, states[0].grad) <= 0.1
+
+
+@pytest.mark.numbers
+def test_the_load_of_experts_comes_back(folder, rig):
+    spec = rig.decoder.spec.moe
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids, hooks = [], []
+    for name, module in model.named_modules():
+        if name.endswith("mlp.experts"):
+            hooks.append(module.register_forward_hook(lambda _, args, __: ids.append(args[1])))
+    tokens = random_tokens(30)
+    with torch.no_grad():
+        model(torch.tensor([tokens]))
+    counts = torch.stack([torch.bincount(i.flatten(), minlength=spec.n_experts) for i in ids]).double()
+    share = counts / counts.mean(-1, keepdim=True)
+    state = rig.state()
+    state.master.zero_()
+    state.refresh_weights()
+    work = TrainPass(train_pass(datum(tokens)), state)
+    rig.trainer.run([work])
+    metrics = work.result().metrics
+    assert metrics["e_frac_with_tokens:mean"] == pytest.approx(float((counts > 0).double().mean()))
+    assert metrics["e_frac_oversubscribed:mean"] == pytest.approx(float((share > 1).double().mean()))
+    assert metrics["e_max_violation:mean"] == pytest.approx(float((share.amax(-1) - 1).mean()))
+    assert metrics["e_max_violation:max"] == pytest.approx(float(share.max() - 1))
+    assert metrics["e_min_violation:mean"] == pytest.approx(float((1 - share.amin(-1)).mean()))
+
+
+def test_experts_swapped_give_other_numbers(folder, rig):
+    state, swapped = rig.state(), Rig(folder)
+    before = rig.run((state, train_pass(datum(random_tokens(30)), forward_only=True)))[0][0]
+    experts = swapped.decoder.layers[-1].feed_forward.experts
+    experts[0], experts[1] = experts[1], experts[0]
+    after = swapped.run((state, train_pass(datum(random_tokens(30)), forward_only=True)))[0][0]
+    assert (before - after).abs().max() > 0.1

@@ -19,6 +19,7 @@ from loreloop.engine.adapters import ModelState
 from loreloop.engine.attention import Attention
 from loreloop.engine.checks import datum_tokens
 from loreloop.engine.contract import Pause
+from loreloop.engine.expert_load import ExpertLoad
 from loreloop.engine.head import Head, groups_at
 from loreloop.engine.losses.table import LOSSES
 from loreloop.engine.packing import Packed, PackItem, pack, split_batches
@@ -26,6 +27,7 @@ from loreloop.engine.tree_attention import TreeAttention
 from loreloop.model.decoder import Decoder
 from loreloop.model.lora import UNEMBED, LoraBatch, LoraGroup
 from loreloop.model.rope import Rope
+from loreloop.model.routes import Routes
 from loreloop.protocol.tensors import tensor_of
 from loreloop.protocol.training import Datum, ForwardBackward, PassResult
 
@@ -38,10 +40,12 @@ class TrainPass:
     state: ModelState
     logps: dict[int, Tensor] = field(default_factory=dict)  # by datum, in the shape of its targets
     loss_sum: float = 0.0
+    load: ExpertLoad | None = None  # where experts are routed to
 
     def result(self) -> PassResult:
         outputs = ({"logprobs": tensor_of(self.logps[i].numpy())} for i in range(len(self.op.data)))
-        return PassResult(tuple(outputs), {"loss:sum": self.loss_sum})
+        load = self.load.metrics() if self.load else {}
+        return PassResult(tuple(outputs), {"loss:sum": self.loss_sum} | load)
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,10 @@ class Trainer:
         try:
             for batch in self._batches([work for work in works if work.op.forward_only], pause):
                 self._forward(batch)
+                self._count_load(batch)
             for batch in self._batches(training, pause):
                 self._forward_backward(batch)
+                self._count_load(batch)
             finished = True
         finally:
             for work in training:
@@ -130,7 +136,8 @@ class Trainer:
             for a, span in packed.adapter_rows.items()
         ]
         pairs_U = torch.from_numpy(pairs).to(self.decoder.device)
-        lora = LoraBatch(groups, pause)
+        moe = self.decoder.spec.moe
+        lora = LoraBatch(groups, pause, Routes(moe.layers) if moe else None)
         return _Batch(packed, lora, members, pairs_U[:, 0].contiguous(), pairs_U[:, 1:].contiguous(), pause)
 
     def _forward(self, batch: _Batch) -> None:
@@ -186,6 +193,17 @@ class Trainer:
         else:
             dh_UD = (scores.grad_ND.float() * dlogp_UK).to(h_UD.dtype)
         return torch.autograd.grad(h_UD, x_TD, dh_UD)[0]
+
+    def _count_load(self, batch: _Batch) -> None:
+        """Tells every pass of the batch where its model's rows were routed."""
+        routes, moe = batch.lora.routes, self.decoder.spec.moe
+        if routes is None or moe is None or not moe.layers:
+            return
+        ids_LTK = routes.chosen_LTK()
+        for work in {id(member.work): member.work for member in batch.members}.values():
+            group = next(g for g in batch.lora.groups if g.weights is work.state.weights)
+            work.load = work.load or ExpertLoad(moe.n_experts)
+            work.load.add(ids_LTK[:, group.start : group.stop])
 
     def _active(self, batch: _Batch) -> Tensor:
         """Which pairs can have a gradient, (U,) bool."""

@@ -35,7 +35,14 @@ async def create_model(request: Request) -> Response:
         body = decode(raw, rest.CreateModelBody)
         lora = body.lora_config
         seed = lora.seed if lora.seed is not None else fresh_seed()
-        spec = LoraSpec(lora.rank, seed & (1 << 63) - 1, lora.train_attn, lora.train_mlp, lora.train_unembed)
+        spec = LoraSpec(
+            lora.rank,
+            seed & (1 << 63) - 1,
+            lora.train_attn,
+            lora.train_mlp,
+            lora.train_unembed,
+            services(request).config.engine.lora_experts,
+        )
         info = await services(request).desk.info(services(request).names.base(body.base_model))
         check_lora(spec, body.optimizer_config, info.max_lora_rank)
         model_id = paths.model_id(body.session_id, body.model_seq_id)

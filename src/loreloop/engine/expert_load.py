@@ -1,0 +1,41 @@
+"""How evenly a pass's tokens fell on the experts, told as metrics in the names that Tinker clients know.
+
+A layer's violation is how far its fullest (emptiest) expert lies above (below) the mean, in units of the mean; `mean`
+and `max` are over layers.
+
+Legend: L layers that route, T tokens, K experts a token, E experts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class ExpertLoad:
+    """Counts of tokens by layer and expert."""
+
+    def __init__(self, n_experts: int) -> None:
+        self.n_experts = n_experts
+        self.count_LE: Tensor | None = None
+
+    def add(self, ids_LTK: Tensor) -> None:
+        """Takes in where some rows went."""
+        ids_LN = ids_LTK.flatten(1).long().cpu()
+        offset_L1 = torch.arange(len(ids_LN))[:, None] * self.n_experts
+        count = torch.bincount((ids_LN + offset_L1).flatten(), minlength=len(ids_LN) * self.n_experts)
+        count_LE = count.view(-1, self.n_experts)
+        self.count_LE = count_LE if self.count_LE is None else self.count_LE + count_LE
+
+    def metrics(self) -> dict[str, float]:
+        if self.count_LE is None:
+            return {}
+        share_LE = self.count_LE / self.count_LE.double().mean(-1, keepdim=True)
+        most_L, least_L = share_LE.amax(-1) - 1, 1 - share_LE.amin(-1)
+        return {
+            "e_frac_with_tokens:mean": float((self.count_LE > 0).double().mean()),
+            "e_frac_oversubscribed:mean": float((share_LE > 1).double().mean()),
+            "e_max_violation:mean": float(most_L.mean()),
+            "e_max_violation:max": float(most_L.max()),
+            "e_min_violation:mean": float(least_L.mean()),
+        }
