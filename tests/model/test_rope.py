@@ -22,6 +22,28 @@ def test_scaled_frequencies_equal_transformers(scaling, d_head):
     torch.testing.assert_close(inverse_frequencies(rope_spec(config.to_dict()), d_head), theirs)
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 50000.0, "factor": 32.0, "original_max_position_embeddings": 4096}
+
+
+@pytest.mark.numbers
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"beta_fast": 1.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+        {"mscale": 0.7, "mscale_all_dim": 1.3, "truncate": False},
+        {"attention_factor": 1.5, "beta_fast": 16.0},
+    ],
+)
+def test_yarn_equals_transformers(more):
+    config = LlamaConfig(hidden_size=256, num_attention_heads=4, rope_parameters=YARN | more)
+    theirs, factor = ROPE_INIT_FUNCTIONS["yarn"](config, CPU)
+    spec = rope_spec(config.to_dict())
+    torch.testing.assert_close(inverse_frequencies(spec, 64), theirs)
+    assert spec.attention_factor == pytest.approx(factor)
+    assert float(RopeTable(spec, 64, CPU).at(torch.tensor([0])).cos_T1E[0, 0, 0]) == pytest.approx(factor)
+
+
 def test_rotation_turns_each_pair_of_halves_by_its_angle():
     positions, x = torch.tensor([0, 3, 1000]), torch.randn(3, 2, 8)
     angles = positions[:, None, None] * inverse_frequencies(SPEC, 8)
@@ -49,5 +71,5 @@ def test_old_and_new_spellings_of_a_configuration_mean_the_same():
 
 
 def test_an_unknown_scaling_is_refused_by_name():
-    with pytest.raises(BadRequest, match="yarn"):
-        rope_spec({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}})
+    with pytest.raises(BadRequest, match="longrope"):
+        rope_spec({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}})

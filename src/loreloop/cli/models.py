@@ -6,12 +6,14 @@ from typing import Any
 
 import click
 
+from loreloop.protocol.training import ExpertForm
+
 DATA = click.option("--data", "data_dir", default="~/.local/share/loreloop", show_default=True, help="The data folder.")
 
 
 @click.group()
 def models() -> None:
-    """List and add base models."""
+    """List, add and measure base models."""
 
 
 @models.command("list")
@@ -55,3 +57,34 @@ def add_model(source: str, name: str | None, data_dir: str) -> None:
     entry = Catalog(Path(data_dir).expanduser()).add(source, name)
     write_tokenizer(entry.folder, entry.name)
     click.echo(f"{entry.name} is in {entry.folder}; serve it with `loreloop serve --model {entry.name}`.")
+
+
+@models.command("count")
+@click.argument("model")
+@click.option("--rank", default=1, show_default=True, type=click.IntRange(min=1), help="The adapter's rank.")
+@click.option(
+    "--experts",
+    default="shared_outer",
+    show_default=True,
+    type=click.Choice(["shared_outer", "per_expert"]),
+    help="What each routed expert has of its own: one of its two matrices, or both.",
+)
+@DATA
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def count_model(model: str, rank: int, experts: ExpertForm, data_dir: str, as_json: bool) -> None:
+    """Count an adapter's parameters. MODEL is a model of the data folder, a model folder, or a config.json alone."""
+    from pathlib import Path
+
+    from loreloop.cli.tables import show
+    from loreloop.model.count import count_adapter
+    from loreloop.model.load import read_config_file, spec_of
+
+    file = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
+    if not file.is_file():
+        from loreloop.model.catalog import Catalog
+
+        file = Catalog(Path(data_dir).expanduser()).find(model).folder / "config.json"
+    spec = spec_of(read_config_file(file), str(file))
+    count = count_adapter(spec, rank, experts)
+    row = {"model": model, "family": spec.family, "rank": rank, "experts": experts if spec.moe else ""}
+    show([row | {"mlp": count.mlp, "attn": count.attn, "unembed": count.unembed, "total": count.total}], as_json)

@@ -31,10 +31,21 @@ LEAST_OUTPUTS = 16
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)  # old checkpoints store what the configuration already says
 
 
+def read_config_file(file: Path) -> dict[str, Any]:
+    """A configuration by itself."""
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{file.parent} is not a model folder: {file.name} cannot be read ({error}).") from None
+    if not isinstance(config, dict):
+        raise BadRequest(f"{file} is not a model's configuration: it is no JSON object.")
+    return config
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`, with the stop ids of `generation_config.json` where it names them."""
+    config = read_config_file(folder / "config.json")
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         generation = folder / "generation_config.json"
         named = eos_ids(json.loads(generation.read_text()).get("eos_token_id")) if generation.exists() else ()
         config["eos_token_id"] = list(dict.fromkeys((*eos_ids(config.get("eos_token_id")), *named)))
@@ -44,11 +55,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_spec(folder: Path) -> DecoderSpec:
-    config = read_config(folder)
+    return spec_of(read_config(folder), f"The config.json of {folder}")
+
+
+def spec_of(config: dict[str, Any], source: str) -> DecoderSpec:
+    """The decoder that a configuration describes; `source` is what an error calls it."""
     try:
         return family_of(config).spec(config)
     except (KeyError, TypeError, ValueError) as error:
-        raise BadRequest(f"The config.json of {folder} lacks or misspells {error}.") from None
+        raise BadRequest(f"{source} lacks or misspells {error}.") from None
 
 
 def load_decoder(folder: Path, *, dtype: torch.dtype, device: torch.device, products: Products) -> Decoder:
