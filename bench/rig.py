@@ -59,7 +59,7 @@ class Figure:
 
 
 def folder() -> Path:
-    return Catalog(Config().data_path).ensure(MODEL).folder
+    return Catalog(Config().data_path).ensure(MODEL, blocks=True).folder
 
 
 def engine(**settings: object) -> LocalEngine:

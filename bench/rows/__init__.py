@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.rig import Figure
-from bench.rows import numbers, rl, sample, scaling, serve, streams, together, train
+from bench.rows import numbers, quantized, rl, sample, scaling, serve, streams, together, train
 
 ROWS: dict[str, Callable[[], list[Figure]]] = {
     "control": serve.control,
@@ -18,6 +18,7 @@ ROWS: dict[str, Callable[[], list[Figure]]] = {
     "train-long": train.train_long,
     "decode": sample.decode,
     "decode-32": sample.decode_32,
+    "decode-int4": quantized.decode_int4,
     "sample-groups": sample.sample_groups,
     "tenants-train": numbers.tenants_train,
     "tenants-sample": sample.tenants_sample,

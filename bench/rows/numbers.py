@@ -18,14 +18,19 @@ from bench.rig import (
     saved_revision,
     with_threads,
 )
+from loreloop.engine.local import LocalEngine
 from loreloop.protocol.training import ForwardBackward
 
 THREADS = 2
 
 
 def mismatch() -> list[Figure]:
-    """Log-probabilities of over 10,000 sampled tokens, sampler against trainer, same adapter, bf16."""
-    running, rng = engine(), np.random.default_rng(0)
+    """Log-probabilities of over 10,000 sampled tokens, sampler against trainer, same adapter, bf16 and int4."""
+    return [*_mismatch(engine(), "bf16"), *_mismatch(engine(quantize="int4"), "int4")]
+
+
+def _mismatch(running: LocalEngine, name: str) -> list[Figure]:
+    rng = np.random.default_rng(0)
     new_model(running)
     state = running.bank.get("m")
     state.master += 0.02 * state.master.std()
@@ -42,10 +47,10 @@ def mismatch() -> list[Figure]:
         differences.append(sampled - scored[len(prompt) - 1 :])
     delta = np.concatenate(differences)
     return [
-        Figure("tokens", len(delta), "tokens", at_least=10_000),
-        Figure("mean |difference|", float(np.abs(delta).mean()), "nats", at_most=0.01),
+        Figure(f"{name}: tokens", len(delta), "tokens", at_least=10_000),
+        Figure(f"{name}: mean |difference|", float(np.abs(delta).mean()), "nats", at_most=0.01),
         Figure(
-            "KL to the trainer, mean of exp(-d) - 1 + d",
+            f"{name}: KL to the trainer, mean of exp(-d) - 1 + d",
             float((np.exp(-delta) - 1 + delta).mean()),
             "nats",
             at_most=2e-4,

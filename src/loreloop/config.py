@@ -26,6 +26,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
+    quantize: Literal["none", "int4"] = "none"  # int4: matrices of 4 bits, embedding and head of 8, in groups of 32
     deterministic: bool = False  # log-probs and samples do not depend on what shares a batch
     threads: int = 0  # 0: one per core
     pack_weights: bool = True  # keep bf16 weights a second time in the CPU library's order: faster, twice the memory

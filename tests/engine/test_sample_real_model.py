@@ -15,10 +15,11 @@ pytestmark = pytest.mark.slow
 TEXT = "The lighthouse was built when ships still sailed by the stars. Its keeper wrote in the book every evening:"
 
 
-def deltas(work_dir, precision, n_samples, n_tokens):
+def deltas(work_dir, precision, n_samples, n_tokens, quantize="none"):
     """Trainer's log-probs less the sampler's, over all sampled tokens of a model with a noticeable adapter."""
-    folder = Catalog(Config().data_path).ensure("smollm2-135m").folder
-    engine = LocalEngine(EngineConfig(device="cpu", precision=precision), "smollm2-135m", folder, work_dir / "work")
+    folder = Catalog(Config().data_path).ensure("smollm2-135m", blocks=True).folder
+    config = EngineConfig(device="cpu", precision=precision, quantize=quantize)
+    engine = LocalEngine(config, "smollm2-135m", folder, work_dir / "work")
     engine.create_model(CreateModel("m", 0, "r", LoraSpec(16, 0, train_unembed=False)))
     state = engine.bank.get("m")
     state.master.add_(torch.randn(state.master.shape, generator=torch.Generator().manual_seed(0)), alpha=2e-3)
@@ -40,8 +41,9 @@ def results(engine, op):
     return engine.train([op], lambda: None)[0].outputs
 
 
-def test_in_bf16_they_stay_close(tmp_path):
-    delta = deltas(tmp_path, "bf16", n_samples=64, n_tokens=160)
+@pytest.mark.parametrize("quantize", ["none", "int4"])
+def test_in_bf16_they_stay_close(tmp_path, quantize):
+    delta = deltas(tmp_path, "bf16", n_samples=64, n_tokens=160, quantize=quantize)
     assert delta.numel() > 10_000
     assert delta.abs().mean() <= 0.01
     assert (delta.exp() - 1 - delta).mean() <= 2e-4  # an estimate of the KL divergence that cannot be negative

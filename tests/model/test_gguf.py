@@ -15,15 +15,18 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from loreloop.model.blocks import has_blocks, read_blocks
 from loreloop.model.catalog import PACKAGE_MODELS, Catalog
 from loreloop.model.gguf import LAYER_NAMES, TOP_NAMES, convert
-from loreloop.model.load import read_spec
+from loreloop.model.linear import FastProducts
+from loreloop.model.load import load_decoder, read_spec
+from loreloop.model.packed import PackedWeight
 from loreloop.protocol.errors import BadRequest
-from tests.model.plain import load, logprobs, tokens
+from tests.model.plain import CPU, load, logprobs, tokens
 from tests.tiny import SPECIALS, make_tiny_model
 
 TEXT = "It costs 1234.50, doesn't it?\n  Ünïcode 🙂 <|im_start|>user\nhi<|im_end|>"
-Q8_0, F32 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F32
+Q8_0, Q4_1, F32 = (gguf.GGMLQuantizationType[name] for name in ("Q8_0", "Q4_1", "F32"))
 
 
 def interleaved(weight, n_heads):
@@ -32,7 +35,7 @@ def interleaved(weight, n_heads):
     return np.stack([low_high[:, 0], low_high[:, 1]], axis=2).reshape(weight.shape)
 
 
-def write_tensors(writer, source, spec, kind):
+def write_tensors(writer, source, spec, kind, top):
     names = {f"{new}.weight": f"{old}.weight" for old, new in TOP_NAMES.items()}
     for layer in range(spec.n_layers):
         names |= {f"model.layers.{layer}.{new}.weight": f"blk.{layer}.{old}.weight" for old, new in LAYER_NAMES.items()}
@@ -41,11 +44,11 @@ def write_tensors(writer, source, spec, kind):
         values = tensor.numpy()
         if name.split(".")[-2] in heads:
             values = interleaved(values, heads[name.split(".")[-2]])
-        stored = kind if values.ndim == 2 else F32
+        stored = (kind if ".layers." in name else top) if values.ndim == 2 else F32
         writer.add_tensor(names[name], gguf.quants.quantize(values, stored), raw_dtype=stored)
 
 
-def write_gguf(source, file, *, kind=F32, architecture="llama", splitting="smollm"):
+def write_gguf(source, file, *, kind=F32, top=None, architecture="llama", splitting="smollm"):
     spec, bpe = read_spec(source), json.loads((source / "tokenizer.json").read_text())["model"]
     writer = gguf.GGUFWriter(str(file), architecture)
     writer.add_context_length(spec.context_window)
@@ -66,7 +69,7 @@ def write_gguf(source, file, *, kind=F32, architecture="llama", splitting="smoll
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_chat_template("{{ messages[0]['content'] }}")
-    write_tensors(writer, source, spec, kind)
+    write_tensors(writer, source, spec, kind, top or kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -104,6 +107,33 @@ def test_quantised_weights_are_near(source, tmp_path):
     sequence = tokens(30)
     exact, near = (logprobs(load(path), [sequence]).exp() for path in (source, folder))
     assert (exact - near).abs().sum(-1).mean() < 0.1
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_a_file_s_own_blocks_are_kept_and_give_the_dequantised_values(source, tmp_path, kind):
+    kind = gguf.GGMLQuantizationType[kind]
+    folder = converted(write_gguf(source, tmp_path / "m.gguf", kind=kind), tmp_path / "out")
+    dense = load_file(folder / "model.safetensors")
+    blocks = dict(read_blocks(folder))
+    assert blocks.keys() == {name for name, tensor in dense.items() if tensor.dim() == 2}
+    for name, block in blocks.items():
+        weight = PackedWeight.empty(block.code_OI.shape, 8 if kind == Q8_0 else 4, torch.float16, offsets=kind != Q8_0)
+        block.fill(weight)
+        assert torch.equal(weight.dense(), dense[name])
+
+
+def test_a_model_in_4_bits_by_its_own_blocks_is_the_model_in_bf16(source, tmp_path):
+    folder = converted(write_gguf(source, tmp_path / "m.gguf", kind=Q4_1, top=Q8_0), tmp_path / "out")
+    packed = load_decoder(folder, dtype=torch.float32, device=CPU, products=FastProducts(), quantize=True)
+    assert packed.layers[0].attention.qkv.weight.codes.offsets is not None
+    sequence = tokens(30)
+    difference = logprobs(packed, [sequence]) - logprobs(load(folder), [sequence])
+    assert difference.abs().max() <= 1e-5
+
+
+def test_a_file_with_other_blocks_has_none_kept(source, tmp_path):
+    folder = converted(write_gguf(source, tmp_path / "m.gguf"), tmp_path / "out")
+    assert not has_blocks(folder)
 
 
 def test_text_is_split_as_before_and_digits_one_by_one(source, tmp_path):

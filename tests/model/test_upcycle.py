@@ -19,6 +19,10 @@ def dense(tmp_path_factory):
     return make_tiny_model(tmp_path_factory.mktemp("model") / "dense")
 
 
+def tensors(folder):
+    return {name: read() for name, read in stream_tensors(folder)}
+
+
 def made(dense, folder, recipe, **options):
     folder.mkdir()
     upcycle(dense, folder, recipe, **options)
@@ -46,7 +50,7 @@ def test_with_noise_it_equals_transformers_and_the_experts_differ(dense, tmp_pat
 
 
 def test_noise_is_as_large_as_it_is_called(dense, tmp_path):
-    plain, noisy = (dict(stream_tensors(made(dense, tmp_path / str(r.noise), r))) for r in (Upcycling(), PERTURBED))
+    plain, noisy = (tensors(made(dense, tmp_path / str(r.noise), r)) for r in (Upcycling(), PERTURBED))
     name = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
     size = (noisy[name] - plain[name]).norm() / plain[name].norm()
     assert size == pytest.approx(0.05, rel=0.05)
@@ -55,7 +59,7 @@ def test_noise_is_as_large_as_it_is_called(dense, tmp_path):
 
 
 def test_one_seed_makes_the_same_model(dense, tmp_path):
-    first, second = (dict(stream_tensors(made(dense, tmp_path / name, PERTURBED))) for name in "ab")
+    first, second = (tensors(made(dense, tmp_path / name, PERTURBED)) for name in "ab")
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 

@@ -21,7 +21,7 @@ MEMORY = {
 }
 
 
-ENGINE_FLAGS = ("precision", "deterministic", "threads", "decode_gap_ms")
+ENGINE_FLAGS = ("precision", "quantize", "deterministic", "threads", "decode_gap_ms")
 
 
 @click.command()
@@ -39,6 +39,11 @@ ENGINE_FLAGS = ("precision", "deterministic", "threads", "decode_gap_ms")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8000]")
 @click.option(
     "--precision", type=click.Choice(["bf16", "fp32"]), help="Of products and frozen weights.  [default: bf16]"
+)
+@click.option(
+    "--quantize",
+    type=click.Choice(["none", "int4"]),
+    help="Keep frozen weights packed in 4 bits, by the model's own blocks where it has such.  [default: none]",
 )
 @click.option(
     "--deterministic", is_flag=True, default=None, help="Results do not depend on what shares a batch (slower)."
@@ -90,7 +95,10 @@ def plan_of(config: Config) -> ServerPlan:
     from loreloop.protocol.errors import BadRequest
 
     catalog = Catalog(config.data_path)
-    entries = {entry.name: entry for entry in (catalog.ensure(name) for name in config.models)}
+    entries = {
+        entry.name: entry
+        for entry in (catalog.ensure(name, blocks=config.engine.quantize == "int4") for name in config.models)
+    }
     n_mib = sum(entry.n_bytes for entry in entries.values()) >> 20
     if config.memory_mib and n_mib > config.memory_mib:
         raise BadRequest(f"The models need {n_mib} MiB together; memory_mib allows {config.memory_mib}. Serve fewer.")

@@ -106,11 +106,11 @@ class Head:
         return (slice(start, start + size) for start in range(0, n_rows, size))
 
     def _grad(self, p_NV: Tensor, targets_N: Tensor, wanted_N: Tensor) -> Tensor:
-        weight_VD = self.decoder.head.weight_OI
+        head = self.decoder.head
         p_NV = p_NV[: len(wanted_N)]
-        mean_ND = self.decoder.head.products.matmul(p_NV if bool(wanted_N.all()) else p_NV[wanted_N], weight_VD)
-        grad_ND = torch.zeros(len(targets_N), weight_VD.shape[1], dtype=weight_VD.dtype, device=p_NV.device)
-        grad_ND[wanted_N] = weight_VD[targets_N[wanted_N]] - mean_ND
+        mean_ND = head.input_grad(p_NV if bool(wanted_N.all()) else p_NV[wanted_N])
+        grad_ND = torch.zeros(len(targets_N), head.d_in, dtype=mean_ND.dtype, device=p_NV.device)
+        grad_ND[wanted_N] = head.rows(targets_N[wanted_N]) - mean_ND
         return grad_ND
 
     def backward(

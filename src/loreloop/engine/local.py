@@ -63,7 +63,8 @@ class LocalEngine:
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         products: Products = TiledProducts() if config.deterministic else FastProducts(pack=config.pack_weights)
         attention: Attention = FixedAttention() if config.deterministic else FastAttention()
-        self.decoder = load_decoder(folder, dtype=dtype, device=device, products=products)
+        quantize = config.quantize == "int4"
+        self.decoder = load_decoder(folder, dtype=dtype, device=device, products=products, quantize=quantize)
         spec = self.decoder.spec
         head = Head(self.decoder, fixed_rows=config.deterministic)
         n_pages = max(1, (config.kv_cache_mib << 20) // page_bytes(spec, config.page_tokens, dtype))

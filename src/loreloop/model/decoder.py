@@ -14,10 +14,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from loreloop.model.linear import BaseLinear
+from loreloop.model.linear import BaseLinear, rows_of
 from loreloop.model.lora import Adapters
+from loreloop.model.packed import PackedWeight
 from loreloop.model.pointwise import add_rms_norm, gated_silu, rms_norm
 from loreloop.model.rope import Rope, RopeTable
 from loreloop.model.spec import DecoderSpec
@@ -110,23 +110,28 @@ class Decoder:
     """A frozen base model. `layer` is called once per layer by whoever drives it, so that work can pause in between."""
 
     def __init__(
-        self, spec: DecoderSpec, embedding_VD: Tensor, layers: Sequence[Layer], final_norm: RmsNorm, head: BaseLinear
+        self,
+        spec: DecoderSpec,
+        embedding_VD: Tensor | PackedWeight,
+        layers: Sequence[Layer],
+        final_norm: RmsNorm,
+        head: BaseLinear,
     ) -> None:
         self.spec, self.embedding_VD, self.layers = spec, embedding_VD, layers
         self.final_norm, self.head = final_norm, head
-        self.rope_table = RopeTable(spec.rope, spec.d_turned, embedding_VD.device)
+        self.rope_table = RopeTable(spec.rope, spec.d_turned, self.device)
 
     @property
     def device(self) -> torch.device:
-        return self.embedding_VD.device
+        return self.final_norm.weight_D.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embedding_VD.dtype
+        return self.final_norm.dtype
 
     def embed(self, tokens_T: Tensor) -> Tensor:
         """(T,) int64 → (T, D) fp32, the residual stream."""
-        return F.embedding(tokens_T, self.embedding_VD).float()
+        return rows_of(self.embedding_VD, tokens_T).float()
 
     def rope(self, positions_T: Tensor) -> Rope:
         return self.rope_table.at(positions_T)

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, dequantize
+from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from loreloop.model.blocks import Blocks, write_blocks
 from loreloop.model.tensor_file import write_tensors
 from loreloop.protocol.errors import BadRequest
 
@@ -34,6 +35,11 @@ LAYER_NAMES = {
 }
 TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 CONTROL_TOKEN = 3  # the token type of special tokens
+BLOCK_KINDS = {  # fp16 numbers of a block, and bytes of codes
+    GGMLQuantizationType.Q4_0: (1, 16),
+    GGMLQuantizationType.Q4_1: (2, 16),
+    GGMLQuantizationType.Q8_0: (1, 32),
+}
 
 
 def convert(file: Path, folder: Path) -> None:
@@ -44,26 +50,59 @@ def convert(file: Path, folder: Path) -> None:
         raise BadRequest(f"{file.name} holds a {about.get('general.architecture')!r} model; llama files are converted.")
     tensors = dict(_tensors(reader, about))
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    add_blocks(file, folder)
     config = _config(about, tied="lm_head.weight" not in tensors)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     _write_tokenizer(about, folder)
 
 
+def add_blocks(file: Path, folder: Path) -> None:
+    """Keeps the file's own 4- and 8-bit blocks beside the model, where all of its matrices have such."""
+    reader = GGUFReader(str(file))
+    about = {field.name: field.contents() for field in reader.fields.values()}
+    matrices = [tensor for tensor in reader.tensors if len(tensor.shape) > 1]
+    if all(tensor.tensor_type in BLOCK_KINDS for tensor in matrices):
+        write_blocks(folder, {_name(tensor): _blocks(tensor, about) for tensor in matrices})
+
+
 def _tensors(reader: GGUFReader, about: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    heads = {"attn_q": about["llama.attention.head_count"], "attn_k": about["llama.attention.head_count_kv"]}
     for tensor in reader.tensors:
-        parts = tensor.name.split(".")
         values: NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        if parts[0] != "blk":
-            name = TOP_NAMES[parts[0]]
-        else:
-            name = f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}"
-            if parts[2] in heads:
-                values = _half_split(values, heads[parts[2]])
-        yield f"{name}.weight", torch.from_numpy(np.ascontiguousarray(values)).to(torch.bfloat16)
+        values = _rotary_order(tensor, about, values)
+        yield _name(tensor), torch.from_numpy(np.ascontiguousarray(values)).to(torch.bfloat16)
 
 
-def _half_split(weight_OI: NDArray[np.float32], n_heads: int) -> NDArray[np.float32]:
+def _name(tensor: ReaderTensor) -> str:
+    parts = tensor.name.split(".")
+    name = f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}" if parts[0] == "blk" else TOP_NAMES[parts[0]]
+    return f"{name}.weight"
+
+
+def _blocks(tensor: ReaderTensor, about: dict[str, Any]) -> Blocks:
+    """A matrix's blocks of 32 inputs: one or two fp16 numbers, then its codes; half a block's 4-bit codes lie in low
+    halves of bytes and the others in high ones."""
+    kind = GGMLQuantizationType(tensor.tensor_type)
+    n_numbers, n_bytes = BLOCK_KINDS[kind]
+    raw_OB = _rotary_order(tensor, about, tensor.data.view(np.uint8))
+    block_OGB = np.ascontiguousarray(raw_OB).reshape(raw_OB.shape[0], -1, 2 * n_numbers + n_bytes)
+    number_OGN = torch.from_numpy(np.ascontiguousarray(block_OGB[:, :, : 2 * n_numbers]).view(np.float16))
+    code_OGB = torch.from_numpy(np.ascontiguousarray(block_OGB[:, :, 2 * n_numbers :]))
+    scale_OG = number_OGN[:, :, 0].contiguous()
+    if kind == GGMLQuantizationType.Q8_0:
+        return Blocks(code_OGB.view(torch.int8).flatten(1), scale_OG, None)
+    code_OI = torch.cat((code_OGB & 15, code_OGB >> 4), -1).flatten(1)
+    offset_OG = -8 * scale_OG if kind == GGMLQuantizationType.Q4_0 else number_OGN[:, :, 1].contiguous()
+    return Blocks(code_OI, scale_OG, offset_OG)
+
+
+def _rotary_order(tensor: ReaderTensor, about: dict[str, Any], rows: NDArray[Any]) -> NDArray[Any]:
+    """The rows of queries and keys as published folders order them."""
+    heads = {"attn_q": about["llama.attention.head_count"], "attn_k": about["llama.attention.head_count_kv"]}
+    part = tensor.name.split(".")[-2]
+    return _half_split(rows, heads[part]) if part in heads else rows
+
+
+def _half_split(weight_OI: NDArray[Any], n_heads: int) -> NDArray[Any]:
     """GGUF pairs neighbouring rows for rotation; published folders pair the two halves of a head."""
     d_out, d_in = weight_OI.shape
     pairs = weight_OI.reshape(n_heads, d_out // n_heads // 2, 2, d_in)

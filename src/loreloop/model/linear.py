@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from loreloop.model.packed import PackedWeight
+
 PACKED_ROWS = 512  # the batch that packed weights are laid out for; others gain as much
 
 
@@ -119,27 +121,40 @@ class TiledProducts:
         return torch.cat(tiles)[:n_rows] if tiles else product(padded)
 
 
+def rows_of(weight: Tensor | PackedWeight, index_N: Tensor) -> Tensor:
+    """(N, I)"""
+    return weight.rows(index_N) if isinstance(weight, PackedWeight) else F.embedding(index_N, weight)
+
+
 class BaseLinear:
     """A frozen linear map. `forward` gives (T, O), `input_grad` sends a gradient (T, O) back to (T, I)."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, products: Products) -> None:
-        self.weight_OI = weight_OI
+    def __init__(self, weight: Tensor | PackedWeight, bias_O: Tensor | None, products: Products) -> None:
+        self.weight = weight
         self.bias_O = bias_O
         self.products = products
-        self.forward = products.frozen(weight_OI, bias_O)  # (T, I) → (T, O)
+        self.forward: Callable[[Tensor], Tensor]  # (T, I) → (T, O)
+        if isinstance(weight, PackedWeight):
+            self.forward = weight.product(bias_O)
+        else:
+            self.forward = products.frozen(weight, bias_O)
 
     @property
     def d_in(self) -> int:
-        return self.weight_OI.shape[1]
+        return self.weight.shape[1]
 
     @property
     def d_out(self) -> int:
-        return self.weight_OI.shape[0]
+        return self.weight.shape[0]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of its rows, in and out."""
-        return self.weight_OI.dtype
+    def weight_OI(self) -> Tensor:
+        """The weight; a packed one is unpacked for the caller."""
+        return self.weight.dense() if isinstance(self.weight, PackedWeight) else self.weight
+
+    def rows(self, index_N: Tensor) -> Tensor:
+        """The weights of some outputs, (N, I)."""
+        return rows_of(self.weight, index_N)
 
     def input_grad(self, dy_TO: Tensor) -> Tensor:
-        return self.products.matmul(dy_TO, self.weight_OI)
+        return self.products.matmul(dy_TO, self.weight_OI.to(dy_TO.dtype))

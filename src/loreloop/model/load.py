@@ -6,28 +6,28 @@ Missing, extra and wrongly shaped tensors are refused by name; nothing in the fo
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.nn import functional as F
 
-from loreloop.model.decoder import Decoder, GatedFeedForward, GroupedQueryAttention, Layer, Mixer, RmsNorm
-from loreloop.model.experts import Expert
+from loreloop.model.assemble import Parts, assemble
+from loreloop.model.blocks import Blocks, has_blocks, read_blocks
+from loreloop.model.decoder import Decoder
 from loreloop.model.families.family import Family, eos_ids
 from loreloop.model.families.table import family_of
-from loreloop.model.latent import NORM_EPS, Heads, LatentAttention, LatentParts
-from loreloop.model.linear import BaseLinear, Products
-from loreloop.model.routed import RoutedFeedForward, Router
-from loreloop.model.spec import DecoderSpec, LatentSpec, MoeSpec
-from loreloop.model.weights import decoder_weights
+from loreloop.model.linear import Products
+from loreloop.model.packed import PackedWeight, packable
+from loreloop.model.spec import DecoderSpec
+from loreloop.model.weights import Weight, decoder_weights
 from loreloop.protocol.errors import BadRequest
 
-LEAST_OUTPUTS = 16
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)  # old checkpoints store what the configuration already says
 
 
@@ -66,19 +66,25 @@ def spec_of(config: dict[str, Any], source: str) -> DecoderSpec:
         raise BadRequest(f"{source} lacks or misspells {error}.") from None
 
 
-def load_decoder(folder: Path, *, dtype: torch.dtype, device: torch.device, products: Products) -> Decoder:
-    """The model of `folder` in `dtype` on `device`."""
+def load_decoder(
+    folder: Path, *, dtype: torch.dtype, device: torch.device, products: Products, quantize: bool = False
+) -> Decoder:
+    """The model of `folder` in `dtype` on `device`; with `quantize`, its matrices packed into 4 bits, and embedding and
+    head into 8: by the model's own blocks where it has them, else rounded."""
     spec, family = read_spec(folder), family_of(read_config(folder))
-    places = _Places(spec, family, dtype, device)
-    for name, tensor in stream_tensors(folder):
-        if not name.endswith(IGNORED_SUFFIXES):
-            places.put(name, tensor)
+    own = quantize and has_blocks(folder)
+    places = _Places(spec, family, dtype, device, (OWN_BLOCKS if own else ROUNDED) if quantize else None)
+    for name, blocks in read_blocks(folder) if own else ():
+        places.put_blocks(name, blocks)
+    for name, read in stream_tensors(folder):
+        if not name.endswith(IGNORED_SUFFIXES) and name not in places.packed:
+            places.put(name, read())
     places.check_complete(folder)
-    return _assemble(spec, places, products)
+    return assemble(Parts(spec, places.weights, dtype, products))
 
 
-def stream_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every published tensor of a folder, read one by one."""
+def stream_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """The names of a folder's tensors, each with what reads it."""
     index = folder / "model.safetensors.index.json"
     if index.exists():  # other files beside the shards may hold the same weights once more
         shards = sorted({folder / file for file in json.loads(index.read_text())["weight_map"].values()})
@@ -90,24 +96,52 @@ def stream_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         try:
             with safe_open(str(shard), framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
-                    yield name, file.get_tensor(name)
+                    yield name, functools.partial(file.get_tensor, name)
         except (OSError, SafetensorError) as error:
             raise BadRequest(f"{shard} cannot be read: {error}.") from None
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """How weights are packed: the dtype of their scales, and whether 4-bit codes have offsets."""
+
+    dtype: torch.dtype
+    offsets: bool
+
+
+OWN_BLOCKS = _Packing(torch.float16, offsets=True)
+ROUNDED = _Packing(torch.bfloat16, offsets=False)
 
 
 class _Places:
     """Empty tensors by role, and the map from published names to the rows they fill."""
 
-    def __init__(self, spec: DecoderSpec, family: Family, dtype: torch.dtype, device: torch.device) -> None:
-        self.spec, self.dtype = spec, dtype
-        self.tensors: dict[str, Tensor] = {}
-        self.targets: dict[str, Tensor] = {}
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        family: Family,
+        dtype: torch.dtype,
+        device: torch.device,
+        packing: _Packing | None = None,
+    ) -> None:
+        self.spec, self.dtype, self.device, self.packing = spec, dtype, device, packing
+        self.weights: dict[str, Tensor | PackedWeight] = {}
+        self.targets: dict[str, Tensor | PackedWeight] = {}
+        self.packed: set[str] = set()  # names of weights whose blocks are in place
         self.tied_head = family.names.head if spec.tie_embeddings else None
         self.ignored = tuple(start.format(n_layers=spec.n_layers) for start in family.names.ignored)
         for weight in decoder_weights(spec, family.names):
-            tensor = torch.empty(weight.shape, dtype=torch.float32 if weight.fp32 else dtype, device=device)
-            self.tensors[weight.role] = tensor
-            self.targets |= {piece.name: tensor[piece.rows] for piece in weight.pieces}
+            whole = self.weights[weight.role] = self._room(weight)
+            self.targets |= {piece.name: whole[piece.rows] for piece in weight.pieces}
+
+    def _room(self, weight: Weight) -> Tensor | PackedWeight:
+        """Room for a weight, packed where that is wanted and its parts have whole tiles."""
+        starts = [piece.rows.start for piece in weight.pieces]
+        if self.packing and weight.bits and packable(weight.shape, starts):
+            offsets = self.packing.offsets and weight.bits == 4
+            d_out, d_in = weight.shape
+            return PackedWeight.empty((d_out, d_in), weight.bits, self.packing.dtype, offsets=offsets)
+        return torch.empty(weight.shape, dtype=torch.float32 if weight.fp32 else self.dtype, device=self.device)
 
     def put(self, name: str, tensor: Tensor) -> None:
         if name == self.tied_head or name.startswith(self.ignored):
@@ -119,67 +153,15 @@ class _Places:
             raise BadRequest(f"{name!r} has the shape {list(tensor.shape)}; it should be {list(target.shape)}.")
         target.copy_(tensor)
 
+    def put_blocks(self, name: str, blocks: Blocks) -> None:
+        target = self.targets.get(name)
+        if not isinstance(target, PackedWeight) or target.shape != blocks.code_OI.shape:
+            raise BadRequest(f"The blocks of {name!r} fit no weight of this {self.spec.family} model; add it again.")
+        blocks.fill(target)
+        del self.targets[name]
+        self.packed.add(name)
+
     def check_complete(self, folder: Path) -> None:
         if self.targets:
             missing = sorted(self.targets)
             raise BadRequest(f"{folder} lacks {len(missing)} tensors, among them {', '.join(missing[:5])}.")
-
-
-def _assemble(spec: DecoderSpec, places: _Places, products: Products) -> Decoder:
-    parts = _Parts(spec, places, products)
-    head = BaseLinear(places.tensors["embedding" if spec.tie_embeddings else "head"], None, products)
-    layers = [parts.layer(index) for index in range(spec.n_layers)]
-    return Decoder(spec, places.tensors["embedding"], layers, parts.norm("final_norm"), head)
-
-
-class _Parts:
-    """Plugs a decoder's parts together from filled places."""
-
-    def __init__(self, spec: DecoderSpec, places: _Places, products: Products) -> None:
-        self.spec, self.at, self.dtype, self.products = spec, places.tensors, places.dtype, products
-
-    def norm(self, role: str) -> RmsNorm:
-        return RmsNorm(self.at[role], self.spec.norm_eps, self.dtype)
-
-    def linear(self, role: str) -> BaseLinear:
-        return BaseLinear(self.at[role], self.at.get(f"{role}.bias"), self.products)
-
-    def layer(self, index: int) -> Layer:
-        attention = self._latent(index, self.spec.latent) if self.spec.latent else self._grouped(index)
-        feed_forward: Mixer
-        if self.spec.moe and self.spec.routes(index):
-            feed_forward = self._routed(index, self.spec.moe)
-        else:
-            feed_forward = self._gated(index, "")
-        return Layer(
-            self.norm(f"{index}.attention_norm"), attention, self.norm(f"{index}.feed_forward_norm"), feed_forward
-        )
-
-    def _grouped(self, index: int) -> Mixer:
-        head_norms = (self.norm(f"{index}.q_norm"), self.norm(f"{index}.k_norm")) if self.spec.qk_norm else None
-        return GroupedQueryAttention(
-            index, self.spec, self.linear(f"{index}.qkv"), self.linear(f"{index}.o"), head_norms
-        )
-
-    def _latent(self, index: int, latent: LatentSpec) -> Mixer:
-        def norm(role: str) -> RmsNorm:
-            return RmsNorm(self.at[f"{index}.{role}"], NORM_EPS, self.dtype)
-
-        query = (norm("q_a_norm"), self.linear(f"{index}.q_b")) if latent.q_rank is not None else None
-        heads = Heads(latent, self.spec.n_heads, self.linear(f"{index}.kv_b"))
-        q_kv_a, o = self.linear(f"{index}.q_kv_a"), self.linear(f"{index}.o")
-        return LatentAttention(index, latent, LatentParts(q_kv_a, norm("kv_a_norm"), heads, o, query))
-
-    def _gated(self, index: int, site: str) -> GatedFeedForward:
-        gate_up, down = (self.linear(f"{index}.{site}{name}") for name in ("gate_up", "down"))
-        return GatedFeedForward(index, gate_up, down, site)
-
-    def _routed(self, index: int, moe: MoeSpec) -> Mixer:
-        # In fp32 a product of few outputs may depend on its neighbours (see TiledProducts), so there are always some.
-        weight_ED = F.pad(self.at[f"{index}.router"], (0, 0, 0, max(0, LEAST_OUTPUTS - moe.n_experts)))
-        router = Router(index, moe, BaseLinear(weight_ED, None, self.products), self.at.get(f"{index}.router_bias"))
-        experts = [
-            Expert(self.linear(f"{index}.{expert}.gate_up"), self.linear(f"{index}.{expert}.down"))
-            for expert in range(moe.n_experts)
-        ]
-        return RoutedFeedForward(index, router, experts, self._gated(index, "shared.") if moe.d_shared else None)

@@ -26,12 +26,12 @@ class Router:
 
     def __init__(self, layer: int, spec: MoeSpec, linear: BaseLinear, bias_E: Tensor | None) -> None:
         self.layer, self.spec, self.linear, self.bias_E = layer, spec, linear, bias_E
+        self.dtype = linear.weight_OI.dtype
 
     def __call__(self, x_TD: Tensor, lora: Adapters) -> tuple[Tensor, Tensor]:
         """Each token's experts (T, K), and their weights in fp32."""
         spec = self.spec
-        x_TD = x_TD.to(self.linear.dtype)
-        logits_TE = lora.linear(x_TD, self.linear, self.layer, "router")[:, : spec.n_experts].float()
+        logits_TE = lora.linear(x_TD.to(self.dtype), self.linear, self.layer, "router")[:, : spec.n_experts].float()
         score_TE = logits_TE.softmax(-1) if spec.scoring == "softmax" else logits_TE.sigmoid()
         ids_TK = self._choose(score_TE.detach())
         if lora.routes is not None:

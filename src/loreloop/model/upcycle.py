@@ -44,7 +44,8 @@ def upcycle(source: Path, target: Path, recipe: Upcycling, shard_bytes: int = SH
             shutil.copyfile(file, target / file.name)
     (target / "config.json").write_text(json.dumps(_config(config, recipe), indent=1))
     writer = ShardWriter(target, shard_bytes)
-    for name, tensor in stream_tensors(source):
+    for name, read in stream_tensors(source):
+        tensor = read()
         layer, _, rest = name.partition(".mlp.")
         if not rest:
             writer.add(name, tensor)

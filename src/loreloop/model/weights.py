@@ -23,19 +23,21 @@ class Piece:
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of the decoder. Routers that score in fp32 are kept in it."""
+    """One tensor of the decoder. Routers that score in fp32 are kept in it; `bits` is what it may be packed into, 0 for
+    never."""
 
     role: str
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
     fp32: bool = False
+    bits: int = 0
 
 
 def decoder_weights(spec: DecoderSpec, names: WeightNames) -> Iterator[Weight]:
-    yield _whole("embedding", names.embedding, (spec.vocab_size, spec.d_model))
+    yield _whole("embedding", names.embedding, (spec.vocab_size, spec.d_model), bits=8)
     yield _whole("final_norm", names.final_norm, (spec.d_model,))
     if not spec.tie_embeddings:
-        yield _whole("head", names.head, (spec.vocab_size, spec.d_model))
+        yield _whole("head", names.head, (spec.vocab_size, spec.d_model), bits=8)
     for layer in range(spec.n_layers):
         yield from _layer(spec, names, layer)
 
@@ -64,7 +66,7 @@ def _layer(spec: DecoderSpec, names: WeightNames, layer: int) -> Iterator[Weight
 def _latent(spec: DecoderSpec, latent: LatentSpec, names: WeightNames, layer: int) -> Iterator[Weight]:
     if latent.q_rank is not None:
         yield _whole(f"{layer}.q_a_norm", names.q_a_norm.format(layer=layer), (latent.q_rank,))
-        yield _whole(f"{layer}.q_b", names.q_b.format(layer=layer), (spec.n_heads * spec.d_head, latent.q_rank))
+        yield _whole(f"{layer}.q_b", names.q_b.format(layer=layer), (spec.n_heads * spec.d_head, latent.q_rank), bits=4)
     yield _whole(f"{layer}.kv_a_norm", names.kv_a_norm.format(layer=layer), (latent.kv_rank,))
     d_up = spec.n_heads * (latent.d_nope + latent.d_value)
     yield _whole(f"{layer}.kv_b", names.kv_b.format(layer=layer), (d_up, latent.kv_rank))
@@ -78,12 +80,12 @@ def _experts(spec: DecoderSpec, moe: MoeSpec, names: WeightNames, layer: int) ->
     for expert in range(moe.n_experts):
         gate, up, down = (names.expert.format(layer=layer, expert=expert, part=part) for part in names.expert_parts)
         halves = (Piece(gate, slice(0, moe.d_expert)), Piece(up, slice(moe.d_expert, 2 * moe.d_expert)))
-        yield Weight(f"{layer}.{expert}.gate_up", (2 * moe.d_expert, spec.d_model), halves)
-        yield _whole(f"{layer}.{expert}.down", down, (spec.d_model, moe.d_expert))
+        yield Weight(f"{layer}.{expert}.gate_up", (2 * moe.d_expert, spec.d_model), halves, bits=4)
+        yield _whole(f"{layer}.{expert}.down", down, (spec.d_model, moe.d_expert), bits=4)
 
 
-def _whole(role: str, name: str, shape: tuple[int, ...], *, fp32: bool = False) -> Weight:
-    return Weight(role, shape, (Piece(name, slice(0, shape[0])),), fp32)
+def _whole(role: str, name: str, shape: tuple[int, ...], *, fp32: bool = False, bits: int = 0) -> Weight:
+    return Weight(role, shape, (Piece(name, slice(0, shape[0])),), fp32, bits)
 
 
 def _fused(role: str, shape: SiteShape, names: WeightNames, layer: int, kind: str) -> Weight:
@@ -95,4 +97,6 @@ def _fused(role: str, shape: SiteShape, names: WeightNames, layer: int, kind: st
         )
         for part in shape.parts
     )
-    return Weight(role, (shape.d_out, shape.d_in) if kind == "weight" else (shape.d_out,), pieces)
+    if kind == "weight":
+        return Weight(role, (shape.d_out, shape.d_in), pieces, bits=4)
+    return Weight(role, (shape.d_out,), pieces)

@@ -1,0 +1,89 @@
+"""Weights by role → a `Decoder`, its parts plugged together as its spec says. Knows no files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from loreloop.model.decoder import Decoder, GatedFeedForward, GroupedQueryAttention, Layer, Mixer, RmsNorm
+from loreloop.model.experts import Expert
+from loreloop.model.latent import NORM_EPS, Heads, LatentAttention, LatentParts
+from loreloop.model.linear import BaseLinear, Products
+from loreloop.model.packed import PackedWeight
+from loreloop.model.routed import RoutedFeedForward, Router
+from loreloop.model.spec import DecoderSpec, LatentSpec, MoeSpec
+
+LEAST_OUTPUTS = 16
+
+
+def assemble(parts: Parts) -> Decoder:
+    spec = parts.spec
+    head = parts.linear("embedding" if spec.tie_embeddings else "head")
+    layers = [parts.layer(index) for index in range(spec.n_layers)]
+    return Decoder(spec, parts.weights["embedding"], layers, parts.norm("final_norm"), head)
+
+
+class Parts:
+    """Makes the parts of a decoder from its weights by role (`weights.py`)."""
+
+    def __init__(
+        self, spec: DecoderSpec, weights: Mapping[str, Tensor | PackedWeight], dtype: torch.dtype, products: Products
+    ) -> None:
+        self.spec, self.weights, self.dtype, self.products = spec, weights, dtype, products
+
+    def tensor(self, role: str) -> Tensor:
+        """A weight that is never packed."""
+        weight = self.weights[role]
+        assert isinstance(weight, Tensor), role
+        return weight
+
+    def norm(self, role: str) -> RmsNorm:
+        return RmsNorm(self.tensor(role), self.spec.norm_eps, self.dtype)
+
+    def linear(self, role: str) -> BaseLinear:
+        bias_O = self.tensor(f"{role}.bias") if f"{role}.bias" in self.weights else None
+        return BaseLinear(self.weights[role], bias_O, self.products)
+
+    def layer(self, index: int) -> Layer:
+        attention = self._latent(index, self.spec.latent) if self.spec.latent else self._grouped(index)
+        feed_forward: Mixer
+        if self.spec.moe and self.spec.routes(index):
+            feed_forward = self._routed(index, self.spec.moe)
+        else:
+            feed_forward = self._gated(index, "")
+        return Layer(
+            self.norm(f"{index}.attention_norm"), attention, self.norm(f"{index}.feed_forward_norm"), feed_forward
+        )
+
+    def _grouped(self, index: int) -> Mixer:
+        head_norms = (self.norm(f"{index}.q_norm"), self.norm(f"{index}.k_norm")) if self.spec.qk_norm else None
+        return GroupedQueryAttention(
+            index, self.spec, self.linear(f"{index}.qkv"), self.linear(f"{index}.o"), head_norms
+        )
+
+    def _latent(self, index: int, latent: LatentSpec) -> Mixer:
+        def norm(role: str) -> RmsNorm:
+            return RmsNorm(self.tensor(f"{index}.{role}"), NORM_EPS, self.dtype)
+
+        query = (norm("q_a_norm"), self.linear(f"{index}.q_b")) if latent.q_rank is not None else None
+        heads = Heads(latent, self.spec.n_heads, self.linear(f"{index}.kv_b"))
+        q_kv_a, o = self.linear(f"{index}.q_kv_a"), self.linear(f"{index}.o")
+        return LatentAttention(index, latent, LatentParts(q_kv_a, norm("kv_a_norm"), heads, o, query))
+
+    def _gated(self, index: int, site: str) -> GatedFeedForward:
+        gate_up, down = (self.linear(f"{index}.{site}{name}") for name in ("gate_up", "down"))
+        return GatedFeedForward(index, gate_up, down, site)
+
+    def _routed(self, index: int, moe: MoeSpec) -> Mixer:
+        # In fp32 a product of few outputs may depend on its neighbours (see TiledProducts), so there are always some.
+        bias_E = self.tensor(f"{index}.router_bias") if moe.scoring == "sigmoid" else None
+        weight_ED = F.pad(self.tensor(f"{index}.router"), (0, 0, 0, max(0, LEAST_OUTPUTS - moe.n_experts)))
+        router = Router(index, moe, BaseLinear(weight_ED, None, self.products), bias_E)
+        experts = [
+            Expert(self.linear(f"{index}.{expert}.gate_up"), self.linear(f"{index}.{expert}.down"))
+            for expert in range(moe.n_experts)
+        ]
+        return RoutedFeedForward(index, router, experts, self._gated(index, "shared.") if moe.d_shared else None)

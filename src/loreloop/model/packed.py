@@ -1,0 +1,135 @@
+"""Frozen weights of 4 or 8 bits that stay packed in memory, and how they come to be.
+
+value = scale · code + offset, rounded to bf16: one scale (and offset, where a format has one) for 32 neighbouring
+inputs of an output. Training and sampling read the same packed values. Knows no layers and no file formats.
+
+Legend: O outputs, I inputs, G groups of inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from loreloop.kernels import packed as kernels
+from loreloop.kernels.packed import GROUP, LANES, Codes
+
+MOST_CODE = {4: 7, 8: 127}  # of symmetric codes
+ZERO_CODE = 8  # four bits are stored without a sign
+
+
+def packable(shape: tuple[int, ...], starts: Sequence[int] = ()) -> bool:
+    """Whether a weight of this shape, and its parts that begin at the rows `starts`, have whole tiles and groups."""
+    return len(shape) == 2 and shape[1] % GROUP == 0 and all(row % LANES == 0 for row in (shape[0], *starts))
+
+
+class PackedWeight:
+    """A weight (O, I). Rows can be cut out in whole tiles of 16, and filled in, like those of a tensor."""
+
+    def __init__(self, codes: Codes) -> None:
+        self.codes = codes
+
+    @staticmethod
+    def empty(shape: tuple[int, ...], bits: int, dtype: torch.dtype, *, offsets: bool = False) -> PackedWeight:
+        """Room for a weight; `dtype` is that of scales and offsets."""
+        d_out, d_in = shape
+        assert packable(shape), shape
+        assert bits in (4, 8), bits
+        n_tiles, n_groups = d_out // LANES, d_in // GROUP
+        if bits == 4:
+            codes = torch.zeros(n_tiles, d_in // 2, LANES, dtype=torch.uint8)
+        else:
+            codes = torch.zeros(n_tiles, d_in // 2, 2 * LANES, dtype=torch.int8)
+        scales = torch.zeros(n_tiles, n_groups, LANES, dtype=dtype)
+        return PackedWeight(Codes(codes, scales, torch.zeros_like(scales) if offsets else None))
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.codes.d_out, self.codes.d_in))
+
+    @property
+    def n_bytes(self) -> int:
+        parts = (self.codes.codes, self.codes.scales, self.codes.offsets)
+        return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+    def __getitem__(self, rows: slice) -> PackedWeight:
+        """A view of whole tiles."""
+        start, stop, step = rows.indices(self.codes.d_out)
+        assert (step, start % LANES, stop % LANES) == (1, 0, 0), rows
+        tiles = slice(start // LANES, stop // LANES)
+        offsets = None if self.codes.offsets is None else self.codes.offsets[tiles]
+        return PackedWeight(Codes(self.codes.codes[tiles], self.codes.scales[tiles], offsets))
+
+    def copy_(self, weight_OI: Tensor) -> None:
+        """Fills it with near values: symmetric codes, a group's largest value at the largest code."""
+        assert self.codes.offsets is None
+        most = MOST_CODE[self.codes.bits]
+        weight_OGI = weight_OI.float().unflatten(1, (-1, GROUP))
+        scale_OG = (weight_OGI.abs().amax(-1) / most).to(self.codes.scales.dtype)
+        divisor_OG1 = torch.where(scale_OG == 0, 1.0, scale_OG.float())[:, :, None]
+        code_OGI = (weight_OGI / divisor_OG1).round_().clamp_(-most - 1, most)
+        if self.codes.bits == 4:
+            code_OGI += ZERO_CODE
+        self.fill(code_OGI.flatten(1).to(self.codes.codes.dtype), scale_OG, None)
+
+    def fill(self, code_OI: Tensor, scale_OG: Tensor, offset_OG: Tensor | None) -> None:
+        """Fills it with codes as they are: 0 … 15 in uint8, or int8."""
+        lanes = code_OI.unflatten(1, (-1, 2)).unflatten(0, (-1, 2, LANES // 2)).permute(0, 3, 1, 2, 4).flatten(3)
+        low, high = lanes.unbind(2)  # the first and the last eight outputs of a tile
+        self.codes.codes.copy_(low | high << 4 if self.codes.bits == 4 else torch.cat((low, high), -1))
+        self.codes.scales.copy_(_tiled(scale_OG))
+        assert (offset_OG is None) == (self.codes.offsets is None)
+        if offset_OG is not None and self.codes.offsets is not None:
+            self.codes.offsets.copy_(_tiled(offset_OG))
+
+    def dense(self) -> Tensor:
+        """(O, I) bf16."""
+        return kernels.unpacked(self.codes) if kernels.serve(_A_ROW) else self._dense_by_steps()
+
+    def rows(self, index_N: Tensor) -> Tensor:
+        """The weights of some outputs, (N, I) bf16."""
+        flat_N = index_N.flatten()
+        tile_N, lane_N = flat_N // LANES, flat_N % LANES
+        offsets = None if self.codes.offsets is None else self.codes.offsets[tile_N]
+        tiles = PackedWeight(Codes(self.codes.codes[tile_N], self.codes.scales[tile_N], offsets))
+        row_NI = tiles.dense()[torch.arange(len(flat_N), device=flat_N.device) * LANES + lane_N]
+        return row_NI.unflatten(0, index_N.shape) if index_N.dim() != 1 else row_NI
+
+    def _dense_by_steps(self) -> Tensor:
+        """`dense`, plainly."""
+        codes = self.codes.codes
+        halves = (codes & 15, codes >> 4) if self.codes.bits == 4 else codes.chunk(2, -1)
+        lanes = torch.stack([half.unflatten(2, (-1, 2)) for half in halves], 2)  # tile, pair, half, output, input
+        value_OGI = lanes.permute(0, 2, 3, 1, 4).flatten(0, 2).flatten(1).float().unflatten(1, (-1, GROUP))
+        scale_OG1, offset_OG1 = _rows(self.codes.scales), _rows(self.codes.offsets)
+        if offset_OG1 is None and self.codes.bits == 4:
+            value_OGI -= ZERO_CODE
+        value_OGI *= scale_OG1
+        return (value_OGI if offset_OG1 is None else value_OGI + offset_OG1).flatten(1).to(torch.bfloat16)
+
+    def product(self, bias_O: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """(T, I) → (T, O): x · Wᵀ + bias. A row's result depends on that row alone where the kernels serve."""
+
+        def linear(x_TI: Tensor) -> Tensor:
+            if not kernels.serve(x_TI):
+                return F.linear(x_TI, self.dense().to(x_TI), bias_O)
+            y_TO = kernels.product(x_TI, self.codes)
+            return y_TO if bias_O is None else y_TO + bias_O
+
+        return linear
+
+
+_A_ROW = torch.empty(0, dtype=torch.bfloat16)
+
+
+def _tiled(x_OG: Tensor) -> Tensor:
+    """(O, G) → (tiles, G, 16)."""
+    return x_OG.unflatten(0, (-1, LANES)).transpose(1, 2)
+
+
+def _rows(tiled: Tensor | None) -> Tensor | None:
+    """(tiles, G, 16) → (O, G, 1) fp32."""
+    return None if tiled is None else tiled.transpose(1, 2).flatten(0, 1).float()[:, :, None]
