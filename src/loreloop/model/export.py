@@ -1,0 +1,155 @@
+"""An adapter leaves home: as a folder that peft loads beside the published model, or merged into it.
+
+peft keeps the experts of a layer in two parameters, and their adapters in one A and one B each: a gate and an up share
+a product there, so the adapter of both has twice the rank, with zeros where one does not concern the other. Merging
+streams: a tensor comes in, ΔW = 32/r · B · A is added in fp32, and it goes out in its own dtype.
+
+Legend: E experts, I inputs, O outputs, R rank.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from loreloop.model.families.table import family_of
+from loreloop.model.gguf_out import write_gguf
+from loreloop.model.load import read_config, read_config_file, read_spec, stream_tensors
+from loreloop.model.lora import ALPHA, UNEMBED, AdapterView
+from loreloop.model.peft import CONFIG_FILE, PREFIX, WEIGHTS_FILE, named_tensors, read_adapter
+from loreloop.model.shards import SHARD_BYTES, ShardWriter
+from loreloop.model.tensor_file import write_tensors
+from loreloop.model.weights import Weight, decoder_weights
+from loreloop.protocol.errors import BadRequest
+
+HEAD = "lm_head"
+EXPERT_PARAMETERS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+Delta = Callable[[], Tensor]
+
+
+def export_peft(folder: Path, view: AdapterView, base_model: str) -> None:
+    """Fills `folder` with an adapter in peft's own arrangement."""
+    rank, layout = view.layout.rank, view.layout
+    tensors = {
+        name.replace(f"{PREFIX}.unembed_tokens", f"base_model.model.{HEAD}"): tensor
+        for name, tensor in named_tensors(view)
+        if ".mlp.experts." not in name
+    }
+    modules = sorted({name.split(".")[-3] for name in tensors})
+    config: dict[str, object] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": rank,
+        "lora_alpha": ALPHA,
+        "target_modules": modules or None,
+        "bias": "none",
+    }
+    layers = [layer for layer, site in layout.places if site == "experts.down"]
+    for layer in layers:
+        tensors |= _expert_tensors(view, layer)
+    if layers:
+        wide = EXPERT_PARAMETERS[0]
+        config["target_parameters"] = list(EXPERT_PARAMETERS)
+        config |= {"rank_pattern": {wide: 2 * rank}, "alpha_pattern": {wide: 2 * ALPHA}}
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1))
+    write_tensors(folder / WEIGHTS_FILE, tensors)
+
+
+def _expert_tensors(view: AdapterView, layer: int) -> Iterator[tuple[str, Tensor]]:
+    rank, n_experts = view.layout.rank, view.a(layer, "experts.down").shape[0]
+    gate_EOR, up_EOR = view.b(layer, "experts.gate_up")
+    both_EOR = gate_EOR.new_zeros(n_experts, 2 * gate_EOR.shape[1], 2 * rank)
+    both_EOR[:, : gate_EOR.shape[1], :rank] = gate_EOR
+    both_EOR[:, gate_EOR.shape[1] :, rank:] = up_EOR
+    (down_EOR,) = view.b(layer, "experts.down")
+    # peft wraps the parameters of a module one in another, the second outermost.
+    outer = f"{PREFIX}.layers.{layer}.mlp.experts"
+    pairs = {
+        f"{outer}.base_layer": (view.a(layer, "experts.gate_up"), both_EOR),
+        outer: (view.a(layer, "experts.down"), down_EOR),
+    }
+    for name, (a_ERI, b_EOR) in pairs.items():
+        a_ERI, b_EOR = a_ERI.expand(n_experts, -1, -1), b_EOR.expand(n_experts, -1, -1)
+        yield f"{name}.lora_A.weight", a_ERI.flatten(0, 1)
+        yield f"{name}.lora_B.weight", b_EOR.permute(1, 2, 0).flatten(1)
+
+
+def merge(source: Path, target: Path, view: AdapterView, shard_bytes: int = SHARD_BYTES) -> None:
+    """Fills `target` with the published model of `source` plus the adapter."""
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json")):
+            shutil.copyfile(file, target / file.name)
+    deltas = dict(_deltas(source, view))
+    spec, names = view.layout.spec, family_of(read_config(source)).names
+    unties = spec.tie_embeddings and names.head in deltas
+    if unties:
+        config = read_config_file(source / "config.json") | {"tie_word_embeddings": False}
+        (target / "config.json").write_text(json.dumps(config, indent=1))
+    writer = ShardWriter(target, shard_bytes)
+    for name, read in stream_tensors(source):
+        if not (unties and name == names.head):  # a copy of the embedding
+            writer.add(name, _merged(read(), deltas.get(name)))
+        if unties and name == names.embedding:
+            writer.add(names.head, _merged(read(), deltas[names.head]))
+    writer.close()
+
+
+def _merged(weight: Tensor, delta: Delta | None) -> Tensor:
+    return weight if delta is None else (weight.float() + delta()).to(weight.dtype)
+
+
+def _deltas(source: Path, view: AdapterView) -> Iterator[tuple[str, Delta]]:
+    """What is to be added to which published tensor."""
+    layout, names = view.layout, family_of(read_config(source)).names
+    for weight in decoder_weights(layout.spec, names):
+        key, expert = _site(weight)
+        if key is not None and layout.has(*key):
+            for part, piece in enumerate(weight.pieces):
+                yield piece.name, _delta(view, key, expert, part)
+    if layout.has(layout.spec.n_layers, UNEMBED):
+        yield names.head, _delta(view, (layout.spec.n_layers, UNEMBED), None, 0)
+
+
+def _site(weight: Weight) -> tuple[tuple[int, str] | None, int | None]:
+    """The adapter's site that a weight belongs to, and the expert."""
+    layer, _, site = weight.role.partition(".")
+    if not layer.isdigit() or weight.role.endswith(".bias"):
+        return None, None
+    expert, _, part = site.partition(".")
+    return ((int(layer), f"experts.{part}"), int(expert)) if expert.isdigit() else ((int(layer), site), None)
+
+
+def _delta(view: AdapterView, key: tuple[int, str], expert: int | None, part: int) -> Delta:
+    rank, scale = view.layout.rank, view.layout.scale
+    a_RI, b_OR = view.a(*key), view.b(*key)[part]
+    if expert is not None:
+        a_RI, b_OR = a_RI[min(expert, len(a_RI) - 1)], b_OR[min(expert, len(b_OR) - 1)]
+    a_RI = a_RI[part * rank : (part + 1) * rank]
+    return lambda: scale * (b_OR.float() @ a_RI.float())
+
+
+def export(source: Path, adapter: Path, target: Path, form: str, base_model: str) -> None:
+    """Writes `target` in one of the three forms; it appears when it is complete."""
+    if target.exists():
+        raise BadRequest(f"{target} exists already; name a new place.")
+    view = read_adapter(adapter, read_spec(source), torch.float32)
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=target.absolute().parent) as scratch:
+        staging = Path(scratch, "folder")
+        staging.mkdir()
+        if form == "peft":
+            export_peft(staging, view, base_model)
+        else:
+            merge(source, staging, view)
+        if form == "gguf":
+            file = Path(scratch, "model.gguf")
+            write_gguf(staging, file)
+            staging = file
+        staging.rename(target)
