@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from loreloop.http import (
     anthropic,
     health,
+    loop_deployments,
     openai,
     openai_chat,
     openai_models,
@@ -33,6 +34,7 @@ STATUS_CODES: dict[type[errors.LoreloopError], int] = {
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
     errors.NotFound: 404,
+    errors.Conflict: 409,
     errors.Gone: 410,
     errors.TooLarge: 413,
     errors.Unavailable: 429,
@@ -44,6 +46,7 @@ KINDS = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    409: "conflict_error",
     413: "request_too_large",
     429: "rate_limit_error",
 }
@@ -65,6 +68,7 @@ def create_app(services: Services) -> Starlette:
             Mount("/oai/api/v1", routes=openai_routes),
             Mount("/v1", routes=openai_routes),
             Mount("/anthropic/api/v1", routes=anthropic.ROUTES),
+            Mount("/loop/v1", routes=loop_deployments.ROUTES),
             *health.ROUTES,
         ],
         exception_handlers={errors.LoreloopError: on_error, HTTPException: on_http_error},  # type: ignore[dict-item]
