@@ -5,6 +5,7 @@ Knows no dialect's bodies, and not how a model's family writes tool calls.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -158,3 +159,7 @@ def whole_reply(chat: Chat, tokens: Sequence[int]) -> WholeReply:
         whole.add(reply.push(token))
     whole.add(reply.flush())
     return whole
+
+
+def new_call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
