@@ -28,7 +28,7 @@ def tiers() -> list[Figure]:
     run(running, [request(f"some-{at}", revisions[i], rng) for at, i in enumerate(chosen)])
     after = running.meters
     n_hits = after.revision_hits - before.revision_hits
-    best = np.sort(np.bincount(chosen))[-16:].sum()
+    best = int(np.sort(np.bincount(chosen))[-16:].sum())
     n_loads = sum(after.cold_loads.counts)
     return [
         Figure("1,000 adapters: cold load, mean", 1e3 * after.cold_loads.seconds / n_loads, "ms"),
