@@ -41,6 +41,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resident_models: Positive = 2  # training states held in memory; the others wait on disk
     resident_revisions: Positive = 16  # sampler adapters held in memory
     decode_gap_ms: NotNegative = 200  # training pauses for the samples' next tokens this often; 0: only between batches
+    image_cache_mib: NotNegative = 512  # what vision towers made of recent images, kept in memory
     snapshot_seconds: Seconds = 30.0  # unsnapshotted engine time that triggers a snapshot
 
 

@@ -34,7 +34,7 @@ from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampledSequence, SampleResult
-from loreloop.protocol.training import Failure, text_length
+from loreloop.protocol.training import Failure, length_of
 from loreloop.text.conversation import Conversation, MadeCall, Turn, prompt_text
 from loreloop.text.tool_calls import Tool
 
@@ -156,7 +156,7 @@ class Asked:
     def usage(self, n_drawn: int, n_cached: int) -> dict[str, int]:
         """Anthropic counts cached tokens apart from the others."""
         return {
-            "input_tokens": text_length(self.chat.op.prompt) - n_cached,
+            "input_tokens": length_of(self.chat.op.prompt) - n_cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": n_cached,
             "output_tokens": n_drawn,

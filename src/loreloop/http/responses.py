@@ -35,7 +35,7 @@ from loreloop.protocol.responses_rest import (
 )
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampleResult
-from loreloop.protocol.training import Failure, text_length
+from loreloop.protocol.training import Failure, length_of
 from loreloop.text.conversation import Conversation, MadeCall, Turn
 from loreloop.text.tool_calls import Tool
 
@@ -178,7 +178,7 @@ class Asked:
         }
 
     def usage(self, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
-        n_prompt, n_drawn = text_length(self.chat.op.prompt), len(result.sequences[0].tokens) // 4
+        n_prompt, n_drawn = length_of(self.chat.op.prompt), len(result.sequences[0].tokens) // 4
         thought = "".join(block.text for block in blocks.done if block.kind == "thinking")
         n_thought = len(self.chat.model.text.tokenizer.encode(thought)) if thought else 0
         return {
