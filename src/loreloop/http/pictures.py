@@ -18,7 +18,7 @@ import httpx
 import msgspec
 
 from loreloop.config import Config, LimitConfig
-from loreloop.images.check import CHAT_FORMATS, WIRE_FORMATS, checked, wanted_size
+from loreloop.images.check import CHAT_FORMATS, WIRE_FORMATS, check_kind, checked, wanted_size
 from loreloop.images.files import ImageLimits, kind_of
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.images import ImageRules
@@ -120,13 +120,14 @@ def _check_all(
     most, n_pixels = limits.request_megapixels * 1_000_000, 0
     found: list[ImageChunk] = []
     for image in images:
+        check_kind(image, formats)
         width, height = wanted_size(image, bounds)
         n_pixels += width * height
         if n_pixels > most:
             raise BadRequest(
                 f"The images of this request have over {most} pixels together; send fewer or smaller ones."
             )
-        found.append(checked(image, rules, bounds, formats))
+        found.append(checked(image, rules, bounds))
     return found
 
 

@@ -32,14 +32,18 @@ def wanted_size(chunk: ImageChunk, limits: ImageLimits) -> tuple[int, int]:
     return chunk.width, chunk.height
 
 
-def checked(chunk: ImageChunk, rules: ImageRules, limits: ImageLimits, formats: tuple[str, ...]) -> ImageChunk:
-    """The chunk with its true number of tokens as `expected_tokens`. Decodes it once, to see that it is whole."""
+def check_kind(chunk: ImageChunk, formats: tuple[str, ...]) -> None:
+    """Whether the bytes are what they are said to be, and one of `formats`."""
     kind = kind_of(chunk.data)
     if kind not in formats:
         known = f"{', '.join(formats[:-1])} or {formats[-1]}"
         raise BadRequest(f"The image's bytes are {kind or 'of no known format'}; send {known}.")
     if chunk.format != kind:
         raise BadRequest(f"The image is said to be {chunk.format[:20]!r}, but its bytes are {kind}.")
+
+
+def checked(chunk: ImageChunk, rules: ImageRules, limits: ImageLimits) -> ImageChunk:
+    """The chunk with its true number of tokens as `expected_tokens`. Decodes it once, to see that it is whole."""
     cut = chunk_cut(chunk, rules, limits)
     if chunk.expected_tokens not in (None, cut.n_tokens):
         raise BadRequest(f"The image is {cut.n_tokens} tokens for this model; {chunk.expected_tokens} were expected.")
