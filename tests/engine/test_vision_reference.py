@@ -118,6 +118,14 @@ def test_prefixes_are_shared_by_images_bytes(case):
     assert ask(same, 11, 12).tokens == first.tokens
 
 
+def test_images_that_claim_one_place_are_kept_apart(case):
+    table = case[0].images
+    ours = table.lay_out((image(WIDE),)).images[0]
+    twin = table._first_id(ours.key[:8] + b"another image, found by trying")
+    assert twin != ours.first_id
+    assert table._first_id(ours.key) == ours.first_id
+
+
 def test_another_image_gives_another_answer(case):
     rig, state, reference = case
     a, b = (

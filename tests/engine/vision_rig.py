@@ -36,11 +36,12 @@ def image(data: bytes, **fields) -> ImageChunk:
     return ImageChunk(data, "png", **fields)
 
 
-def vision_datum(chunks: tuple[Chunk, ...], n_tokens: int, seed: int = 0) -> Datum:
-    """Random targets and weights at every position."""
+def vision_datum(chunks: tuple[Chunk, ...], n_tokens: int, seed: int = 0, targets: np.ndarray | None = None) -> Datum:
+    """Random weights at every position, and targets, unless they are given."""
     random = np.random.default_rng(seed)
+    targets = random.integers(0, 512, n_tokens) if targets is None else targets
     inputs = {
-        "target_tokens": tensor_of(random.integers(0, 512, n_tokens)),
+        "target_tokens": tensor_of(targets),
         "weights": tensor_of(random.normal(size=n_tokens).astype(np.float32)),
     }
     return Datum(chunks, inputs)

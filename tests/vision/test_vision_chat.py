@@ -50,7 +50,8 @@ def test_an_image_changes_the_answer_and_counts(client):
     assert again.choices[0].message.content == answer.choices[0].message.content
     first = (choice.logprobs.content[0].logprob for choice in (*other.choices, *again.choices))
     assert len(set(first)) == 2
-    assert again.usage.prompt_tokens_details.cached_tokens > N_CAT > other.usage.prompt_tokens_details.cached_tokens
+    hit, other_hit = (answer.usage.prompt_tokens_details.cached_tokens for answer in (again, other))
+    assert hit >= other_hit + N_CAT
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
@@ -89,7 +90,7 @@ def test_responses_and_messages_see_the_same(client, claude):
     answer = client.responses.create(input=[{"role": "user", "content": content}], **usual)
     block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": url().split(",")[1]}}
     message = {"role": "user", "content": [{"type": "text", "text": "what?"}, block]}
-    other = claude.messages.create(model="eyes", max_tokens=5, messages=[message], temperature=0)
+    other = claude.messages.create(model="eyes", max_tokens=5, messages=[message], extra_body={"temperature": 0})
     assert other.content[0].text == answer.output_text
     assert answer.usage.input_tokens == ask(client, said("what?"), seen(url())).usage.prompt_tokens
 

@@ -27,7 +27,8 @@ from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.training import Chunk, ImageChunk, TextChunk
 
 Ids = NDArray[np.int64]
-KNOWN_IMAGES = 1 << 16  # whose ids are remembered; one that is forgotten gets new ones
+KNOWN_IMAGES = 1 << 16  # whose ids are remembered, so that no other gets them
+TOKEN_BITS = 20  # of an id: which token of its image; the 43 above are the image's
 UNBOUNDED = ImageLimits(1 << 40, 1 << 40)  # what comes here has been checked against the server's limits
 
 
@@ -57,9 +58,8 @@ class ImageTable:
 
     def __init__(self, vision: Vision | None, device: torch.device, max_bytes: int) -> None:
         self.vision, self.device, self.max_bytes = vision, device, max_bytes
-        self.first_ids: OrderedDict[bytes, int] = OrderedDict()
+        self.owners: OrderedDict[int, bytes] = OrderedDict()  # by first id
         self.features: OrderedDict[bytes, ImageFeatures] = OrderedDict()
-        self.next_id = 0
         self.n_computed = 0  # runs of the tower
 
     def lay_out(self, chunks: Sequence[Chunk]) -> TokenSequence:
@@ -87,7 +87,7 @@ class ImageTable:
         rows: list[Ids] = []
         embedding: list[torch.Tensor] = []
         additions: list[tuple[torch.Tensor, ...]] = []
-        for image in {image.key: image for image in images}.values():
+        for image in {image.first_id: image for image in images}.values():
             numbers_T = tokens_T - image.first_id
             mine = np.flatnonzero((numbers_T >= 0) & (numbers_T < image.cut.n_tokens))
             if len(mine):
@@ -111,13 +111,20 @@ class ImageTable:
                 f"An image is {cut.n_tokens} tokens for this model; {chunk.expected_tokens} were expected."
             )
         key = hashlib.sha256(b"%d %d " % (chunk.width or 0, chunk.height or 0) + chunk.data).digest()
-        if key not in self.first_ids:
-            self.next_id -= cut.n_tokens
-            self.first_ids[key] = self.next_id
-            if len(self.first_ids) > KNOWN_IMAGES:
-                self.first_ids.popitem(last=False)
-        self.first_ids.move_to_end(key)
-        return PlacedImage(key, self.first_ids[key], chunk, cut)
+        return PlacedImage(key, self._first_id(key), chunk, cut)
+
+    def _first_id(self, key: bytes) -> int:
+        """Made from the image's hash, so that an engine that executes a batch again packs it as it was.
+
+        Two images in one place are as good as impossible, unless somebody looks for them: then the later one moves.
+        """
+        number = int.from_bytes(key[:8], "big") >> 1 + TOKEN_BITS
+        while self.owners.setdefault(first_id := -(number + 1) << TOKEN_BITS, key) != key:
+            number = (number + 1) % (1 << 63 - TOKEN_BITS)
+        self.owners.move_to_end(first_id)
+        if len(self.owners) > KNOWN_IMAGES:
+            self.owners.popitem(last=False)
+        return first_id
 
     def _positions(self, cut: Cut, at: int) -> Ids:
         """(N, 3): time stands still over an image, rows and columns count."""
