@@ -117,8 +117,8 @@ def test_a_refused_batch_uses_its_place_up(service):
         datum(ids(11), tinker.types.DmelChunk(dmel=b"x"), n_tokens=3),
         datum(ids(11), shown(CAT), n_tokens=9),
     ):
-        with pytest.raises(tinker.TinkerError):
-            client.forward_backward([bad], "cross_entropy").result()
+        with pytest.raises(tinker.TinkerError, match="Datum 1"):
+            client.forward_backward([good, bad], "cross_entropy").result()
     assert client.optim_step(tinker.AdamParams()).result().metrics["update_l2:mean"] == 0.0
     assert client.forward_backward([good], "cross_entropy").result().metrics["loss:sum"] > 0
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -18,8 +19,8 @@ import httpx
 import msgspec
 
 from loreloop.config import Config, LimitConfig
-from loreloop.images.check import CHAT_FORMATS, WIRE_FORMATS, check_kind, checked, wanted_size
-from loreloop.images.files import ImageLimits, kind_of
+from loreloop.images.check import CHAT_FORMATS, WIRE_FORMATS, check_kind, checked
+from loreloop.images.files import ImageLimits, image_size, kind_of
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.images import ImageRules
 from loreloop.protocol.link import EngineInfo
@@ -39,11 +40,11 @@ class Pictures:
 
     async def in_prompt(self, chunks: tuple[Chunk, ...], info: EngineInfo) -> tuple[Chunk, ...]:
         """The chunks with images checked and counted."""
-        known = await self._checked(chunks, info, WIRE_FORMATS)
+        known = await self._checked([("The prompt", chunk) for chunk in chunks], info, WIRE_FORMATS)
         return tuple(known.get(chunk, chunk) for chunk in chunks)
 
     async def in_data(self, data: tuple[Datum, ...], info: EngineInfo) -> tuple[Datum, ...]:
-        chunks = [chunk for datum in data for chunk in datum.chunks]
+        chunks = [(f"Datum {index}", chunk) for index, datum in enumerate(data) for chunk in datum.chunks]
         known = await self._checked(chunks, info, WIRE_FORMATS)
         if not known:
             return data
@@ -59,7 +60,8 @@ class Pictures:
                 f"{info.base_model} reads text only; leave images (image_url, input_image) out, or ask a vision model."
             )
         raw = {url: await self._found(url) for url in urls}
-        known = await self._checked(list(raw.values()), info, CHAT_FORMATS)
+        places = [(f"Image {number}", chunk) for number, chunk in enumerate(raw.values(), 1)]
+        known = await self._checked(places, info, CHAT_FORMATS)
         chunks = {url: known[chunk] for url, chunk in raw.items()}
         turns = tuple(
             replace(turn, parts=tuple(p if isinstance(p, str) else Picture(p.url, chunks[p.url]) for p in turn.parts))
@@ -68,10 +70,10 @@ class Pictures:
         return replace(conversation, turns=turns)
 
     async def _checked(
-        self, chunks: Sequence[Chunk], info: EngineInfo, formats: tuple[str, ...]
+        self, chunks: Sequence[tuple[str, Chunk]], info: EngineInfo, formats: tuple[str, ...]
     ) -> dict[Chunk, ImageChunk]:
-        """Each different image once."""
-        images = list(dict.fromkeys(chunk for chunk in chunks if isinstance(chunk, ImageChunk)))
+        """Each different image once; where it stands is told with what is wrong with it."""
+        images = {chunk: where for where, chunk in reversed(chunks) if isinstance(chunk, ImageChunk)}
         if not images:
             return {}
         if info.images is None:
@@ -114,20 +116,20 @@ class Pictures:
 
 
 def _check_all(
-    images: Sequence[ImageChunk], rules: ImageRules, limits: LimitConfig, formats: tuple[str, ...]
+    images: Mapping[ImageChunk, str], rules: ImageRules, limits: LimitConfig, formats: tuple[str, ...]
 ) -> list[ImageChunk]:
     bounds = ImageLimits(limits.image_mib << 20, limits.image_megapixels * 1_000_000)
     most, n_pixels = limits.request_megapixels * 1_000_000, 0
     found: list[ImageChunk] = []
-    for image in images:
-        check_kind(image, formats)
-        width, height = wanted_size(image, bounds)
-        n_pixels += width * height
-        if n_pixels > most:
-            raise BadRequest(
-                f"The images of this request have over {most} pixels together; send fewer or smaller ones."
-            )
-        found.append(checked(image, rules, bounds))
+    for image, where in images.items():
+        try:
+            check_kind(image, formats)
+            n_pixels += math.prod(image_size(image.data, bounds))
+            if n_pixels > most:
+                raise BadRequest(f"The request's images have over {most} pixels together; send fewer or smaller ones.")
+            found.append(checked(image, rules, bounds))
+        except BadRequest as error:
+            raise BadRequest(f"{where}: {error.message}") from None
     return found
 
 
