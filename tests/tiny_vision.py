@@ -14,6 +14,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     SiglipVisionConfig,
 )
 
@@ -45,14 +47,14 @@ CHAT_TEMPLATE = (
 def make_tiny_vision_model(folder: Path, family: str = "qwen3_vl", *, seed: int = 0, **vision) -> Path:
     """A folder as `make_tiny_model`'s, with preprocessor_config.json. `vision` goes to the tower's configuration."""
     torch.manual_seed(seed)
-    model = _llava(**vision) if family.startswith("llava") else _qwen3_vl(**vision)
+    model = _llava(**vision) if family == "llava" else _qwen3_vl(family, **vision)
     for name, parameter in model.named_parameters():
         parameter.data += (0.1 if "language_model" in name else 0.2) * torch.randn_like(parameter)
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 2}))
     make_tokenizer(folder, 512, IMAGE_TOKENS, CHAT_TEMPLATE)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[family.split("-")[0]]))
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[family.removesuffix("_moe")]))
     return folder
 
 
@@ -87,7 +89,10 @@ def _llava(*, tower: str = "clip", **settings) -> LlavaForConditionalGeneration:
     )
 
 
-def _qwen3_vl(**settings) -> Qwen3VLForConditionalGeneration:
+MOE = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "mlp_only_layers": [1]}
+
+
+def _qwen3_vl(family: str, **settings) -> Qwen3VLForConditionalGeneration | Qwen3VLMoeForConditionalGeneration:
     rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
     vision = {
         "depth": 3,
@@ -99,8 +104,9 @@ def _qwen3_vl(**settings) -> Qwen3VLForConditionalGeneration:
         "deepstack_visual_indexes": [0, 1],
         "initializer_range": 0.2,
     }
-    config = Qwen3VLConfig(
-        text_config=TEXT | {"head_dim": 32, "rope_parameters": rope},
+    moe = family == "qwen3_vl_moe"
+    config = (Qwen3VLMoeConfig if moe else Qwen3VLConfig)(
+        text_config=TEXT | {"head_dim": 32, "rope_parameters": rope} | (MOE if moe else {}),
         vision_config=vision | settings,
         image_token_id=IMAGE,
         video_token_id=VIDEO,
@@ -108,7 +114,7 @@ def _qwen3_vl(**settings) -> Qwen3VLForConditionalGeneration:
         vision_end_token_id=VISION_END,
         tie_word_embeddings=True,
     )
-    return Qwen3VLForConditionalGeneration(config)
+    return (Qwen3VLMoeForConditionalGeneration if moe else Qwen3VLForConditionalGeneration)(config)
 
 
 def picture(width: int = 40, height: int = 30, *, seed: int = 0, format: str = "png", mode: str = "RGB") -> bytes:

@@ -25,7 +25,11 @@ from loreloop.protocol.training import Chunk, Datum, ImageChunk, TextChunk
 from tests.engine.sample_rig import sample_op
 from tests.tiny_vision import IMAGE
 
-PROCESSORS = {"llava": LlavaImageProcessorPil, "qwen3_vl": Qwen2VLImageProcessorPil}
+PROCESSORS = {
+    "llava": LlavaImageProcessorPil,
+    "qwen3_vl": Qwen2VLImageProcessorPil,
+    "qwen3_vl_moe": Qwen2VLImageProcessorPil,
+}
 
 
 def text(*ids: int) -> TextChunk:
@@ -97,9 +101,12 @@ class VisionReference:
         inputs = {"input_ids": torch.tensor([ids])}
         if pictures:
             inputs |= self.processor(pictures, return_tensors="pt")
-        if self.family == "qwen3_vl":
+        if self.family.startswith("qwen3_vl"):
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
-        return self.model(**inputs).logits[0]
+        return self.answer(inputs).logits[0]
+
+    def answer(self, inputs):
+        return self.model(**inputs)
 
     def logprobs(self, datum: Datum) -> torch.Tensor:
         targets = torch.tensor(datum.inputs["target_tokens"].numpy())

@@ -26,6 +26,7 @@ from loreloop.model.families.table import family_of
 from loreloop.model.linear import Products
 from loreloop.model.packed import PackedWeight, packable
 from loreloop.model.spec import DecoderSpec
+from loreloop.model.stacked import unstacked
 from loreloop.model.tower import VISION, own_name
 from loreloop.model.weights import Weight, decoder_weights
 from loreloop.protocol.errors import BadRequest
@@ -88,7 +89,8 @@ def load_decoder(
             if found := collector.add(name, read):
                 places.put_blocks(*found)
         elif name not in places.packed:
-            places.put(name, read())
+            for part, tensor in unstacked(name, read(), spec, family.names):
+                places.put(part, tensor)
     collector.check_complete()
     places.check_complete(folder)
     return assemble(Parts(spec, places.weights, dtype, products))

@@ -14,6 +14,7 @@ from loreloop.model.families.qwen2 import Qwen2
 from loreloop.model.families.qwen3 import Qwen3
 from loreloop.model.families.qwen3_moe import Qwen3Moe
 from loreloop.model.families.qwen3_vl import Qwen3VL
+from loreloop.model.families.qwen3_vl_moe import Qwen3VLMoe
 from loreloop.protocol.errors import BadRequest
 
 FAMILIES: Mapping[str, Family] = {
@@ -26,6 +27,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3": Qwen3(),
     "qwen3_moe": Qwen3Moe(),
     "qwen3_vl": Qwen3VL(),
+    "qwen3_vl_moe": Qwen3VLMoe(),
 }
 
 
