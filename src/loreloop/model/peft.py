@@ -40,7 +40,7 @@ def named_tensors(view: AdapterView) -> Iterator[tuple[str, Tensor]]:
 def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: bool = True) -> int:
     """Writes the folder's two files; gives the bytes written. The caller makes the folder appear at once."""
     lora = view.layout.lora
-    modules = sorted({_target(view.layout.spec, name) for name, _ in named_tensors(view)})
+    modules = sorted({target_module(view.layout.spec, name) for name, _ in named_tensors(view)})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -61,7 +61,7 @@ def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: 
     return write_tensors(folder / WEIGHTS_FILE, dict(named_tensors(view)), durable=durable)
 
 
-def _target(spec: DecoderSpec, name: str) -> str:
+def target_module(spec: DecoderSpec, name: str) -> str:
     """What a matrix's projection is called among the targets: by its last name, or, beside a vision tower whose
     projections have the same names, by its whole path."""
     path = name.removeprefix(f"{PREFIX}.").rsplit(".", 2)[0]
