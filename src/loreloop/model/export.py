@@ -41,24 +41,29 @@ def export_peft(folder: Path, view: AdapterView, base_model: str) -> None:
         for name, tensor in named_tensors(view)
         if ".mlp.experts." not in name
     }
-    modules = sorted({name.split(".")[-3] for name in tensors})
-    config: dict[str, object] = {
+    paths = {name.removeprefix(f"{PREFIX}.").removesuffix(".weight").rpartition(".")[0] for name in tensors}
+    layers = [layer for layer, site in layout.places if site == "experts.down"]
+    targets: dict[str, object] = {"target_modules": sorted({path.rpartition(".")[2] for path in paths})}
+    if layers:
+        # peft takes the names of dense projections in such a model for those of experts, unless asked by parameter.
+        dense = {".".join(path.split(".")[2:]) for path in paths if ".mlp." in path}
+        wide = EXPERT_PARAMETERS[0]
+        targets = {
+            "target_modules": sorted({path.rpartition(".")[2] for path in paths if ".mlp." not in path}) or None,
+            "target_parameters": [*EXPERT_PARAMETERS, *(f"{path}.weight" for path in sorted(dense))],
+            "rank_pattern": {wide: 2 * rank},
+            "alpha_pattern": {wide: 2 * ALPHA},
+        }
+        tensors |= {name: tensor for layer in layers for name, tensor in _expert_tensors(view, layer)}
+    config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "r": rank,
         "lora_alpha": ALPHA,
-        "target_modules": modules or None,
         "bias": "none",
     }
-    layers = [layer for layer, site in layout.places if site == "experts.down"]
-    for layer in layers:
-        tensors |= _expert_tensors(view, layer)
-    if layers:
-        wide = EXPERT_PARAMETERS[0]
-        config["target_parameters"] = list(EXPERT_PARAMETERS)
-        config |= {"rank_pattern": {wide: 2 * rank}, "alpha_pattern": {wide: 2 * ALPHA}}
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1))
+    (folder / CONFIG_FILE).write_text(json.dumps(config | targets, indent=1))
     write_tensors(folder / WEIGHTS_FILE, tensors)
 
 
