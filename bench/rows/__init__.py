@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.rig import Figure
-from bench.rows import numbers, quantized, rl, sample, scaling, serve, streams, together, train
+from bench.rows import numbers, quantized, rl, sample, scaling, serve, streams, tiers, together, train
 
 ROWS: dict[str, Callable[[], list[Figure]]] = {
     "control": serve.control,
@@ -25,5 +25,6 @@ ROWS: dict[str, Callable[[], list[Figure]]] = {
     "together": together.train_while_sampling,
     "rl-step": rl.rl_step,
     "streams": streams.streams,
+    "tiers": tiers.tiers,
     "scaling": scaling.scaling,
 }

@@ -56,6 +56,13 @@ def test_it_is_set_listed_and_rolled_back(place: Place) -> None:
     assert [row["version"] for row in run(place, "history", "bot", "--limit", "1")] == [3]
 
 
+def test_it_is_deleted(place: Place) -> None:
+    run(place, "set", "bot", saved(place, "a"))
+    ended = CliRunner().invoke(deploy, ["delete", "bot", "--data", str(place.folder)], catch_exceptions=False)
+    assert ended.exit_code == 0
+    assert run(place, "list") == []
+
+
 def test_a_base_is_everybodys_until_weights_of_a_key_answer(place: Place) -> None:
     make_tiny_model(place.folder / "models" / "org--tiny")
     assert run(place, "set", "bot", "org/tiny")[0]["owner"] == ""

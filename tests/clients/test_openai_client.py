@@ -18,6 +18,7 @@ WEATHER = {
     "additionalProperties": False,
 }
 TOOLS = [{"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": WEATHER}}]
+STRICT_TOOLS = [{"type": "function", "function": TOOLS[0]["function"] | {"strict": True}}]
 
 
 class Place(pydantic.BaseModel):
@@ -88,6 +89,25 @@ def test_a_schema_is_parsed_into_a_model(client):
         model="tiny", messages=CHAT, response_format=Place, max_tokens=100, temperature=1.5, seed=2
     )
     assert isinstance(answer.choices[0].message.parsed, Place)
+
+
+def test_a_format_beside_tools_gives_one_or_the_other(client):
+    fields = {"response_format": Place, "tools": STRICT_TOOLS, "max_tokens": 300, "temperature": 1.5}
+    kinds = set()
+    for seed in range(12):
+        answer = client.chat.completions.parse(
+            **{"model": "tiny", "messages": CHAT, "seed": seed, "parallel_tool_calls": False} | fields
+        )
+        message = answer.choices[0].message
+        assert (message.parsed is None) == bool(message.tool_calls)
+        kinds.add(bool(message.tool_calls))
+        for call in message.tool_calls or ():
+            assert json.loads(call.function.arguments)["city"] in ("Oslo", "Rome")
+    assert kinds == {False, True}
+    forced = client.chat.completions.parse(
+        model="tiny", messages=CHAT, tool_choice="required", seed=1, parallel_tool_calls=False, **fields
+    )
+    assert forced.choices[0].message.tool_calls
 
 
 def test_penalties_bias_and_min_p_are_felt(client):

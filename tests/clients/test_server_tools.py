@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import openai
+import psutil
 import pytest
 
 from loreloop.cli.server import RunningServer
@@ -29,13 +31,15 @@ def client(server):
     tools(server, "remove", "adder")
 
 
-def ask(client, tool: str, label: str = "adder", **loop):
+def ask(client, tool: str, label: str = "adder", stream=False, stream_options=None, **loop):
     """Forced to call one tool of the server once; what follows is up to the random weights."""
     return client.chat.completions.create(
         model="tiny",
         messages=[{"role": "user", "content": "double 4"}],
         max_tokens=200,
         seed=1,
+        stream=stream,
+        **({"stream_options": stream_options} if stream_options else {}),
         tool_choice={"type": "function", "function": {"name": f"{label}__{tool}"}},
         tools=[{"type": "mcp", "server_label": label}],
         extra_body={"agent_loop": {"max_calls": 1, **loop}},
@@ -56,6 +60,38 @@ def test_failures_and_slow_tools_are_told_to_the_model(client, server):
     assert "in time" in ask(client, "sleep", max_seconds=3).tool_trace[0]["output"]
     outcomes = [call["outcome"] for call in json.loads(tools(server, "calls", "--json", "--limit", "2"))]
     assert outcomes == ["timeout", "error"]
+
+
+def test_a_stream_tells_the_text_and_the_tools(client):
+    whole = ask(client, "double")
+    content, activity, finish = "", [], None
+    for chunk in ask(client, "double", stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            content += choice.delta.content or ""
+            activity += [choice.delta.tool_activity] if hasattr(choice.delta, "tool_activity") else []
+            finish = choice.finish_reason or finish
+    (call,) = whole.tool_trace
+    began, ended = activity
+    assert (began["type"], began["name"], began["arguments"]) == ("call", call["name"], call["arguments"])
+    assert (ended["type"], ended["id"], ended["output"]) == ("result", began["id"], call["output"])
+    assert (content, finish) == (whole.choices[0].message.content, whole.choices[0].finish_reason)
+    assert chunk.usage.total_tokens == whole.usage.total_tokens
+
+
+def test_a_stream_that_is_left_ends_its_tool(client, server):
+    with ask(client, "sleep", max_seconds=600, stream=True) as stream:
+        next(chunk for chunk in stream if chunk.choices and hasattr(chunk.choices[0].delta, "tool_activity"))
+    until_gone([str(ADDER)])
+    with pytest.raises(openai.BadRequestError, match="'gone' cannot be reached"):
+        ask(client, "x", "gone", stream=True)
+
+
+def until_gone(words: list[str]) -> None:
+    for _ in range(100):
+        if not any(set(words) <= set(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{words} still runs")
 
 
 def test_long_outputs_are_cut(client):

@@ -39,15 +39,21 @@ def make_engine(folder, tmp_path):
 def drain(engine, answers=None):
     answers = defaultdict(Answer) if answers is None else answers
     while engine.sampling:
-        for event in engine.sample_step():
-            answers[event.request_id].add(event)
+        step(engine, answers)
     return answers
 
 
+def step(engine, answers):
+    for event in engine.sample_step():
+        answers[event.request_id].add(event)
+
+
 def ask(engine, *ops):
+    answers = defaultdict(Answer)
     for op in ops:
-        assert engine.admit(op)
-    answers = drain(engine)
+        while not engine.admit(op):
+            step(engine, answers)
+    drain(engine, answers)
     return answers if len(ops) > 1 else answers[ops[0].request_id]
 
 

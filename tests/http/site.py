@@ -29,7 +29,11 @@ from tests.host.office import Office, office
 from tests.store.place import write_now
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
-TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
+TEMPLATE = (
+    "{% for message in messages %}{{ message.content }} {% endfor %}"
+    "{% if enable_thinking is defined %}{{ 21 if enable_thinking else 22 }} {% endif %}"
+    "{% if reasoning_effort is defined %}{{ 23 if reasoning_effort == 'low' else 24 }} {% endif %}"
+)
 Scene = Callable[["Site"], Awaitable[None]]
 
 

@@ -12,7 +12,7 @@ from loreloop.http.app import on_error
 from loreloop.protocol import errors
 from tests.http.site import PROTOBUF, Site, new_model, passing, play, sample, step
 
-OPEN = {"/healthz", "/api/v1/healthz"}
+OPEN = {"/healthz", "/api/v1/healthz", "/metrics"}
 KNOWN_GAP = {"/api/v1/create_model"}  # reads the body before the key
 
 
@@ -27,7 +27,7 @@ def routes(site: Site) -> list[tuple[str, str]]:
     return found
 
 
-def test_every_route_but_health_needs_a_key() -> None:
+def test_every_route_but_health_and_metrics_needs_a_key() -> None:
     async def scene(site: Site) -> None:
         for key in (None, "tml-nobody"):
             async with site.client_with(key) as stranger:

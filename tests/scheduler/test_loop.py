@@ -14,6 +14,7 @@ from loreloop.protocol.link import (
     CancelSample,
     DropModel,
     FromEngine,
+    Meters,
     Queues,
     Restored,
     Sample,
@@ -55,6 +56,25 @@ def test_a_run_trains_and_saves(tmp_path: Path) -> None:
 def test_nothing_is_executed_before_the_journal_is_complete(tmp_path: Path) -> None:
     ops = submits(create("m"), step("m", 1))
     assert live(FakeEngine(), [[EMPTY], ops], tmp_path).results == {}
+
+
+class Metered(FakeEngine):
+    """Says something new whenever it is asked."""
+
+    n_asked = 0
+
+    @property
+    def meters(self) -> Meters:
+        self.n_asked += 1
+        return Meters(revision_hits=self.n_asked)
+
+
+def test_meters_are_told_before_sleep_and_not_with_every_token(tmp_path: Path) -> None:
+    engine = Metered()
+    journal = live(engine, [START, [Sample(sample("a", max_tokens=200))]], tmp_path)
+    told = [message for message in journal.heard if isinstance(message, Meters)]
+    assert 1 <= len(told) == engine.n_asked <= 5
+    assert isinstance(journal.heard[-1], Meters)
 
 
 def test_out_of_order_arrivals_and_skipped_ids(tmp_path: Path) -> None:

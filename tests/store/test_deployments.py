@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, delete, insert, inspect, text
 
-from loreloop.protocol.errors import BadRequest, LoreloopError, NotFound
+from loreloop.protocol.errors import BadRequest, Conflict, LoreloopError, NotFound
 from loreloop.protocol.paths import CheckpointKind
 from loreloop.protocol.sampling import Revision
 from loreloop.store import checkpoints, deployments, samplers, sessions
-from loreloop.store.rows import Arm, Deployment, SamplerRow, Split
-from loreloop.store.schema import DEPLOYMENT_VERSIONS, DEPLOYMENTS, MIGRATIONS, NEWEST, STEPS
+from loreloop.store.rows import Arm, CheckpointRow, Deployment, SamplerRow, Split
+from loreloop.store.schema import DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS, MIGRATIONS, NEWEST, STEPS
 from loreloop.store.store import open_database
 from tests.store.place import BASE, Place
 
@@ -75,6 +75,44 @@ def test_nothing_goes_back_to_a_checkpoint_that_is_gone(place: Place) -> None:
     place.write(checkpoints.remove, place.ann, row.path)
     with pytest.raises(NotFound, match="no checkpoint"):
         place.write(deployments.rollback, "bot", 9.0, "me")
+
+
+def sampler_checkpoint(place: Place, name: str, expires: float | None = None) -> CheckpointRow:
+    row = place.checkpoint(place.run(), name, CheckpointKind.SAMPLER, expires)
+    place.write(checkpoints.add, row)
+    return row
+
+
+def test_what_it_answers_with_is_held_until_it_no_longer_does(place: Place) -> None:
+    rows = [sampler_checkpoint(place, name, 5.0) for name in "ab"]
+    arms = [place.read(deployments.arm_of, str(row.path)).arm for row in rows]
+    place.write(deployments.set, "bot", None, Split(arms[0], arms[1], 5.0), 1.0, "me")
+    for row in rows:
+        with pytest.raises(Conflict, match="the deployment bot answers with"):
+            place.write(checkpoints.remove, place.ann, row.path)
+    assert (place.read(checkpoints.expired, 9.0), place.read(checkpoints.next_expiry)) == ([], None)
+    place.write(deployments.set, "bot", None, Split(arms[0]), 1.0, "me")
+    assert (place.read(checkpoints.expired, 9.0), place.read(checkpoints.next_expiry)) == ([rows[1]], 5.0)
+    place.write(checkpoints.remove, place.ann, rows[1].path)
+    place.write(deployments.remove, "bot")
+    place.write(checkpoints.remove, place.ann, rows[0].path)
+    with pytest.raises(NotFound, match="no deployment 'bot'"):
+        place.write(deployments.remove, "bot")
+    assert deploy(place, "bot").version == 1
+
+
+def test_deployments_of_before_hold_their_checkpoints_too(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    row = sampler_checkpoint(place, "a")
+    arm = place.read(deployments.arm_of, str(row.path)).arm
+    place.write(deployments.set, "bot", None, Split(Arm(BASE, BASE), arm, 5.0), 1.0, "me")
+    with place.store.engine.begin() as connection:
+        DEPLOYED.drop(connection)
+        connection.execute(delete(MIGRATIONS).where(MIGRATIONS.c.number == 4))
+    place.reopen()
+    with pytest.raises(Conflict):
+        place.write(checkpoints.remove, place.ann, row.path)
+    place.store.close()
 
 
 def test_a_checkpoint_of_anybody_may_answer_but_only_a_samplers(place: Place) -> None:

@@ -104,7 +104,7 @@ class Matcher:
         self.special, self.tokenizer = special, tokenizer
         self.tokens = self.llguidance.LLTokenizer(tokenizer.to_str(), eos_token=0)
 
-    def accepts(self, form: ToolFormat, text: str, tools: list[Tool] = TOOLS, **settings: bool) -> bool:
+    def accepts(self, form: ToolFormat, text: str, tools: list[Tool] = TOOLS, **settings: Any) -> bool:
         settings = {"at_least_one": True, "parallel": False} | settings
         grammar = form.grammar(tools, **settings, special=lambda marker: marker in self.special)
         matcher = self.llguidance.LLMatcher(self.tokens, grammar)
@@ -162,6 +162,16 @@ def test_a_grammar_may_leave_the_choice(matcher: Matcher, form: ToolFormat) -> N
     if form is not LLAMA3:
         assert matcher.accepts(form, "<b>I look.</b>\n" + form.written([PARIS]), **free)
         assert not matcher.accepts(form, "I look.\n" + form.written([REFUSED[1]]), **free)
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_a_grammar_may_ask_for_calls_or_an_answer_of_a_schema(matcher: Matcher, form: ToolFormat) -> None:
+    schema = {"type": "object", "properties": {"name": {"enum": ["é", "b"]}}, "required": ["name"]}
+    either = {"at_least_one": False, "parallel": True, "answer": schema}
+    for text in ('{"name":"é"}', form.written([PARIS]), form.written([PARIS, TWO_DAYS])):
+        assert matcher.accepts(form, text, **either), text
+    for text in ("", "It rains.", '{"name":"c"}', form.written([REFUSED[1]]), '{"name":"b"}' + form.written([PARIS])):
+        assert not matcher.accepts(form, text, **either), text
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)

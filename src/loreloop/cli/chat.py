@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from loreloop.cli.operator import checked
+
 HELP = "/model NAME: ask another model   /system TEXT: set it   /new: begin anew   /save FILE: write it   /quit"
 
 
@@ -46,20 +48,6 @@ def chat(model: str | None, system: str, url: str, key: str, max_tokens: int, te
 def first_model(client: Any) -> str:
     listed = client.get("/models")
     return str(checked(listed).json()["data"][0]["id"])
-
-
-def checked(response: Any) -> Any:
-    """The response, or its own words as an error."""
-    from loreloop.protocol.errors import BadRequest
-
-    if response.status_code >= 400:
-        response.read()
-        try:
-            message = response.json()["error"]["message"]
-        except (ValueError, LookupError, TypeError):
-            message = f"The server answered {response.status_code}."
-        raise BadRequest(message)
-    return response
 
 
 class Talk:

@@ -1,4 +1,7 @@
-"""`loreloop deploy`: names for weights in a data folder, changed and changed back, also while its server runs."""
+"""`loreloop deploy`: names for weights in a data folder, changed and changed back, also while its server runs.
+
+A running server is asked to make the change, since it has the new weights answer once before they count.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ import click
 
 from loreloop.cli.keys import transaction
 from loreloop.cli.models import DATA
+from loreloop.cli.operator import checked, operator, running_server_of
 
 if TYPE_CHECKING:
+    from loreloop.serve.canary import Share
     from loreloop.store.rows import Deployment
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+COLD = click.option("--cold", is_flag=True, help="Do not have a running server load the weights first.")
 PAGE = 1000
 
 
@@ -25,20 +31,31 @@ def deploy() -> None:
 @click.argument("name")
 @click.argument("target")
 @click.option("--canary", metavar="TARGET=5%", help="A second target, for this share of the users.")
+@COLD
 @DATA
 @JSON
-def set_deployment(name: str, target: str, canary: str | None, data_dir: str, as_json: bool) -> None:
+def set_deployment(name: str, target: str, canary: str | None, cold: bool, data_dir: str, as_json: bool) -> None:
     """Let NAME answer with TARGET: a base model, or a tinker://<run>/sampler_weights/<name> checkpoint."""
+    from loreloop.serve.canary import parse_share
+
+    share = parse_share(canary) if canary else None
+    check_free(data_dir, name)
+    body: dict[str, Any] = {"target": target}
+    if share:
+        body |= {"canary": share.target, "canary_percent": share.percent}
+    if not by_server(data_dir, "PUT", name, "", body, cold=cold):
+        set_in_store(data_dir, name, target, share)
+    show_current(data_dir, name, as_json)
+
+
+def set_in_store(data_dir: str, name: str, target: str, share: Share | None) -> None:
     import time
 
-    from loreloop.serve.canary import parse_share
     from loreloop.store import deployments
     from loreloop.store.deployments import Owned
     from loreloop.store.rows import Arm, Split
 
-    share = parse_share(canary) if canary else None
     targets = [target, share.target] if share else [target]
-    check_free(data_dir, name)
     # Before the transaction, in which a running server could not write.
     bases = {each: base_named(data_dir, each) for each in targets if not each.startswith("tinker://")}
     with transaction(data_dir) as connection:
@@ -48,8 +65,7 @@ def set_deployment(name: str, target: str, canary: str | None, data_dir: str, as
         ]
         split = Split(found[0].arm, found[1].arm, share.percent) if share else Split(found[0].arm)
         owner = next((each.key_id for each in found if each.key_id), None)
-        made = deployments.set(connection, name, owner, split, time.time(), operator())
-    show_all([made], as_json)
+        deployments.set(connection, name, owner, split, time.time(), operator())
 
 
 @deploy.command("list")
@@ -82,17 +98,51 @@ def show_history(name: str, limit: int, data_dir: str, as_json: bool) -> None:
 
 @deploy.command("rollback")
 @click.argument("name")
+@COLD
 @DATA
 @JSON
-def roll_back(name: str, data_dir: str, as_json: bool) -> None:
+def roll_back(name: str, cold: bool, data_dir: str, as_json: bool) -> None:
     """Let NAME answer as it did before its last change; that is a new version."""
     import time
 
     from loreloop.store import deployments
 
+    if not by_server(data_dir, "POST", name, "/rollback", None, cold=cold):
+        with transaction(data_dir) as connection:
+            deployments.rollback(connection, name, time.time(), operator())
+    show_current(data_dir, name, as_json)
+
+
+@deploy.command("delete")
+@click.argument("name")
+@DATA
+def delete_deployment(name: str, data_dir: str) -> None:
+    """Forget NAME and its history; its checkpoints stay, and may be deleted from then on."""
+    from loreloop.store import deployments
+
     with transaction(data_dir) as connection:
-        made = deployments.rollback(connection, name, time.time(), operator())
-    show_all([made], as_json)
+        deployments.remove(connection, name)
+    click.echo(f"{name} is no deployment any more.")
+
+
+def by_server(data_dir: str, method: str, name: str, verb: str, body: object, *, cold: bool) -> bool:
+    """Has the running server make a change; False where there is none, or it shall not be asked."""
+    from urllib.parse import quote
+
+    if cold:
+        return False
+    with running_server_of(data_dir) as client:
+        if client is not None:
+            checked(client.request(method, f"/loop/v1/deployments/{quote(name, safe='')}{verb}", json=body))
+        return client is not None
+
+
+def show_current(data_dir: str, name: str, as_json: bool) -> None:
+    from loreloop.store import deployments
+
+    with transaction(data_dir) as connection:
+        found = deployments.current(connection, name)
+    show_all([found], as_json)
 
 
 def check_free(data_dir: str, name: str) -> None:
@@ -112,13 +162,6 @@ def base_named(data_dir: str, target: str) -> str:
     from loreloop.model.catalog import Catalog
 
     return Catalog(Path(data_dir).expanduser()).find(target).name
-
-
-def operator() -> str:
-    """Who is at the command line, for the history."""
-    import os
-
-    return os.environ.get("USER") or f"user {os.getuid()}"
 
 
 def show_all(found: list[Deployment], as_json: bool) -> None:

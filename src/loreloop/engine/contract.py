@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from loreloop.protocol.link import EngineInfo, ModelSnapshot
+from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
 from loreloop.protocol.sampling import PromptReport, SampleOp, StopReason, TopK
 from loreloop.protocol.training import (
     CreateModel,
@@ -89,6 +89,11 @@ class Engine(Protocol):
     @property
     def info(self) -> EngineInfo: ...
 
+    @property
+    def meters(self) -> Meters:
+        """Cheap enough to be asked for at any time."""
+        ...
+
     # training state; each call finishes before it returns
 
     def create_model(self, op: CreateModel) -> None: ...
@@ -115,7 +120,7 @@ class Engine(Protocol):
     # sampling; between two steps anything above may be called
 
     def admit(self, op: SampleOp) -> bool:
-        """Takes a request in, or says False: no room now, ask again after a step."""
+        """Takes a request in, or says False: no room now, ask again after a step. Never False with nothing running."""
         ...
 
     def sample_step(self) -> list[SampleEvent]:

@@ -28,7 +28,7 @@ from loreloop.model.linear import FastProducts, Products, TiledProducts
 from loreloop.model.load import load_decoder
 from loreloop.model.peft import read_lora_spec, write_adapter
 from loreloop.protocol.errors import BadRequest, UserError
-from loreloop.protocol.link import EngineInfo, ModelSnapshot
+from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
 from loreloop.protocol.sampling import SampleOp
 from loreloop.protocol.training import (
     CreateModel,
@@ -84,10 +84,23 @@ class LocalEngine:
         constrain = grammars(self._info) if grammars else refuse
         self.sampler = Sampler(self.decoder, attention, head, limits, constrain)
         self.failed: list[SampleEvent] = []
+        self.has_loaded = False  # an adapter since the last step
 
     @property
     def info(self) -> EngineInfo:
         return self._info
+
+    @property
+    def meters(self) -> Meters:
+        revisions, pool = self.revisions, self.sampler.pool
+        return Meters(
+            pool.n_pages,
+            pool.n_free,
+            len(revisions.resident),
+            revisions.n_hits,
+            revisions.n_evictions,
+            revisions.cold_loads,
+        )
 
     def create_model(self, op: CreateModel) -> None:
         lora = read_lora_spec(Path(op.load_folder)) if op.load_folder else op.lora
@@ -163,6 +176,10 @@ class LocalEngine:
             return False
         try:
             self._check_room(op)
+            if op.revision and self.revisions.is_cold(op.revision):
+                if self.has_loaded and self.sampling:
+                    return False  # one a step, so that a crowd of cold adapters does not stall those that run
+                self.has_loaded = True
             self.sampler.admit(op, self.revisions.get(op.revision) if op.revision else None)
         except UserError as error:
             self.failed.append(SampleFailed(op.request_id, Failure(error.category, error.message)))
@@ -179,6 +196,7 @@ class LocalEngine:
 
     def sample_step(self) -> list[SampleEvent]:
         self.threads.adjust()
+        self.has_loaded = False
         failed, self.failed = self.failed, []
         return failed + self.sampler.step()
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from loreloop.engine.contract import Constrain, Constraint
 from loreloop.engine.prompt_scores import PromptScoring
+from loreloop.engine.token_counts import TokenCounts
 from loreloop.model.lora import AdapterView
 from loreloop.protocol.sampling import SampleOp
 from loreloop.protocol.training import TextChunk
@@ -37,6 +38,22 @@ class SampleRow:
     cache_hit_tokens: int = 0
     constraint: Constraint | None = None
     allowed_V: NDArray[np.bool_] | None = None  # what the constraint lets through now
+    drawn: TokenCounts | None = None  # what presence and frequency penalties count
+    seen: TokenCounts | None = None  # what the repetition penalty is about: the prompt's too
+
+    def __post_init__(self) -> None:
+        p = self.op.params
+        if p.presence_penalty or p.frequency_penalty:
+            self.drawn = TokenCounts(self.tokens[self.n_prompt :])
+        if p.repetition_penalty != 1:
+            self.seen = TokenCounts(self.tokens)
+
+    def take(self, token: int) -> None:
+        """The next token, which has been drawn."""
+        self.tokens.append(token)
+        for counts in (self.drawn, self.seen):
+            if counts is not None:
+                counts.add(token)
 
     @property
     def n_missing(self) -> int:

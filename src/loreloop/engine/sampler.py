@@ -307,7 +307,7 @@ class Sampler:
         return PromptEvent(row.op.request_id, report, min(row.cache_hit_tokens, row.n_prompt))
 
     def _take(self, row: SampleRow, event: TokenEvent) -> TokenEvent:
-        row.tokens.append(event.token)
+        row.take(event.token)
         if row.constraint is not None and event.finished is None:
             row.constraint.take(event.token)
             if row.constraint.over:

@@ -7,7 +7,6 @@ Legend: V vocabulary.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,9 +14,8 @@ from loreloop.engine.sample_row import SampleRow
 
 
 def is_shaped(row: SampleRow) -> bool:
-    p = row.op.params
-    penalized = p.presence_penalty != 0 or p.frequency_penalty != 0 or p.repetition_penalty != 1
-    return penalized or bool(p.logit_bias) or row.allowed_V is not None
+    penalized = row.drawn is not None or row.seen is not None
+    return penalized or bool(row.op.params.logit_bias) or row.allowed_V is not None
 
 
 def shaped(row: SampleRow, logits_V: Tensor) -> Tensor:
@@ -25,18 +23,16 @@ def shaped(row: SampleRow, logits_V: Tensor) -> Tensor:
     of a repeated token positive logits are divided by it, negative ones multiplied."""
     p = row.op.params
     logits_V = logits_V.clone()
-    if p.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(row.tokens)), device=logits_V.device)
+    if row.seen is not None:
+        seen = torch.from_numpy(row.seen.ids).to(logits_V.device)
         old = logits_V[seen]
         logits_V[seen] = torch.where(old > 0, old / p.repetition_penalty, old * p.repetition_penalty)
-    drawn = row.tokens[row.n_prompt :]
-    if drawn and (p.presence_penalty or p.frequency_penalty):
-        ids, counts = np.unique(np.array(drawn), return_counts=True)
-        cost = torch.from_numpy(p.presence_penalty + p.frequency_penalty * counts).to(logits_V)
-        logits_V[torch.from_numpy(ids).to(logits_V.device)] -= cost
+    if row.drawn is not None:
+        cost = torch.from_numpy(p.presence_penalty + p.frequency_penalty * row.drawn.counts).to(logits_V)
+        logits_V[torch.from_numpy(row.drawn.ids).to(logits_V.device)] -= cost
     if p.logit_bias:
-        ids_, biases = zip(*p.logit_bias, strict=True)
-        logits_V[torch.tensor(ids_, device=logits_V.device)] += torch.tensor(biases).to(logits_V)
+        ids, biases = zip(*p.logit_bias, strict=True)
+        logits_V[torch.tensor(ids, device=logits_V.device)] += torch.tensor(biases).to(logits_V)
     if row.allowed_V is not None:
         allowed_V = torch.from_numpy(row.allowed_V).to(logits_V.device)
         logits_V[: len(allowed_V)].masked_fill_(~allowed_V, float("-inf"))

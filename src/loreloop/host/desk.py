@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loreloop.config import Config
+from loreloop.host.counts import Counts
 from loreloop.host.link import EngineConnection
 from loreloop.host.samples import Recording, Ticket
 from loreloop.protocol.errors import Gone, NotFound, Unavailable
@@ -26,6 +27,7 @@ from loreloop.protocol.link import (
     EngineInfo,
     FromEngine,
     Hello,
+    Meters,
     Queues,
     Restore,
     Restored,
@@ -61,6 +63,8 @@ class _Engine:
     info: asyncio.Future[EngineInfo] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     connection: EngineConnection | None = None
     queues: Queues = field(default_factory=lambda: Queues(0, 0, 0))
+    meters: Meters = field(default_factory=Meters)
+    counts: Counts = field(default_factory=Counts)
     executing: set[str] = field(default_factory=set)
     deaths: Counter[str] = field(default_factory=Counter)
 
@@ -146,6 +150,7 @@ class Desk:
     def _end_sample(self, ticket: Ticket, result: SampleResult | Failure) -> None:
         if ticket.result is None:
             self.n_waiting_samples -= 1
+            self.engines[ticket.base_model].counts.sample_ended(ticket.op, result)
         ticket.end(result, time.time())
 
     # engines
@@ -159,6 +164,16 @@ class Desk:
     def queues(self, base_model: str) -> Queues:
         """How much waits and runs, as the engine last said."""
         return self.engines[base_model].queues
+
+    def is_up(self, base_model: str) -> bool:
+        return self.engines[base_model].connection is not None
+
+    def meters(self, base_model: str) -> Meters:
+        """What the engine last counted of itself."""
+        return self.engines[base_model].meters
+
+    def counts(self, base_model: str) -> Counts:
+        return self.engines[base_model].counts
 
     async def serve_engine(self, connection: EngineConnection) -> None:
         """Carries one engine through its life: what it must know first, then whatever it says."""
@@ -198,6 +213,8 @@ class Desk:
                 if ticket.n_deaths >= MAX_SAMPLE_DEATHS:
                     self._end_sample(ticket, _killer(MAX_SAMPLE_DEATHS))
         engine = self.engines[base_model]
+        engine.counts.n_deaths += 1
+        engine.queues, engine.meters = Queues(0, 0, 0), Meters()
         engine.deaths.update(engine.executing)
         engine.executing = set()
         for request_id in [r for r, n_deaths in engine.deaths.items() if n_deaths >= MAX_OP_DEATHS]:
@@ -214,6 +231,7 @@ class Desk:
                 self.engines[base_model].executing.difference_update(end.request_id for end in ends)
                 now = time.time()
                 await self.store.write(journal.record_batch, self.store.segments, base_model, message, now)
+                self.engines[base_model].counts.batch_ended(message)
                 for end in ends:
                     self.engines[base_model].deaths.pop(end.request_id, None)
                     self._release(end.request_id)
@@ -222,6 +240,8 @@ class Desk:
                 self._send(base_model, SnapshotRecorded(message.plan_no))
             case Queues():
                 self.engines[base_model].queues = message
+            case Meters():
+                self.engines[base_model].meters = message
             case Tokens(request_id, tokens):
                 if ticket := self.tickets.get(request_id):
                     ticket.add(tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from pathlib import Path
 
@@ -48,6 +49,18 @@ class ServerPlan(msgspec.Struct, frozen=True):
 
 def read_plan(path: str) -> ServerPlan:
     return msgspec.json.decode(Path(path).read_bytes(), type=ServerPlan)
+
+
+def running_address(config: Config) -> Address | None:
+    """Where the server of a data folder answers, if it runs."""
+    try:
+        address = msgspec.json.decode(ServerPlan(config, {}).address_file.read_bytes(), type=Address)
+        os.kill(address.pid, 0)
+    except (FileNotFoundError, ProcessLookupError):  # none, or one that was killed
+        return None
+    except PermissionError:  # of another user, but there
+        pass
+    return address
 
 
 class Address(msgspec.Struct, frozen=True):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 import traceback
+from inspect import isfunction
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loreloop.http import (
     anthropic,
     health,
+    loop_deployments,
+    metrics,
     openai,
     openai_chat,
     openai_models,
@@ -33,6 +37,7 @@ STATUS_CODES: dict[type[errors.LoreloopError], int] = {
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
     errors.NotFound: 404,
+    errors.Conflict: 409,
     errors.Gone: 410,
     errors.TooLarge: 413,
     errors.Unavailable: 429,
@@ -44,6 +49,7 @@ KINDS = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    409: "conflict_error",
     413: "request_too_large",
     429: "rate_limit_error",
 }
@@ -65,7 +71,9 @@ def create_app(services: Services) -> Starlette:
             Mount("/oai/api/v1", routes=openai_routes),
             Mount("/v1", routes=openai_routes),
             Mount("/anthropic/api/v1", routes=anthropic.ROUTES),
+            Mount("/loop/v1", routes=loop_deployments.ROUTES),
             *health.ROUTES,
+            *metrics.ROUTES,
         ],
         exception_handlers={errors.LoreloopError: on_error, HTTPException: on_http_error},  # type: ignore[dict-item]
     )
@@ -97,17 +105,29 @@ def on_http_error(request: Request, error: HTTPException) -> Response:
 
 
 class Boundary:
-    """What escapes a route is a fault of ours: it is logged, and the client hears so."""
+    """What escapes a route is a fault of ours: it is logged, and the client hears so. Counts what passes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started, status_code = time.perf_counter(), 499  # as is said of clients that leave before an answer
+
+        async def counted(message: Message) -> None:
+            nonlocal status_code
+            if message["type"] == "http.response.start":
+                status_code = message["status"]
+            await send(message)
+
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, counted)
         except Exception:
             traceback.print_exc()
-            if scope["type"] != "http":
-                raise
             response = error_answer(500, "The server failed on this request; its log says why.")
-            await response(scope, receive, send)
+            await response(scope, receive, counted)
+        finally:
+            endpoint = scope.get("endpoint")  # a router where no route of it fitted
+            route = endpoint.__name__ if isfunction(endpoint) else "none"
+            scope["app"].state.services.requests.add(route, status_code, time.perf_counter() - started)

@@ -5,6 +5,7 @@ Knows no dialect's bodies, and not how a model's family writes tool calls.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -63,7 +64,9 @@ def chat_on(model: Model, ask: ChatAsk) -> Chat:
     prompt = prompt_text(template, conversation)
     thinking = THINK[0] in (template.source or "")
     opened = thinking and prompt.rstrip().endswith(THINK[0])
-    wire = msgspec.structs.replace(ask.wire, grammar=_call_grammar(model, form, ask) or ask.wire.grammar)
+    wire = ask.wire
+    if grammar := _call_grammar(model, form, ask):
+        wire = msgspec.structs.replace(wire, grammar=grammar, json_schema=None)
     if opened and _is_constrained(wire):
         prompt, opened = f"{prompt}\n{THINK[1]}\n\n", False  # a grammar leaves no room for thoughts
     op = operation(model, tokenizer.encode(prompt), wire, ask.n, ask.report, stream=ask.stream)
@@ -81,7 +84,8 @@ def _strings(stop: object) -> tuple[str, ...]:
 
 
 def _call_grammar(model: Model, form: ToolFormat, ask: ChatAsk) -> str | None:
-    """The grammar of forced or strict calls; None where the model may write what it likes."""
+    """The grammar of forced or strict calls, or of calls beside a response format; None where the model may write what
+    it likes. A forced call leaves no room for a formatted answer, which comes after its result."""
     tools = ask.conversation.tools
     forced = ask.choice not in ("auto", "none")
     if forced and not tools:
@@ -90,14 +94,20 @@ def _call_grammar(model: Model, form: ToolFormat, ask: ChatAsk) -> str | None:
         tools = tuple(tool for tool in tools if tool.name == ask.choice[1:])
         if not tools:
             raise BadRequest(f"tool_choice names {ask.choice[1:]!r}, which is none of the request's tools.")
-    strict = ask.choice == "auto" and any(tool.strict for tool in tools)
-    if not forced and not strict:
+    schema = ask.wire.json_schema
+    chosen = ask.choice == "auto" and tools and (schema is not None or any(tool.strict for tool in tools))
+    if not forced and not chosen:
         return None
-    if _is_constrained(ask.wire):
-        raise BadRequest("A response format or grammar and forced or strict tools exclude each other; send one.")
+    if ask.wire.grammar is not None or ask.wire.regex is not None:
+        raise BadRequest("A grammar or regex and forced or strict tools exclude each other; send one.")
     added, once = model.text.tokenizer.added, ask.choice.startswith("=")
-    parallel = ask.parallel and not once
-    return form.grammar(tools, at_least_one=forced, parallel=parallel, special=added.__contains__)
+    return form.grammar(
+        tools,
+        at_least_one=forced,
+        parallel=ask.parallel and not once,
+        special=added.__contains__,
+        answer=None if forced else schema,
+    )
 
 
 class Reply:
@@ -158,3 +168,7 @@ def whole_reply(chat: Chat, tokens: Sequence[int]) -> WholeReply:
         whole.add(reply.push(token))
     whole.add(reply.flush())
     return whole
+
+
+def new_call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"

@@ -1,4 +1,4 @@
-"""Whether the server is up. The one route that needs no key."""
+"""Whether the server is up. It and `metrics` need no key."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from typing import cast
 
 from starlette.requests import Request
@@ -22,6 +23,18 @@ ADMIN, TRAIN, INFER = "admin", "train", "infer"
 IMPLIED = {ADMIN: (ADMIN, TRAIN, INFER), TRAIN: (TRAIN, INFER), INFER: (INFER,)}
 
 
+@dataclass
+class RequestCounts:
+    """HTTP requests by (route, status code): how many, and how long they took together, streams to their end."""
+
+    counts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    seconds: dict[tuple[str, int], float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, route: str, status_code: int, seconds: float) -> None:
+        self.counts[route, status_code] += 1
+        self.seconds[route, status_code] += seconds
+
+
 @dataclass(frozen=True)
 class Services:
     config: Config
@@ -29,6 +42,7 @@ class Services:
     desk: Desk
     names: Names
     texts: Texts
+    requests: RequestCounts = field(default_factory=RequestCounts)
 
 
 def services(request: Request) -> Services:

@@ -22,7 +22,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from loreloop.model import gguf
+from loreloop.model import gguf, tiktoken
 from loreloop.model.blocks import has_blocks
 from loreloop.model.load import read_spec
 from loreloop.model.spec import DecoderSpec
@@ -132,6 +132,8 @@ class Catalog:
         try:
             fill(staging)
             read_spec(staging)
+            if not (staging / "tokenizer.json").exists() and (staging / tiktoken.FILE).exists():
+                tiktoken.convert_tiktoken(staging)
             if not (staging / "tokenizer.json").exists():
                 raise BadRequest(f"{name!r} holds no tokenizer.json; convert its tokenizer to that form first.")
             staging.chmod(0o755)

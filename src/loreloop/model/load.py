@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from loreloop.model.assemble import Parts, assemble
 from loreloop.model.blocks import Blocks, has_blocks, read_blocks
+from loreloop.model.compressed import Collector, check_quantization, is_packed_part, published_packed
 from loreloop.model.decoder import Decoder
 from loreloop.model.families.family import Family, eos_ids
 from loreloop.model.families.table import family_of
@@ -60,6 +61,7 @@ def read_spec(folder: Path) -> DecoderSpec:
 
 def spec_of(config: dict[str, Any], source: str) -> DecoderSpec:
     """The decoder that a configuration describes; `source` is what an error calls it."""
+    check_quantization(config)
     try:
         return family_of(config).spec(config)
     except (KeyError, TypeError, ValueError) as error:
@@ -73,12 +75,18 @@ def load_decoder(
     head into 8: by the model's own blocks where it has them, else rounded."""
     spec, family = read_spec(folder), family_of(read_config(folder))
     own = quantize and has_blocks(folder)
-    places = _Places(spec, family, dtype, device, (OWN_BLOCKS if own else ROUNDED) if quantize else None)
+    packing = (OWN_BLOCKS if own else ROUNDED) if quantize else None
+    places = _Places(spec, family, dtype, device, packing, published_packed(name for name, _ in stream_tensors(folder)))
     for name, blocks in read_blocks(folder) if own else ():
         places.put_blocks(name, blocks)
+    collector = Collector()
     for name, read in stream_tensors(folder):
-        if not name.endswith(IGNORED_SUFFIXES) and name not in places.packed:
+        if is_packed_part(name):
+            if found := collector.add(name, read):
+                places.put_blocks(*found)
+        elif not name.endswith(IGNORED_SUFFIXES) and name not in places.packed:
             places.put(name, read())
+    collector.check_complete()
     places.check_complete(folder)
     return assemble(Parts(spec, places.weights, dtype, products))
 
@@ -122,9 +130,11 @@ class _Places:
         family: Family,
         dtype: torch.dtype,
         device: torch.device,
-        packing: _Packing | None = None,
+        packing: _Packing | None,
+        published: Set[str],
     ) -> None:
         self.spec, self.dtype, self.device, self.packing = spec, dtype, device, packing
+        self.published = published
         self.weights: dict[str, Tensor | PackedWeight] = {}
         self.targets: dict[str, Tensor | PackedWeight] = {}
         self.packed: set[str] = set()  # names of weights whose blocks are in place
@@ -135,13 +145,25 @@ class _Places:
             self.targets |= {piece.name: whole[piece.rows] for piece in weight.pieces}
 
     def _room(self, weight: Weight) -> Tensor | PackedWeight:
-        """Room for a weight, packed where that is wanted and its parts have whole tiles."""
+        """Room for a weight, packed where it comes so, or where that is wanted and its parts have whole tiles."""
         starts = [piece.rows.start for piece in weight.pieces]
+        if any(piece.name in self.published for piece in weight.pieces):
+            return self._published_room(weight, starts)
         if self.packing and weight.bits and packable(weight.shape, starts):
             offsets = self.packing.offsets and weight.bits == 4
             d_out, d_in = weight.shape
             return PackedWeight.empty((d_out, d_in), weight.bits, self.packing.dtype, offsets=offsets)
         return torch.empty(weight.shape, dtype=torch.float32 if weight.fp32 else self.dtype, device=self.device)
+
+    def _published_room(self, weight: Weight, starts: Sequence[int]) -> PackedWeight:
+        names = [piece.name for piece in weight.pieces]
+        if not (self.published >= set(names) and packable(weight.shape, starts)):
+            raise BadRequest(
+                f"Of {', '.join(names)} some are packed in 4 bits, together in the shape {list(weight.shape)}; either "
+                "all are or none, and outputs come in whole sixteens."
+            )
+        d_out, d_in = weight.shape
+        return PackedWeight.empty((d_out, d_in), 4, torch.bfloat16)
 
     def put(self, name: str, tensor: Tensor) -> None:
         if name == self.tied_head or name.startswith(self.ignored):
@@ -154,9 +176,14 @@ class _Places:
         target.copy_(tensor)
 
     def put_blocks(self, name: str, blocks: Blocks) -> None:
+        if name.startswith(self.ignored):
+            return
         target = self.targets.get(name)
         if not isinstance(target, PackedWeight) or target.shape != blocks.code_OI.shape:
-            raise BadRequest(f"The blocks of {name!r} fit no weight of this {self.spec.family} model; add it again.")
+            raise BadRequest(
+                f"{name!r}, packed in 4 bits in the shape {list(blocks.code_OI.shape)}, fits no weight of this "
+                f"{self.spec.family} model."
+            )
         blocks.fill(target)
         del self.targets[name]
         self.packed.add(name)

@@ -6,6 +6,7 @@
     │   ├── Unauthorized   no key, or not a key of this server
     │   ├── Forbidden      a key, but without the scope
     │   ├── NotFound       no such thing, or not yours
+    │   ├── Conflict       something else must be undone first
     │   ├── Gone           it existed and has expired
     │   └── TooLarge       over a limit that is written down
     ├── ServerError        we must fix it
@@ -45,6 +46,10 @@ class Forbidden(UserError):
 
 
 class NotFound(UserError):
+    pass
+
+
+class Conflict(UserError):
     pass
 
 

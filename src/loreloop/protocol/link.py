@@ -160,4 +160,27 @@ class Queues(msgspec.Struct, frozen=True, tag="queues"):
     waiting_ops: int
 
 
-FromEngine = Hello | BatchStarted | BatchDone | Snapshotted | Tokens | SampleEnd | Queues
+LOAD_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)  # seconds
+
+
+class ColdLoads(msgspec.Struct, frozen=True, array_like=True):
+    """Adapters read from disk: how many took up to each of `LOAD_BUCKETS` but longer than the one before (the last
+    count: longer than all), how long together, and at most."""
+
+    counts: tuple[int, ...] = (0,) * (len(LOAD_BUCKETS) + 1)
+    seconds: float = 0.0
+    longest_seconds: float = 0.0
+
+
+class Meters(msgspec.Struct, frozen=True, tag="meters"):
+    """What an engine counts of itself, from the start of its life; sent when it changes, once a second at most."""
+
+    kv_pages: int = 0
+    kv_pages_free: int = 0
+    resident_revisions: int = 0
+    revision_hits: int = 0
+    revision_evictions: int = 0
+    cold_loads: ColdLoads = ColdLoads()
+
+
+FromEngine = Hello | BatchStarted | BatchDone | Snapshotted | Tokens | SampleEnd | Queues | Meters

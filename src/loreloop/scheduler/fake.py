@@ -17,7 +17,7 @@ import numpy as np
 
 from loreloop.engine.contract import Pause, PromptEvent, SampleEvent, SampleFailed, TokenEvent
 from loreloop.protocol.errors import BadRequest, NotFound
-from loreloop.protocol.link import EngineInfo, ModelSnapshot
+from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
 from loreloop.protocol.paths import file_name
 from loreloop.protocol.sampling import PromptReport, SampleOp, stop_reason
 from loreloop.protocol.tensors import tensor_of
@@ -63,6 +63,10 @@ class FakeEngine:
     @property
     def info(self) -> EngineInfo:
         return EngineInfo("fake", "", VOCAB, 4096, (0,), 64, 1)
+
+    @property
+    def meters(self) -> Meters:
+        return Meters()
 
     # training
 

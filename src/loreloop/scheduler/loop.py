@@ -19,6 +19,7 @@ from loreloop.protocol.link import (
     DropModel,
     DropRevision,
     FromEngine,
+    Meters,
     Queues,
     Restore,
     Restored,
@@ -33,6 +34,7 @@ from loreloop.scheduler.attempt import attempt
 from loreloop.scheduler.sampling import Sampling
 from loreloop.scheduler.training import Training
 
+METER_SECONDS = 1.0  # between two tellings of what the engine counts
 UNHURRIED_SECONDS = 0.1  # training looks up for messages this often where no sample waits for its next token
 
 
@@ -60,7 +62,8 @@ class Scheduler:
         self._sampling = Sampling(engine, send, attempt, new_matcher)
         self._training = Training(engine, send, attempt, config, snapshot_folder)
         self._gap_seconds = config.decode_gap_ms / 1000
-        self._queues = Queues(0, 0, 0)
+        self._engine, self._queues, self._meters = engine, Queues(0, 0, 0), Meters()
+        self._metered_seconds = 0.0  # when they were told last
         self._closing = False
         self._due_seconds = self._resumed_seconds = 0.0  # when samples are looked after next, and training went on
 
@@ -69,6 +72,7 @@ class Scheduler:
         try:
             while not self._closing:
                 if not self._sampling.busy and not self._training.busy:
+                    self._tell_meters()
                     self._handle(self._inbox.get())
                 is_due = time.monotonic() >= self._due_seconds
                 self._look_up(sample=is_due or not self._training.busy or not self._gap_seconds)
@@ -102,6 +106,8 @@ class Scheduler:
         self._due_seconds = started + (self._gap_seconds if hurried else UNHURRIED_SECONDS)
         self._resumed_seconds = time.monotonic()
         self._tell_queues()
+        if self._resumed_seconds >= self._metered_seconds + METER_SECONDS:
+            self._tell_meters()
 
     def _handle(self, message: ToEngine | None) -> None:
         match message:
@@ -131,3 +137,10 @@ class Scheduler:
         if queues != self._queues:
             self._queues = queues
             self._send(queues)
+
+    def _tell_meters(self) -> None:
+        self._metered_seconds = time.monotonic()
+        meters = self._engine.meters
+        if meters != self._meters:
+            self._meters = meters
+            self._send(meters)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, select, update
 
-from loreloop.protocol.errors import BadRequest, NotFound
-from loreloop.protocol.paths import CheckpointKind, CheckpointPath
+from loreloop.protocol.errors import BadRequest, Conflict, NotFound
+from loreloop.protocol.paths import SCHEME, CheckpointKind, CheckpointPath
 from loreloop.store.rows import CheckpointRow, Page
-from loreloop.store.schema import CHECKPOINTS
+from loreloop.store.schema import CHECKPOINTS, DEPLOYED
 
 
 def add(connection: Connection, row: CheckpointRow) -> None:
@@ -66,8 +66,15 @@ def newest(connection: Connection, key_id: str, kind: CheckpointKind, limit: int
 
 
 def remove(connection: Connection, key_id: str, path: CheckpointPath) -> CheckpointRow:
-    """Takes the row away; the files are the caller's to delete afterwards."""
+    """Takes the row away; the files are the caller's to delete afterwards. Conflict while a deployment needs them."""
     row = get(connection, key_id, path)
+    deployed = connection.scalars(select(DEPLOYED.c.name).where(DEPLOYED.c.target == str(path)).limit(4)).all()
+    if deployed:
+        names = ", ".join(deployed[:3]) + (", …" if len(deployed) > 3 else "")
+        raise Conflict(
+            f"{path} is what the deployment {names} answers with; let it answer with something else "
+            "(`loreloop deploy set`), or `loreloop deploy delete` it, then delete the checkpoint."
+        )
     connection.execute(delete(CHECKPOINTS).where(_at(path)))
     return row
 
@@ -78,16 +85,25 @@ def set_expiry(connection: Connection, key_id: str, path: CheckpointPath, expire
 
 
 def expired(connection: Connection, now: float) -> list[CheckpointRow]:
-    return [_row(row) for row in connection.execute(select(CHECKPOINTS).where(CHECKPOINTS.c.expires <= now))]
+    """Those whose time is over; what a deployment answers with stays until it no longer does."""
+    over = select(CHECKPOINTS).where(CHECKPOINTS.c.expires <= now, ~_is_deployed())
+    return [_row(row) for row in connection.execute(over)]
 
 
 def next_expiry(connection: Connection) -> float | None:
-    return connection.scalar(select(func.min(CHECKPOINTS.c.expires)))
+    with_expiry = select(CHECKPOINTS.c.expires).where(CHECKPOINTS.c.expires.is_not(None), ~_is_deployed())
+    return connection.scalar(with_expiry.order_by(CHECKPOINTS.c.expires).limit(1))
 
 
 def _at(path: CheckpointPath):  # type: ignore[no-untyped-def]
     table = CHECKPOINTS.c
     return (table.run_id == path.run_id) & (table.kind == path.kind.value) & (table.name == path.name)
+
+
+def _is_deployed() -> ColumnElement[bool]:
+    table = CHECKPOINTS.c
+    path = SCHEME + table.run_id + "/" + table.kind + "/" + table.name
+    return select(DEPLOYED.c.name).where(DEPLOYED.c.target == path).exists()
 
 
 def _mine(key_id: str) -> Select[tuple[object, ...]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, Select, insert, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, insert, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from loreloop.protocol.errors import BadRequest, NotFound
@@ -16,7 +16,7 @@ from loreloop.protocol.paths import NAME, CheckpointKind, parse_path
 from loreloop.protocol.sampling import Revision
 from loreloop.store import checkpoints, runs
 from loreloop.store.rows import Arm, Deployment, Split
-from loreloop.store.schema import DEPLOYMENT_VERSIONS, DEPLOYMENTS
+from loreloop.store.schema import DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS
 
 NEW = DEPLOYMENTS.c
 OLD = DEPLOYMENT_VERSIONS.c
@@ -32,28 +32,44 @@ class Owned(NamedTuple):
 def set(connection: Connection, name: str, key_id: str | None, split: Split, now: float, by: str) -> Deployment:
     """Adds a version, which is the current one from the commit on. `key_id` is heeded where there is no owner yet."""
     check_name(name)
-    before = find(connection, name)
-    owner = before.key_id if before and before.key_id else key_id
-    made = Deployment(name, owner, before.version + 1 if before else 1, split, now, by)
+    found = find(connection, name)
+    owner = found.key_id if found and found.key_id else key_id
+    made = Deployment(name, owner, found.version + 1 if found else 1, split, now, by)
     row = {"key_id": owner, "version": made.version}
     connection.execute(upsert(DEPLOYMENTS).values(name=name, **row).on_conflict_do_update(["name"], set_=row))
     text = msgspec.json.encode(split).decode()
     connection.execute(
         insert(DEPLOYMENT_VERSIONS).values(name=name, version=made.version, split=text, created=now, by=by)
     )
+    connection.execute(delete(DEPLOYED).where(DEPLOYED.c.name == name))
+    held = {arm.target for arm in split.arms if arm.revision is not None}
+    if held:
+        connection.execute(insert(DEPLOYED), [{"name": name, "target": target} for target in held])
     return made
+
+
+def remove(connection: Connection, name: str) -> None:
+    """The name, its history, and its hold on checkpoints."""
+    current(connection, name)
+    for table in (DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS):
+        connection.execute(delete(table).where(table.c.name == name))
+
+
+def before(connection: Connection, name: str) -> Deployment:
+    """The version before the current one."""
+    newest = history(connection, name, 2)
+    if len(newest) < 2:
+        raise NotFound(f"The deployment {name!r} has had one version only; there is none to go back to.")
+    return newest[1]
 
 
 def rollback(connection: Connection, name: str, now: float, by: str) -> Deployment:
     """A new version that equals the one before the current; a second rollback undoes the first."""
-    newest = history(connection, name, 2)
-    if len(newest) < 2:
-        raise NotFound(f"The deployment {name!r} has had one version only; there is none to go back to.")
-    split = newest[1].split
-    for arm in (split.main, split.canary):
-        if arm is not None and arm.revision is not None:
+    old = before(connection, name)
+    for arm in old.split.arms:
+        if arm.revision is not None:
             arm_of(connection, arm.target)  # NotFound rather than a deployment that cannot answer
-    return set(connection, name, newest[1].key_id, split, now, by)
+    return set(connection, name, old.key_id, old.split, now, by)
 
 
 def find(connection: Connection, name: str) -> Deployment | None:

@@ -8,7 +8,7 @@ import uuid
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from loreloop.protocol.errors import NotFound
 from loreloop.store.rows import KeyRow
@@ -53,6 +53,11 @@ def revoke(connection: Connection, key_id: str, now: float) -> None:
     ).rowcount
     if not changed:
         raise NotFound(f"There is no active key {key_id!r}; `loreloop keys list` shows them.")
+
+
+def forget(connection: Connection, key_id: str) -> None:
+    """Takes a key away that owns nothing, as if it had never been."""
+    connection.execute(delete(KEYS).where(KEYS.c.id == key_id))
 
 
 def _row(row: Row[tuple[object, ...]]) -> KeyRow:

@@ -112,6 +112,10 @@ class Split(msgspec.Struct, frozen=True):
     canary: Arm | None = None
     canary_percent: float = 0.0
 
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        return (self.main, self.canary) if self.canary else (self.main,)
+
 
 class Deployment(msgspec.Struct, frozen=True):
     """One version of a deployment. `key_id` is the owner's, None where it is everybody's; `by` is who changed it."""

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    func,
     insert,
     inspect,
     select,
@@ -172,6 +173,15 @@ DEPLOYMENT_VERSIONS = Table(
     Column("by", String, nullable=False),
 )
 
+# The checkpoints that current versions answer with: they are not deleted.
+DEPLOYED = Table(
+    "deployed",
+    METADATA,
+    Column("target", String, primary_key=True),
+    Column("name", ForeignKey("deployments.name"), primary_key=True),
+    Index("deployed_by_name", "name"),
+)
+
 # What a name such as `tinker://<run>` costs must not grow with the number of checkpoints and samplers.
 NEWEST = (
     Index("checkpoints_by_age", CHECKPOINTS.c.key_id, CHECKPOINTS.c.kind, CHECKPOINTS.c.created),
@@ -220,7 +230,17 @@ def m003_tools(connection: Connection) -> None:
         table.create(connection, checkfirst=True)
 
 
-STEPS: Sequence[Callable[[Connection], None]] = (m001_initial, m002_deployments, m003_tools)
+def m004_deployed(connection: Connection) -> None:
+    DEPLOYED.create(connection, checkfirst=True)
+    new, old = DEPLOYMENTS.c, DEPLOYMENT_VERSIONS.c
+    for arm in ("main", "canary"):
+        target = func.json_extract(old.split, f"$.{arm}.target")
+        has_weights = func.json_extract(old.split, f"$.{arm}.revision").is_not(None)
+        current = select(target, new.name).where(new.name == old.name, new.version == old.version, has_weights)
+        connection.execute(insert(DEPLOYED).prefix_with("OR IGNORE").from_select(["target", "name"], current))
+
+
+STEPS: Sequence[Callable[[Connection], None]] = (m001_initial, m002_deployments, m003_tools, m004_deployed)
 
 
 def is_current(connection: Connection) -> bool:

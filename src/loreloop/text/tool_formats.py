@@ -25,6 +25,7 @@ NAME, NUMBER = "\ue000", "\ue001"  # stand for a call's tool and place in the te
 
 _SPACE = "[ \\t\\n]{0,32}"  # between JSON's signs: bounded, or a weak model writes space for ever
 _ANY = r"(.|\n)"
+_SIGNS = re.compile(r'"(?:[^"\\]|\\.)*"|\s+|[^"\s]')  # strings, spaces and signs of JSON
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,27 @@ class ToolFormat:
         return "\n".join(lines)
 
     def grammar(
-        self, tools: Sequence[Tool], *, at_least_one: bool, parallel: bool, special: Callable[[str], bool]
+        self,
+        tools: Sequence[Tool],
+        *,
+        at_least_one: bool,
+        parallel: bool,
+        special: Callable[[str], bool],
+        answer: dict[str, Any] | None = None,
     ) -> str:
         """A grammar in llguidance's Lark: one call or up to eight, with arguments that satisfy their tools' schemas.
 
         `special` says which markers are tokens that were added to the model's vocabulary (also those that its tokenizer
         does not call special); the others are ordinary text. Without `at_least_one` there may be a text without calls
-        instead of them or, where markers begin calls, before them.
+        instead of them or, where markers begin calls, before them; with the JSON schema `answer` one that satisfies it,
+        instead of them.
         """
         first = self.section[0] or self.call[0]
 
         def lark(text: str) -> str:
-            return _lark(text, self.markers, special)
+            # Without a marker only JSON's signs tell a call from an answer, and the library's lexer never goes back.
+            pieces = _SIGNS.findall(text) if answer is not None and not first else [text]
+            return " ".join(_lark(piece, self.markers, special) for piece in pieces)
 
         options = []
         for tool in tools:
@@ -84,8 +94,16 @@ class ToolFormat:
             options.append(f"{lark(before)} %json {json.dumps(_schema(tool))} {lark(self.behind)}")
         again = "" if self.section[0] else lark(first)
         more = f"({lark(self.between)} {again} call){{0,{MOST_CALLS - 1}}}" if parallel else ""
+        is_special = bool(first) and special(first)
+        if answer is None:
+            start = _start(first, at_least_one=at_least_one, special=is_special)
+        else:
+            start = [
+                f"start: answer | {first if is_special else json.dumps(first) if first else ''} calls",
+                f"answer: %json {json.dumps({**answer, 'x-guidance': {'whitespace_flexible': False}})}",
+            ]
         lines = [
-            *_start(first, at_least_one=at_least_one, special=bool(first) and special(first)),
+            *start,
             f"calls: call {more} {lark(self.section[1])}",
             "call: " + "\n    | ".join(options),
             "NUMBER: /[0-9]{1,4}/",

@@ -1,0 +1,58 @@
+"""The operator's way into the server that runs on a data folder: over its routes, with a key for the while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def running_server_of(data_dir: str) -> Iterator[Any]:
+    """An `httpx.Client` at the server of the data folder; None where none runs."""
+    import time
+
+    import httpx
+
+    from loreloop.cli.keys import transaction
+    from loreloop.config import Config
+    from loreloop.host.plan import running_address
+    from loreloop.protocol.errors import Unavailable
+    from loreloop.store import keys
+
+    address = running_address(Config(data_dir=data_dir))
+    if address is None:
+        yield None
+        return
+    with transaction(data_dir) as connection:
+        made = keys.create(connection, operator(), ("admin",), time.time())
+    try:
+        headers = {"authorization": f"Bearer {made.secret}"}
+        with httpx.Client(base_url=address.url, headers=headers, timeout=httpx.Timeout(10, read=300)) as client:
+            yield client
+    except httpx.HTTPError as error:
+        raise Unavailable(f"The server at {address.url} does not answer ({error}); try again in a moment.") from None
+    finally:
+        with transaction(data_dir) as connection:
+            keys.forget(connection, made.row.id)
+
+
+def operator() -> str:
+    """Who is at the command line, for the history."""
+    import os
+
+    return os.environ.get("USER") or f"user {os.getuid()}"
+
+
+def checked(response: Any) -> Any:
+    """The response, or its own words as an error."""
+    from loreloop.protocol.errors import BadRequest
+
+    if response.status_code >= 400:
+        response.read()
+        try:
+            message = response.json()["error"]["message"]
+        except (ValueError, LookupError, TypeError):
+            message = f"The server answered {response.status_code}."
+        raise BadRequest(message)
+    return response
