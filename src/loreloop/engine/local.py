@@ -20,6 +20,7 @@ from loreloop.engine.contract import Constrain, Pause, SampleEvent, SampleFailed
 from loreloop.engine.head import Head
 from loreloop.engine.optimizer import adam_step
 from loreloop.engine.paged_attention import page_bytes
+from loreloop.engine.replay import check_routes
 from loreloop.engine.revisions import Revisions
 from loreloop.engine.sampler import Sampler, SamplerLimits, refuse
 from loreloop.engine.threads import ThreadKeeper
@@ -70,7 +71,10 @@ class LocalEngine:
         n_pages = max(1, (config.kv_cache_mib << 20) // page_bytes(spec, config.page_tokens, dtype))
         self.bank = AdapterBank(spec, dtype, device, work_dir, config.resident_models)
         self.revisions = Revisions(spec, dtype, device, config.resident_revisions)
-        self.trainer = Trainer(self.decoder, attention, head, config.train_tokens, config.kept_tokens)
+        replay = config.replay_routes
+        self.trainer = Trainer(
+            self.decoder, attention, head, config.train_tokens, config.kept_tokens, replay_routes=replay
+        )
         self._info = EngineInfo(
             base_model,
             str(folder),
@@ -149,6 +153,7 @@ class LocalEngine:
         for index, op in enumerate(passes):
             try:
                 check_pass(op, self._info.vocab_size, self._info.context_window)
+                check_routes(op, self.decoder.spec.moe)
                 works[index] = TrainPass(op, self.bank.get(op.model_id))
             except UserError as error:
                 results[index] = Failure(error.category, error.message)

@@ -9,7 +9,7 @@ Legend: T packed rows, D model width, U unique (row, target) pairs, N positions 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from loreloop.engine.adapters import ModelState
 from loreloop.engine.attention import Attention
-from loreloop.engine.checks import datum_tokens
 from loreloop.engine.contract import Pause
 from loreloop.engine.expert_load import ExpertLoad
 from loreloop.engine.head import Head, groups_at
 from loreloop.engine.losses.table import LOSSES
 from loreloop.engine.packing import Packed, PackItem, pack, split_batches
+from loreloop.engine.replay import RouteBook
 from loreloop.engine.tree_attention import TreeAttention
 from loreloop.model.decoder import Decoder
 from loreloop.model.lora import UNEMBED, LoraBatch, LoraGroup
@@ -75,7 +75,17 @@ class Trainer:
     """Runs passes on one decoder. `max_rows` bounds an ordinary micro-batch; longer sequences and groups keep their
     activations up to `kept_rows` and compute them twice beyond."""
 
-    def __init__(self, decoder: Decoder, attention: Attention, head: Head, max_rows: int, kept_rows: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        attention: Attention,
+        head: Head,
+        max_rows: int,
+        kept_rows: int,
+        *,
+        replay_routes: bool = True,
+    ) -> None:
+        self.replay_routes = replay_routes
         self.decoder, self.attention, self.head = decoder, attention, head
         self.max_rows, self.kept_rows = max_rows, max(max_rows, kept_rows)
 
@@ -104,8 +114,9 @@ class Trainer:
     def _batches(self, works: Sequence[TrainPass], pause: Pause) -> Iterator[_Batch]:
         states = list({id(work.state): work.state for work in works}.values())
         sources = [(work, i) for work in works for i in range(len(work.op.data))]
+        book = RouteBook(self.decoder.spec.moe)
         items = [
-            PackItem(index, next(a for a, s in enumerate(states) if s is work.state), datum_tokens(work.op.data[i]))
+            PackItem(index, next(a for a, s in enumerate(states) if s is work.state), book.identities(work.op.data[i]))
             for index, (work, i) in enumerate(sources)
         ]
         # Positions with several targets are scored differently, so such data form batches of their own.
@@ -113,16 +124,19 @@ class Trainer:
         for width in sorted(set(widths.values())):
             alike = [item for item in items if widths[item.index] == width]
             for chosen in split_batches(alike, self.max_rows, self.kept_rows):
-                yield self._batch(chosen, sources, states, pause)
+                yield self._batch(chosen, sources, states, book, pause)
 
     def _batch(
         self,
         items: list[PackItem],
         sources: list[tuple[TrainPass, int]],
         states: list[ModelState],
+        book: RouteBook,
         pause: Pause,
     ) -> _Batch:
         packed = pack(items)
+        tokens_T, given_LTK = book.read(packed.tokens_T)
+        packed = replace(packed, tokens_T=tokens_T)
         rows = np.concatenate(packed.rows)
         targets_NK = np.concatenate(
             [_targets(sources[item.index][0].op.data[sources[item.index][1]]) for item in items]
@@ -137,7 +151,7 @@ class Trainer:
         ]
         pairs_U = torch.from_numpy(pairs).to(self.decoder.device)
         moe = self.decoder.spec.moe
-        lora = LoraBatch(groups, pause, Routes(moe.layers) if moe else None)
+        lora = LoraBatch(groups, pause, Routes(moe.layers, given_LTK, follow=self.replay_routes) if moe else None)
         return _Batch(packed, lora, members, pairs_U[:, 0].contiguous(), pairs_U[:, 1:].contiguous(), pause)
 
     def _forward(self, batch: _Batch) -> None:
@@ -199,11 +213,12 @@ class Trainer:
         routes, moe = batch.lora.routes, self.decoder.spec.moe
         if routes is None or moe is None or not moe.layers:
             return
-        ids_LTK = routes.chosen_LTK()
+        ids_LTK, counts_L3T = routes.chosen_LTK(), routes.counts_L3T()
         for work in {id(member.work): member.work for member in batch.members}.values():
             group = next(g for g in batch.lora.groups if g.weights is work.state.weights)
             work.load = work.load or ExpertLoad(moe.n_experts)
-            work.load.add(ids_LTK[:, group.start : group.stop])
+            rows = slice(group.start, group.stop)
+            work.load.add(ids_LTK[:, rows], None if counts_L3T is None else counts_L3T[..., rows])
 
     def _active(self, batch: _Batch) -> Tensor:
         """Which pairs can have a gradient, (U,) bool."""
