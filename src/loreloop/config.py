@@ -37,6 +37,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train_tokens: Positive = 512  # rows of a training micro-batch
     kept_tokens: Positive = 2048  # rows up to which a longer one keeps its activations; beyond, they are computed twice
     lora_experts: ExpertForm = "shared_outer"  # of new adapters: what an expert has of its own
+    replay_routes: bool = True  # training sends recorded tokens to the experts that sampling chose
     max_lora_rank: Positive = 256
     resident_models: Positive = 2  # training states held in memory; the others wait on disk
     resident_revisions: Positive = 16  # sampler adapters held in memory

@@ -25,6 +25,7 @@ class Answer:
     logprobs: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     topk: dict[int, list[TopK]] = field(default_factory=lambda: defaultdict(list))
     filtered: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    routes: dict[int, bytes] = field(default_factory=lambda: defaultdict(bytes))
     reasons: dict[int, str] = field(default_factory=dict)
     prompts: list[PromptEvent] = field(default_factory=list)
     failures: list[SampleFailed] = field(default_factory=list)
@@ -53,12 +54,14 @@ class Answer:
                     self.topk[event.sample_index].append(event.topk)
                 if event.filtered_logprob is not None:
                     self.filtered[event.sample_index].append(event.filtered_logprob)
+                if event.routes:
+                    self.routes[event.sample_index] += event.routes
                 if event.finished:
                     self.reasons[event.sample_index] = event.finished
 
 
 def sample_op(
-    prompt, *, request="r", n=1, scores=None, topk=0, revision="", resume=(), filtered=False, **params
+    prompt, *, request="r", n=1, scores=None, topk=0, revision="", resume=(), filtered=False, routes=False, **params
 ) -> SampleOp:
     """Eight tokens with seed 1, unless something else is given. `revision` is an id, perhaps `id=folder`."""
     revision_id, _, folder = revision.partition("=")
@@ -73,6 +76,7 @@ def sample_op(
         scores or PromptScores(),
         topk,
         filtered_logprobs=filtered,
+        routes=routes,
         resume=resume,
     )
 

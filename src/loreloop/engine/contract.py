@@ -40,6 +40,7 @@ class TokenEvent:
     finished: StopReason | None = None
     topk: TopK | None = None  # length 1
     filtered_logprob: float | None = None  # of the distribution that was drawn from
+    routes: bytes | None = None  # of the positions computed since the sample's token before this one
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,13 @@ class ExpertLoad:
     def __init__(self, n_experts: int) -> None:
         self.n_experts = n_experts
         self.count_LE: Tensor | None = None
+        self.replayed: Tensor | None = None  # sums of `Routes.counts_L3T`
 
-    def add(self, ids_LTK: Tensor) -> None:
-        """Takes in where some rows went."""
+    def add(self, ids_LTK: Tensor, counts_L3T: Tensor | None) -> None:
+        """Takes in where some rows went, and how that compares with recorded routes."""
+        if counts_L3T is not None:
+            counts = counts_L3T.sum((0, 2)).cpu()
+            self.replayed = counts if self.replayed is None else self.replayed + counts
         ids_LN = ids_LTK.flatten(1).long().cpu()
         offset_L1 = torch.arange(len(ids_LN))[:, None] * self.n_experts
         count = torch.bincount((ids_LN + offset_L1).flatten(), minlength=len(ids_LN) * self.n_experts)
@@ -38,4 +42,11 @@ class ExpertLoad:
             "e_max_violation:mean": float(most_L.mean()),
             "e_max_violation:max": float(most_L.max()),
             "e_min_violation:mean": float(least_L.mean()),
+            **self._replay_metrics(),
         }
+
+    def _replay_metrics(self) -> dict[str, float]:
+        if self.replayed is None:
+            return {}
+        recorded, out, moved = self.replayed.tolist()
+        return {"e_recorded:sum": recorded, "e_out_of_route:sum": out, "e_router_moved:sum": moved}

@@ -21,6 +21,7 @@ from loreloop.engine.head import Head
 from loreloop.engine.images import ImageTable
 from loreloop.engine.optimizer import adam_step
 from loreloop.engine.paged_attention import page_bytes
+from loreloop.engine.replay import check_routes
 from loreloop.engine.revisions import Revisions
 from loreloop.engine.sampler import Sampler, SamplerLimits, refuse
 from loreloop.engine.threads import ThreadKeeper
@@ -74,7 +75,15 @@ class LocalEngine:
         n_pages = max(1, (config.kv_cache_mib << 20) // page_bytes(spec, config.page_tokens, dtype))
         self.bank = AdapterBank(spec, dtype, device, work_dir, config.resident_models)
         self.revisions = Revisions(spec, dtype, device, config.resident_revisions)
-        self.trainer = Trainer(self.decoder, attention, head, config.train_tokens, config.kept_tokens, self.images)
+        self.trainer = Trainer(
+            self.decoder,
+            attention,
+            head,
+            config.train_tokens,
+            config.kept_tokens,
+            images=self.images,
+            replay_routes=config.replay_routes,
+        )
         self._info = EngineInfo(
             base_model,
             str(folder),
@@ -154,6 +163,7 @@ class LocalEngine:
         for index, op in enumerate(passes):
             try:
                 check_pass(op, self._info.vocab_size, self._info.context_window, self.images)
+                check_routes(op, self.decoder.spec.moe)
                 works[index] = TrainPass(op, self.bank.get(op.model_id))
             except UserError as error:
                 results[index] = Failure(error.category, error.message)

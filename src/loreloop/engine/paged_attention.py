@@ -33,11 +33,15 @@ class KvCache:
         shape = (spec.n_layers, n_pages * page_tokens, kept.n_kinds, kept.n_heads, kept.d_head)
         self.kv_LS2GE = torch.empty(shape, dtype=dtype, device=device)  # a slot's keys and values side by side
         self.page_tokens = page_tokens
+        moe = spec.moe  # where a slot's token was routed stays beside its keys: a known prefix has its routes as well
+        routes = (n_pages * page_tokens, len(moe.layers), moe.top_k) if moe else (0, 0, 0)
+        self.routes_SLK = torch.empty(routes, dtype=torch.int16, device=device)
 
     def copy(self, source_page: int, target_page: int, n_tokens: int) -> None:
         """Copies the first tokens of one page into another."""
         source, target = source_page * self.page_tokens, target_page * self.page_tokens
         self.kv_LS2GE[:, target : target + n_tokens] = self.kv_LS2GE[:, source : source + n_tokens]
+        self.routes_SLK[target : target + n_tokens] = self.routes_SLK[source : source + n_tokens]
 
 
 def page_bytes(spec: DecoderSpec, page_tokens: int, dtype: torch.dtype) -> int:

@@ -33,6 +33,7 @@ class SampleRow:
     namespace: str  # of the prefix tree: the base, or one life of a revision
     scoring: PromptScoring | None = None
     n_computed: int = 0
+    n_routed: int = 0  # positions whose routes have been told
     pages: list[int] = field(default_factory=list)
     prompt_done: bool = False
     cache_hit_tokens: int = 0

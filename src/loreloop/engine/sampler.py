@@ -31,6 +31,7 @@ from loreloop.kernels import cpu as kernels
 from loreloop.model.decoder import Decoder
 from loreloop.model.lora import Adapters, AdapterView, LoraBatch, LoraGroup
 from loreloop.model.lora_stack import StackCache, StackedLora
+from loreloop.model.routes import Routes
 from loreloop.protocol.errors import BadRequest, UserError
 from loreloop.protocol.sampling import PromptReport, SampleOp
 from loreloop.protocol.training import Failure
@@ -240,9 +241,13 @@ class Sampler:
             self.attention, self.cache, step_rows, kernels=self.kernels, in_place=self.in_place, exact=self.exact
         )
         lora = _groups([(share.row.adapter, share.n_tokens) for share in shares])
-        adapters: Adapters = lora if self.exact else StackedLora(lora.groups, len(tokens), self.stacks)
+        moe = self.decoder.spec.moe
+        lora = replace(lora, routes=Routes(moe.layers) if moe and moe.layers else None)
+        adapters: Adapters = lora if self.exact else StackedLora(lora.groups, len(tokens), self.stacks, lora.routes)
         for layer in range(self.decoder.spec.n_layers):
             x_TD = self.decoder.layer(layer, x_TD, rope, attend, adapters, images)
+        if lora.routes:
+            self.cache.routes_SLK.index_copy_(0, attend.new_slots_T, lora.routes.chosen_LTK().transpose(0, 1))
         return self.decoder.final(x_TD), lora
 
     def _slots(self, row: SampleRow, n_positions: int) -> Tensor:
@@ -318,7 +323,15 @@ class Sampler:
         report = row.scoring.report() if row.scoring else PromptReport()
         return PromptEvent(row.op.request_id, report, min(row.cache_hit_tokens, row.n_prompt))
 
+    def _routes(self, row: SampleRow) -> bytes:
+        """Where the row's tokens went that have not been told of; known prefixes too."""
+        slots_K = self._slots(row, row.n_computed)[row.n_routed :]
+        row.n_routed = row.n_computed
+        return self.cache.routes_SLK[slots_K].cpu().numpy().tobytes()
+
     def _take(self, row: SampleRow, event: TokenEvent) -> TokenEvent:
+        if row.op.routes and self.decoder.spec.moe:
+            event = replace(event, routes=self._routes(row))
         row.take(event.token)
         if row.constraint is not None and event.finished is None:
             row.constraint.take(event.token)

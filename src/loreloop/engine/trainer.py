@@ -9,7 +9,7 @@ Legend: T packed rows, D model width, U unique (row, target) pairs, N positions 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from loreloop.engine.head import Head, groups_at
 from loreloop.engine.images import TEXT_ONLY, ImageTable, TokenSequence
 from loreloop.engine.losses.table import LOSSES
 from loreloop.engine.packing import Ids, Packed, PackItem, pack, split_batches
+from loreloop.engine.replay import RouteBook
 from loreloop.engine.tree_attention import TreeAttention
 from loreloop.model.decoder import Decoder, ImageRows
 from loreloop.model.lora import UNEMBED, LoraBatch, LoraGroup
@@ -59,6 +60,9 @@ class _Source:
     @property
     def datum(self) -> Datum:
         return self.work.op.data[self.datum_index]
+
+    def identities(self, book: RouteBook) -> Ids:
+        return book.identities(self.sequence.tokens, self.datum.routes)
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,12 @@ class Trainer:
         head: Head,
         max_rows: int,
         kept_rows: int,
+        *,
         images: ImageTable = TEXT_ONLY,
+        replay_routes: bool = True,
     ) -> None:
         self.decoder, self.attention, self.head, self.images = decoder, attention, head, images
+        self.replay_routes = replay_routes
         self.max_rows, self.kept_rows = max_rows, max(max_rows, kept_rows)
 
     def run(self, works: Sequence[TrainPass], pause: Pause = lambda: None) -> None:
@@ -131,8 +138,9 @@ class Trainer:
             for work in works
             for i, datum in enumerate(work.op.data)
         ]
+        book = RouteBook(self.decoder.spec.moe)
         items = [
-            PackItem(index, next(a for a, s in enumerate(states) if s is source.work.state), source.sequence.tokens)
+            PackItem(index, next(a for a, s in enumerate(states) if s is source.work.state), source.identities(book))
             for index, source in enumerate(sources)
         ]
         # Positions with several targets are scored differently, so such data form batches of their own.
@@ -140,10 +148,19 @@ class Trainer:
         for width in sorted(set(widths)):
             alike = [item for item in items if widths[item.index] == width]
             for chosen in split_batches(alike, self.max_rows, self.kept_rows):
-                yield self._batch(pack(chosen), [sources[item.index] for item in chosen], states, pause)
+                yield self._batch(chosen, sources, states, book, pause)
 
-    def _batch(self, packed: Packed, sources: Sequence[_Source], states: Sequence[ModelState], pause: Pause) -> _Batch:
-        device = self.decoder.device
+    def _batch(
+        self,
+        items: Sequence[PackItem],
+        all_sources: Sequence[_Source],
+        states: Sequence[ModelState],
+        book: RouteBook,
+        pause: Pause,
+    ) -> _Batch:
+        device, packed, sources = self.decoder.device, pack(items), [all_sources[item.index] for item in items]
+        tokens_T, given_LTK = book.read(packed.tokens_T)
+        packed = replace(packed, tokens_T=tokens_T)
         rows = np.concatenate(packed.rows)
         targets_NK = np.concatenate([_targets(source.datum) for source in sources])
         # Shared rows are mostly asked for the same target by everyone: each such pair is scored once.
@@ -155,11 +172,12 @@ class Trainer:
         ]
         pairs_U = torch.from_numpy(pairs).to(device)
         moe = self.decoder.spec.moe
+        routes = Routes(moe.layers, given_LTK, follow=self.replay_routes) if moe else None
         return _Batch(
             packed,
             torch.from_numpy(_positions(packed, [source.sequence for source in sources])).to(device),
             self.images.rows(packed.tokens_T, [image for source in sources for image in source.sequence.images]),
-            LoraBatch(groups, pause, Routes(moe.layers) if moe else None),
+            LoraBatch(groups, pause, routes),
             [_Member(s.work, s.datum_index, torch.from_numpy(p)) for s, p in zip(sources, splits, strict=True)],
             pairs_U[:, 0].contiguous(),
             pairs_U[:, 1:].contiguous(),
@@ -225,11 +243,12 @@ class Trainer:
         routes, moe = batch.lora.routes, self.decoder.spec.moe
         if routes is None or moe is None or not moe.layers:
             return
-        ids_LTK = routes.chosen_LTK()
+        ids_LTK, counts_L3T = routes.chosen_LTK(), routes.counts_L3T()
         for work in {id(member.work): member.work for member in batch.members}.values():
             group = next(g for g in batch.lora.groups if g.weights is work.state.weights)
             work.load = work.load or ExpertLoad(moe.n_experts)
-            work.load.add(ids_LTK[:, group.start : group.stop])
+            rows = slice(group.start, group.stop)
+            work.load.add(ids_LTK[:, rows], None if counts_L3T is None else counts_L3T[..., rows])
 
     def _active(self, batch: _Batch) -> Tensor:
         """Which pairs can have a gradient, (U,) bool."""

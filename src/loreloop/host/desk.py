@@ -255,7 +255,10 @@ class Desk:
             return
         prompt = token_bytes(ticket.op.prompt)
         revision_id = ticket.op.revision.revision_id if ticket.op.revision else None
-        records = [SequenceRecord(prompt, s.tokens, s.logprobs, revision_id) for s in result.sequences]
+        records = [
+            SequenceRecord(prompt, s.tokens, s.logprobs, revision_id, ticket.base_model, s.routes)
+            for s in result.sequences
+        ]
         session = self.config.session
         await self.store.write(
             spool.add,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import msgspec
 from starlette.requests import Request
 
+from loreloop.http.routes import routes_of
 from loreloop.http.services import now, services
 from loreloop.protocol.codec import DatumSpans, DecodedPass
 from loreloop.protocol.errors import BadRequest
@@ -19,18 +20,24 @@ from loreloop.store import spool
 from loreloop.store.rows import SequenceRecord
 
 
-async def with_sampled_spans(request: Request, session_id: str, decoded: DecodedPass) -> tuple[Datum, ...]:
-    """The data with `sampled_spans` filled in where spans came along; their records' time starts anew."""
+async def with_sampled_spans(
+    request: Request, session_id: str, decoded: DecodedPass, base_model: str
+) -> tuple[Datum, ...]:
+    """The data with `sampled_spans` and `routes` filled in where spans came along; their records' time starts anew."""
     used = {span.sequence_id for spans in decoded.spans for span in (*spans.model_input, *spans.loss_inputs)}
     if not used:
         return decoded.op.data
     served = services(request)
-    lengths = {
-        sequence_id: _lengths(served.store.read(spool.get, served.store.segments, session_id, sequence_id, now()))
+    records = {
+        sequence_id: served.store.read(spool.get, served.store.segments, session_id, sequence_id, now())
         for sequence_id in used
     }
+    lengths = {sequence_id: _lengths(record) for sequence_id, record in records.items()}
     data = tuple(
-        _checked(f"Datum {index}", datum, spans, lengths)
+        msgspec.structs.replace(
+            _checked(f"Datum {index}", datum, spans, lengths),
+            routes=routes_of(spans.model_input, records, served.names.base(base_model)),
+        )
         for index, (datum, spans) in enumerate(zip(decoded.op.data, decoded.spans, strict=True))
     )
     expires = now() + served.config.session.spool_ttl_seconds

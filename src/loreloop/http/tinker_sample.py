@@ -63,7 +63,7 @@ async def asample(request: Request) -> Response:
     op = sample_op(served, sampler, key.id, (body, prompt), info)
     sequence_ids = [f"{op.request_id}:{index}" for index in range(op.num_samples)]
     recording = Recording(sampler.session_id, tuple(sequence_ids)) if body.record_stability_info else None
-    served.desk.sample(op, base_model, recording)
+    served.desk.sample(msgspec.structs.replace(op, routes=recording is not None), base_model, recording)
     return answer({"request_id": op.request_id, "sample_sequence_ids": sequence_ids})
 
 

@@ -86,7 +86,7 @@ async def forward_backward(request: Request) -> Response:
             raise BadRequest(f"The sequence id {op.seq_id} cannot be; a model's passes count from 1.")
         run = live_run(request, key, op.model_id)
         decoded = msgspec.structs.replace(decoded, op=await with_images(request, run, op))
-        data = await provenance.with_sampled_spans(request, run.session_id, decoded)
+        data = await provenance.with_sampled_spans(request, run.session_id, decoded, run.base_model)
         request_id = paths.request_id(op.model_id, op.seq_id)
         return Accepted(msgspec.structs.replace(op, request_id=request_id, data=data))
 

@@ -85,6 +85,7 @@ class SampleOp(msgspec.Struct, frozen=True, tag="sample"):
     topk_sample_logprobs: int = 0
     filtered_logprobs: bool = False  # report those of the distribution that was drawn from, too
     stream: bool = False
+    routes: bool = False  # tell which experts tokens went to, where the model has any
     resume: tuple[Partial, ...] = ()
 
 
@@ -110,6 +111,7 @@ class SampledSequence(msgspec.Struct, frozen=True):
     stop_reason: StopReason
     topk: TopK | None = None
     filtered_logprobs: bytes | None = None  # float32
+    routes: bytes | None = None  # as in `Datum`, of prompt and output but for the last token
 
 
 class PromptReport(msgspec.Struct, frozen=True):

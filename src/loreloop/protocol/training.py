@@ -51,6 +51,9 @@ def token_bytes(chunks: Sequence[Chunk]) -> bytes:
     return b"".join(chunk.tokens if isinstance(chunk, TextChunk) else b"\xff" * (4 * len(chunk)) for chunk in chunks)
 
 
+FREE_ROUTE = b"\xff\xff"  # -1
+
+
 class Span(msgspec.Struct, frozen=True):
     """`length` positions that came from `offset` of a sampled sequence: its prompt, or its output (`sampled`)."""
 
@@ -62,11 +65,13 @@ class Span(msgspec.Struct, frozen=True):
 
 class Datum(msgspec.Struct, frozen=True):
     """One sequence to learn from. `sampled_spans` are (start, stop) target positions that the sampler drew,
-    None where the client gave no provenance."""
+    None where the client gave no provenance. `routes` are the experts that a sampler's tokens went to: int16, by
+    position, layer that routes, and choice; -1 where the router decides."""
 
     chunks: tuple[Chunk, ...]
     inputs: dict[str, Tensor]
     sampled_spans: tuple[tuple[int, int], ...] | None = None
+    routes: bytes | None = None
 
 
 ExpertForm = Literal["shared_outer", "per_expert"]

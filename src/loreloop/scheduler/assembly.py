@@ -32,6 +32,7 @@ class _Sample:
         self.logprobs: list[float] = []
         self.topk: list[TopK] = []
         self.filtered: list[float] = []
+        self.routes: list[bytes] = []
         self.stop_reason: StopReason | None = None
         self.matcher = matcher
 
@@ -49,6 +50,7 @@ class _Sample:
             self.stop_reason,
             _joined(self.topk) if self.topk else None,
             np.array(self.filtered, "<f4").tobytes() if self.filtered else None,
+            b"".join(self.routes) if self.routes else None,
         )
 
 
@@ -76,6 +78,8 @@ class Assembly:
             sample.topk.append(event.topk)
         if event.filtered_logprob is not None:
             sample.filtered.append(event.filtered_logprob)
+        if event.routes is not None:
+            sample.routes.append(event.routes)
         sample.add(event.token, event.logprob, event.finished)
         return sample.stop_reason is not None and event.finished is None
 

@@ -163,12 +163,15 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class SequenceRecord(msgspec.Struct, frozen=True):
-    """What a sampler did in one sequence: prompt and output ids (int32), log-probabilities (float32)."""
+    """What a sampler did in one sequence: prompt and output ids (int32), log-probabilities (float32), and, where
+    there are experts, routes (as in `protocol.training.Datum`)."""
 
     prompt: bytes
     tokens: bytes
     logprobs: bytes
     revision_id: str | None
+    base_model: str = ""
+    routes: bytes | None = None
 
 
 class ReplayState(msgspec.Struct, frozen=True):

@@ -1,0 +1,36 @@
+"""Routes of a datum: where the sampler's router sent its tokens, put together from the records that its spans name.
+
+A record holds the routes of its prompt and output but for the last token, which no step has computed. Positions without
+a record are free: the router decides there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from loreloop.protocol.training import FREE_ROUTE, Span
+from loreloop.store.rows import SequenceRecord
+
+
+def routes_of(spans: Sequence[Span], records: Mapping[str, SequenceRecord], base_model: str) -> bytes | None:
+    """Routes of the tokens that `spans` tile, or None where nothing of them is known of this base."""
+    widths = {name: _width(record, base_model) for name, record in records.items()}
+    width = max((widths[span.sequence_id] for span in spans), default=0)
+    if width == 0:
+        return None
+    parts = []
+    for span in spans:
+        record, known = records[span.sequence_id], b""
+        if widths[span.sequence_id] == width and record.routes:
+            first = span.offset + (len(record.prompt) // 4 if span.sampled else 0)
+            known = record.routes[first * width : (first + span.length) * width]
+        parts.append(known + FREE_ROUTE * ((span.length * width - len(known)) // len(FREE_ROUTE)))
+    return b"".join(parts)
+
+
+def _width(record: SequenceRecord, base_model: str) -> int:
+    """Bytes a token; 0 where the record has no routes of this base."""
+    n_computed = (len(record.prompt) + len(record.tokens)) // 4 - 1
+    if not record.routes or record.base_model != base_model or n_computed < 1:
+        return 0
+    return len(record.routes) // n_computed
