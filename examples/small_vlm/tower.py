@@ -101,7 +101,7 @@ def train(drawings: Drawings, words: Words, work: Path, steps: int) -> Tower:
         agrees = 1 - F.cosine_similarity(features.float(), features_NF[chosen]).mean()
         spelled = _spelling(words_BPE.float(), [drawings.names[n] for n in chosen], words)
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min((step + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.01)
+            group["lr"] = RATE * min((step + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.01)
         optimizer.zero_grad(set_to_none=True)
         (named + 3 * agrees + spelled).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
