@@ -91,12 +91,12 @@ def make_tiny_model(folder: Path, family: str = "llama", *, seed: int = 0, vocab
     return folder
 
 
-def make_tokenizer(folder: Path, vocab_size: int) -> None:
+def make_tokenizer(folder: Path, vocab_size: int, specials: list[str] = SPECIALS) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIALS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=vocab_size, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     text = ["the quick brown fox jumps over the lazy dog", "Human: what is it? Assistant: it is 12 and 34 "] * 20
     tokenizer.train_from_iterator(text, trainer)
