@@ -11,7 +11,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTraine
 from examples.small_vlm import drawings, exam, folder, teacher, tower, views, voice
 from examples.small_vlm.parts import HELD_OUT_STYLES, TRAINING_STYLES
 from tests.examples.shapes import COLOURS, SHAPES, pixels
-from tests.tiny import SPECIALS, make_tiny_model, make_tokenizer
+from tests.tiny import make_tiny_model, make_tokenizer
 
 STYLES = (*TRAINING_STYLES[:4], *HELD_OUT_STYLES)  # a colour stands for a style
 
@@ -28,7 +28,7 @@ def art() -> drawings.Drawings:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = make_tiny_model(tmp_path_factory.mktemp("bases") / "tiny")
-    make_tokenizer(place, 512, [*SPECIALS, folder.SPARE])
+    make_tokenizer(place, 512, [folder.SPARE])
     return place
 
 
