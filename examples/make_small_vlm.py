@@ -30,7 +30,7 @@ class Size:
     exam_images: int
 
 
-WHOLE, TRIAL = Size(None, 1300, 100, 200), Size(24, 4, 2, 8)
+WHOLE, TRIAL = Size(None, 1200, 80, 200), Size(24, 4, 2, 8)
 
 
 def make(work: Path, out: Path, base: Path, size: Size) -> dict[str, exam.Marks]:

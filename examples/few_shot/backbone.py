@@ -60,6 +60,17 @@ class Features(nn.Module):
         return torch.cat((hidden_BND[:, 0], hidden_BND[:, 1:].mean(1)), -1)
 
 
+class Whole(nn.Module):
+    """The network's view of a whole image."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.model(pixels_BCHW)[1]
+
+
 def from_transformers(name: str) -> Backbone:
     """A vision model; of a LLaVA model its tower."""
     settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
@@ -105,14 +116,15 @@ def _tower_of(name: str) -> nn.Module:
 def efficientnet_lite0(archives: Path, side: int) -> Backbone:
     """ImageNet's own small network, fetched if need be."""
     parts.fetch_teacher(archives)
+    weights = parts.read_teacher_weights(archives)
 
     def pixels(png: bytes) -> torch.Tensor:
         with Image.open(io.BytesIO(png)) as image:
             small = np.array(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
         return torch.from_numpy(small).permute(2, 0, 1).float() / 255
 
-    adapted = r".*\.(_expand_conv|_project_conv)|_conv_head"  # its filters of single channels are no products
-    return Backbone("efficientnet-lite0", lambda: teacher.load(parts.read_teacher_weights(archives)), pixels, adapted)
+    adapted = r".*\.(_expand_conv|_project_conv|_conv_head)"  # its filters of single channels are no products
+    return Backbone("efficientnet-lite0", lambda: Whole(teacher.load(weights)), pixels, adapted)
 
 
 class HeadMethod:

@@ -4,7 +4,7 @@ A drawing is RGBA, so that a view can put it on any background. Names are split 
 drawing in every style and are taught, `extra` ones have drawings in some training styles and are taught too, `novel`
 ones are like `known` but never seen in any training: they are kept for few-shot studies.
 
-N drawings, B batch, S side in pixels, C channels, F features.
+N drawings, B batch, S side in pixels, C channels, F features, H and W places in a map of features.
 """
 
 from __future__ import annotations
@@ -51,13 +51,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Drawings:
-    """Drawing n shows `names[n]` in the style `styles[n]`; `features_NF` is what the teacher sees in it."""
+    """Drawing n shows `names[n]` in the style `styles[n]`; the teacher sees `features_NF` in it, and `maps_NFHW` in
+    its parts."""
 
     split: Split
     names: list[str]
     styles: list[str]
     rgba_NSSC: np.ndarray
     features_NF: torch.Tensor
+    maps_NFHW: np.ndarray
 
     def where(self, names: Collection[str], styles: Collection[str]) -> list[int]:
         return [n for n, name in enumerate(self.names) if name in names and self.styles[n] in styles]
@@ -115,15 +117,19 @@ def make(archives: Path, work: Path, limit: int | None) -> None:
     progress = Progress("drawings", len(wanted))
     rgba_NSSC = np.empty((len(wanted), SIDE, SIDE, 4), np.uint8)
     features: list[torch.Tensor] = []
+    maps: list[np.ndarray] = []
     for start in range(0, len(wanted), 64):
         batch = wanted[start : start + 64]
         for k, (name, style) in enumerate(batch):
             rgba_NSSC[start + k] = render(svgs[style][name], SIDE)
         large_BSSC = np.stack([render(svgs[style][name], TEACHER_SIDE) for name, style in batch])
         with torch.inference_mode():
-            features.append(sees(on_white(large_BSSC)).float().clone())
+            parts_BFHW, whole_BF = sees(on_white(large_BSSC))
+        maps.append(parts_BFHW.numpy().astype(np.float16))
+        features.append(whole_BF.clone())
         progress.step(start + len(batch))
     np.save(work / "rgba.npy", rgba_NSSC)
+    np.save(work / "maps.npy", np.concatenate(maps))
     torch.save(torch.cat(features), work / "features.pt")
     names = {"known": split.known, "novel": split.novel, "extra": split.extra, "drawings": wanted}
     (work / "drawings.json").write_text(json.dumps(names, indent=0))  # last: it says that the stage is over
@@ -134,7 +140,8 @@ def load(work: Path) -> Drawings:
     names, styles = [name for name, _ in listed["drawings"]], [style for _, style in listed["drawings"]]
     split = Split(listed["known"], listed["novel"], listed["extra"])
     features_NF = torch.load(work / "features.pt", weights_only=True)
-    return Drawings(split, names, styles, np.load(work / "rgba.npy", mmap_mode="r"), features_NF)
+    rgba_NSSC, maps_NFHW = (np.load(work / f"{name}.npy", mmap_mode="r") for name in ("rgba", "maps"))
+    return Drawings(split, names, styles, rgba_NSSC, features_NF, maps_NFHW)
 
 
 def on_white(rgba_BSSC: np.ndarray) -> torch.Tensor:

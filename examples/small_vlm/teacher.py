@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 in plain torch, with the tensor names of the published weights; a frozen source of features.
 
-Takes images in 0..1, gives pooled features (1280). Convolutions pad as TensorFlow's "same" does, where the weights
-come from: an even size with stride 2 gets its padding on the right and at the bottom.
+Takes images in 0..1, gives what it sees in each part (320) and in the whole (1280). Convolutions pad as TensorFlow's
+"same" does, where the weights come from: an even size with stride 2 gets its padding on the right and at the bottom.
 
 B batch, C channels, H height, W width, F features.
 """
@@ -24,7 +24,7 @@ STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
-WIDTH = 1280
+WIDTH, PART_WIDTH = 1280, 320
 
 
 class SameConv(nn.Conv2d):
@@ -78,12 +78,12 @@ class EfficientNetLite0(nn.Module):
         self._conv_head, self._bn1 = SameConv(n_in, WIDTH, 1), norm(WIDTH)
         self._fc = nn.Linear(WIDTH, 1000)  # ImageNet's classes; here only so that the published weights fit
 
-    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
-        """Images in 0..1 to features_BF."""
+    def forward(self, image_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images in 0..1 to a map of features, a 32nd of the pixels a side, and features_BF of the whole."""
         x = F.relu6(self._bn0(self._conv_stem((image_BCHW * 255 - 127) / 128)))
         for block in self._blocks:
             x = block(x)
-        return F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
+        return x, F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
 
 
 def load(weights: dict[str, torch.Tensor]) -> EfficientNetLite0:

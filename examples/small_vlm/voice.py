@@ -72,7 +72,7 @@ def train(seeing: Tower, language: PreTrainedModel, chat: Chat, drawings: Drawin
     for step in range(done, steps):
         rng = torch.Generator().manual_seed(1_000_000 + step)
         chosen = [_one_of(known if k < KNOWN_SHARE * BATCH else extra, rng) for k in range(BATCH)]
-        image = views.normalise(views.varied(drawings.rgba_NSSC[chosen], rng))
+        image = views.normalise(views.varied(drawings.rgba_NSSC[chosen], rng)[0])
         loss = next_token_loss(seeing, language, chat, image, [drawings.names[n] for n in chosen])
         for group in optimizer.param_groups:
             group["lr"] = group["most"] * min((step + 1) / 20, 0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.01)
@@ -92,7 +92,7 @@ def next_token_loss(
 ) -> torch.Tensor:
     """Mean over the answers' tokens."""
     with torch.autocast("cpu", torch.bfloat16):
-        words_BPE, _ = seeing(image_BCSS)
+        words_BPE = seeing(image_BCSS)
     longest = max(len(chat.answers[name]) for name in names)
     answer_BA = torch.full((len(names), longest), -100)
     for k, name in enumerate(names):

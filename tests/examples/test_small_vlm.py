@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedModel
 
-from examples.small_vlm import drawings, exam, folder, teacher, tower, views, voice
+from examples.small_vlm import drawings, exam, folder, start, targets, teacher, tower, views, voice
 from examples.small_vlm.parts import HELD_OUT_STYLES, TRAINING_STYLES
 from tests.examples.shapes import COLOURS, SHAPES, pixels
 from tests.tiny import make_tiny_model, make_tokenizer
@@ -22,7 +22,8 @@ def art() -> drawings.Drawings:
     styles = [STYLES[COLOURS.index(colour)] for colour in colours]
     features = torch.randn(len(names), 8, generator=torch.Generator().manual_seed(0))
     split = drawings.Split(list(SHAPES[:2]), [SHAPES[2]], [SHAPES[3]])
-    return drawings.Drawings(split, names, styles, rgba, features)
+    maps = torch.randn(len(names), 12, 6, 6, generator=torch.Generator().manual_seed(1)).numpy()
+    return drawings.Drawings(split, names, styles, rgba, features, maps)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,9 @@ def test_the_teacher_takes_any_size_and_has_the_published_size() -> None:
     sees = teacher.EfficientNetLite0().eval()
     assert sum(p.numel() for p in sees.parameters()) == 4_652_008
     for side in (32, 47):
-        assert sees(torch.rand(1, 3, side, side)).shape == (1, teacher.WIDTH)
+        parts, whole = sees(torch.rand(1, 3, side, side))
+        assert parts.shape == (1, teacher.PART_WIDTH, -(-side // 32), -(-side // 32))
+        assert whole.shape == (1, teacher.WIDTH)
 
 
 def test_padding_is_that_of_the_weights_first_home() -> None:
@@ -77,12 +80,33 @@ def test_aliases_count_unless_they_turn_the_drawing() -> None:
 
 
 def test_views_stay_images_and_repeat_with_their_seed(art: drawings.Drawings) -> None:
-    one, same, other = (views.varied(art.rgba_NSSC, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    one, same, other = (views.varied(art.rgba_NSSC, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert one.shape == (len(art.names), 3, drawings.SIDE, drawings.SIDE)
     assert one.min() >= 0
     assert one.max() <= 1
+
+
+def test_the_teachers_map_moves_with_the_view(art: drawings.Drawings) -> None:
+    rows = list(range(len(art.names)))
+    shall = targets.Targets(art, rows, 6)
+    still, beside = torch.eye(3)[None, :2], torch.eye(3)[None, :2].clone()
+    beside[0, 0, 2] = 2 / 6  # one place to the left
+    whole, moved = (shall.parts([5], moves).view(6, 6, -1) for moves in (still, beside))
+    torch.testing.assert_close(whole.permute(2, 0, 1), shall.map_NKHW[5].float())
+    torch.testing.assert_close(moved[:, :-1], whole[:, 1:], atol=1e-3, rtol=1e-3)
+
+
+def test_a_tower_begins_with_places_and_likeness() -> None:
+    torch.manual_seed(0)
+    seeing = tower.Tower(64)
+    start.begin(seeing.vision, torch.randn(16, 3, drawings.SIDE, drawings.SIDE))
+    attention = seeing.vision.vision_model.encoder.layers[0].self_attn
+    mixed = attention.out_proj.weight @ attention.v_proj.weight
+    assert mixed.diagonal().mean().item() == pytest.approx(-0.4, abs=0.05)
+    place = torch.nn.functional.normalize(seeing.vision.vision_model.embeddings.position_embedding.weight[1:], dim=-1)
+    assert place[5] @ place[6] > place[5] @ place[7] > place[5] @ place[15]
 
 
 def test_the_folder_is_what_transformers_reads(saved: Path) -> None:
