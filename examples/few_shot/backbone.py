@@ -116,7 +116,10 @@ def _tower_of(name: str) -> nn.Module:
 def efficientnet_lite0(archives: Path, side: int) -> Backbone:
     """ImageNet's own small network, fetched if need be."""
     parts.fetch_teacher(archives)
-    weights = parts.read_teacher_weights(archives)
+    return efficientnet(parts.read_teacher_weights(archives), side)
+
+
+def efficientnet(weights: dict[str, torch.Tensor], side: int) -> Backbone:
 
     def pixels(png: bytes) -> torch.Tensor:
         with Image.open(io.BytesIO(png)) as image:

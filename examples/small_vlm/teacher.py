@@ -41,6 +41,11 @@ class SameConv(nn.Conv2d):
         return super().forward(F.pad(x_BCHW, pads) if any(pads) else x_BCHW)
 
 
+def product(n_in: int, n_out: int) -> nn.Conv2d:
+    """The same linear map at every place."""
+    return nn.Conv2d(n_in, n_out, 1, bias=False)
+
+
 def norm(n: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(n, eps=1e-3)
 
@@ -53,9 +58,9 @@ class Block(nn.Module):
         n_wide = n_in * expansion
         self.expands, self.adds = expansion > 1, stride == 1 and n_in == n_out
         if self.expands:
-            self._expand_conv, self._bn0 = SameConv(n_in, n_wide, 1), norm(n_wide)
+            self._expand_conv, self._bn0 = product(n_in, n_wide), norm(n_wide)
         self._depthwise_conv, self._bn1 = SameConv(n_wide, n_wide, kernel, stride, groups=n_wide), norm(n_wide)
-        self._project_conv, self._bn2 = SameConv(n_wide, n_out, 1), norm(n_out)
+        self._project_conv, self._bn2 = product(n_wide, n_out), norm(n_out)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         h = F.relu6(self._bn0(self._expand_conv(x_BCHW))) if self.expands else x_BCHW
@@ -75,7 +80,7 @@ class EfficientNetLite0(nn.Module):
                 blocks.append(Block(n_in, n_out, kernel, stride if k == 0 else 1, expansion))
                 n_in = n_out
         self._blocks = nn.ModuleList(blocks)
-        self._conv_head, self._bn1 = SameConv(n_in, WIDTH, 1), norm(WIDTH)
+        self._conv_head, self._bn1 = product(n_in, WIDTH), norm(WIDTH)
         self._fc = nn.Linear(WIDTH, 1000)  # ImageNet's classes; here only so that the published weights fit
 
     def forward(self, image_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from examples.few_shot import backbone, report
 from examples.few_shot.task import ClassFolder, Plan, class_name
 from examples.few_shot_vision import main
+from examples.small_vlm import teacher
 from tests.examples.shapes import write_classes
 
 PLAN = Plan(ways=3, shots=(1, 2, 8), repeats=4, batch=5, held_out=("purple", "black"))
@@ -80,6 +81,14 @@ def test_a_head_learns_shapes(folder: Path, tower: str, lora: bool) -> None:
     task = ClassFolder(folder).task(plan, 4, seed=0)
     method = backbone.HeadMethod(backbone.from_transformers(tower), backbone.HeadTuning(rank=4), lora=lora)
     assert method.tuned(task, seed=0) >= 0.75
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_convolutional_backbone_is_adapted_too(folder: Path, lora: bool) -> None:
+    torch.manual_seed(0)
+    made = backbone.efficientnet(teacher.EfficientNetLite0().state_dict(), side=32)
+    task = ClassFolder(folder).task(Plan(ways=2, shots=(2,), repeats=2, held_out=("purple",)), 2, seed=0)
+    assert 0 <= backbone.HeadMethod(made, backbone.HeadTuning(rank=2), lora=lora).tuned(task, seed=0) <= 1
 
 
 def test_bands_are_students() -> None:
