@@ -70,7 +70,7 @@ def methods_of(given: argparse.Namespace) -> dict[str, Method]:
             if name == LITE0
             else backbone.from_transformers(name)
         )
-        rates = backbone.HeadTuning(given.rank, given.head_rate, given.learning_rate)
+        rates = backbone.HeadTuning(given.rank, given.head_rate, given.backbone_rate)
         found[f"{made.name}, linear head, frozen"] = backbone.HeadMethod(made, rates, lora=False).tuned
         found[f"{made.name}, linear head, LoRA"] = backbone.HeadMethod(made, rates, lora=True).tuned
     return found
@@ -95,10 +95,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--exam-images", type=int, default=256)
     parser.add_argument("--most-pixels", type=int, default=480, help="longer side of an image")
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=5e-4, help="of LoRA, on both sides")
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="of the language model's LoRA")
     parser.add_argument("--constant", action="store_true", help="a constant rate, as in the published sweep")
+    parser.add_argument("--backbone-rate", type=float, default=1e-4, help="of the backbones' LoRA")
     parser.add_argument("--head-rate", type=float, default=1e-2)
-    parser.add_argument("--lite0-side", type=int, default=192, help=f"pixels that {LITE0} sees")
+    parser.add_argument("--lite0-side", type=int, default=128, help=f"pixels that {LITE0} sees")
     parser.add_argument("--question", default=language.Wording.question)
     parser.add_argument("--answer", default=language.Wording.answer, help="{name} stands for the class")
     parser.add_argument("--quick", action="store_true", help="two seeds, 1 and 4 shots, few steps: to see that it runs")

@@ -45,7 +45,7 @@ class HeadTuning:
 
     rank: int = 32
     head_rate: float = 1e-2
-    lora_rate: float = 5e-4
+    lora_rate: float = 1e-4
 
 
 class Features(nn.Module):
