@@ -36,6 +36,7 @@ from loreloop.protocol.training import (
 
 Ids = NDArray[np.int64]
 MODEL = "smollm2-135m"
+MOE_MODEL = "smollm2-moe-4x135m"
 SLOW_SECONDS = 30.0  # a side that takes this long is measured three times instead of five
 
 
@@ -58,12 +59,12 @@ class Figure:
         )
 
 
-def folder() -> Path:
-    return Catalog(Config().data_path).ensure(MODEL, blocks=True).folder
+def folder(model: str = MODEL) -> Path:
+    return Catalog(Config().data_path).ensure(model, blocks=model == MODEL).folder
 
 
-def engine(**settings: object) -> LocalEngine:
-    return LocalEngine(EngineConfig(**settings), MODEL, folder(), Path(tempfile.mkdtemp()))  # type: ignore[arg-type]
+def engine(model: str = MODEL, **settings: object) -> LocalEngine:
+    return LocalEngine(EngineConfig(**settings), model, folder(model), Path(tempfile.mkdtemp()))  # type: ignore[arg-type]
 
 
 def alternating(sides: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -125,13 +126,16 @@ def train_step(running: LocalEngine, data: Sequence[Datum], model: str = "m") ->
     running.optim_step(OptimStep(model, 2, f"{model}:2", AdamParams(learning_rate=1e-5)))
 
 
-def new_model(running: LocalEngine, rank: int = 32, *, model: str = "m", unembed: bool = False) -> None:
-    running.create_model(CreateModel(model, 0, f"{model}:0", LoraSpec(rank, 1, train_unembed=unembed)))
+def new_model(
+    running: LocalEngine, rank: int = 32, *, model: str = "m", unembed: bool = False, mlp: bool = True
+) -> None:
+    spec = LoraSpec(rank, 1, train_unembed=unembed, train_mlp=mlp)
+    running.create_model(CreateModel(model, 0, f"{model}:0", spec))
 
 
-def saved_revision(running: LocalEngine, name: str = "r", rank: int = 32) -> Revision:
+def saved_revision(running: LocalEngine, name: str = "r", rank: int = 32, *, mlp: bool = True) -> Revision:
     """An adapter that changes something, ready to sample from."""
-    new_model(running, rank, model=name)
+    new_model(running, rank, model=name, mlp=mlp)
     state = running.bank.get(name)
     state.master += 0.02 * state.master.std()
     state.refresh_weights()

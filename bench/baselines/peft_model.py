@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +23,32 @@ Ids = NDArray[np.int64]
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-class PeftBaseline:
-    """One base with one adapter of the given rank on attention and MLP."""
+ATTENTION = TARGETS[:4]
+EXPERTS = {"target_modules": ATTENTION, "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 
-    def __init__(self, folder: Path, rank: int = 32, *, unembed: bool = False, checkpointing: bool = False) -> None:
-        base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa")
-        targets = [*TARGETS, "lm_head"] if unembed else TARGETS
-        self.model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=32, target_modules=targets))
+
+class PeftBaseline:
+    """One base with one adapter of the given rank on attention and MLP, or on attention and experts."""
+
+    def __init__(
+        self,
+        folder: Path,
+        rank: int = 32,
+        *,
+        unembed: bool = False,
+        checkpointing: bool = False,
+        experts: str | None = None,
+        mlp: bool = True,
+    ) -> None:
+        """`experts` is the way in which transformers computes them (None: there are none); without `mlp` they have no
+        adapters."""
+        base = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.bfloat16, attn_implementation="sdpa", experts_implementation=experts
+        )
+        targets: dict[str, Any] = {"target_modules": [*TARGETS, "lm_head"] if unembed else TARGETS}
+        if experts:
+            targets = EXPERTS if mlp else {"target_modules": ATTENTION}
+        self.model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=32, **targets))
         base.generation_config.eos_token_id = None  # as many tokens as asked for
         if checkpointing:
             self.model.gradient_checkpointing_enable()

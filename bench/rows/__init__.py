@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.rig import Figure
-from bench.rows import numbers, quantized, rl, sample, scaling, serve, streams, tiers, together, train
+from bench.rows import moe, numbers, quantized, rl, sample, scaling, serve, streams, tiers, together, train
 
 ROWS: dict[str, Callable[[], list[Figure]]] = {
     "control": serve.control,
@@ -20,6 +20,8 @@ ROWS: dict[str, Callable[[], list[Figure]]] = {
     "decode-32": sample.decode_32,
     "decode-int4": quantized.decode_int4,
     "sample-groups": sample.sample_groups,
+    "moe-train": moe.moe_train,
+    "moe-decode": moe.moe_decode,
     "tenants-train": numbers.tenants_train,
     "tenants-sample": sample.tenants_sample,
     "together": together.train_while_sampling,

@@ -29,6 +29,7 @@ from loreloop.engine.trainer import Trainer, TrainPass
 from loreloop.model.linear import FastProducts, Products, TiledProducts
 from loreloop.model.load import load_decoder
 from loreloop.model.peft import read_lora_spec, write_adapter
+from loreloop.model.spec import DecoderSpec
 from loreloop.model.vision import load_vision
 from loreloop.protocol.errors import BadRequest, UserError
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
@@ -46,6 +47,8 @@ from loreloop.protocol.training import (
     StepResult,
     length_of,
 )
+
+MOST_SPREAD = 4
 
 
 class LocalEngine:
@@ -79,7 +82,7 @@ class LocalEngine:
             self.decoder,
             attention,
             head,
-            config.train_tokens,
+            config.train_tokens * _spread(spec),
             config.kept_tokens,
             images=self.images,
             replay_routes=config.replay_routes,
@@ -229,6 +232,11 @@ class LocalEngine:
     @property
     def sampling(self) -> bool:
         return self.sampler.busy or bool(self.failed)
+
+
+def _spread(spec: DecoderSpec) -> int:
+    """How many times the rows of a micro-batch, so that each expert still gets enough of them for a product."""
+    return max(1, min(MOST_SPREAD, spec.moe.n_experts // spec.moe.top_k)) if spec.moe else 1
 
 
 def _device(name: str) -> torch.device:
