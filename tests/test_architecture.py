@@ -22,18 +22,19 @@ MAY_IMPORT = {
     "config": {"protocol"},
     "store": {"protocol", "config"},
     "text": {"protocol", "config"},
+    "images": {"protocol", "config"},
     "kernels": set(),
     "model": {"protocol", "config", "kernels"},
     "parallel": {"protocol", "config", "model"},
-    "engine": {"protocol", "config", "kernels", "model", "parallel"},
+    "engine": {"protocol", "config", "images", "kernels", "model", "parallel"},
     "scheduler": {"protocol", "config", "text", "engine"},
     "host": {"protocol", "config", "store"},
     "serve": {"protocol", "config", "store", "text"},
-    "http": {"protocol", "config", "store", "text", "host", "serve"},
+    "http": {"protocol", "config", "store", "text", "images", "host", "serve"},
     "demo": set(),
     "cli": {"protocol", "config", "store", "text", "model", "engine", "scheduler", "host", "serve", "http", "demo"},
 }
-NO_TORCH = {"protocol", "config", "store", "text", "scheduler", "host", "serve", "http", "demo"}
+NO_TORCH = {"protocol", "config", "store", "text", "images", "scheduler", "host", "serve", "http", "demo"}
 BROAD_EXCEPT_FILES = {"http/app.py", "scheduler/loop.py", "scheduler/attempt.py", "cli/main.py"}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in GENERATED)

@@ -1,6 +1,7 @@
 """Makes tiny random models in the published format, with a small real tokenizer, in well under three seconds."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -91,12 +92,14 @@ def make_tiny_model(folder: Path, family: str = "llama", *, seed: int = 0, vocab
     return folder
 
 
-def make_tokenizer(folder: Path, vocab_size: int) -> None:
+def make_tokenizer(folder: Path, vocab_size: int, specials: Sequence[str] = (), template: str = CHAT_TEMPLATE) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIALS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIALS, *specials],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     text = ["the quick brown fox jumps over the lazy dog", "Human: what is it? Assistant: it is 12 and 34 "] * 20
     tokenizer.train_from_iterator(text, trainer)
@@ -107,7 +110,7 @@ def make_tokenizer(folder: Path, vocab_size: int) -> None:
         "eos_token": "<|im_end|>",
         "pad_token": "<|im_end|>",
         "unk_token": "<|endoftext|>",
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": template,
         "model_max_length": 512,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

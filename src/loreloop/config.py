@@ -42,6 +42,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resident_models: Positive = 2  # training states held in memory; the others wait on disk
     resident_revisions: Positive = 16  # sampler adapters held in memory
     decode_gap_ms: NotNegative = 200  # training pauses for the samples' next tokens this often; 0: only between batches
+    image_cache_mib: NotNegative = 512  # what vision towers made of recent images, kept in memory
     snapshot_seconds: Seconds = 30.0  # unsnapshotted engine time that triggers a snapshot
 
 
@@ -60,6 +61,9 @@ class LimitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     samples_per_request: Positive = 1024
     waiting_samples: Positive = 16384  # per server; beyond it a sample is answered "try again"
     models_per_key: Positive = 256
+    image_mib: Positive = 20  # of one file
+    image_megapixels: Positive = 40  # of one image
+    request_megapixels: Positive = 1000  # of all different images of one request
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +72,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000  # 0: any free port
     models: tuple[str, ...] = ("smollm2-135m",)
     aliases: dict[str, str] = {}
+    image_hosts: tuple[str, ...] = ()  # whose images chat requests may name by http(s) address
     memory_mib: int = 0  # budget for the base models together; 0: no bound
     engine: EngineConfig = EngineConfig()
     session: SessionConfig = SessionConfig()

@@ -12,8 +12,10 @@ from loreloop.model.peft import named_tensors
 class DeltaReference:
     """Every ΔW = 32/r · B · A is added to its weight in front of autograd's eyes."""
 
+    auto = AutoModelForCausalLM
+
     def __init__(self, folder, state: ModelState) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = self.auto.from_pretrained(folder, dtype=torch.float32).eval()
         self.scale = 32 / state.layout.rank
         view = AdapterView(state.layout, state.weights.flat.float())
         self.leaves = {name: t.detach().clone().requires_grad_() for name, t in named_tensors(view)}

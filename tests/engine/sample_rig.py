@@ -85,7 +85,7 @@ def make_sampler(
     rig: Rig, *, n_pages=256, page_tokens=8, max_running=64, prefill_tokens=64, constrain=refuse
 ) -> Sampler:
     limits = SamplerLimits(n_pages, page_tokens, max_running, prefill_tokens)
-    return Sampler(rig.decoder, rig.trainer.attention, rig.trainer.head, limits, constrain)
+    return Sampler(rig.decoder, rig.trainer.attention, rig.trainer.head, limits, constrain, rig.images)
 
 
 def run(sampler: Sampler, *requests: SampleOp | tuple[SampleOp, AdapterView]) -> dict[str, Answer]:

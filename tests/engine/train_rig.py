@@ -10,9 +10,11 @@ from torch import Tensor
 from loreloop.engine.adapters import ModelState, new_state
 from loreloop.engine.attention import FastAttention, FixedAttention
 from loreloop.engine.head import Head
+from loreloop.engine.images import ImageTable
 from loreloop.engine.trainer import Trainer, TrainPass
 from loreloop.model.linear import FastProducts, TiledProducts
 from loreloop.model.load import load_decoder
+from loreloop.model.vision import load_vision
 from loreloop.protocol.tensors import tensor_of
 from loreloop.protocol.training import Datum, ForwardBackward, LoraSpec, TextChunk
 
@@ -27,9 +29,9 @@ class Rig:
         attention = FixedAttention() if deterministic else FastAttention()
         self.decoder = load_decoder(folder, dtype=dtype, device=CPU, products=products)
         self.dtype = dtype
-        self.trainer = Trainer(
-            self.decoder, attention, Head(self.decoder, fixed_rows=deterministic), max_rows, max_rows
-        )
+        self.images = ImageTable(load_vision(folder, dtype=dtype, device=CPU), CPU, 1 << 20)
+        head = Head(self.decoder, fixed_rows=deterministic)
+        self.trainer = Trainer(self.decoder, attention, head, max_rows, max_rows, self.images)
 
     def state(self, rank=4, seed=0, *, unembed=False, attn=True, mlp=True, experts="shared_outer") -> ModelState:
         """A model whose A and B are both away from zero, so that every gradient is too."""

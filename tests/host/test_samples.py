@@ -2,12 +2,13 @@
 
 import asyncio
 
+import msgspec
 import numpy as np
 
 from loreloop.host.samples import Ticket
 from loreloop.protocol.link import Token
 from loreloop.protocol.sampling import SampleResult
-from loreloop.protocol.training import Failure
+from loreloop.protocol.training import Failure, ImageChunk, token_bytes
 from tests.scheduler.ops import sample
 
 END = SampleResult(())
@@ -81,3 +82,11 @@ def test_a_resumed_stream_carries_what_was_shown_of_each_sample() -> None:
 def test_what_was_never_shown_is_asked_for_again_as_it_was() -> None:
     mine = ticket(stream=False)
     assert mine.resumed() is mine.op
+
+
+def test_images_are_let_go_at_the_end_but_not_their_lengths() -> None:
+    mine = ticket()
+    mine.op = msgspec.structs.replace(mine.op, prompt=(ImageChunk(b"many bytes", "png", 4),))
+    mine.end(END, 1.0)
+    assert mine.op.prompt == (ImageChunk(b"", "png", 4),)
+    assert token_bytes(mine.op.prompt) == np.full(4, -1, "<i4").tobytes()

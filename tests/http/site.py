@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from loreloop.config import Config, LimitConfig, SessionConfig
 from loreloop.http.app import create_app
+from loreloop.http.pictures import Pictures
 from loreloop.http.services import Services
 from loreloop.protocol import wire_pb2 as wire
 from loreloop.serve.names import Names
@@ -137,7 +138,7 @@ async def site(config: Config) -> AsyncIterator[Site]:
         write_tokenizer(Path(folder))
         async with office(config) as place:
             names = Names({"fake": Path(folder)}, {"org/alias": "fake"})
-            here = Site(place, Services(config, place.store, place.desk, names, Texts()))
+            here = Site(place, Services(config, place.store, place.desk, names, Texts(), Pictures(config)))
             async with here.client:
                 yield here
 

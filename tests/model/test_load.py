@@ -117,7 +117,7 @@ def test_stop_ids_of_both_files_are_taken_once_each(folder):
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({"model_type": "mamba"}, "mamba.*llama, mixtral, qwen2, qwen3"),
+        ({"model_type": "mamba"}, "mamba.*llama.*mixtral.*qwen2.*qwen3"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"use_sliding_window": True}, "sliding"),
         ({"model_type": "llama", "attention_bias": True}, "biases"),

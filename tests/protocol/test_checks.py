@@ -20,7 +20,8 @@ def body(**fields: object) -> SampleBody:
 
 
 def test_chunks_of_text_become_one() -> None:
-    assert np.frombuffer(check_prompt(PROMPT, INFO).tokens, "<i4").tolist() == [5, 6, 7]
+    (chunk,) = check_prompt(PROMPT, INFO)
+    assert np.frombuffer(chunk.tokens, "<i4").tolist() == [5, 6, 7]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ def main(plan_file: str, parent_pid: int) -> None:
     from loreloop.host.supervisor import CANNOT_START
     from loreloop.host.web import run_web
     from loreloop.http.app import create_app
+    from loreloop.http.pictures import Pictures
     from loreloop.http.services import Services
     from loreloop.protocol.errors import UserError
     from loreloop.serve.names import Names
@@ -37,7 +38,7 @@ def main(plan_file: str, parent_pid: int) -> None:
 
     async def serve(desk: Desk, listening: socket.socket) -> None:
         names = Names({name: Path(folder) for name, folder in plan.folders.items()}, plan.config.aliases)
-        app = create_app(Services(plan.config, desk.store, desk, names, Texts()))
+        app = create_app(Services(plan.config, desk.store, desk, names, Texts(), Pictures(plan.config)))
         settings = uvicorn.Config(
             app,
             http="httptools",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from loreloop.engine.images import TEXT_ONLY, ImageTable
 from loreloop.engine.losses.loss import Loss
 from loreloop.engine.losses.table import LOSSES
 from loreloop.protocol.errors import BadRequest
@@ -14,7 +15,7 @@ from loreloop.protocol.tensors import Tensor
 from loreloop.protocol.training import Datum, ForwardBackward, TextChunk
 
 
-def check_pass(op: ForwardBackward, vocab_size: int, context_window: int) -> None:
+def check_pass(op: ForwardBackward, vocab_size: int, context_window: int, images: ImageTable = TEXT_ONLY) -> None:
     loss = LOSSES.get(op.loss_fn)
     if loss is None:
         raise BadRequest(f"The loss {op.loss_fn!r} is unknown; known are {', '.join(sorted(LOSSES))}.")
@@ -27,25 +28,29 @@ def check_pass(op: ForwardBackward, vocab_size: int, context_window: int) -> Non
     if not op.data:
         raise BadRequest("The batch holds no datum; send at least one.")
     for index, datum in enumerate(op.data):
-        _check_datum(f"Datum {index}", datum, op.loss_fn, loss, (vocab_size, context_window))
+        n_tokens = _check_tokens(f"Datum {index}", datum, (vocab_size, context_window), images)
+        _check_inputs(f"Datum {index}", datum, op.loss_fn, loss, n_tokens)
+        _check_ids(f"Datum {index}, target_tokens", datum.inputs["target_tokens"].numpy(), vocab_size)
 
 
-def datum_tokens(datum: Datum) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The token ids of a datum's text, int64."""
-    parts = [np.frombuffer(chunk.tokens, "<i4") for chunk in datum.chunks if isinstance(chunk, TextChunk)]
-    return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
-
-
-def _check_datum(where: str, datum: Datum, name: str, loss: Loss, limits: tuple[int, int]) -> None:
+def _check_tokens(where: str, datum: Datum, limits: tuple[int, int], images: ImageTable) -> int:
+    """How many tokens a datum has."""
     vocab_size, context_window = limits
-    if not all(isinstance(chunk, TextChunk) for chunk in datum.chunks):
-        raise BadRequest(f"{where} holds an image; this base model takes text only.")
-    tokens = datum_tokens(datum)
-    if len(tokens) == 0:
+    try:
+        n_tokens = len(images.lay_out(datum.chunks).tokens)
+    except BadRequest as error:
+        raise BadRequest(f"{where}: {error.message}") from None
+    if n_tokens == 0:
         raise BadRequest(f"{where} is empty; its model_input needs at least one token.")
-    if len(tokens) > context_window:
-        raise BadRequest(f"{where} has {len(tokens)} tokens; the context window is {context_window}.")
-    _check_ids(f"{where}, model_input", tokens, vocab_size)
+    if n_tokens > context_window:
+        raise BadRequest(f"{where} has {n_tokens} tokens; the context window is {context_window}.")
+    for chunk in datum.chunks:
+        if isinstance(chunk, TextChunk):
+            _check_ids(f"{where}, model_input", np.frombuffer(chunk.tokens, "<i4"), vocab_size)
+    return n_tokens
+
+
+def _check_inputs(where: str, datum: Datum, name: str, loss: Loss, n_tokens: int) -> None:
     allowed = {*loss.required, *loss.optional}
     if not set(loss.required) <= set(datum.inputs) <= allowed:
         raise BadRequest(
@@ -54,8 +59,7 @@ def _check_datum(where: str, datum: Datum, name: str, loss: Loss, limits: tuple[
         )
     target = datum.inputs["target_tokens"]
     for key, tensor in datum.inputs.items():
-        _check_input(f"{where}, {key}", key, tensor, len(tokens), target.shape)
-    _check_ids(f"{where}, target_tokens", target.numpy(), vocab_size)
+        _check_input(f"{where}, {key}", key, tensor, n_tokens, target.shape)
 
 
 def _check_input(where: str, key: str, tensor: Tensor, n_tokens: int, target_shape: tuple[int, ...]) -> None:

@@ -18,6 +18,7 @@ from loreloop.engine.attention import Attention, FastAttention, FixedAttention
 from loreloop.engine.checks import check_pass
 from loreloop.engine.contract import Constrain, Pause, SampleEvent, SampleFailed
 from loreloop.engine.head import Head
+from loreloop.engine.images import ImageTable
 from loreloop.engine.optimizer import adam_step
 from loreloop.engine.paged_attention import page_bytes
 from loreloop.engine.replay import check_routes
@@ -28,6 +29,7 @@ from loreloop.engine.trainer import Trainer, TrainPass
 from loreloop.model.linear import FastProducts, Products, TiledProducts
 from loreloop.model.load import load_decoder
 from loreloop.model.peft import read_lora_spec, write_adapter
+from loreloop.model.vision import load_vision
 from loreloop.protocol.errors import BadRequest, UserError
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
 from loreloop.protocol.sampling import SampleOp
@@ -42,7 +44,7 @@ from loreloop.protocol.training import (
     SaveSampler,
     SaveState,
     StepResult,
-    text_length,
+    length_of,
 )
 
 
@@ -66,14 +68,21 @@ class LocalEngine:
         attention: Attention = FixedAttention() if config.deterministic else FastAttention()
         quantize = config.quantize == "int4"
         self.decoder = load_decoder(folder, dtype=dtype, device=device, products=products, quantize=quantize)
+        vision = load_vision(folder, dtype=dtype, device=device)
+        self.images = ImageTable(vision, device, config.image_cache_mib << 20)
         spec = self.decoder.spec
         head = Head(self.decoder, fixed_rows=config.deterministic)
         n_pages = max(1, (config.kv_cache_mib << 20) // page_bytes(spec, config.page_tokens, dtype))
         self.bank = AdapterBank(spec, dtype, device, work_dir, config.resident_models)
         self.revisions = Revisions(spec, dtype, device, config.resident_revisions)
-        replay = config.replay_routes
         self.trainer = Trainer(
-            self.decoder, attention, head, config.train_tokens, config.kept_tokens, replay_routes=replay
+            self.decoder,
+            attention,
+            head,
+            config.train_tokens,
+            config.kept_tokens,
+            self.images,
+            replay_routes=config.replay_routes,
         )
         self._info = EngineInfo(
             base_model,
@@ -83,10 +92,11 @@ class LocalEngine:
             spec.eos_token_ids,
             config.max_lora_rank,
             n_threads,
+            vision.rules if vision else None,
         )
         limits = SamplerLimits(n_pages, config.page_tokens, config.max_running_samples, config.prefill_tokens)
         constrain = grammars(self._info) if grammars else refuse
-        self.sampler = Sampler(self.decoder, attention, head, limits, constrain)
+        self.sampler = Sampler(self.decoder, attention, head, limits, constrain, self.images)
         self.failed: list[SampleEvent] = []
         self.has_loaded = False  # an adapter since the last step
 
@@ -152,7 +162,7 @@ class LocalEngine:
         works: dict[int, TrainPass] = {}
         for index, op in enumerate(passes):
             try:
-                check_pass(op, self._info.vocab_size, self._info.context_window)
+                check_pass(op, self._info.vocab_size, self._info.context_window, self.images)
                 check_routes(op, self.decoder.spec.moe)
                 works[index] = TrainPass(op, self.bank.get(op.model_id))
             except UserError as error:
@@ -191,7 +201,7 @@ class LocalEngine:
         return True
 
     def _check_room(self, op: SampleOp) -> None:
-        n_tokens = text_length(op.prompt) + op.params.max_tokens
+        n_tokens = length_of(op.prompt) + op.params.max_tokens
         n_room = self.sampler.limits.n_pages * self.sampler.limits.page_tokens
         if n_tokens > n_room:
             raise BadRequest(

@@ -44,7 +44,8 @@ class PromptScoring:
         """Takes in the logits after `position`, which predict the token at `position + 1`, and their log-sum-exp."""
         logp_V = logits_V - normalizer
         predicted = position + 1
-        self.logprobs_L[predicted] = float(logp_V[self.tokens[predicted]])
+        if self.tokens[predicted] >= 0:  # an image's tokens are of no vocabulary
+            self.logprobs_L[predicted] = float(logp_V[self.tokens[predicted]])
         if self.scores.top_k:
             top = logp_V.topk(min(self.scores.top_k, len(logp_V)))
             self.top_ids[predicted, : len(top.indices)] = top.indices.cpu().numpy()

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loreloop.engine.contract import Constrain, Constraint
+from loreloop.engine.images import Ids, PlacedImage, TokenSequence
 from loreloop.engine.prompt_scores import PromptScoring
 from loreloop.engine.token_counts import TokenCounts
 from loreloop.model.lora import AdapterView
 from loreloop.protocol.sampling import SampleOp
-from loreloop.protocol.training import TextChunk
 
 BASE = ""  # stands where a revision would for the bare base
 
@@ -37,6 +37,7 @@ class SampleRow:
     pages: list[int] = field(default_factory=list)
     prompt_done: bool = False
     cache_hit_tokens: int = 0
+    prompt: TokenSequence | None = None  # where images stand in it
     constraint: Constraint | None = None
     allowed_V: NDArray[np.bool_] | None = None  # what the constraint lets through now
     drawn: TokenCounts | None = None  # what presence and frequency penalties count
@@ -47,7 +48,7 @@ class SampleRow:
         if p.presence_penalty or p.frequency_penalty:
             self.drawn = TokenCounts(self.tokens[self.n_prompt :])
         if p.repetition_penalty != 1:
-            self.seen = TokenCounts(self.tokens)
+            self.seen = TokenCounts([token for token in self.tokens if token >= 0])  # below are those of images
 
     def take(self, token: int) -> None:
         """The next token, which has been drawn."""
@@ -65,6 +66,19 @@ class SampleRow:
     def n_drawn(self) -> int:
         return len(self.tokens) - self.n_prompt
 
+    def positions(self, first: int, stop: int) -> Ids:
+        """Those of tokens first…stop: (n,), or (n, 3) where rows and columns of images count."""
+        if self.prompt is None:
+            return np.arange(first, stop)
+        after_N = np.arange(max(first, self.n_prompt), stop) - self.n_prompt + self.prompt.next_position
+        if self.prompt.positions_N3 is None or first >= self.n_prompt:
+            return after_N if first >= self.n_prompt else np.arange(first, stop)
+        return np.concatenate((self.prompt.positions_N3[first:stop], after_N[:, None].repeat(3, 1)))
+
+    @property
+    def images(self) -> tuple[PlacedImage, ...]:
+        return self.prompt.images if self.prompt else ()
+
     @property
     def reusable_tokens(self) -> int:
         """How long a known prefix may be taken over: the last token, and what is scored, must be computed here."""
@@ -72,23 +86,18 @@ class SampleRow:
         return min(limit, self.scoring.first - 1) if self.scoring and not self.prompt_done else limit
 
 
-def prompt_tokens(op: SampleOp) -> list[int]:
-    ids: list[int] = []
-    for chunk in op.prompt:
-        assert isinstance(chunk, TextChunk), "images are refused before they get here"
-        ids += np.frombuffer(chunk.tokens, "<i4").tolist()
-    return ids
-
-
-def rows_of(op: SampleOp, adapter: AdapterView | None, namespace: str, constrain: Constrain) -> list[SampleRow]:
+def rows_of(
+    op: SampleOp, sequence: TokenSequence, adapter: AdapterView | None, namespace: str, constrain: Constrain
+) -> list[SampleRow]:
     """The samples of a request; the first one also reports on the prompt. UserError where its grammar is wrong."""
-    prompt = prompt_tokens(op)
+    prompt = sequence.tokens.tolist()
     fresh = constrain(op.params.grammar) if op.params.grammar else None  # built once: that may take a while
     rows = []
     for index in range(op.num_samples):
         drawn = np.frombuffer(op.resume[index].tokens, "<i4").tolist() if index < len(op.resume) else []
         scoring = PromptScoring(op, prompt) if index == 0 and op.scores.wanted else None
         row = SampleRow(op, index, prompt + drawn, len(prompt), adapter, namespace, scoring)
+        row.prompt = sequence if sequence.images else None
         if fresh is not None:
             row.constraint = fresh.copy()
             for token in drawn:

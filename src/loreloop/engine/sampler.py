@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from loreloop.engine.attention import Attention
 from loreloop.engine.choose import choose
 from loreloop.engine.contract import Constrain, Constraint, PromptEvent, SampleEvent, SampleFailed, TokenEvent
 from loreloop.engine.head import Head, groups_at
+from loreloop.engine.images import TEXT_ONLY, Ids, ImageTable
 from loreloop.engine.paged_attention import KvCache, PagedAttention, StepRow, newest_in_place
 from loreloop.engine.pages import PagePool
 from loreloop.engine.prefix_tree import PrefixTree
@@ -66,10 +68,16 @@ class Sampler:
     """All samples of one engine. Rows run in the order in which they started; the youngest gives way first."""
 
     def __init__(
-        self, decoder: Decoder, attention: Attention, head: Head, limits: SamplerLimits, constrain: Constrain = refuse
+        self,
+        decoder: Decoder,
+        attention: Attention,
+        head: Head,
+        limits: SamplerLimits,
+        constrain: Constrain = refuse,
+        images: ImageTable = TEXT_ONLY,
     ) -> None:
         self.decoder, self.attention, self.head, self.limits = decoder, attention, head, limits
-        self.constrain = constrain
+        self.constrain, self.images = constrain, images
         self.pool = PagePool(limits.n_pages)
         self.tree = PrefixTree(self.pool, limits.page_tokens)
         self.cache = KvCache(decoder.spec, limits.n_pages, limits.page_tokens, decoder.dtype, decoder.device)
@@ -89,9 +97,10 @@ class Sampler:
         return len(self.running) + len(self.waiting) < self.limits.max_running
 
     def admit(self, op: SampleOp, adapter: AdapterView | None) -> None:
-        """UserError where the request's grammar is wrong."""
+        """UserError where the request's grammar or images are wrong."""
         name = op.revision.revision_id if op.revision else BASE
-        self.waiting.extend(rows_of(op, adapter, f"{name}#{self.lives[name]}", self.constrain))
+        sequence = self.images.lay_out(op.prompt)
+        self.waiting.extend(rows_of(op, sequence, adapter, f"{name}#{self.lives[name]}", self.constrain))
 
     def finish(self, request_id: str, sample_index: int | None = None) -> None:
         """Takes out one sample of a request, or (None) all of them."""
@@ -214,7 +223,7 @@ class Sampler:
     def _forward(self, shares: Sequence[_Share]) -> tuple[Tensor, LoraBatch]:
         device = self.decoder.device
         tokens: list[int] = []
-        positions: list[int] = []
+        positions: list[Ids] = []
         step_rows: list[StepRow] = []
         for share in shares:
             row, first = share.row, share.row.n_computed
@@ -222,9 +231,12 @@ class Sampler:
                 StepRow(len(tokens), len(tokens) + share.n_tokens, self._slots(row, first + share.n_tokens))
             )
             tokens += row.tokens[first : first + share.n_tokens]
-            positions += range(first, first + share.n_tokens)
-        x_TD = self.decoder.embed(torch.tensor(tokens, device=device))
-        rope = self.decoder.rope(torch.tensor(positions, device=device))
+            positions.append(row.positions(first, first + share.n_tokens))
+        ids_T = np.array(tokens)
+        placed = [image for share in shares for image in share.row.images] if (ids_T < 0).any() else []
+        images = self.images.rows(ids_T, placed)
+        x_TD = self.decoder.embed(torch.from_numpy(ids_T).to(device), images)
+        rope = self.decoder.rope(torch.from_numpy(_joined(positions)).to(device))
         attend = PagedAttention(
             self.attention, self.cache, step_rows, kernels=self.kernels, in_place=self.in_place, exact=self.exact
         )
@@ -233,7 +245,7 @@ class Sampler:
         lora = replace(lora, routes=Routes(moe.layers) if moe and moe.layers else None)
         adapters: Adapters = lora if self.exact else StackedLora(lora.groups, len(tokens), self.stacks, lora.routes)
         for layer in range(self.decoder.spec.n_layers):
-            x_TD = self.decoder.layer(layer, x_TD, rope, attend, adapters)
+            x_TD = self.decoder.layer(layer, x_TD, rope, attend, adapters, images)
         if lora.routes:
             self.cache.routes_SLK.index_copy_(0, attend.new_slots_T, lora.routes.chosen_LTK().transpose(0, 1))
         return self.decoder.final(x_TD), lora
@@ -328,6 +340,13 @@ class Sampler:
         if event.finished:
             self._leave(row)
         return event
+
+
+def _joined(positions: Sequence[Ids]) -> Ids:
+    """(T,), or (T, 3) if any share has three axes."""
+    if all(p.ndim == 1 for p in positions):
+        return np.concatenate(positions)
+    return np.concatenate([p if p.ndim == 2 else p[:, None].repeat(3, 1) for p in positions])
 
 
 def _groups(shares: Sequence[tuple[AdapterView | None, int]]) -> LoraBatch:

@@ -9,7 +9,7 @@ Legend: T packed rows, D model width, U unique (row, target) pairs, N positions 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from loreloop.engine.attention import Attention
 from loreloop.engine.contract import Pause
 from loreloop.engine.expert_load import ExpertLoad
 from loreloop.engine.head import Head, groups_at
+from loreloop.engine.images import TEXT_ONLY, ImageTable, TokenSequence
 from loreloop.engine.losses.table import LOSSES
-from loreloop.engine.packing import Packed, PackItem, pack, split_batches
+from loreloop.engine.packing import Ids, Packed, PackItem, pack, split_batches
 from loreloop.engine.replay import RouteBook
 from loreloop.engine.tree_attention import TreeAttention
-from loreloop.model.decoder import Decoder
+from loreloop.model.decoder import Decoder, ImageRows
 from loreloop.model.lora import UNEMBED, LoraBatch, LoraGroup
 from loreloop.model.rope import Rope
 from loreloop.model.routes import Routes
@@ -49,6 +50,19 @@ class TrainPass:
 
 
 @dataclass(frozen=True)
+class _Source:
+    """A datum on its way into a micro-batch."""
+
+    work: TrainPass
+    datum_index: int
+    sequence: TokenSequence
+
+    @property
+    def datum(self) -> Datum:
+        return self.work.op.data[self.datum_index]
+
+
+@dataclass(frozen=True)
 class _Member:
     """A datum's place in a micro-batch: its pass, its number there, and the pair that scores each of its targets."""
 
@@ -64,6 +78,8 @@ class _Member:
 @dataclass(frozen=True)
 class _Batch:
     packed: Packed
+    positions: Tensor  # (T,), or (T, 3) where rows and columns of images count
+    images: ImageRows | None
     lora: LoraBatch
     members: list[_Member]
     pair_rows_U: Tensor  # ascending
@@ -82,11 +98,12 @@ class Trainer:
         head: Head,
         max_rows: int,
         kept_rows: int,
+        images: ImageTable = TEXT_ONLY,
         *,
         replay_routes: bool = True,
     ) -> None:
+        self.decoder, self.attention, self.head, self.images = decoder, attention, head, images
         self.replay_routes = replay_routes
-        self.decoder, self.attention, self.head = decoder, attention, head
         self.max_rows, self.kept_rows = max_rows, max(max_rows, kept_rows)
 
     def run(self, works: Sequence[TrainPass], pause: Pause = lambda: None) -> None:
@@ -113,52 +130,65 @@ class Trainer:
 
     def _batches(self, works: Sequence[TrainPass], pause: Pause) -> Iterator[_Batch]:
         states = list({id(work.state): work.state for work in works}.values())
-        sources = [(work, i) for work in works for i in range(len(work.op.data))]
         book = RouteBook(self.decoder.spec.moe)
+        sources = [
+            _Source(work, i, self.images.lay_out(datum.chunks))
+            for work in works
+            for i, datum in enumerate(work.op.data)
+        ]
         items = [
-            PackItem(index, next(a for a, s in enumerate(states) if s is work.state), book.identities(work.op.data[i]))
-            for index, (work, i) in enumerate(sources)
+            PackItem(
+                index,
+                next(a for a, s in enumerate(states) if s is source.work.state),
+                book.identities(source.sequence.tokens, source.datum.routes),
+            )
+            for index, source in enumerate(sources)
         ]
         # Positions with several targets are scored differently, so such data form batches of their own.
-        widths = {index: _targets(work.op.data[i]).shape[1] for index, (work, i) in enumerate(sources)}
-        for width in sorted(set(widths.values())):
+        widths = [_targets(source.datum).shape[1] for source in sources]
+        for width in sorted(set(widths)):
             alike = [item for item in items if widths[item.index] == width]
             for chosen in split_batches(alike, self.max_rows, self.kept_rows):
-                yield self._batch(chosen, sources, states, book, pause)
+                packed, given_LTK = book.read(pack(chosen))
+                yield self._batch(packed, given_LTK, [sources[item.index] for item in chosen], states, pause)
 
     def _batch(
         self,
-        items: list[PackItem],
-        sources: list[tuple[TrainPass, int]],
-        states: list[ModelState],
-        book: RouteBook,
+        packed: Packed,
+        given_LTK: Tensor | None,
+        sources: Sequence[_Source],
+        states: Sequence[ModelState],
         pause: Pause,
     ) -> _Batch:
-        packed = pack(items)
-        tokens_T, given_LTK = book.read(packed.tokens_T)
-        packed = replace(packed, tokens_T=tokens_T)
+        device = self.decoder.device
         rows = np.concatenate(packed.rows)
-        targets_NK = np.concatenate(
-            [_targets(sources[item.index][0].op.data[sources[item.index][1]]) for item in items]
-        )
+        targets_NK = np.concatenate([_targets(source.datum) for source in sources])
         # Shared rows are mostly asked for the same target by everyone: each such pair is scored once.
         pairs, inverse = np.unique(np.column_stack((rows, targets_NK)), axis=0, return_inverse=True)
         splits = np.split(inverse.reshape(-1), np.cumsum([len(r) for r in packed.rows])[:-1])
-        members = [_Member(*sources[item.index], torch.from_numpy(p)) for item, p in zip(items, splits, strict=True)]
         groups = [
             LoraGroup(span.start, span.stop, states[a].weights, states[a].gradient)
             for a, span in packed.adapter_rows.items()
         ]
-        pairs_U = torch.from_numpy(pairs).to(self.decoder.device)
+        pairs_U = torch.from_numpy(pairs).to(device)
         moe = self.decoder.spec.moe
-        lora = LoraBatch(groups, pause, Routes(moe.layers, given_LTK, follow=self.replay_routes) if moe else None)
-        return _Batch(packed, lora, members, pairs_U[:, 0].contiguous(), pairs_U[:, 1:].contiguous(), pause)
+        routes = Routes(moe.layers, given_LTK, follow=self.replay_routes) if moe else None
+        return _Batch(
+            packed,
+            torch.from_numpy(_positions(packed, [source.sequence for source in sources])).to(device),
+            self.images.rows(packed.tokens_T, [image for source in sources for image in source.sequence.images]),
+            LoraBatch(groups, pause, routes),
+            [_Member(s.work, s.datum_index, torch.from_numpy(p)) for s, p in zip(sources, splits, strict=True)],
+            pairs_U[:, 0].contiguous(),
+            pairs_U[:, 1:].contiguous(),
+            pause,
+        )
 
     def _forward(self, batch: _Batch) -> None:
         x_TD, rope, attend = self._enter(batch)
         with torch.no_grad():
             for layer in range(self.decoder.spec.n_layers):
-                x_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora)
+                x_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora, batch.images)
             h_UD = self.decoder.final(x_TD)[batch.pair_rows_U]
         lora = groups_at(batch.lora, batch.pair_rows_U)
         scores = self.head.score(h_UD, batch.pair_targets_UK, lora, None, batch.pause)
@@ -171,24 +201,24 @@ class Trainer:
         for layer in range(self.decoder.spec.n_layers):
             x_TD = x_TD.detach().requires_grad_()
             with torch.set_grad_enabled(not recompute):
-                y_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora)
+                y_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora, batch.images)
             kept.append((x_TD, None if recompute else y_TD))
             x_TD = y_TD
         dx_TD = self._head(batch, x_TD.detach())
         for layer in reversed(range(self.decoder.spec.n_layers)):
             x_in_TD, out_TD = kept.pop()
             if out_TD is None:
-                out_TD = self.decoder.layer(layer, x_in_TD, rope, attend, batch.lora)
+                out_TD = self.decoder.layer(layer, x_in_TD, rope, attend, batch.lora, batch.images)
             (dx_TD,) = torch.autograd.grad(out_TD, x_in_TD, dx_TD)
             del x_in_TD, out_TD
 
     def _enter(self, batch: _Batch) -> tuple[Tensor, Rope, TreeAttention]:
         device = self.decoder.device
         tokens_T = torch.from_numpy(batch.packed.tokens_T).to(device)
-        rope = self.decoder.rope(torch.from_numpy(batch.packed.positions_T).to(device))
+        rope = self.decoder.rope(batch.positions)
         borders = [span.start for span in batch.packed.adapter_rows.values()]
         attend = TreeAttention(self.attention, batch.packed.segments, device, borders, batch.pause)
-        return self.decoder.embed(tokens_T), rope, attend
+        return self.decoder.embed(tokens_T, batch.images), rope, attend
 
     def _head(self, batch: _Batch, x_TD: Tensor) -> Tensor:
         """Scores the batch, applies its losses, and gives their gradient at the last layer's output, (T, D) fp32."""
@@ -245,6 +275,20 @@ class Trainer:
                 (dlogp,) = torch.autograd.grad(value, leaf, allow_unused=True)
                 dlogp_UK.index_add_(0, member.pairs_NK, dlogp.reshape(-1, dlogp_UK.shape[1]))
         return dlogp_UK.to(self.decoder.device)
+
+
+def _positions(packed: Packed, sequences: Sequence[TokenSequence]) -> Ids:
+    """Each row's position: how many tokens stand before it, unless its sequence says something else.
+
+    Rows that sequences share have one prefix, and so one position.
+    """
+    if all(sequence.positions_N3 is None for sequence in sequences):
+        return packed.positions_T
+    positions_T3 = packed.positions_T[:, None].repeat(3, 1)
+    for rows, sequence in zip(packed.rows, sequences, strict=True):
+        if sequence.positions_N3 is not None:
+            positions_T3[rows] = sequence.positions_N3
+    return positions_T3
 
 
 def _targets(datum: Datum) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from loreloop.protocol.link import BatchDone
 from loreloop.protocol.sampling import SampleOp, SampleResult
-from loreloop.protocol.training import Failure, text_length
+from loreloop.protocol.training import Failure, length_of
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Counts:
     def sample_ended(self, op: SampleOp, result: SampleResult | Failure) -> None:
         self.samples[_outcome(result)] += 1
         if isinstance(result, SampleResult):
-            self.n_prompt_tokens += text_length(op.prompt)
+            self.n_prompt_tokens += length_of(op.prompt)
             self.n_cached_tokens += result.cache_hit_tokens
             self.n_drawn_tokens += sum(len(sequence.tokens) // 4 for sequence in result.sequences)
 

@@ -41,7 +41,7 @@ from loreloop.protocol.link import (
     Tokens,
 )
 from loreloop.protocol.sampling import SampleOp, SampleResult
-from loreloop.protocol.training import Failure, SkipSeq, TrainOp
+from loreloop.protocol.training import Failure, SkipSeq, TrainOp, token_bytes
 from loreloop.store import journal, runs, samplers, spool
 from loreloop.store.files import Files, delete
 from loreloop.store.rows import Acceptance, Outcome, SequenceRecord
@@ -253,7 +253,7 @@ class Desk:
     async def _record(self, ticket: Ticket, result: SampleResult | Failure) -> None:
         if ticket.recording is None or isinstance(result, Failure):
             return
-        prompt = b"".join(chunk.tokens for chunk in ticket.op.prompt)  # type: ignore[union-attr]
+        prompt = token_bytes(ticket.op.prompt)
         revision_id = ticket.op.revision.revision_id if ticket.op.revision else None
         records = [
             SequenceRecord(prompt, s.tokens, s.logprobs, revision_id, ticket.base_model, s.routes)

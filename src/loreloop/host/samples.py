@@ -15,7 +15,7 @@ import numpy as np
 
 from loreloop.protocol.link import Token
 from loreloop.protocol.sampling import Partial, SampleOp, SampleResult
-from loreloop.protocol.training import Failure
+from loreloop.protocol.training import Chunk, Failure, ImageChunk
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,10 @@ class Ticket:
         self._wake()
 
     def end(self, result: SampleResult | Failure, now: float) -> None:
-        """The first end counts."""
+        """The first end counts. A result is kept for long, the images that were asked about are not."""
         if self.result is None:
             self.result, self.ended = result, now
+            self.op = msgspec.structs.replace(self.op, prompt=tuple(map(_lengths_alone, self.op.prompt)))
             self._wake()
 
     def _wake(self) -> None:
@@ -84,3 +85,7 @@ class Ticket:
             ids = np.array([token.token for token in mine], "<i4").tobytes()
             partials.append(Partial(ids, np.array([token.logprob for token in mine], "<f4").tobytes()))
         return msgspec.structs.replace(self.op, resume=tuple(partials))
+
+
+def _lengths_alone(chunk: Chunk) -> Chunk:
+    return msgspec.structs.replace(chunk, data=b"") if isinstance(chunk, ImageChunk) else chunk

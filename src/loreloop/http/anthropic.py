@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from loreloop.http.blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
 from loreloop.http.bodies import answer, read_json
-from loreloop.http.chat import BROKEN_CALL, Chat, ChatAsk, Reply, chat_on
+from loreloop.http.chat import BROKEN_CALL, Chat, ChatAsk, Reply, chat_with_images, prompt_chunks
 from loreloop.http.generate import Model, find_model, forget, heard, results, start
 from loreloop.http.services import Services, asker, services
 from loreloop.http.sse import EventStream, named_event
@@ -34,8 +34,8 @@ from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampledSequence, SampleResult
-from loreloop.protocol.training import Failure, text_length
-from loreloop.text.conversation import Conversation, MadeCall, Turn, prompt_text
+from loreloop.protocol.training import Failure, length_of
+from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, prompt_text, turn_of_parts
 from loreloop.text.tool_calls import Tool
 
 
@@ -43,7 +43,8 @@ async def messages(request: Request) -> Response:
     asker(request)
     body = await read_json(request, Messages)
     model = await find_model(request, body.model, (body.metadata or {}).get("user_id"))
-    asked = Asked(body.model, chat_on(model, ask_of(body, params_of(body), stream=body.stream)))
+    ask = ask_of(body, params_of(body), stream=body.stream)
+    asked = Asked(body.model, await chat_with_images(services(request).pictures, model, ask))
     if body.stream:
         start(services(request), model, [asked.chat.op])
         at_end = partial(forget, services(request), [asked.chat.op])
@@ -59,8 +60,9 @@ async def count_tokens(request: Request) -> Response:
     body = await read_json(request, CountTokens)
     model: Model = await find_model(request, body.model)
     conversation = ask_of(body, WireSamplingParams(), stream=False).conversation
+    conversation = await services(request).pictures.in_conversation(conversation, model.info)
     text = prompt_text(model.text.template, conversation)
-    return answer({"input_tokens": len(model.text.tokenizer.encode(text))})
+    return answer({"input_tokens": length_of(prompt_chunks(model, text, conversation))})
 
 
 # from the body
@@ -97,38 +99,39 @@ def turns_of(message: Message) -> Iterator[Turn]:
     if isinstance(message.content, str):
         yield Turn(message.role, message.content)
         return
-    thinking, texts, calls = "", list[str](), list[MadeCall]()
+    thinking, parts, calls = "", list[str | Picture](), list[MadeCall]()
     for part in message.content:
         match part:
             case Text(text=text):
-                texts.append(text)
+                parts.append(text)
             case ThinkingPart(thinking=thought):
                 thinking += thought
             case ToolUse():
                 calls.append(MadeCall(part.id, part.name, json.dumps(part.input, ensure_ascii=False)))
             case ToolResult():
-                text = result_text(part)
-                yield Turn("tool", f"Error: {text}" if part.is_error else text, call_id=part.tool_use_id)
+                yield turn_of_parts("tool", result_parts(part), call_id=part.tool_use_id)
             case Image() | Document():
-                raise refused(part)
-    if texts or calls or thinking:
-        yield Turn(message.role, "".join(texts), thinking or None, tuple(calls))
+                parts.append(picture_of(part))
+    if parts or calls or thinking:
+        yield turn_of_parts(message.role, parts, thinking=thinking or None, calls=tuple(calls))
 
 
-def result_text(result: ToolResult) -> str:
+def result_parts(result: ToolResult) -> list[str | Picture]:
+    told: list[str | Picture] = ["Error: "] if result.is_error else []
     if isinstance(result.content, str):
-        return result.content
-    texts = []
-    for part in result.content:
-        if not isinstance(part, Text):
-            raise refused(part)
-        texts.append(part.text)
-    return "".join(texts)
+        return [*told, result.content]
+    return [*told, *(part.text if isinstance(part, Text) else picture_of(part) for part in result.content)]
 
 
-def refused(part: Image | Document) -> BadRequest:
-    kind = "image" if isinstance(part, Image) else "document"
-    return BadRequest(f"This model reads text only; leave {kind} blocks out, or ask a vision model.")
+def picture_of(part: Image | Document) -> Picture:
+    if isinstance(part, Document):
+        raise BadRequest("Documents are not read here; leave document blocks out, or send their text.")
+    match part.source:
+        case {"type": "base64", "media_type": str(media_type), "data": str(data)}:
+            return Picture(f"data:{media_type};base64,{data}")
+        case {"type": "url", "url": str(url)}:
+            return Picture(url)
+    raise BadRequest("An image block's source is neither {type: base64, media_type, data} nor {type: url, url}.")
 
 
 # to the answer
@@ -156,7 +159,7 @@ class Asked:
     def usage(self, n_drawn: int, n_cached: int) -> dict[str, int]:
         """Anthropic counts cached tokens apart from the others."""
         return {
-            "input_tokens": text_length(self.chat.op.prompt) - n_cached,
+            "input_tokens": length_of(self.chat.op.prompt) - n_cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": n_cached,
             "output_tokens": n_drawn,

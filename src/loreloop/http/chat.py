@@ -12,9 +12,12 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from loreloop.http.generate import Model, Report, operation
+from loreloop.http.pictures import Pictures
+from loreloop.protocol.checks import check_tokens
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampleOp
+from loreloop.protocol.training import Chunk
 from loreloop.text.conversation import Conversation, prompt_text
 from loreloop.text.growing import GrowingText
 from loreloop.text.tool_calls import Broken, CallArguments, CallBegins, CallEnds, Content, Piece, Thinking
@@ -58,7 +61,7 @@ class Chat:
 
 def chat_on(model: Model, ask: ChatAsk) -> Chat:
     """BadRequest where template, tools or parameters do not fit together."""
-    template, tokenizer = model.text.template, model.text.tokenizer
+    template = model.text.template
     conversation = replace(ask.conversation, tools=()) if ask.choice == "none" else ask.conversation
     form = format_of(template.source)
     prompt = prompt_text(template, conversation)
@@ -69,8 +72,38 @@ def chat_on(model: Model, ask: ChatAsk) -> Chat:
         wire = msgspec.structs.replace(wire, grammar=grammar, json_schema=None)
     if opened and _is_constrained(wire):
         prompt, opened = f"{prompt}\n{THINK[1]}\n\n", False  # a grammar leaves no room for thoughts
-    op = operation(model, tokenizer.encode(prompt), wire, ask.n, ask.report, stream=ask.stream)
+    op = operation(model, prompt_chunks(model, prompt, conversation), wire, ask.n, ask.report, stream=ask.stream)
     return Chat(model, op, form, _strings(ask.wire.stop), thinking, opened, bool(conversation.tools))
+
+
+async def seen(pictures: Pictures, model: Model, ask: ChatAsk) -> ChatAsk:
+    """The request with its pictures looked at."""
+    return replace(ask, conversation=await pictures.in_conversation(ask.conversation, model.info))
+
+
+async def chat_with_images(pictures: Pictures, model: Model, ask: ChatAsk) -> Chat:
+    return chat_on(model, await seen(pictures, model, ask))
+
+
+def prompt_chunks(model: Model, prompt: str, conversation: Conversation) -> tuple[Chunk, ...]:
+    """The prompt in tokens, each image in the place of the token that the template wrote for it."""
+    ids, rules = model.text.tokenizer.encode(prompt), model.info.images
+    images = [p.chunk for turn in conversation.turns for p in turn.pictures if p.chunk is not None]
+    places = [at for at, token in enumerate(ids) if rules is not None and token == rules.placeholder]
+    if len(places) != len(images):
+        raise BadRequest(
+            f"The prompt has {len(places)} places for {len(images)} images: either the model's chat template does not "
+            "show them, or a text holds the template's own mark for an image; leave that out."
+        )
+    chunks: list[Chunk] = []
+    start = 0
+    for place, image in zip(places, images, strict=True):
+        chunks += [check_tokens(ids[start:place], model.info)] if place > start else []
+        chunks.append(image)
+        start = place + 1
+    if start < len(ids) or not chunks:
+        chunks.append(check_tokens(ids[start:], model.info))
+    return tuple(chunks)
 
 
 def _is_constrained(wire: WireSamplingParams) -> bool:

@@ -14,12 +14,12 @@ import msgspec
 from starlette.requests import Request
 
 from loreloop.http.services import Services, asker, fresh_seed, may_use, services
-from loreloop.protocol.checks import check_params, check_tokens
+from loreloop.protocol.checks import check_params
 from loreloop.protocol.errors import BadRequest, LoreloopError, ServerError
 from loreloop.protocol.link import EngineInfo, Token
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import PromptScores, SampleOp, SampleResult
-from loreloop.protocol.training import Failure
+from loreloop.protocol.training import Chunk, Failure, length_of
 from loreloop.serve.names import Target
 from loreloop.serve.texts import ModelText
 from loreloop.text.grammar import grammar_of
@@ -66,17 +66,17 @@ async def find_model(request: Request, name: str, user: str | None = None) -> Mo
 
 
 def operation(
-    model: Model, tokens: list[int], wire: WireSamplingParams, n: int, report: Report, *, stream: bool
+    model: Model, prompt: tuple[Chunk, ...], wire: WireSamplingParams, n: int, report: Report, *, stream: bool
 ) -> SampleOp:
     """The checked operation; the end-of-sequence ids end a text always, stop strings besides."""
     grammar = grammar_of(wire.grammar, wire.json_schema, wire.regex)
-    chunk = check_tokens(tokens, model.info)
-    params = check_params(msgspec.structs.replace(wire, grammar=grammar), len(tokens), model.info, fresh_seed())
+    n_prompt = length_of(prompt)
+    params = check_params(msgspec.structs.replace(wire, grammar=grammar), n_prompt, model.info, fresh_seed())
     return SampleOp(
         request_id=f"gen-{uuid.uuid4().hex}",
         owner=model.owner,
         revision=model.target.revision,
-        prompt=(chunk,),
+        prompt=prompt,
         num_samples=n,
         params=msgspec.structs.replace(params, stop_tokens=model.info.eos_token_ids),
         scores=report.scores,

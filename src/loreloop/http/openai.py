@@ -17,6 +17,7 @@ from loreloop.http.logprobs import Scored, scored_prompt, scored_sequence, score
 from loreloop.http.openai_words import failure_event, frame, stop_strings, usage, wire_params
 from loreloop.http.services import Services, asker, now, services
 from loreloop.http.sse import EventStream, data_event
+from loreloop.protocol.checks import check_tokens
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
 from loreloop.protocol.openai_rest import Completion
@@ -73,7 +74,8 @@ def ask(body: Completion, model: Model) -> Asked:
     wants_prompt = bool(body.echo) and body.logprobs is not None
     scores = PromptScores(logprobs=True, top_k=body.logprobs or 0) if wants_prompt else PromptScores()
     report = Report(body.logprobs or 0, bool(body.filtered_logprobs), scores)
-    ops = [operation(model, tokens, wire, body.n or 1, report, stream=bool(body.stream)) for tokens in prompts]
+    chunks = [(check_tokens(tokens, model.info),) for tokens in prompts]
+    ops = [operation(model, prompt, wire, body.n or 1, report, stream=bool(body.stream)) for prompt in chunks]
     return Asked(body, model, prompts, ops, int(now()))
 
 

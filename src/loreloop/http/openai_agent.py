@@ -25,7 +25,7 @@ from loreloop.http.agent import (
     tools_of,
 )
 from loreloop.http.bodies import answer
-from loreloop.http.chat import WholeReply
+from loreloop.http.chat import WholeReply, seen
 from loreloop.http.generate import Model
 from loreloop.http.openai_chat_words import Asked, ask_of, delta_of, message_of
 from loreloop.http.openai_words import failure_event, usage
@@ -44,11 +44,12 @@ async def agent_answer(request: Request, body: ChatCompletion, model: Model) -> 
     labels = [tool.server_label for tool in body.tools or () if isinstance(tool, McpTool)]
     bounds = Bounds(wanted.max_calls, wanted.max_seconds, wanted.max_output_bytes)
     tools = tools_of(services(request), model, labels, bounds)
+    ask = await seen(services(request).pictures, model, ask_of(body))
     if not body.stream:
-        return await whole_answer(AgentRun(model, ask_of(body), drawn_whole(request, model)), body, tools)
+        return await whole_answer(AgentRun(model, ask, drawn_whole(request, model)), body, tools)
     if body.logprobs:
         raise BadRequest("logprobs is not served with agent_loop in a stream; leave one of them out.")
-    run = AgentRun(model, ask_of(body), drawn_live(services(request), model))
+    run = AgentRun(model, ask, drawn_live(services(request), model))
     live = LiveRun(run, tools)
     told = Telling(Asked(body, (await live.first()).chat, int(now())), run)
     return EventStream(told.events(live), model.headers, live.end)

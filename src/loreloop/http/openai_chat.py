@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.http.bodies import answer, read_json
-from loreloop.http.chat import chat_on
+from loreloop.http.chat import chat_with_images
 from loreloop.http.generate import find_model, forget, heard, results, start
 from loreloop.http.openai_agent import agent_answer
 from loreloop.http.openai_chat_words import Asked, StreamedReply, ask_of
@@ -28,7 +28,8 @@ async def chat_completions(request: Request) -> Response:
     model = await find_model(request, body.model, body.user)
     if body.agent_loop is not None:
         return await agent_answer(request, body, model)
-    asked = Asked(body, chat_on(model, ask_of(body)), int(now()))
+    chat = await chat_with_images(services(request).pictures, model, ask_of(body))
+    asked = Asked(body, chat, int(now()))
     if body.stream:
         start(services(request), model, [asked.chat.op])
         at_end = partial(forget, services(request), [asked.chat.op])

@@ -30,7 +30,7 @@ from loreloop.protocol.openai_rest import (
 )
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampledSequence
-from loreloop.text.conversation import Conversation, MadeCall, Turn
+from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, turn_of_parts
 from loreloop.text.tool_calls import Broken, CallArguments, CallBegins, CallEnds, Content, Piece, Thinking, Tool
 
 # from the body
@@ -75,18 +75,15 @@ def turn_of(message: ChatMessage) -> Turn:
         raise BadRequest("A message of role 'tool' must say in tool_call_id which call it answers.")
     role = "system" if message.role == "developer" else message.role
     thinking = message.reasoning_content or message.reasoning
-    return Turn(role, text_of(message.content), thinking, calls, message.tool_call_id, message.name)
+    parts = [message.content or ""] if not isinstance(message.content, tuple) else map(part_of, message.content)
+    call_id, name = message.tool_call_id, message.name
+    return turn_of_parts(role, list(parts), thinking=thinking, calls=calls, call_id=call_id, name=name)
 
 
-def text_of(content: str | Sequence[TextPart | RefusalPart | ImagePart] | None) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    texts = []
-    for part in content:
-        if isinstance(part, ImagePart):
-            raise BadRequest("This model reads text only; leave image_url parts out, or ask a vision model.")
-        texts.append(part.text if isinstance(part, TextPart) else part.refusal)
-    return "".join(texts)
+def part_of(part: TextPart | RefusalPart | ImagePart) -> str | Picture:
+    if isinstance(part, ImagePart):
+        return Picture(part.image_url.url)
+    return part.text if isinstance(part, TextPart) else part.refusal
 
 
 def tool_of(tool: ToolBody) -> Tool:

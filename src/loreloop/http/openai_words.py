@@ -10,7 +10,7 @@ from loreloop.http.sse import data_event
 from loreloop.protocol.openai_rest import Common
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampleOp, SampleResult
-from loreloop.protocol.training import Failure, text_length
+from loreloop.protocol.training import Failure, length_of
 
 
 def wire_params(body: Common, max_tokens: int | None) -> WireSamplingParams:
@@ -50,7 +50,7 @@ def frame(prefix: str, kind: str, op: SampleOp, name: str, created: int, model: 
 
 
 def usage(ops: Sequence[SampleOp], found: Sequence[SampleResult]) -> dict[str, Any]:
-    n_prompt = sum(text_length(op.prompt) for op in ops)
+    n_prompt = sum(length_of(op.prompt) for op in ops)
     n_drawn = sum(len(sequence.tokens) // 4 for result in found for sequence in result.sequences)
     return {
         "prompt_tokens": n_prompt,

@@ -15,7 +15,7 @@ from loreloop.http.routes import routes_of
 from loreloop.http.services import now, services
 from loreloop.protocol.codec import DatumSpans, DecodedPass
 from loreloop.protocol.errors import BadRequest
-from loreloop.protocol.training import Datum, Span, text_length
+from loreloop.protocol.training import Datum, Span, length_of
 from loreloop.store import spool
 from loreloop.store.rows import SequenceRecord
 
@@ -53,7 +53,7 @@ def _lengths(record: SequenceRecord) -> dict[bool, int]:
 def _checked(where: str, datum: Datum, spans: DatumSpans, lengths: dict[str, dict[bool, int]]) -> Datum:
     if not spans.model_input and not spans.loss_inputs:
         return datum
-    n_tokens = text_length(datum.chunks)
+    n_tokens = length_of(datum.chunks)
     _check_tiling(f"{where}, model_input_spans", spans.model_input, n_tokens, lengths)
     _check_tiling(f"{where}, loss_fn_input_spans", spans.loss_inputs, n_tokens, lengths)
     sampled: list[tuple[int, int]] = []

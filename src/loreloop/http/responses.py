@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from loreloop.http.blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
 from loreloop.http.bodies import answer, read_json
-from loreloop.http.chat import Chat, ChatAsk, chat_on
+from loreloop.http.chat import Chat, ChatAsk, chat_with_images
 from loreloop.http.generate import find_model, forget, heard, results, start
 from loreloop.http.services import Services, asker, now, services
 from loreloop.http.sse import EventStream, named_event
@@ -35,8 +35,8 @@ from loreloop.protocol.responses_rest import (
 )
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampleResult
-from loreloop.protocol.training import Failure, text_length
-from loreloop.text.conversation import Conversation, MadeCall, Turn
+from loreloop.protocol.training import Failure, length_of
+from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, turn_of_parts
 from loreloop.text.tool_calls import Tool
 
 
@@ -44,7 +44,8 @@ async def responses(request: Request) -> Response:
     asker(request)
     body = await read_json(request, CreateResponse)
     model = await find_model(request, body.model, body.user)
-    asked = Asked(body, chat_on(model, ask_of(body)), int(now()))
+    chat = await chat_with_images(services(request).pictures, model, ask_of(body))
+    asked = Asked(body, chat, int(now()))
     if body.stream:
         start(services(request), model, [asked.chat.op])
         at_end = partial(forget, services(request), [asked.chat.op])
@@ -103,7 +104,7 @@ def turns_of(items: Sequence[Item]) -> Iterator[Turn]:
             case "message":
                 if item.role is None:
                     raise BadRequest("An input item of type 'message' must have a role.")
-                yield Turn("system" if item.role == "developer" else item.role, text_of(item.content))
+                yield turn_of_parts("system" if item.role == "developer" else item.role, parts_of(item.content))
             case "function_call":
                 if item.name is None or item.call_id is None:
                     raise BadRequest("An input item of type 'function_call' must have name and call_id.")
@@ -111,9 +112,10 @@ def turns_of(items: Sequence[Item]) -> Iterator[Turn]:
             case "function_call_output":
                 if item.call_id is None:
                     raise BadRequest("An input item of type 'function_call_output' must have call_id.")
-                yield Turn("tool", text_of(item.output), call_id=item.call_id)
+                yield turn_of_parts("tool", parts_of(item.output), call_id=item.call_id)
             case "reasoning":
-                yield Turn("assistant", thinking=text_of(item.content) or "".join(s.text for s in item.summary))
+                thought = turn_of_parts("assistant", parts_of(item.content)).content
+                yield Turn("assistant", thinking=thought or "".join(s.text for s in item.summary))
 
 
 def merged(turns: Iterator[Turn]) -> Iterator[Turn]:
@@ -128,17 +130,16 @@ def merged(turns: Iterator[Turn]) -> Iterator[Turn]:
         yield Turn("assistant", content, thinking, tuple(call for part in parts for call in part.calls))
 
 
-def text_of(content: str | Sequence[Part | ReasoningPart] | None) -> str:
-    if not content:
-        return ""
-    if isinstance(content, str):
-        return content
-    texts = []
-    for part in content:
-        if isinstance(part, InputImage):
-            raise BadRequest("This model reads text only; leave input_image parts out, or ask a vision model.")
-        texts.append(part.refusal if isinstance(part, RefusalText) else part.text)
-    return "".join(texts)
+def parts_of(content: str | Sequence[Part | ReasoningPart] | None) -> list[str | Picture]:
+    return [content or ""] if content is None or isinstance(content, str) else [part_of(part) for part in content]
+
+
+def part_of(part: Part | ReasoningPart) -> str | Picture:
+    if isinstance(part, InputImage):
+        if part.image_url is None:
+            raise BadRequest("An input_image names no image_url; files are not kept here, send a data: URL.")
+        return Picture(part.image_url)
+    return part.refusal if isinstance(part, RefusalText) else part.text
 
 
 # to the answer
@@ -178,7 +179,7 @@ class Asked:
         }
 
     def usage(self, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
-        n_prompt, n_drawn = text_length(self.chat.op.prompt), len(result.sequences[0].tokens) // 4
+        n_prompt, n_drawn = length_of(self.chat.op.prompt), len(result.sequences[0].tokens) // 4
         thought = "".join(block.text for block in blocks.done if block.kind == "thinking")
         n_thought = len(self.chat.model.text.tokenizer.encode(thought)) if thought else 0
         return {

@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from loreloop.config import Config
 from loreloop.host.desk import Desk
+from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.serve.names import Names
 from loreloop.serve.texts import Texts
@@ -42,6 +43,7 @@ class Services:
     desk: Desk
     names: Names
     texts: Texts
+    pictures: Pictures
     requests: RequestCounts = field(default_factory=RequestCounts)
 
 

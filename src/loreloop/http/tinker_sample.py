@@ -17,6 +17,7 @@ from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import EngineInfo
 from loreloop.protocol.rest import CreateSamplingSession, SampleBody, WireSamplingParams
 from loreloop.protocol.sampling import Revision, SampleOp
+from loreloop.protocol.training import Chunk, length_of
 from loreloop.store import samplers
 from loreloop.store.rows import SamplerRow
 from loreloop.text.grammar import grammar_of
@@ -57,29 +58,34 @@ async def asample(request: Request) -> Response:
     sampler = served.store.read(samplers.get, key.id, body.sampling_session_id)
     active_session(request, key, sampler.session_id)
     base_model = served.names.base(sampler.base_model)
-    op = sample_op(served, sampler, key.id, body, await served.desk.info(base_model))
+    info = await served.desk.info(base_model)
+    prompt = await served.pictures.in_prompt(check_prompt(body.prompt, info), info)
+    op = sample_op(served, sampler, key.id, (body, prompt), info)
     sequence_ids = [f"{op.request_id}:{index}" for index in range(op.num_samples)]
     recording = Recording(sampler.session_id, tuple(sequence_ids)) if body.record_stability_info else None
     served.desk.sample(msgspec.structs.replace(op, routes=recording is not None), base_model, recording)
     return answer({"request_id": op.request_id, "sample_sequence_ids": sequence_ids})
 
 
-def sample_op(served: Services, sampler: SamplerRow, owner: str, body: SampleBody, info: EngineInfo) -> SampleOp:
-    """The checked operation of a request."""
+def sample_op(
+    served: Services, sampler: SamplerRow, owner: str, asked: tuple[SampleBody, tuple[Chunk, ...]], info: EngineInfo
+) -> SampleOp:
+    """The checked operation of a request, which is a body and its checked prompt."""
+    body, prompt = asked
     limit = served.config.limits.samples_per_request
     if body.num_samples > limit:
         raise BadRequest(f"num_samples is {body.num_samples}; at most {limit} are drawn for one request.")
-    chunk = check_prompt(body.prompt, info)
-    scores = check_scores(body, len(chunk))
+    n_prompt = length_of(prompt)
+    scores = check_scores(body, n_prompt)
     check_targets(scores, info)
     has_revision = sampler.revision_id is not None and sampler.folder is not None
     return SampleOp(
         request_id=paths.request_id(sampler.id, body.seq_id),
         owner=owner,
         revision=Revision(sampler.revision_id or "", sampler.folder or "") if has_revision else None,
-        prompt=(chunk,),
+        prompt=prompt,
         num_samples=body.num_samples,
-        params=check_params(_with_grammar(body.sampling_params), len(chunk), info, fresh_seed()),
+        params=check_params(_with_grammar(body.sampling_params), n_prompt, info, fresh_seed()),
         scores=scores,
         topk_sample_logprobs=body.topk_sample_logprobs,
     )

@@ -20,6 +20,8 @@ from loreloop.protocol.paths import CheckpointKind, CheckpointPath, check_name, 
 from loreloop.protocol.training import (
     AdamParams,
     CreateModel,
+    ForwardBackward,
+    ImageChunk,
     LoadState,
     LoraSpec,
     OptimStep,
@@ -83,11 +85,21 @@ async def forward_backward(request: Request) -> Response:
         if op.seq_id < 1:
             raise BadRequest(f"The sequence id {op.seq_id} cannot be; a model's passes count from 1.")
         run = live_run(request, key, op.model_id)
+        decoded = msgspec.structs.replace(decoded, op=await with_images(request, run, op))
         data = await provenance.with_sampled_spans(request, run.session_id, decoded, run.base_model)
         request_id = paths.request_id(op.model_id, op.seq_id)
         return Accepted(msgspec.structs.replace(op, request_id=request_id, data=data))
 
     return await accept(request, build, address_in_protobuf)
+
+
+async def with_images(request: Request, run: RunRow, op: ForwardBackward) -> ForwardBackward:
+    """The pass with its images checked; the engine judges the rest."""
+    if not any(isinstance(chunk, ImageChunk) for datum in op.data for chunk in datum.chunks):
+        return op
+    served = services(request)
+    info = await served.desk.info(served.names.base(run.base_model))
+    return msgspec.structs.replace(op, data=await served.pictures.in_data(op.data, info))
 
 
 async def optim_step(request: Request) -> Response:

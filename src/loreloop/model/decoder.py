@@ -97,6 +97,16 @@ class GatedFeedForward:
 
 
 @dataclass(frozen=True)
+class ImageRows:
+    """Rows of a batch that hold image tokens (N), what enters the decoder there (N, D), and what is added to the
+    residual stream behind each of the first layers, (N, D) each."""
+
+    rows_N: Tensor
+    embedding_ND: Tensor
+    additions: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
 class Layer:
     """Two mixers, each behind its norm. A family may plug in others."""
 
@@ -129,19 +139,27 @@ class Decoder:
     def dtype(self) -> torch.dtype:
         return self.final_norm.dtype
 
-    def embed(self, tokens_T: Tensor) -> Tensor:
-        """(T,) int64 → (T, D) fp32, the residual stream."""
-        return rows_of(self.embedding_VD, tokens_T).float()
+    def embed(self, tokens_T: Tensor, images: ImageRows | None = None) -> Tensor:
+        """(T,) int64 → (T, D) fp32, the residual stream. Ids of image rows are of no vocabulary."""
+        if images is None:
+            return rows_of(self.embedding_VD, tokens_T).float()
+        x_TD = rows_of(self.embedding_VD, tokens_T.clamp(min=0)).float()
+        return x_TD.index_copy(0, images.rows_N, images.embedding_ND.float())
 
-    def rope(self, positions_T: Tensor) -> Rope:
-        return self.rope_table.at(positions_T)
+    def rope(self, positions: Tensor) -> Rope:
+        return self.rope_table.at(positions)
 
-    def layer(self, index: int, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:
+    def layer(
+        self, index: int, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters, images: ImageRows | None = None
+    ) -> Tensor:
         """One layer over the residual stream, fp32 in and out."""
         layer = self.layers[index]
         delta_TD = layer.attention(layer.attention_norm(x_TD), rope, attend, lora)
         x_TD, normed_TD = layer.feed_forward_norm.after_adding(x_TD, delta_TD)
-        return x_TD + layer.feed_forward(normed_TD, rope, attend, lora)
+        x_TD = x_TD + layer.feed_forward(normed_TD, rope, attend, lora)
+        if images is not None and index < len(images.additions):
+            x_TD = x_TD.index_add(0, images.rows_N, images.additions[index].float())
+        return x_TD
 
     def final(self, x_TD: Tensor) -> Tensor:
         """(T, D) fp32 → (T, D) in the compute dtype, ready for the head."""

@@ -22,13 +22,22 @@ from loreloop.model.families.table import family_of
 from loreloop.model.gguf_out import write_gguf
 from loreloop.model.load import read_config, read_config_file, read_spec, stream_tensors
 from loreloop.model.lora import ALPHA, UNEMBED, AdapterView
-from loreloop.model.peft import CONFIG_FILE, PREFIX, WEIGHTS_FILE, named_tensors, read_adapter
+from loreloop.model.peft import (
+    CONFIG_FILE,
+    PREFIX,
+    UNEMBED_NAMES,
+    WEIGHTS_FILE,
+    named_tensors,
+    read_adapter,
+    target_module,
+)
 from loreloop.model.shards import SHARD_BYTES, ShardWriter
+from loreloop.model.stacked import unstacked
 from loreloop.model.tensor_file import write_tensors
+from loreloop.model.tower import own_name
 from loreloop.model.weights import Weight, decoder_weights
 from loreloop.protocol.errors import BadRequest
 
-HEAD = "lm_head"
 EXPERT_PARAMETERS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 Delta = Callable[[], Tensor]
 
@@ -37,20 +46,18 @@ def export_peft(folder: Path, view: AdapterView, base_model: str) -> None:
     """Fills `folder` with an adapter in peft's own arrangement."""
     rank, layout = view.layout.rank, view.layout
     tensors = {
-        name.replace(f"{PREFIX}.unembed_tokens", f"base_model.model.{HEAD}"): tensor
-        for name, tensor in named_tensors(view)
-        if ".mlp.experts." not in name
+        name.replace(*UNEMBED_NAMES): tensor for name, tensor in named_tensors(view) if ".mlp.experts." not in name
     }
-    paths = {name.removeprefix(f"{PREFIX}.").removesuffix(".weight").rpartition(".")[0] for name in tensors}
     layers = [layer for layer, site in layout.places if site == "experts.down"]
-    targets: dict[str, object] = {"target_modules": sorted({path.rpartition(".")[2] for path in paths})}
+    targets: dict[str, object] = {"target_modules": sorted({target_module(layout.spec, name) for name in tensors})}
     if layers:
         # peft takes the names of dense projections in such a model for those of experts, unless asked by parameter.
-        dense = {".".join(path.split(".")[2:]) for path in paths if ".mlp." in path}
+        dense = {name.partition(".mlp.")[2].rsplit(".", 2)[0] for name in tensors if ".mlp." in name}
+        modules = {target_module(layout.spec, name) for name in tensors if ".mlp." not in name}
         wide = EXPERT_PARAMETERS[0]
         targets = {
-            "target_modules": sorted({path.rpartition(".")[2] for path in paths if ".mlp." not in path}) or None,
-            "target_parameters": [*EXPERT_PARAMETERS, *(f"{path}.weight" for path in sorted(dense))],
+            "target_modules": sorted(modules) or None,
+            "target_parameters": [*EXPERT_PARAMETERS, *(f"mlp.{path}.weight" for path in sorted(dense))],
             "rank_pattern": {wide: 2 * rank},
             "alpha_pattern": {wide: 2 * ALPHA},
         }
@@ -75,7 +82,7 @@ def _expert_tensors(view: AdapterView, layer: int) -> Iterator[tuple[str, Tensor
     both_EOR[:, gate_EOR.shape[1] :, rank:] = up_EOR
     (down_EOR,) = view.b(layer, "experts.down")
     # peft wraps the parameters of a module one in another, the second outermost.
-    outer = f"{PREFIX}.layers.{layer}.mlp.experts"
+    outer = f"{PREFIX}.{view.layout.spec.module}.layers.{layer}.mlp.experts"
     pairs = {
         f"{outer}.base_layer": (view.a(layer, "experts.gate_up"), both_EOR),
         outer: (view.a(layer, "experts.down"), down_EOR),
@@ -96,18 +103,27 @@ def merge(source: Path, target: Path, view: AdapterView, shard_bytes: int = SHAR
     unties = spec.tie_embeddings and names.head in deltas
     if unties:
         config = read_config_file(source / "config.json") | {"tie_word_embeddings": False}
+        if "text_config" in config:
+            config["text_config"] = config["text_config"] | {"tie_word_embeddings": False}
         (target / "config.json").write_text(json.dumps(config, indent=1))
     writer = ShardWriter(target, shard_bytes)
-    for name, read in stream_tensors(source):
+    for published, read in stream_tensors(source):
+        name = own_name(published)
         if not (unties and name == names.head):  # a copy of the embedding
-            writer.add(name, _merged(read(), deltas.get(name)))
+            tensor = read().clone()  # what is read may be the file's own memory
+            for part, piece in unstacked(name, tensor, spec, names):
+                _add(piece, deltas.get(part))
+            writer.add(published, tensor)
         if unties and name == names.embedding:
-            writer.add(names.head, _merged(read(), deltas[names.head]))
+            tensor = read().clone()
+            _add(tensor, deltas[names.head])
+            writer.add(names.head, tensor)
     writer.close()
 
 
-def _merged(weight: Tensor, delta: Delta | None) -> Tensor:
-    return weight if delta is None else (weight.float() + delta()).to(weight.dtype)
+def _add(weight: Tensor, delta: Delta | None) -> None:
+    if delta is not None:
+        weight.copy_(weight.float() + delta())
 
 
 def _deltas(source: Path, view: AdapterView) -> Iterator[tuple[str, Delta]]:

@@ -26,6 +26,8 @@ from loreloop.model.families.table import family_of
 from loreloop.model.linear import Products
 from loreloop.model.packed import PackedWeight, packable
 from loreloop.model.spec import DecoderSpec
+from loreloop.model.stacked import unstacked
+from loreloop.model.tower import VISION, own_name
 from loreloop.model.weights import Weight, decoder_weights
 from loreloop.protocol.errors import BadRequest
 
@@ -76,19 +78,30 @@ def load_decoder(
     spec, family = read_spec(folder), family_of(read_config(folder))
     own = quantize and has_blocks(folder)
     packing = (OWN_BLOCKS if own else ROUNDED) if quantize else None
-    places = _Places(spec, family, dtype, device, packing, published_packed(name for name, _ in stream_tensors(folder)))
+    places = _Places(
+        spec, family, dtype, device, packing, published_packed(name for name, _ in decoder_tensors(folder))
+    )
     for name, blocks in read_blocks(folder) if own else ():
         places.put_blocks(name, blocks)
     collector = Collector()
-    for name, read in stream_tensors(folder):
+    for name, read in decoder_tensors(folder):
         if is_packed_part(name):
             if found := collector.add(name, read):
                 places.put_blocks(*found)
-        elif not name.endswith(IGNORED_SUFFIXES) and name not in places.packed:
-            places.put(name, read())
+        elif name not in places.packed:
+            for part, tensor in unstacked(name, read(), spec, family.names):
+                places.put(part, tensor)
     collector.check_complete()
     places.check_complete(folder)
     return assemble(Parts(spec, places.weights, dtype, products))
+
+
+def decoder_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Those of the folder's tensors that are the decoder's, as its family calls them."""
+    for published, read in stream_tensors(folder):
+        name = own_name(published)
+        if not name.startswith(VISION) and not name.endswith(IGNORED_SUFFIXES):
+            yield name, read
 
 
 def stream_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:

@@ -20,8 +20,8 @@ from loreloop.model.tensor_file import write_tensors
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.training import LoraSpec
 
-PREFIX = "base_model.model.model"
-UNEMBED_NAMES = (f"{PREFIX}.unembed_tokens", "base_model.model.lm_head")
+PREFIX = "base_model.model"
+UNEMBED_NAMES = (f"{PREFIX}.model.unembed_tokens", f"{PREFIX}.lm_head")
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 
@@ -32,7 +32,7 @@ def named_tensors(view: AdapterView) -> Iterator[tuple[str, Tensor]]:
     for (layer, site), place in layout.places.items():
         a_PRI = view.a(layer, site)
         for index, (part, b_OR) in enumerate(zip(place.shape.parts, view.b(layer, site), strict=True)):
-            name = UNEMBED_NAMES[0] if site == UNEMBED else f"{PREFIX}.layers.{layer}.{part.name}"
+            name = UNEMBED_NAMES[0] if site == UNEMBED else f"{PREFIX}.{layout.spec.module}.layers.{layer}.{part.name}"
             yield f"{name}.lora_A.weight", a_PRI[..., index * layout.rank : (index + 1) * layout.rank, :]
             yield f"{name}.lora_B.weight", b_OR
 
@@ -40,7 +40,7 @@ def named_tensors(view: AdapterView) -> Iterator[tuple[str, Tensor]]:
 def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: bool = True) -> int:
     """Writes the folder's two files; gives the bytes written. The caller makes the folder appear at once."""
     lora = view.layout.lora
-    modules = sorted({name.split(".")[-3] for name, _ in named_tensors(view)})
+    modules = sorted({target_module(view.layout.spec, name) for name, _ in named_tensors(view)})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -61,6 +61,13 @@ def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: 
     return write_tensors(folder / WEIGHTS_FILE, dict(named_tensors(view)), durable=durable)
 
 
+def target_module(spec: DecoderSpec, name: str) -> str:
+    """What a matrix's projection is called among the targets: by its last name, or, beside a vision tower whose
+    projections have the same names, by its whole path."""
+    path = name.removeprefix(f"{PREFIX}.").rsplit(".", 2)[0]
+    return path if path.startswith(f"{spec.module}.layers.") and spec.module != "model" else path.rsplit(".", 1)[-1]
+
+
 def read_lora_spec(folder: Path) -> LoraSpec:
     """Rank and trained parts of an adapter folder, ours or another tool's; what we would serve wrongly is refused."""
     try:
@@ -79,6 +86,7 @@ def read_lora_spec(folder: Path) -> LoraSpec:
     modules = config.get("target_modules")
     if not isinstance(modules, list):
         raise BadRequest(f"The adapter in {folder} has target_modules = {modules!r}; a list of names is served.")
+    modules = [str(name).rsplit(".", 1)[-1] for name in modules]
     return LoraSpec(
         rank,
         0,

@@ -38,15 +38,22 @@ class RopeTable:
 
     def __init__(self, spec: RopeSpec, d_head: int, device: torch.device) -> None:
         self.inverse_frequencies_E = inverse_frequencies(spec, d_head)
+        self.axes_E = frequency_axes(spec.sections, d_head).to(device) if spec.sections else None
         self.factor, self.device = spec.attention_factor, device
         self.cos_PE = torch.empty(0, d_head, device=device)
         self.sin_PE = torch.empty(0, d_head, device=device)
 
-    def at(self, positions_T: Tensor) -> Rope:
-        last = int(positions_T.max()) if positions_T.numel() else 0
+    def at(self, positions: Tensor) -> Rope:
+        """Angles of positions (T,), or (T, 3) where time, row and column may differ."""
+        last = int(positions.max()) if positions.numel() else 0
         while last >= self.cos_PE.shape[0]:
             self._grow()
-        cos_TE, sin_TE = (table_PE.index_select(0, positions_T) for table_PE in (self.cos_PE, self.sin_PE))
+        if positions.dim() == 1:
+            cos_TE, sin_TE = (table_PE.index_select(0, positions) for table_PE in (self.cos_PE, self.sin_PE))
+        else:
+            assert self.axes_E is not None
+            of_axis_TE, numbers_E = positions[:, self.axes_E], torch.arange(len(self.axes_E), device=positions.device)
+            cos_TE, sin_TE = self.cos_PE[of_axis_TE, numbers_E], self.sin_PE[of_axis_TE, numbers_E]
         return Rope(cos_TE[:, None], sin_TE[:, None])
 
     def _grow(self) -> None:
@@ -55,6 +62,14 @@ class RopeTable:
         cos, sin = angles.cos() * self.factor, angles.sin() * self.factor
         self.cos_PE = torch.cat((self.cos_PE, torch.cat((cos, cos), dim=-1).to(self.device)))
         self.sin_PE = torch.cat((self.sin_PE, torch.cat((-sin, sin), dim=-1).to(self.device)))
+
+
+def frequency_axes(sections: tuple[int, ...], d_head: int) -> Tensor:
+    """Which axis each of the E numbers turns with: t h w t h w … as long as rows and columns have some left, then t."""
+    axes = torch.zeros(d_head // 2, dtype=torch.int64)
+    for axis in (1, 2):
+        axes[axis : 3 * sections[axis] : 3] = axis
+    return torch.cat((axes, axes))
 
 
 def inverse_frequencies(spec: RopeSpec, d_head: int) -> Tensor:

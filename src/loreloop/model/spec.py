@@ -15,6 +15,8 @@ class RopeSpec:
 
     YaRN keeps what turns `beta_fast` times or more in the original window, stretches what turns `beta_slow` times or
     less, and multiplies queries and keys by `attention_factor`.
+
+    With `sections` (time, rows, columns) a position has three numbers, and frequencies take them in turn.
     """
 
     theta: float
@@ -27,6 +29,7 @@ class RopeSpec:
     beta_slow: float = 1.0
     attention_factor: float = 1.0
     whole_dimensions: bool = True  # YaRN's borders are rounded to whole dimensions
+    sections: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class DecoderSpec:
     eos_token_ids: tuple[int, ...] = ()
     moe: MoeSpec | None = None
     latent: LatentSpec | None = None
+    module: str = "model"  # what the decoder is called in the published model; adapters' names begin with it
 
     @property
     def d_q(self) -> int:

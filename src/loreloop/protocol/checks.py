@@ -5,26 +5,41 @@ Pure; BadRequest says what was asked, what is wrong and what to do.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import EngineInfo
-from loreloop.protocol.rest import JsonTensor, Prompt, SampleBody, WireSamplingParams
+from loreloop.protocol.rest import JsonTensor, Prompt, PromptChunk, SampleBody, WireSamplingParams
 from loreloop.protocol.sampling import PromptScores, SamplingParams
 from loreloop.protocol.tensors import Tensor, tensor_of
-from loreloop.protocol.training import TextChunk
+from loreloop.protocol.training import Chunk, ImageChunk, TextChunk
 
 MAX_TOP_K = 1000
 MAX_BIASES = 1024
 SEED_BITS = (1 << 63) - 1
 
 
-def check_prompt(prompt: Prompt, info: EngineInfo) -> TextChunk:
-    """The prompt as one chunk of text."""
-    for chunk in prompt.chunks:
-        if chunk.type != "encoded_text":
-            raise BadRequest(f"The prompt holds a chunk of type {chunk.type!r}; {info.base_model} takes text only.")
-    return check_tokens([token for chunk in prompt.chunks for token in chunk.tokens], info)
+def check_prompt(prompt: Prompt, info: EngineInfo) -> tuple[Chunk, ...]:
+    """The prompt, neighbouring texts joined; of images only the form is looked at."""
+    chunks: list[Chunk] = []
+    for is_text, run in itertools.groupby(prompt.chunks, lambda chunk: chunk.type == "encoded_text"):
+        if not is_text:
+            chunks += [_image(chunk, info) for chunk in run]
+        elif tokens := [token for chunk in run for token in chunk.tokens]:
+            chunks.append(check_tokens(tokens, info))
+    return tuple(chunks) or (check_tokens([], info),)
+
+
+def _image(chunk: PromptChunk, info: EngineInfo) -> ImageChunk:
+    if chunk.type != "image" or info.images is None:
+        kinds = "text only" if info.images is None else "encoded_text and image"
+        raise BadRequest(f"The prompt holds a chunk of type {chunk.type!r}; {info.base_model} takes {kinds}.")
+    size = chunk.override_dimensions
+    return ImageChunk(
+        chunk.data, chunk.format, chunk.expected_tokens, size.width if size else None, size.height if size else None
+    )
 
 
 def check_tokens(tokens: list[int], info: EngineInfo) -> TextChunk:

@@ -129,7 +129,9 @@ def _chunk(where: str, chunk: wire.Chunk) -> Chunk:
             size.width if size else None,
             size.height if size else None,
         )
-    raise BadRequest(f"{where} holds a chunk of kind {kind or 'unknown'}; this server takes text and images.")
+    raise BadRequest(
+        f"{where} holds a chunk of kind {kind or 'unknown'} (dmel is sound); only text and images are taken."
+    )
 
 
 def _tensor(where: str, tensor: wire.Tensor) -> Tensor:

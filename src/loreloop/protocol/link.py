@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from loreloop.protocol.images import ImageRules
 from loreloop.protocol.sampling import SampleOp, SampleResult, TopK
 from loreloop.protocol.training import Failure, OpResult, TrainOp
 
@@ -22,6 +23,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     eos_token_ids: tuple[int, ...]
     max_lora_rank: int
     n_threads: int
+    images: ImageRules | None = None  # None: the model takes text only
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):

@@ -109,11 +109,20 @@ class CreateSamplingSession(msgspec.Struct, frozen=True):
     model_path: str | None = None
 
 
+class Dimensions(msgspec.Struct, frozen=True):
+    width: NonNegative
+    height: NonNegative
+
+
 class PromptChunk(msgspec.Struct, frozen=True):
-    """`tokens` for text; the other kinds are recognised by their `type` and refused where not served."""
+    """`tokens` for text, what follows for an image; other kinds are recognised by their `type` and refused."""
 
     type: str = "encoded_text"
     tokens: tuple[TokenId, ...] = ()
+    data: bytes = b""  # base64 in JSON
+    format: str = ""
+    expected_tokens: NonNegative | None = None
+    override_dimensions: Dimensions | None = None
 
 
 class Prompt(msgspec.Struct, frozen=True):

@@ -23,19 +23,32 @@ class TextChunk(msgspec.Struct, frozen=True, tag="text"):
 
 
 class ImageChunk(msgspec.Struct, frozen=True, tag="image"):
+    """`expected_tokens` is what the client counted; once the chunk has been checked, it is the true number."""
+
     data: bytes
     format: str
     expected_tokens: int | None = None
     width: int | None = None  # override_dimensions
     height: int | None = None
 
+    def __len__(self) -> int:
+        return self.expected_tokens or 0
+
+    def __bool__(self) -> bool:
+        return True
+
 
 Chunk = TextChunk | ImageChunk
 
 
-def text_length(chunks: Sequence[Chunk]) -> int:
-    """How many text tokens the chunks hold together."""
-    return sum(len(chunk) for chunk in chunks if isinstance(chunk, TextChunk))
+def length_of(chunks: Sequence[Chunk]) -> int:
+    """How many positions checked chunks take together."""
+    return sum(len(chunk) for chunk in chunks)
+
+
+def token_bytes(chunks: Sequence[Chunk]) -> bytes:
+    """The ids of all positions, int32; -1 where an image is."""
+    return b"".join(chunk.tokens if isinstance(chunk, TextChunk) else b"\xff" * (4 * len(chunk)) for chunk in chunks)
 
 
 FREE_ROUTE = b"\xff\xff"  # -1

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from loreloop.protocol.training import ForwardBackward, SkipSeq, TrainOp, text_length
+from loreloop.protocol.training import ForwardBackward, SkipSeq, TrainOp, length_of
 
 
 @dataclass
@@ -148,4 +148,4 @@ class Order:
 
 
 def count_tokens(op: ForwardBackward) -> int:
-    return sum(text_length(datum.chunks) for datum in op.data)
+    return sum(length_of(datum.chunks) for datum in op.data)

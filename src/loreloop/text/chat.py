@@ -91,7 +91,8 @@ def _source(folder: Path, settings: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.exists():
         return file.read_text()
-    template = settings.get("chat_template")
+    older = folder / "chat_template.json"  # how processors of vision models kept theirs
+    template = (json.loads(older.read_text()) if older.exists() else settings).get("chat_template")
     if isinstance(template, list):
         template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
     return template

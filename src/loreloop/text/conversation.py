@@ -7,11 +7,12 @@ JSON bodies nor tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.training import ImageChunk
 from loreloop.text.chat import ChatTemplate, Message
 from loreloop.text.tool_calls import Call, Tool
 from loreloop.text.tool_formats import ToolFormat, format_of, knows_tools
@@ -29,8 +30,19 @@ class MadeCall:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image as its caller named it (a `data:` URL or an address), and, once it has been looked at, its bytes."""
+
+    url: str
+    chunk: ImageChunk | None = None
+
+
+@dataclass(frozen=True)
 class Turn:
-    """`role` is system, user, assistant or tool; a tool's turn answers `call_id`."""
+    """`role` is system, user, assistant or tool; a tool's turn answers `call_id`.
+
+    Where there are pictures, `parts` are the content in order; `content` is its text alone.
+    """
 
     role: str
     content: str = ""
@@ -38,6 +50,17 @@ class Turn:
     calls: tuple[MadeCall, ...] = ()
     call_id: str | None = None
     name: str | None = None
+    parts: tuple[str | Picture, ...] = ()
+
+    @property
+    def pictures(self) -> list[Picture]:
+        return [part for part in self.parts if isinstance(part, Picture)]
+
+
+def turn_of_parts(role: str, parts: Sequence[str | Picture], **about: Any) -> Turn:
+    """A turn of texts and pictures; texts alone are joined."""
+    content = "".join(part for part in parts if isinstance(part, str))
+    return Turn(role, content, parts=tuple(parts) if any(isinstance(p, Picture) for p in parts) else (), **about)
 
 
 @dataclass(frozen=True)
@@ -55,18 +78,25 @@ def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
         raise BadRequest(
             f"chat_template_kwargs holds {sorted(taken)[0]!r}, which the request itself decides; leave it out."
         )
-    form = format_of(template.source)
-    if knows_tools(template.source):
+    source = template.source or ""
+    form, as_parts = format_of(source), _wants_parts(source)
+    if knows_tools(source):
         tools: list[dict[str, Any]] | None = [tool.as_function() for tool in conversation.tools] or None
-        messages = [_message(turn, as_text=form.shape == "deepseek") for turn in conversation.turns]
+        messages = [_message(turn, form, as_parts=as_parts) for turn in conversation.turns]
     else:
-        tools, messages = None, [_plain(turn, form) for turn in _instructed(conversation, form)]
+        tools, messages = None, [_plain(turn, form, as_parts=as_parts) for turn in _instructed(conversation, form)]
     return template.render(messages, tools=tools, **conversation.settings)
 
 
-def _message(turn: Turn, *, as_text: bool) -> Message:
+def _wants_parts(source: str) -> bool:
+    """Whether a template reads contents as lists of texts and images only."""
+    return ("'image'" in source or '"image"' in source) and "is string" not in source
+
+
+def _message(turn: Turn, form: ToolFormat, *, as_parts: bool) -> Message:
     """As published templates read it: arguments as an object, but where the family joins them as text."""
-    message: Message = {"role": turn.role, "content": turn.content}
+    as_text = form.shape == "deepseek"
+    message: Message = {"role": turn.role, "content": _content(turn, as_parts=as_parts)}
     if turn.thinking is not None:
         message["reasoning_content"] = turn.thinking
     if turn.calls:
@@ -85,6 +115,14 @@ def _message(turn: Turn, *, as_text: bool) -> Message:
     return message
 
 
+def _content(turn: Turn, *, before: str = "", after: str = "", as_parts: bool) -> str | list[dict[str, str]]:
+    """What a turn says, with something around it: a text, or a list of parts where there are pictures."""
+    if not turn.parts and not as_parts:
+        return before + turn.content + after
+    parts = [*([before] if before else []), *(turn.parts or (turn.content,)), *([after] if after else [])]
+    return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
+
+
 def _object(arguments: str) -> object:
     try:
         return json.loads(arguments)
@@ -98,15 +136,16 @@ def _instructed(conversation: Conversation, form: ToolFormat) -> tuple[Turn, ...
         return conversation.turns
     instructions, turns = form.instructions(conversation.tools), conversation.turns
     if turns and turns[0].role == "system":
-        return (replace(turns[0], content=f"{turns[0].content}\n\n{instructions}"), *turns[1:])
+        first, told = turns[0], f"\n\n{instructions}"
+        parts = (*first.parts, told) if first.parts else ()
+        return (replace(first, content=first.content + told, parts=parts), *turns[1:])
     return (Turn("system", instructions), *turns)
 
 
-def _plain(turn: Turn, form: ToolFormat) -> Message:
+def _plain(turn: Turn, form: ToolFormat, *, as_parts: bool) -> Message:
     if turn.role == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{turn.content}\n</tool_response>"}
-    content = turn.content
-    if turn.calls:
-        calls = form.written([Call(call.name, call.arguments) for call in turn.calls])
-        content = f"{content}\n{calls}" if content else calls
-    return {"role": turn.role, "content": content}
+        around = {"before": "<tool_response>\n", "after": "\n</tool_response>"}
+        return {"role": "user", "content": _content(turn, **around, as_parts=as_parts)}
+    calls = form.written([Call(call.name, call.arguments) for call in turn.calls]) if turn.calls else ""
+    gap = "\n" if calls and (turn.content or turn.parts) else ""
+    return {"role": turn.role, "content": _content(turn, after=gap + calls, as_parts=as_parts)}

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from loreloop.model.spec import DecoderSpec, RopeSpec
+from loreloop.model.tower import Tower
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.images import ImageRules
 
 
 class Family(Protocol):
@@ -23,6 +25,19 @@ class Family(Protocol):
 
     @property
     def names(self) -> WeightNames: ...
+
+
+@runtime_checkable
+class SeeingFamily(Protocol):
+    """What a family whose models take images must tell besides."""
+
+    def image_rules(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> ImageRules:
+        """How images become tokens, by the model's configuration and that of its image processor."""
+        ...
+
+    def tower(self, config: Mapping[str, Any]) -> Tower:
+        """The vision tower of transformers, its weights not yet filled in."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,26 @@ from typing import Any
 from loreloop.model.families.deepseek_v3 import DeepseekV3
 from loreloop.model.families.family import Family
 from loreloop.model.families.llama import Llama
+from loreloop.model.families.llava import Llava
 from loreloop.model.families.mixtral import Mixtral
 from loreloop.model.families.qwen2 import Qwen2
 from loreloop.model.families.qwen3 import Qwen3
 from loreloop.model.families.qwen3_moe import Qwen3Moe
+from loreloop.model.families.qwen3_vl import Qwen3VL
+from loreloop.model.families.qwen3_vl_moe import Qwen3VLMoe
 from loreloop.protocol.errors import BadRequest
 
 FAMILIES: Mapping[str, Family] = {
     "deepseek_v3": DeepseekV3(),
     "kimi_k2": DeepseekV3(),
     "llama": Llama(),
+    "llava": Llava(),
     "mixtral": Mixtral(),
     "qwen2": Qwen2(),
     "qwen3": Qwen3(),
     "qwen3_moe": Qwen3Moe(),
+    "qwen3_vl": Qwen3VL(),
+    "qwen3_vl_moe": Qwen3VLMoe(),
 }
 
 

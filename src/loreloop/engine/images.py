@@ -1,0 +1,150 @@
+"""Images among token ids: every token of every image has an id of its own, below zero.
+
+Equal ids then mean equal prefixes, for packing as for the sampler's tree, and nothing else needs to know of images. The
+tower runs when an image's tokens are first computed; what it gave is kept, the longest unused going first.
+
+Legend: N tokens of a sequence, T rows of a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from loreloop.images.check import chunk_cut
+from loreloop.images.files import ImageLimits
+from loreloop.images.pixels import pixels_CHW
+from loreloop.images.sizes import Cut
+from loreloop.model.decoder import ImageRows
+from loreloop.model.tower import ImageFeatures, Vision
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.training import Chunk, ImageChunk, TextChunk
+
+Ids = NDArray[np.int64]
+KNOWN_IMAGES = 1 << 16  # whose ids are remembered, so that no other gets them
+TOKEN_BITS = 20  # of an id: which token of its image; the 43 above are the image's
+UNBOUNDED = ImageLimits(1 << 40, 1 << 40)  # what comes here has been checked against the server's limits
+
+
+@dataclass(frozen=True)
+class PlacedImage:
+    """An image whose tokens are first_id, first_id + 1, …"""
+
+    key: bytes
+    first_id: int
+    chunk: ImageChunk
+    cut: Cut
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Token ids (N,); `positions_N3` where an image's tokens have rows and columns. What follows goes on from
+    `next_position`."""
+
+    tokens: Ids
+    next_position: int
+    positions_N3: Ids | None = None
+    images: tuple[PlacedImage, ...] = ()
+
+
+class ImageTable:
+    """The images that one engine has seen. Without `vision` it refuses them."""
+
+    def __init__(self, vision: Vision | None, device: torch.device, max_bytes: int) -> None:
+        self.vision, self.device, self.max_bytes = vision, device, max_bytes
+        self.owners: OrderedDict[int, bytes] = OrderedDict()  # by first id
+        self.features: OrderedDict[bytes, ImageFeatures] = OrderedDict()
+        self.n_computed = 0  # runs of the tower
+
+    def lay_out(self, chunks: Sequence[Chunk]) -> TokenSequence:
+        """The chunks as one sequence. BadRequest for what cannot be seen."""
+        parts: list[Ids] = []
+        positions: list[Ids] = []
+        placed: list[PlacedImage] = []
+        at = 0
+        for chunk in chunks:
+            if isinstance(chunk, TextChunk):
+                parts.append(np.frombuffer(chunk.tokens, "<i4").astype(np.int64))
+                positions.append(np.arange(at, at + len(chunk))[:, None].repeat(3, 1))
+                at += len(chunk)
+            else:
+                placed.append(self._place(chunk))
+                parts.append(placed[-1].first_id + np.arange(placed[-1].cut.n_tokens))
+                positions.append(self._positions(placed[-1].cut, at))
+                at = int(positions[-1].max()) + 1
+        tokens = np.concatenate(parts) if parts else np.empty(0, np.int64)
+        turned = bool(placed) and self.vision is not None and self.vision.rules.multi_axis
+        return TokenSequence(tokens, at, np.concatenate(positions) if turned else None, tuple(placed))
+
+    def rows(self, tokens_T: Ids, images: Iterable[PlacedImage]) -> ImageRows | None:
+        """What enters the decoder at the rows of a batch that hold tokens of these images; None where none does."""
+        rows: list[Ids] = []
+        embedding: list[torch.Tensor] = []
+        additions: list[tuple[torch.Tensor, ...]] = []
+        for image in {image.first_id: image for image in images}.values():
+            numbers_T = tokens_T - image.first_id
+            mine = np.flatnonzero((numbers_T >= 0) & (numbers_T < image.cut.n_tokens))
+            if len(mine):
+                seen, picked = self._features(image), torch.from_numpy(numbers_T[mine]).to(self.device)
+                rows.append(mine)
+                embedding.append(seen.embedding_ND[picked])
+                additions.append(tuple(addition_ND[picked] for addition_ND in seen.additions))
+        if not rows:
+            return None
+        rows_N = torch.from_numpy(np.concatenate(rows)).to(self.device)
+        return ImageRows(
+            rows_N, torch.cat(embedding), tuple(torch.cat(layer) for layer in zip(*additions, strict=True))
+        )
+
+    def _place(self, chunk: ImageChunk) -> PlacedImage:
+        if self.vision is None:
+            raise BadRequest("There is an image, but this base model takes text only.")
+        cut = chunk_cut(chunk, self.vision.rules, UNBOUNDED)
+        if chunk.expected_tokens not in (None, cut.n_tokens):
+            raise BadRequest(
+                f"An image is {cut.n_tokens} tokens for this model; {chunk.expected_tokens} were expected."
+            )
+        key = hashlib.sha256(b"%d %d " % (chunk.width or 0, chunk.height or 0) + chunk.data).digest()
+        return PlacedImage(key, self._first_id(key), chunk, cut)
+
+    def _first_id(self, key: bytes) -> int:
+        """Made from the image's hash, so that an engine that executes a batch again packs it as it was.
+
+        Two images in one place are as good as impossible, unless somebody looks for them: then the later one moves.
+        """
+        number = int.from_bytes(key[:8], "big") >> 1 + TOKEN_BITS
+        while self.owners.setdefault(first_id := -(number + 1) << TOKEN_BITS, key) != key:
+            number = (number + 1) % (1 << 63 - TOKEN_BITS)
+        self.owners.move_to_end(first_id)
+        if len(self.owners) > KNOWN_IMAGES:
+            self.owners.popitem(last=False)
+        return first_id
+
+    def _positions(self, cut: Cut, at: int) -> Ids:
+        """(N, 3): time stands still over an image, rows and columns count."""
+        assert self.vision is not None
+        if not self.vision.rules.multi_axis:
+            return np.arange(at, at + cut.n_tokens)[:, None].repeat(3, 1)
+        rows, columns = np.divmod(np.arange(cut.n_tokens), cut.columns)
+        return at + np.stack((np.zeros_like(rows), rows, columns), axis=1)
+
+    def _features(self, image: PlacedImage) -> ImageFeatures:
+        assert self.vision is not None
+        if image.key not in self.features:
+            pixels = torch.from_numpy(pixels_CHW(image.chunk, self.vision.rules, UNBOUNDED)).to(self.device)
+            with torch.no_grad():
+                self.features[image.key] = self.vision.tower(pixels)
+            self.n_computed += 1
+            while len(self.features) > 1 and sum(f.n_bytes for f in self.features.values()) > self.max_bytes:
+                self.features.popitem(last=False)
+        self.features.move_to_end(image.key)
+        return self.features[image.key]
+
+
+TEXT_ONLY = ImageTable(None, torch.device("cpu"), 0)

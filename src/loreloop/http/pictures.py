@@ -1,0 +1,147 @@
+"""Images on their way in: their bytes found, checked off the event loop, and told in tokens.
+
+Dialects give a `data:` URL, or a web address, which is asked for only where the configuration allows its host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from loreloop.config import Config, LimitConfig
+from loreloop.images.check import CHAT_FORMATS, WIRE_FORMATS, check_kind, checked
+from loreloop.images.files import ImageLimits, image_size, kind_of
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.images import ImageRules
+from loreloop.protocol.link import EngineInfo
+from loreloop.protocol.training import Chunk, Datum, ImageChunk
+from loreloop.text.conversation import Conversation, Picture
+
+FETCH_SECONDS = 10.0
+MEDIA_TYPES = {"image/png": "png", "image/jpeg": "jpeg", "image/jpg": "jpeg", "image/webp": "webp"}
+
+
+class Pictures:
+    """Checks images of all requests, two at a time: decoding takes memory, and the loop must not wait for it."""
+
+    def __init__(self, config: Config) -> None:
+        self.hosts, self.limits = frozenset(host.lower() for host in config.image_hosts), config.limits
+        self.pool = ThreadPoolExecutor(2, "images")
+
+    async def in_prompt(self, chunks: tuple[Chunk, ...], info: EngineInfo) -> tuple[Chunk, ...]:
+        """The chunks with images checked and counted."""
+        known = await self._checked([("The prompt", chunk) for chunk in chunks], info, WIRE_FORMATS)
+        return tuple(known.get(chunk, chunk) for chunk in chunks)
+
+    async def in_data(self, data: tuple[Datum, ...], info: EngineInfo) -> tuple[Datum, ...]:
+        chunks = [(f"Datum {index}", chunk) for index, datum in enumerate(data) for chunk in datum.chunks]
+        known = await self._checked(chunks, info, WIRE_FORMATS)
+        if not known:
+            return data
+        return tuple(msgspec.structs.replace(d, chunks=tuple(known.get(c, c) for c in d.chunks)) for d in data)
+
+    async def in_conversation(self, conversation: Conversation, info: EngineInfo) -> Conversation:
+        """Every picture with its checked chunk."""
+        urls = list(dict.fromkeys(picture.url for turn in conversation.turns for picture in turn.pictures))
+        if not urls:
+            return conversation
+        if info.images is None:
+            raise BadRequest(
+                f"{info.base_model} reads text only; leave images (image_url, input_image) out, or ask a vision model."
+            )
+        raw = {url: await self._found(url) for url in urls}
+        places = [(f"Image {number}", chunk) for number, chunk in enumerate(raw.values(), 1)]
+        known = await self._checked(places, info, CHAT_FORMATS)
+        chunks = {url: known[chunk] for url, chunk in raw.items()}
+        turns = tuple(
+            replace(turn, parts=tuple(p if isinstance(p, str) else Picture(p.url, chunks[p.url]) for p in turn.parts))
+            for turn in conversation.turns
+        )
+        return replace(conversation, turns=turns)
+
+    async def _checked(
+        self, chunks: Sequence[tuple[str, Chunk]], info: EngineInfo, formats: tuple[str, ...]
+    ) -> dict[Chunk, ImageChunk]:
+        """Each different image once; where it stands is told with what is wrong with it."""
+        images = {chunk: where for where, chunk in reversed(chunks) if isinstance(chunk, ImageChunk)}
+        if not images:
+            return {}
+        if info.images is None:
+            raise BadRequest(f"An image was sent (type 'image'); {info.base_model} takes text only.")
+        work = partial(_check_all, images, info.images, self.limits, formats)
+        return dict(zip(images, await asyncio.get_running_loop().run_in_executor(self.pool, work), strict=True))
+
+    async def _found(self, url: str) -> ImageChunk:
+        if url.startswith("data:"):
+            return _of_data_url(url)
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or (parts.hostname or "").lower() not in self.hosts:
+            raise BadRequest(
+                f"The image's address {url[:80]!r} is not asked for by this server; send a data: URL with base64 "
+                "(an administrator may allow hosts with image_hosts)."
+            )
+        data = await self._fetched(url)
+        return ImageChunk(data, kind_of(data) or "unknown")
+
+    async def _fetched(self, url: str) -> bytes:
+        """What stands at an address, within bounds of time and size; another address is not followed."""
+        limit_bytes, data = self.limits.image_mib << 20, bytearray()
+        try:
+            async with (
+                asyncio.timeout(FETCH_SECONDS),
+                httpx.AsyncClient(trust_env=False, follow_redirects=False) as client,
+                client.stream("GET", url, headers={"accept-encoding": "identity"}) as reply,
+            ):
+                if reply.status_code != 200:
+                    raise BadRequest(f"The image's address {url[:80]!r} answers {reply.status_code}.")
+                async for part in reply.aiter_raw():
+                    data += part
+                    if len(data) > limit_bytes:
+                        raise BadRequest(f"The image at {url[:80]!r} exceeds {limit_bytes >> 20} MiB.")
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            raise BadRequest(
+                f"The image's address {url[:80]!r} gives none: {str(error)[:100] or type(error).__name__}."
+            ) from None
+        return bytes(data)
+
+
+def _check_all(
+    images: Mapping[ImageChunk, str], rules: ImageRules, limits: LimitConfig, formats: tuple[str, ...]
+) -> list[ImageChunk]:
+    bounds = ImageLimits(limits.image_mib << 20, limits.image_megapixels * 1_000_000)
+    most, n_pixels = limits.request_megapixels * 1_000_000, 0
+    found: list[ImageChunk] = []
+    for image, where in images.items():
+        try:
+            check_kind(image, formats)
+            n_pixels += math.prod(image_size(image.data, bounds))
+            if n_pixels > most:
+                raise BadRequest(f"The request's images have over {most} pixels together; send fewer or smaller ones.")
+            found.append(checked(image, rules, bounds))
+        except BadRequest as error:
+            raise BadRequest(f"{where}: {error.message}") from None
+    return found
+
+
+def _of_data_url(url: str) -> ImageChunk:
+    head, comma, body = url[len("data:") :].partition(",")
+    media_type, *options = head.lower().split(";")
+    if not comma or "base64" not in options or media_type not in MEDIA_TYPES:
+        raise BadRequest(
+            f"The image's URL begins with {url[:40]!r}; send data:image/png;base64,… (or image/jpeg, image/webp)."
+        )
+    try:
+        data = base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRequest(f"The image's base64 is broken: {error}.") from None
+    return ImageChunk(data, MEDIA_TYPES[media_type])

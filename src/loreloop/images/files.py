@@ -1,0 +1,108 @@
+"""Image files, which anybody may have made: what they are is told by their bytes, and they are read within bounds.
+
+Every defect is a BadRequest that names it. Knows no models.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+
+from PIL import Image
+
+from loreloop.protocol.errors import BadRequest
+
+ORIENTATION = 0x0112  # EXIF: how a camera was held
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's readers raise on files that are not what they claim to be.
+DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
+BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    max_bytes: int = 20 << 20
+    max_pixels: int = 40_000_000
+
+
+def kind_of(data: bytes) -> str | None:
+    """png, jpeg or webp, by the first bytes."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
+
+
+def image_size(data: bytes, limits: ImageLimits) -> tuple[int, int]:
+    """Width and height as they will be seen, from the file's head alone."""
+    image = _opened(data, limits)
+    width, height = image.size
+    return (height, width) if _turn(image) in (5, 6, 7, 8) else (width, height)
+
+
+def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
+    """The whole image, upright, in RGB."""
+    image = _opened(data, limits)
+    turn = TURNS.get(_turn(image))
+    try:
+        image.load()
+        if "transparency" in image.info:
+            image = image.convert("RGBA")
+        image = image.convert("RGB")
+    except DAMAGED as error:
+        raise BadRequest(f"The image cannot be decoded: {_told(error)}.") from None
+    return image if turn is None else image.transpose(turn)
+
+
+def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
+    if len(data) > limits.max_bytes:
+        raise BadRequest(f"The image has {len(data)} bytes; at most {limits.max_bytes} are taken.")
+    kind = kind_of(data)
+    if kind is None:
+        raise BadRequest("The image's bytes are neither PNG nor JPEG nor WebP.")
+    try:
+        image = Image.open(io.BytesIO(data), formats=[kind])
+    except BOMB:
+        raise BadRequest(f"The image has too many pixels; at most {limits.max_pixels} are taken.") from None
+    except DAMAGED as error:
+        raise BadRequest(f"The image's head cannot be read: {_told(error)}.") from None
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise BadRequest(f"The image is {width} × {height} pixels; at most {limits.max_pixels} together are taken.")
+    if width < 1 or height < 1:
+        raise BadRequest(f"The image is {width} × {height} pixels: there is nothing to see.")
+    if kind != "jpeg" and getattr(image, "is_animated", False):  # a JPEG's further pictures are previews
+        raise BadRequest("The image is animated; send one of its frames.")
+    return image
+
+
+def _turn(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except DAMAGED:  # what a camera noted is no part of the picture
+        return 1
+
+
+def _told(error: BaseException) -> str:
+    return str(error)[:200].rstrip(".") or type(error).__name__

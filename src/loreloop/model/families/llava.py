@@ -1,0 +1,103 @@
+"""LLaVA: any plain decoder of this table behind a CLIP or SigLIP tower and two linear maps.
+
+An image is always as many tokens; they have ordinary positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loreloop.model.families.family import Family, WeightNames
+from loreloop.model.families.llama import Llama
+from loreloop.model.families.qwen2 import Qwen2
+from loreloop.model.families.qwen3 import Qwen3
+from loreloop.model.spec import DecoderSpec
+from loreloop.model.tower import ImageFeatures, Tower
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.images import CLIP_MEAN, CLIP_STD, FixedGrid, ImageRules
+
+TEXT_FAMILIES: Mapping[str, Family] = {"llama": Llama(), "qwen2": Qwen2(), "qwen3": Qwen3()}
+# What published text configurations leave out, because it is Llama's own default.
+LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+}
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+
+
+class Llava:
+    names = WeightNames()
+
+    def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
+        text = {"model_type": "llama", **config["text_config"]}
+        if text["model_type"] not in TEXT_FAMILIES:
+            raise BadRequest(f"This llava model's text part is {text['model_type']!r}, which is not supported.")
+        tied = config.get("tie_word_embeddings") or text.get("tie_word_embeddings", False)
+        spec = TEXT_FAMILIES[text["model_type"]].spec(
+            (LLAMA if text["model_type"] == "llama" else {})
+            | text
+            | {"tie_word_embeddings": tied, "eos_token_id": config.get("eos_token_id") or text.get("eos_token_id")}
+        )
+        return replace(spec, family="llava", module="model.language_model")
+
+    def image_rules(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> ImageRules:
+        vision = config["vision_config"]
+        kind = vision.get("model_type")
+        if kind not in TOWERS:
+            raise BadRequest(f"This llava model's vision tower is {kind!r}; {' and '.join(TOWERS)} are supported.")
+        side = vision["image_size"]
+        size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
+        width, height = (crop or size).get("width", side), (crop or size).get("height", side)
+        shorter = size.get("shortest_edge") if processor.get("do_center_crop", "shortest_edge" in size) else None
+        if (width, height) != (side, side) or (shorter or side) < side:
+            raise BadRequest(
+                f"This llava model's images become {width} × {height} pixels (shorter side {shorter}); its "
+                f"vision tower takes {side} × {side}."
+            )
+        n_patches = (width // vision["patch_size"]) * (height // vision["patch_size"])
+        n_tokens = n_patches + (kind == "clip_vision_model") - (_strategy(config) == "default")
+        return ImageRules(
+            placeholder=config.get("image_token_index", config.get("image_token_id", 32000)),
+            grid=FixedGrid(width, height, n_tokens, shorter),
+            mean=tuple(processor.get("image_mean") or CLIP_MEAN),
+            std=tuple(processor.get("image_std") or CLIP_STD),
+            resample=processor.get("resample", 3),
+            rescale=processor.get("rescale_factor", 1 / 255),
+        )
+
+    def tower(self, config: Mapping[str, Any]) -> Tower:
+        from transformers import AutoModel, LlavaConfig
+        from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+        whole = LlavaConfig.from_dict(dict(config))
+        tower = AutoModel.from_config(whole.vision_config)
+        return LlavaTower(tower, LlavaMultiModalProjector(whole), config)
+
+
+class LlavaTower:
+    """One of the tower's hidden states, or several side by side, through the projector."""
+
+    def __init__(self, tower: nn.Module, projector: nn.Module, config: Mapping[str, Any]) -> None:
+        self.parts = nn.ModuleDict({"tower": tower, "projector": projector})
+        layers = config.get("vision_feature_layer", -2)
+        self.layers = [layers] if isinstance(layers, int) else list(layers)
+        self.first = int(_strategy(config) == "default")  # without the class token
+
+    def __call__(self, pixels_CHW: Tensor) -> ImageFeatures:
+        states = self.parts["tower"](pixels_CHW[None], output_hidden_states=True).hidden_states
+        chosen_ND = torch.cat([states[layer][0, self.first :] for layer in self.layers], dim=-1)
+        return ImageFeatures(self.parts["projector"](chosen_ND))
+
+
+def _strategy(config: Mapping[str, Any]) -> str:
+    return str(config.get("vision_feature_select_strategy", "default"))
