@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from loreloop.cli.chat import told
 from loreloop.cli.server import RunningServer
+from tests.cli.test_cli import loreloop
 
 
 def talk(
@@ -41,3 +43,18 @@ def test_a_wrong_key_or_server_is_said_plainly(server: RunningServer) -> None:
     assert "not one of this server" in refused.stderr
     nobody = talk(server, [], "--url", "http://127.0.0.1:9")
     assert "loreloop serve" in nobody.stderr
+
+
+def test_what_stands_in_a_tools_way_is_said(server: RunningServer) -> None:
+    adder = Path(__file__).parents[1] / "clients" / "adder.py"
+    data = ("--data", str(server.data))
+    assert loreloop("tools", "add", "adder", *data, "--", sys.executable, str(adder)).returncode == 0
+    done = talk(server, ["hello"], "--tools", "adder")
+    assert "exceeds the model's context window" in done.stderr  # the tiny model's is short
+    unknown = talk(server, ["hello"], "--tools", "nobody")
+    assert "no tool server 'nobody'" in unknown.stderr
+
+
+def test_what_a_tool_does_fits_a_line() -> None:
+    assert told({"type": "call", "name": "a__f", "arguments": '{"x":\n1}'}) == '[a__f {"x": 1}]'
+    assert told({"type": "result", "name": "a__f", "output": "y" * 500}) == f"[a__f -> {'y' * 192}…]"

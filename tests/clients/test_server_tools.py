@@ -1,15 +1,18 @@
 """Registered MCP servers: called by the server within bounds, recorded, and refused plainly where they are missing."""
 
 import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import openai
 import psutil
 import pytest
 
+from loreloop.cli.chat import Talk
 from loreloop.cli.server import RunningServer
 
 ADDER = Path(__file__).parent / "adder.py"
@@ -31,12 +34,12 @@ def client(server):
     tools(server, "remove", "adder")
 
 
-def ask(client, tool: str, label: str = "adder", stream=False, stream_options=None, **loop):
+def ask(client, tool: str, label: str = "adder", stream=False, stream_options=None, max_tokens=200, **loop):
     """Forced to call one tool of the server once; what follows is up to the random weights."""
     return client.chat.completions.create(
         model="tiny",
         messages=[{"role": "user", "content": "double 4"}],
-        max_tokens=200,
+        max_tokens=max_tokens,
         seed=1,
         stream=stream,
         **({"stream_options": stream_options} if stream_options else {}),
@@ -78,6 +81,22 @@ def test_a_stream_tells_the_text_and_the_tools(client):
     assert chunk.usage.total_tokens == whole.usage.total_tokens
 
 
+def test_chat_in_the_terminal_shows_what_tools_do(client, server, capsys):
+    with httpx.Client(
+        base_url=f"{server.url}/v1", headers={"authorization": f"Bearer {server.key}"}, timeout=60
+    ) as http:
+        tools = [{"type": "mcp", "server_label": "adder"}]
+        settings = {
+            "tools": tools,
+            "agent_loop": {"max_calls": 1},
+            "tool_choice": "required",
+            "max_tokens": 200,
+            "seed": 1,
+        }
+        Talk(http, "tiny", "", settings).say("double 4")
+    assert re.search(r"\[adder__\w+ \{.*\n\[adder__\w+ -> ", capsys.readouterr().err)
+
+
 def test_a_stream_that_is_left_ends_its_tool(client, server):
     with ask(client, "sleep", max_seconds=600, stream=True) as stream:
         next(chunk for chunk in stream if chunk.choices and hasattr(chunk.choices[0].delta, "tool_activity"))
@@ -103,6 +122,9 @@ def test_what_is_missing_is_said(client):
         ask(client, "x", "gone")
     with pytest.raises(openai.NotFoundError, match="no tool server 'nobody'"):
         ask(client, "x", "nobody")
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="context window"):
+            ask(client, "double", stream=stream, max_tokens=9000)
     with pytest.raises(openai.BadRequestError, match="agent_loop"):
         client.chat.completions.create(
             model="tiny", messages=[{"role": "user", "content": "x"}], tools=[{"type": "mcp", "server_label": "adder"}]

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from loreloop.engine.packing import PackItem, pack
 from loreloop.engine.replay import RouteBook, check_routes
 from loreloop.engine.trainer import TrainPass
 from loreloop.model.routes import FREE, Routes
@@ -116,15 +115,15 @@ def test_equal_tokens_of_different_routes_are_not_shared_and_equal_ones_are(rig)
 
 
 def test_a_book_of_routes_gives_back_ids_of_either_sign(rig):
-    moe, book = rig.decoder.spec.moe, RouteBook(rig.decoder.spec.moe)
-    n_each = len(moe.layers) * moe.top_k
-    routes = np.arange(3 * n_each, dtype="<i2") % moe.n_experts
-    routes[-n_each:] = FREE
+    moe = rig.decoder.spec.moe
+    book = RouteBook(moe)
+    routes = np.arange(3 * len(moe.layers) * moe.top_k, dtype=np.int16) % moe.n_experts
+    one_datum = msgspec.structs.replace(datum([5, 0, 511]), routes=routes.tobytes())
     tokens = np.array([5, -(1 << 62), 511])
-    packed, given_LTK = book.read(pack([PackItem(0, 0, book.identities(tokens, routes.tobytes()))]))
-    assert packed.tokens_T.tolist() == tokens.tolist()
+    ids, given_LTK = book.read(book.identities(tokens, one_datum.routes))
+    assert ids.tolist() == tokens.tolist()
     assert np.array_equal(given_LTK.transpose(0, 1).flatten().numpy(), routes)
-    assert book.read(pack([PackItem(0, 0, book.identities(tokens, None))]))[1] is None
+    assert book.read(tokens)[1] is None
 
 
 @pytest.mark.parametrize(("routes", "words"), [(b"\0" * 6, "has 3 routes; 4 tokens"), (b"\0", "has 0 routes")])

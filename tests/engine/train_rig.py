@@ -31,7 +31,7 @@ class Rig:
         self.dtype = dtype
         self.images = ImageTable(load_vision(folder, dtype=dtype, device=CPU), CPU, 1 << 20)
         head = Head(self.decoder, fixed_rows=deterministic)
-        self.trainer = Trainer(self.decoder, attention, head, max_rows, max_rows, self.images)
+        self.trainer = Trainer(self.decoder, attention, head, max_rows, max_rows, images=self.images)
 
     def state(self, rank=4, seed=0, *, unembed=False, attn=True, mlp=True, experts="shared_outer") -> ModelState:
         """A model whose A and B are both away from zero, so that every gradient is too."""

@@ -13,6 +13,7 @@ import click
 
 from loreloop.cli.operator import checked
 
+SHOWN = 200  # characters of what a tool was asked, or gave
 HELP = "/model NAME: ask another model   /system TEXT: set it   /new: begin anew   /save FILE: write it   /quit"
 
 
@@ -25,7 +26,10 @@ HELP = "/model NAME: ask another model   /system TEXT: set it   /new: begin anew
 @click.option("--key", envvar="TINKER_API_KEY", default="", help="By default that of TINKER_API_KEY.")
 @click.option("--max-tokens", default=512, show_default=True, help="Of one answer.")
 @click.option("--temperature", default=0.7, show_default=True)
-def chat(model: str | None, system: str, url: str, key: str, max_tokens: int, temperature: float) -> None:
+@click.option("--tools", multiple=True, metavar="NAME", help="A registered tool server the model may call. Repeatable.")
+def chat(
+    model: str | None, system: str, url: str, key: str, max_tokens: int, temperature: float, *, tools: tuple[str, ...]
+) -> None:
     """Talk to a served model; Ctrl-C stops an answer, Ctrl-D or /quit ends."""
     import httpx
 
@@ -34,9 +38,11 @@ def chat(model: str | None, system: str, url: str, key: str, max_tokens: int, te
     headers = {"authorization": f"Bearer {key}"}
     with httpx.Client(base_url=f"{url.rstrip('/')}/v1", headers=headers, timeout=httpx.Timeout(10, read=600)) as client:
         try:
-            talk = Talk(
-                client, model or first_model(client), system, {"max_tokens": max_tokens, "temperature": temperature}
-            )
+            settings: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+            if tools:
+                settings["tools"] = [{"type": "mcp", "server_label": name} for name in tools]
+                settings["agent_loop"] = {}
+            talk = Talk(client, model or first_model(client), system, settings)
         except httpx.ConnectError:
             raise Unavailable(f"No server answers at {url}; start one with `loreloop serve`.") from None
         with contextlib.suppress(ImportError):
@@ -116,6 +122,15 @@ class Talk:
                     raise ServerError(event["error"]["message"])
                 for choice in event["choices"]:
                     yield choice["delta"].get("content") or ""
+                    if activity := choice["delta"].get("tool_activity"):
+                        click.echo(told(activity), err=True)
+
+
+def told(activity: dict[str, str]) -> str:
+    """What a tool does, in one line."""
+    text = activity["arguments"] if activity["type"] == "call" else f"-> {activity['output']}"
+    line = " ".join(f"{activity['name']} {text}".split())
+    return f"[{line if len(line) <= SHOWN else line[:SHOWN] + '…'}]"
 
 
 def read_line() -> str | None:

@@ -81,7 +81,7 @@ class LocalEngine:
             head,
             config.train_tokens,
             config.kept_tokens,
-            self.images,
+            images=self.images,
             replay_routes=config.replay_routes,
         )
         self._info = EngineInfo(

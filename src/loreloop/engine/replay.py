@@ -1,28 +1,25 @@
 """Recorded routes of a batch's tokens: checked, and made part of what tells two tokens apart.
 
-Equal ids that went to different experts must not be computed once. Packing sees an id of its own for each token whose
-route was recorded, the same for equal tokens on equal routes.
+Equal ids that went to different experts must not be computed once. Each distinct route gets a number, and a token's
+identity for packing stands for its id and that number.
 
 Legend: T tokens, L layers that route, K experts a token.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from loreloop.engine.packing import Packed
 from loreloop.model.routes import FREE
 from loreloop.model.spec import MoeSpec
 from loreloop.protocol.errors import BadRequest
-from loreloop.protocol.training import FREE_ROUTE, ForwardBackward, length_of
+from loreloop.protocol.training import ForwardBackward, length_of
 
 Ids = NDArray[np.int64]
-FIRST_ID = 1 << 40  # above all ids of text; those of images are below zero
+FIRST = 1 << 40  # beyond all ids of text; those of images are below zero
 
 
 def check_routes(op: ForwardBackward, moe: MoeSpec | None) -> None:
@@ -41,32 +38,34 @@ def check_routes(op: ForwardBackward, moe: MoeSpec | None) -> None:
 
 
 class RouteBook:
-    """Which id stands for which token on which route."""
+    """The distinct routes of some data, number 0 being free, and the identities of tokens that have others."""
 
     def __init__(self, moe: MoeSpec | None) -> None:
-        self.shape = (len(moe.layers), moe.top_k) if moe else (0, 0)
-        self.free = FREE_ROUTE * (self.shape[0] * self.shape[1])
-        self.ids: dict[tuple[int, bytes], int] = {}
+        self.moe = moe
+        self.width = 2 * len(moe.layers) * moe.top_k if moe else 0
+        self.numbers: dict[bytes, int] = {FREE.to_bytes(1, "little", signed=True) * self.width: 0}
+        self.tokens: dict[tuple[int, int], int] = {}  # (id, number of its route) → place in the order of arrival
 
-    def identities(self, tokens_T: Ids, routes: bytes | None) -> Ids:
-        """The tokens of a sequence as packing is to see them."""
-        if not routes or not self.free:
-            return tokens_T
-        width = len(self.free)
-        pairs = zip(tokens_T.tolist(), (routes[at : at + width] for at in range(0, len(routes), width)), strict=True)
-        return np.array([self._id(token, route) for token, route in pairs], np.int64)
+    def identities(self, tokens_N: Ids, routes: bytes | None) -> Ids:
+        """The identities of a sequence's tokens: their ids, and for those with a route numbers that no id has."""
+        if not routes or not self.width:
+            return tokens_N
+        rows = (routes[at : at + self.width] for at in range(0, len(routes), self.width))
+        pairs = [
+            (int(token), self.numbers.setdefault(row, len(self.numbers)))
+            for token, row in zip(tokens_N, rows, strict=True)
+        ]
+        return np.array(
+            [FIRST + self.tokens.setdefault(pair, len(self.tokens)) if pair[1] else pair[0] for pair in pairs], np.int64
+        )
 
-    def _id(self, token: int, route: bytes) -> int:
-        return token if route == self.free else self.ids.setdefault((token, route), FIRST_ID + len(self.ids))
-
-    def read(self, packed: Packed) -> tuple[Packed, Tensor | None]:
-        """With the tokens' own ids, and routes (L, T, K) int16 where any of them is recorded."""
-        known_T = packed.tokens_T >= FIRST_ID
-        if not known_T.any():
-            return packed, None
-        pairs = list(self.ids)
-        mine = [pairs[number] for number in (packed.tokens_T[known_T] - FIRST_ID).tolist()]
-        tokens_T, given_TLK = packed.tokens_T.copy(), np.full((len(known_T), *self.shape), FREE, np.int16)
-        tokens_T[known_T] = [token for token, _ in mine]
-        given_TLK[known_T] = np.frombuffer(b"".join(route for _, route in mine), "<i2").reshape(-1, *self.shape)
-        return replace(packed, tokens_T=tokens_T), torch.from_numpy(given_TLK).transpose(0, 1)
+    def read(self, identities_T: Ids) -> tuple[Ids, Tensor | None]:
+        """Ids, and routes (L, T, K) int16 where any of them is recorded."""
+        routed_T = identities_T >= FIRST
+        if self.moe is None or not routed_T.any():
+            return identities_T, None
+        known = np.array(list(self.tokens), np.int64)[identities_T[routed_T] - FIRST]
+        tokens_T, numbers_T = identities_T.copy(), np.zeros_like(identities_T)
+        tokens_T[routed_T], numbers_T[routed_T] = known.T
+        book = np.frombuffer(b"".join(self.numbers), "<i2").reshape(-1, len(self.moe.layers), self.moe.top_k)
+        return tokens_T, torch.from_numpy(book[numbers_T]).transpose(0, 1)

@@ -9,7 +9,7 @@ Legend: T packed rows, D model width, U unique (row, target) pairs, N positions 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -61,6 +61,9 @@ class _Source:
     def datum(self) -> Datum:
         return self.work.op.data[self.datum_index]
 
+    def identities(self, book: RouteBook) -> Ids:
+        return book.identities(self.sequence.tokens, self.datum.routes)
+
 
 @dataclass(frozen=True)
 class _Member:
@@ -98,8 +101,8 @@ class Trainer:
         head: Head,
         max_rows: int,
         kept_rows: int,
-        images: ImageTable = TEXT_ONLY,
         *,
+        images: ImageTable = TEXT_ONLY,
         replay_routes: bool = True,
     ) -> None:
         self.decoder, self.attention, self.head, self.images = decoder, attention, head, images
@@ -130,18 +133,14 @@ class Trainer:
 
     def _batches(self, works: Sequence[TrainPass], pause: Pause) -> Iterator[_Batch]:
         states = list({id(work.state): work.state for work in works}.values())
-        book = RouteBook(self.decoder.spec.moe)
         sources = [
             _Source(work, i, self.images.lay_out(datum.chunks))
             for work in works
             for i, datum in enumerate(work.op.data)
         ]
+        book = RouteBook(self.decoder.spec.moe)
         items = [
-            PackItem(
-                index,
-                next(a for a, s in enumerate(states) if s is source.work.state),
-                book.identities(source.sequence.tokens, source.datum.routes),
-            )
+            PackItem(index, next(a for a, s in enumerate(states) if s is source.work.state), source.identities(book))
             for index, source in enumerate(sources)
         ]
         # Positions with several targets are scored differently, so such data form batches of their own.
@@ -149,18 +148,19 @@ class Trainer:
         for width in sorted(set(widths)):
             alike = [item for item in items if widths[item.index] == width]
             for chosen in split_batches(alike, self.max_rows, self.kept_rows):
-                packed, given_LTK = book.read(pack(chosen))
-                yield self._batch(packed, given_LTK, [sources[item.index] for item in chosen], states, pause)
+                yield self._batch(chosen, sources, states, book, pause)
 
     def _batch(
         self,
-        packed: Packed,
-        given_LTK: Tensor | None,
-        sources: Sequence[_Source],
+        items: Sequence[PackItem],
+        all_sources: Sequence[_Source],
         states: Sequence[ModelState],
+        book: RouteBook,
         pause: Pause,
     ) -> _Batch:
-        device = self.decoder.device
+        device, packed, sources = self.decoder.device, pack(items), [all_sources[item.index] for item in items]
+        tokens_T, given_LTK = book.read(packed.tokens_T)
+        packed = replace(packed, tokens_T=tokens_T)
         rows = np.concatenate(packed.rows)
         targets_NK = np.concatenate([_targets(source.datum) for source in sources])
         # Shared rows are mostly asked for the same target by everyone: each such pair is scored once.

@@ -48,21 +48,22 @@ def export_peft(folder: Path, view: AdapterView, base_model: str) -> None:
     tensors = {
         name.replace(*UNEMBED_NAMES): tensor for name, tensor in named_tensors(view) if ".mlp.experts." not in name
     }
+    modules = {name: target_module(layout.spec, name) for name in tensors}
     layers = [layer for layer, site in layout.places if site == "experts.down"]
-    targets: dict[str, object] = {"target_modules": sorted({target_module(layout.spec, name) for name in tensors})}
+    targets: dict[str, object] = {"target_modules": sorted(set(modules.values()))}
     if layers:
         # peft takes the names of dense projections in such a model for those of experts, unless asked by parameter.
-        dense = {name.partition(".mlp.")[2].rsplit(".", 2)[0] for name in tensors if ".mlp." in name}
-        modules = {target_module(layout.spec, name) for name in tensors if ".mlp." not in name}
+        paths = {name: name.rpartition(".layers.")[2].rsplit(".", 2)[0].partition(".")[2] for name in tensors}
+        dense = {f"{path}.weight" for path in paths.values() if path.startswith("mlp.")}
         wide = EXPERT_PARAMETERS[0]
         targets = {
-            "target_modules": sorted(modules) or None,
-            "target_parameters": [*EXPERT_PARAMETERS, *(f"mlp.{path}.weight" for path in sorted(dense))],
+            "target_modules": sorted({modules[name] for name in tensors if ".mlp." not in name}) or None,
+            "target_parameters": [*EXPERT_PARAMETERS, *sorted(dense)],
             "rank_pattern": {wide: 2 * rank},
             "alpha_pattern": {wide: 2 * ALPHA},
         }
         tensors |= {name: tensor for layer in layers for name, tensor in _expert_tensors(view, layer)}
-    config = {
+    config: dict[str, object] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,

@@ -87,20 +87,34 @@ async def open_toolbox(servers: Sequence[ToolServer], bounds: Bounds, caller: To
     """Connects to all servers; BadRequest names one that cannot be reached."""
     clients: dict[str, Any] = {}
     tools: list[Tool] = []
-    async with AsyncExitStack() as stack:
-        for server in servers:
-            try:
-                async with asyncio.timeout(CONNECT_SECONDS):
-                    clients[server.name] = await stack.enter_async_context(_client(server))
-                    listed = (await clients[server.name].list_tools()).tools
-            except _failures(TimeoutError, OSError) as error:
-                why = str(error) or "no answer"
-                raise BadRequest(f"The tool server {server.name!r} cannot be reached: {why}.") from None
-            tools += [
-                Tool(f"{server.name}{SEPARATOR}{tool.name}", tool.description or "", dict(tool.input_schema))
-                for tool in listed
-            ]
-        yield ToolBox(clients, tuple(tools), bounds, caller, deadline=time.monotonic() + bounds.max_seconds)
+    try:
+        async with AsyncExitStack() as stack:
+            for server in servers:
+                clients[server.name], listed = await _connected(stack, server)
+                tools += [
+                    Tool(f"{server.name}{SEPARATOR}{tool.name}", tool.description or "", dict(tool.input_schema))
+                    for tool in listed
+                ]
+            yield ToolBox(clients, tuple(tools), bounds, caller, deadline=time.monotonic() + bounds.max_seconds)
+    except ExceptionGroup as group:
+        raise _sole(group) from None
+
+
+async def _connected(stack: AsyncExitStack, server: ToolServer) -> tuple[Any, Sequence[Any]]:
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            client = await stack.enter_async_context(_client(server))
+            return client, (await client.list_tools()).tools
+    except _failures(TimeoutError, OSError) as error:
+        why = str(error) or "no answer"
+        raise BadRequest(f"The tool server {server.name!r} cannot be reached: {why}.") from None
+
+
+def _sole(error: Exception) -> Exception:
+    """What happened while connections were open, out of the groups that the library wraps around it."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _client(server: ToolServer) -> Any:
