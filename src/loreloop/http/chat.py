@@ -59,7 +59,7 @@ class Chat:
         return Reply(growing, reader)
 
 
-def chat_on(model: Model, ask: ChatAsk) -> Chat:
+async def chat_on(model: Model, ask: ChatAsk) -> Chat:
     """BadRequest where template, tools or parameters do not fit together."""
     template = model.text.template
     conversation = replace(ask.conversation, tools=()) if ask.choice == "none" else ask.conversation
@@ -72,7 +72,7 @@ def chat_on(model: Model, ask: ChatAsk) -> Chat:
         wire = msgspec.structs.replace(wire, grammar=grammar, json_schema=None)
     if opened and _is_constrained(wire):
         prompt, opened = f"{prompt}\n{THINK[1]}\n\n", False  # a grammar leaves no room for thoughts
-    op = operation(model, prompt_chunks(model, prompt, conversation), wire, ask.n, ask.report, stream=ask.stream)
+    op = await operation(model, prompt_chunks(model, prompt, conversation), wire, ask.n, ask.report, stream=ask.stream)
     return Chat(model, op, form, _strings(ask.wire.stop), thinking, opened, bool(conversation.tools))
 
 
@@ -82,7 +82,7 @@ async def seen(pictures: Pictures, model: Model, ask: ChatAsk) -> ChatAsk:
 
 
 async def chat_with_images(pictures: Pictures, model: Model, ask: ChatAsk) -> Chat:
-    return chat_on(model, await seen(pictures, model, ask))
+    return await chat_on(model, await seen(pictures, model, ask))
 
 
 def prompt_chunks(model: Model, prompt: str, conversation: Conversation) -> tuple[Chunk, ...]:

@@ -1,7 +1,7 @@
 """Grammars that a sampled text must follow, read over a model's tokens.
 
 A grammar is a text in the Lark dialect of the llguidance library, or what `json_schema_grammar` and `regex_grammar`
-make. Untrusted: building and every step are bounded. Knows no engine.
+make. Untrusted: every step is bounded, building only in `trial.py`. Knows no engine.
 """
 
 from __future__ import annotations
