@@ -16,6 +16,7 @@ from loreloop.protocol.training import ImageChunk
 from loreloop.text.chat import ChatTemplate, Message
 from loreloop.text.tool_calls import Call, Tool
 from loreloop.text.tool_formats import ToolFormat, format_of, knows_tools
+from loreloop.text.tool_reader import THINK
 
 RESERVED = {"self", "messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
 
@@ -65,11 +66,12 @@ def turn_of_parts(role: str, parts: Sequence[str | Picture], **about: Any) -> Tu
 
 @dataclass(frozen=True)
 class Conversation:
-    """`settings` go to the template as they are."""
+    """`settings` go to the template as they are; `begun` is how the answer begins, word for word."""
 
     turns: tuple[Turn, ...]
     tools: tuple[Tool, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    begun: str = ""
 
 
 def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
@@ -85,7 +87,10 @@ def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
         messages = [_message(turn, form, as_parts=as_parts) for turn in conversation.turns]
     else:
         tools, messages = None, [_plain(turn, form, as_parts=as_parts) for turn in _instructed(conversation, form)]
-    return template.render(messages, tools=tools, **conversation.settings)
+    text = template.render(messages, tools=tools, **conversation.settings)
+    if conversation.begun and text.rstrip().endswith(THINK[0]):
+        text = f"{text}\n{THINK[1]}\n\n"  # an answer that has begun is no thought
+    return text + conversation.begun
 
 
 def _wants_parts(source: str) -> bool:
