@@ -5,12 +5,15 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.link import EngineInfo
 from loreloop.text.grammar import check_grammar, grammar_of
 from loreloop.text.trial import GrammarTrial, Rules
+from tests.tiny import make_tokenizer
 
 CHAIN = "\n".join(f"r{i}: r{i + 1}" for i in range(3000)) + '\nr3000: "a"\nstart: r0'
 REFERENCES = {"$ref": "#/$defs/d0", "$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(3000)}}
@@ -48,6 +51,7 @@ def test_grammars_made_to_hurt_are_refused_at_once(name: str) -> None:
     assert time.monotonic() - started < 10
 
 
+NOWHERE = EngineInfo("fake", "", 1000, 100, (0,), 8, 1)  # no tokenizer: bytes take its place
 UNBOUNDED = {"texts that hold many words": Rules(grammar=BOTH), "a schema of many patterns": Rules(json_schema=ALL_OF)}
 
 
@@ -57,9 +61,9 @@ def test_what_the_library_itself_does_not_bound_ends_with_its_process(name: str)
         trial = GrammarTrial()
         rules = UNBOUNDED.get(name) or Rules(*HOSTILE[name])
         good = Rules(json_schema={"type": "object"})
-        assert await trial.grammar_of(good)
+        assert await trial.grammar_of(good, NOWHERE)
         started = time.monotonic()
-        together = [trial.grammar_of(rules), trial.grammar_of(rules), trial.grammar_of(good)]
+        together = [trial.grammar_of(rules, NOWHERE), trial.grammar_of(rules, NOWHERE), trial.grammar_of(good, NOWHERE)]
         first, second, third = await asyncio.gather(*together, return_exceptions=True)
         assert isinstance(first, BadRequest)
         assert str(first) == str(second)
@@ -74,16 +78,30 @@ def test_what_the_library_itself_does_not_bound_ends_with_its_process(name: str)
 def test_a_trial_answers_as_the_check_does() -> None:
     async def scene() -> None:
         trial = GrammarTrial()
-        assert await trial.grammar_of(Rules()) is None
+        assert await trial.grammar_of(Rules(), NOWHERE) is None
         for rules in (Rules(regex="(a|b)*"), Rules(grammar='start: "é"'), Rules(json_schema={"type": "integer"})):
-            assert await trial.grammar_of(rules) == grammar_of(rules.grammar, rules.json_schema, rules.regex)
+            assert await trial.grammar_of(rules, NOWHERE) == grammar_of(rules.grammar, rules.json_schema, rules.regex)
         for wrong in (Rules('start: "a"', {}), Rules("start: nothing"), Rules(regex="("), Rules(regex="é" * 40_000)):
             with pytest.raises(BadRequest):
-                await trial.grammar_of(wrong)
+                await trial.grammar_of(wrong, NOWHERE)
         started = time.monotonic()
         for _ in range(100):
-            await trial.grammar_of(Rules(regex="(a|b)*"))
+            await trial.grammar_of(Rules(regex="(a|b)*"), NOWHERE)
         assert time.monotonic() - started < 0.1
+        await trial.close()
+
+    asyncio.run(scene())
+
+
+def test_a_models_own_tokens_may_be_named(tmp_path: Path) -> None:
+    make_tokenizer(tmp_path, 400)
+    info = EngineInfo("tiny", str(tmp_path), 400, 100, (2,), 8, 1)
+
+    async def scene() -> None:
+        trial = GrammarTrial()
+        assert await trial.grammar_of(Rules('start: <|im_start|> "a" <[2]>'), info)
+        with pytest.raises(BadRequest, match="unknown special token"):
+            await trial.grammar_of(Rules("start: <|no_such|>"), info)
         await trial.close()
 
     asyncio.run(scene())

@@ -70,7 +70,7 @@ async def operation(
     model: Model, prompt: tuple[Chunk, ...], wire: WireSamplingParams, n: int, report: Report, *, stream: bool
 ) -> SampleOp:
     """The checked operation; the end-of-sequence ids end a text always, stop strings besides."""
-    grammar = await model.trial.grammar_of(Rules(wire.grammar, wire.json_schema, wire.regex))
+    grammar = await model.trial.grammar_of(Rules(wire.grammar, wire.json_schema, wire.regex), model.info)
     n_prompt = length_of(prompt)
     params = check_params(msgspec.structs.replace(wire, grammar=grammar), n_prompt, model.info, fresh_seed())
     return SampleOp(

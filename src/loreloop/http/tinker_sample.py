@@ -85,14 +85,14 @@ async def sample_op(
         revision=Revision(sampler.revision_id or "", sampler.folder or "") if has_revision else None,
         prompt=prompt,
         num_samples=body.num_samples,
-        params=check_params(await _with_grammar(served, body.sampling_params), n_prompt, info, fresh_seed()),
+        params=check_params(await _with_grammar(served, body.sampling_params, info), n_prompt, info, fresh_seed()),
         scores=scores,
         topk_sample_logprobs=body.topk_sample_logprobs,
     )
 
 
-async def _with_grammar(served: Services, wire: WireSamplingParams) -> WireSamplingParams:
-    grammar = await served.trial.grammar_of(Rules(wire.grammar, wire.json_schema, wire.regex))
+async def _with_grammar(served: Services, wire: WireSamplingParams, info: EngineInfo) -> WireSamplingParams:
+    grammar = await served.trial.grammar_of(Rules(wire.grammar, wire.json_schema, wire.regex), info)
     return msgspec.structs.replace(wire, grammar=grammar)
 
 

@@ -6,6 +6,7 @@ JSON bodies nor tokens.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.training import ImageChunk
 from loreloop.text.chat import ChatTemplate, Message
 from loreloop.text.tool_calls import Call, Tool
-from loreloop.text.tool_formats import ToolFormat, format_of, knows_tools
+from loreloop.text.tool_formats import MISTRAL, MISTRAL_LIST, ToolFormat, format_of, knows_tools
 from loreloop.text.tool_reader import THINK
 
 RESERVED = {"self", "messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
@@ -107,14 +108,14 @@ def _message(turn: Turn, form: ToolFormat, *, as_parts: bool) -> Message:
     if turn.calls:
         message["tool_calls"] = [
             {
-                "id": call.call_id,
+                "id": _call_id(call.call_id, form),
                 "type": "function",
                 "function": {"name": call.name, "arguments": call.arguments if as_text else _object(call.arguments)},
             }
             for call in turn.calls
         ]
     if turn.call_id is not None:
-        message["tool_call_id"] = turn.call_id
+        message["tool_call_id"] = _call_id(turn.call_id, form)
     if turn.name is not None:
         message["name"] = turn.name
     return message
@@ -126,6 +127,13 @@ def _content(turn: Turn, *, before: str = "", after: str = "", as_parts: bool) -
         return before + turn.content + after
     parts = [*([before] if before else []), *(turn.parts or (turn.content,)), *([after] if after else [])]
     return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
+
+
+def _call_id(call_id: str, form: ToolFormat) -> str:
+    """Mistral's templates take ids of nine letters and digits only."""
+    if form not in (MISTRAL, MISTRAL_LIST) or (len(call_id) == 9 and call_id.isalnum()):
+        return call_id
+    return hashlib.sha256(call_id.encode(errors="surrogatepass")).hexdigest()[:9]
 
 
 def _object(arguments: str) -> object:

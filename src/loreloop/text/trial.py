@@ -1,7 +1,7 @@
 """Untrusted grammars are tried in a process of their own first: the library has no bound that holds for all of them.
 
 A grammar that takes too much computing or memory there ends that process, and the request that brought it; the next
-one gets a new process. What was tried is remembered. Knows neither tokenizer nor engine.
+one gets a new process. What was tried is remembered. Knows no engine.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.link import EngineInfo
 from loreloop.text.grammar import MAX_GRAMMAR_BYTES
 
 MAX_SECONDS, MAX_BYTES = 0.5, 1 << 30  # of computing and of memory, for one grammar; ordinary ones take milliseconds
@@ -28,6 +29,15 @@ class Rules(msgspec.Struct, frozen=True):
     grammar: str | None = None
     json_schema: dict[str, Any] | None = None
     regex: str | None = None
+
+
+class Question(msgspec.Struct, frozen=True):
+    """For the model in `folder`."""
+
+    rules: Rules
+    folder: str
+    vocab_size: int
+    stop_tokens: tuple[int, ...]
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -45,11 +55,11 @@ class GrammarTrial:
         self.turn = asyncio.Lock()
         self.known: OrderedDict[bytes, Verdict] = OrderedDict()
 
-    async def grammar_of(self, rules: Rules) -> str | None:
+    async def grammar_of(self, rules: Rules, info: EngineInfo) -> str | None:
         """The one that is given, as a grammar that can be followed in bounded time; BadRequest if it cannot."""
         if rules == Rules():
             return None
-        asked = msgspec.json.encode(rules)
+        asked = msgspec.json.encode(Question(rules, info.folder, info.vocab_size, info.eos_token_ids))
         if len(asked) > 2 * MAX_GRAMMAR_BYTES:
             raise BadRequest(f"The grammar or schema has {len(asked)} bytes; at most {MAX_GRAMMAR_BYTES} are followed.")
         async with self.turn:
