@@ -213,3 +213,13 @@ def test_the_asynchronous_client_streams_side_by_side(server):
     together, alone = asyncio.run(scene())
     assert len(set(together)) > 4
     assert together == alone
+
+
+def test_a_grammar_made_to_hurt_is_refused_while_others_are_served(client):
+    words = " & ".join(rf"/(.|\n)*w{i}(.|\n)*/" for i in range(40))
+    with ask(client, max_tokens=400, stream=True) as stream:
+        next(stream)
+        with pytest.raises(openai.BadRequestError, match="to prepare"):
+            ask(client, extra_body={"grammar": f"start: X\nX: {words}"})
+        assert sum(1 for _ in stream) > 10
+    assert ask(client).choices

@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import anthropic
+import openai
 import pytest
 
 from loreloop.cli.server import RunningServer
@@ -52,6 +53,25 @@ def test_a_forced_tool_and_its_result(client):
         assert stream.get_final_message().content[0].input == call.input
 
 
+def test_an_answer_that_has_begun_goes_on(client, server):
+    greedy = {"model": "tiny", "max_tokens": 8, "temperature": 0}
+    begun = ask(client, messages=said("The weather"), extra_body=greedy)
+    prompt = f"<|im_start|>user\n{CHAT[0]['content']}<|im_end|>\n<|im_start|>assistant\nThe weather"
+    openai_client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key)
+    assert begun.content[0].text == openai_client.completions.create(prompt=prompt, **greedy).choices[0].text
+    counted = client.messages.count_tokens(model="tiny", messages=said("The weather")).input_tokens
+    assert counted == begun.usage.input_tokens + begun.usage.cache_read_input_tokens
+
+
+def said(text):
+    return [*CHAT, {"role": "assistant", "content": text}]
+
+
+def test_models_are_listed(client):
+    assert next(iter(client.models.list())).id == "tiny"
+    assert client.models.retrieve("tiny").display_name == "tiny"
+
+
 def test_tokens_are_counted_as_they_are_used(client):
     counted = client.messages.count_tokens(model="tiny", messages=CHAT, system="be kind").input_tokens
     used = ask(client, system="be kind", extra_body={"seed": 9}).usage
@@ -87,14 +107,13 @@ def test_litellm(server):
     by_anthropic = litellm.completion(
         model="anthropic/tiny", api_base=f"{server.url}/anthropic/api", api_key=server.key, messages=CHAT, max_tokens=8
     )
-    assert by_anthropic.usage.completion_tokens == 8
+    assert 0 < by_anthropic.usage.completion_tokens <= 8
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["chat", "responses"])
 def test_an_agent_of_openai_agents_calls_its_tool(server, kind):
     import agents
-    import openai
 
     heard = []
 

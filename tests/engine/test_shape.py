@@ -38,7 +38,7 @@ def rig(folder):
 
 @pytest.fixture(scope="module")
 def grammars(folder, rig):
-    return Grammars(folder, rig.decoder.spec.vocab_size, (EOS,))
+    return Grammars.of(folder, rig.decoder.spec.vocab_size, (EOS,))
 
 
 def logits(rig, tokens):

@@ -141,6 +141,7 @@ async def site(config: Config) -> AsyncIterator[Site]:
             here = Site(place, Services(config, place.store, place.desk, names, Texts(), Pictures(config)))
             async with here.client:
                 yield here
+            await here.services.trial.close()
 
 
 def play(scene: Scene, *, engine: bool = True, hold_seconds: float = 5.0, **limits: int) -> None:

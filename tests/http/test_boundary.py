@@ -77,6 +77,7 @@ def test_a_key_that_may_only_infer_does_not_train() -> None:
         (errors.Unauthorized, 401),
         (errors.Forbidden, 403),
         (errors.NotFound, 404),
+        (errors.Conflict, 409),
         (errors.Gone, 410),
         (errors.TooLarge, 413),
         (errors.Unavailable, 429),
@@ -193,3 +194,34 @@ def test_over_the_limit_of_waiting_samples_the_client_is_told_when_to_come_back(
         assert int(answers[2].headers["retry-after"]) >= 1
 
     play(scene, waiting_samples=2)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"functions": []}, "The field `functions` is not served here; leave it out."),
+        (
+            {"stream_options": {"colour": 1}},
+            "The field `colour` is not served here (in `stream_options`); leave it out.",
+        ),
+        ({"tools": [{"type": "web_search"}]}, "Tools of type 'function' are served"),
+        ({"temperature": "hot"}, "Expected `float | null`, got `str` - at `$.temperature`"),
+    ],
+)
+def test_a_wrong_body_is_explained(body: dict[str, object], said: str) -> None:
+    async def scene(site: Site) -> None:
+        usual = {"model": "fake", "messages": [{"role": "user", "content": "11"}]}
+        refused = await site.client.post("http://site/v1/chat/completions", json=usual | body)
+        assert refused.status_code == 400
+        assert said in refused.json()["error"]["message"]
+
+    play(scene, engine=False)
+
+
+def test_wrong_places_and_methods_are_explained() -> None:
+    async def scene(site: Site) -> None:
+        assert "OpenAI's API is under /v1" in (await site.client.post("http://site/chat/completions", json={})).text
+        wrong = await site.client.get("http://site/v1/chat/completions")
+        assert (wrong.status_code, "send POST" in wrong.text) == (405, True)
+
+    play(scene, engine=False)

@@ -1,20 +1,27 @@
 """Grammars made to hurt are refused at once, in a process of their own so that a crash would show."""
 
+import asyncio
 import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.link import EngineInfo
 from loreloop.text.grammar import check_grammar, grammar_of
+from loreloop.text.trial import GrammarTrial, Rules
+from tests.tiny import make_tokenizer
 
 CHAIN = "\n".join(f"r{i}: r{i + 1}" for i in range(3000)) + '\nr3000: "a"\nstart: r0'
 REFERENCES = {"$ref": "#/$defs/d0", "$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(3000)}}
 DEEP: dict[str, object] = {}
 for _ in range(400):
     DEEP = {"type": "array", "items": DEEP}
+BOTH = "start: X\nX: " + " & ".join(rf"/(.|\n)*w{i}(.|\n)*/" for i in range(300))
+ALL_OF = {"allOf": [{"type": "string", "pattern": f"w{i}"} for i in range(300)]}
 WIDE = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(10_000)}}
 HOSTILE = {
     "a chain of rules": (CHAIN, None, None),
@@ -42,6 +49,62 @@ def test_grammars_made_to_hurt_are_refused_at_once(name: str) -> None:
     )
     assert (done.returncode, done.stdout[:7]) == (0, "refused"), done.stderr
     assert time.monotonic() - started < 10
+
+
+NOWHERE = EngineInfo("fake", "", 1000, 100, (0,), 8, 1)  # no tokenizer: bytes take its place
+UNBOUNDED = {"texts that hold many words": Rules(grammar=BOTH), "a schema of many patterns": Rules(json_schema=ALL_OF)}
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, *UNBOUNDED])
+def test_what_the_library_itself_does_not_bound_ends_with_its_process(name: str) -> None:
+    async def scene() -> None:
+        trial = GrammarTrial()
+        rules = UNBOUNDED.get(name) or Rules(*HOSTILE[name])
+        good = Rules(json_schema={"type": "object"})
+        assert await trial.grammar_of(good, NOWHERE)
+        started = time.monotonic()
+        together = [trial.grammar_of(rules, NOWHERE), trial.grammar_of(rules, NOWHERE), trial.grammar_of(good, NOWHERE)]
+        first, second, third = await asyncio.gather(*together, return_exceptions=True)
+        assert isinstance(first, BadRequest)
+        assert str(first) == str(second)
+        assert isinstance(third, str)
+        assert time.monotonic() - started < 10
+        assert ("to prepare" in str(first)) or name in HOSTILE
+        await trial.close()
+
+    asyncio.run(scene())
+
+
+def test_a_trial_answers_as_the_check_does() -> None:
+    async def scene() -> None:
+        trial = GrammarTrial()
+        assert await trial.grammar_of(Rules(), NOWHERE) is None
+        for rules in (Rules(regex="(a|b)*"), Rules(grammar='start: "é"'), Rules(json_schema={"type": "integer"})):
+            assert await trial.grammar_of(rules, NOWHERE) == grammar_of(rules.grammar, rules.json_schema, rules.regex)
+        for wrong in (Rules('start: "a"', {}), Rules("start: nothing"), Rules(regex="("), Rules(regex="é" * 40_000)):
+            with pytest.raises(BadRequest):
+                await trial.grammar_of(wrong, NOWHERE)
+        started = time.monotonic()
+        for _ in range(100):
+            await trial.grammar_of(Rules(regex="(a|b)*"), NOWHERE)
+        assert time.monotonic() - started < 0.1
+        await trial.close()
+
+    asyncio.run(scene())
+
+
+def test_a_models_own_tokens_may_be_named(tmp_path: Path) -> None:
+    make_tokenizer(tmp_path, 400)
+    info = EngineInfo("tiny", str(tmp_path), 400, 100, (2,), 8, 1)
+
+    async def scene() -> None:
+        trial = GrammarTrial()
+        assert await trial.grammar_of(Rules('start: <|im_start|> "a" <[2]>'), info)
+        with pytest.raises(BadRequest, match="unknown special token"):
+            await trial.grammar_of(Rules("start: <|no_such|>"), info)
+        await trial.close()
+
+    asyncio.run(scene())
 
 
 def test_two_rules_for_one_text_are_refused_even_where_one_is_empty() -> None:

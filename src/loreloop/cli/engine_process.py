@@ -35,7 +35,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
 
     def grammars(info: EngineInfo) -> Constrain:
         try:
-            return Grammars(folder, info.vocab_size, info.eos_token_ids).constraint
+            return Grammars.of(folder, info.vocab_size, info.eos_token_ids).constraint
         except (ValueError, TypeError, RuntimeError) as error:
             print(
                 f"loreloop: no grammars for {base_model}: its tokenizer cannot be read for them ({error})",

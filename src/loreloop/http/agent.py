@@ -76,7 +76,7 @@ class AgentRun:
         tools = (*self.ask.conversation.tools, *box.tools)
         while True:
             conversation = replace(self.ask.conversation, turns=turns, tools=tools)
-            chat = chat_on(self.model, replace(self.ask, conversation=conversation, choice=choice))
+            chat = await chat_on(self.model, replace(self.ask, conversation=conversation, choice=choice))
             if not self.ops:
                 yield Began(chat)
             self.ops.append(chat.op)

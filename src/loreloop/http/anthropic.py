@@ -91,7 +91,10 @@ def ask_of(body: CountTokens, wire: WireSamplingParams, *, stream: bool) -> Chat
         raise BadRequest("tool_choice of type 'tool' must name one.")
     wanted = {"auto": "auto", "none": "none", "any": "required", "tool": f"={choice.name}"}[choice.type]
     parallel = not choice.disable_parallel_tool_use
-    return ChatAsk(Conversation(tuple(turns), tools, settings), wire, wanted, parallel, stream=stream)
+    begun = ""
+    if turns and turns[-1].role == "assistant" and not turns[-1].calls:
+        begun = turns.pop().content  # here the last message of an assistant is one to go on with
+    return ChatAsk(Conversation(tuple(turns), tools, settings, begun), wire, wanted, parallel, stream=stream)
 
 
 def turns_of(message: Message) -> Iterator[Turn]:

@@ -55,6 +55,9 @@ KINDS = {
 }
 
 
+PLACES = "OpenAI's API is under /v1, Anthropic's under /anthropic/api/v1, Tinker's under /api/v1."
+
+
 def create_app(services: Services) -> Starlette:
     tinker: list[Route] = [
         *tinker_session.ROUTES,
@@ -70,7 +73,7 @@ def create_app(services: Services) -> Starlette:
             Mount("/api/v1", routes=tinker),
             Mount("/oai/api/v1", routes=openai_routes),
             Mount("/v1", routes=openai_routes),
-            Mount("/anthropic/api/v1", routes=anthropic.ROUTES),
+            Mount("/anthropic/api/v1", routes=[*anthropic.ROUTES, *openai_models.ROUTES]),
             Mount("/loop/v1", routes=loop_deployments.ROUTES),
             *health.ROUTES,
             *metrics.ROUTES,
@@ -100,7 +103,10 @@ def on_error(request: Request, error: errors.LoreloopError) -> Response:
 
 def on_http_error(request: Request, error: HTTPException) -> Response:
     if error.status_code == 404:
-        return error_answer(404, f"There is no route {request.method} {request.url.path} on this server.")
+        return error_answer(404, f"There is no route {request.method} {request.url.path} on this server. {PLACES}")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return error_answer(405, f"{request.url.path} does not take {request.method}; send {allowed}.")
     return error_answer(error.status_code, str(error.detail))
 
 

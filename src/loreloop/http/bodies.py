@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,6 +16,12 @@ from loreloop.protocol.errors import BadRequest, TooLarge
 
 T = TypeVar("T")
 HEAD_BYTES = 4096
+HINTS = {
+    r"`\$\.tools\[\d+\]\.type`": " Tools of type 'function' are served, in chat completions also 'mcp'.",
+    r"`\$\.previous_response_id`": " Nothing is stored here; send the whole input with each request.",
+    r"`\$\.messages\[\d+\]\.content\[\d+\]\.type`": " Texts and images are read.",
+}
+_UNKNOWN = re.compile(r"unknown field `(.+?)`(?: - at `\$(\..+)`)?$")
 
 
 async def read_body(request: Request) -> bytes:
@@ -59,11 +66,20 @@ def decode(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"The request is wrong: {error}.") from None
+        raise BadRequest(_explained(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"The body is not JSON: {error}.") from None
     except RecursionError:
         raise BadRequest("The body is nested too deeply.") from None
+
+
+def _explained(error: str) -> str:
+    """The library's words, and what to do where they alone do not tell."""
+    if unknown := _UNKNOWN.search(error):
+        where = f" (in `{unknown[2][1:]}`)" if unknown[2] else ""
+        return f"The field `{unknown[1]}` is not served here{where}; leave it out."
+    hint = next((hint for place, hint in HINTS.items() if re.search(place, error)), "")
+    return f"The request is wrong: {error}.{hint}"
 
 
 async def read_json(request: Request, kind: type[T]) -> T:

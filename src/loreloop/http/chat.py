@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 
@@ -20,8 +21,8 @@ from loreloop.protocol.sampling import SampleOp
 from loreloop.protocol.training import Chunk
 from loreloop.text.conversation import Conversation, prompt_text
 from loreloop.text.growing import GrowingText
-from loreloop.text.tool_calls import Broken, CallArguments, CallBegins, CallEnds, Content, Piece, Thinking
-from loreloop.text.tool_formats import ToolFormat, format_of
+from loreloop.text.tool_calls import Broken, CallArguments, CallBegins, CallEnds, Content, Piece, Thinking, Tool
+from loreloop.text.tool_formats import ToolFormat, format_of, token_term
 from loreloop.text.tool_reader import THINK, ReplyReader
 
 BROKEN_CALL = "What looks like a tool call in the content could not be read as one."
@@ -50,16 +51,18 @@ class Chat:
     stop_strings: tuple[str, ...]
     thinking: bool
     opened: bool  # the prompt ends inside a thought
-    tools_allowed: bool
+    tools: tuple[Tool, ...]  # that the reply may call
 
     def reply(self) -> Reply:
         shown = (*self.form.markers, *THINK)
         growing = GrowingText(self.model.text.tokenizer, self.op.params.stop_tokens, self.stop_strings, shown)
-        reader = ReplyReader(self.form, thinking=self.thinking, tools_allowed=self.tools_allowed, opened=self.opened)
+        reader = ReplyReader(
+            self.form, thinking=self.thinking, tools_allowed=bool(self.tools), opened=self.opened, tools=self.tools
+        )
         return Reply(growing, reader)
 
 
-def chat_on(model: Model, ask: ChatAsk) -> Chat:
+async def chat_on(model: Model, ask: ChatAsk) -> Chat:
     """BadRequest where template, tools or parameters do not fit together."""
     template = model.text.template
     conversation = replace(ask.conversation, tools=()) if ask.choice == "none" else ask.conversation
@@ -72,8 +75,8 @@ def chat_on(model: Model, ask: ChatAsk) -> Chat:
         wire = msgspec.structs.replace(wire, grammar=grammar, json_schema=None)
     if opened and _is_constrained(wire):
         prompt, opened = f"{prompt}\n{THINK[1]}\n\n", False  # a grammar leaves no room for thoughts
-    op = operation(model, prompt_chunks(model, prompt, conversation), wire, ask.n, ask.report, stream=ask.stream)
-    return Chat(model, op, form, _strings(ask.wire.stop), thinking, opened, bool(conversation.tools))
+    op = await operation(model, prompt_chunks(model, prompt, conversation), wire, ask.n, ask.report, stream=ask.stream)
+    return Chat(model, op, form, _strings(ask.wire.stop), thinking, opened, conversation.tools)
 
 
 async def seen(pictures: Pictures, model: Model, ask: ChatAsk) -> ChatAsk:
@@ -82,7 +85,7 @@ async def seen(pictures: Pictures, model: Model, ask: ChatAsk) -> ChatAsk:
 
 
 async def chat_with_images(pictures: Pictures, model: Model, ask: ChatAsk) -> Chat:
-    return chat_on(model, await seen(pictures, model, ask))
+    return await chat_on(model, await seen(pictures, model, ask))
 
 
 def prompt_chunks(model: Model, prompt: str, conversation: Conversation) -> tuple[Chunk, ...]:
@@ -138,7 +141,7 @@ def _call_grammar(model: Model, form: ToolFormat, ask: ChatAsk) -> str | None:
         tools,
         at_least_one=forced,
         parallel=ask.parallel and not once,
-        special=added.__contains__,
+        special=partial(token_term, added),
         answer=None if forced else schema,
     )
 

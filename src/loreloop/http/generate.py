@@ -22,7 +22,7 @@ from loreloop.protocol.sampling import PromptScores, SampleOp, SampleResult
 from loreloop.protocol.training import Chunk, Failure, length_of
 from loreloop.serve.names import Target
 from loreloop.serve.texts import ModelText
-from loreloop.text.grammar import grammar_of
+from loreloop.text.trial import GrammarTrial, Rules
 
 WAIT_SECONDS = 0.25  # between two looks at whether the client is still there
 
@@ -36,6 +36,7 @@ class Model:
     target: Target
     text: ModelText
     info: EngineInfo
+    trial: GrammarTrial
 
     @property
     def fingerprint(self) -> str:
@@ -62,14 +63,14 @@ async def find_model(request: Request, name: str, user: str | None = None) -> Mo
     may_use(key, name)
     target = served.names.target(served.store, key, name, user)
     text = served.texts.of(served.names.folder(target.base_model))
-    return Model(name, key.id, target, text, await served.desk.info(target.base_model))
+    return Model(name, key.id, target, text, await served.desk.info(target.base_model), served.trial)
 
 
-def operation(
+async def operation(
     model: Model, prompt: tuple[Chunk, ...], wire: WireSamplingParams, n: int, report: Report, *, stream: bool
 ) -> SampleOp:
     """The checked operation; the end-of-sequence ids end a text always, stop strings besides."""
-    grammar = grammar_of(wire.grammar, wire.json_schema, wire.regex)
+    grammar = await model.trial.grammar_of(Rules(wire.grammar, wire.json_schema, wire.regex), model.info)
     n_prompt = length_of(prompt)
     params = check_params(msgspec.structs.replace(wire, grammar=grammar), n_prompt, model.info, fresh_seed())
     return SampleOp(

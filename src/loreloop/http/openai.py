@@ -54,7 +54,7 @@ class Asked:
 async def completions(request: Request) -> Response:
     asker(request)
     body = await read_json(request, Completion)
-    asked = ask(body, await find_model(request, body.model, body.user))
+    asked = await ask(body, await find_model(request, body.model, body.user))
     if body.stream:
         start(services(request), asked.model, asked.ops)
         at_end = partial(forget, services(request), asked.ops)
@@ -66,7 +66,7 @@ async def completions(request: Request) -> Response:
     return response
 
 
-def ask(body: Completion, model: Model) -> Asked:
+async def ask(body: Completion, model: Model) -> Asked:
     if body.echo and body.stream and body.logprobs is not None:
         raise BadRequest("echo with logprobs is not served with stream; leave one of them out.")
     prompts = prompts_of(body, model.text.tokenizer)
@@ -75,7 +75,7 @@ def ask(body: Completion, model: Model) -> Asked:
     scores = PromptScores(logprobs=True, top_k=body.logprobs or 0) if wants_prompt else PromptScores()
     report = Report(body.logprobs or 0, bool(body.filtered_logprobs), scores)
     chunks = [(check_tokens(tokens, model.info),) for tokens in prompts]
-    ops = [operation(model, prompt, wire, body.n or 1, report, stream=bool(body.stream)) for prompt in chunks]
+    ops = [await operation(model, prompt, wire, body.n or 1, report, stream=bool(body.stream)) for prompt in chunks]
     return Asked(body, model, prompts, ops, int(now()))
 
 

@@ -1,8 +1,12 @@
-"""OpenAI's list of models: bases, aliases, then the deployments that the asking key may use; by pages."""
+"""The list of models: bases, aliases, then the deployments that the asking key may use; by pages.
+
+In fields that OpenAI's and Anthropic's clients read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
@@ -21,7 +25,8 @@ MAX_PAGE = 1000
 
 async def models(request: Request) -> Response:
     key, served = asker(request), services(request)
-    limit, after = limit_of(request), request.query_params.get("after", "")
+    query = request.query_params
+    limit, after = limit_of(request), query.get("after") or query.get("after_id", "")
     found = list(islice(entries(served, key, after, limit), limit + 1))
     data = found[:limit]
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
@@ -56,12 +61,14 @@ def entries(served: Services, key: KeyRow, after: str, page: int) -> Iterator[di
 
 
 def of_deployment(row: Deployment) -> dict[str, Any]:
-    return entry(row.name, row.split.main.target) | {"created": int(row.created)}
+    return entry(row.name, row.split.main.target, int(row.created))
 
 
-def entry(name: str, root: str) -> dict[str, Any]:
+def entry(name: str, root: str, created: int = 0) -> dict[str, Any]:
     """`root` is what the name stands for."""
-    return {"id": name, "object": "model", "created": 0, "owned_by": "loreloop", "root": root}
+    ours = {"id": name, "object": "model", "created": created, "owned_by": "loreloop", "root": root}
+    moment = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
+    return ours | {"type": "model", "display_name": name, "created_at": moment}
 
 
 def limit_of(request: Request) -> int:

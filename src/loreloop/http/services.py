@@ -19,6 +19,7 @@ from loreloop.serve.texts import Texts
 from loreloop.store import keys
 from loreloop.store.rows import KeyRow
 from loreloop.store.store import Store
+from loreloop.text.trial import GrammarTrial
 
 ADMIN, TRAIN, INFER = "admin", "train", "infer"
 IMPLIED = {ADMIN: (ADMIN, TRAIN, INFER), TRAIN: (TRAIN, INFER), INFER: (INFER,)}
@@ -45,6 +46,7 @@ class Services:
     texts: Texts
     pictures: Pictures
     requests: RequestCounts = field(default_factory=RequestCounts)
+    trial: GrammarTrial = field(default_factory=GrammarTrial)
 
 
 def services(request: Request) -> Services:

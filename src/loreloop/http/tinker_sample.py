@@ -20,7 +20,7 @@ from loreloop.protocol.sampling import Revision, SampleOp
 from loreloop.protocol.training import Chunk, length_of
 from loreloop.store import samplers
 from loreloop.store.rows import SamplerRow
-from loreloop.text.grammar import grammar_of
+from loreloop.text.trial import Rules
 
 
 async def create_sampling_session(request: Request) -> Response:
@@ -60,14 +60,14 @@ async def asample(request: Request) -> Response:
     base_model = served.names.base(sampler.base_model)
     info = await served.desk.info(base_model)
     prompt = await served.pictures.in_prompt(check_prompt(body.prompt, info), info)
-    op = sample_op(served, sampler, key.id, (body, prompt), info)
+    op = await sample_op(served, sampler, key.id, (body, prompt), info)
     sequence_ids = [f"{op.request_id}:{index}" for index in range(op.num_samples)]
     recording = Recording(sampler.session_id, tuple(sequence_ids)) if body.record_stability_info else None
     served.desk.sample(msgspec.structs.replace(op, routes=recording is not None), base_model, recording)
     return answer({"request_id": op.request_id, "sample_sequence_ids": sequence_ids})
 
 
-def sample_op(
+async def sample_op(
     served: Services, sampler: SamplerRow, owner: str, asked: tuple[SampleBody, tuple[Chunk, ...]], info: EngineInfo
 ) -> SampleOp:
     """The checked operation of a request, which is a body and its checked prompt."""
@@ -85,14 +85,15 @@ def sample_op(
         revision=Revision(sampler.revision_id or "", sampler.folder or "") if has_revision else None,
         prompt=prompt,
         num_samples=body.num_samples,
-        params=check_params(_with_grammar(body.sampling_params), n_prompt, info, fresh_seed()),
+        params=check_params(await _with_grammar(served, body.sampling_params, info), n_prompt, info, fresh_seed()),
         scores=scores,
         topk_sample_logprobs=body.topk_sample_logprobs,
     )
 
 
-def _with_grammar(wire: WireSamplingParams) -> WireSamplingParams:
-    return msgspec.structs.replace(wire, grammar=grammar_of(wire.grammar, wire.json_schema, wire.regex))
+async def _with_grammar(served: Services, wire: WireSamplingParams, info: EngineInfo) -> WireSamplingParams:
+    grammar = await served.trial.grammar_of(Rules(wire.grammar, wire.json_schema, wire.regex), info)
+    return msgspec.structs.replace(wire, grammar=grammar)
 
 
 ROUTES = [

@@ -83,7 +83,8 @@ class Catalog:
         """A model by its name, or by the path of its folder."""
         folder = Path(name) if Path(name, "config.json").exists() else self._place(name)
         if not (folder / "config.json").exists():
-            known = ", ".join([*(entry.name for entry in self.list()), *PACKAGE_MODELS, *UPCYCLED_MODELS])
+            names = [*(entry.name for entry in self.list()), *PACKAGE_MODELS, *UPCYCLED_MODELS]
+            known = ", ".join(dict.fromkeys(names))
             raise NotFound(f"There is no model {name!r}; `loreloop models add` adds one. Known: {known}.")
         return CatalogEntry(name, folder.absolute(), read_spec(folder))
 

@@ -23,7 +23,7 @@ class TooMuch(BaseException):
 def bounded(seconds: float, n_bytes: int) -> Iterator[None]:
     """TooMuch after so long, MemoryError beyond so much more memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    room = _address_space_bytes() + n_bytes
+    room = address_space_bytes() + n_bytes
     bound = room if soft == resource.RLIM_INFINITY else min(soft, room)
     resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
     try:
@@ -50,6 +50,6 @@ def _timed(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _address_space_bytes() -> int:
+def address_space_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     return pages * resource.getpagesize()

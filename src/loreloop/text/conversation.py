@@ -6,6 +6,7 @@ JSON bodies nor tokens.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,8 @@ from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.training import ImageChunk
 from loreloop.text.chat import ChatTemplate, Message
 from loreloop.text.tool_calls import Call, Tool
-from loreloop.text.tool_formats import ToolFormat, format_of, knows_tools
+from loreloop.text.tool_formats import MISTRAL, MISTRAL_LIST, ToolFormat, format_of, knows_tools
+from loreloop.text.tool_reader import THINK
 
 RESERVED = {"self", "messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
 
@@ -65,11 +67,12 @@ def turn_of_parts(role: str, parts: Sequence[str | Picture], **about: Any) -> Tu
 
 @dataclass(frozen=True)
 class Conversation:
-    """`settings` go to the template as they are."""
+    """`settings` go to the template as they are; `begun` is how the answer begins, word for word."""
 
     turns: tuple[Turn, ...]
     tools: tuple[Tool, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    begun: str = ""
 
 
 def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
@@ -85,7 +88,10 @@ def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
         messages = [_message(turn, form, as_parts=as_parts) for turn in conversation.turns]
     else:
         tools, messages = None, [_plain(turn, form, as_parts=as_parts) for turn in _instructed(conversation, form)]
-    return template.render(messages, tools=tools, **conversation.settings)
+    text = template.render(messages, tools=tools, **conversation.settings)
+    if conversation.begun and text.rstrip().endswith(THINK[0]):
+        text = f"{text}\n{THINK[1]}\n\n"  # an answer that has begun is no thought
+    return text + conversation.begun
 
 
 def _wants_parts(source: str) -> bool:
@@ -102,14 +108,14 @@ def _message(turn: Turn, form: ToolFormat, *, as_parts: bool) -> Message:
     if turn.calls:
         message["tool_calls"] = [
             {
-                "id": call.call_id,
+                "id": _call_id(call.call_id, form),
                 "type": "function",
                 "function": {"name": call.name, "arguments": call.arguments if as_text else _object(call.arguments)},
             }
             for call in turn.calls
         ]
     if turn.call_id is not None:
-        message["tool_call_id"] = turn.call_id
+        message["tool_call_id"] = _call_id(turn.call_id, form)
     if turn.name is not None:
         message["name"] = turn.name
     return message
@@ -121,6 +127,13 @@ def _content(turn: Turn, *, before: str = "", after: str = "", as_parts: bool) -
         return before + turn.content + after
     parts = [*([before] if before else []), *(turn.parts or (turn.content,)), *([after] if after else [])]
     return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
+
+
+def _call_id(call_id: str, form: ToolFormat) -> str:
+    """Mistral's templates take ids of nine letters and digits only."""
+    if form not in (MISTRAL, MISTRAL_LIST) or (len(call_id) == 9 and call_id.isalnum()):
+        return call_id
+    return hashlib.sha256(call_id.encode(errors="surrogatepass")).hexdigest()[:9]
 
 
 def _object(arguments: str) -> object:

@@ -1,7 +1,7 @@
 """Grammars that a sampled text must follow, read over a model's tokens.
 
 A grammar is a text in the Lark dialect of the llguidance library, or what `json_schema_grammar` and `regex_grammar`
-make. Untrusted: building and every step are bounded. Knows no engine.
+make. Untrusted: every step is bounded, building only in `trial.py`. Knows no engine.
 """
 
 from __future__ import annotations
@@ -66,13 +66,16 @@ class Constraint:
 
 
 class Grammars:
-    """Grammars over one model's tokenizer; `stop_tokens` may come where a grammar lets its text end."""
+    """Grammars over one model's tokens."""
 
-    def __init__(self, folder: Path, vocab_size: int, stop_tokens: Sequence[int]) -> None:
-        self.vocab_size = vocab_size
-        self.tokenizer = LLTokenizer(
-            str(folder / "tokenizer.json"), n_vocab=vocab_size, eos_token=list(stop_tokens) or None
-        )
+    def __init__(self, tokenizer: LLTokenizer, vocab_size: int) -> None:
+        self.tokenizer, self.vocab_size = tokenizer, vocab_size
+
+    @classmethod
+    def of(cls, folder: Path, vocab_size: int, stop_tokens: Sequence[int]) -> Grammars:
+        """`stop_tokens` may come where a grammar lets its text end."""
+        file, stops = str(folder / "tokenizer.json"), list(stop_tokens) or None
+        return cls(LLTokenizer(file, n_vocab=vocab_size, eos_token=stops), vocab_size)
 
     def constraint(self, grammar: str) -> Constraint:
         """BadRequest where the grammar is wrong, or too large to be followed in bounded time."""

@@ -29,7 +29,7 @@ class TextTokenizer:
         settings = folder / "tokenizer_config.json"
         self.settings: dict[str, Any] = json.loads(settings.read_text()) if settings.exists() else {}
         added = self.tokenizer.get_added_tokens_decoder()
-        self.added = frozenset(token.content for token in added.values())  # tokens that stand beside the vocabulary
+        self.added = {token.content: number for number, token in added.items()}  # tokens beside the vocabulary
         self.specials: dict[int, str] = {number: token.content for number, token in added.items() if token.special}
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:

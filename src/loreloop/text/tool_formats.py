@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from loreloop.text import xml_calls
 from loreloop.text.chat import Generation
 from loreloop.text.tool_calls import Call, Tool
 
@@ -33,13 +34,14 @@ class ToolFormat:
     """`shape` says how a call is read; the other texts are those of the models' published templates."""
 
     name: str
-    shape: Literal["object", "message", "kimi", "deepseek"]
+    shape: Literal["object", "message", "kimi", "deepseek", "list", "named", "xml"]
     before: str  # a call up to its arguments
     behind: str  # and behind them
     between: str = ""  # two calls
     call: tuple[str, str] = ("", "")  # the markers around one call
     section: tuple[str, str] = ("", "")  # and around all
     inner: str = ""  # the marker between a call's name and its arguments
+    inside: tuple[str, str] = ("", "")  # around all calls, within the section
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -47,8 +49,12 @@ class ToolFormat:
 
     def written(self, calls: Sequence[Call]) -> str:
         """What a model of this family writes to make these calls."""
-        texts = [self._before(call.name, str(at)) + call.arguments + self.behind for at, call in enumerate(calls)]
-        return self.section[0] + self.between.join(texts) + self.section[1] if texts else ""
+        if self.shape == "xml":
+            texts = [self.call[0] + xml_calls.written(call) + self.call[1] for call in calls]
+        else:
+            texts = [self._before(call.name, str(at)) + call.arguments + self.behind for at, call in enumerate(calls)]
+        all_calls = self.inside[0] + self.between.join(texts) + self.inside[1]
+        return self.section[0] + all_calls + self.section[1] if texts else ""
 
     def instructions(self, tools: Sequence[Tool]) -> str:
         """System text for a model whose own template does not speak of tools."""
@@ -71,15 +77,15 @@ class ToolFormat:
         *,
         at_least_one: bool,
         parallel: bool,
-        special: Callable[[str], bool],
+        special: Callable[[str], str | None],
         answer: dict[str, Any] | None = None,
     ) -> str:
         """A grammar in llguidance's Lark: one call or up to eight, with arguments that satisfy their tools' schemas.
 
-        `special` says which markers are tokens that were added to the model's vocabulary (also those that its tokenizer
-        does not call special); the others are ordinary text. Without `at_least_one` there may be a text without calls
-        instead of them or, where markers begin calls, before them; with the JSON schema `answer` one that satisfies it,
-        instead of them.
+        `special` says how a grammar writes a marker that is a token added to the model's vocabulary (also one that its
+        tokenizer does not call special), and None for ordinary text. Without `at_least_one` there may be a text without
+        calls instead of them or, where markers begin calls, before them; with the JSON schema `answer` one that
+        satisfies it, instead of them.
         """
         first = self.section[0] or self.call[0]
 
@@ -90,28 +96,32 @@ class ToolFormat:
 
         options = []
         for tool in tools:
+            if self.shape == "xml":
+                options.append(xml_calls.rule(tool, lark, _guidance(tool)) + lark(self.call[1]))
+                continue
             before = self._before(tool.name, NUMBER).removeprefix("" if self.section[0] else first)
             options.append(f"{lark(before)} %json {json.dumps(_schema(tool))} {lark(self.behind)}")
         again = "" if self.section[0] else lark(first)
         more = f"({lark(self.between)} {again} call){{0,{MOST_CALLS - 1}}}" if parallel else ""
-        is_special = bool(first) and special(first)
+        mark = (special(first) or json.dumps(first)) if first else ""
         if answer is None:
-            start = _start(first, at_least_one=at_least_one, special=is_special)
+            start = _start(first, mark, at_least_one=at_least_one)
         else:
             start = [
-                f"start: answer | {first if is_special else json.dumps(first) if first else ''} calls",
+                f"start: answer | {mark} calls",
                 f"answer: %json {json.dumps({**answer, 'x-guidance': {'whitespace_flexible': False}})}",
             ]
         lines = [
             *start,
-            f"calls: call {more} {lark(self.section[1])}",
+            f"calls: {lark(self.inside[0])} call {more} {lark(self.inside[1] + self.section[1])}",
             "call: " + "\n    | ".join(options),
             "NUMBER: /[0-9]{1,4}/",
+            *([xml_calls.TEXT_RULE] if self.shape == "xml" else []),
         ]
         return "\n".join(lines) + "\n"
 
     def _before(self, name: str, number: str) -> str:
-        in_json = self.shape in ("object", "message")
+        in_json = self.shape in ("object", "message", "list")
         return self.before.replace(NUMBER, number).replace(NAME, json.dumps(name) if in_json else name)
 
 
@@ -155,6 +165,19 @@ DEEPSEEK = ToolFormat(
     section=DEEPSEEK_V31.section,
     inner=DEEPSEEK_V31.inner,
 )
+QWEN3_CODER = ToolFormat("qwen3_coder", "xml", before="", behind="", between="\n", call=("<tool_call>", "</tool_call>"))
+MISTRAL = ToolFormat(
+    "mistral", "named", before=f"[TOOL_CALLS]{NAME}[ARGS]", behind="", call=("[TOOL_CALLS]", ""), inner="[ARGS]"
+)
+MISTRAL_LIST = ToolFormat(
+    "mistral_list",
+    "list",
+    before=f'{{"name": {NAME}, "arguments": ',
+    behind="}",
+    between=", ",
+    section=("[TOOL_CALLS]", ""),
+    inside=("[", "]"),
+)
 
 
 @lru_cache(maxsize=64)
@@ -165,11 +188,22 @@ def format_of(template: str | None) -> ToolFormat:
         return KIMI_K2
     if DEEPSEEK.section[0] in source:
         return DEEPSEEK if "```json" in source else DEEPSEEK_V31
+    if MISTRAL.call[0] in source:
+        return MISTRAL if MISTRAL.inner in source else MISTRAL_LIST
+    if "<function=" in source and "<parameter=" in source:
+        return QWEN3_CODER
     if HERMES.call[0] in source:
         return HERMES
     if LLAMA3.inner in source or re.search(r'"name": .*"parameters": ', source, re.DOTALL):
         return LLAMA3
     return HERMES
+
+
+def token_term(added: Mapping[str, int], marker: str) -> str | None:
+    """How a grammar writes a marker that is one of these tokens: by its text in angles, else by its number."""
+    if marker not in added:
+        return None
+    return marker if re.fullmatch(r"<[^<>]*>", marker) else f"<[{added[marker]}]>"
 
 
 @lru_cache(maxsize=64)
@@ -183,18 +217,17 @@ def knows_tools(template: str | None) -> bool:
     return any(name.name == "tools" and name.ctx == "load" for name in tree.find_all(nodes.Name))
 
 
-def _start(first: str, *, at_least_one: bool, special: bool) -> list[str]:
-    """The rules up to the first call's own text, behind the marker `first`."""
+def _start(first: str, mark: str, *, at_least_one: bool) -> list[str]:
+    """The rules up to the first call's own text, behind the marker `first`, which a grammar writes as `mark`."""
     if not first:
         # Only how a message begins makes it a call or none.
         return [
             "start: calls" + ("" if at_least_one else " | text"),
             *([] if at_least_one else [rf"text: /([^{{<\s]{_ANY}*)?/"]),
         ]
-    mark = first if special else json.dumps(first)
     if at_least_one:
         return [f"start: {mark} calls"]
-    if special:
+    if mark != json.dumps(first):
         return [f"start: text ({mark} calls)?", f"text: /{_ANY}*/"]
     # A lazy lexeme ends with the marker, which a text without calls does not hold.
     return [
@@ -204,17 +237,17 @@ def _start(first: str, *, at_least_one: bool, special: bool) -> list[str]:
     ]
 
 
-def _lark(text: str, markers: Sequence[str], special: Callable[[str], bool]) -> str:
+def _lark(text: str, markers: Sequence[str], special: Callable[[str], str | None]) -> str:
     """A fixed text as a sequence of Lark's terms."""
-    signs = [NUMBER, *(marker for marker in markers if special(marker))]
-    parts = re.split(f"({'|'.join(map(re.escape, signs))})", text)
-    terms = [
-        json.dumps(part) if at % 2 == 0 else part.replace(NUMBER, "NUMBER") for at, part in enumerate(parts) if part
-    ]
-    return " ".join(terms)
+    written = {NUMBER: "NUMBER"} | {marker: term for marker in markers if (term := special(marker))}
+    parts = re.split(f"({'|'.join(map(re.escape, written))})", text)
+    return " ".join(written[part] if at % 2 else json.dumps(part) for at, part in enumerate(parts) if part)
 
 
 def _schema(tool: Tool) -> dict[str, Any]:
     """Arguments are always an object; a schema beyond what llguidance knows is an error for strict tools only."""
-    guidance = {"whitespace_pattern": _SPACE, "lenient": not tool.strict}
-    return {**tool.parameters, "type": "object", "x-guidance": guidance}
+    return {**tool.parameters, "type": "object", "x-guidance": _guidance(tool)}
+
+
+def _guidance(tool: Tool) -> dict[str, Any]:
+    return {"whitespace_pattern": _SPACE, "lenient": not tool.strict}

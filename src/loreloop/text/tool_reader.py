@@ -1,22 +1,24 @@
 """Reads a model's reply while it comes: text in, pieces of content, thoughts and tool calls out.
 
 Half a marker is never shown, a name waits until it is whole, arguments stream as they come where the name precedes
-them. How the text was cut makes no difference to what the pieces say together. It knows neither tools nor tokens.
+them. How the text was cut makes no difference to what the pieces say together. It knows no tokens.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator
-from typing import NoReturn
+from collections.abc import Generator, Sequence
+from typing import Any, NoReturn
 
+from loreloop.text import xml_calls
 from loreloop.text.feed import Feed, Markers, NotACall, Steps
 from loreloop.text.json_scan import JsonScan
-from loreloop.text.tool_calls import Broken, CallArguments, CallBegins, CallEnds, Content, Piece, Thinking
+from loreloop.text.tool_calls import Broken, CallArguments, CallBegins, CallEnds, Content, Piece, Thinking, Tool
 from loreloop.text.tool_formats import ToolFormat
 
 THINK = ("<think>", "</think>")
+CALL_ID = "[CALL_ID]"  # of Mistral's, between a name and its arguments
 MOST_OPENING = 64  # characters within which a message shows that it is a call
 OPENINGS = ("<|python_tag|>", '{"name"', '{"type":"function"')  # of a message, without its white space
 
@@ -24,13 +26,22 @@ _KIMI_ID = re.compile(r"(?:functions\.)?(.+):\d+", re.DOTALL)
 
 
 class ReplyReader:
-    """`thinking`: a reply may begin with <think>; `opened`: the prompt has written that already.
+    """`thinking`: a reply may begin with <think>; `opened`: the prompt has written that already. `tools` say which
+    arguments are strings, in a format that does not.
 
     A broken call comes whole as `Broken`; pieces of it that came before are void, and it gets no `CallEnds`.
     """
 
-    def __init__(self, form: ToolFormat, *, thinking: bool, tools_allowed: bool, opened: bool = False) -> None:
-        self.form = form
+    def __init__(
+        self,
+        form: ToolFormat,
+        *,
+        thinking: bool,
+        tools_allowed: bool,
+        opened: bool = False,
+        tools: Sequence[Tool] = (),
+    ) -> None:
+        self.form, self.tools = form, tools
         self.feed = Feed()
         self.pieces: list[Piece] = []
         self.spaces: list[str] = []  # white space that is dropped if a marker follows
@@ -77,6 +88,23 @@ class ReplyReader:
             else:
                 yield from self.feed.begins(marker)
                 self._forget_space()
+                if self.form.shape == "list":
+                    yield from self._list()
+
+    def _list(self) -> Steps[None]:
+        """Calls as a JSON list."""
+        sign = self.form.inside[0]
+        while (yield from self._call(sign)):
+            yield from self.feed.space()
+            if (yield from self.feed.begins(self.form.inside[1])) or not (yield from self._sees(",")):
+                return
+            sign = ","
+
+    def _sees(self, sign: str) -> Steps[bool]:
+        while self.feed.at == len(self.feed.text):
+            if not (yield from self.feed.more()):
+                return False
+        return self.feed.text[self.feed.at] == sign
 
     def _message(self) -> Steps[None]:
         """A message whose beginning says whether it is made of calls."""
@@ -138,26 +166,33 @@ class ReplyReader:
     def _forget_space(self) -> None:
         self.spaces, self.fresh = [], True
 
-    def _call(self) -> Steps[None]:
+    def _call(self, sign: str = "") -> Steps[bool]:
+        """Reads one call, behind a sign; False where it is none."""
         self.feed.mark()
         try:
             if self.form.call[0]:
                 yield from self.feed.begins(self.form.call[0])
+            if sign:
+                yield from self.feed.expect(sign)
             yield from {
                 "object": self._object,
                 "message": self._tagged_object,
                 "kimi": self._kimi,
                 "deepseek": self._deepseek,
+                "list": self._named_object,
+                "named": self._named,
+                "xml": self._xml,
             }[self.form.shape]()
         except NotACall:
             yield from self._to_the_end_of_the_call()
             self._say_space(Content)
             self.pieces.append(Broken(self.feed.unmark()))
             self.fresh = False
-        else:
-            self.pieces.append(CallEnds(self.n_begun - 1))
-            self.feed.unmark()
-            self._forget_space()
+            return False
+        self.pieces.append(CallEnds(self.n_begun - 1))
+        self.feed.unmark()
+        self._forget_space()
+        return True
 
     def _to_the_end_of_the_call(self) -> Steps[None]:
         """Behind its end marker, or before the next one that is no part of a call."""
@@ -204,6 +239,36 @@ class ReplyReader:
         if not fenced or (yield from feed.ending("```")):
             yield from feed.ending(self.form.call[1])
 
+    def _named(self) -> Steps[None]:
+        name, _, call_id = (yield from self.feed.short(self.form.inner, self.form.call[0])).partition(CALL_ID)
+        yield from self._arguments(name.strip(), call_id.strip() or None)
+
+    def _xml(self) -> Steps[None]:
+        feed = self.feed
+        yield from feed.expect("<function=")
+        name = (yield from feed.short(">", "<")).strip()
+        if not name:
+            raise NotACall
+        self._begin(name)
+        arguments: dict[str, Any] = {}
+        while (yield from feed.expect("<parameter=", "</function>")) == "<parameter=":
+            key = yield from feed.short(">", "<")
+            arguments[key] = xml_calls.value_of(self.tools, name, key, (yield from self._until("</parameter>")))
+        yield from feed.ending(self.form.call[1])
+        self.pieces.append(CallArguments(self.n_begun - 1, json.dumps(arguments, ensure_ascii=False)))
+
+    def _until(self, end: str) -> Steps[str]:
+        """Reads the text before `end`, however long, and `end`."""
+        feed, read, markers = self.feed, list[str](), Markers(end)
+        while True:
+            stop, marker = feed.search(markers)
+            read.append(feed.text[feed.at : stop])
+            feed.at = stop + len(marker)
+            if marker:
+                return "".join(read)
+            if not (yield from feed.more()):
+                raise NotACall
+
     def _sees_brace(self) -> Steps[bool]:
         while self.feed.at == len(self.feed.text):
             if not (yield from self.feed.more()):
@@ -223,6 +288,8 @@ class ReplyReader:
             elif key in ("arguments", "parameters") and arguments is None:
                 arguments = yield from self._arguments(name)
                 early = name is None
+            elif key == "id" and self.form.shape == "list":
+                yield from feed.string()
             elif key != "type" or (yield from feed.string()) != "function":
                 raise NotACall
             if (yield from feed.expect(",", "}")) == "}":

@@ -1,0 +1,58 @@
+"""Tries grammars, one a line of its input, and answers one line each: `python -m loreloop.text.trial_process`.
+
+Its timer of computing and its bound of memory have no handler: what exceeds them ends the process.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+from llguidance import LLTokenizer
+
+from loreloop.protocol.errors import BadRequest
+from loreloop.text.bounded import address_space_bytes
+from loreloop.text.grammar import Grammars, grammar_of
+from loreloop.text.trial import MAX_BYTES, MAX_SECONDS, Question, Rules, Verdict
+
+
+def main() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for line in sys.stdin.buffer:
+        question = msgspec.json.decode(line, type=Question)
+        grammars = of_model(question.folder, question.vocab_size, question.stop_tokens)
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes() + MAX_BYTES, hard))
+        signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+        verdict = tried(question.rules, grammars)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        sys.stdout.buffer.write(msgspec.json.encode(verdict) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+@lru_cache(maxsize=8)
+def of_model(folder: str, vocab_size: int, stop_tokens: tuple[int, ...]) -> Grammars:
+    """Over the model's tokens; over bytes where its tokenizer cannot be read for grammars, as its engine then says."""
+    try:
+        return Grammars.of(Path(folder), vocab_size, stop_tokens)
+    except (ValueError, TypeError, RuntimeError, OSError):
+        return Grammars(LLTokenizer("byte"), 257)
+
+
+def tried(rules: Rules, grammars: Grammars) -> Verdict:
+    """Prepared as an engine will, up to what may come first."""
+    try:
+        grammar = grammar_of(rules.grammar, rules.json_schema, rules.regex)
+        grammars.constraint(grammar or "").allowed()
+    except BadRequest as error:
+        return Verdict(error=error.message)
+    return Verdict(grammar)
+
+
+if __name__ == "__main__":
+    main()
