@@ -87,3 +87,10 @@ def test_what_is_sampled_is_what_is_trained_on(folder, tmp_path, deterministic):
 def test_tiled_products_read_packed_weights_too(folder):
     fast, tiled = packed(folder), packed(folder, products=TiledProducts())
     torch.testing.assert_close(logprobs(fast, [tokens(9)]), logprobs(tiled, [tokens(9)]), rtol=0, atol=1e-5)
+
+
+def test_without_kernels_a_row_still_does_not_depend_on_its_neighbours_when_deterministic(folder):
+    decoder = packed(folder, products=TiledProducts())  # fp32, which has no kernels
+    qkv, x_TI = decoder.layers[0].attention.qkv, torch.randn(97, 64, generator=torch.Generator().manual_seed(0))
+    together_TO = qkv.forward(x_TI)
+    assert all(torch.equal(qkv.forward(x_TI[t : t + 1])[0], together_TO[t]) for t in range(97))

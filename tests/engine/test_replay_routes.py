@@ -144,3 +144,26 @@ def test_a_layer_computed_again_goes_the_same_way():
     routes = Routes([0])
     first = routes.settle(0, torch.tensor([[1, 2]]))
     assert torch.equal(routes.settle(0, torch.tensor([[2, 3]])), first)
+
+
+@pytest.mark.parametrize("route", [(1, 1, 2), (FREE, 0, 1)], ids=["twice", "half open"])
+def test_routes_of_one_expert_twice_or_half_open_are_refused(rig, route):
+    moe = rig.decoder.spec.moe
+    ids = np.tile(np.array(route, np.int16)[: moe.top_k], 4 * len(moe.layers))
+    with pytest.raises(BadRequest, match="one expert twice"):
+        check_routes(train_pass(msgspec.structs.replace(datum(random_tokens(4)), routes=ids.tobytes())), moe)
+
+
+def test_routes_for_a_model_without_experts_are_refused():
+    with pytest.raises(BadRequest, match="has no experts"):
+        check_routes(train_pass(msgspec.structs.replace(datum(random_tokens(4)), routes=b"\0\0")), None)
+
+
+def test_a_pass_is_told_of_its_own_rows_alone(rig):
+    moe, state = rig.decoder.spec.moe, rig.state()
+    routes = np.tile(np.arange(moe.top_k, dtype=np.int16), 9 * len(moe.layers)).tobytes()
+    followed = TrainPass(train_pass(msgspec.structs.replace(datum(random_tokens(9)), routes=routes)), state)
+    free = TrainPass(train_pass(datum(random_tokens(9, seed=1))), state)
+    rig.trainer.run([followed, free])
+    assert followed.result().metrics["e_recorded:sum"] == 9 * len(moe.layers) * moe.top_k
+    assert free.result().metrics["e_recorded:sum"] == 0

@@ -132,7 +132,7 @@ def _read_moments(folder: Path, size: int) -> tuple[int, dict[str, Tensor]]:
 
 def _describe(lora: LoraSpec) -> str:
     parts = [name for name in ("attn", "mlp", "unembed") if getattr(lora, f"train_{name}")]
-    return f"rank {lora.rank} on {' and '.join(parts)}"
+    return f"rank {lora.rank} on {' and '.join(parts)} (experts: {lora.experts})"
 
 
 def _vector(state: ModelState, name: str) -> Tensor:

@@ -45,7 +45,8 @@ class KvCache:
 
 
 def page_bytes(spec: DecoderSpec, page_tokens: int, dtype: torch.dtype) -> int:
-    return spec.n_layers * page_tokens * spec.cache.size * dtype.itemsize
+    n_routes = len(spec.moe.layers) * spec.moe.top_k if spec.moe else 0
+    return page_tokens * (spec.n_layers * spec.cache.size * dtype.itemsize + n_routes * torch.int16.itemsize)
 
 
 @dataclass(frozen=True)

@@ -239,15 +239,15 @@ class Trainer:
         return torch.autograd.grad(h_UD, x_TD, dh_UD)[0]
 
     def _count_load(self, batch: _Batch) -> None:
-        """Tells every pass of the batch where its model's rows were routed."""
+        """Tells every pass of the batch where its rows were routed."""
         routes, moe = batch.lora.routes, self.decoder.spec.moe
         if routes is None or moe is None or not moe.layers:
             return
         ids_LTK, counts_L3T = routes.chosen_LTK(), routes.counts_L3T()
         for work in {id(member.work): member.work for member in batch.members}.values():
-            group = next(g for g in batch.lora.groups if g.weights is work.state.weights)
+            own = [r for r, member in zip(batch.packed.rows, batch.members, strict=True) if member.work is work]
+            rows = torch.from_numpy(np.unique(np.concatenate(own))).to(ids_LTK.device)
             work.load = work.load or ExpertLoad(moe.n_experts)
-            rows = slice(group.start, group.stop)
             work.load.add(ids_LTK[:, rows], None if counts_L3T is None else counts_L3T[..., rows])
 
     def _active(self, batch: _Batch) -> Tensor:

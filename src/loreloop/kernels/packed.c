@@ -176,8 +176,10 @@ void packed_product(int64_t n_rows, int64_t n_outputs, int64_t n_inputs, int64_t
             if (panel) {
                 unpack(&w, tile, here, panel);
                 any_rows_of_panel(panel, n_inputs, here, n_rows, x, y + tile * LANES, n_outputs);
-            } else {
-                any_few_rows(&w, tile, here, n_rows, x, y, n_outputs);
+            } else {  // few rows, or no memory for a panel
+                for (int64_t r = 0; r < n_rows; r += 4)
+                    any_few_rows(&w, tile, here, n_rows - r < 4 ? n_rows - r : 4, x + r * n_inputs, y + r * n_outputs,
+                                 n_outputs);
             }
         }
         free(panel);

@@ -135,7 +135,7 @@ class BaseLinear:
         self.products = products
         self.forward: Callable[[Tensor], Tensor]  # (T, I) → (T, O)
         if isinstance(weight, PackedWeight):
-            self.forward = weight.product(bias_O)
+            self.forward = weight.product(bias_O, products.linear)
         else:
             self.forward = products.frozen(weight, bias_O)
 

@@ -78,8 +78,7 @@ class StackCache:
     def moderate(self, adapter: AdapterView) -> bool:
         """Whether its columns, multiplied by zero, are zero for everyone."""
         if adapter not in self._moderate:
-            least, most = adapter.flat.aminmax()
-            self._moderate[adapter] = bool((least >= -LARGEST_WEIGHT) & (most <= LARGEST_WEIGHT))
+            self._moderate[adapter] = bool((adapter.flat.abs() <= LARGEST_WEIGHT).all())
         return self._moderate[adapter]
 
     def get(self, adapters: Sequence[AdapterView]) -> Stack:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from loreloop.kernels import packed as kernels
 from loreloop.kernels.packed import GROUP, LANES, Codes
 
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 MOST_CODE = {4: 7, 8: 127}  # of symmetric codes
 ZERO_CODE = 8  # four bits are stored without a sign
 
@@ -110,12 +111,13 @@ class PackedWeight:
         value_OGI *= scale_OG1
         return (value_OGI if offset_OG1 is None else value_OGI + offset_OG1).flatten(1).to(torch.bfloat16)
 
-    def product(self, bias_O: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """(T, I) → (T, O): x · Wᵀ + bias. A row's result depends on that row alone where the kernels serve."""
+    def product(self, bias_O: Tensor | None, plain: Linear = F.linear) -> Callable[[Tensor], Tensor]:
+        """(T, I) → (T, O): x · Wᵀ + bias. With the kernels a row's result depends on that row alone; without them
+        `plain` multiplies with the unpacked weight."""
 
         def linear(x_TI: Tensor) -> Tensor:
             if not kernels.serve(x_TI):
-                return F.linear(x_TI, self.dense().to(x_TI), bias_O)
+                return plain(x_TI, self.dense().to(x_TI), bias_O)
             y_TO = kernels.product(x_TI, self.codes)
             return y_TO if bias_O is None else y_TO + bias_O
 

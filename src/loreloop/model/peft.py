@@ -111,6 +111,8 @@ def read_adapter(folder: Path, spec: DecoderSpec, dtype: torch.dtype) -> Adapter
     """The adapter of a folder as one flat vector in `dtype`; projections that another tool left out are zero."""
     lora = read_lora_spec(folder)
     layout = LoraLayout(spec, lora)
+    if not layout.size:
+        raise BadRequest(f"The adapter in {folder} names no projection of this {spec.family} model.")
     view = AdapterView(layout, torch.zeros(layout.size, dtype=dtype))
     targets = dict(named_tensors(view))
     missing = set(targets)
