@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.rig import Figure
-from bench.rows import moe, numbers, quantized, rl, sample, scaling, serve, streams, tiers, together, train
+from bench.rows import images, moe, numbers, quantized, rl, sample, scaling, serve, streams, tiers, together, train
 
 ROWS: dict[str, Callable[[], list[Figure]]] = {
     "control": serve.control,
@@ -22,6 +22,7 @@ ROWS: dict[str, Callable[[], list[Figure]]] = {
     "sample-groups": sample.sample_groups,
     "moe-train": moe.moe_train,
     "moe-decode": moe.moe_decode,
+    "image-groups": images.image_groups,
     "tenants-train": numbers.tenants_train,
     "tenants-sample": sample.tenants_sample,
     "together": together.train_while_sampling,
