@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from loreloop.model.linear import BaseLinear, Products
 from loreloop.model.lora import Adapters, LoraGroup
@@ -112,14 +111,14 @@ def experts_sum(
 
 def _blocks(ids_TK: Tensor, n_experts: int, groups: Sequence[LoraGroup], *, together: bool) -> list[_Block]:
     top_k, flat = ids_TK.shape[1], ids_TK.flatten()
-    pairs = flat.sort(stable=True).indices
+    sorted_P, pairs = flat.sort(stable=True)
     tokens = pairs // top_k
-    counts_E = torch.bincount(flat, minlength=n_experts)
+    starts_E1 = torch.searchsorted(sorted_P, torch.arange(n_experts + 1, device=flat.device))
     if together and not groups:  # nothing goes by expert then, and the device need not be waited for
-        return [_whole([], pairs, tokens, counts_E, top_k)]
+        return [_whole([], pairs, tokens, starts_E1, top_k)]
     edges = torch.tensor([edge for group in groups for edge in (group.start, group.stop)], device=flat.device)
     blocks, runs, start = [], [], 0
-    counts = counts_E.tolist()
+    counts = starts_E1.diff().tolist()
     for expert, (tokens_N, pairs_N) in enumerate(zip(tokens.split(counts), pairs.split(counts), strict=True)):
         if len(tokens_N):
             at = torch.searchsorted(tokens_N, edges).tolist() if groups else []
@@ -128,12 +127,11 @@ def _blocks(ids_TK: Tensor, n_experts: int, groups: Sequence[LoraGroup], *, toge
             runs.append(_Run(expert, slice(first, first + len(tokens_N)), tokens_N, spans))
             blocks.append(_Block(runs[-1:], tokens_N, pairs_N))
             start += len(tokens_N)
-    return [_whole(runs, pairs, tokens, counts_E, top_k)] if together else blocks
+    return [_whole(runs, pairs, tokens, starts_E1, top_k)] if together else blocks
 
 
-def _whole(runs: Sequence[_Run], pairs_N: Tensor, tokens_N: Tensor, counts_E: Tensor, top_k: int) -> _Block:
+def _whole(runs: Sequence[_Run], pairs_N: Tensor, tokens_N: Tensor, starts_E1: Tensor, top_k: int) -> _Block:
     """All rows in one block."""
-    starts_E1 = F.pad(counts_E.cumsum(0), (1, 0))
     row_P = torch.empty_like(pairs_N)
     row_P[pairs_N] = torch.arange(len(pairs_N), device=pairs_N.device)
     return _Block(runs, tokens_N, pairs_N, starts_E1, row_P.view(-1, top_k).sort(1).values)
@@ -185,9 +183,8 @@ class _Pass:
             weight_N = self.weight_TK.flatten()[block.pairs_N]
             dout_ND = dout_TD.index_select(0, block.tokens_N)
             inner_NF = gated_silu(gate_up_NO)
-            dinner_NF = self.experts.input_grad(
-                block, "down", dout_ND
-            )  # of the expert's result by itself, not yet weighed
+            # Of the expert's result by itself, not yet weighed.
+            dinner_NF = self.experts.input_grad(block, "down", dout_ND)
             for run, adapter, rows in self._present(block):
                 at = run.rows
                 adapter.down_back(run, rows, inner_NF[at], weight_N[at], dout_ND[at], dinner_NF[at])
