@@ -1,7 +1,9 @@
-"""`python -m bench.gpu`: one engine on a GPU, random weights in the shape of Qwen3-8B, against the device's own limits.
+"""`python -m bench.gpu`: one engine on a GPU, random weights in the shape of Qwen3-8B, against the device's own limits;
+before it, experts in 4 bits at Kimi K2's dimensions (`bench.gpu_int4`).
 
 Prints each figure with the bound that the project set for it. `--tiny` runs the same on a small shape, on any device,
-to see that the script works. Needs 16 GB of disk for the weights and about 70 GB of device memory.
+to see that the script works (with TRITON_INTERPRET=1 the kernels for experts too). `--only int4` leaves the engine out,
+and `--tiles` times every tile of the kernels. Needs 16 GB of disk for the weights and about 70 GB of device memory.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.gpu_int4 import int4_figures, tile_times
 from bench.rig import Figure, datum, decode_steps, new_model, random_ids, run_pass, sample_op, saved_revision, timed
 from loreloop.config import EngineConfig
 from loreloop.engine.local import LocalEngine
+from loreloop.kernels.sheets import serve
 from loreloop.model.tensor_file import write_tensors
 
 QWEN3_8B = {
@@ -104,8 +108,23 @@ def limits(device: str, n: int) -> tuple[float, float]:
     return flops, 2 * 4 * n * n / seconds_of(big.clone, device)
 
 
-def figures(running: LocalEngine, n_parameters: int, device: str, *, tiny: bool) -> list[Figure]:
-    flops, bandwidth = limits(device, 512 if tiny else 8192)
+def engine_figures(flops: float, bandwidth: float, device: str, *, tiny: bool) -> list[Figure]:
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work, "model")
+        folder.mkdir()
+        n_parameters = write_model(folder, TINY if tiny else QWEN3_8B, device)
+        cache_mib = 64 if tiny else 40_960
+        config = EngineConfig(
+            kv_cache_mib=cache_mib, train_tokens=512 if tiny else 8192, prefill_tokens=4096, resident_revisions=64
+        )
+        running = LocalEngine(config, "random", folder, Path(work, "models"))
+        return figures(running, n_parameters, (flops, bandwidth), device, tiny=tiny)
+
+
+def figures(
+    running: LocalEngine, n_parameters: int, limits: tuple[float, float], device: str, *, tiny: bool
+) -> list[Figure]:
+    flops, bandwidth = limits
     rng = np.random.default_rng(0)
     n_sequences, n_tokens = (2, 64) if tiny else (8, 2048)
     new_model(running)
@@ -126,8 +145,6 @@ def figures(running: LocalEngine, n_parameters: int, device: str, *, tiny: bool)
     spec = running.decoder.spec
     n_bytes = 2 * n_parameters + n_rows * context * 2 * spec.n_layers * spec.d_kv * 2
     return [
-        Figure("bf16 products", flops / 1e12, "TFLOP/s"),
-        Figure("memory", bandwidth / 1e9, "GB/s"),
         Figure("LoRA training over the product rate", trained / flops, "x", at_least=0.45),
         Figure(f"decoding {n_rows} rows at {context} over memory", n_bytes / one / bandwidth, "x", at_least=0.6),
         Figure(f"{n_adapters} adapters of rank 8 over one", one / many, "x", at_least=0.8),
@@ -137,24 +154,35 @@ def figures(running: LocalEngine, n_parameters: int, device: str, *, tiny: bool)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true")
-    tiny = parser.parse_args().tiny
+    parser.add_argument("--tiles", action="store_true")
+    parser.add_argument("--only", choices=["int4", "engine"])
+    args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not tiny:
+    if device == "cpu" and not args.tiny:
         parser.error("there is no GPU here; --tiny runs the script on a small shape")
-    with tempfile.TemporaryDirectory() as work:
-        folder = Path(work, "model")
-        folder.mkdir()
-        n_parameters = write_model(folder, TINY if tiny else QWEN3_8B, device)
-        cache_mib = 64 if tiny else 40_960
-        config = EngineConfig(
-            kv_cache_mib=cache_mib, train_tokens=512 if tiny else 8192, prefill_tokens=4096, resident_revisions=64
-        )
-        running = LocalEngine(config, "random", folder, Path(work, "models"))
-        name = torch.cuda.get_device_name() if device == "cuda" else "a CPU, the tiny shape"
-        print(f"{name}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
-        for figure in figures(running, n_parameters, device, tiny=tiny):
-            wanted = f" (at least {figure.at_least}: {'met' if figure.met else 'NOT MET'})" if figure.at_least else ""
-            print(f"{figure.name}: {figure.value:.4g} {figure.unit}{wanted}")
+    name = torch.cuda.get_device_name() if device == "cuda" else "a CPU, the tiny shape"
+    print(f"{name}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
+    flops, bandwidth = limits(device, 512 if args.tiny else 8192)
+    show([Figure("bf16 products", flops / 1e12, "TFLOP/s"), Figure("memory", bandwidth / 1e9, "GB/s")])
+    if args.only != "engine":
+        experts(flops, bandwidth, device, tiny=args.tiny, tiles=args.tiles)
+    if args.only != "int4":
+        show(engine_figures(flops, bandwidth, device, tiny=args.tiny))
+
+
+def experts(flops: float, bandwidth: float, device: str, *, tiny: bool, tiles: bool) -> None:
+    if not serve(torch.device(device)):
+        print("int4 experts: not measured, there is no GPU here")
+        return
+    show(int4_figures(flops, bandwidth, device, tiny=tiny))
+    if tiles:
+        print("\n".join(tile_times(device, tiny=tiny)))
+
+
+def show(figures: list[Figure]) -> None:
+    for figure in figures:
+        wanted = f" (at least {figure.at_least}: {'met' if figure.met else 'NOT MET'})" if figure.at_least else ""
+        print(f"{figure.name}: {figure.value:.4g} {figure.unit}{wanted}", flush=True)
 
 
 if __name__ == "__main__":

@@ -58,12 +58,13 @@ TREES = {
 @pytest.mark.parametrize("texts", TREES.values(), ids=TREES)
 @pytest.mark.parametrize("attention", ATTENTIONS, ids=["fast", "fixed"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-def test_gradients_of_a_tree_are_those_of_the_formula(texts, attention, dtype, tolerance):
+@pytest.mark.parametrize("n_groups", [2, 6])
+def test_gradients_of_a_tree_are_those_of_the_formula(texts, attention, dtype, tolerance, n_groups):
     packed = pack(
         [PackItem(i, 0, np.frombuffer(text.encode(), np.uint8).astype(np.int64)) for i, text in enumerate(texts)]
     )
     n_rows = len(packed.tokens_T)
-    leaves = [heads(n_rows, n, seed).to(dtype).requires_grad_() for n, seed in ((6, 0), (2, 1), (2, 2))]
+    leaves = [heads(n_rows, n, seed).to(dtype).requires_grad_() for n, seed in ((6, 0), (n_groups, 1), (n_groups, 2))]
     do_THE = heads(n_rows, 6, 3).to(dtype)
     tree = TreeAttention(attention, packed.segments, torch.device("cpu"))
     unturned = Rope(torch.ones(n_rows, 1, 16), torch.zeros(n_rows, 1, 16))
@@ -73,9 +74,9 @@ def test_gradients_of_a_tree_are_those_of_the_formula(texts, attention, dtype, t
         for at, row in enumerate(rows):
             seen_TT[row, rows[: at + 1]] = True
     q_THE, k_TGE, v_TGE = (x.detach().double().requires_grad_() for x in leaves)
-    score_HTT = torch.einsum("qhe,khe->hqk", q_THE, k_TGE.repeat_interleave(3, 1)) / 4
+    score_HTT = torch.einsum("qhe,khe->hqk", q_THE, k_TGE.repeat_interleave(6 // n_groups, 1)) / 4
     weight_HTT = score_HTT.masked_fill(~seen_TT, -math.inf).softmax(-1)
-    torch.einsum("hqk,khe->qhe", weight_HTT, v_TGE.repeat_interleave(3, 1)).backward(do_THE.double())
+    torch.einsum("hqk,khe->qhe", weight_HTT, v_TGE.repeat_interleave(6 // n_groups, 1)).backward(do_THE.double())
     for own, plain in zip(leaves, (q_THE, k_TGE, v_TGE), strict=True):
         assert (own.grad.double() - plain.grad).norm() <= tolerance * plain.grad.norm()
 

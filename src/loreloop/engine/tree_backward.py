@@ -98,7 +98,7 @@ def tree_gradients(
     # A group's query heads stand as rows over their one key head.
     q_GQE, do_GQE = (x.unflatten(1, (n_groups, -1)).transpose(0, 1).flatten(1, 2) for x in (q_THE, do_THE))
     along_THQ = (do_THE.float() * o_THE.float()).sum(-1)
-    along_GQ = along_THQ.unflatten(1, (n_groups, -1)).transpose(0, 1).flatten(1, 2)
+    along_GQ = along_THQ.unflatten(1, (n_groups, -1)).transpose(0, 1).flatten(1, 2).contiguous()
     k_GTE, v_GTE = (x.transpose(0, 1).contiguous() for x in (k_TGE, v_TGE))
     dq_GQE = torch.empty_like(q_GQE)
     dk_GTE, dv_GTE = (torch.zeros(x_GTE.shape, device=x_GTE.device) for x_GTE in (k_GTE, v_GTE))

@@ -1,15 +1,18 @@
 """The products of routed experts and their adapters: tokens sorted by expert, each expert's rows in one product.
 
+Experts whose weights lie in sheets (a GPU's 4-bit weights) share one product, of all rows; of others each has its own.
+
 Of adapters in the shared-outer form the common A is multiplied once a token before tokens are dispatched, the common B
 once a token after their experts' results have been weighed and summed. Tokens add up their experts in ascending order,
 so that the sum does not depend on the batch. The backward pass keeps gates and ups and computes the rest again.
 
-Legend: T tokens, K experts a token, N rows of one expert, D model width, F expert width, R rank, O outputs.
+Legend: T tokens, K experts a token, P pairs of the two, E experts, N rows of a block or of one expert, D model width,
+F expert width, R rank, I inputs, O outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from loreloop.model.linear import BaseLinear, Products
 from loreloop.model.lora import Adapters, LoraGroup
+from loreloop.model.packed import PackedGroup
 from loreloop.model.pointwise import gated_silu, gated_silu_backward
 
 
@@ -29,69 +33,138 @@ class Expert:
 
 @dataclass(frozen=True)
 class _Run:
-    """One expert's rows: their tokens, ascending, their places among all (token, choice) pairs, and which of the rows
-    belong to which adapter."""
+    """One expert's rows: which they are of their block, their tokens, ascending, and which of the run's rows belong to
+    which adapter."""
 
     expert: int
+    rows: slice
     tokens_N: Tensor
-    pairs_N: Tensor
     spans: tuple[slice, ...]
 
 
+@dataclass(frozen=True)
+class _Block:
+    """The rows of a product: of one expert, or of all, sorted by expert. They have tokens, and places among all (token,
+    choice) pairs. Of all experts also: where each one's rows start, and each token's rows, ascending."""
+
+    runs: Sequence[_Run]
+    tokens_N: Tensor
+    pairs_N: Tensor
+    starts_E1: Tensor | None = None
+    rows_TK: Tensor | None = None
+
+    def add_up(self, sum_TD: Tensor, y_ND: Tensor, weight_N: Tensor | None = None) -> None:
+        """Adds each row, weighed, to that of its token, in fp32."""
+        if self.rows_TK is None:
+            y_ND = y_ND.float() if weight_N is None else y_ND.float() * weight_N[:, None]
+            sum_TD.index_add_(0, self.tokens_N, y_ND)
+            return
+        for row_T in self.rows_TK.unbind(1):
+            y_TD = y_ND[row_T].float()
+            sum_TD += y_TD if weight_N is None else y_TD * weight_N[row_T, None]
+
+
+class ExpertProducts:
+    """The base products of a layer's experts."""
+
+    def __init__(self, experts: Sequence[Expert]) -> None:
+        self.experts = experts
+        self._groups = {site: _group([getattr(expert, site) for expert in experts]) for site in ("gate_up", "down")}
+
+    def together(self, x: Tensor) -> bool:
+        """Whether all rows go through one product."""
+        return all(group is not None and group.serves(x) for group in self._groups.values())
+
+    def forward(self, block: _Block, site: str, x_NI: Tensor) -> Tensor:
+        if block.starts_E1 is None:
+            return self._alone(block, site).forward(x_NI)
+        return self._group(site).product(x_NI, block.starts_E1)
+
+    def input_grad(self, block: _Block, site: str, dy_NO: Tensor) -> Tensor:
+        if block.starts_E1 is None:
+            return self._alone(block, site).input_grad(dy_NO)
+        return self._group(site).input_grad(dy_NO, block.starts_E1)
+
+    def _alone(self, block: _Block, site: str) -> BaseLinear:
+        return getattr(self.experts[block.runs[0].expert], site)
+
+    def _group(self, site: str) -> PackedGroup:
+        group = self._groups[site]
+        assert group is not None
+        return group
+
+
+def _group(linears: Sequence[BaseLinear]) -> PackedGroup | None:
+    return PackedGroup.of([linear.weight for linear in linears], exact=linears[0].products.exact_rows)
+
+
 def experts_sum(
-    x_TD: Tensor, weight_TK: Tensor, ids_TK: Tensor, experts: Sequence[Expert], lora: Adapters, layer: int
+    x_TD: Tensor, weight_TK: Tensor, ids_TK: Tensor, experts: ExpertProducts, lora: Adapters, layer: int
 ) -> Tensor:
     """Σ weight · expert(x) over each token's experts, (T, D) in the dtype of x; `weight_TK` is fp32."""
     groups = lora.at(layer, "experts.gate_up")
-    runs = _runs(ids_TK, len(experts), groups)
+    blocks = _blocks(ids_TK, len(experts.experts), groups, together=experts.together(x_TD))
     if torch.is_grad_enabled():
-        return _Experts.apply(x_TD, weight_TK, runs, experts, (groups, layer, lora.pause))
-    return _Pass(x_TD, weight_TK, runs, experts, (groups, layer, lora.pause)).forward(keep=False)
+        return _Experts.apply(x_TD, weight_TK, blocks, experts, (groups, layer, lora.pause))
+    return _Pass(x_TD, weight_TK, blocks, experts, (groups, layer, lora.pause)).forward(keep=False)
 
 
-def _runs(ids_TK: Tensor, n_experts: int, groups: Sequence[LoraGroup]) -> list[_Run]:
+def _blocks(ids_TK: Tensor, n_experts: int, groups: Sequence[LoraGroup], *, together: bool) -> list[_Block]:
     top_k, flat = ids_TK.shape[1], ids_TK.flatten()
-    pairs = flat.sort(stable=True).indices
+    sorted_P, pairs = flat.sort(stable=True)
     tokens = pairs // top_k
-    counts = torch.bincount(flat, minlength=n_experts).tolist()
+    starts_E1 = torch.searchsorted(sorted_P, torch.arange(n_experts + 1, device=flat.device))
+    if together and not groups:  # nothing goes by expert then, and the device need not be waited for
+        return [_whole([], pairs, tokens, starts_E1, top_k)]
     edges = torch.tensor([edge for group in groups for edge in (group.start, group.stop)], device=flat.device)
-    runs = []
+    blocks, runs, start = [], [], 0
+    counts = starts_E1.diff().tolist()
     for expert, (tokens_N, pairs_N) in enumerate(zip(tokens.split(counts), pairs.split(counts), strict=True)):
         if len(tokens_N):
             at = torch.searchsorted(tokens_N, edges).tolist() if groups else []
             spans = tuple(slice(*at[i : i + 2]) for i in range(0, len(at), 2))
-            runs.append(_Run(expert, tokens_N, pairs_N, spans))
-    return runs
+            first = start if together else 0
+            runs.append(_Run(expert, slice(first, first + len(tokens_N)), tokens_N, spans))
+            blocks.append(_Block(runs[-1:], tokens_N, pairs_N))
+            start += len(tokens_N)
+    return [_whole(runs, pairs, tokens, starts_E1, top_k)] if together else blocks
+
+
+def _whole(runs: Sequence[_Run], pairs_N: Tensor, tokens_N: Tensor, starts_E1: Tensor, top_k: int) -> _Block:
+    """All rows in one block."""
+    row_P = torch.empty_like(pairs_N)
+    row_P[pairs_N] = torch.arange(len(pairs_N), device=pairs_N.device)
+    return _Block(runs, tokens_N, pairs_N, starts_E1, row_P.view(-1, top_k).sort(1).values)
 
 
 class _Pass:
     """One pass over the experts of a layer, there and back."""
 
     def __init__(
-        self, x_TD: Tensor, weight_TK: Tensor, runs: Sequence[_Run], experts: Sequence[Expert], about: Any
+        self, x_TD: Tensor, weight_TK: Tensor, blocks: Sequence[_Block], experts: ExpertProducts, about: Any
     ) -> None:
         groups, layer, self.pause = about
-        self.x_TD, self.weight_TK, self.runs, self.experts = x_TD, weight_TK, runs, experts
-        products = experts[0].gate_up.products
+        self.x_TD, self.weight_TK, self.blocks, self.experts = x_TD, weight_TK, blocks, experts
+        products = experts.experts[0].gate_up.products
         self.adapters = [_ExpertLora(group, layer, products) for group in groups]
 
     def forward(self, *, keep: bool) -> Tensor:
-        """With `keep`, `gate_ups` holds each run's gates and ups afterwards."""
+        """With `keep`, `gate_ups` holds each block's gates and ups afterwards."""
         self.gate_ups: list[Tensor] = []
         sum_TD = torch.zeros(self.x_TD.shape, device=self.x_TD.device)
         for adapter in self.adapters:
             adapter.start(self.x_TD)
-        for run in self.runs:
-            expert, weight_N = self.experts[run.expert], self.weight_TK.flatten()[run.pairs_N]
-            x_ND = self.x_TD.index_select(0, run.tokens_N)
-            gate_up_NO = expert.gate_up.forward(x_ND)
-            for adapter, rows in self._present(run):
-                adapter.gate_up(run, rows, x_ND, gate_up_NO)
+        for block in self.blocks:
+            weight_N = self.weight_TK.flatten()[block.pairs_N]
+            x_ND = self.x_TD.index_select(0, block.tokens_N)
+            gate_up_NO = self.experts.forward(block, "gate_up", x_ND)
+            for run, adapter, rows in self._present(block):
+                adapter.gate_up(run, rows, x_ND[run.rows], gate_up_NO[run.rows])
             inner_NF = gated_silu(gate_up_NO)
-            y_ND = expert.down.forward(inner_NF)
-            for adapter, rows in self._present(run):
-                adapter.down(run, rows, inner_NF, weight_N, y_ND)
-            sum_TD.index_add_(0, run.tokens_N, y_ND.float() * weight_N[:, None])
+            y_ND = self.experts.forward(block, "down", inner_NF)
+            for run, adapter, rows in self._present(block):
+                adapter.down(run, rows, inner_NF[run.rows], weight_N[run.rows], y_ND[run.rows])
+            block.add_up(sum_TD, y_ND, weight_N)
             if keep:
                 self.gate_ups.append(gate_up_NO)
             self.pause()
@@ -106,35 +179,40 @@ class _Pass:
         dweight_P = torch.zeros(self.weight_TK.numel(), device=self.x_TD.device)
         for adapter in self.adapters:
             adapter.start_back(dout_TD)
-        for run, gate_up_NO in zip(self.runs, self.gate_ups, strict=True):
-            expert, weight_N = self.experts[run.expert], self.weight_TK.flatten()[run.pairs_N]
-            dout_ND = dout_TD.index_select(0, run.tokens_N)
+        for block, gate_up_NO in zip(self.blocks, self.gate_ups, strict=True):
+            weight_N = self.weight_TK.flatten()[block.pairs_N]
+            dout_ND = dout_TD.index_select(0, block.tokens_N)
             inner_NF = gated_silu(gate_up_NO)
-            dinner_NF = expert.down.input_grad(dout_ND)  # of the expert's result by itself, not yet weighed
-            for adapter, rows in self._present(run):
-                adapter.down_back(run, rows, inner_NF, weight_N, dout_ND, dinner_NF)
-            dweight_P[run.pairs_N] = (dinner_NF.float() * inner_NF.float()).sum(-1)
+            # Of the expert's result by itself, not yet weighed.
+            dinner_NF = self.experts.input_grad(block, "down", dout_ND)
+            for run, adapter, rows in self._present(block):
+                at = run.rows
+                adapter.down_back(run, rows, inner_NF[at], weight_N[at], dout_ND[at], dinner_NF[at])
+            dweight_P[block.pairs_N] = (dinner_NF.float() * inner_NF.float()).sum(-1)
             dinner_NF = (dinner_NF.float() * weight_N[:, None]).to(dinner_NF.dtype)
             dgate_up_NO = gated_silu_backward(gate_up_NO, dinner_NF)
-            dx_ND = expert.gate_up.input_grad(dgate_up_NO)
-            for adapter, rows in self._present(run):
-                adapter.gate_up_back(run, rows, self.x_TD, dgate_up_NO, dx_ND)
-            dx_TD.index_add_(0, run.tokens_N, dx_ND.float())
+            dx_ND = self.experts.input_grad(block, "gate_up", dgate_up_NO)
+            for run, adapter, rows in self._present(block):
+                adapter.gate_up_back(run, rows, self.x_TD, dgate_up_NO[run.rows], dx_ND[run.rows])
+            block.add_up(dx_TD, dx_ND)
             self.pause()
         dx = dx_TD.to(self.x_TD.dtype)
         for adapter in self.adapters:
             adapter.finish_back(self.x_TD, dx)
         return dx, dweight_P.view(self.weight_TK.shape)
 
-    def _present(self, run: _Run) -> list[tuple[_ExpertLora, slice]]:
-        pairs = zip(self.adapters, run.spans, strict=True)
-        return [(adapter, rows) for adapter, rows in pairs if rows.stop > rows.start]
+    def _present(self, block: _Block) -> Iterator[tuple[_Run, _ExpertLora, slice]]:
+        """The adapters that a block's rows have, run by run, and which of the run's rows have them."""
+        for run in block.runs:
+            for adapter, rows in zip(self.adapters, run.spans, strict=True):
+                if rows.stop > rows.start:
+                    yield run, adapter, rows
 
 
 class _Experts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, weight_TK: Tensor, runs: Any, experts: Any, about: Any) -> Tensor:
-        ctx.work = _Pass(x_TD, weight_TK, runs, experts, about)
+    def forward(ctx: Any, x_TD: Tensor, weight_TK: Tensor, blocks: Any, experts: Any, about: Any) -> Tensor:
+        ctx.work = _Pass(x_TD, weight_TK, blocks, experts, about)
         out_TD = ctx.work.forward(keep=True)
         return out_TD
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from loreloop.model.packed import PackedWeight
+from loreloop.model.packed import PackedGroup, PackedWeight
 
 PACKED_ROWS = 512  # the batch that packed weights are laid out for; others gain as much
 
@@ -133,9 +133,10 @@ class BaseLinear:
         self.weight = weight
         self.bias_O = bias_O
         self.products = products
+        self._alone = PackedGroup.of([weight], exact=products.exact_rows)
         self.forward: Callable[[Tensor], Tensor]  # (T, I) → (T, O)
         if isinstance(weight, PackedWeight):
-            self.forward = weight.product(bias_O, products.linear)
+            self.forward = weight.product(bias_O, products.linear, self._alone)
         else:
             self.forward = products.frozen(weight, bias_O)
 
@@ -157,4 +158,6 @@ class BaseLinear:
         return rows_of(self.weight, index_N)
 
     def input_grad(self, dy_TO: Tensor) -> Tensor:
+        if self._alone is not None and self._alone.serves(dy_TO):
+            return self._alone.input_grad(dy_TO)
         return self.products.matmul(dy_TO, self.weight_OI.to(dy_TO.dtype))

@@ -165,7 +165,7 @@ class _Places:
         if self.packing and weight.bits and packable(weight.shape, starts):
             offsets = self.packing.offsets and weight.bits == 4
             d_out, d_in = weight.shape
-            return PackedWeight.empty((d_out, d_in), weight.bits, self.packing.dtype, offsets=offsets)
+            return PackedWeight.empty((d_out, d_in), weight.bits, self.packing.dtype, self.device, offsets=offsets)
         return torch.empty(weight.shape, dtype=torch.float32 if weight.fp32 else self.dtype, device=self.device)
 
     def _published_room(self, weight: Weight, starts: Sequence[int]) -> PackedWeight:
@@ -176,7 +176,7 @@ class _Places:
                 "all are or none, and outputs come in whole sixteens."
             )
         d_out, d_in = weight.shape
-        return PackedWeight.empty((d_out, d_in), 4, torch.bfloat16)
+        return PackedWeight.empty((d_out, d_in), 4, torch.bfloat16, self.device)
 
     def put(self, name: str, tensor: Tensor) -> None:
         if name == self.tied_head or name.startswith(self.ignored):

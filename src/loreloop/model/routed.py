@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from loreloop.model.decoder import Attend, GatedFeedForward
-from loreloop.model.experts import Expert, experts_sum
+from loreloop.model.experts import Expert, ExpertProducts, experts_sum
 from loreloop.model.linear import BaseLinear
 from loreloop.model.lora import Adapters
 from loreloop.model.rope import Rope
@@ -60,8 +60,9 @@ class RoutedFeedForward:
 
     def __init__(self, layer: int, router: Router, experts: Sequence[Expert], shared: GatedFeedForward | None) -> None:
         self.layer, self.router, self.experts, self.shared = layer, router, experts, shared
+        self._products = ExpertProducts(experts)
 
     def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:
         ids_TK, weight_TK = self.router(x_TD, lora)
-        sum_TD = experts_sum(x_TD, weight_TK, ids_TK, self.experts, lora, self.layer)
+        sum_TD = experts_sum(x_TD, weight_TK, ids_TK, self._products, lora, self.layer)
         return sum_TD if self.shared is None else sum_TD + self.shared(x_TD, rope, attend, lora)

@@ -1,0 +1,25 @@
+"""Tests of Triton kernels run on a GPU as they are, else in Triton's interpreter: a process decides at its start."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from loreloop.kernels import sheets
+
+pytest.importorskip("triton")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+runs_here = pytest.mark.skipif(not sheets.serve(DEVICE), reason="no GPU; runs in the interpreter instead")
+
+
+def run_in_the_interpreter(file: str) -> None:
+    """All tests of a file."""
+    if sheets.serve(DEVICE):
+        pytest.skip("they run by themselves")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    assert " passed" in run.stdout
