@@ -115,7 +115,7 @@ def test_the_size_is_in_the_head(monkeypatch):
 def test_a_request_of_too_many_pixels_is_refused_before_any_is_decoded(monkeypatch):
     images = {ImageChunk(png(900, 900), "png"): "The first", ImageChunk(png(900, 800), "png"): "The second"}
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("the body was decoded"))
-    with pytest.raises(BadRequest, match="The second: .* over 1000000 pixels"):
+    with pytest.raises(BadRequest, match=r"The second: .* over 1000000 pixels"):
         _check_all(images, RULES, LimitConfig(image_megapixels=1, request_megapixels=1), WIRE_FORMATS)
 
 

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from gguf import GGUFReader
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loreloop.cli.main import cli
@@ -145,6 +145,34 @@ def test_the_command_exports_once(tmp_path):
     assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
     with pytest.raises(BadRequest, match="exists already"):
         CliRunner().invoke(cli, arguments, catch_exceptions=False)
+
+
+def test_a_merged_folder_holds_no_other_weights(tmp_path):
+    base = make_tiny_model(tmp_path / "base")
+    adapter(base, tmp_path / "a", unembed=False)
+    for name in (
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "model.gguf",
+        "adapter_config.json",
+        "merges.txt",
+    ):
+        (base / name).write_text("{}")
+    export(base, tmp_path / "a", tmp_path / "out", "merged", "some/base")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    settings = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "merges.txt"}
+    assert names == settings | {"model.safetensors"}
+
+
+def test_a_weight_that_the_base_lacks_cannot_be_changed(tmp_path):
+    base = make_tiny_model(tmp_path / "base")
+    view = adapter(base, tmp_path / "a", unembed=False)
+    tensors = load_file(base / "model.safetensors")
+    del tensors["model.layers.0.mlp.down_proj.weight"]
+    save_file(tensors, base / "model.safetensors")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BadRequest, match=r"lacks 1 weights.*down_proj"):
+        merge(base, tmp_path / "out", view)
 
 
 def test_an_adapter_of_another_base_is_refused_and_leaves_nothing(tmp_path):
