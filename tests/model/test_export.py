@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from loreloop.cli.main import cli
 from loreloop.model.export import export, merge
 from loreloop.model.gguf import convert
+from loreloop.model.gguf_out import write_gguf
 from loreloop.model.load import read_spec
 from loreloop.model.lora import UNEMBED, AdapterView, LoraBatch, LoraGroup, LoraLayout
 from loreloop.model.peft import WEIGHTS_FILE, read_adapter, write_adapter
@@ -145,6 +146,36 @@ def test_the_command_exports_once(tmp_path):
     assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
     with pytest.raises(BadRequest, match="exists already"):
         CliRunner().invoke(cli, arguments, catch_exceptions=False)
+
+
+def think(base, **fields):
+    """One more added token in a folder's tokenizer."""
+    token = {"id": 511, "content": "<think>", "special": False, "normalized": False}
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    spare = {name: index for name, index in tokenizer["model"]["vocab"].items() if index != 511}
+    tokenizer["model"]["vocab"] = spare
+    tokenizer["added_tokens"].append(token | {"single_word": False, "lstrip": False, "rstrip": False} | fields)
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def test_added_tokens_go_into_gguf_by_their_kind(tmp_path):
+    base = make_tiny_model(tmp_path)
+    think(base)
+    write_gguf(base, tmp_path / "x.gguf")
+    fields = GGUFReader(str(tmp_path / "x.gguf")).fields
+    assert fields["tokenizer.ggml.tokens"].contents()[511] == "<think>"
+    assert fields["tokenizer.ggml.token_type"].contents()[511] == gguf.TokenType.USER_DEFINED
+    assert fields["tokenizer.ggml.token_type"].contents()[0] == gguf.TokenType.CONTROL
+
+
+def test_ids_that_the_model_lacks_and_folders_without_a_tokenizer_give_no_gguf(tmp_path):
+    base = make_tiny_model(tmp_path)
+    think(base, id=600)
+    with pytest.raises(BadRequest, match="the id 600"):
+        write_gguf(base, tmp_path / "x.gguf")
+    (base / "tokenizer.json").unlink()
+    with pytest.raises(BadRequest, match=r"tokenizer\.json cannot be read"):
+        write_gguf(base, tmp_path / "x.gguf")
 
 
 def test_a_merged_folder_holds_no_other_weights(tmp_path):
