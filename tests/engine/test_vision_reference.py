@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from loreloop.engine.images import ImageTable
 from loreloop.protocol.sampling import PromptScores
 from tests.engine.sample_rig import floats, make_sampler, one
 from tests.engine.test_train_reference import named_gradients
-from tests.engine.train_rig import Rig, random_tokens, relative_error, train_pass
+from tests.engine.train_rig import CPU, Rig, random_tokens, relative_error, train_pass
 from tests.engine.vision_rig import VisionReference, image, sample_of, text, vision_datum
 from tests.tiny_vision import make_tiny_vision_model, picture
 
@@ -124,6 +125,14 @@ def test_images_that_claim_one_place_are_kept_apart(case):
     twin = table._first_id(ours.key[:8] + b"another image, found by trying")
     assert twin != ours.first_id
     assert table._first_id(ours.key) == ours.first_id
+
+
+def test_ids_of_images_follow_from_a_secret(case):
+    vision, chunks = case[0].images.vision, (image(WIDE),)
+    first, again, other = (ImageTable(vision, CPU, 1 << 20, secret) for secret in (b"a", b"a", b"b"))
+    ids = first.lay_out(chunks).tokens[0]
+    assert again.lay_out(chunks).tokens[0] == ids
+    assert other.lay_out(chunks).tokens[0] != ids
 
 
 def test_another_image_gives_another_answer(case):

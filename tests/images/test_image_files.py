@@ -14,7 +14,9 @@ from PIL import Image
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from loreloop.images.check import CHAT_FORMATS, WIRE_FORMATS, check_kind, checked
+from loreloop.config import LimitConfig
+from loreloop.http.pictures import _check_all
+from loreloop.images.check import CHAT_FORMATS, WIRE_FORMATS, check_kind, checked, chunk_cut
 from loreloop.images.files import ImageLimits, image_size, kind_of, read_image
 from loreloop.images.pixels import pixels_CHW
 from loreloop.images.sizes import cut_of
@@ -93,6 +95,30 @@ def test_what_cannot_be_seen_is_refused_by_name(name):
         check(chunk)
 
 
+def test_a_png_s_body_is_read_once_and_must_be_whole():
+    good = picture(200, 200)
+    at = good.index(b"IDAT") + 2000
+    damaged = good[:at] + bytes([good[at] ^ 0x55]) + good[at + 1 :]
+    assert image_size(damaged, LIMITS) == (200, 200)
+    with pytest.raises(BadRequest, match="cannot be decoded"):
+        check(ImageChunk(damaged, "png"))
+
+
+def test_the_size_is_in_the_head(monkeypatch):
+    data = saved(
+        Image.open(io.BytesIO(GOOD)), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    )
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("the body was decoded"))
+    assert image_size(data, LIMITS) == (40, 70)
+
+
+def test_a_request_of_too_many_pixels_is_refused_before_any_is_decoded(monkeypatch):
+    images = {ImageChunk(png(900, 900), "png"): "The first", ImageChunk(png(900, 800), "png"): "The second"}
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("the body was decoded"))
+    with pytest.raises(BadRequest, match=r"The second: .* over 1000000 pixels"):
+        _check_all(images, RULES, LimitConfig(image_megapixels=1, request_megapixels=1), WIRE_FORMATS)
+
+
 def test_an_animated_webp_is_refused_a_still_one_seen():
     with pytest.raises(BadRequest, match="animated"):
         check(ImageChunk(frames(3, "webp"), "webp"), CHAT_FORMATS)
@@ -133,11 +159,12 @@ def test_pixels_are_those_of_published_processors(size):
     image = Image.open(io.BytesIO(chunk.data))
     if max(size) / min(size) < 50:
         theirs = LlavaImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-        own = pixels_CHW(chunk, ImageRules(3, LLAVA), LIMITS)
+        rules = ImageRules(3, LLAVA)
+        own = pixels_CHW(chunk, chunk_cut(chunk, rules, LIMITS), rules, LIMITS)
         assert np.array_equal(own, theirs(image)["pixel_values"][0])
     qwen = {"size": {"shortest_edge": QWEN.min_pixels, "longest_edge": QWEN.max_pixels}, "patch_size": 16}
     theirs = Qwen2VLImageProcessorPil(**qwen, image_mean=HALF, image_std=HALF)(image)
-    own = pixels_CHW(chunk, RULES, LIMITS)
+    own = pixels_CHW(chunk, chunk_cut(chunk, RULES, LIMITS), RULES, LIMITS)
     assert (theirs["image_grid_thw"][0] * 16).tolist() == [16, own.shape[1], own.shape[2]]
     patches = own.reshape(3, own.shape[1] // 32, 2, 16, own.shape[2] // 32, 2, 16).transpose(1, 4, 2, 5, 0, 3, 6)
     assert np.array_equal(np.stack((patches, patches), 5).reshape(-1, 1536), theirs["pixel_values"])
@@ -159,7 +186,7 @@ def test_sizes_are_those_of_the_published_rule(width, height):
 def test_dimensions_that_override():
     chunk = check(ImageChunk(GOOD, "png", width=128, height=64))
     assert len(chunk) == 8
-    assert pixels_CHW(chunk, RULES, LIMITS).shape == (3, 64, 128)
+    assert pixels_CHW(chunk, chunk_cut(chunk, RULES, LIMITS), RULES, LIMITS).shape == (3, 64, 128)
 
 
 @settings(deadline=None, max_examples=300)

@@ -10,10 +10,13 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from loreloop.model.export import merge
 from loreloop.model.linear import FastProducts
 from loreloop.model.load import load_decoder, read_spec
+from loreloop.model.lora import AdapterView, LoraLayout
 from loreloop.model.packed import PackedWeight
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.training import LoraSpec
 from tests.engine.train_rig import CPU, Rig, datum, train_pass
 from tests.model.plain import load, logprobs, tokens
 from tests.tiny import make_tiny_model
@@ -102,6 +105,21 @@ def test_in_bf16_packed_and_unpacked_agree_to_rounding(made):
     assert (packed - values).abs().mean() <= 0.05
 
 
+def test_an_adapter_is_merged_into_the_unpacked_values(made, tmp_path):
+    layout = LoraLayout(read_spec(made[0]), LoraSpec(3, 7, train_unembed=False))
+    view = AdapterView(layout, 0.05 * torch.randn(layout.size, generator=torch.Generator().manual_seed(7)))
+    merged = []
+    for name, folder in zip(("packed", "values"), made, strict=True):
+        (tmp_path / name).mkdir()
+        merge(folder, tmp_path / name, view)
+        merged.append({n: t.bfloat16() for n, t in load_file(tmp_path / name / WEIGHTS).items()})
+        assert "quantization_config" not in json.loads((tmp_path / name / "config.json").read_text())
+    assert merged[0].keys() == merged[1].keys()
+    for name, tensor in merged[0].items():
+        assert torch.equal(tensor, merged[1][name]), name
+    load(tmp_path / "packed")
+
+
 def test_shards_may_tear_a_weight_s_parts_apart(made, tmp_path):
     packed, _ = made
     folder = shutil.copytree(packed, tmp_path / "torn")
@@ -130,6 +148,8 @@ PART = "model.layers.1.mlp.experts.0.gate_proj.weight"
         (lambda t: t.update({f"{PART}_scale": t[f"{PART}_scale"][:, :1]}), "packed codes are"),
         (lambda t: t.update({f"{PART}_scale": t[f"{PART}_scale"].float()}), "bfloat16 is read"),
         (lambda t: t.update({f"{PART}_shape": torch.tensor([64, 32])}), "packed codes are"),
+        (lambda t: t.update({f"{PART}_shape": torch.tensor(5)}), "packed codes are"),
+        (lambda t: t.update({f"{PART}_scale": t[f"{PART}_scale"] * torch.nan}), "not finite"),
         (
             lambda t: [t.update({n.replace("experts.0", "experts.9"): t[n]}) for n in list(t) if PART in n],
             "fits no weight",

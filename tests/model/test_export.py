@@ -10,12 +10,13 @@ import torch
 from click.testing import CliRunner
 from gguf import GGUFReader
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loreloop.cli.main import cli
 from loreloop.model.export import export, merge
 from loreloop.model.gguf import convert
+from loreloop.model.gguf_out import write_gguf
 from loreloop.model.load import read_spec
 from loreloop.model.lora import UNEMBED, AdapterView, LoraBatch, LoraGroup, LoraLayout
 from loreloop.model.peft import WEIGHTS_FILE, read_adapter, write_adapter
@@ -145,6 +146,64 @@ def test_the_command_exports_once(tmp_path):
     assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
     with pytest.raises(BadRequest, match="exists already"):
         CliRunner().invoke(cli, arguments, catch_exceptions=False)
+
+
+def think(base, **fields):
+    """One more added token in a folder's tokenizer."""
+    token = {"id": 511, "content": "<think>", "special": False, "normalized": False}
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    spare = {name: index for name, index in tokenizer["model"]["vocab"].items() if index != 511}
+    tokenizer["model"]["vocab"] = spare
+    tokenizer["added_tokens"].append(token | {"single_word": False, "lstrip": False, "rstrip": False} | fields)
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def test_added_tokens_go_into_gguf_by_their_kind(tmp_path):
+    base = make_tiny_model(tmp_path)
+    think(base)
+    write_gguf(base, tmp_path / "x.gguf")
+    fields = GGUFReader(str(tmp_path / "x.gguf")).fields
+    assert fields["tokenizer.ggml.tokens"].contents()[511] == "<think>"
+    assert fields["tokenizer.ggml.token_type"].contents()[511] == gguf.TokenType.USER_DEFINED
+    assert fields["tokenizer.ggml.token_type"].contents()[0] == gguf.TokenType.CONTROL
+
+
+def test_ids_that_the_model_lacks_and_folders_without_a_tokenizer_give_no_gguf(tmp_path):
+    base = make_tiny_model(tmp_path)
+    think(base, id=600)
+    with pytest.raises(BadRequest, match="the id 600"):
+        write_gguf(base, tmp_path / "x.gguf")
+    (base / "tokenizer.json").unlink()
+    with pytest.raises(BadRequest, match=r"tokenizer\.json cannot be read"):
+        write_gguf(base, tmp_path / "x.gguf")
+
+
+def test_a_merged_folder_holds_no_other_weights(tmp_path):
+    base = make_tiny_model(tmp_path / "base")
+    adapter(base, tmp_path / "a", unembed=False)
+    for name in (
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "model.gguf",
+        "adapter_config.json",
+        "merges.txt",
+    ):
+        (base / name).write_text("{}")
+    export(base, tmp_path / "a", tmp_path / "out", "merged", "some/base")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    settings = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "merges.txt"}
+    assert names == settings | {"model.safetensors"}
+
+
+def test_a_weight_that_the_base_lacks_cannot_be_changed(tmp_path):
+    base = make_tiny_model(tmp_path / "base")
+    view = adapter(base, tmp_path / "a", unembed=False)
+    tensors = load_file(base / "model.safetensors")
+    del tensors["model.layers.0.mlp.down_proj.weight"]
+    save_file(tensors, base / "model.safetensors")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BadRequest, match=r"lacks 1 weights.*down_proj"):
+        merge(base, tmp_path / "out", view)
 
 
 def test_an_adapter_of_another_base_is_refused_and_leaves_nothing(tmp_path):

@@ -156,6 +156,52 @@ def test_a_rank_that_contradicts_the_tensors_is_refused(llama, tmp_path):
         read_adapter(folder, read_spec(llama), torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [("deepseek_v3", "q_a_proj"), ("deepseek_v3", "kv_a_proj_with_mqa"), ("mixtral", ".mlp.experts.")],
+)
+@pytest.mark.parametrize("form", ["shared_outer", "per_expert"])
+def test_another_tool_s_adapter_of_some_parts_is_read(tmp_path, family, part, form):
+    spec = read_spec(make_tiny_model(tmp_path / "base", family))
+    layout = LoraLayout(spec, LoraSpec(3, 0, train_unembed=False, experts=form))
+    view = AdapterView(layout, torch.randn(layout.size, generator=torch.Generator().manual_seed(1)))
+    own = {name: tensor.clone() for name, tensor in named_tensors(view) if part in name}
+    save_file(own, tmp_path / WEIGHTS_FILE)
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({"r": 3, "lora_alpha": 32, "target_modules": ["any"]}))
+    read = dict(named_tensors(read_adapter(tmp_path, spec, torch.float32)))
+    assert all(torch.equal(read[name], tensor) for name, tensor in own.items())
+    assert not any(bool(tensor.any()) for name, tensor in read.items() if name not in own)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"r": "3"},
+        {"r": None},
+        {"r": 0},
+        {"loreloop": [1]},
+        {"loreloop": "x"},
+        {"loreloop": {"seed": "x"}},
+        {"loreloop": {"seed": 0, "train_mlp": "no"}},
+        {"loreloop": {"seed": 0, "experts": "banana"}},
+    ],
+    ids=str,
+)
+def test_configurations_of_other_types_are_refused(llama, tmp_path, change):
+    folder = written(tmp_path, random_view(llama))
+    configure(folder, **change)
+    with pytest.raises(BadRequest):
+        read_adapter(folder, read_spec(llama), torch.float32)
+
+
+def test_what_changes_nothing_or_is_no_object_is_no_adapter(llama, tmp_path):
+    save_file({}, tmp_path / WEIGHTS_FILE)
+    for text in ("[1]", "5", '{"r": 3, "lora_alpha": 32}'):
+        (tmp_path / CONFIG_FILE).write_text(text)
+        with pytest.raises(BadRequest, match=r"no JSON object|changes neither"):
+            read_adapter(tmp_path, read_spec(llama), torch.float32)
+
+
 @pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
 def test_a_folder_that_lacks_a_file_is_refused(llama, tmp_path, file):
     folder = written(tmp_path, random_view(llama))

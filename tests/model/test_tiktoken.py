@@ -70,6 +70,46 @@ def test_special_tokens_keep_their_ids_and_gaps_are_reserved(made):
     assert own.token_to_id(f"<|reserved_token_{n_base + 7}|>") == n_base + 7
 
 
+def bytes_alone(folder, **added):
+    """A folder whose vocabulary is single bytes."""
+    lines = [b"%s %d" % (base64.b64encode(bytes([byte])), byte) for byte in range(256)]
+    (folder / "tiktoken.model").write_bytes(b"\n".join(lines))
+    settings = {"tokenizer_class": "TikTokenTokenizer", "added_tokens_decoder": added}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    convert_tiktoken(folder)
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def test_added_tokens_that_are_not_special_show(tmp_path):
+    added = {"256": {"content": "[BOS]", "special": True}, "257": {"content": "<think>", "special": False}}
+    own = bytes_alone(tmp_path, **added)
+    ids = own.encode("[BOS]<think>a").ids
+    assert ids == [256, 257, 97]
+    assert own.decode(ids, skip_special_tokens=True) == "<think>a"
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"256": {"content": "<a>"}, "257": {"content": "<a>"}, "258": {"content": "<b>"}},
+        {"256": {"content": "a"}, "257": {"content": "<b>"}},
+        {"5": {"content": "<b>"}},
+        {"999999999": {"content": "<b>"}},
+        {"256": {"name": "<b>"}},
+        {"256": "<b>"},
+    ],
+)
+def test_names_that_would_shift_ids_are_refused(tmp_path, added):
+    with pytest.raises(BadRequest, match=r"tokenizer_config|added_tokens_decoder"):
+        bytes_alone(tmp_path, **added)
+
+
+def test_a_vocabulary_without_settings_is_refused(made, tmp_path):
+    (tmp_path / "tiktoken.model").write_bytes((made[0] / "tiktoken.model").read_bytes())
+    with pytest.raises(BadRequest, match=r"tokenizer_config\.json"):
+        convert_tiktoken(tmp_path)
+
+
 @pytest.mark.parametrize("damage", [b"", b"IQ== 0", b"no base64! 3", b"IQ==\n"])
 def test_other_files_are_refused(made, tmp_path, damage):
     (tmp_path / "tiktoken.model").write_bytes(damage)

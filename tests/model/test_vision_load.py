@@ -107,6 +107,27 @@ def test_towers_keep_the_precision_asked_for(folder):
     assert all(b.dtype != torch.bfloat16 for b in vision.tower.parts.buffers())
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_a_configuration_chooses_no_kernels(made, folder, key):
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"][key] = config[key] = "someone/their-kernel"
+    (folder / "config.json").write_text(json.dumps(config))
+    tower = load_vision(folder, dtype=torch.float32, device=CPU).tower.parts["tower"]
+    assert tower.config._attn_implementation == "sdpa"
+
+
+def test_a_tower_that_cannot_be_run_is_refused_when_it_is_loaded(made, folder):
+    config = json.loads((folder / "config.json").read_text())
+    change = (
+        {"vision_feature_layer": 99}
+        if made[0] == "llava"
+        else {"text_config": config["text_config"] | {"hidden_size": 32}}
+    )
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(BadRequest, match="vision tower of"):
+        load_vision(folder, dtype=torch.float32, device=CPU)
+
+
 def test_llava_as_published():
     """The configuration of llava-1.5-7b, which leaves out what is Llama's default."""
     config = {

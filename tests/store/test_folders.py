@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath
-from loreloop.store.files import Files, delete
+from loreloop.store.files import Files, delete, read_secret
 
 
 def filled(folder: Path, *names: str) -> Path:
@@ -25,6 +25,15 @@ def contents(folder: Path) -> dict[str, str]:
 
 def checkpoint(name: str, kind: CheckpointKind = CheckpointKind.TRAINING) -> CheckpointPath:
     return CheckpointPath("5f0c:train:0", kind, name)
+
+
+def test_a_secret_is_made_once_and_read_by_the_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / "journal" / "secret"
+    first = read_secret(file)
+    assert len(first) == 32
+    assert read_secret(file) == first
+    assert file.stat().st_mode & 0o077 == 0
+    assert [path.name for path in file.parent.iterdir()] == ["secret"]
 
 
 def test_every_checkpoint_has_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     from loreloop.protocol.errors import UserError
     from loreloop.protocol.link import Hello, Shutdown
     from loreloop.scheduler.loop import Scheduler
+    from loreloop.store.files import read_secret
     from loreloop.text.grammar import Grammars
     from loreloop.text.stops import StopMatcher
     from loreloop.text.tokenizer import TextTokenizer
@@ -44,7 +45,8 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
             return refuse
 
     try:
-        engine = LocalEngine(plan.config.engine, base_model, folder, plan.run_folder / "spilled" / place, grammars)
+        secret, work_dir = read_secret(data / "journal" / "secret"), plan.run_folder / "spilled" / place
+        engine = LocalEngine(plan.config.engine, base_model, folder, work_dir, grammars, secret=secret)
         tokenizer = TextTokenizer(folder)
     except UserError as error:
         print(f"loreloop: {error.message}", file=sys.stderr)

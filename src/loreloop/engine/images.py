@@ -54,11 +54,12 @@ class TokenSequence:
 
 
 class ImageTable:
-    """The images that one engine has seen. Without `vision` it refuses them."""
+    """The images that one engine has seen. Without `vision` it refuses them. `secret` outlives the engine."""
 
-    def __init__(self, vision: Vision | None, device: torch.device, max_bytes: int) -> None:
-        self.vision, self.device, self.max_bytes = vision, device, max_bytes
+    def __init__(self, vision: Vision | None, device: torch.device, max_bytes: int, secret: bytes = b"") -> None:
+        self.vision, self.device, self.max_bytes, self.secret = vision, device, max_bytes, secret
         self.owners: OrderedDict[int, bytes] = OrderedDict()  # by first id
+        self.cuts: OrderedDict[bytes, Cut] = OrderedDict()
         self.features: OrderedDict[bytes, ImageFeatures] = OrderedDict()
         self.n_computed = 0  # runs of the tower
 
@@ -105,18 +106,23 @@ class ImageTable:
     def _place(self, chunk: ImageChunk) -> PlacedImage:
         if self.vision is None:
             raise BadRequest("There is an image, but this base model takes text only.")
-        cut = chunk_cut(chunk, self.vision.rules, UNBOUNDED)
+        override = b"%d %d " % (chunk.width or 0, chunk.height or 0)
+        key = hashlib.blake2b(override + chunk.data, digest_size=32, key=self.secret).digest()
+        cut = self.cuts.pop(key, None) or chunk_cut(chunk, self.vision.rules, UNBOUNDED)
+        self.cuts[key] = cut
+        if len(self.cuts) > KNOWN_IMAGES:
+            self.cuts.popitem(last=False)
         if chunk.expected_tokens not in (None, cut.n_tokens):
             raise BadRequest(
                 f"An image is {cut.n_tokens} tokens for this model; {chunk.expected_tokens} were expected."
             )
-        key = hashlib.sha256(b"%d %d " % (chunk.width or 0, chunk.height or 0) + chunk.data).digest()
         return PlacedImage(key, self._first_id(key), chunk, cut)
 
     def _first_id(self, key: bytes) -> int:
         """Made from the image's hash, so that an engine that executes a batch again packs it as it was.
 
-        Two images in one place are as good as impossible, unless somebody looks for them: then the later one moves.
+        The hash is keyed, so that nobody can look for two images in one place; where chance finds them, the later one
+        moves.
         """
         number = int.from_bytes(key[:8], "big") >> 1 + TOKEN_BITS
         while self.owners.setdefault(first_id := -(number + 1) << TOKEN_BITS, key) != key:
@@ -137,9 +143,9 @@ class ImageTable:
     def _features(self, image: PlacedImage) -> ImageFeatures:
         assert self.vision is not None
         if image.key not in self.features:
-            pixels = torch.from_numpy(pixels_CHW(image.chunk, self.vision.rules, UNBOUNDED)).to(self.device)
+            pixels = pixels_CHW(image.chunk, image.cut, self.vision.rules, UNBOUNDED)
             with torch.no_grad():
-                self.features[image.key] = self.vision.tower(pixels)
+                self.features[image.key] = self.vision.tower(torch.from_numpy(pixels).to(self.device))
             self.n_computed += 1
             while len(self.features) > 1 and sum(f.n_bytes for f in self.features.values()) > self.max_bytes:
                 self.features.popitem(last=False)

@@ -52,7 +52,8 @@ MOST_SPREAD = 4
 
 
 class LocalEngine:
-    """Loads `folder` and is ready. `work_dir` takes the models that do not fit into memory."""
+    """Loads `folder` and is ready. `work_dir` takes the models that do not fit into memory; a `secret` that clients do
+    not know keeps them from making images that are taken for others."""
 
     def __init__(
         self,
@@ -61,6 +62,8 @@ class LocalEngine:
         folder: Path,
         work_dir: Path,
         grammars: Callable[[EngineInfo], Constrain] | None = None,
+        *,
+        secret: bytes = b"",
     ) -> None:
         self.config, self.base_model = config, base_model
         n_threads = config.threads or len(os.sched_getaffinity(0))
@@ -72,7 +75,7 @@ class LocalEngine:
         quantize = config.quantize == "int4"
         self.decoder = load_decoder(folder, dtype=dtype, device=device, products=products, quantize=quantize)
         vision = load_vision(folder, dtype=dtype, device=device)
-        self.images = ImageTable(vision, device, config.image_cache_mib << 20)
+        self.images = ImageTable(vision, device, config.image_cache_mib << 20, secret)
         spec = self.decoder.spec
         head = Head(self.decoder, fixed_rows=config.deterministic)
         n_pages = max(1, (config.kv_cache_mib << 20) // page_bytes(spec, config.page_tokens, dtype))

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -120,17 +121,25 @@ def _check_all(
 ) -> list[ImageChunk]:
     bounds = ImageLimits(limits.image_mib << 20, limits.image_megapixels * 1_000_000)
     most, n_pixels = limits.request_megapixels * 1_000_000, 0
-    found: list[ImageChunk] = []
-    for image, where in images.items():
-        try:
+    for image, where in images.items():  # by their heads; nothing is decoded of a request that is too large
+        with _standing_at(where):
             check_kind(image, formats)
             n_pixels += math.prod(image_size(image.data, bounds))
             if n_pixels > most:
                 raise BadRequest(f"The request's images have over {most} pixels together; send fewer or smaller ones.")
+    found: list[ImageChunk] = []
+    for image, where in images.items():
+        with _standing_at(where):
             found.append(checked(image, rules, bounds))
-        except BadRequest as error:
-            raise BadRequest(f"{where}: {error.message}") from None
     return found
+
+
+@contextlib.contextmanager
+def _standing_at(where: str) -> Iterator[None]:
+    try:
+        yield
+    except BadRequest as error:
+        raise BadRequest(f"{where}: {error.message}") from None
 
 
 def _of_data_url(url: str) -> ImageChunk:

@@ -98,8 +98,11 @@ def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> int:
+    """The orientation in the file's head. (`image.getexif` would decode a PNG to look behind its pixels, too.)"""
+    exif = Image.Exif()
     try:
-        return int(image.getexif().get(ORIENTATION, 1))
+        exif.load(image.info.get("exif") or b"")
+        return int(exif.get(ORIENTATION, 1))
     except DAMAGED:  # what a camera noted is no part of the picture
         return 1
 

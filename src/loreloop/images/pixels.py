@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from loreloop.images.check import chunk_cut
 from loreloop.images.files import ImageLimits, read_image
+from loreloop.images.sizes import Cut
 from loreloop.protocol.images import FixedGrid, ImageRules
 from loreloop.protocol.training import ImageChunk
 
 
-def pixels_CHW(chunk: ImageChunk, rules: ImageRules, limits: ImageLimits) -> NDArray[np.float32]:
-    image, cut = read_image(chunk.data, limits), chunk_cut(chunk, rules, limits)
+def pixels_CHW(chunk: ImageChunk, cut: Cut, rules: ImageRules, limits: ImageLimits) -> NDArray[np.float32]:
+    image = read_image(chunk.data, limits)
     resample = Image.Resampling(rules.resample)
     if chunk.width is not None and chunk.height is not None:
         image = image.resize((chunk.width, chunk.height), resample)

@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from loreloop.model.packed import PackedWeight
+from loreloop.kernels.packed import GROUP
+from loreloop.model.packed import ZERO_CODE, PackedWeight
 from loreloop.model.tensor_file import write_tensors
 from loreloop.protocol.errors import BadRequest
 
@@ -29,6 +30,27 @@ class Blocks:
     code_OI: Tensor
     scale_OG: Tensor
     offset_OG: Tensor | None
+
+    def dense(self) -> Tensor:
+        """The weight (O, I), bf16."""
+        zero = ZERO_CODE if self.offset_OG is None and self.code_OI.dtype == torch.uint8 else 0
+        value_OGI = (self.code_OI.float() - zero).unflatten(1, (-1, GROUP)) * self.scale_OG.float()[:, :, None]
+        if self.offset_OG is not None:
+            value_OGI += self.offset_OG.float()[:, :, None]
+        return value_OGI.flatten(1).to(torch.bfloat16)
+
+    def defect(self, weight: PackedWeight) -> str | None:
+        """Why they cannot fill a weight of their shape; None if they can."""
+        place = weight.codes
+        if self.code_OI.dtype != place.codes.dtype or (self.offset_OG is None) != (place.offsets is None):
+            return f"its codes are {self.code_OI.dtype}, with{'out' if self.offset_OG is None else ''} offsets"
+        wanted = (place.d_out, place.d_in // GROUP)
+        for part in (self.scale_OG, self.offset_OG):
+            if part is not None and (part.shape != wanted or part.dtype != place.scales.dtype):
+                return f"scales are {list(part.shape)} {part.dtype}, not {list(wanted)} {place.scales.dtype}"
+            if part is not None and not bool(part.isfinite().all()):
+                return "some scales are not finite"
+        return None
 
     def fill(self, weight: PackedWeight) -> None:
         weight.fill(self.code_OI, self.scale_OG, self.offset_OG)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loreloop.kernels.packed import GROUP
 from loreloop.model.blocks import Blocks
+from loreloop.model.float8 import is_float8
 from loreloop.protocol.errors import BadRequest
 
 PARTS = ("packed", "scale", "shape")
@@ -23,13 +24,14 @@ WANTED = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", 
 def check_quantization(config: Mapping[str, Any]) -> None:
     """BadRequest where a configuration says that weights are quantised otherwise."""
     about = config.get("quantization_config")
-    if not about:
+    if not about or is_float8(about):
         return
     kind = (about.get("quant_method"), about.get("format"))
     if kind != ("compressed-tensors", "pack-quantized"):
         raise BadRequest(
-            f"The weights are quantised by {kind[0]!r} in the format {kind[1]!r}; of quantised checkpoints only "
-            "compressed-tensors' pack-quantized ones are read. Dequantise it first."
+            f"The weights are quantised by {kind[0]!r} in the format {kind[1]!r}; of quantised checkpoints "
+            "compressed-tensors' pack-quantized ones are read, and 8-bit floats (e4m3) in blocks of 128 × 128. "
+            "Dequantise it first."
         )
     for name, group in about.get("config_groups", {}).items():
         weights = group.get("weights") or {}
@@ -74,13 +76,15 @@ def published_packed(names: Iterable[str]) -> Set[str]:
 
 
 def _blocks(weight: str, parts: Mapping[str, Tensor]) -> Blocks:
-    packed, scale_OG, shape = parts["packed"], parts["scale"], tuple(parts["shape"].tolist())
+    packed, scale_OG, shape = parts["packed"], parts["scale"], tuple(parts["shape"].flatten().tolist())
     wanted = ((shape[0], shape[1] // 8), (shape[0], shape[1] // GROUP)) if len(shape) == 2 else None
     if wanted != (packed.shape, scale_OG.shape) or packed.dtype != torch.int32:
         raise BadRequest(
             f"{weight} is said to be {list(shape)}, but its packed codes are {list(packed.shape)} {packed.dtype} and "
             f"its scales {list(scale_OG.shape)}."
         )
+    if not bool(scale_OG.isfinite().all()):
+        raise BadRequest(f"Some scales of {weight} are not finite.")
     if scale_OG.dtype != torch.bfloat16:
         raise BadRequest(f"The scales of {weight} are {scale_OG.dtype}; bfloat16 is read.")
     bytes_OI = packed.contiguous().view(torch.uint8)  # the low half of a byte is the even input

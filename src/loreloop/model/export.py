@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loreloop.model.compressed import Collector, is_packed_part
 from loreloop.model.families.table import family_of
 from loreloop.model.gguf_out import write_gguf
-from loreloop.model.load import read_config, read_config_file, read_spec, stream_tensors
+from loreloop.model.load import read_config, read_config_file, read_spec, stored_tensors, stream_tensors
 from loreloop.model.lora import ALPHA, UNEMBED, AdapterView
 from loreloop.model.peft import (
     CONFIG_FILE,
@@ -32,13 +33,14 @@ from loreloop.model.peft import (
     target_module,
 )
 from loreloop.model.shards import SHARD_BYTES, ShardWriter
-from loreloop.model.stacked import unstacked
+from loreloop.model.stacked import inputs_first, unstacked
 from loreloop.model.tensor_file import write_tensors
 from loreloop.model.tower import own_name
 from loreloop.model.weights import Weight, decoder_weights
 from loreloop.protocol.errors import BadRequest
 
 EXPERT_PARAMETERS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+SETTINGS = (".json", ".jinja", ".model", ".txt")
 Delta = Callable[[], Tensor]
 
 
@@ -95,36 +97,58 @@ def _expert_tensors(view: AdapterView, layer: int) -> Iterator[tuple[str, Tensor
 
 
 def merge(source: Path, target: Path, view: AdapterView, shard_bytes: int = SHARD_BYTES) -> None:
-    """Fills `target` with the published model of `source` plus the adapter."""
-    for file in source.iterdir():
-        if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json")):
-            shutil.copyfile(file, target / file.name)
+    """Fills `target` with the published model of `source`, dequantised, plus the adapter."""
     deltas = dict(_deltas(source, view))
     spec, names = view.layout.spec, family_of(read_config(source)).names
     unties = spec.tie_embeddings and names.head in deltas
-    if unties:
-        config = read_config_file(source / "config.json") | {"tie_word_embeddings": False}
-        if "text_config" in config:
-            config["text_config"] = config["text_config"] | {"tie_word_embeddings": False}
-        (target / "config.json").write_text(json.dumps(config, indent=1))
+    _copy_settings(source, target, unties=unties)
+    turned = inputs_first(stored_tensors(source), spec)
     writer = ShardWriter(target, shard_bytes)
-    for published, read in stream_tensors(source):
+    for published, read in _unpacked(source):
         name = own_name(published)
-        if not (unties and name == names.head):  # a copy of the embedding
-            tensor = read().clone()  # what is read may be the file's own memory
-            for part, piece in unstacked(name, tensor, spec, names):
-                _add(piece, deltas.get(part))
-            writer.add(published, tensor)
+        if unties and name == names.head:  # a copy of the embedding
+            continue
+        tensor = read()
         if unties and name == names.embedding:
-            tensor = read().clone()
-            _add(tensor, deltas[names.head])
-            writer.add(names.head, tensor)
+            writer.add(names.head, _plus(tensor.clone(), deltas.pop(names.head)))
+        tensor = tensor.clone()  # what is read may be the file's own memory
+        for part, piece in unstacked(name, tensor, spec, names, inputs_first=turned):
+            _plus(piece, deltas.pop(part, None))
+        writer.add(published, tensor)
+    if deltas:
+        raise BadRequest(f"{source} lacks {len(deltas)} weights that the adapter changes, among them {min(deltas)!r}.")
     writer.close()
 
 
-def _add(weight: Tensor, delta: Delta | None) -> None:
-    if delta is not None:
-        weight.copy_(weight.float() + delta())
+def _copy_settings(source: Path, target: Path, *, unties: bool) -> None:
+    """Configuration, tokenizer and template; other weights, in whatever form, would not be the merged ones."""
+    for file in source.iterdir():
+        weights = file.name.endswith(".index.json") or file.name == CONFIG_FILE
+        if file.is_file() and file.suffix in SETTINGS and not weights:
+            shutil.copyfile(file, target / file.name)
+    config = read_config_file(source / "config.json")
+    for part in (config, config.get("text_config")):
+        if part is not None:
+            part.pop("quantization_config", None)
+            if unties:
+                part["tie_word_embeddings"] = False
+    (target / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def _unpacked(source: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """The published tensors, those of packed weights put together in bf16."""
+    collector = Collector()
+    for published, read in stream_tensors(source):
+        if not is_packed_part(published):
+            yield published, read
+        elif found := collector.add(published, read):
+            yield found[0], found[1].dense
+    collector.check_complete()
+
+
+def _plus(weight: Tensor, delta: Delta | None) -> Tensor:
+    """The weight, changed in its place."""
+    return weight if delta is None else weight.copy_(weight.float() + delta())
 
 
 def _deltas(source: Path, view: AdapterView) -> Iterator[tuple[str, Delta]]:

@@ -34,7 +34,7 @@ LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-CONTROL_TOKEN = 3  # the token type of special tokens
+CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4  # the token types of special tokens, and of others added whole
 BLOCK_KINDS = {  # fp16 numbers of a block, and bytes of codes
     GGMLQuantizationType.Q4_0: (1, 16),
     GGMLQuantizationType.Q4_1: (2, 16),
@@ -144,8 +144,13 @@ def _write_tokenizer(about: dict[str, Any], folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     kinds = about["tokenizer.ggml.token_type"]
-    specials = [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL_TOKEN]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=kind == CONTROL_TOKEN, normalized=False)
+            for token, kind in zip(tokens, kinds, strict=True)
+            if kind in (CONTROL_TOKEN, USER_DEFINED_TOKEN)
+        ]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     ids = {name: about.get(f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL_NAMES.items()}
     settings = {name: tokens[index] for name, index in ids.items() if index is not None}

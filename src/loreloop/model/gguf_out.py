@@ -17,8 +17,8 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 from torch import Tensor
 
-from loreloop.model.gguf import CONTROL_TOKEN, LAYER_NAMES, TOP_NAMES
-from loreloop.model.load import read_config, read_spec, stream_tensors
+from loreloop.model.gguf import CONTROL_TOKEN, LAYER_NAMES, TOP_NAMES, USER_DEFINED_TOKEN
+from loreloop.model.load import read_config, read_config_file, read_spec, stream_tensors
 from loreloop.model.spec import DecoderSpec
 from loreloop.protocol.errors import BadRequest
 
@@ -100,16 +100,23 @@ def _neighbours(weight_OI: Tensor, n_heads: int) -> Tensor:
 
 
 def _write_tokenizer(writer: GGUFWriter, folder: Path, spec: DecoderSpec) -> None:
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer = read_config_file(folder / "tokenizer.json")
     model = tokenizer["model"]
     if model.get("type") != "BPE":
         raise BadRequest(f"The tokenizer of {folder} is of the type {model.get('type')!r}; only BPE goes into GGUF.")
-    special = {added["content"]: added["id"] for added in tokenizer.get("added_tokens", ()) if added["special"]}
-    tokens = {**model["vocab"], **special}
+    kind_of = {
+        added["content"]: CONTROL_TOKEN if added["special"] else USER_DEFINED_TOKEN
+        for added in tokenizer.get("added_tokens", ())
+    }
+    tokens = model["vocab"] | {added["content"]: added["id"] for added in tokenizer.get("added_tokens", ())}
+    if max(tokens.values()) >= spec.vocab_size:
+        raise BadRequest(
+            f"The tokenizer of {folder} has the id {max(tokens.values())}; the model knows {spec.vocab_size} ids."
+        )
     names = [f"<unused{i}>" for i in range(spec.vocab_size)]
     kinds = [UNUSED_TOKEN] * spec.vocab_size
     for token, index in tokens.items():
-        names[index], kinds[index] = token, CONTROL_TOKEN if token in special else ORDINARY_TOKEN
+        names[index], kinds[index] = token, kind_of.get(token, ORDINARY_TOKEN)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_splitting(tokenizer.get("pre_tokenizer") or {}, folder))
     writer.add_token_list(names)

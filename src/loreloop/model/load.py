@@ -18,19 +18,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loreloop.model.assemble import Parts, assemble
-from loreloop.model.blocks import Blocks, has_blocks, read_blocks
+from loreloop.model.blocks import FILE, Blocks, has_blocks, read_blocks
 from loreloop.model.compressed import Collector, check_quantization, is_packed_part, published_packed
 from loreloop.model.decoder import Decoder
-from loreloop.model.families.family import Family, eos_ids
+from loreloop.model.families.family import Family, SeeingFamily, eos_ids
 from loreloop.model.families.table import family_of
+from loreloop.model.float8 import SCALE, descaled
 from loreloop.model.linear import Products
 from loreloop.model.packed import PackedWeight, packable
 from loreloop.model.spec import DecoderSpec
-from loreloop.model.stacked import unstacked
+from loreloop.model.stacked import inputs_first, unstacked
 from loreloop.model.tower import VISION, own_name
 from loreloop.model.weights import Weight, decoder_weights
 from loreloop.protocol.errors import BadRequest
 
+# What comes of a configuration whose values are of other types than they should be.
+MISSPELT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+INDEX_FILE = "model.safetensors.index.json"
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)  # old checkpoints store what the configuration already says
 
 
@@ -38,7 +42,7 @@ def read_config_file(file: Path) -> dict[str, Any]:
     """A configuration by itself."""
     try:
         config = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadRequest(f"{file.parent} is not a model folder: {file.name} cannot be read ({error}).") from None
     if not isinstance(config, dict):
         raise BadRequest(f"{file} is not a model's configuration: it is no JSON object.")
@@ -52,7 +56,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         generation = folder / "generation_config.json"
         named = eos_ids(json.loads(generation.read_text()).get("eos_token_id")) if generation.exists() else ()
         config["eos_token_id"] = list(dict.fromkeys((*eos_ids(config.get("eos_token_id")), *named)))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, RecursionError, *MISSPELT) as error:
         raise BadRequest(f"{folder} is not a model folder: its configuration cannot be read ({error}).") from None
     return config
 
@@ -63,11 +67,11 @@ def read_spec(folder: Path) -> DecoderSpec:
 
 def spec_of(config: dict[str, Any], source: str) -> DecoderSpec:
     """The decoder that a configuration describes; `source` is what an error calls it."""
-    check_quantization(config)
     try:
+        check_quantization(config)
         return family_of(config).spec(config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadRequest(f"{source} lacks or misspells {error}.") from None
+    except MISSPELT as error:
+        raise BadRequest(f"{source} lacks or misspells something: {error}.") from None
 
 
 def load_decoder(
@@ -79,17 +83,17 @@ def load_decoder(
     own = quantize and has_blocks(folder)
     packing = (OWN_BLOCKS if own else ROUNDED) if quantize else None
     places = _Places(
-        spec, family, dtype, device, packing, published_packed(name for name, _ in decoder_tensors(folder))
+        spec, family, dtype, device, packing, published_packed(own_name(name) for name, _ in stored_tensors(folder))
     )
     for name, blocks in read_blocks(folder) if own else ():
         places.put_blocks(name, blocks)
-    collector = Collector()
+    collector, turned = Collector(), inputs_first(stored_tensors(folder), spec)
     for name, read in decoder_tensors(folder):
         if is_packed_part(name):
             if found := collector.add(name, read):
                 places.put_blocks(*found)
         elif name not in places.packed:
-            for part, tensor in unstacked(name, read(), spec, family.names):
+            for part, tensor in unstacked(name, read(), spec, family.names, inputs_first=turned):
                 places.put(part, tensor)
     collector.check_complete()
     places.check_complete(folder)
@@ -98,17 +102,26 @@ def load_decoder(
 
 def decoder_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Those of the folder's tensors that are the decoder's, as its family calls them."""
+    seeing = isinstance(family_of(read_config(folder)), SeeingFamily)
     for published, read in stream_tensors(folder):
         name = own_name(published)
-        if not name.startswith(VISION) and not name.endswith(IGNORED_SUFFIXES):
+        if name.startswith(VISION) and not seeing:
+            yield published, read  # no decoder has a place for it
+        elif not name.startswith(VISION) and not name.endswith(IGNORED_SUFFIXES):
             yield name, read
 
 
 def stream_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """The names of a folder's tensors, each with what reads it."""
-    index = folder / "model.safetensors.index.json"
+    """The names of a folder's tensors, each with what reads it; those that have scales come multiplied by them."""
+    scaled = {name.removesuffix(SCALE) for name, _ in stored_tensors(folder) if name.endswith(SCALE)}
+    return descaled(stored_tensors(folder), scaled)
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """As they stand in its files; what reads one does so before the next is asked for."""
+    index = folder / INDEX_FILE
     if index.exists():  # other files beside the shards may hold the same weights once more
-        shards = sorted({folder / file for file in json.loads(index.read_text())["weight_map"].values()})
+        shards = sorted(folder / file for file in _indexed(index))
     else:
         shards = sorted(folder.glob("*.safetensors"))
     if not shards:
@@ -122,6 +135,14 @@ def stream_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
             raise BadRequest(f"{shard} cannot be read: {error}.") from None
 
 
+def _indexed(index: Path) -> set[str]:
+    """The files that an index names, all of them its neighbours."""
+    files = read_config_file(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(f, str) and f == Path(f).name for f in files.values()):
+        raise BadRequest(f"{index} has no weight_map from tensors to files beside it.")
+    return set(files.values())
+
+
 @dataclass(frozen=True)
 class _Packing:
     """How weights are packed: the dtype of their scales, and whether 4-bit codes have offsets."""
@@ -130,6 +151,8 @@ class _Packing:
     offsets: bool
 
 
+READ_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+ADD_AGAIN = "Delete the folder and add the model again."
 OWN_BLOCKS = _Packing(torch.float16, offsets=True)
 ROUNDED = _Packing(torch.bfloat16, offsets=False)
 
@@ -170,6 +193,8 @@ class _Places:
 
     def _published_room(self, weight: Weight, starts: Sequence[int]) -> PackedWeight:
         names = [piece.name for piece in weight.pieces]
+        if not weight.bits:
+            raise BadRequest(f"{', '.join(names)} is packed in 4 bits; it is read only as it is.")
         if not (self.published >= set(names) and packable(weight.shape, starts)):
             raise BadRequest(
                 f"Of {', '.join(names)} some are packed in 4 bits, together in the shape {list(weight.shape)}; either "
@@ -186,6 +211,10 @@ class _Places:
             raise BadRequest(f"The folder holds a tensor {name!r} that this {self.spec.family} model has no place for.")
         if target.shape != tensor.shape:
             raise BadRequest(f"{name!r} has the shape {list(tensor.shape)}; it should be {list(target.shape)}.")
+        if tensor.dtype not in READ_DTYPES:
+            raise BadRequest(f"{name!r} is {tensor.dtype}, which is no weight by itself.")
+        if isinstance(target, PackedWeight) and target.codes.offsets is not None:
+            raise BadRequest(f"{name!r} has no blocks in {FILE}, where others have; {ADD_AGAIN}")
         target.copy_(tensor)
 
     def put_blocks(self, name: str, blocks: Blocks) -> None:
@@ -197,6 +226,8 @@ class _Places:
                 f"{name!r}, packed in 4 bits in the shape {list(blocks.code_OI.shape)}, fits no weight of this "
                 f"{self.spec.family} model."
             )
+        if (defect := blocks.defect(target)) is not None:
+            raise BadRequest(f"{name!r} is packed otherwise than its place: {defect}. {ADD_AGAIN}")
         blocks.fill(target)
         del self.targets[name]
         self.packed.add(name)

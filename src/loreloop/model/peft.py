@@ -6,10 +6,13 @@ and shapes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -70,30 +73,51 @@ def target_module(spec: DecoderSpec, name: str) -> str:
 
 def read_lora_spec(folder: Path) -> LoraSpec:
     """Rank and trained parts of an adapter folder, ours or another tool's; what we would serve wrongly is refused."""
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
-        rank = int(config["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadRequest(f"{folder} is not an adapter folder: {CONFIG_FILE} cannot be read ({error}).") from None
-    if rank < 1:
-        raise BadRequest(f"The adapter in {folder} has the rank {rank}; a rank is 1 or more.")
+    config = _config(folder)
+    rank = config.get("r")
+    if not isinstance(rank, int) or rank < 1:
+        raise BadRequest(f"The adapter in {folder} has the rank {rank!r}; a rank is a number, 1 or more.")
     for setting, served in SERVED_SETTINGS.items():
         if config.get(setting, served) not in (served, None, {}):
             raise BadRequest(f"The adapter in {folder} has {setting} = {config[setting]!r}; only {served!r} is served.")
-    own = config.get("loreloop")
-    if own:
-        return LoraSpec(rank, **own)
-    modules = config.get("target_modules")
-    if not isinstance(modules, list):
-        raise BadRequest(f"The adapter in {folder} has target_modules = {modules!r}; a list of names is served.")
-    modules = [str(name).rsplit(".", 1)[-1] for name in modules]
-    return LoraSpec(
-        rank,
-        0,
-        train_attn=bool({*modules} & {"q_proj", "k_proj", "v_proj", "o_proj"}),
-        train_mlp=bool({*modules} & {"gate_proj", "up_proj", "down_proj"}),
-        train_unembed=bool({*modules} & {"unembed_tokens", "lm_head"}),
-    )
+    if config.get("loreloop"):
+        try:
+            return msgspec.convert({**config["loreloop"], "rank": rank}, LoraSpec)
+        except (TypeError, msgspec.ValidationError) as error:
+            raise BadRequest(f"The adapter in {folder} has a wrong {CONFIG_FILE}: loreloop: {error}.") from None
+    return _trained_parts(folder, rank)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadRequest(f"{folder} is not an adapter folder: {CONFIG_FILE} cannot be read ({error}).") from None
+    if not isinstance(config, dict):
+        raise BadRequest(f"{folder} is not an adapter folder: {CONFIG_FILE} is no JSON object.")
+    return config
+
+
+def _trained_parts(folder: Path, rank: int) -> LoraSpec:
+    """What another tool's adapter changes, by its tensors; stacked experts share a matrix where one has only one."""
+    with _weights(folder) as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    attn, mlp = any(".self_attn." in name for name in shapes), any(".mlp." in name for name in shapes)
+    unembed = any(part in name for name in shapes for part in (".unembed_tokens.", ".lm_head."))
+    if not (attn or mlp or unembed):
+        raise BadRequest(f"The adapter in {folder} changes neither attention nor feed-forwards nor the unembedding.")
+    stacked = [shape for shape in shapes.values() if len(shape) == 3]
+    alone = bool(stacked) and all(shape[0] > 1 for shape in stacked)
+    return LoraSpec(rank, 0, attn, mlp, unembed, "per_expert" if alone else "shared_outer")
+
+
+@contextlib.contextmanager
+def _weights(folder: Path) -> Iterator[Any]:
+    try:
+        with safe_open(str(folder / WEIGHTS_FILE), framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise BadRequest(f"The adapter in {folder} cannot be read: {error}.") from None
 
 
 SERVED_SETTINGS = {
@@ -120,20 +144,13 @@ def read_adapter(folder: Path, spec: DecoderSpec, dtype: torch.dtype) -> Adapter
         own = targets.get(f"{UNEMBED_NAMES[0]}.{kind}.weight")
         if own is not None:
             targets[f"{UNEMBED_NAMES[1]}.{kind}.weight"] = own
-    try:
-        with safe_open(str(folder / WEIGHTS_FILE), framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                _fill(targets, name, file.get_tensor(name), folder)
-                missing.discard(name.replace(UNEMBED_NAMES[1], UNEMBED_NAMES[0]))
-    except (OSError, SafetensorError) as error:
-        raise BadRequest(f"The adapter in {folder} cannot be read: {error}.") from None
-    if missing and (len(missing) == len(dict(named_tensors(view))) or _is_ours(folder)):
+    with _weights(folder) as file:
+        for name in file.keys():  # noqa: SIM118 (not a dict)
+            _fill(targets, name, file.get_tensor(name), folder)
+            missing.discard(name.replace(UNEMBED_NAMES[1], UNEMBED_NAMES[0]))
+    if missing and (len(missing) == len(dict(named_tensors(view))) or _config(folder).get("loreloop")):
         raise BadRequest(f"The adapter in {folder} was made for another base: it lacks {sorted(missing)[0]!r}.")
     return view
-
-
-def _is_ours(folder: Path) -> bool:
-    return "loreloop" in json.loads((folder / CONFIG_FILE).read_text())
 
 
 def _fill(targets: dict[str, Tensor], name: str, tensor: Tensor, folder: Path) -> None:

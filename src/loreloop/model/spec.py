@@ -1,12 +1,32 @@
 """The shape of a decoder, as plain numbers: what every family's configuration is mapped to.
 
-Holds no weights and knows no file formats.
+A spec that no decoder can have is refused when it is made. Holds no weights and knows no file formats.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from loreloop.protocol.errors import BadRequest
+
+MOST_LAYERS = 10_000
+MOST_EXPERTS = 32767  # routes are written down in two bytes
+
+
+def check_spec(what: str, conditions: Mapping[str, bool]) -> None:
+    """BadRequest with those of the conditions, by their words, that do not hold."""
+    if broken := [words for words, holds in conditions.items() if not holds]:
+        raise BadRequest(f"The configuration describes no {what} that could be computed: {'; '.join(broken)}.")
+
+
+def check_sizes(what: str, **sizes: int) -> None:
+    """BadRequest where one is no whole number of 1 or more."""
+    check_spec(
+        what, {f"{name} is {size!r}": isinstance(size, int) and 0 < size < 1 << 40 for name, size in sizes.items()}
+    )
 
 
 @dataclass(frozen=True)
@@ -31,6 +51,20 @@ class RopeSpec:
     whole_dimensions: bool = True  # YaRN's borders are rounded to whole dimensions
     sections: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        ratios = (self.factor, self.low_freq_factor, self.high_freq_factor, self.beta_fast, self.beta_slow)
+        check_spec(
+            "rotary embedding",
+            {
+                f"its base {self.theta} is not above 1": 1 < self.theta < math.inf,
+                f"its factors {ratios} are not above 0": all(0 < ratio < math.inf for ratio in ratios),
+                "its two frequency factors are equal": self.low_freq_factor != self.high_freq_factor,
+                f"its first window is {self.original_context_window}": self.original_context_window > 0,
+                f"attention's factor is {self.attention_factor}": 0 < self.attention_factor < math.inf,
+                f"it has sections {self.sections}, not three": not self.sections or len(self.sections) == 3,
+            },
+        )
+
 
 @dataclass(frozen=True)
 class MoeSpec:
@@ -51,6 +85,25 @@ class MoeSpec:
     top_groups: int = 1
     d_shared: int = 0
 
+    def __post_init__(self) -> None:
+        sizes = {"n_groups": self.n_groups, "top_groups": self.top_groups}
+        check_sizes("routing", n_experts=self.n_experts, top_k=self.top_k, d_expert=self.d_expert, **sizes)
+        chosen = self.n_experts // self.n_groups * self.top_groups
+        check_spec(
+            "routing",
+            {
+                f"{self.top_k} of {self.n_experts} experts a token": self.top_k <= self.n_experts,
+                f"{self.n_experts} experts, at most {MOST_EXPERTS} are known": self.n_experts <= MOST_EXPERTS,
+                f"{self.n_experts} experts in {self.n_groups} groups": self.n_experts % self.n_groups == 0,
+                f"the best {self.top_groups} of {self.n_groups} groups": self.top_groups <= self.n_groups,
+                # A group's score is the sum of its two best.
+                "groups of one expert": self.n_groups == self.top_groups or self.n_experts >= 2 * self.n_groups,
+                f"{self.top_k} experts a token among {chosen}": self.top_k <= chosen,
+                f"a shared expert {self.d_shared!r} wide": isinstance(self.d_shared, int) and self.d_shared >= 0,
+                "layers before the first": all(layer >= 0 for layer in self.layers),
+            },
+        )
+
 
 @dataclass(frozen=True)
 class LatentSpec:
@@ -66,6 +119,11 @@ class LatentSpec:
     d_value: int
     softmax_scale: float
     neighbours_turn: bool = True  # published pairs stand side by side; otherwise in the two halves
+
+    def __post_init__(self) -> None:
+        query = {} if self.q_rank is None else {"q_rank": self.q_rank}
+        widths = {"d_nope": self.d_nope, "d_rope": self.d_rope, "d_value": self.d_value}
+        check_sizes("latent attention", kv_rank=self.kv_rank, **widths, **query)
 
 
 @dataclass(frozen=True)
@@ -103,6 +161,20 @@ class DecoderSpec:
     moe: MoeSpec | None = None
     latent: LatentSpec | None = None
     module: str = "model"  # what the decoder is called in the published model; adapters' names begin with it
+
+    def __post_init__(self) -> None:
+        names = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff", "context_window")
+        check_sizes("decoder", **{name: getattr(self, name) for name in names})
+        check_spec(
+            "decoder",
+            {
+                f"{self.n_layers} layers": self.n_layers < MOST_LAYERS,
+                f"{self.n_heads} heads, {self.n_kv_heads} of keys": self.n_heads % self.n_kv_heads == 0,
+                f"a head's width {self.d_turned} is odd": self.d_turned % 2 == 0,
+                f"its norms' epsilon is {self.norm_eps!r}": 0 <= self.norm_eps < 1,
+                f"its stop ids are {self.eos_token_ids}": all(isinstance(i, int) for i in self.eos_token_ids),
+            },
+        )
 
     @property
     def d_q(self) -> int:

@@ -21,6 +21,7 @@ from loreloop.protocol.errors import BadRequest
 
 FILE = "tiktoken.model"
 N_RESERVED = 256  # ids behind the vocabulary that are special tokens, whether they are named or not
+MOST_ADDED = 1 << 16
 LETTERS = r"\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]"
 SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 KIMI_PATTERN = "|".join(
@@ -40,7 +41,7 @@ CLASS = "TikTokenTokenizer"
 
 def convert_tiktoken(folder: Path) -> None:
     """Writes `tokenizer.json` beside the folder's `tiktoken.model`."""
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings = _settings(folder / "tokenizer_config.json")
     if settings.get("tokenizer_class") != CLASS:
         raise BadRequest(
             f"{folder.name}/{FILE} is of the class {settings.get('tokenizer_class')!r}; it is known how Kimi's {CLASS} "
@@ -57,9 +58,11 @@ def convert_tiktoken(folder: Path) -> None:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in _specials(ranks, settings)]
-    )
+    added = _added(ranks, settings)
+    tokenizer.add_tokens(added)
+    wrong = [token.content for i, token in enumerate(added, len(ranks)) if tokenizer.token_to_id(token.content) != i]
+    if wrong:  # a name that is taken would shift those behind it
+        raise BadRequest(f"{folder.name}/tokenizer_config.json gives {wrong[0]!r} two ids, or one that is taken.")
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
@@ -101,12 +104,34 @@ def _merged(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]
     return parts
 
 
-def _specials(ranks: Mapping[bytes, int], settings: Mapping[str, Any]) -> list[str]:
-    """The tokens behind the vocabulary, in the order of their ids."""
-    n_base = len(ranks)
-    named = {int(index): entry["content"] for index, entry in settings.get("added_tokens_decoder", {}).items()}
+def _settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{file.name} beside {FILE} cannot be read: {error}.") from None
+    if not isinstance(settings, dict):
+        raise BadRequest(f"{file.name} beside {FILE} is no JSON object.")
+    return settings
+
+
+def _added(ranks: Mapping[bytes, int], settings: Mapping[str, Any]) -> list[AddedToken]:
+    """The tokens behind the vocabulary, in the order of their ids; those that are not special show in texts."""
+    n_base, named = len(ranks), {}
+    try:
+        for index, entry in (settings.get("added_tokens_decoder") or {}).items():
+            special = bool(entry.get("special", True))
+            named[int(index)] = AddedToken(entry["content"], special=special, normalized=False)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadRequest(f"added_tokens_decoder in tokenizer_config.json lacks or misspells {error}.") from None
     n = max(N_RESERVED, max(named, default=n_base) + 1 - n_base)
-    return [named.get(index, f"<|reserved_token_{index}|>") for index in range(n_base, n_base + n)]
+    if min(named, default=n_base) < n_base or n > MOST_ADDED:
+        raise BadRequest(
+            f"added_tokens_decoder names ids from {min(named)} to {max(named)}, beside {n_base} in {FILE}."
+        )
+    reserved = {
+        i: AddedToken(f"<|reserved_token_{i}|>", special=True, normalized=False) for i in range(n_base, n_base + n)
+    }
+    return list((reserved | named).values())
 
 
 def _byte_letters() -> list[str]:

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from loreloop.model.families.family import SeeingFamily
 from loreloop.model.families.table import family_of
-from loreloop.model.load import read_config, stream_tensors
+from loreloop.model.load import MISSPELT, read_config, read_spec, stream_tensors
 from loreloop.model.tower import VISION, Tower, Vision, own_name
 from loreloop.protocol.errors import BadRequest
-from loreloop.protocol.images import ImageRules
+from loreloop.protocol.images import FixedGrid, ImageRules
 
 # Old checkpoints store what the configuration already says, and some transformers leave out one level of names.
 IGNORED_SUFFIXES = ("position_ids", "rotary_pos_emb.inv_freq", "rotary_emb.inv_freq")
 LEVEL = "vision_model."
+CODE = ("attn_implementation", "experts_implementation", "use_kernels", "auto_map", "quantization_config")
 
 
 def load_rules(folder: Path) -> ImageRules | None:
@@ -33,8 +34,8 @@ def load_rules(folder: Path) -> ImageRules | None:
         return None
     try:
         return family.image_rules(config, _processor(folder))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadRequest(f"The image settings of {folder} lack or misspell {error}.") from None
+    except MISSPELT as error:
+        raise BadRequest(f"The image settings of {folder} lack or misspell something: {error}.") from None
 
 
 def load_vision(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Vision | None:
@@ -43,18 +44,41 @@ def load_vision(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Vi
     if rules is None or not isinstance(family, SeeingFamily):
         return None
     try:
-        tower = family.tower(config)
+        tower = family.tower(_without_code(config))
     except ImportError:
         raise BadRequest(
             f"{folder} is a vision model, whose tower comes from transformers; `pip install loreloop[vision]`."
         ) from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (*MISSPELT, RuntimeError) as error:
         raise BadRequest(f"The vision_config of {folder} cannot be used: {error}.") from None
     tower.parts.requires_grad_(False).eval().to(device)
     for parameter in tower.parts.parameters():  # tables of angles stay fp32
         parameter.data = parameter.data.to(dtype)
     _fill(folder, tower)
+    _try(folder, Vision(rules, tower), dtype, device)
     return Vision(rules, tower)
+
+
+def _without_code(config: Any) -> Any:
+    """The configuration without what would have the library load kernels or classes by name."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _without_code(value) for key, value in config.items() if not key.strip("_").startswith(CODE)}
+
+
+def _try(folder: Path, vision: Vision, dtype: torch.dtype, device: torch.device) -> None:
+    """Shows the tower a black image, so that settings which do not fit each other fail now and not at a request."""
+    grid = vision.rules.grid
+    height, width = (grid.height, grid.width) if isinstance(grid, FixedGrid) else [grid.token_pixels] * 2
+    n_tokens = grid.n_tokens if isinstance(grid, FixedGrid) else 1
+    try:
+        with torch.no_grad():
+            seen = vision.tower(torch.zeros(3, height, width, device=device))
+    except (*MISSPELT, RuntimeError) as error:
+        raise BadRequest(f"The vision tower of {folder} cannot be run: {error}.") from None
+    wanted = (n_tokens, read_spec(folder).d_model)
+    if wrong := [tuple(x.shape) for x in (seen.embedding_ND, *seen.additions) if x.shape != wanted]:
+        raise BadRequest(f"The vision tower of {folder} makes {wrong[0]} of an image where {wanted} is needed.")
 
 
 def _processor(folder: Path) -> Mapping[str, Any]:

@@ -4,12 +4,15 @@ checkpoints/<run>/<kind>/<name>/      what users saved
 revisions/<sampler>/                  adapters of ephemeral samplers
 journal/*.seg, journal/snapshots/     what a restart needs
 journal/pins/<request>/               checkpoints that a journaled load refers to, hard-linked
+journal/secret                        what a replay needs and clients may not know
 models/<name>/                        base models
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
 import uuid
 from pathlib import Path
@@ -54,6 +57,19 @@ class Files:
     def _made(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def read_secret(file: Path) -> bytes:
+    """32 random bytes that are the same for ever; whoever asks first makes them."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_name(f".{uuid.uuid4().hex}")
+        fresh.touch(mode=0o600)
+        fresh.write_bytes(secrets.token_bytes(32))
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, file)
+        fresh.unlink()
+    return file.read_bytes()
 
 
 def delete(folder: Path) -> None:

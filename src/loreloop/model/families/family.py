@@ -141,4 +141,6 @@ def yarn_scale(factor: float, mscale: float = 1.0) -> float:
 def eos_ids(value: int | list[int] | None) -> tuple[int, ...]:
     if value is None:
         return ()
+    if not isinstance(value, int | list):
+        raise TypeError(f"eos_token_id = {value!r}")
     return (value,) if isinstance(value, int) else tuple(value)

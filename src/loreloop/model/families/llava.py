@@ -80,7 +80,7 @@ class Llava:
         from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
         whole = LlavaConfig.from_dict(dict(config))
-        tower = AutoModel.from_config(whole.vision_config)
+        tower = AutoModel.from_config(whole.vision_config, attn_implementation="sdpa")
         return LlavaTower(tower, LlavaMultiModalProjector(whole), config)
 
 

@@ -50,7 +50,7 @@ class Qwen3VL:
         from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
         vision = Qwen3VLVisionConfig(**config["vision_config"])
-        return Qwen3VLTower(Qwen3VLVisionModel._from_config(vision), vision)
+        return Qwen3VLTower(Qwen3VLVisionModel._from_config(vision, attn_implementation="sdpa"), vision)
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:

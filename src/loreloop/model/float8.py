@@ -1,0 +1,56 @@
+"""Checkpoints of 8-bit floats with a scale for each block of 128 × 128 values (DeepSeek-V3, Kimi K2): made bf16.
+
+Beside NAME (O, I) stands `NAME_scale_inv`, (O / 128, I / 128) rounded up, by which its values are multiplied.
+Activations stay as they are. Knows no layers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loreloop.protocol.errors import BadRequest
+
+SCALE = "_scale_inv"
+BLOCK = 128
+Tensors = Iterator[tuple[str, Callable[[], Tensor]]]
+
+
+def is_float8(about: Mapping[str, Any]) -> bool:
+    """Whether a `quantization_config` describes what is read here."""
+    blocks = (about.get("quant_method"), about.get("fmt", "e4m3"), about.get("weight_block_size"))
+    return blocks == ("fp8", "e4m3", [BLOCK, BLOCK])
+
+
+def descaled(tensors: Tensors, scaled: set[str]) -> Tensors:
+    """The tensors, of which those named `scaled` are multiplied by their scales, whichever comes first."""
+    waiting: dict[str, Tensor] = {}
+    for name, read in tensors:
+        weight = name.removesuffix(SCALE)
+        if weight not in scaled:
+            yield name, read
+        elif weight not in waiting:
+            waiting[weight] = read()
+        else:
+            pair = (waiting.pop(weight), read())
+            yield weight, functools.partial(_product, weight, *(pair if name != weight else reversed(pair)))
+    if waiting:
+        raise BadRequest(f"The folder lacks the weight or the scales of {sorted(waiting)[0]!r}.")
+
+
+def _product(name: str, weight_OI: Tensor, scale: Tensor) -> Tensor:
+    wanted = tuple(-(-size // BLOCK) for size in weight_OI.shape)
+    if weight_OI.dtype != torch.float8_e4m3fn or weight_OI.dim() != 2 or scale.shape != wanted:
+        raise BadRequest(
+            f"{name!r} is {weight_OI.dtype} {list(weight_OI.shape)} with scales {list(scale.shape)}; scales are read "
+            f"of 8-bit floats (e4m3), one for each {BLOCK} × {BLOCK}."
+        )
+    if not bool(scale.isfinite().all()):
+        raise BadRequest(f"Scales of {name!r} are not finite.")
+    scale_OI = scale.float().repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+    d_out, d_in = weight_OI.shape
+    return (weight_OI.float() * scale_OI[:d_out, :d_in]).to(torch.bfloat16)
