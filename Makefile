@@ -42,14 +42,17 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -q -m 'not slow'
 
 # The number tests run twice: with the transformers of .venv and with the newest one the package allows (which peft
-# calls in ways that are deprecated there).
+# calls in ways that are deprecated there). Triton is a gigabyte on disk, so its kernels' tests, which skip without it,
+# have it from here on only.
 test-slow: $(STAMP) $(NEWEST)/.installed
 	$(BIN)/python -m pytest -q -m slow
 	PYTHONPATH=$(NEWEST)/transformers $(BIN)/python -m pytest -q -m numbers -W ignore::FutureWarning
+	$(BIN)/python -m pytest -q tests/kernels/test_grouped_int4.py tests/model/test_sheets.py
 
 $(NEWEST)/.installed: $(STAMP)
 	mkdir -p $(NEWEST)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(NEWEST)/transformers 'transformers>=5.23,<5.24' 'tokenizers>=0.23.1,<0.24'
+	$(BIN)/pip install --quiet --disable-pip-version-check 'triton>=3.6'
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(NEWEST)/cookbook 'tinker-cookbook==0.6.1'
 	touch $@
 
