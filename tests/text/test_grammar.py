@@ -2,17 +2,20 @@
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from llguidance import LLTokenizer
 
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, Unavailable
 from loreloop.protocol.link import EngineInfo
-from loreloop.text.grammar import check_grammar, grammar_of
-from loreloop.text.trial import GrammarTrial, Rules
+from loreloop.text.grammar import Grammars, check_grammar, grammar_of, regex_grammar
+from loreloop.text.trial import MAX_WAITING, GrammarTrial, Rules
 from tests.tiny import make_tokenizer
 
 CHAIN = "\n".join(f"r{i}: r{i + 1}" for i in range(3000)) + '\nr3000: "a"\nstart: r0'
@@ -91,6 +94,64 @@ def test_a_trial_answers_as_the_check_does() -> None:
         await trial.close()
 
     asyncio.run(scene())
+
+
+PATTERNS = [
+    Rules(json_schema={"allOf": [{"type": "string", "pattern": f"w{i}x{j}"} for j in range(300)]}) for i in range(6)
+]
+GOOD = Rules(regex="(a|b)*")
+
+
+def test_a_process_that_others_end_says_nothing_of_a_grammar() -> None:
+    async def scene() -> None:
+        trial = GrammarTrial(wait_seconds=1.0)
+        assert await trial.grammar_of(GOOD, NOWHERE)
+        assert trial.process
+        os.kill(trial.process.pid, signal.SIGKILL)
+        assert await trial.grammar_of(Rules(regex="c"), NOWHERE)  # in a new one
+        os.kill(trial.process.pid, signal.SIGSTOP)
+        with pytest.raises(Unavailable, match="within 1 s"):
+            await trial.grammar_of(Rules(regex="d"), NOWHERE)
+        trial.wait_seconds = 20.0
+        assert await trial.grammar_of(Rules(regex="d"), NOWHERE)
+        await trial.close()
+
+    asyncio.run(scene())
+
+
+def test_a_process_that_cannot_start_is_an_error_to_try_again_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(Unavailable, match="could be started"):
+        asyncio.run(GrammarTrial().grammar_of(GOOD, NOWHERE))
+
+
+def test_what_is_known_does_not_wait_behind_what_is_not() -> None:
+    async def scene() -> None:
+        trial = GrammarTrial()
+        assert await trial.grammar_of(GOOD, NOWHERE)
+        others = [asyncio.create_task(trial.grammar_of(rules, NOWHERE)) for rules in PATTERNS]
+        await asyncio.sleep(0.01)
+        assert await trial.grammar_of(GOOD, NOWHERE)
+        assert not any(task.done() for task in others)
+        trial.n_waiting += MAX_WAITING
+        with pytest.raises(Unavailable, match="wait to be tried"):
+            await trial.grammar_of(Rules(regex="e"), NOWHERE)
+        assert await trial.grammar_of(GOOD, NOWHERE)
+        trial.n_waiting -= MAX_WAITING
+        assert all(isinstance(error, BadRequest) for error in await asyncio.gather(*others, return_exceptions=True))
+        assert (trial.n_waiting, len(trial.known)) == (0, 1 + len(PATTERNS))
+        await trial.close()
+
+    asyncio.run(scene())
+
+
+def test_a_grammar_is_built_once_for_all_texts_that_follow_it() -> None:
+    grammars = Grammars(LLTokenizer("byte"), 257)
+    one, other = (grammars.constraint(regex_grammar("ab")) for _ in range(2))
+    one.take(ord("a"))
+    assert (one.allowed()[ord("b")], other.allowed()[ord("b")], other.allowed()[ord("a")]) == (True, False, True)
+    assert grammars.constraint(regex_grammar("ab")).allowed()[ord("a")]
+    assert grammars.kept.cache_info().misses == 1
 
 
 def test_a_models_own_tokens_may_be_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Which form a template asks for, how tools are told, and grammars that let a model write valid calls only."""
 
 import json
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from loreloop.protocol.errors import BadRequest
+from loreloop.text import xml_calls
 from loreloop.text.tool_calls import Call, Tool
 from loreloop.text.tool_formats import (
     DEEPSEEK,
@@ -215,6 +218,62 @@ def test_coders_parameters_are_written_by_their_schema(matcher: Matcher) -> None
         assert matcher.accepts(QWEN3_CODER, text, tools), text
     for bad in ({"text": "x"}, {"text": "x", "kind": "c"}, {"text": "x", "kind": "a", "size": {"x": "y"}}):
         assert not matcher.accepts(QWEN3_CODER, QWEN3_CODER.written([Call("f", json.dumps(bad))]), tools), bad
+
+
+def of_coder(schema: dict[str, Any]) -> str:
+    return QWEN3_CODER.grammar([Tool("f", "", schema)], at_least_one=True, parallel=False, special=lambda marker: None)
+
+
+def branching(n: int) -> dict[str, Any]:
+    """Every definition refers to the next one twice."""
+    defs: dict[str, Any] = {
+        f"d{at}": {"anyOf": [{"$ref": f"#/$defs/d{at + 1}", "x": 1}, {"$ref": f"#/$defs/d{at + 1}"}]} for at in range(n)
+    }
+    return {"properties": {"x": {"$ref": "#/$defs/d0"}}, "$defs": defs | {f"d{n}": {"type": "integer"}}}
+
+
+def test_coders_schemas_may_refer_to_themselves_and_branch() -> None:
+    around = {"a": {"anyOf": [{"$ref": "#/$defs/b"}]}, "b": {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]}}
+    cycle = {"properties": {"x": {"$ref": "#/$defs/a"}}, "$defs": around}
+    assert "%json" in of_coder(cycle)
+    text = {
+        "properties": {"x": {"$ref": "#/$defs/a"}},
+        "$defs": around | {"b": {"$ref": "#/$defs/c"}, "c": {"const": "x"}},
+    }
+    assert "%json" not in of_coder(text)
+    begin = time.perf_counter()
+    assert "%json" in of_coder(branching(60))
+    for refused in (branching(2000), {"properties": {f"p{at}": {"$ref": "#/$defs/d0"} for at in range(2000)}}):
+        with pytest.raises(BadRequest, match="simplify"):
+            of_coder(refused)
+        assert xml_calls.value_of([Tool("f", "", refused)], "f", "x", "5") in ("5", 5)
+    assert xml_calls.value_of([Tool("f", "", branching(60))], "f", "x", "5") == 5
+    assert time.perf_counter() - begin < 2
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": {}}, "required": 5},
+        {"properties": {"a": {}}, "required": None},
+        {"properties": {"a": {"anyOf": 5}}},
+        {"properties": {"a": {"oneOf": None}}},
+        {"properties": {"a": {"enum": 5}}},
+        {"properties": {"a": {"anyOf": [{"enum": "ab"}]}}},
+        {"properties": 5},
+    ],
+)
+def test_malformed_schemas_are_the_callers_to_correct(schema: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest, match="correct it"):
+        of_coder(schema)
+    assert xml_calls.value_of([Tool("f", "", schema)], "f", "a", "\n[1\n") == "[1"  # where no call was forced
+
+
+@pytest.mark.parametrize("arguments", ["{broken", "[1]", "5", '{"a": "\\ud800"}', "[" * 100_000])
+def test_earlier_arguments_that_are_no_object_stand_as_they_came(arguments: str) -> None:
+    assert QWEN3_CODER.written([Call("f", arguments)]) == (
+        f"<tool_call>\n<function=f>\n{arguments}\n</function>\n</tool_call>"
+    )
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)

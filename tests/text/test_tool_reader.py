@@ -351,6 +351,14 @@ def test_coders_calls_are_read_by_the_schema() -> None:
     ]
 
 
+@pytest.mark.parametrize("value", ['{"k": "\\ud800"}', "NaN", '{"k": -Infinity}', "1e999", "[" * 100_000])
+def test_coders_values_that_cannot_be_passed_on_stay_texts(value: str) -> None:
+    text = f"<tool_call>\n<function=f>\n<parameter=a>\n{value}\n</parameter>\n</function>\n</tool_call>"
+    tool = Tool("f", "", {"properties": {"a": {"type": "object"}}})
+    ((_, arguments),) = calls_of(read(QWEN3_CODER, [text], tools=[tool]))
+    assert json.loads(arguments.encode()) == {"a": value}
+
+
 def test_mistrals_calls_are_read_in_both_forms() -> None:
     pieces = read(MISTRAL, ["I look.", *MISTRAL_TEXT])
     assert calls_of(pieces) == [("weather", '{"city": "Oslo"}'), ("time", "{}")]

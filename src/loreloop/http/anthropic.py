@@ -91,10 +91,13 @@ def ask_of(body: CountTokens, wire: WireSamplingParams, *, stream: bool) -> Chat
         raise BadRequest("tool_choice of type 'tool' must name one.")
     wanted = {"auto": "auto", "none": "none", "any": "required", "tool": f"={choice.name}"}[choice.type]
     parallel = not choice.disable_parallel_tool_use
-    begun = ""
+    begun = thought = ""
     if turns and turns[-1].role == "assistant" and not turns[-1].calls:
-        begun = turns.pop().content  # here the last message of an assistant is one to go on with
-    return ChatAsk(Conversation(tuple(turns), tools, settings, begun), wire, wanted, parallel, stream=stream)
+        last = turns.pop()  # here the last message of an assistant is one to go on with
+        if last.parts:
+            raise BadRequest("The last message, with which the answer begins, holds an image; leave that out.")
+        begun, thought = last.content, last.thinking or ""
+    return ChatAsk(Conversation(tuple(turns), tools, settings, begun, thought), wire, wanted, parallel, stream=stream)
 
 
 def turns_of(message: Message) -> Iterator[Turn]:

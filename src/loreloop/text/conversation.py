@@ -67,12 +67,13 @@ def turn_of_parts(role: str, parts: Sequence[str | Picture], **about: Any) -> Tu
 
 @dataclass(frozen=True)
 class Conversation:
-    """`settings` go to the template as they are; `begun` is how the answer begins, word for word."""
+    """`settings` go to the template as they are; `begun` is how the answer begins, word for word, behind `thought`."""
 
     turns: tuple[Turn, ...]
     tools: tuple[Tool, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     begun: str = ""
+    thought: str = ""
 
 
 def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
@@ -89,9 +90,17 @@ def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
     else:
         tools, messages = None, [_plain(turn, form, as_parts=as_parts) for turn in _instructed(conversation, form)]
     text = template.render(messages, tools=tools, **conversation.settings)
-    if conversation.begun and text.rstrip().endswith(THINK[0]):
-        text = f"{text}\n{THINK[1]}\n\n"  # an answer that has begun is no thought
-    return text + conversation.begun
+    return text + _thought(conversation, text, thinks=THINK[0] in source) + conversation.begun
+
+
+def _thought(conversation: Conversation, prompt: str, *, thinks: bool) -> str:
+    """What stands between a prompt and an answer that has begun, where the model thinks: its thought, ended."""
+    text, whole = prompt.rstrip(), f"{conversation.thought}\n{THINK[1]}\n\n"
+    if text.endswith(THINK[0]):
+        line = "" if prompt.endswith("\n") else "\n"
+        return line + whole if conversation.begun or conversation.thought else ""
+    told_not_to = text.endswith(THINK[1])  # by a thought that is empty
+    return f"{THINK[0]}\n{whole}" if conversation.thought and thinks and not told_not_to else ""
 
 
 def _wants_parts(source: str) -> bool:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from loreloop.protocol.errors import BadRequest
 
 MAX_GRAMMAR_BYTES = 32 << 10  # the library takes up to 40 ms a kilobyte
+N_BUILT = 64  # grammars that a model keeps; a copy shares what is large
 MAX_RULES, MAX_DEPTH = 500, 64  # it recurses through rules, references and brackets, and has no bound of its own
 LIMITS = LLParserLimits(
     initial_lexer_fuel=2_000_000,  # 40 ms
@@ -70,6 +71,7 @@ class Grammars:
 
     def __init__(self, tokenizer: LLTokenizer, vocab_size: int) -> None:
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
+        self.kept = lru_cache(maxsize=N_BUILT)(self.built)
 
     @classmethod
     def of(cls, folder: Path, vocab_size: int, stop_tokens: Sequence[int]) -> Grammars:
@@ -78,6 +80,10 @@ class Grammars:
         return cls(LLTokenizer(file, n_vocab=vocab_size, eos_token=stops), vocab_size)
 
     def constraint(self, grammar: str) -> Constraint:
+        """A text at the beginning of a grammar, which is built once: that may take a while."""
+        return self.kept(grammar).copy()
+
+    def built(self, grammar: str) -> Constraint:
         """BadRequest where the grammar is wrong, or too large to be followed in bounded time."""
         matcher = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
         if matcher.is_error():

@@ -1,12 +1,14 @@
 """Finds the end of a JSON object in a text that is still growing.
 
 Follows strings, escapes and brackets in linear time, and refuses what can no longer become JSON where that is cheap to
-see. It builds no values: whether the finished text is valid is for `json.loads` to say.
+see. It builds no values: whether the finished text is valid is for `strict_json` to say.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any, NoReturn
 
 DEEPEST = 200  # levels of nesting; json.loads recurses
 
@@ -14,6 +16,20 @@ DEEPEST = 200  # levels of nesting; json.loads recurses
 _BETWEEN = re.compile(r'(?:[ \t\n\r,:+\-.0-9A-Za-z]+|"[^"\\\x00-\x1f]*"){0,1000}')
 _INSIDE = re.compile(r'[^"\\\x00-\x1f]*(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*){0,1000}')
 _CLOSING = {"{": "}", "[": "]"}
+
+
+def strict_json(text: str) -> Any:
+    """A text's value; ValueError where it is no JSON, or none that can be passed on: NaN, or half a character."""
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
 
 
 class JsonScan:

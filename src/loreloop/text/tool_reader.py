@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Generator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from loreloop.text import xml_calls
 from loreloop.text.feed import Feed, Markers, NotACall, Steps
-from loreloop.text.json_scan import JsonScan
+from loreloop.text.json_scan import JsonScan, strict_json
 from loreloop.text.tool_calls import Broken, CallArguments, CallBegins, CallEnds, Content, Piece, Thinking, Tool
 from loreloop.text.tool_formats import ToolFormat
 
@@ -255,7 +255,7 @@ class ReplyReader:
             key = yield from feed.short(">", "<")
             arguments[key] = xml_calls.value_of(self.tools, name, key, (yield from self._until("</parameter>")))
         yield from feed.ending(self.form.call[1])
-        self.pieces.append(CallArguments(self.n_begun - 1, json.dumps(arguments, ensure_ascii=False)))
+        self.pieces.append(CallArguments(self.n_begun - 1, json.dumps(arguments, ensure_ascii=False, allow_nan=False)))
 
     def _until(self, end: str) -> Steps[str]:
         """Reads the text before `end`, however long, and `end`."""
@@ -317,8 +317,7 @@ class ReplyReader:
             if scan.broken or (not scan.done and not (yield from feed.more())):
                 raise NotACall
         try:
-            value = json.loads("".join(read), parse_constant=_refuse)
-            json.dumps(value, ensure_ascii=False).encode()  # half a character, which JSON can spell, is a ValueError
+            strict_json("".join(read))
         except ValueError:
             raise NotACall from None
         return "".join(read)
@@ -326,7 +325,3 @@ class ReplyReader:
     def _begin(self, name: str, call_id: str | None = None) -> None:
         self.pieces.append(CallBegins(self.n_begun, call_id, name))
         self.n_begun += 1
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")

@@ -1,26 +1,30 @@
 """Untrusted grammars are tried in a process of their own first: the library has no bound that holds for all of them.
 
 A grammar that takes too much computing or memory there ends that process, and the request that brought it; the next
-one gets a new process. What was tried is remembered. Knows no engine.
+one gets a new process. Remembered is what says something of the grammar: an answer, or an end for want of computing
+time. Knows no engine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 from collections import OrderedDict
 from typing import Any
 
 import msgspec
 
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, Unavailable
 from loreloop.protocol.link import EngineInfo
 from loreloop.text.grammar import MAX_GRAMMAR_BYTES
 
-MAX_SECONDS, MAX_BYTES = 0.5, 1 << 30  # of computing and of memory, for one grammar; ordinary ones take milliseconds
+MAX_SECONDS, MAX_BYTES = 0.2, 1 << 30  # of computing and of memory, for one grammar; ordinary ones take milliseconds
 WAIT_SECONDS = 20.0  # for the answer, however busy the machine is
 N_REMEMBERED = 256
+MAX_WAITING = 32  # grammars that nothing is known of, at once: a few seconds' work where all are hostile
+STOPPED_BY_OTHERS = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)  # as a lack of memory does
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -47,12 +51,18 @@ class Verdict(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
+LIMIT = f"{MAX_SECONDS:g} s of computing or {MAX_BYTES >> 20} MiB"
+TOO_MUCH = f"The grammar or schema takes over {LIMIT} to prepare; send a simpler one."
+
+
 class GrammarTrial:
     """One process, started when first needed, that ends with this one; grammars are tried one by one."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait_seconds: float = WAIT_SECONDS) -> None:
+        self.wait_seconds = wait_seconds
         self.process: asyncio.subprocess.Process | None = None
         self.turn = asyncio.Lock()
+        self.n_waiting = 0
         self.known: OrderedDict[bytes, Verdict] = OrderedDict()
 
     async def grammar_of(self, rules: Rules, info: EngineInfo) -> str | None:
@@ -62,40 +72,73 @@ class GrammarTrial:
         asked = msgspec.json.encode(Question(rules, info.folder, info.vocab_size, info.eos_token_ids))
         if len(asked) > 2 * MAX_GRAMMAR_BYTES:
             raise BadRequest(f"The grammar or schema has {len(asked)} bytes; at most {MAX_GRAMMAR_BYTES} are followed.")
-        async with self.turn:
-            verdict = self.known.get(asked) or await self._tried(asked)
-            self.known[asked] = verdict
-            self.known.move_to_end(asked)
-            if len(self.known) > N_REMEMBERED:
-                self.known.popitem(last=False)
+        verdict = self.known.get(asked) or await self._in_turn(asked)
+        self.known[asked] = verdict
+        self.known.move_to_end(asked)
+        if len(self.known) > N_REMEMBERED:
+            self.known.popitem(last=False)
         if verdict.error is not None:
             raise BadRequest(verdict.error)
         return verdict.grammar
 
-    async def _tried(self, asked: bytes) -> Verdict:
-        line = b""
+    async def _in_turn(self, asked: bytes) -> Verdict:
+        if self.n_waiting >= MAX_WAITING:
+            raise Unavailable(
+                f"{self.n_waiting} grammars or schemas wait to be tried; send this one again in a moment."
+            )
+        self.n_waiting += 1
         try:
-            process = await self._running()
-            assert process.stdin
-            assert process.stdout
-            process.stdin.write(asked + b"\n")
-            async with asyncio.timeout(WAIT_SECONDS):
-                line = await process.stdout.readline()
-        except (TimeoutError, ConnectionError, ValueError):
-            pass
+            async with self.turn:
+                return self.known.get(asked) or await self._tried(asked)
         finally:
-            if not line.endswith(b"\n"):  # it has ended, or this request has before it was answered
+            self.n_waiting -= 1
+
+    async def _tried(self, asked: bytes) -> Verdict:
+        """Asked again where the process ended and the grammar need not be why: it may have ended before."""
+        ended: int | None = None
+        for _ in range(2):
+            line, ended = await self._answer(asked)
+            if line:
+                return msgspec.json.decode(line, type=Verdict)
+            if ended == -signal.SIGPROF:
+                return Verdict(error=TOO_MUCH)
+        if ended in STOPPED_BY_OTHERS:
+            raise Unavailable("The process that tries grammars was ended twice; send the request again in a moment.")
+        raise BadRequest(TOO_MUCH)
+
+    async def _answer(self, asked: bytes) -> tuple[bytes, int | None]:
+        """A whole line, or how the process ended without one."""
+        line = b""
+        process = await self._running()
+        assert process.stdin
+        assert process.stdout
+        try:
+            async with asyncio.timeout(self.wait_seconds):
+                process.stdin.write(asked + b"\n")
+                with contextlib.suppress(ConnectionError):
+                    line = await process.stdout.readline()
+                if not line.endswith(b"\n"):
+                    line = b""
+                    await process.wait()
+        except TimeoutError:
+            raise Unavailable(
+                f"The grammar or schema was not tried within {self.wait_seconds:g} s; send it again in a moment."
+            ) from None
+        finally:
+            if not line:  # it has ended, or this request has before it was answered
                 await self.close()
-        if line.endswith(b"\n"):
-            return msgspec.json.decode(line, type=Verdict)
-        limit = f"{MAX_SECONDS:g} s of computing or {MAX_BYTES >> 20} MiB"
-        return Verdict(error=f"The grammar or schema takes over {limit} to prepare; send a simpler one.")
+        return line, process.returncode
 
     async def _running(self) -> asyncio.subprocess.Process:
         if self.process is None or self.process.returncode is not None:
             command = (sys.executable, "-m", "loreloop.text.trial_process")
             pipe = asyncio.subprocess.PIPE
-            self.process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=1 << 20)
+            try:
+                self.process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=1 << 20)
+            except OSError as error:
+                raise Unavailable(
+                    f"No process to try grammars in could be started ({error}); try again later."
+                ) from error
         return self.process
 
     async def close(self) -> None:

@@ -48,7 +48,7 @@ def tried(rules: Rules, grammars: Grammars) -> Verdict:
     """Prepared as an engine will, up to what may come first."""
     try:
         grammar = grammar_of(rules.grammar, rules.json_schema, rules.regex)
-        grammars.constraint(grammar or "").allowed()
+        grammars.built(grammar or "").allowed()
     except BadRequest as error:
         return Verdict(error=error.message)
     return Verdict(grammar)

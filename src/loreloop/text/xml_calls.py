@@ -16,17 +16,25 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from loreloop.protocol.errors import BadRequest
+from loreloop.text.json_scan import strict_json
 from loreloop.text.tool_calls import Call, Tool
 
+MAX_STEPS = 1000  # through the choices and references of one tool's schema
 PARAMETER_ENDS = "\n</parameter>\n"
 TEXT_RULE = r"value[lazy]: /(.|\n)*\n<\/parameter>\n/"  # any text up to the first end of a parameter, and that
 
 
 def written(call: Call) -> str:
-    """What stands between a call's markers."""
+    """What stands between a call's markers; earlier arguments that are no object stand as they came."""
+    try:
+        arguments = strict_json(call.arguments)
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        return f"\n<function={call.name}>\n{call.arguments}\n</function>\n"
     values = {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for name, value in json.loads(call.arguments).items()
+        for name, value in arguments.items()
     }
     parameters = "".join(f"<parameter={name}>\n{value}{PARAMETER_ENDS}" for name, value in values.items())
     return f"\n<function={call.name}>\n{parameters}</function>\n"
@@ -34,12 +42,14 @@ def written(call: Call) -> str:
 
 def rule(tool: Tool, lark: Callable[[str], str], guidance: dict[str, Any]) -> str:
     """The same as a grammar's terms: parameters in the schema's order, those that are not required may be left out."""
-    required = tool.parameters.get("required", ())
+    required, steps = _list(tool.parameters, "required"), _Steps(tool)
+    if not isinstance(tool.parameters.get("properties", {}), dict):
+        raise BadRequest(f"The tool {tool.name!r} has a schema whose properties are no object; correct it.")
     terms = [lark(f"\n<function={tool.name}>\n")]
     for name, schema in _properties(tool).items():
         if not name or set(name) & set("<>\n"):
             raise BadRequest(f"The parameter {name!r} of {tool.name!r} cannot be called in this model's format.")
-        value = " ".join(_value(tool, schema, lark, guidance))
+        value = " ".join(_value(steps, schema, lark, guidance))
         one = f"{lark(f'<parameter={name}>' + chr(10))} {value}"
         terms.append(one if name in required else f"({one})?")
     return " ".join([*terms, lark("</function>\n")])
@@ -50,24 +60,25 @@ def value_of(tools: Sequence[Tool], function: str, parameter: str, text: str) ->
     text = text.removeprefix("\n").removesuffix("\n")
     tool = next((tool for tool in tools if tool.name == function), None)
     schema = _properties(tool).get(parameter) if tool else None
-    if tool is None or schema is None or _is_text(tool, schema):
+    if tool is None or schema is None:
         return text
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return text if _Steps(tool).lead_to_text(schema) else strict_json(text)
+    except (BadRequest, ValueError):  # the schema says nothing of it, or it is no JSON
         return text
 
 
-def _value(tool: Tool, schema: Any, lark: Callable[[str], str], guidance: dict[str, Any]) -> Iterator[str]:
-    plain = _resolved(tool, schema)
-    choices = plain.get("enum") or ([plain["const"]] if "const" in plain else [])
+def _value(steps: _Steps, schema: Any, lark: Callable[[str], str], guidance: dict[str, Any]) -> Iterator[str]:
+    plain = steps.resolved(schema)
+    choices = _list(plain, "enum") or ([plain["const"]] if "const" in plain else [])
     if choices and all(isinstance(choice, str) for choice in choices):
         yield f"({' | '.join(lark(choice) or json.dumps('') for choice in choices)}) {lark(PARAMETER_ENDS)}"
-    elif _is_text(tool, schema):
+    elif steps.lead_to_text(schema):
         yield "value"
     else:
         whole = {"anyOf": [schema], "x-guidance": guidance}
-        shared = {name: tool.parameters[name] for name in ("$defs", "definitions") if name in tool.parameters}
+        parameters = steps.tool.parameters
+        shared = {name: parameters[name] for name in ("$defs", "definitions") if name in parameters}
         yield f"%json {json.dumps(whole | shared)} {lark(PARAMETER_ENDS)}"
 
 
@@ -76,22 +87,51 @@ def _properties(tool: Tool) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _is_text(tool: Tool, schema: Any) -> bool:
-    """Whether values may be strings, which are then written as they are."""
-    plain = _resolved(tool, schema)
-    kinds = plain.get("type")
-    if kinds is None:
-        options = plain.get("enum") or [plain[key] for key in ("const",) if key in plain]
-        several = [*plain.get("anyOf", ()), *plain.get("oneOf", ())]
-        return any(isinstance(o, str) for o in options) or any(_is_text(tool, s) for s in several if s != schema)
-    return kinds == "string" or (isinstance(kinds, list) and "string" in kinds)
+def _list(schema: dict[str, Any], name: str) -> list[Any]:
+    found = schema.get(name, [])
+    if not isinstance(found, list):
+        raise BadRequest(f"A tool's schema has {name!r} that is no list, but {json.dumps(found)[:80]}; correct it.")
+    return found
 
 
-def _resolved(tool: Tool, schema: Any) -> dict[str, Any]:
-    """The schema itself, or the one of the tool's definitions that it refers to."""
-    if isinstance(schema, dict) and str(schema.get("$ref", "")).startswith("#/"):
-        found: Any = tool.parameters
-        for part in schema["$ref"].removeprefix("#/").split("/"):
-            found = found.get(part) if isinstance(found, dict) else None
-        schema = found
-    return schema if isinstance(schema, dict) else {}
+class _Steps:
+    """Steps through one tool's schema, which may refer to itself; BadRequest past a number of them."""
+
+    def __init__(self, tool: Tool) -> None:
+        self.tool, self.left = tool, MAX_STEPS
+
+    def lead_to_text(self, schema: Any) -> bool:
+        """Whether values may be strings, which are then written as they are."""
+        seen, ahead = set[str](), [schema]
+        while ahead:
+            plain = self.resolved(ahead.pop(), seen)
+            kinds = plain.get("type")
+            if kinds is None:
+                options = _list(plain, "enum") or [plain[key] for key in ("const",) if key in plain]
+                if any(isinstance(option, str) for option in options):
+                    return True
+                ahead += [*_list(plain, "anyOf"), *_list(plain, "oneOf")]
+            elif kinds == "string" or (isinstance(kinds, list) and "string" in kinds):
+                return True
+        return False
+
+    def resolved(self, schema: Any, seen: set[str] | None = None) -> dict[str, Any]:
+        """The schema itself, or that of the tool's definitions which it refers to, if it is not among those seen."""
+        seen = set() if seen is None else seen
+        self._take()
+        while isinstance(schema, dict) and str(schema.get("$ref", "")).startswith("#/"):
+            reference = str(schema["$ref"])
+            if reference in seen:
+                return {}
+            seen.add(reference)
+            schema = self.tool.parameters
+            for part in reference.removeprefix("#/").split("/"):
+                self._take()
+                schema = schema.get(part) if isinstance(schema, dict) else None
+        return schema if isinstance(schema, dict) else {}
+
+    def _take(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            name = self.tool.name
+            raise BadRequest(f"The tool {name!r} has a schema of over {MAX_STEPS} choices and references; simplify it.")
