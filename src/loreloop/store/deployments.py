@@ -66,9 +66,7 @@ def before(connection: Connection, name: str) -> Deployment:
 def rollback(connection: Connection, name: str, now: float, by: str) -> Deployment:
     """A new version that equals the one before the current; a second rollback undoes the first."""
     old = before(connection, name)
-    for arm in old.split.arms:
-        if arm.revision is not None:
-            arm_of(connection, arm.target)  # NotFound rather than a deployment that cannot answer
+    check_there(connection, old.split)
     return set(connection, name, old.key_id, old.split, now, by)
 
 
@@ -125,6 +123,13 @@ def arm_of(connection: Connection, path: str) -> Owned:
     checkpoint = checkpoints.of_anyone(connection, parsed)
     base_model = runs.get(connection, checkpoint.key_id, checkpoint.run_id).base_model
     return Owned(Arm(path, base_model, Revision(path, checkpoint.folder)), checkpoint.key_id)
+
+
+def check_there(connection: Connection, split: Split) -> None:
+    """NotFound rather than a deployment that cannot answer."""
+    for arm in split.arms:
+        if arm.revision is not None:
+            arm_of(connection, arm.target)
 
 
 def check_name(name: str) -> None:
