@@ -196,3 +196,22 @@ def test_the_history_is_in_the_order_of_its_times() -> None:
         assert made.created > began + 0.05
 
     play(scene)
+
+
+def test_keys_of_a_name_do_not_go_to_its_next_owner() -> None:
+    async def scene(site: Site) -> None:
+        question = {"model": "bot", "prompt": "1 2", "max_tokens": 2}
+        await change(site, "bot", target="fake")
+        async with (
+            site.client_with(site.new_key("infer:bot", "infer:other")) as two,
+            site.client_with(site.new_key("infer:bot")) as one,
+        ):
+            await site.client.delete(f"{ROOT}/bot")
+            for name in ("bot", "other"):
+                await change(site, name, target="fake")
+            for key in (one, two):
+                refused = await key.post("http://site/v1/completions", json=question)
+                assert refused.status_code == 403, refused.text
+            assert (await two.post("http://site/v1/completions", json=question | {"model": "other"})).is_success
+
+    play(scene)

@@ -57,7 +57,7 @@ def caller(request: Request, scope: str) -> KeyRow:
     """Whose key came with the request; it must carry `scope`."""
     key = _known(request)
     if not has(key, scope):
-        raise Forbidden(f"This needs the scope {scope!r}; the key {key.name!r} has {', '.join(key.scopes)}.")
+        raise Forbidden(f"This needs the scope {scope!r}; the key {key.name!r} has {', '.join(key.scopes) or 'none'}.")
     return key
 
 

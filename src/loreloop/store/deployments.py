@@ -14,8 +14,8 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.paths import NAME, CheckpointKind, parse_path
 from loreloop.protocol.sampling import Revision
-from loreloop.store import checkpoints, runs
-from loreloop.store.rows import Arm, Deployment, Split
+from loreloop.store import checkpoints, keys, runs
+from loreloop.store.rows import DEPLOYMENT_SCOPE, Arm, Deployment, Split
 from loreloop.store.schema import DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS
 
 NEW = DEPLOYMENTS.c
@@ -49,8 +49,10 @@ def set(connection: Connection, name: str, key_id: str | None, split: Split, now
 
 
 def remove(connection: Connection, name: str) -> None:
-    """The name, its history, and its hold on checkpoints."""
+    """The name, its history, its hold on checkpoints, and what keys were allowed of it, since the name may become
+    another owner's."""
     current(connection, name)
+    keys.withdraw(connection, DEPLOYMENT_SCOPE + name)
     for table in (DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS):
         connection.execute(delete(table).where(table.c.name == name))
 

@@ -55,6 +55,14 @@ def revoke(connection: Connection, key_id: str, now: float) -> None:
         raise NotFound(f"There is no active key {key_id!r}; `loreloop keys list` shows them.")
 
 
+def withdraw(connection: Connection, scope: str) -> None:
+    """Takes a scope from all keys that have it; a key may be left with none."""
+    holding = select(KEYS).where(func.instr(KEYS.c.scopes, msgspec.json.encode(scope).decode()) > 0)
+    for row in [_row(each) for each in connection.execute(holding)]:
+        left = msgspec.json.encode([each for each in row.scopes if each != scope]).decode()
+        connection.execute(update(KEYS).where(KEYS.c.id == row.id).values(scopes=left))
+
+
 def forget(connection: Connection, key_id: str) -> None:
     """Takes a key away that owns nothing, as if it had never been."""
     connection.execute(delete(KEYS).where(KEYS.c.id == key_id))
