@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def test_what_a_deployment_answers_with_is_not_deleted() -> None:
 
 def slowly(site: Site, meanwhile: Callable[[], Awaitable[object]], *, is_admin: bool = True) -> Rollout:
     """Changes of the site's own key; while the weights warm up, something else happens."""
-    key = site.services.store.read(keys.find, site.client.headers["x-api-key"])
+    key = site.services.store.read(keys.find, site.client.headers["x-api-key"], time.time())
     assert key is not None
 
     async def warm(_: Arm) -> None:

@@ -39,7 +39,7 @@ def main(plan_file: str, parent_pid: int) -> None:
     async def serve(desk: Desk, listening: socket.socket) -> None:
         names = Names({name: Path(folder) for name, folder in plan.folders.items()}, plan.config.aliases)
         pictures = Pictures(plan.config)
-        app = create_app(Services(plan.config, desk.store, desk, names, Texts(), pictures))
+        app = create_app(Services(plan.config, desk.store, desk, names, Texts(), pictures, nonce=plan.nonce))
         settings = uvicorn.Config(
             app,
             http="httptools",

@@ -49,7 +49,8 @@ class ImageWeb:
             if data is None or kind is None:
                 raise BadRequest(
                     f"The image's address {url[:80]!r} gave no image in time: all of a request come "
-                    f"within {FETCH_SECONDS:g} s, one has at most {self.image_bytes >> 20} MiB, all {self.request_bytes >> 20}."
+                    f"within {FETCH_SECONDS:g} s, each at most {self.image_bytes >> 20} MiB, "
+                    f"all {self.request_bytes >> 20}."
                 )
             left -= len(data)
             found.append(ImageChunk(data, kind))

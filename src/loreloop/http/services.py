@@ -47,6 +47,7 @@ class Services:
     pictures: Pictures
     requests: RequestCounts = field(default_factory=RequestCounts)
     trial: GrammarTrial = field(default_factory=GrammarTrial)
+    nonce: str = ""
 
 
 def services(request: Request) -> Services:
@@ -82,7 +83,7 @@ def _known(request: Request) -> KeyRow:
     secret = request.headers.get("x-api-key") or bearer
     if not secret:
         raise Unauthorized("No key came with this request; set TINKER_API_KEY, or send Authorization: Bearer tml-….")
-    key = services(request).store.read(keys.find, secret)
+    key = services(request).store.read(keys.find, secret, now())
     if key is None:
         raise Unauthorized("This key is not one of this server, or was revoked; `loreloop keys create` makes one.")
     return key
