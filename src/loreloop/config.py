@@ -72,7 +72,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000  # 0: any free port
     models: tuple[str, ...] = ("smollm2-135m",)
     aliases: dict[str, str] = {}
-    image_hosts: tuple[str, ...] = ()  # whose images chat requests may name by http(s) address
+    image_hosts: tuple[str, ...] = ()  # or host:port, whose images chat requests may name by address
     memory_mib: int = 0  # budget for the base models together; 0: no bound
     engine: EngineConfig = EngineConfig()
     session: SessionConfig = SessionConfig()

@@ -142,6 +142,7 @@ async def site(config: Config) -> AsyncIterator[Site]:
             async with here.client:
                 yield here
             await here.services.trial.close()
+            await here.services.pictures.close()
 
 
 def play(scene: Scene, *, engine: bool = True, hold_seconds: float = 5.0, **limits: int) -> None:

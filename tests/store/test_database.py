@@ -1,11 +1,13 @@
 """The database file: its steps, its pragmas, and what happens when several open it."""
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, inspect, select, text
+from sqlalchemy import Connection, delete, inspect, select, text
 
+from loreloop.store import keys
 from loreloop.store.schema import METADATA, MIGRATIONS, STEPS
 from loreloop.store.store import open_database
 
@@ -17,6 +19,19 @@ def test_a_new_database_has_taken_every_step_and_takes_none_again(tmp_path: Path
             assert connection.scalars(select(MIGRATIONS.c.number)).all() == list(range(1, len(STEPS) + 1))
             assert set(inspect(connection).get_table_names()) == set(METADATA.tables)
         engine.dispose()
+
+
+def test_keys_of_before_expiry_go_on(tmp_path: Path) -> None:
+    engine = open_database(tmp_path)
+    with engine.begin() as connection:
+        made = keys.create(connection, "old", ("train",), 1.0)
+        connection.execute(text("ALTER TABLE keys DROP COLUMN expires"))
+        connection.execute(delete(MIGRATIONS).where(MIGRATIONS.c.number == 5))
+    engine.dispose()
+    engine = open_database(tmp_path)
+    with engine.connect() as connection:
+        assert keys.find(connection, made.secret, time.time()) == made.row
+    engine.dispose()
 
 
 def test_it_is_set_for_kills_and_checks_references(tmp_path: Path) -> None:

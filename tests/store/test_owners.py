@@ -23,10 +23,21 @@ def sampler(place: Place, name: str, run_id: str | None = None, inflight: bool =
 def test_a_key_is_found_by_its_secret(place: Place) -> None:
     made = place.write(keys.create, "carl", ("train", "infer"), 5.0)
     assert made.secret.startswith("tml-")
-    assert place.read(keys.find, made.secret) == made.row
-    assert place.read(keys.find, made.secret + "x") is None
-    assert place.read(keys.find, "") is None
+    assert place.read(keys.find, made.secret, place.now) == made.row
+    assert place.read(keys.find, made.secret + "x", place.now) is None
+    assert place.read(keys.find, "", place.now) is None
     assert (made.row.name, made.row.scopes, made.row.created) == ("carl", ("train", "infer"), 5.0)
+
+
+def test_a_key_expires_and_is_forgotten(place: Place) -> None:
+    short = place.write(keys.create, "dora", ("admin",), 5.0, 15.0)
+    long = place.write(keys.create, "ed", ("admin",), 5.0)
+    assert place.read(keys.find, short.secret, 14.9) == short.row
+    assert place.read(keys.find, short.secret, 15.0) is None
+    place.write(keys.forget_expired, 15.0)
+    left = [row.id for row in place.read(keys.list_all)]
+    assert short.row.id not in left
+    assert long.row.id in left
 
 
 def test_secrets_differ_and_are_stored_nowhere(place: Place) -> None:
@@ -41,7 +52,7 @@ def test_secrets_differ_and_are_stored_nowhere(place: Place) -> None:
 def test_a_revoked_key_is_not_found_but_listed(place: Place) -> None:
     made = place.write(keys.create, "carl", ("train",), place.now + 1)
     place.write(keys.revoke, made.row.id, 7.0)
-    assert place.read(keys.find, made.secret) is None
+    assert place.read(keys.find, made.secret, place.now) is None
     assert [(row.name, row.revoked) for row in place.read(keys.list_all)][-1] == ("carl", 7.0)
     with pytest.raises(NotFound):
         place.write(keys.revoke, made.row.id, 8.0)
@@ -50,9 +61,9 @@ def test_a_revoked_key_is_not_found_but_listed(place: Place) -> None:
 def test_a_lookup_sees_at_once_what_another_connection_revoked(place: Place) -> None:
     made = place.write(keys.create, "carl", ("train",), 1.0)
     for _ in range(3):
-        assert place.read(keys.find, made.secret) is not None
+        assert place.read(keys.find, made.secret, place.now) is not None
     place.write(keys.revoke, made.row.id, 2.0)
-    assert place.read(keys.find, made.secret) is None
+    assert place.read(keys.find, made.secret, place.now) is None
 
 
 Act = Callable[[Connection, Place, str], object]

@@ -119,7 +119,7 @@ def test_a_key_is_made_beside_a_running_store(place: Place) -> None:
     with engine.begin() as connection:
         made = keys.create(connection, "late", ("infer",), 1.0)
     engine.dispose()
-    assert place.read(keys.find, made.secret) == made.row
+    assert place.read(keys.find, made.secret, place.now) == made.row
 
 
 def test_reads_do_not_wait_for_a_writer(place: Place) -> None:

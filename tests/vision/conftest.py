@@ -14,12 +14,12 @@ LIMITS = "[limits]\nimage_mib = 1\nimage_megapixels = 1\nrequest_megapixels = 2\
 
 
 @pytest.fixture(scope="session")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def seeing(tmp_path_factory: pytest.TempPathFactory, web: str) -> Iterator[RunningServer]:
     data = tmp_path_factory.mktemp("data")
     make_tiny_vision_model(data / "models" / "eyes", "qwen3_vl")
     make_tiny_model(data / "models" / "blind")
     config = data / "config.toml"
-    config.write_text(f'image_hosts = ["127.0.0.1"]\n{LIMITS}')
+    config.write_text(f'image_hosts = ["{web.removeprefix("http://")}"]\n{LIMITS}')
     models = ["--model", "eyes", "--model", "blind", "--precision", "fp32", "--threads", "1", "--config", str(config)]
     with running_server(str(data), models) as running:
         yield running

@@ -127,8 +127,8 @@ def test_a_model_that_reads_text_only_says_so(client, claude):
 
 def test_addresses_of_allowed_hosts(client, web):
     assert ask(client, seen(f"{web}/good")).usage.prompt_tokens > 4
-    for path, words in {"moved": "answers 302", "gone": "answers 404", "huge": "exceeds 1 MiB"}.items():
-        with pytest.raises(openai.BadRequestError, match=words):
+    for path in ("moved", "gone", "huge"):
+        with pytest.raises(openai.BadRequestError, match=f"{path}' gave no image in time"):
             ask(client, seen(f"{web}/{path}"))
     with pytest.raises(openai.BadRequestError, match="not asked for"):
         ask(client, seen(f"{web.replace('127.0.0.1', 'localhost')}/good"))

@@ -38,7 +38,8 @@ def main(plan_file: str, parent_pid: int) -> None:
 
     async def serve(desk: Desk, listening: socket.socket) -> None:
         names = Names({name: Path(folder) for name, folder in plan.folders.items()}, plan.config.aliases)
-        app = create_app(Services(plan.config, desk.store, desk, names, Texts(), Pictures(plan.config)))
+        pictures = Pictures(plan.config)
+        app = create_app(Services(plan.config, desk.store, desk, names, Texts(), pictures, nonce=plan.nonce))
         settings = uvicorn.Config(
             app,
             http="httptools",
@@ -51,7 +52,10 @@ def main(plan_file: str, parent_pid: int) -> None:
             timeout_graceful_shutdown=1,
             date_header=False,
         )
-        await QuietServer(settings).serve(sockets=[listening])
+        try:
+            await QuietServer(settings).serve(sockets=[listening])
+        finally:
+            await pictures.close()
 
     try:
         import uvloop

@@ -6,17 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+READ_SECONDS = 300.0  # two arms may warm up for two minutes each
+KEY_SECONDS = 600.0
+
 
 @contextmanager
 def running_server_of(data_dir: str) -> Iterator[Any]:
-    """An `httpx.Client` at the server of the data folder; None where none runs."""
+    """An `httpx.Client` at the server of the data folder; None where none runs.
+
+    Its key is taken away at the end, and expires where this process is killed before.
+    """
     import time
 
     import httpx
 
     from loreloop.cli.keys import transaction
     from loreloop.config import Config
-    from loreloop.host.plan import running_address
+    from loreloop.host.plan import NONCE, running_address
     from loreloop.protocol.errors import Unavailable
     from loreloop.store import keys
 
@@ -24,17 +30,27 @@ def running_server_of(data_dir: str) -> Iterator[Any]:
     if address is None:
         yield None
         return
-    with transaction(data_dir) as connection:
-        made = keys.create(connection, operator(), ("admin",), time.time())
-    try:
-        headers = {"authorization": f"Bearer {made.secret}"}
-        with httpx.Client(base_url=address.url, headers=headers, timeout=httpx.Timeout(10, read=300)) as client:
-            yield client
-    except httpx.HTTPError as error:
-        raise Unavailable(f"The server at {address.url} does not answer ({error}); try again in a moment.") from None
-    finally:
+    silent = f"The server at {address.url} does not answer"
+    # Not by a proxy of the environment, which would see the key.
+    with httpx.Client(base_url=address.url, trust_env=False, timeout=httpx.Timeout(10, read=READ_SECONDS)) as client:
+        try:
+            found = client.get("/healthz").headers.get(NONCE)
+        except httpx.HTTPError as error:
+            raise Unavailable(f"{silent} ({error}); try again in a moment.") from None
+        if found != address.nonce:
+            raise Unavailable(f"{silent}, but something else does; start the server of {data_dir} anew, or use --cold.")
+        now = time.time()
         with transaction(data_dir) as connection:
-            keys.forget(connection, made.row.id)
+            keys.forget_expired(connection, now)
+            made = keys.create(connection, operator(), ("admin",), now, now + KEY_SECONDS)
+        try:
+            client.headers["authorization"] = f"Bearer {made.secret}"
+            yield client
+        except httpx.HTTPError as error:
+            raise Unavailable(f"{silent} ({error}); try again in a moment.") from None
+        finally:
+            with transaction(data_dir) as connection:
+                keys.forget(connection, made.row.id)
 
 
 def operator() -> str:

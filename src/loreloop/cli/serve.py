@@ -87,6 +87,8 @@ def overrides(flags: dict[str, Any]) -> dict[str, Any]:
 
 def plan_of(config: Config) -> ServerPlan:
     """Finds the models, sees that they fit the memory budget, and writes aliases' tokenizers where clients look."""
+    import secrets
+
     import msgspec
 
     from loreloop.host.plan import ServerPlan
@@ -108,7 +110,7 @@ def plan_of(config: Config) -> ServerPlan:
         if model not in entries:
             raise BadRequest(f"The alias {alias!r} is for {model!r}, which is not served; add --model {model}.")
         write_tokenizer(entries[model].folder, alias)
-    return ServerPlan(config, {name: str(entry.folder) for name, entry in entries.items()})
+    return ServerPlan(config, {name: str(entry.folder) for name, entry in entries.items()}, secrets.token_hex(16))
 
 
 def engine_environment(config: Config) -> dict[str, str]:

@@ -11,14 +11,16 @@ import msgspec
 
 from loreloop.config import Config
 
+NONCE = "x-loreloop-server"  # the header by which `/healthz` tells which server it is of
 LONGEST_SOCKET_PATH = 100  # bytes; the system allows 107
 
 
 class ServerPlan(msgspec.Struct, frozen=True):
-    """`folders` maps base models to their folders; aliases are in the configuration."""
+    """`folders` maps base models to their folders; aliases are in the configuration. `nonce` is this start's."""
 
     config: Config
     folders: dict[str, str]
+    nonce: str = ""
 
     @property
     def run_folder(self) -> Path:
@@ -68,3 +70,4 @@ class Address(msgspec.Struct, frozen=True):
 
     url: str
     pid: int
+    nonce: str = ""

@@ -75,5 +75,5 @@ async def announce(plan: ServerPlan, store: Store, listening: socket.socket) -> 
         print("A key was made; it is shown only now. In the shell of your client:\n", flush=True)
         print(f"export TINKER_BASE_URL={url}\nexport TINKER_API_KEY={made.secret}\n", flush=True)
     temporary = plan.address_file.with_suffix(".tmp")
-    temporary.write_bytes(msgspec.json.encode(Address(url, os.getppid())))
+    temporary.write_bytes(msgspec.json.encode(Address(url, os.getppid(), plan.nonce)))
     temporary.replace(plan.address_file)

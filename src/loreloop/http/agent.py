@@ -162,8 +162,12 @@ class LiveRun:
         self.task.add_done_callback(self._over)
 
     async def first(self) -> Began:
-        """Raises what stood in the way of the first answer."""
-        return await self.begun
+        """Raises what stood in the way of the first answer; who no longer waits for it ends the run."""
+        try:
+            return await self.begun
+        except asyncio.CancelledError:
+            self.end()
+            raise
 
     async def rest(self) -> AsyncIterator[AgentEvent | Failure]:
         while (event := await self.queue.get()) is not None:
@@ -175,13 +179,15 @@ class LiveRun:
     async def _work(self, run: AgentRun, tools: Tools) -> None:
         async with tools.open() as box, aclosing(run.events(box)) as events:
             async for event in events:
-                if isinstance(event, Began):
-                    self.begun.set_result(event)
-                else:
+                if not isinstance(event, Began):
                     self.queue.put_nowait(event)
+                elif not self.begun.done():
+                    self.begun.set_result(event)
 
     def _over(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
+        # Not only `end` cancels: the library of tool servers does so when a connection breaks.
+        stopped = ServerError("The loop over tools was stopped; ask again.")
+        error = stopped if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, LoreloopError):
             traceback.print_exception(error)
             error = ServerError("The loop over tools failed; the server's log says why.")

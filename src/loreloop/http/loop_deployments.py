@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.openai_models import limit_of
-from loreloop.http.services import ADMIN, TRAIN, Services, asker, caller, has, now, services
+from loreloop.http.services import ADMIN, TRAIN, Services, asker, caller, has, services
 from loreloop.protocol.errors import BadRequest, ServerError, Unavailable
 from loreloop.protocol.loop_rest import SetDeployment
 from loreloop.protocol.sampling import SampleOp, SamplingParams
@@ -48,13 +48,13 @@ async def get_history(request: Request) -> Response:
 async def set_deployment(request: Request) -> Response:
     change = rollout(request, caller(request, TRAIN))
     wanted = await read_json(request, SetDeployment)
-    return answer(deployment_json(await change.set(name_of(request), wanted, now())))
+    return answer(deployment_json(await change.set(name_of(request), wanted)))
 
 
 async def roll_back(request: Request) -> Response:
     change = rollout(request, caller(request, TRAIN))
     change.seen(name_of(request))
-    return answer(deployment_json(await change.rollback(name_of(request), now())))
+    return answer(deployment_json(await change.rollback(name_of(request))))
 
 
 async def delete_deployment(request: Request) -> Response:
@@ -68,7 +68,7 @@ def rollout(request: Request, key: KeyRow) -> Rollout:
     async def warm(arm: Arm) -> None:
         await answer_once(served, key, arm)
 
-    return Rollout(served.store, served.names, key, has(key, ADMIN), warm)
+    return Rollout(served.store, served.names, key, has(key, ADMIN), has(key, TRAIN), warm)
 
 
 async def answer_once(served: Services, key: KeyRow, arm: Arm) -> None:

@@ -29,7 +29,7 @@ from loreloop.http.chat import WholeReply, seen
 from loreloop.http.generate import Model
 from loreloop.http.openai_chat_words import Asked, ask_of, delta_of, message_of
 from loreloop.http.openai_words import failure_event, usage
-from loreloop.http.services import now, services
+from loreloop.http.services import INFER, caller, now, services
 from loreloop.http.sse import EventStream, data_event
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.openai_rest import AgentLoop, ChatCompletion, McpTool
@@ -42,6 +42,8 @@ async def agent_answer(request: Request, body: ChatCompletion, model: Model) -> 
         raise BadRequest("agent_loop is not served with n > 1; leave one of them out.")
     wanted = body.agent_loop or AgentLoop()
     labels = [tool.server_label for tool in body.tools or () if isinstance(tool, McpTool)]
+    if labels:  # registered servers are not part of any deployment
+        caller(request, INFER)
     bounds = Bounds(wanted.max_calls, wanted.max_seconds, wanted.max_output_bytes)
     tools = tools_of(services(request), model, labels, bounds)
     ask = await seen(services(request).pictures, model, ask_of(body))

@@ -1,6 +1,6 @@
 """Images on their way in: their bytes found, checked off the event loop, and told in tokens.
 
-Dialects give a `data:` URL, or a web address, which is asked for only where the configuration allows its host.
+Dialects give a `data:` URL, or a web address, which `image_web` asks for.
 """
 
 from __future__ import annotations
@@ -14,21 +14,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from urllib.parse import urlsplit
 
-import httpx
 import msgspec
 
 from loreloop.config import Config, LimitConfig
+from loreloop.http.image_web import ImageWeb
 from loreloop.images.check import CHAT_FORMATS, WIRE_FORMATS, check_kind, checked
-from loreloop.images.files import ImageLimits, image_size, kind_of
+from loreloop.images.files import ImageLimits, image_size
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.images import ImageRules
 from loreloop.protocol.link import EngineInfo
 from loreloop.protocol.training import Chunk, Datum, ImageChunk
 from loreloop.text.conversation import Conversation, Picture
 
-FETCH_SECONDS = 10.0
 MEDIA_TYPES = {"image/png": "png", "image/jpeg": "jpeg", "image/jpg": "jpeg", "image/webp": "webp"}
 
 
@@ -36,8 +34,11 @@ class Pictures:
     """Checks images of all requests, two at a time: decoding takes memory, and the loop must not wait for it."""
 
     def __init__(self, config: Config) -> None:
-        self.hosts, self.limits = frozenset(host.lower() for host in config.image_hosts), config.limits
+        self.web, self.limits = ImageWeb(config.image_hosts, config.limits), config.limits
         self.pool = ThreadPoolExecutor(2, "images")
+
+    async def close(self) -> None:
+        await self.web.close()
 
     async def in_prompt(self, chunks: tuple[Chunk, ...], info: EngineInfo) -> tuple[Chunk, ...]:
         """The chunks with images checked and counted."""
@@ -60,7 +61,7 @@ class Pictures:
             raise BadRequest(
                 f"{info.base_model} reads text only; leave images (image_url, input_image) out, or ask a vision model."
             )
-        raw = {url: await self._found(url) for url in urls}
+        raw = await self._found(urls)
         places = [(f"Image {number}", chunk) for number, chunk in enumerate(raw.values(), 1)]
         known = await self._checked(places, info, CHAT_FORMATS)
         chunks = {url: known[chunk] for url, chunk in raw.items()}
@@ -82,38 +83,16 @@ class Pictures:
         work = partial(_check_all, images, info.images, self.limits, formats)
         return dict(zip(images, await asyncio.get_running_loop().run_in_executor(self.pool, work), strict=True))
 
-    async def _found(self, url: str) -> ImageChunk:
-        if url.startswith("data:"):
-            return _of_data_url(url)
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or (parts.hostname or "").lower() not in self.hosts:
-            raise BadRequest(
-                f"The image's address {url[:80]!r} is not asked for by this server; send a data: URL with base64 "
-                "(an administrator may allow hosts with image_hosts)."
-            )
-        data = await self._fetched(url)
-        return ImageChunk(data, kind_of(data) or "unknown")
-
-    async def _fetched(self, url: str) -> bytes:
-        """What stands at an address, within bounds of time and size; another address is not followed."""
-        limit_bytes, data = self.limits.image_mib << 20, bytearray()
-        try:
-            async with (
-                asyncio.timeout(FETCH_SECONDS),
-                httpx.AsyncClient(trust_env=False, follow_redirects=False) as client,
-                client.stream("GET", url, headers={"accept-encoding": "identity"}) as reply,
-            ):
-                if reply.status_code != 200:
-                    raise BadRequest(f"The image's address {url[:80]!r} answers {reply.status_code}.")
-                async for part in reply.aiter_raw():
-                    data += part
-                    if len(data) > limit_bytes:
-                        raise BadRequest(f"The image at {url[:80]!r} exceeds {limit_bytes >> 20} MiB.")
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            raise BadRequest(
-                f"The image's address {url[:80]!r} gives none: {str(error)[:100] or type(error).__name__}."
-            ) from None
-        return bytes(data)
+    async def _found(self, urls: Sequence[str]) -> dict[str, ImageChunk]:
+        """In their order. Those that came along are read first, since that costs others nothing."""
+        found: dict[str, ImageChunk | None] = dict.fromkeys(urls)
+        loop = asyncio.get_running_loop()
+        for url in urls:
+            if url.startswith("data:"):
+                found[url] = await loop.run_in_executor(self.pool, _of_data_url, url)
+        elsewhere = [url for url, image in found.items() if image is None]
+        found |= zip(elsewhere, await self.web.images(elsewhere), strict=True)
+        return {url: image for url, image in found.items() if image is not None}
 
 
 def _check_all(

@@ -47,6 +47,7 @@ class Services:
     pictures: Pictures
     requests: RequestCounts = field(default_factory=RequestCounts)
     trial: GrammarTrial = field(default_factory=GrammarTrial)
+    nonce: str = ""
 
 
 def services(request: Request) -> Services:
@@ -57,7 +58,7 @@ def caller(request: Request, scope: str) -> KeyRow:
     """Whose key came with the request; it must carry `scope`."""
     key = _known(request)
     if not has(key, scope):
-        raise Forbidden(f"This needs the scope {scope!r}; the key {key.name!r} has {', '.join(key.scopes)}.")
+        raise Forbidden(f"This needs the scope {scope!r}; the key {key.name!r} has {', '.join(key.scopes) or 'none'}.")
     return key
 
 
@@ -82,7 +83,7 @@ def _known(request: Request) -> KeyRow:
     secret = request.headers.get("x-api-key") or bearer
     if not secret:
         raise Unauthorized("No key came with this request; set TINKER_API_KEY, or send Authorization: Bearer tml-….")
-    key = services(request).store.read(keys.find, secret)
+    key = services(request).store.read(keys.find, secret, now())
     if key is None:
         raise Unauthorized("This key is not one of this server, or was revoked; `loreloop keys create` makes one.")
     return key

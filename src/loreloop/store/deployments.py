@@ -14,8 +14,8 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.paths import NAME, CheckpointKind, parse_path
 from loreloop.protocol.sampling import Revision
-from loreloop.store import checkpoints, runs
-from loreloop.store.rows import Arm, Deployment, Split
+from loreloop.store import checkpoints, keys, runs
+from loreloop.store.rows import DEPLOYMENT_SCOPE, Arm, Deployment, Split
 from loreloop.store.schema import DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS
 
 NEW = DEPLOYMENTS.c
@@ -49,8 +49,10 @@ def set(connection: Connection, name: str, key_id: str | None, split: Split, now
 
 
 def remove(connection: Connection, name: str) -> None:
-    """The name, its history, and its hold on checkpoints."""
+    """The name, its history, its hold on checkpoints, and what keys were allowed of it, since the name may become
+    another owner's."""
     current(connection, name)
+    keys.withdraw(connection, DEPLOYMENT_SCOPE + name)
     for table in (DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS):
         connection.execute(delete(table).where(table.c.name == name))
 
@@ -66,9 +68,7 @@ def before(connection: Connection, name: str) -> Deployment:
 def rollback(connection: Connection, name: str, now: float, by: str) -> Deployment:
     """A new version that equals the one before the current; a second rollback undoes the first."""
     old = before(connection, name)
-    for arm in old.split.arms:
-        if arm.revision is not None:
-            arm_of(connection, arm.target)  # NotFound rather than a deployment that cannot answer
+    check_there(connection, old.split)
     return set(connection, name, old.key_id, old.split, now, by)
 
 
@@ -125,6 +125,13 @@ def arm_of(connection: Connection, path: str) -> Owned:
     checkpoint = checkpoints.of_anyone(connection, parsed)
     base_model = runs.get(connection, checkpoint.key_id, checkpoint.run_id).base_model
     return Owned(Arm(path, base_model, Revision(path, checkpoint.folder)), checkpoint.key_id)
+
+
+def check_there(connection: Connection, split: Split) -> None:
+    """NotFound rather than a deployment that cannot answer."""
+    for arm in split.arms:
+        if arm.revision is not None:
+            arm_of(connection, arm.target)
 
 
 def check_name(name: str) -> None:

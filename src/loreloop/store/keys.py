@@ -20,22 +20,23 @@ class NewKey(NamedTuple):
     secret: str
 
 
-def create(connection: Connection, name: str, scopes: tuple[str, ...], now: float) -> NewKey:
+def create(
+    connection: Connection, name: str, scopes: tuple[str, ...], now: float, expires: float | None = None
+) -> NewKey:
     """A new key; its secret is given here and never again."""
     secret = f"tml-{secrets.token_urlsafe(32)}"
-    row = KeyRow(uuid.uuid4().hex[:12], name, scopes, now, None)
+    row = KeyRow(uuid.uuid4().hex[:12], name, scopes, now, None, expires)
+    text = msgspec.json.encode(scopes).decode()
     connection.execute(
-        insert(KEYS).values(
-            id=row.id, name=name, hash=_hash(secret), scopes=msgspec.json.encode(scopes).decode(), created=now
-        )
+        insert(KEYS).values(id=row.id, name=name, hash=_hash(secret), scopes=text, created=now, expires=expires)
     )
     return NewKey(row, secret)
 
 
-def find(connection: Connection, secret: str) -> KeyRow | None:
-    """The key with this secret, unless it was revoked."""
+def find(connection: Connection, secret: str, now: float) -> KeyRow | None:
+    """The key with this secret, unless it was revoked or has expired."""
     row = connection.execute(select(KEYS).where(KEYS.c.hash == _hash(secret), KEYS.c.revoked.is_(None))).first()
-    return _row(row) if row else None
+    return _row(row) if row and (row.expires is None or now < row.expires) else None
 
 
 def any_exist(connection: Connection) -> bool:
@@ -55,14 +56,27 @@ def revoke(connection: Connection, key_id: str, now: float) -> None:
         raise NotFound(f"There is no active key {key_id!r}; `loreloop keys list` shows them.")
 
 
+def withdraw(connection: Connection, scope: str) -> None:
+    """Takes a scope from all keys that have it; a key may be left with none."""
+    holding = select(KEYS).where(func.instr(KEYS.c.scopes, msgspec.json.encode(scope).decode()) > 0)
+    for row in [_row(each) for each in connection.execute(holding)]:
+        left = msgspec.json.encode([each for each in row.scopes if each != scope]).decode()
+        connection.execute(update(KEYS).where(KEYS.c.id == row.id).values(scopes=left))
+
+
 def forget(connection: Connection, key_id: str) -> None:
     """Takes a key away that owns nothing, as if it had never been."""
     connection.execute(delete(KEYS).where(KEYS.c.id == key_id))
 
 
+def forget_expired(connection: Connection, now: float) -> None:
+    """Those whose makers were killed before they could take them away."""
+    connection.execute(delete(KEYS).where(KEYS.c.expires <= now))
+
+
 def _row(row: Row[tuple[object, ...]]) -> KeyRow:
     scopes = msgspec.json.decode(row.scopes, type=tuple[str, ...])
-    return KeyRow(row.id, row.name, scopes, row.created, row.revoked)
+    return KeyRow(row.id, row.name, scopes, row.created, row.revoked, row.expires)
 
 
 def _hash(secret: str) -> str:

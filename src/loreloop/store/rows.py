@@ -30,6 +30,7 @@ class KeyRow(msgspec.Struct, frozen=True):
     scopes: tuple[str, ...]
     created: float
     revoked: float | None
+    expires: float | None = None
 
     @property
     def deployments(self) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from sqlalchemy import (
     insert,
     inspect,
     select,
+    text,
 )
 
 METADATA = MetaData()
@@ -40,6 +41,7 @@ KEYS = Table(
     Column("scopes", Text, nullable=False),  # JSON list
     Column("created", Float, nullable=False),
     Column("revoked", Float),
+    Column("expires", Float),  # from then on it is as if revoked
 )
 
 SESSIONS = Table(
@@ -240,7 +242,18 @@ def m004_deployed(connection: Connection) -> None:
         connection.execute(insert(DEPLOYED).prefix_with("OR IGNORE").from_select(["target", "name"], current))
 
 
-STEPS: Sequence[Callable[[Connection], None]] = (m001_initial, m002_deployments, m003_tools, m004_deployed)
+def m005_expiry_of_keys(connection: Connection) -> None:
+    if "expires" not in {column["name"] for column in inspect(connection).get_columns(KEYS.name)}:
+        connection.execute(text("ALTER TABLE keys ADD COLUMN expires FLOAT"))
+
+
+STEPS: Sequence[Callable[[Connection], None]] = (
+    m001_initial,
+    m002_deployments,
+    m003_tools,
+    m004_deployed,
+    m005_expiry_of_keys,
+)
 
 
 def is_current(connection: Connection) -> bool:
