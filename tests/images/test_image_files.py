@@ -109,6 +109,7 @@ def test_the_size_is_in_the_head(monkeypatch):
         Image.open(io.BytesIO(GOOD)), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     )
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("the body was decoded"))
+    assert image_size(GOOD, LIMITS) == (70, 40)
     assert image_size(data, LIMITS) == (40, 70)
 
 
