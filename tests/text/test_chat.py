@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from loreloop.protocol.errors import BadRequest
 from loreloop.text.chat import ChatTemplate
+from loreloop.text.conversation import Conversation, MadeCall, Turn, prompt_text
 from loreloop.text.tokenizer import TextTokenizer
 from tests.tiny import make_tokenizer
 
@@ -192,3 +193,15 @@ def test_two_hundred_conversations_are_rendered_token_for_token(tmp_path: Path) 
             messages, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False, **settings
         )
         assert tokenizer.encode(ours.render(messages, tools=tools, **settings)) == expected, seed
+
+
+@pytest.mark.parametrize("arguments", [r'{"a": "\ud800"}', "{broken", "5", "[" * 5000])
+@pytest.mark.parametrize("source", ["{{ messages[0].tool_calls | tojson }}{{ tools }}", "{{ messages[0].content }}"])
+def test_earlier_calls_may_be_broken(tmp_path: Path, arguments: str, source: str) -> None:
+    make_tokenizer(tmp_path, 300)
+    (tmp_path / "chat_template.jinja").write_text(source)
+    tokenizer = TextTokenizer(tmp_path)
+    turn = Turn("assistant", calls=(MadeCall("1", "f", arguments),))
+    text = prompt_text(ChatTemplate(tmp_path, tokenizer), Conversation((turn,)))
+    assert arguments in text.replace("\\\\", "\\").replace('\\"', '"')
+    assert tokenizer.encode(text)

@@ -7,7 +7,6 @@ JSON bodies nor tokens.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.training import ImageChunk
 from loreloop.text.chat import ChatTemplate, Message
+from loreloop.text.json_scan import strict_json
 from loreloop.text.tool_calls import Call, Tool
 from loreloop.text.tool_formats import MISTRAL, MISTRAL_LIST, ToolFormat, format_of, knows_tools
 from loreloop.text.tool_reader import THINK
@@ -147,8 +147,8 @@ def _call_id(call_id: str, form: ToolFormat) -> str:
 
 def _object(arguments: str) -> object:
     try:
-        return json.loads(arguments)
-    except (ValueError, RecursionError):
+        return strict_json(arguments)
+    except ValueError:
         return arguments
 
 
