@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
 from loreloop.cli.server import RunningServer, running_server
 from loreloop.config import Config
 from loreloop.host.desk import Desk
-from loreloop.host.plan import ServerPlan
+from loreloop.host.plan import NONCE, ServerPlan
 from loreloop.host.supervisor import Supervisor
 from loreloop.host.web import run_web
 from loreloop.protocol.errors import BadRequest
@@ -156,7 +157,8 @@ def test_all_processes_end_with_the_supervisor(model: Path, tmp_path: Path, numb
 
 def test_the_settings_of_a_running_server_can_be_read(server: RunningServer) -> None:
     address = json.loads((server.data / "run" / "server.json").read_text())
-    assert address == {"url": server.url, "pid": server.pid}
+    assert address == {"url": server.url, "pid": server.pid, "nonce": address["nonce"]}
+    assert httpx.get(f"{server.url}/healthz").headers[NONCE] == address["nonce"] != ""
 
 
 def test_an_address_left_behind_is_not_taken_for_the_new_one(model: Path, tmp_path: Path) -> None:
