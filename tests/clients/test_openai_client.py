@@ -183,7 +183,8 @@ def test_responses_call_tools_and_take_their_results(client):
     history = [{"role": "user", "content": "hello"}, *answer.output]
     history.append({"type": "function_call_output", "call_id": call.call_id, "output": "rain"})
     after = client.responses.create(model="tiny", input=history, max_output_tokens=4)
-    assert after.usage.input_tokens > answer.usage.input_tokens / 4
+    plain = client.responses.create(model="tiny", input="hello", max_output_tokens=4)
+    assert after.usage.input_tokens > plain.usage.input_tokens
 
 
 def test_refusals_name_what_is_wrong(client):
