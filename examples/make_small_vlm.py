@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from examples.small_vlm import drawings, exam, folder, parts, tower, voice
+from examples.small_vlm import drawings, exam, folder, parts, spelling, tower, voice
 from loreloop.config import Config
 from loreloop.model.catalog import Catalog
 
@@ -26,11 +26,12 @@ class Size:
 
     names: int | None
     tower_steps: int
+    spelling_steps: int
     voice_steps: int
     exam_images: int
 
 
-WHOLE, TRIAL = Size(None, 1200, 80, 200), Size(24, 4, 2, 8)
+WHOLE, TRIAL = Size(None, 1200, 400, 80, 200), Size(24, 4, 4, 2, 8)
 
 
 def make(work: Path, out: Path, base: Path, size: Size) -> dict[str, exam.Marks]:
@@ -45,7 +46,9 @@ def make(work: Path, out: Path, base: Path, size: Size) -> dict[str, exam.Marks]
         drawings.save_folders(art, names, work / kind)
 
     language, tokenizer = folder.read_language_model(base), folder.read_tokenizer(base)
-    seeing = tower.train(art, voice.words_of(tokenizer, language, taught), work, size.tower_steps)
+    words = voice.words_of(tokenizer, language, taught)
+    seeing = tower.train(art, words, work, size.tower_steps)
+    spelling.train(seeing, words, art, work, size.spelling_steps)
     voice.train(seeing, language, voice.chat_of(tokenizer, taught), art, work, size.voice_steps)
     folder.save(seeing, language, base, out)
 

@@ -2,8 +2,8 @@
 
 It learns three things at once from the training styles: what the teacher sees in a drawing and in each part of it
 (cosines), which name the drawing has (cross entropy over names), and to spell: patch k of 16 comes out of the projector
-near the embedding of the k-th token of the name. Spelling is what a frozen language model can read before it has seen
-an image, and it costs a hundredth of a pass through it.
+nearer to the embedding of the name's k-th token than to others. Spelling is what a frozen language model can read
+before it has seen an image, and it costs a hundredth of a pass through it.
 
 B batch, P patches, D the tower's width, E the language model's, F the teacher's, K tokens spelled, V their words.
 """
@@ -37,6 +37,7 @@ VISION = {
     "projection_dim": WIDTH,
     "hidden_act": "gelu",
 }
+TOP_LAYERS = 2  # those that go on learning after this stage
 SPELLED = 6  # tokens of a name that patches spell; the patches after them are free
 BATCH, RATE = 128, 1e-3
 
@@ -47,6 +48,7 @@ class Words:
 
     embedding_VE: torch.Tensor
     tokens_of: dict[str, list[int]]  # rows of `embedding_VE`
+    line_break_E: torch.Tensor
 
 
 class Tower(nn.Module):
@@ -161,12 +163,12 @@ def _lesson(
         names=F.cross_entropy(logits.float(), name_B, label_smoothing=0.1),
         whole=1 - F.cosine_similarity(whole.float(), targets.whole(chosen), dim=-1).mean(),
         parts=1 - F.cosine_similarity(parts.float(), targets.parts(chosen, moves_B23), dim=-1).mean(),
-        spelling=_spelling(words_BPE.float(), said, words),
+        spelling=spelled(words_BPE.float(), said, words),
         right=float((logits.argmax(-1) == name_B).float().mean()),
     )
 
 
-def _spelling(words_BPE: torch.Tensor, names: list[str], words: Words) -> torch.Tensor:
+def spelled(words_BPE: torch.Tensor, names: list[str], words: Words) -> torch.Tensor:
     """Cross entropy of the right word among all words of names, by distance, over the first patches."""
     target_BK = torch.full((len(names), SPELLED), -100)
     for k, name in enumerate(names):

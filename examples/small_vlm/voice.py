@@ -23,11 +23,11 @@ from examples.small_vlm.drawings import Drawings
 from examples.small_vlm.folder import IMAGE
 from examples.small_vlm.parts import TRAINING_STYLES
 from examples.small_vlm.progress import Progress
+from examples.small_vlm.spelling import top_groups
 from examples.small_vlm.tower import Tower, Words
 
 QUESTION = "What is the name of the subject in this photo?"
 BATCH, RATE, TOWER_RATE = 32, 5e-4, 1e-4
-TOP_LAYERS = 2  # of the tower; those below keep what they learned before
 KNOWN_SHARE = 0.7  # of the examples; the others show names that no exam asks for
 
 
@@ -51,15 +51,17 @@ def words_of(tokenizer: Tokenizer, language: PreTrainedModel, names: list[str]) 
     answers = chat_of(tokenizer, names).answers
     used = sorted({token for answer in answers.values() for token in answer[:-1]})
     row = {token: k for k, token in enumerate(used)}
-    embedding_VE = language.get_input_embeddings().weight[used].float()
-    return Words(embedding_VE, {name: [row[token] for token in answer[:-1]] for name, answer in answers.items()})
+    weight = language.get_input_embeddings().weight.float()
+    line_break = tokenizer.encode("\n", add_special_tokens=False).ids[0]
+    rows = {name: [row[token] for token in answer[:-1]] for name, answer in answers.items()}
+    return Words(weight[used], rows, weight[line_break])
 
 
 def train(seeing: Tower, language: PreTrainedModel, chat: Chat, drawings: Drawings, work: Path, steps: int) -> None:
     """Trains `seeing` in place; goes on from `work` if an interrupted run left something there."""
     torch.manual_seed(2)
     state = work / "voice.pt"
-    optimizer = _optimizer(seeing)
+    optimizer = torch.optim.AdamW(top_groups(seeing, RATE, TOWER_RATE), betas=(0.9, 0.98), weight_decay=0.01)
     done = 0
     if state.exists():
         whole = torch.load(state, weights_only=True)
@@ -104,18 +106,6 @@ def next_token_loss(
     hidden_BTE = language.model(inputs_embeds=soft_BTE, use_cache=False).last_hidden_state
     logits = language.lm_head(hidden_BTE[:, -longest:]).float()
     return F.cross_entropy(logits.flatten(0, 1), answer_BA.flatten())
-
-
-def _optimizer(seeing: Tower) -> torch.optim.Optimizer:
-    layers = seeing.vision.vision_model.encoder.layers[-TOP_LAYERS:]
-    seeing.requires_grad_(False)
-    for part in (layers, seeing.linear_1, seeing.linear_2):
-        part.requires_grad_(True)
-    groups = [
-        {"params": [*seeing.linear_1.parameters(), *seeing.linear_2.parameters()], "most": RATE},
-        {"params": list(layers.parameters()), "most": TOWER_RATE},
-    ]
-    return torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
 
 
 def _one_of(rows: list[int], rng: torch.Generator) -> int:

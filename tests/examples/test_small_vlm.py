@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedModel
 
-from examples.small_vlm import drawings, exam, folder, start, targets, teacher, tower, views, voice
+from examples.small_vlm import drawings, exam, folder, spelling, start, targets, teacher, tower, views, voice
 from examples.small_vlm.parts import HELD_OUT_STYLES, TRAINING_STYLES
 from tests.examples.shapes import COLOURS, SHAPES, pixels
 from tests.tiny import make_tiny_model, make_tokenizer
@@ -109,6 +109,16 @@ def test_a_tower_begins_with_places_and_likeness() -> None:
     assert place[5] @ place[6] > place[5] @ place[7] > place[5] @ place[15]
 
 
+def test_words_at_their_place_are_no_distance_apart(language: PreTrainedModel, base: Path) -> None:
+    words = voice.words_of(folder.read_tokenizer(base), language, ["circle", "bar"])
+    tokens = words.tokens_of["bar"]
+    soft = words.line_break_E.expand(1, 16, -1).clone()
+    soft[0, : len(tokens)] = words.embedding_VE[tokens]
+    assert spelling.distance(soft, ["bar"], words) == 0
+    assert spelling.distance(soft, ["circle"], words) > 0
+    assert tower.spelled(10 * soft, ["bar"], words) < tower.spelled(10 * soft, ["circle"], words)
+
+
 def test_the_folder_is_what_transformers_reads(saved: Path) -> None:
     model, told = LlavaForConditionalGeneration.from_pretrained(saved, output_loading_info=True)
     assert not told["missing_keys"]
@@ -156,6 +166,7 @@ def test_training_goes_on_where_it_was(
     tower.train(art, words, tmp_path, 1)
     seeing = tower.train(art, words, tmp_path, 2)
     assert torch.load(tmp_path / "tower.pt", weights_only=True)["step"] == 2
+    spelling.train(seeing, words, art, tmp_path, 1)
     before = seeing.linear_2.weight.clone()
     voice.train(seeing, language, voice.chat_of(tokenizer, taught), art, tmp_path, 1)
     assert not torch.equal(before, seeing.linear_2.weight)

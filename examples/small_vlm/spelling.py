@@ -1,0 +1,81 @@
+"""The projector learns to put soft words where the language model's own are.
+
+The tower was taught which word comes k-th, which is a matter of directions; a language model also wants its inputs to
+lie among its embeddings, and is thrown off by patches many times as long. So the projector begins anew here: patch k at
+the k-th token of the name, patches after the name near a line break, from which they may depart to say more.
+
+B batch, P patches, E the language model's width.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from examples.small_vlm import views
+from examples.small_vlm.drawings import Drawings
+from examples.small_vlm.parts import TRAINING_STYLES
+from examples.small_vlm.progress import Progress
+from examples.small_vlm.tower import BATCH, TOP_LAYERS, Tower, Words, spelled
+
+RATE, TOWER_RATE = 1e-3, 2e-4
+FREE = 0.25  # weight of the pull on patches after the name
+
+
+def train(seeing: Tower, words: Words, drawings: Drawings, work: Path, steps: int) -> None:
+    """Trains `seeing` in place, or takes the result of an earlier run; a few minutes."""
+    state = work / "spelling.pt"
+    if state.exists():
+        seeing.load_state_dict(torch.load(state, weights_only=True))
+        return
+    torch.manual_seed(3)
+    for linear in (seeing.linear_1, seeing.linear_2):
+        linear.reset_parameters()
+    optimizer = torch.optim.AdamW(top_groups(seeing, RATE, TOWER_RATE), betas=(0.9, 0.98), weight_decay=0.01)
+    rows = drawings.where({*drawings.split.known, *drawings.split.extra}, TRAINING_STYLES)
+    progress = Progress("spelling", steps)
+    for step in range(steps):
+        rng = torch.Generator().manual_seed(500_000 + step)
+        chosen = [rows[k] for k in torch.randint(len(rows), (BATCH,), generator=rng).tolist()]
+        image_BCSS = views.normalise(views.varied(drawings.rgba_NSSC[chosen], rng)[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            words_BPE = seeing(image_BCSS)
+        names = [drawings.names[n] for n in chosen]
+        right, apart = spelled(words_BPE.float(), names, words), distance(words_BPE.float(), names, words)
+        for group in optimizer.param_groups:
+            group["lr"] = group["most"] * min((step + 1) / 20, 0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.01)
+        optimizer.zero_grad(set_to_none=True)
+        (right + apart).backward()
+        nn.utils.clip_grad_norm_(seeing.parameters(), 1.0)
+        optimizer.step()
+        progress.step(step + 1, f"words {right.item():.2f}  distance {apart.item():.3f}")
+    torch.save(seeing.state_dict(), state)
+
+
+def distance(words_BPE: torch.Tensor, names: list[str], words: Words) -> torch.Tensor:
+    """The mean squared distance of patches to where they belong, in units of an embedding's own square."""
+    goal_BPE = words.line_break_E.expand_as(words_BPE).clone()
+    weight_BP = torch.full(words_BPE.shape[:2], FREE)
+    for k, name in enumerate(names):
+        tokens = words.tokens_of[name]
+        goal_BPE[k, : len(tokens)] = words.embedding_VE[tokens]
+        weight_BP[k, : len(tokens)] = 1.0
+    apart_BP = F.mse_loss(words_BPE, goal_BPE, reduction="none").sum(-1)
+    return (weight_BP * apart_BP).sum() / weight_BP.sum() / words.embedding_VE.square().sum(-1).mean()
+
+
+def top_groups(seeing: Tower, rate: float, tower_rate: float) -> list[dict[str, object]]:
+    """The parts that learn after the tower did: the projector, and more slowly the tower's top. Freezes the rest."""
+    layers = seeing.vision.vision_model.encoder.layers[-TOP_LAYERS:]
+    projector = nn.ModuleList((seeing.linear_1, seeing.linear_2))
+    seeing.requires_grad_(False)
+    for part in (layers, projector):
+        part.requires_grad_(True)
+    return [
+        {"params": list(projector.parameters()), "lr": rate, "most": rate},
+        {"params": list(layers.parameters()), "lr": tower_rate, "most": tower_rate},
+    ]
