@@ -31,7 +31,7 @@ class Size:
     exam_images: int
 
 
-WHOLE, TRIAL = Size(None, 1200, 400, 80, 200), Size(24, 4, 4, 2, 8)
+WHOLE, TRIAL = Size(None, 1200, 500, 600, 200), Size(24, 4, 4, 2, 8)
 
 
 def make(work: Path, out: Path, base: Path, size: Size) -> dict[str, exam.Marks]:

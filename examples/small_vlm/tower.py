@@ -37,7 +37,6 @@ VISION = {
     "projection_dim": WIDTH,
     "hidden_act": "gelu",
 }
-TOP_LAYERS = 2  # those that go on learning after this stage
 SPELLED = 6  # tokens of a name that patches spell; the patches after them are free
 BATCH, RATE = 128, 1e-3
 

@@ -170,8 +170,7 @@ def test_training_goes_on_where_it_was(
     before = seeing.linear_2.weight.clone()
     voice.train(seeing, language, voice.chat_of(tokenizer, taught), art, tmp_path, 1)
     assert not torch.equal(before, seeing.linear_2.weight)
-    first = seeing.vision.vision_model.encoder.layers[0].mlp.fc1.weight
-    assert torch.equal(first, torch.load(tmp_path / "tower.pt", weights_only=True)["tower"][name_of(seeing, first)])
+    assert not [parameter for parameter in language.parameters() if parameter.requires_grad]
 
 
 def test_the_exam_marks_both_ways(saved: Path, art: drawings.Drawings, tmp_path: Path) -> None:
@@ -181,7 +180,3 @@ def test_the_exam_marks_both_ways(saved: Path, art: drawings.Drawings, tmp_path:
     drawings.save_folders(art, art.split.known, tmp_path)
     assert len(list(tmp_path.glob("circle/*.png"))) == len(STYLES)
     assert json.loads((saved / "config.json").read_text())["image_seq_length"] == 16
-
-
-def name_of(module: torch.nn.Module, wanted: torch.Tensor) -> str:
-    return next(name for name, parameter in module.named_parameters() if parameter is wanted)
