@@ -86,7 +86,8 @@ def make_tiny_model(folder: Path, family: str = "llama", *, seed: int = 0, vocab
             parameter.data += 0.1 * torch.randn_like(parameter)
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
-            buffer += 0.1 * torch.randn_like(buffer)
+            # Above zero: older transformers let experts of a group not chosen go before those with scores below it.
+            buffer += 0.1 * torch.rand_like(buffer)
     model.save_pretrained(folder)
     make_tokenizer(folder, vocab_size)
     return folder

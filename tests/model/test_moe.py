@@ -4,6 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from loreloop.model.linear import BaseLinear, FastProducts
+from loreloop.model.lora import NO_ADAPTERS
+from loreloop.model.routed import Router
+from loreloop.model.spec import MoeSpec
 from tests.model.plain import load, logprobs, tokens
 from tests.tiny import make_tiny_model
 
@@ -48,3 +52,12 @@ def test_log_probs_equal_transformers(folder):
     sequence = tokens(100)
     own = logprobs(load(folder), [sequence])
     assert (own - reference_logprobs(folder, sequence)).abs().max() <= 1e-4
+
+
+def test_only_experts_of_the_chosen_groups_are_chosen_whatever_the_bias_makes_of_their_scores():
+    spec = MoeSpec(8, 3, 4, (0,), "sigmoid", n_groups=4, top_groups=2)
+    linear = BaseLinear(torch.zeros(8, 4), None, FastProducts())  # scores of 0.5
+    bias_E = torch.tensor([-1.0, -2.0, -1.1, -1.9, -3.0, -3.0, -3.0, -3.0])
+    ids_TK, weight_TK = Router(0, spec, linear, bias_E)(torch.zeros(1, 4), NO_ADAPTERS)
+    assert sorted(ids_TK[0].tolist()) == [0, 2, 3]
+    assert weight_TK[0].tolist() == pytest.approx([1 / 3] * 3)

@@ -50,8 +50,8 @@ class Router:
             best_TG = score_TGE.topk(2, dim=-1).values.sum(-1)
             left_out_TG = torch.ones_like(best_TG, dtype=torch.bool)
             left_out_TG.scatter_(1, best_TG.topk(spec.top_groups, dim=-1).indices, False)
-            # Zero, as published: an expert left out still comes before a chosen group's that the bias made negative.
-            score_TE = score_TGE.masked_fill(left_out_TG[..., None], 0.0).flatten(1)
+            # Not zero: the bias may have made the scores of a chosen group's experts negative.
+            score_TE = score_TGE.masked_fill(left_out_TG[..., None], float("-inf")).flatten(1)
         return score_TE.topk(spec.top_k, dim=-1).indices
 
 
