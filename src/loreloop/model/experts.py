@@ -18,11 +18,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from loreloop.model.linear import BaseLinear, Products
 from loreloop.model.lora import Adapters, LoraGroup
 from loreloop.model.packed import PackedGroup
 from loreloop.model.pointwise import gated_silu, gated_silu_backward
+
+
+# The math library prepares a product anew for every number of rows that it meets, which takes as long as an adapter's
+# product, and each expert has its own number in every step.
+ROW_STEP = 32
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class _Run:
 @dataclass(frozen=True)
 class _Block:
     """The rows of a product: of one expert, or of all, sorted by expert. They have tokens, and places among all (token,
-    choice) pairs. Of all experts also: where each one's rows start, and each token's rows, ascending."""
+    choice) pairs; the place after the last is that of rows that only fill up, and weighs nothing. Of all experts also:
+    where each one's rows start, and each token's rows, ascending."""
 
     runs: Sequence[_Run]
     tokens_N: Tensor
@@ -117,10 +124,13 @@ def _blocks(ids_TK: Tensor, n_experts: int, groups: Sequence[LoraGroup], *, toge
     if together and not groups:  # nothing goes by expert then, and the device need not be waited for
         return [_whole([], pairs, tokens, starts_E1, top_k)]
     edges = torch.tensor([edge for group in groups for edge in (group.start, group.stop)], device=flat.device)
+    nowhere = flat.new_tensor(len(flat))
     blocks, runs, start = [], [], 0
     counts = starts_E1.diff().tolist()
     for expert, (tokens_N, pairs_N) in enumerate(zip(tokens.split(counts), pairs.split(counts), strict=True)):
         if len(tokens_N):
+            if not together:
+                tokens_N, pairs_N = _filled_up(tokens_N, tokens_N[-1]), _filled_up(pairs_N, nowhere)
             at = torch.searchsorted(tokens_N, edges).tolist() if groups else []
             spans = tuple(slice(*at[i : i + 2]) for i in range(0, len(at), 2))
             first = start if together else 0
@@ -128,6 +138,12 @@ def _blocks(ids_TK: Tensor, n_experts: int, groups: Sequence[LoraGroup], *, toge
             blocks.append(_Block(runs[-1:], tokens_N, pairs_N))
             start += len(tokens_N)
     return [_whole(runs, pairs, tokens, starts_E1, top_k)] if together else blocks
+
+
+def _filled_up(rows_N: Tensor, filler: Tensor) -> Tensor:
+    """To a multiple of ROW_STEP; fewer rows than that stay as many."""
+    missing = -len(rows_N) % ROW_STEP if len(rows_N) > ROW_STEP else 0
+    return torch.cat((rows_N, filler.expand(missing))) if missing else rows_N
 
 
 def _whole(runs: Sequence[_Run], pairs_N: Tensor, tokens_N: Tensor, starts_E1: Tensor, top_k: int) -> _Block:
@@ -144,7 +160,9 @@ class _Pass:
         self, x_TD: Tensor, weight_TK: Tensor, blocks: Sequence[_Block], experts: ExpertProducts, about: Any
     ) -> None:
         groups, layer, self.pause = about
-        self.x_TD, self.weight_TK, self.blocks, self.experts = x_TD, weight_TK, blocks, experts
+        self.x_TD, self.blocks, self.experts = x_TD, blocks, experts
+        self.weight_P1 = F.pad(weight_TK.flatten(), (0, 1))
+        self.top_k = weight_TK.shape[1]
         products = experts.experts[0].gate_up.products
         self.adapters = [_ExpertLora(group, layer, products) for group in groups]
 
@@ -155,7 +173,7 @@ class _Pass:
         for adapter in self.adapters:
             adapter.start(self.x_TD)
         for block in self.blocks:
-            weight_N = self.weight_TK.flatten()[block.pairs_N]
+            weight_N = self.weight_P1[block.pairs_N]
             x_ND = self.x_TD.index_select(0, block.tokens_N)
             gate_up_NO = self.experts.forward(block, "gate_up", x_ND)
             for run, adapter, rows in self._present(block):
@@ -176,11 +194,11 @@ class _Pass:
     def backward(self, dout_TD: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of x and of the weights; those of adapters are added to theirs."""
         dx_TD = torch.zeros(self.x_TD.shape, device=self.x_TD.device)
-        dweight_P = torch.zeros(self.weight_TK.numel(), device=self.x_TD.device)
+        dweight_P1 = torch.zeros_like(self.weight_P1)
         for adapter in self.adapters:
             adapter.start_back(dout_TD)
         for block, gate_up_NO in zip(self.blocks, self.gate_ups, strict=True):
-            weight_N = self.weight_TK.flatten()[block.pairs_N]
+            weight_N = self.weight_P1[block.pairs_N]
             dout_ND = dout_TD.index_select(0, block.tokens_N)
             inner_NF = gated_silu(gate_up_NO)
             # Of the expert's result by itself, not yet weighed.
@@ -188,7 +206,7 @@ class _Pass:
             for run, adapter, rows in self._present(block):
                 at = run.rows
                 adapter.down_back(run, rows, inner_NF[at], weight_N[at], dout_ND[at], dinner_NF[at])
-            dweight_P[block.pairs_N] = (dinner_NF.float() * inner_NF.float()).sum(-1)
+            dweight_P1[block.pairs_N] = (dinner_NF.float() * inner_NF.float()).sum(-1)
             dinner_NF = (dinner_NF.float() * weight_N[:, None]).to(dinner_NF.dtype)
             dgate_up_NO = gated_silu_backward(gate_up_NO, dinner_NF)
             dx_ND = self.experts.input_grad(block, "gate_up", dgate_up_NO)
@@ -199,7 +217,7 @@ class _Pass:
         dx = dx_TD.to(self.x_TD.dtype)
         for adapter in self.adapters:
             adapter.finish_back(self.x_TD, dx)
-        return dx, dweight_P.view(self.weight_TK.shape)
+        return dx, dweight_P1[:-1].view(-1, self.top_k)
 
     def _present(self, block: _Block) -> Iterator[tuple[_Run, _ExpertLora, slice]]:
         """The adapters that a block's rows have, run by run, and which of the run's rows have them."""
