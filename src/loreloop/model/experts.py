@@ -25,7 +25,6 @@ from loreloop.model.lora import Adapters, LoraGroup
 from loreloop.model.packed import PackedGroup
 from loreloop.model.pointwise import gated_silu, gated_silu_backward
 
-
 # The math library prepares a product anew for every number of rows that it meets, which takes as long as an adapter's
 # product, and each expert has its own number in every step.
 ROW_STEP = 32
