@@ -140,8 +140,10 @@ def _blocks(ids_TK: Tensor, n_experts: int, groups: Sequence[LoraGroup], *, toge
 
 
 def _filled_up(rows_N: Tensor, filler: Tensor) -> Tensor:
-    """To a multiple of ROW_STEP; fewer rows than that stay as many."""
-    missing = -len(rows_N) % ROW_STEP if len(rows_N) > ROW_STEP else 0
+    """To a multiple of ROW_STEP; fewer rows than that stay as many, except that one becomes two: the inputs of a single
+    row may be added up in another order than those of several, and sampling shall agree with training."""
+    step = ROW_STEP if len(rows_N) > ROW_STEP else min(len(rows_N) + 1, 2)
+    missing = -len(rows_N) % step
     return torch.cat((rows_N, filler.expand(missing))) if missing else rows_N
 
 

@@ -1,0 +1,96 @@
+"""The default model made into one of experts that differ: real weights through loading, sampling, replay and export."""
+
+import msgspec
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+
+from loreloop.config import Config, EngineConfig
+from loreloop.engine.local import LocalEngine
+from loreloop.model.catalog import Catalog
+from loreloop.model.export import export
+from loreloop.model.load import read_spec
+from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup, LoraLayout
+from loreloop.model.peft import write_adapter
+from loreloop.model.upcycle import Upcycling, upcycle
+from loreloop.protocol.training import CreateModel, LoraSpec, SaveSampler
+from tests.engine.sample_rig import Answer, folder_revision, sample_op
+from tests.engine.train_rig import datum, train_pass
+from tests.model.plain import hidden, load, logprobs
+
+pytestmark = pytest.mark.slow
+TEXT = "The lighthouse was built when ships still sailed by the stars. Its keeper wrote in the book every evening:"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("model") / "moe"
+    made.mkdir()
+    dense = Catalog(Config().data_path).ensure("smollm2-135m").folder
+    upcycle(dense, made, Upcycling(noise=0.05, skew=4.0, seed=1))
+    return made
+
+
+@pytest.fixture(scope="module")
+def sequence(folder):
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).encode(TEXT).ids
+
+
+def published_logprobs(folder, sequence):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return model(torch.tensor([sequence])).logits[0].log_softmax(-1)
+
+
+def test_it_equals_transformers_and_two_experts_swapped_are_another_model(folder, sequence):
+    decoder = load(folder)
+    before = logprobs(decoder, [sequence])
+    assert (before - published_logprobs(folder, sequence)).abs().max() <= 1e-4
+    for layer in decoder.layers:
+        experts = layer.feed_forward.experts
+        experts[0], experts[1] = experts[1], experts[0]
+    assert (before - logprobs(decoder, [sequence])).abs().max() > 0.1
+
+
+def test_the_trainer_follows_the_samplers_routes_and_gives_its_numbers(folder, sequence, tmp_path):
+    engine = LocalEngine(EngineConfig(device="cpu"), "moe", folder, tmp_path / "work")
+    engine.create_model(CreateModel("m", 0, "r", LoraSpec(16, 0, train_unembed=False)))
+    state = engine.bank.get("m")
+    state.master.add_(torch.randn(state.master.shape, generator=torch.Generator().manual_seed(0)), alpha=2e-3)
+    state.refresh_weights()
+    engine.save_sampler(SaveSampler("m", 1, "r", str(tmp_path / "v"), "v"))
+    answer = Answer()
+    op = sample_op(sequence, n=8, max_tokens=64, routes=True, revision=folder_revision("v", tmp_path / "v"))
+    assert engine.admit(op)
+    while engine.sampling:
+        for event in engine.sample_step():
+            answer.add(event)
+    whole = [[*sequence, *answer.tokens[i]] for i in range(8)]
+    data = [
+        msgspec.structs.replace(datum(tokens[:-1], tokens[1:]), routes=answer.routes[i])
+        for i, tokens in enumerate(whole)
+    ]
+    result = engine.train([train_pass(*data, forward_only=True)], lambda: None)[0]
+    assert result.metrics["e_recorded:sum"] > 0
+    assert result.metrics["e_out_of_route:sum"] == 0
+    trained = [torch.tensor(o["logprobs"].numpy()[len(sequence) - 1 :]) for o in result.outputs]
+    delta = torch.cat(trained) - torch.cat([torch.tensor(answer.logprobs[i]) for i in range(8)])
+    assert delta.abs().mean() <= 0.01
+    assert (delta.exp() - 1 - delta).mean() <= 2e-4  # an estimate of the KL divergence that cannot be negative
+
+
+def test_merged_it_is_the_model_with_its_adapter(folder, sequence, tmp_path):
+    layout = LoraLayout(read_spec(folder), LoraSpec(8, 7, train_unembed=False))
+    flat = 0.03 * torch.randn(layout.size, generator=torch.Generator().manual_seed(7))
+    view = AdapterView(layout, flat)
+    (tmp_path / "a").mkdir()
+    write_adapter(tmp_path / "a", view, "moe")
+    with torch.no_grad():
+        decoder, lora = load(folder), LoraBatch([LoraGroup(0, len(sequence), view)])
+        own = decoder.head.forward(hidden(decoder, [sequence], lora)).float().log_softmax(-1)
+        bare = logprobs(decoder, [sequence])
+    assert (own - bare).abs().max() > 0.1
+    export(folder, tmp_path / "a", tmp_path / "out", "merged", "moe")
+    merged = published_logprobs(tmp_path / "out", sequence)
+    assert (own - merged).abs().mean() <= 0.05 * (own - bare).abs().mean()  # what it adds is rounded to bf16
