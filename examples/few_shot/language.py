@@ -48,7 +48,7 @@ class LanguageMethod:
         return self._share_right(self.service.create_sampling_client(base_model=self.model), task)
 
     def tuned(self, task: Task, seed: int) -> float:
-        client = self.service.create_lora_training_client(self.model, rank=self.tuning.rank, seed=seed)
+        client = self.service.create_lora_training_client(self.model, rank=self.tuning.rank, seed=seed).result()
         data = [self.prompts.datum(labelled) for labelled in task.shown]
         for step, batch in enumerate(task.batches):
             share_left = 1 - step / len(task.batches) if self.tuning.falling else 1.0
@@ -56,7 +56,7 @@ class LanguageMethod:
             stepped = client.optim_step(tinker.AdamParams(learning_rate=self.tuning.learning_rate * share_left))
             passed.result()
             stepped.result()
-        return self._share_right(client.save_weights_and_get_sampling_client(), task)
+        return self._share_right(client.save_weights_and_get_sampling_client().result(), task)
 
     def _share_right(self, sampler: tinker.SamplingClient, task: Task) -> float:
         greedy = tinker.SamplingParams(temperature=0.0, max_tokens=self.tuning.max_tokens, stop=self.prompts.stop)
