@@ -106,6 +106,21 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def same_study(given: argparse.Namespace) -> None:
+    """Notes the settings in the folder of results; those of another study are not to be mixed with this one's."""
+    free = {"out", "seeds", "base_url"}
+    asked = {name: str(value) for name, value in sorted(vars(given).items()) if name not in free}
+    file: Path = given.out / "settings.json"
+    given.out.mkdir(parents=True, exist_ok=True)
+    noted = json.loads(file.read_text()) if file.exists() else asked
+    if noted != asked:
+        changed = ", ".join(
+            f"{name} {noted.get(name)} -> {asked[name]}" for name in asked if asked[name] != noted.get(name)
+        )
+        raise SystemExit(f"{given.out} holds results of other settings ({changed}); name another --out.")
+    file.write_text(json.dumps(asked, indent=1))
+
+
 def main(words: list[str] | None = None) -> None:
     given = arguments().parse_args(words)
     given.backbone = given.backbone or [LITE0]
@@ -120,6 +135,7 @@ def main(words: list[str] | None = None) -> None:
         held_out=tuple(part for part in given.held_out.split(",") if part),
         most_pixels=given.most_pixels,
     )
+    same_study(given)
     data = ClassFolder(given.data)
     torch.set_num_threads(1 if given.quick else torch.get_num_threads())
     results = study(data, plan, methods_of(given), given.seeds, given.out)

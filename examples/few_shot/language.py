@@ -45,7 +45,7 @@ class LanguageMethod:
         self.prompts = Prompts(processor, wording)
 
     def untuned(self, task: Task) -> float:
-        return self._share_right(self.service.create_sampling_client(base_model=self.model), task)
+        return self._share_right(self.service.create_sampling_client(base_model=self.model).result(), task)
 
     def tuned(self, task: Task, seed: int) -> float:
         client = self.service.create_lora_training_client(self.model, rank=self.tuning.rank, seed=seed).result()

@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 # Student's t at 97.5 % for 1, 2, ... degrees of freedom: five seeds are too few for the normal's 1.96
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def point(shares: list[float]) -> Point:
     n = len(shares)
     if n < 2:
         return Point(shares[0], 0.0)
-    student = STUDENT[n - 2] if n - 2 < len(STUDENT) else 1.96
+    student = STUDENT[min(n - 2, len(STUDENT) - 1)]  # beyond the table its last, a little too wide
     return Point(statistics.fmean(shares), student * statistics.stdev(shares) / n**0.5)
 
 

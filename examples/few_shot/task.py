@@ -80,7 +80,12 @@ class ClassFolder:
             exam += [Labelled(as_png(open_image(file), plan.most_pixels), name) for file in test]
         if len(exam) > plan.exam_images:
             exam = rng.sample(exam, plan.exam_images)
-        times = plan.repeats * max(plan.shots) // shots
+        times, rest = divmod(plan.repeats * max(plan.shots), shots)
+        if rest:
+            raise SystemExit(
+                f"{plan.repeats} repeats of {max(plan.shots)} shots cannot be shared out evenly among {shots}, and all "
+                "shall take equal steps; choose other --shots or --repeats."
+            )
         return Task(names, shown, exam, list(batches(len(shown), times, plan.batch, rng)))
 
     def _split(self, name: str, plan: Plan, rng: random.Random) -> tuple[list[Path], list[Path]]:

@@ -25,8 +25,8 @@ from loreloop.model.lora import Adapters, LoraGroup
 from loreloop.model.packed import PackedGroup
 from loreloop.model.pointwise import gated_silu, gated_silu_backward
 
-# The math library prepares a product anew for every number of rows that it meets, which takes as long as an adapter's
-# product, and each expert has its own number in every step.
+# oneDNN prepares a product for every number of rows when it first meets it, 0.5 ms each. Experts have other numbers of
+# rows in every step; rounded, they are soon all known.
 ROW_STEP = 32
 
 
@@ -75,6 +75,9 @@ class ExpertProducts:
 
     def __init__(self, experts: Sequence[Expert]) -> None:
         self.experts = experts
+        first = experts[0].gate_up
+        plain = isinstance(first.weight, Tensor) and first.weight.device.type == "cpu"
+        self.fills_up = plain and not first.products.exact_rows
         self._groups = {site: _group([getattr(expert, site) for expert in experts]) for site in ("gate_up", "down")}
 
     def together(self, x: Tensor) -> bool:
@@ -109,14 +112,14 @@ def experts_sum(
 ) -> Tensor:
     """Σ weight · expert(x) over each token's experts, (T, D) in the dtype of x; `weight_TK` is fp32."""
     groups = lora.at(layer, "experts.gate_up")
-    blocks = _blocks(ids_TK, len(experts.experts), groups, together=experts.together(x_TD))
+    blocks = _blocks(ids_TK, experts, groups, together=experts.together(x_TD))
     if torch.is_grad_enabled():
         return _Experts.apply(x_TD, weight_TK, blocks, experts, (groups, layer, lora.pause))
     return _Pass(x_TD, weight_TK, blocks, experts, (groups, layer, lora.pause)).forward(keep=False)
 
 
-def _blocks(ids_TK: Tensor, n_experts: int, groups: Sequence[LoraGroup], *, together: bool) -> list[_Block]:
-    top_k, flat = ids_TK.shape[1], ids_TK.flatten()
+def _blocks(ids_TK: Tensor, experts: ExpertProducts, groups: Sequence[LoraGroup], *, together: bool) -> list[_Block]:
+    n_experts, top_k, flat = len(experts.experts), ids_TK.shape[1], ids_TK.flatten()
     sorted_P, pairs = flat.sort(stable=True)
     tokens = pairs // top_k
     starts_E1 = torch.searchsorted(sorted_P, torch.arange(n_experts + 1, device=flat.device))
@@ -128,7 +131,7 @@ def _blocks(ids_TK: Tensor, n_experts: int, groups: Sequence[LoraGroup], *, toge
     counts = starts_E1.diff().tolist()
     for expert, (tokens_N, pairs_N) in enumerate(zip(tokens.split(counts), pairs.split(counts), strict=True)):
         if len(tokens_N):
-            if not together:
+            if experts.fills_up:
                 tokens_N, pairs_N = _filled_up(tokens_N, tokens_N[-1]), _filled_up(pairs_N, nowhere)
             at = torch.searchsorted(tokens_N, edges).tolist() if groups else []
             spans = tuple(slice(*at[i : i + 2]) for i in range(0, len(at), 2))
@@ -140,11 +143,11 @@ def _blocks(ids_TK: Tensor, n_experts: int, groups: Sequence[LoraGroup], *, toge
 
 
 def _filled_up(rows_N: Tensor, filler: Tensor) -> Tensor:
-    """To a multiple of ROW_STEP; fewer rows than that stay as many, except that one becomes two: the inputs of a single
-    row may be added up in another order than those of several, and sampling shall agree with training."""
-    step = ROW_STEP if len(rows_N) > ROW_STEP else min(len(rows_N) + 1, 2)
-    missing = -len(rows_N) % step
-    return torch.cat((rows_N, filler.expand(missing))) if missing else rows_N
+    """More rows than ROW_STEP to a multiple of it, and one to two: the library may add up a single row's inputs in
+    another order than those of several, and what samples one token at a time shall agree with what trains on many."""
+    n = len(rows_N)
+    wanted = -(-n // ROW_STEP) * ROW_STEP if n > ROW_STEP else max(n, 2)
+    return torch.cat((rows_N, filler.expand(wanted - n))) if wanted > n else rows_N
 
 
 def _whole(runs: Sequence[_Run], pairs_N: Tensor, tokens_N: Tensor, starts_E1: Tensor, top_k: int) -> _Block:
