@@ -16,7 +16,6 @@ from tests.examples.shapes import write_classes
 from tests.tiny import make_tiny_model, make_tokenizer
 
 # The SDK leaves its own background tasks to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")

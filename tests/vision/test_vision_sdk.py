@@ -15,7 +15,6 @@ from tests.images.test_image_files import BAD
 from tests.tiny_vision import picture
 
 # The SDK leaves its own background tasks to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore")
 CAT, DOG = picture(70, 40, seed=1), picture(64, 96, seed=2)
 N_CAT, N_DOG = 2, 6
 
@@ -46,7 +45,7 @@ def reference(seeing: RunningServer) -> VisionReference:
 
 
 def test_images_are_told_apart_after_some_steps(service, reference):
-    client = service.create_lora_training_client("eyes", rank=8, seed=1)
+    client = service.create_lora_training_client("eyes", rank=8, seed=1).result()
     question = (ids(11, 12), ids(13))
     data = [
         datum(question[0], shown(CAT, expected_tokens=N_CAT), question[1], n_tokens=3 + N_CAT, answer=41),
@@ -60,7 +59,7 @@ def test_images_are_told_apart_after_some_steps(service, reference):
         client.optim_step(tinker.AdamParams(learning_rate=1e-2)).result()
         last = client.forward_backward(data, "cross_entropy").result()
     assert last.metrics["loss:sum"] < 0.1 < first.metrics["loss:sum"]
-    sampler = client.save_weights_and_get_sampling_client()
+    sampler = client.save_weights_and_get_sampling_client().result()
     greedy = tinker.SamplingParams(max_tokens=1, temperature=0.0, stop=[])
     for picture_, answer in ((CAT, 41), (DOG, 42)):
         prompt = tinker.ModelInput(chunks=[question[0], shown(picture_), question[1]])
@@ -68,7 +67,7 @@ def test_images_are_told_apart_after_some_steps(service, reference):
 
 
 def test_samples_and_prompt_logprobs_equal_transformers(service, reference):
-    sampler = service.create_sampling_client(base_model="eyes")
+    sampler = service.create_sampling_client(base_model="eyes").result()
     prompt = tinker.ModelInput(chunks=[ids(11, 12), shown(DOG), ids(13, 14)])
     params = tinker.SamplingParams(max_tokens=5, seed=1, stop=[])
     answer = sampler.sample(prompt, 2, params, include_prompt_logprobs=True).result()
@@ -109,7 +108,7 @@ def sampler_id(seeing: RunningServer) -> str:
 
 
 def test_a_refused_batch_uses_its_place_up(service):
-    client = service.create_lora_training_client("eyes", rank=4, seed=1)
+    client = service.create_lora_training_client("eyes", rank=4, seed=1).result()
     good = datum(ids(11), shown(CAT), n_tokens=1 + N_CAT)
     for bad in (
         datum(ids(11), shown(CAT[:200]), n_tokens=3),
@@ -126,7 +125,7 @@ def test_a_refused_batch_uses_its_place_up(service):
 def test_a_model_that_reads_text_only_says_so(service):
     prompt = tinker.ModelInput(chunks=[shown(CAT)])
     with pytest.raises(tinker.BadRequestError, match="takes text only"):
-        service.create_sampling_client(base_model="blind").sample(prompt, 1, tinker.SamplingParams()).result()
-    client = service.create_lora_training_client("blind", rank=4)
+        service.create_sampling_client(base_model="blind").result().sample(prompt, 1, tinker.SamplingParams()).result()
+    client = service.create_lora_training_client("blind", rank=4).result()
     with pytest.raises(tinker.TinkerError, match="takes text only"):
         client.forward_backward([datum(shown(CAT), n_tokens=2)], "cross_entropy").result()
