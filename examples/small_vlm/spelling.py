@@ -10,7 +10,6 @@ B batch, P patches, E the language model's width.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from examples.small_vlm.drawings import Drawings, on_white
 from examples.small_vlm.parts import TRAINING_STYLES
 from examples.small_vlm.progress import Progress
 from examples.small_vlm.tower import BATCH, SPELLED, Tower, Words, spelled
+from examples.small_vlm.training import rate_share, save
 
 RATE, TOWER_RATE = 1e-3, 4e-4
 NEAR = 8.0  # weight of the distance beside the choice of words
@@ -48,13 +48,13 @@ def train(seeing: Tower, words: Words, drawings: Drawings, work: Path, steps: in
         names = [drawings.names[n] for n in chosen]
         right, apart = spelled(words_BPE.float(), names, words), distance(words_BPE.float(), names, words)
         for group in optimizer.param_groups:
-            group["lr"] = group["most"] * min((step + 1) / 20, 0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.01)
+            group["lr"] = group["most"] * rate_share(step, steps, warm_up=20)
         optimizer.zero_grad(set_to_none=True)
         (right + NEAR * apart).backward()
         nn.utils.clip_grad_norm_(seeing.parameters(), 1.0)
         optimizer.step()
         progress.step(step + 1, f"words {right.item():.2f}  distance {apart.item():.3f}")
-    torch.save(seeing.state_dict(), state)
+    save(state, seeing.state_dict())
 
 
 def distance(words_BPE: torch.Tensor, names: list[str], words: Words) -> torch.Tensor:

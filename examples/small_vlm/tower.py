@@ -10,7 +10,6 @@ B batch, P patches, D the tower's width, E the language model's, F the teacher's
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from examples.small_vlm.drawings import SIDE, Drawings, on_white
 from examples.small_vlm.parts import HELD_OUT_STYLES, TRAINING_STYLES
 from examples.small_vlm.progress import Progress
 from examples.small_vlm.targets import Targets
+from examples.small_vlm.training import rate_share, save
 
 PATCH = 24  # 16 patches an image: a token each, and the language model's time is spent by the token
 WIDTH, LAYERS = 320, 6
@@ -120,7 +120,7 @@ def train(drawings: Drawings, words: Words, work: Path, steps: int) -> Tower:
         chosen = [rows[k] for k in torch.randint(len(rows), (BATCH,), generator=rng).tolist()]
         lesson = _lesson(tower, heads, drawings, chosen, rng, targets=targets, words=words)
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min((step + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.01)
+            group["lr"] = RATE * rate_share(step, steps, warm_up=50)
         optimizer.zero_grad(set_to_none=True)
         lesson.loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -201,8 +201,7 @@ def _report(tower: Tower, heads: Heads, drawings: Drawings) -> None:
 
 def _save(state: Path, step: int, tower: Tower, heads: Heads, optimizer: torch.optim.Optimizer) -> None:
     whole = {"step": step, "tower": tower.state_dict(), "heads": heads.state_dict(), "adam": optimizer.state_dict()}
-    torch.save(whole, state.with_suffix(".new"))
-    state.with_suffix(".new").replace(state)
+    save(state, whole)
 
 
 def _resume(state: Path, tower: Tower, heads: Heads, optimizer: torch.optim.Optimizer) -> int:

@@ -8,7 +8,6 @@ B batch, T tokens of a chat, P patches, A tokens of the answer, E the language m
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from examples.small_vlm.parts import TRAINING_STYLES
 from examples.small_vlm.progress import Progress
 from examples.small_vlm.spelling import groups, half_plain
 from examples.small_vlm.tower import Tower, Words
+from examples.small_vlm.training import rate_share, save
 
 QUESTION = "What is the name of the subject in this photo?"
 BATCH, RATE, TOWER_RATE = 16, 7e-4, 1e-4
@@ -75,7 +75,7 @@ def train(seeing: Tower, language: PreTrainedModel, chat: Chat, drawings: Drawin
         image_BCSS = half_plain(drawings.rgba_NSSC[chosen], rng)
         loss = next_token_loss(seeing, language, chat, image_BCSS, [drawings.names[n] for n in chosen])
         for group in optimizer.param_groups:
-            group["lr"] = group["most"] * min((step + 1) / 20, 0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.01)
+            group["lr"] = group["most"] * rate_share(step, steps, warm_up=20)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(seeing.parameters(), 1.0)
@@ -83,8 +83,7 @@ def train(seeing: Tower, language: PreTrainedModel, chat: Chat, drawings: Drawin
         progress.step(step + 1 - done, f"loss {loss.item():.3f}")
         if (step + 1) % 25 == 0 or step + 1 == steps:
             whole = {"step": step + 1, "tower": seeing.state_dict(), "adam": optimizer.state_dict()}
-            torch.save(whole, state.with_suffix(".new"))
-            state.with_suffix(".new").replace(state)
+            save(state, whole)
 
 
 def next_token_loss(
