@@ -33,6 +33,15 @@ def _find_rows(
 
 
 @triton.jit
+def _sheets_of(expert: tl.tensor, words: tl.tensor, scales: tl.tensor, offsets: tl.tensor, at: tl.tensor) -> tl.tensor:
+    """Where the expert's words, scales and offsets begin, at multiples that wide loads need."""
+    words += tl.multiple_of(tl.load(at + 3 * expert), 4)
+    scales += tl.multiple_of(tl.load(at + 3 * expert + 1), 2)
+    offsets += tl.multiple_of(tl.load(at + 3 * expert + 2), 2)
+    return words, scales, offsets
+
+
+@triton.jit
 def _codes(word: tl.tensor, K: tl.constexpr) -> tl.tensor:
     """128 + code in bf16 for the two codes of quarter K of a word, along a new last axis."""
     pair = (word >> (4 * K)) & MASK | MAGIC
@@ -88,9 +97,7 @@ def forward(
     expert, first, end = _find_rows(starts, n_experts, tl.program_id(1), n_e, n_r)
     if expert >= n_experts:
         return
-    words += tl.multiple_of(tl.load(at + 3 * expert), 4)
-    scales += tl.multiple_of(tl.load(at + 3 * expert + 1), 2)
-    offsets += tl.multiple_of(tl.load(at + 3 * expert + 2), 2)
+    words, scales, offsets = _sheets_of(expert, words, scales, offsets, at)
     o_O = tl.program_id(0) * n_o + tl.arange(0, n_o)
     there_O = o_O < d_out
     lane_I = tl.arange(0, 32)
@@ -144,9 +151,7 @@ def backward(
     expert, first, end = _find_rows(starts, n_experts, tl.program_id(1), n_e, n_r)
     if expert >= n_experts:
         return
-    words += tl.multiple_of(tl.load(at + 3 * expert), 4)
-    scales += tl.multiple_of(tl.load(at + 3 * expert + 1), 2)
-    offsets += tl.multiple_of(tl.load(at + 3 * expert + 2), 2)
+    words, scales, offsets = _sheets_of(expert, words, scales, offsets, at)
     o_O = tl.arange(0, n_o)
     n_blocks = (d_in + 127) // 128
     block_B = tl.program_id(0) * n_b + tl.arange(0, n_b)
