@@ -64,10 +64,13 @@ def serve(config_file: str | None, parent_pid: int | None, **flags: Any) -> None
     from loreloop.config import load_config
     from loreloop.host.orphans import die_with_parent
     from loreloop.host.supervisor import Supervisor
+    from loreloop.store.inspection import inspect_data
 
     if parent_pid is not None:
         die_with_parent(parent_pid)
     config = load_config(config_file, overrides(flags))
+    for note in inspect_data(config.data_path):
+        click.echo(f"loreloop: {note}", err=True)
     Supervisor(plan_of(config), engine_environment(config)).run()
 
 

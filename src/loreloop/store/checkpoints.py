@@ -122,4 +122,5 @@ def _row(row: Row[tuple[object, ...]]) -> CheckpointRow:
         row.size_bytes,
         row.expires,
         metadata,
+        row.sums_crc32,
     )
