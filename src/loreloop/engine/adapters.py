@@ -22,12 +22,11 @@ from loreloop.model.lora import AdapterView, LoraLayout, init_flat
 from loreloop.model.peft import WEIGHTS_FILE, read_adapter, read_lora_spec, write_adapter
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.tensor_file import write_tensors
-from loreloop.protocol.checksums import FileSum, check_files, sum_of, write_sums
+from loreloop.protocol.checksums import OPTIMIZER_FILE, FileSum, check_files, sum_of, write_sums
 from loreloop.protocol.errors import BadRequest, Gone, NotFound, ServerError
 from loreloop.protocol.paths import file_name
 from loreloop.protocol.training import LoraSpec, SavedResult
 
-OPTIMIZER_FILE = "optimizer.safetensors"
 VECTORS = ("master", "moment1", "moment2", "grad")
 
 

@@ -21,7 +21,7 @@ from loreloop.model.lora import ALPHA, UNEMBED, AdapterView, LoraLayout
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.tensor_file import write_tensors
 from loreloop.protocol.checksums import FileSum, check_files, sum_of_bytes
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, Gone
 from loreloop.protocol.training import LoraSpec
 
 PREFIX = "base_model.model"
@@ -99,6 +99,8 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
     except (OSError, ValueError, RecursionError) as error:
+        if not folder.exists():
+            raise Gone(f"The files of the adapter in {folder} are gone.") from None
         raise BadRequest(f"{folder} is not an adapter folder: {CONFIG_FILE} cannot be read ({error}).") from None
     if not isinstance(config, dict):
         raise BadRequest(f"{folder} is not an adapter folder: {CONFIG_FILE} is no JSON object.")

@@ -16,6 +16,7 @@ import msgspec
 from loreloop.protocol.errors import Gone
 
 SUMS_FILE = "checksums.json"
+OPTIMIZER_FILE = "optimizer.safetensors"  # of training checkpoints, which may be loaded without it
 
 
 class FileSum(msgspec.Struct, frozen=True):
@@ -63,8 +64,9 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
             raise Gone(f"{folder / name} is damaged, or {SUMS_FILE} is, which does not name it. {ADVICE}")
 
 
-def check_all_files(folder: Path) -> None:
-    check_files(folder, read_sums(folder))
+def check_all_files(folder: Path, but: Iterable[str] = ()) -> None:
+    """Like `check_files`, for all that the list names but these."""
+    check_files(folder, sorted(set(read_sums(folder)) - set(but)))
 
 
 def read_sums(folder: Path) -> dict[str, FileSum]:

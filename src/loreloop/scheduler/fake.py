@@ -150,7 +150,7 @@ class FakeEngine:
     def admit(self, op: SampleOp) -> bool:
         if sum(len(indices) for indices in self.drawn.values()) + op.num_samples > self.rooms:
             return False
-        if op.revision and not Path(op.revision.folder).exists():
+        if op.revision and not Path(op.revision.folder, "state.json").exists():
             raise NotFound(f"The revision {op.revision.revision_id} cannot be read.")
         self.samples[op.request_id] = op
         resumed = [np.frombuffer(partial.tokens, "<i4").tolist() for partial in op.resume]
