@@ -82,6 +82,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def data_path(self) -> Path:
         return Path(self.data_dir).expanduser()
 
+    def absolute(self) -> Config:
+        """The same for processes that work in other folders."""
+        return msgspec.structs.replace(self, data_dir=str(self.data_path.absolute()))
+
 
 def load_config(file: str | None, overrides: dict[str, Any]) -> Config:
     """The TOML file with `overrides` (nested like the tree) laid over it."""

@@ -67,7 +67,7 @@ def serve(config_file: str | None, parent_pid: int | None, **flags: Any) -> None
 
     if parent_pid is not None:
         die_with_parent(parent_pid)
-    config = load_config(config_file, overrides(flags))
+    config = load_config(config_file, overrides(flags)).absolute()
     Supervisor(plan_of(config), engine_environment(config)).run()
 
 

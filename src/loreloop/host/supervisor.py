@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
+from loreloop.host import children
 from loreloop.host.plan import ServerPlan
 from loreloop.protocol.errors import BadRequest
 
@@ -57,6 +59,8 @@ class Supervisor:
         lock = lock_data(self.plan.run_folder)
         self.plan.address_file.unlink(missing_ok=True)  # of a server that was killed
         self.plan.write()
+        shutil.rmtree(self.plan.empty_folder, ignore_errors=True)
+        self.plan.empty_folder.mkdir()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _raise_stop)
         # An alarm and not a thread: a child would die with the thread that started it (host/orphans.py).
@@ -85,9 +89,10 @@ class Supervisor:
     def _start(self, child: _Child) -> None:
         child.lives += 1
         child.started = time.monotonic()
-        command = [sys.executable, "-m", child.module, *child.arguments, str(os.getpid()), str(child.lives)]
-        environment = os.environ | (self.environment if child is not self.http else {})
-        child.process = subprocess.Popen(command, env=environment, start_new_session=True)
+        command = children.python(child.module, *child.arguments, str(os.getpid()), str(child.lives))
+        environment = children.environment() | (self.environment if child is not self.http else {})
+        folder = self.plan.empty_folder
+        child.process = subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True)
 
     def _replace(self, pid: int) -> None:
         """Starts a dead child again, after a pause that grows while it keeps dying; the others do not wait for it."""
