@@ -23,10 +23,10 @@ from loreloop.store.keys import create
 from loreloop.store.rows import ToolServer
 from tests.tiny import make_tiny_model
 
-MODULES = """
+LIBRARIES = """
     random mcp torch numpy json asyncio sitecustomize usercustomize llguidance jinja2 uvicorn uvloop httptools click
     httpx httpx2 msgspec transformers tokenizers logging tempfile anyio pip triton shouter secrets readline runpy
-""".split()
+"""
 SHOUTER = Path(__file__).parent.parent / "clients" / "shouter.py"
 
 
@@ -34,7 +34,7 @@ SHOUTER = Path(__file__).parent.parent / "clients" / "shouter.py"
 def hostile(tmp_path: Path) -> Path:
     """A model's folder, which also holds what would be imported in place of libraries."""
     folder = make_tiny_model(tmp_path / "hostile", "qwen3", max_position_embeddings=8192)
-    for name in MODULES:
+    for name in LIBRARIES.split():
         (folder / f"{name}.py").write_text(f"open({str(folder / 'ran')!r}, 'a').write(__file__)\nraise ImportError\n")
     cc = folder / "cc"
     cc.write_text(f"#!/bin/sh\necho cc >> {folder / 'ran'}\nexit 1\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,10 +15,13 @@ if TYPE_CHECKING:
     from loreloop.host.link import EngineLink
     from loreloop.protocol.link import EngineInfo
 
+LOG = logging.getLogger(__name__)
+
 
 def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     from loreloop.engine.local import LocalEngine
     from loreloop.engine.sampler import refuse
+    from loreloop.host.log import speak_to_supervisor
     from loreloop.host.orphans import die_with_parent
     from loreloop.host.plan import read_plan
     from loreloop.host.supervisor import CANNOT_START
@@ -30,6 +34,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     from loreloop.text.tokenizer import TextTokenizer
 
     die_with_parent(parent_pid)
+    speak_to_supervisor()
     plan = read_plan(plan_file)
     folder, data = Path(plan.folders[base_model]), plan.config.data_path
     place = base_model.replace("/", "--")
@@ -38,10 +43,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
         try:
             return Grammars.of(folder, info.vocab_size, info.eos_token_ids).constraint
         except (ValueError, TypeError, RuntimeError) as error:
-            print(
-                f"loreloop: no grammars for {base_model}: its tokenizer cannot be read for them ({error})",
-                file=sys.stderr,
-            )
+            LOG.warning("no grammars for %s: its tokenizer cannot be read for them (%s)", base_model, error)
             return refuse
 
     try:
@@ -49,7 +51,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
         engine = LocalEngine(plan.config.engine, base_model, folder, work_dir, grammars, secret=secret)
         tokenizer = TextTokenizer(folder)
     except UserError as error:
-        print(f"loreloop: {error.message}", file=sys.stderr)
+        LOG.error("%s", error.message)
         sys.exit(CANNOT_START)
     link = _first_link(plan.socket)
     signal.signal(signal.SIGTERM, lambda *_: link.inbox.put(Shutdown()))
