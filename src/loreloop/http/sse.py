@@ -9,6 +9,8 @@ import msgspec
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from loreloop.http.tasks import end
+
 KEEP_ALIVE_SECONDS = 10.0  # proxies commonly give a silent connection up after 30 or 60
 KEEP_ALIVE = b": keep-alive\n\n"
 EVENT_STREAM = b"text/event-stream"
@@ -62,8 +64,5 @@ async def _kept_alive(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             yield event
     finally:
         if coming is not None:
-            coming.cancel()
-            await asyncio.wait({coming})
-            if not coming.cancelled():
-                coming.exception()  # nobody is left to hear of it, nor of the end
+            await end(coming)
         await events.aclose()  # type: ignore[attr-defined]
