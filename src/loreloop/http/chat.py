@@ -19,7 +19,7 @@ from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.openai_rest import MAX_TOOLS
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampleOp
-from loreloop.protocol.training import Chunk
+from loreloop.protocol.training import Chunk, length_of
 from loreloop.text.conversation import Conversation, prompt_text
 from loreloop.text.growing import GrowingText
 from loreloop.text.settled import Settled
@@ -140,6 +140,11 @@ async def prompt_chunks(model: Model, prompt: str, conversation: Conversation) -
     if start < len(ids) or not chunks:
         chunks.append(check_tokens(ids[start:], model.info))
     return tuple(chunks)
+
+
+async def prompt_length(model: Model, conversation: Conversation) -> int:
+    """Tokens of the prompt that a conversation, its pictures looked at, makes."""
+    return length_of(await prompt_chunks(model, bounded_prompt(model, conversation), conversation))
 
 
 def _is_constrained(wire: WireSamplingParams) -> bool:
