@@ -29,6 +29,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     from loreloop.protocol.link import Hello, Shutdown
     from loreloop.scheduler.loop import Scheduler
     from loreloop.store.files import read_secret
+    from loreloop.text.answers import parts_of
     from loreloop.text.grammar import Grammars
     from loreloop.text.stops import StopMatcher
     from loreloop.text.tokenizer import TextTokenizer
@@ -61,7 +62,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
         engine,
         link.inbox,
         link.send,
-        lambda strings: StopMatcher(tokenizer, strings),
+        lambda params: StopMatcher(tokenizer, params.stop_strings, parts_of(params.thoughts)),
         plan.config.engine,
         data / "journal" / "snapshots" / place,
     )

@@ -20,7 +20,7 @@ from loreloop.protocol.checks import check_params, too_long
 from loreloop.protocol.errors import BadRequest, LoreloopError, ServerError
 from loreloop.protocol.link import EngineInfo, Token
 from loreloop.protocol.rest import WireSamplingParams
-from loreloop.protocol.sampling import PromptScores, SampleOp, SampleResult
+from loreloop.protocol.sampling import PromptScores, SampledSequence, SampleOp, SampleResult
 from loreloop.protocol.training import Chunk, Failure, length_of
 from loreloop.serve.names import Target
 from loreloop.serve.texts import ModelText
@@ -146,6 +146,12 @@ async def all_drawn(served: Services, model: Model, ops: Sequence[SampleOp]) -> 
         return [unfailing(await served.desk.sample_result(op.request_id, None)) for op in ops]
     finally:
         forget(served, ops)
+
+
+def prompt_only(result: SampleResult) -> SampleResult:
+    """The result for who wanted no tokens."""
+    none = SampledSequence(b"", b"", "length")
+    return msgspec.structs.replace(result, sequences=(none,) * len(result.sequences))
 
 
 def unfailing(result: SampleResult | Failure | None) -> SampleResult:

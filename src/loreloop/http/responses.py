@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.http.blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
-from loreloop.http.bodies import MAX_ENTRIES, answer, read_json
+from loreloop.http.bodies import answer, read_as_sent
 from loreloop.http.chat import Chat, ChatAsk, chat_with_images
 from loreloop.http.generate import find_model, forget, heard, results, start
 from loreloop.http.services import Services, asker, now, services
@@ -46,7 +46,7 @@ from loreloop.text.tool_calls import Tool
 
 async def responses(request: Request) -> Response:
     asker(request)
-    body = await read_json(request, CreateResponse, MAX_ENTRIES)
+    body = await read_as_sent(request, CreateResponse)
     model = await find_model(request, body.model, body.user)
     chat = await chat_with_images(services(request).pictures, model, ask_of(body))
     asked = Asked(body, chat, int(now()))
@@ -101,8 +101,6 @@ def params_of(body: CreateResponse) -> WireSamplingParams:
         name: value for name in ("temperature", "top_p", "top_k", "seed") if (value := getattr(body, name)) is not None
     }
     wire, form = WireSamplingParams(max_tokens=body.max_output_tokens, **given), body.text.format if body.text else None
-    if body.top_logprobs:
-        raise BadRequest("top_logprobs is not served on responses; chat/completions has it.")
     if isinstance(form, ObjectFormat):
         return msgspec.structs.replace(wire, json_schema={"type": "object"})
     return msgspec.structs.replace(wire, json_schema=form.schema_) if isinstance(form, SchemaFormat) else wire
