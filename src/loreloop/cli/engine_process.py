@@ -46,8 +46,10 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
 
     try:
         secret, work_dir = read_secret(data / "journal" / "secret"), plan.run_folder / "spilled" / place
-        engine = LocalEngine(plan.config.engine, base_model, folder, work_dir, grammars, secret=secret)
         tokenizer = TextTokenizer(folder)
+        engine = LocalEngine(
+            plan.config.engine, base_model, folder, work_dir, grammars, secret=secret, ends=tokenizer.end_ids
+        )
     except UserError as error:
         print(f"loreloop: {error.message}", file=sys.stderr)
         sys.exit(CANNOT_START)

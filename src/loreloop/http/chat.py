@@ -12,7 +12,7 @@ from functools import partial
 
 import msgspec
 
-from loreloop.http.generate import Model, Report, ids_of, most_tokens, operation
+from loreloop.http.generate import Model, Report, encoded, most_tokens, operation
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.checks import check_tokens, too_long
 from loreloop.protocol.errors import BadRequest
@@ -20,7 +20,7 @@ from loreloop.protocol.openai_rest import MAX_TOOLS
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampleOp
 from loreloop.protocol.training import Chunk
-from loreloop.text.conversation import Conversation, prompt_text
+from loreloop.text.conversation import Conversation, prompt_text, template_of
 from loreloop.text.growing import GrowingText
 from loreloop.text.settled import Settled
 from loreloop.text.tool_calls import (
@@ -79,8 +79,8 @@ class Chat:
 
 async def chat_on(model: Model, ask: ChatAsk) -> Chat:
     """BadRequest where template, tools or parameters do not fit together."""
-    template = model.text.template
     conversation = replace(ask.conversation, tools=()) if ask.choice == "none" else ask.conversation
+    template = template_of(model.text.template, conversation)
     form = format_of(template.source)
     prompt = bounded_prompt(model, conversation)
     thinking = THINK[0] in (template.source or "")
@@ -123,7 +123,7 @@ def bounded_prompt(model: Model, conversation: Conversation) -> str:
 
 async def prompt_chunks(model: Model, prompt: str, conversation: Conversation) -> tuple[Chunk, ...]:
     """The prompt in tokens, each image in the place of the token that the template wrote for it."""
-    ids, rules = await ids_of(model, prompt), model.info.images
+    ids, rules = (await encoded(model, prompt, special=False)).ids, model.info.images
     images = [p.chunk for turn in conversation.turns for p in turn.pictures if p.chunk is not None]
     places = [at for at, token in enumerate(ids) if rules is not None and token == rules.placeholder]
     if len(places) != len(images):

@@ -7,6 +7,7 @@ Missing, extra and wrongly shaped tensors are refused by name; nothing in the fo
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -50,12 +51,13 @@ def read_config_file(file: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json`, with the stop ids of `generation_config.json` where it names them."""
+    """`config.json`, with the stop ids that its text part and `generation_config.json` name besides."""
     config = read_config_file(folder / "config.json")
     try:
         generation = folder / "generation_config.json"
-        named = eos_ids(json.loads(generation.read_text()).get("eos_token_id")) if generation.exists() else ()
-        config["eos_token_id"] = list(dict.fromkeys((*eos_ids(config.get("eos_token_id")), *named)))
+        others = (config.get("text_config") or {}, read_config_file(generation) if generation.exists() else {})
+        named = [eos_ids(settings.get("eos_token_id")) for settings in (config, *others)]
+        config["eos_token_id"] = list(dict.fromkeys(itertools.chain(*named)))
     except (OSError, RecursionError, *MISSPELT) as error:
         raise BadRequest(f"{folder} is not a model folder: its configuration cannot be read ({error}).") from None
     return config
