@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from loreloop.http.blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
 from loreloop.http.bodies import MAX_ENTRIES, answer, read_json
-from loreloop.http.chat import Chat, ChatAsk, Reply, bounded_prompt, chat_with_images, prompt_chunks
+from loreloop.http.chat import Chat, ChatAsk, Reply, bounded_prompt, chat_with_images, left_open, prompt_chunks
 from loreloop.http.generate import Model, find_model, forget, heard, results, start
 from loreloop.http.services import Services, asker, services
 from loreloop.http.sse import EventStream, named_event
@@ -106,7 +106,8 @@ def ask_of(body: CountTokens, wire: WireSamplingParams, *, stream: bool) -> Chat
         if last.parts:
             raise BadRequest("The last message, with which the answer begins, holds an image; leave that out.")
         begun, thought = last.content, last.thinking or ""
-    return ChatAsk(Conversation(tuple(turns), tools, settings, begun, thought), wire, wanted, parallel, stream=stream)
+    conversation = Conversation(tuple(turns), tools, settings, begun, thought)
+    return ChatAsk(conversation, wire, wanted, parallel, stream=stream, left_open=left_open(body))
 
 
 def turns_of(message: Message) -> Iterator[Turn]:

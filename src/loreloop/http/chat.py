@@ -21,6 +21,7 @@ from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampleOp
 from loreloop.protocol.training import Chunk
 from loreloop.text.conversation import Conversation, prompt_text, template_of
+from loreloop.text.generation import DEFAULTED
 from loreloop.text.growing import GrowingText
 from loreloop.text.settled import Settled
 from loreloop.text.tool_calls import (
@@ -44,7 +45,8 @@ CUT_CALL = "The last tool call was cut off before its end; its arguments are not
 
 @dataclass(frozen=True)
 class ChatAsk:
-    """`choice` is auto, none, required, or `=NAME` for one tool; `wire` may hold a grammar for the content."""
+    """`choice` is auto, none, required, or `=NAME` for one tool; `wire` may hold a grammar for the content. For the
+    parameters that are `left_open` the model's own defaults hold."""
 
     conversation: Conversation
     wire: WireSamplingParams
@@ -53,6 +55,12 @@ class ChatAsk:
     n: int = 1
     stream: bool = False
     report: Report = field(default_factory=Report)
+    left_open: frozenset[str] = frozenset()
+
+
+def left_open(body: object) -> frozenset[str]:
+    """Those of the parameters for which models have defaults that a request's body does not give."""
+    return frozenset(name for name in DEFAULTED if getattr(body, name, None) is None)
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,8 @@ async def chat_on(model: Model, ask: ChatAsk) -> Chat:
     prompt = bounded_prompt(model, conversation)
     thinking = THINK[0] in (template.source or "")
     opened = thinking and prompt.rstrip().endswith(THINK[0])
-    wire, grammar = ask.wire, _call_grammar(model, form, ask)
+    own = {name: value for name, value in model.defaults.items() if name in ask.left_open}
+    wire, grammar = msgspec.structs.replace(ask.wire, **own), _call_grammar(model, form, ask)
     if grammar:
         wire = msgspec.structs.replace(wire, grammar=grammar, json_schema=None)
     if opened and _is_constrained(wire):

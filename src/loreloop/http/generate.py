@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Model:
-    """What a request's model name means, for the key that asks."""
+    """What a request's model name means, for the key that asks; `defaults` are the sampling parameters of its chats."""
 
     name: str
     owner: str
@@ -42,6 +42,7 @@ class Model:
     text: ModelText
     info: EngineInfo
     trial: GrammarTrial
+    defaults: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -68,7 +69,8 @@ async def find_model(request: Request, name: str, user: str | None = None) -> Mo
     may_use(key, name)
     target = served.names.target(served.store, key, name, user)
     text = served.texts.of(served.names.folder(target.base_model))
-    return Model(name, key.id, target, text, await served.desk.info(target.base_model), served.trial)
+    defaults = text.defaults if served.config.generation_config else {}
+    return Model(name, key.id, target, text, await served.desk.info(target.base_model), served.trial, defaults)
 
 
 async def encoded(model: Model, text: str, *, special: bool) -> Encoded:

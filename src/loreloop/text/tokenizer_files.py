@@ -148,13 +148,13 @@ def _add(tokenizer: Tokenizer, numbered: Mapping[int, AddedToken], special: _Spe
     """Adds what the tokenizer does not have in that very form; the library gives known texts their old ids."""
     known = tokenizer.get_added_tokens_decoder().values()
     forms, texts = {repr(token) for token in known}, {token.content for token in known}
-    adding = [token for _, token in sorted(numbered.items()) if repr(token) not in forms]
-    texts |= {token.content for token in adding}
+    new: list[Token] = [token for _, token in sorted(numbered.items()) if repr(token) not in forms]
+    texts |= {str(token) for token in new}
     for token in (*special.named.values(), *special.extra):
-        if str(token) not in texts:
-            texts.add(str(token))
-            adding.append(token if isinstance(token, AddedToken) else AddedToken(token, special=True))
+        if str(token) not in texts and token not in new:  # the same text in two forms: the library takes the later one
+            new.append(token)
     named = {str(token) for token in special.named.values()}
+    adding = [AddedToken(token, special=True) if isinstance(token, str) else token for token in new]
     for token in adding:
         token.special = token.special or token.content in named
     tokenizer.add_tokens(adding)
