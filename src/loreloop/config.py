@@ -63,6 +63,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resident_revisions: Positive = 16  # sampler adapters held in memory
     decode_gap_ms: NotNegative = 200  # training pauses for the samples' next tokens this often; 0: only between batches
     image_cache_mib: NotNegative = 512  # what vision towers made of recent images, kept in memory
+    verify_weights: bool = False  # an engine compares weights with the checksums of `models add` before it loads them
     snapshot_seconds: Seconds = 30.0  # unsnapshotted engine time that triggers a snapshot
 
 
@@ -92,6 +93,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000  # 0: any free port
     models: Annotated[tuple[Text, ...], Meta(min_length=1)] = ("smollm2-135m",)
     aliases: dict[Text, Text] = {}
+    generation_config: bool = True  # chats take the sampling defaults of the model's folder
     image_hosts: tuple[Text, ...] = ()  # or host:port, whose images chat requests may name by address
     memory_mib: NotNegative = 0  # budget for the base models together; 0: no bound
     log_file: str = ""  # "": loreloop.log in the data folder

@@ -25,6 +25,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     from loreloop.host.orphans import die_with_parent
     from loreloop.host.plan import read_plan
     from loreloop.host.supervisor import CANNOT_START
+    from loreloop.model.checksums import check_weights_unchanged
     from loreloop.protocol.errors import UserError
     from loreloop.protocol.link import Hello, Shutdown
     from loreloop.scheduler.loop import Scheduler
@@ -49,8 +50,12 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
 
     try:
         secret, work_dir = read_secret(data / "journal" / "secret"), plan.run_folder / "spilled" / place
-        engine = LocalEngine(plan.config.engine, base_model, folder, work_dir, grammars, secret=secret)
+        if plan.config.engine.verify_weights:
+            check_weights_unchanged(folder)
         tokenizer = TextTokenizer(folder)
+        engine = LocalEngine(
+            plan.config.engine, base_model, folder, work_dir, grammars, secret=secret, ends=tokenizer.end_ids
+        )
     except UserError as error:
         LOG.error("%s", error.message)
         sys.exit(CANNOT_START)

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from loreloop.http.blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
 from loreloop.http.bodies import answer, read_as_sent
-from loreloop.http.chat import Chat, ChatAsk, chat_with_images
+from loreloop.http.chat import Chat, ChatAsk, chat_with_images, left_open
 from loreloop.http.generate import find_model, forget, heard, results, start
 from loreloop.http.services import Services, asker, now, services
 from loreloop.http.sse import EventStream, named_event
@@ -89,6 +89,7 @@ def ask_of(body: CreateResponse) -> ChatAsk:
         choice,
         body.parallel_tool_calls is not False,
         stream=bool(body.stream),
+        left_open=left_open(body),
     )
 
 
