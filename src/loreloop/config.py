@@ -82,6 +82,7 @@ class LimitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     samples_per_request: Positive = 1024
     waiting_samples: Positive = 16384  # per server; beyond it a sample is answered "try again"
     models_per_key: Positive = 256
+    kept_responses_mib: NotNegative = 64  # of one key, to be referred to by its next requests; 0: none are kept
     image_mib: Positive = 20  # of one file
     image_megapixels: Positive = 40  # of one image
     request_megapixels: Positive = 1000  # of all different images of one request

@@ -1,8 +1,6 @@
 """Bodies of OpenAI's responses API as far as they are served.
 
 A field that is neither here nor in `hints.py` is refused by name, never ignored.
-
-Nothing is stored between two requests: the whole input comes with each.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ class SummaryText(Strict, frozen=True):
 class Item(Strict, frozen=True):
     """An input item of any kind; which fields it needs depends on `type`."""
 
-    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    type: Literal["message", "function_call", "function_call_output", "reasoning", "item_reference"] = "message"
     id: str | None = None
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: str | tuple[InputText | OutputText | RefusalText | InputImage | ReasoningPart, ...] | None = None

@@ -215,6 +215,20 @@ TOOL_CALLS = Table(
     Column("created", Float, nullable=False),
 )
 
+RESPONSES = Table(
+    "responses",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("key_id", String, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("used", Float, nullable=False, index=True),  # last by an answer that refers to it
+    Column("previous", String),
+    Column("input", Text, nullable=False),  # JSON
+    Column("answer", Text, nullable=False),  # JSON
+    Column("n_bytes", BigInteger, nullable=False),
+    Index("responses_of_key_by_use", "key_id", "used"),
+)
+
 
 def m001_initial(connection: Connection) -> None:
     METADATA.create_all(connection)
@@ -247,12 +261,17 @@ def m005_expiry_of_keys(connection: Connection) -> None:
         connection.execute(text("ALTER TABLE keys ADD COLUMN expires FLOAT"))
 
 
+def m006_responses(connection: Connection) -> None:
+    RESPONSES.create(connection, checkfirst=True)
+
+
 STEPS: Sequence[Callable[[Connection], None]] = (
     m001_initial,
     m002_deployments,
     m003_tools,
     m004_deployed,
     m005_expiry_of_keys,
+    m006_responses,
 )
 
 
