@@ -81,6 +81,7 @@ def serve(config_file: str | None, parent_pid: int | None, **flags: Any) -> None
     from loreloop.host.place import prepare
     from loreloop.host.plan import running_address
     from loreloop.host.supervisor import Supervisor
+    from loreloop.store.inspection import inspect_data
 
     if parent_pid is not None:
         die_with_parent(parent_pid)
@@ -88,6 +89,8 @@ def serve(config_file: str | None, parent_pid: int | None, **flags: Any) -> None
     prepare(config.data_path)
     if running_address(config) is None:  # else the supervisor has a better word for what is wrong
         check_address(config.host, config.port)
+    for note in inspect_data(config.data_path):
+        click.echo(f"loreloop: {note}", err=True)
     Supervisor(plan_of(config), engine_environment(config)).run()
 
 

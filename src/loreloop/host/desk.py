@@ -7,6 +7,7 @@ when `submit` returns, and its result before anybody hears of it. Knows neither 
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -28,6 +29,7 @@ from loreloop.protocol.link import (
     FromEngine,
     Hello,
     Meters,
+    ModelLost,
     Queues,
     Restore,
     Restored,
@@ -42,9 +44,9 @@ from loreloop.protocol.link import (
 )
 from loreloop.protocol.sampling import SampleOp, SampleResult
 from loreloop.protocol.training import Failure, SkipSeq, TrainOp, token_bytes
-from loreloop.store import journal, runs, samplers, spool
+from loreloop.store import journal, replay, runs, samplers, spool
 from loreloop.store.files import Files, delete
-from loreloop.store.rows import Acceptance, Outcome, SequenceRecord
+from loreloop.store.rows import Acceptance, DamagedOp, Outcome, SequenceRecord
 from loreloop.store.store import Store
 
 SESSION_OVER = Failure("user", "The session of this request has ended; open a new one and load a checkpoint.")
@@ -188,7 +190,7 @@ class Desk:
             async for message in connection.messages():
                 if isinstance(message, Hello):
                     base_model = message.base_model
-                    self._welcome(message, connection)
+                    await self._welcome(message, connection)
                 else:
                     await self._hear(base_model, message)
         finally:
@@ -197,11 +199,13 @@ class Desk:
                 self.engines[base_model].connection = None
                 await self._blame(base_model)
 
-    def _welcome(self, hello: Hello, connection: EngineConnection) -> None:
+    async def _welcome(self, hello: Hello, connection: EngineConnection) -> None:
         engine = self.engines[hello.base_model]
         if not engine.info.done():
             engine.info.set_result(hello.info)
-        state = self.store.read(journal.replay_state, self.store.segments, hello.base_model)
+        while (state := self.store.read(replay.replay_state, self.store.segments, hello.base_model)).damaged:
+            for damaged in state.damaged:
+                await self._end_damaged(damaged)
         connection.send(Restore(state.snapshots, state.batches, state.next_plan_no))
         for op in state.ops:
             connection.send(Submit(op, alone=op.request_id in engine.deaths))
@@ -224,10 +228,24 @@ class Desk:
         engine.deaths.update(engine.executing)
         engine.executing = set()
         for request_id in [r for r, n_deaths in engine.deaths.items() if n_deaths >= MAX_OP_DEATHS]:
-            killer, now = _killer(MAX_OP_DEATHS), time.time()
-            await self.store.write(journal.give_up, self.store.segments, request_id, killer, now)
             del engine.deaths[request_id]
-            self._release(request_id)
+            if model_id := self.store.read(journal.executed_model, request_id):
+                await self.lose_model(model_id, f"the engine died {MAX_OP_DEATHS} times executing {request_id} again")
+            else:
+                await self._give_up(request_id, _killer(MAX_OP_DEATHS))
+
+    async def _end_damaged(self, op: DamagedOp) -> None:
+        """Without an executed operation its model cannot be brought back; another one ends, and is skipped."""
+        if op.executed:
+            await self.lose_model(op.model_id, f"{op.request_id} would have to be executed again, and {op.reason}")
+        else:
+            print(f"loreloop: {op.request_id} is damaged and given up: {op.reason}", file=sys.stderr)
+            reason = f"What was written down of {op.request_id} is damaged, and it was not executed: {op.reason}"
+            await self._give_up(op.request_id, Failure("server", reason))
+
+    async def _give_up(self, request_id: str, failure: Failure) -> None:
+        await self.store.write(journal.give_up, self.store.segments, request_id, failure, time.time())
+        self._release(request_id)
 
     async def _hear(self, base_model: str, message: FromEngine) -> None:
         match message:
@@ -235,12 +253,16 @@ class Desk:
                 self.engines[base_model].executing.update(request_ids)
             case BatchDone(ends=ends):
                 self.engines[base_model].executing.difference_update(end.request_id for end in ends)
-                now = time.time()
-                await self.store.write(journal.record_batch, self.store.segments, base_model, message, now)
+                segments, now = self.store.segments, time.time()
+                astray = await self.store.write(journal.record_batch, segments, base_model, message, now)
                 self.engines[base_model].counts.batch_ended(message)
                 for end in ends:
                     self.engines[base_model].deaths.pop(end.request_id, None)
                     self._release(end.request_id)
+                for model_id in astray:
+                    await self.lose_model(model_id, "an operation that had succeeded fails when it is executed again")
+            case ModelLost(model_id, reason):
+                await self.lose_model(model_id, reason)
             case Snapshotted():
                 await self.store.write(journal.record_snapshot, base_model, message)
                 self._send(base_model, SnapshotRecorded(message.plan_no))
@@ -319,8 +341,21 @@ class Desk:
         files = await self.store.write(journal.forget_model, self.store.segments, run_id, SESSION_OVER, time.time())
         for file in filter(None, files):
             Path(file).unlink(missing_ok=True)
+        self._release_all(run_id)
+
+    def _release_all(self, run_id: str) -> None:
         for request_id in [r for r in self.ends if r.startswith(f"{run_id}:")]:
             self._release(request_id)
+
+    async def lose_model(self, run_id: str, reason: str) -> None:
+        """Ends a run whose state cannot be restored: its operations end as failures that say why, and so does whatever
+        is asked of it later. What it has saved, and the files of its state, are left alone."""
+        print(f"loreloop: the state of {run_id} is lost: {reason}", file=sys.stderr)
+        self._send_all(DropModel(run_id))
+        message = f"The state of {run_id} is lost: {reason}. Load its newest checkpoint in a new session."
+        lost = Failure("server", message)
+        await self.store.write(journal.lose_model, self.store.segments, run_id, lost, time.time())
+        self._release_all(run_id)
 
     def drop_revision(self, revision_id: str) -> None:
         self._send_all(DropRevision(revision_id))

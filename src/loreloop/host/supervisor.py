@@ -157,8 +157,11 @@ class Supervisor:
 
 def lock_data(run_folder: Path) -> IO[str]:
     """Keeps a second server off the same data folder."""
-    run_folder.mkdir(parents=True, exist_ok=True)
-    lock = (run_folder / "lock").open("w")
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        lock = (run_folder / "lock").open("w")
+    except OSError as error:
+        raise BadRequest(f"{run_folder / 'lock'} cannot be made: {error.strerror}. Is something else there?") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
