@@ -150,7 +150,7 @@ def test_logprobs_of_a_stream_are_given_or_refused() -> None:
         ({"logit_bias": {"1000": 1}}, "logit_bias"),
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"best_of": 2}, "best_of"),
-        ({"messages": CHAT, "functions": []}, "functions"),
+        ({"messages": CHAT, "functions": [{}]}, "functions"),
         ({"messages": CHAT, "tool_choice": "required"}, "tool_choice"),
         ({"messages": CHAT, "response_format": {"type": "xml"}}, "response_format"),
         (
@@ -167,7 +167,7 @@ def test_logprobs_of_a_stream_are_given_or_refused() -> None:
         ),
         ({"messages": []}, "messages"),
         ({"n": 0}, "$.n"),
-        ({"top_p": 0}, "$.top_p"),
+        ({"top_p": -0.1}, "$.top_p"),
         ({"temperature": 1e-300}, "too small to divide by"),
         ({"prompt": [1, 1000]}, "ids go from"),
         ({"prompt": ""}, "empty"),

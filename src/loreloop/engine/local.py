@@ -54,7 +54,8 @@ MOST_SPREAD = 4
 
 class LocalEngine:
     """Loads `folder` and is ready. `work_dir` takes the models that do not fit into memory; a `secret` that clients do
-    not know keeps them from making images that are taken for others."""
+    not know keeps them from making images that are taken for others; `ends` are ids that end a text beside those that
+    the configuration names."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class LocalEngine:
         grammars: Callable[[EngineInfo], Constrain] | None = None,
         *,
         secret: bytes = b"",
+        ends: Sequence[int] = (),
     ) -> None:
         self.config, self.base_model = config, base_model
         n_threads = config.threads or len(os.sched_getaffinity(0))
@@ -96,7 +98,7 @@ class LocalEngine:
             str(folder),
             spec.vocab_size,
             spec.context_window,
-            spec.eos_token_ids,
+            tuple(i for i in dict.fromkeys((*spec.eos_token_ids, *ends)) if 0 <= i < spec.vocab_size),
             config.max_lora_rank,
             n_threads,
             vision.rules if vision else None,

@@ -18,7 +18,7 @@ from loreloop.config import Config
 from loreloop.host.counts import Counts
 from loreloop.host.link import EngineConnection
 from loreloop.host.samples import Recording, Ticket
-from loreloop.protocol.errors import Gone, NotFound, Unavailable
+from loreloop.protocol.errors import Gone, NotFound, OutOfService, Unavailable
 from loreloop.protocol.link import (
     BatchDone,
     BatchStarted,
@@ -52,6 +52,8 @@ from loreloop.store.store import Store
 SESSION_OVER = Failure("user", "The session of this request has ended; open a new one and load a checkpoint.")
 MAX_SAMPLE_DEATHS, MAX_OP_DEATHS = 3, 4  # a sample can be asked for again, a training operation is missed: it goes last
 CANCELLED = Failure("user", "The request was cancelled.")
+STOPPING = "The server is stopping; send this again in a moment."
+STOPPED = Failure("server", STOPPING)
 
 
 @dataclass
@@ -80,6 +82,7 @@ class Desk:
         self.tickets: dict[str, Ticket] = {}
         self.n_waiting_samples = 0
         self.ends: dict[str, asyncio.Event] = {}
+        self.stopping = False
 
     # training
 
@@ -133,7 +136,10 @@ class Desk:
 
     async def sample_result(self, request_id: str, hold_seconds: float | None) -> SampleResult | Failure | None:
         """How a sample ended, or None if it has not after so long; Gone if nothing is known of it any more."""
-        return await self._ticket(request_id).wait(hold_seconds)
+        result = await self._ticket(request_id).wait(hold_seconds)
+        if result is STOPPED:
+            raise OutOfService(STOPPING)
+        return result
 
     def stream(self, request_id: str) -> AsyncIterator[Token | SampleResult | Failure]:
         return self._ticket(request_id).stream()
@@ -302,6 +308,19 @@ class Desk:
             self._send(base_model, message)
 
     # ends
+
+    def stop(self) -> None:
+        """Whoever waits is answered now, since nothing more will come: polls with "not yet", the others with a failure
+        that says to ask again."""
+        self.stopping = True
+        for request_id in list(self.ends):
+            self._release(request_id)
+        for ticket in self.tickets.values():
+            self._end_sample(ticket, STOPPED)
+        for engine in self.engines.values():
+            if not engine.info.done():
+                engine.info.set_exception(OutOfService(STOPPING))
+                engine.info.exception()  # also where nobody waits
 
     async def close_session(self, session_id: str) -> None:
         """After a session has ended: its samples are cancelled, its models unloaded, its ephemeral adapters deleted."""

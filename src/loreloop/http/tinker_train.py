@@ -220,7 +220,7 @@ async def create_from(request: Request, key: KeyRow, body: rest.LoadWeightsBody,
 
 
 async def pinned(request: Request, key: KeyRow, body: rest.LoadWeightsBody, request_id: str) -> str:
-    """The checkpoint's folder, kept for as long as the operation may be replayed. Gone where it is damaged."""
+    """The checkpoint's folder, kept while the operation may be replayed. Gone where it is not what was saved."""
     path = parse_path(body.path)
     if path.kind is not CheckpointKind.TRAINING:
         raise BadRequest(f"{body.path} holds no training state; load a tinker://<run>/weights/<name> checkpoint.")

@@ -54,7 +54,12 @@ def folder_of(row: CheckpointRow) -> Path:
 def check_free(connection: Connection, path: CheckpointPath) -> None:
     """BadRequest if a checkpoint of this path exists."""
     if connection.execute(select(CHECKPOINTS.c.name).where(_at(path))).first():
-        raise BadRequest(f"The checkpoint {path} exists already; choose another name, or overwrite=True where offered.")
+        replace = (
+            'call save_state(name, overwrite=True) to replace it (in JSON, "overwrite": true)'
+            if path.kind is CheckpointKind.TRAINING
+            else "delete it first, since what can be sampled from or downloaded never changes"
+        )
+        raise BadRequest(f"The checkpoint {path} exists already; choose another name, or {replace}.")
 
 
 def of_run(connection: Connection, key_id: str, run_id: str) -> list[CheckpointRow]:

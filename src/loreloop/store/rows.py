@@ -38,6 +38,21 @@ class KeyRow(msgspec.Struct, frozen=True):
         return tuple(s.removeprefix(DEPLOYMENT_SCOPE) for s in self.scopes if s.startswith(DEPLOYMENT_SCOPE))
 
 
+class KeptResponse(msgspec.Struct, frozen=True):
+    """`input` is the JSON of a list of items, those that came with `previous` left out; `answer` that of the answer."""
+
+    id: str
+    key_id: str
+    created: float
+    previous: str | None
+    input: str
+    answer: str
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.input.encode()) + len(self.answer.encode())
+
+
 class SessionNew(msgspec.Struct, frozen=True):
     tags: tuple[str, ...] = ()
     user_metadata: Metadata | None = None

@@ -218,6 +218,20 @@ TOOL_CALLS = Table(
     Column("created", Float, nullable=False),
 )
 
+RESPONSES = Table(
+    "responses",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("key_id", String, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("used", Float, nullable=False, index=True),  # last by an answer that refers to it
+    Column("previous", String),
+    Column("input", Text, nullable=False),  # JSON
+    Column("answer", Text, nullable=False),  # JSON
+    Column("n_bytes", BigInteger, nullable=False),
+    Index("responses_of_key_by_use", "key_id", "used"),
+)
+
 
 def m001_initial(connection: Connection) -> None:
     METADATA.create_all(connection)
@@ -249,7 +263,11 @@ def m005_expiry_of_keys(connection: Connection) -> None:
     _add_column(connection, KEYS, "expires", "FLOAT")
 
 
-def m006_checksums(connection: Connection) -> None:
+def m006_responses(connection: Connection) -> None:
+    RESPONSES.create(connection, checkfirst=True)
+
+
+def m007_checksums(connection: Connection) -> None:
     _add_column(connection, SNAPSHOTS, "crc32", "VARCHAR")
     _add_column(connection, CHECKPOINTS, "sums_crc32", "VARCHAR")
     _add_column(connection, RUNS, "lost", "TEXT")
@@ -267,7 +285,8 @@ STEPS: Sequence[Callable[[Connection], None]] = (
     m003_tools,
     m004_deployed,
     m005_expiry_of_keys,
-    m006_checksums,
+    m006_responses,
+    m007_checksums,
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import queue
 import sqlite3
@@ -19,7 +20,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
-from loreloop.protocol.errors import LoreloopError, ServerError
+from loreloop.protocol.errors import LoreloopError, ServerError, disk_trouble
 from loreloop.store.inspection import DATABASE, check_place, check_steps, open_lock, refusal
 from loreloop.store.schema import STEPS, migrate, steps_taken
 from loreloop.store.segments import Segments
@@ -90,7 +91,7 @@ class Store:
                     outcomes.append(_attempt(connection, job))
                     _check_open(connection)
         except SQLAlchemyError as error:
-            lost = ServerError(f"The database did not take a write: {error}. Look at the disk of the data folder.")
+            lost = _refused(error)
             outcomes = [(None, lost)] * len(group)
         for job, (value, failure) in zip(group, outcomes, strict=True):
             job.settle(value, failure)
@@ -108,9 +109,17 @@ def _attempt(connection: Connection, job: _Job) -> tuple[Any, BaseException | No
         with connection.begin_nested():
             return job.run(connection), None
     except SQLAlchemyError as error:
-        return None, ServerError(f"The database refused a write: {error}.")
-    except (LoreloopError, OSError, LookupError, ValueError, TypeError, ArithmeticError, *BUGS) as error:
+        return None, _refused(error)
+    except OSError as error:
+        return None, disk_trouble(error) or error
+    except (LoreloopError, LookupError, ValueError, TypeError, ArithmeticError, *BUGS) as error:
         return None, error
+
+
+def _refused(error: SQLAlchemyError) -> LoreloopError:
+    if isinstance(error, OperationalError) and "is full" in str(error.orig):  # as SQLite says it
+        return disk_trouble(OSError(errno.ENOSPC, "")) or ServerError(str(error))
+    return ServerError(f"The database did not take a write: {error}. Look at the disk of the data folder.")
 
 
 def _set(future: asyncio.Future[T], value: T, error: BaseException | None) -> None:
