@@ -67,6 +67,8 @@ ENGINE_FLAGS = ("precision", "quantize", "deterministic", "threads", "decode_gap
     help="Compare weights with the checksums that `models add` noted before they are loaded.",
 )
 @click.option("--memory-mib", type=int, help="Budget for the base models together; 0 means none.  [default: 0]")
+@click.option("--log-file", metavar="FILE", help="Where the log goes.  [default: loreloop.log in the data folder]")
+@click.option("--verbose", is_flag=True, default=None, help="Show the whole log in the terminal too.")
 @click.option(
     "--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="A TOML file with any setting."
 )
@@ -74,13 +76,21 @@ ENGINE_FLAGS = ("precision", "quantize", "deterministic", "threads", "decode_gap
 def serve(config_file: str | None, parent_pid: int | None, **flags: Any) -> None:
     """Serve models over the Tinker protocol and OpenAI's API."""
     from loreloop.config import load_config
+    from loreloop.host.address import check_address
     from loreloop.host.orphans import die_with_parent
+    from loreloop.host.place import prepare
+    from loreloop.host.plan import running_address
     from loreloop.host.supervisor import Supervisor
+    from loreloop.store.inspection import inspect_data
 
     if parent_pid is not None:
         die_with_parent(parent_pid)
-    config = load_config(config_file, overrides(flags))
-    Supervisor(plan_of(config), engine_environment(config)).run()
+    config = load_config(config_file, overrides(flags)).absolute()
+    prepare(config.data_path)
+    if running_address(config) is None:  # else the supervisor has a better word for what is wrong
+        check_address(config.host, config.port)
+    notes = inspect_data(config.data_path)
+    Supervisor(plan_of(config), engine_environment(config), notes).run()
 
 
 def overrides(flags: dict[str, Any]) -> dict[str, Any]:

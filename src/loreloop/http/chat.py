@@ -18,8 +18,9 @@ from loreloop.protocol.checks import check_tokens, too_long
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.openai_rest import MAX_TOOLS
 from loreloop.protocol.rest import WireSamplingParams
-from loreloop.protocol.sampling import SampleOp
-from loreloop.protocol.training import Chunk
+from loreloop.protocol.sampling import SampleOp, Thoughts
+from loreloop.protocol.training import Chunk, length_of
+from loreloop.text.answers import THINK, parts_of
 from loreloop.text.conversation import Conversation, prompt_text, template_of
 from loreloop.text.generation import DEFAULTED
 from loreloop.text.growing import GrowingText
@@ -36,7 +37,7 @@ from loreloop.text.tool_calls import (
     Tool,
 )
 from loreloop.text.tool_formats import ToolFormat, format_of, token_term
-from loreloop.text.tool_reader import THINK, ReplyReader
+from loreloop.text.tool_reader import ReplyReader
 
 MAX_TOOL_BYTES = 512 << 10  # of all descriptions and schemas together
 BROKEN_CALL = "What looks like a tool call in the content could not be read as one."
@@ -78,7 +79,8 @@ class Chat:
 
     def reply(self) -> Reply:
         shown = (*self.form.markers, *THINK)
-        growing = GrowingText(self.model.text.tokenizer, self.op.params.stop_tokens, self.stop_strings, shown)
+        params, parts = self.op.params, parts_of(self.op.params.thoughts)
+        growing = GrowingText(self.model.text.tokenizer, params.stop_tokens, self.stop_strings, shown, parts)
         reader = ReplyReader(
             self.form, thinking=self.thinking, tools_allowed=bool(self.tools), opened=self.opened, tools=self.tools
         )
@@ -101,6 +103,7 @@ async def chat_on(model: Model, ask: ChatAsk) -> Chat:
         prompt, opened = f"{prompt}\n{THINK[1]}\n\n", False  # a grammar leaves no room for thoughts
     chunks = await prompt_chunks(model, prompt, conversation)
     op = await operation(model, chunks, wire, ask.n, ask.report, stream=ask.stream)
+    op = with_thoughts(op, "opened" if opened else "possible" if thinking else "none")
     return Chat(model, op, form, _strings(ask.wire.stop), thinking, opened, conversation.tools, bool(grammar))
 
 
@@ -149,6 +152,15 @@ async def prompt_chunks(model: Model, prompt: str, conversation: Conversation) -
     if start < len(ids) or not chunks:
         chunks.append(check_tokens(ids[start:], model.info))
     return tuple(chunks)
+
+
+async def prompt_length(model: Model, conversation: Conversation) -> int:
+    """Tokens of the prompt that a conversation, its pictures looked at, makes."""
+    return length_of(await prompt_chunks(model, bounded_prompt(model, conversation), conversation))
+
+
+def with_thoughts(op: SampleOp, thoughts: Thoughts) -> SampleOp:
+    return msgspec.structs.replace(op, params=msgspec.structs.replace(op.params, thoughts=thoughts))
 
 
 def _is_constrained(wire: WireSamplingParams) -> bool:

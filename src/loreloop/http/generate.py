@@ -16,11 +16,12 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from loreloop.http.services import Services, asker, fresh_seed, may_use, services
+from loreloop.http.tasks import end
 from loreloop.protocol.checks import check_params, too_long
 from loreloop.protocol.errors import BadRequest, LoreloopError, ServerError
 from loreloop.protocol.link import EngineInfo, Token
 from loreloop.protocol.rest import WireSamplingParams
-from loreloop.protocol.sampling import PromptScores, SampleOp, SampleResult
+from loreloop.protocol.sampling import PromptScores, SampledSequence, SampleOp, SampleResult
 from loreloop.protocol.training import Chunk, Failure, length_of
 from loreloop.serve.names import Target
 from loreloop.serve.texts import ModelText
@@ -131,9 +132,7 @@ async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
             raise ClientDisconnect
         return working.result()
     finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.wait({working, leaving})
+        await end(working, leaving)
 
 
 async def _leaves(request: Request) -> None:
@@ -149,6 +148,12 @@ async def all_drawn(served: Services, model: Model, ops: Sequence[SampleOp]) -> 
         return [unfailing(await served.desk.sample_result(op.request_id, None)) for op in ops]
     finally:
         forget(served, ops)
+
+
+def prompt_only(result: SampleResult) -> SampleResult:
+    """The result for who wanted no tokens."""
+    none = SampledSequence(b"", b"", "length")
+    return msgspec.structs.replace(result, sequences=(none,) * len(result.sequences))
 
 
 def unfailing(result: SampleResult | Failure | None) -> SampleResult:
@@ -179,17 +184,26 @@ def start(served: Services, model: Model, ops: Sequence[SampleOp]) -> None:
 
 async def heard(served: Services, ops: Sequence[SampleOp]) -> AsyncIterator[tuple[int, Token | SampleResult | Failure]]:
     """(number of the operation, what it brought), as it comes, until all have ended."""
-    queue: asyncio.Queue[tuple[int, Token | SampleResult | Failure]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, Token | SampleResult | Failure] | Exception] = asyncio.Queue()
 
     async def follow(number: int, request_id: str) -> None:
         async for item in served.desk.stream(request_id):
             queue.put_nowait((number, item))
 
+    def tell_error(follower: asyncio.Future[None]) -> None:
+        if not follower.cancelled() and isinstance(error := follower.exception(), Exception):
+            queue.put_nowait(error)
+
     followers = [asyncio.ensure_future(follow(number, op.request_id)) for number, op in enumerate(ops)]
+    for follower in followers:
+        follower.add_done_callback(tell_error)
     n_open = len(ops)
     try:
         while n_open:
-            number, item = await queue.get()
+            brought = await queue.get()
+            if isinstance(brought, Exception):
+                raise brought
+            number, item = brought
             n_open -= not isinstance(item, Token)
             yield number, item
     finally:

@@ -11,8 +11,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from loreloop.http.bodies import MAX_ENTRIES, answer, read_json
-from loreloop.http.generate import Model, Report, encoded, find_model, forget, heard, operation, results, start
+from loreloop.http.bodies import answer, read_as_sent
+from loreloop.http.generate import (
+    Model,
+    Report,
+    encoded,
+    find_model,
+    forget,
+    heard,
+    operation,
+    prompt_only,
+    results,
+    start,
+)
 from loreloop.http.logprobs import Places, Scored, scored_prompt, scored_sequence, scored_token, text_logprobs
 from loreloop.http.openai_words import failure_event, frame, stop_strings, usage, wire_params
 from loreloop.http.services import Services, asker, now, services
@@ -53,6 +64,13 @@ class Asked:
     def tokenizer(self) -> TextTokenizer:
         return self.model.text.tokenizer
 
+    @property
+    def prompt_only(self) -> bool:
+        return self.body.max_tokens == 0
+
+    def told(self, result: SampleResult) -> SampleResult:
+        return prompt_only(result) if self.prompt_only else result
+
     def growing(self, op: SampleOp) -> GrowingText:
         return GrowingText(self.tokenizer, op.params.stop_tokens, stop_strings(self.body))
 
@@ -62,13 +80,13 @@ class Asked:
 
 async def completions(request: Request) -> Response:
     asker(request)
-    body = await read_json(request, Completion, MAX_ENTRIES)
+    body = await read_as_sent(request, Completion)
     asked = await ask(body, await find_model(request, body.model, body.user))
     if body.stream:
         start(services(request), asked.model, asked.ops)
         at_end = partial(forget, services(request), asked.ops)
         return EventStream(events(services(request), asked), asked.model.headers, at_end)
-    found = await results(request, asked.model, asked.ops)
+    found = [asked.told(result) for result in await results(request, asked.model, asked.ops)]
     choices = [choice for number, result in enumerate(found) for choice in whole_choices(asked, number, result)]
     response = answer(asked.frame() | {"choices": choices, "usage": usage(asked.ops, found)})
     response.headers.update(asked.model.headers)
@@ -79,7 +97,7 @@ async def ask(body: Completion, model: Model) -> Asked:
     if body.echo and body.stream and body.logprobs is not None:
         raise BadRequest("echo with logprobs is not served with stream; leave one of them out.")
     prompts = await prompts_of(body, model)
-    wire = wire_params(body, body.max_tokens or DEFAULT_MAX_TOKENS)
+    wire = wire_params(body, DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens)
     wants_prompt = bool(body.echo) and body.logprobs is not None
     scores = PromptScores(logprobs=True, top_k=body.logprobs or 0) if wants_prompt else PromptScores()
     report = Report(body.logprobs or 0, bool(body.filtered_logprobs), scores)
@@ -170,10 +188,10 @@ async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
         if isinstance(item, Failure):
             yield failure_event(item)
         elif isinstance(item, SampleResult):
-            found.append(item)
-            for index, sequence in enumerate(item.sequences):
+            found.append(asked.told(item))
+            for index, sequence in enumerate(found[-1].sequences):
                 yield data_event(samples[number][index].end(sequence.stop_reason))
-        elif event := samples[number][item.sample_index].push(item):
+        elif not asked.prompt_only and (event := samples[number][item.sample_index].push(item)):
             yield data_event(event)
     if asked.body.stream_options and asked.body.stream_options.include_usage:
         yield data_event(asked.frame() | {"choices": [], "usage": usage(asked.ops, found)})

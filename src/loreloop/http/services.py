@@ -88,6 +88,7 @@ def _known(request: Request) -> KeyRow:
     key = services(request).store.read(keys.find, secret, now())
     if key is None:
         raise Unauthorized("This key is not one of this server, or was revoked; `loreloop keys create` makes one.")
+    request.scope["state"]["key_name"] = key.name  # for the log
     return key
 
 

@@ -90,12 +90,15 @@ class Catalog:
         return entries
 
     def find(self, name: str) -> CatalogEntry:
-        """A model by its name, or by the path of its folder."""
-        folder = Path(name) if Path(name, "config.json").exists() else self._place(name)
-        if not (folder / "config.json").exists():
+        """A model by its name, or by the path of its folder: what was added under a name goes before a folder that
+        happens to be called so where somebody works."""
+        folder = next((f for f in (self._place(name), Path(name)) if (f / "config.json").exists()), None)
+        if folder is None:
             names = [*(entry.name for entry in self.list()), *PACKAGE_MODELS, *UPCYCLED_MODELS]
             known = ", ".join(dict.fromkeys(names))
             raise NotFound(f"There is no model {name!r}; `loreloop models add` adds one. Known: {known}.")
+        if not name.strip("./"):  # "." is no name to ask for, nor one of a folder of snapshots
+            name = folder.resolve().name
         return CatalogEntry(name, folder.absolute(), read_spec(folder))
 
     def ensure(self, name: str, *, blocks: bool = False) -> CatalogEntry:
