@@ -69,7 +69,7 @@ def test_checkpoint_names_are_one_component(server: RunningServer, name: str) ->
 def test_a_name_is_taken_once(server: RunningServer) -> None:
     client = trainer(server)
     client.save_state("one").result()
-    with pytest.raises(tinker.BadRequestError, match="exists already; .*overwrite=True"):
+    with pytest.raises(tinker.BadRequestError, match=r"exists already; .*overwrite=True"):
         client.save_state("one").result()
     assert client.save_state("one", overwrite=True).result().path
 
