@@ -12,9 +12,10 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from loreloop.protocol.errors import BadRequest, Gone, NotFound
 from loreloop.protocol.link import Batch, BatchDone, ModelSnapshot, Snapshotted
+from loreloop.protocol.paths import owner_of
 from loreloop.protocol.sampling import Revision
 from loreloop.protocol.training import Failure, OpResult, SavedResult, SkipSeq, TrainOp
-from loreloop.store import checkpoints, samplers
+from loreloop.store import checkpoints, samplers, usage
 from loreloop.store.rows import Acceptance, AddCheckpoint, AddSampler, AfterOp, Outcome, ReplayState
 from loreloop.store.schema import OPS, PLANS, RESULTS, RUNS, SNAPSHOTS, SPOOL
 from loreloop.store.segments import Location, Segments
@@ -76,6 +77,7 @@ def record_batch(connection: Connection, segments: Segments, base_model: str, do
             mine = OPS.c.request_id == end.request_id
             connection.execute(update(OPS).where(mine).values(done=True, plan_no=done.batch.plan_no))
             if not isinstance(end.result, Failure):
+                usage.add_trained(connection, owner_of(end.request_id), end.n_trained_tokens, now)
                 after = connection.scalar(select(OPS.c.after).where(mine))
                 for effect in msgspec.json.decode(after or "[]", type=tuple[AfterOp, ...]):
                     _carry_out(connection, effect, end.result, now)

@@ -44,6 +44,18 @@ KEYS = Table(
     Column("expires", Float),  # from then on it is as if revoked
 )
 
+# What each key has used, one row a key that has used anything: it cannot grow with the number of requests.
+USAGE = Table(
+    "usage",
+    METADATA,
+    Column("key_id", ForeignKey("keys.id"), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("generated_tokens", BigInteger, nullable=False),
+    Column("trained_tokens", BigInteger, nullable=False),
+    Column("last_used", Float, nullable=False),
+)
+
 SESSIONS = Table(
     "sessions",
     METADATA,
@@ -247,12 +259,17 @@ def m005_expiry_of_keys(connection: Connection) -> None:
         connection.execute(text("ALTER TABLE keys ADD COLUMN expires FLOAT"))
 
 
+def m006_usage(connection: Connection) -> None:
+    USAGE.create(connection, checkfirst=True)
+
+
 STEPS: Sequence[Callable[[Connection], None]] = (
     m001_initial,
     m002_deployments,
     m003_tools,
     m004_deployed,
     m005_expiry_of_keys,
+    m006_usage,
 )
 
 
