@@ -12,15 +12,17 @@ from functools import partial
 
 import msgspec
 
-from loreloop.http.generate import Model, Report, ids_of, most_tokens, operation
+from loreloop.http.generate import Model, Report, encoded, most_tokens, operation
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.checks import check_tokens, too_long
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.openai_rest import MAX_TOOLS
 from loreloop.protocol.rest import WireSamplingParams
-from loreloop.protocol.sampling import SampleOp
-from loreloop.protocol.training import Chunk
-from loreloop.text.conversation import Conversation, prompt_text
+from loreloop.protocol.sampling import SampleOp, Thoughts
+from loreloop.protocol.training import Chunk, length_of
+from loreloop.text.answers import THINK, parts_of
+from loreloop.text.conversation import Conversation, prompt_text, template_of
+from loreloop.text.generation import DEFAULTED
 from loreloop.text.growing import GrowingText
 from loreloop.text.settled import Settled
 from loreloop.text.tool_calls import (
@@ -35,7 +37,7 @@ from loreloop.text.tool_calls import (
     Tool,
 )
 from loreloop.text.tool_formats import ToolFormat, format_of, token_term
-from loreloop.text.tool_reader import THINK, ReplyReader
+from loreloop.text.tool_reader import ReplyReader
 
 MAX_TOOL_BYTES = 512 << 10  # of all descriptions and schemas together
 BROKEN_CALL = "What looks like a tool call in the content could not be read as one."
@@ -44,7 +46,8 @@ CUT_CALL = "The last tool call was cut off before its end; its arguments are not
 
 @dataclass(frozen=True)
 class ChatAsk:
-    """`choice` is auto, none, required, or `=NAME` for one tool; `wire` may hold a grammar for the content."""
+    """`choice` is auto, none, required, or `=NAME` for one tool; `wire` may hold a grammar for the content. For the
+    parameters that are `left_open` the model's own defaults hold."""
 
     conversation: Conversation
     wire: WireSamplingParams
@@ -53,6 +56,12 @@ class ChatAsk:
     n: int = 1
     stream: bool = False
     report: Report = field(default_factory=Report)
+    left_open: frozenset[str] = frozenset()
+
+
+def left_open(body: object) -> frozenset[str]:
+    """Those of the parameters for which models have defaults that a request's body does not give."""
+    return frozenset(name for name in DEFAULTED if getattr(body, name, None) is None)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,8 @@ class Chat:
 
     def reply(self) -> Reply:
         shown = (*self.form.markers, *THINK)
-        growing = GrowingText(self.model.text.tokenizer, self.op.params.stop_tokens, self.stop_strings, shown)
+        params, parts = self.op.params, parts_of(self.op.params.thoughts)
+        growing = GrowingText(self.model.text.tokenizer, params.stop_tokens, self.stop_strings, shown, parts)
         reader = ReplyReader(
             self.form, thinking=self.thinking, tools_allowed=bool(self.tools), opened=self.opened, tools=self.tools
         )
@@ -79,19 +89,21 @@ class Chat:
 
 async def chat_on(model: Model, ask: ChatAsk) -> Chat:
     """BadRequest where template, tools or parameters do not fit together."""
-    template = model.text.template
     conversation = replace(ask.conversation, tools=()) if ask.choice == "none" else ask.conversation
+    template = template_of(model.text.template, conversation)
     form = format_of(template.source)
     prompt = bounded_prompt(model, conversation)
     thinking = THINK[0] in (template.source or "")
     opened = thinking and prompt.rstrip().endswith(THINK[0])
-    wire, grammar = ask.wire, _call_grammar(model, form, ask)
+    own = {name: value for name, value in model.defaults.items() if name in ask.left_open}
+    wire, grammar = msgspec.structs.replace(ask.wire, **own), _call_grammar(model, form, ask)
     if grammar:
         wire = msgspec.structs.replace(wire, grammar=grammar, json_schema=None)
     if opened and _is_constrained(wire):
         prompt, opened = f"{prompt}\n{THINK[1]}\n\n", False  # a grammar leaves no room for thoughts
     chunks = await prompt_chunks(model, prompt, conversation)
     op = await operation(model, chunks, wire, ask.n, ask.report, stream=ask.stream)
+    op = with_thoughts(op, "opened" if opened else "possible" if thinking else "none")
     return Chat(model, op, form, _strings(ask.wire.stop), thinking, opened, conversation.tools, bool(grammar))
 
 
@@ -123,7 +135,7 @@ def bounded_prompt(model: Model, conversation: Conversation) -> str:
 
 async def prompt_chunks(model: Model, prompt: str, conversation: Conversation) -> tuple[Chunk, ...]:
     """The prompt in tokens, each image in the place of the token that the template wrote for it."""
-    ids, rules = await ids_of(model, prompt), model.info.images
+    ids, rules = (await encoded(model, prompt, special=False)).ids, model.info.images
     images = [p.chunk for turn in conversation.turns for p in turn.pictures if p.chunk is not None]
     places = [at for at, token in enumerate(ids) if rules is not None and token == rules.placeholder]
     if len(places) != len(images):
@@ -140,6 +152,15 @@ async def prompt_chunks(model: Model, prompt: str, conversation: Conversation) -
     if start < len(ids) or not chunks:
         chunks.append(check_tokens(ids[start:], model.info))
     return tuple(chunks)
+
+
+async def prompt_length(model: Model, conversation: Conversation) -> int:
+    """Tokens of the prompt that a conversation, its pictures looked at, makes."""
+    return length_of(await prompt_chunks(model, bounded_prompt(model, conversation), conversation))
+
+
+def with_thoughts(op: SampleOp, thoughts: Thoughts) -> SampleOp:
+    return msgspec.structs.replace(op, params=msgspec.structs.replace(op.params, thoughts=thoughts))
 
 
 def _is_constrained(wire: WireSamplingParams) -> bool:

@@ -18,10 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loreloop.model.checksums import NOTE
 from loreloop.model.compressed import Collector, is_packed_part
 from loreloop.model.families.table import family_of
+from loreloop.model.folders import TEMPLATES
 from loreloop.model.gguf_out import write_gguf
-from loreloop.model.load import read_config, read_config_file, read_spec, stored_tensors, stream_tensors
+from loreloop.model.load import read_config, read_config_file, read_spec
 from loreloop.model.lora import ALPHA, UNEMBED, AdapterView
 from loreloop.model.peft import (
     CONFIG_FILE,
@@ -36,6 +38,7 @@ from loreloop.model.shards import SHARD_BYTES, ShardWriter
 from loreloop.model.stacked import inputs_first, unstacked
 from loreloop.model.tensor_file import write_tensors
 from loreloop.model.tower import own_name
+from loreloop.model.weight_files import stored_tensors, stream_tensors
 from loreloop.model.weights import Weight, decoder_weights
 from loreloop.protocol.errors import BadRequest
 
@@ -123,9 +126,11 @@ def merge(source: Path, target: Path, view: AdapterView, shard_bytes: int = SHAR
 def _copy_settings(source: Path, target: Path, *, unties: bool) -> None:
     """Configuration, tokenizer and template; other weights, in whatever form, would not be the merged ones."""
     for file in source.iterdir():
-        weights = file.name.endswith(".index.json") or file.name == CONFIG_FILE
+        weights = file.name.endswith(".index.json") or file.name in (CONFIG_FILE, NOTE)
         if file.is_file() and file.suffix in SETTINGS and not weights:
             shutil.copyfile(file, target / file.name)
+    if (source / TEMPLATES).is_dir():
+        shutil.copytree(source / TEMPLATES, target / TEMPLATES)
     config = read_config_file(source / "config.json")
     for part in (config, config.get("text_config")):
         if part is not None:

@@ -43,12 +43,14 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ModelSnapshot(msgspec.Struct, frozen=True):
-    """State of a model after every batch up to `plan_no`; `next_seq_id` is the first one it has not executed."""
+    """State of a model after every batch up to `plan_no`; `next_seq_id` is the first one it has not executed. `crc32`
+    is the file's checksum, empty where none was taken."""
 
     model_id: str
     plan_no: int
     next_seq_id: int
     file: str
+    crc32: str = ""
 
 
 # HTTP process to engine
@@ -117,7 +119,7 @@ class OpEnd(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BatchStarted(msgspec.Struct, frozen=True, tag="batch_started"):
-    """These operations, of no journaled batch yet, are being executed; if the engine dies now, one may be why."""
+    """These operations are being executed, perhaps once more; if the engine dies now, one may be why."""
 
     request_ids: tuple[str, ...]
 
@@ -135,6 +137,13 @@ class Snapshotted(msgspec.Struct, frozen=True, tag="snapshotted"):
 
     plan_no: int
     models: tuple[ModelSnapshot, ...]
+
+
+class ModelLost(msgspec.Struct, frozen=True, tag="model_lost"):
+    """A model's snapshot cannot be restored; nothing of the model is executed any more."""
+
+    model_id: str
+    reason: str
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
@@ -188,4 +197,4 @@ class Meters(msgspec.Struct, frozen=True, tag="meters"):
     cold_loads: ColdLoads = ColdLoads()
 
 
-FromEngine = Hello | BatchStarted | BatchDone | Snapshotted | Tokens | SampleEnd | Queues | Meters
+FromEngine = Hello | BatchStarted | BatchDone | Snapshotted | ModelLost | Tokens | SampleEnd | Queues | Meters

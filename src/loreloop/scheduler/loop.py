@@ -35,11 +35,17 @@ from loreloop.scheduler.sampling import Sampling
 from loreloop.scheduler.training import Training
 
 METER_SECONDS = 1.0  # between two tellings of what the engine counts
+LAST_BATCH_SECONDS = 3.0  # for the batch that runs when the end is asked for; it is broken off then, and runs again
 UNHURRIED_SECONDS = 0.1  # training looks up for messages this often where no sample waits for its next token
 
 
 class _LinkEnded(BaseException):
     """Nobody is there to hear a result: whatever runs is broken off. No error of any operation."""
+
+
+class _BrokenOff(BaseException):
+    """The end was asked for, and the batch that runs takes too long. Nothing of it is kept, and no snapshot is taken
+    amid it: the next engine is given it anew."""
 
 
 class _LoopFailed(BaseException):
@@ -65,6 +71,7 @@ class Scheduler:
         self._engine, self._queues, self._meters = engine, Queues(0, 0, 0), Meters()
         self._metered_seconds = 0.0  # when they were told last
         self._closing = False
+        self._closed_seconds = 0.0  # when the end was asked for
         self._due_seconds = self._resumed_seconds = 0.0  # when samples are looked after next, and training went on
 
     def run(self) -> None:
@@ -78,7 +85,7 @@ class Scheduler:
                 self._look_up(sample=is_due or not self._training.busy or not self._gap_seconds)
                 self._training.advance(self._pause)
             self._training.close()
-        except _LinkEnded:
+        except (_LinkEnded, _BrokenOff):
             pass
         except _LoopFailed as failed:
             raise failed.__cause__ or failed from None
@@ -92,6 +99,8 @@ class Scheduler:
             except Exception as error:
                 raise _LoopFailed from error
             now = time.monotonic()
+            if self._closing and now >= self._closed_seconds + LAST_BATCH_SECONDS:
+                raise _BrokenOff
         self._resumed_seconds = now
 
     def _look_up(self, *, sample: bool) -> None:
@@ -130,7 +139,7 @@ class Scheduler:
             case SnapshotRecorded(plan_no):
                 self._training.snapshot_recorded(plan_no)
             case Shutdown():
-                self._closing = True
+                self._closing, self._closed_seconds = True, time.monotonic()
 
     def _tell_queues(self) -> None:
         queues = Queues(self._sampling.waiting, self._sampling.running, self._training.waiting)

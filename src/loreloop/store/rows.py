@@ -58,6 +58,21 @@ class KeyUsage(msgspec.Struct, frozen=True):
         )
 
 
+class KeptResponse(msgspec.Struct, frozen=True):
+    """`input` is the JSON of a list of items, those that came with `previous` left out; `answer` that of the answer."""
+
+    id: str
+    key_id: str
+    created: float
+    previous: str | None
+    input: str
+    answer: str
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.input.encode()) + len(self.answer.encode())
+
+
 class SessionNew(msgspec.Struct, frozen=True):
     tags: tuple[str, ...] = ()
     user_metadata: Metadata | None = None
@@ -76,6 +91,8 @@ class SessionRow(msgspec.Struct, frozen=True):
 
 
 class RunRow(msgspec.Struct, frozen=True):
+    """`lost` says why the run's state could not be restored, where that happened."""
+
     id: str
     session_id: str
     key_id: str
@@ -85,6 +102,7 @@ class RunRow(msgspec.Struct, frozen=True):
     last_request: float
     user_metadata: Metadata | None
     live: bool
+    lost: str | None = None
 
 
 class SamplerRow(msgspec.Struct, frozen=True):
@@ -111,6 +129,7 @@ class CheckpointRow(msgspec.Struct, frozen=True):
     size_bytes: int
     expires: float | None
     user_metadata: Metadata | None
+    sums_crc32: str | None = None
 
     @property
     def path(self) -> CheckpointPath:
@@ -195,13 +214,25 @@ class SequenceRecord(msgspec.Struct, frozen=True):
     routes: bytes | None = None
 
 
+class DamagedOp(msgspec.Struct, frozen=True):
+    """An operation that is still needed and cannot be read. `executed`: its effect on the model's state is needed
+    too."""
+
+    request_id: str
+    model_id: str
+    executed: bool
+    reason: str
+
+
 class ReplayState(msgspec.Struct, frozen=True):
-    """What a restarted engine needs: snapshots, the batches after them, and all operations that are still needed."""
+    """What a restarted engine needs: snapshots, the batches after them, and all operations that are still needed; and
+    those of them that are damaged, with which nothing can be replayed yet."""
 
     snapshots: tuple[ModelSnapshot, ...]
     batches: tuple[Batch, ...]
     ops: tuple[TrainOp, ...]
     next_plan_no: int
+    damaged: tuple[DamagedOp, ...] = ()
 
 
 class ToolServer(msgspec.Struct, frozen=True):
