@@ -63,6 +63,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resident_revisions: Positive = 16  # sampler adapters held in memory
     decode_gap_ms: NotNegative = 200  # training pauses for the samples' next tokens this often; 0: only between batches
     image_cache_mib: NotNegative = 512  # what vision towers made of recent images, kept in memory
+    verify_weights: bool = False  # an engine compares weights with the checksums of `models add` before it loads them
     snapshot_seconds: Seconds = 30.0  # unsnapshotted engine time that triggers a snapshot
 
 
@@ -81,6 +82,7 @@ class LimitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     samples_per_request: Positive = 1024
     waiting_samples: Positive = 16384  # per server; beyond it a sample is answered "try again"
     models_per_key: Positive = 256
+    kept_responses_mib: NotNegative = 64  # of one key, to be referred to by its next requests; 0: none are kept
     image_mib: Positive = 20  # of one file
     image_megapixels: Positive = 40  # of one image
     request_megapixels: Positive = 1000  # of all different images of one request
@@ -92,6 +94,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000  # 0: any free port
     models: Annotated[tuple[Text, ...], Meta(min_length=1)] = ("smollm2-135m",)
     aliases: dict[Text, Text] = {}
+    generation_config: bool = True  # chats take the sampling defaults of the model's folder
     image_hosts: tuple[Text, ...] = ()  # or host:port, whose images chat requests may name by address
     memory_mib: NotNegative = 0  # budget for the base models together; 0: no bound
     log_file: str = ""  # "": loreloop.log in the data folder

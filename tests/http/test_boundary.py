@@ -204,12 +204,13 @@ def test_over_the_limit_of_waiting_samples_the_client_is_told_when_to_come_back(
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({"functions": []}, "The field `functions` is not served here; leave it out."),
+        ({"functions": [{}]}, "The field `functions` is not served here; send them as tools."),
+        ({"nonsense": [{}]}, "The field `nonsense` is not served here; leave it out."),
         (
             {"stream_options": {"colour": 1}},
             "The field `colour` is not served here (in `stream_options`); leave it out.",
         ),
-        ({"tools": [{"type": "web_search"}]}, "Tools of type 'function' are served"),
+        ({"tools": [{"type": "web_search"}]}, "Here it is one of: function, mcp."),
         ({"temperature": "hot"}, "Expected `float | null`, got `str` - at `$.temperature`"),
     ],
 )

@@ -24,11 +24,14 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     from loreloop.host.log import speak_to_supervisor
     from loreloop.host.orphans import die_with_parent
     from loreloop.host.plan import read_plan
+    from loreloop.host.starts import say_up
     from loreloop.host.supervisor import CANNOT_START
+    from loreloop.model.checksums import check_weights_unchanged
     from loreloop.protocol.errors import UserError
     from loreloop.protocol.link import Hello, Shutdown
     from loreloop.scheduler.loop import Scheduler
     from loreloop.store.files import read_secret
+    from loreloop.text.answers import parts_of
     from loreloop.text.grammar import Grammars
     from loreloop.text.stops import StopMatcher
     from loreloop.text.tokenizer import TextTokenizer
@@ -48,8 +51,12 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
 
     try:
         secret, work_dir = read_secret(data / "journal" / "secret"), plan.run_folder / "spilled" / place
-        engine = LocalEngine(plan.config.engine, base_model, folder, work_dir, grammars, secret=secret)
+        if plan.config.engine.verify_weights:
+            check_weights_unchanged(folder)
         tokenizer = TextTokenizer(folder)
+        engine = LocalEngine(
+            plan.config.engine, base_model, folder, work_dir, grammars, secret=secret, ends=tokenizer.end_ids
+        )
     except UserError as error:
         LOG.error("%s", error.message)
         sys.exit(CANNOT_START)
@@ -61,9 +68,10 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
         engine,
         link.inbox,
         link.send,
-        lambda strings: StopMatcher(tokenizer, strings),
+        lambda params: StopMatcher(tokenizer, params.stop_strings, parts_of(params.thoughts)),
         plan.config.engine,
         data / "journal" / "snapshots" / place,
+        ready=lambda: say_up(plan.up_folder, os.getpid()),
     )
     scheduler.run()
     link.close()

@@ -13,6 +13,7 @@ from loreloop.cli.chat import chat
 from loreloop.cli.demo import demo
 from loreloop.cli.deploy import deploy
 from loreloop.cli.keys import keys
+from loreloop.cli.model_care import remove_model, verify_models
 from loreloop.cli.models import models
 from loreloop.cli.serve import serve
 from loreloop.cli.tools import tools
@@ -44,6 +45,8 @@ def cli() -> None:
 
 for verb in (serve, demo, models, keys, deploy, tools, chat):
     cli.add_command(verb)
+for verb in (remove_model, verify_models):
+    models.add_command(verb)
 
 
 def main() -> None:

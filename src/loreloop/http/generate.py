@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,10 +21,11 @@ from loreloop.protocol.checks import check_params, too_long
 from loreloop.protocol.errors import BadRequest, LoreloopError, ServerError
 from loreloop.protocol.link import EngineInfo, Token
 from loreloop.protocol.rest import WireSamplingParams
-from loreloop.protocol.sampling import PromptScores, SampleOp, SampleResult
+from loreloop.protocol.sampling import PromptScores, SampledSequence, SampleOp, SampleResult
 from loreloop.protocol.training import Chunk, Failure, length_of
 from loreloop.serve.names import Target
 from loreloop.serve.texts import ModelText
+from loreloop.text.tokenizer import Encoded
 from loreloop.text.trial import GrammarTrial, Rules
 
 SHORT_TEXT = 4096  # characters that are read within a few milliseconds
@@ -33,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Model:
-    """What a request's model name means, for the key that asks."""
+    """What a request's model name means, for the key that asks; `defaults` are the sampling parameters of its chats."""
 
     name: str
     owner: str
@@ -41,6 +43,7 @@ class Model:
     text: ModelText
     info: EngineInfo
     trial: GrammarTrial
+    defaults: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -67,20 +70,19 @@ async def find_model(request: Request, name: str, user: str | None = None) -> Mo
     may_use(key, name)
     target = served.names.target(served.store, key, name, user)
     text = served.texts.of(served.names.folder(target.base_model))
-    return Model(name, key.id, target, text, await served.desk.info(target.base_model), served.trial)
+    defaults = text.defaults if served.config.generation_config else {}
+    return Model(name, key.id, target, text, await served.desk.info(target.base_model), served.trial, defaults)
 
 
-async def ids_of(model: Model, text: str) -> list[int]:
-    """The text in tokens; BadRequest where they are far over the model's window. A long one is read in a thread, so
-    that nobody waits for it, and a short one at once, so that it waits for nobody's long one."""
-    tokenizer, most = model.text.tokenizer, most_tokens(model.info)
-    if len(text) <= SHORT_TEXT:
-        ids = tokenizer.encode_within(text, most)
-    else:
-        ids = await asyncio.to_thread(tokenizer.encode_within, text, most)
-    if ids is None:
+async def encoded(model: Model, text: str, *, special: bool) -> Encoded:
+    """The text in tokens, with `special` also those that the tokenizer puts around every text; BadRequest where they
+    are far over the model's window. A long one is read in a thread, so that nobody waits for it, and a short one at
+    once, so that it waits for nobody's long one."""
+    read, most = partial(model.text.tokenizer.encode_within, special=special), most_tokens(model.info)
+    found = read(text, most) if len(text) <= SHORT_TEXT else await asyncio.to_thread(read, text, most)
+    if found is None:
         raise too_long(f"over {most}", 1, model.info)
-    return ids
+    return found
 
 
 def most_tokens(info: EngineInfo) -> int:
@@ -146,6 +148,12 @@ async def all_drawn(served: Services, model: Model, ops: Sequence[SampleOp]) -> 
         return [unfailing(await served.desk.sample_result(op.request_id, None)) for op in ops]
     finally:
         forget(served, ops)
+
+
+def prompt_only(result: SampleResult) -> SampleResult:
+    """The result for who wanted no tokens."""
+    none = SampledSequence(b"", b"", "length")
+    return msgspec.structs.replace(result, sequences=(none,) * len(result.sequences))
 
 
 def unfailing(result: SampleResult | Failure | None) -> SampleResult:

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
 from loreloop.protocol.errors import LoreloopError, OutOfService, ServerError, disk_trouble
-from loreloop.store.schema import is_current, migrate
+from loreloop.store.inspection import DATABASE, check_place, check_steps, open_lock, refusal
+from loreloop.store.schema import STEPS, migrate, steps_taken
 from loreloop.store.segments import Segments
 
 P = ParamSpec("P")
@@ -137,11 +138,22 @@ def _set(future: asyncio.Future[T], value: T, error: BaseException | None) -> No
 
 
 def open_database(folder: Path) -> Engine:
-    """The database of a data folder, brought up to date. Safe beside a running server."""
-    folder.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(
-        f"sqlite:///{folder / 'loreloop.db'}", connect_args={"check_same_thread": False, "timeout": 30}
-    )
+    """The database of a data folder, brought up to date. Safe beside a running server.
+
+    BadRequest where the folder holds something else, or a database that is damaged or that a newer version has changed.
+    """
+    check_place(folder)
+    engine = _engine(folder / DATABASE)
+    try:
+        _bring_up_to_date(engine, folder)
+    except DatabaseError as error:
+        engine.dispose()
+        raise refusal(folder / DATABASE, str(error.orig)) from None
+    return engine
+
+
+def _engine(database: Path) -> Engine:
+    engine = create_engine(f"sqlite:///{database}", connect_args={"check_same_thread": False, "timeout": 30})
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: object) -> None:
@@ -149,6 +161,8 @@ def open_database(folder: Path) -> Engine:
         # the last moments back.
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
+        # A text of damaged bytes must be one row's trouble, not that of every query which meets it.
+        connection.text_factory = lambda content: content.decode("utf-8", "replace")
         connection.isolation_level = None  # the driver's own idea of when to begin leaves some statements outside
 
     @event.listens_for(engine, "begin")
@@ -157,12 +171,16 @@ def open_database(folder: Path) -> Engine:
         if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
+    return engine
+
+
+def _bring_up_to_date(engine: Engine, folder: Path) -> None:
     # SQLite does not wait where two turn a new file to WAL at once; the lock goes with the process that holds it.
-    with (folder / "opening.lock").open("w") as lock:
+    with open_lock(folder / "opening.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            current = is_current(connection)
-        if not current:
+            taken = steps_taken(connection)
+        check_steps(folder / DATABASE, max(taken, default=0))
+        if len(taken) < len(STEPS):
             with engine.begin() as connection:
                 migrate(connection)
-    return engine
