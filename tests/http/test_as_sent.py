@@ -130,6 +130,27 @@ def test_null_is_the_same_as_left_out_wherever_it_stands(full: Any, data: st.Dat
     assert read(nulled, kind) == read(without, kind)
 
 
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}", "parsed_arguments": {}}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "turn"),
+    [
+        (ChatCompletion, "messages", {"role": "assistant", "content": '{"a": 1}', "parsed": {"a": 1}}),
+        (ChatCompletion, "messages", {"role": "assistant", "content": None, "tool_calls": [CALL]}),
+        (CreateResponse, "input", {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}),
+        (
+            CreateResponse,
+            "input",
+            {"role": "assistant", "content": [{"type": "output_text", "text": "1", "parsed": 1, "logprobs": []}]},
+        ),
+    ],
+)
+def test_what_a_client_read_out_of_an_answer_may_come_back_with_it(kind: Any, field: str, turn: dict[str, Any]) -> None:
+    read = turn | ({"parsed_arguments": {}} if "arguments" in turn else {})
+    assert decode_as_sent(json.dumps({"model": "m", field: [read]}).encode(), kind)
+
+
 def test_the_callers_own_data_keeps_its_nulls() -> None:
     chat = decode_as_sent(json.dumps(FULL[1][1]).encode(), ChatCompletion)
     assert chat.tools[0].function.parameters == SCHEMA  # type: ignore[index,union-attr]

@@ -27,13 +27,16 @@ _LOADING = frozenset({"defer_loading", "allowed_callers"})  # of tools: all are 
 
 NOTES: dict[Kind, frozenset[str]] = {
     openai.Common: _CALLERS | {"metadata", "store", "verbosity", "prediction"},
-    openai.ChatMessage: frozenset({"annotations", "warning"}),
+    openai.ChatMessage: frozenset({"annotations", "warning", "parsed"}),
     openai.ImageUrl: frozenset({"detail"}),
     openai.ToolCallBody: frozenset({"index"}),
+    openai.FunctionCall: frozenset(
+        {"parsed_arguments"}
+    ),  # this and `parsed`: what a client read out of the text itself
     responses.CreateResponse: _CALLERS
     | {"verbosity", "max_tool_calls", "background_options", "access_programs", "image"},
-    responses.Item: frozenset({"status", "phase", "caller"}),
-    responses.OutputText: frozenset({"annotations", "logprobs"}),
+    responses.Item: frozenset({"status", "phase", "caller", "parsed_arguments"}),
+    responses.OutputText: frozenset({"annotations", "logprobs", "parsed"}),
     responses.InputImage: frozenset({"detail"}),
     responses.TextSettings: frozenset({"verbosity"}),
     responses.Reasoning: frozenset({"summary", "generate_summary"}),
