@@ -54,6 +54,14 @@ def test_cross_entropy():
     check("cross_entropy", [-w * lp for w, lp in zip(weights, LOGP.tolist(), strict=True)], [-w for w in weights])
 
 
+def test_cross_entropy_without_weights_has_weights_of_one():
+    inputs = {"target_tokens": torch.ones(N, dtype=torch.int64)}
+    ones = inputs | {"weights": torch.ones(N)}
+    loss = LOSSES["cross_entropy"]
+    assert loss(LOGP, inputs, {}).item() == loss(LOGP, ones, {}).item()
+    assert torch.equal(loss.active(inputs), loss.active(ones))
+
+
 def test_importance_sampling():
     terms = [-math.exp(lp - q) * a for lp, q, a in EACH]
     check("importance_sampling", terms, terms)
@@ -152,7 +160,8 @@ REFUSED = {
     "negative token": (train_pass(datum([1, -1, 3], [1, 2, 3])), "-1"),
     "unknown target": (train_pass(datum(range(5)), datum([1, 2, 3], [1, 2, 512])), "Datum 1"),
     "an image": (train_pass(Datum((ImageChunk(b"", "png"),), {})), "image"),
-    "no weights": (train_pass(datum(range(5), other=np.ones(5))), "weights"),
+    "an input that no loss knows": (train_pass(datum(range(5), other=np.ones(5))), "No loss knows other"),
+    "no advantages": (train_pass(datum(range(5), logprobs=np.ones(5)), loss="ppo"), "advantages"),
     "an input too many": (train_pass(datum(range(5), weights=np.ones(5), mask=np.ones(5))), "mask"),
     "no mask": (train_pass(policy_datum(range(5)), loss="gspo"), "sequence_ratio_mask"),
     "unequal lengths": (train_pass(datum(range(5), weights=np.ones(4))), "weights"),
@@ -183,6 +192,15 @@ def test_a_wrong_dtype_is_refused():
 @pytest.mark.parametrize("name", ["importance_sampling", "ppo", "cispo", "dro", "stable_reinforce"])
 def test_a_sound_pass_is_taken(name):
     check_pass(train_pass(policy_datum(range(5)), loss=name), vocab_size=512, context_window=100)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_one_datum_serves_every_loss(name):
+    """What a loss does not use is let pass, whatever it holds."""
+    surplus = policy_datum(range(5), sequence_ratio_mask=np.ones(5), weights=np.ones(5), clip_low_threshold=np.ones(5))
+    check_pass(train_pass(surplus, loss=name), vocab_size=512, context_window=100)
+    if name == "cross_entropy":
+        check_pass(train_pass(datum(range(5), advantages=[math.nan])), 512, 100)
 
 
 def test_gspo_takes_its_mask_and_clips():

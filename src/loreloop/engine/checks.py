@@ -9,7 +9,7 @@ import numpy as np
 
 from loreloop.engine.images import TEXT_ONLY, ImageTable
 from loreloop.engine.losses.loss import Loss
-from loreloop.engine.losses.table import LOSSES
+from loreloop.engine.losses.table import KNOWN_INPUTS, LOSSES
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.tensors import Tensor
 from loreloop.protocol.training import Datum, ForwardBackward, TextChunk
@@ -51,15 +51,16 @@ def _check_tokens(where: str, datum: Datum, limits: tuple[int, int], images: Ima
 
 
 def _check_inputs(where: str, datum: Datum, name: str, loss: Loss, n_tokens: int) -> None:
-    allowed = {*loss.required, *loss.optional}
-    if not set(loss.required) <= set(datum.inputs) <= allowed:
+    if not set(loss.required) <= set(datum.inputs) <= KNOWN_INPUTS:
+        unknown = set(datum.inputs) - KNOWN_INPUTS
         raise BadRequest(
             f"{where} has the loss inputs {_names(datum.inputs)}; {name} needs {_names(loss.required)}"
-            + (f" and takes {_names(loss.optional)}." if loss.optional else ".")
+            + (f" and takes {_names(loss.optional)}" if loss.optional else "")
+            + (f". No loss knows {_names(unknown)}; leave it out." if unknown else ".")
         )
     target = datum.inputs["target_tokens"]
-    for key, tensor in datum.inputs.items():
-        _check_input(f"{where}, {key}", key, tensor, n_tokens, target.shape)
+    for key in datum.inputs.keys() & {*loss.required, *loss.optional}:  # what other losses use is not looked at
+        _check_input(f"{where}, {key}", key, datum.inputs[key], n_tokens, target.shape)
 
 
 def _check_input(where: str, key: str, tensor: Tensor, n_tokens: int, target_shape: tuple[int, ...]) -> None:

@@ -6,7 +6,7 @@ Sleeps until the next thing is due. Decides nothing about live work.
 from __future__ import annotations
 
 import asyncio
-import sys
+import logging
 import time
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from loreloop.store.files import delete
 LONGEST_SLEEP_SECONDS = 300.0
 SHORTEST_SLEEP_SECONDS = 1.0
 YOUNG_SECONDS = 600.0
+LOG = logging.getLogger(__name__)
 
 
 class Sweeper:
@@ -32,7 +33,7 @@ class Sweeper:
             try:
                 await self.sweep(time.time())
             except (LoreloopError, OSError) as error:
-                print(f"loreloop: a sweep failed and will be tried again: {error}", file=sys.stderr)
+                LOG.warning("a sweep failed and will be tried again: %s", error)
             await asyncio.sleep(self._pause(time.time()))
 
     async def sweep(self, now: float) -> None:

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from loreloop.http.blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
 from loreloop.http.bodies import answer, read_as_sent
-from loreloop.http.chat import Chat, ChatAsk, Reply, chat_on, prompt_length, seen
+from loreloop.http.chat import Chat, ChatAsk, Reply, chat_on, left_open, prompt_length, seen
 from loreloop.http.context_edits import managed
 from loreloop.http.generate import Model, find_model, forget, heard, prompt_only, results, start
 from loreloop.http.services import Services, asker, services
@@ -110,7 +110,8 @@ def ask_of(body: CountTokens, wire: WireSamplingParams, *, stream: bool) -> Chat
         if last.parts:
             raise BadRequest("The last message, with which the answer begins, holds an image; leave that out.")
         begun, thought = last.content, last.thinking or ""
-    return ChatAsk(Conversation(tuple(turns), tools, settings, begun, thought), wire, wanted, parallel, stream=stream)
+    conversation = Conversation(tuple(turns), tools, settings, begun, thought)
+    return ChatAsk(conversation, wire, wanted, parallel, stream=stream, left_open=left_open(body))
 
 
 def turns_of(message: Message) -> Iterator[Turn]:

@@ -12,7 +12,7 @@ from functools import partial
 
 import msgspec
 
-from loreloop.http.generate import Model, Report, ids_of, most_tokens, operation
+from loreloop.http.generate import Model, Report, encoded, most_tokens, operation
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.checks import check_tokens, too_long
 from loreloop.protocol.errors import BadRequest
@@ -21,7 +21,8 @@ from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampleOp, Thoughts
 from loreloop.protocol.training import Chunk, length_of
 from loreloop.text.answers import THINK, parts_of
-from loreloop.text.conversation import Conversation, prompt_text
+from loreloop.text.conversation import Conversation, prompt_text, template_of
+from loreloop.text.generation import DEFAULTED
 from loreloop.text.growing import GrowingText
 from loreloop.text.settled import Settled
 from loreloop.text.tool_calls import (
@@ -47,7 +48,8 @@ CUT_CALL = "The last tool call was cut off before its end; its arguments are not
 @dataclass(frozen=True)
 class ChatAsk:
     """`choice` is auto, none, required, or `=NAME` for one tool; `wire` may hold a grammar for the content, whose
-    schema is held exactly or refused where it is `strict`."""
+    schema is held exactly or refused where it is `strict`. For the parameters that are `left_open` the model's own
+    defaults hold."""
 
     conversation: Conversation
     wire: WireSamplingParams
@@ -56,7 +58,13 @@ class ChatAsk:
     n: int = 1
     stream: bool = False
     report: Report = field(default_factory=Report)
+    left_open: frozenset[str] = frozenset()
     strict: bool = False
+
+
+def left_open(body: object) -> frozenset[str]:
+    """Those of the parameters for which models have defaults that a request's body does not give."""
+    return frozenset(name for name in DEFAULTED if getattr(body, name, None) is None)
 
 
 @dataclass(frozen=True)
@@ -85,14 +93,16 @@ class Chat:
 
 async def chat_on(model: Model, ask: ChatAsk) -> Chat:
     """BadRequest where template, tools or parameters do not fit together."""
-    template = model.text.template
     conversation = replace(ask.conversation, tools=()) if ask.choice == "none" else ask.conversation
+    template = template_of(model.text.template, conversation)
     form = format_of(template.source)
     prompt = bounded_prompt(model, conversation)
     thinking = THINK[0] in (template.source or "")
     opened = thinking and prompt.rstrip().endswith(THINK[0])
     constrained = await held(model, ask)
-    wire, grammar = constrained.wire, _call_grammar(model, form, ask, constrained)
+    own = {name: value for name, value in model.defaults.items() if name in ask.left_open}
+    wire = msgspec.structs.replace(constrained.wire, **own)
+    grammar = _call_grammar(model, form, ask, constrained)
     if grammar:
         wire = msgspec.structs.replace(wire, grammar=grammar, json_schema=None)
     if opened and _is_constrained(wire):
@@ -141,7 +151,7 @@ def bounded_prompt(model: Model, conversation: Conversation) -> str:
 
 async def prompt_chunks(model: Model, prompt: str, conversation: Conversation) -> tuple[Chunk, ...]:
     """The prompt in tokens, each image in the place of the token that the template wrote for it."""
-    ids, rules = await ids_of(model, prompt), model.info.images
+    ids, rules = (await encoded(model, prompt, special=False)).ids, model.info.images
     images = [p.chunk for turn in conversation.turns for p in turn.pictures if p.chunk is not None]
     places = [at for at, token in enumerate(ids) if rules is not None and token == rules.placeholder]
     if len(places) != len(images):

@@ -15,10 +15,10 @@ from loreloop.http.bodies import answer, read_as_sent
 from loreloop.http.generate import (
     Model,
     Report,
+    encoded,
     find_model,
     forget,
     heard,
-    ids_of,
     operation,
     prompt_only,
     results,
@@ -42,12 +42,21 @@ MAX_PROMPTS = 128
 
 
 @dataclass(frozen=True)
+class AskedPrompt:
+    """`text` None: it came as ids. The tokens at `added` are those that the tokenizer put around it."""
+
+    ids: list[int]
+    text: str | None = None
+    added: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
 class Asked:
     """A checked request: one operation a prompt."""
 
     body: Completion
     model: Model
-    prompts: list[list[int]]
+    prompts: list[AskedPrompt]
     ops: list[SampleOp]
     created: int
 
@@ -92,24 +101,29 @@ async def ask(body: Completion, model: Model) -> Asked:
     wants_prompt = bool(body.echo) and body.logprobs is not None
     scores = PromptScores(logprobs=True, top_k=body.logprobs or 0) if wants_prompt else PromptScores()
     report = Report(body.logprobs or 0, bool(body.filtered_logprobs), scores)
-    chunks = [(check_tokens(tokens, model.info),) for tokens in prompts]
+    chunks = [(check_tokens(prompt.ids, model.info),) for prompt in prompts]
     ops = [await operation(model, prompt, wire, body.n or 1, report, stream=bool(body.stream)) for prompt in chunks]
     return Asked(body, model, prompts, ops, int(now()))
 
 
-async def prompts_of(body: Completion, model: Model) -> list[list[int]]:
-    """A text, ids, or a list of either, as lists of ids."""
+async def prompts_of(body: Completion, model: Model) -> list[AskedPrompt]:
+    """A text, ids, or a list of either. A text gets what the model's tokenizer puts around every text, ids do not."""
     prompt = body.prompt
     if isinstance(prompt, str):
-        return [await ids_of(model, prompt)]
+        return [await _of_text(model, prompt)]
     if not prompt or (len(prompt) > MAX_PROMPTS and not isinstance(prompt[0], int)):
         raise BadRequest(f"prompt holds {len(prompt)} prompts; send 1 to {MAX_PROMPTS}.")
     kinds = {type(item) for item in prompt}
     if len(kinds) > 1:
         raise BadRequest("prompt mixes texts, ids and lists of ids; send one kind.")
     if kinds == {int}:
-        return [[item for item in prompt if isinstance(item, int)]]
-    return [await ids_of(model, item) if isinstance(item, str) else list(item) for item in prompt]  # type: ignore[arg-type]
+        return [AskedPrompt([item for item in prompt if isinstance(item, int)])]
+    return [await _of_text(model, p) if isinstance(p, str) else AskedPrompt(list(p)) for p in prompt]  # type: ignore[arg-type]
+
+
+async def _of_text(model: Model, text: str) -> AskedPrompt:
+    found = await encoded(model, text, special=True)
+    return AskedPrompt(found.ids, text, found.added)
 
 
 def whole_choices(asked: Asked, number: int, result: SampleResult) -> list[dict[str, Any]]:
@@ -123,7 +137,7 @@ def whole_choices(asked: Asked, number: int, result: SampleResult) -> list[dict[
         logprobs = None
         if asked.body.logprobs is not None:
             in_head, behind = Places(asked.tokenizer), Places(asked.tokenizer, growing.hidden, len(head))
-            places = [*in_head.of(head_scored), *behind.of(scored)]
+            places = [*in_head.of(head_scored, asked.prompts[number].added), *behind.of(scored)]
             logprobs = text_logprobs([*head_scored, *scored], places, asked.tokenizer)
         choices.append(choice | {"logprobs": logprobs})
     return choices
@@ -133,9 +147,10 @@ def echoed(asked: Asked, number: int, result: SampleResult | None) -> tuple[str,
     """The prompt as the answer's beginning, where that was asked for."""
     if not asked.body.echo:
         return "", []
-    tokens, prompt = asked.prompts[number], result.prompt if result else None
-    scored = scored_prompt(tokens, prompt.logprobs, prompt.topk) if prompt else []
-    return asked.tokenizer.decode(tokens), scored
+    asked_prompt, told = asked.prompts[number], result.prompt if result else None
+    scored = scored_prompt(asked_prompt.ids, told.logprobs, told.topk) if told else []
+    text = asked.tokenizer.decode(asked_prompt.ids) if asked_prompt.text is None else asked_prompt.text
+    return text, scored
 
 
 class StreamedText:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from loreloop.http.chat import BROKEN_CALL, CUT_CALL, Chat, ChatAsk, WholeReply, new_call_id, whole_reply
+from loreloop.http.chat import BROKEN_CALL, CUT_CALL, Chat, ChatAsk, WholeReply, left_open, new_call_id, whole_reply
 from loreloop.http.generate import Report
 from loreloop.http.logprobs import Scored, chat_logprobs, scored_sequence, scored_token
 from loreloop.http.openai_words import frame, wire_params
@@ -66,6 +66,7 @@ def ask_of(body: ChatCompletion) -> ChatAsk:
         body.n or 1,
         bool(body.stream),
         Report(body.top_logprobs or 0, bool(body.filtered_logprobs)),
+        left_open(body),
         isinstance(body.response_format, JsonSchemaFormat) and bool(body.response_format.json_schema.strict),
     )
 

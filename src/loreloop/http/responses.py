@@ -20,7 +20,7 @@ from starlette.routing import Route
 from loreloop.http import kept_responses
 from loreloop.http.blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
 from loreloop.http.bodies import answer, read_as_sent
-from loreloop.http.chat import Chat, ChatAsk, chat_with_images, prompt_length, seen
+from loreloop.http.chat import Chat, ChatAsk, chat_with_images, left_open, prompt_length, seen
 from loreloop.http.generate import find_model, forget, heard, results, start
 from loreloop.http.kept_responses import Recalled, keep, recalled
 from loreloop.http.services import Services, asker, now, services
@@ -96,6 +96,7 @@ def ask_of(body: CreateResponse, items: Sequence[Item]) -> ChatAsk:
         choice,
         body.parallel_tool_calls is not False,
         stream=bool(body.stream),
+        left_open=left_open(body),
         strict=body.text is not None and isinstance(body.text.format, SchemaFormat) and bool(body.text.format.strict),
     )
 

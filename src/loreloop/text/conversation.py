@@ -85,6 +85,7 @@ def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
         raise BadRequest(
             f"chat_template_kwargs holds {sorted(taken)[0]!r}, which the request itself decides; leave it out."
         )
+    template = template_of(template, conversation)
     source = template.source or ""
     told = knows_tools(source)
     tools = [tool.as_function() for tool in conversation.tools] if told else []
@@ -94,6 +95,11 @@ def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
     messages = _messages(turns, source, habits) if told or habits.writes_calls else _plain_messages(turns, source)
     text = template.render(messages, tools=tools or None, **conversation.settings)
     return text + _thought(conversation, text, thinks=THINK[0] in source) + conversation.begun
+
+
+def template_of(template: ChatTemplate, conversation: Conversation) -> ChatTemplate:
+    """A model may have a template of its own for conversations with tools."""
+    return template.with_tools if conversation.tools else template
 
 
 @dataclass(frozen=True)

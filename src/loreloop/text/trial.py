@@ -160,7 +160,7 @@ class GrammarTrial:
 
     async def _running(self) -> asyncio.subprocess.Process:
         if self.process is None or self.process.returncode is not None:
-            command = (sys.executable, "-m", "loreloop.text.trial_process")
+            command = (sys.executable, "-P", "-m", "loreloop.text.trial_process")
             pipe = asyncio.subprocess.PIPE
             try:
                 self.process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=1 << 20)

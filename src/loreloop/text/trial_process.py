@@ -54,7 +54,7 @@ def of_model(folder: str, vocab_size: int, stop_tokens: tuple[int, ...]) -> Gram
     """Over the model's tokens; over bytes where its tokenizer cannot be read for grammars, as its engine then says."""
     try:
         return Grammars.of(Path(folder), vocab_size, stop_tokens)
-    except (ValueError, TypeError, RuntimeError, OSError):
+    except (BadRequest, ValueError, TypeError, RuntimeError):
         return Grammars(LLTokenizer("byte"), 257)
 
 

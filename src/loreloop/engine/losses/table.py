@@ -22,3 +22,6 @@ LOSSES: Mapping[str, Loss] = {
     "gspo": Gspo(),
     "stable_reinforce": StableReinforce(),
 }
+
+# What any of them takes. One datum may be made for several losses, so each lets pass what only the others use.
+KNOWN_INPUTS = frozenset(name for loss in LOSSES.values() for name in (*loss.required, *loss.optional))
