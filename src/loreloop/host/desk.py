@@ -17,6 +17,7 @@ from pathlib import Path
 from loreloop.config import Config
 from loreloop.host.counts import Counts
 from loreloop.host.link import EngineConnection
+from loreloop.host.meter import Meter
 from loreloop.host.samples import Recording, Ticket
 from loreloop.protocol.errors import Gone, NotFound, OutOfService, Unavailable
 from loreloop.protocol.link import (
@@ -86,6 +87,7 @@ class Desk:
         self.config, self.store, self.files = config, store, Files(store.folder)
         self.engines = {name: _Engine() for name in base_models}
         self.tickets: dict[str, Ticket] = {}
+        self.meter = Meter(store)
         self.n_waiting_samples = 0
         self.ends: dict[str, asyncio.Event] = {}
         self.stopping = False
@@ -165,6 +167,7 @@ class Desk:
         if ticket.result is None:
             self.n_waiting_samples -= 1
             self.engines[ticket.base_model].counts.sample_ended(ticket.op, result)
+            self.meter.add(ticket.op.owner, ticket.spent(result, time.time()))
         ticket.end(result, time.time())
 
     # engines

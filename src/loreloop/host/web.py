@@ -53,6 +53,7 @@ async def run_web(plan: ServerPlan, serve: Serve) -> None:
             task.cancel()
         await asyncio.wait({sweeping, announcing})
         engines.close()
+        await desk.meter.flush()
         store.close()
 
 

@@ -111,8 +111,11 @@ ToEngine = Restore | Restored | Submit | Sample | CancelSample | DropModel | Dro
 
 
 class OpEnd(msgspec.Struct, frozen=True, array_like=True):
+    """`n_trained_tokens`: positions of the sequences that a pass learned from; 0 of other operations."""
+
     request_id: str
     result: OpResult
+    n_trained_tokens: int = 0
 
 
 class BatchStarted(msgspec.Struct, frozen=True, tag="batch_started"):

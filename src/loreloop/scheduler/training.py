@@ -40,6 +40,7 @@ from loreloop.protocol.training import (
     SaveSampler,
     SaveState,
     TrainOp,
+    length_of,
 )
 from loreloop.scheduler.attempt import Attempt
 from loreloop.scheduler.order import Order
@@ -169,7 +170,7 @@ class Training:
         return Done() if result is None else result
 
     def _finish(self, plan: _Plan, results: Iterable[OpResult]) -> None:
-        ends = tuple(OpEnd(op.request_id, result) for op, result in zip(plan.ops, results, strict=True))
+        ends = tuple(OpEnd(op.request_id, result, _n_trained(op)) for op, result in zip(plan.ops, results, strict=True))
         self._last_plan_no = max(self._last_plan_no, plan.plan_no)
         self._send(BatchDone(Batch(plan.plan_no, tuple(op.request_id for op in plan.ops)), ends, plan.replayed))
 
@@ -242,6 +243,13 @@ def _apply(engine: Engine, op: TrainOp) -> OpResult | None:
         case SaveSampler():
             return engine.save_sampler(op)
     return None
+
+
+def _n_trained(op: TrainOp) -> int:
+    """Positions that an operation learns from."""
+    if isinstance(op, ForwardBackward) and not op.forward_only:
+        return sum(length_of(datum.chunks) for datum in op.data)
+    return 0
 
 
 def _dropped(op: TrainOp) -> Failure:

@@ -12,9 +12,10 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from loreloop.protocol.errors import BadRequest, Gone, NotFound, ServerError
 from loreloop.protocol.link import BatchDone, OpEnd, Snapshotted
+from loreloop.protocol.paths import owner_of
 from loreloop.protocol.sampling import Revision
 from loreloop.protocol.training import Failure, OpResult, SavedResult, SkipSeq, TrainOp
-from loreloop.store import checkpoints, runs, samplers
+from loreloop.store import checkpoints, runs, samplers, usage
 from loreloop.store.rows import Acceptance, AddCheckpoint, AddSampler, AfterOp, Outcome
 from loreloop.store.schema import OPS, PLANS, RESULTS, RUNS, SNAPSHOTS, SPOOL
 from loreloop.store.segments import Location, Segments
@@ -95,6 +96,8 @@ def _record_end(connection: Connection, segments: Segments, end: OpEnd, plan_no:
     location = _text(segments.append(msgspec.msgpack.encode(result)))
     connection.execute(insert(RESULTS).values(request_id=end.request_id, location=location, created=now))
     connection.execute(update(OPS).where(mine).values(done=True, plan_no=plan_no))
+    if not isinstance(result, Failure):
+        usage.add_trained(connection, owner_of(end.request_id), end.n_trained_tokens, now)
     for effect in effects:
         _carry_out(connection, effect, result, now)
 

@@ -38,6 +38,26 @@ class KeyRow(msgspec.Struct, frozen=True):
         return tuple(s.removeprefix(DEPLOYMENT_SCOPE) for s in self.scopes if s.startswith(DEPLOYMENT_SCOPE))
 
 
+class KeyUsage(msgspec.Struct, frozen=True):
+    """What a key has used: sample requests and training operations that were done, and their tokens. `last_used` is the
+    last time anybody came with the key, whatever for."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    trained_tokens: int = 0
+    last_used: float = 0.0
+
+    def plus(self, more: KeyUsage) -> KeyUsage:
+        return KeyUsage(
+            requests=self.requests + more.requests,
+            prompt_tokens=self.prompt_tokens + more.prompt_tokens,
+            generated_tokens=self.generated_tokens + more.generated_tokens,
+            trained_tokens=self.trained_tokens + more.trained_tokens,
+            last_used=max(self.last_used, more.last_used),
+        )
+
+
 class KeptResponse(msgspec.Struct, frozen=True):
     """`input` is the JSON of a list of items, those that came with `previous` left out; `answer` that of the answer."""
 

@@ -44,6 +44,18 @@ KEYS = Table(
     Column("expires", Float),  # from then on it is as if revoked
 )
 
+# What each key has used, one row a key that has used anything: it cannot grow with the number of requests.
+USAGE = Table(
+    "usage",
+    METADATA,
+    Column("key_id", ForeignKey("keys.id"), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("generated_tokens", BigInteger, nullable=False),
+    Column("trained_tokens", BigInteger, nullable=False),
+    Column("last_used", Float, nullable=False),
+)
+
 SESSIONS = Table(
     "sessions",
     METADATA,
@@ -273,6 +285,10 @@ def m007_checksums(connection: Connection) -> None:
     _add_column(connection, RUNS, "lost", "TEXT")
 
 
+def m008_usage(connection: Connection) -> None:
+    USAGE.create(connection, checkfirst=True)
+
+
 def _add_column(connection: Connection, table: Table, name: str, kind: str) -> None:
     """Unless it is there: a new database has had all columns from the first step."""
     if name not in {column["name"] for column in inspect(connection).get_columns(table.name)}:
@@ -287,6 +303,7 @@ STEPS: Sequence[Callable[[Connection], None]] = (
     m005_expiry_of_keys,
     m006_responses,
     m007_checksums,
+    m008_usage,
 )
 
 
