@@ -88,6 +88,7 @@ class Catalog:
         entries: list[CatalogEntry] = []
         for config in sorted(self.folder.glob("[!.]*/config.json")):
             with contextlib.suppress(BadRequest):  # a broken folder is not a model
+                weight_files(config.parent)
                 entries.append(CatalogEntry(_name_of(config.parent), config.parent, read_spec(config.parent)))
         return entries
 
