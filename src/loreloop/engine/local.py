@@ -26,8 +26,10 @@ from loreloop.engine.revisions import Revisions
 from loreloop.engine.sampler import Sampler, SamplerLimits, refuse
 from loreloop.engine.threads import ThreadKeeper
 from loreloop.engine.trainer import Trainer, TrainPass
+from loreloop.model.export import export_peft
 from loreloop.model.linear import FastProducts, Products, TiledProducts
 from loreloop.model.load import load_decoder
+from loreloop.model.lora import AdapterView
 from loreloop.model.peft import read_lora_spec, write_adapter
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.vision import load_vision
@@ -42,6 +44,7 @@ from loreloop.protocol.training import (
     OptimStep,
     PassResult,
     SavedResult,
+    SaveExternal,
     SaveSampler,
     SaveState,
     StepResult,
@@ -157,6 +160,11 @@ class LocalEngine:
             size = write_adapter(staging, weights, self.base_model, durable=op.durable)
         self.revisions.put(op.revision_id, weights)
         return SavedResult(size)
+
+    def save_external(self, op: SaveExternal) -> SavedResult:
+        state = self.bank.get(op.model_id)
+        with staged(Path(op.folder)) as staging:
+            return SavedResult(export_peft(staging, AdapterView(state.layout, state.master), self.base_model))
 
     def load_state(self, op: LoadState) -> None:
         state = self.bank.get(op.model_id)

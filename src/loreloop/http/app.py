@@ -23,6 +23,7 @@ from loreloop.http import (
     openai_chat,
     openai_models,
     responses,
+    tinker_download,
     tinker_future,
     tinker_rest,
     tinker_sample,
@@ -66,6 +67,7 @@ def create_app(services: Services) -> Starlette:
         *tinker_sample.ROUTES,
         *tinker_future.ROUTES,
         *tinker_rest.ROUTES,
+        *tinker_download.ROUTES,
         *health.ROUTES,
     ]
     openai_routes = [*openai_models.ROUTES, *openai.ROUTES, *openai_chat.ROUTES, *responses.ROUTES]

@@ -43,8 +43,8 @@ SETTINGS = (".json", ".jinja", ".model", ".txt")
 Delta = Callable[[], Tensor]
 
 
-def export_peft(folder: Path, view: AdapterView, base_model: str) -> None:
-    """Fills `folder` with an adapter in peft's own arrangement."""
+def export_peft(folder: Path, view: AdapterView, base_model: str) -> int:
+    """Fills `folder` with an adapter in peft's own arrangement; gives the bytes of its weights."""
     rank, layout = view.layout.rank, view.layout
     tensors = {name: tensor for name, tensor in named_tensors(view) if EXPERTS not in name}
     modules = {name: target_module(layout.spec, name) for name in tensors}
@@ -71,7 +71,7 @@ def export_peft(folder: Path, view: AdapterView, base_model: str) -> None:
         "bias": "none",
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config | targets, indent=1))
-    write_tensors(folder / WEIGHTS_FILE, tensors)
+    return write_tensors(folder / WEIGHTS_FILE, tensors)
 
 
 def _expert_tensors(view: AdapterView, layer: int) -> Iterator[tuple[str, Tensor]]:
