@@ -6,6 +6,7 @@ Units are in the names. No logic beyond reading and checking.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,12 +14,31 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import WrongSettings
 from loreloop.protocol.training import ExpertForm
 
-Positive = Annotated[int, Meta(ge=1)]
-NotNegative = Annotated[int, Meta(ge=0)]
-Seconds = Annotated[float, Meta(ge=0)]
+MOST = 2**31 - 1  # of anything that is counted; beyond it some library's own numbers end
+Positive = Annotated[int, Meta(ge=1, le=MOST)]
+NotNegative = Annotated[int, Meta(ge=0, le=MOST)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
+FLAGS = {  # of `loreloop serve`, by setting
+    "data_dir": "--data",
+    "host": "--host",
+    "port": "--port",
+    "models": "--model",
+    "aliases": "--alias",
+    "memory_mib": "--memory-mib",
+    "log_file": "--log-file",
+    "verbose": "--verbose",
+    "engine.precision": "--precision",
+    "engine.quantize": "--quantize",
+    "engine.deterministic": "--deterministic",
+    "engine.threads": "--threads",
+    "engine.decode_gap_ms": "--decode-gap-ms",
+}
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,7 +48,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: Literal["bf16", "fp32"] = "bf16"
     quantize: Literal["none", "int4"] = "none"  # int4: matrices of 4 bits, embedding and head of 8, in groups of 32
     deterministic: bool = False  # log-probs and samples do not depend on what shares a batch
-    threads: int = 0  # 0: one per core
+    threads: Annotated[int, Meta(ge=0, le=4096)] = 0  # 0: one per core
     pack_weights: bool = True  # bf16 weights a second time in the order a CPU multiplies in: faster, twice the memory
     kv_cache_mib: Positive = 1024
     page_tokens: Positive = 16
@@ -43,6 +63,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resident_revisions: Positive = 16  # sampler adapters held in memory
     decode_gap_ms: NotNegative = 200  # training pauses for the samples' next tokens this often; 0: only between batches
     image_cache_mib: NotNegative = 512  # what vision towers made of recent images, kept in memory
+    verify_weights: bool = False  # an engine compares weights with the checksums of `models add` before it loads them
     snapshot_seconds: Seconds = 30.0  # unsnapshotted engine time that triggers a snapshot
 
 
@@ -61,35 +82,91 @@ class LimitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     samples_per_request: Positive = 1024
     waiting_samples: Positive = 16384  # per server; beyond it a sample is answered "try again"
     models_per_key: Positive = 256
+    kept_responses_mib: NotNegative = 64  # of one key, to be referred to by its next requests; 0: none are kept
     image_mib: Positive = 20  # of one file
     image_megapixels: Positive = 40  # of one image
     request_megapixels: Positive = 1000  # of all different images of one request
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    data_dir: str = "~/.local/share/loreloop"
-    host: str = "127.0.0.1"
+    data_dir: Text = "~/.local/share/loreloop"
+    host: Text = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000  # 0: any free port
-    models: tuple[str, ...] = ("smollm2-135m",)
-    aliases: dict[str, str] = {}
-    image_hosts: tuple[str, ...] = ()  # or host:port, whose images chat requests may name by address
-    memory_mib: int = 0  # budget for the base models together; 0: no bound
+    models: Annotated[tuple[Text, ...], Meta(min_length=1)] = ("smollm2-135m",)
+    aliases: dict[Text, Text] = {}
+    generation_config: bool = True  # chats take the sampling defaults of the model's folder
+    image_hosts: tuple[Text, ...] = ()  # or host:port, whose images chat requests may name by address
+    memory_mib: NotNegative = 0  # budget for the base models together; 0: no bound
+    log_file: str = ""  # "": loreloop.log in the data folder
+    verbose: bool = False  # the terminal shows the whole log
     engine: EngineConfig = EngineConfig()
     session: SessionConfig = SessionConfig()
     limits: LimitConfig = LimitConfig()
 
     @property
     def data_path(self) -> Path:
-        return Path(self.data_dir).expanduser()
+        return _expanded("data_dir", self.data_dir)
+
+    @property
+    def log_path(self) -> Path:
+        return _expanded("log_file", self.log_file) if self.log_file else self.data_path / "loreloop.log"
+
+    def absolute(self) -> Config:
+        """The same for processes that work in other folders."""
+        paths = {"data_dir": self.data_path, "log_file": self.log_path}
+        return msgspec.structs.replace(self, **{name: str(path.absolute()) for name, path in paths.items()})
 
 
 def load_config(file: str | None, overrides: dict[str, Any]) -> Config:
-    """The TOML file with `overrides` (nested like the tree) laid over it."""
-    tree = tomllib.loads(Path(file).read_text()) if file else {}
+    """The TOML file with `overrides` (nested like the tree) laid over it; WrongSettings names what is wrong."""
+    tree = _read_toml(Path(file)) if file else {}
+    _checked(tree, file or "")  # alone first, so that its tables are tables
+    return _checked(_merged(tree, overrides), "")
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return msgspec.convert(_merged(tree, overrides), Config)
+        text = file.read_text(encoding="utf-8")
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        what, _, where = str(error).removesuffix(")").rpartition(" (at ")
+        if where == "end of document":
+            lines = text.split("\n")
+            where = f"line {len(lines)}, column {len(lines[-1]) + 1}"
+        raise WrongSettings(f"{file}, {where}: {what}. It is read as TOML.") from None
+    except UnicodeDecodeError as error:
+        raise WrongSettings(f"{file} is no text in UTF-8 (byte {error.start}), so it is no TOML.") from None
+    except (ValueError, RecursionError):  # numbers of thousands of digits, thousands of brackets
+        raise WrongSettings(f"{file} holds a number or a nesting that nobody means; it cannot be read.") from None
+    except OSError as error:
+        raise WrongSettings(f"{file} (--config) cannot be read: {error.strerror}.") from None
+
+
+def _checked(tree: dict[str, Any], file: str) -> Config:
+    try:
+        return msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"The configuration is wrong: {error}. `loreloop serve --help` lists the settings.") from None
+        what, _, where = str(error).partition(" - at ")
+        name = where.removeprefix("`key` in ").strip("`").removeprefix("$").removeprefix(".")
+        if unknown := _UNKNOWN.fullmatch(what):
+            name = f"{name}.{unknown[1]}".removeprefix(".")
+            raise WrongSettings(f"There is no setting `{name}`{_in(file)}; docs/serving.md lists all.") from None
+        if "matching regex" in what:
+            what = "expected a text that is not empty, without control characters"
+        flag = FLAGS.get(name.partition("[")[0])
+        named = f"`{name}` ({flag})" if flag else f"`{name}`"
+        raise WrongSettings(f"The setting {named} is wrong{_in(file)}: {what[:1].lower()}{what[1:]}.") from None
+
+
+def _in(file: str) -> str:
+    return f" in {file}" if file else ""
+
+
+def _expanded(setting: str, path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # as the library says that it knows no such user
+        raise WrongSettings(f"`{setting}` ({FLAGS[setting]}) is {path!r}, and there is no such home folder.") from None
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -6,18 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
-import pytest
-
 from loreloop.cli.server import RunningServer
-from loreloop.protocol.anthropic_rest import Messages
-from loreloop.protocol.openai_rest import ChatCompletion, Completion
-from loreloop.protocol.responses_rest import CreateResponse
 
 PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
 SECTION = PAGE.split("## An existing agent")[1].split("\n## ")[0]
 EXPORTS, EXAMPLE, CURL = re.findall(r"```(?:sh|python)\n(.*?)```", SECTION, re.DOTALL)
-ROUTES = {"completions": Completion, "chat": ChatCompletion, "responses": CreateResponse, "messages": Messages}
 
 
 def pasted(server: RunningServer, text: str) -> str:
@@ -37,22 +30,3 @@ def test_the_lines_for_agents_reach_the_server(server: RunningServer) -> None:
 
 def test_the_line_of_curl_reaches_the_server(server: RunningServer) -> None:
     assert '"finish_reason"' in pasted(server, CURL)
-
-
-@pytest.mark.parametrize(
-    ("note", "routes"),
-    [
-        ("metadata", {"completions", "chat", "responses", "messages"}),
-        ("service_tier", {"completions", "chat", "responses", "messages"}),
-        ("safety_identifier", {"completions", "chat", "responses"}),
-        ("prompt_cache_key", {"completions", "chat", "responses"}),
-        ("user", {"completions", "chat", "responses"}),
-        ("store", {"chat", "responses"}),
-        ("include", {"responses"}),
-        ("cache_control", {"messages"}),
-    ],
-)
-def test_notes_are_let_pass_where_the_page_says(note: str, routes: set[str]) -> None:
-    assert f"`{note}`" in PAGE
-    taken = {name for name, body in ROUTES.items() if note in {f.encode_name for f in msgspec.structs.fields(body)}}
-    assert taken == routes

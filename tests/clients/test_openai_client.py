@@ -192,6 +192,22 @@ def test_completions_take_several_prompts_and_echo(client):
     assert [parts[index] for index in range(4)] == [choice.text for choice in many.choices]
 
 
+def test_a_prompt_is_scored_without_a_token_more(client):
+    """As evaluation harnesses do it."""
+    asked = {"model": "tiny", "prompt": ["The quick brown", "fox"], "echo": True, "logprobs": 1}
+    bare, longer = (client.completions.create(**asked, max_tokens=n, temperature=0).choices for n in (0, 1))
+    for short, long in zip(bare, longer, strict=True):
+        assert short.logprobs.token_logprobs[0] is None
+        assert short.logprobs.token_logprobs == long.logprobs.token_logprobs[:-1]
+        assert long.text.startswith(short.text)
+
+
+def test_top_p_0_draws_what_is_likeliest(client):
+    asked = {"model": "tiny", "prompt": "The quick", "max_tokens": 12}
+    drawn, likeliest = (client.completions.create(**asked, **how) for how in ({"top_p": 0}, {"temperature": 0}))
+    assert drawn.choices[0].text == likeliest.choices[0].text
+
+
 def test_responses_whole_and_streamed(client):
     fields = {"model": "tiny", "input": "hello", "instructions": "be kind", "max_output_tokens": 6, "seed": 1}
     extra = {"extra_body": {"seed": fields.pop("seed")}}

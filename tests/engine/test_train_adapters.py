@@ -1,5 +1,10 @@
 """Training states in memory and in files: what is spilled, snapshot or checkpointed comes back to the last bit."""
 
+import os
+import re
+import struct
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +13,7 @@ from hypothesis import strategies as st
 from loreloop.engine.adapters import AdapterBank, new_state, read_checkpoint, read_state, staged, write_checkpoint
 from loreloop.engine.optimizer import adam_step
 from loreloop.model.spec import DecoderSpec, RopeSpec
-from loreloop.protocol.errors import BadRequest, NotFound
+from loreloop.protocol.errors import BadRequest, NotFound, ServerError, UserError
 from loreloop.protocol.training import AdamParams, LoraSpec
 
 CPU = torch.device("cpu")
@@ -128,10 +133,59 @@ def test_a_restored_bank_is_the_one_that_was_snapshot(tmp_path):
     files = bank.snapshot(tmp_path / "snapshots", "1")
     again = new_bank(tmp_path / "second")
     for name, file in files.items():
-        again.restore(name, file)
+        again.restore(name, file.path, file.crc32)
     for name in "abc":
         assert_same(again.get(name), bank.get(name))
-        assert files[name].exists()
+        assert files[name].path.exists()
+
+
+def damaged_snapshot(tmp_path, damage):
+    """A snapshot with one thing done to it, and a bank that is to take it in."""
+    bank = new_bank(tmp_path / "first")
+    touch(bank.create("a", LoraSpec(2, 0)), 3)
+    bank.changed("a")
+    file = bank.snapshot(tmp_path / "snapshots", "1")["a"]
+    damage(file.path)
+    return file, new_bank(tmp_path / "second")
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with a checksum", "from before checksums"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "deleted", "NaN"])
+def test_a_damaged_snapshot_is_named_and_not_taken_in(tmp_path, damage, known):
+    damages = {"cut": cut, "emptied": emptied, "deleted": Path.unlink, "NaN": put_nan}
+    file, bank = damaged_snapshot(tmp_path, damages[damage])
+    with pytest.raises(ServerError, match=re.escape(str(file.path))):
+        bank.restore("a", file.path, file.crc32 if known else "")
+    assert "a" not in bank
+    assert not list(bank.folder.iterdir())
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0), st.integers(0, 7))
+def test_any_flipped_bit_of_a_snapshot_is_found(tmp_path_factory, place, bit):
+    file, bank = damaged_snapshot(tmp_path_factory.mktemp("flip"), lambda path: flip_bit(path, place, bit))
+    with pytest.raises(ServerError, match="checksum"):
+        bank.restore("a", file.path, file.crc32)
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def emptied(path):
+    os.truncate(path, 0)
+
+
+def put_nan(path):
+    os.truncate(path, path.stat().st_size - 4)
+    with path.open("ab") as file:
+        file.write(struct.pack("<f", float("nan")))
+
+
+def flip_bit(path, place, bit):
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 1 << bit
+    path.write_bytes(content)
 
 
 def test_a_model_survives_a_spill_that_cannot_be_written(tmp_path):
@@ -184,9 +238,37 @@ def test_damaged_moments_are_named_and_change_nothing(tmp_path, length):
     with (tmp_path / "c" / "optimizer.safetensors").open("r+b") as file:
         file.truncate(length)
     state, same = (new_state(SPEC, LoraSpec(3, 0), torch.bfloat16, CPU) for _ in range(2))
+    with pytest.raises(BadRequest, match=r"optimizer\.safetensors is damaged.*without the optimizer"):
+        read_checkpoint(tmp_path / "c", state, optimizer=True)
+    (tmp_path / "c" / "checksums.json").unlink()  # as in checkpoints from before there were any
     with pytest.raises(BadRequest, match="optimizer state is damaged"):
         read_checkpoint(tmp_path / "c", state, optimizer=True)
     assert_same(state, same)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors"])
+@settings(deadline=None, max_examples=40)
+@given(place=st.integers(0), bit=st.integers(0, 7))
+def test_any_flipped_bit_of_a_checkpoint_is_found_and_named(tmp_path_factory, name, place, bit):
+    folder = tmp_path_factory.mktemp("flip") / "c"
+    write_checkpoint(folder, trained(), "base")
+    flip_bit(folder / name, place, bit)
+    state, same = (new_state(SPEC, LoraSpec(3, 0), torch.bfloat16, CPU) for _ in range(2))
+    with pytest.raises(UserError, match=f"{name} is damaged: its checksum was"):
+        read_checkpoint(folder, state, optimizer=True)
+    assert_same(state, same)
+
+
+@settings(deadline=None, max_examples=40)
+@given(place=st.integers(0), bit=st.integers(0, 7))
+def test_a_flipped_bit_of_the_checksums_themselves_never_lets_other_weights_pass(tmp_path_factory, place, bit):
+    folder = tmp_path_factory.mktemp("flip") / "c"
+    write_checkpoint(folder, trained(), "base")
+    flip_bit(folder / "checksums.json", place, bit)
+    (folder / "adapter_model.safetensors").write_bytes(b"other weights")
+    state = new_state(SPEC, LoraSpec(3, 0), torch.bfloat16, CPU)
+    with pytest.raises(UserError):
+        read_checkpoint(folder, state, optimizer=True)
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path):

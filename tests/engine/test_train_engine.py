@@ -161,7 +161,7 @@ def test_a_run_resumed_from_a_checkpoint_goes_on_to_the_same_bits(make_engine, t
 
 def test_a_model_whose_checkpoint_cannot_be_read_does_not_exist(make_engine, tmp_path):
     engine = make_engine()
-    with pytest.raises(UserError, match="adapter folder"):
+    with pytest.raises(UserError, match="nothing are gone"):
         engine.create_model(CreateModel("m", 0, "r", LoraSpec(4, 0), str(tmp_path / "nothing")))
     assert "m" not in engine.bank
 

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from loreloop.http.anthropic import ask_of
+from loreloop.http.bodies import decode_as_sent
 from loreloop.protocol.anthropic_rest import CountTokens
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.rest import WireSamplingParams
@@ -16,9 +17,8 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
 
 def conversation_of(*last: dict[str, Any]) -> Conversation:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": last}]
-    return ask_of(
-        msgspec.convert({"model": "m", "messages": messages}, CountTokens), WireSamplingParams(), stream=False
-    ).conversation
+    body = decode_as_sent(msgspec.json.encode({"model": "m", "messages": messages}), CountTokens)
+    return ask_of(body, WireSamplingParams(), stream=False).conversation
 
 
 def test_its_thought_is_carried_along() -> None:

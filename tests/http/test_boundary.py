@@ -178,15 +178,17 @@ def test_a_pass_over_the_limit_uses_its_sequence_id_up() -> None:
     play(scene, body_mib=1, hold_seconds=0.5)
 
 
-def test_a_fault_of_ours_is_a_500_that_says_nothing_of_the_inside(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_of_ours_is_a_500_that_says_nothing_of_the_inside(caplog: pytest.LogCaptureFixture) -> None:
     async def scene(site: Site) -> None:
         site.services.store.reader.close()  # what no client can do
         answer = await site.client.get("/training_runs")
         assert answer.status_code == 500
-        assert "its log says why" in answer.json()["detail"]
+        request_id = answer.headers["x-request-id"]
+        assert answer.json()["detail"].endswith(f"its log says why, under {request_id}.")
+        assert request_id in caplog.text
 
     play(scene, engine=False)
-    assert "Traceback" in capsys.readouterr().err
+    assert "Traceback" in caplog.text
 
 
 def test_over_the_limit_of_waiting_samples_the_client_is_told_when_to_come_back() -> None:
@@ -202,12 +204,13 @@ def test_over_the_limit_of_waiting_samples_the_client_is_told_when_to_come_back(
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({"functions": []}, "The field `functions` is not served here; leave it out."),
+        ({"functions": [{}]}, "The field `functions` is not served here; send them as tools."),
+        ({"nonsense": [{}]}, "The field `nonsense` is not served here; leave it out."),
         (
             {"stream_options": {"colour": 1}},
             "The field `colour` is not served here (in `stream_options`); leave it out.",
         ),
-        ({"tools": [{"type": "web_search"}]}, "Tools of type 'function' are served"),
+        ({"tools": [{"type": "web_search"}]}, "Here it is one of: function, mcp."),
         ({"temperature": "hot"}, "Expected `float | null`, got `str` - at `$.temperature`"),
     ],
 )

@@ -175,9 +175,9 @@ def test_a_deployment_whose_weights_are_gone_says_so() -> None:
         deploy(site, "bot", path)
         shutil.rmtree(site.services.store.folder / "checkpoints")
         answer = await ask(site, "bot")
-        assert answer.status_code == 404
+        assert answer.status_code == 410
         assert path in answer.text
-        assert "deleted or has expired" in answer.text
+        assert "whose files are gone" in answer.text
 
     play(scene)
 

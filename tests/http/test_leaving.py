@@ -30,7 +30,7 @@ class Line:
         headers = [(b"x-api-key", site.new_key("infer").encode())]
         scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
         self.said = [{"type": "http.request", "body": json.dumps(LONG | body).encode(), "more_body": False}]
-        self.left, self.statuses, self.body = asyncio.Event(), list[int](), b""
+        self.left, self.statuses, self.body, self.ended = asyncio.Event(), list[int](), b"", False
         self.task = asyncio.ensure_future(site.app(scope, self.receive, self.send))
 
     async def receive(self) -> dict[str, object]:
@@ -42,6 +42,7 @@ class Line:
     async def send(self, message: dict[str, Any]) -> None:
         self.statuses += [message["status"]] if "status" in message else []
         self.body += message.get("body", b"")
+        self.ended = "body" in message and not message.get("more_body", False)
 
     async def until(self, happens: Callable[[], bool]) -> None:
         while not happens():

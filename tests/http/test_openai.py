@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 from typing import Any
 
 import pytest
@@ -151,7 +150,7 @@ def test_logprobs_of_a_stream_are_given_or_refused() -> None:
         ({"logit_bias": {"1000": 1}}, "logit_bias"),
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"best_of": 2}, "best_of"),
-        ({"messages": CHAT, "functions": []}, "functions"),
+        ({"messages": CHAT, "functions": [{}]}, "functions"),
         ({"messages": CHAT, "tool_choice": "required"}, "tool_choice"),
         ({"messages": CHAT, "response_format": {"type": "xml"}}, "response_format"),
         (
@@ -168,7 +167,7 @@ def test_logprobs_of_a_stream_are_given_or_refused() -> None:
         ),
         ({"messages": []}, "messages"),
         ({"n": 0}, "$.n"),
-        ({"top_p": 0}, "$.top_p"),
+        ({"top_p": -0.1}, "$.top_p"),
         ({"temperature": 1e-300}, "too small to divide by"),
         ({"prompt": [1, 1000]}, "ids go from"),
         ({"prompt": ""}, "empty"),
@@ -211,7 +210,8 @@ def test_a_checkpoint_is_a_model_as_soon_as_it_is_saved() -> None:
 def test_a_users_failure_in_the_engine_is_a_400() -> None:
     async def scene(site: Site) -> None:
         path = await saved(site)
-        shutil.rmtree(site.services.store.folder / "checkpoints")
+        (state_file,) = site.services.store.folder.glob("checkpoints/*/*/*/state.json")
+        state_file.unlink()
         assert "cannot be read" in (await ask(site, 400, model=path))["error"]["message"]
 
     play(scene)
@@ -235,7 +235,8 @@ def test_a_failed_response_says_whose_fault_it_is() -> None:
         error = await failed(site, seed=666)
         assert (error["code"], "cannot go on" in error["message"]) == ("server_error", True)
         path = await saved(site)
-        shutil.rmtree(site.services.store.folder / "checkpoints")
+        (state_file,) = site.services.store.folder.glob("checkpoints/*/*/*/state.json")
+        state_file.unlink()
         error = await failed(site, model=path)
         assert (error["code"], "cannot be read" in error["message"]) == ("invalid_prompt", True)
 

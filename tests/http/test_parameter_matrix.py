@@ -13,17 +13,25 @@ import pytest
 
 from loreloop.host.samples import Recording
 from loreloop.protocol.anthropic_rest import Messages
+from loreloop.protocol.as_sent import advice_of, neutral_of, notes_of
+from loreloop.protocol.hints import ADVICE
 from loreloop.protocol.openai_rest import ChatCompletion, Completion
 from loreloop.protocol.responses_rest import CreateResponse
 from loreloop.protocol.sampling import SampleOp, SamplingParams
 from tests.http.site import Site, play
 
 PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
-ROWS = [
-    [cell.strip().strip("`") for cell in line.strip("|").split("|")]
-    for line in PAGE.split("<!-- matrix")[1].split("<!-- end of matrix")[0].splitlines()
-    if line.startswith("| `")
-]
+
+
+def rows(name: str) -> list[list[str]]:
+    """A table of the page between two marks."""
+    lines = PAGE.split(f"<!-- {name}")[1].split(f"<!-- end of {name}")[0].splitlines()
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines if line[:3] == "| `"]
+
+
+ROWS, NOTED = rows("matrix"), rows("notes")
+KEPT = {"store", "previous_response_id"}  # of responses, in test_kept_responses.py
+NEEDED = ("prompt", "messages", "input", "messages")
 CHAT = [{"role": "user", "content": "11 12"}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 ROUTES: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
@@ -44,7 +52,8 @@ VALUES: dict[str, Any] = {
     "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": SCHEMA}},
     "parallel_tool_calls": False, "reasoning_effort": "low", "reasoning": {"effort": "low"},
     "thinking": {"type": "enabled", "budget_tokens": 1024}, "chat_template_kwargs": {"enable_thinking": False},
-    "instructions": "11", "system": "11", "user": "u", "metadata": {"user_id": "u"},
+    "instructions": "11", "system": "11", "user": "u", "metadata": {"user_id": "u"}, "include": [],
+    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
 }  # fmt: skip
 TOOLS: dict[str, Any] = {
     "/v1/chat/completions": [CHAT_TOOL],
@@ -118,7 +127,7 @@ EFFECTS: dict[str, Callable[[Seen], bool]] = {
     "stream": lambda seen: seen.op.stream and seen.answer.headers["content-type"].startswith("text/event-stream"),
     "stream_options": lambda seen: seen.op.stream and ("total_tokens" in seen.answer.text),
     "logprobs": lambda seen: seen.said["choices"][0]["logprobs"] is not None,
-    "top_logprobs": lambda seen: seen.op.topk_sample_logprobs == 1,
+    "top_logprobs": lambda seen: seen.op.topk_sample_logprobs == 2,
     "filtered_logprobs": lambda seen: seen.op.filtered_logprobs,
     "echo": lambda seen: seen.said["choices"][0]["text"].startswith("11 12"),
     "grammar": params(grammar='start: "11"'),
@@ -138,6 +147,8 @@ EFFECTS: dict[str, Callable[[Seen], bool]] = {
     "system": lambda seen: seen.prompt == [11, *words(seen.bare)],
     "user": same,
     "metadata": same,
+    "include": same,
+    "context_management": lambda seen: same(seen) and seen.said["context_management"] == {"applied_edits": []},
 }
 
 
@@ -175,7 +186,7 @@ def test_each_cell_is_as_the_matrix_says(number: int) -> None:
     async def scene(site: Site) -> None:
         recorder = Recorder(site)
         for name, *cells in ROWS:
-            value = TOOLS.get(route) if name == "tools" else BY_ROUTE[route].get(name, VALUES.get(name, 1))
+            value = TOOLS.get(route, 2) if name == "tools" else BY_ROUTE[route].get(name, VALUES.get(name, 2))
             if cells[number] == "yes":
                 around = needed | beside(route, name)
                 _, bare = await recorder.ask(route, around if name in needed else without(around, name))
@@ -203,14 +214,46 @@ def without(body: dict[str, Any], name: str) -> dict[str, Any]:
 SAMPLING = {field.name for field in msgspec.structs.fields(SamplingParams)} - {"max_tokens"}
 
 
-NOTES = {"service_tier", "safety_identifier", "prompt_cache_key", "cache_control", "store", "modalities", "truncation"}
-EMPTY = {"conversation", "background", "include", "top_logprobs"}  # accepted where they change nothing
-
-
 @pytest.mark.parametrize("number", range(4), ids=[route for route, _, _ in ROUTES])
 def test_every_field_stands_in_the_matrix(number: int) -> None:
     body = ROUTES[number][1]
     served = {name for name, *cells in ROWS if cells[number] == "yes"}
     fields = {field.encode_name for field in msgspec.structs.fields(body)}
-    assert served <= fields
-    assert fields - served - NOTES - EMPTY - {"model", "prompt", "messages", "input", "previous_response_id"} == set()
+    assert served <= fields | notes_of(body)
+    assert fields - served - KEPT == {"model", NEEDED[number]}
+
+
+@pytest.mark.parametrize("number", range(4), ids=[route for route, _, _ in ROUTES])
+def test_each_note_passes_with_any_value_and_stands_on_the_page(number: int) -> None:
+    route, body, needed = ROUTES[number]
+    assert {name for name, *cells in NOTED if cells[number] == "yes"} == notes_of(body) - {"metadata"}
+
+    async def scene(site: Site) -> None:
+        recorder = Recorder(site)
+        _, bare = await recorder.ask(route, needed | {"seed": 1})
+        noted = {name: {"of": ["any", 1]} for name in notes_of(body)}
+        answer, op = await recorder.ask(route, needed | {"seed": 1} | noted)
+        assert op is not None
+        assert bare is not None
+        assert same(Seen(op, bare, answer))
+
+    play(scene)
+
+
+@pytest.mark.parametrize("number", range(4), ids=[route for route, _, _ in ROUTES])
+def test_what_asks_for_nothing_passes_and_what_is_refused_says_what_to_do(number: int) -> None:
+    route, body, needed = ROUTES[number]
+    advised = {name for base in body.__mro__ for name in ADVICE.get(base, {})}
+
+    async def scene(site: Site) -> None:
+        recorder = Recorder(site)
+        for name, values in neutral_of(body).items():
+            for value in values:
+                answer, _ = await recorder.ask(route, needed | {name: value})
+                assert answer.status_code == 200, (name, value)
+        for name in advised:
+            answer, _ = await recorder.ask(route, needed | {name: {"some": "thing"}})
+            said = answer.json()["error"]["message"]
+            assert (answer.status_code, f"`{name}`" in said, advice_of(body, name) in said) == (400, True, True), said
+
+    play(scene)

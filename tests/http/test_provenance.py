@@ -8,7 +8,7 @@ import pytest
 
 from loreloop.protocol import wire_pb2 as wire
 from loreloop.protocol.training import ForwardBackward
-from loreloop.store import journal, spool
+from loreloop.store import replay, spool
 from tests.http.site import Site, passing, play, sample, step
 
 N_PROMPT, N_DRAWN = 3, 4  # as `sample` asks
@@ -53,7 +53,7 @@ async def trained(
 
 def journaled(site: Site, request_id: str) -> ForwardBackward:
     store = site.services.store
-    ops = store.read(journal.replay_state, store.segments, "fake").ops
+    ops = store.read(replay.replay_state, store.segments, "fake").ops
     return next(op for op in ops if op.request_id == request_id and isinstance(op, ForwardBackward))
 
 

@@ -60,6 +60,22 @@ def test_thoughts_are_apart_from_the_text_whole_and_streamed(route: str) -> None
     play_script(scene)
 
 
+@pytest.mark.parametrize("route", [CHAT, MESSAGES])
+def test_stop_strings_count_in_the_answer_only(route: str) -> None:
+    stops = {"stop_sequences" if route == MESSAGES else "stop": ["look", "again", "\n\n", "wor"]}
+
+    async def scene(script: Script) -> None:
+        whole = parts(route, await script.whole(route, SAID, **stops))
+        if route == CHAT:
+            assert whole == [("thought", "look éagain"), ("text", "Hello ")]
+        else:
+            assert whole == [("thought", "look é"), ("text", "Hello "), ("thought", "again")]
+        assert grown(route, await script.events(route, SAID, **stops)) == whole
+        assert script.speaker.heard[-1].params.thoughts == "possible"
+
+    play_script(scene)
+
+
 def test_thoughts_are_opened_and_closed_as_each_dialect_does() -> None:
     async def scene(script: Script) -> None:
         told = [event["type"] for event in await script.events(RESPONSES, "<think>a</think>b")]

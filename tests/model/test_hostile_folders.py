@@ -87,6 +87,7 @@ def test_one_broken_folder_hides_no_other(folder, tmp_path):
 )
 def test_an_index_names_files_beside_it(folder, index):
     shutil.copytree(folder, folder.parent / "x")
+    (folder / WEIGHTS).rename(folder / "model-00001-of-00001.safetensors")
     (folder / INDEX).write_text(index)
     with pytest.raises(BadRequest, match="index"):
         load(folder)

@@ -13,6 +13,7 @@ from loreloop.model.adopt import open_adapter
 from loreloop.model.load import read_spec
 from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup, LoraLayout
 from loreloop.model.peft import CONFIG_FILE, WEIGHTS_FILE, named_tensors, read_adapter, read_lora_spec, write_adapter
+from loreloop.protocol.checksums import sum_of
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.training import LoraSpec
 from tests.model.plain import load, logprobs, relative_error, tokens
@@ -111,9 +112,9 @@ def test_an_adapter_is_read_in_the_dtype_that_is_asked_for(llama, tmp_path):
 
 def test_names_scale_and_size_are_the_published_ones(llama, tmp_path):
     view = random_view(llama, unembed=True)
-    n_bytes = write_adapter(tmp_path, view, "some/base")
+    sums = write_adapter(tmp_path, view, "some/base")
     config, tensors = json.loads((tmp_path / CONFIG_FILE).read_text()), load_file(tmp_path / WEIGHTS_FILE)
-    assert n_bytes == (tmp_path / WEIGHTS_FILE).stat().st_size
+    assert sums == {name: sum_of(tmp_path / name) for name in (CONFIG_FILE, WEIGHTS_FILE)}
     assert (config["lora_alpha"], config["r"], config["base_model_name_or_path"]) == (32, 3, "some/base")
     assert tensors["base_model.model.model.layers.1.self_attn.k_proj.lora_B.weight"].shape == (32, 3)
     assert tensors["base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"].shape == (3, 128)

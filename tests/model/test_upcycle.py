@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from loreloop.model.catalog import Catalog
-from loreloop.model.load import stream_tensors
 from loreloop.model.upcycle import Upcycling, upcycle
+from loreloop.model.weight_files import stream_tensors
 from loreloop.protocol.errors import BadRequest
 from tests.model.plain import load, logprobs, tokens
 from tests.tiny import make_tiny_model

@@ -95,7 +95,7 @@ def test_any_seed_is_folded_into_63_bits(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -2}, {"temperature": -0.1}, {"max_tokens": 0}]
+    "field", [{"top_p": -0.1}, {"top_p": 1.1}, {"top_k": -2}, {"temperature": -0.1}, {"max_tokens": 0}]
 )
 def test_ranges_are_in_the_types(field: dict[str, float]) -> None:
     with pytest.raises(msgspec.ValidationError, match=next(iter(field))):

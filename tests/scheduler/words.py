@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from loreloop.protocol.sampling import SamplingParams
+
 
 class WordMatcher:
-    def __init__(self, strings: tuple[str, ...]) -> None:
-        self.strings, self.text = strings, ""
+    def __init__(self, params: SamplingParams) -> None:
+        self.strings, self.text = params.stop_strings, ""
 
     def push(self, token: int) -> bool:
         self.text += f"{token} "

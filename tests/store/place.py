@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from loreloop.protocol.link import Batch, BatchDone, OpEnd
 from loreloop.protocol.paths import CheckpointKind
 from loreloop.protocol.training import Done, LoraSpec, OpResult, TrainOp
-from loreloop.store import journal, keys, runs, sessions
+from loreloop.store import journal, keys, replay, runs, sessions
 from loreloop.store.rows import Acceptance, AfterOp, CheckpointRow, Outcome, ReplayState, RunRow, SessionNew
 from loreloop.store.store import Store
 
@@ -72,7 +72,7 @@ class Place:
         return self.read(journal.outcome, self.store.segments, request_id)
 
     def replay(self, base_model: str = BASE) -> ReplayState:
-        return self.read(journal.replay_state, self.store.segments, base_model)
+        return self.read(replay.replay_state, self.store.segments, base_model)
 
     def checkpoint(
         self, run_id: str, name: str, kind: CheckpointKind = CheckpointKind.TRAINING, expires: float | None = None

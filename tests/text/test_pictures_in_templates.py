@@ -27,6 +27,7 @@ MARK = "<|vision_start|><|image_pad|><|vision_end|>"
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     make_tokenizer(folder, 512)
+    (folder / "preprocessor_config.json").write_text("{}")
     return folder
 
 

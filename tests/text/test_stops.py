@@ -6,8 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loreloop.text.answers import THINK, AnswerParts
+from loreloop.text.growing import GrowingText
 from loreloop.text.stops import StopMatcher, StopTrimmer
 from loreloop.text.tokenizer import TextTokenizer
+from loreloop.text.tool_calls import Content
+from loreloop.text.tool_formats import HERMES
+from loreloop.text.tool_reader import ReplyReader
 from tests.text.samples import byte_level, with_word_marks
 
 TEXTS = st.text(st.sampled_from("abé <🐙"), max_size=24)
@@ -89,6 +94,53 @@ def test_nothing_shown_is_taken_back(parts: list[str], strings: list[str]) -> No
         shown += trimmer.push(part)
         assert "".join(parts).startswith(shown)
         assert not any(string in shown for string in strings)
+
+
+THOUGHTS = st.lists(st.sampled_from(["<think>", "</think>", "a", "b", " ", "\n", "<", "<th", "ab"]), max_size=12)
+IN_ANSWERS = st.lists(st.text(st.sampled_from("ab \n<t"), min_size=1, max_size=3), min_size=1, max_size=2)
+
+
+def answer_of(text: str, opened: bool) -> str:
+    """What a reader of replies calls the answer."""
+    reader = ReplyReader(HERMES, thinking=True, tools_allowed=False, opened=opened)
+    return "".join(piece.text for piece in [*reader.push(text), *reader.flush()] if isinstance(piece, Content))
+
+
+@given(texts=THOUGHTS, strings=IN_ANSWERS, opened=st.booleans())
+def test_stops_count_in_the_answer_only(texts: list[str], strings: list[str], opened: bool) -> None:
+    trimmer = StopTrimmer(strings, AnswerParts(opened=opened))
+    shown = "".join(trimmer.push(part) for part in texts) + trimmer.flush()
+    text = "".join(texts)
+    assert text.startswith(shown)
+    said = answer_of(shown, opened)
+    if trimmer.found is None:
+        assert shown == text
+    else:
+        assert text[len(shown) :].startswith(trimmer.found)
+    # A thought may stand between two parts of an answer, so that they make a stop string only together.
+    pieces = AnswerParts(opened=opened)
+    searched = [part.text for part in [*pieces.push(shown), *pieces.flush()] if part.answer]
+    assert not any(string in part for part in searched for string in strings)
+    assert "".join("".join(searched).split()) == "".join(said.split())
+
+
+@given(texts=THOUGHTS, strings=IN_ANSWERS, opened=st.booleans())
+def test_engine_and_text_find_the_same_end(
+    bytes_only: TextTokenizer, texts: list[str], strings: list[str], opened: bool
+) -> None:
+    tokens = bytes_only.encode("".join(texts))
+    matcher = StopMatcher(bytes_only, strings, AnswerParts(opened=opened))
+    growing = GrowingText(bytes_only, (), strings, THINK, AnswerParts(opened=opened))
+    for token in tokens:
+        growing.push(token)
+        assert matcher.push(token) == (growing.trimmer.found is not None)
+        if growing.trimmer.found is not None:
+            return
+
+
+def test_white_space_behind_a_thought_is_no_answer() -> None:
+    trimmer = StopTrimmer(["\n\n"], AnswerParts(opened=True))
+    assert trimmer.push("hm\n\n</think>\n\nyes\n\nmore") == "hm\n\n</think>\n\nyes"
 
 
 def test_what_cannot_become_a_stop_is_shown_at_once() -> None:

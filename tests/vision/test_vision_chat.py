@@ -61,6 +61,25 @@ def test_formats_streams_and_several_images(client, format):
     assert list(chunks)[-1].usage.prompt_tokens > 2 * N_CAT
 
 
+def test_an_image_is_the_same_however_its_bytes_are_written(client, claude):
+    code = base64.b64encode(CAT).decode()
+    wrapped = "".join(f"{code[at : at + 76]}\r\n" for at in range(0, len(code), 76))
+    written = [
+        url(),
+        f"data:image/png;base64,{wrapped}",
+        f"DATA:image/PNG;charset=utf-8;Base64,{code}",
+        f"data:image/png;base64,{code.replace('+', '%2B').replace('/', '%2F').replace('=', '%3D')}",
+        f"data:image/png;base64,{code.rstrip('=')}",
+    ]
+    answers = [ask(client, said("what?"), seen(address)) for address in written]
+    assert len({answer.choices[0].message.content for answer in answers}) == 1
+    assert len({answer.usage.prompt_tokens for answer in answers}) == 1
+    source = {"type": "base64", "media_type": "image/png", "data": wrapped}
+    messages = [{"role": "user", "content": [said("what?"), {"type": "image", "source": source}]}]
+    counted = claude.messages.count_tokens(model="eyes", messages=messages).input_tokens
+    assert counted == answers[0].usage.prompt_tokens
+
+
 def test_a_tools_result_may_be_an_image(client, claude):
     call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     history = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,22 +15,29 @@ if TYPE_CHECKING:
     from loreloop.host.link import EngineLink
     from loreloop.protocol.link import EngineInfo
 
+LOG = logging.getLogger(__name__)
+
 
 def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     from loreloop.engine.local import LocalEngine
     from loreloop.engine.sampler import refuse
+    from loreloop.host.log import speak_to_supervisor
     from loreloop.host.orphans import die_with_parent
     from loreloop.host.plan import read_plan
+    from loreloop.host.starts import say_up
     from loreloop.host.supervisor import CANNOT_START
+    from loreloop.model.checksums import check_weights_unchanged
     from loreloop.protocol.errors import UserError
     from loreloop.protocol.link import Hello, Shutdown
     from loreloop.scheduler.loop import Scheduler
     from loreloop.store.files import read_secret
+    from loreloop.text.answers import parts_of
     from loreloop.text.grammar import Grammars
     from loreloop.text.stops import StopMatcher
     from loreloop.text.tokenizer import TextTokenizer
 
     die_with_parent(parent_pid)
+    speak_to_supervisor()
     plan = read_plan(plan_file)
     folder, data = Path(plan.folders[base_model]), plan.config.data_path
     place = base_model.replace("/", "--")
@@ -38,18 +46,19 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
         try:
             return Grammars.of(folder, info.vocab_size, info.eos_token_ids).constraint
         except (ValueError, TypeError, RuntimeError) as error:
-            print(
-                f"loreloop: no grammars for {base_model}: its tokenizer cannot be read for them ({error})",
-                file=sys.stderr,
-            )
+            LOG.warning("no grammars for %s: its tokenizer cannot be read for them (%s)", base_model, error)
             return refuse
 
     try:
         secret, work_dir = read_secret(data / "journal" / "secret"), plan.run_folder / "spilled" / place
-        engine = LocalEngine(plan.config.engine, base_model, folder, work_dir, grammars, secret=secret)
+        if plan.config.engine.verify_weights:
+            check_weights_unchanged(folder)
         tokenizer = TextTokenizer(folder)
+        engine = LocalEngine(
+            plan.config.engine, base_model, folder, work_dir, grammars, secret=secret, ends=tokenizer.end_ids
+        )
     except UserError as error:
-        print(f"loreloop: {error.message}", file=sys.stderr)
+        LOG.error("%s", error.message)
         sys.exit(CANNOT_START)
     link = _first_link(plan.socket)
     signal.signal(signal.SIGTERM, lambda *_: link.inbox.put(Shutdown()))
@@ -59,9 +68,10 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
         engine,
         link.inbox,
         link.send,
-        lambda strings: StopMatcher(tokenizer, strings),
+        lambda params: StopMatcher(tokenizer, params.stop_strings, parts_of(params.thoughts)),
         plan.config.engine,
         data / "journal" / "snapshots" / place,
+        ready=lambda: say_up(plan.up_folder, os.getpid()),
     )
     scheduler.run()
     link.close()

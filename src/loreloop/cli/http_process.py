@@ -3,57 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import signal
+import logging
+import os
 import socket
 import sys
 from pathlib import Path
 
+LOG = logging.getLogger(__name__)
+
 
 def main(plan_file: str, parent_pid: int) -> None:
-    import uvicorn
-
     from loreloop.host.desk import Desk
+    from loreloop.host.log import speak_to_supervisor
     from loreloop.host.orphans import die_with_parent
     from loreloop.host.plan import read_plan
+    from loreloop.host.starts import say_up
     from loreloop.host.supervisor import CANNOT_START
     from loreloop.host.web import run_web
     from loreloop.http.app import create_app
     from loreloop.http.pictures import Pictures
     from loreloop.http.services import Services
+    from loreloop.http.web_server import serve_until_told
     from loreloop.protocol.errors import UserError
     from loreloop.serve.names import Names
     from loreloop.serve.texts import Texts
 
-    class QuietServer(uvicorn.Server):
-        """uvicorn looks ten times a second whether it shall end; this one is told."""
-
-        async def main_loop(self) -> None:
-            ended = asyncio.Event()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, ended.set)
-            await ended.wait()
-
     die_with_parent(parent_pid)
+    speak_to_supervisor()
     plan = read_plan(plan_file)
 
     async def serve(desk: Desk, listening: socket.socket) -> None:
         names = Names({name: Path(folder) for name, folder in plan.folders.items()}, plan.config.aliases)
         pictures = Pictures(plan.config)
         app = create_app(Services(plan.config, desk.store, desk, names, Texts(), pictures, nonce=plan.nonce))
-        settings = uvicorn.Config(
-            app,
-            http="httptools",
-            loop="none",
-            lifespan="off",
-            log_level="warning",
-            access_log=False,
-            backlog=4096,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=1,
-            date_header=False,
-        )
+        say_up(plan.up_folder, os.getpid())
         try:
-            await QuietServer(settings).serve(sockets=[listening])
+            await serve_until_told(app, desk, listening)
         finally:
             await pictures.close()
 
@@ -63,7 +48,7 @@ def main(plan_file: str, parent_pid: int) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run_web(plan, serve))
     except UserError as error:
-        print(f"loreloop: {error.message}", file=sys.stderr)
+        LOG.error("%s", error.message)
         sys.exit(CANNOT_START)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 
@@ -12,9 +13,28 @@ from loreloop.cli.chat import chat
 from loreloop.cli.demo import demo
 from loreloop.cli.deploy import deploy
 from loreloop.cli.keys import keys
+from loreloop.cli.model_care import remove_model, verify_models
 from loreloop.cli.models import models
 from loreloop.cli.serve import serve
 from loreloop.cli.tools import tools
+
+# What the system refuses for reasons that lie with the machine, or with the path that was given.
+NOT_OURS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EIO,
+}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,18 +45,35 @@ def cli() -> None:
 
 for verb in (serve, demo, models, keys, deploy, tools, chat):
     cli.add_command(verb)
+for verb in (remove_model, verify_models):
+    models.add_command(verb)
 
 
 def main() -> None:
     """Exit code 2 for misuse, 1 for a failure; a traceback only for faults of ours."""
-    from loreloop.protocol.errors import LoreloopError
+    from loreloop.protocol.errors import LoreloopError, WrongSettings
 
     try:
         cli()
     except LoreloopError as error:
         click.echo(f"Error: {error.message}", err=True)
-        sys.exit(1)
-    except Exception:
+        sys.exit(2 if isinstance(error, WrongSettings) else 1)
+    except Exception as error:
+        if said := circumstances(error):
+            click.echo(f"Error: {said}", err=True)
+            sys.exit(1)
         traceback.print_exc()
         click.echo("This is a fault of loreloop's own; please report it with the lines above.", err=True)
         sys.exit(1)
+
+
+def circumstances(error: Exception) -> str | None:
+    """What is wrong with the machine, where it is that and not a fault of ours."""
+    import sqlite3
+
+    if isinstance(error, OSError) and error.errno in NOT_OURS:
+        return f"{error.filename or 'The system'}: {error.strerror}."
+    cause = getattr(error, "orig", None)  # of the database's library
+    if isinstance(cause, sqlite3.OperationalError):
+        return f"The database of the data folder cannot be used: {cause}."
+    return None

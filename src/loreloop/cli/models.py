@@ -1,19 +1,22 @@
-"""`loreloop models`: which base models there are, and adding one."""
+"""`loreloop models`: which base models there are, and adding one. Removing and verifying is in `model_care`."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loreloop.protocol.training import ExpertForm
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DATA = click.option("--data", "data_dir", default="~/.local/share/loreloop", show_default=True, help="The data folder.")
 
 
 @click.group()
 def models() -> None:
-    """List, add and measure base models."""
+    """List, add, verify and remove base models."""
 
 
 @models.command("list")
@@ -48,12 +51,21 @@ def list_models(data_dir: str, as_json: bool) -> None:
 @models.command("add")
 @click.argument("source")
 @click.option("--name", help="Another name for it.")
+@click.option("--link", is_flag=True, help="Leave a folder's files where they are, and link them.")
+@click.option(
+    "--chat-template",
+    "template",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A Jinja file that becomes the model's chat template.",
+)
 @click.option("--expert-noise", default=0.0, type=click.FloatRange(min=0), help="Of experts made here: 0.05 is 5 %.")
 @click.option("--router-skew", default=1.0, type=click.FloatRange(min=1), help="Longest to shortest row of routers.")
 @click.option("--seed", default=0, type=click.IntRange(min=0, max=2**31 - 1), help="Of noise and routers.")
 @DATA
-def add_model(source: str, name: str | None, expert_noise: float, router_skew: float, seed: int, data_dir: str) -> None:
-    """Add a model: a known name, a folder with config.json and safetensors, or a hub id (org/name).
+def add_model(source: str, name: str | None, *, link: bool, template: str | None, data_dir: str, **making: Any) -> None:
+    """Add a model: a known name, a folder with config.json and safetensors, a .gguf file, or a hub id (org/name).
+
+    What a server could not load is refused, and leaves nothing behind.
 
     smollm2-moe-4x135m is made of smollm2-135m: every feed-forward becomes four experts of which a token uses two.
     """
@@ -63,11 +75,19 @@ def add_model(source: str, name: str | None, expert_noise: float, router_skew: f
     from loreloop.model.tokenizer_cache import write_tokenizer
     from loreloop.model.upcycle import Upcycling
 
-    recipe = Upcycling(noise=expert_noise, skew=router_skew, seed=seed)
-    catalog = Catalog(Path(data_dir).expanduser())
-    entry = catalog.add(source, name, recipe if recipe != Upcycling() else None)
+    recipe = Upcycling(noise=making["expert_noise"], skew=making["router_skew"], seed=making["seed"])
+    catalog = Catalog(Path(data_dir).expanduser(), accept_text)
+    made = recipe if recipe != Upcycling() else None
+    entry = catalog.add(source, name, made, link=link, template=Path(template) if template else None)
     write_tokenizer(entry.folder, entry.name)
     click.echo(f"{entry.name} is in {entry.folder}; serve it with `loreloop serve --model {entry.name}`.")
+
+
+def accept_text(folder: Path) -> None:
+    """BadRequest where tokenizer, templates or sampling defaults could not be served."""
+    from loreloop.serve.texts import Texts
+
+    Texts().of(folder)
 
 
 @models.command("count")

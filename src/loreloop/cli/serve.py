@@ -21,7 +21,7 @@ MEMORY = {
 }
 
 
-ENGINE_FLAGS = ("precision", "quantize", "deterministic", "threads", "decode_gap_ms")
+ENGINE_FLAGS = ("precision", "quantize", "deterministic", "threads", "decode_gap_ms", "verify_weights")
 
 
 @click.command()
@@ -54,7 +54,21 @@ ENGINE_FLAGS = ("precision", "quantize", "deterministic", "threads", "decode_gap
     type=int,
     help="Training pauses for the samples' next tokens this often; 0: only between batches.  [default: 200]",
 )
+@click.option(
+    "--generation-config/--no-generation-config",
+    default=None,
+    help="Whether chats take temperature, top_p and the like from the model's generation_config.json where a request "
+    "leaves them out.  [default: they do]",
+)
+@click.option(
+    "--verify-weights",
+    is_flag=True,
+    default=None,
+    help="Compare weights with the checksums that `models add` noted before they are loaded.",
+)
 @click.option("--memory-mib", type=int, help="Budget for the base models together; 0 means none.  [default: 0]")
+@click.option("--log-file", metavar="FILE", help="Where the log goes.  [default: loreloop.log in the data folder]")
+@click.option("--verbose", is_flag=True, default=None, help="Show the whole log in the terminal too.")
 @click.option(
     "--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="A TOML file with any setting."
 )
@@ -62,13 +76,21 @@ ENGINE_FLAGS = ("precision", "quantize", "deterministic", "threads", "decode_gap
 def serve(config_file: str | None, parent_pid: int | None, **flags: Any) -> None:
     """Serve models over the Tinker protocol and OpenAI's API."""
     from loreloop.config import load_config
+    from loreloop.host.address import check_address
     from loreloop.host.orphans import die_with_parent
+    from loreloop.host.place import prepare
+    from loreloop.host.plan import running_address
     from loreloop.host.supervisor import Supervisor
+    from loreloop.store.inspection import inspect_data
 
     if parent_pid is not None:
         die_with_parent(parent_pid)
-    config = load_config(config_file, overrides(flags))
-    Supervisor(plan_of(config), engine_environment(config)).run()
+    config = load_config(config_file, overrides(flags)).absolute()
+    prepare(config.data_path)
+    if running_address(config) is None:  # else the supervisor has a better word for what is wrong
+        check_address(config.host, config.port)
+    notes = inspect_data(config.data_path)
+    Supervisor(plan_of(config), engine_environment(config), notes).run()
 
 
 def overrides(flags: dict[str, Any]) -> dict[str, Any]:
@@ -95,12 +117,15 @@ def plan_of(config: Config) -> ServerPlan:
     from loreloop.model.catalog import Catalog
     from loreloop.model.tokenizer_cache import write_tokenizer
     from loreloop.protocol.errors import BadRequest
+    from loreloop.serve.texts import Texts
 
     catalog = Catalog(config.data_path)
     entries = {
         entry.name: entry
         for entry in (catalog.ensure(name, blocks=config.engine.quantize == "int4") for name in config.models)
     }
+    for entry in entries.values():
+        Texts().of(entry.folder)  # a tokenizer or template that cannot be read is refused now, by its file
     n_mib = sum(entry.n_bytes for entry in entries.values()) >> 20
     if config.memory_mib and n_mib > config.memory_mib:
         raise BadRequest(f"The models need {n_mib} MiB together; memory_mib allows {config.memory_mib}. Serve fewer.")

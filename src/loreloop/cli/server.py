@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from loreloop.host import children
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class RunningServer:
 def running_server(data: str, arguments: Sequence[str], wait_seconds: float = 120) -> Iterator[RunningServer]:
     """`loreloop serve` on a free port with its data in `data`; always stopped at the end."""
     folder = Path(data)
-    command = [sys.executable, "-m", "loreloop.cli", "serve", "--data", data, "--port", "0", *arguments]
+    command = children.python("loreloop.cli", "serve", "--data", data, "--port", "0", *arguments)
     command += ["--parent-pid", str(os.getpid())]
     key = _new_key(folder)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=children.environment(), stdout=subprocess.DEVNULL)
     try:
         url = _address(folder / "run" / "server.json", process, wait_seconds)
         yield RunningServer(url, key, process.pid, folder)

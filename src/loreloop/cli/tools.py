@@ -21,8 +21,13 @@ def tools() -> None:
 @click.option("--url", default=None, help="Of a server that runs elsewhere, in place of a command.")
 @DATA
 def add_server(name: str, command: tuple[str, ...], url: str | None, data_dir: str) -> None:
-    """Register NAME: a COMMAND behind `--` that speaks MCP on its input and output, or a URL."""
-    from loreloop.serve.tool_links import check_url
+    """Register NAME: a COMMAND behind `--` that speaks MCP on its input and output, or a URL.
+
+    It will run in an empty folder. Files of this folder that the COMMAND names are written down with their whole path.
+    """
+    from pathlib import Path
+
+    from loreloop.serve.tool_links import absolute, check_url
     from loreloop.store import tools as rows
     from loreloop.store.rows import ToolServer
 
@@ -31,7 +36,7 @@ def add_server(name: str, command: tuple[str, ...], url: str | None, data_dir: s
     if url:
         check_url(url)
     with transaction(data_dir) as connection:
-        rows.add(connection, ToolServer(name, command or None, url), time.time())
+        rows.add(connection, ToolServer(name, absolute(command, Path.cwd()) or None, url), time.time())
     click.echo(f"Requests may name {name!r} now.")
 
 

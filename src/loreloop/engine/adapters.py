@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import OrderedDict
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -18,14 +19,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loreloop.model.lora import AdapterView, LoraLayout, init_flat
-from loreloop.model.peft import read_adapter, read_lora_spec, write_adapter
+from loreloop.model.peft import WEIGHTS_FILE, read_adapter, read_lora_spec, write_adapter
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.tensor_file import write_tensors
-from loreloop.protocol.errors import BadRequest, NotFound
+from loreloop.protocol.checksums import OPTIMIZER_FILE, FileSum, check_files, sum_of, write_sums
+from loreloop.protocol.errors import BadRequest, Gone, NotFound, ServerError
 from loreloop.protocol.paths import file_name
-from loreloop.protocol.training import LoraSpec
+from loreloop.protocol.training import LoraSpec, SavedResult
 
-OPTIMIZER_FILE = "optimizer.safetensors"
 VECTORS = ("master", "moment1", "moment2", "grad")
 
 
@@ -56,7 +57,7 @@ class ModelState:
         self.grad.zero_()
         self.has_grad = False
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path) -> FileSum:
         """The whole state in one file; vectors that are zero are left out."""
         present = {"master": self.master}
         if self.n_steps:
@@ -64,7 +65,9 @@ class ModelState:
         if self.has_grad:
             present["grad"] = self.grad
         lora = msgspec.json.encode(self.layout.lora).decode()
-        write_tensors(path, present, {"lora": lora, "n_steps": str(self.n_steps), "has_grad": str(int(self.has_grad))})
+        return write_tensors(
+            path, present, {"lora": lora, "n_steps": str(self.n_steps), "has_grad": str(int(self.has_grad))}
+        )
 
 
 def read_state(path: Path, spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> ModelState:
@@ -86,13 +89,14 @@ def new_state(spec: DecoderSpec, lora: LoraSpec, dtype: torch.dtype, device: tor
     return state
 
 
-def write_checkpoint(folder: Path, state: ModelState, base_model: str) -> int:
-    """A PEFT folder of the master weights plus the optimizer's moments; gives the bytes written."""
+def write_checkpoint(folder: Path, state: ModelState, base_model: str) -> SavedResult:
+    """A PEFT folder of the master weights plus the optimizer's moments, with the list of their checksums."""
     with staged(folder) as staging:
-        size = write_adapter(staging, AdapterView(state.layout, state.master), base_model)
+        sums = write_adapter(staging, AdapterView(state.layout, state.master), base_model)
         moments = {"moment1": state.moment1, "moment2": state.moment2}
-        size += write_tensors(staging / OPTIMIZER_FILE, moments, {"n_steps": str(state.n_steps)})
-    return size
+        sums[OPTIMIZER_FILE] = write_tensors(staging / OPTIMIZER_FILE, moments, {"n_steps": str(state.n_steps)})
+        sums_crc32 = write_sums(staging, sums)
+    return SavedResult(sums[WEIGHTS_FILE].n_bytes + sums[OPTIMIZER_FILE].n_bytes, sums_crc32)
 
 
 def read_checkpoint(folder: Path, state: ModelState, *, optimizer: bool) -> None:
@@ -119,6 +123,7 @@ def read_checkpoint(folder: Path, state: ModelState, *, optimizer: bool) -> None
 
 def _read_moments(folder: Path, size: int) -> tuple[int, dict[str, Tensor]]:
     try:
+        check_files(folder, (OPTIMIZER_FILE,))
         with safe_open(str(folder / OPTIMIZER_FILE), framework="pt") as file:
             moments = {name: file.get_tensor(name) for name in ("moment1", "moment2")}
             if any(moment.shape != (size,) for moment in moments.values()):
@@ -126,6 +131,8 @@ def _read_moments(folder: Path, size: int) -> tuple[int, dict[str, Tensor]]:
             return int(file.metadata()["n_steps"]), moments
     except OSError:
         raise BadRequest("This checkpoint holds no optimizer state; load it without the optimizer.") from None
+    except Gone as error:
+        raise BadRequest(f"{error.message} Or load this checkpoint without the optimizer.") from None
     except (SafetensorError, LookupError, TypeError, ValueError) as error:
         raise BadRequest(f"This checkpoint's optimizer state is damaged ({error}); load it without.") from None
 
@@ -137,6 +144,13 @@ def _describe(lora: LoraSpec) -> str:
 
 def _vector(state: ModelState, name: str) -> Tensor:
     return {"master": state.master, "moment1": state.moment1, "moment2": state.moment2, "grad": state.grad}[name]
+
+
+def _check_finite(path: Path) -> None:
+    with safe_open(str(path), framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 (not a dict)
+            if not bool(torch.isfinite(file.get_tensor(name)).all()):
+                raise SafetensorError(f"{name} holds NaN or infinite values")
 
 
 class staged:
@@ -156,6 +170,11 @@ class staged:
             self.staging.rename(self.folder)
         else:
             shutil.rmtree(self.staging, ignore_errors=True)
+
+
+class SnapshotFile(NamedTuple):
+    path: Path
+    crc32: str
 
 
 class AdapterBank:
@@ -192,11 +211,26 @@ class AdapterBank:
         self.resident.move_to_end(model_id)
         return state
 
-    def restore(self, model_id: str, file: Path) -> None:
-        """Takes a model in from a snapshot, without reading it yet."""
+    def restore(self, model_id: str, file: Path, crc32: str = "") -> None:
+        """Takes a model in from a snapshot.
+
+        ServerError, naming the file, where it is not what was written: it has another checksum, or (written before
+        there were checksums) holds NaN.
+        """
         self.drop(model_id)
         path = self._path(model_id)
-        shutil.copyfile(file, path)
+        try:
+            shutil.copyfile(file, path)
+            if crc32 and (found := sum_of(path).crc32) != crc32:
+                raise ServerError(f"its snapshot {file} is damaged: its checksum was {crc32} and is {found}")
+            if not crc32:
+                _check_finite(path)
+        except (OSError, SafetensorError) as error:
+            path.unlink(missing_ok=True)
+            raise ServerError(f"its snapshot {file} cannot be read ({error})") from None
+        except ServerError:
+            path.unlink()
+            raise
         self.spilled[model_id] = path
 
     def drop(self, model_id: str) -> None:
@@ -208,17 +242,18 @@ class AdapterBank:
     def changed(self, model_id: str) -> None:
         self.unsaved.add(model_id)
 
-    def snapshot(self, folder: Path, suffix: str) -> dict[str, Path]:
+    def snapshot(self, folder: Path, suffix: str) -> dict[str, SnapshotFile]:
         """Writes every model that changed since the last time; gives its file by model."""
         folder.mkdir(parents=True, exist_ok=True)
-        files: dict[str, Path] = {}
+        files: dict[str, SnapshotFile] = {}
         for model_id in sorted(self.unsaved):
             path = folder / f"{file_name(model_id)}.{suffix}.safetensors"
             if model_id in self.resident:
-                self.resident[model_id].write(path)
+                written = self.resident[model_id].write(path)
             else:
                 shutil.copyfile(self.spilled[model_id], path)
-            files[model_id] = path
+                written = sum_of(path)
+            files[model_id] = SnapshotFile(path, written.crc32)
         self.unsaved.clear()
         return files
 

@@ -30,9 +30,10 @@ from loreloop.model.export import export_peft
 from loreloop.model.linear import FastProducts, Products, TiledProducts
 from loreloop.model.load import load_decoder
 from loreloop.model.lora import AdapterView
-from loreloop.model.peft import read_lora_spec, write_adapter
+from loreloop.model.peft import WEIGHTS_FILE, read_lora_spec, write_adapter
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.vision import load_vision
+from loreloop.protocol.checksums import write_sums
 from loreloop.protocol.errors import BadRequest, UserError
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
 from loreloop.protocol.sampling import SampleOp
@@ -56,7 +57,8 @@ MOST_SPREAD = 4
 
 class LocalEngine:
     """Loads `folder` and is ready. `work_dir` takes the models that do not fit into memory; a `secret` that clients do
-    not know keeps them from making images that are taken for others."""
+    not know keeps them from making images that are taken for others; `ends` are ids that end a text beside those that
+    the configuration names."""
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class LocalEngine:
         grammars: Callable[[EngineInfo], Constrain] | None = None,
         *,
         secret: bytes = b"",
+        ends: Sequence[int] = (),
     ) -> None:
         self.config, self.base_model = config, base_model
         n_threads = config.threads or len(os.sched_getaffinity(0))
@@ -98,7 +101,7 @@ class LocalEngine:
             str(folder),
             spec.vocab_size,
             spec.context_window,
-            spec.eos_token_ids,
+            tuple(i for i in dict.fromkeys((*spec.eos_token_ids, *ends)) if 0 <= i < spec.vocab_size),
             config.max_lora_rank,
             n_threads,
             vision.rules if vision else None,
@@ -152,19 +155,22 @@ class LocalEngine:
         return StepResult(adam_step(state, op.adam))
 
     def save_state(self, op: SaveState) -> SavedResult:
-        return SavedResult(write_checkpoint(Path(op.folder), self.bank.get(op.model_id), self.base_model))
+        return write_checkpoint(Path(op.folder), self.bank.get(op.model_id), self.base_model)
 
     def save_sampler(self, op: SaveSampler) -> SavedResult:
         weights = self.bank.get(op.model_id).publish()
         with staged(Path(op.folder)) as staging:
-            size = write_adapter(staging, weights, self.base_model, durable=op.durable)
+            sums = write_adapter(staging, weights, self.base_model, durable=op.durable)
+            sums_crc32 = write_sums(staging, sums)
         self.revisions.put(op.revision_id, weights)
-        return SavedResult(size)
+        return SavedResult(sums[WEIGHTS_FILE].n_bytes, sums_crc32)
 
     def save_external(self, op: SaveExternal) -> SavedResult:
         state = self.bank.get(op.model_id)
         with staged(Path(op.folder)) as staging:
-            return SavedResult(export_peft(staging, AdapterView(state.layout, state.master), self.base_model))
+            sums = export_peft(staging, AdapterView(state.layout, state.master), self.base_model)
+            sums_crc32 = write_sums(staging, sums)
+        return SavedResult(sums[WEIGHTS_FILE].n_bytes, sums_crc32)
 
     def load_state(self, op: LoadState) -> None:
         state = self.bank.get(op.model_id)
@@ -195,10 +201,10 @@ class LocalEngine:
 
     def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
         files = self.bank.snapshot(Path(folder), str(plan_no))
-        return [ModelSnapshot(model_id, plan_no, 0, str(path)) for model_id, path in files.items()]
+        return [ModelSnapshot(name, plan_no, 0, str(file.path), file.crc32) for name, file in files.items()]
 
     def restore(self, snapshot: ModelSnapshot) -> None:
-        self.bank.restore(snapshot.model_id, Path(snapshot.file))
+        self.bank.restore(snapshot.model_id, Path(snapshot.file), snapshot.crc32)
 
     def admit(self, op: SampleOp) -> bool:
         if not self.sampler.has_room():

@@ -7,6 +7,7 @@ when `submit` returns, and its result before anybody hears of it. Knows neither 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -16,8 +17,9 @@ from pathlib import Path
 from loreloop.config import Config
 from loreloop.host.counts import Counts
 from loreloop.host.link import EngineConnection
+from loreloop.host.meter import Meter
 from loreloop.host.samples import Recording, Ticket
-from loreloop.protocol.errors import Gone, NotFound, Unavailable
+from loreloop.protocol.errors import Gone, NotFound, OutOfService, Unavailable
 from loreloop.protocol.link import (
     BatchDone,
     BatchStarted,
@@ -28,6 +30,8 @@ from loreloop.protocol.link import (
     FromEngine,
     Hello,
     Meters,
+    ModelLost,
+    OpEnd,
     Queues,
     Restore,
     Restored,
@@ -42,14 +46,21 @@ from loreloop.protocol.link import (
 )
 from loreloop.protocol.sampling import SampleOp, SampleResult
 from loreloop.protocol.training import Failure, SkipSeq, TrainOp, token_bytes
-from loreloop.store import journal, runs, samplers, spool
+from loreloop.store import journal, replay, runs, samplers, spool
 from loreloop.store.files import Files, delete
-from loreloop.store.rows import Acceptance, Outcome, SequenceRecord
+from loreloop.store.rows import Acceptance, DamagedOp, Outcome, SequenceRecord
 from loreloop.store.store import Store
 
 SESSION_OVER = Failure("user", "The session of this request has ended; open a new one and load a checkpoint.")
 MAX_SAMPLE_DEATHS, MAX_OP_DEATHS = 3, 4  # a sample can be asked for again, a training operation is missed: it goes last
+LOG = logging.getLogger(__name__)
 CANCELLED = Failure("user", "The request was cancelled.")
+STOPPING = "The server is stopping; send this again in a moment."
+STOPPED = Failure("server", STOPPING)
+
+
+class _Astray(Exception):
+    """An engine's state is not what it was; nothing that it says may be taken any more."""
 
 
 @dataclass
@@ -76,8 +87,10 @@ class Desk:
         self.config, self.store, self.files = config, store, Files(store.folder)
         self.engines = {name: _Engine() for name in base_models}
         self.tickets: dict[str, Ticket] = {}
+        self.meter = Meter(store)
         self.n_waiting_samples = 0
         self.ends: dict[str, asyncio.Event] = {}
+        self.stopping = False
 
     # training
 
@@ -131,7 +144,10 @@ class Desk:
 
     async def sample_result(self, request_id: str, hold_seconds: float | None) -> SampleResult | Failure | None:
         """How a sample ended, or None if it has not after so long; Gone if nothing is known of it any more."""
-        return await self._ticket(request_id).wait(hold_seconds)
+        result = await self._ticket(request_id).wait(hold_seconds)
+        if result is STOPPED:
+            raise OutOfService(STOPPING)
+        return result
 
     def stream(self, request_id: str) -> AsyncIterator[Token | SampleResult | Failure]:
         return self._ticket(request_id).stream()
@@ -151,6 +167,7 @@ class Desk:
         if ticket.result is None:
             self.n_waiting_samples -= 1
             self.engines[ticket.base_model].counts.sample_ended(ticket.op, result)
+            self.meter.add(ticket.op.owner, ticket.spent(result, time.time()))
         ticket.end(result, time.time())
 
     # engines
@@ -182,20 +199,24 @@ class Desk:
             async for message in connection.messages():
                 if isinstance(message, Hello):
                     base_model = message.base_model
-                    self._welcome(message, connection)
+                    await self._welcome(message, connection)
                 else:
                     await self._hear(base_model, message)
+        except _Astray as astray:
+            LOG.error("the engine of %s must begin anew: %s", base_model, astray)
         finally:
             connection.close()
             if base_model and self.engines[base_model].connection is connection:
                 self.engines[base_model].connection = None
                 await self._blame(base_model)
 
-    def _welcome(self, hello: Hello, connection: EngineConnection) -> None:
+    async def _welcome(self, hello: Hello, connection: EngineConnection) -> None:
         engine = self.engines[hello.base_model]
         if not engine.info.done():
             engine.info.set_result(hello.info)
-        state = self.store.read(journal.replay_state, self.store.segments, hello.base_model)
+        while (state := self.store.read(replay.replay_state, self.store.segments, hello.base_model)).damaged:
+            for damaged in state.damaged:
+                await self._end_damaged(damaged)
         connection.send(Restore(state.snapshots, state.batches, state.next_plan_no))
         for op in state.ops:
             connection.send(Submit(op, alone=op.request_id in engine.deaths))
@@ -218,10 +239,35 @@ class Desk:
         engine.deaths.update(engine.executing)
         engine.executing = set()
         for request_id in [r for r, n_deaths in engine.deaths.items() if n_deaths >= MAX_OP_DEATHS]:
-            killer, now = _killer(MAX_OP_DEATHS), time.time()
-            await self.store.write(journal.give_up, self.store.segments, request_id, killer, now)
             del engine.deaths[request_id]
-            self._release(request_id)
+            if model_id := self.store.read(journal.executed_model, request_id):
+                await self.lose_model(model_id, f"the engine died {MAX_OP_DEATHS} times executing {request_id} again")
+            else:
+                await self._give_up(request_id, _killer(MAX_OP_DEATHS))
+
+    async def _end_damaged(self, op: DamagedOp) -> None:
+        """Without an executed operation its model cannot be brought back; another one ends, and is skipped."""
+        if op.executed:
+            await self.lose_model(op.model_id, f"{op.request_id} would have to be executed again, and {op.reason}")
+        else:
+            LOG.error("%s is damaged and given up: %s", op.request_id, op.reason)
+            reason = f"What was written down of {op.request_id} is damaged, and it was not executed: {op.reason}"
+            await self._give_up(op.request_id, Failure("server", reason))
+
+    async def _went_astray(self, base_model: str, end: OpEnd) -> None:
+        """An executed operation that fails when it is executed again leaves its model in another state. What is wrong
+        with the operation stays wrong; other trouble may pass, and another engine tries again."""
+        failure = end.result
+        model_id = self.store.read(journal.executed_model, end.request_id)
+        if isinstance(failure, Failure) and failure.category == "user" and model_id:
+            await self.lose_model(model_id, f"{end.request_id} fails when it is executed again: {failure.message}")
+        else:
+            self.engines[base_model].executing.add(end.request_id)
+            raise _Astray(f"{end.request_id} had succeeded and fails when it is executed again: {failure}")
+
+    async def _give_up(self, request_id: str, failure: Failure) -> None:
+        await self.store.write(journal.give_up, self.store.segments, request_id, failure, time.time())
+        self._release(request_id)
 
     async def _hear(self, base_model: str, message: FromEngine) -> None:
         match message:
@@ -229,12 +275,16 @@ class Desk:
                 self.engines[base_model].executing.update(request_ids)
             case BatchDone(ends=ends):
                 self.engines[base_model].executing.difference_update(end.request_id for end in ends)
-                now = time.time()
-                await self.store.write(journal.record_batch, self.store.segments, base_model, message, now)
+                segments, now = self.store.segments, time.time()
+                astray = await self.store.write(journal.record_batch, segments, base_model, message, now)
                 self.engines[base_model].counts.batch_ended(message)
                 for end in ends:
                     self.engines[base_model].deaths.pop(end.request_id, None)
                     self._release(end.request_id)
+                for end in astray:
+                    await self._went_astray(base_model, end)
+            case ModelLost(model_id, reason):
+                await self.lose_model(model_id, reason)
             case Snapshotted():
                 await self.store.write(journal.record_snapshot, base_model, message)
                 self._send(base_model, SnapshotRecorded(message.plan_no))
@@ -281,6 +331,19 @@ class Desk:
 
     # ends
 
+    def stop(self) -> None:
+        """Whoever waits is answered now, since nothing more will come: polls with "not yet", the others with a failure
+        that says to ask again."""
+        self.stopping = True
+        for request_id in list(self.ends):
+            self._release(request_id)
+        for ticket in self.tickets.values():
+            self._end_sample(ticket, STOPPED)
+        for engine in self.engines.values():
+            if not engine.info.done():
+                engine.info.set_exception(OutOfService(STOPPING))
+                engine.info.exception()  # also where nobody waits
+
     async def close_session(self, session_id: str) -> None:
         """After a session has ended: its samples are cancelled, its models unloaded, its ephemeral adapters deleted."""
         mine = f"{session_id}:"
@@ -300,8 +363,21 @@ class Desk:
         files = await self.store.write(journal.forget_model, self.store.segments, run_id, SESSION_OVER, time.time())
         for file in filter(None, files):
             Path(file).unlink(missing_ok=True)
+        self._release_all(run_id)
+
+    def _release_all(self, run_id: str) -> None:
         for request_id in [r for r in self.ends if r.startswith(f"{run_id}:")]:
             self._release(request_id)
+
+    async def lose_model(self, run_id: str, reason: str) -> None:
+        """Ends a run whose state cannot be restored: its operations end as failures that say why, and so does whatever
+        is asked of it later. What it has saved, and the files of its state, are left alone."""
+        LOG.error("the state of %s is lost: %s", run_id, reason)
+        self._send_all(DropModel(run_id))
+        message = f"The state of {run_id} is lost: {reason}. Load its newest checkpoint in a new session."
+        lost = Failure("server", message)
+        await self.store.write(journal.lose_model, self.store.segments, run_id, lost, time.time())
+        self._release_all(run_id)
 
     def drop_revision(self, revision_id: str) -> None:
         self._send_all(DropRevision(revision_id))

@@ -27,6 +27,17 @@ class ServerPlan(msgspec.Struct, frozen=True):
         return self.config.data_path / "run"
 
     @property
+    def empty_folder(self) -> Path:
+        """Where all processes of the server work, also the tool servers that they start: nothing lies there that could
+        be taken for a module, a setting or a program."""
+        return self.run_folder / "empty"
+
+    @property
+    def up_folder(self) -> Path:
+        """Where processes say that they have come up (`host/starts.py`)."""
+        return self.run_folder / "up"
+
+    @property
     def socket(self) -> Path:
         """Below the data folder, or, where its path is longer than a socket's may be, in the temporary folder."""
         path = self.run_folder.absolute() / "engine.sock"

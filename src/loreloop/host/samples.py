@@ -15,7 +15,8 @@ import numpy as np
 
 from loreloop.protocol.link import Token
 from loreloop.protocol.sampling import Partial, SampleOp, SampleResult
-from loreloop.protocol.training import Chunk, Failure, ImageChunk
+from loreloop.protocol.training import Chunk, Failure, ImageChunk, length_of
+from loreloop.store.rows import KeyUsage
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,15 @@ class Ticket:
             self.result, self.ended = result, now
             self.op = msgspec.structs.replace(self.op, prompt=tuple(map(_lengths_alone, self.op.prompt)))
             self._wake()
+
+    def spent(self, result: SampleResult | Failure, now: float) -> KeyUsage:
+        """What the request has used. Of one that was cut short that is what its stream had shown."""
+        if isinstance(result, Failure):
+            n_prompt, n_drawn = length_of(self.op.prompt) if self.tokens else 0, len(self.tokens)
+        else:
+            n_prompt = length_of(self.op.prompt)
+            n_drawn = sum(len(sequence.tokens) // 4 for sequence in result.sequences)
+        return KeyUsage(requests=1, prompt_tokens=n_prompt, generated_tokens=n_drawn, last_used=now)
 
     def _wake(self) -> None:
         self.changed.set()

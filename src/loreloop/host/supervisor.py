@@ -6,23 +6,27 @@ One HTTP process and one engine process for every base model. Without anything t
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
+from loreloop.host import children
+from loreloop.host.log import Log
 from loreloop.host.plan import ServerPlan
-from loreloop.protocol.errors import BadRequest
+from loreloop.host.starts import MAX_STARTS, Starts, came_up, reason_of
+from loreloop.protocol.errors import BadRequest, ServerError
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 30.0
 STEADY_SECONDS = 60.0  # after this long a process counts as healthy again
-GRACE_SECONDS = 20.0
+ENGINE_GRACE_SECONDS, HTTP_GRACE_SECONDS = 6.0, 3.0  # to end by themselves; together below ten
 CANNOT_START = 78  # exit code of a child whose settings are wrong: starting it again would not help
 
 
@@ -36,27 +40,36 @@ class _Child:
 
     module: str
     arguments: list[str]
+    name: str = "http"  # in the log
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     n_deaths: int = 0
     lives: int = 0
+    starts: Starts = field(default_factory=Starts)
 
 
 class Supervisor:
-    """`environment` is laid over this process's own for the engines."""
+    """`environment` is laid over this process's own for the engines; `notes` are said first."""
 
-    def __init__(self, plan: ServerPlan, environment: Mapping[str, str]) -> None:
-        self.plan, self.environment = plan, dict(environment)
+    def __init__(self, plan: ServerPlan, environment: Mapping[str, str], notes: Sequence[str] = ()) -> None:
+        self.plan, self.environment, self.notes = plan, dict(environment), notes
         path = str(plan.file)
         self.http = _Child("loreloop.cli.http_process", [path])
-        self.engines = [_Child("loreloop.cli.engine_process", [path, name]) for name in plan.folders]
+        self.engines = [_Child("loreloop.cli.engine_process", [path, name], name) for name in plan.folders]
         self.due: list[tuple[float, _Child]] = []  # when dead children start again
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT."""
         lock = lock_data(self.plan.run_folder)
+        self.log = Log(self.plan.config.log_path, verbose=self.plan.config.verbose)
+        print(f"The log is in {self.log.file}", flush=True)
         self.plan.address_file.unlink(missing_ok=True)  # of a server that was killed
         self.plan.write()
+        for note in self.notes:
+            self._say(logging.WARNING, note)
+        for folder in (self.plan.empty_folder, self.plan.up_folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.plan.empty_folder.mkdir()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _raise_stop)
         # An alarm and not a thread: a child would die with the thread that started it (host/orphans.py).
@@ -71,32 +84,52 @@ class Supervisor:
                 except ChildProcessError:  # all are dead and wait for their next start
                     time.sleep(FIRST_PAUSE_SECONDS)
                     continue
-                if os.waitstatus_to_exitcode(status) == CANNOT_START:
-                    raise BadRequest("The server cannot start; the reason stands above.")
-                self._replace(pid)
+                exit_code = os.waitstatus_to_exitcode(status)
+                if exit_code == CANNOT_START:
+                    raise BadRequest(f"The server cannot start; the reason stands above, and in {self.log.file}.")
+                self._replace(pid, exit_code)
         except _Stop:
             pass
         finally:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
                 signal.signal(number, signal.SIG_IGN)
             self._end()
+            self.log.close()
             lock.close()
 
     def _start(self, child: _Child) -> None:
         child.lives += 1
         child.started = time.monotonic()
-        command = [sys.executable, "-m", child.module, *child.arguments, str(os.getpid()), str(child.lives)]
-        environment = os.environ | (self.environment if child is not self.http else {})
-        child.process = subprocess.Popen(command, env=environment, start_new_session=True)
+        command = children.python(child.module, *child.arguments, str(os.getpid()), str(child.lives))
+        environment = children.environment() | (self.environment if child is not self.http else {})
+        folder = self.plan.empty_folder
+        child.process = subprocess.Popen(
+            command, env=environment, cwd=folder, start_new_session=True, stderr=subprocess.PIPE
+        )
+        assert child.process.stderr
+        self.log.follow(child.name, child.process.stderr)
+        self._say(logging.INFO, f"{child.name} started (pid {child.process.pid}, life {child.lives})")
 
-    def _replace(self, pid: int) -> None:
+    def _replace(self, pid: int, exit_code: int) -> None:
         """Starts a dead child again, after a pause that grows while it keeps dying; the others do not wait for it."""
         for child in [c for c in (self.http, *self.engines) if c.process and c.process.pid == pid]:
+            self._count_start(child, pid, exit_code)
             steady = time.monotonic() - child.started > STEADY_SECONDS
             child.n_deaths = 1 if steady else child.n_deaths + 1
             pause = min(FIRST_PAUSE_SECONDS * 2 ** min(child.n_deaths - 1, 20), LONGEST_PAUSE_SECONDS)
-            print(f"loreloop: {child.module} (pid {pid}) died; starting it again in {pause:g} s", file=sys.stderr)
+            self._say(logging.ERROR, f"{child.name} (pid {pid}) died; starting it again in {pause:g} s")
             self._start_after(pause, child)
+
+    def _count_start(self, child: _Child, pid: int, exit_code: int) -> None:
+        """ServerError when it has died at its start too often."""
+        if came_up(self.plan.up_folder, pid):
+            child.starts.succeeded()
+            return
+        reason = reason_of(exit_code, self.log.last_words(child.name))
+        if child.starts.in_vain(reason, self.http.lives):
+            message = f"{child.name} died {MAX_STARTS} times at its start, always alike: {reason}"
+            self._say(logging.ERROR, message)
+            raise ServerError(f"The server stops: {message}. Its log is {self.log.file}.")
 
     def _start_due(self) -> None:
         now = time.monotonic()
@@ -106,7 +139,7 @@ class Supervisor:
             try:
                 self._start(child)
             except OSError as error:  # no process or memory to be had right now
-                print(f"loreloop: {child.module} cannot be started yet: {error}", file=sys.stderr)
+                self._say(logging.ERROR, f"{child.name} cannot be started yet: {error}")
                 self._start_after(LONGEST_PAUSE_SECONDS, child)
         self._set_alarm()
 
@@ -120,13 +153,17 @@ class Supervisor:
         if self.due:
             signal.setitimer(signal.ITIMER_REAL, max(0.001, min(at for at, _ in self.due) - time.monotonic()))
 
+    def _say(self, level: int, text: str) -> None:
+        self.log.say(level, "supervisor", text)
+
     def _end(self) -> None:
         """Engines first, so that their last words are still heard."""
-        for group in (self.engines, [self.http]):
+        self._say(logging.INFO, "ending")
+        for group, seconds in ((self.engines, ENGINE_GRACE_SECONDS), ([self.http], HTTP_GRACE_SECONDS)):
             processes = [child.process for child in group if child.process]
             for process in processes:
                 process.send_signal(signal.SIGTERM)
-            deadline = time.monotonic() + GRACE_SECONDS
+            deadline = time.monotonic() + seconds
             for process in processes:
                 try:
                     process.wait(max(0.1, deadline - time.monotonic()))
@@ -138,8 +175,11 @@ class Supervisor:
 
 def lock_data(run_folder: Path) -> IO[str]:
     """Keeps a second server off the same data folder."""
-    run_folder.mkdir(parents=True, exist_ok=True)
-    lock = (run_folder / "lock").open("w")
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        lock = (run_folder / "lock").open("w")
+    except OSError as error:
+        raise BadRequest(f"{run_folder / 'lock'} cannot be made: {error.strerror}. Is something else there?") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

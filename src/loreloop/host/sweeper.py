@@ -1,4 +1,4 @@
-"""Takes away what has had its time: silent sessions, expired checkpoints, results, records, files without a row.
+"""Takes away what has had its time: silent sessions, expired checkpoints, results, records and answers, stray files.
 
 Sleeps until the next thing is due. Decides nothing about live work.
 """
@@ -6,19 +6,20 @@ Sleeps until the next thing is due. Decides nothing about live work.
 from __future__ import annotations
 
 import asyncio
-import sys
+import logging
 import time
 from pathlib import Path
 
 from loreloop.host.desk import Desk
 from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.paths import CheckpointKind
-from loreloop.store import checkpoints, journal, runs, sessions, spool
+from loreloop.store import checkpoints, journal, responses, runs, sessions, spool
 from loreloop.store.files import delete
 
 LONGEST_SLEEP_SECONDS = 300.0
 SHORTEST_SLEEP_SECONDS = 1.0
 YOUNG_SECONDS = 600.0
+LOG = logging.getLogger(__name__)
 
 
 class Sweeper:
@@ -32,7 +33,7 @@ class Sweeper:
             try:
                 await self.sweep(time.time())
             except (LoreloopError, OSError) as error:
-                print(f"loreloop: a sweep failed and will be tried again: {error}", file=sys.stderr)
+                LOG.warning("a sweep failed and will be tried again: %s", error)
             await asyncio.sleep(self._pause(time.time()))
 
     async def sweep(self, now: float) -> None:
@@ -42,6 +43,7 @@ class Sweeper:
         await self.store.write(journal.expire_results, now - session.result_ttl_seconds)
         self.desk.forget_results(now - session.result_ttl_seconds)
         await self.store.write(spool.sweep, now)
+        await self.store.write(responses.sweep, now)
         await self.store.write(journal.sweep_segments, self.store.segments)
         self._unpin(now)
         self.desk.files.sweep(now - YOUNG_SECONDS)

@@ -6,6 +6,8 @@ The application is made by a function it is given, since this room knows no rout
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import socket
 import time
@@ -14,16 +16,18 @@ from typing import TypeAlias
 
 import msgspec
 
+from loreloop.host.address import listen
 from loreloop.host.desk import Desk
 from loreloop.host.link import EngineConnection
 from loreloop.host.plan import Address, ServerPlan
 from loreloop.host.sweeper import Sweeper
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import OutOfService
 from loreloop.store import keys, sessions
 from loreloop.store.store import Store
 
-BACKLOG = 4096  # connections that may wait: a client may open two thousand at once
 FIRST_KEY_SCOPES = ("admin",)
+LOADING_SECONDS = 30.0  # between two lines about what is waited for
+LOG = logging.getLogger(__name__)
 Serve: TypeAlias = Callable[[Desk, socket.socket], Awaitable[None]]
 
 
@@ -39,12 +43,17 @@ async def run_web(plan: ServerPlan, serve: Serve) -> None:
     )
     plan.socket.chmod(0o600)
     sweeping = asyncio.create_task(Sweeper(desk).run())
-    await announce(plan, store, listening)
+    url = url_of(listening)
+    write_address(plan, url)
+    announcing = asyncio.create_task(announce(plan, desk, url))
     try:
         await serve(desk, listening)
     finally:
-        sweeping.cancel()
+        for task in (sweeping, announcing):
+            task.cancel()
+        await asyncio.wait({sweeping, announcing})
         engines.close()
+        await desk.meter.flush()
         store.close()
 
 
@@ -54,26 +63,45 @@ def bind(plan: ServerPlan) -> socket.socket:
     if port == 0 and plan.address_file.exists():  # of this server: the supervisor removes others'
         url = msgspec.json.decode(plan.address_file.read_bytes(), type=Address).url
         port = int(url.rpartition(":")[2])
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listening = socket.socket(family)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((config.host, port))
-        listening.listen(BACKLOG)
-    except OSError as error:
-        raise BadRequest(f"Cannot listen on {config.host}:{port}: {error.strerror}. Give another --port.") from None
-    return listening
+    return listen(config.host, port)
 
 
-async def announce(plan: ServerPlan, store: Store, listening: socket.socket) -> None:
-    """Writes the address file, and at the very first start prints a key and how to use it."""
+def url_of(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"Loreloop serves {', '.join([*plan.folders, *plan.config.aliases])} at {url}", flush=True)
-    if not store.read(keys.any_exist):
-        made = await store.write(keys.create, "first", FIRST_KEY_SCOPES, time.time())
-        print("A key was made; it is shown only now. In the shell of your client:\n", flush=True)
-        print(f"export TINKER_BASE_URL={url}\nexport TINKER_API_KEY={made.secret}\n", flush=True)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def write_address(plan: ServerPlan, url: str) -> None:
     temporary = plan.address_file.with_suffix(".tmp")
     temporary.write_bytes(msgspec.json.encode(Address(url, os.getppid(), plan.nonce)))
     temporary.replace(plan.address_file)
+
+
+async def announce(plan: ServerPlan, desk: Desk, url: str) -> None:
+    """Says what is waited for, and that the server serves when it does; at the very first start also makes a key, and
+    prints it and how to use it."""
+    loading = set(plan.folders)
+    tell(f"{url} is up; loading {', '.join(plan.folders)} …")
+    started = time.monotonic()
+    infos = {asyncio.ensure_future(desk.info(name)): name for name in loading}
+    while infos:
+        done, _ = await asyncio.wait(infos, timeout=LOADING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        for info in done:
+            del infos[info]
+            if isinstance(info.exception(), OutOfService):  # the server stops before it has begun
+                return
+        if not done:
+            tell(f"still loading {', '.join(sorted(infos.values()))} after {time.monotonic() - started:.0f} s …")
+    tell(f"Loreloop serves {', '.join([*plan.folders, *plan.config.aliases])} at {url}")
+    if not desk.store.read(keys.any_exist):
+        made = await desk.store.write(keys.create, "first", FIRST_KEY_SCOPES, time.time())
+        tell("A key was made; it is shown only now. In the shell of your client:\n", secret=True)
+        tell(f"export TINKER_BASE_URL={url}\nexport TINKER_API_KEY={made.secret}\n", secret=True)
+
+
+def tell(text: str, *, secret: bool = False) -> None:
+    """On the terminal, and unless it is a secret in the log."""
+    if not secret:
+        LOG.info(text)
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(text, flush=True)

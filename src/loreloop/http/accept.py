@@ -16,7 +16,7 @@ from starlette.responses import Response
 from loreloop.http.bodies import HEAD_BYTES, answer, read_body
 from loreloop.http.services import TRAIN, caller, now, services
 from loreloop.protocol.codec import recover_address
-from loreloop.protocol.errors import BadRequest, NotFound, TooLarge, UserError
+from loreloop.protocol.errors import BadRequest, Gone, NotFound, TooLarge, UserError
 from loreloop.protocol.paths import request_id
 from loreloop.protocol.rest import SeqId
 from loreloop.protocol.training import TrainOp
@@ -62,6 +62,8 @@ def address_in_protobuf(body: bytes) -> Address | None:
 def live_run(request: Request, key: KeyRow, model_id: str) -> RunRow:
     """The run of this key, still in the engine."""
     run = services(request).store.read(runs.get, key.id, model_id)
+    if run.lost:
+        raise Gone(run.lost)
     if not run.live:
         raise BadRequest(f"The session of {model_id} has ended; create a training client from one of its checkpoints.")
     return run

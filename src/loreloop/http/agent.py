@@ -5,7 +5,7 @@ until an answer without calls, a call of the caller's own tools, or a bound. Kno
 from __future__ import annotations
 
 import asyncio
-import traceback
+import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
@@ -25,6 +25,8 @@ from loreloop.store import tools as tool_rows
 from loreloop.store.rows import ToolCallRecord, ToolServer
 from loreloop.text.conversation import MadeCall, Turn
 from loreloop.text.tool_calls import Broken, Content, Thinking
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class AgentRun:
             if not self.ops:
                 yield Began(chat)
             self.ops.append(chat.op)
-            reply, whole, result = chat.reply(), WholeReply(), None
+            reply, whole, result = chat.reply(), WholeReply(warning=chat.warning), None
             async with aclosing(self.draw(chat.op)) as drawn:
                 async for item in drawn:
                     pieces = reply.flush() if isinstance(item, SampleResult) else reply.push(item)
@@ -189,7 +191,7 @@ class LiveRun:
         stopped = ServerError("The loop over tools was stopped; ask again.")
         error = stopped if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, LoreloopError):
-            traceback.print_exception(error)
+            LOG.error("the loop over tools failed", exc_info=error)
             error = ServerError("The loop over tools failed; the server's log says why.")
         if error is not None and not self.begun.done():
             self.begun.set_exception(error)

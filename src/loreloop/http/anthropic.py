@@ -17,9 +17,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.http.blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
-from loreloop.http.bodies import MAX_ENTRIES, answer, read_json
-from loreloop.http.chat import Chat, ChatAsk, Reply, bounded_prompt, chat_with_images, prompt_chunks
-from loreloop.http.generate import Model, find_model, forget, heard, results, start
+from loreloop.http.bodies import answer, read_as_sent
+from loreloop.http.chat import Chat, ChatAsk, Reply, chat_on, left_open, prompt_length, seen
+from loreloop.http.context_edits import managed
+from loreloop.http.generate import Model, find_model, forget, heard, prompt_only, results, start
 from loreloop.http.services import Services, asker, services
 from loreloop.http.sse import EventStream, named_event
 from loreloop.protocol.anthropic_rest import (
@@ -47,15 +48,16 @@ from loreloop.text.tool_calls import Tool
 
 async def messages(request: Request) -> Response:
     asker(request)
-    body = await read_json(request, Messages, MAX_ENTRIES)
+    body = await read_as_sent(request, Messages)
     model = await find_model(request, body.model, (body.metadata or {}).get("user_id"))
     ask = ask_of(body, params_of(body), stream=bool(body.stream))
-    asked = Asked(body.model, await chat_with_images(services(request).pictures, model, ask))
+    edited = await managed(model, await seen(services(request).pictures, model, ask), body.context_management)
+    asked = Asked(body, await chat_on(model, edited.ask), edited.applied)
     if body.stream:
         start(services(request), model, [asked.chat.op])
         at_end = partial(forget, services(request), [asked.chat.op])
         return EventStream(events(services(request), asked), model.headers, at_end)
-    (result,) = await results(request, model, [asked.chat.op])
+    result = asked.told((await results(request, model, [asked.chat.op]))[0])
     response = answer(asked.whole(result))
     response.headers.update(model.headers)
     return response
@@ -63,12 +65,14 @@ async def messages(request: Request) -> Response:
 
 async def count_tokens(request: Request) -> Response:
     asker(request)
-    body = await read_json(request, CountTokens, MAX_ENTRIES)
+    body = await read_as_sent(request, CountTokens)
     model: Model = await find_model(request, body.model)
-    conversation = ask_of(body, WireSamplingParams(), stream=False).conversation
-    conversation = await services(request).pictures.in_conversation(conversation, model.info)
-    chunks = await prompt_chunks(model, bounded_prompt(model, conversation), conversation)
-    return answer({"input_tokens": length_of(chunks)})
+    ask = await seen(services(request).pictures, model, ask_of(body, WireSamplingParams(), stream=False))
+    edited = await managed(model, ask, body.context_management)
+    counted: dict[str, Any] = {"input_tokens": await prompt_length(model, edited.ask.conversation)}
+    if body.context_management is not None:
+        counted["context_management"] = {"original_input_tokens": await prompt_length(model, ask.conversation)}
+    return answer(counted)
 
 
 # from the body
@@ -106,7 +110,8 @@ def ask_of(body: CountTokens, wire: WireSamplingParams, *, stream: bool) -> Chat
         if last.parts:
             raise BadRequest("The last message, with which the answer begins, holds an image; leave that out.")
         begun, thought = last.content, last.thinking or ""
-    return ChatAsk(Conversation(tuple(turns), tools, settings, begun, thought), wire, wanted, parallel, stream=stream)
+    conversation = Conversation(tuple(turns), tools, settings, begun, thought)
+    return ChatAsk(conversation, wire, wanted, parallel, stream=stream, left_open=left_open(body))
 
 
 def turns_of(message: Message) -> Iterator[Turn]:
@@ -156,8 +161,22 @@ def picture_of(part: Image | Document) -> Picture:
 
 @dataclass(frozen=True)
 class Asked:
-    name: str
+    body: Messages
     chat: Chat
+    applied: list[dict[str, Any]]  # edits of the context
+
+    @property
+    def prompt_only(self) -> bool:
+        """Whether the prompt is to be read, so that its prefix is cached, and nothing to be said."""
+        return self.body.max_tokens == 0
+
+    @property
+    def management(self) -> dict[str, Any]:
+        """What was done to the context, for who asked that it be managed."""
+        return {"context_management": {"applied_edits": self.applied}} if self.body.context_management else {}
+
+    def told(self, result: SampleResult) -> SampleResult:
+        return prompt_only(result) if self.prompt_only else result
 
     def message(
         self, content: list[dict[str, Any]], result: SampleResult | None, stop: dict[str, Any]
@@ -167,9 +186,10 @@ class Asked:
             "id": f"msg_{self.chat.op.request_id.removeprefix('gen-')}",
             "type": "message",
             "role": "assistant",
-            "model": self.name,
+            "model": self.body.model,
             "content": content,
             **stop,
+            **self.management,
             "usage": self.usage(n_drawn, result.cache_hit_tokens if result else 0),
         }
 
@@ -183,7 +203,7 @@ class Asked:
         }
 
     def whole(self, result: SampleResult) -> dict[str, Any]:
-        sequence, reply, blocks = result.sequences[0], self.chat.reply(), Blocks()
+        sequence, reply, blocks = result.sequences[0], self.chat.reply(), Blocks(warning=self.chat.warning)
         for token in np.frombuffer(sequence.tokens, "<i4").tolist():
             blocks.add(reply.push(token))
         blocks.add(reply.flush())
@@ -233,7 +253,7 @@ def named(kind: str, **fields: Any) -> bytes:
 
 
 async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
-    reply, blocks = asked.chat.reply(), Blocks()
+    reply, blocks = asked.chat.reply(), Blocks(warning=asked.chat.warning)
 
     def told(found: Sequence[BlockEvent]) -> bytes:
         return b"".join(event_of(event, blocks) for event in found)
@@ -244,13 +264,15 @@ async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
             kind = "invalid_request_error" if item.category == "user" else "api_error"
             yield named("error", error={"type": kind, "message": item.message})
         elif isinstance(item, Token):
-            if event := told(blocks.add(reply.push(item.token))):
+            if not asked.prompt_only and (event := told(blocks.add(reply.push(item.token)))):
                 yield event
         else:
+            item = asked.told(item)
             yield told([*blocks.add(reply.flush()), *blocks.end()])
             n_drawn = len(item.sequences[0].tokens) // 4
             delta = stop_of(item.sequences[0], reply, blocks)
-            yield named("message_delta", delta=delta, usage=asked.usage(n_drawn, item.cache_hit_tokens))
+            usage = asked.usage(n_drawn, item.cache_hit_tokens)
+            yield named("message_delta", delta=delta, usage=usage, **asked.management)
             yield named("message_stop")
 
 

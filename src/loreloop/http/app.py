@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-import traceback
-from inspect import isfunction
+import asyncio
+import logging
 from typing import Any
 
 from starlette.applications import Starlette
@@ -12,8 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from loreloop.host.desk import STOPPING
 from loreloop.http import (
     anthropic,
     health,
@@ -31,6 +31,7 @@ from loreloop.http import (
     tinker_train,
 )
 from loreloop.http.bodies import answer
+from loreloop.http.exchange import Exchange
 from loreloop.http.services import Services
 from loreloop.protocol import errors
 
@@ -43,6 +44,7 @@ STATUS_CODES: dict[type[errors.LoreloopError], int] = {
     errors.Gone: 410,
     errors.TooLarge: 413,
     errors.Unavailable: 429,
+    errors.OutOfService: 503,
     errors.UserError: 400,
     errors.LoreloopError: 500,
 }
@@ -57,6 +59,8 @@ KINDS = {
 }
 
 
+LOG = logging.getLogger(__name__)
+FAULT = "The server failed on this request; its log says why,"
 PLACES = "OpenAI's API is under /v1, Anthropic's under /anthropic/api/v1, Tinker's under /api/v1."
 
 
@@ -115,7 +119,8 @@ def on_http_error(request: Request, error: HTTPException) -> Response:
 
 
 class Boundary:
-    """What escapes a route is a fault of ours: it is logged, and the client hears so. Counts what passes."""
+    """What escapes a route is a fault of ours: it is logged, and the client hears so, in whatever state the answer is.
+    Counts and logs what passes; while the server stops, nothing new does."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -123,23 +128,33 @@ class Boundary:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        started, status_code = time.perf_counter(), 499  # as is said of clients that leave before an answer
-
-        async def counted(message: Message) -> None:
-            nonlocal status_code
-            if message["type"] == "http.response.start":
-                status_code = message["status"]
-            await send(message)
-
+        served, exchange = scope["app"].state.services, Exchange(scope, send)
         try:
-            await self.app(scope, receive, counted)
+            if served.desk.stopping:
+                raise errors.OutOfService(STOPPING)
+            await self.app(scope, receive, exchange.send)
         except ClientDisconnect:
             pass  # nobody is left to answer
-        except Exception:
-            traceback.print_exc()
-            response = error_answer(500, "The server failed on this request; its log says why.")
-            await response(scope, receive, counted)
+        except (asyncio.CancelledError, errors.OutOfService):
+            if not served.desk.stopping:
+                raise
+            await exchange.break_off(stopping_answer(), STOPPING, receive)
+        except Exception as error:
+            known = errors.disk_trouble(error) or error.__cause__  # the second: raised within a stream that had begun
+            if isinstance(known, errors.LoreloopError):
+                said, response = known.message, on_error(Request(scope), known)
+            else:
+                LOG.exception("%s failed", exchange)
+                said = f"{FAULT} under {exchange.request_id}."
+                response = error_answer(500, said)
+            await exchange.break_off(response, said, receive)
         finally:
-            endpoint = scope.get("endpoint")  # a router where no route of it fitted
-            route = endpoint.__name__ if isfunction(endpoint) else "none"
-            scope["app"].state.services.requests.add(route, status_code, time.perf_counter() - started)
+            served.requests.add(exchange.route, exchange.status_code, exchange.seconds)
+            LOG.info("%s", exchange)
+
+
+def stopping_answer() -> Response:
+    response = error_answer(503, STOPPING)
+    response.headers["retry-after"] = "1"
+    response.headers["connection"] = "close"
+    return response

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,20 +14,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from loreloop.http.services import services
+from loreloop.protocol.as_sent import advice_of, choices_at, cleaned
 from loreloop.protocol.errors import BadRequest, TooLarge
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 HEAD_BYTES = 4096
 MAX_ENTRIES = 1 << 19  # of all lists and objects in a request for text: reading more would hold everybody up
-HINTS = {
-    r"`\$\.tools\[\d+\]\.type`": " Tools of type 'function' are served, in chat completions also 'mcp'.",
-    r"`\$\.include\[\d+\]`": " It is not served here; log-probabilities are on chat/completions.",
-    r"`\$\.previous_response_id`": " Nothing is stored here; send the whole input with each request.",
-    r"`\$\.messages\[\d+\]\.content\[\d+\]\.type`": " Texts and images are read.",
-}
 # Anthropic's client asks again without the field when it reads this.
 DETAILS = {"thread": {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}}
 _UNKNOWN = re.compile(r"unknown field `(.+?)`(?: - at `\$(\..+)`)?$")
+_PLACE = re.compile(r"- at `(\$.+)`$")
 
 
 async def read_body(request: Request) -> bytes:
@@ -67,32 +66,51 @@ def _too_large(limit_bytes: int, body: bytes) -> TooLarge:
 
 def decode(body: bytes, kind: type[T]) -> T:
     """JSON as a value of `kind`; BadRequest names the field that is wrong."""
-    try:
+    with _explained(kind):
         return msgspec.json.decode(body or b"{}", type=kind)
+
+
+def decode_as_sent(body: bytes, kind: type[S]) -> S:
+    """The same for a dialect's request, without its nulls and notes."""
+    with _explained(kind):
+        return msgspec.convert(cleaned(msgspec.json.decode(body or b"{}"), kind), kind)
+
+
+@contextlib.contextmanager
+def _explained(kind: type) -> Iterator[None]:
+    """BadRequest for what the library says of a body."""
+    try:
+        yield
     except msgspec.ValidationError as error:
         unknown = _UNKNOWN.search(str(error))
-        raise BadRequest(_explained(str(error)), DETAILS.get(unknown[1]) if unknown else None) from None
+        raise BadRequest(_in_words(str(error), kind), DETAILS.get(unknown[1]) if unknown else None) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"The body is not JSON: {error}.") from None
     except RecursionError:
         raise BadRequest("The body is nested too deeply.") from None
 
 
-def _explained(error: str) -> str:
-    """The library's words, and what to do where they alone do not tell."""
+def _in_words(error: str, kind: type) -> str:
+    """The library's words, and what is served in that place or what to do instead."""
     if unknown := _UNKNOWN.search(error):
-        where = f" (in `{unknown[2][1:]}`)" if unknown[2] else ""
-        return f"The field `{unknown[1]}` is not served here{where}; leave it out."
-    hint = next((hint for place, hint in HINTS.items() if re.search(place, error)), "")
-    return f"The request is wrong: {error}.{hint}"
+        if not unknown[2]:
+            return f"The field `{unknown[1]}` is not served here; {advice_of(kind, unknown[1])}."
+        return f"The field `{unknown[1]}` is not served here (in `{unknown[2][1:]}`); leave it out."
+    place = _PLACE.search(error)
+    served = ", ".join(choices_at(kind, place[1])) if place else ""
+    return f"The request is wrong: {error}." + (f" Here it is one of: {served}." if served else "")
 
 
-async def read_json(request: Request, kind: type[T], max_entries: int | None = None) -> T:
-    """`max_entries` bounds the body's commas, which are quickly counted and no fewer than what it is made of."""
+async def read_json(request: Request, kind: type[T]) -> T:
+    return decode(await read_body(request), kind)
+
+
+async def read_as_sent(request: Request, kind: type[S]) -> S:
+    """A dialect's request. Its commas are bounded, which are quickly counted and no fewer than what it is made of."""
     body = await read_body(request)
-    if max_entries is not None and body.count(b",") > max_entries:
-        raise TooLarge(f"The body has over {max_entries} commas: too many messages, tools or ids for one request.")
-    return decode(body, kind)
+    if body.count(b",") > MAX_ENTRIES:
+        raise TooLarge(f"The body has over {MAX_ENTRIES} commas: too many messages, tools or ids for one request.")
+    return decode_as_sent(body, kind)
 
 
 def answer(value: Any, status_code: int = 200) -> Response:

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from loreloop.http.services import Services, asker, fresh_seed, may_use, services
+from loreloop.http.tasks import end
 from loreloop.protocol.checks import check_params, too_long
 from loreloop.protocol.errors import BadRequest, LoreloopError, ServerError
 from loreloop.protocol.link import EngineInfo, Token
 from loreloop.protocol.rest import WireSamplingParams
-from loreloop.protocol.sampling import PromptScores, SampleOp, SampleResult
+from loreloop.protocol.sampling import PromptScores, SampledSequence, SampleOp, SampleResult
 from loreloop.protocol.training import Chunk, Failure, length_of
 from loreloop.serve.names import Target
 from loreloop.serve.texts import ModelText
+from loreloop.text.tokenizer import Encoded
 from loreloop.text.trial import GrammarTrial, Rules
 
 SHORT_TEXT = 4096  # characters that are read within a few milliseconds
@@ -32,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Model:
-    """What a request's model name means, for the key that asks."""
+    """What a request's model name means, for the key that asks; `defaults` are the sampling parameters of its chats."""
 
     name: str
     owner: str
@@ -40,6 +43,7 @@ class Model:
     text: ModelText
     info: EngineInfo
     trial: GrammarTrial
+    defaults: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -66,20 +70,19 @@ async def find_model(request: Request, name: str, user: str | None = None) -> Mo
     may_use(key, name)
     target = served.names.target(served.store, key, name, user)
     text = served.texts.of(served.names.folder(target.base_model))
-    return Model(name, key.id, target, text, await served.desk.info(target.base_model), served.trial)
+    defaults = text.defaults if served.config.generation_config else {}
+    return Model(name, key.id, target, text, await served.desk.info(target.base_model), served.trial, defaults)
 
 
-async def ids_of(model: Model, text: str) -> list[int]:
-    """The text in tokens; BadRequest where they are far over the model's window. A long one is read in a thread, so
-    that nobody waits for it, and a short one at once, so that it waits for nobody's long one."""
-    tokenizer, most = model.text.tokenizer, most_tokens(model.info)
-    if len(text) <= SHORT_TEXT:
-        ids = tokenizer.encode_within(text, most)
-    else:
-        ids = await asyncio.to_thread(tokenizer.encode_within, text, most)
-    if ids is None:
+async def encoded(model: Model, text: str, *, special: bool) -> Encoded:
+    """The text in tokens, with `special` also those that the tokenizer puts around every text; BadRequest where they
+    are far over the model's window. A long one is read in a thread, so that nobody waits for it, and a short one at
+    once, so that it waits for nobody's long one."""
+    read, most = partial(model.text.tokenizer.encode_within, special=special), most_tokens(model.info)
+    found = read(text, most) if len(text) <= SHORT_TEXT else await asyncio.to_thread(read, text, most)
+    if found is None:
         raise too_long(f"over {most}", 1, model.info)
-    return ids
+    return found
 
 
 def most_tokens(info: EngineInfo) -> int:
@@ -129,9 +132,7 @@ async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
             raise ClientDisconnect
         return working.result()
     finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.wait({working, leaving})
+        await end(working, leaving)
 
 
 async def _leaves(request: Request) -> None:
@@ -147,6 +148,12 @@ async def all_drawn(served: Services, model: Model, ops: Sequence[SampleOp]) -> 
         return [unfailing(await served.desk.sample_result(op.request_id, None)) for op in ops]
     finally:
         forget(served, ops)
+
+
+def prompt_only(result: SampleResult) -> SampleResult:
+    """The result for who wanted no tokens."""
+    none = SampledSequence(b"", b"", "length")
+    return msgspec.structs.replace(result, sequences=(none,) * len(result.sequences))
 
 
 def unfailing(result: SampleResult | Failure | None) -> SampleResult:
@@ -177,17 +184,26 @@ def start(served: Services, model: Model, ops: Sequence[SampleOp]) -> None:
 
 async def heard(served: Services, ops: Sequence[SampleOp]) -> AsyncIterator[tuple[int, Token | SampleResult | Failure]]:
     """(number of the operation, what it brought), as it comes, until all have ended."""
-    queue: asyncio.Queue[tuple[int, Token | SampleResult | Failure]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, Token | SampleResult | Failure] | Exception] = asyncio.Queue()
 
     async def follow(number: int, request_id: str) -> None:
         async for item in served.desk.stream(request_id):
             queue.put_nowait((number, item))
 
+    def tell_error(follower: asyncio.Future[None]) -> None:
+        if not follower.cancelled() and isinstance(error := follower.exception(), Exception):
+            queue.put_nowait(error)
+
     followers = [asyncio.ensure_future(follow(number, op.request_id)) for number, op in enumerate(ops)]
+    for follower in followers:
+        follower.add_done_callback(tell_error)
     n_open = len(ops)
     try:
         while n_open:
-            number, item = await queue.get()
+            brought = await queue.get()
+            if isinstance(brought, Exception):
+                raise brought
+            number, item = brought
             n_open -= not isinstance(item, Token)
             yield number, item
     finally:

@@ -6,13 +6,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from loreloop import __version__
 from loreloop.host.plan import NONCE
 from loreloop.http.bodies import answer
 from loreloop.http.services import services
 
 
 async def healthz(request: Request) -> Response:
-    response = answer({"status": "ok"})
+    response = answer({"status": "ok", "version": __version__})
     response.headers[NONCE] = services(request).nonce  # the operator's command line looks whose address this is
     return response
 

@@ -91,12 +91,13 @@ class Places:
     def __init__(self, tokenizer: TextTokenizer, hidden: Collection[int] = (), first: int = 0) -> None:
         self.growing, self.hidden, self.at = Detokenizer(tokenizer), hidden, first
 
-    def of(self, scored: Sequence[Scored]) -> list[int]:
-        return [self._place(one.token) for one in scored]
+    def of(self, scored: Sequence[Scored], added: Collection[int] = ()) -> list[int]:
+        """Of the tokens numbered in `added` the text shows nothing."""
+        return [self._place(one.token, shown=number not in added) for number, one in enumerate(scored)]
 
-    def _place(self, token: int) -> int:
+    def _place(self, token: int, *, shown: bool) -> int:
         at = self.at
-        self.at += 0 if token in self.hidden else len(self.growing.push(token))
+        self.at += len(self.growing.push(token)) if shown and token not in self.hidden else 0
         return at
 
 

@@ -11,8 +11,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from loreloop.http.bodies import MAX_ENTRIES, answer, read_json
-from loreloop.http.generate import Model, Report, find_model, forget, heard, ids_of, operation, results, start
+from loreloop.http.bodies import answer, read_as_sent
+from loreloop.http.generate import (
+    Model,
+    Report,
+    encoded,
+    find_model,
+    forget,
+    heard,
+    operation,
+    prompt_only,
+    results,
+    start,
+)
 from loreloop.http.logprobs import Places, Scored, scored_prompt, scored_sequence, scored_token, text_logprobs
 from loreloop.http.openai_words import failure_event, frame, stop_strings, usage, wire_params
 from loreloop.http.services import Services, asker, now, services
@@ -31,18 +42,34 @@ MAX_PROMPTS = 128
 
 
 @dataclass(frozen=True)
+class AskedPrompt:
+    """`text` None: it came as ids. The tokens at `added` are those that the tokenizer put around it."""
+
+    ids: list[int]
+    text: str | None = None
+    added: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
 class Asked:
     """A checked request: one operation a prompt."""
 
     body: Completion
     model: Model
-    prompts: list[list[int]]
+    prompts: list[AskedPrompt]
     ops: list[SampleOp]
     created: int
 
     @property
     def tokenizer(self) -> TextTokenizer:
         return self.model.text.tokenizer
+
+    @property
+    def prompt_only(self) -> bool:
+        return self.body.max_tokens == 0
+
+    def told(self, result: SampleResult) -> SampleResult:
+        return prompt_only(result) if self.prompt_only else result
 
     def growing(self, op: SampleOp) -> GrowingText:
         return GrowingText(self.tokenizer, op.params.stop_tokens, stop_strings(self.body))
@@ -53,13 +80,13 @@ class Asked:
 
 async def completions(request: Request) -> Response:
     asker(request)
-    body = await read_json(request, Completion, MAX_ENTRIES)
+    body = await read_as_sent(request, Completion)
     asked = await ask(body, await find_model(request, body.model, body.user))
     if body.stream:
         start(services(request), asked.model, asked.ops)
         at_end = partial(forget, services(request), asked.ops)
         return EventStream(events(services(request), asked), asked.model.headers, at_end)
-    found = await results(request, asked.model, asked.ops)
+    found = [asked.told(result) for result in await results(request, asked.model, asked.ops)]
     choices = [choice for number, result in enumerate(found) for choice in whole_choices(asked, number, result)]
     response = answer(asked.frame() | {"choices": choices, "usage": usage(asked.ops, found)})
     response.headers.update(asked.model.headers)
@@ -70,28 +97,33 @@ async def ask(body: Completion, model: Model) -> Asked:
     if body.echo and body.stream and body.logprobs is not None:
         raise BadRequest("echo with logprobs is not served with stream; leave one of them out.")
     prompts = await prompts_of(body, model)
-    wire = wire_params(body, body.max_tokens or DEFAULT_MAX_TOKENS)
+    wire = wire_params(body, DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens)
     wants_prompt = bool(body.echo) and body.logprobs is not None
     scores = PromptScores(logprobs=True, top_k=body.logprobs or 0) if wants_prompt else PromptScores()
     report = Report(body.logprobs or 0, bool(body.filtered_logprobs), scores)
-    chunks = [(check_tokens(tokens, model.info),) for tokens in prompts]
+    chunks = [(check_tokens(prompt.ids, model.info),) for prompt in prompts]
     ops = [await operation(model, prompt, wire, body.n or 1, report, stream=bool(body.stream)) for prompt in chunks]
     return Asked(body, model, prompts, ops, int(now()))
 
 
-async def prompts_of(body: Completion, model: Model) -> list[list[int]]:
-    """A text, ids, or a list of either, as lists of ids."""
+async def prompts_of(body: Completion, model: Model) -> list[AskedPrompt]:
+    """A text, ids, or a list of either. A text gets what the model's tokenizer puts around every text, ids do not."""
     prompt = body.prompt
     if isinstance(prompt, str):
-        return [await ids_of(model, prompt)]
+        return [await _of_text(model, prompt)]
     if not prompt or (len(prompt) > MAX_PROMPTS and not isinstance(prompt[0], int)):
         raise BadRequest(f"prompt holds {len(prompt)} prompts; send 1 to {MAX_PROMPTS}.")
     kinds = {type(item) for item in prompt}
     if len(kinds) > 1:
         raise BadRequest("prompt mixes texts, ids and lists of ids; send one kind.")
     if kinds == {int}:
-        return [[item for item in prompt if isinstance(item, int)]]
-    return [await ids_of(model, item) if isinstance(item, str) else list(item) for item in prompt]  # type: ignore[arg-type]
+        return [AskedPrompt([item for item in prompt if isinstance(item, int)])]
+    return [await _of_text(model, p) if isinstance(p, str) else AskedPrompt(list(p)) for p in prompt]  # type: ignore[arg-type]
+
+
+async def _of_text(model: Model, text: str) -> AskedPrompt:
+    found = await encoded(model, text, special=True)
+    return AskedPrompt(found.ids, text, found.added)
 
 
 def whole_choices(asked: Asked, number: int, result: SampleResult) -> list[dict[str, Any]]:
@@ -105,7 +137,7 @@ def whole_choices(asked: Asked, number: int, result: SampleResult) -> list[dict[
         logprobs = None
         if asked.body.logprobs is not None:
             in_head, behind = Places(asked.tokenizer), Places(asked.tokenizer, growing.hidden, len(head))
-            places = [*in_head.of(head_scored), *behind.of(scored)]
+            places = [*in_head.of(head_scored, asked.prompts[number].added), *behind.of(scored)]
             logprobs = text_logprobs([*head_scored, *scored], places, asked.tokenizer)
         choices.append(choice | {"logprobs": logprobs})
     return choices
@@ -115,9 +147,10 @@ def echoed(asked: Asked, number: int, result: SampleResult | None) -> tuple[str,
     """The prompt as the answer's beginning, where that was asked for."""
     if not asked.body.echo:
         return "", []
-    tokens, prompt = asked.prompts[number], result.prompt if result else None
-    scored = scored_prompt(tokens, prompt.logprobs, prompt.topk) if prompt else []
-    return asked.tokenizer.decode(tokens), scored
+    asked_prompt, told = asked.prompts[number], result.prompt if result else None
+    scored = scored_prompt(asked_prompt.ids, told.logprobs, told.topk) if told else []
+    text = asked.tokenizer.decode(asked_prompt.ids) if asked_prompt.text is None else asked_prompt.text
+    return text, scored
 
 
 class StreamedText:
@@ -155,10 +188,10 @@ async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
         if isinstance(item, Failure):
             yield failure_event(item)
         elif isinstance(item, SampleResult):
-            found.append(item)
-            for index, sequence in enumerate(item.sequences):
+            found.append(asked.told(item))
+            for index, sequence in enumerate(found[-1].sequences):
                 yield data_event(samples[number][index].end(sequence.stop_reason))
-        elif event := samples[number][item.sample_index].push(item):
+        elif not asked.prompt_only and (event := samples[number][item.sample_index].push(item)):
             yield data_event(event)
     if asked.body.stream_options and asked.body.stream_options.include_usage:
         yield data_event(asked.frame() | {"choices": [], "usage": usage(asked.ops, found)})

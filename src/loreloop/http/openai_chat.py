@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from loreloop.http.bodies import MAX_ENTRIES, answer, read_json
+from loreloop.http.bodies import answer, read_as_sent
 from loreloop.http.chat import chat_with_images
 from loreloop.http.generate import find_model, forget, heard, results, start
 from loreloop.http.openai_agent import agent_answer
@@ -24,7 +24,7 @@ from loreloop.protocol.training import Failure
 
 async def chat_completions(request: Request) -> Response:
     asker(request)
-    body = await read_json(request, ChatCompletion, MAX_ENTRIES)
+    body = await read_as_sent(request, ChatCompletion)
     model = await find_model(request, body.model, body.user)
     if body.agent_loop is not None:
         return await agent_answer(request, body, model)

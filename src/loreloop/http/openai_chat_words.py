@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from loreloop.http.chat import BROKEN_CALL, CUT_CALL, Chat, ChatAsk, WholeReply, new_call_id, whole_reply
+from loreloop.http.chat import BROKEN_CALL, CUT_CALL, Chat, ChatAsk, WholeReply, left_open, new_call_id, whole_reply
 from loreloop.http.generate import Report
 from loreloop.http.logprobs import Scored, chat_logprobs, scored_sequence, scored_token
 from loreloop.http.openai_words import frame, wire_params
@@ -66,6 +66,8 @@ def ask_of(body: ChatCompletion) -> ChatAsk:
         body.n or 1,
         bool(body.stream),
         Report(body.top_logprobs or 0, bool(body.filtered_logprobs)),
+        left_open(body),
+        isinstance(body.response_format, JsonSchemaFormat) and bool(body.response_format.json_schema.strict),
     )
 
 
@@ -171,7 +173,12 @@ class StreamedReply:
 
     def end(self, sequence: SampledSequence) -> list[dict[str, Any]]:
         rest = self._events(self.reply.flush())
-        return [*rest, self._event({}, finish_of(sequence, makes_calls=self.n_calls > 0 and not self.cut))]
+        return [
+            *rest,
+            self._event(
+                last_delta(self.asked.chat), finish_of(sequence, makes_calls=self.n_calls > 0 and not self.cut)
+            ),
+        ]
 
     def _events(self, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
         self.n_calls += sum(isinstance(piece, CallBegins) for piece in pieces)
@@ -183,6 +190,10 @@ class StreamedReply:
         logprobs = self.asked.logprobs(scored) if scored else None
         choice = {"index": self.index, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
         return self.asked.frame("chat.completion.chunk") | {"choices": [choice]}
+
+
+def last_delta(chat: Chat) -> dict[str, Any]:
+    return {"warning": chat.warning} if chat.warning else {}
 
 
 def delta_of(piece: Piece) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from urllib.parse import unquote
 
 import msgspec
 
@@ -88,7 +89,7 @@ class Pictures:
         found: dict[str, ImageChunk | None] = dict.fromkeys(urls)
         loop = asyncio.get_running_loop()
         for url in urls:
-            if url.startswith("data:"):
+            if url[:5].lower() == "data:":
                 found[url] = await loop.run_in_executor(self.pool, _of_data_url, url)
         elsewhere = [url for url, image in found.items() if image is None]
         found |= zip(elsewhere, await self.web.images(elsewhere), strict=True)
@@ -122,14 +123,16 @@ def _standing_at(where: str) -> Iterator[None]:
 
 
 def _of_data_url(url: str) -> ImageChunk:
+    """Base64 with lines broken, escapes of addresses or its last signs left out is read as browsers read it."""
     head, comma, body = url[len("data:") :].partition(",")
-    media_type, *options = head.lower().split(";")
+    media_type, *options = (word.strip() for word in head.lower().split(";"))
     if not comma or "base64" not in options or media_type not in MEDIA_TYPES:
         raise BadRequest(
             f"The image's URL begins with {url[:40]!r}; send data:image/png;base64,… (or image/jpeg, image/webp)."
         )
+    plain = "".join((unquote(body) if "%" in body else body).split())
     try:
-        data = base64.b64decode(body, validate=True)
+        data = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadRequest(f"The image's base64 is broken: {error}.") from None
     return ImageChunk(data, MEDIA_TYPES[media_type])

@@ -1,4 +1,4 @@
-"""OpenAI's responses: input items to a chat, a reply's blocks to output items and events. Nothing is stored.
+"""OpenAI's responses: input items to a chat, a reply's blocks to output items and events.
 
 Not of OpenAI: `warning` where a tool call was broken or cut off.
 """
@@ -17,10 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from loreloop.http import kept_responses
 from loreloop.http.blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
-from loreloop.http.bodies import MAX_ENTRIES, answer, read_json
-from loreloop.http.chat import Chat, ChatAsk, chat_with_images
+from loreloop.http.bodies import answer, read_as_sent
+from loreloop.http.chat import Chat, ChatAsk, chat_with_images, left_open, prompt_length, seen
 from loreloop.http.generate import find_model, forget, heard, results, start
+from loreloop.http.kept_responses import Recalled, keep, recalled
 from loreloop.http.services import Services, asker, now, services
 from loreloop.http.sse import EventStream, named_event
 from loreloop.protocol.errors import BadRequest
@@ -45,35 +47,40 @@ from loreloop.text.tool_calls import Tool
 
 
 async def responses(request: Request) -> Response:
-    asker(request)
-    body = await read_json(request, CreateResponse, MAX_ENTRIES)
+    key = asker(request)
+    body = await read_as_sent(request, CreateResponse)
     model = await find_model(request, body.model, body.user)
-    chat = await chat_with_images(services(request).pictures, model, ask_of(body))
-    asked = Asked(body, chat, int(now()))
+    found = recalled(services(request), key.id, body)
+    chat = await chat_with_images(services(request).pictures, model, ask_of(body, found.items))
+    asked = Asked(body, chat, int(now()), found)
     if body.stream:
         start(services(request), model, [asked.chat.op])
         at_end = partial(forget, services(request), [asked.chat.op])
         return EventStream(events(services(request), asked), model.headers, at_end)
     (result,) = await results(request, model, [asked.chat.op])
-    reply, blocks = asked.chat.reply(), Blocks()
-    for token in np.frombuffer(result.sequences[0].tokens, "<i4").tolist():
-        blocks.add(reply.push(token))
-    blocks.add(reply.flush())
-    blocks.end(cut=was_cut(result))
-    response = answer(asked.response(blocks, result))
+    response = answer(await asked.kept(services(request), whole_blocks(asked.chat, result), result))
     response.headers.update(model.headers)
     return response
+
+
+async def count_input(request: Request) -> Response:
+    """How many tokens the prompt of such a request has."""
+    key = asker(request)
+    body = await read_as_sent(request, CreateResponse)
+    model = await find_model(request, body.model, body.user)
+    ask = ask_of(body, recalled(services(request), key.id, body).items)
+    looked = await seen(services(request).pictures, model, ask)
+    n_tokens = await prompt_length(model, looked.conversation)
+    return answer({"object": "response.input_tokens", "input_tokens": n_tokens})
 
 
 # from the body
 
 
-def ask_of(body: CreateResponse) -> ChatAsk:
+def ask_of(body: CreateResponse, items: Sequence[Item]) -> ChatAsk:
+    """`items` are the input with what it refers to; instructions are those of this request alone."""
     turns = [Turn("system", body.instructions)] if body.instructions else []
-    if isinstance(body.input, str):
-        turns.append(Turn("user", body.input))
-    else:
-        turns += merged(turns_of(body.input))
+    turns += merged(turns_of(items))
     tools = tuple(
         Tool(tool.name, tool.description or "", tool.parameters or {"type": "object"}, bool(tool.strict))
         for tool in body.tools or ()
@@ -89,6 +96,8 @@ def ask_of(body: CreateResponse) -> ChatAsk:
         choice,
         body.parallel_tool_calls is not False,
         stream=bool(body.stream),
+        left_open=left_open(body),
+        strict=body.text is not None and isinstance(body.text.format, SchemaFormat) and bool(body.text.format.strict),
     )
 
 
@@ -101,8 +110,6 @@ def params_of(body: CreateResponse) -> WireSamplingParams:
         name: value for name in ("temperature", "top_p", "top_k", "seed") if (value := getattr(body, name)) is not None
     }
     wire, form = WireSamplingParams(max_tokens=body.max_output_tokens, **given), body.text.format if body.text else None
-    if body.top_logprobs:
-        raise BadRequest("top_logprobs is not served on responses; chat/completions has it.")
     if isinstance(form, ObjectFormat):
         return msgspec.structs.replace(wire, json_schema={"type": "object"})
     return msgspec.structs.replace(wire, json_schema=form.schema_) if isinstance(form, SchemaFormat) else wire
@@ -123,6 +130,8 @@ def turns_of(items: Sequence[Item]) -> Iterator[Turn]:
                 if item.call_id is None:
                     raise BadRequest("An input item of type 'function_call_output' must have call_id.")
                 yield turn_of_parts("tool", parts_of(item.output), call_id=item.call_id)
+            case "item_reference":
+                raise BadRequest("An item_reference stands where nothing can be referred to.")
             case "reasoning":
                 content = turn_of_parts("assistant", parts_of(item.content)).content
                 thought = content or "".join(summary.text for summary in item.summary or ())
@@ -163,6 +172,7 @@ class Asked:
     body: CreateResponse
     chat: Chat
     created: int
+    found: Recalled
 
     @property
     def number(self) -> str:
@@ -183,16 +193,21 @@ class Asked:
             "model": body.model,
             "output": [self.item(index, block, done=True) for index, block in enumerate(blocks.done)],
             "parallel_tool_calls": body.parallel_tool_calls is not False,
-            "previous_response_id": None,
+            "previous_response_id": body.previous_response_id,
             "reasoning": {"effort": effort_of(body), "summary": None},
             "text": {"format": {"type": "text"}} | {k: v for k, v in (echoed["text"] or {}).items() if v is not None},
             "tools": echoed["tools"] or [],
             "tool_choice": echoed["tool_choice"] or "auto",
             "truncation": "disabled",
-            "store": False,
+            "store": body.store is not False,
             "usage": self.usage(blocks, result) if result else None,
             **({"warning": blocks.warning} if blocks.warning else {}),
         }
+
+    async def kept(self, served: Services, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
+        """The whole answer, which can be referred to from now on if its `store` is true."""
+        told = self.response(blocks, result)
+        return told | {"store": await keep(served, self.chat.op.owner, self.body, self.found, told)}
 
     def usage(self, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
         n_prompt, n_drawn = length_of(self.chat.op.prompt), len(result.sequences[0].tokens) // 4
@@ -219,6 +234,15 @@ class Asked:
             case "call":
                 call = {"call_id": block.call_id, "name": block.name, "arguments": block.text if done else ""}
                 return {"id": item_id, "type": "function_call", "status": status} | call
+
+
+def whole_blocks(chat: Chat, result: SampleResult) -> Blocks:
+    reply, blocks = chat.reply(), Blocks(warning=chat.warning)
+    for token in np.frombuffer(result.sequences[0].tokens, "<i4").tolist():
+        blocks.add(reply.push(token))
+    blocks.add(reply.flush())
+    blocks.end(cut=was_cut(result))
+    return blocks
 
 
 def error_of(failure: Failure) -> dict[str, str]:
@@ -279,7 +303,7 @@ class Telling:
 
 
 async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
-    reply, telling = asked.chat.reply(), Telling(asked)
+    reply, telling = asked.chat.reply(), Telling(asked, Blocks(warning=asked.chat.warning))
     blocks = telling.blocks
     yield telling.event("response.created", response=asked.response(blocks, None))
     yield telling.event("response.in_progress", response=asked.response(blocks, None))
@@ -291,8 +315,12 @@ async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
                 yield told
         else:
             yield telling.all([*blocks.add(reply.flush()), *blocks.end(cut=was_cut(item))])
-            whole = asked.response(blocks, item)
+            whole = await asked.kept(served, blocks, item)
             yield telling.event(f"response.{whole['status']}", response=whole)
 
 
-ROUTES = [Route("/responses", responses, methods=["POST"])]
+ROUTES = [
+    Route("/responses", responses, methods=["POST"]),
+    Route("/responses/input_tokens", count_input, methods=["POST"]),
+    *kept_responses.ROUTES,
+]

@@ -17,7 +17,7 @@ from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.serve.names import Names
 from loreloop.serve.texts import Texts
 from loreloop.store import keys
-from loreloop.store.rows import KeyRow
+from loreloop.store.rows import KeyRow, KeyUsage
 from loreloop.store.store import Store
 from loreloop.text.trial import GrammarTrial
 
@@ -85,9 +85,12 @@ def _known(request: Request) -> KeyRow:
     secret = request.headers.get("x-api-key") or bearer.strip()
     if not secret:
         raise Unauthorized("No key came with this request; set TINKER_API_KEY, or send Authorization: Bearer tml-….")
-    key = services(request).store.read(keys.find, secret, now())
+    served = services(request)
+    key = served.store.read(keys.find, secret, now())
     if key is None:
         raise Unauthorized("This key is not one of this server, or was revoked; `loreloop keys create` makes one.")
+    served.desk.meter.add(key.id, KeyUsage(last_used=now()))
+    request.scope["state"]["key_name"] = key.name  # for the log
     return key
 
 

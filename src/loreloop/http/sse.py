@@ -9,8 +9,11 @@ import msgspec
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from loreloop.http.tasks import end
+
 KEEP_ALIVE_SECONDS = 10.0  # proxies commonly give a silent connection up after 30 or 60
 KEEP_ALIVE = b": keep-alive\n\n"
+EVENT_STREAM = b"text/event-stream"
 
 
 def data_event(value: object) -> bytes:
@@ -21,12 +24,19 @@ def named_event(name: str, value: object) -> bytes:
     return b"event: " + name.encode() + b"\n" + data_event(value)
 
 
+def broken_off(message: str) -> bytes:
+    """The last event of a stream that cannot go on. OpenAI's clients look for `error` in any event, Anthropic's for the
+    event's name, so that one event tells both."""
+    error = {"message": message, "type": "server_error", "code": None, "param": None}
+    return named_event("error", {"type": "error", "error": error})
+
+
 class EventStream(StreamingResponse):
     """`at_end` is called when the stream is over, however early its client has left."""
 
     def __init__(self, events: AsyncIterator[bytes], headers: dict[str, str], at_end: Callable[[], None]) -> None:
         quiet = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(_kept_alive(events), media_type="text/event-stream", headers=quiet | headers)
+        super().__init__(_kept_alive(events), media_type=EVENT_STREAM.decode(), headers=quiet | headers)
         self.at_end = at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +63,6 @@ async def _kept_alive(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             coming = None
             yield event
     finally:
-        if coming is not None and not coming.done():
-            coming.cancel()
-            await asyncio.wait({coming})
+        if coming is not None:
+            await end(coming)
         await events.aclose()  # type: ignore[attr-defined]

@@ -106,7 +106,7 @@ def run_json(served: Services, key_id: str, run: RunRow) -> dict[str, Any]:
         "base_model": run.base_model,
         "model_owner": key_id,
         "is_lora": True,
-        "corrupted": False,
+        "corrupted": run.lost is not None,
         "lora_rank": run.lora.rank,
         "last_request_time": moment(run.last_request),
         "last_checkpoint": checkpoint_json(training) if training else None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,7 +15,7 @@ from loreloop.http.bodies import answer, read_json
 from loreloop.http.services import INFER, Services, caller, fresh_seed, now, services
 from loreloop.protocol import paths
 from loreloop.protocol.checks import check_params, check_prompt, check_scores, check_targets
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, Gone
 from loreloop.protocol.link import EngineInfo
 from loreloop.protocol.rest import CreateSamplingSession, SampleBody, WireSamplingParams
 from loreloop.protocol.sampling import Revision, SampleOp
@@ -78,6 +80,8 @@ async def sample_op(
     n_prompt = length_of(prompt)
     scores = check_scores(body, n_prompt)
     check_targets(scores, info)
+    if sampler.folder is not None and not Path(sampler.folder).is_dir():
+        raise Gone(f"The files of {sampler.revision_id} are gone: there is no folder {sampler.folder}. Save them anew.")
     has_revision = sampler.revision_id is not None and sampler.folder is not None
     return SampleOp(
         request_id=paths.request_id(sampler.id, body.seq_id),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import asyncio
 
 import msgspec
 from starlette.requests import Request
@@ -14,6 +14,7 @@ from loreloop.http.accept import Accepted, accept, active_session, address_in_pr
 from loreloop.http.bodies import answer, decode, read_json
 from loreloop.http.services import INFER, caller, fresh_seed, now, services
 from loreloop.protocol import paths, rest
+from loreloop.protocol.checksums import OPTIMIZER_FILE, check_all_files
 from loreloop.protocol.codec import decode_pass
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath, check_name, parse_path
@@ -192,7 +193,8 @@ async def load_weights(request: Request) -> Response:
         if body.model_id is not None and body.seq_id is not None:
             run = live_run(request, key, body.model_id)
             request_id = paths.request_id(run.id, body.seq_id)
-            op = LoadState(run.id, body.seq_id, request_id, pinned(request, key, body, request_id), body.optimizer)
+            folder = await pinned(request, key, body, request_id)
+            op = LoadState(run.id, body.seq_id, request_id, folder, body.optimizer)
             return Accepted(op, reply={"path": body.path, "model_id": run.id})
         if body.session_id is None or body.model_seq_id is None:
             raise BadRequest("Name a live model (model_id, seq_id), or a new one (session_id, model_seq_id).")
@@ -206,7 +208,7 @@ async def create_from(request: Request, key: KeyRow, body: rest.LoadWeightsBody,
     if body.optimizer_config is not None and body.optimizer_config.type != "adamw":
         raise BadRequest(f"The optimizer {body.optimizer_config.type!r} is not served; use adamw.")
     request_id = paths.request_id(model_id, 0)
-    folder = pinned(request, key, body, request_id)
+    folder = await pinned(request, key, body, request_id)
     source = services(request).store.read(runs.get, key.id, parse_path(body.path).run_id)
     names = services(request).names
     base_model = body.base_model or source.base_model
@@ -217,14 +219,16 @@ async def create_from(request: Request, key: KeyRow, body: rest.LoadWeightsBody,
     return Accepted(op, reply={"path": body.path, "model_id": model_id})
 
 
-def pinned(request: Request, key: KeyRow, body: rest.LoadWeightsBody, request_id: str) -> str:
-    """The checkpoint's folder, kept for as long as the operation may be replayed."""
+async def pinned(request: Request, key: KeyRow, body: rest.LoadWeightsBody, request_id: str) -> str:
+    """The checkpoint's folder, kept while the operation may be replayed. Gone where it is not what was saved."""
     path = parse_path(body.path)
     if path.kind is not CheckpointKind.TRAINING:
         raise BadRequest(f"{body.path} holds no training state; load a tinker://<run>/weights/<name> checkpoint.")
     served = services(request)
     row = served.store.read(checkpoints.get, key.id, path)
-    return str(served.desk.files.pin(Path(row.folder), request_id))
+    folder = checkpoints.folder_of(row)
+    await asyncio.to_thread(check_all_files, folder, (OPTIMIZER_FILE,) if not body.optimizer else ())
+    return str(served.desk.files.pin(folder, request_id))
 
 
 async def get_info(request: Request) -> Response:

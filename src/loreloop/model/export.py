@@ -18,9 +18,11 @@ from pathlib import Path
 from torch import Tensor
 
 from loreloop.model.adopt import open_adapter
+from loreloop.model.checksums import NOTE
 from loreloop.model.families.table import family_of
+from loreloop.model.folders import TEMPLATES
 from loreloop.model.gguf_out import write_gguf
-from loreloop.model.load import read_config, read_config_file, stored_tensors
+from loreloop.model.load import read_config, read_config_file
 from loreloop.model.lora import ALPHA, UNEMBED, AdapterView
 from loreloop.model.peft import (
     CONFIG_FILE,
@@ -35,7 +37,9 @@ from loreloop.model.shards import SHARD_BYTES, ShardWriter
 from loreloop.model.stacked import inputs_first, unstacked
 from loreloop.model.tensor_file import write_tensors
 from loreloop.model.tower import own_name
+from loreloop.model.weight_files import stored_tensors
 from loreloop.model.weights import Weight, decoder_weights
+from loreloop.protocol.checksums import FileSum, sum_of_bytes
 from loreloop.protocol.errors import BadRequest
 
 EXPERT_PARAMETERS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
@@ -43,8 +47,8 @@ SETTINGS = (".json", ".jinja", ".model", ".txt")
 Delta = Callable[[], Tensor]
 
 
-def export_peft(folder: Path, view: AdapterView, base_model: str) -> int:
-    """Fills `folder` with an adapter in peft's own arrangement; gives the bytes of its weights."""
+def export_peft(folder: Path, view: AdapterView, base_model: str) -> dict[str, FileSum]:
+    """Fills `folder` with an adapter in peft's own arrangement; gives the checksums of its files."""
     rank, layout = view.layout.rank, view.layout
     tensors = {name: tensor for name, tensor in named_tensors(view) if EXPERTS not in name}
     modules = {name: target_module(layout.spec, name) for name in tensors}
@@ -70,8 +74,9 @@ def export_peft(folder: Path, view: AdapterView, base_model: str) -> int:
         "lora_alpha": ALPHA,
         "bias": "none",
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(config | targets, indent=1))
-    return write_tensors(folder / WEIGHTS_FILE, tensors)
+    settings = json.dumps(config | targets, indent=1).encode()
+    (folder / CONFIG_FILE).write_bytes(settings)
+    return {CONFIG_FILE: sum_of_bytes(settings), WEIGHTS_FILE: write_tensors(folder / WEIGHTS_FILE, tensors)}
 
 
 def _expert_tensors(view: AdapterView, layer: int) -> Iterator[tuple[str, Tensor]]:
@@ -120,9 +125,11 @@ def merge(source: Path, target: Path, view: AdapterView, shard_bytes: int = SHAR
 def _copy_settings(source: Path, target: Path, *, unties: bool) -> None:
     """Configuration, tokenizer and template; other weights, in whatever form, would not be the merged ones."""
     for file in source.iterdir():
-        weights = file.name.endswith(".index.json") or file.name == CONFIG_FILE
+        weights = file.name.endswith(".index.json") or file.name in (CONFIG_FILE, NOTE)
         if file.is_file() and file.suffix in SETTINGS and not weights:
             shutil.copyfile(file, target / file.name)
+    if (source / TEMPLATES).is_dir():
+        shutil.copytree(source / TEMPLATES, target / TEMPLATES)
     config = read_config_file(source / "config.json")
     for part in (config, config.get("text_config")):
         if part is not None:

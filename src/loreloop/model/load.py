@@ -6,7 +6,7 @@ Missing, extra and wrongly shaped tensors are refused by name; nothing in the fo
 
 from __future__ import annotations
 
-import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loreloop.model.assemble import Parts, assemble
@@ -23,18 +22,17 @@ from loreloop.model.compressed import Collector, check_quantization, is_packed_p
 from loreloop.model.decoder import Decoder
 from loreloop.model.families.family import Family, SeeingFamily, eos_ids
 from loreloop.model.families.table import family_of
-from loreloop.model.float8 import SCALE, descaled
 from loreloop.model.linear import Products
 from loreloop.model.packed import PackedWeight, packable
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.stacked import inputs_first, unstacked
 from loreloop.model.tower import VISION, own_name
+from loreloop.model.weight_files import stored_tensors, stream_tensors
 from loreloop.model.weights import Weight, decoder_weights
 from loreloop.protocol.errors import BadRequest
 
 # What comes of a configuration whose values are of other types than they should be.
 MISSPELT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-INDEX_FILE = "model.safetensors.index.json"
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)  # old checkpoints store what the configuration already says
 
 
@@ -50,12 +48,13 @@ def read_config_file(file: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json`, with the stop ids of `generation_config.json` where it names them."""
+    """`config.json`, with the stop ids that its text part and `generation_config.json` name besides."""
     config = read_config_file(folder / "config.json")
     try:
         generation = folder / "generation_config.json"
-        named = eos_ids(json.loads(generation.read_text()).get("eos_token_id")) if generation.exists() else ()
-        config["eos_token_id"] = list(dict.fromkeys((*eos_ids(config.get("eos_token_id")), *named)))
+        others = (config.get("text_config") or {}, read_config_file(generation) if generation.exists() else {})
+        named = [eos_ids(settings.get("eos_token_id")) for settings in (config, *others)]
+        config["eos_token_id"] = list(dict.fromkeys(itertools.chain(*named)))
     except (OSError, RecursionError, *MISSPELT) as error:
         raise BadRequest(f"{folder} is not a model folder: its configuration cannot be read ({error}).") from None
     return config
@@ -79,13 +78,24 @@ def load_decoder(
 ) -> Decoder:
     """The model of `folder` in `dtype` on `device`; with `quantize`, its matrices packed into 4 bits, and embedding and
     head into 8: by the model's own blocks where it has them, else rounded."""
-    spec, family = read_spec(folder), family_of(read_config(folder))
-    own = quantize and has_blocks(folder)
+    spec, own = read_spec(folder), quantize and has_blocks(folder)
     packing = (OWN_BLOCKS if own else ROUNDED) if quantize else None
-    places = _Places(
-        spec, family, dtype, device, packing, published_packed(own_name(name) for name, _ in stored_tensors(folder))
-    )
-    for name, blocks in read_blocks(folder) if own else ():
+    return assemble(Parts(spec, _filled(folder, spec, dtype, device, packing), dtype, products))
+
+
+def check_weights(folder: Path) -> None:
+    """BadRequest, as when they are loaded, where tensors are missing, extra, wrongly shaped, damaged or not finite.
+    Reads every tensor once, and keeps none."""
+    _filled(folder, read_spec(folder), torch.bfloat16, torch.device("meta"), None)
+
+
+def _filled(
+    folder: Path, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, packing: _Packing | None
+) -> dict[str, Tensor | PackedWeight]:
+    """The decoder's weights by role."""
+    family, published = family_of(read_config(folder)), (own_name(name) for name, _ in stored_tensors(folder))
+    places = _Places(spec, family, dtype, device, packing, published_packed(published))
+    for name, blocks in read_blocks(folder) if packing == OWN_BLOCKS else ():
         places.put_blocks(name, blocks)
     collector, turned = Collector(), inputs_first(stored_tensors(folder), spec)
     for name, read in decoder_tensors(folder):
@@ -97,7 +107,7 @@ def load_decoder(
                 places.put(part, tensor)
     collector.check_complete()
     places.check_complete(folder)
-    return assemble(Parts(spec, places.weights, dtype, products))
+    return places.weights
 
 
 def decoder_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
@@ -109,38 +119,6 @@ def decoder_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
             yield published, read  # no decoder has a place for it
         elif not name.startswith(VISION) and not name.endswith(IGNORED_SUFFIXES):
             yield name, read
-
-
-def stream_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """The names of a folder's tensors, each with what reads it; those that have scales come multiplied by them."""
-    scaled = {name.removesuffix(SCALE) for name, _ in stored_tensors(folder) if name.endswith(SCALE)}
-    return descaled(stored_tensors(folder), scaled)
-
-
-def stored_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """As they stand in its files; what reads one does so before the next is asked for."""
-    index = folder / INDEX_FILE
-    if index.exists():  # other files beside the shards may hold the same weights once more
-        shards = sorted(folder / file for file in _indexed(index))
-    else:
-        shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
-        raise BadRequest(f"{folder} holds no .safetensors file; other weight formats are not read.")
-    for shard in shards:
-        try:
-            with safe_open(str(shard), framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    yield name, functools.partial(file.get_tensor, name)
-        except (OSError, SafetensorError) as error:
-            raise BadRequest(f"{shard} cannot be read: {error}.") from None
-
-
-def _indexed(index: Path) -> set[str]:
-    """The files that an index names, all of them its neighbours."""
-    files = read_config_file(index).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(f, str) and f == Path(f).name for f in files.values()):
-        raise BadRequest(f"{index} has no weight_map from tensors to files beside it.")
-    return set(files.values())
 
 
 @dataclass(frozen=True)
@@ -155,6 +133,13 @@ READ_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 ADD_AGAIN = "Delete the folder and add the model again."
 OWN_BLOCKS = _Packing(torch.float16, offsets=True)
 ROUNDED = _Packing(torch.bfloat16, offsets=False)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """BadRequest where a weight is no number, as flipped bits make some: the model would answer nonsense."""
+    # A sum is finite in a fraction of the time that looking at every value takes, and all values are where it is.
+    if not bool(tensor.sum(dtype=torch.float32).isfinite()) and (n := int((~tensor.isfinite()).sum())):
+        raise BadRequest(f"{name!r} holds {n} values that are not finite numbers: the file is damaged, or no model's.")
 
 
 class _Places:
@@ -215,6 +200,7 @@ class _Places:
             raise BadRequest(f"{name!r} is {tensor.dtype}, which is no weight by itself.")
         if isinstance(target, PackedWeight) and target.codes.offsets is not None:
             raise BadRequest(f"{name!r} has no blocks in {FILE}, where others have; {ADD_AGAIN}")
+        check_finite(name, tensor)
         target.copy_(tensor)
 
     def put_blocks(self, name: str, blocks: Blocks) -> None:

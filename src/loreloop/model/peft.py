@@ -20,7 +20,8 @@ from torch import Tensor
 from loreloop.model.lora import ALPHA, UNEMBED, AdapterView, LoraLayout
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.tensor_file import write_tensors
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.checksums import FileSum, check_files, sum_of_bytes
+from loreloop.protocol.errors import BadRequest, Gone
 from loreloop.protocol.training import LoraSpec
 
 PREFIX = "base_model.model"
@@ -42,8 +43,8 @@ def named_tensors(view: AdapterView) -> Iterator[tuple[str, Tensor]]:
             yield f"{name}.lora_B.weight", b_OR
 
 
-def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: bool = True) -> int:
-    """Writes the folder's two files; gives the bytes written. The caller makes the folder appear at once.
+def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: bool = True) -> dict[str, FileSum]:
+    """Writes the folder's two files; gives their checksums by name. The caller makes the folder appear at once.
 
     peft loads the folder as it is. Experts are kept stacked, which peft has no place for and would drop without a word;
     so a folder with experts names a kind of adapter that peft does not know, and is refused by it.
@@ -69,8 +70,10 @@ def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: 
             "experts": lora.experts,
         },
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1))
-    return write_tensors(folder / WEIGHTS_FILE, tensors, durable=durable)
+    settings = json.dumps(config, indent=1).encode()
+    (folder / CONFIG_FILE).write_bytes(settings)
+    weights = write_tensors(folder / WEIGHTS_FILE, tensors, durable=durable)
+    return {CONFIG_FILE: sum_of_bytes(settings), WEIGHTS_FILE: weights}
 
 
 def target_module(spec: DecoderSpec, name: str) -> str:
@@ -87,6 +90,7 @@ def is_own(folder: Path) -> bool:
 
 def read_lora_spec(folder: Path) -> LoraSpec:
     """Rank and trained parts of a folder that `write_adapter` wrote."""
+    check_files(folder, (CONFIG_FILE,))
     config = read_peft_config(folder)
     rank = config.get("r")
     if not isinstance(rank, int) or rank < 1:
@@ -107,6 +111,8 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
     except (OSError, ValueError, RecursionError) as error:
+        if not folder.exists():
+            raise Gone(f"The files of the adapter in {folder} are gone.") from None
         raise BadRequest(f"{folder} is not an adapter folder: {CONFIG_FILE} cannot be read ({error}).") from None
     if not isinstance(config, dict):
         raise BadRequest(f"{folder} is not an adapter folder: {CONFIG_FILE} is no JSON object.")
@@ -123,7 +129,11 @@ def open_weights(folder: Path) -> Iterator[Any]:
 
 
 def read_adapter(folder: Path, spec: DecoderSpec, dtype: torch.dtype) -> AdapterView:
-    """The adapter of a folder that `write_adapter` wrote, as one flat vector in `dtype`."""
+    """The adapter of a folder that `write_adapter` wrote, as one flat vector in `dtype`.
+
+    Gone where its files are not what the list of checksums beside them says, if there is one.
+    """
+    check_files(folder, (WEIGHTS_FILE,))
     lora = read_lora_spec(folder)
     layout = LoraLayout(spec, lora)
     if not layout.size:

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from loreloop.model.compressed import Collector, is_packed_part
-from loreloop.model.load import stream_tensors
 from loreloop.model.tower import own_name
+from loreloop.model.weight_files import stream_tensors
 
 
 def dense_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from torch import Tensor
 
 from loreloop.model.tensor_file import write_tensors
+from loreloop.model.weight_files import INDEX_FILE, WEIGHTS_FILE
 
 SHARD_BYTES = 1 << 30
-INDEX_FILE = "model.safetensors.index.json"
 
 
 class ShardWriter:
@@ -37,7 +37,7 @@ class ShardWriter:
         self._write()
         n_shards = len(self._shards)
         if n_shards == 1:
-            self._file(0).rename(self.folder / "model.safetensors")
+            self._file(0).rename(self.folder / WEIGHTS_FILE)
             return
         names: dict[str, str] = {}
         for number, tensors in enumerate(self._shards):

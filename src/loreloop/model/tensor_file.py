@@ -9,12 +9,17 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from loreloop.protocol.checksums import FileSum, crc32_text
+
+Piece = bytes | ctypes.Array[ctypes.c_char]
 DTYPE_NAMES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
@@ -27,8 +32,10 @@ DTYPE_NAMES = {
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, durable: bool = True
-) -> int:
-    """Writes `path` by way of a temporary neighbour; gives its size in bytes.
+) -> FileSum:
+    """Writes `path` by way of a temporary neighbour; gives its size and checksum.
+
+    The checksum is of what was in memory, computed by a second thread while this one writes, so it costs no time.
 
     Processes may die at any time; `durable` ones survive the machine's loss of power as well. Tensors that lie one
     behind the other in memory, in the order given, are written in one piece, several times as fast.
@@ -47,15 +54,23 @@ def write_tensors(
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(len(head).to_bytes(8, "little") + head)
-        for piece in _pieces(tensors.values()):
+    pieces: list[Piece] = [len(head).to_bytes(8, "little") + head, *_pieces(tensors.values())]
+    with temporary.open("wb") as file, ThreadPoolExecutor(1) as summing:
+        crc32 = summing.submit(_crc32, pieces)
+        for piece in pieces:
             file.write(piece)
         if durable:
             file.flush()
             os.fsync(file.fileno())
     temporary.replace(path)
-    return 8 + len(head) + offset
+    return FileSum(8 + len(head) + offset, crc32_text(crc32.result()))
+
+
+def _crc32(pieces: Sequence[Piece]) -> int:
+    crc32 = 0
+    for piece in pieces:
+        crc32 = zlib.crc32(piece, crc32)
+    return crc32
 
 
 def _pieces(tensors: Iterable[Tensor]) -> Iterator[ctypes.Array[ctypes.c_char]]:

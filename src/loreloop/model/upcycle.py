@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loreloop.model.load import read_config_file, stream_tensors
+from loreloop.model.checksums import NOTE
+from loreloop.model.load import read_config_file
 from loreloop.model.shards import SHARD_BYTES, ShardWriter
+from loreloop.model.weight_files import stream_tensors
 from loreloop.protocol.errors import BadRequest
 
 EXPERT_PARTS = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
@@ -40,7 +42,7 @@ def upcycle(source: Path, target: Path, recipe: Upcycling, shard_bytes: int = SH
     if config.get("model_type") != "llama":
         raise BadRequest(f"{source} holds a {config.get('model_type')!r} model; experts are made of llama models.")
     for file in source.iterdir():
-        if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json")):
+        if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json", NOTE)):
             shutil.copyfile(file, target / file.name)
     (target / "config.json").write_text(json.dumps(_config(config, recipe), indent=1))
     writer = ShardWriter(target, shard_bytes)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from loreloop.model.families.family import SeeingFamily
 from loreloop.model.families.table import family_of
-from loreloop.model.load import MISSPELT, read_config, read_spec, stream_tensors
+from loreloop.model.load import MISSPELT, check_finite, read_config, read_spec
 from loreloop.model.tower import VISION, Tower, Vision, own_name
+from loreloop.model.weight_files import stream_tensors
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.images import FixedGrid, ImageRules
 
@@ -106,6 +107,7 @@ def _fill(folder: Path, tower: Tower) -> None:
         tensor = read()
         if target.shape != tensor.shape:
             raise BadRequest(f"{published!r} has the shape {list(tensor.shape)}; it should be {list(target.shape)}.")
+        check_finite(published, tensor)
         target.copy_(tensor)
     if targets:
         missing = sorted(targets)

@@ -5,6 +5,7 @@ Pure; BadRequest says what was asked, what is wrong and what to do.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 
 import numpy as np
@@ -21,7 +22,8 @@ MIN_TEMPERATURE = 1e-6  # logits of some thousands divided by it are far from fp
 MAX_BIASES = 1024
 MAX_STOPS, MAX_STOP_BYTES = 64, 1024  # strings, and bytes of each: every token's text is searched for all of them
 MAX_STOP_IDS = 1024
-SEED_BITS = (1 << 63) - 1
+SEEDS = 1 << 63  # a draw's key has 64 bits, of which these are used
+MAX_SEED_BYTES = 64
 
 
 def check_prompt(prompt: Prompt, info: EngineInfo) -> tuple[Chunk, ...]:
@@ -59,10 +61,11 @@ def check_tokens(tokens: list[int], info: EngineInfo) -> TextChunk:
 
 
 def check_params(wire: WireSamplingParams, n_prompt: int, info: EngineInfo, seed: int) -> SamplingParams:
-    """Parameters with every blank filled; `seed` is used where the client gave none."""
+    """Parameters with every blank filled; `seed` is used where the client gave none. Who wants no tokens (`max_tokens`
+    0) draws one all the same, which costs nothing beside the prompt, and does not tell it."""
     window = info.context_window
     max_tokens = wire.max_tokens if wire.max_tokens is not None else window - n_prompt
-    if n_prompt + max_tokens > window or max_tokens < 1:
+    if n_prompt + max_tokens > window or (max_tokens < 1 and wire.max_tokens != 0):
         raise too_long(n_prompt, max(max_tokens, 1), info)
     if not np.isfinite(wire.temperature):
         raise BadRequest("The temperature must be a finite number.")
@@ -73,11 +76,11 @@ def check_params(wire: WireSamplingParams, n_prompt: int, info: EngineInfo, seed
         )
     stop_tokens, stop_strings = _stops(wire.stop, info)
     return SamplingParams(
-        max_tokens=max_tokens,
-        seed=(wire.seed if wire.seed is not None else seed) & SEED_BITS,
+        max_tokens=max(max_tokens, 1),
+        seed=seed if wire.seed is None else seed_of(wire.seed),
         temperature=wire.temperature,
-        top_k=-1 if wire.top_k == 0 else wire.top_k,
-        top_p=wire.top_p,
+        top_k=1 if wire.top_p == 0 else -1 if wire.top_k == 0 else wire.top_k,
+        top_p=wire.top_p or 1.0,
         stop_tokens=stop_tokens,
         stop_strings=stop_strings,
         min_p=wire.min_p,
@@ -87,6 +90,16 @@ def check_params(wire: WireSamplingParams, n_prompt: int, info: EngineInfo, seed
         logit_bias=_biases(wire.logit_bias or {}, info),
         grammar=wire.grammar or "",
     )
+
+
+def seed_of(given: int) -> int:
+    """The seed itself where it is one of ours; any other integer has a stream of its own too, by its hash."""
+    if 0 <= given < SEEDS:
+        return given
+    if given.bit_length() > 8 * MAX_SEED_BYTES - 1:
+        raise BadRequest(f"The seed has {given.bit_length()} bits; send an integer of at most 64 bits.")
+    digest = hashlib.blake2b(given.to_bytes(MAX_SEED_BYTES, "little", signed=True), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % SEEDS
 
 
 def too_long(n_prompt: int | str, max_tokens: int, info: EngineInfo) -> BadRequest:

@@ -3,6 +3,7 @@
     LoreloopError
     ├── UserError          the caller can fix it
     │   ├── BadRequest     the request itself is wrong
+    │   │   └── WrongSettings  a setting or a flag is
     │   ├── Unauthorized   no key, or not a key of this server
     │   ├── Forbidden      a key, but without the scope
     │   ├── NotFound       no such thing, or not yours
@@ -11,6 +12,7 @@
     │   └── TooLarge       over a limit that is written down
     ├── ServerError        we must fix it
     └── Unavailable        nobody's fault; try again after `retry_after_seconds`
+        └── OutOfService   for everybody: the server stops, or its disk is full
 
 A message says what was asked, what is wrong and what to do. This file does not know HTTP
 status codes; `http/app.py` chooses them.
@@ -18,6 +20,9 @@ status codes; `http/app.py` chooses them.
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from typing import Any
 
 
@@ -41,6 +46,10 @@ class BadRequest(UserError):
     def __init__(self, message: str, details: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.details = details
+
+
+class WrongSettings(BadRequest):
+    pass
 
 
 class Unauthorized(UserError):
@@ -81,3 +90,22 @@ class Unavailable(LoreloopError):
     def __init__(self, message: str, retry_after_seconds: float = 1.0, queue_position: int | None = None) -> None:
         super().__init__(message)
         self.retry_after_seconds, self.queue_position = retry_after_seconds, queue_position
+
+
+class OutOfService(Unavailable):
+    pass
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def disk_trouble(error: BaseException) -> OutOfService | None:
+    """What a full or failing disk means to whoever asked for something to be kept; None for any other error. Libraries
+    in Rust tell the system's number in words."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    if number not in DISK_ERRORS:
+        return None
+    return OutOfService(
+        f"The disk of the data folder does not take this: {os.strerror(number)}. Make room there.", 30.0
+    )

@@ -43,12 +43,14 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ModelSnapshot(msgspec.Struct, frozen=True):
-    """State of a model after every batch up to `plan_no`; `next_seq_id` is the first one it has not executed."""
+    """State of a model after every batch up to `plan_no`; `next_seq_id` is the first one it has not executed. `crc32`
+    is the file's checksum, empty where none was taken."""
 
     model_id: str
     plan_no: int
     next_seq_id: int
     file: str
+    crc32: str = ""
 
 
 # HTTP process to engine
@@ -109,12 +111,15 @@ ToEngine = Restore | Restored | Submit | Sample | CancelSample | DropModel | Dro
 
 
 class OpEnd(msgspec.Struct, frozen=True, array_like=True):
+    """`n_trained_tokens`: positions of the sequences that a pass learned from; 0 of other operations."""
+
     request_id: str
     result: OpResult
+    n_trained_tokens: int = 0
 
 
 class BatchStarted(msgspec.Struct, frozen=True, tag="batch_started"):
-    """These operations, of no journaled batch yet, are being executed; if the engine dies now, one may be why."""
+    """These operations are being executed, perhaps once more; if the engine dies now, one may be why."""
 
     request_ids: tuple[str, ...]
 
@@ -132,6 +137,13 @@ class Snapshotted(msgspec.Struct, frozen=True, tag="snapshotted"):
 
     plan_no: int
     models: tuple[ModelSnapshot, ...]
+
+
+class ModelLost(msgspec.Struct, frozen=True, tag="model_lost"):
+    """A model's snapshot cannot be restored; nothing of the model is executed any more."""
+
+    model_id: str
+    reason: str
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
@@ -185,4 +197,4 @@ class Meters(msgspec.Struct, frozen=True, tag="meters"):
     cold_loads: ColdLoads = ColdLoads()
 
 
-FromEngine = Hello | BatchStarted | BatchDone | Snapshotted | Tokens | SampleEnd | Queues | Meters
+FromEngine = Hello | BatchStarted | BatchDone | Snapshotted | ModelLost | Tokens | SampleEnd | Queues | Meters

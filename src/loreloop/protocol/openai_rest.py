@@ -1,4 +1,7 @@
-"""Bodies of OpenAI's API as far as they are served. A field that is not here is refused by name, never ignored."""
+"""Bodies of OpenAI's API as far as they are served.
+
+A field that is neither here nor in `hints.py` is refused by name, never ignored.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from loreloop.protocol.rest import Penalty
 
 MAX_TURNS, MAX_TOOLS = 8192, 512  # of one request; each costs time before any token is computed
 MaxTokens = Annotated[int, Meta(ge=1, lt=1 << 31)]
+TopP = Annotated[float, Meta(ge=0, le=1)]  # 0: the likeliest token
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 
@@ -25,14 +29,14 @@ class StreamOptions(Strict, frozen=True):
 
 
 class Common(Strict, frozen=True):
-    """What both sampling routes take. Notes of the caller (`user`, `metadata`, …) change nothing.
+    """What both sampling routes take. `user` decides the arm of a deployment's canary.
 
     Not of OpenAI: `top_k`, `min_p`, `repetition_penalty`, `grammar` (Lark), `regex`, `filtered_logprobs`.
     """
 
     model: str
     temperature: Annotated[float, Meta(ge=0, le=10)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: TopP | None = None
     top_k: Annotated[int, Meta(ge=-1, lt=1 << 31)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
@@ -48,20 +52,16 @@ class Common(Strict, frozen=True):
     regex: str | None = None
     filtered_logprobs: bool | None = None
     user: str | None = None
-    metadata: dict[str, Any] | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
 
 
 Prompt = str | tuple[str, ...] | tuple[TokenId, ...] | tuple[tuple[TokenId, ...], ...]
 
 
 class Completion(Common, frozen=True, kw_only=True):
-    """`prompt` is a text, token ids, or a list of either."""
+    """`prompt` is a text, token ids, or a list of either; with `max_tokens` 0 nothing is added to it."""
 
     prompt: str | tuple[str | TokenId | tuple[TokenId, ...], ...]
-    max_tokens: MaxTokens | None = None
+    max_tokens: Annotated[int, Meta(ge=0, lt=1 << 31)] | None = None
     logprobs: TopLogprobs | None = None
     echo: bool | None = None
 
@@ -76,7 +76,6 @@ class RefusalPart(Strict, frozen=True, tag="refusal"):
 
 class ImageUrl(Strict, frozen=True):
     url: str
-    detail: str | None = None
 
 
 class ImagePart(Strict, frozen=True, tag="image_url"):
@@ -95,7 +94,6 @@ class ToolCallBody(Strict, frozen=True):
     id: str
     function: FunctionCall
     type: Literal["function"] = "function"
-    index: int | None = None
 
 
 class ChatMessage(Strict, frozen=True):
@@ -109,9 +107,6 @@ class ChatMessage(Strict, frozen=True):
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
-    annotations: tuple[Any, ...] | None = None
-    audio: None = None
-    function_call: None = None
 
 
 class FunctionBody(Strict, frozen=True):
@@ -171,7 +166,7 @@ class JsonSchemaFormat(Strict, frozen=True, tag="json_schema"):
 
 
 ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class ChatCompletion(Common, frozen=True, kw_only=True):
@@ -189,5 +184,3 @@ class ChatCompletion(Common, frozen=True, kw_only=True):
     response_format: ResponseFormat | None = None
     reasoning_effort: Effort | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    store: bool | None = None
-    modalities: tuple[Literal["text"], ...] | None = None

@@ -72,6 +72,11 @@ def request_id(owner_id: str, seq_id: int) -> str:
     return f"{owner_id}:{seq_id}"
 
 
+def owner_of(request_id: str) -> str:
+    """The run or sampler that an operation's id was made of."""
+    return request_id.rpartition(":")[0]
+
+
 def file_name(identifier: str) -> str:
     """An id as the name of a file or folder."""
     return identifier.replace(":", "_").replace("/", "_")

@@ -1,6 +1,6 @@
-"""Bodies of OpenAI's responses API as far as they are served; unknown fields are refused by name.
+"""Bodies of OpenAI's responses API as far as they are served.
 
-Nothing is stored between two requests: the whole input comes with each.
+A field that is neither here nor in `hints.py` is refused by name, never ignored.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from loreloop.protocol.openai_rest import MAX_TOOLS, MAX_TURNS, Effort, MaxTokens, Strict, TopLogprobs
+from loreloop.protocol.openai_rest import MAX_TOOLS, MAX_TURNS, Effort, MaxTokens, Strict, TopP
 
 
 class InputText(Strict, frozen=True, tag="input_text"):
@@ -19,8 +19,6 @@ class InputText(Strict, frozen=True, tag="input_text"):
 
 class OutputText(Strict, frozen=True, tag="output_text"):
     text: str
-    annotations: tuple[Any, ...] | None = None
-    logprobs: tuple[Any, ...] | None = None
 
 
 class RefusalText(Strict, frozen=True, tag="refusal"):
@@ -28,7 +26,6 @@ class RefusalText(Strict, frozen=True, tag="refusal"):
 
 
 class InputImage(Strict, frozen=True, tag="input_image"):
-    detail: str | None = None
     image_url: str | None = None
     file_id: str | None = None
 
@@ -48,9 +45,8 @@ class SummaryText(Strict, frozen=True):
 class Item(Strict, frozen=True):
     """An input item of any kind; which fields it needs depends on `type`."""
 
-    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    type: Literal["message", "function_call", "function_call_output", "reasoning", "item_reference"] = "message"
     id: str | None = None
-    status: str | None = None
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: str | tuple[InputText | OutputText | RefusalText | InputImage | ReasoningPart, ...] | None = None
     call_id: str | None = None
@@ -59,7 +55,6 @@ class Item(Strict, frozen=True):
     output: str | tuple[Part, ...] | None = None
     summary: tuple[SummaryText, ...] | None = None
     encrypted_content: str | None = None
-    phase: str | None = None
 
 
 class FunctionTool(Strict, frozen=True):
@@ -92,13 +87,10 @@ class SchemaFormat(Strict, frozen=True, tag="json_schema"):
 
 class TextSettings(Strict, frozen=True):
     format: PlainFormat | ObjectFormat | SchemaFormat | None = None
-    verbosity: str | None = None
 
 
 class Reasoning(Strict, frozen=True):
     effort: Effort | None = None
-    summary: str | None = None
-    generate_summary: str | None = None
 
 
 class ResponseStreamOptions(Strict, frozen=True):
@@ -128,22 +120,15 @@ class CreateResponse(Strict, frozen=True):
     parallel_tool_calls: bool | None = None
     max_output_tokens: MaxTokens | None = None
     temperature: Annotated[float, Meta(ge=0, le=10)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: TopP | None = None
     top_k: Annotated[int, Meta(ge=-1, lt=1 << 31)] | None = None  # this and `seed` are not of OpenAI
     seed: int | None = None
-    top_logprobs: TopLogprobs | None = None
     text: TextSettings | None = None
     reasoning: Reasoning | None = None
     include: tuple[Included, ...] | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     store: bool | None = None
-    truncation: Literal["disabled"] | None = None
     metadata: dict[str, Any] | None = None
     user: str | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    previous_response_id: None = None
-    conversation: None = None
-    background: Literal[False] | None = None
+    previous_response_id: str | None = None

@@ -151,7 +151,7 @@ class WireSamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     stop: str | tuple[str | TokenId, ...] | None = None
     temperature: Annotated[float, Meta(ge=0)] = 1.0
     top_k: Annotated[int, Meta(ge=-1, lt=1 << 31)] = -1
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_p: Annotated[float, Meta(ge=0, le=1)] = 1.0
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0

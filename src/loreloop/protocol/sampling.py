@@ -14,6 +14,7 @@ from loreloop.protocol.tensors import Tensor
 from loreloop.protocol.training import Chunk
 
 StopReason = Literal["stop", "length"]
+Thoughts = Literal["none", "possible", "opened"]
 
 
 class SamplingParams(msgspec.Struct, frozen=True):
@@ -27,6 +28,7 @@ class SamplingParams(msgspec.Struct, frozen=True):
     than `min_p` times the likeliest are dropped; presence and frequency penalties are taken off the logits of tokens
     that were drawn (the second times their number); `repetition_penalty` divides positive and multiplies negative
     logits of tokens in prompt or answer; `logit_bias` adds; `grammar` (empty: none) admits only what it can read.
+    `thoughts` say where `stop_strings` count: not in what the model thinks, which its prompt may have `opened`.
     """
 
     max_tokens: int
@@ -42,6 +44,7 @@ class SamplingParams(msgspec.Struct, frozen=True):
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     grammar: str = ""
+    thoughts: Thoughts = "none"
 
 
 class PromptScores(msgspec.Struct, frozen=True):

@@ -175,7 +175,10 @@ class StepResult(msgspec.Struct, frozen=True, tag="step"):
 
 
 class SavedResult(msgspec.Struct, frozen=True, tag="saved"):
+    """`sums_crc32` is the checksum of the list of checksums beside the files, empty where there is none."""
+
     size_bytes: int
+    sums_crc32: str = ""
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):

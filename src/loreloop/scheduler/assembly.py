@@ -15,13 +15,14 @@ from loreloop.protocol.sampling import (
     SampledSequence,
     SampleOp,
     SampleResult,
+    SamplingParams,
     StopReason,
     TopK,
     stop_reason,
 )
 from loreloop.text.stops import StopMatcher
 
-MatcherFactory = Callable[[tuple[str, ...]], StopMatcher]
+MatcherFactory = Callable[[SamplingParams], StopMatcher]
 
 
 class _Sample:
@@ -59,8 +60,8 @@ class Assembly:
 
     def __init__(self, op: SampleOp, make_matcher: MatcherFactory) -> None:
         self.op = op
-        strings = op.params.stop_strings
-        self.samples = [_Sample(make_matcher(strings) if strings else None) for _ in range(op.num_samples)]
+        stops = bool(op.params.stop_strings)
+        self.samples = [_Sample(make_matcher(op.params) if stops else None) for _ in range(op.num_samples)]
         self.prompt_event: PromptEvent | None = None
         for sample, partial in zip(self.samples, op.resume, strict=False):
             tokens = np.frombuffer(partial.tokens, "<i4").tolist()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import traceback
+import logging
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from loreloop.protocol.errors import LoreloopError
+from loreloop.protocol.errors import LoreloopError, disk_trouble
 from loreloop.protocol.training import Failure
 
 T = TypeVar("T")
+LOG = logging.getLogger(__name__)
 
 
 class Attempt(Protocol):
@@ -25,5 +26,8 @@ def attempt(call: Callable[[], T]) -> T | Failure:
     except LoreloopError as error:
         return Failure(error.category, error.message)
     except Exception as error:
-        traceback.print_exc()
+        if trouble := disk_trouble(error):
+            LOG.error("%s", trouble.message)
+            return Failure(trouble.category, trouble.message)
+        LOG.exception("an operation failed in the engine")
         return Failure("server", f"The engine failed: {type(error).__name__}: {error}. Its log holds the details.")

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from loreloop.engine.contract import Pause, PromptEvent, SampleEvent, SampleFailed, TokenEvent
-from loreloop.protocol.errors import BadRequest, NotFound
+from loreloop.protocol.checksums import sum_of, sum_of_bytes
+from loreloop.protocol.errors import BadRequest, NotFound, ServerError
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
 from loreloop.protocol.paths import file_name
 from loreloop.protocol.sampling import PromptReport, SampleOp, stop_reason
@@ -130,12 +131,18 @@ class FakeEngine:
         for model_id in sorted(self.changed):
             file = Path(folder) / f"{file_name(model_id)}.{plan_no}.json"
             file.write_text(json.dumps(asdict(self.models[model_id])))
-            taken.append(ModelSnapshot(model_id, plan_no, 0, str(file)))
+            taken.append(ModelSnapshot(model_id, plan_no, 0, str(file), sum_of(file).crc32))
         self.changed.clear()
         return taken
 
     def restore(self, snapshot: ModelSnapshot) -> None:
-        self.models[snapshot.model_id] = Model(**json.loads(Path(snapshot.file).read_text()))
+        try:
+            content = Path(snapshot.file).read_bytes()
+        except OSError as error:
+            raise ServerError(f"its snapshot {snapshot.file} cannot be read ({error})") from None
+        if sum_of_bytes(content).crc32 != snapshot.crc32:
+            raise ServerError(f"its snapshot {snapshot.file} is damaged")
+        self.models[snapshot.model_id] = Model(**json.loads(content))
 
     def _model(self, model_id: str) -> Model:
         if model_id not in self.models:
@@ -147,7 +154,7 @@ class FakeEngine:
     def admit(self, op: SampleOp) -> bool:
         if sum(len(indices) for indices in self.drawn.values()) + op.num_samples > self.rooms:
             return False
-        if op.revision and not Path(op.revision.folder).exists():
+        if op.revision and not Path(op.revision.folder, "state.json").exists():
             raise NotFound(f"The revision {op.revision.revision_id} cannot be read.")
         self.samples[op.request_id] = op
         resumed = [np.frombuffer(partial.tokens, "<i4").tolist() for partial in op.resume]

@@ -7,6 +7,7 @@ engine computes, who asked, or how messages travel.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,9 @@ from loreloop.scheduler.attempt import attempt
 from loreloop.scheduler.sampling import Sampling
 from loreloop.scheduler.training import Training
 
+LOG = logging.getLogger(__name__)
 METER_SECONDS = 1.0  # between two tellings of what the engine counts
+LAST_BATCH_SECONDS = 3.0  # for the batch that runs when the end is asked for; it is broken off then, and runs again
 UNHURRIED_SECONDS = 0.1  # training looks up for messages this often where no sample waits for its next token
 
 
@@ -42,12 +45,18 @@ class _LinkEnded(BaseException):
     """Nobody is there to hear a result: whatever runs is broken off. No error of any operation."""
 
 
+class _BrokenOff(BaseException):
+    """The end was asked for, and the batch that runs takes too long. Nothing of it is kept, and no snapshot is taken
+    amid it: the next engine is given it anew."""
+
+
 class _LoopFailed(BaseException):
     """The loop itself failed inside a batch: no fault of that batch's operations. Its cause says what happened."""
 
 
 class Scheduler:
-    """`inbox` gives None when the link has ended; `snapshot_folder` is where the engine writes its snapshots."""
+    """`inbox` gives None when the link has ended; `snapshot_folder` is where the engine writes its snapshots; `ready`
+    is called when all that was there before is known, and work begins."""
 
     def __init__(
         self,
@@ -57,7 +66,10 @@ class Scheduler:
         new_matcher: MatcherFactory,
         config: EngineConfig,
         snapshot_folder: Path,
+        *,
+        ready: Callable[[], None] = lambda: None,
     ) -> None:
+        self._ready = ready
         self._inbox, self._send = inbox, send
         self._sampling = Sampling(engine, send, attempt, new_matcher)
         self._training = Training(engine, send, attempt, config, snapshot_folder)
@@ -65,6 +77,7 @@ class Scheduler:
         self._engine, self._queues, self._meters = engine, Queues(0, 0, 0), Meters()
         self._metered_seconds = 0.0  # when they were told last
         self._closing = False
+        self._closed_seconds = 0.0  # when the end was asked for
         self._due_seconds = self._resumed_seconds = 0.0  # when samples are looked after next, and training went on
 
     def run(self) -> None:
@@ -79,6 +92,9 @@ class Scheduler:
                 self._training.advance(self._pause)
             self._training.close()
         except _LinkEnded:
+            if not self._training.going:
+                LOG.warning("the HTTP process hung up before this engine knew what it has to do")
+        except _BrokenOff:
             pass
         except _LoopFailed as failed:
             raise failed.__cause__ or failed from None
@@ -92,6 +108,8 @@ class Scheduler:
             except Exception as error:
                 raise _LoopFailed from error
             now = time.monotonic()
+            if self._closing and now >= self._closed_seconds + LAST_BATCH_SECONDS:
+                raise _BrokenOff
         self._resumed_seconds = now
 
     def _look_up(self, *, sample: bool) -> None:
@@ -117,6 +135,7 @@ class Scheduler:
                 self._training.restore(message)
             case Restored():
                 self._training.go()
+                self._ready()
             case Submit(op, alone):
                 self._training.submit(op, alone=alone)
             case Sample(op):
@@ -130,7 +149,7 @@ class Scheduler:
             case SnapshotRecorded(plan_no):
                 self._training.snapshot_recorded(plan_no)
             case Shutdown():
-                self._closing = True
+                self._closing, self._closed_seconds = True, time.monotonic()
 
     def _tell_queues(self) -> None:
         queues = Queues(self._sampling.waiting, self._sampling.running, self._training.waiting)

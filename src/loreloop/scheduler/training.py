@@ -1,8 +1,8 @@
 """The training half of the loop: operations wait for their place in the order, and are executed in batches.
 
 In: operations of the journal, and after a restart the batches to execute again. Out: `BatchStarted` and `BatchDone`
-for each, and `Snapshotted` when enough work has piled up. It does not know how a pass is computed, nor what a journal
-is made of.
+for each, `Snapshotted` when enough work has piled up, and `ModelLost` for a snapshot that cannot be restored. It does
+not know how a pass is computed, nor what a journal is made of.
 
 A batch is a number (`plan_no`) and its operations in order. A snapshot lies between two batches.
 """
@@ -23,6 +23,7 @@ from loreloop.protocol.link import (
     BatchDone,
     BatchStarted,
     FromEngine,
+    ModelLost,
     ModelSnapshot,
     OpEnd,
     Restore,
@@ -40,6 +41,7 @@ from loreloop.protocol.training import (
     SaveSampler,
     SaveState,
     TrainOp,
+    length_of,
 )
 from loreloop.scheduler.attempt import Attempt
 from loreloop.scheduler.order import Order
@@ -75,11 +77,16 @@ class Training:
             batch_tokens=BATCH_MICRO_BATCHES * config.train_tokens,
         )
         self._going = False
+        self._lost: set[str] = set()  # models of whose operations nothing is executed; who hears `ModelLost` ends them
         self._replay: deque[Batch] = deque()
         self._to_drop: deque[str] = deque()
         self._last_plan_no, self._next_plan_no = 0, 1
         self._snapshots = _Snapshots(engine, attempt, snapshot_folder)
         self._unsnapshotted_seconds, self._paused_seconds = 0.0, 0.0
+
+    @property
+    def going(self) -> bool:
+        return self._going
 
     @property
     def busy(self) -> bool:
@@ -92,8 +99,11 @@ class Training:
 
     def restore(self, message: Restore) -> None:
         for snapshot in message.snapshots:
-            self._order.resume(snapshot.model_id, snapshot.next_seq_id)
-            self._snapshots.restore(snapshot)
+            if failure := self._snapshots.restore(snapshot):
+                self._lost.add(snapshot.model_id)
+                self._send(ModelLost(snapshot.model_id, failure.message))
+            else:
+                self._order.resume(snapshot.model_id, snapshot.next_seq_id)
         self._replay.extend(message.batches)
         self._next_plan_no = message.next_plan_no
 
@@ -101,6 +111,8 @@ class Training:
         self._going = True
 
     def submit(self, op: TrainOp, *, alone: bool = False) -> None:
+        if op.model_id in self._lost:
+            return
         if not self._order.add(op, alone=alone) and self._order.is_dropped(op.model_id):
             self._finish(_Plan(self._new_plan_no(), (op,), False), [_dropped(op)])
 
@@ -116,8 +128,7 @@ class Training:
         plan = self._next_plan() if self._going else None
         if plan is None:
             return False
-        if not plan.replayed:
-            self._send(BatchStarted(tuple(op.request_id for op in plan.ops)))
+        self._send(BatchStarted(tuple(op.request_id for op in plan.ops)))
         started, self._paused_seconds = time.monotonic(), 0.0
         self._finish(plan, self._results(plan, partial(self._pause, pause)))
         self._unsnapshotted_seconds += time.monotonic() - started - self._paused_seconds
@@ -160,7 +171,7 @@ class Training:
         return Done() if result is None else result
 
     def _finish(self, plan: _Plan, results: Iterable[OpResult]) -> None:
-        ends = tuple(OpEnd(op.request_id, result) for op, result in zip(plan.ops, results, strict=True))
+        ends = tuple(OpEnd(op.request_id, result, _n_trained(op)) for op, result in zip(plan.ops, results, strict=True))
         self._last_plan_no = max(self._last_plan_no, plan.plan_no)
         self._send(BatchDone(Batch(plan.plan_no, tuple(op.request_id for op in plan.ops)), ends, plan.replayed))
 
@@ -186,13 +197,15 @@ class _Snapshots:
 
     def __init__(self, engine: Engine, attempt: Attempt, folder: Path) -> None:
         self._engine, self._attempt, self._folder = engine, attempt, folder
-        self._files: dict[str, str] = {}
+        self._files: dict[str, ModelSnapshot] = {}
         self._outdated: deque[tuple[int, str]] = deque()  # a file, and the snapshot that replaces it
 
-    def restore(self, snapshot: ModelSnapshot) -> None:
-        if snapshot.file:
-            self._files[snapshot.model_id] = snapshot.file
-            self._attempt(partial(self._engine.restore, snapshot))
+    def restore(self, snapshot: ModelSnapshot) -> Failure | None:
+        """The failure of one that cannot be taken in; its file is left as it lies."""
+        restored = self._attempt(partial(self._engine.restore, snapshot)) if snapshot.file else None
+        if restored is None and snapshot.file:
+            self._files[snapshot.model_id] = snapshot
+        return restored
 
     def take(self, moved: dict[str, int], plan_no: int) -> tuple[ModelSnapshot, ...]:
         """Snapshots of the models in `moved` (their next sequence ids). One whose state did not change keeps its file;
@@ -202,15 +215,16 @@ class _Snapshots:
         if isinstance(written, Failure):
             return ()
         for snapshot in written:
-            before = self._files.get(snapshot.model_id, snapshot.file)
+            before = self._files.get(snapshot.model_id, snapshot).file
             if before != snapshot.file:
                 self._outdated.append((plan_no, before))
-            self._files[snapshot.model_id] = snapshot.file
-        return tuple(ModelSnapshot(m, plan_no, seq_id, self._files.get(m, "")) for m, seq_id in moved.items())
+            self._files[snapshot.model_id] = snapshot
+        newest = {m: self._files.get(m, ModelSnapshot(m, plan_no, seq_id, "")) for m, seq_id in moved.items()}
+        return tuple(ModelSnapshot(m, plan_no, moved[m], each.file, each.crc32) for m, each in newest.items())
 
     def forget(self, model_id: str, plan_no: int) -> None:
         if model_id in self._files:
-            self._outdated.append((plan_no, self._files.pop(model_id)))
+            self._outdated.append((plan_no, self._files.pop(model_id).file))
 
     def delete_outdated(self, plan_no: int) -> None:
         while self._outdated and self._outdated[0][0] <= plan_no:
@@ -232,6 +246,13 @@ def _apply(engine: Engine, op: TrainOp) -> OpResult | None:
         case SaveExternal():
             return engine.save_external(op)
     return None
+
+
+def _n_trained(op: TrainOp) -> int:
+    """Positions that an operation learns from."""
+    if isinstance(op, ForwardBackward) and not op.forward_only:
+        return sum(length_of(datum.chunks) for datum in op.data)
+    return 0
 
 
 def _dropped(op: TrainOp) -> Failure:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from loreloop.protocol.errors import BadRequest, NotFound
+from loreloop.protocol.errors import BadRequest, Gone, NotFound
 from loreloop.protocol.paths import SCHEME, CheckpointKind, parse_path
 from loreloop.protocol.sampling import Revision
 from loreloop.serve.canary import arm_for
@@ -97,8 +97,8 @@ class Names:
     def _deployed(self, deployment: Deployment, user: str | None) -> Target:
         arm = arm_for(deployment, user)
         if arm.revision is not None and not Path(arm.revision.folder).exists():
-            raise NotFound(
-                f"The deployment {deployment.name!r} answers with {arm.target}, which was deleted or has expired; "
+            raise Gone(
+                f"The deployment {deployment.name!r} answers with {arm.target}, whose files are gone; "
                 f"see `loreloop deploy history {deployment.name}`, then set it anew."
             )
         return Target(arm.base_model, self.base(arm.base_model), arm.revision)
@@ -111,7 +111,7 @@ class Names:
         else:
             checkpoint = self._checkpoint(store, key_id, path)
             run = store.read(runs.get, key_id, checkpoint.run_id)
-            revision = Revision(path, checkpoint.folder)
+            revision = Revision(path, str(checkpoints.folder_of(checkpoint)))
         if asked and self.base(asked) != self.base(run.base_model):
             raise BadRequest(f"{path} was trained on {run.base_model!r}, not on {asked!r}.")
         return Target(run.base_model, self.base(run.base_model), revision)
@@ -134,7 +134,7 @@ def newest_weights(store: Store, run: RunRow) -> Revision:
     saved = store.read(checkpoints.newest_of_run, run.id, CheckpointKind.SAMPLER)
     ephemeral = store.read(samplers.newest_of_run, run.id)
     if saved is not None and (ephemeral is None or saved.created >= ephemeral.created):
-        return Revision(str(saved.path), saved.folder)
+        return Revision(str(saved.path), str(checkpoints.folder_of(saved)))
     if ephemeral is not None:
         return ephemeral.revision
     raise NotFound(

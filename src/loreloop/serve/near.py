@@ -1,12 +1,12 @@
-"""What an unknown name may have meant: a refusal that lists a few names which come near.
+"""What an unknown name may have meant: a refusal that lists a few names which come near, if any does.
 
-Looks at a bounded number of candidates, however many names there are, and however long the unknown one is.
+Near is a name of which more letters are right than wrong, or a part of one. Looks at a bounded number of candidates,
+however many names there are, and however long the unknown one is.
 """
 
 from __future__ import annotations
 
 import bisect
-import difflib
 from collections.abc import Iterable, Sequence
 
 from loreloop.protocol.errors import NotFound
@@ -14,6 +14,7 @@ from loreloop.store.rows import CheckpointRow
 
 REACH = 32  # names looked at on each side of the unknown one in the alphabet
 N_SHOWN = 3
+SHORTEST_PART = 3  # letters of what counts as a name's part
 LONGEST = 200  # characters of the unknown name that count
 
 
@@ -32,9 +33,27 @@ def saved(rows: Iterable[CheckpointRow]) -> dict[str, str]:
 def refusal(said: str, name: str, candidates: Iterable[str], paths: dict[str, str] | None = None) -> NotFound:
     """`said`, and which of the candidates come nearest to `name`; `paths` are shown in place of their spellings."""
     shown = dict.fromkeys(candidates) | (paths or {})
-    near = difflib.get_close_matches(name[:LONGEST], shown, n=N_SHOWN, cutoff=0.3)
+    distances = {spelled: distance(name[:LONGEST].lower(), spelled[:LONGEST].lower()) for spelled in shown}
+    near = sorted((s for s in shown if _is_near(name, s, distances[s])), key=lambda s: distances[s])[:N_SHOWN]
     meant = " or ".join(repr(match) for match in dict.fromkeys(shown[spelled] or spelled for spelled in near))
     return NotFound(said + (f" Did you mean {meant}?" if meant else ""))
+
+
+def _is_near(name: str, other: str, steps: int) -> bool:
+    name, other = name.lower(), other.lower()
+    short, long = sorted((name, other), key=len)
+    is_part = len(short) >= SHORTEST_PART and short in long
+    return is_part or 2 * steps < len(long)
+
+
+def distance(one: str, other: str) -> int:
+    """Levenshtein's: the least number of letters put in, taken out or exchanged that makes one name of the other."""
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        before, row[0] = row[0], i
+        for j, against in enumerate(other, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (letter != against))
+    return row[-1]
 
 
 def not_served(name: str, served: Sequence[str]) -> str:

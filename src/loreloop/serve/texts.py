@@ -1,18 +1,23 @@
-"""Tokenizers and chat templates of the served bases, loaded when first asked for."""
+"""Tokenizers, chat templates and sampling defaults of the served bases, loaded when first asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from loreloop.text.chat import ChatTemplate
+from loreloop.text.generation import read_defaults
 from loreloop.text.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
 class ModelText:
+    """`defaults` are sampling parameters that the model's folder asks for."""
+
     tokenizer: TextTokenizer
     template: ChatTemplate
+    defaults: Mapping[str, float]
 
 
 class Texts:
@@ -20,7 +25,8 @@ class Texts:
         self.loaded: dict[Path, ModelText] = {}
 
     def of(self, folder: Path) -> ModelText:
+        """BadRequest that names the file where one of the folder is broken."""
         if folder not in self.loaded:
             tokenizer = TextTokenizer(folder)
-            self.loaded[folder] = ModelText(tokenizer, ChatTemplate(folder, tokenizer))
+            self.loaded[folder] = ModelText(tokenizer, ChatTemplate(folder, tokenizer), read_defaults(folder))
         return self.loaded[folder]

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,6 +35,17 @@ def check_url(url: str) -> str:
     if not known or not url.isprintable() or " " in url:
         raise BadRequest(f"{url[:200]!r} is no address of a tool server; give http://HOST:PORT/PATH or https://….")
     return url
+
+
+def absolute(command: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """The command with those words made absolute that name something in `folder` by a path, or by a name with an
+    ending: a tool server works in a folder of its own, where they would name nothing."""
+    return tuple(
+        str((folder / word).resolve())
+        if (os.sep in word or (at and "." in word)) and not word.startswith("-") and (folder / word).exists()
+        else word
+        for at, word in enumerate(command)
+    )
 
 
 def link_to(server: ToolServer) -> AbstractAsyncContextManager[Any]:

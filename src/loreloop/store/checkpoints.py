@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, select, update
 
-from loreloop.protocol.errors import BadRequest, Conflict, NotFound
+from loreloop.protocol.checksums import SUMS_FILE
+from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound
 from loreloop.protocol.paths import SCHEME, CheckpointKind, CheckpointPath
 from loreloop.store.rows import CheckpointRow, Page
 from loreloop.store.schema import CHECKPOINTS, DEPLOYED
+
+ADVICE = "Use another checkpoint, or bring its files back from a backup."
 
 
 def add(connection: Connection, row: CheckpointRow) -> None:
@@ -34,6 +39,16 @@ def of_anyone(connection: Connection, path: CheckpointPath) -> CheckpointRow:
     if row is None:
         raise NotFound(f"There is no checkpoint {path}.")
     return _row(row)
+
+
+def folder_of(row: CheckpointRow) -> Path:
+    """Where a checkpoint's files lie; Gone where they do not, or have lost the list of their checksums."""
+    folder = Path(row.folder)
+    if not folder.is_dir():
+        raise Gone(f"The files of {row.path} are gone: there is no folder {folder}. {ADVICE}")
+    if row.sums_crc32 and not (folder / SUMS_FILE).exists():
+        raise Gone(f"{folder / SUMS_FILE} is gone, so nothing tells whether {row.path} is damaged. {ADVICE}")
+    return folder
 
 
 def check_free(connection: Connection, path: CheckpointPath) -> None:
@@ -127,4 +142,5 @@ def _row(row: Row[tuple[object, ...]]) -> CheckpointRow:
         row.size_bytes,
         row.expires,
         metadata,
+        row.sums_crc32,
     )

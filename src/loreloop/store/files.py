@@ -5,6 +5,7 @@ revisions/<sampler>/                  adapters of ephemeral samplers
 journal/*.seg, journal/snapshots/     what a restart needs
 journal/pins/<request>/               checkpoints that a journaled load refers to, hard-linked
 journal/secret                        what a replay needs and clients may not know
+journal/lost/                         segments with operations that the database does not know
 models/<name>/                        base models
 """
 
@@ -17,7 +18,11 @@ import shutil
 import uuid
 from pathlib import Path
 
+from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.paths import CheckpointPath, file_name
+
+SECRET_BYTES = 32
+LONGEST_NAME_INSIDE = 100  # bytes of a path: what is written into a folder while it is being made
 
 
 class Files:
@@ -27,16 +32,20 @@ class Files:
         self.data = data
         self.checkpoints, self.revisions = data / "checkpoints", data / "revisions"
         self.snapshots, self.pins = data / "journal" / "snapshots", data / "journal" / "pins"
+        self.lost = data / "journal" / "lost"
 
     def checkpoint(self, path: CheckpointPath) -> Path:
-        return self._made(self.checkpoints / file_name(path.run_id) / path.kind.value) / path.name
+        """Where a checkpoint is to lie; BadRequest where the system takes no path as long as that."""
+        return self._place(self.checkpoints / file_name(path.run_id) / path.kind.value / path.name)
 
     def revision(self, sampler_id: str) -> Path:
-        return self._made(self.revisions) / file_name(sampler_id)
+        """Where an ephemeral sampler's adapter is to lie; BadRequest as above."""
+        return self._place(self.revisions / file_name(sampler_id))
 
     def pin(self, folder: Path, request_id: str) -> Path:
-        """A hard-linked copy of a folder, so that deleting the folder does not take it from a replay."""
-        target = self._made(self.pins) / self.pin_name(request_id)
+        """A hard-linked copy of a folder, so that deleting the folder does not take it from a replay. FileNotFoundError
+        where there is no such folder."""
+        target = self._place(self.pins / self.pin_name(request_id))
         if not target.exists():
             staging = target.with_name(f".{uuid.uuid4().hex}")
             shutil.copytree(folder, staging, copy_function=os.link)
@@ -54,22 +63,39 @@ class Files:
             if leftover.stat().st_ctime < changed_before:
                 shutil.rmtree(leftover, ignore_errors=True)
 
-    def _made(self, folder: Path) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
+    def _place(self, folder: Path) -> Path:
+        """The folder, with those above it made."""
+        longest = os.pathconf("/", "PC_PATH_MAX") - LONGEST_NAME_INSIDE
+        if len(os.fsencode(folder.absolute())) > longest:
+            raise BadRequest(
+                f"The path of {folder.name} would be longer than this system takes ({longest} bytes); choose a shorter "
+                "name, or serve from a data folder with a shorter path."
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
         return folder
 
 
 def read_secret(file: Path) -> bytes:
-    """32 random bytes that are the same for ever; whoever asks first makes them."""
+    """32 random bytes that are the same for ever; whoever asks first makes them. BadRequest where the file holds
+    something else."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         fresh = file.with_name(f".{uuid.uuid4().hex}")
         fresh.touch(mode=0o600)
-        fresh.write_bytes(secrets.token_bytes(32))
+        fresh.write_bytes(secrets.token_bytes(SECRET_BYTES))
         with contextlib.suppress(FileExistsError):
             os.link(fresh, file)
         fresh.unlink()
-    return file.read_bytes()
+    try:
+        found = file.read_bytes()
+    except OSError as error:
+        raise BadRequest(f"{file} cannot be read: {error.strerror}.") from None
+    if len(found) != SECRET_BYTES:
+        raise BadRequest(
+            f"{file} is damaged: it holds {len(found)} bytes, not {SECRET_BYTES}. Delete it, and another one is made; "
+            "results of operations on images that are replayed from the journal may then differ in the last bits."
+        )
+    return found
 
 
 def delete(folder: Path) -> None:

@@ -1,25 +1,26 @@
 """The journal of training: operations as they were accepted, batches as they were executed, results, snapshots.
 
-An operation is written before it is acknowledged; a batch and its results before they are released. Replay is the
-snapshots, the batches after them, and the operations these and the future need. Knows no meaning of an operation.
+An operation is written before it is acknowledged; a batch and its results before they are released. What a restarted
+engine needs of it is put together in `store/replay.py`. Knows no meaning of an operation.
 """
 
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from loreloop.protocol.errors import BadRequest, Gone, NotFound
-from loreloop.protocol.link import Batch, BatchDone, ModelSnapshot, Snapshotted
+from loreloop.protocol.errors import BadRequest, Gone, NotFound, ServerError
+from loreloop.protocol.link import BatchDone, OpEnd, Snapshotted
+from loreloop.protocol.paths import owner_of
 from loreloop.protocol.sampling import Revision
 from loreloop.protocol.training import Failure, OpResult, SavedResult, SkipSeq, TrainOp
-from loreloop.store import checkpoints, samplers
-from loreloop.store.rows import Acceptance, AddCheckpoint, AddSampler, AfterOp, Outcome, ReplayState
+from loreloop.store import checkpoints, runs, samplers, usage
+from loreloop.store.rows import Acceptance, AddCheckpoint, AddSampler, AfterOp, Outcome
 from loreloop.store.schema import OPS, PLANS, RESULTS, RUNS, SNAPSHOTS, SPOOL
 from loreloop.store.segments import Location, Segments
 
-OP_DECODER = msgspec.msgpack.Decoder(TrainOp)
+DAMAGE = (ServerError, msgspec.DecodeError, ValueError, TypeError)  # what reading rows and records may raise
 RESULT_DECODER: msgspec.msgpack.Decoder[OpResult] = msgspec.msgpack.Decoder(OpResult)
 
 
@@ -61,8 +62,14 @@ def is_promised(connection: Connection, reply: dict[str, str]) -> bool:
     return connection.execute(select(OPS.c.request_id).where(OPS.c.reply == text, ~OPS.c.done)).first() is not None
 
 
-def record_batch(connection: Connection, segments: Segments, base_model: str, done: BatchDone, now: float) -> None:
-    """Writes down what was executed and what came out; a result that is there already stays as it is."""
+def record_batch(
+    connection: Connection, segments: Segments, base_model: str, done: BatchDone, now: float
+) -> list[OpEnd]:
+    """Writes down what was executed and what came out; a result that is there already stays as it is.
+
+    Gives the ends with which a replay went astray: a failure of an operation that had changed its model's state.
+    """
+    astray: list[OpEnd] = []
     if not done.replayed:
         request_ids = msgspec.json.encode(done.batch.request_ids).decode()
         connection.execute(
@@ -71,22 +78,51 @@ def record_batch(connection: Connection, segments: Segments, base_model: str, do
     for end in done.ends:
         known = connection.scalar(select(RESULTS.c.request_id).where(RESULTS.c.request_id == end.request_id))
         if known is None:
-            location = _text(segments.append(msgspec.msgpack.encode(end.result)))
-            connection.execute(insert(RESULTS).values(request_id=end.request_id, location=location, created=now))
-            mine = OPS.c.request_id == end.request_id
-            connection.execute(update(OPS).where(mine).values(done=True, plan_no=done.batch.plan_no))
-            if not isinstance(end.result, Failure):
-                after = connection.scalar(select(OPS.c.after).where(mine))
-                for effect in msgspec.json.decode(after or "[]", type=tuple[AfterOp, ...]):
-                    _carry_out(connection, effect, end.result, now)
+            _record_end(connection, segments, end, done.batch.plan_no, now)
+        elif isinstance(end.result, Failure) and _had_changed_state(connection, segments, end.request_id):
+            astray.append(end)
+    return astray
+
+
+def _record_end(connection: Connection, segments: Segments, end: OpEnd, plan_no: int, now: float) -> None:
+    mine, result = OPS.c.request_id == end.request_id, end.result
+    effects: tuple[AfterOp, ...] = ()
+    if not isinstance(result, Failure):
+        try:
+            after = connection.scalar(select(OPS.c.after).where(mine))
+            effects = msgspec.json.decode(after or "[]", type=tuple[AfterOp, ...])
+        except DAMAGE as error:
+            result = damaged_row(end.request_id, error)
+    location = _text(segments.append(msgspec.msgpack.encode(result)))
+    connection.execute(insert(RESULTS).values(request_id=end.request_id, location=location, created=now))
+    connection.execute(update(OPS).where(mine).values(done=True, plan_no=plan_no))
+    if not isinstance(result, Failure):
+        usage.add_trained(connection, owner_of(end.request_id), end.n_trained_tokens, now)
+    for effect in effects:
+        _carry_out(connection, effect, result, now)
+
+
+def _had_changed_state(connection: Connection, segments: Segments, request_id: str) -> bool:
+    """Whether the recorded result is that of an operation that left the model in another state."""
+    location = connection.scalar(select(RESULTS.c.location).where(RESULTS.c.request_id == request_id))
+    try:
+        recorded = RESULT_DECODER.decode(segments.read(location_of(location))) if location else None
+    except DAMAGE:
+        recorded = None
+    return recorded is not None and not isinstance(recorded, Failure | SavedResult)
+
+
+def damaged_row(request_id: str, error: Exception) -> Failure:
+    return Failure("server", f"What the database holds of {request_id} is damaged ({error}).")
 
 
 def _carry_out(connection: Connection, effect: AfterOp, result: OpResult, now: float) -> None:
     match effect:
         case AddCheckpoint(row, ttl_seconds):
-            size = result.size_bytes if isinstance(result, SavedResult) else 0
+            saved = result if isinstance(result, SavedResult) else SavedResult(0)
             expires = now + ttl_seconds if ttl_seconds is not None else None
-            checkpoints.add(connection, msgspec.structs.replace(row, size_bytes=size, created=now, expires=expires))
+            written = {"size_bytes": saved.size_bytes, "sums_crc32": saved.sums_crc32 or None}
+            checkpoints.add(connection, msgspec.structs.replace(row, created=now, expires=expires, **written))
         case AddSampler(row):
             samplers.create(connection, row, now)
             if row.inflight and row.run_id and row.revision_id and row.folder:
@@ -96,7 +132,8 @@ def _carry_out(connection: Connection, effect: AfterOp, result: OpResult, now: f
 def outcome(connection: Connection, segments: Segments, request_id: str) -> Outcome | None:
     """The end of a training operation, None while it has none.
 
-    Gone: its result was kept for its time. NotFound: no operation has this id.
+    Gone: its result was kept for its time. NotFound: no operation has this id. What cannot be read any more ends as a
+    failure that says so.
     """
     row = connection.execute(
         select(OPS.c.reply, RESULTS.c.location, RESULTS.c.request_id.label("ended"))
@@ -109,8 +146,11 @@ def outcome(connection: Connection, segments: Segments, request_id: str) -> Outc
         return None
     if row.location is None:
         raise Gone(f"The result of {request_id} was kept for its time and is gone.")
-    result = RESULT_DECODER.decode(segments.read(_location(row.location)))
-    return Outcome(result, msgspec.json.decode(row.reply, type=dict[str, str]))
+    try:
+        result = RESULT_DECODER.decode(segments.read(location_of(row.location)))
+        return Outcome(result, msgspec.json.decode(row.reply, type=dict[str, str]))
+    except DAMAGE as error:
+        return Outcome(damaged_row(request_id, error), {})
 
 
 def expire_results(connection: Connection, created_before: float) -> None:
@@ -151,48 +191,34 @@ def forget_model(connection: Connection, segments: Segments, model_id: str, fail
     return files
 
 
+def lose_model(connection: Connection, segments: Segments, model_id: str, failure: Failure, now: float) -> None:
+    """A model whose state cannot be restored: as if it had ended, but whoever asks hears why."""
+    runs.set_lost(connection, model_id, failure.message)
+    forget_model(connection, segments, model_id, failure, now)
+
+
+def executed_model(connection: Connection, request_id: str) -> str | None:
+    """The model of an operation that has been executed, and will be again at every replay."""
+    needed = OPS.c.plan_no.is_not(None) & OPS.c.location.is_not(None)
+    return connection.scalar(select(OPS.c.model_id).where(OPS.c.request_id == request_id, needed))
+
+
 def give_up(connection: Connection, segments: Segments, request_id: str, failure: Failure, now: float) -> None:
-    """Ends an operation that no engine survives: it gets `failure`, and its place in the order is skipped."""
+    """Ends an operation that cannot be executed: it gets `failure`, and its place in the order is skipped."""
     mine = OPS.c.request_id == request_id
-    row = connection.execute(select(OPS.c.model_id, OPS.c.seq_id).where(mine, ~OPS.c.done)).first()
+    row = connection.execute(select(OPS.c.model_id, OPS.c.seq_id).where(mine, OPS.c.plan_no.is_(None))).first()
     if row is None:
         return
     result = _text(segments.append(msgspec.msgpack.encode(failure)))
     skip = _text(segments.append(msgspec.msgpack.encode(SkipSeq(row.model_id, row.seq_id, request_id))))
-    connection.execute(insert(RESULTS).values(request_id=request_id, location=result, created=now))
+    ended = upsert(RESULTS).values(request_id=request_id, location=result, created=now)
+    connection.execute(ended.on_conflict_do_nothing())
     connection.execute(update(OPS).where(mine).values(location=skip, done=True))
 
 
 def pinned(connection: Connection) -> set[str]:
     """Requests whose operation may still be replayed."""
     return set(connection.scalars(select(OPS.c.request_id).where(OPS.c.location.is_not(None))))
-
-
-def replay_state(connection: Connection, segments: Segments, base_model: str) -> ReplayState:
-    """All that an engine needs to be where the last one was."""
-    live = select(RUNS.c.id).where(RUNS.c.live)
-    snapshots = connection.execute(
-        select(SNAPSHOTS).where(SNAPSHOTS.c.base_model == base_model, SNAPSHOTS.c.model_id.in_(live))
-    )
-    plans = connection.execute(select(PLANS).where(PLANS.c.base_model == base_model).order_by(PLANS.c.plan_no))
-    needed = select(OPS.c.location).where(
-        OPS.c.base_model == base_model, OPS.c.location.is_not(None), OPS.c.model_id.in_(live)
-    )
-    ops = connection.scalars(needed.order_by(OPS.c.model_id, OPS.c.seq_id))
-    batches = tuple(Batch(row.plan_no, msgspec.json.decode(row.request_ids, type=tuple[str, ...])) for row in plans)
-    return ReplayState(
-        tuple(ModelSnapshot(row.model_id, row.plan_no, row.next_seq_id, row.file) for row in snapshots),
-        batches,
-        tuple(OP_DECODER.decode(segments.read(_location(location))) for location in ops if location),
-        max(_last_plan(connection, base_model), *(batch.plan_no for batch in batches), 0) + 1,
-    )
-
-
-def _last_plan(connection: Connection, base_model: str) -> int:
-    """The highest plan number ever given out, also where its plan is swept."""
-    of_ops = connection.scalar(select(func.max(OPS.c.plan_no)).where(OPS.c.base_model == base_model))
-    of_files = connection.scalar(select(func.max(SNAPSHOTS.c.plan_no)).where(SNAPSHOTS.c.base_model == base_model))
-    return max(of_ops or 0, of_files or 0)
 
 
 def sweep_segments(connection: Connection, segments: Segments) -> None:
@@ -204,13 +230,21 @@ def used_segments(connection: Connection) -> set[int]:
     used: set[int] = set()
     for table in (OPS, RESULTS, SPOOL):
         column = table.c.location
-        used |= {_location(text).segment for text in connection.scalars(select(column)) if text}
+        used |= {found.segment for text in connection.scalars(select(column)) if text and (found := readable(text))}
     return used
+
+
+def readable(location: str) -> Location | None:
+    """The place that a row names, None where the row is damaged."""
+    try:
+        return location_of(location)
+    except DAMAGE:
+        return None
 
 
 def _text(location: Location) -> str:
     return msgspec.json.encode(location).decode()
 
 
-def _location(text: str) -> Location:
+def location_of(text: str) -> Location:
     return msgspec.json.decode(text, type=Location)

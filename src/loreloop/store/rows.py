@@ -38,6 +38,41 @@ class KeyRow(msgspec.Struct, frozen=True):
         return tuple(s.removeprefix(DEPLOYMENT_SCOPE) for s in self.scopes if s.startswith(DEPLOYMENT_SCOPE))
 
 
+class KeyUsage(msgspec.Struct, frozen=True):
+    """What a key has used: sample requests and training operations that were done, and their tokens. `last_used` is the
+    last time anybody came with the key, whatever for."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    trained_tokens: int = 0
+    last_used: float = 0.0
+
+    def plus(self, more: KeyUsage) -> KeyUsage:
+        return KeyUsage(
+            requests=self.requests + more.requests,
+            prompt_tokens=self.prompt_tokens + more.prompt_tokens,
+            generated_tokens=self.generated_tokens + more.generated_tokens,
+            trained_tokens=self.trained_tokens + more.trained_tokens,
+            last_used=max(self.last_used, more.last_used),
+        )
+
+
+class KeptResponse(msgspec.Struct, frozen=True):
+    """`input` is the JSON of a list of items, those that came with `previous` left out; `answer` that of the answer."""
+
+    id: str
+    key_id: str
+    created: float
+    previous: str | None
+    input: str
+    answer: str
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.input.encode()) + len(self.answer.encode())
+
+
 class SessionNew(msgspec.Struct, frozen=True):
     tags: tuple[str, ...] = ()
     user_metadata: Metadata | None = None
@@ -56,6 +91,8 @@ class SessionRow(msgspec.Struct, frozen=True):
 
 
 class RunRow(msgspec.Struct, frozen=True):
+    """`lost` says why the run's state could not be restored, where that happened."""
+
     id: str
     session_id: str
     key_id: str
@@ -65,6 +102,7 @@ class RunRow(msgspec.Struct, frozen=True):
     last_request: float
     user_metadata: Metadata | None
     live: bool
+    lost: str | None = None
 
 
 class SamplerRow(msgspec.Struct, frozen=True):
@@ -91,6 +129,7 @@ class CheckpointRow(msgspec.Struct, frozen=True):
     size_bytes: int
     expires: float | None
     user_metadata: Metadata | None
+    sums_crc32: str | None = None
 
     @property
     def path(self) -> CheckpointPath:
@@ -175,13 +214,25 @@ class SequenceRecord(msgspec.Struct, frozen=True):
     routes: bytes | None = None
 
 
+class DamagedOp(msgspec.Struct, frozen=True):
+    """An operation that is still needed and cannot be read. `executed`: its effect on the model's state is needed
+    too."""
+
+    request_id: str
+    model_id: str
+    executed: bool
+    reason: str
+
+
 class ReplayState(msgspec.Struct, frozen=True):
-    """What a restarted engine needs: snapshots, the batches after them, and all operations that are still needed."""
+    """What a restarted engine needs: snapshots, the batches after them, and all operations that are still needed; and
+    those of them that are damaged, with which nothing can be replayed yet."""
 
     snapshots: tuple[ModelSnapshot, ...]
     batches: tuple[Batch, ...]
     ops: tuple[TrainOp, ...]
     next_plan_no: int
+    damaged: tuple[DamagedOp, ...] = ()
 
 
 class ToolServer(msgspec.Struct, frozen=True):

@@ -60,9 +60,23 @@ def set_dead(connection: Connection, run_id: str) -> None:
     connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(live=False))
 
 
+def set_lost(connection: Connection, run_id: str, reason: str) -> None:
+    """Its state could not be restored; what was saved of it stays."""
+    connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(live=False, lost=reason))
+
+
 def _row(row: Row[tuple[object, ...]]) -> RunRow:
     metadata = msgspec.json.decode(row.user_metadata) if row.user_metadata else None
     lora = msgspec.json.decode(row.lora, type=LoraSpec)
     return RunRow(
-        row.id, row.session_id, row.key_id, row.base_model, lora, row.created, row.last_request, metadata, row.live
+        row.id,
+        row.session_id,
+        row.key_id,
+        row.base_model,
+        lora,
+        row.created,
+        row.last_request,
+        metadata,
+        row.live,
+        row.lost,
     )

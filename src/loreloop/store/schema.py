@@ -44,6 +44,18 @@ KEYS = Table(
     Column("expires", Float),  # from then on it is as if revoked
 )
 
+# What each key has used, one row a key that has used anything: it cannot grow with the number of requests.
+USAGE = Table(
+    "usage",
+    METADATA,
+    Column("key_id", ForeignKey("keys.id"), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("generated_tokens", BigInteger, nullable=False),
+    Column("trained_tokens", BigInteger, nullable=False),
+    Column("last_used", Float, nullable=False),
+)
+
 SESSIONS = Table(
     "sessions",
     METADATA,
@@ -72,6 +84,7 @@ RUNS = Table(
     Column("last_request", Float, nullable=False),
     Column("user_metadata", Text),
     Column("live", Boolean, nullable=False),
+    Column("lost", Text),  # why its state could not be restored, where that happened
 )
 
 SAMPLERS = Table(
@@ -130,6 +143,7 @@ SNAPSHOTS = Table(
     Column("plan_no", BigInteger, nullable=False),
     Column("next_seq_id", BigInteger, nullable=False),
     Column("file", String, nullable=False),
+    Column("crc32", String),  # of the file; NULL: it was written before there were checksums
 )
 
 CHECKPOINTS = Table(
@@ -144,6 +158,7 @@ CHECKPOINTS = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("expires", Float, index=True),
     Column("user_metadata", Text),
+    Column("sums_crc32", String),  # of the list of checksums beside its files; NULL: it has none
 )
 
 SPOOL = Table(
@@ -215,6 +230,20 @@ TOOL_CALLS = Table(
     Column("created", Float, nullable=False),
 )
 
+RESPONSES = Table(
+    "responses",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("key_id", String, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("used", Float, nullable=False, index=True),  # last by an answer that refers to it
+    Column("previous", String),
+    Column("input", Text, nullable=False),  # JSON
+    Column("answer", Text, nullable=False),  # JSON
+    Column("n_bytes", BigInteger, nullable=False),
+    Index("responses_of_key_by_use", "key_id", "used"),
+)
+
 
 def m001_initial(connection: Connection) -> None:
     METADATA.create_all(connection)
@@ -243,8 +272,27 @@ def m004_deployed(connection: Connection) -> None:
 
 
 def m005_expiry_of_keys(connection: Connection) -> None:
-    if "expires" not in {column["name"] for column in inspect(connection).get_columns(KEYS.name)}:
-        connection.execute(text("ALTER TABLE keys ADD COLUMN expires FLOAT"))
+    _add_column(connection, KEYS, "expires", "FLOAT")
+
+
+def m006_responses(connection: Connection) -> None:
+    RESPONSES.create(connection, checkfirst=True)
+
+
+def m007_checksums(connection: Connection) -> None:
+    _add_column(connection, SNAPSHOTS, "crc32", "VARCHAR")
+    _add_column(connection, CHECKPOINTS, "sums_crc32", "VARCHAR")
+    _add_column(connection, RUNS, "lost", "TEXT")
+
+
+def m008_usage(connection: Connection) -> None:
+    USAGE.create(connection, checkfirst=True)
+
+
+def _add_column(connection: Connection, table: Table, name: str, kind: str) -> None:
+    """Unless it is there: a new database has had all columns from the first step."""
+    if name not in {column["name"] for column in inspect(connection).get_columns(table.name)}:
+        connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {name} {kind}"))
 
 
 STEPS: Sequence[Callable[[Connection], None]] = (
@@ -253,14 +301,17 @@ STEPS: Sequence[Callable[[Connection], None]] = (
     m003_tools,
     m004_deployed,
     m005_expiry_of_keys,
+    m006_responses,
+    m007_checksums,
+    m008_usage,
 )
 
 
-def is_current(connection: Connection) -> bool:
-    """Whether every step has been taken; looks only, so that nobody waits for a lock."""
+def steps_taken(connection: Connection) -> set[int]:
+    """Looks only, so that nobody waits for a lock."""
     if not inspect(connection).has_table(MIGRATIONS.name):
-        return False
-    return len(connection.execute(select(MIGRATIONS.c.number)).all()) == len(STEPS)
+        return set()
+    return set(connection.scalars(select(MIGRATIONS.c.number)))
 
 
 def migrate(connection: Connection) -> None:

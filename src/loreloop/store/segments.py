@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 
@@ -26,6 +26,29 @@ class Location(msgspec.Struct, frozen=True):
     length: int
 
 
+class Record(NamedTuple):
+    path: Path
+    location: Location
+    body: bytes
+
+
+def records(folder: Path, segment: int, offset: int) -> Iterator[Record]:
+    """All whole records from a place on, for whoever has no row of them. The rest of a file is passed over where its
+    records cannot be told apart."""
+    for path in sorted(path for path in folder.glob("*.seg") if path.stem.isdecimal() and int(path.stem) >= segment):
+        number = int(path.stem)
+        with path.open("rb") as file:
+            at = file.seek(offset if number == segment else 0)
+            while len(head := file.read(HEADER.size)) == HEADER.size:
+                length, crc32 = HEADER.unpack(head)
+                if length > path.stat().st_size - at - HEADER.size:
+                    break
+                body = file.read(length)
+                if zlib.crc32(body) == crc32:
+                    yield Record(path, Location(number, at, length), body)
+                at += HEADER.size + length
+
+
 class Segments:
     """The segment files of one folder, with one writer."""
 
@@ -37,7 +60,7 @@ class Segments:
         self.file = self._open(self.number)
 
     def numbers(self) -> list[int]:
-        return sorted(int(path.stem) for path in self.folder.glob("*.seg"))
+        return sorted(int(path.stem) for path in self.folder.glob("*.seg") if path.stem.isdecimal())
 
     def append(self, body: bytes) -> Location:
         """Hands the record to the operating system; it survives the death of this process from here on."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import queue
 import sqlite3
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
-from loreloop.protocol.errors import LoreloopError, ServerError
-from loreloop.store.schema import is_current, migrate
+from loreloop.protocol.errors import LoreloopError, OutOfService, ServerError, disk_trouble
+from loreloop.store.inspection import DATABASE, check_place, check_steps, open_lock, refusal
+from loreloop.store.schema import STEPS, migrate, steps_taken
 from loreloop.store.segments import Segments
 
 P = ParamSpec("P")
@@ -89,7 +91,10 @@ class Store:
                     outcomes.append(_attempt(connection, job))
                     _check_open(connection)
         except SQLAlchemyError as error:
-            lost = ServerError(f"The database did not take a write: {error}. Look at the disk of the data folder.")
+            full = (failure for _, failure in outcomes if isinstance(failure, OutOfService))  # what rolled it all back
+            lost = next(full, None) or ServerError(
+                f"The database did not take a write: {error}. Look at the disk of the data folder."
+            )
             outcomes = [(None, lost)] * len(group)
         for job, (value, failure) in zip(group, outcomes, strict=True):
             job.settle(value, failure)
@@ -107,9 +112,20 @@ def _attempt(connection: Connection, job: _Job) -> tuple[Any, BaseException | No
         with connection.begin_nested():
             return job.run(connection), None
     except SQLAlchemyError as error:
-        return None, ServerError(f"The database refused a write: {error}.")
-    except (LoreloopError, OSError, LookupError, ValueError, TypeError, ArithmeticError, *BUGS) as error:
+        return None, _refused(error)
+    except OSError as error:
+        return None, disk_trouble(error) or error
+    except (LoreloopError, LookupError, ValueError, TypeError, ArithmeticError, *BUGS) as error:
         return None, error
+
+
+def _refused(error: SQLAlchemyError) -> LoreloopError:
+    cause: BaseException | None = error
+    while cause is not None:  # the end of a savepoint that a full disk has rolled back hides why
+        if isinstance(cause, OperationalError) and "is full" in str(cause.orig):  # as SQLite says it
+            return disk_trouble(OSError(errno.ENOSPC, "")) or ServerError(str(cause))
+        cause = cause.__context__
+    return ServerError(f"The database refused a write: {error}.")
 
 
 def _set(future: asyncio.Future[T], value: T, error: BaseException | None) -> None:
@@ -122,11 +138,22 @@ def _set(future: asyncio.Future[T], value: T, error: BaseException | None) -> No
 
 
 def open_database(folder: Path) -> Engine:
-    """The database of a data folder, brought up to date. Safe beside a running server."""
-    folder.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(
-        f"sqlite:///{folder / 'loreloop.db'}", connect_args={"check_same_thread": False, "timeout": 30}
-    )
+    """The database of a data folder, brought up to date. Safe beside a running server.
+
+    BadRequest where the folder holds something else, or a database that is damaged or that a newer version has changed.
+    """
+    check_place(folder)
+    engine = _engine(folder / DATABASE)
+    try:
+        _bring_up_to_date(engine, folder)
+    except DatabaseError as error:
+        engine.dispose()
+        raise refusal(folder / DATABASE, str(error.orig)) from None
+    return engine
+
+
+def _engine(database: Path) -> Engine:
+    engine = create_engine(f"sqlite:///{database}", connect_args={"check_same_thread": False, "timeout": 30})
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: object) -> None:
@@ -134,6 +161,8 @@ def open_database(folder: Path) -> Engine:
         # the last moments back.
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
+        # A text of damaged bytes must be one row's trouble, not that of every query which meets it.
+        connection.text_factory = lambda content: content.decode("utf-8", "replace")
         connection.isolation_level = None  # the driver's own idea of when to begin leaves some statements outside
 
     @event.listens_for(engine, "begin")
@@ -142,12 +171,16 @@ def open_database(folder: Path) -> Engine:
         if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
+    return engine
+
+
+def _bring_up_to_date(engine: Engine, folder: Path) -> None:
     # SQLite does not wait where two turn a new file to WAL at once; the lock goes with the process that holds it.
-    with (folder / "opening.lock").open("w") as lock:
+    with open_lock(folder / "opening.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            current = is_current(connection)
-        if not current:
+            taken = steps_taken(connection)
+        check_steps(folder / DATABASE, max(taken, default=0))
+        if len(taken) < len(STEPS):
             with engine.begin() as connection:
                 migrate(connection)
-    return engine

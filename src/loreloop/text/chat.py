@@ -1,6 +1,6 @@
-"""A model's own chat template, rendered in Jinja's sandbox.
+"""A model's own chat templates, rendered in Jinja's sandbox.
 
-Messages in, prompt text out. The template comes from the model's folder and is treated as untrusted.
+Messages in, prompt text out. A template comes from the model's folder and is treated as untrusted.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from loreloop.protocol.errors import BadRequest
 from loreloop.text.bounded import TooMuch, bounded
+from loreloop.text.templates import DEFAULT, TOOL_USE, read_templates
 from loreloop.text.tokenizer import TextTokenizer
 
 Message = dict[str, Any]
@@ -33,8 +35,9 @@ class Generation(Extension):
     tags = {"generation"}  # noqa: RUF012 (Jinja's own form)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return [nodes.Scope(body, lineno=line)]  # what is set in there does not last, as in transformers
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -53,31 +56,34 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class ChatTemplate:
-    """Renders conversations; says so if the model has no template."""
+    """Renders conversations; says so if the model has no template called `name`. `source` is its text."""
 
-    def __init__(self, folder: Path, tokenizer: TextTokenizer) -> None:
-        self.settings = tokenizer.settings
-        source = _source(folder, tokenizer.settings)
+    def __init__(self, folder: Path, tokenizer: TextTokenizer, name: str = DEFAULT) -> None:
+        self.folder, self.tokenizer, self.name = folder, tokenizer, name
+        self.sources = read_templates(folder, tokenizer.settings)
+        self.source = self.sources.get(name)
         environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
         environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
         environment.filters["tojson"] = _to_json
-        self.source, self.environment = source, environment
+        self.environment = environment
         self.compiled: Template | None = None
+
+    @cached_property
+    def with_tools(self) -> ChatTemplate:
+        """The one for a conversation that has tools."""
+        return ChatTemplate(self.folder, self.tokenizer, TOOL_USE) if TOOL_USE in self.sources else self
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **extra: Any) -> str:
         if self.source is None:
-            raise BadRequest("This model has no chat template; use completions with a prompt of your own.")
-        specials = {
-            name: _text(self.settings.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")
-        }
-        present = {name: token for name, token in specials.items() if token is not None}
+            have = f", only {', '.join(map(repr, self.sources))}" if self.sources else ""
+            raise BadRequest(f"This model has no chat template{have}; use completions with a prompt of your own.")
         try:
             with bounded(MAX_SECONDS, MAX_BYTES):
                 self.compiled = self.compiled or self.environment.from_string(self.source)
                 return self.compiled.render(
                     messages=list(messages),
                     add_generation_prompt=add_generation_prompt,
-                    **{"tools": None, "documents": None, **present, **extra},
+                    **{"tools": None, "documents": None, **self.tokenizer.named, **extra},
                 )
         except (TooMuch, MemoryError):
             raise BadRequest(
@@ -85,21 +91,6 @@ class ChatTemplate:
             ) from None
         except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise BadRequest(f"The model's chat template does not accept these messages: {error}") from None
-
-
-def _source(folder: Path, settings: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.exists():
-        return file.read_text()
-    older = folder / "chat_template.json"  # how processors of vision models kept theirs
-    template = (json.loads(older.read_text()) if older.exists() else settings).get("chat_template")
-    if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
-    return template
-
-
-def _text(token: str | dict[str, Any] | None) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
 
 
 def _refuse(message: str) -> NoReturn:
@@ -110,6 +101,12 @@ def _now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
 
 
-def _to_json(value: object, **options: Any) -> str:
-    """Unlike Jinja's own filter it escapes nothing for HTML; `options` are those of json.dumps."""
-    return json.dumps(value, **{"ensure_ascii": False, **options})
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Unlike Jinja's own filter it escapes nothing for HTML; takes what transformers' takes, in its order."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -16,11 +16,11 @@ from typing import Any
 
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.training import ImageChunk
+from loreloop.text.answers import THINK
 from loreloop.text.chat import MAX_SECONDS, ChatTemplate, Message
 from loreloop.text.json_scan import strict_json
 from loreloop.text.tool_calls import Call, Tool
 from loreloop.text.tool_formats import MISTRAL, MISTRAL_LIST, ToolFormat, format_of, knows_tools
-from loreloop.text.tool_reader import THINK
 
 RESERVED = {"self", "messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
 
@@ -85,6 +85,7 @@ def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
         raise BadRequest(
             f"chat_template_kwargs holds {sorted(taken)[0]!r}, which the request itself decides; leave it out."
         )
+    template = template_of(template, conversation)
     source = template.source or ""
     told = knows_tools(source)
     tools = [tool.as_function() for tool in conversation.tools] if told else []
@@ -94,6 +95,11 @@ def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
     messages = _messages(turns, source, habits) if told or habits.writes_calls else _plain_messages(turns, source)
     text = template.render(messages, tools=tools or None, **conversation.settings)
     return text + _thought(conversation, text, thinks=THINK[0] in source) + conversation.begun
+
+
+def template_of(template: ChatTemplate, conversation: Conversation) -> ChatTemplate:
+    """A model may have a template of its own for conversations with tools."""
+    return template.with_tools if conversation.tools else template
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from loreloop.protocol.errors import BadRequest
+from loreloop.text.tokenizer_files import read_tokenizer
 
 MAX_GRAMMAR_BYTES = 32 << 10  # the library takes up to 40 ms a kilobyte
 N_BUILT = 64  # grammars that a model keeps; a copy shares what is large
@@ -76,8 +77,8 @@ class Grammars:
     @classmethod
     def of(cls, folder: Path, vocab_size: int, stop_tokens: Sequence[int]) -> Grammars:
         """`stop_tokens` may come where a grammar lets its text end."""
-        file, stops = str(folder / "tokenizer.json"), list(stop_tokens) or None
-        return cls(LLTokenizer(file, n_vocab=vocab_size, eos_token=stops), vocab_size)
+        text, stops = read_tokenizer(folder).tokenizer.to_str(), list(stop_tokens) or None
+        return cls(LLTokenizer(text, n_vocab=vocab_size, eos_token=stops), vocab_size)
 
     def constraint(self, grammar: str) -> Constraint:
         """A text at the beginning of a grammar, which is built once: that may take a while."""
@@ -99,6 +100,16 @@ def json_schema_grammar(schema: dict[str, Any]) -> str:
         return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
     except ValueError as error:
         raise BadRequest(f"The JSON schema cannot be used: {error}") from None
+
+
+@lru_cache(maxsize=4096)
+def is_held(schema: str) -> bool:
+    """Whether a small schema, as JSON, can be held exactly. Untrusted, as every grammar is."""
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+    except ValueError:
+        return False
+    return not LLMatcher.validate_grammar(grammar, limits=LIMITS)
 
 
 def regex_grammar(regex: str) -> str:

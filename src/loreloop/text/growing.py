@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from loreloop.text.answers import AnswerParts
 from loreloop.text.stops import StopTrimmer
 from loreloop.text.tokenizer import Detokenizer, TextTokenizer
 
 
 class GrowingText:
-    """`shown` are the special tokens that are part of the text all the same: the markers of a tool call, say."""
+    """`shown` are the special tokens that are part of the text all the same: the markers of a tool call, say.
+    `parts` tell in which of it stop strings count, where not in all."""
 
     def __init__(
         self,
@@ -20,9 +22,10 @@ class GrowingText:
         stop_tokens: Collection[int],
         stop_strings: Sequence[str],
         shown: Collection[str] = (),
+        parts: AnswerParts | None = None,
     ) -> None:
         self.detokenizer = Detokenizer(tokenizer)
-        self.trimmer = StopTrimmer(stop_strings)
+        self.trimmer = StopTrimmer(stop_strings, parts)
         self.hidden = {*stop_tokens, *(token for token, text in tokenizer.specials.items() if text not in shown)}
 
     def push(self, token: int) -> str:

@@ -1,61 +1,75 @@
 """A model's tokenizer, read from its folder without any model library.
 
-Encoding adds no special tokens by itself: what a prompt needs stands in its text, or is added by the caller.
+Encoding adds no special tokens unless it is asked to: chat templates write those that a prompt needs.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from tokenizers import Tokenizer
-
-from loreloop.protocol.errors import BadRequest
 from loreloop.text.token_bytes import TokenBytes
+from loreloop.text.tokenizer_files import read_tokenizer
 
 MOST_TOKENS_OF_A_CHARACTER = 8  # after so many the bytes are taken to be invalid
 PIECE = 1 << 16  # characters of a long text that are counted at a time
 INCOMPLETE = "\ufffd"  # what a decoder shows for bytes that do not form a character yet
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids, and at which places stand those that the tokenizer itself put around the text."""
+
+    ids: list[int]
+    added: frozenset[int] = frozenset()
+
+
 class TextTokenizer:
-    """`settings` are those of tokenizer_config.json."""
+    """`settings` are those of tokenizer_config.json; `named` are the texts of special tokens by their names.
+
+    BadRequest where a file of the folder's is missing or broken.
+    """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "tokenizer.json"
-        if not path.exists():
-            raise BadRequest(f"{folder} holds no tokenizer.json; convert its tokenizer to that form first.")
-        self.tokenizer = Tokenizer.from_file(str(path))
-        settings = folder / "tokenizer_config.json"
-        self.settings: dict[str, Any] = json.loads(settings.read_text()) if settings.exists() else {}
+        files = read_tokenizer(folder)
+        self.tokenizer, self.settings, self.named = files.tokenizer, files.settings, files.named
         self.bytes = TokenBytes(self.tokenizer)
         added = self.tokenizer.get_added_tokens_decoder()
         self.added = {token.content: number for number, token in added.items()}  # tokens beside the vocabulary
         self.specials: dict[int, str] = {number: token.content for number, token in added.items() if token.special}
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The id of what the folder calls the end of a sequence, or none."""
+        end = self.tokenizer.token_to_id(self.named["eos_token"]) if "eos_token" in self.named else None
+        return () if end is None else (end,)
+
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids; `special` lets the tokenizer add what it puts around every text."""
         return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
 
-    def encode_within(self, text: str, most: int) -> list[int] | None:
-        """Token ids without special ones, or None where they are over `most`. Time and memory grow with `most`, not
-        with the text, and other threads go on meanwhile: for batches the library lets them."""
+    def encode_within(self, text: str, most: int, *, special: bool = False) -> Encoded | None:
+        """Like `encode`, or None where there are over `most` tokens. Time and memory grow with `most`, not with the
+        text, and other threads go on meanwhile: for batches the library lets them."""
         if len(text) > most * self.longest:
             return None
         counted = 0
         for at in range(0, len(text) if len(text) > PIECE else 0, PIECE):
             # A cut may take a token apart, into no more than its bytes.
-            counted += len(self._encode_one(text[at : at + PIECE])) - self.longest
+            counted += len(self._encode_one(text[at : at + PIECE], special=False).ids) - self.longest
             if counted > most:
                 return None
-        ids = self._encode_one(text)
-        return ids if len(ids) <= most else None
+        encoded = self._encode_one(text, special=special)
+        return encoded if len(encoded.ids) <= most else None
 
-    def _encode_one(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+    def _encode_one(self, text: str, *, special: bool) -> Encoded:
+        (encoding,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        added = (
+            frozenset(at for at, mask in enumerate(encoding.special_tokens_mask) if mask) if special else frozenset()
+        )
+        return Encoded(list(encoding.ids), added)
 
     @cached_property
     def longest(self) -> int:

@@ -11,12 +11,12 @@ import re
 from collections.abc import Generator, Sequence
 
 from loreloop.text import xml_calls
+from loreloop.text.answers import THINK
 from loreloop.text.feed import Feed, Markers, NotACall, Steps
 from loreloop.text.json_scan import JsonScan, strict_json
 from loreloop.text.tool_calls import Broken, CallArguments, CallBegins, CallEnds, Content, Piece, Thinking, Tool
 from loreloop.text.tool_formats import ToolFormat
 
-THINK = ("<think>", "</think>")
 CALL_ID = "[CALL_ID]"  # of Mistral's, between a name and its arguments
 MOST_OPENING = 64  # characters within which a message shows that it is a call
 OPENINGS = ("<|python_tag|>", '{"name"', '{"type":"function"')  # of a message, without its white space

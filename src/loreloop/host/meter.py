@@ -1,0 +1,52 @@
+"""Counts what each key uses and writes it to the store in batches, so that a request costs an addition in memory.
+
+A process that is killed loses at most what the last `FLUSH_SECONDS` brought; training is counted by the journal, in the
+transaction of its results, and loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from loreloop.protocol.errors import LoreloopError
+from loreloop.store import usage
+from loreloop.store.rows import KeyUsage
+from loreloop.store.store import Store
+
+FLUSH_SECONDS = 2.0
+NOTHING = KeyUsage()
+
+
+class Meter:
+    """One per HTTP process; lives on its event loop. Sleeps while nobody comes."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.pending: dict[str, KeyUsage] = {}
+        self.due: asyncio.TimerHandle | None = None
+        self.flushing: asyncio.Task[None] | None = None
+
+    def add(self, key_id: str, spent: KeyUsage) -> None:
+        self.pending[key_id] = self.pending.get(key_id, NOTHING).plus(spent)
+        if self.due is None:
+            self.due = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._begin)
+
+    def _begin(self) -> None:
+        self.due = None
+        self.flushing = asyncio.ensure_future(self.flush())
+
+    async def flush(self) -> None:
+        """Writes what is pending. Where the store does not take it, it stays pending until the next time."""
+        if self.due is not None:
+            self.due.cancel()
+            self.due = None
+        spent, self.pending = self.pending, {}
+        if not spent:
+            return
+        try:
+            await self.store.write(usage.add, spent)
+        except LoreloopError as error:
+            print(f"loreloop: the usage of keys is not written yet: {error.message}", file=sys.stderr)
+            for key_id, one in spent.items():
+                self.add(key_id, one)

@@ -1,0 +1,97 @@
+"""Checksums of files at rest, so that a damaged file never passes for a good one.
+
+Beside the files that a save has written lies `checksums.json`, which says of each how long it is and its CRC-32. Files
+without such a list (of another tool, or saved before there were lists) are taken as they are. Knows no tensors.
+"""
+
+from __future__ import annotations
+
+import mmap
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from loreloop.protocol.errors import Gone
+
+SUMS_FILE = "checksums.json"
+OPTIMIZER_FILE = "optimizer.safetensors"  # of training checkpoints, which may be loaded without it
+
+
+class FileSum(msgspec.Struct, frozen=True):
+    """Length and CRC-32 (eight hexadecimal digits) of a file."""
+
+    n_bytes: int
+    crc32: str
+
+
+SUMS_DECODER = msgspec.json.Decoder(dict[str, FileSum])
+
+
+def crc32_text(value: int) -> str:
+    return f"{value:08x}"
+
+
+def sum_of_bytes(content: bytes) -> FileSum:
+    return FileSum(len(content), crc32_text(zlib.crc32(content)))
+
+
+def sum_of(path: Path) -> FileSum:
+    """Reads the whole file; OSError where that cannot be done."""
+    n_bytes = path.stat().st_size
+    if not n_bytes:
+        return sum_of_bytes(b"")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return FileSum(len(content), crc32_text(zlib.crc32(content)))
+
+
+def write_sums(folder: Path, sums: Mapping[str, FileSum]) -> str:
+    """Writes the list beside the files it is of; gives the CRC-32 of the list itself."""
+    content = msgspec.json.format(msgspec.json.encode(dict(sums)), indent=1)
+    (folder / SUMS_FILE).write_bytes(content)
+    return sum_of_bytes(content).crc32
+
+
+def check_files(folder: Path, names: Iterable[str]) -> None:
+    """Gone, naming the file, where one of these is not what the list beside it says, or is there and not on the list.
+    A folder without a list is not looked at."""
+    sums = read_sums(folder)
+    for name in names:
+        if name in sums:
+            _check_file(folder / name, sums[name])
+        elif sums and (folder / name).exists():
+            raise Gone(f"{folder / name} is damaged, or {SUMS_FILE} is, which does not name it. {ADVICE}")
+
+
+def check_all_files(folder: Path, but: Iterable[str] = ()) -> None:
+    """Like `check_files`, for all that the list names but these."""
+    check_files(folder, sorted(set(read_sums(folder)) - set(but)))
+
+
+def read_sums(folder: Path) -> dict[str, FileSum]:
+    """The list of a folder, empty where it has none; Gone where there is one that says nothing."""
+    file = folder / SUMS_FILE
+    try:
+        return SUMS_DECODER.decode(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Gone(f"{file} is damaged ({error}); nothing beside it is taken. {ADVICE}") from None
+
+
+def _check_file(path: Path, written: FileSum) -> None:
+    try:
+        found = sum_of(path)
+    except OSError as error:
+        raise Gone(f"{path} cannot be read ({error.strerror or error}). {ADVICE}") from None
+    if found.n_bytes != written.n_bytes:
+        raise Gone(f"{path} is damaged: it was written with {written.n_bytes} bytes and has {found.n_bytes}. {ADVICE}")
+    if found.crc32 != written.crc32:
+        raise Gone(f"{path} is damaged: its checksum was {written.crc32} and is {found.crc32}. {ADVICE}")
+
+
+ADVICE = (
+    "Use another checkpoint, or bring these files back from a backup. Where they were changed on purpose, "
+    f"delete {SUMS_FILE}."
+)

@@ -1,0 +1,34 @@
+"""What of the store was made with a base model, and is of no use without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, select
+
+from loreloop.store.deployments import all as all_deployments
+from loreloop.store.schema import CHECKPOINTS, RUNS
+
+MOST_DEPLOYMENTS = 10_000
+
+
+@dataclass(frozen=True)
+class Dependents:
+    n_checkpoints: int
+    deployments: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"{self.n_checkpoints} checkpoints"] if self.n_checkpoints else []
+        if self.deployments:
+            more = f" and {len(self.deployments) - 3} more" if len(self.deployments) > 3 else ""
+            parts.append(f"the deployments {', '.join(self.deployments[:3])}{more}")
+        return " and ".join(parts)
+
+
+def of_base(connection: Connection, base_model: str) -> Dependents:
+    """Checkpoints of runs on the base, whoever owns them, and deployments one of whose arms is on it."""
+    runs = select(RUNS.c.id).where(RUNS.c.base_model == base_model)
+    n = connection.scalar(select(func.count()).select_from(CHECKPOINTS).where(CHECKPOINTS.c.run_id.in_(runs))) or 0
+    deployed = all_deployments(connection, MOST_DEPLOYMENTS)
+    names = (found.name for found in deployed if any(arm.base_model == base_model for arm in found.split.arms))
+    return Dependents(n, tuple(names))

@@ -1,0 +1,66 @@
+"""What a restarted engine needs to be where the last one was: snapshots, batches and operations.
+
+What of it is damaged is named, and nothing is guessed. Knows no meaning of an operation.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import msgspec
+from sqlalchemy import Connection, func, select
+
+from loreloop.protocol.link import Batch, ModelSnapshot
+from loreloop.protocol.training import TrainOp
+from loreloop.store.journal import DAMAGE, location_of
+from loreloop.store.rows import DamagedOp, ReplayState
+from loreloop.store.schema import OPS, PLANS, RUNS, SNAPSHOTS
+from loreloop.store.segments import Segments
+
+OP_DECODER = msgspec.msgpack.Decoder(TrainOp)
+
+
+def replay_state(connection: Connection, segments: Segments, base_model: str) -> ReplayState:
+    """All that an engine needs; with `damaged` ones among it, these must be ended first."""
+    live = select(RUNS.c.id).where(RUNS.c.live)
+    snapshots = connection.execute(
+        select(SNAPSHOTS).where(SNAPSHOTS.c.base_model == base_model, SNAPSHOTS.c.model_id.in_(live))
+    )
+    needed = select(OPS).where(OPS.c.base_model == base_model, OPS.c.location.is_not(None), OPS.c.model_id.in_(live))
+    ops: list[TrainOp] = []
+    damaged: list[DamagedOp] = []
+    planned: defaultdict[int, list[str]] = defaultdict(list)
+    for row in connection.execute(needed.order_by(OPS.c.model_id, OPS.c.seq_id)):
+        if row.plan_no is not None:
+            planned[row.plan_no].append(row.request_id)
+        try:
+            ops.append(OP_DECODER.decode(segments.read(location_of(row.location))))
+        except DAMAGE as error:
+            damaged.append(DamagedOp(row.request_id, row.model_id, row.plan_no is not None, str(error)))
+    plans = connection.execute(select(PLANS).where(PLANS.c.base_model == base_model).order_by(PLANS.c.plan_no))
+    batches = tuple(Batch(row.plan_no, _request_ids(row.request_ids, planned[row.plan_no])) for row in plans)
+    return ReplayState(
+        tuple(
+            ModelSnapshot(row.model_id, row.plan_no, row.next_seq_id, row.file, row.crc32 or "") for row in snapshots
+        ),
+        batches,
+        tuple(ops),
+        max(_last_plan(connection, base_model), *(batch.plan_no for batch in batches), 0) + 1,
+        tuple(damaged),
+    )
+
+
+def _request_ids(text: str, planned: list[str]) -> tuple[str, ...]:
+    """The operations of a batch in their order; where its row is damaged, those that say they were in it."""
+    try:
+        found = msgspec.json.decode(text, type=tuple[str, ...])
+    except DAMAGE:
+        found = ()
+    return found if set(planned) <= set(found) else tuple(planned)
+
+
+def _last_plan(connection: Connection, base_model: str) -> int:
+    """The highest plan number ever given out, also where its plan is swept."""
+    of_ops = connection.scalar(select(func.max(OPS.c.plan_no)).where(OPS.c.base_model == base_model))
+    of_files = connection.scalar(select(func.max(SNAPSHOTS.c.plan_no)).where(SNAPSHOTS.c.base_model == base_model))
+    return max(of_ops or 0, of_files or 0)

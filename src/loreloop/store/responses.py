@@ -1,0 +1,48 @@
+"""Answers of the responses API that are kept for a while, each of the key that asked: what came in, and the answer.
+
+Bounded for every key in number and bytes; what was used longest ago goes first. Knows nothing of what the JSON means.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import Connection, Row, delete, insert, select, update
+
+from loreloop.store.rows import KeptResponse
+from loreloop.store.schema import RESPONSES
+
+MAX_KEPT = 1000  # of a key
+TTL_SECONDS = 30 * 86400.0  # without being used, as OpenAI keeps them
+
+
+def keep(connection: Connection, new: KeptResponse, chain: tuple[str, ...], most_bytes: int) -> None:
+    """`chain` are the ids of the answers before it, which have been used now."""
+    mine = RESPONSES.c.key_id == new.key_id
+    connection.execute(insert(RESPONSES).values(**msgspec.structs.asdict(new), used=new.created, n_bytes=new.n_bytes))
+    connection.execute(update(RESPONSES).where(mine, RESPONSES.c.id.in_(chain)).values(used=new.created))
+    newest = select(RESPONSES.c.id, RESPONSES.c.n_bytes).where(mine)
+    left, n_kept = most_bytes, 0
+    for row in connection.execute(newest.order_by(RESPONSES.c.used.desc(), RESPONSES.c.created.desc())).all():
+        left, n_kept = left - row.n_bytes, n_kept + 1
+        if left < 0 or n_kept > MAX_KEPT:
+            connection.execute(delete(RESPONSES).where(RESPONSES.c.id == row.id))
+
+
+def find(connection: Connection, key_id: str, response_id: str) -> KeptResponse | None:
+    row = connection.execute(select(RESPONSES).where(RESPONSES.c.id == response_id, RESPONSES.c.key_id == key_id))
+    found = row.first()
+    return _kept(found) if found is not None else None
+
+
+def remove(connection: Connection, key_id: str, response_id: str) -> bool:
+    """Whether there was one."""
+    mine = delete(RESPONSES).where(RESPONSES.c.id == response_id, RESPONSES.c.key_id == key_id)
+    return bool(connection.execute(mine).rowcount)
+
+
+def sweep(connection: Connection, now: float) -> None:
+    connection.execute(delete(RESPONSES).where(RESPONSES.c.used < now - TTL_SECONDS))
+
+
+def _kept(row: Row[tuple[object, ...]]) -> KeptResponse:
+    return KeptResponse(*(getattr(row, name) for name in KeptResponse.__struct_fields__))

@@ -1,0 +1,150 @@
+"""Answers of the responses API that are referred to: by previous_response_id, by item, told again and deleted."""
+
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from loreloop.store import responses
+from loreloop.store.rows import KeptResponse
+from tests.http.scripted import RESPONSES, Script, play_script
+from tests.store.place import write_now
+
+SAID = "<think>hm</think>Hello"
+UNKNOWN = f"resp_{'0' * 32}"
+
+
+async def turn(script: Script, said: str = "And more.", **fields: Any) -> dict[str, Any]:
+    return await script.whole(RESPONSES, said, **fields)
+
+
+async def get(script: Script, path: str, key: str | None = None, **query: Any) -> httpx.Response:
+    client = script.site.client_with(key) if key else script.site.client
+    return await client.get(f"http://site{RESPONSES}/{path}", params=query)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_goes_on_from_the_one_before(stream: bool) -> None:
+    async def scene(script: Script) -> None:
+        asked = {"input": "first question", "instructions": "speak low"}
+        if stream:
+            first = (await script.events(RESPONSES, SAID, **asked))[-1]["response"]
+        else:
+            first = await turn(script, SAID, **asked)
+        assert first["store"] is True
+        second = await turn(script, input="second question", previous_response_id=first["id"])
+        assert second["previous_response_id"] == first["id"]
+        whole = [
+            {"role": "user", "content": "first question"},
+            *first["output"],
+            {"role": "user", "content": "second question"},
+        ]
+        prompt = script.prompt()
+        assert "speak low" not in prompt
+        await turn(script, input=whole)
+        assert script.prompt() == prompt
+        await turn(script, input="third question", previous_response_id=second["id"])
+        assert all(said in script.prompt() for said in ("first question", "Hello", "And more.", "third question"))
+
+    play_script(scene)
+
+
+def test_a_call_and_its_result_go_on() -> None:
+    async def scene(script: Script) -> None:
+        first = await turn(script, '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>')
+        (call,) = first["output"]
+        result = {"type": "function_call_output", "call_id": call["call_id"], "output": "forty"}
+        await turn(script, input=[result], previous_response_id=first["id"])
+        assert '{"x": 1}' in script.prompt()
+        assert "forty" in script.prompt()
+
+    play_script(scene)
+
+
+def test_items_are_put_where_they_are_referred_to() -> None:
+    async def scene(script: Script) -> None:
+        first = await turn(script, SAID, input="hi")
+        refs = [{"type": "item_reference", "id": item["id"]} for item in first["output"]]
+        question = {"role": "user", "content": "go on"}
+        await turn(script, input=[{"role": "user", "content": "hi"}, *refs, question])
+        by_reference = script.prompt()
+        await turn(script, input=[{"role": "user", "content": "hi"}, *first["output"], question])
+        assert script.prompt() == by_reference
+        (item,) = (await get(script, f"{first['id']}/input_items")).json()["data"]
+        await turn(script, input=[{"type": "item_reference", "id": item["id"]}])
+        assert "hi" in script.prompt()
+
+    play_script(scene)
+
+
+def test_an_answer_is_told_again_and_deleted() -> None:
+    async def scene(script: Script) -> None:
+        first = await turn(script, SAID, input="one")
+        second = await turn(script, input="two", previous_response_id=first["id"])
+        assert (await get(script, first["id"])).json() == first
+        items = (await get(script, f"{second['id']}/input_items", order="asc")).json()
+        said = [item["content"][0]["text"] for item in items["data"]]
+        assert said == ["one", "hm", "Hello", "two"]
+        page = (await get(script, f"{second['id']}/input_items", limit=3)).json()
+        assert ([item["content"][0]["text"] for item in page["data"]], page["has_more"]) == (
+            ["two", "Hello", "hm"],
+            True,
+        )
+        rest = (await get(script, f"{second['id']}/input_items", after=page["last_id"])).json()
+        assert ([item["content"][0]["text"] for item in rest["data"]], rest["has_more"]) == (["one"], False)
+        cancelled = await script.site.client.post(f"http://site{RESPONSES}/{first['id']}/cancel")
+        assert cancelled.status_code == 400
+        gone = await script.site.client.delete(f"http://site{RESPONSES}/{first['id']}")
+        assert gone.json() == {"id": first["id"], "object": "response", "deleted": True}
+        assert (await get(script, first["id"])).status_code == 404
+        answer = await script.ask(RESPONSES, "x", 400, previous_response_id=second["id"])
+        assert "Send the whole input" in answer.text
+
+    play_script(scene)
+
+
+def test_what_was_not_kept_or_is_anothers_is_not_found() -> None:
+    async def scene(script: Script) -> None:
+        unkept, kept = await turn(script, store=False), await turn(script)
+        assert (unkept["store"], kept["store"]) == (False, True)
+        assert (await get(script, unkept["id"])).status_code == 404
+        other = script.site.client_with(script.site.new_key("infer"))
+        body = {"model": "fake", "input": "x", "previous_response_id": kept["id"]}
+        answer = await other.post(f"http://site{RESPONSES}", json=body)
+        assert (answer.status_code, kept["id"] in answer.text) == (400, True)
+        assert (await other.get(f"http://site{RESPONSES}/{kept['id']}")).status_code == 404
+        assert (await other.delete(f"http://site{RESPONSES}/{kept['id']}")).status_code == 404
+        refused = [{"previous_response_id": UNKNOWN}, {"previous_response_id": "x"}]
+        refused += [{"input": [{"type": "item_reference", "id": name}]} for name in ("msg_1", f"msg_{'0' * 32}_0", "")]
+        for fields in refused:
+            answer = await script.ask(RESPONSES, "x", 400, **fields)
+            assert "Send the" in answer.json()["error"]["message"]
+
+    play_script(scene)
+
+
+def test_each_key_keeps_so_many_bytes_the_newest_used() -> None:
+    async def scene(script: Script) -> None:
+        store = script.site.services.store
+        for number in range(4):
+            row = KeptResponse(f"r{number}", "k", 100.0 + number, "r0" if number == 2 else None, "[]", "x" * 98)
+            write_now(store, responses.keep, row, ("r0",) if number == 2 else (), 300)
+        left = [name for name in ("r0", "r1", "r2", "r3") if store.read(responses.find, "k", name)]
+        assert left == ["r0", "r2", "r3"]  # r0 was used by r2
+        write_now(store, responses.sweep, 103.5 + responses.TTL_SECONDS)
+        assert not any(store.read(responses.find, "k", name) for name in left)
+        assert (await turn(script))["store"] is True
+        write_now(store, responses.sweep, time.time())
+
+    play_script(scene)
+
+
+def test_an_input_is_counted() -> None:
+    async def scene(script: Script) -> None:
+        answer = await turn(script, SAID, input="hi")
+        body = {"model": "fake", "input": "hi", "tools": answer["tools"]}
+        counted = await script.site.client.post(f"http://site{RESPONSES}/input_tokens", json=body)
+        assert counted.json()["input_tokens"] == answer["usage"]["input_tokens"]
+
+    play_script(scene)
