@@ -17,6 +17,7 @@ from loreloop.host.desk import STOPPING
 from loreloop.http import (
     anthropic,
     health,
+    hub,
     loop_deployments,
     metrics,
     openai,
@@ -81,6 +82,7 @@ def create_app(services: Services) -> Starlette:
             Mount("/oai/api/v1", routes=openai_routes),
             Mount("/v1", routes=openai_routes),
             Mount("/anthropic/api/v1", routes=[*anthropic.ROUTES, *openai_models.ROUTES]),
+            Mount("/hf", routes=hub.ROUTES),
             Mount("/loop/v1", routes=loop_deployments.ROUTES),
             *health.ROUTES,
             *metrics.ROUTES,

@@ -59,6 +59,9 @@ PACKAGE_MODELS = {
 }
 
 
+HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # as whom clients know a package's model
+
+
 UPCYCLED_MODELS = {"smollm2-moe-4x135m": "smollm2-135m"}  # by name, the dense model whose copies are the experts
 
 
