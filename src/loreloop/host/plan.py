@@ -16,11 +16,13 @@ LONGEST_SOCKET_PATH = 100  # bytes; the system allows 107
 
 
 class ServerPlan(msgspec.Struct, frozen=True):
-    """`folders` maps base models to their folders; aliases are in the configuration. `nonce` is this start's."""
+    """`folders` maps base models to their folders; aliases are in the configuration. `nonce` is this start's.
+    `hub_ids` are the names under which the world knows models that have another one here."""
 
     config: Config
     folders: dict[str, str]
     nonce: str = ""
+    hub_ids: dict[str, str] = {}
 
     @property
     def run_folder(self) -> Path:

@@ -38,6 +38,10 @@ class Files:
         """Where a checkpoint is to lie; BadRequest where the system takes no path as long as that."""
         return self._place(self.checkpoints / file_name(path.run_id) / path.kind.value / path.name)
 
+    def run(self, run_id: str) -> Path:
+        """Where all checkpoints of a run lie."""
+        return self.checkpoints / file_name(run_id)
+
     def revision(self, sampler_id: str) -> Path:
         """Where an ephemeral sampler's adapter is to lie; BadRequest as above."""
         return self._place(self.revisions / file_name(sampler_id))
