@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from loreloop.host.link import EngineLink
     from loreloop.protocol.link import EngineInfo
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("loreloop.engine_process")
 
 
 def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
@@ -75,6 +75,9 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     )
     scheduler.run()
     link.close()
+    LOG.info("ended")
+    sys.stderr.flush()
+    os._exit(0)  # all is written; the interpreter's own end, with a model's memory, takes seconds on a busy machine
 
 
 def _first_link(socket_file: Path) -> EngineLink:

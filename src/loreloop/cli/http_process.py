@@ -9,7 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("loreloop.http_process")
 
 
 def main(plan_file: str, parent_pid: int) -> None:
@@ -47,6 +47,9 @@ def main(plan_file: str, parent_pid: int) -> None:
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run_web(plan, serve))
+            LOG.info("ended")
+            sys.stderr.flush()
+            os._exit(0)  # all is written and answered; the interpreter's own end takes seconds on a busy machine
     except UserError as error:
         LOG.error("%s", error.message)
         sys.exit(CANNOT_START)
