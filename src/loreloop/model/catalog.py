@@ -60,6 +60,7 @@ PACKAGE_MODELS = {
 
 
 PACKAGE_BYTES, CONVERTED_BYTES = 92_871_040, 369_000_000  # about what they hold, for whoever watches
+HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # as whom clients know a package's model
 
 UPCYCLED_MODELS = {"smollm2-moe-4x135m": "smollm2-135m"}  # by name, the dense model whose copies are the experts
 
@@ -88,6 +89,7 @@ class Catalog:
         entries: list[CatalogEntry] = []
         for config in sorted(self.folder.glob("[!.]*/config.json")):
             with contextlib.suppress(BadRequest):  # a broken folder is not a model
+                weight_files(config.parent)
                 entries.append(CatalogEntry(_name_of(config.parent), config.parent, read_spec(config.parent)))
         return entries
 
