@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from loreloop.host.link import EngineLink
     from loreloop.protocol.link import EngineInfo
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("loreloop.engine_process")
 
 
 def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
+    from loreloop.host.orphans import die_with_parent
+
+    die_with_parent(parent_pid)  # before libraries that take seconds to load
     from loreloop.engine.local import LocalEngine
     from loreloop.engine.sampler import refuse
     from loreloop.host.log import speak_to_supervisor
-    from loreloop.host.orphans import die_with_parent
     from loreloop.host.plan import read_plan
     from loreloop.host.starts import say_up
     from loreloop.host.supervisor import CANNOT_START
@@ -36,7 +38,6 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     from loreloop.text.stops import StopMatcher
     from loreloop.text.tokenizer import TextTokenizer
 
-    die_with_parent(parent_pid)
     speak_to_supervisor()
     plan = read_plan(plan_file)
     folder, data = Path(plan.folders[base_model]), plan.config.data_path
@@ -75,6 +76,9 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     )
     scheduler.run()
     link.close()
+    LOG.info("ended")
+    sys.stderr.flush()
+    os._exit(0)  # all is written; the interpreter's own end, with a model's memory, takes seconds on a busy machine
 
 
 def _first_link(socket_file: Path) -> EngineLink:
