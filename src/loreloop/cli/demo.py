@@ -14,6 +14,7 @@ def demo(out: str, data_dir: str | None) -> None:
     from pathlib import Path
 
     from rich.console import Console
+    from transformers import AutoTokenizer
 
     from loreloop.cli.server import running_server
     from loreloop.config import Config
@@ -23,9 +24,10 @@ def demo(out: str, data_dir: str | None) -> None:
     console = Console()
     catalog = Catalog(Path(data_dir or Config().data_dir).expanduser())
     with console.status("the model smollm2-135m"):
-        catalog.ensure("smollm2-135m")
+        folder = catalog.ensure("smollm2-135m").folder
+        tokenizer = AutoTokenizer.from_pretrained(folder)  # of the same disk; other clients take it from /hf
     # The demo's runs and keys are nobody's business afterwards, so its server keeps them in a folder that goes away.
     with tempfile.TemporaryDirectory(prefix="loreloop-demo-") as scratch:
         Path(scratch, "models").symlink_to(catalog.folder)
         with running_server(scratch, ["--model", "smollm2-135m"]) as server:
-            Demo(server.url, server.key, "smollm2-135m", console).run(Path(out))
+            Demo(server.url, server.key, "smollm2-135m", tokenizer, console).run(Path(out))
