@@ -71,7 +71,7 @@ def running_address(config: Config) -> Address | None:
     try:
         address = msgspec.json.decode(ServerPlan(config, {}).address_file.read_bytes(), type=Address)
         os.kill(address.pid, 0)
-    except (FileNotFoundError, ProcessLookupError):  # none, or one that was killed
+    except (FileNotFoundError, ProcessLookupError, msgspec.DecodeError):  # none, or one that was killed
         return None
     except PermissionError:  # of another user, but there
         pass

@@ -21,7 +21,7 @@ from pathlib import Path
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.paths import CheckpointPath, file_name
 
-SECRET_BYTES = 32
+SECRET, SECRET_BYTES = Path("journal", "secret"), 32
 LONGEST_NAME_INSIDE = 100  # bytes of a path: what is written into a folder while it is being made
 
 
