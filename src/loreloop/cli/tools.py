@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -38,6 +37,7 @@ def add_server(name: str, command: tuple[str, ...], url: str | None, *, no_check
 
     It will run in an empty folder. Files of this folder that the COMMAND names are written down with their whole path.
     """
+    import asyncio
     from pathlib import Path
 
     from loreloop.serve.tool_links import absolute, check_url

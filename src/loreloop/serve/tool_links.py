@@ -39,9 +39,10 @@ def check_url(url: str) -> str:
 
 def absolute(command: Sequence[str], folder: Path) -> tuple[str, ...]:
     """The command with those words made absolute that name something in `folder` by a path, or by a name with an
-    ending: a tool server works in a folder of its own, where they would name nothing."""
+    ending: a tool server works in a folder of its own, where they would name nothing. Links are not followed: the
+    python of a virtual environment is one, and finds its packages by where the link stands."""
     return tuple(
-        str((folder / word).resolve())
+        os.path.abspath(folder / word)
         if (os.sep in word or (at and "." in word)) and not word.startswith("-") and (folder / word).exists()
         else word
         for at, word in enumerate(command)
