@@ -30,11 +30,27 @@ MAY_IMPORT = {
     "scheduler": {"protocol", "config", "text", "engine"},
     "host": {"protocol", "config", "store"},
     "serve": {"protocol", "config", "store", "text"},
+    "memory": {"protocol", "text"},
     "http": {"protocol", "config", "store", "text", "images", "host", "serve"},
     "demo": set(),
-    "cli": {"protocol", "config", "store", "text", "model", "engine", "scheduler", "host", "serve", "http", "demo"},
+    "cli": {
+        *(
+            "protocol",
+            "config",
+            "store",
+            "text",
+            "model",
+            "engine",
+            "scheduler",
+            "host",
+            "serve",
+            "memory",
+            "http",
+            "demo",
+        )
+    },
 }
-NO_TORCH = {"protocol", "config", "store", "text", "images", "scheduler", "host", "serve", "http", "demo"}
+NO_TORCH = {"protocol", "config", "store", "text", "images", "scheduler", "host", "serve", "memory", "http", "demo"}
 BROAD_EXCEPT_FILES = {"http/app.py", "scheduler/loop.py", "scheduler/attempt.py", "serve/toolbox.py", "cli/main.py"}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in GENERATED)

@@ -1,5 +1,6 @@
 """Image files of all sorts: what can be seen is seen as published processors see it, the rest is refused by name."""
 
+import base64
 import contextlib
 import io
 import random
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.image_utils import load_image
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
@@ -206,3 +208,54 @@ def test_damaged_files_are_seen_or_refused_never_more(format, seed, n_changes):
     chunk = ImageChunk(bytes(data), kind_of(bytes(data)) or "png")
     with contextlib.suppress(BadRequest):
         assert len(check(chunk, CHAT_FORMATS)) >= 1
+
+
+def chunk_of(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of(values_HWC: np.ndarray, colours: int) -> bytes:
+    """Sixteen bits a value; `colours` is the format's own number for grey, RGB, grey with alpha and RGB with alpha."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values_HWC)
+    head = struct.pack(">IIBBBBB", values_HWC.shape[1], values_HWC.shape[0], 16, colours, 0, 0, 0)
+    chunks = chunk_of(b"IHDR", head) + chunk_of(b"IDAT", zlib.compress(rows)) + chunk_of(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def odd_files() -> dict[str, bytes]:
+    """Pictures on their side, told so in every place that a program may write it to; and values of sixteen bits."""
+    upright = Image.fromarray((np.arange(32 * 48 * 3) % 251).astype(np.uint8).reshape(32, 48, 3))
+    plain, exif = saved(upright), Image.Exif()
+    exif[0x0112] = 6
+    bare = exif.tobytes()[6:]
+    xmp = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    profile = f"\nexif\n{len(bare) + 6:8}\n{(b'Exif' + bytes(2) + bare).hex()}"
+    notes = {
+        "eXIf": chunk_of(b"eXIf", bare),
+        "raw profile": chunk_of(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile.encode())),
+        "xmp": chunk_of(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+    }
+    files = {kind: saved(upright, kind, exif=exif) for kind in ("png", "jpeg", "webp")}
+    files |= {f"xmp in {kind}": saved(upright, kind, xmp=xmp) for kind in ("jpeg", "webp")}
+    files |= {f"{name} before the pixels": plain[:33] + note + plain[33:] for name, note in notes.items()}
+    files |= {f"{name} behind the pixels": plain[:-12] + note + plain[-12:] for name, note in notes.items()}
+    for colours, n in {0: 1, 2: 3, 4: 2, 6: 4}.items():
+        data = png_of((np.arange(32 * 48 * n) * 41 % 65536).reshape(32, 48, n), colours)
+        files |= {f"16 bits, colours {colours}": data[:-12] + notes["eXIf"] + data[-12:]}
+    files["palette"] = saved(upright.convert("P"), transparency=bytes(range(256)), exif=exif)
+    files["cmyk"] = saved(upright.convert("CMYK"), "jpeg", exif=exif)
+    return files
+
+
+ODD_FILES = odd_files()
+
+
+@pytest.mark.numbers
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # a remark of transformers' own conversion
+@pytest.mark.parametrize("name", ODD_FILES)
+def test_pictures_are_seen_as_transformers_opens_them(name):
+    data = ODD_FILES[name]
+    theirs = load_image(base64.b64encode(data).decode())
+    assert theirs.size == (32, 48)
+    assert image_size(data, LIMITS) == theirs.size
+    assert np.array_equal(np.asarray(read_image(data, LIMITS)), np.asarray(theirs))

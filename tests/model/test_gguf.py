@@ -1,6 +1,8 @@
 """GGUF files: a made one against the weights it was made from, and the default model's against transformers."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,17 +14,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from loreloop.model.blocks import has_blocks, read_blocks
 from loreloop.model.catalog import PACKAGE_MODELS, Catalog
-from loreloop.model.gguf import LAYER_NAMES, TOP_NAMES, convert
+from loreloop.model.gguf import HEAD_NORMS, LAYER_NAMES, TOP_NAMES, convert
 from loreloop.model.linear import FastProducts
 from loreloop.model.load import load_decoder, read_spec
 from loreloop.model.packed import PackedWeight
 from loreloop.protocol.errors import BadRequest
-from tests.model.plain import CPU, load, logprobs, tokens
+from tests.model.plain import CPU, LLAMA3_ROPE, load, logprobs, tokens
 from tests.tiny import SPECIALS, make_tiny_model
 
 TEXT = "It costs 1234.50, doesn't it?\n  Ünïcode 🙂 <|im_start|>user\nhi<|im_end|>"
@@ -38,8 +42,9 @@ def interleaved(weight, n_heads):
 def write_tensors(writer, source, spec, kind, top):
     names = {f"{new}.weight": f"{old}.weight" for old, new in TOP_NAMES.items()}
     for layer in range(spec.n_layers):
-        names |= {f"model.layers.{layer}.{new}.weight": f"blk.{layer}.{old}.weight" for old, new in LAYER_NAMES.items()}
-    heads = {"q_proj": spec.n_heads, "k_proj": spec.n_kv_heads}
+        for old, new in (LAYER_NAMES | HEAD_NORMS).items():
+            names |= {f"model.layers.{layer}.{new}.{k}": f"blk.{layer}.{old}.{k}" for k in ("weight", "bias")}
+    heads = {"q_proj": spec.n_heads, "k_proj": spec.n_kv_heads} if spec.family == "llama" else {}
     for name, tensor in load_file(source / "model.safetensors").items():
         values = tensor.numpy()
         if name.split(".")[-2] in heads:
@@ -48,13 +53,14 @@ def write_tensors(writer, source, spec, kind, top):
         writer.add_tensor(names[name], gguf.quants.quantize(values, stored), raw_dtype=stored)
 
 
-def write_gguf(source, file, *, kind=F32, top=None, architecture="llama", splitting="smollm"):
+def write_gguf(source, file, *, kind=F32, top=None, architecture="llama", splitting="smollm", frequencies=None):
     spec, bpe = read_spec(source), json.loads((source / "tokenizer.json").read_text())["model"]
     writer = gguf.GGUFWriter(str(file), architecture)
     writer.add_context_length(spec.context_window)
     writer.add_embedding_length(spec.d_model)
     writer.add_block_count(spec.n_layers)
     writer.add_feed_forward_length(spec.d_ff)
+    writer.add_key_length(spec.d_head)
     writer.add_head_count(spec.n_heads)
     writer.add_head_count_kv(spec.n_kv_heads)
     writer.add_rope_freq_base(spec.rope.theta)
@@ -69,6 +75,9 @@ def write_gguf(source, file, *, kind=F32, top=None, architecture="llama", splitt
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_chat_template("{{ messages[0]['content'] }}")
+    writer.add_add_bos_token(splitting == "llama-bpe")
+    if frequencies is not None:
+        writer.add_tensor("rope_freqs.weight", np.array(frequencies, np.float32), raw_dtype=F32)
     write_tensors(writer, source, spec, kind, top or kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -152,7 +161,51 @@ def test_transformers_reads_the_folder_with_its_special_tokens_and_template(sour
     assert tokenizer.apply_chat_template([{"content": "hi"}], tokenize=False) == "hi"
 
 
-@pytest.mark.parametrize("change", [{"architecture": "mamba"}, {"splitting": "qwen2"}], ids=str)
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_qwen_s_files_give_their_weights_back_and_split_as_qwen_does(tmp_path, family):
+    source = make_tiny_model(tmp_path / "source", family)
+    file = write_gguf(source, tmp_path / "m.gguf", architecture=family, splitting="qwen2")
+    folder = converted(file, tmp_path / "out")
+    before, after = load_file(source / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name].bfloat16()) for name in before)
+    own, spec = read_spec(folder), read_spec(source)
+    assert replace(own, norm_eps=spec.norm_eps) == spec
+    theirs = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
+    wanted = [piece for piece, _ in theirs.pre_tokenize_str(TEXT)]
+    words = Tokenizer.from_file(str(folder / "tokenizer.json")).pre_tokenizer.pre_tokenize_str(TEXT)
+    assert [TEXT[a:b] for _, (a, b) in words] == wanted
+
+
+def test_llama3_s_scaling_is_told_by_its_frequencies_and_its_first_token_added(tmp_path):
+    source = make_tiny_model(
+        tmp_path / "source", rope_parameters=LLAMA3_ROPE | {"original_max_position_embeddings": 8192}
+    )
+    config = LlamaConfig.from_pretrained(source)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, CPU)
+    plain = 500000.0 ** (-torch.arange(0, 16, 2) / 16)
+    file = write_gguf(source, tmp_path / "m.gguf", splitting="llama-bpe", frequencies=(plain / scaled).tolist())
+    folder = converted(file, tmp_path / "out")
+    assert read_spec(folder).rope == read_spec(source).rope
+    assert AutoTokenizer.from_pretrained(folder)("fox").input_ids[0] == 1
+    wrong = write_gguf(source, tmp_path / "w.gguf", splitting="llama-bpe", frequencies=[1, 2, 3, 4, 5, 6, 7, 8.0])
+    with pytest.raises(BadRequest, match="rope_freqs"):
+        converted(wrong, tmp_path / "wrong")
+
+
+def test_a_file_of_a_user_s_is_added_and_a_damaged_one_refused_by_name(source, tmp_path):
+    file = write_gguf(source, tmp_path / "mine-Q8.gguf", kind=Q8_0)
+    entry = Catalog(tmp_path / "data").add(str(file))
+    assert (entry.name, read_spec(entry.folder).n_layers) == ("mine-Q8", 2)
+    for size in (3, 2000, file.stat().st_size - 5000):
+        shutil.copyfile(file, tmp_path / "cut.gguf")
+        os.truncate(tmp_path / "cut.gguf", size)
+        with pytest.raises(BadRequest, match=r"cut\.gguf"):
+            Catalog(tmp_path / "data").add(str(tmp_path / "cut.gguf"))
+    assert [one.name for one in (tmp_path / "data" / "models").iterdir()] == ["mine-Q8"]
+
+
+@pytest.mark.parametrize("change", [{"architecture": "mamba"}, {"splitting": "tekken"}], ids=str)
 def test_other_kinds_of_file_are_refused_by_name(source, tmp_path, change):
     file = write_gguf(source, tmp_path / "m.gguf", **change) if "splitting" in change else tmp_path / "m.gguf"
     if "architecture" in change:

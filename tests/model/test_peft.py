@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from loreloop.model.adopt import open_adapter
 from loreloop.model.load import read_spec
 from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup, LoraLayout
 from loreloop.model.peft import CONFIG_FILE, WEIGHTS_FILE, named_tensors, read_adapter, read_lora_spec, write_adapter
@@ -73,7 +74,7 @@ def test_we_read_peft_s_folder_with_some_projections_and_give_the_same_log_probs
     config = LoraConfig(r=4, lora_alpha=32, target_modules=modules, init_lora_weights=False)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     model.save_pretrained(tmp_path)
-    view, sequence = read_adapter(tmp_path, read_spec(base), torch.float32), tokens(40)
+    view, sequence = open_adapter(tmp_path, base), tokens(40)
     assert (own_logprobs(base, view, sequence) - peft_logprobs(model, sequence)).abs().max() <= 1e-4
 
 
@@ -117,16 +118,21 @@ def test_names_scale_and_size_are_the_published_ones(llama, tmp_path):
     assert (config["lora_alpha"], config["r"], config["base_model_name_or_path"]) == (32, 3, "some/base")
     assert tensors["base_model.model.model.layers.1.self_attn.k_proj.lora_B.weight"].shape == (32, 3)
     assert tensors["base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"].shape == (3, 128)
-    assert tensors["base_model.model.model.unembed_tokens.lora_B.weight"].shape == (512, 3)
+    assert tensors["base_model.model.lm_head.lora_B.weight"].shape == (512, 3)
     assert sum(t.numel() for t in tensors.values()) == view.layout.size
 
 
-def test_an_unembedding_under_the_name_lm_head_is_taken(llama, tmp_path):
+@pytest.mark.parametrize("own", [True, False])
+def test_an_unembedding_under_the_hosted_service_s_name_is_taken(llama, tmp_path, own):
+    """Our own folders called it so as well, once."""
     view = random_view(llama, attn=False, mlp=False, unembed=True)
-    renamed = {name.replace("model.unembed_tokens", "lm_head"): t.clone() for name, t in named_tensors(view)}
+    written(tmp_path, view)
+    renamed = {name.replace("lm_head", "model.unembed_tokens"): t.clone() for name, t in named_tensors(view)}
     save_file(renamed, tmp_path / WEIGHTS_FILE)
-    (tmp_path / CONFIG_FILE).write_text(json.dumps({"r": 3, "lora_alpha": 32, "target_modules": ["lm_head"]}))
-    assert torch.equal(read_adapter(tmp_path, read_spec(llama), torch.float32).flat, view.flat)
+    if not own:
+        settings = {"r": 3, "lora_alpha": 32, "target_modules": ["unembed_tokens"]}
+        (tmp_path / CONFIG_FILE).write_text(json.dumps(settings))
+    assert torch.equal(open_adapter(tmp_path, llama).flat, view.flat)
 
 
 def test_an_adapter_of_another_base_is_refused_with_name_and_shapes(llama, tmp_path):
@@ -163,15 +169,16 @@ def test_a_rank_that_contradicts_the_tensors_is_refused(llama, tmp_path):
 )
 @pytest.mark.parametrize("form", ["shared_outer", "per_expert"])
 def test_another_tool_s_adapter_of_some_parts_is_read(tmp_path, family, part, form):
-    spec = read_spec(make_tiny_model(tmp_path / "base", family))
+    base = make_tiny_model(tmp_path / "base", family)
+    spec = read_spec(base)
     layout = LoraLayout(spec, LoraSpec(3, 0, train_unembed=False, experts=form))
     view = AdapterView(layout, torch.randn(layout.size, generator=torch.Generator().manual_seed(1)))
     own = {name: tensor.clone() for name, tensor in named_tensors(view) if part in name}
     save_file(own, tmp_path / WEIGHTS_FILE)
-    (tmp_path / CONFIG_FILE).write_text(json.dumps({"r": 3, "lora_alpha": 32, "target_modules": ["any"]}))
-    read = dict(named_tensors(read_adapter(tmp_path, spec, torch.float32)))
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({"r": 3, "lora_alpha": 32, "target_modules": [part]}))
+    read = dict(named_tensors(open_adapter(tmp_path, base)))
     assert all(torch.equal(read[name], tensor) for name, tensor in own.items())
-    assert not any(bool(tensor.any()) for name, tensor in read.items() if name not in own)
+    assert not any(bool(tensor.any()) for name, tensor in read.items() if name not in own and "lora_B" in name)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +207,7 @@ def test_what_changes_nothing_or_is_no_object_is_no_adapter(llama, tmp_path):
     for text in ("[1]", "5", '{"r": 3, "lora_alpha": 32}'):
         (tmp_path / CONFIG_FILE).write_text(text)
         with pytest.raises(BadRequest, match=r"no JSON object|changes neither"):
-            read_adapter(tmp_path, read_spec(llama), torch.float32)
+            open_adapter(tmp_path, llama)
 
 
 @pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])

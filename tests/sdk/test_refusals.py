@@ -81,7 +81,7 @@ def test_a_name_is_taken_once(server: RunningServer) -> None:
         ([99999], {}, "ids go from 0"),
         (IDS, {"max_tokens": 10_000}, "context window"),
         (IDS, {"temperature": -1.0}, "temperature"),
-        (IDS, {"top_p": 0.0}, "top_p"),
+        (IDS, {"top_p": 1.5}, "top_p"),
         (IDS, {"stop": [""]}, "empty string"),
     ],
 )

@@ -24,6 +24,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     from loreloop.host.log import speak_to_supervisor
     from loreloop.host.orphans import die_with_parent
     from loreloop.host.plan import read_plan
+    from loreloop.host.starts import say_up
     from loreloop.host.supervisor import CANNOT_START
     from loreloop.model.checksums import check_weights_unchanged
     from loreloop.protocol.errors import UserError
@@ -70,6 +71,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
         lambda params: StopMatcher(tokenizer, params.stop_strings, parts_of(params.thoughts)),
         plan.config.engine,
         data / "journal" / "snapshots" / place,
+        ready=lambda: say_up(plan.up_folder, os.getpid()),
     )
     scheduler.run()
     link.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ def main(plan_file: str, parent_pid: int) -> None:
     from loreloop.host.log import speak_to_supervisor
     from loreloop.host.orphans import die_with_parent
     from loreloop.host.plan import read_plan
+    from loreloop.host.starts import say_up
     from loreloop.host.supervisor import CANNOT_START
     from loreloop.host.web import run_web
     from loreloop.http.app import create_app
@@ -34,6 +36,7 @@ def main(plan_file: str, parent_pid: int) -> None:
         names = Names({name: Path(folder) for name, folder in plan.folders.items()}, plan.config.aliases)
         pictures = Pictures(plan.config)
         app = create_app(Services(plan.config, desk.store, desk, names, Texts(), pictures, nonce=plan.nonce))
+        say_up(plan.up_folder, os.getpid())
         try:
             await serve_until_told(app, desk, listening)
         finally:

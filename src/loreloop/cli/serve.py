@@ -89,9 +89,8 @@ def serve(config_file: str | None, parent_pid: int | None, **flags: Any) -> None
     prepare(config.data_path)
     if running_address(config) is None:  # else the supervisor has a better word for what is wrong
         check_address(config.host, config.port)
-    for note in inspect_data(config.data_path):
-        click.echo(f"loreloop: {note}", err=True)
-    Supervisor(plan_of(config), engine_environment(config)).run()
+    notes = inspect_data(config.data_path)
+    Supervisor(plan_of(config), engine_environment(config), notes).run()
 
 
 def overrides(flags: dict[str, Any]) -> dict[str, Any]:

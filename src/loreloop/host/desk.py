@@ -7,7 +7,7 @@ when `submit` returns, and its result before anybody hears of it. Knows neither 
 from __future__ import annotations
 
 import asyncio
-import sys
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -31,6 +31,7 @@ from loreloop.protocol.link import (
     Hello,
     Meters,
     ModelLost,
+    OpEnd,
     Queues,
     Restore,
     Restored,
@@ -52,9 +53,14 @@ from loreloop.store.store import Store
 
 SESSION_OVER = Failure("user", "The session of this request has ended; open a new one and load a checkpoint.")
 MAX_SAMPLE_DEATHS, MAX_OP_DEATHS = 3, 4  # a sample can be asked for again, a training operation is missed: it goes last
+LOG = logging.getLogger(__name__)
 CANCELLED = Failure("user", "The request was cancelled.")
 STOPPING = "The server is stopping; send this again in a moment."
 STOPPED = Failure("server", STOPPING)
+
+
+class _Astray(Exception):
+    """An engine's state is not what it was; nothing that it says may be taken any more."""
 
 
 @dataclass
@@ -196,6 +202,8 @@ class Desk:
                     await self._welcome(message, connection)
                 else:
                     await self._hear(base_model, message)
+        except _Astray as astray:
+            LOG.error("the engine of %s must begin anew: %s", base_model, astray)
         finally:
             connection.close()
             if base_model and self.engines[base_model].connection is connection:
@@ -242,9 +250,20 @@ class Desk:
         if op.executed:
             await self.lose_model(op.model_id, f"{op.request_id} would have to be executed again, and {op.reason}")
         else:
-            print(f"loreloop: {op.request_id} is damaged and given up: {op.reason}", file=sys.stderr)
+            LOG.error("%s is damaged and given up: %s", op.request_id, op.reason)
             reason = f"What was written down of {op.request_id} is damaged, and it was not executed: {op.reason}"
             await self._give_up(op.request_id, Failure("server", reason))
+
+    async def _went_astray(self, base_model: str, end: OpEnd) -> None:
+        """An executed operation that fails when it is executed again leaves its model in another state. What is wrong
+        with the operation stays wrong; other trouble may pass, and another engine tries again."""
+        failure = end.result
+        model_id = self.store.read(journal.executed_model, end.request_id)
+        if isinstance(failure, Failure) and failure.category == "user" and model_id:
+            await self.lose_model(model_id, f"{end.request_id} fails when it is executed again: {failure.message}")
+        else:
+            self.engines[base_model].executing.add(end.request_id)
+            raise _Astray(f"{end.request_id} had succeeded and fails when it is executed again: {failure}")
 
     async def _give_up(self, request_id: str, failure: Failure) -> None:
         await self.store.write(journal.give_up, self.store.segments, request_id, failure, time.time())
@@ -262,8 +281,8 @@ class Desk:
                 for end in ends:
                     self.engines[base_model].deaths.pop(end.request_id, None)
                     self._release(end.request_id)
-                for model_id in astray:
-                    await self.lose_model(model_id, "an operation that had succeeded fails when it is executed again")
+                for end in astray:
+                    await self._went_astray(base_model, end)
             case ModelLost(model_id, reason):
                 await self.lose_model(model_id, reason)
             case Snapshotted():
@@ -353,7 +372,7 @@ class Desk:
     async def lose_model(self, run_id: str, reason: str) -> None:
         """Ends a run whose state cannot be restored: its operations end as failures that say why, and so does whatever
         is asked of it later. What it has saved, and the files of its state, are left alone."""
-        print(f"loreloop: the state of {run_id} is lost: {reason}", file=sys.stderr)
+        LOG.error("the state of %s is lost: %s", run_id, reason)
         self._send_all(DropModel(run_id))
         message = f"The state of {run_id} is lost: {reason}. Load its newest checkpoint in a new session."
         lost = Failure("server", message)

@@ -68,6 +68,8 @@ class Log:
             ) from None
         self._said: queue.SimpleQueue[tuple[str, Record] | None] = queue.SimpleQueue()
         self._readers: list[threading.Thread] = []
+        self._newest: dict[str, threading.Thread] = {}  # by the name of the process that it reads from
+        self._last_words: dict[str, str] = {}
         self._writer = threading.Thread(target=self._write_all, name="log-writer", daemon=True)
         self._writer.start()
 
@@ -77,8 +79,15 @@ class Log:
     def follow(self, source: str, stream: IO[bytes]) -> None:
         """Takes what a process writes there, until it is closed."""
         reader = threading.Thread(target=self._read, args=(source, stream), name=f"log-{source}", daemon=True)
+        self._last_words[source] = ""
+        self._newest[source] = reader
         reader.start()
         self._readers = [each for each in self._readers if each.is_alive()] + [reader]
+
+    def last_words(self, source: str) -> str:
+        """What a process that has ended said last, if anything."""
+        self._newest[source].join(LAST_WORDS_SECONDS)
+        return self._last_words[source]
 
     def close(self) -> None:
         """Writes what was said until now, last words of ended processes included."""
@@ -91,7 +100,10 @@ class Log:
     def _read(self, source: str, stream: IO[bytes]) -> None:
         with stream:
             while line := stream.readline(MAX_LINE_BYTES):
-                self._said.put((source, _record_of(line)))
+                record = _record_of(line)
+                if record.text and record.level >= QUIET_LEVEL:
+                    self._last_words[source] = record.text.strip()
+                self._said.put((source, record))
 
     def _write_all(self) -> None:
         while (said := self._said.get()) is not None:

@@ -33,6 +33,11 @@ class ServerPlan(msgspec.Struct, frozen=True):
         return self.run_folder / "empty"
 
     @property
+    def up_folder(self) -> Path:
+        """Where processes say that they have come up (`host/starts.py`)."""
+        return self.run_folder / "up"
+
+    @property
     def socket(self) -> Path:
         """Below the data folder, or, where its path is longer than a socket's may be, in the temporary folder."""
         path = self.run_folder.absolute() / "engine.sock"

@@ -12,8 +12,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
@@ -21,7 +21,8 @@ from typing import IO, NoReturn
 from loreloop.host import children
 from loreloop.host.log import Log
 from loreloop.host.plan import ServerPlan
-from loreloop.protocol.errors import BadRequest
+from loreloop.host.starts import MAX_STARTS, Starts, came_up, reason_of
+from loreloop.protocol.errors import BadRequest, ServerError
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 30.0
 STEADY_SECONDS = 60.0  # after this long a process counts as healthy again
@@ -44,13 +45,14 @@ class _Child:
     started: float = 0.0
     n_deaths: int = 0
     lives: int = 0
+    starts: Starts = field(default_factory=Starts)
 
 
 class Supervisor:
-    """`environment` is laid over this process's own for the engines."""
+    """`environment` is laid over this process's own for the engines; `notes` are said first."""
 
-    def __init__(self, plan: ServerPlan, environment: Mapping[str, str]) -> None:
-        self.plan, self.environment = plan, dict(environment)
+    def __init__(self, plan: ServerPlan, environment: Mapping[str, str], notes: Sequence[str] = ()) -> None:
+        self.plan, self.environment, self.notes = plan, dict(environment), notes
         path = str(plan.file)
         self.http = _Child("loreloop.cli.http_process", [path])
         self.engines = [_Child("loreloop.cli.engine_process", [path, name], name) for name in plan.folders]
@@ -63,7 +65,10 @@ class Supervisor:
         print(f"The log is in {self.log.file}", flush=True)
         self.plan.address_file.unlink(missing_ok=True)  # of a server that was killed
         self.plan.write()
-        shutil.rmtree(self.plan.empty_folder, ignore_errors=True)
+        for note in self.notes:
+            self._say(logging.WARNING, note)
+        for folder in (self.plan.empty_folder, self.plan.up_folder):
+            shutil.rmtree(folder, ignore_errors=True)
         self.plan.empty_folder.mkdir()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _raise_stop)
@@ -79,9 +84,10 @@ class Supervisor:
                 except ChildProcessError:  # all are dead and wait for their next start
                     time.sleep(FIRST_PAUSE_SECONDS)
                     continue
-                if os.waitstatus_to_exitcode(status) == CANNOT_START:
+                exit_code = os.waitstatus_to_exitcode(status)
+                if exit_code == CANNOT_START:
                     raise BadRequest(f"The server cannot start; the reason stands above, and in {self.log.file}.")
-                self._replace(pid)
+                self._replace(pid, exit_code)
         except _Stop:
             pass
         finally:
@@ -104,14 +110,26 @@ class Supervisor:
         self.log.follow(child.name, child.process.stderr)
         self._say(logging.INFO, f"{child.name} started (pid {child.process.pid}, life {child.lives})")
 
-    def _replace(self, pid: int) -> None:
+    def _replace(self, pid: int, exit_code: int) -> None:
         """Starts a dead child again, after a pause that grows while it keeps dying; the others do not wait for it."""
         for child in [c for c in (self.http, *self.engines) if c.process and c.process.pid == pid]:
+            self._count_start(child, pid, exit_code)
             steady = time.monotonic() - child.started > STEADY_SECONDS
             child.n_deaths = 1 if steady else child.n_deaths + 1
             pause = min(FIRST_PAUSE_SECONDS * 2 ** min(child.n_deaths - 1, 20), LONGEST_PAUSE_SECONDS)
             self._say(logging.ERROR, f"{child.name} (pid {pid}) died; starting it again in {pause:g} s")
             self._start_after(pause, child)
+
+    def _count_start(self, child: _Child, pid: int, exit_code: int) -> None:
+        """ServerError when it has died at its start too often."""
+        if came_up(self.plan.up_folder, pid):
+            child.starts.succeeded()
+            return
+        reason = reason_of(exit_code, self.log.last_words(child.name))
+        if child.starts.in_vain(reason, self.http.lives):
+            message = f"{child.name} died {MAX_STARTS} times at its start, always alike: {reason}"
+            self._say(logging.ERROR, message)
+            raise ServerError(f"The server stops: {message}. Its log is {self.log.file}.")
 
     def _start_due(self) -> None:
         now = time.monotonic()

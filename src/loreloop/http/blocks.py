@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loreloop.http.chat import BROKEN_CALL, CUT_CALL, new_call_id
+from loreloop.http.chat import BROKEN_CALL, CUT_CALL, new_call_id, with_warning
 from loreloop.text.tool_calls import Broken, CallArguments, CallBegins, CallCut, CallEnds, Content, Piece, Thinking
 
 
@@ -47,7 +47,7 @@ BlockEvent = Opened | Grown | Closed
 
 @dataclass
 class Blocks:
-    """Pieces in, events out; `done` holds all blocks so far, `warning` says what is wrong with their calls."""
+    """Pieces in, events out; `done` holds all blocks so far, `warning` says what is wrong with them."""
 
     done: list[Block] = field(default_factory=list)
     is_open: bool = False
@@ -68,10 +68,10 @@ class Blocks:
                 case CallEnds():
                     events += self.end()
                 case CallCut():
-                    self.warning = CUT_CALL
+                    self.warning = with_warning(self.warning, CUT_CALL)
                     events += self.end(cut=True)
                 case Broken(text):
-                    self.warning = BROKEN_CALL
+                    self.warning = with_warning(self.warning, BROKEN_CALL)
                     events += self._grow("text", text)
         return events
 

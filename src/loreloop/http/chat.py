@@ -38,6 +38,7 @@ from loreloop.text.tool_calls import (
 )
 from loreloop.text.tool_formats import ToolFormat, format_of, token_term
 from loreloop.text.tool_reader import ReplyReader
+from loreloop.text.trial import WantedSchema
 
 MAX_TOOL_BYTES = 512 << 10  # of all descriptions and schemas together
 BROKEN_CALL = "What looks like a tool call in the content could not be read as one."
@@ -46,8 +47,9 @@ CUT_CALL = "The last tool call was cut off before its end; its arguments are not
 
 @dataclass(frozen=True)
 class ChatAsk:
-    """`choice` is auto, none, required, or `=NAME` for one tool; `wire` may hold a grammar for the content. For the
-    parameters that are `left_open` the model's own defaults hold."""
+    """`choice` is auto, none, required, or `=NAME` for one tool; `wire` may hold a grammar for the content, whose
+    schema is held exactly or refused where it is `strict`. For the parameters that are `left_open` the model's own
+    defaults hold."""
 
     conversation: Conversation
     wire: WireSamplingParams
@@ -57,6 +59,7 @@ class ChatAsk:
     stream: bool = False
     report: Report = field(default_factory=Report)
     left_open: frozenset[str] = frozenset()
+    strict: bool = False
 
 
 def left_open(body: object) -> frozenset[str]:
@@ -76,6 +79,7 @@ class Chat:
     opened: bool  # the prompt ends inside a thought
     tools: tuple[Tool, ...]  # that the reply may call
     at_once: bool  # calls are by a grammar, and told while they are written
+    warning: str | None = None  # of what the request asked for and cannot be held
 
     def reply(self) -> Reply:
         shown = (*self.form.markers, *THINK)
@@ -95,8 +99,10 @@ async def chat_on(model: Model, ask: ChatAsk) -> Chat:
     prompt = bounded_prompt(model, conversation)
     thinking = THINK[0] in (template.source or "")
     opened = thinking and prompt.rstrip().endswith(THINK[0])
+    constrained = await held(model, ask)
     own = {name: value for name, value in model.defaults.items() if name in ask.left_open}
-    wire, grammar = msgspec.structs.replace(ask.wire, **own), _call_grammar(model, form, ask)
+    wire = msgspec.structs.replace(constrained.wire, **own)
+    grammar = _call_grammar(model, form, ask, constrained)
     if grammar:
         wire = msgspec.structs.replace(wire, grammar=grammar, json_schema=None)
     if opened and _is_constrained(wire):
@@ -104,7 +110,17 @@ async def chat_on(model: Model, ask: ChatAsk) -> Chat:
     chunks = await prompt_chunks(model, prompt, conversation)
     op = await operation(model, chunks, wire, ask.n, ask.report, stream=ask.stream)
     op = with_thoughts(op, "opened" if opened else "possible" if thinking else "none")
-    return Chat(model, op, form, _strings(ask.wire.stop), thinking, opened, conversation.tools, bool(grammar))
+    return Chat(
+        model,
+        op,
+        form,
+        _strings(ask.wire.stop),
+        thinking,
+        opened,
+        conversation.tools,
+        bool(grammar),
+        constrained.warning,
+    )
 
 
 async def seen(pictures: Pictures, model: Model, ask: ChatAsk) -> ChatAsk:
@@ -173,9 +189,32 @@ def _strings(stop: object) -> tuple[str, ...]:
     return tuple(item for item in stop if isinstance(item, str)) if isinstance(stop, tuple) else ()
 
 
-def _call_grammar(model: Model, form: ToolFormat, ask: ChatAsk) -> str | None:
-    """The grammar of forced or strict calls, or of calls beside a response format; None where the model may write what
-    it likes. A forced call leaves no room for a formatted answer, which comes after its result."""
+@dataclass(frozen=True)
+class Constrained:
+    """What a grammar will hold: `calls` of these tools, if any are to be by one, and the schema in `wire`."""
+
+    calls: tuple[Tool, ...] | None
+    wire: WireSamplingParams
+    warning: str | None
+
+
+async def held(model: Model, ask: ChatAsk) -> Constrained:
+    """Schemas as far as they can be held; BadRequest names what a strict one has that cannot."""
+    calls, forced = _constrained_tools(ask), ask.choice not in ("auto", "none")
+    schema = None if forced else ask.wire.json_schema
+    wanted = [WantedSchema("the response format", schema, ask.strict)] if schema is not None else []
+    wanted += [WantedSchema(f"the tool {tool.name!r}", tool.parameters, tool.strict) for tool in calls or ()]
+    found = await model.trial.held(tuple(wanted))
+    schemas = list(found.schemas)
+    wire = ask.wire if schema is None else msgspec.structs.replace(ask.wire, json_schema=schemas.pop(0))
+    if calls is not None:
+        calls = tuple(replace(tool, parameters=one) for tool, one in zip(calls, schemas, strict=True))
+    left_out = ", ".join(found.left_out)
+    return Constrained(calls, wire, f"Left out of what the answer must satisfy: {left_out}." if left_out else None)
+
+
+def _constrained_tools(ask: ChatAsk) -> tuple[Tool, ...] | None:
+    """The tools that a grammar is about: forced or strict ones, or all beside a response format; else None."""
     tools = ask.conversation.tools
     forced = ask.choice not in ("auto", "none")
     if forced and not tools:
@@ -186,17 +225,24 @@ def _call_grammar(model: Model, form: ToolFormat, ask: ChatAsk) -> str | None:
             raise BadRequest(f"tool_choice names {ask.choice[1:]!r}, which is none of the request's tools.")
     schema = ask.wire.json_schema
     chosen = ask.choice == "auto" and tools and (schema is not None or any(tool.strict for tool in tools))
-    if not forced and not chosen:
+    return tools if forced or chosen else None
+
+
+def _call_grammar(model: Model, form: ToolFormat, ask: ChatAsk, constrained: Constrained) -> str | None:
+    """The grammar of forced or strict calls, or of calls beside a response format; None where the model may write what
+    it likes. A forced call leaves no room for a formatted answer, which comes after its result."""
+    if constrained.calls is None:
         return None
+    forced = ask.choice not in ("auto", "none")
     if ask.wire.grammar is not None or ask.wire.regex is not None:
         raise BadRequest("A grammar or regex and forced or strict tools exclude each other; send one.")
     added, once = model.text.tokenizer.added, ask.choice.startswith("=")
     return form.grammar(
-        tools,
+        constrained.calls,
         at_least_one=forced,
         parallel=ask.parallel and not once,
         special=partial(token_term, added),
-        answer=None if forced else schema,
+        answer=None if forced else constrained.wire.json_schema,
     )
 
 
@@ -231,6 +277,9 @@ class WholeReply:
     cut: bool = False  # the last call was
     warning: str | None = None
 
+    def warn(self, warning: str) -> None:
+        self.warning = with_warning(self.warning, warning)
+
     def add(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
             match piece:
@@ -243,19 +292,26 @@ class WholeReply:
                 case CallArguments(index, text):
                     self.calls[index].arguments += text
                 case CallCut():
-                    self.cut, self.warning = True, CUT_CALL
+                    self.cut = True
+                    self.warn(CUT_CALL)
                 case Broken(text):
-                    self.content, self.warning = self.content + text, BROKEN_CALL
+                    self.content += text
+                    self.warn(BROKEN_CALL)
                 case CallEnds():
                     pass
 
 
 def whole_reply(chat: Chat, tokens: Sequence[int]) -> WholeReply:
-    reply, whole = chat.reply(), WholeReply()
+    reply, whole = chat.reply(), WholeReply(warning=chat.warning)
     for token in tokens:
         whole.add(reply.push(token))
     whole.add(reply.flush())
     return whole
+
+
+def with_warning(old: str | None, new: str) -> str:
+    """Each is told once."""
+    return new if old is None else old if new in old else f"{old} {new}"
 
 
 def new_call_id() -> str:

@@ -43,6 +43,11 @@ class BoundedConnection(HttpToolsProtocol):
             self._expect(self.head_seconds, self._head_is_late)  # of the next request, also if only blank lines come
         super().data_received(data)
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._coming is None:  # it came behind another request, in one piece
+            self._expect(self.head_seconds, self._head_is_late)
+
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         self._n_bytes = 0

@@ -27,7 +27,7 @@ from loreloop.http.agent import (
 from loreloop.http.bodies import answer
 from loreloop.http.chat import WholeReply, seen
 from loreloop.http.generate import Model, while_there
-from loreloop.http.openai_chat_words import Asked, ask_of, delta_of, message_of
+from loreloop.http.openai_chat_words import Asked, ask_of, delta_of, last_delta, message_of
 from loreloop.http.openai_words import failure_event, usage
 from loreloop.http.services import INFER, caller, now, services
 from loreloop.http.sse import EventStream, data_event
@@ -93,11 +93,11 @@ class Telling:
                 case Returned(call, output):
                     told = {"type": "result", "id": call.call_id, "name": call.name, "output": output}
                     yield self.chunk({"tool_activity": told})
-                case Finished(_, reply, result):
+                case Finished(chat, reply, result):
                     calls = calls_of(reply)
                     reason = result.sequences[0].stop_reason
                     finish = "tool_calls" if calls and reason == "stop" else reason
-                    yield (self.chunk({"tool_calls": calls}) if calls else b"") + self.chunk({}, finish)
+                    yield (self.chunk({"tool_calls": calls}) if calls else b"") + self.chunk(last_delta(chat), finish)
                 case Began():
                     pass
                 case _:

@@ -67,6 +67,7 @@ def ask_of(body: ChatCompletion) -> ChatAsk:
         bool(body.stream),
         Report(body.top_logprobs or 0, bool(body.filtered_logprobs)),
         left_open(body),
+        isinstance(body.response_format, JsonSchemaFormat) and bool(body.response_format.json_schema.strict),
     )
 
 
@@ -172,7 +173,12 @@ class StreamedReply:
 
     def end(self, sequence: SampledSequence) -> list[dict[str, Any]]:
         rest = self._events(self.reply.flush())
-        return [*rest, self._event({}, finish_of(sequence, makes_calls=self.n_calls > 0 and not self.cut))]
+        return [
+            *rest,
+            self._event(
+                last_delta(self.asked.chat), finish_of(sequence, makes_calls=self.n_calls > 0 and not self.cut)
+            ),
+        ]
 
     def _events(self, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
         self.n_calls += sum(isinstance(piece, CallBegins) for piece in pieces)
@@ -184,6 +190,10 @@ class StreamedReply:
         logprobs = self.asked.logprobs(scored) if scored else None
         choice = {"index": self.index, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
         return self.asked.frame("chat.completion.chunk") | {"choices": [choice]}
+
+
+def last_delta(chat: Chat) -> dict[str, Any]:
+    return {"warning": chat.warning} if chat.warning else {}
 
 
 def delta_of(piece: Piece) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def ask_of(body: CreateResponse, items: Sequence[Item]) -> ChatAsk:
         body.parallel_tool_calls is not False,
         stream=bool(body.stream),
         left_open=left_open(body),
+        strict=body.text is not None and isinstance(body.text.format, SchemaFormat) and bool(body.text.format.strict),
     )
 
 
@@ -236,7 +237,7 @@ class Asked:
 
 
 def whole_blocks(chat: Chat, result: SampleResult) -> Blocks:
-    reply, blocks = chat.reply(), Blocks()
+    reply, blocks = chat.reply(), Blocks(warning=chat.warning)
     for token in np.frombuffer(result.sequences[0].tokens, "<i4").tolist():
         blocks.add(reply.push(token))
     blocks.add(reply.flush())
@@ -302,7 +303,7 @@ class Telling:
 
 
 async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
-    reply, telling = asked.chat.reply(), Telling(asked)
+    reply, telling = asked.chat.reply(), Telling(asked, Blocks(warning=asked.chat.warning))
     blocks = telling.blocks
     yield telling.event("response.created", response=asked.response(blocks, None))
     yield telling.event("response.in_progress", response=asked.response(blocks, None))

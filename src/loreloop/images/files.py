@@ -36,6 +36,10 @@ DAMAGED = (
     struct.error,
     zlib.error,
 )
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+NOTES = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG in which a camera or a program may have written
+CHUNK_FRAME = 12  # bytes of a chunk beside its data: length, kind, checksum
+MOST_CHUNKS = 1 << 16  # that are looked at; the largest picture that is taken has some thousand
 BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -47,7 +51,7 @@ class ImageLimits:
 
 def kind_of(data: bytes) -> str | None:
     """png, jpeg or webp, by the first bytes."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data.startswith(SIGNATURE):
         return "png"
     if data.startswith(b"\xff\xd8\xff"):
         return "jpeg"
@@ -82,7 +86,7 @@ def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
     if kind is None:
         raise BadRequest("The image's bytes are neither PNG nor JPEG nor WebP.")
     try:
-        image = Image.open(io.BytesIO(data), formats=[kind])
+        image = Image.open(io.BytesIO(notes_first(data) if kind == "png" else data), formats=[kind])
     except BOMB:
         raise BadRequest(f"The image has too many pixels; at most {limits.max_pixels} are taken.") from None
     except DAMAGED as error:
@@ -98,13 +102,28 @@ def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> int:
-    """The orientation in the file's head. (`image.getexif` would decode a PNG to look behind its pixels, too.)"""
-    exif = Image.Exif()
+    """The orientation in the file's head: by EXIF, by an older PNG's raw profile, or by XMP."""
     try:
-        exif.load(image.info.get("exif") or b"")
-        return int(exif.get(ORIENTATION, 1))
+        # The method that all formats share: PNG's own would decode the pixels, to look behind them too.
+        return int(Image.Image.getexif(image).get(ORIENTATION, 1))
     except DAMAGED:  # what a camera noted is no part of the picture
         return 1
+
+
+def notes_first(png: bytes) -> bytes:
+    """The file with what was noted behind its pixels before them, so that its head alone tells how it was held."""
+    at, pixels, late = len(SIGNATURE), 0, list[bytes]()
+    for _ in range(MOST_CHUNKS):
+        length, kind = int.from_bytes(png[at : at + 4]), png[at + 4 : at + 8]
+        after = at + CHUNK_FRAME + length
+        if after > len(png):
+            break
+        if kind == b"IDAT":
+            pixels = pixels or at
+        elif pixels and kind in NOTES:
+            late.append(png[at:after])
+        at = after
+    return png[:pixels] + b"".join(late) + png[pixels:] if late else png
 
 
 def _told(error: BaseException) -> str:

@@ -177,7 +177,8 @@ class Catalog:
             staging.chmod(0o755)
             os.replace(staging, place)
         except BadRequest as error:  # in words of what was to be added
-            raise BadRequest(error.message.replace(str(staging), source)) from None
+            said = error.message.replace(str(staging), source)
+            raise BadRequest(said if source in said else f"{source}: {said}") from None
         except OSError as error:
             raise ServerError(f"{source!r} could not be added, and nothing of it is kept: {error}.") from None
         finally:

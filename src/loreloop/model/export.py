@@ -15,30 +15,29 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from loreloop.model.adopt import open_adapter
 from loreloop.model.checksums import NOTE
-from loreloop.model.compressed import Collector, is_packed_part
 from loreloop.model.families.table import family_of
 from loreloop.model.folders import TEMPLATES
 from loreloop.model.gguf_out import write_gguf
-from loreloop.model.load import read_config, read_config_file, read_spec
+from loreloop.model.load import read_config, read_config_file
 from loreloop.model.lora import ALPHA, UNEMBED, AdapterView
 from loreloop.model.peft import (
     CONFIG_FILE,
+    EXPERTS,
     PREFIX,
-    UNEMBED_NAMES,
     WEIGHTS_FILE,
     named_tensors,
-    read_adapter,
     target_module,
 )
+from loreloop.model.published import dense_tensors
 from loreloop.model.shards import SHARD_BYTES, ShardWriter
 from loreloop.model.stacked import inputs_first, unstacked
 from loreloop.model.tensor_file import write_tensors
 from loreloop.model.tower import own_name
-from loreloop.model.weight_files import stored_tensors, stream_tensors
+from loreloop.model.weight_files import stored_tensors
 from loreloop.model.weights import Weight, decoder_weights
 from loreloop.protocol.errors import BadRequest
 
@@ -50,9 +49,7 @@ Delta = Callable[[], Tensor]
 def export_peft(folder: Path, view: AdapterView, base_model: str) -> None:
     """Fills `folder` with an adapter in peft's own arrangement."""
     rank, layout = view.layout.rank, view.layout
-    tensors = {
-        name.replace(*UNEMBED_NAMES): tensor for name, tensor in named_tensors(view) if ".mlp.experts." not in name
-    }
+    tensors = {name: tensor for name, tensor in named_tensors(view) if EXPERTS not in name}
     modules = {name: target_module(layout.spec, name) for name in tensors}
     layers = [layer for layer, site in layout.places if site == "experts.down"]
     targets: dict[str, object] = {"target_modules": sorted(set(modules.values()))}
@@ -107,7 +104,7 @@ def merge(source: Path, target: Path, view: AdapterView, shard_bytes: int = SHAR
     _copy_settings(source, target, unties=unties)
     turned = inputs_first(stored_tensors(source), spec)
     writer = ShardWriter(target, shard_bytes)
-    for published, read in _unpacked(source):
+    for published, read in dense_tensors(source):
         name = own_name(published)
         if unties and name == names.head:  # a copy of the embedding
             continue
@@ -138,17 +135,6 @@ def _copy_settings(source: Path, target: Path, *, unties: bool) -> None:
             if unties:
                 part["tie_word_embeddings"] = False
     (target / "config.json").write_text(json.dumps(config, indent=1))
-
-
-def _unpacked(source: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """The published tensors, those of packed weights put together in bf16."""
-    collector = Collector()
-    for published, read in stream_tensors(source):
-        if not is_packed_part(published):
-            yield published, read
-        elif found := collector.add(published, read):
-            yield found[0], found[1].dense
-    collector.check_complete()
 
 
 def _plus(weight: Tensor, delta: Delta | None) -> Tensor:
@@ -190,7 +176,7 @@ def export(source: Path, adapter: Path, target: Path, form: str, base_model: str
     """Writes `target` in one of the three forms; it appears when it is complete."""
     if target.exists():
         raise BadRequest(f"{target} exists already; name a new place.")
-    view = read_adapter(adapter, read_spec(source), torch.float32)
+    view = open_adapter(adapter, source)
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".exporting-", dir=target.absolute().parent) as scratch:
         staging = Path(scratch, "folder")

@@ -1,12 +1,14 @@
-"""A llama-type GGUF file → a published folder: weights dequantised once to bf16, configuration, tokenizer, template.
+"""A GGUF file of a dense llama, qwen2 or qwen3 model → a published folder: weights dequantised once to bf16,
+configuration, tokenizer, template.
 
-Reading and dequantising is the `gguf` package's; the names, the order of rotary rows and the tokenizer are put back
-here into the form in which such models are published.
+Reading and dequantising is the `gguf` package's; the names, the order of rotary rows and the tokenizer
+(`gguf_tokenizer.py`) are put back into the form in which such models are published.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,10 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from loreloop.model.blocks import Blocks, write_blocks
+from loreloop.model.gguf_tokenizer import write_tokenizer
 from loreloop.model.tensor_file import write_tensors
 from loreloop.protocol.errors import BadRequest
 
@@ -33,8 +35,11 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ROPE_FREQUENCIES = "rope_freqs.weight"  # by what llama3's scaling divides each frequency
+LOW, HIGH, WINDOW = 1.0, 4.0, 8192  # of that scaling, in all models that have it
 TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4  # the token types of special tokens, and of others added whole
 BLOCK_KINDS = {  # fp16 numbers of a block, and bytes of codes
     GGMLQuantizationType.Q4_0: (1, 16),
     GGMLQuantizationType.Q4_1: (2, 16),
@@ -43,30 +48,49 @@ BLOCK_KINDS = {  # fp16 numbers of a block, and bytes of codes
 
 
 def convert(file: Path, folder: Path) -> None:
-    """Fills `folder` from `file`."""
-    reader = GGUFReader(str(file))
-    about = {field.name: field.contents() for field in reader.fields.values()}
-    if about.get("general.architecture") != "llama":
-        raise BadRequest(f"{file.name} holds a {about.get('general.architecture')!r} model; llama files are converted.")
-    tensors = dict(_tensors(reader, about))
+    """Fills `folder` from `file`; BadRequest names what of the file is not converted."""
+    reader, about = _opened(file)
+    if about.get("general.architecture") not in ARCHITECTURES or about.get(f"{_kind(about)}.expert_count"):
+        routed = " of experts" if about.get(f"{_kind(about)}.expert_count") else ""
+        raise BadRequest(
+            f"{file} holds a {_kind(about)!r} model{routed}; dense {', '.join(ARCHITECTURES)} files are converted."
+        )
+    try:
+        tensors = dict(_tensors(reader, about))
+        config = _config(about, tied="lm_head.weight" not in tensors, frequencies=_frequencies(reader))
+        write_tokenizer(about, folder)
+    except (LookupError, ValueError, TypeError, ArithmeticError) as error:
+        raise BadRequest(f"{file} lacks or misspells something: {error}.") from None
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     add_blocks(file, folder)
-    config = _config(about, tied="lm_head.weight" not in tensors)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    _write_tokenizer(about, folder)
 
 
 def add_blocks(file: Path, folder: Path) -> None:
     """Keeps the file's own 4- and 8-bit blocks beside the model, where all of its matrices have such."""
-    reader = GGUFReader(str(file))
-    about = {field.name: field.contents() for field in reader.fields.values()}
+    reader, about = _opened(file)
     matrices = [tensor for tensor in reader.tensors if len(tensor.shape) > 1]
     if all(tensor.tensor_type in BLOCK_KINDS for tensor in matrices):
         write_blocks(folder, {_name(tensor): _blocks(tensor, about) for tensor in matrices})
 
 
+def _opened(file: Path) -> tuple[GGUFReader, dict[str, Any]]:
+    """The file, and what it says about its model by name."""
+    try:
+        reader = GGUFReader(str(file))
+        return reader, {field.name: field.contents() for field in reader.fields.values()}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise BadRequest(f"{file} cannot be read as a GGUF file: {error}.") from None
+
+
+def _kind(about: dict[str, Any]) -> str:
+    return str(about.get("general.architecture"))
+
+
 def _tensors(reader: GGUFReader, about: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     for tensor in reader.tensors:
+        if tensor.name == ROPE_FREQUENCIES:
+            continue
         values: NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         values = _rotary_order(tensor, about, values)
         yield _name(tensor), torch.from_numpy(np.ascontiguousarray(values)).to(torch.bfloat16)
@@ -74,8 +98,9 @@ def _tensors(reader: GGUFReader, about: dict[str, Any]) -> Iterator[tuple[str, T
 
 def _name(tensor: ReaderTensor) -> str:
     parts = tensor.name.split(".")
-    name = f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}" if parts[0] == "blk" else TOP_NAMES[parts[0]]
-    return f"{name}.weight"
+    known = LAYER_NAMES | HEAD_NORMS
+    name = f"model.layers.{parts[1]}.{known[parts[2]]}" if parts[0] == "blk" else TOP_NAMES[parts[0]]
+    return f"{name}.{parts[-1]}"
 
 
 def _blocks(tensor: ReaderTensor, about: dict[str, Any]) -> Blocks:
@@ -96,8 +121,8 @@ def _blocks(tensor: ReaderTensor, about: dict[str, Any]) -> Blocks:
 
 
 def _rotary_order(tensor: ReaderTensor, about: dict[str, Any], rows: NDArray[Any]) -> NDArray[Any]:
-    """The rows of queries and keys as published folders order them."""
-    heads = {"attn_q": about["llama.attention.head_count"], "attn_k": about["llama.attention.head_count_kv"]}
+    """The rows of queries and keys as published folders order them; only llama files have another order."""
+    heads = {"attn_q": _heads(about), "attn_k": _kv_heads(about)} if _kind(about) == "llama" else {}
     part = tensor.name.split(".")[-2]
     return _half_split(rows, heads[part]) if part in heads else rows
 
@@ -109,58 +134,67 @@ def _half_split(weight_OI: NDArray[Any], n_heads: int) -> NDArray[Any]:
     return pairs.swapaxes(1, 2).reshape(d_out, d_in)
 
 
-def _config(about: dict[str, Any], *, tied: bool) -> dict[str, Any]:
-    n_heads = about["llama.attention.head_count"]
+def _heads(about: dict[str, Any]) -> int:
+    return int(about[f"{_kind(about)}.attention.head_count"])
+
+
+def _kv_heads(about: dict[str, Any]) -> int:
+    return int(about.get(f"{_kind(about)}.attention.head_count_kv") or _heads(about))
+
+
+def _frequencies(reader: GGUFReader) -> NDArray[np.float32] | None:
+    found = [tensor for tensor in reader.tensors if tensor.name == ROPE_FREQUENCIES]
+    return np.array(found[0].data, np.float32) if found else None
+
+
+def _config(about: dict[str, Any], *, tied: bool, frequencies: NDArray[np.float32] | None) -> dict[str, Any]:
+    kind = _kind(about)
+    head_dim = about.get(f"{kind}.attention.key_length") or about[f"{kind}.embedding_length"] // _heads(about)
+    theta = about.get(f"{kind}.rope.freq_base", 10000.0)
+    ends = [about.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    ends = list(dict.fromkeys(end for end in ends if end is not None))
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [ARCHITECTURES[kind]],
+        "model_type": kind,
         "vocab_size": len(about["tokenizer.ggml.tokens"]),
-        "hidden_size": about["llama.embedding_length"],
-        "intermediate_size": about["llama.feed_forward_length"],
-        "num_hidden_layers": about["llama.block_count"],
-        "num_attention_heads": n_heads,
-        "num_key_value_heads": about["llama.attention.head_count_kv"],
-        "head_dim": about["llama.embedding_length"] // n_heads,
-        "max_position_embeddings": about["llama.context_length"],
-        "rope_theta": about["llama.rope.freq_base"],
-        "rms_norm_eps": about["llama.attention.layer_norm_rms_epsilon"],
+        "hidden_size": about[f"{kind}.embedding_length"],
+        "intermediate_size": about[f"{kind}.feed_forward_length"],
+        "num_hidden_layers": about[f"{kind}.block_count"],
+        "num_attention_heads": _heads(about),
+        "num_key_value_heads": _kv_heads(about),
+        "head_dim": head_dim,
+        "max_position_embeddings": about[f"{kind}.context_length"],
+        "rope_theta": theta,
+        "rope_scaling": _scaling(about, theta, head_dim, frequencies),
+        "rms_norm_eps": about[f"{kind}.attention.layer_norm_rms_epsilon"],
         "hidden_act": "silu",
         "tie_word_embeddings": tied,
-        "bos_token_id": about["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": about["tokenizer.ggml.eos_token_id"],
+        "bos_token_id": about.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
         "torch_dtype": "bfloat16",
     }
 
 
-def _write_tokenizer(about: dict[str, Any], folder: Path) -> None:
-    """A byte-level BPE tokenizer that splits digits one by one, as the file's kind `smollm` has it."""
-    kind = (about["tokenizer.ggml.model"], about.get("tokenizer.ggml.pre"))
-    if kind != ("gpt2", "smollm"):
-        raise BadRequest(f"The tokenizer kind {kind} is not converted; only gpt2 with the smollm splitting is.")
-    tokens: list[str] = about["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in about["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    tokenizer.decoder = decoders.ByteLevel()
-    kinds = about["tokenizer.ggml.token_type"]
-    tokenizer.add_tokens(
-        [
-            AddedToken(token, special=kind == CONTROL_TOKEN, normalized=False)
-            for token, kind in zip(tokens, kinds, strict=True)
-            if kind in (CONTROL_TOKEN, USER_DEFINED_TOKEN)
-        ]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    ids = {name: about.get(f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL_NAMES.items()}
-    settings = {name: tokens[index] for name, index in ids.items() if index is not None}
-    settings |= {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": about["llama.context_length"],
-        "clean_up_tokenization_spaces": False,
-        "chat_template": about.get("tokenizer.chat_template"),
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False))
+def _scaling(
+    about: dict[str, Any], theta: float, head_dim: int, frequencies: NDArray[np.float32] | None
+) -> dict[str, Any] | None:
+    """The scaling of the rotary embedding: told by name, or, that of llama3, by what frequencies are divided by."""
+    told = about.get(f"{_kind(about)}.rope.scaling.type", "none")
+    if told not in ("none", "linear"):
+        raise BadRequest(f"The rope scaling {told!r} of GGUF files is not converted; none, linear and llama3 are.")
+    if frequencies is None:
+        return {"rope_type": told, "factor": about[f"{_kind(about)}.rope.scaling.factor"]} if told == "linear" else None
+    factor = float(frequencies.max())
+    wanted = [_llama3_divisor(theta ** (-2 * i / head_dim), factor) for i in range(head_dim // 2)]
+    if len(frequencies) != len(wanted) or not np.allclose(frequencies, wanted, rtol=1e-3):
+        raise BadRequest(f"{ROPE_FREQUENCIES} holds other numbers than llama3's scaling, which alone is converted.")
+    about_llama3 = {"low_freq_factor": LOW, "high_freq_factor": HIGH, "original_max_position_embeddings": WINDOW}
+    return {"rope_type": "llama3", "factor": factor, **about_llama3}
 
 
-SPECIAL_NAMES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+def _llama3_divisor(frequency: float, factor: float) -> float:
+    """By what llama3's scaling divides a frequency: 1 where it turns often in the first window, `factor` where less
+    than once, between them in between."""
+    n_turns = WINDOW * frequency / (2 * math.pi)
+    share = min(1.0, max(0.0, (n_turns - LOW) / (HIGH - LOW)))
+    return 1 / ((1 - share) / factor + share)

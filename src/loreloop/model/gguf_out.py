@@ -17,7 +17,8 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 from torch import Tensor
 
-from loreloop.model.gguf import CONTROL_TOKEN, LAYER_NAMES, TOP_NAMES, USER_DEFINED_TOKEN
+from loreloop.model.gguf import LAYER_NAMES, TOP_NAMES
+from loreloop.model.gguf_tokenizer import CONTROL_TOKEN, USER_DEFINED_TOKEN
 from loreloop.model.load import read_config, read_config_file, read_spec
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.weight_files import stream_tensors

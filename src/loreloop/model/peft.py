@@ -25,7 +25,9 @@ from loreloop.protocol.errors import BadRequest, Gone
 from loreloop.protocol.training import LoraSpec
 
 PREFIX = "base_model.model"
-UNEMBED_NAMES = (f"{PREFIX}.model.unembed_tokens", f"{PREFIX}.lm_head")
+UNEMBED_NAMES = (f"{PREFIX}.lm_head", f"{PREFIX}.model.unembed_tokens")  # peft's, and the hosted service's
+EXPERTS = ".mlp.experts."
+STACKED_EXPERTS = "LORELOOP_STACKED_EXPERTS"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 
@@ -42,14 +44,18 @@ def named_tensors(view: AdapterView) -> Iterator[tuple[str, Tensor]]:
 
 
 def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: bool = True) -> dict[str, FileSum]:
-    """Writes the folder's two files; gives their checksums by name. The caller makes the folder appear at once."""
+    """Writes the folder's two files; gives their checksums by name. The caller makes the folder appear at once.
+
+    peft loads the folder as it is. Experts are kept stacked, which peft has no place for and would drop without a word;
+    so a folder with experts names a kind of adapter that peft does not know, and is refused by it.
+    """
     lora = view.layout.lora
     tensors = dict(
         sorted(named_tensors(view), key=lambda item: item[1].data_ptr())
     )  # as they lie: written in one piece
     modules = sorted({target_module(view.layout.spec, name) for name in tensors})
     config = {
-        "peft_type": "LORA",
+        "peft_type": STACKED_EXPERTS if any(EXPERTS in name for name in tensors) else "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "r": lora.rank,
@@ -77,25 +83,31 @@ def target_module(spec: DecoderSpec, name: str) -> str:
     return path if path.startswith(f"{spec.module}.layers.") and spec.module != "model" else path.rsplit(".", 1)[-1]
 
 
+def is_own(folder: Path) -> bool:
+    """Whether this server wrote the folder; another tool's goes by way of `model.adopt`."""
+    return bool(read_peft_config(folder).get("loreloop"))
+
+
 def read_lora_spec(folder: Path) -> LoraSpec:
-    """Rank and trained parts of an adapter folder, ours or another tool's; what we would serve wrongly is refused."""
+    """Rank and trained parts of a folder that `write_adapter` wrote."""
     check_files(folder, (CONFIG_FILE,))
-    config = _config(folder)
+    config = read_peft_config(folder)
     rank = config.get("r")
     if not isinstance(rank, int) or rank < 1:
         raise BadRequest(f"The adapter in {folder} has the rank {rank!r}; a rank is a number, 1 or more.")
-    for setting, served in SERVED_SETTINGS.items():
-        if config.get(setting, served) not in (served, None, {}):
-            raise BadRequest(f"The adapter in {folder} has {setting} = {config[setting]!r}; only {served!r} is served.")
-    if config.get("loreloop"):
-        try:
-            return msgspec.convert({**config["loreloop"], "rank": rank}, LoraSpec)
-        except (TypeError, msgspec.ValidationError) as error:
-            raise BadRequest(f"The adapter in {folder} has a wrong {CONFIG_FILE}: loreloop: {error}.") from None
-    return _trained_parts(folder, rank)
+    if config.get("lora_alpha") != ALPHA:
+        raise BadRequest(
+            f"The adapter in {folder} has lora_alpha = {config.get('lora_alpha')!r}; it was written as {ALPHA}."
+        )
+    if not config.get("loreloop"):
+        raise BadRequest(f"The adapter in {folder} is another tool's; `loreloop models import-adapter` takes it over.")
+    try:
+        return msgspec.convert({**config["loreloop"], "rank": rank}, LoraSpec)
+    except (TypeError, msgspec.ValidationError) as error:
+        raise BadRequest(f"The adapter in {folder} has a wrong {CONFIG_FILE}: loreloop: {error}.") from None
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_peft_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -107,21 +119,8 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _trained_parts(folder: Path, rank: int) -> LoraSpec:
-    """What another tool's adapter changes, by its tensors; stacked experts share a matrix where one has only one."""
-    with _weights(folder) as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    attn, mlp = any(".self_attn." in name for name in shapes), any(".mlp." in name for name in shapes)
-    unembed = any(part in name for name in shapes for part in (".unembed_tokens.", ".lm_head."))
-    if not (attn or mlp or unembed):
-        raise BadRequest(f"The adapter in {folder} changes neither attention nor feed-forwards nor the unembedding.")
-    stacked = [shape for shape in shapes.values() if len(shape) == 3]
-    alone = bool(stacked) and all(shape[0] > 1 for shape in stacked)
-    return LoraSpec(rank, 0, attn, mlp, unembed, "per_expert" if alone else "shared_outer")
-
-
 @contextlib.contextmanager
-def _weights(folder: Path) -> Iterator[Any]:
+def open_weights(folder: Path) -> Iterator[Any]:
     try:
         with safe_open(str(folder / WEIGHTS_FILE), framework="pt") as file:
             yield file
@@ -129,19 +128,8 @@ def _weights(folder: Path) -> Iterator[Any]:
         raise BadRequest(f"The adapter in {folder} cannot be read: {error}.") from None
 
 
-SERVED_SETTINGS = {
-    "peft_type": "LORA",
-    "lora_alpha": ALPHA,
-    "use_rslora": False,
-    "use_dora": False,
-    "rank_pattern": None,
-    "alpha_pattern": None,
-    "bias": "none",
-}
-
-
 def read_adapter(folder: Path, spec: DecoderSpec, dtype: torch.dtype) -> AdapterView:
-    """The adapter of a folder as one flat vector in `dtype`; projections that another tool left out are zero.
+    """The adapter of a folder that `write_adapter` wrote, as one flat vector in `dtype`.
 
     Gone where its files are not what the list of checksums beside them says, if there is one.
     """
@@ -153,16 +141,13 @@ def read_adapter(folder: Path, spec: DecoderSpec, dtype: torch.dtype) -> Adapter
     view = AdapterView(layout, torch.zeros(layout.size, dtype=dtype))
     targets = dict(named_tensors(view))
     missing = set(targets)
-    for kind in ("lora_A", "lora_B"):
-        own = targets.get(f"{UNEMBED_NAMES[0]}.{kind}.weight")
-        if own is not None:
-            targets[f"{UNEMBED_NAMES[1]}.{kind}.weight"] = own
-    with _weights(folder) as file:
-        for name in file.keys():  # noqa: SIM118 (not a dict)
-            _fill(targets, name, file.get_tensor(name), folder)
-            missing.discard(name.replace(UNEMBED_NAMES[1], UNEMBED_NAMES[0]))
-    if missing and (len(missing) == len(dict(named_tensors(view))) or _config(folder).get("loreloop")):
-        raise BadRequest(f"The adapter in {folder} was made for another base: it lacks {sorted(missing)[0]!r}.")
+    with open_weights(folder) as file:
+        for published in file.keys():  # noqa: SIM118 (not a dict)
+            name = published.replace(UNEMBED_NAMES[1], UNEMBED_NAMES[0])  # as it was called before
+            _fill(targets, name, file.get_tensor(published), folder)
+            missing.discard(name)
+    if missing:
+        raise BadRequest(f"The adapter in {folder} was made for another base: it lacks {min(missing)!r}.")
     return view
 
 

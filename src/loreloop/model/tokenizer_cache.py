@@ -18,8 +18,11 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "generation_config.json",
     "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
 )
 
 
@@ -34,7 +37,9 @@ def write_tokenizer(folder: Path, name: str, cache: Path | None = None) -> Path:
         return repository / "snapshots" / main.read_text().strip()  # a real copy of that name stays as it is
     snapshot.mkdir(parents=True, exist_ok=True)
     for file in files:
-        shutil.copyfile(file, snapshot / file.name)
+        copy = snapshot / file.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
     main.parent.mkdir(exist_ok=True)
     main.write_text(digest)
     (repository / MARK).touch()

@@ -7,6 +7,7 @@ engine computes, who asked, or how messages travel.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,7 @@ from loreloop.scheduler.attempt import attempt
 from loreloop.scheduler.sampling import Sampling
 from loreloop.scheduler.training import Training
 
+LOG = logging.getLogger(__name__)
 METER_SECONDS = 1.0  # between two tellings of what the engine counts
 LAST_BATCH_SECONDS = 3.0  # for the batch that runs when the end is asked for; it is broken off then, and runs again
 UNHURRIED_SECONDS = 0.1  # training looks up for messages this often where no sample waits for its next token
@@ -53,7 +55,8 @@ class _LoopFailed(BaseException):
 
 
 class Scheduler:
-    """`inbox` gives None when the link has ended; `snapshot_folder` is where the engine writes its snapshots."""
+    """`inbox` gives None when the link has ended; `snapshot_folder` is where the engine writes its snapshots; `ready`
+    is called when all that was there before is known, and work begins."""
 
     def __init__(
         self,
@@ -63,7 +66,10 @@ class Scheduler:
         new_matcher: MatcherFactory,
         config: EngineConfig,
         snapshot_folder: Path,
+        *,
+        ready: Callable[[], None] = lambda: None,
     ) -> None:
+        self._ready = ready
         self._inbox, self._send = inbox, send
         self._sampling = Sampling(engine, send, attempt, new_matcher)
         self._training = Training(engine, send, attempt, config, snapshot_folder)
@@ -85,7 +91,10 @@ class Scheduler:
                 self._look_up(sample=is_due or not self._training.busy or not self._gap_seconds)
                 self._training.advance(self._pause)
             self._training.close()
-        except (_LinkEnded, _BrokenOff):
+        except _LinkEnded:
+            if not self._training.going:
+                LOG.warning("the HTTP process hung up before this engine knew what it has to do")
+        except _BrokenOff:
             pass
         except _LoopFailed as failed:
             raise failed.__cause__ or failed from None
@@ -126,6 +135,7 @@ class Scheduler:
                 self._training.restore(message)
             case Restored():
                 self._training.go()
+                self._ready()
             case Submit(op, alone):
                 self._training.submit(op, alone=alone)
             case Sample(op):

@@ -84,6 +84,10 @@ class Training:
         self._unsnapshotted_seconds, self._paused_seconds = 0.0, 0.0
 
     @property
+    def going(self) -> bool:
+        return self._going
+
+    @property
     def busy(self) -> bool:
         waiting = bool(self._replay or self._to_drop) or self._order.ready()
         return self._going and waiting

@@ -39,10 +39,9 @@ def check_url(url: str) -> str:
 
 def absolute(command: Sequence[str], folder: Path) -> tuple[str, ...]:
     """The command with those words made absolute that name something in `folder` by a path, or by a name with an
-    ending: a tool server works in a folder of its own, where they would name nothing. Links are not followed: the
-    python of a virtual environment is one, and finds its packages by where the link stands."""
+    ending: a tool server works in a folder of its own, where they would name nothing."""
     return tuple(
-        os.path.abspath(folder / word)
+        os.path.abspath(folder / word)  # links stay: a virtual environment is known by the path of its python
         if (os.sep in word or (at and "." in word)) and not word.startswith("-") and (folder / word).exists()
         else word
         for at, word in enumerate(command)

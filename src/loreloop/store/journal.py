@@ -62,12 +62,14 @@ def is_promised(connection: Connection, reply: dict[str, str]) -> bool:
     return connection.execute(select(OPS.c.request_id).where(OPS.c.reply == text, ~OPS.c.done)).first() is not None
 
 
-def record_batch(connection: Connection, segments: Segments, base_model: str, done: BatchDone, now: float) -> set[str]:
+def record_batch(
+    connection: Connection, segments: Segments, base_model: str, done: BatchDone, now: float
+) -> list[OpEnd]:
     """Writes down what was executed and what came out; a result that is there already stays as it is.
 
-    Gives the models that a replay could not bring back to where they were: an operation failed that had succeeded.
+    Gives the ends with which a replay went astray: a failure of an operation that had changed its model's state.
     """
-    astray: set[str] = set()
+    astray: list[OpEnd] = []
     if not done.replayed:
         request_ids = msgspec.json.encode(done.batch.request_ids).decode()
         connection.execute(
@@ -78,7 +80,7 @@ def record_batch(connection: Connection, segments: Segments, base_model: str, do
         if known is None:
             _record_end(connection, segments, end, done.batch.plan_no, now)
         elif isinstance(end.result, Failure) and _had_changed_state(connection, segments, end.request_id):
-            astray.update(connection.scalars(select(OPS.c.model_id).where(OPS.c.request_id == end.request_id)))
+            astray.append(end)
     return astray
 
 

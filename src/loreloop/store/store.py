@@ -20,7 +20,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
-from loreloop.protocol.errors import LoreloopError, ServerError, disk_trouble
+from loreloop.protocol.errors import LoreloopError, OutOfService, ServerError, disk_trouble
 from loreloop.store.inspection import DATABASE, check_place, check_steps, open_lock, refusal
 from loreloop.store.schema import STEPS, migrate, steps_taken
 from loreloop.store.segments import Segments
@@ -91,7 +91,10 @@ class Store:
                     outcomes.append(_attempt(connection, job))
                     _check_open(connection)
         except SQLAlchemyError as error:
-            lost = _refused(error)
+            full = (failure for _, failure in outcomes if isinstance(failure, OutOfService))  # what rolled it all back
+            lost = next(full, None) or ServerError(
+                f"The database did not take a write: {error}. Look at the disk of the data folder."
+            )
             outcomes = [(None, lost)] * len(group)
         for job, (value, failure) in zip(group, outcomes, strict=True):
             job.settle(value, failure)
@@ -117,9 +120,12 @@ def _attempt(connection: Connection, job: _Job) -> tuple[Any, BaseException | No
 
 
 def _refused(error: SQLAlchemyError) -> LoreloopError:
-    if isinstance(error, OperationalError) and "is full" in str(error.orig):  # as SQLite says it
-        return disk_trouble(OSError(errno.ENOSPC, "")) or ServerError(str(error))
-    return ServerError(f"The database did not take a write: {error}. Look at the disk of the data folder.")
+    cause: BaseException | None = error
+    while cause is not None:  # the end of a savepoint that a full disk has rolled back hides why
+        if isinstance(cause, OperationalError) and "is full" in str(cause.orig):  # as SQLite says it
+            return disk_trouble(OSError(errno.ENOSPC, "")) or ServerError(str(cause))
+        cause = cause.__context__
+    return ServerError(f"The database refused a write: {error}.")
 
 
 def _set(future: asyncio.Future[T], value: T, error: BaseException | None) -> None:

@@ -102,6 +102,16 @@ def json_schema_grammar(schema: dict[str, Any]) -> str:
         raise BadRequest(f"The JSON schema cannot be used: {error}") from None
 
 
+@lru_cache(maxsize=4096)
+def is_held(schema: str) -> bool:
+    """Whether a small schema, as JSON, can be held exactly. Untrusted, as every grammar is."""
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+    except ValueError:
+        return False
+    return not LLMatcher.validate_grammar(grammar, limits=LIMITS)
+
+
 def regex_grammar(regex: str) -> str:
     _check_size(regex)
     return LLMatcher.grammar_from_regex(regex)

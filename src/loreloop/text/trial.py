@@ -12,7 +12,7 @@ import contextlib
 import signal
 import sys
 from collections import OrderedDict
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -35,7 +35,27 @@ class Rules(msgspec.Struct, frozen=True):
     regex: str | None = None
 
 
-class Question(msgspec.Struct, frozen=True):
+class WantedSchema(msgspec.Struct, frozen=True):
+    """`about` names it in a refusal: a strict one is held exactly, or not at all."""
+
+    about: str
+    schema_: dict[str, Any]
+    strict: bool
+
+
+class SchemaQuestion(msgspec.Struct, frozen=True, tag=True):
+    wanted: tuple[WantedSchema, ...]
+
+
+class HeldSchemas(msgspec.Struct, frozen=True):
+    """The schemas as far as a grammar can hold them, in their order, and what was left out, in words."""
+
+    schemas: tuple[dict[str, Any], ...] = ()
+    left_out: tuple[str, ...] = ()
+    error: str | None = None
+
+
+class Question(msgspec.Struct, frozen=True, tag=True):
     """For the model in `folder`."""
 
     rules: Rules
@@ -51,6 +71,7 @@ class Verdict(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
+V = TypeVar("V", Verdict, HeldSchemas)
 LIMIT = f"{MAX_SECONDS:g} s of computing or {MAX_BYTES >> 20} MiB"
 TOO_MUCH = f"The grammar or schema takes over {LIMIT} to prepare; send a simpler one."
 
@@ -63,25 +84,33 @@ class GrammarTrial:
         self.process: asyncio.subprocess.Process | None = None
         self.turn = asyncio.Lock()
         self.n_waiting = 0
-        self.known: OrderedDict[bytes, Verdict] = OrderedDict()
+        self.known: OrderedDict[bytes, bytes] = OrderedDict()  # answers as they were written
 
     async def grammar_of(self, rules: Rules, info: EngineInfo) -> str | None:
         """The one that is given, as a grammar that can be followed in bounded time; BadRequest if it cannot."""
         if rules == Rules():
             return None
-        asked = msgspec.json.encode(Question(rules, info.folder, info.vocab_size, info.eos_token_ids))
+        return (await self._verdict(Question(rules, info.folder, info.vocab_size, info.eos_token_ids), Verdict)).grammar
+
+    async def held(self, wanted: tuple[WantedSchema, ...]) -> HeldSchemas:
+        """Schemas as far as they can be held; BadRequest names what a strict one has that cannot."""
+        return await self._verdict(SchemaQuestion(wanted), HeldSchemas) if wanted else HeldSchemas()
+
+    async def _verdict(self, question: Question | SchemaQuestion, kind: type[V]) -> V:
+        asked = msgspec.json.encode(question)
         if len(asked) > 2 * MAX_GRAMMAR_BYTES:
             raise BadRequest(f"The grammar or schema has {len(asked)} bytes; at most {MAX_GRAMMAR_BYTES} are followed.")
-        verdict = self.known.get(asked) or await self._in_turn(asked)
-        self.known[asked] = verdict
+        said = self.known.get(asked) or await self._in_turn(asked)
+        self.known[asked] = said
         self.known.move_to_end(asked)
         if len(self.known) > N_REMEMBERED:
             self.known.popitem(last=False)
+        verdict = msgspec.json.decode(said, type=kind)
         if verdict.error is not None:
             raise BadRequest(verdict.error)
-        return verdict.grammar
+        return verdict
 
-    async def _in_turn(self, asked: bytes) -> Verdict:
+    async def _in_turn(self, asked: bytes) -> bytes:
         if self.n_waiting >= MAX_WAITING:
             raise Unavailable(
                 f"{self.n_waiting} grammars or schemas wait to be tried; send this one again in a moment."
@@ -93,15 +122,15 @@ class GrammarTrial:
         finally:
             self.n_waiting -= 1
 
-    async def _tried(self, asked: bytes) -> Verdict:
+    async def _tried(self, asked: bytes) -> bytes:
         """Asked again where the process ended and the grammar need not be why: it may have ended before."""
         ended: int | None = None
         for _ in range(2):
             line, ended = await self._answer(asked)
             if line:
-                return msgspec.json.decode(line, type=Verdict)
+                return line
             if ended == -signal.SIGPROF:
-                return Verdict(error=TOO_MUCH)
+                return msgspec.json.encode(Verdict(error=TOO_MUCH))
         if ended in STOPPED_BY_OTHERS:
             raise Unavailable("The process that tries grammars was ended twice; send the request again in a moment.")
         raise BadRequest(TOO_MUCH)

@@ -5,9 +5,11 @@ Its timer of computing and its bound of memory have no handler: what exceeds the
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,19 +18,31 @@ from llguidance import LLTokenizer
 
 from loreloop.protocol.errors import BadRequest
 from loreloop.text.bounded import address_space_bytes
-from loreloop.text.grammar import Grammars, grammar_of
-from loreloop.text.trial import MAX_BYTES, MAX_SECONDS, Question, Rules, Verdict
+from loreloop.text.grammar import Grammars, grammar_of, is_held
+from loreloop.text.held_schema import held
+from loreloop.text.trial import (
+    MAX_BYTES,
+    MAX_SECONDS,
+    HeldSchemas,
+    Question,
+    SchemaQuestion,
+    Verdict,
+    WantedSchema,
+)
+
+MAX_NAMED = 8  # keywords in one message
 
 
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin.buffer:
-        question = msgspec.json.decode(line, type=Question)
-        grammars = of_model(question.folder, question.vocab_size, question.stop_tokens)
+        question = msgspec.json.decode(line, type=Question | SchemaQuestion)
+        if isinstance(question, Question):
+            of_model(question.folder, question.vocab_size, question.stop_tokens)  # before the clock starts
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes() + MAX_BYTES, hard))
         signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
-        verdict = tried(question.rules, grammars)
+        verdict = tried(question) if isinstance(question, Question) else held_schemas(question.wanted)
         signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         sys.stdout.buffer.write(msgspec.json.encode(verdict) + b"\n")
@@ -44,8 +58,27 @@ def of_model(folder: str, vocab_size: int, stop_tokens: tuple[int, ...]) -> Gram
         return Grammars(LLTokenizer("byte"), 257)
 
 
-def tried(rules: Rules, grammars: Grammars) -> Verdict:
+def held_schemas(wanted: Sequence[WantedSchema]) -> HeldSchemas:
+    """Those of one request; what was left out is named only once."""
+    found = [held(one.schema_, lambda schema: is_held(json.dumps(schema))) for one in wanted]
+    for one, schema in zip(wanted, found, strict=True):
+        if one.strict and schema.left_out:
+            return HeldSchemas(
+                error=f"The schema of {one.about} is strict and has what cannot be held here: "
+                f"{', '.join(schema.left_out[:MAX_NAMED])}. Leave that out of the schema, or send it without strict."
+            )
+    several = len(wanted) > 1
+    left_out = [
+        f"{what} of {one.about}" if several else what
+        for one, schema in zip(wanted, found, strict=True)
+        for what in schema.left_out
+    ]
+    return HeldSchemas(tuple(schema.schema for schema in found), tuple(left_out))
+
+
+def tried(question: Question) -> Verdict:
     """Prepared as an engine will, up to what may come first."""
+    rules, grammars = question.rules, of_model(question.folder, question.vocab_size, question.stop_tokens)
     try:
         grammar = grammar_of(rules.grammar, rules.json_schema, rules.regex)
         grammars.built(grammar or "").allowed()

@@ -1,0 +1,87 @@
+"""Says the same in fewer words of the same text: function words go, then sentences and lines that add nothing.
+
+Nothing is ever written anew. All names and numbers stay, and at least `SHARE_KEPT` of the different content words;
+code stays as it is, line by line. The result of condensing is not condensed again, so it does not wear out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from loreloop.memory.words import FENCE, content_of, sentences, words_of
+
+SHARE_KEPT = 0.85
+MARKUP = str.maketrans("", "", "*#`_")
+
+CountTokens = Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A sentence, or a line of code. `text` is what is left of it without function words."""
+
+    text: str
+    content: frozenset[str]
+    code: bool = False
+
+
+def spans_of(text: str) -> list[Span]:
+    """In order. What stands between fences is code, and kept line by line."""
+    found: list[Span] = []
+    for number, part in enumerate(text.split(FENCE)):
+        code = number % 2 == 1
+        for piece in part.split("\n") if code else sentences(part):
+            short = piece.strip() if code else without_function_words(piece)
+            if short:
+                found.append(Span(short, content_of(short), code))
+    return found
+
+
+def without_function_words(sentence: str) -> str:
+    """The words that carry content, with their punctuation; markup goes too."""
+    return " ".join(word for word in sentence.translate(MARKUP).split() if content_of(word))
+
+
+def joined(spans: list[Span]) -> str:
+    """Sentences follow each other on a line; code keeps its lines."""
+    text = ""
+    for before, span in zip([None, *spans], spans, strict=False):
+        between = "" if before is None else "\n" if before.code or span.code else " "
+        text += between + span.text
+    return text
+
+
+def condense(text: str) -> str:
+    """The condensed text, or the text itself where nothing could go. One pass drops the spans that give the fewest
+    words of their own for their length, as long as few enough words are lost."""
+    spans = spans_of(text)
+    whole = words_of(text)
+    times = Counter(word for span in spans for word in span.content)
+    may_lose = int((1 - SHARE_KEPT) * len(whole.content))
+    dropped: set[int] = set()
+
+    def own(number: int) -> list[str]:
+        return [word for word in spans[number].content if times[word] == 1]
+
+    for number in sorted(range(len(spans)), key=lambda n: (len(own(n)) / (len(spans[n].text) + 1), n)):
+        lost = own(number)
+        if len(lost) <= may_lose and not whole.marks.intersection(lost):
+            dropped.add(number)
+            may_lose -= len(lost)
+            times.subtract(spans[number].content)
+    return joined([span for number, span in enumerate(spans) if number not in dropped])
+
+
+def excerpt(text: str, budget: int, count: CountTokens, worth: Callable[[Span], float]) -> str:
+    """The spans of most worth per token that fit into `budget` tokens, in their order; "" where none does."""
+    spans = spans_of(text)
+    costs = [count(span.text) + 1 for span in spans]
+    kept: set[int] = set()
+    left = budget
+    for number in sorted(range(len(spans)), key=lambda n: (-worth(spans[n]) / costs[n], n)):
+        if costs[number] <= left:
+            kept.add(number)
+            left -= costs[number]
+    return joined([spans[number] for number in sorted(kept)])

@@ -1,0 +1,81 @@
+"""Keeps memories as files in a folder, one each, replaced whole."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from loreloop.memory.persistence import Saved
+from loreloop.protocol.errors import BadRequest, Conflict
+
+LONGEST_NAME = 200  # bytes; file systems take 255, and a suffix is added
+
+
+class FileStore:
+    """A save is written beside the old file, flushed to the disk and renamed over it: after a crash one of the two
+    stands. A lock of the operating system lets one writer at a time compare revisions and rename."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self, id: str) -> Saved | None:
+        path = self._path(id)
+        if not path.exists():
+            return None
+        revision, _, data = path.read_bytes().partition(b"\n")
+        if not revision.isdigit():
+            raise BadRequest(f"{path} is not a saved memory: its first line is no number. Restore it from a copy.")
+        return Saved(data, int(revision))
+
+    def save(self, id: str, data: bytes, after: int) -> Saved:
+        path = self._path(id)
+        with self._locked(path):
+            stored = self.load(id)
+            revision = 0 if stored is None else stored.revision
+            if revision != after:
+                raise Conflict(
+                    f"Memory {id!r} was to be saved after revision {after}, and another writer has saved {revision}. "
+                    "Load it again and repeat the change."
+                )
+            beside = path.with_suffix(".new")
+            with beside.open("wb") as file:
+                file.write(b"%d\n" % (after + 1) + data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+            self._sync_folder()
+        return Saved(data, after + 1)
+
+    def delete(self, id: str) -> None:
+        path = self._path(id)
+        with self._locked(path):
+            path.unlink(missing_ok=True)
+            path.with_suffix(".new").unlink(missing_ok=True)
+            self._sync_folder()
+
+    def _path(self, id: str) -> Path:
+        name = quote(id, safe="")
+        if not name or len(name) > LONGEST_NAME:
+            raise BadRequest(
+                f"A memory's id has 1 to {LONGEST_NAME} bytes when written as in a URL; {id[:40]!r} does not."
+            )
+        return self.folder / f"{name.replace('.', '%2E')}.json"
+
+    @contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
+        with path.with_suffix(".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _sync_folder(self) -> None:
+        """A rename is on the disk when the folder is."""
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,223 @@
+"""The memory of one conversation: append turns, and its text never exceeds the budget.
+
+An append that fits changes nothing that stands. One that does not starts an edit: chunks are masked, tokens allocated
+and the chunks refilled, down to the low watermark, so that the next edit is some turns away. Every step works on
+a state that is put in place whole, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from loreloop.memory.allocate import Demand, allocate
+from loreloop.memory.condense import CountTokens
+from loreloop.memory.importance import Importance
+from loreloop.memory.mask import Chunk, masked, steps_of, threshold_for
+from loreloop.memory.refill import Refill
+from loreloop.memory.state import Costs, Form, MemoryState, Segment, passage, text_of
+from loreloop.memory.supersede import outdated
+from loreloop.memory.turns import Turn, check_turn, head_of
+from loreloop.memory.words import content_of
+from loreloop.protocol.errors import BadRequest, NotFound
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Shares are of the budget. `low` is what an edit leaves, `window` what the newest turns keep untouched, `largest`
+    what one new turn may take; `minimum` is in tokens."""
+
+    low: float = 0.97
+    window: float = 0.03
+    largest: float = 0.25
+    minimum: int = 16
+    seed: int = 0
+    temperature: float = 0.0
+
+
+@dataclass
+class Parts:
+    """What a memory works with: how tokens are counted, how worth is judged, how chunks are refilled."""
+
+    count: CountTokens
+    importance: Importance
+    refill: Refill
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What a `forget` removed: the segments, and all turns that had a part in them."""
+
+    segments: tuple[Segment, ...]
+    turns: tuple[int, ...]
+
+
+class Memory:
+    def __init__(self, state: MemoryState, parts: Parts, settings: Settings | None = None) -> None:
+        if state.budget < 1:
+            raise BadRequest(f"A memory's budget is 1 token or more; {state.budget} is not.")
+        self.state, self.parts, self.settings = state, parts, settings or Settings()
+        self.small: dict[int, Segment] = {}  # condensed forms of the segments that stand
+
+    @property
+    def text(self) -> str:
+        return text_of(self.state)
+
+    def append(self, turn: Turn, pinned: bool = False) -> None:
+        """Raises BadRequest, with the memory unchanged, for a turn out of order or one that cannot be pinned."""
+        state = self.state
+        check_turn(turn, state.last_time)
+        new = self._segment(turn, pinned)
+        segments = state.segments if new is None else self._with_new(new)
+        # What an edit needs of a turn is worked out when the turn comes: no single append has to do it for many.
+        worth = self.parts.importance.worth(segments)
+        edited = self._edit(segments, worth)
+        costs = state.costs
+        self.state = msgspec.structs.replace(
+            state,
+            segments=edited,
+            n_turns=state.n_turns + 1,
+            next_id=state.next_id + 1,
+            asked=turn.text.rstrip().endswith("?"),
+            last_time=turn.time if turn.time is not None else state.last_time,
+            costs=Costs(
+                appended=costs.appended + (0 if new is None else new.tokens),
+                reprefilled=costs.reprefilled + behind_first_change(state.segments, edited),
+                model=costs.model + self.parts.importance.tokens_spent,
+                edits=costs.edits + (edited is not segments),
+            ),
+        )
+
+    def forget(self, *, turn: int | None = None, pattern: str = "") -> Forgotten:
+        """Takes out every segment that was made from a turn, or from the turns of any segment in which all content
+        words of `pattern` stand, pinned or not. Function words of the pattern do not count, since a condensed segment
+        has lost its own.
+
+        Raises BadRequest for a call that names neither or both, NotFound for a turn that never was.
+        """
+        if (turn is None) == (not pattern):
+            raise BadRequest("Say what to forget, either `turn`, a number, or `pattern`, some words.")
+        if turn is not None and not 0 <= turn < self.state.n_turns:
+            raise NotFound(
+                f"Turn {turn} was to be forgotten, and the memory has seen turns 0 to {self.state.n_turns - 1}."
+            )
+        turns = {turn} if turn is not None else self._turns_with(content_of(pattern))
+        gone = tuple(segment for segment in self.state.segments if turns.intersection(segment.turns))
+        left = tuple(segment for segment in self.state.segments if not turns.intersection(segment.turns))
+        self.small = {id: small for id, small in self.small.items() if not turns.intersection(small.turns)}
+        costs = self.state.costs
+        reprefilled = costs.reprefilled + behind_first_change(self.state.segments, left)
+        costs = msgspec.structs.replace(costs, reprefilled=reprefilled, edits=costs.edits + bool(gone))
+        self.state = msgspec.structs.replace(self.state, segments=left, costs=costs)
+        return Forgotten(gone, tuple(sorted({n for segment in gone for n in segment.turns})))
+
+    def _turns_with(self, wanted: frozenset[str]) -> set[int]:
+        if not wanted:
+            raise BadRequest("The pattern to forget holds only function words; name what it is about.")
+        matching = [s for s in self.state.segments if wanted <= content_of(s.text)]
+        return {turn for segment in matching for turn in segment.turns}
+
+    def _with_new(self, new: Segment) -> tuple[Segment, ...]:
+        """The segments and the new one, without the sentences that it makes out of date."""
+        left = outdated(self.state.segments, new)
+        kept = list(self.state.segments)
+        for position, text in left.items():
+            kept[position] = self._shortened(kept[position], text)
+        self._condensed(new)
+        return (*(segment for segment in kept if segment.text), new)
+
+    def _shortened(self, segment: Segment, text: str) -> Segment:
+        tokens = self.parts.count(passage(segment.head, text))
+        form: Form = "excerpt"
+        return msgspec.structs.replace(segment, text=text, tokens=tokens, form=form, rewrites=segment.rewrites + 1)
+
+    def _segment(self, turn: Turn, pinned: bool) -> Segment | None:
+        """The new turn as a segment that fits; None for a turn without text or of which nothing fits."""
+        if not turn.text.strip():
+            return None
+        state = self.state
+        head, text = head_of(turn), turn.text.strip()
+        tokens = self.parts.count(passage(head, text))
+        segment = Segment(
+            state.next_id, head, text, tokens, (state.n_turns,), turn.role, pinned=pinned, answers=state.asked
+        )
+        free = state.budget - sum(s.tokens for s in state.segments if s.pinned)
+        if pinned:
+            if tokens > free:
+                raise BadRequest(
+                    f"A pinned turn of {tokens} tokens was appended, and the budget of {state.budget} has {free} left "
+                    "beside what is pinned. Raise the budget, or pin less."
+                )
+            return segment
+        most = int(free * self.settings.largest)
+        return segment if tokens <= most else self.parts.refill.refill(segment, most)
+
+    def _edit(self, segments: tuple[Segment, ...], worth: list[float]) -> tuple[Segment, ...]:
+        """The segments themselves if they fit, else what an edit leaves of them."""
+        budget = self.state.budget
+        total = sum(segment.tokens for segment in segments)
+        if total <= budget:
+            return segments
+        target = int(budget * self.settings.low)
+        open_at = self._open(segments, worth)
+        chunks = [self._chunk(segments[n], value) for n, value in open_at.items()]
+        settings = self.settings
+        steps = [steps_of(chunk, settings.seed, settings.temperature) for chunk in chunks]
+        # Pins and the window may be over the target by themselves; then everything else goes.
+        mask = masked(steps, threshold_for(steps, chunks, total - target))
+        at = [n for n, chosen in zip(open_at, mask, strict=True) if chosen]
+        demands = [
+            Demand(step.drop, chunk.tokens, chunk.condensed)
+            for step, chunk, chosen in zip(steps, chunks, mask, strict=True)
+            if chosen
+        ]
+        free = target - (total - sum(demand.tokens for demand in demands))
+        budgets = allocate(demands, max(free, 0), settings.minimum)
+        refilled = {n: self._refill(segments[n], budget) for n, budget in zip(at, budgets, strict=True)}
+        result = [refilled.get(n, segment) for n, segment in enumerate(segments)]
+        after = tuple(segment for segment in result if segment is not None)
+        stands = {segment.id for segment in after if segment.form == "whole"}
+        self.small = {number: small for number, small in self.small.items() if number in stands}
+        return after
+
+    def _open(self, segments: Sequence[Segment], worth: list[float]) -> dict[int, float]:
+        """Positions that may be masked, with their worth: neither pins nor the working window."""
+        left = self.state.budget * self.settings.window
+        closed = {n for n, segment in enumerate(segments) if segment.pinned}
+        for n in range(len(segments) - 1, -1, -1):
+            left -= segments[n].tokens
+            if left < 0 and n < len(segments) - 1:
+                break
+            closed.add(n)
+        return {n: worth[n] for n in range(len(segments)) if n not in closed}
+
+    def _chunk(self, segment: Segment, worth: float) -> Chunk:
+        return Chunk(segment.id, worth, segment.tokens, self._condensed(segment).tokens)
+
+    def _condensed(self, segment: Segment) -> Segment:
+        """The condensed form, made once for a segment that is still whole."""
+        if segment.form != "whole":
+            return segment
+        if segment.id not in self.small:
+            self.small[segment.id] = self.parts.refill.condensed(segment)
+        return self.small[segment.id]
+
+    def _refill(self, segment: Segment, budget: int) -> Segment | None:
+        if budget == 0:
+            return None
+        small = self._condensed(segment)
+        if small.tokens <= budget < segment.tokens:
+            return small
+        return self.parts.refill.refill(segment, budget)
+
+
+def behind_first_change(before: Sequence[Segment], after: Sequence[Segment]) -> int:
+    """Tokens that stood in the memory before and stand behind its first change: their cached keys are lost."""
+    same = 0
+    while same < min(len(before), len(after)) and before[same] is after[same]:
+        same += 1
+    if same == len(before):
+        return 0
+    old = {segment.id for segment in before}
+    return sum(segment.tokens for segment in after[same:] if segment.id in old)

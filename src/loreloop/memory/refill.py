@@ -1,0 +1,54 @@
+"""What is written in the place of a masked chunk, within its budget."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from loreloop.memory.condense import CountTokens, Span, condense, excerpt
+from loreloop.memory.state import Form, Segment, passage
+from loreloop.memory.words import words_of
+
+
+class Refill(Protocol):
+    """`condensed` is the chunk at its natural small size. `refill` gives a segment of at most `budget` tokens, the
+    chunk itself if it fits, or None when nothing sensible does."""
+
+    def condensed(self, segment: Segment) -> Segment: ...
+
+    def refill(self, segment: Segment, budget: int) -> Segment | None: ...
+
+
+class ExtractiveRefill:
+    """Keeps words of the chunk itself, in their order."""
+
+    def __init__(self, count: CountTokens) -> None:
+        self.count = count
+
+    def condensed(self, segment: Segment) -> Segment:
+        if segment.form != "whole":
+            return segment
+        return self._shorter(segment, condense(segment.text), "condensed") or segment
+
+    def refill(self, segment: Segment, budget: int) -> Segment | None:
+        if segment.tokens <= budget:
+            return segment
+        small = self.condensed(segment)
+        if small.tokens <= budget:
+            return small
+        spare = budget - self.count(passage(segment.head, ""))
+        cut = self._shorter(segment, excerpt(small.text, spare, self.count, worth_of_span), "excerpt")
+        return cut if cut is not None and cut.tokens <= budget else None
+
+    def _shorter(self, segment: Segment, text: str, form: Form) -> Segment | None:
+        """None where the text is empty or no shorter."""
+        tokens = self.count(passage(segment.head, text))
+        if not text or tokens >= segment.tokens:
+            return None
+        return msgspec.structs.replace(segment, text=text, tokens=tokens, form=form, rewrites=segment.rewrites + 1)
+
+
+def worth_of_span(span: Span) -> float:
+    """Names and numbers count three times as much as other content words."""
+    return len(span.content) + 2.0 * len(words_of(span.text).marks)

@@ -1,0 +1,94 @@
+"""Which passages a new statement makes out of date: "my gym is now in Bergen" goes for "my gym is in Oslo".
+
+It goes by the surface. The new statement must say that something changed, both must come from the same speaker, and
+the old sentence's content words must stand in the new one, all but names and numbers or most of them: what differs
+is taken to be the value. A
+sentence that says something else beside it survives. No passage of an assistant or a tool is touched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loreloop.memory.state import Segment
+from loreloop.memory.words import content_of, sentences, words_of
+
+CHANGE = re.compile(
+    r"\b(?:now|no longer|any ?more|changed|switched|replaced|renamed|moved|correction|update[ds]?)\b", re.IGNORECASE
+)
+DELETION = re.compile(r"\b(?:forget|delete|erase|disregard)\b", re.IGNORECASE)
+OWN = re.compile(r"\b(?:[Mm]y|[Oo]ur|I|[Ww]e)\b")
+FRAME = """now longer anymore changed change switched switch replaced renamed moved correction update updated updates
+forget delete erase disregard said told mentioned no not"""
+FRAME_WORDS = frozenset(FRAME.split())  # say that something changed, not what
+SHARED_OF_CHANGED = 0.6  # of the old sentence's content words
+SHARED_OF_DELETED = 0.75  # of the request's content words
+FEWEST_SHARED = 2
+LONGEST = 12  # content words of a sentence that states one fact
+MOST_SENTENCES = 4  # of a turn that states a fact; in a longer one the words of a change are about other things
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the new turn that replaces or takes back what was said before."""
+
+    words: frozenset[str]
+    deletes: bool
+
+
+def claims_of(segment: Segment) -> list[Claim]:
+    pieces = sentences(segment.text)
+    if segment.role != "user" or len(pieces) > MOST_SENTENCES:
+        return []
+    found = []
+    for sentence in filter(states_a_fact, pieces):
+        deletes = bool(DELETION.search(sentence))
+        if deletes or CHANGE.search(sentence):
+            found.append(Claim(content_of(sentence) - FRAME_WORDS, deletes))
+    return [claim for claim in found if len(claim.words) >= FEWEST_SHARED]
+
+
+def states_a_fact(sentence: str) -> bool:
+    """Of the speaker, short, and no question."""
+    short = len(content_of(sentence)) <= LONGEST
+    return short and bool(OWN.search(sentence)) and not sentence.rstrip().endswith("?")
+
+
+def outdated(segments: Sequence[Segment], new: Segment) -> dict[int, str]:
+    """Positions of segments that hold outdated sentences, with the text that is left of them, perhaps ""."""
+    claims = claims_of(new)
+    speaker = speaker_of(new)
+    left: dict[int, str] = {}
+    for position, segment in enumerate(segments) if claims else ():
+        if segment.pinned or segment.role != "user" or segment.id == new.id or speaker_of(segment) != speaker:
+            continue
+        content = words_of(segment.text).content
+        close = [claim for claim in claims if claim.words & content]
+        pieces = sentences(segment.text) if close else []
+        kept = [piece for piece in pieces if not any(goes(piece, claim) for claim in close)]
+        if len(kept) < len(pieces):
+            left[position] = "".join(kept).strip()
+    return left
+
+
+def goes(sentence: str, claim: Claim) -> bool:
+    """A condensed sentence has lost its "my", so only its length is asked of an old one."""
+    subject = content_of(sentence) - FRAME_WORDS
+    shared = len(subject & claim.words)
+    if not shared or len(subject) > LONGEST:
+        return False
+    frame = subject - words_of(sentence).marks
+    if frame and frame <= claim.words and not claim.deletes:
+        return True
+    if shared < FEWEST_SHARED:
+        return False
+    if claim.deletes:
+        return shared >= SHARED_OF_DELETED * len(claim.words)
+    return shared >= SHARED_OF_CHANGED * len(subject)
+
+
+def speaker_of(segment: Segment) -> str:
+    """The head without the day."""
+    return segment.head.split(" (")[0].rstrip(": ")

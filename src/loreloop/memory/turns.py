@@ -1,0 +1,51 @@
+"""A turn of a conversation as it is handed to the memory, and the head of the line that stands for it."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+import msgspec
+
+from loreloop.protocol.errors import BadRequest
+
+ROLES = ("system", "user", "assistant", "tool")
+RELATIVE = re.compile(
+    r"\b(?:yesterday|today|tonight|tomorrow|last|next|ago|recently|lately|weekend|this (?:morning|week|month|year))\b",
+    re.IGNORECASE,
+)
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """`time` is in seconds since 1970 (UTC), `speaker` a name where the role alone does not tell who speaks."""
+
+    role: str
+    text: str
+    speaker: str = ""
+    time: float | None = None
+
+
+def check_turn(turn: Turn, last_time: float | None) -> None:
+    """Raises BadRequest for what cannot be a turn; nothing has changed then."""
+    if turn.role not in ROLES:
+        raise BadRequest(f"A turn's role is one of {', '.join(ROLES)}; {turn.role!r} is not.")
+    if not isinstance(turn.text, str):
+        raise BadRequest(
+            f"A turn's text is a string, and this one is {type(turn.text).__name__}. Give an image's caption, or a "
+            "marker, in its place."
+        )
+    if turn.time is not None and last_time is not None and turn.time < last_time:
+        raise BadRequest(
+            f"This turn's time, {turn.time}, lies before the last turn's, {last_time}. Append turns in order, or leave "
+            "the time out."
+        )
+
+
+def head_of(turn: Turn) -> str:
+    """Who speaks. The day is written down only where the text counts from it ("yesterday"), since it
+    costs as many tokens as a short fact does."""
+    who = turn.speaker or turn.role
+    if turn.time is not None and RELATIVE.search(turn.text):
+        day = datetime.fromtimestamp(turn.time, UTC)
+        who = f"{who} ({day.day} {day:%b %Y})"
+    return f"{who}: "

@@ -1,0 +1,100 @@
+"""What a text is made of, told from its surface: words, content words, names, numbers, sentences.
+
+The rules are for languages that put spaces between words and capitals on names; the list of function words is
+English. Text in another script has no function words here, so nothing of it is ever left out word by word.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+WORD = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)*")
+SENTENCE = re.compile(r"(?:[^.!?\n]|[.!?](?=[^\s.!?\"')\]]))+[.!?\"')\]]*\s*|[.!?]+\s*|\n\s*")
+FENCE = "```"
+FEATURES_CACHED = (
+    4096  # texts whose words are remembered; a memory of thousands of segments scores them again and again
+)
+
+# Negations are missing on purpose: "not" changes what a sentence says.
+FUNCTION_WORD_LIST = """
+    a an the this that these those there here it its it's i i'm i've i'd i'll me my mine myself we we're we've we'd
+    we'll us our ours ourselves you you're you've you'd you'll your yours yourself yourselves he he's he'd he'll him
+    his himself she she's she'd she'll her hers herself they they're they've they'd they'll them their theirs
+    themselves that's there's here's what's who's how's let's where's when's who whom whose which what
+    am is are was were be been being do does did doing done have has had having will would shall should can could may
+    might must ought to of in on at by for from with about into onto over under up down out off through during
+    between among around as if then than so such too very just really quite also and or but because while until
+    though although since unless whether both either each any some all more most much many few other another own same
+    when where why how again further once ever even still already yet only get got getting
+    oh hey hi hello wow yeah yes yep ok okay well hmm um uh thanks thank please haha lol gonna wanna kinda
+"""
+FUNCTION_WORDS = frozenset(FUNCTION_WORD_LIST.split())
+NEGATIONS = frozenset(
+    {"no", "not", "never", "none", "nothing", "nobody", "nor", "neither", "without", "cannot", "hardly"}
+)
+
+
+@dataclass(frozen=True)
+class Words:
+    """Of one text: `content` are its content words in lower case, `marks` its names and numbers, as written but in
+    lower case; both are sets, for what is asked of them is whether they still stand somewhere."""
+
+    content: frozenset[str]
+    marks: frozenset[str]
+
+
+def spell(word: str) -> str:
+    """A word as it is compared: lower case, the plain apostrophe, no possessive."""
+    plain = word.replace("’", "'").lower()
+    return plain.removesuffix("'s") if plain not in FUNCTION_WORDS else plain
+
+
+def is_negation(word: str) -> bool:
+    return word in NEGATIONS or word.endswith("n't")
+
+
+def content_word(word: str) -> str | None:
+    """The word as compared, or None for a function word. Capitals as in "US" make a name, and "May" is a month."""
+    plain = spell(word)
+    if plain in FUNCTION_WORDS and word != "May" and (len(word) == 1 or not word.isupper()):
+        return None
+    return plain
+
+
+def content_of(text: str) -> frozenset[str]:
+    return frozenset(plain for plain in map(content_word, WORD.findall(text)) if plain is not None)
+
+
+def is_number(word: str) -> bool:
+    return any(character.isdigit() for character in word)
+
+
+def sentences(text: str) -> list[str]:
+    """The text cut behind its sentences and lines; joined, the pieces are the text again."""
+    pieces = SENTENCE.findall(text)
+    return pieces if "".join(pieces) == text else [text]
+
+
+def is_name(word: str, first: bool) -> bool:
+    """Whether a word looks like a name: it has a capital that the beginning of a sentence does not explain."""
+    if len(word) > 1 and word.isupper() and not is_number(word):
+        return True
+    return not first and word[0].isupper()
+
+
+@lru_cache(maxsize=FEATURES_CACHED)
+def words_of(text: str) -> Words:
+    content: set[str] = set()
+    marks: set[str] = set()
+    for sentence in sentences(text):
+        first = True
+        for word in WORD.findall(sentence):
+            plain = content_word(word)
+            if plain is not None:
+                content.add(plain)
+                if is_number(word) or is_name(word, first):
+                    marks.add(plain)
+            first = False
+    return Words(frozenset(content), frozenset(marks))

@@ -1,0 +1,122 @@
+"""The budget holds after every append, whatever is appended, and what must stay stays."""
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loreloop.memory.memory import Settings
+from loreloop.memory.state import MemoryState, passage
+from loreloop.memory.turns import Turn
+from loreloop.protocol.errors import BadRequest
+from tests.memory.conversations import count, memory_of, small_talk
+
+ROLES = st.sampled_from(["user", "assistant", "tool", "system"])
+TEXTS = st.one_of(
+    st.text(max_size=60),
+    st.sampled_from(
+        ["", " \n ", "x" * 2000, "word " * 300, "?" * 300, "```\n" * 9, "My code is now 4.", "Forget my code."]
+    ),
+    st.integers(1, 400).map(lambda n: f"My dog Rex is {n}. " * (n % 40)),
+)
+TURNS = st.builds(Turn, ROLES, TEXTS, st.sampled_from(["", "Ann"]))
+
+
+@given(st.integers(1, 200), st.lists(TURNS, min_size=50, max_size=50), st.integers(0, 3))
+@settings(max_examples=200, deadline=None)
+def test_tokens_never_exceed_the_budget(budget: int, turns: list[Turn], seed: int) -> None:
+    """200 examples of 50 appends: ten thousand hostile appends."""
+    memory = memory_of(budget, Settings(seed=seed, temperature=0.5 * (seed % 2)))
+    for turn in turns:
+        memory.append(turn)
+        state = memory.state
+        assert state.tokens <= budget
+        assert all(s.tokens == count(passage(s.head, s.text)) for s in state.segments)
+        assert [s.id for s in state.segments] == sorted(s.id for s in state.segments)
+    assert memory.state.n_turns == len(turns)
+
+
+@given(st.lists(TURNS, min_size=1, max_size=40))
+@settings(max_examples=50, deadline=None)
+def test_pins_outlive_everything(turns: list[Turn]) -> None:
+    memory = memory_of(60)
+    memory.append(Turn("system", "Answer in Danish."), pinned=True)
+    for turn in turns:
+        memory.append(turn)
+        assert memory.state.segments[0].text == "Answer in Danish."
+
+
+def test_a_pin_over_the_budget_is_refused_and_changes_nothing() -> None:
+    memory = memory_of(20)
+    memory.append(Turn("system", "Be brief."), pinned=True)
+    before = memory.state
+    with pytest.raises(BadRequest, match="pin"):
+        memory.append(Turn("system", "word " * 30), pinned=True)
+    assert memory.state is before
+
+
+def test_an_append_that_fits_changes_nothing_that_stands() -> None:
+    memory = memory_of(1000)
+    for number in range(10):
+        before = memory.state.segments
+        memory.append(small_talk(number))
+        assert memory.state.segments[:-1] == before
+    assert memory.state.costs.edits == memory.state.costs.reprefilled == 0
+
+
+def test_the_newest_turn_stands_whole_after_every_append() -> None:
+    memory = memory_of(200)
+    for number in range(200):
+        memory.append(small_talk(number))
+        assert memory.state.segments[-1].text == small_talk(number).text
+
+
+def test_the_same_turns_make_the_same_memory_and_another_seed_another() -> None:
+    def text(settings: Settings) -> str:
+        memory = memory_of(150, settings)
+        for number in range(60):
+            memory.append(Turn("user", f"My friend number {number} is called Ann{number}."))
+        return memory.text
+
+    assert text(Settings()) == text(Settings())
+    warm = [text(Settings(seed=seed, temperature=1.0)) for seed in (1, 1, 2)]
+    assert warm[0] == warm[1] != warm[2]
+
+
+def test_few_cached_tokens_are_lost() -> None:
+    """Over 1,000 appends at most a quarter of the budget per turn must be prefilled again."""
+    memory = memory_of(400)
+    for number in range(1000):
+        memory.append(
+            small_talk(number) if number % 3 else Turn("user", f"I met Ann{number} on May {number % 28 + 1}.")
+        )
+    assert memory.state.costs.edits > 0
+    assert memory.state.costs.reprefilled <= 0.25 * 400 * 1000
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        (Turn("robot", "hello"), "role"),
+        (Turn("user", ["an", "image"]), "text is a string"),  # type: ignore[arg-type]
+        (Turn("user", "hello", time=5.0), "before"),
+    ],
+)
+def test_what_is_no_turn_is_refused_and_changes_nothing(turn: Turn, reason: str) -> None:
+    memory = memory_of(50)
+    memory.append(Turn("user", "hello", time=10.0))
+    before = memory.state
+    with pytest.raises(BadRequest, match=reason):
+        memory.append(turn)
+    assert memory.state is before
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    with pytest.raises(BadRequest, match="budget"):
+        memory_of(0)
+
+
+def test_a_state_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        MemoryState(5).budget = 6  # type: ignore[misc]
+    assert msgspec.structs.replace(MemoryState(5), budget=6).budget == 6
