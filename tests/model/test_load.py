@@ -135,3 +135,20 @@ def test_a_folder_without_a_readable_configuration_is_refused(tmp_path, content)
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(BadRequest, match="not a model folder"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_no_number_is_refused_by_name(folder, value):
+    name = "model.layers.1.mlp.down_proj.weight"
+
+    def damage(tensors):
+        tensors[name][3, 5] = value
+
+    rewrite(folder, damage)
+    with pytest.raises(BadRequest, match=rf"{name}.* 1 values that are not finite"):
+        load(folder)
+
+
+def test_large_weights_are_numbers(folder):
+    rewrite(folder, lambda tensors: tensors["model.norm.weight"].fill_(3e38))  # whose sum is beyond fp32
+    load(folder)

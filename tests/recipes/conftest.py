@@ -1,4 +1,7 @@
-"""A server of the real model under a famous name, and recipes of the unmodified cookbook run against it as users do."""
+"""A server of the real model, and recipes of the unmodified cookbook run against it as users do.
+
+Some know famous models only, so it is served under such a name as well; the tokenizers come from the server.
+"""
 
 import json
 import os
@@ -46,7 +49,7 @@ class RecipeRun:
 
 @dataclass(frozen=True)
 class Cookbook:
-    """The recipes, with a server's address and an offline cache in their environment."""
+    """The recipes, with a server's address and an empty cache in their environment."""
 
     server: RunningServer
     cache: Path
@@ -60,7 +63,7 @@ class Cookbook:
             "TINKER_BASE_URL": self.server.url,
             "TINKER_API_KEY": self.server.key,
             "HF_HOME": str(self.cache),
-            "HF_HUB_OFFLINE": "1",
+            "HF_ENDPOINT": f"{self.server.url}/hf",
             "PYTHONPATH": str(installed_in or ""),
         }
         return RecipeRun((sys.executable, "-m", f"tinker_cookbook.recipes.{name}", *given), environment, log)
@@ -80,16 +83,12 @@ def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def famous_server(
-    tmp_path_factory: pytest.TempPathFactory, real_models: Path, hub_cache: Path
-) -> Iterator[RunningServer]:
-    """The default model, also as `FAMOUS`, whose tokenizer the server writes into `hub_cache`."""
+def famous_server(tmp_path_factory: pytest.TempPathFactory, real_models: Path) -> Iterator[RunningServer]:
+    """The default model, also as `FAMOUS`."""
     data = tmp_path_factory.mktemp("data")
     (data / "models").symlink_to(real_models)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HOME", str(hub_cache))
-        with running_server(str(data), ["--model", "smollm2-135m", "--alias", f"{FAMOUS}=smollm2-135m"]) as server:
-            yield server
+    with running_server(str(data), ["--model", "smollm2-135m", "--alias", f"{FAMOUS}=smollm2-135m"]) as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """Sampling through the real SDK against a real server process."""
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tinker
+from transformers import AutoTokenizer
 
 from loreloop.cli.server import RunningServer
 from tests.sdk.clients import GREEDY, IDS, fit, prompt, service, trainer
@@ -41,14 +43,14 @@ def test_sampled_logprobs_are_those_of_the_scaled_distribution(base: tinker.Samp
     np.testing.assert_allclose(again[len(IDS) :], greedy.logprobs, atol=1e-4)
 
 
-def test_stop_ids_and_strings_end_a_sample_and_are_included(server: RunningServer) -> None:
+def test_stop_ids_and_strings_end_a_sample_and_are_included(server: RunningServer, tiny_folder: Path) -> None:
     client = trainer(server)
     fit(client, 6)
     sampler = client.save_weights_and_get_sampling_client().result()
     stopped = sampler.sample(prompt(IDS[:3]), 1, tinker.SamplingParams(max_tokens=9, temperature=0.0, stop=[17]))
     assert list(stopped.result().sequences[0].tokens) == IDS[3:8]
     assert stopped.result().sequences[0].stop_reason == "stop"
-    text = client.get_tokenizer().decode(IDS[5:7])
+    text = AutoTokenizer.from_pretrained(tiny_folder).decode(IDS[5:7])
     params = tinker.SamplingParams(max_tokens=9, temperature=0.0, stop=text)
     assert list(sampler.sample(prompt(IDS[:3]), 1, params).result().sequences[0].tokens) == IDS[3:7]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath
 from loreloop.store.files import Files, delete, read_secret
 
@@ -43,6 +44,17 @@ def test_every_checkpoint_has_a_folder_of_its_own(tmp_path: Path) -> None:
     folders = {files.checkpoint(path) for path in paths}
     assert len(folders) == len(paths)
     assert all(folder.parent.is_dir() and folder.is_relative_to(tmp_path / "checkpoints") for folder in folders)
+
+
+def test_a_path_too_long_for_the_system_is_refused_before_it_is_used(tmp_path: Path) -> None:
+    """Also where only what is written into the folder would not fit any more."""
+    deep = tmp_path
+    while (left := 3900 - len(bytes(deep))) > 1:
+        deep /= "d" * min(200, left - 1)
+    Files(deep).checkpoint(checkpoint("short"))
+    for place in (lambda: Files(deep).checkpoint(checkpoint("x" * 100)), lambda: Files(deep).revision("y" * 200)):
+        with pytest.raises(BadRequest, match="longer than this system takes"):
+            place()
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/etc", "a/b", "s:sample:1"])

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from sqlalchemy import Connection, event
 
-from loreloop.protocol.errors import BadRequest, ServerError
+from loreloop.protocol.errors import BadRequest, OutOfService, ServerError
 from loreloop.store import keys, sessions
 from loreloop.store.rows import SessionNew
 from loreloop.store.store import Store, open_database
@@ -194,7 +194,7 @@ def test_on_a_full_disk_nobody_is_told_that_a_lost_write_was_made(place: Place) 
 
     writes = [place.store.write(add_key, "a"), place.store.write(fill), place.store.write(add_key, "b")]
     told = asyncio.run(together(place, *writes))
-    assert isinstance(told[1], ServerError)
+    assert isinstance(told[1], OutOfService)
     assert names(place) == [name for name, error in (("a", told[0]), ("b", told[2])) if error is None]
 
 

@@ -25,13 +25,22 @@ HELP = "/model NAME: ask another model   /system TEXT: set it   /new: begin anew
 @click.option("--url", envvar="TINKER_BASE_URL", default="http://127.0.0.1:8000", show_default=True)
 @click.option("--key", envvar="TINKER_API_KEY", default="", help="By default that of TINKER_API_KEY.")
 @click.option("--max-tokens", default=512, show_default=True, help="Of one answer.")
-@click.option("--temperature", default=0.7, show_default=True)
+@click.option("--temperature", type=float, help="By default the model's own, from its generation_config.json, or 1.")
 @click.option("--tools", multiple=True, metavar="NAME", help="A registered tool server the model may call. Repeatable.")
 def chat(
-    model: str | None, system: str, url: str, key: str, max_tokens: int, temperature: float, *, tools: tuple[str, ...]
+    model: str | None,
+    system: str,
+    url: str,
+    key: str,
+    max_tokens: int,
+    temperature: float | None,
+    *,
+    tools: tuple[str, ...],
 ) -> None:
     """Talk to a served model; Ctrl-C stops an answer, Ctrl-D or /quit ends."""
-    settings: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+    settings: dict[str, Any] = {"max_tokens": max_tokens}
+    if temperature is not None:
+        settings["temperature"] = temperature
     if tools:
         settings["tools"] = [{"type": "mcp", "server_label": name} for name in tools]
         settings["agent_loop"] = {}

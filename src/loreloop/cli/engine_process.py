@@ -30,7 +30,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     from loreloop.protocol.errors import UserError
     from loreloop.protocol.link import Hello, Shutdown
     from loreloop.scheduler.loop import Scheduler
-    from loreloop.store.files import read_secret
+    from loreloop.store.files import SECRET, read_secret
     from loreloop.text.answers import parts_of
     from loreloop.text.grammar import Grammars
     from loreloop.text.stops import StopMatcher
@@ -50,7 +50,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
             return refuse
 
     try:
-        secret, work_dir = read_secret(data / "journal" / "secret"), plan.run_folder / "spilled" / place
+        secret, work_dir = read_secret(data / SECRET), plan.run_folder / "spilled" / place
         if plan.config.engine.verify_weights:
             check_weights_unchanged(folder)
         tokenizer = TextTokenizer(folder)

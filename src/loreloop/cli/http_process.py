@@ -33,7 +33,8 @@ def main(plan_file: str, parent_pid: int) -> None:
     plan = read_plan(plan_file)
 
     async def serve(desk: Desk, listening: socket.socket) -> None:
-        names = Names({name: Path(folder) for name, folder in plan.folders.items()}, plan.config.aliases)
+        folders = {name: Path(folder) for name, folder in plan.folders.items()}
+        names = Names(folders, plan.config.aliases, plan.hub_ids)
         pictures = Pictures(plan.config)
         app = create_app(Services(plan.config, desk.store, desk, names, Texts(), pictures, nonce=plan.nonce))
         say_up(plan.up_folder, os.getpid())

@@ -9,6 +9,7 @@ import traceback
 import click
 
 from loreloop import __version__
+from loreloop.cli.adapters import export_model, import_adapter
 from loreloop.cli.chat import chat
 from loreloop.cli.checkpoints import checkpoints
 from loreloop.cli.demo import demo
@@ -47,7 +48,7 @@ def cli() -> None:
 
 for verb in (serve, demo, models, keys, runs, checkpoints, deploy, tools, chat):
     cli.add_command(verb)
-for verb in (remove_model, verify_models):
+for verb in (remove_model, verify_models, import_adapter, export_model):
     models.add_command(verb)
 
 

@@ -72,14 +72,12 @@ def add_model(source: str, name: str | None, *, link: bool, template: str | None
     from pathlib import Path
 
     from loreloop.model.catalog import Catalog
-    from loreloop.model.tokenizer_cache import write_tokenizer
     from loreloop.model.upcycle import Upcycling
 
     recipe = Upcycling(noise=making["expert_noise"], skew=making["router_skew"], seed=making["seed"])
     catalog = Catalog(Path(data_dir).expanduser(), accept_text)
     made = recipe if recipe != Upcycling() else None
     entry = catalog.add(source, name, made, link=link, template=Path(template) if template else None)
-    write_tokenizer(entry.folder, entry.name)
     click.echo(f"{entry.name} is in {entry.folder}; serve it with `loreloop serve --model {entry.name}`.")
 
 
@@ -119,27 +117,3 @@ def count_model(model: str, rank: int, experts: ExpertForm, data_dir: str, as_js
     count = count_adapter(spec, rank, experts)
     row = {"model": model, "family": spec.family, "rank": rank, "experts": experts if spec.moe else ""}
     show([row | {"mlp": count.mlp, "attn": count.attn, "unembed": count.unembed, "total": count.total}], as_json)
-
-
-@models.command("export")
-@click.argument("model")
-@click.argument("adapter", type=click.Path(exists=True, file_okay=False))
-@click.argument("target", type=click.Path())
-@click.option(
-    "--form",
-    default="merged",
-    show_default=True,
-    type=click.Choice(["merged", "peft", "gguf"]),
-    help="A model folder, a folder for peft, or a GGUF file of the merged model.",
-)
-@DATA
-def export_model(model: str, adapter: str, target: str, form: str, data_dir: str) -> None:
-    """Write MODEL with the adapter folder ADAPTER to TARGET, which must not exist yet."""
-    from pathlib import Path
-
-    from loreloop.model.catalog import Catalog
-    from loreloop.model.export import export
-
-    entry = Catalog(Path(data_dir).expanduser()).find(model)
-    export(entry.folder, Path(adapter), Path(target), form, entry.name)
-    click.echo(f"{target} is written.")

@@ -108,14 +108,13 @@ def overrides(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan_of(config: Config) -> ServerPlan:
-    """Finds the models, sees that they fit the memory budget, and writes aliases' tokenizers where clients look."""
+    """Finds the models, and sees that they fit the memory budget."""
     import secrets
 
     import msgspec
 
     from loreloop.host.plan import ServerPlan
-    from loreloop.model.catalog import Catalog
-    from loreloop.model.tokenizer_cache import write_tokenizer
+    from loreloop.model.catalog import HUB_IDS, Catalog
     from loreloop.protocol.errors import BadRequest
     from loreloop.serve.texts import Texts
 
@@ -134,8 +133,9 @@ def plan_of(config: Config) -> ServerPlan:
     for alias, model in config.aliases.items():
         if model not in entries:
             raise BadRequest(f"The alias {alias!r} is for {model!r}, which is not served; add --model {model}.")
-        write_tokenizer(entries[model].folder, alias)
-    return ServerPlan(config, {name: str(entry.folder) for name, entry in entries.items()}, secrets.token_hex(16))
+    folders = {name: str(entry.folder) for name, entry in entries.items()}
+    hub_ids = {name: hub_id for name, hub_id in HUB_IDS.items() if name in entries}
+    return ServerPlan(config, folders, secrets.token_hex(16), hub_ids)
 
 
 def engine_environment(config: Config) -> dict[str, str]:

@@ -99,6 +99,14 @@ def write_checkpoint(folder: Path, state: ModelState, base_model: str) -> SavedR
     return SavedResult(sums[WEIGHTS_FILE].n_bytes + sums[OPTIMIZER_FILE].n_bytes, sums_crc32)
 
 
+def write_sampler(folder: Path, view: AdapterView, base_model: str, *, durable: bool = True) -> SavedResult:
+    """A PEFT folder to sample from, with the list of its checksums."""
+    with staged(folder) as staging:
+        sums = write_adapter(staging, view, base_model, durable=durable)
+        sums_crc32 = write_sums(staging, sums)
+    return SavedResult(sums[WEIGHTS_FILE].n_bytes, sums_crc32)
+
+
 def read_checkpoint(folder: Path, state: ModelState, *, optimizer: bool) -> None:
     """Fills `state` from a checkpoint of the same shape; without `optimizer` the moments begin anew.
 

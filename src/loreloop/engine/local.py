@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from loreloop.config import EngineConfig
-from loreloop.engine.adapters import AdapterBank, read_checkpoint, staged, write_checkpoint
+from loreloop.engine.adapters import AdapterBank, read_checkpoint, staged, write_checkpoint, write_sampler
 from loreloop.engine.attention import Attention, FastAttention, FixedAttention
 from loreloop.engine.checks import check_pass
 from loreloop.engine.contract import Constrain, Pause, SampleEvent, SampleFailed
@@ -26,9 +26,11 @@ from loreloop.engine.revisions import Revisions
 from loreloop.engine.sampler import Sampler, SamplerLimits, refuse
 from loreloop.engine.threads import ThreadKeeper
 from loreloop.engine.trainer import Trainer, TrainPass
+from loreloop.model.export import export_peft
 from loreloop.model.linear import FastProducts, Products, TiledProducts
 from loreloop.model.load import load_decoder
-from loreloop.model.peft import WEIGHTS_FILE, read_lora_spec, write_adapter
+from loreloop.model.lora import AdapterView
+from loreloop.model.peft import WEIGHTS_FILE, read_lora_spec
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.vision import load_vision
 from loreloop.protocol.checksums import write_sums
@@ -43,6 +45,7 @@ from loreloop.protocol.training import (
     OptimStep,
     PassResult,
     SavedResult,
+    SaveExternal,
     SaveSampler,
     SaveState,
     StepResult,
@@ -156,10 +159,15 @@ class LocalEngine:
 
     def save_sampler(self, op: SaveSampler) -> SavedResult:
         weights = self.bank.get(op.model_id).publish()
-        with staged(Path(op.folder)) as staging:
-            sums = write_adapter(staging, weights, self.base_model, durable=op.durable)
-            sums_crc32 = write_sums(staging, sums)
+        saved = write_sampler(Path(op.folder), weights, self.base_model, durable=op.durable)
         self.revisions.put(op.revision_id, weights)
+        return saved
+
+    def save_external(self, op: SaveExternal) -> SavedResult:
+        state = self.bank.get(op.model_id)
+        with staged(Path(op.folder)) as staging:
+            sums = export_peft(staging, AdapterView(state.layout, state.master), self.base_model)
+            sums_crc32 = write_sums(staging, sums)
         return SavedResult(sums[WEIGHTS_FILE].n_bytes, sums_crc32)
 
     def load_state(self, op: LoadState) -> None:

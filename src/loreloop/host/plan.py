@@ -16,11 +16,13 @@ LONGEST_SOCKET_PATH = 100  # bytes; the system allows 107
 
 
 class ServerPlan(msgspec.Struct, frozen=True):
-    """`folders` maps base models to their folders; aliases are in the configuration. `nonce` is this start's."""
+    """`folders` maps base models to their folders; aliases are in the configuration. `nonce` is this start's.
+    `hub_ids` are the names under which the world knows models that have another one here."""
 
     config: Config
     folders: dict[str, str]
     nonce: str = ""
+    hub_ids: dict[str, str] = {}
 
     @property
     def run_folder(self) -> Path:
@@ -69,7 +71,7 @@ def running_address(config: Config) -> Address | None:
     try:
         address = msgspec.json.decode(ServerPlan(config, {}).address_file.read_bytes(), type=Address)
         os.kill(address.pid, 0)
-    except (FileNotFoundError, ProcessLookupError):  # none, or one that was killed
+    except (FileNotFoundError, ProcessLookupError, msgspec.DecodeError):  # none, or one that was killed
         return None
     except PermissionError:  # of another user, but there
         pass

@@ -97,6 +97,14 @@ async def announce(plan: ServerPlan, desk: Desk, url: str) -> None:
         made = await desk.store.write(keys.create, "first", FIRST_KEY_SCOPES, time.time())
         tell("A key was made; it is shown only now. In the shell of your client:\n", secret=True)
         tell(f"export TINKER_BASE_URL={url}\nexport TINKER_API_KEY={made.secret}\n", secret=True)
+        tell("So that get_tokenizer() finds tokenizers here, in a cache of their own:\n")
+        tell(f"{tokenizer_exports(url)}\n")
+
+
+def tokenizer_exports(url: str) -> str:
+    """What a client sets to get tokenizers from here. They go into a cache of their own, since the name of an alias may
+    mean something else on the hub."""
+    return f"export HF_ENDPOINT={url}/hf\nexport HF_HUB_CACHE=~/.cache/loreloop/hub"
 
 
 def tell(text: str, *, secret: bool = False) -> None:

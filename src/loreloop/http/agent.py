@@ -82,7 +82,7 @@ class AgentRun:
             if not self.ops:
                 yield Began(chat)
             self.ops.append(chat.op)
-            reply, whole, result = chat.reply(), WholeReply(warning=chat.warning), None
+            reply, whole, result = chat.reply(), WholeReply(note=chat.warning), None
             async with aclosing(self.draw(chat.op)) as drawn:
                 async for item in drawn:
                     pieces = reply.flush() if isinstance(item, SampleResult) else reply.push(item)

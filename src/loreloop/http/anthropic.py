@@ -203,7 +203,7 @@ class Asked:
         }
 
     def whole(self, result: SampleResult) -> dict[str, Any]:
-        sequence, reply, blocks = result.sequences[0], self.chat.reply(), Blocks(warning=self.chat.warning)
+        sequence, reply, blocks = result.sequences[0], self.chat.reply(), Blocks(note=self.chat.warning)
         for token in np.frombuffer(sequence.tokens, "<i4").tolist():
             blocks.add(reply.push(token))
         blocks.add(reply.flush())
@@ -253,7 +253,7 @@ def named(kind: str, **fields: Any) -> bytes:
 
 
 async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
-    reply, blocks = asked.chat.reply(), Blocks(warning=asked.chat.warning)
+    reply, blocks = asked.chat.reply(), Blocks(note=asked.chat.warning)
 
     def told(found: Sequence[BlockEvent]) -> bytes:
         return b"".join(event_of(event, blocks) for event in found)

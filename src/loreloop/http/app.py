@@ -17,6 +17,7 @@ from loreloop.host.desk import STOPPING
 from loreloop.http import (
     anthropic,
     health,
+    hub,
     loop_deployments,
     loop_runs,
     metrics,
@@ -24,6 +25,7 @@ from loreloop.http import (
     openai_chat,
     openai_models,
     responses,
+    tinker_download,
     tinker_future,
     tinker_rest,
     tinker_sample,
@@ -71,6 +73,7 @@ def create_app(services: Services) -> Starlette:
         *tinker_sample.ROUTES,
         *tinker_future.ROUTES,
         *tinker_rest.ROUTES,
+        *tinker_download.ROUTES,
         *health.ROUTES,
     ]
     openai_routes = [*openai_models.ROUTES, *openai.ROUTES, *openai_chat.ROUTES, *responses.ROUTES]
@@ -80,6 +83,7 @@ def create_app(services: Services) -> Starlette:
             Mount("/oai/api/v1", routes=openai_routes),
             Mount("/v1", routes=openai_routes),
             Mount("/anthropic/api/v1", routes=[*anthropic.ROUTES, *openai_models.ROUTES]),
+            Mount("/hf", routes=hub.ROUTES),
             Mount("/loop/v1", routes=[*loop_deployments.ROUTES, *loop_runs.ROUTES]),
             *health.ROUTES,
             *metrics.ROUTES,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loreloop.http.chat import BROKEN_CALL, CUT_CALL, new_call_id, with_warning
+from loreloop.http.chat import BROKEN_CALL, CUT_CALL, new_call_id, with_note
 from loreloop.text.tool_calls import Broken, CallArguments, CallBegins, CallCut, CallEnds, Content, Piece, Thinking
 
 
@@ -51,7 +51,11 @@ class Blocks:
 
     done: list[Block] = field(default_factory=list)
     is_open: bool = False
+    note: str | None = None  # known before the reply
     warning: str | None = None
+
+    def __post_init__(self) -> None:
+        self.warning = self.note
 
     def add(self, pieces: Sequence[Piece]) -> list[BlockEvent]:
         events: list[BlockEvent] = []
@@ -68,10 +72,10 @@ class Blocks:
                 case CallEnds():
                     events += self.end()
                 case CallCut():
-                    self.warning = with_warning(self.warning, CUT_CALL)
+                    self.warning = with_note(self.note, CUT_CALL)
                     events += self.end(cut=True)
                 case Broken(text):
-                    self.warning = with_warning(self.warning, BROKEN_CALL)
+                    self.warning = with_note(self.note, BROKEN_CALL)
                     events += self._grow("text", text)
         return events
 

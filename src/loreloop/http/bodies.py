@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import re
@@ -20,6 +21,7 @@ from loreloop.protocol.errors import BadRequest, TooLarge
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
 HEAD_BYTES = 4096
+LARGE_BYTES = 1 << 18  # what is smaller is read within some milliseconds
 MAX_ENTRIES = 1 << 19  # of all lists and objects in a request for text: reading more would hold everybody up
 # Anthropic's client asks again without the field when it reads this.
 DETAILS = {"thread": {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}}
@@ -71,7 +73,9 @@ def decode(body: bytes, kind: type[T]) -> T:
 
 
 def decode_as_sent(body: bytes, kind: type[S]) -> S:
-    """The same for a dialect's request, without its nulls and notes."""
+    """The same for a dialect's request, without its nulls and notes where it holds any that are no field."""
+    with contextlib.suppress(msgspec.ValidationError), _explained_as_json():
+        return msgspec.json.decode(body or b"{}", type=kind)
     with _explained(kind):
         return msgspec.convert(cleaned(msgspec.json.decode(body or b"{}"), kind), kind)
 
@@ -80,10 +84,19 @@ def decode_as_sent(body: bytes, kind: type[S]) -> S:
 def _explained(kind: type) -> Iterator[None]:
     """BadRequest for what the library says of a body."""
     try:
-        yield
+        with _explained_as_json():
+            yield
     except msgspec.ValidationError as error:
         unknown = _UNKNOWN.search(str(error))
         raise BadRequest(_in_words(str(error), kind), DETAILS.get(unknown[1]) if unknown else None) from None
+
+
+@contextlib.contextmanager
+def _explained_as_json() -> Iterator[None]:
+    try:
+        yield
+    except msgspec.ValidationError:
+        raise
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"The body is not JSON: {error}.") from None
     except RecursionError:
@@ -110,7 +123,9 @@ async def read_as_sent(request: Request, kind: type[S]) -> S:
     body = await read_body(request)
     if body.count(b",") > MAX_ENTRIES:
         raise TooLarge(f"The body has over {MAX_ENTRIES} commas: too many messages, tools or ids for one request.")
-    return decode_as_sent(body, kind)
+    if len(body) <= LARGE_BYTES:
+        return decode_as_sent(body, kind)
+    return await asyncio.to_thread(decode_as_sent, body, kind)  # others are served meanwhile
 
 
 def answer(value: Any, status_code: int = 200) -> Response:

@@ -269,16 +269,18 @@ class WholeCall:
 
 @dataclass
 class WholeReply:
-    """A reply's pieces put together; a broken call counts as content. `warning` says what is wrong with its calls."""
+    """A reply's pieces put together; a broken call counts as content. `warning` says what is wrong with its calls,
+    behind `note`, which was known before."""
 
     content: str = ""
     thinking: str = ""
     calls: list[WholeCall] = field(default_factory=list)
     cut: bool = False  # the last call was
+    note: str | None = None
     warning: str | None = None
 
-    def warn(self, warning: str) -> None:
-        self.warning = with_warning(self.warning, warning)
+    def __post_init__(self) -> None:
+        self.warning = self.note
 
     def add(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
@@ -293,25 +295,24 @@ class WholeReply:
                     self.calls[index].arguments += text
                 case CallCut():
                     self.cut = True
-                    self.warn(CUT_CALL)
+                    self.warning = with_note(self.note, CUT_CALL)
                 case Broken(text):
                     self.content += text
-                    self.warn(BROKEN_CALL)
+                    self.warning = with_note(self.note, BROKEN_CALL)
                 case CallEnds():
                     pass
 
 
 def whole_reply(chat: Chat, tokens: Sequence[int]) -> WholeReply:
-    reply, whole = chat.reply(), WholeReply(warning=chat.warning)
+    reply, whole = chat.reply(), WholeReply(note=chat.warning)
     for token in tokens:
         whole.add(reply.push(token))
     whole.add(reply.flush())
     return whole
 
 
-def with_warning(old: str | None, new: str) -> str:
-    """Each is told once."""
-    return new if old is None else old if new in old else f"{old} {new}"
+def with_note(note: str | None, warning: str) -> str:
+    return f"{note} {warning}" if note else warning
 
 
 def new_call_id() -> str:

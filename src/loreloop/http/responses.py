@@ -237,7 +237,7 @@ class Asked:
 
 
 def whole_blocks(chat: Chat, result: SampleResult) -> Blocks:
-    reply, blocks = chat.reply(), Blocks(warning=chat.warning)
+    reply, blocks = chat.reply(), Blocks(note=chat.warning)
     for token in np.frombuffer(result.sequences[0].tokens, "<i4").tolist():
         blocks.add(reply.push(token))
     blocks.add(reply.flush())
@@ -303,7 +303,7 @@ class Telling:
 
 
 async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
-    reply, telling = asked.chat.reply(), Telling(asked, Blocks(warning=asked.chat.warning))
+    reply, telling = asked.chat.reply(), Telling(asked, Blocks(note=asked.chat.warning))
     blocks = telling.blocks
     yield telling.event("response.created", response=asked.response(blocks, None))
     yield telling.event("response.in_progress", response=asked.response(blocks, None))

@@ -48,10 +48,12 @@ async def create_sampling_session(request: Request) -> Response:
 
 
 async def get_sampler(request: Request) -> Response:
-    key = caller(request, INFER)
-    row = services(request).store.read(samplers.get, key.id, request.path_params["sampler_id"])
+    """The SDK takes the base's name for that of its tokenizer, so one that is a path is told by its name at `/hf`."""
+    key, served = caller(request, INFER), services(request)
+    row = served.store.read(samplers.get, key.id, request.path_params["sampler_id"])
     path = {"model_path": row.model_path} if row.model_path else {}
-    return answer({"sampler_id": row.id, "base_model": row.base_model, **path})
+    name = served.names.repository(row.base_model) if row.base_model.count("/") > 1 else row.base_model
+    return answer({"sampler_id": row.id, "base_model": name, **path})
 
 
 async def asample(request: Request) -> Response:

@@ -235,12 +235,12 @@ async def get_info(request: Request) -> Response:
     key, body = caller(request, INFER), await read_json(request, rest.ModelId)
     served = services(request)
     run = served.store.read(runs.get, key.id, body.model_id)
-    folder = served.names.folder(run.base_model)
+    tokenizer_id = served.names.repository(run.base_model)
     return answer(
         {
             "type": "get_info",
             "model_id": run.id,
-            "model_data": {"arch": "decoder", "model_name": run.base_model, "tokenizer_id": str(folder)},
+            "model_data": {"arch": "decoder", "model_name": run.base_model, "tokenizer_id": tokenizer_id},
             "optimizer_config": {"type": "adamw"},
             "is_lora": True,
             "lora_rank": run.lora.rank,

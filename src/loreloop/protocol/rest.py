@@ -98,6 +98,14 @@ class SaveForSamplerBody(msgspec.Struct, frozen=True):
     user_metadata: dict[str, Any] | None = None
 
 
+class SaveExternalBody(msgspec.Struct, frozen=True):
+    model_id: str
+    seq_id: SeqId
+    path: str
+    ttl_seconds: TtlSeconds | None = None
+    age_encryption_recipients: tuple[str, ...] | None = None
+
+
 class ModelId(msgspec.Struct, frozen=True):
     model_id: str
 

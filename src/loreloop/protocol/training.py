@@ -144,6 +144,12 @@ class SaveSampler(OpBase, frozen=True, tag="save_sampler"):
     durable: bool = True
 
 
+class SaveExternal(OpBase, frozen=True, tag="save_external"):
+    """Writes the adapter alone to `folder`, in peft's own arrangement, to be downloaded."""
+
+    folder: str
+
+
 class LoadState(OpBase, frozen=True, tag="load_state"):
     folder: str
     optimizer: bool
@@ -153,7 +159,7 @@ class SkipSeq(OpBase, frozen=True, tag="skip"):
     """A sequence id that was used up by a refused request, so that later ones need not wait for it."""
 
 
-TrainOp = CreateModel | ForwardBackward | OptimStep | SaveState | SaveSampler | LoadState | SkipSeq
+TrainOp = CreateModel | ForwardBackward | OptimStep | SaveState | SaveSampler | SaveExternal | LoadState | SkipSeq
 
 
 class PassResult(msgspec.Struct, frozen=True, tag="pass"):

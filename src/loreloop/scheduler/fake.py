@@ -30,6 +30,7 @@ from loreloop.protocol.training import (
     OptimStep,
     PassResult,
     SavedResult,
+    SaveExternal,
     SaveSampler,
     SaveState,
     StepResult,
@@ -94,6 +95,9 @@ class FakeEngine:
         return SavedResult(_write(Path(op.folder), self._model(op.model_id)))
 
     def save_sampler(self, op: SaveSampler) -> SavedResult:
+        return SavedResult(_write(Path(op.folder), self._model(op.model_id)))
+
+    def save_external(self, op: SaveExternal) -> SavedResult:
         return SavedResult(_write(Path(op.folder), self._model(op.model_id)))
 
     def load_state(self, op: LoadState) -> None:

@@ -37,6 +37,7 @@ from loreloop.protocol.training import (
     LoadState,
     OpResult,
     OptimStep,
+    SaveExternal,
     SaveSampler,
     SaveState,
     TrainOp,
@@ -242,6 +243,8 @@ def _apply(engine: Engine, op: TrainOp) -> OpResult | None:
             return engine.save_state(op)
         case SaveSampler():
             return engine.save_sampler(op)
+        case SaveExternal():
+            return engine.save_external(op)
     return None
 
 

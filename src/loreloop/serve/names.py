@@ -6,8 +6,12 @@ decided before.
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import quote
 
 from loreloop.protocol.errors import BadRequest, Gone, NotFound
@@ -18,6 +22,8 @@ from loreloop.serve.near import REACH, around, not_served, refusal, saved
 from loreloop.store import checkpoints, deployments, runs, samplers
 from loreloop.store.rows import CheckpointRow, Deployment, KeyRow, RunRow
 from loreloop.store.store import Store
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,15 @@ class Target:
 
 
 class Names:
-    """Served bases by name with their folders, and aliases."""
+    """Served bases by name with their folders, aliases, and for some bases the id that they have on the hub, by which
+    they can be asked as well."""
 
-    def __init__(self, folders: dict[str, Path], aliases: dict[str, str]) -> None:
-        self.folders, self.aliases = folders, aliases
+    def __init__(
+        self, folders: dict[str, Path], aliases: dict[str, str], hub_ids: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        own = {hub_id: base for base, hub_id in hub_ids.items() if hub_id not in folders}
+        self.folders, self.aliases = folders, own | aliases
+        self.repositories = {base: hub_ids.get(base) or _repository(base) for base in folders}
         self.ordered = sorted(self.all())
 
     def all(self) -> list[str]:
@@ -63,6 +74,17 @@ class Names:
 
     def folder(self, name: str) -> Path:
         return self.folders[self.base(name)]
+
+    def repository(self, name: str) -> str:
+        """The `org/model` by which a client finds the tokenizer of a base or alias, on the hub or at `/hf`."""
+        return self.repositories[self.base(name)]
+
+    def tokenizer_folder(self, repository: str) -> Path | None:
+        """Whose tokenizer `/hf` gives out under this name: a base's, an alias's, or one that `repository` says."""
+        base = self.find_base(repository)
+        if base is None:
+            base = next((base for base, own in self.repositories.items() if own == repository), None)
+        return self.folders[base] if base is not None else None
 
     def target(self, store: Store, key: KeyRow, model: str, user: str | None = None) -> Target:
         """What to sample from for `model`: a base, an alias, a deployment, `tinker://…`, or `base;tinker://…`.
@@ -127,6 +149,15 @@ class Names:
         except NotFound as error:
             mine = saved(store.read(checkpoints.newest, key_id, CheckpointKind.SAMPLER, REACH))
             raise refusal(error.message, path, (), mine) from None
+
+
+def _repository(base: str) -> str:
+    """A base's own name where it has the hub's form, else one made of it; of a path, its last part and a digest."""
+    if REPOSITORY.fullmatch(base):
+        return base
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", base.rstrip("/").rpartition("/")[2]).strip("-.")
+    digest = f"-{hashlib.sha256(base.encode()).hexdigest()[:8]}" if "/" in base else ""
+    return f"loreloop/{name or 'model'}{digest}"
 
 
 def newest_weights(store: Store, run: RunRow) -> Revision:

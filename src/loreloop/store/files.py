@@ -21,7 +21,7 @@ from pathlib import Path
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.paths import CheckpointPath, file_name
 
-SECRET_BYTES = 32
+SECRET, SECRET_BYTES = Path("journal", "secret"), 32
 LONGEST_NAME_INSIDE = 100  # bytes of a path: what is written into a folder while it is being made
 
 
@@ -37,6 +37,10 @@ class Files:
     def checkpoint(self, path: CheckpointPath) -> Path:
         """Where a checkpoint is to lie; BadRequest where the system takes no path as long as that."""
         return self._place(self.checkpoints / file_name(path.run_id) / path.kind.value / path.name)
+
+    def run(self, run_id: str) -> Path:
+        """Where all checkpoints of a run lie."""
+        return self.checkpoints / file_name(run_id)
 
     def revision(self, sampler_id: str) -> Path:
         """Where an ephemeral sampler's adapter is to lie; BadRequest as above."""

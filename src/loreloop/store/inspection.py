@@ -17,7 +17,7 @@ import msgspec
 
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.paths import file_name
-from loreloop.store.files import Files
+from loreloop.store.files import SECRET, Files, read_secret
 from loreloop.store.schema import STEPS
 from loreloop.store.segments import Location, records
 from loreloop.store.wal import lost_of_log, was_deleted
@@ -76,6 +76,8 @@ def inspect_data(folder: Path) -> list[str]:
     Reads the whole database once (`PRAGMA quick_check`); BadRequest where it is damaged.
     """
     check_place(folder)
+    if (folder / SECRET).exists():
+        read_secret(folder / SECRET)
     database = folder / DATABASE
     if not _head(database):
         return []  # a new one

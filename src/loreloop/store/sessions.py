@@ -12,9 +12,9 @@ from loreloop.store.rows import Page, SessionNew, SessionRow, SessionStatus
 from loreloop.store.schema import SESSIONS
 
 
-def create(connection: Connection, key_id: str, new: SessionNew, now: float) -> str:
-    """Opens a session; gives its id."""
-    session_id = str(uuid.uuid4())
+def create(connection: Connection, key_id: str, new: SessionNew, now: float, session_id: str | None = None) -> str:
+    """Opens a session, under an id of its own unless one is given; gives its id."""
+    session_id = session_id or str(uuid.uuid4())
     values = msgspec.structs.asdict(new) | {
         "tags": msgspec.json.encode(new.tags).decode(),
         "user_metadata": msgspec.json.encode(new.user_metadata).decode() if new.user_metadata else None,

@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import Connection, bindparam, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, ServerError
 from loreloop.store.rows import SequenceRecord
 from loreloop.store.schema import SPOOL
 from loreloop.store.segments import Location, Segments
@@ -50,8 +50,13 @@ def get(connection: Connection, segments: Segments, session_id: str, sequence_id
             f"The sequence {sequence_id!r} is not recorded for this session: it expired, or was sampled elsewhere or "
             "without record_stability_info. Sample again with it."
         )
-    location = msgspec.json.decode(row.location, type=Location)
-    return msgspec.msgpack.decode(segments.read(location), type=SequenceRecord)
+    try:
+        location = msgspec.json.decode(row.location, type=Location)
+        return msgspec.msgpack.decode(segments.read(location), type=SequenceRecord)
+    except (ServerError, msgspec.DecodeError, TypeError) as error:
+        raise BadRequest(
+            f"What was recorded of the sequence {sequence_id!r} is damaged ({error}). Sample again."
+        ) from None
 
 
 def renew(connection: Connection, sequence_ids: Sequence[str], expires: float) -> None:

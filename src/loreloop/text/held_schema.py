@@ -77,7 +77,7 @@ class Holding:
                 holds = all(self.fits({"type": "string", "pattern": pattern}) for pattern in value)
             case "type":
                 words = value if isinstance(value, list) else [value]
-                holds = all(isinstance(word, str) and word in TYPES for word in words)
+                holds = all(word in TYPES for word in words if isinstance(word, str))
             case "$ref" if isinstance(value, str):
                 holds = value.startswith("#")
             case "minProperties" | "maxProperties":

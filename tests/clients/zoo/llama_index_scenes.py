@@ -15,6 +15,9 @@ class Forecast(pydantic.BaseModel):
     days: int
 
 
+PLAIN = {"is_chat_model": False, "max_tokens": 100}
+
+
 def llm(**fields):
     usual = {"is_chat_model": True, "is_function_calling_model": True, "context_window": 8192, "max_retries": 0}
     return OpenAILike(model=MODEL, api_base=OPENAI, api_key=KEY, **usual | fields)
@@ -53,8 +56,8 @@ tell(
             "structured by a schema": lambda: structured(should_use_structured_outputs=True),
         },
         "completions": {
-            "plain": lambda: llm(is_chat_model=False).complete(GREETING).text,
-            "streamed": lambda: [part.delta for part in llm(is_chat_model=False).stream_complete(GREETING)],
+            "plain": lambda: llm(**PLAIN).complete(GREETING).text,
+            "streamed": lambda: [part.delta for part in llm(**PLAIN).stream_complete(GREETING)],
         },
     }
 )

@@ -5,6 +5,7 @@ of its ways of asking, for each scene, what the client made of the answers. Noth
 """
 
 import asyncio
+import contextlib
 import inspect
 import json
 import sys
@@ -33,7 +34,9 @@ class Weather:
 
 def tell(ways: dict[str, dict[str, Callable[[], Any]]]) -> None:
     """Plays all scenes and prints what they gave; a scene that raises is told by its traceback."""
-    print(json.dumps({way: {name: told(scene) for name, scene in scenes.items()} for way, scenes in ways.items()}))
+    with contextlib.redirect_stdout(sys.stderr):  # some clients print
+        found = {way: {name: told(scene) for name, scene in scenes.items()} for way, scenes in ways.items()}
+    print(json.dumps(found))
 
 
 def told(scene: Callable[[], Any]) -> Any:

@@ -1,0 +1,136 @@
+"""Tinker routes by which weights leave the server: saved for others' tools, and downloaded by signed addresses.
+
+A download carries no key, as the SDK fetches it with none: its address names one file of one checkpoint, holds for an
+hour, and is signed with a secret of the data folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import tarfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from loreloop.http.accept import Accepted, accept, live_run
+from loreloop.http.bodies import answer, decode
+from loreloop.http.services import INFER, caller, now, services
+from loreloop.http.tinker_rest import checkpoint_path
+from loreloop.http.tinker_train import check_free, new_checkpoint
+from loreloop.protocol import paths, rest
+from loreloop.protocol.errors import BadRequest, Forbidden, NotFound
+from loreloop.protocol.paths import CheckpointKind, CheckpointPath, check_name
+from loreloop.protocol.training import SaveExternal
+from loreloop.store import checkpoints
+from loreloop.store.files import read_secret
+from loreloop.store.rows import AddCheckpoint, KeyRow
+
+LIFETIME_SECONDS = 3600
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+ARCHIVE = "archive.tar"
+COMPLETE = "checkpoint_complete"  # an empty file, by which older clients see that an archive is whole
+CHUNK_BYTES = 1 << 20
+
+
+async def save_weights_external(request: Request) -> Response:
+    async def build(key: KeyRow, raw: bytes) -> Accepted:
+        body = decode(raw, rest.SaveExternalBody)
+        run = live_run(request, key, body.model_id)
+        if body.age_encryption_recipients:
+            raise BadRequest("Exports are not encrypted here; leave age_encryption_recipients out.")
+        path = CheckpointPath(run.id, CheckpointKind.EXTERNAL, check_name(body.path))
+        request_id = paths.request_id(run.id, body.seq_id)
+        check_free(request, path, request_id)
+        row = new_checkpoint(request, key, path, None)
+        op = SaveExternal(run.id, body.seq_id, request_id, row.folder)
+        return Accepted(op, (AddCheckpoint(row, body.ttl_seconds),), {"path": str(path)})
+
+    return await accept(request, build)
+
+
+async def external_weights_urls(request: Request) -> Response:
+    key, path = caller(request, INFER), checkpoint_path(request)
+    if path.kind is not CheckpointKind.EXTERNAL:
+        raise BadRequest(f"{path} is not saved for others; ask for its archive, or save_weights_external first.")
+    services(request).store.read(checkpoints.get, key.id, path)
+    expires = int(now()) + LIFETIME_SECONDS
+    urls = {file: signed_url(request, path, file, expires) for file in FILES}
+    return answer({"urls": urls, "expires": datetime.fromtimestamp(expires, UTC).isoformat()})
+
+
+async def archive_url(request: Request) -> Response:
+    """A redirect to the checkpoint's adapter as a tar file, from a checkpoint of any kind."""
+    key, path = caller(request, INFER), checkpoint_path(request)
+    services(request).store.read(checkpoints.get, key.id, path)
+    expires = int(now()) + LIFETIME_SECONDS
+    moment = format_datetime(datetime.fromtimestamp(expires, UTC), usegmt=True)
+    return Response(
+        status_code=302, headers={"location": signed_url(request, path, ARCHIVE, expires), "expires": moment}
+    )
+
+
+async def download(request: Request) -> Response:
+    path, file = checkpoint_path(request), request.path_params["file"]
+    expires = request.query_params.get("expires", "")
+    wanted = signature(request, path, file, expires)
+    if not hmac.compare_digest(wanted.encode(), request.query_params.get("signature", "").encode()):
+        raise Forbidden("The signature of this address is not one of this server; ask for a new address.")
+    if not expires.isdecimal() or int(expires) < now():
+        raise Forbidden("This address has expired; ask for a new one.")
+    folder = Path(services(request).store.read(checkpoints.of_anyone, path).folder)
+    if file == ARCHIVE:
+        length = {"content-length": str(archive_bytes(folder))}
+        return StreamingResponse(archive(folder), media_type="application/x-tar", headers=length)
+    if file not in FILES or not (folder / file).is_file():
+        raise NotFound(f"{path} has no file {file!r}.")
+    return FileResponse(folder / file, media_type="application/octet-stream")
+
+
+def signed_url(request: Request, path: CheckpointPath, file: str, expires: int) -> str:
+    place = quote(f"{path.run_id}/{path.checkpoint_id}/{file}", safe="/:")
+    signed = signature(request, path, file, str(expires))
+    return f"{request.base_url}api/v1/downloads/{place}?expires={expires}&signature={signed}"
+
+
+def signature(request: Request, path: CheckpointPath, file: str, expires: str) -> str:
+    secret = read_secret(services(request).store.folder / "journal" / "secret")
+    return hmac.new(secret, f"download {path} {file} {expires}".encode(), hashlib.sha256).hexdigest()
+
+
+def archive(folder: Path) -> Iterator[bytes]:
+    """The adapter's files as a tar archive, piece by piece."""
+    for name in FILES:
+        with (folder / name).open("rb") as file:
+            n_bytes = (folder / name).stat().st_size
+            yield _head(name, n_bytes)
+            while piece := file.read(CHUNK_BYTES):
+                yield piece
+            yield b"\0" * (-n_bytes % tarfile.BLOCKSIZE)
+    yield _head(COMPLETE, 0) + b"\0" * (2 * tarfile.BLOCKSIZE)
+
+
+def archive_bytes(folder: Path) -> int:
+    sizes = [(folder / name).stat().st_size for name in FILES]
+    return sum(size + -size % tarfile.BLOCKSIZE for size in sizes) + (len(sizes) + 3) * tarfile.BLOCKSIZE
+
+
+def _head(name: str, n_bytes: int) -> bytes:
+    about = tarfile.TarInfo(name)
+    about.size, about.mode = n_bytes, 0o644
+    return about.tobuf(tarfile.USTAR_FORMAT)
+
+
+OF_CHECKPOINT = "/training_runs/{run_id}/checkpoints/{kind}/{name}"
+ROUTES = [
+    Route("/save_weights_external", save_weights_external, methods=["POST"]),
+    Route(f"{OF_CHECKPOINT}/external_weights_urls", external_weights_urls, methods=["GET"]),
+    Route(f"{OF_CHECKPOINT}/archive", archive_url, methods=["GET"]),
+    Route("/downloads/{run_id}/{kind}/{name}/{file}", download, methods=["GET"]),
+]
