@@ -12,6 +12,7 @@ from loreloop.cli.chat import chat
 from loreloop.cli.demo import demo
 from loreloop.cli.deploy import deploy
 from loreloop.cli.keys import keys
+from loreloop.cli.memory import memory
 from loreloop.cli.models import models
 from loreloop.cli.serve import serve
 from loreloop.cli.tools import tools
@@ -23,7 +24,7 @@ def cli() -> None:
     """Train, serve and keep improving language models with LoRA, on your own machine."""
 
 
-for verb in (serve, demo, models, keys, deploy, tools, chat):
+for verb in (serve, demo, models, keys, deploy, tools, chat, memory):
     cli.add_command(verb)
 
 
