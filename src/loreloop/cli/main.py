@@ -15,6 +15,7 @@ from loreloop.cli.checkpoints import checkpoints
 from loreloop.cli.demo import demo
 from loreloop.cli.deploy import deploy
 from loreloop.cli.keys import keys
+from loreloop.cli.memory import memory
 from loreloop.cli.model_care import remove_model, verify_models
 from loreloop.cli.models import models
 from loreloop.cli.runs import runs
@@ -46,7 +47,7 @@ def cli() -> None:
     """Train, serve and keep improving language models with LoRA, on your own machine."""
 
 
-for verb in (serve, demo, models, keys, runs, checkpoints, deploy, tools, chat):
+for verb in (serve, demo, models, keys, runs, checkpoints, deploy, tools, chat, memory):
     cli.add_command(verb)
 for verb in (remove_model, verify_models, import_adapter, export_model):
     models.add_command(verb)
