@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from loreloop.engine.contract import Constrain
@@ -76,9 +76,14 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     )
     scheduler.run()
     link.close()
+    _end_at_once()
+
+
+def _end_at_once() -> NoReturn:
+    """All is written; the interpreter's own end, with a model's memory, takes seconds on a busy machine."""
     LOG.info("ended")
     sys.stderr.flush()
-    os._exit(0)  # all is written; the interpreter's own end, with a model's memory, takes seconds on a busy machine
+    os._exit(0)
 
 
 def _first_link(socket_file: Path) -> EngineLink:
