@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loreloop.engine.contract import Constrain
     from loreloop.host.link import EngineLink
     from loreloop.protocol.link import EngineInfo
@@ -23,7 +25,6 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
 
     die_with_parent(parent_pid)  # before libraries that take seconds to load
     from loreloop.engine.local import LocalEngine
-    from loreloop.engine.sampler import refuse
     from loreloop.host.log import speak_to_supervisor
     from loreloop.host.plan import read_plan
     from loreloop.host.starts import say_up
@@ -34,7 +35,6 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     from loreloop.scheduler.loop import Scheduler
     from loreloop.store.files import SECRET, read_secret
     from loreloop.text.answers import parts_of
-    from loreloop.text.grammar import Grammars
     from loreloop.text.stops import StopMatcher
     from loreloop.text.tokenizer import TextTokenizer
 
@@ -43,20 +43,19 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     folder, data = Path(plan.folders[base_model]), plan.config.data_path
     place = base_model.replace("/", "--")
 
-    def grammars(info: EngineInfo) -> Constrain:
-        try:
-            return Grammars.of(folder, info.vocab_size, info.eos_token_ids).constraint
-        except (ValueError, TypeError, RuntimeError) as error:
-            LOG.warning("no grammars for %s: its tokenizer cannot be read for them (%s)", base_model, error)
-            return refuse
-
     try:
         secret, work_dir = read_secret(data / SECRET), plan.run_folder / "spilled" / place
         if plan.config.engine.verify_weights:
             check_weights_unchanged(folder)
         tokenizer = TextTokenizer(folder)
         engine = LocalEngine(
-            plan.config.engine, base_model, folder, work_dir, grammars, secret=secret, ends=tokenizer.end_ids
+            plan.config.engine,
+            base_model,
+            folder,
+            work_dir,
+            _grammars_of(folder),
+            secret=secret,
+            ends=tokenizer.end_ids,
         )
     except UserError as error:
         LOG.error("%s", error.message)
@@ -77,6 +76,21 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     scheduler.run()
     link.close()
     _end_at_once()
+
+
+def _grammars_of(folder: Path) -> Callable[[EngineInfo], Constrain]:
+    """What prepares a model's grammars; a tokenizer that they cannot be read over costs requests for them alone."""
+    from loreloop.engine.sampler import refuse
+    from loreloop.text.grammar import Grammars
+
+    def grammars(info: EngineInfo) -> Constrain:
+        try:
+            return Grammars.of(folder, info.vocab_size, info.eos_token_ids).constraint
+        except (ValueError, TypeError, RuntimeError) as error:
+            LOG.warning("no grammars for the model in %s: its tokenizer cannot be read for them (%s)", folder, error)
+            return refuse
+
+    return grammars
 
 
 def _end_at_once() -> NoReturn:
