@@ -91,11 +91,10 @@ def knowing_rows(conversations: Sequence[Conversation], budgets: Sequence[float]
             ranked = Bm25(conversation.turns)
             held = memory(conversation, tokens // 2, count)
             kept = turns_kept(held, conversation.turns)
-            spared = [segment for segment in short if segment.turns[0] not in kept]
             for number, question in enumerate(conversation.questions):
-                found = retrieved(ranked, whole, question.text, tokens)
+                found = retrieved(ranked, whole, question.text, tokens, set())
                 alone.add(conversation, number, found, turns_kept(found, conversation.turns))
-                more = retrieved(ranked, spared, question.text, tokens - tokens // 2)
+                more = retrieved(ranked, short, question.text, tokens - tokens // 2, kept)
                 both.add(conversation, number, [*held, *more], kept | turns_kept(more, conversation.turns))
         rows += [alone.row("BM25 retrieval", budget), both.row("memory and retrieval, half each", budget)]
     return rows
