@@ -2,6 +2,8 @@
 
 import errno
 import time
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,6 +11,7 @@ import pytest
 
 from loreloop.store import keys, responses
 from loreloop.store.rows import KeptResponse
+from loreloop.store.store import Store
 from tests.http.scripted import RESPONSES, Script, play_script
 from tests.store.place import write_now
 
@@ -139,6 +142,16 @@ def test_each_key_keeps_so_many_bytes_the_newest_used() -> None:
         write_now(store, responses.sweep, time.time())
 
     play_script(scene)
+
+
+def test_kept_answers_outlive_their_store(tmp_path: Path) -> None:
+    rows = [KeptResponse("r0", "k", 1.0, None, "[]", "{}"), KeptResponse("r1", "k", 2.0, "r0", "[]", "{}")]
+    with closing(Store(tmp_path)) as before:
+        for row in rows:
+            write_now(before, responses.keep, row, (), 1000)
+    with closing(Store(tmp_path)) as after:
+        assert after.read(responses.chain, "k", "r1") == rows
+        assert after.read(responses.chain, "another", "r1") == []
 
 
 def test_answers_of_a_revoked_key_are_swept() -> None:
