@@ -87,6 +87,32 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
     assert rows("keys", "list", *data)[0]["revoked"] is True
 
 
+def test_a_key_is_revoked_by_its_name_unless_several_have_it(tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path))
+    for name in ("laptop", "twin", "twin"):
+        assert loreloop("keys", "create", name, *data).returncode == 0
+    assert loreloop("keys", "revoke", "laptop", *data).returncode == 0
+    assert loreloop("keys", "revoke", "laptop", *data).returncode == 1
+    ambiguous = loreloop("keys", "revoke", "twin", *data)
+    assert ambiguous.returncode == 1
+    ids = [str(row["id"]) for row in rows("keys", "list", *data) if row["name"] == "twin"]
+    assert all(key_id in ambiguous.stderr for key_id in ids)
+    assert loreloop("keys", "revoke", ids[0], *data).returncode == 0
+    assert loreloop("keys", "revoke", "twin", *data).returncode == 0
+
+
+def test_what_is_no_tool_server_is_registered_only_unchecked(tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path))
+    refused = loreloop("tools", "add", "clock", *data, "--", "date")
+    assert refused.returncode == 1
+    assert "--no-check" in refused.stderr
+    assert rows("tools", "list", *data) == []
+    assert loreloop("tools", "add", "clock", "--no-check", *data, "--", "date").returncode == 0
+    adder = Path(__file__).parents[1] / "clients" / "adder.py"
+    added = loreloop("tools", "add", "adder", *data, "--", sys.executable, str(adder))
+    assert "double, fail, sleep" in added.stdout, added.stderr
+
+
 def test_known_models_are_listed_before_they_are_there(tmp_path: Path) -> None:
     assert "smollm2-135m" in [row["name"] for row in rows("models", "list", "--data", str(tmp_path))]
 

@@ -39,6 +39,14 @@ def test_a_wrong_model_is_said_and_the_talk_goes_on(server: RunningServer, tmp_p
     done = talk(server, ["/model tinny", "hello", "/model tiny", "hello", f"/save {file}"])
     assert "Did you mean 'tiny'" in done.stderr
     assert len(json.loads(file.read_text())["messages"]) == 2
+    assert done.returncode == 1  # one question was not answered
+
+
+def test_a_model_that_is_not_there_ends_the_talk_before_it_begins(server: RunningServer) -> None:
+    refused = talk(server, ["hello"], "--model", "tinny")
+    assert refused.returncode == 1
+    assert "Did you mean 'tiny'" in refused.stderr
+    assert refused.stdout == ""
 
 
 def test_a_wrong_key_or_server_is_said_plainly(server: RunningServer) -> None:

@@ -21,6 +21,10 @@ BY_OUTPUT = frozenset({"second turn", "structured by a prompt", "structured afte
 OPEN_ENDED = frozenset({"plain", "streamed"})
 # What each script plays, by its ways of asking: a scene that is left out by mistake is a failure, too.
 PLAYED: dict[str, dict[str, frozenset[str]]] = {
+    "agents/openai_scenes.py": {"chat": ALL, "responses": ALL},
+    "agents/anthropic_scenes.py": {"messages": ALL},
+    "agents/litellm_scenes.py": {"openai": ALL, "anthropic": ALL},
+    "agents/openai_agents_scenes.py": {"chat": ALL, "responses": ALL},
     "agents/langchain_scenes.py": {
         "chat": ALL,
         "chat, by a function": ALL,

@@ -174,6 +174,8 @@ def test_a_replay_that_no_engine_survives_loses_its_model_alone() -> None:
             writer.close()
             while place.desk.is_up("fake"):
                 await asyncio.sleep(0.01)
+        while not lost(place, run):  # the desk writes it down after the engine has gone
+            await asyncio.sleep(0.01)
         assert f"died {MAX_OP_DEATHS} times executing {run}:1 again" in lost(place, run)
         await place.submit(step(other, 3))
         place.start_thread()

@@ -77,13 +77,16 @@ def test_special_tokens_are_text_or_are_left_out(tmp_path: Path) -> None:
 def test_a_bounded_text_is_read_as_any_other(tokenizer: TextTokenizer, words: list[str], most: int) -> None:
     text = "".join(words)
     ids = tokenizer.encode(text)
-    assert tokenizer.encode_within(text, most) == (ids if len(ids) <= most else None)
+    found = tokenizer.encode_within(text, most)
+    assert (found and found.ids) == (ids if len(ids) <= most else None)
 
 
 def test_of_a_long_text_no_more_is_read_than_its_bound(tokenizer: TextTokenizer) -> None:
     text = "a b é " * 100_000
     n_tokens = len(tokenizer.encode(text))
-    assert len(tokenizer.encode_within(text, n_tokens) or ()) == n_tokens
+    found = tokenizer.encode_within(text, n_tokens)
+    assert found is not None
+    assert len(found.ids) == n_tokens
     assert tokenizer.encode_within(text, n_tokens - 1) is None
     begun = time.perf_counter()
     assert tokenizer.encode_within(text * 20, 1_000) is None

@@ -45,11 +45,12 @@ def chat(
         settings["tools"] = [{"type": "mcp", "server_label": name} for name in tools]
         settings["agent_loop"] = {}
     with client_of(url, key) as client:
-        talk = Talk(client, model or first_model(client, url), system, settings)
+        talk = Talk(client, known_model(client, url, model), system, settings)
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (gives `input` history and editing)
         click.echo(f"{talk.model} at {url}. {HELP}")
-        talk.run()
+        if not talk.run():
+            sys.exit(1)
 
 
 def client_of(url: str, key: str) -> Any:
@@ -70,13 +71,17 @@ def client_of(url: str, key: str) -> Any:
     return httpx.Client(base_url=base, headers=headers, timeout=httpx.Timeout(10, read=600))
 
 
-def first_model(client: Any, url: str) -> str:
-    """The first that the key may ask."""
+def known_model(client: Any, url: str, model: str | None) -> str:
+    """The model, once the server has said that the key may ask it; without a name, the first such."""
+    from urllib.parse import quote
+
     import httpx
 
     from loreloop.protocol.errors import BadRequest, Unavailable
 
     try:
+        if model is not None:
+            return str(checked(client.get(f"/models/{quote(model, safe='')}")).json()["id"])
         listed = checked(client.get("/models")).json()["data"]
         if listed:
             return str(listed[0]["id"])
@@ -94,16 +99,19 @@ class Talk:
         self.client, self.model, self.settings = client, model, settings
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """False where a question that was piped in could not be answered: a script must hear of it."""
+        all_answered = True
         while (line := read_line()) is not None:
             try:
                 if line.startswith("/"):
                     if not self.command(*line[1:].partition(" ")[::2]):
-                        return
+                        break
                 elif line:
-                    self.say(line)
+                    all_answered = self.say(line) and all_answered
             except KeyboardInterrupt:  # pressed twice: what was said stays
                 click.echo()
+        return all_answered or sys.stdin.isatty()
 
     def command(self, name: str, argument: str) -> bool:
         """False: the end."""
@@ -130,8 +138,9 @@ class Talk:
         except (OSError, RuntimeError, ValueError) as error:  # the last two: no such home, no such name
             click.echo(f"Nothing was written: {error}. Give /save another file.", err=True)
 
-    def say(self, text: str) -> None:
-        """Asks and shows the answer as it comes; one that is stopped stays as far as it came, if it did."""
+    def say(self, text: str) -> bool:
+        """Asks and shows the answer as it comes; one that is stopped stays as far as it came, if it did. False: the
+        server did not answer, and why has been said."""
         from httpx import HTTPError
 
         from loreloop.protocol.errors import LoreloopError
@@ -146,14 +155,15 @@ class Talk:
         except KeyboardInterrupt:
             if not any(said.values()):
                 click.echo("Not answered, and forgotten.")
-                return
+                return True
             click.echo(" …", nl=False)
         except (LoreloopError, HTTPError) as error:
             click.echo(f"\n{error}", err=True)
-            return
+            return False
         click.echo()
         answer = {kind: piece for kind, piece in said.items() if piece or kind == "content"}
         self.messages = [*asked, {"role": "assistant", **answer}]
+        return True
 
     def pieces(self, messages: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
         """Parts of the answer as they come, each with the field of a message that it belongs to."""

@@ -12,12 +12,13 @@ import click
 from loreloop.cli.keys import transaction
 from loreloop.cli.models import DATA
 from loreloop.cli.operator import checked, operator, running_server_of
+from loreloop.cli.tables import JSON, Moment, show
 
 if TYPE_CHECKING:
     from loreloop.serve.canary import Share
     from loreloop.store.rows import Deployment
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+NO_DEPLOYMENTS = "No deployments yet; `loreloop deploy set NAME TARGET` makes one."
 COLD = click.option("--cold", is_flag=True, help="Do not have a running server load the weights first.")
 PAGE = 1000
 
@@ -165,10 +166,6 @@ def base_named(data_dir: str, target: str) -> str:
 
 
 def show_all(found: list[Deployment], as_json: bool) -> None:
-    from datetime import UTC, datetime
-
-    from loreloop.cli.tables import show
-
     rows: list[dict[str, Any]] = [
         {
             "name": row.name,
@@ -177,9 +174,9 @@ def show_all(found: list[Deployment], as_json: bool) -> None:
             "canary": row.split.canary.target if row.split.canary else "",
             "percent": row.split.canary_percent,
             "owner": row.key_id or "",
-            "created": datetime.fromtimestamp(row.created, UTC).isoformat(timespec="seconds"),
+            "created": Moment(row.created),
             "by": row.by,
         }
         for row in found
     ]
-    show(rows, as_json)
+    show(rows, as_json, empty=NO_DEPLOYMENTS)

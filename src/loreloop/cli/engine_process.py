@@ -8,21 +8,24 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loreloop.engine.contract import Constrain
     from loreloop.host.link import EngineLink
     from loreloop.protocol.link import EngineInfo
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("loreloop.engine_process")
 
 
 def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
-    from loreloop.engine.local import LocalEngine
-    from loreloop.engine.sampler import refuse
-    from loreloop.host.log import speak_to_supervisor
     from loreloop.host.orphans import die_with_parent
+
+    die_with_parent(parent_pid)  # before libraries that take seconds to load
+    from loreloop.engine.local import LocalEngine
+    from loreloop.host.log import speak_to_supervisor
     from loreloop.host.plan import read_plan
     from loreloop.host.starts import say_up
     from loreloop.host.supervisor import CANNOT_START
@@ -32,22 +35,13 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     from loreloop.scheduler.loop import Scheduler
     from loreloop.store.files import SECRET, read_secret
     from loreloop.text.answers import parts_of
-    from loreloop.text.grammar import Grammars
     from loreloop.text.stops import StopMatcher
     from loreloop.text.tokenizer import TextTokenizer
 
-    die_with_parent(parent_pid)
     speak_to_supervisor()
     plan = read_plan(plan_file)
     folder, data = Path(plan.folders[base_model]), plan.config.data_path
     place = base_model.replace("/", "--")
-
-    def grammars(info: EngineInfo) -> Constrain:
-        try:
-            return Grammars.of(folder, info.vocab_size, info.eos_token_ids).constraint
-        except (ValueError, TypeError, RuntimeError) as error:
-            LOG.warning("no grammars for %s: its tokenizer cannot be read for them (%s)", base_model, error)
-            return refuse
 
     try:
         secret, work_dir = read_secret(data / SECRET), plan.run_folder / "spilled" / place
@@ -55,7 +49,13 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
             check_weights_unchanged(folder)
         tokenizer = TextTokenizer(folder)
         engine = LocalEngine(
-            plan.config.engine, base_model, folder, work_dir, grammars, secret=secret, ends=tokenizer.end_ids
+            plan.config.engine,
+            base_model,
+            folder,
+            work_dir,
+            _grammars_of(folder),
+            secret=secret,
+            ends=tokenizer.end_ids,
         )
     except UserError as error:
         LOG.error("%s", error.message)
@@ -75,6 +75,29 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     )
     scheduler.run()
     link.close()
+    _end_at_once()
+
+
+def _grammars_of(folder: Path) -> Callable[[EngineInfo], Constrain]:
+    """What prepares a model's grammars; a tokenizer that they cannot be read over costs requests for them alone."""
+    from loreloop.engine.sampler import refuse
+    from loreloop.text.grammar import Grammars
+
+    def grammars(info: EngineInfo) -> Constrain:
+        try:
+            return Grammars.of(folder, info.vocab_size, info.eos_token_ids).constraint
+        except (ValueError, TypeError, RuntimeError) as error:
+            LOG.warning("no grammars for the model in %s: its tokenizer cannot be read for them (%s)", folder, error)
+            return refuse
+
+    return grammars
+
+
+def _end_at_once() -> NoReturn:
+    """All is written; the interpreter's own end, with a model's memory, takes seconds on a busy machine."""
+    LOG.info("ended")
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _first_link(socket_file: Path) -> EngineLink:

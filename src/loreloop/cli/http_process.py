@@ -9,13 +9,15 @@ import socket
 import sys
 from pathlib import Path
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("loreloop.http_process")
 
 
 def main(plan_file: str, parent_pid: int) -> None:
+    from loreloop.host.orphans import die_with_parent
+
+    die_with_parent(parent_pid)  # before libraries that take seconds to load
     from loreloop.host.desk import Desk
     from loreloop.host.log import speak_to_supervisor
-    from loreloop.host.orphans import die_with_parent
     from loreloop.host.plan import read_plan
     from loreloop.host.starts import say_up
     from loreloop.host.supervisor import CANNOT_START
@@ -28,7 +30,6 @@ def main(plan_file: str, parent_pid: int) -> None:
     from loreloop.serve.names import Names
     from loreloop.serve.texts import Texts
 
-    die_with_parent(parent_pid)
     speak_to_supervisor()
     plan = read_plan(plan_file)
 
@@ -48,6 +49,9 @@ def main(plan_file: str, parent_pid: int) -> None:
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run_web(plan, serve))
+            LOG.info("ended")
+            sys.stderr.flush()
+            os._exit(0)  # all is written and answered; the interpreter's own end takes seconds on a busy machine
     except UserError as error:
         LOG.error("%s", error.message)
         sys.exit(CANNOT_START)

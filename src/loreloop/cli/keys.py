@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loreloop.cli.models import DATA
+from loreloop.cli.tables import JSON, Moment, show
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from loreloop.store.rows import KeyUsage
+
+NO_KEYS = "No keys yet; `loreloop keys create NAME` makes one, and so does the first `loreloop serve`."
 SCOPES = ("admin", "train", "infer")
 
 
@@ -41,45 +49,93 @@ def names_deployment(scope: str) -> bool:
     help="What it may do; infer:NAME: ask the deployment NAME, and nothing else. Repeatable.  [default: train]",
 )
 @DATA
-def create_key(name: str, scopes: tuple[str, ...], data_dir: str) -> None:
+@JSON
+def create_key(name: str, scopes: tuple[str, ...], data_dir: str, as_json: bool) -> None:
     """Make a key; its secret is printed once."""
     from loreloop.store import keys as rows
 
     with transaction(data_dir) as connection:
         made = rows.create(connection, name, scopes or ("train",), time.time())
+    if as_json:
+        show([{"id": made.row.id, "name": name, "scopes": " ".join(made.row.scopes), "secret": made.secret}], as_json)
+        return
     click.echo(made.secret)
     click.echo(f"Key {made.row.id} ({name}), scopes {', '.join(made.row.scopes)}. It is shown only now.", err=True)
 
 
 @keys.command("list")
 @DATA
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def list_keys(data_dir: str, as_json: bool) -> None:
     """Show all keys, without their secrets."""
-    from loreloop.cli.tables import show
     from loreloop.store import keys as rows
+    from loreloop.store import usage
 
     with transaction(data_dir) as connection:
-        found = rows.list_all(connection)
-    show(
-        [
-            {"id": row.id, "name": row.name, "scopes": " ".join(row.scopes), "revoked": row.revoked is not None}
-            for row in found
-        ],
-        as_json,
-    )
+        found, used = rows.list_all(connection), usage.by_key(connection)
+    table = [
+        {
+            "id": row.id,
+            "name": row.name,
+            "scopes": " ".join(row.scopes),
+            "created": Moment(row.created),
+            "last_used": Moment(used[row.id].last_used) if row.id in used else None,
+            "revoked": row.revoked is not None,
+        }
+        for row in found
+    ]
+    show(table, as_json, empty=NO_KEYS)
+
+
+@keys.command("usage")
+@DATA
+@JSON
+def show_usage(data_dir: str, as_json: bool) -> None:
+    """Show what each key has used: requests that ended, and tokens.
+
+    Prompt and generated tokens are those of samples, trained tokens those of forward_backward passes that were done. A
+    running server writes its counts down every two seconds.
+    """
+    from loreloop.store import keys as rows
+    from loreloop.store import usage
+    from loreloop.store.rows import KeyUsage
+
+    with transaction(data_dir) as connection:
+        found, used = rows.list_all(connection), usage.by_key(connection)
+    table = [usage_row(row.id, row.name, used.get(row.id, KeyUsage())) for row in found]
+    show(table, as_json, empty=NO_KEYS)
+
+
+def usage_row(key_id: str, name: str, used: KeyUsage) -> dict[str, Any]:
+    return {
+        "name": name,
+        "id": key_id,
+        "requests": used.requests,
+        "prompt_tokens": used.prompt_tokens,
+        "generated_tokens": used.generated_tokens,
+        "trained_tokens": used.trained_tokens,
+        "last_used": Moment(used.last_used) if used.last_used else None,
+    }
 
 
 @keys.command("revoke")
-@click.argument("key_id")
+@click.argument("key", metavar="NAME")
 @DATA
-def revoke_key(key_id: str, data_dir: str) -> None:
-    """Shut a key out, by its id."""
+def revoke_key(key: str, data_dir: str) -> None:
+    """Shut a key out, by its name or its id."""
     from loreloop.store import keys as rows
 
     with transaction(data_dir) as connection:
-        rows.revoke(connection, key_id, time.time())
-    click.echo(f"Key {key_id} is revoked.")
+        row = rows.called(connection, key, active=True)
+        rows.revoke(connection, row.id, time.time())
+    click.echo(f"Key {row.id} ({row.name}) is revoked.")
+
+
+def key_id_of(connection: Connection, key: str | None) -> str | None:
+    """The id of a key by its name or id; None for None."""
+    from loreloop.store import keys as rows
+
+    return None if key is None else rows.called(connection, key).id
 
 
 def transaction(data_dir: str):  # type: ignore[no-untyped-def]

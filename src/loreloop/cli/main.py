@@ -11,11 +11,14 @@ import click
 from loreloop import __version__
 from loreloop.cli.adapters import export_model, import_adapter
 from loreloop.cli.chat import chat
+from loreloop.cli.checkpoints import checkpoints
 from loreloop.cli.demo import demo
 from loreloop.cli.deploy import deploy
 from loreloop.cli.keys import keys
+from loreloop.cli.memory import memory
 from loreloop.cli.model_care import remove_model, verify_models
 from loreloop.cli.models import models
+from loreloop.cli.runs import runs
 from loreloop.cli.serve import serve
 from loreloop.cli.tools import tools
 
@@ -44,7 +47,7 @@ def cli() -> None:
     """Train, serve and keep improving language models with LoRA, on your own machine."""
 
 
-for verb in (serve, demo, models, keys, deploy, tools, chat):
+for verb in (serve, demo, models, keys, runs, checkpoints, deploy, tools, chat, memory):
     cli.add_command(verb)
 for verb in (remove_model, verify_models, import_adapter, export_model):
     models.add_command(verb)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loreloop.protocol.training import ExpertForm
-
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from loreloop.protocol.training import ExpertForm
 
 DATA = click.option("--data", "data_dir", default="~/.local/share/loreloop", show_default=True, help="The data folder.")
 

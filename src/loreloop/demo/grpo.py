@@ -106,13 +106,13 @@ class GroupPolicy(TokenCompleter):
 
 def train(
     client: tinker.TrainingClient,
+    tokenizer: Any,
     questions: Sequence[Question],
     plan: GrpoPlan,
     after_step: Callable[[int, float, tinker.SamplingClient], None],
     review: Sequence[Question] = (),
 ) -> None:
     """Runs the plan; `after_step` gets the step, its mean reward without reviewing, and the sampler that earned it."""
-    tokenizer = client.get_tokenizer()
     rng = random.Random(0)
     for step in range(plan.steps):
         sampler = client.save_weights_and_get_sampling_client().result()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import tinker
 from rich.console import Console
@@ -26,10 +27,11 @@ WATCHED_QUESTIONS = 100
 
 
 class Demo:
-    """One run against one server, with its record."""
+    """One run against one server, with its record. `tokenizer` is the model's."""
 
-    def __init__(self, base_url: str, api_key: str, model: str, console: Console) -> None:
+    def __init__(self, base_url: str, api_key: str, model: str, tokenizer: Any, console: Console) -> None:
         self.base_url, self.api_key, self.model, self.console = base_url, api_key, model, console
+        self.tokenizer = tokenizer
         self.one, self.two = questions.one_digit(seed=1), questions.two_digit(seed=1)
         self.record = report.Record()
 
@@ -62,7 +64,11 @@ class Demo:
         with self.progress() as progress:
             bar = progress.add_task("(a) chats", total=CHAT_STEPS, figure="")
             self.record.losses += supervised.train(
-                client, CHAT_STEPS, CHAT_BATCH, lambda loss: progress.update(bar, advance=1, figure=f"loss {loss:.2f}")
+                client,
+                self.tokenizer,
+                CHAT_STEPS,
+                CHAT_BATCH,
+                lambda loss: progress.update(bar, advance=1, figure=f"loss {loss:.2f}"),
             )
 
     def sums(self, client: tinker.TrainingClient) -> None:
@@ -90,7 +96,7 @@ class Demo:
                     if plan is TWO_DIGIT and step >= plan.steps - WATCHED_STEPS:
                         self.watch(client, step)
 
-                grpo.train(client, split.train, plan, after_step, review)
+                grpo.train(client, self.tokenizer, split.train, plan, after_step, review)
 
     def watch(self, client: tinker.TrainingClient, step: int) -> None:
         """Asks some of the exam's two-digit questions of the weights just made."""

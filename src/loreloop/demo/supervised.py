@@ -42,9 +42,10 @@ def chat_datum(tokenizer: Any, chat: list[Message], max_tokens: int = 256) -> ti
     )
 
 
-def train(client: tinker.TrainingClient, steps: int, batch: int, progress: Callable[[float], None]) -> Iterator[float]:
+def train(
+    client: tinker.TrainingClient, tokenizer: Any, steps: int, batch: int, progress: Callable[[float], None]
+) -> Iterator[float]:
     """Runs the steps; yields the mean loss per assistant token of each."""
-    tokenizer = client.get_tokenizer()
     data = [chat_datum(tokenizer, chat) for chat in chats_without_arithmetic()]
     rng = random.Random(0)
     for _ in range(steps):

@@ -26,7 +26,7 @@ from loreloop.protocol.errors import BadRequest, ServerError
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 30.0
 STEADY_SECONDS = 60.0  # after this long a process counts as healthy again
-ENGINE_GRACE_SECONDS, HTTP_GRACE_SECONDS = 6.0, 3.0  # to end by themselves; together below ten
+ENGINE_GRACE_SECONDS, HTTP_GRACE_SECONDS = 5.0, 2.5  # to end by themselves; together well below ten
 CANNOT_START = 78  # exit code of a child whose settings are wrong: starting it again would not help
 
 

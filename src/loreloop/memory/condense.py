@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from loreloop.memory.words import FENCE, content_of, sentences, words_of
 
 SHARE_KEPT = 0.85
-MARKUP = str.maketrans("", "", "*#`_")
+MARKUP = "*#`_"
 
 CountTokens = Callable[[str], int]
 
@@ -40,8 +40,8 @@ def spans_of(text: str) -> list[Span]:
 
 
 def without_function_words(sentence: str) -> str:
-    """The words that carry content, with their punctuation; markup goes too."""
-    return " ".join(word for word in sentence.translate(MARKUP).split() if content_of(word))
+    """The words that carry content, with their punctuation. Markup goes around a word; in it "*" may be a product."""
+    return " ".join(word.strip(MARKUP) for word in sentence.split() if content_of(word))
 
 
 def joined(spans: list[Span]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -24,12 +25,14 @@ PREFERENCE = re.compile(
     r"\b(?:prefer|favou?rite|always|never|hate|allergic|from now on|remember|instead)\b", re.IGNORECASE
 )
 
+FRESH = 0.35  # the share of new words from which on a passage counts as new
+
 
 class Importance(Protocol):
-    """`worth` gives a number ≥ 0 for every segment: what the memory loses when all of it goes. Only their order and
-    their ratios matter. `tokens_read` says what a model has read and written for the last call."""
+    """`worth` gives a number ≥ 0: what the memory loses when all of a new segment goes. `memory` is what stands before
+    it. Only ratios matter. `tokens_spent` says what a model has read and written for the last call."""
 
-    def worth(self, segments: Sequence[Segment]) -> list[float]: ...
+    def worth(self, segment: Segment, memory: Sequence[Segment]) -> float: ...
 
     @property
     def tokens_spent(self) -> int: ...
@@ -53,26 +56,18 @@ class Weights(msgspec.Struct, frozen=True):
 
 
 class SurfaceImportance:
-    """Names, numbers, days, who speaks and of whom. A passage's worth grows with its content words up to `enough` of
-    them: one long passage is not worth as much as the many short ones that fit into its place."""
+    """Names, numbers, days, who speaks and of whom. A passage whose words all stand in
+    the memory already is worth less. Worth grows with the content words up to `enough`: one long passage is not worth
+    as much as the many short ones that fit into its place."""
 
     def __init__(self, weights: Weights | None = None, enough: int = 15) -> None:
         self.weights, self.enough = weights or Weights(), enough
-        self.known: dict[tuple[int, int], float] = {}  # by number, and by size for excerpts
-
-    def worth(self, segments: Sequence[Segment]) -> list[float]:
-        """Each segment is read once as it came, for condensing takes away words that tell its worth; an excerpt is read
-        again, since it holds less. What left the memory is forgotten here as well."""
-        keys = [(segment.id, segment.tokens if segment.form == "excerpt" else 0) for segment in segments]
-        known = self.known
-        self.known = {k: known[k] if k in known else self.read(s) for k, s in zip(keys, segments, strict=True)}
-        return [self.known[key] for key in keys]
 
     @property
     def tokens_spent(self) -> int:
         return 0
 
-    def read(self, segment: Segment) -> float:
+    def worth(self, segment: Segment, memory: Sequence[Segment]) -> float:
         text, weights = segment.text, self.weights
         words = words_of(text)
         features: list[tuple[bool, float]] = [
@@ -90,4 +85,11 @@ class SurfaceImportance:
             (any(map(is_negation, words.content)), weights.negation),
         ]
         size = min(len(words.content), self.enough)
-        return size * math.exp(sum(weight for holds, weight in features if holds))
+        fresh = min(1.0, novelty(words.content, memory) / (FRESH * max(size, 1)))
+        return size * fresh**2 * math.exp(sum(weight for holds, weight in features if holds))
+
+
+def novelty(words: frozenset[str], memory: Sequence[Segment]) -> float:
+    """How many words are new: one that stands in n segments counts as 1 / (1 + n)."""
+    times = Counter(word for segment in memory for word in words_of(segment.text).content & words)
+    return sum(1 / (1 + times[word]) for word in words)

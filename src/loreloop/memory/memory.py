@@ -30,7 +30,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     low: float = 0.97
     window: float = 0.03
-    largest: float = 0.25
+    largest: float = 0.12
     minimum: int = 16
     seed: int = 0
     temperature: float = 0.0
@@ -70,9 +70,7 @@ class Memory:
         check_turn(turn, state.last_time)
         new = self._segment(turn, pinned)
         segments = state.segments if new is None else self._with_new(new)
-        # What an edit needs of a turn is worked out when the turn comes: no single append has to do it for many.
-        worth = self.parts.importance.worth(segments)
-        edited = self._edit(segments, worth)
+        edited = self._edit(segments)
         costs = state.costs
         self.state = msgspec.structs.replace(
             state,
@@ -124,13 +122,16 @@ class Memory:
         kept = list(self.state.segments)
         for position, text in left.items():
             kept[position] = self._shortened(kept[position], text)
-        self._condensed(new)
         return (*(segment for segment in kept if segment.text), new)
 
     def _shortened(self, segment: Segment, text: str) -> Segment:
         tokens = self.parts.count(passage(segment.head, text))
         form: Form = "excerpt"
-        return msgspec.structs.replace(segment, text=text, tokens=tokens, form=form, rewrites=segment.rewrites + 1)
+        cut = msgspec.structs.replace(segment, text=text, tokens=tokens, form=form, rewrites=segment.rewrites + 1)
+        return self._judged(cut, ()) if text else cut
+
+    def _judged(self, segment: Segment, before: Sequence[Segment]) -> Segment:
+        return msgspec.structs.replace(segment, worth=self.parts.importance.worth(segment, before))
 
     def _segment(self, turn: Turn, pinned: bool) -> Segment | None:
         """The new turn as a segment that fits; None for a turn without text or of which nothing fits."""
@@ -150,18 +151,21 @@ class Memory:
                     "beside what is pinned. Raise the budget, or pin less."
                 )
             return segment
+        # What an edit needs of a turn is worked out when the turn comes: no single append has to do it for many.
+        segment = self._judged(segment, state.segments)
+        self._condensed(segment)
         most = int(free * self.settings.largest)
-        return segment if tokens <= most else self.parts.refill.refill(segment, most)
+        return segment if tokens <= most else self._refill(segment, most)
 
-    def _edit(self, segments: tuple[Segment, ...], worth: list[float]) -> tuple[Segment, ...]:
+    def _edit(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
         """The segments themselves if they fit, else what an edit leaves of them."""
         budget = self.state.budget
         total = sum(segment.tokens for segment in segments)
         if total <= budget:
             return segments
         target = int(budget * self.settings.low)
-        open_at = self._open(segments, worth)
-        chunks = [self._chunk(segments[n], value) for n, value in open_at.items()]
+        open_at = self._open(segments)
+        chunks = [self._chunk(segments[n]) for n in open_at]
         settings = self.settings
         steps = [steps_of(chunk, settings.seed, settings.temperature) for chunk in chunks]
         # Pins and the window may be over the target by themselves; then everything else goes.
@@ -181,8 +185,8 @@ class Memory:
         self.small = {number: small for number, small in self.small.items() if number in stands}
         return after
 
-    def _open(self, segments: Sequence[Segment], worth: list[float]) -> dict[int, float]:
-        """Positions that may be masked, with their worth: neither pins nor the working window."""
+    def _open(self, segments: Sequence[Segment]) -> list[int]:
+        """Positions that may be masked: neither pins nor the working window."""
         left = self.state.budget * self.settings.window
         closed = {n for n, segment in enumerate(segments) if segment.pinned}
         for n in range(len(segments) - 1, -1, -1):
@@ -190,10 +194,10 @@ class Memory:
             if left < 0 and n < len(segments) - 1:
                 break
             closed.add(n)
-        return {n: worth[n] for n in range(len(segments)) if n not in closed}
+        return [n for n in range(len(segments)) if n not in closed]
 
-    def _chunk(self, segment: Segment, worth: float) -> Chunk:
-        return Chunk(segment.id, worth, segment.tokens, self._condensed(segment).tokens)
+    def _chunk(self, segment: Segment) -> Chunk:
+        return Chunk(segment.id, segment.worth, segment.tokens, self._condensed(segment).tokens)
 
     def _condensed(self, segment: Segment) -> Segment:
         """The condensed form, made once for a segment that is still whole."""
@@ -204,12 +208,16 @@ class Memory:
         return self.small[segment.id]
 
     def _refill(self, segment: Segment, budget: int) -> Segment | None:
+        """The chunk within its budget. An excerpt holds less than its chunk did, and is worth less by its tokens."""
         if budget == 0:
             return None
         small = self._condensed(segment)
         if small.tokens <= budget < segment.tokens:
             return small
-        return self.parts.refill.refill(segment, budget)
+        made = self.parts.refill.refill(segment, budget)
+        if made is None or made.form != "excerpt" or made is segment:
+            return made
+        return msgspec.structs.replace(made, worth=made.worth * made.tokens / small.tokens / 2)
 
 
 def behind_first_change(before: Sequence[Segment], after: Sequence[Segment]) -> int:

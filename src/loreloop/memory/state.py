@@ -17,7 +17,7 @@ Form = Literal["whole", "condensed", "excerpt", "written"]
 class Segment(msgspec.Struct, frozen=True):
     """One passage of the memory: `head` says who spoke, and survives every rewriting of the `text`. `turns` are the
     numbers of all turns it was made from, `rewrites` how often its text was replaced, `answers` whether the turn before
-    it asked something."""
+    it asked something, `worth` what an estimator of importance gave it when it came."""
 
     id: int
     head: str
@@ -29,6 +29,7 @@ class Segment(msgspec.Struct, frozen=True):
     rewrites: int = 0
     pinned: bool = False
     answers: bool = False
+    worth: float = 0.0
 
 
 class Costs(msgspec.Struct, frozen=True):

@@ -21,9 +21,9 @@ CHANGE = re.compile(
 DELETION = re.compile(r"\b(?:forget|delete|erase|disregard)\b", re.IGNORECASE)
 OWN = re.compile(r"\b(?:[Mm]y|[Oo]ur|I|[Ww]e)\b")
 FRAME = """now longer anymore changed change switched switch replaced renamed moved correction update updated updates
-forget delete erase disregard said told mentioned no not"""
-FRAME_WORDS = frozenset(FRAME.split())  # say that something changed, not what
-SHARED_OF_CHANGED = 0.6  # of the old sentence's content words
+forget delete erase disregard said told mentioned no not way btw note actually remember"""
+FRAME_WORDS = frozenset(FRAME.split())  # say that something is told or changed, not what
+SHARED_OF_CHANGED = 0.5  # of the old sentence's content words
 SHARED_OF_DELETED = 0.75  # of the request's content words
 FEWEST_SHARED = 2
 LONGEST = 12  # content words of a sentence that states one fact
@@ -47,7 +47,7 @@ def claims_of(segment: Segment) -> list[Claim]:
         deletes = bool(DELETION.search(sentence))
         if deletes or CHANGE.search(sentence):
             found.append(Claim(content_of(sentence) - FRAME_WORDS, deletes))
-    return [claim for claim in found if len(claim.words) >= FEWEST_SHARED]
+    return [claim for claim in found if claim.words]
 
 
 def states_a_fact(sentence: str) -> bool:
@@ -80,13 +80,13 @@ def goes(sentence: str, claim: Claim) -> bool:
     if not shared or len(subject) > LONGEST:
         return False
     frame = subject - words_of(sentence).marks
-    if frame and frame <= claim.words and not claim.deletes:
-        return True
-    if shared < FEWEST_SHARED:
-        return False
     if claim.deletes:
         return shared >= SHARED_OF_DELETED * len(claim.words)
-    return shared >= SHARED_OF_CHANGED * len(subject)
+    if frame and frame <= claim.words:
+        return True
+    if frame and not frame & claim.words:
+        return False  # two facts may share a value
+    return shared >= max(FEWEST_SHARED, SHARED_OF_CHANGED * len(subject))
 
 
 def speaker_of(segment: Segment) -> str:

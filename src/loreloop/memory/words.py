@@ -56,7 +56,7 @@ def is_negation(word: str) -> bool:
 
 
 def content_word(word: str) -> str | None:
-    """The word as compared, or None for a function word. Capitals as in "US" make a name, and "May" is a month."""
+    """The word as it is compared, or None for a function word. "US" and "IT" in capitals are names, "May" a month."""
     plain = spell(word)
     if plain in FUNCTION_WORDS and word != "May" and (len(word) == 1 or not word.isupper()):
         return None

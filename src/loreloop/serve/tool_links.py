@@ -21,6 +21,8 @@ from loreloop.store.rows import ToolServer
 
 MAX_MESSAGE_BYTES = 16 << 20
 TOO_LONG = f"it answered with over {MAX_MESSAGE_BYTES >> 20} MiB"
+NOTED_BYTES = 8 << 10
+LOG = logging.getLogger(__name__)
 READ_SECONDS = 600.0  # requests have bounds of their own, none longer
 END_SECONDS = 0.5  # for a process to end by itself, and again after it was told to
 
@@ -51,7 +53,7 @@ def absolute(command: Sequence[str], folder: Path) -> tuple[str, ...]:
 def link_to(server: ToolServer) -> AbstractAsyncContextManager[Any]:
     """A transport of the library's kind. What goes wrong is told to whoever asked, so it need not be logged as well."""
     logging.getLogger("mcp").setLevel(logging.CRITICAL)
-    return _web(check_url(server.url)) if server.url else _process(server.command or ())
+    return _web(check_url(server.url)) if server.url else _process(server.name, server.command or ())
 
 
 @asynccontextmanager
@@ -94,7 +96,7 @@ async def _web(url: str) -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def _process(command: Sequence[str]) -> AsyncIterator[Any]:
+async def _process(name: str, command: Sequence[str]) -> AsyncIterator[Any]:
     """In place of the library's way, which reads lines of any length in time that grows with their square, and takes
     seconds to end a process."""
     import anyio
@@ -104,6 +106,7 @@ async def _process(command: Sequence[str]) -> AsyncIterator[Any]:
         *command,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
         limit=MAX_MESSAGE_BYTES,
         env=get_default_environment(),
         start_new_session=True,
@@ -111,7 +114,7 @@ async def _process(command: Sequence[str]) -> AsyncIterator[Any]:
     heard, hearing = anyio.create_memory_object_stream[Any](0)
     saying, said = anyio.create_memory_object_stream[Any](0)
     talk = _Talk(process)
-    tasks = [asyncio.create_task(talk.hear(heard)), asyncio.create_task(talk.say(said))]
+    tasks = [asyncio.create_task(each) for each in (talk.hear(heard), talk.say(said), talk.note(name))]
     try:
         yield hearing, saying
     finally:
@@ -152,6 +155,13 @@ class _Talk:
                     except ValueError as error:  # what a program prints besides
                         message = error
                     await heard.send(message)
+
+    async def note(self, name: str) -> None:
+        """What it says besides goes into the log, in pieces of a bounded size."""
+        assert self.process.stderr
+        while piece := await self.process.stderr.read(NOTED_BYTES):
+            for line in piece.decode(errors="replace").splitlines():
+                LOG.info("tool server %s: %s", name, line)
 
     async def say(self, said: Any) -> None:
         assert self.process.stdin

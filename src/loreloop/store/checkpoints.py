@@ -88,6 +88,13 @@ def newest(connection: Connection, key_id: str, kind: CheckpointKind, limit: int
 def remove(connection: Connection, key_id: str, path: CheckpointPath) -> CheckpointRow:
     """Takes the row away; the files are the caller's to delete afterwards. Conflict while a deployment needs them."""
     row = get(connection, key_id, path)
+    check_not_deployed(connection, path)
+    connection.execute(delete(CHECKPOINTS).where(_at(path)))
+    return row
+
+
+def check_not_deployed(connection: Connection, path: CheckpointPath) -> None:
+    """Conflict while a deployment answers with the checkpoint."""
     deployed = connection.scalars(select(DEPLOYED.c.name).where(DEPLOYED.c.target == str(path)).limit(4)).all()
     if deployed:
         names = ", ".join(deployed[:3]) + (", …" if len(deployed) > 3 else "")
@@ -95,8 +102,6 @@ def remove(connection: Connection, key_id: str, path: CheckpointPath) -> Checkpo
             f"{path} is what the deployment {names} answers with; let it answer with something else "
             "(`loreloop deploy set`), or `loreloop deploy delete` it, then delete the checkpoint."
         )
-    connection.execute(delete(CHECKPOINTS).where(_at(path)))
-    return row
 
 
 def set_expiry(connection: Connection, key_id: str, path: CheckpointPath, expires: float | None) -> None:

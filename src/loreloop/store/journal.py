@@ -156,8 +156,8 @@ def outcome(connection: Connection, segments: Segments, request_id: str) -> Outc
 def expire_results(connection: Connection, created_before: float) -> None:
     old = RESULTS.c.created < created_before
     connection.execute(update(RESULTS).where(old, RESULTS.c.location.is_not(None)).values(location=None))
-    # What belongs to runs that have ended is asked for by nobody any more.
-    dead = select(OPS.c.request_id).where(OPS.c.model_id.in_(select(RUNS.c.id).where(~RUNS.c.live)))
+    # What belongs to runs that have ended, or were deleted, is asked for by nobody any more.
+    dead = select(OPS.c.request_id).where(OPS.c.model_id.not_in(select(RUNS.c.id).where(RUNS.c.live)))
     connection.execute(delete(RESULTS).where(old, RESULTS.c.request_id.in_(dead)))
     without_result = OPS.c.request_id.not_in(select(RESULTS.c.request_id))  # places that were skipped among them
     connection.execute(delete(OPS).where(OPS.c.request_id.in_(dead), OPS.c.done, without_result))

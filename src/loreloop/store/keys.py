@@ -10,9 +10,9 @@ from typing import NamedTuple
 import msgspec
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from loreloop.protocol.errors import NotFound
+from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.store.rows import KeyRow
-from loreloop.store.schema import KEYS
+from loreloop.store.schema import KEYS, USAGE
 
 
 class NewKey(NamedTuple):
@@ -47,6 +47,26 @@ def list_all(connection: Connection) -> list[KeyRow]:
     return [_row(row) for row in connection.execute(select(KEYS).order_by(KEYS.c.created))]
 
 
+def get(connection: Connection, key_id: str) -> KeyRow:
+    row = connection.execute(select(KEYS).where(KEYS.c.id == key_id)).first()
+    if row is None:
+        raise NotFound(f"There is no key {key_id!r}; `loreloop keys list` shows them.")
+    return _row(row)
+
+
+def called(connection: Connection, name: str, *, active: bool = False) -> KeyRow:
+    """The key with this id, or else the only one with this name; BadRequest where several have it."""
+    rows = [row for row in list_all(connection) if row.revoked is None or not active]
+    found = [row for row in rows if row.id == name] or [row for row in rows if row.name == name]
+    kind = "active key" if active else "key"
+    if not found:
+        raise NotFound(f"There is no {kind} {name!r}; `loreloop keys list` shows them.")
+    if len(found) > 1:
+        ids = ", ".join(row.id for row in found)
+        raise BadRequest(f"{len(found)} {kind}s are called {name!r}; name one by its id: {ids}.")
+    return found[0]
+
+
 def revoke(connection: Connection, key_id: str, now: float) -> None:
     """From now on nobody gets in with it; what it owns stays, but for kept answers."""
     changed = connection.execute(
@@ -66,11 +86,14 @@ def withdraw(connection: Connection, scope: str) -> None:
 
 def forget(connection: Connection, key_id: str) -> None:
     """Takes a key away that owns nothing, as if it had never been."""
+    connection.execute(delete(USAGE).where(USAGE.c.key_id == key_id))
     connection.execute(delete(KEYS).where(KEYS.c.id == key_id))
 
 
 def forget_expired(connection: Connection, now: float) -> None:
     """Those whose makers were killed before they could take them away."""
+    over = select(KEYS.c.id).where(KEYS.c.expires <= now)
+    connection.execute(delete(USAGE).where(USAGE.c.key_id.in_(over)))
     connection.execute(delete(KEYS).where(KEYS.c.expires <= now))
 
 

@@ -15,12 +15,16 @@ MAX_ARGUMENTS = 4096  # characters of a call's arguments that are kept
 
 def add(connection: Connection, server: ToolServer, now: float) -> None:
     """BadRequest for a name that is taken or is none."""
-    if not NAME.fullmatch(server.name) or "__" in server.name:
-        raise BadRequest(f"{server.name!r} is no name for a tool server; use letters, digits, '-', '.' and single '_'.")
+    check_name(server.name)
     if connection.execute(select(TOOL_SERVERS.c.name).where(TOOL_SERVERS.c.name == server.name)).first():
         raise BadRequest(f"A tool server {server.name!r} is registered already; `loreloop tools remove` it first.")
     command = msgspec.json.encode(server.command).decode() if server.command else None
     connection.execute(insert(TOOL_SERVERS).values(name=server.name, command=command, url=server.url, created=now))
+
+
+def check_name(name: str) -> None:
+    if not NAME.fullmatch(name) or "__" in name:
+        raise BadRequest(f"{name!r} is no name for a tool server; use letters, digits, '-', '.' and single '_'.")
 
 
 def remove(connection: Connection, name: str) -> None:

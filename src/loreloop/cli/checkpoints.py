@@ -1,0 +1,124 @@
+"""`loreloop checkpoints`: what was saved in a data folder, by all keys, looked at, deleted and taken elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from loreloop.cli.keys import key_id_of, transaction
+from loreloop.cli.models import DATA
+from loreloop.cli.operator import checked, running_server_of
+from loreloop.cli.runs import KEY, NO_CHECKPOINTS, YES, bare, checkpoint_row, say_what_goes
+from loreloop.cli.tables import JSON, LIMIT, Size, show
+
+
+@click.group()
+def checkpoints() -> None:
+    """List, show, delete and export checkpoints."""
+
+
+@checkpoints.command("list")
+@click.option("--run", "run_id", metavar="RUN", help="Only those of this run.")
+@KEY
+@LIMIT
+@DATA
+@JSON
+def list_checkpoints(run_id: str | None, key_name: str | None, limit: int, data_dir: str, as_json: bool) -> None:
+    """Show checkpoints, the newest first."""
+    from loreloop.store import overview
+
+    run_id = bare(run_id) if run_id else None
+    with transaction(data_dir) as connection:
+        if run_id is not None:
+            overview.find_run(connection, run_id)
+        found = overview.list_checkpoints(connection, key_id_of(connection, key_name), run_id, limit)
+    show([checkpoint_row(one) for one in found], as_json, empty=NO_CHECKPOINTS)
+
+
+@checkpoints.command("show")
+@click.argument("path")
+@DATA
+@JSON
+def show_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
+    """Show one checkpoint, and the folder where its files are."""
+    from loreloop.protocol.paths import parse_path
+    from loreloop.store import overview
+
+    with transaction(data_dir) as connection:
+        one = overview.find_checkpoint(connection, parse_path(path))
+    row = checkpoint_row(one) | {"metadata": one.row.user_metadata, "folder": one.row.folder}
+    if as_json:
+        show([row], as_json)
+        return
+    from loreloop.cli.tables import cell
+
+    for name, value in row.items():
+        if value is not None:
+            click.echo(f"{name:12} {cell(value)}")
+
+
+@checkpoints.command("rm")
+@click.argument("path")
+@YES
+@DATA
+@JSON
+def remove_checkpoint(path: str, yes: bool, data_dir: str, as_json: bool) -> None:
+    """Delete a checkpoint. One that a deployment answers with is refused."""
+    from loreloop.protocol.paths import parse_path
+    from loreloop.store import checkpoints as rows
+    from loreloop.store import overview
+    from loreloop.store.files import delete
+
+    parsed = parse_path(path)
+    with transaction(data_dir) as connection:
+        row = overview.find_checkpoint(connection, parsed).row
+        rows.check_not_deployed(connection, parsed)
+    say_what_goes([path], row.size_bytes, yes=yes)
+    with running_server_of(data_dir) as client:
+        if client is not None:
+            checked(client.delete(f"/loop/v1/checkpoints/{parsed.run_id}/{parsed.checkpoint_id}"))
+        else:
+            with transaction(data_dir) as connection:
+                rows.remove(connection, row.key_id, parsed)
+            delete(Path(row.folder))
+    show([{"deleted": path, "size": Size(row.size_bytes)}], as_json)
+
+
+@checkpoints.command("export")
+@click.argument("path")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--form",
+    default="peft",
+    show_default=True,
+    type=click.Choice(["peft", "merged", "gguf"]),
+    help="A folder for peft, a model folder with the adapter merged in, or a GGUF file of that.",
+)
+@click.option("--base", metavar="MODEL", help="The base model's name in the data folder, where it is another one now.")
+@DATA
+def export_checkpoint(path: str, target: Path, form: str, base: str | None, data_dir: str) -> None:
+    """Write the checkpoint PATH (tinker://…) to TARGET, which must not exist yet."""
+    from loreloop.model.catalog import Catalog
+    from loreloop.model.export import export
+    from loreloop.protocol.errors import Gone
+    from loreloop.protocol.paths import parse_path
+    from loreloop.store import overview
+
+    with transaction(data_dir) as connection:
+        one = overview.find_checkpoint(connection, parse_path(path))
+    if not Path(one.row.folder).is_dir():
+        raise Gone(f"The files of {path} are gone: {one.row.folder} is no folder any more.")
+    data = Path(data_dir).expanduser()
+    entry = Catalog(data).find(base or base_of(data, one.base_model))
+    export(entry.folder, Path(one.row.folder), target, form, entry.name)
+    click.echo(f"{target} is written.")
+
+
+def base_of(data: Path, name: str) -> str:
+    """The model that a run's base name means: the last server's aliases are in its plan, other names are models'."""
+    from loreloop.config import Config
+    from loreloop.host.plan import ServerPlan, read_plan
+
+    file = ServerPlan(Config(data_dir=str(data)), {}).file
+    return read_plan(str(file)).config.aliases.get(name, name) if file.exists() else name

@@ -1,0 +1,99 @@
+"""`loreloop memory`: what a memory keeps of conversations, measured without a model, and what it is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from loreloop.cli.models import DATA
+
+if TYPE_CHECKING:
+    from loreloop.memory.condense import CountTokens
+    from loreloop.memory.evaluation.cases import Conversation
+    from loreloop.memory.evaluation.study import Row
+
+
+@click.group()
+def memory() -> None:
+    """Measure and look into memories with a token budget."""
+
+
+@memory.command("eval")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--format", "form", type=click.Choice(["locomo", "beam", "longmemeval"]), default="locomo", show_default=True
+)
+@click.option("--faults", type=click.Path(path_type=Path), help="A list of LoCoMo's wrong labels, to clean them.")
+@click.option("--only", multiple=True, help="A conversation's name; may be repeated.")
+@click.option("--budget", "budgets", multiple=True, type=float, help="A share up to 1, or tokens; may be repeated.")
+@click.option("--model", default="smollm2-135m", show_default=True, help="Whose tokenizer counts the tokens.")
+@click.option("--quick", is_flag=True, help="Needles among 100 and 1,000 turns only.")
+@click.option("--json", "as_json", is_flag=True, help="All figures, by kind of question too.")
+@DATA
+def evaluate(
+    *,
+    file: Path | None,
+    form: str,
+    faults: Path | None,
+    only: tuple[str, ...],
+    budgets: tuple[float, ...],
+    model: str,
+    quick: bool,
+    as_json: bool,
+    data_dir: str,
+) -> None:
+    """Count what the memory and its baselines keep of the evidence of a published FILE's questions, at equal budgets.
+
+    Without a file, the synthetic suite is made and used. No model is asked.
+    """
+    import msgspec
+
+    from loreloop.memory.evaluation import study
+    from loreloop.memory.evaluation.contenders import BLIND
+
+    count = counter(data_dir, model)
+    tables: dict[str, list[Row]]
+    if file is None:
+        tables = study.synthetic_rows(count, (100, 1000) if quick else (100, 1000, 10000), ["memory", "recency window"])
+    else:
+        conversations = chosen(file, form, faults, only)
+        shares = budgets or (0.25, 0.1, 0.05)
+        tables = {
+            "not knowing the question": study.blind_rows(conversations, shares, count, list(BLIND)),
+            "knowing the question": study.knowing_rows(conversations, shares, count),
+        }
+    if as_json:
+        click.echo(msgspec.json.encode(tables))
+        return
+    for title, rows in tables.items():
+        click.echo(f"\n{title}\n\n{study.table_of(rows)}")
+
+
+def chosen(file: Path, form: str, faults: Path | None, only: tuple[str, ...]) -> list[Conversation]:
+    from loreloop.memory.evaluation import published
+    from loreloop.protocol.errors import BadRequest
+
+    loaded = published.load(file, form, faults)  # type: ignore[arg-type]
+    unknown = set(only) - {conversation.name for conversation in loaded}
+    if unknown:
+        names = ", ".join(conversation.name for conversation in loaded)
+        raise BadRequest(f"{file} holds no conversation {', '.join(sorted(unknown))}; it has {names}.")
+    return [conversation for conversation in loaded if not only or conversation.name in only]
+
+
+def counter(data_dir: str, model: str) -> CountTokens:
+    """Counts tokens as a model's tokenizer does; equal texts once."""
+    from functools import lru_cache
+
+    from loreloop.model.catalog import Catalog
+    from loreloop.text.tokenizer import TextTokenizer
+
+    tokenizer = TextTokenizer(Catalog(Path(data_dir).expanduser()).ensure(model).folder)
+
+    @lru_cache(maxsize=1 << 16)
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text))
+
+    return count

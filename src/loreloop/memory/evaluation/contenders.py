@@ -1,0 +1,160 @@
+"""What is put before a model in place of the past, by the memory and by its baselines, within the same budget.
+
+All write a turn as the memory writes it. The blind ones do not know what will be asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from loreloop.memory.condense import CountTokens
+from loreloop.memory.evaluation.cases import Conversation
+from loreloop.memory.importance import SurfaceImportance
+from loreloop.memory.memory import Memory, Parts, Settings
+from loreloop.memory.refill import ExtractiveRefill
+from loreloop.memory.state import MemoryState, Segment, passage
+from loreloop.memory.turns import Turn, head_of
+from loreloop.memory.words import WORD, spell, words_of
+
+STRETCH = 512  # tokens of a stretch that is compressed by itself
+
+Blind = Callable[[Conversation, int, CountTokens], list[Segment]]
+
+
+class WholeTurns(ExtractiveRefill):
+    """An ablation: a turn stands as it was said, or not at all."""
+
+    def condensed(self, segment: Segment) -> Segment:
+        return segment
+
+    def refill(self, segment: Segment, budget: int) -> Segment | None:
+        return segment if segment.tokens <= budget else None
+
+
+def segments_of(turns: Sequence[Turn], count: CountTokens) -> list[Segment]:
+    """Each turn as a whole segment."""
+    made = []
+    for number, turn in enumerate(turns):
+        head, text = head_of(turn), turn.text.strip()
+        made.append(Segment(number, head, text, count(passage(head, text)), (number,), turn.role))
+    return made
+
+
+def remembered(conversation: Conversation, memory: Memory) -> list[Segment]:
+    for turn in conversation.turns:
+        memory.append(turn)
+    return list(memory.state.segments)
+
+
+def memory(conversation: Conversation, budget: int, count: CountTokens) -> list[Segment]:
+    parts = Parts(count, SurfaceImportance(), ExtractiveRefill(count))
+    return remembered(conversation, Memory(MemoryState(budget), parts, Settings()))
+
+
+def memory_of_whole_turns(conversation: Conversation, budget: int, count: CountTokens) -> list[Segment]:
+    parts = Parts(count, SurfaceImportance(), WholeTurns(count))
+    return remembered(conversation, Memory(MemoryState(budget), parts, Settings()))
+
+
+def first_that_fit(ordered: Iterable[Segment], budget: int, *, stop: bool = False) -> list[Segment]:
+    """Takes what fits, in this order; with `stop` nothing behind the first that does not."""
+    taken = []
+    for segment in ordered:
+        if segment.tokens <= budget:
+            taken.append(segment)
+            budget -= segment.tokens
+        elif stop:
+            break
+    return taken
+
+
+def recency(conversation: Conversation, budget: int, count: CountTokens) -> list[Segment]:
+    return first_that_fit(reversed(segments_of(conversation.turns, count)), budget, stop=True)
+
+
+def longest(conversation: Conversation, budget: int, count: CountTokens) -> list[Segment]:
+    return first_that_fit(sorted(segments_of(conversation.turns, count), key=lambda s: -s.tokens), budget)
+
+
+def users_newest(conversation: Conversation, budget: int, count: CountTokens) -> list[Segment]:
+    newest = list(reversed(segments_of(conversation.turns, count)))
+    return first_that_fit(sorted(newest, key=lambda s: s.role != "user"), budget)
+
+
+def users_shortest(conversation: Conversation, budget: int, count: CountTokens) -> list[Segment]:
+    segments = segments_of(conversation.turns, count)
+    return first_that_fit(sorted(segments, key=lambda s: (s.role != "user", s.tokens)), budget)
+
+
+def uniform(conversation: Conversation, budget: int, count: CountTokens) -> list[Segment]:
+    """No allocation: every stretch of the conversation is compressed to the same share of its tokens, and within it the
+    condensed turns of most names, numbers and other content words per token stand."""
+    segments = segments_of(conversation.turns, count)
+    share = budget / max(1, sum(segment.tokens for segment in segments))
+    made: list[Segment] = []
+    stretch: list[Segment] = []
+    for segment in segments:
+        stretch.append(segment)
+        tokens = sum(one.tokens for one in stretch)
+        if tokens >= STRETCH or segment is segments[-1]:
+            short = [condensed(one, count) for one in stretch]
+            made += first_that_fit(sorted(short, key=lambda s: -richness(s)), int(share * tokens))
+            stretch = []
+    return made
+
+
+def condensed(segment: Segment, count: CountTokens) -> Segment:
+    return ExtractiveRefill(count).condensed(segment)
+
+
+def richness(segment: Segment) -> float:
+    words = words_of(segment.text)
+    return (len(words.content) + 2 * len(words.marks)) / segment.tokens
+
+
+BLIND: dict[str, Blind] = {
+    "memory": memory,
+    "memory, whole turns only": memory_of_whole_turns,
+    "recency window": recency,
+    "user's words, newest first": users_newest,
+    "user's words, shortest first": users_shortest,
+    "longest turns first": longest,
+    "uniform compression": uniform,
+}
+
+
+class Bm25:
+    """Okapi BM25 over the turns, with the idf that is never negative (Robertson and Zaragoza, 2009; as in Lucene)."""
+
+    def __init__(self, turns: Sequence[Turn], k1: float = 1.5, b: float = 0.75) -> None:
+        self.k1, self.b = k1, b
+        self.times = [Counter(terms(f"{turn.speaker} {turn.text}")) for turn in turns]
+        self.lengths = [sum(times.values()) for times in self.times]
+        self.average = sum(self.lengths) / max(1, len(turns))
+        self.documents = Counter(term for times in self.times for term in times)
+
+    def scores(self, query: str) -> list[float]:
+        wanted = set(terms(query))
+        return [self.score(number, wanted) for number in range(len(self.times))]
+
+    def score(self, number: int, wanted: set[str]) -> float:
+        times, n = self.times[number], len(self.times)
+        norm = self.k1 * (1 - self.b + self.b * self.lengths[number] / max(self.average, 1e-9))
+        total = 0.0
+        for term in wanted & times.keys():
+            idf = math.log(1 + (n - self.documents[term] + 0.5) / (self.documents[term] + 0.5))
+            total += idf * times[term] * (self.k1 + 1) / (times[term] + norm)
+        return total
+
+
+def terms(text: str) -> list[str]:
+    return [spell(word) for word in WORD.findall(text)]
+
+
+def retrieved(ranked: Bm25, segments: Sequence[Segment], query: str, budget: int, but: set[int]) -> list[Segment]:
+    """The best ranked turns that fit, without those numbered in `but`; `segments` has one for every turn, in order."""
+    scores = ranked.scores(query)
+    order = sorted(range(len(segments)), key=lambda n: (-scores[n], n))
+    return first_that_fit((segments[n] for n in order if scores[n] > 0 and n not in but), budget)

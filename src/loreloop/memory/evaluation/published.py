@@ -1,0 +1,166 @@
+"""Reads LoCoMo, BEAM and LongMemEval from files that the user has; none of them comes with this project.
+
+The formats are those of the published files. Labels of LoCoMo can be cleaned by a list of known faults.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from loreloop.memory.evaluation.cases import Conversation, Question
+from loreloop.memory.turns import Turn
+from loreloop.protocol.errors import BadRequest
+
+LOCOMO_ID = re.compile(r"D\d+:\d+")
+LOCOMO_KINDS = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
+BEAM_MARKER = re.compile(r"\s*->->[\d ,]*$")  # the generator's own numbering behind a message
+Format = Literal["locomo", "beam", "longmemeval"]
+
+
+class Fault(msgspec.Struct):
+    """One entry of a list of LoCoMo's wrong labels."""
+
+    sample_id: str
+    qa_index: int
+    correct_evidence: list[str] = []
+    correct_answer: str | int = ""
+
+
+class LocomoTurn(msgspec.Struct):
+    speaker: str
+    dia_id: str
+    text: str
+
+
+class LocomoQuestion(msgspec.Struct):
+    question: str
+    category: int
+    answer: str | int | float = ""
+    evidence: list[str] = []
+
+
+class LocomoSample(msgspec.Struct):
+    sample_id: str
+    conversation: dict[str, str | list[LocomoTurn]]
+    qa: list[LocomoQuestion]
+
+
+class BeamMessage(msgspec.Struct):
+    id: int
+    role: str
+    content: str
+
+
+class BeamQuestion(msgspec.Struct):
+    question: str
+    answer: str = ""
+    ideal_answer: str = ""
+    ideal_response: str = ""
+    ideal_summary: str = ""
+    source_chat_ids: object = None  # a list of ids, or such lists by name
+
+
+class BeamChat(msgspec.Struct):
+    chat_id: int | str
+    messages: list[BeamMessage]
+    questions: dict[str, list[BeamQuestion]]
+
+
+class LongTurn(msgspec.Struct):
+    role: str
+    content: str
+    has_answer: bool = False
+
+
+class LongQuestion(msgspec.Struct):
+    question_id: str
+    question_type: str
+    question: str
+    answer: str | int | float
+    haystack_sessions: list[list[LongTurn]]
+
+
+def load(path: Path, format: Format, faults: Path | None = None) -> list[Conversation]:
+    """Raises BadRequest for a file that is not there or not of the format."""
+    wrong = f"{path} was to be read as {format}"
+    try:
+        data = path.read_bytes()
+        if format == "locomo":
+            listed = msgspec.json.decode(faults.read_bytes(), type=list[Fault]) if faults is not None else []
+            return [locomo(sample, listed) for sample in msgspec.json.decode(data, type=list[LocomoSample])]
+        if format == "beam":
+            return [beam(chat) for chat in msgspec.json.decode(data, type=list[BeamChat])]
+        return [longmemeval(one) for one in msgspec.json.decode(data, type=list[LongQuestion])]
+    except OSError as error:
+        raise BadRequest(f"{wrong}, and cannot be opened: {error.strerror} ({error.filename}).") from error
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise BadRequest(f"{wrong}, and does not have that form: {error}. Is it another of the formats?") from error
+
+
+def locomo(sample: LocomoSample, faults: list[Fault]) -> Conversation:
+    turns: list[Turn] = []
+    numbers: dict[str, int] = {}
+    for session in range(1, len(sample.conversation) + 1):
+        said = sample.conversation.get(f"session_{session}", [])
+        time = when(str(sample.conversation.get(f"session_{session}_date_time", "")))
+        last = turns[-1].time if turns else None
+        for turn in said if isinstance(said, list) else []:
+            numbers[turn.dia_id] = len(turns)
+            turns.append(Turn("user", turn.text, turn.speaker, later(time, last)))
+    known = {fault.qa_index: fault for fault in faults if fault.sample_id == sample.sample_id}
+    questions = []
+    for index, asked in enumerate(sample.qa):
+        fault = known.get(index)
+        cited = asked.evidence if fault is None else fault.correct_evidence or asked.evidence
+        answer = asked.answer if fault is None else fault.correct_answer or asked.answer
+        ids = LOCOMO_ID.findall(" ".join(cited))
+        evidence = tuple(dict.fromkeys(numbers[id] for id in ids if id in numbers))
+        kind = LOCOMO_KINDS.get(asked.category, str(asked.category))
+        questions.append(Question(kind, asked.question, str(answer), evidence))
+    return Conversation(sample.sample_id, tuple(turns), tuple(questions))
+
+
+def when(text: str) -> float | None:
+    """Seconds of a date such as "1:56 pm on 8 May, 2023", or None for another form."""
+    try:
+        return datetime.strptime(text, "%I:%M %p on %d %B, %Y").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
+
+
+def later(time: float | None, last: float | None) -> float | None:
+    """Sessions are told in order; a date that goes back is a slip of the data."""
+    return time if time is None or last is None else max(time, last)
+
+
+def beam(chat: BeamChat) -> Conversation:
+    numbers = {message.id: number for number, message in enumerate(chat.messages)}
+    questions = []
+    for kind, asked in chat.questions.items():
+        for one in asked:
+            answer = one.answer or one.ideal_answer or one.ideal_response or one.ideal_summary
+            cited = [numbers[id] for id in numbers_in(one.source_chat_ids) if id in numbers]
+            questions.append(Question(kind, one.question, answer, tuple(dict.fromkeys(cited))))
+    turns = tuple(Turn(message.role, BEAM_MARKER.sub("", message.content)) for message in chat.messages)
+    return Conversation(f"chat-{chat.chat_id}", turns, tuple(questions))
+
+
+def numbers_in(nested: object) -> list[int]:
+    """All numbers in lists and objects of any depth."""
+    if isinstance(nested, dict):
+        return [number for inner in nested.values() for number in numbers_in(inner)]
+    if isinstance(nested, list):
+        return [number for inner in nested for number in numbers_in(inner)]
+    return [nested] if isinstance(nested, int) else []
+
+
+def longmemeval(one: LongQuestion) -> Conversation:
+    said = [turn for session in one.haystack_sessions for turn in session]
+    evidence = tuple(number for number, turn in enumerate(said) if turn.has_answer)
+    turns = tuple(Turn(turn.role, turn.content) for turn in said)
+    return Conversation(one.question_id, turns, (Question(one.question_type, one.question, str(one.answer), evidence),))

@@ -1,0 +1,66 @@
+"""What of a conversation's evidence stands in a memory, and how sure the average of it is."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import msgspec
+
+from loreloop.memory.evaluation.cases import Question
+from loreloop.memory.state import Segment
+from loreloop.memory.turns import Turn
+from loreloop.memory.words import content_of, words_of
+
+SHARE = 0.8  # of a turn's content words that must stand
+RESAMPLES = 1000
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """A mean with its 95 % interval, over `n` questions."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def turns_kept(segments: Sequence[Segment], turns: Sequence[Turn]) -> set[int]:
+    """The turns of which 80 % of the content words and all names and numbers stand in one segment made from them."""
+    kept: set[int] = set()
+    for segment in segments:
+        have = content_of(segment.head + segment.text)
+        for number in segment.turns:
+            words = words_of(turns[number].text)
+            if words.marks <= have and len(words.content & have) >= SHARE * len(words.content):
+                kept.add(number)
+    return kept
+
+
+def recall(question: Question, kept: set[int]) -> float | None:
+    """The share of its evidence that is kept; None for a question without evidence."""
+    if not question.evidence:
+        return None
+    return sum(turn in kept for turn in question.evidence) / len(question.evidence)
+
+
+def answer_kept(question: Question, have: frozenset[str]) -> bool | None:
+    """Whether the answer's names and numbers are among the memory's words; None if it has none."""
+    marks = words_of(f"= {question.answer}").marks  # so that its first word is not taken for a sentence's
+    return None if not marks else marks <= have
+
+
+def gone(question: Question, segments: Sequence[Segment]) -> bool:
+    """Whether no segment holds all words of something that should be gone."""
+    unwanted = [content_of(words) for words in question.gone]
+    return not any(words <= content_of(segment.text) for segment in segments for words in unwanted)
+
+
+def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
+    """The interval is the bootstrap's, percentiles of the means of resampled questions (Efron, 1979)."""
+    if not values:
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    draw = random.Random(seed)
+    n = len(values)
+    means = sorted(sum(draw.choices(values, k=n)) / n for _ in range(RESAMPLES))
+    return Estimate(sum(values) / n, means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1], n)

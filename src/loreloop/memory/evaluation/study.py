@@ -1,0 +1,132 @@
+"""Runs contenders over conversations at the same budgets, and counts what each has kept."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+
+from loreloop.memory.condense import CountTokens
+from loreloop.memory.evaluation import synthetic
+from loreloop.memory.evaluation.cases import Conversation
+from loreloop.memory.evaluation.contenders import BLIND, Bm25, condensed, memory, retrieved, segments_of
+from loreloop.memory.evaluation.recall import Estimate, answer_kept, estimate, gone, recall, turns_kept
+from loreloop.memory.state import Segment
+from loreloop.memory.words import content_of
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One contender at one budget. `budget` is a share of the conversation's tokens below or at 1, else tokens."""
+
+    contender: str
+    budget: float
+    recall: Estimate
+    answers: Estimate
+    gone: Estimate
+    kinds: dict[str, Estimate]
+    seconds: float
+
+
+class Tally:
+    """Gathers the values of one contender over conversations."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, list[float]] = defaultdict(list)
+        self.answers: list[float] = []
+        self.gone: list[float] = []
+        self.started = time.perf_counter()
+
+    def add(self, conversation: Conversation, number: int, segments: Sequence[Segment], kept: set[int]) -> None:
+        question = conversation.questions[number]
+        value = recall(question, kept)
+        if value is not None:
+            self.kinds[question.kind].append(value)
+        answered = answer_kept(question, content_of(" ".join(segment.head + segment.text for segment in segments)))
+        if answered is not None:
+            self.answers.append(answered)
+        if question.gone:
+            self.gone.append(gone(question, segments))
+
+    def row(self, contender: str, budget: float) -> Row:
+        every = [value for values in self.kinds.values() for value in values]
+        kinds = {kind: estimate(values) for kind, values in sorted(self.kinds.items())}
+        seconds = time.perf_counter() - self.started
+        return Row(contender, budget, estimate(every), estimate(self.answers), estimate(self.gone), kinds, seconds)
+
+
+def budget_of(conversation: Conversation, budget: float, count: CountTokens) -> int:
+    if budget > 1:
+        return int(budget)
+    return int(budget * sum(segment.tokens for segment in segments_of(conversation.turns, count)))
+
+
+def blind_rows(
+    conversations: Sequence[Conversation], budgets: Sequence[float], count: CountTokens, contenders: Sequence[str]
+) -> list[Row]:
+    """Contenders that do not know the questions."""
+    rows = []
+    for budget in budgets:
+        for name in contenders:
+            tally = Tally()
+            for conversation in conversations:
+                segments = BLIND[name](conversation, budget_of(conversation, budget, count), count)
+                kept = turns_kept(segments, conversation.turns)
+                for number in range(len(conversation.questions)):
+                    tally.add(conversation, number, segments, kept)
+            rows.append(tally.row(name, budget))
+    return rows
+
+
+def knowing_rows(conversations: Sequence[Conversation], budgets: Sequence[float], count: CountTokens) -> list[Row]:
+    """Contenders that see the question: retrieval from all turns; half memory, half retrieval of condensed ones."""
+    rows = []
+    for budget in budgets:
+        alone, both = Tally(), Tally()
+        for conversation in conversations:
+            tokens = budget_of(conversation, budget, count)
+            whole = segments_of(conversation.turns, count)
+            short = [condensed(segment, count) for segment in whole]
+            ranked = Bm25(conversation.turns)
+            held = memory(conversation, tokens // 2, count)
+            kept = turns_kept(held, conversation.turns)
+            for number, question in enumerate(conversation.questions):
+                found = retrieved(ranked, whole, question.text, tokens, set())
+                alone.add(conversation, number, found, turns_kept(found, conversation.turns))
+                more = retrieved(ranked, short, question.text, tokens - tokens // 2, kept)
+                both.add(conversation, number, [*held, *more], kept | turns_kept(more, conversation.turns))
+        rows += [alone.row("BM25 retrieval", budget), both.row("memory and retrieval, half each", budget)]
+    return rows
+
+
+SYNTHETIC: dict[str, tuple[float, int]] = {"needles": (2048, 4), "streams": (1024, 20), "consequences": (1024, 20)}
+
+
+def synthetic_rows(count: CountTokens, turns: Sequence[int], contenders: Sequence[str]) -> dict[str, list[Row]]:
+    """Our own suite: needles in conversations of so many turns, changing facts, consequences."""
+    tables = {}
+    budget, n = SYNTHETIC["needles"]
+    for length in turns:
+        made = [synthetic.needles(seed, length) for seed in range(n)]
+        tables[f"needles, {length} turns"] = blind_rows(made, [budget], count, contenders)
+    budget, n = SYNTHETIC["streams"]
+    tables["changing facts"] = blind_rows([synthetic.stream(seed) for seed in range(n)], [budget], count, contenders)
+    budget, n = SYNTHETIC["consequences"]
+    made = [synthetic.consequences(seed) for seed in range(n)]
+    tables["consequences"] = blind_rows(made, [budget], count, contenders)
+    return tables
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """In Markdown."""
+    lines = ["| | budget | evidence recall | answer kept | superseded gone |", "|---|---|---|---|---|"]
+    for row in rows:
+        budget = f"{row.budget:.0%}" if row.budget <= 1 else f"{row.budget:g}"
+        cells = " | ".join(shown(value) for value in (row.recall, row.answers, row.gone))
+        lines.append(f"| {row.contender} | {budget} | {cells} |")
+    return "\n".join(lines)
+
+
+def shown(value: Estimate) -> str:
+    return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]" if value.n else "–"

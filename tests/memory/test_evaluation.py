@@ -1,0 +1,168 @@
+"""The loaders read the published forms, and the measures count what the definitions say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loreloop.memory.evaluation import synthetic
+from loreloop.memory.evaluation.cases import Conversation, Question
+from loreloop.memory.evaluation.contenders import BLIND, Bm25
+from loreloop.memory.evaluation.published import Format, load
+from loreloop.memory.evaluation.recall import answer_kept, estimate, gone, recall, turns_kept
+from loreloop.memory.evaluation.study import blind_rows, knowing_rows, table_of
+from loreloop.memory.state import Segment
+from loreloop.memory.turns import Turn
+from loreloop.memory.words import content_of
+from loreloop.protocol.errors import BadRequest
+from tests.memory.conversations import count
+
+LOCOMO = [
+    {
+        "sample_id": "conv-x",
+        "conversation": {
+            "speaker_a": "Ann",
+            "session_1_date_time": "1:56 pm on 8 May, 2023",
+            "session_1": [
+                {"speaker": "Ann", "dia_id": "D1:1", "text": "I went to Oslo yesterday."},
+                {"speaker": "Bob", "dia_id": "D1:2", "text": "Nice!"},
+            ],
+            "session_2_date_time": "9:00 am on 1 May, 2023",
+            "session_2": [{"speaker": "Bob", "dia_id": "D2:1", "text": "My cat is called Odin."}],
+        },
+        "qa": [
+            {"question": "When?", "answer": 2023, "evidence": ["D1:1; D2:1"], "category": 2},
+            {"question": "Which cat?", "answer": "Odin", "evidence": ["D1:2", "D9:9"], "category": 4},
+            {"question": "Which dog?", "adversarial_answer": "Rex", "evidence": [], "category": 5},
+        ],
+    }
+]
+FAULTS = [{"sample_id": "conv-x", "qa_index": 1, "correct_evidence": ["D2:1"], "correct_answer": "Odin the cat"}]
+BEAM = [
+    {
+        "chat_id": 3,
+        "messages": [
+            {"id": 7, "role": "user", "content": "Plan my week ->-> 1,2"},
+            {"id": 8, "role": "assistant", "content": "Gladly."},
+        ],
+        "questions": {
+            "knowledge_update": [
+                {"question": "What?", "answer": "7", "source_chat_ids": {"old": [7], "new": [[8], 99]}}
+            ],
+            "abstention": [{"question": "Who?", "ideal_response": "Not said."}],
+        },
+    }
+]
+LONG = [
+    {
+        "question_id": "q1",
+        "question_type": "multi-session",
+        "question": "How many?",
+        "answer": 3,
+        "haystack_sessions": [
+            [{"role": "user", "content": "Three cats.", "has_answer": True}],
+            [{"role": "assistant", "content": "Good."}],
+        ],
+    }
+]
+
+
+def written(folder: Path, value: object) -> Path:
+    path = folder / f"{id(value)}.json"
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_locomo_raw_and_cleaned(tmp_path: Path) -> None:
+    (raw,) = load(written(tmp_path, LOCOMO), "locomo")
+    assert [question.evidence for question in raw.questions] == [(0, 2), (1,), ()]
+    assert [turn.time for turn in raw.turns] == [1683554160.0] * 3, "a session's date that goes back is taken as it was"
+    (cleaned,) = load(written(tmp_path, LOCOMO), "locomo", written(tmp_path, FAULTS))
+    assert cleaned.questions[1].evidence == (2,)
+    assert cleaned.questions[1].answer == "Odin the cat"
+
+
+def test_beam_and_longmemeval(tmp_path: Path) -> None:
+    (chat,) = load(written(tmp_path, BEAM), "beam")
+    assert chat.turns[0] == Turn("user", "Plan my week")
+    assert [(question.kind, question.evidence) for question in chat.questions] == [
+        ("knowledge_update", (0, 1)),
+        ("abstention", ()),
+    ]
+    (long,) = load(written(tmp_path, LONG), "longmemeval")
+    assert long.questions == (Question("multi-session", "How many?", "3", (0,)),)
+
+
+@pytest.mark.parametrize("form", ["locomo", "beam", "longmemeval"])
+def test_a_file_of_another_form_is_refused(tmp_path: Path, form: Format) -> None:
+    with pytest.raises(BadRequest, match="another of the formats"):
+        load(written(tmp_path, [{"hello": 1}]), form)
+    with pytest.raises(BadRequest, match="cannot be opened"):
+        load(tmp_path / "none.json", form)
+
+
+def test_a_turn_counts_as_kept_by_its_words_names_and_numbers() -> None:
+    turn = Turn("user", "I bought seven red apples in Oslo, at the big market.")
+    enough = Segment(0, "user: ", "bought seven red apples Oslo market", 9, (0,), "user")
+    no_name = Segment(0, "user: ", "bought seven red apples big market", 9, (0,), "user")
+    few = Segment(0, "user: ", "bought apples Oslo", 9, (0,), "user")
+    assert turns_kept([enough], [turn]) == {0}
+    assert turns_kept([no_name], [turn]) == turns_kept([few], [turn]) == set()
+    assert turns_kept([no_name, few], [turn]) == set(), "one segment must hold it"
+
+
+def test_measures() -> None:
+    assert recall(Question("k", evidence=(1, 2)), {2, 5}) == 0.5
+    assert recall(Question("k"), {2}) is None
+    assert answer_kept(Question("k", answer="Oslo, 7"), content_of("seven in Oslo")) is False
+    assert answer_kept(Question("k", answer="Oslo, 7"), content_of("7 in Oslo")) is True
+    assert answer_kept(Question("k", answer="a red one"), content_of("red")) is None
+    segment = Segment(0, "", "My gym: Oslo.", 4, (0,), "user")
+    assert not gone(Question("k", gone=("gym Oslo",)), [segment])
+    assert gone(Question("k", gone=("gym Bergen",)), [segment])
+    half = estimate([0.0, 1.0] * 50)
+    assert half.mean == 0.5
+    assert 0.38 < half.low < 0.45 < 0.55 < half.high < 0.62
+
+
+def test_bm25_follows_its_formula() -> None:
+    ranked = Bm25([Turn("user", "red cat"), Turn("user", "red red dog barks"), Turn("user", "blue fish")])
+    scores = ranked.scores("Red?")
+    # idf = ln(1 + (3 − 2 + .5)/(2 + .5)) = .470; tf 1, length 2 of 8/3; tf 2, length 4
+    assert scores == pytest.approx(
+        [0.470 * 2.5 / (1 + 1.5 * (0.25 + 0.75 * 0.75)), 0.470 * 5 / (2 + 1.5 * 1.375), 0], rel=1e-3
+    )
+
+
+def test_every_contender_stays_within_the_budget() -> None:
+    conversation = synthetic.stream(0, turns=200)
+    for contender in BLIND.values():
+        segments = contender(conversation, 700, count)
+        assert segments
+        assert sum(count(f"{segment.head}{segment.text}\n") for segment in segments) <= 700
+
+
+def test_the_memory_keeps_needles_that_recency_loses() -> None:
+    made = [synthetic.needles(seed, 600) for seed in range(2)]
+    memory, recency = blind_rows(made, [1024], count, ["memory", "recency window"])
+    assert memory.recall.mean >= 0.95
+    assert recency.recall.mean < 0.3
+
+
+def test_the_memory_drops_what_changed_and_keeps_what_holds() -> None:
+    (row,) = blind_rows([synthetic.stream(seed, 400) for seed in range(3)], [1024], count, ["memory"])
+    assert row.gone.mean >= 0.9
+    assert row.recall.mean >= 0.9
+
+
+def test_half_memory_half_retrieval_finds_what_the_question_names() -> None:
+    rows = knowing_rows([synthetic.needles(3, 400)], [400], count)
+    assert [row.recall.n for row in rows] == [20, 20]
+    assert rows[0].recall.mean > 0.9
+    assert rows[1].recall.mean > 0.9
+    assert table_of(rows).count("\n| ") == 2
+
+
+def test_a_seed_makes_one_conversation() -> None:
+    assert synthetic.consequences(4) == synthetic.consequences(4) != synthetic.consequences(5)
+    assert all(isinstance(made, Conversation) for made in (synthetic.needles(0, 100), synthetic.stream(0)))

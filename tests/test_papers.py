@@ -1,0 +1,38 @@
+"""What people expect of a repository: the newest entry of the changelog, what CI and hooks run, the licence's name."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from loreloop import __version__
+from loreloop.cli.main import cli
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_newest_entry_of_the_changelog_is_the_version() -> None:
+    versions = re.findall(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert versions[0] == __version__
+    assert len(set(versions)) == len(versions)
+
+
+def test_the_version_is_printed() -> None:
+    assert __version__ in CliRunner().invoke(cli, ["--version"]).stdout
+
+
+def test_the_licence_is_the_one_of_the_package() -> None:
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"]
+    assert f"SPDX-License-Identifier: {named}" in (ROOT / "LICENSE").read_text()
+
+
+def test_ci_and_hooks_run_what_the_makefile_runs() -> None:
+    assert "- run: .ci/run\n" in (ROOT / ".github/workflows/ci.yml").read_text()
+    check = re.search(r"^check:.*?\n\n", (ROOT / "Makefile").read_text(), re.M | re.S)
+    assert check
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    for tool in re.findall(r"\$\(BIN\)/(\S+)", check[0]):
+        assert f".venv/bin/{tool}" in hooks, tool
+    for target in re.findall(r"`make ([a-z-]+)`", (ROOT / "CONTRIBUTING.md").read_text()):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target

@@ -1,0 +1,54 @@
+"""README's blocks: they parse, their commands exist; and, slowly, all of them run in order as they stand."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from loreloop.cli.main import cli
+from loreloop.cli.server import running_server
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+README = (ROOT / "README.md").read_text()
+PYTHON = [text for kind, text in BLOCK.findall(README) if kind == "python"]
+
+
+def test_every_python_block_parses() -> None:
+    assert len(PYTHON) == 2
+    for text in PYTHON:
+        ast.parse(text)
+
+
+def test_every_command_exists_with_its_flags() -> None:
+    found = re.findall(r"\.?(?:venv/bin/)?loreloop ((?:[a-z]+ ?)+)((?:--[a-z-]+ \S+ ?)*)", README)
+    commands = [(words.split(), re.findall(r"--[a-z-]+", flags)) for words, flags in found]
+    known = [(words, flags) for words, flags in commands if words[0] in cli.commands]
+    assert len(known) >= 4
+    for words, flags in known:
+        command: click.Command = cli.commands[words[0]]
+        if isinstance(command, click.Group) and len(words) > 1:
+            command = command.commands[words[1]]
+        assert set(flags) <= {name for param in command.params for name in param.opts}, (words, flags)
+
+
+@pytest.mark.slow
+def test_the_examples_run_in_order_and_answer_sensibly(tmp_path: Path) -> None:
+    with running_server(str(tmp_path), ["--model", "smollm2-135m"], wait_seconds=300) as server:
+        text = "".join(PYTHON).replace("http://127.0.0.1:8000", server.url)
+        environment = os.environ | {"TINKER_BASE_URL": server.url, "TINKER_API_KEY": server.key}
+        done = subprocess.run(
+            [sys.executable, "-c", text], env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r"^step \d: loss ([\d.]+)$", done.stdout, re.M)]
+    assert len(losses) == 8
+    assert losses[-1] < 0.2 * losses[0]
+    assert re.search(r"^tinker://\S+/sampler_weights/first$", done.stdout, re.M)
+    assert done.stdout.count("Paris") == 1, done.stdout
+    assert "bluebird" in done.stdout.rstrip().splitlines()[-1]
