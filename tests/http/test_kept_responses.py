@@ -173,6 +173,18 @@ def test_answers_of_a_revoked_key_are_swept() -> None:
     play_script(scene)
 
 
+def test_an_answer_is_used_by_who_takes_an_item_of_it() -> None:
+    async def scene(script: Script) -> None:
+        first, other = await turn(script, SAID), await turn(script, SAID)
+        before = time.time()
+        await turn(script, input=[{"type": "item_reference", "id": first["output"][0]["id"]}])
+        write_now(script.site.services.store, responses.sweep, before + responses.TTL_SECONDS)
+        found = [(await get(script, answer["id"])).status_code for answer in (first, other)]
+        assert found == [200, 404]
+
+    play_script(scene)
+
+
 def test_an_item_can_be_referred_to_once() -> None:
     async def scene(script: Script) -> None:
         first = await turn(script, SAID, input="hi")

@@ -37,11 +37,12 @@ MAX_PAGE = 100
 
 @dataclass(frozen=True)
 class Recalled:
-    """`earlier` are the items of the answers before, `new` those of this request; `chain` the ids of those answers."""
+    """`earlier` are the items of the answers before, `new` those of this request; `used` the ids of all answers that it
+    goes on from or takes an item of."""
 
     earlier: tuple[Item, ...]
     new: tuple[Item, ...]
-    chain: tuple[str, ...]
+    used: tuple[str, ...]
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -97,7 +98,7 @@ def _put_in_place(given: Sequence[Item], chain: Sequence[KeptResponse], named: S
         new.append(item)
     if len(earlier) + len(new) > MAX_TURNS:
         raise BadRequest(f"The input and the answers before it have over {MAX_TURNS} items; send a shorter input.")
-    return Recalled(tuple(earlier), tuple(new), tuple(kept.id for kept in chain))
+    return Recalled(tuple(earlier), tuple(new), tuple({kept.id for kept in (*chain, *named)}))
 
 
 def _here(item_id: str, value: dict[str, Any] | None) -> Item:
@@ -130,7 +131,7 @@ async def keep(served: Services, key_id: str, body: CreateResponse, found: Recal
     if row.n_bytes > most_bytes:
         return False
     try:
-        await served.store.write(responses.keep, row, found.chain, most_bytes)
+        await served.store.write(responses.keep, row, found.used, most_bytes)
     except (ServerError, OutOfService):
         return False  # the second: the disk is full; the answer is there all the same
     return True

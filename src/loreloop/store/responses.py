@@ -17,11 +17,11 @@ MAX_KEPT = 1000  # of a key
 TTL_SECONDS = 30 * 86400.0  # without being used, as OpenAI keeps them
 
 
-def keep(connection: Connection, new: KeptResponse, chain: tuple[str, ...], most_bytes: int) -> None:
-    """`chain` are the ids of the answers before it, which have been used now."""
+def keep(connection: Connection, new: KeptResponse, used: tuple[str, ...], most_bytes: int) -> None:
+    """`used` are the ids of the answers that its request referred to, which have been used now."""
     mine = RESPONSES.c.key_id == new.key_id
     connection.execute(insert(RESPONSES).values(**msgspec.structs.asdict(new), used=new.created, n_bytes=new.n_bytes))
-    connection.execute(update(RESPONSES).where(mine, RESPONSES.c.id.in_(chain)).values(used=new.created))
+    connection.execute(update(RESPONSES).where(mine, RESPONSES.c.id.in_(used)).values(used=new.created))
     newest = select(RESPONSES.c.id, RESPONSES.c.n_bytes).where(mine)
     left, n_kept = most_bytes, 0
     for row in connection.execute(newest.order_by(RESPONSES.c.used.desc(), RESPONSES.c.created.desc())).all():
