@@ -84,12 +84,14 @@ async def download(request: Request) -> Response:
         raise Forbidden("The signature of this address is not one of this server; ask for a new address.")
     if not expires.isdecimal() or int(expires) < now():
         raise Forbidden("This address has expired; ask for a new one.")
-    folder = Path(services(request).store.read(checkpoints.of_anyone, path).folder)
+    folder = checkpoints.folder_of(services(request).store.read(checkpoints.of_anyone, path))
+    needed = FILES if file == ARCHIVE else (file,)
+    for name in needed:
+        if name not in FILES or not (folder / name).is_file():
+            raise NotFound(f"{path} has no file {name!r}.")
     if file == ARCHIVE:
         length = {"content-length": str(archive_bytes(folder))}
         return StreamingResponse(archive(folder), media_type="application/x-tar", headers=length)
-    if file not in FILES or not (folder / file).is_file():
-        raise NotFound(f"{path} has no file {file!r}.")
     return FileResponse(folder / file, media_type="application/octet-stream")
 
 
