@@ -210,7 +210,7 @@ def test_an_embedding_that_was_trained_in_full_is_refused(untied, tmp_path):
     assert any("base_layer" in name or "embed_tokens" in name for name in tensors)  # equal copies, which say nothing
     assert_equal(untied, open_adapter(folder, untied), folder)
     name = next(name for name in tensors if name.endswith("base_layer.weight"))
-    tensors[name] = tensors[name] + 0.5
+    tensors[name] = tensors[name] * (1 + 1e-4)  # less than a bf16 number can tell
     save_file(tensors, folder / WEIGHTS_FILE)
     with pytest.raises(BadRequest, match=r"changed 'lm_head\.weight'"):
         open_adapter(folder, untied)
@@ -251,6 +251,36 @@ def test_our_export_of_experts_is_taken_over_with_its_rank(moe, tmp_path, form):
     back = open_adapter(tmp_path, moe)
     assert back.layout.rank == 3
     assert_equal(moe, back, tmp_path)
+
+
+@pytest.mark.numbers
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+def test_our_export_of_experts_beside_dense_layers_is_taken_over(tmp_path, family):
+    """Its dense projections are named among the parameters, not the modules."""
+    base = make_tiny_model(tmp_path / "base", family)
+    layout = LoraLayout(read_spec(base), LoraSpec(3, 5))
+    view = AdapterView(layout, init_flat(layout, 5) + 0.05 * torch.randn(layout.size))
+    (tmp_path / "out").mkdir()
+    export_peft(tmp_path / "out", view, "some/base")
+    assert_equal(base, open_adapter(tmp_path / "out", base), tmp_path / "out")
+
+
+@pytest.mark.numbers
+def test_patterns_for_a_parameter_count_for_it_alone(tmp_path):
+    """peft looks `mlp.down_proj.weight` up, which the pattern of the module's name does not match."""
+    base = make_tiny_model(tmp_path / "base", "qwen3_moe")
+    targets = {"target_modules": ["o_proj"], "target_parameters": ["mlp.down_proj.weight", "mlp.experts.down_proj"]}
+    patterns = {"rank_pattern": {"mlp.down_proj": 2, "o_proj": 3}, "alpha_pattern": {r"mlp\.down_proj\.weight": 5}}
+    folder = made(base, tmp_path / "theirs", r=4, **targets, **patterns)
+    assert_equal(base, open_adapter(folder, base), folder)
+
+
+def test_stacked_experts_of_another_rank_than_told_are_refused(moe, tmp_path):
+    layout = LoraLayout(read_spec(moe), LoraSpec(3, 5))
+    write_adapter(tmp_path, AdapterView(layout, init_flat(layout, 5)), "some/base")
+    configure(tmp_path, peft_type="LORA", loreloop=None, rank_pattern={"experts.w2": 2})  # as the hosted service has it
+    with pytest.raises(BadRequest, match=r"experts\.w2.*the rank 2"):
+        open_adapter(tmp_path, moe)
 
 
 def test_peft_refuses_a_folder_with_stacked_experts(moe, tmp_path):

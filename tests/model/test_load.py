@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from loreloop.model.catalog import Catalog
 from loreloop.model.load import read_config, read_spec
 from loreloop.protocol.errors import BadRequest
 from tests.model.plain import load, logprobs, tokens
@@ -91,9 +92,34 @@ def test_a_wrong_shape_is_refused_with_both_shapes(folder):
 
 def test_stored_rotary_tables_and_copies_of_a_tied_head_are_let_pass(folder):
     sequence, before = tokens(10), logprobs(load(folder), [tokens(10)])
-    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8), "lm_head.weight": torch.zeros(512, 64)}
+    head = load_file(folder / WEIGHTS)["model.embed_tokens.weight"].clone()
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8), "lm_head.weight": head}
     rewrite(folder, lambda tensors: tensors.update(extra))
     assert torch.equal(logprobs(load(folder), [sequence]), before)
+
+
+def test_a_head_that_differs_from_the_embedding_it_is_said_to_be_is_refused_until_the_configuration_is_right(folder):
+    head = torch.randn(512, 64)
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": head}))
+    with pytest.raises(BadRequest, match=r"'lm_head\.weight' that differs.*tie_word_embeddings"):
+        load(folder)
+    sequence = tokens(20)
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)  # as it is, transformers unties them
+        theirs = model(torch.tensor([sequence])).logits[0].log_softmax(-1)
+    configure(folder, tie_word_embeddings=False)
+    assert (logprobs(load(folder), [sequence]) - theirs).abs().max() <= 1e-4
+
+
+def test_a_shard_that_is_not_there_is_named(folder, tmp_path):
+    index = {"weight_map": {"model.norm.weight": "model-1.safetensors"}}
+    (folder / WEIGHTS).unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BadRequest, match=r"lacks model-1\.safetensors"):
+        load(folder)
+    (tmp_path / "models").mkdir()
+    shutil.copytree(folder, tmp_path / "models" / "broken")
+    assert Catalog(tmp_path).list() == []
 
 
 def test_code_in_a_folder_is_never_run(folder):

@@ -192,6 +192,17 @@ def test_sparse_tensors_that_contradict_themselves(tensor: wire.Tensor) -> None:
     assert "sparse" in refused(wire.ForwardBackwardRequest(data=[wire.Datum(loss_fn_inputs={"weights": tensor})]))
 
 
+def test_weights_of_sparse_targets_are_not_left_out() -> None:
+    """What such targets do not list is token 0 when written out, and would count like the others."""
+    targets = torch.zeros(3, 200, dtype=torch.int64)
+    targets[1, 7] = 5
+    with pytest.raises(BadRequest, match="Datum 0 has sparse target_tokens and no weights"):
+        read(datum(loss_fn_inputs={"target_tokens": targets}))
+    assert read(datum(loss_fn_inputs={"target_tokens": targets, "weights": (targets > 0).float()}))
+    full = torch.arange(1, 7).reshape(3, 2)
+    assert read(datum(loss_fn_inputs={"target_tokens": full})).op.data[0].inputs["target_tokens"].shape == (3, 2)
+
+
 @given(body=st.binary(max_size=200))
 def test_hostile_bytes_are_read_or_refused(body: bytes) -> None:
     recover_address(body)

@@ -1,6 +1,8 @@
 """The unmodified SDK against a test server: clients and small data."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import tinker
@@ -15,6 +17,11 @@ GREEDY = tinker.SamplingParams(max_tokens=8, temperature=0.0, stop=[])
 
 def service(server: RunningServer, key: str | None = None) -> tinker.ServiceClient:
     return tinker.ServiceClient(base_url=server.url, api_key=key or server.key)
+
+
+def made_key(server: RunningServer, *arguments: str) -> str:
+    command = [sys.executable, "-m", "loreloop.cli", "keys", "create", "other", "--data", str(server.data), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def trainer(server: RunningServer, **lora: int | bool) -> tinker.TrainingClient:

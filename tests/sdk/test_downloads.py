@@ -1,15 +1,20 @@
 """Weights travel: what the SDK downloads, peft loads, and its log-probs are those of the server."""
 
 import datetime
+import hmac
 import io
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import urllib.request
 from pathlib import Path
 
 import httpx
+import pyrage
 import pytest
 import tinker
 import torch
@@ -17,7 +22,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from loreloop.cli.server import RunningServer
-from tests.sdk.clients import IDS, fit, prompt, service, trainer
+from loreloop.store.files import SECRET, read_secret
+from tests.sdk.clients import IDS, fit, made_key, prompt, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -106,12 +112,86 @@ def test_addresses_are_for_one_file_and_one_hour(server: RunningServer, trained:
         assert httpx.get(other).status_code == 403, other
 
 
-def test_a_name_is_taken_once_and_encryption_is_refused(trained: tinker.TrainingClient) -> None:
+def test_an_address_that_has_expired_is_refused(server: RunningServer, trained: tinker.TrainingClient) -> None:
+    """As this server itself would have signed it an hour ago."""
+    path = trained.save_weights_external("late").result().path
+    place = path.removeprefix("tinker://")
+    secret, expired = read_secret(server.data / SECRET), int(time.time()) - 1
+    answers = []
+    for expires in (expired, expired + 60):
+        told = f"download {path} adapter_config.json {expires}".encode()
+        query = f"expires={expires}&signature={hmac.new(secret, told, 'sha256').hexdigest()}"
+        answers.append(httpx.get(f"{server.url}/api/v1/downloads/{place}/adapter_config.json?{query}"))
+    assert [answer.status_code for answer in answers] == [403, 200]
+    assert "expired" in answers[0].text
+
+
+def test_a_name_is_taken_once(trained: tinker.TrainingClient) -> None:
     trained.save_weights_external("once").result()
     with pytest.raises(tinker.BadRequestError, match=r"exists already; .*delete it first"):
         trained.save_weights_external("once").result()
-    with pytest.raises(tinker.BadRequestError, match="age_encryption_recipients"):
-        trained.save_weights_external("secret", age_encryption_recipients=["age1x"]).result()
+
+
+def test_what_is_damaged_or_gone_is_not_given_out(server: RunningServer, trained: tinker.TrainingClient) -> None:
+    for damage, named in {"flip": "is damaged", "delete": "does not hold", "remove": "files of .* are gone"}.items():
+        saved = trained.save_weights_external(damage).result().path
+        rest = tinker.RestClient(base_url=server.url, api_key=server.key)
+        url = rest.get_external_weights_urls(saved).result().urls["adapter_model.safetensors"]
+        place = f"{server.url}/api/v1/training_runs/{saved.removeprefix('tinker://').replace('/', '/checkpoints/', 1)}"
+        whole = httpx.get(f"{place}/archive", headers={"x-api-key": server.key}).headers["location"]
+        folder = server.data / "checkpoints" / trained.model_id.replace(":", "_") / "external_weights" / damage
+        weights = folder / "adapter_model.safetensors"
+        if damage == "flip":
+            content = bytearray(weights.read_bytes())
+            content[-9] ^= 1
+            weights.write_bytes(content)
+        elif damage == "delete":
+            weights.unlink()
+        else:
+            shutil.rmtree(folder)
+        for address in (url, whole):
+            answer = httpx.get(address)
+            assert answer.status_code == 410, damage
+            assert re.search(named, answer.text), damage
+
+
+def test_what_is_encrypted_is_opened_by_its_recipient_alone(
+    server: RunningServer, tiny_folder: Path, trained: tinker.TrainingClient, tmp_path: Path
+) -> None:
+    mine, other = pyrage.x25519.Identity.generate(), pyrage.x25519.Identity.generate()
+    path = trained.save_weights_external("secret", age_encryption_recipients=[str(mine.to_public())]).result().path
+    rest = tinker.RestClient(base_url=server.url, api_key=server.key)
+    urls = rest.get_external_weights_urls(path).result().urls
+    assert sorted(urls) == ["adapter_config.json.age", "adapter_model.safetensors.age"]
+    folder = server.data / "checkpoints" / trained.model_id.replace(":", "_") / "external_weights" / "secret"
+    assert sorted(file.name for file in folder.iterdir()) == [*sorted(urls), "checksums.json"]
+    for name, url in urls.items():
+        content = httpx.get(url).content
+        (tmp_path / name.removesuffix(".age")).write_bytes(pyrage.decrypt(content, [mine]))
+        with pytest.raises(pyrage.DecryptError):
+            pyrage.decrypt(content, [other])
+    assert_same_in_peft(trained, tiny_folder, tmp_path)
+    with pytest.raises(tinker.TinkerError, match="age_encryption_recipient 'age1x'"):
+        trained.save_weights_external("wrong", age_encryption_recipients=["age1x"]).result()
+    assert not (folder.parent / "wrong").exists()
+
+
+@pytest.mark.slow
+def test_the_cookbook_downloads_what_can_be_trained_further_and_what_was_exported(
+    server: RunningServer, tiny_folder: Path, trained: tinker.TrainingClient, tmp_path: Path
+) -> None:
+    """A training checkpoint is exported by it under another name, encrypted for itself."""
+    code = """
+import sys
+from tinker_cookbook.weights import download
+download(tinker_path=sys.argv[1], output_dir=sys.argv[2])
+"""
+    environment = os.environ | {"TINKER_BASE_URL": server.url, "TINKER_API_KEY": server.key}
+    for number, save in enumerate((trained.save_state, trained.save_weights_external)):
+        folder = tmp_path / str(number)
+        command = [sys.executable, "-W", "ignore", "-c", code, save("cookbook").result().path, str(folder)]
+        subprocess.run(command, env=environment, check=True, timeout=120)
+        assert_same_in_peft(trained, tiny_folder, folder)
 
 
 def test_the_sdk_s_command_downloads_a_training_checkpoint(
@@ -130,6 +210,7 @@ def test_the_sdk_s_command_downloads_a_training_checkpoint(
 def test_another_key_gets_no_address(server: RunningServer, trained: tinker.TrainingClient) -> None:
     path = trained.save_weights_external("mine").result().path
     place = f"{server.url}/api/v1/training_runs/{path.removeprefix('tinker://').replace('/', '/checkpoints/', 1)}"
-    for route in ("archive", "external_weights_urls"):
-        assert httpx.get(f"{place}/{route}").status_code == 401
-    assert service(server)
+    for key, status_code in {server.key: (302, 200), made_key(server): (404, 404), "nobody": (401, 401)}.items():
+        routes = ("archive", "external_weights_urls")
+        answers = [httpx.get(f"{place}/{route}", headers={"x-api-key": key}).status_code for route in routes]
+        assert tuple(answers) == status_code

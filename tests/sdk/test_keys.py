@@ -8,14 +8,9 @@ import pytest
 import tinker
 
 from loreloop.cli.server import RunningServer
-from tests.sdk.clients import GREEDY, IDS, prompt, service, trainer
+from tests.sdk.clients import GREEDY, IDS, made_key, prompt, service, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def made_key(server: RunningServer, *arguments: str) -> str:
-    command = [sys.executable, "-m", "loreloop.cli", "keys", "create", "other", "--data", str(server.data), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_other_keys_see_nothing(server: RunningServer) -> None:

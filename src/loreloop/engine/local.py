@@ -17,6 +17,7 @@ from loreloop.engine.adapters import AdapterBank, read_checkpoint, staged, write
 from loreloop.engine.attention import Attention, FastAttention, FixedAttention
 from loreloop.engine.checks import check_pass
 from loreloop.engine.contract import Constrain, Pause, SampleEvent, SampleFailed
+from loreloop.engine.encryption import encrypt_files
 from loreloop.engine.head import Head
 from loreloop.engine.images import ImageTable
 from loreloop.engine.optimizer import adam_step
@@ -167,8 +168,11 @@ class LocalEngine:
         state = self.bank.get(op.model_id)
         with staged(Path(op.folder)) as staging:
             sums = export_peft(staging, AdapterView(state.layout, state.master), self.base_model)
+            n_bytes = sums[WEIGHTS_FILE].n_bytes
+            if op.age_recipients:
+                sums = encrypt_files(staging, sums, op.age_recipients)
             sums_crc32 = write_sums(staging, sums)
-        return SavedResult(sums[WEIGHTS_FILE].n_bytes, sums_crc32)
+        return SavedResult(n_bytes, sums_crc32)
 
     def load_state(self, op: LoadState) -> None:
         state = self.bank.get(op.model_id)

@@ -6,10 +6,11 @@ hour, and is signed with a secret of the data folder.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
@@ -25,15 +26,16 @@ from loreloop.http.services import INFER, caller, now, services
 from loreloop.http.tinker_rest import checkpoint_path
 from loreloop.http.tinker_train import check_free, new_checkpoint
 from loreloop.protocol import paths, rest
-from loreloop.protocol.errors import BadRequest, Forbidden, NotFound
+from loreloop.protocol.checksums import check_files
+from loreloop.protocol.errors import BadRequest, Forbidden, Gone, NotFound
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath, check_name
-from loreloop.protocol.training import SaveExternal
+from loreloop.protocol.training import AGE_SUFFIX, SaveExternal
 from loreloop.store import checkpoints
-from loreloop.store.files import read_secret
+from loreloop.store.files import SECRET, read_secret
 from loreloop.store.rows import AddCheckpoint, KeyRow
 
 LIFETIME_SECONDS = 3600
-FILES = ("adapter_config.json", "adapter_model.safetensors")
+FILES = ("adapter_config.json", "adapter_model.safetensors")  # of an adapter; encrypted ones have a suffix
 ARCHIVE = "archive.tar"
 COMPLETE = "checkpoint_complete"  # an empty file, by which older clients see that an archive is whole
 CHUNK_BYTES = 1 << 20
@@ -43,13 +45,11 @@ async def save_weights_external(request: Request) -> Response:
     async def build(key: KeyRow, raw: bytes) -> Accepted:
         body = decode(raw, rest.SaveExternalBody)
         run = live_run(request, key, body.model_id)
-        if body.age_encryption_recipients:
-            raise BadRequest("Exports are not encrypted here; leave age_encryption_recipients out.")
         path = CheckpointPath(run.id, CheckpointKind.EXTERNAL, check_name(body.path))
         request_id = paths.request_id(run.id, body.seq_id)
         check_free(request, path, request_id)
         row = new_checkpoint(request, key, path, None)
-        op = SaveExternal(run.id, body.seq_id, request_id, row.folder)
+        op = SaveExternal(run.id, body.seq_id, request_id, row.folder, body.age_encryption_recipients or ())
         return Accepted(op, (AddCheckpoint(row, body.ttl_seconds),), {"path": str(path)})
 
     return await accept(request, build)
@@ -59,9 +59,9 @@ async def external_weights_urls(request: Request) -> Response:
     key, path = caller(request, INFER), checkpoint_path(request)
     if path.kind is not CheckpointKind.EXTERNAL:
         raise BadRequest(f"{path} is not saved for others; ask for its archive, or save_weights_external first.")
-    services(request).store.read(checkpoints.get, key.id, path)
+    folder = checkpoints.folder_of(services(request).store.read(checkpoints.get, key.id, path))
     expires = int(now()) + LIFETIME_SECONDS
-    urls = {file: signed_url(request, path, file, expires) for file in FILES}
+    urls = {file: signed_url(request, path, file, expires) for file in saved_files(folder)}
     return answer({"urls": urls, "expires": datetime.fromtimestamp(expires, UTC).isoformat()})
 
 
@@ -85,13 +85,13 @@ async def download(request: Request) -> Response:
     if not expires.isdecimal() or int(expires) < now():
         raise Forbidden("This address has expired; ask for a new one.")
     folder = checkpoints.folder_of(services(request).store.read(checkpoints.of_anyone, path))
-    needed = FILES if file == ARCHIVE else (file,)
-    for name in needed:
-        if name not in FILES or not (folder / name).is_file():
-            raise NotFound(f"{path} has no file {name!r}.")
+    names = saved_files(folder)
+    if file != ARCHIVE and file not in names:
+        raise NotFound(f"{path} has no file {file!r}.")
+    await asyncio.to_thread(check_files, folder, names if file == ARCHIVE else (file,))
     if file == ARCHIVE:
-        length = {"content-length": str(archive_bytes(folder))}
-        return StreamingResponse(archive(folder), media_type="application/x-tar", headers=length)
+        length = {"content-length": str(archive_bytes(folder, names))}
+        return StreamingResponse(archive(folder, names), media_type="application/x-tar", headers=length)
     return FileResponse(folder / file, media_type="application/octet-stream")
 
 
@@ -102,13 +102,22 @@ def signed_url(request: Request, path: CheckpointPath, file: str, expires: int) 
 
 
 def signature(request: Request, path: CheckpointPath, file: str, expires: str) -> str:
-    secret = read_secret(services(request).store.folder / "journal" / "secret")
+    secret = read_secret(services(request).store.folder / SECRET)
     return hmac.new(secret, f"download {path} {file} {expires}".encode(), hashlib.sha256).hexdigest()
 
 
-def archive(folder: Path) -> Iterator[bytes]:
-    """The adapter's files as a tar archive, piece by piece."""
-    for name in FILES:
+def saved_files(folder: Path) -> tuple[str, ...]:
+    """The adapter's files; what else lies beside them, an optimizer's state for instance, does not leave. Gone where
+    not all of them are there."""
+    for names in (FILES, tuple(f"{name}{AGE_SUFFIX}" for name in FILES)):
+        if all((folder / name).is_file() for name in names):
+            return names
+    raise Gone(f"{folder} does not hold {' and '.join(FILES)} any more. {checkpoints.ADVICE}")
+
+
+def archive(folder: Path, names: Sequence[str]) -> Iterator[bytes]:
+    """The files as a tar archive, piece by piece."""
+    for name in names:
         with (folder / name).open("rb") as file:
             n_bytes = (folder / name).stat().st_size
             yield _head(name, n_bytes)
@@ -118,8 +127,8 @@ def archive(folder: Path) -> Iterator[bytes]:
     yield _head(COMPLETE, 0) + b"\0" * (2 * tarfile.BLOCKSIZE)
 
 
-def archive_bytes(folder: Path) -> int:
-    sizes = [(folder / name).stat().st_size for name in FILES]
+def archive_bytes(folder: Path, names: Sequence[str]) -> int:
+    sizes = [(folder / name).stat().st_size for name in names]
     return sum(size + -size % tarfile.BLOCKSIZE for size in sizes) + (len(sizes) + 3) * tarfile.BLOCKSIZE
 
 

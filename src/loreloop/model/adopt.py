@@ -77,7 +77,8 @@ def _adopted(folder: Path, base: Path, spec: DecoderSpec) -> AdapterView:
 def _read(folder: Path) -> Iterator[tuple[str, Tensor]]:
     with open_weights(folder) as file:
         for name in file.keys():  # noqa: SIM118 (not a dict)
-            tensor = file.get_tensor(name).float()
+            tensor = file.get_tensor(name)
+            tensor = tensor.float() if ".lora_" in name else tensor  # a copy is compared in its own dtype
             if not bool(torch.isfinite(tensor).all()):
                 raise BadRequest(f"The adapter in {folder} holds NaN or infinite values in {name!r}.")
             yield name, tensor
@@ -103,7 +104,7 @@ def _without_copies(tensors: dict[str, Tensor], base: Path, where: str) -> dict[
     for name, published in copies.items():
         weight = own.get(names.head if published.startswith(HEAD) else names.embedding)
         weight = own[names.embedding] if weight is None else weight
-        if weight.shape != tensors[name].shape or not torch.equal(weight.to(torch.bfloat16), tensors[name].bfloat16()):
+        if not torch.equal(weight.to(tensors[name].dtype), tensors[name]):  # False for other shapes, too
             raise BadRequest(
                 f"{where} holds a changed {published!r}; embeddings trained in full are not served. Merge the adapter "
                 "into its base and add that as a model."
@@ -121,22 +122,22 @@ def _plain(
 ) -> Iterator[tuple[str, _Factors]]:
     """The factors of linear layers, taken out of `tensors`."""
     for path in _linear_layers(spec):
-        targeted = settings.targets(path) or (path == HEAD and settings.targets("model.unembed_tokens"))
+        key = settings.key_of(path) or (HEAD if path == HEAD and settings.targets("model.unembed_tokens") else None)
         pair = [tensors.pop(f"{path}.lora_{letter}.weight", None) for letter in "AB"]
-        if pair == [None, None] and not targeted:
+        if pair == [None, None] and key is None:
             continue
         a_RI, b_OR = pair
         if a_RI is None or b_OR is None:
             raise BadRequest(f"{where} lacks the matrices of {path!r}, which its target_modules name.")
-        if not targeted:
+        if key is None:
             raise BadRequest(f"{where} holds matrices of {path!r}, which its target_modules do not name.")
-        rank = settings.rank_of(path)
+        rank = settings.rank_of(key)
         if a_RI.dim() != 2 or b_OR.dim() != 2 or a_RI.shape[0] != rank or b_OR.shape[1] != rank:
             raise BadRequest(
                 f"{where} has for {path!r} matrices of the shapes {list(a_RI.shape)} and {list(b_OR.shape)}; "
                 f"the rank is {rank} there."
             )
-        yield path, _Factors(a_RI, b_OR, settings.scale_of(path))
+        yield path, _Factors(a_RI, b_OR, settings.scale_of(key))
 
 
 def _linear_layers(spec: DecoderSpec) -> list[str]:
@@ -162,7 +163,10 @@ def _experts(
             if (pair[0] is None) != (pair[1] is None):
                 raise BadRequest(f"{where} holds only one of the matrices of {outer}.{part}.")
             if pair[0] is not None and pair[1] is not None:
-                yield f"{outer}.{part}", _Factors(pair[0], pair[1], settings.scale_of(f"{outer}.{part}"))
+                path, rank = f"{outer}.{part}", settings.rank_of(f"{outer}.{part}")
+                if pair[0].shape[-2:-1] != (rank,) or pair[1].shape[-1:] != (rank,):
+                    raise BadRequest(f"{where} has for {path!r} matrices that are not of the rank {rank}.")
+                yield path, _Factors(pair[0], pair[1], settings.scale_of(path))
         yield from _fused_experts(tensors, settings, spec, outer, where)
 
 
@@ -170,7 +174,7 @@ def _fused_experts(
     tensors: dict[str, Tensor], settings: PeftSettings, spec: DecoderSpec, outer: str, where: str
 ) -> Iterator[tuple[str, _Factors]]:
     """peft's arrangement: the parameters of a module are wrapped one in another, the first innermost."""
-    named = [name for name in FUSED if any(f"{outer}.{name}".endswith(target) for target in settings.target_parameters)]
+    named = [name for name in FUSED if settings.targets_parameter(f"{outer}.{name}")]
     for index, name in enumerate(named):
         inner = ".base_layer" * (len(named) - 1 - index)
         path, pair = f"{outer}.{name}", [tensors.pop(f"{outer}{inner}.lora_{x}.weight", None) for x in "AB"]

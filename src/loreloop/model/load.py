@@ -24,6 +24,7 @@ from loreloop.model.families.family import Family, SeeingFamily, eos_ids
 from loreloop.model.families.table import family_of
 from loreloop.model.linear import Products
 from loreloop.model.packed import PackedWeight, packable
+from loreloop.model.published import some_tensors
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.stacked import inputs_first, unstacked
 from loreloop.model.tower import VISION, own_name
@@ -93,7 +94,9 @@ def _filled(
     folder: Path, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, packing: _Packing | None
 ) -> dict[str, Tensor | PackedWeight]:
     """The decoder's weights by role."""
-    family, published = family_of(read_config(folder)), (own_name(name) for name, _ in stored_tensors(folder))
+    family, published = family_of(read_config(folder)), {own_name(name) for name, _ in stored_tensors(folder)}
+    if spec.tie_embeddings and published >= {family.names.embedding, family.names.head}:
+        _check_tied(folder, family)
     places = _Places(spec, family, dtype, device, packing, published_packed(published))
     for name, blocks in read_blocks(folder) if packing == OWN_BLOCKS else ():
         places.put_blocks(name, blocks)
@@ -108,6 +111,18 @@ def _filled(
     collector.check_complete()
     places.check_complete(folder)
     return places.weights
+
+
+def _check_tied(folder: Path, family: Family) -> None:
+    """BadRequest where embedding and head differ although the configuration ties them; transformers does not then."""
+    names = (family.names.embedding, family.names.head)
+    found = some_tensors(folder, names)
+    embedding, head = (found[name] for name in names)
+    if not torch.equal(embedding.to(head.dtype), head):
+        raise BadRequest(
+            f"{folder} holds a {names[1]!r} that differs from {names[0]!r}, though its config.json says that they are "
+            'one. If the head is meant, as transformers takes it, set "tie_word_embeddings": false there.'
+        )
 
 
 def decoder_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:

@@ -110,6 +110,16 @@ class PeftSettings:
             return False
         return self.layers is None or isinstance(self.target_modules, str) or self._layer_of(path) in self.layers
 
+    def key_of(self, path: str) -> str | None:
+        """By what name peft looks this linear layer up in patterns: as a module, or as a parameter where only
+        `target_parameters` name it. None where it puts no adapter there."""
+        if self.targets(path):
+            return path
+        return f"{path}.weight" if self.targets_parameter(f"{path}.weight") else None
+
+    def targets_parameter(self, name: str) -> bool:
+        return _matches(self.target_parameters, name)
+
     def _layer_of(self, path: str) -> int | None:
         patterns = [rf"(?:^|.*?\.){each}\.(\d+)\." for each in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
         found = next((match for match in (re.match(pattern, path) for pattern in patterns) if match), None)

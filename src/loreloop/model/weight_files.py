@@ -24,11 +24,14 @@ PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.msgpack", "*.h5")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """BadRequest where there are none."""
+    """BadRequest where there are none, or one that the index names is not there."""
     if (folder / WEIGHTS_FILE).exists():
         return [folder / WEIGHTS_FILE]
     if (folder / INDEX_FILE).exists():
-        return sorted(folder / file for file in _indexed(folder / INDEX_FILE))
+        shards = sorted(folder / file for file in _indexed(folder / INDEX_FILE))
+        if absent := [shard.name for shard in shards if not shard.exists()]:
+            raise BadRequest(f"{folder} lacks {', '.join(absent[:3])}, which its {INDEX_FILE} names.")
+        return shards
     others = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith(STRAYS))
     if not others:
         pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))

@@ -48,11 +48,25 @@ def decode_pass(body: bytes) -> DecodedPass:
         raise BadRequest("The body is not a ForwardBackwardRequest: its protobuf is truncated or damaged.") from None
     _check_dense_size(request)
     data = tuple(_datum(f"Datum {index}", datum) for index, datum in enumerate(request.data))
+    if request.loss_fn == "cross_entropy":
+        _check_weighted(request)
     op = ForwardBackward(
         request.model_id, request.seq_id, "", data, request.loss_fn, _loss_config(request), request.forward_only
     )
     spans = tuple(DatumSpans(_spans(d.model_input_spans), _spans(d.loss_fn_input_spans)) for d in request.data)
     return DecodedPass(op, spans)
+
+
+def _check_weighted(request: wire.ForwardBackwardRequest) -> None:
+    """Weights may be left out, but not those of sparse targets: what these do not list is written out as token 0."""
+    for index, datum in enumerate(request.data):
+        inputs = datum.loss_fn_inputs
+        target = inputs.get("target_tokens")
+        if target is not None and target.WhichOneof("encoding") == "sparse_csr" and "weights" not in inputs:
+            raise BadRequest(
+                f"Datum {index} has sparse target_tokens and no weights, so that what is not listed would count as "
+                "token 0; give weights, in which it is zero."
+            )
 
 
 def _check_dense_size(request: wire.ForwardBackwardRequest) -> None:

@@ -103,7 +103,7 @@ class SaveExternalBody(msgspec.Struct, frozen=True):
     seq_id: SeqId
     path: str
     ttl_seconds: TtlSeconds | None = None
-    age_encryption_recipients: tuple[str, ...] | None = None
+    age_encryption_recipients: Annotated[tuple[str, ...], Meta(max_length=10)] | None = None
 
 
 class ModelId(msgspec.Struct, frozen=True):

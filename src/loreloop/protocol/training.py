@@ -144,10 +144,15 @@ class SaveSampler(OpBase, frozen=True, tag="save_sampler"):
     durable: bool = True
 
 
+AGE_SUFFIX = ".age"
+
+
 class SaveExternal(OpBase, frozen=True, tag="save_external"):
-    """Writes the adapter alone to `folder`, in peft's own arrangement, to be downloaded."""
+    """Writes the adapter alone to `folder`, in peft's own arrangement, to be downloaded; each file is encrypted for
+    the `age_recipients`, if there are any, and its name then ends in `AGE_SUFFIX`."""
 
     folder: str
+    age_recipients: tuple[str, ...] = ()
 
 
 class LoadState(OpBase, frozen=True, tag="load_state"):
