@@ -11,6 +11,7 @@ import pytest
 
 from loreloop.host.address import listen
 from loreloop.host.place import prepare
+from loreloop.host.supervisor import lock_data
 from loreloop.protocol.errors import BadRequest, WrongSettings
 from loreloop.store.store import open_database
 
@@ -93,3 +94,13 @@ def test_other_verbs_do_not_call_a_full_disk_or_a_wrong_path_a_fault_of_ours() -
     command = [sys.executable, "-m", "loreloop.cli", "keys", "list", "--data", "/dev/null/x"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr.startswith("Error: /dev/null/x: Not a directory")) == (1, True), done.stderr
+
+
+def test_a_folder_that_another_server_writes_is_not_judged(tmp_path: Path) -> None:
+    """What is only half written would be called damaged."""
+    (tmp_path / "loreloop.db").write_bytes(b"between two states")
+    command = [sys.executable, "-m", "loreloop.cli", "serve", "--data", str(tmp_path), "--port", "0"]
+    with lock_data(tmp_path / "run"):
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1
+    assert "A server is running" in refused.stderr

@@ -1,7 +1,9 @@
 """Training states in memory and in files: what is spilled, snapshot or checkpointed comes back to the last bit."""
 
+import errno
 import os
 import re
+import shutil
 import struct
 from pathlib import Path
 
@@ -158,6 +160,22 @@ def test_a_damaged_snapshot_is_named_and_not_taken_in(tmp_path, damage, known):
         bank.restore("a", file.path, file.crc32 if known else "")
     assert "a" not in bank
     assert not list(bank.folder.iterdir())
+
+
+def test_a_good_snapshot_that_finds_no_room_is_not_called_damaged(tmp_path, monkeypatch):
+    file, bank = damaged_snapshot(tmp_path, lambda path: None)
+
+    def full(source, target):
+        Path(target).write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", full)
+        with pytest.raises(OSError, match="No space"):
+            bank.restore("a", file.path, file.crc32)
+    assert not list(bank.folder.iterdir())
+    bank.restore("a", file.path, file.crc32)
+    assert "a" in bank
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,5 +1,6 @@
 """The loop around a fake engine: every request ends exactly once, whatever goes wrong in the engine."""
 
+import errno
 import threading
 import time
 from pathlib import Path
@@ -15,7 +16,10 @@ from loreloop.protocol.link import (
     DropModel,
     FromEngine,
     Meters,
+    ModelLost,
+    ModelSnapshot,
     Queues,
+    Restore,
     Restored,
     Sample,
     Shutdown,
@@ -239,3 +243,17 @@ def test_an_idle_loop_uses_no_processor_time(tmp_path: Path) -> None:
     thread.join(5)
     assert spent[0] < 0.05
     assert any(isinstance(message, BatchDone) for message in sent)
+
+
+def test_a_snapshot_for_which_the_disk_has_no_room_ends_the_engine_and_not_its_model(tmp_path: Path) -> None:
+    class Full(FakeEngine):
+        def restore(self, snapshot: ModelSnapshot) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    told: list[FromEngine] = []
+    inbox: SimpleQueue[ToEngine | None] = SimpleQueue()
+    for message in (Restore((ModelSnapshot("m", 1, 1, "m.json"),), (), 2), Restored(), Shutdown()):
+        inbox.put(message)
+    with pytest.raises(OSError, match="No space"):
+        Scheduler(Full(), inbox, told.append, WordMatcher, EngineConfig(), tmp_path).run()
+    assert not any(isinstance(message, ModelLost) for message in told)

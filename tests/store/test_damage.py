@@ -179,6 +179,22 @@ def test_a_log_that_a_kill_has_left_is_not_called_damaged(tmp_path: Path) -> Non
     place.store.close()
 
 
+def test_a_kill_between_a_log_header_and_its_first_frame_has_lost_nothing(tmp_path: Path) -> None:
+    place = Place(tmp_path / "here")
+    run = place.run()
+    for number in range(5):
+        place.append(step(run, number))
+    place.store.reader.exec_driver_sql("PRAGMA wal_checkpoint(RESTART)")
+    old = (place.folder / "loreloop.db-wal").read_bytes()
+    place.append(step(run, 5))
+    new = (place.folder / "loreloop.db-wal").read_bytes()
+    place.store.close()
+    shutil.rmtree(tmp_path / "here" / "journal")  # the sixth step is of no matter here
+    assert new[:32] != old[:32]
+    (tmp_path / "here" / "loreloop.db-wal").write_bytes(new[:32] + old[32:])
+    assert inspect_data(tmp_path / "here") == []
+
+
 @settings(max_examples=40, deadline=None)
 @given(part=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_of_the_log_is_noticed_wherever_it_lies(part: float, bit: int) -> None:

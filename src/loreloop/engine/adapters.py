@@ -223,21 +223,22 @@ class AdapterBank:
         """Takes a model in from a snapshot.
 
         ServerError, naming the file, where it is not what was written: it has another checksum, or (written before
-        there were checksums) holds NaN.
+        there were checksums) holds NaN. OSError where only the copy cannot be made: on a full disk the snapshot is as
+        good as ever, and the model must not be given up for it.
         """
         self.drop(model_id)
+        try:
+            if crc32 and (found := sum_of(file).crc32) != crc32:
+                raise ServerError(f"its snapshot {file} is damaged: its checksum was {crc32} and is {found}")
+            if not crc32:
+                _check_finite(file)
+        except (OSError, SafetensorError) as error:
+            raise ServerError(f"its snapshot {file} cannot be read ({error})") from None
         path = self._path(model_id)
         try:
             shutil.copyfile(file, path)
-            if crc32 and (found := sum_of(path).crc32) != crc32:
-                raise ServerError(f"its snapshot {file} is damaged: its checksum was {crc32} and is {found}")
-            if not crc32:
-                _check_finite(path)
-        except (OSError, SafetensorError) as error:
+        except OSError:
             path.unlink(missing_ok=True)
-            raise ServerError(f"its snapshot {file} cannot be read ({error})") from None
-        except ServerError:
-            path.unlink()
             raise
         self.spilled[model_id] = path
 

@@ -173,6 +173,12 @@ class Supervisor:
         self.plan.address_file.unlink(missing_ok=True)
 
 
+def check_unlocked(run_folder: Path) -> None:
+    """BadRequest while a server runs on the data folder; makes nothing in it."""
+    if (run_folder / "lock").exists():
+        lock_data(run_folder).close()
+
+
 def lock_data(run_folder: Path) -> IO[str]:
     """Keeps a second server off the same data folder."""
     try:

@@ -36,7 +36,6 @@ from loreloop.scheduler.sampling import Sampling
 from loreloop.scheduler.training import Training
 
 LOG = logging.getLogger(__name__)
-LOG = logging.getLogger(__name__)
 METER_SECONDS = 1.0  # between two tellings of what the engine counts
 LAST_BATCH_SECONDS = 2.5  # for the batch that runs when the end is asked for; it is broken off then, and runs again
 UNHURRIED_SECONDS = 0.1  # training looks up for messages this often where no sample waits for its next token

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from loreloop.config import EngineConfig
 from loreloop.engine.contract import Engine, Pause
+from loreloop.protocol.errors import ServerError
 from loreloop.protocol.link import (
     Batch,
     BatchDone,
@@ -201,11 +202,16 @@ class _Snapshots:
         self._outdated: deque[tuple[int, str]] = deque()  # a file, and the snapshot that replaces it
 
     def restore(self, snapshot: ModelSnapshot) -> Failure | None:
-        """The failure of one that cannot be taken in; its file is left as it lies."""
-        restored = self._attempt(partial(self._engine.restore, snapshot)) if snapshot.file else None
-        if restored is None and snapshot.file:
-            self._files[snapshot.model_id] = snapshot
-        return restored
+        """The failure of one that is damaged; its file is left as it lies. Any other error (a full disk) is raised: it
+        may pass, so it ends this engine and not the model."""
+        if not snapshot.file:
+            return None
+        try:
+            self._engine.restore(snapshot)
+        except ServerError as error:
+            return Failure(error.category, error.message)
+        self._files[snapshot.model_id] = snapshot
+        return None
 
     def take(self, moved: dict[str, int], plan_no: int) -> tuple[ModelSnapshot, ...]:
         """Snapshots of the models in `moved` (their next sequence ids). One whose state did not change keeps its file;

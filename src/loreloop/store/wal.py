@@ -46,15 +46,30 @@ def _commits(log: Path) -> list[int]:
     are overwritten one by one, have other salts."""
     found: list[int] = []
     with log.open("rb") as file:
-        _, _, page_bytes, _, *salts, _, _ = HEADER.unpack(file.read(HEADER.size))
+        header = file.read(HEADER.size)
+        _, _, page_bytes, _, *salts, _, _ = HEADER.unpack(header)
         if not 512 <= page_bytes <= 65536:
             return []
-        number, first_salts = 0, None
+        # Of a damaged header's round are the first frame's salts. A good one may stand before frames of the round
+        # before alone, which are in the database already: a kill came between it and the first frame of its own.
+        number, first_salts = 0, salts if _is_good(header) else None
         while len(head := file.read(FRAME.size)) == FRAME.size:
             number += 1
             _, size_after, *frame_salts, _, _ = FRAME.unpack(head)
-            first_salts = first_salts or frame_salts  # of this round, even where the header's are damaged
+            first_salts = first_salts or frame_salts
             if frame_salts in (salts, first_salts) and size_after:
                 found.append(number)
             file.seek(page_bytes, 1)
     return found
+
+
+def _is_good(header: bytes) -> bool:
+    """Whether a log's header has the checksum that it says it has; the magic number's last bit is the order of bytes
+    that checksums are made in."""
+    magic, *_, first, second = HEADER.unpack(header)
+    words = struct.unpack(">6I" if magic & 1 else "<6I", header[:24])
+    sums = (0, 0)
+    for even, odd in zip(words[::2], words[1::2], strict=True):
+        left = (sums[0] + even + sums[1]) % (1 << 32)
+        sums = (left, (sums[1] + odd + left) % (1 << 32))
+    return sums == (first, second)
