@@ -12,12 +12,13 @@ CLIENTS := .cache/clients
 # wheel would do; the cookbook's newest plain release wants transformers 5.5.4 at most.
 INSTALL := 'torch==2.13.*' 'transformers==5.5.4' 'tinker==0.38.*' 'tinker-cookbook[math-rl]==0.5.8' -e '.[demo,test,check]'
 
-.PHONY: help demo serve test test-slow check bench bench-gpu format proto clean
+.PHONY: help demo serve test test-slow check golden bench bench-gpu format proto clean
 
 help:
 	@echo "make demo       a real model learns sums in front of you"
 	@echo "make serve      a server on http://127.0.0.1:8000 with the default model"
-	@echo "make check      format, lint, types, architecture, docs"
+	@echo "make check      format, lint, types, architecture, docs, golden numbers"
+	@echo "make golden     writes the golden numbers anew, where a change was meant to move them"
 	@echo "make test       the tests; make test-slow: recipes, real model, soaks"
 	@echo "make bench      the figures of docs/benchmarks.md; ROW=name for one"
 	@echo "make bench-gpu  an 8B shape against a GPU's own limits"
@@ -37,7 +38,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py tests/test_golden.py
+
+golden: $(STAMP)
+	$(BIN)/python -m tests.golden
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -m 'not slow'

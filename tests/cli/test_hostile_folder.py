@@ -72,7 +72,7 @@ def test_nothing_of_the_working_folder_runs(hostile: Path, tmp_path: Path, path:
         for name in ("sitecustomize", "usercustomize"):
             (hostile / f"{name}.py").unlink()
     run_it = f"import runpy; runpy.run_path({str(SHOUTER)!r}, run_name='__main__')"  # `-c` looks where it works
-    with keys.transaction(str(data)) as connection:
+    with keys.transaction(str(data), new=True) as connection:
         secret = create(connection, "test", ("admin",), time.time()).secret
         tools.add(connection, ToolServer("shouter", (sys.executable, "-c", run_it), None), time.time())
     more = {"XDG_CACHE_HOME": str(tmp_path / "cache")} | ({"PYTHONPATH": path} if path else {})

@@ -62,7 +62,9 @@ def test_a_tool_is_called_and_the_model_goes_on(client, server):
 
 def test_failures_and_slow_tools_are_told_to_the_model(client, server):
     assert "Error executing" in ask(client, "fail").tool_trace[0]["output"]
-    assert "in time" in ask(client, "sleep", max_seconds=3).tool_trace[0]["output"]
+    # The bound is one of the whole loop: on a busy machine the first answer alone may take as long.
+    traces = (ask(client, "sleep", max_seconds=seconds).tool_trace for seconds in (3, 10, 40))
+    assert "in time" in next(trace for trace in traces if trace)[0]["output"]
     outcomes = [call["outcome"] for call in json.loads(tools(server, "calls", "--json", "--limit", "2"))]
     assert outcomes == ["timeout", "error"]
 

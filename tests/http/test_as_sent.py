@@ -1,6 +1,7 @@
 """Bodies as clients send them: nulls and notes change nothing, however deep; an odd value has its meaning."""
 
 import json
+import time
 from typing import Any
 
 import httpx
@@ -227,3 +228,16 @@ def test_a_message_of_no_tokens_reads_the_prompt(stream: bool) -> None:
         assert '"output_tokens":0' in answer.text
 
     play(scene)
+
+
+@pytest.mark.parametrize("name", ["x" * 3_000_000, "\n" + "- at `$.a" * 300_000 + "`\nx"])
+def test_a_long_name_is_neither_told_whole_nor_searched_for_long(name: str) -> None:
+    asked = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    wrong = [asked | {name: 1}, asked | {"tools": [{"type": name}]}, asked | {"reasoning_effort": name}]
+    wrong += [asked | {"messages": [{"role": "user", "content": "hi", name: 1}]}]
+    started = time.monotonic()
+    for body in wrong:
+        with pytest.raises(BadRequest) as refused:
+            decode_as_sent(json.dumps(body).encode(), ChatCompletion)
+        assert len(refused.value.message) < 1000
+    assert time.monotonic() - started < 5

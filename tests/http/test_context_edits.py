@@ -4,6 +4,10 @@ from typing import Any
 
 import pytest
 
+from loreloop.http import context_edits
+from loreloop.http.chat import prompt_length
+from loreloop.http.generate import Model
+from loreloop.text.conversation import Conversation
 from tests.http.scripted import MESSAGES, Script, play_script
 
 KEEP_ALL = {"type": "clear_thinking_20251015", "keep": "all"}
@@ -60,6 +64,39 @@ def test_old_results_are_left_out() -> None:
         assert '"x": 4' in prompt
         often = {"clear_at_least": {"type": "input_tokens", "value": 100000}}
         assert (await edited(script, CALLS, edit | often))[1] == []
+
+    play_script(scene)
+
+
+def test_a_history_that_is_far_too_long_is_brought_back_into_the_window() -> None:
+    async def scene(script: Script) -> None:
+        long = [dict(message) for message in CALLS]
+        much = "some words " * (3 * script.speaker.info.context_window)
+        result = {"type": "tool_result", "tool_use_id": "t1", "content": much}
+        long[4] = {"role": "user", "content": [result]}
+        keep = {"type": "tool_uses", "value": 1}
+        for trigger in ({"type": "tool_uses", "value": 2}, {"type": "input_tokens", "value": 100_000}):
+            edit = {"type": "clear_tool_uses_20250919", "trigger": trigger, "keep": keep}
+            prompt, (applied,) = await edited(script, long, edit)
+            assert ("some words" in prompt, "result4" in prompt) == (False, True)
+            assert applied["cleared_input_tokens"] > script.speaker.info.context_window
+        await script.ask(MESSAGES, "Hi.", 400, messages=long)
+
+    play_script(scene)
+
+
+def test_however_many_edits_a_prompt_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+
+    async def count(model: Model, conversation: Conversation) -> int:
+        counted.append(await prompt_length(model, conversation))
+        return counted[-1]
+
+    async def scene(script: Script) -> None:
+        monkeypatch.setattr(context_edits, "prompt_length", count)
+        never = {"type": "clear_tool_uses_20250919", "trigger": {"type": "input_tokens", "value": 100_000}}
+        assert (await edited(script, CALLS, *[never] * 16))[1] == []
+        assert len(counted) == 1
 
     play_script(scene)
 

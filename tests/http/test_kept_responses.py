@@ -1,13 +1,17 @@
 """Answers of the responses API that are referred to: by previous_response_id, by item, told again and deleted."""
 
+import errno
 import time
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from loreloop.store import responses
+from loreloop.store import keys, responses
 from loreloop.store.rows import KeptResponse
+from loreloop.store.store import Store
 from tests.http.scripted import RESPONSES, Script, play_script
 from tests.store.place import write_now
 
@@ -126,16 +130,119 @@ def test_what_was_not_kept_or_is_anothers_is_not_found() -> None:
 
 def test_each_key_keeps_so_many_bytes_the_newest_used() -> None:
     async def scene(script: Script) -> None:
-        store = script.site.services.store
+        store, key_id = script.site.services.store, script.site.office.key_id
         for number in range(4):
-            row = KeptResponse(f"r{number}", "k", 100.0 + number, "r0" if number == 2 else None, "[]", "x" * 98)
+            row = KeptResponse(f"r{number}", key_id, 100.0 + number, "r0" if number == 2 else None, "[]", "x" * 98)
             write_now(store, responses.keep, row, ("r0",) if number == 2 else (), 300)
-        left = [name for name in ("r0", "r1", "r2", "r3") if store.read(responses.find, "k", name)]
+        left = [name for name in ("r0", "r1", "r2", "r3") if store.read(responses.find, key_id, name)]
         assert left == ["r0", "r2", "r3"]  # r0 was used by r2
         write_now(store, responses.sweep, 103.5 + responses.TTL_SECONDS)
-        assert not any(store.read(responses.find, "k", name) for name in left)
+        assert not any(store.read(responses.find, key_id, name) for name in left)
         assert (await turn(script))["store"] is True
         write_now(store, responses.sweep, time.time())
+
+    play_script(scene)
+
+
+def test_kept_answers_outlive_their_store(tmp_path: Path) -> None:
+    rows = [KeptResponse("r0", "k", 1.0, None, "[]", "{}"), KeptResponse("r1", "k", 2.0, "r0", "[]", "{}")]
+    with closing(Store(tmp_path)) as before:
+        for row in rows:
+            write_now(before, responses.keep, row, (), 1000)
+    with closing(Store(tmp_path)) as after:
+        assert after.read(responses.chain, "k", "r1") == rows
+        assert after.read(responses.chain, "another", "r1") == []
+
+
+def test_answers_of_a_revoked_key_are_swept() -> None:
+    async def scene(script: Script) -> None:
+        store, now = script.site.services.store, time.time()
+        secrets = [script.site.new_key("infer"), script.site.new_key("infer")]
+        told = []
+        for secret in secrets:
+            answer = await script.site.client_with(secret).post(
+                f"http://site{RESPONSES}", json={"model": "fake", "input": "x", "max_output_tokens": 2}
+            )
+            told.append(answer.json()["id"])
+        rows = [store.read(keys.find, secret, now) for secret in secrets]
+        write_now(store, keys.revoke, rows[0].id, now)
+        write_now(store, responses.sweep, now)
+        left = [store.read(responses.find, row.id, name) is not None for row, name in zip(rows, told, strict=True)]
+        assert left == [False, True]
+
+    play_script(scene)
+
+
+def test_an_answer_is_used_by_who_takes_an_item_of_it() -> None:
+    async def scene(script: Script) -> None:
+        first, other = await turn(script, SAID), await turn(script, SAID)
+        before = time.time()
+        await turn(script, input=[{"type": "item_reference", "id": first["output"][0]["id"]}])
+        write_now(script.site.services.store, responses.sweep, before + responses.TTL_SECONDS)
+        found = [(await get(script, answer["id"])).status_code for answer in (first, other)]
+        assert found == [200, 404]
+
+    play_script(scene)
+
+
+def test_an_item_can_be_referred_to_once() -> None:
+    async def scene(script: Script) -> None:
+        first = await turn(script, SAID, input="hi")
+        reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+        answer = await script.ask(RESPONSES, "x", 400, input=[reference, reference])
+        assert "twice" in answer.text
+        await turn(script, input=[reference], previous_response_id=first["id"])
+
+    play_script(scene)
+
+
+def test_many_references_are_read_in_one_go() -> None:
+    async def scene(script: Script) -> None:
+        much = {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "x" * (8 << 20)}]}
+        items = [much | {"content": [{"type": "reasoning_text", "text": "t"}]}]
+        items += [{"role": "user", "content": "q"} for _ in range(1000)]
+        first = await turn(script, input=items)
+        own = [f"msg_{first['id'].removeprefix('resp_')}_in{at}" for at in range(1, 1001)]
+        started = time.monotonic()
+        await turn(script, input=[{"type": "item_reference", "id": name} for name in own])
+        assert time.monotonic() - started < 4.0  # reading the answer once for each takes thrice as long
+
+    play_script(scene)
+
+
+def test_a_list_of_items_refuses_what_it_cannot_follow() -> None:
+    async def scene(script: Script) -> None:
+        first = await turn(script, SAID, input="one")
+        second = await turn(script, input="two", previous_response_id=first["id"])
+        path = f"{second['id']}/input_items"
+        wrong = [{"limit": "9" * 5000}, {"limit": "0"}, {"limit": "101"}, {"limit": "x"}, {"order": "up"}]
+        for query in [*wrong, {"after": "nothing"}]:
+            refused = await get(script, path, **query)
+            assert (refused.status_code, next(iter(query)) in refused.json()["detail"]) == (400, True)
+        twice = [{"role": "user", "content": str(n), "id": "same"} for n in range(3)]
+        third = await turn(script, input=twice)
+        page = {"limit": 1, "order": "asc", "after": "same"}
+        assert (await get(script, f"{third['id']}/input_items", **page)).json()["has_more"] is False
+        await script.site.client.delete(f"http://site{RESPONSES}/{first['id']}")
+        gone = await get(script, path)
+        assert (gone.status_code, first["id"] in gone.json()["detail"]) == (404, True)
+
+    play_script(scene)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_a_full_disk_does_not_take_is_told(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def scene(script: Script) -> None:
+        monkeypatch.setattr(responses, "keep", full)
+        if stream:
+            told = (await script.events(RESPONSES, "Hello"))[-1]["response"]
+        else:
+            told = await turn(script, "Hello")
+        assert (told["status"], told["store"]) == ("completed", False)
+        assert told["output"][0]["content"][0]["text"] == "Hello"
 
     play_script(scene)
 

@@ -107,6 +107,20 @@ def test_a_strict_one_is_refused_by_keyword_and_place(route: str) -> None:
     play_script(scene)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_of_much_that_is_left_out_the_first_is_named(strict: bool) -> None:
+    inner = {f"b{number}": {"not": {}} for number in range(300)}
+    schema = {"type": "object", "properties": {"a" * 10_000: {"type": "object", "properties": inner}}}
+
+    async def scene(script: Script) -> None:
+        asked = {"tools": None, **format_of(CHAT, schema, strict)}
+        answer = await script.ask(CHAT, "{}", 400 if strict else 200, **asked)
+        assert "and 284 more" in answer.text
+        assert len(answer.content) < 10_000
+
+    play_script(scene)
+
+
 @pytest.mark.parametrize(
     "schema",
     [

@@ -1,13 +1,18 @@
 """Assembly: events in, one result out; stop strings end a sample; a resumed stream goes on behind its tokens."""
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 
 from loreloop.engine.contract import PromptEvent, TokenEvent
 from loreloop.protocol.sampling import Partial, PromptReport, SampledSequence, SampleOp, StopReason, TopK
 from loreloop.scheduler.assembly import Assembly
+from loreloop.text.answers import AnswerParts
+from loreloop.text.stops import StopMatcher
 from tests.scheduler.ops import sample
 from tests.scheduler.words import WordMatcher
+from tests.text.samples import byte_level
 
 
 def assembly(op: SampleOp) -> Assembly:
@@ -54,6 +59,16 @@ def test_a_stop_string_at_the_last_token_counts_as_a_stop() -> None:
     last = assembly(sample("r", stop=("5",)))
     assert not last.token(token(0, 5, "length"))  # the engine has ended it by itself
     assert last.result().sequences[0].stop_reason == "stop"
+
+
+def test_a_stop_string_that_only_the_end_decides_on_counts_as_a_stop(tmp_path: Path) -> None:
+    tokenizer = byte_level(tmp_path)
+    op = sample("r", stop=("<th",))
+    ended = Assembly(op, lambda params: StopMatcher(tokenizer, params.stop_strings, AnswerParts(opened=False)))
+    *tokens, last = tokenizer.encode("yes <thi")  # which might have become the beginning of a thought
+    assert not any(ended.token(token(0, each)) for each in tokens)
+    assert not ended.token(token(0, last, "length"))
+    assert ended.result().sequences[0].stop_reason == "stop"
 
 
 def test_a_stop_string_of_one_sample_leaves_the_others_running() -> None:

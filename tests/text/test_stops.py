@@ -136,6 +136,14 @@ def test_engine_and_text_find_the_same_end(
         assert matcher.push(token) == (growing.trimmer.found is not None)
         if growing.trimmer.found is not None:
             return
+    growing.flush()
+    assert matcher.flush() == (growing.trimmer.found is not None)
+
+
+def test_a_stop_in_what_might_have_become_a_thought_is_found_at_the_end(bytes_only: TextTokenizer) -> None:
+    matcher = StopMatcher(bytes_only, ["<th"], AnswerParts(opened=False))
+    assert not any(matcher.push(token) for token in bytes_only.encode("yes <thi"))
+    assert matcher.flush()
 
 
 def test_white_space_behind_a_thought_is_no_answer() -> None:

@@ -1,8 +1,9 @@
-"""`loreloop checkpoints`: what was saved in a data folder, by all keys, looked at, deleted and taken elsewhere."""
+"""`loreloop checkpoints`: what was saved in a data folder, by all keys: looked at, verified, deleted, taken elsewhere."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,10 +13,13 @@ from loreloop.cli.operator import checked, running_server_of
 from loreloop.cli.runs import KEY, NO_CHECKPOINTS, YES, bare, checkpoint_row, say_what_goes
 from loreloop.cli.tables import JSON, LIMIT, Size, show
 
+if TYPE_CHECKING:
+    from loreloop.store.rows import CheckpointRow
+
 
 @click.group()
 def checkpoints() -> None:
-    """List, show, delete and export checkpoints."""
+    """List, show, verify, delete and export checkpoints."""
 
 
 @checkpoints.command("list")
@@ -83,6 +87,49 @@ def remove_checkpoint(path: str, yes: bool, data_dir: str, as_json: bool) -> Non
                 rows.remove(connection, row.key_id, parsed)
             delete(Path(row.folder))
     show([{"deleted": path, "size": Size(row.size_bytes)}], as_json)
+
+
+@checkpoints.command("verify")
+@click.argument("path", required=False)
+@DATA
+@JSON
+def verify_checkpoints(path: str | None, data_dir: str, as_json: bool) -> None:
+    """Compare the files of PATH (tinker://…), or of all checkpoints, with the checksums noted when they were saved; exit
+    code 1 where one is damaged or gone."""
+    import sys
+
+    from loreloop.protocol.paths import parse_path
+    from loreloop.store import overview
+
+    with transaction(data_dir) as connection:
+        if path is None:
+            found = overview.list_checkpoints(connection, None, None, None)
+        else:
+            found = [overview.find_checkpoint(connection, parse_path(path))]
+    rows = [{"path": str(one.row.path)} | state_of(one.row) for one in found]
+    show(rows, as_json, empty=NO_CHECKPOINTS)
+    if any(row["state"] in ("damaged", "gone") for row in rows):
+        sys.exit(1)
+
+
+def state_of(row: CheckpointRow) -> dict[str, str | None]:
+    """Reads all files; "unchecked" is one that another tool or an older version has saved, without checksums."""
+    from loreloop.protocol.checksums import SUMS_FILE, check_all_files, sum_of
+    from loreloop.protocol.errors import Gone
+    from loreloop.store.checkpoints import folder_of
+
+    folder = Path(row.folder)
+    if not folder.is_dir():
+        return {"state": "gone", "what": f"there is no folder {folder}"}
+    if not row.sums_crc32 and not (folder / SUMS_FILE).exists():
+        return {"state": "unchecked", "what": "no checksums were noted when it was saved"}
+    try:
+        check_all_files(folder_of(row))
+        if row.sums_crc32 not in (None, sum_of(folder / SUMS_FILE).crc32):
+            return {"state": "damaged", "what": f"{folder / SUMS_FILE} is not the list that was written"}
+    except Gone as error:
+        return {"state": "damaged", "what": error.message}
+    return {"state": "ok", "what": None}
 
 
 @checkpoints.command("export")

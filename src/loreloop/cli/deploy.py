@@ -59,7 +59,7 @@ def set_in_store(data_dir: str, name: str, target: str, share: Share | None) -> 
     targets = [target, share.target] if share else [target]
     # Before the transaction, in which a running server could not write.
     bases = {each: base_named(data_dir, each) for each in targets if not each.startswith("tinker://")}
-    with transaction(data_dir) as connection:
+    with transaction(data_dir, new=bool(bases)) as connection:
         found = [
             Owned(Arm(each, bases[each]), None) if each in bases else deployments.arm_of(connection, each)
             for each in targets

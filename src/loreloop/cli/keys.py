@@ -54,7 +54,7 @@ def create_key(name: str, scopes: tuple[str, ...], data_dir: str, as_json: bool)
     """Make a key; its secret is printed once."""
     from loreloop.store import keys as rows
 
-    with transaction(data_dir) as connection:
+    with transaction(data_dir, new=True) as connection:
         made = rows.create(connection, name, scopes or ("train",), time.time())
     if as_json:
         show([{"id": made.row.id, "name": name, "scopes": " ".join(made.row.scopes), "secret": made.secret}], as_json)
@@ -138,10 +138,17 @@ def key_id_of(connection: Connection, key: str | None) -> str | None:
     return None if key is None else rows.called(connection, key).id
 
 
-def transaction(data_dir: str):  # type: ignore[no-untyped-def]
-    """A transaction on the data folder's database."""
+def transaction(data_dir: str, *, new: bool = False):  # type: ignore[no-untyped-def]
+    """A transaction on the data folder's database. Only with `new` is one made where there is none yet; else nothing is
+    left behind, and the transaction is on an empty one, since looking for something must not make a folder."""
     from pathlib import Path
 
-    from loreloop.store.store import open_database
+    from loreloop.store.inspection import has_database
+    from loreloop.store.store import empty_database, open_database
 
-    return open_database(Path(data_dir).expanduser()).begin()
+    folder = Path(data_dir).expanduser()
+    if new or has_database(folder):
+        return open_database(folder).begin()
+    if not folder.exists():
+        click.echo(f"There is no data folder {folder} yet; `loreloop serve` makes one.", err=True)
+    return empty_database().begin()

@@ -12,7 +12,6 @@ from loreloop.cli.models import DATA
 if TYPE_CHECKING:
     from loreloop.memory.condense import CountTokens
     from loreloop.memory.evaluation.cases import Conversation
-    from loreloop.memory.evaluation.study import Row
 
 
 @click.group()
@@ -50,25 +49,23 @@ def evaluate(
     """
     import msgspec
 
-    from loreloop.memory.evaluation import study
+    from loreloop.memory.evaluation import endurance, study
     from loreloop.memory.evaluation.contenders import BLIND
 
     count = counter(data_dir, model)
-    tables: dict[str, list[Row]]
     if file is None:
-        tables = study.synthetic_rows(count, (100, 1000) if quick else (100, 1000, 10000), ["memory", "recency window"])
+        turns = (100, 1000) if quick else (100, 1000, 10000)
+        tables = study.synthetic_rows(count, turns, ["memory", "recency window"])
+        survival, pace = endurance.survival(count, (1, 5, 20, 50)), endurance.pace(count, late=2000 if quick else 10000)
     else:
         conversations = chosen(file, form, faults, only)
         shares = budgets or (0.25, 0.1, 0.05)
-        tables = {
-            "not knowing the question": study.blind_rows(conversations, shares, count, list(BLIND)),
-            "knowing the question": study.knowing_rows(conversations, shares, count),
-        }
-    if as_json:
-        click.echo(msgspec.json.encode(tables))
-        return
-    for title, rows in tables.items():
-        click.echo(f"\n{title}\n\n{study.table_of(rows)}")
+        blind = study.blind_rows(conversations, shares, count, list(BLIND))
+        knowing = study.knowing_rows(conversations, shares, count)
+        tables = {"not knowing the question": blind, "knowing the question": knowing}
+        survival, pace = [], None
+    report = study.Report(tables, survival, pace)
+    click.echo(msgspec.json.encode(report) if as_json else study.text_of(report))
 
 
 def chosen(file: Path, form: str, faults: Path | None, only: tuple[str, ...]) -> list[Conversation]:

@@ -95,12 +95,12 @@ def serve(config_file: str | None, parent_pid: int | None, **flags: Any) -> None
 
 def overrides(flags: dict[str, Any]) -> dict[str, Any]:
     """What was given on the command line, shaped like the configuration."""
-    from loreloop.protocol.errors import BadRequest
+    from loreloop.protocol.errors import WrongSettings
 
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     pairs = [alias.partition("=") for alias in given.pop("aliases", ())]
     if any(not model for _, _, model in pairs):
-        raise BadRequest("An --alias is written NAME=MODEL.")
+        raise WrongSettings("An --alias is written NAME=MODEL.")
     engine = {name: given.pop(name) for name in ENGINE_FLAGS if name in given}
     if pairs:
         given["aliases"] = {name: model for name, _, model in pairs}

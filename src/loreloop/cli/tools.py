@@ -51,7 +51,7 @@ def add_server(name: str, command: tuple[str, ...], url: str | None, *, no_check
     server = ToolServer(name, absolute(command, Path.cwd()) or None, url)
     rows.check_name(name)
     tools = None if no_check else asyncio.run(tools_of(server))
-    with transaction(data_dir) as connection:
+    with transaction(data_dir, new=True) as connection:
         rows.add(connection, server, time.time())
     click.echo(f"Requests may name {name!r} now.")
     if tools is not None:

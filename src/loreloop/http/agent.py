@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from loreloop.http.chat import Chat, ChatAsk, WholeReply, chat_on, new_call_id
+from loreloop.http.chat import Chat, ChatAsk, WholeReply, chat_on, new_call_id, with_note
 from loreloop.http.generate import Model, all_drawn, forget, heard, start, unfailing
 from loreloop.http.services import Services
 from loreloop.protocol.errors import LoreloopError, ServerError, UserError
@@ -27,6 +27,7 @@ from loreloop.text.conversation import MadeCall, Turn
 from loreloop.text.tool_calls import Broken, Content, Thinking
 
 LOG = logging.getLogger(__name__)
+UNMADE = "A bound of agent_loop was reached before the calls in this answer; they were not made."
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ class AgentRun:
                     result = item if isinstance(item, SampleResult) else None
             assert result is not None, "a drawing ends with its result"
             self.found.append(result)
-            if not whole.calls or box.spent or not all(box.holds(call.name) for call in whole.calls):
+            ours = bool(whole.calls) and all(box.holds(call.name) for call in whole.calls)
+            if not ours or box.spent:
+                chat = replace(chat, warning=with_note(chat.warning, UNMADE)) if ours else chat
                 yield Finished(chat, whole, result)
                 return
             calls = tuple(MadeCall(call.call_id or new_call_id(), call.name, call.arguments) for call in whole.calls)

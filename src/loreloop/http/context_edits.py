@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loreloop.http.chat import ChatAsk, prompt_length
-from loreloop.http.generate import Model
+from loreloop.http.generate import Model, most_tokens
 from loreloop.protocol.anthropic_rest import (
     ClearThinking,
     ClearToolUses,
@@ -19,7 +19,7 @@ from loreloop.protocol.anthropic_rest import (
     ThinkingTurns,
     ToolUses,
 )
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, TooLong
 from loreloop.text.conversation import Conversation, MadeCall, Turn
 
 CLEARED = "[The result of this call was left out to save space.]"
@@ -36,37 +36,57 @@ class Edited:
 async def managed(model: Model, ask: ChatAsk, management: ContextManagement | None) -> Edited:
     """The request after all edits, in their order."""
     applied: list[dict[str, Any]] = []
+    counted = Counted(model, ask.conversation)
     for edit in management.edits if management else ():
-        before = ask.conversation
-        if not await _is_due(model, before, edit):
+        if not await _is_due(counted, edit):
             continue
         if isinstance(edit, Compact):
             raise BadRequest(
                 "The edit compact_20260112 of context_management is not served, and its trigger is reached: send a "
                 "shorter history. clear_thinking_20251015 and clear_tool_uses_20250919 are served."
             )
+        before = counted.conversation
         count = "cleared_thinking_turns" if isinstance(edit, ClearThinking) else "cleared_tool_uses"
         turns, n_cleared = _thoughtless(before, edit) if isinstance(edit, ClearThinking) else _resultless(before, edit)
         if not n_cleared:
             continue
-        after = replace(before, turns=turns)
-        n_tokens = await prompt_length(model, before) - await prompt_length(model, after)
+        after = Counted(model, replace(before, turns=turns))
+        n_tokens = await counted.length() - await after.length()
         least = edit.clear_at_least if isinstance(edit, ClearToolUses) else None
         if least is None or n_tokens >= least.value:
-            ask = replace(ask, conversation=after)
+            counted = after
             kind = str(edit.__struct_config__.tag)
             applied.append({"type": kind, count: n_cleared, "cleared_input_tokens": n_tokens})
-    return Edited(ask, applied)
+    return Edited(replace(ask, conversation=counted.conversation), applied)
 
 
-async def _is_due(model: Model, conversation: Conversation, edit: ClearThinking | ClearToolUses | Compact) -> bool:
+@dataclass
+class Counted:
+    """A conversation whose prompt is made once at most, however many edits look at its length."""
+
+    model: Model
+    conversation: Conversation
+    n_tokens: int | None = None
+
+    async def length(self) -> int:
+        """In tokens. That of a prompt far over the window is the most that is counted and one:
+        an edit may bring it back."""
+        if self.n_tokens is None:
+            try:
+                self.n_tokens = await prompt_length(self.model, self.conversation)
+            except TooLong:
+                self.n_tokens = most_tokens(self.model.info) + 1
+        return self.n_tokens
+
+
+async def _is_due(counted: Counted, edit: ClearThinking | ClearToolUses | Compact) -> bool:
     if isinstance(edit, ClearThinking):
         return isinstance(edit.keep, ThinkingTurns)
     if isinstance(edit.trigger, ToolUses):
-        return sum(len(turn.calls) for turn in conversation.turns) > edit.trigger.value
-    if edit.trigger.value >= model.info.context_window:
-        return False  # a longer prompt is refused anyway
-    return await prompt_length(model, conversation) > edit.trigger.value
+        return sum(len(turn.calls) for turn in counted.conversation.turns) > edit.trigger.value
+    if edit.trigger.value > most_tokens(counted.model.info):
+        return False  # nobody counts so far
+    return await counted.length() > edit.trigger.value
 
 
 def _thoughtless(conversation: Conversation, edit: ClearThinking) -> tuple[tuple[Turn, ...], int]:

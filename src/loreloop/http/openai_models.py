@@ -71,11 +71,11 @@ def entry(name: str, root: str, created: int = 0) -> dict[str, Any]:
     return ours | {"type": "model", "display_name": name, "created_at": moment}
 
 
-def limit_of(request: Request) -> int:
-    text = request.query_params.get("limit", str(MAX_PAGE))
+def limit_of(request: Request, usual: int = MAX_PAGE, most: int = MAX_PAGE) -> int:
+    text = request.query_params.get("limit", str(usual))
     limit = int(text) if text.isdecimal() and len(text) < 10 else 0
-    if not 1 <= limit <= MAX_PAGE:
-        raise BadRequest(f"limit is {text[:20]!r}; it must be a whole number from 1 to {MAX_PAGE}.")
+    if not 1 <= limit <= most:
+        raise BadRequest(f"limit is {text[:20]!r}; it must be a whole number from 1 to {most}.")
     return limit
 
 

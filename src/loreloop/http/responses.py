@@ -50,7 +50,7 @@ async def responses(request: Request) -> Response:
     key = asker(request)
     body = await read_as_sent(request, CreateResponse)
     model = await find_model(request, body.model, body.user)
-    found = recalled(services(request), key.id, body)
+    found = await recalled(services(request), key.id, body)
     chat = await chat_with_images(services(request).pictures, model, ask_of(body, found.items))
     asked = Asked(body, chat, int(now()), found)
     if body.stream:
@@ -68,7 +68,7 @@ async def count_input(request: Request) -> Response:
     key = asker(request)
     body = await read_as_sent(request, CreateResponse)
     model = await find_model(request, body.model, body.user)
-    ask = ask_of(body, recalled(services(request), key.id, body).items)
+    ask = ask_of(body, (await recalled(services(request), key.id, body)).items)
     looked = await seen(services(request).pictures, model, ask)
     n_tokens = await prompt_length(model, looked.conversation)
     return answer({"object": "response.input_tokens", "input_tokens": n_tokens})

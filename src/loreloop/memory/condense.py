@@ -40,7 +40,7 @@ def spans_of(text: str) -> list[Span]:
 
 
 def without_function_words(sentence: str) -> str:
-    """The words that carry content, with their punctuation. Markup around a word goes; inside it "*" may multiply."""
+    """The words that carry content, with their punctuation. Markup goes around a word; in it "*" may be a product."""
     return " ".join(word.strip(MARKUP) for word in sentence.split() if content_of(word))
 
 

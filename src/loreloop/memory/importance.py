@@ -21,6 +21,7 @@ FIRST_PERSON = re.compile(r"\b(?:I|I['’]\w+|[Mm]y|[Mm]ine|[Ww]e|[Ww]e['’]\w+
 SECOND_PERSON = re.compile(r"\b(?:you|your|yours|you['’]\w+)\b", re.IGNORECASE)
 PAST = re.compile(r"\b(?:was|were|went|got|had|did|made|took|said|bought|saw|met|found|gave|\w{2,}ed)\b")
 QUOTED = re.compile(r"[\"“][^\"”]{2,}[\"”]")
+STATES = re.compile(r"\b[Mm]y(?: [\w'’-]+){1,4} (?:is|are|was|has changed|changed)\b")
 PREFERENCE = re.compile(
     r"\b(?:prefer|favou?rite|always|never|hate|allergic|from now on|remember|instead)\b", re.IGNORECASE
 )
@@ -47,6 +48,7 @@ class Weights(msgspec.Struct, frozen=True):
     marks: float = 0.7  # two or more names and numbers
     answers: float = 0.5
     past: float = 0.3
+    states: float = 0.3  # "my … is …", the form in which people say what holds of them
     number: float = 0.4
     quoted: float = 0.8
     only_asks: float = -0.8
@@ -79,6 +81,7 @@ class SurfaceImportance:
             (bool(SECOND_PERSON.search(text)), weights.second_person),
             (bool(RELATIVE.search(text)), weights.relative_time),
             (bool(PAST.search(text)), weights.past),
+            (bool(STATES.search(text)), weights.states),
             (bool(QUOTED.search(text)), weights.quoted),
             (bool(PREFERENCE.search(text)), weights.preference),
             (text.rstrip().endswith("?") and text.count(".") + text.count("!") == 0, weights.only_asks),

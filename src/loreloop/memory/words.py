@@ -13,9 +13,8 @@ from functools import lru_cache
 WORD = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)*")
 SENTENCE = re.compile(r"(?:[^.!?\n]|[.!?](?=[^\s.!?\"')\]]))+[.!?\"')\]]*\s*|[.!?]+\s*|\n\s*")
 FENCE = "```"
-FEATURES_CACHED = (
-    4096  # texts whose words are remembered; a memory of thousands of segments scores them again and again
-)
+WORDS_CACHED = 1 << 14  # words whose comparable form is remembered; a conversation says the same ones again
+FEATURES_CACHED = 4096  # texts whose words are remembered; segments are looked at again and again
 
 # Negations are missing on purpose: "not" changes what a sentence says.
 FUNCTION_WORD_LIST = """
@@ -55,6 +54,7 @@ def is_negation(word: str) -> bool:
     return word in NEGATIONS or word.endswith("n't")
 
 
+@lru_cache(maxsize=WORDS_CACHED)
 def content_word(word: str) -> str | None:
     """The word as it is compared, or None for a function word. "US" and "IT" in capitals are names, "May" a month."""
     plain = spell(word)

@@ -10,7 +10,7 @@ import itertools
 
 import numpy as np
 
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, TooLong
 from loreloop.protocol.link import EngineInfo
 from loreloop.protocol.rest import JsonTensor, Prompt, PromptChunk, SampleBody, WireSamplingParams
 from loreloop.protocol.sampling import PromptScores, SamplingParams
@@ -102,8 +102,8 @@ def seed_of(given: int) -> int:
     return int.from_bytes(digest, "little") % SEEDS
 
 
-def too_long(n_prompt: int | str, max_tokens: int, info: EngineInfo) -> BadRequest:
-    return BadRequest(
+def too_long(n_prompt: int | str, max_tokens: int, info: EngineInfo) -> TooLong:
+    return TooLong(
         f"Prompt length plus max_tokens exceeds the model's context window: {n_prompt} + {max_tokens} > "
         f"{info.context_window}. Shorten the prompt or ask for fewer tokens."
     )

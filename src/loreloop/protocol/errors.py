@@ -3,6 +3,7 @@
     LoreloopError
     ├── UserError          the caller can fix it
     │   ├── BadRequest     the request itself is wrong
+    │   │   ├── TooLong    a prompt has more tokens than the model's window
     │   │   └── WrongSettings  a setting or a flag is
     │   ├── Unauthorized   no key, or not a key of this server
     │   ├── Forbidden      a key, but without the scope
@@ -46,6 +47,10 @@ class BadRequest(UserError):
     def __init__(self, message: str, details: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.details = details
+
+
+class TooLong(BadRequest):
+    pass
 
 
 class WrongSettings(BadRequest):

@@ -40,8 +40,12 @@ class _Sample:
     def add(self, token: int, logprob: float, finished: StopReason | None) -> None:
         self.tokens.append(token)
         self.logprobs.append(logprob)
-        matched = self.matcher is not None and self.matcher.push(token)
-        self.stop_reason = "stop" if matched else finished
+        self.stop_reason = "stop" if self._stops(token, is_last=finished is not None) else finished
+
+    def _stops(self, token: int, *, is_last: bool) -> bool:
+        if self.matcher is None:
+            return False
+        return self.matcher.push(token) or (is_last and self.matcher.flush())
 
     def sequence(self) -> SampledSequence:
         assert self.stop_reason is not None

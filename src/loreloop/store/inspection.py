@@ -54,6 +54,14 @@ def check_place(folder: Path) -> None:
         raise BadRequest(f"The data folder {folder} cannot be used: {error.strerror} ({error.filename}).") from None
 
 
+def has_database(folder: Path) -> bool:
+    """Whether there is a database to open, or something else that whoever opens it has to be told of."""
+    try:
+        return folder.exists() and ((folder / DATABASE).exists() or not folder.is_dir() or _is_used(folder))
+    except OSError:  # a folder that cannot be looked into
+        return True
+
+
 def open_lock(file: Path) -> IO[str]:
     """A file to lock; BadRequest where something else is in its place."""
     try:

@@ -53,7 +53,7 @@ def find_run(connection: Connection, run_id: str) -> RunRow:
 
 
 def list_checkpoints(
-    connection: Connection, key_id: str | None, run_id: str | None, limit: int
+    connection: Connection, key_id: str | None, run_id: str | None, limit: int | None
 ) -> list[CheckpointSummary]:
     """The newest come first; None: of all keys, of all runs."""
     table = CHECKPOINTS.c

@@ -5,21 +5,23 @@ Bounded for every key in number and bytes; what was used longest ago goes first.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from loreloop.store.rows import KeptResponse
-from loreloop.store.schema import RESPONSES
+from loreloop.store.schema import KEYS, RESPONSES
 
 MAX_KEPT = 1000  # of a key
 TTL_SECONDS = 30 * 86400.0  # without being used, as OpenAI keeps them
 
 
-def keep(connection: Connection, new: KeptResponse, chain: tuple[str, ...], most_bytes: int) -> None:
-    """`chain` are the ids of the answers before it, which have been used now."""
+def keep(connection: Connection, new: KeptResponse, used: tuple[str, ...], most_bytes: int) -> None:
+    """`used` are the ids of the answers that its request referred to, which have been used now."""
     mine = RESPONSES.c.key_id == new.key_id
     connection.execute(insert(RESPONSES).values(**msgspec.structs.asdict(new), used=new.created, n_bytes=new.n_bytes))
-    connection.execute(update(RESPONSES).where(mine, RESPONSES.c.id.in_(chain)).values(used=new.created))
+    connection.execute(update(RESPONSES).where(mine, RESPONSES.c.id.in_(used)).values(used=new.created))
     newest = select(RESPONSES.c.id, RESPONSES.c.n_bytes).where(mine)
     left, n_kept = most_bytes, 0
     for row in connection.execute(newest.order_by(RESPONSES.c.used.desc(), RESPONSES.c.created.desc())).all():
@@ -34,6 +36,21 @@ def find(connection: Connection, key_id: str, response_id: str) -> KeptResponse 
     return _kept(found) if found is not None else None
 
 
+def find_all(connection: Connection, key_id: str, response_ids: Collection[str]) -> list[KeptResponse]:
+    """Those of several that are here."""
+    mine = select(RESPONSES).where(RESPONSES.c.id.in_(response_ids), RESPONSES.c.key_id == key_id)
+    return [_kept(row) for row in connection.execute(mine)] if response_ids else []
+
+
+def chain(connection: Connection, key_id: str, response_id: str) -> list[KeptResponse]:
+    """An answer behind those that it goes on from, the first one first; it begins behind what is not here."""
+    mine = select(RESPONSES).where(RESPONSES.c.id == response_id, RESPONSES.c.key_id == key_id)
+    newer, older = mine.cte(recursive=True), RESPONSES.alias()
+    before = select(older).where(older.c.id == newer.c.previous, older.c.key_id == key_id)
+    rows = connection.execute(select(newer.union_all(before))).all()
+    return [_kept(row) for row in reversed(rows)]
+
+
 def remove(connection: Connection, key_id: str, response_id: str) -> bool:
     """Whether there was one."""
     mine = delete(RESPONSES).where(RESPONSES.c.id == response_id, RESPONSES.c.key_id == key_id)
@@ -41,7 +58,10 @@ def remove(connection: Connection, key_id: str, response_id: str) -> bool:
 
 
 def sweep(connection: Connection, now: float) -> None:
+    """Takes away those that nobody has used for long, and those of keys that are revoked or gone."""
     connection.execute(delete(RESPONSES).where(RESPONSES.c.used < now - TTL_SECONDS))
+    active = select(KEYS.c.id).where(KEYS.c.revoked.is_(None))
+    connection.execute(delete(RESPONSES).where(RESPONSES.c.key_id.not_in(active)))
 
 
 def _kept(row: Row[tuple[object, ...]]) -> KeptResponse:

@@ -152,7 +152,15 @@ def open_database(folder: Path) -> Engine:
     return engine
 
 
-def _engine(database: Path) -> Engine:
+def empty_database() -> Engine:
+    """One in memory, with all tables and no rows: what a data folder holds that is not there yet."""
+    engine = _engine(":memory:")
+    with engine.begin() as connection:
+        migrate(connection)
+    return engine
+
+
+def _engine(database: Path | str) -> Engine:
     engine = create_engine(f"sqlite:///{database}", connect_args={"check_same_thread": False, "timeout": 30})
 
     @event.listens_for(engine, "connect")

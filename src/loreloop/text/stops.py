@@ -22,8 +22,15 @@ class StopMatcher:
         self.tail = ""
 
     def push(self, token: int) -> bool:
-        text = self.detokenizer.push(token)
-        return any(self._found(part) for part in (self.parts.push(text) if self.parts else [Part(text, True)]))
+        return self._any(self.detokenizer.push(token))
+
+    def flush(self) -> bool:
+        """Whether a stop string stands in what might have gone on, as a marker of a thought, when no token follows."""
+        rest = self.parts.flush if self.parts else list[Part]
+        return self._any(self.detokenizer.flush()) or any(map(self._found, rest()))
+
+    def _any(self, text: str) -> bool:
+        return any(map(self._found, self.parts.push(text) if self.parts else [Part(text, True)]))
 
     def _found(self, part: Part) -> bool:
         text = self.tail + part.text if part.answer else ""

@@ -30,7 +30,7 @@ from loreloop.text.trial import (
     WantedSchema,
 )
 
-MAX_NAMED = 8  # keywords in one message
+MAX_NAMED, MAX_NAME = 16, 240  # keywords in one message, and characters that tell one and its place
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def held_schemas(wanted: Sequence[WantedSchema]) -> HeldSchemas:
         if one.strict and schema.left_out:
             return HeldSchemas(
                 error=f"The schema of {one.about} is strict and has what cannot be held here: "
-                f"{', '.join(schema.left_out[:MAX_NAMED])}. Leave that out of the schema, or send it without strict."
+                f"{', '.join(named(schema.left_out))}. Leave that out of the schema, or send it without strict."
             )
     several = len(wanted) > 1
     left_out = [
@@ -73,7 +73,14 @@ def held_schemas(wanted: Sequence[WantedSchema]) -> HeldSchemas:
         for one, schema in zip(wanted, found, strict=True)
         for what in schema.left_out
     ]
-    return HeldSchemas(tuple(schema.schema for schema in found), tuple(left_out))
+    return HeldSchemas(tuple(schema.schema for schema in found), named(left_out))
+
+
+def named(left_out: Sequence[str]) -> tuple[str, ...]:
+    """The first of them, and how many more there are: a small schema can have many, at places of long names."""
+    first = tuple(what if len(what) <= MAX_NAME else f"{what[:MAX_NAME]}…" for what in left_out[:MAX_NAMED])
+    n_more = len(left_out) - len(first)
+    return (*first, f"and {n_more} more") if n_more else first
 
 
 def tried(question: Question) -> Verdict:

@@ -153,7 +153,8 @@ def terms(text: str) -> list[str]:
     return [spell(word) for word in WORD.findall(text)]
 
 
-def retrieved(ranked: Bm25, segments: Sequence[Segment], query: str, budget: int) -> list[Segment]:
+def retrieved(ranked: Bm25, segments: Sequence[Segment], query: str, budget: int, but: set[int]) -> list[Segment]:
+    """The best ranked turns that fit, without those numbered in `but`; `segments` has one for every turn, in order."""
     scores = ranked.scores(query)
     order = sorted(range(len(segments)), key=lambda n: (-scores[n], n))
-    return first_that_fit((segments[n] for n in order if scores[n] > 0), budget)
+    return first_that_fit((segments[n] for n in order if scores[n] > 0 and n not in but), budget)

@@ -12,6 +12,7 @@ from loreloop.memory.condense import CountTokens
 from loreloop.memory.evaluation import synthetic
 from loreloop.memory.evaluation.cases import Conversation
 from loreloop.memory.evaluation.contenders import BLIND, Bm25, condensed, memory, retrieved, segments_of
+from loreloop.memory.evaluation.endurance import Pace, Survival
 from loreloop.memory.evaluation.recall import Estimate, answer_kept, estimate, gone, recall, turns_kept
 from loreloop.memory.state import Segment
 from loreloop.memory.words import content_of
@@ -27,6 +28,14 @@ class Row(msgspec.Struct, frozen=True):
     gone: Estimate
     kinds: dict[str, Estimate]
     seconds: float
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Everything that one evaluation measured; endurance is of the synthetic suite only."""
+
+    tables: dict[str, list[Row]]
+    survival: list[Survival] = []
+    pace: Pace | None = None
 
 
 class Tally:
@@ -80,10 +89,10 @@ def blind_rows(
 
 
 def knowing_rows(conversations: Sequence[Conversation], budgets: Sequence[float], count: CountTokens) -> list[Row]:
-    """Contenders that see the question: retrieval from all turns; half memory, half retrieval of condensed ones."""
+    """Contenders that see the question: retrieval, of whole and of condensed turns, and memory with it."""
     rows = []
     for budget in budgets:
-        alone, both = Tally(), Tally()
+        alone, short_alone, both = Tally(), Tally(), Tally()
         for conversation in conversations:
             tokens = budget_of(conversation, budget, count)
             whole = segments_of(conversation.turns, count)
@@ -91,13 +100,18 @@ def knowing_rows(conversations: Sequence[Conversation], budgets: Sequence[float]
             ranked = Bm25(conversation.turns)
             held = memory(conversation, tokens // 2, count)
             kept = turns_kept(held, conversation.turns)
-            spared = [segment for segment in short if segment.turns[0] not in kept]
             for number, question in enumerate(conversation.questions):
-                found = retrieved(ranked, whole, question.text, tokens)
+                found = retrieved(ranked, whole, question.text, tokens, set())
                 alone.add(conversation, number, found, turns_kept(found, conversation.turns))
-                more = retrieved(ranked, spared, question.text, tokens - tokens // 2)
+                found = retrieved(ranked, short, question.text, tokens, set())
+                short_alone.add(conversation, number, found, turns_kept(found, conversation.turns))
+                more = retrieved(ranked, short, question.text, tokens - tokens // 2, kept)
                 both.add(conversation, number, [*held, *more], kept | turns_kept(more, conversation.turns))
-        rows += [alone.row("BM25 retrieval", budget), both.row("memory and retrieval, half each", budget)]
+        rows += [
+            alone.row("BM25 retrieval", budget),
+            short_alone.row("BM25 retrieval of condensed turns", budget),
+            both.row("memory and retrieval of condensed turns, half each", budget),
+        ]
     return rows
 
 
@@ -117,6 +131,22 @@ def synthetic_rows(count: CountTokens, turns: Sequence[int], contenders: Sequenc
     made = [synthetic.consequences(seed) for seed in range(n)]
     tables["consequences"] = blind_rows(made, [budget], count, contenders)
     return tables
+
+
+def text_of(report: Report) -> str:
+    parts = [f"{title}\n\n{table_of(rows)}" for title, rows in report.tables.items()]
+    if report.survival:
+        lines = ["| edits after the fact | stands | of those left, whole |", "|---|---|---|"]
+        lines += [f"| {row.edits} | {shown(row.standing)} | {shown(row.intact)} |" for row in report.survival]
+        parts.append("\n".join(lines))
+    if report.pace is not None:
+        pace = report.pace
+        parts.append(
+            f"An append takes {pace.early_ms:.2f} ms from turn 500 on and {pace.late_ms:.2f} ms at the end. "
+            f"Prefilled again: {pace.reprefilled_1000:.1%} of the budget a turn over 1,000 turns, "
+            f"{pace.reprefilled:.1%} over all."
+        )
+    return "\n\n".join(parts)
 
 
 def table_of(rows: Sequence[Row]) -> str:
