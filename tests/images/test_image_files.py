@@ -239,6 +239,8 @@ def odd_files() -> dict[str, bytes]:
     files |= {f"xmp in {kind}": saved(upright, kind, xmp=xmp) for kind in ("jpeg", "webp")}
     files |= {f"{name} before the pixels": plain[:33] + note + plain[33:] for name, note in notes.items()}
     files |= {f"{name} behind the pixels": plain[:-12] + note + plain[-12:] for name, note in notes.items()}
+    unsummed = notes["eXIf"][:-4] + bytes(4)
+    files["a note behind the pixels with a wrong checksum"] = plain[:-12] + unsummed + plain[-12:]
     for colours, n in {0: 1, 2: 3, 4: 2, 6: 4}.items():
         data = png_of((np.arange(32 * 48 * n) * 41 % 65536).reshape(32, 48, n), colours)
         files |= {f"16 bits, colours {colours}": data[:-12] + notes["eXIf"] + data[-12:]}

@@ -163,11 +163,13 @@ def test_a_hub_id_is_downloaded_without_pickles_and_code(catalog, hub, tmp_path,
     folder = catalog.find("org/tiny").folder
     assert load(folder).spec.family == "llama"
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".py")]
+    assert not (folder / ".cache").exists()
 
 
-def test_a_hub_id_that_is_not_there_is_the_user_s_error_and_leaves_nothing(catalog, hub, tmp_path, monkeypatch):
-    done = add_from_hub(hub, "org/other", tmp_path, monkeypatch)
+@pytest.mark.parametrize("hub_id", ["org/other", "org/no--hub-has-this"])
+def test_a_hub_id_that_is_not_there_is_the_user_s_error_and_leaves_nothing(catalog, hub, tmp_path, monkeypatch, hub_id):
+    done = add_from_hub(hub, hub_id, tmp_path, monkeypatch)
     assert done.returncode == 1
-    assert "org/other" in done.stderr
+    assert hub_id in done.stderr
     assert "Traceback" not in done.stderr
     assert files_of(catalog) == []

@@ -185,3 +185,12 @@ def test_an_end_midway_leaves_no_half_model(source, tmp_path, number):
     assert len(list(catalog.folder.iterdir())) == (number == signal.SIGKILL)
     catalog.add(str(source))
     assert [path.name for path in catalog.folder.iterdir()] == ["tiny"]
+
+
+def test_a_model_with_a_damaged_configuration_is_removed_as_others_are(source, tmp_path):
+    Catalog(tmp_path / "data").add(str(source))
+    folder = tmp_path / "data" / "models" / "tiny"
+    (folder / "config.json").write_text("{")
+    done = loreloop("models", "remove", "tiny", data=tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    assert not folder.exists()

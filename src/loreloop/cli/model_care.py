@@ -27,10 +27,11 @@ def remove_model(name: str, force: bool, data_dir: str) -> None:
 
     data = Path(data_dir).expanduser()
     catalog = Catalog(data)
-    if url := serving(data, catalog.find(name).folder):
+    folder = catalog.place(name).absolute()  # also of a model whose files are damaged, which can be removed as others
+    if url := serving(data, folder):
         raise Conflict(f"The server at {url} serves {name!r}; stop it first.")
     needed = dependents(data, name)
-    if str(needed) and not force:
+    if str(needed) and not force and folder.exists():
         raise Conflict(
             f"{needed} were made with {name!r} and cannot be used until a model of that name is there again; "
             "give --force to remove it all the same."

@@ -120,8 +120,8 @@ def notes_first(png: bytes) -> bytes:
             break
         if kind == b"IDAT":
             pixels = pixels or at
-        elif pixels and kind in NOTES:
-            late.append(png[at:after])
+        elif pixels and kind in NOTES:  # of which readers check no sum behind the pixels, but do before them
+            late.append(png[at : after - 4] + zlib.crc32(png[at + 4 : after - 4]).to_bytes(4))
         at = after
     return png[:pixels] + b"".join(late) + png[pixels:] if late else png
 

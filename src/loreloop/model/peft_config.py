@@ -138,10 +138,10 @@ def read_settings(config: Mapping[str, Any], where: str) -> PeftSettings:
     try:
         settings = PeftSettings(
             _rank(config.get("r", 8)),
-            float(config.get("lora_alpha", 8)),
-            bool(config.get("use_rslora")),
+            _alpha(config.get("lora_alpha", 8)),
+            _switch(config.get("use_rslora")),
             {str(key): _rank(value) for key, value in (config.get("rank_pattern") or {}).items()},
-            {str(key): float(value) for key, value in (config.get("alpha_pattern") or {}).items()},
+            {str(key): _alpha(value) for key, value in (config.get("alpha_pattern") or {}).items()},
             _names(config.get("target_modules")),
             _names(config.get("exclude_modules")),
             None if layers is None or layers == [] else tuple(layers if isinstance(layers, list) else [int(layers)]),
@@ -184,6 +184,18 @@ def _rank(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"the rank {value!r} is no whole number of 1 or more")
     return value
+
+
+def _alpha(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"the α {value!r} is no finite number")
+    return float(value)
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool | None):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return bool(value)
 
 
 def _names(value: object) -> str | tuple[str, ...]:
