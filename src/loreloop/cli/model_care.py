@@ -82,6 +82,6 @@ def verify_models(name: str | None, data_dir: str, as_json: bool) -> None:
         rows += [{"model": entry.name, "file": one.file, "state": one.state} for one in found]
         if not found:
             rows.append({"model": entry.name, "file": "", "state": "nothing was noted when it was added"})
-    show(rows, as_json)
+    show(rows, as_json, empty="No models yet; `loreloop models add` adds one.")
     if any(row["state"] in ("changed", "missing") for row in rows):
         sys.exit(1)
