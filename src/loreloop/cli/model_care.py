@@ -32,7 +32,7 @@ def remove_model(name: str, force: bool, data_dir: str) -> None:
     needed = dependents(data, name)
     if str(needed) and not force:
         raise Conflict(
-            f"{needed} were made with {name!r} and cannot be used until a model of that name is there again; "
+            f"{needed} need {name!r}, and cannot be used until a model of that name is there again; "
             "give --force to remove it all the same."
         )
     click.echo(f"{catalog.remove(name)} is removed." + (f" Left without it: {needed}." if str(needed) else ""))
