@@ -5,18 +5,21 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE
 
 import click
 import pytest
 
 from loreloop.cli.main import cli
-from loreloop.cli.server import running_server
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 README = (ROOT / "README.md").read_text()
 PYTHON = [text for kind, text in BLOCK.findall(README) if kind == "python"]
+SHOWN_EXPORTS = re.findall(r"^export (\w+)=", README, re.M)
 
 
 def test_every_python_block_parses() -> None:
@@ -37,14 +40,43 @@ def test_every_command_exists_with_its_flags() -> None:
         assert set(flags) <= {name for param in command.params for name in param.opts}, (words, flags)
 
 
+@contextmanager
+def first_start(home: Path) -> Iterator[dict[str, str]]:
+    """README's server, in an empty home; gives what it tells its client's shell to export."""
+    command = [str(Path(sys.executable).parent / "loreloop"), "serve", "--model", "smollm2-135m", "--port", "0"]
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")  # the kernels are compiled once
+    environment = os.environ | {"HOME": str(home), "XDG_CACHE_HOME": cache}
+    command += ["--parent-pid", str(os.getpid())]
+    process = subprocess.Popen(command, env=environment, stdout=PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        exports: dict[str, str] = {}
+        while len(exports) < len(SHOWN_EXPORTS) and (line := process.stdout.readline()):
+            print(line, end="")
+            if line.startswith("export "):
+                name, value = line.removeprefix("export ").strip().split("=")
+                exports[name] = value.replace("~", str(home))
+        yield exports
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
 @pytest.mark.slow
 def test_the_examples_run_in_order_and_answer_sensibly(tmp_path: Path) -> None:
-    with running_server(str(tmp_path), ["--model", "smollm2-135m"], wait_seconds=300) as server:
-        text = "".join(PYTHON).replace("http://127.0.0.1:8000", server.url)
-        environment = os.environ | {"TINKER_BASE_URL": server.url, "TINKER_API_KEY": server.key}
+    with first_start(tmp_path) as exports:
+        assert list(exports) == SHOWN_EXPORTS
+        text = "".join(PYTHON).replace("http://127.0.0.1:8000", exports["TINKER_BASE_URL"])
+        environment = os.environ | {"HOME": str(tmp_path)} | exports
         done = subprocess.run(
-            [sys.executable, "-c", text], env=environment, capture_output=True, text=True, timeout=300, check=False
+            [sys.executable, "-u", "-c", text],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
+    print(done.stdout, done.stderr)
     assert done.returncode == 0, done.stderr
     losses = [float(loss) for loss in re.findall(r"^step \d: loss ([\d.]+)$", done.stdout, re.M)]
     assert len(losses) == 8

@@ -51,7 +51,11 @@ def test_every_verb_says_what_it_does(verb: str) -> None:
     [
         ["unheard-of"],
         ["serve", "--port", "many"],
+        ["serve", "--alias", "Qwen/Qwen3-8B-Base"],
         ["keys", "create"],
+        ["keys", "create", " "],
+        ["chat", "--max-tokens", "0"],
+        ["memory", "eval", "/nowhere/at/all"],
         ["keys", "create", "a", "--scope", "infer:"],
         ["keys", "create", "a", "--scope", "train:bot"],
         ["models", "add"],
@@ -66,7 +70,6 @@ def test_misuse_ends_with_2(arguments: list[str]) -> None:
     ("arguments", "said"),
     [
         (["keys", "revoke", "nobody"], "no active key"),
-        (["serve", "--alias", "Qwen/Qwen3-8B-Base"], "NAME=MODEL"),
         (["models", "add", "/nowhere/at/all"], "/nowhere/at/all"),
     ],
 )

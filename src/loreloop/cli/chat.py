@@ -24,7 +24,7 @@ HELP = "/model NAME: ask another model   /system TEXT: set it   /new: begin anew
 @click.option("--system", default="", help="What the model is told beforehand.")
 @click.option("--url", envvar="TINKER_BASE_URL", default="http://127.0.0.1:8000", show_default=True)
 @click.option("--key", envvar="TINKER_API_KEY", default="", help="By default that of TINKER_API_KEY.")
-@click.option("--max-tokens", default=512, show_default=True, help="Of one answer.")
+@click.option("--max-tokens", default=512, show_default=True, type=click.IntRange(min=1), help="Of one answer.")
 @click.option("--temperature", type=float, help="By default the model's own, from its generation_config.json, or 1.")
 @click.option("--tools", multiple=True, metavar="NAME", help="A registered tool server the model may call. Repeatable.")
 def chat(

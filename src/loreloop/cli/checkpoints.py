@@ -1,4 +1,4 @@
-"""`loreloop checkpoints`: what was saved in a data folder, by all keys: looked at, verified, deleted, taken elsewhere."""
+"""`loreloop checkpoints`: what was saved in a data folder, by all keys: seen, verified, deleted, taken elsewhere."""
 
 from __future__ import annotations
 
@@ -94,8 +94,10 @@ def remove_checkpoint(path: str, yes: bool, data_dir: str, as_json: bool) -> Non
 @DATA
 @JSON
 def verify_checkpoints(path: str | None, data_dir: str, as_json: bool) -> None:
-    """Compare the files of PATH (tinker://…), or of all checkpoints, with the checksums noted when they were saved; exit
-    code 1 where one is damaged or gone."""
+    """Compare the files of PATH (tinker://…), or of all checkpoints, with the checksums noted when they were saved.
+
+    Exit code 1 where one is damaged or gone.
+    """
     import sys
 
     from loreloop.protocol.paths import parse_path

@@ -38,8 +38,14 @@ def names_deployment(scope: str) -> bool:
     return kind == "infer" and NAME.fullmatch(name) is not None
 
 
+def check_name(_context: click.Context, _argument: click.Parameter, name: str) -> str:
+    if not name.strip() or not name.isprintable():
+        raise click.BadParameter("A key needs a name that can be read in a list.")
+    return name
+
+
 @keys.command("create")
-@click.argument("name")
+@click.argument("name", callback=check_name)
 @click.option(
     "--scope",
     "scopes",

@@ -20,11 +20,13 @@ def memory() -> None:
 
 
 @memory.command("eval")
-@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--format", "form", type=click.Choice(["locomo", "beam", "longmemeval"]), default="locomo", show_default=True
 )
-@click.option("--faults", type=click.Path(path_type=Path), help="A list of LoCoMo's wrong labels, to clean them.")
+@click.option(
+    "--faults", type=click.Path(exists=True, path_type=Path), help="A list of LoCoMo's wrong labels, to clean them."
+)
 @click.option("--only", multiple=True, help="A conversation's name; may be repeated.")
 @click.option("--budget", "budgets", multiple=True, type=float, help="A share up to 1, or tokens; may be repeated.")
 @click.option("--model", default="smollm2-135m", show_default=True, help="Whose tokenizer counts the tokens.")

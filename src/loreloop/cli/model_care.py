@@ -33,7 +33,7 @@ def remove_model(name: str, force: bool, data_dir: str) -> None:
     needed = dependents(data, name)
     if str(needed) and not force and folder.exists():
         raise Conflict(
-            f"{needed} were made with {name!r} and cannot be used until a model of that name is there again; "
+            f"{needed} need {name!r}, and cannot be used until a model of that name is there again; "
             "give --force to remove it all the same."
         )
     click.echo(f"{catalog.remove(name)} is removed." + (f" Left without it: {needed}." if str(needed) else ""))
@@ -83,6 +83,6 @@ def verify_models(name: str | None, data_dir: str, as_json: bool) -> None:
         rows += [{"model": entry.name, "file": one.file, "state": one.state} for one in found]
         if not found:
             rows.append({"model": entry.name, "file": "", "state": "nothing was noted when it was added"})
-    show(rows, as_json)
+    show(rows, as_json, empty="No models yet; `loreloop models add` adds one.")
     if any(row["state"] in ("changed", "missing") for row in rows):
         sys.exit(1)

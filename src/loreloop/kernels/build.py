@@ -22,7 +22,7 @@ HEADERS = [HERE / "numbers.h"]
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi"]
 WIDE = ["-mprefer-vector-width=512"]
-SECONDS = 60
+SECONDS = 300  # a busy machine takes a minute; without the kernels everything after is slow
 
 
 @functools.cache
@@ -34,7 +34,8 @@ def library() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_built(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"The CPU kernels could not be built with {compiler}; going on without them: {error}", file=sys.stderr)
+        why = f"it did not end in {SECONDS} s" if isinstance(error, subprocess.TimeoutExpired) else error
+        print(f"The CPU kernels could not be built with {compiler}; going on without them: {why}", file=sys.stderr)
         return None
 
 

@@ -18,7 +18,8 @@ class Dependents:
     deployments: tuple[str, ...]
 
     def __str__(self) -> str:
-        parts = [f"{self.n_checkpoints} checkpoints"] if self.n_checkpoints else []
+        n = self.n_checkpoints
+        parts = [f"{n} checkpoint{'s' if n > 1 else ''}"] if n else []
         if self.deployments:
             more = f" and {len(self.deployments) - 3} more" if len(self.deployments) > 3 else ""
             parts.append(f"the deployments {', '.join(self.deployments[:3])}{more}")
