@@ -1,0 +1,92 @@
+"""The pages for users hold to the code: quoted messages, commands, flags, settings and the quickstart's program."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+
+from loreloop.cli.main import cli
+from loreloop.config import Config, EngineConfig, LimitConfig, SessionConfig
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / "docs" / f"{name}.md"
+    for name in ("quickstart", "troubleshooting", "errors", "hardware", "upgrading", "adding")
+]
+ERRORS = (ROOT / "docs/errors.md").read_text()
+MESSAGES = re.findall(r"^\| `([^`]+)` \|.*\|.*\|$", ERRORS, re.M)
+
+
+def templates() -> Iterator[str]:
+    """Every text of the source, with … for what is put in."""
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield plain("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield plain(node.value)
+
+
+def plain(text: str) -> str:
+    """Quotes and the bars of a table's cell aside, and one … for several."""
+    return re.sub(r"…(?:[ :,]*…)+", "…", text.replace("`", "").replace("\\|", "|"))
+
+
+SOURCE = "\n".join(templates())
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_every_quoted_message_is_one_of_the_source(message: str) -> None:
+    wanted = plain(message).removesuffix("…").strip()
+    assert wanted.removeprefix("…").strip() in SOURCE
+
+
+def test_many_messages_are_quoted() -> None:
+    assert len(MESSAGES) > 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_exist_with_their_flags(page: Path) -> None:
+    for words, rest in re.findall(r"(?<![\w/`]/)\bloreloop((?: [a-z][a-z-]*)+)([^`\n]*)", page.read_text()):
+        name, *verbs = words.split()
+        if name not in cli.commands:
+            continue
+        command: click.Command = cli.commands[name]
+        if isinstance(command, click.Group):
+            assert verbs, f"{page.name}: loreloop{words}"
+            assert verbs[0] in command.commands, f"{page.name}: loreloop{words}"
+            command = command.commands[verbs[0]]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known, f"{page.name}: loreloop{words}{rest}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_settings_exist(page: Path) -> None:
+    trees = {"engine": EngineConfig, "session": SessionConfig, "limits": LimitConfig}
+    known = {f"{name}.{field.name}" for name, tree in trees.items() for field in msgspec.structs.fields(tree)}
+    named = set(re.findall(r"\b((?:engine|session|limits)\.[a-z_]+)\b", page.read_text()))
+    assert named - {"engine.md"} <= known | {field.name for field in msgspec.structs.fields(Config)}
+
+
+def test_the_quickstart_trains_as_the_readme_does() -> None:
+    block = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
+    (program,) = block.findall((ROOT / "docs/quickstart.md").read_text())
+    readme = block.findall((ROOT / "README.md").read_text())[0]
+    assert program.splitlines()[:-1] == readme.splitlines()[:-2]
+
+
+def test_the_pages_are_in_the_table_of_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [page.name for page in PAGES if f"](docs/{page.name})" not in readme] == []
+
+
+def test_the_figures_of_hardware_are_those_of_the_benchmarks() -> None:
+    benchmarks = (ROOT / "docs/benchmarks.md").read_text()
+    table = re.findall(r"^\| [^|]+ \| ([\d.]+ (?:tokens/s|MB)) \|$", (ROOT / "docs/hardware.md").read_text(), re.M)
+    assert len(table) == 4
+    for figure in table:
+        assert figure in benchmarks, figure
