@@ -128,7 +128,7 @@ def test_a_stream_that_is_left_keeps_what_was_heard(store: FileStore) -> None:
     stream = chat.stream([user("Count.")])
     next(stream)
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert texts(chat) == ["Count.", "One two"]
 
 
@@ -145,7 +145,7 @@ def test_what_fails_changes_nothing(store: FileStore, how: str) -> None:
         with pytest.raises(openai.APIError):
             list(chat.stream([user("Lost?")]))
     elif how == "not begun":
-        chat.stream([user("Lost?")]).close()  # type: ignore[attr-defined]
+        chat.stream([user("Lost?")]).close()
     else:
         for wrong in ([], [{"role": "robot", "content": "x"}], [{"role": "user", "content": [{"type": "smell"}]}]):
             with pytest.raises(BadRequest):

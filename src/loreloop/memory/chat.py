@@ -5,7 +5,7 @@ The client is passed in and has the form of the `openai` package's; this file kn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from loreloop.memory.memory import Forgotten, Memory, Parts, Settings
@@ -98,9 +98,9 @@ class MemoryChat:
         self._remember(asked, answer_in(response))
         return response
 
-    def stream(self, messages: Sequence[Message], **fields: Any) -> Iterator[Any]:
-        """The client's own chunks. One who leaves midway has heard what came, and that is remembered with the turn;
-        a stream that breaks, or is left before anything came, leaves the memory as it was."""
+    def stream(self, messages: Sequence[Message], **fields: Any) -> Generator[Any]:
+        """The client's own chunks. One who leaves midway, by close() or Ctrl-C, has heard what came, and that is
+        remembered with the turn; a stream that breaks, or is left before anything came, changes nothing."""
         return self._streamed(self._asked(messages, fields), fields)
 
     def forget(self, *, turn: int | None = None, pattern: str = "") -> Forgotten:
@@ -111,14 +111,14 @@ class MemoryChat:
         self.exchange, self.past = (), ""
         return gone
 
-    def _streamed(self, asked: Asked, fields: dict[str, Any]) -> Iterator[Any]:
+    def _streamed(self, asked: Asked, fields: dict[str, Any]) -> Generator[Any]:
         heard = Heard()
         chunks = self.client.chat.completions.create(model=self.model, messages=asked.sent, stream=True, **fields)
         try:
             for chunk in chunks:
                 heard.add(chunk)
                 yield chunk
-        except GeneratorExit:
+        except (GeneratorExit, KeyboardInterrupt):
             heard.calls.clear()  # perhaps cut in the middle, so nobody can answer them
             if heard.content:
                 self._remember(asked, heard.message())
