@@ -1,4 +1,4 @@
-"""`loreloop memory`: what a memory keeps of conversations, measured without a model, and what it is made of."""
+"""`loreloop memory`: the group of its verbs, and what a memory keeps of conversations, measured without a model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from loreloop.cli.memory_chat import chat
+from loreloop.cli.memory_files import forget, show
 from loreloop.cli.models import DATA
 
 if TYPE_CHECKING:
@@ -16,7 +18,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def memory() -> None:
-    """Measure and look into memories with a token budget."""
+    """Talk with, look into and measure memories with a token budget."""
+
+
+for verb in (chat, show, forget):
+    memory.add_command(verb)
 
 
 @memory.command("eval")

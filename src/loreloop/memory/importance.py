@@ -31,9 +31,10 @@ FRESH = 0.35  # the share of new words from which on a passage counts as new
 
 class Importance(Protocol):
     """`worth` gives a number ≥ 0: what the memory loses when all of a new segment goes. `memory` is what stands before
-    it. Only ratios matter. `tokens_spent` says what a model has read and written for the last call."""
+    it. Only ratios matter. `allowance` is how many tokens a model may read and write for this call; `tokens_spent` says
+    how many it did."""
 
-    def worth(self, segment: Segment, memory: Sequence[Segment]) -> float: ...
+    def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float: ...
 
     @property
     def tokens_spent(self) -> int: ...
@@ -69,7 +70,7 @@ class SurfaceImportance:
     def tokens_spent(self) -> int:
         return 0
 
-    def worth(self, segment: Segment, memory: Sequence[Segment]) -> float:
+    def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float:
         text, weights = segment.text, self.weights
         words = words_of(text)
         features: list[tuple[bool, float]] = [

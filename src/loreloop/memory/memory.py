@@ -8,7 +8,7 @@ a state that is put in place whole, or not at all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -16,12 +16,15 @@ from loreloop.memory.allocate import Demand, allocate
 from loreloop.memory.condense import CountTokens
 from loreloop.memory.importance import Importance
 from loreloop.memory.mask import Chunk, masked, steps_of, threshold_for
-from loreloop.memory.refill import Refill
+from loreloop.memory.refill import NOWHERE, Place, Refill
 from loreloop.memory.state import Costs, Form, MemoryState, Segment, passage, text_of
 from loreloop.memory.supersede import outdated
 from loreloop.memory.turns import Turn, check_turn, head_of
 from loreloop.memory.words import content_of
 from loreloop.protocol.errors import BadRequest, NotFound
+
+SPENT_PER_APPENDED, SPENT_PER_BUDGET = 4, 2  # model tokens: a memory's total stays within these times its sizes
+NEIGHBOURS = 2  # segments on each side that a refill is shown
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -59,6 +62,7 @@ class Memory:
             raise BadRequest(f"A memory's budget is 1 token or more; {state.budget} is not.")
         self.state, self.parts, self.settings = state, parts, settings or Settings()
         self.small: dict[int, Segment] = {}  # condensed forms of the segments that stand
+        self.spent = 0  # model tokens of the append that is under way
 
     @property
     def text(self) -> str:
@@ -68,6 +72,7 @@ class Memory:
         """Raises BadRequest, with the memory unchanged, for a turn out of order or one that cannot be pinned."""
         state = self.state
         check_turn(turn, state.last_time)
+        self.spent = 0
         new = self._segment(turn, pinned)
         segments = state.segments if new is None else self._with_new(new)
         edited = self._edit(segments)
@@ -82,7 +87,7 @@ class Memory:
             costs=Costs(
                 appended=costs.appended + (0 if new is None else new.tokens),
                 reprefilled=costs.reprefilled + behind_first_change(state.segments, edited),
-                model=costs.model + self.parts.importance.tokens_spent,
+                model=costs.model + self.spent,
                 edits=costs.edits + (edited is not segments),
             ),
         )
@@ -131,7 +136,17 @@ class Memory:
         return self._judged(cut, ()) if text else cut
 
     def _judged(self, segment: Segment, before: Sequence[Segment]) -> Segment:
-        return msgspec.structs.replace(segment, worth=self.parts.importance.worth(segment, before))
+        """An estimator may take half of what is allowed: the rest is for refills."""
+        worth = self.parts.importance.worth(segment, before, self._allowance // 2)
+        self.spent += self.parts.importance.tokens_spent
+        return msgspec.structs.replace(segment, worth=worth)
+
+    @property
+    def _allowance(self) -> int:
+        """Model tokens that may be spent now: the total stays within a bound that grows with what was appended."""
+        costs = self.state.costs
+        bound = SPENT_PER_APPENDED * costs.appended + SPENT_PER_BUDGET * self.state.budget
+        return max(0, bound - costs.model - self.spent)
 
     def _segment(self, turn: Turn, pinned: bool) -> Segment | None:
         """The new turn as a segment that fits; None for a turn without text or of which nothing fits."""
@@ -178,7 +193,9 @@ class Memory:
         ]
         free = target - (total - sum(demand.tokens for demand in demands))
         budgets = allocate(demands, max(free, 0), settings.minimum)
-        refilled = {n: self._refill(segments[n], budget) for n, budget in zip(at, budgets, strict=True)}
+        refilled = {
+            n: self._refill(segments[n], budget, place_of(segments, n)) for n, budget in zip(at, budgets, strict=True)
+        }
         result = [refilled.get(n, segment) for n, segment in enumerate(segments)]
         after = tuple(segment for segment in result if segment is not None)
         stands = {segment.id for segment in after if segment.form == "whole"}
@@ -207,17 +224,26 @@ class Memory:
             self.small[segment.id] = self.parts.refill.condensed(segment)
         return self.small[segment.id]
 
-    def _refill(self, segment: Segment, budget: int) -> Segment | None:
+    def _refill(self, segment: Segment, budget: int, neighbours: Place = NOWHERE) -> Segment | None:
         """The chunk within its budget. An excerpt holds less than its chunk did, and is worth less by its tokens."""
         if budget == 0:
             return None
         small = self._condensed(segment)
-        if small.tokens <= budget < segment.tokens:
-            return small
-        made = self.parts.refill.refill(segment, budget)
+        place = replace(neighbours, small=small, allowance=self._allowance)
+        made = self.parts.refill.refill(segment, budget, place)
+        self.spent += self.parts.refill.tokens_spent
         if made is None or made.form != "excerpt" or made is segment:
             return made
         return msgspec.structs.replace(made, worth=made.worth * made.tokens / small.tokens / 2)
+
+
+def place_of(segments: Sequence[Segment], position: int) -> Place:
+    """A segment's neighbours as a refill sees them."""
+    before = segments[max(0, position - NEIGHBOURS) : position]
+    after = segments[position + 1 : position + 1 + NEIGHBOURS]
+    turns = tuple(turn for segment in (*before, *after) for turn in segment.turns)
+    texts = ["".join(passage(segment.head, segment.text) for segment in side) for side in (before, after)]
+    return Place(texts[0], texts[1], turns)
 
 
 def behind_first_change(before: Sequence[Segment], after: Sequence[Segment]) -> int:

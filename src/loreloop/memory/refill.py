@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -11,13 +12,32 @@ from loreloop.memory.state import Form, Segment, passage
 from loreloop.memory.words import words_of
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a chunk stands: the memory's text next to it and the turns which that was made from, the chunk's condensed
+    form if it is known, and how many tokens a model may read and write for it."""
+
+    before: str = ""
+    after: str = ""
+    turns: tuple[int, ...] = ()
+    small: Segment | None = None
+    allowance: int = 0
+
+
+NOWHERE = Place()
+
+
 class Refill(Protocol):
     """`condensed` is the chunk at its natural small size. `refill` gives a segment of at most `budget` tokens, the
-    chunk itself if it fits, or None when nothing sensible does."""
+    chunk itself if it fits, or None when nothing sensible does. `tokens_spent` says what a model has read and written
+    for the last refill."""
 
     def condensed(self, segment: Segment) -> Segment: ...
 
-    def refill(self, segment: Segment, budget: int) -> Segment | None: ...
+    def refill(self, segment: Segment, budget: int, place: Place = NOWHERE) -> Segment | None: ...
+
+    @property
+    def tokens_spent(self) -> int: ...
 
 
 class ExtractiveRefill:
@@ -26,15 +46,19 @@ class ExtractiveRefill:
     def __init__(self, count: CountTokens) -> None:
         self.count = count
 
+    @property
+    def tokens_spent(self) -> int:
+        return 0
+
     def condensed(self, segment: Segment) -> Segment:
         if segment.form != "whole":
             return segment
         return self._shorter(segment, condense(segment.text), "condensed") or segment
 
-    def refill(self, segment: Segment, budget: int) -> Segment | None:
+    def refill(self, segment: Segment, budget: int, place: Place = NOWHERE) -> Segment | None:
         if segment.tokens <= budget:
             return segment
-        small = self.condensed(segment)
+        small = place.small or self.condensed(segment)
         if small.tokens <= budget:
             return small
         spare = budget - self.count(passage(segment.head, ""))

@@ -13,7 +13,7 @@ from loreloop.memory.condense import CountTokens
 from loreloop.memory.evaluation.cases import Conversation
 from loreloop.memory.importance import SurfaceImportance
 from loreloop.memory.memory import Memory, Parts, Settings
-from loreloop.memory.refill import ExtractiveRefill
+from loreloop.memory.refill import NOWHERE, ExtractiveRefill, Place
 from loreloop.memory.state import MemoryState, Segment, passage
 from loreloop.memory.turns import Turn, head_of
 from loreloop.memory.words import WORD, spell, words_of
@@ -29,7 +29,7 @@ class WholeTurns(ExtractiveRefill):
     def condensed(self, segment: Segment) -> Segment:
         return segment
 
-    def refill(self, segment: Segment, budget: int) -> Segment | None:
+    def refill(self, segment: Segment, budget: int, place: Place = NOWHERE) -> Segment | None:
         return segment if segment.tokens <= budget else None
 
 

@@ -1,0 +1,118 @@
+"""`loreloop memory chat`: a conversation in the terminal whose past is a memory, kept in the data folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loreloop.cli.models import DATA
+
+if TYPE_CHECKING:
+    from types import SimpleNamespace
+
+    from loreloop.memory.chat import MemoryChat
+
+
+@click.command()
+@click.argument("id")
+@click.option("--budget", default=2048, show_default=True, type=click.IntRange(min=1), help="Tokens of the memory.")
+@click.option("--model", default=None, help="Which model answers; by default the first served.")
+@click.option("--system", default="", help="What the model is told with every turn; it is not remembered.")
+@click.option("--url", envvar="TINKER_BASE_URL", default="http://127.0.0.1:8000", show_default=True)
+@click.option("--key", envvar="TINKER_API_KEY", default="", help="By default that of TINKER_API_KEY.")
+@click.option("--max-tokens", default=512, show_default=True, help="Of one answer.")
+@click.option("--tokenizer", default="smollm2-135m", show_default=True, help="The model whose tokenizer counts.")
+@DATA
+def chat(
+    *,
+    id: str,
+    budget: int,
+    model: str | None,
+    system: str,
+    url: str,
+    key: str,
+    max_tokens: int,
+    tokenizer: str,
+    data_dir: str,
+) -> None:
+    """Talk to a model with the memory ID in place of the past; Ctrl-D or /quit ends, and ID goes on next time."""
+    from types import SimpleNamespace
+
+    from loreloop.cli.chat import client_of, known_model
+    from loreloop.cli.memory import counter
+    from loreloop.cli.memory_files import store_of
+    from loreloop.memory.chat import MemoryChat
+    from loreloop.memory.importance import SurfaceImportance
+    from loreloop.memory.memory import Parts
+    from loreloop.memory.refill import ExtractiveRefill
+
+    with client_of(url, key) as http:
+        name = known_model(http, url, model)
+        count = counter(data_dir, tokenizer)
+        parts = Parts(count, SurfaceImportance(), ExtractiveRefill(count))
+        client = SimpleNamespace(chat=SimpleNamespace(completions=Completions(http)))
+        talk = MemoryChat(client, name, id, store_of(data_dir), parts, budget=budget)
+        click.echo(f"{name} at {url}, memory {id}: {talk.memory.state.tokens} of {budget} tokens.", err=True)
+        if not run(talk, system, max_tokens):
+            sys.exit(1)
+
+
+def run(talk: MemoryChat, system: str, max_tokens: int) -> bool:
+    """False where a question that was piped in could not be answered."""
+    from loreloop.cli.chat import read_line
+
+    all_answered = True
+    while (line := read_line()) is not None and line not in ("/quit", "/exit"):
+        if line:
+            all_answered = say(talk, line, system, max_tokens) and all_answered
+    return all_answered or sys.stdin.isatty()
+
+
+def say(talk: MemoryChat, line: str, system: str, max_tokens: int) -> bool:
+    """Ctrl-C leaves the answer: what came of it is remembered."""
+    from contextlib import closing
+
+    from httpx import HTTPError
+
+    from loreloop.protocol.errors import LoreloopError
+
+    told = [{"role": "system", "content": system}] if system else []
+    try:
+        with closing(talk.stream([*told, {"role": "user", "content": line}], max_tokens=max_tokens)) as stream:
+            for chunk in stream:
+                for choice in chunk.choices:
+                    click.echo(getattr(choice.delta, "content", None) or "", nl=False)
+    except KeyboardInterrupt:
+        click.echo(" …", nl=False)
+    except (LoreloopError, HTTPError) as error:
+        click.echo(f"\n{error}", err=True)
+        return False
+    click.echo()
+    return True
+
+
+class Completions:
+    """As much of the `openai` package's `chat.completions` as a streamed MemoryChat needs, over an `httpx.Client`."""
+
+    def __init__(self, http: Any) -> None:
+        self.http = http
+
+    def create(self, **body: Any) -> Iterator[SimpleNamespace]:
+        from types import SimpleNamespace
+
+        from loreloop.cli.operator import checked
+        from loreloop.protocol.errors import ServerError
+
+        with self.http.stream("POST", "/chat/completions", json=body) as response:
+            for line in checked(response).iter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    event = json.loads(
+                        line.removeprefix("data: "), object_hook=lambda fields: SimpleNamespace(**fields)
+                    )
+                    if hasattr(event, "error"):
+                        raise ServerError(event.error.message)
+                    yield event

@@ -1,0 +1,108 @@
+"""`loreloop memory show` and `forget`: look into the memories of a data folder, and take something out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loreloop.cli.models import DATA
+from loreloop.cli.tables import JSON
+
+if TYPE_CHECKING:
+    from loreloop.memory.file_store import FileStore
+    from loreloop.memory.persistence import Saved
+    from loreloop.memory.state import MemoryState, Segment
+
+BAR = 80  # cells
+SHOWN = 60  # characters of a segment in a table
+
+
+@click.command()
+@click.argument("id")
+@click.option("--svg", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write the picture to this file.")
+@JSON
+@DATA
+def show(id: str, file: Path | None, as_json: bool, data_dir: str) -> None:
+    """Draw what the memory ID keeps, as a bar of its budget and a table of its segments."""
+    from loreloop.cli import tables
+    from loreloop.memory import picture
+    from loreloop.memory.persistence import from_json
+
+    state = from_json(saved_memory(data_dir, id).data)
+    if file is not None:
+        file.write_text(picture.svg(state))
+    if not as_json:
+        click.echo(bar(state))
+        click.echo(f"{state.tokens} of {state.budget} tokens; {state.n_turns} turns seen.\n")
+    tables.show([row(segment, as_json) for segment in state.segments], as_json, empty="Nothing is kept.")
+
+
+@click.command()
+@click.argument("id")
+@click.option("--turn", type=int, help="The number of a turn, as `show` gives it.")
+@click.option("--pattern", default="", help="Words that stand together in what is to go.")
+@JSON
+@DATA
+def forget(id: str, turn: int | None, pattern: str, as_json: bool, data_dir: str) -> None:
+    """Take a turn, or all that a pattern is about, out of the memory ID, with what was made from it; say what went."""
+    from loreloop.cli import tables
+    from loreloop.memory.importance import SurfaceImportance
+    from loreloop.memory.memory import Memory, Parts
+    from loreloop.memory.persistence import from_json, to_json
+    from loreloop.memory.refill import ExtractiveRefill
+
+    saved = saved_memory(data_dir, id)
+    # Forgetting counts no tokens: what is left of the memory has its counts already.
+    memory = Memory(from_json(saved.data), Parts(len, SurfaceImportance(), ExtractiveRefill(len)))
+    gone = memory.forget(turn=turn, pattern=pattern)
+    if gone.segments:
+        store_of(data_dir).save(id, to_json(memory.state), after=saved.revision)
+    rows = [row(segment, as_json) for segment in gone.segments]
+    tables.show(rows, as_json, empty="Nothing of it stands in the memory; nothing was changed.")
+
+
+def store_of(data_dir: str) -> FileStore:
+    from loreloop.memory.file_store import FileStore
+
+    return FileStore(folder_of(data_dir))
+
+
+def folder_of(data_dir: str) -> Path:
+    return Path(data_dir).expanduser() / "memories"
+
+
+def saved_memory(data_dir: str, id: str) -> Saved:
+    """Raises NotFound without making the folder."""
+    from loreloop.protocol.errors import NotFound
+
+    folder = folder_of(data_dir)
+    saved = store_of(data_dir).load(id) if folder.is_dir() else None
+    if saved is None:
+        raise NotFound(f"{folder} holds no memory {id!r}; `loreloop memory chat {id}` begins one.")
+    return saved
+
+
+def bar(state: MemoryState) -> str:
+    from loreloop.memory import picture
+
+    drawn = "".join(click.style(run.kind.sign * run.cells, fg=run.kind.colour) for run in picture.runs(state, BAR))
+    tokens = picture.tokens_by_kind(state)
+    legend = (f"{click.style(k.sign, fg=k.colour)} {k.name} {tokens[k.name]}" for k in picture.KINDS)
+    return f"{drawn}\n{'   '.join(legend)}"
+
+
+def row(segment: Segment, exact: bool) -> dict[str, Any]:
+    from loreloop.memory import picture
+
+    text = segment.head + segment.text
+    short = picture.printable(text)
+    short = short if len(short) <= SHOWN else short[: SHOWN - 1] + "…"
+    return {
+        "turns": list(segment.turns) if exact else ", ".join(map(str, segment.turns)),
+        "kind": picture.kind_of(segment).name,
+        "tokens": segment.tokens,
+        "rewrites": segment.rewrites,
+        "text": text if exact else short,
+    }

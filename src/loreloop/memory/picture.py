@@ -1,0 +1,114 @@
+"""The memory as a bar: how much of the budget is kept whole, condensed, written by a model, pinned or free.
+
+In a terminal each kind has a colour and a sign of its own, so that it can be read without colours too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from xml.sax.saxutils import escape
+
+from loreloop.memory.state import MemoryState, Segment
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`colour` is one of a terminal's eight."""
+
+    name: str
+    sign: str
+    colour: str
+    hexadecimal: str
+
+
+PINNED = Kind("pinned", "■", "magenta", "#8e44ad")
+KEPT = Kind("kept", "█", "green", "#2e8b57")
+CONDENSED = Kind("condensed", "▓", "yellow", "#d4a017")
+WRITTEN = Kind("written", "▒", "cyan", "#2980b9")
+FREE = Kind("free", "·", "white", "#dddddd")
+KINDS = (KEPT, CONDENSED, WRITTEN, PINNED, FREE)
+
+BAR_WIDTH, BAR_HEIGHT, LINE = 960, 48, 22  # of the SVG, in pixels
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring cells of one kind in a terminal's bar."""
+
+    kind: Kind
+    cells: int
+
+
+def kind_of(segment: Segment) -> Kind:
+    if segment.pinned:
+        return PINNED
+    return {"whole": KEPT, "written": WRITTEN}.get(segment.form, CONDENSED)
+
+
+def runs(state: MemoryState, width: int) -> list[Run]:
+    """`width` cells in all. A cell shows what stands at its middle, so that rounding never shifts what follows."""
+    ends = list(accumulate(segment.tokens for segment in state.segments))
+    found: list[Run] = []
+    at = 0
+    for cell in range(width):
+        middle = (cell + 0.5) * state.budget / width
+        while at < len(ends) and ends[at] <= middle:
+            at += 1
+        kind = kind_of(state.segments[at]) if at < len(ends) else FREE
+        if found and found[-1].kind is kind:
+            found[-1] = Run(kind, found[-1].cells + 1)
+        else:
+            found.append(Run(kind, 1))
+    return found
+
+
+def tokens_by_kind(state: MemoryState) -> dict[str, int]:
+    sums = {kind.name: 0 for kind in KINDS}
+    for segment in state.segments:
+        sums[kind_of(segment).name] += segment.tokens
+    sums[FREE.name] = state.budget - state.tokens
+    return sums
+
+
+def printable(text: str) -> str:
+    """On one line and without control characters: text of a conversation must not steer a terminal or break XML."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def svg(state: MemoryState) -> str:
+    """A picture by itself, without scripts or links; pointing at a segment shows its text."""
+    scale = BAR_WIDTH / state.budget
+    parts, left = [], 0
+    for segment in state.segments:
+        parts.append(rectangle(left * scale, segment.tokens * scale, kind_of(segment), told(segment)))
+        left += segment.tokens
+    parts.append(rectangle(left * scale, (state.budget - left) * scale, FREE, f"free: {state.budget - left} tokens"))
+    height = BAR_HEIGHT + LINE * (len(KINDS) + 1)
+    opening = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {BAR_WIDTH} {height}" '
+        'font-family="sans-serif" font-size="14">'
+    )
+    return "\n".join([opening, *parts, *legend(tokens_by_kind(state), KINDS), "</svg>\n"])
+
+
+def told(segment: Segment) -> str:
+    turns = ", ".join(map(str, segment.turns))
+    return f"{kind_of(segment).name}, {segment.tokens} tokens, turn {turns}: {segment.head}{segment.text}"
+
+
+def rectangle(x: float, width: float, kind: Kind, title: str) -> str:
+    return (
+        f'<rect x="{x:.2f}" y="0" width="{width:.2f}" height="{BAR_HEIGHT}" fill="{kind.hexadecimal}" '
+        f'stroke="white" stroke-width="0.5"><title>{escape(printable(title))}</title></rect>'
+    )
+
+
+def legend(tokens: dict[str, int], kinds: Sequence[Kind]) -> list[str]:
+    lines = []
+    for number, kind in enumerate(kinds):
+        y = BAR_HEIGHT + LINE * (number + 1)
+        lines.append(f'<rect x="0" y="{y - 12}" width="12" height="12" fill="{kind.hexadecimal}"/>')
+        lines.append(f'<text x="20" y="{y}">{kind.name}: {tokens[kind.name]} tokens</text>')
+    return lines
