@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, Table, delete
+from sqlalchemy import Connection, Table, delete, func, select
 
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.link import Batch, BatchDone, OpEnd
 from loreloop.protocol.training import Done, Failure, SavedResult, TrainOp
-from loreloop.store import checkpoints, journal, runs
+from loreloop.store import checkpoints, journal, removal, runs
 from loreloop.store.files import Files, read_secret
 from loreloop.store.inspection import inspect_data
 from loreloop.store.rows import Acceptance, AddCheckpoint, Outcome
-from loreloop.store.schema import CHECKPOINTS, OPS, RESULTS, STEPS
+from loreloop.store.schema import CHECKPOINTS, OPS, REMOVED_RUNS, RESULTS, STEPS
 from loreloop.store.store import open_database
 from tests.scheduler.ops import create, save, step
 from tests.store.place import Place
@@ -114,6 +114,30 @@ def test_a_good_folder_has_nothing_to_tell(tmp_path: Path) -> None:
     place.write(journal.forget_model, place.store.segments, place.run(), Failure("user", "over"), 1.0)
     place.store.close()
     assert inspect_data(tmp_path) == []
+
+
+def test_operations_of_a_deleted_run_are_not_told_as_lost(tmp_path: Path) -> None:
+    """Its rows go with its results; the segment stays as long as another run needs it, and the note of it with that."""
+    place = Place(tmp_path)
+    run, other = place.run(0), place.run(1)
+    place.append(create(other))
+    for op in (create(run), step(run, 1)):
+        place.append(op)
+    place.write(removal.remove_run, place.store.segments, run, 1.0, force=True)
+    place.write(journal.expire_results, 2.0)
+    place.store.close()
+    assert inspect_data(tmp_path) == []
+    assert not Files(tmp_path).lost.exists()
+
+    def n_noted() -> int:
+        place.write(journal.sweep_segments, place.store.segments)
+        return place.read(lambda connection: connection.scalar(select(func.count()).select_from(REMOVED_RUNS))) or 0
+
+    with place_opened(place):
+        assert n_noted() == 1
+        place.write(journal.forget_model, place.store.segments, other, Failure("user", "over"), 3.0)
+        place.write(journal.expire_results, 4.0)
+        assert n_noted() == 0
 
 
 def test_a_checkpoint_without_a_row_is_told(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def _unlisted_operations(connection: sqlite3.Connection, folder: Path) -> Iterat
     if not {"ops", "results", "spool", "runs"} <= _tables(connection):
         return
     last = max((at.segment, at.offset) for at in (Location(0, 0, 0), *_locations(connection)))
-    ended = {run_id for (run_id,) in connection.execute("SELECT id FROM runs WHERE NOT live")}
+    ended = _ended_runs(connection)
     lost: set[str] = set()
     kept: set[Path] = set()
     for path, location, body in records(folder / "journal", *last):
@@ -160,6 +160,14 @@ def _unlisted_operations(connection: sqlite3.Connection, folder: Path) -> Iterat
             "came in at the moment in which the server ended, or the database has lost them. They are not executed. "
             f"Kept in {_some(places)}."
         )
+
+
+def _ended_runs(connection: sqlite3.Connection) -> set[str]:
+    """Runs of which the database has forgotten operations on purpose, those that were deleted among them."""
+    found = {run_id for (run_id,) in connection.execute("SELECT id FROM runs WHERE NOT live")}
+    if "removed_runs" in _tables(connection):  # else a database of an older version
+        found |= {run_id for (run_id,) in connection.execute("SELECT run_id FROM removed_runs")}
+    return found
 
 
 class _Operation(msgspec.Struct):
