@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Table, delete, func, select
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.link import Batch, BatchDone, OpEnd
 from loreloop.protocol.training import Done, Failure, SavedResult, TrainOp
-from loreloop.store import checkpoints, journal, removal, runs
+from loreloop.store import checkpoints, journal, lost, removal, runs
 from loreloop.store.files import Files, read_secret
 from loreloop.store.inspection import inspect_data
 from loreloop.store.rows import Acceptance, AddCheckpoint, Outcome
@@ -186,6 +186,47 @@ def test_operations_lost_with_the_log_are_told_and_kept_from_the_sweep(tmp_path:
     again.write(journal.sweep_segments, again.store.segments)
     again.store.close()
     assert (there / "journal" / "lost" / "00000002.seg").stat().st_size > 0
+
+
+def test_lost_operations_are_told_and_kept_once(tmp_path: Path) -> None:
+    """Until there are more of them; also where the folder in which they are kept was deleted by hand."""
+    place = Place(tmp_path)
+    run = place.run()
+
+    def lose(seq_id: int) -> None:
+        place.append(step(run, seq_id))
+        place.write(lambda connection: connection.execute(delete(OPS)))
+
+    lose(1)
+    place.store.close()
+    kept = Files(tmp_path).lost
+    for _ in range(2):  # the first start ends before it says anything
+        (note,) = inspect_data(tmp_path)
+        assert f"{kept / '00000001.seg'}; if you do not need them, delete {kept}." in note
+    lost.were_told(tmp_path)
+    assert inspect_data(tmp_path) == []
+    assert [path.name for path in kept.iterdir()] == ["00000001.seg"]
+    shutil.rmtree(kept)
+    assert inspect_data(tmp_path) == []
+    assert not kept.exists()
+    with place_opened(place):
+        lose(2)
+    assert "00000002.seg" in inspect_data(tmp_path)[0]
+    lost.were_told(tmp_path)
+    assert inspect_data(tmp_path) == []
+
+
+def test_a_kept_segment_gives_its_place_to_no_other_one_of_its_number(tmp_path: Path) -> None:
+    (segment := tmp_path / "journal" / "00000001.seg").parent.mkdir()
+    segment.write_bytes(b"one")
+    first = lost.keep(tmp_path, segment)
+    segment.unlink()
+    segment.write_bytes(b"one")  # as a copy of the whole folder has it
+    assert lost.keep(tmp_path, segment) == first
+    segment.write_bytes(b"two")  # after a backup was brought back
+    second = lost.keep(tmp_path, segment)
+    assert lost.keep(tmp_path, segment) == second
+    assert (first.read_bytes(), second.read_bytes()) == (b"one", b"two")
 
 
 def test_a_log_that_a_kill_has_left_is_not_called_damaged(tmp_path: Path) -> None:
