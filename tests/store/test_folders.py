@@ -1,16 +1,25 @@
-"""Folders of checkpoints, revisions and pins: where they lie, and how they go."""
+"""Folders of checkpoints, revisions and pins: where they lie, and how they go; and who may read the data folder."""
 
+import logging
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from loreloop.cli.memory_files import store_of
+from loreloop.host.log import Log
+from loreloop.host.place import prepare
+from loreloop.model.catalog import Catalog
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath
 from loreloop.store.files import Files, delete, read_secret
+from loreloop.store.inspection import check_place
+from loreloop.store.store import Store
+from tests.tiny import make_tiny_model
 
 
 def filled(folder: Path, *names: str) -> Path:
@@ -123,3 +132,52 @@ def test_checkpoints_of_any_names_are_deleted_one_by_one(tmp_path: Path) -> None
     delete(doomed)
     assert not doomed.exists()
     assert len(contents(kept)) == 2
+
+
+@pytest.fixture
+def lax_umask() -> Iterator[None]:
+    old = os.umask(0)
+    yield
+    os.umask(old)
+
+
+def private_parts(folder: Path) -> dict[str, str]:
+    return {path.name: oct(path.stat().st_mode & 0o777) for path in (folder, *folder.glob("loreloop.*"))}
+
+
+@pytest.mark.usefixtures("lax_umask")
+def test_data_log_and_database_are_read_by_their_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log's old files and the database's own log among them."""
+    data = tmp_path / "above" / "data"
+    prepare(data)
+    monkeypatch.setattr("loreloop.host.log.MAX_FILE_BYTES", 100)
+    log = Log(data / "loreloop.log")
+    for _ in range(3):
+        log.say(logging.INFO, "test", "x" * 90)
+    log.close()
+    store = Store(data)
+    found = private_parts(data)
+    store.close()
+    assert found.pop("data") == "0o700"
+    assert found.keys() >= {"loreloop.log", "loreloop.log.1", "loreloop.db", "loreloop.db-wal", "loreloop.db-shm"}
+    assert set(found.values()) == {"0o600"}
+    assert private_parts(tmp_path / "above") == {"above": "0o777"}
+
+
+@pytest.mark.usefixtures("lax_umask")
+@pytest.mark.parametrize("verb", ["serve", "other verbs", "models add", "memory"])
+def test_whoever_makes_the_data_folder_makes_it_so(tmp_path: Path, verb: str) -> None:
+    makers: dict[str, Callable[[Path], object]] = {
+        "serve": prepare,
+        "other verbs": check_place,
+        "models add": lambda data: Catalog(data).add(str(make_tiny_model(tmp_path / "tiny"))),
+        "memory": lambda data: store_of(str(data)),
+    }
+    makers[verb](tmp_path / "data")
+    assert private_parts(tmp_path / "data") == {"data": "0o700"}
+
+
+def test_the_mode_that_somebody_gave_the_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0o750)
+    prepare(tmp_path / "data")
+    assert private_parts(tmp_path / "data") == {"data": "0o750"}

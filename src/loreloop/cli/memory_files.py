@@ -65,8 +65,11 @@ def forget(id: str, turn: int | None, pattern: str, as_json: bool, data_dir: str
 
 def store_of(data_dir: str) -> FileStore:
     from loreloop.memory.file_store import FileStore
+    from loreloop.protocol.folders import make_private
 
-    return FileStore(folder_of(data_dir))
+    folder = folder_of(data_dir)
+    make_private(folder.parent)  # the data folder
+    return FileStore(folder)
 
 
 def folder_of(data_dir: str) -> Path:

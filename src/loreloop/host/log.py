@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import sys
 import threading
 import traceback
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO
@@ -133,6 +135,10 @@ class _LogFile(RotatingFileHandler):
 
     failed = False
 
+    def _open(self) -> TextIOWrapper:
+        """For its owner's eyes, whatever the umask; so each file that is begun when one is full."""
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=_private)
+
     def write(self, text: str) -> None:
         self.handle(logging.LogRecord("", logging.INFO, "", 0, text, None, None))
 
@@ -140,3 +146,7 @@ class _LogFile(RotatingFileHandler):
         if not self.failed:
             self.failed = True
             print(f"loreloop: the log {self.baseFilename} cannot be written: {sys.exception()}", file=sys.stderr)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -6,6 +6,7 @@ import errno
 from pathlib import Path
 
 from loreloop.protocol.errors import BadRequest, WrongSettings
+from loreloop.protocol.folders import make_private
 
 PROBE_BYTES = 8 << 20  # a start itself writes less
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -19,7 +20,7 @@ def prepare(folder: Path) -> None:
             raise WrongSettings(f"{_named(folder)} lies in another data folder, {parent}. Give one of its own.")
     probe = folder / f".probe-{folder.name[:32]}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         try:
             probe.write_bytes(bytes(PROBE_BYTES))
         finally:

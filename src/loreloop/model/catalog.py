@@ -33,6 +33,7 @@ from loreloop.model.spec import DecoderSpec
 from loreloop.model.upcycle import Upcycling, upcycle
 from loreloop.model.weight_files import weight_files
 from loreloop.protocol.errors import BadRequest, NotFound, ServerError
+from loreloop.protocol.folders import make_private
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model"]
@@ -168,7 +169,8 @@ class Catalog:
             raise BadRequest(f"A model cannot be called {name!r}; use letters, digits, '.', '_', '-', and one '/'.")
         if place.exists():
             raise BadRequest(f"There is a model {name!r} in {place} already; give this one another --name.")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_private(self.folder.parent)  # the data folder
+        self.folder.mkdir(exist_ok=True)
         sweep(self.folder, STAGING)
         staging = Path(tempfile.mkdtemp(prefix=f"{STAGING}{os.getpid()}-", dir=self.folder))
         try:

@@ -16,6 +16,7 @@ from typing import IO
 import msgspec
 
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.folders import make_private
 from loreloop.protocol.paths import file_name
 from loreloop.store import lost
 from loreloop.store.files import SECRET, Files, read_secret
@@ -35,7 +36,7 @@ def check_place(folder: Path) -> None:
     """
     database = folder / DATABASE
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         if database.is_dir():
             raise refusal(database, "it is a folder")
         head = _head(database)

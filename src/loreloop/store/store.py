@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
 from loreloop.protocol.errors import LoreloopError, OutOfService, ServerError, disk_trouble
+from loreloop.protocol.folders import make_private_file
 from loreloop.store.inspection import DATABASE, check_place, check_steps, open_lock, refusal
 from loreloop.store.schema import STEPS, migrate, steps_taken
 from loreloop.store.segments import Segments
@@ -143,6 +144,7 @@ def open_database(folder: Path) -> Engine:
     BadRequest where the folder holds something else, or a database that is damaged or that a newer version has changed.
     """
     check_place(folder)
+    make_private_file(folder / DATABASE)  # SQLite gives its log the same mode
     engine = _engine(folder / DATABASE)
     try:
         _bring_up_to_date(engine, folder)
