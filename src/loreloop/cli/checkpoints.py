@@ -108,7 +108,7 @@ def verify_checkpoints(path: str | None, data_dir: str, as_json: bool) -> None:
             found = overview.list_checkpoints(connection, None, None, None)
         else:
             found = [overview.find_checkpoint(connection, parse_path(path))]
-    rows = [{"path": str(one.row.path)} | state_of(one.row) for one in found]
+    rows = [{"path": str(one.row.path), **state_of(one.row)} for one in found]
     show(rows, as_json, empty=NO_CHECKPOINTS)
     if any(row["state"] in ("damaged", "gone") for row in rows):
         sys.exit(1)
