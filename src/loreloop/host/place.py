@@ -6,6 +6,7 @@ import errno
 from pathlib import Path
 
 from loreloop.protocol.errors import BadRequest, WrongSettings
+from loreloop.store.inspection import PRIVATE
 
 PROBE_BYTES = 8 << 20  # a start itself writes less
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -19,7 +20,7 @@ def prepare(folder: Path) -> None:
             raise WrongSettings(f"{_named(folder)} lies in another data folder, {parent}. Give one of its own.")
     probe = folder / f".probe-{folder.name[:32]}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(PRIVATE, parents=True, exist_ok=True)
         try:
             probe.write_bytes(bytes(PROBE_BYTES))
         finally:

@@ -168,7 +168,8 @@ class Catalog:
             raise BadRequest(f"A model cannot be called {name!r}; use letters, digits, '.', '_', '-', and one '/'.")
         if place.exists():
             raise BadRequest(f"There is a model {name!r} in {place} already; give this one another --name.")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.parent.mkdir(0o700, parents=True, exist_ok=True)  # the data folder, where it is new
+        self.folder.mkdir(exist_ok=True)
         sweep(self.folder, STAGING)
         staging = Path(tempfile.mkdtemp(prefix=f"{STAGING}{os.getpid()}-", dir=self.folder))
         try:

@@ -24,6 +24,7 @@ from loreloop.store.wal import lost_of_log, was_deleted
 
 DATABASE = "loreloop.db"
 MAGIC = b"SQLite format 3\x00"
+PRIVATE = 0o700  # of a new data folder, which will hold what people wrote
 SHOWN = 3  # problems, checkpoints or runs that a message names
 
 
@@ -34,7 +35,7 @@ def check_place(folder: Path) -> None:
     """
     database = folder / DATABASE
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(PRIVATE, parents=True, exist_ok=True)
         if database.is_dir():
             raise refusal(database, "it is a folder")
         head = _head(database)
