@@ -1,7 +1,7 @@
 """`pip install .` alone, in a fresh virtual environment, gives a working `loreloop serve`.
 
 torch is pinned as in the Makefile, so that the environment's pip takes the same build. For other Pythons of the
-machine an index may hold no such build, so they get all dependencies but torch, and run the commands that need no engine.
+machine an index may hold no such build: they get all dependencies but torch, and run commands that need no engine.
 """
 
 import os
