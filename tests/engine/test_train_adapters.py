@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import resource
 import shutil
 import struct
 from pathlib import Path
@@ -176,6 +177,36 @@ def test_a_good_snapshot_that_finds_no_room_is_not_called_damaged(tmp_path, monk
     assert not list(bank.folder.iterdir())
     bank.restore("a", file.path, file.crc32)
     assert "a" in bank
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with a checksum", "from before checksums"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO])
+def test_only_a_disk_that_does_not_give_a_snapshot_is_damage(tmp_path, monkeypatch, number, known):
+    file, bank = damaged_snapshot(tmp_path, lambda path: None)
+    crc32 = file.crc32 if known else ""
+
+    def faulty(path, *_):
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", faulty)
+        with pytest.raises(ServerError if number == errno.EIO else OSError, match=os.strerror(number)):
+            bank.restore("a", file.path, crc32)
+    bank.restore("a", file.path, crc32)
+    assert "a" in bank
+
+
+def test_a_snapshot_that_finds_no_open_file_left_is_not_called_damaged(tmp_path):
+    """With the system's own refusal."""
+    file, bank = damaged_snapshot(tmp_path, lambda path: None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for crc32 in (file.crc32, ""):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                bank.restore("a", file.path, crc32)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @settings(deadline=None, max_examples=60)

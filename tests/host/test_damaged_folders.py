@@ -266,3 +266,6 @@ def test_what_was_lost_with_the_log_of_the_database_is_told_in_the_log_and_the_t
         assert f"operations that the database does not know, of {scene.run}" in told
         assert str(folder_of(scene, "weights", "late")) in told
         assert damage == "cut" or "loreloop.db-wal is" in told
+    with scene.served() as client:
+        pass
+    assert "operations that the database does not know" not in client.shown

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, Table, delete
+from sqlalchemy import Connection, Table, delete, func, select
 
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.link import Batch, BatchDone, OpEnd
 from loreloop.protocol.training import Done, Failure, SavedResult, TrainOp
-from loreloop.store import checkpoints, journal, runs
+from loreloop.store import checkpoints, journal, lost, removal, runs
 from loreloop.store.files import Files, read_secret
 from loreloop.store.inspection import inspect_data
 from loreloop.store.rows import Acceptance, AddCheckpoint, Outcome
-from loreloop.store.schema import CHECKPOINTS, OPS, RESULTS, STEPS
+from loreloop.store.schema import CHECKPOINTS, OPS, REMOVED_RUNS, RESULTS, STEPS
 from loreloop.store.store import open_database
 from tests.scheduler.ops import create, save, step
 from tests.store.place import Place
@@ -116,6 +116,30 @@ def test_a_good_folder_has_nothing_to_tell(tmp_path: Path) -> None:
     assert inspect_data(tmp_path) == []
 
 
+def test_operations_of_a_deleted_run_are_not_told_as_lost(tmp_path: Path) -> None:
+    """Its rows go with its results; the segment stays as long as another run needs it, and the note of it with that."""
+    place = Place(tmp_path)
+    run, other = place.run(0), place.run(1)
+    place.append(create(other))
+    for op in (create(run), step(run, 1)):
+        place.append(op)
+    place.write(removal.remove_run, place.store.segments, run, 1.0, force=True)
+    place.write(journal.expire_results, 2.0)
+    place.store.close()
+    assert inspect_data(tmp_path) == []
+    assert not Files(tmp_path).lost.exists()
+
+    def n_noted() -> int:
+        place.write(journal.sweep_segments, place.store.segments)
+        return place.read(lambda connection: connection.scalar(select(func.count()).select_from(REMOVED_RUNS))) or 0
+
+    with place_opened(place):
+        assert n_noted() == 1
+        place.write(journal.forget_model, place.store.segments, other, Failure("user", "over"), 3.0)
+        place.write(journal.expire_results, 4.0)
+        assert n_noted() == 0
+
+
 def test_a_checkpoint_without_a_row_is_told(tmp_path: Path) -> None:
     place = filled(tmp_path)
     with place_opened(place):
@@ -162,6 +186,47 @@ def test_operations_lost_with_the_log_are_told_and_kept_from_the_sweep(tmp_path:
     again.write(journal.sweep_segments, again.store.segments)
     again.store.close()
     assert (there / "journal" / "lost" / "00000002.seg").stat().st_size > 0
+
+
+def test_lost_operations_are_told_and_kept_once(tmp_path: Path) -> None:
+    """Until there are more of them; also where the folder in which they are kept was deleted by hand."""
+    place = Place(tmp_path)
+    run = place.run()
+
+    def lose(seq_id: int) -> None:
+        place.append(step(run, seq_id))
+        place.write(lambda connection: connection.execute(delete(OPS)))
+
+    lose(1)
+    place.store.close()
+    kept = Files(tmp_path).lost
+    for _ in range(2):  # the first start ends before it says anything
+        (note,) = inspect_data(tmp_path)
+        assert f"{kept / '00000001.seg'}; if you do not need them, delete {kept}." in note
+    lost.were_told(tmp_path)
+    assert inspect_data(tmp_path) == []
+    assert [path.name for path in kept.iterdir()] == ["00000001.seg"]
+    shutil.rmtree(kept)
+    assert inspect_data(tmp_path) == []
+    assert not kept.exists()
+    with place_opened(place):
+        lose(2)
+    assert "00000002.seg" in inspect_data(tmp_path)[0]
+    lost.were_told(tmp_path)
+    assert inspect_data(tmp_path) == []
+
+
+def test_a_kept_segment_gives_its_place_to_no_other_one_of_its_number(tmp_path: Path) -> None:
+    (segment := tmp_path / "journal" / "00000001.seg").parent.mkdir()
+    segment.write_bytes(b"one")
+    first = lost.keep(tmp_path, segment)
+    segment.unlink()
+    segment.write_bytes(b"one")  # as a copy of the whole folder has it
+    assert lost.keep(tmp_path, segment) == first
+    segment.write_bytes(b"two")  # after a backup was brought back
+    second = lost.keep(tmp_path, segment)
+    assert lost.keep(tmp_path, segment) == second
+    assert (first.read_bytes(), second.read_bytes()) == (b"one", b"two")
 
 
 def test_a_log_that_a_kill_has_left_is_not_called_damaged(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ snapshots that a restarted engine begins from.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections import OrderedDict
@@ -180,6 +181,10 @@ class staged:
             shutil.rmtree(self.staging, ignore_errors=True)
 
 
+# What says that a file is not there, or is there and its disk does not give it; anything else may pass.
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+
+
 class SnapshotFile(NamedTuple):
     path: Path
     crc32: str
@@ -223,16 +228,22 @@ class AdapterBank:
         """Takes a model in from a snapshot.
 
         ServerError, naming the file, where it is not what was written: it has another checksum, or (written before
-        there were checksums) holds NaN. OSError where only the copy cannot be made: on a full disk the snapshot is as
+        there were checksums) holds NaN, where it is missing, or where its disk does not give it. Any other OSError, in
+        reading it or in making the copy, goes through: without room, rights, memory or open files the snapshot is as
         good as ever, and the model must not be given up for it.
         """
         self.drop(model_id)
         try:
-            if crc32 and (found := sum_of(file).crc32) != crc32:
+            found = sum_of(
+                file
+            ).crc32  # read also where it has no checksum: safetensors calls all it cannot open missing
+            if crc32 and found != crc32:
                 raise ServerError(f"its snapshot {file} is damaged: its checksum was {crc32} and is {found}")
             if not crc32:
                 _check_finite(file)
         except (OSError, SafetensorError) as error:
+            if isinstance(error, OSError) and error.errno not in DAMAGE:
+                raise
             raise ServerError(f"its snapshot {file} cannot be read ({error})") from None
         path = self._path(model_id)
         try:

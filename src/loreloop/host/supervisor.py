@@ -23,6 +23,7 @@ from loreloop.host.log import Log
 from loreloop.host.plan import ServerPlan
 from loreloop.host.starts import MAX_STARTS, Starts, came_up, reason_of
 from loreloop.protocol.errors import BadRequest, ServerError
+from loreloop.store import lost
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 30.0
 STEADY_SECONDS = 60.0  # after this long a process counts as healthy again
@@ -67,6 +68,7 @@ class Supervisor:
         self.plan.write()
         for note in self.notes:
             self._say(logging.WARNING, note)
+        lost.were_told(self.plan.config.data_path)
         for folder in (self.plan.empty_folder, self.plan.up_folder):
             shutil.rmtree(folder, ignore_errors=True)
         self.plan.empty_folder.mkdir()

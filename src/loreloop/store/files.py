@@ -5,7 +5,7 @@ revisions/<sampler>/                  adapters of ephemeral samplers
 journal/*.seg, journal/snapshots/     what a restart needs
 journal/pins/<request>/               checkpoints that a journaled load refers to, hard-linked
 journal/secret                        what a replay needs and clients may not know
-journal/lost/                         segments with operations that the database does not know
+journal/lost/                         segments with operations that the database does not know; may be deleted by hand
 models/<name>/                        base models
 """
 

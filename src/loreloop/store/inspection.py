@@ -17,6 +17,7 @@ import msgspec
 
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.paths import file_name
+from loreloop.store import lost
 from loreloop.store.files import SECRET, Files, read_secret
 from loreloop.store.schema import STEPS
 from loreloop.store.segments import Location, records
@@ -141,26 +142,37 @@ def _unlisted_checkpoints(connection: sqlite3.Connection, folder: Path) -> Itera
 
 def _unlisted_operations(connection: sqlite3.Connection, folder: Path) -> Iterator[str]:
     """Operations in the journal that came after the last one known. Rows are written in the order of the segments, so
-    only what lies behind the last place that a row names is looked at. Their segments are kept from being swept."""
+    only what lies behind the last place that a row names is looked at. Their segments are kept from being swept. Those
+    that were told before are told again only with new ones."""
     if not {"ops", "results", "spool", "runs"} <= _tables(connection):
         return
     last = max((at.segment, at.offset) for at in (Location(0, 0, 0), *_locations(connection)))
-    ended = {run_id for (run_id,) in connection.execute("SELECT id FROM runs WHERE NOT live")}
-    lost: set[str] = set()
-    kept: set[Path] = set()
+    ended = _ended_runs(connection)
+    found: dict[str, str] = {}  # the runs of lost operations, by request
+    segments: set[Path] = set()
     for path, location, body in records(folder / "journal", *last):
         op = _operation(body)
         known = op and connection.execute("SELECT 1 FROM ops WHERE request_id = ?", (op.request_id,)).fetchone()
         if op and not known and op.model_id not in ended and (location.segment, location.offset) != last:
-            lost.add(op.model_id)
-            kept.add(path)
-    if kept:
-        places = [_kept(folder, path) for path in sorted(kept)]
+            found[op.request_id] = op.model_id
+            segments.add(path)
+    if found.keys() - lost.told(folder):
+        places = [lost.keep(folder, path) for path in sorted(segments)]
+        lost.found(folder, found)
         yield (
-            f"The journal holds training operations that the database does not know, of {_some(sorted(lost))}: they "
-            "came in at the moment in which the server ended, or the database has lost them. They are not executed. "
-            f"Kept in {_some(places)}."
+            "The journal holds training operations that the database does not know, of "
+            f"{_some(sorted(set(found.values())))}: they came in at the moment in which the server ended, or the "
+            f"database has lost them. They are not executed. Kept in {_some(places)}; if you do not need them, delete "
+            f"{Files(folder).lost}."
         )
+
+
+def _ended_runs(connection: sqlite3.Connection) -> set[str]:
+    """Runs of which the database has forgotten operations on purpose, those that were deleted among them."""
+    found = {run_id for (run_id,) in connection.execute("SELECT id FROM runs WHERE NOT live")}
+    if "removed_runs" in _tables(connection):  # else a database of an older version
+        found |= {run_id for (run_id,) in connection.execute("SELECT run_id FROM removed_runs")}
+    return found
 
 
 class _Operation(msgspec.Struct):
@@ -185,14 +197,6 @@ def _locations(connection: sqlite3.Connection) -> Iterator[Location]:
                 yield msgspec.json.decode(text, type=Location)
             except (msgspec.DecodeError, TypeError):
                 continue  # whoever needs it hears so
-
-
-def _kept(folder: Path, segment: Path) -> Path:
-    target = Files(folder).lost / segment.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        os.link(segment, target)
-    return target
 
 
 def _is_used(folder: Path) -> bool:

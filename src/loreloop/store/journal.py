@@ -17,7 +17,7 @@ from loreloop.protocol.sampling import Revision
 from loreloop.protocol.training import Failure, OpResult, SavedResult, SkipSeq, TrainOp
 from loreloop.store import checkpoints, runs, samplers, usage
 from loreloop.store.rows import Acceptance, AddCheckpoint, AddSampler, AfterOp, Outcome
-from loreloop.store.schema import OPS, PLANS, RESULTS, RUNS, SNAPSHOTS, SPOOL
+from loreloop.store.schema import OPS, PLANS, REMOVED_RUNS, RESULTS, RUNS, SNAPSHOTS, SPOOL
 from loreloop.store.segments import Location, Segments
 
 DAMAGE = (ServerError, msgspec.DecodeError, ValueError, TypeError)  # what reading rows and records may raise
@@ -224,6 +224,7 @@ def pinned(connection: Connection) -> set[str]:
 def sweep_segments(connection: Connection, segments: Segments) -> None:
     """Deletes segments that no row refers to; on the writer's thread, so that no record is between file and row."""
     segments.sweep(used_segments(connection))
+    connection.execute(delete(REMOVED_RUNS).where(REMOVED_RUNS.c.segment < min(segments.numbers())))
 
 
 def used_segments(connection: Connection) -> set[int]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, insert, select
 
 from loreloop.protocol.errors import Conflict
 from loreloop.protocol.training import Failure
 from loreloop.store import checkpoints, journal, overview, runs
-from loreloop.store.schema import CHECKPOINTS, RUNS, SAMPLERS
+from loreloop.store.schema import CHECKPOINTS, REMOVED_RUNS, RUNS, SAMPLERS
 from loreloop.store.segments import Segments
 
 DELETED = Failure("user", "The run of this request was deleted.")
@@ -47,6 +47,7 @@ def remove_run(connection: Connection, segments: Segments, run_id: str, now: flo
     connection.execute(delete(SAMPLERS).where(of_run))
     connection.execute(delete(CHECKPOINTS).where(CHECKPOINTS.c.run_id == run_id))
     connection.execute(delete(RUNS).where(RUNS.c.id == run_id))
+    connection.execute(insert(REMOVED_RUNS).prefix_with("OR REPLACE").values(run_id=run_id, segment=segments.number))
     paths = tuple(str(row.path) for row in saved)
     return Removed(
         paths=paths,

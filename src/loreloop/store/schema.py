@@ -244,6 +244,15 @@ RESPONSES = Table(
     Index("responses_of_key_by_use", "key_id", "used"),
 )
 
+# Runs that were deleted while the journal still held operations of theirs: these are not missing, and must not be told
+# as lost. A row goes with the last of those segments.
+REMOVED_RUNS = Table(
+    "removed_runs",
+    METADATA,
+    Column("run_id", String, primary_key=True),
+    Column("segment", Integer, nullable=False),  # the last one that can hold an operation of it
+)
+
 
 def m001_initial(connection: Connection) -> None:
     METADATA.create_all(connection)
@@ -289,6 +298,10 @@ def m008_usage(connection: Connection) -> None:
     USAGE.create(connection, checkfirst=True)
 
 
+def m009_removed_runs(connection: Connection) -> None:
+    REMOVED_RUNS.create(connection, checkfirst=True)
+
+
 def _add_column(connection: Connection, table: Table, name: str, kind: str) -> None:
     """Unless it is there: a new database has had all columns from the first step."""
     if name not in {column["name"] for column in inspect(connection).get_columns(table.name)}:
@@ -304,6 +317,7 @@ STEPS: Sequence[Callable[[Connection], None]] = (
     m006_responses,
     m007_checksums,
     m008_usage,
+    m009_removed_runs,
 )
 
 
