@@ -12,7 +12,7 @@ CLIENTS := .cache/clients
 # wheel would do; the cookbook's newest plain release wants transformers 5.5.4 at most.
 INSTALL := 'torch==2.13.*' 'transformers==5.5.4' 'tinker==0.38.*' 'tinker-cookbook[math-rl]==0.5.8' -e '.[demo,test,check]'
 
-.PHONY: help demo serve test test-slow check golden bench bench-gpu format proto clean
+.PHONY: help demo serve test test-slow check golden lock bench bench-gpu format proto clean
 
 help:
 	@echo "make demo       a real model learns sums in front of you"
@@ -20,6 +20,7 @@ help:
 	@echo "make check      format, lint, types, architecture, docs, golden numbers"
 	@echo "make golden     writes the golden numbers anew, where a change was meant to move them"
 	@echo "make test       the tests; make test-slow: recipes, real model, soaks"
+	@echo "make lock       notes what was installed, with hashes, in requirements.lock"
 	@echo "make bench      the figures of docs/benchmarks.md; ROW=name for one"
 	@echo "make bench-gpu  an 8B shape against a GPU's own limits"
 
@@ -39,6 +40,12 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py tests/test_golden.py
+
+# A record of one machine's installation, used by no target: a wheel's hash is that of one Python and one processor.
+lock: $(STAMP)
+	mkdir -p .cache
+	$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --report .cache/report.json $(INSTALL)
+	$(BIN)/python .ci/lock.py < .cache/report.json > requirements.lock
 
 golden: $(STAMP)
 	$(BIN)/python -m tests.golden

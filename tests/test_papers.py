@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 from click.testing import CliRunner
+from packaging.requirements import Requirement
 
 from loreloop import __version__
 from loreloop.cli.main import cli
@@ -36,3 +37,15 @@ def test_ci_and_hooks_run_what_the_makefile_runs() -> None:
         assert f".venv/bin/{tool}" in hooks, tool
     for target in re.findall(r"`make ([a-z-]+)`", (ROOT / "CONTRIBUTING.md").read_text()):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+
+
+def test_the_lock_file_has_hashes_and_no_addresses_and_fits_what_is_asked_for() -> None:
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9-]+==[\w.+!]+ --hash=sha256:[0-9a-f]{64}", line), line
+    locked = dict(line.split(" ")[0].split("==") for line in lines)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for wanted in (*project["dependencies"], *extras["demo"], *extras["test"], *extras["check"]):
+        asked = Requirement(wanted)
+        assert asked.specifier.contains(locked[asked.name.lower()], prereleases=True), wanted

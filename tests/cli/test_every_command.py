@@ -96,6 +96,13 @@ def test_what_is_not_there_is_said_and_makes_nothing(words: tuple[str, ...], tmp
     assert not data.exists()
 
 
+def test_a_new_data_folder_is_its_users_alone(tiny_folder: Path, tmp_path: Path) -> None:
+    for words in (["keys", "create", "ann"], ["models", "add", str(tiny_folder)]):
+        data = tmp_path / words[0]
+        assert ended(*words, "--data", str(data)).exit_code == 0
+        assert data.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_folder_without_a_database_stays_so(tmp_path: Path) -> None:
     assert ended("runs", "list", "--data", str(tmp_path)).exit_code == 0
     assert list(tmp_path.iterdir()) == []

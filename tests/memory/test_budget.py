@@ -1,5 +1,10 @@
 """The budget holds after every append, whatever is appended, and what must stay stays."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -81,6 +86,32 @@ def test_the_same_turns_make_the_same_memory_and_another_seed_another() -> None:
     assert text(Settings()) == text(Settings())
     warm = [text(Settings(seed=seed, temperature=1.0)) for seed in (1, 1, 2)]
     assert warm[0] == warm[1] != warm[2]
+
+
+HASHING = """
+from tests.memory.conversations import memory_of, small_talk
+from loreloop.memory.turns import Turn
+memory = memory_of(1024)
+for n in range(600):
+    fact = f"So when I was there I met Ann{n}, and it was on May {n % 28}. "
+    memory.append(small_talk(n) if n % 5 < 3 else Turn("user", fact * (1 + n % 7)))
+print(memory.state)
+"""
+
+
+def test_the_order_of_sets_does_not_matter() -> None:
+    """Python orders the words of a set anew in every process."""
+    states = [
+        subprocess.run(
+            [sys.executable, "-c", HASHING],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "2")
+    ]
+    assert states[0] == states[1] == states[2] != b""
 
 
 def test_few_cached_tokens_are_lost() -> None:

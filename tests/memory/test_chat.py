@@ -123,12 +123,17 @@ def test_a_stream_is_remembered_once(store: FileStore) -> None:
     assert chat_with(server, store).memory.state.n_turns == 2
 
 
-def test_a_stream_that_is_left_keeps_what_was_heard(store: FileStore) -> None:
+@pytest.mark.parametrize("how", ["closed", "Ctrl-C"])
+def test_a_stream_that_is_left_keeps_what_was_heard(store: FileStore, how: str) -> None:
     chat = chat_with(Server({"content": "One two three."}), store)
     stream = chat.stream([user("Count.")])
     next(stream)
     next(stream)
-    stream.close()
+    if how == "closed":
+        stream.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            stream.throw(KeyboardInterrupt())
     assert texts(chat) == ["Count.", "One two"]
 
 

@@ -96,4 +96,4 @@ class SurfaceImportance:
 def novelty(words: frozenset[str], memory: Sequence[Segment]) -> float:
     """How many words are new: one that stands in n segments counts as 1 / (1 + n)."""
     times = Counter(word for segment in memory for word in words_of(segment.text).content & words)
-    return sum(1 / (1 + times[word]) for word in words)
+    return math.fsum(1 / (1 + times[word]) for word in words)  # rounds the same in whatever order a set is read

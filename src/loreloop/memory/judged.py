@@ -1,0 +1,82 @@
+"""Importance that a model has a say in: by how little it expected a passage, or by a mark that it gives.
+
+Both scale what the surface says, by a factor around 1. So a passage for which no model may be asked any more, since the
+tokens it may spend are used up, is still comparable with the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from loreloop.memory.condense import CountTokens
+from loreloop.memory.generative import Sampler
+from loreloop.memory.importance import SurfaceImportance
+from loreloop.memory.state import Segment, passage
+
+Surprisal = Callable[[str, str], float]  # a context and what follows: the negative log-likelihood of that, in nats
+
+TYPICAL_NATS = 3.5  # per token, of a small model on talk: where the factor is 1
+LARGEST_FACTOR = 4.0
+CONTEXT = 3  # segments before the passage that the model reads
+TASK = (
+    "A long conversation is to be remembered. How much will this line matter later, from 0 (small talk) to 9 (a "
+    "fact, a date, a decision, a preference)? Answer with one digit.\n\n{line}\nDigit: "
+)
+MIDDLE, DOUBLES = 4.5, 2.25  # the mark at which the factor is 1, and how many marks double it
+
+
+class SurprisalImportance:
+    """What a model could have guessed need not be kept. The surprisal is read token by token on average, since length
+    is the surface's matter already."""
+
+    def __init__(self, count: CountTokens, surprisal: Surprisal, typical: float = TYPICAL_NATS) -> None:
+        self.count, self.surprisal, self.typical = count, surprisal, typical
+        self.surface = SurfaceImportance()
+        self._spent = 0
+
+    @property
+    def tokens_spent(self) -> int:
+        return self._spent
+
+    def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float:
+        self._spent = 0
+        base = self.surface.worth(segment, memory)
+        before = "".join(passage(one.head, one.text) for one in memory[-CONTEXT:])
+        text = passage(segment.head, segment.text)
+        cost = self.count(before) + segment.tokens
+        if cost > allowance:
+            before, cost = "", segment.tokens
+        if cost > allowance:
+            return base
+        self._spent = cost
+        return base * within(self.surprisal(before, text) / segment.tokens / self.typical)
+
+
+class ScoredImportance:
+    """A mark from 0 to 9 that a model writes. A text without a digit changes nothing."""
+
+    def __init__(self, count: CountTokens, sampler: Sampler) -> None:
+        self.count, self.sampler = count, sampler
+        self.surface = SurfaceImportance()
+        self._spent = 0
+
+    @property
+    def tokens_spent(self) -> int:
+        return self._spent
+
+    def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float:
+        self._spent = 0
+        base = self.surface.worth(segment, memory)
+        prompt = TASK.format(line=segment.head + segment.text)
+        cost = self.count(prompt)
+        if cost + 1 > allowance:
+            return base
+        answer = self.sampler(prompt, 1)
+        self._spent = cost + self.count(answer)
+        digit = re.search(r"[0-9]", answer)
+        return base if digit is None else base * within(2 ** ((int(digit[0]) - MIDDLE) / DOUBLES))
+
+
+def within(factor: float) -> float:
+    return min(max(factor, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
