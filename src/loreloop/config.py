@@ -29,12 +29,14 @@ FLAGS = {  # of `loreloop serve`, by setting
     "models": "--model",
     "aliases": "--alias",
     "memory_mib": "--memory-mib",
+    "generation_config": "--generation-config",
     "log_file": "--log-file",
     "verbose": "--verbose",
     "engine.precision": "--precision",
     "engine.quantize": "--quantize",
     "engine.deterministic": "--deterministic",
     "engine.threads": "--threads",
+    "engine.verify_weights": "--verify-weights",
     "engine.decode_gap_ms": "--decode-gap-ms",
 }
 

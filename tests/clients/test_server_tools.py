@@ -29,7 +29,7 @@ def tools(server: RunningServer, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def client(server):
     tools(server, "add", "adder", "--", sys.executable, str(ADDER))
-    tools(server, "add", "gone", "--", "no-such-program")
+    tools(server, "add", "gone", "--no-check", "--", "no-such-program")
     yield openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0)
     tools(server, "remove", "adder")
 

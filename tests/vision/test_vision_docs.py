@@ -15,6 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "vision.md"
 def test_the_page_does_what_it_says(seeing: RunningServer, monkeypatch, tmp_path):
     monkeypatch.setenv("TINKER_BASE_URL", seeing.url)
     monkeypatch.setenv("TINKER_API_KEY", seeing.key)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"{seeing.url}/hf")  # as HF_ENDPOINT sets it
     monkeypatch.chdir(tmp_path)
     Path("cat.png").write_bytes(picture(64, 96))
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
