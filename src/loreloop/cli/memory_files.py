@@ -83,7 +83,7 @@ def saved_memory(data_dir: str, id: str) -> Saved:
     folder = folder_of(data_dir)
     saved = store_of(data_dir).load(id) if folder.is_dir() else None
     if saved is None:
-        raise NotFound(f"{folder} holds no memory {id!r}; `loreloop memory chat {id}` begins one.")
+        raise NotFound(f"There is no memory {id!r} in {folder}; `loreloop memory chat {id}` begins one.")
     return saved
 
 
