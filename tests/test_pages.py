@@ -13,10 +13,7 @@ from loreloop.cli.main import cli
 from loreloop.config import Config, EngineConfig, LimitConfig, SessionConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = [
-    ROOT / "docs" / f"{name}.md"
-    for name in ("quickstart", "troubleshooting", "errors", "hardware", "upgrading", "adding")
-]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 ERRORS = (ROOT / "docs/errors.md").read_text()
 MESSAGES = re.findall(r"^\| `([^`]+)` \|.*\|.*\|$", ERRORS, re.M)
 
@@ -82,6 +79,15 @@ def test_the_quickstart_trains_as_the_readme_does() -> None:
 def test_the_pages_are_in_the_table_of_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     assert [page.name for page in PAGES if f"](docs/{page.name})" not in readme] == []
+
+
+def test_every_decision_has_a_date_and_its_three_parts() -> None:
+    decisions = (ROOT / "docs/decisions.md").read_text().split("\n### ")[1:]
+    assert len(decisions) > 60
+    for decision in decisions:
+        parts = re.findall(r"^- \*\*(.+?)\.\*\*", decision, re.M)
+        assert parts == ["Decision", "Why", "Considered instead"], decision
+        assert re.match(r".+\n\n20\d\d-\d\d-\d\d\n\n", decision), decision
 
 
 def test_the_figures_of_hardware_are_those_of_the_benchmarks() -> None:
