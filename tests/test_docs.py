@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from loreloop.cli.main import cli
-from loreloop.config import Config, EngineConfig, LimitConfig, SessionConfig
+from loreloop.config import Config, EngineConfig, LimitConfig, SessionConfig, load_config
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -56,3 +56,10 @@ def test_the_makefile_has_the_targets_that_the_readme_names() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make ([a-z-]+)", (ROOT / "README.md").read_text()):
         assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_the_example_of_a_settings_file_is_one(tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```toml\n(.*?)^```$", documented("serving.md"), re.M | re.S)
+    file = tmp_path / "server.toml"
+    file.write_text(example)
+    assert load_config(str(file), {}) != Config()
