@@ -11,12 +11,23 @@ from loreloop import __version__
 from loreloop.cli.main import cli
 
 ROOT = Path(__file__).parent.parent
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_the_newest_entry_of_the_changelog_is_the_version() -> None:
-    versions = re.findall(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    versions = re.findall(r"^## \[(\S+)\]", CHANGELOG, re.M)
     assert versions[0] == __version__
     assert len(set(versions)) == len(versions)
+    assert f'"version":"{__version__}"' in (ROOT / "docs/quickstart.md").read_text()
+
+
+def test_the_changelog_has_the_form_that_it_names() -> None:
+    entries = re.split(r"^## ", CHANGELOG, flags=re.M)[1:]
+    dates = [re.match(r"\[\d+\.\d+\.\d+\] - (20\d\d-\d\d-\d\d)\n", entry) for entry in entries]
+    assert all(dates), entries
+    assert sorted((date[1] for date in dates if date), reverse=True) == [date[1] for date in dates if date]
+    kinds = re.findall(r"^### (.+)$", CHANGELOG, re.M)
+    assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 def test_the_version_is_printed() -> None:
