@@ -30,7 +30,6 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 
 def begin(server: RunningServer, *options: str) -> subprocess.Popen[bytes]:
-    """A conversation whose terminal's Ctrl-C is not switched off, as it is below a shell's `&`."""
     command = [sys.executable, "-m", "loreloop.cli", "chat", "--max-tokens", str(LONG), "--temperature", "0", *options]
     return subprocess.Popen(
         command,
@@ -39,7 +38,6 @@ def begin(server: RunningServer, *options: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=0,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
