@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,24 @@ def test_ctrl_c_ends_the_answer_only(thinker: RunningServer, tmp_path: Path, mod
     assert asked == {"role": "user", "content": "hello"}
     said = answered["content" if model == "tiny" else "reasoning_content"]
     assert 0 < len(said) < LONG  # a token has at least a character
+
+
+def test_ctrl_c_without_an_answer_to_end_ends_a_piped_conversation(thinker: RunningServer) -> None:
+    talk = begin(thinker, "--model", "tiny")
+    assert talk.stdout
+    talk.stdout.readline()
+    talk.send_signal(signal.SIGINT)
+    _, errors = talk.communicate(timeout=60)
+    assert (talk.returncode, errors.decode().strip()) == (130, "Stopped.")
+
+
+def test_ctrl_c_ends_the_wait_for_a_server_that_is_silent(thinker: RunningServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        talk = begin(thinker, "--url", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with silent.accept()[0]:
+            talk.send_signal(signal.SIGINT)
+            _, errors = talk.communicate(timeout=60)
+    assert (talk.returncode, errors.decode().strip()) == (130, "Stopped.")
 
 
 def test_a_thought_is_seen_apart_from_the_answer(thinker: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
