@@ -1,5 +1,6 @@
-"""Fixtures that several rooms' tests share: a tiny model, and a real server of it."""
+"""What several rooms' tests share: a tiny model, a real server of it, and signals as children should find them."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,12 @@ import pytest
 
 from loreloop.cli.server import RunningServer, running_server
 from tests.tiny import make_tiny_model
+
+# A shell's background job is started with these ignored, and its children inherit that, so they would hear nothing of
+# what tests send them. What is handled, if only by doing nothing, is back at its default in a child.
+for number in (signal.SIGINT, signal.SIGTERM):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(scope="session")

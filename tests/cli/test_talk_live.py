@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,7 +31,6 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 
 def begin(server: RunningServer, *options: str) -> subprocess.Popen[bytes]:
-    """A conversation whose terminal's Ctrl-C is not switched off, as it is below a shell's `&`."""
     command = [sys.executable, "-m", "loreloop.cli", "chat", "--max-tokens", str(LONG), "--temperature", "0", *options]
     return subprocess.Popen(
         command,
@@ -39,7 +39,6 @@ def begin(server: RunningServer, *options: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=0,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
@@ -61,6 +60,24 @@ def test_ctrl_c_ends_the_answer_only(thinker: RunningServer, tmp_path: Path, mod
     assert asked == {"role": "user", "content": "hello"}
     said = answered["content" if model == "tiny" else "reasoning_content"]
     assert 0 < len(said) < LONG  # a token has at least a character
+
+
+def test_ctrl_c_without_an_answer_to_end_ends_a_piped_conversation(thinker: RunningServer) -> None:
+    talk = begin(thinker, "--model", "tiny")
+    assert talk.stdout
+    talk.stdout.readline()
+    talk.send_signal(signal.SIGINT)
+    _, errors = talk.communicate(timeout=60)
+    assert (talk.returncode, errors.decode().strip()) == (130, "Stopped.")
+
+
+def test_ctrl_c_ends_the_wait_for_a_server_that_is_silent(thinker: RunningServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        talk = begin(thinker, "--url", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with silent.accept()[0]:
+            talk.send_signal(signal.SIGINT)
+            _, errors = talk.communicate(timeout=60)
+    assert (talk.returncode, errors.decode().strip()) == (130, "Stopped.")
 
 
 def test_a_thought_is_seen_apart_from_the_answer(thinker: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:

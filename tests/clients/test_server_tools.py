@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -29,9 +30,11 @@ def tools(server: RunningServer, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def client(server):
     tools(server, "add", "adder", "--", sys.executable, str(ADDER))
+    tools(server, "add", "wrapped", "--", "sh", "-c", '"$0" "$1"; exit', sys.executable, str(ADDER))
     tools(server, "add", "gone", "--no-check", "--", "no-such-program")
     yield openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0)
-    tools(server, "remove", "adder")
+    for name in ("adder", "wrapped"):
+        tools(server, "remove", name)
 
 
 def ask(
@@ -109,6 +112,23 @@ def test_a_stream_that_is_left_ends_its_tool(client, server):
         ask(client, "x", "gone", stream=True)
 
 
+@pytest.mark.parametrize("label", ["adder", "wrapped"])
+def test_a_killed_server_takes_a_tool_in_the_middle_of_a_call_along(client, server, label):
+    """Also one that the registered command has started itself, as npx and uvx do."""
+    (process,) = (each for each in psutil.Process(server.pid).children() if "http_process" in " ".join(each.cmdline()))
+    with ask(client, "sleep", label, max_seconds=600, stream=True) as stream:
+        next(chunk for chunk in stream if chunk.choices and hasattr(chunk.choices[0].delta, "tool_activity"))
+        assert running([str(ADDER)])
+        process.send_signal(signal.SIGKILL)
+        until_gone([str(ADDER)])
+    for _ in range(300):
+        try:
+            httpx.get(f"{server.url}/healthz")
+            break
+        except httpx.HTTPError:
+            time.sleep(0.1)
+
+
 def test_a_whole_answer_that_nobody_waits_for_ends_its_tool(client):
     with pytest.raises(openai.APITimeoutError):
         ask(client.with_options(timeout=3), "sleep", max_seconds=600)
@@ -117,10 +137,14 @@ def test_a_whole_answer_that_nobody_waits_for_ends_its_tool(client):
 
 def until_gone(words: list[str]) -> None:
     for _ in range(100):
-        if not any(set(words) <= set(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])):
+        if not running(words):
             return
         time.sleep(0.1)
     raise AssertionError(f"{words} still runs")
+
+
+def running(words: list[str]) -> bool:
+    return any(set(words) <= set(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
 
 
 def test_long_outputs_are_cut(client):

@@ -24,9 +24,7 @@ from loreloop.cli.server import RunningServer, running_server
 from loreloop.config import Config
 from loreloop.host.desk import Desk
 from loreloop.host.plan import NONCE, ServerPlan
-from loreloop.host.supervisor import Supervisor
 from loreloop.host.web import run_web
-from loreloop.protocol.errors import BadRequest
 from tests.tiny import make_tiny_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -112,15 +110,46 @@ def test_a_killed_http_process_comes_back_at_the_same_place_with_its_keys(server
     assert complete(server, model) == before
 
 
-def test_a_second_server_on_the_same_data_is_refused_and_leaves_the_first_alone(server: RunningServer) -> None:
+def begin(data: Path, model: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "loreloop.cli", "serve", "--data", str(data), "--port", "0", "--model", str(model)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def test_a_second_server_on_the_same_data_is_refused_and_leaves_the_first_alone(
+    server: RunningServer, model: Path
+) -> None:
     plan_file = server.data / "run" / "plan.json"
     before = plan_file.read_bytes()
+    second = begin(server.data, model)
+    _, errors = second.communicate(timeout=60)
+    assert (second.returncode, errors.count("\n"), "A server is running on" in errors) == (1, 1, True), errors
+    assert plan_file.read_bytes() == before, "the engines read it when they start again"
+
+
+def test_of_two_that_start_at_the_same_moment_one_goes_on(model: Path, tmp_path: Path) -> None:
+    started = [begin(tmp_path, model) for _ in range(2)]
     try:
-        with pytest.raises(BadRequest, match="running on"):
-            Supervisor(ServerPlan(Config(data_dir=str(server.data)), {}), {}).run()
-        assert plan_file.read_bytes() == before, "the engines read it when they start again"
+        ended = until(lambda: next((each for each in started if each.poll() is not None), None))
+        (other,) = (each for each in started if each is not ended)
+        errors = ended.communicate()[1]
+        assert (ended.returncode, errors.count("\n"), "A server is running on" in errors) == (1, 1, True), errors
+        address = until(lambda: (file := tmp_path / "run" / "server.json").exists() and file.read_text())
+        assert json.loads(address)["pid"] == other.pid
     finally:
-        plan_file.write_bytes(before)
+        for each in started:
+            each.terminate()
+            each.wait(30)
+    assert other.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_start_can_be_ended_while_the_engine_loads(model: Path, tmp_path: Path, number: signal.Signals) -> None:
+    supervisor = begin(tmp_path, model)
+    children = until(lambda: len(found := psutil.Process(supervisor.pid).children()) == 2 and found)
+    supervisor.send_signal(number)
+    _, errors = supervisor.communicate(timeout=10)
+    assert (supervisor.returncode, "Traceback" in errors) == (0, False), errors
+    assert all(map(has_ended, children))
 
 
 def test_an_idle_server_does_nothing(server: RunningServer, model: Path) -> None:

@@ -109,6 +109,25 @@ def test_an_expired_checkpoint_goes_with_its_files() -> None:
     play(scene)
 
 
+def test_a_deletion_that_a_kill_cut_off_is_finished() -> None:
+    async def scene(place: Office, sweeper: Sweeper) -> None:
+        run, files, now = place.run(), place.desk.files, time.time()
+        folders = {}
+        for name in ("deleted", "kept"):
+            path = CheckpointPath(run, CheckpointKind.TRAINING, name)
+            folders[name] = files.checkpoint(path)
+            folders[name].mkdir()
+            (folders[name] / "state.json").write_text("{}")
+            row = CheckpointRow(run, path.kind, name, place.key_id, str(folders[name]), now, 1, None, None)
+            write_now(place.store, checkpoints.add, row)
+        deleted = CheckpointPath(run, CheckpointKind.TRAINING, "deleted")
+        write_now(place.store, checkpoints.remove, place.key_id, deleted)  # and no more: the process is gone
+        await sweeper.sweep(now)
+        assert list(folders["kept"].parent.iterdir()) == [folders["kept"]]
+
+    play(scene)
+
+
 def test_a_pinned_checkpoint_stays_while_a_replay_needs_it() -> None:
     async def scene(place: Office, sweeper: Sweeper) -> None:
         run, source = place.run(), place.folder / "source"

@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from loreloop.model.catalog import Catalog
-from loreloop.protocol.errors import BadRequest, NotFound, ServerError
+from loreloop.model.folders import link_files
+from loreloop.protocol.errors import BadRequest, Conflict, NotFound, ServerError
 from tests.model.plain import load
 from tests.tiny import make_tiny_model
 
@@ -37,6 +38,20 @@ def files_of(catalog):
     return sorted(path.name for path in catalog.folder.iterdir()) if catalog.folder.exists() else []
 
 
+def test_of_two_that_add_a_model_at_once_the_second_takes_what_is_there(catalog, tiny_folder, monkeypatch):
+    def fill(source, staging, recipe):
+        if not catalog.place("smollm2-135m").exists():  # another process is done in the time that this one takes
+            Catalog(catalog.folder.parent).add(str(tiny_folder), "smollm2-135m")
+        link_files(tiny_folder, staging)
+
+    monkeypatch.setattr(catalog, "_fill", fill)
+    assert catalog.ensure("smollm2-135m").folder == catalog.place("smollm2-135m").absolute()
+    catalog.remove("smollm2-135m")
+    with pytest.raises(Conflict, match="already"):
+        catalog.add("smollm2-135m")
+    assert files_of(catalog) == ["smollm2-135m"]
+
+
 def test_a_folder_is_copied_and_found_by_its_name(catalog, tiny_folder):
     entry = catalog.add(str(tiny_folder))
     assert entry == catalog.find(tiny_folder.name)
@@ -60,7 +75,7 @@ def test_a_folder_s_path_finds_it_without_adding(catalog, tiny_folder):
 def test_a_name_is_given_once(catalog, tiny_folder):
     first = catalog.add(str(tiny_folder), "mine")
     before = (first.folder / "model.safetensors").stat().st_mtime_ns
-    with pytest.raises(BadRequest, match="already"):
+    with pytest.raises(Conflict, match="already"):
         catalog.add(str(tiny_folder), "mine")
     assert catalog.ensure("mine") == first
     assert (first.folder / "model.safetensors").stat().st_mtime_ns == before

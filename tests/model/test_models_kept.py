@@ -5,10 +5,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -185,6 +187,32 @@ def test_an_end_midway_leaves_no_half_model(source, tmp_path, number):
     assert len(list(catalog.folder.iterdir())) == (number == signal.SIGKILL)
     catalog.add(str(source))
     assert [path.name for path in catalog.folder.iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["serve --port 0", "models add smollm2-135m", "memory eval --quick"])
+def test_an_end_amid_a_download_leaves_nothing(tmp_path, command, number):
+    """The default model's first download, from an index that never answers."""
+    data, scratch = tmp_path / "data", tmp_path / "scratch"
+    scratch.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as index:
+        index.settimeout(60)
+        pip = {"PIP_INDEX_URL": f"http://127.0.0.1:{index.getsockname()[1]}/simple", "NO_PROXY": "127.0.0.1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "loreloop.cli", *command.split(), "--data", str(data)],
+            env=os.environ | pip | {"TMPDIR": str(scratch)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with index.accept()[0]:
+            downloading = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert [line for line in errors.splitlines() if line and "Downloading" not in line] in ([], ["Stopped."])
+    assert downloading
+    assert not any(each.is_running() for each in downloading)
+    assert list(scratch.iterdir()) == list((data / "models").iterdir()) == []
 
 
 def test_a_model_with_a_damaged_configuration_is_removed_as_others_are(source, tmp_path):

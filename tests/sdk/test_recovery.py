@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from loreloop.cli.server import RunningServer, running_server
-from tests.sdk.clients import GREEDY, IDS, datum, fit, prompt, trainer
+from tests.sdk.clients import GREEDY, IDS, datum, fit, prompt, service, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -18,6 +18,25 @@ def own_server(tmp_path: Path, tiny_folder: Path) -> Iterator[RunningServer]:
     (tmp_path / "models" / "tiny").symlink_to(tiny_folder)
     with running_server(str(tmp_path), ["--model", "tiny", "--precision", "fp32", "--threads", "1"]) as running:
         yield running
+
+
+def test_a_data_folder_that_was_moved_has_all_it_had(tmp_path: Path, tiny_folder: Path) -> None:
+    settings = ["--model", "tiny", "--precision", "fp32", "--threads", "1"]
+    (tmp_path / "before" / "models").mkdir(parents=True)
+    (tmp_path / "before" / "models" / "tiny").symlink_to(tiny_folder)
+    with running_server(str(tmp_path / "before"), settings) as running:
+        client = trainer(running)
+        fit(client, 2)
+        state, weights = (client.save_state("s").result().path, client.save_weights_for_sampler("w").result().path)
+        said = service(running).create_sampling_client(weights).sample(prompt(IDS), 1, GREEDY).result().sequences[0]
+        losses, key = fit(client, 1), running.key
+    (tmp_path / "before").rename(tmp_path / "after")
+    with running_server(str(tmp_path / "after"), settings) as running:
+        after = service(running, key)
+        found = after.create_sampling_client(weights).sample(prompt(IDS), 1, GREEDY).result().sequences[0]
+        assert list(found.tokens) == list(said.tokens)
+        assert fit(after.create_training_client_from_state_with_optimizer(state), 1) == losses
+    assert not (tmp_path / "before").exists()
 
 
 def process(server: RunningServer, name: str) -> psutil.Process:

@@ -1,12 +1,20 @@
 """A checkpoint exists when its row does: with the result of the operation that saved it, until its time is over."""
 
+from pathlib import Path
+
 import pytest
+from sqlalchemy import delete, select, update
 
 from loreloop.protocol.errors import BadRequest, NotFound
-from loreloop.protocol.paths import CheckpointKind
-from loreloop.protocol.training import Failure, SavedResult
-from loreloop.store import checkpoints, samplers
-from loreloop.store.rows import AddCheckpoint, AddSampler, CheckpointRow, SamplerRow
+from loreloop.protocol.link import ModelSnapshot, Snapshotted
+from loreloop.protocol.paths import CheckpointKind, file_name
+from loreloop.protocol.sampling import Revision
+from loreloop.protocol.training import Failure, LoadState, SavedResult, SaveState
+from loreloop.store import checkpoints, deployments, journal, samplers, sessions
+from loreloop.store.files import Files
+from loreloop.store.rows import AddCheckpoint, AddSampler, Arm, CheckpointRow, SamplerRow, Split
+from loreloop.store.schema import CHECKPOINTS, LEFT_FILES, MIGRATIONS, SAMPLERS, SNAPSHOTS
+from loreloop.store.store import open_database
 from tests.scheduler.ops import create, step
 from tests.store.place import BASE, Place
 
@@ -123,3 +131,129 @@ def test_an_inflight_sampler_takes_those_of_its_run_along(place: Place) -> None:
     found = place.read(samplers.of_session, place.session)
     assert [row.revision_id for row in found] == [f"{place.session}:sample:1"] * 2
     assert [row.folder for row in found] == ["/1"] * 2
+
+
+def filed(place: Place, name: str, kind: CheckpointKind = CheckpointKind.TRAINING) -> CheckpointRow:
+    """A checkpoint that lies where a server puts it."""
+    row = place.checkpoint(place.run(), name, kind)
+    folder = Files(place.folder).checkpoint(row.path)
+    folder.mkdir()
+    row = CheckpointRow(row.run_id, kind, name, row.key_id, str(folder), row.created, 1, None, None)
+    place.write(checkpoints.add, row)
+    return row
+
+
+def moved(place: Place) -> Path:
+    """The data folder at another place, and something else at its former one."""
+    place.store.close()
+    there = place.folder.with_name("moved")
+    place.folder.rename(there)
+    place.folder = there
+    return there
+
+
+def test_all_that_rows_name_lies_in_a_data_folder_that_was_moved(place: Place) -> None:
+    row = filed(place, "one", CheckpointKind.SAMPLER)
+    files, run_id = Files(place.folder), row.run_id
+    sampler = f"{place.session}:sample:0"
+    revision, before = files.revision(sampler), place.folder
+    pin, snapshot = files.pin(Path(row.folder), f"{run_id}:2"), files.snapshots / BASE / "a.safetensors"
+    about = (place.session, place.ann, BASE, None, run_id, False, sampler)
+    place.write(samplers.create, SamplerRow(sampler, *about, str(revision)), place.now)
+    split = Split(Arm(str(row.path), BASE, Revision(str(row.path), row.folder)))
+    place.write(deployments.set, "bot", place.ann, split, 7.0, "me")
+    save, load = SaveState(run_id, 1, "s", row.folder), LoadState(run_id, 2, "l", str(pin), False)
+    place.append(save)
+    place.append(load)
+    there = moved(place)
+    place.open()
+    inside = lambda path: str(there / Path(path).relative_to(before))  # noqa: E731
+    assert place.read(checkpoints.get, place.ann, row.path).folder == inside(row.folder)
+    assert place.read(samplers.get, place.ann, sampler).folder == inside(revision)
+    arm = place.read(deployments.current, "bot").split.main
+    assert (arm.revision and arm.revision.folder) == inside(row.folder)
+    assert [op.folder for op in place.replay().ops] == [inside(row.folder), inside(pin)]  # type: ignore[union-attr]
+    place.write(journal.record_snapshot, BASE, Snapshotted(3, (ModelSnapshot(run_id, 3, 3, str(snapshot)),)))
+    moved(place).rename(before)
+    place.folder = before
+    place.open()
+    assert place.replay().snapshots[0].file == str(snapshot)
+
+
+def test_rows_of_before_name_folders_that_were_moved_too(place: Place) -> None:
+    """They held whole paths."""
+    row = filed(place, "one")
+    other = saved(place, "elsewhere")
+    snapshot = Files(place.folder).snapshots / BASE / "a.safetensors"
+    place.write(journal.record_snapshot, BASE, Snapshotted(3, (ModelSnapshot(row.run_id, 3, 3, str(snapshot)),)))
+    with place.store.engine.begin() as connection:
+        connection.execute(update(CHECKPOINTS).where(CHECKPOINTS.c.name == "one").values(folder=row.folder))
+        connection.execute(update(SNAPSHOTS).values(file=str(snapshot)))
+        LEFT_FILES.drop(connection)
+        connection.execute(delete(MIGRATIONS).where(MIGRATIONS.c.number == 10))
+    there = moved(place)
+    open_database(there).dispose()
+    place.open()
+    written = place.read(lambda connection: connection.scalars(select(CHECKPOINTS.c.folder)).all())
+    assert set(written) == {f"checkpoints/{file_name(row.run_id)}/weights/one", other.folder}
+    assert place.read(checkpoints.get, place.ann, row.path).folder.startswith(str(there))
+    assert place.read(checkpoints.get, place.ann, other.path).folder == other.folder
+    assert place.replay().snapshots[0].file == str(there / "journal" / "snapshots" / BASE / "a.safetensors")
+
+
+def test_files_of_a_deletion_that_was_cut_off_are_taken(place: Place) -> None:
+    kept, row = filed(place, "kept"), filed(place, "one")
+    place.write(checkpoints.remove, place.ann, row.path)
+    place.reopen()
+    (taken,) = place.write(checkpoints.take_left_files)
+    assert taken.name.startswith(".gone-")  # which the sweeper deletes, should this be cut off too
+    assert (Path(row.folder).exists(), Path(kept.folder).exists()) == (False, True)
+    assert place.write(checkpoints.take_left_files) == []
+
+
+def test_files_that_are_known_again_stay(place: Place) -> None:
+    """A checkpoint of the same name may have been saved since, or be about to be."""
+    row = filed(place, "one")
+    place.write(checkpoints.remove, place.ann, row.path)
+    op = SaveState(row.run_id, 1, f"{row.run_id}:1", row.folder)
+    place.append(op, AddCheckpoint(row, ttl_seconds=None))
+    assert place.write(checkpoints.take_left_files) == []
+    place.execute(1, op, result=SavedResult(1))
+    assert place.write(checkpoints.take_left_files) == []
+    assert Path(row.folder).exists()
+    place.write(checkpoints.remove, place.ann, row.path)
+    assert len(place.write(checkpoints.take_left_files)) == 1
+
+
+def test_files_that_a_replay_writes_after_their_deletion_are_taken(place: Place) -> None:
+    row = place.checkpoint(place.run(), "one")
+    folder = Files(place.folder).checkpoint(row.path)
+    row = CheckpointRow(row.run_id, row.kind, "one", row.key_id, str(folder), row.created, 1, None, None)
+    op = SaveState(row.run_id, 1, f"{row.run_id}:1", row.folder)
+    place.append(op, AddCheckpoint(row, ttl_seconds=None))
+    place.execute(1, op, result=SavedResult(1))
+    place.write(checkpoints.remove, place.ann, row.path)
+    assert place.write(checkpoints.take_left_files) == []
+    folder.mkdir()  # as the engine does
+    place.execute(1, op, result=SavedResult(1), replayed=True)
+    assert len(place.write(checkpoints.take_left_files)) == 1
+    assert not folder.exists()
+
+
+def test_revisions_of_a_session_are_taken_after_its_end(place: Place) -> None:
+    """Also those that an in-flight sampler has moved on from."""
+    run_id, files = place.run(), Files(place.folder)
+    for number in range(2):
+        sampler = f"{place.session}:sample:{number}"
+        folder = files.revision(sampler)
+        folder.mkdir()
+        about = (place.session, place.ann, BASE, None, run_id, True, sampler)
+        op = create(run_id) if number == 0 else step(run_id, number)
+        place.append(op, AddSampler(SamplerRow(sampler, *about, str(folder))))
+        place.execute(number + 1, op, result=SavedResult(1))
+    assert place.read(lambda connection: set(connection.scalars(select(SAMPLERS.c.folder)))) == {
+        f"revisions/{folder.name}"
+    }
+    place.write(sessions.end, place.ann, place.session, "finished", None)
+    assert len(place.write(checkpoints.take_left_files)) == 2
+    assert list(files.revisions.glob("[!.]*")) == []

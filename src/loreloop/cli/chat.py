@@ -201,11 +201,13 @@ def told(activity: dict[str, str]) -> str:
 
 
 def read_line() -> str | None:
-    """None at the end of the input; Ctrl-C drops the line."""
+    """None at the end of the input; Ctrl-C drops the line on a terminal, and ends the command where lines are piped."""
     while True:
         try:
             return input("> " if sys.stdin.isatty() else "").strip()
         except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
             click.echo()
         except UnicodeDecodeError:
             click.echo("That line is not UTF-8; type it again.", err=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 import traceback
+from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -54,11 +57,22 @@ for verb in (remove_model, verify_models, import_adapter, export_model):
 
 
 def main() -> None:
-    """Exit code 2 for misuse, 1 for a failure; a traceback only for faults of ours."""
+    """Exit code 2 for misuse, 1 for a failure, 130 and 143 where Ctrl-C and SIGTERM ended it, as shells have it; a
+    traceback only for faults of ours."""
     from loreloop.protocol.errors import LoreloopError, WrongSettings
 
+    signal.signal(signal.SIGTERM, _end)  # so that nothing half made is left, as after Ctrl-C
     try:
-        cli()
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.Abort as error:  # what the library makes of Ctrl-C, and of an input that ends at a question
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the interpreter's own end takes a moment
+        interrupted = isinstance(error.__context__, KeyboardInterrupt)
+        click.echo("Stopped." if interrupted else "Not done.", err=True)
+        sys.exit(130 if interrupted else 1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except LoreloopError as error:
         click.echo(f"Error: {error.message}", err=True)
         sys.exit(2 if isinstance(error, WrongSettings) else 1)
@@ -69,6 +83,10 @@ def main() -> None:
         traceback.print_exc()
         click.echo("This is a fault of loreloop's own; please report it with the lines above.", err=True)
         sys.exit(1)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def circumstances(error: Exception) -> str | None:

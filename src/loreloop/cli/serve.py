@@ -79,19 +79,17 @@ def serve(config_file: str | None, parent_pid: int | None, **flags: Any) -> None
     from loreloop.host.address import check_address
     from loreloop.host.orphans import die_with_parent
     from loreloop.host.place import prepare
-    from loreloop.host.plan import running_address
-    from loreloop.host.supervisor import Supervisor, check_unlocked
+    from loreloop.host.supervisor import Supervisor, lock_data
     from loreloop.store.inspection import inspect_data
 
     if parent_pid is not None:
         die_with_parent(parent_pid)
     config = load_config(config_file, overrides(flags)).absolute()
     prepare(config.data_path)
-    check_unlocked(config.data_path / "run")  # what another server is writing would look like damage
-    if running_address(config) is None:  # else the supervisor has a better word for what is wrong
+    with lock_data(config.data_path / "run"):  # what another server is writing would look like damage
         check_address(config.host, config.port)
-    notes = inspect_data(config.data_path)
-    Supervisor(plan_of(config), engine_environment(config), notes).run()
+        notes = inspect_data(config.data_path)
+        Supervisor(plan_of(config), engine_environment(config), notes).run()
 
 
 def overrides(flags: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from loreloop.protocol.link import (
 )
 from loreloop.protocol.sampling import SampleOp, SampleResult
 from loreloop.protocol.training import Failure, SkipSeq, TrainOp, token_bytes
-from loreloop.store import journal, replay, runs, samplers, spool
+from loreloop.store import journal, replay, runs, samplers, sessions, spool
 from loreloop.store.files import Files, delete
 from loreloop.store.rows import Acceptance, DamagedOp, Outcome, SequenceRecord
 from loreloop.store.store import Store
@@ -352,9 +352,10 @@ class Desk:
         for run in self.store.read(runs.of_session, session_id):
             await self.drop_model(run.id)
         for sampler in self.store.read(samplers.of_session, session_id):
-            if sampler.run_id and sampler.folder and sampler.revision_id:
+            if sampler.run_id and sampler.revision_id:
                 self.drop_revision(sampler.revision_id)
-                delete(Path(sampler.folder))
+        for folder in self.store.read(sessions.revisions_of, session_id):
+            delete(Path(folder))
 
     async def drop_model(self, run_id: str) -> None:
         """Unloads a run's training state; its unfinished operations end as failures."""

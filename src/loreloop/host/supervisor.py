@@ -50,7 +50,8 @@ class _Child:
 
 
 class Supervisor:
-    """`environment` is laid over this process's own for the engines; `notes` are said first."""
+    """`environment` is laid over this process's own for the engines; `notes` are said first. Whoever runs it holds the
+    data folder's lock."""
 
     def __init__(self, plan: ServerPlan, environment: Mapping[str, str], notes: Sequence[str] = ()) -> None:
         self.plan, self.environment, self.notes = plan, dict(environment), notes
@@ -61,7 +62,6 @@ class Supervisor:
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT."""
-        lock = lock_data(self.plan.run_folder)
         self.log = Log(self.plan.config.log_path, verbose=self.plan.config.verbose)
         print(f"The log is in {self.log.file}", flush=True)
         self.plan.address_file.unlink(missing_ok=True)  # of a server that was killed
@@ -72,11 +72,11 @@ class Supervisor:
         for folder in (self.plan.empty_folder, self.plan.up_folder):
             shutil.rmtree(folder, ignore_errors=True)
         self.plan.empty_folder.mkdir()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _raise_stop)
         # An alarm and not a thread: a child would die with the thread that started it (host/orphans.py).
         signal.signal(signal.SIGALRM, lambda number, frame: self._start_due())
         try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, _raise_stop)
             self._start(self.http)
             for engine in self.engines:
                 self._start(engine)
@@ -97,7 +97,6 @@ class Supervisor:
                 signal.signal(number, signal.SIG_IGN)
             self._end()
             self.log.close()
-            lock.close()
 
     def _start(self, child: _Child) -> None:
         child.lives += 1
@@ -175,14 +174,8 @@ class Supervisor:
         self.plan.address_file.unlink(missing_ok=True)
 
 
-def check_unlocked(run_folder: Path) -> None:
-    """BadRequest while a server runs on the data folder; makes nothing in it."""
-    if (run_folder / "lock").exists():
-        lock_data(run_folder).close()
-
-
 def lock_data(run_folder: Path) -> IO[str]:
-    """Keeps a second server off the same data folder."""
+    """Keeps a second server off the same data folder, from before the first looks at it; BadRequest for the second."""
     try:
         run_folder.mkdir(parents=True, exist_ok=True)
         lock = (run_folder / "lock").open("w")

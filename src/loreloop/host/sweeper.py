@@ -14,7 +14,7 @@ from loreloop.host.desk import Desk
 from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.paths import CheckpointKind
 from loreloop.store import checkpoints, journal, responses, runs, sessions, spool
-from loreloop.store.files import delete
+from loreloop.store.files import delete, destroy
 
 LONGEST_SLEEP_SECONDS = 300.0
 SHORTEST_SLEEP_SECONDS = 1.0
@@ -45,6 +45,8 @@ class Sweeper:
         await self.store.write(spool.sweep, now)
         await self.store.write(responses.sweep, now)
         await self.store.write(journal.sweep_segments, self.store.segments)
+        for left in await self.store.write(checkpoints.take_left_files):
+            destroy(left)
         self._unpin(now)
         self.desk.files.sweep(now - YOUNG_SECONDS)
 

@@ -32,7 +32,7 @@ from loreloop.model.registry import download
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.upcycle import Upcycling, upcycle
 from loreloop.model.weight_files import weight_files
-from loreloop.protocol.errors import BadRequest, NotFound, ServerError
+from loreloop.protocol.errors import BadRequest, Conflict, NotFound, ServerError
 from loreloop.protocol.folders import make_private
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -110,7 +110,8 @@ class Catalog:
         """Like `find`, but a model that a package ships, or that is made of one, is added on the way; with `blocks`, a
         package's own 4-bit ones too."""
         if name in (*PACKAGE_MODELS, *UPCYCLED_MODELS) and not (self.place(name) / "config.json").exists():
-            self.add(name)
+            with contextlib.suppress(Conflict):  # another process has added it meanwhile
+                self.add(name)
         entry = self.find(name)
         if name in PACKAGE_MODELS and not (entry.folder / GENERATION).exists():  # added by an earlier version
             _write_generation(PACKAGE_MODELS[name], entry.folder)
@@ -168,7 +169,7 @@ class Catalog:
         if not NAME.fullmatch(name):
             raise BadRequest(f"A model cannot be called {name!r}; use letters, digits, '.', '_', '-', and one '/'.")
         if place.exists():
-            raise BadRequest(f"There is a model {name!r} in {place} already; give this one another --name.")
+            raise _taken(name, place)
         make_private(self.folder.parent)  # the data folder
         self.folder.mkdir(exist_ok=True)
         sweep(self.folder, STAGING)
@@ -181,7 +182,7 @@ class Catalog:
                 copy_linked(staging)
             note(staging)
             staging.chmod(0o755)
-            os.replace(staging, place)
+            self._put(staging, place, name)
         except BadRequest as error:  # in words of what was to be added
             said = error.message.replace(str(staging), source)
             raise BadRequest(said if source in said else f"{source}: {said}") from None
@@ -190,6 +191,15 @@ class Catalog:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return self.find(name)
+
+    def _put(self, staging: Path, place: Path, name: str) -> None:
+        """Conflict where another process has put a model of this name there meanwhile."""
+        try:
+            os.replace(staging, place)
+        except OSError:
+            if place.exists():
+                raise _taken(name, place) from None
+            raise
 
     def remove(self, name: str) -> Path:
         """Takes a model away; of a linked one its links. Gives the folder that was."""
@@ -208,6 +218,10 @@ class Catalog:
     def place(self, name: str) -> Path:
         """Where a model of this name lies, or would lie."""
         return self.folder / name.replace("/", "--")
+
+
+def _taken(name: str, place: Path) -> Conflict:
+    return Conflict(f"There is a model {name!r} in {place} already; give this one another --name.")
 
 
 def _name_of(folder: Path) -> str:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
+import shutil
 import signal
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +27,10 @@ NOTED_BYTES = 8 << 10
 LOG = logging.getLogger(__name__)
 READ_SECONDS = 600.0  # requests have bounds of their own, none longer
 END_SECONDS = 0.5  # for a process to end by itself, and again after it was told to
+# Becomes the tool server, after it has left a watcher behind in its group, which is no child of it. The watcher kills
+# the group, also what the tool server has started, when the pipe is closed whose other end this process alone holds:
+# so also when this process is killed. As one of the group, it keeps the group's number from being another's.
+WATCHED = """({ trap '' HUP INT TERM; read x </dev/fd/$0; kill -s KILL -- -$$; } <&- >&- 2>&- &); exec "$@" """
 
 
 def check_url(url: str) -> str:
@@ -100,31 +106,52 @@ async def _process(name: str, command: Sequence[str]) -> AsyncIterator[Any]:
     """In place of the library's way, which reads lines of any length in time that grows with their square, and takes
     seconds to end a process."""
     import anyio
+
+    with _lifeline() as watched:
+        process = await _started(command, watched)
+        heard, hearing = anyio.create_memory_object_stream[Any](0)
+        saying, said = anyio.create_memory_object_stream[Any](0)
+        talk = _Talk(process)
+        tasks = [asyncio.create_task(each) for each in (talk.hear(heard), talk.say(said), talk.note(name))]
+        try:
+            yield hearing, saying
+        finally:
+            with anyio.CancelScope(shield=True):
+                for stream in (hearing, saying):
+                    stream.close()
+                await _ended(process)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+
+
+@contextmanager
+def _lifeline() -> Iterator[int]:
+    """The end of a pipe that a watcher reads; nobody writes to the other one, and only this process holds it."""
+    reading, writing = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+async def _started(command: Sequence[str], watched: int) -> asyncio.subprocess.Process:
     from mcp.client.stdio import get_default_environment
 
-    process = await asyncio.create_subprocess_exec(
-        *command,
+    environment = get_default_environment()
+    if shutil.which(command[0], path=environment.get("PATH")) is None:  # the shell would only say so where it is noted
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
+    return await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", WATCHED, str(watched), *command),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         limit=MAX_MESSAGE_BYTES,
-        env=get_default_environment(),
+        env=environment,
         start_new_session=True,
+        pass_fds=(watched,),
     )
-    heard, hearing = anyio.create_memory_object_stream[Any](0)
-    saying, said = anyio.create_memory_object_stream[Any](0)
-    talk = _Talk(process)
-    tasks = [asyncio.create_task(each) for each in (talk.hear(heard), talk.say(said), talk.note(name))]
-    try:
-        yield hearing, saying
-    finally:
-        with anyio.CancelScope(shield=True):
-            for stream in (hearing, saying):
-                stream.close()
-            await _ended(process)
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
 
 
 class _Talk:

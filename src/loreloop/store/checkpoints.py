@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, select, update
+from sqlalchemy.dialects.sqlite import insert
 
 from loreloop.protocol.checksums import SUMS_FILE
 from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound
 from loreloop.protocol.paths import SCHEME, CheckpointKind, CheckpointPath
+from loreloop.store.files import in_row, placed, set_aside
 from loreloop.store.rows import CheckpointRow, Page
-from loreloop.store.schema import CHECKPOINTS, DEPLOYED
+from loreloop.store.schema import CHECKPOINTS, DEPLOYED, LEFT_FILES, OPS, SAMPLERS, SESSIONS, SNAPSHOTS
 
 ADVICE = "Use another checkpoint, or bring its files back from a backup."
 
@@ -21,6 +24,7 @@ def add(connection: Connection, row: CheckpointRow) -> None:
     values = msgspec.structs.asdict(row) | {
         "user_metadata": msgspec.json.encode(row.user_metadata).decode() if row.user_metadata else None,
         "kind": row.kind.value,
+        "folder": in_row(row.folder),
     }
     connection.execute(delete(CHECKPOINTS).where(_at(row.path)))
     connection.execute(insert(CHECKPOINTS).values(**values))
@@ -30,7 +34,7 @@ def get(connection: Connection, key_id: str, path: CheckpointPath) -> Checkpoint
     row = connection.execute(select(CHECKPOINTS).where(_at(path), CHECKPOINTS.c.key_id == key_id)).first()
     if row is None:
         raise NotFound(f"There is no checkpoint {path} of this key.")
-    return _row(row)
+    return _row(connection, row)
 
 
 def of_anyone(connection: Connection, path: CheckpointPath) -> CheckpointRow:
@@ -38,7 +42,7 @@ def of_anyone(connection: Connection, path: CheckpointPath) -> CheckpointRow:
     row = connection.execute(select(CHECKPOINTS).where(_at(path))).first()
     if row is None:
         raise NotFound(f"There is no checkpoint {path}.")
-    return _row(row)
+    return _row(connection, row)
 
 
 def folder_of(row: CheckpointRow) -> Path:
@@ -64,25 +68,26 @@ def check_free(connection: Connection, path: CheckpointPath) -> None:
 
 def of_run(connection: Connection, key_id: str, run_id: str) -> list[CheckpointRow]:
     query = _mine(key_id).where(CHECKPOINTS.c.run_id == run_id)
-    return [_row(row) for row in connection.execute(query.order_by(CHECKPOINTS.c.created.desc()))]
+    return [_row(connection, row) for row in connection.execute(query.order_by(CHECKPOINTS.c.created.desc()))]
 
 
 def list_page(connection: Connection, key_id: str, limit: int, offset: int) -> Page[CheckpointRow]:
     mine = _mine(key_id)
     total = connection.scalar(select(func.count()).select_from(mine.subquery())) or 0
     rows = connection.execute(mine.order_by(CHECKPOINTS.c.created.desc()).limit(limit).offset(offset))
-    return Page([_row(row) for row in rows], total)
+    return Page([_row(connection, row) for row in rows], total)
 
 
 def newest_of_run(connection: Connection, run_id: str, kind: CheckpointKind) -> CheckpointRow | None:
     of_kind = select(CHECKPOINTS).where(CHECKPOINTS.c.run_id == run_id, CHECKPOINTS.c.kind == kind.value)
     row = connection.execute(of_kind.order_by(CHECKPOINTS.c.created.desc()).limit(1)).first()
-    return _row(row) if row else None
+    return _row(connection, row) if row else None
 
 
 def newest(connection: Connection, key_id: str, kind: CheckpointKind, limit: int) -> list[CheckpointRow]:
     of_kind = _mine(key_id).where(CHECKPOINTS.c.kind == kind.value)
-    return [_row(row) for row in connection.execute(of_kind.order_by(CHECKPOINTS.c.created.desc()).limit(limit))]
+    rows = connection.execute(of_kind.order_by(CHECKPOINTS.c.created.desc()).limit(limit))
+    return [_row(connection, row) for row in rows]
 
 
 def remove(connection: Connection, key_id: str, path: CheckpointPath) -> CheckpointRow:
@@ -90,7 +95,41 @@ def remove(connection: Connection, key_id: str, path: CheckpointPath) -> Checkpo
     row = get(connection, key_id, path)
     check_not_deployed(connection, path)
     connection.execute(delete(CHECKPOINTS).where(_at(path)))
+    leave_files(connection, [row.folder])
     return row
+
+
+def leave_files(connection: Connection, paths: Iterable[str]) -> None:
+    """Notes files that nothing needs from now on. Whoever asked deletes them at once; if it is killed before it has,
+    the sweeper does."""
+    if left := [{"path": in_row(path)} for path in paths]:
+        connection.execute(insert(LEFT_FILES).on_conflict_do_nothing(), left)
+
+
+def take_left_files(connection: Connection) -> list[Path]:
+    """Takes what was left and is still there out of everybody's sight, and gives it to be deleted.
+
+    On the writer's thread, so that nothing becomes known meanwhile. What has a row again stays, and what an operation
+    is about to write stays until that has ended.
+    """
+    taken = []
+    for path in connection.scalars(select(LEFT_FILES.c.path)).all():
+        if connection.scalar(select(func.count()).where(func.instr(OPS.c.after, f'{path}"') > 0, ~OPS.c.done)):
+            continue
+        if not _is_needed(connection, path) and (aside := set_aside(Path(placed(connection, path)))):
+            taken.append(aside)
+        connection.execute(delete(LEFT_FILES).where(LEFT_FILES.c.path == path))
+    return taken
+
+
+def _is_needed(connection: Connection, path: str) -> bool:
+    in_session = SAMPLERS.c.run_id.is_not(None) & (SESSIONS.c.id == SAMPLERS.c.session_id)
+    needs = (
+        select(CHECKPOINTS.c.name).where(CHECKPOINTS.c.folder == path),
+        select(SAMPLERS.c.id).where(SAMPLERS.c.folder == path, in_session, SESSIONS.c.status == "active"),
+        select(SNAPSHOTS.c.file).where(SNAPSHOTS.c.file == path),
+    )
+    return any(connection.execute(need).first() for need in needs)
 
 
 def check_not_deployed(connection: Connection, path: CheckpointPath) -> None:
@@ -112,7 +151,7 @@ def set_expiry(connection: Connection, key_id: str, path: CheckpointPath, expire
 def expired(connection: Connection, now: float) -> list[CheckpointRow]:
     """Those whose time is over; what a deployment answers with stays until it no longer does."""
     over = select(CHECKPOINTS).where(CHECKPOINTS.c.expires <= now, ~_is_deployed())
-    return [_row(row) for row in connection.execute(over)]
+    return [_row(connection, row) for row in connection.execute(over)]
 
 
 def next_expiry(connection: Connection) -> float | None:
@@ -135,14 +174,14 @@ def _mine(key_id: str) -> Select[tuple[object, ...]]:
     return select(CHECKPOINTS).where(CHECKPOINTS.c.key_id == key_id)
 
 
-def _row(row: Row[tuple[object, ...]]) -> CheckpointRow:
+def _row(connection: Connection, row: Row[tuple[object, ...]]) -> CheckpointRow:
     metadata = msgspec.json.decode(row.user_metadata) if row.user_metadata else None
     return CheckpointRow(
         row.run_id,
         CheckpointKind(row.kind),
         row.name,
         row.key_id,
-        row.folder,
+        placed(connection, row.folder),
         row.created,
         row.size_bytes,
         row.expires,

@@ -5,6 +5,7 @@ Names are unique in the store. Knows neither which bases are served nor who may 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -15,6 +16,7 @@ from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.paths import NAME, CheckpointKind, parse_path
 from loreloop.protocol.sampling import Revision
 from loreloop.store import checkpoints, keys, runs
+from loreloop.store.files import in_row, placed
 from loreloop.store.rows import DEPLOYMENT_SCOPE, Arm, Deployment, Split
 from loreloop.store.schema import DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS
 
@@ -37,7 +39,7 @@ def set(connection: Connection, name: str, key_id: str | None, split: Split, now
     made = Deployment(name, owner, found.version + 1 if found else 1, split, now, by)
     row = {"key_id": owner, "version": made.version}
     connection.execute(upsert(DEPLOYMENTS).values(name=name, **row).on_conflict_do_update(["name"], set_=row))
-    text = msgspec.json.encode(split).decode()
+    text = msgspec.json.encode(_mapped(split, in_row)).decode()
     connection.execute(
         insert(DEPLOYMENT_VERSIONS).values(name=name, version=made.version, split=text, created=now, by=by)
     )
@@ -74,7 +76,7 @@ def rollback(connection: Connection, name: str, now: float, by: str) -> Deployme
 
 def find(connection: Connection, name: str) -> Deployment | None:
     row = connection.execute(_currents().where(NEW.name == name)).first()
-    return _row(row) if row else None
+    return _row(connection, row) if row else None
 
 
 def current(connection: Connection, name: str) -> Deployment:
@@ -88,7 +90,7 @@ def history(connection: Connection, name: str, limit: int) -> list[Deployment]:
     """Its versions, newest first."""
     current(connection, name)
     query = _versions().where(OLD.name == name, NEW.name == OLD.name)
-    return [_row(row) for row in connection.execute(query.order_by(OLD.version.desc()).limit(limit))]
+    return [_row(connection, row) for row in connection.execute(query.order_by(OLD.version.desc()).limit(limit))]
 
 
 def all(connection: Connection, limit: int, after: str = "") -> list[Deployment]:
@@ -151,9 +153,23 @@ def _currents() -> Select[tuple[object, ...]]:
 
 
 def _page(connection: Connection, which: ColumnElement[bool], limit: int) -> list[Deployment]:
-    return [_row(row) for row in connection.execute(_currents().where(which).order_by(NEW.name).limit(limit))]
+    rows = connection.execute(_currents().where(which).order_by(NEW.name).limit(limit))
+    return [_row(connection, row) for row in rows]
 
 
-def _row(row: Row[tuple[object, ...]]) -> Deployment:
-    split = msgspec.json.decode(row.split, type=Split)
+def _mapped(split: Split, change: Callable[[str], str]) -> Split:
+    """The split with its folders changed."""
+
+    def changed(arm: Arm) -> Arm:
+        if arm.revision is None:
+            return arm
+        return msgspec.structs.replace(arm, revision=Revision(arm.revision.revision_id, change(arm.revision.folder)))
+
+    canary = changed(split.canary) if split.canary else None
+    return msgspec.structs.replace(split, main=changed(split.main), canary=canary)
+
+
+def _row(connection: Connection, row: Row[tuple[object, ...]]) -> Deployment:
+    written = msgspec.json.decode(row.split, type=Split)
+    split = _mapped(written, lambda folder: placed(connection, folder))
     return Deployment(row.name, row.key_id, row.version, split, row.created, row.by)

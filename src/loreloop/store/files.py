@@ -7,6 +7,8 @@ journal/pins/<request>/               checkpoints that a journaled load refers t
 journal/secret                        what a replay needs and clients may not know
 journal/lost/                         segments with operations that the database does not know; may be deleted by hand
 models/<name>/                        base models
+
+Rows hold these paths from the data folder on, because a data folder may be moved, or copied and used twice.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ import shutil
 import uuid
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.paths import CheckpointPath, file_name
 
 SECRET, SECRET_BYTES = Path("journal", "secret"), 32
 LONGEST_NAME_INSIDE = 100  # bytes of a path: what is written into a folder while it is being made
+IN_ROWS = ("checkpoints/*/*/*", "revisions/*", "journal/pins/*", "journal/snapshots/*/*")  # of which rows hold paths
 
 
 class Files:
@@ -62,10 +67,10 @@ class Files:
 
     def sweep(self, changed_before: float) -> None:
         """Finishes deletions, and drops copies, that a crash cut short."""
-        folders = (self.revisions, self.pins, *self.checkpoints.glob("*/*"))
+        folders = (self.revisions, self.pins, *self.checkpoints.glob("*/*"), *self.snapshots.glob("*"))
         for leftover in (path for folder in folders for path in folder.glob(".*")):
             if leftover.stat().st_ctime < changed_before:
-                shutil.rmtree(leftover, ignore_errors=True)
+                destroy(leftover)
 
     def _place(self, folder: Path) -> Path:
         """The folder, with those above it made."""
@@ -102,11 +107,40 @@ def read_secret(file: Path) -> bytes:
     return found
 
 
-def delete(folder: Path) -> None:
-    """Removes a folder at once for every reader, then its files."""
-    doomed = folder.with_name(f".gone-{uuid.uuid4().hex}")
+def delete(path: Path) -> None:
+    """Removes a folder or a file at once for every reader, then what is in it."""
+    if (doomed := set_aside(path)) is not None:
+        destroy(doomed)
+
+
+def set_aside(path: Path) -> Path | None:
+    """Gives it a name that nobody reads and the sweeper knows; None where it is not there."""
+    doomed = path.with_name(f".gone-{uuid.uuid4().hex}")
     try:
-        folder.rename(doomed)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(doomed)
+        return path.rename(doomed)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def destroy(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def in_row(path: str) -> str:
+    """A path below a data folder as a row holds it, whichever data folder it was written for; others as they are."""
+    return str(_inside(path) or path)
+
+
+def placed(connection: Connection, path: str) -> str:
+    """Where a path of a row lies: below the data folder of the database that is asked."""
+    inside = _inside(path)
+    return str(Path(connection.engine.url.database or "").absolute().parent / inside) if inside else path
+
+
+def _inside(path: str) -> Path | None:
+    """The part of a path below a data folder."""
+    found = Path(path)
+    return next((Path(*found.parts[-place.count("/") - 1 :]) for place in IN_ROWS if found.match(place)), None)

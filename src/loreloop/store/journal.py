@@ -16,6 +16,7 @@ from loreloop.protocol.paths import owner_of
 from loreloop.protocol.sampling import Revision
 from loreloop.protocol.training import Failure, OpResult, SavedResult, SkipSeq, TrainOp
 from loreloop.store import checkpoints, runs, samplers, usage
+from loreloop.store.files import in_row, placed
 from loreloop.store.rows import Acceptance, AddCheckpoint, AddSampler, AfterOp, Outcome
 from loreloop.store.schema import OPS, PLANS, REMOVED_RUNS, RESULTS, RUNS, SNAPSHOTS, SPOOL
 from loreloop.store.segments import Location, Segments
@@ -81,6 +82,8 @@ def record_batch(
             _record_end(connection, segments, end, done.batch.plan_no, now)
         elif isinstance(end.result, Failure) and _had_changed_state(connection, segments, end.request_id):
             astray.append(end)
+        elif isinstance(end.result, SavedResult):
+            _leave_if_deleted(connection, end.request_id)
     return astray
 
 
@@ -100,6 +103,16 @@ def _record_end(connection: Connection, segments: Segments, end: OpEnd, plan_no:
         usage.add_trained(connection, owner_of(end.request_id), end.n_trained_tokens, now)
     for effect in effects:
         _carry_out(connection, effect, result, now)
+
+
+def _leave_if_deleted(connection: Connection, request_id: str) -> None:
+    """A save that is executed again writes its files also where they were deleted since."""
+    text = connection.scalar(select(OPS.c.after).where(OPS.c.request_id == request_id))
+    try:
+        effects = msgspec.json.decode(text or "[]", type=tuple[AfterOp, ...])
+    except DAMAGE:
+        return
+    checkpoints.leave_files(connection, [effect.row.folder for effect in effects if effect.row.folder])
 
 
 def _had_changed_state(connection: Connection, segments: Segments, request_id: str) -> bool:
@@ -169,7 +182,9 @@ def record_snapshot(connection: Connection, base_model: str, done: Snapshotted) 
     for snapshot in done.models:
         if snapshot.model_id not in live:
             continue  # it was dropped while the snapshot was on its way
-        values = msgspec.structs.asdict(snapshot) | {"base_model": base_model}
+        values = msgspec.structs.asdict(snapshot) | {"base_model": base_model, "file": in_row(snapshot.file)}
+        former = (SNAPSHOTS.c.model_id == snapshot.model_id) & SNAPSHOTS.c.file.not_in(["", values["file"]])
+        checkpoints.leave_files(connection, connection.scalars(select(SNAPSHOTS.c.file).where(former)))
         statement = upsert(SNAPSHOTS).values(**values)
         connection.execute(statement.on_conflict_do_update(index_elements=["model_id"], set_=values))
         # Skipped places have no batch; the snapshot stands behind them all the same.
@@ -180,7 +195,9 @@ def record_snapshot(connection: Connection, base_model: str, done: Snapshotted) 
     connection.execute(delete(PLANS).where(PLANS.c.base_model == base_model, PLANS.c.plan_no <= done.plan_no))
 
 
-def forget_model(connection: Connection, segments: Segments, model_id: str, failure: Failure, now: float) -> list[str]:
+def forget_model(
+    connection: Connection, segments: Segments, model_id: str, failure: Failure, now: float, *, files_stay: bool = False
+) -> list[str]:
     """A model that ended: what of it had no result gets `failure`, nothing is replayed; gives the files that may go."""
     location = _text(segments.append(msgspec.msgpack.encode(failure)))
     for request_id in connection.scalars(select(OPS.c.request_id).where(OPS.c.model_id == model_id, ~OPS.c.done)):
@@ -188,13 +205,15 @@ def forget_model(connection: Connection, segments: Segments, model_id: str, fail
     connection.execute(update(OPS).where(OPS.c.model_id == model_id).values(location=None, done=True))
     files = list(connection.scalars(select(SNAPSHOTS.c.file).where(SNAPSHOTS.c.model_id == model_id)))
     connection.execute(delete(SNAPSHOTS).where(SNAPSHOTS.c.model_id == model_id))
-    return files
+    if not files_stay:
+        checkpoints.leave_files(connection, filter(None, files))
+    return [placed(connection, file) if file else "" for file in files]
 
 
 def lose_model(connection: Connection, segments: Segments, model_id: str, failure: Failure, now: float) -> None:
     """A model whose state cannot be restored: as if it had ended, but whoever asks hears why."""
     runs.set_lost(connection, model_id, failure.message)
-    forget_model(connection, segments, model_id, failure, now)
+    forget_model(connection, segments, model_id, failure, now, files_stay=True)
 
 
 def executed_model(connection: Connection, request_id: str) -> str | None:

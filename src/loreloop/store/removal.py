@@ -8,6 +8,7 @@ from sqlalchemy import Connection, delete, insert, select
 from loreloop.protocol.errors import Conflict
 from loreloop.protocol.training import Failure
 from loreloop.store import checkpoints, journal, overview, runs
+from loreloop.store.files import placed
 from loreloop.store.schema import CHECKPOINTS, REMOVED_RUNS, RUNS, SAMPLERS
 from loreloop.store.segments import Segments
 
@@ -44,6 +45,8 @@ def remove_run(connection: Connection, segments: Segments, run_id: str, now: flo
     saved = [one.row for one in overview.list_checkpoints(connection, None, run_id, MAX_CHECKPOINTS)]
     of_run = SAMPLERS.c.run_id == run_id
     samplers = connection.execute(select(SAMPLERS.c.revision_id, SAMPLERS.c.folder).where(of_run)).all()
+    folders = (*(row.folder for row in saved), *(placed(connection, row.folder) for row in samplers if row.folder))
+    checkpoints.leave_files(connection, folders)
     connection.execute(delete(SAMPLERS).where(of_run))
     connection.execute(delete(CHECKPOINTS).where(CHECKPOINTS.c.run_id == run_id))
     connection.execute(delete(RUNS).where(RUNS.c.id == run_id))
@@ -52,6 +55,6 @@ def remove_run(connection: Connection, segments: Segments, run_id: str, now: flo
     return Removed(
         paths=paths,
         revision_ids=(*paths, *(row.revision_id for row in samplers if row.revision_id)),
-        folders=(*(row.folder for row in saved), *(row.folder for row in samplers if row.folder)),
+        folders=folders,
         files=tuple(file for file in files if file),
     )

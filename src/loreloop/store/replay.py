@@ -11,7 +11,8 @@ import msgspec
 from sqlalchemy import Connection, func, select
 
 from loreloop.protocol.link import Batch, ModelSnapshot
-from loreloop.protocol.training import TrainOp
+from loreloop.protocol.training import CreateModel, LoadState, SaveExternal, SaveSampler, SaveState, TrainOp
+from loreloop.store.files import placed
 from loreloop.store.journal import DAMAGE, location_of
 from loreloop.store.rows import DamagedOp, ReplayState
 from loreloop.store.schema import OPS, PLANS, RUNS, SNAPSHOTS
@@ -34,20 +35,35 @@ def replay_state(connection: Connection, segments: Segments, base_model: str) ->
         if row.plan_no is not None:
             planned[row.plan_no].append(row.request_id)
         try:
-            ops.append(OP_DECODER.decode(segments.read(location_of(row.location))))
+            op = OP_DECODER.decode(segments.read(location_of(row.location)))
+            ops.append(_placed(connection, op))
         except DAMAGE as error:
             damaged.append(DamagedOp(row.request_id, row.model_id, row.plan_no is not None, str(error)))
     plans = connection.execute(select(PLANS).where(PLANS.c.base_model == base_model).order_by(PLANS.c.plan_no))
     batches = tuple(Batch(row.plan_no, _request_ids(row.request_ids, planned[row.plan_no])) for row in plans)
     return ReplayState(
         tuple(
-            ModelSnapshot(row.model_id, row.plan_no, row.next_seq_id, row.file, row.crc32 or "") for row in snapshots
+            ModelSnapshot(
+                *(row.model_id, row.plan_no, row.next_seq_id, placed(connection, row.file) if row.file else ""),
+                row.crc32 or "",
+            )
+            for row in snapshots
         ),
         batches,
         tuple(ops),
         max(_last_plan(connection, base_model), *(batch.plan_no for batch in batches), 0) + 1,
         tuple(damaged),
     )
+
+
+def _placed(connection: Connection, op: TrainOp) -> TrainOp:
+    """The operation with its folder where the data folder is now."""
+    match op:
+        case CreateModel(load_folder=str(folder)):
+            return msgspec.structs.replace(op, load_folder=placed(connection, folder))
+        case LoadState() | SaveState() | SaveSampler() | SaveExternal():
+            return msgspec.structs.replace(op, folder=placed(connection, op.folder))
+    return op
 
 
 def _request_ids(text: str, planned: list[str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from loreloop.protocol.errors import NotFound
 from loreloop.protocol.sampling import Revision
+from loreloop.store.files import in_row, placed
 from loreloop.store.rows import SamplerRow
 from loreloop.store.schema import SAMPLERS, SESSIONS
 
@@ -21,14 +22,15 @@ class Weights(NamedTuple):
 
 def create(connection: Connection, sampler: SamplerRow, now: float) -> None:
     """Adds a sampler; a repeated call for the same id changes nothing."""
-    connection.execute(insert(SAMPLERS).values(**msgspec.structs.asdict(sampler), created=now).on_conflict_do_nothing())
+    values = msgspec.structs.asdict(sampler) | {"folder": in_row(sampler.folder) if sampler.folder else None}
+    connection.execute(insert(SAMPLERS).values(**values, created=now).on_conflict_do_nothing())
 
 
 def get(connection: Connection, key_id: str, sampler_id: str) -> SamplerRow:
     row = connection.execute(select(SAMPLERS).where(SAMPLERS.c.id == sampler_id, SAMPLERS.c.key_id == key_id)).first()
     if row is None:
         raise NotFound(f"There is no sampler {sampler_id!r} of this key; create a sampling session first.")
-    return _row(row)
+    return _row(connection, row)
 
 
 def point_inflight(connection: Connection, run_id: str, revision: Revision) -> None:
@@ -36,12 +38,13 @@ def point_inflight(connection: Connection, run_id: str, revision: Revision) -> N
     connection.execute(
         update(SAMPLERS)
         .where(SAMPLERS.c.run_id == run_id, SAMPLERS.c.inflight)
-        .values(revision_id=revision.revision_id, folder=revision.folder)
+        .values(revision_id=revision.revision_id, folder=in_row(revision.folder))
     )
 
 
 def of_session(connection: Connection, session_id: str) -> list[SamplerRow]:
-    return [_row(row) for row in connection.execute(select(SAMPLERS).where(SAMPLERS.c.session_id == session_id))]
+    rows = connection.execute(select(SAMPLERS).where(SAMPLERS.c.session_id == session_id))
+    return [_row(connection, row) for row in rows]
 
 
 def newest_of_run(connection: Connection, run_id: str) -> Weights | None:
@@ -54,10 +57,10 @@ def newest_of_run(connection: Connection, run_id: str) -> Weights | None:
         .order_by(table.created.desc())
         .limit(1)
     ).first()
-    return Weights(row.created, Revision(row.revision_id, row.folder)) if row else None
+    return Weights(row.created, Revision(row.revision_id, placed(connection, row.folder))) if row else None
 
 
-def _row(row: Row[tuple[object, ...]]) -> SamplerRow:
+def _row(connection: Connection, row: Row[tuple[object, ...]]) -> SamplerRow:
     return SamplerRow(
         row.id,
         row.session_id,
@@ -67,5 +70,5 @@ def _row(row: Row[tuple[object, ...]]) -> SamplerRow:
         row.run_id,
         bool(row.inflight),
         row.revision_id,
-        row.folder,
+        placed(connection, row.folder) if row.folder else None,
     )

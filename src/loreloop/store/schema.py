@@ -26,7 +26,10 @@ from sqlalchemy import (
     inspect,
     select,
     text,
+    update,
 )
+
+from loreloop.store.files import in_row
 
 METADATA = MetaData()
 
@@ -253,6 +256,9 @@ REMOVED_RUNS = Table(
     Column("segment", Integer, nullable=False),  # the last one that can hold an operation of it
 )
 
+# Files whose rows are gone while they themselves may still be there: whoever deletes them may be killed before it has.
+LEFT_FILES = Table("left_files", METADATA, Column("path", String, primary_key=True))  # as rows hold paths
+
 
 def m001_initial(connection: Connection) -> None:
     METADATA.create_all(connection)
@@ -302,6 +308,13 @@ def m009_removed_runs(connection: Connection) -> None:
     REMOVED_RUNS.create(connection, checkfirst=True)
 
 
+def m010_paths_from_the_data_folder_on(connection: Connection) -> None:
+    LEFT_FILES.create(connection, checkfirst=True)
+    for column in (CHECKPOINTS.c.folder, SAMPLERS.c.folder, SNAPSHOTS.c.file):
+        for path in connection.scalars(select(column).where(column.is_not(None)).distinct()).all():
+            connection.execute(update(column.table).where(column == path).values({column.name: in_row(path)}))
+
+
 def _add_column(connection: Connection, table: Table, name: str, kind: str) -> None:
     """Unless it is there: a new database has had all columns from the first step."""
     if name not in {column["name"] for column in inspect(connection).get_columns(table.name)}:
@@ -318,6 +331,7 @@ STEPS: Sequence[Callable[[Connection], None]] = (
     m007_checksums,
     m008_usage,
     m009_removed_runs,
+    m010_paths_from_the_data_folder_on,
 )
 
 

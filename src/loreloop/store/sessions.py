@@ -8,8 +8,11 @@ import msgspec
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from loreloop.protocol.errors import NotFound
+from loreloop.protocol.paths import file_name
+from loreloop.store import checkpoints
+from loreloop.store.files import placed
 from loreloop.store.rows import Page, SessionNew, SessionRow, SessionStatus
-from loreloop.store.schema import SESSIONS
+from loreloop.store.schema import SAMPLERS, SESSIONS
 
 
 def create(connection: Connection, key_id: str, new: SessionNew, now: float, session_id: str | None = None) -> str:
@@ -51,7 +54,15 @@ def end(connection: Connection, key_id: str, session_id: str, status: SessionSta
     """Ends an active session; False if it had ended before (the first reason stays)."""
     get(connection, key_id, session_id)
     active = update(SESSIONS).where(SESSIONS.c.id == session_id, SESSIONS.c.status == "active")
-    return bool(connection.execute(active.values(status=status, detail=detail)).rowcount)
+    ended = bool(connection.execute(active.values(status=status, detail=detail)).rowcount)
+    checkpoints.leave_files(connection, revisions_of(connection, session_id) if ended else [])
+    return ended
+
+
+def revisions_of(connection: Connection, session_id: str) -> list[str]:
+    """The folders of a session's ephemeral samplers, those that in-flight ones have moved on from among them."""
+    ephemeral = select(SAMPLERS.c.id).where(SAMPLERS.c.session_id == session_id, SAMPLERS.c.run_id.is_not(None))
+    return [placed(connection, f"revisions/{file_name(each)}") for each in connection.scalars(ephemeral)]
 
 
 def active_since_before(connection: Connection, moment: float) -> list[SessionRow]:
