@@ -202,8 +202,8 @@ class Desk:
                     await self._welcome(message, connection)
                 else:
                     await self._hear(base_model, message)
-        except _Astray as astray:
-            LOG.error("the engine of %s must begin anew: %s", base_model, astray)
+        except (_Astray, Unavailable) as trouble:  # the second: the store cannot be read or written just now
+            LOG.error("the engine of %s must begin anew: %s", base_model, trouble)
         finally:
             connection.close()
             if base_model and self.engines[base_model].connection is connection:
@@ -256,13 +256,15 @@ class Desk:
 
     async def _went_astray(self, base_model: str, end: OpEnd) -> None:
         """An executed operation that fails when it is executed again leaves its model in another state. What is wrong
-        with the operation stays wrong; other trouble may pass, and another engine tries again."""
+        with the operation stays wrong; other trouble may pass, and another engine tries again: only so often, unless
+        it is certain that the operation has no part in it."""
         failure = end.result
         model_id = self.store.read(journal.executed_model, end.request_id)
         if isinstance(failure, Failure) and failure.category == "user" and model_id:
             await self.lose_model(model_id, f"{end.request_id} fails when it is executed again: {failure.message}")
         else:
-            self.engines[base_model].executing.add(end.request_id)
+            if not (isinstance(failure, Failure) and failure.passing):
+                self.engines[base_model].executing.add(end.request_id)
             raise _Astray(f"{end.request_id} had succeeded and fails when it is executed again: {failure}")
 
     async def _give_up(self, request_id: str, failure: Failure) -> None:
