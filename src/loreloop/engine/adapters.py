@@ -21,7 +21,7 @@ from torch import Tensor
 from loreloop.model.lora import AdapterView, LoraLayout, init_flat
 from loreloop.model.peft import WEIGHTS_FILE, read_adapter, read_lora_spec, write_adapter
 from loreloop.model.spec import DecoderSpec
-from loreloop.model.tensor_file import open_tensors, write_tensors
+from loreloop.model.tensor_file import check_finite, open_tensors, write_tensors
 from loreloop.protocol.checksums import OPTIMIZER_FILE, FileSum, check_files, sum_of, write_sums
 from loreloop.protocol.errors import BadRequest, Gone, NotFound, ServerError, reading_trouble
 from loreloop.protocol.paths import file_name
@@ -154,13 +154,6 @@ def _vector(state: ModelState, name: str) -> Tensor:
     return {"master": state.master, "moment1": state.moment1, "moment2": state.moment2, "grad": state.grad}[name]
 
 
-def _check_finite(path: Path) -> None:
-    with open_tensors(path) as file:
-        for name in file.keys():  # noqa: SIM118 (not a dict)
-            if not bool(torch.isfinite(file.get_tensor(name)).all()):
-                raise SafetensorError(f"{name} holds NaN or infinite values")
-
-
 class staged:
     """A folder that appears under its name only when it is complete: `with staged(folder) as staging: …`."""
 
@@ -233,7 +226,7 @@ class AdapterBank:
             if crc32 and found != crc32:
                 raise ServerError(f"its snapshot {file} is damaged: its checksum was {crc32} and is {found}")
             if not crc32:
-                _check_finite(file)
+                check_finite(file)
         except (OSError, SafetensorError) as error:
             raise reading_trouble(error, file) or ServerError(
                 f"its snapshot {file} is gone or damaged ({error})"

@@ -84,6 +84,14 @@ def open_tensors(path: Path) -> Iterator[Any]:
         raise reading_trouble(error, path) or error from None
 
 
+def check_finite(path: Path) -> None:
+    """SafetensorError where the file is damaged, or holds what is no number."""
+    with open_tensors(path) as file:
+        for name in file.keys():  # noqa: SIM118 (not a dict)
+            if not bool(torch.isfinite(file.get_tensor(name)).all()):
+                raise SafetensorError(f"{name} holds NaN or infinite values")
+
+
 def _why_not_opened(path: Path) -> OutOfService | None:
     """What keeps a file that is there from being opened; None where there is none."""
     try:

@@ -7,6 +7,7 @@ read just now is not a damaged one: that is `OutOfService`, not `Gone`. Knows no
 
 from __future__ import annotations
 
+import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,13 @@ OPTIMIZER_FILE = "optimizer.safetensors"  # of training checkpoints, which may b
 
 class FileSum(msgspec.Struct, frozen=True):
     """Length and CRC-32 (eight hexadecimal digits) of a file."""
+
+    n_bytes: int
+    crc32: str
+
+
+class FolderSum(msgspec.Struct, frozen=True):
+    """Length of all files of a folder together, and the CRC-32 of their list."""
 
     n_bytes: int
     crc32: str
@@ -52,6 +60,16 @@ def write_sums(folder: Path, sums: Mapping[str, FileSum]) -> str:
     content = msgspec.json.format(msgspec.json.encode(dict(sums)), indent=1)
     (folder / SUMS_FILE).write_bytes(content)
     return sum_of_bytes(content).crc32
+
+
+def renew_sums(folder: Path) -> FolderSum:
+    """Writes the list anew, of all files as they are now; it appears at once."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != SUMS_FILE)
+    sums = {file.name: sum_of(file) for file in files}
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as staging:
+        crc32 = write_sums(Path(staging), sums)
+        (Path(staging) / SUMS_FILE).replace(folder / SUMS_FILE)
+    return FolderSum(sum(each.n_bytes for each in sums.values()), crc32)
 
 
 def check_files(folder: Path, names: Iterable[str]) -> None:
@@ -98,5 +116,5 @@ def _check_file(path: Path, written: FileSum) -> None:
 
 ADVICE = (
     "Use another checkpoint, or bring these files back from a backup. Where they were changed on purpose, "
-    f"delete {SUMS_FILE}."
+    "`loreloop checkpoints accept` notes a checkpoint's files as they are."
 )
