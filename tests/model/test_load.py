@@ -146,6 +146,11 @@ def test_stop_ids_of_both_files_are_taken_once_each(folder):
     configure(folder, eos_token_id=2)
     configure(folder, "generation_config.json", eos_token_id=[7, 2])
     assert read_spec(folder).eos_token_ids == (2, 7)
+    configure(folder, "generation_config.json", eos_token_id=7.0)  # which transformers takes
+    assert read_spec(folder).eos_token_ids == (2, 7)
+    configure(folder, "generation_config.json", eos_token_id=[7.5])
+    with pytest.raises(BadRequest, match=r"eos_token_id = \[7\.5\]"):
+        read_spec(folder)
 
 
 @pytest.mark.parametrize(

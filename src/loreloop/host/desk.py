@@ -178,6 +178,11 @@ class Desk:
             raise NotFound(f"The model {base_model!r} is not served here; served are {', '.join(self.engines)}.")
         return await asyncio.shield(self.engines[base_model].info)
 
+    def known_info(self, base_model: str) -> EngineInfo | None:
+        """The same without waiting: None where the engine has said nothing yet, or never will."""
+        info = self.engines[base_model].info
+        return info.result() if info.done() and not info.exception() else None
+
     def queues(self, base_model: str) -> Queues:
         """How much waits and runs, as the engine last said."""
         return self.engines[base_model].queues
