@@ -2,12 +2,12 @@
 post-processors, several templates, ends in several places, weights in several files."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tests.tiny import CHAT_TEMPLATE, SPECIALS
 
@@ -74,6 +74,7 @@ def settings_files(draw: st.DrawFn) -> dict[str, Any]:
         "additional_chat_templates": draw(several),
         "tokenizer.json": draw(tokenizer_changes()),
         "weights": draw(st.sampled_from(["single", "shards", "both", "strays"])),
+        "head": draw(st.sampled_from(["none", "a copy", "another", "alone"])),
     }
 
 
@@ -108,17 +109,25 @@ def write_folder(files: dict[str, Any], made: Path, folder: Path) -> Path:
         (folder / "additional_chat_templates").mkdir()
     for name, text in files["additional_chat_templates"].items():
         (folder / "additional_chat_templates" / f"{name}.jinja").write_text(text)
-    _write_weights(files["weights"], made, folder)
+    _write_weights(files["weights"], _with_head(files["head"], load_file(made / "model.safetensors")), folder)
     return folder
 
 
-def _write_weights(kind: str, made: Path, folder: Path) -> None:
-    weights = load_file(made / "model.safetensors")
+def _with_head(kind: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a model whose configuration ties its head to its embedding, as they may be stored."""
+    embedding = weights["model.embed_tokens.weight"]
+    if kind == "none":
+        return weights
+    rest = {name: tensor for name, tensor in weights.items() if kind != "alone" or tensor is not embedding}
+    return rest | {"lm_head.weight": embedding.flip(0) if kind == "another" else embedding.clone()}
+
+
+def _write_weights(kind: str, weights: dict[str, Tensor], folder: Path) -> None:
     wrong = {name: tensor + 1 for name, tensor in weights.items()}
     names = sorted(weights)
     halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
     if kind != "shards":
-        shutil.copyfile(made / "model.safetensors", folder / "model.safetensors")
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
     if kind in ("shards", "both"):
         for file, part in halves.items():
             values = weights if kind == "shards" else wrong

@@ -31,6 +31,7 @@ ARGUMENTS = {
     ("runs", "rm"): ["nobody", "--yes"],
     ("checkpoints", "show"): [PATH],
     ("checkpoints", "rm"): [PATH, "--yes"],
+    ("checkpoints", "accept"): [PATH],
     ("checkpoints", "export"): [PATH, "out"],
     ("deploy", "set"): ["bot", "tinker://nobody/sampler_weights/nothing"],
     ("deploy", "history"): ["bot"],

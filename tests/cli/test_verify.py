@@ -8,11 +8,14 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 from loreloop.cli.main import cli
-from loreloop.protocol.checksums import SUMS_FILE, sum_of_bytes, write_sums
-from loreloop.protocol.errors import Conflict
+from loreloop.host.supervisor import lock_data
+from loreloop.protocol.checksums import SUMS_FILE, check_all_files, sum_of_bytes, write_sums
+from loreloop.protocol.errors import BadRequest, Conflict, Gone
 from loreloop.store import checkpoints
 from tests.store.place import BASE, Place
 
@@ -74,6 +77,50 @@ def test_one_checkpoint_is_verified_alone(place: Place) -> None:
     for name, exit_code in (("whole", 0), ("flipped", 1)):
         result = ended(place, "checkpoints", "verify", f"tinker://{run_id}/weights/{name}", "--json")
         assert (result.exit_code, list(states(result))) == (exit_code, [name])
+
+
+def replaced(folder: Path, value: float) -> None:
+    """Other weights in the place of those that were saved, by another tool."""
+    save_file({"a": torch.full((4,), value)}, folder / "new")
+    (folder / "new").replace(folder / "adapter.safetensors")
+
+
+@pytest.mark.parametrize("list_deleted", [False, True])
+def test_files_that_were_changed_on_purpose_are_taken_once_they_are_accepted(place: Place, list_deleted: bool) -> None:
+    run_id = place.run()
+    path, folder = f"tinker://{run_id}/weights/mine", saved(place, run_id, "mine")
+    replaced(folder, 2.0)
+    if list_deleted:
+        (folder / SUMS_FILE).unlink()
+    row = place.read(checkpoints.of_anyone, place.checkpoint(run_id, "mine").path)
+    with pytest.raises(Gone, match="loreloop checkpoints accept"):
+        check_all_files(checkpoints.folder_of(row))
+    assert ended(place, "checkpoints", "accept", path).exit_code == 0
+    assert states(ended(place, "checkpoints", "verify", path, "--json"))["mine"]["state"] == "ok"
+    row = place.read(checkpoints.of_anyone, row.path)
+    check_all_files(checkpoints.folder_of(row))
+    assert row.size_bytes == (folder / "adapter.safetensors").stat().st_size
+    assert sorted(file.name for file in folder.iterdir()) == ["adapter.safetensors", SUMS_FILE]
+    replaced(folder, 3.0)
+    assert states(ended(place, "checkpoints", "verify", path, "--json"))["mine"]["state"] == "damaged"
+
+
+def test_damaged_weights_and_those_of_a_running_server_are_not_accepted(place: Place) -> None:
+    run_id = place.run()
+    path, folder = f"tinker://{run_id}/weights/mine", saved(place, run_id, "mine")
+    refused = ended(place, "checkpoints", "accept", path)  # of the fixture, which are no safetensors
+    assert isinstance(refused.exception, BadRequest)
+    assert "adapter.safetensors is not taken" in refused.exception.message
+    replaced(folder, float("nan"))
+    refused = ended(place, "checkpoints", "accept", path)
+    assert isinstance(refused.exception, BadRequest)
+    assert "NaN" in refused.exception.message
+    replaced(folder, 1.0)
+    with lock_data(place.folder / "run"):
+        refused = ended(place, "checkpoints", "accept", path)
+    assert isinstance(refused.exception, BadRequest)
+    assert "A server is running" in refused.exception.message
+    assert ended(place, "checkpoints", "accept", path).exit_code == 0
 
 
 def test_a_model_that_checkpoints_need_is_removed_only_by_force(place: Place, tiny_folder: Path) -> None:

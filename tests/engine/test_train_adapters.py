@@ -1,5 +1,6 @@
 """Training states in memory and in files: what is spilled, snapshot or checkpointed comes back to the last bit."""
 
+import contextlib
 import errno
 import os
 import re
@@ -13,10 +14,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loreloop.engine.adapters import AdapterBank, new_state, read_checkpoint, read_state, staged, write_checkpoint
+from loreloop.engine.adapters import (
+    AdapterBank,
+    _read_moments,
+    new_state,
+    read_checkpoint,
+    read_state,
+    staged,
+    write_checkpoint,
+)
 from loreloop.engine.optimizer import adam_step
+from loreloop.model.peft import open_weights, read_lora_spec
 from loreloop.model.spec import DecoderSpec, RopeSpec
-from loreloop.protocol.errors import BadRequest, NotFound, ServerError, UserError
+from loreloop.protocol.errors import BadRequest, NotFound, ServerError, Unavailable, UserError
 from loreloop.protocol.training import AdamParams, LoraSpec
 
 CPU = torch.device("cpu")
@@ -181,16 +191,12 @@ def test_a_good_snapshot_that_finds_no_room_is_not_called_damaged(tmp_path, monk
 
 @pytest.mark.parametrize("known", [True, False], ids=["with a checksum", "from before checksums"])
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO])
-def test_only_a_disk_that_does_not_give_a_snapshot_is_damage(tmp_path, monkeypatch, number, known):
+def test_a_snapshot_that_cannot_be_read_just_now_is_not_called_damaged(tmp_path, monkeypatch, number, known):
     file, bank = damaged_snapshot(tmp_path, lambda path: None)
     crc32 = file.crc32 if known else ""
-
-    def faulty(path, *_):
-        raise OSError(number, os.strerror(number), str(path))
-
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "open", faulty)
-        with pytest.raises(ServerError if number == errno.EIO else OSError, match=os.strerror(number)):
+        patched.setattr(Path, "open", refusal(number))
+        with pytest.raises(Unavailable, match=os.strerror(number)):
             bank.restore("a", file.path, crc32)
     bank.restore("a", file.path, crc32)
     assert "a" in bank
@@ -199,14 +205,76 @@ def test_only_a_disk_that_does_not_give_a_snapshot_is_damage(tmp_path, monkeypat
 def test_a_snapshot_that_finds_no_open_file_left_is_not_called_damaged(tmp_path):
     """With the system's own refusal."""
     file, bank = damaged_snapshot(tmp_path, lambda path: None)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for crc32 in (file.crc32, ""):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-        try:
-            with pytest.raises(OSError, match="Too many open files"):
-                bank.restore("a", file.path, crc32)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with no_open_files(), pytest.raises(Unavailable, match="Too many open files"):
+            bank.restore("a", file.path, crc32)
+
+
+def refusal(number):
+    """A stand-in for `Path.open`."""
+
+    def refused(path, *_, **__):
+        raise OSError(number, os.strerror(number), str(path))
+
+    return refused
+
+
+@contextlib.contextmanager
+def no_open_files():
+    """The system gives this process no file that it has not opened before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["with checksums", "from before checksums"])
+def test_a_checkpoint_that_finds_no_open_file_left_is_not_called_damaged(tmp_path, listed):
+    """With the system's own refusal; neither its settings nor its weights nor its moments are."""
+    state, other = trained(), new_state(SPEC, LoraSpec(3, 99), torch.bfloat16, CPU)
+    write_checkpoint(tmp_path / "c", state, "base")
+    if not listed:
+        (tmp_path / "c" / "checksums.json").unlink()
+    before = other.master.clone()
+    readers = [
+        lambda: read_checkpoint(tmp_path / "c", other, optimizer=True),
+        lambda: read_lora_spec(tmp_path / "c"),
+        lambda: _read_moments(tmp_path / "c", state.layout.size),
+    ]
+    if not listed:
+        readers.append(lambda: open_weights(tmp_path / "c").__enter__())
+    for read in readers:
+        with no_open_files(), pytest.raises(Unavailable, match="Too many open files"):
+            read()
+    assert torch.equal(other.master, before)
+    read_checkpoint(tmp_path / "c", other, optimizer=True)
+    assert all(torch.equal(getattr(state, name), getattr(other, name)) for name in VECTORS[:3])
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOMEM, errno.EIO])
+@pytest.mark.parametrize("name", ["checksums.json", "adapter_config.json", "adapter_model", "optimizer"])
+def test_no_file_of_a_checkpoint_that_cannot_be_read_just_now_is_called_damaged(tmp_path, monkeypatch, number, name):
+    state, other, opened = trained(), new_state(SPEC, LoraSpec(3, 99), torch.bfloat16, CPU), Path.open
+    write_checkpoint(tmp_path / "c", state, "base")
+    refused = refusal(number)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda path, *a, **k: (refused if name in path.name else opened)(path, *a, **k))
+        with pytest.raises(Unavailable, match=rf"{name}.* cannot be read just now: {os.strerror(number)}"):
+            read_checkpoint(tmp_path / "c", other, optimizer=True)
+    read_checkpoint(tmp_path / "c", other, optimizer=True)
+    assert all(torch.equal(getattr(state, name), getattr(other, name)) for name in VECTORS[:3])
+
+
+def test_a_spilled_model_that_finds_no_open_file_left_is_kept(tmp_path):
+    bank = new_bank(tmp_path, 1)
+    bank.create("a", LoraSpec(2, 0))
+    bank.create("b", LoraSpec(2, 1))
+    del bank.resident["b"]
+    with no_open_files(), pytest.raises(Unavailable, match="Too many open files"):
+        bank.get("a")
+    assert bank.get("a").n_steps == 0
 
 
 @settings(deadline=None, max_examples=60)

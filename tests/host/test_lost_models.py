@@ -1,6 +1,7 @@
 """What cannot be read any more ends one operation or one model, with words; everything else goes on."""
 
 import asyncio
+import errno
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from loreloop.host.desk import MAX_OP_DEATHS
 from loreloop.host.link import frame
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, Unavailable
 from loreloop.protocol.link import BatchStarted, Hello
 from loreloop.protocol.training import Done, Failure, LoadState, PassResult, SavedResult, StepResult, TrainOp
 from loreloop.scheduler.fake import FakeEngine
@@ -148,6 +149,67 @@ def test_a_load_that_fails_when_it_is_executed_again_loses_its_model() -> None:
         assert f"{run}:4 fails when it is executed again" in failure.message
 
     play(scene)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.ENOMEM, errno.EIO])
+def test_a_load_that_cannot_be_read_just_now_is_read_by_the_next_engine(number: int) -> None:
+    """However often: no number of tries makes trouble that may pass into damage."""
+
+    async def scene(place: Office) -> None:
+        place.start_thread()
+        saved = save(place.run(0), 3, place.folder)
+        run = await trained(place, 0, saved)
+        load = LoadState(run, 4, rid(run, 4), saved.folder, True)
+        await place.submit(load)
+        assert isinstance((await place.result(load)).result, Done)
+        await die(place)
+        await place.submit(step(run, 5))
+        for _ in range(MAX_OP_DEATHS + 1):
+            place.start_thread(engine=Unreading(number))
+            await asyncio.to_thread(place.threads[-1].join, 10)
+            while place.desk.is_up("fake"):
+                await asyncio.sleep(0.01)
+            assert not lost(place, run)
+        place.start_thread(engine=Strict())
+        assert isinstance((await place.result(step(run, 5))).result, StepResult)
+        assert not lost(place, run)
+
+    play(scene)
+
+
+def test_a_journal_that_cannot_be_read_just_now_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, *_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    async def scene(place: Office) -> None:
+        place.start_thread()
+        run = await trained(place, 0)
+        await die(place)
+        await place.submit(step(run, 3))
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "open", refused)
+            with pytest.raises(Unavailable, match="Too many open files"):
+                await place.desk.outcome(f"{run}:1", 1.0)
+            place.start_thread()
+            await asyncio.to_thread(place.threads[-1].join, 10)
+        assert not place.desk.is_up("fake")
+        assert not lost(place, run)
+        place.start_thread()
+        assert isinstance((await place.result(step(run, 3))).result, StepResult)
+        assert isinstance((await place.result(forward_backward(run, 1))).result, PassResult)
+
+    play(scene)
+
+
+class Unreading(FakeEngine):
+    """Finds no file that it could load from."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def load_state(self, op: LoadState) -> None:
+        raise OSError(self.number, os.strerror(self.number), op.folder)
 
 
 class Strict(FakeEngine):

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from loreloop.http import sse
+from loreloop.protocol.training import length_of
+from loreloop.scheduler.fake import FakeEngine
 from tests.http.site import Site, play
 
 LONG = {"model": "fake", "seed": 1}
@@ -71,6 +73,32 @@ def test_a_client_that_leaves_ends_its_work_within_a_step(path: str, body: dict[
         assert line.statuses == ([200] if stream else [])
 
     play(scene, engine=False)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), ROUTES.items())
+def test_who_asks_for_more_than_the_window_and_leaves_frees_the_engine(
+    path: str, body: dict[str, Any], stream: bool
+) -> None:
+    """Answers are cut at the window, and one of them would still take a minute."""
+
+    async def scene(site: Site) -> None:
+        engine = FakeEngine(token_seconds=TOKEN_SECONDS)
+        await site.start_engine(engine=engine)
+        desk, line = site.services.desk, Line(site, path, body | {"stream": stream} | huge(body))
+        await line.until(lambda: engine.sampling)
+        (ticket,) = desk.tickets.values()
+        assert length_of(ticket.op.prompt) + ticket.op.params.max_tokens == engine.info.context_window
+        await line.hang_up()
+        async with asyncio.timeout(1):
+            while engine.sampling:
+                await asyncio.sleep(0.005)
+
+    play(scene, engine=False)
+
+
+def huge(body: dict[str, Any]) -> dict[str, int]:
+    return {name: 1_000_000_000 for name in body if name.startswith("max_")}
 
 
 def test_who_leaves_before_an_answer_is_counted_as_such() -> None:

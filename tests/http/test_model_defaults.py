@@ -4,6 +4,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import anthropic
+import openai
 import pytest
 
 from loreloop.config import Config
@@ -19,6 +21,30 @@ def write_defaults(folder: Path) -> None:
     write_speech(folder)
     fields = ", ".join(f'"{name}": {value}' for name, value in OWN.items())
     (folder / "generation_config.json").write_text(f'{{"do_sample": true, {fields}}}')
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_list_of_models_tells_what_chats_get(wanted: bool) -> None:
+    """And is read by both vendors' clients, who keep the fields that they do not know."""
+
+    async def run() -> None:
+        async with site(Config(generation_config=wanted), write_defaults) as here:
+            usual = OWN if wanted else NEUTRAL
+            before = (await here.client.get("http://site/v1/models/fake")).json()
+            assert (before["context_window"], before["sampling_defaults"]) == (None, usual)
+            await here.start_engine()
+            window = (await here.services.desk.info("fake")).context_window
+            listed = (await here.client.get("http://site/v1/models")).json()
+            for shown in listed["data"]:
+                assert (shown["context_window"], shown["sampling_defaults"]) == (window, usual), shown["id"]
+            fake = next(shown for shown in listed["data"] if shown["id"] == "fake")
+            assert fake == (await here.client.get("http://site/v1/models/fake")).json()
+            for kind in (openai.types.Model, anthropic.types.ModelInfo):
+                parsed = kind.construct(**fake)  # as the clients do
+                told = parsed.model_extra or {}
+                assert (parsed.id, told["context_window"], told["sampling_defaults"]) == ("fake", window, usual)
+
+    asyncio.run(run())
 
 
 def drawn(params: SamplingParams) -> dict[str, Any]:

@@ -213,3 +213,32 @@ def test_an_adapter_of_another_base_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(BadRequest, match=r"another base.*\[4, .*\[6, "):
         export(other, tmp_path / "a", tmp_path / "out", "merged", "some/base")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "base", "other"]
+
+
+@pytest.mark.parametrize("unembed", [True, False])
+@pytest.mark.parametrize("stored", ["another head", "the head alone"])
+def test_exports_of_a_base_that_stores_its_head_otherwise_than_it_says(tmp_path, stored, unembed):
+    """They give what the base gives with the adapter, in a folder for transformers and in a GGUF file."""
+    base = make_tiny_model(tmp_path / "base", "llama")
+    tensors = load_file(base / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embedding.clone()
+    if stored == "another head":
+        tensors["lm_head.weight"] = embedding.flip(0).contiguous()
+    else:
+        del tensors["model.embed_tokens.weight"]
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    view = adapter(base, tmp_path / "a", unembed=unembed)
+    expected = own_logprobs(base, view) if unembed else logprobs_with(base, view)
+    export(base, tmp_path / "a", tmp_path / "out", "merged", "some/base")
+    assert (expected - their_logprobs(AutoModelForCausalLM.from_pretrained(tmp_path / "out"))).abs().max() <= 1e-4
+    export(base, tmp_path / "a", tmp_path / "out.gguf", "gguf", "some/base")
+    stored_names = {tensor.name for tensor in GGUFReader(tmp_path / "out.gguf").tensors}
+    assert "token_embd.weight" in stored_names
+    assert ("output.weight" in stored_names) == (unembed or stored == "another head")
+
+
+def logprobs_with(base, view):
+    decoder, lora = load(base), LoraBatch([LoraGroup(0, len(SEQUENCE), view)])
+    with torch.no_grad():
+        return (hidden(decoder, [SEQUENCE], lora) @ decoder.head.weight_OI.T).log_softmax(-1)

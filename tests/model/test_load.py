@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loreloop.model.catalog import Catalog
-from loreloop.model.load import read_config, read_spec
+from loreloop.model.load import check_weights, read_config, read_spec
 from loreloop.protocol.errors import BadRequest
 from tests.model.plain import load, logprobs, tokens
 from tests.tiny import make_tiny_model
@@ -98,17 +98,25 @@ def test_stored_rotary_tables_and_copies_of_a_tied_head_are_let_pass(folder):
     assert torch.equal(logprobs(load(folder), [sequence]), before)
 
 
-def test_a_head_that_differs_from_the_embedding_it_is_said_to_be_is_refused_until_the_configuration_is_right(folder):
-    head = torch.randn(512, 64)
-    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": head}))
-    with pytest.raises(BadRequest, match=r"'lm_head\.weight' that differs.*tie_word_embeddings"):
-        load(folder)
+@pytest.mark.parametrize("stored", ["both, differing", "the head alone"])
+def test_a_configuration_that_ties_what_the_folder_stores_otherwise_is_not_believed(folder, stored):
+    """transformers serves both where they differ, and takes either for both where only one is stored."""
+    head = torch.randn(512, 64) / 8
+
+    def change(tensors):
+        tensors["lm_head.weight"] = head
+        if stored == "the head alone":
+            del tensors["model.embed_tokens.weight"]
+
+    rewrite(folder, change)
+    check_weights(folder)
+    own = load(folder)
+    assert own.spec.tie_embeddings == (stored == "the head alone")
     sequence = tokens(20)
     with torch.no_grad():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)  # as it is, transformers unties them
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         theirs = model(torch.tensor([sequence])).logits[0].log_softmax(-1)
-    configure(folder, tie_word_embeddings=False)
-    assert (logprobs(load(folder), [sequence]) - theirs).abs().max() <= 1e-4
+    assert (logprobs(own, [sequence]) - theirs).abs().max() <= 1e-4
 
 
 def test_a_shard_that_is_not_there_is_named(folder, tmp_path):
@@ -138,6 +146,11 @@ def test_stop_ids_of_both_files_are_taken_once_each(folder):
     configure(folder, eos_token_id=2)
     configure(folder, "generation_config.json", eos_token_id=[7, 2])
     assert read_spec(folder).eos_token_ids == (2, 7)
+    configure(folder, "generation_config.json", eos_token_id=7.0)  # which transformers takes
+    assert read_spec(folder).eos_token_ids == (2, 7)
+    configure(folder, "generation_config.json", eos_token_id=[7.5])
+    with pytest.raises(BadRequest, match=r"eos_token_id = \[7\.5\]"):
+        read_spec(folder)
 
 
 @pytest.mark.parametrize(

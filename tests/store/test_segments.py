@@ -1,5 +1,7 @@
 """Segment files give back exactly what was appended, or say that they cannot."""
 
+import errno
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loreloop.protocol.errors import ServerError
+from loreloop.protocol.errors import ServerError, Unavailable
 from loreloop.store.segments import HEADER, Location, Segments
 
 BODIES = st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=12)
@@ -145,8 +147,26 @@ def test_numbers_of_swept_files_are_not_used_again(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
     segments = Segments(tmp_path)
-    with pytest.raises(ServerError, match="Segment 9 cannot be read"):
+    with pytest.raises(ServerError, match="Segment 9 is gone"):
         segments.read(Location(9, 0, 4))
+    segments.close()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.ENOMEM, errno.EIO])
+def test_a_file_that_cannot_be_read_just_now_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    at = filled(tmp_path, [b"body"])[0]
+    segments = Segments(tmp_path)
+
+    def refused(path: Path, *_: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refused)
+        with pytest.raises(Unavailable, match=rf"00000001\.seg cannot be read just now: {os.strerror(number)}"):
+            segments.read(at)
+    assert segments.read(at) == b"body"
     segments.close()
 
 

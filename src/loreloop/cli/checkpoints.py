@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def checkpoints() -> None:
-    """List, show, verify, delete and export checkpoints."""
+    """List, show, verify, accept, delete and export checkpoints."""
 
 
 @checkpoints.command("list")
@@ -132,6 +132,44 @@ def state_of(row: CheckpointRow) -> dict[str, str | None]:
     except Gone as error:
         return {"state": "damaged", "what": error.message}
     return {"state": "ok", "what": None}
+
+
+@checkpoints.command("accept")
+@click.argument("path")
+@DATA
+@JSON
+def accept_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
+    """Note the files of PATH (tinker://…) as they are now, after they were changed on purpose.
+
+    Refused while a server runs on the data folder, which may have loaded them as they were, and where a file of
+    weights is damaged or holds NaN.
+    """
+    from safetensors import SafetensorError
+
+    from loreloop.config import Config
+    from loreloop.host.plan import ServerPlan
+    from loreloop.host.supervisor import check_unlocked
+    from loreloop.model.tensor_file import check_finite
+    from loreloop.protocol.checksums import renew_sums
+    from loreloop.protocol.errors import BadRequest, Gone
+    from loreloop.protocol.paths import parse_path
+    from loreloop.store import checkpoints as rows
+    from loreloop.store import overview
+
+    check_unlocked(ServerPlan(Config(data_dir=data_dir), {}).run_folder)
+    parsed = parse_path(path)
+    with transaction(data_dir) as connection:
+        folder = Path(overview.find_checkpoint(connection, parsed).row.folder)
+        if not folder.is_dir():
+            raise Gone(f"The files of {path} are gone: there is no folder {folder}.")
+        for file in sorted(folder.glob("*.safetensors")):
+            try:
+                check_finite(file)
+            except SafetensorError as error:
+                raise BadRequest(f"{file} is not taken: {error}.") from None
+        found = renew_sums(folder)
+        rows.set_sum(connection, parsed, found)
+    show([{"accepted": path, "size": Size(found.n_bytes)}], as_json)
 
 
 @checkpoints.command("export")

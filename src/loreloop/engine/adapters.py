@@ -7,7 +7,6 @@ snapshots that a restarted engine begins from.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections import OrderedDict
@@ -16,15 +15,15 @@ from typing import NamedTuple
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from loreloop.model.lora import AdapterView, LoraLayout, init_flat
 from loreloop.model.peft import WEIGHTS_FILE, read_adapter, read_lora_spec, write_adapter
 from loreloop.model.spec import DecoderSpec
-from loreloop.model.tensor_file import write_tensors
+from loreloop.model.tensor_file import check_finite, open_tensors, write_tensors
 from loreloop.protocol.checksums import OPTIMIZER_FILE, FileSum, check_files, sum_of, write_sums
-from loreloop.protocol.errors import BadRequest, Gone, NotFound, ServerError
+from loreloop.protocol.errors import BadRequest, Gone, NotFound, ServerError, reading_trouble
 from loreloop.protocol.paths import file_name
 from loreloop.protocol.training import LoraSpec, SavedResult
 
@@ -73,7 +72,7 @@ class ModelState:
 
 def read_state(path: Path, spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> ModelState:
     """The state that `ModelState.write` wrote."""
-    with safe_open(str(path), framework="pt") as file:
+    with open_tensors(path) as file:
         metadata = file.metadata()
         state = ModelState(LoraLayout(spec, msgspec.json.decode(metadata["lora"], type=LoraSpec)), dtype, device)
         for name in file.keys():  # noqa: SIM118 (not a dict)
@@ -133,7 +132,7 @@ def read_checkpoint(folder: Path, state: ModelState, *, optimizer: bool) -> None
 def _read_moments(folder: Path, size: int) -> tuple[int, dict[str, Tensor]]:
     try:
         check_files(folder, (OPTIMIZER_FILE,))
-        with safe_open(str(folder / OPTIMIZER_FILE), framework="pt") as file:
+        with open_tensors(folder / OPTIMIZER_FILE) as file:
             moments = {name: file.get_tensor(name) for name in ("moment1", "moment2")}
             if any(moment.shape != (size,) for moment in moments.values()):
                 raise ValueError("its vectors have another size")
@@ -155,13 +154,6 @@ def _vector(state: ModelState, name: str) -> Tensor:
     return {"master": state.master, "moment1": state.moment1, "moment2": state.moment2, "grad": state.grad}[name]
 
 
-def _check_finite(path: Path) -> None:
-    with safe_open(str(path), framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 (not a dict)
-            if not bool(torch.isfinite(file.get_tensor(name)).all()):
-                raise SafetensorError(f"{name} holds NaN or infinite values")
-
-
 class staged:
     """A folder that appears under its name only when it is complete: `with staged(folder) as staging: …`."""
 
@@ -179,10 +171,6 @@ class staged:
             self.staging.rename(self.folder)
         else:
             shutil.rmtree(self.staging, ignore_errors=True)
-
-
-# What says that a file is not there, or is there and its disk does not give it; anything else may pass.
-DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 
 
 class SnapshotFile(NamedTuple):
@@ -228,23 +216,21 @@ class AdapterBank:
         """Takes a model in from a snapshot.
 
         ServerError, naming the file, where it is not what was written: it has another checksum, or (written before
-        there were checksums) holds NaN, where it is missing, or where its disk does not give it. Any other OSError, in
-        reading it or in making the copy, goes through: without room, rights, memory or open files the snapshot is as
+        there were checksums) holds NaN, or where it is missing. OutOfService where it cannot be read just now, and
+        OSError where the copy cannot be made: without room, rights, memory, open files or its disk the snapshot is as
         good as ever, and the model must not be given up for it.
         """
         self.drop(model_id)
         try:
-            found = sum_of(
-                file
-            ).crc32  # read also where it has no checksum: safetensors calls all it cannot open missing
+            found = sum_of(file).crc32
             if crc32 and found != crc32:
                 raise ServerError(f"its snapshot {file} is damaged: its checksum was {crc32} and is {found}")
             if not crc32:
-                _check_finite(file)
+                check_finite(file)
         except (OSError, SafetensorError) as error:
-            if isinstance(error, OSError) and error.errno not in DAMAGE:
-                raise
-            raise ServerError(f"its snapshot {file} cannot be read ({error})") from None
+            raise reading_trouble(error, file) or ServerError(
+                f"its snapshot {file} is gone or damaged ({error})"
+            ) from None
         path = self._path(model_id)
         try:
             shutil.copyfile(file, path)

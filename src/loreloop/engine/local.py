@@ -35,7 +35,7 @@ from loreloop.model.peft import WEIGHTS_FILE, read_lora_spec
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.vision import load_vision
 from loreloop.protocol.checksums import write_sums
-from loreloop.protocol.errors import BadRequest, UserError
+from loreloop.protocol.errors import BadRequest, LoreloopError, UserError
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
 from loreloop.protocol.sampling import SampleOp
 from loreloop.protocol.training import (
@@ -142,7 +142,7 @@ class LocalEngine:
         if op.load_folder:
             try:
                 read_checkpoint(Path(op.load_folder), state, optimizer=op.load_optimizer)
-            except UserError:
+            except LoreloopError:
                 self.bank.drop(op.model_id)
                 raise
 

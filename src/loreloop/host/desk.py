@@ -178,6 +178,11 @@ class Desk:
             raise NotFound(f"The model {base_model!r} is not served here; served are {', '.join(self.engines)}.")
         return await asyncio.shield(self.engines[base_model].info)
 
+    def known_info(self, base_model: str) -> EngineInfo | None:
+        """The same without waiting: None where the engine has said nothing yet, or never will."""
+        info = self.engines[base_model].info
+        return info.result() if info.done() and not info.exception() else None
+
     def queues(self, base_model: str) -> Queues:
         """How much waits and runs, as the engine last said."""
         return self.engines[base_model].queues
@@ -202,8 +207,8 @@ class Desk:
                     await self._welcome(message, connection)
                 else:
                     await self._hear(base_model, message)
-        except _Astray as astray:
-            LOG.error("the engine of %s must begin anew: %s", base_model, astray)
+        except (_Astray, Unavailable) as trouble:  # the second: the store cannot be read or written just now
+            LOG.error("the engine of %s must begin anew: %s", base_model, trouble)
         finally:
             connection.close()
             if base_model and self.engines[base_model].connection is connection:
@@ -256,13 +261,15 @@ class Desk:
 
     async def _went_astray(self, base_model: str, end: OpEnd) -> None:
         """An executed operation that fails when it is executed again leaves its model in another state. What is wrong
-        with the operation stays wrong; other trouble may pass, and another engine tries again."""
+        with the operation stays wrong; other trouble may pass, and another engine tries again: only so often, unless
+        it is certain that the operation has no part in it."""
         failure = end.result
         model_id = self.store.read(journal.executed_model, end.request_id)
         if isinstance(failure, Failure) and failure.category == "user" and model_id:
             await self.lose_model(model_id, f"{end.request_id} fails when it is executed again: {failure.message}")
         else:
-            self.engines[base_model].executing.add(end.request_id)
+            if not (isinstance(failure, Failure) and failure.passing):
+                self.engines[base_model].executing.add(end.request_id)
             raise _Astray(f"{end.request_id} had succeeded and fails when it is executed again: {failure}")
 
     async def _give_up(self, request_id: str, failure: Failure) -> None:

@@ -6,6 +6,7 @@ clients send none of this server's, and the files are those that the model was p
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class Repository:
     commit: str
 
 
-# Plain functions run in a thread: files are read for their digests.
+# Plain functions run in a thread: files are read for their digests, once as long as they stay the same.
 
 
 def resolve(request: Request) -> Response:
@@ -100,9 +101,21 @@ def repository(request: Request) -> Repository | Response:
 def read_repository(name: str, folder: Path) -> Repository:
     files = {file: folder / file for file in FILES if (folder / file).is_file()}
     files |= {f"{TEMPLATES}/{file.name}": file for file in sorted((folder / TEMPLATES).glob("*.jinja"))}
-    digests = {file: hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest() for file, path in files.items()}
+    digests = {file: digest(path) for file, path in files.items()}
     commit = hashlib.sha1(repr(sorted(digests.items())).encode(), usedforsecurity=False).hexdigest()
     return Repository(name, files, digests, commit)
+
+
+def digest(path: Path) -> str:
+    """The sha1 of a file's contents; a file is read again when it has changed."""
+    now = path.stat()
+    return digest_of_state(path, now.st_size, now.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)  # some hundred models, each with a handful of files
+def digest_of_state(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.sha1(usedforsecurity=False)).hexdigest()
 
 
 def size(found: Repository, name: str) -> int:

@@ -1,6 +1,6 @@
 """The list of models: bases, aliases, then the deployments that the asking key may use; by pages.
 
-In fields that OpenAI's and Anthropic's clients read.
+In fields that OpenAI's and Anthropic's clients read, and in two of our own what a request gets that says nothing of it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from starlette.routing import Route
 from loreloop.http.bodies import answer
 from loreloop.http.services import INFER, Services, asker, has, may_use, services
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.rest import WireSamplingParams
 from loreloop.store import deployments
 from loreloop.store.rows import Deployment, KeyRow
+from loreloop.text.generation import DEFAULTED
 
 MAX_PAGE = 1000
+NEUTRAL: dict[str, float] = {name: getattr(WireSamplingParams(), name) for name in DEFAULTED}
 
 
 async def models(request: Request) -> Response:
@@ -40,8 +43,9 @@ async def model(request: Request) -> Response:
     is_base = name not in key.deployments and served.names.find_base(name) is not None
     deployed = None if is_base else served.names.deployment(served.store, key, name)
     if deployed is not None:
-        return answer(of_deployment(deployed))
-    return answer(entry(name, served.names.target(served.store, key, name).label))
+        return answer(of_deployment(served, deployed))
+    target = served.names.target(served.store, key, name)
+    return answer(entry(name, target.label) | own_settings(served, target.base_model))
 
 
 def entries(served: Services, key: KeyRow, after: str, page: int) -> Iterator[dict[str, Any]]:
@@ -52,16 +56,29 @@ def entries(served: Services, key: KeyRow, after: str, page: int) -> Iterator[di
         fixed_rest, after = fixed[fixed.index(after) + 1 :], ""
     else:
         fixed_rest = [] if after else fixed
-    yield from (entry(name, served.names.base(name)) for name in fixed_rest)
+    for name in fixed_rest:
+        base = served.names.base(name)
+        yield entry(name, base) | own_settings(served, base)
     hidden = set(fixed)  # a base goes before a deployment of its name
     key_id = key.id if is_whole else None
     while rows := served.store.read(deployments.of_key, key_id, key.deployments, page, after):
-        yield from (of_deployment(row) for row in rows if row.name not in hidden)
+        yield from (of_deployment(served, row) for row in rows if row.name not in hidden)
         after = rows[-1].name
 
 
-def of_deployment(row: Deployment) -> dict[str, Any]:
-    return entry(row.name, row.split.main.target, int(row.created))
+def of_deployment(served: Services, row: Deployment) -> dict[str, Any]:
+    main = row.split.main
+    return entry(row.name, main.target, int(row.created)) | own_settings(served, main.base_model)
+
+
+def own_settings(served: Services, base_model: str) -> dict[str, Any]:
+    """The window, known once the engine is up, and how chats are drawn; None for a base that is not served now."""
+    base = served.names.find_base(base_model)
+    if base is None:
+        return {"context_window": None, "sampling_defaults": None}
+    info = served.desk.known_info(base)
+    own = served.texts.defaults(served.names.folder(base)) if served.config.generation_config else {}
+    return {"context_window": info.context_window if info else None, "sampling_defaults": NEUTRAL | dict(own)}
 
 
 def entry(name: str, root: str, created: int = 0) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from loreloop.model.families.table import family_of
-from loreloop.model.load import read_config, read_spec
+from loreloop.model.load import read_config, read_spec, read_stored_spec
 from loreloop.model.lora import ALPHA, AdapterView, LoraLayout, Part, init_flat
 from loreloop.model.peft import (
     EXPERTS,
@@ -55,7 +55,7 @@ class _Factors:
 
 def open_adapter(folder: Path, base: Path) -> AdapterView:
     """The adapter of a folder, ours or another tool's, over the model of the folder `base`, in fp32."""
-    spec = read_spec(base)
+    spec = read_stored_spec(base)
     return read_adapter(folder, spec, torch.float32) if is_own(folder) else _adopted(folder, base, spec)
 
 
@@ -102,8 +102,8 @@ def _without_copies(tensors: dict[str, Tensor], base: Path, where: str) -> dict[
     names = family_of(read_config(base)).names
     own = some_tensors(base, (names.embedding, names.head))
     for name, published in copies.items():
-        weight = own.get(names.head if published.startswith(HEAD) else names.embedding)
-        weight = own[names.embedding] if weight is None else weight
+        either = (names.head, names.embedding) if published.startswith(HEAD) else (names.embedding, names.head)
+        weight = next(own[name] for name in either if name in own)  # where both are one, a base may store either
         if not torch.equal(weight.to(tensors[name].dtype), tensors[name]):  # False for other shapes, too
             raise BadRequest(
                 f"{where} holds a changed {published!r}; embeddings trained in full are not served. Merge the adapter "
@@ -208,7 +208,7 @@ def _undone(factors: Mapping[str, _Factors], settings: PeftSettings, base: Path,
     weights = some_tensors(base, (*names.values(), family.names.embedding))
     undone = {}
     for path, each in factors.items():
-        weight = weights.get(names[path], weights[family.names.embedding] if path == HEAD else None)
+        weight = weights.get(names[path], weights.get(family.names.embedding) if path == HEAD else None)
         if weight is None:
             raise BadRequest(f"{where} begins with {settings.initialisation}, and the base lacks {names[path]!r}.")
         a_RI, b_OR = _first_values(weight.float(), settings, path)

@@ -103,13 +103,16 @@ def merge(source: Path, target: Path, view: AdapterView, shard_bytes: int = SHAR
     deltas = dict(_deltas(source, view))
     spec, names = view.layout.spec, family_of(read_config(source)).names
     unties = spec.tie_embeddings and names.head in deltas
-    _copy_settings(source, target, unties=unties)
+    _copy_settings(source, target, untied=unties or not spec.tie_embeddings)
+    stored = {own_name(name) for name, _ in stored_tensors(source)}
     turned = inputs_first(stored_tensors(source), spec)
     writer = ShardWriter(target, shard_bytes)
     for published, read in dense_tensors(source):
         name = own_name(published)
-        if unties and name == names.head:  # a copy of the embedding
-            continue
+        if unties and name == names.head:
+            if names.embedding in stored:  # a copy of it
+                continue
+            name = published = names.embedding  # of the two that are one, a folder may store either
         tensor = read()
         if unties and name == names.embedding:
             writer.add(names.head, _plus(tensor.clone(), deltas.pop(names.head)))
@@ -122,7 +125,7 @@ def merge(source: Path, target: Path, view: AdapterView, shard_bytes: int = SHAR
     writer.close()
 
 
-def _copy_settings(source: Path, target: Path, *, unties: bool) -> None:
+def _copy_settings(source: Path, target: Path, *, untied: bool) -> None:
     """Configuration, tokenizer and template; other weights, in whatever form, would not be the merged ones."""
     for file in source.iterdir():
         weights = file.name.endswith(".index.json") or file.name in (CONFIG_FILE, NOTE)
@@ -134,7 +137,7 @@ def _copy_settings(source: Path, target: Path, *, unties: bool) -> None:
     for part in (config, config.get("text_config")):
         if part is not None:
             part.pop("quantization_config", None)
-            if unties:
+            if untied:
                 part["tie_word_embeddings"] = False
     (target / "config.json").write_text(json.dumps(config, indent=1))
 

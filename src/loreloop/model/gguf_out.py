@@ -19,11 +19,12 @@ from torch import Tensor
 
 from loreloop.model.gguf import LAYER_NAMES, TOP_NAMES
 from loreloop.model.gguf_tokenizer import CONTROL_TOKEN, USER_DEFINED_TOKEN
-from loreloop.model.load import read_config, read_config_file, read_spec
+from loreloop.model.load import read_config, read_config_file, read_stored_spec
 from loreloop.model.spec import DecoderSpec
-from loreloop.model.weight_files import stream_tensors
+from loreloop.model.weight_files import stored_tensors, stream_tensors
 from loreloop.protocol.errors import BadRequest
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ORDINARY_TOKEN, UNUSED_TOKEN = 1, 5
 PUBLISHED_NAMES = {f"{new}.weight": old for old, new in TOP_NAMES.items()}
 PUBLISHED_LAYER_NAMES = {f"{new}.weight": old for old, new in LAYER_NAMES.items()} | {
@@ -34,7 +35,7 @@ EXPERT_NAMES = {"w1": "ffn_gate_exps", "w3": "ffn_up_exps", "w2": "ffn_down_exps
 
 def write_gguf(folder: Path, file: Path) -> None:
     """Writes `file` from the model of `folder`."""
-    spec = read_spec(folder)
+    spec = read_stored_spec(folder)
     if spec.family not in ("llama", "mixtral"):
         raise BadRequest(f"{folder} holds a {spec.family} model; GGUF files are written of llama and mixtral models.")
     if spec.rope.scaling != "none":
@@ -75,10 +76,14 @@ def _renamed(folder: Path, spec: DecoderSpec) -> Iterator[tuple[str, Tensor]]:
     """Tensors under GGUF's names, queries' and keys' rows in its order, a layer's experts in one."""
     heads = {"attn_q": spec.n_heads, "attn_k": spec.n_kv_heads}
     waiting: dict[str, dict[int, Tensor]] = {}
+    stored = {name for name, _ in stored_tensors(folder)}
     for name, read in stream_tensors(folder):
+        if name == HEAD and spec.tie_embeddings:
+            if EMBEDDING not in stored:
+                yield PUBLISHED_NAMES[EMBEDDING], read()  # of the two that are one, a folder may store either
+            continue
         if name in PUBLISHED_NAMES:
-            if not (spec.tie_embeddings and PUBLISHED_NAMES[name] == "output"):
-                yield PUBLISHED_NAMES[name], read()
+            yield PUBLISHED_NAMES[name], read()
             continue
         if not name.startswith("model.layers."):
             continue

@@ -6,6 +6,7 @@ Missing, extra and wrongly shaped tensors are refused by name; nothing in the fo
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -65,6 +66,18 @@ def read_spec(folder: Path) -> DecoderSpec:
     return spec_of(read_config(folder), f"The config.json of {folder}")
 
 
+def read_stored_spec(folder: Path) -> DecoderSpec:
+    """The decoder of a folder that holds weights. A configuration which says that embedding and head are one is not
+    believed where the folder stores two that differ; transformers does not believe it either."""
+    spec, names = read_spec(folder), family_of(read_config(folder)).names
+    both = {names.embedding, names.head}
+    if spec.tie_embeddings and both <= {own_name(name) for name, _ in stored_tensors(folder)}:
+        embedding, head = map(some_tensors(folder, both).__getitem__, (names.embedding, names.head))
+        wide = torch.promote_types(embedding.dtype, head.dtype)
+        return dataclasses.replace(spec, tie_embeddings=torch.equal(embedding.to(wide), head.to(wide)))
+    return spec
+
+
 def spec_of(config: dict[str, Any], source: str) -> DecoderSpec:
     """The decoder that a configuration describes; `source` is what an error calls it."""
     try:
@@ -79,7 +92,7 @@ def load_decoder(
 ) -> Decoder:
     """The model of `folder` in `dtype` on `device`; with `quantize`, its matrices packed into 4 bits, and embedding and
     head into 8: by the model's own blocks where it has them, else rounded."""
-    spec, own = read_spec(folder), quantize and has_blocks(folder)
+    spec, own = read_stored_spec(folder), quantize and has_blocks(folder)
     packing = (OWN_BLOCKS if own else ROUNDED) if quantize else None
     return assemble(Parts(spec, _filled(folder, spec, dtype, device, packing), dtype, products))
 
@@ -87,17 +100,15 @@ def load_decoder(
 def check_weights(folder: Path) -> None:
     """BadRequest, as when they are loaded, where tensors are missing, extra, wrongly shaped, damaged or not finite.
     Reads every tensor once, and keeps none."""
-    _filled(folder, read_spec(folder), torch.bfloat16, torch.device("meta"), None)
+    _filled(folder, read_stored_spec(folder), torch.bfloat16, torch.device("meta"), None)
 
 
 def _filled(
     folder: Path, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, packing: _Packing | None
 ) -> dict[str, Tensor | PackedWeight]:
     """The decoder's weights by role."""
-    family, published = family_of(read_config(folder)), {own_name(name) for name, _ in stored_tensors(folder)}
-    if spec.tie_embeddings and published >= {family.names.embedding, family.names.head}:
-        _check_tied(folder, family)
-    places = _Places(spec, family, dtype, device, packing, published_packed(published))
+    family, stored = family_of(read_config(folder)), {own_name(name) for name, _ in stored_tensors(folder)}
+    places = _Places(spec, family, dtype, device, packing, stored)
     for name, blocks in read_blocks(folder) if packing == OWN_BLOCKS else ():
         places.put_blocks(name, blocks)
     collector, turned = Collector(), inputs_first(stored_tensors(folder), spec)
@@ -111,18 +122,6 @@ def _filled(
     collector.check_complete()
     places.check_complete(folder)
     return places.weights
-
-
-def _check_tied(folder: Path, family: Family) -> None:
-    """BadRequest where embedding and head differ although the configuration ties them; transformers does not then."""
-    names = (family.names.embedding, family.names.head)
-    found = some_tensors(folder, names)
-    embedding, head = (found[name] for name in names)
-    if not torch.equal(embedding.to(head.dtype), head):
-        raise BadRequest(
-            f"{folder} holds a {names[1]!r} that differs from {names[0]!r}, though its config.json says that they are "
-            'one. If the head is meant, as transformers takes it, set "tie_word_embeddings": false there.'
-        )
 
 
 def decoder_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
@@ -168,14 +167,14 @@ class _Places:
         dtype: torch.dtype,
         device: torch.device,
         packing: _Packing | None,
-        published: Set[str],
+        stored: Set[str],
     ) -> None:
         self.spec, self.dtype, self.device, self.packing = spec, dtype, device, packing
-        self.published = published
+        self.stored, self.published = stored, published_packed(stored)
         self.weights: dict[str, Tensor | PackedWeight] = {}
         self.targets: dict[str, Tensor | PackedWeight] = {}
         self.packed: set[str] = set()  # names of weights whose blocks are in place
-        self.tied_head = family.names.head if spec.tie_embeddings else None
+        self.embedding, self.tied_head = family.names.embedding, family.names.head if spec.tie_embeddings else None
         self.ignored = tuple(start.format(n_layers=spec.n_layers) for start in family.names.ignored)
         for weight in decoder_weights(spec, family.names):
             whole = self.weights[weight.role] = self._room(weight)
@@ -205,8 +204,12 @@ class _Places:
         return PackedWeight.empty((d_out, d_in), 4, torch.bfloat16, self.device)
 
     def put(self, name: str, tensor: Tensor) -> None:
-        if name == self.tied_head or name.startswith(self.ignored):
-            return  # a copy of the embedding, or no part of the decoder
+        if name == self.tied_head:
+            if self.embedding in self.stored:
+                return  # a copy
+            name = self.embedding  # of the two that are one, a folder may store either
+        if name.startswith(self.ignored):
+            return
         target = self.targets.pop(name, None)
         if target is None:
             raise BadRequest(f"The folder holds a tensor {name!r} that this {self.spec.family} model has no place for.")

@@ -14,14 +14,14 @@ from typing import Any
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from loreloop.model.lora import ALPHA, UNEMBED, AdapterView, LoraLayout
 from loreloop.model.spec import DecoderSpec
-from loreloop.model.tensor_file import write_tensors
+from loreloop.model.tensor_file import open_tensors, write_tensors
 from loreloop.protocol.checksums import FileSum, check_files, sum_of_bytes
-from loreloop.protocol.errors import BadRequest, Gone
+from loreloop.protocol.errors import BadRequest, Gone, reading_trouble
 from loreloop.protocol.training import LoraSpec
 
 PREFIX = "base_model.model"
@@ -111,6 +111,8 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
     except (OSError, ValueError, RecursionError) as error:
+        if trouble := reading_trouble(error, folder / CONFIG_FILE):
+            raise trouble from None
         if not folder.exists():
             raise Gone(f"The files of the adapter in {folder} are gone.") from None
         raise BadRequest(f"{folder} is not an adapter folder: {CONFIG_FILE} cannot be read ({error}).") from None
@@ -122,7 +124,7 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def open_weights(folder: Path) -> Iterator[Any]:
     try:
-        with safe_open(str(folder / WEIGHTS_FILE), framework="pt") as file:
+        with open_tensors(folder / WEIGHTS_FILE) as file:
             yield file
     except (OSError, SafetensorError) as error:
         raise BadRequest(f"The adapter in {folder} cannot be read: {error}.") from None

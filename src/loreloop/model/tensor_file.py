@@ -1,23 +1,28 @@
-"""Writes safetensors files straight from tensors' memory, atomically.
+"""Writes safetensors files straight from tensors' memory, atomically, and opens those that were written.
 
 The library's own writer copies every tensor into one byte string first; a model state of hundreds of megabytes should
-not double for being saved. Reading is the library's.
+not double for being saved. Reading is the library's, which calls every file missing that it cannot open.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loreloop.protocol.checksums import FileSum, crc32_text
+from loreloop.protocol.errors import OutOfService, reading_trouble
 
 Piece = bytes | ctypes.Array[ctypes.c_char]
 DTYPE_NAMES = {
@@ -64,6 +69,36 @@ def write_tensors(
             os.fsync(file.fileno())
     temporary.replace(path)
     return FileSum(8 + len(head) + offset, crc32_text(crc32.result()))
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """The library's reader of a file. OutOfService where the file cannot be read just now; else the library's errors:
+    FileNotFoundError where there is none, SafetensorError where it is damaged."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise _why_not_opened(path) or error from None
+    except (OSError, SafetensorError) as error:
+        raise reading_trouble(error, path) or error from None
+
+
+def check_finite(path: Path) -> None:
+    """SafetensorError where the file is damaged, or holds what is no number."""
+    with open_tensors(path) as file:
+        for name in file.keys():  # noqa: SIM118 (not a dict)
+            if not bool(torch.isfinite(file.get_tensor(name)).all()):
+                raise SafetensorError(f"{name} holds NaN or infinite values")
+
+
+def _why_not_opened(path: Path) -> OutOfService | None:
+    """What keeps a file that is there from being opened; None where there is none."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        return reading_trouble(error, path)
+    return reading_trouble(OSError(errno.EAGAIN, ""), path)  # it can be opened by now
 
 
 def _crc32(pieces: Sequence[Piece]) -> int:

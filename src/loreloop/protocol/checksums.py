@@ -1,26 +1,35 @@
 """Checksums of files at rest, so that a damaged file never passes for a good one.
 
 Beside the files that a save has written lies `checksums.json`, which says of each how long it is and its CRC-32. Files
-without such a list (of another tool, or saved before there were lists) are taken as they are. Knows no tensors.
+without such a list (of another tool, or saved before there were lists) are taken as they are. A file that cannot be
+read just now is not a damaged one: that is `OutOfService`, not `Gone`. Knows no tensors.
 """
 
 from __future__ import annotations
 
-import mmap
+import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
-from loreloop.protocol.errors import Gone
+from loreloop.protocol.errors import Gone, reading_trouble
 
 SUMS_FILE = "checksums.json"
+PIECE_BYTES = 1 << 20
 OPTIMIZER_FILE = "optimizer.safetensors"  # of training checkpoints, which may be loaded without it
 
 
 class FileSum(msgspec.Struct, frozen=True):
     """Length and CRC-32 (eight hexadecimal digits) of a file."""
+
+    n_bytes: int
+    crc32: str
+
+
+class FolderSum(msgspec.Struct, frozen=True):
+    """Length of all files of a folder together, and the CRC-32 of their list."""
 
     n_bytes: int
     crc32: str
@@ -39,11 +48,11 @@ def sum_of_bytes(content: bytes) -> FileSum:
 
 def sum_of(path: Path) -> FileSum:
     """Reads the whole file; OSError where that cannot be done."""
-    n_bytes = path.stat().st_size
-    if not n_bytes:
-        return sum_of_bytes(b"")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return FileSum(len(content), crc32_text(zlib.crc32(content)))
+    n_bytes = crc32 = 0
+    with path.open("rb") as file:  # not mapped into memory: a disk that fails then ends the process without an error
+        while piece := file.read(PIECE_BYTES):
+            n_bytes, crc32 = n_bytes + len(piece), zlib.crc32(piece, crc32)
+    return FileSum(n_bytes, crc32_text(crc32))
 
 
 def write_sums(folder: Path, sums: Mapping[str, FileSum]) -> str:
@@ -51,6 +60,16 @@ def write_sums(folder: Path, sums: Mapping[str, FileSum]) -> str:
     content = msgspec.json.format(msgspec.json.encode(dict(sums)), indent=1)
     (folder / SUMS_FILE).write_bytes(content)
     return sum_of_bytes(content).crc32
+
+
+def renew_sums(folder: Path) -> FolderSum:
+    """Writes the list anew, of all files as they are now; it appears at once."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != SUMS_FILE)
+    sums = {file.name: sum_of(file) for file in files}
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as staging:
+        crc32 = write_sums(Path(staging), sums)
+        (Path(staging) / SUMS_FILE).replace(folder / SUMS_FILE)
+    return FolderSum(sum(each.n_bytes for each in sums.values()), crc32)
 
 
 def check_files(folder: Path, names: Iterable[str]) -> None:
@@ -77,6 +96,8 @@ def read_sums(folder: Path) -> dict[str, FileSum]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        if trouble := reading_trouble(error, file):
+            raise trouble from None
         raise Gone(f"{file} is damaged ({error}); nothing beside it is taken. {ADVICE}") from None
 
 
@@ -84,6 +105,8 @@ def _check_file(path: Path, written: FileSum) -> None:
     try:
         found = sum_of(path)
     except OSError as error:
+        if trouble := reading_trouble(error, path):
+            raise trouble from None
         raise Gone(f"{path} cannot be read ({error.strerror or error}). {ADVICE}") from None
     if found.n_bytes != written.n_bytes:
         raise Gone(f"{path} is damaged: it was written with {written.n_bytes} bytes and has {found.n_bytes}. {ADVICE}")
@@ -93,5 +116,5 @@ def _check_file(path: Path, written: FileSum) -> None:
 
 ADVICE = (
     "Use another checkpoint, or bring these files back from a backup. Where they were changed on purpose, "
-    f"delete {SUMS_FILE}."
+    "`loreloop checkpoints accept` notes a checkpoint's files as they are."
 )

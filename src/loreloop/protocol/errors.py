@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 
@@ -101,15 +102,39 @@ class OutOfService(Unavailable):
     pass
 
 
+# What the system says of a file that is not there, or has something else in its place; whatever else it says may pass.
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENODEV, errno.ENXIO)
+
+
+def reading_trouble(error: BaseException, path: Path) -> OutOfService | None:
+    """What it means that a file at rest cannot be read just now: for want of rights, memory or open files, or while its
+    disk is away. None where the file is not there, or the error is none of the system's. Nothing that a file holds is
+    given up for such trouble."""
+    number = _system_number(error)
+    if number is None or number in NOT_THERE:
+        return None
+    return OutOfService(
+        f"{path} cannot be read just now: {os.strerror(number)}. It is not taken for damaged: once it "
+        "can be read, this works again.",
+        30.0,
+    )
+
+
+def _system_number(error: BaseException) -> int | None:
+    """The system's own number of an error. Libraries in Rust tell it in words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told[1]) if told else None
+
+
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def disk_trouble(error: BaseException) -> OutOfService | None:
-    """What a full or failing disk means to whoever asked for something to be kept; None for any other error. Libraries
-    in Rust tell the system's number in words."""
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-    if number not in DISK_ERRORS:
+    """What a full or failing disk means to whoever asked for something to be kept; None for any other error."""
+    number = _system_number(error)
+    if number is None or number not in DISK_ERRORS:
         return None
     return OutOfService(
         f"The disk of the data folder does not take this: {os.strerror(number)}. Make room there.", 30.0

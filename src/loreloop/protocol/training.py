@@ -191,10 +191,12 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
 
 
 class Failure(msgspec.Struct, frozen=True, tag="failure"):
-    """`category` is `user` or `server`, as in `protocol.errors`."""
+    """`category` is `user` or `server`, as in `protocol.errors`; `passing` is trouble that says nothing of the
+    operation itself, so that a later try may succeed."""
 
     category: str
     message: str
+    passing: bool = False
 
 
 OpResult = PassResult | StepResult | SavedResult | Done | Failure

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from loreloop.protocol.errors import LoreloopError, disk_trouble
+from loreloop.protocol.errors import NOT_THERE, LoreloopError, Unavailable, disk_trouble
 from loreloop.protocol.training import Failure
 
 T = TypeVar("T")
@@ -24,10 +24,11 @@ def attempt(call: Callable[[], T]) -> T | Failure:
     try:
         return call()
     except LoreloopError as error:
-        return Failure(error.category, error.message)
+        return Failure(error.category, error.message, passing=isinstance(error, Unavailable))
     except Exception as error:
         if trouble := disk_trouble(error):
             LOG.error("%s", trouble.message)
-            return Failure(trouble.category, trouble.message)
+            return Failure(trouble.category, trouble.message, passing=True)
         LOG.exception("an operation failed in the engine")
-        return Failure("server", f"The engine failed: {type(error).__name__}: {error}. Its log holds the details.")
+        message = f"The engine failed: {type(error).__name__}: {error}. Its log holds the details."
+        return Failure("server", message, passing=isinstance(error, OSError) and error.errno not in (None, *NOT_THERE))

@@ -21,12 +21,21 @@ class ModelText:
 
 
 class Texts:
+    """One per HTTP process."""
+
     def __init__(self) -> None:
         self.loaded: dict[Path, ModelText] = {}
+        self.read: dict[Path, Mapping[str, float]] = {}
 
     def of(self, folder: Path) -> ModelText:
         """BadRequest that names the file where one of the folder is broken."""
         if folder not in self.loaded:
             tokenizer = TextTokenizer(folder)
-            self.loaded[folder] = ModelText(tokenizer, ChatTemplate(folder, tokenizer), read_defaults(folder))
+            self.loaded[folder] = ModelText(tokenizer, ChatTemplate(folder, tokenizer), self.defaults(folder))
         return self.loaded[folder]
+
+    def defaults(self, folder: Path) -> Mapping[str, float]:
+        """The sampling defaults alone, for which no tokenizer need be loaded."""
+        if folder not in self.read:
+            self.read[folder] = read_defaults(folder)
+        return self.read[folder]

@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from loreloop.protocol.checksums import SUMS_FILE
+from loreloop.protocol.checksums import SUMS_FILE, FolderSum
 from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound
 from loreloop.protocol.paths import SCHEME, CheckpointKind, CheckpointPath
 from loreloop.store.files import in_row, placed, set_aside
@@ -17,6 +17,7 @@ from loreloop.store.rows import CheckpointRow, Page
 from loreloop.store.schema import CHECKPOINTS, DEPLOYED, LEFT_FILES, OPS, SAMPLERS, SESSIONS, SNAPSHOTS
 
 ADVICE = "Use another checkpoint, or bring its files back from a backup."
+ACCEPT = "Where it was deleted on purpose, `loreloop checkpoints accept` notes the files as they are."
 
 
 def add(connection: Connection, row: CheckpointRow) -> None:
@@ -51,7 +52,7 @@ def folder_of(row: CheckpointRow) -> Path:
     if not folder.is_dir():
         raise Gone(f"The files of {row.path} are gone: there is no folder {folder}. {ADVICE}")
     if row.sums_crc32 and not (folder / SUMS_FILE).exists():
-        raise Gone(f"{folder / SUMS_FILE} is gone, so nothing tells whether {row.path} is damaged. {ADVICE}")
+        raise Gone(f"{folder / SUMS_FILE} is gone, so nothing tells whether {row.path} is damaged. {ADVICE} {ACCEPT}")
     return folder
 
 
@@ -146,6 +147,12 @@ def check_not_deployed(connection: Connection, path: CheckpointPath) -> None:
 def set_expiry(connection: Connection, key_id: str, path: CheckpointPath, expires: float | None) -> None:
     get(connection, key_id, path)
     connection.execute(update(CHECKPOINTS).where(_at(path)).values(expires=expires))
+
+
+def set_sum(connection: Connection, path: CheckpointPath, found: FolderSum) -> None:
+    """The files of a checkpoint are other ones from now on."""
+    values = {"size_bytes": found.n_bytes, "sums_crc32": found.crc32}
+    connection.execute(update(CHECKPOINTS).where(_at(path)).values(**values))
 
 
 def expired(connection: Connection, now: float) -> list[CheckpointRow]:

@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
-from loreloop.protocol.errors import ServerError
+from loreloop.protocol.errors import ServerError, reading_trouble
 
 HEADER = struct.Struct("<II")
 SEGMENT_BYTES = 64 << 20
@@ -74,13 +74,15 @@ class Segments:
         return Location(self.number, offset, len(body))
 
     def read(self, at: Location) -> bytes:
-        """The bytes of a record; ServerError where the file no longer holds what was written."""
+        """The bytes of a record; ServerError where the file is gone or no longer holds what was written, OutOfService
+        where it cannot be read just now."""
+        path = self._path(at.segment)
         try:
-            with self._path(at.segment).open("rb") as file:
+            with path.open("rb") as file:
                 file.seek(at.offset)
                 record = file.read(HEADER.size + at.length)
         except OSError as error:
-            raise ServerError(f"Segment {at.segment} cannot be read: {error}.") from None
+            raise reading_trouble(error, path) or ServerError(f"Segment {at.segment} is gone: {error}.") from None
         body = record[HEADER.size :]
         if (
             len(record) < HEADER.size

@@ -138,9 +138,11 @@ def yarn_scale(factor: float, mscale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def eos_ids(value: int | list[int] | None) -> tuple[int, ...]:
+def eos_ids(value: float | list[float] | None) -> tuple[int, ...]:
+    """One id, several or none; some tools write 2 as 2.0."""
     if value is None:
         return ()
-    if not isinstance(value, int | list):
+    found = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, int | float) and each == int(each) for each in found):
         raise TypeError(f"eos_token_id = {value!r}")
-    return (value,) if isinstance(value, int) else tuple(value)
+    return tuple(int(each) for each in found)
