@@ -9,11 +9,14 @@ import click
 
 from loreloop.cli.memory_chat import chat
 from loreloop.cli.memory_files import forget, show
+from loreloop.cli.memory_parts import IMPORTANCE, REFILL, asks_a_model, parts_of
+from loreloop.cli.memory_train import train
 from loreloop.cli.models import DATA
 
 if TYPE_CHECKING:
     from loreloop.memory.condense import CountTokens
     from loreloop.memory.evaluation.cases import Conversation
+    from loreloop.memory.evaluation.study import Row
 
 
 @click.group()
@@ -21,7 +24,7 @@ def memory() -> None:
     """Talk with, look into and measure memories with a token budget."""
 
 
-for verb in (chat, show, forget):
+for verb in (chat, show, forget, train):
     memory.add_command(verb)
 
 
@@ -38,6 +41,10 @@ for verb in (chat, show, forget):
 @click.option("--model", default="smollm2-135m", show_default=True, help="Whose tokenizer counts the tokens.")
 @click.option("--quick", is_flag=True, help="Needles among 100 and 1,000 turns only.")
 @click.option("--json", "as_json", is_flag=True, help="All figures, by kind of question too.")
+@IMPORTANCE
+@REFILL
+@click.option("--url", envvar="TINKER_BASE_URL", default="http://127.0.0.1:8000", show_default=True)
+@click.option("--key", envvar="TINKER_API_KEY", default="", help="By default that of TINKER_API_KEY.")
 @DATA
 def evaluate(
     *,
@@ -49,18 +56,26 @@ def evaluate(
     model: str,
     quick: bool,
     as_json: bool,
+    importance: str,
+    refill: str,
+    url: str,
+    key: str,
     data_dir: str,
 ) -> None:
     """Count what the memory and its baselines keep of the evidence of a published FILE's questions, at equal budgets.
 
-    Without a file, the synthetic suite is made and used. No model is asked.
+    Without a file, the synthetic suite is made and used. No model is asked, unless --importance or --refill names one:
+    then a memory with it is counted beside the others.
     """
     import msgspec
 
     from loreloop.memory.evaluation import endurance, study
     from loreloop.memory.evaluation.contenders import BLIND
+    from loreloop.protocol.errors import BadRequest
 
     count = counter(data_dir, model)
+    if file is None and asks_a_model(importance, refill):
+        raise BadRequest("A model was named, and no FILE; on the synthetic suite `loreloop memory train` examines it.")
     if file is None:
         turns = (100, 1000) if quick else (100, 1000, 10000)
         tables = study.synthetic_rows(count, turns, ["memory", "recency window"])
@@ -72,8 +87,26 @@ def evaluate(
         knowing = study.knowing_rows(conversations, shares, count)
         tables = {"not knowing the question": blind, "knowing the question": knowing}
         survival, pace = [], None
+        if asks_a_model(importance, refill):
+            tables["asking a model"] = asking_rows(conversations, shares, count, (importance, refill), (url, key))
     report = study.Report(tables, survival, pace)
     click.echo(msgspec.json.encode(report) if as_json else study.text_of(report))
+
+
+def asking_rows(
+    conversations: list[Conversation],
+    budgets: tuple[float, ...],
+    count: CountTokens,
+    chosen_parts: tuple[str, str],
+    server: tuple[str, str],
+) -> list[Row]:
+    """`chosen_parts` are the two options' values, `server` an address and a key."""
+    from loreloop.cli.chat import client_of
+    from loreloop.memory.evaluation import with_parts
+
+    with client_of(*server) as http:
+        name = f"memory, {', '.join(chosen_parts)}"
+        return with_parts.rows(name, conversations, budgets, count, lambda: parts_of(count, *chosen_parts, http))
 
 
 def chosen(file: Path, form: str, faults: Path | None, only: tuple[str, ...]) -> list[Conversation]:

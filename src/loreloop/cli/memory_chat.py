@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loreloop.cli.memory_parts import IMPORTANCE, REFILL
 from loreloop.cli.models import DATA
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 @click.option("--key", envvar="TINKER_API_KEY", default="", help="By default that of TINKER_API_KEY.")
 @click.option("--max-tokens", default=512, show_default=True, help="Of one answer.")
 @click.option("--tokenizer", default="smollm2-135m", show_default=True, help="The model whose tokenizer counts.")
+@IMPORTANCE
+@REFILL
 @DATA
 def chat(
     *,
@@ -37,6 +40,8 @@ def chat(
     key: str,
     max_tokens: int,
     tokenizer: str,
+    importance: str,
+    refill: str,
     data_dir: str,
 ) -> None:
     """Talk to a model with the memory ID in place of the past; Ctrl-D or /quit ends, and ID goes on next time."""
@@ -45,15 +50,12 @@ def chat(
     from loreloop.cli.chat import client_of, known_model
     from loreloop.cli.memory import counter
     from loreloop.cli.memory_files import store_of
+    from loreloop.cli.memory_parts import parts_of
     from loreloop.memory.chat import MemoryChat
-    from loreloop.memory.importance import SurfaceImportance
-    from loreloop.memory.memory import Parts
-    from loreloop.memory.refill import ExtractiveRefill
 
     with client_of(url, key) as http:
         name = known_model(http, url, model)
-        count = counter(data_dir, tokenizer)
-        parts = Parts(count, SurfaceImportance(), ExtractiveRefill(count))
+        parts = parts_of(counter(data_dir, tokenizer), importance, refill, http)
         client = SimpleNamespace(chat=SimpleNamespace(completions=Completions(http)))
         talk = MemoryChat(client, name, id, store_of(data_dir), parts, budget=budget)
         click.echo(f"{name} at {url}, memory {id}: {talk.memory.state.tokens} of {budget} tokens.", err=True)

@@ -50,7 +50,7 @@ class FillInTheMiddle:
         most = budget - self.count(passage(segment.head, ""))
         if most < 1:
             return None
-        prompt = self._prompt(segment, most, place)
+        prompt = prompt_of(segment, most, place, blind=self.blind)
         cost = self.count(prompt)
         if cost + most > place.allowance:
             return None
@@ -67,11 +67,13 @@ class FillInTheMiddle:
             segment, text=text, tokens=tokens, turns=turns, form="written", rewrites=segment.rewrites + 1
         )
 
-    def _prompt(self, segment: Segment, most: int, place: Place) -> str:
-        lines = f"{place.before}{segment.head}{GAP}\n{place.after}"
-        original = "" if self.blind else ORIGINAL.format(text=segment.text)
-        words = max(1, int(WORDS_PER_TOKEN * most))
-        return TASK.format(words=words) + lines + original + ANSWER.format(head=segment.head)
+
+def prompt_of(segment: Segment, most: int, place: Place, *, blind: bool = False) -> str:
+    """What the model is asked; `most` are the tokens that its answer may have."""
+    lines = f"{place.before}{segment.head}{GAP}\n{place.after}"
+    original = "" if blind else ORIGINAL.format(text=segment.text)
+    words = max(1, int(WORDS_PER_TOKEN * most))
+    return TASK.format(words=words) + lines + original + ANSWER.format(head=segment.head)
 
 
 def faithful(text: str, original: str) -> bool:

@@ -1,0 +1,64 @@
+"""`loreloop memory train`: the memory's adapters are trained on a running server, over the Tinker API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from loreloop.cli.models import DATA
+
+if TYPE_CHECKING:
+    from loreloop.text.tokenizer import TextTokenizer
+
+
+@click.command()
+@click.argument("part", type=click.Choice(["head", "refill"]))
+@click.option("--model", default="smollm2-135m", show_default=True, help="The base; its tokenizer counts the tokens.")
+@click.option("--rank", default=16, show_default=True, type=click.IntRange(min=1), help="Of the adapter.")
+@click.option("--seed", default=1, show_default=True, help="Of the adapter's first weights.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write all that was measured to this file."
+)
+@click.option("--url", envvar="TINKER_BASE_URL", default="http://127.0.0.1:8000", show_default=True)
+@click.option("--key", envvar="TINKER_API_KEY", default="", help="By default that of TINKER_API_KEY.")
+@DATA
+def train(*, part: str, model: str, rank: int, seed: int, out: Path | None, url: str, key: str, data_dir: str) -> None:
+    """Teach an adapter what to remember (head) or how to shorten (refill), from conversations that are made up.
+
+    Lessons first, then rewards over whole conversations, with exams between. Prints the adapter's path last.
+    """
+    import warnings
+
+    import msgspec
+
+    from loreloop.cli.memory import counter
+    from loreloop.memory.learning import course
+    from loreloop.protocol.errors import BadRequest
+
+    try:
+        import tinker
+
+        from loreloop.memory.learning.pupil import Pupil
+    except ImportError:
+        raise BadRequest("Training needs the Tinker SDK: pip install 'loreloop[demo]'.") from None
+
+    codec, count = tokenizer_of(data_dir, model), counter(data_dir, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # what the SDK's next version will change
+        with tinker.ServiceClient(base_url=url, api_key=key) as service:
+            client = service.create_lora_training_client(model, rank=rank, seed=seed, train_unembed=False).result()
+            plan = course.HEAD if part == "head" else course.REFILL
+            lessons = course.Course(Pupil(client, codec), count, plan, lambda line: click.echo(line, err=True))
+            record = lessons.head() if part == "head" else lessons.refill()
+    if out is not None:
+        out.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+    click.echo(record.path)
+
+
+def tokenizer_of(data_dir: str, model: str) -> TextTokenizer:
+    from loreloop.model.catalog import Catalog
+    from loreloop.text.tokenizer import TextTokenizer
+
+    return TextTokenizer(Catalog(Path(data_dir).expanduser()).ensure(model).folder)

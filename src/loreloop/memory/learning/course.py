@@ -1,0 +1,138 @@
+"""The courses of both adapters from beginning to end: an exam, lessons to imitate, an exam, whole conversations of
+growing length with rewards, an exam. Everything that was measured is in the record.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from loreloop.memory.condense import CountTokens
+from loreloop.memory.learning import exam, judging, lessons, practice
+from loreloop.memory.learning.groups import Said, Tried, merged
+from loreloop.memory.learning.lessons import Example
+from loreloop.memory.learning.refilling import Refills
+
+Tell = Callable[[str], None]
+
+
+class Learner(Protocol):
+    """What a course asks of an adapter."""
+
+    def odds(self, questions: Sequence[str]) -> list[float]: ...
+
+    def answers(
+        self, prompts: Sequence[str], n: int, most: Sequence[int], temperature: float = 1.0
+    ) -> list[list[Said]]: ...
+
+    def imitate(self, examples: Sequence[Example]) -> float: ...
+
+    def reinforce(self, tried: Sequence[Tried]) -> None: ...
+
+    def save(self, name: str) -> str: ...
+
+
+class Reward(msgspec.Struct, frozen=True):
+    """The mean of a step over a conversation of so many turns: evidence kept for the head, answers taken for the
+    refill."""
+
+    turns: int
+    value: float
+
+
+class Record(msgspec.Struct):
+    """One adapter's course. `path` is where its last weights are."""
+
+    part: str
+    losses: list[float] = []
+    rewards: list[Reward] = []
+    sittings: list[exam.Sitting] = []
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps and sizes. `lengths` is the curriculum: turns of a conversation, and the steps that are taken at it."""
+
+    steps: int
+    batch: int
+    lengths: tuple[tuple[int, int], ...]
+    size: int  # answers from one state
+    chances: int = 4  # chunks of a conversation that are written again and again
+
+    def conversations(self) -> Iterator[tuple[int, int]]:
+        """A seed and a length for every step with rewards."""
+        turns = [turns for turns, steps in self.lengths for _ in range(steps)]
+        return enumerate(turns, practice.REWARDED_SEED)
+
+
+HEAD = Plan(steps=8, batch=16, lengths=((40, 4), (60, 3), (100, 2)), size=16)
+REFILL = Plan(steps=24, batch=6, lengths=((40, 5), (60, 4), (100, 3)), size=6)
+
+
+@dataclass
+class Course:
+    learner: Learner
+    count: CountTokens
+    plan: Plan
+    tell: Tell
+
+    def head(self) -> Record:
+        record = Record("head")
+        record.sittings.append(exam.of_the_head("surface", None, self.count))
+        self._judge(record, "before")
+        self._imitate(record, [example for seed in range(4) for example in lessons.of_the_head(seed)])
+        self._judge(record, "after lessons")
+        for seed, turns in self.plan.conversations():
+            rolls = judging.Rolls(practice.budget_for(turns), size=self.plan.size)
+            conversation = practice.needles(seed, turns)
+            tried, reward = judging.tried(conversation, rolls, self.learner.answers, self.count)
+            self._reinforce(record, tried, Reward(turns, reward))
+        self._judge(record, "after rewards")
+        record.path = self.learner.save("memory-head")
+        return record
+
+    def refill(self) -> Record:
+        record = Record("refill")
+        self._write(record, "before")
+        self._imitate(record, [example for seed in range(6) for example in lessons.of_the_refill(seed, self.count)])
+        self._write(record, "after lessons")
+        for seed, turns in self.plan.conversations():
+            refills = Refills(practice.needles(seed, turns), practice.roomy_budget_for(turns), self.count)
+            chances = random.Random(seed).sample(refills.chances, min(self.plan.chances, len(refills.chances)))
+            most = [chance.most for chance in chances]
+            said = self.learner.answers([chance.prompt for chance in chances], self.plan.size, most)
+            tried, taken = refills.tried(chances, said)
+            self._reinforce(record, tried, Reward(turns, taken))
+        self._write(record, "after rewards")
+        record.path = self.learner.save("memory-refill")
+        return record
+
+    def _imitate(self, record: Record, examples: Sequence[Example]) -> None:
+        shuffled = random.Random(0).sample(examples, len(examples))
+        for batch in list(lessons.batches(shuffled, self.plan.batch))[: self.plan.steps]:
+            record.losses.append(self.learner.imitate(batch))
+            self.tell(f"{record.part}: loss {record.losses[-1]:.3f}")
+
+    def _reinforce(self, record: Record, tried: Sequence[Tried], reward: Reward) -> None:
+        record.rewards.append(reward)
+        self.tell(f"{record.part}: reward {reward.value:.3f} in {reward.turns} turns")
+        self.learner.reinforce(merged(tried))
+
+    def _judge(self, record: Record, when: str) -> None:
+        self._sat(record, exam.of_the_head(when, self.learner.odds, self.count))
+
+    def _write(self, record: Record, when: str) -> None:
+        def greedy(prompts: Sequence[str], most: Sequence[int]) -> list[Said]:
+            return [said[0] for said in self.learner.answers(prompts, 1, most, 0.0)]
+
+        self._sat(record, exam.of_the_refill(when, greedy, self.count))
+
+    def _sat(self, record: Record, sitting: exam.Sitting) -> None:
+        record.sittings.append(sitting)
+        shown = ", ".join(f"{name} {value.mean:.3f}" for name, value in sitting.measures.items())
+        self.tell(f"{record.part}, {sitting.when}: {shown}")

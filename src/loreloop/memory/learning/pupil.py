@@ -1,0 +1,97 @@
+"""An adapter that learns, over the Tinker SDK: asks it, has it imitate answers, reinforces what it tried.
+
+The only file of the room that knows the SDK. It knows nothing of memories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import tinker
+
+from loreloop.memory.learned import YES, log_odds
+from loreloop.memory.learning.groups import Said, Tried
+from loreloop.memory.learning.lessons import END, Example
+
+
+class Codec(Protocol):
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+
+class Pupil:
+    def __init__(self, client: tinker.TrainingClient, codec: Codec, learning_rate: float = 5e-4) -> None:
+        self.client, self.codec, self.learning_rate = client, codec, learning_rate
+        self.asked: tinker.SamplingClient | None = None
+
+    @property
+    def sampler(self) -> tinker.SamplingClient:
+        """Of the weights as they are now."""
+        if self.asked is None:
+            self.asked = self.client.save_weights_and_get_sampling_client().result()
+        return self.asked
+
+    def odds(self, questions: Sequence[str]) -> list[float]:
+        """The log-odds that each is answered with yes."""
+        prompts = [tinker.ModelInput.from_ints(self.codec.encode(question + YES)) for question in questions]
+        futures = [self.sampler.compute_logprobs(prompt) for prompt in prompts]
+        return [log_odds(future.result()[-1] or 0.0) for future in futures]
+
+    def answers(
+        self, prompts: Sequence[str], n: int, most: Sequence[int], temperature: float = 1.0
+    ) -> list[list[Said]]:
+        """`n` answers to each prompt, of at most so many tokens each; a line's end ends one."""
+        futures = []
+        for prompt, tokens in zip(prompts, most, strict=True):
+            params = tinker.SamplingParams(max_tokens=tokens, temperature=temperature, stop=self.codec.encode(END))
+            ids = tinker.ModelInput.from_ints(self.codec.encode(prompt))
+            futures.append(self.sampler.sample(prompt=ids, num_samples=n, sampling_params=params))
+        return [[self._said(sequence) for sequence in future.result().sequences] for future in futures]
+
+    def _said(self, sequence: tinker.SampledSequence) -> Said:
+        text = self.codec.decode(sequence.tokens).removesuffix(END)
+        return Said(text, tuple(sequence.tokens), tuple(sequence.logprobs or ()), sequence.stop_reason == "stop")
+
+    def imitate(self, examples: Sequence[Example]) -> float:
+        """One step of cross entropy on the answers; gives the mean loss of their tokens."""
+        data, n_tokens = [], 0
+        for example in examples:
+            prompt, answer = self.codec.encode(example.prompt), self.codec.encode(example.answer)
+            n_tokens += len(answer)
+            data.append(datum(prompt, answer, weights=np.ones(len(answer), np.float32)))
+        return self._step(data, "cross_entropy") / n_tokens
+
+    def reinforce(self, tried: Sequence[Tried]) -> None:
+        """One step of the policy gradient, weighted by the ratio of the probabilities now to those when sampled."""
+        data = []
+        for one in tried:
+            logprobs = np.array(one.said.logprobs, np.float32)
+            advantages = np.full(len(logprobs), one.advantage, np.float32)
+            prompt = self.codec.encode(one.prompt)
+            data.append(datum(prompt, one.said.tokens, logprobs=logprobs, advantages=advantages))
+        if data:
+            self._step(data, "importance_sampling")
+
+    def _step(self, data: list[tinker.Datum], loss: tinker.types.LossFnType) -> float:
+        passed = self.client.forward_backward(data, loss)
+        stepped = self.client.optim_step(tinker.AdamParams(learning_rate=self.learning_rate, beta2=0.95, eps=1e-8))
+        total = passed.result().metrics["loss:sum"]
+        stepped.result()
+        self.asked = None
+        return total
+
+    def save(self, name: str) -> str:
+        """The tinker:// path of the weights for sampling."""
+        return self.client.save_weights_for_sampler(name).result().path
+
+
+def datum(prompt: Sequence[int], answer: Sequence[int], **values: np.ndarray) -> tinker.Datum:
+    """The answer behind the prompt; `values` hold one number for each of its tokens, the prompt's have zeros."""
+    tokens = [*prompt, *answer]
+    before = np.zeros(len(prompt) - 1, np.float32)
+    inputs = {name: tinker.TensorData.from_numpy(np.concatenate([before, value])) for name, value in values.items()}
+    inputs["target_tokens"] = tinker.TensorData.from_numpy(np.array(tokens[1:], np.int64))
+    return tinker.Datum(model_input=tinker.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=inputs)

@@ -1,0 +1,143 @@
+"""The refill over whole conversations: a chunk that an edit opens is written again and again from the same state.
+
+Each answer is put in the chunk's place as it is, without the net of the extractive refill, and the conversation goes
+on to its end. Its reward is what the text keeps of the chunk and what stands in the end, less a fine for one that was
+cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import msgspec
+
+from loreloop.memory.condense import CountTokens
+from loreloop.memory.evaluation.cases import Conversation
+from loreloop.memory.evaluation.recall import recall, turns_kept
+from loreloop.memory.generative import faithful, prompt_of
+from loreloop.memory.importance import SurfaceImportance
+from loreloop.memory.learning.groups import Said, Tried, advantages
+from loreloop.memory.learning.practice import SETTINGS
+from loreloop.memory.memory import Memory, Parts
+from loreloop.memory.refill import NOWHERE, ExtractiveRefill, Place, Refill
+from loreloop.memory.state import MemoryState, Segment, passage
+from loreloop.memory.words import content_of
+
+FINE = 0.5  # for an answer that its budget cut off
+
+
+@dataclass(frozen=True)
+class Chance:
+    """A chunk to be refilled: the state before the turn whose append opened it, and what the model is asked."""
+
+    state: MemoryState
+    turn: int
+    segment: Segment
+    budget: int
+    prompt: str
+    most: int
+
+
+class Noticing(ExtractiveRefill):
+    """Refills extractively, and notes which chunks a model could have been asked for."""
+
+    def __init__(self, count: CountTokens) -> None:
+        super().__init__(count)
+        self.noticed: list[tuple[Segment, int, Place]] = []
+
+    def refill(self, segment: Segment, budget: int, place: Place = NOWHERE) -> Segment | None:
+        if 0 < budget < segment.tokens:
+            self.noticed.append((segment, budget, place))
+        return super().refill(segment, budget, place)
+
+
+class Scripted(ExtractiveRefill):
+    """Puts a given text in the place of one chunk if it fits, else nothing."""
+
+    def __init__(self, count: CountTokens, chunk: int, text: str) -> None:
+        super().__init__(count)
+        self.chunk, self.text = chunk, text
+
+    def refill(self, segment: Segment, budget: int, place: Place = NOWHERE) -> Segment | None:
+        if segment.id != self.chunk:
+            return super().refill(segment, budget, place)
+        tokens = self.count(passage(segment.head, self.text))
+        if not self.text or tokens > budget:
+            return None
+        return msgspec.structs.replace(segment, text=self.text, tokens=tokens, form="written", rewrites=1)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What one answer did: whether a memory would take it, the share of the chunk's content words that it keeps, how
+    much of the questions' evidence stands in the end, whether it came to an end."""
+
+    taken: bool
+    words: float
+    evidence: float
+    ended: bool
+
+    @property
+    def reward(self) -> float:
+        return self.taken * self.words + self.evidence - FINE * (not self.ended)
+
+
+@dataclass
+class Refills:
+    """Re-rolls of one conversation."""
+
+    conversation: Conversation
+    budget: int
+    count: CountTokens
+    chances: list[Chance] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.chances = self._chances()
+
+    def _memory(self, state: MemoryState, refill: Refill) -> Memory:
+        return Memory(state, Parts(self.count, SurfaceImportance(), refill), SETTINGS)
+
+    def _chances(self) -> list[Chance]:
+        noticing = Noticing(self.count)
+        memory = self._memory(MemoryState(self.budget), noticing)
+        found = []
+        for number, turn in enumerate(self.conversation.turns):
+            before = memory.state
+            memory.append(turn)
+            for segment, budget, place in noticing.noticed:
+                most = budget - self.count(passage(segment.head, ""))
+                if most > 0:
+                    prompt = prompt_of(segment, most, place).rstrip()
+                    found.append(Chance(before, number, segment, budget, prompt, most))
+            noticing.noticed.clear()
+        return found
+
+    def marks(self, chance: Chance, said: Said) -> Marks:
+        text, chunk = " ".join(said.text.split()), chance.segment
+        fits = bool(text) and self.count(passage(chunk.head, text)) <= chance.budget
+        content = content_of(chunk.text)
+        words = len(content & content_of(text)) / max(1, len(content))
+        return Marks(fits and faithful(text, chunk.text), words, self._evidence(chance, text), said.ended)
+
+    def _evidence(self, chance: Chance, text: str) -> float:
+        """Of all questions, counted one by one, so that a lost fact weighs the same in long conversations."""
+        opened, *later = self.conversation.turns[chance.turn :]
+        memory = self._memory(chance.state, Scripted(self.count, chance.segment.id, text))
+        memory.append(opened)
+        memory = self._memory(memory.state, ExtractiveRefill(self.count))
+        for turn in later:
+            memory.append(turn)
+        kept = turns_kept(memory.state.segments, self.conversation.turns)
+        return sum(recall(question, kept) or 0.0 for question in self.conversation.questions)
+
+    def tried(self, chances: Sequence[Chance], answers: Sequence[Sequence[Said]]) -> tuple[list[Tried], float]:
+        """All answers with their advantages within their chance's group, and the share that a memory would take."""
+        found, taken = [], []
+        for chance, group in zip(chances, answers, strict=True):
+            marks = [self.marks(chance, said) for said in group]
+            values = advantages([mark.reward for mark in marks])
+            found += [Tried(chance.prompt, said, value) for said, value in zip(group, values, strict=True)]
+            taken += [mark.taken for mark in marks]
+        return found, fmean(taken)
