@@ -146,14 +146,16 @@ async def site(config: Config, write_tokenizer: Callable[[Path], None] = write_t
             await here.services.pictures.close()
 
 
-def play(scene: Scene, *, engine: bool = True, hold_seconds: float = 5.0, **limits: int) -> None:
-    """Runs a scene; without an engine everything accepted stays pending."""
+def play(
+    scene: Scene, *, engine: bool = True, hold_seconds: float = 5.0, hang_seconds: float = 20.0, **limits: int
+) -> None:
+    """Runs a scene; without an engine everything accepted stays pending. One that lasts `hang_seconds` hangs."""
 
     async def run() -> None:
         session = SessionConfig(poll_hold_seconds=hold_seconds)
         async with site(Config(session=session, limits=LimitConfig(**limits))) as here:
             if engine:
                 await here.start_engine()
-            await asyncio.wait_for(scene(here), 20)
+            await asyncio.wait_for(scene(here), hang_seconds)
 
     asyncio.run(run())

@@ -128,3 +128,48 @@ def test_a_silent_stream_is_kept_alive(path: str, body: dict[str, Any], monkeypa
         assert not any("error" in event and event["error"] for event in events)
 
     play(scene, engine=False)
+
+
+# What Claude Code 2.1.197 asks for `claude -p hi --system-prompt x --tools ""`, its longer texts cut short.
+CLAUDE_CODE = {
+    "model": "fake",
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "<system-reminder>\nToday's date is 2026-11-29.\n</system-reminder>\n\n"},
+                {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}},
+            ],
+        }
+    ],
+    "system": [
+        {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.197.0df; cc_entrypoint=sdk-cli;"},
+        {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}},
+    ],
+    "tools": [],
+    "metadata": {"user_id": '{"device_id":"0","account_uuid":"","session_id":"0"}'},
+    "max_tokens": 32000,
+    "thinking": {"type": "adaptive"},
+    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    "output_config": {"effort": "high"},
+    "stream": True,
+}
+
+
+def test_an_agent_that_asks_for_32000_tokens_is_told_the_end_of_a_model_that_finds_none() -> None:
+    """The stream ends with the model's window, in the events that a client waits for."""
+
+    async def scene(site: Site) -> None:
+        url = "http://site/anthropic/api/v1/messages?beta=true"
+        answer = await site.client.post(url, json=CLAUDE_CODE, headers={"anthropic-version": "2023-06-01"})
+        parts = [part.split("data: ")[1] for part in answer.text.split("\n\n") if "data: " in part]
+        events = [event for event in map(json.loads, parts) if event["type"] != "ping"]
+        kinds = [event["type"] for event in events]
+        assert kinds[0] == "message_start"
+        assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+        assert events[-2]["delta"]["stop_reason"] == "max_tokens"
+        usage = events[-2]["usage"]
+        n_prompt = usage["input_tokens"] + usage["cache_read_input_tokens"] + usage["cache_creation_input_tokens"]
+        assert n_prompt + usage["output_tokens"] == FakeEngine().info.context_window
+
+    play(scene)

@@ -1,13 +1,15 @@
 """Sampling routes: sessions of samplers, requests, and what is recorded of them."""
 
 import asyncio
-import time
+import threading
 
 import numpy as np
 import pytest
 from tinker.proto.response_conv import deserialize_sample_response
 
+from loreloop.engine.contract import SampleEvent
 from loreloop.protocol.sampling import Revision
+from loreloop.scheduler.fake import FakeEngine
 from tests.http.site import Site, passing, play, sample, save, step
 
 
@@ -207,17 +209,36 @@ def test_the_end_of_a_session_ends_its_samples() -> None:
 
 
 def test_many_samples_wait_while_heartbeats_are_answered() -> None:
+    """However slow the machine: none of them gets its first token before the heartbeat has its answer."""
+
     async def scene(site: Site) -> None:
-        session_id = await site.session()
-        sampler = await site.sampler(session_id)
-        posts = await asyncio.gather(*(site.ok("/asample", sample(sampler, n)) for n in range(300)))
-        polls = [asyncio.create_task(site.future(post["request_id"])) for post in posts]
-        began = time.monotonic()
-        assert (await site.post("/session_heartbeat", {"session_id": session_id})).status_code == 200
-        assert time.monotonic() - began < 5
+        engine = Gated()
+        await site.start_engine(engine=engine)
+        try:
+            session_id = await site.session()
+            sampler = await site.sampler(session_id)
+            posts = await asyncio.gather(*(site.ok("/asample", sample(sampler, n)) for n in range(300)))
+            polls = [asyncio.create_task(site.future(post["request_id"])) for post in posts]
+            assert (await site.post("/session_heartbeat", {"session_id": session_id})).status_code == 200
+            assert site.services.desk.n_waiting_samples == 300
+            assert not any(poll.done() for poll in polls)
+        finally:
+            engine.open.set()
         assert {answer.status_code for answer in await asyncio.gather(*polls)} == {200}
 
-    play(scene)
+    play(scene, engine=False, hang_seconds=120)
+
+
+class Gated(FakeEngine):
+    """Draws nothing until it is `open`."""
+
+    def __init__(self) -> None:
+        super().__init__(rooms=32)
+        self.open = threading.Event()
+
+    def sample_step(self) -> list[SampleEvent]:
+        self.open.wait()
+        return super().sample_step()
 
 
 def test_prompt_tokens_reach_the_engine_as_they_were_sent() -> None:
