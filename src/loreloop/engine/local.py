@@ -184,9 +184,9 @@ class LocalEngine:
         works: dict[int, TrainPass] = {}
         for index, op in enumerate(passes):
             try:
-                check_pass(op, self._info.vocab_size, self._info.context_window, self.images)
+                sequences = check_pass(op, self._info.vocab_size, self._info.context_window, self.images)
                 check_routes(op, self.decoder.spec.moe)
-                works[index] = TrainPass(op, self.bank.get(op.model_id))
+                works[index] = TrainPass(op=op, state=self.bank.get(op.model_id), sequences=sequences)
             except UserError as error:
                 results[index] = Failure(error.category, error.message)
 

@@ -35,10 +35,11 @@ from loreloop.protocol.training import Datum, ForwardBackward, PassResult
 
 @dataclass
 class TrainPass:
-    """A checked pass with its model, and what has been computed of it so far."""
+    """A checked pass with its model and its data, laid out, and what has been computed of it so far."""
 
     op: ForwardBackward
     state: ModelState
+    sequences: Sequence[TokenSequence]
     logps: dict[int, Tensor] = field(default_factory=dict)  # by datum, in the shape of its targets
     loss_sum: float = 0.0
     load: ExpertLoad | None = None  # where experts are routed to
@@ -133,11 +134,7 @@ class Trainer:
 
     def _batches(self, works: Sequence[TrainPass], pause: Pause) -> Iterator[_Batch]:
         states = list({id(work.state): work.state for work in works}.values())
-        sources = [
-            _Source(work, i, self.images.lay_out(datum.chunks))
-            for work in works
-            for i, datum in enumerate(work.op.data)
-        ]
+        sources = [_Source(work, index, sequence) for work in works for index, sequence in enumerate(work.sequences)]
         book = RouteBook(self.decoder.spec.moe)
         items = [
             PackItem(index, next(a for a, s in enumerate(states) if s is source.work.state), source.identities(book))
