@@ -125,6 +125,11 @@ def test_no_state_hides_in_modules_and_no_error_is_swallowed(path: Path) -> None
     assert len(broad) <= allowed
 
 
+def test_one_file_knows_how_token_ids_lie_in_bytes() -> None:
+    knowing = [str(path.relative_to(PACKAGE)) for path in FILES if re.search(r"[\"'][<=]?[if]4[\"']", path.read_text())]
+    assert knowing == ["protocol/token_ids.py"]
+
+
 def test_rooms_have_no_two_way_arrows() -> None:
     arrows = {(a, b) for a, targets in MAY_IMPORT.items() for b in targets}
     assert not {(a, b) for a, b in arrows if (b, a) in arrows}

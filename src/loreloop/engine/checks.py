@@ -13,6 +13,7 @@ from loreloop.engine.losses.loss import Loss
 from loreloop.engine.losses.table import KNOWN_INPUTS, LOSSES
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.tensors import Tensor
+from loreloop.protocol.token_ids import unpack_ids
 from loreloop.protocol.training import Datum, ForwardBackward, TextChunk
 
 
@@ -55,7 +56,7 @@ def _check_tokens(where: str, datum: Datum, n_tokens: int, vocab_size: int, cont
         raise BadRequest(f"{where} has {n_tokens} tokens; the context window is {context_window}.")
     for chunk in datum.chunks:
         if isinstance(chunk, TextChunk):
-            _check_ids(f"{where}, model_input", np.frombuffer(chunk.tokens, "<i4"), vocab_size)
+            _check_ids(f"{where}, model_input", unpack_ids(chunk.tokens), vocab_size)
 
 
 def _check_inputs(where: str, datum: Datum, name: str, loss: Loss, n_tokens: int) -> None:

@@ -45,7 +45,7 @@ from loreloop.protocol.link import (
     Tokens,
 )
 from loreloop.protocol.sampling import SampleOp, SampleResult
-from loreloop.protocol.training import Failure, SkipSeq, TrainOp, token_bytes
+from loreloop.protocol.training import Failure, SkipSeq, TrainOp, all_ids
 from loreloop.store import journal, replay, runs, samplers, spool
 from loreloop.store.files import Files, delete
 from loreloop.store.rows import Acceptance, DamagedOp, Outcome, SequenceRecord
@@ -303,7 +303,7 @@ class Desk:
     async def _record(self, ticket: Ticket, result: SampleResult | Failure) -> None:
         if ticket.recording is None or isinstance(result, Failure):
             return
-        prompt = token_bytes(ticket.op.prompt)
+        prompt = all_ids(ticket.op.prompt)
         revision_id = ticket.op.revision.revision_id if ticket.op.revision else None
         records = [
             SequenceRecord(prompt, s.tokens, s.logprobs, revision_id, ticket.base_model, s.routes)

@@ -22,6 +22,7 @@ from loreloop.protocol.errors import BadRequest, LoreloopError, ServerError
 from loreloop.protocol.link import EngineInfo, Token
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import PromptScores, SampledSequence, SampleOp, SampleResult
+from loreloop.protocol.token_ids import pack_ids, pack_logprobs
 from loreloop.protocol.training import Chunk, Failure, length_of
 from loreloop.serve.names import Target
 from loreloop.serve.texts import ModelText
@@ -152,7 +153,7 @@ async def all_drawn(served: Services, model: Model, ops: Sequence[SampleOp]) -> 
 
 def prompt_only(result: SampleResult) -> SampleResult:
     """The result for who wanted no tokens."""
-    none = SampledSequence(b"", b"", "length")
+    none = SampledSequence(pack_ids([]), pack_logprobs([]), "length")
     return msgspec.structs.replace(result, sequences=(none,) * len(result.sequences))
 
 

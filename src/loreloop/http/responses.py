@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import msgspec
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -41,6 +40,7 @@ from loreloop.protocol.responses_rest import (
 )
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampleResult
+from loreloop.protocol.token_ids import n_ids, unpack_ids
 from loreloop.protocol.training import Failure, length_of
 from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, turn_of_parts
 from loreloop.text.tool_calls import Tool
@@ -210,7 +210,7 @@ class Asked:
         return told | {"store": await keep(served, self.chat.op.owner, self.body, self.found, told)}
 
     def usage(self, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
-        n_prompt, n_drawn = length_of(self.chat.op.prompt), len(result.sequences[0].tokens) // 4
+        n_prompt, n_drawn = length_of(self.chat.op.prompt), n_ids(result.sequences[0].tokens)
         thought = "".join(block.text for block in blocks.done if block.kind == "thinking")
         n_thought = len(self.chat.model.text.tokenizer.encode(thought)) if thought else 0
         return {
@@ -238,7 +238,7 @@ class Asked:
 
 def whole_blocks(chat: Chat, result: SampleResult) -> Blocks:
     reply, blocks = chat.reply(), Blocks(note=chat.warning)
-    for token in np.frombuffer(result.sequences[0].tokens, "<i4").tolist():
+    for token in unpack_ids(result.sequences[0].tokens).tolist():
         blocks.add(reply.push(token))
     blocks.add(reply.flush())
     blocks.end(cut=was_cut(result))

@@ -22,6 +22,7 @@ from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
 from loreloop.protocol.paths import file_name
 from loreloop.protocol.sampling import PromptReport, SampleOp, stop_reason
 from loreloop.protocol.tensors import tensor_of
+from loreloop.protocol.token_ids import unpack_ids
 from loreloop.protocol.training import (
     CreateModel,
     Failure,
@@ -157,7 +158,7 @@ class FakeEngine:
         if op.revision and not Path(op.revision.folder, "state.json").exists():
             raise NotFound(f"The revision {op.revision.revision_id} cannot be read.")
         self.samples[op.request_id] = op
-        resumed = [np.frombuffer(partial.tokens, "<i4").tolist() for partial in op.resume]
+        resumed = [unpack_ids(partial.tokens).tolist() for partial in op.resume]
         self.drawn[op.request_id] = dict(enumerate(resumed or [[] for _ in range(op.num_samples)]))
         self.admitted.append(op.request_id)
         self.most_running = max(self.most_running, sum(map(len, self.drawn.values())))
