@@ -10,7 +10,7 @@ from torch import Tensor
 from loreloop.engine.adapters import ModelState, new_state
 from loreloop.engine.attention import FastAttention, FixedAttention
 from loreloop.engine.head import Head
-from loreloop.engine.images import TEXT_ONLY, ImageTable
+from loreloop.engine.images import ImageTable, text_only
 from loreloop.engine.trainer import Trainer, TrainPass
 from loreloop.model.linear import FastProducts, TiledProducts
 from loreloop.model.load import load_decoder
@@ -77,9 +77,9 @@ def train_pass(*data: Datum, loss="cross_entropy", config=None, forward_only=Fal
     return ForwardBackward(model, 1, "r", tuple(data), loss, config or {}, forward_only)
 
 
-def laid_out(op: ForwardBackward, state: ModelState, images: ImageTable = TEXT_ONLY) -> TrainPass:
+def laid_out(op: ForwardBackward, state: ModelState, images: ImageTable | None = None) -> TrainPass:
     """A pass as the trainer takes it."""
-    return TrainPass(op=op, state=state, sequences=[images.lay_out(datum.chunks) for datum in op.data])
+    return TrainPass(op=op, state=state, sequences=[(images or text_only()).lay_out(datum.chunks) for datum in op.data])
 
 
 def random_tokens(n: int, seed=0, vocab_size=512) -> list[int]:

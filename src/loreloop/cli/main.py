@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+from types import TracebackType
 
 import click
 
@@ -55,6 +56,7 @@ for verb in (remove_model, verify_models, import_adapter, export_model):
 
 def main() -> None:
     """Exit code 2 for misuse, 1 for a failure; a traceback only for faults of ours."""
+    sys.excepthook = tell
     from loreloop.protocol.errors import LoreloopError, WrongSettings
 
     try:
@@ -62,16 +64,19 @@ def main() -> None:
     except LoreloopError as error:
         click.echo(f"Error: {error.message}", err=True)
         sys.exit(2 if isinstance(error, WrongSettings) else 1)
-    except Exception as error:
-        if said := circumstances(error):
-            click.echo(f"Error: {said}", err=True)
-            sys.exit(1)
-        traceback.print_exc()
+
+
+def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What is printed of an error that nobody caught; the interpreter then ends with the exit code 1."""
+    if said := circumstances(error):
+        click.echo(f"Error: {said}", err=True)
+        return
+    traceback.print_exception(kind, error, trace)
+    if isinstance(error, Exception):
         click.echo("This is a fault of loreloop's own; please report it with the lines above.", err=True)
-        sys.exit(1)
 
 
-def circumstances(error: Exception) -> str | None:
+def circumstances(error: BaseException) -> str | None:
     """What is wrong with the machine, where it is that and not a fault of ours."""
     import sqlite3
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from loreloop.engine.images import TEXT_ONLY, ImageTable, TokenSequence
+from loreloop.engine.images import ImageTable, TokenSequence, text_only
 from loreloop.engine.losses.loss import Loss
 from loreloop.engine.losses.table import KNOWN_INPUTS, LOSSES
 from loreloop.protocol.errors import BadRequest
@@ -18,7 +18,7 @@ from loreloop.protocol.training import Datum, ForwardBackward, TextChunk
 
 
 def check_pass(
-    op: ForwardBackward, vocab_size: int, context_window: int, images: ImageTable = TEXT_ONLY
+    op: ForwardBackward, vocab_size: int, context_window: int, images: ImageTable | None = None
 ) -> tuple[TokenSequence, ...]:
     """The pass's data, each laid out as one sequence."""
     loss = LOSSES.get(op.loss_fn)
@@ -34,7 +34,7 @@ def check_pass(
         raise BadRequest("The batch holds no datum; send at least one.")
     sequences = []
     for index, datum in enumerate(op.data):
-        sequences.append(_laid_out(f"Datum {index}", datum, images))
+        sequences.append(_laid_out(f"Datum {index}", datum, images or text_only()))
         n_tokens = len(sequences[-1].tokens)
         _check_tokens(f"Datum {index}", datum, n_tokens, vocab_size, context_window)
         _check_inputs(f"Datum {index}", datum, op.loss_fn, loss, n_tokens)

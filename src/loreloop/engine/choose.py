@@ -82,4 +82,11 @@ def _event(row: SampleRow, token: int, logp: float, scaled_V: Tensor, normalizer
         ids[: len(top.indices)], logprobs[: len(top.indices)] = top.indices.cpu().numpy(), top.values.cpu().numpy()
         topk = TopK(pack_ids(ids), pack_logprobs(logprobs), k, 1)
     finished = stop_reason(row.op, token, row.n_drawn + 1)
-    return TokenEvent(row.op.request_id, row.sample_index, token, logp, finished, topk)
+    return TokenEvent(
+        request_id=row.op.request_id,
+        sample_index=row.sample_index,
+        token=token,
+        logprob=logp,
+        finished=finished,
+        topk=topk,
+    )

@@ -154,4 +154,6 @@ class ImageTable:
         return self.features[image.key]
 
 
-TEXT_ONLY = ImageTable(None, torch.device("cpu"), 0)
+def text_only() -> ImageTable:
+    """A table that refuses all images."""
+    return ImageTable(None, torch.device("cpu"), 0)

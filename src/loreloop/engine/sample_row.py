@@ -97,7 +97,15 @@ def rows_of(
     for index in range(op.num_samples):
         drawn = unpack_ids(op.resume[index].tokens).tolist() if index < len(op.resume) else []
         scoring = PromptScoring(op, prompt) if index == 0 and op.scores.wanted else None
-        row = SampleRow(op, index, prompt + drawn, len(prompt), adapter, namespace, scoring)
+        row = SampleRow(
+            op=op,
+            sample_index=index,
+            tokens=prompt + drawn,
+            n_prompt=len(prompt),
+            adapter=adapter,
+            namespace=namespace,
+            scoring=scoring,
+        )
         row.prompt = sequence if sequence.images else None
         if fresh is not None:
             row.constraint = fresh.copy()

@@ -99,7 +99,10 @@ class AgentRun:
                 yield Finished(chat, whole, result)
                 return
             calls = tuple(MadeCall(call.call_id or new_call_id(), call.name, call.arguments) for call in whole.calls)
-            turns = (*turns, Turn("assistant", whole.content, whole.thinking or None, calls))
+            turns = (
+                *turns,
+                Turn(role="assistant", content=whole.content, thinking=whole.thinking or None, calls=calls),
+            )
             for call in calls:
                 yield Called(call)
                 output = "No more calls are allowed." if box.spent else await box.call(call.name, call.arguments)

@@ -111,7 +111,9 @@ def ask_of(body: CountTokens, wire: WireSamplingParams, *, stream: bool) -> Chat
             raise BadRequest("The last message, with which the answer begins, holds an image; leave that out.")
         begun, thought = last.content, last.thinking or ""
     conversation = Conversation(tuple(turns), tools, settings, begun, thought)
-    return ChatAsk(conversation, wire, wanted, parallel, stream=stream, left_open=left_open(body))
+    return ChatAsk(
+        conversation=conversation, wire=wire, choice=wanted, parallel=parallel, stream=stream, left_open=left_open(body)
+    )
 
 
 def turns_of(message: Message) -> Iterator[Turn]:

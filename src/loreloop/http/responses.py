@@ -91,10 +91,10 @@ def ask_of(body: CreateResponse, items: Sequence[Item]) -> ChatAsk:
     wanted = body.tool_choice or "auto"
     choice = f"={wanted.name}" if isinstance(wanted, NamedFunction) else wanted
     return ChatAsk(
-        Conversation(tuple(turns), tools, settings),
-        params_of(body),
-        choice,
-        body.parallel_tool_calls is not False,
+        conversation=Conversation(tuple(turns), tools, settings),
+        wire=params_of(body),
+        choice=choice,
+        parallel=body.parallel_tool_calls is not False,
         stream=bool(body.stream),
         left_open=left_open(body),
         strict=body.text is not None and isinstance(body.text.format, SchemaFormat) and bool(body.text.format.strict),
@@ -149,7 +149,12 @@ def merged(turns: Iterator[Turn]) -> Iterator[Turn]:
         parts = list(run)
         content = "".join(part.content for part in parts)
         thinking = "".join(part.thinking or "" for part in parts) or None
-        yield Turn("assistant", content, thinking, tuple(call for part in parts for call in part.calls))
+        yield Turn(
+            role="assistant",
+            content=content,
+            thinking=thinking,
+            calls=tuple(call for part in parts for call in part.calls),
+        )
 
 
 def parts_of(content: str | Sequence[Part | ReasoningPart] | None) -> list[str | Picture]:

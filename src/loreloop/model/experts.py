@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -163,6 +164,14 @@ class _Plan:
         return [expert_lora(group, self.layer, products, x_TD) for group in self.groups]
 
 
+class _Present(NamedTuple):
+    """An adapter, and which of a run's rows have it."""
+
+    run: Run
+    adapter: ExpertLora
+    rows: slice
+
+
 class _Pass:
     """One pass over the experts of a layer, there and back."""
 
@@ -223,12 +232,12 @@ class _Pass:
             adapter.finish_back(self.x_TD, dx)
         return dx, dweight_P1[:-1].view(-1, self.top_k)
 
-    def _present(self, block: _Block) -> Iterator[tuple[Run, ExpertLora, slice]]:
-        """The adapters that a block's rows have, run by run, and which of the run's rows have them."""
+    def _present(self, block: _Block) -> Iterator[_Present]:
+        """The adapters that a block's rows have, run by run."""
         for run in block.runs:
             for adapter, rows in zip(self.adapters, run.spans, strict=True):
                 if rows.stop > rows.start:
-                    yield run, adapter, rows
+                    yield _Present(run, adapter, rows)
 
 
 class _Context(FunctionCtx):

@@ -17,6 +17,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from loreloop.protocol.byte_letters import BYTE_LETTERS
 from loreloop.protocol.errors import BadRequest
 
 FILE = "tiktoken.model"
@@ -132,16 +133,6 @@ def _added(ranks: Mapping[bytes, int], settings: Mapping[str, Any]) -> list[Adde
         i: AddedToken(f"<|reserved_token_{i}|>", special=True, normalized=False) for i in range(n_base, n_base + n)
     }
     return list((reserved | named).values())
-
-
-def _byte_letters() -> list[str]:
-    """The printable letter that byte-level vocabularies write for each byte: itself, or one from 256 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
-
-
-BYTE_LETTERS = _byte_letters()
 
 
 def _text(token: bytes) -> str:

@@ -42,12 +42,16 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _indexed(index: Path) -> set[str]:
     """The files that an index names, all of them its neighbours."""
+    wrong = f"{index} has no weight_map from tensors to files beside it"
     try:
-        files = json.loads(index.read_text())["weight_map"]
-        if not all(isinstance(file, str) and file == Path(file).name for file in files.values()):
-            raise ValueError("a file is none beside it")
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        raise BadRequest(f"{index} has no weight_map from tensors to files beside it: {error}.") from None
+        found = json.loads(index.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadRequest(f"{wrong}: {error}.") from None
+    files = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(files, dict):
+        raise BadRequest(f"{wrong}.")
+    if not all(isinstance(file, str) and file == Path(file).name for file in files.values()):
+        raise BadRequest(f"{wrong}: a file is none beside it.")
     return set(files.values())
 
 

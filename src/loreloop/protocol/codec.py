@@ -52,7 +52,13 @@ def decode_pass(body: bytes) -> DecodedPass:
     if request.loss_fn == "cross_entropy":
         _check_weighted(request)
     op = ForwardBackward(
-        request.model_id, request.seq_id, "", data, request.loss_fn, _loss_config(request), request.forward_only
+        model_id=request.model_id,
+        seq_id=request.seq_id,
+        request_id="",
+        data=data,
+        loss_fn=request.loss_fn,
+        loss_config=_loss_config(request),
+        forward_only=request.forward_only,
     )
     spans = tuple(DatumSpans(_spans(d.model_input_spans), _spans(d.loss_fn_input_spans)) for d in request.data)
     return DecodedPass(op, spans)

@@ -24,7 +24,10 @@ from __future__ import annotations
 import errno
 import os
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class LoreloopError(Exception):
@@ -99,6 +102,15 @@ class Unavailable(LoreloopError):
 
 class OutOfService(Unavailable):
     pass
+
+
+def outcome_of(call: Callable[[], T]) -> T | Exception:
+    """What a call gives, or the error that it raises, as a value. For who must go on whatever the work of others does:
+    threads that serve many, and foreign code on foreign data. What the error means is told by the caller."""
+    try:
+        return call()
+    except Exception as error:
+        return error
 
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)

@@ -49,12 +49,12 @@ class _Sample:
     def sequence(self) -> SampledSequence:
         assert self.stop_reason is not None
         return SampledSequence(
-            pack_ids(self.tokens),
-            pack_logprobs(self.logprobs),
-            self.stop_reason,
-            _joined(self.topk) if self.topk else None,
-            pack_logprobs(self.filtered) if self.filtered else None,
-            b"".join(self.routes) if self.routes else None,
+            tokens=pack_ids(self.tokens),
+            logprobs=pack_logprobs(self.logprobs),
+            stop_reason=self.stop_reason,
+            topk=_joined(self.topk) if self.topk else None,
+            filtered_logprobs=pack_logprobs(self.filtered) if self.filtered else None,
+            routes=b"".join(self.routes) if self.routes else None,
         )
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from loreloop.protocol.errors import LoreloopError, disk_trouble
+from loreloop.protocol.errors import LoreloopError, disk_trouble, outcome_of
 from loreloop.protocol.training import Failure
 
 T = TypeVar("T")
@@ -21,13 +21,16 @@ class Attempt(Protocol):
 
 def attempt(call: Callable[[], T]) -> T | Failure:
     """Runs a call into the engine. What goes wrong there ends as a failure of the operation that asked."""
-    try:
-        return call()
-    except LoreloopError as error:
-        return Failure(error.category, error.message)
-    except Exception as error:
-        if trouble := disk_trouble(error):
-            LOG.error("%s", trouble.message)
-            return Failure(trouble.category, trouble.message)
-        LOG.exception("an operation failed in the engine")
-        return Failure("server", f"The engine failed: {type(error).__name__}: {error}. Its log holds the details.")
+    # The error must not become a local of this function: it would keep the engine's frames, and what lies in them.
+    return _answered(outcome_of(call))
+
+
+def _answered(outcome: T | Exception) -> T | Failure:
+    if not isinstance(outcome, Exception):
+        return outcome
+    if known := outcome if isinstance(outcome, LoreloopError) else disk_trouble(outcome):
+        if known is not outcome:
+            LOG.error("%s", known.message)
+        return Failure(known.category, known.message)
+    LOG.error("an operation failed in the engine", exc_info=outcome)
+    return Failure("server", f"The engine failed: {type(outcome).__name__}: {outcome}. Its log holds the details.")

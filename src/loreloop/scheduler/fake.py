@@ -65,7 +65,15 @@ class FakeEngine:
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo("fake", "", VOCAB, 4096, (0,), 64, 1)
+        return EngineInfo(
+            base_model="fake",
+            folder="",
+            vocab_size=VOCAB,
+            context_window=4096,
+            eos_token_ids=(0,),
+            max_lora_rank=64,
+            n_threads=1,
+        )
 
     @property
     def meters(self) -> Meters:
@@ -178,7 +186,15 @@ class FakeEngine:
             for index, tokens in list(by_index.items()):
                 tokens.append(self.draw(op, index, len(tokens)))
                 reason = stop_reason(op, tokens[-1], len(tokens))
-                events.append(TokenEvent(request_id, index, tokens[-1], -tokens[-1] / VOCAB, reason))
+                events.append(
+                    TokenEvent(
+                        request_id=request_id,
+                        sample_index=index,
+                        token=tokens[-1],
+                        logprob=-tokens[-1] / VOCAB,
+                        finished=reason,
+                    )
+                )
                 if reason:
                     self.finish_sample(request_id, index)
         return events
