@@ -5,7 +5,7 @@ The table of rooms is the one of docs/architecture.md, and a test holds the two 
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -269,3 +269,27 @@ def test_routes_are_short() -> None:
 def test_settings_are_few() -> None:
     trees = (Config, EngineConfig, SessionConfig, LimitConfig)
     assert sum(len(msgspec.structs.fields(tree)) for tree in trees) < 60
+
+
+def targets_of(tree: ast.AST, modules: Collection[str]) -> Iterator[str]:
+    """The modules that a file imports, those left out that it needs for types alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in modules else node.module or "" for name in whole)
+        yield from targets_of(node, modules)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    modules = {Structs.module(path).removesuffix(".__init__"): path for path in FILES}
+    left = {}
+    for module, path in modules.items():
+        left[module] = {*targets_of(ast.parse(path.read_text()), modules)} & modules.keys() - {module}
+    while free := [module for module, targets in left.items() if not targets & left.keys()]:
+        for module in free:
+            del left[module]
+    assert not left, "these lie on a circle, or lead to one"

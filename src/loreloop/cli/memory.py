@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loreloop.cli.memory_chat import chat
+from loreloop.cli.memory_chat import chat, counter
 from loreloop.cli.memory_files import forget, show
 from loreloop.cli.models import DATA
 
 if TYPE_CHECKING:
-    from loreloop.memory.condense import CountTokens
     from loreloop.memory.evaluation.cases import Conversation
 
 
@@ -86,19 +85,3 @@ def chosen(file: Path, form: str, faults: Path | None, only: tuple[str, ...]) ->
         names = ", ".join(conversation.name for conversation in loaded)
         raise BadRequest(f"{file} holds no conversation {', '.join(sorted(unknown))}; it has {names}.")
     return [conversation for conversation in loaded if not only or conversation.name in only]
-
-
-def counter(data_dir: str, model: str) -> CountTokens:
-    """Counts tokens as a model's tokenizer does; equal texts once."""
-    from functools import lru_cache
-
-    from loreloop.model.catalog import Catalog
-    from loreloop.text.tokenizer import TextTokenizer
-
-    tokenizer = TextTokenizer(Catalog(Path(data_dir).expanduser()).ensure(model).folder)
-
-    @lru_cache(maxsize=1 << 16)
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text))
-
-    return count

@@ -35,6 +35,9 @@ class Expert:
     gate_up: BaseLinear
     down: BaseLinear
 
+    def at(self, site: str) -> BaseLinear:
+        return self.down if site == "down" else self.gate_up
+
 
 @dataclass(frozen=True)
 class _Block:
@@ -68,7 +71,7 @@ class ExpertProducts:
         plain = isinstance(first.weight, Tensor) and first.weight.device.type == "cpu"
         by_kernel = isinstance(first.forward, PanelLinear)  # which prepares nothing, and adds up in one order
         self.fills_up = plain and not by_kernel and not first.products.exact_rows
-        self._groups = {site: _group([getattr(expert, site) for expert in experts]) for site in ("gate_up", "down")}
+        self._groups = {site: _group([expert.at(site) for expert in experts]) for site in ("gate_up", "down")}
 
     def together(self, x: Tensor) -> bool:
         """Whether all rows go through one product."""
@@ -85,7 +88,7 @@ class ExpertProducts:
         return self._group(site).input_grad(dy_NO, block.starts_E1)
 
     def _alone(self, block: _Block, site: str) -> BaseLinear:
-        return getattr(self.experts[block.runs[0].expert], site)
+        return self.experts[block.runs[0].expert].at(site)
 
     def _group(self, site: str) -> PackedGroup:
         group = self._groups[site]

@@ -7,7 +7,6 @@ Missing, extra and wrongly shaped tensors are refused by name; nothing in the fo
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from loreloop.model.tower import VISION, own_name
 from loreloop.model.weight_files import stored_tensors, stream_tensors
 from loreloop.model.weights import Weight, decoder_weights
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.json_files import read_json_object
 
 # What comes of a configuration whose values are of other types than they should be.
 MISSPELT = (ArithmeticError, LookupError, TypeError, ValueError)
@@ -39,13 +39,7 @@ IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)  # old checkpoints store what the co
 
 def read_config_file(file: Path) -> dict[str, Any]:
     """A configuration by itself."""
-    try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadRequest(f"{file.parent} is not a model folder: {file.name} cannot be read ({error}).") from None
-    if not isinstance(config, dict):
-        raise BadRequest(f"{file} is not a model's configuration: it is no JSON object.")
-    return config
+    return read_json_object(file, f"{file.parent} is not a model folder: {file.name}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

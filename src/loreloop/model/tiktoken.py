@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import itertools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from loreloop.protocol.byte_letters import BYTE_LETTERS
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.json_files import read_json_object
 
 FILE = "tiktoken.model"
 N_RESERVED = 256  # ids behind the vocabulary that are special tokens, whether they are named or not
@@ -106,13 +106,7 @@ def _merged(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise BadRequest(f"{file.name} beside {FILE} cannot be read: {error}.") from None
-    if not isinstance(settings, dict):
-        raise BadRequest(f"{file.name} beside {FILE} is no JSON object.")
-    return settings
+    return read_json_object(file, f"{file.name} beside {FILE}")
 
 
 def _added(ranks: Mapping[bytes, int], settings: Mapping[str, Any]) -> list[AddedToken]:
