@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from loreloop.cli import chat as plain_chat
 from loreloop.cli import memory as command
+from loreloop.cli import memory_chat
 from loreloop.memory.file_store import FileStore
 from loreloop.memory.persistence import from_json, to_json
 from loreloop.memory.picture import runs
@@ -108,7 +109,7 @@ def test_a_chat_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return httpx.Client(base_url="http://any.example/v1", transport=httpx.MockTransport(answer))
 
     monkeypatch.setattr(plain_chat, "client_of", client_of)
-    monkeypatch.setattr(command, "counter", lambda _data_dir, _model: lambda text: len(text.split()))
+    monkeypatch.setattr(memory_chat, "counter", lambda _data_dir, _model: lambda text: len(text.split()))
     assert "I noted it." in invoke(tmp_path, "chat", "ann", input="My locker code is 4711.\n/quit\n").output
     assert "It is 4711." in invoke(tmp_path, "chat", "ann", input="What is it?\n").output
     assert "user: My locker code is 4711." in server.messages[0]["content"]

@@ -14,6 +14,7 @@ from loreloop.engine.sampler import Sampler, SamplerLimits, refuse
 from loreloop.model.lora import AdapterView
 from loreloop.protocol.sampling import Partial, PromptReport, PromptScores, Revision, SampleOp, SamplingParams, TopK
 from loreloop.protocol.training import TextChunk
+from tests.engine.page_rig import check_pages
 from tests.engine.train_rig import Rig, datum, train_pass
 
 
@@ -145,7 +146,7 @@ def free_all(sampler: Sampler) -> int:
     """Forgets every known prefix; gives how many pages are still held by somebody, which should be none."""
     for namespace in list(sampler.tree.roots):
         sampler.drop_revision(namespace.rpartition("#")[0])
-    sampler.pool.check_integrity()
+    check_pages(sampler.pool)
     return sampler.pool.n_pages - sampler.pool.n_free
 
 

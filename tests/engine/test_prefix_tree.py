@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from loreloop.engine.pages import PagePool
 from loreloop.engine.prefix_tree import PrefixTree
+from tests.engine.page_rig import check_pages
 
 PAGE = 4
 PROMPTS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=14).map(tuple), min_size=1, max_size=8)
@@ -85,7 +86,7 @@ def test_eviction_and_dropping_leave_no_page_behind(prompts):
             add(tree, prompt)
         empty(tree)
         assert tree.pool.n_free == 64
-        tree.pool.check_integrity()
+        check_pages(tree.pool)
 
 
 @settings(deadline=None)

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from loreloop.engine.replay import RouteBook, check_routes
-from loreloop.engine.trainer import TrainPass
 from loreloop.model.routes import FREE, Routes
 from loreloop.protocol.errors import BadRequest
 from tests.engine.sample_rig import Answer, make_sampler, one, run, sample_op
-from tests.engine.train_rig import Rig, datum, random_tokens, relative_error, train_pass
+from tests.engine.train_rig import Rig, datum, laid_out, random_tokens, relative_error, train_pass
 from tests.tiny import make_tiny_model
 
 PROMPT = random_tokens(21)
@@ -35,7 +34,7 @@ def ids_of(rig, routes: bytes) -> np.ndarray:
 def trained(rig, state, *data, follow=True):
     """Metrics of a pass, and its log-probs."""
     rig.trainer.replay_routes = follow
-    work = TrainPass(train_pass(*data), state)
+    work = laid_out(train_pass(*data), state)
     rig.trainer.run([work])
     rig.trainer.replay_routes = True
     return work.result().metrics, work.logps
@@ -162,8 +161,8 @@ def test_routes_for_a_model_without_experts_are_refused():
 def test_a_pass_is_told_of_its_own_rows_alone(rig):
     moe, state = rig.decoder.spec.moe, rig.state()
     routes = np.tile(np.arange(moe.top_k, dtype=np.int16), 9 * len(moe.layers)).tobytes()
-    followed = TrainPass(train_pass(msgspec.structs.replace(datum(random_tokens(9)), routes=routes)), state)
-    free = TrainPass(train_pass(datum(random_tokens(9, seed=1))), state)
+    followed = laid_out(train_pass(msgspec.structs.replace(datum(random_tokens(9)), routes=routes)), state)
+    free = laid_out(train_pass(datum(random_tokens(9, seed=1))), state)
     rig.trainer.run([followed, free])
     assert followed.result().metrics["e_recorded:sum"] == 9 * len(moe.layers) * moe.top_k
     assert free.result().metrics["e_recorded:sum"] == 0

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loreloop.protocol.sampling import PromptScores
+from tests.engine.page_rig import check_pages
 from tests.engine.sample_rig import drain, free_all, make_sampler, one, run, sample_op
 from tests.engine.train_rig import Rig, random_tokens
 from tests.tiny import make_tiny_model
@@ -258,7 +259,7 @@ def test_whatever_happens_no_page_is_left_behind(rig, actions):
                 sampler.finish(str(request))
             case "finish", (request, index):
                 sampler.finish(str(request), index)
-        sampler.pool.check_integrity()
+        check_pages(sampler.pool)
         assert sampler.pool.n_free + sum(1 for held in sampler.pool.holders if held) == 12
     drain(sampler, max_steps=2000)
     sampler.tree.evict(12)

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from loreloop.engine.packing import PackItem, pack
-from loreloop.engine.trainer import TrainPass
-from tests.engine.train_rig import Rig, datum, policy_datum, random_tokens, relative_error, train_pass
+from tests.engine.train_rig import Rig, datum, laid_out, policy_datum, random_tokens, relative_error, train_pass
 from tests.tiny import make_tiny_model
 
 MAX_DELTA, MEAN_DELTA = 5e-5, 5e-6
@@ -172,7 +171,7 @@ def test_the_loss_is_a_sum_over_data_and_never_a_mean(rig):
 
 
 def loss_sum(rig, data):
-    work = TrainPass(train_pass(*data, forward_only=True), rig.state())
+    work = laid_out(train_pass(*data, forward_only=True), rig.state())
     rig.trainer.run([work])
     assert work.result().metrics["loss:sum"] == pytest.approx(-sum(float(logp.sum()) for logp in work.logps.values()))
     return work.result().metrics["loss:sum"]
@@ -235,5 +234,5 @@ def pauses(rig, op):
         nonlocal n_pauses
         n_pauses += 1
 
-    rig.trainer.run([TrainPass(op, rig.state())], pause)
+    rig.trainer.run([laid_out(op, rig.state())], pause)
     return n_pauses

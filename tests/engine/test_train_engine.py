@@ -212,3 +212,15 @@ def test_deterministic_passes_do_not_notice_each_other(make_engine):
     together = train(engine, train_pass(*data, forward_only=True))[0].outputs
     alone = [train(engine, train_pass(d, forward_only=True))[0].outputs[0] for d in data]
     assert list(together) == alone
+
+
+def test_a_datum_is_laid_out_once(make_engine, monkeypatch):
+    """Images are hashed and counted there: twice would be as much work again."""
+    engine = make_engine()
+    create(engine)
+    n_laid_out = []
+    lay_out = engine.images.lay_out
+    monkeypatch.setattr(engine.images, "lay_out", lambda chunks: n_laid_out.append(1) or lay_out(chunks))
+    (result,) = train(engine, lesson())
+    assert isinstance(result, PassResult)
+    assert len(n_laid_out) == len(result.outputs)

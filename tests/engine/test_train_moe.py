@@ -4,9 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loreloop.engine.trainer import TrainPass
 from tests.engine.moe_reference import DeltaReference, named_gradients
-from tests.engine.train_rig import Rig, datum, random_tokens, relative_error, train_pass
+from tests.engine.train_rig import Rig, datum, laid_out, random_tokens, relative_error, train_pass
 from tests.tiny import make_tiny_model
 
 FAMILIES = ["mixtral", "qwen3_moe", "deepseek_v3"]
@@ -97,7 +96,7 @@ def test_the_load_of_experts_comes_back(folder, rig):
     state = rig.state()
     state.master.zero_()
     state.refresh_weights()
-    work = TrainPass(train_pass(datum(tokens)), state)
+    work = laid_out(train_pass(datum(tokens)), state)
     rig.trainer.run([work])
     metrics = work.result().metrics
     assert metrics["e_frac_with_tokens:mean"] == pytest.approx(float((counts > 0).double().mean()))

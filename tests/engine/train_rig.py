@@ -10,7 +10,7 @@ from torch import Tensor
 from loreloop.engine.adapters import ModelState, new_state
 from loreloop.engine.attention import FastAttention, FixedAttention
 from loreloop.engine.head import Head
-from loreloop.engine.images import ImageTable
+from loreloop.engine.images import ImageTable, text_only
 from loreloop.engine.trainer import Trainer, TrainPass
 from loreloop.model.linear import FastProducts, TiledProducts
 from loreloop.model.load import load_decoder
@@ -44,7 +44,7 @@ class Rig:
 
     def run(self, *passes: tuple[ModelState, ForwardBackward]) -> list[list[Tensor]]:
         """Runs passes as one batch; the log-probs of every datum of every pass."""
-        works = [TrainPass(op, state) for state, op in passes]
+        works = [laid_out(op, state, self.images) for state, op in passes]
         self.trainer.run(works)
         return [[torch.tensor(o["logprobs"].numpy()) for o in work.result().outputs] for work in works]
 
@@ -75,6 +75,11 @@ def policy_datum(tokens: Sequence[int], seed=0, **inputs) -> Datum:
 
 def train_pass(*data: Datum, loss="cross_entropy", config=None, forward_only=False, model="m") -> ForwardBackward:
     return ForwardBackward(model, 1, "r", tuple(data), loss, config or {}, forward_only)
+
+
+def laid_out(op: ForwardBackward, state: ModelState, images: ImageTable | None = None) -> TrainPass:
+    """A pass as the trainer takes it."""
+    return TrainPass(op=op, state=state, sequences=[(images or text_only()).lay_out(datum.chunks) for datum in op.data])
 
 
 def random_tokens(n: int, seed=0, vocab_size=512) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from tests.scheduler.words import WordMatcher
 def serve(
     path: Path,
     folder: Path,
-    epoch: int,
     seconds: float,
     snapshot_seconds: float = 0.05,
     engine: FakeEngine | None = None,
@@ -27,7 +25,7 @@ def serve(
     """Runs until the other side hangs up or says Shutdown."""
     engine = engine or FakeEngine(rooms=32, layer_seconds=seconds, token_seconds=seconds)
     link = EngineLink(path)
-    link.send(Hello("fake", epoch, os.getpid(), engine.info))
+    link.send(Hello("fake", engine.info))
     config = msgspec.structs.replace(EngineConfig(), snapshot_seconds=snapshot_seconds, decode_gap_ms=5)
     folder.mkdir(parents=True, exist_ok=True)
     Scheduler(engine, link.inbox, link.send, WordMatcher, config, folder).run()  # type: ignore[arg-type]
@@ -35,4 +33,4 @@ def serve(
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+    serve(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))

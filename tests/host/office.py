@@ -33,7 +33,6 @@ class Office:
         self.folder, self.socket = folder, folder / "engine.sock"
         self.store = Store(folder / "data")
         self.desk = Desk(config, self.store, ("fake",))
-        self.epoch = 0
         self.threads: list[threading.Thread] = []
         self.writers: list[asyncio.StreamWriter] = []
         self.key_id = write_now(self.store, keys.create, "test", ("admin",), time.time()).row.id
@@ -64,8 +63,7 @@ class Office:
         self, layer_seconds: float = 0.0, snapshot_seconds: float = 1e9, engine: FakeEngine | None = None
     ) -> None:
         """An engine in a thread of this process, which ends with the connection."""
-        self.epoch += 1
-        arguments = (self.socket, self.folder / "snapshots", self.epoch, layer_seconds, snapshot_seconds, engine)
+        arguments = (self.socket, self.folder / "snapshots", layer_seconds, snapshot_seconds, engine)
         self.threads.append(threading.Thread(target=serve, args=arguments))
         self.threads[-1].start()
 
@@ -82,8 +80,7 @@ class Office:
             writer.close()
 
     async def start_engine(self, layer_seconds: float = 0.0) -> asyncio.subprocess.Process:
-        self.epoch += 1
-        arguments = (str(self.socket), str(self.folder / "snapshots"), str(self.epoch), str(layer_seconds))
+        arguments = (str(self.socket), str(self.folder / "snapshots"), str(layer_seconds))
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.host.engine_process", *arguments, cwd=ROOT
         )

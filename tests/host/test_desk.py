@@ -318,7 +318,7 @@ class Mouth:
                 return False
 
 
-HELLO = Hello("fake", 1, 1, FakeEngine().info)
+HELLO = Hello("fake", FakeEngine().info)
 
 
 def test_an_engine_whose_words_cannot_be_written_down_is_let_go() -> None:
@@ -364,7 +364,7 @@ def test_an_operation_that_no_engine_survives_is_given_up_and_its_place_skipped(
         await place.submit(killer, after)
         for _ in range(MAX_OP_DEATHS):
             reader, writer = await asyncio.open_unix_connection(str(place.socket))
-            writer.write(frame(Hello("fake", 9, 1, FakeEngine().info)) + frame(BatchStarted((killer.request_id,))))
+            writer.write(frame(Hello("fake", FakeEngine().info)) + frame(BatchStarted((killer.request_id,))))
             await reader.readexactly(4)  # it was welcomed
             writer.close()
         given_up = (await place.result(killer)).result
@@ -392,7 +392,7 @@ def test_an_operation_that_shared_a_batch_with_a_killer_outlives_it() -> None:
         in_hand = [{killer.request_id, innocent.request_id}] + [{killer.request_id}] * (MAX_OP_DEATHS - 1)
         for number, ids in enumerate(in_hand):
             reader, writer = await asyncio.open_unix_connection(str(place.socket))
-            writer.write(frame(Hello("fake", 9, 1, FakeEngine().info)) + frame(BatchStarted(tuple(ids))))
+            writer.write(frame(Hello("fake", FakeEngine().info)) + frame(BatchStarted(tuple(ids))))
             alone = {m.op.request_id for m in await heard(reader) if isinstance(m, Submit) and m.alone}
             assert alone == (in_hand[0] if number else set())
             writer.close()
@@ -410,7 +410,7 @@ def test_a_sample_that_no_engine_survives_is_given_up() -> None:
         for _ in range(MAX_SAMPLE_DEATHS):
             assert await place.desk.sample_result("r", 0) is None
             reader, writer = await asyncio.open_unix_connection(str(place.socket))
-            writer.write(frame(Hello("fake", 9, 1, FakeEngine().info)))
+            writer.write(frame(Hello("fake", FakeEngine().info)))
             await heard(reader)
             writer.close()
             await gone(place)

@@ -231,7 +231,7 @@ def test_a_replay_that_no_engine_survives_loses_its_model_alone() -> None:
         await die(place)
         for _ in range(MAX_OP_DEATHS):
             reader, writer = await asyncio.open_unix_connection(str(place.socket))
-            writer.write(frame(Hello("fake", 9, 1, FakeEngine().info)) + frame(BatchStarted((f"{run}:1",))))
+            writer.write(frame(Hello("fake", FakeEngine().info)) + frame(BatchStarted((f"{run}:1",))))
             await reader.readexactly(4)  # it was welcomed
             writer.close()
             while place.desk.is_up("fake"):

@@ -8,7 +8,7 @@ import numpy as np
 from loreloop.host.samples import Ticket
 from loreloop.protocol.link import Token
 from loreloop.protocol.sampling import SampleResult
-from loreloop.protocol.training import Failure, ImageChunk, token_bytes
+from loreloop.protocol.training import Failure, ImageChunk, all_ids
 from tests.scheduler.ops import sample
 
 END = SampleResult(())
@@ -89,4 +89,4 @@ def test_images_are_let_go_at_the_end_but_not_their_lengths() -> None:
     mine.op = msgspec.structs.replace(mine.op, prompt=(ImageChunk(b"many bytes", "png", 4),))
     mine.end(END, 1.0)
     assert mine.op.prompt == (ImageChunk(b"", "png", 4),)
-    assert token_bytes(mine.op.prompt) == np.full(4, -1, "<i4").tobytes()
+    assert all_ids(mine.op.prompt) == np.full(4, -1, "<i4").tobytes()

@@ -101,7 +101,7 @@ def test_turned_keys_and_values_lie_in_their_slots(n_rows, d_head):
     rope = RopeTable(RopeSpec(theta=1e4), d_head, torch.device("cpu")).at(torch.arange(n_rows) * 3)
     slot_T = torch.randperm(2 * n_rows, generator=torch.Generator().manual_seed(0))[:n_rows]
     cache_S2GE = torch.zeros(2 * n_rows, 2, 2, d_head, dtype=BF16)
-    out_THE = cpu.turn_and_store(q_THE, k_TGE, v_TGE, (rope.cos_T1E, rope.sin_T1E), slot_T, cache_S2GE)
+    out_THE = cpu.turn_and_store(q_THE, k_TGE, v_TGE, cpu.Angles(rope.cos_T1E, rope.sin_T1E), slot_T, cache_S2GE)
     assert torch.equal(out_THE, rope.rotate(q_THE))
     assert torch.equal(cache_S2GE[slot_T], torch.stack((rope.rotate(k_TGE), v_TGE), 1))
     assert cache_S2GE.count_nonzero() == cache_S2GE[slot_T].count_nonzero()  # nothing was written elsewhere

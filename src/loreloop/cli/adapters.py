@@ -64,7 +64,17 @@ def made_checkpoints(data: Path, key: KeyRow, base_model: str, name: str, view: 
 
     now, files, told = time.time(), Files(data), {"imported": name}
     session_id = str(uuid.uuid4())
-    run = RunRow(model_id(session_id, 0), session_id, key.id, base_model, view.layout.lora, now, now, told, False)
+    run = RunRow(
+        id=model_id(session_id, 0),
+        session_id=session_id,
+        key_id=key.id,
+        base_model=base_model,
+        lora=view.layout.lora,
+        created=now,
+        last_request=now,
+        user_metadata=told,
+        live=False,
+    )
     written = False
     try:
         rows = written_checkpoints(files, run, name, view)
@@ -99,8 +109,20 @@ def written_checkpoints(files: Files, run: RunRow, name: str, view: AdapterView)
             saved = write_checkpoint(folder, state, run.base_model)
         else:
             saved = write_sampler(folder, view, run.base_model)
-        about = (saved.size_bytes, None, run.user_metadata, saved.sums_crc32 or None)
-        rows.append(CheckpointRow(run.id, kind, name, run.key_id, str(folder), run.created, *about))
+        rows.append(
+            CheckpointRow(
+                run_id=run.id,
+                kind=kind,
+                name=name,
+                key_id=run.key_id,
+                folder=str(folder),
+                created=run.created,
+                size_bytes=saved.size_bytes,
+                expires=None,
+                user_metadata=run.user_metadata,
+                sums_crc32=saved.sums_crc32 or None,
+            )
+        )
     return rows
 
 

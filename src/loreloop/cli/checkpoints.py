@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,7 +149,7 @@ def accept_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
 
     from loreloop.config import Config
     from loreloop.host.plan import ServerPlan
-    from loreloop.host.supervisor import check_unlocked
+    from loreloop.host.supervisor import lock_data
     from loreloop.model.tensor_file import check_finite
     from loreloop.protocol.checksums import renew_sums
     from loreloop.protocol.errors import BadRequest, Gone
@@ -156,9 +157,11 @@ def accept_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
     from loreloop.store import checkpoints as rows
     from loreloop.store import overview
 
-    check_unlocked(ServerPlan(Config(data_dir=data_dir), {}).run_folder)
     parsed = parse_path(path)
-    with transaction(data_dir) as connection:
+    # The run folder is looked for first, since the lock would make it where there is no data folder.
+    run_folder = ServerPlan(Config(data_dir=data_dir), {}).run_folder
+    lock = lock_data(run_folder) if run_folder.is_dir() else nullcontext()
+    with lock, transaction(data_dir) as connection:
         folder = Path(overview.find_checkpoint(connection, parsed).row.folder)
         if not folder.is_dir():
             raise Gone(f"The files of {path} are gone: there is no folder {folder}.")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("loreloop.engine_process")
 
 
-def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
+def main(plan_file: str, base_model: str, parent_pid: int) -> None:
     from loreloop.host.orphans import die_with_parent
 
     die_with_parent(parent_pid)  # before libraries that take seconds to load
@@ -63,7 +63,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, life: int) -> None:
     link = _first_link(plan.socket)
     signal.signal(signal.SIGTERM, lambda *_: link.inbox.put(Shutdown()))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    link.send(Hello(base_model, life, os.getpid(), engine.info))
+    link.send(Hello(base_model, engine.info))
     scheduler = Scheduler(
         engine,
         link.inbox,
@@ -113,4 +113,4 @@ def _first_link(socket_file: Path) -> EngineLink:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -37,7 +37,17 @@ def main(plan_file: str, parent_pid: int) -> None:
         folders = {name: Path(folder) for name, folder in plan.folders.items()}
         names = Names(folders, plan.config.aliases, plan.hub_ids)
         pictures = Pictures(plan.config)
-        app = create_app(Services(plan.config, desk.store, desk, names, Texts(), pictures, nonce=plan.nonce))
+        app = create_app(
+            Services(
+                config=plan.config,
+                store=desk.store,
+                desk=desk,
+                names=names,
+                texts=Texts(),
+                pictures=pictures,
+                nonce=plan.nonce,
+            )
+        )
         say_up(plan.up_folder, os.getpid())
         try:
             await serve_until_told(app, desk, listening)

@@ -6,7 +6,7 @@ import errno
 import signal
 import sys
 import traceback
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 import click
@@ -59,6 +59,7 @@ for verb in (remove_model, verify_models, import_adapter, export_model):
 def main() -> None:
     """Exit code 2 for misuse, 1 for a failure, 130 and 143 where Ctrl-C and SIGTERM ended it, as shells have it; a
     traceback only for faults of ours."""
+    sys.excepthook = tell
     from loreloop.protocol.errors import LoreloopError, WrongSettings
 
     signal.signal(signal.SIGTERM, _end)  # so that nothing half made is left, as after Ctrl-C
@@ -76,20 +77,23 @@ def main() -> None:
     except LoreloopError as error:
         click.echo(f"Error: {error.message}", err=True)
         sys.exit(2 if isinstance(error, WrongSettings) else 1)
-    except Exception as error:
-        if said := circumstances(error):
-            click.echo(f"Error: {said}", err=True)
-            sys.exit(1)
-        traceback.print_exc()
+
+
+def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What is printed of an error that nobody caught; the interpreter then ends with the exit code 1."""
+    if said := circumstances(error):
+        click.echo(f"Error: {said}", err=True)
+        return
+    traceback.print_exception(kind, error, trace)
+    if isinstance(error, Exception):
         click.echo("This is a fault of loreloop's own; please report it with the lines above.", err=True)
-        sys.exit(1)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def circumstances(error: Exception) -> str | None:
+def circumstances(error: BaseException) -> str | None:
     """What is wrong with the machine, where it is that and not a fault of ours."""
     import sqlite3
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loreloop.cli.memory_chat import chat
+from loreloop.cli.memory_chat import chat, counter
 from loreloop.cli.memory_files import forget, show
 from loreloop.cli.memory_parts import IMPORTANCE, REFILL, asks_a_model, parts_of
 from loreloop.cli.memory_train import train
@@ -119,19 +119,3 @@ def chosen(file: Path, form: str, faults: Path | None, only: tuple[str, ...]) ->
         names = ", ".join(conversation.name for conversation in loaded)
         raise BadRequest(f"{file} holds no conversation {', '.join(sorted(unknown))}; it has {names}.")
     return [conversation for conversation in loaded if not only or conversation.name in only]
-
-
-def counter(data_dir: str, model: str) -> CountTokens:
-    """Counts tokens as a model's tokenizer does; equal texts once."""
-    from functools import lru_cache
-
-    from loreloop.model.catalog import Catalog
-    from loreloop.text.tokenizer import TextTokenizer
-
-    tokenizer = TextTokenizer(Catalog(Path(data_dir).expanduser()).ensure(model).folder)
-
-    @lru_cache(maxsize=1 << 16)
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text))
-
-    return count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from types import SimpleNamespace
 
     from loreloop.memory.chat import MemoryChat
+    from loreloop.memory.condense import CountTokens
 
 
 @click.command()
@@ -48,7 +50,6 @@ def chat(
     from types import SimpleNamespace
 
     from loreloop.cli.chat import client_of, known_model
-    from loreloop.cli.memory import counter
     from loreloop.cli.memory_files import store_of
     from loreloop.cli.memory_parts import parts_of
     from loreloop.memory.chat import MemoryChat
@@ -118,3 +119,19 @@ class Completions:
                     if hasattr(event, "error"):
                         raise ServerError(event.error.message)
                     yield event
+
+
+def counter(data_dir: str, model: str) -> CountTokens:
+    """Counts tokens as a model's tokenizer does; equal texts once."""
+    from functools import lru_cache
+
+    from loreloop.model.catalog import Catalog
+    from loreloop.text.tokenizer import TextTokenizer
+
+    tokenizer = TextTokenizer(Catalog(Path(data_dir).expanduser()).ensure(model).folder)
+
+    @lru_cache(maxsize=1 << 16)
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text))
+
+    return count

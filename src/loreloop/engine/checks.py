@@ -1,21 +1,26 @@
 """Refuses training passes that cannot mean anything, before they touch a model.
 
-A pass goes in; BadRequest says which datum and which input is wrong and what would be right. Looks at values only.
+A pass goes in, and its data come out as sequences; BadRequest says which datum and which input is wrong and what would
+be right. Looks at values only.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from loreloop.engine.images import TEXT_ONLY, ImageTable
+from loreloop.engine.images import ImageTable, TokenSequence, text_only
 from loreloop.engine.losses.loss import Loss
 from loreloop.engine.losses.table import KNOWN_INPUTS, LOSSES
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.tensors import Tensor
+from loreloop.protocol.token_ids import unpack_ids
 from loreloop.protocol.training import Datum, ForwardBackward, TextChunk
 
 
-def check_pass(op: ForwardBackward, vocab_size: int, context_window: int, images: ImageTable = TEXT_ONLY) -> None:
+def check_pass(
+    op: ForwardBackward, vocab_size: int, context_window: int, images: ImageTable | None = None
+) -> tuple[TokenSequence, ...]:
+    """The pass's data, each laid out as one sequence."""
     loss = LOSSES.get(op.loss_fn)
     if loss is None:
         raise BadRequest(f"The loss {op.loss_fn!r} is unknown; known are {', '.join(sorted(LOSSES))}.")
@@ -27,27 +32,31 @@ def check_pass(op: ForwardBackward, vocab_size: int, context_window: int, images
         raise BadRequest(f"The settings of {op.loss_fn} must be finite numbers.")
     if not op.data:
         raise BadRequest("The batch holds no datum; send at least one.")
+    sequences = []
     for index, datum in enumerate(op.data):
-        n_tokens = _check_tokens(f"Datum {index}", datum, (vocab_size, context_window), images)
+        sequences.append(_laid_out(f"Datum {index}", datum, images or text_only()))
+        n_tokens = len(sequences[-1].tokens)
+        _check_tokens(f"Datum {index}", datum, n_tokens, vocab_size, context_window)
         _check_inputs(f"Datum {index}", datum, op.loss_fn, loss, n_tokens)
         _check_ids(f"Datum {index}, target_tokens", datum.inputs["target_tokens"].numpy(), vocab_size)
+    return tuple(sequences)
 
 
-def _check_tokens(where: str, datum: Datum, limits: tuple[int, int], images: ImageTable) -> int:
-    """How many tokens a datum has."""
-    vocab_size, context_window = limits
+def _laid_out(where: str, datum: Datum, images: ImageTable) -> TokenSequence:
     try:
-        n_tokens = len(images.lay_out(datum.chunks).tokens)
+        return images.lay_out(datum.chunks)
     except BadRequest as error:
         raise BadRequest(f"{where}: {error.message}") from None
+
+
+def _check_tokens(where: str, datum: Datum, n_tokens: int, vocab_size: int, context_window: int) -> None:
     if n_tokens == 0:
         raise BadRequest(f"{where} is empty; its model_input needs at least one token.")
     if n_tokens > context_window:
         raise BadRequest(f"{where} has {n_tokens} tokens; the context window is {context_window}.")
     for chunk in datum.chunks:
         if isinstance(chunk, TextChunk):
-            _check_ids(f"{where}, model_input", np.frombuffer(chunk.tokens, "<i4"), vocab_size)
-    return n_tokens
+            _check_ids(f"{where}, model_input", unpack_ids(chunk.tokens), vocab_size)
 
 
 def _check_inputs(where: str, datum: Datum, name: str, loss: Loss, n_tokens: int) -> None:

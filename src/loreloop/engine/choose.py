@@ -25,6 +25,7 @@ from loreloop.engine.shape import is_shaped, shaped
 from loreloop.engine.softmax import block_sums, softmax_of
 from loreloop.model.lora import LoraBatch
 from loreloop.protocol.sampling import TopK, stop_reason
+from loreloop.protocol.token_ids import pack_ids, pack_logprobs
 
 
 def choose(head: Head, h_BD: Tensor, lora: LoraBatch, rows: Sequence[SampleRow]) -> list[TokenEvent]:
@@ -79,6 +80,13 @@ def _event(row: SampleRow, token: int, logp: float, scaled_V: Tensor, normalizer
         top = (scaled_V.float() - normalizer).topk(min(k, len(scaled_V)))
         ids, logprobs = np.zeros(k, np.int32), np.full(k, EMPTY_LOGPROB, np.float32)
         ids[: len(top.indices)], logprobs[: len(top.indices)] = top.indices.cpu().numpy(), top.values.cpu().numpy()
-        topk = TopK(ids.tobytes(), logprobs.tobytes(), k, 1)
+        topk = TopK(pack_ids(ids), pack_logprobs(logprobs), k, 1)
     finished = stop_reason(row.op, token, row.n_drawn + 1)
-    return TokenEvent(row.op.request_id, row.sample_index, token, logp, finished, topk)
+    return TokenEvent(
+        request_id=row.op.request_id,
+        sample_index=row.sample_index,
+        token=token,
+        logprob=logp,
+        finished=finished,
+        topk=topk,
+    )

@@ -24,6 +24,7 @@ from loreloop.images.sizes import Cut
 from loreloop.model.decoder import ImageRows
 from loreloop.model.tower import ImageFeatures, Vision
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.token_ids import unpack_ids
 from loreloop.protocol.training import Chunk, ImageChunk, TextChunk
 
 Ids = NDArray[np.int64]
@@ -71,7 +72,7 @@ class ImageTable:
         at = 0
         for chunk in chunks:
             if isinstance(chunk, TextChunk):
-                parts.append(np.frombuffer(chunk.tokens, "<i4").astype(np.int64))
+                parts.append(unpack_ids(chunk.tokens).astype(np.int64))
                 positions.append(np.arange(at, at + len(chunk))[:, None].repeat(3, 1))
                 at += len(chunk)
             else:
@@ -153,4 +154,6 @@ class ImageTable:
         return self.features[image.key]
 
 
-TEXT_ONLY = ImageTable(None, torch.device("cpu"), 0)
+def text_only() -> ImageTable:
+    """A table that refuses all images."""
+    return ImageTable(None, torch.device("cpu"), 0)

@@ -98,14 +98,14 @@ class LocalEngine:
             replay_routes=config.replay_routes,
         )
         self._info = EngineInfo(
-            base_model,
-            str(folder),
-            spec.vocab_size,
-            spec.context_window,
-            tuple(i for i in dict.fromkeys((*spec.eos_token_ids, *ends)) if 0 <= i < spec.vocab_size),
-            config.max_lora_rank,
-            n_threads,
-            vision.rules if vision else None,
+            base_model=base_model,
+            folder=str(folder),
+            vocab_size=spec.vocab_size,
+            context_window=spec.context_window,
+            eos_token_ids=tuple(i for i in dict.fromkeys((*spec.eos_token_ids, *ends)) if 0 <= i < spec.vocab_size),
+            max_lora_rank=config.max_lora_rank,
+            n_threads=n_threads,
+            images=vision.rules if vision else None,
         )
         limits = SamplerLimits(n_pages, config.page_tokens, config.max_running_samples, config.prefill_tokens)
         constrain = grammars(self._info) if grammars else refuse
@@ -121,12 +121,12 @@ class LocalEngine:
     def meters(self) -> Meters:
         revisions, pool = self.revisions, self.sampler.pool
         return Meters(
-            pool.n_pages,
-            pool.n_free,
-            len(revisions.resident),
-            revisions.n_hits,
-            revisions.n_evictions,
-            revisions.cold_loads,
+            kv_pages=pool.n_pages,
+            kv_pages_free=pool.n_free,
+            resident_revisions=len(revisions.resident),
+            revision_hits=revisions.n_hits,
+            revision_evictions=revisions.n_evictions,
+            cold_loads=revisions.cold_loads,
         )
 
     def create_model(self, op: CreateModel) -> None:
@@ -184,9 +184,9 @@ class LocalEngine:
         works: dict[int, TrainPass] = {}
         for index, op in enumerate(passes):
             try:
-                check_pass(op, self._info.vocab_size, self._info.context_window, self.images)
+                sequences = check_pass(op, self._info.vocab_size, self._info.context_window, self.images)
                 check_routes(op, self.decoder.spec.moe)
-                works[index] = TrainPass(op, self.bank.get(op.model_id))
+                works[index] = TrainPass(op=op, state=self.bank.get(op.model_id), sequences=sequences)
             except UserError as error:
                 results[index] = Failure(error.category, error.message)
 

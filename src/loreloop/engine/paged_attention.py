@@ -124,7 +124,8 @@ class PagedAttention:
     def _store(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope, cache_S2GE: Tensor) -> Tensor:
         """Turned queries; keys, turned too, and values go into the cache."""
         if self.kernels:
-            return cpu.turn_and_store(q_THE, k_TGE, v_TGE, (rope.cos_T1E, rope.sin_T1E), self.new_slots_T, cache_S2GE)
+            angles = cpu.Angles(rope.cos_T1E, rope.sin_T1E)
+            return cpu.turn_and_store(q_THE, k_TGE, v_TGE, angles, self.new_slots_T, cache_S2GE)
         new_T2GE = torch.stack((rope.rotate(k_TGE), v_TGE), 1)
         cache_S2GE.index_copy_(0, self.new_slots_T, new_T2GE)
         return rope.rotate(q_THE)

@@ -34,8 +34,3 @@ class PagePool:
         self.holders[page] -= 1
         if self.holders[page] == 0:
             self.free.append(page)
-
-    def check_integrity(self) -> None:
-        held = sum(1 for count in self.holders if count)
-        if held + len(self.free) != self.n_pages or len(set(self.free)) != len(self.free):
-            raise AssertionError(f"{held} pages held + {len(self.free)} free ≠ {self.n_pages}")

@@ -16,6 +16,7 @@ from loreloop.engine.draw import ALTERNATIVE_STREAM, DrawKey, draw_tokens, unifo
 from loreloop.engine.softmax import softmax_of
 from loreloop.protocol.sampling import PromptReport, SampleOp, TopK
 from loreloop.protocol.tensors import tensor_of
+from loreloop.protocol.token_ids import pack_ids, pack_logprobs
 
 EMPTY_LOGPROB = -99999.0
 
@@ -72,8 +73,8 @@ class PromptScoring:
     def report(self) -> PromptReport:
         scores, length = self.scores, len(self.tokens)
         return PromptReport(
-            logprobs=self.logprobs_L.tobytes() if scores.logprobs else None,
-            topk=TopK(self.top_ids.tobytes(), self.top_logprobs.tobytes(), scores.top_k, length)
+            logprobs=pack_logprobs(self.logprobs_L) if scores.logprobs else None,
+            topk=TopK(pack_ids(self.top_ids), pack_logprobs(self.top_logprobs), scores.top_k, length)
             if scores.top_k
             else None,
             targets=tensor_of(self.target_logprobs) if self.targets is not None else None,

@@ -19,6 +19,7 @@ from loreloop.engine.prompt_scores import PromptScoring
 from loreloop.engine.token_counts import TokenCounts
 from loreloop.model.lora import AdapterView
 from loreloop.protocol.sampling import SampleOp
+from loreloop.protocol.token_ids import unpack_ids
 
 BASE = ""  # stands where a revision would for the bare base
 
@@ -94,9 +95,17 @@ def rows_of(
     fresh = constrain(op.params.grammar) if op.params.grammar else None  # built once: that may take a while
     rows = []
     for index in range(op.num_samples):
-        drawn = np.frombuffer(op.resume[index].tokens, "<i4").tolist() if index < len(op.resume) else []
+        drawn = unpack_ids(op.resume[index].tokens).tolist() if index < len(op.resume) else []
         scoring = PromptScoring(op, prompt) if index == 0 and op.scores.wanted else None
-        row = SampleRow(op, index, prompt + drawn, len(prompt), adapter, namespace, scoring)
+        row = SampleRow(
+            op=op,
+            sample_index=index,
+            tokens=prompt + drawn,
+            n_prompt=len(prompt),
+            adapter=adapter,
+            namespace=namespace,
+            scoring=scoring,
+        )
         row.prompt = sequence if sequence.images else None
         if fresh is not None:
             row.constraint = fresh.copy()

@@ -21,7 +21,7 @@ from loreloop.engine.attention import Attention
 from loreloop.engine.choose import choose
 from loreloop.engine.contract import Constrain, Constraint, PromptEvent, SampleEvent, SampleFailed, TokenEvent
 from loreloop.engine.head import Head, groups_at
-from loreloop.engine.images import TEXT_ONLY, Ids, ImageTable
+from loreloop.engine.images import Ids, ImageTable, text_only
 from loreloop.engine.paged_attention import KvCache, PagedAttention, StepRow, newest_in_place
 from loreloop.engine.pages import PagePool
 from loreloop.engine.prefix_tree import PrefixTree
@@ -74,10 +74,10 @@ class Sampler:
         head: Head,
         limits: SamplerLimits,
         constrain: Constrain = refuse,
-        images: ImageTable = TEXT_ONLY,
+        images: ImageTable | None = None,
     ) -> None:
         self.decoder, self.attention, self.head, self.limits = decoder, attention, head, limits
-        self.constrain, self.images = constrain, images
+        self.constrain, self.images = constrain, images or text_only()
         self.pool = PagePool(limits.n_pages)
         self.tree = PrefixTree(self.pool, limits.page_tokens)
         self.cache = KvCache(decoder.spec, limits.n_pages, limits.page_tokens, decoder.dtype, decoder.device)
@@ -240,7 +240,7 @@ class Sampler:
         attend = PagedAttention(
             self.attention, self.cache, step_rows, kernels=self.kernels, in_place=self.in_place, exact=self.exact
         )
-        lora = _groups([(share.row.adapter, share.n_tokens) for share in shares])
+        lora = _groups(shares)
         moe = self.decoder.spec.moe
         lora = replace(lora, routes=Routes(moe.layers) if moe and moe.layers else None)
         adapters: Adapters = lora if self.exact else StackedLora(lora.groups, len(tokens), self.stacks, lora.routes)
@@ -349,11 +349,12 @@ def _joined(positions: Sequence[Ids]) -> Ids:
     return np.concatenate([p if p.ndim == 2 else p[:, None].repeat(3, 1) for p in positions])
 
 
-def _groups(shares: Sequence[tuple[AdapterView | None, int]]) -> LoraBatch:
+def _groups(shares: Sequence[_Share]) -> LoraBatch:
     """One group for each run of rows with the same adapter."""
     groups: list[LoraGroup] = []
     at = 0
-    for adapter, n_tokens in shares:
+    for share in shares:
+        adapter, n_tokens = share.row.adapter, share.n_tokens
         if adapter is not None:
             if groups and groups[-1].weights is adapter and groups[-1].stop == at:
                 groups[-1] = LoraGroup(groups[-1].start, at + n_tokens, adapter)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from loreloop.engine.attention import Attention
 from loreloop.engine.contract import Pause
 from loreloop.engine.expert_load import ExpertLoad
 from loreloop.engine.head import Head, groups_at
-from loreloop.engine.images import TEXT_ONLY, ImageTable, TokenSequence
+from loreloop.engine.images import ImageTable, TokenSequence, text_only
 from loreloop.engine.losses.table import LOSSES
 from loreloop.engine.packing import Ids, Packed, PackItem, pack, split_batches
 from loreloop.engine.replay import RouteBook
@@ -35,10 +36,11 @@ from loreloop.protocol.training import Datum, ForwardBackward, PassResult
 
 @dataclass
 class TrainPass:
-    """A checked pass with its model, and what has been computed of it so far."""
+    """A checked pass with its model and its data, laid out, and what has been computed of it so far."""
 
     op: ForwardBackward
     state: ModelState
+    sequences: Sequence[TokenSequence]
     logps: dict[int, Tensor] = field(default_factory=dict)  # by datum, in the shape of its targets
     loss_sum: float = 0.0
     load: ExpertLoad | None = None  # where experts are routed to
@@ -90,6 +92,14 @@ class _Batch:
     pause: Pause
 
 
+class _Entered(NamedTuple):
+    """A batch at the door of the first layer."""
+
+    x_TD: Tensor
+    rope: Rope
+    attend: TreeAttention
+
+
 class Trainer:
     """Runs passes on one decoder. `max_rows` bounds an ordinary micro-batch; longer sequences and groups keep their
     activations up to `kept_rows` and compute them twice beyond."""
@@ -102,10 +112,10 @@ class Trainer:
         max_rows: int,
         kept_rows: int,
         *,
-        images: ImageTable = TEXT_ONLY,
+        images: ImageTable | None = None,
         replay_routes: bool = True,
     ) -> None:
-        self.decoder, self.attention, self.head, self.images = decoder, attention, head, images
+        self.decoder, self.attention, self.head, self.images = decoder, attention, head, images or text_only()
         self.replay_routes = replay_routes
         self.max_rows, self.kept_rows = max_rows, max(max_rows, kept_rows)
 
@@ -133,11 +143,7 @@ class Trainer:
 
     def _batches(self, works: Sequence[TrainPass], pause: Pause) -> Iterator[_Batch]:
         states = list({id(work.state): work.state for work in works}.values())
-        sources = [
-            _Source(work, i, self.images.lay_out(datum.chunks))
-            for work in works
-            for i, datum in enumerate(work.op.data)
-        ]
+        sources = [_Source(work, index, sequence) for work in works for index, sequence in enumerate(work.sequences)]
         book = RouteBook(self.decoder.spec.moe)
         items = [
             PackItem(index, next(a for a, s in enumerate(states) if s is source.work.state), source.identities(book))
@@ -174,14 +180,14 @@ class Trainer:
         moe = self.decoder.spec.moe
         routes = Routes(moe.layers, given_LTK, follow=self.replay_routes) if moe else None
         return _Batch(
-            packed,
-            torch.from_numpy(_positions(packed, [source.sequence for source in sources])).to(device),
-            self.images.rows(packed.tokens_T, [image for source in sources for image in source.sequence.images]),
-            LoraBatch(groups, pause, routes),
-            [_Member(s.work, s.datum_index, torch.from_numpy(p)) for s, p in zip(sources, splits, strict=True)],
-            pairs_U[:, 0].contiguous(),
-            pairs_U[:, 1:].contiguous(),
-            pause,
+            packed=packed,
+            positions=torch.from_numpy(_positions(packed, [source.sequence for source in sources])).to(device),
+            images=self.images.rows(packed.tokens_T, [image for source in sources for image in source.sequence.images]),
+            lora=LoraBatch(groups, pause, routes),
+            members=[_Member(s.work, s.datum_index, torch.from_numpy(p)) for s, p in zip(sources, splits, strict=True)],
+            pair_rows_U=pairs_U[:, 0].contiguous(),
+            pair_targets_UK=pairs_U[:, 1:].contiguous(),
+            pause=pause,
         )
 
     def _forward(self, batch: _Batch) -> None:
@@ -212,13 +218,13 @@ class Trainer:
             (dx_TD,) = torch.autograd.grad(out_TD, x_in_TD, dx_TD)
             del x_in_TD, out_TD
 
-    def _enter(self, batch: _Batch) -> tuple[Tensor, Rope, TreeAttention]:
+    def _enter(self, batch: _Batch) -> _Entered:
         device = self.decoder.device
         tokens_T = torch.from_numpy(batch.packed.tokens_T).to(device)
         rope = self.decoder.rope(batch.positions)
         borders = [span.start for span in batch.packed.adapter_rows.values()]
         attend = TreeAttention(self.attention, batch.packed.segments, device, borders, batch.pause)
-        return self.decoder.embed(tokens_T, batch.images), rope, attend
+        return _Entered(self.decoder.embed(tokens_T, batch.images), rope, attend)
 
     def _head(self, batch: _Batch, x_TD: Tensor) -> Tensor:
         """Scores the batch, applies its losses, and gives their gradient at the last layer's output, (T, D) fp32."""

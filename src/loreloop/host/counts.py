@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from loreloop.protocol.link import BatchDone
 from loreloop.protocol.sampling import SampleOp, SampleResult
+from loreloop.protocol.token_ids import n_ids
 from loreloop.protocol.training import Failure, length_of
 
 
@@ -26,7 +27,7 @@ class Counts:
         if isinstance(result, SampleResult):
             self.n_prompt_tokens += length_of(op.prompt)
             self.n_cached_tokens += result.cache_hit_tokens
-            self.n_drawn_tokens += sum(len(sequence.tokens) // 4 for sequence in result.sequences)
+            self.n_drawn_tokens += sum(n_ids(sequence.tokens) for sequence in result.sequences)
 
     def batch_ended(self, done: BatchDone) -> None:
         if not done.replayed:

@@ -45,7 +45,7 @@ from loreloop.protocol.link import (
     Tokens,
 )
 from loreloop.protocol.sampling import SampleOp, SampleResult
-from loreloop.protocol.training import Failure, SkipSeq, TrainOp, token_bytes
+from loreloop.protocol.training import Failure, SkipSeq, TrainOp, all_ids
 from loreloop.store import journal, replay, runs, samplers, sessions, spool
 from loreloop.store.files import Files, delete
 from loreloop.store.rows import Acceptance, DamagedOp, Outcome, SequenceRecord
@@ -131,7 +131,7 @@ class Desk:
             n = self.n_waiting_samples
             raise Unavailable(f"{n} samples are waiting before this one; send it again in a moment.", queue_position=n)
         self._send(base_model, Sample(op))
-        self.tickets[op.request_id] = Ticket(op, base_model, recording)
+        self.tickets[op.request_id] = Ticket(op=op, base_model=base_model, recording=recording)
         self.n_waiting_samples += 1
         return True
 
@@ -310,10 +310,17 @@ class Desk:
     async def _record(self, ticket: Ticket, result: SampleResult | Failure) -> None:
         if ticket.recording is None or isinstance(result, Failure):
             return
-        prompt = token_bytes(ticket.op.prompt)
+        prompt = all_ids(ticket.op.prompt)
         revision_id = ticket.op.revision.revision_id if ticket.op.revision else None
         records = [
-            SequenceRecord(prompt, s.tokens, s.logprobs, revision_id, ticket.base_model, s.routes)
+            SequenceRecord(
+                prompt=prompt,
+                tokens=s.tokens,
+                logprobs=s.logprobs,
+                revision_id=revision_id,
+                base_model=ticket.base_model,
+                routes=s.routes,
+            )
             for s in result.sequences
         ]
         session = self.config.session

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import msgspec
-import numpy as np
 
 from loreloop.protocol.link import Token
 from loreloop.protocol.sampling import Partial, SampleOp, SampleResult
+from loreloop.protocol.token_ids import n_ids, pack_ids, pack_logprobs
 from loreloop.protocol.training import Chunk, Failure, ImageChunk, length_of
 from loreloop.store.rows import KeyUsage
 
@@ -57,7 +57,7 @@ class Ticket:
             n_prompt, n_drawn = length_of(self.op.prompt) if self.tokens else 0, len(self.tokens)
         else:
             n_prompt = length_of(self.op.prompt)
-            n_drawn = sum(len(sequence.tokens) // 4 for sequence in result.sequences)
+            n_drawn = sum(n_ids(sequence.tokens) for sequence in result.sequences)
         return KeyUsage(requests=1, prompt_tokens=n_prompt, generated_tokens=n_drawn, last_used=now)
 
     def _wake(self) -> None:
@@ -92,8 +92,8 @@ class Ticket:
         partials = []
         for index in range(self.op.num_samples):
             mine = [token for token in self.tokens if token.sample_index == index]
-            ids = np.array([token.token for token in mine], "<i4").tobytes()
-            partials.append(Partial(ids, np.array([token.logprob for token in mine], "<f4").tobytes()))
+            logprobs = pack_logprobs([token.logprob for token in mine])
+            partials.append(Partial(pack_ids([token.token for token in mine]), logprobs))
         return msgspec.structs.replace(self.op, resume=tuple(partials))
 
 

@@ -37,7 +37,7 @@ class _Stop(Exception):
 
 @dataclass
 class _Child:
-    """One process and how often it has died in a row. `lives` counts all of them; an engine's is its epoch."""
+    """One process and how often it has died in a row. `lives` counts its starts."""
 
     module: str
     arguments: list[str]
@@ -57,7 +57,9 @@ class Supervisor:
         self.plan, self.environment, self.notes = plan, dict(environment), notes
         path = str(plan.file)
         self.http = _Child("loreloop.cli.http_process", [path])
-        self.engines = [_Child("loreloop.cli.engine_process", [path, name], name) for name in plan.folders]
+        self.engines = [
+            _Child(module="loreloop.cli.engine_process", arguments=[path, name], name=name) for name in plan.folders
+        ]
         self.due: list[tuple[float, _Child]] = []  # when dead children start again
 
     def run(self) -> None:
@@ -101,7 +103,7 @@ class Supervisor:
     def _start(self, child: _Child) -> None:
         child.lives += 1
         child.started = time.monotonic()
-        command = children.python(child.module, *child.arguments, str(os.getpid()), str(child.lives))
+        command = children.python(child.module, *child.arguments, str(os.getpid()))
         environment = children.environment() | (self.environment if child is not self.http else {})
         folder = self.plan.empty_folder
         child.process = subprocess.Popen(

@@ -11,14 +11,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from loreloop.http.chat import Chat, ChatAsk, WholeReply, chat_on, new_call_id, with_note
 from loreloop.http.generate import Model, all_drawn, forget, heard, start, unfailing
 from loreloop.http.services import Services
 from loreloop.protocol.errors import LoreloopError, ServerError, UserError
 from loreloop.protocol.link import Token
 from loreloop.protocol.sampling import SampleOp, SampleResult
+from loreloop.protocol.token_ids import unpack_ids
 from loreloop.protocol.training import Failure
 from loreloop.serve.toolbox import Bounds, ToolBox, ToolCaller, open_toolbox
 from loreloop.store import tools as tool_rows
@@ -100,7 +99,10 @@ class AgentRun:
                 yield Finished(chat, whole, result)
                 return
             calls = tuple(MadeCall(call.call_id or new_call_id(), call.name, call.arguments) for call in whole.calls)
-            turns = (*turns, Turn("assistant", whole.content, whole.thinking or None, calls))
+            turns = (
+                *turns,
+                Turn(role="assistant", content=whole.content, thinking=whole.thinking or None, calls=calls),
+            )
             for call in calls:
                 yield Called(call)
                 output = "No more calls are allowed." if box.spent else await box.call(call.name, call.arguments)
@@ -114,7 +116,7 @@ def drawn_whole(served: Services, model: Model) -> Draw:
 
     async def draw(op: SampleOp) -> AsyncGenerator[int | SampleResult, None]:
         (result,) = await all_drawn(served, model, [op])
-        for token in np.frombuffer(result.sequences[0].tokens, "<i4").tolist():
+        for token in unpack_ids(result.sequences[0].tokens).tolist():
             yield token
         yield result
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -40,6 +39,7 @@ from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampledSequence, SampleResult
+from loreloop.protocol.token_ids import n_ids, unpack_ids
 from loreloop.protocol.training import Failure, length_of
 from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, turn_of_parts
 from loreloop.text.json_scan import whole_part
@@ -111,7 +111,9 @@ def ask_of(body: CountTokens, wire: WireSamplingParams, *, stream: bool) -> Chat
             raise BadRequest("The last message, with which the answer begins, holds an image; leave that out.")
         begun, thought = last.content, last.thinking or ""
     conversation = Conversation(tuple(turns), tools, settings, begun, thought)
-    return ChatAsk(conversation, wire, wanted, parallel, stream=stream, left_open=left_open(body))
+    return ChatAsk(
+        conversation=conversation, wire=wire, choice=wanted, parallel=parallel, stream=stream, left_open=left_open(body)
+    )
 
 
 def turns_of(message: Message) -> Iterator[Turn]:
@@ -181,7 +183,7 @@ class Asked:
     def message(
         self, content: list[dict[str, Any]], result: SampleResult | None, stop: dict[str, Any]
     ) -> dict[str, Any]:
-        n_drawn = len(result.sequences[0].tokens) // 4 if result else 0
+        n_drawn = n_ids(result.sequences[0].tokens) if result else 0
         return {
             "id": f"msg_{self.chat.op.request_id.removeprefix('gen-')}",
             "type": "message",
@@ -204,7 +206,7 @@ class Asked:
 
     def whole(self, result: SampleResult) -> dict[str, Any]:
         sequence, reply, blocks = result.sequences[0], self.chat.reply(), Blocks(note=self.chat.warning)
-        for token in np.frombuffer(sequence.tokens, "<i4").tolist():
+        for token in unpack_ids(sequence.tokens).tolist():
             blocks.add(reply.push(token))
         blocks.add(reply.flush())
         return self.message([content_of(block) for block in blocks.done], result, stop_of(sequence, reply, blocks))
@@ -269,7 +271,7 @@ async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
         else:
             item = asked.told(item)
             yield told([*blocks.add(reply.flush()), *blocks.end()])
-            n_drawn = len(item.sequences[0].tokens) // 4
+            n_drawn = n_ids(item.sequences[0].tokens)
             delta = stop_of(item.sequences[0], reply, blocks)
             usage = asked.usage(n_drawn, item.cache_hit_tokens)
             yield named("message_delta", delta=delta, usage=usage, **asked.management)

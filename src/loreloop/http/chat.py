@@ -111,15 +111,15 @@ async def chat_on(model: Model, ask: ChatAsk) -> Chat:
     op = await operation(model, chunks, wire, ask.n, ask.report, stream=ask.stream)
     op = with_thoughts(op, "opened" if opened else "possible" if thinking else "none")
     return Chat(
-        model,
-        op,
-        form,
-        _strings(ask.wire.stop),
-        thinking,
-        opened,
-        conversation.tools,
-        bool(grammar),
-        constrained.warning,
+        model=model,
+        op=op,
+        form=form,
+        stop_strings=_strings(ask.wire.stop),
+        thinking=thinking,
+        opened=opened,
+        tools=conversation.tools,
+        at_once=bool(grammar),
+        warning=constrained.warning,
     )
 
 

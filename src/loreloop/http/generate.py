@@ -22,6 +22,7 @@ from loreloop.protocol.errors import BadRequest, LoreloopError, ServerError
 from loreloop.protocol.link import EngineInfo, Token
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import PromptScores, SampledSequence, SampleOp, SampleResult
+from loreloop.protocol.token_ids import pack_ids, pack_logprobs
 from loreloop.protocol.training import Chunk, Failure, length_of
 from loreloop.serve.names import Target
 from loreloop.serve.texts import ModelText
@@ -71,7 +72,15 @@ async def find_model(request: Request, name: str, user: str | None = None) -> Mo
     target = served.names.target(served.store, key, name, user)
     text = served.texts.of(served.names.folder(target.base_model))
     defaults = text.defaults if served.config.generation_config else {}
-    return Model(name, key.id, target, text, await served.desk.info(target.base_model), served.trial, defaults)
+    return Model(
+        name=name,
+        owner=key.id,
+        target=target,
+        text=text,
+        info=await served.desk.info(target.base_model),
+        trial=served.trial,
+        defaults=defaults,
+    )
 
 
 async def encoded(model: Model, text: str, *, special: bool) -> Encoded:
@@ -152,7 +161,7 @@ async def all_drawn(served: Services, model: Model, ops: Sequence[SampleOp]) -> 
 
 def prompt_only(result: SampleResult) -> SampleResult:
     """The result for who wanted no tokens."""
-    none = SampledSequence(b"", b"", "length")
+    none = SampledSequence(tokens=pack_ids([]), logprobs=pack_logprobs([]), stop_reason="length")
     return msgspec.structs.replace(result, sequences=(none,) * len(result.sequences))
 
 

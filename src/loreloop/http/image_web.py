@@ -91,6 +91,6 @@ class ImageWeb:
                     data += part
                     if len(data) > limit_bytes:
                         return None
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError, ValueError, ExceptionGroup):
+        except (httpx.HTTPError, OSError, ValueError, ExceptionGroup):
             return None
         return bytes(data)

@@ -126,8 +126,14 @@ async def keep(served: Services, key_id: str, body: CreateResponse, found: Recal
         return False
     number = told["id"].removeprefix("resp_")
     items = [_told(item, f"msg_{number}_in{at}") for at, item in enumerate(found.new)]
-    texts = (msgspec.json.encode(value).decode() for value in (items, told | {"store": True}))
-    row = KeptResponse(told["id"], key_id, now(), body.previous_response_id, *texts)
+    row = KeptResponse(
+        id=told["id"],
+        key_id=key_id,
+        created=now(),
+        previous=body.previous_response_id,
+        input=msgspec.json.encode(items).decode(),
+        answer=msgspec.json.encode(told | {"store": True}).decode(),
+    )
     if row.n_bytes > most_bytes:
         return False
     try:

@@ -10,10 +10,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from loreloop.protocol.link import Token
 from loreloop.protocol.sampling import SampledSequence, TopK
+from loreloop.protocol.token_ids import Logprobs, unpack_ids, unpack_logprobs
 from loreloop.text.tokenizer import Detokenizer, TextTokenizer
 
 
@@ -32,16 +31,16 @@ def scored_token(token: Token) -> Scored:
 
 
 def scored_sequence(sequence: SampledSequence) -> list[Scored]:
-    tokens = np.frombuffer(sequence.tokens, "<i4").tolist()
-    logprobs = np.frombuffer(sequence.logprobs, "<f4").tolist()
+    tokens = unpack_ids(sequence.tokens).tolist()
+    logprobs = unpack_logprobs(sequence.logprobs).tolist()
     filtered: Sequence[float | None] = [None] * len(tokens)
     if sequence.filtered_logprobs is not None:
-        filtered = np.frombuffer(sequence.filtered_logprobs, "<f4").tolist()
+        filtered = unpack_logprobs(sequence.filtered_logprobs).tolist()
     return [Scored(*entry) for entry in zip(tokens, logprobs, tops(sequence.topk, len(tokens)), filtered, strict=True)]
 
 
-def scored_prompt(tokens: Sequence[int], logprobs: bytes | None, topk: TopK | None) -> list[Scored]:
-    values = np.frombuffer(logprobs, "<f4").tolist() if logprobs else [float("nan")] * len(tokens)
+def scored_prompt(tokens: Sequence[int], logprobs: Logprobs | None, topk: TopK | None) -> list[Scored]:
+    values = unpack_logprobs(logprobs).tolist() if logprobs else [float("nan")] * len(tokens)
     known = [None if value != value else value for value in values]
     return [
         Scored(token, value, top if value is not None else ())
@@ -52,8 +51,8 @@ def scored_prompt(tokens: Sequence[int], logprobs: bytes | None, topk: TopK | No
 def tops(topk: TopK | None, n_tokens: int) -> list[tuple[tuple[int, float], ...]]:
     if topk is None or topk.k == 0:
         return [()] * n_tokens
-    ids = np.frombuffer(topk.token_ids, "<i4").reshape(-1, topk.k).tolist()
-    values = np.frombuffer(topk.logprobs, "<f4").reshape(-1, topk.k).tolist()
+    ids = unpack_ids(topk.token_ids).reshape(-1, topk.k).tolist()
+    values = unpack_logprobs(topk.logprobs).reshape(-1, topk.k).tolist()
     missing: list[tuple[tuple[int, float], ...]] = [()] * (n_tokens - len(ids))
     return missing + [tuple(zip(*row, strict=True)) for row in zip(ids, values, strict=True)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,6 +15,7 @@ from loreloop.http.services import ADMIN, TRAIN, Services, asker, caller, has, s
 from loreloop.protocol.errors import BadRequest, ServerError, Unavailable
 from loreloop.protocol.loop_rest import SetDeployment
 from loreloop.protocol.sampling import SampleOp, SamplingParams
+from loreloop.protocol.token_ids import pack_ids
 from loreloop.protocol.training import Failure, TextChunk
 from loreloop.serve.rollout import Rollout
 from loreloop.store import deployments
@@ -68,14 +68,23 @@ def rollout(request: Request, key: KeyRow) -> Rollout:
     async def warm(arm: Arm) -> None:
         await answer_once(served, key, arm)
 
-    return Rollout(served.store, served.names, key, has(key, ADMIN), has(key, TRAIN), warm)
+    return Rollout(
+        store=served.store, names=served.names, key=key, is_admin=has(key, ADMIN), is_owner=has(key, TRAIN), warm=warm
+    )
 
 
 async def answer_once(served: Services, key: KeyRow, arm: Arm) -> None:
     """Has the engine load these weights and draw one token; raises where that does not come about."""
     base_model = served.names.base(arm.base_model)
-    prompt = (TextChunk(np.zeros(1, "<i4").tobytes()),)
-    op = SampleOp(f"warm-{uuid.uuid4().hex}", key.id, arm.revision, prompt, 1, SamplingParams(max_tokens=1, seed=0))
+    prompt = (TextChunk(pack_ids([0])),)
+    op = SampleOp(
+        request_id=f"warm-{uuid.uuid4().hex}",
+        owner=key.id,
+        revision=arm.revision,
+        prompt=prompt,
+        num_samples=1,
+        params=SamplingParams(max_tokens=1, seed=0),
+    )
     try:
         served.desk.sample(op, base_model)
         result = await served.desk.sample_result(op.request_id, WARM_SECONDS)

@@ -54,11 +54,11 @@ async def metrics(request: Request) -> Response:
 
 
 def of_requests(requests: RequestCounts) -> Iterable[Family]:
-    def labels(key: tuple[str, int]) -> dict[str, str]:
-        return {"route": key[0], "status": str(key[1])}
+    def labels(route: str, status_code: int) -> dict[str, str]:
+        return {"route": route, "status": str(status_code)}
 
-    n_requests = [Sample(n, labels(key)) for key, n in requests.counts.items()]
-    seconds = [Sample(spent, labels(key)) for key, spent in requests.seconds.items()]
+    n_requests = [Sample(n, labels(*key)) for key, n in requests.counts.items()]
+    seconds = [Sample(spent, labels(*key)) for key, spent in requests.seconds.items()]
     yield Family("loreloop_http_requests_total", "counter", "HTTP requests by route and status.", n_requests)
     yield Family("loreloop_http_request_seconds_total", "counter", "Seconds they took, streams to their end.", seconds)
 

@@ -59,15 +59,15 @@ def ask_of(body: ChatCompletion) -> ChatAsk:
     wire = formatted(body, wire_params(body, body.max_completion_tokens or body.max_tokens))
     choice = body.tool_choice or "auto"
     return ChatAsk(
-        Conversation(turns, tools, settings),
-        wire,
-        f"={choice.function.name}" if isinstance(choice, NamedTool) else choice,
-        body.parallel_tool_calls is not False,
-        body.n or 1,
-        bool(body.stream),
-        Report(body.top_logprobs or 0, bool(body.filtered_logprobs)),
-        left_open(body),
-        isinstance(body.response_format, JsonSchemaFormat) and bool(body.response_format.json_schema.strict),
+        conversation=Conversation(turns, tools, settings),
+        wire=wire,
+        choice=f"={choice.function.name}" if isinstance(choice, NamedTool) else choice,
+        parallel=body.parallel_tool_calls is not False,
+        n=body.n or 1,
+        stream=bool(body.stream),
+        report=Report(body.top_logprobs or 0, bool(body.filtered_logprobs)),
+        left_open=left_open(body),
+        strict=isinstance(body.response_format, JsonSchemaFormat) and bool(body.response_format.json_schema.strict),
     )
 
 

@@ -10,6 +10,7 @@ from loreloop.http.sse import data_event
 from loreloop.protocol.openai_rest import Common
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampleOp, SampleResult
+from loreloop.protocol.token_ids import n_ids
 from loreloop.protocol.training import Failure, length_of
 
 
@@ -51,7 +52,7 @@ def frame(prefix: str, kind: str, op: SampleOp, name: str, created: int, model: 
 
 def usage(ops: Sequence[SampleOp], found: Sequence[SampleResult]) -> dict[str, Any]:
     n_prompt = sum(length_of(op.prompt) for op in ops)
-    n_drawn = sum(len(sequence.tokens) // 4 for result in found for sequence in result.sequences)
+    n_drawn = sum(n_ids(sequence.tokens) for result in found for sequence in result.sequences)
     return {
         "prompt_tokens": n_prompt,
         "completion_tokens": n_drawn,

@@ -15,6 +15,7 @@ from loreloop.http.routes import routes_of
 from loreloop.http.services import now, services
 from loreloop.protocol.codec import DatumSpans, DecodedPass
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.token_ids import n_ids
 from loreloop.protocol.training import Datum, Span, length_of
 from loreloop.store import spool
 from loreloop.store.rows import SequenceRecord
@@ -47,7 +48,7 @@ async def with_sampled_spans(
 
 def _lengths(record: SequenceRecord) -> dict[bool, int]:
     """How many tokens the output (True) and the prompt (False) of a sequence have."""
-    return {False: len(record.prompt) // 4, True: len(record.tokens) // 4}
+    return {False: n_ids(record.prompt), True: n_ids(record.tokens)}
 
 
 def _checked(where: str, datum: Datum, spans: DatumSpans, lengths: dict[str, dict[bool, int]]) -> Datum:

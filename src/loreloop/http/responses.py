@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import msgspec
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -41,6 +40,7 @@ from loreloop.protocol.responses_rest import (
 )
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampleResult
+from loreloop.protocol.token_ids import n_ids, unpack_ids
 from loreloop.protocol.training import Failure, length_of
 from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, turn_of_parts
 from loreloop.text.tool_calls import Tool
@@ -91,10 +91,10 @@ def ask_of(body: CreateResponse, items: Sequence[Item]) -> ChatAsk:
     wanted = body.tool_choice or "auto"
     choice = f"={wanted.name}" if isinstance(wanted, NamedFunction) else wanted
     return ChatAsk(
-        Conversation(tuple(turns), tools, settings),
-        params_of(body),
-        choice,
-        body.parallel_tool_calls is not False,
+        conversation=Conversation(tuple(turns), tools, settings),
+        wire=params_of(body),
+        choice=choice,
+        parallel=body.parallel_tool_calls is not False,
         stream=bool(body.stream),
         left_open=left_open(body),
         strict=body.text is not None and isinstance(body.text.format, SchemaFormat) and bool(body.text.format.strict),
@@ -149,7 +149,12 @@ def merged(turns: Iterator[Turn]) -> Iterator[Turn]:
         parts = list(run)
         content = "".join(part.content for part in parts)
         thinking = "".join(part.thinking or "" for part in parts) or None
-        yield Turn("assistant", content, thinking, tuple(call for part in parts for call in part.calls))
+        yield Turn(
+            role="assistant",
+            content=content,
+            thinking=thinking,
+            calls=tuple(call for part in parts for call in part.calls),
+        )
 
 
 def parts_of(content: str | Sequence[Part | ReasoningPart] | None) -> list[str | Picture]:
@@ -210,7 +215,7 @@ class Asked:
         return told | {"store": await keep(served, self.chat.op.owner, self.body, self.found, told)}
 
     def usage(self, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
-        n_prompt, n_drawn = length_of(self.chat.op.prompt), len(result.sequences[0].tokens) // 4
+        n_prompt, n_drawn = length_of(self.chat.op.prompt), n_ids(result.sequences[0].tokens)
         thought = "".join(block.text for block in blocks.done if block.kind == "thinking")
         n_thought = len(self.chat.model.text.tokenizer.encode(thought)) if thought else 0
         return {
@@ -238,7 +243,7 @@ class Asked:
 
 def whole_blocks(chat: Chat, result: SampleResult) -> Blocks:
     reply, blocks = chat.reply(), Blocks(note=chat.warning)
-    for token in np.frombuffer(result.sequences[0].tokens, "<i4").tolist():
+    for token in unpack_ids(result.sequences[0].tokens).tolist():
         blocks.add(reply.push(token))
     blocks.add(reply.flush())
     blocks.end(cut=was_cut(result))

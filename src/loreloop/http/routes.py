@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from loreloop.protocol.token_ids import n_ids
 from loreloop.protocol.training import FREE_ROUTE, Span
 from loreloop.store.rows import SequenceRecord
 
@@ -22,7 +23,7 @@ def routes_of(spans: Sequence[Span], records: Mapping[str, SequenceRecord], base
     for span in spans:
         record, known = records[span.sequence_id], b""
         if widths[span.sequence_id] == width and record.routes:
-            first = span.offset + (len(record.prompt) // 4 if span.sampled else 0)
+            first = span.offset + (n_ids(record.prompt) if span.sampled else 0)
             known = record.routes[first * width : (first + span.length) * width]
         parts.append(known + FREE_ROUTE * ((span.length * width - len(known)) // len(FREE_ROUTE)))
     return b"".join(parts)
@@ -30,7 +31,7 @@ def routes_of(spans: Sequence[Span], records: Mapping[str, SequenceRecord], base
 
 def _width(record: SequenceRecord, base_model: str) -> int:
     """Bytes a token; 0 where the record has no routes of this base."""
-    n_computed = (len(record.prompt) + len(record.tokens)) // 4 - 1
+    n_computed = n_ids(record.prompt) + n_ids(record.tokens) - 1
     if not record.routes or record.base_model != base_model or n_computed < 1:
         return 0
     return len(record.routes) // n_computed

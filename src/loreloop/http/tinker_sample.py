@@ -35,10 +35,10 @@ async def create_sampling_session(request: Request) -> Response:
     sampler_id = paths.sampling_session_id(body.session_id, body.sampling_session_seq_id)
     revision = target.revision
     row = SamplerRow(
-        sampler_id,
-        body.session_id,
-        key.id,
-        target.name,
+        id=sampler_id,
+        session_id=body.session_id,
+        key_id=key.id,
+        base_model=target.name,
         model_path=body.model_path,
         revision_id=revision.revision_id if revision else None,
         folder=revision.folder if revision else None,
@@ -64,7 +64,7 @@ async def asample(request: Request) -> Response:
     base_model = served.names.base(sampler.base_model)
     info = await served.desk.info(base_model)
     prompt = await served.pictures.in_prompt(check_prompt(body.prompt, info), info)
-    op = await sample_op(served, sampler, key.id, (body, prompt), info)
+    op = await sample_op(served, sampler, key.id, body, prompt, info)
     sequence_ids = [f"{op.request_id}:{index}" for index in range(op.num_samples)]
     recording = Recording(sampler.session_id, tuple(sequence_ids)) if body.record_stability_info else None
     served.desk.sample(msgspec.structs.replace(op, routes=recording is not None), base_model, recording)
@@ -72,10 +72,9 @@ async def asample(request: Request) -> Response:
 
 
 async def sample_op(
-    served: Services, sampler: SamplerRow, owner: str, asked: tuple[SampleBody, tuple[Chunk, ...]], info: EngineInfo
+    served: Services, sampler: SamplerRow, owner: str, body: SampleBody, prompt: tuple[Chunk, ...], info: EngineInfo
 ) -> SampleOp:
-    """The checked operation of a request, which is a body and its checked prompt."""
-    body, prompt = asked
+    """The checked operation of a request with its checked prompt."""
     limit = served.config.limits.samples_per_request
     if body.num_samples > limit:
         raise BadRequest(f"num_samples is {body.num_samples}; at most {limit} are drawn for one request.")

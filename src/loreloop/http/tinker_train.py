@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 import msgspec
 from starlette.requests import Request
@@ -39,18 +40,18 @@ async def create_model(request: Request) -> Response:
         lora = body.lora_config
         seed = lora.seed if lora.seed is not None else fresh_seed()
         spec = LoraSpec(
-            lora.rank,
-            seed & (1 << 63) - 1,
-            lora.train_attn,
-            lora.train_mlp,
-            lora.train_unembed,
-            services(request).config.engine.lora_experts,
+            rank=lora.rank,
+            seed=seed & (1 << 63) - 1,
+            train_attn=lora.train_attn,
+            train_mlp=lora.train_mlp,
+            train_unembed=lora.train_unembed,
+            experts=services(request).config.engine.lora_experts,
         )
         info = await services(request).desk.info(services(request).names.base(body.base_model))
         check_lora(spec, body.optimizer_config, info.max_lora_rank)
         model_id = paths.model_id(body.session_id, body.model_seq_id)
-        await new_run(request, key, model_id, body.session_id, (body.base_model, spec, body.user_metadata))
-        op = CreateModel(model_id, 0, paths.request_id(model_id, 0), spec)
+        await begin(request, key, NewRun(model_id, body.session_id, body.base_model, spec, body.user_metadata))
+        op = CreateModel(model_id=model_id, seq_id=0, request_id=paths.request_id(model_id, 0), lora=spec)
         return Accepted(op, reply={"model_id": model_id})
 
     return await accept(request, build)
@@ -65,17 +66,35 @@ def check_lora(spec: LoraSpec, optimizer: rest.OptimizerConfig, max_rank: int) -
         raise BadRequest(f"The optimizer {optimizer.type!r} is not served; use adamw.")
 
 
-async def new_run(
-    request: Request, key: KeyRow, model_id: str, session_id: str, about: tuple[str, LoraSpec, dict[str, object] | None]
-) -> None:
+@dataclass(frozen=True)
+class NewRun:
+    """What a request says of the run that it begins."""
+
+    model_id: str
+    session_id: str
+    base_model: str
+    lora: LoraSpec
+    user_metadata: dict[str, object] | None
+
+
+async def begin(request: Request, key: KeyRow, new: NewRun) -> None:
     """Writes the run's row; a repeated request finds it there."""
-    active_session(request, key, session_id)
-    base_model, spec, user_metadata = about
+    active_session(request, key, new.session_id)
     served = services(request)
-    known = served.store.read(journal.is_known, paths.request_id(model_id, 0))
+    known = served.store.read(journal.is_known, paths.request_id(new.model_id, 0))
     if not known and served.store.read(runs.n_live, key.id) >= served.config.limits.models_per_key:
         raise BadRequest(f"This key has {served.config.limits.models_per_key} live models; finish some sessions first.")
-    row = RunRow(model_id, session_id, key.id, base_model, spec, now(), now(), user_metadata, True)
+    row = RunRow(
+        id=new.model_id,
+        session_id=new.session_id,
+        key_id=key.id,
+        base_model=new.base_model,
+        lora=new.lora,
+        created=now(),
+        last_request=now(),
+        user_metadata=new.user_metadata,
+        live=True,
+    )
     await served.store.write(runs.create, row)
 
 
@@ -144,7 +163,9 @@ def named_sampler(request: Request, key: KeyRow, run: RunRow, body: rest.SaveFor
     request_id = paths.request_id(run.id, body.seq_id)
     check_free(request, path, request_id)
     row = new_checkpoint(request, key, path, body.user_metadata)
-    op = SaveSampler(run.id, body.seq_id, request_id, row.folder, str(path))
+    op = SaveSampler(
+        model_id=run.id, seq_id=body.seq_id, request_id=request_id, folder=row.folder, revision_id=str(path)
+    )
     return Accepted(op, (AddCheckpoint(row, body.ttl_seconds),), {"path": str(path)})
 
 
@@ -158,16 +179,17 @@ def ephemeral_sampler(request: Request, key: KeyRow, run: RunRow, body: rest.Sav
     sampler_id = paths.sampling_session_id(run.session_id, body.sampling_session_seq_id)
     folder = str(services(request).desk.files.revision(sampler_id))
     row = SamplerRow(
-        sampler_id,
-        run.session_id,
-        key.id,
-        run.base_model,
+        id=sampler_id,
+        session_id=run.session_id,
+        key_id=key.id,
+        base_model=run.base_model,
         run_id=run.id,
         inflight=body.kind == "inflight",
         revision_id=sampler_id,
         folder=folder,
     )
-    op = SaveSampler(run.id, body.seq_id, paths.request_id(run.id, body.seq_id), folder, sampler_id, durable=False)
+    request_id = paths.request_id(run.id, body.seq_id)
+    op = SaveSampler(run.id, body.seq_id, request_id=request_id, folder=folder, revision_id=sampler_id, durable=False)
     return Accepted(op, (AddSampler(row),), {"sampling_session_id": sampler_id})
 
 
@@ -184,7 +206,17 @@ def new_checkpoint(
     request: Request, key: KeyRow, path: CheckpointPath, user_metadata: dict[str, object] | None
 ) -> CheckpointRow:
     folder = str(services(request).desk.files.checkpoint(path))
-    return CheckpointRow(path.run_id, path.kind, path.name, key.id, folder, now(), 0, None, user_metadata)
+    return CheckpointRow(
+        run_id=path.run_id,
+        kind=path.kind,
+        name=path.name,
+        key_id=key.id,
+        folder=folder,
+        created=now(),
+        size_bytes=0,
+        expires=None,
+        user_metadata=user_metadata,
+    )
 
 
 async def load_weights(request: Request) -> Response:
@@ -214,8 +246,16 @@ async def create_from(request: Request, key: KeyRow, body: rest.LoadWeightsBody,
     base_model = body.base_model or source.base_model
     if names.base(base_model) != names.base(source.base_model):
         raise BadRequest(f"{body.path} was trained on {source.base_model!r}, not on {base_model!r}.")
-    await new_run(request, key, model_id, body.session_id or "", (base_model, source.lora, body.user_metadata))
-    op = CreateModel(model_id, 0, request_id, source.lora, folder, body.optimizer)
+    new = NewRun(model_id, body.session_id or "", base_model, source.lora, body.user_metadata)
+    await begin(request, key, new)
+    op = CreateModel(
+        model_id=model_id,
+        seq_id=0,
+        request_id=request_id,
+        lora=source.lora,
+        load_folder=folder,
+        load_optimizer=body.optimizer,
+    )
     return Accepted(op, reply={"path": body.path, "model_id": model_id})
 
 

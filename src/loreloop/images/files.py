@@ -6,13 +6,13 @@ Every defect is a BadRequest that names it. Knows no models.
 from __future__ import annotations
 
 import io
-import struct
 import zlib
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image
 
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, outcome_of
 
 ORIENTATION = 0x0112  # EXIF: how a camera was held
 TURNS = {
@@ -24,18 +24,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's readers raise on files that are not what they claim to be.
-DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    ArithmeticError,
-    TypeError,
-    struct.error,
-    zlib.error,
-)
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NOTES = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG in which a camera or a program may have written
 CHUNK_FRAME = 12  # bytes of a chunk beside its data: length, kind, checksum
@@ -69,14 +57,15 @@ def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
     """The whole image, upright, in RGB."""
     image = _opened(data, limits)
     turn = TURNS.get(_turn(image))
-    try:
-        image.load()
-        if "transparency" in image.info:
-            image = image.convert("RGBA")
-        image = image.convert("RGB")
-    except DAMAGED as error:
-        raise BadRequest(f"The image cannot be decoded: {_told(error)}.") from None
-    return image if turn is None else image.transpose(turn)
+    decoded = outcome_of(partial(_decoded, image))
+    if isinstance(decoded, Exception):
+        raise BadRequest(f"The image cannot be decoded: {_told(decoded)}.") from None
+    return decoded if turn is None else decoded.transpose(turn)
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    image.load()
+    return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
 
 
 def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -85,12 +74,12 @@ def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
     kind = kind_of(data)
     if kind is None:
         raise BadRequest("The image's bytes are neither PNG nor JPEG nor WebP.")
-    try:
-        image = Image.open(io.BytesIO(notes_first(data) if kind == "png" else data), formats=[kind])
-    except BOMB:
-        raise BadRequest(f"The image has too many pixels; at most {limits.max_pixels} are taken.") from None
-    except DAMAGED as error:
-        raise BadRequest(f"The image's head cannot be read: {_told(error)}.") from None
+    # Of a file that is not what it claims to be, Pillow's readers raise anything.
+    image = outcome_of(lambda: Image.open(io.BytesIO(notes_first(data) if kind == "png" else data), formats=[kind]))
+    if isinstance(image, BOMB):
+        raise BadRequest(f"The image has too many pixels; at most {limits.max_pixels} are taken.")
+    if isinstance(image, Exception):
+        raise BadRequest(f"The image's head cannot be read: {_told(image)}.")
     width, height = image.size
     if width * height > limits.max_pixels:
         raise BadRequest(f"The image is {width} × {height} pixels; at most {limits.max_pixels} together are taken.")
@@ -103,11 +92,9 @@ def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
 
 def _turn(image: Image.Image) -> int:
     """The orientation in the file's head: by EXIF, by an older PNG's raw profile, or by XMP."""
-    try:
-        # The method that all formats share: PNG's own would decode the pixels, to look behind them too.
-        return int(Image.Image.getexif(image).get(ORIENTATION, 1))
-    except DAMAGED:  # what a camera noted is no part of the picture
-        return 1
+    # The method that all formats share: PNG's own would decode the pixels, to look behind them too.
+    turn = outcome_of(lambda: int(Image.Image.getexif(image).get(ORIENTATION, 1)))
+    return 1 if isinstance(turn, Exception) else turn  # what a camera noted is no part of the picture
 
 
 def notes_first(png: bytes) -> bytes:

@@ -129,20 +129,28 @@ def score_gradients(
     _calls().score_gradients(*window.arguments(score_GRK), scale, score_GRK.data_ptr(), dweight_GRK.data_ptr(), *sums)
 
 
+@dataclass(frozen=True)
+class Angles:
+    """By how much a row's query and key are turned: cos, and sin with the sign of each half."""
+
+    cos_TE: Tensor
+    sin_TE: Tensor
+
+
 def turn_and_store(
     q_THE: Tensor,
     k_TGE: Tensor,
     v_TGE: Tensor,
-    angles_TE: tuple[Tensor, Tensor],
+    angles: Angles,
     slot_T: Tensor,
     cache_S2GE: Tensor,
 ) -> Tensor:
-    """Queries turned by their angles (cos, and sin with the sign of each half); keys, turned too, and values go to
-    their slots of the cache."""
+    """Queries turned by their angles; keys, turned too, and values go to their slots of the cache."""
     n_rows, n_heads, d_head = q_THE.shape
     out_THE = torch.empty(q_THE.shape, dtype=q_THE.dtype)
     for x in (q_THE, k_TGE, v_TGE):
         assert x.stride()[1:] == (d_head, 1), x.stride()
+    tensors = (q_THE, k_TGE, v_TGE, angles.cos_TE, angles.sin_TE, slot_T, out_THE, cache_S2GE)
     _calls().turn_and_store(
         n_rows,
         n_heads,
@@ -151,7 +159,7 @@ def turn_and_store(
         q_THE.stride(0),
         k_TGE.stride(0),
         v_TGE.stride(0),
-        *(x.data_ptr() for x in (q_THE, k_TGE, v_TGE, *angles_TE, slot_T, out_THE, cache_S2GE)),
+        *(x.data_ptr() for x in tensors),
     )
     return out_THE
 

@@ -26,18 +26,25 @@ TASK = (
 MIDDLE, DOUBLES = 4.5, 2.25  # the mark at which the factor is 1, and how many marks double it
 
 
-class SurprisalImportance:
-    """What a model could have guessed need not be kept. The surprisal is read token by token on average, since length
-    is the surface's matter already."""
+class _Judge:
+    """What a judgement begins with, and what it has cost."""
 
-    def __init__(self, count: CountTokens, surprisal: Surprisal, typical: float = TYPICAL_NATS) -> None:
-        self.count, self.surprisal, self.typical = count, surprisal, typical
-        self.surface = SurfaceImportance()
+    def __init__(self, count: CountTokens) -> None:
+        self.count, self.surface = count, SurfaceImportance()
         self._spent = 0
 
     @property
     def tokens_spent(self) -> int:
         return self._spent
+
+
+class SurprisalImportance(_Judge):
+    """What a model could have guessed need not be kept. The surprisal is read token by token on average, since length
+    is the surface's matter already."""
+
+    def __init__(self, count: CountTokens, surprisal: Surprisal, typical: float = TYPICAL_NATS) -> None:
+        super().__init__(count)
+        self.surprisal, self.typical = surprisal, typical
 
     def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float:
         self._spent = 0
@@ -53,17 +60,12 @@ class SurprisalImportance:
         return base * within(self.surprisal(before, text) / segment.tokens / self.typical)
 
 
-class ScoredImportance:
+class ScoredImportance(_Judge):
     """A mark from 0 to 9 that a model writes. A text without a digit changes nothing."""
 
     def __init__(self, count: CountTokens, sampler: Sampler) -> None:
-        self.count, self.sampler = count, sampler
-        self.surface = SurfaceImportance()
-        self._spent = 0
-
-    @property
-    def tokens_spent(self) -> int:
-        return self._spent
+        super().__init__(count)
+        self.sampler = sampler
 
     def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float:
         self._spent = 0

@@ -156,7 +156,14 @@ class Memory:
         head, text = head_of(turn), turn.text.strip()
         tokens = self.parts.count(passage(head, text))
         segment = Segment(
-            state.next_id, head, text, tokens, (state.n_turns,), turn.role, pinned=pinned, answers=state.asked
+            id=state.next_id,
+            head=head,
+            text=text,
+            tokens=tokens,
+            turns=(state.n_turns,),
+            role=turn.role,
+            pinned=pinned,
+            answers=state.asked,
         )
         free = state.budget - sum(s.tokens for s in state.segments if s.pinned)
         if pinned:

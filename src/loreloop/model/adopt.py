@@ -258,10 +258,10 @@ def _lora_of(factors: Mapping[str, _Factors]) -> LoraSpec:
     alone = all(len(each.a) > 1 and len(each.b) > 1 for each in stacked) and bool(stacked)
     form: ExpertForm = "per_expert" if alone else "shared_outer"
     return LoraSpec(
-        max(each.rank for each in factors.values()),
-        0,
-        any(".self_attn." in path for path in factors),
-        any(".mlp." in path for path in factors),
-        HEAD in factors,
-        form,
+        rank=max(each.rank for each in factors.values()),
+        seed=0,
+        train_attn=any(".self_attn." in path for path in factors),
+        train_mlp=any(".mlp." in path for path in factors),
+        train_unembed=HEAD in factors,
+        experts=form,
     )

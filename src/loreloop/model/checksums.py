@@ -13,6 +13,7 @@ from pathlib import Path
 
 from loreloop.model.weight_files import weight_files
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.json_files import read_json_object
 
 NOTE = ".loreloop-sha256.json"
 AGAIN = "`loreloop models remove` the model and add it again."
@@ -60,13 +61,7 @@ def _noted(folder: Path) -> dict[str, str]:
     file = folder / NOTE
     if not file.exists():
         return {}
-    try:
-        sums = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise BadRequest(f"{file} cannot be read: {error}. {AGAIN}") from None
-    if not isinstance(sums, dict):
-        raise BadRequest(f"{file} holds no checksums. {AGAIN}")
-    return sums
+    return read_json_object(file, str(file), AGAIN)
 
 
 def _sha256(file: Path) -> str:

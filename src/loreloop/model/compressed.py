@@ -15,6 +15,7 @@ from torch import Tensor
 from loreloop.kernels.packed import GROUP
 from loreloop.model.blocks import Blocks
 from loreloop.model.float8 import is_float8
+from loreloop.model.spec import as_settings
 from loreloop.protocol.errors import BadRequest
 
 PARTS = ("packed", "scale", "shape")
@@ -23,7 +24,7 @@ WANTED = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", 
 
 def check_quantization(config: Mapping[str, Any]) -> None:
     """BadRequest where a configuration says that weights are quantised otherwise."""
-    about = config.get("quantization_config")
+    about = as_settings("quantization_config", config.get("quantization_config") or {})
     if not about or is_float8(about):
         return
     kind = (about.get("quant_method"), about.get("format"))
@@ -33,8 +34,9 @@ def check_quantization(config: Mapping[str, Any]) -> None:
             "compressed-tensors' pack-quantized ones are read, and 8-bit floats (e4m3) in blocks of 128 × 128. "
             "Dequantise it first."
         )
-    for name, group in about.get("config_groups", {}).items():
-        weights = group.get("weights") or {}
+    for name, value in as_settings("config_groups", about.get("config_groups", {})).items():
+        group = as_settings(name, value)
+        weights = as_settings("weights", group.get("weights") or {})
         other = {key: weights.get(key) for key, value in WANTED.items() if weights.get(key) != value}
         if other or group.get("input_activations"):
             raise BadRequest(

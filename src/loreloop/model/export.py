@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -151,28 +152,37 @@ def _deltas(source: Path, view: AdapterView) -> Iterator[tuple[str, Delta]]:
     """What is to be added to which published tensor."""
     layout, names = view.layout, family_of(read_config(source)).names
     for weight in decoder_weights(layout.spec, names):
-        key, expert = _site(weight)
-        if key is not None and layout.has(*key):
+        site = _site(weight)
+        if site is not None and layout.has(site.layer, site.name):
             for part, piece in enumerate(weight.pieces):
-                yield piece.name, _delta(view, key, expert, part)
+                yield piece.name, _delta(view, site, part)
     if layout.has(layout.spec.n_layers, UNEMBED):
-        yield names.head, _delta(view, (layout.spec.n_layers, UNEMBED), None, 0)
+        yield names.head, _delta(view, _Site(layout.spec.n_layers, UNEMBED), 0)
 
 
-def _site(weight: Weight) -> tuple[tuple[int, str] | None, int | None]:
-    """The adapter's site that a weight belongs to, and the expert."""
-    layer, _, site = weight.role.partition(".")
+@dataclass(frozen=True)
+class _Site:
+    """Where an adapter changes a weight; `expert` is the number of one of several."""
+
+    layer: int
+    name: str
+    expert: int | None = None
+
+
+def _site(weight: Weight) -> _Site | None:
+    """The adapter's site that a weight belongs to."""
+    layer, _, name = weight.role.partition(".")
     if not layer.isdigit() or weight.role.endswith(".bias"):
-        return None, None
-    expert, _, part = site.partition(".")
-    return ((int(layer), f"experts.{part}"), int(expert)) if expert.isdigit() else ((int(layer), site), None)
+        return None
+    expert, _, part = name.partition(".")
+    return _Site(int(layer), f"experts.{part}", int(expert)) if expert.isdigit() else _Site(int(layer), name)
 
 
-def _delta(view: AdapterView, key: tuple[int, str], expert: int | None, part: int) -> Delta:
+def _delta(view: AdapterView, site: _Site, part: int) -> Delta:
     rank, scale = view.layout.rank, view.layout.scale
-    a_RI, b_OR = view.a(*key), view.b(*key)[part]
-    if expert is not None:
-        a_RI, b_OR = a_RI[min(expert, len(a_RI) - 1)], b_OR[min(expert, len(b_OR) - 1)]
+    a_RI, b_OR = view.a(site.layer, site.name), view.b(site.layer, site.name)[part]
+    if site.expert is not None:
+        a_RI, b_OR = a_RI[min(site.expert, len(a_RI) - 1)], b_OR[min(site.expert, len(b_OR) - 1)]
     a_RI = a_RI[part * rank : (part + 1) * rank]
     return lambda: scale * (b_OR.float() @ a_RI.float())
 

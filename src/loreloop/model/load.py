@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,38 +25,34 @@ from loreloop.model.families.table import family_of
 from loreloop.model.linear import Products
 from loreloop.model.packed import PackedWeight, packable
 from loreloop.model.published import some_tensors
-from loreloop.model.spec import DecoderSpec
+from loreloop.model.spec import DecoderSpec, as_settings
 from loreloop.model.stacked import inputs_first, unstacked
 from loreloop.model.tower import VISION, own_name
 from loreloop.model.weight_files import stored_tensors, stream_tensors
 from loreloop.model.weights import Weight, decoder_weights
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.json_files import read_json_object
 
 # What comes of a configuration whose values are of other types than they should be.
-MISSPELT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+MISSPELT = (ArithmeticError, LookupError, TypeError, ValueError)
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)  # old checkpoints store what the configuration already says
 
 
 def read_config_file(file: Path) -> dict[str, Any]:
     """A configuration by itself."""
-    try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadRequest(f"{file.parent} is not a model folder: {file.name} cannot be read ({error}).") from None
-    if not isinstance(config, dict):
-        raise BadRequest(f"{file} is not a model's configuration: it is no JSON object.")
-    return config
+    return read_json_object(file, f"{file.parent} is not a model folder: {file.name}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`, with the stop ids that its text part and `generation_config.json` name besides."""
     config = read_config_file(folder / "config.json")
+    generation = folder / "generation_config.json"
+    of_generation = read_config_file(generation) if generation.exists() else {}
     try:
-        generation = folder / "generation_config.json"
-        others = (config.get("text_config") or {}, read_config_file(generation) if generation.exists() else {})
-        named = [eos_ids(settings.get("eos_token_id")) for settings in (config, *others)]
+        text = as_settings("text_config", config.get("text_config") or {})
+        named = [eos_ids(settings.get("eos_token_id")) for settings in (config, text, of_generation)]
         config["eos_token_id"] = list(dict.fromkeys(itertools.chain(*named)))
-    except (OSError, RecursionError, *MISSPELT) as error:
+    except MISSPELT as error:
         raise BadRequest(f"{folder} is not a model folder: its configuration cannot be read ({error}).") from None
     return config
 

@@ -258,7 +258,8 @@ class _LoraLinear(torch.autograd.Function):
         for group, h_TR in zip(ctx.groups, inner, strict=True):
             rows = slice(group.start, group.stop)
             products = ctx.base.products
-            dx_TI[rows] += _send_back(x_TI[rows], h_TR, dy_TO[rows], products, group, (ctx.layer, ctx.site))
+            matrices = _SiteGroup(group, ctx.layer, ctx.site)
+            dx_TI[rows] += _send_back(x_TI[rows], h_TR, dy_TO[rows], products, matrices)
         ctx.pause()
         return dx_TI, None, None, None, None
 
@@ -277,10 +278,18 @@ def _add_product(x_TI: Tensor, y_TO: Tensor, base: BaseLinear, group: LoraGroup,
     return h_TR
 
 
-def _send_back(
-    x_TI: Tensor, h_TR: Tensor, dy_TO: Tensor, products: Products, group: LoraGroup, key: tuple[int, str]
-) -> Tensor:
+@dataclass(frozen=True)
+class _SiteGroup:
+    """A group's adapter at one site."""
+
+    group: LoraGroup
+    layer: int
+    site: str
+
+
+def _send_back(x_TI: Tensor, h_TR: Tensor, dy_TO: Tensor, products: Products, at: _SiteGroup) -> Tensor:
     """One group's gradients, added to its `grad`, and its part of the gradient of x; all for its own rows."""
+    group, key = at.group, (at.layer, at.site)
     layout = group.weights.layout
     dh_TR = torch.empty_like(h_TR)
     for index, (part, b_OR) in enumerate(zip(layout.places[key].shape.parts, group.weights.b(*key), strict=True)):

@@ -46,10 +46,11 @@ class Stack:
         """None: no adapter has it."""
         key = (layer, name)
         if key not in self._sites:
-            self._sites[key] = self._laid_out(key)
+            self._sites[key] = self._laid_out(layer, name)
         return self._sites[key]
 
-    def _laid_out(self, key: tuple[int, str]) -> _Site | None:
+    def _laid_out(self, layer: int, name: str) -> _Site | None:
+        key = (layer, name)
         having = [adapter for adapter in self.adapters if adapter.layout.has(*key)]
         if not having:
             return None

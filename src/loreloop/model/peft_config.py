@@ -137,17 +137,19 @@ def read_settings(config: Mapping[str, Any], where: str) -> PeftSettings:
     layers = config.get("layers_to_transform")
     try:
         settings = PeftSettings(
-            _rank(config.get("r", 8)),
-            _alpha(config.get("lora_alpha", 8)),
-            _switch(config.get("use_rslora")),
-            {str(key): _rank(value) for key, value in (config.get("rank_pattern") or {}).items()},
-            {str(key): _alpha(value) for key, value in (config.get("alpha_pattern") or {}).items()},
-            _names(config.get("target_modules")),
-            _names(config.get("exclude_modules")),
-            None if layers is None or layers == [] else tuple(layers if isinstance(layers, list) else [int(layers)]),
-            _tuple(config.get("layers_pattern")),
-            _tuple(config.get("target_parameters")),
-            initialisation,
+            rank=_rank(config.get("r", 8)),
+            alpha=_alpha(config.get("lora_alpha", 8)),
+            use_rslora=_switch(config.get("use_rslora")),
+            rank_pattern={str(key): _rank(value) for key, value in (config.get("rank_pattern") or {}).items()},
+            alpha_pattern={str(key): _alpha(value) for key, value in (config.get("alpha_pattern") or {}).items()},
+            target_modules=_names(config.get("target_modules")),
+            exclude_modules=_names(config.get("exclude_modules")),
+            layers=None
+            if layers is None or layers == []
+            else tuple(layers if isinstance(layers, list) else [int(layers)]),
+            layers_pattern=_tuple(config.get("layers_pattern")),
+            target_parameters=_tuple(config.get("target_parameters")),
+            initialisation=initialisation,
         )
         settings.scale_of(""), settings.targets("")
     except (TypeError, ValueError, AttributeError, re.error) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from loreloop.protocol.errors import BadRequest
 
@@ -27,6 +27,13 @@ def check_sizes(what: str, **sizes: int) -> None:
     check_spec(
         what, {f"{name} is {size!r}": isinstance(size, int) and 0 < size < 1 << 40 for name, size in sizes.items()}
     )
+
+
+def as_settings(name: str, value: Any) -> Mapping[str, Any]:
+    """A part of a configuration that has names of its own; TypeError where it is something else."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} = {value!r}")
+    return value
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import base64
 import binascii
 import itertools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from loreloop.protocol.byte_letters import BYTE_LETTERS
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.json_files import read_json_object
 
 FILE = "tiktoken.model"
 N_RESERVED = 256  # ids behind the vocabulary that are special tokens, whether they are named or not
@@ -105,13 +106,7 @@ def _merged(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise BadRequest(f"{file.name} beside {FILE} cannot be read: {error}.") from None
-    if not isinstance(settings, dict):
-        raise BadRequest(f"{file.name} beside {FILE} is no JSON object.")
-    return settings
+    return read_json_object(file, f"{file.name} beside {FILE}")
 
 
 def _added(ranks: Mapping[bytes, int], settings: Mapping[str, Any]) -> list[AddedToken]:
@@ -132,16 +127,6 @@ def _added(ranks: Mapping[bytes, int], settings: Mapping[str, Any]) -> list[Adde
         i: AddedToken(f"<|reserved_token_{i}|>", special=True, normalized=False) for i in range(n_base, n_base + n)
     }
     return list((reserved | named).values())
-
-
-def _byte_letters() -> list[str]:
-    """The printable letter that byte-level vocabularies write for each byte: itself, or one from 256 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
-
-
-BYTE_LETTERS = _byte_letters()
 
 
 def _text(token: bytes) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from loreloop.model.families.table import family_of
 from loreloop.model.load import MISSPELT, check_finite, read_config, read_spec
 from loreloop.model.tower import VISION, Tower, Vision, own_name
 from loreloop.model.weight_files import stream_tensors
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, outcome_of
 from loreloop.protocol.images import FixedGrid, ImageRules
 
 # Old checkpoints store what the configuration already says, and some transformers leave out one level of names.
@@ -44,14 +45,13 @@ def load_vision(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Vi
     family = family_of(config)
     if rules is None or not isinstance(family, SeeingFamily):
         return None
-    try:
-        tower = family.tower(_without_code(config))
-    except ImportError:
+    tower = outcome_of(partial(family.tower, _without_code(config)))  # of settings that cannot be, it raises anything
+    if isinstance(tower, ImportError):
         raise BadRequest(
             f"{folder} is a vision model, whose tower comes from transformers; `pip install loreloop[vision]`."
-        ) from None
-    except (*MISSPELT, RuntimeError) as error:
-        raise BadRequest(f"The vision_config of {folder} cannot be used: {error}.") from None
+        )
+    if isinstance(tower, Exception):
+        raise BadRequest(f"The vision_config of {folder} cannot be used: {tower}.")
     tower.parts.requires_grad_(False).eval().to(device)
     for parameter in tower.parts.parameters():  # tables of angles stay fp32
         parameter.data = parameter.data.to(dtype)
@@ -72,11 +72,10 @@ def _try(folder: Path, vision: Vision, dtype: torch.dtype, device: torch.device)
     grid = vision.rules.grid
     height, width = (grid.height, grid.width) if isinstance(grid, FixedGrid) else [grid.token_pixels] * 2
     n_tokens = grid.n_tokens if isinstance(grid, FixedGrid) else 1
-    try:
-        with torch.no_grad():
-            seen = vision.tower(torch.zeros(3, height, width, device=device))
-    except (*MISSPELT, RuntimeError) as error:
-        raise BadRequest(f"The vision tower of {folder} cannot be run: {error}.") from None
+    with torch.no_grad():
+        seen = outcome_of(lambda: vision.tower(torch.zeros(3, height, width, device=device)))
+    if isinstance(seen, Exception):
+        raise BadRequest(f"The vision tower of {folder} cannot be run: {seen}.")
     wanted = (n_tokens, read_spec(folder).d_model)
     if wrong := [tuple(x.shape) for x in (seen.embedding_ND, *seen.additions) if x.shape != wanted]:
         raise BadRequest(f"The vision tower of {folder} makes {wrong[0]} of an image where {wanted} is needed.")

@@ -7,7 +7,6 @@ Knows no layers.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from loreloop.model.float8 import SCALE, descaled
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.json_files import read_json_object
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 # What may lie beside weights and is none of them: adapters, an optimiser, and the same weights as others name them.
@@ -42,12 +42,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _indexed(index: Path) -> set[str]:
     """The files that an index names, all of them its neighbours."""
-    try:
-        files = json.loads(index.read_text())["weight_map"]
-        if not all(isinstance(file, str) and file == Path(file).name for file in files.values()):
-            raise ValueError("a file is none beside it")
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        raise BadRequest(f"{index} has no weight_map from tensors to files beside it: {error}.") from None
+    wrong = f"{index} has no weight_map from tensors to files beside it"
+    files = read_json_object(index, str(index)).get("weight_map")
+    if not isinstance(files, dict):
+        raise BadRequest(f"{wrong}.")
+    if not all(isinstance(file, str) and file == Path(file).name for file in files.values()):
+        raise BadRequest(f"{wrong}: a file is none beside it.")
     return set(files.values())
 
 

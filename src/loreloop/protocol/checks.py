@@ -15,6 +15,7 @@ from loreloop.protocol.link import EngineInfo
 from loreloop.protocol.rest import JsonTensor, Prompt, PromptChunk, SampleBody, WireSamplingParams
 from loreloop.protocol.sampling import PromptScores, SamplingParams
 from loreloop.protocol.tensors import Tensor, tensor_of
+from loreloop.protocol.token_ids import pack_ids
 from loreloop.protocol.training import Chunk, ImageChunk, TextChunk
 
 MAX_TOP_K = 1000
@@ -57,7 +58,7 @@ def check_tokens(tokens: list[int], info: EngineInfo) -> TextChunk:
     if low < 0 or high >= info.vocab_size:
         bad = low if low < 0 else high
         raise BadRequest(f"The prompt holds the token id {bad}; ids go from 0 to {info.vocab_size - 1}.")
-    return TextChunk(np.array(tokens, "<i4").tobytes())
+    return TextChunk(pack_ids(tokens))
 
 
 def check_params(wire: WireSamplingParams, n_prompt: int, info: EngineInfo, seed: int) -> SamplingParams:

@@ -15,6 +15,7 @@ from loreloop.protocol import wire_pb2 as wire
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.sampling import SampleResult, TopK
 from loreloop.protocol.tensors import DType, Tensor, tensor_of
+from loreloop.protocol.token_ids import sent_ids
 from loreloop.protocol.training import Chunk, Datum, ForwardBackward, ImageChunk, PassResult, Span, TextChunk
 
 DTYPES: dict[int, DType] = {wire.DTYPE_FLOAT32: "float32", wire.DTYPE_INT64: "int64", wire.DTYPE_INT32: "int32"}
@@ -51,7 +52,13 @@ def decode_pass(body: bytes) -> DecodedPass:
     if request.loss_fn == "cross_entropy":
         _check_weighted(request)
     op = ForwardBackward(
-        request.model_id, request.seq_id, "", data, request.loss_fn, _loss_config(request), request.forward_only
+        model_id=request.model_id,
+        seq_id=request.seq_id,
+        request_id="",
+        data=data,
+        loss_fn=request.loss_fn,
+        loss_config=_loss_config(request),
+        forward_only=request.forward_only,
     )
     spans = tuple(DatumSpans(_spans(d.model_input_spans), _spans(d.loss_fn_input_spans)) for d in request.data)
     return DecodedPass(op, spans)
@@ -130,9 +137,7 @@ def _datum(where: str, datum: wire.Datum) -> Datum:
 def _chunk(where: str, chunk: wire.Chunk) -> Chunk:
     kind = chunk.WhichOneof("chunk")
     if kind == "encoded_text":
-        if len(chunk.encoded_text.tokens) % 4:
-            raise BadRequest(f"{where}: the token bytes are not a whole number of int32 values.")
-        return TextChunk(chunk.encoded_text.tokens)
+        return TextChunk(sent_ids(where, chunk.encoded_text.tokens))
     if kind == "image":
         image = chunk.image
         size = image.override_dimensions if image.HasField("override_dimensions") else None

@@ -24,8 +24,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class LoreloopError(Exception):
@@ -100,6 +103,15 @@ class Unavailable(LoreloopError):
 
 class OutOfService(Unavailable):
     pass
+
+
+def outcome_of(call: Callable[[], T]) -> T | Exception:
+    """What a call gives, or the error that it raises, as a value. For who must go on whatever the work of others does:
+    threads that serve many, and foreign code on foreign data. What the error means is told by the caller."""
+    try:
+        return call()
+    except Exception as error:
+        return error
 
 
 # What the system says of a file that is not there, or has something else in its place; whatever else it says may pass.

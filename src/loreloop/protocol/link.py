@@ -1,7 +1,6 @@
 """The messages between the HTTP process and an engine process.
 
-One frame is a 4-byte big-endian length and the MessagePack of one message. `epoch` counts the lives of an engine:
-whatever carries an older one is from the dead. This file does not know sockets.
+One frame is a 4-byte big-endian length and the MessagePack of one message. This file does not know sockets.
 """
 
 from __future__ import annotations
@@ -30,8 +29,6 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """First frame of an engine's life."""
 
     base_model: str
-    epoch: int
-    pid: int
     info: EngineInfo
 
 

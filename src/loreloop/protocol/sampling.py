@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from loreloop.protocol.tensors import Tensor
+from loreloop.protocol.token_ids import Logprobs, TokenIds
 from loreloop.protocol.training import Chunk
 
 StopReason = Literal["stop", "length"]
@@ -71,8 +72,8 @@ class Revision(msgspec.Struct, frozen=True):
 class Partial(msgspec.Struct, frozen=True, array_like=True):
     """What a stream had already sent of one sample before its engine died."""
 
-    tokens: bytes  # int32
-    logprobs: bytes  # float32
+    tokens: TokenIds
+    logprobs: Logprobs
 
 
 class SampleOp(msgspec.Struct, frozen=True, tag="sample"):
@@ -100,27 +101,27 @@ def stop_reason(op: SampleOp, token: int, n_drawn: int) -> StopReason | None:
 
 
 class TopK(msgspec.Struct, frozen=True):
-    """`token_ids` int32 and `logprobs` float32, dense (length, k); empty cells hold token 0 and -99999.0."""
+    """Both dense, (length, k); empty cells hold token 0 and -99999.0."""
 
-    token_ids: bytes
-    logprobs: bytes
+    token_ids: TokenIds
+    logprobs: Logprobs
     k: int
     length: int
 
 
 class SampledSequence(msgspec.Struct, frozen=True):
-    tokens: bytes  # int32
-    logprobs: bytes  # float32
+    tokens: TokenIds
+    logprobs: Logprobs
     stop_reason: StopReason
     topk: TopK | None = None
-    filtered_logprobs: bytes | None = None  # float32
+    filtered_logprobs: Logprobs | None = None
     routes: bytes | None = None  # as in `Datum`, of prompt and output but for the last token
 
 
 class PromptReport(msgspec.Struct, frozen=True):
-    """`logprobs` float32 of length L, NaN where undefined or not asked."""
+    """`logprobs` of length L, NaN where undefined or not asked."""
 
-    logprobs: bytes | None = None
+    logprobs: Logprobs | None = None
     topk: TopK | None = None
     targets: Tensor | None = None  # float32 (L-1, K), 0.0 where -1 was asked
     alt_tokens: Tensor | None = None  # int64 (L-1, K)

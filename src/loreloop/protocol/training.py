@@ -13,13 +13,14 @@ from typing import Literal
 import msgspec
 
 from loreloop.protocol.tensors import Tensor
+from loreloop.protocol.token_ids import TokenIds, join_ids, n_ids, no_ids
 
 
 class TextChunk(msgspec.Struct, frozen=True, tag="text"):
-    tokens: bytes  # int32, little-endian
+    tokens: TokenIds
 
     def __len__(self) -> int:
-        return len(self.tokens) // 4
+        return n_ids(self.tokens)
 
 
 class ImageChunk(msgspec.Struct, frozen=True, tag="image"):
@@ -46,9 +47,9 @@ def length_of(chunks: Sequence[Chunk]) -> int:
     return sum(len(chunk) for chunk in chunks)
 
 
-def token_bytes(chunks: Sequence[Chunk]) -> bytes:
-    """The ids of all positions, int32; -1 where an image is."""
-    return b"".join(chunk.tokens if isinstance(chunk, TextChunk) else b"\xff" * (4 * len(chunk)) for chunk in chunks)
+def all_ids(chunks: Sequence[Chunk]) -> TokenIds:
+    """The ids of all positions; -1 where an image is."""
+    return join_ids(chunk.tokens if isinstance(chunk, TextChunk) else no_ids(len(chunk)) for chunk in chunks)
 
 
 FREE_ROUTE = b"\xff\xff"  # -1

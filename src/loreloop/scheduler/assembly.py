@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from loreloop.engine.contract import PromptEvent, TokenEvent
 from loreloop.protocol.sampling import (
     PromptReport,
@@ -20,6 +18,7 @@ from loreloop.protocol.sampling import (
     TopK,
     stop_reason,
 )
+from loreloop.protocol.token_ids import join_ids, join_logprobs, pack_ids, pack_logprobs, unpack_ids, unpack_logprobs
 from loreloop.text.stops import StopMatcher
 
 MatcherFactory = Callable[[SamplingParams], StopMatcher]
@@ -50,12 +49,12 @@ class _Sample:
     def sequence(self) -> SampledSequence:
         assert self.stop_reason is not None
         return SampledSequence(
-            np.array(self.tokens, "<i4").tobytes(),
-            np.array(self.logprobs, "<f4").tobytes(),
-            self.stop_reason,
-            _joined(self.topk) if self.topk else None,
-            np.array(self.filtered, "<f4").tobytes() if self.filtered else None,
-            b"".join(self.routes) if self.routes else None,
+            tokens=pack_ids(self.tokens),
+            logprobs=pack_logprobs(self.logprobs),
+            stop_reason=self.stop_reason,
+            topk=_joined(self.topk) if self.topk else None,
+            filtered_logprobs=pack_logprobs(self.filtered) if self.filtered else None,
+            routes=b"".join(self.routes) if self.routes else None,
         )
 
 
@@ -68,8 +67,8 @@ class Assembly:
         self.samples = [_Sample(make_matcher(op.params) if stops else None) for _ in range(op.num_samples)]
         self.prompt_event: PromptEvent | None = None
         for sample, partial in zip(self.samples, op.resume, strict=False):
-            tokens = np.frombuffer(partial.tokens, "<i4").tolist()
-            logprobs = np.frombuffer(partial.logprobs, "<f4").tolist()
+            tokens = unpack_ids(partial.tokens).tolist()
+            logprobs = unpack_logprobs(partial.logprobs).tolist()
             for token, logprob in zip(tokens, logprobs, strict=True):
                 sample.add(token, logprob, stop_reason(op, token, len(sample.tokens) + 1))
 
@@ -103,5 +102,5 @@ class Assembly:
 
 
 def _joined(parts: list[TopK]) -> TopK:
-    ids = b"".join(part.token_ids for part in parts)
-    return TopK(ids, b"".join(part.logprobs for part in parts), parts[0].k, len(parts))
+    ids = join_ids(part.token_ids for part in parts)
+    return TopK(ids, join_logprobs(part.logprobs for part in parts), parts[0].k, len(parts))

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from loreloop.protocol.errors import NOT_THERE, LoreloopError, Unavailable, disk_trouble
+from loreloop.protocol.errors import NOT_THERE, LoreloopError, Unavailable, disk_trouble, outcome_of
 from loreloop.protocol.training import Failure
 
 T = TypeVar("T")
@@ -21,14 +21,18 @@ class Attempt(Protocol):
 
 def attempt(call: Callable[[], T]) -> T | Failure:
     """Runs a call into the engine. What goes wrong there ends as a failure of the operation that asked."""
-    try:
-        return call()
-    except LoreloopError as error:
-        return Failure(error.category, error.message, passing=isinstance(error, Unavailable))
-    except Exception as error:
-        if trouble := disk_trouble(error):
-            LOG.error("%s", trouble.message)
-            return Failure(trouble.category, trouble.message, passing=True)
-        LOG.exception("an operation failed in the engine")
-        message = f"The engine failed: {type(error).__name__}: {error}. Its log holds the details."
-        return Failure("server", message, passing=isinstance(error, OSError) and error.errno not in (None, *NOT_THERE))
+    # The error must not become a local of this function: it would keep the engine's frames, and what lies in them.
+    return _answered(outcome_of(call))
+
+
+def _answered(outcome: T | Exception) -> T | Failure:
+    if not isinstance(outcome, Exception):
+        return outcome
+    if isinstance(outcome, LoreloopError):
+        return Failure(outcome.category, outcome.message, passing=isinstance(outcome, Unavailable))
+    if trouble := disk_trouble(outcome):
+        LOG.error("%s", trouble.message)
+        return Failure(trouble.category, trouble.message, passing=True)
+    LOG.error("an operation failed in the engine", exc_info=outcome)
+    message = f"The engine failed: {type(outcome).__name__}: {outcome}. Its log holds the details."
+    return Failure("server", message, passing=isinstance(outcome, OSError) and outcome.errno not in (None, *NOT_THERE))

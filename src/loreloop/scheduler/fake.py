@@ -22,6 +22,7 @@ from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
 from loreloop.protocol.paths import file_name
 from loreloop.protocol.sampling import PromptReport, SampleOp, stop_reason
 from loreloop.protocol.tensors import tensor_of
+from loreloop.protocol.token_ids import unpack_ids
 from loreloop.protocol.training import (
     CreateModel,
     Failure,
@@ -64,7 +65,15 @@ class FakeEngine:
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo("fake", "", VOCAB, 4096, (0,), 64, 1)
+        return EngineInfo(
+            base_model="fake",
+            folder="",
+            vocab_size=VOCAB,
+            context_window=4096,
+            eos_token_ids=(0,),
+            max_lora_rank=64,
+            n_threads=1,
+        )
 
     @property
     def meters(self) -> Meters:
@@ -157,7 +166,7 @@ class FakeEngine:
         if op.revision and not Path(op.revision.folder, "state.json").exists():
             raise NotFound(f"The revision {op.revision.revision_id} cannot be read.")
         self.samples[op.request_id] = op
-        resumed = [np.frombuffer(partial.tokens, "<i4").tolist() for partial in op.resume]
+        resumed = [unpack_ids(partial.tokens).tolist() for partial in op.resume]
         self.drawn[op.request_id] = dict(enumerate(resumed or [[] for _ in range(op.num_samples)]))
         self.admitted.append(op.request_id)
         self.most_running = max(self.most_running, sum(map(len, self.drawn.values())))
@@ -177,7 +186,15 @@ class FakeEngine:
             for index, tokens in list(by_index.items()):
                 tokens.append(self.draw(op, index, len(tokens)))
                 reason = stop_reason(op, tokens[-1], len(tokens))
-                events.append(TokenEvent(request_id, index, tokens[-1], -tokens[-1] / VOCAB, reason))
+                events.append(
+                    TokenEvent(
+                        request_id=request_id,
+                        sample_index=index,
+                        token=tokens[-1],
+                        logprob=-tokens[-1] / VOCAB,
+                        finished=reason,
+                    )
+                )
                 if reason:
                     self.finish_sample(request_id, index)
         return events

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
 from loreloop.config import EngineConfig
 from loreloop.engine.contract import Engine
+from loreloop.protocol.errors import outcome_of
 from loreloop.protocol.link import (
     CancelSample,
     DropModel,
@@ -103,10 +105,9 @@ class Scheduler:
         """Within a batch: looks up when the next stretch of training, if it is as long as the last, would be late."""
         now = time.monotonic()
         if now + (now - self._resumed_seconds) >= self._due_seconds:
-            try:
-                self._look_up(sample=self._gap_seconds > 0)
-            except Exception as error:
-                raise _LoopFailed from error
+            failed = outcome_of(partial(self._look_up, sample=self._gap_seconds > 0))
+            if isinstance(failed, Exception):
+                raise _LoopFailed from failed
             now = time.monotonic()
             if self._closing and now >= self._closed_seconds + LAST_BATCH_SECONDS:
                 LOG.info("the running batch is broken off; it runs again at the next start")

@@ -85,7 +85,15 @@ class ToolBox:
         caller = self.caller
         await caller.record(
             ToolCallRecord(
-                server, tool, caller.key_id, caller.request_id, arguments, outcome, len(data), seconds, time.time()
+                server=server,
+                tool=tool,
+                key_id=caller.key_id,
+                request_id=caller.request_id,
+                arguments=arguments,
+                outcome=outcome,
+                output_bytes=len(data),
+                seconds=seconds,
+                created=time.time(),
             )
         )
         limit = self.bounds.max_output_bytes
@@ -107,7 +115,13 @@ async def open_toolbox(servers: Sequence[ToolServer], bounds: Bounds, caller: To
                     for tool in listed
                 ]
             try:
-                yield ToolBox(clients, tuple(tools), bounds, caller, deadline=time.monotonic() + bounds.max_seconds)
+                yield ToolBox(
+                    clients=clients,
+                    tools=tuple(tools),
+                    bounds=bounds,
+                    caller=caller,
+                    deadline=time.monotonic() + bounds.max_seconds,
+                )
                 done = True
             finally:
                 inside = sys.exception()

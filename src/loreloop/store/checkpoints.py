@@ -184,14 +184,14 @@ def _mine(key_id: str) -> Select[tuple[object, ...]]:
 def _row(connection: Connection, row: Row[tuple[object, ...]]) -> CheckpointRow:
     metadata = msgspec.json.decode(row.user_metadata) if row.user_metadata else None
     return CheckpointRow(
-        row.run_id,
-        CheckpointKind(row.kind),
-        row.name,
-        row.key_id,
-        placed(connection, row.folder),
-        row.created,
-        row.size_bytes,
-        row.expires,
-        metadata,
-        row.sums_crc32,
+        run_id=row.run_id,
+        kind=CheckpointKind(row.kind),
+        name=row.name,
+        key_id=row.key_id,
+        folder=placed(connection, row.folder),
+        created=row.created,
+        size_bytes=row.size_bytes,
+        expires=row.expires,
+        user_metadata=metadata,
+        sums_crc32=row.sums_crc32,
     )

@@ -36,7 +36,9 @@ def set(connection: Connection, name: str, key_id: str | None, split: Split, now
     check_name(name)
     found = find(connection, name)
     owner = found.key_id if found and found.key_id else key_id
-    made = Deployment(name, owner, found.version + 1 if found else 1, split, now, by)
+    made = Deployment(
+        name=name, key_id=owner, version=found.version + 1 if found else 1, split=split, created=now, by=by
+    )
     row = {"key_id": owner, "version": made.version}
     connection.execute(upsert(DEPLOYMENTS).values(name=name, **row).on_conflict_do_update(["name"], set_=row))
     text = msgspec.json.encode(_mapped(split, in_row)).decode()
@@ -172,4 +174,6 @@ def _mapped(split: Split, change: Callable[[str], str]) -> Split:
 def _row(connection: Connection, row: Row[tuple[object, ...]]) -> Deployment:
     written = msgspec.json.decode(row.split, type=Split)
     split = _mapped(written, lambda folder: placed(connection, folder))
-    return Deployment(row.name, row.key_id, row.version, split, row.created, row.by)
+    return Deployment(
+        name=row.name, key_id=row.key_id, version=row.version, split=split, created=row.created, by=row.by
+    )

@@ -25,7 +25,7 @@ def create(
 ) -> NewKey:
     """A new key; its secret is given here and never again."""
     secret = f"tml-{secrets.token_urlsafe(32)}"
-    row = KeyRow(uuid.uuid4().hex[:12], name, scopes, now, None, expires)
+    row = KeyRow(id=uuid.uuid4().hex[:12], name=name, scopes=scopes, created=now, revoked=None, expires=expires)
     text = msgspec.json.encode(scopes).decode()
     connection.execute(
         insert(KEYS).values(id=row.id, name=name, hash=_hash(secret), scopes=text, created=now, expires=expires)
@@ -99,7 +99,9 @@ def forget_expired(connection: Connection, now: float) -> None:
 
 def _row(row: Row[tuple[object, ...]]) -> KeyRow:
     scopes = msgspec.json.decode(row.scopes, type=tuple[str, ...])
-    return KeyRow(row.id, row.name, scopes, row.created, row.revoked, row.expires)
+    return KeyRow(
+        id=row.id, name=row.name, scopes=scopes, created=row.created, revoked=row.revoked, expires=row.expires
+    )
 
 
 def _hash(secret: str) -> str:

@@ -65,4 +65,4 @@ def sweep(connection: Connection, now: float) -> None:
 
 
 def _kept(row: Row[tuple[object, ...]]) -> KeptResponse:
-    return KeptResponse(*(getattr(row, name) for name in KeptResponse.__struct_fields__))
+    return KeptResponse(**{name: row._mapping[name] for name in KeptResponse.__struct_fields__})

@@ -9,6 +9,7 @@ import msgspec
 from loreloop.protocol.link import Batch, ModelSnapshot
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath
 from loreloop.protocol.sampling import Revision
+from loreloop.protocol.token_ids import Logprobs, TokenIds
 from loreloop.protocol.training import LoraSpec, OpResult, TrainOp
 
 Metadata = dict[str, Any]
@@ -203,12 +204,12 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class SequenceRecord(msgspec.Struct, frozen=True):
-    """What a sampler did in one sequence: prompt and output ids (int32), log-probabilities (float32), and, where
-    there are experts, routes (as in `protocol.training.Datum`)."""
+    """What a sampler did in one sequence: ids of prompt and output, log-probabilities, and, where there are experts,
+    routes (as in `protocol.training.Datum`)."""
 
-    prompt: bytes
-    tokens: bytes
-    logprobs: bytes
+    prompt: TokenIds
+    tokens: TokenIds
+    logprobs: Logprobs
     revision_id: str | None
     base_model: str = ""
     routes: bytes | None = None

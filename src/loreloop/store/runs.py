@@ -69,14 +69,14 @@ def _row(row: Row[tuple[object, ...]]) -> RunRow:
     metadata = msgspec.json.decode(row.user_metadata) if row.user_metadata else None
     lora = msgspec.json.decode(row.lora, type=LoraSpec)
     return RunRow(
-        row.id,
-        row.session_id,
-        row.key_id,
-        row.base_model,
-        lora,
-        row.created,
-        row.last_request,
-        metadata,
-        row.live,
-        row.lost,
+        id=row.id,
+        session_id=row.session_id,
+        key_id=row.key_id,
+        base_model=row.base_model,
+        lora=lora,
+        created=row.created,
+        last_request=row.last_request,
+        user_metadata=metadata,
+        live=row.live,
+        lost=row.lost,
     )

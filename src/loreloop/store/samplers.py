@@ -62,13 +62,13 @@ def newest_of_run(connection: Connection, run_id: str) -> Weights | None:
 
 def _row(connection: Connection, row: Row[tuple[object, ...]]) -> SamplerRow:
     return SamplerRow(
-        row.id,
-        row.session_id,
-        row.key_id,
-        row.base_model,
-        row.model_path,
-        row.run_id,
-        bool(row.inflight),
-        row.revision_id,
-        placed(connection, row.folder) if row.folder else None,
+        id=row.id,
+        session_id=row.session_id,
+        key_id=row.key_id,
+        base_model=row.base_model,
+        model_path=row.model_path,
+        run_id=row.run_id,
+        inflight=bool(row.inflight),
+        revision_id=row.revision_id,
+        folder=placed(connection, row.folder) if row.folder else None,
     )

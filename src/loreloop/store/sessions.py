@@ -92,4 +92,6 @@ def _row(row: Row[tuple[object, ...]]) -> SessionRow:
     metadata = msgspec.json.decode(row.user_metadata) if row.user_metadata else None
     tags = msgspec.json.decode(row.tags, type=tuple[str, ...])
     new = SessionNew(tags, metadata, row.sdk_version, row.project_id, row.display_name)
-    return SessionRow(row.id, row.key_id, row.created, row.last_seen, row.status, new)
+    return SessionRow(
+        id=row.id, key_id=row.key_id, created=row.created, last_seen=row.last_seen, status=row.status, new=new
+    )

@@ -14,13 +14,14 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
-from loreloop.protocol.errors import LoreloopError, OutOfService, ServerError, disk_trouble
+from loreloop.protocol.errors import LoreloopError, OutOfService, ServerError, disk_trouble, outcome_of
 from loreloop.protocol.folders import make_private_file
 from loreloop.store.inspection import DATABASE, check_place, check_steps, open_lock, refusal
 from loreloop.store.schema import STEPS, migrate, steps_taken
@@ -29,7 +30,6 @@ from loreloop.store.segments import Segments
 P = ParamSpec("P")
 T = TypeVar("T")
 MAX_GROUP = 256
-BUGS = (AssertionError, AttributeError, RuntimeError)  # of ours; even so the thread must go on
 
 
 class _Job(NamedTuple):
@@ -109,15 +109,21 @@ def _check_open(connection: Connection) -> None:
 
 
 def _attempt(connection: Connection, job: _Job) -> tuple[Any, BaseException | None]:
-    try:
-        with connection.begin_nested():
-            return job.run(connection), None
-    except SQLAlchemyError as error:
-        return None, _refused(error)
-    except OSError as error:
-        return None, disk_trouble(error) or error
-    except (LoreloopError, LookupError, ValueError, TypeError, ArithmeticError, *BUGS) as error:
-        return None, error
+    """What a job gave, or its error; even if that is a bug of ours, the thread must go on."""
+    outcome = outcome_of(partial(_in_savepoint, connection, job))
+    match outcome:
+        case SQLAlchemyError():
+            return None, _refused(outcome)
+        case OSError():
+            return None, disk_trouble(outcome) or outcome
+        case Exception():
+            return None, outcome
+    return outcome, None
+
+
+def _in_savepoint(connection: Connection, job: _Job) -> Any:
+    with connection.begin_nested():
+        return job.run(connection)
 
 
 def _refused(error: SQLAlchemyError) -> LoreloopError:

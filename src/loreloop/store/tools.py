@@ -52,7 +52,7 @@ def calls(connection: Connection, limit: int) -> list[ToolCallRecord]:
     """The newest first."""
     newest = select(TOOL_CALLS).order_by(TOOL_CALLS.c.number.desc()).limit(limit)
     fields = ToolCallRecord.__struct_fields__
-    return [ToolCallRecord(*(getattr(row, name) for name in fields)) for row in connection.execute(newest)]
+    return [ToolCallRecord(**{name: row._mapping[name] for name in fields}) for row in connection.execute(newest)]
 
 
 def _server(row: Row[tuple[object, ...]]) -> ToolServer:

@@ -30,7 +30,7 @@ def by_key(connection: Connection) -> dict[str, KeyUsage]:
     """Of every key that has been used."""
     fields = KeyUsage.__struct_fields__
     rows = connection.execute(select(USAGE))
-    return {row.key_id: KeyUsage(**{name: getattr(row, name) for name in fields}) for row in rows}
+    return {row.key_id: KeyUsage(**{name: row._mapping[name] for name in fields}) for row in rows}
 
 
 def _add(connection: Connection, key_id: str, spent: KeyUsage) -> None:

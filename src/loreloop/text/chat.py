@@ -19,7 +19,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, outcome_of
 from loreloop.text.bounded import TooMuch, bounded
 from loreloop.text.templates import DEFAULT, TOOL_USE, read_templates
 from loreloop.text.tokenizer import TextTokenizer
@@ -66,31 +66,37 @@ class ChatTemplate:
         environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
         environment.filters["tojson"] = _to_json
         self.environment = environment
-        self.compiled: Template | None = None
 
     @cached_property
     def with_tools(self) -> ChatTemplate:
         """The one for a conversation that has tools."""
         return ChatTemplate(self.folder, self.tokenizer, TOOL_USE) if TOOL_USE in self.sources else self
 
+    @cached_property
+    def _template(self) -> Template:
+        return self.environment.from_string(self.source or "")
+
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **extra: Any) -> str:
         if self.source is None:
             have = f", only {', '.join(map(repr, self.sources))}" if self.sources else ""
             raise BadRequest(f"This model has no chat template{have}; use completions with a prompt of your own.")
+        named = {"tools": None, "documents": None, **self.tokenizer.named, **extra}
+        too_much = f"The model's chat template takes over {MAX_SECONDS:g} s or {MAX_BYTES >> 20} MiB on these messages."
         try:
             with bounded(MAX_SECONDS, MAX_BYTES):
-                self.compiled = self.compiled or self.environment.from_string(self.source)
-                return self.compiled.render(
-                    messages=list(messages),
-                    add_generation_prompt=add_generation_prompt,
-                    **{"tools": None, "documents": None, **self.tokenizer.named, **extra},
+                # A template is foreign code, and raises anything.
+                rendered = outcome_of(
+                    lambda: self._template.render(
+                        messages=list(messages), add_generation_prompt=add_generation_prompt, **named
+                    )
                 )
-        except (TooMuch, MemoryError):
-            raise BadRequest(
-                f"The model's chat template takes over {MAX_SECONDS:g} s or {MAX_BYTES >> 20} MiB on these messages."
-            ) from None
-        except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-            raise BadRequest(f"The model's chat template does not accept these messages: {error}") from None
+        except TooMuch:
+            raise BadRequest(too_much) from None
+        if isinstance(rendered, MemoryError):
+            raise BadRequest(too_much)
+        if isinstance(rendered, Exception):
+            raise BadRequest(f"The model's chat template does not accept these messages: {rendered}")
+        return rendered
 
 
 def _refuse(message: str) -> NoReturn:

@@ -12,13 +12,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-_VISIBLE = [
-    *range(0x21, 0x7F),
-    *range(0xA1, 0xAD),
-    *range(0xAE, 0x100),
-]  # bytes that are spelled by their own character
-_OTHERS = [byte for byte in range(256) if byte not in _VISIBLE]
-_BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + at): byte for at, byte in enumerate(_OTHERS)}
+from loreloop.protocol.byte_letters import BYTE_LETTERS
+
+_BYTE_OF = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
 _BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")
 _UNDERSTOOD = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 

@@ -7,7 +7,6 @@ id, whatever number its file gives it. Knows no templates.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, TypeAlias
 from tokenizers import AddedToken, Tokenizer
 
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.json_files import read_json_object
 
 STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 NO_TOKENIZER = "holds no tokenizer.json; convert its tokenizer to that form first"
@@ -41,15 +41,7 @@ def read_text(file: Path) -> str:
 
 def read_object(file: Path) -> dict[str, Any]:
     """A file's JSON object, empty where there is no file; BadRequest that names it where it holds another thing."""
-    if not file.exists():
-        return {}
-    try:
-        found = json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"{file} is no JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise BadRequest(f"{file} holds no JSON object, but a {type(found).__name__}.")
-    return found
+    return read_json_object(file, str(file)) if file.exists() else {}
 
 
 def read_tokenizer(folder: Path) -> TokenizerFiles:

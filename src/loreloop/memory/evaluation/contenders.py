@@ -38,7 +38,9 @@ def segments_of(turns: Sequence[Turn], count: CountTokens) -> list[Segment]:
     made = []
     for number, turn in enumerate(turns):
         head, text = head_of(turn), turn.text.strip()
-        made.append(Segment(number, head, text, count(passage(head, text)), (number,), turn.role))
+        made.append(
+            Segment(id=number, head=head, text=text, tokens=count(passage(head, text)), turns=(number,), role=turn.role)
+        )
     return made
 
 

@@ -62,7 +62,15 @@ class Tally:
         every = [value for values in self.kinds.values() for value in values]
         kinds = {kind: estimate(values) for kind, values in sorted(self.kinds.items())}
         seconds = time.perf_counter() - self.started
-        return Row(contender, budget, estimate(every), estimate(self.answers), estimate(self.gone), kinds, seconds)
+        return Row(
+            contender=contender,
+            budget=budget,
+            recall=estimate(every),
+            answers=estimate(self.answers),
+            gone=estimate(self.gone),
+            kinds=kinds,
+            seconds=seconds,
+        )
 
 
 def budget_of(conversation: Conversation, budget: float, count: CountTokens) -> int:

@@ -50,7 +50,21 @@ class Writer:
     def segment(self, id: int) -> list[Segment]:
         """None or one."""
         turns = tuple(sorted(self.turns))
-        return [Segment(id, self.head, self.text, self.tokens, turns, "system", form="written")] if self.text else []
+        return (
+            [
+                Segment(
+                    id=id,
+                    head=self.head,
+                    text=self.text,
+                    tokens=self.tokens,
+                    turns=turns,
+                    role="system",
+                    form="written",
+                )
+            ]
+            if self.text
+            else []
+        )
 
 
 def cut(text: str, head: str, most: int, count: CountTokens) -> str:

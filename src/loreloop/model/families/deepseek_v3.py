@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from loreloop.model.families.family import WeightNames, dense_spec, yarn_scale
+from loreloop.model.families.family import WeightNames, dense_spec, rope_settings, yarn_scale
 from loreloop.model.spec import DecoderSpec, LatentSpec, MoeSpec
 from loreloop.protocol.errors import BadRequest
 
@@ -38,8 +38,7 @@ class DeepseekV3:
 
 def _latent(config: Mapping[str, Any], spec: DecoderSpec) -> LatentSpec:
     d_nope, d_rope = config["qk_nope_head_dim"], config["qk_rope_head_dim"]
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    sharpening = yarn_scale(spec.rope.factor, scaling.get("mscale_all_dim") or 0.0)
+    sharpening = yarn_scale(spec.rope.factor, rope_settings(config).get("mscale_all_dim") or 0.0)
     return LatentSpec(
         q_rank=config.get("q_lora_rank"),
         kv_rank=config["kv_lora_rank"],

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from loreloop.model.spec import DecoderSpec, RopeSpec
+from loreloop.model.spec import DecoderSpec, RopeSpec, as_settings
 from loreloop.model.tower import Tower
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.images import ImageRules
@@ -89,9 +89,13 @@ def dense_spec(config: Mapping[str, Any], family: str, *, qkv_bias: bool, qk_nor
     )
 
 
+def rope_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return as_settings("rope_scaling", config.get("rope_parameters") or config.get("rope_scaling") or {})
+
+
 def rope_spec(config: Mapping[str, Any]) -> RopeSpec:
     """Reads both spellings: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`."""
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaling = rope_settings(config)
     theta = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "default":

@@ -16,7 +16,7 @@ from loreloop.model.families.family import Family, WeightNames
 from loreloop.model.families.llama import Llama
 from loreloop.model.families.qwen2 import Qwen2
 from loreloop.model.families.qwen3 import Qwen3
-from loreloop.model.spec import DecoderSpec
+from loreloop.model.spec import DecoderSpec, as_settings
 from loreloop.model.tower import ImageFeatures, Tower
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.images import CLIP_MEAN, CLIP_STD, FixedGrid, ImageRules
@@ -51,12 +51,12 @@ class Llava:
         return replace(spec, family="llava", module="model.language_model")
 
     def image_rules(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> ImageRules:
-        vision = config["vision_config"]
+        vision = as_settings("vision_config", config["vision_config"])
         kind = vision.get("model_type")
         if kind not in TOWERS:
             raise BadRequest(f"This llava model's vision tower is {kind!r}; {' and '.join(TOWERS)} are supported.")
         side = vision["image_size"]
-        size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
+        size, crop = (as_settings(name, processor.get(name) or {}) for name in ("size", "crop_size"))
         width, height = (crop or size).get("width", side), (crop or size).get("height", side)
         shorter = size.get("shortest_edge") if processor.get("do_center_crop", "shortest_edge" in size) else None
         if (width, height) != (side, side) or (shorter or side) < side:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loreloop.model.families.family import WeightNames
+from loreloop.model.families.family import WeightNames, rope_settings
 from loreloop.model.families.qwen3 import Qwen3
-from loreloop.model.spec import DecoderSpec
+from loreloop.model.spec import DecoderSpec, as_settings
 from loreloop.model.tower import ImageFeatures, Tower
 from loreloop.protocol.images import ImageRules, SmartGrid
 
@@ -30,7 +30,8 @@ class Qwen3VL:
         return seeing(Qwen3().spec(text_config(config)), config, "qwen3_vl")
 
     def image_rules(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> ImageRules:
-        vision, size = config["vision_config"], processor.get("size") or {}
+        vision = as_settings("vision_config", config["vision_config"])
+        size = as_settings("size", processor.get("size") or {})
         return ImageRules(
             placeholder=config.get("image_token_id", 151655),
             grid=SmartGrid(
@@ -55,7 +56,7 @@ class Qwen3VL:
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The text part's configuration, with what the whole model's says of words."""
-    text = config["text_config"]
+    text = as_settings("text_config", config["text_config"])
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     eos = config.get("eos_token_id") or text.get("eos_token_id")
     return {"head_dim": 128, **text, "tie_word_embeddings": tied, "eos_token_id": eos}
@@ -63,8 +64,7 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def seeing(spec: DecoderSpec, config: Mapping[str, Any], family: str) -> DecoderSpec:
     """A text decoder's spec with rope's three axes."""
-    text = config["text_config"]
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope = rope_settings(as_settings("text_config", config["text_config"]))
     sections = tuple(rope.get("mrope_section") or SECTIONS)
     return replace(spec, family=family, module="model.language_model", rope=replace(spec.rope, sections=sections))
 
