@@ -59,7 +59,7 @@ test: $(STAMP)
 test-slow: $(STAMP) $(NEWEST)/.installed $(CLIENTS)/.installed
 	$(BIN)/python -m pytest -q -m slow
 	PYTHONPATH=$(NEWEST)/transformers $(BIN)/python -m pytest -q -m numbers -W ignore::FutureWarning
-	$(BIN)/python -m pytest -q tests/kernels/test_grouped_int4.py tests/model/test_sheets.py
+	$(BIN)/python -m pytest -q tests/kernels/test_int4_gpu_triton.py tests/model/test_int4_gpu.py
 
 $(NEWEST)/.installed: $(STAMP)
 	mkdir -p $(NEWEST)

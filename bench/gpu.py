@@ -33,7 +33,7 @@ from bench.rig import Figure, datum, decode_steps, new_model, random_ids, run_pa
 from bench.work import base_parameters
 from loreloop.config import EngineConfig
 from loreloop.engine.local import LocalEngine
-from loreloop.kernels.sheets import serve
+from loreloop.kernels.int4_gpu import supports
 
 MODEL_PARTS = ("train", "decode", "mismatch")
 
@@ -100,7 +100,7 @@ def limits(bench: Bench) -> Iterator[Figure]:
 
 def int4(bench: Bench) -> Iterator[Figure]:
     """Experts in 4 bits at Kimi K2's dimensions: the least time of bytes or products over the kernels' own."""
-    if not serve(torch.device(bench.device)):
+    if not supports(torch.device(bench.device)):
         missing = "install triton, for a GPU (to try the code on a CPU, set TRITON_INTERPRET=1)"
         yield Figure("experts in 4 bits", None, "x", at_least=0.6, missing=missing)
         return

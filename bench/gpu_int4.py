@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.rig import Figure, timed
-from loreloop.kernels.sheets import FORWARD, SheetGroup, Sheets, Tile
+from loreloop.kernels.int4_gpu import FORWARD, Int4GpuGroup, Int4GpuWeight, Tile
 
 FEW = (1, 16, 64, 256)  # tokens whose time should be that of reading the weights
 MANY = 8192  # tokens whose time should be that of the products
@@ -40,14 +40,14 @@ class Layer:
         self.gate_up = self._group(2 * shape.d_expert, shape.d_model)
         self.down = self._group(shape.d_model, shape.d_expert)
 
-    def _group(self, d_out: int, d_in: int) -> SheetGroup:
+    def _group(self, d_out: int, d_in: int) -> Int4GpuGroup:
         weights = []
         for _ in range(self.shape.n_experts):
-            weight = Sheets.empty((d_out, d_in), torch.bfloat16, self.device, offsets=False)
+            weight = Int4GpuWeight.empty((d_out, d_in), torch.bfloat16, self.device, offsets=False)
             weight.codes.random_(0, 256)
             weight.scales.uniform_(0, 0.01)
             weights.append(weight)
-        return SheetGroup(weights)
+        return Int4GpuGroup(weights)
 
     def starts(self, n_tokens: int, *, everywhere: bool) -> Tensor:
         """Where each expert's rows start when tokens choose evenly: among all eight GPUs' experts, or among these."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from loreloop.model.tensor_file import write_tensors
+from loreloop.formats.tensor_file import write_tensors
 
 QWEN3_8B = {
     "architectures": ["Qwen3ForCausalLM"],

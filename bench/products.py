@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from loreloop.engine.local import LocalEngine
-from loreloop.engine.packing import Segment
-from loreloop.engine.tree_attention import TreeAttention
-from loreloop.engine.tree_backward import Attended, tree_gradients
+from loreloop.engine.training.packing import Segment
+from loreloop.engine.training.tree_attention import TreeAttention
+from loreloop.engine.training.tree_backward import Attended, tree_gradients
 from loreloop.model.linear import BaseLinear
 from loreloop.model.lora import UNEMBED, AdapterView
 

@@ -65,7 +65,7 @@ class Figure:
 
 
 def folder(model: str = MODEL) -> Path:
-    from loreloop.model.catalog import Catalog  # its libraries may be missing where only bench.gpu runs
+    from loreloop.formats.catalog import Catalog  # its libraries may be missing where only bench.gpu runs
 
     return Catalog(Config().data_path).ensure(model, blocks=model == MODEL).folder
 

@@ -17,7 +17,7 @@ import torch
 
 from examples.small_vlm import drawings, exam, folder, parts, spelling, tower, voice
 from loreloop.config import Config
-from loreloop.model.catalog import Catalog
+from loreloop.formats.catalog import Catalog
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,17 @@ import sys
 import pytest
 import torch
 
-from loreloop.kernels import sheets
+from loreloop.kernels import int4_gpu
 
 pytest.importorskip("triton")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-runs_here = pytest.mark.skipif(not sheets.serve(DEVICE), reason="no GPU; runs in the interpreter instead")
+runs_here = pytest.mark.skipif(not int4_gpu.supports(DEVICE), reason="no GPU; runs in the interpreter instead")
 
 
 def run_in_the_interpreter(file: str) -> None:
     """All tests of a file."""
-    if sheets.serve(DEVICE):
+    if int4_gpu.supports(DEVICE):
         pytest.skip("they run by themselves")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
     run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)

@@ -9,7 +9,7 @@ from bench import gpu
 from bench.gpu import TINY_DECODING, Bench, Decoding, decode, run_part, train
 from bench.gpu_model import TINY, write_model
 from bench.rig import Figure
-from loreloop.engine.sampler import MOST_PROMPTS
+from loreloop.engine.sampling.sampler import MOST_PROMPTS
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from loreloop.cli import keys
-from loreloop.host.plan import Address
-from loreloop.serve.tool_links import absolute
+from loreloop.host.server_plan import Address
+from loreloop.mcp.connections import absolute
 from loreloop.store import tools
 from loreloop.store.keys import create
 from loreloop.store.rows import ToolServer
@@ -105,7 +105,7 @@ def test_the_module_run_by_its_name_takes_the_folder_off_before_libraries(hostil
 def test_a_model_that_was_added_goes_before_a_folder_of_its_name(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from loreloop.model.catalog import Catalog
+    from loreloop.formats.catalog import Catalog
 
     shutil.copytree(tiny_folder, tmp_path / "data" / "models" / "mine")
     shutil.copytree(tiny_folder, tmp_path / "work" / "mine")

@@ -23,11 +23,11 @@ import uvicorn
 
 from loreloop.cli.server import RunningServer
 from loreloop.config import Config
+from loreloop.engine.fake import FakeEngine
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import EngineInfo
 from loreloop.protocol.sampling import SampleOp
-from loreloop.scheduler.fake import FakeEngine
-from loreloop.text.grammar import Constraint, Grammars
+from loreloop.text.grammars.grammar import Constraint, Grammars
 from loreloop.text.tokenizer import TextTokenizer
 from tests.http.scripted import write_speech
 from tests.http.site import site

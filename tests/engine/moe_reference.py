@@ -4,9 +4,9 @@ import torch
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
-from loreloop.engine.adapters import ModelState
+from loreloop.engine.training.model_state import ModelState
+from loreloop.formats.peft import named_tensors
 from loreloop.model.lora import AdapterView
-from loreloop.model.peft import named_tensors
 
 
 class DeltaReference:

@@ -1,6 +1,6 @@
 """Whether a pool of pages is whole, whatever was done to it."""
 
-from loreloop.engine.pages import PagePool
+from loreloop.engine.sampling.pages import PagePool
 
 
 def check_pages(pool: PagePool) -> None:

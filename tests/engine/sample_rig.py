@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loreloop.engine.adapters import ModelState
 from loreloop.engine.contract import PromptEvent, SampleEvent, SampleFailed, TokenEvent
-from loreloop.engine.sampler import Sampler, SamplerLimits, refuse
+from loreloop.engine.sampling.sampler import Sampler, SamplerLimits, refuse
+from loreloop.engine.training.model_state import ModelState
 from loreloop.model.lora import AdapterView
 from loreloop.protocol.sampling import Partial, PromptReport, PromptScores, Revision, SampleOp, SamplingParams, TopK
 from loreloop.protocol.training import TextChunk

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from loreloop.engine.checks import check_pass
 from loreloop.engine.losses.table import LOSSES
+from loreloop.engine.training.checks import check_pass
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.tensors import Tensor, tensor_of
 from loreloop.protocol.training import Datum, ImageChunk, TextChunk

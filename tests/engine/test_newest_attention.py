@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from loreloop.engine.attention import FastAttention
-from loreloop.engine.paged_attention import _rounds_like_training
+from loreloop.engine.sampling.paged_attention import _rounds_like_training
 from loreloop.kernels import cpu
 
 pytestmark = pytest.mark.skipif(

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from loreloop.engine.adapters import ModelState, new_state
-from loreloop.engine.optimizer import adam_step
+from loreloop.engine.training.model_state import ModelState, new_state
+from loreloop.engine.training.optimizer import adam_step
 from loreloop.model.spec import DecoderSpec, RopeSpec
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.training import AdamParams, LoraSpec

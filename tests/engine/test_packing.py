@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loreloop.engine.packing import LONG_BATCH, PackItem, pack, split_batches
+from loreloop.engine.training.packing import LONG_BATCH, PackItem, pack, split_batches
 
 sequence = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 forest = st.lists(st.tuples(st.integers(0, 2), sequence), min_size=1, max_size=12)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loreloop.engine.pages import PagePool
+from loreloop.engine.sampling.pages import PagePool
 from tests.engine.page_rig import check_pages
 
 

@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loreloop.engine.pages import PagePool
-from loreloop.engine.prefix_tree import PrefixTree
+from loreloop.engine.sampling.pages import PagePool
+from loreloop.engine.sampling.prefix_tree import PrefixTree
 from tests.engine.page_rig import check_pages
 
 PAGE = 4

@@ -6,9 +6,9 @@ from safetensors.torch import load_file, save_file
 
 from loreloop.config import EngineConfig
 from loreloop.engine.local import LocalEngine
+from loreloop.formats.load import load_decoder
 from loreloop.model.linear import FastProducts, TiledProducts
-from loreloop.model.load import load_decoder
-from loreloop.model.packed import PackedWeight
+from loreloop.model.packed_weights import PackedWeight
 from loreloop.protocol.training import CreateModel, LoraSpec, SaveSampler
 from tests.engine.sample_rig import Answer, folder_revision, sample_op
 from tests.engine.train_rig import CPU, Rig, datum, train_pass

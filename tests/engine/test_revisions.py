@@ -8,8 +8,8 @@ import torch
 
 from loreloop.config import EngineConfig
 from loreloop.engine.local import LocalEngine
+from loreloop.formats.peft import write_adapter
 from loreloop.model.lora import AdapterView, LoraLayout
-from loreloop.model.peft import write_adapter
 from loreloop.protocol.link import LOAD_BUCKETS
 from loreloop.protocol.sampling import Revision
 from loreloop.protocol.training import LoraSpec

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 
 from loreloop.config import Config, EngineConfig
 from loreloop.engine.local import LocalEngine
-from loreloop.model.catalog import Catalog
+from loreloop.formats.catalog import Catalog
 from loreloop.protocol.training import CreateModel, LoraSpec, SaveSampler
 from tests.engine.sample_rig import Answer, folder_revision, sample_op
 from tests.engine.train_rig import datum, train_pass

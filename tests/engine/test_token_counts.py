@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loreloop.engine.token_counts import TokenCounts
+from loreloop.engine.sampling.token_counts import TokenCounts
 
 
 @given(st.lists(st.integers(0, 40)), st.lists(st.integers(0, 40)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from loreloop.engine.packing import PackItem, pack
+from loreloop.engine.training.packing import PackItem, pack
 from tests.engine.train_rig import Rig, datum, laid_out, policy_datum, random_tokens, relative_error, train_pass
 from tests.tiny import make_tiny_model
 

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loreloop.engine.adapters import (
+from loreloop.engine.training.model_state import (
     AdapterBank,
     _read_moments,
     new_state,
@@ -23,8 +23,8 @@ from loreloop.engine.adapters import (
     staged,
     write_checkpoint,
 )
-from loreloop.engine.optimizer import adam_step
-from loreloop.model.peft import open_weights, read_lora_spec
+from loreloop.engine.training.optimizer import adam_step
+from loreloop.formats.peft import open_weights, read_lora_spec
 from loreloop.model.spec import DecoderSpec, RopeSpec
 from loreloop.protocol.errors import BadRequest, NotFound, ServerError, Unavailable, UserError
 from loreloop.protocol.training import AdamParams, LoraSpec

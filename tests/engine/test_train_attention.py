@@ -9,10 +9,10 @@ import torch
 
 from loreloop.engine.attention import KEY_BLOCK, FastAttention, FixedAttention, Reach
 from loreloop.engine.head import Head, groups_at, rows_of
-from loreloop.engine.packing import PackItem, pack
-from loreloop.engine.tree_attention import TreeAttention
+from loreloop.engine.training.packing import PackItem, pack
+from loreloop.engine.training.tree_attention import TreeAttention
+from loreloop.formats.load import load_decoder
 from loreloop.model.linear import FastProducts, TiledProducts
-from loreloop.model.load import load_decoder
 from loreloop.model.lora import NO_ADAPTERS, AdapterView, LoraBatch, LoraGroup, LoraLayout
 from loreloop.model.rope import Rope
 from loreloop.protocol.training import LoraSpec

@@ -7,10 +7,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from loreloop.engine.adapters import ModelState
 from loreloop.engine.losses.table import LOSSES
+from loreloop.engine.training.model_state import ModelState
+from loreloop.formats.peft import named_tensors
 from loreloop.model.lora import AdapterView
-from loreloop.model.peft import named_tensors
 from tests.engine.train_rig import Rig, datum, policy_datum, random_tokens, relative_error, train_pass
 from tests.tiny import make_tiny_model
 

@@ -8,12 +8,12 @@ from transformers import AutoModelForCausalLM
 
 from loreloop.config import Config, EngineConfig
 from loreloop.engine.local import LocalEngine
-from loreloop.model.catalog import Catalog
-from loreloop.model.export import export
-from loreloop.model.load import read_spec
+from loreloop.formats.catalog import Catalog
+from loreloop.formats.export import export
+from loreloop.formats.load import read_spec
+from loreloop.formats.peft import write_adapter
+from loreloop.formats.upcycle import Upcycling, upcycle
 from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup, LoraLayout
-from loreloop.model.peft import write_adapter
-from loreloop.model.upcycle import Upcycling, upcycle
 from loreloop.protocol.training import CreateModel, LoraSpec, SaveSampler
 from tests.engine.sample_rig import Answer, folder_revision, sample_op
 from tests.engine.train_rig import datum, train_pass

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loreloop.engine.adapters import ModelState, new_state
 from loreloop.engine.attention import FastAttention, FixedAttention
 from loreloop.engine.head import Head
 from loreloop.engine.images import ImageTable, text_only
-from loreloop.engine.trainer import Trainer, TrainPass
+from loreloop.engine.training.model_state import ModelState, new_state
+from loreloop.engine.training.trainer import Trainer, TrainPass
+from loreloop.formats.load import load_decoder
+from loreloop.formats.vision import load_vision
 from loreloop.model.linear import FastProducts, TiledProducts
-from loreloop.model.load import load_decoder
-from loreloop.model.vision import load_vision
 from loreloop.protocol.tensors import tensor_of
 from loreloop.protocol.training import Datum, ForwardBackward, LoraSpec, TextChunk
 

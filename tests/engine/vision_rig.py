@@ -14,11 +14,11 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from loreloop.engine.adapters import ModelState
+from loreloop.engine.training.model_state import ModelState
+from loreloop.formats.peft import named_tensors
+from loreloop.formats.vision import load_rules
 from loreloop.images.check import chunk_cut
 from loreloop.images.files import ImageLimits
-from loreloop.model.peft import named_tensors
-from loreloop.model.vision import load_rules
 from loreloop.protocol.sampling import SampleOp
 from loreloop.protocol.tensors import tensor_of
 from loreloop.protocol.training import Chunk, Datum, ImageChunk, TextChunk

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 
 from loreloop.config import EngineConfig
+from loreloop.engine.fake import FakeEngine
 from loreloop.host.link import EngineLink
 from loreloop.protocol.link import Hello
-from loreloop.scheduler.fake import FakeEngine
 from loreloop.scheduler.loop import Scheduler
 from tests.scheduler.words import WordMatcher
 

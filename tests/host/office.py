@@ -1,4 +1,4 @@
-"""A desk with its store and its socket, as the HTTP process has them, and engines that come and go."""
+"""A dispatcher with its store and its socket, as the HTTP process has them, and engines that come and go."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from loreloop.config import Config
-from loreloop.host.desk import Desk
+from loreloop.engine.fake import FakeEngine
+from loreloop.host.dispatcher import Dispatcher
 from loreloop.host.link import EngineConnection
 from loreloop.protocol.training import LoraSpec, TrainOp
-from loreloop.scheduler.fake import FakeEngine
 from loreloop.store import keys, runs, sessions
 from loreloop.store.rows import Acceptance, Outcome, RunRow, SessionNew
 from loreloop.store.store import Store
@@ -27,12 +27,12 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Office:
-    """`desk` and what it stands in; `run` and `session_id` are rows that operations may belong to."""
+    """`dispatcher` and what it stands in; `run` and `session_id` are rows that operations may belong to."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.socket = folder, folder / "engine.sock"
         self.store = Store(folder / "data")
-        self.desk = Desk(config, self.store, ("fake",))
+        self.dispatcher = Dispatcher(config, self.store, ("fake",))
         self.threads: list[threading.Thread] = []
         self.writers: list[asyncio.StreamWriter] = []
         self.key_id = write_now(self.store, keys.create, "test", ("admin",), time.time()).row.id
@@ -40,7 +40,7 @@ class Office:
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.append(writer)
-        await self.desk.serve_engine(EngineConnection(reader, writer))
+        await self.dispatcher.serve_engine(EngineConnection(reader, writer))
 
     def run(self, number: int = 0) -> str:
         """A new training run's id."""
@@ -52,10 +52,10 @@ class Office:
 
     async def submit(self, *ops: TrainOp) -> None:
         for op in ops:
-            await self.desk.submit(op, Acceptance("fake", repr(op)))
+            await self.dispatcher.submit(op, Acceptance("fake", repr(op)))
 
     async def result(self, op: TrainOp, hold_seconds: float = 20.0) -> Outcome:
-        outcome = await self.desk.outcome(op.request_id, hold_seconds)
+        outcome = await self.dispatcher.outcome(op.request_id, hold_seconds)
         assert outcome is not None, f"{op.request_id} has no result"
         return outcome
 
@@ -90,7 +90,7 @@ class Office:
 async def office(config: Config | None = None, folder: Path | None = None) -> AsyncIterator[Office]:
     """In a folder of its own, or in that of an office before it."""
     own = folder is None
-    folder = folder or Path(tempfile.mkdtemp(prefix="desk-"))  # short, since it holds a socket
+    folder = folder or Path(tempfile.mkdtemp(prefix="dispatcher-"))  # short, since it holds a socket
     place = Office(folder, config or Config())
     server = await asyncio.start_unix_server(place.accept, str(place.socket))
     try:

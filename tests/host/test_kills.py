@@ -1,4 +1,4 @@
-"""Engine processes are killed at any moment; clients of the desk do not notice."""
+"""Engine processes are killed at any moment; clients of the dispatcher do not notice."""
 
 import asyncio
 import random
@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 
+from loreloop.engine.fake import drawn_token
 from loreloop.protocol.link import Token
 from loreloop.protocol.sampling import SampleResult
 from loreloop.protocol.training import Failure, OpResult, TrainOp
-from loreloop.scheduler.fake import drawn_token
 from tests.host.office import Office, end, office
 from tests.scheduler.ops import create, forward_backward, sample, step
 
@@ -47,7 +47,7 @@ async def disturbed(dice: random.Random) -> dict[str, OpResult]:
     async with office() as place:
         ops = operations(place)
         engine = await place.start_engine(layer_seconds=0.01)
-        await place.desk.info("fake")
+        await place.dispatcher.info("fake")
         for op in dice.sample(ops, len(ops)):
             await place.submit(op)
         for op in ops[4 : len(ops) // N_RUNS : 4]:
@@ -74,15 +74,15 @@ def test_samples_and_streams_survive_killed_engines(seed: int) -> None:
         async with office() as place:
             ops = [sample(f"r{i}", f"owner{i % 3}", n=2, max_tokens=60, stream=i % 2 == 0) for i in range(20)]
             for op in ops:
-                assert place.desk.sample(op, "fake")
-                assert not place.desk.sample(op, "fake")
+                assert place.dispatcher.sample(op, "fake")
+                assert not place.dispatcher.sample(op, "fake")
             streams = [asyncio.create_task(streamed(place, op.request_id)) for op in ops if op.stream]
             for seconds in (dice.uniform(0.5, 0.9), dice.uniform(0.5, 0.9), None):
                 engine = await place.start_engine(layer_seconds=0.01)
                 if seconds is not None:
                     await asyncio.sleep(seconds)
                 else:
-                    results = [await place.desk.sample_result(op.request_id, 20) for op in ops]
+                    results = [await place.dispatcher.sample_result(op.request_id, 20) for op in ops]
                 await end(engine)
             for op, result in zip(ops, results, strict=True):
                 assert isinstance(result, SampleResult)
@@ -98,7 +98,7 @@ def test_samples_and_streams_survive_killed_engines(seed: int) -> None:
 async def streamed(place: Office, request_id: str) -> list[list[int]]:
     """The tokens of both samples as a stream showed them, before its result."""
     shown: list[list[int]] = [[], []]
-    async for item in place.desk.stream(request_id):
+    async for item in place.dispatcher.stream(request_id):
         if isinstance(item, Token):
             shown[item.sample_index].append(item.token)
         else:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from loreloop.host.desk import MAX_OP_DEATHS
+from loreloop.engine.fake import FakeEngine
+from loreloop.host.dispatcher import MAX_OP_DEATHS
 from loreloop.host.link import frame
 from loreloop.protocol.errors import BadRequest, Unavailable
 from loreloop.protocol.link import BatchStarted, Hello
 from loreloop.protocol.training import Done, Failure, LoadState, PassResult, SavedResult, StepResult, TrainOp
-from loreloop.scheduler.fake import FakeEngine
 from loreloop.store import runs
 from tests.host.office import Office, office
 from tests.scheduler.ops import create, forward_backward, rid, save, step
@@ -41,9 +41,9 @@ async def trained(place: Office, number: int, *more: TrainOp) -> str:
 
 
 async def die(place: Office) -> None:
-    """The engine ends without a snapshot of its last work, and its desk has noticed."""
+    """The engine ends without a snapshot of its last work, and its dispatcher has noticed."""
     place.hang_up()
-    while place.desk.is_up("fake"):
+    while place.dispatcher.is_up("fake"):
         await asyncio.sleep(0.01)
 
 
@@ -167,7 +167,7 @@ def test_a_load_that_cannot_be_read_just_now_is_read_by_the_next_engine(number: 
         for _ in range(MAX_OP_DEATHS + 1):
             place.start_thread(engine=Unreading(number))
             await asyncio.to_thread(place.threads[-1].join, 10)
-            while place.desk.is_up("fake"):
+            while place.dispatcher.is_up("fake"):
                 await asyncio.sleep(0.01)
             assert not lost(place, run)
         place.start_thread(engine=Strict())
@@ -189,10 +189,10 @@ def test_a_journal_that_cannot_be_read_just_now_loses_nothing(monkeypatch: pytes
         with monkeypatch.context() as patched:
             patched.setattr(Path, "open", refused)
             with pytest.raises(Unavailable, match="Too many open files"):
-                await place.desk.outcome(f"{run}:1", 1.0)
+                await place.dispatcher.outcome(f"{run}:1", 1.0)
             place.start_thread()
             await asyncio.to_thread(place.threads[-1].join, 10)
-        assert not place.desk.is_up("fake")
+        assert not place.dispatcher.is_up("fake")
         assert not lost(place, run)
         place.start_thread()
         assert isinstance((await place.result(step(run, 3))).result, StepResult)
@@ -234,9 +234,9 @@ def test_a_replay_that_no_engine_survives_loses_its_model_alone() -> None:
             writer.write(frame(Hello("fake", FakeEngine().info)) + frame(BatchStarted((f"{run}:1",))))
             await reader.readexactly(4)  # it was welcomed
             writer.close()
-            while place.desk.is_up("fake"):
+            while place.dispatcher.is_up("fake"):
                 await asyncio.sleep(0.01)
-        while not lost(place, run):  # the desk writes it down after the engine has gone
+        while not lost(place, run):  # the dispatcher writes it down after the engine has gone
             await asyncio.sleep(0.01)
         assert f"died {MAX_OP_DEATHS} times executing {run}:1 again" in lost(place, run)
         await place.submit(step(other, 3))

@@ -22,8 +22,8 @@ import pytest
 
 from loreloop.cli.server import RunningServer, running_server
 from loreloop.config import Config
-from loreloop.host.desk import Desk
-from loreloop.host.plan import NONCE, ServerPlan
+from loreloop.host.dispatcher import Dispatcher
+from loreloop.host.server_plan import NONCE, ServerPlan
 from loreloop.host.web import run_web
 from tests.tiny import make_tiny_model
 
@@ -207,7 +207,7 @@ def test_an_address_left_behind_is_not_taken_for_the_new_one(model: Path, tmp_pa
 
 
 def test_the_announced_address_can_be_connected_to(tmp_path: Path) -> None:
-    async def serve(desk: Desk, listening: socket.socket) -> None:
+    async def serve(dispatcher: Dispatcher, listening: socket.socket) -> None:
         assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
 
     plan = ServerPlan(Config(data_dir=str(tmp_path), port=0), {})
@@ -216,7 +216,7 @@ def test_the_announced_address_can_be_connected_to(tmp_path: Path) -> None:
 
 
 def test_the_data_may_lie_deep_in_folders(tmp_path: Path) -> None:
-    async def serve(desk: Desk, listening: socket.socket) -> None:
+    async def serve(dispatcher: Dispatcher, listening: socket.socket) -> None:
         reached.append(True)
 
     reached: list[bool] = []

@@ -8,7 +8,7 @@ import pytest
 
 from loreloop.config import Config
 from loreloop.host import supervisor
-from loreloop.host.plan import ServerPlan
+from loreloop.host.server_plan import ServerPlan
 from loreloop.host.starts import MAX_STARTS, Starts, came_up, reason_of, say_up
 from loreloop.host.supervisor import Supervisor
 from loreloop.protocol.errors import ServerError

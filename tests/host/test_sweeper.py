@@ -25,8 +25,8 @@ def play(scene: Callable[[Office, Sweeper], Awaitable[None]], expiry_seconds: fl
     async def run() -> None:
         async with office(config) as place:
             place.start_thread()
-            await place.desk.info("fake")
-            await asyncio.wait_for(scene(place, Sweeper(place.desk)), 20)
+            await place.dispatcher.info("fake")
+            await asyncio.wait_for(scene(place, Sweeper(place.dispatcher)), 20)
 
     asyncio.run(run())
 
@@ -36,14 +36,14 @@ def test_a_silent_session_ends_with_all_it_had() -> None:
         run, request_id = place.run(), f"{place.session_id}:sample:0:0"
         await place.submit(create(run), step(run, 5))
         await place.result(create(run))
-        place.desk.sample(sample(request_id, max_tokens=10**6), "fake")
+        place.dispatcher.sample(sample(request_id, max_tokens=10**6), "fake")
         await sweeper.sweep(time.time() + 599)
         assert place.store.read(sessions.get, place.key_id, place.session_id).status == "active"
         await sweeper.sweep(time.time() + 601)
         assert place.store.read(sessions.get, place.key_id, place.session_id).status == "expired"
         assert not place.store.read(runs.get, place.key_id, run).live
         assert isinstance((await place.result(step(run, 5))).result, Failure)
-        assert isinstance(await place.desk.sample_result(request_id, 0), Failure)
+        assert isinstance(await place.dispatcher.sample_result(request_id, 0), Failure)
 
     play(scene)
 
@@ -62,7 +62,7 @@ def test_a_close_that_a_crash_cut_short_is_finished() -> None:
 
 def test_leftovers_of_a_crash_go_when_they_are_old() -> None:
     async def scene(place: Office, sweeper: Sweeper) -> None:
-        files, now = place.desk.files, time.time()
+        files, now = place.dispatcher.files, time.time()
         kept = files.checkpoint(CheckpointPath("run", CheckpointKind.TRAINING, "kept"))
         leftovers = [kept.with_name(".gone-1"), files.revision("r").with_name(".r.7.tmp"), files.pins / ".half"]
         for folder in (kept, *leftovers):
@@ -85,8 +85,8 @@ def test_results_expire_but_pending_ones_stay() -> None:
         write_now(place.store, sessions.renew_all, time.time() + 4000)
         await sweeper.sweep(time.time() + 3601)
         with pytest.raises(Gone):
-            await place.desk.outcome(f"{run}:0", 0)
-        assert await place.desk.outcome(f"{run}:5", 0) is None
+            await place.dispatcher.outcome(f"{run}:0", 0)
+        assert await place.dispatcher.outcome(f"{run}:5", 0) is None
 
     play(scene)
 
@@ -111,7 +111,7 @@ def test_an_expired_checkpoint_goes_with_its_files() -> None:
 
 def test_a_deletion_that_a_kill_cut_off_is_finished() -> None:
     async def scene(place: Office, sweeper: Sweeper) -> None:
-        run, files, now = place.run(), place.desk.files, time.time()
+        run, files, now = place.run(), place.dispatcher.files, time.time()
         folders = {}
         for name in ("deleted", "kept"):
             path = CheckpointPath(run, CheckpointKind.TRAINING, name)
@@ -133,7 +133,7 @@ def test_a_pinned_checkpoint_stays_while_a_replay_needs_it() -> None:
         run, source = place.run(), place.folder / "source"
         source.mkdir()
         (source / "state.json").write_text('{"weight": 1.0}')
-        pins = [place.desk.files.pin(source, request_id) for request_id in (f"{run}:3", "gone:1")]
+        pins = [place.dispatcher.files.pin(source, request_id) for request_id in (f"{run}:3", "gone:1")]
         await place.submit(step(run, 3))
         write_now(place.store, sessions.renew_all, time.time() + 1000)
         await sweeper.sweep(time.time() + 1000)

@@ -12,9 +12,9 @@ import httpx
 import msgspec
 
 from loreloop.config import Config
+from loreloop.engine.fake import FakeEngine
 from loreloop.protocol.link import EngineInfo
 from loreloop.protocol.sampling import SampleOp
-from loreloop.scheduler.fake import FakeEngine
 from tests.http.site import Site, site
 from tests.text.test_chat import TOOL_TEMPLATE
 from tests.tiny import make_tokenizer

@@ -1,4 +1,4 @@
-"""The whole web application in this process, over a real store and desk, with the fake engine in a thread.
+"""The whole web application in this process, over a real store and dispatcher, with the fake engine in a thread.
 
 The tokenizer's words are the decimal ids, so that texts can be read as tokens.
 """
@@ -19,13 +19,13 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from loreloop.config import Config, LimitConfig, SessionConfig
-from loreloop.http.app import create_app
+from loreloop.deployments.model_names import ModelNames
+from loreloop.deployments.model_texts import ModelTexts
+from loreloop.engine.fake import FakeEngine
+from loreloop.http.application import create_app
 from loreloop.http.pictures import Pictures
 from loreloop.http.services import Services
 from loreloop.protocol import wire_pb2 as wire
-from loreloop.scheduler.fake import FakeEngine
-from loreloop.serve.names import Names
-from loreloop.serve.texts import Texts
 from loreloop.store import keys
 from tests.host.office import Office, office
 from tests.store.place import write_now
@@ -49,7 +49,7 @@ class Site:
 
     async def start_engine(self, token_seconds: float = 0.0, engine: FakeEngine | None = None) -> None:
         self.office.start_thread(token_seconds, engine=engine)
-        await self.services.desk.info("fake")
+        await self.services.dispatcher.info("fake")
 
     def new_key(self, *scopes: str) -> str:
         return write_now(self.office.store, keys.create, "test", scopes, time.time()).secret
@@ -138,11 +138,11 @@ async def site(config: Config, write_tokenizer: Callable[[Path], None] = write_t
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder))
         async with office(config) as place:
-            names = Names({"fake": Path(folder)}, {"org/alias": "fake"})
-            here = Site(place, Services(config, place.store, place.desk, names, Texts(), Pictures(config)))
+            names = ModelNames({"fake": Path(folder)}, {"org/alias": "fake"})
+            here = Site(place, Services(config, place.store, place.dispatcher, names, ModelTexts(), Pictures(config)))
             async with here.client:
                 yield here
-            await here.services.trial.close()
+            await here.services.sandbox.close()
             await here.services.pictures.close()
 
 

@@ -5,11 +5,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from loreloop.http import openai_agent
-from loreloop.http.agent import UNMADE, Tools
-from loreloop.serve.toolbox import Bounds, ToolBox, ToolCaller
+from loreloop.http.generation.agent_loop import UNMADE, Tools
+from loreloop.http.openai import agent_completions
+from loreloop.mcp.toolbox import Bounds, Toolbox, ToolCaller
 from loreloop.store.rows import ToolCallRecord
-from loreloop.text.tool_calls import Tool
+from loreloop.text.tools.tool_calls import Tool
 from tests.http.scripted import CHAT, Script, play_script
 
 CALL = '<tool_call>\n{"name": "server__f", "arguments": {"x": 1}}\n</tool_call>'
@@ -19,8 +19,8 @@ class Spent(Tools):
     """No time is left for any call."""
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[ToolBox]:  # type: ignore[override]
-        yield ToolBox({}, (Tool("server__f", "", {"type": "object"}),), self.bounds, self.caller, deadline=0.0)
+    async def open(self) -> AsyncIterator[Toolbox]:  # type: ignore[override]
+        yield Toolbox({}, (Tool("server__f", "", {"type": "object"}),), self.bounds, self.caller, deadline=0.0)
 
 
 async def record(call: ToolCallRecord) -> None:
@@ -32,7 +32,7 @@ def test_calls_behind_a_bound_are_told_as_not_made(stream: bool, monkeypatch: py
     spent = Spent((), Bounds(), ToolCaller("k", "r", record))
 
     async def scene(script: Script) -> None:
-        monkeypatch.setattr(openai_agent, "tools_of", lambda *_: spent)
+        monkeypatch.setattr(agent_completions, "tools_of", lambda *_: spent)
         asked = {"tools": [{"type": "mcp", "server_label": "server"}], "agent_loop": {}}
         if stream:
             choices = [c for event in await script.events(CHAT, CALL, **asked) for c in event["choices"]]

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import pytest
 
-from loreloop.http.agent import AgentRun, LiveRun, Tools
+from loreloop.http.generation.agent_loop import AgentRun, LiveRun, Tools
+from loreloop.mcp.toolbox import Toolbox
 from loreloop.protocol.errors import ServerError
-from loreloop.serve.toolbox import ToolBox
 from loreloop.store import deployments, tools
 from loreloop.store.rows import Arm, Split, ToolServer
 from tests.http.site import Site, play
@@ -45,7 +45,7 @@ class Broken:
     """Tools whose connection breaks while it is opened, which cancels the task."""
 
     @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator[ToolBox]:
+    async def open(self) -> AsyncIterator[Toolbox]:
         raise asyncio.CancelledError
         yield
 
@@ -62,9 +62,9 @@ def test_a_loop_that_is_stopped_before_it_began_says_so() -> None:
 def test_a_loop_ends_with_the_request_that_waits_for_it() -> None:
     class Slow(Broken):
         @contextlib.asynccontextmanager
-        async def open(self) -> AsyncIterator[ToolBox]:
+        async def open(self) -> AsyncIterator[Toolbox]:
             await asyncio.sleep(60)
-            yield cast(ToolBox, None)
+            yield cast(Toolbox, None)
 
     async def scene() -> None:
         live = LiveRun(cast(AgentRun, None), cast(Tools, Slow()))

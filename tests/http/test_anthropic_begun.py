@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from loreloop.http.anthropic import ask_of
+from loreloop.http.anthropic.messages import ask_of
 from loreloop.http.bodies import decode_as_sent
 from loreloop.protocol.anthropic_rest import CountTokens
 from loreloop.protocol.errors import BadRequest

@@ -210,7 +210,7 @@ def test_no_tokens_may_be_asked_for(prompt: Any, stream: bool) -> None:
 
 def test_a_prompt_that_fills_the_window_can_be_scored() -> None:
     async def scene(site: Site) -> None:
-        window = (await site.services.desk.info("fake")).context_window
+        window = (await site.services.dispatcher.info("fake")).context_window
         answer = await completion(site, prompt=[11] * window, max_tokens=0, echo=True, logprobs=0)
         assert len(answer.json()["choices"][0]["logprobs"]["tokens"]) == window
         assert (await completion(site, prompt=[11] * (window + 1), max_tokens=0)).status_code == 400

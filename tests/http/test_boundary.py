@@ -8,7 +8,7 @@ import zstandard
 from starlette.requests import Request
 from starlette.routing import Mount, Route
 
-from loreloop.http.app import on_error
+from loreloop.http.application import on_error
 from loreloop.protocol import errors
 from tests.http.site import PROTOBUF, Site, new_model, passing, play, sample, step
 

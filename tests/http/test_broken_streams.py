@@ -17,19 +17,19 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from loreloop.host.desk import STOPPING, Desk
+from loreloop.engine.fake import FakeEngine
+from loreloop.host.dispatcher import STOPPING, Dispatcher
 from loreloop.http import sse
 from loreloop.protocol.errors import Unavailable
 from loreloop.protocol.link import Token
-from loreloop.scheduler.fake import FakeEngine
 from tests.http.site import Site, new_model, play, sample
 from tests.http.test_leaving import LONG, ROUTES, TOKEN_SECONDS, Line
 
 
 def breaking(error: Exception):  # type: ignore[no-untyped-def]
-    """A stream of the desk that fails when its second token would come."""
+    """A stream of the dispatcher that fails when its second token would come."""
 
-    async def stream(self: Desk, request_id: str) -> AsyncIterator[Token]:
+    async def stream(self: Dispatcher, request_id: str) -> AsyncIterator[Token]:
         async for item in self.tickets[request_id].stream():
             assert isinstance(item, Token)
             yield item
@@ -44,14 +44,14 @@ def test_a_stream_that_fails_ends_with_an_event(
     path: str, body: dict[str, Any], error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scene(site: Site) -> None:
-        monkeypatch.setattr(Desk, "stream", breaking(error))
+        monkeypatch.setattr(Dispatcher, "stream", breaking(error))
         line = Line(site, path, body | {"stream": True})
         await asyncio.wait_for(line.task, 10)
         assert line.statuses == [200], "one answer begins once"
         last = json.loads(line.body.rstrip().rpartition(b"data: ")[2])
         said = "send it again in a moment" if isinstance(error, Unavailable) else "its log says why"
         assert said in last["error"]["message"]
-        assert not site.services.desk.tickets
+        assert not site.services.dispatcher.tickets
 
     play(scene)
     assert ("a bug" in caplog.text) == isinstance(error, RuntimeError)
@@ -137,9 +137,9 @@ def test_who_waits_while_the_server_stops_hears_so(path: str, body: dict[str, An
     async def scene(site: Site) -> None:
         await site.start_engine(token_seconds=TOKEN_SECONDS)
         line = Line(site, path, body | {"stream": stream})
-        await line.until(lambda: bool(site.services.desk.tickets))
+        await line.until(lambda: bool(site.services.dispatcher.tickets))
         await asyncio.sleep(3 * TOKEN_SECONDS)
-        site.services.desk.stop()
+        site.services.dispatcher.stop()
         await asyncio.wait_for(line.task, 1)
         assert line.statuses == ([200] if stream else [503])
         assert STOPPING.encode() in line.body
@@ -157,11 +157,11 @@ def test_polls_are_answered_when_the_server_stops(caplog: pytest.LogCaptureFixtu
         sampled = await site.ok("/asample", sample(await site.sampler()))
         polls = [asyncio.ensure_future(site.post("/retrieve_future", asked)) for asked in (made, sampled)]
         await asyncio.sleep(0.1)
-        site.services.desk.stop()
+        site.services.dispatcher.stop()
         assert [(await asyncio.wait_for(poll, 1)).status_code for poll in polls] == [408, 503]
 
     async def with_an_engine_that_answers_nothing(site: Site) -> None:
-        site.services.desk.engines["fake"].info.set_result(FakeEngine().info)
+        site.services.dispatcher.engines["fake"].info.set_result(FakeEngine().info)
         await scene(site)
 
     play(with_an_engine_that_answers_nothing, engine=False)

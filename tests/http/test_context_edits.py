@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from loreloop.http import context_edits
-from loreloop.http.chat import prompt_length
-from loreloop.http.generate import Model
+from loreloop.http.anthropic import context_edits
+from loreloop.http.generation.chat import prompt_length
+from loreloop.http.generation.requests import Model
 from loreloop.text.conversation import Conversation
 from tests.http.scripted import MESSAGES, Script, play_script
 

@@ -13,10 +13,10 @@ import httpx
 import pytest
 from sqlalchemy import Connection, insert
 
+from loreloop.deployments.canary import arm_for, parse_share
+from loreloop.deployments.model_names import ModelNames, Target
 from loreloop.protocol.errors import NotFound
 from loreloop.protocol.sampling import Revision
-from loreloop.serve.canary import arm_for, parse_share
-from loreloop.serve.names import Names, Target
 from loreloop.store import deployments
 from loreloop.store.rows import Arm, Deployment, KeyRow, Split
 from loreloop.store.schema import DEPLOYMENT_VERSIONS, DEPLOYMENTS
@@ -90,7 +90,7 @@ def test_a_sampling_session_keeps_the_version_it_began_with() -> None:
             "sampling_params": {"max_tokens": 1},
         }
         request_id = (await site.ok("/asample", {"sampling_session_id": sampler, "seq_id": 0} | tokens))["request_id"]
-        revision = site.services.desk.tickets[request_id].op.revision
+        revision = site.services.dispatcher.tickets[request_id].op.revision
         assert revision is not None
         assert revision.revision_id == path
 
@@ -329,7 +329,7 @@ def test_a_catalogue_of_very_many_names_answers_at_once() -> None:
 
 
 def test_very_many_aliases_are_looked_through_at_once(tmp_path: Path) -> None:
-    names = Names({"fake": tmp_path}, {f"org/n{i:06}": "fake" for i in range(100_000)})
+    names = ModelNames({"fake": tmp_path}, {f"org/n{i:06}": "fake" for i in range(100_000)})
     started = time.perf_counter()
     message = refused(names, "org/n05000x")
     assert time.perf_counter() - started < 0.2
@@ -337,7 +337,7 @@ def test_very_many_aliases_are_looked_through_at_once(tmp_path: Path) -> None:
     assert "and 99,993 more" in message
 
 
-def refused(names: Names, name: str) -> str:
+def refused(names: ModelNames, name: str) -> str:
     with pytest.raises(NotFound) as caught:
         names.base(name)
     return caught.value.message

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from loreloop.protocol.training import Failure
-from loreloop.scheduler.attempt import attempt
+from loreloop.scheduler.error_boundary import within_boundary
 from loreloop.store.segments import Segments
 from tests.http.site import Site, new_model, passing, play
 
@@ -57,7 +57,7 @@ def test_an_engine_that_cannot_save_says_why(error: Exception, caplog: pytest.Lo
     def save() -> None:
         raise error
 
-    failure = attempt(save)
+    failure = within_boundary(save)
     assert isinstance(failure, Failure)
     assert (failure.category, "No space left" in failure.message) == ("server", True)
     assert [(record.levelno, record.exc_info) for record in caplog.records] == [(logging.ERROR, None)]

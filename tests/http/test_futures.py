@@ -48,7 +48,7 @@ def test_a_forgotten_sample_is_gone_so_that_the_client_asks_anew() -> None:
     async def scene(site: Site) -> None:
         request_id = (await site.ok("/asample", sample(await site.sampler())))["request_id"]
         assert (await site.future(request_id)).status_code == 200
-        site.services.desk.forget_results(time.time() + 1)
+        site.services.dispatcher.forget_results(time.time() + 1)
         assert (await site.post("/retrieve_future", {"request_id": request_id})).status_code == 410
 
     play(scene)

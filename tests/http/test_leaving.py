@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from loreloop.engine.fake import FakeEngine
 from loreloop.http import sse
 from loreloop.protocol.training import length_of
-from loreloop.scheduler.fake import FakeEngine
 from tests.http.site import Site, play
 
 LONG = {"model": "fake", "seed": 1}
@@ -64,12 +64,12 @@ class Line:
 def test_a_client_that_leaves_ends_its_work_within_a_step(path: str, body: dict[str, Any], stream: bool) -> None:
     async def scene(site: Site) -> None:
         await site.start_engine(token_seconds=TOKEN_SECONDS)
-        desk = site.services.desk
+        dispatcher = site.services.dispatcher
         line = Line(site, path, body | {"stream": stream})
-        await line.until(lambda: bool(desk.tickets))
+        await line.until(lambda: bool(dispatcher.tickets))
         await asyncio.sleep(5 * TOKEN_SECONDS)
         assert await line.hang_up() < TOKEN_SECONDS
-        assert (desk.tickets, desk.n_waiting_samples) == ({}, 0)
+        assert (dispatcher.tickets, dispatcher.n_waiting_samples) == ({}, 0)
         assert line.statuses == ([200] if stream else [])
 
     play(scene, engine=False)
@@ -85,9 +85,9 @@ def test_who_asks_for_more_than_the_window_and_leaves_frees_the_engine(
     async def scene(site: Site) -> None:
         engine = FakeEngine(token_seconds=TOKEN_SECONDS)
         await site.start_engine(engine=engine)
-        desk, line = site.services.desk, Line(site, path, body | {"stream": stream} | huge(body))
+        dispatcher, line = site.services.dispatcher, Line(site, path, body | {"stream": stream} | huge(body))
         await line.until(lambda: engine.sampling)
-        (ticket,) = desk.tickets.values()
+        (ticket,) = dispatcher.tickets.values()
         assert length_of(ticket.op.prompt) + ticket.op.params.max_tokens == engine.info.context_window
         await line.hang_up()
         async with asyncio.timeout(1):
@@ -105,7 +105,7 @@ def test_who_leaves_before_an_answer_is_counted_as_such() -> None:
     async def scene(site: Site) -> None:
         await site.start_engine(token_seconds=TOKEN_SECONDS)
         line = Line(site, "/v1/completions", ROUTES["/v1/completions"])
-        await line.until(lambda: bool(site.services.desk.tickets))
+        await line.until(lambda: bool(site.services.dispatcher.tickets))
         await line.hang_up()
         assert site.services.requests.counts["completions", 499] == 1
 

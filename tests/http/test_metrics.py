@@ -5,8 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from loreloop.host.desk import Desk
-from loreloop.http.metrics import Family, Sample
+from loreloop.host.dispatcher import Dispatcher
+from loreloop.http.operations.metrics import Family, Sample
 from loreloop.protocol.link import ColdLoads, Meters
 from tests.http.site import Site, play, save
 
@@ -60,7 +60,7 @@ def test_what_passed_is_counted() -> None:
 
 def test_what_an_engine_says_of_itself_is_shown(monkeypatch) -> None:
     loads = ColdLoads((1, 0, 2, 0, 0, 0, 0, 1), 3.5, 3.0)
-    monkeypatch.setattr(Desk, "meters", lambda desk, model: Meters(100, 40, 16, 30, 7, loads))
+    monkeypatch.setattr(Dispatcher, "meters", lambda dispatcher, model: Meters(100, 40, 16, 30, 7, loads))
 
     async def scene(site: Site) -> None:
         values = await read(site)

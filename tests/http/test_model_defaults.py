@@ -33,7 +33,7 @@ def test_the_list_of_models_tells_what_chats_get(wanted: bool) -> None:
             before = (await here.client.get("http://site/v1/models/fake")).json()
             assert (before["context_window"], before["sampling_defaults"]) == (None, usual)
             await here.start_engine()
-            window = (await here.services.desk.info("fake")).context_window
+            window = (await here.services.dispatcher.info("fake")).context_window
             listed = (await here.client.get("http://site/v1/models")).json()
             for shown in listed["data"]:
                 assert (shown["context_window"], shown["sampling_defaults"]) == (window, usual), shown["id"]

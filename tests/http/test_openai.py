@@ -248,8 +248,8 @@ def test_a_client_that_leaves_stops_its_sample(stream: bool) -> None:
     async def scene(site: Site) -> None:
         await site.start_engine(token_seconds=0.01)
         await left(site, {"model": "fake", "prompt": PROMPT, "max_tokens": 4000, "stream": stream})
-        assert not site.services.desk.tickets
-        assert site.services.desk.n_waiting_samples == 0
+        assert not site.services.dispatcher.tickets
+        assert site.services.dispatcher.n_waiting_samples == 0
 
     play(scene, engine=False)
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from loreloop.host.samples import Recording
+from loreloop.host.tickets import Recording
 from loreloop.protocol.anthropic_rest import Messages
 from loreloop.protocol.as_sent import advice_of, neutral_of, notes_of
 from loreloop.protocol.hints import ADVICE
@@ -153,11 +153,11 @@ EFFECTS: dict[str, Callable[[Seen], bool]] = {
 
 
 class Recorder:
-    """Keeps the operations that a desk hands to its engine."""
+    """Keeps the operations that a dispatcher hands to its engine."""
 
     def __init__(self, site: Site) -> None:
-        self.site, self.ops, self.hand_in = site, list[SampleOp](), site.services.desk.sample
-        site.services.desk.sample = self  # type: ignore[assignment,method-assign]
+        self.site, self.ops, self.hand_in = site, list[SampleOp](), site.services.dispatcher.sample
+        site.services.dispatcher.sample = self  # type: ignore[assignment,method-assign]
 
     def __call__(self, op: SampleOp, base_model: str, recording: Recording | None = None) -> bool:
         self.ops.append(op)

@@ -158,6 +158,6 @@ def test_a_sample_forgotten_and_asked_for_again_is_recorded_again() -> None:
         for _ in range(2):
             accepted = await site.ok("/asample", request)
             assert (await site.future(accepted["request_id"])).status_code == 200
-            site.services.desk.forget_results(time.time() + 1)
+            site.services.dispatcher.forget_results(time.time() + 1)
 
     play(scene)

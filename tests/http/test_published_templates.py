@@ -16,14 +16,14 @@ import msgspec
 import pytest
 from transformers import AutoTokenizer
 
-from loreloop.http.openai_chat_words import ask_of
+from loreloop.http.openai.chat_format import ask_of
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.openai_rest import ChatCompletion
-from loreloop.text.chat import ChatTemplate
 from loreloop.text.conversation import prompt_text
+from loreloop.text.templates.chat_template import ChatTemplate
 from loreloop.text.tokenizer import TextTokenizer
-from loreloop.text.tool_calls import Tool
-from loreloop.text.tool_formats import format_of, knows_tools
+from loreloop.text.tools.tool_calls import Tool
+from loreloop.text.tools.tool_formats import format_of, knows_tools
 from tests.tiny import make_tokenizer
 
 PACKAGES = Path(__file__).parents[2] / ".cache" / "newest" / "templates"

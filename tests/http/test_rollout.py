@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from loreloop.deployments.rollout import Rollout
 from loreloop.protocol.errors import Conflict, NotFound
 from loreloop.protocol.loop_rest import SetDeployment
-from loreloop.serve.rollout import Rollout
 from loreloop.store import deployments, keys
 from loreloop.store.rows import Arm
 from tests.http.site import Site, play, save

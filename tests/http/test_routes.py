@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from loreloop.http.routes import routes_of
+from loreloop.http.tinker.expert_routes import routes_of
 from loreloop.protocol.training import Span
 from loreloop.store.rows import SequenceRecord
 

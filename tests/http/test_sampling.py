@@ -8,13 +8,13 @@ import pytest
 from tinker.proto.response_conv import deserialize_sample_response
 
 from loreloop.engine.contract import SampleEvent
+from loreloop.engine.fake import FakeEngine
 from loreloop.protocol.sampling import Revision
-from loreloop.scheduler.fake import FakeEngine
 from tests.http.site import Site, passing, play, sample, save, step
 
 
 def revision(site: Site, request_id: str) -> Revision | None:
-    return site.services.desk.tickets[request_id].op.revision
+    return site.services.dispatcher.tickets[request_id].op.revision
 
 
 def test_a_sample_is_answered_with_ids_and_tokens() -> None:
@@ -38,7 +38,7 @@ def test_a_repeated_request_is_the_same_sample() -> None:
         request = sample(sampler, params={"seed": None})
         accepted = [await site.ok("/asample", request) for _ in range(2)]
         assert accepted[0] == accepted[1]
-        assert len(site.services.desk.tickets) == 1
+        assert len(site.services.dispatcher.tickets) == 1
         answers = [(await site.future(a["request_id"])).content for a in accepted]
         assert answers[0] == answers[1]
 
@@ -220,7 +220,7 @@ def test_many_samples_wait_while_heartbeats_are_answered() -> None:
             posts = await asyncio.gather(*(site.ok("/asample", sample(sampler, n)) for n in range(300)))
             polls = [asyncio.create_task(site.future(post["request_id"])) for post in posts]
             assert (await site.post("/session_heartbeat", {"session_id": session_id})).status_code == 200
-            assert site.services.desk.n_waiting_samples == 300
+            assert site.services.dispatcher.n_waiting_samples == 300
             assert not any(poll.done() for poll in polls)
         finally:
             engine.open.set()
@@ -244,7 +244,7 @@ class Gated(FakeEngine):
 def test_prompt_tokens_reach_the_engine_as_they_were_sent() -> None:
     async def scene(site: Site) -> None:
         accepted = await site.ok("/asample", sample(await site.sampler(), tokens=[5, 999, 0]))
-        op = site.services.desk.tickets[accepted["request_id"]].op
+        op = site.services.dispatcher.tickets[accepted["request_id"]].op
         assert np.frombuffer(op.prompt[0].tokens, "<i4").tolist() == [5, 999, 0]
         assert op.params.stop_tokens == (0,)
 

@@ -13,7 +13,7 @@ from loreloop.model.spec import RopeSpec
 
 BF16 = torch.bfloat16
 ROWS = [0, 1, 3, 64, 200]
-has_kernels = pytest.mark.skipif(not cpu.serve(torch.empty(0), BF16), reason="no C compiler")
+has_kernels = pytest.mark.skipif(not cpu.supports(torch.empty(0), BF16), reason="no C compiler")
 
 
 def numbers(*shape, seed=0, dtype=BF16):
@@ -120,7 +120,7 @@ def test_a_compiler_that_fails_is_told_and_done_without(tmp_path):
     compiler = tmp_path / "cc"
     compiler.write_text("#!/bin/sh\nexit 3\n")
     compiler.chmod(0o755)
-    code = "import torch; from loreloop.kernels import cpu; print(cpu.serve(torch.empty(0), torch.bfloat16))"
+    code = "import torch; from loreloop.kernels import cpu; print(cpu.supports(torch.empty(0), torch.bfloat16))"
     environment = {"CC": str(compiler), "XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

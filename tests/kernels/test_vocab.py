@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loreloop.engine.draw import DrawKey, draw_tokens, philox, uniforms
+from loreloop.engine.sampling.token_rng import RngKey, draw_tokens, philox, uniforms
 from loreloop.engine.softmax import block_sums
 from loreloop.kernels import vocab
 
-pytestmark = pytest.mark.skipif(not vocab.serve(torch.empty(0)), reason="no C compiler")
+pytestmark = pytest.mark.skipif(not vocab.supports(torch.empty(0)), reason="no C compiler")
 SIZES = [1, 5, 255, 256, 257, 1000, 49_152]
 
 
@@ -69,7 +69,7 @@ def test_draws_are_those_of_the_tensor_library(size, seed, kept, uniform):
     block_NB = block_sums(weight_NV)
     by_kernel = vocab.draw(weight_NV, block_NB, uniform_N)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vocab, "serve", lambda x: False)
+        patch.setattr(vocab, "supports", lambda x: False)
         by_library = draw_tokens(weight_NV, block_NB, uniform_N)
     assert torch.equal(by_kernel, by_library)
     assert torch.equal(
@@ -79,7 +79,7 @@ def test_draws_are_those_of_the_tensor_library(size, seed, kept, uniform):
 
 @settings(deadline=None)
 @given(
-    st.lists(st.builds(DrawKey, st.integers(0, 2**63 - 1), st.integers(0, 1023), st.integers(0, 1 << 20)), min_size=1)
+    st.lists(st.builds(RngKey, st.integers(0, 2**63 - 1), st.integers(0, 1023), st.integers(0, 1 << 20)), min_size=1)
 )
 def test_uniform_numbers_are_those_of_numpy(keys):
     counters = np.array([(k.position, k.sample_index, k.stream, 0) for k in keys], np.uint64)

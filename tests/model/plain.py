@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loreloop.formats.load import load_decoder
 from loreloop.model.decoder import Decoder, LatentHeads
 from loreloop.model.linear import FastProducts, Products
-from loreloop.model.load import load_decoder
 from loreloop.model.lora import NO_ADAPTERS, Adapters, LoraBatch
 from loreloop.model.rope import Rope
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from loreloop.formats.peft import named_tensors
 from loreloop.model.families.llama import Llama
 from loreloop.model.linear import BaseLinear, FastProducts, TiledProducts
 from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup, LoraLayout, init_flat
-from loreloop.model.peft import named_tensors
 from loreloop.protocol.training import LoraSpec
 from tests.tiny import LlamaConfig
 

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from loreloop.model.linear import BaseLinear, FastProducts
 from loreloop.model.lora import NO_ADAPTERS
-from loreloop.model.routed import Router
+from loreloop.model.routed_feed_forward import Router
 from loreloop.model.spec import MoeSpec
 from tests.model.plain import load, logprobs, tokens
 from tests.tiny import make_tiny_model

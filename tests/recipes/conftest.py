@@ -16,7 +16,7 @@ import pytest
 
 from loreloop.cli.server import RunningServer, running_server
 from loreloop.config import Config
-from loreloop.model.catalog import Catalog
+from loreloop.formats.catalog import Catalog
 
 FAMOUS = "Qwen/Qwen3-8B-Base"
 

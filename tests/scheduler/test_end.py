@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from loreloop.engine.contract import Pause
+from loreloop.engine.fake import FakeEngine
 from loreloop.protocol.link import Shutdown, Snapshotted
 from loreloop.protocol.training import Failure, ForwardBackward, PassResult
 from loreloop.scheduler import loop
-from loreloop.scheduler.fake import FakeEngine
 from tests.scheduler.harness import EMPTY, Journal, live
 from tests.scheduler.ops import create, forward_backward, step
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from loreloop.config import EngineConfig
+from loreloop.engine.fake import FakeEngine, drawn_token
 from loreloop.protocol.link import (
     BatchDone,
     CancelSample,
@@ -30,7 +31,6 @@ from loreloop.protocol.link import (
 )
 from loreloop.protocol.sampling import Revision, SampleResult
 from loreloop.protocol.training import Done, Failure, PassResult, SavedResult, StepResult
-from loreloop.scheduler.fake import FakeEngine, drawn_token
 from loreloop.scheduler.loop import Scheduler
 from tests.scheduler.harness import EMPTY, Journal, live
 from tests.scheduler.ops import create, forward_backward, rid, sample, save, skip, step

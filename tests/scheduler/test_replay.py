@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loreloop.engine.fake import FakeEngine
 from loreloop.protocol.link import DropModel, Restored, Sample, Submit, ToEngine
 from loreloop.protocol.training import Failure, LoadState, SkipSeq, TrainOp
-from loreloop.scheduler.fake import FakeEngine
 from tests.scheduler.harness import EMPTY, Journal, live
 from tests.scheduler.ops import create, forward_backward, rid, sample, save, skip, step
 
@@ -141,7 +141,7 @@ def test_a_drop_during_the_replay_waits_for_its_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dies_after", range(8))
 def test_samples_end_once_over_two_lives(tmp_path: Path, dies_after: int) -> None:
-    """The desk sends again what has not ended; the draws are the same."""
+    """The dispatcher sends again what has not ended; the draws are the same."""
     ops = [sample(f"r{i}", n=2, max_tokens=i + 1) for i in range(4)]
     calm = live(FakeEngine(rooms=4), [START, [Sample(op) for op in ops]], tmp_path)
     journal = live(FakeEngine(rooms=4), [START, [Sample(op) for op in ops]], tmp_path, dies_after=dies_after)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from loreloop.cli.memory_files import store_of
+from loreloop.formats.catalog import Catalog
 from loreloop.host.log import Log
 from loreloop.host.place import prepare
-from loreloop.model.catalog import Catalog
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath
 from loreloop.store.files import Files, delete, read_secret

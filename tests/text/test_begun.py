@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from loreloop.text.chat import ChatTemplate
 from loreloop.text.conversation import Conversation, Turn, prompt_text
+from loreloop.text.templates.chat_template import ChatTemplate
 from loreloop.text.tokenizer import TextTokenizer
 from tests.tiny import make_tokenizer
 

@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from loreloop.protocol.errors import BadRequest
-from loreloop.text.chat import ChatTemplate
 from loreloop.text.conversation import Conversation, MadeCall, Turn, prompt_text
+from loreloop.text.templates.chat_template import ChatTemplate
 from loreloop.text.tokenizer import TextTokenizer
 from tests.tiny import make_tokenizer
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from loreloop.protocol.errors import BadRequest
-from loreloop.text.generation import read_defaults
+from loreloop.text.templates.generation_defaults import read_defaults
 
 
 def defaults(folder: Path, **settings: Any) -> dict[str, float]:

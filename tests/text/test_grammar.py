@@ -14,8 +14,8 @@ from llguidance import LLTokenizer
 
 from loreloop.protocol.errors import BadRequest, Unavailable
 from loreloop.protocol.link import EngineInfo
-from loreloop.text.grammar import Grammars, check_grammar, grammar_of, regex_grammar
-from loreloop.text.trial import MAX_WAITING, GrammarTrial, Rules
+from loreloop.text.grammars.grammar import Grammars, check_grammar, grammar_of, regex_grammar
+from loreloop.text.grammars.sandbox import MAX_WAITING, GrammarSandbox, Rules
 from tests.tiny import make_tokenizer
 
 CHAIN = "\n".join(f"r{i}: r{i + 1}" for i in range(3000)) + '\nr3000: "a"\nstart: r0'
@@ -41,7 +41,7 @@ def test_grammars_made_to_hurt_are_refused_at_once(name: str) -> None:
     code = (
         "import json, sys\n"
         "from loreloop.protocol.errors import BadRequest\n"
-        "from loreloop.text.grammar import grammar_of\n"
+        "from loreloop.text.grammars.grammar import grammar_of\n"
         "try: grammar_of(*json.load(sys.stdin))\n"
         "except BadRequest as error: print('refused', error)"
     )
@@ -61,37 +61,41 @@ UNBOUNDED = {"texts that hold many words": Rules(grammar=BOTH), "a schema of man
 @pytest.mark.parametrize("name", [*HOSTILE, *UNBOUNDED])
 def test_what_the_library_itself_does_not_bound_ends_with_its_process(name: str) -> None:
     async def scene() -> None:
-        trial = GrammarTrial()
+        sandbox = GrammarSandbox()
         rules = UNBOUNDED.get(name) or Rules(*HOSTILE[name])
         good = Rules(json_schema={"type": "object"})
-        assert await trial.grammar_of(good, NOWHERE)
+        assert await sandbox.grammar_of(good, NOWHERE)
         started = time.monotonic()
-        together = [trial.grammar_of(rules, NOWHERE), trial.grammar_of(rules, NOWHERE), trial.grammar_of(good, NOWHERE)]
+        together = [
+            sandbox.grammar_of(rules, NOWHERE),
+            sandbox.grammar_of(rules, NOWHERE),
+            sandbox.grammar_of(good, NOWHERE),
+        ]
         first, second, third = await asyncio.gather(*together, return_exceptions=True)
         assert isinstance(first, BadRequest)
         assert str(first) == str(second)
         assert isinstance(third, str)
         assert time.monotonic() - started < 10
         assert ("to prepare" in str(first)) or name in HOSTILE
-        await trial.close()
+        await sandbox.close()
 
     asyncio.run(scene())
 
 
 def test_a_trial_answers_as_the_check_does() -> None:
     async def scene() -> None:
-        trial = GrammarTrial()
-        assert await trial.grammar_of(Rules(), NOWHERE) is None
+        sandbox = GrammarSandbox()
+        assert await sandbox.grammar_of(Rules(), NOWHERE) is None
         for rules in (Rules(regex="(a|b)*"), Rules(grammar='start: "é"'), Rules(json_schema={"type": "integer"})):
-            assert await trial.grammar_of(rules, NOWHERE) == grammar_of(rules.grammar, rules.json_schema, rules.regex)
+            assert await sandbox.grammar_of(rules, NOWHERE) == grammar_of(rules.grammar, rules.json_schema, rules.regex)
         for wrong in (Rules('start: "a"', {}), Rules("start: nothing"), Rules(regex="("), Rules(regex="é" * 40_000)):
             with pytest.raises(BadRequest):
-                await trial.grammar_of(wrong, NOWHERE)
+                await sandbox.grammar_of(wrong, NOWHERE)
         started = time.monotonic()
         for _ in range(100):
-            await trial.grammar_of(Rules(regex="(a|b)*"), NOWHERE)
+            await sandbox.grammar_of(Rules(regex="(a|b)*"), NOWHERE)
         assert time.monotonic() - started < 0.1
-        await trial.close()
+        await sandbox.close()
 
     asyncio.run(scene())
 
@@ -104,17 +108,17 @@ GOOD = Rules(regex="(a|b)*")
 
 def test_a_process_that_others_end_says_nothing_of_a_grammar() -> None:
     async def scene() -> None:
-        trial = GrammarTrial(wait_seconds=1.0)
-        assert await trial.grammar_of(GOOD, NOWHERE)
-        assert trial.process
-        os.kill(trial.process.pid, signal.SIGKILL)
-        assert await trial.grammar_of(Rules(regex="c"), NOWHERE)  # in a new one
-        os.kill(trial.process.pid, signal.SIGSTOP)
+        sandbox = GrammarSandbox(wait_seconds=1.0)
+        assert await sandbox.grammar_of(GOOD, NOWHERE)
+        assert sandbox.process
+        os.kill(sandbox.process.pid, signal.SIGKILL)
+        assert await sandbox.grammar_of(Rules(regex="c"), NOWHERE)  # in a new one
+        os.kill(sandbox.process.pid, signal.SIGSTOP)
         with pytest.raises(Unavailable, match="within 1 s"):
-            await trial.grammar_of(Rules(regex="d"), NOWHERE)
-        trial.wait_seconds = 20.0
-        assert await trial.grammar_of(Rules(regex="d"), NOWHERE)
-        await trial.close()
+            await sandbox.grammar_of(Rules(regex="d"), NOWHERE)
+        sandbox.wait_seconds = 20.0
+        assert await sandbox.grammar_of(Rules(regex="d"), NOWHERE)
+        await sandbox.close()
 
     asyncio.run(scene())
 
@@ -122,25 +126,25 @@ def test_a_process_that_others_end_says_nothing_of_a_grammar() -> None:
 def test_a_process_that_cannot_start_is_an_error_to_try_again_after(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(Unavailable, match="could be started"):
-        asyncio.run(GrammarTrial().grammar_of(GOOD, NOWHERE))
+        asyncio.run(GrammarSandbox().grammar_of(GOOD, NOWHERE))
 
 
 def test_what_is_known_does_not_wait_behind_what_is_not() -> None:
     async def scene() -> None:
-        trial = GrammarTrial()
-        assert await trial.grammar_of(GOOD, NOWHERE)
-        others = [asyncio.create_task(trial.grammar_of(rules, NOWHERE)) for rules in PATTERNS]
+        sandbox = GrammarSandbox()
+        assert await sandbox.grammar_of(GOOD, NOWHERE)
+        others = [asyncio.create_task(sandbox.grammar_of(rules, NOWHERE)) for rules in PATTERNS]
         await asyncio.sleep(0.01)
-        assert await trial.grammar_of(GOOD, NOWHERE)
+        assert await sandbox.grammar_of(GOOD, NOWHERE)
         assert not any(task.done() for task in others)
-        trial.n_waiting += MAX_WAITING
+        sandbox.n_waiting += MAX_WAITING
         with pytest.raises(Unavailable, match="wait to be tried"):
-            await trial.grammar_of(Rules(regex="e"), NOWHERE)
-        assert await trial.grammar_of(GOOD, NOWHERE)
-        trial.n_waiting -= MAX_WAITING
+            await sandbox.grammar_of(Rules(regex="e"), NOWHERE)
+        assert await sandbox.grammar_of(GOOD, NOWHERE)
+        sandbox.n_waiting -= MAX_WAITING
         assert all(isinstance(error, BadRequest) for error in await asyncio.gather(*others, return_exceptions=True))
-        assert (trial.n_waiting, len(trial.known)) == (0, 1 + len(PATTERNS))
-        await trial.close()
+        assert (sandbox.n_waiting, len(sandbox.known)) == (0, 1 + len(PATTERNS))
+        await sandbox.close()
 
     asyncio.run(scene())
 
@@ -159,11 +163,11 @@ def test_a_models_own_tokens_may_be_named(tmp_path: Path) -> None:
     info = EngineInfo("tiny", str(tmp_path), 400, 100, (2,), 8, 1)
 
     async def scene() -> None:
-        trial = GrammarTrial()
-        assert await trial.grammar_of(Rules('start: <|im_start|> "a" <[2]>'), info)
+        sandbox = GrammarSandbox()
+        assert await sandbox.grammar_of(Rules('start: <|im_start|> "a" <[2]>'), info)
         with pytest.raises(BadRequest, match="unknown special token"):
-            await trial.grammar_of(Rules("start: <|no_such|>"), info)
-        await trial.close()
+            await sandbox.grammar_of(Rules("start: <|no_such|>"), info)
+        await sandbox.close()
 
     asyncio.run(scene())
 

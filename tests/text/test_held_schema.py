@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from llguidance import LLTokenizer
 
 from loreloop.protocol.errors import BadRequest
-from loreloop.text.grammar import Grammars, is_held, json_schema_grammar
-from loreloop.text.held_schema import Held, held
-from loreloop.text.trial import Rules, WantedSchema
-from loreloop.text.trial_process import held_schemas
+from loreloop.text.grammars.grammar import Grammars, is_held, json_schema_grammar
+from loreloop.text.grammars.held_schema import Held, held
+from loreloop.text.grammars.sandbox import Rules, WantedSchema
+from loreloop.text.grammars.sandbox_process import held_schemas
 
 DECIMAL = r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"
 BYTES = Grammars(LLTokenizer("byte"), 257)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loreloop.text.json_scan import DEEPEST, JsonScan, whole_part
+from loreloop.text.tools.json_scan import DEEPEST, JsonScan, whole_part
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

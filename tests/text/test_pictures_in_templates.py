@@ -5,10 +5,10 @@ import json
 import pytest
 
 from loreloop.protocol.training import ImageChunk
-from loreloop.text.chat import ChatTemplate
 from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, prompt_text, turn_of_parts
+from loreloop.text.templates.chat_template import ChatTemplate
 from loreloop.text.tokenizer import TextTokenizer
-from loreloop.text.tool_calls import Tool
+from loreloop.text.tools.tool_calls import Tool
 from tests.tiny import make_tokenizer
 from tests.tiny_vision import CHAT_TEMPLATE
 

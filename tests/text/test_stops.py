@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loreloop.text.answers import THINK, AnswerParts
-from loreloop.text.growing import GrowingText
 from loreloop.text.stops import StopMatcher, StopTrimmer
+from loreloop.text.streaming_detokenizer import StreamingDetokenizer
 from loreloop.text.tokenizer import TextTokenizer
-from loreloop.text.tool_calls import Content
-from loreloop.text.tool_formats import HERMES
-from loreloop.text.tool_reader import ReplyReader
+from loreloop.text.tools.tool_calls import Content
+from loreloop.text.tools.tool_formats import HERMES
+from loreloop.text.tools.tool_reader import ReplyReader
 from tests.text.samples import byte_level, with_word_marks
 
 TEXTS = st.text(st.sampled_from("abé <🐙"), max_size=24)
@@ -130,7 +130,7 @@ def test_engine_and_text_find_the_same_end(
 ) -> None:
     tokens = bytes_only.encode("".join(texts))
     matcher = StopMatcher(bytes_only, strings, AnswerParts(opened=opened))
-    growing = GrowingText(bytes_only, (), strings, THINK, AnswerParts(opened=opened))
+    growing = StreamingDetokenizer(bytes_only, (), strings, THINK, AnswerParts(opened=opened))
     for token in tokens:
         growing.push(token)
         assert matcher.push(token) == (growing.trimmer.found is not None)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from loreloop.protocol.errors import BadRequest
-from loreloop.text.chat import ChatTemplate
 from loreloop.text.conversation import Conversation, MadeCall, Turn, habits_of, prompt_text
+from loreloop.text.templates.chat_template import ChatTemplate
 from loreloop.text.tokenizer import TextTokenizer
-from loreloop.text.tool_calls import Tool
+from loreloop.text.tools.tool_calls import Tool
 from tests.tiny import make_tokenizer
 
 TOOL = Tool("f", "finds", {"type": "object"})

@@ -10,9 +10,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from loreloop.protocol.errors import BadRequest
-from loreloop.text import xml_calls
-from loreloop.text.tool_calls import Call, Tool
-from loreloop.text.tool_formats import (
+from loreloop.text.tools import xml_calls
+from loreloop.text.tools.tool_calls import Call, Tool
+from loreloop.text.tools.tool_formats import (
     DEEPSEEK,
     DEEPSEEK_V31,
     HERMES,

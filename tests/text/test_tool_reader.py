@@ -11,8 +11,18 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from loreloop.text.tool_calls import Broken, Call, CallArguments, CallBegins, CallEnds, Content, Piece, Thinking, Tool
-from loreloop.text.tool_formats import (
+from loreloop.text.tools.tool_calls import (
+    Broken,
+    Call,
+    CallArguments,
+    CallBegins,
+    CallEnds,
+    Content,
+    Piece,
+    Thinking,
+    Tool,
+)
+from loreloop.text.tools.tool_formats import (
     DEEPSEEK,
     DEEPSEEK_V31,
     HERMES,
@@ -23,7 +33,7 @@ from loreloop.text.tool_formats import (
     QWEN3_CODER,
     ToolFormat,
 )
-from loreloop.text.tool_reader import ReplyReader
+from loreloop.text.tools.tool_reader import ReplyReader
 
 HERMES_TEXT = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 KIMI_TEXT = (

@@ -35,8 +35,8 @@ def import_adapter(folder: str, base: str, name: str | None, owner: str | None, 
     from pathlib import Path
 
     from loreloop.cli.keys import transaction
-    from loreloop.model.adopt import open_adapter
-    from loreloop.model.catalog import Catalog
+    from loreloop.formats.adopt import open_adapter
+    from loreloop.formats.catalog import Catalog
     from loreloop.protocol.paths import check_name
 
     data, source = Path(data_dir).expanduser(), Path(folder)
@@ -96,7 +96,7 @@ def written_checkpoints(files: Files, run: RunRow, name: str, view: AdapterView)
     """The files of both checkpoints, and the rows that they are to have."""
     import torch
 
-    from loreloop.engine.adapters import ModelState, write_checkpoint, write_sampler
+    from loreloop.engine.training.model_state import ModelState, write_checkpoint, write_sampler
     from loreloop.protocol.paths import CheckpointKind, CheckpointPath
     from loreloop.store.rows import CheckpointRow
 
@@ -168,8 +168,8 @@ def export_model(model: str, adapter: str, target: str, form: str, data_dir: str
     """
     from pathlib import Path
 
-    from loreloop.model.catalog import Catalog
-    from loreloop.model.export import export
+    from loreloop.formats.catalog import Catalog
+    from loreloop.formats.export import export
 
     entry = Catalog(Path(data_dir).expanduser()).find(model)
     export(entry.folder, adapter_folder(adapter, data_dir), Path(target), form, entry.name)

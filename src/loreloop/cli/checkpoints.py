@@ -148,9 +148,9 @@ def accept_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
     from safetensors import SafetensorError
 
     from loreloop.config import Config
-    from loreloop.host.plan import ServerPlan
+    from loreloop.formats.tensor_file import check_finite
+    from loreloop.host.server_plan import ServerPlan
     from loreloop.host.supervisor import lock_data
-    from loreloop.model.tensor_file import check_finite
     from loreloop.protocol.checksums import renew_sums
     from loreloop.protocol.errors import BadRequest, Gone
     from loreloop.protocol.paths import parse_path
@@ -189,8 +189,8 @@ def accept_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
 @DATA
 def export_checkpoint(path: str, target: Path, form: str, base: str | None, data_dir: str) -> None:
     """Write the checkpoint PATH (tinker://…) to TARGET, which must not exist yet."""
-    from loreloop.model.catalog import Catalog
-    from loreloop.model.export import export
+    from loreloop.formats.catalog import Catalog
+    from loreloop.formats.export import export
     from loreloop.protocol.errors import Gone
     from loreloop.protocol.paths import parse_path
     from loreloop.store import overview
@@ -208,7 +208,7 @@ def export_checkpoint(path: str, target: Path, form: str, base: str | None, data
 def base_of(data: Path, name: str) -> str:
     """The model that a run's base name means: the last server's aliases are in its plan, other names are models'."""
     from loreloop.config import Config
-    from loreloop.host.plan import ServerPlan, read_plan
+    from loreloop.host.server_plan import ServerPlan, read_plan
 
     file = ServerPlan(Config(data_dir=str(data)), {}).file
     return read_plan(str(file)).config.aliases.get(name, name) if file.exists() else name

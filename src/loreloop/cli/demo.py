@@ -20,7 +20,7 @@ def demo(out: str, data_dir: str | None) -> None:
     from loreloop.cli.server import running_server
     from loreloop.config import Config
     from loreloop.demo.run import Demo
-    from loreloop.model.catalog import Catalog
+    from loreloop.formats.catalog import Catalog
 
     console = Console()
     catalog = Catalog(Path(data_dir or Config().data_dir).expanduser())

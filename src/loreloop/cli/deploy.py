@@ -15,7 +15,7 @@ from loreloop.cli.operator import checked, operator, running_server_of
 from loreloop.cli.tables import JSON, Moment, show
 
 if TYPE_CHECKING:
-    from loreloop.serve.canary import Share
+    from loreloop.deployments.canary import Share
     from loreloop.store.rows import Deployment
 
 NO_DEPLOYMENTS = "No deployments yet; `loreloop deploy set NAME TARGET` makes one."
@@ -37,7 +37,7 @@ def deploy() -> None:
 @JSON
 def set_deployment(name: str, target: str, canary: str | None, cold: bool, data_dir: str, as_json: bool) -> None:
     """Let NAME answer with TARGET: a base model, or a tinker://<run>/sampler_weights/<name> checkpoint."""
-    from loreloop.serve.canary import parse_share
+    from loreloop.deployments.canary import parse_share
 
     share = parse_share(canary) if canary else None
     check_free(data_dir, name)
@@ -160,7 +160,7 @@ def base_named(data_dir: str, target: str) -> str:
     """A model of the data folder."""
     from pathlib import Path
 
-    from loreloop.model.catalog import Catalog
+    from loreloop.formats.catalog import Catalog
 
     return Catalog(Path(data_dir).expanduser()).find(target).name
 

@@ -25,11 +25,11 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
 
     die_with_parent(parent_pid)  # before libraries that take seconds to load
     from loreloop.engine.local import LocalEngine
+    from loreloop.formats.checksums import check_weights_unchanged
     from loreloop.host.log import speak_to_supervisor
-    from loreloop.host.plan import read_plan
+    from loreloop.host.server_plan import read_plan
     from loreloop.host.starts import say_up
     from loreloop.host.supervisor import CANNOT_START
-    from loreloop.model.checksums import check_weights_unchanged
     from loreloop.protocol.errors import UserError
     from loreloop.protocol.link import Hello, Shutdown
     from loreloop.scheduler.loop import Scheduler
@@ -80,8 +80,8 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
 
 def _grammars_of(folder: Path) -> Callable[[EngineInfo], Constrain]:
     """What prepares a model's grammars; a tokenizer that they cannot be read over costs requests for them alone."""
-    from loreloop.engine.sampler import refuse
-    from loreloop.text.grammar import Grammars
+    from loreloop.engine.sampling.sampler import refuse
+    from loreloop.text.grammars.grammar import Grammars
 
     def grammars(info: EngineInfo) -> Constrain:
         try:

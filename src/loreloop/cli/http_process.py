@@ -16,41 +16,41 @@ def main(plan_file: str, parent_pid: int) -> None:
     from loreloop.host.orphans import die_with_parent
 
     die_with_parent(parent_pid)  # before libraries that take seconds to load
-    from loreloop.host.desk import Desk
+    from loreloop.deployments.model_names import ModelNames
+    from loreloop.deployments.model_texts import ModelTexts
+    from loreloop.host.dispatcher import Dispatcher
     from loreloop.host.log import speak_to_supervisor
-    from loreloop.host.plan import read_plan
+    from loreloop.host.server_plan import read_plan
     from loreloop.host.starts import say_up
     from loreloop.host.supervisor import CANNOT_START
     from loreloop.host.web import run_web
-    from loreloop.http.app import create_app
+    from loreloop.http.application import create_app
     from loreloop.http.pictures import Pictures
     from loreloop.http.services import Services
     from loreloop.http.web_server import serve_until_told
     from loreloop.protocol.errors import UserError
-    from loreloop.serve.names import Names
-    from loreloop.serve.texts import Texts
 
     speak_to_supervisor()
     plan = read_plan(plan_file)
 
-    async def serve(desk: Desk, listening: socket.socket) -> None:
+    async def serve(dispatcher: Dispatcher, listening: socket.socket) -> None:
         folders = {name: Path(folder) for name, folder in plan.folders.items()}
-        names = Names(folders, plan.config.aliases, plan.hub_ids)
+        names = ModelNames(folders, plan.config.aliases, plan.hub_ids)
         pictures = Pictures(plan.config)
         app = create_app(
             Services(
                 config=plan.config,
-                store=desk.store,
-                desk=desk,
+                store=dispatcher.store,
+                dispatcher=dispatcher,
                 names=names,
-                texts=Texts(),
+                texts=ModelTexts(),
                 pictures=pictures,
                 nonce=plan.nonce,
             )
         )
         say_up(plan.up_folder, os.getpid())
         try:
-            await serve_until_told(app, desk, listening)
+            await serve_until_told(app, dispatcher, listening)
         finally:
             await pictures.close()
 

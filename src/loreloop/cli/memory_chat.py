@@ -125,7 +125,7 @@ def counter(data_dir: str, model: str) -> CountTokens:
     """Counts tokens as a model's tokenizer does; equal texts once."""
     from functools import lru_cache
 
-    from loreloop.model.catalog import Catalog
+    from loreloop.formats.catalog import Catalog
     from loreloop.text.tokenizer import TextTokenizer
 
     tokenizer = TextTokenizer(Catalog(Path(data_dir).expanduser()).ensure(model).folder)

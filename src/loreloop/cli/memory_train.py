@@ -58,7 +58,7 @@ def train(*, part: str, model: str, rank: int, seed: int, out: Path | None, url:
 
 
 def tokenizer_of(data_dir: str, model: str) -> TextTokenizer:
-    from loreloop.model.catalog import Catalog
+    from loreloop.formats.catalog import Catalog
     from loreloop.text.tokenizer import TextTokenizer
 
     return TextTokenizer(Catalog(Path(data_dir).expanduser()).ensure(model).folder)

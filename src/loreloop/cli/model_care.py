@@ -22,7 +22,7 @@ def remove_model(name: str, force: bool, data_dir: str) -> None:
     """Take a model away. Refused while a server serves it, and where checkpoints or deployments need it."""
     from pathlib import Path
 
-    from loreloop.model.catalog import Catalog
+    from loreloop.formats.catalog import Catalog
     from loreloop.protocol.errors import Conflict
 
     data = Path(data_dir).expanduser()
@@ -42,7 +42,7 @@ def remove_model(name: str, force: bool, data_dir: str) -> None:
 def serving(data: Path, folder: Path) -> str | None:
     """The address of the server that runs on the data folder and serves this model."""
     from loreloop.config import Config
-    from loreloop.host.plan import ServerPlan, read_plan, running_address
+    from loreloop.host.server_plan import ServerPlan, read_plan, running_address
 
     config = Config(data_dir=str(data))
     address, plan = running_address(config), ServerPlan(config, {}).file
@@ -72,8 +72,8 @@ def verify_models(name: str | None, data_dir: str, as_json: bool) -> None:
     from pathlib import Path
 
     from loreloop.cli.tables import show
-    from loreloop.model.catalog import Catalog
-    from loreloop.model.checksums import findings
+    from loreloop.formats.catalog import Catalog
+    from loreloop.formats.checksums import findings
 
     catalog = Catalog(Path(data_dir).expanduser())
     entries = catalog.list() if name is None else [catalog.find(name)]

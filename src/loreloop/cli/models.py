@@ -27,7 +27,7 @@ def list_models(data_dir: str, as_json: bool) -> None:
     from pathlib import Path
 
     from loreloop.cli.tables import show
-    from loreloop.model.catalog import PACKAGE_MODELS, UPCYCLED_MODELS, Catalog
+    from loreloop.formats.catalog import PACKAGE_MODELS, UPCYCLED_MODELS, Catalog
 
     entries = Catalog(Path(data_dir).expanduser()).list()
     rows: list[dict[str, Any]] = [
@@ -71,8 +71,8 @@ def add_model(source: str, name: str | None, *, link: bool, template: str | None
     """
     from pathlib import Path
 
-    from loreloop.model.catalog import Catalog
-    from loreloop.model.upcycle import Upcycling
+    from loreloop.formats.catalog import Catalog
+    from loreloop.formats.upcycle import Upcycling
 
     recipe = Upcycling(noise=making["expert_noise"], skew=making["router_skew"], seed=making["seed"])
     catalog = Catalog(Path(data_dir).expanduser(), accept_text)
@@ -83,9 +83,9 @@ def add_model(source: str, name: str | None, *, link: bool, template: str | None
 
 def accept_text(folder: Path) -> None:
     """BadRequest where tokenizer, templates or sampling defaults could not be served."""
-    from loreloop.serve.texts import Texts
+    from loreloop.deployments.model_texts import ModelTexts
 
-    Texts().of(folder)
+    ModelTexts().of(folder)
 
 
 @models.command("count")
@@ -105,12 +105,12 @@ def count_model(model: str, rank: int, experts: ExpertForm, data_dir: str, as_js
     from pathlib import Path
 
     from loreloop.cli.tables import show
+    from loreloop.formats.load import read_config_file, spec_of
     from loreloop.model.count import count_adapter
-    from loreloop.model.load import read_config_file, spec_of
 
     file = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
     if not file.is_file():
-        from loreloop.model.catalog import Catalog
+        from loreloop.formats.catalog import Catalog
 
         file = Catalog(Path(data_dir).expanduser()).find(model).folder / "config.json"
     spec = spec_of(read_config_file(file), str(file))

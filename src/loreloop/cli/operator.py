@@ -22,7 +22,7 @@ def running_server_of(data_dir: str) -> Iterator[Any]:
 
     from loreloop.cli.keys import transaction
     from loreloop.config import Config
-    from loreloop.host.plan import NONCE, running_address
+    from loreloop.host.server_plan import NONCE, running_address
     from loreloop.protocol.errors import Unavailable
     from loreloop.store import keys
 

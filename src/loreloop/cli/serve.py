@@ -8,7 +8,7 @@ import click
 
 if TYPE_CHECKING:
     from loreloop.config import Config
-    from loreloop.host.plan import ServerPlan
+    from loreloop.host.server_plan import ServerPlan
 
 
 # Large tensors go back to the system when they are freed, and come from it in huge pages; the heap keeps what one step
@@ -112,10 +112,10 @@ def plan_of(config: Config) -> ServerPlan:
 
     import msgspec
 
-    from loreloop.host.plan import ServerPlan
-    from loreloop.model.catalog import HUB_IDS, Catalog
+    from loreloop.deployments.model_texts import ModelTexts
+    from loreloop.formats.catalog import HUB_IDS, Catalog
+    from loreloop.host.server_plan import ServerPlan
     from loreloop.protocol.errors import BadRequest
-    from loreloop.serve.texts import Texts
 
     catalog = Catalog(config.data_path)
     entries = {
@@ -123,7 +123,7 @@ def plan_of(config: Config) -> ServerPlan:
         for entry in (catalog.ensure(name, blocks=config.engine.quantize == "int4") for name in config.models)
     }
     for entry in entries.values():
-        Texts().of(entry.folder)  # a tokenizer or template that cannot be read is refused now, by its file
+        ModelTexts().of(entry.folder)  # a tokenizer or template that cannot be read is refused now, by its file
     n_mib = sum(entry.n_bytes for entry in entries.values()) >> 20
     if config.memory_mib and n_mib > config.memory_mib:
         raise BadRequest(f"The models need {n_mib} MiB together; memory_mib allows {config.memory_mib}. Serve fewer.")

@@ -53,7 +53,7 @@ def _new_key(folder: Path) -> str:
 def _address(file: Path, process: subprocess.Popen[bytes], wait_seconds: float) -> str:
     import msgspec
 
-    from loreloop.host.plan import Address
+    from loreloop.host.server_plan import Address
     from loreloop.protocol.errors import ServerError
 
     deadline = time.monotonic() + wait_seconds

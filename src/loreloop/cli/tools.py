@@ -40,7 +40,7 @@ def add_server(name: str, command: tuple[str, ...], url: str | None, *, no_check
     import asyncio
     from pathlib import Path
 
-    from loreloop.serve.tool_links import absolute, check_url
+    from loreloop.mcp.connections import absolute, check_url
     from loreloop.store import tools as rows
     from loreloop.store.rows import ToolServer
 
@@ -60,8 +60,8 @@ def add_server(name: str, command: tuple[str, ...], url: str | None, *, no_check
 
 async def tools_of(server: ToolServer) -> list[str]:
     """The names of its tools; BadRequest where it is no tool server."""
+    from loreloop.mcp.toolbox import SEPARATOR, Bounds, ToolCaller, open_toolbox
     from loreloop.protocol.errors import BadRequest
-    from loreloop.serve.toolbox import SEPARATOR, Bounds, ToolCaller, open_toolbox
 
     async def unrecorded(_: ToolCallRecord) -> None:
         raise AssertionError("no tool is called")

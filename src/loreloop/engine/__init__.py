@@ -1,4 +1,5 @@
-"""engine: token ids and numbers (train step, optimizer, losses, sampler, KV cache, adapters).
+"""engine: token ids in, log-probabilities and gradients out, on this machine's devices.
 
-It knows no strings, no database and no HTTP.
+It knows no strings, no database and no HTTP. `training/` and `sampling/` never import one another: what both need,
+so that they get the same numbers, stands here.
 """

@@ -13,27 +13,27 @@ from pathlib import Path
 import torch
 
 from loreloop.config import EngineConfig
-from loreloop.engine.adapters import AdapterBank, read_checkpoint, staged, write_checkpoint, write_sampler
 from loreloop.engine.attention import Attention, FastAttention, FixedAttention
-from loreloop.engine.checks import check_pass
 from loreloop.engine.contract import Constrain, Pause, SampleEvent, SampleFailed
 from loreloop.engine.encryption import encrypt_files
 from loreloop.engine.head import Head
 from loreloop.engine.images import ImageTable
-from loreloop.engine.optimizer import adam_step
-from loreloop.engine.paged_attention import page_bytes
-from loreloop.engine.replay import check_routes
-from loreloop.engine.revisions import Revisions
-from loreloop.engine.sampler import Sampler, SamplerLimits, refuse
+from loreloop.engine.sampling.paged_attention import page_bytes
+from loreloop.engine.sampling.revisions import Revisions
+from loreloop.engine.sampling.sampler import Sampler, SamplerLimits, refuse
 from loreloop.engine.threads import ThreadKeeper
-from loreloop.engine.trainer import Trainer, TrainPass
-from loreloop.model.export import export_peft
+from loreloop.engine.training.checks import check_pass
+from loreloop.engine.training.model_state import AdapterBank, read_checkpoint, staged, write_checkpoint, write_sampler
+from loreloop.engine.training.optimizer import adam_step
+from loreloop.engine.training.route_replay import check_routes
+from loreloop.engine.training.trainer import Trainer, TrainPass
+from loreloop.formats.export import export_peft
+from loreloop.formats.load import load_decoder
+from loreloop.formats.peft import WEIGHTS_FILE, read_lora_spec
+from loreloop.formats.vision import load_vision
 from loreloop.model.linear import FastProducts, Products, TiledProducts
-from loreloop.model.load import load_decoder
 from loreloop.model.lora import AdapterView
-from loreloop.model.peft import WEIGHTS_FILE, read_lora_spec
 from loreloop.model.spec import DecoderSpec
-from loreloop.model.vision import load_vision
 from loreloop.protocol.checksums import write_sums
 from loreloop.protocol.errors import BadRequest, LoreloopError, UserError
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot

@@ -33,7 +33,7 @@ class Softmax:
 
 def softmax_of(logits_NV: Tensor) -> Softmax:
     """Of bf16 or fp32 logits, which stay as they are."""
-    if vocab.serve(logits_NV):
+    if vocab.supports(logits_NV):
         return Softmax(*vocab.softmax(logits_NV))
     logits_NV = logits_NV.float()
     top_N1 = logits_NV.amax(-1, keepdim=True)
@@ -45,12 +45,12 @@ def softmax_of(logits_NV: Tensor) -> Softmax:
 
 def normalizer_of(logits_NV: Tensor) -> Tensor:
     """`softmax_of(…).normalizer_N1` alone."""
-    return vocab.normalizer(logits_NV) if vocab.serve(logits_NV) else softmax_of(logits_NV).normalizer_N1
+    return vocab.normalizer(logits_NV) if vocab.supports(logits_NV) else softmax_of(logits_NV).normalizer_N1
 
 
 def to_probabilities(logits_NV: Tensor) -> Tensor:
     """`softmax_of(…).normalizer_N1`; the logits become probabilities in their own place."""
-    if vocab.serve(logits_NV) and logits_NV.dtype == torch.bfloat16:
+    if vocab.supports(logits_NV) and logits_NV.dtype == torch.bfloat16:
         return vocab.to_probabilities(logits_NV)
     softmax = softmax_of(logits_NV)
     logits_NV.copy_(softmax.weight_NV.div_(softmax.total_N1))
@@ -68,4 +68,4 @@ def piece_rows(device: torch.device) -> int | None:
     """How many rows to pass to `softmax_of` at a time; None: all there are."""
     if device.type != "cpu":
         return None
-    return KERNEL_ROWS if vocab.serve(torch.empty(0)) else CACHED_ROWS
+    return KERNEL_ROWS if vocab.supports(torch.empty(0)) else CACHED_ROWS

@@ -1,4 +1,4 @@
-"""host: processes: start, watch, restart, replay, drain; the link between HTTP and engine.
+"""host: the processes of a server, from their start to their end.
 
 It knows no routes and no tensors.
 """

@@ -1,4 +1,7 @@
-"""What has passed the desk of one engine since this process began. Counts only; who asks for them is not known here."""
+"""What has passed the dispatcher of one engine since this process began.
+
+Counts only; who asks for them is not known here.
+"""
 
 from __future__ import annotations
 

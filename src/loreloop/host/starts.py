@@ -1,7 +1,7 @@
 """Processes that die before they have come up: five times for the same reason, and another try would not help either.
 
 A process says that it has come up by a file of its own. One that dies later is no matter of this file: what it had in
-hand may be why, and has its own end (`host/desk.py`).
+hand may be why, and has its own end (`host/dispatcher.py`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import IO, NoReturn
 
 from loreloop.host import children
 from loreloop.host.log import Log
-from loreloop.host.plan import ServerPlan
+from loreloop.host.server_plan import ServerPlan
 from loreloop.host.starts import MAX_STARTS, Starts, came_up, reason_of
 from loreloop.protocol.errors import BadRequest, ServerError
 from loreloop.store import lost

@@ -10,7 +10,7 @@ import logging
 import time
 from pathlib import Path
 
-from loreloop.host.desk import Desk
+from loreloop.host.dispatcher import Dispatcher
 from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.paths import CheckpointKind
 from loreloop.store import checkpoints, journal, responses, runs, sessions, spool
@@ -25,8 +25,8 @@ LOG = logging.getLogger(__name__)
 class Sweeper:
     """One per HTTP process."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk, self.store = desk, desk.store
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.dispatcher, self.store = dispatcher, dispatcher.store
 
     async def run(self) -> None:
         while True:
@@ -39,44 +39,44 @@ class Sweeper:
     async def sweep(self, now: float) -> None:
         await self._end_silent_sessions(now)
         await self._delete_expired_checkpoints(now)
-        session = self.desk.config.session
+        session = self.dispatcher.config.session
         await self.store.write(journal.expire_results, now - session.result_ttl_seconds)
-        self.desk.forget_results(now - session.result_ttl_seconds)
+        self.dispatcher.forget_results(now - session.result_ttl_seconds)
         await self.store.write(spool.sweep, now)
         await self.store.write(responses.sweep, now)
         await self.store.write(journal.sweep_segments, self.store.segments)
         for left in await self.store.write(checkpoints.take_left_files):
             destroy(left)
         self._unpin(now)
-        self.desk.files.sweep(now - YOUNG_SECONDS)
+        self.dispatcher.files.sweep(now - YOUNG_SECONDS)
 
     def _pause(self, now: float) -> float:
         """Seconds until something may be due."""
         due = [now + LONGEST_SLEEP_SECONDS]
         if (oldest := self.store.read(sessions.oldest_sign_of_life)) is not None:
-            due.append(oldest + self.desk.config.session.expiry_seconds)
+            due.append(oldest + self.dispatcher.config.session.expiry_seconds)
         if (expiry := self.store.read(checkpoints.next_expiry)) is not None:
             due.append(expiry)
         return max(SHORTEST_SLEEP_SECONDS, min(due) - now)
 
     async def _end_silent_sessions(self, now: float) -> None:
-        silent_since = now - self.desk.config.session.expiry_seconds
+        silent_since = now - self.dispatcher.config.session.expiry_seconds
         for session in self.store.read(sessions.active_since_before, silent_since):
             await self.store.write(sessions.end, session.key_id, session.id, "expired", "no heartbeat")
-            await self.desk.close_session(session.id)
+            await self.dispatcher.close_session(session.id)
         for session_id in self.store.read(runs.orphaned_sessions):
-            await self.desk.close_session(session_id)
+            await self.dispatcher.close_session(session_id)
 
     async def _delete_expired_checkpoints(self, now: float) -> None:
         for row in self.store.read(checkpoints.expired, now):
             await self.store.write(checkpoints.remove, row.key_id, row.path)
             if row.kind is CheckpointKind.SAMPLER:
-                self.desk.drop_revision(str(row.path))
+                self.dispatcher.drop_revision(str(row.path))
             delete(Path(row.folder))
 
     def _unpin(self, now: float) -> None:
         """Lets go of checkpoints that no replay needs; a young pin may belong to a request just being accepted."""
-        needed = {self.desk.files.pin_name(request_id) for request_id in self.store.read(journal.pinned)}
-        for path in self.desk.files.pins.glob("*"):
+        needed = {self.dispatcher.files.pin_name(request_id) for request_id in self.store.read(journal.pinned)}
+        for path in self.dispatcher.files.pins.glob("*"):
             if path.name not in needed and path.stat().st_ctime < now - YOUNG_SECONDS:
                 delete(path)

@@ -1,4 +1,4 @@
-"""The HTTP process: store, desk, the socket for engines, the sweeper, and the web server, on one event loop.
+"""The HTTP process: store, dispatcher, the socket for engines, the sweeper, and the web server, on one event loop.
 
 The application is made by a function it is given, since this room knows no routes.
 """
@@ -17,9 +17,9 @@ from typing import TypeAlias
 import msgspec
 
 from loreloop.host.address import listen
-from loreloop.host.desk import Desk
+from loreloop.host.dispatcher import Dispatcher
 from loreloop.host.link import EngineConnection
-from loreloop.host.plan import Address, ServerPlan
+from loreloop.host.server_plan import Address, ServerPlan
 from loreloop.host.sweeper import Sweeper
 from loreloop.protocol.errors import OutOfService
 from loreloop.store import keys, sessions
@@ -28,7 +28,7 @@ from loreloop.store.store import Store
 FIRST_KEY_SCOPES = ("admin",)
 LOADING_SECONDS = 30.0  # between two lines about what is waited for
 LOG = logging.getLogger(__name__)
-Serve: TypeAlias = Callable[[Desk, socket.socket], Awaitable[None]]
+Serve: TypeAlias = Callable[[Dispatcher, socket.socket], Awaitable[None]]
 
 
 async def run_web(plan: ServerPlan, serve: Serve) -> None:
@@ -36,24 +36,24 @@ async def run_web(plan: ServerPlan, serve: Serve) -> None:
     listening = bind(plan)
     store = Store(plan.config.data_path)
     await store.write(sessions.renew_all, time.time())
-    desk = Desk(plan.config, store, tuple(plan.folders))
+    dispatcher = Dispatcher(plan.config, store, tuple(plan.folders))
     plan.socket.unlink(missing_ok=True)
     engines = await asyncio.start_unix_server(
-        lambda reader, writer: desk.serve_engine(EngineConnection(reader, writer)), plan.socket
+        lambda reader, writer: dispatcher.serve_engine(EngineConnection(reader, writer)), plan.socket
     )
     plan.socket.chmod(0o600)
-    sweeping = asyncio.create_task(Sweeper(desk).run())
+    sweeping = asyncio.create_task(Sweeper(dispatcher).run())
     url = url_of(listening)
     write_address(plan, url)
-    announcing = asyncio.create_task(announce(plan, desk, url))
+    announcing = asyncio.create_task(announce(plan, dispatcher, url))
     try:
-        await serve(desk, listening)
+        await serve(dispatcher, listening)
     finally:
         for task in (sweeping, announcing):
             task.cancel()
         await asyncio.wait({sweeping, announcing})
         engines.close()
-        await desk.meter.flush()
+        await dispatcher.meter.flush()
         store.close()
 
 
@@ -77,13 +77,13 @@ def write_address(plan: ServerPlan, url: str) -> None:
     temporary.replace(plan.address_file)
 
 
-async def announce(plan: ServerPlan, desk: Desk, url: str) -> None:
+async def announce(plan: ServerPlan, dispatcher: Dispatcher, url: str) -> None:
     """Says what is waited for, and that the server serves when it does; at the very first start also makes a key, and
     prints it and how to use it."""
     loading = set(plan.folders)
     tell(f"{url} is up; loading {', '.join(plan.folders)} …")
     started = time.monotonic()
-    infos = {asyncio.ensure_future(desk.info(name)): name for name in loading}
+    infos = {asyncio.ensure_future(dispatcher.info(name)): name for name in loading}
     while infos:
         done, _ = await asyncio.wait(infos, timeout=LOADING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         for info in done:
@@ -93,8 +93,8 @@ async def announce(plan: ServerPlan, desk: Desk, url: str) -> None:
         if not done:
             tell(f"still loading {', '.join(sorted(infos.values()))} after {time.monotonic() - started:.0f} s …")
     tell(f"Loreloop serves {', '.join([*plan.folders, *plan.config.aliases])} at {url}")
-    if not desk.store.read(keys.any_exist):
-        made = await desk.store.write(keys.create, "first", FIRST_KEY_SCOPES, time.time())
+    if not dispatcher.store.read(keys.any_exist):
+        made = await dispatcher.store.write(keys.create, "first", FIRST_KEY_SCOPES, time.time())
         tell("A key was made; it is shown only now. In the shell of your client:\n", secret=True)
         tell(f"export TINKER_BASE_URL={url}\nexport TINKER_API_KEY={made.secret}\n", secret=True)
         tell("So that get_tokenizer() finds tokenizers here, in a cache of their own:\n")

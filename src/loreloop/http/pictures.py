@@ -1,6 +1,6 @@
 """Images on their way in: their bytes found, checked off the event loop, and told in tokens.
 
-Dialects give a `data:` URL, or a web address, which `image_web` asks for.
+Dialects give a `data:` URL, or a web address, which `remote_images` asks for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import msgspec
 
 from loreloop.config import Config, LimitConfig
-from loreloop.http.image_web import ImageWeb
+from loreloop.http.remote_images import ImageWeb
 from loreloop.images.check import CHAT_FORMATS, WIRE_FORMATS, check_kind, checked
 from loreloop.images.files import ImageLimits, image_size
 from loreloop.protocol.errors import BadRequest

@@ -11,15 +11,15 @@ from typing import cast
 from starlette.requests import Request
 
 from loreloop.config import Config
-from loreloop.host.desk import Desk
+from loreloop.deployments.model_names import ModelNames
+from loreloop.deployments.model_texts import ModelTexts
+from loreloop.host.dispatcher import Dispatcher
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
-from loreloop.serve.names import Names
-from loreloop.serve.texts import Texts
 from loreloop.store import keys
 from loreloop.store.rows import KeyRow, KeyUsage
 from loreloop.store.store import Store
-from loreloop.text.trial import GrammarTrial
+from loreloop.text.grammars.sandbox import GrammarSandbox
 
 ADMIN, TRAIN, INFER = "admin", "train", "infer"
 IMPLIED = {ADMIN: (ADMIN, TRAIN, INFER), TRAIN: (TRAIN, INFER), INFER: (INFER,)}
@@ -41,12 +41,12 @@ class RequestCounts:
 class Services:
     config: Config
     store: Store
-    desk: Desk
-    names: Names
-    texts: Texts
+    dispatcher: Dispatcher
+    names: ModelNames
+    texts: ModelTexts
     pictures: Pictures
     requests: RequestCounts = field(default_factory=RequestCounts)
-    trial: GrammarTrial = field(default_factory=GrammarTrial)
+    sandbox: GrammarSandbox = field(default_factory=GrammarSandbox)
     nonce: str = ""
 
 
@@ -89,7 +89,7 @@ def _known(request: Request) -> KeyRow:
     key = served.store.read(keys.find, secret, now())
     if key is None:
         raise Unauthorized("This key is not one of this server, or was revoked; `loreloop keys create` makes one.")
-    served.desk.meter.add(key.id, KeyUsage(last_used=now()))
+    served.dispatcher.meter.add(key.id, KeyUsage(last_used=now()))
     request.scope["state"]["key_name"] = key.name  # for the log
     return key
 

@@ -10,13 +10,13 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from loreloop.host.address import BACKLOG
-from loreloop.host.desk import Desk
+from loreloop.host.dispatcher import Dispatcher
 from loreloop.http.connection import BoundedConnection
 
 LAST_ANSWERS_SECONDS = 1.0
 
 
-async def serve_until_told(app: ASGIApp, desk: Desk, listening: socket.socket) -> None:
+async def serve_until_told(app: ASGIApp, dispatcher: Dispatcher, listening: socket.socket) -> None:
     """Until SIGTERM or SIGINT."""
     settings = uvicorn.Config(
         app,
@@ -32,23 +32,23 @@ async def serve_until_told(app: ASGIApp, desk: Desk, listening: socket.socket) -
         timeout_graceful_shutdown=1,
         date_header=False,
     )
-    await _Server(settings, desk).serve(sockets=[listening])
+    await _Server(settings, dispatcher).serve(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
     """uvicorn looks ten times a second whether it shall end, and then breaks requests off; this one is told, and has
     everybody answered."""
 
-    def __init__(self, settings: uvicorn.Config, desk: Desk) -> None:
+    def __init__(self, settings: uvicorn.Config, dispatcher: Dispatcher) -> None:
         super().__init__(settings)
-        self.desk = desk
+        self.dispatcher = dispatcher
 
     async def main_loop(self) -> None:
         ended = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
         await ended.wait()
-        self.desk.stop()
+        self.dispatcher.stop()
         if tasks := set(self.server_state.tasks):
             _, late = await asyncio.wait(tasks, timeout=LAST_ANSWERS_SECONDS)
             for task in late:

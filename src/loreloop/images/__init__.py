@@ -1,4 +1,4 @@
-"""images: bytes of an image ↔ its size, its number of tokens, its pixels as a vision tower wants them.
+"""images: an image's bytes as checked pixels and a number of tokens.
 
-May not hold torch. May import protocol and config.
+It knows no tensors library and no models.
 """

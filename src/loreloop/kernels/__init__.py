@@ -1,2 +1,4 @@
-"""kernels: small steps of a layer, in C for CPUs and Triton for GPUs, for what the tensor library does in many calls.
-Optional: all works without."""
+"""kernels: small steps of a layer in C for CPUs and in Triton for GPUs. Optional: everything works without them.
+
+The tensor library needs many calls for what one of these does in a single one. It knows no models.
+"""

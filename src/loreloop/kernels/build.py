@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = [HERE / name for name in ("cpu.c", "packed.c", "panels.c", "vocab.c")]
+SOURCES = [HERE / name for name in ("cpu.c", "bf16_products.c", "packed_products.c", "vocab.c")]
 HEADERS = [HERE / "numbers.h"]
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi"]

@@ -1,4 +1,4 @@
-"""The kernels as functions of tensors, unseen by autograd. `serve` tells whether they are for these: bf16 on a CPU.
+"""The kernels as functions of tensors, unseen by autograd. `supports` tells whether they are for these: bf16 on a CPU.
 
 Legend: T rows, D width, F feed-forward width, B sequences, K keys, H query heads, G key/value heads, E head width,
 S slots of the cache, R query rows of a group.
@@ -29,14 +29,14 @@ _SIGNATURES = {
 }
 
 
-def serve(x: Tensor, dtype: torch.dtype) -> bool:
+def supports(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether there are kernels for steps where x lies, at this compute dtype."""
     return dtype == torch.bfloat16 and x.device.type == "cpu" and _calls() is not None
 
 
 def attends(x: Tensor, dtype: torch.dtype, d_head: int) -> bool:
     """Whether `attend_newest` may be used for heads of this width."""
-    return d_head in HEAD_WIDTHS and serve(x, dtype) and hasattr(_calls(), "attend_newest")
+    return d_head in HEAD_WIDTHS and supports(x, dtype) and hasattr(_calls(), "attend_newest")
 
 
 @functools.cache

@@ -30,7 +30,7 @@ def _calls() -> Any:
     return calls
 
 
-def serve(x: Tensor) -> bool:
+def supports(x: Tensor) -> bool:
     """Whether there are kernels for logits, or weights, like these."""
     return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32) and _calls() is not None
 

@@ -1,4 +1,4 @@
-"""model: the network (one decoder, its plug points, LoRA, loading), one file a family.
+"""model: the network of a base model, with its adapters, as layers and their parameters.
 
-It knows no requests and no users.
+It knows no files, no requests and no users. A family of models is one file in `families/`.
 """

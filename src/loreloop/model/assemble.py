@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from loreloop.model.decoder import Decoder, GatedFeedForward, GroupedQueryAttention, Layer, Mixer, RmsNorm
-from loreloop.model.experts import Expert
-from loreloop.model.latent import NORM_EPS, Heads, LatentAttention, LatentParts
+from loreloop.model.expert_products import Expert
+from loreloop.model.latent_attention import NORM_EPS, Heads, LatentAttention, LatentParts
 from loreloop.model.linear import BaseLinear, Products
-from loreloop.model.packed import PackedWeight
-from loreloop.model.routed import RoutedFeedForward, Router
+from loreloop.model.packed_weights import PackedWeight
+from loreloop.model.routed_feed_forward import RoutedFeedForward, Router
 from loreloop.model.spec import DecoderSpec, LatentSpec, MoeSpec
 
 LEAST_OUTPUTS = 16

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from loreloop.model.linear import BaseLinear, rows_of
 from loreloop.model.lora import Adapters
-from loreloop.model.packed import PackedWeight
+from loreloop.model.packed_weights import PackedWeight
 from loreloop.model.pointwise import add_rms_norm, gated_silu, rms_norm
 from loreloop.model.rope import Rope, RopeTable
 from loreloop.model.spec import DecoderSpec
@@ -37,7 +37,7 @@ class Attend(Protocol):
 
 
 class LatentHeads(Protocol):
-    """What latents mean to heads; see `latent.py`."""
+    """What latents mean to heads; see `latent_attention.py`."""
 
     def scaled(self, q_THE: Tensor) -> Tensor: ...
     def expand(self, latent_TL: Tensor, lora: Adapters, layer: int) -> tuple[Tensor, Tensor]: ...

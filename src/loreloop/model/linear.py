@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from loreloop.kernels import panels
-from loreloop.model.packed import PackedGroup, PackedWeight
+from loreloop.kernels import bf16_products
+from loreloop.model.packed_weights import PackedGroup, PackedWeight
 
 MOST_SUMMED = 16_384  # with more a tile's weights leave the cache between rows, where the library's blocks stay
 PACKED_ROWS = 512  # the batch that packed weights are laid out for; others gain as much
@@ -64,9 +64,9 @@ class LowRank(Protocol):
 class FastProducts:
     """One call over all rows.
 
-    In bf16 on a CPU that multiplies it these are our own (kernels/panels.c), which add up in one order however many
+    On a CPU that multiplies bf16 these are our own (`kernels/bf16_products.c`), which add up in one order however many
     rows there are, and are faster than the library's. With `pack`, frozen bf16 weights are kept a second time in the
-    order in which a CPU's product reads them, the library's too, where it serves.
+    order in which a CPU's product reads them, the library's too, where it supports that.
     """
 
     exact_rows = False
@@ -75,32 +75,32 @@ class FastProducts:
         self.pack = pack
 
     def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-        if panels.serve(weight_OI):
-            return panels.product(x_TI, weight_OI, None if bias_O is None else bias_O.float())
+        if bf16_products.supports(weight_OI):
+            return bf16_products.product(x_TI, weight_OI, None if bias_O is None else bias_O.float())
         return F.linear(x_TI, weight_OI, bias_O)
 
     def matmul(self, x_TO: Tensor, weight_OI: Tensor) -> Tensor:
-        if panels.serve(weight_OI) and len(weight_OI) <= MOST_SUMMED:
-            return panels.turned_product(x_TO, weight_OI)
+        if bf16_products.supports(weight_OI) and len(weight_OI) <= MOST_SUMMED:
+            return bf16_products.turned_product(x_TO, weight_OI)
         return x_TO @ weight_OI
 
     def add_linear(self, y_TO: Tensor, x_TI: Tensor, weight_OI: Tensor) -> None:
-        if panels.serve(weight_OI):
-            panels.add_product(y_TO, x_TI, weight_OI)
+        if bf16_products.supports(weight_OI):
+            bf16_products.add_product(y_TO, x_TI, weight_OI)
         else:
             y_TO.addmm_(x_TI, weight_OI.T)
 
     def frozen(self, weight_OI: Tensor, bias_O: Tensor | None) -> Callable[[Tensor], Tensor]:
-        if panels.serve(weight_OI):
-            return PanelLinear(panels.laid_out(weight_OI) if self.pack else weight_OI, bias_O)
+        if bf16_products.supports(weight_OI):
+            return PanelLinear(bf16_products.laid_out(weight_OI) if self.pack else weight_OI, bias_O)
         if not (self.pack and _packable(weight_OI)):
             return lambda x_TI: F.linear(x_TI, weight_OI, bias_O)
         packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI, PACKED_ROWS)
         return lambda x_TI: torch.ops.mkldnn._linear_pointwise(x_TI, packed, bias_O, "none", [], "")
 
     def low_rank(self, a_RI: Tensor, b_OR: Tensor) -> LowRank:
-        if panels.serve(a_RI):
-            return PanelLowRank(panels.laid_out(a_RI), panels.laid_out(b_OR))
+        if bf16_products.supports(a_RI):
+            return PanelLowRank(bf16_products.laid_out(a_RI), bf16_products.laid_out(b_OR))
         return PlainLowRank(self.frozen(a_RI, None), self._frozen_sum(b_OR))
 
     def _frozen_sum(self, weight_OI: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -170,29 +170,29 @@ class PlainLowRank:
 class PanelLinear:
     """x · weightᵀ + bias by our own kernel, with its weight laid out or not."""
 
-    def __init__(self, weight: panels.Panels | Tensor, bias_O: Tensor | None) -> None:
+    def __init__(self, weight: bf16_products.Panels | Tensor, bias_O: Tensor | None) -> None:
         self.weight, self.bias_O = weight, None if bias_O is None else bias_O.float()
 
     def __call__(self, x_TI: Tensor) -> Tensor:
-        return panels.product(x_TI, self.weight, self.bias_O)
+        return bf16_products.product(x_TI, self.weight, self.bias_O)
 
 
 @dataclass(frozen=True)
 class PanelLowRank:
     """By our own kernel, in one call with the base's product where both are laid out."""
 
-    a: panels.Panels
-    b: panels.Panels
+    a: bf16_products.Panels
+    b: bf16_products.Panels
 
     def add(self, y_TO: Tensor, x_TI: Tensor, mask_TR: Tensor | None) -> Tensor:
-        h_TR = panels.product(x_TI, self.a)
-        panels.add_product(y_TO, h_TR if mask_TR is None else h_TR.mul_(mask_TR), self.b)
+        h_TR = bf16_products.product(x_TI, self.a)
+        bf16_products.add_product(y_TO, h_TR if mask_TR is None else h_TR.mul_(mask_TR), self.b)
         return y_TO
 
     def beside(self, base: BaseLinear, x_TI: Tensor, mask_TR: Tensor | None) -> Tensor:
         of_base = base.forward
-        if isinstance(of_base, PanelLinear) and isinstance(of_base.weight, panels.Panels):
-            return panels.site(x_TI, of_base.weight, of_base.bias_O, self.a, self.b, mask_TR)
+        if isinstance(of_base, PanelLinear) and isinstance(of_base.weight, bf16_products.Panels):
+            return bf16_products.site(x_TI, of_base.weight, of_base.bias_O, self.a, self.b, mask_TR)
         return self.add(of_base(x_TI), x_TI, mask_TR)
 
 

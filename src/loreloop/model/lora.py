@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from loreloop.model.expert_routes import Routes
 from loreloop.model.linear import BaseLinear, Products
-from loreloop.model.routes import Routes
 from loreloop.model.spec import DecoderSpec, MoeSpec
 from loreloop.protocol.training import ExpertForm, LoraSpec
 

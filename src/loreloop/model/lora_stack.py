@@ -2,7 +2,7 @@
 
 The A matrices of several adapters are laid one under the other, their B matrices on the diagonal of one wide matrix; a
 mask of zeros and ones keeps each row to its own adapter's columns. Weights are laid out once for a set of adapters and
-serve every step that needs no other. Experts' adapters go one by one (`experts.py`). Never trains.
+serve every step that needs no other. Experts' adapters go one by one (`expert_products.py`). Never trains.
 
 Legend: T rows, I inputs, O outputs, R summed ranks of all parts and adapters.
 """
@@ -16,9 +16,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from loreloop.model.expert_routes import Routes
 from loreloop.model.linear import BaseLinear, LowRank, Products
 from loreloop.model.lora import AdapterView, LoraGroup
-from loreloop.model.routes import Routes
 
 MERGED_ROWS = 64  # beyond it, multiplying every row with every adapter costs more than a product for each
 MERGED_RANKS = 256

@@ -59,7 +59,7 @@ def _rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) ->
 
 def _in_kernel(x_TD: Tensor, dtype: torch.dtype) -> bool:
     """The residual stream's norms; those of heads are strided and few."""
-    return x_TD.dim() == 2 and x_TD.dtype == torch.float32 and x_TD.is_contiguous() and kernels.serve(x_TD, dtype)
+    return x_TD.dim() == 2 and x_TD.dtype == torch.float32 and x_TD.is_contiguous() and kernels.supports(x_TD, dtype)
 
 
 def _gated_silu(gate_up_TF2: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def _gated_silu(gate_up_TF2: Tensor) -> Tensor:
 
 
 def _gate_in_kernel(gate_up_TF2: Tensor) -> bool:
-    return gate_up_TF2.is_contiguous() and kernels.serve(gate_up_TF2, gate_up_TF2.dtype)
+    return gate_up_TF2.is_contiguous() and kernels.supports(gate_up_TF2, gate_up_TF2.dtype)
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -16,7 +16,7 @@
         └── OutOfService   for everybody: the server stops, or its disk is full
 
 A message says what was asked, what is wrong and what to do. This file does not know HTTP
-status codes; `http/app.py` chooses them.
+status codes; `http/application.py` chooses them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""scheduler: what runs next (ordering, batching, fairness, cancellation), and the loop around the engine.
+"""scheduler: what runs next in an engine process.
 
 It knows no tensors, no database and no HTTP; of the engine it knows the contract.
 """

@@ -32,8 +32,8 @@ from loreloop.protocol.link import (
     Submit,
     ToEngine,
 )
-from loreloop.scheduler.assembly import MatcherFactory
-from loreloop.scheduler.attempt import attempt
+from loreloop.scheduler.error_boundary import within_boundary
+from loreloop.scheduler.sample_collector import MatcherFactory
 from loreloop.scheduler.sampling import Sampling
 from loreloop.scheduler.training import Training
 
@@ -73,8 +73,8 @@ class Scheduler:
     ) -> None:
         self._ready = ready
         self._inbox, self._send = inbox, send
-        self._sampling = Sampling(engine, send, attempt, new_matcher)
-        self._training = Training(engine, send, attempt, config, snapshot_folder)
+        self._sampling = Sampling(engine, send, within_boundary, new_matcher)
+        self._training = Training(engine, send, within_boundary, config, snapshot_folder)
         self._gap_seconds = config.decode_gap_ms / 1000
         self._engine, self._queues, self._meters = engine, Queues(0, 0, 0), Meters()
         self._metered_seconds = 0.0  # when they were told last

@@ -14,18 +14,22 @@ from loreloop.engine.contract import Engine, PromptEvent, SampleEvent, SampleFai
 from loreloop.protocol.link import FromEngine, SampleEnd, Token, Tokens
 from loreloop.protocol.sampling import SampleOp, SampleResult
 from loreloop.protocol.training import Failure
-from loreloop.scheduler.assembly import Assembly, MatcherFactory
-from loreloop.scheduler.attempt import Attempt
+from loreloop.scheduler.error_boundary import ErrorBoundary
 from loreloop.scheduler.fair import FairQueue
+from loreloop.scheduler.sample_collector import MatcherFactory, SampleCollector
 
 
 class Sampling:
     def __init__(
-        self, engine: Engine, send: Callable[[FromEngine], None], attempt: Attempt, new_matcher: MatcherFactory
+        self,
+        engine: Engine,
+        send: Callable[[FromEngine], None],
+        within_boundary: ErrorBoundary,
+        new_matcher: MatcherFactory,
     ) -> None:
-        self._engine, self._send, self._attempt, self._new_matcher = engine, send, attempt, new_matcher
+        self._engine, self._send, self._within_boundary, self._new_matcher = engine, send, within_boundary, new_matcher
         self._fair = FairQueue()
-        self._assemblies: dict[str, Assembly] = {}  # of admitted requests
+        self._collectors: dict[str, SampleCollector] = {}  # of admitted requests
 
     @property
     def busy(self) -> bool:
@@ -43,19 +47,19 @@ class Sampling:
         self._fair.add(op)
 
     def cancel(self, request_id: str) -> None:
-        if request_id in self._assemblies:
-            self._attempt(partial(self._engine.cancel_sample, request_id))
+        if request_id in self._collectors:
+            self._within_boundary(partial(self._engine.cancel_sample, request_id))
         if request_id in self._fair:
             self._end(request_id, Failure("user", f"{request_id} was cancelled."))
 
     def drop_revision(self, revision_id: str) -> None:
-        self._attempt(partial(self._engine.drop_revision, revision_id))
+        self._within_boundary(partial(self._engine.drop_revision, revision_id))
 
     def admit(self) -> None:
         """Hands waiting requests to the engine, in fair order, until it has no room for the next one."""
         while (op := self._fair.front()) is not None:
             admitted = self._begin(op)
-            if admitted is False and self._assemblies:
+            if admitted is False and self._collectors:
                 return
             if admitted is False:
                 admitted = Failure("server", f"The engine has no room for {op.request_id} with nothing else running.")
@@ -66,61 +70,61 @@ class Sampling:
         """One token, or a stretch of prompt, for all that run."""
         if not self._engine.sampling:
             return
-        events = self._attempt(self._engine.sample_step)
+        events = self._within_boundary(self._engine.sample_step)
         if isinstance(events, Failure):
-            for request_id in tuple(self._assemblies):
-                self._attempt(partial(self._engine.cancel_sample, request_id))
+            for request_id in tuple(self._collectors):
+                self._within_boundary(partial(self._engine.cancel_sample, request_id))
                 self._end(request_id, events)
         else:
             self._tell(events)
 
     def _begin(self, op: SampleOp) -> bool | Failure:
-        assembly = self._attempt(partial(Assembly, op, self._new_matcher))
-        if isinstance(assembly, Failure):
-            return assembly
-        if not assembly.complete:
-            admitted = self._attempt(partial(self._engine.admit, op))
+        collector = self._within_boundary(partial(SampleCollector, op, self._new_matcher))
+        if isinstance(collector, Failure):
+            return collector
+        if not collector.complete:
+            admitted = self._within_boundary(partial(self._engine.admit, op))
             if admitted is not True:
                 return admitted
         self._fair.admit(op)
-        self._assemblies[op.request_id] = assembly
-        if assembly.complete:  # a resumed stream that had only its end left to say
-            self._end(op.request_id, assembly.result())
+        self._collectors[op.request_id] = collector
+        if collector.complete:  # a resumed stream that had only its end left to say
+            self._end(op.request_id, collector.result())
         else:
-            for index in assembly.finished():
+            for index in collector.finished():
                 self._engine.finish_sample(op.request_id, index)
         return True
 
     def _tell(self, events: Iterable[SampleEvent]) -> None:
         streamed: defaultdict[str, list[Token]] = defaultdict(list)
-        complete: list[Assembly] = []
+        complete: list[SampleCollector] = []
         for event in events:
-            assembly = self._assemblies.get(event.request_id)
-            if assembly is None:  # cancelled before the engine could say that it had failed
+            collector = self._collectors.get(event.request_id)
+            if collector is None:  # cancelled before the engine could say that it had failed
                 continue
             match event:
                 case PromptEvent():
-                    assembly.prompt(event)
+                    collector.prompt(event)
                 case SampleFailed():
                     self._end(event.request_id, event.failure)
                 case TokenEvent():
-                    self._add(assembly, event)
-                    if assembly.op.stream:
+                    self._add(collector, event)
+                    if collector.op.stream:
                         streamed[event.request_id].append(_token(event))
-                    if assembly.complete:
-                        complete.append(assembly)
+                    if collector.complete:
+                        complete.append(collector)
         for request_id, tokens in streamed.items():
             self._send(Tokens(request_id, tuple(tokens)))
-        for assembly in complete:
-            self._end(assembly.op.request_id, assembly.result())
+        for collector in complete:
+            self._end(collector.op.request_id, collector.result())
 
-    def _add(self, assembly: Assembly, event: TokenEvent) -> None:
-        ends_here = assembly.token(event)
+    def _add(self, collector: SampleCollector, event: TokenEvent) -> None:
+        ends_here = collector.token(event)
         if ends_here:
             self._engine.finish_sample(event.request_id, event.sample_index)
 
     def _end(self, request_id: str, result: SampleResult | Failure) -> None:
-        self._assemblies.pop(request_id, None)
+        self._collectors.pop(request_id, None)
         self._fair.end(request_id)
         self._send(SampleEnd(request_id, result))
 

@@ -44,8 +44,8 @@ from loreloop.protocol.training import (
     TrainOp,
     length_of,
 )
-from loreloop.scheduler.attempt import Attempt
-from loreloop.scheduler.order import Order
+from loreloop.scheduler.error_boundary import ErrorBoundary
+from loreloop.scheduler.training_queue import TrainingQueue
 
 BATCH_MICRO_BATCHES = 16  # a larger batch saves nothing and holds its first results back
 
@@ -66,13 +66,13 @@ class Training:
         self,
         engine: Engine,
         send: Callable[[FromEngine], None],
-        attempt: Attempt,
+        within_boundary: ErrorBoundary,
         config: EngineConfig,
         snapshot_folder: Path,
     ) -> None:
-        self._engine, self._send, self._attempt = engine, send, attempt
+        self._engine, self._send, self._within_boundary = engine, send, within_boundary
         self._snapshot_seconds = config.snapshot_seconds
-        self._order = Order(
+        self._queue = TrainingQueue(
             share=not config.deterministic,
             max_models=config.resident_models,
             batch_tokens=BATCH_MICRO_BATCHES * config.train_tokens,
@@ -82,7 +82,7 @@ class Training:
         self._replay: deque[Batch] = deque()
         self._to_drop: deque[str] = deque()
         self._last_plan_no, self._next_plan_no = 0, 1
-        self._snapshots = _Snapshots(engine, attempt, snapshot_folder)
+        self._snapshots = _Snapshots(engine, within_boundary, snapshot_folder)
         self._unsnapshotted_seconds, self._paused_seconds = 0.0, 0.0
 
     @property
@@ -91,12 +91,12 @@ class Training:
 
     @property
     def busy(self) -> bool:
-        waiting = bool(self._replay or self._to_drop) or self._order.ready()
+        waiting = bool(self._replay or self._to_drop) or self._queue.ready()
         return self._going and waiting
 
     @property
     def waiting(self) -> int:
-        return self._order.waiting
+        return self._queue.waiting
 
     def restore(self, message: Restore) -> None:
         for snapshot in message.snapshots:
@@ -104,7 +104,7 @@ class Training:
                 self._lost.add(snapshot.model_id)
                 self._send(ModelLost(snapshot.model_id, failure.message))
             else:
-                self._order.resume(snapshot.model_id, snapshot.next_seq_id)
+                self._queue.resume(snapshot.model_id, snapshot.next_seq_id)
         self._replay.extend(message.batches)
         self._next_plan_no = message.next_plan_no
 
@@ -114,7 +114,7 @@ class Training:
     def submit(self, op: TrainOp, *, alone: bool = False) -> None:
         if op.model_id in self._lost:
             return
-        if not self._order.add(op, alone=alone) and self._order.is_dropped(op.model_id):
+        if not self._queue.add(op, alone=alone) and self._queue.is_dropped(op.model_id):
             self._finish(_Plan(self._new_plan_no(), (op,), False), [_dropped(op)])
 
     def drop(self, model_id: str) -> None:
@@ -151,16 +151,16 @@ class Training:
         if not passes:
             return [self._execute(op) for op in plan.ops]
         assert len(passes) == len(plan.ops), "only passes share a batch"
-        results = self._attempt(partial(self._engine.train, passes, pause))
+        results = self._within_boundary(partial(self._engine.train, passes, pause))
         return [results] * len(plan.ops) if isinstance(results, Failure) else results
 
     def _next_plan(self) -> _Plan | None:
         while self._replay:
             batch = self._replay.popleft()
-            if ops := self._order.take(batch.request_ids):  # empty: its models are gone
+            if ops := self._queue.take(batch.request_ids):  # empty: its models are gone
                 return _Plan(batch.plan_no, ops, True)
         self._drop_models()
-        ops = self._order.next_unit()
+        ops = self._queue.next_batch()
         return _Plan(self._new_plan_no(), ops, False) if ops else None
 
     def _new_plan_no(self) -> int:
@@ -168,7 +168,7 @@ class Training:
         return self._next_plan_no - 1
 
     def _execute(self, op: TrainOp) -> OpResult:
-        result = self._attempt(partial(_apply, self._engine, op))
+        result = self._within_boundary(partial(_apply, self._engine, op))
         return Done() if result is None else result
 
     def _finish(self, plan: _Plan, results: Iterable[OpResult]) -> None:
@@ -179,25 +179,25 @@ class Training:
     def _drop_models(self) -> None:
         while self._to_drop:
             model_id = self._to_drop.popleft()
-            waiting = self._order.drop(model_id)
-            self._attempt(partial(self._engine.drop_model, model_id))
+            waiting = self._queue.drop(model_id)
+            self._within_boundary(partial(self._engine.drop_model, model_id))
             self._snapshots.forget(model_id, self._last_plan_no)
             if waiting:
                 self._finish(_Plan(self._new_plan_no(), waiting, False), [_dropped(op) for op in waiting])
 
     def _snapshot(self) -> None:
         self._unsnapshotted_seconds = 0.0
-        models = self._snapshots.take(self._order.moved(), self._last_plan_no)
+        models = self._snapshots.take(self._queue.moved(), self._last_plan_no)
         if models:
-            self._order.settle()
+            self._queue.mark_snapshotted()
             self._send(Snapshotted(self._last_plan_no, models))
 
 
 class _Snapshots:
     """Which file holds the newest snapshot of each model, and which files are not needed any longer."""
 
-    def __init__(self, engine: Engine, attempt: Attempt, folder: Path) -> None:
-        self._engine, self._attempt, self._folder = engine, attempt, folder
+    def __init__(self, engine: Engine, within_boundary: ErrorBoundary, folder: Path) -> None:
+        self._engine, self._within_boundary, self._folder = engine, within_boundary, folder
         self._files: dict[str, ModelSnapshot] = {}
         self._outdated: deque[tuple[int, str]] = deque()  # a file, and the snapshot that replaces it
 
@@ -217,7 +217,7 @@ class _Snapshots:
         """Snapshots of the models in `moved` (their next sequence ids). One whose state did not change keeps its file;
         one without any state (its creation failed) has none. Empty if the engine could not write."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        written = self._attempt(partial(self._engine.snapshot, str(self._folder), plan_no))
+        written = self._within_boundary(partial(self._engine.snapshot, str(self._folder), plan_no))
         if isinstance(written, Failure):
             return ()
         for snapshot in written:

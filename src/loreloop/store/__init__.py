@@ -1,4 +1,4 @@
-"""store: what must survive a crash (rows, journal, results, spool, checkpoint files).
+"""store: what must survive a crash.
 
 It knows no tensors, no policy and no HTTP codes.
 """

@@ -1,4 +1,4 @@
-"""text: strings ↔ token ids (tokenizers, chat templates, stop strings).
+"""text: strings ↔ token ids.
 
 It knows no tensors library and no model.
 """

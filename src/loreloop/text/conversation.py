@@ -17,10 +17,10 @@ from typing import Any
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.training import ImageChunk
 from loreloop.text.answers import THINK
-from loreloop.text.chat import MAX_SECONDS, ChatTemplate, Message
-from loreloop.text.json_scan import strict_json
-from loreloop.text.tool_calls import Call, Tool
-from loreloop.text.tool_formats import MISTRAL, MISTRAL_LIST, ToolFormat, format_of, knows_tools
+from loreloop.text.templates.chat_template import MAX_SECONDS, ChatTemplate, Message
+from loreloop.text.tools.json_scan import strict_json
+from loreloop.text.tools.tool_calls import Call, Tool
+from loreloop.text.tools.tool_formats import MISTRAL, MISTRAL_LIST, ToolFormat, format_of, knows_tools
 
 RESERVED = {"self", "messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
 

@@ -1,0 +1,4 @@
+"""deployments: which weights a model name means.
+
+It knows no SQL text and no tensors.
+"""

@@ -1,0 +1,174 @@
+"""What a model name means: a served base, an alias of one, a deployment, or weights of the asking key.
+
+Deployments and the newest weights of a run are looked up anew for every request. Whether a key may ask at all is
+decided before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from urllib.parse import quote
+
+from loreloop.deployments.canary import arm_for
+from loreloop.deployments.name_suggestions import REACH, around, not_served, refusal, saved
+from loreloop.protocol.errors import BadRequest, Gone, NotFound
+from loreloop.protocol.paths import SCHEME, CheckpointKind, parse_path
+from loreloop.protocol.sampling import Revision
+from loreloop.store import checkpoints, deployments, runs, samplers
+from loreloop.store.rows import CheckpointRow, Deployment, KeyRow, RunRow
+from loreloop.store.store import Store
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Target:
+    """`name` is what the base was called by whoever trained or asked; `base_model` is the served one."""
+
+    name: str
+    base_model: str
+    revision: Revision | None = None
+
+    @property
+    def label(self) -> str:
+        """Which weights answer, in letters that fit a header: the revision's id, or the bare base's name."""
+        return quote(self.revision.revision_id if self.revision else self.base_model, safe="/:")
+
+
+class ModelNames:
+    """Served bases by name with their folders, aliases, and for some bases the id that they have on the hub, by which
+    they can be asked as well."""
+
+    def __init__(
+        self, folders: dict[str, Path], aliases: dict[str, str], hub_ids: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        own = {hub_id: base for base, hub_id in hub_ids.items() if hub_id not in folders}
+        self.folders, self.aliases = folders, own | aliases
+        self.repositories = {base: hub_ids.get(base) or _repository(base) for base in folders}
+        self.ordered = sorted(self.all())
+
+    def all(self) -> list[str]:
+        """Bases, then aliases."""
+        return list(self.folders | dict.fromkeys(self.aliases))
+
+    def base(self, name: str) -> str:
+        """The served base of a name or alias; a suffix after ':' (a variant of the context length) is let pass."""
+        base = self.find_base(name)
+        if base is None:
+            raise refusal(not_served(name, self.all()), name, around(self.ordered, name))
+        return base
+
+    def find_base(self, name: str) -> str | None:
+        """Like `base`, None for a name that is no base's."""
+        for candidate in (name, name.split(":")[0]):
+            if candidate in self.folders:
+                return candidate
+            if candidate in self.aliases:
+                return self.aliases[candidate]
+        return None
+
+    def folder(self, name: str) -> Path:
+        return self.folders[self.base(name)]
+
+    def repository(self, name: str) -> str:
+        """The `org/model` by which a client finds the tokenizer of a base or alias, on the hub or at `/hf`."""
+        return self.repositories[self.base(name)]
+
+    def tokenizer_folder(self, repository: str) -> Path | None:
+        """Whose tokenizer `/hf` gives out under this name: a base's, an alias's, or one that `repository` says."""
+        base = self.find_base(repository)
+        if base is None:
+            base = next((base for base, own in self.repositories.items() if own == repository), None)
+        return self.folders[base] if base is not None else None
+
+    def target(self, store: Store, key: KeyRow, model: str, user: str | None = None) -> Target:
+        """What to sample from for `model`: a base, an alias, a deployment, `tinker://…`, or `base;tinker://…`.
+
+        A deployment with a canary gives one `user` always the same weights; without a user it draws.
+        """
+        asked, _, path = model.rpartition(";")
+        if path.startswith(SCHEME):
+            return self._weights(store, key.id, path, asked)
+        # A key for one deployment gets that one, even where a base has the same name.
+        base = None if model in key.deployments else self.find_base(model)
+        if base is not None:
+            return Target(model, base)
+        found = self.deployment(store, key, model)
+        if found is not None:
+            return self._deployed(found, user)
+        raise self._unknown(store, key, model)
+
+    def deployment(self, store: Store, key: KeyRow, name: str) -> Deployment | None:
+        """The current version of a deployment that this key may use."""
+        found = store.read(deployments.find, name)
+        mine = found is not None and (found.key_id in (None, key.id) or name in key.deployments)
+        return found if mine else None
+
+    def _unknown(self, store: Store, key: KeyRow, model: str) -> NotFound:
+        if model in key.deployments:  # it may be a key for nothing else, which hears of no other name
+            return NotFound(f"There is no deployment {model!r} yet; `loreloop deploy set {model} …` makes it.")
+        known = [*around(self.ordered, model), *store.read(deployments.names_around, key.id, model, REACH)]
+        mine = saved(store.read(checkpoints.newest, key.id, CheckpointKind.SAMPLER, REACH))
+        return refusal(not_served(model, self.all()), model, known, mine)
+
+    def _deployed(self, deployment: Deployment, user: str | None) -> Target:
+        arm = arm_for(deployment, user)
+        if arm.revision is not None and not Path(arm.revision.folder).exists():
+            raise Gone(
+                f"The deployment {deployment.name!r} answers with {arm.target}, whose files are gone; "
+                f"see `loreloop deploy history {deployment.name}`, then set it anew."
+            )
+        return Target(arm.base_model, self.base(arm.base_model), arm.revision)
+
+    def _weights(self, store: Store, key_id: str, path: str, asked: str) -> Target:
+        run_id = path.removeprefix(SCHEME)
+        if run_id and "/" not in run_id:
+            run = store.read(runs.get, key_id, run_id)
+            revision = newest_weights(store, run)
+        else:
+            checkpoint = self._checkpoint(store, key_id, path)
+            run = store.read(runs.get, key_id, checkpoint.run_id)
+            revision = Revision(path, str(checkpoints.folder_of(checkpoint)))
+        if asked and self.base(asked) != self.base(run.base_model):
+            raise BadRequest(f"{path} was trained on {run.base_model!r}, not on {asked!r}.")
+        return Target(run.base_model, self.base(run.base_model), revision)
+
+    def _checkpoint(self, store: Store, key_id: str, path: str) -> CheckpointRow:
+        parsed = parse_path(path)
+        if parsed.kind is not CheckpointKind.SAMPLER:
+            raise BadRequest(
+                f"{path} cannot be sampled from; save the weights with save_weights_for_sampler and use that path."
+            )
+        try:
+            return store.read(checkpoints.get, key_id, parsed)
+        except NotFound as error:
+            mine = saved(store.read(checkpoints.newest, key_id, CheckpointKind.SAMPLER, REACH))
+            raise refusal(error.message, path, (), mine) from None
+
+
+def _repository(base: str) -> str:
+    """A base's own name where it has the hub's form, else one made of it; of a path, its last part and a digest."""
+    if REPOSITORY.fullmatch(base):
+        return base
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", base.rstrip("/").rpartition("/")[2]).strip("-.")
+    digest = f"-{hashlib.sha256(base.encode()).hexdigest()[:8]}" if "/" in base else ""
+    return f"loreloop/{name or 'model'}{digest}"
+
+
+def newest_weights(store: Store, run: RunRow) -> Revision:
+    """The latest that a sampler got from the run: saved under a name, or ephemeral while its session lives."""
+    saved = store.read(checkpoints.newest_of_run, run.id, CheckpointKind.SAMPLER)
+    ephemeral = store.read(samplers.newest_of_run, run.id)
+    if saved is not None and (ephemeral is None or saved.created >= ephemeral.created):
+        return Revision(str(saved.path), str(checkpoints.folder_of(saved)))
+    if ephemeral is not None:
+        return ephemeral.revision
+    raise NotFound(
+        f"The run {run.id!r} has no weights to sample from yet; call save_weights_for_sampler, or "
+        "save_weights_and_get_sampling_client, and ask again."
+    )

@@ -1,0 +1,114 @@
+"""Changing what a deployment answers with: who may, with what, and not before the weights have answered once.
+
+Weights take their time to answer, and others act meanwhile: what was looked at before is looked at again in the
+transaction that writes. Knows no HTTP and no engine: how weights are made to answer is a function it is given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from loreloop.deployments.model_names import ModelNames
+from loreloop.protocol.errors import BadRequest, Conflict, NotFound
+from loreloop.protocol.loop_rest import SetDeployment
+from loreloop.protocol.paths import SCHEME
+from loreloop.store import deployments
+from loreloop.store.deployments import Owned
+from loreloop.store.rows import Arm, Deployment, KeyRow, Split
+from loreloop.store.store import Store
+
+Warm = Callable[[Arm], Awaitable[None]]  # raises where the weights do not answer
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One key's changes. `is_admin` keys may change everything, others what is made of their own checkpoints;
+    those that are not `is_owner` have nothing of their own and see what they were given."""
+
+    store: Store
+    names: ModelNames
+    key: KeyRow
+    is_admin: bool
+    is_owner: bool
+    warm: Warm
+
+    async def set(self, name: str, wanted: SetDeployment) -> Deployment:
+        deployments.check_name(name)
+        if self.names.find_base(name) is not None:
+            raise BadRequest(f"{name!r} is a base model; give the deployment a name of its own.")
+        old = self._changeable(name)
+        if (wanted.canary is not None) != (0 < wanted.canary_percent < 100):
+            raise BadRequest("A canary and its canary_percent, between 0 and 100, come together or not at all.")
+        targets = [wanted.target, wanted.canary] if wanted.canary else [wanted.target]
+        found = [self._owned(target) for target in targets]
+        split = Split(found[0].arm, found[1].arm, wanted.canary_percent) if wanted.canary else Split(found[0].arm)
+        owner = next((each.key_id for each in found if each.key_id), None)
+        await self._warm(split)
+
+        def write(connection: Connection) -> Deployment:
+            _check_unchanged(connection, name, old)
+            deployments.check_there(connection, split)
+            return deployments.set(connection, name, owner, split, time.time(), self.key.name)
+
+        return await self.store.write(write)
+
+    async def rollback(self, name: str) -> Deployment:
+        old = self._changeable(name)
+        await self._warm(self.store.read(deployments.before, name).split)
+
+        def write(connection: Connection) -> Deployment:
+            _check_unchanged(connection, name, old)
+            return deployments.rollback(connection, name, time.time(), self.key.name)
+
+        return await self.store.write(write)
+
+    async def remove(self, name: str) -> None:
+        self.seen(name)
+        old = self._changeable(name)
+
+        def write(connection: Connection) -> None:
+            _check_unchanged(connection, name, old)
+            deployments.remove(connection, name)
+
+        await self.store.write(write)
+
+    def seen(self, name: str) -> Deployment:
+        """The current version, for those who may know of it."""
+        found = self.store.read(deployments.find, name)
+        if found is None or not (self.is_admin or self._is_mine(found) or name in self.key.deployments):
+            raise NotFound(f"There is no deployment {name!r}; `loreloop deploy list` shows them.")
+        return found
+
+    def _is_mine(self, found: Deployment) -> bool:
+        return self.is_owner and found.key_id in (None, self.key.id)
+
+    async def _warm(self, split: Split) -> None:
+        for arm in split.arms:
+            await self.warm(arm)
+
+    def _changeable(self, name: str) -> Deployment | None:
+        """The current version, None where there is none; Conflict where it is another key's."""
+        found = self.store.read(deployments.find, name)
+        if found is not None and not self.is_admin and found.key_id != self.key.id:
+            raise Conflict(f"The deployment {name!r} is not this key's to change; choose another name.")
+        return found
+
+    def _owned(self, target: str) -> Owned:
+        if target.startswith(SCHEME):
+            found = self.store.read(deployments.arm_of, target)
+            if not self.is_admin and found.key_id != self.key.id:
+                raise NotFound(f"There is no checkpoint {target} of this key.")
+            return found
+        if not self.is_admin:
+            raise BadRequest(f"A bare base such as {target!r} is deployed by admin keys only; name a checkpoint.")
+        return Owned(Arm(target, self.names.base(target)), None)
+
+
+def _check_unchanged(connection: Connection, name: str, old: Deployment | None) -> None:
+    """`old` is the whole version, not its number: a name that was deleted and taken anew begins at 1 again."""
+    if deployments.find(connection, name) != old:
+        raise Conflict(f"The deployment {name!r} was changed meanwhile; look at its history and try again.")

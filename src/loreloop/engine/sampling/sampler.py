@@ -1,0 +1,364 @@
+"""Continuous batching: every step advances all running samples, prompts in chunks beside single tokens.
+
+One idea carries it: a sample has tokens, and a count of those computed; a step moves some counts up to the end, and
+whoever arrives there draws its next token. Prefill, decoding, resuming and coming back from preemption are that.
+
+Legend: T tokens of a step, D model width, B rows that draw, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loreloop.engine.attention import Attention
+from loreloop.engine.contract import Constrain, Constraint, PromptEvent, SampleEvent, SampleFailed, TokenEvent
+from loreloop.engine.head import Head, groups_at
+from loreloop.engine.images import Ids, ImageTable, text_only
+from loreloop.engine.sampling.next_token import next_tokens
+from loreloop.engine.sampling.paged_attention import KvCache, PagedAttention, StepRow, newest_in_place
+from loreloop.engine.sampling.pages import PagePool
+from loreloop.engine.sampling.prefix_tree import PrefixTree
+from loreloop.engine.sampling.sample_row import BASE, SampleRow, rows_of
+from loreloop.engine.softmax import normalizer_of
+from loreloop.kernels import cpu as kernels
+from loreloop.model.decoder import Decoder
+from loreloop.model.expert_routes import Routes
+from loreloop.model.lora import Adapters, AdapterView, LoraBatch, LoraGroup
+from loreloop.model.lora_stack import StackCache, StackedLora
+from loreloop.protocol.errors import BadRequest, UserError
+from loreloop.protocol.sampling import PromptReport, SampleOp
+from loreloop.protocol.training import Failure
+
+MOST_PROMPTS = 16  # of one step: each costs calls of its own in every layer, for which those that decode wait
+DIVERGED = Failure(
+    "user",
+    "The weights give numbers that are not finite, so nothing can be drawn from them; load an earlier checkpoint, "
+    "or train with a smaller learning rate.",
+)
+
+
+def refuse(grammar: str) -> Constraint:
+    raise BadRequest("This model is served without grammars; its server's log says why.")
+
+
+@dataclass(frozen=True)
+class SamplerLimits:
+    n_pages: int
+    page_tokens: int
+    max_running: int
+    prefill_tokens: int
+
+
+@dataclass(frozen=True)
+class _Share:
+    """How many tokens of a row this step computes."""
+
+    row: SampleRow
+    n_tokens: int
+
+
+class Sampler:
+    """All samples of one engine. Rows run in the order in which they started; the youngest gives way first."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        attention: Attention,
+        head: Head,
+        limits: SamplerLimits,
+        constrain: Constrain = refuse,
+        images: ImageTable | None = None,
+    ) -> None:
+        self.decoder, self.attention, self.head, self.limits = decoder, attention, head, limits
+        self.constrain, self.images = constrain, images or text_only()
+        self.pool = PagePool(limits.n_pages)
+        self.tree = PrefixTree(self.pool, limits.page_tokens)
+        self.cache = KvCache(decoder.spec, limits.n_pages, limits.page_tokens, decoder.dtype, decoder.device)
+        self.waiting: deque[SampleRow] = deque()
+        self.running: list[SampleRow] = []
+        self.exact = decoder.head.products.exact_rows
+        self.kernels = kernels.supports(decoder.final_norm.weight_D, decoder.dtype)
+        self.in_place = not self.exact and newest_in_place(attention, decoder.spec, self.cache)
+        self.stacks = StackCache(decoder.head.products)
+        self.lives = Counter[str]()  # by revision: how often its id was dropped
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def has_room(self) -> bool:
+        return len(self.running) + len(self.waiting) < self.limits.max_running
+
+    def admit(self, op: SampleOp, adapter: AdapterView | None) -> None:
+        """UserError where the request's grammar or images are wrong."""
+        name = op.revision.revision_id if op.revision else BASE
+        sequence = self.images.lay_out(op.prompt)
+        self.waiting.extend(rows_of(op, sequence, adapter, f"{name}#{self.lives[name]}", self.constrain))
+
+    def finish(self, request_id: str, sample_index: int | None = None) -> None:
+        """Takes out one sample of a request, or (None) all of them."""
+
+        def leaves(row: SampleRow) -> bool:
+            return row.op.request_id == request_id and sample_index in (None, row.sample_index)
+
+        for row in [row for row in self.running if leaves(row)]:
+            self._leave(row)
+        self.waiting = deque(row for row in self.waiting if not leaves(row))
+
+    def drop_revision(self, revision_id: str) -> None:
+        """Forgets what is cached of a revision; one that comes under the same id later shares nothing with it."""
+        self.tree.drop(f"{revision_id}#{self.lives[revision_id]}")
+        self.lives[revision_id] += 1
+
+    def step(self) -> list[SampleEvent]:
+        """One forward pass over every running row's share; gives what it brought forth, prompts first."""
+        self._start_waiting()
+        shares = sorted(self._shares(), key=lambda share: share.row.namespace)
+        if not shares:
+            return []
+        with torch.no_grad():
+            h_TD, lora = self._forward(shares)
+            return self._advance(shares, h_TD, lora)
+
+    # which rows, and how much of each
+
+    def _start_waiting(self) -> None:
+        """Starts rows in order, but leaves back those whose prompt another row is computing right now."""
+        held_back: deque[SampleRow] = deque()
+        while self.waiting and len(self.running) < self.limits.max_running:
+            row = self.waiting.popleft()
+            if self._start(row):
+                self.running.append(row)
+            else:
+                held_back.append(row)
+        self.waiting.extendleft(reversed(held_back))
+
+    def _start(self, row: SampleRow) -> bool:
+        """Takes over the known part of a row's tokens, unless more of it will be known soon."""
+        match = self.tree.match(row.namespace, tuple(row.tokens[: row.reusable_tokens]))
+        n_known = len(match.pages) * self.limits.page_tokens + match.n_copied
+        if row.scoring is None and self._is_coming(row, n_known + self.limits.page_tokens // 2):
+            return False
+        for page in match.pages:
+            self.pool.hold(page)
+        row.pages, row.n_computed = list(match.pages), len(match.pages) * self.limits.page_tokens
+        if match.source is not None:
+            self.pool.hold(match.source)  # it must not be evicted while room is made for its copy
+            if self._have_free(1):
+                row.pages.append(self.pool.take())
+                self.cache.copy(match.source, row.pages[-1], match.n_copied)
+                row.n_computed += match.n_copied
+            self.pool.release(match.source)
+        row.cache_hit_tokens = row.n_computed
+        return True
+
+    def _is_coming(self, row: SampleRow, n_tokens: int) -> bool:
+        """Whether another row is computing a prompt that begins with more than the first n tokens of this one."""
+        n_wanted = n_tokens + 1
+        if n_wanted > row.reusable_tokens:
+            return False
+        beginning = row.tokens[:n_wanted]
+        return any(
+            not other.prompt_done
+            and other.namespace == row.namespace
+            and other.n_prompt >= n_wanted
+            and other.tokens[:n_wanted] == beginning
+            for other in self.running
+        )
+
+    def _shares(self) -> list[_Share]:
+        budget, n_prompts = self.limits.prefill_tokens, 0
+        shares: list[_Share] = []
+        for row in list(self.running):
+            if row not in self.running:  # it has given way to an older one
+                continue
+            n_tokens = min(row.n_missing, max(budget, 1)) if row.n_missing > 1 else 1
+            if row.n_missing > 1 and (budget <= 0 or n_prompts == MOST_PROMPTS):
+                continue
+            if self._make_room(row, row.n_computed + n_tokens):
+                shares.append(_Share(row, n_tokens))
+                if row.n_missing > 1:
+                    budget, n_prompts = budget - n_tokens, n_prompts + 1
+        return [share for share in shares if share.row in self.running]
+
+    def _make_room(self, row: SampleRow, n_positions: int) -> bool:
+        """Gives a row the pages for its first positions; younger rows give way if nothing else helps."""
+        while len(row.pages) * self.limits.page_tokens < n_positions:
+            if self._have_free(1):
+                row.pages.append(self.pool.take())
+            elif self.running[-1] is row:
+                self._give_way(row)
+                return False
+            else:
+                self._give_way(self.running[-1])
+        return True
+
+    def _have_free(self, n_pages: int) -> bool:
+        if self.pool.n_free < n_pages:
+            self.tree.evict(n_pages + self.limits.n_pages // 16)
+        return self.pool.n_free >= n_pages
+
+    def _give_way(self, row: SampleRow) -> None:
+        """Back to the queue with the tokens it has; they are computed again later, or found in the tree."""
+        self._leave(row)
+        row.n_computed = 0
+        self.waiting.appendleft(row)
+
+    def _leave(self, row: SampleRow) -> None:
+        self.running.remove(row)
+        self.tree.insert(row.namespace, tuple(row.tokens[: row.n_computed]), row.pages)
+        for page in row.pages:
+            self.pool.release(page)
+        row.pages = []
+
+    # the pass
+
+    def _forward(self, shares: Sequence[_Share]) -> tuple[Tensor, LoraBatch]:
+        device = self.decoder.device
+        tokens: list[int] = []
+        positions: list[Ids] = []
+        step_rows: list[StepRow] = []
+        for share in shares:
+            row, first = share.row, share.row.n_computed
+            step_rows.append(
+                StepRow(len(tokens), len(tokens) + share.n_tokens, self._slots(row, first + share.n_tokens))
+            )
+            tokens += row.tokens[first : first + share.n_tokens]
+            positions.append(row.positions(first, first + share.n_tokens))
+        ids_T = np.array(tokens)
+        placed = [image for share in shares for image in share.row.images] if (ids_T < 0).any() else []
+        images = self.images.rows(ids_T, placed)
+        x_TD = self.decoder.embed(torch.from_numpy(ids_T).to(device), images)
+        rope = self.decoder.rope(torch.from_numpy(_joined(positions)).to(device))
+        attend = PagedAttention(
+            self.attention, self.cache, step_rows, kernels=self.kernels, in_place=self.in_place, exact=self.exact
+        )
+        lora = _groups(shares)
+        moe = self.decoder.spec.moe
+        lora = replace(lora, routes=Routes(moe.layers) if moe and moe.layers else None)
+        adapters: Adapters = lora if self.exact else StackedLora(lora.groups, len(tokens), self.stacks, lora.routes)
+        for layer in range(self.decoder.spec.n_layers):
+            x_TD = self.decoder.layer(layer, x_TD, rope, attend, adapters, images)
+        if lora.routes:
+            self.cache.routes_SLK.index_copy_(0, attend.new_slots_T, lora.routes.chosen_LTK().transpose(0, 1))
+        return self.decoder.final(x_TD), lora
+
+    def _slots(self, row: SampleRow, n_positions: int) -> Tensor:
+        size = self.limits.page_tokens
+        pages = torch.tensor(row.pages, device=self.decoder.device)
+        offsets = torch.arange(size, device=self.decoder.device)
+        return (pages[:, None] * size + offsets).reshape(-1)[:n_positions]
+
+    def _advance(self, shares: Sequence[_Share], h_TD: Tensor, lora: LoraBatch) -> list[SampleEvent]:
+        """Counts what was computed, scores prompts, and lets every row at its end draw a token."""
+        at = 0
+        drawing: list[SampleRow] = []
+        last_rows: list[int] = []
+        for share in shares:
+            self._score_prompt(share, h_TD, at, lora)
+            share.row.n_computed += share.n_tokens
+            at += share.n_tokens
+            if share.row.n_missing == 0:
+                drawing.append(share.row)
+                last_rows.append(at - 1)
+        events: list[SampleEvent] = [event for row in drawing if (event := self._prompt_end(row))]
+        failures = self._constrained(drawing)
+        kept = [i for i, row in enumerate(drawing) if row.op.request_id not in failures]
+        if kept:
+            drawing = [drawing[i] for i in kept]
+            picked_B = torch.tensor([last_rows[i] for i in kept], device=h_TD.device)
+            choices = next_tokens(self.head, h_TD[picked_B], groups_at(lora, picked_B), drawing)
+            failures |= {choice.request_id: DIVERGED for choice in choices if not math.isfinite(choice.logprob)}
+            for row, choice in zip(drawing, choices, strict=True):
+                if choice.request_id not in failures:
+                    try:
+                        events.append(self._take(row, choice))
+                    except UserError as error:  # its grammar went beyond what is followed
+                        failures[choice.request_id] = Failure(error.category, error.message)
+            events = [event for event in events if event.request_id not in failures]
+        for request_id, failure in failures.items():
+            self.finish(request_id)
+            events.append(SampleFailed(request_id, failure))
+        return events
+
+    def _constrained(self, rows: Sequence[SampleRow]) -> dict[str, Failure]:
+        """Asks each row's grammar what may follow; gives the requests whose grammar fails."""
+        failures: dict[str, Failure] = {}
+        for row in rows:
+            if row.constraint is not None:
+                try:
+                    row.allowed_V = row.constraint.allowed()
+                except UserError as error:
+                    failures[row.op.request_id] = Failure(error.category, error.message)
+        return failures
+
+    def _score_prompt(self, share: _Share, h_TD: Tensor, at: int, lora: LoraBatch) -> None:
+        row = share.row
+        if row.scoring is None or row.prompt_done:
+            return
+        wanted = row.scoring.wanted(row.n_computed, row.n_computed + share.n_tokens)
+        picked = torch.tensor([at + position - row.n_computed for position in wanted], dtype=torch.int64)
+        if len(picked) == 0:
+            return
+        picked = picked.to(h_TD.device)
+        for rows, logits_NV in self.head.chunks(h_TD[picked], groups_at(lora, picked)):
+            normalizer_N1 = normalizer_of(logits_NV)
+            for position, logits_V, normalizer in zip(wanted[rows], logits_NV, normalizer_N1[:, 0], strict=False):
+                row.scoring.add(position, logits_V.float(), normalizer)
+
+    def _prompt_end(self, row: SampleRow) -> PromptEvent | None:
+        if row.prompt_done:
+            return None
+        row.prompt_done = True
+        self.tree.insert(row.namespace, tuple(row.tokens[: row.n_prompt]), row.pages)
+        if row.sample_index != 0:
+            return None
+        report = row.scoring.report() if row.scoring else PromptReport()
+        return PromptEvent(row.op.request_id, report, min(row.cache_hit_tokens, row.n_prompt))
+
+    def _routes(self, row: SampleRow) -> bytes:
+        """Where the row's tokens went that have not been told of; known prefixes too."""
+        slots_K = self._slots(row, row.n_computed)[row.n_routed :]
+        row.n_routed = row.n_computed
+        return self.cache.routes_SLK[slots_K].cpu().numpy().tobytes()
+
+    def _take(self, row: SampleRow, event: TokenEvent) -> TokenEvent:
+        if row.op.routes and self.decoder.spec.moe:
+            event = replace(event, routes=self._routes(row))
+        row.take(event.token)
+        if row.constraint is not None and event.finished is None:
+            row.constraint.take(event.token)
+            if row.constraint.over:
+                event = replace(event, finished="stop")
+        if event.finished:
+            self._leave(row)
+        return event
+
+
+def _joined(positions: Sequence[Ids]) -> Ids:
+    """(T,), or (T, 3) if any share has three axes."""
+    if all(p.ndim == 1 for p in positions):
+        return np.concatenate(positions)
+    return np.concatenate([p if p.ndim == 2 else p[:, None].repeat(3, 1) for p in positions])
+
+
+def _groups(shares: Sequence[_Share]) -> LoraBatch:
+    """One group for each run of rows with the same adapter."""
+    groups: list[LoraGroup] = []
+    at = 0
+    for share in shares:
+        adapter, n_tokens = share.row.adapter, share.n_tokens
+        if adapter is not None:
+            if groups and groups[-1].weights is adapter and groups[-1].stop == at:
+                groups[-1] = LoraGroup(groups[-1].start, at + n_tokens, adapter)
+            else:
+                groups.append(LoraGroup(at, at + n_tokens, adapter))
+        at += n_tokens
+    return LoraBatch(groups)

@@ -1,0 +1,279 @@
+"""What training changes: the state of every model, held in flat vectors, and the bank that keeps the live ones.
+
+A model costs 18 bytes a parameter in memory (fp32 master, two moments and gradient, one copy in a two-byte compute
+dtype). The bank holds a few in memory; the others wait in files and come back when asked for. The same files are the
+snapshots that a restarted engine begins from.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from loreloop.formats.peft import WEIGHTS_FILE, read_adapter, read_lora_spec, write_adapter
+from loreloop.formats.tensor_file import check_finite, open_tensors, write_tensors
+from loreloop.model.lora import AdapterView, LoraLayout, init_flat
+from loreloop.model.spec import DecoderSpec
+from loreloop.protocol.checksums import OPTIMIZER_FILE, FileSum, check_files, sum_of, write_sums
+from loreloop.protocol.errors import BadRequest, Gone, NotFound, ServerError, reading_trouble
+from loreloop.protocol.paths import file_name
+from loreloop.protocol.training import LoraSpec, SavedResult
+
+VECTORS = ("master", "moment1", "moment2", "grad")
+
+
+class ModelState:
+    """One model: `master`, `moment1`, `moment2`, `grad` (fp32) and `weights` (compute dtype), all (size,)."""
+
+    def __init__(self, layout: LoraLayout, dtype: torch.dtype, device: torch.device) -> None:
+        self.layout = layout
+        self.master, self.moment1, self.moment2, self.grad = (torch.zeros(layout.size, device=device) for _ in VECTORS)
+        self.weights = AdapterView(layout, torch.zeros(layout.size, dtype=dtype, device=device))
+        self.gradient = AdapterView(layout, self.grad)
+        self.n_steps = 0
+        self.has_grad = False
+        self._published = False
+
+    def refresh_weights(self) -> None:
+        """Brings the compute copy up to date with the master."""
+        if self._published:
+            self.weights, self._published = AdapterView(self.layout, torch.empty_like(self.weights.flat)), False
+        self.weights.flat.copy_(self.master)
+
+    def publish(self) -> AdapterView:
+        """The compute copy, never to change again: the next `refresh_weights` fills another."""
+        self._published = True
+        return self.weights
+
+    def clear_grad(self) -> None:
+        self.grad.zero_()
+        self.has_grad = False
+
+    def write(self, path: Path) -> FileSum:
+        """The whole state in one file; vectors that are zero are left out."""
+        present = {"master": self.master}
+        if self.n_steps:
+            present |= {"moment1": self.moment1, "moment2": self.moment2}
+        if self.has_grad:
+            present["grad"] = self.grad
+        lora = msgspec.json.encode(self.layout.lora).decode()
+        return write_tensors(
+            path, present, {"lora": lora, "n_steps": str(self.n_steps), "has_grad": str(int(self.has_grad))}
+        )
+
+
+def read_state(path: Path, spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> ModelState:
+    """The state that `ModelState.write` wrote."""
+    with open_tensors(path) as file:
+        metadata = file.metadata()
+        state = ModelState(LoraLayout(spec, msgspec.json.decode(metadata["lora"], type=LoraSpec)), dtype, device)
+        for name in file.keys():  # noqa: SIM118 (not a dict)
+            _vector(state, name).copy_(file.get_tensor(name))
+    state.n_steps, state.has_grad = int(metadata["n_steps"]), metadata["has_grad"] == "1"
+    state.refresh_weights()
+    return state
+
+
+def new_state(spec: DecoderSpec, lora: LoraSpec, dtype: torch.dtype, device: torch.device) -> ModelState:
+    state = ModelState(LoraLayout(spec, lora), dtype, device)
+    state.master.copy_(init_flat(state.layout, lora.seed))
+    state.refresh_weights()
+    return state
+
+
+def write_checkpoint(folder: Path, state: ModelState, base_model: str) -> SavedResult:
+    """A PEFT folder of the master weights plus the optimizer's moments, with the list of their checksums."""
+    with staged(folder) as staging:
+        sums = write_adapter(staging, AdapterView(state.layout, state.master), base_model)
+        moments = {"moment1": state.moment1, "moment2": state.moment2}
+        sums[OPTIMIZER_FILE] = write_tensors(staging / OPTIMIZER_FILE, moments, {"n_steps": str(state.n_steps)})
+        sums_crc32 = write_sums(staging, sums)
+    return SavedResult(sums[WEIGHTS_FILE].n_bytes + sums[OPTIMIZER_FILE].n_bytes, sums_crc32)
+
+
+def write_sampler(folder: Path, view: AdapterView, base_model: str, *, durable: bool = True) -> SavedResult:
+    """A PEFT folder to sample from, with the list of its checksums."""
+    with staged(folder) as staging:
+        sums = write_adapter(staging, view, base_model, durable=durable)
+        sums_crc32 = write_sums(staging, sums)
+    return SavedResult(sums[WEIGHTS_FILE].n_bytes, sums_crc32)
+
+
+def read_checkpoint(folder: Path, state: ModelState, *, optimizer: bool) -> None:
+    """Fills `state` from a checkpoint of the same shape; without `optimizer` the moments begin anew.
+
+    Nothing is changed unless the whole checkpoint could be read.
+    """
+    lora, own = read_lora_spec(folder), state.layout.lora
+    if msgspec.structs.replace(lora, seed=own.seed) != own:
+        raise BadRequest(f"The checkpoint has {_describe(lora)}, the model {_describe(own)}; they must be equal.")
+    view = read_adapter(folder, state.layout.spec, torch.float32)
+    moments = _read_moments(folder, state.layout.size) if optimizer else None
+    state.master.copy_(view.flat)
+    state.moment1.zero_()
+    state.moment2.zero_()
+    state.n_steps = 0
+    if moments:
+        state.moment1.copy_(moments[1]["moment1"])
+        state.moment2.copy_(moments[1]["moment2"])
+        state.n_steps = moments[0]
+    state.clear_grad()
+    state.refresh_weights()
+
+
+def _read_moments(folder: Path, size: int) -> tuple[int, dict[str, Tensor]]:
+    try:
+        check_files(folder, (OPTIMIZER_FILE,))
+        with open_tensors(folder / OPTIMIZER_FILE) as file:
+            moments = {name: file.get_tensor(name) for name in ("moment1", "moment2")}
+            if any(moment.shape != (size,) for moment in moments.values()):
+                raise ValueError("its vectors have another size")
+            return int(file.metadata()["n_steps"]), moments
+    except OSError:
+        raise BadRequest("This checkpoint holds no optimizer state; load it without the optimizer.") from None
+    except Gone as error:
+        raise BadRequest(f"{error.message} Or load this checkpoint without the optimizer.") from None
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise BadRequest(f"This checkpoint's optimizer state is damaged ({error}); load it without.") from None
+
+
+def _describe(lora: LoraSpec) -> str:
+    parts = [name for name in ("attn", "mlp", "unembed") if getattr(lora, f"train_{name}")]
+    return f"rank {lora.rank} on {' and '.join(parts)} (experts: {lora.experts})"
+
+
+def _vector(state: ModelState, name: str) -> Tensor:
+    return {"master": state.master, "moment1": state.moment1, "moment2": state.moment2, "grad": state.grad}[name]
+
+
+class staged:
+    """A folder that appears under its name only when it is complete: `with staged(folder) as staging: …`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.staging = folder, folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.staging, ignore_errors=True)
+        self.staging.mkdir(parents=True)
+        return self.staging
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.staging.rename(self.folder)
+        else:
+            shutil.rmtree(self.staging, ignore_errors=True)
+
+
+class SnapshotFile(NamedTuple):
+    path: Path
+    crc32: str
+
+
+class AdapterBank:
+    """All live models of an engine, `max_resident` of them in memory, the least recently used ones in files."""
+
+    def __init__(
+        self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, folder: Path, max_resident: int
+    ) -> None:
+        self.spec, self.dtype, self.device, self.folder = spec, dtype, device, folder
+        self.max_resident = max_resident
+        self.resident: OrderedDict[str, ModelState] = OrderedDict()
+        self.spilled: dict[str, Path] = {}
+        self.unsaved: set[str] = set()  # changed since the last snapshot
+        shutil.rmtree(folder, ignore_errors=True)  # a former life's spills; its snapshots lie elsewhere
+        folder.mkdir(parents=True)
+
+    def __contains__(self, model_id: str) -> bool:
+        return model_id in self.resident or model_id in self.spilled
+
+    def create(self, model_id: str, lora: LoraSpec) -> ModelState:
+        self._make_room()
+        return self._keep(model_id, new_state(self.spec, lora, self.dtype, self.device))
+
+    def get(self, model_id: str) -> ModelState:
+        """The state of a live model, brought back from its file if need be."""
+        state = self.resident.get(model_id)
+        if state is None:
+            path = self.spilled.get(model_id)
+            if path is None:
+                raise NotFound(f"The model {model_id} is not live; its session has ended. Load one of its checkpoints.")
+            self._make_room()
+            state = self._keep(model_id, read_state(path, self.spec, self.dtype, self.device))
+            self.spilled.pop(model_id).unlink()
+        self.resident.move_to_end(model_id)
+        return state
+
+    def restore(self, model_id: str, file: Path, crc32: str = "") -> None:
+        """Takes a model in from a snapshot.
+
+        ServerError, naming the file, where it is not what was written: it has another checksum, or (written before
+        there were checksums) holds NaN, or where it is missing. OutOfService where it cannot be read just now, and
+        OSError where the copy cannot be made: without room, rights, memory, open files or its disk the snapshot is as
+        good as ever, and the model must not be given up for it.
+        """
+        self.drop(model_id)
+        try:
+            found = sum_of(file).crc32
+            if crc32 and found != crc32:
+                raise ServerError(f"its snapshot {file} is damaged: its checksum was {crc32} and is {found}")
+            if not crc32:
+                check_finite(file)
+        except (OSError, SafetensorError) as error:
+            raise reading_trouble(error, file) or ServerError(
+                f"its snapshot {file} is gone or damaged ({error})"
+            ) from None
+        path = self._path(model_id)
+        try:
+            shutil.copyfile(file, path)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        self.spilled[model_id] = path
+
+    def drop(self, model_id: str) -> None:
+        self.resident.pop(model_id, None)
+        self.unsaved.discard(model_id)
+        if path := self.spilled.pop(model_id, None):
+            path.unlink()
+
+    def changed(self, model_id: str) -> None:
+        self.unsaved.add(model_id)
+
+    def snapshot(self, folder: Path, suffix: str) -> dict[str, SnapshotFile]:
+        """Writes every model that changed since the last time; gives its file by model."""
+        folder.mkdir(parents=True, exist_ok=True)
+        files: dict[str, SnapshotFile] = {}
+        for model_id in sorted(self.unsaved):
+            path = folder / f"{file_name(model_id)}.{suffix}.safetensors"
+            if model_id in self.resident:
+                written = self.resident[model_id].write(path)
+            else:
+                shutil.copyfile(self.spilled[model_id], path)
+                written = sum_of(path)
+            files[model_id] = SnapshotFile(path, written.crc32)
+        self.unsaved.clear()
+        return files
+
+    def _make_room(self) -> None:
+        while len(self.resident) >= self.max_resident:
+            model_id, state = next(iter(self.resident.items()))
+            path = self._path(model_id)
+            state.write(path)
+            self.spilled[model_id] = path
+            del self.resident[model_id]
+
+    def _keep(self, model_id: str, state: ModelState) -> ModelState:
+        self.resident[model_id] = state
+        return state
+
+    def _path(self, model_id: str) -> Path:
+        return self.folder / f"{file_name(model_id)}.safetensors"

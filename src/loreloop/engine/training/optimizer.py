@@ -1,0 +1,50 @@
+"""AdamW on flat vectors, in place: decoupled decay, bias correction, a bound on the global gradient norm.
+
+Works through the vectors in chunks, so that its temporaries stay small. Knows no layers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from loreloop.engine.training.model_state import ModelState
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.training import AdamParams
+
+CHUNK = 1 << 20
+LARGEST_NORM = 1e18  # its square still fits the second moment, an fp32 number
+
+
+def adam_step(state: ModelState, params: AdamParams) -> dict[str, float]:
+    """One step with the gradients gathered so far, which it clears; gives their L2 norm and that of the update.
+
+    Without gradients nothing moves. Gradients that are not finite (or whose square would not be) fail the
+    step: they are cleared and nothing else changes.
+    """
+    if not state.has_grad:
+        return {"unclipped_grad_l2:mean": 0.0, "update_l2:mean": 0.0}
+    norm = math.sqrt(sum(float(chunk.double().square().sum()) for chunk in state.grad.split(CHUNK)))
+    if not norm <= LARGEST_NORM:
+        state.clear_grad()
+        raise BadRequest(
+            "The gradients gathered since the last step hold NaN, infinite or enormous values (most "
+            "likely an overflowing ratio or weight). They were cleared; the weights and the optimizer are unchanged."
+        )
+    clip = min(1.0, params.grad_clip_norm / norm) if params.grad_clip_norm > 0 and norm > 0 else 1.0
+    state.n_steps += 1
+    squares = 0.0
+    vectors = (state.master, state.moment1, state.moment2, state.grad)
+    for master, moment1, moment2, grad in zip(*(vector.split(CHUNK) for vector in vectors), strict=True):
+        grad.mul_(clip)
+        moment1.lerp_(grad, 1 - params.beta1)
+        moment2.mul_(params.beta2).addcmul_(grad, grad, value=1 - params.beta2)
+        scale = (moment2 / (1 - params.beta2**state.n_steps)).sqrt_().add_(params.eps)
+        update = torch.div(moment1, scale, out=scale).mul_(1 / (1 - params.beta1**state.n_steps))
+        update.add_(master, alpha=params.weight_decay).mul_(params.learning_rate)
+        squares += float(update.double().square().sum())
+        master.sub_(update)
+    state.clear_grad()
+    state.refresh_weights()
+    return {"unclipped_grad_l2:mean": norm, "update_l2:mean": math.sqrt(squares)}

@@ -1,0 +1,314 @@
+"""Forward and backward passes over packed micro-batches, a layer at a time.
+
+Passes of one or several models go in, summed losses and per-token log-probabilities come out; gradients gather in the
+models' states. Between its steps the work calls back, so that sampling can slip in.
+
+Legend: T packed rows, D model width, U unique (row, target) pairs, N positions of a datum, K targets a position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loreloop.engine.attention import Attention
+from loreloop.engine.contract import Pause
+from loreloop.engine.head import Head, groups_at
+from loreloop.engine.images import ImageTable, TokenSequence, text_only
+from loreloop.engine.losses.table import LOSSES
+from loreloop.engine.training.expert_load import ExpertLoad
+from loreloop.engine.training.model_state import ModelState
+from loreloop.engine.training.packing import Ids, Packed, PackItem, pack, split_batches
+from loreloop.engine.training.route_replay import RouteReplay
+from loreloop.engine.training.tree_attention import TreeAttention
+from loreloop.model.decoder import Decoder, ImageRows
+from loreloop.model.expert_routes import Routes
+from loreloop.model.lora import UNEMBED, LoraBatch, LoraGroup
+from loreloop.model.rope import Rope
+from loreloop.protocol.tensors import tensor_of
+from loreloop.protocol.training import Datum, ForwardBackward, PassResult
+
+
+@dataclass
+class TrainPass:
+    """A checked pass with its model and its data, laid out, and what has been computed of it so far."""
+
+    op: ForwardBackward
+    state: ModelState
+    sequences: Sequence[TokenSequence]
+    logps: dict[int, Tensor] = field(default_factory=dict)  # by datum, in the shape of its targets
+    loss_sum: float = 0.0
+    load: ExpertLoad | None = None  # where experts are routed to
+
+    def result(self) -> PassResult:
+        outputs = ({"logprobs": tensor_of(self.logps[i].numpy())} for i in range(len(self.op.data)))
+        load = self.load.metrics() if self.load else {}
+        return PassResult(tuple(outputs), {"loss:sum": self.loss_sum} | load)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A datum on its way into a micro-batch."""
+
+    work: TrainPass
+    datum_index: int
+    sequence: TokenSequence
+
+    @property
+    def datum(self) -> Datum:
+        return self.work.op.data[self.datum_index]
+
+    def identities(self, book: RouteReplay) -> Ids:
+        return book.identities(self.sequence.tokens, self.datum.routes)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A datum's place in a micro-batch: its pass, its number there, and the pair that scores each of its targets."""
+
+    work: TrainPass
+    datum_index: int
+    pairs_NK: Tensor
+
+    @property
+    def datum(self) -> Datum:
+        return self.work.op.data[self.datum_index]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    packed: Packed
+    positions: Tensor  # (T,), or (T, 3) where rows and columns of images count
+    images: ImageRows | None
+    lora: LoraBatch
+    members: list[_Member]
+    pair_rows_U: Tensor  # ascending
+    pair_targets_UK: Tensor
+    pause: Pause
+
+
+class _Entered(NamedTuple):
+    """A batch at the door of the first layer."""
+
+    x_TD: Tensor
+    rope: Rope
+    attend: TreeAttention
+
+
+class Trainer:
+    """Runs passes on one decoder. `max_rows` bounds an ordinary micro-batch; longer sequences and groups keep their
+    activations up to `kept_rows` and compute them twice beyond."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        attention: Attention,
+        head: Head,
+        max_rows: int,
+        kept_rows: int,
+        *,
+        images: ImageTable | None = None,
+        replay_routes: bool = True,
+    ) -> None:
+        self.decoder, self.attention, self.head, self.images = decoder, attention, head, images or text_only()
+        self.replay_routes = replay_routes
+        self.max_rows, self.kept_rows = max_rows, max(max_rows, kept_rows)
+
+    def run(self, works: Sequence[TrainPass], pause: Pause = lambda: None) -> None:
+        """Computes all passes; equal prefixes are computed once.
+
+        Broken off, it drops the gradients of the models it was adding to: half a batch must not count.
+        """
+        training = [work for work in works if not work.op.forward_only]
+        finished = False
+        try:
+            for batch in self._batches([work for work in works if work.op.forward_only], pause):
+                self._forward(batch)
+                self._count_load(batch)
+            for batch in self._batches(training, pause):
+                self._forward_backward(batch)
+                self._count_load(batch)
+            finished = True
+        finally:
+            for work in training:
+                if finished:
+                    work.state.has_grad = True
+                else:
+                    work.state.clear_grad()
+
+    def _batches(self, works: Sequence[TrainPass], pause: Pause) -> Iterator[_Batch]:
+        states = list({id(work.state): work.state for work in works}.values())
+        sources = [_Source(work, index, sequence) for work in works for index, sequence in enumerate(work.sequences)]
+        book = RouteReplay(self.decoder.spec.moe)
+        items = [
+            PackItem(index, next(a for a, s in enumerate(states) if s is source.work.state), source.identities(book))
+            for index, source in enumerate(sources)
+        ]
+        # Positions with several targets are scored differently, so such data form batches of their own.
+        widths = [_targets(source.datum).shape[1] for source in sources]
+        for width in sorted(set(widths)):
+            alike = [item for item in items if widths[item.index] == width]
+            for chosen in split_batches(alike, self.max_rows, self.kept_rows):
+                yield self._batch(chosen, sources, states, book, pause)
+
+    def _batch(
+        self,
+        items: Sequence[PackItem],
+        all_sources: Sequence[_Source],
+        states: Sequence[ModelState],
+        book: RouteReplay,
+        pause: Pause,
+    ) -> _Batch:
+        device, packed, sources = self.decoder.device, pack(items), [all_sources[item.index] for item in items]
+        tokens_T, given_LTK = book.read(packed.tokens_T)
+        packed = replace(packed, tokens_T=tokens_T)
+        rows = np.concatenate(packed.rows)
+        targets_NK = np.concatenate([_targets(source.datum) for source in sources])
+        # Shared rows are mostly asked for the same target by everyone: each such pair is scored once.
+        pairs, inverse = np.unique(np.column_stack((rows, targets_NK)), axis=0, return_inverse=True)
+        splits = np.split(inverse.reshape(-1), np.cumsum([len(r) for r in packed.rows])[:-1])
+        groups = [
+            LoraGroup(span.start, span.stop, states[a].weights, states[a].gradient)
+            for a, span in packed.adapter_rows.items()
+        ]
+        pairs_U = torch.from_numpy(pairs).to(device)
+        moe = self.decoder.spec.moe
+        routes = Routes(moe.layers, given_LTK, follow=self.replay_routes) if moe else None
+        return _Batch(
+            packed=packed,
+            positions=torch.from_numpy(_positions(packed, [source.sequence for source in sources])).to(device),
+            images=self.images.rows(packed.tokens_T, [image for source in sources for image in source.sequence.images]),
+            lora=LoraBatch(groups, pause, routes),
+            members=[_Member(s.work, s.datum_index, torch.from_numpy(p)) for s, p in zip(sources, splits, strict=True)],
+            pair_rows_U=pairs_U[:, 0].contiguous(),
+            pair_targets_UK=pairs_U[:, 1:].contiguous(),
+            pause=pause,
+        )
+
+    def _forward(self, batch: _Batch) -> None:
+        x_TD, rope, attend = self._enter(batch)
+        with torch.no_grad():
+            for layer in range(self.decoder.spec.n_layers):
+                x_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora, batch.images)
+            h_UD = self.decoder.final(x_TD)[batch.pair_rows_U]
+        lora = groups_at(batch.lora, batch.pair_rows_U)
+        scores = self.head.score(h_UD, batch.pair_targets_UK, lora, None, batch.pause)
+        self._losses(batch, scores.logp_NK, want_grad=False)
+
+    def _forward_backward(self, batch: _Batch) -> None:
+        x_TD, rope, attend = self._enter(batch)
+        recompute = len(batch.packed.tokens_T) > self.kept_rows
+        kept: list[tuple[Tensor, Tensor | None]] = []
+        for layer in range(self.decoder.spec.n_layers):
+            x_TD = x_TD.detach().requires_grad_()
+            with torch.set_grad_enabled(not recompute):
+                y_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora, batch.images)
+            kept.append((x_TD, None if recompute else y_TD))
+            x_TD = y_TD
+        dx_TD = self._head(batch, x_TD.detach())
+        for layer in reversed(range(self.decoder.spec.n_layers)):
+            x_in_TD, out_TD = kept.pop()
+            if out_TD is None:
+                out_TD = self.decoder.layer(layer, x_in_TD, rope, attend, batch.lora, batch.images)
+            (dx_TD,) = torch.autograd.grad(out_TD, x_in_TD, dx_TD)
+            del x_in_TD, out_TD
+
+    def _enter(self, batch: _Batch) -> _Entered:
+        device = self.decoder.device
+        tokens_T = torch.from_numpy(batch.packed.tokens_T).to(device)
+        rope = self.decoder.rope(batch.positions)
+        borders = [span.start for span in batch.packed.adapter_rows.values()]
+        attend = TreeAttention(self.attention, batch.packed.segments, device, borders, batch.pause)
+        return _Entered(self.decoder.embed(tokens_T, batch.images), rope, attend)
+
+    def _head(self, batch: _Batch, x_TD: Tensor) -> Tensor:
+        """Scores the batch, applies its losses, and gives their gradient at the last layer's output, (T, D) fp32."""
+        x_TD.requires_grad_()
+        with torch.enable_grad():
+            h_UD = self.decoder.final(x_TD)[batch.pair_rows_U]
+        lora = groups_at(batch.lora, batch.pair_rows_U)
+        assert lora is not None
+        layer = self.decoder.spec.n_layers
+        again = batch.pair_targets_UK.shape[1] > 1 or any(g.weights.layout.has(layer, UNEMBED) for g in lora.groups)
+        active_U = None if again else self._active(batch)
+        scores = self.head.score(h_UD.detach(), batch.pair_targets_UK, lora, active_U, batch.pause)
+        dlogp_UK = self._losses(batch, scores.logp_NK, want_grad=True)
+        if scores.grad_ND is None:
+            dh_UD = self.head.backward(h_UD.detach(), batch.pair_targets_UK, dlogp_UK, lora, batch.pause)
+        else:
+            dh_UD = (scores.grad_ND.float() * dlogp_UK).to(h_UD.dtype)
+        return torch.autograd.grad(h_UD, x_TD, dh_UD)[0]
+
+    def _count_load(self, batch: _Batch) -> None:
+        """Tells every pass of the batch where its rows were routed."""
+        routes, moe = batch.lora.routes, self.decoder.spec.moe
+        if routes is None or moe is None or not moe.layers:
+            return
+        ids_LTK, counts_L3T = routes.chosen_LTK(), routes.counts_L3T()
+        for work in {id(member.work): member.work for member in batch.members}.values():
+            own = [r for r, member in zip(batch.packed.rows, batch.members, strict=True) if member.work is work]
+            rows = torch.from_numpy(np.unique(np.concatenate(own))).to(ids_LTK.device)
+            work.load = work.load or ExpertLoad(moe.n_experts)
+            work.load.add(ids_LTK[:, rows], None if counts_L3T is None else counts_L3T[..., rows])
+
+    def _active(self, batch: _Batch) -> Tensor:
+        """Which pairs can have a gradient, (U,) bool."""
+        active_U = torch.zeros(len(batch.pair_rows_U), dtype=torch.bool)
+        for member in batch.members:
+            active_N = LOSSES[member.work.op.loss_fn].active(_inputs(member.datum)).reshape(len(member.pairs_NK), -1)
+            active_U[member.pairs_NK[active_N.any(-1)]] = True
+        return active_U.to(self.decoder.device)
+
+    def _losses(self, batch: _Batch, logp_UK: Tensor, *, want_grad: bool) -> Tensor:
+        """Applies each datum's loss to its log-probabilities; gives ∂loss/∂logp of the pairs, (U, K)."""
+        logp_UK = logp_UK.cpu()
+        dlogp_UK = torch.zeros_like(logp_UK)
+        for member in batch.members:
+            op, shape = member.work.op, member.datum.inputs["target_tokens"].shape
+            logp = logp_UK[member.pairs_NK].reshape(shape)
+            member.work.logps[member.datum_index] = logp
+            loss = LOSSES[op.loss_fn]
+            with torch.set_grad_enabled(want_grad):
+                leaf = logp.clone().requires_grad_(want_grad)
+                value = loss(leaf, _inputs(member.datum), {**loss.config, **op.loss_config})
+            member.work.loss_sum += value.item()
+            if want_grad:
+                (dlogp,) = torch.autograd.grad(value, leaf, allow_unused=True)
+                dlogp_UK.index_add_(0, member.pairs_NK, dlogp.reshape(-1, dlogp_UK.shape[1]))
+        return dlogp_UK.to(self.decoder.device)
+
+
+def _positions(packed: Packed, sequences: Sequence[TokenSequence]) -> Ids:
+    """Each row's position: how many tokens stand before it, unless its sequence says something else.
+
+    Rows that sequences share have one prefix, and so one position.
+    """
+    if all(sequence.positions_N3 is None for sequence in sequences):
+        return packed.positions_T
+    positions_T3 = packed.positions_T[:, None].repeat(3, 1)
+    for rows, sequence in zip(packed.rows, sequences, strict=True):
+        if sequence.positions_N3 is not None:
+            positions_T3[rows] = sequence.positions_N3
+    return positions_T3
+
+
+def _targets(datum: Datum) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """(N, K) int64."""
+    target = datum.inputs["target_tokens"]
+    return target.numpy().astype(np.int64).reshape(target.shape[0], -1)
+
+
+def _inputs(datum: Datum) -> dict[str, Tensor]:
+    """The loss inputs as tensors, and `sampled` where the datum says which targets a sampler drew."""
+    inputs = {name: torch.from_numpy(tensor.numpy().copy()) for name, tensor in datum.inputs.items()}
+    if datum.sampled_spans is not None:
+        sampled = torch.zeros(datum.inputs["target_tokens"].shape, dtype=torch.bool)
+        for start, stop in datum.sampled_spans:
+            sampled[start:stop] = True
+        inputs["sampled"] = sampled
+    return inputs

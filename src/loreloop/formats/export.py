@@ -1,0 +1,207 @@
+"""An adapter leaves home: as a folder that peft loads beside the published model, or merged into it.
+
+peft keeps the experts of a layer in two parameters, and their adapters in one A and one B each: a gate and an up share
+a product there, so the adapter of both has twice the rank, with zeros where one does not concern the other. Merging
+streams: a tensor comes in, ΔW = 32/r · B · A is added in fp32, and it goes out in its own dtype.
+
+Legend: E experts, I inputs, O outputs, R rank.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from loreloop.formats.adopt import open_adapter
+from loreloop.formats.checksums import NOTE
+from loreloop.formats.folders import TEMPLATES
+from loreloop.formats.gguf_out import write_gguf
+from loreloop.formats.load import read_config, read_config_file
+from loreloop.formats.peft import (
+    CONFIG_FILE,
+    EXPERTS,
+    PREFIX,
+    WEIGHTS_FILE,
+    named_tensors,
+    target_module,
+)
+from loreloop.formats.published import dense_tensors
+from loreloop.formats.shards import SHARD_BYTES, ShardWriter
+from loreloop.formats.stacked_experts import inputs_first, unstacked
+from loreloop.formats.tensor_file import write_tensors
+from loreloop.formats.weight_files import stored_tensors
+from loreloop.model.families.table import family_of
+from loreloop.model.lora import ALPHA, UNEMBED, AdapterView
+from loreloop.model.tower import own_name
+from loreloop.model.weights import Weight, decoder_weights
+from loreloop.protocol.checksums import FileSum, sum_of_bytes
+from loreloop.protocol.errors import BadRequest
+
+EXPERT_PARAMETERS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+SETTINGS = (".json", ".jinja", ".model", ".txt")
+Delta = Callable[[], Tensor]
+
+
+def export_peft(folder: Path, view: AdapterView, base_model: str) -> dict[str, FileSum]:
+    """Fills `folder` with an adapter in peft's own arrangement; gives the checksums of its files."""
+    rank, layout = view.layout.rank, view.layout
+    tensors = {name: tensor for name, tensor in named_tensors(view) if EXPERTS not in name}
+    modules = {name: target_module(layout.spec, name) for name in tensors}
+    layers = [layer for layer, site in layout.places if site == "experts.down"]
+    targets: dict[str, object] = {"target_modules": sorted(set(modules.values()))}
+    if layers:
+        # peft takes the names of dense projections in such a model for those of experts, unless asked by parameter.
+        paths = {name: name.rpartition(".layers.")[2].rsplit(".", 2)[0].partition(".")[2] for name in tensors}
+        dense = {f"{path}.weight" for path in paths.values() if path.startswith("mlp.")}
+        wide = EXPERT_PARAMETERS[0]
+        targets = {
+            "target_modules": sorted({modules[name] for name in tensors if ".mlp." not in name}) or None,
+            "target_parameters": [*EXPERT_PARAMETERS, *sorted(dense)],
+            "rank_pattern": {wide: 2 * rank},
+            "alpha_pattern": {wide: 2 * ALPHA},
+        }
+        tensors |= {name: tensor for layer in layers for name, tensor in _expert_tensors(view, layer)}
+    config: dict[str, object] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": rank,
+        "lora_alpha": ALPHA,
+        "bias": "none",
+    }
+    settings = json.dumps(config | targets, indent=1).encode()
+    (folder / CONFIG_FILE).write_bytes(settings)
+    return {CONFIG_FILE: sum_of_bytes(settings), WEIGHTS_FILE: write_tensors(folder / WEIGHTS_FILE, tensors)}
+
+
+def _expert_tensors(view: AdapterView, layer: int) -> Iterator[tuple[str, Tensor]]:
+    rank, n_experts = view.layout.rank, view.a(layer, "experts.down").shape[0]
+    gate_EOR, up_EOR = view.b(layer, "experts.gate_up")
+    both_EOR = gate_EOR.new_zeros(n_experts, 2 * gate_EOR.shape[1], 2 * rank)
+    both_EOR[:, : gate_EOR.shape[1], :rank] = gate_EOR
+    both_EOR[:, gate_EOR.shape[1] :, rank:] = up_EOR
+    (down_EOR,) = view.b(layer, "experts.down")
+    # peft wraps the parameters of a module one in another, the second outermost.
+    outer = f"{PREFIX}.{view.layout.spec.module}.layers.{layer}.mlp.experts"
+    pairs = {
+        f"{outer}.base_layer": (view.a(layer, "experts.gate_up"), both_EOR),
+        outer: (view.a(layer, "experts.down"), down_EOR),
+    }
+    for name, (a_ERI, b_EOR) in pairs.items():
+        a_ERI, b_EOR = a_ERI.expand(n_experts, -1, -1), b_EOR.expand(n_experts, -1, -1)
+        yield f"{name}.lora_A.weight", a_ERI.flatten(0, 1)
+        yield f"{name}.lora_B.weight", b_EOR.permute(1, 2, 0).flatten(1)
+
+
+def merge(source: Path, target: Path, view: AdapterView, shard_bytes: int = SHARD_BYTES) -> None:
+    """Fills `target` with the published model of `source`, dequantised, plus the adapter."""
+    deltas = dict(_deltas(source, view))
+    spec, names = view.layout.spec, family_of(read_config(source)).names
+    unties = spec.tie_embeddings and names.head in deltas
+    _copy_settings(source, target, untied=unties or not spec.tie_embeddings)
+    stored = {own_name(name) for name, _ in stored_tensors(source)}
+    turned = inputs_first(stored_tensors(source), spec)
+    writer = ShardWriter(target, shard_bytes)
+    for published, read in dense_tensors(source):
+        name = own_name(published)
+        if unties and name == names.head:
+            if names.embedding in stored:  # a copy of it
+                continue
+            name = published = names.embedding  # of the two that are one, a folder may store either
+        tensor = read()
+        if unties and name == names.embedding:
+            writer.add(names.head, _plus(tensor.clone(), deltas.pop(names.head)))
+        tensor = tensor.clone()  # what is read may be the file's own memory
+        for part, piece in unstacked(name, tensor, spec, names, inputs_first=turned):
+            _plus(piece, deltas.pop(part, None))
+        writer.add(published, tensor)
+    if deltas:
+        raise BadRequest(f"{source} lacks {len(deltas)} weights that the adapter changes, among them {min(deltas)!r}.")
+    writer.close()
+
+
+def _copy_settings(source: Path, target: Path, *, untied: bool) -> None:
+    """Configuration, tokenizer and template; other weights, in whatever form, would not be the merged ones."""
+    for file in source.iterdir():
+        weights = file.name.endswith(".index.json") or file.name in (CONFIG_FILE, NOTE)
+        if file.is_file() and file.suffix in SETTINGS and not weights:
+            shutil.copyfile(file, target / file.name)
+    if (source / TEMPLATES).is_dir():
+        shutil.copytree(source / TEMPLATES, target / TEMPLATES)
+    config = read_config_file(source / "config.json")
+    for part in (config, config.get("text_config")):
+        if part is not None:
+            part.pop("quantization_config", None)
+            if untied:
+                part["tie_word_embeddings"] = False
+    (target / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def _plus(weight: Tensor, delta: Delta | None) -> Tensor:
+    """The weight, changed in its place."""
+    return weight if delta is None else weight.copy_(weight.float() + delta())
+
+
+def _deltas(source: Path, view: AdapterView) -> Iterator[tuple[str, Delta]]:
+    """What is to be added to which published tensor."""
+    layout, names = view.layout, family_of(read_config(source)).names
+    for weight in decoder_weights(layout.spec, names):
+        site = _site(weight)
+        if site is not None and layout.has(site.layer, site.name):
+            for part, piece in enumerate(weight.pieces):
+                yield piece.name, _delta(view, site, part)
+    if layout.has(layout.spec.n_layers, UNEMBED):
+        yield names.head, _delta(view, _Site(layout.spec.n_layers, UNEMBED), 0)
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Where an adapter changes a weight; `expert` is the number of one of several."""
+
+    layer: int
+    name: str
+    expert: int | None = None
+
+
+def _site(weight: Weight) -> _Site | None:
+    """The adapter's site that a weight belongs to."""
+    layer, _, name = weight.role.partition(".")
+    if not layer.isdigit() or weight.role.endswith(".bias"):
+        return None
+    expert, _, part = name.partition(".")
+    return _Site(int(layer), f"experts.{part}", int(expert)) if expert.isdigit() else _Site(int(layer), name)
+
+
+def _delta(view: AdapterView, site: _Site, part: int) -> Delta:
+    rank, scale = view.layout.rank, view.layout.scale
+    a_RI, b_OR = view.a(site.layer, site.name), view.b(site.layer, site.name)[part]
+    if site.expert is not None:
+        a_RI, b_OR = a_RI[min(site.expert, len(a_RI) - 1)], b_OR[min(site.expert, len(b_OR) - 1)]
+    a_RI = a_RI[part * rank : (part + 1) * rank]
+    return lambda: scale * (b_OR.float() @ a_RI.float())
+
+
+def export(source: Path, adapter: Path, target: Path, form: str, base_model: str) -> None:
+    """Writes `target` in one of the three forms; it appears when it is complete."""
+    if target.exists():
+        raise BadRequest(f"{target} exists already; name a new place.")
+    view = open_adapter(adapter, source)
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=target.absolute().parent) as scratch:
+        staging = Path(scratch, "folder")
+        staging.mkdir()
+        if form == "peft":
+            export_peft(staging, view, base_model)
+        else:
+            merge(source, staging, view)
+        if form == "gguf":
+            file = Path(scratch, "model.gguf")
+            write_gguf(staging, file)
+            staging = file
+        staging.rename(target)

@@ -1,0 +1,238 @@
+"""A published folder (config.json, safetensors) → a `Decoder`, streamed tensor by tensor into its place.
+
+Fused weights are allocated once and their parts copied in, so that host memory holds the model and one tensor more.
+Missing, extra and wrongly shaped tensors are refused by name; nothing in the folder is ever executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loreloop.formats.compressed import Collector, check_quantization, is_packed_part, published_packed
+from loreloop.formats.published import some_tensors
+from loreloop.formats.quantized_blocks import FILE, Blocks, has_blocks, read_blocks
+from loreloop.formats.stacked_experts import inputs_first, unstacked
+from loreloop.formats.weight_files import stored_tensors, stream_tensors
+from loreloop.model.assemble import Parts, assemble
+from loreloop.model.decoder import Decoder
+from loreloop.model.families.family import Family, SeeingFamily, eos_ids
+from loreloop.model.families.table import family_of
+from loreloop.model.linear import Products
+from loreloop.model.packed_weights import PackedWeight, packable
+from loreloop.model.spec import DecoderSpec, as_settings
+from loreloop.model.tower import VISION, own_name
+from loreloop.model.weights import Weight, decoder_weights
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.json_files import read_json_object
+
+# What comes of a configuration whose values are of other types than they should be.
+MISSPELT = (ArithmeticError, LookupError, TypeError, ValueError)
+IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)  # old checkpoints store what the configuration already says
+
+
+def read_config_file(file: Path) -> dict[str, Any]:
+    """A configuration by itself."""
+    return read_json_object(file, f"{file.parent} is not a model folder: {file.name}")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json`, with the stop ids that its text part and `generation_config.json` name besides."""
+    config = read_config_file(folder / "config.json")
+    generation = folder / "generation_config.json"
+    of_generation = read_config_file(generation) if generation.exists() else {}
+    try:
+        text = as_settings("text_config", config.get("text_config") or {})
+        named = [eos_ids(settings.get("eos_token_id")) for settings in (config, text, of_generation)]
+        config["eos_token_id"] = list(dict.fromkeys(itertools.chain(*named)))
+    except MISSPELT as error:
+        raise BadRequest(f"{folder} is not a model folder: its configuration cannot be read ({error}).") from None
+    return config
+
+
+def read_spec(folder: Path) -> DecoderSpec:
+    return spec_of(read_config(folder), f"The config.json of {folder}")
+
+
+def read_stored_spec(folder: Path) -> DecoderSpec:
+    """The decoder of a folder that holds weights. A configuration which says that embedding and head are one is not
+    believed where the folder stores two that differ; transformers does not believe it either."""
+    spec, names = read_spec(folder), family_of(read_config(folder)).names
+    both = {names.embedding, names.head}
+    if spec.tie_embeddings and both <= {own_name(name) for name, _ in stored_tensors(folder)}:
+        embedding, head = map(some_tensors(folder, both).__getitem__, (names.embedding, names.head))
+        wide = torch.promote_types(embedding.dtype, head.dtype)
+        return dataclasses.replace(spec, tie_embeddings=torch.equal(embedding.to(wide), head.to(wide)))
+    return spec
+
+
+def spec_of(config: dict[str, Any], source: str) -> DecoderSpec:
+    """The decoder that a configuration describes; `source` is what an error calls it."""
+    try:
+        check_quantization(config)
+        return family_of(config).spec(config)
+    except MISSPELT as error:
+        raise BadRequest(f"{source} lacks or misspells something: {error}.") from None
+
+
+def load_decoder(
+    folder: Path, *, dtype: torch.dtype, device: torch.device, products: Products, quantize: bool = False
+) -> Decoder:
+    """The model of `folder` in `dtype` on `device`; with `quantize`, its matrices packed into 4 bits, and embedding and
+    head into 8: by the model's own blocks where it has them, else rounded."""
+    spec, own = read_stored_spec(folder), quantize and has_blocks(folder)
+    packing = (OWN_BLOCKS if own else ROUNDED) if quantize else None
+    return assemble(Parts(spec, _filled(folder, spec, dtype, device, packing), dtype, products))
+
+
+def check_weights(folder: Path) -> None:
+    """BadRequest, as when they are loaded, where tensors are missing, extra, wrongly shaped, damaged or not finite.
+    Reads every tensor once, and keeps none."""
+    _filled(folder, read_stored_spec(folder), torch.bfloat16, torch.device("meta"), None)
+
+
+def _filled(
+    folder: Path, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, packing: _Packing | None
+) -> dict[str, Tensor | PackedWeight]:
+    """The decoder's weights by role."""
+    family, stored = family_of(read_config(folder)), {own_name(name) for name, _ in stored_tensors(folder)}
+    places = _Places(spec, family, dtype, device, packing, stored)
+    for name, blocks in read_blocks(folder) if packing == OWN_BLOCKS else ():
+        places.put_blocks(name, blocks)
+    collector, turned = Collector(), inputs_first(stored_tensors(folder), spec)
+    for name, read in decoder_tensors(folder):
+        if is_packed_part(name):
+            if found := collector.add(name, read):
+                places.put_blocks(*found)
+        elif name not in places.packed:
+            for part, tensor in unstacked(name, read(), spec, family.names, inputs_first=turned):
+                places.put(part, tensor)
+    collector.check_complete()
+    places.check_complete(folder)
+    return places.weights
+
+
+def decoder_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Those of the folder's tensors that are the decoder's, as its family calls them."""
+    seeing = isinstance(family_of(read_config(folder)), SeeingFamily)
+    for published, read in stream_tensors(folder):
+        name = own_name(published)
+        if name.startswith(VISION) and not seeing:
+            yield published, read  # no decoder has a place for it
+        elif not name.startswith(VISION) and not name.endswith(IGNORED_SUFFIXES):
+            yield name, read
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """How weights are packed: the dtype of their scales, and whether 4-bit codes have offsets."""
+
+    dtype: torch.dtype
+    offsets: bool
+
+
+READ_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+ADD_AGAIN = "Delete the folder and add the model again."
+OWN_BLOCKS = _Packing(torch.float16, offsets=True)
+ROUNDED = _Packing(torch.bfloat16, offsets=False)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """BadRequest where a weight is no number, as flipped bits make some: the model would answer nonsense."""
+    # Least and largest are found in a fraction of the time that a mask takes, and are NaN where one value is.
+    if tensor.numel() and not all(bool(end.isfinite()) for end in tensor.aminmax()):
+        n = int((~tensor.isfinite()).sum())
+        raise BadRequest(f"{name!r} holds {n} values that are not finite numbers: the file is damaged, or no model's.")
+
+
+class _Places:
+    """Empty tensors by role, and the map from published names to the rows they fill."""
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        family: Family,
+        dtype: torch.dtype,
+        device: torch.device,
+        packing: _Packing | None,
+        stored: Set[str],
+    ) -> None:
+        self.spec, self.dtype, self.device, self.packing = spec, dtype, device, packing
+        self.stored, self.published = stored, published_packed(stored)
+        self.weights: dict[str, Tensor | PackedWeight] = {}
+        self.targets: dict[str, Tensor | PackedWeight] = {}
+        self.packed: set[str] = set()  # names of weights whose blocks are in place
+        self.embedding, self.tied_head = family.names.embedding, family.names.head if spec.tie_embeddings else None
+        self.ignored = tuple(start.format(n_layers=spec.n_layers) for start in family.names.ignored)
+        for weight in decoder_weights(spec, family.names):
+            whole = self.weights[weight.role] = self._room(weight)
+            self.targets |= {piece.name: whole[piece.rows] for piece in weight.pieces}
+
+    def _room(self, weight: Weight) -> Tensor | PackedWeight:
+        """Room for a weight, packed where it comes so, or where that is wanted and its parts have whole tiles."""
+        starts = [piece.rows.start for piece in weight.pieces]
+        if any(piece.name in self.published for piece in weight.pieces):
+            return self._published_room(weight, starts)
+        if self.packing and weight.bits and packable(weight.shape, starts):
+            offsets = self.packing.offsets and weight.bits == 4
+            d_out, d_in = weight.shape
+            return PackedWeight.empty((d_out, d_in), weight.bits, self.packing.dtype, self.device, offsets=offsets)
+        return torch.empty(weight.shape, dtype=torch.float32 if weight.fp32 else self.dtype, device=self.device)
+
+    def _published_room(self, weight: Weight, starts: Sequence[int]) -> PackedWeight:
+        names = [piece.name for piece in weight.pieces]
+        if not weight.bits:
+            raise BadRequest(f"{', '.join(names)} is packed in 4 bits; it is read only as it is.")
+        if not (self.published >= set(names) and packable(weight.shape, starts)):
+            raise BadRequest(
+                f"Of {', '.join(names)} some are packed in 4 bits, together in the shape {list(weight.shape)}; either "
+                "all are or none, and outputs come in whole sixteens."
+            )
+        d_out, d_in = weight.shape
+        return PackedWeight.empty((d_out, d_in), 4, torch.bfloat16, self.device)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        if name == self.tied_head:
+            if self.embedding in self.stored:
+                return  # a copy
+            name = self.embedding  # of the two that are one, a folder may store either
+        if name.startswith(self.ignored):
+            return
+        target = self.targets.pop(name, None)
+        if target is None:
+            raise BadRequest(f"The folder holds a tensor {name!r} that this {self.spec.family} model has no place for.")
+        if target.shape != tensor.shape:
+            raise BadRequest(f"{name!r} has the shape {list(tensor.shape)}; it should be {list(target.shape)}.")
+        if tensor.dtype not in READ_DTYPES:
+            raise BadRequest(f"{name!r} is {tensor.dtype}, which is no weight by itself.")
+        if isinstance(target, PackedWeight) and target.codes.offsets is not None:
+            raise BadRequest(f"{name!r} has no blocks in {FILE}, where others have; {ADD_AGAIN}")
+        check_finite(name, tensor)
+        target.copy_(tensor)
+
+    def put_blocks(self, name: str, blocks: Blocks) -> None:
+        if name.startswith(self.ignored):
+            return
+        target = self.targets.get(name)
+        if not isinstance(target, PackedWeight) or target.shape != blocks.code_OI.shape:
+            raise BadRequest(
+                f"{name!r}, packed in 4 bits in the shape {list(blocks.code_OI.shape)}, fits no weight of this "
+                f"{self.spec.family} model."
+            )
+        if (defect := blocks.defect(target)) is not None:
+            raise BadRequest(f"{name!r} is packed otherwise than its place: {defect}. {ADD_AGAIN}")
+        blocks.fill(target)
+        del self.targets[name]
+        self.packed.add(name)
+
+    def check_complete(self, folder: Path) -> None:
+        if self.targets:
+            missing = sorted(self.targets)
+            raise BadRequest(f"{folder} lacks {len(missing)} tensors, among them {', '.join(missing[:5])}.")

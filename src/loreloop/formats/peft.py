@@ -1,0 +1,167 @@
+"""Adapters as PEFT folders: `adapter_model.safetensors` and `adapter_config.json`, both ways.
+
+Published names, one A (R, I) and one B (O, R) a projection. An adapter made for another base is refused with names
+and shapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from loreloop.formats.tensor_file import open_tensors, write_tensors
+from loreloop.model.lora import ALPHA, UNEMBED, AdapterView, LoraLayout
+from loreloop.model.spec import DecoderSpec
+from loreloop.protocol.checksums import FileSum, check_files, sum_of_bytes
+from loreloop.protocol.errors import BadRequest, Gone, reading_trouble
+from loreloop.protocol.training import LoraSpec
+
+PREFIX = "base_model.model"
+UNEMBED_NAMES = (f"{PREFIX}.lm_head", f"{PREFIX}.model.unembed_tokens")  # peft's, and the hosted service's
+EXPERTS = ".mlp.experts."
+STACKED_EXPERTS = "LORELOOP_STACKED_EXPERTS"
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+def named_tensors(view: AdapterView) -> Iterator[tuple[str, Tensor]]:
+    """Every matrix of an adapter under its published name; views, not copies."""
+    layout = view.layout
+    for (layer, site), place in layout.places.items():
+        a_PRI = view.a(layer, site)
+        for index, (part, b_OR) in enumerate(zip(place.shape.parts, view.b(layer, site), strict=True)):
+            name = UNEMBED_NAMES[0] if site == UNEMBED else f"{PREFIX}.{layout.spec.module}.layers.{layer}.{part.name}"
+            yield f"{name}.lora_A.weight", a_PRI[..., index * layout.rank : (index + 1) * layout.rank, :]
+            yield f"{name}.lora_B.weight", b_OR
+
+
+def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: bool = True) -> dict[str, FileSum]:
+    """Writes the folder's two files; gives their checksums by name. The caller makes the folder appear at once.
+
+    peft loads the folder as it is. Experts are kept stacked, which peft has no place for and would drop without a word;
+    so a folder with experts names a kind of adapter that peft does not know, and is refused by it.
+    """
+    lora = view.layout.lora
+    tensors = dict(
+        sorted(named_tensors(view), key=lambda item: item[1].data_ptr())
+    )  # as they lie: written in one piece
+    modules = sorted({target_module(view.layout.spec, name) for name in tensors})
+    config = {
+        "peft_type": STACKED_EXPERTS if any(EXPERTS in name for name in tensors) else "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": lora.rank,
+        "lora_alpha": ALPHA,
+        "target_modules": modules,
+        "bias": "none",
+        "loreloop": {
+            "seed": lora.seed,
+            "train_attn": lora.train_attn,
+            "train_mlp": lora.train_mlp,
+            "train_unembed": lora.train_unembed,
+            "experts": lora.experts,
+        },
+    }
+    settings = json.dumps(config, indent=1).encode()
+    (folder / CONFIG_FILE).write_bytes(settings)
+    weights = write_tensors(folder / WEIGHTS_FILE, tensors, durable=durable)
+    return {CONFIG_FILE: sum_of_bytes(settings), WEIGHTS_FILE: weights}
+
+
+def target_module(spec: DecoderSpec, name: str) -> str:
+    """What a matrix's projection is called among the targets: by its last name, or, beside a vision tower whose
+    projections have the same names, by its whole path."""
+    path = name.removeprefix(f"{PREFIX}.").rsplit(".", 2)[0]
+    return path if path.startswith(f"{spec.module}.layers.") and spec.module != "model" else path.rsplit(".", 1)[-1]
+
+
+def is_own(folder: Path) -> bool:
+    """Whether this server wrote the folder; another tool's goes by way of `model.adopt`."""
+    return bool(read_peft_config(folder).get("loreloop"))
+
+
+def read_lora_spec(folder: Path) -> LoraSpec:
+    """Rank and trained parts of a folder that `write_adapter` wrote."""
+    check_files(folder, (CONFIG_FILE,))
+    config = read_peft_config(folder)
+    rank = config.get("r")
+    if not isinstance(rank, int) or rank < 1:
+        raise BadRequest(f"The adapter in {folder} has the rank {rank!r}; a rank is a number, 1 or more.")
+    if config.get("lora_alpha") != ALPHA:
+        raise BadRequest(
+            f"The adapter in {folder} has lora_alpha = {config.get('lora_alpha')!r}; it was written as {ALPHA}."
+        )
+    if not config.get("loreloop"):
+        raise BadRequest(f"The adapter in {folder} is another tool's; `loreloop models import-adapter` takes it over.")
+    try:
+        return msgspec.convert({**config["loreloop"], "rank": rank}, LoraSpec)
+    except (TypeError, msgspec.ValidationError) as error:
+        raise BadRequest(f"The adapter in {folder} has a wrong {CONFIG_FILE}: loreloop: {error}.") from None
+
+
+def read_peft_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        if trouble := reading_trouble(error, folder / CONFIG_FILE):
+            raise trouble from None
+        if not folder.exists():
+            raise Gone(f"The files of the adapter in {folder} are gone.") from None
+        raise BadRequest(f"{folder} is not an adapter folder: {CONFIG_FILE} cannot be read ({error}).") from None
+    if not isinstance(config, dict):
+        raise BadRequest(f"{folder} is not an adapter folder: {CONFIG_FILE} is no JSON object.")
+    return config
+
+
+@contextlib.contextmanager
+def open_weights(folder: Path) -> Iterator[Any]:
+    try:
+        with open_tensors(folder / WEIGHTS_FILE) as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise BadRequest(f"The adapter in {folder} cannot be read: {error}.") from None
+
+
+def read_adapter(folder: Path, spec: DecoderSpec, dtype: torch.dtype) -> AdapterView:
+    """The adapter of a folder that `write_adapter` wrote, as one flat vector in `dtype`.
+
+    Gone where its files are not what the list of checksums beside them says, if there is one.
+    """
+    check_files(folder, (WEIGHTS_FILE,))
+    lora = read_lora_spec(folder)
+    layout = LoraLayout(spec, lora)
+    if not layout.size:
+        raise BadRequest(f"The adapter in {folder} names no projection of this {spec.family} model.")
+    view = AdapterView(layout, torch.zeros(layout.size, dtype=dtype))
+    targets = dict(named_tensors(view))
+    missing = set(targets)
+    with open_weights(folder) as file:
+        for published in file.keys():  # noqa: SIM118 (not a dict)
+            name = published.replace(UNEMBED_NAMES[1], UNEMBED_NAMES[0])  # as it was called before
+            _fill(targets, name, file.get_tensor(published), folder)
+            missing.discard(name)
+    if missing:
+        raise BadRequest(f"The adapter in {folder} was made for another base: it lacks {min(missing)!r}.")
+    return view
+
+
+def _fill(targets: dict[str, Tensor], name: str, tensor: Tensor, folder: Path) -> None:
+    target = targets.get(name)
+    if target is None:
+        raise BadRequest(f"The adapter in {folder} holds {name!r}, for which the base model has no place.")
+    if target.shape != tensor.shape:
+        raise BadRequest(
+            f"The adapter in {folder} was made for another base: {name!r} has the shape {list(tensor.shape)}, "
+            f"here it must be {list(target.shape)}."
+        )
+    if not bool(torch.isfinite(tensor).all()):
+        raise BadRequest(f"The adapter in {folder} holds NaN or infinite values in {name!r}.")
+    target.copy_(tensor)

@@ -1,0 +1,28 @@
+"""The published tensors of a model folder as plain ones: what is packed is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from loreloop.formats.compressed import Collector, is_packed_part
+from loreloop.formats.weight_files import stream_tensors
+from loreloop.model.tower import own_name
+
+
+def dense_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Every published name and how to read its tensor; packed weights come as bf16."""
+    collector = Collector()
+    for published, read in stream_tensors(folder):
+        if not is_packed_part(published):
+            yield published, read
+        elif found := collector.add(published, read):
+            yield found[0], found[1].dense
+    collector.check_complete()
+
+
+def some_tensors(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Copies of the tensors with these names (as a family knows them); those that the folder lacks are left out."""
+    return {own: read().clone() for published, read in dense_tensors(folder) if (own := own_name(published)) in names}

@@ -1,0 +1,68 @@
+"""Which files of a published folder hold its weights, and their tensors as they stand there.
+
+Chosen as transformers does: `model.safetensors` before the shards that an index names, and of neither anything else.
+Knows no layers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from loreloop.formats.float8 import SCALE, descaled
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.json_files import read_json_object
+
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+# What may lie beside weights and is none of them: adapters, an optimiser, and the same weights as others name them.
+STRAYS = ("adapter_", "consolidated", "optimizer", "params")
+PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.msgpack", "*.h5")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """BadRequest where there are none, or one that the index names is not there."""
+    if (folder / WEIGHTS_FILE).exists():
+        return [folder / WEIGHTS_FILE]
+    if (folder / INDEX_FILE).exists():
+        shards = sorted(folder / file for file in _indexed(folder / INDEX_FILE))
+        if absent := [shard.name for shard in shards if not shard.exists()]:
+            raise BadRequest(f"{folder} lacks {', '.join(absent[:3])}, which its {INDEX_FILE} names.")
+        return shards
+    others = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith(STRAYS))
+    if not others:
+        pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+        found = f" It has {', '.join(pickles[:3])}; save the model as safetensors first." if pickles else ""
+        raise BadRequest(f"{folder} holds no .safetensors file; other weight formats are not read.{found}")
+    return others
+
+
+def _indexed(index: Path) -> set[str]:
+    """The files that an index names, all of them its neighbours."""
+    wrong = f"{index} has no weight_map from tensors to files beside it"
+    files = read_json_object(index, str(index)).get("weight_map")
+    if not isinstance(files, dict):
+        raise BadRequest(f"{wrong}.")
+    if not all(isinstance(file, str) and file == Path(file).name for file in files.values()):
+        raise BadRequest(f"{wrong}: a file is none beside it.")
+    return set(files.values())
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """As they stand in its files; what reads one does so before the next is asked for."""
+    for file in weight_files(folder):
+        try:
+            with safe_open(str(file), framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    yield name, functools.partial(opened.get_tensor, name)
+        except (OSError, SafetensorError) as error:
+            raise BadRequest(f"{file} cannot be read: {error}.") from None
+
+
+def stream_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """The names of a folder's tensors, each with what reads it; those that have scales come multiplied by them."""
+    scaled = {name.removesuffix(SCALE) for name, _ in stored_tensors(folder) if name.endswith(SCALE)}
+    return descaled(stored_tensors(folder), scaled)

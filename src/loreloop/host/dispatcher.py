@@ -1,0 +1,408 @@
+"""The dispatcher of the HTTP process: routers hand operations in here and wait here for what became of them.
+
+In: operations. Out: results, failures and token streams, each request exactly once. A training operation is journaled
+when `submit` returns, and its result before anybody hears of it. Knows neither HTTP nor how an engine computes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loreloop.config import Config
+from loreloop.host.counts import Counts
+from loreloop.host.link import EngineConnection
+from loreloop.host.meter import Meter
+from loreloop.host.tickets import Recording, Ticket
+from loreloop.protocol.errors import Gone, NotFound, OutOfService, Unavailable
+from loreloop.protocol.link import (
+    BatchDone,
+    BatchStarted,
+    CancelSample,
+    DropModel,
+    DropRevision,
+    EngineInfo,
+    FromEngine,
+    Hello,
+    Meters,
+    ModelLost,
+    OpEnd,
+    Queues,
+    Restore,
+    Restored,
+    Sample,
+    SampleEnd,
+    SnapshotRecorded,
+    Snapshotted,
+    Submit,
+    ToEngine,
+    Token,
+    Tokens,
+)
+from loreloop.protocol.sampling import SampleOp, SampleResult
+from loreloop.protocol.training import Failure, SkipSeq, TrainOp, all_ids
+from loreloop.store import journal, replay, runs, samplers, sessions, spool
+from loreloop.store.files import Files, delete
+from loreloop.store.rows import Acceptance, DamagedOp, Outcome, SequenceRecord
+from loreloop.store.store import Store
+
+SESSION_OVER = Failure("user", "The session of this request has ended; open a new one and load a checkpoint.")
+MAX_SAMPLE_DEATHS, MAX_OP_DEATHS = 3, 4  # a sample can be asked for again, a training operation is missed: it goes last
+LOG = logging.getLogger(__name__)
+CANCELLED = Failure("user", "The request was cancelled.")
+STOPPING = "The server is stopping; send this again in a moment."
+STOPPED = Failure("server", STOPPING)
+
+
+class _Astray(Exception):
+    """An engine's state is not what it was; nothing that it says may be taken any more."""
+
+
+@dataclass
+class _Engine:
+    """A base model's engine as seen from here; `connection` is None while it is dead or not up yet.
+
+    `executing` are the training operations that it has in hand, `deaths` counts the engines that died with an operation
+    in hand.
+    """
+
+    info: asyncio.Future[EngineInfo] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    connection: EngineConnection | None = None
+    queues: Queues = field(default_factory=lambda: Queues(0, 0, 0))
+    meters: Meters = field(default_factory=Meters)
+    counts: Counts = field(default_factory=Counts)
+    executing: set[str] = field(default_factory=set)
+    deaths: Counter[str] = field(default_factory=Counter)
+
+
+class Dispatcher:
+    """One per HTTP process; lives on its event loop."""
+
+    def __init__(self, config: Config, store: Store, base_models: tuple[str, ...]) -> None:
+        self.config, self.store, self.files = config, store, Files(store.folder)
+        self.engines = {name: _Engine() for name in base_models}
+        self.tickets: dict[str, Ticket] = {}
+        self.meter = Meter(store)
+        self.n_waiting_samples = 0
+        self.ends: dict[str, asyncio.Event] = {}
+        self.stopping = False
+
+    # training
+
+    async def submit(self, op: TrainOp, accepted: Acceptance) -> None:
+        """Journals the operation and hands it to its engine. The same operation again changes nothing; BadRequest if
+        another body came under the same (model, seq_id)."""
+        if await self.store.write(journal.append, self.store.segments, op, accepted):
+            self._send(accepted.base_model, Submit(op))
+
+    async def skip(self, model_id: str, seq_id: int, request_id: str, base_model: str) -> None:
+        """Marks a sequence id as used up by a refused request."""
+        await self.submit(SkipSeq(model_id, seq_id, request_id), Acceptance(base_model, "refused"))
+
+    async def outcome(self, request_id: str, hold_seconds: float) -> Outcome | None:
+        """How a training operation ended, or None if it has not after a while. NotFound and Gone as in the journal."""
+        found = self.store.read(journal.outcome, self.store.segments, request_id)
+        if found is not None:
+            return found
+        ended = self.ends.setdefault(request_id, asyncio.Event())
+        try:
+            async with asyncio.timeout(hold_seconds):
+                await ended.wait()
+        except TimeoutError:
+            return None
+        return self.store.read(journal.outcome, self.store.segments, request_id)
+
+    def _release(self, request_id: str) -> None:
+        if ended := self.ends.pop(request_id, None):
+            ended.set()
+
+    # sampling
+
+    def sample(self, op: SampleOp, base_model: str, recording: Recording | None = None) -> bool:
+        """Hands a request to its engine; False: this request id is known already. Unavailable when too many wait."""
+        if op.request_id in self.tickets:
+            return False
+        if self.n_waiting_samples >= self.config.limits.waiting_samples:
+            n = self.n_waiting_samples
+            raise Unavailable(f"{n} samples are waiting before this one; send it again in a moment.", queue_position=n)
+        self._send(base_model, Sample(op))
+        self.tickets[op.request_id] = Ticket(op=op, base_model=base_model, recording=recording)
+        self.n_waiting_samples += 1
+        return True
+
+    def cancel(self, request_id: str) -> None:
+        """Ends an unfinished sample; others are left alone."""
+        ticket = self.tickets.get(request_id)
+        if ticket and ticket.result is None:
+            self._send(ticket.base_model, CancelSample(request_id))
+            self._end_sample(ticket, CANCELLED)
+
+    async def sample_result(self, request_id: str, hold_seconds: float | None) -> SampleResult | Failure | None:
+        """How a sample ended, or None if it has not after so long; Gone if nothing is known of it any more."""
+        result = await self._ticket(request_id).wait(hold_seconds)
+        if result is STOPPED:
+            raise OutOfService(STOPPING)
+        return result
+
+    def stream(self, request_id: str) -> AsyncIterator[Token | SampleResult | Failure]:
+        return self._ticket(request_id).stream()
+
+    def forget(self, request_id: str) -> None:
+        """Lets go of a sample whose result has been delivered for good; an unfinished one is cancelled."""
+        self.cancel(request_id)
+        self.tickets.pop(request_id, None)
+
+    def _ticket(self, request_id: str) -> Ticket:
+        ticket = self.tickets.get(request_id)
+        if ticket is None:
+            raise Gone(f"The sample {request_id!r} is not known (any more); ask for it again.")
+        return ticket
+
+    def _end_sample(self, ticket: Ticket, result: SampleResult | Failure) -> None:
+        if ticket.result is None:
+            self.n_waiting_samples -= 1
+            self.engines[ticket.base_model].counts.sample_ended(ticket.op, result)
+            self.meter.add(ticket.op.owner, ticket.spent(result, time.time()))
+        ticket.end(result, time.time())
+
+    # engines
+
+    async def info(self, base_model: str) -> EngineInfo:
+        """What the engine said of itself; waits until it has."""
+        if base_model not in self.engines:
+            raise NotFound(f"The model {base_model!r} is not served here; served are {', '.join(self.engines)}.")
+        return await asyncio.shield(self.engines[base_model].info)
+
+    def known_info(self, base_model: str) -> EngineInfo | None:
+        """The same without waiting: None where the engine has said nothing yet, or never will."""
+        info = self.engines[base_model].info
+        return info.result() if info.done() and not info.exception() else None
+
+    def queues(self, base_model: str) -> Queues:
+        """How much waits and runs, as the engine last said."""
+        return self.engines[base_model].queues
+
+    def is_up(self, base_model: str) -> bool:
+        return self.engines[base_model].connection is not None
+
+    def meters(self, base_model: str) -> Meters:
+        """What the engine last counted of itself."""
+        return self.engines[base_model].meters
+
+    def counts(self, base_model: str) -> Counts:
+        return self.engines[base_model].counts
+
+    async def serve_engine(self, connection: EngineConnection) -> None:
+        """Carries one engine through its life: what it must know first, then whatever it says."""
+        base_model = ""
+        try:
+            async for message in connection.messages():
+                if isinstance(message, Hello):
+                    base_model = message.base_model
+                    await self._welcome(message, connection)
+                else:
+                    await self._hear(base_model, message)
+        except (_Astray, Unavailable) as trouble:  # the second: the store cannot be read or written just now
+            LOG.error("the engine of %s must begin anew: %s", base_model, trouble)
+        finally:
+            connection.close()
+            if base_model and self.engines[base_model].connection is connection:
+                self.engines[base_model].connection = None
+                await self._blame(base_model)
+
+    async def _welcome(self, hello: Hello, connection: EngineConnection) -> None:
+        engine = self.engines[hello.base_model]
+        if not engine.info.done():
+            engine.info.set_result(hello.info)
+        while (state := self.store.read(replay.replay_state, self.store.segments, hello.base_model)).damaged:
+            for damaged in state.damaged:
+                await self._end_damaged(damaged)
+        connection.send(Restore(state.snapshots, state.batches, state.next_plan_no))
+        for op in state.ops:
+            connection.send(Submit(op, alone=op.request_id in engine.deaths))
+        connection.send(Restored())
+        for ticket in self.tickets.values():
+            if ticket.base_model == hello.base_model and ticket.result is None:
+                connection.send(Sample(ticket.resumed()))
+        engine.connection = connection
+
+    async def _blame(self, base_model: str) -> None:
+        """What an engine had in hand whenever it died may be what kills it; it is not tried for ever."""
+        for ticket in self.tickets.values():
+            if ticket.base_model == base_model and ticket.result is None:
+                ticket.n_deaths += 1
+                if ticket.n_deaths >= MAX_SAMPLE_DEATHS:
+                    self._end_sample(ticket, _killer(MAX_SAMPLE_DEATHS))
+        engine = self.engines[base_model]
+        engine.counts.n_deaths += 1
+        engine.queues, engine.meters = Queues(0, 0, 0), Meters()
+        engine.deaths.update(engine.executing)
+        engine.executing = set()
+        for request_id in [r for r, n_deaths in engine.deaths.items() if n_deaths >= MAX_OP_DEATHS]:
+            del engine.deaths[request_id]
+            if model_id := self.store.read(journal.executed_model, request_id):
+                await self.lose_model(model_id, f"the engine died {MAX_OP_DEATHS} times executing {request_id} again")
+            else:
+                await self._give_up(request_id, _killer(MAX_OP_DEATHS))
+
+    async def _end_damaged(self, op: DamagedOp) -> None:
+        """Without an executed operation its model cannot be brought back; another one ends, and is skipped."""
+        if op.executed:
+            await self.lose_model(op.model_id, f"{op.request_id} would have to be executed again, and {op.reason}")
+        else:
+            LOG.error("%s is damaged and given up: %s", op.request_id, op.reason)
+            reason = f"What was written down of {op.request_id} is damaged, and it was not executed: {op.reason}"
+            await self._give_up(op.request_id, Failure("server", reason))
+
+    async def _went_astray(self, base_model: str, end: OpEnd) -> None:
+        """An executed operation that fails when it is executed again leaves its model in another state. What is wrong
+        with the operation stays wrong; other trouble may pass, and another engine tries again: only so often, unless
+        it is certain that the operation has no part in it."""
+        failure = end.result
+        model_id = self.store.read(journal.executed_model, end.request_id)
+        if isinstance(failure, Failure) and failure.category == "user" and model_id:
+            await self.lose_model(model_id, f"{end.request_id} fails when it is executed again: {failure.message}")
+        else:
+            if not (isinstance(failure, Failure) and failure.passing):
+                self.engines[base_model].executing.add(end.request_id)
+            raise _Astray(f"{end.request_id} had succeeded and fails when it is executed again: {failure}")
+
+    async def _give_up(self, request_id: str, failure: Failure) -> None:
+        await self.store.write(journal.give_up, self.store.segments, request_id, failure, time.time())
+        self._release(request_id)
+
+    async def _hear(self, base_model: str, message: FromEngine) -> None:
+        match message:
+            case BatchStarted(request_ids):
+                self.engines[base_model].executing.update(request_ids)
+            case BatchDone(ends=ends):
+                self.engines[base_model].executing.difference_update(end.request_id for end in ends)
+                segments, now = self.store.segments, time.time()
+                astray = await self.store.write(journal.record_batch, segments, base_model, message, now)
+                self.engines[base_model].counts.batch_ended(message)
+                for end in ends:
+                    self.engines[base_model].deaths.pop(end.request_id, None)
+                    self._release(end.request_id)
+                for end in astray:
+                    await self._went_astray(base_model, end)
+            case ModelLost(model_id, reason):
+                await self.lose_model(model_id, reason)
+            case Snapshotted():
+                await self.store.write(journal.record_snapshot, base_model, message)
+                self._send(base_model, SnapshotRecorded(message.plan_no))
+            case Queues():
+                self.engines[base_model].queues = message
+            case Meters():
+                self.engines[base_model].meters = message
+            case Tokens(request_id, tokens):
+                if ticket := self.tickets.get(request_id):
+                    ticket.add(tokens)
+            case SampleEnd(request_id, result):
+                if ticket := self.tickets.get(request_id):
+                    await self._record(ticket, result)
+                    self._end_sample(ticket, result)
+
+    async def _record(self, ticket: Ticket, result: SampleResult | Failure) -> None:
+        if ticket.recording is None or isinstance(result, Failure):
+            return
+        prompt = all_ids(ticket.op.prompt)
+        revision_id = ticket.op.revision.revision_id if ticket.op.revision else None
+        records = [
+            SequenceRecord(
+                prompt=prompt,
+                tokens=s.tokens,
+                logprobs=s.logprobs,
+                revision_id=revision_id,
+                base_model=ticket.base_model,
+                routes=s.routes,
+            )
+            for s in result.sequences
+        ]
+        session = self.config.session
+        await self.store.write(
+            spool.add,
+            self.store.segments,
+            ticket.recording.session_id,
+            ticket.recording.sequence_ids,
+            records,
+            expires=time.time() + session.spool_ttl_seconds,
+            max_bytes=session.spool_mib << 20,
+        )
+
+    def _send(self, base_model: str, message: ToEngine) -> None:
+        # Without an engine nothing is lost: the next one is sent all that is unfinished.
+        if connection := self.engines[base_model].connection:
+            connection.send(message)
+
+    def _send_all(self, message: ToEngine) -> None:
+        for base_model in self.engines:
+            self._send(base_model, message)
+
+    # ends
+
+    def stop(self) -> None:
+        """Whoever waits is answered now, since nothing more will come: polls with "not yet", the others with a failure
+        that says to ask again."""
+        self.stopping = True
+        for request_id in list(self.ends):
+            self._release(request_id)
+        for ticket in self.tickets.values():
+            self._end_sample(ticket, STOPPED)
+        for engine in self.engines.values():
+            if not engine.info.done():
+                engine.info.set_exception(OutOfService(STOPPING))
+                engine.info.exception()  # also where nobody waits
+
+    async def close_session(self, session_id: str) -> None:
+        """After a session has ended: its samples are cancelled, its models unloaded, its ephemeral adapters deleted."""
+        mine = f"{session_id}:"
+        for request_id in [r for r, ticket in self.tickets.items() if r.startswith(mine) and ticket.result is None]:
+            self.cancel(request_id)
+        for run in self.store.read(runs.of_session, session_id):
+            await self.drop_model(run.id)
+        for sampler in self.store.read(samplers.of_session, session_id):
+            if sampler.run_id and sampler.revision_id:
+                self.drop_revision(sampler.revision_id)
+        for folder in self.store.read(sessions.revisions_of, session_id):
+            delete(Path(folder))
+
+    async def drop_model(self, run_id: str) -> None:
+        """Unloads a run's training state; its unfinished operations end as failures."""
+        self._send_all(DropModel(run_id))
+        await self.store.write(runs.set_dead, run_id)
+        files = await self.store.write(journal.forget_model, self.store.segments, run_id, SESSION_OVER, time.time())
+        for file in filter(None, files):
+            Path(file).unlink(missing_ok=True)
+        self._release_all(run_id)
+
+    def _release_all(self, run_id: str) -> None:
+        for request_id in [r for r in self.ends if r.startswith(f"{run_id}:")]:
+            self._release(request_id)
+
+    async def lose_model(self, run_id: str, reason: str) -> None:
+        """Ends a run whose state cannot be restored: its operations end as failures that say why, and so does whatever
+        is asked of it later. What it has saved, and the files of its state, are left alone."""
+        LOG.error("the state of %s is lost: %s", run_id, reason)
+        self._send_all(DropModel(run_id))
+        message = f"The state of {run_id} is lost: {reason}. Load its newest checkpoint in a new session."
+        lost = Failure("server", message)
+        await self.store.write(journal.lose_model, self.store.segments, run_id, lost, time.time())
+        self._release_all(run_id)
+
+    def drop_revision(self, revision_id: str) -> None:
+        self._send_all(DropRevision(revision_id))
+
+    def forget_results(self, ended_before: float) -> None:
+        """Lets go of sample results that nobody fetched in time."""
+        for request_id, ticket in list(self.tickets.items()):
+            if ticket.result is not None and ticket.ended < ended_before:
+                del self.tickets[request_id]
+
+
+def _killer(n_deaths: int) -> Failure:
+    return Failure("server", f"The engine died {n_deaths} times while this request was in its hands; it is given up.")

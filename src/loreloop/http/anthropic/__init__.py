@@ -1,0 +1,4 @@
+"""http/anthropic: the routes that Anthropic's clients call.
+
+It knows neither Tinker's nor OpenAI's routes.
+"""

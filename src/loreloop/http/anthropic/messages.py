@@ -1,0 +1,284 @@
+"""Anthropic's messages: a body to a chat, a reply's blocks to content blocks and events, and counting tokens.
+
+Not of Anthropic: `warning`, of the message or the delta that ends it, where a tool call was broken or cut off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from loreloop.http.anthropic.context_edits import managed
+from loreloop.http.bodies import answer, read_as_sent
+from loreloop.http.generation.chat import Chat, ChatAsk, Reply, chat_on, left_open, prompt_length, seen
+from loreloop.http.generation.reply_blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
+from loreloop.http.generation.requests import Model, find_model, forget, heard, prompt_only, results, start
+from loreloop.http.services import Services, asker, services
+from loreloop.http.sse import EventStream, named_event
+from loreloop.protocol.anthropic_rest import (
+    Choice,
+    CountTokens,
+    Document,
+    Image,
+    Message,
+    Messages,
+    RedactedThinking,
+    Text,
+    ThinkingPart,
+    ToolResult,
+    ToolUse,
+)
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.link import Token
+from loreloop.protocol.rest import WireSamplingParams
+from loreloop.protocol.sampling import SampledSequence, SampleResult
+from loreloop.protocol.token_ids import n_ids, unpack_ids
+from loreloop.protocol.training import Failure, length_of
+from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, turn_of_parts
+from loreloop.text.tools.json_scan import whole_part
+from loreloop.text.tools.tool_calls import Tool
+
+
+async def messages(request: Request) -> Response:
+    asker(request)
+    body = await read_as_sent(request, Messages)
+    model = await find_model(request, body.model, (body.metadata or {}).get("user_id"))
+    ask = ask_of(body, params_of(body), stream=bool(body.stream))
+    edited = await managed(model, await seen(services(request).pictures, model, ask), body.context_management)
+    asked = Asked(body, await chat_on(model, edited.ask), edited.applied)
+    if body.stream:
+        start(services(request), model, [asked.chat.op])
+        at_end = partial(forget, services(request), [asked.chat.op])
+        return EventStream(events(services(request), asked), model.headers, at_end)
+    result = asked.told((await results(request, model, [asked.chat.op]))[0])
+    response = answer(asked.whole(result))
+    response.headers.update(model.headers)
+    return response
+
+
+async def count_tokens(request: Request) -> Response:
+    asker(request)
+    body = await read_as_sent(request, CountTokens)
+    model: Model = await find_model(request, body.model)
+    ask = await seen(services(request).pictures, model, ask_of(body, WireSamplingParams(), stream=False))
+    edited = await managed(model, ask, body.context_management)
+    counted: dict[str, Any] = {"input_tokens": await prompt_length(model, edited.ask.conversation)}
+    if body.context_management is not None:
+        counted["context_management"] = {"original_input_tokens": await prompt_length(model, ask.conversation)}
+    return answer(counted)
+
+
+# from the body
+
+
+def params_of(body: Messages) -> WireSamplingParams:
+    given = {
+        name: value for name in ("temperature", "top_p", "top_k", "seed") if (value := getattr(body, name)) is not None
+    }
+    form = body.output_config.format if body.output_config else None
+    schema = form.schema_ if form else None
+    return WireSamplingParams(max_tokens=body.max_tokens, stop=body.stop_sequences or None, json_schema=schema, **given)
+
+
+def ask_of(body: CountTokens, wire: WireSamplingParams, *, stream: bool) -> ChatAsk:
+    system = body.system if isinstance(body.system, str) else "\n\n".join(part.text for part in body.system or ())
+    turns = [Turn("system", system)] if system else []
+    for message in body.messages:
+        turns += turns_of(message)
+    tools = tuple(
+        Tool(tool.name, tool.description or "", tool.input_schema, bool(tool.strict)) for tool in body.tools or ()
+    )
+    choice, settings = body.tool_choice or Choice(type="auto"), dict[str, Any]()
+    if body.thinking is not None:
+        settings["enable_thinking"] = body.thinking.type != "disabled"
+    if body.output_config and body.output_config.effort is not None:
+        settings["reasoning_effort"] = body.output_config.effort
+    if choice.type == "tool" and choice.name is None:
+        raise BadRequest("tool_choice of type 'tool' must name one.")
+    wanted = {"auto": "auto", "none": "none", "any": "required", "tool": f"={choice.name}"}[choice.type]
+    parallel = not choice.disable_parallel_tool_use
+    begun = thought = ""
+    if turns and turns[-1].role == "assistant" and not turns[-1].calls:
+        last = turns.pop()  # here the last message of an assistant is one to go on with
+        if last.parts:
+            raise BadRequest("The last message, with which the answer begins, holds an image; leave that out.")
+        begun, thought = last.content, last.thinking or ""
+    conversation = Conversation(tuple(turns), tools, settings, begun, thought)
+    return ChatAsk(
+        conversation=conversation, wire=wire, choice=wanted, parallel=parallel, stream=stream, left_open=left_open(body)
+    )
+
+
+def turns_of(message: Message) -> Iterator[Turn]:
+    """Results of tools come in a user's message here; they are turns of their own."""
+    if isinstance(message.content, str):
+        yield Turn(message.role, message.content)
+        return
+    thinking, parts, calls = "", list[str | Picture](), list[MadeCall]()
+    for part in message.content:
+        match part:
+            case Text(text=text):
+                parts.append(text)
+            case ThinkingPart(thinking=thought):
+                thinking += thought
+            case RedactedThinking():
+                raise BadRequest("A redacted_thinking block cannot be read here: it is encrypted; leave it out.")
+            case ToolUse():
+                calls.append(MadeCall(part.id, part.name, json.dumps(part.input, ensure_ascii=False)))
+            case ToolResult():
+                yield turn_of_parts("tool", result_parts(part), call_id=part.tool_use_id)
+            case Image() | Document():
+                parts.append(picture_of(part))
+    if parts or calls or thinking:
+        yield turn_of_parts(message.role, parts, thinking=thinking or None, calls=tuple(calls))
+
+
+def result_parts(result: ToolResult) -> list[str | Picture]:
+    told: list[str | Picture] = ["Error: "] if result.is_error else []
+    if result.content is None or isinstance(result.content, str):
+        return [*told, result.content or ""]
+    return [*told, *(part.text if isinstance(part, Text) else picture_of(part) for part in result.content)]
+
+
+def picture_of(part: Image | Document) -> Picture:
+    if isinstance(part, Document):
+        raise BadRequest("Documents are not read here; leave document blocks out, or send their text.")
+    match part.source:
+        case {"type": "base64", "media_type": str(media_type), "data": str(data)}:
+            return Picture(f"data:{media_type};base64,{data}")
+        case {"type": "url", "url": str(url)}:
+            return Picture(url)
+    raise BadRequest("An image block's source is neither {type: base64, media_type, data} nor {type: url, url}.")
+
+
+# to the answer
+
+
+@dataclass(frozen=True)
+class Asked:
+    body: Messages
+    chat: Chat
+    applied: list[dict[str, Any]]  # edits of the context
+
+    @property
+    def prompt_only(self) -> bool:
+        """Whether the prompt is to be read, so that its prefix is cached, and nothing to be said."""
+        return self.body.max_tokens == 0
+
+    @property
+    def management(self) -> dict[str, Any]:
+        """What was done to the context, for who asked that it be managed."""
+        return {"context_management": {"applied_edits": self.applied}} if self.body.context_management else {}
+
+    def told(self, result: SampleResult) -> SampleResult:
+        return prompt_only(result) if self.prompt_only else result
+
+    def message(
+        self, content: list[dict[str, Any]], result: SampleResult | None, stop: dict[str, Any]
+    ) -> dict[str, Any]:
+        n_drawn = n_ids(result.sequences[0].tokens) if result else 0
+        return {
+            "id": f"msg_{self.chat.op.request_id.removeprefix('gen-')}",
+            "type": "message",
+            "role": "assistant",
+            "model": self.body.model,
+            "content": content,
+            **stop,
+            **self.management,
+            "usage": self.usage(n_drawn, result.cache_hit_tokens if result else 0),
+        }
+
+    def usage(self, n_drawn: int, n_cached: int) -> dict[str, int]:
+        """Anthropic counts cached tokens apart from the others."""
+        return {
+            "input_tokens": length_of(self.chat.op.prompt) - n_cached,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": n_cached,
+            "output_tokens": n_drawn,
+        }
+
+    def whole(self, result: SampleResult) -> dict[str, Any]:
+        sequence, reply, blocks = result.sequences[0], self.chat.reply(), Blocks(note=self.chat.warning)
+        for token in unpack_ids(sequence.tokens).tolist():
+            blocks.add(reply.push(token))
+        blocks.add(reply.flush())
+        return self.message([content_of(block) for block in blocks.done], result, stop_of(sequence, reply, blocks))
+
+
+def stop_of(sequence: SampledSequence, reply: Reply, blocks: Blocks) -> dict[str, Any]:
+    found = reply.growing.trimmer.found
+    if found is not None:
+        reason = "stop_sequence"
+    elif sequence.stop_reason == "length":
+        reason = "max_tokens"
+    else:
+        reason = "tool_use" if blocks.ends_in_calls else "end_turn"
+    stop = {"stop_reason": reason, "stop_sequence": found}
+    return stop | ({"warning": blocks.warning} if blocks.warning else {})
+
+
+def content_of(block: Block) -> dict[str, Any]:
+    match block.kind:
+        case "text":
+            return {"type": "text", "text": block.text}
+        case "thinking":
+            return {"type": "thinking", "thinking": block.text, "signature": ""}
+        case "call":
+            return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": whole_part(block.text)}
+
+
+def event_of(event: BlockEvent, blocks: Blocks) -> bytes:
+    match event:
+        case Opened(index, block):
+            content = content_of(Block(block.kind, "{}" if block.kind == "call" else "", block.call_id, block.name))
+            return named("content_block_start", index=index, content_block=content)
+        case Grown(index, text):
+            kind, field = {
+                "text": ("text_delta", "text"),
+                "thinking": ("thinking_delta", "thinking"),
+                "call": ("input_json_delta", "partial_json"),
+            }[blocks.done[index].kind]
+            return named("content_block_delta", index=index, delta={"type": kind, field: text})
+        case Closed(index):
+            return named("content_block_stop", index=index)
+
+
+def named(kind: str, **fields: Any) -> bytes:
+    return named_event(kind, {"type": kind, **fields})
+
+
+async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
+    reply, blocks = asked.chat.reply(), Blocks(note=asked.chat.warning)
+
+    def told(found: Sequence[BlockEvent]) -> bytes:
+        return b"".join(event_of(event, blocks) for event in found)
+
+    yield named("message_start", message=asked.message([], None, {"stop_reason": None, "stop_sequence": None}))
+    async for _, item in heard(served, [asked.chat.op]):
+        if isinstance(item, Failure):
+            kind = "invalid_request_error" if item.category == "user" else "api_error"
+            yield named("error", error={"type": kind, "message": item.message})
+        elif isinstance(item, Token):
+            if not asked.prompt_only and (event := told(blocks.add(reply.push(item.token)))):
+                yield event
+        else:
+            item = asked.told(item)
+            yield told([*blocks.add(reply.flush()), *blocks.end()])
+            n_drawn = n_ids(item.sequences[0].tokens)
+            delta = stop_of(item.sequences[0], reply, blocks)
+            usage = asked.usage(n_drawn, item.cache_hit_tokens)
+            yield named("message_delta", delta=delta, usage=usage, **asked.management)
+            yield named("message_stop")
+
+
+ROUTES = [
+    Route("/messages", messages, methods=["POST"]),
+    Route("/messages/count_tokens", count_tokens, methods=["POST"]),
+]

@@ -1,0 +1,150 @@
+"""The application: routers composed, and the one place where errors become HTTP answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from loreloop.host.dispatcher import STOPPING
+from loreloop.http import hub
+from loreloop.http.anthropic import messages
+from loreloop.http.bodies import answer
+from loreloop.http.exchange import Exchange
+from loreloop.http.openai import chat_completions, completions, models, responses
+from loreloop.http.operations import deployments, health, metrics, removal
+from loreloop.http.services import Services
+from loreloop.http.tinker import downloads, futures, runs, sampling, sessions, training
+from loreloop.protocol import errors
+
+STATUS_CODES: dict[type[errors.LoreloopError], int] = {
+    errors.BadRequest: 400,
+    errors.Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.Gone: 410,
+    errors.TooLarge: 413,
+    errors.Unavailable: 429,
+    errors.OutOfService: 503,
+    errors.UserError: 400,
+    errors.LoreloopError: 500,
+}
+KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
+
+
+LOG = logging.getLogger(__name__)
+FAULT = "The server failed on this request; its log says why,"
+PLACES = "OpenAI's API is under /v1, Anthropic's under /anthropic/api/v1, Tinker's under /api/v1."
+
+
+def create_app(services: Services) -> Starlette:
+    tinker: list[Route] = [
+        *sessions.ROUTES,
+        *training.ROUTES,
+        *sampling.ROUTES,
+        *futures.ROUTES,
+        *runs.ROUTES,
+        *downloads.ROUTES,
+        *health.ROUTES,
+    ]
+    openai_routes = [*models.ROUTES, *completions.ROUTES, *chat_completions.ROUTES, *responses.ROUTES]
+    app = Starlette(
+        routes=[
+            Mount("/api/v1", routes=tinker),
+            Mount("/oai/api/v1", routes=openai_routes),
+            Mount("/v1", routes=openai_routes),
+            Mount("/anthropic/api/v1", routes=[*messages.ROUTES, *models.ROUTES]),
+            Mount("/hf", routes=hub.ROUTES),
+            Mount("/loop/v1", routes=[*deployments.ROUTES, *removal.ROUTES]),
+            *health.ROUTES,
+            *metrics.ROUTES,
+        ],
+        exception_handlers={errors.LoreloopError: on_error, HTTPException: on_http_error},  # type: ignore[dict-item]
+    )
+    app.state.services = services
+    app.add_middleware(Boundary)
+    return app
+
+
+def error_answer(status_code: int, message: str, details: dict[str, Any] | None = None) -> Response:
+    """A body that the SDK, its command line (`detail`), OpenAI's and Anthropic's clients (`error`) can all show."""
+    kind = KINDS.get(status_code, "server_error" if status_code >= 500 else "invalid_request_error")
+    error = {"message": message, "type": kind} | ({"details": details} if details else {})
+    return answer({"type": "error", "detail": message, "error": error}, status_code)
+
+
+def on_error(request: Request, error: errors.LoreloopError) -> Response:
+    status_code = next(STATUS_CODES[kind] for kind in type(error).__mro__ if kind in STATUS_CODES)
+    response = error_answer(status_code, error.message, error.details if isinstance(error, errors.BadRequest) else None)
+    if isinstance(error, errors.Unavailable):
+        response.headers["retry-after"] = str(max(1, round(error.retry_after_seconds)))
+        if error.queue_position is not None:
+            response.headers["x-queue-position"] = str(error.queue_position)
+    return response
+
+
+def on_http_error(request: Request, error: HTTPException) -> Response:
+    if error.status_code == 404:
+        return error_answer(404, f"There is no route {request.method} {request.url.path} on this server. {PLACES}")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return error_answer(405, f"{request.url.path} does not take {request.method}; send {allowed}.")
+    return error_answer(error.status_code, str(error.detail))
+
+
+class Boundary:
+    """What escapes a route is a fault of ours: it is logged, and the client hears so, in whatever state the answer is.
+    Counts and logs what passes; while the server stops, nothing new does."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        served, exchange = scope["app"].state.services, Exchange(scope, send)
+        try:
+            if served.dispatcher.stopping:
+                raise errors.OutOfService(STOPPING)
+            await self.app(scope, receive, exchange.send)
+        except ClientDisconnect:
+            pass  # nobody is left to answer
+        except (asyncio.CancelledError, errors.OutOfService):
+            if not served.dispatcher.stopping:
+                raise
+            await exchange.break_off(stopping_answer(), STOPPING, receive)
+        except Exception as error:
+            known = errors.disk_trouble(error) or error.__cause__  # the second: raised within a stream that had begun
+            if isinstance(known, errors.LoreloopError):
+                said, response = known.message, on_error(Request(scope), known)
+            else:
+                LOG.exception("%s failed", exchange)
+                said = f"{FAULT} under {exchange.request_id}."
+                response = error_answer(500, said)
+            await exchange.break_off(response, said, receive)
+        finally:
+            served.requests.add(exchange.route, exchange.status_code, exchange.seconds)
+            LOG.info("%s", exchange)
+
+
+def stopping_answer() -> Response:
+    response = error_answer(503, STOPPING)
+    response.headers["retry-after"] = "1"
+    response.headers["connection"] = "close"
+    return response

@@ -1,0 +1,319 @@
+"""A chat request as all dialects reduce to it: from a conversation to operations, from tokens to pieces of a reply.
+
+Knows no dialect's bodies, and not how a model's family writes tool calls.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import msgspec
+
+from loreloop.http.generation.requests import Model, Report, encoded, most_tokens, operation
+from loreloop.http.pictures import Pictures
+from loreloop.protocol.checks import check_tokens, too_long
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.openai_rest import MAX_TOOLS
+from loreloop.protocol.rest import WireSamplingParams
+from loreloop.protocol.sampling import SampleOp, Thoughts
+from loreloop.protocol.training import Chunk, length_of
+from loreloop.text.answers import THINK, parts_of
+from loreloop.text.conversation import Conversation, prompt_text, template_of
+from loreloop.text.grammars.sandbox import WantedSchema
+from loreloop.text.streaming_detokenizer import StreamingDetokenizer
+from loreloop.text.templates.generation_defaults import DEFAULTED
+from loreloop.text.tools.call_buffer import CallBuffer
+from loreloop.text.tools.tool_calls import (
+    Broken,
+    CallArguments,
+    CallBegins,
+    CallCut,
+    CallEnds,
+    Content,
+    Piece,
+    Thinking,
+    Tool,
+)
+from loreloop.text.tools.tool_formats import ToolFormat, format_of, token_term
+from loreloop.text.tools.tool_reader import ReplyReader
+
+MAX_TOOL_BYTES = 512 << 10  # of all descriptions and schemas together
+BROKEN_CALL = "What looks like a tool call in the content could not be read as one."
+CUT_CALL = "The last tool call was cut off before its end; its arguments are not whole."
+
+
+@dataclass(frozen=True)
+class ChatAsk:
+    """`choice` is auto, none, required, or `=NAME` for one tool; `wire` may hold a grammar for the content, whose
+    schema is held exactly or refused where it is `strict`. For the parameters that are `left_open` the model's own
+    defaults hold."""
+
+    conversation: Conversation
+    wire: WireSamplingParams
+    choice: str = "auto"
+    parallel: bool = True
+    n: int = 1
+    stream: bool = False
+    report: Report = field(default_factory=Report)
+    left_open: frozenset[str] = frozenset()
+    strict: bool = False
+
+
+def left_open(body: object) -> frozenset[str]:
+    """Those of the parameters for which models have defaults that a request's body does not give."""
+    return frozenset(name for name in DEFAULTED if getattr(body, name, None) is None)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A checked request on its model."""
+
+    model: Model
+    op: SampleOp
+    form: ToolFormat
+    stop_strings: tuple[str, ...]
+    thinking: bool
+    opened: bool  # the prompt ends inside a thought
+    tools: tuple[Tool, ...]  # that the reply may call
+    at_once: bool  # calls are by a grammar, and told while they are written
+    warning: str | None = None  # of what the request asked for and cannot be held
+
+    def reply(self) -> Reply:
+        shown = (*self.form.markers, *THINK)
+        params, parts = self.op.params, parts_of(self.op.params.thoughts)
+        growing = StreamingDetokenizer(self.model.text.tokenizer, params.stop_tokens, self.stop_strings, shown, parts)
+        reader = ReplyReader(
+            self.form, thinking=self.thinking, tools_allowed=bool(self.tools), opened=self.opened, tools=self.tools
+        )
+        return Reply(growing, reader, CallBuffer(at_once=self.at_once))
+
+
+async def chat_on(model: Model, ask: ChatAsk) -> Chat:
+    """BadRequest where template, tools or parameters do not fit together."""
+    conversation = replace(ask.conversation, tools=()) if ask.choice == "none" else ask.conversation
+    template = template_of(model.text.template, conversation)
+    form = format_of(template.source)
+    prompt = bounded_prompt(model, conversation)
+    thinking = THINK[0] in (template.source or "")
+    opened = thinking and prompt.rstrip().endswith(THINK[0])
+    constrained = await held(model, ask)
+    own = {name: value for name, value in model.defaults.items() if name in ask.left_open}
+    wire = msgspec.structs.replace(constrained.wire, **own)
+    grammar = _call_grammar(model, form, ask, constrained)
+    if grammar:
+        wire = msgspec.structs.replace(wire, grammar=grammar, json_schema=None)
+    if opened and _is_constrained(wire):
+        prompt, opened = f"{prompt}\n{THINK[1]}\n\n", False  # a grammar leaves no room for thoughts
+    chunks = await prompt_chunks(model, prompt, conversation)
+    op = await operation(model, chunks, wire, ask.n, ask.report, stream=ask.stream)
+    op = with_thoughts(op, "opened" if opened else "possible" if thinking else "none")
+    return Chat(
+        model=model,
+        op=op,
+        form=form,
+        stop_strings=_strings(ask.wire.stop),
+        thinking=thinking,
+        opened=opened,
+        tools=conversation.tools,
+        at_once=bool(grammar),
+        warning=constrained.warning,
+    )
+
+
+async def seen(pictures: Pictures, model: Model, ask: ChatAsk) -> ChatAsk:
+    """The request with its pictures looked at."""
+    return replace(ask, conversation=await pictures.in_conversation(ask.conversation, model.info))
+
+
+async def chat_with_images(pictures: Pictures, model: Model, ask: ChatAsk) -> Chat:
+    return await chat_on(model, await seen(pictures, model, ask))
+
+
+def bounded_prompt(model: Model, conversation: Conversation) -> str:
+    """The text of the prompt; what can be none of this model is refused before a template goes through it."""
+    n_tools, n_bytes = len(conversation.tools), len(msgspec.json.encode([t.as_function() for t in conversation.tools]))
+    if n_tools > MAX_TOOLS or n_bytes > MAX_TOOL_BYTES:
+        raise BadRequest(
+            f"The request brings {n_tools} tools of {n_bytes} bytes; at most {MAX_TOOLS} of {MAX_TOOL_BYTES} together."
+        )
+    said = sum(
+        len(turn.content) + len(turn.thinking or "") + sum(len(call.arguments) for call in turn.calls)
+        for turn in conversation.turns
+    )
+    most = most_tokens(model.info)
+    if said > most * model.text.tokenizer.longest:
+        raise too_long(f"over {most}", 1, model.info)
+    return prompt_text(model.text.template, conversation)
+
+
+async def prompt_chunks(model: Model, prompt: str, conversation: Conversation) -> tuple[Chunk, ...]:
+    """The prompt in tokens, each image in the place of the token that the template wrote for it."""
+    ids, rules = (await encoded(model, prompt, special=False)).ids, model.info.images
+    images = [p.chunk for turn in conversation.turns for p in turn.pictures if p.chunk is not None]
+    places = [at for at, token in enumerate(ids) if rules is not None and token == rules.placeholder]
+    if len(places) != len(images):
+        raise BadRequest(
+            f"The prompt has {len(places)} places for {len(images)} images: either the model's chat template does not "
+            "show them, or a text holds the template's own mark for an image; leave that out."
+        )
+    chunks: list[Chunk] = []
+    start = 0
+    for place, image in zip(places, images, strict=True):
+        chunks += [check_tokens(ids[start:place], model.info)] if place > start else []
+        chunks.append(image)
+        start = place + 1
+    if start < len(ids) or not chunks:
+        chunks.append(check_tokens(ids[start:], model.info))
+    return tuple(chunks)
+
+
+async def prompt_length(model: Model, conversation: Conversation) -> int:
+    """Tokens of the prompt that a conversation, its pictures looked at, makes."""
+    return length_of(await prompt_chunks(model, bounded_prompt(model, conversation), conversation))
+
+
+def with_thoughts(op: SampleOp, thoughts: Thoughts) -> SampleOp:
+    return msgspec.structs.replace(op, params=msgspec.structs.replace(op.params, thoughts=thoughts))
+
+
+def _is_constrained(wire: WireSamplingParams) -> bool:
+    return any(rule is not None for rule in (wire.grammar, wire.json_schema, wire.regex))
+
+
+def _strings(stop: object) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        return (stop,)
+    return tuple(item for item in stop if isinstance(item, str)) if isinstance(stop, tuple) else ()
+
+
+@dataclass(frozen=True)
+class Constrained:
+    """What a grammar will hold: `calls` of these tools, if any are to be by one, and the schema in `wire`."""
+
+    calls: tuple[Tool, ...] | None
+    wire: WireSamplingParams
+    warning: str | None
+
+
+async def held(model: Model, ask: ChatAsk) -> Constrained:
+    """Schemas as far as they can be held; BadRequest names what a strict one has that cannot."""
+    calls, forced = _constrained_tools(ask), ask.choice not in ("auto", "none")
+    schema = None if forced else ask.wire.json_schema
+    wanted = [WantedSchema("the response format", schema, ask.strict)] if schema is not None else []
+    wanted += [WantedSchema(f"the tool {tool.name!r}", tool.parameters, tool.strict) for tool in calls or ()]
+    found = await model.sandbox.held(tuple(wanted))
+    schemas = list(found.schemas)
+    wire = ask.wire if schema is None else msgspec.structs.replace(ask.wire, json_schema=schemas.pop(0))
+    if calls is not None:
+        calls = tuple(replace(tool, parameters=one) for tool, one in zip(calls, schemas, strict=True))
+    left_out = ", ".join(found.left_out)
+    return Constrained(calls, wire, f"Left out of what the answer must satisfy: {left_out}." if left_out else None)
+
+
+def _constrained_tools(ask: ChatAsk) -> tuple[Tool, ...] | None:
+    """The tools that a grammar is about: forced or strict ones, or all beside a response format; else None."""
+    tools = ask.conversation.tools
+    forced = ask.choice not in ("auto", "none")
+    if forced and not tools:
+        raise BadRequest(f"tool_choice is {ask.choice.lstrip('=')!r}, but the request brings no tools.")
+    if ask.choice.startswith("="):
+        tools = tuple(tool for tool in tools if tool.name == ask.choice[1:])
+        if not tools:
+            raise BadRequest(f"tool_choice names {ask.choice[1:]!r}, which is none of the request's tools.")
+    schema = ask.wire.json_schema
+    chosen = ask.choice == "auto" and tools and (schema is not None or any(tool.strict for tool in tools))
+    return tools if forced or chosen else None
+
+
+def _call_grammar(model: Model, form: ToolFormat, ask: ChatAsk, constrained: Constrained) -> str | None:
+    """The grammar of forced or strict calls, or of calls beside a response format; None where the model may write what
+    it likes. A forced call leaves no room for a formatted answer, which comes after its result."""
+    if constrained.calls is None:
+        return None
+    forced = ask.choice not in ("auto", "none")
+    if ask.wire.grammar is not None or ask.wire.regex is not None:
+        raise BadRequest("A grammar or regex and forced or strict tools exclude each other; send one.")
+    added, once = model.text.tokenizer.added, ask.choice.startswith("=")
+    return form.grammar(
+        constrained.calls,
+        at_least_one=forced,
+        parallel=ask.parallel and not once,
+        special=partial(token_term, added),
+        answer=None if forced else constrained.wire.json_schema,
+    )
+
+
+class Reply:
+    """One sample on its way: tokens in, pieces out, none of which is taken back."""
+
+    def __init__(self, growing: StreamingDetokenizer, reader: ReplyReader, settled: CallBuffer) -> None:
+        self.growing, self.reader, self.settled = growing, reader, settled
+
+    def push(self, token: int) -> list[Piece]:
+        text = self.growing.push(token)
+        return self.settled.settle(self.reader.push(text)) if text else []
+
+    def flush(self) -> list[Piece]:
+        return self.settled.settle([*self.reader.push(self.growing.flush()), *self.reader.flush()])
+
+
+@dataclass
+class WholeCall:
+    call_id: str | None
+    name: str
+    arguments: str = ""
+
+
+@dataclass
+class WholeReply:
+    """A reply's pieces put together; a broken call counts as content. `warning` says what is wrong with its calls,
+    behind `note`, which was known before."""
+
+    content: str = ""
+    thinking: str = ""
+    calls: list[WholeCall] = field(default_factory=list)
+    cut: bool = False  # the last call was
+    note: str | None = None
+    warning: str | None = None
+
+    def __post_init__(self) -> None:
+        self.warning = self.note
+
+    def add(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            match piece:
+                case Content(text):
+                    self.content += text
+                case Thinking(text):
+                    self.thinking += text
+                case CallBegins(_, call_id, name):
+                    self.calls.append(WholeCall(call_id, name))
+                case CallArguments(index, text):
+                    self.calls[index].arguments += text
+                case CallCut():
+                    self.cut = True
+                    self.warning = with_note(self.note, CUT_CALL)
+                case Broken(text):
+                    self.content += text
+                    self.warning = with_note(self.note, BROKEN_CALL)
+                case CallEnds():
+                    pass
+
+
+def whole_reply(chat: Chat, tokens: Sequence[int]) -> WholeReply:
+    reply, whole = chat.reply(), WholeReply(note=chat.warning)
+    for token in tokens:
+        whole.add(reply.push(token))
+    whole.add(reply.flush())
+    return whole
+
+
+def with_note(note: str | None, warning: str) -> str:
+    return f"{note} {warning}" if note else warning
+
+
+def new_call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"

@@ -1,0 +1,66 @@
+"""What OpenAI's routes say alike: frames of answers, usage, errors inside a stream, sampling parameters. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from loreloop.http.generation.requests import Model
+from loreloop.http.sse import data_event
+from loreloop.protocol.openai_rest import Common
+from loreloop.protocol.rest import WireSamplingParams
+from loreloop.protocol.sampling import SampleOp, SampleResult
+from loreloop.protocol.token_ids import n_ids
+from loreloop.protocol.training import Failure, length_of
+
+
+def wire_params(body: Common, max_tokens: int | None) -> WireSamplingParams:
+    """OpenAI's parameters as the protocol's; what is left open takes its default there."""
+    given = {
+        name: value
+        for name in (
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+            "logit_bias",
+            "seed",
+            "grammar",
+            "regex",
+        )
+        if (value := getattr(body, name)) is not None
+    }
+    return WireSamplingParams(max_tokens=max_tokens, stop=stop_strings(body) or None, **given)
+
+
+def stop_strings(body: Common) -> tuple[str, ...]:
+    return (body.stop,) if isinstance(body.stop, str) else body.stop or ()
+
+
+def frame(prefix: str, kind: str, op: SampleOp, name: str, created: int, model: Model) -> dict[str, Any]:
+    return {
+        "id": f"{prefix}-{op.request_id.removeprefix('gen-')}",
+        "object": kind,
+        "created": created,
+        "model": name,
+        "system_fingerprint": model.fingerprint,
+    }
+
+
+def usage(ops: Sequence[SampleOp], found: Sequence[SampleResult]) -> dict[str, Any]:
+    n_prompt = sum(length_of(op.prompt) for op in ops)
+    n_drawn = sum(n_ids(sequence.tokens) for result in found for sequence in result.sequences)
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_drawn,
+        "total_tokens": n_prompt + n_drawn,
+        "prompt_tokens_details": {"cached_tokens": sum(result.cache_hit_tokens for result in found)},
+    }
+
+
+def failure_event(failure: Failure) -> bytes:
+    kind = "invalid_request_error" if failure.category == "user" else "server_error"
+    return data_event({"error": {"message": failure.message, "type": kind, "code": None, "param": None}})

@@ -1,0 +1,65 @@
+"""OpenAI's chat completions: whole, streamed, or as a loop that calls registered tools."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from loreloop.http.bodies import answer, read_as_sent
+from loreloop.http.generation.chat import chat_with_images
+from loreloop.http.generation.requests import find_model, forget, heard, results, start
+from loreloop.http.openai.agent_completions import agent_answer
+from loreloop.http.openai.answer_format import failure_event, usage
+from loreloop.http.openai.chat_format import Asked, StreamedReply, ask_of
+from loreloop.http.services import Services, asker, now, services
+from loreloop.http.sse import EventStream, data_event
+from loreloop.protocol.openai_rest import ChatCompletion
+from loreloop.protocol.sampling import SampleResult
+from loreloop.protocol.training import Failure
+
+
+async def chat_completions(request: Request) -> Response:
+    asker(request)
+    body = await read_as_sent(request, ChatCompletion)
+    model = await find_model(request, body.model, body.user)
+    if body.agent_loop is not None:
+        return await agent_answer(request, body, model)
+    chat = await chat_with_images(services(request).pictures, model, ask_of(body))
+    asked = Asked(body, chat, int(now()))
+    if body.stream:
+        start(services(request), model, [asked.chat.op])
+        at_end = partial(forget, services(request), [asked.chat.op])
+        return EventStream(events(services(request), asked), model.headers, at_end)
+    (result,) = await results(request, model, [asked.chat.op])
+    choices = [asked.choice(index, sequence) for index, sequence in enumerate(result.sequences)]
+    response = answer(asked.frame("chat.completion") | {"choices": choices, "usage": usage([asked.chat.op], [result])})
+    response.headers.update(model.headers)
+    return response
+
+
+async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
+    samples = [StreamedReply(asked, index) for index in range(asked.chat.op.num_samples)]
+    found: list[SampleResult] = []
+    for sample in samples:
+        yield data_event(sample.begin())
+    async for _, item in heard(served, [asked.chat.op]):
+        if isinstance(item, Failure):
+            yield failure_event(item)
+        elif isinstance(item, SampleResult):
+            found.append(item)
+            for sample, sequence in zip(samples, item.sequences, strict=True):
+                for event in sample.end(sequence):
+                    yield data_event(event)
+        else:
+            for event in samples[item.sample_index].push(item):
+                yield data_event(event)
+    if asked.body.stream_options and asked.body.stream_options.include_usage:
+        yield data_event(asked.frame("chat.completion.chunk") | {"choices": [], "usage": usage([asked.chat.op], found)})
+    yield b"data: [DONE]\n\n"
+
+
+ROUTES = [Route("/chat/completions", chat_completions, methods=["POST"])]

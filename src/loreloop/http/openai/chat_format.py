@@ -1,0 +1,225 @@
+"""OpenAI's chat completions in words: a body to a chat, a reply's pieces to messages and deltas. Pure.
+
+Not of OpenAI: `reasoning_content` beside the content, and `warning` where a tool call was broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from loreloop.http.generation.chat import (
+    BROKEN_CALL,
+    CUT_CALL,
+    Chat,
+    ChatAsk,
+    WholeReply,
+    left_open,
+    new_call_id,
+    whole_reply,
+)
+from loreloop.http.generation.requests import Report
+from loreloop.http.openai.answer_format import frame, wire_params
+from loreloop.http.openai.logprobs import Scored, chat_logprobs, scored_sequence, scored_token
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.link import Token
+from loreloop.protocol.openai_rest import (
+    ChatCompletion,
+    ChatMessage,
+    ImagePart,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    NamedTool,
+    RefusalPart,
+    TextPart,
+    ToolBody,
+)
+from loreloop.protocol.rest import WireSamplingParams
+from loreloop.protocol.sampling import SampledSequence
+from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, turn_of_parts
+from loreloop.text.tools.tool_calls import (
+    Broken,
+    CallArguments,
+    CallBegins,
+    CallCut,
+    CallEnds,
+    Content,
+    Piece,
+    Thinking,
+    Tool,
+)
+
+# from the body
+
+
+def ask_of(body: ChatCompletion) -> ChatAsk:
+    settings = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        settings |= {"reasoning_effort": body.reasoning_effort, "enable_thinking": body.reasoning_effort != "none"}
+    if body.top_logprobs and not body.logprobs:
+        raise BadRequest("top_logprobs needs logprobs: true beside it.")
+    turns = tuple(turn_of(message) for message in body.messages)
+    tools = tuple(tool_of(tool) for tool in body.tools or () if isinstance(tool, ToolBody))
+    if body.agent_loop is None and len(tools) < len(body.tools or ()):
+        raise BadRequest("Tools of type 'mcp' are called by the server itself; opt in with agent_loop: {}.")
+    wire = formatted(body, wire_params(body, body.max_completion_tokens or body.max_tokens))
+    choice = body.tool_choice or "auto"
+    return ChatAsk(
+        conversation=Conversation(turns, tools, settings),
+        wire=wire,
+        choice=f"={choice.function.name}" if isinstance(choice, NamedTool) else choice,
+        parallel=body.parallel_tool_calls is not False,
+        n=body.n or 1,
+        stream=bool(body.stream),
+        report=Report(body.top_logprobs or 0, bool(body.filtered_logprobs)),
+        left_open=left_open(body),
+        strict=isinstance(body.response_format, JsonSchemaFormat) and bool(body.response_format.json_schema.strict),
+    )
+
+
+def formatted(body: ChatCompletion, wire: WireSamplingParams) -> WireSamplingParams:
+    """With the response format as a schema."""
+    schema = None
+    if isinstance(body.response_format, JsonObjectFormat):
+        schema = {"type": "object"}
+    elif isinstance(body.response_format, JsonSchemaFormat):
+        schema = body.response_format.json_schema.schema_
+    return msgspec.structs.replace(wire, json_schema=schema)
+
+
+def turn_of(message: ChatMessage) -> Turn:
+    calls = tuple(
+        MadeCall(call.id, call.function.name, call.function.arguments or "{}") for call in message.tool_calls or ()
+    )
+    if message.role == "tool" and message.tool_call_id is None:
+        raise BadRequest("A message of role 'tool' must say in tool_call_id which call it answers.")
+    role = "system" if message.role == "developer" else message.role
+    thinking = message.reasoning_content or message.reasoning
+    parts = [message.content or ""] if not isinstance(message.content, tuple) else map(part_of, message.content)
+    call_id, name = message.tool_call_id, message.name
+    return turn_of_parts(role, list(parts), thinking=thinking, calls=calls, call_id=call_id, name=name)
+
+
+def part_of(part: TextPart | RefusalPart | ImagePart) -> str | Picture:
+    if isinstance(part, ImagePart):
+        return Picture(part.image_url.url)
+    return part.text if isinstance(part, TextPart) else part.refusal
+
+
+def tool_of(tool: ToolBody) -> Tool:
+    function = tool.function
+    parameters = function.parameters or {"type": "object", "properties": {}}
+    return Tool(function.name, function.description or "", parameters, bool(function.strict))
+
+
+# to the answer
+
+
+@dataclass(frozen=True)
+class Asked:
+    body: ChatCompletion
+    chat: Chat
+    created: int
+
+    def frame(self, kind: str) -> dict[str, Any]:
+        return frame("chatcmpl", kind, self.chat.op, self.body.model, self.created, self.chat.model)
+
+    def choice(self, index: int, sequence: SampledSequence) -> dict[str, Any]:
+        scored = scored_sequence(sequence)
+        reply = whole_reply(self.chat, [one.token for one in scored])
+        finish = finish_of(sequence, makes_calls=bool(reply.calls) and not reply.cut)
+        return {
+            "index": index,
+            "message": message_of(reply),
+            "finish_reason": finish,
+            "logprobs": self.logprobs(scored),
+        }
+
+    def logprobs(self, scored: Sequence[Scored]) -> dict[str, Any] | None:
+        return chat_logprobs(scored, self.chat.model.text.tokenizer) if self.body.logprobs else None
+
+
+def message_of(reply: WholeReply) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": reply.content, "refusal": None}
+    if reply.thinking:
+        message["reasoning_content"] = reply.thinking
+    if reply.calls:
+        message["content"] = reply.content or None
+        message["tool_calls"] = [
+            {
+                "id": call.call_id or new_call_id(),
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in reply.calls
+        ]
+    if reply.warning:
+        message["warning"] = reply.warning
+    return message
+
+
+def finish_of(sequence: SampledSequence, *, makes_calls: bool) -> str:
+    return "tool_calls" if makes_calls and sequence.stop_reason == "stop" else sequence.stop_reason
+
+
+class StreamedReply:
+    """One sample of a stream: log-probabilities leave with the next delta after them."""
+
+    def __init__(self, asked: Asked, index: int) -> None:
+        self.asked, self.index, self.reply = asked, index, asked.chat.reply()
+        self.waiting: list[Scored] = []
+        self.n_calls, self.cut = 0, False
+
+    def begin(self) -> dict[str, Any]:
+        return self._event({"role": "assistant", "content": ""}, None)
+
+    def push(self, token: Token) -> list[dict[str, Any]]:
+        self.waiting.append(scored_token(token))
+        return self._events(self.reply.push(token.token))
+
+    def end(self, sequence: SampledSequence) -> list[dict[str, Any]]:
+        rest = self._events(self.reply.flush())
+        return [
+            *rest,
+            self._event(
+                last_delta(self.asked.chat), finish_of(sequence, makes_calls=self.n_calls > 0 and not self.cut)
+            ),
+        ]
+
+    def _events(self, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+        self.n_calls += sum(isinstance(piece, CallBegins) for piece in pieces)
+        self.cut |= any(isinstance(piece, CallCut) for piece in pieces)
+        return [self._event(delta, None) for piece in pieces if (delta := delta_of(piece))]
+
+    def _event(self, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
+        scored, self.waiting = self.waiting, []
+        logprobs = self.asked.logprobs(scored) if scored else None
+        choice = {"index": self.index, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
+        return self.asked.frame("chat.completion.chunk") | {"choices": [choice]}
+
+
+def last_delta(chat: Chat) -> dict[str, Any]:
+    return {"warning": chat.warning} if chat.warning else {}
+
+
+def delta_of(piece: Piece) -> dict[str, Any]:
+    match piece:
+        case Content(text):
+            return {"content": text}
+        case Thinking(text):
+            return {"reasoning_content": text}
+        case CallBegins(index, call_id, name):
+            function = {"name": name, "arguments": ""}
+            call = {"index": index, "id": call_id or new_call_id(), "type": "function", "function": function}
+            return {"tool_calls": [call]}
+        case CallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+        case Broken(text):
+            return {"content": text, "warning": BROKEN_CALL}
+        case CallCut():
+            return {"warning": CUT_CALL}
+        case CallEnds():
+            return {}

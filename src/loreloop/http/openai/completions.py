@@ -1,0 +1,209 @@
+"""OpenAI's route for bare texts: a prompt goes on. Chat is in `chat_completions`, the list of models in `models`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from loreloop.http.bodies import answer, read_as_sent
+from loreloop.http.generation.requests import (
+    Model,
+    Report,
+    encoded,
+    find_model,
+    forget,
+    heard,
+    operation,
+    prompt_only,
+    results,
+    start,
+)
+from loreloop.http.openai.answer_format import failure_event, frame, stop_strings, usage, wire_params
+from loreloop.http.openai.logprobs import Places, Scored, scored_prompt, scored_sequence, scored_token, text_logprobs
+from loreloop.http.services import Services, asker, now, services
+from loreloop.http.sse import EventStream, data_event
+from loreloop.protocol.checks import check_tokens
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.link import Token
+from loreloop.protocol.openai_rest import Completion
+from loreloop.protocol.sampling import PromptScores, SampleOp, SampleResult, StopReason
+from loreloop.protocol.training import Failure
+from loreloop.text.streaming_detokenizer import StreamingDetokenizer
+from loreloop.text.tokenizer import TextTokenizer
+
+DEFAULT_MAX_TOKENS = 16  # as OpenAI has it
+MAX_PROMPTS = 128
+
+
+@dataclass(frozen=True)
+class AskedPrompt:
+    """`text` None: it came as ids. The tokens at `added` are those that the tokenizer put around it."""
+
+    ids: list[int]
+    text: str | None = None
+    added: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A checked request: one operation a prompt."""
+
+    body: Completion
+    model: Model
+    prompts: list[AskedPrompt]
+    ops: list[SampleOp]
+    created: int
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        return self.model.text.tokenizer
+
+    @property
+    def prompt_only(self) -> bool:
+        return self.body.max_tokens == 0
+
+    def told(self, result: SampleResult) -> SampleResult:
+        return prompt_only(result) if self.prompt_only else result
+
+    def growing(self, op: SampleOp) -> StreamingDetokenizer:
+        return StreamingDetokenizer(self.tokenizer, op.params.stop_tokens, stop_strings(self.body))
+
+    def frame(self) -> dict[str, Any]:
+        return frame("cmpl", "text_completion", self.ops[0], self.body.model, self.created, self.model)
+
+
+async def completions(request: Request) -> Response:
+    asker(request)
+    body = await read_as_sent(request, Completion)
+    asked = await ask(body, await find_model(request, body.model, body.user))
+    if body.stream:
+        start(services(request), asked.model, asked.ops)
+        at_end = partial(forget, services(request), asked.ops)
+        return EventStream(events(services(request), asked), asked.model.headers, at_end)
+    found = [asked.told(result) for result in await results(request, asked.model, asked.ops)]
+    choices = [choice for number, result in enumerate(found) for choice in whole_choices(asked, number, result)]
+    response = answer(asked.frame() | {"choices": choices, "usage": usage(asked.ops, found)})
+    response.headers.update(asked.model.headers)
+    return response
+
+
+async def ask(body: Completion, model: Model) -> Asked:
+    if body.echo and body.stream and body.logprobs is not None:
+        raise BadRequest("echo with logprobs is not served with stream; leave one of them out.")
+    prompts = await prompts_of(body, model)
+    wire = wire_params(body, DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens)
+    wants_prompt = bool(body.echo) and body.logprobs is not None
+    scores = PromptScores(logprobs=True, top_k=body.logprobs or 0) if wants_prompt else PromptScores()
+    report = Report(body.logprobs or 0, bool(body.filtered_logprobs), scores)
+    chunks = [(check_tokens(prompt.ids, model.info),) for prompt in prompts]
+    ops = [await operation(model, prompt, wire, body.n or 1, report, stream=bool(body.stream)) for prompt in chunks]
+    return Asked(body, model, prompts, ops, int(now()))
+
+
+async def prompts_of(body: Completion, model: Model) -> list[AskedPrompt]:
+    """A text, ids, or a list of either. A text gets what the model's tokenizer puts around every text, ids do not."""
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [await _of_text(model, prompt)]
+    if not prompt or (len(prompt) > MAX_PROMPTS and not isinstance(prompt[0], int)):
+        raise BadRequest(f"prompt holds {len(prompt)} prompts; send 1 to {MAX_PROMPTS}.")
+    kinds = {type(item) for item in prompt}
+    if len(kinds) > 1:
+        raise BadRequest("prompt mixes texts, ids and lists of ids; send one kind.")
+    if kinds == {int}:
+        return [AskedPrompt([item for item in prompt if isinstance(item, int)])]
+    return [await _of_text(model, p) if isinstance(p, str) else AskedPrompt(list(p)) for p in prompt]  # type: ignore[arg-type]
+
+
+async def _of_text(model: Model, text: str) -> AskedPrompt:
+    found = await encoded(model, text, special=True)
+    return AskedPrompt(found.ids, text, found.added)
+
+
+def whole_choices(asked: Asked, number: int, result: SampleResult) -> list[dict[str, Any]]:
+    op, n = asked.ops[number], asked.ops[number].num_samples
+    head, head_scored = echoed(asked, number, result)
+    choices = []
+    for index, sequence in enumerate(result.sequences):
+        growing, scored = asked.growing(op), scored_sequence(sequence)
+        text = "".join(growing.push(one.token) for one in scored) + growing.flush()
+        choice = {"index": number * n + index, "text": head + text, "finish_reason": sequence.stop_reason}
+        logprobs = None
+        if asked.body.logprobs is not None:
+            in_head, behind = Places(asked.tokenizer), Places(asked.tokenizer, growing.hidden, len(head))
+            places = [*in_head.of(head_scored, asked.prompts[number].added), *behind.of(scored)]
+            logprobs = text_logprobs([*head_scored, *scored], places, asked.tokenizer)
+        choices.append(choice | {"logprobs": logprobs})
+    return choices
+
+
+def echoed(asked: Asked, number: int, result: SampleResult | None) -> tuple[str, list[Scored]]:
+    """The prompt as the answer's beginning, where that was asked for."""
+    if not asked.body.echo:
+        return "", []
+    asked_prompt, told = asked.prompts[number], result.prompt if result else None
+    scored = scored_prompt(asked_prompt.ids, told.logprobs, told.topk) if told else []
+    text = asked.tokenizer.decode(asked_prompt.ids) if asked_prompt.text is None else asked_prompt.text
+    return text, scored
+
+
+class StreamedText:
+    """One sample of a stream: tokens wait until their text can be shown, and leave with it."""
+
+    def __init__(self, asked: Asked, number: int, index: int) -> None:
+        self.asked, self.index = asked, number * asked.ops[number].num_samples + index
+        self.growing, self.waiting = asked.growing(asked.ops[number]), list[Scored]()
+        self.shown = echoed(asked, number, None)[0]
+        self.places = Places(asked.tokenizer, self.growing.hidden)  # a prompt has none: refused beside a stream
+
+    def push(self, token: Token) -> dict[str, Any] | None:
+        self.waiting.append(scored_token(token))
+        text = self.growing.push(token.token)
+        return self._event(text, None) if text else None
+
+    def end(self, finish: StopReason) -> dict[str, Any]:
+        return self._event(self.growing.flush(), finish)
+
+    def _event(self, text: str, finish: StopReason | None) -> dict[str, Any]:
+        text, self.shown = self.shown + text, ""
+        scored, self.waiting = self.waiting, []
+        wanted = self.asked.body.logprobs is not None
+        logprobs = text_logprobs(scored, self.places.of(scored), self.asked.tokenizer) if wanted else None
+        choice = {"index": self.index, "text": text, "finish_reason": finish, "logprobs": logprobs}
+        return self.asked.frame() | {"choices": [choice]}
+
+
+async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
+    samples = [
+        [StreamedText(asked, number, index) for index in range(op.num_samples)] for number, op in enumerate(asked.ops)
+    ]
+    found: list[SampleResult] = []
+    async for number, item in heard(served, asked.ops):
+        if isinstance(item, Failure):
+            yield failure_event(item)
+        elif isinstance(item, SampleResult):
+            found.append(asked.told(item))
+            for index, sequence in enumerate(found[-1].sequences):
+                yield data_event(samples[number][index].end(sequence.stop_reason))
+        elif not asked.prompt_only and (event := samples[number][item.sample_index].push(item)):
+            yield data_event(event)
+    if asked.body.stream_options and asked.body.stream_options.include_usage:
+        yield data_event(asked.frame() | {"choices": [], "usage": usage(asked.ops, found)})
+    yield b"data: [DONE]\n\n"
+
+
+async def embeddings(request: Request) -> Response:
+    asker(request)
+    raise BadRequest("Embeddings are not served here: the models on this server generate text.")
+
+
+ROUTES = [
+    Route("/completions", completions, methods=["POST"]),
+    Route("/embeddings", embeddings, methods=["POST"]),
+]

@@ -1,0 +1,206 @@
+"""Answers of the responses API that can be referred to: told again, deleted, and gone on from, each by its own key.
+
+Knows items as they came and answers as they went, not how they are made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from loreloop.http.bodies import LARGE_BYTES, answer
+from loreloop.http.openai.models import limit_of
+from loreloop.http.services import Services, asker, now, services
+from loreloop.protocol.as_sent import cleaned
+from loreloop.protocol.errors import BadRequest, NotFound, OutOfService, ServerError
+from loreloop.protocol.openai_rest import MAX_TURNS
+from loreloop.protocol.responses_rest import CreateResponse, InputText, Item
+from loreloop.store import responses
+from loreloop.store.rows import KeptResponse
+
+WHY = (
+    "it is of another key, was not kept (store: false), was deleted, or has been let go since: of each key the last "
+    f"{responses.MAX_KEPT} are kept as far as they fit, for 30 days"
+)
+_ITEM = re.compile(r"[a-z]+_([0-9a-f]{32})_(?:in)?\d+")  # an id that was given here
+MAX_PAGE = 100
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """`earlier` are the items of the answers before, `new` those of this request; `used` the ids of all answers that it
+    goes on from or takes an item of."""
+
+    earlier: tuple[Item, ...]
+    new: tuple[Item, ...]
+    used: tuple[str, ...]
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return (*self.earlier, *self.new)
+
+
+async def recalled(served: Services, key_id: str, body: CreateResponse) -> Recalled:
+    """What a request refers to, put in its place; BadRequest says what to do where that is not here."""
+    chain = _chain_before(served, key_id, body.previous_response_id) if body.previous_response_id else []
+    sent = body.input
+    given = (Item(role="user", content=(InputText(sent),)),) if isinstance(sent, str) else sent
+    wanted = {_answer_with(item.id or "") for item in given if item.type == "item_reference"}
+    named = served.store.read(responses.find_all, key_id, wanted)
+    put = partial(_put_in_place, given, chain, named)
+    is_small = sum(len(kept.input) + len(kept.answer) for kept in (*chain, *named)) <= LARGE_BYTES
+    return put() if is_small else await asyncio.to_thread(put)  # others are served meanwhile
+
+
+def _chain_before(served: Services, key_id: str, response_id: str) -> list[KeptResponse]:
+    chain = served.store.read(responses.chain, key_id, response_id)
+    missing = chain[0].previous if chain else response_id
+    if missing is not None:
+        through = f", through {response_id!r}" if chain else ""
+        raise BadRequest(
+            f"previous_response_id names {missing[:80]!r}{through}, which is not here: {WHY}. "
+            "Send the whole input without it."
+        )
+    return chain
+
+
+def _answer_with(item_id: str) -> str:
+    """The id of the answer with which an item got its own; empty where that was not given here."""
+    named = _ITEM.fullmatch(item_id)
+    return f"resp_{named[1]}" if named else ""
+
+
+def _put_in_place(given: Sequence[Item], chain: Sequence[KeptResponse], named: Sequence[KeptResponse]) -> Recalled:
+    """`named` are the answers of items that are referred to. Each can be referred to once, as with OpenAI, so that a
+    short request does not become a huge one."""
+    earlier = [item_of(value) for kept in chain for value in items_of(kept, with_answer=True)]
+    before = {item.id: item for item in reversed(earlier)}
+    others = {(kept.id, value["id"]): value for kept in named for value in items_of(kept, with_answer=True)}
+    new: list[Item] = []
+    placed: set[str] = set()
+    for item in given:
+        if item.type == "item_reference":
+            wanted = item.id or ""
+            if wanted in placed:
+                raise BadRequest(f"The input refers to the item {wanted[:80]!r} twice; send each once.")
+            placed.add(wanted)
+            other = others.get((_answer_with(wanted), wanted))
+            item = before.get(wanted) or _here(wanted, other)
+        new.append(item)
+    if len(earlier) + len(new) > MAX_TURNS:
+        raise BadRequest(f"The input and the answers before it have over {MAX_TURNS} items; send a shorter input.")
+    return Recalled(tuple(earlier), tuple(new), tuple({kept.id for kept in (*chain, *named)}))
+
+
+def _here(item_id: str, value: dict[str, Any] | None) -> Item:
+    if value is None:
+        raise BadRequest(
+            f"The input refers to the item {item_id[:80]!r}, which is not here: {WHY}. Send the item itself (a client "
+            "that is told store: false does)."
+        )
+    return item_of(value)
+
+
+def items_of(kept: KeptResponse, *, with_answer: bool) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = msgspec.json.decode(kept.input)
+    return items + (msgspec.json.decode(kept.answer)["output"] if with_answer else [])
+
+
+def item_of(value: dict[str, Any]) -> Item:
+    return msgspec.convert(cleaned(value, Item), Item)
+
+
+async def keep(served: Services, key_id: str, body: CreateResponse, found: Recalled, told: dict[str, Any]) -> bool:
+    """Keeps an answer, if that is wanted and possible; `told` is it in JSON's values."""
+    most_bytes = served.config.limits.kept_responses_mib << 20
+    if body.store is False or not most_bytes:
+        return False
+    number = told["id"].removeprefix("resp_")
+    items = [_told(item, f"msg_{number}_in{at}") for at, item in enumerate(found.new)]
+    row = KeptResponse(
+        id=told["id"],
+        key_id=key_id,
+        created=now(),
+        previous=body.previous_response_id,
+        input=msgspec.json.encode(items).decode(),
+        answer=msgspec.json.encode(told | {"store": True}).decode(),
+    )
+    if row.n_bytes > most_bytes:
+        return False
+    try:
+        await served.store.write(responses.keep, row, found.used, most_bytes)
+    except (ServerError, OutOfService):
+        return False  # the second: the disk is full; the answer is there all the same
+    return True
+
+
+def _told(item: Item, own_id: str) -> dict[str, Any]:
+    fields = {name: value for name, value in msgspec.to_builtins(item).items() if value is not None}
+    return {"id": own_id, **fields}
+
+
+# routes
+
+
+async def retrieve(request: Request) -> Response:
+    kept = _kept(request)
+    if request.query_params.get("stream", "false").lower() == "true":
+        raise BadRequest("A kept answer is told whole, not as a stream; leave stream out.")
+    return answer(msgspec.json.decode(kept.answer))
+
+
+async def delete(request: Request) -> Response:
+    kept = _kept(request)
+    await services(request).store.write(responses.remove, kept.key_id, kept.id)
+    return answer({"id": kept.id, "object": "response", "deleted": True})
+
+
+async def cancel(request: Request) -> Response:
+    kept = _kept(request)
+    raise BadRequest(f"{kept.id} is finished; nothing runs in the background here. Leaving a stream ends its answer.")
+
+
+async def input_items(request: Request) -> Response:
+    """What the model saw, by pages: also what came with the answers before."""
+    kept, query, limit = _kept(request), request.query_params, limit_of(request, 20, MAX_PAGE)
+    order, after = query.get("order", "desc"), query.get("after")
+    if order not in ("asc", "desc"):
+        raise BadRequest(f"order is {order[:20]!r}; it must be asc or desc.")
+    chain = services(request).store.read(responses.chain, kept.key_id, kept.id)
+    if chain[0].previous is not None:
+        raise NotFound(f"{kept.id} goes on from {chain[0].previous!r}, which is not here: {WHY}.")
+    items = [item for one in chain for item in items_of(one, with_answer=one.id != kept.id)]
+    if order == "desc":
+        items.reverse()
+    places = [at for at, item in enumerate(items) if item["id"] == after]
+    if after and not places:
+        raise BadRequest(f"after names {after[:80]!r}, which is no input item of {kept.id}.")
+    first = places[-1] + 1 if places else 0  # the last: a client's own ids may stand there twice
+    page = items[first : first + limit]
+    ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
+    return answer({"object": "list", "data": page, "has_more": first + len(page) < len(items), **ends})
+
+
+def _kept(request: Request) -> KeptResponse:
+    key, response_id = asker(request), request.path_params["response_id"]
+    kept = services(request).store.read(responses.find, key.id, response_id)
+    if kept is None:
+        raise NotFound(f"There is no response {response_id[:80]!r} here: {WHY}.")
+    return kept
+
+
+ROUTES = [
+    Route("/responses/{response_id}", retrieve, methods=["GET"]),
+    Route("/responses/{response_id}", delete, methods=["DELETE"]),
+    Route("/responses/{response_id}/cancel", cancel, methods=["POST"]),
+    Route("/responses/{response_id}/input_items", input_items, methods=["GET"]),
+]

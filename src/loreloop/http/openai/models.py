@@ -1,0 +1,102 @@
+"""The list of models: bases, aliases, then the deployments that the asking key may use; by pages.
+
+In fields that OpenAI's and Anthropic's clients read, and in two of our own what a request gets that says nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from loreloop.http.bodies import answer
+from loreloop.http.services import INFER, Services, asker, has, may_use, services
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.rest import WireSamplingParams
+from loreloop.store import deployments
+from loreloop.store.rows import Deployment, KeyRow
+from loreloop.text.templates.generation_defaults import DEFAULTED
+
+MAX_PAGE = 1000
+NEUTRAL: dict[str, float] = {name: getattr(WireSamplingParams(), name) for name in DEFAULTED}
+
+
+async def models(request: Request) -> Response:
+    key, served = asker(request), services(request)
+    query = request.query_params
+    limit, after = limit_of(request), query.get("after") or query.get("after_id", "")
+    found = list(islice(entries(served, key, after, limit), limit + 1))
+    data = found[:limit]
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+    return answer({"object": "list", "data": data, "has_more": len(found) > limit} | ends)
+
+
+async def model(request: Request) -> Response:
+    """One of the list, or any other name that can be asked."""
+    key, served, name = asker(request), services(request), request.path_params["model"]
+    may_use(key, name)
+    is_base = name not in key.deployments and served.names.find_base(name) is not None
+    deployed = None if is_base else served.names.deployment(served.store, key, name)
+    if deployed is not None:
+        return answer(of_deployment(served, deployed))
+    target = served.names.target(served.store, key, name)
+    return answer(entry(name, target.label) | own_settings(served, target.base_model))
+
+
+def entries(served: Services, key: KeyRow, after: str, page: int) -> Iterator[dict[str, Any]]:
+    """What stands after the name `after` in the list; the store is read a page at a time, as far as is taken."""
+    is_whole = has(key, INFER)
+    fixed = served.names.all() if is_whole else []
+    if after in fixed:
+        fixed_rest, after = fixed[fixed.index(after) + 1 :], ""
+    else:
+        fixed_rest = [] if after else fixed
+    for name in fixed_rest:
+        base = served.names.base(name)
+        yield entry(name, base) | own_settings(served, base)
+    hidden = set(fixed)  # a base goes before a deployment of its name
+    key_id = key.id if is_whole else None
+    while rows := served.store.read(deployments.of_key, key_id, key.deployments, page, after):
+        yield from (of_deployment(served, row) for row in rows if row.name not in hidden)
+        after = rows[-1].name
+
+
+def of_deployment(served: Services, row: Deployment) -> dict[str, Any]:
+    main = row.split.main
+    return entry(row.name, main.target, int(row.created)) | own_settings(served, main.base_model)
+
+
+def own_settings(served: Services, base_model: str) -> dict[str, Any]:
+    """The window, known once the engine is up, and how chats are drawn; None for a base that is not served now."""
+    base = served.names.find_base(base_model)
+    if base is None:
+        return {"context_window": None, "sampling_defaults": None}
+    info = served.dispatcher.known_info(base)
+    own = served.texts.defaults(served.names.folder(base)) if served.config.generation_config else {}
+    return {"context_window": info.context_window if info else None, "sampling_defaults": NEUTRAL | dict(own)}
+
+
+def entry(name: str, root: str, created: int = 0) -> dict[str, Any]:
+    """`root` is what the name stands for."""
+    ours = {"id": name, "object": "model", "created": created, "owned_by": "loreloop", "root": root}
+    moment = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
+    return ours | {"type": "model", "display_name": name, "created_at": moment}
+
+
+def limit_of(request: Request, usual: int = MAX_PAGE, most: int = MAX_PAGE) -> int:
+    text = request.query_params.get("limit", str(usual))
+    limit = int(text) if text.isdecimal() and len(text) < 10 else 0
+    if not 1 <= limit <= most:
+        raise BadRequest(f"limit is {text[:20]!r}; it must be a whole number from 1 to {most}.")
+    return limit
+
+
+ROUTES = [
+    Route("/models", models, methods=["GET"]),
+    Route("/models/{model:path}", model, methods=["GET"]),
+]

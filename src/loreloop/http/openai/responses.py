@@ -1,0 +1,331 @@
+"""OpenAI's responses: input items to a chat, a reply's blocks to output items and events.
+
+Not of OpenAI: `warning` where a tool call was broken or cut off.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from loreloop.http.bodies import answer, read_as_sent
+from loreloop.http.generation.chat import Chat, ChatAsk, chat_with_images, left_open, prompt_length, seen
+from loreloop.http.generation.reply_blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
+from loreloop.http.generation.requests import find_model, forget, heard, results, start
+from loreloop.http.openai import kept_responses
+from loreloop.http.openai.kept_responses import Recalled, keep, recalled
+from loreloop.http.services import Services, asker, now, services
+from loreloop.http.sse import EventStream, named_event
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.link import Token
+from loreloop.protocol.openai_rest import Effort
+from loreloop.protocol.responses_rest import (
+    CreateResponse,
+    InputImage,
+    Item,
+    NamedFunction,
+    ObjectFormat,
+    Part,
+    ReasoningPart,
+    RefusalText,
+    SchemaFormat,
+)
+from loreloop.protocol.rest import WireSamplingParams
+from loreloop.protocol.sampling import SampleResult
+from loreloop.protocol.token_ids import n_ids, unpack_ids
+from loreloop.protocol.training import Failure, length_of
+from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, turn_of_parts
+from loreloop.text.tools.tool_calls import Tool
+
+
+async def responses(request: Request) -> Response:
+    key = asker(request)
+    body = await read_as_sent(request, CreateResponse)
+    model = await find_model(request, body.model, body.user)
+    found = await recalled(services(request), key.id, body)
+    chat = await chat_with_images(services(request).pictures, model, ask_of(body, found.items))
+    asked = Asked(body, chat, int(now()), found)
+    if body.stream:
+        start(services(request), model, [asked.chat.op])
+        at_end = partial(forget, services(request), [asked.chat.op])
+        return EventStream(events(services(request), asked), model.headers, at_end)
+    (result,) = await results(request, model, [asked.chat.op])
+    response = answer(await asked.kept(services(request), whole_blocks(asked.chat, result), result))
+    response.headers.update(model.headers)
+    return response
+
+
+async def count_input(request: Request) -> Response:
+    """How many tokens the prompt of such a request has."""
+    key = asker(request)
+    body = await read_as_sent(request, CreateResponse)
+    model = await find_model(request, body.model, body.user)
+    ask = ask_of(body, (await recalled(services(request), key.id, body)).items)
+    looked = await seen(services(request).pictures, model, ask)
+    n_tokens = await prompt_length(model, looked.conversation)
+    return answer({"object": "response.input_tokens", "input_tokens": n_tokens})
+
+
+# from the body
+
+
+def ask_of(body: CreateResponse, items: Sequence[Item]) -> ChatAsk:
+    """`items` are the input with what it refers to; instructions are those of this request alone."""
+    turns = [Turn("system", body.instructions)] if body.instructions else []
+    turns += merged(turns_of(items))
+    tools = tuple(
+        Tool(tool.name, tool.description or "", tool.parameters or {"type": "object"}, bool(tool.strict))
+        for tool in body.tools or ()
+    )
+    settings, effort = dict[str, Any](), effort_of(body)
+    if effort is not None:
+        settings |= {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+    wanted = body.tool_choice or "auto"
+    choice = f"={wanted.name}" if isinstance(wanted, NamedFunction) else wanted
+    return ChatAsk(
+        conversation=Conversation(tuple(turns), tools, settings),
+        wire=params_of(body),
+        choice=choice,
+        parallel=body.parallel_tool_calls is not False,
+        stream=bool(body.stream),
+        left_open=left_open(body),
+        strict=body.text is not None and isinstance(body.text.format, SchemaFormat) and bool(body.text.format.strict),
+    )
+
+
+def effort_of(body: CreateResponse) -> Effort | None:
+    return body.reasoning.effort if body.reasoning else None
+
+
+def params_of(body: CreateResponse) -> WireSamplingParams:
+    given = {
+        name: value for name in ("temperature", "top_p", "top_k", "seed") if (value := getattr(body, name)) is not None
+    }
+    wire, form = WireSamplingParams(max_tokens=body.max_output_tokens, **given), body.text.format if body.text else None
+    if isinstance(form, ObjectFormat):
+        return msgspec.structs.replace(wire, json_schema={"type": "object"})
+    return msgspec.structs.replace(wire, json_schema=form.schema_) if isinstance(form, SchemaFormat) else wire
+
+
+def turns_of(items: Sequence[Item]) -> Iterator[Turn]:
+    for item in items:
+        match item.type:
+            case "message":
+                if item.role is None:
+                    raise BadRequest("An input item of type 'message' must have a role.")
+                yield turn_of_parts("system" if item.role == "developer" else item.role, parts_of(item.content))
+            case "function_call":
+                if item.name is None or item.call_id is None:
+                    raise BadRequest("An input item of type 'function_call' must have name and call_id.")
+                yield Turn("assistant", calls=(MadeCall(item.call_id, item.name, item.arguments or "{}"),))
+            case "function_call_output":
+                if item.call_id is None:
+                    raise BadRequest("An input item of type 'function_call_output' must have call_id.")
+                yield turn_of_parts("tool", parts_of(item.output), call_id=item.call_id)
+            case "item_reference":
+                raise BadRequest("An item_reference stands where nothing can be referred to.")
+            case "reasoning":
+                content = turn_of_parts("assistant", parts_of(item.content)).content
+                thought = content or "".join(summary.text for summary in item.summary or ())
+                if item.encrypted_content and not thought:
+                    raise BadRequest("A reasoning item with encrypted_content alone cannot be read here; leave it out.")
+                yield Turn("assistant", thinking=thought)
+
+
+def merged(turns: Iterator[Turn]) -> Iterator[Turn]:
+    """What an assistant thought, said and called in one go comes as several items; templates want one message."""
+    for is_assistant, run in itertools.groupby(turns, lambda turn: turn.role == "assistant"):
+        if not is_assistant:
+            yield from run
+            continue
+        parts = list(run)
+        content = "".join(part.content for part in parts)
+        thinking = "".join(part.thinking or "" for part in parts) or None
+        yield Turn(
+            role="assistant",
+            content=content,
+            thinking=thinking,
+            calls=tuple(call for part in parts for call in part.calls),
+        )
+
+
+def parts_of(content: str | Sequence[Part | ReasoningPart] | None) -> list[str | Picture]:
+    return [content or ""] if content is None or isinstance(content, str) else [part_of(part) for part in content]
+
+
+def part_of(part: Part | ReasoningPart) -> str | Picture:
+    if isinstance(part, InputImage):
+        if part.image_url is None:
+            raise BadRequest("An input_image names no image_url; files are not kept here, send a data: URL.")
+        return Picture(part.image_url)
+    return part.refusal if isinstance(part, RefusalText) else part.text
+
+
+# to the answer
+
+
+@dataclass(frozen=True)
+class Asked:
+    body: CreateResponse
+    chat: Chat
+    created: int
+    found: Recalled
+
+    @property
+    def number(self) -> str:
+        return self.chat.op.request_id.removeprefix("gen-")
+
+    def response(self, blocks: Blocks, result: SampleResult | None, error: Failure | None = None) -> dict[str, Any]:
+        body, cut = self.body, result is not None and was_cut(result)
+        status = "failed" if error else "in_progress" if result is None else "incomplete" if cut else "completed"
+        echoed = msgspec.to_builtins(body)
+        kept = ("instructions", "metadata", "temperature", "top_p", "max_output_tokens", "user")
+        return {name: echoed[name] for name in kept} | {
+            "id": f"resp_{self.number}",
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+            "error": error_of(error) if error else None,
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "model": body.model,
+            "output": [self.item(index, block, done=True) for index, block in enumerate(blocks.done)],
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "previous_response_id": body.previous_response_id,
+            "reasoning": {"effort": effort_of(body), "summary": None},
+            "text": {"format": {"type": "text"}} | {k: v for k, v in (echoed["text"] or {}).items() if v is not None},
+            "tools": echoed["tools"] or [],
+            "tool_choice": echoed["tool_choice"] or "auto",
+            "truncation": "disabled",
+            "store": body.store is not False,
+            "usage": self.usage(blocks, result) if result else None,
+            **({"warning": blocks.warning} if blocks.warning else {}),
+        }
+
+    async def kept(self, served: Services, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
+        """The whole answer, which can be referred to from now on if its `store` is true."""
+        told = self.response(blocks, result)
+        return told | {"store": await keep(served, self.chat.op.owner, self.body, self.found, told)}
+
+    def usage(self, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
+        n_prompt, n_drawn = length_of(self.chat.op.prompt), n_ids(result.sequences[0].tokens)
+        thought = "".join(block.text for block in blocks.done if block.kind == "thinking")
+        n_thought = len(self.chat.model.text.tokenizer.encode(thought)) if thought else 0
+        return {
+            "input_tokens": n_prompt,
+            "input_tokens_details": {"cached_tokens": result.cache_hit_tokens},
+            "output_tokens": n_drawn,
+            "output_tokens_details": {"reasoning_tokens": n_thought},
+            "total_tokens": n_prompt + n_drawn,
+        }
+
+    def item(self, index: int, block: Block, *, done: bool) -> dict[str, Any]:
+        status = "in_progress" if not done else "incomplete" if block.cut else "completed"
+        item_id = f"{ {'thinking': 'rs', 'text': 'msg', 'call': 'fc'}[block.kind] }_{self.number}_{index}"
+        match block.kind:
+            case "thinking":
+                content = [{"type": "reasoning_text", "text": block.text}] if done else []
+                return {"id": item_id, "type": "reasoning", "summary": [], "content": content, "status": status}
+            case "text":
+                content = [text_part(block.text)] if done else []
+                return {"id": item_id, "type": "message", "role": "assistant", "status": status, "content": content}
+            case "call":
+                call = {"call_id": block.call_id, "name": block.name, "arguments": block.text if done else ""}
+                return {"id": item_id, "type": "function_call", "status": status} | call
+
+
+def whole_blocks(chat: Chat, result: SampleResult) -> Blocks:
+    reply, blocks = chat.reply(), Blocks(note=chat.warning)
+    for token in unpack_ids(result.sequences[0].tokens).tolist():
+        blocks.add(reply.push(token))
+    blocks.add(reply.flush())
+    blocks.end(cut=was_cut(result))
+    return blocks
+
+
+def error_of(failure: Failure) -> dict[str, str]:
+    """In the codes that OpenAI has for it."""
+    return {"code": "invalid_prompt" if failure.category == "user" else "server_error", "message": failure.message}
+
+
+def was_cut(result: SampleResult) -> bool:
+    return result.sequences[0].stop_reason == "length"
+
+
+def text_part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+@dataclass
+class Telling:
+    """Numbers the events of one stream."""
+
+    asked: Asked
+    blocks: Blocks = field(default_factory=Blocks)
+    n_told: int = 0
+
+    def event(self, kind: str, **fields: Any) -> bytes:
+        self.n_told += 1
+        return named_event(kind, {"type": kind, "sequence_number": self.n_told - 1} | fields)
+
+    def about(self, event: BlockEvent) -> bytes:
+        index = event.index
+        block = self.blocks.done[index]
+        item = self.asked.item(index, block, done=isinstance(event, Closed))
+        place: dict[str, Any] = {"item_id": item["id"], "output_index": index}
+        inside = place | {"content_index": 0}
+        match event, block.kind:
+            case Opened(), kind:
+                opened = self.event("response.output_item.added", output_index=index, item=item)
+                if kind == "text":
+                    opened += self.event("response.content_part.added", **inside, part=text_part(""))
+                return opened
+            case Grown(text=text), "text":
+                return self.event("response.output_text.delta", **inside, delta=text, logprobs=[])
+            case Grown(text=text), "thinking":
+                return self.event("response.reasoning_text.delta", **inside, delta=text)
+            case Grown(text=text), _:
+                return self.event("response.function_call_arguments.delta", **place, delta=text)
+            case _, "text":
+                closed = self.event("response.output_text.done", **inside, text=block.text, logprobs=[])
+                closed += self.event("response.content_part.done", **inside, part=text_part(block.text))
+            case _, "thinking":
+                closed = self.event("response.reasoning_text.done", **inside, text=block.text)
+            case _:
+                done = {"arguments": block.text, "name": block.name}
+                closed = self.event("response.function_call_arguments.done", **place, **done)
+        return closed + self.event("response.output_item.done", output_index=index, item=item)
+
+    def all(self, found: Sequence[BlockEvent]) -> bytes:
+        return b"".join(self.about(event) for event in found)
+
+
+async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
+    reply, telling = asked.chat.reply(), Telling(asked, Blocks(note=asked.chat.warning))
+    blocks = telling.blocks
+    yield telling.event("response.created", response=asked.response(blocks, None))
+    yield telling.event("response.in_progress", response=asked.response(blocks, None))
+    async for _, item in heard(served, [asked.chat.op]):
+        if isinstance(item, Failure):
+            yield telling.event("response.failed", response=asked.response(blocks, None, item))
+        elif isinstance(item, Token):
+            if told := telling.all(blocks.add(reply.push(item.token))):
+                yield told
+        else:
+            yield telling.all([*blocks.add(reply.flush()), *blocks.end(cut=was_cut(item))])
+            whole = await asked.kept(served, blocks, item)
+            yield telling.event(f"response.{whole['status']}", response=whole)
+
+
+ROUTES = [
+    Route("/responses", responses, methods=["POST"]),
+    Route("/responses/input_tokens", count_input, methods=["POST"]),
+    *kept_responses.ROUTES,
+]

@@ -1,0 +1,60 @@
+"""The Tinker route that waits for results: a long poll, answered when the result is there."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from loreloop.http.bodies import answer, read_json
+from loreloop.http.services import INFER, caller, services
+from loreloop.protocol.codec import encode_pass_result, encode_sample_result
+from loreloop.protocol.rest import RetrieveFuture
+from loreloop.protocol.sampling import SampleResult
+from loreloop.protocol.training import Failure, PassResult, StepResult
+from loreloop.store import sessions
+from loreloop.store.rows import Outcome
+
+PROTOBUF = "application/x-protobuf"
+PENDING_STATUS = 408  # the SDK asks again at once
+
+
+async def retrieve_future(request: Request) -> Response:
+    key, served = caller(request, INFER), services(request)
+    body = await read_json(request, RetrieveFuture)
+    session_id = body.request_id.split(":")[0]
+    served.store.read(sessions.get, key.id, session_id)  # other keys' requests do not exist for this one
+    hold_seconds = served.config.session.poll_hold_seconds
+    if ":sample:" in body.request_id:
+        sampled = await served.dispatcher.sample_result(body.request_id, hold_seconds)
+        return pending() if sampled is None else sample_answer(sampled)
+    outcome = await served.dispatcher.outcome(body.request_id, hold_seconds)
+    return pending() if outcome is None else train_answer(outcome)
+
+
+def pending() -> Response:
+    return answer({"type": "try_again", "queue_state": "active"}, PENDING_STATUS)
+
+
+def sample_answer(result: SampleResult | Failure) -> Response:
+    if isinstance(result, Failure):
+        return failure_answer(result)
+    return Response(encode_sample_result(result), media_type=PROTOBUF)
+
+
+def train_answer(outcome: Outcome) -> Response:
+    result = outcome.result
+    if isinstance(result, Failure):
+        return failure_answer(result)
+    if isinstance(result, PassResult):
+        return Response(encode_pass_result(result), media_type=PROTOBUF)
+    if isinstance(result, StepResult):
+        return answer({"metrics": result.metrics})
+    return answer(outcome.reply)
+
+
+def failure_answer(failure: Failure) -> Response:
+    return answer({"error": failure.message, "category": failure.category})
+
+
+ROUTES = [Route("/retrieve_future", retrieve_future, methods=["POST"])]

@@ -1,0 +1,143 @@
+"""Tinker routes that look at runs and checkpoints, and delete them or change their expiry."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from loreloop.http.bodies import answer, read_json
+from loreloop.http.services import INFER, TRAIN, Services, caller, now, services
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.paths import CheckpointKind, CheckpointPath, parse_path
+from loreloop.protocol.rest import TtlBody, WeightsInfoBody
+from loreloop.store import checkpoints, runs
+from loreloop.store.files import delete
+from loreloop.store.rows import CheckpointRow, RunRow
+
+KINDS = {CheckpointKind.TRAINING: "training", CheckpointKind.SAMPLER: "sampler", CheckpointKind.EXTERNAL: "external"}
+
+
+async def list_runs(request: Request) -> Response:
+    key, served = caller(request, INFER), services(request)
+    limit, offset = page(request, default_limit=20)
+    found = served.store.read(runs.list_page, key.id, limit, offset)
+    rows = [run_json(served, key.id, run) for run in found.rows]
+    return answer({"training_runs": rows, "cursor": {"offset": offset, "limit": limit, "total_count": found.total}})
+
+
+async def get_run(request: Request) -> Response:
+    key, served = caller(request, INFER), services(request)
+    return answer(run_json(served, key.id, served.store.read(runs.get, key.id, request.path_params["run_id"])))
+
+
+async def list_run_checkpoints(request: Request) -> Response:
+    key, served = caller(request, INFER), services(request)
+    run = served.store.read(runs.get, key.id, request.path_params["run_id"])
+    rows = served.store.read(checkpoints.of_run, key.id, run.id)
+    return answer({"checkpoints": [checkpoint_json(row) for row in rows]})
+
+
+async def list_checkpoints(request: Request) -> Response:
+    key, served = caller(request, INFER), services(request)
+    limit, offset = page(request, default_limit=100)
+    found = served.store.read(checkpoints.list_page, key.id, limit, offset)
+    cursor = {"offset": offset, "limit": limit, "total_count": found.total}
+    return answer({"checkpoints": [checkpoint_json(row) for row in found.rows], "cursor": cursor})
+
+
+async def delete_checkpoint(request: Request) -> Response:
+    key, served = caller(request, TRAIN), services(request)
+    row = await served.store.write(checkpoints.remove, key.id, checkpoint_path(request))
+    if row.kind is CheckpointKind.SAMPLER:
+        served.dispatcher.drop_revision(str(row.path))
+    delete(Path(row.folder))
+    return answer({})
+
+
+async def set_ttl(request: Request) -> Response:
+    key = caller(request, TRAIN)
+    body = await read_json(request, TtlBody)
+    expires = now() + body.ttl_seconds if body.ttl_seconds is not None else None
+    await services(request).store.write(checkpoints.set_expiry, key.id, checkpoint_path(request), expires)
+    return answer({})
+
+
+async def weights_info(request: Request) -> Response:
+    key, served = caller(request, INFER), services(request)
+    path = parse_path((await read_json(request, WeightsInfoBody)).tinker_path)
+    served.store.read(checkpoints.get, key.id, path)
+    run = served.store.read(runs.get, key.id, path.run_id)
+    lora = run.lora
+    parts = {"train_unembed": lora.train_unembed, "train_mlp": lora.train_mlp, "train_attn": lora.train_attn}
+    optimizer = {"optimizer_config": {"type": "adamw"}}
+    return answer({"base_model": run.base_model, "is_lora": True, "lora_rank": lora.rank, **parts, **optimizer})
+
+
+def checkpoint_path(request: Request) -> CheckpointPath:
+    params = request.path_params
+    return parse_path(f"tinker://{params['run_id']}/{params['kind']}/{params['name']}")
+
+
+def page(request: Request, default_limit: int) -> tuple[int, int]:
+    """limit and offset of a listing."""
+    try:
+        limit, offset = (
+            int(request.query_params.get("limit", default_limit)),
+            int(request.query_params.get("offset", 0)),
+        )
+    except ValueError:
+        raise BadRequest("limit and offset must be whole numbers.") from None
+    if not (1 <= limit <= 1000 and 0 <= offset < 1 << 31):
+        raise BadRequest(f"limit is {limit} and offset {offset}; they must lie in 1 … 1000 and 0 …")
+    return limit, offset
+
+
+def run_json(served: Services, key_id: str, run: RunRow) -> dict[str, Any]:
+    saved = served.store.read(checkpoints.of_run, key_id, run.id)
+    newest = {kind: next((row for row in saved if row.kind is kind), None) for kind in KINDS}
+    training, sampler = newest[CheckpointKind.TRAINING], newest[CheckpointKind.SAMPLER]
+    return {
+        "training_run_id": run.id,
+        "base_model": run.base_model,
+        "model_owner": key_id,
+        "is_lora": True,
+        "corrupted": run.lost is not None,
+        "lora_rank": run.lora.rank,
+        "last_request_time": moment(run.last_request),
+        "last_checkpoint": checkpoint_json(training) if training else None,
+        "last_sampler_checkpoint": checkpoint_json(sampler) if sampler else None,
+        "user_metadata": run.user_metadata,
+    }
+
+
+def checkpoint_json(row: CheckpointRow) -> dict[str, Any]:
+    return {
+        "checkpoint_id": row.path.checkpoint_id,
+        "checkpoint_type": KINDS[row.kind],
+        "time": moment(row.created),
+        "tinker_path": str(row.path),
+        "size_bytes": row.size_bytes,
+        "public": False,
+        "user_metadata": row.user_metadata,
+        "expires_at": moment(row.expires) if row.expires is not None else None,
+    }
+
+
+def moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+ROUTES = [
+    Route("/training_runs", list_runs, methods=["GET"]),
+    Route("/training_runs/{run_id}/checkpoints", list_run_checkpoints, methods=["GET"]),
+    Route("/training_runs/{run_id}/checkpoints/{kind}/{name}", delete_checkpoint, methods=["DELETE"]),
+    Route("/training_runs/{run_id}/checkpoints/{kind}/{name}/ttl", set_ttl, methods=["PUT"]),
+    Route("/training_runs/{run_id}", get_run, methods=["GET"]),
+    Route("/checkpoints", list_checkpoints, methods=["GET"]),
+    Route("/weights_info", weights_info, methods=["POST"]),
+]

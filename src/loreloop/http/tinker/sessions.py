@@ -1,0 +1,81 @@
+"""Tinker routes of a client's life: configuration, sessions, heartbeats, telemetry, what the server can do."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from loreloop.http.bodies import answer, read_body, read_json
+from loreloop.http.services import INFER, caller, now, services
+from loreloop.protocol.errors import Gone
+from loreloop.protocol.rest import CreateSession, FinishSession, Heartbeat
+from loreloop.store import sessions
+from loreloop.store.rows import SessionNew
+
+
+async def client_config(request: Request) -> Response:
+    """The SDK's defaults suit this server, but for compressed passes, which save time on the wire."""
+    caller(request, INFER)
+    return answer({"proto_compress_fwdbwd": True})
+
+
+async def dynamic_config(request: Request) -> Response:
+    caller(request, INFER)
+    return answer({"refresh_interval_sec": 300})
+
+
+async def capabilities(request: Request) -> Response:
+    caller(request, INFER)
+    served = services(request)
+    models = []
+    for name in served.names.all():
+        info = await served.dispatcher.info(served.names.base(name))
+        models.append(
+            {"model_name": name, "max_context_length": info.context_window, "trainable": True, "sampleable": True}
+        )
+    return answer({"supported_models": models})
+
+
+async def create_session(request: Request) -> Response:
+    key = caller(request, INFER)
+    body = await read_json(request, CreateSession)
+    new = SessionNew(body.tags, body.user_metadata, body.sdk_version, body.project_id, body.display_name)
+    return answer({"session_id": await services(request).store.write(sessions.create, key.id, new, now())})
+
+
+async def heartbeat(request: Request) -> Response:
+    key = caller(request, INFER)
+    body = await read_json(request, Heartbeat)
+    status = await services(request).store.write(sessions.touch, key.id, body.session_id, now())
+    if status != "active":
+        raise Gone(f"The session {body.session_id} has ended; open a new one.")
+    return answer({"type": "session_heartbeat"})
+
+
+async def finish_session(request: Request) -> Response:
+    key, served = caller(request, INFER), services(request)
+    session_id = request.path_params["session_id"]
+    body = await read_json(request, FinishSession)
+    detail = f"{body.reason.type}: {body.detail}" if body.detail else body.reason.type
+    if await served.store.write(sessions.end, key.id, session_id, "finished", detail):
+        await served.dispatcher.close_session(session_id)
+    return answer({})
+
+
+async def telemetry(request: Request) -> Response:
+    """Accepted and let go: this server keeps no record of its clients' doings."""
+    caller(request, INFER)
+    await read_body(request)
+    return answer({"status": "accepted"})
+
+
+ROUTES = [
+    Route("/client/config", client_config, methods=["POST"]),
+    Route("/client/dynamic_config", dynamic_config, methods=["POST"]),
+    Route("/get_server_capabilities", capabilities, methods=["GET"]),
+    Route("/create_session", create_session, methods=["POST"]),
+    Route("/session_heartbeat", heartbeat, methods=["POST"]),
+    Route("/sessions/{session_id}/finish", finish_session, methods=["POST"]),
+    Route("/telemetry", telemetry, methods=["POST"]),
+]

@@ -1,0 +1,193 @@
+"""The tools of registered MCP servers for one request: listed, called within bounds, every call recorded.
+
+Knows no API dialect and no model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from loreloop.mcp.connections import link_to
+from loreloop.protocol.errors import BadRequest, LoreloopError
+from loreloop.store.rows import ToolCallRecord, ToolServer
+from loreloop.text.tools.tool_calls import Tool
+
+SEPARATOR = "__"  # between a server's name and its tool's
+CONNECT_SECONDS = 10.0  # to be reached and to list its tools
+CLOSE_SECONDS = 2.0  # for all connections to end properly
+MAX_WHY = 200  # characters of what a library says was wrong
+MAX_PAGES = 64  # of a server's list of tools
+
+
+class ToolServerError(Exception):
+    """What went wrong with a server or its connection, whatever the library raised for it."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Of all calls of one request together, but for `max_output_bytes`, which is each one's."""
+
+    max_calls: int = 8
+    max_seconds: float = 60.0
+    max_output_bytes: int = 65536
+
+
+@dataclass(frozen=True)
+class ToolCaller:
+    """For whom calls are made, and who writes them down."""
+
+    key_id: str
+    request_id: str
+    record: Callable[[ToolCallRecord], Awaitable[None]]
+
+
+@dataclass
+class Toolbox:
+    """`clients` are open connections by server name."""
+
+    clients: dict[str, Any]
+    tools: tuple[Tool, ...]
+    bounds: Bounds
+    caller: ToolCaller
+    n_calls: int = 0
+    deadline: float = field(default=0.0)
+
+    def holds(self, name: str) -> bool:
+        return any(tool.name == name for tool in self.tools)
+
+    @property
+    def spent(self) -> bool:
+        return self.n_calls >= self.bounds.max_calls or time.monotonic() >= self.deadline
+
+    async def call(self, name: str, arguments: str) -> str:
+        """What the tool gave, or why it gave nothing: either way something for the model to read."""
+        self.n_calls += 1
+        server, _, tool = name.partition(SEPARATOR)
+        started, outcome = time.monotonic(), "ok"
+        try:
+            async with asyncio.timeout(max(0.0, self.deadline - started)):
+                with _said_why():
+                    result = await self.clients[server].call_tool(tool, json.loads(arguments))
+            output, outcome = _text(result), "error" if result.is_error else "ok"
+        except TimeoutError:
+            output, outcome = "The tool did not answer in time.", "timeout"
+        except ToolServerError as error:
+            output, outcome = f"The tool failed: {error}", "error"
+        data = output.encode()
+        seconds = time.monotonic() - started
+        caller = self.caller
+        await caller.record(
+            ToolCallRecord(
+                server=server,
+                tool=tool,
+                key_id=caller.key_id,
+                request_id=caller.request_id,
+                arguments=arguments,
+                outcome=outcome,
+                output_bytes=len(data),
+                seconds=seconds,
+                created=time.time(),
+            )
+        )
+        limit = self.bounds.max_output_bytes
+        return output if len(data) <= limit else data[:limit].decode(errors="ignore") + "\n[cut]"
+
+
+@asynccontextmanager
+async def open_toolbox(servers: Sequence[ToolServer], bounds: Bounds, caller: ToolCaller) -> AsyncIterator[Toolbox]:
+    """Connects to all servers; BadRequest names one that cannot be reached."""
+    clients: dict[str, Any] = {}
+    tools: list[Tool] = []
+    loop, done, inside = asyncio.get_running_loop(), False, None
+    try:
+        async with asyncio.timeout(None) as closing, AsyncExitStack() as stack:
+            for server in servers:
+                clients[server.name], listed = await _connected(stack, server)
+                tools += [
+                    Tool(f"{server.name}{SEPARATOR}{tool.name}", tool.description or "", dict(tool.input_schema))
+                    for tool in listed
+                ]
+            try:
+                yield Toolbox(
+                    clients=clients,
+                    tools=tuple(tools),
+                    bounds=bounds,
+                    caller=caller,
+                    deadline=time.monotonic() + bounds.max_seconds,
+                )
+                done = True
+            finally:
+                inside = sys.exception()
+                closing.reschedule(loop.time() + CLOSE_SECONDS)
+    except (ExceptionGroup, TimeoutError) as ended:
+        error = inside if isinstance(inside, Exception) else _sole(ended)
+        if isinstance(error, LoreloopError) or error is inside:
+            raise error from None
+        if not done:  # what was open when all was done harms nobody
+            raise BadRequest(f"The connection to a tool server broke: {_why(error)}.") from ended
+
+
+async def _connected(stack: AsyncExitStack, server: ToolServer) -> tuple[Any, Sequence[Any]]:
+    client = _client(server)
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            with _said_why():
+                await stack.enter_async_context(client)
+                return client, await _listed(client)
+    except (TimeoutError, ToolServerError) as error:
+        why = str(error) or "no answer"
+        raise BadRequest(f"The tool server {server.name!r} cannot be reached: {why}.") from None
+
+
+async def _listed(client: Any) -> list[Any]:
+    page = await client.list_tools()
+    tools = list(page.tools)
+    for _ in range(MAX_PAGES):
+        if page.next_cursor is None:
+            return tools
+        page = await client.list_tools(cursor=page.next_cursor)
+        tools += page.tools
+    raise ToolServerError(f"its list of tools has over {MAX_PAGES} pages")
+
+
+@contextmanager
+def _said_why() -> Iterator[None]:
+    """What a foreign server makes its library raise is anything at all."""
+    try:
+        yield
+    except Exception as error:
+        raise ToolServerError(_why(error)) from error
+
+
+def _why(error: Exception) -> str:
+    """The first line of it, of a readable length: some messages quote what they were sent."""
+    error = _sole(error)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:MAX_WHY].rstrip(".:")
+
+
+def _sole(error: Exception) -> Exception:
+    """What happened, out of the groups that the library wraps around it."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _client(server: ToolServer) -> Any:
+    try:
+        from mcp import Client
+    except ImportError:
+        raise BadRequest("This server was installed without tools; install loreloop[tools].") from None
+    return Client(link_to(server))
+
+
+def _text(result: Any) -> str:
+    parts = [part.text if part.type == "text" else f"[{part.type}]" for part in result.content]
+    return "\n".join(parts)

@@ -1,0 +1,260 @@
+"""The products of routed experts: tokens sorted by expert, each expert's rows in one product.
+
+Experts whose weights lie in sheets (a GPU's 4-bit weights) share one product, of all rows; of others each has its own.
+What adapters add is in `expert_lora.py`. Tokens add up their experts in ascending order, so that the sum does not
+depend on the batch. The backward pass keeps gates and ups and computes the rest again.
+
+Legend: T tokens, K experts a token, P pairs of the two, E experts, N rows of a block or of one expert, D model width,
+F expert width, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional as F
+
+from loreloop.model.expert_lora import ExpertLora, Run, expert_lora
+from loreloop.model.linear import BaseLinear, PanelLinear
+from loreloop.model.lora import Adapters, LoraGroup
+from loreloop.model.packed_weights import PackedGroup
+from loreloop.model.pointwise import gated_silu, gated_silu_backward
+
+# oneDNN prepares a product for every number of rows when it first meets it, 0.5 ms each. Experts have other numbers of
+# rows in every step; rounded, they are soon all known.
+ROW_STEP = 32
+
+
+@dataclass(frozen=True)
+class Expert:
+    gate_up: BaseLinear
+    down: BaseLinear
+
+    def at(self, site: str) -> BaseLinear:
+        return self.down if site == "down" else self.gate_up
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The rows of a product: of one expert, or of all, sorted by expert. They have tokens, and places among all (token,
+    choice) pairs; the place after the last is that of rows that only fill up, and weighs nothing. Of all experts also:
+    where each one's rows start, and each token's rows, ascending."""
+
+    runs: Sequence[Run]
+    tokens_N: Tensor
+    pairs_N: Tensor
+    starts_E1: Tensor | None = None
+    rows_TK: Tensor | None = None
+
+    def add_up(self, sum_TD: Tensor, y_ND: Tensor, weight_N: Tensor | None = None) -> None:
+        """Adds each row, weighed, to that of its token, in fp32."""
+        if self.rows_TK is None:
+            y_ND = y_ND.float() if weight_N is None else y_ND.float() * weight_N[:, None]
+            sum_TD.index_add_(0, self.tokens_N, y_ND)
+            return
+        for row_T in self.rows_TK.unbind(1):
+            y_TD = y_ND[row_T].float()
+            sum_TD += y_TD if weight_N is None else y_TD * weight_N[row_T, None]
+
+
+class ExpertProducts:
+    """The base products of a layer's experts."""
+
+    def __init__(self, experts: Sequence[Expert]) -> None:
+        self.experts = experts
+        first = experts[0].gate_up
+        plain = isinstance(first.weight, Tensor) and first.weight.device.type == "cpu"
+        by_kernel = isinstance(first.forward, PanelLinear)  # which prepares nothing, and adds up in one order
+        self.fills_up = plain and not by_kernel and not first.products.exact_rows
+        self._groups = {site: _group([expert.at(site) for expert in experts]) for site in ("gate_up", "down")}
+
+    def together(self, x: Tensor) -> bool:
+        """Whether all rows go through one product."""
+        return all(group is not None and group.serves(x) for group in self._groups.values())
+
+    def forward(self, block: _Block, site: str, x_NI: Tensor) -> Tensor:
+        if block.starts_E1 is None:
+            return self._alone(block, site).forward(x_NI)
+        return self._group(site).product(x_NI, block.starts_E1)
+
+    def input_grad(self, block: _Block, site: str, dy_NO: Tensor) -> Tensor:
+        if block.starts_E1 is None:
+            return self._alone(block, site).input_grad(dy_NO)
+        return self._group(site).input_grad(dy_NO, block.starts_E1)
+
+    def _alone(self, block: _Block, site: str) -> BaseLinear:
+        return self.experts[block.runs[0].expert].at(site)
+
+    def _group(self, site: str) -> PackedGroup:
+        group = self._groups[site]
+        assert group is not None
+        return group
+
+
+def _group(linears: Sequence[BaseLinear]) -> PackedGroup | None:
+    return PackedGroup.of([linear.weight for linear in linears], exact=linears[0].products.exact_rows)
+
+
+def experts_sum(
+    x_TD: Tensor, weight_TK: Tensor, ids_TK: Tensor, experts: ExpertProducts, lora: Adapters, layer: int
+) -> Tensor:
+    """Σ weight · expert(x) over each token's experts, (T, D) in the dtype of x; `weight_TK` is fp32."""
+    groups = lora.at(layer, "experts.gate_up")
+    blocks = _blocks(ids_TK, experts, groups, together=experts.together(x_TD))
+    plan = _Plan(blocks, experts, groups, layer, lora.pause)
+    if torch.is_grad_enabled():
+        return _Experts.apply(x_TD, weight_TK, plan)
+    return _Pass(x_TD, weight_TK, plan).forward(keep=False)
+
+
+def _blocks(ids_TK: Tensor, experts: ExpertProducts, groups: Sequence[LoraGroup], *, together: bool) -> list[_Block]:
+    n_experts, top_k, flat = len(experts.experts), ids_TK.shape[1], ids_TK.flatten()
+    sorted_P, pairs = flat.sort(stable=True)
+    tokens = pairs // top_k
+    starts_E1 = torch.searchsorted(sorted_P, torch.arange(n_experts + 1, device=flat.device))
+    if together and not groups:  # nothing goes by expert then, and the device need not be waited for
+        return [_whole([], pairs, tokens, starts_E1, top_k)]
+    edges = torch.tensor([edge for group in groups for edge in (group.start, group.stop)], device=flat.device)
+    nowhere = flat.new_tensor(len(flat))
+    blocks, runs, start = [], [], 0
+    counts = starts_E1.diff().tolist()
+    for expert, (tokens_N, pairs_N) in enumerate(zip(tokens.split(counts), pairs.split(counts), strict=True)):
+        if len(tokens_N):
+            if experts.fills_up:
+                tokens_N, pairs_N = _filled_up(tokens_N, tokens_N[-1]), _filled_up(pairs_N, nowhere)
+            at = torch.searchsorted(tokens_N, edges).tolist() if groups else []
+            spans = tuple(slice(*at[i : i + 2]) for i in range(0, len(at), 2))
+            first = start if together else 0
+            runs.append(Run(expert, slice(first, first + len(tokens_N)), tokens_N, spans))
+            blocks.append(_Block(runs[-1:], tokens_N, pairs_N))
+            start += len(tokens_N)
+    return [_whole(runs, pairs, tokens, starts_E1, top_k)] if together else blocks
+
+
+def _filled_up(rows_N: Tensor, filler: Tensor) -> Tensor:
+    """More rows than ROW_STEP to a multiple of it, and one to two: the library may add up a single row's inputs in
+    another order than those of several, and what samples one token at a time shall agree with what trains on many."""
+    n = len(rows_N)
+    wanted = -(-n // ROW_STEP) * ROW_STEP if n > ROW_STEP else max(n, 2)
+    return torch.cat((rows_N, filler.expand(wanted - n))) if wanted > n else rows_N
+
+
+def _whole(runs: Sequence[Run], pairs_N: Tensor, tokens_N: Tensor, starts_E1: Tensor, top_k: int) -> _Block:
+    """All rows in one block."""
+    row_P = torch.empty_like(pairs_N)
+    row_P[pairs_N] = torch.arange(len(pairs_N), device=pairs_N.device)
+    return _Block(runs, tokens_N, pairs_N, starts_E1, row_P.view(-1, top_k).sort(1).values)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a pass goes through: the rows in their blocks, the experts, and the adapters of the layer. `pause` is called
+    after each block."""
+
+    blocks: Sequence[_Block]
+    experts: ExpertProducts
+    groups: Sequence[LoraGroup]
+    layer: int
+    pause: Callable[[], None]
+
+    def adapters(self, x_TD: Tensor) -> list[ExpertLora]:
+        products = self.experts.experts[0].gate_up.products
+        return [expert_lora(group, self.layer, products, x_TD) for group in self.groups]
+
+
+class _Present(NamedTuple):
+    """An adapter, and which of a run's rows have it."""
+
+    run: Run
+    adapter: ExpertLora
+    rows: slice
+
+
+class _Pass:
+    """One pass over the experts of a layer, there and back."""
+
+    def __init__(self, x_TD: Tensor, weight_TK: Tensor, plan: _Plan) -> None:
+        self.x_TD, self.blocks, self.experts, self.pause = x_TD, plan.blocks, plan.experts, plan.pause
+        self.weight_P1 = F.pad(weight_TK.flatten(), (0, 1))
+        self.top_k = weight_TK.shape[1]
+        self.adapters = plan.adapters(x_TD)
+        self.gate_ups: list[Tensor] = []
+
+    def forward(self, *, keep: bool) -> Tensor:
+        """With `keep`, `gate_ups` holds each block's gates and ups afterwards."""
+        sum_TD = torch.zeros(self.x_TD.shape, device=self.x_TD.device)
+        for block in self.blocks:
+            weight_N = self.weight_P1[block.pairs_N]
+            x_ND = self.x_TD.index_select(0, block.tokens_N)
+            gate_up_NO = self.experts.forward(block, "gate_up", x_ND)
+            for run, adapter, rows in self._present(block):
+                adapter.gate_up(run, rows, x_ND[run.rows], gate_up_NO[run.rows])
+            inner_NF = gated_silu(gate_up_NO)
+            y_ND = self.experts.forward(block, "down", inner_NF)
+            for run, adapter, rows in self._present(block):
+                adapter.down(run, rows, inner_NF[run.rows], weight_N[run.rows], y_ND[run.rows])
+            block.add_up(sum_TD, y_ND, weight_N)
+            if keep:
+                self.gate_ups.append(gate_up_NO)
+            self.pause()
+        out_TD = sum_TD.to(self.x_TD.dtype)
+        for adapter in self.adapters:
+            adapter.finish(out_TD)
+        return out_TD
+
+    def backward(self, dout_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of x and of the weights; those of adapters are added to theirs."""
+        dx_TD = torch.zeros(self.x_TD.shape, device=self.x_TD.device)
+        dweight_P1 = torch.zeros_like(self.weight_P1)
+        for adapter in self.adapters:
+            adapter.start_back(dout_TD)
+        for block, gate_up_NO in zip(self.blocks, self.gate_ups, strict=True):
+            weight_N = self.weight_P1[block.pairs_N]
+            dout_ND = dout_TD.index_select(0, block.tokens_N)
+            inner_NF = gated_silu(gate_up_NO)
+            # Of the expert's result by itself, not yet weighed.
+            dinner_NF = self.experts.input_grad(block, "down", dout_ND)
+            for run, adapter, rows in self._present(block):
+                at = run.rows
+                adapter.down_back(run, rows, inner_NF[at], weight_N[at], dout_ND[at], dinner_NF[at])
+            dweight_P1[block.pairs_N] = (dinner_NF.float() * inner_NF.float()).sum(-1)
+            dinner_NF = (dinner_NF.float() * weight_N[:, None]).to(dinner_NF.dtype)
+            dgate_up_NO = gated_silu_backward(gate_up_NO, dinner_NF)
+            dx_ND = self.experts.input_grad(block, "gate_up", dgate_up_NO)
+            for run, adapter, rows in self._present(block):
+                adapter.gate_up_back(run, rows, self.x_TD, dgate_up_NO[run.rows], dx_ND[run.rows])
+            block.add_up(dx_TD, dx_ND)
+            self.pause()
+        dx = dx_TD.to(self.x_TD.dtype)
+        for adapter in self.adapters:
+            adapter.finish_back(self.x_TD, dx)
+        return dx, dweight_P1[:-1].view(-1, self.top_k)
+
+    def _present(self, block: _Block) -> Iterator[_Present]:
+        """The adapters that a block's rows have, run by run."""
+        for run in block.runs:
+            for adapter, rows in zip(self.adapters, run.spans, strict=True):
+                if rows.stop > rows.start:
+                    yield _Present(run, adapter, rows)
+
+
+class _Context(FunctionCtx):
+    """What autograd carries from the way there to the way back."""
+
+    work: _Pass
+
+
+class _Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: _Context, x_TD: Tensor, weight_TK: Tensor, plan: _Plan) -> Tensor:
+        ctx.work = _Pass(x_TD, weight_TK, plan)
+        return ctx.work.forward(keep=True)
+
+    @staticmethod
+    def backward(ctx: _Context, dout_TD: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *ctx.work.backward(dout_TD), None

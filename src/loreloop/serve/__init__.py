@@ -1,4 +1,0 @@
-"""serve: names → revisions.
-
-It knows no SQL text and no tensors.
-"""

@@ -1,0 +1,147 @@
+"""A text that is read while it grows: reading steps are generators that yield where they need more of it.
+
+So a parser is written as if the whole text were there. What has been read is dropped, except behind a mark.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator, Sequence
+from typing import TypeVar
+
+LONGEST_NAME = 512  # characters; names are held back until they are whole
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+
+_STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\[^\x00-\x1f])*"')
+_SPACE = re.compile(r"\s*")
+
+
+class NotACall(Exception):
+    """What is being read cannot be a call; the reader stands where that was noticed, however the text was cut."""
+
+
+class Markers:
+    """Strings that are looked for together, none of which begins another."""
+
+    def __init__(self, *strings: str) -> None:
+        self.strings = tuple(string for string in strings if string)
+        self.pattern = re.compile("|".join(map(re.escape, self.strings)))
+
+
+class StreamReader:
+    def __init__(self) -> None:
+        self.text, self.at, self.ended = "", 0, False
+        self.marked: list[str] | None = None  # what was read behind the mark and is in `text` no more
+        self.since = 0  # the mark, or the beginning of `text` if the mark is further back
+        self.n_marked = 0  # characters in `marked`
+
+    def push(self, text: str) -> None:
+        if self.marked is not None:
+            self.marked.append(self.text[self.since : self.at])
+            self.n_marked += self.at - self.since
+        self.text, self.at, self.since = self.text[self.at :] + text, 0, 0
+
+    def mark(self) -> None:
+        self.marked, self.since, self.n_marked = [], self.at, 0
+
+    @property
+    def n_read(self) -> int:
+        """How much was read since the mark."""
+        return self.n_marked + self.at - self.since
+
+    def unmark(self) -> str:
+        """What was read since the mark."""
+        read = "".join([*(self.marked or ()), self.text[self.since : self.at]])
+        self.marked = None
+        return read
+
+    def more(self) -> Steps[bool]:
+        """Waits for more text; False at the end."""
+        if self.ended:
+            return False
+        yield
+        return True
+
+    def space(self) -> Steps[list[str]]:
+        """Reads white space, in pieces."""
+        pieces = []
+        while True:
+            begin, self.at = self.at, _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
+            pieces.append(self.text[begin : self.at])
+            if self.at < len(self.text) or not (yield from self.more()):
+                return pieces
+
+    def begins(self, string: str) -> Steps[bool]:
+        """Whether the unread text begins with `string`; reads it if so."""
+        while True:
+            there = self.text[self.at : self.at + len(string)]
+            if there == string:
+                self.at += len(string)
+                return True
+            if not string.startswith(there) or not (yield from self.more()):
+                return False
+
+    def expect(self, *choices: str) -> Steps[str]:
+        """Reads one of the strings, behind white space."""
+        yield from self.space()
+        for choice in choices:
+            if (yield from self.begins(choice)):
+                return choice
+        raise NotACall
+
+    def ending(self, string: str) -> Steps[bool]:
+        """Reads `string` behind white space; False if the text ends within or before it."""
+        yield from self.space()
+        if (yield from self.begins(string)):
+            return True
+        if not string.startswith(self.text[self.at :]):
+            raise NotACall
+        self.at = len(self.text)
+        return False
+
+    def string(self) -> Steps[str]:
+        """Reads a short JSON string, behind white space."""
+        yield from self.space()
+        while True:
+            found = _STRING.match(self.text, self.at, self.at + LONGEST_NAME)
+            if found:
+                break
+            wrong = self.text[self.at : self.at + 1] not in ('"', "")
+            if wrong or len(self.text) - self.at >= LONGEST_NAME or not (yield from self.more()):
+                raise NotACall
+        try:
+            value = str(json.loads(found.group()))
+            value.encode()  # half a character, which JSON can spell, is a ValueError
+        except ValueError:
+            raise NotACall from None
+        self.at = found.end()
+        return value
+
+    def short(self, end: str, without: str) -> Steps[str]:
+        """Reads the text before `end`, and `end`; refuses a long one, and one with `without` in it."""
+        most = LONGEST_NAME + len(end)
+        while (found := self.text.find(end, self.at, self.at + most)) < 0:
+            if len(self.text) - self.at >= most or not (yield from self.more()):
+                raise NotACall
+        before = self.text[self.at : found]
+        if without in before:
+            raise NotACall
+        self.at = found + len(end)
+        return before
+
+    def search(self, markers: Markers) -> tuple[int, str]:
+        """Where the first marker stands and which it is; if there is none, where the text ends that is certainly no
+        part of one, and an empty string."""
+        found = markers.pattern.search(self.text, self.at) if markers.strings else None
+        return (found.start(), found.group()) if found else (self._certain(markers.strings), "")
+
+    def _certain(self, strings: Sequence[str]) -> int:
+        """Where a string begins that may still be growing, or the end."""
+        longest = max(map(len, strings), default=1)
+        for at in range(max(self.at, len(self.text) - longest + 1), len(self.text)):
+            if any(string.startswith(self.text[at:]) for string in strings):
+                return at
+        return len(self.text)
