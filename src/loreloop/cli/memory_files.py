@@ -12,8 +12,8 @@ from loreloop.cli.tables import JSON
 
 if TYPE_CHECKING:
     from loreloop.memory.file_store import FileStore
-    from loreloop.memory.persistence import Saved
     from loreloop.memory.state import MemoryState, Segment
+    from loreloop.protocol.memories import Saved
 
 BAR = 80  # cells
 SHOWN = 60  # characters of a segment in a table

@@ -18,10 +18,11 @@ from loreloop.memory.messages import (
     text_of_content,
     turn_of,
 )
-from loreloop.memory.persistence import StateStore, from_json, to_json
+from loreloop.memory.persistence import from_json, to_json
 from loreloop.memory.state import MemoryState
 from loreloop.memory.turns import Turn
 from loreloop.protocol.errors import BadRequest, Conflict
+from loreloop.protocol.memories import StateStore
 
 PREFACE = "What was said before, shortened, a line for each turn:\n"
 
