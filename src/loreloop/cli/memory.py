@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loreloop.cli.memory_chat import chat
-from loreloop.cli.memory_files import forget, show
+from loreloop.cli.memory_files import forget, resize, show
 from loreloop.cli.models import DATA
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def memory() -> None:
     """Talk with, look into and measure memories with a token budget."""
 
 
-for verb in (chat, show, forget):
+for verb in (chat, show, forget, resize):
     memory.add_command(verb)
 
 
@@ -99,6 +99,6 @@ def counter(data_dir: str, model: str) -> CountTokens:
 
     @lru_cache(maxsize=1 << 16)
     def count(text: str) -> int:
-        return len(tokenizer.encode(text))
+        return tokenizer.count(text)
 
     return count

@@ -81,7 +81,7 @@ class MemoryChat:
         if state.budget != budget:
             raise BadRequest(
                 f"Memory {id!r} was begun with a budget of {state.budget} tokens, and {budget} were asked for. Open it "
-                "with its own budget, or begin another."
+                "with its own budget, give it another one first (`loreloop memory resize`), or begin another memory."
             )
         self.revision = 0 if saved is None else saved.revision
         self.memory = Memory(state, parts, settings)
