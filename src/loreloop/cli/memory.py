@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from loreloop.cli.memory_answers import answers
 from loreloop.cli.memory_chat import chat
 from loreloop.cli.memory_files import forget, resize, show
 from loreloop.cli.models import DATA
@@ -21,7 +22,7 @@ def memory() -> None:
     """Talk with, look into and measure memories with a token budget."""
 
 
-for verb in (chat, show, forget, resize):
+for verb in (answers, chat, show, forget, resize):
     memory.add_command(verb)
 
 
