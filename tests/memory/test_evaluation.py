@@ -1,13 +1,17 @@
 """The loaders read the published forms, and the measures count what the definitions say."""
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from loreloop.memory.evaluation import synthetic
+from loreloop.memory.evaluation import minilm, synthetic
 from loreloop.memory.evaluation.cases import Conversation, Question
-from loreloop.memory.evaluation.contenders import BLIND, Bm25
+from loreloop.memory.evaluation.contenders import BLIND, Bm25, Embedded
+from loreloop.memory.evaluation.minilm import Array
 from loreloop.memory.evaluation.published import Format, load
 from loreloop.memory.evaluation.recall import answer_kept, estimate, gone, recall, turns_kept
 from loreloop.memory.evaluation.study import blind_rows, knowing_rows, table_of
@@ -161,6 +165,38 @@ def test_half_memory_half_retrieval_finds_what_the_question_names() -> None:
     assert rows[0].recall.mean > 0.9
     assert rows[1].recall.mean > 0.9
     assert table_of(rows).count("\n| ") == 3
+
+
+def test_embeddings_rank_by_their_cosine() -> None:
+    axes = {"cats": (1.0, 0.0), "dogs": (0.0, 1.0), "pets": (0.6, 0.8), "cars": (-1.0, 0.0)}
+
+    def embed(texts: Sequence[str]) -> Array:
+        return np.array([axes[text.split()[-1]] for text in texts], dtype=np.float32)
+
+    turns = tuple(Turn("user", f"We like {name}") for name in axes)
+    asked = Conversation("c", turns, (Question("k", "What about cats", "", (0, 2)),))
+    assert Embedded(turns, embed).scores("my cats") == pytest.approx([1.0, 0.0, 0.6, -1.0])
+    rows = {row.contender: row for row in knowing_rows([asked], [14], count, embed)}
+    assert len(rows) == 6
+    assert rows["MiniLM retrieval"].recall.mean == 1.0
+    assert rows["BM25 retrieval"].recall.mean == 0.5
+
+
+def test_minilm_is_the_published_model() -> None:
+    """Against the values that `transformers` computes from the same weights."""
+    pytest.importorskip(minilm.PACKAGE)
+    folder = minilm.folder()
+    assert folder is not None
+    cat, feline, stocks = minilm.MiniLm(folder)(
+        ["A cat sits on the mat.", "The feline rests on a rug.", "Stock prices fell sharply."]
+    )
+    assert cat[:4] == pytest.approx([0.126535, -0.032851, -0.02906, 0.044407], abs=1e-5)
+    assert cat @ feline > 0.5 > feline @ stocks
+
+
+def test_the_error_function() -> None:
+    points = np.linspace(-4, 4, 81, dtype=np.float32)
+    assert minilm.erf(points) == pytest.approx([math.erf(point) for point in points], abs=1e-6)
 
 
 def test_a_seed_makes_one_conversation() -> None:

@@ -15,6 +15,7 @@ from loreloop.cli.models import DATA
 if TYPE_CHECKING:
     from loreloop.memory.condense import CountTokens
     from loreloop.memory.evaluation.cases import Conversation
+    from loreloop.memory.evaluation.minilm import Embed
 
 
 @click.group()
@@ -70,11 +71,19 @@ def evaluate(
         conversations = chosen(file, form, faults, only)
         shares = budgets or (0.25, 0.1, 0.05)
         blind = study.blind_rows(conversations, shares, count, list(BLIND))
-        knowing = study.knowing_rows(conversations, shares, count)
+        knowing = study.knowing_rows(conversations, shares, count, embedder())
         tables = {"not knowing the question": blind, "knowing the question": knowing}
         survival, pace = [], None
     report = study.Report(tables, survival, pace)
     click.echo(msgspec.json.encode(report) if as_json else study.text_of(report))
+
+
+def embedder() -> Embed | None:
+    """MiniLM, where its package is installed."""
+    from loreloop.memory.evaluation import minilm
+
+    folder = minilm.folder()
+    return None if folder is None else minilm.MiniLm(folder)
 
 
 def chosen(file: Path, form: str, faults: Path | None, only: tuple[str, ...]) -> list[Conversation]:
