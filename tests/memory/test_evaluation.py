@@ -61,13 +61,40 @@ LONG = [
     {
         "question_id": "q1",
         "question_type": "multi-session",
-        "question": "How many?",
+        "question": "How many cats do I have?",
+        "question_date": "2023/06/01 (Thu) 10:00",
         "answer": 3,
+        "haystack_session_ids": ["s1", "s2"],
+        "haystack_dates": ["2023/05/30 (Tue) 23:40", "2023/05/29 (Mon) 08:00"],
         "haystack_sessions": [
-            [{"role": "user", "content": "Three cats.", "has_answer": True}],
-            [{"role": "assistant", "content": "Good."}],
+            [
+                {"role": "user", "content": "I have three cats.", "has_answer": True},
+                {"role": "assistant", "content": "!"},
+            ],
+            [{"role": "user", "content": "It rains.", "has_answer": False}],
         ],
-    }
+        "answer_session_ids": ["s1"],
+    },
+    {
+        "question_id": "q2",
+        "question_type": "temporal-reasoning",
+        "question": "When did it rain?",
+        "answer": "On Monday.",
+        "haystack_session_ids": ["s1", "s2"],
+        "haystack_sessions": [
+            [{"role": "user", "content": "Hello."}],
+            [{"role": "user", "content": "It rained on Monday."}, {"role": "assistant", "content": "I see."}],
+        ],
+        "answer_session_ids": ["s2"],
+    },
+    {
+        "question_id": "q3_abs",
+        "question_type": "single-session-user",
+        "question": "What is my dog called?",
+        "answer": "It was never said.",
+        "haystack_sessions": [[{"role": "user", "content": "I have a dog.", "has_answer": True}]],
+        "answer_session_ids": ["s1"],
+    },
 ]
 
 
@@ -86,15 +113,25 @@ def test_locomo_raw_and_cleaned(tmp_path: Path) -> None:
     assert cleaned.questions[1].answer == "Odin the cat"
 
 
-def test_beam_and_longmemeval(tmp_path: Path) -> None:
+def test_beam_cites_messages_by_id(tmp_path: Path) -> None:
     (chat,) = load(written(tmp_path, BEAM), "beam")
     assert chat.turns[0] == Turn("user", "Plan my week")
     assert [(question.kind, question.evidence) for question in chat.questions] == [
         ("knowledge_update", (0, 1)),
         ("abstention", ()),
     ]
-    (long,) = load(written(tmp_path, LONG), "longmemeval")
-    assert long.questions == (Question("multi-session", "How many?", "3", (0,)),)
+
+
+def test_longmemeval_has_a_history_for_each_question(tmp_path: Path) -> None:
+    marked, named, absent = load(written(tmp_path, LONG), "longmemeval")
+    assert marked.questions == (Question("multi-session", "How many cats do I have?", "3", (0,)),)
+    assert [turn.role for turn in marked.turns] == ["user", "assistant", "user"]
+    assert [turn.time for turn in marked.turns] == [1685490000.0] * 3, "a date that goes back is taken as it was"
+    assert named.questions[0].evidence == (1, 2), "all turns of the named session, where no turn is marked"
+    assert named.turns[0].time is None
+    assert (absent.name, absent.questions[0].kind, absent.questions[0].evidence) == ("q3_abs", "abstention", ())
+    rows = blind_rows([marked, named, absent], [100], count, ["memory"])
+    assert (rows[0].recall.mean, rows[0].recall.n) == (1.0, 2)
 
 
 @pytest.mark.parametrize("form", ["locomo", "beam", "longmemeval"])
