@@ -19,7 +19,7 @@ def test_every_term_stands_once() -> None:
     assert [term for term, n in Counter(term for term, _, _ in ROWS).items() if n > 1] == []
 
 
-@pytest.mark.parametrize("term,meaning,path", ROWS, ids=[row[0] for row in ROWS])
+@pytest.mark.parametrize(("term", "meaning", "path"), ROWS, ids=[row[0] for row in ROWS])
 def test_a_term_says_where_it_is_defined(term: str, meaning: str, path: str) -> None:
     assert (ROOT / "src" / "loreloop" / path).is_file(), f"{term} names {path}"
     assert meaning.endswith((".", ".)")), f"the meaning of {term} is a sentence"

@@ -1,11 +1,14 @@
-"""`loreloop memory eval` reads a file that the user has, and says what is wrong with one that it cannot read."""
+"""`loreloop memory eval` and `answers` read a file that the user has, and say what is wrong with another."""
 
 import json
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner
 
+from loreloop.cli import chat as plain_chat
 from loreloop.cli import memory as command
 from loreloop.protocol.errors import BadRequest
 
@@ -36,6 +39,42 @@ def test_tables_and_json(chat_file: Path) -> None:
     asked = CliRunner().invoke(command.memory, [*arguments, "--json", "--only", "chat-3"], catch_exceptions=False)
     rows = json.loads(asked.output)["tables"]["not knowing the question"]
     assert {row["recall"]["n"] for row in rows} == {1}
+
+
+LOCOMO = [
+    {
+        "sample_id": "conv-x",
+        "conversation": {
+            "session_1": [{"speaker": "Ann", "dia_id": f"D1:{n}", "text": f"My cat {n} is Odin{n}."} for n in range(9)]
+        },
+        "qa": [{"question": "Which is cat 8?", "answer": "Odin8", "evidence": ["D1:8"], "category": 4}],
+    }
+]
+
+
+def test_a_served_model_is_asked_with_each_context(chat_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, Any]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"data": [{"id": "m"}]})
+        sent.append(json.loads(request.content))
+        said = "Odin8" if "Odin8" in sent[-1]["messages"][0]["content"] else "not mentioned"
+        return httpx.Response(200, json={"choices": [{"message": {"content": said}}]})
+
+    def client_of(_url: str, _key: str) -> httpx.Client:
+        return httpx.Client(base_url="http://any.example/v1", transport=httpx.MockTransport(answer))
+
+    monkeypatch.setattr(plain_chat, "client_of", client_of)
+    chat_file.write_text(json.dumps(LOCOMO))
+    arguments = ["answers", str(chat_file), "--budget", "20", "--contender", "recency window", "--window", "50"]
+    output = CliRunner().invoke(command.memory, arguments, catch_exceptions=False).output
+    assert "| no context | – | 0 | 0.000" in output
+    assert "| oracle context, evidence ± 1 turn | – | 12 | 1.000" in output
+    assert "| recency window | 20 | 18 | 1.000" in output
+    assert {(body["model"], body["temperature"], body["max_tokens"]) for body in sent} == {("m", 0, 32)}
+    with pytest.raises(BadRequest, match="there are memory"):
+        CliRunner().invoke(command.memory, [*arguments, "--contender", "magic"], catch_exceptions=False)
 
 
 def test_what_cannot_be_read_is_named(chat_file: Path) -> None:

@@ -86,6 +86,19 @@ def test_forget_says_what_went_and_saves(data: Path) -> None:
     assert FileStore(data / "memories").load("ann") == saved
 
 
+def test_resize_gives_another_budget_and_saves(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "counter", lambda _data_dir, _model: lambda text: len(text.split()))
+    assert "now 80 of 300 in 4" in invoke(data, "resize", "ann", "--budget", "300").output
+    assert "now 64 of 70 in 4" in invoke(data, "resize", "ann", "--budget", "70").output
+    saved = FileStore(data / "memories").load("ann")
+    assert saved is not None
+    state = from_json(saved.data)
+    assert (state.budget, state.segments[0]) == (70, SEGMENTS[0])
+    with pytest.raises(BadRequest, match="pinned"):
+        invoke(data, "resize", "ann", "--budget", "9")
+    assert FileStore(data / "memories").load("ann") == saved
+
+
 def test_unknown_memories_and_turns_are_named_and_leave_no_trace(data: Path, tmp_path: Path) -> None:
     for arguments in (("show", "bob"), ("forget", "bob", "--turn", "1"), ("forget", "ann", "--turn", "9")):
         with pytest.raises(NotFound, match=r"bob|Turn 9"):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loreloop.memory.memory import Settings
+from loreloop.memory.persistence import what_is_wrong
 from loreloop.memory.state import MemoryState, passage
 from loreloop.memory.turns import Turn
 from loreloop.protocol.errors import BadRequest
@@ -49,6 +50,55 @@ def test_pins_outlive_everything(turns: list[Turn]) -> None:
     for turn in turns:
         memory.append(turn)
         assert memory.state.segments[0].text == "Answer in Danish."
+
+
+def test_pins_may_leave_less_than_the_working_window() -> None:
+    memory = memory_of(10_000)
+    memory.append(Turn("system", "word " * 9740), pinned=True)
+    for number in range(100):
+        memory.append(Turn("user", f"{number}."))
+        assert memory.state.tokens <= 10_000
+    assert memory.state.segments[-1].text == "99."
+
+
+@given(st.lists(TURNS, min_size=1, max_size=30), st.integers(1, 300), st.integers(1, 300), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_a_memory_goes_on_with_another_budget(turns: list[Turn], first: int, second: int, pinned: bool) -> None:
+    memory = memory_of(first)
+    if pinned and first >= 20:
+        memory.append(Turn("system", "Answer in Danish."), pinned=True)
+    for turn in turns:
+        memory.append(turn)
+    before = memory.state
+    pins = [segment for segment in before.segments if segment.pinned]
+    if second < sum(segment.tokens for segment in pins):
+        with pytest.raises(BadRequest, match="pinned"):
+            memory.resize(second)
+        assert memory.state is before
+        return
+    memory.resize(second)
+    assert memory.state.budget == second >= memory.state.tokens
+    assert what_is_wrong(memory.state) == ""
+    assert [segment for segment in memory.state.segments if segment.pinned] == pins
+    for turn in turns:
+        memory.append(turn)
+        assert memory.state.tokens <= second
+    assert memory.state.n_turns == before.n_turns + len(turns)
+
+
+def test_a_larger_budget_changes_nothing_that_stands_and_a_smaller_one_keeps_what_is_worth_most() -> None:
+    memory = memory_of(400)
+    memory.append(Turn("user", "My locker code is 4711."))
+    for number in range(60):
+        memory.append(small_talk(number))
+    before = memory.state
+    memory.resize(1000)
+    assert memory.state.segments == before.segments
+    assert memory.state.costs == before.costs
+    memory.resize(60)
+    assert "4711" in memory.text
+    assert memory.state.costs.edits == before.costs.edits + 1
+    assert memory.state.costs.reprefilled > before.costs.reprefilled
 
 
 def test_a_pin_over_the_budget_is_refused_and_changes_nothing() -> None:

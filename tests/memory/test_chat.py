@@ -209,7 +209,7 @@ def test_two_chats_on_one_memory(store: FileStore) -> None:
         second.send([user("From the second.")])
     assert len(server.sent) == 1
     second = chat_with(server, store)
-    server.before_answer = lambda: store.save("ann", b"{}", after=1)
+    server.before_answer = lambda: store.save("ann", b"{}", after=second.revision)
     before = second.memory.state
     with pytest.raises(NotRemembered) as caught:
         second.send([user("Again.")])

@@ -1,13 +1,17 @@
 """The loaders read the published forms, and the measures count what the definitions say."""
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from loreloop.memory.evaluation import synthetic
+from loreloop.memory.evaluation import minilm, synthetic
 from loreloop.memory.evaluation.cases import Conversation, Question
-from loreloop.memory.evaluation.contenders import BLIND, Bm25
+from loreloop.memory.evaluation.contenders import BLIND, Bm25, Embedded
+from loreloop.memory.evaluation.minilm import Array
 from loreloop.memory.evaluation.published import Format, load
 from loreloop.memory.evaluation.recall import answer_kept, estimate, gone, recall, turns_kept
 from loreloop.memory.evaluation.study import blind_rows, knowing_rows, table_of
@@ -57,13 +61,40 @@ LONG = [
     {
         "question_id": "q1",
         "question_type": "multi-session",
-        "question": "How many?",
+        "question": "How many cats do I have?",
+        "question_date": "2023/06/01 (Thu) 10:00",
         "answer": 3,
+        "haystack_session_ids": ["s1", "s2"],
+        "haystack_dates": ["2023/05/30 (Tue) 23:40", "2023/05/29 (Mon) 08:00"],
         "haystack_sessions": [
-            [{"role": "user", "content": "Three cats.", "has_answer": True}],
-            [{"role": "assistant", "content": "Good."}],
+            [
+                {"role": "user", "content": "I have three cats.", "has_answer": True},
+                {"role": "assistant", "content": "!"},
+            ],
+            [{"role": "user", "content": "It rains.", "has_answer": False}],
         ],
-    }
+        "answer_session_ids": ["s1"],
+    },
+    {
+        "question_id": "q2",
+        "question_type": "temporal-reasoning",
+        "question": "When did it rain?",
+        "answer": "On Monday.",
+        "haystack_session_ids": ["s1", "s2"],
+        "haystack_sessions": [
+            [{"role": "user", "content": "Hello."}],
+            [{"role": "user", "content": "It rained on Monday."}, {"role": "assistant", "content": "I see."}],
+        ],
+        "answer_session_ids": ["s2"],
+    },
+    {
+        "question_id": "q3_abs",
+        "question_type": "single-session-user",
+        "question": "What is my dog called?",
+        "answer": "It was never said.",
+        "haystack_sessions": [[{"role": "user", "content": "I have a dog.", "has_answer": True}]],
+        "answer_session_ids": ["s1"],
+    },
 ]
 
 
@@ -82,15 +113,25 @@ def test_locomo_raw_and_cleaned(tmp_path: Path) -> None:
     assert cleaned.questions[1].answer == "Odin the cat"
 
 
-def test_beam_and_longmemeval(tmp_path: Path) -> None:
+def test_beam_cites_messages_by_id(tmp_path: Path) -> None:
     (chat,) = load(written(tmp_path, BEAM), "beam")
     assert chat.turns[0] == Turn("user", "Plan my week")
     assert [(question.kind, question.evidence) for question in chat.questions] == [
         ("knowledge_update", (0, 1)),
         ("abstention", ()),
     ]
-    (long,) = load(written(tmp_path, LONG), "longmemeval")
-    assert long.questions == (Question("multi-session", "How many?", "3", (0,)),)
+
+
+def test_longmemeval_has_a_history_for_each_question(tmp_path: Path) -> None:
+    marked, named, absent = load(written(tmp_path, LONG), "longmemeval")
+    assert marked.questions == (Question("multi-session", "How many cats do I have?", "3", (0,)),)
+    assert [turn.role for turn in marked.turns] == ["user", "assistant", "user"]
+    assert [turn.time for turn in marked.turns] == [1685490000.0] * 3, "a date that goes back is taken as it was"
+    assert named.questions[0].evidence == (1, 2), "all turns of the named session, where no turn is marked"
+    assert named.turns[0].time is None
+    assert (absent.name, absent.questions[0].kind, absent.questions[0].evidence) == ("q3_abs", "abstention", ())
+    rows = blind_rows([marked, named, absent], [100], count, ["memory"])
+    assert (rows[0].recall.mean, rows[0].recall.n) == (1.0, 2)
 
 
 @pytest.mark.parametrize("form", ["locomo", "beam", "longmemeval"])
@@ -161,6 +202,38 @@ def test_half_memory_half_retrieval_finds_what_the_question_names() -> None:
     assert rows[0].recall.mean > 0.9
     assert rows[1].recall.mean > 0.9
     assert table_of(rows).count("\n| ") == 3
+
+
+def test_embeddings_rank_by_their_cosine() -> None:
+    axes = {"cats": (1.0, 0.0), "dogs": (0.0, 1.0), "pets": (0.6, 0.8), "cars": (-1.0, 0.0)}
+
+    def embed(texts: Sequence[str]) -> Array:
+        return np.array([axes[text.split()[-1]] for text in texts], dtype=np.float32)
+
+    turns = tuple(Turn("user", f"We like {name}") for name in axes)
+    asked = Conversation("c", turns, (Question("k", "What about cats", "", (0, 2)),))
+    assert Embedded(turns, embed).scores("my cats") == pytest.approx([1.0, 0.0, 0.6, -1.0])
+    rows = {row.contender: row for row in knowing_rows([asked], [14], count, embed)}
+    assert len(rows) == 6
+    assert rows["MiniLM retrieval"].recall.mean == 1.0
+    assert rows["BM25 retrieval"].recall.mean == 0.5
+
+
+def test_minilm_is_the_published_model() -> None:
+    """Against the values that `transformers` computes from the same weights."""
+    pytest.importorskip(minilm.PACKAGE)
+    folder = minilm.folder()
+    assert folder is not None
+    cat, feline, stocks = minilm.MiniLm(folder)(
+        ["A cat sits on the mat.", "The feline rests on a rug.", "Stock prices fell sharply."]
+    )
+    assert cat[:4] == pytest.approx([0.126535, -0.032851, -0.02906, 0.044407], abs=1e-5)
+    assert cat @ feline > 0.5 > feline @ stocks
+
+
+def test_the_error_function() -> None:
+    points = np.linspace(-4, 4, 81, dtype=np.float32)
+    assert minilm.erf(points) == pytest.approx([math.erf(point) for point in points], abs=1e-6)
 
 
 def test_a_seed_makes_one_conversation() -> None:

@@ -81,3 +81,30 @@ def test_another_speakers_change_is_not_mine() -> None:
     memory.append(Turn("user", "My gym is in Oslo.", speaker="Ann"))
     memory.append(Turn("user", "My gym is now in Bergen.", speaker="Bob"))
     assert "Oslo" in memory.text
+
+
+@pytest.mark.parametrize(
+    ("consequence", "stays"),
+    [
+        ("Because my gym is there I take tram 31.", False),
+        ("My gym is far, so I take tram 31.", False),
+        ("I take tram 31 to my gym in Oslo.", False),
+        ("I take tram 31 to my office in Oslo.", True),
+        ("I take tram 31 to my gym.", True),
+        ("I met Ann at my gym in Oslo, tram 31 was late.", True),
+        ("Because my office is there I take tram 31.", True),
+        ("Is my gym in Oslo on tram 31?", True),
+    ],
+)
+@pytest.mark.parametrize("small_talk_between", [0, 60])
+def test_what_follows_from_a_changed_fact_goes_with_it(consequence: str, stays: bool, small_talk_between: int) -> None:
+    """Condensed meanwhile or not."""
+    memory = memory_of(300)
+    memory.append(Turn("user", "My gym is in Oslo."))
+    memory.append(Turn("user", consequence))
+    for number in range(small_talk_between):
+        memory.append(small_talk(number))
+    assert "31" in memory.text
+    memory.append(Turn("user", "My gym is now in Bergen."))
+    assert ("31" in memory.text) == stays
+    assert "Bergen" in memory.text

@@ -80,6 +80,16 @@ def test_the_second_of_two_writers_is_refused(tmp_path: Path) -> None:
     assert saved.data == b"first"
 
 
+def test_who_goes_on_from_a_deleted_memory_is_refused_even_if_it_was_begun_anew(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    old = store.save("m", b"old", after=0)
+    store.delete("m")
+    new = store.save("m", b"new", after=0)
+    with pytest.raises(Conflict):
+        store.save("m", b"old and more", after=old.revision)
+    assert store.load("m") == new
+
+
 @pytest.mark.parametrize("id", ["", "x" * 300, "ø" * 100])
 def test_an_id_that_is_no_file_name_is_refused(tmp_path: Path, id: str) -> None:
     with pytest.raises(BadRequest, match="id"):

@@ -17,10 +17,10 @@ from tests.store.place import Place
 ROOT = Path(__file__).parent.parent.parent
 
 
-def lines_until_killed(place: Place, run_id: str, first: int, seconds: float) -> list[str]:
-    """Starts the child, kills it so long after its first line, gives the whole lines it printed."""
+def lines_until_killed(place: Place, module: str, *arguments: str, seconds: float) -> list[str]:
+    """Starts a module as a child, kills it so long after its first line, gives the whole lines it printed."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-    command = [sys.executable, "-m", "tests.store.appending", str(place.folder), run_id, str(first)]
+    command = [sys.executable, "-m", module, str(place.folder), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=environment) as child:
         assert child.stdout is not None
         head = child.stdout.readline()
@@ -40,7 +40,7 @@ def test_what_was_acknowledged_survives_one_kill_after_another(tmp_path: Path) -
     executed: set[int] = set()
     for life, seconds in enumerate((0.02, 0.11, 0.23)):
         place.store.close()
-        lines = lines_until_killed(place, run_id, life * 1000, seconds)
+        lines = lines_until_killed(place, "tests.store.appending", run_id, str(life * 1000), seconds=seconds)
         accepted |= numbers(lines, "accepted")
         executed |= numbers(lines, "executed")
         place.open()

@@ -46,6 +46,7 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_text_comes_out_as_it_went_in(tokenizer: TextTokenizer, text: str) -> None:
     tokens = tokenizer.encode(text)
     assert "".join(pieces(tokenizer, tokens)) == tokenizer.decode(tokens)
+    assert tokenizer.count(text) == len(tokens)
 
 
 @given(tokens=st.lists(st.integers(0, 260), max_size=24))

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loreloop.cli.memory_chat import chat, counter
-from loreloop.cli.memory_files import forget, show
+from loreloop.cli.memory_answers import answers
+from loreloop.cli.memory_chat import chat
+from loreloop.cli.memory_files import forget, resize, show
+from loreloop.cli.memory_inputs import chosen, counter
 from loreloop.cli.memory_parts import IMPORTANCE, REFILL, asks_a_model, parts_of
 from loreloop.cli.memory_train import train
 from loreloop.cli.models import DATA
@@ -16,6 +18,7 @@ from loreloop.cli.models import DATA
 if TYPE_CHECKING:
     from loreloop.memory.condense import CountTokens
     from loreloop.memory.evaluation.cases import Conversation
+    from loreloop.memory.evaluation.minilm import Embed
     from loreloop.memory.evaluation.study import Row
 
 
@@ -24,7 +27,7 @@ def memory() -> None:
     """Talk with, look into and measure memories with a token budget."""
 
 
-for verb in (chat, show, forget, train):
+for verb in (answers, chat, show, forget, resize, train):
     memory.add_command(verb)
 
 
@@ -84,7 +87,7 @@ def evaluate(
         conversations = chosen(file, form, faults, only)
         shares = budgets or (0.25, 0.1, 0.05)
         blind = study.blind_rows(conversations, shares, count, list(BLIND))
-        knowing = study.knowing_rows(conversations, shares, count)
+        knowing = study.knowing_rows(conversations, shares, count, embedder())
         tables = {"not knowing the question": blind, "knowing the question": knowing}
         survival, pace = [], None
         if asks_a_model(importance, refill):
@@ -109,13 +112,9 @@ def asking_rows(
         return with_parts.rows(name, conversations, budgets, count, lambda: parts_of(count, *chosen_parts, http))
 
 
-def chosen(file: Path, form: str, faults: Path | None, only: tuple[str, ...]) -> list[Conversation]:
-    from loreloop.memory.evaluation import published
-    from loreloop.protocol.errors import BadRequest
+def embedder() -> Embed | None:
+    """MiniLM, where its package is installed."""
+    from loreloop.memory.evaluation import minilm
 
-    loaded = published.load(file, form, faults)  # type: ignore[arg-type]
-    unknown = set(only) - {conversation.name for conversation in loaded}
-    if unknown:
-        names = ", ".join(conversation.name for conversation in loaded)
-        raise BadRequest(f"{file} holds no conversation {', '.join(sorted(unknown))}; it has {names}.")
-    return [conversation for conversation in loaded if not only or conversation.name in only]
+    folder = minilm.folder()
+    return None if folder is None else minilm.MiniLm(folder)

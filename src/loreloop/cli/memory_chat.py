@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from loreloop.cli.memory_inputs import counter
 from loreloop.cli.memory_parts import IMPORTANCE, REFILL
 from loreloop.cli.models import DATA
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from types import SimpleNamespace
 
     from loreloop.memory.chat import MemoryChat
-    from loreloop.memory.condense import CountTokens
 
 
 @click.command()
@@ -119,19 +118,3 @@ class Completions:
                     if hasattr(event, "error"):
                         raise ServerError(event.error.message)
                     yield event
-
-
-def counter(data_dir: str, model: str) -> CountTokens:
-    """Counts tokens as a model's tokenizer does; equal texts once."""
-    from functools import lru_cache
-
-    from loreloop.formats.catalog import Catalog
-    from loreloop.text.tokenizer import TextTokenizer
-
-    tokenizer = TextTokenizer(Catalog(Path(data_dir).expanduser()).ensure(model).folder)
-
-    @lru_cache(maxsize=1 << 16)
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text))
-
-    return count

@@ -1,4 +1,4 @@
-"""`loreloop memory show` and `forget`: look into the memories of a data folder, and take something out."""
+"""`loreloop memory show`, `forget` and `resize`: look into the memories of a data folder, and change them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from loreloop.cli.tables import JSON
 
 if TYPE_CHECKING:
     from loreloop.memory.file_store import FileStore
-    from loreloop.memory.persistence import Saved
     from loreloop.memory.state import MemoryState, Segment
+    from loreloop.protocol.memories import Saved
 
 BAR = 80  # cells
 SHOWN = 60  # characters of a segment in a table
@@ -61,6 +61,33 @@ def forget(id: str, turn: int | None, pattern: str, as_json: bool, data_dir: str
         store_of(data_dir).save(id, to_json(memory.state), after=saved.revision)
     rows = [row(segment, as_json) for segment in gone.segments]
     tables.show(rows, as_json, empty="Nothing of it stands in the memory; nothing was changed.")
+
+
+@click.command()
+@click.argument("id")
+@click.option(
+    "--budget", required=True, type=click.IntRange(min=1), help="Tokens that the memory may have from now on."
+)
+@click.option("--tokenizer", default="smollm2-135m", show_default=True, help="The model whose tokenizer counts.")
+@DATA
+def resize(id: str, budget: int, tokenizer: str, data_dir: str) -> None:
+    """Give the memory ID another budget; with a smaller one, what is worth least goes at once, for good."""
+    from loreloop.cli.memory_inputs import counter
+    from loreloop.memory.importance import SurfaceImportance
+    from loreloop.memory.memory import Memory, Parts
+    from loreloop.memory.persistence import from_json, to_json
+    from loreloop.memory.refill import ExtractiveRefill
+
+    saved = saved_memory(data_dir, id)
+    count = counter(data_dir, tokenizer)
+    memory = Memory(from_json(saved.data), Parts(count, SurfaceImportance(), ExtractiveRefill(count)))
+    before = memory.state
+    memory.resize(budget)
+    store_of(data_dir).save(id, to_json(memory.state), after=saved.revision)
+    click.echo(
+        f"{id}: {before.tokens} of {before.budget} tokens in {len(before.segments)} segments were kept, now "
+        f"{memory.state.tokens} of {budget} in {len(memory.state.segments)}."
+    )
 
 
 def store_of(data_dir: str) -> FileStore:

@@ -33,7 +33,7 @@ def train(*, part: str, model: str, rank: int, seed: int, out: Path | None, url:
 
     import msgspec
 
-    from loreloop.cli.memory_chat import counter
+    from loreloop.cli.memory_inputs import counter
     from loreloop.memory.learning import course
     from loreloop.protocol.errors import BadRequest
 

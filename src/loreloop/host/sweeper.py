@@ -1,4 +1,5 @@
-"""Takes away what has had its time: silent sessions, expired checkpoints, results, records and answers, stray files.
+"""Takes away what has had its time: silent sessions, expired checkpoints, results, records and answers,
+memories of keys that are gone, stray files.
 
 Sleeps until the next thing is due. Decides nothing about live work.
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 from loreloop.host.dispatcher import Dispatcher
 from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.paths import CheckpointKind
-from loreloop.store import checkpoints, journal, responses, runs, sessions, spool
+from loreloop.store import checkpoints, journal, memories, responses, runs, sessions, spool
 from loreloop.store.files import delete, destroy
 
 LONGEST_SLEEP_SECONDS = 300.0
@@ -44,6 +45,7 @@ class Sweeper:
         self.dispatcher.forget_results(now - session.result_ttl_seconds)
         await self.store.write(spool.sweep, now)
         await self.store.write(responses.sweep, now)
+        await self.store.write(memories.sweep)
         await self.store.write(journal.sweep_segments, self.store.segments)
         for left in await self.store.write(checkpoints.take_left_files):
             destroy(left)

@@ -18,10 +18,11 @@ from loreloop.memory.messages import (
     text_of_content,
     turn_of,
 )
-from loreloop.memory.persistence import StateStore, from_json, to_json
+from loreloop.memory.persistence import from_json, to_json
 from loreloop.memory.state import MemoryState
 from loreloop.memory.turns import Turn
 from loreloop.protocol.errors import BadRequest, Conflict
+from loreloop.protocol.memories import StateStore
 
 PREFACE = "What was said before, shortened, a line for each turn:\n"
 
@@ -80,7 +81,7 @@ class MemoryChat:
         if state.budget != budget:
             raise BadRequest(
                 f"Memory {id!r} was begun with a budget of {state.budget} tokens, and {budget} were asked for. Open it "
-                "with its own budget, or begin another."
+                "with its own budget, give it another one first (`loreloop memory resize`), or begin another memory."
             )
         self.revision = 0 if saved is None else saved.revision
         self.memory = Memory(state, parts, settings)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from loreloop.memory.persistence import Saved
 from loreloop.protocol.errors import BadRequest, Conflict
+from loreloop.protocol.memories import Saved, first_revision, told_conflict
 
 LONGEST_NAME = 200  # bytes; file systems take 255, and a suffix is added
 
@@ -38,18 +38,16 @@ class FileStore:
             stored = self.load(id)
             revision = 0 if stored is None else stored.revision
             if revision != after:
-                raise Conflict(
-                    f"Memory {id!r} was to be saved after revision {after}, and another writer has saved {revision}. "
-                    "Load it again and repeat the change."
-                )
+                raise Conflict(told_conflict(id, after, revision))
+            saved = Saved(data, revision + 1 if revision else first_revision())
             beside = path.with_suffix(".new")
             with beside.open("wb") as file:
-                file.write(b"%d\n" % (after + 1) + data)
+                file.write(b"%d\n" % saved.revision + data)
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)
             self._sync_folder()
-        return Saved(data, after + 1)
+        return saved
 
     def delete(self, id: str) -> None:
         path = self._path(id)

@@ -64,7 +64,7 @@ class SurfaceImportance:
     as much as the many short ones that fit into its place."""
 
     def __init__(self, weights: Weights | None = None, enough: int = 15) -> None:
-        self.weights, self.enough = weights or Weights(), enough
+        self.weights, self.enough, self.standing = weights or Weights(), enough, Standing()
 
     @property
     def tokens_spent(self) -> int:
@@ -89,11 +89,32 @@ class SurfaceImportance:
             (any(map(is_negation, words.content)), weights.negation),
         ]
         size = min(len(words.content), self.enough)
-        fresh = min(1.0, novelty(words.content, memory) / (FRESH * max(size, 1)))
+        self.standing.follow(memory)
+        fresh = min(1.0, self.standing.novelty(words.content) / (FRESH * max(size, 1)))
         return size * fresh**2 * math.exp(sum(weight for holds, weight in features if holds))
 
 
-def novelty(words: frozenset[str], memory: Sequence[Segment]) -> float:
-    """How many words are new: one that stands in n segments counts as 1 / (1 + n)."""
-    times = Counter(word for segment in memory for word in words_of(segment.text).content & words)
-    return math.fsum(1 / (1 + times[word]) for word in words)  # rounds the same in whatever order a set is read
+class Standing:
+    """In how many segments of a memory each word stands. It follows the memory from call to call, and a call costs what
+    has changed since the last one."""
+
+    def __init__(self) -> None:
+        self.segments: dict[int, Segment] = {}  # held, so that no other object gets the identity of one of them
+        self.times: Counter[str] = Counter()
+
+    def follow(self, memory: Sequence[Segment]) -> None:
+        now = {id(segment): segment for segment in memory}
+        for key in self.segments.keys() - now.keys():
+            words = words_of(self.segments[key].text).content
+            self.times.subtract(words)
+            for word in words:
+                if not self.times[word]:
+                    del self.times[word]
+        for key in now.keys() - self.segments.keys():
+            self.times.update(words_of(now[key].text).content)
+        self.segments = now
+
+    def novelty(self, words: frozenset[str]) -> float:
+        """How many words are new: one that stands in n segments counts as 1 / (1 + n)."""
+        # fsum rounds the same in whatever order a set is read.
+        return math.fsum(1 / (1 + self.times[word]) for word in words)

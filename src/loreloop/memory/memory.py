@@ -28,8 +28,8 @@ NEIGHBOURS = 2  # segments on each side that a refill is shown
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Shares are of the budget. `low` is what an edit leaves, `window` what the newest turns keep untouched, `largest`
-    what one new turn may take; `minimum` is in tokens."""
+    """`low` is the share of the budget that an edit leaves. Of what the pins leave free, `window` is the share that the
+    newest turns keep untouched, `largest` what one new turn may take. `minimum` is in tokens."""
 
     low: float = 0.97
     window: float = 0.03
@@ -58,8 +58,7 @@ class Forgotten:
 
 class Memory:
     def __init__(self, state: MemoryState, parts: Parts, settings: Settings | None = None) -> None:
-        if state.budget < 1:
-            raise BadRequest(f"A memory's budget is 1 token or more; {state.budget} is not.")
+        check_budget(state.budget, state.segments)
         self.state, self.parts, self.settings = state, parts, settings or Settings()
         self.small: dict[int, Segment] = {}  # condensed forms of the segments that stand
         self.spent = 0  # model tokens of the append that is under way
@@ -75,7 +74,7 @@ class Memory:
         self.spent = 0
         new = self._segment(turn, pinned)
         segments = state.segments if new is None else self._with_new(new)
-        edited = self._edit(segments)
+        edited = self._edit(segments, state.budget)
         costs = state.costs
         self.state = msgspec.structs.replace(
             state,
@@ -91,6 +90,22 @@ class Memory:
                 edits=costs.edits + (edited is not segments),
             ),
         )
+
+    def resize(self, budget: int) -> None:
+        """Goes on with another budget. A smaller one is edited down to as an append would; with a larger one nothing
+        changes that stands. Raises BadRequest, with the memory unchanged, for a budget that the pins do not fit into.
+        """
+        state = self.state
+        check_budget(budget, state.segments)
+        self.spent = 0
+        edited = self._edit(state.segments, budget)
+        costs = msgspec.structs.replace(
+            state.costs,
+            reprefilled=state.costs.reprefilled + behind_first_change(state.segments, edited),
+            model=state.costs.model + self.spent,
+            edits=state.costs.edits + (edited is not state.segments),
+        )
+        self.state = msgspec.structs.replace(state, budget=budget, segments=edited, costs=costs)
 
     def forget(self, *, turn: int | None = None, pattern: str = "") -> Forgotten:
         """Takes out every segment that was made from a turn, or from the turns of any segment in which all content
@@ -165,7 +180,7 @@ class Memory:
             pinned=pinned,
             answers=state.asked,
         )
-        free = state.budget - sum(s.tokens for s in state.segments if s.pinned)
+        free = state.budget - pinned_tokens(state.segments)
         if pinned:
             if tokens > free:
                 raise BadRequest(
@@ -179,14 +194,13 @@ class Memory:
         most = int(free * self.settings.largest)
         return segment if tokens <= most else self._refill(segment, most)
 
-    def _edit(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    def _edit(self, segments: tuple[Segment, ...], budget: int) -> tuple[Segment, ...]:
         """The segments themselves if they fit, else what an edit leaves of them."""
-        budget = self.state.budget
         total = sum(segment.tokens for segment in segments)
         if total <= budget:
             return segments
         target = int(budget * self.settings.low)
-        open_at = self._open(segments)
+        open_at = self._open(segments, budget)
         chunks = [self._chunk(segments[n]) for n in open_at]
         settings = self.settings
         steps = [steps_of(chunk, settings.seed, settings.temperature) for chunk in chunks]
@@ -201,7 +215,7 @@ class Memory:
         free = target - (total - sum(demand.tokens for demand in demands))
         budgets = allocate(demands, max(free, 0), settings.minimum)
         refilled = {
-            n: self._refill(segments[n], budget, place_of(segments, n)) for n, budget in zip(at, budgets, strict=True)
+            n: self._refill(segments[n], share, place_of(segments, n)) for n, share in zip(at, budgets, strict=True)
         }
         result = [refilled.get(n, segment) for n, segment in enumerate(segments)]
         after = tuple(segment for segment in result if segment is not None)
@@ -209,13 +223,16 @@ class Memory:
         self.small = {number: small for number, small in self.small.items() if number in stands}
         return after
 
-    def _open(self, segments: Sequence[Segment]) -> list[int]:
-        """Positions that may be masked: neither pins nor the working window."""
-        left = self.state.budget * self.settings.window
+    def _open(self, segments: Sequence[Segment], budget: int) -> list[int]:
+        """Positions that may be masked: neither pins nor the working window. The newest turn belongs to that unless it
+        came under a larger budget and is over its share of this one."""
+        free = budget - pinned_tokens(segments)
+        left = free * self.settings.window
         closed = {n for n, segment in enumerate(segments) if segment.pinned}
-        for n in range(len(segments) - 1, -1, -1):
+        newest = len(segments) - 1
+        for n in range(newest, -1, -1):
             left -= segments[n].tokens
-            if left < 0 and n < len(segments) - 1:
+            if left < 0 and not (n == newest and segments[n].tokens <= int(free * self.settings.largest)):
                 break
             closed.add(n)
         return [n for n in range(len(segments)) if n not in closed]
@@ -242,6 +259,18 @@ class Memory:
         if made is None or made.form != "excerpt" or made is segment:
             return made
         return msgspec.structs.replace(made, worth=made.worth * made.tokens / small.tokens / 2)
+
+
+def pinned_tokens(segments: Sequence[Segment]) -> int:
+    return sum(segment.tokens for segment in segments if segment.pinned)
+
+
+def check_budget(budget: int, segments: Sequence[Segment]) -> None:
+    pinned = pinned_tokens(segments)
+    if budget < max(1, pinned):
+        raise BadRequest(
+            f"A memory's budget is 1 token or more, and no less than what is pinned in it, {pinned}; {budget} is not."
+        )
 
 
 def place_of(segments: Sequence[Segment], position: int) -> Place:

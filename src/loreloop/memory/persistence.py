@@ -1,31 +1,11 @@
-"""A memory's state as JSON and back, and where it may be kept. Which store that is, whoever uses the memory says."""
+"""A memory's state as JSON and back. Where that is kept, whoever uses the memory says."""
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import msgspec
 
 from loreloop.memory.state import VERSION, MemoryState
 from loreloop.protocol.errors import BadRequest
-
-
-class Saved(msgspec.Struct, frozen=True):
-    """`revision` counts the saves of one memory; who saves says which one it goes on from."""
-
-    data: bytes
-    revision: int
-
-
-class StateStore(Protocol):
-    """`load` gives None for an unknown id. `save` raises Conflict when the stored revision is not `after` (0: none
-    yet), so of two writers one is refused; it either stores all of `data` or leaves what was there."""
-
-    def load(self, id: str) -> Saved | None: ...
-
-    def save(self, id: str, data: bytes, after: int) -> Saved: ...
-
-    def delete(self, id: str) -> None: ...
 
 
 def to_json(state: MemoryState) -> bytes:

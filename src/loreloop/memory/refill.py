@@ -7,9 +7,8 @@ from typing import Protocol
 
 import msgspec
 
-from loreloop.memory.condense import CountTokens, Span, condense, excerpt
+from loreloop.memory.condense import CountTokens, condense, excerpt
 from loreloop.memory.state import Form, Segment, passage
-from loreloop.memory.words import words_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class ExtractiveRefill:
         if small.tokens <= budget:
             return small
         spare = budget - self.count(passage(segment.head, ""))
-        cut = self._shorter(segment, excerpt(small.text, spare, self.count, worth_of_span), "excerpt")
+        cut = self._shorter(segment, excerpt(small.text, spare, self.count), "excerpt")
         return cut if cut is not None and cut.tokens <= budget else None
 
     def _shorter(self, segment: Segment, text: str, form: Form) -> Segment | None:
@@ -71,8 +70,3 @@ class ExtractiveRefill:
         if not text or tokens >= segment.tokens:
             return None
         return msgspec.structs.replace(segment, text=text, tokens=tokens, form=form, rewrites=segment.rewrites + 1)
-
-
-def worth_of_span(span: Span) -> float:
-    """Names and numbers count three times as much as other content words."""
-    return len(span.content) + 2.0 * len(words_of(span.text).marks)

@@ -4,6 +4,10 @@ It goes by the surface. The new statement must say that something changed, both 
 the old sentence's content words must stand in the new one, all but names and numbers or most of them: what differs
 is taken to be the value. A
 sentence that says something else beside it survives. No passage of an assistant or a tool is touched.
+
+What follows from an outdated statement goes with it ("because my gym is there I take tram 31 to Oslo"): a sentence of
+the same speaker about the same thing that gives it as a reason, or that names the old value. What happened in the past
+stays true, and stays.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loreloop.memory.importance import PAST
 from loreloop.memory.state import Segment
 from loreloop.memory.words import content_of, sentences, words_of
 
@@ -19,6 +24,9 @@ CHANGE = re.compile(
     r"\b(?:now|no longer|any ?more|changed|switched|replaced|renamed|moved|correction|update[ds]?)\b", re.IGNORECASE
 )
 DELETION = re.compile(r"\b(?:forget|delete|erase|disregard)\b", re.IGNORECASE)
+REASON = re.compile(
+    r"\b(?:because|therefore|hence|thus|that(?:['’]s| is) why|which is why|since (?:my|our))\b|, so\b", re.IGNORECASE
+)
 OWN = re.compile(r"\b(?:[Mm]y|[Oo]ur|I|[Ww]e)\b")
 FRAME = """now longer anymore changed change switched switch replaced renamed moved correction update updated updates
 forget delete erase disregard said told mentioned no not way btw note actually remember"""
@@ -36,6 +44,12 @@ class Claim:
 
     words: frozenset[str]
     deletes: bool
+    marks: frozenset[str] = frozenset()
+
+    @property
+    def thing(self) -> frozenset[str]:
+        """What it is about: its words but for the value."""
+        return self.words - self.marks
 
 
 def claims_of(segment: Segment) -> list[Claim]:
@@ -46,7 +60,7 @@ def claims_of(segment: Segment) -> list[Claim]:
     for sentence in filter(states_a_fact, pieces):
         deletes = bool(DELETION.search(sentence))
         if deletes or CHANGE.search(sentence):
-            found.append(Claim(content_of(sentence) - FRAME_WORDS, deletes))
+            found.append(Claim(content_of(sentence) - FRAME_WORDS, deletes, words_of(sentence).marks))
     return [claim for claim in found if claim.words]
 
 
@@ -60,17 +74,41 @@ def outdated(segments: Sequence[Segment], new: Segment) -> dict[int, str]:
     """Positions of segments that hold outdated sentences, with the text that is left of them, perhaps ""."""
     claims = claims_of(new)
     speaker = speaker_of(new)
-    left: dict[int, str] = {}
-    for position, segment in enumerate(segments) if claims else ():
+    if not claims:
+        return {}
+    said: dict[int, list[str]] = {}  # sentences of what the speaker said, where they share a word with a claim
+    for position, segment in enumerate(segments):
         if segment.pinned or segment.role != "user" or segment.id == new.id or speaker_of(segment) != speaker:
             continue
         content = words_of(segment.text).content
-        close = [claim for claim in claims if claim.words & content]
-        pieces = sentences(segment.text) if close else []
-        kept = [piece for piece in pieces if not any(goes(piece, claim) for claim in close)]
+        if any(claim.words & content for claim in claims):
+            said[position] = sentences(segment.text)
+    return left_of(said, claims)
+
+
+def left_of(said: dict[int, list[str]], claims: Sequence[Claim]) -> dict[int, str]:
+    every = [piece for pieces in said.values() for piece in pieces]
+    gone: set[str] = set()
+    for claim in claims:
+        direct = {piece for piece in every if goes(piece, claim)}
+        values = frozenset(mark for piece in direct for mark in words_of(piece).marks) - claim.words
+        gone |= direct | {piece for piece in every if follows(piece, claim, values)}
+    left = {}
+    for position, pieces in said.items():
+        kept = [piece for piece in pieces if piece not in gone]
         if len(kept) < len(pieces):
             left[position] = "".join(kept).strip()
     return left
+
+
+def follows(sentence: str, claim: Claim, old_values: frozenset[str]) -> bool:
+    """A condensed sentence has lost its "because", so the old value must be looked for too."""
+    content = content_of(sentence) - FRAME_WORDS
+    if claim.deletes or not claim.thing or not claim.thing <= content or len(content) > LONGEST:
+        return False
+    if PAST.search(sentence) or sentence.rstrip().endswith("?"):
+        return False
+    return bool(REASON.search(sentence)) or bool(content & old_values)
 
 
 def goes(sentence: str, claim: Claim) -> bool:

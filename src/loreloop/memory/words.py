@@ -7,8 +7,10 @@ English. Text in another script has no function words here, so nothing of it is 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, repeat
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)*")
 SENTENCE = re.compile(r"(?:[^.!?\n]|[.!?](?=[^\s.!?\"')\]]))+[.!?\"')\]]*\s*|[.!?]+\s*|\n\s*")
@@ -50,6 +52,7 @@ def spell(word: str) -> str:
     return plain.removesuffix("'s") if plain not in FUNCTION_WORDS else plain
 
 
+@lru_cache(maxsize=WORDS_CACHED)
 def is_negation(word: str) -> bool:
     return word in NEGATIONS or word.endswith("n't")
 
@@ -64,9 +67,16 @@ def content_word(word: str) -> str | None:
 
 
 def content_of(text: str) -> frozenset[str]:
-    return frozenset(plain for plain in map(content_word, WORD.findall(text)) if plain is not None)
+    return without_none(map(content_word, WORD.findall(text)))
 
 
+def without_none(words: Iterable[str | None]) -> frozenset[str]:
+    found = set(words)
+    found.discard(None)
+    return frozenset(found)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=WORDS_CACHED)
 def is_number(word: str) -> bool:
     return any(character.isdigit() for character in word)
 
@@ -77,24 +87,21 @@ def sentences(text: str) -> list[str]:
     return pieces if "".join(pieces) == text else [text]
 
 
-def is_name(word: str, first: bool) -> bool:
-    """Whether a word looks like a name: it has a capital that the beginning of a sentence does not explain."""
-    if len(word) > 1 and word.isupper() and not is_number(word):
-        return True
-    return not first and word[0].isupper()
+@lru_cache(maxsize=WORDS_CACHED)
+def mark_of(word: str, first: bool) -> str | None:
+    """A number or a name as it is compared, None for another word. A word looks like a name if it has a capital that
+    the beginning of a sentence does not explain."""
+    capitals = len(word) > 1 and word.isupper()
+    if is_number(word) or capitals or (not first and word[0].isupper()):
+        return content_word(word)
+    return None
 
 
 @lru_cache(maxsize=FEATURES_CACHED)
 def words_of(text: str) -> Words:
-    content: set[str] = set()
-    marks: set[str] = set()
-    for sentence in sentences(text):
-        first = True
-        for word in WORD.findall(sentence):
-            plain = content_word(word)
-            if plain is not None:
-                content.add(plain)
-                if is_number(word) or is_name(word, first):
-                    marks.add(plain)
-            first = False
-    return Words(frozenset(content), frozenset(marks))
+    content: set[str | None] = set()
+    marks: set[str | None] = set()
+    for words in map(WORD.findall, sentences(text)):
+        content.update(map(content_word, words))
+        marks.update(mark_of(word, first) for first, word in zip(chain((True,), repeat(False)), words, strict=False))
+    return Words(without_none(content), without_none(marks))

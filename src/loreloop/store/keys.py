@@ -68,7 +68,7 @@ def called(connection: Connection, name: str, *, active: bool = False) -> KeyRow
 
 
 def revoke(connection: Connection, key_id: str, now: float) -> None:
-    """From now on nobody gets in with it; what it owns stays, but for kept answers."""
+    """From now on nobody gets in with it; what it owns stays, but for kept answers and memories."""
     changed = connection.execute(
         update(KEYS).where(KEYS.c.id == key_id, KEYS.c.revoked.is_(None)).values(revoked=now)
     ).rowcount

@@ -74,6 +74,24 @@ class KeptResponse(msgspec.Struct, frozen=True):
         return len(self.input.encode()) + len(self.answer.encode())
 
 
+class MemoryName(msgspec.Struct, frozen=True):
+    """Which memory: ids belong to a key and to a `user` of it, "" where its requests name none."""
+
+    key_id: str
+    user: str
+    id: str
+
+
+class MemoryRow(msgspec.Struct, frozen=True):
+    """A kept memory as a list shows it."""
+
+    name: MemoryName
+    revision: int
+    created: float
+    saved: float
+    n_bytes: int
+
+
 class SessionNew(msgspec.Struct, frozen=True):
     tags: tuple[str, ...] = ()
     user_metadata: Metadata | None = None

@@ -16,6 +16,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -247,6 +248,22 @@ RESPONSES = Table(
     Index("responses_of_key_by_use", "key_id", "used"),
 )
 
+MEMORIES = Table(
+    "memories",
+    METADATA,
+    Column("key_id", String, primary_key=True),
+    Column("user", String, primary_key=True),  # as a request of the key names it; "" for none
+    Column("id", String, primary_key=True),
+    Column("revision", BigInteger, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("saved", Float, nullable=False),
+    Column("n_bytes", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    # A list must read no data, and the sum of a key's bytes no rows at all.
+    Index("memories_of_key_by_age", "key_id", "saved"),
+    Index("memories_of_key_by_size", "key_id", "n_bytes"),
+)
+
 # Runs that were deleted while the journal still held operations of theirs: these are not missing, and must not be told
 # as lost. A row goes with the last of those segments.
 REMOVED_RUNS = Table(
@@ -315,6 +332,10 @@ def m010_paths_from_the_data_folder_on(connection: Connection) -> None:
             connection.execute(update(column.table).where(column == path).values({column.name: in_row(path)}))
 
 
+def m011_memories(connection: Connection) -> None:
+    MEMORIES.create(connection, checkfirst=True)
+
+
 def _add_column(connection: Connection, table: Table, name: str, kind: str) -> None:
     """Unless it is there: a new database has had all columns from the first step."""
     if name not in {column["name"] for column in inspect(connection).get_columns(table.name)}:
@@ -332,6 +353,7 @@ STEPS: Sequence[Callable[[Connection], None]] = (
     m008_usage,
     m009_removed_runs,
     m010_paths_from_the_data_folder_on,
+    m011_memories,
 )
 
 

@@ -14,6 +14,7 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -64,6 +65,19 @@ class Store:
 
         self.jobs.put(_Job(lambda connection: function(connection, *args, **kwargs), settle))
         return await future
+
+    def write_and_wait(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `write`, for a thread that runs no event loop."""
+        done: Future[T] = Future()
+
+        def settle(value: T, error: BaseException | None) -> None:
+            if error is None:
+                done.set_result(value)
+            else:
+                done.set_exception(error)
+
+        self.jobs.put(_Job(lambda connection: function(connection, *args, **kwargs), settle))
+        return done.result()
 
     def close(self) -> None:
         """Commits what waits, then closes."""

@@ -50,6 +50,11 @@ class TextTokenizer:
         """Token ids; `special` lets the tokenizer add what it puts around every text."""
         return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
 
+    def count(self, text: str) -> int:
+        """How many tokens `encode` gives."""
+        (encoding,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return len(encoding)
+
     def encode_within(self, text: str, most: int, *, special: bool = False) -> Encoded | None:
         """Like `encode`, or None where there are over `most` tokens. Time and memory grow with `most`, not with the
         text, and other threads go on meanwhile: for batches the library lets them."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from loreloop.memory.condense import CountTokens
 from loreloop.memory.evaluation.cases import Conversation
+from loreloop.memory.evaluation.minilm import Embed
 from loreloop.memory.importance import SurfaceImportance
 from loreloop.memory.memory import Memory, Parts, Settings
 from loreloop.memory.refill import NOWHERE, ExtractiveRefill, Place
@@ -127,6 +129,23 @@ BLIND: dict[str, Blind] = {
 }
 
 
+class Ranked(Protocol):
+    """The turns of one conversation; `scores` gives one for each, 0 or less where a turn has nothing to do with it."""
+
+    def scores(self, query: str) -> list[float]: ...
+
+
+class Embedded:
+    """By the cosine of embeddings."""
+
+    def __init__(self, turns: Sequence[Turn], embed: Embed) -> None:
+        self.embed = embed
+        self.rows = embed([f"{turn.speaker} {turn.text}" for turn in turns])
+
+    def scores(self, query: str) -> list[float]:
+        return [float(score) for score in self.rows @ self.embed([query])[0]]
+
+
 class Bm25:
     """Okapi BM25 over the turns, with the idf that is never negative (Robertson and Zaragoza, 2009; as in Lucene)."""
 
@@ -155,7 +174,7 @@ def terms(text: str) -> list[str]:
     return [spell(word) for word in WORD.findall(text)]
 
 
-def retrieved(ranked: Bm25, segments: Sequence[Segment], query: str, budget: int, but: set[int]) -> list[Segment]:
+def retrieved(ranked: Ranked, segments: Sequence[Segment], query: str, budget: int, but: set[int]) -> list[Segment]:
     """The best ranked turns that fit, without those numbered in `but`; `segments` has one for every turn, in order."""
     scores = ranked.scores(query)
     order = sorted(range(len(segments)), key=lambda n: (-scores[n], n))

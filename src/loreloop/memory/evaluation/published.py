@@ -83,6 +83,9 @@ class LongQuestion(msgspec.Struct):
     question: str
     answer: str | int | float
     haystack_sessions: list[list[LongTurn]]
+    haystack_session_ids: list[str] = []
+    haystack_dates: list[str] = []
+    answer_session_ids: list[str] = []
 
 
 def load(path: Path, format: Format, faults: Path | None = None) -> list[Conversation]:
@@ -160,7 +163,28 @@ def numbers_in(nested: object) -> list[int]:
 
 
 def longmemeval(one: LongQuestion) -> Conversation:
-    said = [turn for session in one.haystack_sessions for turn in session]
-    evidence = tuple(number for number, turn in enumerate(said) if turn.has_answer)
-    turns = tuple(Turn(turn.role, turn.content) for turn in said)
-    return Conversation(one.question_id, turns, (Question(one.question_type, one.question, str(one.answer), evidence),))
+    """A question with its own history. Its evidence are the turns that are marked, or, where none is, all of the
+    sessions that are named; one that the history does not answer has "_abs" behind its id, and no evidence."""
+    turns: list[Turn] = []
+    marked: list[int] = []
+    named: list[int] = []
+    for number, session in enumerate(one.haystack_sessions):
+        date = one.haystack_dates[number] if number < len(one.haystack_dates) else ""
+        time = later(day_of(date), turns[-1].time if turns else None)
+        first = len(turns)
+        turns += [Turn(turn.role, turn.content, time=time) for turn in session]
+        marked += [first + place for place, turn in enumerate(session) if turn.has_answer]
+        if one.haystack_session_ids[number : number + 1] and one.haystack_session_ids[number] in one.answer_session_ids:
+            named += range(first, len(turns))
+    absent = one.question_id.endswith("_abs")
+    kind = "abstention" if absent else one.question_type
+    evidence = () if absent else tuple(marked or named)
+    return Conversation(one.question_id, tuple(turns), (Question(kind, one.question, str(one.answer), evidence),))
+
+
+def day_of(text: str) -> float | None:
+    """Seconds of a date such as "2023/05/30 (Tue) 23:40", or None for another form."""
+    try:
+        return datetime.strptime(text, "%Y/%m/%d (%a) %H:%M").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None

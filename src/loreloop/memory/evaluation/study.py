@@ -11,8 +11,18 @@ import msgspec
 from loreloop.memory.condense import CountTokens
 from loreloop.memory.evaluation import synthetic
 from loreloop.memory.evaluation.cases import Conversation
-from loreloop.memory.evaluation.contenders import BLIND, Bm25, condensed, memory, retrieved, segments_of
+from loreloop.memory.evaluation.contenders import (
+    BLIND,
+    Bm25,
+    Embedded,
+    Ranked,
+    condensed,
+    memory,
+    retrieved,
+    segments_of,
+)
 from loreloop.memory.evaluation.endurance import Pace, Survival
+from loreloop.memory.evaluation.minilm import Embed
 from loreloop.memory.evaluation.recall import Estimate, answer_kept, estimate, gone, recall, turns_kept
 from loreloop.memory.state import Segment
 from loreloop.memory.words import content_of
@@ -96,31 +106,41 @@ def blind_rows(
     return rows
 
 
-def knowing_rows(conversations: Sequence[Conversation], budgets: Sequence[float], count: CountTokens) -> list[Row]:
-    """Contenders that see the question: retrieval, of whole and of condensed turns, and memory with it."""
-    rows = []
-    for budget in budgets:
-        alone, short_alone, both = Tally(), Tally(), Tally()
-        for conversation in conversations:
-            tokens = budget_of(conversation, budget, count)
-            whole = segments_of(conversation.turns, count)
-            short = [condensed(segment, count) for segment in whole]
-            ranked = Bm25(conversation.turns)
-            held = memory(conversation, tokens // 2, count)
-            kept = turns_kept(held, conversation.turns)
-            for number, question in enumerate(conversation.questions):
-                found = retrieved(ranked, whole, question.text, tokens, set())
-                alone.add(conversation, number, found, turns_kept(found, conversation.turns))
-                found = retrieved(ranked, short, question.text, tokens, set())
-                short_alone.add(conversation, number, found, turns_kept(found, conversation.turns))
-                more = retrieved(ranked, short, question.text, tokens - tokens // 2, kept)
-                both.add(conversation, number, [*held, *more], kept | turns_kept(more, conversation.turns))
-        rows += [
-            alone.row("BM25 retrieval", budget),
-            short_alone.row("BM25 retrieval of condensed turns", budget),
-            both.row("memory and retrieval of condensed turns, half each", budget),
-        ]
-    return rows
+def knowing_rows(
+    conversations: Sequence[Conversation], budgets: Sequence[float], count: CountTokens, embed: Embed | None = None
+) -> list[Row]:
+    """Contenders that see the question: retrieval, of whole and of condensed turns, and memory with it. Turns are
+    ranked by BM25 and, where there is one, by a model's embeddings."""
+    ranked: dict[str, list[Ranked]] = {"BM25": [Bm25(conversation.turns) for conversation in conversations]}
+    if embed is not None:
+        ranked["MiniLM"] = [Embedded(conversation.turns, embed) for conversation in conversations]
+    return [
+        row for budget in budgets for name in ranked for row in three(name, ranked[name], conversations, budget, count)
+    ]
+
+
+def three(
+    name: str, ranked: Sequence[Ranked], conversations: Sequence[Conversation], budget: float, count: CountTokens
+) -> list[Row]:
+    alone, short_alone, both = Tally(), Tally(), Tally()
+    for conversation, ranking in zip(conversations, ranked, strict=True):
+        tokens = budget_of(conversation, budget, count)
+        whole = segments_of(conversation.turns, count)
+        short = [condensed(segment, count) for segment in whole]
+        held = memory(conversation, tokens // 2, count)
+        kept = turns_kept(held, conversation.turns)
+        for number, question in enumerate(conversation.questions):
+            found = retrieved(ranking, whole, question.text, tokens, set())
+            alone.add(conversation, number, found, turns_kept(found, conversation.turns))
+            found = retrieved(ranking, short, question.text, tokens, set())
+            short_alone.add(conversation, number, found, turns_kept(found, conversation.turns))
+            more = retrieved(ranking, short, question.text, tokens - tokens // 2, kept)
+            both.add(conversation, number, [*held, *more], kept | turns_kept(more, conversation.turns))
+    return [
+        alone.row(f"{name} retrieval", budget),
+        short_alone.row(f"{name} retrieval of condensed turns", budget),
+        both.row(f"memory and {name} retrieval of condensed turns, half each", budget),
+    ]
 
 
 SYNTHETIC: dict[str, tuple[float, int]] = {"needles": (2048, 4), "streams": (1024, 20), "consequences": (1024, 20)}

@@ -1,0 +1,87 @@
+"""`loreloop memory answers`: what a served model answers out of what the memory and its baselines keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loreloop.cli.models import DATA
+
+if TYPE_CHECKING:
+    from loreloop.memory.generative import Sampler
+
+MOST_WRITTEN = 256  # tokens of one text that a baseline has the model write
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--faults", type=click.Path(exists=True, path_type=Path), help="A list of LoCoMo's wrong labels.")
+@click.option("--only", multiple=True, help="A conversation's name; may be repeated.")
+@click.option("--budget", "budgets", multiple=True, type=float, help="A share up to 1, or tokens; may be repeated.")
+@click.option("--contender", "named", multiple=True, help="A row's name; may be repeated. By default all.")
+@click.option("--model", default=None, help="Which model answers; by default the first served.")
+@click.option("--base-url", "url", envvar="TINKER_BASE_URL", default="http://127.0.0.1:8000", show_default=True)
+@click.option("--key", envvar="TINKER_API_KEY", default="", help="By default that of TINKER_API_KEY.")
+@click.option("--window", default=8192, show_default=True, help="Tokens that the model's window holds.")
+@click.option("--tokenizer", default="smollm2-135m", show_default=True, help="The model whose tokenizer counts.")
+@click.option("--json", "as_json", is_flag=True, help="All figures, with their intervals.")
+@DATA
+def answers(
+    *,
+    file: Path,
+    faults: Path | None,
+    only: tuple[str, ...],
+    budgets: tuple[float, ...],
+    named: tuple[str, ...],
+    model: str | None,
+    url: str,
+    key: str,
+    window: int,
+    tokenizer: str,
+    as_json: bool,
+    data_dir: str,
+) -> None:
+    """Ask a served model 120 questions of LoCoMo's FILE with each context before it, and give the token F1.
+
+    Baselines in which a model writes are written by it too, which takes many requests.
+    """
+    import msgspec
+
+    from loreloop.cli.chat import client_of, known_model
+    from loreloop.cli.memory_inputs import chosen, counter
+    from loreloop.memory.evaluation import answers as study
+    from loreloop.protocol.errors import BadRequest
+
+    conversations = chosen(file, "locomo", faults, only)
+    count = counter(data_dir, tokenizer)
+    rows: list[study.AnswerRow] = []
+    with client_of(url, key) as client:
+        asker = study.Asker(sampler_of(client, known_model(client, url, model)), window)
+        contenders = study.contenders_for(asker.sampler)
+        if unknown := set(named) - contenders.keys():
+            raise BadRequest(f"No contender is called {', '.join(sorted(unknown))}; there are {', '.join(contenders)}.")
+        plan = [("no context", study.same_for_all(lambda *_: []), 0.0)]
+        plan.append((*study.ceiling(conversations, window, count), 0.0))
+        plan += [(name, contenders[name], b) for b in budgets or (0.1,) for name in named or contenders]
+        for name, contexts, budget in plan:
+            rows.append(study.answer_row(name, contexts, conversations, budget, count, asker))
+            click.echo(f"{name}: F1 {rows[-1].f1.mean:.3f} after {rows[-1].seconds:.0f} s", err=True)
+    click.echo(msgspec.json.encode(rows) if as_json else study.answer_table(rows))
+
+
+def sampler_of(client: Any, model: str) -> Sampler:
+    """The model's most likely answer to a user's message."""
+    from loreloop.cli.operator import checked
+
+    def sampled(prompt: str, most: int) -> str:
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": min(most, MOST_WRITTEN),
+            "temperature": 0,
+        }
+        return str(checked(client.post("/chat/completions", json=body)).json()["choices"][0]["message"]["content"])
+
+    return sampled

@@ -1,0 +1,38 @@
+"""What several verbs of `loreloop memory` read: a tokenizer that counts, and published conversations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loreloop.memory.condense import CountTokens
+    from loreloop.memory.evaluation.cases import Conversation
+
+
+def counter(data_dir: str, model: str) -> CountTokens:
+    """Counts tokens as a model's tokenizer does; equal texts once."""
+    from functools import lru_cache
+
+    from loreloop.formats.catalog import Catalog
+    from loreloop.text.tokenizer import TextTokenizer
+
+    tokenizer = TextTokenizer(Catalog(Path(data_dir).expanduser()).ensure(model).folder)
+
+    @lru_cache(maxsize=1 << 16)
+    def count(text: str) -> int:
+        return tokenizer.count(text)
+
+    return count
+
+
+def chosen(file: Path, form: str, faults: Path | None, only: tuple[str, ...]) -> list[Conversation]:
+    from loreloop.memory.evaluation import published
+    from loreloop.protocol.errors import BadRequest
+
+    loaded = published.load(file, form, faults)  # type: ignore[arg-type]
+    unknown = set(only) - {conversation.name for conversation in loaded}
+    if unknown:
+        names = ", ".join(conversation.name for conversation in loaded)
+        raise BadRequest(f"{file} holds no conversation {', '.join(sorted(unknown))}; it has {names}.")
+    return [conversation for conversation in loaded if not only or conversation.name in only]

@@ -1,0 +1,41 @@
+"""The score of LoCoMo's paper (Maharana et al., 2024): the F1 of the answer's tokens, by category.
+
+Words are compared in lower case, without punctuation and the words a, an, the and and, by their stems. An answer of a
+multi-hop question is a list: each of its parts is compared with the best part of what the model said. Of an open-domain
+answer what stands before the first semicolon counts. An adversarial question is answered by saying that it is not told.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from statistics import mean
+
+from loreloop.memory.evaluation.cases import Question
+from loreloop.memory.evaluation.porter import stem
+
+LEFT_OUT = re.compile(r"\b(?:a|an|the|and)\b")
+NOT_TOLD = ("no information available", "not mentioned")
+WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def score(question: Question, said: str) -> float:
+    if question.kind == "adversarial":
+        return float(any(phrase in said.lower() for phrase in NOT_TOLD))
+    if question.kind == "multi-hop":
+        parts = [part.strip() for part in said.split(",")]
+        return mean(max(f1(part, wanted.strip()) for part in parts) for wanted in question.answer.split(","))
+    wanted = question.answer.split(";")[0].strip() if question.kind == "open-domain" else question.answer
+    return f1(said, wanted)
+
+
+def f1(said: str, wanted: str) -> float:
+    """The harmonic mean of precision and recall of the words, each counted as often as it stands."""
+    ours, theirs = words_of_answer(said), words_of_answer(wanted)
+    shared = (Counter(ours) & Counter(theirs)).total()
+    return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
+
+
+def words_of_answer(text: str) -> list[str]:
+    return [stem(word) for word in LEFT_OUT.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)).split()]
