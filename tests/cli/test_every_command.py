@@ -24,7 +24,7 @@ def leaves(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[tu
 COMMANDS = dict(leaves(cli))
 PATH = "tinker://nobody/weights/nothing"
 MAKING = {("serve",), ("demo",), ("models", "add"), ("keys", "create"), ("tools", "add"), ("memory", "eval")}
-ELSEWHERE = {("chat",), ("memory", "chat")}  # ask a server
+ELSEWHERE = {("chat",), ("memory", "chat"), ("memory", "train")}  # ask a server
 LISTS = {words for words in COMMANDS if words[-1] in ("list", "usage", "calls", "verify")}
 ARGUMENTS = {
     ("runs", "show"): ["nobody"],

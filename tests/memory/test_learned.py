@@ -79,8 +79,10 @@ class Server:
         return self.answer
 
 
-def test_a_verdict_is_the_prompts_last_log_probability_and_asked_once() -> None:
-    server = Server({"choices": [{"logprobs": {"token_logprobs": [None, -3.0, math.log(0.75)]}}]})
+def test_a_verdict_is_the_log_probability_of_the_prompts_last_word_and_asked_once() -> None:
+    server = Server(
+        {"choices": [{"logprobs": {"token_logprobs": [None, -3.0, math.log(0.75)], "text_offset": [0, 6, 16]}}]}
+    )
     verdict = verdict_over(server, "tinker://head")
     assert verdict("a line\nRemember?") == verdict("a line\nRemember?") == pytest.approx(math.log(3))
     (body,) = server.bodies

@@ -122,10 +122,10 @@ class Policy:
         probabilities = [1 / (1 + math.exp(-self.logit(prompt))) for prompt in prompts]
         return [[said(YES if self.draw.random() < p else NO) for _ in range(n)] for p in probabilities]
 
-    def imitate(self, examples: Sequence[lessons.Example]) -> float:
+    def imitate(self, examples: Sequence[lessons.Example], learning_rate: float) -> float:
         return 1.0
 
-    def reinforce(self, tried: Sequence[Tried]) -> None:
+    def reinforce(self, tried: Sequence[Tried], learning_rate: float) -> None:
         for one in tried:
             self.logits[self.kind(one.prompt)] += one.advantage * (1 if one.said.text == YES else -1)
 

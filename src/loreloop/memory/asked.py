@@ -18,14 +18,15 @@ CACHED = 4096  # verdicts; people say the same line again
 
 
 def verdict_over(post: Post, model: str) -> Verdict:
-    """Reads the log-probability of the last token of the prompt itself: nothing is generated."""
+    """Reads the log-probability of the prompt's own last word: nothing is generated."""
 
     @lru_cache(maxsize=CACHED)
     def verdict(question: str) -> float:
         body = {"model": model, "prompt": question + YES, "max_tokens": 0, "echo": True, "logprobs": 0}
         match post(body):
-            case {"choices": [{"logprobs": {"token_logprobs": [*_, float(last)]}}]}:
-                return log_odds(last)
+            case {"choices": [{"logprobs": {"token_logprobs": list(logprobs), "text_offset": list(offsets)}}]}:
+                answer = [logprob for logprob, at in zip(logprobs, offsets, strict=True) if at >= len(question)]
+                return log_odds(sum(answer))
         raise BadRequest(
             f"{model} was asked for the log-probabilities of a prompt (echo, max_tokens 0), and the server gave none. "
             "A learned head needs a server that does, as `loreloop serve` does."

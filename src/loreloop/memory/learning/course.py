@@ -29,16 +29,16 @@ class Learner(Protocol):
         self, prompts: Sequence[str], n: int, most: Sequence[int], temperature: float = 1.0
     ) -> list[list[Said]]: ...
 
-    def imitate(self, examples: Sequence[Example]) -> float: ...
+    def imitate(self, examples: Sequence[Example], learning_rate: float) -> float: ...
 
-    def reinforce(self, tried: Sequence[Tried]) -> None: ...
+    def reinforce(self, tried: Sequence[Tried], learning_rate: float) -> None: ...
 
     def save(self, name: str) -> str: ...
 
 
 class Reward(msgspec.Struct, frozen=True):
-    """The mean of a step over a conversation of so many turns: evidence kept for the head, answers taken for the
-    refill."""
+    """The mean of a step over a conversation of so many turns: evidence kept for the head; for the refill, words kept
+    by texts that the memory would take."""
 
     turns: int
     value: float
@@ -62,7 +62,9 @@ class Plan:
     batch: int
     lengths: tuple[tuple[int, int], ...]
     size: int  # answers from one state
-    chances: int = 4  # chunks of a conversation that are written again and again
+    chances: int = 0  # chunks of a conversation that are written again and again
+    lesson_rate: float = 5e-4  # of learning
+    reward_rate: float = 5e-4
 
     def conversations(self) -> Iterator[tuple[int, int]]:
         """A seed and a length for every step with rewards."""
@@ -71,7 +73,9 @@ class Plan:
 
 
 HEAD = Plan(steps=8, batch=16, lengths=((40, 4), (60, 3), (100, 2)), size=16)
-REFILL = Plan(steps=24, batch=6, lengths=((40, 5), (60, 4), (100, 3)), size=6)
+REFILL = Plan(
+    steps=12, batch=4, lengths=((40, 2), (60, 2), (100, 2)), size=4, chances=2, lesson_rate=1e-3, reward_rate=3e-4
+)
 
 
 @dataclass
@@ -106,8 +110,8 @@ class Course:
             chances = random.Random(seed).sample(refills.chances, min(self.plan.chances, len(refills.chances)))
             most = [chance.most for chance in chances]
             said = self.learner.answers([chance.prompt for chance in chances], self.plan.size, most)
-            tried, taken = refills.tried(chances, said)
-            self._reinforce(record, tried, Reward(turns, taken))
+            tried, kept = refills.tried(chances, said)
+            self._reinforce(record, tried, Reward(turns, kept))
         self._write(record, "after rewards")
         record.path = self.learner.save("memory-refill")
         return record
@@ -115,13 +119,13 @@ class Course:
     def _imitate(self, record: Record, examples: Sequence[Example]) -> None:
         shuffled = random.Random(0).sample(examples, len(examples))
         for batch in list(lessons.batches(shuffled, self.plan.batch))[: self.plan.steps]:
-            record.losses.append(self.learner.imitate(batch))
+            record.losses.append(self.learner.imitate(batch, self.plan.lesson_rate))
             self.tell(f"{record.part}: loss {record.losses[-1]:.3f}")
 
     def _reinforce(self, record: Record, tried: Sequence[Tried], reward: Reward) -> None:
         record.rewards.append(reward)
         self.tell(f"{record.part}: reward {reward.value:.3f} in {reward.turns} turns")
-        self.learner.reinforce(merged(tried))
+        self.learner.reinforce(merged(tried), self.plan.reward_rate)
 
     def _judge(self, record: Record, when: str) -> None:
         self._sat(record, exam.of_the_head(when, self.learner.odds, self.count))

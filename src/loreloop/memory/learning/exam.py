@@ -60,8 +60,8 @@ def of_the_head(when: str, odds_of: OddsOf | None, count: CountTokens) -> Sittin
 
 
 def of_the_refill(when: str, write: Write, count: CountTokens) -> Sitting:
-    """The shares of refills that a memory would take and of content words that they keep, and the evidence that stands
-    in the end when one refill is put in its place as it is."""
+    """The share of refills that a memory would take, the share of content words that they keep (none if not taken), and
+    the evidence that stands in the end when one refill is put in its place as it is."""
     exams = [Refills(one, roomy_budget_for(TURNS), count) for one in conversations()["needles"]]
     chosen = [
         (one, chance) for seed, one in enumerate(exams) for chance in random.Random(seed).sample(one.chances, CHANCES)
@@ -72,7 +72,7 @@ def of_the_refill(when: str, write: Write, count: CountTokens) -> Sitting:
     n = [len(one.conversation.questions) for one in exams]
     measures = {
         "taken": estimate([fmean(mark.taken for mark in some) for some in each]),
-        "words": estimate([fmean(mark.words for mark in some) for some in each]),
+        "kept": estimate([fmean(mark.kept for mark in some) for some in each]),
         "evidence": estimate([fmean(mark.evidence for mark in some) / k for some, k in zip(each, n, strict=True)]),
     }
     return Sitting(when, measures)

@@ -71,7 +71,7 @@ def verdict_of(said: Said) -> float:
 def tried(conversation: Conversation, rolls: Rolls, answers: Answers, count: CountTokens) -> tuple[list[Tried], float]:
     """Every stretch's sampled verdicts with their advantages, and the mean reward of all rolls."""
     questions = questions_of(conversation.turns)
-    said = dict(zip(questions, answers(questions, rolls.size, [1] * len(questions)), strict=True))
+    said = dict(zip(questions, answers(questions, rolls.size, [count(YES)] * len(questions)), strict=True))
     usual = {question: fmean(map(verdict_of, some)) for question, some in said.items()}
     found: list[Tried] = []
     every: list[float] = []

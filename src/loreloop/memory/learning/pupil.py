@@ -23,8 +23,8 @@ class Codec(Protocol):
 
 
 class Pupil:
-    def __init__(self, client: tinker.TrainingClient, codec: Codec, learning_rate: float = 5e-4) -> None:
-        self.client, self.codec, self.learning_rate = client, codec, learning_rate
+    def __init__(self, client: tinker.TrainingClient, codec: Codec) -> None:
+        self.client, self.codec = client, codec
         self.asked: tinker.SamplingClient | None = None
 
     @property
@@ -36,9 +36,10 @@ class Pupil:
 
     def odds(self, questions: Sequence[str]) -> list[float]:
         """The log-odds that each is answered with yes."""
-        prompts = [tinker.ModelInput.from_ints(self.codec.encode(question + YES)) for question in questions]
+        answer = self.codec.encode(YES)
+        prompts = [tinker.ModelInput.from_ints([*self.codec.encode(question), *answer]) for question in questions]
         futures = [self.sampler.compute_logprobs(prompt) for prompt in prompts]
-        return [log_odds(future.result()[-1] or 0.0) for future in futures]
+        return [log_odds(sum(value or 0.0 for value in future.result()[-len(answer) :])) for future in futures]
 
     def answers(
         self, prompts: Sequence[str], n: int, most: Sequence[int], temperature: float = 1.0
@@ -55,16 +56,16 @@ class Pupil:
         text = self.codec.decode(sequence.tokens).removesuffix(END)
         return Said(text, tuple(sequence.tokens), tuple(sequence.logprobs or ()), sequence.stop_reason == "stop")
 
-    def imitate(self, examples: Sequence[Example]) -> float:
+    def imitate(self, examples: Sequence[Example], learning_rate: float) -> float:
         """One step of cross entropy on the answers; gives the mean loss of their tokens."""
         data, n_tokens = [], 0
         for example in examples:
             prompt, answer = self.codec.encode(example.prompt), self.codec.encode(example.answer)
             n_tokens += len(answer)
             data.append(datum(prompt, answer, weights=np.ones(len(answer), np.float32)))
-        return self._step(data, "cross_entropy") / n_tokens
+        return self._step(data, "cross_entropy", learning_rate) / n_tokens
 
-    def reinforce(self, tried: Sequence[Tried]) -> None:
+    def reinforce(self, tried: Sequence[Tried], learning_rate: float) -> None:
         """One step of the policy gradient, weighted by the ratio of the probabilities now to those when sampled."""
         data = []
         for one in tried:
@@ -73,11 +74,11 @@ class Pupil:
             prompt = self.codec.encode(one.prompt)
             data.append(datum(prompt, one.said.tokens, logprobs=logprobs, advantages=advantages))
         if data:
-            self._step(data, "importance_sampling")
+            self._step(data, "importance_sampling", learning_rate)
 
-    def _step(self, data: list[tinker.Datum], loss: tinker.types.LossFnType) -> float:
+    def _step(self, data: list[tinker.Datum], loss: tinker.types.LossFnType, learning_rate: float) -> float:
         passed = self.client.forward_backward(data, loss)
-        stepped = self.client.optim_step(tinker.AdamParams(learning_rate=self.learning_rate, beta2=0.95, eps=1e-8))
+        stepped = self.client.optim_step(tinker.AdamParams(learning_rate=learning_rate, beta2=0.95, eps=1e-8))
         total = passed.result().metrics["loss:sum"]
         stepped.result()
         self.asked = None

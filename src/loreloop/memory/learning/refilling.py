@@ -80,8 +80,13 @@ class Marks:
     ended: bool
 
     @property
+    def kept(self) -> float:
+        """The share of content words; nothing for a text that a memory would not take."""
+        return self.taken * self.words
+
+    @property
     def reward(self) -> float:
-        return self.taken * self.words + self.evidence - FINE * (not self.ended)
+        return self.kept + self.evidence - FINE * (not self.ended)
 
 
 @dataclass
@@ -133,11 +138,11 @@ class Refills:
         return sum(recall(question, kept) or 0.0 for question in self.conversation.questions)
 
     def tried(self, chances: Sequence[Chance], answers: Sequence[Sequence[Said]]) -> tuple[list[Tried], float]:
-        """All answers with their advantages within their chance's group, and the share that a memory would take."""
-        found, taken = [], []
+        """All answers with their advantages within their chance's group, and the mean of what they keep."""
+        found, kept = [], []
         for chance, group in zip(chances, answers, strict=True):
             marks = [self.marks(chance, said) for said in group]
             values = advantages([mark.reward for mark in marks])
             found += [Tried(chance.prompt, said, value) for said, value in zip(group, values, strict=True)]
-            taken += [mark.taken for mark in marks]
-        return found, fmean(taken)
+            kept += [mark.kept for mark in marks]
+        return found, fmean(kept)
