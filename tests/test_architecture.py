@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "deployments": {"protocol", "config", "store", "text"},
     "mcp": {"protocol", "config", "store", "text"},
     "memory": {"protocol", "text"},
-    "http": {"protocol", "config", "store", "text", "images", "host", "deployments", "mcp"},
+    "http": {"protocol", "config", "store", "text", "images", "host", "deployments", "mcp", "memory"},
     "demo": set(),
     "cli": {
         *("protocol", "config", "store", "text", "model", "formats", "engine", "scheduler", "host"),

@@ -39,7 +39,7 @@ def save(connection: Connection, name: MemoryName, new: Saved, now: float, bound
 
     Conflict where another one is stored; BadRequest for a name that is none; TooLarge for what is over the bounds.
     """
-    _check_name(name)
+    check_name(name)
     row = connection.execute(select(MEMORIES.c.revision, MEMORIES.c.n_bytes).where(*_is(name))).first()
     stored, old_bytes = (row.revision, row.n_bytes) if row is not None else (0, 0)
     if stored != new.revision:
@@ -107,7 +107,8 @@ def _is(name: MemoryName) -> tuple[ColumnElement[bool], ...]:
     return (MEMORIES.c.key_id == name.key_id, MEMORIES.c.user == name.user, MEMORIES.c.id == name.id)
 
 
-def _check_name(name: MemoryName) -> None:
+def check_name(name: MemoryName) -> None:
+    """Raises BadRequest for a name that no memory can have."""
     if not 0 < len(name.id) <= LONGEST_NAME or len(name.user) > LONGEST_NAME:
         raise BadRequest(
             f"A memory's id has 1 to {LONGEST_NAME} characters and its user at most as many; {name.id[:40]!r} of the "

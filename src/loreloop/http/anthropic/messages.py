@@ -18,6 +18,7 @@ from starlette.routing import Route
 from loreloop.http.anthropic.context_edits import managed
 from loreloop.http.bodies import answer, read_as_sent
 from loreloop.http.generation.chat import Chat, ChatAsk, Reply, chat_on, left_open, prompt_length, seen
+from loreloop.http.generation.remembered import Remembering, Wanted, recalled_ask, remembering
 from loreloop.http.generation.reply_blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
 from loreloop.http.generation.requests import Model, find_model, forget, heard, prompt_only, results, start
 from loreloop.http.services import Services, asker, services
@@ -51,14 +52,15 @@ async def messages(request: Request) -> Response:
     body = await read_as_sent(request, Messages)
     model = await find_model(request, body.model, (body.metadata or {}).get("user_id"))
     ask = ask_of(body, params_of(body), stream=bool(body.stream))
-    edited = await managed(model, await seen(services(request).pictures, model, ask), body.context_management)
-    asked = Asked(body, await chat_on(model, edited.ask), edited.applied)
+    memory = await remembering(request, model, ask, wanted_of(body))
+    edited = await managed(model, await seen(services(request).pictures, model, memory.ask), body.context_management)
+    asked = Asked(body, await chat_on(model, edited.ask), edited.applied, memory)
     if body.stream:
         start(services(request), model, [asked.chat.op])
         at_end = partial(forget, services(request), [asked.chat.op])
         return EventStream(events(services(request), asked), model.headers, at_end)
     result = asked.told((await results(request, model, [asked.chat.op]))[0])
-    response = answer(asked.whole(result))
+    response = answer(await asked.whole(result))
     response.headers.update(model.headers)
     return response
 
@@ -67,7 +69,8 @@ async def count_tokens(request: Request) -> Response:
     asker(request)
     body = await read_as_sent(request, CountTokens)
     model: Model = await find_model(request, body.model)
-    ask = await seen(services(request).pictures, model, ask_of(body, WireSamplingParams(), stream=False))
+    ask = await recalled_ask(request, model, ask_of(body, WireSamplingParams(), stream=False), wanted_of(body))
+    ask = await seen(services(request).pictures, model, ask)
     edited = await managed(model, ask, body.context_management)
     counted: dict[str, Any] = {"input_tokens": await prompt_length(model, edited.ask.conversation)}
     if body.context_management is not None:
@@ -114,6 +117,10 @@ def ask_of(body: CountTokens, wire: WireSamplingParams, *, stream: bool) -> Chat
     return ChatAsk(
         conversation=conversation, wire=wire, choice=wanted, parallel=parallel, stream=stream, left_open=left_open(body)
     )
+
+
+def wanted_of(body: CountTokens) -> Wanted:
+    return Wanted(body.memory, (body.metadata or {}).get("user_id"), body.metadata)
 
 
 def turns_of(message: Message) -> Iterator[Turn]:
@@ -166,6 +173,7 @@ class Asked:
     body: Messages
     chat: Chat
     applied: list[dict[str, Any]]  # edits of the context
+    memory: Remembering
 
     @property
     def prompt_only(self) -> bool:
@@ -204,12 +212,17 @@ class Asked:
             "output_tokens": n_drawn,
         }
 
-    def whole(self, result: SampleResult) -> dict[str, Any]:
+    async def kept(self, stop: dict[str, Any]) -> dict[str, Any]:
+        """Of a prompt that was only read nothing is remembered."""
+        return {} if self.prompt_only else await self.memory.keep(warning=stop.get("warning"))
+
+    async def whole(self, result: SampleResult) -> dict[str, Any]:
         sequence, reply, blocks = result.sequences[0], self.chat.reply(), Blocks(note=self.chat.warning)
         for token in unpack_ids(sequence.tokens).tolist():
             blocks.add(reply.push(token))
         blocks.add(reply.flush())
-        return self.message([content_of(block) for block in blocks.done], result, stop_of(sequence, reply, blocks))
+        stop = stop_of(sequence, reply, blocks)
+        return self.message([content_of(block) for block in blocks.done], result, stop | await self.kept(stop))
 
 
 def stop_of(sequence: SampledSequence, reply: Reply, blocks: Blocks) -> dict[str, Any]:
@@ -274,7 +287,9 @@ async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
             n_drawn = n_ids(item.sequences[0].tokens)
             delta = stop_of(item.sequences[0], reply, blocks)
             usage = asked.usage(n_drawn, item.cache_hit_tokens)
-            yield named("message_delta", delta=delta, usage=usage, **asked.management)
+            memory = await asked.kept(delta)
+            delta |= {"warning": memory.pop("warning")} if "warning" in memory else {}
+            yield named("message_delta", delta=delta, usage=usage, **asked.management, **memory)
             yield named("message_stop")
 
 

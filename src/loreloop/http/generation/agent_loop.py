@@ -56,6 +56,7 @@ class Finished:
     chat: Chat
     reply: WholeReply
     result: SampleResult
+    made: tuple[Turn, ...] = ()  # what the server said and heard before it
 
 
 AgentEvent = Began | Content | Thinking | Broken | Called | Returned | Finished
@@ -77,7 +78,7 @@ class AgentRun:
         tools = (*self.ask.conversation.tools, *box.tools)
         while True:
             conversation = replace(self.ask.conversation, turns=turns, tools=tools)
-            chat = await chat_on(self.model, replace(self.ask, conversation=conversation, choice=choice))
+            chat = await chat_on(self.model, replace(self.ask, conversation=conversation, choice=choice, heard=None))
             chat = replace(chat, at_once=False)  # a call is made here when it is whole, and is text if it is cut off
             if not self.ops:
                 yield Began(chat)
@@ -89,6 +90,8 @@ class AgentRun:
                     whole.add(pieces)
                     for piece in pieces:
                         if isinstance(piece, Content | Thinking | Broken):
+                            if self.ask.heard is not None:
+                                self.ask.heard.add([piece])
                             yield piece
                     result = item if isinstance(item, SampleResult) else None
             assert result is not None, "a drawing ends with its result"
@@ -96,7 +99,7 @@ class AgentRun:
             ours = bool(whole.calls) and all(box.holds(call.name) for call in whole.calls)
             if not ours or box.spent:
                 chat = replace(chat, warning=with_note(chat.warning, UNMADE)) if ours else chat
-                yield Finished(chat, whole, result)
+                yield Finished(chat, whole, result, turns[len(self.ask.conversation.turns) :])
                 return
             calls = tuple(MadeCall(call.call_id or new_call_id(), call.name, call.arguments) for call in whole.calls)
             turns = (

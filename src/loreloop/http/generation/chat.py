@@ -60,6 +60,7 @@ class ChatAsk:
     report: Report = field(default_factory=Report)
     left_open: frozenset[str] = frozenset()
     strict: bool = False
+    heard: WholeReply | None = None  # gets all that the reply gives, beside whoever tells it
 
 
 def left_open(body: object) -> frozenset[str]:
@@ -80,6 +81,7 @@ class Chat:
     tools: tuple[Tool, ...]  # that the reply may call
     at_once: bool  # calls are by a grammar, and told while they are written
     warning: str | None = None  # of what the request asked for and cannot be held
+    heard: WholeReply | None = None
 
     def reply(self) -> Reply:
         shown = (*self.form.markers, *THINK)
@@ -88,7 +90,7 @@ class Chat:
         reader = ReplyReader(
             self.form, thinking=self.thinking, tools_allowed=bool(self.tools), opened=self.opened, tools=self.tools
         )
-        return Reply(growing, reader, CallBuffer(at_once=self.at_once))
+        return Reply(growing, reader, CallBuffer(at_once=self.at_once), self.heard)
 
 
 async def chat_on(model: Model, ask: ChatAsk) -> Chat:
@@ -120,6 +122,7 @@ async def chat_on(model: Model, ask: ChatAsk) -> Chat:
         tools=conversation.tools,
         at_once=bool(grammar),
         warning=constrained.warning,
+        heard=ask.heard,
     )
 
 
@@ -247,17 +250,31 @@ def _call_grammar(model: Model, form: ToolFormat, ask: ChatAsk, constrained: Con
 
 
 class Reply:
-    """One sample on its way: tokens in, pieces out, none of which is taken back."""
+    """One sample on its way: tokens in, pieces out, none of which is taken back. Every call has an id."""
 
-    def __init__(self, growing: StreamingDetokenizer, reader: ReplyReader, settled: CallBuffer) -> None:
-        self.growing, self.reader, self.settled = growing, reader, settled
+    def __init__(
+        self, growing: StreamingDetokenizer, reader: ReplyReader, settled: CallBuffer, heard: WholeReply | None = None
+    ) -> None:
+        self.growing, self.reader, self.settled, self.heard = growing, reader, settled, heard
 
     def push(self, token: int) -> list[Piece]:
         text = self.growing.push(token)
-        return self.settled.settle(self.reader.push(text)) if text else []
+        return self._told(self.reader.push(text)) if text else []
 
     def flush(self) -> list[Piece]:
-        return self.settled.settle([*self.reader.push(self.growing.flush()), *self.reader.flush()])
+        return self._told([*self.reader.push(self.growing.flush()), *self.reader.flush()])
+
+    def _told(self, found: list[Piece]) -> list[Piece]:
+        pieces = [named(piece) for piece in self.settled.settle(found)]
+        if self.heard is not None:
+            self.heard.add(pieces)
+        return pieces
+
+
+def named(piece: Piece) -> Piece:
+    if isinstance(piece, CallBegins) and piece.call_id is None:
+        return replace(piece, call_id=new_call_id())
+    return piece
 
 
 @dataclass

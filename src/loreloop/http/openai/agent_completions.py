@@ -26,6 +26,7 @@ from loreloop.http.generation.agent_loop import (
     tools_of,
 )
 from loreloop.http.generation.chat import WholeReply, seen
+from loreloop.http.generation.remembered import Remembering, Wanted, remembering
 from loreloop.http.generation.requests import Model, while_there
 from loreloop.http.openai.answer_format import failure_event, usage
 from loreloop.http.openai.chat_format import Asked, ask_of, delta_of, last_delta, message_of
@@ -46,19 +47,20 @@ async def agent_answer(request: Request, body: ChatCompletion, model: Model) -> 
         caller(request, INFER)
     bounds = Bounds(wanted.max_calls, wanted.max_seconds, wanted.max_output_bytes)
     tools = tools_of(services(request), model, labels, bounds)
-    ask = await seen(services(request).pictures, model, ask_of(body))
+    memory = await remembering(request, model, ask_of(body), Wanted(body.memory, body.user))
+    ask = await seen(services(request).pictures, model, memory.ask)
     if not body.stream:
         run = AgentRun(model, ask, drawn_whole(services(request), model))
-        return await while_there(request, whole_answer(run, body, tools))
+        return await while_there(request, whole_answer(run, body, tools, memory))
     if body.logprobs:
         raise BadRequest("logprobs is not served with agent_loop in a stream; leave one of them out.")
     run = AgentRun(model, ask, drawn_live(services(request), model))
     live = LiveRun(run, tools)
-    told = Telling(Asked(body, (await while_there(request, live.first())).chat, int(now())), run)
+    told = Telling(Asked(body, (await while_there(request, live.first())).chat, int(now()), memory), run)
     return EventStream(told.events(live), model.headers, live.end)
 
 
-async def whole_answer(run: AgentRun, body: ChatCompletion, tools: Tools) -> Response:
+async def whole_answer(run: AgentRun, body: ChatCompletion, tools: Tools, memory: Remembering) -> Response:
     trace: list[dict[str, Any]] = []
     async with tools.open() as box:
         async for event in run.events(box):
@@ -66,9 +68,10 @@ async def whole_answer(run: AgentRun, body: ChatCompletion, tools: Tools) -> Res
                 call = event.call
                 trace.append({"name": call.name, "arguments": call.arguments, "output": event.output})
             elif isinstance(event, Finished):
-                asked = Asked(body, event.chat, int(now()))
+                asked = Asked(body, event.chat, int(now()), memory)
                 choice = asked.choice(0, event.result.sequences[0])
-    said = {"choices": [choice], "usage": usage(run.ops, run.found), "tool_trace": trace}
+                remembered = await memory.keep(made=event.made, whole=event.reply)
+    said = {"choices": [choice], "usage": usage(run.ops, run.found), "tool_trace": trace} | remembered
     response = answer(asked.frame("chat.completion") | said)
     response.headers.update(run.model.headers)
     return response
@@ -93,11 +96,13 @@ class Telling:
                 case Returned(call, output):
                     told = {"type": "result", "id": call.call_id, "name": call.name, "output": output}
                     yield self.chunk({"tool_activity": told})
-                case Finished(chat, reply, result):
+                case Finished(chat, reply, result, made):
                     calls = calls_of(reply)
                     reason = result.sequences[0].stop_reason
                     finish = "tool_calls" if calls and reason == "stop" else reason
-                    yield (self.chunk({"tool_calls": calls}) if calls else b"") + self.chunk(last_delta(chat), finish)
+                    told = await self.asked.memory.keep(made=made, whole=reply)
+                    called = self.chunk({"tool_calls": calls}) if calls else b""
+                    yield called + self.chunk(last_delta(chat), finish, told)
                 case Began():
                     pass
                 case _:
@@ -108,9 +113,9 @@ class Telling:
             yield data_event(self.asked.frame("chat.completion.chunk") | counted)
         yield b"data: [DONE]\n\n"
 
-    def chunk(self, delta: dict[str, Any], finish: str | None = None) -> bytes:
+    def chunk(self, delta: dict[str, Any], finish: str | None = None, told: dict[str, Any] | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return data_event(self.asked.frame("chat.completion.chunk") | {"choices": [choice]})
+        return data_event(self.asked.frame("chat.completion.chunk") | {"choices": [choice]} | (told or {}))
 
 
 def calls_of(reply: WholeReply) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from loreloop.http.bodies import answer, read_as_sent
 from loreloop.http.generation.chat import chat_with_images
+from loreloop.http.generation.remembered import Wanted, remembering
 from loreloop.http.generation.requests import find_model, forget, heard, results, start
 from loreloop.http.openai.agent_completions import agent_answer
 from loreloop.http.openai.answer_format import failure_event, usage
@@ -28,15 +29,17 @@ async def chat_completions(request: Request) -> Response:
     model = await find_model(request, body.model, body.user)
     if body.agent_loop is not None:
         return await agent_answer(request, body, model)
-    chat = await chat_with_images(services(request).pictures, model, ask_of(body))
-    asked = Asked(body, chat, int(now()))
+    memory = await remembering(request, model, ask_of(body), Wanted(body.memory, body.user))
+    chat = await chat_with_images(services(request).pictures, model, memory.ask)
+    asked = Asked(body, chat, int(now()), memory)
     if body.stream:
         start(services(request), model, [asked.chat.op])
         at_end = partial(forget, services(request), [asked.chat.op])
         return EventStream(events(services(request), asked), model.headers, at_end)
     (result,) = await results(request, model, [asked.chat.op])
     choices = [asked.choice(index, sequence) for index, sequence in enumerate(result.sequences)]
-    response = answer(asked.frame("chat.completion") | {"choices": choices, "usage": usage([asked.chat.op], [result])})
+    told = {"choices": choices, "usage": usage([asked.chat.op], [result])} | await memory.keep()
+    response = answer(asked.frame("chat.completion") | told)
     response.headers.update(model.headers)
     return response
 
@@ -52,7 +55,8 @@ async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
         elif isinstance(item, SampleResult):
             found.append(item)
             for sample, sequence in zip(samples, item.sequences, strict=True):
-                for event in sample.end(sequence):
+                *rest, last = sample.end(sequence)
+                for event in [*rest, last | await asked.memory.keep()]:
                     yield data_event(event)
         else:
             for event in samples[item.sample_index].push(item):

@@ -21,6 +21,7 @@ from loreloop.http.generation.chat import (
     new_call_id,
     whole_reply,
 )
+from loreloop.http.generation.remembered import Remembering
 from loreloop.http.generation.requests import Report
 from loreloop.http.openai.answer_format import frame, wire_params
 from loreloop.http.openai.logprobs import Scored, chat_logprobs, scored_sequence, scored_token
@@ -123,6 +124,7 @@ class Asked:
     body: ChatCompletion
     chat: Chat
     created: int
+    memory: Remembering
 
     def frame(self, kind: str) -> dict[str, Any]:
         return frame("chatcmpl", kind, self.chat.op, self.body.model, self.created, self.chat.model)

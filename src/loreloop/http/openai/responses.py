@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from loreloop.http.bodies import answer, read_as_sent
 from loreloop.http.generation.chat import Chat, ChatAsk, chat_with_images, left_open, prompt_length, seen
+from loreloop.http.generation.remembered import Remembering, Wanted, recalled_ask, remembering
 from loreloop.http.generation.reply_blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
 from loreloop.http.generation.requests import find_model, forget, heard, results, start
 from loreloop.http.openai import kept_responses
@@ -51,8 +52,9 @@ async def responses(request: Request) -> Response:
     body = await read_as_sent(request, CreateResponse)
     model = await find_model(request, body.model, body.user)
     found = await recalled(services(request), key.id, body)
-    chat = await chat_with_images(services(request).pictures, model, ask_of(body, found.items))
-    asked = Asked(body, chat, int(now()), found)
+    memory = await remembering(request, model, ask_of(body, found.items), wanted_of(body))
+    chat = await chat_with_images(services(request).pictures, model, memory.ask)
+    asked = Asked(body=body, chat=chat, created=int(now()), found=found, memory=memory)
     if body.stream:
         start(services(request), model, [asked.chat.op])
         at_end = partial(forget, services(request), [asked.chat.op])
@@ -69,6 +71,7 @@ async def count_input(request: Request) -> Response:
     body = await read_as_sent(request, CreateResponse)
     model = await find_model(request, body.model, body.user)
     ask = ask_of(body, (await recalled(services(request), key.id, body)).items)
+    ask = await recalled_ask(request, model, ask, wanted_of(body))
     looked = await seen(services(request).pictures, model, ask)
     n_tokens = await prompt_length(model, looked.conversation)
     return answer({"object": "response.input_tokens", "input_tokens": n_tokens})
@@ -99,6 +102,10 @@ def ask_of(body: CreateResponse, items: Sequence[Item]) -> ChatAsk:
         left_open=left_open(body),
         strict=body.text is not None and isinstance(body.text.format, SchemaFormat) and bool(body.text.format.strict),
     )
+
+
+def wanted_of(body: CreateResponse) -> Wanted:
+    return Wanted(body.memory, body.user, body.metadata, other_past=bool(body.previous_response_id))
 
 
 def effort_of(body: CreateResponse) -> Effort | None:
@@ -178,6 +185,7 @@ class Asked:
     chat: Chat
     created: int
     found: Recalled
+    memory: Remembering
 
     @property
     def number(self) -> str:
@@ -211,7 +219,7 @@ class Asked:
 
     async def kept(self, served: Services, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
         """The whole answer, which can be referred to from now on if its `store` is true."""
-        told = self.response(blocks, result)
+        told = self.response(blocks, result) | await self.memory.keep(warning=blocks.warning)
         return told | {"store": await keep(served, self.chat.op.owner, self.body, self.found, told)}
 
     def usage(self, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
