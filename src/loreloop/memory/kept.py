@@ -66,8 +66,9 @@ class Asked:
     new: tuple[Turn, ...]
 
 
-def asked_of(kept: KeptMemory, turns: Sequence[Turn]) -> Asked:
+def asked_of(kept: KeptMemory, turns: Sequence[Turn], begun: str = "") -> Asked:
     """A client may send its new turns alone, or the whole conversation: then those behind the last answer are new.
+    `begun` is how it begins the answer.
 
     Raises BadRequest where neither can be: the conversation has answers, and the last one remembered is not there.
     """
@@ -75,7 +76,8 @@ def asked_of(kept: KeptMemory, turns: Sequence[Turn]) -> Asked:
     said = tuple(turn for turn in turns if turn.role != "system")
     known = _known(kept.marks, said)
     new = said[known:]
-    if not new:
+    repeated = begun and _known(kept.marks, (*said, Turn("assistant", begun))) > len(said)
+    if repeated or not new:
         raise BadRequest("The request adds no turn to what its memory holds. Send the new message.")
     is_begun = kept.state.n_turns > 0 or bool(kept.open)
     if is_begun and any(turn.role == "assistant" for turn in new):

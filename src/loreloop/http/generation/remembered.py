@@ -167,7 +167,7 @@ class MemoryTurn:
         )
         saved = store.load(self.name.id)
         kept = self._begun() if saved is None else self._opened(saved)
-        self.asked = asked_of(kept, ask.conversation.turns)
+        self.asked = asked_of(kept, ask.conversation.turns, ask.conversation.begun)
         kept = kept if self.asked.exchange else closed(kept, self.parts)
         self.kept = kept if kept.counted_by == base_model else counted_anew(kept, self.parts, base_model)
         return replace(ask, conversation=replace(ask.conversation, turns=prompt_turns(self.kept, self.asked)))
