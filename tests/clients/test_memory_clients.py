@@ -1,5 +1,8 @@
 """Memories on a real server through the unmodified `openai` and `anthropic` packages, and through its death."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +81,17 @@ def test_refusals_are_the_packages_own_errors(server: RunningServer) -> None:
     with pytest.raises(openai.BadRequestError, match="say how large"):
         client.chat.completions.create(**usual, extra_body={"memory": {"id": "nobody"}})
     assert httpx.get(f"{server.url}/loop/v1/memories/nobody", headers={"x-api-key": server.key}).status_code == 404
+
+
+def test_the_pages_example_runs(server: RunningServer) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()
+    (example,) = re.findall(r"<!-- on the server.*?```python\n(.*?)```", page, re.DOTALL)
+    example = example.replace("http://127.0.0.1:8000", server.url).replace("smollm2-135m", "tiny")
+    example = example.replace("tml-...", server.key).replace('"ann"', '"of-the-page"')
+    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert shown(server, "of-the-page")["turns"] == 4
+    assert "'remembered': True" in done.stdout
 
 
 @pytest.fixture

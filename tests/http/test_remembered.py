@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from sqlalchemy import func, select
 
 from loreloop.host.dispatcher import Dispatcher
+from loreloop.http.generation import remembered
 from loreloop.http.generation.agent_loop import Tools
 from loreloop.http.openai import agent_completions
 from loreloop.mcp.toolbox import Bounds, Toolbox, ToolCaller
@@ -284,5 +286,27 @@ def test_what_the_server_called_itself_is_remembered(stream: bool, monkeypatch: 
         assert (await lines(script.site)) == [
             *("user: Fox?", 'assistant: calls server__f {"x": 1}', "tool: brown", "assistant: It is brown.")
         ]
+
+    play_script(scene)
+
+
+def test_nothing_is_counted_or_edited_on_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            threads.append(threading.get_ident())
+            return function(*arguments, **named)
+
+        return call
+
+    for name in ("asked_of", "closed", "from_bytes", "with_answer", "to_bytes"):
+        monkeypatch.setattr(remembered, name, noted(getattr(remembered, name)))
+
+    async def scene(script: Script) -> None:
+        for _ in range(2):
+            await say(script, CHAT, "Noted.", user("Hi."))
+        assert len(threads) == 9
+        assert threading.get_ident() not in threads
 
     play_script(scene)

@@ -91,17 +91,18 @@ async def changed(served: Services, name: MemoryName, change: Callable[[Memory],
     """Raises Conflict where a request has saved the memory meanwhile. An exchange that is open is given up: what was
     said in it may be what is to go."""
     saved = saved_of(served, name)
-    kept = opened(name.id, saved)
-    after = await asyncio.to_thread(_changed, kept, parts_of(served, kept), change)
+
+    def work() -> KeptMemory:
+        kept = opened(name.id, saved)
+        parts = parts_of(served, kept)
+        kept = closed(kept, parts)
+        memory = Memory(kept.state, parts)
+        change(memory)
+        return msgspec.structs.replace(kept, state=memory.state)
+
+    after = await asyncio.to_thread(work)
     stored = await served.store.write(memories.save, name, Saved(to_bytes(after), saved.revision), now())
     return told_of(name.id, after, stored.revision)
-
-
-def _changed(kept: KeptMemory, parts: Parts, change: Callable[[Memory], None]) -> KeptMemory:
-    kept = closed(kept, parts)
-    memory = Memory(kept.state, parts)
-    change(memory)
-    return msgspec.structs.replace(kept, state=memory.state)
 
 
 def parts_of(served: Services, kept: KeptMemory) -> Parts:
