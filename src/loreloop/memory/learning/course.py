@@ -73,7 +73,7 @@ class Plan:
         return enumerate(turns, practice.REWARDED_SEED)
 
 
-HEAD = Plan(steps=8, batch=16, lengths=((40, 4), (60, 4), (100, 3)), size=32, reward_rate=1e-4)
+HEAD = Plan(steps=8, batch=16, lengths=((40, 3), (60, 2), (100, 1)), size=16, reward_rate=1e-4)
 REFILL = Plan(
     steps=12, batch=4, lengths=((40, 2), (60, 2), (100, 2)), size=4, chances=2, lesson_rate=1e-3, reward_rate=3e-4
 )
