@@ -36,10 +36,12 @@ def notes_of(kind: type) -> frozenset[str]:
 
 
 def neutral_of(kind: type) -> Mapping[str, tuple[Any, ...]]:
+    """By field name, the values with which a struct's field asks for nothing, and so passes."""
     return {name: values for base in kind.__mro__ for name, values in NEUTRAL.get(base, {}).items()}
 
 
 def advice_of(kind: type, name: str) -> str:
+    """What a client can do in place of a field that is refused; part of the message that refuses it."""
     return next((ADVICE[base][name] for base in kind.__mro__ if name in ADVICE.get(base, {})), "leave it out")
 
 

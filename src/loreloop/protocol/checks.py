@@ -52,6 +52,7 @@ def _image(chunk: PromptChunk, info: EngineInfo) -> ImageChunk:
 
 
 def check_tokens(tokens: list[int], info: EngineInfo) -> TextChunk:
+    """The ids as a chunk of text; BadRequest where there is none, or one lies outside the vocabulary."""
     if not tokens:
         raise BadRequest("The prompt is empty; send at least one token.")
     low, high = min(tokens), max(tokens)
@@ -104,6 +105,8 @@ def seed_of(given: int) -> int:
 
 
 def too_long(n_prompt: int | str, max_tokens: int, info: EngineInfo) -> TooLong:
+    """The error of a prompt that leaves no room for `max_tokens`. `n_prompt` may be words, where the prompt was not
+    counted to its end."""
     return TooLong(
         f"Prompt length plus max_tokens exceeds the model's context window: {n_prompt} + {max_tokens} > "
         f"{info.context_window}. Shorten the prompt or ask for fewer tokens."
@@ -186,6 +189,7 @@ def _targets(tensor: JsonTensor, n_prompt: int) -> Tensor:
 
 
 def check_targets(scores: PromptScores, info: EngineInfo) -> None:
+    """BadRequest where an id of the prompt's targets is neither -1 nor in the vocabulary."""
     if scores.targets is None:
         return
     ids = scores.targets.numpy()

@@ -39,10 +39,12 @@ SUMS_DECODER = msgspec.json.Decoder(dict[str, FileSum])
 
 
 def crc32_text(value: int) -> str:
+    """A CRC-32 as the eight hexadecimal digits that lists and rows hold."""
     return f"{value:08x}"
 
 
 def sum_of_bytes(content: bytes) -> FileSum:
+    """Length and checksum of content that is in memory; `sum_of` gives the same of a file."""
     return FileSum(len(content), crc32_text(zlib.crc32(content)))
 
 

@@ -36,6 +36,8 @@ class DatumSpans(msgspec.Struct, frozen=True):
 
 
 class DecodedPass(msgspec.Struct, frozen=True):
+    """A pass as the client sent it; `spans` has one entry for each datum of `op`."""
+
     op: ForwardBackward
     spans: tuple[DatumSpans, ...]
 

@@ -74,10 +74,14 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
 
 
 class Sample(msgspec.Struct, frozen=True, tag="sample"):
+    """A sampling request. It is not journaled: after an engine's death the HTTP process sends it again."""
+
     op: SampleOp
 
 
 class CancelSample(msgspec.Struct, frozen=True, tag="cancel"):
+    """Ends a sampling request early, whether it runs or waits; its `SampleEnd` is then a failure."""
+
     request_id: str
 
 
@@ -88,6 +92,8 @@ class DropModel(msgspec.Struct, frozen=True, tag="drop_model"):
 
 
 class DropRevision(msgspec.Struct, frozen=True, tag="drop_revision"):
+    """Forget a revision's adapter; requests that are running with it still end with it."""
+
     revision_id: str
 
 
@@ -144,6 +150,8 @@ class ModelLost(msgspec.Struct, frozen=True, tag="model_lost"):
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
+    """One drawn token of one of a request's samples, with its log-probability. `topk` is one row of alternatives."""
+
     sample_index: int
     token: int
     logprob: float
@@ -159,6 +167,8 @@ class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
 
 
 class SampleEnd(msgspec.Struct, frozen=True, tag="sample_end"):
+    """The end of a sampling request; exactly one is sent for each."""
+
     request_id: str
     result: SampleResult | Failure
 

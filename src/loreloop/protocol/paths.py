@@ -25,6 +25,8 @@ class CheckpointKind(StrEnum):
 
 
 class CheckpointPath(msgspec.Struct, frozen=True):
+    """A checkpoint's full name; `str()` of it is the `tinker://` path that `parse_path` reads."""
+
     run_id: str
     kind: CheckpointKind
     name: str
@@ -34,6 +36,7 @@ class CheckpointPath(msgspec.Struct, frozen=True):
 
     @property
     def checkpoint_id(self) -> str:
+        """The name within the run, `<kind>/<name>`, by which REST routes address the checkpoint."""
         return f"{self.kind.value}/{self.name}"
 
 
@@ -64,6 +67,7 @@ def model_id(session_id: str, model_seq_id: int) -> str:
 
 
 def sampling_session_id(session_id: str, seq_id: int) -> str:
+    """The id of a sampler; like `model_id`, the SDK computes the same string on its side."""
     return f"{session_id}:sample:{seq_id}"
 
 

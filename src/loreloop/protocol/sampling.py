@@ -59,6 +59,7 @@ class PromptScores(msgspec.Struct, frozen=True):
 
     @property
     def wanted(self) -> bool:
+        """Whether anything about the prompt is to be reported, so that its logits have to be computed."""
         return self.logprobs or self.top_k > 0 or self.alt_tokens_k > 0 or self.targets is not None
 
 
@@ -110,6 +111,9 @@ class TopK(msgspec.Struct, frozen=True):
 
 
 class SampledSequence(msgspec.Struct, frozen=True):
+    """One finished sample: N tokens, N log-probabilities, and why it ended. `topk` has a row for each token, and
+    `filtered_logprobs` N values, where the request wanted them."""
+
     tokens: TokenIds
     logprobs: Logprobs
     stop_reason: StopReason
@@ -129,6 +133,9 @@ class PromptReport(msgspec.Struct, frozen=True):
 
 
 class SampleResult(msgspec.Struct, frozen=True, tag="sample_result"):
+    """What a sampling request ends with: its `num_samples` sequences in order. `cache_hit_tokens` counts the
+    prompt's positions whose keys and values were already in pages."""
+
     sequences: tuple[SampledSequence, ...]
     prompt: PromptReport = PromptReport()
     cache_hit_tokens: int = 0

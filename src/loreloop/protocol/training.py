@@ -17,6 +17,8 @@ from loreloop.protocol.token_ids import TokenIds, join_ids, n_ids, no_ids
 
 
 class TextChunk(msgspec.Struct, frozen=True, tag="text"):
+    """A stretch of token ids; its length is their number."""
+
     tokens: TokenIds
 
     def __len__(self) -> int:
@@ -102,6 +104,9 @@ class AdamParams(msgspec.Struct, frozen=True):
 
 
 class OpBase(msgspec.Struct, frozen=True):
+    """What all training operations have: the model, the place in its order, and the id under which the result is
+    asked for."""
+
     model_id: str
     seq_id: int
     request_id: str
@@ -125,6 +130,8 @@ class ForwardBackward(OpBase, frozen=True, tag="forward_backward"):
 
 
 class OptimStep(OpBase, frozen=True, tag="optim_step"):
+    """Moves the model's parameters by its gathered gradient, which is zero afterwards."""
+
     adam: AdamParams
 
 
@@ -157,6 +164,8 @@ class SaveExternal(OpBase, frozen=True, tag="save_external"):
 
 
 class LoadState(OpBase, frozen=True, tag="load_state"):
+    """Replaces the model's adapter by a checkpoint's, and its optimizer state too where `optimizer` says so."""
+
     folder: str
     optimizer: bool
 
@@ -177,6 +186,8 @@ class PassResult(msgspec.Struct, frozen=True, tag="pass"):
 
 
 class StepResult(msgspec.Struct, frozen=True, tag="step"):
+    """The end of an optimizer step; metrics are named as in `PassResult`."""
+
     metrics: dict[str, float]
 
 
