@@ -32,6 +32,7 @@ def add(connection: Connection, row: CheckpointRow) -> None:
 
 
 def get(connection: Connection, key_id: str, path: CheckpointPath) -> CheckpointRow:
+    """A checkpoint of this key; NotFound where it is another key's or there is none."""
     row = connection.execute(select(CHECKPOINTS).where(_at(path), CHECKPOINTS.c.key_id == key_id)).first()
     if row is None:
         raise NotFound(f"There is no checkpoint {path} of this key.")
@@ -68,11 +69,13 @@ def check_free(connection: Connection, path: CheckpointPath) -> None:
 
 
 def of_run(connection: Connection, key_id: str, run_id: str) -> list[CheckpointRow]:
+    """All checkpoints of a run, the newest first."""
     query = _mine(key_id).where(CHECKPOINTS.c.run_id == run_id)
     return [_row(connection, row) for row in connection.execute(query.order_by(CHECKPOINTS.c.created.desc()))]
 
 
 def list_page(connection: Connection, key_id: str, limit: int, offset: int) -> Page[CheckpointRow]:
+    """Checkpoints of this key, the newest first; `limit` of them behind the first `offset`."""
     mine = _mine(key_id)
     total = connection.scalar(select(func.count()).select_from(mine.subquery())) or 0
     rows = connection.execute(mine.order_by(CHECKPOINTS.c.created.desc()).limit(limit).offset(offset))
@@ -80,12 +83,14 @@ def list_page(connection: Connection, key_id: str, limit: int, offset: int) -> P
 
 
 def newest_of_run(connection: Connection, run_id: str, kind: CheckpointKind) -> CheckpointRow | None:
+    """The newest checkpoint of one kind that a run has, whoever owns it, or None."""
     of_kind = select(CHECKPOINTS).where(CHECKPOINTS.c.run_id == run_id, CHECKPOINTS.c.kind == kind.value)
     row = connection.execute(of_kind.order_by(CHECKPOINTS.c.created.desc()).limit(1)).first()
     return _row(connection, row) if row else None
 
 
 def newest(connection: Connection, key_id: str, kind: CheckpointKind, limit: int) -> list[CheckpointRow]:
+    """The newest checkpoints of one kind that a key has, `limit` of them."""
     of_kind = _mine(key_id).where(CHECKPOINTS.c.kind == kind.value)
     rows = connection.execute(of_kind.order_by(CHECKPOINTS.c.created.desc()).limit(limit))
     return [_row(connection, row) for row in rows]
@@ -145,6 +150,8 @@ def check_not_deployed(connection: Connection, path: CheckpointPath) -> None:
 
 
 def set_expiry(connection: Connection, key_id: str, path: CheckpointPath, expires: float | None) -> None:
+    """Changes when a checkpoint is deleted, in seconds since the epoch; None keeps it for good. NotFound where there
+    is none."""
     get(connection, key_id, path)
     connection.execute(update(CHECKPOINTS).where(_at(path)).values(expires=expires))
 
@@ -162,6 +169,7 @@ def expired(connection: Connection, now: float) -> list[CheckpointRow]:
 
 
 def next_expiry(connection: Connection) -> float | None:
+    """When the next checkpoint expires, so that the sweeper can sleep until then. Deployed ones do not count."""
     with_expiry = select(CHECKPOINTS.c.expires).where(CHECKPOINTS.c.expires.is_not(None), ~_is_deployed())
     return connection.scalar(with_expiry.order_by(CHECKPOINTS.c.expires).limit(1))
 

@@ -77,11 +77,13 @@ def rollback(connection: Connection, name: str, now: float, by: str) -> Deployme
 
 
 def find(connection: Connection, name: str) -> Deployment | None:
+    """The current version of a deployment, or None where no deployment has this name."""
     row = connection.execute(_currents().where(NEW.name == name)).first()
     return _row(connection, row) if row else None
 
 
 def current(connection: Connection, name: str) -> Deployment:
+    """Like `find`, but NotFound where no deployment has this name."""
     found = find(connection, name)
     if found is None:
         raise NotFound(f"There is no deployment {name!r}; `loreloop deploy list` shows them.")
@@ -139,6 +141,7 @@ def check_there(connection: Connection, split: Split) -> None:
 
 
 def check_name(name: str) -> None:
+    """BadRequest where a name could not stand in a path, as every deployment's name does."""
     if not NAME.fullmatch(name):
         raise BadRequest(
             f"A deployment cannot be called {name!r}: write 1 to 128 letters, digits, '.', '_' or '-', "

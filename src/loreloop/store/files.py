@@ -123,6 +123,7 @@ def set_aside(path: Path) -> Path | None:
 
 
 def destroy(path: Path) -> None:
+    """Removes a folder with all in it, or a file. What cannot be removed is left for the next sweep."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -73,6 +73,7 @@ def open_lock(file: Path) -> IO[str]:
 
 
 def check_steps(database: Path, newest_step: int) -> None:
+    """BadRequest where a newer version of the server has changed the tables in a way that this one does not know."""
     if newest_step > len(STEPS):
         raise BadRequest(
             f"{database} was made by a newer version of loreloop: it has taken step {newest_step} of the tables, this "
@@ -225,6 +226,7 @@ def _some(items: list[str] | list[Path]) -> str:
 
 
 def refusal(database: Path, problem: str) -> BadRequest:
+    """The error of a database that is damaged, with what can be done."""
     return BadRequest(
         f"The database {database} cannot be used: {problem}. Bring it back from a backup, or name another --data. The "
         "checkpoints beside it are PEFT folders of their own, which can be used without it."

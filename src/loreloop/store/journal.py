@@ -54,6 +54,7 @@ def append(connection: Connection, segments: Segments, op: TrainOp, accepted: Ac
 
 
 def is_known(connection: Connection, request_id: str) -> bool:
+    """Whether an operation with this id was accepted before, whatever became of it."""
     return connection.execute(select(OPS.c.request_id).where(OPS.c.request_id == request_id)).first() is not None
 
 
@@ -126,6 +127,7 @@ def _had_changed_state(connection: Connection, segments: Segments, request_id: s
 
 
 def damaged_row(request_id: str, error: Exception) -> Failure:
+    """The end of an operation of which the database holds something unreadable."""
     return Failure("server", f"What the database holds of {request_id} is damaged ({error}).")
 
 
@@ -167,6 +169,8 @@ def outcome(connection: Connection, segments: Segments, request_id: str) -> Outc
 
 
 def expire_results(connection: Connection, created_before: float) -> None:
+    """Forgets results from before a moment. That there was one stays known while the run lives, so that a late
+    question is answered with Gone."""
     old = RESULTS.c.created < created_before
     connection.execute(update(RESULTS).where(old, RESULTS.c.location.is_not(None)).values(location=None))
     # What belongs to runs that have ended, or were deleted, is asked for by nobody any more.
@@ -247,6 +251,7 @@ def sweep_segments(connection: Connection, segments: Segments) -> None:
 
 
 def used_segments(connection: Connection) -> set[int]:
+    """Numbers of the segments that some row refers to."""
     used: set[int] = set()
     for table in (OPS, RESULTS, SPOOL):
         column = table.c.location
@@ -267,4 +272,5 @@ def _text(location: Location) -> str:
 
 
 def location_of(text: str) -> Location:
+    """The place that a row names; one of `DAMAGE` where the row is damaged."""
     return msgspec.json.decode(text, type=Location)

@@ -31,6 +31,7 @@ def keep(connection: Connection, new: KeptResponse, used: tuple[str, ...], most_
 
 
 def find(connection: Connection, key_id: str, response_id: str) -> KeptResponse | None:
+    """A kept answer by its id, None where it is not kept any more or is another key's."""
     row = connection.execute(select(RESPONSES).where(RESPONSES.c.id == response_id, RESPONSES.c.key_id == key_id))
     found = row.first()
     return _kept(found) if found is not None else None

@@ -21,12 +21,16 @@ SEGMENT_BYTES = 64 << 20
 
 
 class Location(msgspec.Struct, frozen=True):
+    """Where a record's header begins, and how many bytes its body has."""
+
     segment: int
     offset: int
     length: int
 
 
 class Record(NamedTuple):
+    """One record that was found by walking through a segment file."""
+
     path: Path
     location: Location
     body: bytes
@@ -60,6 +64,7 @@ class Segments:
         self.file = self._open(self.number)
 
     def numbers(self) -> list[int]:
+        """The numbers of all segment files, the open one included, in order."""
         return sorted(int(path.stem) for path in self.folder.glob("*.seg") if path.stem.isdecimal())
 
     def append(self, body: bytes) -> Location:
@@ -100,6 +105,7 @@ class Segments:
         return swept
 
     def close(self) -> None:
+        """Closes the open segment; it must not be appended to afterwards."""
         self.file.close()
 
     def _path(self, number: int) -> Path:

@@ -29,6 +29,7 @@ def create(connection: Connection, key_id: str, new: SessionNew, now: float, ses
 
 
 def get(connection: Connection, key_id: str, session_id: str) -> SessionRow:
+    """A session of this key; NotFound where it is another key's or there is none."""
     row = connection.execute(_mine(key_id, session_id)).first()
     if row is None:
         raise NotFound(f"There is no session {session_id!r} of this key; create one first.")
@@ -36,6 +37,7 @@ def get(connection: Connection, key_id: str, session_id: str) -> SessionRow:
 
 
 def list_page(connection: Connection, key_id: str, limit: int, offset: int) -> Page[SessionRow]:
+    """Sessions of this key, the newest first; `limit` of them behind the first `offset`."""
     mine = select(SESSIONS).where(SESSIONS.c.key_id == key_id)
     total = connection.scalar(select(func.count()).select_from(mine.subquery())) or 0
     rows = connection.execute(mine.order_by(SESSIONS.c.created.desc()).limit(limit).offset(offset))
@@ -76,6 +78,7 @@ def active_since_before(connection: Connection, moment: float) -> list[SessionRo
 
 
 def oldest_sign_of_life(connection: Connection) -> float | None:
+    """When the active session that has been silent for longest was last heard; None where none is active."""
     return connection.scalar(select(func.min(SESSIONS.c.last_seen)).where(SESSIONS.c.status == "active"))
 
 

@@ -67,6 +67,7 @@ def renew(connection: Connection, sequence_ids: Sequence[str], expires: float) -
 
 
 def sweep(connection: Connection, now: float) -> None:
+    """Forgets records whose time is over; their bytes go with the segment once nothing else needs it."""
     connection.execute(delete(SPOOL).where(SPOOL.c.expires <= now))
 
 
