@@ -30,16 +30,19 @@ class FairQueue:
 
     @property
     def waiting(self) -> int:
+        """How many requests have not been admitted yet."""
         return len(self.known) - len(self.admitted)
 
     @property
     def running(self) -> int:
+        """How many requests are admitted and have not ended."""
         return len(self.admitted)
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self.known
 
     def add(self, op: SampleOp) -> None:
+        """Takes a request in, behind all others of its owner."""
         self.known[op.request_id] = op
         # A newcomer stands behind those who wait already, so that leaving and coming back gains nothing.
         self.owners.setdefault(op.owner, _Owner(served=self.clock)).queue.append(op)

@@ -73,6 +73,7 @@ class SampleCollector:
                 sample.add(token, logprob, stop_reason(op, token, len(sample.tokens) + 1))
 
     def prompt(self, event: PromptEvent) -> None:
+        """Notes what was reported of the prompt, which comes before the first token."""
         self.prompt_event = event
 
     def token(self, event: TokenEvent) -> bool:
@@ -93,9 +94,11 @@ class SampleCollector:
 
     @property
     def complete(self) -> bool:
+        """Whether all samples of the request have ended."""
         return all(sample.stop_reason for sample in self.samples)
 
     def result(self) -> SampleResult:
+        """The request's result; for a complete one only, since every sample must have its stop reason."""
         event = self.prompt_event
         report, n_hits = (event.report, event.cache_hit_tokens) if event else (PromptReport(), 0)
         return SampleResult(tuple(sample.sequence() for sample in self.samples), report, n_hits)

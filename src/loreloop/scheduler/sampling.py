@@ -20,6 +20,8 @@ from loreloop.scheduler.sample_collector import MatcherFactory, SampleCollector
 
 
 class Sampling:
+    """All sampling requests of one engine. `within_boundary` wraps every call into the engine that may fail."""
+
     def __init__(
         self,
         engine: Engine,
@@ -33,26 +35,33 @@ class Sampling:
 
     @property
     def busy(self) -> bool:
+        """Whether a step would do anything; while not, the loop may sleep."""
         return self._engine.sampling or self._fair.waiting > 0
 
     @property
     def waiting(self) -> int:
+        """How many requests have not been handed to the engine yet."""
         return self._fair.waiting
 
     @property
     def running(self) -> int:
+        """How many requests the engine works on."""
         return self._fair.running
 
     def submit(self, op: SampleOp) -> None:
+        """Takes a request in; it runs once `admit` finds room for it."""
         self._fair.add(op)
 
     def cancel(self, request_id: str) -> None:
+        """Ends a request with a failure. One that has ended already is let be, since both may have crossed on the
+        link."""
         if request_id in self._collectors:
             self._within_boundary(partial(self._engine.cancel_sample, request_id))
         if request_id in self._fair:
             self._end(request_id, Failure("user", f"{request_id} was cancelled."))
 
     def drop_revision(self, revision_id: str) -> None:
+        """Lets the engine forget an adapter's weights and what was cached of it."""
         self._within_boundary(partial(self._engine.drop_revision, revision_id))
 
     def admit(self) -> None:

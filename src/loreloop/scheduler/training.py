@@ -87,18 +87,23 @@ class Training:
 
     @property
     def going(self) -> bool:
+        """Whether `go` was called: all that is to be replayed has arrived."""
         return self._going
 
     @property
     def busy(self) -> bool:
+        """Whether `advance` would do anything; while not, the loop may sleep."""
         waiting = bool(self._replay or self._to_drop) or self._queue.ready()
         return self._going and waiting
 
     @property
     def waiting(self) -> int:
+        """How many operations have arrived and not run."""
         return self._queue.waiting
 
     def restore(self, message: Restore) -> None:
+        """Loads the snapshots and notes the batches to replay. A model with a damaged snapshot is reported as lost,
+        and nothing of it runs any more."""
         for snapshot in message.snapshots:
             if failure := self._snapshots.restore(snapshot):
                 self._lost.add(snapshot.model_id)
@@ -109,9 +114,12 @@ class Training:
         self._next_plan_no = message.next_plan_no
 
     def go(self) -> None:
+        """Everything to replay is here: from now on `advance` executes."""
         self._going = True
 
     def submit(self, op: TrainOp, *, alone: bool = False) -> None:
+        """Takes an operation in; one of a lost model is let fall, and one of a dropped model ends as a failure at
+        once. `alone` keeps it from sharing a batch."""
         if op.model_id in self._lost:
             return
         if not self._queue.add(op, alone=alone) and self._queue.is_dropped(op.model_id):
@@ -122,6 +130,7 @@ class Training:
         self._to_drop.append(model_id)
 
     def snapshot_recorded(self, plan_no: int) -> None:
+        """Deletes snapshot files that no restart can need now that the store has recorded those of `plan_no`."""
         self._snapshots.delete_outdated(plan_no)
 
     def advance(self, pause: Pause) -> bool:

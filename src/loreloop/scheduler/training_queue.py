@@ -65,12 +65,15 @@ class TrainingQueue:
 
     @property
     def waiting(self) -> int:
+        """How many operations have arrived and not run, those that wait for a predecessor included."""
         return sum(len(queue.waiting) for queue in self.queues.values())
 
     def ready(self) -> bool:
+        """Whether any model's next operation has arrived."""
         return any(queue.head is not None for queue in self.queues.values())
 
     def is_dropped(self, model_id: str) -> bool:
+        """Whether a model was forgotten, so that nothing of it may run."""
         return model_id in self.dropped
 
     def add(self, op: TrainOp, *, alone: bool = False) -> bool:
@@ -124,6 +127,7 @@ class TrainingQueue:
         return {m: q.next_seq for m, q in self.queues.items() if q.next_seq not in (0, q.settled_seq)}
 
     def mark_snapshotted(self) -> None:
+        """Notes that a snapshot holds all that was executed so far."""
         for queue in self.queues.values():
             queue.settled_seq = queue.next_seq
 
@@ -157,4 +161,5 @@ class TrainingQueue:
 
 
 def count_tokens(op: ForwardBackward) -> int:
+    """How many positions all sequences of a pass have together."""
     return sum(length_of(datum.chunks) for datum in op.data)
