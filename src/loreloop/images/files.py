@@ -33,6 +33,8 @@ BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 @dataclass(frozen=True)
 class ImageLimits:
+    """Bounds on one image: bytes of its file, and pixels once it is decoded."""
+
     max_bytes: int = 20 << 20
     max_pixels: int = 40_000_000
 

@@ -31,6 +31,7 @@ class AnswerParts:
         self.fresh = False  # behind a thought, where white space is dropped
 
     def push(self, text: str) -> list[Part]:
+        """The parts that are certain now; what may be the beginning of a marker is held back."""
         found: list[Part] = []
         self.held += text
         while (at := self.held.find(THINK[self.thinking])) >= 0:

@@ -59,6 +59,7 @@ class Turn:
 
     @property
     def pictures(self) -> list[Picture]:
+        """The turn's pictures in the order in which they stand."""
         return [part for part in self.parts if isinstance(part, Picture)]
 
 
@@ -115,6 +116,8 @@ class Habits:
 
 @lru_cache(maxsize=64)
 def habits_of(template: ChatTemplate) -> Habits:
+    """What a template does with calls and results, found by rendering a small conversation in each way until one
+    comes out whole. Without any, a template that writes no calls is assumed."""
     call = MadeCall("trialcall", "look_up", '{"word": "argument"}')
     turns = (Turn("user", "question"), Turn("assistant", calls=(call,)), Turn("tool", "outcome", call_id=call.call_id))
     started = time.monotonic()

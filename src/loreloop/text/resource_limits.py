@@ -51,5 +51,6 @@ def _timed(seconds: float) -> Iterator[None]:
 
 
 def address_space_bytes() -> int:
+    """Bytes of virtual memory that this process has mapped, which is what RLIMIT_AS bounds."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     return pages * resource.getpagesize()

@@ -22,6 +22,7 @@ class StopMatcher:
         self.tail = ""
 
     def push(self, token: int) -> bool:
+        """Whether this token completed a stop string."""
         return self._any(self.detokenizer.push(token))
 
     def flush(self) -> bool:

@@ -82,6 +82,7 @@ class TextTokenizer:
         return max(len(token.encode()) for token in self.tokenizer.get_vocab())
 
     def decode(self, tokens: Sequence[int], *, skip_special: bool = False) -> str:
+        """The tokens' text; bytes that form no character show as U+FFFD. `skip_special` leaves special tokens out."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special))
 
 

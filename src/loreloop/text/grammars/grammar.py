@@ -50,6 +50,7 @@ class Constraint:
         return np.unpackbits(mask, bitorder="little")[: self.vocab_size].astype(np.bool_)
 
     def take(self, token: int) -> None:
+        """Goes on by one token. BadRequest where the grammar does not allow it, or following it takes too much."""
         self.matcher.consume_token(token)
         self._check()
 
@@ -113,6 +114,7 @@ def is_held(schema: str) -> bool:
 
 
 def regex_grammar(regex: str) -> str:
+    """Text that matches a regular expression in Rust's syntax as a whole; BadRequest where it is too large."""
     _check_size(regex)
     return LLMatcher.grammar_from_regex(regex)
 
@@ -134,6 +136,7 @@ def grammar_of(grammar: str | None, json_schema: dict[str, Any] | None, regex: s
 
 @lru_cache(maxsize=256)
 def check_grammar(grammar: str) -> None:
+    """BadRequest for a grammar that is wrong or over the bounds, as far as that shows without a tokenizer."""
     _check_size(grammar)
     if error := LLMatcher.validate_grammar(grammar, limits=LIMITS):
         raise BadRequest(f"The grammar or schema cannot be used: {error}")

@@ -107,6 +107,8 @@ class Held:
 
 
 def held(schema: Schema, fits: Callable[[Schema], bool]) -> Held:
+    """The schema as a grammar can hold it; `fits` says whether a small schema can be held exactly. Walks again while
+    it finds definitions that are combined with others, which must then be kept open."""
     kept_open: frozenset[str] = frozenset()
     for _ in range(MAX_ROUNDS):
         walk = Holding(fits, schema, kept_open)

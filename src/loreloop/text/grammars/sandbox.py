@@ -44,6 +44,8 @@ class WantedSchema(msgspec.Struct, frozen=True):
 
 
 class SchemaQuestion(msgspec.Struct, frozen=True, tag=True):
+    """Asks how far schemas can be held; what is left out of a strict one is an error."""
+
     wanted: tuple[WantedSchema, ...]
 
 
@@ -171,6 +173,7 @@ class GrammarSandbox:
         return self.process
 
     async def close(self) -> None:
+        """Ends the process; the next question starts another one."""
         process, self.process = self.process, None
         if process is not None:
             with contextlib.suppress(ProcessLookupError):

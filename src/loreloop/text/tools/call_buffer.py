@@ -21,6 +21,7 @@ class CallBuffer:
         self.n_calls = 0
 
     def settle(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """Which pieces can be passed to the client now, renumbered; calls that may still break stay here."""
         return [told for piece in pieces for told in self._told(piece)]
 
     def _told(self, piece: Piece) -> Iterator[Piece]:

@@ -32,6 +32,9 @@ class Markers:
 
 
 class StreamReader:
+    """Text that grows by `push`, with a place up to which it was read. Methods that give `Steps` yield where they
+    need more text."""
+
     def __init__(self) -> None:
         self.text, self.at, self.ended = "", 0, False
         self.marked: list[str] | None = None  # what was read behind the mark and is in `text` no more
@@ -39,12 +42,14 @@ class StreamReader:
         self.n_marked = 0  # characters in `marked`
 
     def push(self, text: str) -> None:
+        """Adds text behind what there is, and drops what was read unless it lies behind the mark."""
         if self.marked is not None:
             self.marked.append(self.text[self.since : self.at])
             self.n_marked += self.at - self.since
         self.text, self.at, self.since = self.text[self.at :] + text, 0, 0
 
     def mark(self) -> None:
+        """Begins to keep what is read, until `unmark` gives it back."""
         self.marked, self.since, self.n_marked = [], self.at, 0
 
     @property

@@ -45,6 +45,7 @@ class ToolFormat:
 
     @property
     def markers(self) -> tuple[str, ...]:
+        """All markers of the format, any of which may be a token of its own."""
         return tuple(marker for marker in (*self.section, *self.call, self.inner) if marker)
 
     def written(self, calls: Sequence[Call]) -> str:
