@@ -92,12 +92,12 @@ def recover_address(head: bytes) -> tuple[str, int] | None:
     """
     if len(head) < 2 or head[0] != 0x0A:
         return None
-    length, at = _varint(head, 1)
-    model_id = head[at : at + length]
-    at += length
-    if length <= 0 or at >= len(head) or head[at] != 0x10:
+    length, position = _varint(head, 1)
+    model_id = head[position : position + length]
+    position += length
+    if length <= 0 or position >= len(head) or head[position] != 0x10:
         return None
-    seq_id, _ = _varint(head, at + 1)
+    seq_id, _ = _varint(head, position + 1)
     if not 1 <= seq_id < 1 << 31:
         return None
     try:
@@ -106,16 +106,16 @@ def recover_address(head: bytes) -> tuple[str, int] | None:
         return None
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: bytes, position: int) -> tuple[int, int]:
     """The number at a place and the place after it; -1 where the number does not end."""
     value = shift = 0
-    while at < len(data) and shift < 35:
-        byte = data[at]
+    while position < len(data) and shift < 35:
+        byte = data[position]
         value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
+        position, shift = position + 1, shift + 7
         if byte < 0x80:
-            return value, at
-    return -1, at
+            return value, position
+    return -1, position
 
 
 def _loss_config(request: wire.ForwardBackwardRequest) -> dict[str, float]:
@@ -209,8 +209,8 @@ def _spans(spans: Sequence[wire.ProvenanceSpan]) -> tuple[Span, ...]:
         kind = span.WhichOneof("span")
         if kind is None:
             raise BadRequest("A provenance span is empty; name a sequence, an offset and a length.")
-        at = span.sampled_tokens if kind == "sampled_tokens" else span.prompt_tokens
-        found.append(Span(at.sequence_id, at.offset, at.length, kind == "sampled_tokens"))
+        source = span.sampled_tokens if kind == "sampled_tokens" else span.prompt_tokens
+        found.append(Span(source.sequence_id, source.offset, source.length, kind == "sampled_tokens"))
     return tuple(found)
 
 
