@@ -116,10 +116,10 @@ def of_key(
 def names_around(connection: Connection, key_id: str, name: str, limit: int) -> list[str]:
     """The names before and after a misspelt one in the alphabet, of this key and of everybody."""
     found: list[str] = []
-    for whose in (NEW.key_id == key_id, NEW.key_id.is_(None)):
-        mine = select(NEW.name).where(whose)
-        found += connection.scalars(mine.where(NEW.name >= name).order_by(NEW.name).limit(limit))
-        found += connection.scalars(mine.where(NEW.name < name).order_by(NEW.name.desc()).limit(limit))
+    for ownership in (NEW.key_id == key_id, NEW.key_id.is_(None)):
+        usable_names = select(NEW.name).where(ownership)
+        found += connection.scalars(usable_names.where(NEW.name >= name).order_by(NEW.name).limit(limit))
+        found += connection.scalars(usable_names.where(NEW.name < name).order_by(NEW.name.desc()).limit(limit))
     return found
 
 

@@ -147,7 +147,7 @@ def _unlisted_operations(connection: sqlite3.Connection, folder: Path) -> Iterat
     that were told before are told again only with new ones."""
     if not {"ops", "results", "spool", "runs"} <= _tables(connection):
         return
-    last = max((at.segment, at.offset) for at in (Location(0, 0, 0), *_locations(connection)))
+    last = max((location.segment, location.offset) for location in (Location(0, 0, 0), *_locations(connection)))
     ended = _ended_runs(connection)
     found: dict[str, str] = {}  # the runs of lost operations, by request
     segments: set[Path] = set()
@@ -157,9 +157,9 @@ def _unlisted_operations(connection: sqlite3.Connection, folder: Path) -> Iterat
         if op and not known and op.model_id not in ended and (location.segment, location.offset) != last:
             found[op.request_id] = op.model_id
             segments.add(path)
-    if found.keys() - lost.told(folder):
+    if found.keys() - lost.reported(folder):
         places = [lost.keep(folder, path) for path in sorted(segments)]
-        lost.found(folder, found)
+        lost.note_found(folder, found)
         yield (
             "The journal holds training operations that the database does not know, of "
             f"{_some(sorted(set(found.values())))}: they came in at the moment in which the server ended, or the "

@@ -89,17 +89,17 @@ def record_batch(
 
 
 def _record_end(connection: Connection, segments: Segments, end: OpEnd, plan_no: int, now: float) -> None:
-    mine, result = OPS.c.request_id == end.request_id, end.result
+    own_row, result = OPS.c.request_id == end.request_id, end.result
     effects: tuple[AfterOp, ...] = ()
     if not isinstance(result, Failure):
         try:
-            after = connection.scalar(select(OPS.c.after).where(mine))
+            after = connection.scalar(select(OPS.c.after).where(own_row))
             effects = msgspec.json.decode(after or "[]", type=tuple[AfterOp, ...])
         except DAMAGE as error:
             result = damaged_row(end.request_id, error)
     location = _text(segments.append(msgspec.msgpack.encode(result)))
     connection.execute(insert(RESULTS).values(request_id=end.request_id, location=location, created=now))
-    connection.execute(update(OPS).where(mine).values(done=True, plan_no=plan_no))
+    connection.execute(update(OPS).where(own_row).values(done=True, plan_no=plan_no))
     if not isinstance(result, Failure):
         usage.add_trained(connection, owner_of(end.request_id), end.n_trained_tokens, now)
     for effect in effects:
@@ -228,15 +228,15 @@ def executed_model(connection: Connection, request_id: str) -> str | None:
 
 def give_up(connection: Connection, segments: Segments, request_id: str, failure: Failure, now: float) -> None:
     """Ends an operation that cannot be executed: it gets `failure`, and its place in the order is skipped."""
-    mine = OPS.c.request_id == request_id
-    row = connection.execute(select(OPS.c.model_id, OPS.c.seq_id).where(mine, OPS.c.plan_no.is_(None))).first()
+    own_row = OPS.c.request_id == request_id
+    row = connection.execute(select(OPS.c.model_id, OPS.c.seq_id).where(own_row, OPS.c.plan_no.is_(None))).first()
     if row is None:
         return
     result = _text(segments.append(msgspec.msgpack.encode(failure)))
     skip = _text(segments.append(msgspec.msgpack.encode(SkipSeq(row.model_id, row.seq_id, request_id))))
     ended = upsert(RESULTS).values(request_id=request_id, location=result, created=now)
     connection.execute(ended.on_conflict_do_nothing())
-    connection.execute(update(OPS).where(mine).values(location=skip, done=True))
+    connection.execute(update(OPS).where(own_row).values(location=skip, done=True))
 
 
 def pinned(connection: Connection) -> set[str]:

@@ -31,9 +31,9 @@ def get(connection: Connection, key_id: str, run_id: str) -> RunRow:
 
 def list_page(connection: Connection, key_id: str, limit: int, offset: int) -> Page[RunRow]:
     """Runs of this key, the newest first; `limit` of them behind the first `offset`."""
-    mine = select(RUNS).where(RUNS.c.key_id == key_id)
-    total = connection.scalar(select(func.count()).select_from(mine.subquery())) or 0
-    rows = connection.execute(mine.order_by(RUNS.c.created.desc()).limit(limit).offset(offset))
+    owned_runs = select(RUNS).where(RUNS.c.key_id == key_id)
+    total = connection.scalar(select(func.count()).select_from(owned_runs.subquery())) or 0
+    rows = connection.execute(owned_runs.order_by(RUNS.c.created.desc()).limit(limit).offset(offset))
     return Page([_row(row) for row in rows], total)
 
 

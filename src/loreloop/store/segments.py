@@ -42,15 +42,15 @@ def records(folder: Path, segment: int, offset: int) -> Iterator[Record]:
     for path in sorted(path for path in folder.glob("*.seg") if path.stem.isdecimal() and int(path.stem) >= segment):
         number = int(path.stem)
         with path.open("rb") as file:
-            at = file.seek(offset if number == segment else 0)
+            position = file.seek(offset if number == segment else 0)
             while len(head := file.read(HEADER.size)) == HEADER.size:
                 length, crc32 = HEADER.unpack(head)
-                if length > path.stat().st_size - at - HEADER.size:
+                if length > path.stat().st_size - position - HEADER.size:
                     break
                 body = file.read(length)
                 if zlib.crc32(body) == crc32:
-                    yield Record(path, Location(number, at, length), body)
-                at += HEADER.size + length
+                    yield Record(path, Location(number, position, length), body)
+                position += HEADER.size + length
 
 
 class Segments:
@@ -78,23 +78,25 @@ class Segments:
         self.file.flush()
         return Location(self.number, offset, len(body))
 
-    def read(self, at: Location) -> bytes:
+    def read(self, location: Location) -> bytes:
         """The bytes of a record; ServerError where the file is gone or no longer holds what was written, OutOfService
         where it cannot be read just now."""
-        path = self._path(at.segment)
+        path = self._path(location.segment)
         try:
             with path.open("rb") as file:
-                file.seek(at.offset)
-                record = file.read(HEADER.size + at.length)
+                file.seek(location.offset)
+                record = file.read(HEADER.size + location.length)
         except OSError as error:
-            raise reading_trouble(error, path) or ServerError(f"Segment {at.segment} is gone: {error}.") from None
+            raise reading_trouble(error, path) or ServerError(f"Segment {location.segment} is gone: {error}.") from None
         body = record[HEADER.size :]
         if (
             len(record) < HEADER.size
-            or len(body) != at.length
-            or HEADER.unpack(record[: HEADER.size]) != (at.length, zlib.crc32(body))
+            or len(body) != location.length
+            or HEADER.unpack(record[: HEADER.size]) != (location.length, zlib.crc32(body))
         ):
-            raise ServerError(f"The record at {at.offset} of segment {at.segment} is damaged; restore a backup.")
+            raise ServerError(
+                f"The record at {location.offset} of segment {location.segment} is damaged; restore a backup."
+            )
         return body
 
     def sweep(self, used: Iterable[int]) -> list[int]:

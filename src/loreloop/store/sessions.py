@@ -30,7 +30,7 @@ def create(connection: Connection, key_id: str, new: SessionNew, now: float, ses
 
 def get(connection: Connection, key_id: str, session_id: str) -> SessionRow:
     """A session of this key; NotFound where it is another key's or there is none."""
-    row = connection.execute(_mine(key_id, session_id)).first()
+    row = connection.execute(_owned_session(key_id, session_id)).first()
     if row is None:
         raise NotFound(f"There is no session {session_id!r} of this key; create one first.")
     return _row(row)
@@ -38,9 +38,9 @@ def get(connection: Connection, key_id: str, session_id: str) -> SessionRow:
 
 def list_page(connection: Connection, key_id: str, limit: int, offset: int) -> Page[SessionRow]:
     """Sessions of this key, the newest first; `limit` of them behind the first `offset`."""
-    mine = select(SESSIONS).where(SESSIONS.c.key_id == key_id)
-    total = connection.scalar(select(func.count()).select_from(mine.subquery())) or 0
-    rows = connection.execute(mine.order_by(SESSIONS.c.created.desc()).limit(limit).offset(offset))
+    owned_sessions = select(SESSIONS).where(SESSIONS.c.key_id == key_id)
+    total = connection.scalar(select(func.count()).select_from(owned_sessions.subquery())) or 0
+    rows = connection.execute(owned_sessions.order_by(SESSIONS.c.created.desc()).limit(limit).offset(offset))
     return Page([_row(row) for row in rows], total)
 
 
@@ -87,7 +87,7 @@ def renew_all(connection: Connection, now: float) -> None:
     connection.execute(update(SESSIONS).where(SESSIONS.c.status == "active").values(last_seen=now))
 
 
-def _mine(key_id: str, session_id: str):  # type: ignore[no-untyped-def]
+def _owned_session(key_id: str, session_id: str):  # type: ignore[no-untyped-def]
     return select(SESSIONS).where(SESSIONS.c.id == session_id, SESSIONS.c.key_id == key_id)
 
 
