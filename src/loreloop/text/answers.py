@@ -34,11 +34,11 @@ class AnswerParts:
         """The parts that are certain now; what may be the beginning of a marker is held back."""
         found: list[Part] = []
         self.held += text
-        while (at := self.held.find(THINK[self.thinking])) >= 0:
+        while (position := self.held.find(THINK[self.thinking])) >= 0:
             marker = THINK[self.thinking]
-            found += self._parts(self.held[:at])
+            found += self._parts(self.held[:position])
             found.append(Part(marker, False))
-            self.held = self.held[at + len(marker) :]
+            self.held = self.held[position + len(marker) :]
             if self.thinking:
                 self.fresh = not self.joins
             else:
@@ -56,11 +56,11 @@ class AnswerParts:
     def _parts(self, text: str) -> list[Part]:
         if not text or self.thinking:
             return [Part(text, False)] if text else []
-        said = text.lstrip() if self.fresh else text
-        dropped = text[: len(text) - len(said)]
-        self.fresh = self.fresh and not said
-        self.last = text[-1] if said else self.last
-        return [part for part in (Part(dropped, False), Part(said, True)) if part.text]
+        answer = text.lstrip() if self.fresh else text
+        dropped = text[: len(text) - len(answer)]
+        self.fresh = self.fresh and not answer
+        self.last = text[-1] if answer else self.last
+        return [part for part in (Part(dropped, False), Part(answer, True)) if part.text]
 
 
 def parts_of(thoughts: Thoughts) -> AnswerParts | None:

@@ -70,10 +70,10 @@ class StopTrimmer:
         if self.found is not None:
             return ""
         self.held += text
-        found = [(at, string) for string in self.strings if (at := self.held.find(string)) >= 0]
+        found = [(position, string) for string in self.strings if (position := self.held.find(string)) >= 0]
         if found:
-            at, self.found = min(found)
-            return self.held[:at]
+            position, self.found = min(found)
+            return self.held[:position]
         keep = max((overlap(self.held, string) for string in self.strings), default=0)
         shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return shown

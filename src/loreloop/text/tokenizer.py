@@ -61,9 +61,9 @@ class TextTokenizer:
         if len(text) > most * self.longest:
             return None
         counted = 0
-        for at in range(0, len(text) if len(text) > PIECE else 0, PIECE):
+        for start in range(0, len(text) if len(text) > PIECE else 0, PIECE):
             # A cut may take a token apart, into no more than its bytes.
-            counted += len(self._encode_one(text[at : at + PIECE], special=False).ids) - self.longest
+            counted += len(self._encode_one(text[start : start + PIECE], special=False).ids) - self.longest
             if counted > most:
                 return None
         encoded = self._encode_one(text, special=special)
@@ -72,7 +72,9 @@ class TextTokenizer:
     def _encode_one(self, text: str, *, special: bool) -> Encoded:
         (encoding,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=special)
         added = (
-            frozenset(at for at, mask in enumerate(encoding.special_tokens_mask) if mask) if special else frozenset()
+            frozenset(position for position, mask in enumerate(encoding.special_tokens_mask) if mask)
+            if special
+            else frozenset()
         )
         return Encoded(list(encoding.ids), added)
 

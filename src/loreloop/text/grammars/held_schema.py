@@ -55,7 +55,7 @@ class Holding:
 
     def _inside(self, key: str, value: Any, place: str, *, closes: bool) -> Any:
         if isinstance(value, list) and key in LISTS:
-            return [self.of(one, f"{place}/{at}", closes=closes) for at, one in enumerate(value)]
+            return [self.of(one, f"{place}/{index}", closes=closes) for index, one in enumerate(value)]
         if isinstance(value, dict) and key in NAMED:
             return {name: self.of(one, f"{place}/{name}") for name, one in value.items()}
         return self.of(value, place)

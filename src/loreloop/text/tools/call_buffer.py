@@ -22,9 +22,9 @@ class CallBuffer:
 
     def settle(self, pieces: Iterable[Piece]) -> list[Piece]:
         """Which pieces can be passed to the client now, renumbered; calls that may still break stay here."""
-        return [told for piece in pieces for told in self._told(piece)]
+        return [settled for piece in pieces for settled in self._settled(piece)]
 
-    def _told(self, piece: Piece) -> Iterator[Piece]:
+    def _settled(self, piece: Piece) -> Iterator[Piece]:
         match piece:
             case CallBegins():
                 self.begun, self.held = replace(piece, index=self.n_calls), []
