@@ -128,6 +128,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def load_config(file: str | None, overrides: dict[str, Any]) -> Config:
     """The TOML file with `overrides` (nested like the tree) laid over it; WrongSettings names what is wrong."""
+    # The file is checked alone first, so that a mistake in it is reported with its name and not laid to a flag.
     tree = _read_toml(Path(file)) if file else {}
     _checked(tree, file or "")  # alone first, so that its tables are tables
     return _checked(_merged(tree, overrides), "")
@@ -155,6 +156,7 @@ def _checked(tree: dict[str, Any], file: str) -> Config:
     try:
         return msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
+        # msgspec gives the place in words of its own; it is turned into the name that a user wrote.
         what, _, where = str(error).partition(" - at ")
         name = where.removeprefix("`key` in ").strip("`").removeprefix("$").removeprefix(".")
         if unknown := _UNKNOWN.fullmatch(what):

@@ -143,8 +143,8 @@ class ClearToolUses(Strict, frozen=True, tag="clear_tool_uses_20250919"):
 
     trigger: InputTokens | ToolUses = InputTokens(100_000)
     keep: ToolUses = ToolUses(3)
-    clear_at_least: InputTokens | None = None
-    exclude_tools: tuple[str, ...] | None = None
+    clear_at_least: InputTokens | None = None  # the edit is left out where it would save less than this
+    exclude_tools: tuple[str, ...] | None = None  # names of tools whose results always stay
     clear_tool_inputs: bool | tuple[str, ...] | None = None
 
 

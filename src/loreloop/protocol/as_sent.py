@@ -53,6 +53,7 @@ def _of_struct(info: inspect.StructType) -> Clean:
     def clean_struct(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        # Returned as it is, without a copy: long conversations have thousands of such structs.
         if looked_at.isdisjoint(value) and None not in value.values():
             return value  # as nearly all are, where there are many
         return {
@@ -65,6 +66,7 @@ def _of_struct(info: inspect.StructType) -> Clean:
 
 
 def _means_nothing(entry: Any, values: tuple[Any, ...]) -> bool:
+    # Types are compared too, because False equals 0 and 1.0 equals 1 in Python.
     return any(type(entry) is type(value) and entry == value for value in values)
 
 
@@ -88,6 +90,7 @@ def _of_list(item: inspect.Type, most: int | None) -> Clean | None:
         return None
 
     def clean_list(value: Any) -> Any:
+        # A list that is too long is refused by the conversion; cleaning it first would cost time for nothing.
         if not isinstance(value, list) or (most is not None and len(value) > most):
             return value
         return [clean(entry) for entry in value]
@@ -104,6 +107,7 @@ def _of_union(types: tuple[inspect.Type, ...]) -> Clean | None:
 
     def clean_union(value: Any) -> Any:
         if isinstance(value, dict):
+            # All structs of a union share one tag field; msgspec accepts no other unions.
             tag = value.get(structs[0].tag_field) if structs and structs[0].tag_field else None
             clean = tagged.get(tag) if isinstance(tag, str) or tag is None else None
             return clean(value) if clean else value

@@ -143,6 +143,7 @@ def _system_number(error: BaseException) -> int | None:
     """The system's own number of an error. Libraries in Rust tell it in words."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
+    # These libraries raise errors of their own kind, so that the text is all there is.
     match = re.search(r"\(os error (\d+)\)", str(error))
     return int(match[1]) if match else None
 

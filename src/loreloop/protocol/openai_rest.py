@@ -62,6 +62,7 @@ Prompt = str | tuple[str, ...] | tuple[TokenId, ...] | tuple[tuple[TokenId, ...]
 class Completion(Common, frozen=True, kw_only=True):
     """`prompt` is a text, token ids, or a list of either; with `max_tokens` 0 nothing is added to it."""
 
+    # One kind of list for all that may stand in it, since msgspec takes at most one array in a union.
     prompt: str | tuple[str | TokenId | tuple[TokenId, ...], ...]
     max_tokens: Annotated[int, Meta(ge=0, lt=1 << 31)] | None = None
     logprobs: TopLogprobs | None = None

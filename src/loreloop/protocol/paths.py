@@ -43,6 +43,7 @@ class CheckpointPath(msgspec.Struct, frozen=True):
 def parse_path(text: str) -> CheckpointPath:
     """`tinker://…` as a value; BadRequest says which part is wrong."""
     parts = text.removeprefix(SCHEME).split("/")
+    # The name is a folder's name later, so a path with more parts is refused rather than joined.
     if not text.startswith(SCHEME) or len(parts) != 3 or not parts[0]:
         raise BadRequest(f"{text!r} is no checkpoint path; write tinker://<run id>/<weights|sampler_weights>/<name>.")
     run_id, kind, name = parts
@@ -78,9 +79,11 @@ def request_id(owner_id: str, seq_id: int) -> str:
 
 def owner_of(request_id: str) -> str:
     """The run or sampler that an operation's id was made of."""
+    # From the right, because the owner's own id has colons in it.
     return request_id.rpartition(":")[0]
 
 
 def file_name(identifier: str) -> str:
     """An id as the name of a file or folder."""
+    # Ids are made here or are UUIDs, so that two different ones do not meet in one name.
     return identifier.replace(":", "_").replace("/", "_")

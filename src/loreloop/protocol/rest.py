@@ -10,6 +10,8 @@ from msgspec import Meta
 
 from loreloop.protocol.training import AdamParams
 
+# Bounds here are those of the wire and of 32-bit arithmetic; what a model can take is checked against the model later,
+# where the message can say more.
 NonNegative = Annotated[int, Meta(ge=0, lt=1 << 31)]
 TokenId = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
 SeqId = Annotated[int, Meta(ge=0, lt=1 << 62)]
@@ -49,6 +51,7 @@ class LoraConfig(msgspec.Struct, frozen=True):
     """The wanted adapter. A missing `seed` is chosen by the server; whether the rank can be served is checked with
     the model."""
 
+    # A rank that no server takes gets through here, so that the refusal can name the ranks that this one takes.
     rank: Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
     seed: int | None = None
     train_unembed: bool = True
@@ -78,7 +81,7 @@ class LoadWeightsBody(msgspec.Struct, frozen=True):
     """Addresses a live model (model_id, seq_id), or creates one (session_id, model_seq_id)."""
 
     path: str
-    optimizer: bool = False
+    optimizer: bool = False  # whether the moments are loaded too
     model_id: str | None = None
     seq_id: SeqId | None = None
     session_id: str | None = None
@@ -103,7 +106,7 @@ class SaveWeightsBody(msgspec.Struct, frozen=True):
     model_id: str
     seq_id: SeqId
     path: str
-    ttl_seconds: TtlSeconds | None = None
+    ttl_seconds: TtlSeconds | None = None  # from the end of the save on; None keeps it
     overwrite: bool = False
     user_metadata: dict[str, Any] | None = None
 
@@ -116,7 +119,7 @@ class SaveForSamplerBody(msgspec.Struct, frozen=True):
     seq_id: SeqId
     path: str | None = None
     sampling_session_seq_id: SeqId | None = None
-    kind: str = "snapshot"
+    kind: str = "snapshot"  # or inflight, which moves the run's other in-flight samplers along
     ttl_seconds: TtlSeconds | None = None
     user_metadata: dict[str, Any] | None = None
 
@@ -156,6 +159,7 @@ class Dimensions(msgspec.Struct, frozen=True):
 class PromptChunk(msgspec.Struct, frozen=True):
     """`tokens` for text, what follows for an image; other kinds are recognised by their `type` and refused."""
 
+    # Not a tagged union: an unknown kind must get through to be refused by its name.
     type: str = "encoded_text"
     tokens: tuple[TokenId, ...] = ()
     data: bytes = b""  # base64 in JSON
@@ -200,7 +204,7 @@ class JsonTensor(msgspec.Struct, frozen=True):
 
     data: tuple[TokenId, ...]
     dtype: str = "int64"
-    shape: tuple[NonNegative, ...] | None = None
+    shape: tuple[NonNegative, ...] | None = None  # of the dense form, whichever form `data` has
     sparse_crow_indices: tuple[NonNegative, ...] | None = None
     sparse_col_indices: tuple[NonNegative, ...] | None = None
 
@@ -219,7 +223,7 @@ class SampleBody(msgspec.Struct, frozen=True):
     topk_sample_logprobs: NonNegative = 0
     prompt_alt_tokens_k: NonNegative = 0
     target_prompt_logprobs: JsonTensor | None = None
-    record_stability_info: bool = False
+    record_stability_info: bool = False  # keeps a record that training can refer to
 
 
 class RetrieveFuture(msgspec.Struct, frozen=True):

@@ -47,6 +47,7 @@ def no_ids(n: int) -> TokenIds:
 
 def sent_ids(where: str, data: bytes) -> TokenIds:
     """The ids that a client sent as bytes."""
+    # Whether the ids are in the vocabulary is checked later, where the model is known.
     if len(data) % _ID.itemsize:
         raise BadRequest(f"{where}: the token bytes are not a whole number of int32 values.")
     return TokenIds(data)

@@ -29,7 +29,7 @@ class ImageChunk(msgspec.Struct, frozen=True, tag="image"):
     """`expected_tokens` is what the client counted; once the chunk has been checked, it is the true number."""
 
     data: bytes
-    format: str
+    format: str  # as the client calls it: png, jpeg
     expected_tokens: int | None = None
     width: int | None = None  # override_dimensions
     height: int | None = None
@@ -37,6 +37,7 @@ class ImageChunk(msgspec.Struct, frozen=True, tag="image"):
     def __len__(self) -> int:
         return self.expected_tokens or 0
 
+    # An image that was not counted yet has the length 0, and would otherwise be false where chunks are looked for.
     def __bool__(self) -> bool:
         return True
 
@@ -85,7 +86,7 @@ class LoraSpec(msgspec.Struct, frozen=True):
     only the one on the side of its inner width, the other being common to all."""
 
     rank: int
-    seed: int
+    seed: int  # of the first values; the same seed gives the same adapter
     train_attn: bool = True
     train_mlp: bool = True
     train_unembed: bool = True
@@ -98,8 +99,8 @@ class AdamParams(msgspec.Struct, frozen=True):
     learning_rate: float = 1e-4
     beta1: float = 0.9
     beta2: float = 0.95
-    eps: float = 1e-12
-    weight_decay: float = 0.0
+    eps: float = 1e-12  # added to the root of the second moment, outside of the root
+    weight_decay: float = 0.0  # times the learning rate, taken off the parameter
     grad_clip_norm: float = 0.0
 
 
@@ -108,7 +109,7 @@ class OpBase(msgspec.Struct, frozen=True):
     asked for."""
 
     model_id: str
-    seq_id: int
+    seq_id: int  # 0 creates the model; then 1, 2, … without gaps
     request_id: str
 
 
@@ -125,7 +126,7 @@ class ForwardBackward(OpBase, frozen=True, tag="forward_backward"):
 
     data: tuple[Datum, ...]
     loss_fn: str
-    loss_config: dict[str, float]
+    loss_config: dict[str, float]  # the loss's own parameters by name
     forward_only: bool = False
 
 
@@ -194,7 +195,7 @@ class StepResult(msgspec.Struct, frozen=True, tag="step"):
 class SavedResult(msgspec.Struct, frozen=True, tag="saved"):
     """`sums_crc32` is the checksum of the list of checksums beside the files, empty where there is none."""
 
-    size_bytes: int
+    size_bytes: int  # of all files together
     sums_crc32: str = ""
 
 
