@@ -120,8 +120,12 @@ def take_left_files(connection: Connection) -> list[Path]:
     """
     taken = []
     for path in connection.scalars(select(LEFT_FILES.c.path)).all():
+        # An operation that is still running will write its row only when it ends. Its files are on their way and must
+        # not be taken for leftovers.
         if connection.scalar(select(func.count()).where(func.instr(OPS.c.after, f'{path}"') > 0, ~OPS.c.done)):
             continue
+        # The name goes in this transaction and the bytes later: deleting a large folder here would hold up every
+        # writer.
         if not _is_needed(connection, path) and (aside := set_aside(Path(placed(connection, path)))):
             taken.append(aside)
         connection.execute(delete(LEFT_FILES).where(LEFT_FILES.c.path == path))
@@ -129,6 +133,7 @@ def take_left_files(connection: Connection) -> list[Path]:
 
 
 def _is_needed(connection: Connection, path: str) -> bool:
+    # Ephemeral samplers own their folders only as long as their session lives.
     in_session = SAMPLERS.c.run_id.is_not(None) & (SESSIONS.c.id == SAMPLERS.c.session_id)
     needs = (
         select(CHECKPOINTS.c.name).where(CHECKPOINTS.c.folder == path),
@@ -164,6 +169,7 @@ def set_sum(connection: Connection, path: CheckpointPath, found: FolderSum) -> N
 
 def expired(connection: Connection, now: float) -> list[CheckpointRow]:
     """Those whose time is over; what a deployment answers with stays until it no longer does."""
+    # A deployment outlives the expiry of what it answers with; the checkpoint expires when the deployment moves on.
     over = select(CHECKPOINTS).where(CHECKPOINTS.c.expires <= now, ~_is_deployed())
     return [_row(connection, row) for row in connection.execute(over)]
 
@@ -181,6 +187,7 @@ def _has_path(path: CheckpointPath):  # type: ignore[no-untyped-def]
 
 def _is_deployed() -> ColumnElement[bool]:
     table = CHECKPOINTS.c
+    # Built in SQL from the columns, since the deployments' table holds whole paths.
     path = SCHEME + table.run_id + "/" + table.kind + "/" + table.name
     return select(DEPLOYED.c.name).where(DEPLOYED.c.target == path).exists()
 

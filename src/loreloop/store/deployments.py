@@ -35,6 +35,7 @@ def set(connection: Connection, name: str, key_id: str | None, split: Split, now
     """Adds a version, which is the current one from the commit on. `key_id` is heeded where there is no owner yet."""
     check_name(name)
     found = find(connection, name)
+    # Whoever may change a deployment does not take it over by doing so.
     owner = found.key_id if found and found.key_id else key_id
     made = Deployment(
         name=name, key_id=owner, version=found.version + 1 if found else 1, split=split, created=now, by=by
@@ -45,6 +46,8 @@ def set(connection: Connection, name: str, key_id: str | None, split: Split, now
     connection.execute(
         insert(DEPLOYMENT_VERSIONS).values(name=name, version=made.version, split=text, created=now, by=by)
     )
+    # Rewritten with each version: this table alone keeps checkpoints from being deleted while a deployment answers with
+    # them.
     connection.execute(delete(DEPLOYED).where(DEPLOYED.c.name == name))
     held = {arm.target for arm in split.arms if arm.revision is not None}
     if held:
@@ -56,6 +59,7 @@ def remove(connection: Connection, name: str) -> None:
     """The name, its history, its hold on checkpoints, and what keys were allowed of it, since the name may become
     another owner's."""
     current(connection, name)
+    # Otherwise keys that were granted the old deployment could use a stranger's of the same name.
     keys.withdraw(connection, DEPLOYMENT_SCOPE + name)
     for table in (DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS):
         connection.execute(delete(table).where(table.c.name == name))
@@ -72,6 +76,7 @@ def before(connection: Connection, name: str) -> Deployment:
 def rollback(connection: Connection, name: str, now: float, by: str) -> Deployment:
     """A new version that equals the one before the current; a second rollback undoes the first."""
     old = before(connection, name)
+    # The old version held its checkpoints only while it was current, so they may be gone.
     check_there(connection, old.split)
     return set(connection, name, old.key_id, old.split, now, by)
 

@@ -96,6 +96,7 @@ def inspect_data(folder: Path) -> list[str]:
     try:
         with _read_only(database) as connection:
             _check_pages(connection, database)
+            # Only now, since SQLite must have read the log once for the index beside it to be up to date.
             lost = f"{database}-wal is missing, with what came in last." if log_deleted else lost_of_log(database)
             notes = [*_unlisted_checkpoints(connection, folder), *_unlisted_operations(connection, folder)]
             return [lost, *notes] if lost else notes
@@ -147,6 +148,7 @@ def _unlisted_operations(connection: sqlite3.Connection, folder: Path) -> Iterat
     that were told before are told again only with new ones."""
     if not {"ops", "results", "spool", "runs"} <= _tables(connection):
         return
+    # Bodies are appended in the order of their rows, so a body before the newest known place has lost nothing.
     last = max((location.segment, location.offset) for location in (Location(0, 0, 0), *_locations(connection)))
     ended = _ended_runs(connection)
     found: dict[str, str] = {}  # the runs of lost operations, by request

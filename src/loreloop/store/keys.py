@@ -83,6 +83,7 @@ def revoke(connection: Connection, key_id: str, now: float) -> None:
 
 def withdraw(connection: Connection, scope: str) -> None:
     """Takes a scope from all keys that have it; a key may be left with none."""
+    # The scopes are JSON text; a scope with its quotation marks cannot match a part of a longer one.
     holding = select(KEYS).where(func.instr(KEYS.c.scopes, msgspec.json.encode(scope).decode()) > 0)
     for row in [_row(each) for each in connection.execute(holding)]:
         left = msgspec.json.encode([each for each in row.scopes if each != scope]).decode()

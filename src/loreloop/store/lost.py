@@ -40,6 +40,7 @@ def keep(folder: Path, segment: Path) -> Path:
     place = Files(folder).lost
     place.mkdir(parents=True, exist_ok=True)
     target, number = place / segment.name, 1
+    # The same segment may be found at every start until it is swept; it is kept only once.
     while target.exists() and not (target.samefile(segment) or filecmp.cmp(target, segment, shallow=False)):
         target, number = place / f"{segment.stem}-{number}.seg", number + 1
     if not target.exists():

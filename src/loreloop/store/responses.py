@@ -23,6 +23,7 @@ def keep(connection: Connection, new: KeptResponse, used: tuple[str, ...], most_
     connection.execute(insert(RESPONSES).values(**msgspec.structs.asdict(new), used=new.created, n_bytes=new.n_bytes))
     connection.execute(update(RESPONSES).where(of_key, RESPONSES.c.id.in_(used)).values(used=new.created))
     newest = select(RESPONSES.c.id, RESPONSES.c.n_bytes).where(of_key)
+    # Walked from the newest on, so that whatever no longer fits is what was used longest ago.
     left, n_kept = most_bytes, 0
     for row in connection.execute(newest.order_by(RESPONSES.c.used.desc(), RESPONSES.c.created.desc())).all():
         left, n_kept = left - row.n_bytes, n_kept + 1

@@ -45,6 +45,7 @@ def records(folder: Path, segment: int, offset: int) -> Iterator[Record]:
             position = file.seek(offset if number == segment else 0)
             while len(head := file.read(HEADER.size)) == HEADER.size:
                 length, crc32 = HEADER.unpack(head)
+                # A length that reaches beyond the file is torn or damaged, and then no later header can be found.
                 if length > path.stat().st_size - position - HEADER.size:
                     break
                 body = file.read(length)
@@ -75,12 +76,15 @@ class Segments:
             self.file = self._open(self.number)
         offset = self.file.tell()
         self.file.write(HEADER.pack(len(body), zlib.crc32(body)) + body)
+        # Written by the operating system from here on, but not synced: a power cut may still take it, as the
+        # documentation says.
         self.file.flush()
         return Location(self.number, offset, len(body))
 
     def read(self, location: Location) -> bytes:
         """The bytes of a record; ServerError where the file is gone or no longer holds what was written, OutOfService
         where it cannot be read just now."""
+        # Opened anew for each read, so that any thread may read while the writer appends.
         path = self._path(location.segment)
         try:
             with path.open("rb") as file:
@@ -101,6 +105,7 @@ class Segments:
 
     def sweep(self, used: Iterable[int]) -> list[int]:
         """Deletes closed segments that are not in `used`; gives their numbers."""
+        # The open segment is spared even if nothing in it is used yet: its next record's row is still to come.
         swept = [number for number in self.numbers() if number != self.number and number not in set(used)]
         for number in swept:
             self._path(number).unlink()

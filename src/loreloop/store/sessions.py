@@ -55,6 +55,7 @@ def touch(connection: Connection, key_id: str, session_id: str, now: float) -> S
 def end(connection: Connection, key_id: str, session_id: str, status: SessionStatus, detail: str | None) -> bool:
     """Ends an active session; False if it had ended before (the first reason stays)."""
     get(connection, key_id, session_id)
+    # One statement decides between a client that finishes and a sweeper that expires the session in the same moment.
     active = update(SESSIONS).where(SESSIONS.c.id == session_id, SESSIONS.c.status == "active")
     ended = bool(connection.execute(active.values(status=status, detail=detail)).rowcount)
     checkpoints.leave_files(connection, revisions_of(connection, session_id) if ended else [])
