@@ -72,5 +72,6 @@ class FairQueue:
             owner.n_running -= op.num_samples
         else:
             owner.queue.remove(op)
+        # Owners without requests are forgotten, or the table would grow with every key that ever came.
         if not owner.queue and not owner.n_running:
             del self.owners[op.owner]

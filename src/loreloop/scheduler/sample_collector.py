@@ -44,6 +44,8 @@ class _Sample:
     def _stops(self, token: int, *, is_last: bool) -> bool:
         if self.matcher is None:
             return False
+        # Always pushed first, because the matcher must see every token; only the last one may also settle what was held
+        # back.
         return self.matcher.push(token) or (is_last and self.matcher.flush())
 
     def sequence(self) -> SampledSequence:
@@ -69,6 +71,7 @@ class SampleCollector:
         for sample, partial in zip(self.samples, op.resume, strict=False):
             tokens = unpack_ids(partial.tokens).tolist()
             logprobs = unpack_logprobs(partial.logprobs).tolist()
+            # Fed through the same path as new tokens, so that a stop string across the break is found.
             for token, logprob in zip(tokens, logprobs, strict=True):
                 sample.add(token, logprob, stop_reason(op, token, len(sample.tokens) + 1))
 

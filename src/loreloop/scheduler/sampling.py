@@ -57,6 +57,7 @@ class Sampling:
         link."""
         if request_id in self._collectors:
             self._within_boundary(partial(self._engine.cancel_sample, request_id))
+        # Ended here and not by an event of the engine, so that a request that still waits gets its end as well.
         if request_id in self._fair:
             self._end(request_id, Failure("user", f"{request_id} was cancelled."))
 
@@ -68,8 +69,11 @@ class Sampling:
         """Hands waiting requests to the engine, in fair order, until it has no room for the next one."""
         while (op := self._fair.front()) is not None:
             admitted = self._begin(op)
+            # The front request blocks those behind it even if a smaller one would fit: a large request would otherwise
+            # wait for ever.
             if admitted is False and self._collectors:
                 return
+            # Nothing else runs, so waiting could not make room.
             if admitted is False:
                 admitted = Failure("server", f"The engine has no room for {op.request_id} with nothing else running.")
             if isinstance(admitted, Failure):
@@ -80,6 +84,7 @@ class Sampling:
         if not self._engine.sampling:
             return
         events = self._within_boundary(self._engine.sample_step)
+        # One step computes all rows together, so its failure cannot be laid to one of them.
         if isinstance(events, Failure):
             for request_id in tuple(self._collectors):
                 self._within_boundary(partial(self._engine.cancel_sample, request_id))
@@ -122,6 +127,7 @@ class Sampling:
                         streamed[event.request_id].append(_token(event))
                     if collector.complete:
                         complete.append(collector)
+        # Sent before the ends below, since a stream must have all its tokens when it hears of its end.
         for request_id, tokens in streamed.items():
             self._send(Tokens(request_id, tuple(tokens)))
         for collector in complete:

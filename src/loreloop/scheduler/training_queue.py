@@ -44,6 +44,7 @@ class _Queue:
         """The passes that can run now: neighbours in order, up to a gap or a barrier."""
         passes: list[ForwardBackward] = []
         seq = self.next_seq
+        # The look ahead consumes nothing: what does not fit into this batch stays where it is.
         while isinstance(op := self.waiting.get(seq), ForwardBackward | SkipSeq):
             if isinstance(op, ForwardBackward):
                 passes.append(op)
@@ -97,6 +98,7 @@ class TrainingQueue:
 
     def drop(self, model_id: str) -> tuple[TrainOp, ...]:
         """Forgets a model for good; gives what still waited, in order."""
+        # Remembered for good, since operations of the model may still be on their way over the link.
         self.dropped.add(model_id)
         queue = self.queues.pop(model_id, _Queue())
         return tuple(queue.waiting[seq] for seq in sorted(queue.waiting))
@@ -113,6 +115,7 @@ class TrainingQueue:
             if queue and isinstance(queue.head, OptimStep):
                 return self._taken([queue.head])
         queues = [queue for queue in self.queues.values() if queue.head is not None]
+        # By turns first and by arrival among equals, so that the order is the same at every run.
         queues.sort(key=lambda queue: (queue.served, queue.arrivals[queue.next_seq]))
         if not queues:
             return ()
@@ -148,6 +151,7 @@ class TrainingQueue:
         n_tokens = count_tokens(passes[0])
         for op in passes[1:] if self._may_share(passes[0]) else []:
             fits = n_tokens + count_tokens(op) <= self.batch_tokens and len(models | {op.model_id}) <= self.max_models
+            # Once a model's pass was left out, its later ones are too, however small they are.
             if op.model_id in closed or not fits or not self._may_share(op):
                 closed.add(op.model_id)
             else:
