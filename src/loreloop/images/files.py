@@ -87,6 +87,7 @@ def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
         raise BadRequest(f"The image is {width} × {height} pixels; at most {limits.max_pixels} together are taken.")
     if width < 1 or height < 1:
         raise BadRequest(f"The image is {width} × {height} pixels: there is nothing to see.")
+    # Which frame was meant cannot be known, so none is chosen.
     if kind != "jpeg" and getattr(image, "is_animated", False):  # a JPEG's further pictures are previews
         raise BadRequest("The image is animated; send one of its frames.")
     return image

@@ -40,10 +40,13 @@ class AnswerParts:
             found.append(Part(marker, False))
             self.held = self.held[position + len(marker) :]
             if self.thinking:
+                # White space behind a thought is dropped only where the answer begins or a space stood before the
+                # thought already.
                 self.fresh = not self.joins
             else:
                 self.joins = bool(self.last) and not self.last.isspace()
             self.thinking = not self.thinking
+        # The longest possible beginning of the next marker stays back, since its rest may be in the next piece.
         keep = overlap(self.held, THINK[self.thinking])
         settled, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return found + self._parts(settled)

@@ -123,6 +123,7 @@ def habits_of(template: ChatTemplate) -> Habits:
     call = MadeCall("trialcall", "look_up", '{"word": "argument"}')
     turns = (Turn("user", "question"), Turn("assistant", calls=(call,)), Turn("tool", "outcome", call_id=call.call_id))
     started = time.monotonic()
+    # The plainest way comes first, so that a template that takes several ways gets the usual one.
     for names_results, as_text, empty in product((False, True), (False, True), ("", None)):
         habits = Habits(True, names_results, as_text, empty)
         try:
@@ -194,6 +195,7 @@ def _content(turn: Turn, *, before: str = "", after: str = "", as_parts: bool) -
 
 def _call_id(call_id: str, form: ToolFormat) -> str:
     """Mistral's templates take ids of nine letters and digits only."""
+    # A hash, so that a call and its result are given the same short id without anything being kept between requests.
     if form not in (MISTRAL, MISTRAL_LIST) or (len(call_id) == 9 and call_id.isalnum()):
         return call_id
     return hashlib.sha256(call_id.encode(errors="surrogatepass")).hexdigest()[:9]
@@ -211,6 +213,7 @@ def _instructed(conversation: Conversation, form: ToolFormat) -> tuple[Turn, ...
     if not conversation.tools:
         return conversation.turns
     instructions, turns = form.instructions(conversation.tools), conversation.turns
+    # Many templates accept one system message only, so the instructions join the one that is there.
     if turns and turns[0].role == "system":
         first, appendix = turns[0], f"\n\n{instructions}"
         parts = (*first.parts, appendix) if first.parts else ()

@@ -24,6 +24,7 @@ def limited(seconds: float, n_bytes: int) -> Iterator[None]:
     """LimitExceeded after so long, MemoryError beyond so much more memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     room = address_space_bytes() + n_bytes
+    # A bound that was set from outside stays, where it is the lower one.
     bound = room if soft == resource.RLIM_INFINITY else min(soft, room)
     resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
     try:

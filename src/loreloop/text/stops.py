@@ -35,6 +35,7 @@ class StopMatcher:
 
     def _found(self, part: Part) -> bool:
         text = self.tail + part.text if part.answer else ""
+        # As many characters as may begin the longest string; a whole one has been found by now.
         self.tail = text[-(self.longest - 1) :] if self.longest > 1 else ""
         return any(string in text for string in self.strings)
 
@@ -74,6 +75,7 @@ class StopTrimmer:
         if found:
             position, self.found = min(found)
             return self.held[:position]
+        # What may begin a stop string is not shown, since it could not be taken back.
         keep = max((overlap(self.held, string) for string in self.strings), default=0)
         shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return shown

@@ -58,6 +58,7 @@ class TextTokenizer:
     def encode_within(self, text: str, most: int, *, special: bool = False) -> Encoded | None:
         """Like `encode`, or None where there are over `most` tokens. Time and memory grow with `most`, not with the
         text, and other threads go on meanwhile: for batches the library lets them."""
+        # No token is longer than this, so the text has more tokens than `most` without being tokenized.
         if len(text) > most * self.longest:
             return None
         counted = 0
@@ -105,6 +106,8 @@ class Detokenizer:
         self.tail.append(token)
         before = self._decode(self.tail[: self.n_shown])
         whole = self._decode(self.tail)
+        # A text that becomes shorter has had a replacement character in it, which the next bytes may turn into a real
+        # one.
         unfinished = whole.endswith(INCOMPLETE) or len(whole) < len(before)
         if unfinished and len(self.tail) - self.n_shown < MOST_TOKENS_OF_A_CHARACTER:
             return ""

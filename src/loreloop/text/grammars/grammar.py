@@ -146,6 +146,7 @@ def _check_size(text: str) -> None:
     """Refuses what the library might take minutes for, or overflow its stack on. Counts roughly, never too little."""
     if len(text) > MAX_GRAMMAR_BYTES:
         raise BadRequest(f"The grammar or schema has {len(text)} characters; at most {MAX_GRAMMAR_BYTES} are followed.")
+    # The library checks neither before it recurses, and an overflow of its stack ends the process without an error.
     n_rules = len(_RULE.findall(text))
     if n_rules > MAX_RULES:
         raise BadRequest(f"The grammar or schema has about {n_rules} rules or references; {MAX_RULES} are followed.")

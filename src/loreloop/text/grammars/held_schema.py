@@ -39,6 +39,7 @@ class Holding:
         """`closes`: nothing outside of this schema says more of the same object."""
         if not isinstance(schema, dict):
             return schema
+        # A definition that is combined with another schema somewhere must admit the other's properties everywhere.
         closes = closes and place not in self.kept_open
         held = {key: value for key, value in schema.items() if self._holds(schema, key, value, place)}
         alone = closes and not _is_combined(held)

@@ -122,6 +122,7 @@ class GrammarSandbox:
         self.n_waiting += 1
         try:
             async with self.turn:
+                # Asked once more under the lock: whoever waited before may have brought the same grammar.
                 return self.known.get(question_json) or await self._tried(question_json)
         finally:
             self.n_waiting -= 1
@@ -133,6 +134,7 @@ class GrammarSandbox:
             line, ended = await self._answer(question_json)
             if line:
                 return line
+            # The timer counts the process's own computing, so this says something of the grammar and may be remembered.
             if ended == -signal.SIGPROF:
                 return msgspec.json.encode(Verdict(error=TOO_MUCH))
         if ended in STOPPED_BY_OTHERS:

@@ -50,6 +50,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """The result of `*` or `**`; TemplateError where it would be larger than any template needs."""
         numbers = [abs(x) for x in (left, right) if isinstance(x, int | float)]
         lengths = [len(x) for x in (left, right) if isinstance(x, str | list)]
+        # One operation of Python cannot be interrupted by a signal, so the time limit alone would not help here.
         if operator == "**" and max(numbers, default=0) > MAX_POWER:
             raise TemplateError(f"a power of numbers over {MAX_POWER}")
         if operator == "*" and lengths and math.prod((*numbers, *lengths)) > MAX_REPEATED:

@@ -35,6 +35,7 @@ class CallBuffer:
                     yield CallArguments(self.n_calls, text)
                 else:
                     self.held.append(text)
+            # Numbers are given out here, so that calls that broke leave no gap in what a client counts.
             case CallEnds():
                 if self.begun and not self.at_once:
                     yield from (self.begun, CallArguments(self.n_calls, "".join(self.held)))

@@ -47,6 +47,7 @@ def whole_part(text: str) -> Any:
         whole = sign.start() if sign.group() == "," else sign.end()
     closing = "".join(reversed(brackets))
     try:
+        # With a value that stands whole this succeeds; within one, what follows the last whole value is left out.
         return json.loads(text + closing)
     except ValueError:
         return json.loads(text[:whole] + closing) if whole else {}

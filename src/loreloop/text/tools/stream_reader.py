@@ -43,6 +43,7 @@ class StreamReader:
 
     def push(self, text: str) -> None:
         """Adds text behind what there is, and drops what was read unless it lies behind the mark."""
+        # Kept as pieces and joined once, since a call of many tokens would otherwise be copied with each of them.
         if self.marked is not None:
             self.marked.append(self.text[self.since : self.position])
             self.n_marked += self.position - self.since

@@ -134,6 +134,7 @@ class ReplyReader:
             dense = "".join(head.split())
             if dense.startswith(OPENINGS):
                 return True
+            # Bounded, so that an ordinary answer is not held back for longer than a call takes to show itself.
             undecided = len(head) < MOST_OPENING and any(opening.startswith(dense) for opening in OPENINGS)
             if not undecided or not (yield from self.reader.more()):
                 return False
@@ -304,6 +305,7 @@ class ReplyReader:
                 name = yield from reader.string()
             elif key in ("arguments", "parameters") and arguments is None:
                 arguments = yield from self._arguments(name)
+                # Arguments before their name cannot be streamed: pieces of a call begin with its name.
                 early = name is None
             elif key == "id" and self.form.shape == "list":
                 yield from reader.string()
@@ -334,6 +336,7 @@ class ReplyReader:
             if scan.broken or (not scan.done and not (yield from reader.more())):
                 raise NotACall
         try:
+            # The scan above finds the end alone; whether it is JSON that can be passed on shows only here.
             strict_json("".join(read))
         except ValueError:
             raise NotACall from None
