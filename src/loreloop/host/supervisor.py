@@ -70,7 +70,7 @@ class Supervisor:
         self.plan.write()
         for note in self.notes:
             self._say(logging.WARNING, note)
-        lost.were_told(self.plan.config.data_path)
+        lost.confirm_reported(self.plan.config.data_path)
         for folder in (self.plan.empty_folder, self.plan.up_folder):
             shutil.rmtree(folder, ignore_errors=True)
         self.plan.empty_folder.mkdir()
