@@ -25,6 +25,7 @@ PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.msgpack", "*.h5")
 
 def weight_files(folder: Path) -> list[Path]:
     """BadRequest where there are none, or one that the index names is not there."""
+    # A single file goes before an index, as in transformers; an index beside it is an older save's.
     if (folder / WEIGHTS_FILE).exists():
         return [folder / WEIGHTS_FILE]
     if (folder / INDEX_FILE).exists():
@@ -46,6 +47,7 @@ def _indexed(index: Path) -> set[str]:
     files = read_json_object(index, str(index)).get("weight_map")
     if not isinstance(files, dict):
         raise BadRequest(f"{wrong}.")
+    # An index is untrusted input and must not name files outside the folder.
     if not all(isinstance(file, str) and file == Path(file).name for file in files.values()):
         raise BadRequest(f"{wrong}: a file is none beside it.")
     return set(files.values())
