@@ -9,10 +9,10 @@ import tinker
 
 from loreloop.cli.server import RunningServer, running_server
 from loreloop.config import Config
+from loreloop.formats.catalog import Catalog
 from loreloop.memory.learned import YES
 from loreloop.memory.learning import course, lessons
 from loreloop.memory.learning.pupil import Pupil
-from loreloop.model.catalog import Catalog
 from loreloop.text.tokenizer import TextTokenizer
 
 # The SDK leaves its own background tasks to the garbage collector.
