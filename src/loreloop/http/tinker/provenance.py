@@ -30,6 +30,7 @@ async def with_sampled_spans(
         return decoded.op.data
     served = services(request)
     records = {
+        # Reading by session keeps one session's spans from naming another's samples.
         sequence_id: served.store.read(spool.get, served.store.segments, session_id, sequence_id, now())
         for sequence_id in used
     }
@@ -42,6 +43,7 @@ async def with_sampled_spans(
         for index, (datum, spans) in enumerate(zip(decoded.op.data, decoded.spans, strict=True))
     )
     expires = now() + served.config.session.spool_ttl_seconds
+    # Whoever trains on a record will likely train on it again, so it may stay as long as a new one.
     await served.store.write(spool.renew, sorted(used), expires)
     return data
 
@@ -76,5 +78,6 @@ def _check_tiling(where: str, spans: Sequence[Span], n_tokens: int, lengths: dic
                 f"which has {available}."
             )
     covered = sum(span.length for span in spans)
+    # With every position covered once and in order, a position in the spans is a position in the field.
     if covered != n_tokens:
         raise BadRequest(f"{where} cover {covered} positions of {n_tokens}; they must tile the field exactly.")
