@@ -38,6 +38,8 @@ from loreloop.protocol.training import Failure
 
 
 async def agent_answer(request: Request, body: ChatCompletion, model: Model) -> Response:
+    """The answer of a loop over tools, whole or as a stream. BadRequest where `n` or log-probabilities are asked for
+    that a loop does not give."""
     if (body.n or 1) > 1:
         raise BadRequest("agent_loop is not served with n > 1; leave one of them out.")
     wanted = body.agent_loop or AgentLoop()
@@ -49,16 +51,20 @@ async def agent_answer(request: Request, body: ChatCompletion, model: Model) -> 
     ask = await seen(services(request).pictures, model, ask_of(body))
     if not body.stream:
         run = AgentRun(model, ask, drawn_whole(services(request), model))
+        # A loop may take minutes, so a client that leaves must end it.
         return await while_there(request, whole_answer(run, body, tools))
     if body.logprobs:
         raise BadRequest("logprobs is not served with agent_loop in a stream; leave one of them out.")
     run = AgentRun(model, ask, drawn_live(services(request), model))
     live = LiveRun(run, tools)
+    # The first answer is waited for before the stream begins: what stands in its way is then an error with a status
+    # code.
     told = Telling(Asked(body, (await while_there(request, live.first())).chat, int(now())), run)
     return EventStream(told.events(live), model.headers, live.end)
 
 
 async def whole_answer(run: AgentRun, body: ChatCompletion, tools: Tools) -> Response:
+    """Runs the loop to its end and answers with the last message, the usage of all answers and a trace of the calls."""
     trace: list[dict[str, Any]] = []
     async with tools.open() as box:
         async for event in run.events(box):
@@ -82,6 +88,8 @@ class Telling:
     run: AgentRun
 
     async def events(self, live: LiveRun) -> AsyncIterator[bytes]:
+        """The stream: text and thoughts of every answer, what each tool was asked and gave, the caller's calls, the
+        usage."""
         yield self.chunk({"role": "assistant", "content": ""})
         async for event in live.rest():
             match event:
@@ -96,6 +104,7 @@ class Telling:
                 case Finished(chat, reply, result):
                     calls = calls_of(reply)
                     reason = result.sequences[0].stop_reason
+                    # An answer that was cut off at its length says so, even if it holds calls.
                     finish = "tool_calls" if calls and reason == "stop" else reason
                     yield (self.chunk({"tool_calls": calls}) if calls else b"") + self.chunk(last_delta(chat), finish)
                 case Began():
@@ -103,12 +112,14 @@ class Telling:
                 case _:
                     yield self.chunk(delta_of(event))
         options = self.asked.body.stream_options
+        # The usage covers all answers of the loop, since every one of them was computed for this request.
         if options and options.include_usage:
             counted = {"choices": [], "usage": usage(self.run.ops, self.run.found)}
             yield data_event(self.asked.frame("chat.completion.chunk") | counted)
         yield b"data: [DONE]\n\n"
 
     def chunk(self, delta: dict[str, Any], finish: str | None = None) -> bytes:
+        """One chunk of the stream with this delta; `finish` is the reason for the end, in the last one."""
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
         return data_event(self.asked.frame("chat.completion.chunk") | {"choices": [choice]})
 

@@ -27,10 +27,12 @@ class Scored:
 
 
 def scored_token(token: Token) -> Scored:
+    """A token of a stream with what is known of it."""
     return Scored(token.token, token.logprob, tops(token.topk, 1)[0], token.filtered_logprob)
 
 
 def scored_sequence(sequence: SampledSequence) -> list[Scored]:
+    """The tokens of a finished sample, each with what is known of it."""
     tokens = unpack_ids(sequence.tokens).tolist()
     logprobs = unpack_logprobs(sequence.logprobs).tolist()
     filtered: Sequence[float | None] = [None] * len(tokens)
@@ -40,7 +42,9 @@ def scored_sequence(sequence: SampledSequence) -> list[Scored]:
 
 
 def scored_prompt(tokens: Sequence[int], logprobs: Logprobs | None, topk: TopK | None) -> list[Scored]:
+    """The tokens of a prompt, each with its log-probability given those before it; the first has none."""
     values = unpack_logprobs(logprobs).tolist() if logprobs else [float("nan")] * len(tokens)
+    # The engine marks what it cannot know with NaN, which JSON has no word for.
     known = [None if value != value else value for value in values]
     return [
         Scored(token, value, top if value is not None else ())
@@ -49,15 +53,19 @@ def scored_prompt(tokens: Sequence[int], logprobs: Logprobs | None, topk: TopK |
 
 
 def tops(topk: TopK | None, n_tokens: int) -> list[tuple[tuple[int, float], ...]]:
+    """For each of `n_tokens` tokens its likeliest alternatives as pairs of id and log-probability, in nats; empty where
+    none were asked for."""
     if topk is None or topk.k == 0:
         return [()] * n_tokens
     ids = unpack_ids(topk.token_ids).reshape(-1, topk.k).tolist()
     values = unpack_logprobs(topk.logprobs).reshape(-1, topk.k).tolist()
+    # Rows may be missing at the beginning only: a prompt's first token has no alternatives.
     missing: list[tuple[tuple[int, float], ...]] = [()] * (n_tokens - len(ids))
     return missing + [tuple(zip(*row, strict=True)) for row in zip(ids, values, strict=True)]
 
 
 def chat_logprobs(scored: Sequence[Scored], tokenizer: TextTokenizer) -> dict[str, Any]:
+    """Log-probabilities of a chat's answer in OpenAI's form: one entry a token."""
     return {"content": [_entry(one, tokenizer) for one in scored], "refusal": None}
 
 
@@ -95,6 +103,7 @@ class Places:
         return [self._place(one.token, shown=number not in added) for number, one in enumerate(scored)]
 
     def _place(self, token: int, *, shown: bool) -> int:
+        # A token begins where the text stood before it, even if it shows nothing itself.
         at = self.at
         self.at += len(self.growing.push(token)) if shown and token not in self.hidden else 0
         return at
@@ -118,5 +127,6 @@ def _by_name(top: Sequence[tuple[int, float]], tokenizer: TextTokenizer) -> dict
     named: dict[str, float] = {}
     for token, logprob in top:
         name = name_of(token, tokenizer)
+        # The map is by name in OpenAI's form, and two tokens may spell the same bytes.
         named[f"token_id:{token}" if name in named else name] = logprob
     return named
