@@ -38,6 +38,7 @@ async def read_body(request: Request) -> bytes:
     async for part in request.stream():
         n_bytes += len(part)
         parts.append(part)
+        # The check comes with every part, so that a body without a declared length cannot fill the memory first.
         if n_bytes > limit_bytes:
             raise _too_large(limit_bytes, b"".join(parts))
     body = b"".join(parts)
@@ -51,7 +52,10 @@ async def read_body(request: Request) -> bytes:
 
 def _unzstd(body: bytes, limit_bytes: int) -> bytes:
     try:
+        # The window is bounded as well as the result: a frame's header alone could otherwise demand gigabytes.
         with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(io.BytesIO(body)) as reader:
+            # One byte over the limit is enough to know that there is more, and keeps a bomb of zeros from being
+            # unpacked.
             plain = reader.read(limit_bytes + 1)
     except zstandard.ZstdError as error:
         raise BadRequest(f"The body claims to be zstd and is not: {error}.") from None
@@ -75,6 +79,8 @@ def decode(body: bytes, kind: type[T]) -> T:
 
 def decode_as_sent(body: bytes, kind: type[S]) -> S:
     """The same for a dialect's request, without its nulls and notes where it holds any that are no field."""
+    # The strict way is the fast one and fits nearly all requests. Only where it fails is the body decoded a second
+    # time, into plain values from which nulls and unknown notes can be removed.
     with contextlib.suppress(msgspec.ValidationError), _explained_as_json():
         return msgspec.json.decode(body or b"{}", type=kind)
     with _explained(kind):
@@ -97,6 +103,7 @@ def _explained(kind: type) -> Iterator[None]:
 def _explained_as_json() -> Iterator[None]:
     try:
         yield
+    # A validation error is a kind of decode error, and has its own, better explanation further up.
     except msgspec.ValidationError:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -126,6 +133,7 @@ def _in_words(error: str, kind: type) -> str:
 
 
 async def read_json(request: Request, kind: type[T]) -> T:
+    """The body as a value of `kind`; BadRequest and TooLarge as `read_body` and `decode` raise them."""
     return decode(await read_body(request), kind)
 
 
@@ -140,4 +148,5 @@ async def read_as_sent(request: Request, kind: type[S]) -> S:
 
 
 def answer(value: Any, status_code: int = 200) -> Response:
+    """An HTTP response whose body is `value` as JSON."""
     return Response(msgspec.json.encode(value), status_code, media_type="application/json")
