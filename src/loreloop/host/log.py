@@ -68,6 +68,7 @@ class Log:
             raise WrongSettings(
                 f"The log cannot be written to {file} (`log_file`, --log-file): {error.strerror}. Name another file."
             ) from None
+        # This kind of queue may be filled from a signal's handler while the same thread is filling it.
         self._said: queue.SimpleQueue[tuple[str, Record] | None] = queue.SimpleQueue()
         self._readers: list[threading.Thread] = []
         self._newest: dict[str, threading.Thread] = {}  # by the name of the process that it reads from
@@ -76,6 +77,7 @@ class Log:
         self._writer.start()
 
     def say(self, level: int, source: str, text: str) -> None:
+        """Takes one record of a process; it is written soon, by the thread of the log."""
         self._said.put((source, Record(level, text)))
 
     def follow(self, source: str, stream: IO[bytes]) -> None:
@@ -101,8 +103,10 @@ class Log:
 
     def _read(self, source: str, stream: IO[bytes]) -> None:
         with stream:
+            # A line without an end is taken in pieces, so that a process cannot fill the memory here.
             while line := stream.readline(MAX_LINE_BYTES):
                 record = _record_of(line)
+                # Only warnings and worse may explain a death.
                 if record.text and record.level >= QUIET_LEVEL:
                     self._last_words[source] = record.text.strip()
                 self._said.put((source, record))
