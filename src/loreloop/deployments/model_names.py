@@ -50,6 +50,7 @@ class ModelNames:
         own = {hub_id: base for base, hub_id in hub_ids.items() if hub_id not in folders}
         self.folders, self.aliases = folders, own | aliases
         self.repositories = {base: hub_ids.get(base) or _repository(base) for base in folders}
+        # Sorted once, so that an unknown name finds its neighbours without looking at all.
         self.ordered = sorted(self.all())
 
     def all(self) -> list[str]:
@@ -65,6 +66,7 @@ class ModelNames:
 
     def find_base(self, name: str) -> str | None:
         """Like `base`, None for a name that is no base's."""
+        # The whole name first, because a base may have a colon in its own.
         for candidate in (name, name.split(":")[0]):
             if candidate in self.folders:
                 return candidate
@@ -73,6 +75,7 @@ class ModelNames:
         return None
 
     def folder(self, name: str) -> Path:
+        """The folder of a base or alias; NotFound where the name is neither."""
         return self.folders[self.base(name)]
 
     def repository(self, name: str) -> str:
@@ -105,6 +108,7 @@ class ModelNames:
 
     def deployment(self, store: Store, key: KeyRow, name: str) -> Deployment | None:
         """The current version of a deployment that this key may use."""
+        # A deployment of another key looks like none at all, so that its name is not given away.
         found = store.read(deployments.find, name)
         mine = found is not None and (found.key_id in (None, key.id) or name in key.deployments)
         return found if mine else None
@@ -134,6 +138,7 @@ class ModelNames:
             checkpoint = self._checkpoint(store, key_id, path)
             run = store.read(runs.get, key_id, checkpoint.run_id)
             revision = Revision(path, str(checkpoints.folder_of(checkpoint)))
+        # A base may be named before the weights, and then it is a promise that is checked.
         if asked and self.base(asked) != self.base(run.base_model):
             raise BadRequest(f"{path} was trained on {run.base_model!r}, not on {asked!r}.")
         return Target(run.base_model, self.base(run.base_model), revision)
@@ -164,6 +169,7 @@ def newest_weights(store: Store, run: RunRow) -> Revision:
     """The latest that a sampler got from the run: saved under a name, or ephemeral while its session lives."""
     saved = store.read(checkpoints.newest_of_run, run.id, CheckpointKind.SAMPLER)
     ephemeral = store.read(samplers.newest_of_run, run.id)
+    # A saved checkpoint of the same moment wins, since it outlives its session.
     if saved is not None and (ephemeral is None or saved.created >= ephemeral.created):
         return Revision(str(saved.path), str(checkpoints.folder_of(saved)))
     if ephemeral is not None:

@@ -33,6 +33,7 @@ def saved(rows: Iterable[CheckpointRow]) -> dict[str, str]:
 def refusal(said: str, name: str, candidates: Iterable[str], paths: dict[str, str] | None = None) -> NotFound:
     """`said`, and which of the candidates come nearest to `name`; `paths` are shown in place of their spellings."""
     shown = dict.fromkeys(candidates) | (paths or {})
+    # Capital letters are the commonest slip, and must not count as a wrong letter.
     distances = {spelled: distance(name[:LONGEST].lower(), spelled[:LONGEST].lower()) for spelled in shown}
     near = sorted((s for s in shown if _is_near(name, s, distances[s])), key=lambda s: distances[s])[:N_SHOWN]
     meant = " or ".join(repr(match) for match in dict.fromkeys(shown[spelled] or spelled for spelled in near))
@@ -49,6 +50,7 @@ def _is_near(name: str, other: str, steps: int) -> bool:
 def distance(one: str, other: str) -> int:
     """Levenshtein's: the least number of letters put in, taken out or exchanged that makes one name of the other."""
     row = list(range(len(other) + 1))
+    # One row of the table is enough: `before` holds the entry up and to the left, which was just overwritten.
     for i, letter in enumerate(one, 1):
         before, row[0] = row[0], i
         for j, against in enumerate(other, 1):
@@ -57,5 +59,6 @@ def distance(one: str, other: str) -> int:
 
 
 def not_served(name: str, served: Sequence[str]) -> str:
+    """The sentence for a name that is not served, with the first eight names that are."""
     more = f" and {len(served) - 8:,} more" if len(served) > 8 else ""
     return f"The model {name[:LONGEST]!r} is not served here. Served: {', '.join(served[:8])}{more}."
