@@ -140,6 +140,7 @@ async def _started(command: Sequence[str], watched: int) -> asyncio.subprocess.P
     from mcp.client.stdio import get_default_environment
 
     environment = get_default_environment()
+    # In the environment that the tool server will have, which is a small part of this one.
     if shutil.which(command[0], path=environment.get("PATH")) is None:  # the shell would only say so where it is noted
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
     return await asyncio.create_subprocess_exec(

@@ -60,10 +60,12 @@ class Toolbox:
     deadline: float = field(default=0.0)
 
     def holds(self, name: str) -> bool:
+        """Whether a tool of this name, with its server's before it, is in the box."""
         return any(tool.name == name for tool in self.tools)
 
     @property
     def spent(self) -> bool:
+        """Whether no further call is allowed, by number or by time."""
         return self.n_calls >= self.bounds.max_calls or time.monotonic() >= self.deadline
 
     async def call(self, name: str, arguments: str) -> str:
@@ -72,6 +74,7 @@ class Toolbox:
         server, _, tool = name.partition(SEPARATOR)
         started, outcome = time.monotonic(), "ok"
         try:
+            # The time is that of all calls together, so a slow one leaves less for those after it.
             async with asyncio.timeout(max(0.0, self.deadline - started)):
                 with _said_why():
                     result = await self.clients[server].call_tool(tool, json.loads(arguments))
@@ -124,6 +127,7 @@ async def open_toolbox(servers: Sequence[ToolServer], bounds: Bounds, caller: To
                 )
                 done = True
             finally:
+                # What the request itself raised must come out as it was, not inside a group of the library's.
                 inside = sys.exception()
                 closing.reschedule(loop.time() + CLOSE_SECONDS)
     except (ExceptionGroup, TimeoutError) as ended:
