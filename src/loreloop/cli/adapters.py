@@ -41,12 +41,12 @@ def import_adapter(folder: str, base: str, name: str | None, owner: str | None, 
 
     # The name is checked first, because reading an adapter may take long.
     data, source = Path(data_dir).expanduser(), Path(folder)
-    entry, called = Catalog(data).find(base), check_name(name or source.absolute().name)
+    entry, checkpoint_name = Catalog(data).find(base), check_name(name or source.absolute().name)
     with transaction(data_dir) as connection:
         key = owner_named(connection, owner)
     # The adapter is read outside the transaction, in which a running server could not write.
     view = open_adapter(source, entry.folder)
-    rows = made_checkpoints(data, key, entry.name, called, view)
+    rows = made_checkpoints(data, key, entry.name, checkpoint_name, view)
     click.echo(f"{source} is imported for the key {key.name!r}, at rank {view.layout.rank}:")
     for row in rows:
         click.echo(f"  {row.path}")
@@ -64,7 +64,7 @@ def made_checkpoints(data: Path, key: KeyRow, base_model: str, name: str, view: 
     from loreloop.store.files import Files, delete
     from loreloop.store.rows import RunRow, SessionNew
 
-    now, files, told = time.time(), Files(data), {"imported": name}
+    now, files, metadata = time.time(), Files(data), {"imported": name}
     session_id = str(uuid.uuid4())
     run = RunRow(
         id=model_id(session_id, 0),
@@ -74,14 +74,14 @@ def made_checkpoints(data: Path, key: KeyRow, base_model: str, name: str, view: 
         lora=view.layout.lora,
         created=now,
         last_request=now,
-        user_metadata=told,
+        user_metadata=metadata,
         live=False,
     )
     written = False
     try:
         rows = written_checkpoints(files, run, name, view)
         with transaction(str(data)) as connection:
-            new = SessionNew(user_metadata=told, display_name=f"import of {name}")
+            new = SessionNew(user_metadata=metadata, display_name=f"import of {name}")
             sessions.create(connection, key.id, new, now, session_id)
             # A run needs a session; this one has ended from the beginning, so no client can train in it.
             sessions.end(connection, key.id, session_id, "finished", "imported")

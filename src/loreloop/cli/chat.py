@@ -126,9 +126,9 @@ class Talk:
             case "model" if argument:
                 self.model = argument.strip()
             case "system":
-                told = [{"role": "system", "content": argument}] if argument else []
+                system_messages = [{"role": "system", "content": argument}] if argument else []
                 # The system text stays first, where templates want it.
-                self.messages = told + [message for message in self.messages if message["role"] != "system"]
+                self.messages = system_messages + [message for message in self.messages if message["role"] != "system"]
             case "new":
                 self.messages = [message for message in self.messages if message["role"] == "system"]
             case "save" if argument:
@@ -152,17 +152,18 @@ class Talk:
 
         from loreloop.protocol.errors import LoreloopError
 
-        asked, said = [*self.messages, {"role": "user", "content": text}], {"content": "", "reasoning_content": ""}
+        messages = [*self.messages, {"role": "user", "content": text}]
+        received = {"content": "", "reasoning_content": ""}
         try:
-            for kind, piece in self.pieces(asked):
+            for kind, piece in self.pieces(messages):
                 # The answer begins on a line of its own behind the thoughts.
-                if kind == "content" and said["reasoning_content"] and not said["content"]:
+                if kind == "content" and received["reasoning_content"] and not received["content"]:
                     click.echo("\n", err=True)
-                said[kind] += piece
+                received[kind] += piece
                 show(kind, piece)
         except KeyboardInterrupt:
             # Nothing has come yet, so the question goes too: the model would otherwise see one that has no answer.
-            if not any(said.values()):
+            if not any(received.values()):
                 click.echo("Not answered, and forgotten.")
                 return True
             click.echo(" …", nl=False)
@@ -171,8 +172,8 @@ class Talk:
             return False
         click.echo()
         # Thoughts go back with the next question, because some templates show them to the model.
-        answer = {kind: piece for kind, piece in said.items() if piece or kind == "content"}
-        self.messages = [*asked, {"role": "assistant", **answer}]
+        answer = {kind: piece for kind, piece in received.items() if piece or kind == "content"}
+        self.messages = [*messages, {"role": "assistant", **answer}]
         return True
 
     def pieces(self, messages: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
@@ -193,7 +194,7 @@ class Talk:
                         if piece := choice["delta"].get(kind):
                             yield kind, piece
                     if activity := choice["delta"].get("tool_activity"):
-                        click.echo(told(activity), err=True)
+                        click.echo(activity_line(activity), err=True)
 
 
 def show(kind: str, piece: str) -> None:
@@ -204,7 +205,7 @@ def show(kind: str, piece: str) -> None:
         click.secho(piece, dim=True, nl=False, err=True)
 
 
-def told(activity: dict[str, str]) -> str:
+def activity_line(activity: dict[str, str]) -> str:
     """What a tool does, in one line."""
     text = activity["arguments"] if activity["type"] == "call" else f"-> {activity['output']}"
     line = " ".join(f"{activity['name']} {text}".split())

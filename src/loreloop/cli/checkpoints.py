@@ -207,6 +207,7 @@ def export_checkpoint(path: str, target: Path, form: str, base: str | None, data
     # An adapter without its base is no model; the base may bear another name by now.
     entry = Catalog(data).find(base or base_of(data, one.base_model))
     export(entry.folder, Path(one.row.folder), target, form, entry.name)
+    # The export makes the target appear at once, so a broken one leaves nothing behind.
     click.echo(f"{target} is written.")
 
 

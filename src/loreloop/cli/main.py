@@ -82,8 +82,8 @@ def main() -> None:
 
 def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What is printed of an error that nobody caught; the interpreter then ends with the exit code 1."""
-    if said := circumstances(error):
-        click.echo(f"Error: {said}", err=True)
+    if explanation := circumstances(error):
+        click.echo(f"Error: {explanation}", err=True)
         return
     traceback.print_exception(kind, error, trace)
     # Ctrl-C and the like are no faults.

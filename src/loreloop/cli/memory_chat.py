@@ -83,10 +83,11 @@ def say(talk: MemoryChat, line: str, system: str, max_tokens: int) -> bool:
     from loreloop.protocol.errors import LoreloopError
 
     # The system text is sent anew with each turn, since the memory holds the conversation alone.
-    told = [{"role": "system", "content": system}] if system else []
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": line})
     try:
         # Closing the stream also stores what has come, however the loop ends.
-        with closing(talk.stream([*told, {"role": "user", "content": line}], max_tokens=max_tokens)) as stream:
+        with closing(talk.stream(messages, max_tokens=max_tokens)) as stream:
             for chunk in stream:
                 for choice in chunk.choices:
                     click.echo(getattr(choice.delta, "content", None) or "", nl=False)

@@ -87,6 +87,7 @@ def remove_run(run_id: str, yes: bool, force: bool, data_dir: str, as_json: bool
         saved = overview.list_checkpoints(connection, None, run_id, one.n_checkpoints or 1)
     say_what_goes([f"run {run_id}", *(str(each.row.path) for each in saved)], one.size_bytes, yes=yes)
     with running_server_of(data_dir) as client:
+        # A running server deletes by itself, since it has to tell its engines.
         if client is not None:
             checked(client.delete(f"/loop/v1/runs/{run_id}", params={"force": str(force).lower()}))
         else:

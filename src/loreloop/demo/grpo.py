@@ -96,19 +96,19 @@ class GroupPolicy(TokenCompleter):
 
     def __init__(self, sampler: tinker.SamplingClient, size: int) -> None:
         self.sampler, self.size = sampler, size
-        self.asked: asyncio.Task[tinker.SampleResponse] | None = None
+        self.pending: asyncio.Task[tinker.SampleResponse] | None = None
         self.n_answered = 0
 
     async def __call__(
         self, model_input: tinker.ModelInput, stop: StopCondition, *, max_tokens: int | None = None
     ) -> TokensWithLogprobs:
         # The first environment asks for all; the others take their share of the same answer.
-        if self.asked is None:
+        if self.pending is None:
             params = tinker.SamplingParams(stop=stop, max_tokens=max_tokens or MAX_ANSWER_TOKENS, temperature=1.0)
             request = self.sampler.sample_async(prompt=model_input, num_samples=self.size, sampling_params=params)
-            self.asked = asyncio.ensure_future(request)
+            self.pending = asyncio.ensure_future(request)
         number, self.n_answered = self.n_answered, self.n_answered + 1
-        sequence = (await self.asked).sequences[number]
+        sequence = (await self.pending).sequences[number]
         return TokensWithLogprobs(sequence.tokens, sequence.logprobs, sequence.stop_reason)
 
 

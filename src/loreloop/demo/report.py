@@ -52,6 +52,7 @@ def show(record: Record, console: Console) -> None:
 
 def save(record: Record, folder: Path) -> Path:
     """Writes `demo.json` and `rewards.png`; gives the picture's path."""
+    # The numbers are written first, so that they are there even if no picture can be drawn.
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "demo.json").write_text(json.dumps(asdict(record), indent=1))
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")

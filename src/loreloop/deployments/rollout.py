@@ -74,7 +74,7 @@ class Rollout:
     async def remove(self, name: str) -> None:
         """Deletes the deployment and its history. NotFound or Conflict where this key may not."""
         # A name that this key may not know of must be refused as unknown, before anything is said about whose it is.
-        self.seen(name)
+        self.visible(name)
         old = self._changeable(name)
 
         def write(connection: Connection) -> None:
@@ -83,14 +83,14 @@ class Rollout:
 
         await self.store.write(write)
 
-    def seen(self, name: str) -> Deployment:
+    def visible(self, name: str) -> Deployment:
         """The current version, for those who may know of it."""
         found = self.store.read(deployments.find, name)
-        if found is None or not (self.is_admin or self._is_mine(found) or name in self.key.deployments):
+        if found is None or not (self.is_admin or self._is_own(found) or name in self.key.deployments):
             raise NotFound(f"There is no deployment {name!r}; `loreloop deploy list` shows them.")
         return found
 
-    def _is_mine(self, found: Deployment) -> bool:
+    def _is_own(self, found: Deployment) -> bool:
         return self.is_owner and found.key_id in (None, self.key.id)
 
     async def _warm(self, split: Split) -> None:

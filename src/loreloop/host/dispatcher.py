@@ -212,7 +212,7 @@ class Dispatcher:
                     base_model = message.base_model
                     await self._welcome(message, connection)
                 else:
-                    await self._hear(base_model, message)
+                    await self._handle(base_model, message)
         except (_Astray, Unavailable) as trouble:  # the second: the store cannot be read or written just now
             LOG.error("the engine of %s must begin anew: %s", base_model, trouble)
         finally:
@@ -287,7 +287,7 @@ class Dispatcher:
         await self.store.write(journal.give_up, self.store.segments, request_id, failure, time.time())
         self._release(request_id)
 
-    async def _hear(self, base_model: str, message: FromEngine) -> None:
+    async def _handle(self, base_model: str, message: FromEngine) -> None:
         match message:
             case BatchStarted(request_ids):
                 self.engines[base_model].executing.update(request_ids)
@@ -375,8 +375,10 @@ class Dispatcher:
 
     async def close_session(self, session_id: str) -> None:
         """After a session has ended: its samples are cancelled, its models unloaded, its ephemeral adapters deleted."""
-        mine = f"{session_id}:"
-        for request_id in [r for r, ticket in self.tickets.items() if r.startswith(mine) and ticket.result is None]:
+        id_prefix = f"{session_id}:"
+        for request_id in [
+            r for r, ticket in self.tickets.items() if r.startswith(id_prefix) and ticket.result is None
+        ]:
             self.cancel(request_id)
         for run in self.store.read(runs.of_session, session_id):
             await self.drop_model(run.id)

@@ -140,8 +140,8 @@ class Supervisor:
 
     def _start_due(self) -> None:
         now = time.monotonic()
-        ready = [child for at, child in self.due if at <= now]
-        self.due[:] = [(at, child) for at, child in self.due if at > now]
+        ready = [child for due_at, child in self.due if due_at <= now]
+        self.due[:] = [(due_at, child) for due_at, child in self.due if due_at > now]
         for child in ready:
             try:
                 self._start(child)
@@ -158,7 +158,7 @@ class Supervisor:
 
     def _set_alarm(self) -> None:
         if self.due:
-            signal.setitimer(signal.ITIMER_REAL, max(0.001, min(at for at, _ in self.due) - time.monotonic()))
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, min(due_at for due_at, _ in self.due) - time.monotonic()))
 
     def _say(self, level: int, text: str) -> None:
         self.log.say(level, "supervisor", text)

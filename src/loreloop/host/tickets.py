@@ -79,14 +79,14 @@ class Ticket:
 
     async def stream(self) -> AsyncIterator[Token | SampleResult | Failure]:
         """Every token as it comes, at last the result."""
-        at = 0
+        n_shown = 0
         # The reader may be slower than the engine: tokens that came with the result are still to be shown before it.
-        while self.result is None or at < len(self.tokens):
-            if at == len(self.tokens):
+        while self.result is None or n_shown < len(self.tokens):
+            if n_shown == len(self.tokens):
                 await self.changed.wait()
-            while at < len(self.tokens):
-                yield self.tokens[at]
-                at += 1
+            while n_shown < len(self.tokens):
+                yield self.tokens[n_shown]
+                n_shown += 1
         yield self.result
 
     def resumed(self) -> SampleOp:
@@ -95,9 +95,9 @@ class Ticket:
             return self.op
         partials = []
         for index in range(self.op.num_samples):
-            mine = [token for token in self.tokens if token.sample_index == index]
-            logprobs = pack_logprobs([token.logprob for token in mine])
-            partials.append(Partial(pack_ids([token.token for token in mine]), logprobs))
+            shown = [token for token in self.tokens if token.sample_index == index]
+            logprobs = pack_logprobs([token.logprob for token in shown])
+            partials.append(Partial(pack_ids([token.token for token in shown]), logprobs))
         return msgspec.structs.replace(self.op, resume=tuple(partials))
 
 

@@ -141,14 +141,15 @@ class Boundary:
                 raise
             await exchange.break_off(stopping_answer(), STOPPING, receive)
         except Exception as error:
-            known = errors.disk_trouble(error) or error.__cause__  # the second: raised within a stream that had begun
-            if isinstance(known, errors.LoreloopError):
-                said, response = known.message, on_error(Request(scope), known)
+            # The cause is an error that was raised within a stream which had begun.
+            our_error = errors.disk_trouble(error) or error.__cause__
+            if isinstance(our_error, errors.LoreloopError):
+                message, response = our_error.message, on_error(Request(scope), our_error)
             else:
                 LOG.exception("%s failed", exchange)
-                said = f"{FAULT} under {exchange.request_id}."
-                response = error_answer(500, said)
-            await exchange.break_off(response, said, receive)
+                message = f"{FAULT} under {exchange.request_id}."
+                response = error_answer(500, message)
+            await exchange.break_off(response, message, receive)
         finally:
             # This stands in `finally`, so that a request whose client has left is counted and logged like any other.
             served.requests.add(exchange.route, exchange.status_code, exchange.seconds)

@@ -23,7 +23,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 HEAD_BYTES = 4096
 LARGE_BYTES = 1 << 18  # what is smaller is read within some milliseconds
 MAX_ENTRIES = 1 << 19  # of all lists and objects in a request for text: reading more would hold everybody up
-MAX_SAID, MAX_QUOTED = 500, 200  # characters of what the library says of a body
+MAX_EXPLANATION, MAX_QUOTED = 500, 200  # characters of what the library says of a body
 # Anthropic's client asks again without the field when it reads this.
 DETAILS = {"thread": {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}}
 _UNKNOWN = re.compile(r"unknown field `(.+?)`(?: - at `\$(\..+)`)?$")
@@ -94,9 +94,9 @@ def _explained(kind: type) -> Iterator[None]:
         with _explained_as_json():
             yield
     except msgspec.ValidationError as error:
-        said = _short(str(error))
-        unknown = _UNKNOWN.search(said)
-        raise BadRequest(_in_words(said, kind), DETAILS.get(unknown[1]) if unknown else None) from None
+        explanation = _short(str(error))
+        unknown = _UNKNOWN.search(explanation)
+        raise BadRequest(_in_words(explanation, kind), DETAILS.get(unknown[1]) if unknown else None) from None
 
 
 @contextlib.contextmanager
@@ -114,7 +114,7 @@ def _explained_as_json() -> Iterator[None]:
 
 def _short(error: str) -> str:
     """What the library quotes of a body, names and words, may be as long as that; the place behind it is not."""
-    if len(error) <= MAX_SAID:
+    if len(error) <= MAX_EXPLANATION:
         return error
     words, sign, place = error.rpartition(" - at `$")
     words = words if sign else error

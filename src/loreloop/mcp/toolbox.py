@@ -76,7 +76,7 @@ class Toolbox:
         try:
             # The time is that of all calls together, so a slow one leaves less for those after it.
             async with asyncio.timeout(max(0.0, self.deadline - started)):
-                with _said_why():
+                with _library_errors():
                     result = await self.clients[server].call_tool(tool, json.loads(arguments))
             output, outcome = _text(result), "error" if result.is_error else "ok"
         except TimeoutError:
@@ -142,7 +142,7 @@ async def _connected(stack: AsyncExitStack, server: ToolServer) -> tuple[Any, Se
     client = _client(server)
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            with _said_why():
+            with _library_errors():
                 await stack.enter_async_context(client)
                 return client, await _listed(client)
     except (TimeoutError, ToolServerError) as error:
@@ -162,7 +162,7 @@ async def _listed(client: Any) -> list[Any]:
 
 
 @contextmanager
-def _said_why() -> Iterator[None]:
+def _library_errors() -> Iterator[None]:
     """What a foreign server makes its library raise is anything at all."""
     try:
         yield

@@ -100,21 +100,21 @@ def _thoughtless(conversation: Conversation, edit: ClearThinking) -> tuple[tuple
     n_seen = n_cleared = 0
     # From the newest turn backwards, because `keep` counts from there.
     for run in reversed(list(_turns_of_assistants(turns))):
-        thoughtful = [at for at in run if turns[at].thinking]
+        thoughtful = [index for index in run if turns[index].thinking]
         n_seen += bool(thoughtful)
         if thoughtful and n_seen > edit.keep.value:
             n_cleared += 1
-            for at in thoughtful:
-                turns[at] = replace(turns[at], thinking=None)
+            for index in thoughtful:
+                turns[index] = replace(turns[index], thinking=None)
     return tuple(turns), n_cleared
 
 
 def _turns_of_assistants(turns: Sequence[Turn]) -> Iterator[list[int]]:
     """Places of what an assistant said between two words of the user, results of tools not counted."""
     run: list[int] = []
-    for at, turn in enumerate(turns):
+    for index, turn in enumerate(turns):
         if turn.role == "assistant":
-            run.append(at)
+            run.append(index)
         elif turn.role == "user":
             yield run
             run = []

@@ -69,5 +69,6 @@ def usage(ops: Sequence[SampleOp], found: Sequence[SampleResult]) -> dict[str, A
 
 def failure_event(failure: Failure) -> bytes:
     """A failure in the middle of a stream, where no status code can tell of it any more."""
+    # OpenAI's clients look at the type to decide whether they ask again.
     kind = "invalid_request_error" if failure.category == "user" else "server_error"
     return data_event({"error": {"message": failure.message, "type": kind, "code": None, "param": None}})

@@ -59,6 +59,7 @@ async def recalled(served: Services, key_id: str, body: CreateResponse) -> Recal
     wanted = {_answer_with(item.id or "") for item in given if item.type == "item_reference"}
     named = served.store.read(responses.find_all, key_id, wanted)
     put = partial(_put_in_place, given, chain, named)
+    # Decoding a long conversation takes the event loop's time, and goes into a thread instead.
     is_small = sum(len(kept.input) + len(kept.answer) for kept in (*chain, *named)) <= LARGE_BYTES
     return put() if is_small else await asyncio.to_thread(put)  # others are served meanwhile
 
@@ -198,6 +199,7 @@ async def input_items(request: Request) -> Response:
     if after and not places:
         raise BadRequest(f"after names {after[:80]!r}, which is no input item of {kept.id}.")
     first = places[-1] + 1 if places else 0  # the last: a client's own ids may stand there twice
+    # A page is cut out of the whole list, because its items lie within several kept answers.
     page = items[first : first + limit]
     ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
     return answer({"object": "list", "data": page, "has_more": first + len(page) < len(items), **ends})

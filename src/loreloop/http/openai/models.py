@@ -90,6 +90,7 @@ def entry(name: str, root: str, created: int = 0) -> dict[str, Any]:
     """`root` is what the name stands for."""
     ours = {"id": name, "object": "model", "created": created, "owned_by": "loreloop", "root": root}
     moment = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
+    # OpenAI's and Anthropic's clients read the same list, each its own fields.
     return ours | {"type": "model", "display_name": name, "created_at": moment}
 
 

@@ -32,20 +32,20 @@ async def list_deployments(request: Request) -> Response:
     if has(key, ADMIN):
         found = served.store.read(deployments.all, limit, after)
     else:
-        mine = key.id if has(key, TRAIN) else None
-        found = served.store.read(deployments.of_key, mine, key.deployments, limit, after)
+        owner_id = key.id if has(key, TRAIN) else None
+        found = served.store.read(deployments.of_key, owner_id, key.deployments, limit, after)
     return answer({"deployments": [deployment_json(row) for row in found]})
 
 
 async def get_deployment(request: Request) -> Response:
     """The current version of a deployment; NotFound where the key may not know of it."""
-    return answer(deployment_json(rollout(request, asker(request)).seen(name_of(request))))
+    return answer(deployment_json(rollout(request, asker(request)).visible(name_of(request))))
 
 
 async def get_history(request: Request) -> Response:
     """The versions of a deployment, the newest first."""
     # The history is behind the same question as the deployment itself: may this key know of it?
-    rollout(request, asker(request)).seen(name_of(request))
+    rollout(request, asker(request)).visible(name_of(request))
     found = services(request).store.read(deployments.history, name_of(request), limit_of(request))
     return answer({"deployments": [deployment_json(row) for row in found]})
 
@@ -60,7 +60,7 @@ async def set_deployment(request: Request) -> Response:
 async def roll_back(request: Request) -> Response:
     """Makes the version before the current one the newest again."""
     change = rollout(request, caller(request, TRAIN))
-    change.seen(name_of(request))
+    change.visible(name_of(request))
     return answer(deployment_json(await change.rollback(name_of(request))))
 
 

@@ -60,11 +60,11 @@ def _checked(where: str, datum: Datum, spans: DatumSpans, lengths: dict[str, dic
     _check_tiling(f"{where}, model_input_spans", spans.model_input, n_tokens, lengths)
     _check_tiling(f"{where}, loss_fn_input_spans", spans.loss_inputs, n_tokens, lengths)
     sampled: list[tuple[int, int]] = []
-    at = 0
+    position = 0
     for span in spans.loss_inputs:
         if span.sampled:
-            sampled.append((at, at + span.length))
-        at += span.length
+            sampled.append((position, position + span.length))
+        position += span.length
     return msgspec.structs.replace(datum, sampled_spans=tuple(sampled))
 
 
