@@ -96,7 +96,7 @@ class Places:
     """Where in a text its tokens begin, told in their order; inside a character, where that begins."""
 
     def __init__(self, tokenizer: TextTokenizer, hidden: Collection[int] = (), first: int = 0) -> None:
-        self.growing, self.hidden, self.at = Detokenizer(tokenizer), hidden, first
+        self.detokenizer, self.hidden, self.position = Detokenizer(tokenizer), hidden, first
 
     def of(self, scored: Sequence[Scored], added: Collection[int] = ()) -> list[int]:
         """Of the tokens numbered in `added` the text shows nothing."""
@@ -104,9 +104,9 @@ class Places:
 
     def _place(self, token: int, *, shown: bool) -> int:
         # A token begins where the text stood before it, even if it shows nothing itself.
-        at = self.at
-        self.at += len(self.growing.push(token)) if shown and token not in self.hidden else 0
-        return at
+        position = self.position
+        self.position += len(self.detokenizer.push(token)) if shown and token not in self.hidden else 0
+        return position
 
 
 def text_logprobs(scored: Sequence[Scored], offsets: Sequence[int], tokenizer: TextTokenizer) -> dict[str, Any]:

@@ -82,16 +82,19 @@ def own_settings(served: Services, base_model: str) -> dict[str, Any]:
     if base is None:
         return {"context_window": None, "sampling_defaults": None}
     info = served.dispatcher.known_info(base)
-    own = served.texts.defaults(served.names.folder(base)) if served.config.generation_config else {}
-    return {"context_window": info.context_window if info else None, "sampling_defaults": NEUTRAL | dict(own)}
+    model_defaults = served.texts.defaults(served.names.folder(base)) if served.config.generation_config else {}
+    return {
+        "context_window": info.context_window if info else None,
+        "sampling_defaults": NEUTRAL | dict(model_defaults),
+    }
 
 
 def entry(name: str, root: str, created: int = 0) -> dict[str, Any]:
     """`root` is what the name stands for."""
-    ours = {"id": name, "object": "model", "created": created, "owned_by": "loreloop", "root": root}
+    openai_fields = {"id": name, "object": "model", "created": created, "owned_by": "loreloop", "root": root}
     moment = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
     # OpenAI's and Anthropic's clients read the same list, each its own fields.
-    return ours | {"type": "model", "display_name": name, "created_at": moment}
+    return openai_fields | {"type": "model", "display_name": name, "created_at": moment}
 
 
 def limit_of(request: Request, usual: int = MAX_PAGE, most: int = MAX_PAGE) -> int:
