@@ -217,7 +217,6 @@ class Asked:
         }
 
     def whole(self, result: SampleResult) -> dict[str, Any]:
-        """The whole answer, with its blocks and why it ended."""
         sequence, reply, blocks = result.sequences[0], self.chat.reply(), Blocks(note=self.chat.warning)
         for token in unpack_ids(sequence.tokens).tolist():
             blocks.add(reply.push(token))
