@@ -83,6 +83,7 @@ def list_keys(data_dir: str, as_json: bool) -> None:
     from loreloop.store import usage
 
     with transaction(data_dir) as connection:
+        # Both are read in one transaction, so that no key is listed without its last use.
         found, used = rows.list_all(connection), usage.by_key(connection)
     table = [
         {

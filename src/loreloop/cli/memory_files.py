@@ -134,6 +134,7 @@ def row(segment: Segment, exact: bool) -> dict[str, Any]:
     from loreloop.memory import picture
 
     text = segment.head + segment.text
+    # A remembered text may hold control characters, which must not reach the terminal.
     short = picture.printable(text)
     short = short if len(short) <= SHOWN else short[: SHOWN - 1] + "…"
     return {

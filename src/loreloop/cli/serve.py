@@ -101,6 +101,7 @@ def overrides(flags: dict[str, Any]) -> dict[str, Any]:
     # None and () are what click gives for an option that was left out.
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     pairs = [alias.partition("=") for alias in given.pop("aliases", ())]
+    # An alias without a model would otherwise be looked for under an empty name.
     if any(not model for _, _, model in pairs):
         raise WrongSettings("An --alias is written NAME=MODEL.")
     engine = {name: given.pop(name) for name in ENGINE_FLAGS if name in given}

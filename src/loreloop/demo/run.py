@@ -37,6 +37,7 @@ class Demo:
 
     def run(self, folder: Path) -> report.Record:
         """The whole demo; writes table, picture and numbers into `folder` and gives the record."""
+        # The clock starts before the first exam, so the time told covers all questions.
         started = time.monotonic()
         self.examine("before", self.model)
         service = tinker.ServiceClient(base_url=self.base_url, api_key=self.api_key)

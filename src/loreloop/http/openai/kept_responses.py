@@ -79,6 +79,7 @@ def _chain_before(served: Services, key_id: str, response_id: str) -> list[KeptR
 
 def _answer_with(item_id: str) -> str:
     """The id of the answer with which an item got its own; empty where that was not given here."""
+    # An item's id holds its answer's digits, so no table of items is needed.
     named = _ITEM.fullmatch(item_id)
     return f"resp_{named[1]}" if named else ""
 
@@ -135,6 +136,7 @@ async def keep(served: Services, key_id: str, body: CreateResponse, found: Recal
     number = response["id"].removeprefix("resp_")
     # Every item gets an id of its own before it is kept, so that it can be referred to later.
     items = [_with_id(item, f"msg_{number}_in{index}") for index, item in enumerate(found.new)]
+    # Only this request's own items are stored; the chain of earlier answers brings the others.
     row = KeptResponse(
         id=response["id"],
         key_id=key_id,

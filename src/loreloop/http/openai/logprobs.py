@@ -78,6 +78,7 @@ def _entry(one: Scored, tokenizer: TextTokenizer) -> dict[str, Any]:
 
 
 def _named(token: int, logprob: float | None, tokenizer: TextTokenizer) -> dict[str, Any]:
+    # A token may be a part of a character, so the bytes say exactly what it stands for.
     data = list(tokenizer.bytes.of(token))
     return {"token": name_of(token, tokenizer), "logprob": logprob, "bytes": data}
 
@@ -117,6 +118,7 @@ def text_logprobs(scored: Sequence[Scored], offsets: Sequence[int], tokenizer: T
         "top_logprobs": [_by_name(one.top, tokenizer) or None for one in scored],
         "text_offset": list(offsets),
     }
+    # The field is ours, so it is left out where it was not asked for.
     if any(one.filtered_logprob is not None for one in scored):
         found["filtered_logprobs"] = [one.filtered_logprob for one in scored]
     return found

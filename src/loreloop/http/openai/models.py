@@ -81,6 +81,7 @@ def own_settings(served: Services, base_model: str) -> dict[str, Any]:
     base = served.names.find_base(base_model)
     if base is None:
         return {"context_window": None, "sampling_defaults": None}
+    # A list must not wait for an engine that is still loading.
     info = served.dispatcher.known_info(base)
     model_defaults = served.texts.defaults(served.names.folder(base)) if served.config.generation_config else {}
     return {

@@ -75,6 +75,8 @@ def rollout(request: Request, key: KeyRow) -> Rollout:
     served = services(request)
 
     async def warm(arm: Arm) -> None:
+        # The trial runs in the name of the key that changes the deployment, and so shares its turn with that key's
+        # samples.
         await answer_once(served, key, arm)
 
     return Rollout(

@@ -74,6 +74,7 @@ def of_requests(requests: RequestCounts) -> Iterable[Family]:
 def of_samples(dispatcher: Dispatcher) -> Iterable[Family]:
     """Counts of samples, training operations and tokens by model, since this process began."""
     counts = {model: dispatcher.counts(model) for model in dispatcher.engines}
+    # The outcome is a label, so that a failure rate is one division.
     for name, kind in (("sample_requests", "samples"), ("training_operations", "operations")):
         ended = [
             Sample(n, {"model": model, "outcome": outcome})
@@ -98,6 +99,7 @@ def of_engines(dispatcher: Dispatcher) -> Iterable[Family]:
     def gauge(name: str, about: str, values: dict[str, float], kind: str = "gauge") -> Family:
         return Family(f"loreloop_{name}", kind, about, [Sample(v, {"model": m}) for m, v in values.items()])
 
+    # Every engine has its line even when it is down, so that a graph shows a zero and not a gap.
     queues = {model: dispatcher.queues(model) for model in dispatcher.engines}
     meters = {model: dispatcher.meters(model) for model in dispatcher.engines}
     yield gauge(

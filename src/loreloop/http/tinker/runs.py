@@ -69,6 +69,7 @@ async def set_ttl(request: Request) -> Response:
     """Lets a checkpoint expire so many seconds from now, or never."""
     key = caller(request, TRAIN)
     body = await read_json(request, TtlBody)
+    # No time to live means that the checkpoint never expires.
     expires = now() + body.ttl_seconds if body.ttl_seconds is not None else None
     await services(request).store.write(checkpoints.set_expiry, key.id, checkpoint_path(request), expires)
     return answer({})

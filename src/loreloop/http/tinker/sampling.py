@@ -81,6 +81,7 @@ async def sample_op(
 ) -> SampleOp:
     """The checked operation of a request with its checked prompt."""
     limit = served.config.limits.samples_per_request
+    # The samples of one request run together, and each needs pages of the cache.
     if body.num_samples > limit:
         raise BadRequest(f"num_samples is {body.num_samples}; at most {limit} are drawn for one request.")
     n_prompt = length_of(prompt)
