@@ -151,7 +151,6 @@ class Boundary:
                 response = error_answer(500, message)
             await exchange.break_off(response, message, receive)
         finally:
-            # This stands in `finally`, so that a request whose client has left is counted and logged like any other.
             served.requests.add(exchange.route, exchange.status_code, exchange.seconds)
             LOG.info("%s", exchange)
 

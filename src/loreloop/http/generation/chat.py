@@ -269,12 +269,10 @@ class Reply:
         self.growing, self.reader, self.settled = growing, reader, settled
 
     def push(self, token: int) -> list[Piece]:
-        """The pieces that one more token completes; often none."""
         text = self.growing.push(token)
         return self.settled.settle(self.reader.push(text)) if text else []
 
     def flush(self) -> list[Piece]:
-        """The pieces that were held back, once the sample has ended."""
         return self.settled.settle([*self.reader.push(self.growing.flush()), *self.reader.flush()])
 
 

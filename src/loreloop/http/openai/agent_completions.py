@@ -51,20 +51,16 @@ async def agent_answer(request: Request, body: ChatCompletion, model: Model) -> 
     ask = await seen(services(request).pictures, model, ask_of(body))
     if not body.stream:
         run = AgentRun(model, ask, drawn_whole(services(request), model))
-        # A loop may take minutes, so a client that leaves must end it.
         return await while_there(request, whole_answer(run, body, tools))
     if body.logprobs:
         raise BadRequest("logprobs is not served with agent_loop in a stream; leave one of them out.")
     run = AgentRun(model, ask, drawn_live(services(request), model))
     live = LiveRun(run, tools)
-    # The first answer is waited for before the stream begins: what stands in its way is then an error with a status
-    # code.
     told = Telling(Asked(body, (await while_there(request, live.first())).chat, int(now())), run)
     return EventStream(told.events(live), model.headers, live.end)
 
 
 async def whole_answer(run: AgentRun, body: ChatCompletion, tools: Tools) -> Response:
-    """Runs the loop to its end and answers with the last message, the usage of all answers and a trace of the calls."""
     trace: list[dict[str, Any]] = []
     async with tools.open() as box:
         async for event in run.events(box):
@@ -119,7 +115,6 @@ class Telling:
         yield b"data: [DONE]\n\n"
 
     def chunk(self, delta: dict[str, Any], finish: str | None = None) -> bytes:
-        """One chunk of the stream with this delta; `finish` is the reason for the end, in the last one."""
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
         return data_event(self.asked.frame("chat.completion.chunk") | {"choices": [choice]})
 
