@@ -1,16 +1,23 @@
-"""Docs that lag fail: settings, commands and losses each have a line; `tests/http` holds the endpoints."""
+"""Docs that lag fail: settings, commands and losses each have a line, and paths that pages name exist.
+
+`tests/http` holds the endpoints.
+"""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import msgspec
+import pytest
 
 from loreloop.cli.main import cli
 from loreloop.config import Config, EngineConfig, LimitConfig, SessionConfig, load_config
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+PACKAGE = ROOT / "src/loreloop"
+PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md")])
 
 
 def documented(page: str) -> str:
@@ -63,3 +70,38 @@ def test_the_example_of_a_settings_file_is_one(tmp_path: Path) -> None:
     file = tmp_path / "server.toml"
     file.write_text(example)
     assert load_config(str(file), {}) != Config()
+
+
+def named_paths(text: str) -> Iterator[str]:
+    """Paths of this project in a page's code spans: they begin with a room or a folder of the repository, or end in the
+    name of a source file. (Others belong to a data folder, or to the reader.)"""
+    own = {folder.name for base in (ROOT, PACKAGE) for folder in base.iterdir() if folder.is_dir()}
+    for span in re.findall(r"`([^`\n]+)`", text):
+        for path in re.findall(r"(?<!\S)([\w.-]+/[\w./-]*)(?![^\s:,])", span):
+            if path.split("/")[0] in own or path.endswith((".py", ".c")):
+                yield path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_path_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text()
+    paths = [path for path in named_paths(text) if not any((base / path).exists() for base in (ROOT, PACKAGE))]
+    bare = [
+        name
+        for name in re.findall(r"`(\w+\.py)`", text)
+        if f"Save this as `{name}`" not in text and not any((base / name).exists() for base in (ROOT, PACKAGE))
+    ]
+    assert [*paths, *bare] == [], "paths begin at the repository or at src/loreloop"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_name_that_stands_beside_a_file_is_in_it(page: Path) -> None:
+    for path, name in re.findall(r"`([\w/]+\.py)`(?: \(|, |: )`([\w.]+)`", page.read_text()):
+        if not name.endswith(".py"):
+            file = next(base / path for base in (PACKAGE, ROOT) if (base / path).exists())
+            assert not {*name.split(".")} - {*re.findall(r"\w+", file.read_text())}, f"{path} has no {name}"
+
+
+def test_paths_are_found_in_spans() -> None:
+    text = "`http/sse.py`, `store/keys.py: of`, `runs/x`, `cat tests/tiny.py` and `…/model.py`; `model/families/`"
+    assert [*named_paths(text)] == ["http/sse.py", "store/keys.py", "tests/tiny.py", "model/families/"]

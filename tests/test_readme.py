@@ -82,5 +82,5 @@ def test_the_examples_run_in_order_and_answer_sensibly(tmp_path: Path) -> None:
     assert len(losses) == 8
     assert losses[-1] < 0.2 * losses[0]
     assert re.search(r"^tinker://\S+/sampler_weights/first$", done.stdout, re.M)
-    assert done.stdout.count("Paris") == 1, done.stdout
+    assert done.stdout.count("Tokyo") == 1, done.stdout
     assert "bluebird" in done.stdout.rstrip().splitlines()[-1]

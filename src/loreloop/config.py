@@ -70,6 +70,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long sessions, results and records of samples are kept."""
+
     expiry_seconds: Seconds = 600.0  # without a heartbeat
     poll_hold_seconds: Seconds = 30.0  # a long poll is answered "pending" after this long
     result_ttl_seconds: Seconds = 3600.0
@@ -91,6 +93,9 @@ class LimitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole tree of settings; every field can be set in a TOML file, and those in `FLAGS` on the command line
+    too."""
+
     data_dir: Text = "~/.local/share/loreloop"
     host: Text = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000  # 0: any free port
@@ -107,10 +112,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def data_path(self) -> Path:
+        """The data folder with `~` expanded; WrongSettings where there is no such home folder."""
         return _expanded("data_dir", self.data_dir)
 
     @property
     def log_path(self) -> Path:
+        """The log file with `~` expanded, or the one in the data folder where none is set."""
         return _expanded("log_file", self.log_file) if self.log_file else self.data_path / "loreloop.log"
 
     def absolute(self) -> Config:
@@ -121,6 +128,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def load_config(file: str | None, overrides: dict[str, Any]) -> Config:
     """The TOML file with `overrides` (nested like the tree) laid over it; WrongSettings names what is wrong."""
+    # The file is checked alone first, so that a mistake in it is reported with its name and not laid to a flag.
     tree = _read_toml(Path(file)) if file else {}
     _checked(tree, file or "")  # alone first, so that its tables are tables
     return _checked(_merged(tree, overrides), "")
@@ -148,6 +156,7 @@ def _checked(tree: dict[str, Any], file: str) -> Config:
     try:
         return msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
+        # msgspec gives the place in words of its own; it is turned into the name that a user wrote.
         what, _, where = str(error).partition(" - at ")
         name = where.removeprefix("`key` in ").strip("`").removeprefix("$").removeprefix(".")
         if unknown := _UNKNOWN.fullmatch(what):

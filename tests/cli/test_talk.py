@@ -10,7 +10,7 @@ from threading import Thread
 
 import pytest
 
-from loreloop.cli.chat import told
+from loreloop.cli.chat import activity_line
 from loreloop.cli.server import RunningServer
 from tests.cli.test_cli import loreloop
 
@@ -116,5 +116,5 @@ def test_what_stands_in_a_tools_way_is_said(server: RunningServer) -> None:
 
 
 def test_what_a_tool_does_fits_a_line() -> None:
-    assert told({"type": "call", "name": "a__f", "arguments": '{"x":\n1}'}) == '[a__f {"x": 1}]'
-    assert told({"type": "result", "name": "a__f", "output": "y" * 500}) == f"[a__f -> {'y' * 192}…]"
+    assert activity_line({"type": "call", "name": "a__f", "arguments": '{"x":\n1}'}) == '[a__f {"x": 1}]'
+    assert activity_line({"type": "result", "name": "a__f", "output": "y" * 500}) == f"[a__f -> {'y' * 192}…]"

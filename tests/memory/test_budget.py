@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loreloop.memory.memory import Settings
+from loreloop.memory.importance import SurfaceImportance
+from loreloop.memory.memory import Memory, Parts, Settings
 from loreloop.memory.persistence import what_is_wrong
+from loreloop.memory.refill import ExtractiveRefill
 from loreloop.memory.state import MemoryState, passage
 from loreloop.memory.turns import Turn
+from loreloop.memory.words import content_of
 from loreloop.protocol.errors import BadRequest
 from tests.memory.conversations import count, memory_of, small_talk
 
@@ -173,6 +176,27 @@ def test_few_cached_tokens_are_lost() -> None:
         )
     assert memory.state.costs.edits > 0
     assert memory.state.costs.reprefilled <= 0.25 * 400 * 1000
+
+
+def test_the_work_of_an_append_does_not_grow_with_the_turns() -> None:
+    """Told by the characters whose tokens are counted, and by what an estimator holds, so that it is the same on every
+    machine."""
+    counted: list[int] = []
+
+    def counting(text: str) -> int:
+        counted[-1] += len(text)
+        return count(text)
+
+    surface = SurfaceImportance()
+    memory = Memory(MemoryState(400), Parts(counting, surface, ExtractiveRefill(counting)))
+    for number in range(2500):
+        counted.append(0)
+        fact = Turn("user", f"I met Ann{number} on May {number % 28 + 1}.")
+        memory.append(small_talk(number) if number % 3 else fact)
+    early, late = sum(counted[500:1000]), sum(counted[-500:])
+    assert late <= 1.1 * early
+    words = [word for segment in surface.standing.segments.values() for word in content_of(segment.text)]
+    assert surface.standing.times.total() == len(words) < 400
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,11 @@ def test_turns_of_one_word_are_judged_until_the_bound_is_reached() -> None:
     assert len(spent) > 0
 
 
+def test_of_a_very_long_turn_the_beginning_is_judged() -> None:
+    line = "user: " + "All work and no play. " * 5000
+    assert question_of(line) == f"{line[:2000]}\nRemember?"
+
+
 class Server:
     def __init__(self, answer: Any) -> None:
         self.answer, self.bodies = answer, list[Any]()

@@ -203,7 +203,7 @@ def test_lost_operations_are_told_and_kept_once(tmp_path: Path) -> None:
     for _ in range(2):  # the first start ends before it says anything
         (note,) = inspect_data(tmp_path)
         assert f"{kept / '00000001.seg'}; if you do not need them, delete {kept}." in note
-    lost.were_told(tmp_path)
+    lost.confirm_reported(tmp_path)
     assert inspect_data(tmp_path) == []
     assert [path.name for path in kept.iterdir()] == ["00000001.seg"]
     shutil.rmtree(kept)
@@ -212,7 +212,7 @@ def test_lost_operations_are_told_and_kept_once(tmp_path: Path) -> None:
     with place_opened(place):
         lose(2)
     assert "00000002.seg" in inspect_data(tmp_path)[0]
-    lost.were_told(tmp_path)
+    lost.confirm_reported(tmp_path)
     assert inspect_data(tmp_path) == []
 
 

@@ -198,7 +198,7 @@ def test_a_database_of_before_gets_the_table(tmp_path: Path) -> None:
     place = Place(tmp_path)
     with place.store.engine.begin() as connection:
         MEMORIES.drop(connection)
-        connection.execute(delete(MIGRATIONS).where(MIGRATIONS.c.number == 10))
+        connection.execute(delete(MIGRATIONS).where(MIGRATIONS.c.number == 11))
     place.store.close()
     engine = open_database(tmp_path)
     with engine.connect() as connection:

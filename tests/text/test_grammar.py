@@ -108,12 +108,13 @@ GOOD = Rules(regex="(a|b)*")
 
 def test_a_process_that_others_end_says_nothing_of_a_grammar() -> None:
     async def scene() -> None:
-        sandbox = GrammarSandbox(wait_seconds=1.0)
+        sandbox = GrammarSandbox()
         assert await sandbox.grammar_of(GOOD, NOWHERE)
         assert sandbox.process
         os.kill(sandbox.process.pid, signal.SIGKILL)
         assert await sandbox.grammar_of(Rules(regex="c"), NOWHERE)  # in a new one
         os.kill(sandbox.process.pid, signal.SIGSTOP)
+        sandbox.wait_seconds = 1.0
         with pytest.raises(Unavailable, match="within 1 s"):
             await sandbox.grammar_of(Rules(regex="d"), NOWHERE)
         sandbox.wait_seconds = 20.0

@@ -39,12 +39,14 @@ def import_adapter(folder: str, base: str, name: str | None, owner: str | None, 
     from loreloop.formats.catalog import Catalog
     from loreloop.protocol.paths import check_name
 
+    # The name is checked first, because reading an adapter may take long.
     data, source = Path(data_dir).expanduser(), Path(folder)
-    entry, called = Catalog(data).find(base), check_name(name or source.absolute().name)
+    entry, checkpoint_name = Catalog(data).find(base), check_name(name or source.absolute().name)
     with transaction(data_dir) as connection:
         key = owner_named(connection, owner)
+    # The adapter is read outside the transaction, in which a running server could not write.
     view = open_adapter(source, entry.folder)
-    rows = made_checkpoints(data, key, entry.name, called, view)
+    rows = made_checkpoints(data, key, entry.name, checkpoint_name, view)
     click.echo(f"{source} is imported for the key {key.name!r}, at rank {view.layout.rank}:")
     for row in rows:
         click.echo(f"  {row.path}")
@@ -62,7 +64,7 @@ def made_checkpoints(data: Path, key: KeyRow, base_model: str, name: str, view: 
     from loreloop.store.files import Files, delete
     from loreloop.store.rows import RunRow, SessionNew
 
-    now, files, told = time.time(), Files(data), {"imported": name}
+    now, files, metadata = time.time(), Files(data), {"imported": name}
     session_id = str(uuid.uuid4())
     run = RunRow(
         id=model_id(session_id, 0),
@@ -72,15 +74,16 @@ def made_checkpoints(data: Path, key: KeyRow, base_model: str, name: str, view: 
         lora=view.layout.lora,
         created=now,
         last_request=now,
-        user_metadata=told,
+        user_metadata=metadata,
         live=False,
     )
     written = False
     try:
         rows = written_checkpoints(files, run, name, view)
         with transaction(str(data)) as connection:
-            new = SessionNew(user_metadata=told, display_name=f"import of {name}")
+            new = SessionNew(user_metadata=metadata, display_name=f"import of {name}")
             sessions.create(connection, key.id, new, now, session_id)
+            # A run needs a session; this one has ended from the beginning, so no client can train in it.
             sessions.end(connection, key.id, session_id, "finished", "imported")
             runs.create(connection, run)
             for row in rows:
@@ -100,6 +103,7 @@ def written_checkpoints(files: Files, run: RunRow, name: str, view: AdapterView)
     from loreloop.protocol.paths import CheckpointKind, CheckpointPath
     from loreloop.store.rows import CheckpointRow
 
+    # The master weights are fp32 whatever the adapter's file holds, as for models that were trained here.
     state = ModelState(view.layout, torch.float32, torch.device("cpu"))
     state.master.copy_(view.flat)
     rows = []
@@ -135,6 +139,7 @@ def owner_named(connection: Connection, name: str | None) -> KeyRow:
 
     now = time.time()
     valid = [key for key in keys.list_all(connection) if key.revoked is None and (key.expires or now) >= now]
+    # A key that may only ask could never use what it owns.
     active = [key for key in valid if {"train", "admin"} & {*key.scopes}]
     found = [key for key in active if name in (None, key.id, key.name)]
     if len(found) == 1:

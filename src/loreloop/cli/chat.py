@@ -46,6 +46,7 @@ def chat(
         settings["agent_loop"] = {}
     with client_of(url, key) as client:
         talk = Talk(client, known_model(client, url, model), system, settings)
+        # Importing the module is what changes `input`; not every Python is built with it.
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (gives `input` history and editing)
         click.echo(f"{talk.model} at {url}. {HELP}")
@@ -60,11 +61,13 @@ def client_of(url: str, key: str) -> Any:
     from loreloop.protocol.errors import BadRequest
 
     try:
+        # Both forms of the address are taken, since other clients want theirs with /v1.
         base = httpx.URL(f"{url.rstrip('/').removesuffix('/v1')}/v1")
     except httpx.InvalidURL as error:
         raise BadRequest(f"--url is {url!r}: {error}. Give one like http://127.0.0.1:8000.") from None
     if base.scheme not in ("http", "https") or not base.host:
         raise BadRequest(f"--url is {url!r}, which is no address; give one like http://127.0.0.1:8000.")
+    # A header cannot carry other characters, and the library's error for it would not speak of the key.
     if not (key.isascii() and key.isprintable()):
         raise BadRequest("The key holds characters that no key has; give it as the server printed it.")
     headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -82,6 +85,7 @@ def known_model(client: Any, url: str, model: str | None) -> str:
     try:
         if model is not None:
             return str(checked(client.get(f"/models/{quote(model, safe='')}")).json()["id"])
+        # The server lists its bases first, then aliases and deployments.
         listed = checked(client.get("/models")).json()["data"]
         if listed:
             return str(listed[0]["id"])
@@ -104,6 +108,7 @@ class Talk:
         all_answered = True
         while (line := read_line()) is not None:
             try:
+                # A leading slash is never part of a question.
                 if line.startswith("/"):
                     if not self.command(*line[1:].partition(" ")[::2]):
                         break
@@ -121,8 +126,9 @@ class Talk:
             case "model" if argument:
                 self.model = argument.strip()
             case "system":
-                told = [{"role": "system", "content": argument}] if argument else []
-                self.messages = told + [message for message in self.messages if message["role"] != "system"]
+                system_messages = [{"role": "system", "content": argument}] if argument else []
+                # The system text stays first, where templates want it.
+                self.messages = system_messages + [message for message in self.messages if message["role"] != "system"]
             case "new":
                 self.messages = [message for message in self.messages if message["role"] == "system"]
             case "save" if argument:
@@ -132,6 +138,7 @@ class Talk:
         return True
 
     def save(self, file: Path) -> None:
+        """Writes the model's name and the conversation to a file as JSON; says so, or why nothing was written."""
         try:
             file.expanduser().write_text(json.dumps({"model": self.model, "messages": self.messages}, indent=1))
             click.echo(f"Written to {file}.")
@@ -145,15 +152,18 @@ class Talk:
 
         from loreloop.protocol.errors import LoreloopError
 
-        asked, said = [*self.messages, {"role": "user", "content": text}], {"content": "", "reasoning_content": ""}
+        messages = [*self.messages, {"role": "user", "content": text}]
+        received = {"content": "", "reasoning_content": ""}
         try:
-            for kind, piece in self.pieces(asked):
-                if kind == "content" and said["reasoning_content"] and not said["content"]:
+            for kind, piece in self.pieces(messages):
+                # The answer begins on a line of its own behind the thoughts.
+                if kind == "content" and received["reasoning_content"] and not received["content"]:
                     click.echo("\n", err=True)
-                said[kind] += piece
+                received[kind] += piece
                 show(kind, piece)
         except KeyboardInterrupt:
-            if not any(said.values()):
+            # Nothing has come yet, so the question goes too: the model would otherwise see one that has no answer.
+            if not any(received.values()):
                 click.echo("Not answered, and forgotten.")
                 return True
             click.echo(" …", nl=False)
@@ -161,8 +171,9 @@ class Talk:
             click.echo(f"\n{error}", err=True)
             return False
         click.echo()
-        answer = {kind: piece for kind, piece in said.items() if piece or kind == "content"}
-        self.messages = [*asked, {"role": "assistant", **answer}]
+        # Thoughts go back with the next question, because some templates show them to the model.
+        answer = {kind: piece for kind, piece in received.items() if piece or kind == "content"}
+        self.messages = [*messages, {"role": "assistant", **answer}]
         return True
 
     def pieces(self, messages: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
@@ -172,6 +183,7 @@ class Talk:
         body = {"model": self.model, "messages": messages, "stream": True, **self.settings}
         with self.client.stream("POST", "/chat/completions", json=body) as response:
             for line in checked(response).iter_lines():
+                # Keep-alives and empty lines stand between the events.
                 if not line.startswith("data: ") or line == "data: [DONE]":
                     continue
                 event = json.loads(line.removeprefix("data: "))
@@ -182,7 +194,7 @@ class Talk:
                         if piece := choice["delta"].get(kind):
                             yield kind, piece
                     if activity := choice["delta"].get("tool_activity"):
-                        click.echo(told(activity), err=True)
+                        click.echo(activity_line(activity), err=True)
 
 
 def show(kind: str, piece: str) -> None:
@@ -193,7 +205,7 @@ def show(kind: str, piece: str) -> None:
         click.secho(piece, dim=True, nl=False, err=True)
 
 
-def told(activity: dict[str, str]) -> str:
+def activity_line(activity: dict[str, str]) -> str:
     """What a tool does, in one line."""
     text = activity["arguments"] if activity["type"] == "call" else f"-> {activity['output']}"
     line = " ".join(f"{activity['name']} {text}".split())

@@ -35,6 +35,7 @@ def list_checkpoints(run_id: str | None, key_name: str | None, limit: int, data_
 
     run_id = bare(run_id) if run_id else None
     with transaction(data_dir) as connection:
+        # An unknown run is an error, not an empty list.
         if run_id is not None:
             overview.find_run(connection, run_id)
         found = overview.list_checkpoints(connection, key_id_of(connection, key_name), run_id, limit)
@@ -78,6 +79,7 @@ def remove_checkpoint(path: str, yes: bool, data_dir: str, as_json: bool) -> Non
     parsed = parse_path(path)
     with transaction(data_dir) as connection:
         row = overview.find_checkpoint(connection, parsed).row
+        # Checked before the question, so that nobody confirms what is then refused.
         rows.check_not_deployed(connection, parsed)
     say_what_goes([path], row.size_bytes, yes=yes)
     with running_server_of(data_dir) as client:
@@ -124,6 +126,7 @@ def state_of(row: CheckpointRow) -> dict[str, str | None]:
     folder = Path(row.folder)
     if not folder.is_dir():
         return {"state": "gone", "what": f"there is no folder {folder}"}
+    # The list of checksums has one of its own in the database: who changes both files is found out by it.
     if not row.sums_crc32 and not (folder / SUMS_FILE).exists():
         return {"state": "unchecked", "what": "no checksums were noted when it was saved"}
     try:
@@ -165,6 +168,7 @@ def accept_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
         folder = Path(overview.find_checkpoint(connection, parsed).row.folder)
         if not folder.is_dir():
             raise Gone(f"The files of {path} are gone: there is no folder {folder}.")
+        # NaN in a weight would make every answer NaN, so such files are never accepted.
         for file in sorted(folder.glob("*.safetensors")):
             try:
                 check_finite(file)
@@ -200,8 +204,10 @@ def export_checkpoint(path: str, target: Path, form: str, base: str | None, data
     if not Path(one.row.folder).is_dir():
         raise Gone(f"The files of {path} are gone: {one.row.folder} is no folder any more.")
     data = Path(data_dir).expanduser()
+    # An adapter without its base is no model; the base may bear another name by now.
     entry = Catalog(data).find(base or base_of(data, one.base_model))
     export(entry.folder, Path(one.row.folder), target, form, entry.name)
+    # The export makes the target appear at once, so a broken one leaves nothing behind.
     click.echo(f"{target} is written.")
 
 

@@ -29,6 +29,7 @@ def demo(out: str, data_dir: str | None) -> None:
     console.print("A real model learns sums: about ten minutes on two free cores, longer where others compute too.")
     # The demo's runs and keys are nobody's business afterwards, so its server keeps them in a folder that goes away.
     with tempfile.TemporaryDirectory(prefix="loreloop-demo-") as scratch:
+        # The model is linked into the scratch folder, since it is large and may be there already.
         Path(scratch, "models").symlink_to(catalog.folder)
         with running_server(scratch, ["--model", "smollm2-135m"]) as server, warnings.catch_warnings():
             # What the SDK's next version will change is its users' business, not that of somebody who watches bars.

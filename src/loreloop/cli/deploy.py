@@ -40,16 +40,19 @@ def set_deployment(name: str, target: str, canary: str | None, cold: bool, data_
     from loreloop.deployments.canary import parse_share
 
     share = parse_share(canary) if canary else None
+    # Checked here as well as in the server, since no server may be running.
     check_free(data_dir, name)
     body: dict[str, Any] = {"target": target}
     if share:
         body |= {"canary": share.target, "canary_percent": share.percent}
+    # A running server makes the change itself, because it first tries the weights.
     if not by_server(data_dir, "PUT", name, "", body, cold=cold):
         set_in_store(data_dir, name, target, share)
     show_current(data_dir, name, as_json)
 
 
 def set_in_store(data_dir: str, name: str, target: str, share: Share | None) -> None:
+    """Makes a new version of a deployment without a server. NotFound where a target is not in the data folder."""
     import time
 
     from loreloop.store import deployments
@@ -65,6 +68,7 @@ def set_in_store(data_dir: str, name: str, target: str, share: Share | None) -> 
             for each in targets
         ]
         split = Split(found[0].arm, found[1].arm, share.percent) if share else Split(found[0].arm)
+        # The owner is the key that owns a checkpoint among the targets; a bare base belongs to nobody.
         owner = next((each.key_id for each in found if each.key_id), None)
         deployments.set(connection, name, owner, split, time.time(), operator())
 
@@ -78,6 +82,7 @@ def list_deployments(data_dir: str, as_json: bool) -> None:
 
     found: list[Deployment] = []
     with transaction(data_dir) as connection:
+        # The store reads by pages, so that a long list does not keep the database busy.
         while page := deployments.all(connection, PAGE, found[-1].name if found else ""):
             found += page
     show_all(found, as_json)
@@ -130,6 +135,7 @@ def by_server(data_dir: str, method: str, name: str, verb: str, body: object, *,
     """Has the running server make a change; False where there is none, or it shall not be asked."""
     from urllib.parse import quote
 
+    # Without a server's trial, weights that cannot be loaded are noticed with the first request only.
     if cold:
         return False
     with running_server_of(data_dir) as client:
@@ -139,6 +145,7 @@ def by_server(data_dir: str, method: str, name: str, verb: str, body: object, *,
 
 
 def show_current(data_dir: str, name: str, as_json: bool) -> None:
+    """Prints the current version of a deployment."""
     from loreloop.store import deployments
 
     with transaction(data_dir) as connection:
@@ -166,6 +173,7 @@ def base_named(data_dir: str, target: str) -> str:
 
 
 def show_all(found: list[Deployment], as_json: bool) -> None:
+    """Prints versions of deployments as rows."""
     rows: list[dict[str, Any]] = [
         {
             "name": row.name,

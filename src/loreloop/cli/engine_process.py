@@ -21,6 +21,7 @@ LOG = logging.getLogger("loreloop.engine_process")
 
 
 def main(plan_file: str, base_model: str, parent_pid: int) -> None:
+    """Runs one engine until the link ends or a signal comes; exit code 78 where its settings cannot work."""
     from loreloop.host.orphans import die_with_parent
 
     die_with_parent(parent_pid)  # before libraries that take seconds to load
@@ -41,6 +42,7 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
     speak_to_supervisor()
     plan = read_plan(plan_file)
     folder, data = Path(plan.folders[base_model]), plan.config.data_path
+    # The name becomes a folder's name, and may be a path.
     place = base_model.replace("/", "--")
 
     try:
@@ -61,7 +63,9 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
         LOG.error("%s", error.message)
         sys.exit(CANNOT_START)
     link = _first_link(plan.socket)
+    # The signal becomes a message like any other, so the engine ends between two steps.
     signal.signal(signal.SIGTERM, lambda *_: link.inbox.put(Shutdown()))
+    # Ctrl-C in a terminal reaches all processes; only the supervisor decides on the end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     link.send(Hello(base_model, engine.info))
     scheduler = Scheduler(

@@ -13,6 +13,7 @@ LOG = logging.getLogger("loreloop.http_process")
 
 
 def main(plan_file: str, parent_pid: int) -> None:
+    """Runs the HTTP process until a signal comes; exit code 78 where its settings cannot work."""
     from loreloop.host.orphans import die_with_parent
 
     die_with_parent(parent_pid)  # before libraries that take seconds to load
@@ -34,6 +35,7 @@ def main(plan_file: str, parent_pid: int) -> None:
     plan = read_plan(plan_file)
 
     async def serve(dispatcher: Dispatcher, listening: socket.socket) -> None:
+        # The engines have loaded the weights of these folders; this process reads tokenizers and templates there.
         folders = {name: Path(folder) for name, folder in plan.folders.items()}
         names = ModelNames(folders, plan.config.aliases, plan.hub_ids)
         pictures = Pictures(plan.config)
@@ -48,6 +50,7 @@ def main(plan_file: str, parent_pid: int) -> None:
                 nonce=plan.nonce,
             )
         )
+        # From here on a death is no longer one at the start (`host/starts.py`).
         say_up(plan.up_folder, os.getpid())
         try:
             await serve_until_told(app, dispatcher, listening)

@@ -25,6 +25,7 @@ def keys() -> None:
 
 
 def check_scopes(_context: click.Context, _option: click.Parameter, scopes: tuple[str, ...]) -> tuple[str, ...]:
+    """The scopes as they are; BadParameter where one is neither known nor of the form `infer:NAME`."""
     for scope in scopes:
         if scope not in SCOPES and not names_deployment(scope):
             raise click.BadParameter(f"{scope!r} is none of {', '.join(SCOPES)}, and no infer:NAME of a deployment.")
@@ -32,6 +33,7 @@ def check_scopes(_context: click.Context, _option: click.Parameter, scopes: tupl
 
 
 def names_deployment(scope: str) -> bool:
+    """Whether a scope is for one deployment: `infer:NAME`."""
     from loreloop.protocol.paths import NAME
 
     kind, _, name = scope.partition(":")
@@ -39,6 +41,7 @@ def names_deployment(scope: str) -> bool:
 
 
 def check_name(_context: click.Context, _argument: click.Parameter, name: str) -> str:
+    """The name as it is; BadParameter where a list could not show it."""
     if not name.strip() or not name.isprintable():
         raise click.BadParameter("A key needs a name that can be read in a list.")
     return name
@@ -62,9 +65,11 @@ def create_key(name: str, scopes: tuple[str, ...], data_dir: str, as_json: bool)
 
     with transaction(data_dir, new=True) as connection:
         made = rows.create(connection, name, scopes or ("train",), time.time())
+    # The secret is part of the row here, because a program reads one line only.
     if as_json:
         show([{"id": made.row.id, "name": name, "scopes": " ".join(made.row.scopes), "secret": made.secret}], as_json)
         return
+    # The secret alone goes to standard output, so that a shell can take it into a variable.
     click.echo(made.secret)
     click.echo(f"Key {made.row.id} ({name}), scopes {', '.join(made.row.scopes)}. It is shown only now.", err=True)
 
@@ -78,6 +83,7 @@ def list_keys(data_dir: str, as_json: bool) -> None:
     from loreloop.store import usage
 
     with transaction(data_dir) as connection:
+        # Both are read in one transaction, so that no key is listed without its last use.
         found, used = rows.list_all(connection), usage.by_key(connection)
     table = [
         {
@@ -113,6 +119,7 @@ def show_usage(data_dir: str, as_json: bool) -> None:
 
 
 def usage_row(key_id: str, name: str, used: KeyUsage) -> dict[str, Any]:
+    """What a key has used, as a row: numbers of requests and of tokens."""
     return {
         "name": name,
         "id": key_id,
@@ -153,6 +160,7 @@ def transaction(data_dir: str, *, new: bool = False):  # type: ignore[no-untyped
     from loreloop.store.store import empty_database, open_database
 
     folder = Path(data_dir).expanduser()
+    # Only commands that write may make a database; one that looks must not leave a folder behind.
     if new or has_database(folder):
         return open_database(folder).begin()
     if not folder.exists():

@@ -59,6 +59,7 @@ for verb in (remove_model, verify_models, import_adapter, export_model):
 def main() -> None:
     """Exit code 2 for misuse, 1 for a failure, 130 and 143 where Ctrl-C and SIGTERM ended it, as shells have it; a
     traceback only for faults of ours."""
+    # By a hook and not by another `except`, so that errors keep the way out and the exit code that Python gives them.
     sys.excepthook = tell
     from loreloop.protocol.errors import LoreloopError, WrongSettings
 
@@ -81,10 +82,11 @@ def main() -> None:
 
 def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What is printed of an error that nobody caught; the interpreter then ends with the exit code 1."""
-    if said := circumstances(error):
-        click.echo(f"Error: {said}", err=True)
+    if explanation := circumstances(error):
+        click.echo(f"Error: {explanation}", err=True)
         return
     traceback.print_exception(kind, error, trace)
+    # Ctrl-C and the like are no faults.
     if isinstance(error, Exception):
         click.echo("This is a fault of loreloop's own; please report it with the lines above.", err=True)
 

@@ -85,6 +85,7 @@ def evaluate(
         survival, pace = endurance.survival(count, (1, 5, 20, 50)), endurance.pace(count, late=2000 if quick else 10000)
     else:
         conversations = chosen(file, form, faults, only)
+        # Shares of each conversation's own length, so that long and short ones are judged alike.
         shares = budgets or (0.25, 0.1, 0.05)
         blind = study.blind_rows(conversations, shares, count, list(BLIND))
         knowing = study.knowing_rows(conversations, shares, count, embedder())

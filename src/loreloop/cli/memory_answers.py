@@ -62,11 +62,13 @@ def answers(
         contenders = study.contenders_for(asker.sampler)
         if unknown := set(named) - contenders.keys():
             raise BadRequest(f"No contender is called {', '.join(sorted(unknown))}; there are {', '.join(contenders)}.")
+        # Without any context the model shows what it knows by itself; the ceiling sees as much as its window holds.
         plan = [("no context", study.same_for_all(lambda *_: []), 0.0)]
         plan.append((*study.ceiling(conversations, window, count), 0.0))
         plan += [(name, contenders[name], b) for b in budgets or (0.1,) for name in named or contenders]
         for name, contexts, budget in plan:
             rows.append(study.answer_row(name, contexts, conversations, budget, count, asker))
+            # A row may take minutes, so each is told when it is there.
             click.echo(f"{name}: F1 {rows[-1].f1.mean:.3f} after {rows[-1].seconds:.0f} s", err=True)
     click.echo(msgspec.json.encode(rows) if as_json else study.answer_table(rows))
 
@@ -79,6 +81,7 @@ def sampler_of(client: Any, model: str) -> Sampler:
         body = {
             "model": model,
             "messages": [{"role": "user", "content": prompt}],
+            # A model that does not stop would otherwise cost as much as all others together.
             "max_tokens": min(most, MOST_WRITTEN),
             "temperature": 0,
         }

@@ -82,9 +82,12 @@ def say(talk: MemoryChat, line: str, system: str, max_tokens: int) -> bool:
 
     from loreloop.protocol.errors import LoreloopError
 
-    told = [{"role": "system", "content": system}] if system else []
+    # The system text is sent anew with each turn, since the memory holds the conversation alone.
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": line})
     try:
-        with closing(talk.stream([*told, {"role": "user", "content": line}], max_tokens=max_tokens)) as stream:
+        # Closing the stream also stores what has come, however the loop ends.
+        with closing(talk.stream(messages, max_tokens=max_tokens)) as stream:
             for chunk in stream:
                 for choice in chunk.choices:
                     click.echo(getattr(choice.delta, "content", None) or "", nl=False)
@@ -104,6 +107,8 @@ class Completions:
         self.http = http
 
     def create(self, **body: Any) -> Iterator[SimpleNamespace]:
+        """The chunks of a streamed answer, with the attributes that the `openai` package gives them; ServerError where
+        the stream fails."""
         from types import SimpleNamespace
 
         from loreloop.cli.operator import checked
@@ -113,7 +118,9 @@ class Completions:
             for line in checked(response).iter_lines():
                 if line.startswith("data: ") and line != "data: [DONE]":
                     event = json.loads(
-                        line.removeprefix("data: "), object_hook=lambda fields: SimpleNamespace(**fields)
+                        # Nested objects become attributes in one go.
+                        line.removeprefix("data: "),
+                        object_hook=lambda fields: SimpleNamespace(**fields),
                     )
                     if hasattr(event, "error"):
                         raise ServerError(event.error.message)

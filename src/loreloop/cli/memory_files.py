@@ -30,6 +30,7 @@ def show(id: str, file: Path | None, as_json: bool, data_dir: str) -> None:
     from loreloop.memory import picture
     from loreloop.memory.persistence import from_json
 
+    # Showing reads the file alone; no tokenizer or model is needed for it.
     state = from_json(saved_memory(data_dir, id).data)
     if file is not None:
         file.write_text(picture.svg(state))
@@ -57,6 +58,7 @@ def forget(id: str, turn: int | None, pattern: str, as_json: bool, data_dir: str
     # Forgetting counts no tokens: what is left of the memory has its counts already.
     memory = Memory(from_json(saved.data), Parts(len, SurfaceImportance(), ExtractiveRefill(len)))
     gone = memory.forget(turn=turn, pattern=pattern)
+    # Where nothing was found, nothing is written, and a running conversation keeps its revision.
     if gone.segments:
         store_of(data_dir).save(id, to_json(memory.state), after=saved.revision)
     rows = [row(segment, as_json) for segment in gone.segments]
@@ -91,6 +93,7 @@ def resize(id: str, budget: int, tokenizer: str, data_dir: str) -> None:
 
 
 def store_of(data_dir: str) -> FileStore:
+    """The store of the data folder's memories; the folder is made, for its owner alone, where there is none."""
     from loreloop.memory.file_store import FileStore
     from loreloop.protocol.folders import make_private
 
@@ -100,6 +103,7 @@ def store_of(data_dir: str) -> FileStore:
 
 
 def folder_of(data_dir: str) -> Path:
+    """Where a data folder keeps its memories."""
     return Path(data_dir).expanduser() / "memories"
 
 
@@ -107,6 +111,7 @@ def saved_memory(data_dir: str, id: str) -> Saved:
     """Raises NotFound without making the folder."""
     from loreloop.protocol.errors import NotFound
 
+    # `store_of` would make the folder, and a question for a memory must not.
     folder = folder_of(data_dir)
     saved = store_of(data_dir).load(id) if folder.is_dir() else None
     if saved is None:
@@ -115,6 +120,7 @@ def saved_memory(data_dir: str, id: str) -> Saved:
 
 
 def bar(state: MemoryState) -> str:
+    """The memory as one line of cells in proportion to its budget, with a legend below."""
     from loreloop.memory import picture
 
     drawn = "".join(click.style(run.kind.sign * run.cells, fg=run.kind.colour) for run in picture.runs(state, BAR))
@@ -124,9 +130,11 @@ def bar(state: MemoryState) -> str:
 
 
 def row(segment: Segment, exact: bool) -> dict[str, Any]:
+    """A segment as a row; `exact` leaves its text whole and its turns as numbers, for programs."""
     from loreloop.memory import picture
 
     text = segment.head + segment.text
+    # A remembered text may hold control characters, which must not reach the terminal.
     short = picture.printable(text)
     short = short if len(short) <= SHOWN else short[: SHOWN - 1] + "…"
     return {

@@ -19,6 +19,7 @@ def counter(data_dir: str, model: str) -> CountTokens:
 
     tokenizer = TextTokenizer(Catalog(Path(data_dir).expanduser()).ensure(model).folder)
 
+    # The memory counts the same lines again and again while it divides its budget.
     @lru_cache(maxsize=1 << 16)
     def count(text: str) -> int:
         return tokenizer.count(text)
@@ -27,10 +28,12 @@ def counter(data_dir: str, model: str) -> CountTokens:
 
 
 def chosen(file: Path, form: str, faults: Path | None, only: tuple[str, ...]) -> list[Conversation]:
+    """The conversations of a published file, all or those named in `only`; BadRequest where it holds none of a name."""
     from loreloop.memory.evaluation import published
     from loreloop.protocol.errors import BadRequest
 
     loaded = published.load(file, form, faults)  # type: ignore[arg-type]
+    # A misspelled name would otherwise evaluate nothing, and look like a result.
     unknown = set(only) - {conversation.name for conversation in loaded}
     if unknown:
         names = ", ".join(conversation.name for conversation in loaded)

@@ -32,6 +32,7 @@ REFILL = click.option(
 
 
 def asks_a_model(importance: str, refill: str) -> bool:
+    """Whether one of the two options names a model, so that a server is needed."""
     return (importance, refill) != (SURFACE, EXTRACTIVE)
 
 
@@ -49,6 +50,7 @@ def parts_of(count: CountTokens, importance: str, refill: str, http: Any) -> Par
 
         return checked(http.post("/completions", json=body)).json()
 
+    # Each part names its own model, and the two may be different adapters.
     head = model_in(importance, "--importance", SURFACE, LEARNED)
     writer = model_in(refill, "--refill", EXTRACTIVE, WRITTEN)
     return Parts(

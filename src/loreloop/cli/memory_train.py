@@ -48,16 +48,19 @@ def train(*, part: str, model: str, rank: int, seed: int, out: Path | None, url:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # what the SDK's next version will change
         with tinker.ServiceClient(base_url=url, api_key=key) as service:
+            # The head over the vocabulary stays frozen, which keeps the adapter small.
             client = service.create_lora_training_client(model, rank=rank, seed=seed, train_unembed=False).result()
             plan = course.HEAD if part == "head" else course.REFILL
             lessons = course.Course(Pupil(client, codec), count, plan, lambda line: click.echo(line, err=True))
             record = lessons.head() if part == "head" else lessons.refill()
+    # Written only at the end: a training that breaks off leaves no file that looks complete.
     if out is not None:
         out.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
     click.echo(record.path)
 
 
 def tokenizer_of(data_dir: str, model: str) -> TextTokenizer:
+    """The tokenizer of a model of the data folder, which is fetched where it is not there yet."""
     from loreloop.formats.catalog import Catalog
     from loreloop.text.tokenizer import TextTokenizer
 

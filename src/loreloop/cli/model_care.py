@@ -46,12 +46,14 @@ def serving(data: Path, folder: Path) -> str | None:
 
     config = Config(data_dir=str(data))
     address, plan = running_address(config), ServerPlan(config, {}).file
+    # A plan is left behind by a server that was killed, so the address decides whether one runs.
     if address is None or not plan.exists():
         return None
     return address.url if str(folder) in read_plan(str(plan)).folders.values() else None
 
 
 def dependents(data: Path, name: str) -> Dependents:
+    """The checkpoints and deployments that need this base model; none where there is no database yet."""
     from loreloop.cli.keys import transaction
     from loreloop.store.dependents import Dependents, of_base
 
@@ -82,6 +84,7 @@ def verify_models(name: str | None, data_dir: str, as_json: bool) -> None:
         found = list(findings(entry.folder))
         rows += [{"model": entry.name, "file": one.file, "state": one.state} for one in found]
         if not found:
+            # A folder that was put there by hand has no checksums.
             rows.append({"model": entry.name, "file": "", "state": "nothing was noted when it was added"})
     show(rows, as_json, empty="No models yet; `loreloop models add` adds one.")
     if any(row["state"] in ("changed", "missing") for row in rows):

@@ -76,6 +76,7 @@ def add_model(source: str, name: str | None, *, link: bool, template: str | None
 
     recipe = Upcycling(noise=making["expert_noise"], skew=making["router_skew"], seed=making["seed"])
     catalog = Catalog(Path(data_dir).expanduser(), accept_text)
+    # The options mean something only where experts are made here; given elsewhere, the catalogue refuses them.
     made = recipe if recipe != Upcycling() else None
     entry = catalog.add(source, name, made, link=link, template=Path(template) if template else None)
     click.echo(f"{entry.name} is in {entry.folder}; serve it with `loreloop serve --model {entry.name}`.")
@@ -108,6 +109,7 @@ def count_model(model: str, rank: int, experts: ExpertForm, data_dir: str, as_js
     from loreloop.formats.load import read_config_file, spec_of
     from loreloop.model.count import count_adapter
 
+    # A configuration alone is enough to count, so a model need not be downloaded first.
     file = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
     if not file.is_file():
         from loreloop.formats.catalog import Catalog

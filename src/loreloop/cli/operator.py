@@ -37,11 +37,14 @@ def running_server_of(data_dir: str) -> Iterator[Any]:
             found = client.get("/healthz").headers.get(NONCE)
         except httpx.HTTPError as error:
             raise Unavailable(f"{silent} ({error}); try again in a moment.") from None
+        # A server that has died may have left its address to another program; it must not be given a key.
         if found != address.nonce:
             raise Unavailable(f"{silent}, but something else does; start the server of {data_dir} anew, or use --cold.")
         now = time.time()
         with transaction(data_dir) as connection:
+            # Keys of earlier commands that were killed go now.
             keys.forget_expired(connection, now)
+            # The key bears the operator's name, which is then written into the history of a deployment.
             made = keys.create(connection, operator(), ("admin",), now, now + KEY_SECONDS)
         try:
             client.headers["authorization"] = f"Bearer {made.secret}"
@@ -65,6 +68,7 @@ def checked(response: Any) -> Any:
     from loreloop.protocol.errors import BadRequest
 
     if response.status_code >= 400:
+        # A streamed response has not been read yet, and its error stands in its body.
         response.read()
         try:
             message = response.json()["error"]["message"]

@@ -53,6 +53,7 @@ def show_run(run_id: str, data_dir: str, as_json: bool) -> None:
     run_id = bare(run_id)
     with transaction(data_dir) as connection:
         one = overview.summary(connection, overview.find_run(connection, run_id))
+        # The limit is the run's own number of checkpoints, so that all are listed.
         saved = overview.list_checkpoints(connection, None, run_id, one.n_checkpoints or 1)
     row = run_row(one) | {"metadata": one.run.user_metadata, "lost": one.run.lost}
     rows = [checkpoint_row(each) for each in saved]
@@ -81,10 +82,12 @@ def remove_run(run_id: str, yes: bool, force: bool, data_dir: str, as_json: bool
     run_id = bare(run_id)
     with transaction(data_dir) as connection:
         one = overview.summary(connection, overview.find_run(connection, run_id))
+        # Checked before the question, so that nobody confirms what is then refused.
         removal.check_removable(connection, run_id, force=force)
         saved = overview.list_checkpoints(connection, None, run_id, one.n_checkpoints or 1)
     say_what_goes([f"run {run_id}", *(str(each.row.path) for each in saved)], one.size_bytes, yes=yes)
     with running_server_of(data_dir) as client:
+        # A running server deletes by itself, since it has to tell its engines.
         if client is not None:
             checked(client.delete(f"/loop/v1/runs/{run_id}", params={"force": str(force).lower()}))
         else:
@@ -103,6 +106,7 @@ def remove_from_store(data_dir: str, run_id: str, *, force: bool) -> None:
     from loreloop.store.store import Store
 
     folder = Path(data_dir).expanduser()
+    # The lock keeps a server from starting while rows and files go.
     with lock_data(folder / "run"):
         store = Store(folder)
         try:
@@ -131,6 +135,7 @@ def bare(run_id: str) -> str:
 
 
 def run_row(one: RunSummary) -> dict[str, Any]:
+    """A run as a row for a table or for JSON."""
     run = one.run
     return {
         "run": run.id,
@@ -146,6 +151,7 @@ def run_row(one: RunSummary) -> dict[str, Any]:
 
 
 def checkpoint_row(one: CheckpointSummary) -> dict[str, Any]:
+    """A checkpoint as a row for a table or for JSON."""
     row = one.row
     return {
         "path": str(row.path),

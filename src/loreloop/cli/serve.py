@@ -84,9 +84,11 @@ def serve(config_file: str | None, parent_pid: int | None, **flags: Any) -> None
 
     if parent_pid is not None:
         die_with_parent(parent_pid)
+    # The command line goes over the file, and the file over the defaults.
     config = load_config(config_file, overrides(flags)).absolute()
     prepare(config.data_path)
     with lock_data(config.data_path / "run"):  # what another server is writing would look like damage
+        # A port that is taken is told at once, not after a model was loaded for minutes.
         check_address(config.host, config.port)
         notes = inspect_data(config.data_path)
         Supervisor(plan_of(config), engine_environment(config), notes).run()
@@ -96,8 +98,10 @@ def overrides(flags: dict[str, Any]) -> dict[str, Any]:
     """What was given on the command line, shaped like the configuration."""
     from loreloop.protocol.errors import WrongSettings
 
+    # None and () are what click gives for an option that was left out.
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     pairs = [alias.partition("=") for alias in given.pop("aliases", ())]
+    # An alias without a model would otherwise be looked for under an empty name.
     if any(not model for _, _, model in pairs):
         raise WrongSettings("An --alias is written NAME=MODEL.")
     engine = {name: given.pop(name) for name in ENGINE_FLAGS if name in given}
@@ -118,6 +122,7 @@ def plan_of(config: Config) -> ServerPlan:
     from loreloop.protocol.errors import BadRequest
 
     catalog = Catalog(config.data_path)
+    # With int4 the model's own quantized blocks are kept, which saves rounding them a second time.
     entries = {
         entry.name: entry
         for entry in (catalog.ensure(name, blocks=config.engine.quantize == "int4") for name in config.models)
@@ -141,5 +146,6 @@ def engine_environment(config: Config) -> dict[str, str]:
     """Threads, and an allocator that gives back what a heap of activations of changing sizes would keep."""
     import os
 
+    # The affinity is what the process may really use, for instance in a container.
     n_threads = config.engine.threads or len(os.sched_getaffinity(0))
     return {"OMP_NUM_THREADS": str(n_threads)} | MEMORY

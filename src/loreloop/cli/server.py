@@ -29,12 +29,15 @@ def running_server(data: str, arguments: Sequence[str], wait_seconds: float = 12
     folder = Path(data)
     command = children.python("loreloop.cli", "serve", "--data", data, "--port", "0", *arguments)
     command += ["--parent-pid", str(os.getpid())]
+    # The key is made before the start, so that the server does not print a first one of its own.
     key = _new_key(folder)
     process = subprocess.Popen(command, env=children.environment(), stdout=subprocess.DEVNULL)
     try:
+        # Port 0 takes a free one, so the address is known only from the file.
         url = _address(folder / "run" / "server.json", process, wait_seconds)
         yield RunningServer(url, key, process.pid, folder)
     finally:
+        # SIGTERM lets the server answer and write what it has; the supervisor then ends its children.
         process.terminate()
         process.wait(timeout=60)
 

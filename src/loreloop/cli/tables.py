@@ -25,6 +25,7 @@ class Moment:
 
     @property
     def exact(self) -> str:
+        """The time as ISO 8601 in UTC, to the second."""
         return datetime.fromtimestamp(self.seconds, UTC).isoformat(timespec="seconds")
 
     def __str__(self) -> str:
@@ -39,6 +40,7 @@ class Size:
 
     def __str__(self) -> str:
         value, unit = float(self.exact), 0
+        # From 999.5 on, three digits would round to 1000 of the smaller unit.
         while value >= 999.5 and unit < len(SIZES) - 1:
             value, unit = value / 1000, unit + 1
         return f"{value:.3g} {SIZES[unit]}" if unit else f"{self.exact} B"
@@ -63,6 +65,7 @@ def show(rows: Sequence[dict[str, Any]], as_json: bool, *, empty: str = "None.")
     if not rows:
         click.echo(empty, err=True)
         return
+    # Rows may lack fields; the columns are all that occur, in the order in which they do first.
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[cell(row.get(name)) for name in columns] for row in rows]
     widths = [max(len(text) for text in column) for column in zip(columns, *cells, strict=True)]
@@ -71,6 +74,7 @@ def show(rows: Sequence[dict[str, Any]], as_json: bool, *, empty: str = "None.")
 
 
 def exactly(value: Any) -> Any:
+    """The value as JSON shall hold it: exact, and without words."""
     return value.exact if isinstance(value, Moment | Size) else value
 
 
@@ -79,6 +83,7 @@ def cell(value: Any) -> str:
     match value:
         case None:
             return ""
+        # Before int, since True is one.
         case bool():
             return "yes" if value else "no"
         case int():

@@ -48,7 +48,9 @@ def add_server(name: str, command: tuple[str, ...], url: str | None, *, no_check
         raise click.UsageError("Give a command behind `--`, or --url.")
     if url:
         check_url(url)
+    # The server will run in another folder, where relative paths would mean other files.
     server = ToolServer(name, absolute(command, Path.cwd()) or None, url)
+    # The name is checked before the server is asked, which may take ten seconds.
     rows.check_name(name)
     tools = None if no_check else asyncio.run(tools_of(server))
     with transaction(data_dir, new=True) as connection:
@@ -68,6 +70,7 @@ async def tools_of(server: ToolServer) -> list[str]:
 
     try:
         async with open_toolbox([server], Bounds(), ToolCaller("", "", unrecorded)) as box:
+            # In a toolbox the names of tools carry their server's name before them.
             return [tool.name.partition(SEPARATOR)[2] for tool in box.tools]
     except BadRequest as error:
         raise BadRequest(f"{error.message} Nothing was registered; --no-check registers it all the same.") from None

@@ -31,6 +31,7 @@ async def _ask(client: openai.AsyncOpenAI, model: str, question: Question) -> st
     answer = await client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": question.text}],
+        # Enough for a sum with its result, and short enough for hundreds of questions.
         max_tokens=MAX_ANSWER_TOKENS,
         temperature=0,
     )

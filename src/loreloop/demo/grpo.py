@@ -42,6 +42,7 @@ class GrpoPlan:
     review_groups: int = 0
 
     def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0: it falls linearly to `final_rate_share` of the first."""
         left = 1 - step / max(1, self.steps - 1)
         return self.learning_rate * (self.final_rate_share + (1 - self.final_rate_share) * left)
 
@@ -55,15 +56,18 @@ class SumEnv(Env):
 
     @property
     def stop_condition(self) -> StopCondition:
+        """The token that ends an answer."""
         return [self.tokenizer.eos_token_id]
 
     async def initial_observation(self) -> tuple[tinker.ModelInput, StopCondition]:
+        """The question in the model's chat template, as tokens, and what ends the answer."""
         chat = [{"role": "user", "content": self.question.text}]
         text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return tinker.ModelInput.from_ints(ids), self.stop_condition
 
     async def step(self, action: Action, *, extra: ActionExtra | None = None) -> StepResult:
+        """The reward for the answer; every episode has one step."""
         right = self.question.is_answered_by(self.tokenizer.decode(action, skip_special_tokens=True))
         return StepResult(
             reward=float(right),
@@ -76,11 +80,14 @@ class SumEnv(Env):
 
 @dataclass(frozen=True)
 class SumGroup(EnvGroupBuilder):
+    """The environments of one group, which all ask the same question; their rewards are compared with one another."""
+
     tokenizer: Any
     question: Question
     size: int
 
     async def make_envs(self) -> Sequence[Env]:
+        """As many environments as the group is large."""
         return [SumEnv(self.tokenizer, self.question) for _ in range(self.size)]
 
 
@@ -89,18 +96,19 @@ class GroupPolicy(TokenCompleter):
 
     def __init__(self, sampler: tinker.SamplingClient, size: int) -> None:
         self.sampler, self.size = sampler, size
-        self.asked: asyncio.Task[tinker.SampleResponse] | None = None
+        self.pending: asyncio.Task[tinker.SampleResponse] | None = None
         self.n_answered = 0
 
     async def __call__(
         self, model_input: tinker.ModelInput, stop: StopCondition, *, max_tokens: int | None = None
     ) -> TokensWithLogprobs:
-        if self.asked is None:
+        # The first environment asks for all; the others take their share of the same answer.
+        if self.pending is None:
             params = tinker.SamplingParams(stop=stop, max_tokens=max_tokens or MAX_ANSWER_TOKENS, temperature=1.0)
             request = self.sampler.sample_async(prompt=model_input, num_samples=self.size, sampling_params=params)
-            self.asked = asyncio.ensure_future(request)
+            self.pending = asyncio.ensure_future(request)
         number, self.n_answered = self.n_answered, self.n_answered + 1
-        sequence = (await self.asked).sequences[number]
+        sequence = (await self.pending).sequences[number]
         return TokensWithLogprobs(sequence.tokens, sequence.logprobs, sequence.stop_reason)
 
 
@@ -116,6 +124,7 @@ def train(
     rng = random.Random(0)
     for step in range(plan.steps):
         sampler = client.save_weights_and_get_sampling_client().result()
+        # Questions for review come last, so that the first `groups` rewards are those of this stage.
         chosen = rng.sample(list(questions), plan.groups) + rng.sample(list(review), plan.review_groups)
         groups = asyncio.run(_roll_out(sampler, [SumGroup(tokenizer, q, plan.group_size) for q in chosen]))
         rewards = [reward for group in groups[: plan.groups] for reward in group.get_total_rewards()]
@@ -130,8 +139,10 @@ async def _roll_out(sampler: tinker.SamplingClient, builders: list[SumGroup]) ->
 
 
 def _learn(client: tinker.TrainingClient, groups: list[TrajectoryGroup], learning_rate: float) -> None:
+    # Where all answers of a group earn the same, the advantages are zero and nothing can be learned.
     informative = remove_constant_reward_groups(groups)
     data, _ = assemble_training_data(informative, compute_advantages(informative))
+    # Both are sent before either is waited for: the server runs them in order, and the way back is saved.
     passed = client.forward_backward([_without_mask(datum) for datum in data], "importance_sampling")
     stepped = client.optim_step(tinker.AdamParams(learning_rate=learning_rate, beta2=0.95, eps=1e-8))
     passed.result()
@@ -139,5 +150,6 @@ def _learn(client: tinker.TrainingClient, groups: list[TrajectoryGroup], learnin
 
 
 def _without_mask(datum: tinker.Datum) -> tinker.Datum:
+    # The cookbook adds a mask, which is no input of this loss.
     inputs = {name: values for name, values in datum.loss_fn_inputs.items() if name != "mask"}
     return tinker.Datum(model_input=datum.model_input, loss_fn_inputs=inputs)

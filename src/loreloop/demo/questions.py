@@ -12,16 +12,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Question:
+    """A sum or a product of two numbers."""
+
     left: int
     right: int
     sign: str  # "+" or "×"
 
     @property
     def text(self) -> str:
+        """The question in words."""
         return f"What is {self.left} {self.sign} {self.right}?"
 
     @property
     def answer(self) -> str:
+        """The right number, in digits."""
         return str(self.left + self.right if self.sign == "+" else self.left * self.right)
 
     def is_answered_by(self, reply: str) -> bool:
@@ -32,6 +36,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Split:
+    """Questions to train on, and questions that are never trained on."""
+
     train: tuple[Question, ...]
     held_out: tuple[Question, ...]
 
@@ -47,6 +53,7 @@ def two_digit(seed: int, held_out_share: float = 0.1) -> Split:
 
 
 def _split(operands: range, signs: str, seed: int, held_out_share: float) -> Split:
+    # Only ordered pairs are split, so that a pair and its mirror image cannot land on different sides.
     pairs = [(a, b) for a in operands for b in operands if a <= b]
     rng = random.Random(seed)
     rng.shuffle(pairs)

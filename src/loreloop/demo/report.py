@@ -37,6 +37,7 @@ class Record:
 
 
 def show(record: Record, console: Console) -> None:
+    """Prints the exams as a table, the range of the last rewards and the time in seconds."""
     table = Table(title="Held-out questions answered correctly (greedy, through the OpenAI client)")
     for heading in ("", "one-digit sums and products", "two-digit sums"):
         table.add_column(heading)
@@ -51,6 +52,7 @@ def show(record: Record, console: Console) -> None:
 
 def save(record: Record, folder: Path) -> Path:
     """Writes `demo.json` and `rewards.png`; gives the picture's path."""
+    # The numbers are written first, so that they are there even if no picture can be drawn.
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "demo.json").write_text(json.dumps(asdict(record), indent=1))
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
@@ -58,6 +60,7 @@ def save(record: Record, folder: Path) -> Path:
     n_all = n_one + len(record.two_digit_rewards)
     axes.plot(range(1, n_one + 1), record.one_digit_rewards, label="one digit", color="#2a6f97")
     axes.plot(range(n_one + 1, n_all + 1), record.two_digit_rewards, label="two digits", color="#c8553d")
+    # The watched steps are the last ones, so their points end where the curve ends.
     held_out_steps = range(n_all - len(record.held_out) + 1, n_all + 1)
     axes.plot(held_out_steps, record.held_out, "o", label="two digits, held out", color="#588157", markersize=4)
     axes.set(xlabel="GRPO step", ylabel="share of right answers", ylim=(0, 1.02), title="Rewards while it learns")

@@ -36,10 +36,13 @@ class Demo:
         self.record = report.Record()
 
     def run(self, folder: Path) -> report.Record:
+        """The whole demo; writes table, picture and numbers into `folder` and gives the record."""
+        # The clock starts before the first exam, so the time told covers all questions.
         started = time.monotonic()
         self.examine("before", self.model)
         service = tinker.ServiceClient(base_url=self.base_url, api_key=self.api_key)
         with service:
+            # The seed makes two runs of the demo alike, as far as the server's sampling is.
             client = service.create_lora_training_client(self.model, rank=32, seed=1, train_unembed=False).result()
             self.chat(client)
             self.examine("after (a) chats", self.saved(client, "chats"))
@@ -51,9 +54,11 @@ class Demo:
         return self.record
 
     def saved(self, client: tinker.TrainingClient, name: str) -> str:
+        """Saves the weights under a name and gives their `tinker://` path."""
         return client.save_weights_for_sampler(name).result().path
 
     def examine(self, when: str, model: str) -> None:
+        """Asks the held-out questions and records the shares of right answers."""
         with self.console.status(f"held-out questions, {when}"):
             one = ask.share_right(self.base_url, self.api_key, model, self.one.held_out)
             two = ask.share_right(self.base_url, self.api_key, model, self.two.held_out[:EXAM_TWO_DIGIT])
@@ -61,6 +66,7 @@ class Demo:
         self.console.print(f"  {when:<16} one-digit {one:.2f}   two-digit {two:.2f}")
 
     def chat(self, client: tinker.TrainingClient) -> None:
+        """Stage (a): some supervised steps over chats, with the losses recorded."""
         with self.progress() as progress:
             bar = progress.add_task("(a) chats", total=CHAT_STEPS, figure="")
             self.record.losses += supervised.train(
@@ -72,6 +78,7 @@ class Demo:
             )
 
     def sums(self, client: tinker.TrainingClient) -> None:
+        """Stage (b): rewards for sums of one digit, then of two, with the rewards recorded."""
         with self.progress() as progress:
             for name, split, plan, rewards, review in (
                 ("(b) one digit", self.one, ONE_DIGIT, self.record.one_digit_rewards, ()),
@@ -83,6 +90,7 @@ class Demo:
                     step: int,
                     reward: float,
                     sampler: tinker.SamplingClient,
+                    # The values of this round are bound as defaults; a closure would see those of the last one.
                     *,
                     plan: grpo.GrpoPlan = plan,
                     rewards: list[float] = rewards,
@@ -100,10 +108,12 @@ class Demo:
 
     def watch(self, client: tinker.TrainingClient, step: int) -> None:
         """Asks some of the exam's two-digit questions of the weights just made."""
+        # These checkpoints are of interest for the moment only, so they expire.
         path = client.save_weights_for_sampler(f"step-{step:03d}", ttl_seconds=3600).result().path
         share = ask.share_right(self.base_url, self.api_key, path, self.two.held_out[:WATCHED_QUESTIONS])
         self.record.held_out.append(share)
 
     def progress(self) -> Progress:
+        """A progress bar with room for a figure behind it."""
         columns = (TextColumn("{task.description:<15}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         return Progress(*columns, TextColumn("{task.fields[figure]}"), console=self.console)

@@ -22,6 +22,7 @@ ARITHMETIC = re.compile(r"\d|\b(sum|plus|minus|times|multipl|divid|equation|perc
 def chats_without_arithmetic() -> list[list[Message]]:
     """Conversations whose text has neither digits nor words of arithmetic."""
     lines = (files("tinker_cookbook") / "example_data" / "conversations.jsonl").read_text().splitlines()
+    # The package brings the conversations along, so the demo needs no download.
     chats = [json.loads(line)["messages"] for line in lines]
     return [chat for chat in chats if not any(ARITHMETIC.search(message["content"]) for message in chat)]
 
@@ -31,6 +32,7 @@ def chat_datum(tokenizer: Any, chat: list[Message], max_tokens: int = 256) -> ti
     prompt = tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True, tokenize=False)
     tokens_T = tokenizer.encode(tokenizer.apply_chat_template(chat, tokenize=False), add_special_tokens=False)
     n_prompt = len(tokenizer.encode(prompt, add_special_tokens=False))
+    # The end is cut, and not the beginning, so that positions stay those of the prompt.
     tokens_T = tokens_T[:max_tokens]
     weights_T = np.arange(1, len(tokens_T)) >= n_prompt
     return tinker.Datum(
@@ -52,6 +54,7 @@ def train(
         chosen = rng.sample(data, batch)
         passed = client.forward_backward(chosen, "cross_entropy")
         stepped = client.optim_step(tinker.AdamParams(learning_rate=1e-4, eps=1e-8))
+        # The loss is a sum over tokens, so it is divided by the number of those that carry weight.
         n_spoken = sum(float(datum.loss_fn_inputs["weights"].to_numpy().sum()) for datum in chosen)
         loss = passed.result().metrics["loss:sum"] / n_spoken
         stepped.result()

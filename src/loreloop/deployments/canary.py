@@ -11,6 +11,8 @@ from loreloop.store.rows import Arm, Deployment
 
 
 class Share(NamedTuple):
+    """A canary's target with its share of the users, in percent."""
+
     target: str
     percent: float
 
@@ -39,5 +41,6 @@ def arm_for(deployment: Deployment, user: str | None) -> Arm:
 
 def _at_percent(text: str) -> float:
     """A place in 0 … 100 that depends on the text alone, in every process."""
+    # Python's own hash differs from process to process, and a user would change sides with every restart.
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8]) / 2**64 * 100

@@ -47,9 +47,10 @@ class ModelNames:
     def __init__(
         self, folders: dict[str, Path], aliases: dict[str, str], hub_ids: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        own = {hub_id: base for base, hub_id in hub_ids.items() if hub_id not in folders}
-        self.folders, self.aliases = folders, own | aliases
+        bases_by_hub_id = {hub_id: base for base, hub_id in hub_ids.items() if hub_id not in folders}
+        self.folders, self.aliases = folders, bases_by_hub_id | aliases
         self.repositories = {base: hub_ids.get(base) or _repository(base) for base in folders}
+        # Sorted once, so that an unknown name finds its neighbours without looking at all.
         self.ordered = sorted(self.all())
 
     def all(self) -> list[str]:
@@ -65,6 +66,7 @@ class ModelNames:
 
     def find_base(self, name: str) -> str | None:
         """Like `base`, None for a name that is no base's."""
+        # The whole name first, because a base may have a colon in its own.
         for candidate in (name, name.split(":")[0]):
             if candidate in self.folders:
                 return candidate
@@ -73,6 +75,7 @@ class ModelNames:
         return None
 
     def folder(self, name: str) -> Path:
+        """The folder of a base or alias; NotFound where the name is neither."""
         return self.folders[self.base(name)]
 
     def repository(self, name: str) -> str:
@@ -83,7 +86,7 @@ class ModelNames:
         """Whose tokenizer `/hf` gives out under this name: a base's, an alias's, or one that `repository` says."""
         base = self.find_base(repository)
         if base is None:
-            base = next((base for base, own in self.repositories.items() if own == repository), None)
+            base = next((base for base, name in self.repositories.items() if name == repository), None)
         return self.folders[base] if base is not None else None
 
     def target(self, store: Store, key: KeyRow, model: str, user: str | None = None) -> Target:
@@ -91,9 +94,9 @@ class ModelNames:
 
         A deployment with a canary gives one `user` always the same weights; without a user it draws.
         """
-        asked, _, path = model.rpartition(";")
+        base_name, _, path = model.rpartition(";")
         if path.startswith(SCHEME):
-            return self._weights(store, key.id, path, asked)
+            return self._weights(store, key.id, path, base_name)
         # A key for one deployment gets that one, even where a base has the same name.
         base = None if model in key.deployments else self.find_base(model)
         if base is not None:
@@ -105,16 +108,17 @@ class ModelNames:
 
     def deployment(self, store: Store, key: KeyRow, name: str) -> Deployment | None:
         """The current version of a deployment that this key may use."""
+        # A deployment of another key looks like none at all, so that its name is not given away.
         found = store.read(deployments.find, name)
-        mine = found is not None and (found.key_id in (None, key.id) or name in key.deployments)
-        return found if mine else None
+        is_visible = found is not None and (found.key_id in (None, key.id) or name in key.deployments)
+        return found if is_visible else None
 
     def _unknown(self, store: Store, key: KeyRow, model: str) -> NotFound:
         if model in key.deployments:  # it may be a key for nothing else, which hears of no other name
             return NotFound(f"There is no deployment {model!r} yet; `loreloop deploy set {model} …` makes it.")
-        known = [*around(self.ordered, model), *store.read(deployments.names_around, key.id, model, REACH)]
-        mine = saved(store.read(checkpoints.newest, key.id, CheckpointKind.SAMPLER, REACH))
-        return refusal(not_served(model, self.all()), model, known, mine)
+        candidates = [*around(self.ordered, model), *store.read(deployments.names_around, key.id, model, REACH)]
+        own_paths = saved(store.read(checkpoints.newest, key.id, CheckpointKind.SAMPLER, REACH))
+        return refusal(not_served(model, self.all()), model, candidates, own_paths)
 
     def _deployed(self, deployment: Deployment, user: str | None) -> Target:
         arm = arm_for(deployment, user)
@@ -125,7 +129,7 @@ class ModelNames:
             )
         return Target(arm.base_model, self.base(arm.base_model), arm.revision)
 
-    def _weights(self, store: Store, key_id: str, path: str, asked: str) -> Target:
+    def _weights(self, store: Store, key_id: str, path: str, base_name: str) -> Target:
         run_id = path.removeprefix(SCHEME)
         if run_id and "/" not in run_id:
             run = store.read(runs.get, key_id, run_id)
@@ -134,8 +138,9 @@ class ModelNames:
             checkpoint = self._checkpoint(store, key_id, path)
             run = store.read(runs.get, key_id, checkpoint.run_id)
             revision = Revision(path, str(checkpoints.folder_of(checkpoint)))
-        if asked and self.base(asked) != self.base(run.base_model):
-            raise BadRequest(f"{path} was trained on {run.base_model!r}, not on {asked!r}.")
+        # A base may be named before the weights, and then it is a promise that is checked.
+        if base_name and self.base(base_name) != self.base(run.base_model):
+            raise BadRequest(f"{path} was trained on {run.base_model!r}, not on {base_name!r}.")
         return Target(run.base_model, self.base(run.base_model), revision)
 
     def _checkpoint(self, store: Store, key_id: str, path: str) -> CheckpointRow:
@@ -147,8 +152,8 @@ class ModelNames:
         try:
             return store.read(checkpoints.get, key_id, parsed)
         except NotFound as error:
-            mine = saved(store.read(checkpoints.newest, key_id, CheckpointKind.SAMPLER, REACH))
-            raise refusal(error.message, path, (), mine) from None
+            own_paths = saved(store.read(checkpoints.newest, key_id, CheckpointKind.SAMPLER, REACH))
+            raise refusal(error.message, path, (), own_paths) from None
 
 
 def _repository(base: str) -> str:
@@ -164,6 +169,7 @@ def newest_weights(store: Store, run: RunRow) -> Revision:
     """The latest that a sampler got from the run: saved under a name, or ephemeral while its session lives."""
     saved = store.read(checkpoints.newest_of_run, run.id, CheckpointKind.SAMPLER)
     ephemeral = store.read(samplers.newest_of_run, run.id)
+    # A saved checkpoint of the same moment wins, since it outlives its session.
     if saved is not None and (ephemeral is None or saved.created >= ephemeral.created):
         return Revision(str(saved.path), str(checkpoints.folder_of(saved)))
     if ephemeral is not None:

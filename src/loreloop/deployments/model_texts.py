@@ -29,6 +29,7 @@ class ModelTexts:
 
     def of(self, folder: Path) -> ModelText:
         """BadRequest that names the file where one of the folder is broken."""
+        # A tokenizer takes seconds to load, so it is loaded once, and only for models that are asked for text.
         if folder not in self.loaded:
             tokenizer = TextTokenizer(folder)
             self.loaded[folder] = ModelText(tokenizer, ChatTemplate(folder, tokenizer), self.defaults(folder))

@@ -20,8 +20,8 @@ LONGEST = 200  # characters of the unknown name that count
 
 def around(ordered: Sequence[str], name: str) -> Sequence[str]:
     """The neighbours of `name` among names in alphabetical order."""
-    at = bisect.bisect_left(ordered, name)
-    return ordered[max(0, at - REACH) : at + REACH]
+    index = bisect.bisect_left(ordered, name)
+    return ordered[max(0, index - REACH) : index + REACH]
 
 
 def saved(rows: Iterable[CheckpointRow]) -> dict[str, str]:
@@ -30,13 +30,14 @@ def saved(rows: Iterable[CheckpointRow]) -> dict[str, str]:
     return {name: path for path, name in paths.items()} | {path: path for path in paths}
 
 
-def refusal(said: str, name: str, candidates: Iterable[str], paths: dict[str, str] | None = None) -> NotFound:
-    """`said`, and which of the candidates come nearest to `name`; `paths` are shown in place of their spellings."""
+def refusal(sentence: str, name: str, candidates: Iterable[str], paths: dict[str, str] | None = None) -> NotFound:
+    """`sentence`, and which of the candidates come nearest to `name`; `paths` are shown in place of their spellings."""
     shown = dict.fromkeys(candidates) | (paths or {})
+    # Capital letters are the commonest slip, and must not count as a wrong letter.
     distances = {spelled: distance(name[:LONGEST].lower(), spelled[:LONGEST].lower()) for spelled in shown}
     near = sorted((s for s in shown if _is_near(name, s, distances[s])), key=lambda s: distances[s])[:N_SHOWN]
-    meant = " or ".join(repr(match) for match in dict.fromkeys(shown[spelled] or spelled for spelled in near))
-    return NotFound(said + (f" Did you mean {meant}?" if meant else ""))
+    suggestions = " or ".join(repr(match) for match in dict.fromkeys(shown[spelled] or spelled for spelled in near))
+    return NotFound(sentence + (f" Did you mean {suggestions}?" if suggestions else ""))
 
 
 def _is_near(name: str, other: str, steps: int) -> bool:
@@ -49,6 +50,7 @@ def _is_near(name: str, other: str, steps: int) -> bool:
 def distance(one: str, other: str) -> int:
     """Levenshtein's: the least number of letters put in, taken out or exchanged that makes one name of the other."""
     row = list(range(len(other) + 1))
+    # One row of the table is enough: `before` holds the entry up and to the left, which was just overwritten.
     for i, letter in enumerate(one, 1):
         before, row[0] = row[0], i
         for j, against in enumerate(other, 1):
@@ -57,5 +59,6 @@ def distance(one: str, other: str) -> int:
 
 
 def not_served(name: str, served: Sequence[str]) -> str:
+    """The sentence for a name that is not served, with the first eight names that are."""
     more = f" and {len(served) - 8:,} more" if len(served) > 8 else ""
     return f"The model {name[:LONGEST]!r} is not served here. Served: {', '.join(served[:8])}{more}."

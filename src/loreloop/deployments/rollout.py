@@ -37,6 +37,8 @@ class Rollout:
     warm: Warm
 
     async def set(self, name: str, wanted: SetDeployment) -> Deployment:
+        """Makes a new version with a target and perhaps a canary. BadRequest, NotFound or Conflict where this key may
+        not, and whatever `warm` raises where the weights do not answer."""
         deployments.check_name(name)
         if self.names.find_base(name) is not None:
             raise BadRequest(f"{name!r} is a base model; give the deployment a name of its own.")
@@ -46,10 +48,12 @@ class Rollout:
         targets = [wanted.target, wanted.canary] if wanted.canary else [wanted.target]
         found = [self._owned(target) for target in targets]
         split = Split(found[0].arm, found[1].arm, wanted.canary_percent) if wanted.canary else Split(found[0].arm)
+        # The owner is the key that owns a checkpoint among the targets; a bare base belongs to nobody.
         owner = next((each.key_id for each in found if each.key_id), None)
         await self._warm(split)
 
         def write(connection: Connection) -> Deployment:
+            # The weights have taken their time, and somebody else may have made a version meanwhile.
             _check_unchanged(connection, name, old)
             deployments.check_there(connection, split)
             return deployments.set(connection, name, owner, split, time.time(), self.key.name)
@@ -57,6 +61,7 @@ class Rollout:
         return await self.store.write(write)
 
     async def rollback(self, name: str) -> Deployment:
+        """Makes the version before the current one the newest again, after its weights have answered."""
         old = self._changeable(name)
         await self._warm(self.store.read(deployments.before, name).split)
 
@@ -67,7 +72,9 @@ class Rollout:
         return await self.store.write(write)
 
     async def remove(self, name: str) -> None:
-        self.seen(name)
+        """Deletes the deployment and its history. NotFound or Conflict where this key may not."""
+        # A name that this key may not know of must be refused as unknown, before anything is said about whose it is.
+        self.visible(name)
         old = self._changeable(name)
 
         def write(connection: Connection) -> None:
@@ -76,14 +83,14 @@ class Rollout:
 
         await self.store.write(write)
 
-    def seen(self, name: str) -> Deployment:
+    def visible(self, name: str) -> Deployment:
         """The current version, for those who may know of it."""
         found = self.store.read(deployments.find, name)
-        if found is None or not (self.is_admin or self._is_mine(found) or name in self.key.deployments):
+        if found is None or not (self.is_admin or self._is_own(found) or name in self.key.deployments):
             raise NotFound(f"There is no deployment {name!r}; `loreloop deploy list` shows them.")
         return found
 
-    def _is_mine(self, found: Deployment) -> bool:
+    def _is_own(self, found: Deployment) -> bool:
         return self.is_owner and found.key_id in (None, self.key.id)
 
     async def _warm(self, split: Split) -> None:

@@ -32,6 +32,7 @@ class Reach:
         Each query stands for `n_repeats` rows; rows behind the last query's see at least as much as that.
         """
         key = (n_repeats, n_rows, dtype)
+        # Layers ask for the same mask one after the other, and making it costs as much as a small attention.
         if key not in self._masks:
             device = self.first_B.device
             position_BR = self.first_B[:, None] + torch.arange(n_rows, device=device) // n_repeats
@@ -72,24 +73,31 @@ class FastAttention:
     few_queries = 32  # up to here, a group's query heads share a product
 
     def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor) -> Tensor:
+        """The library's causal kernel where all keys are queries too, else `batched` with a mask; (Q, H, E)."""
         if v_KGE.shape[-1] < k_KGE.shape[-1]:
             return self.causal(q_QHE, k_KGE, _widened(v_KGE, k_KGE))[..., : v_KGE.shape[-1]]
         n_queries, n_keys = q_QHE.shape[0], k_KGE.shape[0]
         if n_queries < n_keys:
+            # Here the queries are the end of the sequence, for which the library's causal mask would be aligned at the
+            # wrong corner.
             reach = Reach(torch.tensor([n_keys - n_queries], device=q_QHE.device), n_queries, _whole(n_keys))
             return self.batched(q_QHE[None], _padded(k_KGE)[None], _padded(v_KGE)[None], reach)[0]
+        # Padded keys lie behind every query, so the causal mask hides them; padded queries' results are cut off.
         q_HQE, k_GKE, v_GKE = (_padded(t, self.query_block).transpose(0, 1) for t in (q_QHE, k_KGE, v_KGE))
         o_1HQE = F.scaled_dot_product_attention(q_HQE[None], k_GKE[None], v_GKE[None], is_causal=True, enable_gqa=True)
         return o_1HQE[0].transpose(0, 1)[:n_queries]
 
     def batched(self, q_BQHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, reach: Reach) -> Tensor:
+        """One masked call for all sequences, (B, Q, H, E)."""
         if v_BKGE.shape[-1] < k_BKGE.shape[-1]:
             return self.batched(q_BQHE, k_BKGE, _widened(v_BKGE, k_BKGE), reach)[..., : v_BKGE.shape[-1]]
+        # With many queries the mask of repeated rows would be larger than the keys that are saved.
         n_groups = k_BKGE.shape[2] if reach.n_queries <= self.few_queries else q_BQHE.shape[2]
         # A group's query heads stand as rows over their one key head, so that keys are not repeated.
         q_BQGPE = q_BQHE.unflatten(2, (n_groups, -1))
         n_repeats = q_BQGPE.shape[3]
         q_BGRE = q_BQGPE.transpose(1, 2).flatten(2, 3)
+        # With fewer rows the library takes another product, which adds up in another order.
         if (n_missing := -q_BGRE.shape[2] % self.least_rows) > 0:
             q_BGRE = F.pad(q_BGRE, (0, 0, 0, n_missing))
         mask_B1RK = reach.mask(n_repeats, q_BGRE.shape[2], q_BQHE.dtype)
@@ -111,9 +119,11 @@ class FixedAttention:
     key_chunk = 64
 
     def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor) -> Tensor:
+        """The sequence by itself, tile by tile; (Q, H, E)."""
         return self._from(k_KGE.shape[0] - q_QHE.shape[0], q_QHE, k_KGE, v_KGE)
 
     def batched(self, q_BQHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, reach: Reach) -> Tensor:
+        """Sequence after sequence, each as `causal` would compute it; (B, Q, H, E)."""
         # Queries padded behind a sequence's last see no more than the keys there are.
         firsts = reach.first_B.tolist()
         rows = zip(firsts, q_BQHE, k_BKGE, v_BKGE, (first + reach.n_queries for first in firsts), strict=True)
@@ -121,6 +131,7 @@ class FixedAttention:
 
     def _from(self, first: int, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor) -> Tensor:
         """The queries of positions first, first + 1, …"""
+        # All keys are widened at once, as every tile needs all of those before it.
         k_HKE, v_HKE = self._keys(k_KGE, q_QHE.shape[1]), self._keys(v_KGE, q_QHE.shape[1])
         tiles = [
             self._tile(tile_QHE, k_HKE, v_HKE, first + start)
@@ -132,17 +143,20 @@ class FixedAttention:
 
     def _keys(self, k_KGE: Tensor, n_heads: int) -> Tensor:
         """(H, K, E) fp32, K padded to whole chunks."""
+        # Zeros are finite, and they are masked: with a score of -∞ they have a weight of exactly zero.
         k_KGE = F.pad(k_KGE.float(), (0, 0, 0, 0, 0, -k_KGE.shape[0] % self.key_chunk))
         return k_KGE.repeat_interleave(n_heads // k_KGE.shape[1], dim=1).transpose(0, 1).contiguous()
 
     def _tile(self, q_QHE: Tensor, k_HKE: Tensor, v_HKE: Tensor, first: int) -> Tensor:
         n_rows, _, d_head = q_QHE.shape
         q = F.pad(q_QHE.float(), (0, 0, 0, 0, 0, self.query_tile - n_rows)).transpose(0, 1).contiguous()
+        # Scaled before the product, on the fewer numbers.
         q_HQE = q * (1 / math.sqrt(d_head))
         position_Q1 = first + torch.arange(self.query_tile, device=q.device)[:, None]
         top_HQ1 = torch.full((*q_HQE.shape[:2], 1), NEVER, device=q.device)
         total_HQ1 = torch.zeros_like(top_HQ1)
         sum_HQE = torch.zeros(*q_HQE.shape[:2], v_HKE.shape[-1], device=q.device)
+        # The softmax is taken online (Milakov & Gimelshein, 2018): a new maximum rescales what has been summed so far.
         for start in range(0, min(k_HKE.shape[1], first + self.query_tile), self.key_chunk):
             chunk = slice(start, start + self.key_chunk)
             reach = torch.arange(start, start + self.key_chunk, device=q.device)[None] <= position_Q1

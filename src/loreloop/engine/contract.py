@@ -72,7 +72,9 @@ class Constraint(Protocol):
         """(V,)"""
         ...
 
-    def take(self, token: int) -> None: ...
+    def take(self, token: int) -> None:
+        """Follows the text with the token that was drawn. May raise UserError."""
+        ...
 
     def copy(self) -> Constraint:
         """Another text at the same place."""
@@ -88,8 +90,13 @@ Constrain = Callable[[str], Constraint]  # from a request's grammar; BadRequest 
 
 
 class Engine(Protocol):
+    """What the scheduler may ask of an engine. Errors of users are raised as UserError, any other exception is the
+    engine's own fault."""
+
     @property
-    def info(self) -> EngineInfo: ...
+    def info(self) -> EngineInfo:
+        """What clients and the HTTP process must know of the engine; it never changes."""
+        ...
 
     @property
     def meters(self) -> Meters:
@@ -98,13 +105,35 @@ class Engine(Protocol):
 
     # training state; each call finishes before it returns
 
-    def create_model(self, op: CreateModel) -> None: ...
-    def drop_model(self, model_id: str) -> None: ...
-    def optim_step(self, op: OptimStep) -> StepResult: ...
-    def save_state(self, op: SaveState) -> SavedResult: ...
-    def save_sampler(self, op: SaveSampler) -> SavedResult: ...
-    def save_external(self, op: SaveExternal) -> SavedResult: ...
-    def load_state(self, op: LoadState) -> None: ...
+    def create_model(self, op: CreateModel) -> None:
+        """Makes a model that can be trained, fresh or from a saved folder. UserError where the rank or the folder is
+        wrong."""
+        ...
+
+    def drop_model(self, model_id: str) -> None:
+        """Forgets a model; one that is not there is no error."""
+        ...
+
+    def optim_step(self, op: OptimStep) -> StepResult:
+        """One optimizer step with the gradients gathered so far; gives its metrics. UserError where they are not
+        finite."""
+        ...
+
+    def save_state(self, op: SaveState) -> SavedResult:
+        """Writes a checkpoint to train on from, with the optimizer's state; gives its size and checksum."""
+        ...
+
+    def save_sampler(self, op: SaveSampler) -> SavedResult:
+        """Writes an adapter to sample from, and makes it known under its revision id."""
+        ...
+
+    def save_external(self, op: SaveExternal) -> SavedResult:
+        """Writes an adapter in the form that peft loads, encrypted where recipients are named."""
+        ...
+
+    def load_state(self, op: LoadState) -> None:
+        """Fills a live model from a checkpoint. UserError, with the model as it was, where it cannot be."""
+        ...
 
     def train(self, passes: Sequence[ForwardBackward], pause: Pause) -> list[PassResult | Failure]:
         """Runs passes of one or several models as one packed batch; one result a pass, in order.
@@ -118,7 +147,9 @@ class Engine(Protocol):
         """Writes every model changed since its last snapshot; `next_seq_id` is left 0 for the caller to fill in."""
         ...
 
-    def restore(self, snapshot: ModelSnapshot) -> None: ...
+    def restore(self, snapshot: ModelSnapshot) -> None:
+        """Takes a model in from a snapshot. ServerError where the snapshot is gone or damaged."""
+        ...
 
     # sampling; between two steps anything above may be called
 
@@ -134,8 +165,13 @@ class Engine(Protocol):
         """Ends one sample early (a stop string was completed)."""
         ...
 
-    def cancel_sample(self, request_id: str) -> None: ...
-    def drop_revision(self, revision_id: str) -> None: ...
+    def cancel_sample(self, request_id: str) -> None:
+        """Ends all samples of a request. No event of it comes afterwards."""
+        ...
+
+    def drop_revision(self, revision_id: str) -> None:
+        """Forgets an adapter and what is cached of it; samples that run with it go on."""
+        ...
 
     @property
     def sampling(self) -> bool:

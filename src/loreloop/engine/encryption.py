@@ -22,11 +22,13 @@ def encrypt_files(folder: Path, names: Iterable[str], recipients: Sequence[str])
     """Puts `NAME.age` in the place of each file; gives the new ones' checksums. BadRequest names a recipient that is
     none, before anything is written."""
     age = _library()
+    # All recipients are read before the first file is touched, so that a wrong one leaves the folder as it was.
     keys = [_recipient(age, recipient) for recipient in recipients]
     sums = {}
     for name in names:
         encrypted = folder / f"{name}{AGE_SUFFIX}"
         age.encrypt_file(str(folder / name), str(encrypted), keys)
+        # The readable file must not stay beside the encrypted one.
         (folder / name).unlink()
         sums[encrypted.name] = sum_of(encrypted)
     return sums
@@ -34,6 +36,7 @@ def encrypt_files(folder: Path, names: Iterable[str], recipients: Sequence[str])
 
 def _library() -> ModuleType:
     try:
+        # Imported when it is asked for: only those who encrypt exports need to have it.
         return importlib.import_module("pyrage")
     except ImportError:
         raise BadRequest(

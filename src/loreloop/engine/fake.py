@@ -42,6 +42,8 @@ VOCAB = 1000
 
 @dataclass
 class Model:
+    """The one number that stands for an adapter, its gradient, and how many steps it has taken."""
+
     weight: float
     gradient: float = 0.0
     steps: int = 0
@@ -65,6 +67,7 @@ class FakeEngine:
 
     @property
     def info(self) -> EngineInfo:
+        """A small model's properties, with the end of a text at id 0."""
         return EngineInfo(
             base_model="fake",
             folder="",
@@ -77,11 +80,13 @@ class FakeEngine:
 
     @property
     def meters(self) -> Meters:
+        """No meters at all, for nothing here is measured."""
         return Meters()
 
     # training
 
     def create_model(self, op: CreateModel) -> None:
+        """Begins at the seed, or at a saved state. BadRequest for ranks above 64."""
         if op.lora.rank > 64:
             raise BadRequest(f"The rank {op.lora.rank} was asked for; it must lie between 1 and 64.")
         state = json.loads((Path(op.load_folder) / "state.json").read_text()) if op.load_folder else None
@@ -89,10 +94,12 @@ class FakeEngine:
         self.changed.add(op.model_id)
 
     def drop_model(self, model_id: str) -> None:
+        """Forgets the number; one that is not there is no error."""
         self.models.pop(model_id, None)
         self.changed.discard(model_id)
 
     def optim_step(self, op: OptimStep) -> StepResult:
+        """Moves the number against its gradient. NotFound where the model is not live."""
         model = self._model(op.model_id)
         norm = abs(model.gradient)
         model.weight -= op.adam.learning_rate * model.gradient
@@ -101,19 +108,24 @@ class FakeEngine:
         return StepResult({"unclipped_grad_l2:mean": norm})
 
     def save_state(self, op: SaveState) -> SavedResult:
+        """Writes the number, its gradient and its steps as JSON."""
         return SavedResult(_write(Path(op.folder), self._model(op.model_id)))
 
     def save_sampler(self, op: SaveSampler) -> SavedResult:
+        """Writes the same file as `save_state`, so that tests see what a revision was made of."""
         return SavedResult(_write(Path(op.folder), self._model(op.model_id)))
 
     def save_external(self, op: SaveExternal) -> SavedResult:
+        """Writes the same file as `save_state`, never encrypted."""
         return SavedResult(_write(Path(op.folder), self._model(op.model_id)))
 
     def load_state(self, op: LoadState) -> None:
+        """Takes the saved numbers over, whatever the model was before."""
         self.models[op.model_id] = Model(**json.loads((Path(op.folder) / "state.json").read_text()))
         self.changed.add(op.model_id)
 
     def train(self, passes: Sequence[ForwardBackward], pause: Pause) -> list[PassResult | Failure]:
+        """Pauses three times, then computes all passes; the loss named `broken` raises as a bug would."""
         for _ in range(3):
             time.sleep(self.layer_seconds)
             pause()
@@ -126,6 +138,7 @@ class FakeEngine:
         if op.loss_fn != "cross_entropy" or op.model_id not in self.models:
             return Failure("user", f"The loss {op.loss_fn!r} of {op.model_id} cannot be computed.")
         model = self.models[op.model_id]
+        # Far below what a test of values would notice, and far above what two equal computations differ by.
         noise = n_passes * 1e-9 if self.mixes else 0.0
         targets = [datum.inputs["target_tokens"].numpy().astype(np.float64) for datum in op.data]
         outputs = [-(model.weight + tokens / VOCAB) - noise for tokens in targets]
@@ -136,6 +149,7 @@ class FakeEngine:
         return PassResult(tuple({"logprobs": tensor_of(o.astype(np.float32))} for o in outputs), {"loss:sum": loss})
 
     def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
+        """Writes every model that changed since the last snapshot, and gives their files."""
         taken = []
         for model_id in sorted(self.changed):
             file = Path(folder) / f"{file_name(model_id)}.{plan_no}.json"
@@ -145,6 +159,7 @@ class FakeEngine:
         return taken
 
     def restore(self, snapshot: ModelSnapshot) -> None:
+        """Reads one back. ServerError where the file is gone or damaged."""
         try:
             content = Path(snapshot.file).read_bytes()
         except OSError as error:
@@ -161,6 +176,7 @@ class FakeEngine:
     # sampling
 
     def admit(self, op: SampleOp) -> bool:
+        """False where its samples do not fit into the rooms. NotFound where the revision's folder is gone."""
         if sum(len(indices) for indices in self.drawn.values()) + op.num_samples > self.rooms:
             return False
         if op.revision and not Path(op.revision.folder, "state.json").exists():
@@ -173,6 +189,7 @@ class FakeEngine:
         return True
 
     def sample_step(self) -> list[SampleEvent]:
+        """One token for every sample. A request with the seed 666 fails, as one with an unreadable revision does."""
         time.sleep(self.token_seconds)
         events: list[SampleEvent] = []
         for request_id, by_index in list(self.drawn.items()):
@@ -181,6 +198,7 @@ class FakeEngine:
                 del self.drawn[request_id]
                 events.append(SampleFailed(request_id, Failure("server", "This request alone cannot go on.")))
                 continue
+            # Nothing drawn means that the prompt has just been computed; resumed samples have reported theirs before.
             if all(not tokens for tokens in by_index.values()):
                 events.append(PromptEvent(request_id, PromptReport(), 0))
             for index, tokens in list(by_index.items()):
@@ -204,18 +222,22 @@ class FakeEngine:
         return drawn_token(op, index, position)
 
     def finish_sample(self, request_id: str, sample_index: int) -> None:
+        """Ends one sample, and its request with the last of them."""
         del self.drawn[request_id][sample_index]
         if not self.drawn[request_id]:
             self.cancel_sample(request_id)
 
     def cancel_sample(self, request_id: str) -> None:
+        """Ends all samples of a request."""
         del self.drawn[request_id]
 
     def drop_revision(self, revision_id: str) -> None:
+        """Does nothing, since nothing of a revision is kept."""
         pass
 
     @property
     def sampling(self) -> bool:
+        """Whether any sample is unfinished."""
         return bool(self.drawn)
 
 

@@ -44,6 +44,7 @@ class Head:
         """(rows, their logits) a few at a time; the logits end with padding rows if rows are fixed."""
         for rows, logits_NV in self._products(h_ND, lora):
             for piece in self._pieces(rows):
+                # Rows are told without the padding, logits with it: whoever reads them stops at the rows.
                 yield slice(rows.start + piece.start, min(rows.start + piece.stop, rows.stop)), logits_NV[piece]
 
     @torch.no_grad()
@@ -59,10 +60,12 @@ class Head:
 
         The gradient is E[target] − p·E of the frozen head E, so it is right only where no unembedding adapter acts.
         """
+        # Filled chunk by chunk; no tensor of rows × vocabulary ever exists.
         logp_NK = torch.empty(targets_NK.shape, device=h_ND.device)
         grad_ND = torch.zeros_like(h_ND) if want_grad_N is not None else None
         for rows in self._chunk_spans(h_ND.shape[0]):
             wanted_N = want_grad_N[rows] if want_grad_N is not None else None
+            # A chunk of rows that nobody weighs, such as prompts, saves its second product with the head.
             want_grad = wanted_N is not None and bool(wanted_N.any())
             logits_NV = self._product(h_ND, rows, lora)
             logp_NK[rows] = self._score_chunk(logits_NV, targets_NK[rows], want_grad)
@@ -76,6 +79,7 @@ class Head:
         logp: list[Tensor] = []
         for piece in self._pieces(slice(0, len(targets_NK))):
             piece_NV, targets = logits_NV[piece], targets_NK[piece]
+            # The target's logit must be read before `to_probabilities` writes over it.
             target_NK = piece_NV[: len(targets)].gather(1, targets).float()
             normalizer_N1 = to_probabilities(piece_NV) if want_p else normalizer_of(piece_NV)
             logp.append(target_NK - normalizer_N1[: len(targets)])
@@ -106,6 +110,7 @@ class Head:
     def _grad(self, p_NV: Tensor, targets_N: Tensor, wanted_N: Tensor) -> Tensor:
         head = self.decoder.head
         p_NV = p_NV[: len(wanted_N)]
+        # Σ p · E is one product with the frozen head; rows that are not wanted are left out of it.
         mean_ND = head.input_grad(p_NV if bool(wanted_N.all()) else p_NV[wanted_N])
         grad_ND = torch.zeros(len(targets_N), head.d_in, dtype=mean_ND.dtype, device=p_NV.device)
         grad_ND[wanted_N] = head.rows(targets_N[wanted_N]) - mean_ND
@@ -117,6 +122,7 @@ class Head:
         """Sends ∂loss/∂logp back to the hidden states, (N, D), and to unembedding adapters; logits are made again."""
         dh_ND = torch.zeros_like(h_ND)
         for rows in self._chunk_spans(h_ND.shape[0]):
+            # A leaf for each chunk, so that its graph, rows × vocabulary wide, is gone before the next one begins.
             h_chunk = h_ND[rows].detach().requires_grad_()
             with torch.enable_grad():
                 logits_NV = rows_of(lora, rows).linear(h_chunk, self.decoder.head, self.decoder.spec.n_layers, UNEMBED)
@@ -125,6 +131,8 @@ class Head:
                 p_NV = logits_NV.float().softmax(-1)
                 dlogits_NV = p_NV.mul_(-dlogp_NK[rows].sum(-1, keepdim=True))
                 dlogits_NV.scatter_add_(1, targets_NK[rows], dlogp_NK[rows])
+            # Through autograd, since this product may carry an unembedding adapter, whose gradient is gathered on the
+            # way.
             logits_NV.backward(dlogits_NV.to(logits_NV.dtype))
             assert h_chunk.grad is not None
             dh_ND[rows] = h_chunk.grad
@@ -134,16 +142,18 @@ class Head:
 
 def rows_of(lora: LoraBatch, rows: slice) -> LoraBatch:
     """The groups of a batch seen from a run of its rows."""
-    return _regroup(lora, lambda at: min(max(at, rows.start), rows.stop) - rows.start)
+    return _regroup(lora, lambda row: min(max(row, rows.start), rows.stop) - rows.start)
 
 
 def groups_at(lora: LoraBatch, picked_N: Tensor) -> LoraBatch:
     """The groups of a batch seen from `picked_N`, ascending row numbers of it."""
     ends = {end for group in lora.groups for end in (group.start, group.stop)}
+    # Picked rows ascend, so a group of rows remains a run among them, possibly an empty one.
     moved = {end: int(torch.searchsorted(picked_N, end)) for end in ends}
     return _regroup(lora, moved.__getitem__)
 
 
 def _regroup(lora: LoraBatch, move: Callable[[int], int]) -> LoraBatch:
     groups = [LoraGroup(move(g.start), move(g.stop), g.weights, g.grad) for g in lora.groups]
+    # Neither routes nor pauses are handed on: behind the last layer nothing is routed.
     return LoraBatch([group for group in groups if group.start < group.stop])

@@ -69,32 +69,37 @@ class ImageTable:
         parts: list[Ids] = []
         positions: list[Ids] = []
         placed: list[PlacedImage] = []
-        at = 0
+        # Text and images count on together: positions follow each other across chunks even where an image's axes
+        # differ.
+        position = 0
         for chunk in chunks:
             if isinstance(chunk, TextChunk):
                 parts.append(unpack_ids(chunk.tokens).astype(np.int64))
-                positions.append(np.arange(at, at + len(chunk))[:, None].repeat(3, 1))
-                at += len(chunk)
+                positions.append(np.arange(position, position + len(chunk))[:, None].repeat(3, 1))
+                position += len(chunk)
             else:
                 placed.append(self._place(chunk))
                 parts.append(placed[-1].first_id + np.arange(placed[-1].cut.n_tokens))
-                positions.append(self._positions(placed[-1].cut, at))
-                at = int(positions[-1].max()) + 1
+                positions.append(self._positions(placed[-1].cut, position))
+                # With three axes an image takes as many positions as its longer side, however many tokens it has.
+                position = int(positions[-1].max()) + 1
         tokens = np.concatenate(parts) if parts else np.empty(0, np.int64)
+        # Text alone has one position on all axes, for which the plain form is cheaper everywhere.
         turned = bool(placed) and self.vision is not None and self.vision.rules.multi_axis
-        return TokenSequence(tokens, at, np.concatenate(positions) if turned else None, tuple(placed))
+        return TokenSequence(tokens, position, np.concatenate(positions) if turned else None, tuple(placed))
 
     def rows(self, tokens_T: Ids, images: Iterable[PlacedImage]) -> ImageRows | None:
         """What enters the decoder at the rows of a batch that hold tokens of these images; None where none does."""
         rows: list[Ids] = []
         embedding: list[torch.Tensor] = []
         additions: list[tuple[torch.Tensor, ...]] = []
+        # An image that several sequences show is looked up once.
         for image in {image.first_id: image for image in images}.values():
             numbers_T = tokens_T - image.first_id
-            mine = np.flatnonzero((numbers_T >= 0) & (numbers_T < image.cut.n_tokens))
-            if len(mine):
-                seen, picked = self._features(image), torch.from_numpy(numbers_T[mine]).to(self.device)
-                rows.append(mine)
+            image_rows = np.flatnonzero((numbers_T >= 0) & (numbers_T < image.cut.n_tokens))
+            if len(image_rows):
+                seen, picked = self._features(image), torch.from_numpy(numbers_T[image_rows]).to(self.device)
+                rows.append(image_rows)
                 embedding.append(seen.embedding_ND[picked])
                 additions.append(tuple(addition_ND[picked] for addition_ND in seen.additions))
         if not rows:
@@ -107,8 +112,10 @@ class ImageTable:
     def _place(self, chunk: ImageChunk) -> PlacedImage:
         if self.vision is None:
             raise BadRequest("There is an image, but this base model takes text only.")
+        # The size that a client asks for changes the pixels, so it belongs to what tells two images apart.
         override = b"%d %d " % (chunk.width or 0, chunk.height or 0)
         key = hashlib.blake2b(override + chunk.data, digest_size=32, key=self.secret).digest()
+        # Taken out and put in again, which moves it to the end of those that are forgotten first.
         cut = self.cuts.pop(key, None) or chunk_cut(chunk, self.vision.rules, UNBOUNDED)
         self.cuts[key] = cut
         if len(self.cuts) > KNOWN_IMAGES:
@@ -125,7 +132,9 @@ class ImageTable:
         The hash is keyed, so that nobody can look for two images in one place; where chance finds them, the later one
         moves.
         """
+        # 43 bits of the hash; the low bits of an id count the image's tokens.
         number = int.from_bytes(key[:8], "big") >> 1 + TOKEN_BITS
+        # `-(number + 1)` keeps every id below zero, apart from all ids of text.
         while self.owners.setdefault(first_id := -(number + 1) << TOKEN_BITS, key) != key:
             number = (number + 1) % (1 << 63 - TOKEN_BITS)
         self.owners.move_to_end(first_id)
@@ -133,13 +142,13 @@ class ImageTable:
             self.owners.popitem(last=False)
         return first_id
 
-    def _positions(self, cut: Cut, at: int) -> Ids:
+    def _positions(self, cut: Cut, first: int) -> Ids:
         """(N, 3): time stands still over an image, rows and columns count."""
         assert self.vision is not None
         if not self.vision.rules.multi_axis:
-            return np.arange(at, at + cut.n_tokens)[:, None].repeat(3, 1)
+            return np.arange(first, first + cut.n_tokens)[:, None].repeat(3, 1)
         rows, columns = np.divmod(np.arange(cut.n_tokens), cut.columns)
-        return at + np.stack((np.zeros_like(rows), rows, columns), axis=1)
+        return first + np.stack((np.zeros_like(rows), rows, columns), axis=1)
 
     def _features(self, image: PlacedImage) -> ImageFeatures:
         assert self.vision is not None
@@ -148,6 +157,7 @@ class ImageTable:
             with torch.no_grad():
                 self.features[image.key] = self.vision.tower(torch.from_numpy(pixels).to(self.device))
             self.n_computed += 1
+            # The newest stays even if it is larger than the bound: the batch at hand needs it.
             while len(self.features) > 1 and sum(f.n_bytes for f in self.features.values()) > self.max_bytes:
                 self.features.popitem(last=False)
         self.features.move_to_end(image.key)

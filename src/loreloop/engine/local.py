@@ -73,10 +73,12 @@ class LocalEngine:
         ends: Sequence[int] = (),
     ) -> None:
         self.config, self.base_model = config, base_model
+        # The cores that this process may use, which in a container are fewer than the machine has.
         n_threads = config.threads or len(os.sched_getaffinity(0))
         self.threads = ThreadKeeper(n_threads, fixed=config.threads > 0 or config.deterministic)
         device = _device(config.device)
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        # Deterministic products and attention go together: one without the other would not make rows independent.
         products: Products = TiledProducts() if config.deterministic else FastProducts(pack=config.pack_weights)
         attention: Attention = FixedAttention() if config.deterministic else FastAttention()
         quantize = config.quantize == "int4"
@@ -85,6 +87,7 @@ class LocalEngine:
         self.images = ImageTable(vision, device, config.image_cache_mib << 20, secret)
         spec = self.decoder.spec
         head = Head(self.decoder, fixed_rows=config.deterministic)
+        # One page at least, so that a wrong setting shows in a refusal that names it and not in a crash here.
         n_pages = max(1, (config.kv_cache_mib << 20) // page_bytes(spec, config.page_tokens, dtype))
         self.bank = AdapterBank(spec, dtype, device, work_dir, config.resident_models)
         self.revisions = Revisions(spec, dtype, device, config.resident_revisions)
@@ -115,10 +118,12 @@ class LocalEngine:
 
     @property
     def info(self) -> EngineInfo:
+        """As it was found when the model was loaded."""
         return self._info
 
     @property
     def meters(self) -> Meters:
+        """Pages of the cache and traffic of revisions, read from counters that are kept anyway."""
         revisions, pool = self.revisions, self.sampler.pool
         return Meters(
             kv_pages=pool.n_pages,
@@ -130,6 +135,8 @@ class LocalEngine:
         )
 
     def create_model(self, op: CreateModel) -> None:
+        """Makes a model, resident in the bank. BadRequest for a rank out of bounds, for nothing to train, and for a
+        folder that cannot be read."""
         lora = read_lora_spec(Path(op.load_folder)) if op.load_folder else op.lora
         if not 1 <= lora.rank <= self.config.max_lora_rank:
             raise BadRequest(
@@ -139,6 +146,7 @@ class LocalEngine:
             raise BadRequest("Nothing to train: set at least one of train_attn, train_mlp, train_unembed.")
         state = self.bank.create(op.model_id, lora)
         self.bank.changed(op.model_id)
+        # The model must exist before it can be filled, so a folder that cannot be read takes it away again.
         if op.load_folder:
             try:
                 read_checkpoint(Path(op.load_folder), state, optimizer=op.load_optimizer)
@@ -147,24 +155,30 @@ class LocalEngine:
                 raise
 
     def drop_model(self, model_id: str) -> None:
+        """Forgets a model and its files in the work folder."""
         self.bank.drop(model_id)
 
     def optim_step(self, op: OptimStep) -> StepResult:
+        """One AdamW step. BadRequest for settings that are not finite or out of range, or for such gradients."""
         _check_adam(op)
         state = self.bank.get(op.model_id)
         self.bank.changed(op.model_id)
         return StepResult(adam_step(state, op.adam))
 
     def save_state(self, op: SaveState) -> SavedResult:
+        """Writes the fp32 master and both moments as a PEFT folder with its checksums."""
         return write_checkpoint(Path(op.folder), self.bank.get(op.model_id), self.base_model)
 
     def save_sampler(self, op: SaveSampler) -> SavedResult:
+        """Writes what sampling will use, and hands the same numbers over in memory."""
         weights = self.bank.get(op.model_id).publish()
+        # Written first: once a revision is known it must also be found after a restart.
         saved = write_sampler(Path(op.folder), weights, self.base_model, durable=op.durable)
         self.revisions.put(op.revision_id, weights)
         return saved
 
     def save_external(self, op: SaveExternal) -> SavedResult:
+        """Writes the fp32 master in peft's own arrangement. BadRequest names a recipient that is none."""
         state = self.bank.get(op.model_id)
         with staged(Path(op.folder)) as staging:
             sums = export_peft(staging, AdapterView(state.layout, state.master), self.base_model)
@@ -175,11 +189,14 @@ class LocalEngine:
         return SavedResult(n_bytes, sums_crc32)
 
     def load_state(self, op: LoadState) -> None:
+        """Fills a live model from a checkpoint. BadRequest, with the model unchanged, where shapes or files do not
+        fit."""
         state = self.bank.get(op.model_id)
         read_checkpoint(Path(op.folder), state, optimizer=op.optimizer)
         self.bank.changed(op.model_id)
 
     def train(self, passes: Sequence[ForwardBackward], pause: Pause) -> list[PassResult | Failure]:
+        """Checks every pass by itself, then runs those that are right as one batch."""
         results: list[PassResult | Failure | None] = [None] * len(passes)
         works: dict[int, TrainPass] = {}
         for index, op in enumerate(passes):
@@ -190,6 +207,7 @@ class LocalEngine:
             except UserError as error:
                 results[index] = Failure(error.category, error.message)
 
+        # Threads are adjusted where training pauses anyway; between two pauses the number must not change.
         def breathe() -> None:
             self.threads.adjust()
             pause()
@@ -202,13 +220,17 @@ class LocalEngine:
         return [result for result in results if result is not None]
 
     def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
+        """Writes the changed models into `folder`, with the plan's number in their names."""
         files = self.bank.snapshot(Path(folder), str(plan_no))
         return [ModelSnapshot(name, plan_no, 0, str(file.path), file.crc32) for name, file in files.items()]
 
     def restore(self, snapshot: ModelSnapshot) -> None:
+        """Takes a model in from a snapshot, as a file of the bank that is read when it is needed."""
         self.bank.restore(snapshot.model_id, Path(snapshot.file), snapshot.crc32)
 
     def admit(self, op: SampleOp) -> bool:
+        """False only where all places are taken or another adapter was read in this step; a wrong request is admitted
+        and fails as an event of the next step."""
         if not self.sampler.has_room():
             return False
         try:
@@ -232,24 +254,30 @@ class LocalEngine:
             )
 
     def sample_step(self) -> list[SampleEvent]:
+        """The failures that have gathered, then one step of the sampler."""
         self.threads.adjust()
+        # A new step may read one cold adapter again.
         self.has_loaded = False
         failed, self.failed = self.failed, []
         return failed + self.sampler.step()
 
     def finish_sample(self, request_id: str, sample_index: int) -> None:
+        """Ends one sample of a request early."""
         self.sampler.finish(request_id, sample_index)
 
     def cancel_sample(self, request_id: str) -> None:
+        """Ends all samples of a request, and forgets failures of it that were not told yet."""
         self.sampler.finish(request_id)
         self.failed = [event for event in self.failed if event.request_id != request_id]
 
     def drop_revision(self, revision_id: str) -> None:
+        """Forgets an adapter and the prefixes that were computed with it."""
         self.revisions.drop(revision_id)
         self.sampler.drop_revision(revision_id)
 
     @property
     def sampling(self) -> bool:
+        """Whether a step has anything to give: samples, or failures that were not told yet."""
         return self.sampler.busy or bool(self.failed)
 
 
@@ -267,6 +295,7 @@ def _device(name: str) -> torch.device:
 def _check_adam(op: OptimStep) -> None:
     adam = op.adam
     values = (adam.learning_rate, adam.beta1, adam.beta2, adam.eps, adam.weight_decay, adam.grad_clip_norm)
+    # One NaN here would reach every weight in the step and could not be taken back.
     if not all(math.isfinite(value) for value in values):
         raise BadRequest("The optimizer's settings must be finite numbers.")
     if not (0 <= adam.beta1 < 1 and 0 <= adam.beta2 < 1):

@@ -33,9 +33,11 @@ class Softmax:
 
 def softmax_of(logits_NV: Tensor) -> Softmax:
     """Of bf16 or fp32 logits, which stay as they are."""
+    # The kernels add in the same order as the lines below, block by block.
     if vocab.supports(logits_NV):
         return Softmax(*vocab.softmax(logits_NV))
     logits_NV = logits_NV.float()
+    # Without taking the maximum off, e^logit of fp32 overflows from about 88 on.
     top_N1 = logits_NV.amax(-1, keepdim=True)
     weight_NV = (logits_NV - top_N1).exp_()
     block_NB = block_sums(weight_NV)
@@ -59,6 +61,7 @@ def to_probabilities(logits_NV: Tensor) -> Tensor:
 
 def block_sums(weight_NV: Tensor) -> Tensor:
     """(N, B), the last block being shorter where V is no multiple."""
+    # Zeros fill the last block, and adding zeros changes no sum.
     n_missing = -weight_NV.shape[1] % BLOCK
     whole_NV = F.pad(weight_NV, (0, n_missing)) if n_missing else weight_NV
     return whole_NV.unflatten(1, (-1, BLOCK)).sum(-1)

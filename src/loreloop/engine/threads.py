@@ -24,6 +24,7 @@ class ThreadKeeper:
         self.most = most
         self._busy_seconds = busy_seconds or _busy_seconds
         self._adapts = not fixed and most > 1 and STAT.exists()
+        # All of them to begin with, as a reading needs a period of time behind it.
         torch.set_num_threads(most)
         self._last = self._reading() if self._adapts else (0.0, 0.0, 0.0)
 
@@ -32,8 +33,11 @@ class ThreadKeeper:
         if not self._adapts or time.monotonic() - self._last[0] < PERIOD_S:
             return
         now = self._reading()
+        # Differences of counters: what happened since the last reading, by the wall, by all processes, by this one.
         elapsed_s, busy_s, own_s = (after - before for after, before in zip(now, self._last, strict=True))
         self._last = now
+        # Counters of the kernel and of the process are not read at one instant, so the difference may be slightly
+        # negative.
         n_threads = threads_beside(max(0.0, busy_s - own_s) / elapsed_s, self.most)
         if n_threads != torch.get_num_threads():
             torch.set_num_threads(n_threads)
@@ -54,6 +58,7 @@ def _busy_seconds() -> float:
     for line in STAT.read_text().splitlines():
         name, *fields = line.split()
         if name in own:
+            # Waiting for a disk is idle time to this end: the core is free for computing.
             user, nice, system, _idle, _waiting, irq, soft_irq = map(int, fields[:7])
             ticks += user + nice + system + irq + soft_irq
     return ticks / os.sysconf("SC_CLK_TCK")

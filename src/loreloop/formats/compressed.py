@@ -37,6 +37,7 @@ def check_quantization(config: Mapping[str, Any]) -> None:
     for name, value in as_settings("config_groups", about.get("config_groups", {})).items():
         group = as_settings(name, value)
         weights = as_settings("weights", group.get("weights") or {})
+        # Every setting is compared, since weights read by wrong settings are numbers too, only other ones.
         other = {key: weights.get(key) for key, value in WANTED.items() if weights.get(key) != value}
         if other or group.get("input_activations"):
             raise BadRequest(
@@ -55,19 +56,23 @@ class Collector:
         """Takes in one tensor; gives the weight's name and blocks when that was its last part."""
         weight, _, part = name.rpartition("_")
         parts = self._parts.setdefault(weight, {})
+        # Parts of one weight may lie in different shards, so they wait here until the last one has come.
         parts[part] = read()
         if len(parts) < len(PARTS):
             return None
+        # Let go at once: together the parts would be the whole model.
         del self._parts[weight]
         return weight, _blocks(weight, parts)
 
     def check_complete(self) -> None:
+        """BadRequest with what is missing of the first weight whose parts have not all come."""
         for weight, parts in self._parts.items():
             missing = ", ".join(f"{weight}_{part}" for part in PARTS if part not in parts)
             raise BadRequest(f"The folder lacks {missing}, without which {weight} cannot be unpacked.")
 
 
 def is_packed_part(name: str) -> bool:
+    """Whether a tensor of this name is one of the three parts of a packed weight."""
     weight, _, part = name.rpartition("_")
     return part in PARTS and weight.endswith(".weight")
 

@@ -83,6 +83,7 @@ def export_peft(folder: Path, view: AdapterView, base_model: str) -> dict[str, F
 def _expert_tensors(view: AdapterView, layer: int) -> Iterator[tuple[str, Tensor]]:
     rank, n_experts = view.layout.rank, view.a(layer, "experts.down").shape[0]
     gate_EOR, up_EOR = view.b(layer, "experts.gate_up")
+    # The zeros keep the gate's ranks from the up's outputs and the other way round.
     both_EOR = gate_EOR.new_zeros(n_experts, 2 * gate_EOR.shape[1], 2 * rank)
     both_EOR[:, : gate_EOR.shape[1], :rank] = gate_EOR
     both_EOR[:, gate_EOR.shape[1] :, rank:] = up_EOR
@@ -94,6 +95,7 @@ def _expert_tensors(view: AdapterView, layer: int) -> Iterator[tuple[str, Tensor
         outer: (view.a(layer, "experts.down"), down_EOR),
     }
     for name, (a_ERI, b_EOR) in pairs.items():
+        # A matrix that is common to all experts is repeated, since peft knows only one for each.
         a_ERI, b_EOR = a_ERI.expand(n_experts, -1, -1), b_EOR.expand(n_experts, -1, -1)
         yield f"{name}.lora_A.weight", a_ERI.flatten(0, 1)
         yield f"{name}.lora_B.weight", b_EOR.permute(1, 2, 0).flatten(1)
@@ -103,6 +105,7 @@ def merge(source: Path, target: Path, view: AdapterView, shard_bytes: int = SHAR
     """Fills `target` with the published model of `source`, dequantised, plus the adapter."""
     deltas = dict(_deltas(source, view))
     spec, names = view.layout.spec, family_of(read_config(source)).names
+    # An adapter of the unembedding changes the head alone, so a tied model gets a head of its own.
     unties = spec.tie_embeddings and names.head in deltas
     _copy_settings(source, target, untied=unties or not spec.tie_embeddings)
     stored = {own_name(name) for name, _ in stored_tensors(source)}
@@ -137,6 +140,7 @@ def _copy_settings(source: Path, target: Path, *, untied: bool) -> None:
     config = read_config_file(source / "config.json")
     for part in (config, config.get("text_config")):
         if part is not None:
+            # What is written is dense, and a loader that believed the old setting would look for packed parts.
             part.pop("quantization_config", None)
             if untied:
                 part["tie_word_embeddings"] = False
@@ -182,8 +186,10 @@ def _delta(view: AdapterView, site: _Site, part: int) -> Delta:
     rank, scale = view.layout.rank, view.layout.scale
     a_RI, b_OR = view.a(site.layer, site.name), view.b(site.layer, site.name)[part]
     if site.expert is not None:
+        # A matrix that is common to all experts is the only one of its stack.
         a_RI, b_OR = a_RI[min(site.expert, len(a_RI) - 1)], b_OR[min(site.expert, len(b_OR) - 1)]
     a_RI = a_RI[part * rank : (part + 1) * rank]
+    # Computed only when its tensor comes by, so that one ΔW is in memory at a time.
     return lambda: scale * (b_OR.float() @ a_RI.float())
 
 
@@ -204,4 +210,5 @@ def export(source: Path, adapter: Path, target: Path, form: str, base_model: str
             file = Path(scratch, "model.gguf")
             write_gguf(staging, file)
             staging = file
+        # Within one folder, so that the export appears whole or not at all.
         staging.rename(target)

@@ -33,6 +33,7 @@ def descaled(tensors: Tensors, scaled: set[str]) -> Tensors:
         weight = name.removesuffix(SCALE)
         if weight not in scaled:
             yield name, read
+        # A weight and its scales may lie in different shards and come in either order.
         elif weight not in waiting:
             waiting[weight] = read()
         else:
@@ -51,6 +52,7 @@ def _product(name: str, weight_OI: Tensor, scale: Tensor) -> Tensor:
         )
     if not bool(scale.isfinite().all()):
         raise BadRequest(f"Scales of {name!r} are not finite.")
+    # The last blocks may reach beyond the weight, and their scales are cut off with it.
     scale_OI = scale.float().repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
     d_out, d_in = weight_OI.shape
     return (weight_OI.float() * scale_OI[:d_out, :d_in]).to(torch.bfloat16)

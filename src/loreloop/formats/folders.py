@@ -30,6 +30,7 @@ def model_files(folder: Path) -> Iterator[Path]:
     yield from (file.relative_to(folder) for file in weights)
     for file in sorted(folder.iterdir()):
         settings = file.suffix in SETTINGS or file.name.startswith("LICENSE")
+        # An index beside a single file of weights names shards that are not there.
         other_index = file.name.endswith(".index.json") and (file.name != INDEX_FILE or weights[0].name == WEIGHTS_FILE)
         if file.is_file() and settings and file.name != NOTE and not other_index:
             yield file.relative_to(folder)
@@ -50,11 +51,13 @@ def copy_linked(folder: Path) -> None:
     for link in [file for file in folder.rglob("*") if file.is_symlink()]:
         source = link.resolve()
         link.unlink()
+        # A copy by content, so that the model does not depend on a cache that may be cleaned.
         shutil.copyfile(source, link)
 
 
 def put_template(folder: Path, template: Path) -> None:
     """Makes it the folder's only chat template."""
+    # Read first: the template may be one of the files that are about to be deleted.
     text = template.read_bytes()
     for file in (folder / TEMPLATE, folder / OF_PROCESSOR):
         file.unlink(missing_ok=True)
@@ -82,6 +85,7 @@ def sweep(folder: Path, prefix: str) -> None:
 
 def _lives(pid: int) -> bool:
     try:
+        # Signal 0 only asks whether the process exists.
         os.kill(pid, 0)
     except ProcessLookupError:
         return False

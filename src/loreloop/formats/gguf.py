@@ -116,6 +116,7 @@ def _blocks(tensor: ReaderTensor, about: dict[str, Any]) -> Blocks:
     if kind == GGMLQuantizationType.Q8_0:
         return Blocks(code_OGB.view(torch.int8).flatten(1), scale_OG, None)
     code_OI = torch.cat((code_OGB & 15, code_OGB >> 4), -1).flatten(1)
+    # Q4_0 codes are symmetric around 8; as an offset this makes both kinds of file the same form.
     offset_OG = -8 * scale_OG if kind == GGMLQuantizationType.Q4_0 else number_OGN[:, :, 1].contiguous()
     return Blocks(code_OI, scale_OG, offset_OG)
 
@@ -152,6 +153,7 @@ def _config(about: dict[str, Any], *, tied: bool, frequencies: NDArray[np.float3
     head_dim = about.get(f"{kind}.attention.key_length") or about[f"{kind}.embedding_length"] // _heads(about)
     theta = about.get(f"{kind}.rope.freq_base", 10000.0)
     ends = [about.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    # A chat model ends its turns with another token than its texts, and both must stop a sample.
     ends = list(dict.fromkeys(end for end in ends if end is not None))
     return {
         "architectures": [ARCHITECTURES[kind]],
@@ -179,11 +181,13 @@ def _scaling(
     about: dict[str, Any], theta: float, head_dim: int, frequencies: NDArray[np.float32] | None
 ) -> dict[str, Any] | None:
     """The scaling of the rotary embedding: told by name, or, that of llama3, by what frequencies are divided by."""
-    told = about.get(f"{_kind(about)}.rope.scaling.type", "none")
-    if told not in ("none", "linear"):
-        raise BadRequest(f"The rope scaling {told!r} of GGUF files is not converted; none, linear and llama3 are.")
+    scaling = about.get(f"{_kind(about)}.rope.scaling.type", "none")
+    if scaling not in ("none", "linear"):
+        raise BadRequest(f"The rope scaling {scaling!r} of GGUF files is not converted; none, linear and llama3 are.")
     if frequencies is None:
-        return {"rope_type": told, "factor": about[f"{_kind(about)}.rope.scaling.factor"]} if told == "linear" else None
+        factor_name = f"{_kind(about)}.rope.scaling.factor"
+        return {"rope_type": scaling, "factor": about[factor_name]} if scaling == "linear" else None
+    # The lowest frequencies are divided by the whole factor, so the largest divisor is the factor.
     factor = float(frequencies.max())
     wanted = [_llama3_divisor(theta ** (-2 * i / head_dim), factor) for i in range(head_dim // 2)]
     if len(frequencies) != len(wanted) or not np.allclose(frequencies, wanted, rtol=1e-3):

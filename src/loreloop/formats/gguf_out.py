@@ -46,6 +46,7 @@ def write_gguf(folder: Path, file: Path) -> None:
     _write_about(writer, spec)
     _write_tokenizer(writer, folder, spec)
     for name, tensor in _renamed(folder, spec):
+        # Readers of this format expect vectors, such as norms, in fp32.
         stored = GGMLQuantizationType.BF16 if tensor.dim() > 1 else GGMLQuantizationType.F32
         writer.add_tensor(f"{name}.weight", quants.quantize(tensor.float().numpy(), stored), raw_dtype=stored)
     writer.write_header_to_file()
@@ -89,15 +90,16 @@ def _renamed(folder: Path, spec: DecoderSpec) -> Iterator[tuple[str, Tensor]]:
             continue
         layer, _, rest = name.removeprefix("model.layers.").partition(".")
         if rest in PUBLISHED_LAYER_NAMES:
-            own = PUBLISHED_LAYER_NAMES[rest]
-            yield f"blk.{layer}.{own}", _neighbours(read(), heads[own]) if own in heads else read()
+            gguf_name = PUBLISHED_LAYER_NAMES[rest]
+            yield f"blk.{layer}.{gguf_name}", _neighbours(read(), heads[gguf_name]) if gguf_name in heads else read()
         elif spec.moe and ".experts." in rest:
             expert, part = rest.split(".")[2:4]
-            own = f"blk.{layer}.{EXPERT_NAMES[part]}"
-            experts = waiting.setdefault(own, {})
+            gguf_name = f"blk.{layer}.{EXPERT_NAMES[part]}"
+            experts = waiting.setdefault(gguf_name, {})
             experts[int(expert)] = read()
+            # Written as soon as it is whole, so that one layer's experts are in memory at a time.
             if len(experts) == spec.moe.n_experts:
-                yield own, torch.stack([experts[e] for e in sorted(waiting.pop(own))])
+                yield gguf_name, torch.stack([experts[e] for e in sorted(waiting.pop(gguf_name))])
 
 
 def _neighbours(weight_OI: Tensor, n_heads: int) -> Tensor:
@@ -120,6 +122,7 @@ def _write_tokenizer(writer: GGUFWriter, folder: Path, spec: DecoderSpec) -> Non
         raise BadRequest(
             f"The tokenizer of {folder} has the id {max(tokens.values())}; the model knows {spec.vocab_size} ids."
         )
+    # The vocabulary may be padded beyond the tokenizer, and the file needs a name for every id.
     names = [f"<unused{i}>" for i in range(spec.vocab_size)]
     kinds = [UNUSED_TOKEN] * spec.vocab_size
     for token, index in tokens.items():

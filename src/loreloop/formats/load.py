@@ -51,6 +51,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         text = as_settings("text_config", config.get("text_config") or {})
         named = [eos_ids(settings.get("eos_token_id")) for settings in (config, text, of_generation)]
+        # The three files may name different ids, and a text ends with any of them; the order of their first naming is
+        # kept.
         config["eos_token_id"] = list(dict.fromkeys(itertools.chain(*named)))
     except MISSPELT as error:
         raise BadRequest(f"{folder} is not a model folder: its configuration cannot be read ({error}).") from None
@@ -58,6 +60,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_spec(folder: Path) -> DecoderSpec:
+    """The decoder that the folder's configuration describes. BadRequest where it cannot be read or is not supported."""
     return spec_of(read_config(folder), f"The config.json of {folder}")
 
 
@@ -68,6 +71,7 @@ def read_stored_spec(folder: Path) -> DecoderSpec:
     both = {names.embedding, names.head}
     if spec.tie_embeddings and both <= {own_name(name) for name, _ in stored_tensors(folder)}:
         embedding, head = map(some_tensors(folder, both).__getitem__, (names.embedding, names.head))
+        # Compared in the wider dtype, since a copy that was saved in another dtype is still a copy.
         wide = torch.promote_types(embedding.dtype, head.dtype)
         return dataclasses.replace(spec, tie_embeddings=torch.equal(embedding.to(wide), head.to(wide)))
     return spec
@@ -76,6 +80,7 @@ def read_stored_spec(folder: Path) -> DecoderSpec:
 def spec_of(config: dict[str, Any], source: str) -> DecoderSpec:
     """The decoder that a configuration describes; `source` is what an error calls it."""
     try:
+        # Before the family looks: how weights are stored is a question of its own, and the clearer refusal.
         check_quantization(config)
         return family_of(config).spec(config)
     except MISSPELT as error:
@@ -87,14 +92,15 @@ def load_decoder(
 ) -> Decoder:
     """The model of `folder` in `dtype` on `device`; with `quantize`, its matrices packed into 4 bits, and embedding and
     head into 8: by the model's own blocks where it has them, else rounded."""
-    spec, own = read_stored_spec(folder), quantize and has_blocks(folder)
-    packing = (OWN_BLOCKS if own else ROUNDED) if quantize else None
+    spec, own_blocks = read_stored_spec(folder), quantize and has_blocks(folder)
+    packing = (OWN_BLOCKS if own_blocks else ROUNDED) if quantize else None
     return assemble(Parts(spec, _filled(folder, spec, dtype, device, packing), dtype, products))
 
 
 def check_weights(folder: Path) -> None:
     """BadRequest, as when they are loaded, where tensors are missing, extra, wrongly shaped, damaged or not finite.
     Reads every tensor once, and keeps none."""
+    # On the meta device nothing is allocated, yet every check is the one that loading makes.
     _filled(folder, read_stored_spec(folder), torch.bfloat16, torch.device("meta"), None)
 
 
@@ -104,6 +110,7 @@ def _filled(
     """The decoder's weights by role."""
     family, stored = family_of(read_config(folder)), {own_name(name) for name, _ in stored_tensors(folder)}
     places = _Places(spec, family, dtype, device, packing, stored)
+    # Blocks go first, and the dequantised tensors of the same weights are then skipped without being read.
     for name, blocks in read_blocks(folder) if packing == OWN_BLOCKS else ():
         places.put_blocks(name, blocks)
     collector, turned = Collector(), inputs_first(stored_tensors(folder), spec)
@@ -114,6 +121,7 @@ def _filled(
         elif name not in places.packed:
             for part, tensor in unstacked(name, read(), spec, family.names, inputs_first=turned):
                 places.put(part, tensor)
+    # Nothing is assembled before everything has its numbers: empty tensors hold whatever memory held before.
     collector.check_complete()
     places.check_complete(folder)
     return places.weights
@@ -172,12 +180,14 @@ class _Places:
         self.embedding, self.tied_head = family.names.embedding, family.names.head if spec.tie_embeddings else None
         self.ignored = tuple(start.format(n_layers=spec.n_layers) for start in family.names.ignored)
         for weight in decoder_weights(spec, family.names):
+            # Allocated once in its fused form; targets are views of its rows, so filling them fills the fused weight.
             whole = self.weights[weight.role] = self._room(weight)
             self.targets |= {piece.name: whole[piece.rows] for piece in weight.pieces}
 
     def _room(self, weight: Weight) -> Tensor | PackedWeight:
         """Room for a weight, packed where it comes so, or where that is wanted and its parts have whole tiles."""
         starts = [piece.rows.start for piece in weight.pieces]
+        # What comes packed stays packed, whatever the settings say: unpacked it may not fit into memory.
         if any(piece.name in self.published for piece in weight.pieces):
             return self._published_room(weight, starts)
         if self.packing and weight.bits and packable(weight.shape, starts):
@@ -199,22 +209,28 @@ class _Places:
         return PackedWeight.empty((d_out, d_in), 4, torch.bfloat16, self.device)
 
     def put(self, name: str, tensor: Tensor) -> None:
+        # With tied embeddings both names mean one tensor, and the first of them that is stored fills it.
         if name == self.tied_head:
             if self.embedding in self.stored:
                 return  # a copy
             name = self.embedding  # of the two that are one, a folder may store either
         if name.startswith(self.ignored):
             return
+        # Taken out, so that a tensor that comes twice is refused like one that has no place.
         target = self.targets.pop(name, None)
         if target is None:
             raise BadRequest(f"The folder holds a tensor {name!r} that this {self.spec.family} model has no place for.")
         if target.shape != tensor.shape:
             raise BadRequest(f"{name!r} has the shape {list(tensor.shape)}; it should be {list(target.shape)}.")
+        # `copy_` would convert integers and 8-bit floats without their scales, and the model would answer nonsense.
         if tensor.dtype not in READ_DTYPES:
             raise BadRequest(f"{name!r} is {tensor.dtype}, which is no weight by itself.")
+        # Rounding makes symmetric codes. Room with offsets was made for the model's own blocks, which this weight
+        # lacks.
         if isinstance(target, PackedWeight) and target.codes.offsets is not None:
             raise BadRequest(f"{name!r} has no blocks in {FILE}, where others have; {ADD_AGAIN}")
         check_finite(name, tensor)
+        # Converts to the compute dtype, or rounds into packed codes, on the way to its place.
         target.copy_(tensor)
 
     def put_blocks(self, name: str, blocks: Blocks) -> None:
@@ -226,6 +242,7 @@ class _Places:
                 f"{name!r}, packed in 4 bits in the shape {list(blocks.code_OI.shape)}, fits no weight of this "
                 f"{self.spec.family} model."
             )
+        # Compared before anything is written, since packed places would take codes of another meaning as they are.
         if (defect := blocks.defect(target)) is not None:
             raise BadRequest(f"{name!r} is packed otherwise than its place: {defect}. {ADD_AGAIN}")
         blocks.fill(target)

@@ -39,6 +39,7 @@ def named_tensors(view: AdapterView) -> Iterator[tuple[str, Tensor]]:
         a_PRI = view.a(layer, site)
         for index, (part, b_OR) in enumerate(zip(place.shape.parts, view.b(layer, site), strict=True)):
             name = UNEMBED_NAMES[0] if site == UNEMBED else f"{PREFIX}.{layout.spec.module}.layers.{layer}.{part.name}"
+            # The stacked A is taken apart again: published adapters have one A for each projection.
             yield f"{name}.lora_A.weight", a_PRI[..., index * layout.rank : (index + 1) * layout.rank, :]
             yield f"{name}.lora_B.weight", b_OR
 
@@ -62,6 +63,7 @@ def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: 
         "lora_alpha": ALPHA,
         "target_modules": modules,
         "bias": "none",
+        # What peft has no key for. Its presence also tells our own folders from those of other tools.
         "loreloop": {
             "seed": lora.seed,
             "train_attn": lora.train_attn,
@@ -71,6 +73,7 @@ def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: 
         },
     }
     settings = json.dumps(config, indent=1).encode()
+    # Written from the bytes whose checksum is noted, so that the two cannot differ.
     (folder / CONFIG_FILE).write_bytes(settings)
     weights = write_tensors(folder / WEIGHTS_FILE, tensors, durable=durable)
     return {CONFIG_FILE: sum_of_bytes(settings), WEIGHTS_FILE: weights}
@@ -84,7 +87,7 @@ def target_module(spec: DecoderSpec, name: str) -> str:
 
 
 def is_own(folder: Path) -> bool:
-    """Whether this server wrote the folder; another tool's goes by way of `model.adopt`."""
+    """Whether this server wrote the folder; another tool's goes by way of `formats.adopt`."""
     return bool(read_peft_config(folder).get("loreloop"))
 
 
@@ -95,6 +98,7 @@ def read_lora_spec(folder: Path) -> LoraSpec:
     rank = config.get("r")
     if not isinstance(rank, int) or rank < 1:
         raise BadRequest(f"The adapter in {folder} has the rank {rank!r}; a rank is a number, 1 or more.")
+    # Our own folders always have one alpha; another one means that somebody has changed the file.
     if config.get("lora_alpha") != ALPHA:
         raise BadRequest(
             f"The adapter in {folder} has lora_alpha = {config.get('lora_alpha')!r}; it was written as {ALPHA}."
@@ -108,9 +112,13 @@ def read_lora_spec(folder: Path) -> LoraSpec:
 
 
 def read_peft_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json` as it stands. Gone where the folder is gone, OutOfService where it cannot be read just now,
+    BadRequest where it is no adapter's."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
     except (OSError, ValueError, RecursionError) as error:
+        # A full table of open files is trouble of this machine and passes; the adapter must not be called damaged for
+        # it.
         if trouble := reading_trouble(error, folder / CONFIG_FILE):
             raise trouble from None
         if not folder.exists():
@@ -123,6 +131,7 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def open_weights(folder: Path) -> Iterator[Any]:
+    """The safetensors reader of an adapter's weights. BadRequest where they are missing or damaged."""
     try:
         with open_tensors(folder / WEIGHTS_FILE) as file:
             yield file
@@ -140,6 +149,7 @@ def read_adapter(folder: Path, spec: DecoderSpec, dtype: torch.dtype) -> Adapter
     layout = LoraLayout(spec, lora)
     if not layout.size:
         raise BadRequest(f"The adapter in {folder} names no projection of this {spec.family} model.")
+    # One vector is allocated and its views are filled, so that the adapter is never in memory twice.
     view = AdapterView(layout, torch.zeros(layout.size, dtype=dtype))
     targets = dict(named_tensors(view))
     missing = set(targets)
@@ -162,6 +172,7 @@ def _fill(targets: dict[str, Tensor], name: str, tensor: Tensor, folder: Path) -
             f"The adapter in {folder} was made for another base: {name!r} has the shape {list(tensor.shape)}, "
             f"here it must be {list(target.shape)}."
         )
+    # NaN in one adapter would show only as nonsense in answers, long after it was loaded.
     if not bool(torch.isfinite(tensor).all()):
         raise BadRequest(f"The adapter in {folder} holds NaN or infinite values in {name!r}.")
     target.copy_(tensor)

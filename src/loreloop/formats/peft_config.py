@@ -93,6 +93,7 @@ class PeftSettings:
     initialisation: str  # "plain", or one of UNDONE_INITS
 
     def rank_of(self, path: str) -> int:
+        """The rank of a module's adapter: that of the first pattern that fits its path, else the common one."""
         return _by_pattern(self.rank_pattern, path, self.rank)
 
     def scale_of(self, path: str) -> float:
@@ -102,8 +103,10 @@ class PeftSettings:
 
     def targets(self, path: str) -> bool:
         """Whether peft puts an adapter on this linear layer."""
+        # The order of these questions is peft's own.
         if self.exclude_modules and _matches(self.exclude_modules, path):
             return False
+        # peft leaves the output layer out of "all-linear".
         if isinstance(self.target_modules, str) and self.target_modules.lower() == "all-linear":
             return path != "lm_head"
         if not _matches(self.target_modules, path):
@@ -118,9 +121,11 @@ class PeftSettings:
         return f"{path}.weight" if self.targets_parameter(f"{path}.weight") else None
 
     def targets_parameter(self, name: str) -> bool:
+        """Whether peft puts an adapter on this parameter of a module that is no linear layer."""
         return _matches(self.target_parameters, name)
 
     def _layer_of(self, path: str) -> int | None:
+        # As in peft: without patterns any name before a number counts as that of a list of layers.
         patterns = [rf"(?:^|.*?\.){each}\.(\d+)\." for each in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
         found = next((match for match in (re.match(pattern, path) for pattern in patterns) if match), None)
         return int(found[1]) if found else None
@@ -151,6 +156,7 @@ def read_settings(config: Mapping[str, Any], where: str) -> PeftSettings:
             target_parameters=_tuple(config.get("target_parameters")),
             initialisation=initialisation,
         )
+        # Tried once here, so that a pattern that is no regular expression fails now and under its own name.
         settings.scale_of(""), settings.targets("")
     except (TypeError, ValueError, AttributeError, re.error) as error:
         raise BadRequest(f"{where} has a setting of the wrong type: {error}.") from None
@@ -159,6 +165,7 @@ def read_settings(config: Mapping[str, Any], where: str) -> PeftSettings:
 
 def _check_keys(config: Mapping[str, Any], where: str) -> None:
     for key, value in config.items():
+        # peft writes every setting it knows. One that is off changes nothing, even where it is not known here.
         off = (
             value is None
             or value is False
@@ -183,6 +190,7 @@ def _initialisation(value: object, where: str) -> str:
 
 
 def _rank(value: object) -> int:
+    # In Python a bool is an int, and `true` is no rank.
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"the rank {value!r} is no whole number of 1 or more")
     return value
@@ -213,6 +221,7 @@ def _tuple(value: object) -> tuple[str, ...]:
 
 
 def _by_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+    # The first pattern that fits counts, and it must reach the end of the path, as in peft.
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
 
 

@@ -16,6 +16,7 @@ LOOK_SECONDS, LINE_SECONDS = 0.2, 10.0  # on a terminal; elsewhere
 @contextmanager
 def shown(doing: str, folder: Path, n_bytes: int) -> Iterator[None]:
     """While the context lasts, on standard error. `n_bytes` is what the folder will hold in the end, about."""
+    # In a log file a bar would be thousands of characters of one line.
     terminal, ended, started = sys.stderr.isatty(), threading.Event(), time.monotonic()
 
     def line(size: int) -> str:
@@ -29,6 +30,7 @@ def shown(doing: str, folder: Path, n_bytes: int) -> Iterator[None]:
             _say(line(size_of(folder)))
 
     _say(line(0) if terminal else f"{doing}: about {n_bytes >> 20} MiB …\n")
+    # A daemon, so that it never keeps the process alive after an error.
     watching = threading.Thread(target=watch, name="progress", daemon=True)
     watching.start()
     try:

@@ -20,6 +20,7 @@ def dense_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
             yield published, read
         elif found := collector.add(published, read):
             yield found[0], found[1].dense
+    # Only after the last tensor can a missing part be told from a late one.
     collector.check_complete()
 
 

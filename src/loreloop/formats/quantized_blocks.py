@@ -33,6 +33,7 @@ class Blocks:
 
     def dense(self) -> Tensor:
         """The weight (O, I), bf16."""
+        # Four-bit codes without offsets are symmetric around 8; offsets already contain that.
         zero = ZERO_CODE if self.offset_OG is None and self.code_OI.dtype == torch.uint8 else 0
         value_OGI = (self.code_OI.float() - zero).unflatten(1, (-1, GROUP)) * self.scale_OG.float()[:, :, None]
         if self.offset_OG is not None:
@@ -53,6 +54,7 @@ class Blocks:
         return None
 
     def fill(self, weight: PackedWeight) -> None:
+        """Puts the codes, as they are, into a weight that `defect` has accepted."""
         weight.fill(self.code_OI, self.scale_OG, self.offset_OG)
 
 
@@ -62,6 +64,7 @@ def write_blocks(folder: Path, blocks: Mapping[str, Blocks]) -> None:
     for name, block in blocks.items():
         code_OI = block.code_OI
         if code_OI.dtype == torch.uint8:
+            # Two codes a byte on disk; in memory each has a byte of its own until it is packed in the kernel's order.
             code_OI = code_OI[:, 0::2] | code_OI[:, 1::2] << 4
         tensors |= {f"{name}.codes": code_OI, f"{name}.scales": block.scale_OG}
         if block.offset_OG is not None:
@@ -71,6 +74,7 @@ def write_blocks(folder: Path, blocks: Mapping[str, Blocks]) -> None:
 
 
 def has_blocks(folder: Path) -> bool:
+    """Whether the folder keeps its model's own blocks."""
     return (folder / FILE).exists()
 
 
@@ -82,6 +86,7 @@ def read_blocks(folder: Path) -> Iterator[tuple[str, Blocks]]:
             for name in sorted(name.removesuffix(".codes") for name in names if name.endswith(".codes")):
                 code_OI = file.get_tensor(f"{name}.codes")
                 if code_OI.dtype == torch.uint8:
+                    # The inverse of `write_blocks`: the even input is in the low half.
                     code_OI = torch.stack((code_OI & 15, code_OI >> 4), -1).flatten(1)
                 offsets = file.get_tensor(f"{name}.offsets") if f"{name}.offsets" in names else None
                 yield name, Blocks(code_OI, file.get_tensor(f"{name}.scales"), offsets)

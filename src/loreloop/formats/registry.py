@@ -36,6 +36,7 @@ class _Pip:
 def download(requirement: str, folder: Path, n_bytes: int) -> Path:
     """The wheel of `name==version`, about `n_bytes` long, put into `folder`, which is empty. The caller checks it."""
     failures: list[str] = []
+    # Only a wheel is taken: a source package would run its own code while it is built.
     arguments = ["download", "--quiet", "--no-input", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
     scratch = folder / "scratch"
     scratch.mkdir()
@@ -63,6 +64,7 @@ def download(requirement: str, folder: Path, n_bytes: int) -> Path:
 
 def _pips() -> Iterator[_Pip]:
     if importlib.util.find_spec("pip") is not None:
+        # `-P` keeps the working folder off the path, where a file named pip.py would be run instead.
         yield _Pip([sys.executable, "-P", "-m", "pip"], {})
         return
     index = _index_of_uv()
@@ -89,12 +91,12 @@ def _index_of_uv() -> dict[str, str]:
     if "PIP_INDEX_URL" in environment:
         return {}
     settings = _settings_of_uv()
-    told = environment.get("UV_DEFAULT_INDEX") or environment.get("UV_INDEX_URL") or settings.get("index-url")
+    url = environment.get("UV_DEFAULT_INDEX") or environment.get("UV_INDEX_URL") or settings.get("index-url")
     listed = settings.get("index")
     for index in listed if isinstance(listed, list) else []:
         if isinstance(index, dict) and index.get("default"):
-            told = told or index.get("url")
-    return {"PIP_INDEX_URL": re.sub(r"^[\w.-]+=", "", str(told))} if told else {}  # without the name it may have
+            url = url or index.get("url")
+    return {"PIP_INDEX_URL": re.sub(r"^[\w.-]+=", "", str(url))} if url else {}  # without the name it may have
 
 
 def _settings_of_uv() -> dict[str, object]:

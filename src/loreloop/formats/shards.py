@@ -26,7 +26,9 @@ class ShardWriter:
         self._shards: list[list[str]] = []
 
     def add(self, name: str, tensor: Tensor) -> None:
+        """Takes a tensor, which must not change before its shard is written; a full shard is written at once."""
         n_bytes = tensor.numel() * tensor.element_size()
+        # A single tensor beyond the bound gets a shard of its own; tensors are never split.
         if self._pending and self._n_pending + n_bytes > self.shard_bytes:
             self._write()
         self._pending[name] = tensor
@@ -34,13 +36,16 @@ class ShardWriter:
         self._n_total += n_bytes
 
     def close(self) -> None:
+        """Writes what is left, gives the shards their published names, and writes the index if there are several."""
         self._write()
         n_shards = len(self._shards)
         if n_shards == 1:
+            # Readers look for this name first and then need no index.
             self._file(0).rename(self.folder / WEIGHTS_FILE)
             return
         names: dict[str, str] = {}
         for number, tensors in enumerate(self._shards):
+            # Names count the shards, whose number is known only now; until then they have temporary ones.
             file = f"model-{number + 1:05}-of-{n_shards:05}.safetensors"
             self._file(number).rename(self.folder / file)
             names |= dict.fromkeys(tensors, file)

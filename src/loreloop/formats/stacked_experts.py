@@ -21,6 +21,7 @@ def inputs_first(tensors: Iterable[tuple[str, Callable[[], Tensor]]], spec: Deco
     if spec.moe is None:
         return False
     kind, n_outputs = ("gate_up", 2 * spec.moe.d_expert)
+    # A square tensor does not tell its sides apart, so the other kind is asked.
     if n_outputs == spec.d_model:
         kind, n_outputs = "down", spec.d_model
     for name, read in tensors:
@@ -40,7 +41,7 @@ def unstacked(
     gate, up, down = names.expert_parts
     parts = [(gate, spec.moe.d_expert), (up, spec.moe.d_expert)] if found[2] == "gate_up" else [(down, spec.d_model)]
     for expert, weight_OI in enumerate(tensor.transpose(1, 2) if inputs_first else tensor):
-        at = 0
+        start = 0
         for part, size in parts:
-            yield names.expert.format(layer=found[1], expert=expert, part=part), weight_OI[at : at + size]
-            at += size
+            yield names.expert.format(layer=found[1], expert=expert, part=part), weight_OI[start : start + size]
+            start += size

@@ -57,6 +57,7 @@ def write_tensors(
         }
         offset += n_bytes
     head = json.dumps(header, separators=(",", ":")).encode()
+    # The format wants the data to begin at a multiple of eight bytes.
     head += b" " * (-len(head) % 8)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     pieces: list[Piece] = [len(head).to_bytes(8, "little") + head, *_pieces(tensors.values())]
@@ -67,6 +68,7 @@ def write_tensors(
         if durable:
             file.flush()
             os.fsync(file.fileno())
+    # The file gets its name only when it is complete, so a reader never sees a part of it.
     temporary.replace(path)
     return FileSum(8 + len(head) + offset, crc32_text(crc32.result()))
 

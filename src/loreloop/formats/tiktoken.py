@@ -73,6 +73,7 @@ def read_ranks(file: Path) -> dict[bytes, int]:
     try:
         for line in file.read_bytes().splitlines():
             token, rank = line.split()
+            # Without validation foreign characters would be dropped, and two lines could become one token.
             ranks[base64.b64decode(token, validate=True)] = int(rank)
     except (OSError, ValueError, binascii.Error) as error:
         raise BadRequest(f"{file} is no tiktoken vocabulary: {error}.") from None
@@ -98,10 +99,11 @@ def _merged(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]
     while len(parts) > 2:
         pair_ranks = [ranks.get(left + right, below) for left, right in itertools.pairwise(parts)]
         lowest = min(pair_ranks)
+        # The ranks from the token's own upward come after it and cannot have made it.
         if lowest >= below:
             break
-        at = pair_ranks.index(lowest)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        index = pair_ranks.index(lowest)
+        parts[index : index + 2] = [parts[index] + parts[index + 1]]
     return parts
 
 

@@ -56,6 +56,7 @@ def upcycle(source: Path, target: Path, recipe: Upcycling, shard_bytes: int = SH
         for expert in range(recipe.n_experts):
             expert_name = f"{layer}.block_sparse_moe.experts.{expert}.{EXPERT_PARTS[part]}.weight"
             writer.add(expert_name, _perturbed(tensor, recipe, expert_name))
+        # A layer's router is made when its gate comes by, whose width and dtype it takes.
         if part == "gate_proj":
             router_name = f"{layer}.block_sparse_moe.gate.weight"
             writer.add(router_name, _router(tensor, recipe, router_name))

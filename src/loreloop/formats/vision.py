@@ -41,6 +41,8 @@ def load_rules(folder: Path) -> ImageRules | None:
 
 
 def load_vision(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Vision | None:
+    """The rules and the frozen tower of a model that takes images; None for one that takes text only. BadRequest where
+    the tower cannot be made, filled or run."""
     config, rules = read_config(folder), load_rules(folder)
     family = family_of(config)
     if rules is None or not isinstance(family, SeeingFamily):
@@ -52,6 +54,7 @@ def load_vision(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Vi
         )
     if isinstance(tower, Exception):
         raise BadRequest(f"The vision_config of {folder} cannot be used: {tower}.")
+    # Frozen like the decoder, and in evaluation mode: dropout would make an image's features random.
     tower.parts.requires_grad_(False).eval().to(device)
     for parameter in tower.parts.parameters():  # tables of angles stay fp32
         parameter.data = parameter.data.to(dtype)
@@ -99,6 +102,7 @@ def _fill(folder: Path, tower: Tower) -> None:
         if not name.startswith(VISION) or name.endswith(IGNORED_SUFFIXES):
             continue
         name = name.removeprefix(VISION)
+        # Folders and versions of transformers disagree about one level of names, and whichever fits is meant.
         name = next((n for n in (name, _without_level(name), _with_level(name)) if n in targets), name)
         target = targets.pop(name, None)
         if target is None:

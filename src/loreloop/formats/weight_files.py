@@ -25,6 +25,7 @@ PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.msgpack", "*.h5")
 
 def weight_files(folder: Path) -> list[Path]:
     """BadRequest where there are none, or one that the index names is not there."""
+    # A single file goes before an index, as in transformers; an index beside it is an older save's.
     if (folder / WEIGHTS_FILE).exists():
         return [folder / WEIGHTS_FILE]
     if (folder / INDEX_FILE).exists():
@@ -42,12 +43,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _indexed(index: Path) -> set[str]:
     """The files that an index names, all of them its neighbours."""
-    wrong = f"{index} has no weight_map from tensors to files beside it"
     files = read_json_object(index, str(index)).get("weight_map")
     if not isinstance(files, dict):
-        raise BadRequest(f"{wrong}.")
-    if not all(isinstance(file, str) and file == Path(file).name for file in files.values()):
-        raise BadRequest(f"{wrong}: a file is none beside it.")
+        raise BadRequest(f"{index} has no weight_map, which names the file of each tensor.")
+    # An index is untrusted input and must not name files outside the folder.
+    for file in files.values():
+        if not isinstance(file, str) or file != Path(file).name:
+            raise BadRequest(f"{index} names {file!r} in its weight_map, which is no name of a file beside it.")
     return set(files.values())
 
 

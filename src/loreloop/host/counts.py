@@ -26,6 +26,7 @@ class Counts:
     n_deaths: int = 0
 
     def sample_ended(self, op: SampleOp, result: SampleResult | Failure) -> None:
+        """Counts an ended sample, and its tokens if it has succeeded."""
         self.samples[_outcome(result)] += 1
         if isinstance(result, SampleResult):
             self.n_prompt_tokens += length_of(op.prompt)
@@ -33,6 +34,7 @@ class Counts:
             self.n_drawn_tokens += sum(n_ids(sequence.tokens) for sequence in result.sequences)
 
     def batch_ended(self, done: BatchDone) -> None:
+        """Counts the operations of a batch; those of a replay were counted when they ran first."""
         if not done.replayed:
             self.operations.update(_outcome(end.result) for end in done.ends)
 

@@ -109,6 +109,7 @@ class Dispatcher:
         found = self.store.read(journal.outcome, self.store.segments, request_id)
         if found is not None:
             return found
+        # Several polls may wait for the same operation, and one event wakes them all.
         ended = self.ends.setdefault(request_id, asyncio.Event())
         try:
             async with asyncio.timeout(hold_seconds):
@@ -130,6 +131,7 @@ class Dispatcher:
         if self.n_waiting_samples >= self.config.limits.waiting_samples:
             n = self.n_waiting_samples
             raise Unavailable(f"{n} samples are waiting before this one; send it again in a moment.", queue_position=n)
+        # Counting begins only after the message has left, so that an unknown model leaves nothing behind.
         self._send(base_model, Sample(op))
         self.tickets[op.request_id] = Ticket(op=op, base_model=base_model, recording=recording)
         self.n_waiting_samples += 1
@@ -150,6 +152,7 @@ class Dispatcher:
         return result
 
     def stream(self, request_id: str) -> AsyncIterator[Token | SampleResult | Failure]:
+        """A sample's tokens as they come and at last its result; Gone if nothing is known of it any more."""
         return self._ticket(request_id).stream()
 
     def forget(self, request_id: str) -> None:
@@ -176,6 +179,7 @@ class Dispatcher:
         """What the engine said of itself; waits until it has."""
         if base_model not in self.engines:
             raise NotFound(f"The model {base_model!r} is not served here; served are {', '.join(self.engines)}.")
+        # The future is everybody's: without the shield, one client that leaves would cancel it for all.
         return await asyncio.shield(self.engines[base_model].info)
 
     def known_info(self, base_model: str) -> EngineInfo | None:
@@ -188,6 +192,7 @@ class Dispatcher:
         return self.engines[base_model].queues
 
     def is_up(self, base_model: str) -> bool:
+        """Whether the engine of a base model is connected now."""
         return self.engines[base_model].connection is not None
 
     def meters(self, base_model: str) -> Meters:
@@ -195,6 +200,7 @@ class Dispatcher:
         return self.engines[base_model].meters
 
     def counts(self, base_model: str) -> Counts:
+        """What has passed for a base model since this process began."""
         return self.engines[base_model].counts
 
     async def serve_engine(self, connection: EngineConnection) -> None:
@@ -206,7 +212,7 @@ class Dispatcher:
                     base_model = message.base_model
                     await self._welcome(message, connection)
                 else:
-                    await self._hear(base_model, message)
+                    await self._handle(base_model, message)
         except (_Astray, Unavailable) as trouble:  # the second: the store cannot be read or written just now
             LOG.error("the engine of %s must begin anew: %s", base_model, trouble)
         finally:
@@ -219,22 +225,27 @@ class Dispatcher:
         engine = self.engines[hello.base_model]
         if not engine.info.done():
             engine.info.set_result(hello.info)
+        # A damaged operation may make others unusable, so the state is read anew after each round until nothing is
+        # damaged.
         while (state := self.store.read(replay.replay_state, self.store.segments, hello.base_model)).damaged:
             for damaged in state.damaged:
                 await self._end_damaged(damaged)
         connection.send(Restore(state.snapshots, state.batches, state.next_plan_no))
         for op in state.ops:
+            # An operation that an engine has died with runs alone, so that the next death names the one to blame.
             connection.send(Submit(op, alone=op.request_id in engine.deaths))
         connection.send(Restored())
         for ticket in self.tickets.values():
             if ticket.base_model == hello.base_model and ticket.result is None:
                 connection.send(Sample(ticket.resumed()))
+        # Only now: whatever was submitted before is part of what has just been sent, and must not be sent twice.
         engine.connection = connection
 
     async def _blame(self, base_model: str) -> None:
         """What an engine had in hand whenever it died may be what kills it; it is not tried for ever."""
         for ticket in self.tickets.values():
             if ticket.base_model == base_model and ticket.result is None:
+                # All samples of that moment are suspects, since nobody knows which of them was being computed.
                 ticket.n_deaths += 1
                 if ticket.n_deaths >= MAX_SAMPLE_DEATHS:
                     self._end_sample(ticket, _killer(MAX_SAMPLE_DEATHS))
@@ -276,16 +287,19 @@ class Dispatcher:
         await self.store.write(journal.give_up, self.store.segments, request_id, failure, time.time())
         self._release(request_id)
 
-    async def _hear(self, base_model: str, message: FromEngine) -> None:
+    async def _handle(self, base_model: str, message: FromEngine) -> None:
         match message:
             case BatchStarted(request_ids):
                 self.engines[base_model].executing.update(request_ids)
             case BatchDone(ends=ends):
                 self.engines[base_model].executing.difference_update(end.request_id for end in ends)
                 segments, now = self.store.segments, time.time()
+                # The results are on disk before anybody is woken, so that no client hears of what a crash could take
+                # back.
                 astray = await self.store.write(journal.record_batch, segments, base_model, message, now)
                 self.engines[base_model].counts.batch_ended(message)
                 for end in ends:
+                    # An operation that has ended well was not what killed an earlier engine.
                     self.engines[base_model].deaths.pop(end.request_id, None)
                     self._release(end.request_id)
                 for end in astray:
@@ -349,6 +363,7 @@ class Dispatcher:
         """Whoever waits is answered now, since nothing more will come: polls with "not yet", the others with a failure
         that says to ask again."""
         self.stopping = True
+        # Releasing changes the dictionary, so the loop goes over a copy.
         for request_id in list(self.ends):
             self._release(request_id)
         for ticket in self.tickets.values():
@@ -360,8 +375,10 @@ class Dispatcher:
 
     async def close_session(self, session_id: str) -> None:
         """After a session has ended: its samples are cancelled, its models unloaded, its ephemeral adapters deleted."""
-        mine = f"{session_id}:"
-        for request_id in [r for r, ticket in self.tickets.items() if r.startswith(mine) and ticket.result is None]:
+        id_prefix = f"{session_id}:"
+        for request_id in [
+            r for r, ticket in self.tickets.items() if r.startswith(id_prefix) and ticket.result is None
+        ]:
             self.cancel(request_id)
         for run in self.store.read(runs.of_session, session_id):
             await self.drop_model(run.id)
@@ -395,6 +412,7 @@ class Dispatcher:
         self._release_all(run_id)
 
     def drop_revision(self, revision_id: str) -> None:
+        """Lets all engines forget an adapter whose files are going away."""
         self._send_all(DropRevision(revision_id))
 
     def forget_results(self, ended_before: float) -> None:

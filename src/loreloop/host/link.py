@@ -22,6 +22,7 @@ LENGTH = struct.Struct(">I")
 
 
 def frame(message: ToEngine | FromEngine) -> bytes:
+    """A message as it goes over the socket: its length in four bytes, then the message."""
     body = msgspec.msgpack.encode(message)
     return LENGTH.pack(len(body)) + body
 
@@ -34,9 +35,11 @@ class EngineConnection:
         self.decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
     def send(self, message: ToEngine) -> None:
+        """Hands a message to the event loop, which writes it when the socket takes it."""
         self.writer.write(frame(message))
 
     async def messages(self) -> AsyncIterator[FromEngine]:
+        """The engine's messages as they come; the end of the stream, however it came about, ends them."""
         try:
             while True:
                 (length,) = LENGTH.unpack(await self.reader.readexactly(LENGTH.size))
@@ -45,6 +48,7 @@ class EngineConnection:
             self.close()
 
     def close(self) -> None:
+        """Hangs up; the engine takes that for its own end."""
         self.writer.close()
 
 
@@ -62,6 +66,7 @@ class EngineLink:
         self.writer.start()
 
     def send(self, message: FromEngine) -> None:
+        """Puts a message into the outbox; the computing thread never waits for the socket."""
         self.outbox.put(message)
 
     def close(self) -> None:
@@ -79,6 +84,7 @@ class EngineLink:
                 self.inbox.put(decoder.decode(stream.read(LENGTH.unpack(head)[0])))
         except (OSError, ValueError, msgspec.DecodeError):
             pass  # a broken stream is an ended one
+        # The engine's loop sleeps on this queue, so the end of the stream must come through it too.
         self.inbox.put(None)
 
     def _write(self) -> None:

@@ -42,8 +42,8 @@ class Record(msgspec.Struct, frozen=True):
 class _AsLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         detail = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
-        said = Record(record.levelno, record.getMessage(), detail or record.stack_info or "")
-        return MARK.decode() + msgspec.json.encode(said).decode()
+        entry = Record(record.levelno, record.getMessage(), detail or record.stack_info or "")
+        return MARK.decode() + msgspec.json.encode(entry).decode()
 
 
 def speak_to_supervisor() -> None:
@@ -68,7 +68,8 @@ class Log:
             raise WrongSettings(
                 f"The log cannot be written to {file} (`log_file`, --log-file): {error.strerror}. Name another file."
             ) from None
-        self._said: queue.SimpleQueue[tuple[str, Record] | None] = queue.SimpleQueue()
+        # This kind of queue may be filled from a signal's handler while the same thread is filling it.
+        self._queue: queue.SimpleQueue[tuple[str, Record] | None] = queue.SimpleQueue()
         self._readers: list[threading.Thread] = []
         self._newest: dict[str, threading.Thread] = {}  # by the name of the process that it reads from
         self._last_words: dict[str, str] = {}
@@ -76,7 +77,8 @@ class Log:
         self._writer.start()
 
     def say(self, level: int, source: str, text: str) -> None:
-        self._said.put((source, Record(level, text)))
+        """Takes one record of a process; it is written soon, by the thread of the log."""
+        self._queue.put((source, Record(level, text)))
 
     def follow(self, source: str, stream: IO[bytes]) -> None:
         """Takes what a process writes there, until it is closed."""
@@ -95,21 +97,23 @@ class Log:
         """Writes what was said until now, last words of ended processes included."""
         for reader in self._readers:
             reader.join(LAST_WORDS_SECONDS)  # a grandchild may hold the stream open
-        self._said.put(None)
+        self._queue.put(None)
         self._writer.join()
         self._handler.close()
 
     def _read(self, source: str, stream: IO[bytes]) -> None:
         with stream:
+            # A line without an end is taken in pieces, so that a process cannot fill the memory here.
             while line := stream.readline(MAX_LINE_BYTES):
                 record = _record_of(line)
+                # Only warnings and worse may explain a death.
                 if record.text and record.level >= QUIET_LEVEL:
                     self._last_words[source] = record.text.strip()
-                self._said.put((source, record))
+                self._queue.put((source, record))
 
     def _write_all(self) -> None:
-        while (said := self._said.get()) is not None:
-            source, record = said
+        while (entry := self._queue.get()) is not None:
+            source, record = entry
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             text = f"{now} {logging.getLevelName(record.level):<7} {source}: {record.text}"
             self._handler.write("\n".join([text, *(f"    {line}" for line in record.detail.splitlines())]))

@@ -28,6 +28,7 @@ class Meter:
         self.flushing: asyncio.Task[None] | None = None
 
     def add(self, key_id: str, spent: KeyUsage) -> None:
+        """Adds to what a key has used; it is written within `FLUSH_SECONDS`."""
         self.pending[key_id] = self.pending.get(key_id, NOTHING).plus(spent)
         if self.due is None:
             self.due = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._begin)
@@ -41,6 +42,7 @@ class Meter:
         if self.due is not None:
             self.due.cancel()
             self.due = None
+        # Taken out before the write, so that what comes during it is counted for the next time.
         spent, self.pending = self.pending, {}
         if not spent:
             return

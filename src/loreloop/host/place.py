@@ -22,6 +22,7 @@ def prepare(folder: Path) -> None:
     try:
         make_private(folder)
         try:
+            # Permissions, quotas and full disks show reliably only when something is written.
             probe.write_bytes(bytes(PROBE_BYTES))
         finally:
             probe.unlink(missing_ok=True)

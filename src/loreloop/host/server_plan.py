@@ -26,6 +26,7 @@ class ServerPlan(msgspec.Struct, frozen=True):
 
     @property
     def run_folder(self) -> Path:
+        """The folder for what belongs to a running server alone: socket, address, lock."""
         return self.config.data_path / "run"
 
     @property
@@ -55,14 +56,17 @@ class ServerPlan(msgspec.Struct, frozen=True):
 
     @property
     def file(self) -> Path:
+        """Where the plan itself lies, for the processes that read it."""
         return self.run_folder / "plan.json"
 
     def write(self) -> None:
+        """Writes the plan for the processes that are about to start."""
         self.run_folder.mkdir(parents=True, exist_ok=True)
         self.file.write_bytes(msgspec.json.encode(self))
 
 
 def read_plan(path: str) -> ServerPlan:
+    """The plan that the supervisor has written."""
     return msgspec.json.decode(Path(path).read_bytes(), type=ServerPlan)
 
 
@@ -70,6 +74,7 @@ def running_address(config: Config) -> Address | None:
     """Where the server of a data folder answers, if it runs."""
     try:
         address = msgspec.json.decode(ServerPlan(config, {}).address_file.read_bytes(), type=Address)
+        # Signal 0 reaches nobody; it only tells whether the process exists.
         os.kill(address.pid, 0)
     except (FileNotFoundError, ProcessLookupError, msgspec.DecodeError):  # none, or one that was killed
         return None

@@ -25,6 +25,7 @@ def came_up(folder: Path, pid: int) -> bool:
     """Whether a process that is dead now had said so; asked once."""
     mark = folder / str(pid)
     found = mark.exists()
+    # Numbers of processes are used again, so a mark must not outlive its process.
     mark.unlink(missing_ok=True)
     return found
 
@@ -54,4 +55,5 @@ class Starts:
         return self.n_in_vain >= MAX_STARTS
 
     def succeeded(self) -> None:
+        """The process came up, so that earlier failures no longer count."""
         self.n_in_vain = 0

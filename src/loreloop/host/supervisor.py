@@ -70,9 +70,10 @@ class Supervisor:
         self.plan.write()
         for note in self.notes:
             self._say(logging.WARNING, note)
-        lost.were_told(self.plan.config.data_path)
+        lost.confirm_reported(self.plan.config.data_path)
         for folder in (self.plan.empty_folder, self.plan.up_folder):
             shutil.rmtree(folder, ignore_errors=True)
+        # Emptied at every start: what a tool server has left there must not meet the next one.
         self.plan.empty_folder.mkdir()
         # An alarm and not a thread: a child would die with the thread that started it (host/orphans.py).
         signal.signal(signal.SIGALRM, lambda number, frame: self._start_due())
@@ -96,6 +97,7 @@ class Supervisor:
             pass
         finally:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+                # A second Ctrl-C must not break off the orderly end.
                 signal.signal(number, signal.SIG_IGN)
             self._end()
             self.log.close()
@@ -104,6 +106,7 @@ class Supervisor:
         child.lives += 1
         child.started = time.monotonic()
         command = children.python(child.module, *child.arguments, str(os.getpid()))
+        # The HTTP process keeps the ordinary allocator; the settings are for large tensors.
         environment = children.environment() | (self.environment if child is not self.http else {})
         folder = self.plan.empty_folder
         child.process = subprocess.Popen(
@@ -117,6 +120,7 @@ class Supervisor:
         """Starts a dead child again, after a pause that grows while it keeps dying; the others do not wait for it."""
         for child in [c for c in (self.http, *self.engines) if c.process and c.process.pid == pid]:
             self._count_start(child, pid, exit_code)
+            # A process that ran well for a while and dies once is started again at once.
             steady = time.monotonic() - child.started > STEADY_SECONDS
             child.n_deaths = 1 if steady else child.n_deaths + 1
             pause = min(FIRST_PAUSE_SECONDS * 2 ** min(child.n_deaths - 1, 20), LONGEST_PAUSE_SECONDS)
@@ -136,8 +140,8 @@ class Supervisor:
 
     def _start_due(self) -> None:
         now = time.monotonic()
-        ready = [child for at, child in self.due if at <= now]
-        self.due[:] = [(at, child) for at, child in self.due if at > now]
+        ready = [child for due_at, child in self.due if due_at <= now]
+        self.due[:] = [(due_at, child) for due_at, child in self.due if due_at > now]
         for child in ready:
             try:
                 self._start(child)
@@ -154,7 +158,7 @@ class Supervisor:
 
     def _set_alarm(self) -> None:
         if self.due:
-            signal.setitimer(signal.ITIMER_REAL, max(0.001, min(at for at, _ in self.due) - time.monotonic()))
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, min(due_at for due_at, _ in self.due) - time.monotonic()))
 
     def _say(self, level: int, text: str) -> None:
         self.log.say(level, "supervisor", text)
@@ -171,6 +175,7 @@ class Supervisor:
                 try:
                     process.wait(max(0.1, deadline - time.monotonic()))
                 except subprocess.TimeoutExpired:
+                    # Nothing that was acknowledged is lost by it, since it stands in the journal.
                     process.kill()
                     process.wait()
         self.plan.address_file.unlink(missing_ok=True)
@@ -184,6 +189,7 @@ def lock_data(run_folder: Path) -> IO[str]:
     except OSError as error:
         raise BadRequest(f"{run_folder / 'lock'} cannot be made: {error.strerror}. Is something else there?") from None
     try:
+        # The system lets go of such a lock when its process dies, so none is ever left behind.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise BadRequest(

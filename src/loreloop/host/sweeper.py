@@ -30,6 +30,7 @@ class Sweeper:
         self.dispatcher, self.store = dispatcher, dispatcher.store
 
     async def run(self) -> None:
+        """Sweeps for ever; a sweep that fails is logged and tried again."""
         while True:
             try:
                 await self.sweep(time.time())
@@ -38,6 +39,8 @@ class Sweeper:
             await asyncio.sleep(self._pause(time.time()))
 
     async def sweep(self, now: float) -> None:
+        """Takes away all that is due at `now`, in seconds since the epoch."""
+        # Sessions first: what belonged to them is then swept in the same round.
         await self._end_silent_sessions(now)
         await self._delete_expired_checkpoints(now)
         session = self.dispatcher.config.session
@@ -50,6 +53,7 @@ class Sweeper:
         for left in await self.store.write(checkpoints.take_left_files):
             destroy(left)
         self._unpin(now)
+        # Young files may belong to an operation that is just being written.
         self.dispatcher.files.sweep(now - YOUNG_SECONDS)
 
     def _pause(self, now: float) -> float:

@@ -41,6 +41,7 @@ class Ticket:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, tokens: tuple[Token, ...]) -> None:
+        """Takes tokens of a stream and wakes whoever reads it."""
         self.tokens += tokens
         self._wake()
 
@@ -54,6 +55,7 @@ class Ticket:
     def spent(self, result: SampleResult | Failure, now: float) -> KeyUsage:
         """What the request has used. Of one that was cut short that is what its stream had shown."""
         if isinstance(result, Failure):
+            # Without a token shown the prompt may never have been computed, and is not charged.
             n_prompt, n_drawn = length_of(self.op.prompt) if self.tokens else 0, len(self.tokens)
         else:
             n_prompt = length_of(self.op.prompt)
@@ -61,6 +63,7 @@ class Ticket:
         return KeyUsage(requests=1, prompt_tokens=n_prompt, generated_tokens=n_drawn, last_used=now)
 
     def _wake(self) -> None:
+        # Everyone who waits holds the old event; a new one is for whoever comes from now on.
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -76,13 +79,14 @@ class Ticket:
 
     async def stream(self) -> AsyncIterator[Token | SampleResult | Failure]:
         """Every token as it comes, at last the result."""
-        at = 0
-        while self.result is None or at < len(self.tokens):
-            if at == len(self.tokens):
+        n_shown = 0
+        # The reader may be slower than the engine: tokens that came with the result are still to be shown before it.
+        while self.result is None or n_shown < len(self.tokens):
+            if n_shown == len(self.tokens):
                 await self.changed.wait()
-            while at < len(self.tokens):
-                yield self.tokens[at]
-                at += 1
+            while n_shown < len(self.tokens):
+                yield self.tokens[n_shown]
+                n_shown += 1
         yield self.result
 
     def resumed(self) -> SampleOp:
@@ -91,9 +95,9 @@ class Ticket:
             return self.op
         partials = []
         for index in range(self.op.num_samples):
-            mine = [token for token in self.tokens if token.sample_index == index]
-            logprobs = pack_logprobs([token.logprob for token in mine])
-            partials.append(Partial(pack_ids([token.token for token in mine]), logprobs))
+            shown = [token for token in self.tokens if token.sample_index == index]
+            logprobs = pack_logprobs([token.logprob for token in shown])
+            partials.append(Partial(pack_ids([token.token for token in shown]), logprobs))
         return msgspec.structs.replace(self.op, resume=tuple(partials))
 
 

@@ -35,12 +35,15 @@ async def run_web(plan: ServerPlan, serve: Serve) -> None:
     """Runs `serve` (the web server, until it is told to end) with everything around it."""
     listening = bind(plan)
     store = Store(plan.config.data_path)
+    # While the server was down nobody could send a heartbeat, so no session may end for having been silent.
     await store.write(sessions.renew_all, time.time())
     dispatcher = Dispatcher(plan.config, store, tuple(plan.folders))
+    # A killed process leaves its socket's file behind, on which nobody could listen again.
     plan.socket.unlink(missing_ok=True)
     engines = await asyncio.start_unix_server(
         lambda reader, writer: dispatcher.serve_engine(EngineConnection(reader, writer)), plan.socket
     )
+    # Whoever may write to the socket could pass for an engine.
     plan.socket.chmod(0o600)
     sweeping = asyncio.create_task(Sweeper(dispatcher).run())
     url = url_of(listening)
@@ -52,6 +55,7 @@ async def run_web(plan: ServerPlan, serve: Serve) -> None:
         for task in (sweeping, announcing):
             task.cancel()
         await asyncio.wait({sweeping, announcing})
+        # The engines see the end of the stream and exit by themselves.
         engines.close()
         await dispatcher.meter.flush()
         store.close()
@@ -67,13 +71,16 @@ def bind(plan: ServerPlan) -> socket.socket:
 
 
 def url_of(listening: socket.socket) -> str:
+    """The address under which clients reach this socket; an IPv6 address stands in brackets."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def write_address(plan: ServerPlan, url: str) -> None:
+    """Writes the file by which command lines find this server, with the supervisor's process id and the nonce."""
     temporary = plan.address_file.with_suffix(".tmp")
     temporary.write_bytes(msgspec.json.encode(Address(url, os.getppid(), plan.nonce)))
+    # Renaming is atomic, so nobody reads half an address.
     temporary.replace(plan.address_file)
 
 

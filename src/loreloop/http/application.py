@@ -55,6 +55,7 @@ PLACES = "OpenAI's API is under /v1, Anthropic's under /anthropic/api/v1, Tinker
 
 
 def create_app(services: Services) -> Starlette:
+    """The application with all routes of all dialects mounted, its error handlers, and `services` on its state."""
     tinker: list[Route] = [
         *sessions.ROUTES,
         *training.ROUTES,
@@ -64,6 +65,7 @@ def create_app(services: Services) -> Starlette:
         *downloads.ROUTES,
         *health.ROUTES,
     ]
+    # OpenAI's routes are mounted twice: most clients expect /v1, those of Tinker's own service /oai/api/v1.
     openai_routes = [*models.ROUTES, *completions.ROUTES, *chat_completions.ROUTES, *responses.ROUTES]
     app = Starlette(
         routes=[
@@ -79,18 +81,24 @@ def create_app(services: Services) -> Starlette:
         exception_handlers={errors.LoreloopError: on_error, HTTPException: on_http_error},  # type: ignore[dict-item]
     )
     app.state.services = services
+    # The boundary is the outermost layer, so that it also sees what the error handlers themselves raise.
     app.add_middleware(Boundary)
     return app
 
 
 def error_answer(status_code: int, message: str, details: dict[str, Any] | None = None) -> Response:
     """A body that the SDK, its command line (`detail`), OpenAI's and Anthropic's clients (`error`) can all show."""
+    # OpenAI's clients decide by the type, not by the status code, whether a request is worth another try.
     kind = KINDS.get(status_code, "server_error" if status_code >= 500 else "invalid_request_error")
     error = {"message": message, "type": kind} | ({"details": details} if details else {})
     return answer({"type": "error", "detail": message, "error": error}, status_code)
 
 
 def on_error(request: Request, error: errors.LoreloopError) -> Response:
+    """An error of ours as an answer: its class gives the status code. Unavailable also sets `retry-after`, in seconds,
+    and the place in the queue where it is known."""
+    # The nearest class with a code of its own decides, so that a new error class without an entry falls back to its
+    # parent's.
     status_code = next(STATUS_CODES[kind] for kind in type(error).__mro__ if kind in STATUS_CODES)
     response = error_answer(status_code, error.message, error.details if isinstance(error, errors.BadRequest) else None)
     if isinstance(error, errors.Unavailable):
@@ -101,6 +109,8 @@ def on_error(request: Request, error: errors.LoreloopError) -> Response:
 
 
 def on_http_error(request: Request, error: HTTPException) -> Response:
+    """An error that the framework raises, in the same body as ours: an unknown path, a wrong method, a broken
+    request."""
     if error.status_code == 404:
         return error_answer(404, f"There is no route {request.method} {request.url.path} on this server. {PLACES}")
     if error.status_code == 405:
@@ -126,19 +136,21 @@ class Boundary:
             await self.app(scope, receive, exchange.send)
         except ClientDisconnect:
             pass  # nobody is left to answer
+        # A cancellation that is not the server's own stop belongs to whoever cancelled, and must go on upwards.
         except (asyncio.CancelledError, errors.OutOfService):
             if not served.dispatcher.stopping:
                 raise
             await exchange.break_off(stopping_answer(), STOPPING, receive)
         except Exception as error:
-            known = errors.disk_trouble(error) or error.__cause__  # the second: raised within a stream that had begun
-            if isinstance(known, errors.LoreloopError):
-                said, response = known.message, on_error(Request(scope), known)
+            # The cause is an error that was raised within a stream which had begun.
+            our_error = errors.disk_trouble(error) or error.__cause__
+            if isinstance(our_error, errors.LoreloopError):
+                message, response = our_error.message, on_error(Request(scope), our_error)
             else:
                 LOG.exception("%s failed", exchange)
-                said = f"{FAULT} under {exchange.request_id}."
-                response = error_answer(500, said)
-            await exchange.break_off(response, said, receive)
+                message = f"{FAULT} under {exchange.request_id}."
+                response = error_answer(500, message)
+            await exchange.break_off(response, message, receive)
         finally:
             await end_of_turn(scope, left=exchange.started and not exchange.ended)
             served.requests.add(exchange.route, exchange.status_code, exchange.seconds)
@@ -146,6 +158,7 @@ class Boundary:
 
 
 def stopping_answer() -> Response:
+    """The 503 for whoever comes while the server stops; it asks for another try in a second, on a new connection."""
     response = error_answer(503, STOPPING)
     response.headers["retry-after"] = "1"
     response.headers["connection"] = "close"

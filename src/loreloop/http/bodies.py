@@ -23,7 +23,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 HEAD_BYTES = 4096
 LARGE_BYTES = 1 << 18  # what is smaller is read within some milliseconds
 MAX_ENTRIES = 1 << 19  # of all lists and objects in a request for text: reading more would hold everybody up
-MAX_SAID, MAX_QUOTED = 500, 200  # characters of what the library says of a body
+MAX_EXPLANATION, MAX_QUOTED = 500, 200  # characters of what the library says of a body
 # Anthropic's client asks again without the field when it reads this.
 DETAILS = {"thread": {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}}
 _UNKNOWN = re.compile(r"unknown field `(.+?)`(?: - at `\$(\..+)`)?$")
@@ -38,6 +38,7 @@ async def read_body(request: Request) -> bytes:
     async for part in request.stream():
         n_bytes += len(part)
         parts.append(part)
+        # The check comes with every part, so that a body without a declared length cannot fill the memory first.
         if n_bytes > limit_bytes:
             raise _too_large(limit_bytes, b"".join(parts))
     body = b"".join(parts)
@@ -51,7 +52,10 @@ async def read_body(request: Request) -> bytes:
 
 def _unzstd(body: bytes, limit_bytes: int) -> bytes:
     try:
+        # The window is bounded as well as the result: a frame's header alone could otherwise demand gigabytes.
         with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(io.BytesIO(body)) as reader:
+            # One byte over the limit is enough to know that there is more, and keeps a bomb of zeros from being
+            # unpacked.
             plain = reader.read(limit_bytes + 1)
     except zstandard.ZstdError as error:
         raise BadRequest(f"The body claims to be zstd and is not: {error}.") from None
@@ -75,6 +79,8 @@ def decode(body: bytes, kind: type[T]) -> T:
 
 def decode_as_sent(body: bytes, kind: type[S]) -> S:
     """The same for a dialect's request, without its nulls and notes where it holds any that are no field."""
+    # The strict way is the fast one and fits nearly all requests. Only where it fails is the body decoded a second
+    # time, into plain values from which nulls and unknown notes can be removed.
     with contextlib.suppress(msgspec.ValidationError), _explained_as_json():
         return msgspec.json.decode(body or b"{}", type=kind)
     with _explained(kind):
@@ -88,15 +94,16 @@ def _explained(kind: type) -> Iterator[None]:
         with _explained_as_json():
             yield
     except msgspec.ValidationError as error:
-        said = _short(str(error))
-        unknown = _UNKNOWN.search(said)
-        raise BadRequest(_in_words(said, kind), DETAILS.get(unknown[1]) if unknown else None) from None
+        explanation = _short(str(error))
+        unknown = _UNKNOWN.search(explanation)
+        raise BadRequest(_in_words(explanation, kind), DETAILS.get(unknown[1]) if unknown else None) from None
 
 
 @contextlib.contextmanager
 def _explained_as_json() -> Iterator[None]:
     try:
         yield
+    # A validation error is a kind of decode error, and has its own, better explanation further up.
     except msgspec.ValidationError:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -107,7 +114,7 @@ def _explained_as_json() -> Iterator[None]:
 
 def _short(error: str) -> str:
     """What the library quotes of a body, names and words, may be as long as that; the place behind it is not."""
-    if len(error) <= MAX_SAID:
+    if len(error) <= MAX_EXPLANATION:
         return error
     words, sign, place = error.rpartition(" - at `$")
     words = words if sign else error
@@ -126,6 +133,7 @@ def _in_words(error: str, kind: type) -> str:
 
 
 async def read_json(request: Request, kind: type[T]) -> T:
+    """The body as a value of `kind`; BadRequest and TooLarge as `read_body` and `decode` raise them."""
     return decode(await read_body(request), kind)
 
 
@@ -140,4 +148,5 @@ async def read_as_sent(request: Request, kind: type[S]) -> S:
 
 
 def answer(value: Any, status_code: int = 200) -> Response:
+    """An HTTP response whose body is `value` as JSON."""
     return Response(msgspec.json.encode(value), status_code, media_type="application/json")

@@ -27,10 +27,12 @@ class Exchange:
         self.started_at = time.perf_counter()
         self.status_code = LEFT
         self.started = self.ended = self._streams = False
+        # The routes write the key's name here; the log has to find the place even where no route was reached.
         scope.setdefault("state", {})
 
     @property
     def seconds(self) -> float:
+        """How long this request has taken until now, in seconds."""
         return time.perf_counter() - self.started_at
 
     @property
@@ -41,6 +43,7 @@ class Exchange:
 
     def __str__(self) -> str:
         """What the log says of it: no body, no query, no secret."""
+        # Paths and names of keys come from outside: escaped, they cannot forge a second line in the log.
         path = self.scope["path"][:SHOWN].encode("unicode_escape").decode()
         key = self.scope["state"].get("key_name", "")
         return (
@@ -49,6 +52,7 @@ class Exchange:
         )
 
     async def send(self, message: Message) -> None:
+        """Passes a part of the answer on, notes how far the answer has come, and adds the request's id to its head."""
         if message["type"] == "http.response.start":
             self.started, self.status_code = True, message["status"]
             headers = list(message.get("headers", []))

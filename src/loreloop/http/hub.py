@@ -53,9 +53,12 @@ class Repository:
 
 
 def resolve(request: Request) -> Response:
+    """A file of a served model, with the digest that the hub's clients compare with their cache; 404 in the hub's form
+    where there is none."""
     found = repository(request)
     if isinstance(found, Response):
         return found
+    # The name is looked up in the list and never joined to a path, so `..` in it cannot leave the folder.
     name = request.path_params["file"]
     headers = {"x-repo-commit": found.commit}
     if name not in found.files:
@@ -66,6 +69,8 @@ def resolve(request: Request) -> Response:
 
 
 def about_model(request: Request) -> Response:
+    """What the hub says of a model: its commit and the list of its files, which clients ask for before they
+    download."""
     found = repository(request)
     if isinstance(found, Response):
         return found
@@ -75,6 +80,7 @@ def about_model(request: Request) -> Response:
 
 
 def tree(request: Request) -> Response:
+    """The files of a model with their sizes in bytes and digests, all of them or those of one folder."""
     found = repository(request)
     if isinstance(found, Response):
         return found
@@ -93,15 +99,18 @@ def repository(request: Request) -> Repository | Response:
     if folder is None:
         return refused("RepoNotFound", f"{name[:200]!r} is not served here; without HF_ENDPOINT clients ask the hub.")
     found = read_repository(name, folder)
+    # The commit is made of the contents, so a client that pinned one notices when the model in this folder is another.
     if revision not in ("main", found.commit):
         return refused("RevisionNotFound", f"{name} has the revisions main and {found.commit} here.")
     return found
 
 
 def read_repository(name: str, folder: Path) -> Repository:
+    """The files of a model's folder that may be given out, with their digests and a commit made from these."""
     files = {file: folder / file for file in FILES if (folder / file).is_file()}
     files |= {f"{TEMPLATES}/{file.name}": file for file in sorted((folder / TEMPLATES).glob("*.jinja"))}
     digests = {file: digest(path) for file, path in files.items()}
+    # The hub's commits are sha1 digests, and its clients accept nothing of another length.
     commit = hashlib.sha1(repr(sorted(digests.items())).encode(), usedforsecurity=False).hexdigest()
     return Repository(name, files, digests, commit)
 
@@ -114,15 +123,18 @@ def digest(path: Path) -> str:
 
 @functools.lru_cache(maxsize=1024)  # some hundred models, each with a handful of files
 def digest_of_state(path: Path, size: int, mtime_ns: int) -> str:
+    """The sha1 of a file; size and time are arguments only so that a changed file misses the cache."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.sha1(usedforsecurity=False)).hexdigest()
 
 
 def size(found: Repository, name: str) -> int:
+    """The size of a file of the repository, in bytes."""
     return found.files[name].stat().st_size
 
 
 def refused(code: str, message: str, headers: dict[str, str] | None = None) -> Response:
+    """A 404 in the hub's form: its clients read the code and the message from headers, not from the body."""
     response = answer({"error": message}, 404)
     response.headers.update({"x-error-code": code, "x-error-message": message.encode("ascii", "replace").decode()})
     response.headers.update(headers or {})

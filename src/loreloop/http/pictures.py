@@ -39,6 +39,7 @@ class Pictures:
         self.pool = ThreadPoolExecutor(2, "images")
 
     async def close(self) -> None:
+        """Closes the connections over which images were fetched."""
         await self.web.close()
 
     async def in_prompt(self, chunks: tuple[Chunk, ...], info: EngineInfo) -> tuple[Chunk, ...]:
@@ -47,6 +48,7 @@ class Pictures:
         return tuple(known.get(chunk, chunk) for chunk in chunks)
 
     async def in_data(self, data: tuple[Datum, ...], info: EngineInfo) -> tuple[Datum, ...]:
+        """The training data with every image checked and counted in tokens; the data itself where there is none."""
         chunks = [(f"Datum {index}", chunk) for index, datum in enumerate(data) for chunk in datum.chunks]
         known = await self._checked(chunks, info, WIRE_FORMATS)
         if not known:
@@ -55,6 +57,7 @@ class Pictures:
 
     async def in_conversation(self, conversation: Conversation, info: EngineInfo) -> Conversation:
         """Every picture with its checked chunk."""
+        # A conversation repeats its pictures with every turn; each different one is fetched and decoded once.
         urls = list(dict.fromkeys(picture.url for turn in conversation.turns for picture in turn.pictures))
         if not urls:
             return conversation
@@ -76,6 +79,7 @@ class Pictures:
         self, chunks: Sequence[tuple[str, Chunk]], info: EngineInfo, formats: tuple[str, ...]
     ) -> dict[Chunk, ImageChunk]:
         """Each different image once; where it stands is told with what is wrong with it."""
+        # Reversed, so that of equal images the first place remains, which is the one to be told.
         images = {chunk: where for where, chunk in reversed(chunks) if isinstance(chunk, ImageChunk)}
         if not images:
             return {}
@@ -89,6 +93,7 @@ class Pictures:
         found: dict[str, ImageChunk | None] = dict.fromkeys(urls)
         loop = asyncio.get_running_loop()
         for url in urls:
+            # Slicing before comparing keeps a URL of many megabytes from being copied in lower case.
             if url[:5].lower() == "data:":
                 found[url] = await loop.run_in_executor(self.pool, _of_data_url, url)
         elsewhere = [url for url, image in found.items() if image is None]
@@ -100,6 +105,8 @@ def _check_all(
     images: Mapping[ImageChunk, str], rules: ImageRules, limits: LimitConfig, formats: tuple[str, ...]
 ) -> list[ImageChunk]:
     bounds = ImageLimits(limits.image_mib << 20, limits.image_megapixels * 1_000_000)
+    # Pixels are bounded over the whole request as well: many images that are each allowed would fill the memory
+    # together.
     most, n_pixels = limits.request_megapixels * 1_000_000, 0
     for image, where in images.items():  # by their heads; nothing is decoded of a request that is too large
         with _standing_at(where):

@@ -36,13 +36,17 @@ class ImageWeb:
         return httpx.AsyncClient(trust_env=False, follow_redirects=False, cookies=nobody)
 
     async def images(self, urls: Sequence[str]) -> list[ImageChunk]:
+        """The images at these addresses, in their order. BadRequest where a host is not allowed, or where an address
+        gives no image within the bounds of time and size."""
         if len(urls) > MAX_ADDRESSES:
             raise BadRequest(
                 f"{len(urls)} images are named by address; name {MAX_ADDRESSES}, send others as data: URLs."
             )
+        # All addresses are checked before the first is asked, so that a refused request has asked for nothing.
         addresses = [self._allowed(url) for url in urls]
         deadline, left = asyncio.get_running_loop().time() + FETCH_SECONDS, self.request_bytes
         found: list[ImageChunk] = []
+        # One after another, because each may only use the bytes that the ones before it have left.
         for url, address in zip(urls, addresses, strict=True):
             data = await self._fetched(address, min(left, self.image_bytes), deadline)
             kind = kind_of(data) if data else None
@@ -57,6 +61,7 @@ class ImageWeb:
         return found
 
     async def close(self) -> None:
+        """Closes the client, if one was made."""
         if "client" in self.__dict__:  # it was made
             await self.client.aclose()
 
@@ -69,6 +74,8 @@ class ImageWeb:
             raise BadRequest(f"The image's address {url[:80]!r} is none; send a data: URL with base64.") from None
         default = DEFAULT_PORTS.get(address.scheme)
         port = default if address.port is None else address.port
+        # A host without a port is allowed on the usual ports only: another port of the same machine may be another
+        # service.
         is_named = f"{host}:{port}" in self.hosts or (port in DEFAULT_PORTS.values() and host in self.hosts)
         if default is None or address.userinfo or not is_named:
             raise BadRequest(
@@ -87,6 +94,7 @@ class ImageWeb:
             ):
                 if reply.status_code != 200:
                     return None
+                # Raw bytes: a compressed answer would be unpacked by the client before its size could be bounded.
                 async for part in reply.aiter_raw():
                     data += part
                     if len(data) > limit_bytes:

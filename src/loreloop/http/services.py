@@ -33,12 +33,15 @@ class RequestCounts:
     seconds: dict[tuple[str, int], float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, route: str, status_code: int, seconds: float) -> None:
+        """Counts one request that took so many seconds."""
         self.counts[route, status_code] += 1
         self.seconds[route, status_code] += seconds
 
 
 @dataclass(frozen=True)
 class Services:
+    """All that routes work with. `nonce` tells this start of the server from others at the same address."""
+
     config: Config
     store: Store
     dispatcher: Dispatcher
@@ -52,6 +55,7 @@ class Services:
 
 
 def services(request: Request) -> Services:
+    """The services of the application that received the request."""
     return cast(Services, request.app.state.services)
 
 
@@ -76,13 +80,16 @@ def may_use(key: KeyRow, model: str) -> None:
 
 
 def has(key: KeyRow, scope: str) -> bool:
+    """Whether the key carries `scope`, itself or by a higher one that implies it."""
     return any(scope in IMPLIED.get(held, ()) for held in key.scopes)
 
 
 def _known(request: Request) -> KeyRow:
     scheme, _, bearer = request.headers.get("authorization", "").strip().partition(" ")
+    # A header without a scheme is the key alone; it then ends up where the scheme is expected.
     if scheme.lower() != "bearer":
         bearer = scheme  # the bare key, as some send it
+    # Anthropic's clients and the Tinker SDK send `x-api-key`, OpenAI's send a bearer token.
     secret = request.headers.get("x-api-key") or bearer.strip()
     if not secret:
         raise Unauthorized("No key came with this request; set TINKER_API_KEY, or send Authorization: Bearer tml-….")
@@ -96,8 +103,10 @@ def _known(request: Request) -> KeyRow:
 
 
 def now() -> float:
+    """The time in seconds since the epoch, as the store's rows hold it."""
     return time.time()
 
 
 def fresh_seed() -> int:
+    """A random seed of 63 bits, which fits the signed integers of the wire and of SQLite."""
     return secrets.randbits(63)

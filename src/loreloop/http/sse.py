@@ -17,10 +17,12 @@ EVENT_STREAM = b"text/event-stream"
 
 
 def data_event(value: object) -> bytes:
+    """An event without a name whose data is `value` as JSON, as OpenAI's streams have it."""
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
 def named_event(name: str, value: object) -> bytes:
+    """An event with a name and data, as Anthropic's streams and OpenAI's responses have it."""
     return b"event: " + name.encode() + b"\n" + data_event(value)
 
 
@@ -35,6 +37,7 @@ class EventStream(StreamingResponse):
     """`at_end` is called when the stream is over, however early its client has left."""
 
     def __init__(self, events: AsyncIterator[bytes], headers: dict[str, str], at_end: Callable[[], None]) -> None:
+        # The second header keeps nginx from collecting the stream until it ends.
         quiet = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(_kept_alive(events), media_type=EVENT_STREAM.decode(), headers=quiet | headers)
         self.at_end = at_end
@@ -51,6 +54,8 @@ async def _kept_alive(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     coming: asyncio.Task[bytes] | None = None
     try:
         while True:
+            # The pending read survives a keep-alive: cancelling it would end the iterator, and lose an event that is
+            # just arriving.
             coming = coming or asyncio.ensure_future(anext(iterator))
             await asyncio.wait({coming}, timeout=KEEP_ALIVE_SECONDS)
             if not coming.done():
@@ -63,6 +68,7 @@ async def _kept_alive(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             coming = None
             yield event
     finally:
+        # The client has left in the middle: the read must end before the iterator can be closed.
         if coming is not None:
             await end(coming)
         await events.aclose()  # type: ignore[attr-defined]

@@ -14,4 +14,5 @@ async def end(*tasks: asyncio.Future[Any]) -> None:
     await asyncio.wait(tasks)
     for task in tasks:
         if not task.cancelled():
+            # Reading the exception marks it as seen, which is all that is wanted here.
             task.exception()

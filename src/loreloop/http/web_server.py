@@ -18,6 +18,7 @@ LAST_ANSWERS_SECONDS = 1.0
 
 async def serve_until_told(app: ASGIApp, dispatcher: Dispatcher, listening: socket.socket) -> None:
     """Until SIGTERM or SIGINT."""
+    # The server's own log, lifespan and loop are switched off: this process has all three already.
     settings = uvicorn.Config(
         app,
         http=BoundedConnection,
@@ -48,6 +49,7 @@ class _Server(uvicorn.Server):
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
         await ended.wait()
+        # This answers everybody who waits; what is left is to let those answers get out before the sockets close.
         self.dispatcher.stop()
         if tasks := set(self.server_state.tasks):
             _, late = await asyncio.wait(tasks, timeout=LAST_ANSWERS_SECONDS)

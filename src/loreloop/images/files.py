@@ -33,6 +33,8 @@ BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 @dataclass(frozen=True)
 class ImageLimits:
+    """Bounds on one image: bytes of its file, and pixels once it is decoded."""
+
     max_bytes: int = 20 << 20
     max_pixels: int = 40_000_000
 
@@ -59,7 +61,7 @@ def read_image(data: bytes, limits: ImageLimits) -> Image.Image:
     turn = TURNS.get(_turn(image))
     decoded = outcome_of(partial(_decoded, image))
     if isinstance(decoded, Exception):
-        raise BadRequest(f"The image cannot be decoded: {_told(decoded)}.") from None
+        raise BadRequest(f"The image cannot be decoded: {_reason(decoded)}.") from None
     return decoded if turn is None else decoded.transpose(turn)
 
 
@@ -79,12 +81,13 @@ def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
     if isinstance(image, BOMB):
         raise BadRequest(f"The image has too many pixels; at most {limits.max_pixels} are taken.")
     if isinstance(image, Exception):
-        raise BadRequest(f"The image's head cannot be read: {_told(image)}.")
+        raise BadRequest(f"The image's head cannot be read: {_reason(image)}.")
     width, height = image.size
     if width * height > limits.max_pixels:
         raise BadRequest(f"The image is {width} × {height} pixels; at most {limits.max_pixels} together are taken.")
     if width < 1 or height < 1:
         raise BadRequest(f"The image is {width} × {height} pixels: there is nothing to see.")
+    # Which frame was meant cannot be known, so none is chosen.
     if kind != "jpeg" and getattr(image, "is_animated", False):  # a JPEG's further pictures are previews
         raise BadRequest("The image is animated; send one of its frames.")
     return image
@@ -99,19 +102,19 @@ def _turn(image: Image.Image) -> int:
 
 def notes_first(png: bytes) -> bytes:
     """The file with what was noted behind its pixels before them, so that its head alone tells how it was held."""
-    at, pixels, late = len(SIGNATURE), 0, list[bytes]()
+    position, pixels, late_notes = len(SIGNATURE), 0, list[bytes]()
     for _ in range(MOST_CHUNKS):
-        length, kind = int.from_bytes(png[at : at + 4]), png[at + 4 : at + 8]
-        after = at + CHUNK_FRAME + length
+        length, kind = int.from_bytes(png[position : position + 4]), png[position + 4 : position + 8]
+        after = position + CHUNK_FRAME + length
         if after > len(png):
             break
         if kind == b"IDAT":
-            pixels = pixels or at
+            pixels = pixels or position
         elif pixels and kind in NOTES:  # of which readers check no sum behind the pixels, but do before them
-            late.append(png[at : after - 4] + zlib.crc32(png[at + 4 : after - 4]).to_bytes(4))
-        at = after
-    return png[:pixels] + b"".join(late) + png[pixels:] if late else png
+            late_notes.append(png[position : after - 4] + zlib.crc32(png[position + 4 : after - 4]).to_bytes(4))
+        position = after
+    return png[:pixels] + b"".join(late_notes) + png[pixels:] if late_notes else png
 
 
-def _told(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     return str(error)[:200].rstrip(".") or type(error).__name__

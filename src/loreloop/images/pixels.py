@@ -16,6 +16,8 @@ from loreloop.protocol.training import ImageChunk
 
 
 def pixels_CHW(chunk: ImageChunk, cut: Cut, rules: ImageRules, limits: ImageLimits) -> NDArray[np.float32]:
+    """The image's pixels, (3, H, W) in float32, of a tower's own size. BadRequest where the file cannot be decoded.
+    The arithmetic is in the order of transformers' processors: scaled in fp64, rounded to fp32, then normalised."""
     image = read_image(chunk.data, limits)
     resample = Image.Resampling(rules.resample)
     if chunk.width is not None and chunk.height is not None:

@@ -32,6 +32,8 @@ class Panels:
 @functools.cache
 def _calls() -> Any:
     """The library, where it has these kernels: processors that multiply bf16."""
+    # The functions exist only where the compiler's target multiplies bf16, so their absence is an ordinary answer and
+    # not an error.
     calls: Any = library()
     if not hasattr(calls, "panel_product"):
         return None
@@ -48,8 +50,12 @@ def supports(x: Tensor) -> bool:
 
 
 def laid_out(weight_OI: Tensor) -> Panels:
+    """The weight (O, I) in the order in which the kernels read it: tiles of 16 outputs, pairs of inputs. Costs a copy,
+    so it is for weights that do not change."""
     d_out, d_in = weight_OI.shape
+    # The kernel steps from row to row by a stride but reads a row's numbers one behind the other.
     weight_OI = _rows(weight_OI)
+    # Both sizes are rounded up: the kernel fills the rest with zeros, which add nothing to any sum.
     numbers = weight_OI.new_empty(-(-d_out // LANES), -(-d_in // 2), LANES, 2)
     _calls().panel_lay_out(d_out, d_in, weight_OI.data_ptr(), weight_OI.stride(0), numbers.data_ptr())
     return Panels(numbers, d_out, d_in)
@@ -57,6 +63,7 @@ def laid_out(weight_OI: Tensor) -> Panels:
 
 def product(x_TI: Tensor, weight: Panels | Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x · Wᵀ + bias (fp32), (T, O) bf16."""
+    # The result has the true number of outputs; the padding behind a laid out weight's last output is never stored.
     d_out = weight.d_out if isinstance(weight, Panels) else weight.shape[0]
     y_TO = x_TI.new_empty(x_TI.shape[0], d_out)
     _call(y_TO, x_TI, weight, adds=False, bias_O=bias_O)
@@ -68,6 +75,7 @@ def turned_product(x_TO: Tensor, weight_OI: Tensor) -> Tensor:
     y_TI = x_TO.new_empty(x_TO.shape[0], weight_OI.shape[1])
     x_TO, weight_OI = _rows(x_TO), _rows(weight_OI)
     assert x_TO.shape[1] == weight_OI.shape[0], (x_TO.shape, weight_OI.shape)
+    # The same kernel computes x · Wᵀ and x · W: here the roles of the two operands are exchanged instead of copying Wᵀ.
     strides = (number for x in (weight_OI, x_TO, y_TI) for number in (x.data_ptr(), x.stride(0)))
     _calls().panel_product(*y_TI.shape, x_TO.shape[1], *strides, 1, 0, None)
     return y_TI
@@ -75,6 +83,7 @@ def turned_product(x_TO: Tensor, weight_OI: Tensor) -> Tensor:
 
 def add_product(y_TO: Tensor, x_TI: Tensor, weight: Panels | Tensor) -> None:
     """y += x · Wᵀ, rounded once."""
+    # A copy of y would take the sum, and the caller would keep the old numbers, so a strided y is refused.
     assert y_TO.stride(1) == 1 or y_TO.shape[1] <= 1
     _call(y_TO, x_TI, weight, adds=True, bias_O=None)
 
@@ -82,6 +91,7 @@ def add_product(y_TO: Tensor, x_TI: Tensor, weight: Panels | Tensor) -> None:
 def site(x_TI: Tensor, weight: Panels, bias_O: Tensor | None, a: Panels, b: Panels, mask_TR: Tensor | None) -> Tensor:
     """x · Wᵀ + bias, and to it, rounded, ((x · Aᵀ) ∘ mask) · Bᵀ; the mask is of zeros and ones."""
     x_TI, n_rows = x_TI.contiguous(), x_TI.shape[0]
+    # The kernel takes no strides for the mask, so anything but its own shape would read beyond it.
     assert mask_TR is None or (mask_TR.is_contiguous() and mask_TR.shape == (n_rows, a.d_out))
     y_TO, h_TR = x_TI.new_empty(n_rows, weight.d_out), x_TI.new_empty(n_rows, a.d_out)
     pointers = (
@@ -95,6 +105,7 @@ def site(x_TI: Tensor, weight: Panels, bias_O: Tensor | None, a: Panels, b: Pane
 def _call(y_TO: Tensor, x_TI: Tensor, weight: Panels | Tensor, *, adds: bool, bias_O: Tensor | None) -> None:
     x_TI = _rows(x_TI)
     if isinstance(weight, Panels):
+        # A stride of zero tells the kernel that the weight has been laid out.
         d_in, w, stride = weight.d_in, weight.numbers, 0
     else:
         d_in, w = weight.shape[1], _rows(weight)

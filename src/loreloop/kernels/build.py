@@ -28,10 +28,12 @@ SECONDS = 300  # a busy machine takes a minute; without the kernels everything a
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The kernels, or None where they are turned off or cannot be built."""
+    # A user's own choice of a compiler goes before the machine's default.
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc"))), None)
     if os.environ.get("LORELOOP_KERNELS") == "0" or compiler is None or sys.platform != "linux":
         return None
     try:
+        # A failed build must not keep a server from starting: everything works without kernels, only slower.
         return ctypes.CDLL(str(_built(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         why = f"it did not end in {SECONDS} s" if isinstance(error, subprocess.TimeoutExpired) else error
@@ -41,12 +43,15 @@ def library() -> ctypes.CDLL | None:
 
 def _built(compiler: str) -> Path:
     flags = FLAGS + (WIDE if platform.machine() == "x86_64" else [])
+    # The key covers all that the machine code depends on, so that a new version or another machine never loads a stale
+    # file.
     told_apart = [*(source.read_text() for source in SOURCES + HEADERS), *flags, compiler, _processor()]
     key = hashlib.sha256("\0".join(told_apart).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loreloop"
     target = folder / f"cpu-{key}.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
+        # Two processes may build at once. Each writes a file of its own, and the rename puts a complete one in place.
         unfinished = target.with_suffix(f".{os.getpid()}.tmp")
         command = [compiler, *flags, "-o", str(unfinished), *map(str, SOURCES), "-lm"]
         subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)

@@ -25,6 +25,8 @@ _SIGNATURES = {
     "add_log_sums": [c_int64] * 6 + [c_void_p, c_float, c_void_p, c_int64, c_void_p],
     "score_gradients": [c_int64] * 6 + [c_void_p, c_float] + [c_void_p] * 2 + [c_int64, c_void_p] * 2,
     "turn_and_store": [c_int64] * 7 + [c_void_p] * 8,
+    # A pointer must be declared as such: ctypes would otherwise pass a Python integer as 32 bits and cut the address
+    # off.
     "attend_newest": [c_int64] * 5 + [c_void_p] * 6,  # only for processors that multiply bf16
 }
 
@@ -44,6 +46,7 @@ def _calls() -> Any:
     """The library with its functions' arguments declared; None: there is none."""
     calls = library()
     for name, arguments in _SIGNATURES.items():
+        # The loop runs over None as well, where no library could be built; every name is then simply missing.
         function = getattr(calls, name, None)
         if function is not None:
             function.argtypes, function.restype = arguments, None
@@ -56,6 +59,7 @@ def add_rms_norm(x_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: f
     assert x_TD.is_contiguous()
     out_TD = torch.empty(x_TD.shape, dtype=torch.bfloat16)
     if delta_TD is None:
+        # Without a delta the kernel writes no sum, and x itself is what the caller goes on with.
         sum_TD, delta, total = x_TD, None, None
     else:
         assert delta_TD.is_contiguous()
@@ -77,6 +81,7 @@ def gated_silu(gate_up_TF2: Tensor) -> Tensor:
 def rms_norm_backward(x_TD: Tensor, dy_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """The gradient (fp32) of what `add_rms_norm` took the norm of, from that of its bf16 result."""
     assert x_TD.is_contiguous()
+    # Autograd may hand in an expanded or transposed gradient, and the kernel reads rows one behind the other.
     dy_TD = dy_TD.contiguous()
     dx_TD = torch.empty_like(x_TD)
     n_rows, width = x_TD.shape
@@ -104,6 +109,8 @@ class Window:
     from_T: Tensor | None
 
     def arguments(self, scores_GRK: Tensor) -> tuple[int | None, ...]:
+        """The sizes and bounds that every kernel over scores (G, R, K) takes first. The tensor behind the pointer must
+        outlive the call."""
         from_T = None if self.from_T is None else self.from_T.data_ptr()
         return (*scores_GRK.shape, self.n_repeats, self.first_query, self.first_key, from_T)
 
@@ -111,6 +118,7 @@ class Window:
 def add_log_sums(score_GRK: Tensor, window: Window, scale: float, log_sum_GR: Tensor) -> None:
     """log_sum = log(e^log_sum + Σ e^(scale · score)) over the keys a row sees, in place, fp32."""
     assert score_GRK.is_contiguous()
+    # The sums are a slice of a larger block's, so groups may lie apart, but the rows of a group may not.
     assert log_sum_GR.stride(1) == 1
     _calls().add_log_sums(
         *window.arguments(score_GRK), scale, score_GRK.data_ptr(), log_sum_GR.stride(0), log_sum_GR.data_ptr()
@@ -149,6 +157,7 @@ def turn_and_store(
     n_rows, n_heads, d_head = q_THE.shape
     out_THE = torch.empty(q_THE.shape, dtype=q_THE.dtype)
     for x in (q_THE, k_TGE, v_TGE):
+        # Rows may lie apart, since queries, keys and values are slices of one fused product; within a row they may not.
         assert x.stride()[1:] == (d_head, 1), x.stride()
     tensors = (q_THE, k_TGE, v_TGE, angles.cos_TE, angles.sin_TE, slot_T, out_THE, cache_S2GE)
     _calls().turn_and_store(
@@ -176,6 +185,7 @@ class NewestKeys:
 def attend_newest(q_THE: Tensor, cache_S2GE: Tensor, keys: NewestKeys, out_THE: Tensor) -> None:
     """softmax(q·k/√E)·v for the rows of newest tokens, written to the same rows of `out_THE`."""
     n_heads, d_head = q_THE.shape[1:]
+    # The kernel takes no strides at all, so that its inner loops stay simple.
     for x in (q_THE, cache_S2GE, keys.slots_BK, out_THE):
         assert x.is_contiguous()
     _calls().attend_newest(

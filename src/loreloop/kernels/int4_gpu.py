@@ -43,6 +43,7 @@ def _triton() -> bool:
 
 def supports(device: torch.device) -> bool:
     """Whether these kernels run there."""
+    # Triton's interpreter makes the same kernels testable on machines without a GPU.
     return (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1") and _triton()
 
 
@@ -60,16 +61,19 @@ class Int4GpuWeight:
         """Zeros, also behind the last input, where they stay."""
         d_out, d_in = shape
         n_sheets = -(-d_in // BLOCK)
+        # Zeros matter behind the last input: with a scale of zero a padded input adds exactly nothing.
         codes = torch.zeros(n_sheets, d_out, BLOCK // 2, dtype=torch.uint8, device=device)
         scales = torch.zeros(n_sheets, d_out, 4, dtype=dtype, device=device)
         return Int4GpuWeight(codes, scales, torch.zeros_like(scales) if offsets else None, d_in)
 
     @property
     def bits(self) -> int:
+        """Always 4; the attribute that packed weights of a CPU have too."""
         return 4
 
     @property
     def d_out(self) -> int:
+        """The number of outputs O; inputs are padded to whole blocks, outputs are not."""
         return self.codes.shape[1]
 
     def __getitem__(self, rows: slice | Tensor) -> Int4GpuWeight:
@@ -81,6 +85,8 @@ class Int4GpuWeight:
         """Codes 0 … 15 in uint8."""
         pad = -self.d_in % BLOCK
         code_OI = F.pad(code_OI.to(self.codes.device), (0, pad))
+        # Groups 0 and 2 of a block go into low halves of bytes, 1 and 3 into high ones; the permutation then puts the
+        # bytes of one word side by side.
         low, high = code_OI.unflatten(1, (-1, 2, 2, GROUP // 2, 2)).unbind(3)  # output, sheet, half, word, input
         self.codes.copy_((low | high << 4).permute(1, 0, 3, 4, 2).flatten(2))
         for target, number_OG in ((self.scales, scale_OG), (self.offsets, offset_OG)):
@@ -90,6 +96,7 @@ class Int4GpuWeight:
 
     def plain(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Codes (O, I), scales and offsets (O, G)."""
+        # The exact inverse of `fill`, axis by axis.
         byte = self.codes.unflatten(2, (GROUP // 2, 2, 2)).permute(1, 0, 4, 2, 3)  # output, sheet, half, word, input
         code_OI = torch.stack((byte & 15, byte >> 4), 3).flatten(1)[:, : self.d_in]
         offset_OG = None if self.offsets is None else self._groups(self.offsets)
@@ -123,6 +130,8 @@ class Int4GpuGroup:
     def __init__(self, weights: Sequence[Int4GpuWeight], *, exact: bool = False) -> None:
         self.weights, self.exact = tuple(weights), exact
         self.first = weights[0]
+        # A launch passes one shape and one dtype for all weights, so a stranger among them would be read wrongly
+        # without any error.
         assert len({(weight.codes.shape, weight.d_in, weight.scales.dtype) for weight in weights}) == 1
 
     @functools.cached_property
@@ -148,6 +157,7 @@ class Int4GpuGroup:
         return dx_NI
 
     def _tile(self, tiles: dict[int, Tile], n_rows: int) -> Tile:
+        # The tile decides the order of additions. With exact rows it must not follow the number of rows in a batch.
         rows = EXACT_ROWS if self.exact else n_rows / len(self.weights)
         return next(tile for most, tile in tiles.items() if rows <= most)
 
@@ -159,7 +169,9 @@ class Int4GpuGroup:
         # too many.
         n_tiles = min(n_rows, n_rows // tile.rows + n_weights)
         words, scales = first.codes.view(torch.int32), first.scales.view(torch.int64)
+        # A kernel needs some pointer there; compiled without OFFSETS it never reads it.
         offsets = scales if first.offsets is None else first.offsets.view(torch.int64)
+        # Triton launches on the current device, which need not be the one that holds the tensors.
         with torch.cuda.device_of(x):
             kernel[(-(-y.shape[1] // tile.d_out), n_tiles)](
                 x.contiguous(),
@@ -190,7 +202,10 @@ def _places(weight: Int4GpuWeight, first: Int4GpuWeight) -> list[int]:
     places = []
     for own, other, step in pairs:
         assert (own is None) == (other is None)
+        # Weights are allocated one by one. A launch takes one pointer, and reaches the others by their distance in
+        # bytes.
         distance = 0 if own is None or other is None else own.data_ptr() - other.data_ptr()
+        # The kernels promise the compiler this alignment, so that loads may be wide.
         assert distance % 16 == 0
         assert own is None or own.is_contiguous()
         places.append(distance // step)

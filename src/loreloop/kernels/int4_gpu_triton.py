@@ -26,24 +26,30 @@ def _find_rows(
     there_E = expert_E < n_experts
     n_rows_E = tl.load(starts + expert_E + 1, there_E, 0) - tl.load(starts + expert_E, there_E, 0)
     n_tiles_E = (n_rows_E + n_r - 1) // n_r
+    # Tiles are numbered through all experts; the expert of a tile is the number of experts whose tiles all come before
+    # it.
     expert = tl.sum((tl.cumsum(n_tiles_E, 0) <= tile).to(tl.int32), 0)
     before = tl.sum(tl.where(expert_E < expert, n_tiles_E, 0), 0)
+    # A tile too many has no expert. Its loads must still stay inside the table, though what they give is not used.
     known = tl.minimum(expert, n_experts - 1)
     return expert, tl.load(starts + known) + (tile - before) * n_r, tl.load(starts + known + 1)
 
 
 @triton.jit
-def _sheets_of(expert: tl.tensor, words: tl.tensor, scales: tl.tensor, offsets: tl.tensor, at: tl.tensor) -> tl.tensor:
+def _sheets_of(
+    expert: tl.tensor, words: tl.tensor, scales: tl.tensor, offsets: tl.tensor, places: tl.tensor
+) -> tl.tensor:
     """Where the expert's words, scales and offsets begin, at multiples that wide loads need."""
-    words += tl.multiple_of(tl.load(at + 3 * expert), 4)
-    scales += tl.multiple_of(tl.load(at + 3 * expert + 1), 2)
-    offsets += tl.multiple_of(tl.load(at + 3 * expert + 2), 2)
+    words += tl.multiple_of(tl.load(places + 3 * expert), 4)
+    scales += tl.multiple_of(tl.load(places + 3 * expert + 1), 2)
+    offsets += tl.multiple_of(tl.load(places + 3 * expert + 2), 2)
     return words, scales, offsets
 
 
 @triton.jit
 def _codes(word: tl.tensor, K: tl.constexpr) -> tl.tensor:
     """128 + code in bf16 for the two codes of quarter K of a word, along a new last axis."""
+    # No conversion is needed: the code is written into the mantissa of 128, whose last bits count in ones.
     pair = (word >> (4 * K)) & MASK | MAGIC
     return tl.join(pair.to(tl.int16), (pair >> 16).to(tl.int16)).to(tl.bfloat16, bitcast=True)
 
@@ -51,6 +57,7 @@ def _codes(word: tl.tensor, K: tl.constexpr) -> tl.tensor:
 @triton.jit
 def _number(four: tl.tensor, K: tl.constexpr, HALF: tl.constexpr) -> tl.tensor:
     """The number of quarter K of 64 bits, as it came."""
+    # The four numbers of a block are loaded as one 64-bit word, and each quarter of the word's codes takes its own.
     bits = (four >> (16 * K)).to(tl.int16)
     return bits.to(tl.float16, bitcast=True) if HALF else bits.to(tl.bfloat16, bitcast=True)
 
@@ -77,6 +84,7 @@ def _values(
     code: tl.tensor, scale: tl.tensor, offset: tl.tensor, OFFSETS: tl.constexpr, PLAIN: tl.constexpr
 ) -> tl.tensor:
     """scale · code + offset, or scale · (code - 8), rounded once to bf16."""
+    # 128 is what the codes carry from `_codes`; without offsets 8 more are the middle of the codes' range.
     if OFFSETS:
         value = (code.to(tl.float32) - 128.0) * scale.to(tl.float32) + offset.to(tl.float32)
     elif PLAIN or scale.dtype == tl.float16:
@@ -89,15 +97,17 @@ def _values(
 @triton.jit
 def forward(
     x: tl.tensor, y: tl.tensor, starts: tl.tensor, n_experts: tl.tensor, words: tl.tensor, scales: tl.tensor,
-    offsets: tl.tensor, at: tl.tensor, d_out: tl.tensor, d_in: tl.tensor, n_e: tl.constexpr, n_o: tl.constexpr,
+    offsets: tl.tensor, places: tl.tensor, d_out: tl.tensor, d_in: tl.tensor, n_e: tl.constexpr, n_o: tl.constexpr,
     n_r: tl.constexpr, OFFSETS: tl.constexpr, HALF: tl.constexpr, WHOLE: tl.constexpr,
     PLAIN: tl.constexpr,
 ) -> None:  # fmt: skip
     """A tile (O outputs, R rows) of y (rows, O)."""
+    # A program finds its rows itself, so that the host need not wait for the device to learn how many rows each expert
+    # has.
     expert, first, end = _find_rows(starts, n_experts, tl.program_id(1), n_e, n_r)
     if expert >= n_experts:
         return
-    words, scales, offsets = _sheets_of(expert, words, scales, offsets, at)
+    words, scales, offsets = _sheets_of(expert, words, scales, offsets, places)
     o_O = tl.program_id(0) * n_o + tl.arange(0, n_o)
     there_O = o_O < d_out
     lane_I = tl.arange(0, 32)
@@ -107,6 +117,7 @@ def forward(
     word_OW = words + o_O[:, None] * 16 + tl.arange(0, 16)[None, :]
     sum_OR = tl.zeros((n_o, n_r), tl.float32)
     for block in range((d_in + 127) // 128):
+        # Outputs beyond the last read zeros: they are computed like the others and not stored.
         words_OW = tl.load(word_OW + block * d_out * 16, there_O[:, None], 0)
         scales_O = tl.load(scales + block * d_out + o_O, there_O, 0)
         offsets_O = tl.load(offsets + block * d_out + o_O, there_O, 0) if OFFSETS else scales_O
@@ -144,14 +155,14 @@ def _spread(number_BO: tl.tensor, n_o: tl.constexpr) -> tl.tensor:
 @triton.jit
 def backward(
     dy: tl.tensor, dx: tl.tensor, starts: tl.tensor, n_experts: tl.tensor, words: tl.tensor, scales: tl.tensor,
-    offsets: tl.tensor, at: tl.tensor, d_out: tl.tensor, d_in: tl.tensor, n_e: tl.constexpr, n_b: tl.constexpr,
+    offsets: tl.tensor, places: tl.tensor, d_out: tl.tensor, d_in: tl.tensor, n_e: tl.constexpr, n_b: tl.constexpr,
     n_o: tl.constexpr, n_r: tl.constexpr, OFFSETS: tl.constexpr, HALF: tl.constexpr, PLAIN: tl.constexpr,
 ) -> None:  # fmt: skip
     """A tile (128 · B inputs, R rows) of dx (rows, I), summed over outputs, O at a time."""
     expert, first, end = _find_rows(starts, n_experts, tl.program_id(1), n_e, n_r)
     if expert >= n_experts:
         return
-    words, scales, offsets = _sheets_of(expert, words, scales, offsets, at)
+    words, scales, offsets = _sheets_of(expert, words, scales, offsets, places)
     o_O = tl.arange(0, n_o)
     n_blocks = (d_in + 127) // 128
     block_B = tl.program_id(0) * n_b + tl.arange(0, n_b)
@@ -162,6 +173,7 @@ def backward(
     row_R = (first + tl.arange(0, n_r)).to(tl.int64)
     dy_OR = dy + tl.minimum(row_R, end - 1)[None, :] * d_out + o_O[:, None]
     sum0_IR = tl.zeros((32 * n_b, n_r), tl.float32)
+    # One sum for each quarter of a word, since the quarters unpack to inputs that lie 32 apart.
     sum1_IR, sum2_IR, sum3_IR = sum0_IR, sum0_IR, sum0_IR
     for o in range(0, d_out, n_o):
         there_O = o + o_O < d_out
@@ -169,6 +181,7 @@ def backward(
         scales_BO = tl.load(scales + four_BO + o, there_B1 & there_O[None, :], 0)
         offsets_BO = tl.load(offsets + four_BO + o, there_B1 & there_O[None, :], 0) if OFFSETS else scales_BO
         rows_OR = tl.load(dy_OR + o, there_O[:, None], 0.0)
+        # The quarters are written out, because K must be a constant of the compiler and each has a sum of its own.
         weights_IO = _weights(words_WO, scales_BO, offsets_BO, 0, OFFSETS, HALF, PLAIN)
         sum0_IR = _add_product(sum0_IR, weights_IO, rows_OR, PLAIN)
         weights_IO = _weights(words_WO, scales_BO, offsets_BO, 1, OFFSETS, HALF, PLAIN)
@@ -178,6 +191,7 @@ def backward(
         weights_IO = _weights(words_WO, scales_BO, offsets_BO, 3, OFFSETS, HALF, PLAIN)
         sum3_IR = _add_product(sum3_IR, weights_IO, rows_OR, PLAIN)
     lane_I = tl.arange(0, 32 * n_b)
+    # The first input that each lane of quarter 0 stands for; the other quarters lie 32, 64 and 96 behind it.
     i_I = (tl.program_id(0) * n_b + lane_I // 32) * 128 + lane_I % 32
     dx_IR = dx + row_R[None, :] * d_in + i_I[:, None]
     wanted_1R = (row_R < end)[None, :]

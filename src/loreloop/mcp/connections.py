@@ -50,9 +50,9 @@ def absolute(command: Sequence[str], folder: Path) -> tuple[str, ...]:
     ending: a tool server works in a folder of its own, where they would name nothing."""
     return tuple(
         os.path.abspath(folder / word)  # links stay: a virtual environment is known by the path of its python
-        if (os.sep in word or (at and "." in word)) and not word.startswith("-") and (folder / word).exists()
+        if (os.sep in word or (index and "." in word)) and not word.startswith("-") and (folder / word).exists()
         else word
-        for at, word in enumerate(command)
+        for index, word in enumerate(command)
     )
 
 
@@ -109,15 +109,18 @@ async def _process(name: str, command: Sequence[str]) -> AsyncIterator[Any]:
 
     with _lifeline() as watched:
         process = await _started(command, watched)
-        heard, hearing = anyio.create_memory_object_stream[Any](0)
-        saying, said = anyio.create_memory_object_stream[Any](0)
-        talk = _Talk(process)
-        tasks = [asyncio.create_task(each) for each in (talk.hear(heard), talk.say(said), talk.note(name))]
+        incoming_writer, incoming = anyio.create_memory_object_stream[Any](0)
+        outgoing, outgoing_reader = anyio.create_memory_object_stream[Any](0)
+        messages = _Messages(process)
+        tasks = [
+            asyncio.create_task(each)
+            for each in (messages.receive(incoming_writer), messages.send(outgoing_reader), messages.note(name))
+        ]
         try:
-            yield hearing, saying
+            yield incoming, outgoing
         finally:
             with anyio.CancelScope(shield=True):
-                for stream in (hearing, saying):
+                for stream in (incoming, outgoing):
                     stream.close()
                 await _ended(process)
                 for task in tasks:
@@ -140,6 +143,7 @@ async def _started(command: Sequence[str], watched: int) -> asyncio.subprocess.P
     from mcp.client.stdio import get_default_environment
 
     environment = get_default_environment()
+    # In the environment that the tool server will have, which is a small part of this one.
     if shutil.which(command[0], path=environment.get("PATH")) is None:  # the shell would only say so where it is noted
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
     return await asyncio.create_subprocess_exec(
@@ -154,26 +158,28 @@ async def _started(command: Sequence[str], watched: int) -> asyncio.subprocess.P
     )
 
 
-class _Talk:
+class _Messages:
     """Messages with a process, one a line. One that is too long ends the talk, and the request it answers hears why."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process, self.asked = process, None  # the last request's id; they come one after another
+        self.process, self.last_request_id = process, None  # one id is enough: requests come one after another
 
-    async def hear(self, heard: Any) -> None:
+    async def receive(self, incoming: Any) -> None:
         import anyio
         from mcp.shared.message import SessionMessage
         from mcp_types import INTERNAL_ERROR, ErrorData, JSONRPCError, jsonrpc_message_adapter
 
         assert self.process.stdout
         with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-            async with heard:
+            async with incoming:
                 while True:
                     try:
                         line = await self.process.stdout.readline()
                     except ValueError:
                         error = ErrorData(code=INTERNAL_ERROR, message=TOO_LONG)
-                        await heard.send(SessionMessage(JSONRPCError(jsonrpc="2.0", id=self.asked, error=error)))
+                        await incoming.send(
+                            SessionMessage(JSONRPCError(jsonrpc="2.0", id=self.last_request_id, error=error))
+                        )
                         return
                     if not line:
                         return
@@ -181,7 +187,7 @@ class _Talk:
                         message: Any = SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
                     except ValueError as error:  # what a program prints besides
                         message = error
-                    await heard.send(message)
+                    await incoming.send(message)
 
     async def note(self, name: str) -> None:
         """What it says besides goes into the log, in pieces of a bounded size."""
@@ -190,12 +196,12 @@ class _Talk:
             for line in piece.decode(errors="replace").splitlines():
                 LOG.info("tool server %s: %s", name, line)
 
-    async def say(self, said: Any) -> None:
+    async def send(self, outgoing: Any) -> None:
         assert self.process.stdin
         with contextlib.suppress(OSError):
-            async with said:
-                async for one in said:
-                    self.asked = getattr(one.message, "id", self.asked)
+            async with outgoing:
+                async for one in outgoing:
+                    self.last_request_id = getattr(one.message, "id", self.last_request_id)
                     text = one.message.model_dump_json(by_alias=True, exclude_unset=True)
                     self.process.stdin.write(text.encode() + b"\n")
                     await self.process.stdin.drain()

@@ -60,10 +60,12 @@ class Toolbox:
     deadline: float = field(default=0.0)
 
     def holds(self, name: str) -> bool:
+        """Whether a tool of this name, with its server's before it, is in the box."""
         return any(tool.name == name for tool in self.tools)
 
     @property
     def spent(self) -> bool:
+        """Whether no further call is allowed, by number or by time."""
         return self.n_calls >= self.bounds.max_calls or time.monotonic() >= self.deadline
 
     async def call(self, name: str, arguments: str) -> str:
@@ -72,8 +74,9 @@ class Toolbox:
         server, _, tool = name.partition(SEPARATOR)
         started, outcome = time.monotonic(), "ok"
         try:
+            # The time is that of all calls together, so a slow one leaves less for those after it.
             async with asyncio.timeout(max(0.0, self.deadline - started)):
-                with _said_why():
+                with _library_errors():
                     result = await self.clients[server].call_tool(tool, json.loads(arguments))
             output, outcome = _text(result), "error" if result.is_error else "ok"
         except TimeoutError:
@@ -124,6 +127,7 @@ async def open_toolbox(servers: Sequence[ToolServer], bounds: Bounds, caller: To
                 )
                 done = True
             finally:
+                # What the request itself raised must come out as it was, not inside a group of the library's.
                 inside = sys.exception()
                 closing.reschedule(loop.time() + CLOSE_SECONDS)
     except (ExceptionGroup, TimeoutError) as ended:
@@ -138,7 +142,7 @@ async def _connected(stack: AsyncExitStack, server: ToolServer) -> tuple[Any, Se
     client = _client(server)
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            with _said_why():
+            with _library_errors():
                 await stack.enter_async_context(client)
                 return client, await _listed(client)
     except (TimeoutError, ToolServerError) as error:
@@ -158,7 +162,7 @@ async def _listed(client: Any) -> list[Any]:
 
 
 @contextmanager
-def _said_why() -> Iterator[None]:
+def _library_errors() -> Iterator[None]:
     """What a foreign server makes its library raise is anything at all."""
     try:
         yield

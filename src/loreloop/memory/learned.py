@@ -18,12 +18,13 @@ Verdict = Callable[[str], float]  # a question, to the log-odds that its answer 
 
 QUESTION = "{line}\nRemember?"
 YES, NO = " yes", " no"
+READ = 2000  # characters of a line, so that a whole book in one turn stays within any model's context
 CERTAIN = math.log(LARGEST_FACTOR)  # log-odds beyond which a verdict moves nothing more
 
 
 def question_of(line: str) -> str:
     """Short, since the tokens that are read for a turn are bounded by the turn's own; an adapter is trained for it."""
-    return QUESTION.format(line=line)
+    return QUESTION.format(line=line[:READ])
 
 
 def log_odds(logprob: float) -> float:

@@ -20,7 +20,9 @@ LEAST_OUTPUTS = 16
 
 
 def assemble(parts: Parts) -> Decoder:
+    """The decoder of a spec, with its parts made from `parts`. KeyError names a role for which there is no weight."""
     spec = parts.spec
+    # Tied embeddings share one tensor, so the head reads the embedding's memory and no second copy is made.
     head = parts.linear("embedding" if spec.tie_embeddings else "head")
     layers = [parts.layer(index) for index in range(spec.n_layers)]
     return Decoder(spec, parts.weights["embedding"], layers, parts.norm("final_norm"), head)
@@ -37,17 +39,21 @@ class Parts:
     def tensor(self, role: str) -> Tensor:
         """A weight that is never packed."""
         weight = self.weights[role]
+        # Norms and biases are added and multiplied directly, for which packed weights have no operation.
         assert isinstance(weight, Tensor), role
         return weight
 
     def norm(self, role: str) -> RmsNorm:
+        """The norm whose weight has this role, with the epsilon of the spec."""
         return RmsNorm(self.tensor(role), self.spec.norm_eps, self.dtype)
 
     def linear(self, role: str) -> BaseLinear:
+        """The frozen product whose weight has this role, with the bias of the same role if there is one."""
         bias_O = self.tensor(f"{role}.bias") if f"{role}.bias" in self.weights else None
         return BaseLinear(self.weights[role], bias_O, self.products)
 
     def layer(self, index: int) -> Layer:
+        """Layer `index` with the kind of attention and of feed-forward that the spec gives it."""
         attention = self._latent(index, self.spec.latent) if self.spec.latent else self._grouped(index)
         feed_forward: Mixer
         if self.spec.moe and self.spec.routes(index):
@@ -68,6 +74,7 @@ class Parts:
         def norm(role: str) -> RmsNorm:
             return RmsNorm(self.tensor(f"{index}.{role}"), NORM_EPS, self.dtype)
 
+        # Small models of this family project queries straight from the hidden state, without a rank of their own.
         query = (norm("q_a_norm"), self.linear(f"{index}.q_b")) if latent.q_rank is not None else None
         heads = Heads(latent, self.spec.n_heads, self.linear(f"{index}.kv_b"))
         q_kv_a, o = self.linear(f"{index}.q_kv_a"), self.linear(f"{index}.o")

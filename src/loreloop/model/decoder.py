@@ -39,10 +39,21 @@ class Attend(Protocol):
 class LatentHeads(Protocol):
     """What latents mean to heads; see `latent_attention.py`."""
 
-    def scaled(self, q_THE: Tensor) -> Tensor: ...
-    def expand(self, latent_TL: Tensor, lora: Adapters, layer: int) -> tuple[Tensor, Tensor]: ...
-    def absorb(self, q_THE: Tensor) -> Tensor: ...
-    def values(self, o_THL: Tensor) -> Tensor: ...
+    def scaled(self, q_THE: Tensor) -> Tensor:
+        """Queries (T, H, E) multiplied by what attention's own scaling lacks to the family's."""
+        ...
+
+    def expand(self, latent_TL: Tensor, lora: Adapters, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys (T, H, E) and values (T, H, V) of latents (T, L), with the adapter's part of their product."""
+        ...
+
+    def absorb(self, q_THE: Tensor) -> Tensor:
+        """Queries (T, H, L) that give over latents the scores that `q_THE` gives over expanded keys."""
+        ...
+
+    def values(self, o_THL: Tensor) -> Tensor:
+        """Outputs (T, H, V) from those of attention over latents, (T, H, L)."""
+        ...
 
 
 class Mixer(Protocol):
@@ -55,6 +66,7 @@ class RmsNorm:
     """x / rms(x) · weight, computed in fp32 and given in the compute dtype."""
 
     def __init__(self, weight_D: Tensor, eps: float, dtype: torch.dtype) -> None:
+        # The norm is computed in fp32 anyway, and a weight that is fp32 already saves a conversion at every layer.
         self.weight_D, self.eps, self.dtype = weight_D.float(), eps, dtype
 
     def __call__(self, x_TD: Tensor) -> Tensor:
@@ -76,10 +88,13 @@ class GroupedQueryAttention:
     def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:
         spec = self.spec
         qkv = lora.linear(x_TD, self.qkv, self.layer, "qkv")
+        # The three projections are one product, since their input is the same and a few wide products beat many narrow
+        # ones.
         heads_TNE = qkv.view(-1, spec.n_heads + 2 * spec.n_kv_heads, spec.d_head)
         q_THE, k_TGE, v_TGE = heads_TNE.split((spec.n_heads, spec.n_kv_heads, spec.n_kv_heads), dim=1)
         if self.head_norms:
             q_norm, k_norm = self.head_norms
+            # These models norm each head by itself, before rotation: the angles must act on what is normed.
             q_THE, k_TGE = q_norm(q_THE), k_norm(k_TGE)
         o_THE = attend(self.layer, q_THE, k_TGE, v_TGE, rope)
         return lora.linear(o_THE.flatten(1), self.o, self.layer, "o")
@@ -133,20 +148,24 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights lie and all products run."""
         return self.final_norm.weight_D.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The compute dtype, which is that of normed hidden states and of keys and values."""
         return self.final_norm.dtype
 
     def embed(self, tokens_T: Tensor, images: ImageRows | None = None) -> Tensor:
         """(T,) int64 → (T, D) fp32, the residual stream. Ids of image rows are of no vocabulary."""
         if images is None:
             return rows_of(self.embedding_VD, tokens_T).float()
+        # Ids of images lie below zero and have no row. They look up row 0, which is overwritten in the next step.
         x_TD = rows_of(self.embedding_VD, tokens_T.clamp(min=0)).float()
         return x_TD.index_copy(0, images.rows_N, images.embedding_ND.float())
 
     def rope(self, positions: Tensor) -> Rope:
+        """The angles of positions (T,), or (T, 3) where time, row and column of images differ."""
         return self.rope_table.at(positions)
 
     def layer(
@@ -155,8 +174,10 @@ class Decoder:
         """One layer over the residual stream, fp32 in and out."""
         layer = self.layers[index]
         delta_TD = layer.attention(layer.attention_norm(x_TD), rope, attend, lora)
+        # Adding and norming in one step reads the residual stream once instead of twice.
         x_TD, normed_TD = layer.feed_forward_norm.after_adding(x_TD, delta_TD)
         x_TD = x_TD + layer.feed_forward(normed_TD, rope, attend, lora)
+        # Some towers have further features of the same image for the first layers, which are added behind them.
         if images is not None and index < len(images.additions):
             x_TD = x_TD.index_add(0, images.rows_N, images.additions[index].float())
         return x_TD

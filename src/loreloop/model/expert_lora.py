@@ -60,6 +60,8 @@ class ExpertLora:
         self.grad = _Matrices.of(group.grad, layer) if group.grad is not None else None
 
     def gate_up(self, run: Run, rows: slice, x_ND: Tensor, gate_up_NO: Tensor) -> None:
+        # A of gates and of ups stand stacked, so one product serves both and each B takes its half of the columns.
+        """Adds the adapter's part to the product of gates and ups (N, 2·F) at `rows` of a run, in place."""
         h_NR = self._inner(run, rows, x_ND[rows])
         for part, b_EOR in enumerate(self.weights.b_up):
             self.products.add_linear(
@@ -67,6 +69,9 @@ class ExpertLora:
             )
 
     def down(self, run: Run, rows: slice, inner_NF: Tensor, weight_N: Tensor, y_ND: Tensor) -> None:
+        # The token's weight is not applied here: the caller weighs the expert's result together with what the adapter
+        # adds.
+        """Adds the adapter's part to the expert's result (N, D) at `rows` of a run, in place; not yet weighed."""
         q_NR = self.products.linear(inner_NF[rows], self.weights.a_down[run.expert])
         self.products.add_linear(y_ND[rows], q_NR * self.scale, self.weights.b_down[run.expert])
 
@@ -79,14 +84,23 @@ class ExpertLora:
     def down_back(
         self, run: Run, rows: slice, inner_NF: Tensor, weight_N: Tensor, dout_ND: Tensor, dinner_NF: Tensor
     ) -> None:
+        # `dout_ND` is the gradient of the weighed sum, and `dinner_NF` is kept unweighed, as the caller needs its
+        # product with the inner for the gradient of the weight itself.
+        """Sends the gradient of the expert's unweighed result back to `dinner_NF` (in place) and to `grad`."""
         inner_NF, weight_N1, dout_ND = inner_NF[rows], weight_N[rows, None], dout_ND[rows]
         dq_NR = self.products.matmul(dout_ND, self.weights.b_down[run.expert]).mul_(self.scale)
         self._a_down_back(run.expert, inner_NF, weight_N1, dq_NR, dinner_NF[rows])
         if self.grad is not None:
+            # Computed again rather than kept from the forward pass: R numbers a row are cheap to make and many to hold.
             q_NR = self.products.linear(inner_NF, self.weights.a_down[run.expert]) * (weight_N1 * self.scale)
+            # Gradients are summed in fp32, which is the dtype of `grad`; only the product itself is in the compute
+            # dtype.
             self.grad.b_down[run.expert].add_(dout_ND.T @ q_NR.to(dout_ND.dtype))
 
     def gate_up_back(self, run: Run, rows: slice, x_TD: Tensor, dgate_up_NO: Tensor, dx_ND: Tensor) -> None:
+        # The rows were gathered in the forward pass too, but keeping them would cost as much memory as all hidden
+        # states of the layer times the experts a token.
+        """Sends the gradient of gates and ups back to `dx_ND` (in place) and to `grad`; x is gathered again."""
         x_ND = x_TD.index_select(0, run.tokens_N[rows])
         dh_NR = self._b_up_back(run.expert, self._inner(run, rows, x_ND), dgate_up_NO[rows]).mul_(self.scale)
         dx_ND[rows] += self.products.matmul(dh_NR, self.weights.a_up[run.expert])
@@ -103,6 +117,7 @@ class ExpertLora:
     def _a_down_back(self, expert: int, inner_NF: Tensor, weight_N1: Tensor, dq_NR: Tensor, dinner_NF: Tensor) -> None:
         dinner_NF += self.products.matmul(dq_NR, self.weights.a_down[expert])
         if self.grad is not None:
+            # Here the weight of the token comes in, since this gradient is final and nobody weighs it afterwards.
             self.grad.a_down[expert].add_((dq_NR * weight_N1).to(inner_NF.dtype).T @ inner_NF)
 
     def _b_up_back(self, expert: int, h_NR: Tensor, dgate_up_NO: Tensor) -> Tensor:
@@ -127,20 +142,29 @@ class SharedOuterLora(ExpertLora):
         super().__init__(group, layer, products, x_TD)
         self.rows = slice(group.start, group.stop)
         self.h_TR = products.linear(x_TD[self.rows], self.weights.a_up[0]).mul_(self.scale)
+        # In fp32: a token's experts are summed here, and the sum is rounded only once, in `finish`.
         self.z_TR = torch.zeros(len(self.h_TR), self.rank, device=x_TD.device)
         self.dh_TR = self.dz_TR = x_TD.new_empty(0)  # there is no way back until `start_back`
 
     def down(self, run: Run, rows: slice, inner_NF: Tensor, weight_N: Tensor, y_ND: Tensor) -> None:
+        # B is common, so Σ weight · (inner · Aᵀ) · Bᵀ is (Σ weight · inner · Aᵀ) · Bᵀ: one product with B a token, not
+        # one an expert.
+        """Only gathers weighed inner products, since the common B is applied once a token in `finish`."""
         q_NR = self.products.linear(inner_NF[rows], self.weights.a_down[run.expert])
         self.z_TR.index_add_(0, self._own(run, rows), q_NR.float() * weight_N[rows, None])
 
     def finish(self, out_TD: Tensor) -> None:
+        # Kept for the way back, where it is the input of the common B.
+        """Applies the common B to what all experts gathered, and adds it to the sum at the group's rows."""
         self.z_TR = (self.z_TR * self.scale).to(out_TD.dtype)
         self.products.add_linear(out_TD[self.rows], self.z_TR, self.weights.b_down[0])
 
     def start_back(self, dout_TD: Tensor) -> None:
+        """Sends the gradient of the sum through the common B, before single experts need it."""
         dout_TD = dout_TD[self.rows]
         self.dz_TR = self.products.matmul(dout_TD, self.weights.b_down[0]).mul_(self.scale)
+        # In fp32, as a token's experts are summed here; and made only now, since a pass without a way back has no need
+        # of it.
         self.dh_TR = torch.zeros(self.h_TR.shape, device=dout_TD.device)
         if self.grad is not None:
             self.grad.b_down[0].add_(dout_TD.T @ self.z_TR)
@@ -148,14 +172,17 @@ class SharedOuterLora(ExpertLora):
     def down_back(
         self, run: Run, rows: slice, inner_NF: Tensor, weight_N: Tensor, dout_ND: Tensor, dinner_NF: Tensor
     ) -> None:
+        """Takes the row's gradient from `start_back`, so that only A of the expert itself is left to pass."""
         dq_NR = self.dz_TR[self._own(run, rows)]
         self._a_down_back(run.expert, inner_NF[rows], weight_N[rows, None], dq_NR, dinner_NF[rows])
 
     def gate_up_back(self, run: Run, rows: slice, x_TD: Tensor, dgate_up_NO: Tensor, dx_ND: Tensor) -> None:
+        """Gathers the gradient of x · Aᵀ over a token's experts; `finish_back` sends it on to x."""
         own = self._own(run, rows)
         self.dh_TR.index_add_(0, own, self._b_up_back(run.expert, self.h_TR[own], dgate_up_NO[rows]).float())
 
     def finish_back(self, x_TD: Tensor, dx_TD: Tensor) -> None:
+        """Sends the gathered gradient through the common A, once a token, to x and to `grad`."""
         dh_TR = (self.dh_TR * self.scale).to(x_TD.dtype)
         dx_TD[self.rows] += self.products.matmul(dh_TR, self.weights.a_up[0])
         if self.grad is not None:

@@ -32,10 +32,13 @@ ROW_STEP = 32
 
 @dataclass(frozen=True)
 class Expert:
+    """The two frozen products of one expert."""
+
     gate_up: BaseLinear
     down: BaseLinear
 
     def at(self, site: str) -> BaseLinear:
+        """The product of a site, `gate_up` or `down`."""
         return self.down if site == "down" else self.gate_up
 
 
@@ -54,9 +57,13 @@ class _Block:
     def add_up(self, sum_TD: Tensor, y_ND: Tensor, weight_N: Tensor | None = None) -> None:
         """Adds each row, weighed, to that of its token, in fp32."""
         if self.rows_TK is None:
+            # In fp32, so that the order in which blocks come cannot be seen in a sum that is rounded to bf16 between
+            # them.
             y_ND = y_ND.float() if weight_N is None else y_ND.float() * weight_N[:, None]
             sum_TD.index_add_(0, self.tokens_N, y_ND)
             return
+        # `index_add_` on a GPU adds in any order. A token's rows in ascending order, one of each token at a time,
+        # always give the same sum.
         for row_T in self.rows_TK.unbind(1):
             y_TD = y_ND[row_T].float()
             sum_TD += y_TD if weight_N is None else y_TD * weight_N[row_T, None]
@@ -68,6 +75,7 @@ class ExpertProducts:
     def __init__(self, experts: Sequence[Expert]) -> None:
         self.experts = experts
         first = experts[0].gate_up
+        # All experts of a layer are alike, so the first one speaks for them.
         plain = isinstance(first.weight, Tensor) and first.weight.device.type == "cpu"
         by_kernel = isinstance(first.forward, PanelLinear)  # which prepares nothing, and adds up in one order
         self.fills_up = plain and not by_kernel and not first.products.exact_rows
@@ -75,19 +83,23 @@ class ExpertProducts:
 
     def together(self, x: Tensor) -> bool:
         """Whether all rows go through one product."""
+        # Both products or none: a block is either of one expert or of all, and cannot change between them.
         return all(group is not None and group.serves(x) for group in self._groups.values())
 
     def forward(self, block: _Block, site: str, x_NI: Tensor) -> Tensor:
+        """The base product of a block's rows at a site, (N, O): of one expert, or of all in one launch."""
         if block.starts_E1 is None:
             return self._alone(block, site).forward(x_NI)
         return self._group(site).product(x_NI, block.starts_E1)
 
     def input_grad(self, block: _Block, site: str, dy_NO: Tensor) -> Tensor:
+        """The gradient of the block's inputs at a site, (N, I), from that of its outputs."""
         if block.starts_E1 is None:
             return self._alone(block, site).input_grad(dy_NO)
         return self._group(site).input_grad(dy_NO, block.starts_E1)
 
     def _alone(self, block: _Block, site: str) -> BaseLinear:
+        # Such a block has exactly one run.
         return self.experts[block.runs[0].expert].at(site)
 
     def _group(self, site: str) -> PackedGroup:
@@ -104,6 +116,7 @@ def experts_sum(
     x_TD: Tensor, weight_TK: Tensor, ids_TK: Tensor, experts: ExpertProducts, lora: Adapters, layer: int
 ) -> Tensor:
     """Σ weight · expert(x) over each token's experts, (T, D) in the dtype of x; `weight_TK` is fp32."""
+    # An adapter trains both sites of experts or neither, so one of them is asked.
     groups = lora.at(layer, "experts.gate_up")
     blocks = _blocks(ids_TK, experts, groups, together=experts.together(x_TD))
     plan = _Plan(blocks, experts, groups, layer, lora.pause)
@@ -114,21 +127,30 @@ def experts_sum(
 
 def _blocks(ids_TK: Tensor, experts: ExpertProducts, groups: Sequence[LoraGroup], *, together: bool) -> list[_Block]:
     n_experts, top_k, flat = len(experts.experts), ids_TK.shape[1], ids_TK.flatten()
+    # Stable, so that an expert's rows stay in the order of their tokens: adapters' spans and the order of sums rely on
+    # it.
     sorted_P, pairs = flat.sort(stable=True)
     tokens = pairs // top_k
+    # One number more than experts: the last is the end of all rows.
     starts_E1 = torch.searchsorted(sorted_P, torch.arange(n_experts + 1, device=flat.device))
     if together and not groups:  # nothing goes by expert then, and the device need not be waited for
         return [_whole([], pairs, tokens, starts_E1, top_k)]
+    # Tokens of a group are a run of the batch, and an expert's tokens ascend, so a group's rows are a run of the
+    # expert's.
     edges = torch.tensor([edge for group in groups for edge in (group.start, group.stop)], device=flat.device)
+    # The place behind the last pair, whose weight is the zero that `_Pass` appends.
     nowhere = flat.new_tensor(len(flat))
     blocks, runs, start = [], [], 0
+    # Here the host waits for the device: from now on work goes by expert, and its sizes must be known.
     counts = starts_E1.diff().tolist()
     for expert, (tokens_N, pairs_N) in enumerate(zip(tokens.split(counts), pairs.split(counts), strict=True)):
         if len(tokens_N):
+            # Filling rows repeat the last token, which keeps the list ascending.
             if experts.fills_up:
                 tokens_N, pairs_N = _filled_up(tokens_N, tokens_N[-1]), _filled_up(pairs_N, nowhere)
-            at = torch.searchsorted(tokens_N, edges).tolist() if groups else []
-            spans = tuple(slice(*at[i : i + 2]) for i in range(0, len(at), 2))
+            bounds = torch.searchsorted(tokens_N, edges).tolist() if groups else []
+            spans = tuple(slice(*bounds[i : i + 2]) for i in range(0, len(bounds), 2))
+            # Within one block of all experts a run's rows are counted from the block's start.
             first = start if together else 0
             runs.append(Run(expert, slice(first, first + len(tokens_N)), tokens_N, spans))
             blocks.append(_Block(runs[-1:], tokens_N, pairs_N))
@@ -146,6 +168,7 @@ def _filled_up(rows_N: Tensor, filler: Tensor) -> Tensor:
 
 def _whole(runs: Sequence[Run], pairs_N: Tensor, tokens_N: Tensor, starts_E1: Tensor, top_k: int) -> _Block:
     """All rows in one block."""
+    # The inverse of the sorting: for each (token, choice) pair the row where it went.
     row_P = torch.empty_like(pairs_N)
     row_P[pairs_N] = torch.arange(len(pairs_N), device=pairs_N.device)
     return _Block(runs, tokens_N, pairs_N, starts_E1, row_P.view(-1, top_k).sort(1).values)
@@ -180,6 +203,7 @@ class _Pass:
 
     def __init__(self, x_TD: Tensor, weight_TK: Tensor, plan: _Plan) -> None:
         self.x_TD, self.blocks, self.experts, self.pause = x_TD, plan.blocks, plan.experts, plan.pause
+        # One weight of zero at the end, for rows that only fill up.
         self.weight_P1 = F.pad(weight_TK.flatten(), (0, 1))
         self.top_k = weight_TK.shape[1]
         self.adapters = plan.adapters(x_TD)
@@ -187,6 +211,7 @@ class _Pass:
 
     def forward(self, *, keep: bool) -> Tensor:
         """With `keep`, `gate_ups` holds each block's gates and ups afterwards."""
+        # fp32, whatever the dtype of x: `torch.zeros` is left at its default on purpose.
         sum_TD = torch.zeros(self.x_TD.shape, device=self.x_TD.device)
         for block in self.blocks:
             weight_N = self.weight_P1[block.pairs_N]
@@ -199,9 +224,11 @@ class _Pass:
             for run, adapter, rows in self._present(block):
                 adapter.down(run, rows, inner_NF[run.rows], weight_N[run.rows], y_ND[run.rows])
             block.add_up(sum_TD, y_ND, weight_N)
+            # Gates and ups are all that is kept: everything behind them is cheap to make again from these.
             if keep:
                 self.gate_ups.append(gate_up_NO)
             self.pause()
+        # Shared-outer adapters add their part after the sum is rounded, as an adapter does to any other base product.
         out_TD = sum_TD.to(self.x_TD.dtype)
         for adapter in self.adapters:
             adapter.finish(out_TD)
@@ -220,25 +247,31 @@ class _Pass:
             # Of the expert's result by itself, not yet weighed.
             dinner_NF = self.experts.input_grad(block, "down", dout_ND)
             for run, adapter, rows in self._present(block):
-                at = run.rows
-                adapter.down_back(run, rows, inner_NF[at], weight_N[at], dout_ND[at], dinner_NF[at])
+                span = run.rows
+                adapter.down_back(run, rows, inner_NF[span], weight_N[span], dout_ND[span], dinner_NF[span])
+            # ∂/∂weight is the gradient of the result, dotted with the expert's unweighed result. Sent back through
+            # `down`, that is the dot product of both inners, and the result itself need not be computed again.
             dweight_P1[block.pairs_N] = (dinner_NF.float() * inner_NF.float()).sum(-1)
+            # Only now weighed, for what follows is about x, which the weight does act on.
             dinner_NF = (dinner_NF.float() * weight_N[:, None]).to(dinner_NF.dtype)
             dgate_up_NO = gated_silu_backward(gate_up_NO, dinner_NF)
             dx_ND = self.experts.input_grad(block, "gate_up", dgate_up_NO)
             for run, adapter, rows in self._present(block):
                 adapter.gate_up_back(run, rows, self.x_TD, dgate_up_NO[run.rows], dx_ND[run.rows])
+            # Not weighed again: the gradient carries the weight since the line for inners above.
             block.add_up(dx_TD, dx_ND)
             self.pause()
         dx = dx_TD.to(self.x_TD.dtype)
         for adapter in self.adapters:
             adapter.finish_back(self.x_TD, dx)
+        # The last place gathered what filling rows wrote, and nobody asked for that.
         return dx, dweight_P1[:-1].view(-1, self.top_k)
 
     def _present(self, block: _Block) -> Iterator[_Present]:
         """The adapters that a block's rows have, run by run."""
         for run in block.runs:
             for adapter, rows in zip(self.adapters, run.spans, strict=True):
+                # Many experts see no token of a given adapter, and an empty product still costs a call.
                 if rows.stop > rows.start:
                     yield _Present(run, adapter, rows)
 

@@ -21,17 +21,23 @@ class Routes:
     def __init__(self, layers: Sequence[int], given_LTK: Tensor | None = None, *, follow: bool = True) -> None:
         self.layers, self.follow = list(layers), follow
         self.given = {} if given_LTK is None else dict(zip(layers, given_LTK.long(), strict=True))
+        # Two notes are kept because they differ under replay: `chosen` is what was computed, `own` what the router
+        # wanted.
         self.chosen: dict[int, Tensor] = {}
         self.own: dict[int, Tensor] = {}
 
     def settle(self, layer: int, own_TK: Tensor) -> Tensor:
         """The choice that counts where the router's own is `own_TK`; a second pass over a layer repeats the first's."""
+        # Activations may be computed twice. The second time must not choose again: in bf16 the router could decide
+        # otherwise, and the gradient would be that of other experts.
         if layer in self.chosen:
             return self.chosen[layer].to(own_TK.device, torch.int64)
         ids_TK = own_TK
         if layer in self.given and self.follow:
             given_TK = self.given[layer].to(own_TK.device)
+            # A token without a recorded route keeps the router's choice, so that one batch may mix both kinds.
             ids_TK = torch.where(given_TK == FREE, own_TK, given_TK)
+        # Two bytes hold every expert's number (`MOST_EXPERTS`), and routes are kept for every token of the cache.
         self.chosen[layer], self.own[layer] = ids_TK.to(torch.int16), own_TK.to(torch.int16)
         return ids_TK
 
@@ -48,6 +54,8 @@ class Routes:
         for layer in self.layers:
             given_TK = self.given[layer].to(self.chosen[layer].device)
             known_TK = given_TK != FREE
+            # A choice is lost where no choice of the other set is equal to it; the order of a token's experts means
+            # nothing.
             lost = [
                 (known_TK & (given_TK[:, :, None] != ids[layer][:, None]).all(-1)).sum(-1)
                 for ids in (self.chosen, self.own)

@@ -75,30 +75,41 @@ class FastProducts:
         self.pack = pack
 
     def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        # The kernel adds the bias to its fp32 sums, before they are rounded, and so takes it in fp32.
+        """One product over all rows, (T, O), by our kernel where it supports the weight."""
         if bf16_products.supports(weight_OI):
             return bf16_products.product(x_TI, weight_OI, None if bias_O is None else bias_O.float())
         return F.linear(x_TI, weight_OI, bias_O)
 
     def matmul(self, x_TO: Tensor, weight_OI: Tensor) -> Tensor:
+        # Here the sum runs over the outputs, of which a head has a whole vocabulary.
+        """One product over all rows, (T, I), by our kernel where it supports the weight and is the faster one."""
         if bf16_products.supports(weight_OI) and len(weight_OI) <= MOST_SUMMED:
             return bf16_products.turned_product(x_TO, weight_OI)
         return x_TO @ weight_OI
 
     def add_linear(self, y_TO: Tensor, x_TI: Tensor, weight_OI: Tensor) -> None:
+        """Adds in place, rounded once, with either kernel."""
         if bf16_products.supports(weight_OI):
             bf16_products.add_product(y_TO, x_TI, weight_OI)
         else:
             y_TO.addmm_(x_TI, weight_OI.T)
 
     def frozen(self, weight_OI: Tensor, bias_O: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """The product with this weight, laid out a second time if `pack` is set and the processor profits from it."""
         if bf16_products.supports(weight_OI):
+            # With or without the layout the kernel adds in one order, so `pack` is about time and memory and never
+            # about numbers.
             return PanelLinear(bf16_products.laid_out(weight_OI) if self.pack else weight_OI, bias_O)
         if not (self.pack and _packable(weight_OI)):
+            # What cannot be packed goes through the library's ordinary product, which takes any dtype and device.
             return lambda x_TI: F.linear(x_TI, weight_OI, bias_O)
+        # These operations have no public name. They are what the library's own compiler emits for frozen weights.
         packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI, PACKED_ROWS)
         return lambda x_TI: torch.ops.mkldnn._linear_pointwise(x_TI, packed, bias_O, "none", [], "")
 
     def low_rank(self, a_RI: Tensor, b_OR: Tensor) -> LowRank:
+        """The adapter with both matrices laid out where our kernel supports them."""
         if bf16_products.supports(a_RI):
             return PanelLowRank(bf16_products.laid_out(a_RI), bf16_products.laid_out(b_OR))
         return PlainLowRank(self.frozen(a_RI, None), self._frozen_sum(b_OR))
@@ -113,6 +124,8 @@ class FastProducts:
 
 def _packable(weight_OI: Tensor) -> bool:
     on_cpu = weight_OI.device.type == "cpu" and weight_OI.dtype == torch.bfloat16
+    # Asked at run time: a build of the library, or a processor, without bf16 products would fail only at the first
+    # call.
     return on_cpu and torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -127,28 +140,37 @@ class TiledProducts:
     exact_rows = True
 
     def __init__(self, row_tile: int = 32) -> None:
+        # Libraries work through rows in small blocks; a tile that ends within one would send its last rows down another
+        # path.
         assert row_tile % 4 == 0, row_tile
         self.row_tile = row_tile
 
     def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        """One call for each tile of rows, (T, O)."""
         return self._by_tiles(x_TI, lambda tile: F.linear(tile, weight_OI, bias_O))
 
     def matmul(self, x_TO: Tensor, weight_OI: Tensor) -> Tensor:
+        """One call for each tile of rows, (T, I)."""
         return self._by_tiles(x_TO, lambda tile: tile @ weight_OI)
 
     def frozen(self, weight_OI: Tensor, bias_O: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """The same tiled product; nothing is laid out, since that could change the order of additions."""
         return lambda x_TI: self.linear(x_TI, weight_OI, bias_O)
 
     def add_linear(self, y_TO: Tensor, x_TI: Tensor, weight_OI: Tensor) -> None:
+        """Adds in place; the product is rounded before it is added, as it is in every other batch."""
         y_TO += self.linear(x_TI, weight_OI)
 
     def low_rank(self, a_RI: Tensor, b_OR: Tensor) -> LowRank:
+        """The adapter by two tiled products."""
         return PlainLowRank(self.frozen(a_RI, None), lambda x_TI, y_TO: y_TO + self.linear(x_TI, b_OR))
 
     def _by_tiles(self, x_TI: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
         n_rows = x_TI.shape[0]
+        # Contiguous, since a library may choose another path, with another order of additions, for strided rows.
         padded = F.pad(x_TI, (0, 0, 0, -n_rows % self.row_tile)).contiguous()
         tiles = [product(tile) for tile in padded.split(self.row_tile)]
+        # Without rows there is no tile to tell the width of the result, so the empty product is asked for it.
         return torch.cat(tiles)[:n_rows] if tiles else product(padded)
 
 
@@ -160,10 +182,13 @@ class PlainLowRank:
     up: Callable[[Tensor, Tensor], Tensor]
 
     def add(self, y_TO: Tensor, x_TI: Tensor, mask_TR: Tensor | None) -> Tensor:
+        # The mask goes onto the R numbers in between, where it is cheap: what is zero there adds nothing to y.
+        """The sum as a new tensor, or in y where `up` works in place."""
         h_TR = self.down(x_TI)
         return self.up(h_TR if mask_TR is None else h_TR.mul_(mask_TR), y_TO)
 
     def beside(self, base: BaseLinear, x_TI: Tensor, mask_TR: Tensor | None) -> Tensor:
+        """The base's product first, then the adapter's upon it."""
         return self.add(base.forward(x_TI), x_TI, mask_TR)
 
 
@@ -171,6 +196,7 @@ class PanelLinear:
     """x · weightᵀ + bias by our own kernel, with its weight laid out or not."""
 
     def __init__(self, weight: bf16_products.Panels | Tensor, bias_O: Tensor | None) -> None:
+        # Converted once here instead of at every product.
         self.weight, self.bias_O = weight, None if bias_O is None else bias_O.float()
 
     def __call__(self, x_TI: Tensor) -> Tensor:
@@ -185,11 +211,15 @@ class PanelLowRank:
     b: bf16_products.Panels
 
     def add(self, y_TO: Tensor, x_TI: Tensor, mask_TR: Tensor | None) -> Tensor:
+        """The sum, in y itself."""
         h_TR = bf16_products.product(x_TI, self.a)
         bf16_products.add_product(y_TO, h_TR if mask_TR is None else h_TR.mul_(mask_TR), self.b)
         return y_TO
 
     def beside(self, base: BaseLinear, x_TI: Tensor, mask_TR: Tensor | None) -> Tensor:
+        # Only a laid out base can share the call: the kernel then reads x once for both products while it is in the
+        # cache.
+        """Both products in one call of the kernel where the base's weight is laid out too."""
         of_base = base.forward
         if isinstance(of_base, PanelLinear) and isinstance(of_base.weight, bf16_products.Panels):
             return bf16_products.site(x_TI, of_base.weight, of_base.bias_O, self.a, self.b, mask_TR)
@@ -208,7 +238,9 @@ class BaseLinear:
         self.weight = weight
         self.bias_O = bias_O
         self.products = products
+        # A single weight in sheets is a group of one, so that a GPU has one kernel for plain and for routed products.
         self._alone = PackedGroup.of([weight], exact=products.exact_rows)
+        # Chosen once. Asking at every product what kind of weight this is would cost more than a small product itself.
         self.forward: Callable[[Tensor], Tensor]  # (T, I) → (T, O)
         if isinstance(weight, PackedWeight):
             self.forward = weight.product(bias_O, products.linear, self._alone)
@@ -217,10 +249,12 @@ class BaseLinear:
 
     @property
     def d_in(self) -> int:
+        """The number of inputs I."""
         return self.weight.shape[1]
 
     @property
     def d_out(self) -> int:
+        """The number of outputs O."""
         return self.weight.shape[0]
 
     @property
@@ -233,6 +267,8 @@ class BaseLinear:
         return rows_of(self.weight, index_N)
 
     def input_grad(self, dy_TO: Tensor) -> Tensor:
+        """dy · W, (T, I); the weight's own gradient is never formed, since the base is frozen."""
         if self._alone is not None and self._alone.serves(dy_TO):
             return self._alone.input_grad(dy_TO)
+        # A packed weight without a kernel is unpacked for this one product, and the copy is dropped again.
         return self.products.matmul(dy_TO, self.weight_OI.to(dy_TO.dtype))

@@ -47,11 +47,13 @@ class SiteShape:
     n_b: int = 0
 
     def size(self, rank: int) -> int:
+        """How many numbers an adapter of this rank has here, all parts and experts together."""
         n_a, n_b = max(self.n_a, 1), max(self.n_b, 1)
         return rank * sum(n_a * self.d_in + n_b * part.d_out for part in self.parts)
 
     @property
     def d_out(self) -> int:
+        """The width of the site's fused product."""
         return sum(part.d_out for part in self.parts)
 
 
@@ -59,6 +61,7 @@ def site_shapes(spec: DecoderSpec, lora: LoraSpec, layer: int) -> dict[str, Site
     """The sites of a layer that `lora` trains, in the order of their numbers."""
     shapes = attention_sites(spec) if lora.train_attn else {}
     if lora.train_mlp and spec.moe and spec.routes(layer):
+        # The order here is the order of numbers in the flat vector, which checkpoints hold: it must never change.
         shapes |= expert_sites(spec, spec.moe, lora.experts)
         if spec.moe.d_shared:
             shapes |= feed_forward_sites(spec, spec.moe.d_shared, "shared.", "mlp.shared_experts")
@@ -68,8 +71,11 @@ def site_shapes(spec: DecoderSpec, lora: LoraSpec, layer: int) -> dict[str, Site
 
 
 def attention_sites(spec: DecoderSpec) -> dict[str, SiteShape]:
+    """The sites of an attention layer: q, k and v fused (or queries and latents), and the output product."""
     if spec.latent:
         latent = spec.latent
+        # The first product of queries and that of latents have the same input and are fused; the second ones are not
+        # trained.
         query = ("q_proj", spec.n_heads * spec.d_head) if latent.q_rank is None else ("q_a_proj", latent.q_rank)
         inner = _site(spec.d_model, "self_attn", (query, ("kv_a_proj_with_mqa", latent.kv_rank + latent.d_rope)))
         sites = {"q_kv_a": inner}
@@ -80,6 +86,7 @@ def attention_sites(spec: DecoderSpec) -> dict[str, SiteShape]:
 
 
 def feed_forward_sites(spec: DecoderSpec, width: int, site: str = "", module: str = "mlp") -> dict[str, SiteShape]:
+    """The two sites of a gated feed-forward `width` wide. `site` begins their names, `module` their parts'."""
     return {
         f"{site}gate_up": _site(spec.d_model, module, (("gate_proj", width), ("up_proj", width))),
         f"{site}down": _site(width, module, (("down_proj", spec.d_model),)),
@@ -87,6 +94,8 @@ def feed_forward_sites(spec: DecoderSpec, width: int, site: str = "", module: st
 
 
 def expert_sites(spec: DecoderSpec, moe: MoeSpec, form: ExpertForm) -> dict[str, SiteShape]:
+    # The names w1, w2 and w3 are those under which the hosted service publishes experts' matrices.
+    """The two sites over routed experts. In the shared-outer form the matrices on the model's side are one for all."""
     outer = 1 if form == "shared_outer" else moe.n_experts
     gate_up = _site(spec.d_model, "mlp.experts", (("w1", moe.d_expert), ("w3", moe.d_expert)))
     down = _site(moe.d_expert, "mlp.experts", (("w2", spec.d_model),))
@@ -99,6 +108,7 @@ def expert_sites(spec: DecoderSpec, moe: MoeSpec, form: ExpertForm) -> dict[str,
 def _site(d_in: int, module: str, widths: Sequence[tuple[str, int]]) -> SiteShape:
     """Projections of `module` side by side."""
     starts = accumulate((width for _, width in widths), initial=0)
+    # `starts` has one number more than there are widths, the total; it is left over.
     parts = (Part(f"{module}.{name}", start, width) for (name, width), start in zip(widths, starts, strict=False))
     return SiteShape(d_in, tuple(parts))
 
@@ -123,6 +133,7 @@ class LoraLayout:
             for site, shape in site_shapes(spec, lora, layer).items():
                 self._add(layer, site, shape)
         if lora.train_unembed:
+            # The unembedding follows the last layer, so that it may go through the same calls as any other site.
             self._add(spec.n_layers, UNEMBED, SiteShape(spec.d_model, (Part(UNEMBED, 0, spec.vocab_size),)))
 
     def _add(self, layer: int, site: str, shape: SiteShape) -> None:
@@ -130,6 +141,7 @@ class LoraLayout:
         self.size += shape.size(self.rank)
 
     def has(self, layer: int, site: str) -> bool:
+        """Whether an adapter of this layout changes the site of this layer."""
         return (layer, site) in self.places
 
 
@@ -145,18 +157,20 @@ class AdapterView:
             self._a[key], self._b[key] = self._views(place)
 
     def _views(self, place: _Place) -> tuple[Tensor, tuple[Tensor, ...]]:
-        rank, shape, at = self.layout.rank, place.shape, place.start
-        a_PRI, at = self._view(at, shape.n_a, len(shape.parts) * rank, shape.d_in)
+        rank, shape, offset = self.layout.rank, place.shape, place.start
+        # A comes first and whole, because the parts share their input and one product with stacked A serves all of
+        # them.
+        a_PRI, offset = self._view(offset, shape.n_a, len(shape.parts) * rank, shape.d_in)
         b_parts = []
         for part in shape.parts:
-            b_OR, at = self._view(at, shape.n_b, part.d_out, rank)
+            b_OR, offset = self._view(offset, shape.n_b, part.d_out, rank)
             b_parts.append(b_OR)
         return a_PRI, tuple(b_parts)
 
-    def _view(self, at: int, n_stacked: int, n_rows: int, n_columns: int) -> tuple[Tensor, int]:
+    def _view(self, offset: int, n_stacked: int, n_rows: int, n_columns: int) -> tuple[Tensor, int]:
         size = max(n_stacked, 1) * n_rows * n_columns
         shape = (n_stacked, n_rows, n_columns) if n_stacked else (n_rows, n_columns)
-        return self.flat[at : at + size].view(shape), at + size
+        return self.flat[offset : offset + size].view(shape), offset + size
 
     def a(self, layer: int, site: str) -> Tensor:
         """The stacked A matrices of a site, (P·R, I); over experts (n_a, P·R, I)."""
@@ -169,11 +183,13 @@ class AdapterView:
 
 def init_flat(layout: LoraLayout, seed: int) -> Tensor:
     """A fresh adapter, fp32: A uniform in ±1/√d_in from `seed`, B zero, so that it changes nothing yet."""
+    # Drawn on the CPU, in fp32: a seed then gives the same adapter on every device and in every dtype.
     generator = torch.Generator().manual_seed(seed)
     flat = torch.zeros(layout.size)
     view = AdapterView(layout, flat)
     for layer, site in layout.places:
         a_PRI = view.a(layer, site)
+        # The bound is that of PyTorch's linear layers, which peft initialises A with as well.
         bound = 1.0 / math.sqrt(a_PRI.shape[-1])
         a_PRI.uniform_(-bound, bound, generator=generator)
     return flat
@@ -193,10 +209,14 @@ class Adapters(Protocol):
     """What a batch's rows add to the base's products, and where they are routed (None: nobody asks)."""
 
     @property
-    def routes(self) -> Routes | None: ...
+    def routes(self) -> Routes | None:
+        """Where this batch's routed layers write down their choices, or find given ones."""
+        ...
 
     @property
-    def pause(self) -> Callable[[], None]: ...
+    def pause(self) -> Callable[[], None]:
+        """Called between products, so that other work can slip in. Must not touch this batch."""
+        ...
 
     def linear(self, x_TI: Tensor, base: BaseLinear, layer: int, site: str) -> Tensor:
         """x · Wᵀ + b, plus each row's (32/rank) · (x · Aᵀ) · Bᵀ."""
@@ -220,6 +240,8 @@ class LoraBatch:
     routes: Routes | None = None
 
     def linear(self, x_TI: Tensor, base: BaseLinear, layer: int, site: str) -> Tensor:
+        # Autograd's wrapper takes as long as a small product, and sampling needs none.
+        """x · Wᵀ + b plus each group's product at its rows; with gradients enabled, one autograd step."""
         if torch.is_grad_enabled():
             y_TO = _LoraLinear.apply(x_TI, base, self, layer, site)
         else:
@@ -228,6 +250,7 @@ class LoraBatch:
         return y_TO
 
     def at(self, layer: int, site: str) -> list[LoraGroup]:
+        """The groups whose adapter changes this site."""
         return [group for group in self.groups if group.weights.layout.has(layer, site)]
 
 
@@ -238,6 +261,7 @@ def _forward(
     x_TI: Tensor, base: BaseLinear, groups: Sequence[LoraGroup], layer: int, site: str
 ) -> tuple[Tensor, list[Tensor]]:
     """The product, and each group's scaled x · Aᵀ."""
+    # The groups add to this product in place, which is why `_forward` must own it.
     y_TO = base.forward(x_TI)
     return y_TO, [_add_product(x_TI, y_TO, base, group, layer, site) for group in groups]
 
@@ -248,6 +272,7 @@ class _LoraLinear(torch.autograd.Function):
         groups = lora.at(layer, site)
         y_TO, inner = _forward(x_TI, base, groups, layer, site)
         ctx.base, ctx.groups, ctx.layer, ctx.site, ctx.pause = base, groups, layer, site, lora.pause
+        # x · Aᵀ is kept, as it is narrow. The base's product is not needed again, and its weight is not copied.
         ctx.save_for_backward(x_TI, *inner)
         return y_TO
 
@@ -259,6 +284,8 @@ class _LoraLinear(torch.autograd.Function):
             rows = slice(group.start, group.stop)
             products = ctx.base.products
             matrices = _SiteGroup(group, ctx.layer, ctx.site)
+            # Groups are disjoint runs of rows, so each adds to rows of its own; rows without an adapter keep the base's
+            # part alone.
             dx_TI[rows] += _send_back(x_TI[rows], h_TR, dy_TO[rows], products, matrices)
         ctx.pause()
         return dx_TI, None, None, None, None
@@ -269,10 +296,12 @@ def _add_product(x_TI: Tensor, y_TO: Tensor, base: BaseLinear, group: LoraGroup,
     rows = slice(group.start, group.stop)
     layout = group.weights.layout
     h_TR = base.products.linear(x_TI[rows], group.weights.a(layer, site))
+    # The scale is applied to R numbers a row instead of to O. At rank 32 it is one, and the pass is saved.
     if layout.scale != 1:
         h_TR.mul_(layout.scale)
     parts = layout.places[layer, site].shape.parts
     for index, (part, b_OR) in enumerate(zip(parts, group.weights.b(layer, site), strict=True)):
+        # Columns lie as the parts' A matrices are stacked.
         h_part = h_TR[:, index * layout.rank : (index + 1) * layout.rank]
         base.products.add_linear(y_TO[rows, part.start : part.start + part.d_out], h_part, b_OR)
     return h_TR
@@ -287,16 +316,19 @@ class _SiteGroup:
     site: str
 
 
-def _send_back(x_TI: Tensor, h_TR: Tensor, dy_TO: Tensor, products: Products, at: _SiteGroup) -> Tensor:
+def _send_back(x_TI: Tensor, h_TR: Tensor, dy_TO: Tensor, products: Products, site_group: _SiteGroup) -> Tensor:
     """One group's gradients, added to its `grad`, and its part of the gradient of x; all for its own rows."""
-    group, key = at.group, (at.layer, at.site)
+    group, key = site_group.group, (site_group.layer, site_group.site)
     layout = group.weights.layout
+    # h_TR carries the scale from the forward pass, so B's gradient is complete with it; dh_TR gets it below, for A and
+    # x.
     dh_TR = torch.empty_like(h_TR)
     for index, (part, b_OR) in enumerate(zip(layout.places[key].shape.parts, group.weights.b(*key), strict=True)):
         columns = slice(index * layout.rank, (index + 1) * layout.rank)
         dy_part = dy_TO[:, part.start : part.start + part.d_out]
         dh_TR[:, columns] = products.matmul(dy_part, b_OR)
         if group.grad is not None:
+            # `grad` is a view of the model's flat gradient vector, in fp32, and adds up over micro-batches.
             group.grad.b(*key)[index].add_(dy_part.T @ h_TR[:, columns])
     dh_TR.mul_(layout.scale)
     if group.grad is not None:

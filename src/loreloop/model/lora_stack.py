@@ -51,18 +51,25 @@ class Stack:
 
     def _laid_out(self, layer: int, name: str) -> _Site | None:
         key = (layer, name)
+        # Adapters of one step may train different parts of the network; those without this site get no columns at all.
         having = [adapter for adapter in self.adapters if adapter.layout.has(*key)]
         if not having:
             return None
         a_RI = torch.cat([adapter.a(*key) for adapter in having])
         parts = having[0].layout.places[key].shape.parts
+        # The B matrices stand on the diagonal, parts by adapters; the zeros beside them keep each part's ranks to its
+        # own outputs.
         b_OR = a_RI.new_zeros(sum(part.d_out for part in parts), a_RI.shape[0])
-        at = 0
+        column = 0
         for adapter in having:
             for part, b_part in zip(parts, adapter.b(*key), strict=True):
                 rank = b_part.shape[1]
-                torch.mul(b_part, adapter.layout.scale, out=b_OR[part.start : part.start + part.d_out, at : at + rank])
-                at += rank
+                # The scale goes into B once, since the stack is used for many steps.
+                torch.mul(
+                    b_part, adapter.layout.scale, out=b_OR[part.start : part.start + part.d_out, column : column + rank]
+                )
+                column += rank
+        # Zero columns for an adapter without the site, so that its place in the mask still has a number.
         widths = tuple(a.layout.rank * len(parts) if a.layout.has(*key) else 0 for a in self.adapters)
         return _Site(self.products.low_rank(a_RI, b_OR), widths)
 
@@ -73,10 +80,12 @@ class StackCache:
     def __init__(self, products: Products) -> None:
         self.products = products
         self.stacks: list[Stack] = []  # the last one used stands last
+        # Weak, so that the answer for an adapter does not keep the adapter itself in memory.
         self._moderate = WeakKeyDictionary[AdapterView, bool]()
 
     def moderate(self, adapter: AdapterView) -> bool:
         """Whether its columns, multiplied by zero, are zero for everyone."""
+        # A pass over the whole adapter, but one for its lifetime. NaN fails the comparison and counts as immoderate.
         if adapter not in self._moderate:
             self._moderate[adapter] = bool((adapter.flat.abs() <= LARGEST_WEIGHT).all())
         return self._moderate[adapter]
@@ -84,11 +93,14 @@ class StackCache:
     def get(self, adapters: Sequence[AdapterView]) -> Stack:
         """One that holds these adapters, and perhaps a few that were with them a moment ago."""
         wanted = {id(adapter) for adapter in adapters}
+        # A stack with more adapters than needed still serves, as long as the idle columns cost less than laying out a
+        # new one.
         most = 3 * sum(adapter.layout.rank for adapter in adapters) // 2
         found = next((s for s in self.stacks if s.rank <= most and wanted <= set(map(id, s.adapters))), None)
         if found:
             self.stacks.remove(found)
         self.stacks.append(found or Stack(adapters, self.products))
+        # The newest always stays, however large it is, or it would be laid out again for every step.
         while len(self.stacks) > 1 and sum(stack.rank for stack in self.stacks) > KEPT_RANKS:
             self.stacks.pop(0)
         return self.stacks[-1]
@@ -102,6 +114,7 @@ class _Section:
         self.n_rows = self.stop - self.start
         self._groups = groups
         self._masks: dict[tuple[int, ...], Tensor] = {}
+        # One adapter for all rows of the section needs no mask, which is the common case of a single user.
         self._masked = len(stack.adapters) > 1 or len(groups) > 1
 
     def add(self, y_TO: Tensor, x_TI: Tensor, layer: int, name: str) -> Tensor:
@@ -120,8 +133,11 @@ class _Section:
         """(T, R), ones where a row's own adapter is; None: everywhere."""
         if not self._masked:
             return None
+        # Sites of equal widths share a mask, so a step makes two or three of them and not one a layer.
         if widths not in self._masks:
             mask_TR = like.new_zeros(len(like), sum(widths))
+            # By identity: views are compared and hashed as objects, and two revisions with equal numbers are two
+            # adapters.
             number = {id(adapter): i for i, adapter in enumerate(self.stack.adapters)}
             for group in self._groups:
                 i = number[id(group.weights)]
@@ -139,6 +155,7 @@ class StackedLora:
     ) -> None:
         self.groups, self.n_rows, self.routes = groups, n_rows, routes
         self.sections = [
+            # A section asks for each of its adapters once, though several groups may use the same one.
             _Section(section, stacks.get(list({id(g.weights): g.weights for g in section}.values())))
             for section in _sections(groups, stacks.moderate)
         ]
@@ -147,9 +164,12 @@ class StackedLora:
         """A step is short."""
 
     def at(self, layer: int, site: str) -> list[LoraGroup]:
+        """The groups whose adapter changes this site, for products that go adapter by adapter."""
         return [group for group in self.groups if group.weights.layout.has(layer, site)]
 
     def linear(self, x_TI: Tensor, base: BaseLinear, layer: int, site: str) -> Tensor:
+        # When one section covers all rows, base and adapters can go through the kernel's single call.
+        """The base's product with every row's own adapter upon it."""
         if len(self.sections) == 1 and self.sections[0].n_rows == self.n_rows:
             return self.sections[0].linear(x_TI, base, layer, site)
         y_TO = base.forward(x_TI)
@@ -164,16 +184,17 @@ def _sections(groups: Sequence[LoraGroup], moderate: Callable[[AdapterView], boo
     rank = 0
 
     def joins(group: LoraGroup) -> bool:
-        first, own = sections[-1][0], group.weights.layout.rank
-        few = rank + own <= MERGED_RANKS and group.stop - first.start <= MERGED_ROWS
+        first, own_rank = sections[-1][0], group.weights.layout.rank
+        # Every row of a section is multiplied with all of its adapters' columns, so sections must stay small both ways.
+        few = rank + own_rank <= MERGED_RANKS and group.stop - first.start <= MERGED_ROWS
         return few and moderate(first.weights) and moderate(group.weights)
 
     for group in groups:
-        own = group.weights.layout.rank
+        own_rank = group.weights.layout.rank
         if sections and joins(group):
             sections[-1].append(group)
-            rank += own
+            rank += own_rank
         else:
             sections.append([group])
-            rank = own
+            rank = own_rank
     return sections

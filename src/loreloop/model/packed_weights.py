@@ -48,6 +48,7 @@ class PackedWeight:
         assert bits in (4, 8), bits
         if bits == 4 and int4_gpu.supports(device):
             return PackedWeight(Int4GpuWeight.empty((d_out, d_in), dtype, device, offsets=offsets))
+        # Tiles come whole (`packable`), so no kernel has to look after an edge.
         n_tiles, n_groups = d_out // LANES, d_in // GROUP
         if bits == 4:
             codes = torch.zeros(n_tiles, d_in // 2, LANES, dtype=torch.uint8, device=device)
@@ -58,16 +59,19 @@ class PackedWeight:
 
     @property
     def shape(self) -> torch.Size:
+        """(O, I), as that of the tensor it stands for."""
         return torch.Size((self.codes.d_out, self.codes.d_in))
 
     @property
     def n_bytes(self) -> int:
+        """What it takes in memory, with scales and offsets."""
         parts = (self.codes.codes, self.codes.scales, self.codes.offsets)
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
     def __getitem__(self, rows: slice) -> PackedWeight:
         """A view of whole tiles."""
         start, stop, step = rows.indices(self.codes.d_out)
+        # Codes of 16 outputs lie interleaved, and a cut within them would not be a view.
         assert (step, start % LANES, stop % LANES) == (1, 0, 0), rows
         if isinstance(self.codes, Int4GpuWeight):
             return PackedWeight(self.codes[rows])
@@ -80,8 +84,13 @@ class PackedWeight:
         assert self.codes.offsets is None
         most = MOST_CODE[self.codes.bits]
         weight_OGI = weight_OI.to(self.codes.scales.device, torch.float32).unflatten(1, (-1, GROUP))
+        # Rounded to its stored dtype before the codes are made: they must fit the scale that will multiply them, not an
+        # exact one.
         scale_OG = (weight_OGI.abs().amax(-1) / most).to(self.codes.scales.dtype)
+        # A group of zeros has a scale of zero, and 0 / 0 would make its codes NaN.
         divisor_OG1 = torch.where(scale_OG == 0, 1.0, scale_OG.float())[:, :, None]
+        # There is one negative code more than positive ones, and after the scale was rounded a value may come out
+        # there.
         code_OGI = (weight_OGI / divisor_OG1).round_().clamp_(-most - 1, most)
         if self.codes.bits == 4:
             code_OGI += ZERO_CODE
@@ -93,6 +102,7 @@ class PackedWeight:
         if isinstance(self.codes, Int4GpuWeight):
             self.codes.fill(code_OI, scale_OG, offset_OG)
             return
+        # Pairs of inputs, tiles of 16 outputs and halves of tiles, in the order that packed_products.c describes.
         lanes = code_OI.unflatten(1, (-1, 2)).unflatten(0, (-1, 2, LANES // 2)).permute(0, 3, 1, 2, 4).flatten(3)
         low, high = lanes.unbind(2)  # the first and the last eight outputs of a tile
         self.codes.codes.copy_(low | high << 4 if self.codes.bits == 4 else torch.cat((low, high), -1))
@@ -110,6 +120,7 @@ class PackedWeight:
         """The weights of some outputs, (N, I) bf16."""
         flat_N = index_N.flatten()
         if isinstance(self.codes, Int4GpuWeight):
+            # Sheets keep an output's codes together in each block, so rows can be picked; tiles must be unpacked whole.
             row_NI = PackedWeight(self.codes[flat_N]).dense()
         else:
             tile_N, lane_N = flat_N // LANES, flat_N % LANES
@@ -122,8 +133,10 @@ class PackedWeight:
         """`dense`, plainly."""
         code_OI, scale_OG, offset_OG = _plain(self.codes) if isinstance(self.codes, Codes) else self.codes.plain()
         value_OGI = code_OI.float().unflatten(1, (-1, GROUP))
+        # Without offsets four-bit codes are symmetric around 8; eight-bit ones have a sign of their own.
         if offset_OG is None and self.codes.bits == 4:
             value_OGI -= ZERO_CODE
+        # In fp32 and rounded once at the end, as the kernels do: both ways must give the same bits.
         value_OGI *= scale_OG.float()[:, :, None]
         if offset_OG is not None:
             value_OGI += offset_OG.float()[:, :, None]
@@ -136,6 +149,7 @@ class PackedWeight:
         group of this weight by itself; without either `plain` multiplies with the unpacked weight."""
 
         def linear(x_TI: Tensor) -> Tensor:
+            # Decided by the rows, not by the weight: tests and fp32 callers multiply the same weight in other dtypes.
             if alone is not None and alone.serves(x_TI):
                 y_TO = alone.product(x_TI)
             elif isinstance(self.codes, Codes) and kernels.supports(x_TI):
@@ -178,6 +192,7 @@ _A_ROW = torch.empty(0, dtype=torch.bfloat16)
 
 def _all_rows(x: Tensor) -> Tensor:
     """0 and the number of rows, written by the device itself."""
+    # A tensor made from a list would be copied from the host, which waits for the device.
     return torch.arange(2, device=x.device) * len(x)
 
 

@@ -24,6 +24,7 @@ def add_rms_norm(
     x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """x + delta, and `rms_norm` of it; the same numbers as one after the other."""
+    # With gradients the sum and the norm are separate nodes of the graph, since both results are used further on.
     if not torch.is_grad_enabled() and _in_kernel(x_TD, dtype) and delta_TD.dtype == dtype:
         return kernels.add_rms_norm(x_TD, delta_TD, weight_D, eps)
     sum_TD = x_TD + delta_TD
@@ -40,8 +41,10 @@ def gated_silu_backward(gate_up_TF2: Tensor, dy_TF: Tensor) -> Tensor:
     if _gate_in_kernel(gate_up_TF2):
         return kernels.gated_silu_backward(gate_up_TF2, dy_TF)
     gate_TF, up_TF = gate_up_TF2.chunk(2, dim=-1)
+    # Computed again instead of kept: the input is in memory anyway, and the rest of the step is elementwise.
     sigmoid_TF = gate_TF.sigmoid()
     silu_TF = gate_TF * sigmoid_TF
+    # Both halves are written into one tensor, in the layout that the product behind it takes.
     grad_TF2 = torch.empty_like(gate_up_TF2)
     n = gate_TF.shape[-1]
     torch.mul(dy_TF, silu_TF, out=grad_TF2[..., n:])
@@ -53,7 +56,9 @@ def gated_silu_backward(gate_up_TF2: Tensor, dy_TF: Tensor) -> Tensor:
 
 def _rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     if _in_kernel(x_TD, dtype):
+        # The fused kernel also computes the plain norm, so that the two can never differ in a bit.
         return kernels.add_rms_norm(x_TD, None, weight_D, eps)[1]
+    # In fp32 whatever comes in: the mean of squares of a wide bf16 row would lose most of its digits.
     return F.rms_norm(x_TD.float(), weight_D.shape, weight_D, eps).to(dtype)
 
 
@@ -76,6 +81,7 @@ def _gate_in_kernel(gate_up_TF2: Tensor) -> bool:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        # The input is the residual stream, which is kept for the layer anyway; the scale is made again from it.
         ctx.save_for_backward(x_TD, weight_D)
         ctx.eps = eps
         return _rms_norm(x_TD, weight_D, eps, dtype)
@@ -88,6 +94,7 @@ class _RmsNorm(torch.autograd.Function):
         x = x_TD.float()
         scale_T1 = (x.square().mean(-1, keepdim=True) + ctx.eps).rsqrt_()
         dn_TD = dy_TD.float() * weight_D
+        # The norm removes the part of the gradient that lies along x: scaling x changes nothing in its result.
         along_T1 = (dn_TD * x).mean(-1, keepdim=True).mul_(scale_T1 * scale_T1)
         dx_TD = dn_TD.sub_(x * along_T1).mul_(scale_T1)
         return dx_TD.to(x_TD.dtype), None, None, None

@@ -37,6 +37,7 @@ class RopeTable:
     """Angles by position, made on first use."""
 
     def __init__(self, spec: RopeSpec, d_head: int, device: torch.device) -> None:
+        # Tables begin empty and grow: a window of a million positions would take memory that few requests use.
         self.inverse_frequencies_E = inverse_frequencies(spec, d_head)
         self.axes_E = frequency_axes(spec.sections, d_head).to(device) if spec.sections else None
         self.factor, self.device = spec.attention_factor, device
@@ -45,6 +46,7 @@ class RopeTable:
 
     def at(self, positions: Tensor) -> Rope:
         """Angles of positions (T,), or (T, 3) where time, row and column may differ."""
+        # This waits for the device, but once a batch and not once a layer.
         last = int(positions.max()) if positions.numel() else 0
         while last >= self.cos_PE.shape[0]:
             self._grow()
@@ -52,14 +54,17 @@ class RopeTable:
             cos_TE, sin_TE = (table_PE.index_select(0, positions) for table_PE in (self.cos_PE, self.sin_PE))
         else:
             assert self.axes_E is not None
+            # Every frequency looks its angle up at the position of its own axis.
             of_axis_TE, numbers_E = positions[:, self.axes_E], torch.arange(len(self.axes_E), device=positions.device)
             cos_TE, sin_TE = self.cos_PE[of_axis_TE, numbers_E], self.sin_PE[of_axis_TE, numbers_E]
         return Rope(cos_TE[:, None], sin_TE[:, None])
 
     def _grow(self) -> None:
         start = self.cos_PE.shape[0]
+        # On the CPU in fp32, so that a device's own sine does not decide the angles.
         angles = torch.outer(torch.arange(start, start + BLOCK_POSITIONS).float(), self.inverse_frequencies_E)
         cos, sin = angles.cos() * self.factor, angles.sin() * self.factor
+        # Both halves of a head turn by the same angles. Storing them twice makes rotation two products and a roll.
         self.cos_PE = torch.cat((self.cos_PE, torch.cat((cos, cos), dim=-1).to(self.device)))
         self.sin_PE = torch.cat((self.sin_PE, torch.cat((-sin, sin), dim=-1).to(self.device)))
 
@@ -68,6 +73,7 @@ def frequency_axes(sections: tuple[int, ...], d_head: int) -> Tensor:
     """Which axis each of the E numbers turns with: t h w t h w … as long as rows and columns have some left, then t."""
     axes = torch.zeros(d_head // 2, dtype=torch.int64)
     for axis in (1, 2):
+        # The slices interleave rows and columns among the frequencies of time, as Qwen's models were trained.
         axes[axis : 3 * sections[axis] : 3] = axis
     return torch.cat((axes, axes))
 
@@ -86,6 +92,7 @@ def _llama3(plain_E: Tensor, spec: RopeSpec) -> Tensor:
     """Long wavelengths are divided by `factor`, short ones kept, those between blended."""
     window = spec.original_context_window
     wavelength_E = 2 * math.pi / plain_E
+    # The blend is linear in the number of turns within the original window, as Llama 3.1 publishes it.
     blend_E = (window / wavelength_E - spec.low_freq_factor) / (spec.high_freq_factor - spec.low_freq_factor)
     blend_E = blend_E.clamp(0.0, 1.0)
     return (1 - blend_E) * plain_E / spec.factor + blend_E * plain_E
@@ -101,9 +108,11 @@ def _yarn(plain_E: Tensor, spec: RopeSpec) -> Tensor:
         return d_head * math.log(window) / (2 * math.log(spec.theta))
 
     first, last = dimension(spec.beta_fast), dimension(spec.beta_slow)
+    # Most published models round outwards here; a few state that they do not.
     if spec.whole_dimensions:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, d_head - 1)
+    # The small number keeps the ramp defined where both borders fall on one dimension, as reference code has it.
     width = last - first if last != first else 0.001
     stretched_E = ((torch.arange(len(plain_E)).float() - first) / width).clamp(0, 1)
     return plain_E / spec.factor * stretched_E + plain_E * (1 - stretched_E)

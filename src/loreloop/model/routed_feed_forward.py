@@ -31,13 +31,18 @@ class Router:
     def __call__(self, x_TD: Tensor, lora: Adapters) -> tuple[Tensor, Tensor]:
         """Each token's experts (T, K), and their weights in fp32."""
         spec = self.spec
+        # Routers of some families are published and computed in fp32, since a near tie would be decided by bf16's
+        # rounding. Columns behind the last expert belong to rows of zeros and are cut off.
         logits_TE = lora.linear(x_TD.to(self.dtype), self.linear, self.layer, "router")[:, : spec.n_experts].float()
         score_TE = logits_TE.softmax(-1) if spec.scoring == "softmax" else logits_TE.sigmoid()
+        # The choice itself is discrete and has no gradient; the scores of what was chosen have one.
         ids_TK = self._choose(score_TE.detach())
         if lora.routes is not None:
             ids_TK = lora.routes.settle(self.layer, ids_TK)
+        # The bias steers the choice alone: a token's weights come from the scores as the router gave them.
         weight_TK = score_TE.gather(1, ids_TK)
         if spec.normalize:
+            # Sigmoid scores may all underflow; the small number keeps such a token's weights zero instead of NaN.
             weight_TK = weight_TK / (weight_TK.sum(-1, keepdim=True) + 1e-20)
         return ids_TK, weight_TK * spec.scaling
 
@@ -47,6 +52,7 @@ class Router:
             score_TE = score_TE + self.bias_E
         if spec.n_groups > spec.top_groups:
             score_TGE = score_TE.unflatten(1, (spec.n_groups, -1))
+            # A group is worth the sum of its two best experts, as DeepSeek-V3 defines it.
             best_TG = score_TGE.topk(2, dim=-1).values.sum(-1)
             left_out_TG = torch.ones_like(best_TG, dtype=torch.bool)
             left_out_TG.scatter_(1, best_TG.topk(spec.top_groups, dim=-1).indices, False)

@@ -18,6 +18,7 @@ MOST_EXPERTS = 32767  # routes are written down in two bytes
 
 def check_spec(what: str, conditions: Mapping[str, bool]) -> None:
     """BadRequest with those of the conditions, by their words, that do not hold."""
+    # All broken conditions are named at once, so that a user mends a configuration in one go.
     if broken := [words for words, holds in conditions.items() if not holds]:
         raise BadRequest(f"The configuration describes no {what} that could be computed: {'; '.join(broken)}.")
 
@@ -25,7 +26,9 @@ def check_spec(what: str, conditions: Mapping[str, bool]) -> None:
 def check_sizes(what: str, **sizes: int) -> None:
     """BadRequest where one is no whole number of 1 or more."""
     check_spec(
-        what, {f"{name} is {size!r}": isinstance(size, int) and 0 < size < 1 << 40 for name, size in sizes.items()}
+        # The bound is far above any real model. It makes a plain refusal of what would end as a failed allocation.
+        what,
+        {f"{name} is {size!r}": isinstance(size, int) and 0 < size < 1 << 40 for name, size in sizes.items()},
     )
 
 
@@ -95,6 +98,7 @@ class MoeSpec:
     def __post_init__(self) -> None:
         sizes = {"n_groups": self.n_groups, "top_groups": self.top_groups}
         check_sizes("routing", n_experts=self.n_experts, top_k=self.top_k, d_expert=self.d_expert, **sizes)
+        # What can be chosen when only the best groups take part.
         chosen = self.n_experts // self.n_groups * self.top_groups
         check_spec(
             "routing",
@@ -143,6 +147,7 @@ class CacheShape:
 
     @property
     def size(self) -> int:
+        """How many numbers a token leaves behind in one layer."""
         return self.n_kinds * self.n_heads * self.d_head
 
 
@@ -175,6 +180,8 @@ class DecoderSpec:
         check_spec(
             "decoder",
             {
+                # A configuration is untrusted input. The loop over its layers must end soon even if the number is
+                # absurd.
                 f"{self.n_layers} layers": self.n_layers < MOST_LAYERS,
                 f"{self.n_heads} heads, {self.n_kv_heads} of keys": self.n_heads % self.n_kv_heads == 0,
                 f"a head's width {self.d_turned} is odd": self.d_turned % 2 == 0,
@@ -185,10 +192,12 @@ class DecoderSpec:
 
     @property
     def d_q(self) -> int:
+        """The width of all queries side by side."""
         return self.n_heads * self.d_head
 
     @property
     def d_kv(self) -> int:
+        """The width of all keys, or of all values, side by side."""
         return self.n_kv_heads * self.d_head
 
     @property
@@ -203,9 +212,12 @@ class DecoderSpec:
 
     @property
     def cache(self) -> CacheShape:
+        """What a token leaves behind in every layer: keys and values of each head, or one latent."""
         if self.latent:
+            # A latent serves as key and as value of all heads, so it is stored once.
             return CacheShape(1, 1, self.latent.kv_rank + self.latent.d_rope)
         return CacheShape(2, self.n_kv_heads, self.d_head)
 
     def routes(self, layer: int) -> bool:
+        """Whether this layer's feed-forward consists of routed experts."""
         return self.moe is not None and layer in self.moe.layers

@@ -23,6 +23,7 @@ class ImageFeatures:
 
     @property
     def n_bytes(self) -> int:
+        """The memory that the features take, by which a cache of them is bounded."""
         return sum(t.numel() * t.element_size() for t in (self.embedding_ND, *self.additions))
 
 
@@ -30,7 +31,9 @@ class Tower(Protocol):
     """`parts` hold the weights; their names are those of the published folder without what stands before them."""
 
     @property
-    def parts(self) -> nn.ModuleDict: ...
+    def parts(self) -> nn.ModuleDict:
+        """The modules of the tower, frozen; `state_dict` names the weights that a folder must have."""
+        ...
 
     def __call__(self, pixels_CHW: Tensor) -> ImageFeatures: ...
 
@@ -51,6 +54,7 @@ def own_name(name: str) -> str:
 
     Folders of one model differ in what stands before the names, by the age of what wrote them.
     """
+    # Newer folders put the decoder and the tower below one common `model.`, older ones do not.
     if name.startswith(BESIDE):
         name = name.removeprefix("model.")
     return next((own + name.removeprefix(theirs) for theirs, own in PREFIXES if name.startswith(theirs)), name)
@@ -61,6 +65,7 @@ PREFIXES: Sequence[tuple[str, str]] = (
     ("vision_tower.", "vision.tower."),
     ("multi_modal_projector.", "vision.projector."),
     ("visual.", "vision.tower."),
+    # The first prefix that fits counts, so longer ones stand before those that they begin with.
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
     ("language_model.", "model."),

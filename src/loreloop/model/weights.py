@@ -34,6 +34,8 @@ class Weight:
 
 
 def decoder_weights(spec: DecoderSpec, names: WeightNames) -> Iterator[Weight]:
+    # Embedding and head keep 8 bits where other matrices go to 4: an error in them reaches every token's logits.
+    """Every weight of the decoder, in the order of its layers. Roles are unique; a fused one has several pieces."""
     yield _whole("embedding", names.embedding, (spec.vocab_size, spec.d_model), bits=8)
     yield _whole("final_norm", names.final_norm, (spec.d_model,))
     if not spec.tie_embeddings:
@@ -54,6 +56,7 @@ def _layer(spec: DecoderSpec, names: WeightNames, layer: int) -> Iterator[Weight
     if spec.moe and spec.routes(layer):
         yield from _experts(spec, spec.moe, names, layer)
         if spec.moe.d_shared:
+            # The shared expert is an ordinary feed-forward of its own width, under a name of its own.
             sites |= feed_forward_sites(spec, spec.moe.d_shared, "shared.", "mlp.shared_experts")
     else:
         sites |= feed_forward_sites(spec, spec.d_ff)
@@ -69,15 +72,18 @@ def _latent(spec: DecoderSpec, latent: LatentSpec, names: WeightNames, layer: in
         yield _whole(f"{layer}.q_b", names.q_b.format(layer=layer), (spec.n_heads * spec.d_head, latent.q_rank), bits=4)
     yield _whole(f"{layer}.kv_a_norm", names.kv_a_norm.format(layer=layer), (latent.kv_rank,))
     d_up = spec.n_heads * (latent.d_nope + latent.d_value)
+    # Never packed: sampling splits this weight by heads and multiplies queries with it directly.
     yield _whole(f"{layer}.kv_b", names.kv_b.format(layer=layer), (d_up, latent.kv_rank))
 
 
 def _experts(spec: DecoderSpec, moe: MoeSpec, names: WeightNames, layer: int) -> Iterator[Weight]:
+    # Families with sigmoid scores publish and compute the router in fp32.
     fp32 = moe.scoring == "sigmoid"
     yield _whole(f"{layer}.router", names.router.format(layer=layer), (moe.n_experts, spec.d_model), fp32=fp32)
     if moe.scoring == "sigmoid":
         yield _whole(f"{layer}.router_bias", names.router_bias.format(layer=layer), (moe.n_experts,), fp32=True)
     for expert in range(moe.n_experts):
+        # Gate and up are published apart and fused here, since both multiply the same input.
         gate, up, down = (names.expert.format(layer=layer, expert=expert, part=part) for part in names.expert_parts)
         halves = (Piece(gate, slice(0, moe.d_expert)), Piece(up, slice(moe.d_expert, 2 * moe.d_expert)))
         yield Weight(f"{layer}.{expert}.gate_up", (2 * moe.d_expert, spec.d_model), halves, bits=4)

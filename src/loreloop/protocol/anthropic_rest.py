@@ -14,14 +14,20 @@ from loreloop.protocol.openai_rest import MAX_TOOLS, MAX_TURNS, MemoryField, Str
 
 
 class Text(Strict, frozen=True, kw_only=True, tag="text"):
+    """A block of text."""
+
     text: str
 
 
 class Image(Strict, frozen=True, kw_only=True, tag="image"):
+    """A block with an image; `source` says by its `type` whether it holds base64 or a URL."""
+
     source: dict[str, Any]
 
 
 class Document(Strict, frozen=True, kw_only=True, tag="document"):
+    """A block with a document; it is known so that it can be refused with advice."""
+
     source: dict[str, Any]
     title: str | None = None
     context: str | None = None
@@ -29,20 +35,28 @@ class Document(Strict, frozen=True, kw_only=True, tag="document"):
 
 
 class ThinkingPart(Strict, frozen=True, kw_only=True, tag="thinking"):
+    """What an earlier answer thought, handed back."""
+
     thinking: str
 
 
 class RedactedThinking(Strict, frozen=True, kw_only=True, tag="redacted_thinking"):
+    """A thought that its maker has encrypted; it is refused, since nothing in it can be read here."""
+
     data: str
 
 
 class ToolUse(Strict, frozen=True, kw_only=True, tag="tool_use"):
+    """A call in an earlier answer, handed back; `input` are its arguments."""
+
     id: str
     name: str
     input: dict[str, Any]
 
 
 class ToolResult(Strict, frozen=True, kw_only=True, tag="tool_result"):
+    """What a call gave, by the call's id; with `is_error` it failed."""
+
     tool_use_id: str
     content: str | tuple[Text | Image | Document, ...] | None = None
     is_error: bool | None = None
@@ -52,11 +66,15 @@ ContentBlock = Text | Image | Document | ThinkingPart | RedactedThinking | ToolU
 
 
 class Message(Strict, frozen=True):
+    """One turn of the conversation."""
+
     role: Literal["user", "assistant", "system"]
     content: str | tuple[ContentBlock, ...]
 
 
 class AnthropicTool(Strict, frozen=True, kw_only=True):
+    """A function that the model may call; `input_schema` is the JSON schema of its arguments."""
+
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
     input_schema: dict[str, Any]
     description: str | None = None
@@ -65,38 +83,52 @@ class AnthropicTool(Strict, frozen=True, kw_only=True):
 
 
 class Choice(Strict, frozen=True):
+    """Whether tools may, must or must not be called; `name` goes with the type `tool` alone."""
+
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool | None = None
 
 
 class ThinkingConfig(Strict, frozen=True):
+    """Whether the model is to think before it answers."""
+
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
 
 
 class OutputFormat(Strict, frozen=True):
+    """The JSON schema that an answer must satisfy, called `schema` in JSON."""
+
     type: Literal["json_schema"]
     schema_: dict[str, Any] = msgspec.field(default_factory=dict, name="schema")
 
 
 class OutputConfig(Strict, frozen=True):
+    """How much effort goes into an answer, and the form that the answer takes."""
+
     effort: str | None = None
     format: OutputFormat | None = None
 
 
 class AllTurns(Strict, frozen=True, tag="all"):
-    pass
+    """Thoughts are kept in every turn."""
 
 
 class ThinkingTurns(Strict, frozen=True, tag="thinking_turns"):
+    """Thoughts are kept in the newest `value` turns that have any."""
+
     value: Annotated[int, Meta(ge=1)]
 
 
 class InputTokens(Strict, frozen=True, tag="input_tokens"):
+    """A number of the prompt's tokens, as a trigger or as a least amount."""
+
     value: Annotated[int, Meta(ge=0)]
 
 
 class ToolUses(Strict, frozen=True, tag="tool_uses"):
+    """A number of calls, as a trigger or as the newest ones that are kept."""
+
     value: Annotated[int, Meta(ge=0)]
 
 
@@ -111,8 +143,8 @@ class ClearToolUses(Strict, frozen=True, tag="clear_tool_uses_20250919"):
 
     trigger: InputTokens | ToolUses = InputTokens(100_000)
     keep: ToolUses = ToolUses(3)
-    clear_at_least: InputTokens | None = None
-    exclude_tools: tuple[str, ...] | None = None
+    clear_at_least: InputTokens | None = None  # the edit is left out where it would save less than this
+    exclude_tools: tuple[str, ...] | None = None  # names of tools whose results always stay
     clear_tool_inputs: bool | tuple[str, ...] | None = None
 
 
@@ -125,6 +157,8 @@ class Compact(Strict, frozen=True, tag="compact_20260112"):
 
 
 class ContextManagement(Strict, frozen=True):
+    """Edits that shorten an earlier conversation before the model reads it, carried out in order."""
+
     edits: Annotated[tuple[ClearThinking | ClearToolUses | Compact, ...], Meta(max_length=16)] = ()
 
 
@@ -144,6 +178,8 @@ class CountTokens(Strict, frozen=True):
 
 
 class Messages(CountTokens, frozen=True, kw_only=True):
+    """Asks for an answer to a conversation; all that `CountTokens` has, and how the answer is drawn."""
+
     max_tokens: Annotated[int, Meta(ge=0, lt=1 << 31)]  # 0: the prompt is read, and kept in the cache of prefixes
     stop_sequences: tuple[str, ...] | None = None
     stream: bool | None = None

@@ -36,10 +36,12 @@ def notes_of(kind: type) -> frozenset[str]:
 
 
 def neutral_of(kind: type) -> Mapping[str, tuple[Any, ...]]:
+    """By field name, the values with which a struct's field asks for nothing, and so passes."""
     return {name: values for base in kind.__mro__ for name, values in NEUTRAL.get(base, {}).items()}
 
 
 def advice_of(kind: type, name: str) -> str:
+    """What a client can do in place of a field that is refused; part of the message that refuses it."""
     return next((ADVICE[base][name] for base in kind.__mro__ if name in ADVICE.get(base, {})), "leave it out")
 
 
@@ -51,6 +53,7 @@ def _of_struct(info: inspect.StructType) -> Clean:
     def clean_struct(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        # Returned as it is, without a copy: long conversations have thousands of such structs.
         if looked_at.isdisjoint(value) and None not in value.values():
             return value  # as nearly all are, where there are many
         return {
@@ -63,6 +66,7 @@ def _of_struct(info: inspect.StructType) -> Clean:
 
 
 def _means_nothing(entry: Any, values: tuple[Any, ...]) -> bool:
+    # Types are compared too, because False equals 0 and 1.0 equals 1 in Python.
     return any(type(entry) is type(value) and entry == value for value in values)
 
 
@@ -86,6 +90,7 @@ def _of_list(item: inspect.Type, most: int | None) -> Clean | None:
         return None
 
     def clean_list(value: Any) -> Any:
+        # A list that is too long is refused by the conversion; cleaning it first would cost time for nothing.
         if not isinstance(value, list) or (most is not None and len(value) > most):
             return value
         return [clean(entry) for entry in value]
@@ -102,6 +107,7 @@ def _of_union(types: tuple[inspect.Type, ...]) -> Clean | None:
 
     def clean_union(value: Any) -> Any:
         if isinstance(value, dict):
+            # All structs of a union share one tag field; msgspec accepts no other unions.
             tag = value.get(structs[0].tag_field) if structs and structs[0].tag_field else None
             clean = tagged.get(tag) if isinstance(tag, str) or tag is None else None
             return clean(value) if clean else value

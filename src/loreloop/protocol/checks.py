@@ -33,6 +33,7 @@ def check_prompt(prompt: Prompt, info: EngineInfo) -> tuple[Chunk, ...]:
     if n_tokens > info.context_window:  # before anything is made of so many
         raise too_long(n_tokens, 1, info)
     chunks: list[Chunk] = []
+    # Neighbouring texts become one chunk, so that equal prompts are equal however a client has cut them.
     for is_text, run in itertools.groupby(prompt.chunks, lambda chunk: chunk.type == "encoded_text"):
         if not is_text:
             chunks += [_image(chunk, info) for chunk in run]
@@ -52,8 +53,10 @@ def _image(chunk: PromptChunk, info: EngineInfo) -> ImageChunk:
 
 
 def check_tokens(tokens: list[int], info: EngineInfo) -> TextChunk:
+    """The ids as a chunk of text; BadRequest where there is none, or one lies outside the vocabulary."""
     if not tokens:
         raise BadRequest("The prompt is empty; send at least one token.")
+    # Checked on this side already, since an id beyond the embedding would read or fail inside the engine's kernels.
     low, high = min(tokens), max(tokens)
     if low < 0 or high >= info.vocab_size:
         bad = low if low < 0 else high
@@ -80,6 +83,8 @@ def check_params(wire: WireSamplingParams, n_prompt: int, info: EngineInfo, seed
         max_tokens=max(max_tokens, 1),
         seed=seed if wire.seed is None else seed_of(wire.seed),
         temperature=wire.temperature,
+        # `top_p` 0 leaves the likeliest token alone, which `top_k` 1 says without a division; `top_k` 0 means off, as
+        # -1 does.
         top_k=1 if wire.top_p == 0 else -1 if wire.top_k == 0 else wire.top_k,
         top_p=wire.top_p or 1.0,
         stop_tokens=stop_tokens,
@@ -99,11 +104,14 @@ def seed_of(given: int) -> int:
         return given
     if given.bit_length() > 8 * MAX_SEED_BYTES - 1:
         raise BadRequest(f"The seed has {given.bit_length()} bits; send an integer of at most 64 bits.")
+    # A hash rather than a remainder, so that seeds which differ by a multiple of 2^63 do not draw alike.
     digest = hashlib.blake2b(given.to_bytes(MAX_SEED_BYTES, "little", signed=True), digest_size=8).digest()
     return int.from_bytes(digest, "little") % SEEDS
 
 
 def too_long(n_prompt: int | str, max_tokens: int, info: EngineInfo) -> TooLong:
+    """The error of a prompt that leaves no room for `max_tokens`. `n_prompt` may be words, where the prompt was not
+    counted to its end."""
     return TooLong(
         f"Prompt length plus max_tokens exceeds the model's context window: {n_prompt} + {max_tokens} > "
         f"{info.context_window}. Shorten the prompt or ask for fewer tokens."
@@ -173,12 +181,14 @@ def _targets(tensor: JsonTensor, n_prompt: int) -> Tensor:
         if values.size != shape[0] * shape[1]:
             raise BadRequest(f"target_prompt_logprobs has {values.size} values for the shape {list(shape)}.")
         return tensor_of(values.reshape(shape))
+    # Cells that are not listed ask for nothing; 0 would ask for token 0.
     dense = np.full(shape, -1, np.int64)
     crow = np.array(tensor.sparse_crow_indices, np.int64)
     counts = crow[1:] - crow[:-1]
     columns = np.array(tensor.sparse_col_indices, np.int64)
     if len(counts) != shape[0] or (counts < 0).any() or counts.sum() != values.size or len(columns) != values.size:
         raise BadRequest("The sparse indices of target_prompt_logprobs contradict its shape.")
+    # numpy would take a negative column from the end and give no error.
     if ((columns < 0) | (columns >= shape[1])).any():
         raise BadRequest("The sparse columns of target_prompt_logprobs lie outside its shape.")
     dense[np.repeat(np.arange(shape[0]), counts), columns] = values
@@ -186,6 +196,7 @@ def _targets(tensor: JsonTensor, n_prompt: int) -> Tensor:
 
 
 def check_targets(scores: PromptScores, info: EngineInfo) -> None:
+    """BadRequest where an id of the prompt's targets is neither -1 nor in the vocabulary."""
     if scores.targets is None:
         return
     ids = scores.targets.numpy()

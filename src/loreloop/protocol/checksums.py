@@ -39,10 +39,12 @@ SUMS_DECODER = msgspec.json.Decoder(dict[str, FileSum])
 
 
 def crc32_text(value: int) -> str:
+    """A CRC-32 as the eight hexadecimal digits that lists and rows hold."""
     return f"{value:08x}"
 
 
 def sum_of_bytes(content: bytes) -> FileSum:
+    """Length and checksum of content that is in memory; `sum_of` gives the same of a file."""
     return FileSum(len(content), crc32_text(zlib.crc32(content)))
 
 
@@ -66,6 +68,7 @@ def renew_sums(folder: Path) -> FolderSum:
     """Writes the list anew, of all files as they are now; it appears at once."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != SUMS_FILE)
     sums = {file.name: sum_of(file) for file in files}
+    # On the same file system and moved as a whole: a reader sees the old list or the new one, never a half.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as staging:
         crc32 = write_sums(Path(staging), sums)
         (Path(staging) / SUMS_FILE).replace(folder / SUMS_FILE)
@@ -105,9 +108,11 @@ def _check_file(path: Path, written: FileSum) -> None:
     try:
         found = sum_of(path)
     except OSError as error:
+        # A disk that is away for a moment must not make anybody give a good checkpoint up.
         if trouble := reading_trouble(error, path):
             raise trouble from None
         raise Gone(f"{path} cannot be read ({error.strerror or error}). {ADVICE}") from None
+    # The length first, because it tells a file that was cut off from one with changed bytes.
     if found.n_bytes != written.n_bytes:
         raise Gone(f"{path} is damaged: it was written with {written.n_bytes} bytes and has {found.n_bytes}. {ADVICE}")
     if found.crc32 != written.crc32:

@@ -36,6 +36,8 @@ class DatumSpans(msgspec.Struct, frozen=True):
 
 
 class DecodedPass(msgspec.Struct, frozen=True):
+    """A pass as the client sent it; `spans` has one entry for each datum of `op`."""
+
     op: ForwardBackward
     spans: tuple[DatumSpans, ...]
 
@@ -48,6 +50,8 @@ def decode_pass(body: bytes) -> DecodedPass:
     except DecodeError:
         raise BadRequest("The body is not a ForwardBackwardRequest: its protobuf is truncated or damaged.") from None
     _check_dense_size(request)
+    # Checked above for the whole body at once: many tensors, each within the bound, could still exhaust the memory
+    # together.
     data = tuple(_datum(f"Datum {index}", datum) for index, datum in enumerate(request.data))
     if request.loss_fn == "cross_entropy":
         _check_weighted(request)
@@ -88,14 +92,16 @@ def recover_address(head: bytes) -> tuple[str, int] | None:
 
     Clients write fields 1 and 2 first, so that what follows may be broken and the sequence id can still be marked used.
     """
+    # 0x0A is field 1 as a string, 0x10 below is field 2 as a varint.
     if len(head) < 2 or head[0] != 0x0A:
         return None
-    length, at = _varint(head, 1)
-    model_id = head[at : at + length]
-    at += length
-    if length <= 0 or at >= len(head) or head[at] != 0x10:
+    length, position = _varint(head, 1)
+    model_id = head[position : position + length]
+    position += length
+    if length <= 0 or position >= len(head) or head[position] != 0x10:
         return None
-    seq_id, _ = _varint(head, at + 1)
+    seq_id, _ = _varint(head, position + 1)
+    # A damaged number must not mark a place far ahead as used.
     if not 1 <= seq_id < 1 << 31:
         return None
     try:
@@ -104,16 +110,17 @@ def recover_address(head: bytes) -> tuple[str, int] | None:
         return None
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: bytes, position: int) -> tuple[int, int]:
     """The number at a place and the place after it; -1 where the number does not end."""
     value = shift = 0
-    while at < len(data) and shift < 35:
-        byte = data[at]
+    # Five groups of seven bits hold any number that is accepted; damaged bytes could otherwise go on without end.
+    while position < len(data) and shift < 35:
+        byte = data[position]
         value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
+        position, shift = position + 1, shift + 7
         if byte < 0x80:
-            return value, at
-    return -1, at
+            return value, position
+    return -1, position
 
 
 def _loss_config(request: wire.ForwardBackwardRequest) -> dict[str, float]:
@@ -161,6 +168,7 @@ def _tensor(where: str, tensor: wire.Tensor) -> Tensor:
     if tensor.WhichOneof("encoding") == "sparse_csr":
         return _densified(where, dtype, shape, tensor.sparse_csr)
     item_bytes = np.dtype(dtype).itemsize
+    # Clients may leave the shape of a vector out.
     if not shape and len(tensor.dense) % item_bytes == 0:
         shape = (len(tensor.dense) // item_bytes,)
     if any(size < 0 for size in shape) or _product(shape) * item_bytes != len(tensor.dense):
@@ -179,6 +187,7 @@ def _densified(where: str, dtype: DType, shape: tuple[int, ...], csr: wire.Spars
         raise BadRequest(f"{where}: the bytes of the sparse tensor are not whole numbers of values.") from None
     n_rows, n_cols = shape
     counts = np.diff(crow)
+    # All is checked before numpy indexes with it: negative columns would count from the end without an error.
     consistent = (
         len(crow) == n_rows + 1
         and len(values) == len(col)
@@ -207,8 +216,8 @@ def _spans(spans: Sequence[wire.ProvenanceSpan]) -> tuple[Span, ...]:
         kind = span.WhichOneof("span")
         if kind is None:
             raise BadRequest("A provenance span is empty; name a sequence, an offset and a length.")
-        at = span.sampled_tokens if kind == "sampled_tokens" else span.prompt_tokens
-        found.append(Span(at.sequence_id, at.offset, at.length, kind == "sampled_tokens"))
+        source = span.sampled_tokens if kind == "sampled_tokens" else span.prompt_tokens
+        found.append(Span(source.sequence_id, source.offset, source.length, kind == "sampled_tokens"))
     return tuple(found)
 
 
@@ -217,6 +226,7 @@ def encode_pass_result(result: PassResult) -> bytes:
     record = wire.ArrayRecord(type_tag="ArrayRecord", num_datums=len(result.outputs))
     for name in result.outputs[0] if result.outputs else ():
         tensors = [outputs[name] for outputs in result.outputs]
+        # One more offset than there are datums: the last one is the end of the data.
         offsets = np.cumsum([0, *(len(tensor.data) for tensor in tensors)]).astype("<i8")
         record.fields[name].data = b"".join(tensor.data for tensor in tensors)
         record.fields[name].offsets = offsets.tobytes()
@@ -234,6 +244,7 @@ def encode_pass_result(result: PassResult) -> bytes:
 def _single_records(result: PassResult) -> list[wire.ArrayRecord]:
     records = []
     for outputs in result.outputs:
+        # Encoded by the same function as a batch of one, so that both forms cannot drift apart.
         alone = wire.ForwardBackwardOutput()
         alone.ParseFromString(encode_pass_result(PassResult((outputs,), {})))
         records.append(alone.loss_fn_outputs[0])

@@ -42,6 +42,8 @@ class LoreloopError(Exception):
 
 
 class UserError(LoreloopError):
+    """Base of the errors that the caller can mend; HTTP answers them with a status of the 400s."""
+
     category = "user"
 
 
@@ -54,31 +56,31 @@ class BadRequest(UserError):
 
 
 class TooLong(BadRequest):
-    pass
+    """A prompt, with the tokens that are to follow it, does not fit into the model's context window."""
 
 
 class WrongSettings(BadRequest):
-    pass
+    """A setting in the configuration file, or a flag of the command line, cannot be used."""
 
 
 class Unauthorized(UserError):
-    pass
+    """The request came without a key, or with one that this server does not know."""
 
 
 class Forbidden(UserError):
-    pass
+    """The key is known, and lacks the scope that the request needs."""
 
 
 class NotFound(UserError):
-    pass
+    """There is no such thing, or it belongs to another key; which of the two is not revealed."""
 
 
 class Conflict(UserError):
-    pass
+    """The request contradicts the present state, so that something else must be undone first."""
 
 
 class Gone(UserError):
-    pass
+    """The thing existed, and has expired, been deleted, or been found damaged."""
 
 
 class TooLarge(UserError):
@@ -90,10 +92,15 @@ class TooLarge(UserError):
 
 
 class ServerError(LoreloopError):
+    """A fault of this server, which its operator or its makers must mend."""
+
     category = "server"
 
 
 class Unavailable(LoreloopError):
+    """Nobody's fault and likely to pass: the client may try again after `retry_after_seconds`. `queue_position`
+    counts the requests ahead, where that is known."""
+
     category = "server"
 
     def __init__(self, message: str, retry_after_seconds: float = 1.0, queue_position: int | None = None) -> None:
@@ -102,7 +109,7 @@ class Unavailable(LoreloopError):
 
 
 class OutOfService(Unavailable):
-    pass
+    """Unavailable for everybody, and not for this request alone: the server is stopping, or its disk is full."""
 
 
 def outcome_of(call: Callable[[], T]) -> T | Exception:
@@ -136,8 +143,9 @@ def _system_number(error: BaseException) -> int | None:
     """The system's own number of an error. Libraries in Rust tell it in words."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    return int(told[1]) if told else None
+    # These libraries raise errors of their own kind, so that the text is all there is.
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None
 
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 def make_private(folder: Path) -> None:
     """Makes a folder with mode 0700, and those above it as others are made; OSError where that cannot be done."""
+    # The mode of `mkdir` holds for the last folder alone; those above it follow the umask.
     folder.mkdir(0o700, parents=True, exist_ok=True)
 
 

@@ -25,7 +25,7 @@ class FixedGrid(msgspec.Struct, frozen=True, tag="fixed"):
 
     width: int
     height: int
-    n_tokens: int
+    n_tokens: int  # the same for every image
     shorter_side: int | None = None
 
 
@@ -41,4 +41,4 @@ class ImageRules(msgspec.Struct, frozen=True):
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     resample: int = 3
-    rescale: float = 1 / 255
+    rescale: float = 1 / 255  # what a colour value of 0 to 255 is multiplied by

@@ -13,6 +13,7 @@ def read_json_object(file: Path, what: str, advice: str = "") -> dict[str, Any]:
     """BadRequest that calls the file `what`, and ends with `advice`, where it cannot be read or holds no object."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
+    # ValueError is both text that is no JSON and bytes that are no UTF-8; RecursionError is brackets within brackets.
     except (OSError, ValueError, RecursionError) as error:
         raise BadRequest(" ".join((f"{what} cannot be read: {error}.", advice)).strip()) from None
     if not isinstance(found, dict):

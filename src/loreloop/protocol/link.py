@@ -16,12 +16,12 @@ class EngineInfo(msgspec.Struct, frozen=True):
     """What the HTTP side must know to check requests for a base model."""
 
     base_model: str
-    folder: str
-    vocab_size: int
-    context_window: int
+    folder: str  # of the base model's files, on the same machine
+    vocab_size: int  # ids from 0 to one below this have a row in the embedding
+    context_window: int  # prompt and output together, in tokens
     eos_token_ids: tuple[int, ...]
     max_lora_rank: int
-    n_threads: int
+    n_threads: int  # that compute
     images: ImageRules | None = None  # None: the model takes text only
 
 
@@ -35,7 +35,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 class Batch(msgspec.Struct, frozen=True, array_like=True):
     """One executed unit of training: these operations, in this order, in one packing."""
 
-    plan_no: int
+    plan_no: int  # counts the batches of one base model, never given out twice
     request_ids: tuple[str, ...]
 
 
@@ -46,7 +46,7 @@ class ModelSnapshot(msgspec.Struct, frozen=True):
     model_id: str
     plan_no: int
     next_seq_id: int
-    file: str
+    file: str  # empty for a model without any state, whose creation failed
     crc32: str = ""
 
 
@@ -74,10 +74,14 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
 
 
 class Sample(msgspec.Struct, frozen=True, tag="sample"):
+    """A sampling request. It is not journaled: after an engine's death the HTTP process sends it again."""
+
     op: SampleOp
 
 
 class CancelSample(msgspec.Struct, frozen=True, tag="cancel"):
+    """Ends a sampling request early, whether it runs or waits; its `SampleEnd` is then a failure."""
+
     request_id: str
 
 
@@ -88,6 +92,8 @@ class DropModel(msgspec.Struct, frozen=True, tag="drop_model"):
 
 
 class DropRevision(msgspec.Struct, frozen=True, tag="drop_revision"):
+    """Forget a revision's adapter; requests that are running with it still end with it."""
+
     revision_id: str
 
 
@@ -144,11 +150,13 @@ class ModelLost(msgspec.Struct, frozen=True, tag="model_lost"):
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
-    sample_index: int
+    """One drawn token of one of a request's samples, with its log-probability. `topk` is one row of alternatives."""
+
+    sample_index: int  # which of the request's samples
     token: int
     logprob: float
     topk: TopK | None = None
-    filtered_logprob: float | None = None
+    filtered_logprob: float | None = None  # under the distribution after top_k, top_p, min_p and grammar
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
@@ -159,16 +167,18 @@ class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
 
 
 class SampleEnd(msgspec.Struct, frozen=True, tag="sample_end"):
+    """The end of a sampling request; exactly one is sent for each."""
+
     request_id: str
-    result: SampleResult | Failure
+    result: SampleResult | Failure  # of a stream too, with all its tokens once more
 
 
 class Queues(msgspec.Struct, frozen=True, tag="queues"):
     """How much waits and runs, sent when it changes."""
 
-    waiting_samples: int
+    waiting_samples: int  # requests, not their samples
     running_samples: int
-    waiting_ops: int
+    waiting_ops: int  # training operations that have arrived and not run
 
 
 LOAD_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)  # seconds
@@ -179,7 +189,7 @@ class ColdLoads(msgspec.Struct, frozen=True, array_like=True):
     count: longer than all), how long together, and at most."""
 
     counts: tuple[int, ...] = (0,) * (len(LOAD_BUCKETS) + 1)
-    seconds: float = 0.0
+    seconds: float = 0.0  # all loads together
     longest_seconds: float = 0.0
 
 
@@ -189,8 +199,8 @@ class Meters(msgspec.Struct, frozen=True, tag="meters"):
     kv_pages: int = 0
     kv_pages_free: int = 0
     resident_revisions: int = 0
-    revision_hits: int = 0
-    revision_evictions: int = 0
+    revision_hits: int = 0  # requests whose adapter was in memory already
+    revision_evictions: int = 0  # adapters that made room for others
     cold_loads: ColdLoads = ColdLoads()
 
 

@@ -21,11 +21,15 @@ class StateStore(Protocol):
     """`load` gives None for an unknown id. `save` raises Conflict when the stored revision is not `after` (0: none
     yet), so of two writers one is refused; it either stores all of `data` or leaves what was there."""
 
-    def load(self, id: str) -> Saved | None: ...
+    def load(self, id: str) -> Saved | None:
+        """The stored bytes and their revision, or None for an id that nothing is stored under."""
 
-    def save(self, id: str, data: bytes, after: int) -> Saved: ...
+    def save(self, id: str, data: bytes, after: int) -> Saved:
+        """Stores `data` as the revision after `after`, and gives it back with its new revision. Conflict where
+        another revision is stored."""
 
-    def delete(self, id: str) -> None: ...
+    def delete(self, id: str) -> None:
+        """Forgets a memory; an unknown id is no error."""
 
 
 def first_revision() -> int:

@@ -24,6 +24,8 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class StreamOptions(Strict, frozen=True):
+    """`include_usage` asks for a last chunk that holds the numbers of tokens."""
+
     include_usage: bool | None = None
     include_obfuscation: bool | None = None  # nothing is obscured either way
 
@@ -67,6 +69,7 @@ Prompt = str | tuple[str, ...] | tuple[TokenId, ...] | tuple[tuple[TokenId, ...]
 class Completion(Common, frozen=True, kw_only=True):
     """`prompt` is a text, token ids, or a list of either; with `max_tokens` 0 nothing is added to it."""
 
+    # One kind of list for all that may stand in it, since msgspec takes at most one array in a union.
     prompt: str | tuple[str | TokenId | tuple[TokenId, ...], ...]
     max_tokens: Annotated[int, Meta(ge=0, lt=1 << 31)] | None = None
     logprobs: TopLogprobs | None = None
@@ -74,18 +77,26 @@ class Completion(Common, frozen=True, kw_only=True):
 
 
 class TextPart(Strict, frozen=True, tag="text"):
+    """A piece of a message's content that is text."""
+
     text: str
 
 
 class RefusalPart(Strict, frozen=True, tag="refusal"):
+    """A piece of an earlier answer in which a model declined, handed back; it is read as text."""
+
     refusal: str
 
 
 class ImageUrl(Strict, frozen=True):
+    """Where an image is: a `data:` URL with its bytes, or the address of a host that the settings allow."""
+
     url: str
 
 
 class ImagePart(Strict, frozen=True, tag="image_url"):
+    """A piece of a message's content that is an image."""
+
     image_url: ImageUrl
 
 
@@ -93,11 +104,15 @@ ContentPart = TextPart | RefusalPart | ImagePart
 
 
 class FunctionCall(Strict, frozen=True):
+    """The function of an earlier call; `arguments` is the text of a JSON object."""
+
     name: str
     arguments: str | None = None
 
 
 class ToolCallBody(Strict, frozen=True):
+    """A call in an earlier answer, handed back; the tool's message refers to it by `id`."""
+
     id: str
     function: FunctionCall
     type: Literal["function"] = "function"
@@ -117,6 +132,9 @@ class ChatMessage(Strict, frozen=True):
 
 
 class FunctionBody(Strict, frozen=True):
+    """A function that the model may call. `parameters` is the JSON schema of its arguments; with `strict` a grammar
+    holds all of it, or the request is refused."""
+
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -124,6 +142,8 @@ class FunctionBody(Strict, frozen=True):
 
 
 class ToolBody(Strict, frozen=True, tag="function"):
+    """A tool that the client itself executes."""
+
     function: FunctionBody
 
 
@@ -142,10 +162,14 @@ class AgentLoop(Strict, frozen=True):
 
 
 class NamedFunction(Strict, frozen=True):
+    """The function that the answer must call."""
+
     name: str
 
 
 class NamedTool(Strict, frozen=True):
+    """The form of `tool_choice` that forces a call of one function."""
+
     function: NamedFunction
     type: Literal["function"] = "function"
 
@@ -154,6 +178,8 @@ ToolChoice = Literal["auto", "none", "required"] | NamedTool
 
 
 class JsonSchemaBody(Strict, frozen=True):
+    """The JSON schema that an answer must satisfy, called `schema` in JSON."""
+
     name: str = "answer"
     description: str | None = None
     schema_: dict[str, Any] = msgspec.field(default_factory=dict, name="schema")
@@ -161,14 +187,16 @@ class JsonSchemaBody(Strict, frozen=True):
 
 
 class TextFormat(Strict, frozen=True, tag="text"):
-    pass
+    """The answer may be any text, which is the default."""
 
 
 class JsonObjectFormat(Strict, frozen=True, tag="json_object"):
-    pass
+    """The answer must be a JSON object, of whatever shape."""
 
 
 class JsonSchemaFormat(Strict, frozen=True, tag="json_schema"):
+    """The answer must be JSON that satisfies a schema."""
+
     json_schema: JsonSchemaBody
 
 

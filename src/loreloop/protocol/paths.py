@@ -25,6 +25,8 @@ class CheckpointKind(StrEnum):
 
 
 class CheckpointPath(msgspec.Struct, frozen=True):
+    """A checkpoint's full name; `str()` of it is the `tinker://` path that `parse_path` reads."""
+
     run_id: str
     kind: CheckpointKind
     name: str
@@ -34,12 +36,14 @@ class CheckpointPath(msgspec.Struct, frozen=True):
 
     @property
     def checkpoint_id(self) -> str:
+        """The name within the run, `<kind>/<name>`, by which REST routes address the checkpoint."""
         return f"{self.kind.value}/{self.name}"
 
 
 def parse_path(text: str) -> CheckpointPath:
     """`tinker://…` as a value; BadRequest says which part is wrong."""
     parts = text.removeprefix(SCHEME).split("/")
+    # The name is a folder's name later, so a path with more parts is refused rather than joined.
     if not text.startswith(SCHEME) or len(parts) != 3 or not parts[0]:
         raise BadRequest(f"{text!r} is no checkpoint path; write tinker://<run id>/<weights|sampler_weights>/<name>.")
     run_id, kind, name = parts
@@ -64,6 +68,7 @@ def model_id(session_id: str, model_seq_id: int) -> str:
 
 
 def sampling_session_id(session_id: str, seq_id: int) -> str:
+    """The id of a sampler; like `model_id`, the SDK computes the same string on its side."""
     return f"{session_id}:sample:{seq_id}"
 
 
@@ -74,9 +79,11 @@ def request_id(owner_id: str, seq_id: int) -> str:
 
 def owner_of(request_id: str) -> str:
     """The run or sampler that an operation's id was made of."""
+    # From the right, because the owner's own id has colons in it.
     return request_id.rpartition(":")[0]
 
 
 def file_name(identifier: str) -> str:
     """An id as the name of a file or folder."""
+    # Ids are made here or are UUIDs, so that two different ones do not meet in one name.
     return identifier.replace(":", "_").replace("/", "_")

@@ -14,18 +14,26 @@ from loreloop.protocol.openai_rest import MAX_TOOLS, MAX_TURNS, Effort, MaxToken
 
 
 class InputText(Strict, frozen=True, tag="input_text"):
+    """A piece of text in what the user or the system says."""
+
     text: str
 
 
 class OutputText(Strict, frozen=True, tag="output_text"):
+    """A piece of text of an earlier answer, handed back."""
+
     text: str
 
 
 class RefusalText(Strict, frozen=True, tag="refusal"):
+    """A piece of an earlier answer in which a model declined, handed back; it is read as text."""
+
     refusal: str
 
 
 class InputImage(Strict, frozen=True, tag="input_image"):
+    """An image by its `data:` URL or address; a `file_id` is refused, since no files are kept here."""
+
     image_url: str | None = None
     file_id: str | None = None
 
@@ -34,10 +42,14 @@ Part = InputText | OutputText | RefusalText | InputImage
 
 
 class ReasoningPart(Strict, frozen=True, tag="reasoning_text"):
+    """What an earlier answer thought, handed back."""
+
     text: str
 
 
 class SummaryText(Strict, frozen=True):
+    """A thought's summary, handed back in place of the thought."""
+
     text: str
     type: Literal["summary_text"] = "summary_text"
 
@@ -58,6 +70,8 @@ class Item(Strict, frozen=True):
 
 
 class FunctionTool(Strict, frozen=True):
+    """A function that the model may call; `parameters` is the JSON schema of its arguments."""
+
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
     type: Literal["function"] = "function"
     description: str | None = None
@@ -66,19 +80,23 @@ class FunctionTool(Strict, frozen=True):
 
 
 class NamedFunction(Strict, frozen=True):
+    """The form of `tool_choice` that forces a call of one function."""
+
     name: str
     type: Literal["function"] = "function"
 
 
 class PlainFormat(Strict, frozen=True, tag="text"):
-    pass
+    """The answer may be any text, which is the default."""
 
 
 class ObjectFormat(Strict, frozen=True, tag="json_object"):
-    pass
+    """The answer must be a JSON object, of whatever shape."""
 
 
 class SchemaFormat(Strict, frozen=True, tag="json_schema"):
+    """The answer must be JSON that satisfies a schema, called `schema` in JSON."""
+
     name: str = "answer"
     schema_: dict[str, Any] = msgspec.field(default_factory=dict, name="schema")
     description: str | None = None
@@ -86,14 +104,20 @@ class SchemaFormat(Strict, frozen=True, tag="json_schema"):
 
 
 class TextSettings(Strict, frozen=True):
+    """The form of the answer's text."""
+
     format: PlainFormat | ObjectFormat | SchemaFormat | None = None
 
 
 class Reasoning(Strict, frozen=True):
+    """How much a model is to think before it answers."""
+
     effort: Effort | None = None
 
 
 class ResponseStreamOptions(Strict, frozen=True):
+    """Options of a stream, none of which changes anything here."""
+
     include_obfuscation: bool | None = None  # nothing is obscured either way
 
 
@@ -125,10 +149,10 @@ class CreateResponse(Strict, frozen=True):
     seed: int | None = None
     text: TextSettings | None = None
     reasoning: Reasoning | None = None
-    include: tuple[Included, ...] | None = None
+    include: tuple[Included, ...] | None = None  # accepted and without effect
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
-    store: bool | None = None
+    store: bool | None = None  # unless false, the answer can be referred to later
     metadata: dict[str, Any] | None = None
     user: str | None = None
     previous_response_id: str | None = None

@@ -10,6 +10,8 @@ from msgspec import Meta
 
 from loreloop.protocol.training import AdamParams
 
+# Bounds here are those of the wire and of 32-bit arithmetic; what a model can take is checked against the model later,
+# where the message can say more.
 NonNegative = Annotated[int, Meta(ge=0, lt=1 << 31)]
 TokenId = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
 SeqId = Annotated[int, Meta(ge=0, lt=1 << 62)]
@@ -17,6 +19,8 @@ TtlSeconds = Annotated[int, Meta(ge=1, le=315_360_000)]  # ten years
 
 
 class CreateSession(msgspec.Struct, frozen=True):
+    """Opens a session; every field is for whoever lists sessions later, and none changes a result."""
+
     tags: tuple[str, ...] = ()
     user_metadata: dict[str, Any] | None = None
     sdk_version: str | None = None
@@ -25,19 +29,29 @@ class CreateSession(msgspec.Struct, frozen=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
+    """A sign of life, without which a session expires."""
+
     session_id: str
 
 
 class FinishReason(msgspec.Struct, frozen=True):
+    """How a client's work went: `success`, or whatever else the client calls it."""
+
     type: str = "success"
 
 
 class FinishSession(msgspec.Struct, frozen=True):
+    """Ends a session at once, without waiting for its expiry."""
+
     reason: FinishReason = FinishReason()
     detail: str | None = None
 
 
 class LoraConfig(msgspec.Struct, frozen=True):
+    """The wanted adapter. A missing `seed` is chosen by the server; whether the rank can be served is checked with
+    the model."""
+
+    # A rank that no server takes gets through here, so that the refusal can name the ranks that this one takes.
     rank: Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
     seed: int | None = None
     train_unembed: bool = True
@@ -46,10 +60,15 @@ class LoraConfig(msgspec.Struct, frozen=True):
 
 
 class OptimizerConfig(msgspec.Struct, frozen=True):
+    """The optimizer's kind, of which there is AdamW only."""
+
     type: str = "adamw"
 
 
 class CreateModelBody(msgspec.Struct, frozen=True):
+    """Asks for a fresh adapter on a base model; `model_seq_id` makes its id, so that a repeated request makes no
+    second one."""
+
     session_id: str
     model_seq_id: SeqId
     base_model: str
@@ -62,7 +81,7 @@ class LoadWeightsBody(msgspec.Struct, frozen=True):
     """Addresses a live model (model_id, seq_id), or creates one (session_id, model_seq_id)."""
 
     path: str
-    optimizer: bool = False
+    optimizer: bool = False  # whether the moments are loaded too
     model_id: str | None = None
     seq_id: SeqId | None = None
     session_id: str | None = None
@@ -73,6 +92,8 @@ class LoadWeightsBody(msgspec.Struct, frozen=True):
 
 
 class OptimStepBody(msgspec.Struct, frozen=True):
+    """Asks for an optimizer step. `optimizer_params` names an optimizer other than AdamW, and is refused."""
+
     model_id: str
     seq_id: SeqId
     adam_params: AdamParams | None = None
@@ -80,25 +101,32 @@ class OptimStepBody(msgspec.Struct, frozen=True):
 
 
 class SaveWeightsBody(msgspec.Struct, frozen=True):
+    """Asks for a training checkpoint; `path` is its name alone. With `overwrite` one of the same name is replaced."""
+
     model_id: str
     seq_id: SeqId
     path: str
-    ttl_seconds: TtlSeconds | None = None
+    ttl_seconds: TtlSeconds | None = None  # from the end of the save on; None keeps it
     overwrite: bool = False
     user_metadata: dict[str, Any] | None = None
 
 
 class SaveForSamplerBody(msgspec.Struct, frozen=True):
+    """Asks for weights that can be sampled: a checkpoint with the name `path`, or without one an ephemeral sampler
+    of this session."""
+
     model_id: str
     seq_id: SeqId
     path: str | None = None
     sampling_session_seq_id: SeqId | None = None
-    kind: str = "snapshot"
+    kind: str = "snapshot"  # or inflight, which moves the run's other in-flight samplers along
     ttl_seconds: TtlSeconds | None = None
     user_metadata: dict[str, Any] | None = None
 
 
 class SaveExternalBody(msgspec.Struct, frozen=True):
+    """Asks for an adapter to be downloaded, encrypted for the age recipients where any are named."""
+
     model_id: str
     seq_id: SeqId
     path: str
@@ -107,10 +135,14 @@ class SaveExternalBody(msgspec.Struct, frozen=True):
 
 
 class ModelId(msgspec.Struct, frozen=True):
+    """The body of requests that name a run and nothing else."""
+
     model_id: str
 
 
 class CreateSamplingSession(msgspec.Struct, frozen=True):
+    """Asks for a sampler of a base model, or of the checkpoint `model_path`."""
+
     session_id: str
     sampling_session_seq_id: SeqId
     base_model: str | None = None
@@ -118,6 +150,8 @@ class CreateSamplingSession(msgspec.Struct, frozen=True):
 
 
 class Dimensions(msgspec.Struct, frozen=True):
+    """Width and height in pixels, in place of an image's own."""
+
     width: NonNegative
     height: NonNegative
 
@@ -125,6 +159,7 @@ class Dimensions(msgspec.Struct, frozen=True):
 class PromptChunk(msgspec.Struct, frozen=True):
     """`tokens` for text, what follows for an image; other kinds are recognised by their `type` and refused."""
 
+    # Not a tagged union: an unknown kind must get through to be refused by its name.
     type: str = "encoded_text"
     tokens: tuple[TokenId, ...] = ()
     data: bytes = b""  # base64 in JSON
@@ -134,6 +169,8 @@ class PromptChunk(msgspec.Struct, frozen=True):
 
 
 class Prompt(msgspec.Struct, frozen=True):
+    """The pieces of a prompt, texts and images, in order."""
+
     chunks: tuple[PromptChunk, ...]
 
 
@@ -163,14 +200,18 @@ class WireSamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
 
 class JsonTensor(msgspec.Struct, frozen=True):
+    """A tensor of token ids: dense and row-major, or, with both kinds of indices, in compressed sparse rows."""
+
     data: tuple[TokenId, ...]
     dtype: str = "int64"
-    shape: tuple[NonNegative, ...] | None = None
+    shape: tuple[NonNegative, ...] | None = None  # of the dense form, whichever form `data` has
     sparse_crow_indices: tuple[NonNegative, ...] | None = None
     sparse_col_indices: tuple[NonNegative, ...] | None = None
 
 
 class SampleBody(msgspec.Struct, frozen=True):
+    """A sampling request; `prompt_logprobs` and the fields after it choose what is reported besides the tokens."""
+
     prompt: Prompt
     sampling_params: WireSamplingParams
     sampling_session_id: str
@@ -182,17 +223,23 @@ class SampleBody(msgspec.Struct, frozen=True):
     topk_sample_logprobs: NonNegative = 0
     prompt_alt_tokens_k: NonNegative = 0
     target_prompt_logprobs: JsonTensor | None = None
-    record_stability_info: bool = False
+    record_stability_info: bool = False  # keeps a record that training can refer to
 
 
 class RetrieveFuture(msgspec.Struct, frozen=True):
+    """Asks for the result of an accepted operation; `allow_metadata_only` changes nothing here."""
+
     request_id: str
     allow_metadata_only: bool = False
 
 
 class WeightsInfoBody(msgspec.Struct, frozen=True):
+    """Asks which base model and rank a checkpoint has."""
+
     tinker_path: str
 
 
 class TtlBody(msgspec.Struct, frozen=True):
+    """A checkpoint's new time to live in seconds from now; null lets it stay for good."""
+
     ttl_seconds: TtlSeconds | None

@@ -33,7 +33,7 @@ class SamplingParams(msgspec.Struct, frozen=True):
     """
 
     max_tokens: int
-    seed: int
+    seed: int  # with the index of the sample and the position, all that a draw depends on
     temperature: float = 1.0
     top_k: int = -1
     top_p: float = 1.0
@@ -53,12 +53,13 @@ class PromptScores(msgspec.Struct, frozen=True):
 
     logprobs: bool = False
     last_n: int | None = None
-    top_k: int = 0
+    top_k: int = 0  # likeliest tokens of each position
     alt_tokens_k: int = 0
     targets: Tensor | None = None  # int64 (L-1, K), -1 where nothing is asked
 
     @property
     def wanted(self) -> bool:
+        """Whether anything about the prompt is to be reported, so that its logits have to be computed."""
         return self.logprobs or self.top_k > 0 or self.alt_tokens_k > 0 or self.targets is not None
 
 
@@ -83,20 +84,21 @@ class SampleOp(msgspec.Struct, frozen=True, tag="sample"):
     owner: str
     revision: Revision | None
     prompt: tuple[Chunk, ...]
-    num_samples: int
+    num_samples: int  # share the prompt's pages, and are drawn independently
     params: SamplingParams
     scores: PromptScores = PromptScores()
-    topk_sample_logprobs: int = 0
+    topk_sample_logprobs: int = 0  # alternatives that are reported for each drawn token
     filtered_logprobs: bool = False  # report those of the distribution that was drawn from, too
     stream: bool = False
     routes: bool = False  # tell which experts tokens went to, where the model has any
-    resume: tuple[Partial, ...] = ()
+    resume: tuple[Partial, ...] = ()  # of each sample; empty for a request that begins
 
 
 def stop_reason(op: SampleOp, token: int, n_drawn: int) -> StopReason | None:
     """Why a sample ends with this token, its n-th, as far as ids can tell; or None."""
     if token in op.params.stop_tokens:
         return "stop"
+    # A stop token goes before the length, so that an answer whose last token ends it is not reported as cut.
     return "length" if n_drawn >= op.params.max_tokens else None
 
 
@@ -110,6 +112,9 @@ class TopK(msgspec.Struct, frozen=True):
 
 
 class SampledSequence(msgspec.Struct, frozen=True):
+    """One finished sample: N tokens, N log-probabilities, and why it ended. `topk` has a row for each token, and
+    `filtered_logprobs` N values, where the request wanted them."""
+
     tokens: TokenIds
     logprobs: Logprobs
     stop_reason: StopReason
@@ -129,6 +134,9 @@ class PromptReport(msgspec.Struct, frozen=True):
 
 
 class SampleResult(msgspec.Struct, frozen=True, tag="sample_result"):
+    """What a sampling request ends with: its `num_samples` sequences in order. `cache_hit_tokens` counts the
+    prompt's positions whose keys and values were already in pages."""
+
     sequences: tuple[SampledSequence, ...]
     prompt: PromptReport = PromptReport()
     cache_hit_tokens: int = 0

@@ -23,11 +23,13 @@ class Tensor(msgspec.Struct, frozen=True, array_like=True):
 
     def numpy(self) -> NDArray[np.generic]:
         """A read-only view of the bytes, in `shape`."""
+        # A view without a copy; whoever wants to write to it makes one.
         return np.frombuffer(self.data, dtype=np.dtype(self.dtype).newbyteorder("<")).reshape(self.shape)
 
 
 def tensor_of(array: NDArray[np.generic]) -> Tensor:
     """The value of a float32, int64 or int32 array."""
     name = array.dtype.name
+    # Other dtypes are a fault of our own code, since what clients send is checked when it is decoded.
     assert name in get_args(DType), name
     return Tensor(cast(DType, name), tuple(array.shape), np.ascontiguousarray(array).tobytes())

@@ -21,6 +21,7 @@ _NO_TOKEN = np.array(-1, _ID).tobytes()
 
 
 def pack_ids(ids: ArrayLike) -> TokenIds:
+    """Ids of any integer array as int32 bytes; OverflowError from numpy for an id beyond 32 bits."""
     return TokenIds(np.asarray(ids, _ID).tobytes())
 
 
@@ -30,10 +31,12 @@ def unpack_ids(tokens: TokenIds) -> NDArray[np.int32]:
 
 
 def n_ids(tokens: TokenIds) -> int:
+    """The number of ids, without looking at them."""
     return len(tokens) // _ID.itemsize
 
 
 def join_ids(parts: Iterable[TokenIds]) -> TokenIds:
+    """Several runs of ids as one."""
     return TokenIds(b"".join(parts))
 
 
@@ -44,12 +47,14 @@ def no_ids(n: int) -> TokenIds:
 
 def sent_ids(where: str, data: bytes) -> TokenIds:
     """The ids that a client sent as bytes."""
+    # Whether the ids are in the vocabulary is checked later, where the model is known.
     if len(data) % _ID.itemsize:
         raise BadRequest(f"{where}: the token bytes are not a whole number of int32 values.")
     return TokenIds(data)
 
 
 def pack_logprobs(values: ArrayLike) -> Logprobs:
+    """Values of any float array as float32 bytes."""
     return Logprobs(np.asarray(values, _LOGPROB).tobytes())
 
 
@@ -59,4 +64,5 @@ def unpack_logprobs(logprobs: Logprobs) -> NDArray[np.float32]:
 
 
 def join_logprobs(parts: Iterable[Logprobs]) -> Logprobs:
+    """Several runs of log-probabilities as one."""
     return Logprobs(b"".join(parts))

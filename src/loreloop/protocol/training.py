@@ -17,6 +17,8 @@ from loreloop.protocol.token_ids import TokenIds, join_ids, n_ids, no_ids
 
 
 class TextChunk(msgspec.Struct, frozen=True, tag="text"):
+    """A stretch of token ids; its length is their number."""
+
     tokens: TokenIds
 
     def __len__(self) -> int:
@@ -27,7 +29,7 @@ class ImageChunk(msgspec.Struct, frozen=True, tag="image"):
     """`expected_tokens` is what the client counted; once the chunk has been checked, it is the true number."""
 
     data: bytes
-    format: str
+    format: str  # as the client calls it: png, jpeg
     expected_tokens: int | None = None
     width: int | None = None  # override_dimensions
     height: int | None = None
@@ -35,6 +37,7 @@ class ImageChunk(msgspec.Struct, frozen=True, tag="image"):
     def __len__(self) -> int:
         return self.expected_tokens or 0
 
+    # An image that was not counted yet has the length 0, and would otherwise be false where chunks are looked for.
     def __bool__(self) -> bool:
         return True
 
@@ -83,7 +86,7 @@ class LoraSpec(msgspec.Struct, frozen=True):
     only the one on the side of its inner width, the other being common to all."""
 
     rank: int
-    seed: int
+    seed: int  # of the first values; the same seed gives the same adapter
     train_attn: bool = True
     train_mlp: bool = True
     train_unembed: bool = True
@@ -96,14 +99,17 @@ class AdamParams(msgspec.Struct, frozen=True):
     learning_rate: float = 1e-4
     beta1: float = 0.9
     beta2: float = 0.95
-    eps: float = 1e-12
-    weight_decay: float = 0.0
+    eps: float = 1e-12  # added to the root of the second moment, outside of the root
+    weight_decay: float = 0.0  # times the learning rate, taken off the parameter
     grad_clip_norm: float = 0.0
 
 
 class OpBase(msgspec.Struct, frozen=True):
+    """What all training operations have: the model, the place in its order, and the id under which the result is
+    asked for."""
+
     model_id: str
-    seq_id: int
+    seq_id: int  # 0 creates the model; then 1, 2, … without gaps
     request_id: str
 
 
@@ -120,11 +126,13 @@ class ForwardBackward(OpBase, frozen=True, tag="forward_backward"):
 
     data: tuple[Datum, ...]
     loss_fn: str
-    loss_config: dict[str, float]
+    loss_config: dict[str, float]  # the loss's own parameters by name
     forward_only: bool = False
 
 
 class OptimStep(OpBase, frozen=True, tag="optim_step"):
+    """Moves the model's parameters by its gathered gradient, which is zero afterwards."""
+
     adam: AdamParams
 
 
@@ -157,6 +165,8 @@ class SaveExternal(OpBase, frozen=True, tag="save_external"):
 
 
 class LoadState(OpBase, frozen=True, tag="load_state"):
+    """Replaces the model's adapter by a checkpoint's, and its optimizer state too where `optimizer` says so."""
+
     folder: str
     optimizer: bool
 
@@ -177,13 +187,15 @@ class PassResult(msgspec.Struct, frozen=True, tag="pass"):
 
 
 class StepResult(msgspec.Struct, frozen=True, tag="step"):
+    """The end of an optimizer step; metrics are named as in `PassResult`."""
+
     metrics: dict[str, float]
 
 
 class SavedResult(msgspec.Struct, frozen=True, tag="saved"):
     """`sums_crc32` is the checksum of the list of checksums beside the files, empty where there is none."""
 
-    size_bytes: int
+    size_bytes: int  # of all files together
     sums_crc32: str = ""
 
 

@@ -30,16 +30,19 @@ class FairQueue:
 
     @property
     def waiting(self) -> int:
+        """How many requests have not been admitted yet."""
         return len(self.known) - len(self.admitted)
 
     @property
     def running(self) -> int:
+        """How many requests are admitted and have not ended."""
         return len(self.admitted)
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self.known
 
     def add(self, op: SampleOp) -> None:
+        """Takes a request in, behind all others of its owner."""
         self.known[op.request_id] = op
         # A newcomer stands behind those who wait already, so that leaving and coming back gains nothing.
         self.owners.setdefault(op.owner, _Owner(served=self.clock)).queue.append(op)
@@ -69,5 +72,6 @@ class FairQueue:
             owner.n_running -= op.num_samples
         else:
             owner.queue.remove(op)
+        # Owners without requests are forgotten, or the table would grow with every key that ever came.
         if not owner.queue and not owner.n_running:
             del self.owners[op.owner]

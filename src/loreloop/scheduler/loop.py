@@ -89,6 +89,7 @@ class Scheduler:
                 if not self._sampling.busy and not self._training.busy:
                     self._tell_meters()
                     self._handle(self._inbox.get())
+                # With training at hand samples step only when they are due; alone they step at once.
                 is_due = time.monotonic() >= self._due_seconds
                 self._look_up(sample=is_due or not self._training.busy or not self._gap_seconds)
                 self._training.advance(self._pause)
@@ -105,6 +106,8 @@ class Scheduler:
         """Within a batch: looks up when the next stretch of training, if it is as long as the last, would be late."""
         now = time.monotonic()
         if now + (now - self._resumed_seconds) >= self._due_seconds:
+            # An error of the loop must pass through the engine's code as something that no handler there takes for its
+            # own.
             failed = outcome_of(partial(self._look_up, sample=self._gap_seconds > 0))
             if isinstance(failed, Exception):
                 raise _LoopFailed from failed

@@ -44,6 +44,8 @@ class _Sample:
     def _stops(self, token: int, *, is_last: bool) -> bool:
         if self.matcher is None:
             return False
+        # Always pushed first, because the matcher must see every token; only the last one may also settle what was held
+        # back.
         return self.matcher.push(token) or (is_last and self.matcher.flush())
 
     def sequence(self) -> SampledSequence:
@@ -69,10 +71,12 @@ class SampleCollector:
         for sample, partial in zip(self.samples, op.resume, strict=False):
             tokens = unpack_ids(partial.tokens).tolist()
             logprobs = unpack_logprobs(partial.logprobs).tolist()
+            # Fed through the same path as new tokens, so that a stop string across the break is found.
             for token, logprob in zip(tokens, logprobs, strict=True):
                 sample.add(token, logprob, stop_reason(op, token, len(sample.tokens) + 1))
 
     def prompt(self, event: PromptEvent) -> None:
+        """Notes what was reported of the prompt, which comes before the first token."""
         self.prompt_event = event
 
     def token(self, event: TokenEvent) -> bool:
@@ -93,9 +97,11 @@ class SampleCollector:
 
     @property
     def complete(self) -> bool:
+        """Whether all samples of the request have ended."""
         return all(sample.stop_reason for sample in self.samples)
 
     def result(self) -> SampleResult:
+        """The request's result; for a complete one only, since every sample must have its stop reason."""
         event = self.prompt_event
         report, n_hits = (event.report, event.cache_hit_tokens) if event else (PromptReport(), 0)
         return SampleResult(tuple(sample.sequence() for sample in self.samples), report, n_hits)

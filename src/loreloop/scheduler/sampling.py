@@ -20,6 +20,8 @@ from loreloop.scheduler.sample_collector import MatcherFactory, SampleCollector
 
 
 class Sampling:
+    """All sampling requests of one engine. `within_boundary` wraps every call into the engine that may fail."""
+
     def __init__(
         self,
         engine: Engine,
@@ -33,34 +35,45 @@ class Sampling:
 
     @property
     def busy(self) -> bool:
+        """Whether a step would do anything; while not, the loop may sleep."""
         return self._engine.sampling or self._fair.waiting > 0
 
     @property
     def waiting(self) -> int:
+        """How many requests have not been handed to the engine yet."""
         return self._fair.waiting
 
     @property
     def running(self) -> int:
+        """How many requests the engine works on."""
         return self._fair.running
 
     def submit(self, op: SampleOp) -> None:
+        """Takes a request in; it runs once `admit` finds room for it."""
         self._fair.add(op)
 
     def cancel(self, request_id: str) -> None:
+        """Ends a request with a failure. One that has ended already is let be, since both may have crossed on the
+        link."""
         if request_id in self._collectors:
             self._within_boundary(partial(self._engine.cancel_sample, request_id))
+        # Ended here and not by an event of the engine, so that a request that still waits gets its end as well.
         if request_id in self._fair:
             self._end(request_id, Failure("user", f"{request_id} was cancelled."))
 
     def drop_revision(self, revision_id: str) -> None:
+        """Lets the engine forget an adapter's weights and what was cached of it."""
         self._within_boundary(partial(self._engine.drop_revision, revision_id))
 
     def admit(self) -> None:
         """Hands waiting requests to the engine, in fair order, until it has no room for the next one."""
         while (op := self._fair.front()) is not None:
             admitted = self._begin(op)
+            # The front request blocks those behind it even if a smaller one would fit: a large request would otherwise
+            # wait for ever.
             if admitted is False and self._collectors:
                 return
+            # Nothing else runs, so waiting could not make room.
             if admitted is False:
                 admitted = Failure("server", f"The engine has no room for {op.request_id} with nothing else running.")
             if isinstance(admitted, Failure):
@@ -71,6 +84,7 @@ class Sampling:
         if not self._engine.sampling:
             return
         events = self._within_boundary(self._engine.sample_step)
+        # One step computes all rows together, so its failure cannot be laid to one of them.
         if isinstance(events, Failure):
             for request_id in tuple(self._collectors):
                 self._within_boundary(partial(self._engine.cancel_sample, request_id))
@@ -113,6 +127,7 @@ class Sampling:
                         streamed[event.request_id].append(_token(event))
                     if collector.complete:
                         complete.append(collector)
+        # Sent before the ends below, since a stream must have all its tokens when it hears of its end.
         for request_id, tokens in streamed.items():
             self._send(Tokens(request_id, tuple(tokens)))
         for collector in complete:

@@ -87,18 +87,23 @@ class Training:
 
     @property
     def going(self) -> bool:
+        """Whether `go` was called: all that is to be replayed has arrived."""
         return self._going
 
     @property
     def busy(self) -> bool:
+        """Whether `advance` would do anything; while not, the loop may sleep."""
         waiting = bool(self._replay or self._to_drop) or self._queue.ready()
         return self._going and waiting
 
     @property
     def waiting(self) -> int:
+        """How many operations have arrived and not run."""
         return self._queue.waiting
 
     def restore(self, message: Restore) -> None:
+        """Loads the snapshots and notes the batches to replay. A model with a damaged snapshot is reported as lost,
+        and nothing of it runs any more."""
         for snapshot in message.snapshots:
             if failure := self._snapshots.restore(snapshot):
                 self._lost.add(snapshot.model_id)
@@ -109,9 +114,12 @@ class Training:
         self._next_plan_no = message.next_plan_no
 
     def go(self) -> None:
+        """Everything to replay is here: from now on `advance` executes."""
         self._going = True
 
     def submit(self, op: TrainOp, *, alone: bool = False) -> None:
+        """Takes an operation in; one of a lost model is let fall, and one of a dropped model ends as a failure at
+        once. `alone` keeps it from sharing a batch."""
         if op.model_id in self._lost:
             return
         if not self._queue.add(op, alone=alone) and self._queue.is_dropped(op.model_id):
@@ -122,10 +130,12 @@ class Training:
         self._to_drop.append(model_id)
 
     def snapshot_recorded(self, plan_no: int) -> None:
+        """Deletes snapshot files that no restart can need now that the store has recorded those of `plan_no`."""
         self._snapshots.delete_outdated(plan_no)
 
     def advance(self, pause: Pause) -> bool:
         """Executes the next batch from beginning to end; False if there is none. `pause` is called in between."""
+        # Sent ahead of the work: if the engine dies within it, this tells which operations may be to blame.
         plan = self._next_plan() if self._going else None
         if plan is None:
             return False
@@ -133,6 +143,7 @@ class Training:
         started, self._paused_seconds = time.monotonic(), 0.0
         self._finish(plan, self._results(plan, partial(self._pause, pause)))
         self._unsnapshotted_seconds += time.monotonic() - started - self._paused_seconds
+        # Computing time is what a replay would cost again, so it decides when a snapshot is due, not the clock.
         if self._unsnapshotted_seconds >= self._snapshot_seconds:
             self._snapshot()
         return True
@@ -152,13 +163,16 @@ class Training:
             return [self._execute(op) for op in plan.ops]
         assert len(passes) == len(plan.ops), "only passes share a batch"
         results = self._within_boundary(partial(self._engine.train, passes, pause))
+        # Passes of a batch are computed together, so one error ends them all.
         return [results] * len(plan.ops) if isinstance(results, Failure) else results
 
     def _next_plan(self) -> _Plan | None:
+        # Journaled batches go first and as they were: another grouping would add up gradients in another order.
         while self._replay:
             batch = self._replay.popleft()
             if ops := self._queue.take(batch.request_ids):  # empty: its models are gone
                 return _Plan(batch.plan_no, ops, True)
+        # Between two batches only, so that no model vanishes while it is being computed.
         self._drop_models()
         ops = self._queue.next_batch()
         return _Plan(self._new_plan_no(), ops, False) if ops else None
@@ -221,6 +235,8 @@ class _Snapshots:
         if isinstance(written, Failure):
             return ()
         for snapshot in written:
+            # The old file must stay until the store has recorded the new one, or a crash in between would leave
+            # neither.
             before = self._files.get(snapshot.model_id, snapshot).file
             if before != snapshot.file:
                 self._outdated.append((plan_no, before))

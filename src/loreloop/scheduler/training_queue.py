@@ -44,6 +44,7 @@ class _Queue:
         """The passes that can run now: neighbours in order, up to a gap or a barrier."""
         passes: list[ForwardBackward] = []
         seq = self.next_seq
+        # The look ahead consumes nothing: what does not fit into this batch stays where it is.
         while isinstance(op := self.waiting.get(seq), ForwardBackward | SkipSeq):
             if isinstance(op, ForwardBackward):
                 passes.append(op)
@@ -65,12 +66,15 @@ class TrainingQueue:
 
     @property
     def waiting(self) -> int:
+        """How many operations have arrived and not run, those that wait for a predecessor included."""
         return sum(len(queue.waiting) for queue in self.queues.values())
 
     def ready(self) -> bool:
+        """Whether any model's next operation has arrived."""
         return any(queue.head is not None for queue in self.queues.values())
 
     def is_dropped(self, model_id: str) -> bool:
+        """Whether a model was forgotten, so that nothing of it may run."""
         return model_id in self.dropped
 
     def add(self, op: TrainOp, *, alone: bool = False) -> bool:
@@ -94,6 +98,7 @@ class TrainingQueue:
 
     def drop(self, model_id: str) -> tuple[TrainOp, ...]:
         """Forgets a model for good; gives what still waited, in order."""
+        # Remembered for good, since operations of the model may still be on their way over the link.
         self.dropped.add(model_id)
         queue = self.queues.pop(model_id, _Queue())
         return tuple(queue.waiting[seq] for seq in sorted(queue.waiting))
@@ -110,6 +115,7 @@ class TrainingQueue:
             if queue and isinstance(queue.head, OptimStep):
                 return self._taken([queue.head])
         queues = [queue for queue in self.queues.values() if queue.head is not None]
+        # By turns first and by arrival among equals, so that the order is the same at every run.
         queues.sort(key=lambda queue: (queue.served, queue.arrivals[queue.next_seq]))
         if not queues:
             return ()
@@ -124,6 +130,7 @@ class TrainingQueue:
         return {m: q.next_seq for m, q in self.queues.items() if q.next_seq not in (0, q.settled_seq)}
 
     def mark_snapshotted(self) -> None:
+        """Notes that a snapshot holds all that was executed so far."""
         for queue in self.queues.values():
             queue.settled_seq = queue.next_seq
 
@@ -144,6 +151,7 @@ class TrainingQueue:
         n_tokens = count_tokens(passes[0])
         for op in passes[1:] if self._may_share(passes[0]) else []:
             fits = n_tokens + count_tokens(op) <= self.batch_tokens and len(models | {op.model_id}) <= self.max_models
+            # Once a model's pass was left out, its later ones are too, however small they are.
             if op.model_id in closed or not fits or not self._may_share(op):
                 closed.add(op.model_id)
             else:
@@ -157,4 +165,5 @@ class TrainingQueue:
 
 
 def count_tokens(op: ForwardBackward) -> int:
+    """How many positions all sequences of a pass have together."""
     return sum(length_of(datum.chunks) for datum in op.data)

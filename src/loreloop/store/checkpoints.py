@@ -27,12 +27,13 @@ def add(connection: Connection, row: CheckpointRow) -> None:
         "kind": row.kind.value,
         "folder": in_row(row.folder),
     }
-    connection.execute(delete(CHECKPOINTS).where(_at(row.path)))
+    connection.execute(delete(CHECKPOINTS).where(_has_path(row.path)))
     connection.execute(insert(CHECKPOINTS).values(**values))
 
 
 def get(connection: Connection, key_id: str, path: CheckpointPath) -> CheckpointRow:
-    row = connection.execute(select(CHECKPOINTS).where(_at(path), CHECKPOINTS.c.key_id == key_id)).first()
+    """A checkpoint of this key; NotFound where it is another key's or there is none."""
+    row = connection.execute(select(CHECKPOINTS).where(_has_path(path), CHECKPOINTS.c.key_id == key_id)).first()
     if row is None:
         raise NotFound(f"There is no checkpoint {path} of this key.")
     return _row(connection, row)
@@ -40,7 +41,7 @@ def get(connection: Connection, key_id: str, path: CheckpointPath) -> Checkpoint
 
 def of_anyone(connection: Connection, path: CheckpointPath) -> CheckpointRow:
     """For the operator of the server, who may name every key's checkpoints."""
-    row = connection.execute(select(CHECKPOINTS).where(_at(path))).first()
+    row = connection.execute(select(CHECKPOINTS).where(_has_path(path))).first()
     if row is None:
         raise NotFound(f"There is no checkpoint {path}.")
     return _row(connection, row)
@@ -58,7 +59,7 @@ def folder_of(row: CheckpointRow) -> Path:
 
 def check_free(connection: Connection, path: CheckpointPath) -> None:
     """BadRequest if a checkpoint of this path exists."""
-    if connection.execute(select(CHECKPOINTS.c.name).where(_at(path))).first():
+    if connection.execute(select(CHECKPOINTS.c.name).where(_has_path(path))).first():
         replace = (
             'call save_state(name, overwrite=True) to replace it (in JSON, "overwrite": true)'
             if path.kind is CheckpointKind.TRAINING
@@ -68,25 +69,29 @@ def check_free(connection: Connection, path: CheckpointPath) -> None:
 
 
 def of_run(connection: Connection, key_id: str, run_id: str) -> list[CheckpointRow]:
-    query = _mine(key_id).where(CHECKPOINTS.c.run_id == run_id)
+    """All checkpoints of a run, the newest first."""
+    query = _owned_by(key_id).where(CHECKPOINTS.c.run_id == run_id)
     return [_row(connection, row) for row in connection.execute(query.order_by(CHECKPOINTS.c.created.desc()))]
 
 
 def list_page(connection: Connection, key_id: str, limit: int, offset: int) -> Page[CheckpointRow]:
-    mine = _mine(key_id)
-    total = connection.scalar(select(func.count()).select_from(mine.subquery())) or 0
-    rows = connection.execute(mine.order_by(CHECKPOINTS.c.created.desc()).limit(limit).offset(offset))
+    """Checkpoints of this key, the newest first; `limit` of them behind the first `offset`."""
+    owned_checkpoints = _owned_by(key_id)
+    total = connection.scalar(select(func.count()).select_from(owned_checkpoints.subquery())) or 0
+    rows = connection.execute(owned_checkpoints.order_by(CHECKPOINTS.c.created.desc()).limit(limit).offset(offset))
     return Page([_row(connection, row) for row in rows], total)
 
 
 def newest_of_run(connection: Connection, run_id: str, kind: CheckpointKind) -> CheckpointRow | None:
+    """The newest checkpoint of one kind that a run has, whoever owns it, or None."""
     of_kind = select(CHECKPOINTS).where(CHECKPOINTS.c.run_id == run_id, CHECKPOINTS.c.kind == kind.value)
     row = connection.execute(of_kind.order_by(CHECKPOINTS.c.created.desc()).limit(1)).first()
     return _row(connection, row) if row else None
 
 
 def newest(connection: Connection, key_id: str, kind: CheckpointKind, limit: int) -> list[CheckpointRow]:
-    of_kind = _mine(key_id).where(CHECKPOINTS.c.kind == kind.value)
+    """The newest checkpoints of one kind that a key has, `limit` of them."""
+    of_kind = _owned_by(key_id).where(CHECKPOINTS.c.kind == kind.value)
     rows = connection.execute(of_kind.order_by(CHECKPOINTS.c.created.desc()).limit(limit))
     return [_row(connection, row) for row in rows]
 
@@ -95,7 +100,7 @@ def remove(connection: Connection, key_id: str, path: CheckpointPath) -> Checkpo
     """Takes the row away; the files are the caller's to delete afterwards. Conflict while a deployment needs them."""
     row = get(connection, key_id, path)
     check_not_deployed(connection, path)
-    connection.execute(delete(CHECKPOINTS).where(_at(path)))
+    connection.execute(delete(CHECKPOINTS).where(_has_path(path)))
     leave_files(connection, [row.folder])
     return row
 
@@ -115,8 +120,12 @@ def take_left_files(connection: Connection) -> list[Path]:
     """
     taken = []
     for path in connection.scalars(select(LEFT_FILES.c.path)).all():
+        # An operation that is still running will write its row only when it ends. Its files are on their way and must
+        # not be taken for leftovers.
         if connection.scalar(select(func.count()).where(func.instr(OPS.c.after, f'{path}"') > 0, ~OPS.c.done)):
             continue
+        # The name goes in this transaction and the bytes later: deleting a large folder here would hold up every
+        # writer.
         if not _is_needed(connection, path) and (aside := set_aside(Path(placed(connection, path)))):
             taken.append(aside)
         connection.execute(delete(LEFT_FILES).where(LEFT_FILES.c.path == path))
@@ -124,6 +133,7 @@ def take_left_files(connection: Connection) -> list[Path]:
 
 
 def _is_needed(connection: Connection, path: str) -> bool:
+    # Ephemeral samplers own their folders only as long as their session lives.
     in_session = SAMPLERS.c.run_id.is_not(None) & (SESSIONS.c.id == SAMPLERS.c.session_id)
     needs = (
         select(CHECKPOINTS.c.name).where(CHECKPOINTS.c.folder == path),
@@ -145,39 +155,44 @@ def check_not_deployed(connection: Connection, path: CheckpointPath) -> None:
 
 
 def set_expiry(connection: Connection, key_id: str, path: CheckpointPath, expires: float | None) -> None:
+    """Changes when a checkpoint is deleted, in seconds since the epoch; None keeps it for good. NotFound where there
+    is none."""
     get(connection, key_id, path)
-    connection.execute(update(CHECKPOINTS).where(_at(path)).values(expires=expires))
+    connection.execute(update(CHECKPOINTS).where(_has_path(path)).values(expires=expires))
 
 
 def set_sum(connection: Connection, path: CheckpointPath, found: FolderSum) -> None:
     """The files of a checkpoint are other ones from now on."""
     values = {"size_bytes": found.n_bytes, "sums_crc32": found.crc32}
-    connection.execute(update(CHECKPOINTS).where(_at(path)).values(**values))
+    connection.execute(update(CHECKPOINTS).where(_has_path(path)).values(**values))
 
 
 def expired(connection: Connection, now: float) -> list[CheckpointRow]:
     """Those whose time is over; what a deployment answers with stays until it no longer does."""
+    # A deployment outlives the expiry of what it answers with; the checkpoint expires when the deployment moves on.
     over = select(CHECKPOINTS).where(CHECKPOINTS.c.expires <= now, ~_is_deployed())
     return [_row(connection, row) for row in connection.execute(over)]
 
 
 def next_expiry(connection: Connection) -> float | None:
+    """When the next checkpoint expires, so that the sweeper can sleep until then. Deployed ones do not count."""
     with_expiry = select(CHECKPOINTS.c.expires).where(CHECKPOINTS.c.expires.is_not(None), ~_is_deployed())
     return connection.scalar(with_expiry.order_by(CHECKPOINTS.c.expires).limit(1))
 
 
-def _at(path: CheckpointPath):  # type: ignore[no-untyped-def]
+def _has_path(path: CheckpointPath):  # type: ignore[no-untyped-def]
     table = CHECKPOINTS.c
     return (table.run_id == path.run_id) & (table.kind == path.kind.value) & (table.name == path.name)
 
 
 def _is_deployed() -> ColumnElement[bool]:
     table = CHECKPOINTS.c
+    # Built in SQL from the columns, since the deployments' table holds whole paths.
     path = SCHEME + table.run_id + "/" + table.kind + "/" + table.name
     return select(DEPLOYED.c.name).where(DEPLOYED.c.target == path).exists()
 
 
-def _mine(key_id: str) -> Select[tuple[object, ...]]:
+def _owned_by(key_id: str) -> Select[tuple[object, ...]]:
     return select(CHECKPOINTS).where(CHECKPOINTS.c.key_id == key_id)
 
 

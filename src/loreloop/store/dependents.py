@@ -14,6 +14,8 @@ MOST_DEPLOYMENTS = 10_000
 
 @dataclass(frozen=True)
 class Dependents:
+    """How much would be of no use without a base model; `str()` says it in words, empty where it is nothing."""
+
     n_checkpoints: int
     deployments: tuple[str, ...]
 

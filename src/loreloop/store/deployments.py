@@ -35,6 +35,7 @@ def set(connection: Connection, name: str, key_id: str | None, split: Split, now
     """Adds a version, which is the current one from the commit on. `key_id` is heeded where there is no owner yet."""
     check_name(name)
     found = find(connection, name)
+    # Whoever may change a deployment does not take it over by doing so.
     owner = found.key_id if found and found.key_id else key_id
     made = Deployment(
         name=name, key_id=owner, version=found.version + 1 if found else 1, split=split, created=now, by=by
@@ -45,6 +46,8 @@ def set(connection: Connection, name: str, key_id: str | None, split: Split, now
     connection.execute(
         insert(DEPLOYMENT_VERSIONS).values(name=name, version=made.version, split=text, created=now, by=by)
     )
+    # Rewritten with each version: this table alone keeps checkpoints from being deleted while a deployment answers with
+    # them.
     connection.execute(delete(DEPLOYED).where(DEPLOYED.c.name == name))
     held = {arm.target for arm in split.arms if arm.revision is not None}
     if held:
@@ -56,6 +59,7 @@ def remove(connection: Connection, name: str) -> None:
     """The name, its history, its hold on checkpoints, and what keys were allowed of it, since the name may become
     another owner's."""
     current(connection, name)
+    # Otherwise keys that were granted the old deployment could use a stranger's of the same name.
     keys.withdraw(connection, DEPLOYMENT_SCOPE + name)
     for table in (DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS):
         connection.execute(delete(table).where(table.c.name == name))
@@ -72,16 +76,19 @@ def before(connection: Connection, name: str) -> Deployment:
 def rollback(connection: Connection, name: str, now: float, by: str) -> Deployment:
     """A new version that equals the one before the current; a second rollback undoes the first."""
     old = before(connection, name)
+    # The old version held its checkpoints only while it was current, so they may be gone.
     check_there(connection, old.split)
     return set(connection, name, old.key_id, old.split, now, by)
 
 
 def find(connection: Connection, name: str) -> Deployment | None:
+    """The current version of a deployment, or None where no deployment has this name."""
     row = connection.execute(_currents().where(NEW.name == name)).first()
     return _row(connection, row) if row else None
 
 
 def current(connection: Connection, name: str) -> Deployment:
+    """Like `find`, but NotFound where no deployment has this name."""
     found = find(connection, name)
     if found is None:
         raise NotFound(f"There is no deployment {name!r}; `loreloop deploy list` shows them.")
@@ -114,10 +121,10 @@ def of_key(
 def names_around(connection: Connection, key_id: str, name: str, limit: int) -> list[str]:
     """The names before and after a misspelt one in the alphabet, of this key and of everybody."""
     found: list[str] = []
-    for whose in (NEW.key_id == key_id, NEW.key_id.is_(None)):
-        mine = select(NEW.name).where(whose)
-        found += connection.scalars(mine.where(NEW.name >= name).order_by(NEW.name).limit(limit))
-        found += connection.scalars(mine.where(NEW.name < name).order_by(NEW.name.desc()).limit(limit))
+    for ownership in (NEW.key_id == key_id, NEW.key_id.is_(None)):
+        usable_names = select(NEW.name).where(ownership)
+        found += connection.scalars(usable_names.where(NEW.name >= name).order_by(NEW.name).limit(limit))
+        found += connection.scalars(usable_names.where(NEW.name < name).order_by(NEW.name.desc()).limit(limit))
     return found
 
 
@@ -139,6 +146,7 @@ def check_there(connection: Connection, split: Split) -> None:
 
 
 def check_name(name: str) -> None:
+    """BadRequest where a name could not stand in a path, as every deployment's name does."""
     if not NAME.fullmatch(name):
         raise BadRequest(
             f"A deployment cannot be called {name!r}: write 1 to 128 letters, digits, '.', '_' or '-', "

@@ -56,6 +56,7 @@ class Files:
         where there is no such folder."""
         target = self._place(self.pins / self.pin_name(request_id))
         if not target.exists():
+            # Made beside its place and renamed, so that a pin is whole or not there.
             staging = target.with_name(f".{uuid.uuid4().hex}")
             shutil.copytree(folder, staging, copy_function=os.link)
             staging.rename(target)
@@ -74,6 +75,7 @@ class Files:
 
     def _place(self, folder: Path) -> Path:
         """The folder, with those above it made."""
+        # Checked before an operation is accepted: found out while saving, it would fail after the training was done.
         longest = os.pathconf("/", "PC_PATH_MAX") - LONGEST_NAME_INSIDE
         if len(os.fsencode(folder.absolute())) > longest:
             raise BadRequest(
@@ -92,6 +94,7 @@ def read_secret(file: Path) -> bytes:
         fresh = file.with_name(f".{uuid.uuid4().hex}")
         fresh.touch(mode=0o600)
         fresh.write_bytes(secrets.token_bytes(SECRET_BYTES))
+        # Of two processes that come at once the first link wins, and both read the same secret below.
         with contextlib.suppress(FileExistsError):
             os.link(fresh, file)
         fresh.unlink()
@@ -115,6 +118,7 @@ def delete(path: Path) -> None:
 
 def set_aside(path: Path) -> Path | None:
     """Gives it a name that nobody reads and the sweeper knows; None where it is not there."""
+    # A leading dot hides the folder from every listing, and marks it for the sweep after a crash.
     doomed = path.with_name(f".gone-{uuid.uuid4().hex}")
     try:
         return path.rename(doomed)
@@ -123,6 +127,7 @@ def set_aside(path: Path) -> Path | None:
 
 
 def destroy(path: Path) -> None:
+    """Removes a folder with all in it, or a file. What cannot be removed is left for the next sweep."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -73,6 +73,7 @@ def open_lock(file: Path) -> IO[str]:
 
 
 def check_steps(database: Path, newest_step: int) -> None:
+    """BadRequest where a newer version of the server has changed the tables in a way that this one does not know."""
     if newest_step > len(STEPS):
         raise BadRequest(
             f"{database} was made by a newer version of loreloop: it has taken step {newest_step} of the tables, this "
@@ -95,6 +96,7 @@ def inspect_data(folder: Path) -> list[str]:
     try:
         with _read_only(database) as connection:
             _check_pages(connection, database)
+            # Only now, since SQLite must have read the log once for the index beside it to be up to date.
             lost = f"{database}-wal is missing, with what came in last." if log_deleted else lost_of_log(database)
             notes = [*_unlisted_checkpoints(connection, folder), *_unlisted_operations(connection, folder)]
             return [lost, *notes] if lost else notes
@@ -146,7 +148,8 @@ def _unlisted_operations(connection: sqlite3.Connection, folder: Path) -> Iterat
     that were told before are told again only with new ones."""
     if not {"ops", "results", "spool", "runs"} <= _tables(connection):
         return
-    last = max((at.segment, at.offset) for at in (Location(0, 0, 0), *_locations(connection)))
+    # Bodies are appended in the order of their rows, so a body before the newest known place has lost nothing.
+    last = max((location.segment, location.offset) for location in (Location(0, 0, 0), *_locations(connection)))
     ended = _ended_runs(connection)
     found: dict[str, str] = {}  # the runs of lost operations, by request
     segments: set[Path] = set()
@@ -156,9 +159,9 @@ def _unlisted_operations(connection: sqlite3.Connection, folder: Path) -> Iterat
         if op and not known and op.model_id not in ended and (location.segment, location.offset) != last:
             found[op.request_id] = op.model_id
             segments.add(path)
-    if found.keys() - lost.told(folder):
+    if found.keys() - lost.reported(folder):
         places = [lost.keep(folder, path) for path in sorted(segments)]
-        lost.found(folder, found)
+        lost.note_found(folder, found)
         yield (
             "The journal holds training operations that the database does not know, of "
             f"{_some(sorted(set(found.values())))}: they came in at the moment in which the server ended, or the "
@@ -225,6 +228,7 @@ def _some(items: list[str] | list[Path]) -> str:
 
 
 def refusal(database: Path, problem: str) -> BadRequest:
+    """The error of a database that is damaged, with what can be done."""
     return BadRequest(
         f"The database {database} cannot be used: {problem}. Bring it back from a backup, or name another --data. The "
         "checkpoints beside it are PEFT folders of their own, which can be used without it."

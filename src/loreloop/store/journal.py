@@ -27,6 +27,8 @@ RESULT_DECODER: msgspec.msgpack.Decoder[OpResult] = msgspec.msgpack.Decoder(OpRe
 
 def append(connection: Connection, segments: Segments, op: TrainOp, accepted: Acceptance) -> bool:
     """Writes an accepted operation down. False: the same one is there already; BadRequest: another one is."""
+    # A client that lost the answer posts the same body again. The fingerprint tells that from a second, different body
+    # under the same sequence id, which would silently be dropped otherwise.
     known = connection.scalar(select(OPS.c.fingerprint).where(OPS.c.model_id == op.model_id, OPS.c.seq_id == op.seq_id))
     if known is not None:
         if known != accepted.fingerprint:
@@ -34,8 +36,11 @@ def append(connection: Connection, segments: Segments, op: TrainOp, accepted: Ac
                 f"Sequence id {op.seq_id} of {op.model_id} was used before with another body; count on from there."
             )
         return False
+    # Checked in the same transaction as the insert, so that no operation slips in behind the end of its session.
     if not connection.scalar(select(RUNS.c.live).where(RUNS.c.id == op.model_id)):
         raise BadRequest(f"The session of {op.model_id} has ended; load one of its checkpoints in a new one.")
+    # The body goes to the segment before its row is written: a row never points at bytes that are not there, and bytes
+    # without a row are reported at the next start.
     location = segments.append(msgspec.msgpack.encode(op))
     connection.execute(
         insert(OPS).values(
@@ -54,6 +59,7 @@ def append(connection: Connection, segments: Segments, op: TrainOp, accepted: Ac
 
 
 def is_known(connection: Connection, request_id: str) -> bool:
+    """Whether an operation with this id was accepted before, whatever became of it."""
     return connection.execute(select(OPS.c.request_id).where(OPS.c.request_id == request_id)).first() is not None
 
 
@@ -71,6 +77,7 @@ def record_batch(
     Gives the ends with which a replay went astray: a failure of an operation that had changed its model's state.
     """
     astray: list[OpEnd] = []
+    # A replayed batch has its plan already. To write it again would fail, and its number is still the old one.
     if not done.replayed:
         request_ids = msgspec.json.encode(done.batch.request_ids).decode()
         connection.execute(
@@ -78,29 +85,34 @@ def record_batch(
         )
     for end in done.ends:
         known = connection.scalar(select(RESULTS.c.request_id).where(RESULTS.c.request_id == end.request_id))
+        # A result that clients may have seen is never replaced, even if the replay came out differently.
         if known is None:
             _record_end(connection, segments, end, done.batch.plan_no, now)
         elif isinstance(end.result, Failure) and _had_changed_state(connection, segments, end.request_id):
             astray.append(end)
+        # The replayed save has written its files anew, perhaps those of a checkpoint that was deleted meanwhile.
+        # Nothing would ever take these away again.
         elif isinstance(end.result, SavedResult):
             _leave_if_deleted(connection, end.request_id)
     return astray
 
 
 def _record_end(connection: Connection, segments: Segments, end: OpEnd, plan_no: int, now: float) -> None:
-    mine, result = OPS.c.request_id == end.request_id, end.result
+    own_row, result = OPS.c.request_id == end.request_id, end.result
     effects: tuple[AfterOp, ...] = ()
     if not isinstance(result, Failure):
         try:
-            after = connection.scalar(select(OPS.c.after).where(mine))
+            after = connection.scalar(select(OPS.c.after).where(own_row))
             effects = msgspec.json.decode(after or "[]", type=tuple[AfterOp, ...])
         except DAMAGE as error:
+            # Without its effects a success would promise a checkpoint that does not exist.
             result = damaged_row(end.request_id, error)
     location = _text(segments.append(msgspec.msgpack.encode(result)))
     connection.execute(insert(RESULTS).values(request_id=end.request_id, location=location, created=now))
-    connection.execute(update(OPS).where(mine).values(done=True, plan_no=plan_no))
+    connection.execute(update(OPS).where(own_row).values(done=True, plan_no=plan_no))
     if not isinstance(result, Failure):
         usage.add_trained(connection, owner_of(end.request_id), end.n_trained_tokens, now)
+    # In the same transaction as the result, so that a client that sees the result also finds what it made.
     for effect in effects:
         _carry_out(connection, effect, result, now)
 
@@ -117,6 +129,8 @@ def _leave_if_deleted(connection: Connection, request_id: str) -> None:
 
 def _had_changed_state(connection: Connection, segments: Segments, request_id: str) -> bool:
     """Whether the recorded result is that of an operation that left the model in another state."""
+    # An expired or unreadable result counts as unchanged: the model then goes on, because nothing says that the replay
+    # went astray.
     location = connection.scalar(select(RESULTS.c.location).where(RESULTS.c.request_id == request_id))
     try:
         recorded = RESULT_DECODER.decode(segments.read(location_of(location))) if location else None
@@ -126,6 +140,7 @@ def _had_changed_state(connection: Connection, segments: Segments, request_id: s
 
 
 def damaged_row(request_id: str, error: Exception) -> Failure:
+    """The end of an operation of which the database holds something unreadable."""
     return Failure("server", f"What the database holds of {request_id} is damaged ({error}).")
 
 
@@ -167,6 +182,9 @@ def outcome(connection: Connection, segments: Segments, request_id: str) -> Outc
 
 
 def expire_results(connection: Connection, created_before: float) -> None:
+    """Forgets results from before a moment. That there was one stays known while the run lives, so that a late
+    question is answered with Gone."""
+    # The row stays and loses its location alone; the bytes go with their segment once nothing else in it is used.
     old = RESULTS.c.created < created_before
     connection.execute(update(RESULTS).where(old, RESULTS.c.location.is_not(None)).values(location=None))
     # What belongs to runs that have ended, or were deleted, is asked for by nobody any more.
@@ -178,11 +196,14 @@ def expire_results(connection: Connection, created_before: float) -> None:
 
 def record_snapshot(connection: Connection, base_model: str, done: Snapshotted) -> None:
     """From now on replay begins after `done.plan_no`."""
+    # The engine took the snapshot some time ago, so runs may have ended since.
     live = set(connection.scalars(select(RUNS.c.id).where(RUNS.c.live)))
     for snapshot in done.models:
         if snapshot.model_id not in live:
             continue  # it was dropped while the snapshot was on its way
         values = msgspec.structs.asdict(snapshot) | {"base_model": base_model, "file": in_row(snapshot.file)}
+        # A model has one snapshot row. The file that it named until now is left to the sweeper, unless the model has
+        # not changed and the file is the same.
         former = (SNAPSHOTS.c.model_id == snapshot.model_id) & SNAPSHOTS.c.file.not_in(["", values["file"]])
         checkpoints.leave_files(connection, connection.scalars(select(SNAPSHOTS.c.file).where(former)))
         statement = upsert(SNAPSHOTS).values(**values)
@@ -190,6 +211,8 @@ def record_snapshot(connection: Connection, base_model: str, done: Snapshotted) 
         # Skipped places have no batch; the snapshot stands behind them all the same.
         passed = (OPS.c.model_id == snapshot.model_id) & (OPS.c.seq_id < snapshot.next_seq_id)
         connection.execute(update(OPS).where(passed, OPS.c.location.is_not(None)).values(location=None, done=True))
+    # Operations up to the snapshot are never replayed, so their bodies are let go. The rows stay, since clients may
+    # still ask for results.
     covered = (OPS.c.base_model == base_model) & OPS.c.done & (OPS.c.plan_no <= done.plan_no)
     connection.execute(update(OPS).where(covered, OPS.c.location.is_not(None)).values(location=None))
     connection.execute(delete(PLANS).where(PLANS.c.base_model == base_model, PLANS.c.plan_no <= done.plan_no))
@@ -224,15 +247,15 @@ def executed_model(connection: Connection, request_id: str) -> str | None:
 
 def give_up(connection: Connection, segments: Segments, request_id: str, failure: Failure, now: float) -> None:
     """Ends an operation that cannot be executed: it gets `failure`, and its place in the order is skipped."""
-    mine = OPS.c.request_id == request_id
-    row = connection.execute(select(OPS.c.model_id, OPS.c.seq_id).where(mine, OPS.c.plan_no.is_(None))).first()
+    own_row = OPS.c.request_id == request_id
+    row = connection.execute(select(OPS.c.model_id, OPS.c.seq_id).where(own_row, OPS.c.plan_no.is_(None))).first()
     if row is None:
         return
     result = _text(segments.append(msgspec.msgpack.encode(failure)))
     skip = _text(segments.append(msgspec.msgpack.encode(SkipSeq(row.model_id, row.seq_id, request_id))))
     ended = upsert(RESULTS).values(request_id=request_id, location=result, created=now)
     connection.execute(ended.on_conflict_do_nothing())
-    connection.execute(update(OPS).where(mine).values(location=skip, done=True))
+    connection.execute(update(OPS).where(own_row).values(location=skip, done=True))
 
 
 def pinned(connection: Connection) -> set[str]:
@@ -247,6 +270,7 @@ def sweep_segments(connection: Connection, segments: Segments) -> None:
 
 
 def used_segments(connection: Connection) -> set[int]:
+    """Numbers of the segments that some row refers to."""
     used: set[int] = set()
     for table in (OPS, RESULTS, SPOOL):
         column = table.c.location
@@ -267,4 +291,5 @@ def _text(location: Location) -> str:
 
 
 def location_of(text: str) -> Location:
+    """The place that a row names; one of `DAMAGE` where the row is damaged."""
     return msgspec.json.decode(text, type=Location)

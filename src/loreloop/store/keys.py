@@ -16,6 +16,8 @@ from loreloop.store.schema import KEYS, USAGE
 
 
 class NewKey(NamedTuple):
+    """A key that was just made, with its secret, which is not stored."""
+
     row: KeyRow
     secret: str
 
@@ -40,14 +42,17 @@ def find(connection: Connection, secret: str, now: float) -> KeyRow | None:
 
 
 def any_exist(connection: Connection) -> bool:
+    """Whether there is any key, revoked ones included; without one a new server makes the first."""
     return bool(connection.scalar(select(func.count()).select_from(KEYS)))
 
 
 def list_all(connection: Connection) -> list[KeyRow]:
+    """All keys in the order in which they were made, revoked ones included."""
     return [_row(row) for row in connection.execute(select(KEYS).order_by(KEYS.c.created))]
 
 
 def get(connection: Connection, key_id: str) -> KeyRow:
+    """A key by its id, also a revoked one; NotFound where there is none."""
     row = connection.execute(select(KEYS).where(KEYS.c.id == key_id)).first()
     if row is None:
         raise NotFound(f"There is no key {key_id!r}; `loreloop keys list` shows them.")
@@ -78,6 +83,7 @@ def revoke(connection: Connection, key_id: str, now: float) -> None:
 
 def withdraw(connection: Connection, scope: str) -> None:
     """Takes a scope from all keys that have it; a key may be left with none."""
+    # The scopes are JSON text; a scope with its quotation marks cannot match a part of a longer one.
     holding = select(KEYS).where(func.instr(KEYS.c.scopes, msgspec.json.encode(scope).decode()) > 0)
     for row in [_row(each) for each in connection.execute(holding)]:
         left = msgspec.json.encode([each for each in row.scopes if each != scope]).decode()

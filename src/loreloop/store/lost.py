@@ -13,24 +13,25 @@ from pathlib import Path
 
 from loreloop.store.files import Files
 
-TOLD, ABOUT_TO_BE_TOLD = "lost.told", "lost.found"  # request ids, one a line
+REPORTED_FILE, PENDING_FILE = "lost.told", "lost.found"  # request ids, one a line
 
 
-def told(folder: Path) -> set[str]:
+def reported(folder: Path) -> set[str]:
     """Requests of which the operator of a data folder has heard that they are lost."""
-    file = folder / "journal" / TOLD
+    file = folder / "journal" / REPORTED_FILE
     return set(file.read_text(errors="replace").splitlines()) if file.exists() else set()
 
 
-def found(folder: Path, request_ids: Iterable[str]) -> None:
-    """Notes all that are lost now. It counts as told only after `were_told`: a start may end before it says a word."""
-    (folder / "journal" / ABOUT_TO_BE_TOLD).write_text("".join(f"{each}\n" for each in sorted(request_ids)))
+def note_found(folder: Path, request_ids: Iterable[str]) -> None:
+    """Notes all that are lost now. They count as reported only after `confirm_reported`, since a start may end
+    before it says a word."""
+    (folder / "journal" / PENDING_FILE).write_text("".join(f"{each}\n" for each in sorted(request_ids)))
 
 
-def were_told(folder: Path) -> None:
+def confirm_reported(folder: Path) -> None:
     """To be called when the notes about a data folder have been said."""
-    if (new := folder / "journal" / ABOUT_TO_BE_TOLD).exists():
-        new.replace(new.with_name(TOLD))
+    if (new := folder / "journal" / PENDING_FILE).exists():
+        new.replace(new.with_name(REPORTED_FILE))
 
 
 def keep(folder: Path, segment: Path) -> Path:
@@ -39,6 +40,7 @@ def keep(folder: Path, segment: Path) -> Path:
     place = Files(folder).lost
     place.mkdir(parents=True, exist_ok=True)
     target, number = place / segment.name, 1
+    # The same segment may be found at every start until it is swept; it is kept only once.
     while target.exists() and not (target.samefile(segment) or filecmp.cmp(target, segment, shallow=False)):
         target, number = place / f"{segment.stem}-{number}.seg", number + 1
     if not target.exists():

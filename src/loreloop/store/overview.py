@@ -39,6 +39,7 @@ def list_runs(connection: Connection, key_id: str | None, limit: int) -> list[Ru
 
 
 def summary(connection: Connection, run: RunRow) -> RunSummary:
+    """A run with the name of its key, and the number and size of its checkpoints."""
     saved = select(func.count(), func.coalesce(func.sum(CHECKPOINTS.c.size_bytes), 0))
     n_checkpoints, size_bytes = connection.execute(saved.where(CHECKPOINTS.c.run_id == run.id)).one()
     return RunSummary(run, _name_of(connection, run.key_id), n_checkpoints, size_bytes)

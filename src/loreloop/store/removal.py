@@ -40,6 +40,7 @@ def check_removable(connection: Connection, run_id: str, *, force: bool) -> None
 def remove_run(connection: Connection, segments: Segments, run_id: str, now: float, *, force: bool) -> Removed:
     """Removes the run, its checkpoints and its samplers; what waits of its operations ends as a failure."""
     check_removable(connection, run_id, force=force)
+    # The operations go first: a waiting one must have an end before the rows that it refers to are gone.
     files = journal.forget_model(connection, segments, run_id, DELETED, now)
     runs.set_dead(connection, run_id)
     saved = [one.row for one in overview.list_checkpoints(connection, None, run_id, MAX_CHECKPOINTS)]
@@ -50,6 +51,7 @@ def remove_run(connection: Connection, segments: Segments, run_id: str, now: flo
     connection.execute(delete(SAMPLERS).where(of_run))
     connection.execute(delete(CHECKPOINTS).where(CHECKPOINTS.c.run_id == run_id))
     connection.execute(delete(RUNS).where(RUNS.c.id == run_id))
+    # Its operations may still stand in segments. Noted, so that the next start does not report them as lost.
     connection.execute(insert(REMOVED_RUNS).prefix_with("OR REPLACE").values(run_id=run_id, segment=segments.number))
     paths = tuple(str(row.path) for row in saved)
     return Removed(

@@ -23,6 +23,7 @@ OP_DECODER = msgspec.msgpack.Decoder(TrainOp)
 
 def replay_state(connection: Connection, segments: Segments, base_model: str) -> ReplayState:
     """All that an engine needs; with `damaged` ones among it, these must be ended first."""
+    # Runs that have ended are not brought back; their unfinished operations have ended with them.
     live = select(RUNS.c.id).where(RUNS.c.live)
     snapshots = connection.execute(
         select(SNAPSHOTS).where(SNAPSHOTS.c.base_model == base_model, SNAPSHOTS.c.model_id.in_(live))
@@ -32,6 +33,7 @@ def replay_state(connection: Connection, segments: Segments, base_model: str) ->
     damaged: list[DamagedOp] = []
     planned: defaultdict[int, list[str]] = defaultdict(list)
     for row in connection.execute(needed.order_by(OPS.c.model_id, OPS.c.seq_id)):
+        # Collected before the body is decoded: a damaged operation still belongs to its batch.
         if row.plan_no is not None:
             planned[row.plan_no].append(row.request_id)
         try:
@@ -51,6 +53,7 @@ def replay_state(connection: Connection, segments: Segments, base_model: str) ->
         ),
         batches,
         tuple(ops),
+        # A number that was ever given out must not be given to another batch, or a later replay would mix the two.
         max(_last_plan(connection, base_model), *(batch.plan_no for batch in batches), 0) + 1,
         tuple(damaged),
     )

@@ -19,10 +19,11 @@ TTL_SECONDS = 30 * 86400.0  # without being used, as OpenAI keeps them
 
 def keep(connection: Connection, new: KeptResponse, used: tuple[str, ...], most_bytes: int) -> None:
     """`used` are the ids of the answers that its request referred to, which have been used now."""
-    mine = RESPONSES.c.key_id == new.key_id
+    of_key = RESPONSES.c.key_id == new.key_id
     connection.execute(insert(RESPONSES).values(**msgspec.structs.asdict(new), used=new.created, n_bytes=new.n_bytes))
-    connection.execute(update(RESPONSES).where(mine, RESPONSES.c.id.in_(used)).values(used=new.created))
-    newest = select(RESPONSES.c.id, RESPONSES.c.n_bytes).where(mine)
+    connection.execute(update(RESPONSES).where(of_key, RESPONSES.c.id.in_(used)).values(used=new.created))
+    newest = select(RESPONSES.c.id, RESPONSES.c.n_bytes).where(of_key)
+    # Walked from the newest on, so that whatever no longer fits is what was used longest ago.
     left, n_kept = most_bytes, 0
     for row in connection.execute(newest.order_by(RESPONSES.c.used.desc(), RESPONSES.c.created.desc())).all():
         left, n_kept = left - row.n_bytes, n_kept + 1
@@ -31,6 +32,7 @@ def keep(connection: Connection, new: KeptResponse, used: tuple[str, ...], most_
 
 
 def find(connection: Connection, key_id: str, response_id: str) -> KeptResponse | None:
+    """A kept answer by its id, None where it is not kept any more or is another key's."""
     row = connection.execute(select(RESPONSES).where(RESPONSES.c.id == response_id, RESPONSES.c.key_id == key_id))
     found = row.first()
     return _kept(found) if found is not None else None
@@ -38,14 +40,14 @@ def find(connection: Connection, key_id: str, response_id: str) -> KeptResponse 
 
 def find_all(connection: Connection, key_id: str, response_ids: Collection[str]) -> list[KeptResponse]:
     """Those of several that are here."""
-    mine = select(RESPONSES).where(RESPONSES.c.id.in_(response_ids), RESPONSES.c.key_id == key_id)
-    return [_kept(row) for row in connection.execute(mine)] if response_ids else []
+    wanted_rows = select(RESPONSES).where(RESPONSES.c.id.in_(response_ids), RESPONSES.c.key_id == key_id)
+    return [_kept(row) for row in connection.execute(wanted_rows)] if response_ids else []
 
 
 def chain(connection: Connection, key_id: str, response_id: str) -> list[KeptResponse]:
     """An answer behind those that it goes on from, the first one first; it begins behind what is not here."""
-    mine = select(RESPONSES).where(RESPONSES.c.id == response_id, RESPONSES.c.key_id == key_id)
-    newer, older = mine.cte(recursive=True), RESPONSES.alias()
+    newest_row = select(RESPONSES).where(RESPONSES.c.id == response_id, RESPONSES.c.key_id == key_id)
+    newer, older = newest_row.cte(recursive=True), RESPONSES.alias()
     before = select(older).where(older.c.id == newer.c.previous, older.c.key_id == key_id)
     rows = connection.execute(select(newer.union_all(before))).all()
     return [_kept(row) for row in reversed(rows)]
@@ -53,8 +55,8 @@ def chain(connection: Connection, key_id: str, response_id: str) -> list[KeptRes
 
 def remove(connection: Connection, key_id: str, response_id: str) -> bool:
     """Whether there was one."""
-    mine = delete(RESPONSES).where(RESPONSES.c.id == response_id, RESPONSES.c.key_id == key_id)
-    return bool(connection.execute(mine).rowcount)
+    deletion = delete(RESPONSES).where(RESPONSES.c.id == response_id, RESPONSES.c.key_id == key_id)
+    return bool(connection.execute(deletion).rowcount)
 
 
 def sweep(connection: Connection, now: float) -> None:

@@ -26,6 +26,9 @@ class Page(msgspec.Struct, Generic[Row], frozen=True):
 
 
 class KeyRow(msgspec.Struct, frozen=True):
+    """A key without its secret, of which the store has only a hash. `revoked` and `expires` are None where that has
+    not happened or never will."""
+
     id: str
     name: str
     scopes: tuple[str, ...]
@@ -50,6 +53,7 @@ class KeyUsage(msgspec.Struct, frozen=True):
     last_used: float = 0.0
 
     def plus(self, more: KeyUsage) -> KeyUsage:
+        """Both together; `last_used` is the later of the two."""
         return KeyUsage(
             requests=self.requests + more.requests,
             prompt_tokens=self.prompt_tokens + more.prompt_tokens,
@@ -71,6 +75,7 @@ class KeptResponse(msgspec.Struct, frozen=True):
 
     @property
     def n_bytes(self) -> int:
+        """Bytes of both texts in UTF-8, which count against the bound of a key."""
         return len(self.input.encode()) + len(self.answer.encode())
 
 
@@ -93,6 +98,8 @@ class MemoryRow(msgspec.Struct, frozen=True):
 
 
 class SessionNew(msgspec.Struct, frozen=True):
+    """What a client says of itself when it opens a session; nothing depends on it."""
+
     tags: tuple[str, ...] = ()
     user_metadata: Metadata | None = None
     sdk_version: str | None = None
@@ -101,6 +108,8 @@ class SessionNew(msgspec.Struct, frozen=True):
 
 
 class SessionRow(msgspec.Struct, frozen=True):
+    """A session of a key; `last_seen` is its last sign of life."""
+
     id: str
     key_id: str
     created: float
@@ -139,6 +148,9 @@ class SamplerRow(msgspec.Struct, frozen=True):
 
 
 class CheckpointRow(msgspec.Struct, frozen=True):
+    """A checkpoint and the folder of its files, which were all there before the row was written. `sums_crc32` is the
+    checksum of their list of checksums, None where there is no list."""
+
     run_id: str
     kind: CheckpointKind
     name: str
@@ -152,6 +164,7 @@ class CheckpointRow(msgspec.Struct, frozen=True):
 
     @property
     def path(self) -> CheckpointPath:
+        """The checkpoint's name as clients write it."""
         return CheckpointPath(self.run_id, self.kind, self.name)
 
 
@@ -173,6 +186,7 @@ class Split(msgspec.Struct, frozen=True):
 
     @property
     def arms(self) -> tuple[Arm, ...]:
+        """Those of the two that there are, the main one first."""
         return (self.main, self.canary) if self.canary else (self.main,)
 
 

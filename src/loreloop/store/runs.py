@@ -22,6 +22,7 @@ def create(connection: Connection, run: RunRow) -> None:
 
 
 def get(connection: Connection, key_id: str, run_id: str) -> RunRow:
+    """A run of this key; NotFound where it is another key's or there is none."""
     row = connection.execute(select(RUNS).where(RUNS.c.id == run_id, RUNS.c.key_id == key_id)).first()
     if row is None:
         raise NotFound(f"There is no training run {run_id!r} of this key.")
@@ -29,22 +30,26 @@ def get(connection: Connection, key_id: str, run_id: str) -> RunRow:
 
 
 def list_page(connection: Connection, key_id: str, limit: int, offset: int) -> Page[RunRow]:
-    mine = select(RUNS).where(RUNS.c.key_id == key_id)
-    total = connection.scalar(select(func.count()).select_from(mine.subquery())) or 0
-    rows = connection.execute(mine.order_by(RUNS.c.created.desc()).limit(limit).offset(offset))
+    """Runs of this key, the newest first; `limit` of them behind the first `offset`."""
+    owned_runs = select(RUNS).where(RUNS.c.key_id == key_id)
+    total = connection.scalar(select(func.count()).select_from(owned_runs.subquery())) or 0
+    rows = connection.execute(owned_runs.order_by(RUNS.c.created.desc()).limit(limit).offset(offset))
     return Page([_row(row) for row in rows], total)
 
 
 def of_session(connection: Connection, session_id: str) -> list[RunRow]:
+    """All runs that a session has begun, those that have ended among them."""
     return [_row(row) for row in connection.execute(select(RUNS).where(RUNS.c.session_id == session_id))]
 
 
 def n_live(connection: Connection, key_id: str) -> int:
+    """How many of a key's runs are live, that is, can still be trained; a limit bounds them."""
     live = select(func.count()).select_from(RUNS).where(RUNS.c.key_id == key_id, RUNS.c.live)
     return connection.scalar(live) or 0
 
 
 def touch(connection: Connection, run_id: str, now: float) -> None:
+    """Notes when a run had its last request, which listings show."""
     connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(last_request=now))
 
 

@@ -16,6 +16,8 @@ from loreloop.store.schema import SAMPLERS, SESSIONS
 
 
 class Weights(NamedTuple):
+    """Weights that can be sampled, and when they were made, in seconds since the epoch."""
+
     created: float
     revision: Revision
 
@@ -27,6 +29,7 @@ def create(connection: Connection, sampler: SamplerRow, now: float) -> None:
 
 
 def get(connection: Connection, key_id: str, sampler_id: str) -> SamplerRow:
+    """A sampler of this key; NotFound where it is another key's or there is none."""
     row = connection.execute(select(SAMPLERS).where(SAMPLERS.c.id == sampler_id, SAMPLERS.c.key_id == key_id)).first()
     if row is None:
         raise NotFound(f"There is no sampler {sampler_id!r} of this key; create a sampling session first.")
@@ -43,6 +46,7 @@ def point_inflight(connection: Connection, run_id: str, revision: Revision) -> N
 
 
 def of_session(connection: Connection, session_id: str) -> list[SamplerRow]:
+    """All samplers that a session has made."""
     rows = connection.execute(select(SAMPLERS).where(SAMPLERS.c.session_id == session_id))
     return [_row(connection, row) for row in rows]
 

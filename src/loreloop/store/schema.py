@@ -278,10 +278,13 @@ LEFT_FILES = Table("left_files", METADATA, Column("path", String, primary_key=Tr
 
 
 def m001_initial(connection: Connection) -> None:
+    """Makes all tables. A new database gets those of later steps here too, so later steps must find nothing to do in
+    it."""
     METADATA.create_all(connection)
 
 
 def m002_deployments(connection: Connection) -> None:
+    """Makes the tables of deployments, and the indexes by which listings find what is newest."""
     for table in (DEPLOYMENTS, DEPLOYMENT_VERSIONS):
         table.create(connection, checkfirst=True)  # a new database has had all tables from the first step
     for index in NEWEST:
@@ -289,11 +292,13 @@ def m002_deployments(connection: Connection) -> None:
 
 
 def m003_tools(connection: Connection) -> None:
+    """Makes the tables of tool servers and their calls."""
     for table in (TOOL_SERVERS, TOOL_CALLS):
         table.create(connection, checkfirst=True)
 
 
 def m004_deployed(connection: Connection) -> None:
+    """Makes the table of what deployments answer with, and fills it from their current versions."""
     DEPLOYED.create(connection, checkfirst=True)
     new, old = DEPLOYMENTS.c, DEPLOYMENT_VERSIONS.c
     for arm in ("main", "canary"):
@@ -304,28 +309,34 @@ def m004_deployed(connection: Connection) -> None:
 
 
 def m005_expiry_of_keys(connection: Connection) -> None:
+    """Lets keys expire; those that there are never do."""
     _add_column(connection, KEYS, "expires", "FLOAT")
 
 
 def m006_responses(connection: Connection) -> None:
+    """Makes the table of kept answers."""
     RESPONSES.create(connection, checkfirst=True)
 
 
 def m007_checksums(connection: Connection) -> None:
+    """Adds the checksums of snapshots and checkpoints, and the reason why a run was lost; older files have none."""
     _add_column(connection, SNAPSHOTS, "crc32", "VARCHAR")
     _add_column(connection, CHECKPOINTS, "sums_crc32", "VARCHAR")
     _add_column(connection, RUNS, "lost", "TEXT")
 
 
 def m008_usage(connection: Connection) -> None:
+    """Makes the table of what keys have used, from now on."""
     USAGE.create(connection, checkfirst=True)
 
 
 def m009_removed_runs(connection: Connection) -> None:
+    """Makes the table of deleted runs, whose operations may still stand in segments."""
     REMOVED_RUNS.create(connection, checkfirst=True)
 
 
 def m010_paths_from_the_data_folder_on(connection: Connection) -> None:
+    """Rewrites absolute paths to begin below the data folder, so that the folder can be moved."""
     LEFT_FILES.create(connection, checkfirst=True)
     for column in (CHECKPOINTS.c.folder, SAMPLERS.c.folder, SNAPSHOTS.c.file):
         for path in connection.scalars(select(column).where(column.is_not(None)).distinct()).all():
@@ -333,6 +344,7 @@ def m010_paths_from_the_data_folder_on(connection: Connection) -> None:
 
 
 def m011_memories(connection: Connection) -> None:
+    """Makes the table of memories."""
     MEMORIES.create(connection, checkfirst=True)
 
 

@@ -21,12 +21,16 @@ SEGMENT_BYTES = 64 << 20
 
 
 class Location(msgspec.Struct, frozen=True):
+    """Where a record's header begins, and how many bytes its body has."""
+
     segment: int
     offset: int
     length: int
 
 
 class Record(NamedTuple):
+    """One record that was found by walking through a segment file."""
+
     path: Path
     location: Location
     body: bytes
@@ -38,15 +42,16 @@ def records(folder: Path, segment: int, offset: int) -> Iterator[Record]:
     for path in sorted(path for path in folder.glob("*.seg") if path.stem.isdecimal() and int(path.stem) >= segment):
         number = int(path.stem)
         with path.open("rb") as file:
-            at = file.seek(offset if number == segment else 0)
+            position = file.seek(offset if number == segment else 0)
             while len(head := file.read(HEADER.size)) == HEADER.size:
                 length, crc32 = HEADER.unpack(head)
-                if length > path.stat().st_size - at - HEADER.size:
+                # A length that reaches beyond the file is torn or damaged, and then no later header can be found.
+                if length > path.stat().st_size - position - HEADER.size:
                     break
                 body = file.read(length)
                 if zlib.crc32(body) == crc32:
-                    yield Record(path, Location(number, at, length), body)
-                at += HEADER.size + length
+                    yield Record(path, Location(number, position, length), body)
+                position += HEADER.size + length
 
 
 class Segments:
@@ -60,6 +65,7 @@ class Segments:
         self.file = self._open(self.number)
 
     def numbers(self) -> list[int]:
+        """The numbers of all segment files, the open one included, in order."""
         return sorted(int(path.stem) for path in self.folder.glob("*.seg") if path.stem.isdecimal())
 
     def append(self, body: bytes) -> Location:
@@ -70,36 +76,43 @@ class Segments:
             self.file = self._open(self.number)
         offset = self.file.tell()
         self.file.write(HEADER.pack(len(body), zlib.crc32(body)) + body)
+        # Written by the operating system from here on, but not synced: a power cut may still take it, as the
+        # documentation says.
         self.file.flush()
         return Location(self.number, offset, len(body))
 
-    def read(self, at: Location) -> bytes:
+    def read(self, location: Location) -> bytes:
         """The bytes of a record; ServerError where the file is gone or no longer holds what was written, OutOfService
         where it cannot be read just now."""
-        path = self._path(at.segment)
+        # Opened anew for each read, so that any thread may read while the writer appends.
+        path = self._path(location.segment)
         try:
             with path.open("rb") as file:
-                file.seek(at.offset)
-                record = file.read(HEADER.size + at.length)
+                file.seek(location.offset)
+                record = file.read(HEADER.size + location.length)
         except OSError as error:
-            raise reading_trouble(error, path) or ServerError(f"Segment {at.segment} is gone: {error}.") from None
+            raise reading_trouble(error, path) or ServerError(f"Segment {location.segment} is gone: {error}.") from None
         body = record[HEADER.size :]
         if (
             len(record) < HEADER.size
-            or len(body) != at.length
-            or HEADER.unpack(record[: HEADER.size]) != (at.length, zlib.crc32(body))
+            or len(body) != location.length
+            or HEADER.unpack(record[: HEADER.size]) != (location.length, zlib.crc32(body))
         ):
-            raise ServerError(f"The record at {at.offset} of segment {at.segment} is damaged; restore a backup.")
+            raise ServerError(
+                f"The record at {location.offset} of segment {location.segment} is damaged; restore a backup."
+            )
         return body
 
     def sweep(self, used: Iterable[int]) -> list[int]:
         """Deletes closed segments that are not in `used`; gives their numbers."""
+        # The open segment is spared even if nothing in it is used yet: its next record's row is still to come.
         swept = [number for number in self.numbers() if number != self.number and number not in set(used)]
         for number in swept:
             self._path(number).unlink()
         return swept
 
     def close(self) -> None:
+        """Closes the open segment; it must not be appended to afterwards."""
         self.file.close()
 
     def _path(self, number: int) -> Path:

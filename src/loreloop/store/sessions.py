@@ -29,16 +29,18 @@ def create(connection: Connection, key_id: str, new: SessionNew, now: float, ses
 
 
 def get(connection: Connection, key_id: str, session_id: str) -> SessionRow:
-    row = connection.execute(_mine(key_id, session_id)).first()
+    """A session of this key; NotFound where it is another key's or there is none."""
+    row = connection.execute(_owned_session(key_id, session_id)).first()
     if row is None:
         raise NotFound(f"There is no session {session_id!r} of this key; create one first.")
     return _row(row)
 
 
 def list_page(connection: Connection, key_id: str, limit: int, offset: int) -> Page[SessionRow]:
-    mine = select(SESSIONS).where(SESSIONS.c.key_id == key_id)
-    total = connection.scalar(select(func.count()).select_from(mine.subquery())) or 0
-    rows = connection.execute(mine.order_by(SESSIONS.c.created.desc()).limit(limit).offset(offset))
+    """Sessions of this key, the newest first; `limit` of them behind the first `offset`."""
+    owned_sessions = select(SESSIONS).where(SESSIONS.c.key_id == key_id)
+    total = connection.scalar(select(func.count()).select_from(owned_sessions.subquery())) or 0
+    rows = connection.execute(owned_sessions.order_by(SESSIONS.c.created.desc()).limit(limit).offset(offset))
     return Page([_row(row) for row in rows], total)
 
 
@@ -53,6 +55,7 @@ def touch(connection: Connection, key_id: str, session_id: str, now: float) -> S
 def end(connection: Connection, key_id: str, session_id: str, status: SessionStatus, detail: str | None) -> bool:
     """Ends an active session; False if it had ended before (the first reason stays)."""
     get(connection, key_id, session_id)
+    # One statement decides between a client that finishes and a sweeper that expires the session in the same moment.
     active = update(SESSIONS).where(SESSIONS.c.id == session_id, SESSIONS.c.status == "active")
     ended = bool(connection.execute(active.values(status=status, detail=detail)).rowcount)
     checkpoints.leave_files(connection, revisions_of(connection, session_id) if ended else [])
@@ -76,6 +79,7 @@ def active_since_before(connection: Connection, moment: float) -> list[SessionRo
 
 
 def oldest_sign_of_life(connection: Connection) -> float | None:
+    """When the active session that has been silent for longest was last heard; None where none is active."""
     return connection.scalar(select(func.min(SESSIONS.c.last_seen)).where(SESSIONS.c.status == "active"))
 
 
@@ -84,7 +88,7 @@ def renew_all(connection: Connection, now: float) -> None:
     connection.execute(update(SESSIONS).where(SESSIONS.c.status == "active").values(last_seen=now))
 
 
-def _mine(key_id: str, session_id: str):  # type: ignore[no-untyped-def]
+def _owned_session(key_id: str, session_id: str):  # type: ignore[no-untyped-def]
     return select(SESSIONS).where(SESSIONS.c.id == session_id, SESSIONS.c.key_id == key_id)
 
 

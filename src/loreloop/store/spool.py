@@ -35,6 +35,7 @@ def add(
             )
             .on_conflict_do_nothing()  # a request that was forgotten and asked again
         )
+    # The bound is on what is kept in all, not on one session: records are only a cache of what was sampled.
     excess = (connection.scalar(select(func.sum(SPOOL.c.n_bytes))) or 0) - max_bytes
     if excess > 0:
         _drop_oldest(connection, excess)
@@ -67,6 +68,7 @@ def renew(connection: Connection, sequence_ids: Sequence[str], expires: float) -
 
 
 def sweep(connection: Connection, now: float) -> None:
+    """Forgets records whose time is over; their bytes go with the segment once nothing else needs it."""
     connection.execute(delete(SPOOL).where(SPOOL.c.expires <= now))
 
 

@@ -45,6 +45,7 @@ class Store:
         self.folder = folder
         self.engine = open_database(folder)
         self.segments = Segments(folder / "journal")
+        # AUTOCOMMIT, because a read transaction that stays open would keep SQLite from folding its log.
         self.reader = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._write_all, name="store-writer", daemon=True)
@@ -56,6 +57,7 @@ class Store:
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a function on the writer thread; done when its transaction is committed."""
+        # The writer thread may not touch the future itself: asyncio's futures belong to the thread of their loop.
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -90,6 +92,8 @@ class Store:
     def _write_all(self) -> None:
         while (job := self.jobs.get()) is not None:
             group = [job]
+            # Whatever waits by now shares one commit. The group is bounded, so that the first one's answer is not held
+            # back for long.
             while len(group) < MAX_GROUP and not self.jobs.empty():
                 job = self.jobs.get()
                 if job is None:
@@ -103,13 +107,16 @@ class Store:
         try:
             with self.engine.begin() as connection:
                 for job in group:
+                    # Nobody is told an outcome before the commit: until then a full disk may still undo all of them.
                     outcomes.append(_attempt(connection, job))
+                    # Without this the next job would run outside of any transaction and be kept alone.
                     _check_open(connection)
         except SQLAlchemyError as error:
             full = (failure for _, failure in outcomes if isinstance(failure, OutOfService))  # what rolled it all back
             lost = next(full, None) or ServerError(
                 f"The database did not take a write: {error}. Look at the disk of the data folder."
             )
+            # The commit failed as a whole, so what succeeded in it has not happened either.
             outcomes = [(None, lost)] * len(group)
         for job, (value, failure) in zip(group, outcomes, strict=True):
             job.settle(value, failure)
@@ -136,6 +143,7 @@ def _attempt(connection: Connection, job: _Job) -> tuple[Any, BaseException | No
 
 
 def _in_savepoint(connection: Connection, job: _Job) -> Any:
+    # The savepoint undoes the writes of a job that fails, and leaves those of its group alone.
     with connection.begin_nested():
         return job.run(connection)
 

@@ -23,16 +23,20 @@ def add(connection: Connection, server: ToolServer, now: float) -> None:
 
 
 def check_name(name: str) -> None:
+    """BadRequest for a name that could not stand in a path, or holds `__`, which parts server and tool in a model's
+    calls."""
     if not NAME.fullmatch(name) or "__" in name:
         raise BadRequest(f"{name!r} is no name for a tool server; use letters, digits, '-', '.' and single '_'.")
 
 
 def remove(connection: Connection, name: str) -> None:
+    """Forgets a tool server; NotFound where none has this name. The record of its calls stays."""
     if not connection.execute(delete(TOOL_SERVERS).where(TOOL_SERVERS.c.name == name)).rowcount:
         raise _missing(connection, name)
 
 
 def find(connection: Connection, name: str) -> ToolServer:
+    """A tool server by its name; NotFound says which ones there are."""
     row = connection.execute(select(TOOL_SERVERS).where(TOOL_SERVERS.c.name == name)).first()
     if row is None:
         raise _missing(connection, name)
@@ -40,10 +44,12 @@ def find(connection: Connection, name: str) -> ToolServer:
 
 
 def all(connection: Connection) -> list[ToolServer]:
+    """All registered tool servers, by name."""
     return [_server(row) for row in connection.execute(select(TOOL_SERVERS).order_by(TOOL_SERVERS.c.name))]
 
 
 def record(connection: Connection, call: ToolCallRecord) -> None:
+    """Keeps what one call was and how it ended; of long arguments only the beginning."""
     values = msgspec.to_builtins(call) | {"arguments": call.arguments[:MAX_ARGUMENTS]}
     connection.execute(insert(TOOL_CALLS).values(**values))
 

@@ -35,6 +35,7 @@ def by_key(connection: Connection) -> dict[str, KeyUsage]:
 
 def _add(connection: Connection, key_id: str, spent: KeyUsage) -> None:
     values = msgspec.structs.asdict(spent)
+    # Added up by the database in one statement, so that nobody's count is lost between a read and a write.
     added = {name: USAGE.c[name] + value for name, value in values.items() if name != "last_used"}
     newest = {"last_used": func.max(USAGE.c.last_used, spent.last_used)}
     row = insert(USAGE).values(key_id=key_id, **values)

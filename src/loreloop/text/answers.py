@@ -31,18 +31,22 @@ class AnswerParts:
         self.fresh = False  # behind a thought, where white space is dropped
 
     def push(self, text: str) -> list[Part]:
+        """The parts that are certain now; what may be the beginning of a marker is held back."""
         found: list[Part] = []
         self.held += text
-        while (at := self.held.find(THINK[self.thinking])) >= 0:
+        while (position := self.held.find(THINK[self.thinking])) >= 0:
             marker = THINK[self.thinking]
-            found += self._parts(self.held[:at])
+            found += self._parts(self.held[:position])
             found.append(Part(marker, False))
-            self.held = self.held[at + len(marker) :]
+            self.held = self.held[position + len(marker) :]
             if self.thinking:
+                # White space behind a thought is dropped only where the answer begins or a space stood before the
+                # thought already.
                 self.fresh = not self.joins
             else:
                 self.joins = bool(self.last) and not self.last.isspace()
             self.thinking = not self.thinking
+        # The longest possible beginning of the next marker stays back, since its rest may be in the next piece.
         keep = overlap(self.held, THINK[self.thinking])
         settled, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return found + self._parts(settled)
@@ -55,11 +59,11 @@ class AnswerParts:
     def _parts(self, text: str) -> list[Part]:
         if not text or self.thinking:
             return [Part(text, False)] if text else []
-        said = text.lstrip() if self.fresh else text
-        dropped = text[: len(text) - len(said)]
-        self.fresh = self.fresh and not said
-        self.last = text[-1] if said else self.last
-        return [part for part in (Part(dropped, False), Part(said, True)) if part.text]
+        answer = text.lstrip() if self.fresh else text
+        dropped = text[: len(text) - len(answer)]
+        self.fresh = self.fresh and not answer
+        self.last = text[-1] if answer else self.last
+        return [part for part in (Part(dropped, False), Part(answer, True)) if part.text]
 
 
 def parts_of(thoughts: Thoughts) -> AnswerParts | None:

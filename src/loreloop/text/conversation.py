@@ -59,6 +59,7 @@ class Turn:
 
     @property
     def pictures(self) -> list[Picture]:
+        """The turn's pictures in the order in which they stand."""
         return [part for part in self.parts if isinstance(part, Picture)]
 
 
@@ -87,12 +88,14 @@ def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
         )
     template = template_of(template, conversation)
     source = template.source or ""
-    told = knows_tools(source)
-    tools = [tool.as_function() for tool in conversation.tools] if told else []
+    reads_tools = knows_tools(source)
+    tools = [tool.as_function() for tool in conversation.tools] if reads_tools else []
     has_calls = any(turn.calls or turn.role == "tool" for turn in conversation.turns)
     habits = habits_of(template) if has_calls else Habits()
-    turns = conversation.turns if told else _instructed(conversation, format_of(source))
-    messages = _messages(turns, source, habits) if told or habits.writes_calls else _plain_messages(turns, source)
+    turns = conversation.turns if reads_tools else _instructed(conversation, format_of(source))
+    messages = (
+        _messages(turns, source, habits) if reads_tools or habits.writes_calls else _plain_messages(turns, source)
+    )
     text = template.render(messages, tools=tools or None, **conversation.settings)
     return text + _thought(conversation, text, thinks=THINK[0] in source) + conversation.begun
 
@@ -115,9 +118,12 @@ class Habits:
 
 @lru_cache(maxsize=64)
 def habits_of(template: ChatTemplate) -> Habits:
+    """What a template does with calls and results, found by rendering a small conversation in each way until one
+    comes out whole. Without any, a template that writes no calls is assumed."""
     call = MadeCall("trialcall", "look_up", '{"word": "argument"}')
     turns = (Turn("user", "question"), Turn("assistant", calls=(call,)), Turn("tool", "outcome", call_id=call.call_id))
     started = time.monotonic()
+    # The plainest way comes first, so that a template that takes several ways gets the usual one.
     for names_results, as_text, empty in product((False, True), (False, True), ("", None)):
         habits = Habits(True, names_results, as_text, empty)
         try:
@@ -138,8 +144,8 @@ def _thought(conversation: Conversation, prompt: str, *, thinks: bool) -> str:
     if text.endswith(THINK[0]):
         line = "" if prompt.endswith("\n") else "\n"
         return line + whole if conversation.begun or conversation.thought else ""
-    told_not_to = text.endswith(THINK[1])  # by a thought that is empty
-    return f"{THINK[0]}\n{whole}" if conversation.thought and thinks and not told_not_to else ""
+    is_closed = text.endswith(THINK[1])  # by a thought that is empty
+    return f"{THINK[0]}\n{whole}" if conversation.thought and thinks and not is_closed else ""
 
 
 def _wants_parts(source: str) -> bool:
@@ -150,12 +156,12 @@ def _wants_parts(source: str) -> bool:
 def _messages(turns: Sequence[Turn], source: str, habits: Habits) -> list[Message]:
     form, as_parts = format_of(source), _wants_parts(source)
     messages = [_message(turn, form, as_parts=as_parts, as_text=habits.as_text) for turn in turns]
-    whose = {call.call_id: call.name for turn in turns for call in turn.calls}
+    function_names = {call.call_id: call.name for turn in turns for call in turn.calls}
     for turn, message in zip(turns, messages, strict=True):
         if habits.empty is None and turn.calls and not (turn.content or turn.parts):
             message["content"] = None
-        if habits.names_results and turn.call_id in whose:
-            message.setdefault("name", whose[turn.call_id])
+        if habits.names_results and turn.call_id in function_names:
+            message.setdefault("name", function_names[turn.call_id])
     return messages
 
 
@@ -189,6 +195,7 @@ def _content(turn: Turn, *, before: str = "", after: str = "", as_parts: bool) -
 
 def _call_id(call_id: str, form: ToolFormat) -> str:
     """Mistral's templates take ids of nine letters and digits only."""
+    # A hash, so that a call and its result are given the same short id without anything being kept between requests.
     if form not in (MISTRAL, MISTRAL_LIST) or (len(call_id) == 9 and call_id.isalnum()):
         return call_id
     return hashlib.sha256(call_id.encode(errors="surrogatepass")).hexdigest()[:9]
@@ -206,10 +213,11 @@ def _instructed(conversation: Conversation, form: ToolFormat) -> tuple[Turn, ...
     if not conversation.tools:
         return conversation.turns
     instructions, turns = form.instructions(conversation.tools), conversation.turns
+    # Many templates accept one system message only, so the instructions join the one that is there.
     if turns and turns[0].role == "system":
-        first, told = turns[0], f"\n\n{instructions}"
-        parts = (*first.parts, told) if first.parts else ()
-        return (replace(first, content=first.content + told, parts=parts), *turns[1:])
+        first, appendix = turns[0], f"\n\n{instructions}"
+        parts = (*first.parts, appendix) if first.parts else ()
+        return (replace(first, content=first.content + appendix, parts=parts), *turns[1:])
     return (Turn("system", instructions), *turns)
 
 

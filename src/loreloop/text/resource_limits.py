@@ -24,6 +24,7 @@ def limited(seconds: float, n_bytes: int) -> Iterator[None]:
     """LimitExceeded after so long, MemoryError beyond so much more memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     room = address_space_bytes() + n_bytes
+    # A bound that was set from outside stays, where it is the lower one.
     bound = room if soft == resource.RLIM_INFINITY else min(soft, room)
     resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
     try:
@@ -51,5 +52,6 @@ def _timed(seconds: float) -> Iterator[None]:
 
 
 def address_space_bytes() -> int:
+    """Bytes of virtual memory that this process has mapped, which is what RLIMIT_AS bounds."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     return pages * resource.getpagesize()

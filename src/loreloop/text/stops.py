@@ -22,6 +22,7 @@ class StopMatcher:
         self.tail = ""
 
     def push(self, token: int) -> bool:
+        """Whether this token completed a stop string."""
         return self._any(self.detokenizer.push(token))
 
     def flush(self) -> bool:
@@ -34,6 +35,7 @@ class StopMatcher:
 
     def _found(self, part: Part) -> bool:
         text = self.tail + part.text if part.answer else ""
+        # As many characters as may begin the longest string; a whole one has been found by now.
         self.tail = text[-(self.longest - 1) :] if self.longest > 1 else ""
         return any(string in text for string in self.strings)
 
@@ -69,10 +71,11 @@ class StopTrimmer:
         if self.found is not None:
             return ""
         self.held += text
-        found = [(at, string) for string in self.strings if (at := self.held.find(string)) >= 0]
+        found = [(position, string) for string in self.strings if (position := self.held.find(string)) >= 0]
         if found:
-            at, self.found = min(found)
-            return self.held[:at]
+            position, self.found = min(found)
+            return self.held[:position]
+        # What may begin a stop string is not shown, since it could not be taken back.
         keep = max((overlap(self.held, string) for string in self.strings), default=0)
         shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return shown

@@ -29,7 +29,9 @@ class StreamingDetokenizer:
         self.hidden = {*stop_tokens, *(token for token, text in tokenizer.specials.items() if text not in shown)}
 
     def push(self, token: int) -> str:
+        """The text that can be shown for certain after this token, perhaps empty."""
         return "" if token in self.hidden else self.trimmer.push(self.detokenizer.push(token))
 
     def flush(self) -> str:
+        """The rest of the text, when no token follows."""
         return self.trimmer.push(self.detokenizer.flush()) + self.trimmer.flush()

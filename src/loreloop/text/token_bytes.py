@@ -47,6 +47,7 @@ class TokenBytes:
             return bytes(_BYTE_OF[sign] for sign in piece)
         if self.is_pieces:
             return self._of_piece(piece)
+        # An unknown kind of vocabulary: right for whole characters, and lossy for parts of one.
         return str(self.tokenizer.decode([token], skip_special_tokens=False)).encode()
 
     def _of_piece(self, piece: str) -> bytes:

@@ -58,12 +58,13 @@ class TextTokenizer:
     def encode_within(self, text: str, most: int, *, special: bool = False) -> Encoded | None:
         """Like `encode`, or None where there are over `most` tokens. Time and memory grow with `most`, not with the
         text, and other threads go on meanwhile: for batches the library lets them."""
+        # No token is longer than this, so the text has more tokens than `most` without being tokenized.
         if len(text) > most * self.longest:
             return None
         counted = 0
-        for at in range(0, len(text) if len(text) > PIECE else 0, PIECE):
+        for start in range(0, len(text) if len(text) > PIECE else 0, PIECE):
             # A cut may take a token apart, into no more than its bytes.
-            counted += len(self._encode_one(text[at : at + PIECE], special=False).ids) - self.longest
+            counted += len(self._encode_one(text[start : start + PIECE], special=False).ids) - self.longest
             if counted > most:
                 return None
         encoded = self._encode_one(text, special=special)
@@ -72,7 +73,9 @@ class TextTokenizer:
     def _encode_one(self, text: str, *, special: bool) -> Encoded:
         (encoding,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=special)
         added = (
-            frozenset(at for at, mask in enumerate(encoding.special_tokens_mask) if mask) if special else frozenset()
+            frozenset(position for position, mask in enumerate(encoding.special_tokens_mask) if mask)
+            if special
+            else frozenset()
         )
         return Encoded(list(encoding.ids), added)
 
@@ -82,6 +85,7 @@ class TextTokenizer:
         return max(len(token.encode()) for token in self.tokenizer.get_vocab())
 
     def decode(self, tokens: Sequence[int], *, skip_special: bool = False) -> str:
+        """The tokens' text; bytes that form no character show as U+FFFD. `skip_special` leaves special tokens out."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special))
 
 
@@ -102,6 +106,8 @@ class Detokenizer:
         self.tail.append(token)
         before = self._decode(self.tail[: self.n_shown])
         whole = self._decode(self.tail)
+        # A text that becomes shorter has had a replacement character in it, which the next bytes may turn into a real
+        # one.
         unfinished = whole.endswith(INCOMPLETE) or len(whole) < len(before)
         if unfinished and len(self.tail) - self.n_shown < MOST_TOKENS_OF_A_CHARACTER:
             return ""

@@ -8,9 +8,13 @@ from loreloop.engine.losses.loss import CLIP_CONFIG, CLIP_INPUTS, Config, Inputs
 
 
 class Cispo(PolicyLoss):
+    """CISPO (MiniMax-M1, 2025): REINFORCE with a clipped importance weight that carries no gradient."""
+
     optional = CLIP_INPUTS
     config = CLIP_CONFIG
 
     def __call__(self, logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
+        # Detached: the ratio only weighs, and the gradient comes through `logp` alone, also where the ratio was
+        # clipped.
         weight = clipped(ratio(logp.detach(), inputs), inputs, config)
         return -(weight * logp * inputs["advantages"]).sum()

@@ -14,6 +14,8 @@ from loreloop.engine.losses.loss import Config, Inputs
 
 
 class CrossEntropy:
+    """The weighted negative log-likelihood of the targets, summed and not averaged."""
+
     required: tuple[str, ...] = ("target_tokens",)
     optional: tuple[str, ...] = ("weights",)
     config: Config = MappingProxyType({})
@@ -23,5 +25,6 @@ class CrossEntropy:
         return -(logp if weights is None else weights * logp).sum()
 
     def active(self, inputs: Inputs) -> Tensor:
+        """Where the weight is not zero, in the shape of the targets; everywhere without weights."""
         weights = inputs.get("weights")
         return torch.ones_like(inputs["target_tokens"], dtype=torch.bool) if weights is None else weights != 0

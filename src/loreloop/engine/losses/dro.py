@@ -11,6 +11,9 @@ from loreloop.engine.losses.loss import Config, Inputs, PolicyLoss
 
 
 class Dro(PolicyLoss):
+    """Direct reward optimisation (Richemond et al., 2024), a squared pull towards the sampler; `beta` is its
+    strength."""
+
     config = MappingProxyType({"beta": 0.05})
 
     def __call__(self, logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
@@ -18,4 +21,5 @@ class Dro(PolicyLoss):
         return -(logp * inputs["advantages"] - 0.5 * config["beta"] * square).sum()
 
     def active(self, inputs: Inputs) -> Tensor:
+        """Everywhere, since the square acts on masked tokens too."""
         return torch.ones_like(inputs["advantages"], dtype=torch.bool)

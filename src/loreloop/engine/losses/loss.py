@@ -24,13 +24,19 @@ class Loss(Protocol):
     """`required` and `optional` name inputs; `config` names settings with their defaults."""
 
     @property
-    def required(self) -> tuple[str, ...]: ...
+    def required(self) -> tuple[str, ...]:
+        """The inputs without which the loss has no meaning."""
+        ...
 
     @property
-    def optional(self) -> tuple[str, ...]: ...
+    def optional(self) -> tuple[str, ...]:
+        """Inputs that the loss takes where they are given."""
+        ...
 
     @property
-    def config(self) -> Mapping[str, float]: ...
+    def config(self) -> Mapping[str, float]:
+        """The settings by name, with their defaults."""
+        ...
 
     def __call__(self, logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
         """The summed loss of one datum, a scalar. `inputs` may hold `sampled` (bool), the positions drawn by a
@@ -53,6 +59,7 @@ class PolicyLoss:
         raise NotImplementedError
 
     def active(self, inputs: Inputs) -> Tensor:
+        """Where the advantage is not zero, bool, in the shape of the advantages."""
         return inputs["advantages"] != 0
 
 

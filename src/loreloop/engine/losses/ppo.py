@@ -9,6 +9,8 @@ from loreloop.engine.losses.loss import CLIP_CONFIG, CLIP_INPUTS, Config, Inputs
 
 
 class Ppo(PolicyLoss):
+    """PPO's clipped surrogate (Schulman et al., 2017), negated, without a value or an entropy term."""
+
     optional = CLIP_INPUTS
     config = CLIP_CONFIG
 

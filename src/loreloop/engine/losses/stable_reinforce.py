@@ -20,6 +20,8 @@ RATIO_CAP = 2.0
 
 
 class StableReinforce(PolicyLoss):
+    """Truncated importance sampling with a quadratic pull to the sampler; `kl_coeff` is the pull's strength."""
+
     config = MappingProxyType({"kl_coeff": 0.0})
 
     def __call__(self, logp: Tensor, inputs: Inputs, config: Config) -> Tensor:
@@ -27,8 +29,10 @@ class StableReinforce(PolicyLoss):
         weight = ratio(logp.detach(), inputs).clamp(max=RATIO_CAP)
         reinforce = -(weight * inputs["advantages"] * logp)
         pull = config["kl_coeff"] * 0.5 * (logp - inputs["logprobs"]) ** 2
+        # Not multiplied by the mask: what is outside may be infinite, and ∞ · 0 is NaN.
         return torch.where(sampled, reinforce + pull, torch.zeros_like(logp)).sum()
 
     def active(self, inputs: Inputs) -> Tensor:
+        """The tokens that a sampler drew, where the client said so, else those with an advantage; bool."""
         sampled = inputs.get("sampled")
         return inputs["advantages"] != 0 if sampled is None else sampled

@@ -31,6 +31,7 @@ from loreloop.protocol.token_ids import pack_ids, pack_logprobs
 def next_tokens(head: Head, h_BD: Tensor, lora: LoraBatch, rows: Sequence[SampleRow]) -> list[TokenEvent]:
     """The next token of every row, in order."""
     keys = [RngKey(row.op.params.seed, row.sample_index, row.n_drawn) for row in rows]
+    # Drawn for all rows at once, and each from its own key: a row's number does not know who shares its step.
     uniform_B = torch.from_numpy(uniforms(keys))
     events: list[TokenEvent] = []
     for span, logits_BV in head.chunks(h_BD, lora):
@@ -40,7 +41,9 @@ def next_tokens(head: Head, h_BD: Tensor, lora: LoraBatch, rows: Sequence[Sample
 
 def _choose(logits_BV: Tensor, uniform_B: Tensor, rows: Sequence[SampleRow]) -> list[TokenEvent]:
     params = [row.op.params for row in rows]
+    # Fixed chunks end with rows that are nobody's. They are drawn from like others, and their tokens are dropped.
     n_padding, device = logits_BV.shape[0] - len(rows), logits_BV.device
+    # Greedy rows have the temperature 0, which cannot divide; their log-probabilities are reported at 1.
     temperature_B1 = torch.tensor([p.temperature or 1.0 for p in params] + [1.0] * n_padding)[:, None]
     hot = any(p.temperature not in (0, 1) for p in params)  # else dividing would be a pass over all logits for nothing
     scaled_BV = logits_BV.float() / temperature_B1.to(device) if hot else logits_BV
@@ -51,12 +54,16 @@ def _choose(logits_BV: Tensor, uniform_B: Tensor, rows: Sequence[SampleRow]) -> 
         drawn_BV = scaled_BV.float() if scaled_BV.dtype != torch.float32 else scaled_BV.clone()
         for i in changed:
             drawn_BV[i] = processed_logits(rows[i], logits_BV[i].float()) / temperature_B1[i].to(device)
+            # Only what is drawn from is changed; the normalizer of reported log-probabilities stays that of the plain
+            # logits.
             weight_BV[i] = (drawn_BV[i] - drawn_BV[i].amax()).exp_()
+        # The draw walks over the blocks' sums, which must be those of the changed weights.
         block_BN = block_sums(weight_BV)
     filters = [Filter(p.top_k, p.top_p, p.min_p) for p in params] + [Filter()] * n_padding
     if any(f.on for f in filters):
         weight_BV = filtered(weight_BV, filters)
         block_BN = block_sums(weight_BV)
+    # Greedy rows draw as well and are overwritten, so that rows need not be sorted by kind.
     token_B = draw_tokens(weight_BV, block_BN, F.pad(uniform_B, (0, n_padding)).to(device))
     greedy_B = torch.tensor([p.temperature == 0 for p in params] + [False] * n_padding, device=device)
     if bool(greedy_B.any()):
@@ -68,6 +75,8 @@ def _choose(logits_BV: Tensor, uniform_B: Tensor, rows: Sequence[SampleRow]) -> 
     ]
     for i, row in enumerate(rows):
         if row.op.filtered_logprobs:
+            # The least positive fp32 number stands for a share that has been rounded away: the token was drawn, so it
+            # is not zero.
             share = 1.0 if row.op.params.temperature == 0 else float(weight_BV[i, token_B[i]] / weight_BV[i].sum())
             events[i] = replace(events[i], filtered_logprob=math.log(max(share, 1e-45)))
     return events
@@ -78,6 +87,7 @@ def _event(row: SampleRow, token: int, logp: float, scaled_V: Tensor, normalizer
     topk = None
     if k:
         top = (scaled_V.float() - normalizer).topk(min(k, len(scaled_V)))
+        # Clients expect k columns even of a vocabulary that is smaller.
         ids, logprobs = np.zeros(k, np.int32), np.full(k, EMPTY_LOGPROB, np.float32)
         ids[: len(top.indices)], logprobs[: len(top.indices)] = top.indices.cpu().numpy(), top.values.cpu().numpy()
         topk = TopK(pack_ids(ids), pack_logprobs(logprobs), k, 1)

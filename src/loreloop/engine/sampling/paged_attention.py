@@ -31,6 +31,7 @@ class KvCache:
     ) -> None:
         kept = spec.cache
         shape = (spec.n_layers, n_pages * page_tokens, kept.n_kinds, kept.n_heads, kept.d_head)
+        # Not zeroed: an operating system gives memory for a page only when it is first written.
         self.kv_LS2GE = torch.empty(shape, dtype=dtype, device=device)  # a slot's keys and values side by side
         self.page_tokens = page_tokens
         moe = spec.moe  # where a slot's token was routed stays beside its keys: a known prefix has its routes as well
@@ -45,6 +46,7 @@ class KvCache:
 
 
 def page_bytes(spec: DecoderSpec, page_tokens: int, dtype: torch.dtype) -> int:
+    """The memory of one page with its tokens' keys, values and routes, by which the number of pages is chosen."""
     n_routes = len(spec.moe.layers) * spec.moe.top_k if spec.moe else 0
     return page_tokens * (spec.n_layers * spec.cache.size * dtype.itemsize + n_routes * torch.int16.itemsize)
 
@@ -78,16 +80,20 @@ class PagedAttention:
         self.exact = exact
         self.attention, self.cache, self.kernels, self.in_place = attention, cache, kernels, in_place
         self.reach: Reach | None = None
+        # The last slots of each row are those of the tokens that this step computes.
         self.new_slots_T = torch.cat([row.slots_K[-(row.stop - row.start) :] for row in rows])
+        # Chunks of prompts have a causal mask and are computed one by one; single tokens share one call.
         self.chunks = [row for row in rows if row.stop - row.start > 1]
         newest = [row for row in rows if row.stop - row.start == 1]
         self.newest = _newest(newest, self.new_slots_T.device) if newest else None
 
     def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope) -> Tensor:
         cache_S2GE = self.cache.kv_LS2GE[layer]
+        # Stored before anything is read: a token sees itself, and a chunk's tokens see each other, through the cache.
         q_THE = self._store(q_THE, k_TGE, v_TGE, rope, cache_S2GE)
         if self.newest and not self.chunks and not self.in_place:  # nothing to pick apart
             return self._batched(q_THE, cache_S2GE, self.newest)
+        # Every row is either a chunk's or a newest token's, so all of it is written below.
         o_THE = torch.empty_like(q_THE)
         for row in self.chunks:
             k_KGE, v_KGE = cache_S2GE.index_select(0, row.slots_K).unbind(1)
@@ -100,6 +106,7 @@ class PagedAttention:
         return o_THE
 
     def latent(self, layer: int, q_THE: Tensor, latent_TL: Tensor, heads: LatentHeads, lora: Adapters) -> Tensor:
+        """The same over latents, kept once for all heads. Gives (T, H, V)."""
         cache_SL = self.cache.kv_LS2GE[layer].flatten(1)
         cache_SL.index_copy_(0, self.new_slots_T, latent_TL)
         q_THE = heads.scaled(q_THE) if self.exact else heads.absorb(q_THE)
@@ -110,6 +117,8 @@ class PagedAttention:
                 return heads.expand(latent_KL, NO_ADAPTERS, layer)
             return latent_KL[:, None], latent_KL[:, None]
 
+        # Outputs gather by kind of row and are put in the rows' order at the end, since values may be narrower than
+        # queries.
         outputs = [self.attention.causal(q_THE[row.start : row.stop], *read(row.slots_K)) for row in self.chunks]
         rows = [torch.arange(row.start, row.stop, device=q_THE.device) for row in self.chunks]
         if self.newest:
@@ -131,11 +140,13 @@ class PagedAttention:
         return rope.rotate(q_THE)
 
     def _batched(self, q_BHE: Tensor, cache_S2GE: Tensor, newest: cpu.NewestKeys) -> Tensor:
+        # Keys and values lie side by side in a slot, so that one gather brings both.
         kv_BK2GE = cache_S2GE.index_select(0, newest.slots_BK.flatten()).unflatten(0, newest.slots_BK.shape)
         return self._newest(q_BHE, kv_BK2GE[:, :, 0], kv_BK2GE[:, :, 1], newest)
 
     def _newest(self, q_BHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, newest: cpu.NewestKeys) -> Tensor:
         """Each decoding row's one query over all its keys, (B, H, E)."""
+        # The mask is the same in all layers of a step.
         if self.reach is None:
             self.reach = Reach(newest.n_keys_B - 1, 1, newest.slots_BK.shape[1])
         return self.attention.batched(q_BHE[:, None], k_BKGE, v_BKGE, self.reach)[:, 0]
@@ -157,6 +168,7 @@ def _rounds_like_training(attention: type[Attention], n_heads: int, n_groups: in
     """
     draw = torch.Generator().manual_seed(0)
     n_keys, n_numbers = 192, 0
+    # Query k sees the first k + 1 keys, so one call covers every length up to `n_keys`.
     slots_KK, rows_K = torch.arange(n_keys).repeat(n_keys, 1), torch.arange(n_keys)
     while n_numbers < 1_000_000:
         cache_S2GE = torch.randn(n_keys, 2, n_groups, d_head, generator=draw).bfloat16()
@@ -175,6 +187,7 @@ def newest_in_place(attention: Attention, spec: DecoderSpec, cache: KvCache) -> 
     In bf16 a different last bit anywhere moves log-probabilities by hundredths, so it must round as training does.
     """
     kv = cache.kv_LS2GE
+    # The kernel reads keys and values apart, and a latent is both.
     if spec.latent:
         return False
     return cpu.attends(kv, kv.dtype, spec.d_head) and _rounds_like_training(

@@ -12,11 +12,13 @@ class PagePool:
 
     def __init__(self, n_pages: int) -> None:
         self.n_pages = n_pages
+        # The first pages are taken first, so that a cache that is hardly used touches little memory.
         self.free = list(reversed(range(n_pages)))
         self.holders = [0] * n_pages
 
     @property
     def n_free(self) -> int:
+        """How many pages nobody holds."""
         return len(self.free)
 
     def take(self) -> int:
@@ -26,10 +28,13 @@ class PagePool:
         return page
 
     def hold(self, page: int) -> None:
+        # A free page may have been given to somebody else by now, so to hold it is an error that must show at once.
+        """One more holder of a page that is held already."""
         assert self.holders[page] > 0, page
         self.holders[page] += 1
 
     def release(self, page: int) -> None:
+        """One holder less; the page is free with the last one."""
         assert self.holders[page] > 0, page
         self.holders[page] -= 1
         if self.holders[page] == 0:

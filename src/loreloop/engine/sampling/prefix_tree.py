@@ -49,16 +49,16 @@ class PrefixTree:
         self.clock += 1
         node = self.roots.get(namespace)
         pages: list[int] = []
-        at = 0
+        start = 0
         while node is not None:
-            best, n_equal = _closest(node, tokens[at : at + self.page_tokens])
+            best, n_equal = _closest(node, tokens[start : start + self.page_tokens])
             if best is None:
                 break
             best.used = self.clock
             if n_equal < self.page_tokens:
                 return Match(tuple(pages), best.page, n_equal)
             pages.append(best.page)
-            at += self.page_tokens
+            start += self.page_tokens
             node = best
         return Match(tuple(pages), None, 0)
 
@@ -88,20 +88,24 @@ class PrefixTree:
     def evict(self, n_pages: int) -> None:
         """Lets go of leaves that no sample holds, oldest first, until `n_pages` are free or none is left."""
         while self.pool.n_free < n_pages:
+            # Only leaves: a page is of no use without those before it, as attention needs the whole prefix.
             leaves = [node for node in self._nodes() if not node.children and self._is_idle(node)]
             if not leaves:
                 return
+            # Removing leaves makes new ones of their parents, which the next round of the outer loop finds.
             for leaf in sorted(leaves, key=lambda node: node.used):
                 if self.pool.n_free >= n_pages:
                     return
                 self._remove(leaf)
 
     def _is_idle(self, node: _Node) -> bool:
+        # Held by nobody but the tree itself, at however many nodes.
         return self.pool.holders[node.page] == self.n_nodes[node.page]
 
     def drop(self, namespace: str) -> None:
         """Forgets a namespace."""
         root = self.roots.pop(namespace, None)
+        # Samples that still use these pages hold them too, so releasing here takes nothing from them.
         for node in list(_below(root)) if root else []:
             self._release(node.page)
 
@@ -109,6 +113,7 @@ class PrefixTree:
         assert node.parent is not None
         siblings = node.parent.children[node.tokens[0]]
         siblings.remove(node)
+        # Empty lists would gather, one for every token that ever began a page.
         if not siblings:
             del node.parent.children[node.tokens[0]]
         self._release(node.page)
@@ -135,6 +140,7 @@ def _below(node: _Node) -> Iterator[_Node]:
 def _closest(node: _Node, tokens: Tokens) -> tuple[_Node | None, int]:
     """The child that shares most first tokens with `tokens`, and how many."""
     best, n_best = None, 0
+    # Children are found by their first token: one that differs there shares nothing.
     for child in node.children.get(tokens[0], []) if tokens else []:
         n_equal = 0
         for a, b in zip(child.tokens, tokens, strict=False):

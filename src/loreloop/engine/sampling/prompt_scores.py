@@ -29,6 +29,7 @@ class PromptScoring:
         length = len(tokens)
         last_n = op.scores.last_n
         self.first = max(1, length - last_n) if last_n is not None else 1
+        # NaN stands for positions without a value: the first one, and those before the wanted end of the prompt.
         self.logprobs_L = np.full(length, np.nan, np.float32)
         self.top_ids = np.zeros((length, op.scores.top_k), np.int32)
         self.top_logprobs = np.full((length, op.scores.top_k), EMPTY_LOGPROB, np.float32)
@@ -52,6 +53,7 @@ class PromptScoring:
             self.top_ids[predicted, : len(top.indices)] = top.indices.cpu().numpy()
             self.top_logprobs[predicted, : len(top.indices)] = top.values.cpu().numpy()
         if self.targets is not None:
+            # Targets below zero ask for nothing; they look up id 0 and are overwritten.
             ids_K = self.targets[position]
             picked = logp_V[torch.from_numpy(ids_K.clip(min=0)).to(logp_V.device)].cpu().numpy()
             self.target_logprobs[position] = np.where(ids_K >= 0, picked, 0.0)
@@ -62,6 +64,7 @@ class PromptScoring:
         k = self.scores.alt_tokens_k
         scaled_1V = logits_V[None] / (self.params.temperature or 1.0)
         softmax = softmax_of(scaled_1V)
+        # A stream of their own, so that alternatives never repeat the numbers that samples are drawn with.
         keys = [RngKey(self.params.seed, i, position, ALTERNATIVE_STREAM) for i in range(k)]
         uniform_K = torch.from_numpy(uniforms(keys)).to(logits_V.device)
         ids_K = draw_tokens(softmax.weight_NV.expand(k, -1), softmax.block_NB.expand(k, -1), uniform_K)
@@ -71,6 +74,8 @@ class PromptScoring:
         self.alt_logprobs[position] = (scaled_1V - softmax.normalizer_N1)[0, ids_K].cpu().numpy()
 
     def report(self) -> PromptReport:
+        """What has been gathered; a part that was not asked for is None. Meant to be called once all positions have
+        been added."""
         scores, length = self.scores, len(self.tokens)
         return PromptReport(
             logprobs=pack_logprobs(self.logprobs_L) if scores.logprobs else None,

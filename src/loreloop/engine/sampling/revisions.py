@@ -28,10 +28,10 @@ class _Heat:
     """How much an adapter is used: one a use, fading with the uses of all."""
 
     value: float
-    at: int
+    clock: int
 
     def now(self, clock: int, half_life: int) -> float:
-        return self.value * 0.5 ** ((clock - self.at) / half_life)
+        return self.value * 0.5 ** ((clock - self.clock) / half_life)
 
 
 class Revisions:
@@ -40,6 +40,8 @@ class Revisions:
     def __init__(self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, max_resident: int) -> None:
         self.spec, self.dtype, self.device, self.max_resident = spec, dtype, device, max_resident
         self.resident: dict[str, AdapterView] = {}
+        # Weak: an evicted adapter that samples still use can be found again without a read, and vanishes with the last
+        # of them.
         self.in_use: WeakValueDictionary[str, AdapterView] = WeakValueDictionary()
         self.heat: dict[str, _Heat] = {}  # of the resident ones
         self.clock = 0  # uses of all
@@ -53,6 +55,7 @@ class Revisions:
 
     def get(self, revision: Revision) -> AdapterView:
         """The adapter of a revision; raises BadRequest where its folder cannot be read."""
+        # `in_use` holds the resident ones too, since `resident` keeps them alive.
         view = self.in_use.get(revision.revision_id)
         if view is None:
             view = self._load(revision)
@@ -69,15 +72,18 @@ class Revisions:
         self.resident[revision_id] = self.in_use[revision_id] = view
         self.heat[revision_id] = _Heat((before.now(self.clock, half_life) if before else 0.0) + 1, self.clock)
         while len(self.resident) > self.max_resident:
+            # Whatever is used right now stays, however cold: it is about to run.
             others = (other for other in self.resident if other != revision_id)
             self._evict(min(others, key=lambda other: self.heat[other].now(self.clock, half_life)))
 
     def drop(self, revision_id: str) -> None:
+        """Forgets a revision; one that is not there is no error, and samples that use it keep it."""
         for known in (self.resident, self.heat, self.in_use):
             known.pop(revision_id, None)
 
     @property
     def cold_loads(self) -> ColdLoads:
+        """How often and how long adapters had to be read from their folders."""
         return ColdLoads(tuple(self.load_counts), self.load_seconds, self.longest_load_seconds)
 
     def _evict(self, revision_id: str) -> None:
@@ -87,6 +93,7 @@ class Revisions:
     def _load(self, revision: Revision) -> AdapterView:
         started = time.perf_counter()
         view = read_adapter(Path(revision.folder), self.spec, self.dtype)
+        # One copy of one vector, rather than one of each of its matrices.
         view = AdapterView(view.layout, view.flat.to(self.device))
         seconds = time.perf_counter() - started
         self.load_counts[bisect_left(LOAD_BUCKETS, seconds)] += 1

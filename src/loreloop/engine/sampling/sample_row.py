@@ -26,6 +26,8 @@ BASE = ""  # stands where a revision would for the bare base
 
 @dataclass(eq=False)
 class SampleRow:
+    """One sample of a request. Compared by identity, since two samples may have equal tokens."""
+
     op: SampleOp
     sample_index: int
     tokens: list[int]
@@ -45,6 +47,7 @@ class SampleRow:
     seen: TokenCounts | None = None  # what the repetition penalty is about: the prompt's too
 
     def __post_init__(self) -> None:
+        # Counted only where a penalty reads it, for most requests have none.
         p = self.op.params
         if p.presence_penalty or p.frequency_penalty:
             self.drawn = TokenCounts(self.tokens[self.n_prompt :])
@@ -65,12 +68,15 @@ class SampleRow:
 
     @property
     def n_drawn(self) -> int:
+        """How many tokens have been drawn, those of a resumed sample's earlier life included."""
         return len(self.tokens) - self.n_prompt
 
     def positions(self, first: int, stop: int) -> Ids:
         """Those of tokens first…stop: (n,), or (n, 3) where rows and columns of images count."""
         if self.prompt is None:
             return np.arange(first, stop)
+        # Behind an image positions lag behind the number of tokens, so drawn tokens count on from where the prompt
+        # ended.
         after_N = np.arange(max(first, self.n_prompt), stop) - self.n_prompt + self.prompt.next_position
         if self.prompt.positions_N3 is None or first >= self.n_prompt:
             return after_N if first >= self.n_prompt else np.arange(first, stop)
@@ -78,11 +84,13 @@ class SampleRow:
 
     @property
     def images(self) -> tuple[PlacedImage, ...]:
+        """The images of the prompt; empty for text."""
         return self.prompt.images if self.prompt else ()
 
     @property
     def reusable_tokens(self) -> int:
         """How long a known prefix may be taken over: the last token, and what is scored, must be computed here."""
+        # The last token's hidden state is what the next one is drawn from, and the cache does not keep hidden states.
         limit = len(self.tokens) - 1
         return min(limit, self.scoring.first - 1) if self.scoring and not self.prompt_done else limit
 
@@ -108,6 +116,7 @@ def rows_of(
         )
         row.prompt = sequence if sequence.images else None
         if fresh is not None:
+            # A copy for each sample: they share what was compiled, and each follows its own text.
             row.constraint = fresh.copy()
             for token in drawn:
                 row.constraint.take(token)

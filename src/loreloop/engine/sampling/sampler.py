@@ -45,11 +45,14 @@ DIVERGED = Failure(
 
 
 def refuse(grammar: str) -> Constraint:
+    """The `Constrain` of a server without grammars: BadRequest for every request that has one."""
     raise BadRequest("This model is served without grammars; its server's log says why.")
 
 
 @dataclass(frozen=True)
 class SamplerLimits:
+    """What one sampler may use: pages of the cache, tokens a page, samples at once, and prompt tokens a step."""
+
     n_pages: int
     page_tokens: int
     max_running: int
@@ -83,21 +86,27 @@ class Sampler:
         self.cache = KvCache(decoder.spec, limits.n_pages, limits.page_tokens, decoder.dtype, decoder.device)
         self.waiting: deque[SampleRow] = deque()
         self.running: list[SampleRow] = []
+        # One question to the products decides for everything else, so that no part can be exact beside one that is not.
         self.exact = decoder.head.products.exact_rows
         self.kernels = kernels.supports(decoder.final_norm.weight_D, decoder.dtype)
+        # The kernel must round as training does, which is tried out once when the engine starts.
         self.in_place = not self.exact and newest_in_place(attention, decoder.spec, self.cache)
         self.stacks = StackCache(decoder.head.products)
         self.lives = Counter[str]()  # by revision: how often its id was dropped
 
     @property
     def busy(self) -> bool:
+        """Whether any sample is unfinished, running or waiting."""
         return bool(self.running or self.waiting)
 
     def has_room(self) -> bool:
+        """Whether one more request may be admitted. A request of several samples may go beyond the bound once."""
         return len(self.running) + len(self.waiting) < self.limits.max_running
 
     def admit(self, op: SampleOp, adapter: AdapterView | None) -> None:
         """UserError where the request's grammar or images are wrong."""
+        # The namespace has the number of the id's life, so that pages of a dropped revision are never taken for those
+        # of a later one under the same id.
         name = op.revision.revision_id if op.revision else BASE
         sequence = self.images.lay_out(op.prompt)
         self.waiting.extend(rows_of(op, sequence, adapter, f"{name}#{self.lives[name]}", self.constrain))
@@ -108,21 +117,27 @@ class Sampler:
         def leaves(row: SampleRow) -> bool:
             return row.op.request_id == request_id and sample_index in (None, row.sample_index)
 
+        # A copy is walked, since leaving takes a row out of the list.
         for row in [row for row in self.running if leaves(row)]:
             self._leave(row)
         self.waiting = deque(row for row in self.waiting if not leaves(row))
 
     def drop_revision(self, revision_id: str) -> None:
         """Forgets what is cached of a revision; one that comes under the same id later shares nothing with it."""
+        # Rows that still run under the old life go on undisturbed; their pages are freed when they leave.
         self.tree.drop(f"{revision_id}#{self.lives[revision_id]}")
         self.lives[revision_id] += 1
 
     def step(self) -> list[SampleEvent]:
         """One forward pass over every running row's share; gives what it brought forth, prompts first."""
         self._start_waiting()
+        # Neighbours of one namespace use one adapter, so sorting by it makes few and long groups. Sorting is stable:
+        # within a namespace the order of arrival stays.
         shares = sorted(self._shares(), key=lambda share: share.row.namespace)
         if not shares:
             return []
+        # Adapters' weights are plain tensors without gradients, but the autograd wrappers would be entered all the
+        # same.
         with torch.no_grad():
             h_TD, lora = self._forward(shares)
             return self._advance(shares, h_TD, lora)
@@ -138,24 +153,32 @@ class Sampler:
                 self.running.append(row)
             else:
                 held_back.append(row)
+        # Reversed twice: `extendleft` turns the order around, and those held back shall be first again.
         self.waiting.extendleft(reversed(held_back))
 
     def _start(self, row: SampleRow) -> bool:
         """Takes over the known part of a row's tokens, unless more of it will be known soon."""
+        # What must be computed here, such as the scored part of a prompt, is not looked up at all.
         match = self.tree.match(row.namespace, tuple(row.tokens[: row.reusable_tokens]))
         n_known = len(match.pages) * self.limits.page_tokens + match.n_copied
+        # Half a page is the least gain worth a wait. Without this rule a group of samples with one prompt would compute
+        # it as often as there are samples.
         if row.scoring is None and self._is_coming(row, n_known + self.limits.page_tokens // 2):
             return False
+        # Held before anything else is taken, because making room evicts pages that nobody holds.
         for page in match.pages:
             self.pool.hold(page)
         row.pages, row.n_computed = list(match.pages), len(match.pages) * self.limits.page_tokens
         if match.source is not None:
             self.pool.hold(match.source)  # it must not be evicted while room is made for its copy
             if self._have_free(1):
+                # A page that agrees only at its beginning is copied, since the row will write its own tokens behind
+                # that.
                 row.pages.append(self.pool.take())
                 self.cache.copy(match.source, row.pages[-1], match.n_copied)
                 row.n_computed += match.n_copied
             self.pool.release(match.source)
+        # Reported to the client as what it did not have to wait for.
         row.cache_hit_tokens = row.n_computed
         return True
 
@@ -174,11 +197,14 @@ class Sampler:
         )
 
     def _shares(self) -> list[_Share]:
+        # Decoding rows do not draw on the budget: it bounds how long they wait for others' prompts in one step.
         budget, n_prompts = self.limits.prefill_tokens, 0
         shares: list[_Share] = []
+        # A copy, since making room may take rows out while the loop runs.
         for row in list(self.running):
             if row not in self.running:  # it has given way to an older one
                 continue
+            # A prompt gets what is left of the budget and goes on in the next step.
             n_tokens = min(row.n_missing, max(budget, 1)) if row.n_missing > 1 else 1
             if row.n_missing > 1 and (budget <= 0 or n_prompts == MOST_PROMPTS):
                 continue
@@ -186,6 +212,7 @@ class Sampler:
                 shares.append(_Share(row, n_tokens))
                 if row.n_missing > 1:
                     budget, n_prompts = budget - n_tokens, n_prompts + 1
+        # A row that already had its share may have given way to an older one afterwards.
         return [share for share in shares if share.row in self.running]
 
     def _make_room(self, row: SampleRow, n_positions: int) -> bool:
@@ -193,6 +220,8 @@ class Sampler:
         while len(row.pages) * self.limits.page_tokens < n_positions:
             if self._have_free(1):
                 row.pages.append(self.pool.take())
+            # The row is the youngest itself. It must not push out older ones, or two large rows would push each other
+            # out forever.
             elif self.running[-1] is row:
                 self._give_way(row)
                 return False
@@ -202,20 +231,25 @@ class Sampler:
 
     def _have_free(self, n_pages: int) -> bool:
         if self.pool.n_free < n_pages:
+            # More than asked for is evicted, because looking for the oldest leaves walks the whole tree.
             self.tree.evict(n_pages + self.limits.n_pages // 16)
         return self.pool.n_free >= n_pages
 
     def _give_way(self, row: SampleRow) -> None:
         """Back to the queue with the tokens it has; they are computed again later, or found in the tree."""
         self._leave(row)
+        # No state but this number has to be undone; its tokens, drawn ones too, are simply computed again.
         row.n_computed = 0
+        # To the front, as it started before everything that is waiting.
         self.waiting.appendleft(row)
 
     def _leave(self, row: SampleRow) -> None:
         self.running.remove(row)
+        # Whoever goes on from this text, as the next turn of a conversation does, finds its pages.
         self.tree.insert(row.namespace, tuple(row.tokens[: row.n_computed]), row.pages)
         for page in row.pages:
             self.pool.release(page)
+        # The pages belong to the tree and to others now; a later write through this row would spoil them.
         row.pages = []
 
     # the pass
@@ -233,6 +267,7 @@ class Sampler:
             tokens += row.tokens[first : first + share.n_tokens]
             positions.append(row.positions(first, first + share.n_tokens))
         ids_T = np.array(tokens)
+        # Most steps hold no image, and then rows' images need not be looked through.
         placed = [image for share in shares for image in share.row.images] if (ids_T < 0).any() else []
         images = self.images.rows(ids_T, placed)
         x_TD = self.decoder.embed(torch.from_numpy(ids_T).to(device), images)
@@ -243,14 +278,18 @@ class Sampler:
         lora = _groups(shares)
         moe = self.decoder.spec.moe
         lora = replace(lora, routes=Routes(moe.layers) if moe and moe.layers else None)
+        # Stacking adds zeros of other adapters' columns to a row's sum, which is harmless but not the same order of
+        # additions.
         adapters: Adapters = lora if self.exact else StackedLora(lora.groups, len(tokens), self.stacks, lora.routes)
         for layer in range(self.decoder.spec.n_layers):
             x_TD = self.decoder.layer(layer, x_TD, rope, attend, adapters, images)
+        # Routes are stored by slot, beside the keys, and so are shared and copied with them.
         if lora.routes:
             self.cache.routes_SLK.index_copy_(0, attend.new_slots_T, lora.routes.chosen_LTK().transpose(0, 1))
         return self.decoder.final(x_TD), lora
 
     def _slots(self, row: SampleRow, n_positions: int) -> Tensor:
+        # The slots of a row in the order of its positions; the last page may be partly used.
         size = self.limits.page_tokens
         pages = torch.tensor(row.pages, device=self.decoder.device)
         offsets = torch.arange(size, device=self.decoder.device)
@@ -258,23 +297,27 @@ class Sampler:
 
     def _advance(self, shares: Sequence[_Share], h_TD: Tensor, lora: LoraBatch) -> list[SampleEvent]:
         """Counts what was computed, scores prompts, and lets every row at its end draw a token."""
-        at = 0
+        offset = 0
         drawing: list[SampleRow] = []
         last_rows: list[int] = []
         for share in shares:
-            self._score_prompt(share, h_TD, at, lora)
+            # Before the count moves: the positions of this step's hidden states are counted from where it stands now.
+            self._score_prompt(share, h_TD, offset, lora)
             share.row.n_computed += share.n_tokens
-            at += share.n_tokens
+            offset += share.n_tokens
             if share.row.n_missing == 0:
                 drawing.append(share.row)
-                last_rows.append(at - 1)
+                last_rows.append(offset - 1)
+        # A prompt's event must come before its first token, whichever row of the step drew first.
         events: list[SampleEvent] = [event for row in drawing if (event := self._prompt_end(row))]
+        # A failure belongs to a request, not to a row: all samples of a request end together with it.
         failures = self._constrained(drawing)
         kept = [i for i, row in enumerate(drawing) if row.op.request_id not in failures]
         if kept:
             drawing = [drawing[i] for i in kept]
             picked_B = torch.tensor([last_rows[i] for i in kept], device=h_TD.device)
             choices = next_tokens(self.head, h_TD[picked_B], groups_at(lora, picked_B), drawing)
+            # Weights that have diverged give NaN. Their request must not take the others of the step along.
             failures |= {choice.request_id: DIVERGED for choice in choices if not math.isfinite(choice.logprob)}
             for row, choice in zip(drawing, choices, strict=True):
                 if choice.request_id not in failures:
@@ -282,6 +325,7 @@ class Sampler:
                         events.append(self._take(row, choice))
                     except UserError as error:  # its grammar went beyond what is followed
                         failures[choice.request_id] = Failure(error.category, error.message)
+            # What a failed request's other samples drew in this step is not sent any more.
             events = [event for event in events if event.request_id not in failures]
         for request_id, failure in failures.items():
             self.finish(request_id)
@@ -299,14 +343,15 @@ class Sampler:
                     failures[row.op.request_id] = Failure(error.category, error.message)
         return failures
 
-    def _score_prompt(self, share: _Share, h_TD: Tensor, at: int, lora: LoraBatch) -> None:
+    def _score_prompt(self, share: _Share, h_TD: Tensor, offset: int, lora: LoraBatch) -> None:
         row = share.row
         if row.scoring is None or row.prompt_done:
             return
         wanted = row.scoring.wanted(row.n_computed, row.n_computed + share.n_tokens)
-        picked = torch.tensor([at + position - row.n_computed for position in wanted], dtype=torch.int64)
+        picked = torch.tensor([offset + position - row.n_computed for position in wanted], dtype=torch.int64)
         if len(picked) == 0:
             return
+        # Made on the host, where it costs nothing to see that it is empty.
         picked = picked.to(h_TD.device)
         for rows, logits_NV in self.head.chunks(h_TD[picked], groups_at(lora, picked)):
             normalizer_N1 = normalizer_of(logits_NV)
@@ -317,7 +362,9 @@ class Sampler:
         if row.prompt_done:
             return None
         row.prompt_done = True
+        # Known from now on, so that samples that were held back for this prompt can start in the next step.
         self.tree.insert(row.namespace, tuple(row.tokens[: row.n_prompt]), row.pages)
+        # The samples of a request have one prompt, and one report of it.
         if row.sample_index != 0:
             return None
         report = row.scoring.report() if row.scoring else PromptReport()
@@ -332,6 +379,7 @@ class Sampler:
     def _take(self, row: SampleRow, event: TokenEvent) -> TokenEvent:
         if row.op.routes and self.decoder.spec.moe:
             event = replace(event, routes=self._routes(row))
+        # The token's keys and values are computed in the next step; until then it is the one that is missing.
         row.take(event.token)
         if row.constraint is not None and event.finished is None:
             row.constraint.take(event.token)
@@ -352,13 +400,15 @@ def _joined(positions: Sequence[Ids]) -> Ids:
 def _groups(shares: Sequence[_Share]) -> LoraBatch:
     """One group for each run of rows with the same adapter."""
     groups: list[LoraGroup] = []
-    at = 0
+    start = 0
     for share in shares:
         adapter, n_tokens = share.row.adapter, share.n_tokens
         if adapter is not None:
-            if groups and groups[-1].weights is adapter and groups[-1].stop == at:
-                groups[-1] = LoraGroup(groups[-1].start, at + n_tokens, adapter)
+            # Rows of one adapter stand beside each other after sorting, and one group means one product for all of
+            # them.
+            if groups and groups[-1].weights is adapter and groups[-1].stop == start:
+                groups[-1] = LoraGroup(groups[-1].start, start + n_tokens, adapter)
             else:
-                groups.append(LoraGroup(at, at + n_tokens, adapter))
-        at += n_tokens
+                groups.append(LoraGroup(start, start + n_tokens, adapter))
+        start += n_tokens
     return LoraBatch(groups)

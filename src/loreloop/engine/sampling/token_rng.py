@@ -27,6 +27,7 @@ SAMPLE_STREAM, ALTERNATIVE_STREAM = 0, 1
 
 def philox(counters_B4: NDArray[np.uint64], keys_B2: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Ten rounds over 32-bit words held in uint64, (B, 4)."""
+    # Held in 64 bits so that a product of two 32-bit words does not lose its high half.
     c0, c1, c2, c3 = (counters_B4[:, i].copy() for i in range(4))
     k0, k1 = keys_B2[:, 0].copy(), keys_B2[:, 1].copy()
     for _ in range(10):
@@ -50,6 +51,7 @@ class RngKey:
 
 def uniforms(keys: Sequence[RngKey]) -> NDArray[np.float64]:
     """One number in [0, 1) a key, with 53 random bits."""
+    # Every field of a key goes into a word of its own, so no two keys share a counter.
     counters = np.array([(k.position, k.sample_index, k.stream, 0) for k in keys], np.uint32).reshape(-1, 4)
     seeds = np.array([(k.seed & MASK, (k.seed >> 32) & MASK) for k in keys], np.uint32).reshape(-1, 2)
     if (numbers := vocab.uniforms(counters, seeds)) is not None:
@@ -66,9 +68,11 @@ def draw_tokens(weight_BV: Tensor, block_BN: Tensor, uniform_B: Tensor) -> Tenso
     if vocab.supports(weight_BV):
         return vocab.draw(weight_BV, block_BN, uniform_B)
     vocab_size = weight_BV.shape[1]
+    # In doubles, since a uniform number with 53 bits points between neighbours that fp32 sums cannot tell apart.
     block_ends = block_BN.to(torch.float64).cumsum(-1)
     wanted_B1 = uniform_B[:, None].to(torch.float64) * block_ends[:, -1:]
     block_B1 = torch.searchsorted(block_ends, wanted_B1, right=True).clamp_(max=block_ends.shape[1] - 1)
+    # First the block is found and then the token in it, so that only a block of weights is added up serially.
     before_B1 = torch.where(block_B1 > 0, block_ends.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
     inside_BI = block_B1 * BLOCK + torch.arange(BLOCK, device=weight_BV.device)
     inside = weight_BV.gather(1, inside_BI.clamp(max=vocab_size - 1)).to(torch.float64)
@@ -96,6 +100,7 @@ class Filter:
 
     @property
     def on(self) -> bool:
+        """Whether it drops anything at all."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 
@@ -107,9 +112,12 @@ def filtered(p_BV: Tensor, filters: Sequence[Filter]) -> Tensor:
             kept = p_BV[row].topk(top_k)
             p_BV[row] = torch.zeros_like(p_BV[row]).scatter_(0, kept.indices, kept.values)
         if top_p < 1:
+            # Stable, so that equal probabilities are always dropped in the same order.
             ordered = p_BV[row].sort(descending=True, stable=True)
+            # The mass before a token decides: the one that crosses the bound is still kept.
             reached = ordered.values.cumsum(0) - ordered.values
             dropped = reached >= top_p * ordered.values.sum()
+            # With a `top_p` of zero the likeliest token remains.
             dropped[0] = False
             p_BV[row, ordered.indices[dropped]] = 0
         if min_p > 0:

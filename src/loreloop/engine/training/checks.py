@@ -24,6 +24,7 @@ def check_pass(
     loss = LOSSES.get(op.loss_fn)
     if loss is None:
         raise BadRequest(f"The loss {op.loss_fn!r} is unknown; known are {', '.join(sorted(LOSSES))}.")
+    # A misspelt setting would otherwise be ignored, and the user would train with the default.
     unknown = sorted(set(op.loss_config) - set(loss.config))
     if unknown:
         known = ", ".join(sorted(loss.config)) or "none"
@@ -34,6 +35,7 @@ def check_pass(
         raise BadRequest("The batch holds no datum; send at least one.")
     sequences = []
     for index, datum in enumerate(op.data):
+        # Laid out here, since only the layout knows how many tokens an image is.
         sequences.append(_laid_out(f"Datum {index}", datum, images or text_only()))
         n_tokens = len(sequences[-1].tokens)
         _check_tokens(f"Datum {index}", datum, n_tokens, vocab_size, context_window)
@@ -46,6 +48,7 @@ def _laid_out(where: str, datum: Datum, images: ImageTable) -> TokenSequence:
     try:
         return images.lay_out(datum.chunks)
     except BadRequest as error:
+        # The error of the images knows nothing of data, so the place is put before it.
         raise BadRequest(f"{where}: {error.message}") from None
 
 
@@ -78,12 +81,14 @@ def _check_input(where: str, key: str, tensor: Tensor, n_tokens: int, target_sha
         raise BadRequest(f"{where} has the dtype {tensor.dtype}; it must be {wanted}.")
     if len(tensor.shape) not in (1, 2) or tensor.shape[0] != n_tokens:
         raise BadRequest(f"{where} has the shape {list(tensor.shape)}; model_input has {n_tokens} tokens.")
+    # Broadcasting would make sense of some unequal shapes, and rarely the sense that was meant.
     if tensor.shape != target_shape:
         raise BadRequest(
             f"{where} has the shape {list(tensor.shape)} and target_tokens {list(target_shape)}; they must be equal."
         )
     if len(tensor.shape) == 2 and tensor.shape[1] == 0:
         raise BadRequest(f"{where} has no column; give at least one target a position.")
+    # One NaN in a datum would spread through the shared gradient to every other.
     if wanted == "float32" and not np.isfinite(tensor.numpy()).all():
         raise BadRequest(f"{where} holds NaN or infinite values; all must be finite.")
 

@@ -25,6 +25,7 @@ class ExpertLoad:
         if counts_L3T is not None:
             counts = counts_L3T.sum((0, 2)).cpu()
             self.replayed = counts if self.replayed is None else self.replayed + counts
+        # Each layer counts in a range of its own, so that one `bincount` counts all of them.
         ids_LN = ids_LTK.flatten(1).long().cpu()
         offset_L1 = torch.arange(len(ids_LN))[:, None] * self.n_experts
         count = torch.bincount((ids_LN + offset_L1).flatten(), minlength=len(ids_LN) * self.n_experts)
@@ -32,8 +33,11 @@ class ExpertLoad:
         self.count_LE = count_LE if self.count_LE is None else self.count_LE + count_LE
 
     def metrics(self) -> dict[str, float]:
+        """The metrics of all rows so far by name, and those of replay where routes were recorded; empty before any
+        row."""
         if self.count_LE is None:
             return {}
+        # In doubles, since counts of a long pass are beyond the whole numbers of fp32.
         share_LE = self.count_LE / self.count_LE.double().mean(-1, keepdim=True)
         most_L, least_L = share_LE.amax(-1) - 1, 1 - share_LE.amin(-1)
         return {

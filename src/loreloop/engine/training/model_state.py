@@ -35,6 +35,8 @@ class ModelState:
 
     def __init__(self, layout: LoraLayout, dtype: torch.dtype, device: torch.device) -> None:
         self.layout = layout
+        # One vector of each kind rather than a tensor a matrix: the optimizer, snapshots and copies are then single
+        # passes.
         self.master, self.moment1, self.moment2, self.grad = (torch.zeros(layout.size, device=device) for _ in VECTORS)
         self.weights = AdapterView(layout, torch.zeros(layout.size, dtype=dtype, device=device))
         self.gradient = AdapterView(layout, self.grad)
@@ -44,6 +46,7 @@ class ModelState:
 
     def refresh_weights(self) -> None:
         """Brings the compute copy up to date with the master."""
+        # Samples may still read the published copy while training goes on, so it is left alone and a new one is filled.
         if self._published:
             self.weights, self._published = AdapterView(self.layout, torch.empty_like(self.weights.flat)), False
         self.weights.flat.copy_(self.master)
@@ -54,11 +57,13 @@ class ModelState:
         return self.weights
 
     def clear_grad(self) -> None:
+        """Drops the gathered gradients, as after a step or after a batch that was broken off."""
         self.grad.zero_()
         self.has_grad = False
 
     def write(self, path: Path) -> FileSum:
         """The whole state in one file; vectors that are zero are left out."""
+        # Before the first step the moments are zero, and the file is a third of its later size.
         present = {"master": self.master}
         if self.n_steps:
             present |= {"moment1": self.moment1, "moment2": self.moment2}
@@ -77,12 +82,14 @@ def read_state(path: Path, spec: DecoderSpec, dtype: torch.dtype, device: torch.
         state = ModelState(LoraLayout(spec, msgspec.json.decode(metadata["lora"], type=LoraSpec)), dtype, device)
         for name in file.keys():  # noqa: SIM118 (not a dict)
             _vector(state, name).copy_(file.get_tensor(name))
+    # Set last: a file that turns out damaged raises before it, and the half read state is never used.
     state.n_steps, state.has_grad = int(metadata["n_steps"]), metadata["has_grad"] == "1"
     state.refresh_weights()
     return state
 
 
 def new_state(spec: DecoderSpec, lora: LoraSpec, dtype: torch.dtype, device: torch.device) -> ModelState:
+    """A fresh model of this shape: A from the seed, B zero, no steps taken."""
     state = ModelState(LoraLayout(spec, lora), dtype, device)
     state.master.copy_(init_flat(state.layout, lora.seed))
     state.refresh_weights()
@@ -112,10 +119,12 @@ def read_checkpoint(folder: Path, state: ModelState, *, optimizer: bool) -> None
 
     Nothing is changed unless the whole checkpoint could be read.
     """
-    lora, own = read_lora_spec(folder), state.layout.lora
-    if msgspec.structs.replace(lora, seed=own.seed) != own:
-        raise BadRequest(f"The checkpoint has {_describe(lora)}, the model {_describe(own)}; they must be equal.")
+    lora, own_lora = read_lora_spec(folder), state.layout.lora
+    # The seed says how an adapter began, and any shape can be loaded over another beginning.
+    if msgspec.structs.replace(lora, seed=own_lora.seed) != own_lora:
+        raise BadRequest(f"The checkpoint has {_describe(lora)}, the model {_describe(own_lora)}; they must be equal.")
     view = read_adapter(folder, state.layout.spec, torch.float32)
+    # All that may fail is read before the first number of the state is changed.
     moments = _read_moments(folder, state.layout.size) if optimizer else None
     state.master.copy_(view.flat)
     state.moment1.zero_()
@@ -134,6 +143,7 @@ def _read_moments(folder: Path, size: int) -> tuple[int, dict[str, Tensor]]:
         check_files(folder, (OPTIMIZER_FILE,))
         with open_tensors(folder / OPTIMIZER_FILE) as file:
             moments = {name: file.get_tensor(name) for name in ("moment1", "moment2")}
+            # A broadcast would otherwise fill the vectors from a file of another shape without a word.
             if any(moment.shape != (size,) for moment in moments.values()):
                 raise ValueError("its vectors have another size")
             return int(file.metadata()["n_steps"]), moments
@@ -167,6 +177,7 @@ class staged:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
+            # A folder cannot be renamed onto one that holds files, as a replayed save finds it.
             shutil.rmtree(self.folder, ignore_errors=True)
             self.staging.rename(self.folder)
         else:
@@ -174,6 +185,8 @@ class staged:
 
 
 class SnapshotFile(NamedTuple):
+    """One model's snapshot and the checksum that `restore` compares it with."""
+
     path: Path
     crc32: str
 
@@ -196,6 +209,7 @@ class AdapterBank:
         return model_id in self.resident or model_id in self.spilled
 
     def create(self, model_id: str, lora: LoraSpec) -> ModelState:
+        """A fresh model, resident; another one may move to its file for it."""
         self._make_room()
         return self._keep(model_id, new_state(self.spec, lora, self.dtype, self.device))
 
@@ -240,26 +254,31 @@ class AdapterBank:
         self.spilled[model_id] = path
 
     def drop(self, model_id: str) -> None:
+        """Forgets a model with its spilled file; one that is not there is no error."""
         self.resident.pop(model_id, None)
         self.unsaved.discard(model_id)
         if path := self.spilled.pop(model_id, None):
             path.unlink()
 
     def changed(self, model_id: str) -> None:
+        """Marks a model for the next snapshot. Must be called after every change, or a restart would lose it."""
         self.unsaved.add(model_id)
 
     def snapshot(self, folder: Path, suffix: str) -> dict[str, SnapshotFile]:
         """Writes every model that changed since the last time; gives its file by model."""
         folder.mkdir(parents=True, exist_ok=True)
         files: dict[str, SnapshotFile] = {}
+        # In a fixed order, so that the same snapshot is written in the same order whatever happened before.
         for model_id in sorted(self.unsaved):
             path = folder / f"{file_name(model_id)}.{suffix}.safetensors"
             if model_id in self.resident:
                 written = self.resident[model_id].write(path)
             else:
+                # A spilled state need not come back to memory; its file has the very form of a snapshot.
                 shutil.copyfile(self.spilled[model_id], path)
                 written = sum_of(path)
             files[model_id] = SnapshotFile(path, written.crc32)
+        # Only when all are written: after an error the next snapshot tries every one of them again.
         self.unsaved.clear()
         return files
 
@@ -267,6 +286,7 @@ class AdapterBank:
         while len(self.resident) >= self.max_resident:
             model_id, state = next(iter(self.resident.items()))
             path = self._path(model_id)
+            # Written completely before the memory is given up.
             state.write(path)
             self.spilled[model_id] = path
             del self.resident[model_id]

@@ -25,13 +25,16 @@ def adam_step(state: ModelState, params: AdamParams) -> dict[str, float]:
     """
     if not state.has_grad:
         return {"unclipped_grad_l2:mean": 0.0, "update_l2:mean": 0.0}
+    # In double precision: the squares of millions of fp32 numbers may overflow, or lose the small ones.
     norm = math.sqrt(sum(float(chunk.double().square().sum()) for chunk in state.grad.split(CHUNK)))
+    # Written so that NaN, which compares false with everything, is refused as well.
     if not norm <= LARGEST_NORM:
         state.clear_grad()
         raise BadRequest(
             "The gradients gathered since the last step hold NaN, infinite or enormous values (most "
             "likely an overflowing ratio or weight). They were cleared; the weights and the optimizer are unchanged."
         )
+    # A bound of zero or less turns clipping off.
     clip = min(1.0, params.grad_clip_norm / norm) if params.grad_clip_norm > 0 and norm > 0 else 1.0
     state.n_steps += 1
     squares = 0.0
@@ -39,9 +42,12 @@ def adam_step(state: ModelState, params: AdamParams) -> dict[str, float]:
     for master, moment1, moment2, grad in zip(*(vector.split(CHUNK) for vector in vectors), strict=True):
         grad.mul_(clip)
         moment1.lerp_(grad, 1 - params.beta1)
+        # The clipped gradient enters both moments, so that the bound holds for the direction and for its scale.
         moment2.mul_(params.beta2).addcmul_(grad, grad, value=1 - params.beta2)
+        # Bias correction of both moments as in Adam (Kingma & Ba, 2015), eps outside the root.
         scale = (moment2 / (1 - params.beta2**state.n_steps)).sqrt_().add_(params.eps)
         update = torch.div(moment1, scale, out=scale).mul_(1 / (1 - params.beta1**state.n_steps))
+        # Decay joins after the division by the scale, which is what makes it decoupled (Loshchilov & Hutter, 2019).
         update.add_(master, alpha=params.weight_decay).mul_(params.learning_rate)
         squares += float(update.double().square().sum())
         master.sub_(update)

@@ -55,12 +55,15 @@ def split_batches(items: Sequence[PackItem], max_rows: int, kept_rows: int) -> l
     Two kinds grow larger: a single longer sequence, and sequences whose common beginning would cost more if it were
     repeated in another micro-batch. Beyond `kept_rows` activations are computed twice.
     """
+    # Compared as bytes, sequences with common beginnings become neighbours; that is far faster than comparing tuples.
     ordered = sorted(items, key=lambda item: (item.adapter, item.tokens.astype(">i8").tobytes()))
     batches: list[list[PackItem]] = []
     n_rows = 0
     for item in ordered:
+        # The last one suffices: in prefix order no other sequence of the batch shares more with this one.
         n_shared = common_prefix(batches[-1][-1], item) if batches else 0
         n_new = len(item.tokens) - n_shared
+        # A new batch must compute the shared beginning again, which is what `_joins` weighs.
         if not batches or not _joins(n_rows, n_new, n_shared, max_rows, kept_rows):
             batches.append([])
             n_rows, n_new = 0, len(item.tokens)
@@ -78,6 +81,7 @@ def _joins(n_rows: int, n_new: int, n_shared: int, max_rows: int, kept_rows: int
     """
     if n_rows + n_new <= kept_rows:
         return n_rows + n_new <= max_rows or n_new <= 2 * n_shared
+    # Whoever crosses the bound makes all earlier rows of the batch be computed twice as well.
     n_again = n_new if n_rows > kept_rows else n_rows + n_new
     return n_again <= 2 * n_shared and n_rows + n_new <= LONG_BATCH * max_rows
 
@@ -89,6 +93,7 @@ def common_prefix(a: PackItem, b: PackItem) -> int:
 
 def _shared(a: Ids, b: Ids) -> int:
     n = min(len(a), len(b))
+    # The whole comparison at once; a loop over tokens in Python would take longer than the model's own work on them.
     unequal = np.flatnonzero(a[:n] != b[:n])
     return int(unequal[0]) if len(unequal) else n
 
@@ -102,18 +107,21 @@ class _Node:
 
     def join_single(self) -> None:
         """Takes in a child that has no siblings: nothing branches between the two."""
+        # A loop, since taking in a child may again leave a single one.
         while len(self.children) == 1:
             (child,) = self.children.values()
             self.tokens, self.children = np.concatenate((self.tokens, child.tokens)), child.children
 
-    def split(self, at: int) -> None:
-        tail = _Node(self.tokens[at:], self.children)
-        self.tokens, self.children = self.tokens[:at], {int(tail.tokens[0]): tail}
+    def split(self, length: int) -> None:
+        # The node itself stays the upper part, because its parent refers to it.
+        tail = _Node(self.tokens[length:], self.children)
+        self.tokens, self.children = self.tokens[:length], {int(tail.tokens[0]): tail}
 
 
 def _insert(root: _Node, tokens: Ids) -> None:
     node, rest = root, tokens
     while len(rest):
+        # Children differ in their first token, so it alone decides which one may match.
         child = node.children.get(int(rest[0]))
         if child is None:
             node.children[int(rest[0])] = _Node(rest)
@@ -126,6 +134,7 @@ def _insert(root: _Node, tokens: Ids) -> None:
 
 def _join_singles(root: _Node) -> None:
     """A sequence that merely ends inside another one does not cut it."""
+    # Without recursion: a tree over long data may be deeper than Python's stack.
     waiting = list(root.children.values())
     while waiting:
         node = waiting.pop()
@@ -135,6 +144,8 @@ def _join_singles(root: _Node) -> None:
 
 def _walk(root: _Node) -> Iterator[tuple[_Node, int, int]]:
     """Nodes with tokens, parents first: (node, number of its parent, tokens before it)."""
+    # Depth first, so that descendants follow their ancestor without a gap; the backward pass relies on it. Reversed,
+    # since a stack gives back the last first.
     stack: list[tuple[_Node, int, int]] = [(child, -1, 0) for child in reversed(root.children.values())]
     number = 0
     while stack:
@@ -155,6 +166,7 @@ class _Builder:
 
     def add(self, items: Sequence[PackItem]) -> dict[int, Ids]:
         """Lays out the sequences of one adapter; gives each one's rows by its index."""
+        # Every adapter has a trie of its own, for its sequences' hidden states differ from the first layer on.
         root = _Node(np.empty(0, np.int64))
         for item in items:
             _insert(root, item.tokens)
@@ -162,6 +174,7 @@ class _Builder:
         first_segment = len(self.segments)
         starts: dict[int, int] = {}
         for node, parent, depth in _walk(root):
+            # By identity: nodes are mutable and hold arrays, so they cannot be keys themselves.
             starts[id(node)] = self.n_rows
             stop = self.n_rows + len(node.tokens)
             self.segments.append(Segment(self.n_rows, stop, parent + first_segment if parent >= 0 else -1))
@@ -176,6 +189,7 @@ def pack(items: Sequence[PackItem]) -> Packed:
     builder = _Builder()
     rows: dict[int, Ids] = {}
     adapter_rows: dict[int, range] = {}
+    # In ascending order whatever the order of items, so that an equal batch is packed equally in a replay.
     for adapter in sorted({item.adapter for item in items}):
         first = builder.n_rows
         rows |= builder.add([item for item in items if item.adapter == adapter])
@@ -194,6 +208,7 @@ def _rows_of(root: _Node, tokens: Ids, starts: dict[int, int]) -> Ids:
     node, rest = root, tokens
     while len(rest):
         node = node.children[int(rest[0])]
+        # A sequence may end inside a node, since nodes without branches were joined.
         n = min(len(rest), len(node.tokens))
         parts.append(np.arange(starts[id(node)], starts[id(node)] + n))
         rest = rest[n:]

@@ -46,6 +46,8 @@ class TrainPass:
     load: ExpertLoad | None = None  # where experts are routed to
 
     def result(self) -> PassResult:
+        """Log-probabilities of every datum in the shape of its targets, the summed loss, and the metrics of routing.
+        KeyError before all data have been computed."""
         outputs = ({"logprobs": tensor_of(self.logps[i].numpy())} for i in range(len(self.op.data)))
         load = self.load.metrics() if self.load else {}
         return PassResult(tuple(outputs), {"loss:sum": self.loss_sum} | load)
@@ -124,6 +126,8 @@ class Trainer:
 
         Broken off, it drops the gradients of the models it was adding to: half a batch must not count.
         """
+        # Passes without gradients are computed apart: in a common batch their rows would be walked backwards for
+        # nothing.
         training = [work for work in works if not work.op.forward_only]
         finished = False
         try:
@@ -134,6 +138,7 @@ class Trainer:
                 self._forward_backward(batch)
                 self._count_load(batch)
             finished = True
+        # Also when a pause raises, as it does when the engine is to stop in the midst of a batch.
         finally:
             for work in training:
                 if finished:
@@ -142,10 +147,13 @@ class Trainer:
                     work.state.clear_grad()
 
     def _batches(self, works: Sequence[TrainPass], pause: Pause) -> Iterator[_Batch]:
+        # Several passes of a batch may belong to one model. They share its adapter, and so may share prefixes as well.
         states = list({id(work.state): work.state for work in works}.values())
         sources = [_Source(work, index, sequence) for work in works for index, sequence in enumerate(work.sequences)]
+        # One book for the whole batch, since an identity must mean the same token and route in all of its sequences.
         book = RouteReplay(self.decoder.spec.moe)
         items = [
+            # By identity and not by equality: two models may hold equal numbers and must still not share rows.
             PackItem(index, next(a for a, s in enumerate(states) if s is source.work.state), source.identities(book))
             for index, source in enumerate(sources)
         ]
@@ -165,13 +173,16 @@ class Trainer:
         pause: Pause,
     ) -> _Batch:
         device, packed, sources = self.decoder.device, pack(items), [all_sources[item.index] for item in items]
+        # Packing compared identities. From here on tokens are ids again, with the recorded routes beside them.
         tokens_T, given_LTK = book.read(packed.tokens_T)
         packed = replace(packed, tokens_T=tokens_T)
         rows = np.concatenate(packed.rows)
         targets_NK = np.concatenate([_targets(source.datum) for source in sources])
         # Shared rows are mostly asked for the same target by everyone: each such pair is scored once.
         pairs, inverse = np.unique(np.column_stack((rows, targets_NK)), axis=0, return_inverse=True)
+        # `inverse` runs over all data's positions end to end; cut at their lengths it tells each datum its pairs.
         splits = np.split(inverse.reshape(-1), np.cumsum([len(r) for r in packed.rows])[:-1])
+        # An adapter's rows are one run, because packing lays adapters out one after the other.
         groups = [
             LoraGroup(span.start, span.stop, states[a].weights, states[a].gradient)
             for a, span in packed.adapter_rows.items()
@@ -185,6 +196,7 @@ class Trainer:
             images=self.images.rows(packed.tokens_T, [image for source in sources for image in source.sequence.images]),
             lora=LoraBatch(groups, pause, routes),
             members=[_Member(s.work, s.datum_index, torch.from_numpy(p)) for s, p in zip(sources, splits, strict=True)],
+            # `np.unique` sorts by row first, and `groups_at` relies on rows in ascending order.
             pair_rows_U=pairs_U[:, 0].contiguous(),
             pair_targets_UK=pairs_U[:, 1:].contiguous(),
             pause=pause,
@@ -202,9 +214,13 @@ class Trainer:
 
     def _forward_backward(self, batch: _Batch) -> None:
         x_TD, rope, attend = self._enter(batch)
+        # Beyond the bound only each layer's input is kept, and its activations are made again on the way back: slower,
+        # but memory stays bounded.
         recompute = len(batch.packed.tokens_T) > self.kept_rows
         kept: list[tuple[Tensor, Tensor | None]] = []
         for layer in range(self.decoder.spec.n_layers):
+            # Every layer is a graph of its own, cut at its input. Its activations are freed as soon as it has been
+            # walked back, and the work can pause between layers.
             x_TD = x_TD.detach().requires_grad_()
             with torch.set_grad_enabled(not recompute):
                 y_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora, batch.images)
@@ -212,35 +228,45 @@ class Trainer:
             x_TD = y_TD
         dx_TD = self._head(batch, x_TD.detach())
         for layer in reversed(range(self.decoder.spec.n_layers)):
+            # Popped, not read: the list must not keep activations that are done with.
             x_in_TD, out_TD = kept.pop()
             if out_TD is None:
                 out_TD = self.decoder.layer(layer, x_in_TD, rope, attend, batch.lora, batch.images)
+            # Only the gradient of the residual stream comes back; adapters' gradients are added to their vectors on the
+            # way.
             (dx_TD,) = torch.autograd.grad(out_TD, x_in_TD, dx_TD)
+            # Otherwise these names would hold one layer's activations while the next one's are computed again.
             del x_in_TD, out_TD
 
     def _enter(self, batch: _Batch) -> _Entered:
         device = self.decoder.device
         tokens_T = torch.from_numpy(batch.packed.tokens_T).to(device)
         rope = self.decoder.rope(batch.positions)
+        # Models share a batch but must not share a block of the backward pass, where an overflow of one would reach the
+        # other.
         borders = [span.start for span in batch.packed.adapter_rows.values()]
         attend = TreeAttention(self.attention, batch.packed.segments, device, borders, batch.pause)
         return _Entered(self.decoder.embed(tokens_T, batch.images), rope, attend)
 
     def _head(self, batch: _Batch, x_TD: Tensor) -> Tensor:
         """Scores the batch, applies its losses, and gives their gradient at the last layer's output, (T, D) fp32."""
+        # The final norm is part of this graph, so that its gradient comes with the head's.
         x_TD.requires_grad_()
         with torch.enable_grad():
             h_UD = self.decoder.final(x_TD)[batch.pair_rows_U]
         lora = groups_at(batch.lora, batch.pair_rows_U)
         assert lora is not None
         layer = self.decoder.spec.n_layers
+        # The gradient that scoring can keep is that of a frozen head and of one target a row.
         again = batch.pair_targets_UK.shape[1] > 1 or any(g.weights.layout.has(layer, UNEMBED) for g in lora.groups)
         active_U = None if again else self._active(batch)
+        # Detached, for the head makes its own gradient; autograd would keep rows × vocabulary for it.
         scores = self.head.score(h_UD.detach(), batch.pair_targets_UK, lora, active_U, batch.pause)
         dlogp_UK = self._losses(batch, scores.logp_NK, want_grad=True)
         if scores.grad_ND is None:
             dh_UD = self.head.backward(h_UD.detach(), batch.pair_targets_UK, dlogp_UK, lora, batch.pause)
         else:
+            # The chain rule in one scaling: ∂loss/∂h = ∂loss/∂logp · ∂logp/∂h.
             dh_UD = (scores.grad_ND.float() * dlogp_UK).to(h_UD.dtype)
         return torch.autograd.grad(h_UD, x_TD, dh_UD)[0]
 
@@ -250,9 +276,10 @@ class Trainer:
         if routes is None or moe is None or not moe.layers:
             return
         ids_LTK, counts_L3T = routes.chosen_LTK(), routes.counts_L3T()
+        # A row that several data share is counted once for each pass that has it, but once within a pass.
         for work in {id(member.work): member.work for member in batch.members}.values():
-            own = [r for r, member in zip(batch.packed.rows, batch.members, strict=True) if member.work is work]
-            rows = torch.from_numpy(np.unique(np.concatenate(own))).to(ids_LTK.device)
+            own_rows = [r for r, member in zip(batch.packed.rows, batch.members, strict=True) if member.work is work]
+            rows = torch.from_numpy(np.unique(np.concatenate(own_rows))).to(ids_LTK.device)
             work.load = work.load or ExpertLoad(moe.n_experts)
             work.load.add(ids_LTK[:, rows], None if counts_L3T is None else counts_L3T[..., rows])
 
@@ -261,11 +288,13 @@ class Trainer:
         active_U = torch.zeros(len(batch.pair_rows_U), dtype=torch.bool)
         for member in batch.members:
             active_N = LOSSES[member.work.op.loss_fn].active(_inputs(member.datum)).reshape(len(member.pairs_NK), -1)
+            # A pair that several data share is active if any of them wants its gradient.
             active_U[member.pairs_NK[active_N.any(-1)]] = True
         return active_U.to(self.decoder.device)
 
     def _losses(self, batch: _Batch, logp_UK: Tensor, *, want_grad: bool) -> Tensor:
         """Applies each datum's loss to its log-probabilities; gives ∂loss/∂logp of the pairs, (U, K)."""
+        # Losses are many small operations over few numbers, which a GPU's launches would make slower.
         logp_UK = logp_UK.cpu()
         dlogp_UK = torch.zeros_like(logp_UK)
         for member in batch.members:
@@ -274,11 +303,14 @@ class Trainer:
             member.work.logps[member.datum_index] = logp
             loss = LOSSES[op.loss_fn]
             with torch.set_grad_enabled(want_grad):
+                # A leaf of its own, so that the loss is a closed graph and its gradient that of the log-probabilities
+                # alone.
                 leaf = logp.clone().requires_grad_(want_grad)
                 value = loss(leaf, _inputs(member.datum), {**loss.config, **op.loss_config})
             member.work.loss_sum += value.item()
             if want_grad:
                 (dlogp,) = torch.autograd.grad(value, leaf, allow_unused=True)
+                # Data that share a pair add up there: their losses are summed, and so are the gradients.
                 dlogp_UK.index_add_(0, member.pairs_NK, dlogp.reshape(-1, dlogp_UK.shape[1]))
         return dlogp_UK.to(self.decoder.device)
 
@@ -305,6 +337,7 @@ def _targets(datum: Datum) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
 
 def _inputs(datum: Datum) -> dict[str, Tensor]:
     """The loss inputs as tensors, and `sampled` where the datum says which targets a sampler drew."""
+    # Copied, because the numbers lie in a received message, whose memory is read-only.
     inputs = {name: torch.from_numpy(tensor.numpy().copy()) for name, tensor in datum.inputs.items()}
     if datum.sampled_spans is not None:
         sampled = torch.zeros(datum.inputs["target_tokens"].shape, dtype=torch.bool)

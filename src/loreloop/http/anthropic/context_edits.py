@@ -45,12 +45,15 @@ async def managed(model: Model, ask: ChatAsk, management: ContextManagement | No
                 "The edit compact_20260112 of context_management is not served, and its trigger is reached: send a "
                 "shorter history. clear_thinking_20251015 and clear_tool_uses_20250919 are served."
             )
+        # Each edit sees the conversation as the edits before it have left it, as Anthropic's documentation has it.
         before = counted.conversation
         count = "cleared_thinking_turns" if isinstance(edit, ClearThinking) else "cleared_tool_uses"
         turns, n_cleared = _thoughtless(before, edit) if isinstance(edit, ClearThinking) else _resultless(before, edit)
         if not n_cleared:
             continue
         after = Counted(model, replace(before, turns=turns))
+        # Counting the prompt before and after is the only exact way, since a template may render thoughts and results
+        # in any form.
         n_tokens = await counted.length() - await after.length()
         least = edit.clear_at_least if isinstance(edit, ClearToolUses) else None
         if least is None or n_tokens >= least.value:
@@ -81,6 +84,7 @@ class Counted:
 
 async def _is_due(counted: Counted, edit: ClearThinking | ClearToolUses | Compact) -> bool:
     if isinstance(edit, ClearThinking):
+        # Any other value of `keep` means that all thoughts stay.
         return isinstance(edit.keep, ThinkingTurns)
     if isinstance(edit.trigger, ToolUses):
         return sum(len(turn.calls) for turn in counted.conversation.turns) > edit.trigger.value
@@ -94,22 +98,23 @@ def _thoughtless(conversation: Conversation, edit: ClearThinking) -> tuple[tuple
     assert isinstance(edit.keep, ThinkingTurns)
     turns = list(conversation.turns)
     n_seen = n_cleared = 0
+    # From the newest turn backwards, because `keep` counts from there.
     for run in reversed(list(_turns_of_assistants(turns))):
-        thoughtful = [at for at in run if turns[at].thinking]
+        thoughtful = [index for index in run if turns[index].thinking]
         n_seen += bool(thoughtful)
         if thoughtful and n_seen > edit.keep.value:
             n_cleared += 1
-            for at in thoughtful:
-                turns[at] = replace(turns[at], thinking=None)
+            for index in thoughtful:
+                turns[index] = replace(turns[index], thinking=None)
     return tuple(turns), n_cleared
 
 
 def _turns_of_assistants(turns: Sequence[Turn]) -> Iterator[list[int]]:
     """Places of what an assistant said between two words of the user, results of tools not counted."""
     run: list[int] = []
-    for at, turn in enumerate(turns):
+    for index, turn in enumerate(turns):
         if turn.role == "assistant":
-            run.append(at)
+            run.append(index)
         elif turn.role == "user":
             yield run
             run = []
@@ -119,6 +124,7 @@ def _turns_of_assistants(turns: Sequence[Turn]) -> Iterator[list[int]]:
 def _resultless(conversation: Conversation, edit: ClearToolUses) -> tuple[tuple[Turn, ...], int]:
     """Without the results, and where that is wanted the arguments, of all but the newest calls."""
     calls = [call for turn in conversation.turns for call in turn.calls if call.name not in (edit.exclude_tools or ())]
+    # Calls are counted over the whole conversation, so the newest ones stay wherever their turns are.
     old = {call.call_id: call.name for call in calls[: max(0, len(calls) - edit.keep.value)]}
     inputs = edit.clear_tool_inputs
 
@@ -129,6 +135,7 @@ def _resultless(conversation: Conversation, edit: ClearToolUses) -> tuple[tuple[
     turns: list[Turn] = []
     n_cleared = 0
     for turn in conversation.turns:
+        # A result that an earlier request has cleared is not counted again: clients send the whole history each time.
         if turn.role == "tool" and turn.call_id in old and turn.content != CLEARED:
             turn, n_cleared = replace(turn, content=CLEARED, parts=()), n_cleared + 1
         turns.append(replace(turn, calls=tuple(cleared(call) for call in turn.calls)))

@@ -82,6 +82,7 @@ async def count_tokens(request: Request) -> Response:
 
 
 def params_of(body: Messages) -> WireSamplingParams:
+    """The request's sampling parameters as the protocol's, with the output format as a schema."""
     given = {
         name: value for name in ("temperature", "top_p", "top_k", "seed") if (value := getattr(body, name)) is not None
     }
@@ -91,7 +92,10 @@ def params_of(body: Messages) -> WireSamplingParams:
 
 
 def ask_of(body: CountTokens, wire: WireSamplingParams, *, stream: bool) -> ChatAsk:
+    """The chat that a body asks for. A last message of the assistant's is the beginning of the answer. BadRequest where
+    a tool is to be called and none is named."""
     system = body.system if isinstance(body.system, str) else "\n\n".join(part.text for part in body.system or ())
+    # Anthropic's system text stands beside the messages; templates expect it as the first of them.
     turns = [Turn("system", system)] if system else []
     for message in body.messages:
         turns += turns_of(message)
@@ -105,6 +109,7 @@ def ask_of(body: CountTokens, wire: WireSamplingParams, *, stream: bool) -> Chat
         settings["reasoning_effort"] = body.output_config.effort
     if choice.type == "tool" and choice.name is None:
         raise BadRequest("tool_choice of type 'tool' must name one.")
+    # Anthropic's words for the choice of a tool, translated into OpenAI's, which the rest of the server uses.
     wanted = {"auto": "auto", "none": "none", "any": "required", "tool": f"={choice.name}"}[choice.type]
     parallel = not choice.disable_parallel_tool_use
     begun = thought = ""
@@ -133,6 +138,7 @@ def turns_of(message: Message) -> Iterator[Turn]:
         match part:
             case Text(text=text):
                 parts.append(text)
+            # The signature of a thought is another service's, and is not looked at.
             case ThinkingPart(thinking=thought):
                 thinking += thought
             case RedactedThinking():
@@ -148,6 +154,7 @@ def turns_of(message: Message) -> Iterator[Turn]:
 
 
 def result_parts(result: ToolResult) -> list[str | Picture]:
+    """A tool's result as texts and pictures; a failed one says so in its first words."""
     told: list[str | Picture] = ["Error: "] if result.is_error else []
     if result.content is None or isinstance(result.content, str):
         return [*told, result.content or ""]
@@ -155,6 +162,7 @@ def result_parts(result: ToolResult) -> list[str | Picture]:
 
 
 def picture_of(part: Image | Document) -> Picture:
+    """The picture of an image block; BadRequest for documents and for sources that are not read here."""
     if isinstance(part, Document):
         raise BadRequest("Documents are not read here; leave document blocks out, or send their text.")
     match part.source:
@@ -170,6 +178,8 @@ def picture_of(part: Image | Document) -> Picture:
 
 @dataclass(frozen=True)
 class Asked:
+    """A checked request, from which every part of its answer is made."""
+
     body: Messages
     chat: Chat
     applied: list[dict[str, Any]]  # edits of the context
@@ -186,11 +196,13 @@ class Asked:
         return {"context_management": {"applied_edits": self.applied}} if self.body.context_management else {}
 
     def told(self, result: SampleResult) -> SampleResult:
+        """The result as the client may see it: without the token that was drawn for nobody."""
         return prompt_only(result) if self.prompt_only else result
 
     def message(
         self, content: list[dict[str, Any]], result: SampleResult | None, stop: dict[str, Any]
     ) -> dict[str, Any]:
+        """The answer as an object; without a result it is the empty message that opens a stream."""
         n_drawn = n_ids(result.sequences[0].tokens) if result else 0
         return {
             "id": f"msg_{self.chat.op.request_id.removeprefix('gen-')}",
@@ -226,6 +238,8 @@ class Asked:
 
 
 def stop_of(sequence: SampledSequence, reply: Reply, blocks: Blocks) -> dict[str, Any]:
+    """Why the sample ended, in Anthropic's words, with the stop string that was found and a warning of broken calls."""
+    # A stop string counts before the length: the text may end with it at the very last token.
     found = reply.growing.trimmer.found
     if found is not None:
         reason = "stop_sequence"
@@ -238,6 +252,7 @@ def stop_of(sequence: SampledSequence, reply: Reply, blocks: Blocks) -> dict[str
 
 
 def content_of(block: Block) -> dict[str, Any]:
+    """A block as a content block; a call's arguments as far as they can be read."""
     match block.kind:
         case "text":
             return {"type": "text", "text": block.text}
@@ -248,8 +263,10 @@ def content_of(block: Block) -> dict[str, Any]:
 
 
 def event_of(event: BlockEvent, blocks: Blocks) -> bytes:
+    """The event that Anthropic's stream has for one event of a block."""
     match event:
         case Opened(index, block):
+            # A call opens with an empty object: Anthropic's clients append the pieces of its JSON themselves.
             content = content_of(Block(block.kind, "{}" if block.kind == "call" else "", block.call_id, block.name))
             return named("content_block_start", index=index, content_block=content)
         case Grown(index, text):
@@ -264,6 +281,7 @@ def event_of(event: BlockEvent, blocks: Blocks) -> bytes:
 
 
 def named(kind: str, **fields: Any) -> bytes:
+    """An event whose data repeats its name as the type, as all of Anthropic's do."""
     return named_event(kind, {"type": kind, **fields})
 
 

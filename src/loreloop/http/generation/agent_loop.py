@@ -45,6 +45,8 @@ class Called:
 
 @dataclass(frozen=True)
 class Returned:
+    """The call has ended; `output` is what the tool gave, or why it gave nothing."""
+
     call: MadeCall
     output: str
 
@@ -74,6 +76,8 @@ class AgentRun:
     found: list[SampleResult] = field(default_factory=list)
 
     async def events(self, box: Toolbox) -> AsyncGenerator[AgentEvent, None]:
+        """Everything that happens in the loop, in its order, up to the last answer. Raises what keeps an answer from
+        being drawn."""
         turns, choice = self.ask.conversation.turns, self.ask.choice
         tools = (*self.ask.conversation.tools, *box.tools)
         while True:
@@ -84,6 +88,7 @@ class AgentRun:
                 yield Began(chat)
             self.ops.append(chat.op)
             reply, whole, result = chat.reply(), WholeReply(note=chat.warning), None
+            # Closing the drawing also cancels it in the engine, when the loop ends in the middle of an answer.
             async with aclosing(self.draw(chat.op)) as drawn:
                 async for item in drawn:
                     pieces = reply.flush() if isinstance(item, SampleResult) else reply.push(item)
@@ -96,12 +101,17 @@ class AgentRun:
                     result = item if isinstance(item, SampleResult) else None
             assert result is not None, "a drawing ends with its result"
             self.found.append(result)
+            # One call of the caller's own tools is enough to end the loop: the caller answers all calls of a turn at
+            # once.
             ours = bool(whole.calls) and all(box.holds(call.name) for call in whole.calls)
+            # The bounds are looked at between answers, so that an answer that has begun is always finished.
             if not ours or box.spent:
                 chat = replace(chat, warning=with_note(chat.warning, UNMADE)) if ours else chat
                 yield Finished(chat, whole, result, turns[len(self.ask.conversation.turns) :])
                 return
+            # Some families write no ids; results must refer to their calls all the same.
             calls = tuple(MadeCall(call.call_id or new_call_id(), call.name, call.arguments) for call in whole.calls)
+            # The model must see its own calls before their results, as in any conversation with tools.
             turns = (
                 *turns,
                 Turn(role="assistant", content=whole.content, thinking=whole.thinking or None, calls=calls),
@@ -149,6 +159,7 @@ class Tools:
     caller: ToolCaller
 
     def open(self):  # type: ignore[no-untyped-def]
+        """A context in which the tool servers are connected; it gives the toolbox."""
         return open_toolbox(self.servers, self.bounds, self.caller)
 
 
@@ -180,13 +191,16 @@ class LiveRun:
             raise
 
     async def rest(self) -> AsyncIterator[AgentEvent | Failure]:
+        """The events after the first answer has begun, as they come; a failure is the last of them."""
         while (event := await self.queue.get()) is not None:
             yield event
 
     def end(self) -> None:
+        """Ends the run, however far it has come; to be called when nobody listens any more."""
         self.task.cancel()
 
     async def _work(self, run: AgentRun, tools: Tools) -> None:
+        # In this order the events end before the connections close.
         async with tools.open() as box, aclosing(run.events(box)) as events:
             async for event in events:
                 if not isinstance(event, Began):
@@ -206,4 +220,5 @@ class LiveRun:
         elif error is not None:
             category = "user" if isinstance(error, UserError) else "server"
             self.queue.put_nowait(Failure(category, str(error)))
+        # This ends `rest`, also where nothing has failed.
         self.queue.put_nowait(None)

@@ -84,6 +84,8 @@ class Chat:
     heard: WholeReply | None = None
 
     def reply(self) -> Reply:
+        """A reader for one sample of this request; each sample needs its own."""
+        # These are special tokens that must become text nevertheless, since the reader looks for them.
         shown = (*self.form.markers, *THINK)
         params, parts = self.op.params, parts_of(self.op.params.thoughts)
         growing = StreamingDetokenizer(self.model.text.tokenizer, params.stop_tokens, self.stop_strings, shown, parts)
@@ -96,12 +98,15 @@ class Chat:
 async def chat_on(model: Model, ask: ChatAsk) -> Chat:
     """BadRequest where template, tools or parameters do not fit together."""
     conversation = replace(ask.conversation, tools=()) if ask.choice == "none" else ask.conversation
+    # Some models bring a template of their own for conversations with tools.
     template = template_of(model.text.template, conversation)
     form = format_of(template.source)
     prompt = bounded_prompt(model, conversation)
     thinking = THINK[0] in (template.source or "")
+    # A template may open the thought itself, and then the answer begins inside of it.
     opened = thinking and prompt.rstrip().endswith(THINK[0])
     constrained = await held(model, ask)
+    # What the request says goes before the model's own defaults, and these before the protocol's.
     own = {name: value for name, value in model.defaults.items() if name in ask.left_open}
     wire = msgspec.structs.replace(constrained.wire, **own)
     grammar = _call_grammar(model, form, ask, constrained)
@@ -132,6 +137,7 @@ async def seen(pictures: Pictures, model: Model, ask: ChatAsk) -> ChatAsk:
 
 
 async def chat_with_images(pictures: Pictures, model: Model, ask: ChatAsk) -> Chat:
+    """The checked request, after its pictures were looked at. BadRequest where something does not fit together."""
     return await chat_on(model, await seen(pictures, model, ask))
 
 
@@ -147,6 +153,8 @@ def bounded_prompt(model: Model, conversation: Conversation) -> str:
         for turn in conversation.turns
     )
     most = most_tokens(model.info)
+    # No token is longer than the vocabulary's longest, so this many characters cannot fit, and no template need be
+    # rendered to know it.
     if said > most * model.text.tokenizer.longest:
         raise too_long(f"over {most}", 1, model.info)
     return prompt_text(model.text.template, conversation)
@@ -155,8 +163,10 @@ def bounded_prompt(model: Model, conversation: Conversation) -> str:
 async def prompt_chunks(model: Model, prompt: str, conversation: Conversation) -> tuple[Chunk, ...]:
     """The prompt in tokens, each image in the place of the token that the template wrote for it."""
     ids, rules = (await encoded(model, prompt, special=False)).ids, model.info.images
+    # The template wrote one placeholder for each picture, in the order of the conversation.
     images = [p.chunk for turn in conversation.turns for p in turn.pictures if p.chunk is not None]
     places = [at for at, token in enumerate(ids) if rules is not None and token == rules.placeholder]
+    # A placeholder that a user has typed would shift all images behind it by one.
     if len(places) != len(images):
         raise BadRequest(
             f"The prompt has {len(places)} places for {len(images)} images: either the model's chat template does not "
@@ -179,6 +189,8 @@ async def prompt_length(model: Model, conversation: Conversation) -> int:
 
 
 def with_thoughts(op: SampleOp, thoughts: Thoughts) -> SampleOp:
+    """The operation with what is known of thoughts in its answer, by which stop strings inside a thought are told
+    apart."""
     return msgspec.structs.replace(op, params=msgspec.structs.replace(op.params, thoughts=thoughts))
 
 
@@ -203,12 +215,14 @@ class Constrained:
 
 async def held(model: Model, ask: ChatAsk) -> Constrained:
     """Schemas as far as they can be held; BadRequest names what a strict one has that cannot."""
+    # A forced call comes instead of a formatted answer, so the schema of the response format does not bind it.
     calls, forced = _constrained_tools(ask), ask.choice not in ("auto", "none")
     schema = None if forced else ask.wire.json_schema
     wanted = [WantedSchema("the response format", schema, ask.strict)] if schema is not None else []
     wanted += [WantedSchema(f"the tool {tool.name!r}", tool.parameters, tool.strict) for tool in calls or ()]
     found = await model.sandbox.held(tuple(wanted))
     schemas = list(found.schemas)
+    # The schemas come back in the order in which they were handed in: the response format's first, if there is one.
     wire = ask.wire if schema is None else msgspec.structs.replace(ask.wire, json_schema=schemas.pop(0))
     if calls is not None:
         calls = tuple(replace(tool, parameters=one) for tool, one in zip(calls, schemas, strict=True))
@@ -237,8 +251,10 @@ def _call_grammar(model: Model, form: ToolFormat, ask: ChatAsk, constrained: Con
     if constrained.calls is None:
         return None
     forced = ask.choice not in ("auto", "none")
+    # A grammar of the caller's own and one for calls would both have to hold for every token.
     if ask.wire.grammar is not None or ask.wire.regex is not None:
         raise BadRequest("A grammar or regex and forced or strict tools exclude each other; send one.")
+    # A tool that was named is called once; the others may be called together where the request allows it.
     added, once = model.text.tokenizer.added, ask.choice.startswith("=")
     return form.grammar(
         constrained.calls,
@@ -279,6 +295,8 @@ def named(piece: Piece) -> Piece:
 
 @dataclass
 class WholeCall:
+    """A tool call of a whole reply; `arguments` is its JSON as the model wrote it."""
+
     call_id: str | None
     name: str
     arguments: str = ""
@@ -300,6 +318,7 @@ class WholeReply:
         self.warning = self.note
 
     def add(self, pieces: Sequence[Piece]) -> None:
+        """Takes further pieces, in their order."""
         for piece in pieces:
             match piece:
                 case Content(text):
@@ -321,6 +340,7 @@ class WholeReply:
 
 
 def whole_reply(chat: Chat, tokens: Sequence[int]) -> WholeReply:
+    """The reply of a finished sample, from its token ids."""
     reply, whole = chat.reply(), WholeReply(note=chat.warning)
     for token in tokens:
         whole.add(reply.push(token))
@@ -329,8 +349,10 @@ def whole_reply(chat: Chat, tokens: Sequence[int]) -> WholeReply:
 
 
 def with_note(note: str | None, warning: str) -> str:
+    """A warning, behind the note that was known before if there is one."""
     return f"{note} {warning}" if note else warning
 
 
 def new_call_id() -> str:
+    """An id for a call whose model gave it none, in the form that OpenAI's clients expect."""
     return f"call_{uuid.uuid4().hex[:24]}"

@@ -35,18 +35,24 @@ class Block:
 
 @dataclass(frozen=True)
 class Opened:
+    """A block has begun; it is still empty."""
+
     index: int
     block: Block
 
 
 @dataclass(frozen=True)
 class Grown:
+    """The block at `index` has grown by `text`."""
+
     index: int
     text: str
 
 
 @dataclass(frozen=True)
 class Closed:
+    """The block is complete, or will not grow any more."""
+
     index: int
     block: Block
 
@@ -67,6 +73,7 @@ class Blocks:
         self.warning = self.note
 
     def add(self, pieces: Sequence[Piece]) -> list[BlockEvent]:
+        """Takes further pieces and gives the events that they make."""
         events: list[BlockEvent] = []
         for piece in pieces:
             match piece:
@@ -75,6 +82,7 @@ class Blocks:
                 case Thinking(text):
                     events += self._grow("thinking", text)
                 case CallBegins(_, call_id, name):
+                    # A call begins a block of its own, whatever was open before.
                     events += [*self.end(), *self._open(Block("call", "", call_id or new_call_id(), name))]
                 case CallArguments(_, text):
                     events += self._grow("call", text)
@@ -102,6 +110,7 @@ class Blocks:
 
     def _grow(self, kind: Literal["thinking", "text", "call"], text: str) -> list[BlockEvent]:
         events: list[BlockEvent] = []
+        # A text between two thoughts makes three blocks: clients show them in the order in which they were written.
         if not self.is_open or self.done[-1].kind != kind:
             events += [*self.end(), *self._open(Block(kind))]
         self.done[-1].text += text

@@ -53,6 +53,7 @@ class Model:
 
     @property
     def headers(self) -> dict[str, str]:
+        """Headers of every answer, which say which weights have answered."""
         return {"x-loreloop-revision": self.fingerprint}
 
 
@@ -69,6 +70,7 @@ async def find_model(request: Request, name: str, user: str | None = None) -> Mo
     """`user` decides which arm of a deployment's canary answers."""
     key, served = asker(request), services(request)
     may_use(key, name)
+    # Looked up anew with every request, because a deployment may have changed since the last.
     target = served.names.target(served.store, key, name, user)
     text = served.texts.of(served.names.folder(target.base_model))
     defaults = text.defaults if served.config.generation_config else {}
@@ -88,6 +90,7 @@ async def encoded(model: Model, text: str, *, special: bool) -> Encoded:
     are far over the model's window. A long one is read in a thread, so that nobody waits for it, and a short one at
     once, so that it waits for nobody's long one."""
     read, most = partial(model.text.tokenizer.encode_within, special=special), most_tokens(model.info)
+    # A short text is read on the event loop, where it takes no longer than handing it to a thread.
     found = read(text, most) if len(text) <= SHORT_TEXT else await asyncio.to_thread(read, text, most)
     if found is None:
         raise too_long(f"over {most}", 1, model.info)
@@ -95,6 +98,8 @@ async def encoded(model: Model, text: str, *, special: bool) -> Encoded:
 
 
 def most_tokens(info: EngineInfo) -> int:
+    """How many tokens of a text are counted at most; a longer one is too long in any case, and need not be read to its
+    end."""
     return COUNTED_WINDOWS * info.context_window
 
 
@@ -104,6 +109,7 @@ async def operation(
     """The checked operation; the end-of-sequence ids end a text always, stop strings besides."""
     grammar = await model.sandbox.grammar_of(Rules(wire.grammar, wire.json_schema, wire.regex), model.info)
     n_prompt = length_of(prompt)
+    # This comes before the checks, which would refuse what does not fit.
     most = within_window(wire.max_tokens, n_prompt, model.info)
     wire = msgspec.structs.replace(wire, grammar=grammar, max_tokens=most)
     params = check_params(wire, n_prompt, model.info, fresh_seed())
@@ -113,6 +119,7 @@ async def operation(
         revision=model.target.revision,
         prompt=prompt,
         num_samples=n,
+        # The protocol's stop tokens are the caller's; here the model's own ends count, which no client knows.
         params=msgspec.structs.replace(params, stop_tokens=model.info.eos_token_ids),
         scores=report.scores,
         topk_sample_logprobs=report.top_logprobs,
@@ -134,8 +141,10 @@ async def results(request: Request, model: Model, ops: Sequence[SampleOp]) -> li
 
 async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """What the work gives. A client that leaves ends it at once, and then ClientDisconnect is raised."""
+    # Both run as tasks, so that either can end the other.
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_leaves(request))
     try:
+        # Reading from the client is the only way to learn that it has left.
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientDisconnect
@@ -151,6 +160,8 @@ async def _leaves(request: Request) -> None:
 
 
 async def all_drawn(served: Services, model: Model, ops: Sequence[SampleOp]) -> list[SampleResult]:
+    """The results of all operations, in their order; BadRequest or ServerError where one fails. What is unfinished then
+    is cancelled."""
     try:
         for op in ops:
             served.dispatcher.sample(op, model.target.base_model)
@@ -161,11 +172,14 @@ async def all_drawn(served: Services, model: Model, ops: Sequence[SampleOp]) -> 
 
 def prompt_only(result: SampleResult) -> SampleResult:
     """The result for who wanted no tokens."""
+    # The engine draws at least one token; whoever asked for none must not see it.
     none = SampledSequence(tokens=pack_ids([]), logprobs=pack_logprobs([]), stop_reason="length")
     return msgspec.structs.replace(result, sequences=(none,) * len(result.sequences))
 
 
 def unfailing(result: SampleResult | Failure | None) -> SampleResult:
+    """The result, or its failure as an error: BadRequest where the request was at fault, ServerError where the server
+    was."""
     assert result is not None, "only a wait with a bound ends without a result"
     if isinstance(result, Failure):
         raise (BadRequest if result.category == "user" else ServerError)(result.message)
@@ -186,6 +200,7 @@ def start(served: Services, model: Model, ops: Sequence[SampleOp]) -> None:
             served.dispatcher.sample(op, model.target.base_model)
             begun.append(op)
     except LoreloopError:
+        # All or none: with an error nobody will ever read what has begun already.
         for op in begun:
             served.dispatcher.forget(op.request_id)
         raise
@@ -193,6 +208,7 @@ def start(served: Services, model: Model, ops: Sequence[SampleOp]) -> None:
 
 async def heard(served: Services, ops: Sequence[SampleOp]) -> AsyncIterator[tuple[int, Token | SampleResult | Failure]]:
     """(number of the operation, what it brought), as it comes, until all have ended."""
+    # One queue brings the streams of all operations together in the order in which things happen.
     queue: asyncio.Queue[tuple[int, Token | SampleResult | Failure] | Exception] = asyncio.Queue()
 
     async def follow(number: int, request_id: str) -> None:
@@ -213,6 +229,7 @@ async def heard(served: Services, ops: Sequence[SampleOp]) -> AsyncIterator[tupl
             if isinstance(brought, Exception):
                 raise brought
             number, item = brought
+            # Anything that is not a token ends its operation.
             n_open -= not isinstance(item, Token)
             yield number, item
     finally:

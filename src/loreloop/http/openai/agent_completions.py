@@ -39,6 +39,8 @@ from loreloop.protocol.training import Failure
 
 
 async def agent_answer(request: Request, body: ChatCompletion, model: Model) -> Response:
+    """The answer of a loop over tools, whole or as a stream. BadRequest where `n` or log-probabilities are asked for
+    that a loop does not give."""
     if (body.n or 1) > 1:
         raise BadRequest("agent_loop is not served with n > 1; leave one of them out.")
     wanted = body.agent_loop or AgentLoop()
@@ -85,6 +87,8 @@ class Telling:
     run: AgentRun
 
     async def events(self, live: LiveRun) -> AsyncIterator[bytes]:
+        """The stream: text and thoughts of every answer, what each tool was asked and gave, the caller's calls, the
+        usage."""
         yield self.chunk({"role": "assistant", "content": ""})
         async for event in live.rest():
             match event:
@@ -99,6 +103,7 @@ class Telling:
                 case Finished(chat, reply, result, made):
                     calls = calls_of(reply)
                     reason = result.sequences[0].stop_reason
+                    # An answer that was cut off at its length says so, even if it holds calls.
                     finish = "tool_calls" if calls and reason == "stop" else reason
                     told = await self.asked.memory.keep(made=made, whole=reply)
                     called = self.chunk({"tool_calls": calls}) if calls else b""
@@ -108,6 +113,7 @@ class Telling:
                 case _:
                     yield self.chunk(delta_of(event))
         options = self.asked.body.stream_options
+        # The usage covers all answers of the loop, since every one of them was computed for this request.
         if options and options.include_usage:
             counted = {"choices": [], "usage": usage(self.run.ops, self.run.found)}
             yield data_event(self.asked.frame("chat.completion.chunk") | counted)

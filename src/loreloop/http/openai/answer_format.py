@@ -16,6 +16,7 @@ from loreloop.protocol.training import Failure, length_of
 
 def wire_params(body: Common, max_tokens: int | None) -> WireSamplingParams:
     """OpenAI's parameters as the protocol's; what is left open takes its default there."""
+    # Only what the body names is passed on, so that the protocol's own defaults hold for the rest.
     given = {
         name: value
         for name in (
@@ -37,10 +38,13 @@ def wire_params(body: Common, max_tokens: int | None) -> WireSamplingParams:
 
 
 def stop_strings(body: Common) -> tuple[str, ...]:
+    """The strings that end an answer, as a tuple whatever form the body has."""
     return (body.stop,) if isinstance(body.stop, str) else body.stop or ()
 
 
 def frame(prefix: str, kind: str, op: SampleOp, name: str, created: int, model: Model) -> dict[str, Any]:
+    """The fields that open every answer and chunk of OpenAI's two older APIs; `created` is in seconds since the
+    epoch."""
     return {
         "id": f"{prefix}-{op.request_id.removeprefix('gen-')}",
         "object": kind,
@@ -51,7 +55,9 @@ def frame(prefix: str, kind: str, op: SampleOp, name: str, created: int, model: 
 
 
 def usage(ops: Sequence[SampleOp], found: Sequence[SampleResult]) -> dict[str, Any]:
+    """Tokens of the prompts and of all that was drawn; cached tokens count as part of the prompts."""
     n_prompt = sum(length_of(op.prompt) for op in ops)
+    # Every sample of a request counts, while its prompt, which is computed once, counts once.
     n_drawn = sum(n_ids(sequence.tokens) for result in found for sequence in result.sequences)
     return {
         "prompt_tokens": n_prompt,
@@ -62,5 +68,7 @@ def usage(ops: Sequence[SampleOp], found: Sequence[SampleResult]) -> dict[str, A
 
 
 def failure_event(failure: Failure) -> bytes:
+    """A failure in the middle of a stream, where no status code can tell of it any more."""
+    # OpenAI's clients look at the type to decide whether they ask again.
     kind = "invalid_request_error" if failure.category == "user" else "server_error"
     return data_event({"error": {"message": failure.message, "type": kind, "code": None, "param": None}})

@@ -45,6 +45,7 @@ async def chat_completions(request: Request) -> Response:
 
 
 async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
+    # All samples of a request come over one stream; each chunk names its own by the index.
     samples = [StreamedReply(asked, index) for index in range(asked.chat.op.num_samples)]
     found: list[SampleResult] = []
     for sample in samples:

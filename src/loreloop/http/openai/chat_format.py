@@ -57,13 +57,16 @@ from loreloop.text.tools.tool_calls import (
 
 
 def ask_of(body: ChatCompletion) -> ChatAsk:
+    """The chat that a body asks for. BadRequest where its fields do not fit together."""
     settings = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
+        # Templates know two ways to turn thoughts off, and each reads only its own variable.
         settings |= {"reasoning_effort": body.reasoning_effort, "enable_thinking": body.reasoning_effort != "none"}
     if body.top_logprobs and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs: true beside it.")
     turns = tuple(turn_of(message) for message in body.messages)
     tools = tuple(tool_of(tool) for tool in body.tools or () if isinstance(tool, ToolBody))
+    # A client of OpenAI's service may send such tools by habit; it must not wait for calls that nobody makes.
     if body.agent_loop is None and len(tools) < len(body.tools or ()):
         raise BadRequest("Tools of type 'mcp' are called by the server itself; opt in with agent_loop: {}.")
     wire = formatted(body, wire_params(body, body.max_completion_tokens or body.max_tokens))
@@ -92,11 +95,13 @@ def formatted(body: ChatCompletion, wire: WireSamplingParams) -> WireSamplingPar
 
 
 def turn_of(message: ChatMessage) -> Turn:
+    """One message as a turn of a conversation; BadRequest where a tool's message names no call."""
     calls = tuple(
         MadeCall(call.id, call.function.name, call.function.arguments or "{}") for call in message.tool_calls or ()
     )
     if message.role == "tool" and message.tool_call_id is None:
         raise BadRequest("A message of role 'tool' must say in tool_call_id which call it answers.")
+    # Templates know no developer; the role is OpenAI's newer name for system.
     role = "system" if message.role == "developer" else message.role
     thinking = message.reasoning_content or message.reasoning
     parts = [message.content or ""] if not isinstance(message.content, tuple) else map(part_of, message.content)
@@ -105,12 +110,14 @@ def turn_of(message: ChatMessage) -> Turn:
 
 
 def part_of(part: TextPart | RefusalPart | ImagePart) -> str | Picture:
+    """A part of a message's content: its text, or a picture."""
     if isinstance(part, ImagePart):
         return Picture(part.image_url.url)
     return part.text if isinstance(part, TextPart) else part.refusal
 
 
 def tool_of(tool: ToolBody) -> Tool:
+    """A function of the body as a tool; one without parameters takes an object without properties."""
     function = tool.function
     parameters = function.parameters or {"type": "object", "properties": {}}
     return Tool(function.name, function.description or "", parameters, bool(function.strict))
@@ -121,15 +128,20 @@ def tool_of(tool: ToolBody) -> Tool:
 
 @dataclass(frozen=True)
 class Asked:
+    """A checked request, from which every part of its answer is made; `created` is in seconds since the epoch."""
+
     body: ChatCompletion
     chat: Chat
     created: int
     memory: Remembering
 
     def frame(self, kind: str) -> dict[str, Any]:
+        """The fields that open an answer or a chunk of this request."""
         return frame("chatcmpl", kind, self.chat.op, self.body.model, self.created, self.chat.model)
 
     def choice(self, index: int, sequence: SampledSequence) -> dict[str, Any]:
+        """One sample as a whole choice, with its message and its log-probabilities where they were asked for."""
+        # The reply is read from the same tokens that are scored, so both lists have the same length.
         scored = scored_sequence(sequence)
         reply = whole_reply(self.chat, [one.token for one in scored])
         finish = finish_of(sequence, makes_calls=bool(reply.calls) and not reply.cut)
@@ -141,14 +153,17 @@ class Asked:
         }
 
     def logprobs(self, scored: Sequence[Scored]) -> dict[str, Any] | None:
+        """Log-probabilities of these tokens; None where nobody asked for them."""
         return chat_logprobs(scored, self.chat.model.text.tokenizer) if self.body.logprobs else None
 
 
 def message_of(reply: WholeReply) -> dict[str, Any]:
+    """A whole reply as an assistant's message."""
     message: dict[str, Any] = {"role": "assistant", "content": reply.content, "refusal": None}
     if reply.thinking:
         message["reasoning_content"] = reply.thinking
     if reply.calls:
+        # OpenAI's clients expect null and not an empty text beside calls.
         message["content"] = reply.content or None
         message["tool_calls"] = [
             {
@@ -164,6 +179,7 @@ def message_of(reply: WholeReply) -> dict[str, Any]:
 
 
 def finish_of(sequence: SampledSequence, *, makes_calls: bool) -> str:
+    """Why a sample ended, in OpenAI's words: calls that are whole count before a plain stop."""
     return "tool_calls" if makes_calls and sequence.stop_reason == "stop" else sequence.stop_reason
 
 
@@ -176,13 +192,16 @@ class StreamedReply:
         self.n_calls, self.cut = 0, False
 
     def begin(self) -> dict[str, Any]:
+        """The first chunk, which holds the role alone."""
         return self._event({"role": "assistant", "content": ""}, None)
 
     def push(self, token: Token) -> list[dict[str, Any]]:
+        """The chunks that one more token makes; often none, while its text may still change."""
         self.waiting.append(scored_token(token))
         return self._events(self.reply.push(token.token))
 
     def end(self, sequence: SampledSequence) -> list[dict[str, Any]]:
+        """The chunks that remain when the sample has ended; the last one says why it did."""
         rest = self._events(self.reply.flush())
         return [
             *rest,
@@ -193,10 +212,12 @@ class StreamedReply:
 
     def _events(self, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
         self.n_calls += sum(isinstance(piece, CallBegins) for piece in pieces)
+        # A call that was cut off cannot be made, so the reason for the end must not be that there are calls.
         self.cut |= any(isinstance(piece, CallCut) for piece in pieces)
         return [self._event(delta, None) for piece in pieces if (delta := delta_of(piece))]
 
     def _event(self, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
+        # Tokens whose text was held back wait here; the next delta carries the log-probabilities of all of them.
         scored, self.waiting = self.waiting, []
         logprobs = self.asked.logprobs(scored) if scored else None
         choice = {"index": self.index, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
@@ -204,10 +225,12 @@ class StreamedReply:
 
 
 def last_delta(chat: Chat) -> dict[str, Any]:
+    """The delta of the last chunk: empty, or a warning about what could not be held."""
     return {"warning": chat.warning} if chat.warning else {}
 
 
 def delta_of(piece: Piece) -> dict[str, Any]:
+    """A piece of a reply as a delta; empty for pieces that OpenAI's stream has no words for."""
     match piece:
         case Content(text):
             return {"content": text}

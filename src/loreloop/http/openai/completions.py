@@ -62,19 +62,24 @@ class Asked:
 
     @property
     def tokenizer(self) -> TextTokenizer:
+        """The tokenizer of the model that answers."""
         return self.model.text.tokenizer
 
     @property
     def prompt_only(self) -> bool:
+        """Whether no token shall be drawn, only the prompt read, scored or echoed."""
         return self.body.max_tokens == 0
 
     def told(self, result: SampleResult) -> SampleResult:
+        """The result as the client may see it: without the token that was drawn for nobody."""
         return prompt_only(result) if self.prompt_only else result
 
     def growing(self, op: SampleOp) -> StreamingDetokenizer:
+        """What turns a sample's tokens into text, up to its stop strings."""
         return StreamingDetokenizer(self.tokenizer, op.params.stop_tokens, stop_strings(self.body))
 
     def frame(self) -> dict[str, Any]:
+        """The fields that open an answer or a chunk of this request."""
         return frame("cmpl", "text_completion", self.ops[0], self.body.model, self.created, self.model)
 
 
@@ -94,10 +99,12 @@ async def completions(request: Request) -> Response:
 
 
 async def ask(body: Completion, model: Model) -> Asked:
+    """The checked request with one operation for every prompt. BadRequest where its fields do not fit together."""
     if body.echo and body.stream and body.logprobs is not None:
         raise BadRequest("echo with logprobs is not served with stream; leave one of them out.")
     prompts = await prompts_of(body, model)
     wire = wire_params(body, DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens)
+    # Scores of the prompt cost a pass over it, so they are computed only where they will be shown.
     wants_prompt = bool(body.echo) and body.logprobs is not None
     scores = PromptScores(logprobs=True, top_k=body.logprobs or 0) if wants_prompt else PromptScores()
     report = Report(body.logprobs or 0, bool(body.filtered_logprobs), scores)
@@ -111,8 +118,10 @@ async def prompts_of(body: Completion, model: Model) -> list[AskedPrompt]:
     prompt = body.prompt
     if isinstance(prompt, str):
         return [await _of_text(model, prompt)]
+    # A list of whole numbers is one prompt, and may be as long as the window.
     if not prompt or (len(prompt) > MAX_PROMPTS and not isinstance(prompt[0], int)):
         raise BadRequest(f"prompt holds {len(prompt)} prompts; send 1 to {MAX_PROMPTS}.")
+    # One list may hold texts, or ids, or lists of ids; what decides is the kind of its items.
     kinds = {type(item) for item in prompt}
     if len(kinds) > 1:
         raise BadRequest("prompt mixes texts, ids and lists of ids; send one kind.")
@@ -127,6 +136,7 @@ async def _of_text(model: Model, text: str) -> AskedPrompt:
 
 
 def whole_choices(asked: Asked, number: int, result: SampleResult) -> list[dict[str, Any]]:
+    """The choices of one prompt; their indices go on from those of the prompts before."""
     op, n = asked.ops[number], asked.ops[number].num_samples
     head, head_scored = echoed(asked, number, result)
     choices = []
@@ -136,6 +146,7 @@ def whole_choices(asked: Asked, number: int, result: SampleResult) -> list[dict[
         choice = {"index": number * n + index, "text": head + text, "finish_reason": sequence.stop_reason}
         logprobs = None
         if asked.body.logprobs is not None:
+            # Offsets count over the whole text, so those of the answer begin behind the prompt that is echoed.
             in_head, behind = Places(asked.tokenizer), Places(asked.tokenizer, growing.hidden, len(head))
             places = [*in_head.of(head_scored, asked.prompts[number].added), *behind.of(scored)]
             logprobs = text_logprobs([*head_scored, *scored], places, asked.tokenizer)
@@ -163,14 +174,17 @@ class StreamedText:
         self.places = Places(asked.tokenizer, self.growing.hidden)  # a prompt has none: refused beside a stream
 
     def push(self, token: Token) -> dict[str, Any] | None:
+        """The chunk that one more token makes; None while its text may still change."""
         self.waiting.append(scored_token(token))
         text = self.growing.push(token.token)
         return self._event(text, None) if text else None
 
     def end(self, finish: StopReason) -> dict[str, Any]:
+        """The last chunk, with the text that was held back and why the sample ended."""
         return self._event(self.growing.flush(), finish)
 
     def _event(self, text: str, finish: StopReason | None) -> dict[str, Any]:
+        # An echoed prompt leaves with the first chunk.
         text, self.shown = self.shown + text, ""
         scored, self.waiting = self.waiting, []
         wanted = self.asked.body.logprobs is not None
@@ -199,6 +213,7 @@ async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
 
 
 async def embeddings(request: Request) -> Response:
+    """BadRequest: clients ask for embeddings by habit, and a plain refusal helps more than an unknown path."""
     asker(request)
     raise BadRequest("Embeddings are not served here: the models on this server generate text.")
 

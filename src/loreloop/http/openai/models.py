@@ -27,9 +27,12 @@ NEUTRAL: dict[str, float] = {name: getattr(WireSamplingParams(), name) for name 
 
 
 async def models(request: Request) -> Response:
+    """The models that the key may ask, by pages."""
     key, served = asker(request), services(request)
+    # OpenAI's clients page with `after`, Anthropic's with `after_id`.
     query = request.query_params
     limit, after = limit_of(request), query.get("after") or query.get("after_id", "")
+    # One more than the page holds, which tells whether there are more.
     found = list(islice(entries(served, key, after, limit), limit + 1))
     data = found[:limit]
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
@@ -41,6 +44,7 @@ async def model(request: Request) -> Response:
     key, served, name = asker(request), services(request), request.path_params["model"]
     may_use(key, name)
     is_base = name not in key.deployments and served.names.find_base(name) is not None
+    # A key that was given a deployment means that one, even where a base has the same name.
     deployed = None if is_base else served.names.deployment(served.store, key, name)
     if deployed is not None:
         return answer(of_deployment(served, deployed))
@@ -67,6 +71,7 @@ def entries(served: Services, key: KeyRow, after: str, page: int) -> Iterator[di
 
 
 def of_deployment(served: Services, row: Deployment) -> dict[str, Any]:
+    """A deployment as an entry of the list; `root` is what it answers with, canaries left aside."""
     main = row.split.main
     return entry(row.name, main.target, int(row.created)) | own_settings(served, main.base_model)
 
@@ -76,20 +81,27 @@ def own_settings(served: Services, base_model: str) -> dict[str, Any]:
     base = served.names.find_base(base_model)
     if base is None:
         return {"context_window": None, "sampling_defaults": None}
+    # A list must not wait for an engine that is still loading.
     info = served.dispatcher.known_info(base)
-    own = served.texts.defaults(served.names.folder(base)) if served.config.generation_config else {}
-    return {"context_window": info.context_window if info else None, "sampling_defaults": NEUTRAL | dict(own)}
+    model_defaults = served.texts.defaults(served.names.folder(base)) if served.config.generation_config else {}
+    return {
+        "context_window": info.context_window if info else None,
+        "sampling_defaults": NEUTRAL | dict(model_defaults),
+    }
 
 
 def entry(name: str, root: str, created: int = 0) -> dict[str, Any]:
     """`root` is what the name stands for."""
-    ours = {"id": name, "object": "model", "created": created, "owned_by": "loreloop", "root": root}
+    openai_fields = {"id": name, "object": "model", "created": created, "owned_by": "loreloop", "root": root}
     moment = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
-    return ours | {"type": "model", "display_name": name, "created_at": moment}
+    # OpenAI's and Anthropic's clients read the same list, each its own fields.
+    return openai_fields | {"type": "model", "display_name": name, "created_at": moment}
 
 
 def limit_of(request: Request, usual: int = MAX_PAGE, most: int = MAX_PAGE) -> int:
+    """The page size that the request asks for; BadRequest unless it is a whole number from 1 to `most`."""
     text = request.query_params.get("limit", str(usual))
+    # The length is bounded first: a number of a million digits takes long to read.
     limit = int(text) if text.isdecimal() and len(text) < 10 else 0
     if not 1 <= limit <= most:
         raise BadRequest(f"limit is {text[:20]!r}; it must be a whole number from 1 to {most}.")

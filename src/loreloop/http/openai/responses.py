@@ -82,6 +82,7 @@ async def count_input(request: Request) -> Response:
 
 def ask_of(body: CreateResponse, items: Sequence[Item]) -> ChatAsk:
     """`items` are the input with what it refers to; instructions are those of this request alone."""
+    # Instructions of earlier answers do not carry over, as with OpenAI.
     turns = [Turn("system", body.instructions)] if body.instructions else []
     turns += merged(turns_of(items))
     tools = tuple(
@@ -109,10 +110,12 @@ def wanted_of(body: CreateResponse) -> Wanted:
 
 
 def effort_of(body: CreateResponse) -> Effort | None:
+    """The effort that a request wants spent on reasoning; None where it says nothing."""
     return body.reasoning.effort if body.reasoning else None
 
 
 def params_of(body: CreateResponse) -> WireSamplingParams:
+    """The request's sampling parameters as the protocol's, with the text format as a schema."""
     given = {
         name: value for name in ("temperature", "top_p", "top_k", "seed") if (value := getattr(body, name)) is not None
     }
@@ -123,6 +126,7 @@ def params_of(body: CreateResponse) -> WireSamplingParams:
 
 
 def turns_of(items: Sequence[Item]) -> Iterator[Turn]:
+    """The items as turns, one each. BadRequest where an item lacks a field or cannot be read here."""
     for item in items:
         match item.type:
             case "message":
@@ -142,6 +146,7 @@ def turns_of(items: Sequence[Item]) -> Iterator[Turn]:
             case "reasoning":
                 content = turn_of_parts("assistant", parts_of(item.content)).content
                 thought = content or "".join(summary.text for summary in item.summary or ())
+                # Encrypted thoughts are another service's; with a summary beside them that is used instead.
                 if item.encrypted_content and not thought:
                     raise BadRequest("A reasoning item with encrypted_content alone cannot be read here; leave it out.")
                 yield Turn("assistant", thinking=thought)
@@ -165,10 +170,12 @@ def merged(turns: Iterator[Turn]) -> Iterator[Turn]:
 
 
 def parts_of(content: str | Sequence[Part | ReasoningPart] | None) -> list[str | Picture]:
+    """The content of an item as texts and pictures."""
     return [content or ""] if content is None or isinstance(content, str) else [part_of(part) for part in content]
 
 
 def part_of(part: Part | ReasoningPart) -> str | Picture:
+    """A part of an item's content: its text, or a picture. BadRequest for a picture by a file's id."""
     if isinstance(part, InputImage):
         if part.image_url is None:
             raise BadRequest("An input_image names no image_url; files are not kept here, send a data: URL.")
@@ -181,6 +188,8 @@ def part_of(part: Part | ReasoningPart) -> str | Picture:
 
 @dataclass(frozen=True)
 class Asked:
+    """A checked request, from which every part of its answer is made; `created` is in seconds since the epoch."""
+
     body: CreateResponse
     chat: Chat
     created: int
@@ -189,11 +198,14 @@ class Asked:
 
     @property
     def number(self) -> str:
+        """The digits that the ids of this answer and of its items share."""
         return self.chat.op.request_id.removeprefix("gen-")
 
     def response(self, blocks: Blocks, result: SampleResult | None, error: Failure | None = None) -> dict[str, Any]:
+        """The answer as an object: in progress without a result, failed with an error, else as the result ended."""
         body, cut = self.body, result is not None and was_cut(result)
         status = "failed" if error else "in_progress" if result is None else "incomplete" if cut else "completed"
+        # OpenAI's answers repeat most of the request, and its clients' types require those fields.
         echoed = msgspec.to_builtins(body)
         kept = ("instructions", "metadata", "temperature", "top_p", "max_output_tokens", "user")
         return {name: echoed[name] for name in kept} | {
@@ -223,8 +235,10 @@ class Asked:
         return told | {"store": await keep(served, self.chat.op.owner, self.body, self.found, told)}
 
     def usage(self, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
+        """Tokens of the prompt and of the answer; thoughts are counted again from their text, as part of the answer."""
         n_prompt, n_drawn = length_of(self.chat.op.prompt), n_ids(result.sequences[0].tokens)
         thought = "".join(block.text for block in blocks.done if block.kind == "thinking")
+        # The sample's tokens are not marked as thoughts or text, so the thought's text is counted anew.
         n_thought = len(self.chat.model.text.tokenizer.encode(thought)) if thought else 0
         return {
             "input_tokens": n_prompt,
@@ -235,7 +249,9 @@ class Asked:
         }
 
     def item(self, index: int, block: Block, *, done: bool) -> dict[str, Any]:
+        """A block as an output item; one that is not done yet is shown empty, since its content comes by events."""
         status = "in_progress" if not done else "incomplete" if block.cut else "completed"
+        # Clients tell items apart by the beginning of their id.
         item_id = f"{ {'thinking': 'rs', 'text': 'msg', 'call': 'fc'}[block.kind] }_{self.number}_{index}"
         match block.kind:
             case "thinking":
@@ -250,6 +266,7 @@ class Asked:
 
 
 def whole_blocks(chat: Chat, result: SampleResult) -> Blocks:
+    """The blocks of a finished sample."""
     reply, blocks = chat.reply(), Blocks(note=chat.warning)
     for token in unpack_ids(result.sequences[0].tokens).tolist():
         blocks.add(reply.push(token))
@@ -264,10 +281,12 @@ def error_of(failure: Failure) -> dict[str, str]:
 
 
 def was_cut(result: SampleResult) -> bool:
+    """Whether the sample ended at its length and not by itself."""
     return result.sequences[0].stop_reason == "length"
 
 
 def text_part(text: str) -> dict[str, Any]:
+    """A text as a part of a message."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
@@ -280,10 +299,12 @@ class Telling:
     n_told: int = 0
 
     def event(self, kind: str, **fields: Any) -> bytes:
+        """One event with the next number of this stream."""
         self.n_told += 1
         return named_event(kind, {"type": kind, "sequence_number": self.n_told - 1} | fields)
 
     def about(self, event: BlockEvent) -> bytes:
+        """The events that OpenAI's stream has for one event of a block, as one piece of bytes."""
         index = event.index
         block = self.blocks.done[index]
         item = self.asked.item(index, block, done=isinstance(event, Closed))
@@ -291,6 +312,7 @@ class Telling:
         inside = place | {"content_index": 0}
         match event, block.kind:
             case Opened(), kind:
+                # A message has parts inside, so it opens twice: the item, then its part.
                 opened = self.event("response.output_item.added", output_index=index, item=item)
                 if kind == "text":
                     opened += self.event("response.content_part.added", **inside, part=text_part(""))
@@ -312,6 +334,7 @@ class Telling:
         return closed + self.event("response.output_item.done", output_index=index, item=item)
 
     def all(self, found: Sequence[BlockEvent]) -> bytes:
+        """The events for several events of blocks, in their order."""
         return b"".join(self.about(event) for event in found)
 
 

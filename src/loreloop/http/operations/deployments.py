@@ -25,47 +25,58 @@ WARM_SECONDS = 120.0
 
 
 async def list_deployments(request: Request) -> Response:
+    """The deployments that the key may see, by pages in the order of their names; an admin key sees all."""
     key, served = asker(request), services(request)
     limit, after = limit_of(request), request.query_params.get("after", "")
+    # Only an admin key lists the deployments of other keys.
     if has(key, ADMIN):
         found = served.store.read(deployments.all, limit, after)
     else:
-        mine = key.id if has(key, TRAIN) else None
-        found = served.store.read(deployments.of_key, mine, key.deployments, limit, after)
+        owner_id = key.id if has(key, TRAIN) else None
+        found = served.store.read(deployments.of_key, owner_id, key.deployments, limit, after)
     return answer({"deployments": [deployment_json(row) for row in found]})
 
 
 async def get_deployment(request: Request) -> Response:
-    return answer(deployment_json(rollout(request, asker(request)).seen(name_of(request))))
+    """The current version of a deployment; NotFound where the key may not know of it."""
+    return answer(deployment_json(rollout(request, asker(request)).visible(name_of(request))))
 
 
 async def get_history(request: Request) -> Response:
-    rollout(request, asker(request)).seen(name_of(request))
+    """The versions of a deployment, the newest first."""
+    # The history is behind the same question as the deployment itself: may this key know of it?
+    rollout(request, asker(request)).visible(name_of(request))
     found = services(request).store.read(deployments.history, name_of(request), limit_of(request))
     return answer({"deployments": [deployment_json(row) for row in found]})
 
 
 async def set_deployment(request: Request) -> Response:
+    """Makes a new version of a deployment, after its weights have answered once."""
     change = rollout(request, caller(request, TRAIN))
     wanted = await read_json(request, SetDeployment)
     return answer(deployment_json(await change.set(name_of(request), wanted)))
 
 
 async def roll_back(request: Request) -> Response:
+    """Makes the version before the current one the newest again."""
     change = rollout(request, caller(request, TRAIN))
-    change.seen(name_of(request))
+    change.visible(name_of(request))
     return answer(deployment_json(await change.rollback(name_of(request))))
 
 
 async def delete_deployment(request: Request) -> Response:
+    """Deletes a deployment with its history."""
     await rollout(request, caller(request, TRAIN)).remove(name_of(request))
     return answer({})
 
 
 def rollout(request: Request, key: KeyRow) -> Rollout:
+    """The changes that this key may make to deployments, with a way to try weights on the engine."""
     served = services(request)
 
     async def warm(arm: Arm) -> None:
+        # The trial runs in the name of the key that changes the deployment, and so shares its turn with that key's
+        # samples.
         await answer_once(served, key, arm)
 
     return Rollout(
@@ -76,6 +87,7 @@ def rollout(request: Request, key: KeyRow) -> Rollout:
 async def answer_once(served: Services, key: KeyRow, arm: Arm) -> None:
     """Has the engine load these weights and draw one token; raises where that does not come about."""
     base_model = served.names.base(arm.base_model)
+    # Any token will do: what counts is that the adapter is loaded and one step is computed with it.
     prompt = (TextChunk(pack_ids([0])),)
     op = SampleOp(
         request_id=f"warm-{uuid.uuid4().hex}",
@@ -94,14 +106,17 @@ async def answer_once(served: Services, key: KeyRow, arm: Arm) -> None:
     if result is None:
         raise Unavailable(f"{unchanged} within {WARM_SECONDS:g} s; try again when the server has less to do.")
     if isinstance(result, Failure):
+        # The weights may be at fault, or the server; who deploys should hear which.
         raise (BadRequest if result.category == "user" else ServerError)(f"{unchanged}: {result.message}")
 
 
 def name_of(request: Request) -> str:
+    """The deployment's name in the request's path."""
     return str(request.path_params["name"])
 
 
 def deployment_json(row: Deployment) -> dict[str, Any]:
+    """A version of a deployment as clients read it; `created` is in seconds since the epoch."""
     return {
         "name": row.name,
         "version": row.version,

@@ -13,6 +13,7 @@ from loreloop.http.services import services
 
 
 async def healthz(request: Request) -> Response:
+    """That the server is up, and its version; the header holds the nonce of this start."""
     response = answer({"status": "ok", "version": __version__})
     response.headers[NONCE] = services(request).nonce  # the operator's command line looks whose address this is
     return response

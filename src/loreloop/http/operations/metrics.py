@@ -22,6 +22,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 @dataclass(frozen=True)
 class Sample:
+    """One value of a metric, with the labels that tell it from its siblings."""
+
     value: float
     labels: dict[str, str]
     suffix: str = ""  # of the family's name
@@ -29,12 +31,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Family:
+    """One metric with all its samples; `kind` is Prometheus' type (counter, gauge or histogram)."""
+
     name: str
     kind: str
     about: str
     samples: Sequence[Sample]
 
     def lines(self) -> Iterator[str]:
+        """The lines of the text format: help, type, then one line a sample."""
         yield f"# HELP {self.name} {self.about}"
         yield f"# TYPE {self.name} {self.kind}"
         for sample in self.samples:
@@ -47,6 +52,7 @@ def _escaped(text: str) -> str:
 
 
 async def metrics(request: Request) -> Response:
+    """All metrics of this server in Prometheus' text format."""
     served = services(request)
     families = [*of_requests(served.requests), *of_samples(served.dispatcher), *of_engines(served.dispatcher)]
     text = "".join(f"{line}\n" for family in families for line in family.lines())
@@ -54,6 +60,8 @@ async def metrics(request: Request) -> Response:
 
 
 def of_requests(requests: RequestCounts) -> Iterable[Family]:
+    """Counts and seconds of HTTP requests, by route and status code."""
+
     def labels(route: str, status_code: int) -> dict[str, str]:
         return {"route": route, "status": str(status_code)}
 
@@ -64,7 +72,9 @@ def of_requests(requests: RequestCounts) -> Iterable[Family]:
 
 
 def of_samples(dispatcher: Dispatcher) -> Iterable[Family]:
+    """Counts of samples, training operations and tokens by model, since this process began."""
     counts = {model: dispatcher.counts(model) for model in dispatcher.engines}
+    # The outcome is a label, so that a failure rate is one division.
     for name, kind in (("sample_requests", "samples"), ("training_operations", "operations")):
         ended = [
             Sample(n, {"model": model, "outcome": outcome})
@@ -74,6 +84,7 @@ def of_samples(dispatcher: Dispatcher) -> Iterable[Family]:
         yield Family(f"loreloop_{name}_total", "counter", f"{name.replace('_', ' ').capitalize()} that ended.", ended)
     for name, field, about in (
         ("prompt_tokens", "n_prompt_tokens", "Tokens of prompts of ended sample requests."),
+        # The share of these in all prompt tokens is the hit rate of the prefix cache.
         ("cached_prompt_tokens", "n_cached_tokens", "Those of them whose keys and values were there already."),
         ("generated_tokens", "n_drawn_tokens", "Tokens drawn for ended sample requests."),
         ("engine_deaths", "n_deaths", "Engines that ended, each replaced by the next."),
@@ -83,9 +94,12 @@ def of_samples(dispatcher: Dispatcher) -> Iterable[Family]:
 
 
 def of_engines(dispatcher: Dispatcher) -> Iterable[Family]:
+    """What each engine last said of its queues, cache pages and adapters; an engine that is down shows zeros."""
+
     def gauge(name: str, about: str, values: dict[str, float], kind: str = "gauge") -> Family:
         return Family(f"loreloop_{name}", kind, about, [Sample(v, {"model": m}) for m, v in values.items()])
 
+    # Every engine has its line even when it is down, so that a graph shows a zero and not a gap.
     queues = {model: dispatcher.queues(model) for model in dispatcher.engines}
     meters = {model: dispatcher.meters(model) for model in dispatcher.engines}
     yield gauge(
@@ -112,6 +126,7 @@ def of_engines(dispatcher: Dispatcher) -> Iterable[Family]:
     )
     samples: list[Sample] = []
     for model, one in loads.items():
+        # A histogram's buckets are cumulative: each holds all loads up to its bound, the last one all there were.
         for bound, n_loads in zip((*LOAD_BUCKETS, "+Inf"), accumulate(one.counts), strict=True):
             samples.append(Sample(n_loads, {"model": model, "le": str(bound)}, "_bucket"))
         samples.append(Sample(one.seconds, {"model": model}, "_sum"))

@@ -42,10 +42,13 @@ CHUNK_BYTES = 1 << 20
 
 
 async def save_weights_external(request: Request) -> Response:
+    """Accepts an operation that saves the adapter for other tools, encrypted where recipients are named."""
+
     async def build(key: KeyRow, raw: bytes) -> Accepted:
         body = decode(raw, rest.SaveExternalBody)
         run = live_run(request, key, body.model_id)
         path = CheckpointPath(run.id, CheckpointKind.EXTERNAL, check_name(body.path))
+        # The id follows from the run and the sequence id, so a repeated request has the same one.
         request_id = paths.request_id(run.id, body.seq_id)
         check_free(request, path, request_id)
         row = new_checkpoint(request, key, path, None)
@@ -56,6 +59,7 @@ async def save_weights_external(request: Request) -> Response:
 
 
 async def external_weights_urls(request: Request) -> Response:
+    """Signed addresses of the files of a checkpoint that was saved for others, by file name, with their expiry."""
     key, path = caller(request, INFER), checkpoint_path(request)
     if path.kind is not CheckpointKind.EXTERNAL:
         raise BadRequest(f"{path} is not saved for others; ask for its archive, or save_weights_external first.")
@@ -77,17 +81,23 @@ async def archive_url(request: Request) -> Response:
 
 
 async def download(request: Request) -> Response:
+    """The file that a signed address names. Forbidden where the signature or the time is wrong, Gone where the file is
+    not what was saved."""
     path, file = checkpoint_path(request), request.path_params["file"]
     expires = request.query_params.get("expires", "")
     wanted = signature(request, path, file, expires)
+    # A comparison in constant time: one that stops at the first wrong letter would tell how much of a guess was right.
     if not hmac.compare_digest(wanted.encode(), request.query_params.get("signature", "").encode()):
         raise Forbidden("The signature of this address is not one of this server; ask for a new address.")
+    # The signature covers the expiry, so it is looked at only after that was found to be ours.
     if not expires.isdecimal() or int(expires) < now():
         raise Forbidden("This address has expired; ask for a new one.")
     folder = checkpoints.folder_of(services(request).store.read(checkpoints.of_anyone, path))
     names = saved_files(folder)
     if file != ARCHIVE and file not in names:
         raise NotFound(f"{path} has no file {file!r}.")
+    # The files are compared with their checksums before the first byte leaves: a damaged adapter must not look like a
+    # good one elsewhere.
     await asyncio.to_thread(check_files, folder, names if file == ARCHIVE else (file,))
     if file == ARCHIVE:
         length = {"content-length": str(archive_bytes(folder, names))}
@@ -96,12 +106,14 @@ async def download(request: Request) -> Response:
 
 
 def signed_url(request: Request, path: CheckpointPath, file: str, expires: int) -> str:
+    """The address at which one file of a checkpoint can be fetched until `expires`, in seconds since the epoch."""
     place = quote(f"{path.run_id}/{path.checkpoint_id}/{file}", safe="/:")
     signed = signature(request, path, file, str(expires))
     return f"{request.base_url}api/v1/downloads/{place}?expires={expires}&signature={signed}"
 
 
 def signature(request: Request, path: CheckpointPath, file: str, expires: str) -> str:
+    """The HMAC-SHA256, in hexadecimal digits, of one file's address and its expiry under the data folder's secret."""
     secret = read_secret(services(request).store.folder / SECRET)
     return hmac.new(secret, f"download {path} {file} {expires}".encode(), hashlib.sha256).hexdigest()
 
@@ -123,12 +135,15 @@ def archive(folder: Path, names: Sequence[str]) -> Iterator[bytes]:
             yield _head(name, n_bytes)
             while piece := file.read(CHUNK_BYTES):
                 yield piece
+            # A tar file consists of blocks of 512 bytes, and two empty blocks end it.
             yield b"\0" * (-n_bytes % tarfile.BLOCKSIZE)
     yield _head(COMPLETE, 0) + b"\0" * (2 * tarfile.BLOCKSIZE)
 
 
 def archive_bytes(folder: Path, names: Sequence[str]) -> int:
+    """The length of the archive in bytes, which has to be known before its first byte is sent."""
     sizes = [(folder / name).stat().st_size for name in names]
+    # One head for every file, one for the empty mark, and two empty blocks at the end.
     return sum(size + -size % tarfile.BLOCKSIZE for size in sizes) + (len(sizes) + 3) * tarfile.BLOCKSIZE
 
 

@@ -16,6 +16,7 @@ from loreloop.store.rows import SequenceRecord
 def routes_of(spans: Sequence[Span], records: Mapping[str, SequenceRecord], base_model: str) -> bytes | None:
     """Routes of the tokens that `spans` tile, or None where nothing of them is known of this base."""
     widths = {name: _width(record, base_model) for name, record in records.items()}
+    # Records of the same base have the same width; a record that has none does not count.
     width = max((widths[span.sequence_id] for span in spans), default=0)
     if width == 0:
         return None
@@ -23,8 +24,11 @@ def routes_of(spans: Sequence[Span], records: Mapping[str, SequenceRecord], base
     for span in spans:
         record, known = records[span.sequence_id], b""
         if widths[span.sequence_id] == width and record.routes:
+            # Routes lie in one row over prompt and output, and offsets of a sampled span count from the output's
+            # beginning.
             first = span.offset + (n_ids(record.prompt) if span.sampled else 0)
             known = record.routes[first * width : (first + span.length) * width]
+        # The last token of a record was never computed, so a span that reaches it is filled up with free positions.
         parts.append(known + FREE_ROUTE * ((span.length * width - len(known)) // len(FREE_ROUTE)))
     return b"".join(parts)
 

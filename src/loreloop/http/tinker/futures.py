@@ -20,11 +20,13 @@ PENDING_STATUS = 408  # the SDK asks again at once
 
 
 async def retrieve_future(request: Request) -> Response:
+    """The result of a request, or "try again" when it has not come within the time of one poll."""
     key, served = caller(request, INFER), services(request)
     body = await read_json(request, RetrieveFuture)
     session_id = body.request_id.split(":")[0]
     served.store.read(sessions.get, key.id, session_id)  # other keys' requests do not exist for this one
     hold_seconds = served.config.session.poll_hold_seconds
+    # Samples live in memory and training operations in the journal; the form of the id says where to look.
     if ":sample:" in body.request_id:
         sampled = await served.dispatcher.sample_result(body.request_id, hold_seconds)
         return pending() if sampled is None else sample_answer(sampled)
@@ -33,16 +35,20 @@ async def retrieve_future(request: Request) -> Response:
 
 
 def pending() -> Response:
+    """Says that the result is not there yet; the SDK polls again at once."""
     return answer({"type": "try_again", "queue_state": "active"}, PENDING_STATUS)
 
 
 def sample_answer(result: SampleResult | Failure) -> Response:
+    """A sample's result as protobuf, or its failure as JSON."""
     if isinstance(result, Failure):
         return failure_answer(result)
     return Response(encode_sample_result(result), media_type=PROTOBUF)
 
 
 def train_answer(outcome: Outcome) -> Response:
+    """A training operation's result: a pass as protobuf, a step's metrics or what was promised on acceptance as
+    JSON."""
     result = outcome.result
     if isinstance(result, Failure):
         return failure_answer(result)
@@ -54,6 +60,7 @@ def train_answer(outcome: Outcome) -> Response:
 
 
 def failure_answer(failure: Failure) -> Response:
+    """A failed operation, which the SDK raises as an error; the request itself has succeeded, so the status is 200."""
     return answer({"error": failure.message, "category": failure.category})
 
 

@@ -30,6 +30,7 @@ async def with_sampled_spans(
         return decoded.op.data
     served = services(request)
     records = {
+        # Reading by session keeps one session's spans from naming another's samples.
         sequence_id: served.store.read(spool.get, served.store.segments, session_id, sequence_id, now())
         for sequence_id in used
     }
@@ -42,6 +43,7 @@ async def with_sampled_spans(
         for index, (datum, spans) in enumerate(zip(decoded.op.data, decoded.spans, strict=True))
     )
     expires = now() + served.config.session.spool_ttl_seconds
+    # Whoever trains on a record will likely train on it again, so it may stay as long as a new one.
     await served.store.write(spool.renew, sorted(used), expires)
     return data
 
@@ -58,11 +60,11 @@ def _checked(where: str, datum: Datum, spans: DatumSpans, lengths: dict[str, dic
     _check_tiling(f"{where}, model_input_spans", spans.model_input, n_tokens, lengths)
     _check_tiling(f"{where}, loss_fn_input_spans", spans.loss_inputs, n_tokens, lengths)
     sampled: list[tuple[int, int]] = []
-    at = 0
+    position = 0
     for span in spans.loss_inputs:
         if span.sampled:
-            sampled.append((at, at + span.length))
-        at += span.length
+            sampled.append((position, position + span.length))
+        position += span.length
     return msgspec.structs.replace(datum, sampled_spans=tuple(sampled))
 
 
@@ -76,5 +78,6 @@ def _check_tiling(where: str, spans: Sequence[Span], n_tokens: int, lengths: dic
                 f"which has {available}."
             )
     covered = sum(span.length for span in spans)
+    # With every position covered once and in order, a position in the spans is a position in the field.
     if covered != n_tokens:
         raise BadRequest(f"{where} cover {covered} positions of {n_tokens}; they must tile the field exactly.")

@@ -23,6 +23,7 @@ KINDS = {CheckpointKind.TRAINING: "training", CheckpointKind.SAMPLER: "sampler",
 
 
 async def list_runs(request: Request) -> Response:
+    """The key's runs by pages, with their newest checkpoints."""
     key, served = caller(request, INFER), services(request)
     limit, offset = page(request, default_limit=20)
     found = served.store.read(runs.list_page, key.id, limit, offset)
@@ -31,11 +32,13 @@ async def list_runs(request: Request) -> Response:
 
 
 async def get_run(request: Request) -> Response:
+    """One run of the key; NotFound where it has none of this id."""
     key, served = caller(request, INFER), services(request)
     return answer(run_json(served, key.id, served.store.read(runs.get, key.id, request.path_params["run_id"])))
 
 
 async def list_run_checkpoints(request: Request) -> Response:
+    """All checkpoints of one run of the key."""
     key, served = caller(request, INFER), services(request)
     run = served.store.read(runs.get, key.id, request.path_params["run_id"])
     rows = served.store.read(checkpoints.of_run, key.id, run.id)
@@ -43,6 +46,7 @@ async def list_run_checkpoints(request: Request) -> Response:
 
 
 async def list_checkpoints(request: Request) -> Response:
+    """The key's checkpoints over all runs, by pages."""
     key, served = caller(request, INFER), services(request)
     limit, offset = page(request, default_limit=100)
     found = served.store.read(checkpoints.list_page, key.id, limit, offset)
@@ -51,23 +55,28 @@ async def list_checkpoints(request: Request) -> Response:
 
 
 async def delete_checkpoint(request: Request) -> Response:
+    """Deletes a checkpoint of the key. Conflict where a deployment answers with it."""
     key, served = caller(request, TRAIN), services(request)
     row = await served.store.write(checkpoints.remove, key.id, checkpoint_path(request))
     if row.kind is CheckpointKind.SAMPLER:
+        # The engine may hold the adapter in memory, and would go on answering with it.
         served.dispatcher.drop_revision(str(row.path))
     delete(Path(row.folder))
     return answer({})
 
 
 async def set_ttl(request: Request) -> Response:
+    """Lets a checkpoint expire so many seconds from now, or never."""
     key = caller(request, TRAIN)
     body = await read_json(request, TtlBody)
+    # No time to live means that the checkpoint never expires.
     expires = now() + body.ttl_seconds if body.ttl_seconds is not None else None
     await services(request).store.write(checkpoints.set_expiry, key.id, checkpoint_path(request), expires)
     return answer({})
 
 
 async def weights_info(request: Request) -> Response:
+    """What a client must know to make a training client that a checkpoint fits: base model, rank, trained parts."""
     key, served = caller(request, INFER), services(request)
     path = parse_path((await read_json(request, WeightsInfoBody)).tinker_path)
     served.store.read(checkpoints.get, key.id, path)
@@ -79,6 +88,7 @@ async def weights_info(request: Request) -> Response:
 
 
 def checkpoint_path(request: Request) -> CheckpointPath:
+    """The checkpoint that the request's address names; BadRequest where it cannot be one."""
     params = request.path_params
     return parse_path(f"tinker://{params['run_id']}/{params['kind']}/{params['name']}")
 
@@ -92,13 +102,17 @@ def page(request: Request, default_limit: int) -> tuple[int, int]:
         )
     except ValueError:
         raise BadRequest("limit and offset must be whole numbers.") from None
+    # Without a bound the offset could exceed the integers of SQLite, and the fault would look like ours.
     if not (1 <= limit <= 1000 and 0 <= offset < 1 << 31):
         raise BadRequest(f"limit is {limit} and offset {offset}; they must lie in 1 … 1000 and 0 …")
     return limit, offset
 
 
 def run_json(served: Services, key_id: str, run: RunRow) -> dict[str, Any]:
+    """A run as the SDK reads it, with the newest checkpoint of each kind."""
+    # The store gives the newest first, so the first of each kind is the one to show.
     saved = served.store.read(checkpoints.of_run, key_id, run.id)
+    # A run may have checkpoints of one kind only, so each is looked for by itself.
     newest = {kind: next((row for row in saved if row.kind is kind), None) for kind in KINDS}
     training, sampler = newest[CheckpointKind.TRAINING], newest[CheckpointKind.SAMPLER]
     return {
@@ -116,6 +130,7 @@ def run_json(served: Services, key_id: str, run: RunRow) -> dict[str, Any]:
 
 
 def checkpoint_json(row: CheckpointRow) -> dict[str, Any]:
+    """A checkpoint as the SDK reads it, with times in ISO 8601 and its size in bytes."""
     return {
         "checkpoint_id": row.path.checkpoint_id,
         "checkpoint_type": KINDS[row.kind],
@@ -129,6 +144,7 @@ def checkpoint_json(row: CheckpointRow) -> dict[str, Any]:
 
 
 def moment(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601 in UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 

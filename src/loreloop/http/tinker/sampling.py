@@ -26,6 +26,8 @@ from loreloop.text.grammars.sandbox import Rules
 
 
 async def create_sampling_session(request: Request) -> Response:
+    """Opens a sampler: a name for weights, from which `asample` then draws. The weights are fixed here, for all its
+    samples."""
     key, served = caller(request, INFER), services(request)
     body = await read_json(request, CreateSamplingSession)
     active_session(request, key, body.session_id)
@@ -57,15 +59,18 @@ async def get_sampler(request: Request) -> Response:
 
 
 async def asample(request: Request) -> Response:
+    """Hands a sample to the engine and answers at once with its request id, for which the client polls."""
     key, served = caller(request, INFER), services(request)
     body = await read_json(request, SampleBody)
     sampler = served.store.read(samplers.get, key.id, body.sampling_session_id)
+    # A sampler ends with its session; samples of an ended one would never be cleaned up.
     active_session(request, key, sampler.session_id)
     base_model = served.names.base(sampler.base_model)
     info = await served.dispatcher.info(base_model)
     prompt = await served.pictures.in_prompt(check_prompt(body.prompt, info), info)
     op = await sample_op(served, sampler, key.id, body, prompt, info)
     sequence_ids = [f"{op.request_id}:{index}" for index in range(op.num_samples)]
+    # Only where the client will refer to its samples in training are they kept, since routes and tokens take room.
     recording = Recording(sampler.session_id, tuple(sequence_ids)) if body.record_stability_info else None
     served.dispatcher.sample(msgspec.structs.replace(op, routes=recording is not None), base_model, recording)
     return answer({"request_id": op.request_id, "sample_sequence_ids": sequence_ids})
@@ -76,11 +81,13 @@ async def sample_op(
 ) -> SampleOp:
     """The checked operation of a request with its checked prompt."""
     limit = served.config.limits.samples_per_request
+    # The samples of one request run together, and each needs pages of the cache.
     if body.num_samples > limit:
         raise BadRequest(f"num_samples is {body.num_samples}; at most {limit} are drawn for one request.")
     n_prompt = length_of(prompt)
     scores = check_scores(body, n_prompt)
     check_targets(scores, info)
+    # Looked at here, because in the engine a missing folder would look like a fault of the server.
     if sampler.folder is not None and not Path(sampler.folder).is_dir():
         raise Gone(f"The files of {sampler.revision_id} are gone: there is no folder {sampler.folder}. Save them anew.")
     has_revision = sampler.revision_id is not None and sampler.folder is not None

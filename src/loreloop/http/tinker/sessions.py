@@ -21,11 +21,13 @@ async def client_config(request: Request) -> Response:
 
 
 async def dynamic_config(request: Request) -> Response:
+    """How often, in seconds, the SDK may ask for its settings again."""
     caller(request, INFER)
     return answer({"refresh_interval_sec": 300})
 
 
 async def capabilities(request: Request) -> Response:
+    """The served models with their context windows, in tokens; waits until every engine is up."""
     caller(request, INFER)
     served = services(request)
     models = []
@@ -38,6 +40,7 @@ async def capabilities(request: Request) -> Response:
 
 
 async def create_session(request: Request) -> Response:
+    """Opens a session, which ends with its heartbeats: runs, samplers and records belong to it."""
     key = caller(request, INFER)
     body = await read_json(request, CreateSession)
     new = SessionNew(body.tags, body.user_metadata, body.sdk_version, body.project_id, body.display_name)
@@ -45,6 +48,7 @@ async def create_session(request: Request) -> Response:
 
 
 async def heartbeat(request: Request) -> Response:
+    """Keeps a session alive; Gone where it has ended already."""
     key = caller(request, INFER)
     body = await read_json(request, Heartbeat)
     status = await services(request).store.write(sessions.touch, key.id, body.session_id, now())
@@ -54,10 +58,13 @@ async def heartbeat(request: Request) -> Response:
 
 
 async def finish_session(request: Request) -> Response:
+    """Ends a session: its samples are cancelled, its models are unloaded. To end it twice changes nothing."""
     key, served = caller(request, INFER), services(request)
+    # An unknown session ends as NotFound in the store, as does one of another key.
     session_id = request.path_params["session_id"]
     body = await read_json(request, FinishSession)
     detail = f"{body.reason.type}: {body.detail}" if body.detail else body.reason.type
+    # Only the call that ends the session cleans up; a repeated one finds it ended.
     if await served.store.write(sessions.end, key.id, session_id, "finished", detail):
         await served.dispatcher.close_session(session_id)
     return answer({})

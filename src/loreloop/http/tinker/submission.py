@@ -47,6 +47,7 @@ class _AnyBody(msgspec.Struct):
 
 
 def address_in_json(body: bytes) -> Address | None:
+    """The place in a model's order that a JSON body names; None where it names none."""
     try:
         found = msgspec.json.decode(body, type=_AnyBody)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -55,6 +56,7 @@ def address_in_json(body: bytes) -> Address | None:
 
 
 def address_in_protobuf(body: bytes) -> Address | None:
+    """The place in a model's order that a protobuf body names, read from its first bytes; None where it names none."""
     place = recover_address(body[:HEAD_BYTES])
     return Address(*place) if place else None
 
@@ -70,6 +72,7 @@ def live_run(request: Request, key: KeyRow, model_id: str) -> RunRow:
 
 
 def active_session(request: Request, key: KeyRow, session_id: str) -> None:
+    """BadRequest where the session has ended; NotFound where this key has none of the id."""
     if services(request).store.read(sessions.get, key.id, session_id).status != "active":
         raise BadRequest(f"The session {session_id} has ended; open a new one.")
 
@@ -86,7 +89,9 @@ async def accept(
         body = await read_body(request)
         accepted = await build(key, body)
         await _submit(request, key, body, accepted)
+    # Only the user's faults use the place up. After a fault of ours the client sends the same operation again.
     except UserError as error:
+        # Of a body that was too large only the beginning was read, and it travels with the error.
         if address := address_in(error.head if isinstance(error, TooLarge) else body):
             await _use_up(request, key, address)
         raise
@@ -96,8 +101,10 @@ async def accept(
 async def _submit(request: Request, key: KeyRow, body: bytes, accepted: Accepted) -> None:
     from_run = services(request).store.read(runs.get, key.id, accepted.op.model_id)
     served = services(request)
+    # By it the journal tells a repeated request from another body under the same sequence id.
     fingerprint = hashlib.sha256(body).hexdigest()
     base_model = served.names.base(from_run.base_model)
+    # From here on the operation is on disk, and the client may be told that it will run.
     await served.dispatcher.submit(accepted.op, Acceptance(base_model, fingerprint, accepted.after, accepted.reply))
     await served.store.write(runs.touch, accepted.op.model_id, now())
 

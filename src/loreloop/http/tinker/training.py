@@ -35,12 +35,15 @@ from loreloop.store.rows import AddCheckpoint, AddSampler, CheckpointRow, KeyRow
 
 
 async def create_model(request: Request) -> Response:
+    """Accepts the creation of a model with a fresh adapter; it is operation 0 of a new run."""
+
     async def build(key: KeyRow, raw: bytes) -> Accepted:
         body = decode(raw, rest.CreateModelBody)
         lora = body.lora_config
         seed = lora.seed if lora.seed is not None else fresh_seed()
         spec = LoraSpec(
             rank=lora.rank,
+            # A client's seed may be negative or huge; its lowest 63 bits are one that every generator takes.
             seed=seed & (1 << 63) - 1,
             train_attn=lora.train_attn,
             train_mlp=lora.train_mlp,
@@ -58,6 +61,7 @@ async def create_model(request: Request) -> Response:
 
 
 def check_lora(spec: LoraSpec, optimizer: rest.OptimizerConfig, max_rank: int) -> None:
+    """BadRequest where the rank is out of range, nothing would be trained, or the optimizer is not AdamW."""
     if not 1 <= spec.rank <= max_rank:
         raise BadRequest(f"The rank {spec.rank} was asked for; this server takes 1 to {max_rank}.")
     if not (spec.train_attn or spec.train_mlp or spec.train_unembed):
@@ -82,6 +86,7 @@ async def begin(request: Request, key: KeyRow, new: NewRun) -> None:
     active_session(request, key, new.session_id)
     served = services(request)
     known = served.store.read(journal.is_known, paths.request_id(new.model_id, 0))
+    # A repeated request must find its own run even when the key has reached its limit since.
     if not known and served.store.read(runs.n_live, key.id) >= served.config.limits.models_per_key:
         raise BadRequest(f"This key has {served.config.limits.models_per_key} live models; finish some sessions first.")
     row = RunRow(
@@ -99,12 +104,16 @@ async def begin(request: Request, key: KeyRow, new: NewRun) -> None:
 
 
 async def forward_backward(request: Request) -> Response:
+    """Accepts a pass over data, with images checked and spans of samples resolved."""
+
     async def build(key: KeyRow, raw: bytes) -> Accepted:
         decoded = decode_pass(raw)
         op = decoded.op
+        # Place 0 is that of create_model.
         if op.seq_id < 1:
             raise BadRequest(f"The sequence id {op.seq_id} cannot be; a model's passes count from 1.")
         run = live_run(request, key, op.model_id)
+        # Images come first: spans tile the input in tokens, and only a checked image knows how many it takes.
         decoded = msgspec.structs.replace(decoded, op=await with_images(request, run, op))
         data = await provenance.with_sampled_spans(request, run.session_id, decoded, run.base_model)
         request_id = paths.request_id(op.model_id, op.seq_id)
@@ -123,6 +132,8 @@ async def with_images(request: Request, run: RunRow, op: ForwardBackward) -> For
 
 
 async def optim_step(request: Request) -> Response:
+    """Accepts a step of the optimizer over the gradients that have gathered."""
+
     async def build(key: KeyRow, raw: bytes) -> Accepted:
         body = decode(raw, rest.OptimStepBody)
         live_run(request, key, body.model_id)
@@ -135,11 +146,14 @@ async def optim_step(request: Request) -> Response:
 
 
 async def save_weights(request: Request) -> Response:
+    """Accepts the saving of a training checkpoint: weights and the optimizer's state."""
+
     async def build(key: KeyRow, raw: bytes) -> Accepted:
         body = decode(raw, rest.SaveWeightsBody)
         run = live_run(request, key, body.model_id)
         path = CheckpointPath(run.id, CheckpointKind.TRAINING, check_name(body.path))
         request_id = paths.request_id(run.id, body.seq_id)
+        # The name is checked before the operation is journaled, since afterwards it could only fail.
         if not body.overwrite:
             check_free(request, path, request_id)
         row = new_checkpoint(request, key, path, body.user_metadata)
@@ -150,6 +164,8 @@ async def save_weights(request: Request) -> Response:
 
 
 async def save_weights_for_sampler(request: Request) -> Response:
+    """Accepts the saving of weights to sample from: under a name, or for as long as the session lives."""
+
     async def build(key: KeyRow, raw: bytes) -> Accepted:
         body = decode(raw, rest.SaveForSamplerBody)
         run = live_run(request, key, body.model_id)
@@ -159,6 +175,7 @@ async def save_weights_for_sampler(request: Request) -> Response:
 
 
 def named_sampler(request: Request, key: KeyRow, run: RunRow, body: rest.SaveForSamplerBody) -> Accepted:
+    """The operation that saves weights to sample from under a name that stays."""
     path = CheckpointPath(run.id, CheckpointKind.SAMPLER, check_name(body.path or ""))
     request_id = paths.request_id(run.id, body.seq_id)
     check_free(request, path, request_id)
@@ -170,6 +187,7 @@ def named_sampler(request: Request, key: KeyRow, run: RunRow, body: rest.SaveFor
 
 
 def ephemeral_sampler(request: Request, key: KeyRow, run: RunRow, body: rest.SaveForSamplerBody) -> Accepted:
+    """The operation that makes weights available to one sampler of this session, without a checkpoint."""
     if body.sampling_session_seq_id is None:
         raise BadRequest(
             "Give the sampler a name (path), or a sampling_session_seq_id for one that lives as long as you."
@@ -189,6 +207,7 @@ def ephemeral_sampler(request: Request, key: KeyRow, run: RunRow, body: rest.Sav
         folder=folder,
     )
     request_id = paths.request_id(run.id, body.seq_id)
+    # It need not be durable: an adapter that lives no longer than its session may be lost when the power fails.
     op = SaveSampler(run.id, body.seq_id, request_id=request_id, folder=folder, revision_id=sampler_id, durable=False)
     return Accepted(op, (AddSampler(row),), {"sampling_session_id": sampler_id})
 
@@ -197,6 +216,8 @@ def check_free(request: Request, path: CheckpointPath, request_id: str) -> None:
     """A name is free, unless it is this very request that took it, sent once more."""
     store = services(request).store
     if not store.read(journal.is_known, request_id):
+        # A name may be taken in two ways: by a checkpoint that is there, and by an operation that is still to write
+        # one.
         store.read(checkpoints.check_free, path)
         if store.read(journal.is_promised, {"path": str(path)}):
             raise BadRequest(f"{path} is being saved by an earlier request; choose another name.")
@@ -205,6 +226,7 @@ def check_free(request: Request, path: CheckpointPath, request_id: str) -> None:
 def new_checkpoint(
     request: Request, key: KeyRow, path: CheckpointPath, user_metadata: dict[str, object] | None
 ) -> CheckpointRow:
+    """The row of a checkpoint that an operation will write; its size is known only afterwards."""
     folder = str(services(request).dispatcher.files.checkpoint(path))
     return CheckpointRow(
         run_id=path.run_id,
@@ -220,6 +242,8 @@ def new_checkpoint(
 
 
 async def load_weights(request: Request) -> Response:
+    """Accepts the loading of a checkpoint, into a live model or into a new one."""
+
     async def build(key: KeyRow, raw: bytes) -> Accepted:
         body = decode(raw, rest.LoadWeightsBody)
         if body.model_id is not None and body.seq_id is not None:
@@ -244,6 +268,7 @@ async def create_from(request: Request, key: KeyRow, body: rest.LoadWeightsBody,
     source = services(request).store.read(runs.get, key.id, parse_path(body.path).run_id)
     names = services(request).names
     base_model = body.base_model or source.base_model
+    # The names may differ, one being an alias; what counts is that both mean the same base.
     if names.base(base_model) != names.base(source.base_model):
         raise BadRequest(f"{body.path} was trained on {source.base_model!r}, not on {base_model!r}.")
     new = NewRun(model_id, body.session_id or "", base_model, source.lora, body.user_metadata)
@@ -267,11 +292,15 @@ async def pinned(request: Request, key: KeyRow, body: rest.LoadWeightsBody, requ
     served = services(request)
     row = served.store.read(checkpoints.get, key.id, path)
     folder = checkpoints.folder_of(row)
+    # Without the optimizer's state being wanted, damage to its file does no harm.
     await asyncio.to_thread(check_all_files, folder, (OPTIMIZER_FILE,) if not body.optimizer else ())
+    # The pin keeps the files though the checkpoint may be deleted meanwhile, because a replay after a crash loads them
+    # again.
     return str(served.dispatcher.files.pin(folder, request_id))
 
 
 async def get_info(request: Request) -> Response:
+    """What a client must know of a model in training: its base, its rank, where its tokenizer is found."""
     key, body = caller(request, INFER), await read_json(request, rest.ModelId)
     served = services(request)
     run = served.store.read(runs.get, key.id, body.model_id)

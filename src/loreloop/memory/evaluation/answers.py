@@ -152,7 +152,8 @@ def answer_row(
     every = [value for values in kinds.values() for value in values]
     tokens = sum(segment.tokens for segments in shown for segment in segments) / max(1, len(shown))
     by_kind = {kind: estimate(values) for kind, values in sorted(kinds.items())}
-    return AnswerRow(name, budget, estimate(every), by_kind, tokens, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return AnswerRow(contender=name, budget=budget, f1=estimate(every), kinds=by_kind, tokens=tokens, seconds=seconds)
 
 
 def prompt_of(segments: Sequence[Segment], question: Question) -> str:

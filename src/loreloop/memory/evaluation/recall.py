@@ -25,11 +25,16 @@ class Estimate(msgspec.Struct, frozen=True):
     n: int
 
 
+def words_in(segment: Segment) -> frozenset[str]:
+    """Remembered, since the same segments are looked at for question after question."""
+    return words_of(segment.head + segment.text).content
+
+
 def turns_kept(segments: Sequence[Segment], turns: Sequence[Turn]) -> set[int]:
     """The turns of which 80 % of the content words and all names and numbers stand in one segment made from them."""
     kept: set[int] = set()
     for segment in segments:
-        have = content_of(segment.head + segment.text)
+        have = words_in(segment)
         for number in segment.turns:
             words = words_of(turns[number].text)
             if words.marks <= have and len(words.content & have) >= SHARE * len(words.content):

@@ -23,9 +23,8 @@ from loreloop.memory.evaluation.contenders import (
 )
 from loreloop.memory.evaluation.endurance import Pace, Survival
 from loreloop.memory.evaluation.minilm import Embed
-from loreloop.memory.evaluation.recall import Estimate, answer_kept, estimate, gone, recall, turns_kept
+from loreloop.memory.evaluation.recall import Estimate, answer_kept, estimate, gone, recall, turns_kept, words_in
 from loreloop.memory.state import Segment
-from loreloop.memory.words import content_of
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -62,7 +61,7 @@ class Tally:
         value = recall(question, kept)
         if value is not None:
             self.kinds[question.kind].append(value)
-        answered = answer_kept(question, content_of(" ".join(segment.head + segment.text for segment in segments)))
+        answered = answer_kept(question, frozenset().union(*map(words_in, segments)))
         if answered is not None:
             self.answers.append(answered)
         if question.gone:

@@ -45,12 +45,13 @@ class Reward(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct):
-    """One adapter's course. `path` is where its last weights are."""
+    """One adapter's course. `taught` is the path of the weights after the lessons, `path` of the last."""
 
     part: str
     losses: list[float] = []
     rewards: list[Reward] = []
     sittings: list[exam.Sitting] = []
+    taught: str = ""
     path: str = ""
 
 
@@ -72,7 +73,7 @@ class Plan:
         return enumerate(turns, practice.REWARDED_SEED)
 
 
-HEAD = Plan(steps=8, batch=16, lengths=((40, 4), (60, 3), (100, 2)), size=16)
+HEAD = Plan(steps=8, batch=16, lengths=((40, 3), (60, 2), (100, 1)), size=16, reward_rate=1e-4)
 REFILL = Plan(
     steps=12, batch=4, lengths=((40, 2), (60, 2), (100, 2)), size=4, chances=2, lesson_rate=1e-3, reward_rate=3e-4
 )
@@ -90,6 +91,7 @@ class Course:
         record.sittings.append(exam.of_the_head("surface", None, self.count))
         self._judge(record, "before")
         self._imitate(record, [example for seed in range(4) for example in lessons.of_the_head(seed)])
+        record.taught = self.learner.save("memory-head-taught")
         self._judge(record, "after lessons")
         for seed, turns in self.plan.conversations():
             rolls = judging.Rolls(practice.budget_for(turns), size=self.plan.size)
@@ -104,6 +106,7 @@ class Course:
         record = Record("refill")
         self._write(record, "before")
         self._imitate(record, [example for seed in range(6) for example in lessons.of_the_refill(seed, self.count)])
+        record.taught = self.learner.save("memory-refill-taught")
         self._write(record, "after lessons")
         for seed, turns in self.plan.conversations():
             refills = Refills(practice.needles(seed, turns), practice.roomy_budget_for(turns), self.count)

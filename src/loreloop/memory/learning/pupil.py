@@ -15,6 +15,8 @@ from loreloop.memory.learned import YES, log_odds
 from loreloop.memory.learning.groups import Said, Tried
 from loreloop.memory.learning.lessons import END, Example
 
+BATCH = 64  # questions of one forward pass
+
 
 class Codec(Protocol):
     def encode(self, text: str) -> list[int]: ...
@@ -37,9 +39,11 @@ class Pupil:
     def odds(self, questions: Sequence[str]) -> list[float]:
         """The log-odds that each is answered with yes."""
         answer = self.codec.encode(YES)
-        prompts = [tinker.ModelInput.from_ints([*self.codec.encode(question), *answer]) for question in questions]
-        futures = [self.sampler.compute_logprobs(prompt) for prompt in prompts]
-        return [log_odds(sum(value or 0.0 for value in future.result()[-len(answer) :])) for future in futures]
+        ones = np.ones(len(answer), np.float32)
+        data = [datum(self.codec.encode(question), answer, weights=ones) for question in questions]
+        futures = [self.client.forward(data[n : n + BATCH], "cross_entropy") for n in range(0, len(data), BATCH)]
+        outputs = [output for future in futures for output in future.result().loss_fn_outputs]
+        return [log_odds(float(output["logprobs"].to_numpy()[-len(answer) :].sum())) for output in outputs]
 
     def answers(
         self, prompts: Sequence[str], n: int, most: Sequence[int], temperature: float = 1.0

@@ -115,7 +115,9 @@ class Refills:
                 most = budget - self.count(passage(segment.head, ""))
                 if most > 0:
                     prompt = prompt_of(segment, most, place).rstrip()
-                    found.append(Chance(before, number, segment, budget, prompt, most))
+                    found.append(
+                        Chance(state=before, turn=number, segment=segment, budget=budget, prompt=prompt, most=most)
+                    )
             noticing.noticed.clear()
         return found
 

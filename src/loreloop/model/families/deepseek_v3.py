@@ -15,12 +15,16 @@ from loreloop.protocol.errors import BadRequest
 
 
 class DeepseekV3:
+    """DeepSeek V3's decoder, of which Kimi K2 is a larger instance with fewer groups."""
+
     names = WeightNames(ignored=("model.layers.{n_layers}.",))
 
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
+        """The decoder of the configuration. BadRequest where it has biases, or routes by another method."""
         family = str(config["model_type"])
         if config.get("attention_bias"):
             raise BadRequest(f"This {family} model has biases in its projections, which is not supported.")
+        # Earlier DeepSeek models share the names of settings but score and choose experts otherwise.
         served = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
         for setting, value in served.items():
             if config.get(setting, value) != value:
@@ -29,6 +33,8 @@ class DeepseekV3:
         latent = _latent(config, spec)
         return replace(
             spec,
+            # The configuration's own head counts are those of plain attention; latent attention expands a key for every
+            # head.
             n_kv_heads=spec.n_heads,
             d_head=latent.d_nope + latent.d_rope,
             latent=latent,
@@ -38,6 +44,7 @@ class DeepseekV3:
 
 def _latent(config: Mapping[str, Any], spec: DecoderSpec) -> LatentSpec:
     d_nope, d_rope = config["qk_nope_head_dim"], config["qk_rope_head_dim"]
+    # YaRN's sharpening acts on queries and on keys, so the scale of their product has it squared.
     sharpening = yarn_scale(spec.rope.factor, rope_settings(config).get("mscale_all_dim") or 0.0)
     return LatentSpec(
         q_rank=config.get("q_lora_rank"),
@@ -54,6 +61,7 @@ def _moe(config: Mapping[str, Any], n_layers: int) -> MoeSpec | None:
     n_experts = config.get("n_routed_experts") or config.get("num_local_experts")
     if not n_experts:
         return None
+    # The first layers are dense, and from there on every `step`-th layer routes.
     first, step = config.get("first_k_dense_replace") or 0, config.get("moe_layer_freq") or 1
     return MoeSpec(
         n_experts=n_experts,

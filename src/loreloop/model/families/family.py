@@ -24,7 +24,9 @@ class Family(Protocol):
         ...
 
     @property
-    def names(self) -> WeightNames: ...
+    def names(self) -> WeightNames:
+        """Where the published weights of this family go."""
+        ...
 
 
 @runtime_checkable
@@ -67,6 +69,7 @@ def dense_spec(config: Mapping[str, Any], family: str, *, qkv_bias: bool, qk_nor
     """The spec of a Llama-like configuration; what the decoder cannot do is refused by name."""
     if config.get("hidden_act", "silu") != "silu":
         raise BadRequest(f"This {family} model uses the activation {config['hidden_act']!r}; only silu is supported.")
+    # Served anyway, such a model would be right in short texts and silently wrong in long ones.
     if config.get("use_sliding_window"):
         raise BadRequest(f"This {family} model uses sliding-window attention, which is not supported.")
     n_heads = config["num_attention_heads"]
@@ -77,6 +80,7 @@ def dense_spec(config: Mapping[str, Any], family: str, *, qkv_bias: bool, qk_nor
         n_layers=config["num_hidden_layers"],
         n_heads=n_heads,
         n_kv_heads=config.get("num_key_value_heads") or n_heads,
+        # Older configurations leave the head's width out, and it is then what the heads divide the model's width into.
         d_head=config.get("head_dim") or config["hidden_size"] // n_heads,
         d_ff=config["intermediate_size"],
         rope=rope_spec(config),
@@ -90,12 +94,16 @@ def dense_spec(config: Mapping[str, Any], family: str, *, qkv_bias: bool, qk_nor
 
 
 def rope_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    # Newer configurations have `rope_parameters`, older ones `rope_scaling`; where both stand, the newer one is meant.
+    """The settings of the rotary embedding under either of their names; empty where there are none. TypeError where
+    they are no mapping."""
     return as_settings("rope_scaling", config.get("rope_parameters") or config.get("rope_scaling") or {})
 
 
 def rope_spec(config: Mapping[str, Any]) -> RopeSpec:
     """Reads both spellings: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`."""
     scaling = rope_settings(config)
+    # 10000 is the base of the first rotary models, and the default of configurations that name none.
     theta = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "default":
@@ -121,6 +129,8 @@ def _yarn(theta: float, scaling: Mapping[str, Any], config: Mapping[str, Any]) -
     factor = float(scaling.get("factor") or config["max_position_embeddings"] / window)
     attention_factor = scaling.get("attention_factor")
     if attention_factor is None:
+        # DeepSeek's form: a configuration that names both scales has their quotient; with one of them alone neither
+        # counts.
         own, all_dims = float(scaling.get("mscale") or 0), float(scaling.get("mscale_all_dim") or 0)
         attention_factor = (
             yarn_scale(factor, own) / yarn_scale(factor, all_dims) if own and all_dims else yarn_scale(factor)
@@ -139,6 +149,7 @@ def _yarn(theta: float, scaling: Mapping[str, Any], config: Mapping[str, Any]) -
 
 def yarn_scale(factor: float, mscale: float = 1.0) -> float:
     """By how much attention is sharpened over a window `factor` times as long."""
+    # The formula is the one of the YaRN paper (Peng et al., 2023), with DeepSeek's additional `mscale`.
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 

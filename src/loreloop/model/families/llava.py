@@ -36,14 +36,19 @@ TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
 class Llava:
+    """A text family of this package behind a CLIP or SigLIP tower."""
+
     names = WeightNames()
 
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
+        """The text part's decoder. BadRequest where its family is not supported behind a tower."""
         text = {"model_type": "llama", **config["text_config"]}
         if text["model_type"] not in TEXT_FAMILIES:
             raise BadRequest(f"This llava model's text part is {text['model_type']!r}, which is not supported.")
+        # Published folders say it in either part.
         tied = config.get("tie_word_embeddings") or text.get("tie_word_embeddings", False)
         spec = TEXT_FAMILIES[text["model_type"]].spec(
+            # Settings that stand in the file go before the defaults; those of the whole model go before both.
             (LLAMA if text["model_type"] == "llama" else {})
             | text
             | {"tie_word_embeddings": tied, "eos_token_id": config.get("eos_token_id") or text.get("eos_token_id")}
@@ -51,6 +56,8 @@ class Llava:
         return replace(spec, family="llava", module="model.language_model")
 
     def image_rules(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> ImageRules:
+        """A fixed grid: every image becomes the tower's square and the same number of tokens. BadRequest where the
+        processor makes images that the tower does not take."""
         vision = as_settings("vision_config", config["vision_config"])
         kind = vision.get("model_type")
         if kind not in TOWERS:
@@ -58,6 +65,8 @@ class Llava:
         side = vision["image_size"]
         size, crop = (as_settings(name, processor.get(name) or {}) for name in ("size", "crop_size"))
         width, height = (crop or size).get("width", side), (crop or size).get("height", side)
+        # Images are first scaled to this shorter side and then cropped; without a crop they are scaled to the square
+        # itself.
         shorter = size.get("shortest_edge") if processor.get("do_center_crop", "shortest_edge" in size) else None
         if (width, height) != (side, side) or (shorter or side) < side:
             raise BadRequest(
@@ -65,6 +74,7 @@ class Llava:
                 f"vision tower takes {side} × {side}."
             )
         n_patches = (width // vision["patch_size"]) * (height // vision["patch_size"])
+        # CLIP puts a class token before the patches, which the strategy "default" leaves out again.
         n_tokens = n_patches + (kind == "clip_vision_model") - (_strategy(config) == "default")
         return ImageRules(
             placeholder=config.get("image_token_index", config.get("image_token_id", 32000)),
@@ -76,6 +86,8 @@ class Llava:
         )
 
     def tower(self, config: Mapping[str, Any]) -> Tower:
+        # Imported here, since transformers takes seconds to load and only models with a tower need it.
+        """transformers' tower and projector, with weights that are not yet filled in."""
         from transformers import AutoModel, LlavaConfig
         from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
@@ -95,6 +107,7 @@ class LlavaTower:
 
     def __call__(self, pixels_CHW: Tensor) -> ImageFeatures:
         states = self.parts["tower"](pixels_CHW[None], output_hidden_states=True).hidden_states
+        # Several layers stand side by side in the width that the projector was trained for.
         chosen_ND = torch.cat([states[layer][0, self.first :] for layer in self.layers], dim=-1)
         return ImageFeatures(self.parts["projector"](chosen_ND))
 

@@ -15,6 +15,8 @@ from loreloop.protocol.errors import BadRequest
 
 
 class Mixtral:
+    """Mixtral's decoder: Llama's attention before routed feed-forwards."""
+
     names = WeightNames(
         router="model.layers.{layer}.block_sparse_moe.gate.weight",
         expert="model.layers.{layer}.block_sparse_moe.experts.{expert}.{part}.weight",
@@ -22,9 +24,11 @@ class Mixtral:
     )
 
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
+        """The decoder of the configuration. BadRequest where attention has a sliding window."""
         if config.get("sliding_window"):
             raise BadRequest("This mixtral model uses sliding-window attention, which is not supported.")
         spec = dense_spec(config, "mixtral", qkv_bias=False, qk_norm=False)
+        # Softmax over the chosen experts' logits is softmax over all, normed to the chosen; so the spec's defaults fit.
         moe = MoeSpec(
             n_experts=config["num_local_experts"],
             top_k=config["num_experts_per_tok"],

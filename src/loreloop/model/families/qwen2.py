@@ -13,7 +13,10 @@ from loreloop.model.spec import DecoderSpec
 
 
 class Qwen2:
+    """Qwen2's and Qwen2.5's dense decoder."""
+
     names = WeightNames()
 
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
+        """The decoder of the configuration. BadRequest where it uses sliding windows or another activation."""
         return dense_spec(config, "qwen2", qkv_bias=True, qk_norm=False)

@@ -13,7 +13,10 @@ from loreloop.model.spec import DecoderSpec
 
 
 class Qwen3:
+    """Qwen3's dense decoder."""
+
     names = WeightNames()
 
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
+        """The decoder of the configuration. BadRequest where it uses sliding windows or another activation."""
         return dense_spec(config, "qwen3", qkv_bias=bool(config.get("attention_bias")), qk_norm=True)

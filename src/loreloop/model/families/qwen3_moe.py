@@ -14,12 +14,17 @@ from loreloop.model.spec import DecoderSpec, MoeSpec
 
 
 class Qwen3Moe:
+    """Qwen3's decoder with routed feed-forwards."""
+
     names = WeightNames()
 
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
+        """The decoder of the configuration; layers that `mlp_only_layers` names, or that fall between the steps, are
+        dense."""
         spec = dense_spec(config, "qwen3_moe", qkv_bias=bool(config.get("attention_bias")), qk_norm=True)
         step, dense = config.get("decoder_sparse_step") or 1, config.get("mlp_only_layers") or ()
         moe = MoeSpec(
+            # transformers renamed the setting, and folders exist with either name.
             n_experts=config["num_experts"] if "num_experts" in config else config["num_local_experts"],
             top_k=config["num_experts_per_tok"],
             d_expert=config["moe_intermediate_size"],

@@ -24,18 +24,23 @@ HALF = (0.5, 0.5, 0.5)
 
 
 class Qwen3VL:
+    """Qwen3 with images, whose positions have three axes."""
+
     names = WeightNames()
 
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
+        """The text part's decoder, with the sections of its rotary embedding."""
         return seeing(Qwen3().spec(text_config(config)), config, "qwen3_vl")
 
     def image_rules(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> ImageRules:
+        """A grid that follows the image's own shape within a least and a largest number of pixels."""
         vision = as_settings("vision_config", config["vision_config"])
         size = as_settings("size", processor.get("size") or {})
         return ImageRules(
             placeholder=config.get("image_token_id", 151655),
             grid=SmartGrid(
                 vision.get("patch_size", 16) * vision.get("spatial_merge_size", 2),
+                # The processor's files have either pair of names for the same two bounds, in pixels and not in sides.
                 processor.get("min_pixels") or size.get("shortest_edge", MIN_PIXELS),
                 processor.get("max_pixels") or size.get("longest_edge", MAX_PIXELS),
             ),
@@ -47,6 +52,8 @@ class Qwen3VL:
         )
 
     def tower(self, config: Mapping[str, Any]) -> Tower:
+        # Imported here, since transformers takes seconds to load and only models with a tower need it.
+        """transformers' tower, with weights that are not yet filled in."""
         from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
         from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
@@ -59,6 +66,7 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     text = as_settings("text_config", config["text_config"])
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     eos = config.get("eos_token_id") or text.get("eos_token_id")
+    # 128 is this family's head width, which its configurations may leave out; one in the file goes before it.
     return {"head_dim": 128, **text, "tie_word_embeddings": tied, "eos_token_id": eos}
 
 
@@ -84,6 +92,7 @@ class Qwen3VLTower:
         # (C, rows, merged row, pixel row, columns, merged column, pixel column)
         patches = pixels_CHW.reshape(n_colours, *merged).permute(1, 4, 2, 5, 0, 3, 6)
         patches_PX = patches.unsqueeze(5).expand(*(-1,) * 5, self.frames, -1, -1).reshape(rows * columns, -1)
+        # One frame: the tower knows videos, and an image is a video of one temporal patch.
         grid = torch.tensor([[1, rows, columns]], device=pixels_CHW.device)
         seen = self.parts["tower"](patches_PX, grid_thw=grid, return_dict=True)
         return ImageFeatures(seen.pooler_output, tuple(seen.deepstack_features))

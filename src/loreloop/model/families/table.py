@@ -33,6 +33,7 @@ FAMILIES: Mapping[str, Family] = {
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a published configuration, or BadRequest with those that are known."""
+    # As a string, so that a configuration without a type, or with a list there, is refused like an unknown one.
     model_type = str(config.get("model_type"))
     if model_type not in FAMILIES:
         raise BadRequest(f"The model type {model_type!r} is not supported; known are {', '.join(sorted(FAMILIES))}.")

@@ -50,6 +50,7 @@ class Constraint:
         return np.unpackbits(mask, bitorder="little")[: self.vocab_size].astype(np.bool_)
 
     def take(self, token: int) -> None:
+        """Goes on by one token. BadRequest where the grammar does not allow it, or following it takes too much."""
         self.matcher.consume_token(token)
         self._check()
 
@@ -113,6 +114,7 @@ def is_held(schema: str) -> bool:
 
 
 def regex_grammar(regex: str) -> str:
+    """Text that matches a regular expression in Rust's syntax as a whole; BadRequest where it is too large."""
     _check_size(regex)
     return LLMatcher.grammar_from_regex(regex)
 
@@ -134,6 +136,7 @@ def grammar_of(grammar: str | None, json_schema: dict[str, Any] | None, regex: s
 
 @lru_cache(maxsize=256)
 def check_grammar(grammar: str) -> None:
+    """BadRequest for a grammar that is wrong or over the bounds, as far as that shows without a tokenizer."""
     _check_size(grammar)
     if error := LLMatcher.validate_grammar(grammar, limits=LIMITS):
         raise BadRequest(f"The grammar or schema cannot be used: {error}")
@@ -143,6 +146,7 @@ def _check_size(text: str) -> None:
     """Refuses what the library might take minutes for, or overflow its stack on. Counts roughly, never too little."""
     if len(text) > MAX_GRAMMAR_BYTES:
         raise BadRequest(f"The grammar or schema has {len(text)} characters; at most {MAX_GRAMMAR_BYTES} are followed.")
+    # The library checks neither before it recurses, and an overflow of its stack ends the process without an error.
     n_rules = len(_RULE.findall(text))
     if n_rules > MAX_RULES:
         raise BadRequest(f"The grammar or schema has about {n_rules} rules or references; {MAX_RULES} are followed.")

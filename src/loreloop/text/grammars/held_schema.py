@@ -39,6 +39,7 @@ class Holding:
         """`closes`: nothing outside of this schema says more of the same object."""
         if not isinstance(schema, dict):
             return schema
+        # A definition that is combined with another schema somewhere must admit the other's properties everywhere.
         closes = closes and place not in self.kept_open
         held = {key: value for key, value in schema.items() if self._holds(schema, key, value, place)}
         alone = closes and not _is_combined(held)
@@ -55,7 +56,7 @@ class Holding:
 
     def _inside(self, key: str, value: Any, place: str, *, closes: bool) -> Any:
         if isinstance(value, list) and key in LISTS:
-            return [self.of(one, f"{place}/{at}", closes=closes) for at, one in enumerate(value)]
+            return [self.of(one, f"{place}/{index}", closes=closes) for index, one in enumerate(value)]
         if isinstance(value, dict) and key in NAMED:
             return {name: self.of(one, f"{place}/{name}") for name, one in value.items()}
         return self.of(value, place)
@@ -107,6 +108,8 @@ class Held:
 
 
 def held(schema: Schema, fits: Callable[[Schema], bool]) -> Held:
+    """The schema as a grammar can hold it; `fits` says whether a small schema can be held exactly. Walks again while
+    it finds definitions that are combined with others, which must then be kept open."""
     kept_open: frozenset[str] = frozenset()
     for _ in range(MAX_ROUNDS):
         walk = Holding(fits, schema, kept_open)

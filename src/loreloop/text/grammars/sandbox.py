@@ -44,6 +44,8 @@ class WantedSchema(msgspec.Struct, frozen=True):
 
 
 class SchemaQuestion(msgspec.Struct, frozen=True, tag=True):
+    """Asks how far schemas can be held; what is left out of a strict one is an error."""
+
     wanted: tuple[WantedSchema, ...]
 
 
@@ -97,20 +99,22 @@ class GrammarSandbox:
         return await self._verdict(SchemaQuestion(wanted), HeldSchemas) if wanted else HeldSchemas()
 
     async def _verdict(self, question: Question | SchemaQuestion, kind: type[V]) -> V:
-        asked = msgspec.json.encode(question)
-        if len(asked) > 2 * MAX_GRAMMAR_BYTES:
-            raise BadRequest(f"The grammar or schema has {len(asked)} bytes; at most {MAX_GRAMMAR_BYTES} are followed.")
-        said = self.known.get(asked) or await self._in_turn(asked)
-        self.known[asked] = said
-        self.known.move_to_end(asked)
+        question_json = msgspec.json.encode(question)
+        if len(question_json) > 2 * MAX_GRAMMAR_BYTES:
+            raise BadRequest(
+                f"The grammar or schema has {len(question_json)} bytes; at most {MAX_GRAMMAR_BYTES} are followed."
+            )
+        answer_json = self.known.get(question_json) or await self._in_turn(question_json)
+        self.known[question_json] = answer_json
+        self.known.move_to_end(question_json)
         if len(self.known) > N_REMEMBERED:
             self.known.popitem(last=False)
-        verdict = msgspec.json.decode(said, type=kind)
+        verdict = msgspec.json.decode(answer_json, type=kind)
         if verdict.error is not None:
             raise BadRequest(verdict.error)
         return verdict
 
-    async def _in_turn(self, asked: bytes) -> bytes:
+    async def _in_turn(self, question_json: bytes) -> bytes:
         if self.n_waiting >= MAX_WAITING:
             raise Unavailable(
                 f"{self.n_waiting} grammars or schemas wait to be tried; send this one again in a moment."
@@ -118,24 +122,26 @@ class GrammarSandbox:
         self.n_waiting += 1
         try:
             async with self.turn:
-                return self.known.get(asked) or await self._tried(asked)
+                # Asked once more under the lock: whoever waited before may have brought the same grammar.
+                return self.known.get(question_json) or await self._tried(question_json)
         finally:
             self.n_waiting -= 1
 
-    async def _tried(self, asked: bytes) -> bytes:
+    async def _tried(self, question_json: bytes) -> bytes:
         """Asked again where the process ended and the grammar need not be why: it may have ended before."""
         ended: int | None = None
         for _ in range(2):
-            line, ended = await self._answer(asked)
+            line, ended = await self._answer(question_json)
             if line:
                 return line
+            # The timer counts the process's own computing, so this says something of the grammar and may be remembered.
             if ended == -signal.SIGPROF:
                 return msgspec.json.encode(Verdict(error=TOO_MUCH))
         if ended in STOPPED_BY_OTHERS:
             raise Unavailable("The process that tries grammars was ended twice; send the request again in a moment.")
         raise BadRequest(TOO_MUCH)
 
-    async def _answer(self, asked: bytes) -> tuple[bytes, int | None]:
+    async def _answer(self, question_json: bytes) -> tuple[bytes, int | None]:
         """A whole line, or how the process ended without one."""
         line = b""
         process = await self._running()
@@ -143,7 +149,7 @@ class GrammarSandbox:
         assert process.stdout
         try:
             async with asyncio.timeout(self.wait_seconds):
-                process.stdin.write(asked + b"\n")
+                process.stdin.write(question_json + b"\n")
                 with contextlib.suppress(ConnectionError):
                     line = await process.stdout.readline()
                 if not line.endswith(b"\n"):
@@ -171,6 +177,7 @@ class GrammarSandbox:
         return self.process
 
     async def close(self) -> None:
+        """Ends the process; the next question starts another one."""
         process, self.process = self.process, None
         if process is not None:
             with contextlib.suppress(ProcessLookupError):

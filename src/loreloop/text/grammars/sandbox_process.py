@@ -36,6 +36,8 @@ MAX_NAMED, MAX_NAME = 16, 240  # keywords in one message, and characters that te
 
 
 def main() -> None:
+    """Answers lines until the input ends. The model's tokenizer is read before the timer starts, so that only the
+    grammar's own work counts."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin.buffer:
         question = msgspec.json.decode(line, type=Question | SchemaQuestion)

@@ -35,6 +35,7 @@ class Generation(Extension):
     tags = {"generation"}  # noqa: RUF012 (Jinja's own form)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Reads the block and passes its body on; Jinja calls this at each opening tag."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return [nodes.Scope(body, lineno=line)]  # what is set in there does not last, as in transformers
@@ -46,8 +47,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("*", "**"))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """The result of `*` or `**`; TemplateError where it would be larger than any template needs."""
         numbers = [abs(x) for x in (left, right) if isinstance(x, int | float)]
         lengths = [len(x) for x in (left, right) if isinstance(x, str | list)]
+        # One operation of Python cannot be interrupted by a signal, so the time limit alone would not help here.
         if operator == "**" and max(numbers, default=0) > MAX_POWER:
             raise TemplateError(f"a power of numbers over {MAX_POWER}")
         if operator == "*" and lengths and math.prod((*numbers, *lengths)) > MAX_REPEATED:
@@ -77,6 +80,8 @@ class ChatTemplate:
         return self.environment.from_string(self.source or "")
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **extra: Any) -> str:
+        """The prompt of these messages; `extra` are further variables for the template. BadRequest where there is no
+        template, or it refuses, fails, or takes too much time or memory."""
         if self.source is None:
             have = f", only {', '.join(map(repr, self.sources))}" if self.sources else ""
             raise BadRequest(f"This model has no chat template{have}; use completions with a prompt of your own.")

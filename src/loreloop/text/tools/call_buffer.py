@@ -21,9 +21,10 @@ class CallBuffer:
         self.n_calls = 0
 
     def settle(self, pieces: Iterable[Piece]) -> list[Piece]:
-        return [told for piece in pieces for told in self._told(piece)]
+        """Which pieces can be passed to the client now, renumbered; calls that may still break stay here."""
+        return [settled for piece in pieces for settled in self._settled(piece)]
 
-    def _told(self, piece: Piece) -> Iterator[Piece]:
+    def _settled(self, piece: Piece) -> Iterator[Piece]:
         match piece:
             case CallBegins():
                 self.begun, self.held = replace(piece, index=self.n_calls), []
@@ -34,6 +35,7 @@ class CallBuffer:
                     yield CallArguments(self.n_calls, text)
                 else:
                     self.held.append(text)
+            # Numbers are given out here, so that calls that broke leave no gap in what a client counts.
             case CallEnds():
                 if self.begun and not self.at_once:
                     yield from (self.begun, CallArguments(self.n_calls, "".join(self.held)))

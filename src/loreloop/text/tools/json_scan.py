@@ -47,6 +47,7 @@ def whole_part(text: str) -> Any:
         whole = sign.start() if sign.group() == "," else sign.end()
     closing = "".join(reversed(brackets))
     try:
+        # With a value that stands whole this succeeds; within one, what follows the last whole value is left out.
         return json.loads(text + closing)
     except ValueError:
         return json.loads(text[:whole] + closing) if whole else {}
@@ -60,34 +61,34 @@ class JsonScan:
         self.quoted = self.escaped = False
         self.done = self.broken = False
 
-    def scan(self, text: str, at: int) -> int:
+    def scan(self, text: str, position: int) -> int:
         """Goes on at `at`; returns how far the object goes in this text."""
-        while at < len(text) and not (self.done or self.broken):
-            at = self._inside(text, at) if self.quoted else self._between(text, at)
-        return at
+        while position < len(text) and not (self.done or self.broken):
+            position = self._inside(text, position) if self.quoted else self._between(text, position)
+        return position
 
-    def _inside(self, text: str, at: int) -> int:
+    def _inside(self, text: str, position: int) -> int:
         if not self.escaped:
-            at = _INSIDE.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
-        if at == len(text):
-            return at
-        character = text[at]
+            position = _INSIDE.match(text, position).end()  # type: ignore[union-attr]  # it matches nothing, too
+        if position == len(text):
+            return position
+        character = text[position]
         if character < " ":
             self.broken = True
-            return at
+            return position
         if self.escaped:
             self.escaped = False
         elif character == '"':
             self.quoted = False
         else:
             self.escaped = True
-        return at + 1
+        return position + 1
 
-    def _between(self, text: str, at: int) -> int:
-        begin, at = at, _BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
-        if at == len(text):
-            return at
-        character = text[at]
+    def _between(self, text: str, position: int) -> int:
+        begin, position = position, _BETWEEN.match(text, position).end()  # type: ignore[union-attr]  # it matches nothing, too
+        if position == len(text):
+            return position
+        character = text[position]
         if character == '"':
             self.quoted = True
         elif character in _CLOSING and len(self.closing) < DEEPEST:
@@ -97,6 +98,6 @@ class JsonScan:
             self.done = not self.closing
         else:
             # Behind a thousand repetitions any character may follow; one that matched nothing is wrong.
-            self.broken = at == begin
-            return at
-        return at + 1
+            self.broken = position == begin
+            return position
+        return position + 1

@@ -34,11 +34,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Content:
+    """A piece of the answer's own text."""
+
     text: str
 
 
 @dataclass(frozen=True)
 class Thinking:
+    """A piece of what the model thinks before it answers."""
+
     text: str
 
 

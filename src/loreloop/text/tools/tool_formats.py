@@ -45,6 +45,7 @@ class ToolFormat:
 
     @property
     def markers(self) -> tuple[str, ...]:
+        """All markers of the format, any of which may be a token of its own."""
         return tuple(marker for marker in (*self.section, *self.call, self.inner) if marker)
 
     def written(self, calls: Sequence[Call]) -> str:
@@ -52,7 +53,9 @@ class ToolFormat:
         if self.shape == "xml":
             texts = [self.call[0] + xml_calls.written(call) + self.call[1] for call in calls]
         else:
-            texts = [self._before(call.name, str(at)) + call.arguments + self.behind for at, call in enumerate(calls)]
+            texts = [
+                self._before(call.name, str(index)) + call.arguments + self.behind for index, call in enumerate(calls)
+            ]
         all_calls = self.inside[0] + self.between.join(texts) + self.inside[1]
         return self.section[0] + all_calls + self.section[1] if texts else ""
 
@@ -241,7 +244,7 @@ def _lark(text: str, markers: Sequence[str], special: Callable[[str], str | None
     """A fixed text as a sequence of Lark's terms."""
     written = {NUMBER: "NUMBER"} | {marker: term for marker in markers if (term := special(marker))}
     parts = re.split(f"({'|'.join(map(re.escape, written))})", text)
-    return " ".join(written[part] if at % 2 else json.dumps(part) for at, part in enumerate(parts) if part)
+    return " ".join(written[part] if index % 2 else json.dumps(part) for index, part in enumerate(parts) if part)
 
 
 def _schema(tool: Tool) -> dict[str, Any]:

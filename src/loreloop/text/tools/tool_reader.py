@@ -46,7 +46,7 @@ class ReplyReader:
         self.pieces: list[Piece] = []
         self.spaces: list[str] = []  # white space that is dropped if a marker follows
         self.fresh = False  # behind a marker, where white space is dropped
-        self.said = False  # content, since the last call
+        self.has_content = False  # content, since the last call
         self.n_begun = 0
         self.n_told = 0  # characters of the call that is being read, up to the last piece told of it
         self.steps: Generator[None, None, None] = self._reply(opened, tools_allowed)
@@ -77,8 +77,8 @@ class ReplyReader:
 
     def _thought(self) -> Steps[None]:
         """Reads one. Contents before and behind it stay as far apart as they are."""
-        joins = self.said and not self.spaces
-        if self.said:
+        joins = self.has_content and not self.spaces
+        if self.has_content:
             self._say_space(Content)
         self._forget_space()
         yield from self.reader.begins(self.think)
@@ -110,10 +110,10 @@ class ReplyReader:
             sign = ","
 
     def _sees(self, sign: str) -> Steps[bool]:
-        while self.reader.at == len(self.reader.text):
+        while self.reader.position == len(self.reader.text):
             if not (yield from self.reader.more()):
                 return False
-        return self.reader.text[self.reader.at] == sign
+        return self.reader.text[self.reader.position] == sign
 
     def _message(self) -> Steps[None]:
         """A message whose beginning, and what begins behind a thought, says whether it is made of calls."""
@@ -130,10 +130,11 @@ class ReplyReader:
 
     def _opens(self) -> Steps[bool]:
         while True:
-            head = self.reader.text[self.reader.at : self.reader.at + MOST_OPENING]
+            head = self.reader.text[self.reader.position : self.reader.position + MOST_OPENING]
             dense = "".join(head.split())
             if dense.startswith(OPENINGS):
                 return True
+            # Bounded, so that an ordinary answer is not held back for longer than a call takes to show itself.
             undecided = len(head) < MOST_OPENING and any(opening.startswith(dense) for opening in OPENINGS)
             if not undecided or not (yield from self.reader.more()):
                 return False
@@ -143,32 +144,32 @@ class ReplyReader:
         yield from self.reader.space()
         while (yield from self.reader.begins(";")):
             yield from self.reader.space()
-        return self.reader.text.startswith("{", self.reader.at)
+        return self.reader.text.startswith("{", self.reader.position)
 
     def _text(self, kind: type[Content | Thinking], markers: Markers) -> Steps[str]:
         """Passes text on up to a marker, and returns that; at the end an empty string."""
         reader = self.reader
         while True:
             end, marker = reader.search(markers)
-            self._say(kind, reader.text[reader.at : end])
-            reader.at = end
+            self._say(kind, reader.text[reader.position : end])
+            reader.position = end
             if marker:
                 return marker
             if not (yield from reader.more()):
-                self._say(kind, reader.text[reader.at :])
-                reader.at = len(reader.text)
+                self._say(kind, reader.text[reader.position :])
+                reader.position = len(reader.text)
                 self._say_space(kind)
                 return ""
 
     def _say(self, kind: type[Content | Thinking], text: str) -> None:
         if self.fresh:
             text = text.lstrip()
-        said = text.rstrip()
-        if said:
-            self.pieces.append(kind("".join([*self.spaces, said])))
-            self.spaces, self.fresh, self.said = [], False, self.said or kind is Content
-        if len(said) < len(text):
-            self.spaces.append(text[len(said) :])
+        visible = text.rstrip()
+        if visible:
+            self.pieces.append(kind("".join([*self.spaces, visible])))
+            self.spaces, self.fresh, self.has_content = [], False, self.has_content or kind is Content
+        if len(visible) < len(text):
+            self.spaces.append(text[len(visible) :])
 
     def _say_space(self, kind: type[Content | Thinking]) -> None:
         if space := "".join(self.spaces):
@@ -201,12 +202,12 @@ class ReplyReader:
             yield from self._to_the_end_of_the_call()
             self._say_space(Content)
             self.pieces.append(Broken(self.reader.unmark(), self.n_told, cut))
-            self.fresh, self.said = False, True
+            self.fresh, self.has_content = False, True
             return False
         self.pieces.append(CallEnds(self.n_begun - 1))
         self.reader.unmark()
         self._forget_space()
-        self.said = False
+        self.has_content = False
         return True
 
     def _to_the_end_of_the_call(self) -> Steps[None]:
@@ -214,12 +215,12 @@ class ReplyReader:
         reader, last = self.reader, self.form.call[1]
         markers = Markers(last, *self.form.section, self.form.call[0])
         while True:
-            reader.at, marker = reader.search(markers)
+            reader.position, marker = reader.search(markers)
             if marker:
-                reader.at += len(marker) if marker == last else 0
+                reader.position += len(marker) if marker == last else 0
                 return
             if not (yield from reader.more()):
-                reader.at = len(reader.text)
+                reader.position = len(reader.text)
                 return
 
     def _tagged_object(self) -> Steps[None]:
@@ -279,18 +280,18 @@ class ReplyReader:
         reader, read, markers = self.reader, list[str](), Markers(end)
         while True:
             stop, marker = reader.search(markers)
-            read.append(reader.text[reader.at : stop])
-            reader.at = stop + len(marker)
+            read.append(reader.text[reader.position : stop])
+            reader.position = stop + len(marker)
             if marker:
                 return "".join(read)
             if not (yield from reader.more()):
                 raise NotACall
 
     def _sees_brace(self) -> Steps[bool]:
-        while self.reader.at == len(self.reader.text):
+        while self.reader.position == len(self.reader.text):
             if not (yield from self.reader.more()):
                 raise NotACall
-        return self.reader.text[self.reader.at] == "{"
+        return self.reader.text[self.reader.position] == "{"
 
     def _named_object(self) -> Steps[None]:
         """A name and arguments as keys of one object, in any order."""
@@ -304,6 +305,7 @@ class ReplyReader:
                 name = yield from reader.string()
             elif key in ("arguments", "parameters") and arguments is None:
                 arguments = yield from self._arguments(name)
+                # Arguments before their name cannot be streamed: pieces of a call begin with its name.
                 early = name is None
             elif key == "id" and self.form.shape == "list":
                 yield from reader.string()
@@ -326,14 +328,15 @@ class ReplyReader:
         if name:
             self._begin(name, call_id)
         while not scan.done:
-            begin, reader.at = reader.at, scan.scan(reader.text, reader.at)
-            if reader.at > begin:
-                read.append(reader.text[begin : reader.at])
+            begin, reader.position = reader.position, scan.scan(reader.text, reader.position)
+            if reader.position > begin:
+                read.append(reader.text[begin : reader.position])
                 if name:
                     self._argue(read[-1])
             if scan.broken or (not scan.done and not (yield from reader.more())):
                 raise NotACall
         try:
+            # The scan above finds the end alone; whether it is JSON that can be passed on shows only here.
             strict_json("".join(read))
         except ValueError:
             raise NotACall from None
