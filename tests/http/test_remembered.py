@@ -158,12 +158,14 @@ def test_who_sends_the_whole_conversation_has_it_remembered_once(route: str) -> 
 def test_tools_are_called_and_their_results_remembered(route: str, stream: bool) -> None:
     async def scene(script: Script) -> None:
         await say(script, route, "Hello.", user("Hi."))
-        await say(script, route, CALL, user("Fox?"), tools=TOOLS[route], stream=stream)
+        asked = {("input" if route == RESPONSES else "messages"): [user("Fox?")], "memory": ANN, "stream": stream}
+        called = (await script.ask(route, CALL, **asked)).text
         kept = await shown(script.site)
         assert kept["turns"] == 4
         assert [turn["role"] for turn in kept["open"]] == ["user", "assistant"]
         assert "Fox?" not in kept["text"]
         ((call_id, _, _),) = [call.values() for turn in kept["open"] for call in turn["calls"]]
+        assert f'"{call_id}"' in called, "the client answers this call by the id that it was told"
         result = {
             CHAT: {"role": "tool", "tool_call_id": call_id, "content": "brown"},
             RESPONSES: {"type": "function_call_output", "call_id": call_id, "output": "brown"},
