@@ -217,7 +217,7 @@ class MemoryTurn:
                 if self.warning:
                     LOG.warning("%s", self.warning)
             elif self.saving is not None:
-                await asyncio.wait([self.saving])
+                await asyncio.gather(self.saving, return_exceptions=True)  # whoever waited for it has heard
         finally:
             self.served.remembering.discard(self.name)
 
