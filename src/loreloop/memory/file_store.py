@@ -24,6 +24,8 @@ class FileStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def load(self, id: str) -> Saved | None:
+        """The stored bytes and their revision, or None where there is no file. Raises BadRequest for a file without a
+        revision in its first line, or an id that is too long."""
         path = self._path(id)
         if not path.exists():
             return None
@@ -33,6 +35,8 @@ class FileStore:
         return Saved(data, int(revision))
 
     def save(self, id: str, data: bytes, after: int) -> Saved:
+        """Stores `data` as the revision after `after`, on the disk when it returns. Raises Conflict where another
+        revision is stored."""
         path = self._path(id)
         with self._locked(path):
             stored = self.load(id)
@@ -50,6 +54,8 @@ class FileStore:
         return saved
 
     def delete(self, id: str) -> None:
+        """Removes the file of a memory, if there is one; the lock's file stays, since another process may wait on
+        it."""
         path = self._path(id)
         with self._locked(path):
             path.unlink(missing_ok=True)

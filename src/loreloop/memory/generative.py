@@ -32,6 +32,7 @@ class FillInTheMiddle:
 
     @property
     def tokens_spent(self) -> int:
+        """Tokens that the model read and wrote for the last refill; 0 where it was not asked."""
         return self._spent
 
     def condensed(self, segment: Segment) -> Segment:
@@ -39,6 +40,8 @@ class FillInTheMiddle:
         return self.extractive.condensed(segment)
 
     def refill(self, segment: Segment, budget: int, place: Place = NOWHERE) -> Segment | None:
+        """The segment itself if it fits into `budget` tokens, else what the model wrote, or the extractive refill where
+        that was not asked or is not taken."""
         self._spent = 0
         if segment.tokens <= budget:
             return segment

@@ -34,10 +34,12 @@ class Importance(Protocol):
     it. Only ratios matter. `allowance` is how many tokens a model may read and write for this call; `tokens_spent` says
     how many it did."""
 
-    def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float: ...
+    def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float:
+        """The worth of `segment` behind the segments of `memory`, for at most `allowance` model tokens."""
 
     @property
-    def tokens_spent(self) -> int: ...
+    def tokens_spent(self) -> int:
+        """Tokens that a model read and wrote for the last call of `worth`."""
 
 
 class Weights(msgspec.Struct, frozen=True):
@@ -68,9 +70,12 @@ class SurfaceImportance:
 
     @property
     def tokens_spent(self) -> int:
+        """Always 0, since no model is asked."""
         return 0
 
     def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float:
+        """The content words, up to `enough`, times the square of their share that is new, times e to the sum of the
+        weights of the features that hold."""
         text, weights = segment.text, self.weights
         words = words_of(text)
         features: list[tuple[bool, float]] = [
@@ -103,6 +108,7 @@ class Standing:
         self.times: Counter[str] = Counter()
 
     def follow(self, memory: Sequence[Segment]) -> None:
+        """Counts the words of segments that came, and takes back those of segments that went, since the last call."""
         now = {id(segment): segment for segment in memory}
         for key in self.segments.keys() - now.keys():
             words = words_of(self.segments[key].text).content

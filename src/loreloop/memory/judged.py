@@ -47,6 +47,9 @@ class SurprisalImportance(_Judge):
         self.surprisal, self.typical = surprisal, typical
 
     def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float:
+        """The surface's worth times the mean surprisal in nats a token over the typical one. The context before the
+        passage is left out where `allowance` does not reach for it, the model where it does not reach for the
+        passage."""
         self._spent = 0
         base = self.surface.worth(segment, memory)
         before = "".join(passage(one.head, one.text) for one in memory[-CONTEXT:])
@@ -68,6 +71,8 @@ class ScoredImportance(_Judge):
         self.sampler = sampler
 
     def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float:
+        """The surface's worth times a factor that doubles with every 2.25 marks; the surface's alone where `allowance`
+        does not reach for the prompt and a digit."""
         self._spent = 0
         base = self.surface.worth(segment, memory)
         prompt = TASK.format(line=segment.head + segment.text)
@@ -81,4 +86,5 @@ class ScoredImportance(_Judge):
 
 
 def within(factor: float) -> float:
+    """The factor, kept from a quarter to four: a verdict of a model must not outweigh all that the surface says."""
     return min(max(factor, 1 / LARGEST_FACTOR), LARGEST_FACTOR)

@@ -42,9 +42,12 @@ class LearnedImportance:
 
     @property
     def tokens_spent(self) -> int:
+        """Tokens that the verdict read for the last call of `worth`; 0 where the allowance did not reach."""
         return self._spent
 
     def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float:
+        """The surface's worth times the odds of a yes, from a quarter to four; the surface's alone where `allowance`
+        does not reach for the question."""
         self._spent = 0
         base = self.surface.worth(segment, memory)
         question = question_of(segment.head + segment.text)

@@ -57,6 +57,9 @@ class Forgotten:
 
 
 class Memory:
+    """A state with the parts that work on it. Raises BadRequest for a budget that the pinned segments do not fit
+    into."""
+
     def __init__(self, state: MemoryState, parts: Parts, settings: Settings | None = None) -> None:
         check_budget(state.budget, state.segments)
         self.state, self.parts, self.settings = state, parts, settings or Settings()
@@ -65,6 +68,7 @@ class Memory:
 
     @property
     def text(self) -> str:
+        """The memory as it is put before a model, at most `budget` tokens of it."""
         return text_of(self.state)
 
     def append(self, turn: Turn, pinned: bool = False) -> None:
@@ -262,10 +266,12 @@ class Memory:
 
 
 def pinned_tokens(segments: Sequence[Segment]) -> int:
+    """Tokens of the segments that no edit may touch."""
     return sum(segment.tokens for segment in segments if segment.pinned)
 
 
 def check_budget(budget: int, segments: Sequence[Segment]) -> None:
+    """Raises BadRequest for a budget below 1 token, or below what is pinned."""
     pinned = pinned_tokens(segments)
     if budget < max(1, pinned):
         raise BadRequest(

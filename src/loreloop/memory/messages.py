@@ -34,6 +34,7 @@ def text_of_content(content: object, caption_of: CaptionOf) -> str:
 
 
 def text_of_part(part: object, caption_of: CaptionOf) -> str:
+    """A text as it is, and a marker for an image, a sound or a file. Raises BadRequest for any other part."""
     match part:
         case {"type": "text", "text": str(text)} | {"type": "refusal", "refusal": str(text)}:
             return text
@@ -48,6 +49,7 @@ def text_of_part(part: object, caption_of: CaptionOf) -> str:
 
 
 def told(call: object) -> str:
+    """A tool call in words. Raises BadRequest for one without a function's name and arguments."""
     match call:
         case {"function": {"name": str(name), "arguments": str(arguments)}}:
             return f"calls {name} {arguments}"
@@ -74,6 +76,7 @@ class Heard:
                     call["function"][field] += getattr(function, field, None) or ""
 
     def message(self) -> Message:
+        """The answer so far, with its tool calls in the order of their numbers."""
         calls = [call for _, call in sorted(self.calls.items())]
         return answer_of(self.content, calls)
 

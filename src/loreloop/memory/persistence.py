@@ -9,6 +9,7 @@ from loreloop.protocol.errors import BadRequest
 
 
 def to_json(state: MemoryState) -> bytes:
+    """The state as UTF-8 JSON, which `from_json` reads back without loss."""
     return msgspec.json.encode(state)
 
 

@@ -42,6 +42,7 @@ class Run:
 
 
 def kind_of(segment: Segment) -> Kind:
+    """How the bar shows a segment: a pin counts before its form, and an excerpt as condensed."""
     if segment.pinned:
         return PINNED
     return {"whole": KEPT, "written": WRITTEN}.get(segment.form, CONDENSED)
@@ -65,6 +66,7 @@ def runs(state: MemoryState, width: int) -> list[Run]:
 
 
 def tokens_by_kind(state: MemoryState) -> dict[str, int]:
+    """The tokens of every kind by its name, the free ones among them; they sum to the budget."""
     sums = {kind.name: 0 for kind in KINDS}
     for segment in state.segments:
         sums[kind_of(segment).name] += segment.tokens
@@ -94,11 +96,13 @@ def svg(state: MemoryState) -> str:
 
 
 def told(segment: Segment) -> str:
+    """What pointing at a segment in the SVG shows: kind, tokens, turns and text."""
     turns = ", ".join(map(str, segment.turns))
     return f"{kind_of(segment).name}, {segment.tokens} tokens, turn {turns}: {segment.head}{segment.text}"
 
 
 def rectangle(x: float, width: float, kind: Kind, title: str) -> str:
+    """An SVG element of the bar, `x` and `width` in pixels; the title is escaped here."""
     return (
         f'<rect x="{x:.2f}" y="0" width="{width:.2f}" height="{BAR_HEIGHT}" fill="{kind.hexadecimal}" '
         f'stroke="white" stroke-width="0.5"><title>{escape(printable(title))}</title></rect>'
@@ -106,6 +110,7 @@ def rectangle(x: float, width: float, kind: Kind, title: str) -> str:
 
 
 def legend(tokens: dict[str, int], kinds: Sequence[Kind]) -> list[str]:
+    """SVG elements below the bar, a square and a line of text for each kind."""
     lines = []
     for number, kind in enumerate(kinds):
         y = BAR_HEIGHT + LINE * (number + 1)

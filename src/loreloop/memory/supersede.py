@@ -53,6 +53,8 @@ class Claim:
 
 
 def claims_of(segment: Segment) -> list[Claim]:
+    """What the user's new turn replaces or takes back; nothing for another role, or for a turn of more than four
+    sentences."""
     pieces = sentences(segment.text)
     if segment.role != "user" or len(pieces) > MOST_SENTENCES:
         return []
@@ -87,6 +89,8 @@ def outdated(segments: Sequence[Segment], new: Segment) -> dict[int, str]:
 
 
 def left_of(said: dict[int, list[str]], claims: Sequence[Claim]) -> dict[int, str]:
+    """For each position that loses a sentence, the text of the others. `spoken` has the speaker's sentences by
+    position."""
     every = [piece for pieces in said.values() for piece in pieces]
     gone: set[str] = set()
     for claim in claims:

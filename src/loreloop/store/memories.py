@@ -30,6 +30,7 @@ BOUNDS = Bounds()
 
 
 def load(connection: Connection, name: MemoryName) -> Saved | None:
+    """The bytes and the revision of a memory, or None where there is none of this name."""
     row = connection.execute(select(MEMORIES.c.data, MEMORIES.c.revision).where(*_is(name))).first()
     return None if row is None else Saved(row.data, row.revision)
 
@@ -94,9 +95,11 @@ class MemoriesOf:
             return load(connection, self._name(id))
 
     def save(self, id: str, data: bytes, after: int) -> Saved:
+        """Stores `data` as the revision after `after`, and waits until it is written; raises what `save` does."""
         return self.store.write_and_wait(save, self._name(id), Saved(data, after), time.time(), self.bounds)
 
     def delete(self, id: str) -> None:
+        """Removes a memory, and waits until that is written; an unknown id is no error."""
         self.store.write_and_wait(remove, self._name(id))
 
     def _name(self, id: str) -> MemoryName:

@@ -40,6 +40,7 @@ class Pace(msgspec.Struct, frozen=True):
 
 
 def extractive(budget: int, count: CountTokens) -> Memory:
+    """An empty memory of `budget` tokens that asks no model."""
     return Memory(MemoryState(budget), Parts(count, SurfaceImportance(), ExtractiveRefill(count)))
 
 

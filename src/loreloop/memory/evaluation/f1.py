@@ -21,6 +21,8 @@ WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def score(question: Question, said: str) -> float:
+    """From 0 to 1, what an answer earns by the rule of its question's category; an adversarial question has either of
+    the two."""
     if question.kind == "adversarial":
         return float(any(phrase in said.lower() for phrase in NOT_TOLD))
     if question.kind == "multi-hop":
@@ -38,4 +40,5 @@ def f1(said: str, wanted: str) -> float:
 
 
 def words_of_answer(text: str) -> list[str]:
+    """The stems of the words that count, in order and with repetitions."""
     return [stem(word) for word in LEFT_OUT.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)).split()]

@@ -32,12 +32,16 @@ class Fault(msgspec.Struct):
 
 
 class LocomoTurn(msgspec.Struct):
+    """One utterance of LoCoMo; `dia_id` such as "D3:7" is what labels cite, the session before the colon."""
+
     speaker: str
     dia_id: str
     text: str
 
 
 class LocomoQuestion(msgspec.Struct):
+    """A question of LoCoMo, whose `category` is a key of LOCOMO_KINDS and whose `evidence` are ids of turns."""
+
     question: str
     category: int
     answer: str | int | float = ""
@@ -45,18 +49,24 @@ class LocomoQuestion(msgspec.Struct):
 
 
 class LocomoSample(msgspec.Struct):
+    """One conversation of LoCoMo: sessions and their dates by key, and the questions about them."""
+
     sample_id: str
     conversation: dict[str, str | list[LocomoTurn]]
     qa: list[LocomoQuestion]
 
 
 class BeamMessage(msgspec.Struct):
+    """One message of a BEAM chat; its `id` is what labels cite."""
+
     id: int
     role: str
     content: str
 
 
 class BeamQuestion(msgspec.Struct):
+    """A question of BEAM. By its category the answer stands in one of four fields."""
+
     question: str
     answer: str = ""
     ideal_answer: str = ""
@@ -66,18 +76,24 @@ class BeamQuestion(msgspec.Struct):
 
 
 class BeamChat(msgspec.Struct):
+    """One chat of BEAM with its questions by category."""
+
     chat_id: int | str
     messages: list[BeamMessage]
     questions: dict[str, list[BeamQuestion]]
 
 
 class LongTurn(msgspec.Struct):
+    """One message of LongMemEval; `has_answer` marks it as evidence."""
+
     role: str
     content: str
     has_answer: bool = False
 
 
 class LongQuestion(msgspec.Struct):
+    """A question of LongMemEval with the sessions of its own history and their dates."""
+
     question_id: str
     question_type: str
     question: str
@@ -106,6 +122,8 @@ def load(path: Path, format: Format, faults: Path | None = None) -> list[Convers
 
 
 def locomo(sample: LocomoSample, faults: list[Fault]) -> Conversation:
+    """A sample as a conversation, with its turns numbered over all sessions. A fault's evidence and answer replace the
+    label's where it has any; ids that name no turn are left out."""
     turns: list[Turn] = []
     numbers: dict[str, int] = {}
     for session in range(1, len(sample.conversation) + 1):
@@ -142,6 +160,8 @@ def later(time: float | None, last: float | None) -> float | None:
 
 
 def beam(chat: BeamChat) -> Conversation:
+    """A chat as a conversation, without the generator's marks behind its messages; ids that name no message are left
+    out."""
     numbers = {message.id: number for number, message in enumerate(chat.messages)}
     questions = []
     for kind, asked in chat.questions.items():

@@ -57,19 +57,24 @@ class Script:
     questions: list[Question] = field(default_factory=list)
 
     def say(self, text: str, role: str = "user") -> int:
+        """Adds a turn and gives its number, which a question can cite as evidence."""
         self.turns.append(Turn(role, text))
         return len(self.turns) - 1
 
     def chat(self, turns: int) -> None:
+        """Adds so many turns of small talk, the user and the assistant in turn."""
         for _ in range(turns):
             role = "user" if len(self.turns) % 2 == 0 else "assistant"
             self.say(small_talk(self.draw, role), role)
 
     def made(self, name: str) -> Conversation:
+        """What was gathered, as a frozen conversation of this name."""
         return Conversation(name, tuple(self.turns), tuple(self.questions))
 
 
 def small_talk(draw: random.Random, role: str) -> str:
+    """A line that states no fact of the speaker's own. Some of the user's name other people and numbers, so that names
+    alone do not give a fact away."""
     thing, mood = draw.choice(THINGS), draw.choice(MOODS)
     if role == "assistant":
         return draw.choice(
@@ -91,10 +96,13 @@ def small_talk(draw: random.Random, role: str) -> str:
 
 
 def person(draw: random.Random) -> str:
+    """A drawn first and last name."""
     return f"{draw.choice(FIRST)} {draw.choice(LAST)}"
 
 
 def value_of(draw: random.Random, subject: str) -> str:
+    """A drawn value of the subject's kind: four digits for codes and numbers, a person, or a place with a house
+    number."""
     if subject.endswith(("code", "number")):
         return str(draw.randrange(1000, 9999))
     if subject in SUBJECTS[6:14]:
@@ -103,12 +111,14 @@ def value_of(draw: random.Random, subject: str) -> str:
 
 
 def fact(subject: str, value: str, draw: random.Random) -> str:
+    """A sentence that states the fact for the first time, in one of three wordings."""
     return draw.choice(
         (f"My {subject} is {value}.", f"By the way, my {subject} is {value}.", f"Note that my {subject} is {value}.")
     )
 
 
 def change(subject: str, value: str, draw: random.Random) -> str:
+    """A sentence that says that the fact has this new value, in one of three wordings."""
     return draw.choice(
         (
             f"My {subject} is now {value}.",
@@ -173,6 +183,7 @@ def with_subject(subject: str, values: list[str]) -> tuple[str, ...]:
 
 
 def another(draw: random.Random, subject: str, before: list[str]) -> str:
+    """A drawn value that the subject has not had before."""
     while True:
         value = draw.choice(FOODS) if subject == "breakfast" else value_of(draw, subject)
         if value not in before:
@@ -180,10 +191,12 @@ def another(draw: random.Random, subject: str, before: list[str]) -> str:
 
 
 def said(subject: str, value: str, before: list[str], draw: random.Random) -> str:
+    """The sentence for the value: a change where the subject has had others before, else a first statement."""
     return change(subject, value, draw) if before else fact(subject, value, draw)
 
 
 def preference(value: str, changed: bool) -> str:
+    """The sentence that states a preference for breakfast; `changed` where another was stated before."""
     return f"For my breakfast I now prefer {value}." if changed else f"For my breakfast I prefer {value}."
 
 

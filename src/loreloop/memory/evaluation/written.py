@@ -37,6 +37,7 @@ class Writer:
 
     @property
     def tokens(self) -> int:
+        """Tokens of the written text with its head and line break; 0 where nothing is written yet."""
         return self.count(passage(self.head, self.text)) if self.text else 0
 
     def written(self, task: str, read: Sequence[Segment], most: int) -> str:

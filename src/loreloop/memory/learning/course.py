@@ -23,17 +23,22 @@ Tell = Callable[[str], None]
 class Learner(Protocol):
     """What a course asks of an adapter."""
 
-    def odds(self, questions: Sequence[str]) -> list[float]: ...
+    def odds(self, questions: Sequence[str]) -> list[float]:
+        """The log-odds that each question is answered with yes."""
 
     def answers(
         self, prompts: Sequence[str], n: int, most: Sequence[int], temperature: float = 1.0
-    ) -> list[list[Said]]: ...
+    ) -> list[list[Said]]:
+        """`n` sampled answers to each prompt; `most` has the tokens that each may have."""
 
-    def imitate(self, examples: Sequence[Example], learning_rate: float) -> float: ...
+    def imitate(self, examples: Sequence[Example], learning_rate: float) -> float:
+        """Takes one step towards the examples' answers, and gives the mean loss of a token before it, in nats."""
 
-    def reinforce(self, tried: Sequence[Tried], learning_rate: float) -> None: ...
+    def reinforce(self, tried: Sequence[Tried], learning_rate: float) -> None:
+        """Takes one policy gradient step on answers that were tried."""
 
-    def save(self, name: str) -> str: ...
+    def save(self, name: str) -> str:
+        """Keeps the weights under a name, and gives the path by which they are sampled from."""
 
 
 class Reward(msgspec.Struct, frozen=True):
@@ -81,12 +86,17 @@ REFILL = Plan(
 
 @dataclass
 class Course:
+    """Both courses for one learner: `count` counts tokens as its tokenizer does, `tell` is given a line of progress at
+    a time."""
+
     learner: Learner
     count: CountTokens
     plan: Plan
     tell: Tell
 
     def head(self) -> Record:
+        """Trains the head that judges lines: exams before, between and after, lessons, then a step with rewards for
+        each conversation of the plan."""
         record = Record("head")
         record.sittings.append(exam.of_the_head("surface", None, self.count))
         self._judge(record, "before")
@@ -103,6 +113,7 @@ class Course:
         return record
 
     def refill(self) -> Record:
+        """Trains the adapter that shortens chunks, in the same order of exams, lessons and rewards."""
         record = Record("refill")
         self._write(record, "before")
         self._imitate(record, [example for seed in range(6) for example in lessons.of_the_refill(seed, self.count)])

@@ -26,6 +26,8 @@ Odds = Mapping[str, float]  # by question
 
 
 class Answers(Protocol):
+    """Samples `n` answers to each of the prompts, of at most so many tokens each."""
+
     def __call__(self, prompts: Sequence[str], n: int, most: Sequence[int]) -> list[list[Said]]: ...
 
 
@@ -39,6 +41,7 @@ class Rolls:
 
 
 def asked_of(turn: Turn) -> str:
+    """The question whether to remember a turn, as the head is asked it."""
     return question_of(head_of(turn) + turn.text.strip())
 
 

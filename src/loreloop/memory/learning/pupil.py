@@ -19,12 +19,19 @@ BATCH = 64  # questions of one forward pass
 
 
 class Codec(Protocol):
-    def encode(self, text: str) -> list[int]: ...
+    """The tokenizer as the pupil needs it; no special tokens are added."""
 
-    def decode(self, tokens: Sequence[int]) -> str: ...
+    def encode(self, text: str) -> list[int]:
+        """The text's token ids."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text that these token ids stand for."""
 
 
 class Pupil:
+    """A Learner over a training client of the Tinker SDK. A sampling client is made of the newest weights when one is
+    needed, and kept until the next step."""
+
     def __init__(self, client: tinker.TrainingClient, codec: Codec) -> None:
         self.client, self.codec = client, codec
         self.asked: tinker.SamplingClient | None = None

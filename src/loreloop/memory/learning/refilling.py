@@ -48,6 +48,7 @@ class Noticing(ExtractiveRefill):
         self.noticed: list[tuple[Segment, int, Place]] = []
 
     def refill(self, segment: Segment, budget: int, place: Place = NOWHERE) -> Segment | None:
+        """Notes the chunk where it must be shortened, then refills it as usual."""
         if 0 < budget < segment.tokens:
             self.noticed.append((segment, budget, place))
         return super().refill(segment, budget, place)
@@ -61,6 +62,8 @@ class Scripted(ExtractiveRefill):
         self.chunk, self.text = chunk, text
 
     def refill(self, segment: Segment, budget: int, place: Place = NOWHERE) -> Segment | None:
+        """The scripted text in the place of the one chunk, or None if it is empty or over `budget` tokens; every other
+        chunk is refilled as usual."""
         if segment.id != self.chunk:
             return super().refill(segment, budget, place)
         tokens = self.count(passage(segment.head, self.text))
@@ -86,6 +89,7 @@ class Marks:
 
     @property
     def reward(self) -> float:
+        """The words kept, plus the evidence that stands in the end, less a fine for an answer that was cut off."""
         return self.kept + self.evidence - FINE * (not self.ended)
 
 
@@ -122,6 +126,8 @@ class Refills:
         return found
 
     def marks(self, chance: Chance, said: Said) -> Marks:
+        """What an answer to this chance did. Its evidence is that of the whole conversation, gone on with to its
+        end."""
         text, chunk = " ".join(said.text.split()), chance.segment
         fits = bool(text) and self.count(passage(chunk.head, text)) <= chance.budget
         content = content_of(chunk.text)
