@@ -25,7 +25,7 @@ def verdict_over(post: Post, model: str) -> Verdict:
         body = {"model": model, "prompt": question + YES, "max_tokens": 0, "echo": True, "logprobs": 0}
         match post(body):
             case {"choices": [{"logprobs": {"token_logprobs": list(logprobs), "text_offset": list(offsets)}}]}:
-                answer = [logprob for logprob, at in zip(logprobs, offsets, strict=True) if at >= len(question)]
+                answer = [logprob for logprob, offset in zip(logprobs, offsets, strict=True) if offset >= len(question)]
                 return log_odds(sum(answer))
         raise BadRequest(
             f"{model} was asked for the log-probabilities of a prompt (echo, max_tokens 0), and the server gave none. "

@@ -210,7 +210,7 @@ class Memory:
         steps = [steps_of(chunk, settings.seed, settings.temperature) for chunk in chunks]
         # Pins and the window may be over the target by themselves; then everything else goes.
         mask = masked(steps, threshold_for(steps, chunks, total - target))
-        at = [n for n, chosen in zip(open_at, mask, strict=True) if chosen]
+        opened = [n for n, chosen in zip(open_at, mask, strict=True) if chosen]
         demands = [
             Demand(step.drop, chunk.tokens, chunk.condensed)
             for step, chunk, chosen in zip(steps, chunks, mask, strict=True)
@@ -219,7 +219,7 @@ class Memory:
         free = target - (total - sum(demand.tokens for demand in demands))
         budgets = allocate(demands, max(free, 0), settings.minimum)
         refilled = {
-            n: self._refill(segments[n], share, place_of(segments, n)) for n, share in zip(at, budgets, strict=True)
+            n: self._refill(segments[n], share, place_of(segments, n)) for n, share in zip(opened, budgets, strict=True)
         }
         result = [refilled.get(n, segment) for n, segment in enumerate(segments)]
         after = tuple(segment for segment in result if segment is not None)

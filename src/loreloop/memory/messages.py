@@ -20,7 +20,7 @@ def turn_of(message: Message, caption_of: CaptionOf) -> Turn:
     if role not in ROLES and role != "developer":
         raise BadRequest(f"A message's role is one of {', '.join(ROLES)}; {role!r} is not.")
     pieces = [text_of_content(message.get("content"), caption_of)]
-    pieces += [told(call) for call in message.get("tool_calls") or ()]
+    pieces += [words_of_call(call) for call in message.get("tool_calls") or ()]
     return Turn("system" if role in INSTRUCTIONS else str(role), "\n".join(piece for piece in pieces if piece))
 
 
@@ -48,7 +48,7 @@ def text_of_part(part: object, caption_of: CaptionOf) -> str:
     raise BadRequest("A part of a message's content is none that a memory knows: text, image_url, input_audio or file.")
 
 
-def told(call: object) -> str:
+def words_of_call(call: object) -> str:
     """A tool call in words. Raises BadRequest for one without a function's name and arguments."""
     match call:
         case {"function": {"name": str(name), "arguments": str(arguments)}}:
@@ -56,7 +56,7 @@ def told(call: object) -> str:
     raise BadRequest("A tool call has no function with a name and arguments.")
 
 
-class Heard:
+class StreamedAnswer:
     """What has come of a streamed answer."""
 
     def __init__(self) -> None:

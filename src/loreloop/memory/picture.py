@@ -52,12 +52,12 @@ def runs(state: MemoryState, width: int) -> list[Run]:
     """`width` cells in all. A cell shows what stands at its middle, so that rounding never shifts what follows."""
     ends = list(accumulate(segment.tokens for segment in state.segments))
     found: list[Run] = []
-    at = 0
+    position = 0
     for cell in range(width):
         middle = (cell + 0.5) * state.budget / width
-        while at < len(ends) and ends[at] <= middle:
-            at += 1
-        kind = kind_of(state.segments[at]) if at < len(ends) else FREE
+        while position < len(ends) and ends[position] <= middle:
+            position += 1
+        kind = kind_of(state.segments[position]) if position < len(ends) else FREE
         if found and found[-1].kind is kind:
             found[-1] = Run(kind, found[-1].cells + 1)
         else:
@@ -84,7 +84,7 @@ def svg(state: MemoryState) -> str:
     scale = BAR_WIDTH / state.budget
     parts, left = [], 0
     for segment in state.segments:
-        parts.append(rectangle(left * scale, segment.tokens * scale, kind_of(segment), told(segment)))
+        parts.append(rectangle(left * scale, segment.tokens * scale, kind_of(segment), tooltip(segment)))
         left += segment.tokens
     parts.append(rectangle(left * scale, (state.budget - left) * scale, FREE, f"free: {state.budget - left} tokens"))
     height = BAR_HEIGHT + LINE * (len(KINDS) + 1)
@@ -95,7 +95,7 @@ def svg(state: MemoryState) -> str:
     return "\n".join([opening, *parts, *legend(tokens_by_kind(state), KINDS), "</svg>\n"])
 
 
-def told(segment: Segment) -> str:
+def tooltip(segment: Segment) -> str:
     """What pointing at a segment in the SVG shows: kind, tokens, turns and text."""
     turns = ", ".join(map(str, segment.turns))
     return f"{kind_of(segment).name}, {segment.tokens} tokens, turn {turns}: {segment.head}{segment.text}"

@@ -78,27 +78,27 @@ def outdated(segments: Sequence[Segment], new: Segment) -> dict[int, str]:
     speaker = speaker_of(new)
     if not claims:
         return {}
-    said: dict[int, list[str]] = {}  # sentences of what the speaker said, where they share a word with a claim
+    spoken: dict[int, list[str]] = {}  # sentences of what the speaker said, where they share a word with a claim
     for position, segment in enumerate(segments):
         if segment.pinned or segment.role != "user" or segment.id == new.id or speaker_of(segment) != speaker:
             continue
         content = words_of(segment.text).content
         if any(claim.words & content for claim in claims):
-            said[position] = sentences(segment.text)
-    return left_of(said, claims)
+            spoken[position] = sentences(segment.text)
+    return left_of(spoken, claims)
 
 
-def left_of(said: dict[int, list[str]], claims: Sequence[Claim]) -> dict[int, str]:
+def left_of(spoken: dict[int, list[str]], claims: Sequence[Claim]) -> dict[int, str]:
     """For each position that loses a sentence, the text of the others. `spoken` has the speaker's sentences by
     position."""
-    every = [piece for pieces in said.values() for piece in pieces]
+    every = [piece for pieces in spoken.values() for piece in pieces]
     gone: set[str] = set()
     for claim in claims:
         direct = {piece for piece in every if goes(piece, claim)}
         values = frozenset(mark for piece in direct for mark in words_of(piece).marks) - claim.words
         gone |= direct | {piece for piece in every if follows(piece, claim, values)}
     left = {}
-    for position, pieces in said.items():
+    for position, pieces in spoken.items():
         kept = [piece for piece in pieces if piece not in gone]
         if len(kept) < len(pieces):
             left[position] = "".join(kept).strip()

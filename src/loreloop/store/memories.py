@@ -66,10 +66,10 @@ def remove(connection: Connection, name: MemoryName) -> bool:
 
 def list_page(connection: Connection, key_id: str, user: str, limit: int, offset: int) -> Page[MemoryRow]:
     """Those of one user of a key; what was saved last comes first."""
-    mine = (MEMORIES.c.key_id == key_id, MEMORIES.c.user == user)
-    total = connection.scalar(select(func.count()).select_from(MEMORIES).where(*mine)) or 0
+    of_user = (MEMORIES.c.key_id == key_id, MEMORIES.c.user == user)
+    total = connection.scalar(select(func.count()).select_from(MEMORIES).where(*of_user)) or 0
     columns = [column for column in MEMORIES.c if column.name != "data"]
-    newest = select(*columns).where(*mine).order_by(MEMORIES.c.saved.desc(), MEMORIES.c.id)
+    newest = select(*columns).where(*of_user).order_by(MEMORIES.c.saved.desc(), MEMORIES.c.id)
     rows = [
         MemoryRow(MemoryName(row.key_id, row.user, row.id), row.revision, row.created, row.saved, row.n_bytes)
         for row in connection.execute(newest.limit(limit).offset(offset))

@@ -153,10 +153,10 @@ def answer_row(
     time, the building of the contexts included."""
     started = time.perf_counter()
     places = sampled(conversations)
-    asked = [conversations[number] for number in sorted({number for number, _ in places})]
+    sources = [conversations[number] for number in sorted({number for number, _ in places})]
     with ThreadPoolExecutor(asker.at_once) as pool:
-        made = list(pool.map(lambda one: contexts(one, budget_of(one, budget, count), count), asked))
-        of_conversation = dict(zip((one.name for one in asked), made, strict=True))
+        made = list(pool.map(lambda one: contexts(one, budget_of(one, budget, count), count), sources))
+        of_conversation = dict(zip((one.name for one in sources), made, strict=True))
         questions = [(conversations[number], conversations[number].questions[place]) for number, place in places]
         shown = [of_conversation[conversation.name](question) for conversation, question in questions]
         prompts = [prompt_of(segments, question) for segments, (_, question) in zip(shown, questions, strict=True)]

@@ -51,15 +51,15 @@ def survival(count: CountTokens, edits: Sequence[int], budget: int = 1024, seeds
     for seed in range(seeds):
         conversation = synthetic.needles(seed, 3000)
         memory = extractive(budget, count)
-        told: dict[int, int] = {}  # the edits that had been made when a fact was told
+        edits_at_fact: dict[int, int] = {}  # the edits that had been made when a fact was told
         facts = {turn for question in conversation.questions for turn in question.evidence}
         for number, turn in enumerate(conversation.turns):
             before = memory.state.costs.edits
             memory.append(turn)
             if number in facts:
-                told[number] = memory.state.costs.edits
+                edits_at_fact[number] = memory.state.costs.edits
             if memory.state.costs.edits > before:
-                due = {fact: memory.state.costs.edits - at for fact, at in told.items()}
+                due = {fact: memory.state.costs.edits - then for fact, then in edits_at_fact.items()}
                 due = {fact: passed for fact, passed in due.items() if passed in standing}
                 kept = turns_kept(memory.state.segments, conversation.turns) if due else set()
                 left = {turn for segment in memory.state.segments for turn in segment.turns}

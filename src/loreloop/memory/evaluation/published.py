@@ -127,22 +127,22 @@ def locomo(sample: LocomoSample, faults: list[Fault]) -> Conversation:
     turns: list[Turn] = []
     numbers: dict[str, int] = {}
     for session in range(1, len(sample.conversation) + 1):
-        said = sample.conversation.get(f"session_{session}", [])
+        utterances = sample.conversation.get(f"session_{session}", [])
         time = when(str(sample.conversation.get(f"session_{session}_date_time", "")))
         last = turns[-1].time if turns else None
-        for turn in said if isinstance(said, list) else []:
+        for turn in utterances if isinstance(utterances, list) else []:
             numbers[turn.dia_id] = len(turns)
             turns.append(Turn("user", turn.text, turn.speaker, later(time, last)))
     known = {fault.qa_index: fault for fault in faults if fault.sample_id == sample.sample_id}
     questions = []
-    for index, asked in enumerate(sample.qa):
+    for index, label in enumerate(sample.qa):
         fault = known.get(index)
-        cited = asked.evidence if fault is None else fault.correct_evidence or asked.evidence
-        answer = asked.answer if fault is None else fault.correct_answer or asked.answer
+        cited = label.evidence if fault is None else fault.correct_evidence or label.evidence
+        answer = label.answer if fault is None else fault.correct_answer or label.answer
         ids = LOCOMO_ID.findall(" ".join(cited))
         evidence = tuple(dict.fromkeys(numbers[id] for id in ids if id in numbers))
-        kind = LOCOMO_KINDS.get(asked.category, str(asked.category))
-        questions.append(Question(kind, asked.question, str(answer), evidence))
+        kind = LOCOMO_KINDS.get(label.category, str(label.category))
+        questions.append(Question(kind, label.question, str(answer), evidence))
     return Conversation(sample.sample_id, tuple(turns), tuple(questions))
 
 
@@ -164,8 +164,8 @@ def beam(chat: BeamChat) -> Conversation:
     out."""
     numbers = {message.id: number for number, message in enumerate(chat.messages)}
     questions = []
-    for kind, asked in chat.questions.items():
-        for one in asked:
+    for kind, labels in chat.questions.items():
+        for one in labels:
             answer = one.answer or one.ideal_answer or one.ideal_response or one.ideal_summary
             cited = [numbers[id] for id in numbers_in(one.source_chat_ids) if id in numbers]
             questions.append(Question(kind, one.question, answer, tuple(dict.fromkeys(cited))))

@@ -134,8 +134,8 @@ def needles(seed: int, turns: int, n: int = 20) -> Conversation:
     for subject in script.draw.sample(SUBJECTS, n):
         script.chat(turns // n - 1)
         value = value_of(script.draw, subject)
-        at = script.say(fact(subject, value, script.draw))
-        script.questions.append(Question("needle", f"What is my {subject}?", value, (at,)))
+        turn = script.say(fact(subject, value, script.draw))
+        script.questions.append(Question("needle", f"What is my {subject}?", value, (turn,)))
     script.chat(turns - len(script.turns))
     return script.made(f"needles-{turns}-{seed}")
 
@@ -149,27 +149,27 @@ def stream(seed: int, turns: int = 1000) -> Conversation:
     events = [(subject, step) for subject in subjects[:16] for step in range(1 + (subjects.index(subject) % 4))]
     events += [("breakfast", step) for step in range(3)]
     draw.shuffle(events)
-    told: dict[str, list[str]] = {}
-    at: dict[str, int] = {}
+    values_of: dict[str, list[str]] = {}
+    latest: dict[str, int] = {}
     for subject, _ in events:
         script.chat(turns // len(events) - 1)
-        before = told.setdefault(subject, [])
+        before = values_of.setdefault(subject, [])
         value = another(draw, subject, before)
-        at[subject] = script.say(
-            preference(value, bool(before)) if subject == "breakfast" else said(subject, value, before, draw)
+        latest[subject] = script.say(
+            preference(value, bool(before)) if subject == "breakfast" else statement(subject, value, before, draw)
         )
         before.append(value)
-    taken_back = [subject for subject in subjects[:16] if len(told[subject]) == 1][:2]
+    taken_back = [subject for subject in subjects[:16] if len(values_of[subject]) == 1][:2]
     for subject in taken_back:
         script.say(f"Please forget my {subject}.")
         script.questions.append(
-            Question("taken back", f"What is my {subject}?", "", (), with_subject(subject, told[subject]))
+            Question("taken back", f"What is my {subject}?", "", (), with_subject(subject, values_of[subject]))
         )
-    for subject, values in told.items():
+    for subject, values in values_of.items():
         if subject not in taken_back:
             kind = "preference" if subject == "breakfast" else "updated" if len(values) > 1 else "standing"
             script.questions.append(
-                Question(kind, f"My {subject}?", values[-1], (at[subject],), with_subject(subject, values[:-1]))
+                Question(kind, f"My {subject}?", values[-1], (latest[subject],), with_subject(subject, values[:-1]))
             )
     for subject in subjects[16:]:
         script.questions.append(Question("never said", f"What is my {subject}?", "", (), (subject,)))
@@ -190,7 +190,7 @@ def another(draw: random.Random, subject: str, before: list[str]) -> str:
             return value
 
 
-def said(subject: str, value: str, before: list[str], draw: random.Random) -> str:
+def statement(subject: str, value: str, before: list[str], draw: random.Random) -> str:
     """The sentence for the value: a change where the subject has had others before, else a first statement."""
     return change(subject, value, draw) if before else fact(subject, value, draw)
 
@@ -212,12 +212,12 @@ def consequences(seed: int, turns: int = 600) -> Conversation:
     script.say(f"My office is at {old} {number}.")
     script.say(f"Because my office is there I take tram {line} to {old}.")
     script.chat(turns // 4)
-    asked = script.say(f"Which form do I need for my claim {draw.randrange(1000, 9999)} about {thing}?")
+    question = script.say(f"Which form do I need for my claim {draw.randrange(1000, 9999)} about {thing}?")
     script.say("I do not know that yet; I will come back to it.", "assistant")
     script.chat(turns // 4)
-    moved = script.say(f"My office is now at {new} {draw.randrange(2, 99)}.")
+    move = script.say(f"My office is now at {new} {draw.randrange(2, 99)}.")
     script.chat(turns // 4)
-    script.questions.append(Question("open question", "What did I ask?", "", (asked,)))
-    script.questions.append(Question("premise", "Where is my office?", new, (moved,), (f"office {old} {number}",)))
+    script.questions.append(Question("open question", "What did I ask?", "", (question,)))
+    script.questions.append(Question("premise", "Where is my office?", new, (move,), (f"office {old} {number}",)))
     script.questions.append(Question("cascade", "Which tram do I take?", "", (), (f"tram {line}",)))
     return script.made(f"consequences-{seed}")

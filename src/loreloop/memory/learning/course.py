@@ -13,7 +13,7 @@ import msgspec
 
 from loreloop.memory.condense import CountTokens
 from loreloop.memory.learning import exam, judging, lessons, practice
-from loreloop.memory.learning.groups import Said, Tried, merged
+from loreloop.memory.learning.groups import SampledAnswer, Tried, merged
 from loreloop.memory.learning.lessons import Example
 from loreloop.memory.learning.refilling import Refills
 
@@ -28,7 +28,7 @@ class Learner(Protocol):
 
     def answers(
         self, prompts: Sequence[str], n: int, most: Sequence[int], temperature: float = 1.0
-    ) -> list[list[Said]]:
+    ) -> list[list[SampledAnswer]]:
         """`n` sampled answers to each prompt; `most` has the tokens that each may have."""
 
     def imitate(self, examples: Sequence[Example], learning_rate: float) -> float:
@@ -123,8 +123,8 @@ class Course:
             refills = Refills(practice.needles(seed, turns), practice.roomy_budget_for(turns), self.count)
             chances = random.Random(seed).sample(refills.chances, min(self.plan.chances, len(refills.chances)))
             most = [chance.most for chance in chances]
-            said = self.learner.answers([chance.prompt for chance in chances], self.plan.size, most)
-            tried, kept = refills.tried(chances, said)
+            answers = self.learner.answers([chance.prompt for chance in chances], self.plan.size, most)
+            tried, kept = refills.tried(chances, answers)
             self._reinforce(record, tried, Reward(turns, kept))
         self._write(record, "after rewards")
         record.path = self.learner.save("memory-refill")
@@ -145,8 +145,8 @@ class Course:
         self._sat(record, exam.of_the_head(when, self.learner.odds, self.count))
 
     def _write(self, record: Record, when: str) -> None:
-        def greedy(prompts: Sequence[str], most: Sequence[int]) -> list[Said]:
-            return [said[0] for said in self.learner.answers(prompts, 1, most, 0.0)]
+        def greedy(prompts: Sequence[str], most: Sequence[int]) -> list[SampledAnswer]:
+            return [some[0] for some in self.learner.answers(prompts, 1, most, 0.0)]
 
         self._sat(record, exam.of_the_refill(when, greedy, self.count))
 

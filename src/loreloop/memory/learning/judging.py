@@ -15,7 +15,7 @@ from loreloop.memory.condense import CountTokens
 from loreloop.memory.evaluation.cases import Conversation
 from loreloop.memory.evaluation.recall import recall, turns_kept
 from loreloop.memory.learned import CERTAIN, YES, LearnedImportance, question_of
-from loreloop.memory.learning.groups import Said, Tried, advantages
+from loreloop.memory.learning.groups import SampledAnswer, Tried, advantages
 from loreloop.memory.learning.practice import SETTINGS
 from loreloop.memory.memory import Memory, Parts
 from loreloop.memory.refill import ExtractiveRefill
@@ -28,7 +28,7 @@ Odds = Mapping[str, float]  # by question
 class Answers(Protocol):
     """Samples `n` answers to each of the prompts, of at most so many tokens each."""
 
-    def __call__(self, prompts: Sequence[str], n: int, most: Sequence[int]) -> list[list[Said]]: ...
+    def __call__(self, prompts: Sequence[str], n: int, most: Sequence[int]) -> list[list[SampledAnswer]]: ...
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Rolls:
     size: int = 16
 
 
-def asked_of(turn: Turn) -> str:
+def question_about(turn: Turn) -> str:
     """The question whether to remember a turn, as the head is asked it."""
     return question_of(head_of(turn) + turn.text.strip())
 
 
 def questions_of(turns: Sequence[Turn]) -> list[str]:
     """One for each different line, in order."""
-    return list(dict.fromkeys(asked_of(turn) for turn in turns))
+    return list(dict.fromkeys(question_about(turn) for turn in turns))
 
 
 def went_on(state: MemoryState, turns: Sequence[Turn], odds: Odds, count: CountTokens) -> MemoryState:
@@ -66,16 +66,16 @@ def evidence_kept(state: MemoryState, conversation: Conversation) -> float:
     return fmean(value for value in found if value is not None)
 
 
-def verdict_of(said: Said) -> float:
+def verdict_of(answer: SampledAnswer) -> float:
     """Whatever is not yes is no."""
-    return CERTAIN if said.text == YES else -CERTAIN
+    return CERTAIN if answer.text == YES else -CERTAIN
 
 
 def tried(conversation: Conversation, rolls: Rolls, answers: Answers, count: CountTokens) -> tuple[list[Tried], float]:
     """Every stretch's sampled verdicts with their advantages, and the mean reward of all rolls."""
     questions = questions_of(conversation.turns)
-    said = dict(zip(questions, answers(questions, rolls.size, [count(YES)] * len(questions)), strict=True))
-    usual = {question: fmean(map(verdict_of, some)) for question, some in said.items()}
+    sampled_for = dict(zip(questions, answers(questions, rolls.size, [count(YES)] * len(questions)), strict=True))
+    usual = {question: fmean(map(verdict_of, some)) for question, some in sampled_for.items()}
     found: list[Tried] = []
     every: list[float] = []
     state = MemoryState(rolls.budget)
@@ -85,11 +85,11 @@ def tried(conversation: Conversation, rolls: Rolls, answers: Answers, count: Cou
         here = questions_of(stretch)
         rewards = []
         for number in range(rolls.size):
-            sampled = {question: verdict_of(said[question][number]) for question in here}
+            sampled = {question: verdict_of(sampled_for[question][number]) for question in here}
             then = went_on(state, stretch, sampled, count)
             rewards.append(evidence_kept(went_on(then, turns[start + len(stretch) :], usual, count), conversation))
         for number, advantage in enumerate(advantages(rewards)):
-            found += [Tried(question, said[question][number], advantage) for question in here]
+            found += [Tried(question, sampled_for[question][number], advantage) for question in here]
         every += rewards
         state = went_on(state, stretch, usual, count)
     return found, fmean(every)

@@ -18,7 +18,7 @@ from loreloop.memory.evaluation.cases import Conversation
 from loreloop.memory.evaluation.recall import recall, turns_kept
 from loreloop.memory.generative import faithful, prompt_of
 from loreloop.memory.importance import SurfaceImportance
-from loreloop.memory.learning.groups import Said, Tried, advantages
+from loreloop.memory.learning.groups import SampledAnswer, Tried, advantages
 from loreloop.memory.learning.practice import SETTINGS
 from loreloop.memory.memory import Memory, Parts
 from loreloop.memory.refill import NOWHERE, ExtractiveRefill, Place, Refill
@@ -125,14 +125,14 @@ class Refills:
             noticing.noticed.clear()
         return found
 
-    def marks(self, chance: Chance, said: Said) -> Marks:
+    def marks(self, chance: Chance, answer: SampledAnswer) -> Marks:
         """What an answer to this chance did. Its evidence is that of the whole conversation, gone on with to its
         end."""
-        text, chunk = " ".join(said.text.split()), chance.segment
+        text, chunk = " ".join(answer.text.split()), chance.segment
         fits = bool(text) and self.count(passage(chunk.head, text)) <= chance.budget
         content = content_of(chunk.text)
         words = len(content & content_of(text)) / max(1, len(content))
-        return Marks(fits and faithful(text, chunk.text), words, self._evidence(chance, text), said.ended)
+        return Marks(fits and faithful(text, chunk.text), words, self._evidence(chance, text), answer.ended)
 
     def _evidence(self, chance: Chance, text: str) -> float:
         """Of all questions, counted one by one, so that a lost fact weighs the same in long conversations."""
@@ -145,12 +145,12 @@ class Refills:
         kept = turns_kept(memory.state.segments, self.conversation.turns)
         return sum(recall(question, kept) or 0.0 for question in self.conversation.questions)
 
-    def tried(self, chances: Sequence[Chance], answers: Sequence[Sequence[Said]]) -> tuple[list[Tried], float]:
+    def tried(self, chances: Sequence[Chance], answers: Sequence[Sequence[SampledAnswer]]) -> tuple[list[Tried], float]:
         """All answers with their advantages within their chance's group, and the mean of what they keep."""
         found, kept = [], []
         for chance, group in zip(chances, answers, strict=True):
-            marks = [self.marks(chance, said) for said in group]
+            marks = [self.marks(chance, answer) for answer in group]
             values = advantages([mark.reward for mark in marks])
-            found += [Tried(chance.prompt, said, value) for said, value in zip(group, values, strict=True)]
+            found += [Tried(chance.prompt, answer, value) for answer, value in zip(group, values, strict=True)]
             kept += [mark.kept for mark in marks]
         return found, fmean(kept)
