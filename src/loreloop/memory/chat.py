@@ -77,7 +77,9 @@ class MemoryChat:
         """Raises BadRequest for a broken memory, or one that was begun with another budget."""
         self.client, self.model, self.id, self.store, self.caption_of = client, model, id, store, caption_of
         saved = store.load(id)
+        # A memory that is not stored yet begins empty; it is first saved with its first answer.
         state = MemoryState(budget) if saved is None else from_json(saved.data)
+        # A silent resize would drop text for good because of a mistyped number.
         if state.budget != budget:
             raise BadRequest(
                 f"Memory {id!r} was begun with a budget of {state.budget} tokens, and {budget} were asked for. Open it "
@@ -107,6 +109,7 @@ class MemoryChat:
     def forget(self, *, turn: int | None = None, pattern: str = "") -> Forgotten:
         """As Memory.forget, and saved. An open exchange is given up: what was sent of it may be what is to go."""
         trial = self._trial()
+        # The change is made to a copy and kept only once it is stored: a conflict leaves this chat as it was.
         gone = trial.forget(turn=turn, pattern=pattern)
         self._save(trial)
         self.exchange, self.past = (), ""
@@ -125,6 +128,7 @@ class MemoryChat:
                 self._remember(open_turn, answer.message())
             raise
         finally:
+            # An abandoned connection would keep the server generating.
             chunks.close()
         self._remember(open_turn, answer.message())
 
@@ -137,6 +141,7 @@ class MemoryChat:
             )
         turns = [turn_of(m, self.caption_of) for m in messages]
         calls = {call["id"] for m in (*self.exchange, *messages) for call in m.get("tool_calls") or ()}
+        # Refused before the model is asked, since the error can then name the call that is missing.
         orphans = [m for m in messages if m["role"] == "tool" and m.get("tool_call_id") not in calls]
         if orphans:
             raise BadRequest(
@@ -144,6 +149,8 @@ class MemoryChat:
                 "the call's message before it."
             )
         self._check_revision()
+        # The memory holds the first turns of an exchange by now; the past from before it keeps them from being told
+        # twice.
         goes_on = bool(self.exchange) and any(m["role"] == "tool" for m in messages)
         past, exchange = (self.past, self.exchange) if goes_on else (self.memory.text, ())
         return OpenTurn(messages, turns, past, exchange)
@@ -161,12 +168,15 @@ class MemoryChat:
     def _remember(self, open_turn: OpenTurn, answer: Message) -> None:
         trial = self._trial()
         for turn in (*open_turn.turns, turn_of(answer, self.caption_of)):
+            # Instructions are given anew with each turn, so that changing them takes effect at once.
             if turn.role != "system":
                 trial.append(turn)
         try:
             self._save(trial)
         except Conflict as error:
+            # The answer was paid for, so the error carries it to the caller.
             raise NotRemembered(self.id, answer) from error
+        # Tool calls must be answered with the same messages before them, so those are held until the results are in.
         is_open = bool(answer.get("tool_calls"))
         rest = [m for m in open_turn.new if m["role"] not in INSTRUCTIONS]
         self.exchange = (*open_turn.exchange, *rest, answer) if is_open else ()
@@ -175,6 +185,7 @@ class MemoryChat:
     def _trial(self) -> Memory:
         """A copy to change: the memory itself stays as it is until the copy is saved."""
         trial = Memory(self.memory.state, self.memory.parts, self.memory.settings)
+        # The condensed forms are copied too, so that they need not be made again after each turn.
         trial.small = dict(self.memory.small)
         return trial
 

@@ -52,6 +52,7 @@ class SurprisalImportance(_Judge):
         passage."""
         self._spent = 0
         base = self.surface.worth(segment, memory)
+        # A line is surprising or not only beside what came before it.
         before = "".join(passage(one.head, one.text) for one in memory[-CONTEXT:])
         text = passage(segment.head, segment.text)
         cost = self.count(before) + segment.tokens
@@ -77,10 +78,12 @@ class ScoredImportance(_Judge):
         base = self.surface.worth(segment, memory)
         prompt = TASK.format(line=segment.head + segment.text)
         cost = self.count(prompt)
+        # The one token is the digit that the model writes.
         if cost + 1 > allowance:
             return base
         answer = self.sampler(prompt, 1)
         self._spent = cost + self.count(answer)
+        # A model may put a space or a quotation mark before its digit.
         digit = re.search(r"[0-9]", answer)
         return base if digit is None else base * within(2 ** ((int(digit[0]) - MIDDLE) / DOUBLES))
 

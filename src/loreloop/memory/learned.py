@@ -52,8 +52,10 @@ class LearnedImportance:
         base = self.surface.worth(segment, memory)
         question = question_of(segment.head + segment.text)
         cost = self.count(question + YES)
+        # The surface's worth is on the same scale, so a passage that no model may be asked of stays comparable.
         if cost > allowance:
             return base
+        # Only the passage is read and no neighbours, so equal lines get equal verdicts that can be kept.
         odds = self.verdict(question)
         self._spent = cost
         return base * within(math.exp(min(odds, CERTAIN)))

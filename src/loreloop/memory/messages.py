@@ -21,6 +21,7 @@ def turn_of(message: Message, caption_of: CaptionOf) -> Turn:
         raise BadRequest(f"A message's role is one of {', '.join(ROLES)}; {role!r} is not.")
     pieces = [text_of_content(message.get("content"), caption_of)]
     pieces += [words_of_call(call) for call in message.get("tool_calls") or ()]
+    # A developer's message is what newer models call a system message.
     return Turn("system" if role in INSTRUCTIONS else str(role), "\n".join(piece for piece in pieces if piece))
 
 
@@ -68,6 +69,7 @@ class StreamedAnswer:
         for choice in chunk.choices:
             self.content += getattr(choice.delta, "content", None) or ""
             for piece in getattr(choice.delta, "tool_calls", None) or ():
+                # A call comes in pieces by its number: first its id and name, then its arguments bit by bit.
                 empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
                 call = self.calls.setdefault(piece.index, empty)
                 call["id"] = getattr(piece, "id", None) or call["id"]
@@ -84,6 +86,7 @@ class StreamedAnswer:
 def answer_of(content: str | None, calls: Sequence[Message]) -> Message:
     """The message that a client sends back when it goes on behind an answer."""
     answer = {"role": "assistant", "content": content or ""}
+    # Some servers refuse an empty list of tool calls, so the field is left out.
     return {**answer, "tool_calls": list(calls)} if calls else answer
 
 

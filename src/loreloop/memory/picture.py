@@ -58,6 +58,7 @@ def runs(state: MemoryState, width: int) -> list[Run]:
         while position < len(ends) and ends[position] <= middle:
             position += 1
         kind = kind_of(state.segments[position]) if position < len(ends) else FREE
+        # Neighbours are merged, so that a terminal is sent one colour code for each run.
         if found and found[-1].kind is kind:
             found[-1] = Run(kind, found[-1].cells + 1)
         else:
@@ -70,6 +71,7 @@ def tokens_by_kind(state: MemoryState) -> dict[str, int]:
     sums = {kind.name: 0 for kind in KINDS}
     for segment in state.segments:
         sums[kind_of(segment).name] += segment.tokens
+    # Set last, since no segment is of this kind.
     sums[FREE.name] = state.budget - state.tokens
     return sums
 

@@ -65,10 +65,13 @@ class ExtractiveRefill:
         of it fits."""
         if segment.tokens <= budget:
             return segment
+        # The memory has made the condensed form already, in most cases.
         small = place.small or self.condensed(segment)
         if small.tokens <= budget:
             return small
+        # The head stays, so that it is known who spoke even in an excerpt.
         spare = budget - self.count(passage(segment.head, ""))
+        # An excerpt is taken from the condensed text, which says more in each token.
         cut = self._shorter(segment, excerpt(small.text, spare, self.count), "excerpt")
         return cut if cut is not None and cut.tokens <= budget else None
 

@@ -88,6 +88,7 @@ def is_number(word: str) -> bool:
 def sentences(text: str) -> list[str]:
     """The text cut behind its sentences and lines; joined, the pieces are the text again."""
     pieces = SENTENCE.findall(text)
+    # Whoever drops sentences relies on nothing being lost between them.
     return pieces if "".join(pieces) == text else [text]
 
 
@@ -95,6 +96,7 @@ def sentences(text: str) -> list[str]:
 def mark_of(word: str, first: bool) -> str | None:
     """A number or a name as it is compared, None for another word. A word looks like a name if it has a capital that
     the beginning of a sentence does not explain."""
+    # "I" is a capital that names nothing.
     capitals = len(word) > 1 and word.isupper()
     if is_number(word) or capitals or (not first and word[0].isupper()):
         return content_word(word)

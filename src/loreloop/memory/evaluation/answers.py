@@ -64,12 +64,14 @@ def sampled(conversations: Sequence[Conversation], n: int = SAMPLE, seed: int = 
             by_kind[question.kind].append((number, place))
     draw = random.Random(f"questions {seed}")
     for kind in sorted(by_kind):
+        # Categories are shuffled in a fixed order, so that a seed always gives the same sample.
         draw.shuffle(by_kind[kind])
     taken: list[tuple[int, int]] = []
     while len(taken) < n and any(by_kind.values()):
         for kind in sorted(by_kind):
             if by_kind[kind] and len(taken) < n:
                 taken.append(by_kind[kind].pop())
+    # The order of drawing means nothing, so the questions are asked in that of the conversations.
     return sorted(taken)
 
 
@@ -101,6 +103,7 @@ def half_and_half(
     the memory has not kept."""
     ranked = Bm25(conversation.turns)
     short = [condensed(segment, count) for segment in segments_of(conversation.turns, count)]
+    # The memory is the same for every question, so it is made once and only retrieval is done anew.
     held = memory(conversation, budget // 2, count)
     kept = turns_kept(held, conversation.turns)
     return lambda question: [*held, *in_order(retrieved(ranked, short, question.text, budget - budget // 2, kept))]
@@ -134,6 +137,7 @@ def contenders_for(sampler: Sampler) -> dict[str, Contexts]:
 def ceiling(conversations: Sequence[Conversation], window: int, count: CountTokens) -> tuple[str, Contexts]:
     """The name and the contexts of the row that no memory is expected to beat: the full conversations where the longest
     fits into `window` tokens together with the task and an answer, else the oracle."""
+    # All rows ask the same questions, so the ceiling must fit for the longest conversation too.
     longest = max(sum(segment.tokens for segment in segments_of(one.turns, count)) for one in conversations)
     if longest + count(TASK) + 4 * LONGEST_ANSWER <= window:
         return "full context", same_for_all(lambda one, _, count: segments_of(one.turns, count))
@@ -155,6 +159,7 @@ def answer_row(
     places = sampled(conversations)
     sources = [conversations[number] for number in sorted({number for number, _ in places})]
     with ThreadPoolExecutor(asker.at_once) as pool:
+        # Contexts may need a model as well, so the pool makes those of several conversations at once.
         made = list(pool.map(lambda one: contexts(one, budget_of(one, budget, count), count), sources))
         of_conversation = dict(zip((one.name for one in sources), made, strict=True))
         questions = [(conversations[number], conversations[number].questions[place]) for number, place in places]

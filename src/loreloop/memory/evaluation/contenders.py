@@ -74,6 +74,7 @@ def first_that_fit(ordered: Iterable[Segment], budget: int, *, stop: bool = Fals
         if segment.tokens <= budget:
             taken.append(segment)
             budget -= segment.tokens
+        # A window of recent turns has no gaps: behind the first turn that does not fit nothing is taken.
         elif stop:
             break
     return taken
@@ -106,6 +107,7 @@ def uniform(conversation: Conversation, budget: int, count: CountTokens) -> list
     """No allocation: every stretch of the conversation is compressed to the same share of its tokens, and within it the
     condensed turns of most names, numbers and other content words per token stand."""
     segments = segments_of(conversation.turns, count)
+    # Every stretch is compressed to the same share, which is what allocation is compared with.
     share = budget / max(1, sum(segment.tokens for segment in segments))
     made: list[Segment] = []
     stretch: list[Segment] = []
@@ -181,6 +183,7 @@ class Bm25:
         norm = self.k1 * (1 - self.b + self.b * self.lengths[number] / max(self.average, 1e-9))
         total = 0.0
         for term in wanted & times.keys():
+            # The one inside the logarithm keeps the idf of a very frequent term above zero.
             idf = math.log(1 + (n - self.documents[term] + 0.5) / (self.documents[term] + 0.5))
             total += idf * times[term] * (self.k1 + 1) / (times[term] + norm)
         return total

@@ -58,8 +58,10 @@ def survival(count: CountTokens, edits: Sequence[int], budget: int = 1024, seeds
             memory.append(turn)
             if number in facts:
                 edits_at_fact[number] = memory.state.costs.edits
+            # Facts are looked for only right after an edit, for nothing changes between edits.
             if memory.state.costs.edits > before:
                 due = {fact: memory.state.costs.edits - then for fact, then in edits_at_fact.items()}
+                # A fact counts once for each number of edits that was asked for, at the edit that reaches it.
                 due = {fact: passed for fact, passed in due.items() if passed in standing}
                 kept = turns_kept(memory.state.segments, conversation.turns) if due else set()
                 left = {turn for segment in memory.state.segments for turn in segment.turns}
@@ -77,6 +79,7 @@ def pace(count: CountTokens, budget: int = 4096, early: int = 500, late: int = 1
     first = 0.0
     for number in range(late):
         role = "user" if number % 2 == 0 else "assistant"
+        # The number makes each text a new one, so that no cache makes late appends look cheap.
         text = f"{synthetic.small_talk(draw, role)} ({number})"
         if number % 10 == 0:
             text = f"My {draw.choice(synthetic.SUBJECTS)} {number} is {synthetic.value_of(draw, 'gym')}."

@@ -126,6 +126,7 @@ def locomo(sample: LocomoSample, faults: list[Fault]) -> Conversation:
     label's where it has any; ids that name no turn are left out."""
     turns: list[Turn] = []
     numbers: dict[str, int] = {}
+    # Sessions and their dates are keys beside others, so there are never more sessions than keys.
     for session in range(1, len(sample.conversation) + 1):
         utterances = sample.conversation.get(f"session_{session}", [])
         time = when(str(sample.conversation.get(f"session_{session}_date_time", "")))
@@ -140,6 +141,7 @@ def locomo(sample: LocomoSample, faults: list[Fault]) -> Conversation:
         cited = label.evidence if fault is None else fault.correct_evidence or label.evidence
         answer = label.answer if fault is None else fault.correct_answer or label.answer
         ids = LOCOMO_ID.findall(" ".join(cited))
+        # A label may name a turn twice, or one that does not exist; each turn counts once.
         evidence = tuple(dict.fromkeys(numbers[id] for id in ids if id in numbers))
         kind = LOCOMO_KINDS.get(label.category, str(label.category))
         questions.append(Question(kind, label.question, str(answer), evidence))
@@ -196,6 +198,7 @@ def longmemeval(one: LongQuestion) -> Conversation:
         marked += [first + place for place, turn in enumerate(session) if turn.has_answer]
         if one.haystack_session_ids[number : number + 1] and one.haystack_session_ids[number] in one.answer_session_ids:
             named += range(first, len(turns))
+    # What the history does not answer has no evidence that a memory could keep.
     absent = one.question_id.endswith("_abs")
     kind = "abstention" if absent else one.question_type
     evidence = () if absent else tuple(marked or named)

@@ -132,6 +132,7 @@ def three(
         tokens = budget_of(conversation, budget, count)
         whole = segments_of(conversation.turns, count)
         short = [condensed(segment, count) for segment in whole]
+        # The memory does not see the questions, so one serves for all of them.
         held = memory(conversation, tokens // 2, count)
         kept = turns_kept(held, conversation.turns)
         for number, question in enumerate(conversation.questions):
@@ -139,6 +140,7 @@ def three(
             alone.add(conversation, number, found, turns_kept(found, conversation.turns))
             found = retrieved(ranking, short, question.text, tokens, set())
             short_alone.add(conversation, number, found, turns_kept(found, conversation.turns))
+            # Turns that the memory holds already are not retrieved again, since their tokens would be spent twice.
             more = retrieved(ranking, short, question.text, tokens - tokens // 2, kept)
             both.add(conversation, number, [*held, *more], kept | turns_kept(more, conversation.turns))
     return [

@@ -148,6 +148,7 @@ def stream(seed: int, turns: int = 1000) -> Conversation:
     subjects = draw.sample(SUBJECTS, 20)
     events = [(subject, step) for subject in subjects[:16] for step in range(1 + (subjects.index(subject) % 4))]
     events += [("breakfast", step) for step in range(3)]
+    # Changes of one subject must lie among those of others, as in a real conversation.
     draw.shuffle(events)
     values_of: dict[str, list[str]] = {}
     latest: dict[str, int] = {}
@@ -173,6 +174,7 @@ def stream(seed: int, turns: int = 1000) -> Conversation:
             )
     for subject in subjects[16:]:
         script.questions.append(Question("never said", f"What is my {subject}?", "", (), (subject,)))
+    # Small talk at the end, so that the last fact does not stand only because it is in the window of newest turns.
     script.chat(20)
     return script.made(f"stream-{seed}")
 
@@ -186,6 +188,7 @@ def another(draw: random.Random, subject: str, before: list[str]) -> str:
     """A drawn value that the subject has not had before."""
     while True:
         value = draw.choice(FOODS) if subject == "breakfast" else value_of(draw, subject)
+        # A value that comes back would be outdated and right at once.
         if value not in before:
             return value
 

@@ -98,6 +98,7 @@ class Course:
         """Trains the head that judges lines: exams before, between and after, lessons, then a step with rewards for
         each conversation of the plan."""
         record = Record("head")
+        # The surface alone is what the head must beat to be of any use.
         record.sittings.append(exam.of_the_head("surface", None, self.count))
         self._judge(record, "before")
         self._imitate(record, [example for seed in range(4) for example in lessons.of_the_head(seed)])
@@ -105,6 +106,7 @@ class Course:
         self._judge(record, "after lessons")
         for seed, turns in self.plan.conversations():
             rolls = judging.Rolls(practice.budget_for(turns), size=self.plan.size)
+            # Every step sees a conversation of its own, so there is nothing to learn by heart.
             conversation = practice.needles(seed, turns)
             tried, reward = judging.tried(conversation, rolls, self.learner.answers, self.count)
             self._reinforce(record, tried, Reward(turns, reward))
@@ -131,6 +133,7 @@ class Course:
         return record
 
     def _imitate(self, record: Record, examples: Sequence[Example]) -> None:
+        # A fixed order of lessons, so that two trainings differ by their adapters alone.
         shuffled = random.Random(0).sample(examples, len(examples))
         for batch in list(lessons.batches(shuffled, self.plan.batch))[: self.plan.steps]:
             record.losses.append(self.learner.imitate(batch, self.plan.lesson_rate))

@@ -32,6 +32,7 @@ class Tried(msgspec.Struct, frozen=True):
 
 def advantages(rewards: Sequence[float]) -> list[float]:
     """Of one group: each reward less the group's mean. They sum to zero."""
+    # Not divided by the spread: where all answers are nearly alike, noise would weigh as much as a real difference.
     middle = fmean(rewards)
     return [reward - middle for reward in rewards]
 

@@ -74,6 +74,7 @@ def verdict_of(answer: SampledAnswer) -> float:
 def tried(conversation: Conversation, rolls: Rolls, answers: Answers, count: CountTokens) -> tuple[list[Tried], float]:
     """Every stretch's sampled verdicts with their advantages, and the mean reward of all rolls."""
     questions = questions_of(conversation.turns)
+    # All verdicts are sampled in one go, since a verdict depends on its line alone and not on the state.
     sampled_for = dict(zip(questions, answers(questions, rolls.size, [count(YES)] * len(questions)), strict=True))
     usual = {question: fmean(map(verdict_of, some)) for question, some in sampled_for.items()}
     found: list[Tried] = []
@@ -88,8 +89,10 @@ def tried(conversation: Conversation, rolls: Rolls, answers: Answers, count: Cou
             sampled = {question: verdict_of(sampled_for[question][number]) for question in here}
             then = went_on(state, stretch, sampled, count)
             rewards.append(evidence_kept(went_on(then, turns[start + len(stretch) :], usual, count), conversation))
+        # A roll's verdicts share its advantage: which of them earned it cannot be told from the reward.
         for number, advantage in enumerate(advantages(rewards)):
             found += [Tried(question, sampled_for[question][number], advantage) for question in here]
         every += rewards
+        # The next stretch begins where the usual verdicts lead, whatever the rolls of this one did.
         state = went_on(state, stretch, usual, count)
     return found, fmean(every)

@@ -56,6 +56,7 @@ class Pupil:
         self, prompts: Sequence[str], n: int, most: Sequence[int], temperature: float = 1.0
     ) -> list[list[SampledAnswer]]:
         """`n` answers to each prompt, of at most so many tokens each; a line's end ends one."""
+        # All requests are sent before the first answer is waited for, so that the server can batch them.
         futures = []
         for prompt, tokens in zip(prompts, most, strict=True):
             params = tinker.SamplingParams(max_tokens=tokens, temperature=temperature, stop=self.codec.encode(END))
@@ -91,6 +92,7 @@ class Pupil:
 
     def _step(self, data: list[tinker.Datum], loss: tinker.types.LossFnType, learning_rate: float) -> float:
         passed = self.client.forward_backward(data, loss)
+        # Both requests are under way before either is waited for: the server keeps their order.
         stepped = self.client.optim_step(tinker.AdamParams(learning_rate=learning_rate, beta2=0.95, eps=1e-8))
         total = passed.result().metrics["loss:sum"]
         stepped.result()
@@ -105,6 +107,7 @@ class Pupil:
 def datum(prompt: Sequence[int], answer: Sequence[int], **values: np.ndarray) -> tinker.Datum:
     """The answer behind the prompt; `values` hold one number for each of its tokens, the prompt's have zeros."""
     tokens = [*prompt, *answer]
+    # Each position predicts the next token, so the answer's values begin one place before it.
     before = np.zeros(len(prompt) - 1, np.float32)
     inputs = {name: tinker.TensorData.from_numpy(np.concatenate([before, value])) for name, value in values.items()}
     inputs["target_tokens"] = tinker.TensorData.from_numpy(np.array(tokens[1:], np.int64))

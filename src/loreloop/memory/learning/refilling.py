@@ -113,6 +113,7 @@ class Refills:
         memory = self._memory(MemoryState(self.budget), noticing)
         found = []
         for number, turn in enumerate(self.conversation.turns):
+            # States are frozen, so the one before the append is kept without copying.
             before = memory.state
             memory.append(turn)
             for segment, budget, place in noticing.noticed:
@@ -139,6 +140,7 @@ class Refills:
         opened, *later = self.conversation.turns[chance.turn :]
         memory = self._memory(chance.state, Scripted(self.count, chance.segment.id, text))
         memory.append(opened)
+        # Behind the tried text the usual refill goes on, so that rewards differ by that text alone.
         memory = self._memory(memory.state, ExtractiveRefill(self.count))
         for turn in later:
             memory.append(turn)
