@@ -153,6 +153,7 @@ class Boundary:
             await exchange.break_off(response, message, receive)
         finally:
             await end_of_turn(scope, left=exchange.started and not exchange.ended)
+            # This stands in `finally`, so that a request whose client has left is counted and logged like any other.
             served.requests.add(exchange.route, exchange.status_code, exchange.seconds)
             LOG.info("%s", exchange)
 

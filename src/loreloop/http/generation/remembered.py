@@ -16,7 +16,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import Scope
 
-from loreloop.http.generation.chat import ChatAsk, WholeReply, new_call_id
+from loreloop.http.generation.chat import ChatRequest, WholeReply, new_call_id
 from loreloop.http.generation.requests import Model
 from loreloop.http.services import Services, services
 from loreloop.memory.importance import SurfaceImportance
@@ -56,14 +56,16 @@ class Wanted:
     other_past: bool = False  # the request goes on from an earlier answer already
 
     def of(self, request: Request) -> MemoryField | None:
-        told = [self.field] if self.field else []
+        fields = [self.field] if self.field else []
         for text in (request.headers.get(HEADER), (self.metadata or {}).get(METADATA)):
-            told += [] if text is None else [field_of(text)]
-        if any(other != told[0] for other in told):
-            raise BadRequest(f"The request names its memory twice and differently: {told[0].id!r} and {told[-1].id!r}.")
-        if told and self.other_past:
+            fields += [] if text is None else [field_of(text)]
+        if any(other != fields[0] for other in fields):
+            raise BadRequest(
+                f"The request names its memory twice and differently: {fields[0].id!r} and {fields[-1].id!r}."
+            )
+        if fields and self.other_past:
             raise BadRequest("previous_response_id and a memory both stand for the past; send one of them.")
-        return told[0] if told else None
+        return fields[0] if fields else None
 
 
 def field_of(text: object) -> MemoryField:
@@ -82,8 +84,8 @@ def field_of(text: object) -> MemoryField:
 class Remembering:
     """One request: `ask` is what its model is asked, with a memory in the place of the past if it names one."""
 
-    def __init__(self, ask: ChatAsk, turn: MemoryTurn | None = None) -> None:
-        self.ask, self.turn = ask, turn
+    def __init__(self, chat_request: ChatRequest, turn: MemoryTurn | None = None) -> None:
+        self.chat_request, self.turn = chat_request, turn
 
     async def keep(
         self, *, made: tuple[Turn, ...] = (), whole: WholeReply | None = None, warning: str | None = None
@@ -92,25 +94,25 @@ class Remembering:
         `warning` that it has anyway. `made` are calls and results between the question and the answer."""
         if self.turn is None:
             return {}
-        told = await self.turn.keep((*made, answer_of(self.ask, whole)))
+        memory = await self.turn.keep((*made, answer_of(self.chat_request, whole)))
         noted = [note for note in (warning, self.turn.warning) if note]
-        return {"memory": told} | ({"warning": " ".join(noted)} if noted else {})
+        return {"memory": memory} | ({"warning": " ".join(noted)} if noted else {})
 
 
-def answer_of(ask: ChatAsk, whole: WholeReply | None = None, *, cut: bool = False) -> Turn:
+def answer_of(chat_request: ChatRequest, whole: WholeReply | None = None, *, cut: bool = False) -> Turn:
     """What was heard, behind how the answer began. Calls that were cut off nobody can answer."""
-    whole = whole or ask.heard or WholeReply()
+    whole = whole or chat_request.collected or WholeReply()
     calls = () if cut else tuple(whole.calls[:-1] if whole.cut else whole.calls)
     made = tuple(MadeCall(call.call_id or new_call_id(), call.name, call.arguments) for call in calls)
-    return Turn("assistant", ask.conversation.begun + whole.content, calls=made)
+    return Turn("assistant", chat_request.conversation.begun + whole.content, calls=made)
 
 
-async def remembering(request: Request, model: Model, ask: ChatAsk, wanted: Wanted) -> Remembering:
+async def remembering(request: Request, model: Model, chat_request: ChatRequest, wanted: Wanted) -> Remembering:
     """Raises Conflict while another request is on the same memory; both end by `end_of_turn`."""
     turn = _turn(request, model, wanted)
     if turn is None:
-        return Remembering(ask)
-    if ask.n > 1:
+        return Remembering(chat_request)
+    if chat_request.n > 1:
         raise BadRequest("A remembered turn has one answer, and n asks for several; leave n or the memory out.")
     busy = services(request).remembering
     if turn.name in busy:
@@ -120,14 +122,14 @@ async def remembering(request: Request, model: Model, ask: ChatAsk, wanted: Want
         )
     busy.add(turn.name)
     request.scope["state"][STATE] = turn
-    turn.ask = await asyncio.to_thread(turn.begin, replace(ask, heard=WholeReply()))
-    return Remembering(turn.ask, turn)
+    turn.chat_request = await asyncio.to_thread(turn.begin, replace(chat_request, collected=WholeReply()))
+    return Remembering(turn.chat_request, turn)
 
 
-async def recalled_ask(request: Request, model: Model, ask: ChatAsk, wanted: Wanted) -> ChatAsk:
+async def recalled_request(request: Request, model: Model, chat_request: ChatRequest, wanted: Wanted) -> ChatRequest:
     """What would be asked, for who counts it; nothing is kept."""
     turn = _turn(request, model, wanted)
-    return ask if turn is None else await asyncio.to_thread(turn.begin, ask)
+    return chat_request if turn is None else await asyncio.to_thread(turn.begin, chat_request)
 
 
 def _turn(request: Request, model: Model, wanted: Wanted) -> MemoryTurn | None:
@@ -155,11 +157,11 @@ class MemoryTurn:
         self.parts = parts_with(model.text.tokenizer.count)
         self.kept, self.revision = KeptMemory(MemoryState(1), model.target.base_model), 0
         self.asked: Asked | None = None
-        self.ask: ChatAsk | None = None
+        self.chat_request: ChatRequest | None = None
         self.saving: asyncio.Future[None] | None = None
         self.warning: str | None = None
 
-    def begin(self, ask: ChatAsk) -> ChatAsk:
+    def begin(self, chat_request: ChatRequest) -> ChatRequest:
         """Raises BadRequest for a budget that is none, and turns that do not go on from the memory's last."""
         store, base_model = (
             MemoriesOf(self.served.store, self.name.key_id, self.name.user),
@@ -167,10 +169,12 @@ class MemoryTurn:
         )
         saved = store.load(self.name.id)
         kept = self._begun() if saved is None else self._opened(saved)
-        self.asked = asked_of(kept, ask.conversation.turns, ask.conversation.begun)
+        self.asked = asked_of(kept, chat_request.conversation.turns, chat_request.conversation.begun)
         kept = kept if self.asked.exchange else closed(kept, self.parts)
         self.kept = kept if kept.counted_by == base_model else counted_anew(kept, self.parts, base_model)
-        return replace(ask, conversation=replace(ask.conversation, turns=prompt_turns(self.kept, self.asked)))
+        return replace(
+            chat_request, conversation=replace(chat_request.conversation, turns=prompt_turns(self.kept, self.asked))
+        )
 
     def _begun(self) -> KeptMemory:
         budget, window = self.field.budget_tokens, self.model.info.context_window
@@ -212,8 +216,14 @@ class MemoryTurn:
 
     async def end(self, *, left: bool) -> None:
         try:
-            if left and self.saving is None and self.ask is not None and self.ask.heard and self.ask.heard.content:
-                await self.keep((answer_of(self.ask, cut=True),), cut=True)
+            if (
+                left
+                and self.saving is None
+                and self.chat_request is not None
+                and self.chat_request.collected
+                and self.chat_request.collected.content
+            ):
+                await self.keep((answer_of(self.chat_request, cut=True),), cut=True)
                 if self.warning:
                     LOG.warning("%s", self.warning)
             elif self.saving is not None:
