@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.http.bodies import answer, read_json
-from loreloop.http.generation.remembered import opened, parts_with, memory_summary
+from loreloop.http.generation.remembered import memory_summary, opened, parts_with
 from loreloop.http.openai.models import limit_of
 from loreloop.http.services import Services, asker, now, services
 from loreloop.memory.kept import KeptMemory, closed, to_bytes
