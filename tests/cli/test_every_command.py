@@ -24,7 +24,7 @@ def leaves(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[tu
 COMMANDS = dict(leaves(cli))
 PATH = "tinker://nobody/weights/nothing"
 MAKING = {("serve",), ("demo",), ("models", "add"), ("keys", "create"), ("tools", "add"), ("memory", "eval")}
-ELSEWHERE = {("chat",), ("memory", "chat"), ("memory", "train")}  # ask a server
+ELSEWHERE = {("chat",), ("memory", "chat"), ("memory", "train"), ("memory", "answers")}  # ask a server
 LISTS = {words for words in COMMANDS if words[-1] in ("list", "usage", "calls", "verify")}
 ARGUMENTS = {
     ("runs", "show"): ["nobody"],
@@ -42,6 +42,7 @@ ARGUMENTS = {
     ("models", "remove"): ["nobody"],
     ("memory", "show"): ["nobody"],
     ("memory", "forget"): ["nobody", "--turn", "1"],
+    ("memory", "resize"): ["nobody", "--budget", "100"],
     ("models", "count"): ["nobody"],
     ("models", "export"): ["nobody", PATH, "out"],
     ("models", "import-adapter"): [".", "--base", "nobody"],
@@ -72,7 +73,9 @@ def test_what_prints_a_table_prints_json_too(words: tuple[str, ...]) -> None:
     assert callback is not None
     called = set(inspect.unwrap(callback).__code__.co_names)
     options = {name for parameter in COMMANDS[words].params for name in parameter.opts}
-    assert ("--json" in options) == bool(called & {"show", "show_all", "show_current", "table_of", "text_of"})
+    assert ("--json" in options) == bool(
+        called & {"show", "show_all", "show_current", "table_of", "text_of", "answer_table"}
+    )
 
 
 @pytest.mark.parametrize("words", sorted(LISTS), ids=" ".join)
