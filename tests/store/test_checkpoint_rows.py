@@ -1,19 +1,28 @@
 """A checkpoint exists when its row does: with the result of the operation that saved it, until its time is over."""
 
+import sqlite3
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.link import ModelSnapshot, Snapshotted
-from loreloop.protocol.paths import CheckpointKind, file_name
+from loreloop.protocol.paths import CheckpointKind, CheckpointPath, file_name
 from loreloop.protocol.sampling import Revision
 from loreloop.protocol.training import Failure, LoadState, SavedResult, SaveState
 from loreloop.store import checkpoints, deployments, journal, samplers, sessions
-from loreloop.store.files import Files
+from loreloop.store.files import Files, in_row
 from loreloop.store.rows import AddCheckpoint, AddSampler, Arm, CheckpointRow, SamplerRow, Split
-from loreloop.store.schema import CHECKPOINTS, LEFT_FILES, MIGRATIONS, SAMPLERS, SNAPSHOTS
+from loreloop.store.schema import (
+    CHECKPOINTS,
+    LEFT_FILES,
+    MIGRATIONS,
+    SAMPLERS,
+    SNAPSHOTS,
+    m010_paths_from_the_data_folder_on,
+)
 from loreloop.store.store import open_database
 from tests.scheduler.ops import create, step
 from tests.store.place import BASE, Place
@@ -178,6 +187,43 @@ def test_all_that_rows_name_lies_in_a_data_folder_that_was_moved(place: Place) -
     place.folder = before
     place.open()
     assert place.replay().snapshots[0].file == str(snapshot)
+
+
+@pytest.mark.parametrize("data", ["data", "checkpoints", "checkpoints/mine", "revisions"])
+def test_a_data_folder_may_be_called_as_what_lies_in_one(tmp_path: Path, data: str) -> None:
+    """Rows and operations hold paths of which the end alone tells where the data folder ends."""
+    files = Files(tmp_path / data)
+    for kind in CheckpointKind:
+        place = files.checkpoint(CheckpointPath("run:0", kind, "one"))
+        assert in_row(str(place)) == str(place.relative_to(files.data))
+    snapshots = [files.snapshots / model / "run.7.safetensors" for model in ("tiny", "revisions", "checkpoints")]
+    for place in (*snapshots, files.pins / files.pin_name("run:0:1"), files.revision("s:sample:0")):
+        assert in_row(str(place)) == str(place.relative_to(files.data))
+
+
+def test_a_database_of_very_many_samplers_is_brought_up_to_date_in_linear_time(place: Place) -> None:
+    """Counted in steps of SQLite, so that a busy machine changes nothing."""
+    run_id, connection = place.run(), place.store.engine.connect()
+
+    def steps(n_more: int) -> int:
+        about = {"session_id": place.session, "key_id": place.ann, "base_model": BASE, "run_id": run_id}
+        rows = [
+            about | {"id": f"s{uuid4()}", "inflight": False, "created": 1.0, "folder": f"/old/revisions/{uuid4()}"}
+            for _ in range(n_more)
+        ]
+        connection.execute(insert(SAMPLERS), rows)
+        counted = [0]
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        driver.set_progress_handler(lambda: counted.__setitem__(0, counted[0] + 1), 50)
+        m010_paths_from_the_data_folder_on(connection)
+        driver.set_progress_handler(None, 0)
+        assert not connection.scalar(select(func.count()).where(SAMPLERS.c.folder.startswith("/")))
+        connection.execute(delete(SAMPLERS))
+        return counted[0]
+
+    with connection, connection.begin():
+        assert steps(800) < 6 * steps(200)
 
 
 def test_rows_of_before_name_folders_that_were_moved_too(place: Place) -> None:
