@@ -1,11 +1,13 @@
 """A checkpoint exists when its row does: with the result of the operation that saved it, until its time is over."""
 
+import errno
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.link import ModelSnapshot, Snapshotted
@@ -201,8 +203,18 @@ def test_a_data_folder_may_be_called_as_what_lies_in_one(tmp_path: Path, data: s
         assert in_row(str(place)) == str(place.relative_to(files.data))
 
 
+def steps_of(connection: Connection, work: Callable[[], object]) -> int:
+    """What SQLite has to do for it, in fifties of its own steps: a busy machine changes nothing of that."""
+    counted: list[None] = []
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    driver.set_progress_handler(lambda: counted.append(None), 50)
+    work()
+    driver.set_progress_handler(None, 0)
+    return len(counted)
+
+
 def test_a_database_of_very_many_samplers_is_brought_up_to_date_in_linear_time(place: Place) -> None:
-    """Counted in steps of SQLite, so that a busy machine changes nothing."""
     run_id, connection = place.run(), place.store.engine.connect()
 
     def steps(n_more: int) -> int:
@@ -212,15 +224,10 @@ def test_a_database_of_very_many_samplers_is_brought_up_to_date_in_linear_time(p
             for _ in range(n_more)
         ]
         connection.execute(insert(SAMPLERS), rows)
-        counted = [0]
-        driver = connection.connection.driver_connection
-        assert isinstance(driver, sqlite3.Connection)
-        driver.set_progress_handler(lambda: counted.__setitem__(0, counted[0] + 1), 50)
-        m010_paths_from_the_data_folder_on(connection)
-        driver.set_progress_handler(None, 0)
+        counted = steps_of(connection, lambda: m010_paths_from_the_data_folder_on(connection))
         assert not connection.scalar(select(func.count()).where(SAMPLERS.c.folder.startswith("/")))
         connection.execute(delete(SAMPLERS))
-        return counted[0]
+        return counted
 
     with connection, connection.begin():
         assert steps(800) < 6 * steps(200)
@@ -255,6 +262,42 @@ def test_files_of_a_deletion_that_was_cut_off_are_taken(place: Place) -> None:
     assert taken.name.startswith(".gone-")  # which the sweeper deletes, should this be cut off too
     assert (Path(row.folder).exists(), Path(kept.folder).exists()) == (False, True)
     assert place.write(checkpoints.take_left_files) == []
+
+
+def test_what_cannot_be_taken_holds_up_nothing_else(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, free = filed(place, "stuck"), filed(place, "free")
+    for row in (stuck, free):
+        place.write(checkpoints.remove, place.ann, row.path)
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name == "stuck":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refused)
+        assert len(place.write(checkpoints.take_left_files)) == 1
+    assert (Path(stuck.folder).exists(), Path(free.folder).exists()) == (True, False)
+    assert len(place.write(checkpoints.take_left_files)) == 1, "it is tried again"
+
+
+def test_very_many_left_files_are_taken_in_linear_time(place: Place) -> None:
+    """A session may leave as many revisions as it has had steps, and the writer has others to serve meanwhile."""
+    connection = place.store.engine.connect()
+
+    def steps(n: int) -> int:
+        about = {"session_id": place.session, "key_id": place.ann, "base_model": BASE, "run_id": "r", "created": 1.0}
+        paths = [f"revisions/{uuid4()}" for _ in range(n)]
+        rows = [about | {"id": path, "inflight": False, "folder": path} for path in paths]
+        connection.execute(insert(SAMPLERS), rows)
+        checkpoints.leave_files(connection, paths)
+        counted = steps_of(connection, lambda: checkpoints.take_left_files(connection))
+        connection.execute(delete(SAMPLERS))
+        return counted
+
+    with connection, connection.begin():
+        assert steps(800) < 6 * steps(200)
 
 
 def test_files_that_are_known_again_stay(place: Place) -> None:

@@ -74,7 +74,7 @@ def remove_checkpoint(path: str, yes: bool, data_dir: str, as_json: bool) -> Non
     from loreloop.protocol.paths import parse_path
     from loreloop.store import checkpoints as rows
     from loreloop.store import overview
-    from loreloop.store.files import delete
+    from loreloop.store.files import destroy
 
     parsed = parse_path(path)
     with transaction(data_dir) as connection:
@@ -88,7 +88,9 @@ def remove_checkpoint(path: str, yes: bool, data_dir: str, as_json: bool) -> Non
         else:
             with transaction(data_dir) as connection:
                 rows.remove(connection, row.key_id, parsed)
-            delete(Path(row.folder))
+                left = rows.take_left_files(connection)
+            for each in left:
+                destroy(each)
     show([{"deleted": path, "size": Size(row.size_bytes)}], as_json)
 
 
