@@ -329,6 +329,30 @@ def test_files_that_a_replay_writes_after_their_deletion_are_taken(place: Place)
     assert not folder.exists()
 
 
+def test_a_checkpoint_whose_files_a_replay_writes_anew_has_their_checksum(place: Place) -> None:
+    """On another machine the replay of a data folder that was taken there may differ in the last bits."""
+    row = place.checkpoint(place.run(), "one")
+    op = SaveState(row.run_id, 1, f"{row.run_id}:1", row.folder)
+    place.append(op, AddCheckpoint(row, ttl_seconds=None))
+    place.execute(1, op, result=SavedResult(7, "0000abcd"))
+    place.execute(1, op, result=SavedResult(8, "0000abce"), replayed=True)
+    found = place.read(checkpoints.get, place.ann, row.path)
+    assert (found.size_bytes, found.sums_crc32) == (8, "0000abce")
+
+
+def test_a_checkpoint_that_is_saved_over_while_its_session_ends_has_the_checksum_of_its_files(place: Place) -> None:
+    row = place.checkpoint(place.run(), "one")
+    first, second = (SaveState(row.run_id, number, f"{row.run_id}:{number}", row.folder) for number in (1, 2))
+    place.append(first, AddCheckpoint(row, ttl_seconds=None))
+    place.execute(1, first, result=SavedResult(7, "0000abcd"))
+    place.append(second, AddCheckpoint(row, ttl_seconds=None))  # with overwrite, and the engine begins it
+    over = Failure("user", "The session has ended.")
+    place.write(journal.forget_model, place.store.segments, row.run_id, over, place.now)
+    place.execute(2, second, result=SavedResult(8, "0000abce"))
+    found = place.read(checkpoints.get, place.ann, row.path)
+    assert (found.size_bytes, found.sums_crc32) == (8, "0000abce")
+
+
 def test_revisions_of_a_session_are_taken_after_its_end(place: Place) -> None:
     """Also those that an in-flight sampler has moved on from."""
     run_id, files = place.run(), Files(place.folder)

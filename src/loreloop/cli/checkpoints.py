@@ -147,8 +147,8 @@ def state_of(row: CheckpointRow) -> dict[str, str | None]:
 def accept_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
     """Note the files of PATH (tinker://…) as they are now, after they were changed on purpose.
 
-    Refused while a server runs on the data folder, which may have loaded them as they were, and where a file of
-    weights is damaged or holds NaN.
+    Refused while a server runs on the data folder, which may have loaded them as they were; after a server that was
+    killed, where the next one would write them anew; and where a file of weights is damaged or holds NaN.
     """
     from safetensors import SafetensorError
 
@@ -160,14 +160,16 @@ def accept_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
     from loreloop.protocol.errors import BadRequest, Gone
     from loreloop.protocol.paths import parse_path
     from loreloop.store import checkpoints as rows
-    from loreloop.store import overview
+    from loreloop.store import journal, overview
 
     parsed = parse_path(path)
     # The run folder is looked for first, since the lock would make it where there is no data folder.
     run_folder = ServerPlan(Config(data_dir=data_dir), {}).run_folder
     lock = lock_data(run_folder) if run_folder.is_dir() else nullcontext()
     with lock, transaction(data_dir) as connection:
-        folder = Path(overview.find_checkpoint(connection, parsed).row.folder)
+        saved = overview.find_checkpoint(connection, parsed).row
+        journal.check_settled(connection, saved)
+        folder = Path(saved.folder)
         if not folder.is_dir():
             raise Gone(f"The files of {path} are gone: there is no folder {folder}.")
         # NaN in a weight would make every answer NaN, so such files are never accepted.
@@ -177,7 +179,7 @@ def accept_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
             except SafetensorError as error:
                 raise BadRequest(f"{file} is not taken: {error}.") from None
         found = renew_sums(folder)
-        rows.set_sum(connection, parsed, found)
+        rows.set_sum(connection, parsed, found.n_bytes, found.crc32)
     show([{"accepted": path, "size": Size(found.n_bytes)}], as_json)
 
 

@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete, func, select, union_all, update
 from sqlalchemy.dialects.sqlite import insert
 
-from loreloop.protocol.checksums import SUMS_FILE, FolderSum
+from loreloop.protocol.checksums import SUMS_FILE
 from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound
 from loreloop.protocol.paths import SCHEME, CheckpointKind, CheckpointPath
 from loreloop.store.files import in_row, placed, set_aside
@@ -170,9 +170,9 @@ def set_expiry(connection: Connection, key_id: str, path: CheckpointPath, expire
     connection.execute(update(CHECKPOINTS).where(_has_path(path)).values(expires=expires))
 
 
-def set_sum(connection: Connection, path: CheckpointPath, found: FolderSum) -> None:
-    """The files of a checkpoint are other ones from now on."""
-    values = {"size_bytes": found.n_bytes, "sums_crc32": found.crc32}
+def set_sum(connection: Connection, path: CheckpointPath, n_bytes: int, sums_crc32: str | None) -> None:
+    """The files of a checkpoint are other ones from now on. Nothing changes where there is none."""
+    values = {"size_bytes": n_bytes, "sums_crc32": sums_crc32}
     connection.execute(update(CHECKPOINTS).where(_has_path(path)).values(**values))
 
 
