@@ -1,6 +1,7 @@
 """The sweeper takes what has had its time, leaves the rest, and sleeps until the next thing is due."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -146,6 +147,31 @@ def test_a_checkpoint_that_expires_while_it_is_saved_anew_keeps_the_new_files() 
         await place.dispatcher.drop_model(run)
         await sweeper.sweep(now + 52)
         assert not folder.exists()
+
+    play(scene)
+
+
+def test_files_stay_where_the_write_that_left_them_is_undone() -> None:
+    """A full disk undoes all writes that share a transaction, and so does a kill."""
+
+    async def scene(place: Office, sweeper: Sweeper) -> None:
+        run, store, until = place.run(), place.store, threading.Event()
+        path = CheckpointPath(run, CheckpointKind.TRAINING, "one")
+        folder = place.dispatcher.files.checkpoint(path)
+        folder.mkdir()
+        row = CheckpointRow(run, path.kind, "one", place.key_id, str(folder), time.time(), 1, None, None)
+        write_now(store, checkpoints.add, row)
+        together = (
+            store.write(lambda connection: until.wait(10)),
+            store.write(checkpoints.remove, place.key_id, path),
+            place.dispatcher.delete_left_files(),
+            store.write(lambda connection: connection.exec_driver_sql("ROLLBACK")),
+        )
+        tasks = [asyncio.create_task(write) for write in together]
+        await asyncio.sleep(0.05)
+        until.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert folder.exists() == bool(store.read(checkpoints.of_run, place.key_id, run))
 
     play(scene)
 

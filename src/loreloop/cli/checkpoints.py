@@ -88,6 +88,8 @@ def remove_checkpoint(path: str, yes: bool, data_dir: str, as_json: bool) -> Non
         else:
             with transaction(data_dir) as connection:
                 rows.remove(connection, row.key_id, parsed)
+            # A transaction of its own: no file may go before its row has gone for good.
+            with transaction(data_dir) as connection:
                 left = rows.take_left_files(connection)
             for each in left:
                 destroy(each)

@@ -417,7 +417,7 @@ class Dispatcher:
 
     async def delete_left_files(self) -> None:
         """Deletes the files of what was removed, unless something has been saved in their place since."""
-        for left in await self.store.write(checkpoints.take_left_files):
+        for left in await self.store.write_alone(checkpoints.take_left_files):
             destroy(left)
 
     def forget_results(self, ended_before: float) -> None:

@@ -48,7 +48,7 @@ class Sweeper:
         await self.store.write(spool.sweep, now)
         await self.store.write(responses.sweep, now)
         await self.store.write(memories.sweep)
-        await self.store.write(journal.sweep_segments, self.store.segments)
+        await self.store.write_alone(journal.sweep_segments, self.store.segments)
         await self.dispatcher.delete_left_files()
         self._unpin(now)
         # Young files may belong to an operation that is just being written.

@@ -118,7 +118,8 @@ def leave_files(connection: Connection, paths: Iterable[str]) -> None:
 def take_left_files(connection: Connection) -> list[Path]:
     """Takes what was left and is still there out of everybody's sight, and gives it to be deleted.
 
-    On the writer's thread, so that nothing becomes known meanwhile. What has a row again stays, and what an operation
+    In a transaction of its own on the writer's thread, so that nothing becomes known meanwhile, and nothing that it
+    goes by is undone afterwards. What has a row again stays, and what an operation
     is about to write stays until that has ended. So does what cannot be renamed just now.
     """
     left = connection.scalars(select(LEFT_FILES.c.path)).all()

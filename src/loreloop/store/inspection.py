@@ -125,7 +125,7 @@ def _unlisted_checkpoints(connection: sqlite3.Connection, folder: Path) -> Itera
     deleted and the sweeper is about to take the files."""
     if not {"checkpoints", "ops"} <= _tables(connection):
         return
-    listed = {
+    listed: set[tuple[str, ...]] = {
         (file_name(run_id), kind, name)
         for run_id, kind, name in connection.execute("SELECT run_id, kind, name FROM checkpoints")
     }

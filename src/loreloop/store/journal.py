@@ -279,7 +279,8 @@ def pinned(connection: Connection) -> set[str]:
 
 
 def sweep_segments(connection: Connection, segments: Segments) -> None:
-    """Deletes segments that no row refers to; on the writer's thread, so that no record is between file and row."""
+    """Deletes segments that no row refers to; on the writer's thread, so that no record is between file and row, and in
+    a transaction of its own, so that no row refers to them again after it."""
     segments.sweep(used_segments(connection))
     connection.execute(delete(REMOVED_RUNS).where(REMOVED_RUNS.c.segment < min(segments.numbers())))
 
