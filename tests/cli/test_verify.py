@@ -16,7 +16,10 @@ from loreloop.cli.main import cli
 from loreloop.host.supervisor import lock_data
 from loreloop.protocol.checksums import SUMS_FILE, check_all_files, sum_of_bytes, write_sums
 from loreloop.protocol.errors import BadRequest, Conflict, Gone
-from loreloop.store import checkpoints
+from loreloop.protocol.link import ModelSnapshot, Snapshotted
+from loreloop.protocol.training import SavedResult, SaveState
+from loreloop.store import checkpoints, journal
+from loreloop.store.rows import AddCheckpoint
 from tests.store.place import BASE, Place
 
 CONTENT = b"weights"
@@ -120,6 +123,22 @@ def test_damaged_weights_and_those_of_a_running_server_are_not_accepted(place: P
         refused = ended(place, "checkpoints", "accept", path)
     assert isinstance(refused.exception, BadRequest)
     assert "A server is running" in refused.exception.message
+    assert ended(place, "checkpoints", "accept", path).exit_code == 0
+
+
+def test_files_that_the_next_start_writes_anew_are_not_accepted(place: Place) -> None:
+    """The server was killed: it has left no snapshot, and the save is executed again."""
+    run_id = place.run()
+    path, folder = f"tinker://{run_id}/weights/mine", saved(place, run_id, "mine")
+    row = place.read(checkpoints.of_anyone, place.checkpoint(run_id, "mine").path)
+    op = SaveState(run_id, 1, f"{run_id}:1", str(folder))
+    place.append(op, AddCheckpoint(row, ttl_seconds=None))
+    place.execute(1, op, result=SavedResult(1, row.sums_crc32 or ""))
+    replaced(folder, 2.0)
+    refused = ended(place, "checkpoints", "accept", path)
+    assert isinstance(refused.exception, Conflict)
+    assert "Start a server and stop it" in refused.exception.message
+    place.write(journal.record_snapshot, BASE, Snapshotted(1, (ModelSnapshot(run_id, 1, 2, ""),)))
     assert ended(place, "checkpoints", "accept", path).exit_code == 0
 
 

@@ -1,5 +1,6 @@
 """Registered MCP servers: called by the server within bounds, recorded, and refused plainly where they are missing."""
 
+import asyncio
 import json
 import re
 import signal
@@ -15,6 +16,9 @@ import pytest
 
 from loreloop.cli.chat import Talk
 from loreloop.cli.server import RunningServer
+from loreloop.mcp.toolbox import Bounds, ToolCaller, open_toolbox
+from loreloop.protocol.errors import BadRequest
+from loreloop.store.rows import ToolCallRecord, ToolServer
 
 ADDER = Path(__file__).parent / "adder.py"
 
@@ -133,6 +137,21 @@ def test_a_whole_answer_that_nobody_waits_for_ends_its_tool(client):
     with pytest.raises(openai.APITimeoutError):
         ask(client.with_options(timeout=3), "sleep", max_seconds=600)
     until_gone([str(ADDER)])
+
+
+def test_a_file_that_may_not_be_executed_is_not_called_missing(tmp_path):
+    (tmp_path / "tool.py").write_text("#!/usr/bin/env python3\n")
+
+    async def record(call: ToolCallRecord) -> None:
+        raise AssertionError(call)
+
+    async def opened() -> None:
+        server = ToolServer("plain", (str(tmp_path / "tool.py"),), None)
+        async with open_toolbox([server], Bounds(), ToolCaller("key", "request", record)):
+            pass
+
+    with pytest.raises(BadRequest, match=r"'plain' cannot be reached: .*Permission denied.*tool\.py"):
+        asyncio.run(opened())
 
 
 def until_gone(words: list[str]) -> None:

@@ -52,6 +52,13 @@ def test_of_two_that_add_a_model_at_once_the_second_takes_what_is_there(catalog,
     assert files_of(catalog) == ["smollm2-135m"]
 
 
+def test_what_lies_in_a_packages_place_and_is_no_model_is_named(catalog):
+    """For instance what is left of a model that was half deleted by hand."""
+    catalog.place("smollm2-135m").mkdir(parents=True)
+    with pytest.raises(Conflict, match=r"in .*smollm2-135m already"):
+        catalog.ensure("smollm2-135m")
+
+
 def test_a_folder_is_copied_and_found_by_its_name(catalog, tiny_folder):
     entry = catalog.add(str(tiny_folder))
     assert entry == catalog.find(tiny_folder.name)

@@ -1,6 +1,7 @@
 """The sweeper takes what has had its time, leaves the rest, and sleeps until the next thing is due."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,9 +12,9 @@ from loreloop.config import Config, SessionConfig
 from loreloop.host.sweeper import LONGEST_SLEEP_SECONDS, Sweeper
 from loreloop.protocol.errors import Gone, NotFound
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath
-from loreloop.protocol.training import Failure
+from loreloop.protocol.training import Failure, SaveState
 from loreloop.store import checkpoints, runs, sessions
-from loreloop.store.rows import CheckpointRow
+from loreloop.store.rows import Acceptance, AddCheckpoint, CheckpointRow
 from tests.host.office import Office, office
 from tests.scheduler.ops import create, sample, step
 from tests.store.place import write_now
@@ -124,6 +125,53 @@ def test_a_deletion_that_a_kill_cut_off_is_finished() -> None:
         write_now(place.store, checkpoints.remove, place.key_id, deleted)  # and no more: the process is gone
         await sweeper.sweep(now)
         assert list(folders["kept"].parent.iterdir()) == [folders["kept"]]
+
+    play(scene)
+
+
+def test_a_checkpoint_that_expires_while_it_is_saved_anew_keeps_the_new_files() -> None:
+    """The engine may have put them in place already, while the row still is the old one."""
+
+    async def scene(place: Office, sweeper: Sweeper) -> None:
+        run, files, now = place.run(), place.dispatcher.files, time.time()
+        path = CheckpointPath(run, CheckpointKind.TRAINING, "again")
+        folder = files.checkpoint(path)
+        folder.mkdir()
+        row = CheckpointRow(run, path.kind, "again", place.key_id, str(folder), now, 1, now + 50, None)
+        write_now(place.store, checkpoints.add, row)
+        save = SaveState(run, 5, f"{run}:5", str(folder))  # waits for its place in the order
+        await place.dispatcher.submit(save, Acceptance("fake", "save", (AddCheckpoint(row, None),), {}))
+        await sweeper.sweep(now + 51)
+        assert place.store.read(checkpoints.of_run, place.key_id, run) == []
+        assert folder.exists()
+        await place.dispatcher.drop_model(run)
+        await sweeper.sweep(now + 52)
+        assert not folder.exists()
+
+    play(scene)
+
+
+def test_files_stay_where_the_write_that_left_them_is_undone() -> None:
+    """A full disk undoes all writes that share a transaction, and so does a kill."""
+
+    async def scene(place: Office, sweeper: Sweeper) -> None:
+        run, store, until = place.run(), place.store, threading.Event()
+        path = CheckpointPath(run, CheckpointKind.TRAINING, "one")
+        folder = place.dispatcher.files.checkpoint(path)
+        folder.mkdir()
+        row = CheckpointRow(run, path.kind, "one", place.key_id, str(folder), time.time(), 1, None, None)
+        write_now(store, checkpoints.add, row)
+        together = (
+            store.write(lambda connection: until.wait(10)),
+            store.write(checkpoints.remove, place.key_id, path),
+            place.dispatcher.delete_left_files(),
+            store.write(lambda connection: connection.exec_driver_sql("ROLLBACK")),
+        )
+        tasks = [asyncio.create_task(write) for write in together]
+        await asyncio.sleep(0.05)
+        until.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert folder.exists() == bool(store.read(checkpoints.of_run, place.key_id, run))
 
     play(scene)
 

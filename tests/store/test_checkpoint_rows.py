@@ -1,19 +1,30 @@
 """A checkpoint exists when its row does: with the result of the operation that saved it, until its time is over."""
 
+import errno
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import delete, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.link import ModelSnapshot, Snapshotted
-from loreloop.protocol.paths import CheckpointKind, file_name
+from loreloop.protocol.paths import CheckpointKind, CheckpointPath, file_name
 from loreloop.protocol.sampling import Revision
 from loreloop.protocol.training import Failure, LoadState, SavedResult, SaveState
 from loreloop.store import checkpoints, deployments, journal, samplers, sessions
-from loreloop.store.files import Files
+from loreloop.store.files import Files, in_row
 from loreloop.store.rows import AddCheckpoint, AddSampler, Arm, CheckpointRow, SamplerRow, Split
-from loreloop.store.schema import CHECKPOINTS, LEFT_FILES, MIGRATIONS, SAMPLERS, SNAPSHOTS
+from loreloop.store.schema import (
+    CHECKPOINTS,
+    LEFT_FILES,
+    MIGRATIONS,
+    SAMPLERS,
+    SNAPSHOTS,
+    m010_paths_from_the_data_folder_on,
+)
 from loreloop.store.store import open_database
 from tests.scheduler.ops import create, step
 from tests.store.place import BASE, Place
@@ -180,6 +191,48 @@ def test_all_that_rows_name_lies_in_a_data_folder_that_was_moved(place: Place) -
     assert place.replay().snapshots[0].file == str(snapshot)
 
 
+@pytest.mark.parametrize("data", ["data", "checkpoints", "checkpoints/mine", "revisions"])
+def test_a_data_folder_may_be_called_as_what_lies_in_one(tmp_path: Path, data: str) -> None:
+    """Rows and operations hold paths of which the end alone tells where the data folder ends."""
+    files = Files(tmp_path / data)
+    for kind in CheckpointKind:
+        place = files.checkpoint(CheckpointPath("run:0", kind, "one"))
+        assert in_row(str(place)) == str(place.relative_to(files.data))
+    snapshots = [files.snapshots / model / "run.7.safetensors" for model in ("tiny", "revisions", "checkpoints")]
+    for place in (*snapshots, files.pins / files.pin_name("run:0:1"), files.revision("s:sample:0")):
+        assert in_row(str(place)) == str(place.relative_to(files.data))
+
+
+def steps_of(connection: Connection, work: Callable[[], object]) -> int:
+    """What SQLite has to do for it, in fifties of its own steps: a busy machine changes nothing of that."""
+    counted: list[None] = []
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    driver.set_progress_handler(lambda: counted.append(None), 50)
+    work()
+    driver.set_progress_handler(None, 0)
+    return len(counted)
+
+
+def test_a_database_of_very_many_samplers_is_brought_up_to_date_in_linear_time(place: Place) -> None:
+    run_id, connection = place.run(), place.store.engine.connect()
+
+    def steps(n_more: int) -> int:
+        about = {"session_id": place.session, "key_id": place.ann, "base_model": BASE, "run_id": run_id}
+        rows = [
+            about | {"id": f"s{uuid4()}", "inflight": False, "created": 1.0, "folder": f"/old/revisions/{uuid4()}"}
+            for _ in range(n_more)
+        ]
+        connection.execute(insert(SAMPLERS), rows)
+        counted = steps_of(connection, lambda: m010_paths_from_the_data_folder_on(connection))
+        assert not connection.scalar(select(func.count()).where(SAMPLERS.c.folder.startswith("/")))
+        connection.execute(delete(SAMPLERS))
+        return counted
+
+    with connection, connection.begin():
+        assert steps(800) < 6 * steps(200)
+
+
 def test_rows_of_before_name_folders_that_were_moved_too(place: Place) -> None:
     """They held whole paths."""
     row = filed(place, "one")
@@ -211,6 +264,42 @@ def test_files_of_a_deletion_that_was_cut_off_are_taken(place: Place) -> None:
     assert place.write(checkpoints.take_left_files) == []
 
 
+def test_what_cannot_be_taken_holds_up_nothing_else(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, free = filed(place, "stuck"), filed(place, "free")
+    for row in (stuck, free):
+        place.write(checkpoints.remove, place.ann, row.path)
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name == "stuck":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refused)
+        assert len(place.write(checkpoints.take_left_files)) == 1
+    assert (Path(stuck.folder).exists(), Path(free.folder).exists()) == (True, False)
+    assert len(place.write(checkpoints.take_left_files)) == 1, "it is tried again"
+
+
+def test_very_many_left_files_are_taken_in_linear_time(place: Place) -> None:
+    """A session may leave as many revisions as it has had steps, and the writer has others to serve meanwhile."""
+    connection = place.store.engine.connect()
+
+    def steps(n: int) -> int:
+        about = {"session_id": place.session, "key_id": place.ann, "base_model": BASE, "run_id": "r", "created": 1.0}
+        paths = [f"revisions/{uuid4()}" for _ in range(n)]
+        rows = [about | {"id": path, "inflight": False, "folder": path} for path in paths]
+        connection.execute(insert(SAMPLERS), rows)
+        checkpoints.leave_files(connection, paths)
+        counted = steps_of(connection, lambda: checkpoints.take_left_files(connection))
+        connection.execute(delete(SAMPLERS))
+        return counted
+
+    with connection, connection.begin():
+        assert steps(800) < 6 * steps(200)
+
+
 def test_files_that_are_known_again_stay(place: Place) -> None:
     """A checkpoint of the same name may have been saved since, or be about to be."""
     row = filed(place, "one")
@@ -238,6 +327,30 @@ def test_files_that_a_replay_writes_after_their_deletion_are_taken(place: Place)
     place.execute(1, op, result=SavedResult(1), replayed=True)
     assert len(place.write(checkpoints.take_left_files)) == 1
     assert not folder.exists()
+
+
+def test_a_checkpoint_whose_files_a_replay_writes_anew_has_their_checksum(place: Place) -> None:
+    """On another machine the replay of a data folder that was taken there may differ in the last bits."""
+    row = place.checkpoint(place.run(), "one")
+    op = SaveState(row.run_id, 1, f"{row.run_id}:1", row.folder)
+    place.append(op, AddCheckpoint(row, ttl_seconds=None))
+    place.execute(1, op, result=SavedResult(7, "0000abcd"))
+    place.execute(1, op, result=SavedResult(8, "0000abce"), replayed=True)
+    found = place.read(checkpoints.get, place.ann, row.path)
+    assert (found.size_bytes, found.sums_crc32) == (8, "0000abce")
+
+
+def test_a_checkpoint_that_is_saved_over_while_its_session_ends_has_the_checksum_of_its_files(place: Place) -> None:
+    row = place.checkpoint(place.run(), "one")
+    first, second = (SaveState(row.run_id, number, f"{row.run_id}:{number}", row.folder) for number in (1, 2))
+    place.append(first, AddCheckpoint(row, ttl_seconds=None))
+    place.execute(1, first, result=SavedResult(7, "0000abcd"))
+    place.append(second, AddCheckpoint(row, ttl_seconds=None))  # with overwrite, and the engine begins it
+    over = Failure("user", "The session has ended.")
+    place.write(journal.forget_model, place.store.segments, row.run_id, over, place.now)
+    place.execute(2, second, result=SavedResult(8, "0000abce"))
+    found = place.read(checkpoints.get, place.ann, row.path)
+    assert (found.size_bytes, found.sums_crc32) == (8, "0000abce")
 
 
 def test_revisions_of_a_session_are_taken_after_its_end(place: Place) -> None:

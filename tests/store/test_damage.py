@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -156,6 +157,18 @@ def test_a_checkpoint_whose_row_is_about_to_be_written_is_not_told(tmp_path: Pat
     accepted = Acceptance("fake", "x", (), {"path": str(path)})
     place.write(journal.append, place.store.segments, save(run, 1, tmp_path), accepted)
     Files(tmp_path).checkpoint(path).mkdir()
+    place.store.close()
+    assert inspect_data(tmp_path) == []
+
+
+def test_a_checkpoint_whose_deletion_was_cut_off_is_not_told(tmp_path: Path) -> None:
+    """Nobody should be sent to files that the sweeper takes a moment later."""
+    place = Place(tmp_path)
+    row = place.checkpoint(place.run(), "one")
+    folder = Files(tmp_path).checkpoint(row.path)
+    folder.mkdir()
+    place.write(checkpoints.add, msgspec.structs.replace(row, folder=str(folder)))
+    place.write(checkpoints.remove, place.ann, row.path)
     place.store.close()
     assert inspect_data(tmp_path) == []
 

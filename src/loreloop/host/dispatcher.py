@@ -46,8 +46,8 @@ from loreloop.protocol.link import (
 )
 from loreloop.protocol.sampling import SampleOp, SampleResult
 from loreloop.protocol.training import Failure, SkipSeq, TrainOp, all_ids
-from loreloop.store import journal, replay, runs, samplers, sessions, spool
-from loreloop.store.files import Files, delete
+from loreloop.store import checkpoints, journal, replay, runs, samplers, sessions, spool
+from loreloop.store.files import Files, delete, destroy
 from loreloop.store.rows import Acceptance, DamagedOp, Outcome, SequenceRecord
 from loreloop.store.store import Store
 
@@ -414,6 +414,11 @@ class Dispatcher:
     def drop_revision(self, revision_id: str) -> None:
         """Lets all engines forget an adapter whose files are going away."""
         self._send_all(DropRevision(revision_id))
+
+    async def delete_left_files(self) -> None:
+        """Deletes the files of what was removed, unless something has been saved in their place since."""
+        for left in await self.store.write_alone(checkpoints.take_left_files):
+            destroy(left)
 
     def forget_results(self, ended_before: float) -> None:
         """Lets go of sample results that nobody fetched in time."""

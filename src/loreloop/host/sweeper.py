@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from pathlib import Path
 
 from loreloop.host.dispatcher import Dispatcher
 from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.paths import CheckpointKind
 from loreloop.store import checkpoints, journal, memories, responses, runs, sessions, spool
-from loreloop.store.files import delete, destroy
+from loreloop.store.files import delete
 
 LONGEST_SLEEP_SECONDS = 300.0
 SHORTEST_SLEEP_SECONDS = 1.0
@@ -49,9 +48,8 @@ class Sweeper:
         await self.store.write(spool.sweep, now)
         await self.store.write(responses.sweep, now)
         await self.store.write(memories.sweep)
-        await self.store.write(journal.sweep_segments, self.store.segments)
-        for left in await self.store.write(checkpoints.take_left_files):
-            destroy(left)
+        await self.store.write_alone(journal.sweep_segments, self.store.segments)
+        await self.dispatcher.delete_left_files()
         self._unpin(now)
         # Young files may belong to an operation that is just being written.
         self.dispatcher.files.sweep(now - YOUNG_SECONDS)
@@ -78,7 +76,6 @@ class Sweeper:
             await self.store.write(checkpoints.remove, row.key_id, row.path)
             if row.kind is CheckpointKind.SAMPLER:
                 self.dispatcher.drop_revision(str(row.path))
-            delete(Path(row.folder))
 
     def _unpin(self, now: float) -> None:
         """Lets go of checkpoints that no replay needs; a young pin may belong to a request just being accepted."""

@@ -145,7 +145,8 @@ async def _started(command: Sequence[str], watched: int) -> asyncio.subprocess.P
     environment = get_default_environment()
     # In the environment that the tool server will have, which is a small part of this one.
     if shutil.which(command[0], path=environment.get("PATH")) is None:  # the shell would only say so where it is noted
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
+        number = errno.EACCES if os.path.exists(command[0]) else errno.ENOENT  # there, but nothing to be executed
+        raise OSError(number, os.strerror(number), command[0])
     return await asyncio.create_subprocess_exec(
         *("/bin/sh", "-c", WATCHED, str(watched), *command),
         stdin=asyncio.subprocess.PIPE,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete, func, select, union_all, update
 from sqlalchemy.dialects.sqlite import insert
 
-from loreloop.protocol.checksums import SUMS_FILE, FolderSum
+from loreloop.protocol.checksums import SUMS_FILE
 from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound
 from loreloop.protocol.paths import SCHEME, CheckpointKind, CheckpointPath
 from loreloop.store.files import in_row, placed, set_aside
 from loreloop.store.rows import CheckpointRow, Page
 from loreloop.store.schema import CHECKPOINTS, DEPLOYED, LEFT_FILES, OPS, SAMPLERS, SESSIONS, SNAPSHOTS
 
+LOG = logging.getLogger(__name__)
 ADVICE = "Use another checkpoint, or bring its files back from a backup."
 ACCEPT = "Where it was deleted on purpose, `loreloop checkpoints accept` notes the files as they are."
 
@@ -97,7 +99,8 @@ def newest(connection: Connection, key_id: str, kind: CheckpointKind, limit: int
 
 
 def remove(connection: Connection, key_id: str, path: CheckpointPath) -> CheckpointRow:
-    """Takes the row away; the files are the caller's to delete afterwards. Conflict while a deployment needs them."""
+    """Takes the row away and leaves the files to `take_left_files`: until these are taken, a checkpoint of the same
+    name may be saved there. Conflict while a deployment needs them."""
     row = get(connection, key_id, path)
     check_not_deployed(connection, path)
     connection.execute(delete(CHECKPOINTS).where(_has_path(path)))
@@ -115,32 +118,39 @@ def leave_files(connection: Connection, paths: Iterable[str]) -> None:
 def take_left_files(connection: Connection) -> list[Path]:
     """Takes what was left and is still there out of everybody's sight, and gives it to be deleted.
 
-    On the writer's thread, so that nothing becomes known meanwhile. What has a row again stays, and what an operation
-    is about to write stays until that has ended.
+    In a transaction of its own on the writer's thread, so that nothing becomes known meanwhile, and nothing that it
+    goes by is undone afterwards. What has a row again stays, and what an operation
+    is about to write stays until that has ended. So does what cannot be renamed just now.
     """
-    taken = []
-    for path in connection.scalars(select(LEFT_FILES.c.path)).all():
-        # An operation that is still running will write its row only when it ends. Its files are on their way and must
-        # not be taken for leftovers.
-        if connection.scalar(select(func.count()).where(func.instr(OPS.c.after, f'{path}"') > 0, ~OPS.c.done)):
+    left = connection.scalars(select(LEFT_FILES.c.path)).all()
+    if not left:
+        return []
+    # An operation that is still running will write its row only when it ends. Its files are on their way and must not
+    # be taken for leftovers.
+    effects = "\n".join(connection.scalars(select(OPS.c.after).where(~OPS.c.done, OPS.c.after != "[]")))
+    needed, taken, settled = _needed(connection), [], []
+    for path in (path for path in left if f'{path}"' not in effects):
+        try:
+            # The name goes in this transaction and the bytes later: deleting a large folder here would hold up every
+            # writer.
+            aside = None if path in needed else set_aside(Path(placed(connection, path)))
+        except OSError as error:
+            LOG.warning("%s is not needed and cannot be deleted yet: %s", path, error.strerror)
             continue
-        # The name goes in this transaction and the bytes later: deleting a large folder here would hold up every
-        # writer.
-        if not _is_needed(connection, path) and (aside := set_aside(Path(placed(connection, path)))):
-            taken.append(aside)
-        connection.execute(delete(LEFT_FILES).where(LEFT_FILES.c.path == path))
+        taken += [aside] if aside else []
+        settled.append({"left": path})
+    if settled:
+        connection.execute(delete(LEFT_FILES).where(LEFT_FILES.c.path == bindparam("left")), settled)
     return taken
 
 
-def _is_needed(connection: Connection, path: str) -> bool:
+def _needed(connection: Connection) -> set[str]:
+    """What was left and has a row again; looked up all at once, since a session may leave very much."""
     # Ephemeral samplers own their folders only as long as their session lives.
     in_session = SAMPLERS.c.run_id.is_not(None) & (SESSIONS.c.id == SAMPLERS.c.session_id)
-    needs = (
-        select(CHECKPOINTS.c.name).where(CHECKPOINTS.c.folder == path),
-        select(SAMPLERS.c.id).where(SAMPLERS.c.folder == path, in_session, SESSIONS.c.status == "active"),
-        select(SNAPSHOTS.c.file).where(SNAPSHOTS.c.file == path),
-    )
-    return any(connection.execute(need).first() for need in needs)
+    of_samplers = select(SAMPLERS.c.folder).where(in_session, SESSIONS.c.status == "active")
+    rows = union_all(select(CHECKPOINTS.c.folder), of_samplers, select(SNAPSHOTS.c.file)).subquery()
+    return set(connection.scalars(select(LEFT_FILES.c.path).where(LEFT_FILES.c.path.in_(select(rows.c.folder)))))
 
 
 def check_not_deployed(connection: Connection, path: CheckpointPath) -> None:
@@ -161,9 +171,9 @@ def set_expiry(connection: Connection, key_id: str, path: CheckpointPath, expire
     connection.execute(update(CHECKPOINTS).where(_has_path(path)).values(expires=expires))
 
 
-def set_sum(connection: Connection, path: CheckpointPath, found: FolderSum) -> None:
-    """The files of a checkpoint are other ones from now on."""
-    values = {"size_bytes": found.n_bytes, "sums_crc32": found.crc32}
+def set_sum(connection: Connection, path: CheckpointPath, n_bytes: int, sums_crc32: str | None) -> None:
+    """The files of a checkpoint are other ones from now on. Nothing changes where there is none."""
+    values = {"size_bytes": n_bytes, "sums_crc32": sums_crc32}
     connection.execute(update(CHECKPOINTS).where(_has_path(path)).values(**values))
 
 

@@ -23,11 +23,16 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from loreloop.protocol.errors import BadRequest
-from loreloop.protocol.paths import CheckpointPath, file_name
+from loreloop.protocol.paths import CheckpointKind, CheckpointPath, file_name
 
 SECRET, SECRET_BYTES = Path("journal", "secret"), 32
 LONGEST_NAME_INSIDE = 100  # bytes of a path: what is written into a folder while it is being made
-IN_ROWS = ("checkpoints/*/*/*", "revisions/*", "journal/pins/*", "journal/snapshots/*/*")  # of which rows hold paths
+# Where the paths lie that rows hold. The kinds are named, since a data folder may itself be called `checkpoints` or lie
+# in a folder of that name; the shortest place comes last, since a model may be called `revisions`.
+IN_ROWS = (
+    *(f"checkpoints/*/{kind.value}/*" for kind in CheckpointKind),
+    *("journal/snapshots/*/*", "journal/pins/*", "revisions/*"),
+)
 
 
 class Files:

@@ -121,13 +121,16 @@ def _check_pages(connection: sqlite3.Connection, database: Path) -> None:
 
 
 def _unlisted_checkpoints(connection: sqlite3.Connection, folder: Path) -> Iterator[str]:
-    """Checkpoints whose files are there and whose rows are not, unless a replay is about to write the row."""
+    """Checkpoints whose files are there and whose rows are not, unless a replay is about to write the row, or they were
+    deleted and the sweeper is about to take the files."""
     if not {"checkpoints", "ops"} <= _tables(connection):
         return
-    listed = {
+    listed: set[tuple[str, ...]] = {
         (file_name(run_id), kind, name)
         for run_id, kind, name in connection.execute("SELECT run_id, kind, name FROM checkpoints")
     }
+    if "left_files" in _tables(connection):  # else a database of an older version
+        listed |= {Path(path).parts[-3:] for (path,) in connection.execute("SELECT path FROM left_files")}
     promised = {reply for (reply,) in connection.execute("SELECT reply FROM ops WHERE NOT done")}
     lost = [
         found

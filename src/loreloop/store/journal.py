@@ -7,17 +7,17 @@ engine needs of it is put together in `store/replay.py`. Knows no meaning of an 
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from loreloop.protocol.errors import BadRequest, Gone, NotFound, ServerError
+from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound, ServerError
 from loreloop.protocol.link import BatchDone, OpEnd, Snapshotted
 from loreloop.protocol.paths import owner_of
 from loreloop.protocol.sampling import Revision
 from loreloop.protocol.training import Failure, OpResult, SavedResult, SkipSeq, TrainOp
 from loreloop.store import checkpoints, runs, samplers, usage
 from loreloop.store.files import in_row, placed
-from loreloop.store.rows import Acceptance, AddCheckpoint, AddSampler, AfterOp, Outcome
+from loreloop.store.rows import Acceptance, AddCheckpoint, AddSampler, AfterOp, CheckpointRow, Outcome
 from loreloop.store.schema import OPS, PLANS, REMOVED_RUNS, RESULTS, RUNS, SNAPSHOTS, SPOOL
 from loreloop.store.segments import Location, Segments
 
@@ -90,10 +90,8 @@ def record_batch(
             _record_end(connection, segments, end, done.batch.plan_no, now)
         elif isinstance(end.result, Failure) and _had_changed_state(connection, segments, end.request_id):
             astray.append(end)
-        # The replayed save has written its files anew, perhaps those of a checkpoint that was deleted meanwhile.
-        # Nothing would ever take these away again.
         elif isinstance(end.result, SavedResult):
-            _leave_if_deleted(connection, end.request_id)
+            _note_rewritten(connection, end.request_id, end.result)
     return astray
 
 
@@ -117,14 +115,19 @@ def _record_end(connection: Connection, segments: Segments, end: OpEnd, plan_no:
         _carry_out(connection, effect, result, now)
 
 
-def _leave_if_deleted(connection: Connection, request_id: str) -> None:
-    """A save that is executed again writes its files also where they were deleted since."""
+def _note_rewritten(connection: Connection, request_id: str, saved: SavedResult) -> None:
+    """A save whose end is known already has written its files: in a replay, or after its session had ended."""
     text = connection.scalar(select(OPS.c.after).where(OPS.c.request_id == request_id))
     try:
         effects = msgspec.json.decode(text or "[]", type=tuple[AfterOp, ...])
     except DAMAGE:
         return
+    # The checkpoint may have been deleted meanwhile; nothing else would ever take these files away again.
     checkpoints.leave_files(connection, [effect.row.folder for effect in effects if effect.row.folder])
+    # It may be there: then its files are the new ones from now on, and would be taken for damaged by the old sum.
+    for effect in effects:
+        if isinstance(effect, AddCheckpoint):
+            checkpoints.set_sum(connection, effect.row.path, saved.size_bytes, saved.sums_crc32 or None)
 
 
 def _had_changed_state(connection: Connection, segments: Segments, request_id: str) -> bool:
@@ -245,6 +248,18 @@ def executed_model(connection: Connection, request_id: str) -> str | None:
     return connection.scalar(select(OPS.c.model_id).where(OPS.c.request_id == request_id, needed))
 
 
+def check_settled(connection: Connection, saved: CheckpointRow) -> None:
+    """Conflict while a save of the checkpoint is still to be executed, perhaps once more: it writes the files anew."""
+    live = select(RUNS.c.id).where(RUNS.c.live)
+    to_come = OPS.c.location.is_not(None) & OPS.c.model_id.in_(live)
+    saving = func.instr(OPS.c.after, f'{in_row(saved.folder)}"') > 0
+    if connection.execute(select(OPS.c.request_id).where(OPS.c.model_id == saved.run_id, to_come, saving)).first():
+        raise Conflict(
+            f"The server did not end in order, so the next one executes the save of {saved.path} again and writes its "
+            "files anew. Start a server and stop it, then change the files."
+        )
+
+
 def give_up(connection: Connection, segments: Segments, request_id: str, failure: Failure, now: float) -> None:
     """Ends an operation that cannot be executed: it gets `failure`, and its place in the order is skipped."""
     own_row = OPS.c.request_id == request_id
@@ -264,7 +279,8 @@ def pinned(connection: Connection) -> set[str]:
 
 
 def sweep_segments(connection: Connection, segments: Segments) -> None:
-    """Deletes segments that no row refers to; on the writer's thread, so that no record is between file and row."""
+    """Deletes segments that no row refers to; on the writer's thread, so that no record is between file and row, and in
+    a transaction of its own, so that no row refers to them again after it."""
     segments.sweep(used_segments(connection))
     connection.execute(delete(REMOVED_RUNS).where(REMOVED_RUNS.c.segment < min(segments.numbers())))
 

@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnClause,
     Connection,
     Float,
     ForeignKey,
@@ -22,6 +23,8 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    bindparam,
+    column,
     func,
     insert,
     inspect,
@@ -338,9 +341,14 @@ def m009_removed_runs(connection: Connection) -> None:
 def m010_paths_from_the_data_folder_on(connection: Connection) -> None:
     """Rewrites absolute paths to begin below the data folder, so that the folder can be moved."""
     LEFT_FILES.create(connection, checkfirst=True)
-    for column in (CHECKPOINTS.c.folder, SAMPLERS.c.folder, SNAPSHOTS.c.file):
-        for path in connection.scalars(select(column).where(column.is_not(None)).distinct()).all():
-            connection.execute(update(column.table).where(column == path).values({column.name: in_row(path)}))
+    # Row by row, by their numbers: no index leads from a path to its rows, and there may be very many samplers.
+    row_id: ColumnClause[int] = column("rowid")
+    for held in (CHECKPOINTS.c.folder, SAMPLERS.c.folder, SNAPSHOTS.c.file):
+        rows = connection.execute(select(row_id, held).select_from(held.table).where(held.is_not(None))).all()
+        changed = [{"row": number, "path": within} for number, path in rows if (within := in_row(path)) != path]
+        if changed:
+            rewrite = update(held.table).where(row_id == bindparam("row")).values({held.name: bindparam("path")})
+            connection.execute(rewrite, changed)
 
 
 def m011_memories(connection: Connection) -> None:

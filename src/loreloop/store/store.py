@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -34,8 +35,11 @@ MAX_GROUP = 256
 
 
 class _Job(NamedTuple):
+    """`alone`: in a transaction of its own, which sees only what is committed."""
+
     run: Callable[[Connection], Any]
     settle: Callable[[Any, BaseException | None], None]
+    alone: bool = False
 
 
 class Store:
@@ -57,6 +61,16 @@ class Store:
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a function on the writer thread; done when its transaction is committed."""
+        return await self._written(lambda connection: function(connection, *args, **kwargs), alone=False)
+
+    async def write_alone(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `write`, but shares its transaction with nobody. For what deletes files: beside a write that is undone
+        after all, by a kill or a full disk, it would take files whose rows come back."""
+        return await self._written(lambda connection: function(connection, *args, **kwargs), alone=True)
+
+    async def _written(self, run: Callable[[Connection], T], *, alone: bool) -> T:
         # The writer thread may not touch the future itself: asyncio's futures belong to the thread of their loop.
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -65,7 +79,7 @@ class Store:
             with contextlib.suppress(RuntimeError):  # the asker's loop has closed
                 loop.call_soon_threadsafe(_set, future, value, error)
 
-        self.jobs.put(_Job(lambda connection: function(connection, *args, **kwargs), settle))
+        self.jobs.put(_Job(run, settle, alone))
         return await future
 
     def write_and_wait(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -97,10 +111,15 @@ class Store:
             while len(group) < MAX_GROUP and not self.jobs.empty():
                 job = self.jobs.get()
                 if job is None:
-                    self._commit(group)
+                    self._commit_in_order(group)
                     return
                 group.append(job)
-            self._commit(group)
+            self._commit_in_order(group)
+
+    def _commit_in_order(self, jobs: list[_Job]) -> None:
+        for alone, neighbours in groupby(jobs, key=lambda job: job.alone):
+            for group in ([job] for job in neighbours) if alone else (list(neighbours),):
+                self._commit(group)
 
     def _commit(self, group: list[_Job]) -> None:
         outcomes: list[tuple[Any, BaseException | None]] = []

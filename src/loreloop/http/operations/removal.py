@@ -44,7 +44,7 @@ async def delete_checkpoint(request: Request) -> Response:
     if row.kind is CheckpointKind.SAMPLER:
         # The engine may hold the adapter in memory, and would go on answering with it.
         served.dispatcher.drop_revision(str(row.path))
-    delete(Path(row.folder))
+    await served.dispatcher.delete_left_files()
     return answer({"deleted": [str(path)]})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -16,7 +15,6 @@ from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath, parse_path
 from loreloop.protocol.rest import TtlBody, WeightsInfoBody
 from loreloop.store import checkpoints, runs
-from loreloop.store.files import delete
 from loreloop.store.rows import CheckpointRow, RunRow
 
 KINDS = {CheckpointKind.TRAINING: "training", CheckpointKind.SAMPLER: "sampler", CheckpointKind.EXTERNAL: "external"}
@@ -61,7 +59,7 @@ async def delete_checkpoint(request: Request) -> Response:
     if row.kind is CheckpointKind.SAMPLER:
         # The engine may hold the adapter in memory, and would go on answering with it.
         served.dispatcher.drop_revision(str(row.path))
-    delete(Path(row.folder))
+    await served.dispatcher.delete_left_files()
     return answer({})
 
 
