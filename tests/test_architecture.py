@@ -125,7 +125,7 @@ def test_a_file_opens_with_its_purpose_and_fits_in_the_head(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_functions_fit_on_a_screen_and_are_typed(path: Path) -> None:
     for function in functions(ast.parse(path.read_text())):
-        assert (function.end_lineno or 0) - function.lineno < 60, function.name
+        assert (function.end_lineno or 0) - function.lineno + 1 < 60, function.name
         arguments = [a for a in function.args.args if a.arg not in ("self", "cls")]
         device = any(ast.unparse(decorator) == "triton.jit" for decorator in function.decorator_list)
         assert device or len(arguments) <= 6, f"{function.name}: more than six positional arguments"

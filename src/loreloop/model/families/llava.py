@@ -86,8 +86,8 @@ class Llava:
         )
 
     def tower(self, config: Mapping[str, Any]) -> Tower:
-        # Imported here, since transformers takes seconds to load and only models with a tower need it.
         """transformers' tower and projector, with weights that are not yet filled in."""
+        # Imported here, since transformers takes seconds to load and only models with a tower need it.
         from transformers import AutoModel, LlavaConfig
         from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 

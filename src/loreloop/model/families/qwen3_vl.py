@@ -52,8 +52,8 @@ class Qwen3VL:
         )
 
     def tower(self, config: Mapping[str, Any]) -> Tower:
-        # Imported here, since transformers takes seconds to load and only models with a tower need it.
         """transformers' tower, with weights that are not yet filled in."""
+        # Imported here, since transformers takes seconds to load and only models with a tower need it.
         from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
         from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
