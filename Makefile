@@ -39,7 +39,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py tests/test_golden.py
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py tests/test_pages.py tests/test_golden.py
 
 # A record of one machine's installation, used by no target: a wheel's hash is that of one Python and one processor.
 lock: $(STAMP)

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from loreloop.cli import chat as plain_chat
 from loreloop.cli import memory as command
+from loreloop.cli import memory_inputs
 from loreloop.protocol.errors import BadRequest
 
 CHAT = [
@@ -26,7 +27,8 @@ CHAT = [
 
 @pytest.fixture
 def chat_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(command, "counter", lambda _data_dir, _model: lambda text: len(text.split()))
+    for module in (command, memory_inputs):  # `answers` looks it up when it runs
+        monkeypatch.setattr(module, "counter", lambda _data_dir, _model: lambda text: len(text.split()))
     path = tmp_path / "chats.json"
     path.write_text(json.dumps(CHAT))
     return path

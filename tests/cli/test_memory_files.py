@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from loreloop.cli import chat as plain_chat
 from loreloop.cli import memory as command
-from loreloop.cli import memory_chat
+from loreloop.cli import memory_chat, memory_inputs
 from loreloop.memory.file_store import FileStore
 from loreloop.memory.persistence import from_json, to_json
 from loreloop.memory.picture import runs
@@ -87,7 +87,7 @@ def test_forget_says_what_went_and_saves(data: Path) -> None:
 
 
 def test_resize_gives_another_budget_and_saves(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "counter", lambda _data_dir, _model: lambda text: len(text.split()))
+    monkeypatch.setattr(memory_inputs, "counter", lambda _data_dir, _model: lambda text: len(text.split()))
     assert "now 80 of 300 in 4" in invoke(data, "resize", "ann", "--budget", "300").output
     assert "now 64 of 70 in 4" in invoke(data, "resize", "ann", "--budget", "70").output
     saved = FileStore(data / "memories").load("ann")

@@ -163,7 +163,7 @@ def owner_named(connection: Connection, name: str | None) -> KeyRow:
     default="merged",
     show_default=True,
     type=click.Choice(["merged", "peft", "gguf"]),
-    help="A model folder, a folder for peft, or a GGUF file of the merged model.",
+    help="merged: a model folder with the adapter merged in; peft: a folder for peft; gguf: merged, as a GGUF file.",
 )
 @DATA
 def export_model(model: str, adapter: str, target: str, form: str, data_dir: str) -> None:

@@ -16,17 +16,35 @@ from loreloop.cli.operator import checked
 SHOWN = 200  # characters of what a tool was asked, or gave
 HELP = "/model NAME: ask another model   /system TEXT: set it   /new: begin anew   /save FILE: write it   /quit"
 
+SERVER_URL = click.option(
+    "--url",
+    envvar="TINKER_BASE_URL",
+    default="http://127.0.0.1:8000",
+    show_default=True,
+    help="The server's address; TINKER_BASE_URL if that is set.",
+)
+SERVER_KEY = click.option(
+    "--key", envvar="TINKER_API_KEY", default="", help="A key of the server; by default that of TINKER_API_KEY."
+)
+
 
 @click.command()
 @click.option(
-    "--model", default=None, help="A base, an alias, a deployment or tinker://…; by default the first served."
+    "--model", default=None, help="A base model, an alias, a deployment or tinker://…; by default the first served."
 )
-@click.option("--system", default="", help="What the model is told beforehand.")
-@click.option("--url", envvar="TINKER_BASE_URL", default="http://127.0.0.1:8000", show_default=True)
-@click.option("--key", envvar="TINKER_API_KEY", default="", help="By default that of TINKER_API_KEY.")
-@click.option("--max-tokens", default=512, show_default=True, type=click.IntRange(min=1), help="Of one answer.")
-@click.option("--temperature", type=float, help="By default the model's own, from its generation_config.json, or 1.")
-@click.option("--tools", multiple=True, metavar="NAME", help="A registered tool server the model may call. Repeatable.")
+@click.option("--system", default="", help="The system prompt.")
+@SERVER_URL
+@SERVER_KEY
+@click.option(
+    "--max-tokens", default=512, show_default=True, type=click.IntRange(min=1), help="Most tokens of one answer."
+)
+@click.option("--temperature", type=float, help="0: always the likeliest token. By default the model's own, or 1.")
+@click.option(
+    "--tools",
+    multiple=True,
+    metavar="NAME",
+    help="A tool server of `loreloop tools list` that the model may call. Repeatable.",
+)
 def chat(
     model: str | None,
     system: str,

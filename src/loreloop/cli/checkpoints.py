@@ -70,7 +70,7 @@ def show_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
 @DATA
 @JSON
 def remove_checkpoint(path: str, yes: bool, data_dir: str, as_json: bool) -> None:
-    """Delete a checkpoint. One that a deployment answers with is refused."""
+    """Delete a checkpoint. Refused where a deployment answers with it."""
     from loreloop.protocol.paths import parse_path
     from loreloop.store import checkpoints as rows
     from loreloop.store import overview
@@ -143,9 +143,9 @@ def state_of(row: CheckpointRow) -> dict[str, str | None]:
 @DATA
 @JSON
 def accept_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
-    """Note the files of PATH (tinker://…) as they are now, after they were changed on purpose.
+    """Accept the files of PATH (tinker://…) as they are now, changed on purpose: note their checksums anew.
 
-    Refused while a server runs on the data folder, which may have loaded them as they were, and where a file of
+    Refused while a server runs on the data folder, since it may have loaded the files as they were, and where a file of
     weights is damaged or holds NaN.
     """
     from safetensors import SafetensorError
@@ -187,9 +187,9 @@ def accept_checkpoint(path: str, data_dir: str, as_json: bool) -> None:
     default="peft",
     show_default=True,
     type=click.Choice(["peft", "merged", "gguf"]),
-    help="A folder for peft, a model folder with the adapter merged in, or a GGUF file of that.",
+    help="peft: a folder for peft; merged: a model folder with the adapter merged in; gguf: merged, as a GGUF file.",
 )
-@click.option("--base", metavar="MODEL", help="The base model's name in the data folder, where it is another one now.")
+@click.option("--base", metavar="MODEL", help="The base model's name in the data folder, if it has another name now.")
 @DATA
 def export_checkpoint(path: str, target: Path, form: str, base: str | None, data_dir: str) -> None:
     """Write the checkpoint PATH (tinker://…) to TARGET, which must not exist yet."""

@@ -7,7 +7,9 @@ import click
 
 @click.command()
 @click.option("--out", default="demo-out", show_default=True, help="Where the table, the numbers and the picture go.")
-@click.option("--data", "data_dir", help="Where the model is kept.  [default: ~/.local/share/loreloop]")
+@click.option(
+    "--data", "data_dir", help="The data folder, where the model is kept.  [default: ~/.local/share/loreloop]"
+)
 def demo(out: str, data_dir: str | None) -> None:
     """Watch a real model learn sums, through the SDK and the openai client."""
     import tempfile

@@ -25,13 +25,13 @@ PAGE = 1000
 
 @click.group()
 def deploy() -> None:
-    """Give weights a name to be asked by; change it, roll it back."""
+    """Give weights a name that clients ask for; move it to other weights, roll it back."""
 
 
 @deploy.command("set")
 @click.argument("name")
 @click.argument("target")
-@click.option("--canary", metavar="TARGET=5%", help="A second target, for this share of the users.")
+@click.option("--canary", metavar="TARGET=5%", help="A second target, which answers this share of the users.")
 @COLD
 @DATA
 @JSON

@@ -55,7 +55,7 @@ def check_name(_context: click.Context, _argument: click.Parameter, name: str) -
     multiple=True,
     metavar=f"[{'|'.join(SCOPES)}|infer:NAME]",
     callback=check_scopes,
-    help="What it may do; infer:NAME: ask the deployment NAME, and nothing else. Repeatable.  [default: train]",
+    help="What the key may do; infer:NAME: ask the deployment NAME, and nothing else. Repeatable.  [default: train]",
 )
 @DATA
 @JSON
@@ -135,7 +135,7 @@ def usage_row(key_id: str, name: str, used: KeyUsage) -> dict[str, Any]:
 @click.argument("key", metavar="NAME")
 @DATA
 def revoke_key(key: str, data_dir: str) -> None:
-    """Shut a key out, by its name or its id."""
+    """Revoke a key, given by its name or its id: it is refused from then on."""
     from loreloop.store import keys as rows
 
     with transaction(data_dir) as connection:

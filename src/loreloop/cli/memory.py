@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from loreloop.cli.chat import SERVER_KEY, SERVER_URL
 from loreloop.cli.memory_answers import answers
 from loreloop.cli.memory_chat import chat
 from loreloop.cli.memory_files import forget, resize, show
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def memory() -> None:
-    """Talk with, look into and measure memories with a token budget."""
+    """Chat with a memory of a bounded number of tokens; show, change and measure it."""
 
 
 for verb in (answers, chat, show, forget, resize, train):
@@ -34,20 +35,33 @@ for verb in (answers, chat, show, forget, resize, train):
 @memory.command("eval")
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--format", "form", type=click.Choice(["locomo", "beam", "longmemeval"]), default="locomo", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["locomo", "beam", "longmemeval"]),
+    default="locomo",
+    show_default=True,
+    help="The data set that FILE is of.",
 )
 @click.option(
-    "--faults", type=click.Path(exists=True, path_type=Path), help="A list of LoCoMo's wrong labels, to clean them."
+    "--faults",
+    type=click.Path(exists=True, path_type=Path),
+    help="A file of wrong labels of LoCoMo, which are then corrected.",
 )
-@click.option("--only", multiple=True, help="A conversation's name; may be repeated.")
-@click.option("--budget", "budgets", multiple=True, type=float, help="A share up to 1, or tokens; may be repeated.")
-@click.option("--model", default="smollm2-135m", show_default=True, help="Whose tokenizer counts the tokens.")
-@click.option("--quick", is_flag=True, help="Needles among 100 and 1,000 turns only.")
-@click.option("--json", "as_json", is_flag=True, help="All figures, by kind of question too.")
+@click.option("--only", multiple=True, help="Use this conversation, by its name. Repeatable.")
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    type=float,
+    help="What a memory may keep: a share up to 1, or tokens. Repeatable.",
+)
+@click.option("--model", default="smollm2-135m", show_default=True, help="The model whose tokenizer counts the tokens.")
+@click.option("--quick", is_flag=True, help="Without FILE: leave the histories of 10,000 turns out.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: all figures, by kind of question too.")
 @IMPORTANCE
 @REFILL
-@click.option("--url", envvar="TINKER_BASE_URL", default="http://127.0.0.1:8000", show_default=True)
-@click.option("--key", envvar="TINKER_API_KEY", default="", help="By default that of TINKER_API_KEY.")
+@SERVER_URL
+@SERVER_KEY
 @DATA
 def evaluate(
     *,
@@ -65,10 +79,10 @@ def evaluate(
     key: str,
     data_dir: str,
 ) -> None:
-    """Count what the memory and its baselines keep of the evidence of a published FILE's questions, at equal budgets.
+    """Measure how much of the evidence for questions the memory and its baselines keep, at equal budgets.
 
-    Without a file, the synthetic suite is made and used. No model is asked, unless --importance or --refill names one:
-    then a memory with it is counted beside the others.
+    FILE is a data set as it is published; without it, a synthetic suite is made and used. No model is asked, unless
+    --importance or --refill names one: then a memory with it is measured beside the others.
     """
     import msgspec
 

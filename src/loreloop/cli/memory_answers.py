@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loreloop.cli.chat import SERVER_KEY, SERVER_URL
 from loreloop.cli.models import DATA
 
 if TYPE_CHECKING:
@@ -17,16 +18,28 @@ MOST_WRITTEN = 256  # tokens of one text that a baseline has the model write
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--faults", type=click.Path(exists=True, path_type=Path), help="A list of LoCoMo's wrong labels.")
-@click.option("--only", multiple=True, help="A conversation's name; may be repeated.")
-@click.option("--budget", "budgets", multiple=True, type=float, help="A share up to 1, or tokens; may be repeated.")
-@click.option("--contender", "named", multiple=True, help="A row's name; may be repeated. By default all.")
+@click.option(
+    "--faults",
+    type=click.Path(exists=True, path_type=Path),
+    help="A file of wrong labels of LoCoMo, which are then corrected.",
+)
+@click.option("--only", multiple=True, help="Use this conversation, by its name. Repeatable.")
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    type=float,
+    help="What a memory may keep: a share up to 1, or tokens. Repeatable.",
+)
+@click.option("--contender", "named", multiple=True, help="Measure this row, by its name; by default all. Repeatable.")
 @click.option("--model", default=None, help="Which model answers; by default the first served.")
-@click.option("--base-url", "url", envvar="TINKER_BASE_URL", default="http://127.0.0.1:8000", show_default=True)
-@click.option("--key", envvar="TINKER_API_KEY", default="", help="By default that of TINKER_API_KEY.")
-@click.option("--window", default=8192, show_default=True, help="Tokens that the model's window holds.")
-@click.option("--tokenizer", default="smollm2-135m", show_default=True, help="The model whose tokenizer counts.")
-@click.option("--json", "as_json", is_flag=True, help="All figures, with their intervals.")
+@SERVER_URL
+@SERVER_KEY
+@click.option("--window", default=8192, show_default=True, help="The context window of the model, in tokens.")
+@click.option(
+    "--tokenizer", default="smollm2-135m", show_default=True, help="The model whose tokenizer counts the tokens."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: all figures, with their intervals.")
 @DATA
 def answers(
     *,
@@ -43,9 +56,10 @@ def answers(
     as_json: bool,
     data_dir: str,
 ) -> None:
-    """Ask a served model 120 questions of LoCoMo's FILE with each context before it, and give the token F1.
+    """Measure how well a served model answers questions of LoCoMo's FILE from what each memory has kept of it.
 
-    Baselines in which a model writes are written by it too, which takes many requests.
+    120 questions are asked for each row of the table; the figure is the token F1. Where a baseline has a model write,
+    the served model writes too, which takes many requests.
     """
     import msgspec
 

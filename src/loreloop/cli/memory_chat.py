@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loreloop.cli.chat import SERVER_KEY, SERVER_URL
 from loreloop.cli.memory_inputs import counter
 from loreloop.cli.memory_parts import IMPORTANCE, REFILL
 from loreloop.cli.models import DATA
@@ -21,13 +22,21 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("id")
-@click.option("--budget", default=2048, show_default=True, type=click.IntRange(min=1), help="Tokens of the memory.")
+@click.option(
+    "--budget",
+    default=2048,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Most tokens that the memory may hold.",
+)
 @click.option("--model", default=None, help="Which model answers; by default the first served.")
 @click.option("--system", default="", help="What the model is told with every turn; it is not remembered.")
-@click.option("--url", envvar="TINKER_BASE_URL", default="http://127.0.0.1:8000", show_default=True)
-@click.option("--key", envvar="TINKER_API_KEY", default="", help="By default that of TINKER_API_KEY.")
-@click.option("--max-tokens", default=512, show_default=True, help="Of one answer.")
-@click.option("--tokenizer", default="smollm2-135m", show_default=True, help="The model whose tokenizer counts.")
+@SERVER_URL
+@SERVER_KEY
+@click.option("--max-tokens", default=512, show_default=True, help="Most tokens of one answer.")
+@click.option(
+    "--tokenizer", default="smollm2-135m", show_default=True, help="The model whose tokenizer counts the tokens."
+)
 @IMPORTANCE
 @REFILL
 @DATA
@@ -45,7 +54,10 @@ def chat(
     refill: str,
     data_dir: str,
 ) -> None:
-    """Talk to a model with the memory ID in place of the past; Ctrl-D or /quit ends, and ID goes on next time."""
+    """Talk to a model that sees the memory ID in place of all that was said before.
+
+    Ctrl-D or /quit ends. The next chat with the same ID goes on from its memory.
+    """
     from types import SimpleNamespace
 
     from loreloop.cli.chat import client_of, known_model

@@ -25,7 +25,7 @@ SHOWN = 60  # characters of a segment in a table
 @JSON
 @DATA
 def show(id: str, file: Path | None, as_json: bool, data_dir: str) -> None:
-    """Draw what the memory ID keeps, as a bar of its budget and a table of its segments."""
+    """Show what the memory ID keeps: a bar of its budget, and a table of its segments."""
     from loreloop.cli import tables
     from loreloop.memory import picture
     from loreloop.memory.persistence import from_json
@@ -43,11 +43,14 @@ def show(id: str, file: Path | None, as_json: bool, data_dir: str) -> None:
 @click.command()
 @click.argument("id")
 @click.option("--turn", type=int, help="The number of a turn, as `show` gives it.")
-@click.option("--pattern", default="", help="Words that stand together in what is to go.")
+@click.option("--pattern", default="", help="Words that stand together in what is to be removed.")
 @JSON
 @DATA
 def forget(id: str, turn: int | None, pattern: str, as_json: bool, data_dir: str) -> None:
-    """Take a turn, or all that a pattern is about, out of the memory ID, with what was made from it; say what went."""
+    """Remove a turn, or all that a pattern is about, from the memory ID, and show what was removed.
+
+    What was made from the turn, such as a shortened text, is removed too.
+    """
     from loreloop.cli import tables
     from loreloop.memory.importance import SurfaceImportance
     from loreloop.memory.memory import Memory, Parts
@@ -70,10 +73,12 @@ def forget(id: str, turn: int | None, pattern: str, as_json: bool, data_dir: str
 @click.option(
     "--budget", required=True, type=click.IntRange(min=1), help="Tokens that the memory may have from now on."
 )
-@click.option("--tokenizer", default="smollm2-135m", show_default=True, help="The model whose tokenizer counts.")
+@click.option(
+    "--tokenizer", default="smollm2-135m", show_default=True, help="The model whose tokenizer counts the tokens."
+)
 @DATA
 def resize(id: str, budget: int, tokenizer: str, data_dir: str) -> None:
-    """Give the memory ID another budget; with a smaller one, what is worth least goes at once, for good."""
+    """Give the memory ID another budget. With a smaller one, what is worth least is dropped at once, for good."""
     from loreloop.cli.memory_inputs import counter
     from loreloop.memory.importance import SurfaceImportance
     from loreloop.memory.memory import Memory, Parts

@@ -20,14 +20,14 @@ IMPORTANCE = click.option(
     default=SURFACE,
     show_default=True,
     metavar="surface|learned:MODEL",
-    help="Who says what is worth keeping: the words themselves, or a head that `memory train` made (tinker://…).",
+    help="What judges which text is worth keeping: its words alone, or a head of `memory train` (tinker://…).",
 )
 REFILL = click.option(
     "--refill",
     default=EXTRACTIVE,
     show_default=True,
     metavar="extractive|written:MODEL",
-    help="Who shortens: a passage's own words, or a model, such as `memory train` made (tinker://…).",
+    help="What shortens a text: its own words are thinned out, or a model writes it anew (tinker://…).",
 )
 
 

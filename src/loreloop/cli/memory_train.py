@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from loreloop.cli.chat import SERVER_KEY, SERVER_URL
 from loreloop.cli.models import DATA
 
 if TYPE_CHECKING:
@@ -15,19 +16,22 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("part", type=click.Choice(["head", "refill"]))
-@click.option("--model", default="smollm2-135m", show_default=True, help="The base; its tokenizer counts the tokens.")
-@click.option("--rank", default=16, show_default=True, type=click.IntRange(min=1), help="Of the adapter.")
-@click.option("--seed", default=1, show_default=True, help="Of the adapter's first weights.")
+@click.option(
+    "--model", default="smollm2-135m", show_default=True, help="The base model; its tokenizer counts the tokens."
+)
+@click.option("--rank", default=16, show_default=True, type=click.IntRange(min=1), help="The adapter's rank.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the adapter's first weights.")
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write all that was measured to this file."
 )
-@click.option("--url", envvar="TINKER_BASE_URL", default="http://127.0.0.1:8000", show_default=True)
-@click.option("--key", envvar="TINKER_API_KEY", default="", help="By default that of TINKER_API_KEY.")
+@SERVER_URL
+@SERVER_KEY
 @DATA
 def train(*, part: str, model: str, rank: int, seed: int, out: Path | None, url: str, key: str, data_dir: str) -> None:
-    """Teach an adapter what to remember (head) or how to shorten (refill), from conversations that are made up.
+    """Train an adapter that judges what to remember (head) or shortens it (refill), on made-up conversations.
 
-    Lessons first, then rewards over whole conversations, with exams between. Prints the adapter's path last.
+    It learns from examples first, then from rewards over whole conversations, with exams between. The adapter's path is
+    printed last.
     """
     import warnings
 

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @click.command("remove")
 @click.argument("name")
-@click.option("--force", is_flag=True, help="Also where checkpoints or deployments are left without it.")
+@click.option("--force", is_flag=True, help="Even if checkpoints or deployments are left without it.")
 @DATA
 def remove_model(name: str, force: bool, data_dir: str) -> None:
-    """Take a model away. Refused while a server serves it, and where checkpoints or deployments need it."""
+    """Remove a model. Refused while a server serves it, and where checkpoints or deployments need it."""
     from pathlib import Path
 
     from loreloop.formats.catalog import Catalog

@@ -50,17 +50,32 @@ def list_models(data_dir: str, as_json: bool) -> None:
 
 @models.command("add")
 @click.argument("source")
-@click.option("--name", help="Another name for it.")
-@click.option("--link", is_flag=True, help="Leave a folder's files where they are, and link them.")
+@click.option("--name", help="What it is called here, in place of its own name.")
+@click.option("--link", is_flag=True, help="Link the files of a folder, in place of copying them.")
 @click.option(
     "--chat-template",
     "template",
     type=click.Path(exists=True, dir_okay=False),
     help="A Jinja file that becomes the model's chat template.",
 )
-@click.option("--expert-noise", default=0.0, type=click.FloatRange(min=0), help="Of experts made here: 0.05 is 5 %.")
-@click.option("--router-skew", default=1.0, type=click.FloatRange(min=1), help="Longest to shortest row of routers.")
-@click.option("--seed", default=0, type=click.IntRange(min=0, max=2**31 - 1), help="Of noise and routers.")
+@click.option(
+    "--expert-noise",
+    default=0.0,
+    type=click.FloatRange(min=0),
+    help="Of experts made here: noise on their weights; 0.05 is 5 %.",
+)
+@click.option(
+    "--router-skew",
+    default=1.0,
+    type=click.FloatRange(min=1),
+    help="Of experts made here: longest to shortest row of the router; 1: alike.",
+)
+@click.option(
+    "--seed",
+    default=0,
+    type=click.IntRange(min=0, max=2**31 - 1),
+    help="Of experts made here: seed of noise and router.",
+)
 @DATA
 def add_model(source: str, name: str | None, *, link: bool, template: str | None, data_dir: str, **making: Any) -> None:
     """Add a model: a known name, a folder with config.json and safetensors, a .gguf file, or a hub id (org/name).

@@ -72,11 +72,11 @@ def show_run(run_id: str, data_dir: str, as_json: bool) -> None:
 @runs.command("rm")
 @click.argument("run_id", metavar="RUN")
 @YES
-@click.option("--force", is_flag=True, help="Also a run that is live; its client hears that it is gone.")
+@click.option("--force", is_flag=True, help="Even if it is live; its client is told that it is gone.")
 @DATA
 @JSON
 def remove_run(run_id: str, yes: bool, force: bool, data_dir: str, as_json: bool) -> None:
-    """Delete a run with all its checkpoints. One that a deployment answers with keeps the run from being deleted."""
+    """Delete a run with all its checkpoints. Refused where a deployment answers with one of them."""
     from loreloop.store import overview, removal
 
     run_id = bare(run_id)

@@ -34,25 +34,30 @@ ENGINE_FLAGS = ("precision", "quantize", "deterministic", "threads", "decode_gap
 @click.option(
     "--alias", "aliases", multiple=True, metavar="NAME=MODEL", help="Serve MODEL under a second name. Repeatable."
 )
-@click.option("--data", "data_dir", metavar="DIR", help="Where everything is kept.  [default: ~/.local/share/loreloop]")
+@click.option("--data", "data_dir", metavar="DIR", help="The data folder.  [default: ~/.local/share/loreloop]")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8000]")
 @click.option(
-    "--precision", type=click.Choice(["bf16", "fp32"]), help="Of products and frozen weights.  [default: bf16]"
+    "--precision",
+    type=click.Choice(["bf16", "fp32"]),
+    help="Numbers of the frozen weights and their products.  [default: bf16]",
 )
 @click.option(
     "--quantize",
     type=click.Choice(["none", "int4"]),
-    help="Keep frozen weights packed in 4 bits, by the model's own blocks where it has such.  [default: none]",
+    help="Keep frozen weights packed in 4 bits; a model from a GGUF file keeps its own blocks.  [default: none]",
 )
 @click.option(
-    "--deterministic", is_flag=True, default=None, help="Results do not depend on what shares a batch (slower)."
+    "--deterministic",
+    is_flag=True,
+    default=None,
+    help="Results do not depend on what else is computed at the same time (slower).",
 )
-@click.option("--threads", type=int, help="Threads of an engine; 0 means one a core.  [default: 0]")
+@click.option("--threads", type=int, help="Threads of each engine; 0 means one for each core.  [default: 0]")
 @click.option(
     "--decode-gap-ms",
     type=int,
-    help="Training pauses for the samples' next tokens this often; 0: only between batches.  [default: 200]",
+    help="Training pauses this often for the next tokens of running samples; 0: only between batches.  [default: 200]",
 )
 @click.option(
     "--generation-config/--no-generation-config",
@@ -64,17 +69,22 @@ ENGINE_FLAGS = ("precision", "quantize", "deterministic", "threads", "decode_gap
     "--verify-weights",
     is_flag=True,
     default=None,
-    help="Compare weights with the checksums that `models add` noted before they are loaded.",
+    help="Before weights are loaded, compare them with the checksums that `models add` noted.",
 )
-@click.option("--memory-mib", type=int, help="Budget for the base models together; 0 means none.  [default: 0]")
+@click.option(
+    "--memory-mib", type=int, help="What the base models may take together, in MiB; 0: no bound.  [default: 0]"
+)
 @click.option("--log-file", metavar="FILE", help="Where the log goes.  [default: loreloop.log in the data folder]")
 @click.option("--verbose", is_flag=True, default=None, help="Show the whole log in the terminal too.")
 @click.option(
-    "--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="A TOML file with any setting."
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A TOML file with settings; a flag overrides it.",
 )
 @click.option("--parent-pid", type=int, hidden=True, help="End when this process does; for servers that others start.")
 def serve(config_file: str | None, parent_pid: int | None, **flags: Any) -> None:
-    """Serve models over the Tinker protocol and OpenAI's API."""
+    """Serve models to clients of Tinker, OpenAI and Anthropic."""
     from loreloop.config import load_config
     from loreloop.host.address import check_address
     from loreloop.host.orphans import die_with_parent

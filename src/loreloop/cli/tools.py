@@ -21,13 +21,13 @@ NO_CALLS = "No tool was called yet; requests name registered servers (docs/clien
 
 @click.group()
 def tools() -> None:
-    """Register MCP tool servers, and see what was called."""
+    """Register MCP tool servers, and see which tools were called."""
 
 
 @tools.command("add")
 @click.argument("name")
 @click.argument("command", nargs=-1)
-@click.option("--url", default=None, help="Of a server that runs elsewhere, in place of a command.")
+@click.option("--url", default=None, help="Address of a server that runs elsewhere, in place of a COMMAND.")
 @click.option("--no-check", is_flag=True, help="Register it without asking it for its tools first.")
 @DATA
 def add_server(name: str, command: tuple[str, ...], url: str | None, *, no_check: bool, data_dir: str) -> None:
@@ -35,7 +35,7 @@ def add_server(name: str, command: tuple[str, ...], url: str | None, *, no_check
 
     It is asked for its tools once; what does not answer as a tool server is refused, unless with --no-check.
 
-    It will run in an empty folder. Files of this folder that the COMMAND names are written down with their whole path.
+    The COMMAND will run in an empty folder. If it names files of the current folder, their whole paths are noted.
     """
     import asyncio
     from pathlib import Path
@@ -104,7 +104,7 @@ def remove_server(name: str, data_dir: str) -> None:
 @click.option("--limit", default=20, type=click.IntRange(min=1), show_default=True, help="How many, the newest first.")
 @JSON
 def list_calls(data_dir: str, limit: int, as_json: bool) -> None:
-    """Show what was called, by which key, for how long."""
+    """Show which tools were called, by which key, and how long they took."""
     import msgspec
 
     from loreloop.store import tools as rows

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -17,11 +16,12 @@ from starlette.routing import Route
 
 from loreloop.http.anthropic.context_edits import managed
 from loreloop.http.bodies import answer, read_as_sent
+from loreloop.http.generation.answering import answered
 from loreloop.http.generation.chat import Chat, ChatAsk, Reply, chat_on, left_open, prompt_length, seen
 from loreloop.http.generation.reply_blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
-from loreloop.http.generation.requests import Model, find_model, forget, heard, prompt_only, results, start
+from loreloop.http.generation.requests import Model, find_model, heard, prompt_only
 from loreloop.http.services import Services, asker, services
-from loreloop.http.sse import EventStream, named_event
+from loreloop.http.sse import named_event
 from loreloop.protocol.anthropic_rest import (
     Choice,
     CountTokens,
@@ -53,14 +53,8 @@ async def messages(request: Request) -> Response:
     ask = ask_of(body, params_of(body), stream=bool(body.stream))
     edited = await managed(model, await seen(services(request).pictures, model, ask), body.context_management)
     asked = Asked(body, await chat_on(model, edited.ask), edited.applied)
-    if body.stream:
-        start(services(request), model, [asked.chat.op])
-        at_end = partial(forget, services(request), [asked.chat.op])
-        return EventStream(events(services(request), asked), model.headers, at_end)
-    result = asked.told((await results(request, model, [asked.chat.op]))[0])
-    response = answer(asked.whole(result))
-    response.headers.update(model.headers)
-    return response
+    stream = events(services(request), asked) if body.stream else None
+    return await answered(request, model, [asked.chat.op], asked.whole, stream)
 
 
 async def count_tokens(request: Request) -> Response:
@@ -216,7 +210,8 @@ class Asked:
             "output_tokens": n_drawn,
         }
 
-    def whole(self, result: SampleResult) -> dict[str, Any]:
+    async def whole(self, results: Sequence[SampleResult]) -> dict[str, Any]:
+        result = self.told(results[0])
         sequence, reply, blocks = result.sequences[0], self.chat.reply(), Blocks(note=self.chat.warning)
         for token in unpack_ids(sequence.tokens).tolist():
             blocks.add(reply.push(token))

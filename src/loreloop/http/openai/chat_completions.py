@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from loreloop.http.bodies import answer, read_as_sent
+from loreloop.http.bodies import read_as_sent
+from loreloop.http.generation.answering import answered
 from loreloop.http.generation.chat import chat_with_images
-from loreloop.http.generation.requests import find_model, forget, heard, results, start
+from loreloop.http.generation.requests import find_model, heard
 from loreloop.http.openai.agent_completions import agent_answer
 from loreloop.http.openai.answer_format import failure_event, usage
 from loreloop.http.openai.chat_format import Asked, StreamedReply, ask_of
 from loreloop.http.services import Services, asker, now, services
-from loreloop.http.sse import EventStream, data_event
+from loreloop.http.sse import data_event
 from loreloop.protocol.openai_rest import ChatCompletion
 from loreloop.protocol.sampling import SampleResult
 from loreloop.protocol.training import Failure
@@ -30,15 +30,8 @@ async def chat_completions(request: Request) -> Response:
         return await agent_answer(request, body, model)
     chat = await chat_with_images(services(request).pictures, model, ask_of(body))
     asked = Asked(body, chat, int(now()))
-    if body.stream:
-        start(services(request), model, [asked.chat.op])
-        at_end = partial(forget, services(request), [asked.chat.op])
-        return EventStream(events(services(request), asked), model.headers, at_end)
-    (result,) = await results(request, model, [asked.chat.op])
-    choices = [asked.choice(index, sequence) for index, sequence in enumerate(result.sequences)]
-    response = answer(asked.frame("chat.completion") | {"choices": choices, "usage": usage([asked.chat.op], [result])})
-    response.headers.update(model.headers)
-    return response
+    stream = events(services(request), asked) if body.stream else None
+    return await answered(request, model, [chat.op], asked.whole, stream)
 
 
 async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:

@@ -22,7 +22,7 @@ from loreloop.http.generation.chat import (
     whole_reply,
 )
 from loreloop.http.generation.requests import Report
-from loreloop.http.openai.answer_format import frame, wire_params
+from loreloop.http.openai.answer_format import frame, usage, wire_params
 from loreloop.http.openai.logprobs import Scored, chat_logprobs, scored_sequence, scored_token
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
@@ -38,7 +38,7 @@ from loreloop.protocol.openai_rest import (
     ToolBody,
 )
 from loreloop.protocol.rest import WireSamplingParams
-from loreloop.protocol.sampling import SampledSequence
+from loreloop.protocol.sampling import SampledSequence, SampleResult
 from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, turn_of_parts
 from loreloop.text.tools.tool_calls import (
     Broken,
@@ -136,6 +136,11 @@ class Asked:
     def frame(self, kind: str) -> dict[str, Any]:
         """The fields that open an answer or a chunk of this request."""
         return frame("chatcmpl", kind, self.chat.op, self.body.model, self.created, self.chat.model)
+
+    async def whole(self, results: Sequence[SampleResult]) -> dict[str, Any]:
+        (result,) = results
+        choices = [self.choice(index, sequence) for index, sequence in enumerate(result.sequences)]
+        return self.frame("chat.completion") | {"choices": choices, "usage": usage([self.chat.op], [result])}
 
     def choice(self, index: int, sequence: SampledSequence) -> dict[str, Any]:
         """One sample as a whole choice, with its message and its log-probabilities where they were asked for."""

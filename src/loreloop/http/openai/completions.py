@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from loreloop.http.bodies import answer, read_as_sent
-from loreloop.http.generation.requests import (
-    Model,
-    Report,
-    encoded,
-    find_model,
-    forget,
-    heard,
-    operation,
-    prompt_only,
-    results,
-    start,
-)
+from loreloop.http.bodies import read_as_sent
+from loreloop.http.generation.answering import answered
+from loreloop.http.generation.requests import Model, Report, encoded, find_model, heard, operation, prompt_only
 from loreloop.http.openai.answer_format import failure_event, frame, stop_strings, usage, wire_params
 from loreloop.http.openai.logprobs import Places, Scored, scored_prompt, scored_sequence, scored_token, text_logprobs
 from loreloop.http.services import Services, asker, now, services
-from loreloop.http.sse import EventStream, data_event
+from loreloop.http.sse import data_event
 from loreloop.protocol.checks import check_tokens
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
@@ -82,20 +71,18 @@ class Asked:
         """The fields that open an answer or a chunk of this request."""
         return frame("cmpl", "text_completion", self.ops[0], self.body.model, self.created, self.model)
 
+    async def whole(self, results: Sequence[SampleResult]) -> dict[str, Any]:
+        found = [self.told(result) for result in results]
+        choices = [choice for number, result in enumerate(found) for choice in whole_choices(self, number, result)]
+        return self.frame() | {"choices": choices, "usage": usage(self.ops, found)}
+
 
 async def completions(request: Request) -> Response:
     asker(request)
     body = await read_as_sent(request, Completion)
     asked = await ask(body, await find_model(request, body.model, body.user))
-    if body.stream:
-        start(services(request), asked.model, asked.ops)
-        at_end = partial(forget, services(request), asked.ops)
-        return EventStream(events(services(request), asked), asked.model.headers, at_end)
-    found = [asked.told(result) for result in await results(request, asked.model, asked.ops)]
-    choices = [choice for number, result in enumerate(found) for choice in whole_choices(asked, number, result)]
-    response = answer(asked.frame() | {"choices": choices, "usage": usage(asked.ops, found)})
-    response.headers.update(asked.model.headers)
-    return response
+    stream = events(services(request), asked) if body.stream else None
+    return await answered(request, asked.model, asked.ops, asked.whole, stream)
 
 
 async def ask(body: Completion, model: Model) -> Asked:

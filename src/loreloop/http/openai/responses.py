@@ -17,13 +17,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.http.bodies import answer, read_as_sent
+from loreloop.http.generation.answering import answered
 from loreloop.http.generation.chat import Chat, ChatAsk, chat_with_images, left_open, prompt_length, seen
 from loreloop.http.generation.reply_blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
-from loreloop.http.generation.requests import find_model, forget, heard, results, start
+from loreloop.http.generation.requests import find_model, heard
 from loreloop.http.openai import kept_responses
 from loreloop.http.openai.kept_responses import Recalled, keep, recalled
 from loreloop.http.services import Services, asker, now, services
-from loreloop.http.sse import EventStream, named_event
+from loreloop.http.sse import named_event
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
 from loreloop.protocol.openai_rest import Effort
@@ -53,14 +54,8 @@ async def responses(request: Request) -> Response:
     found = await recalled(services(request), key.id, body)
     chat = await chat_with_images(services(request).pictures, model, ask_of(body, found.items))
     asked = Asked(body, chat, int(now()), found)
-    if body.stream:
-        start(services(request), model, [asked.chat.op])
-        at_end = partial(forget, services(request), [asked.chat.op])
-        return EventStream(events(services(request), asked), model.headers, at_end)
-    (result,) = await results(request, model, [asked.chat.op])
-    response = answer(await asked.kept(services(request), whole_blocks(asked.chat, result), result))
-    response.headers.update(model.headers)
-    return response
+    stream = events(services(request), asked) if body.stream else None
+    return await answered(request, model, [chat.op], partial(asked.whole, services(request)), stream)
 
 
 async def count_input(request: Request) -> Response:
@@ -220,6 +215,10 @@ class Asked:
             "usage": self.usage(blocks, result) if result else None,
             **({"warning": blocks.warning} if blocks.warning else {}),
         }
+
+    async def whole(self, served: Services, results: Sequence[SampleResult]) -> dict[str, Any]:
+        (result,) = results
+        return await self.kept(served, whole_blocks(self.chat, result), result)
 
     async def kept(self, served: Services, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
         """The whole answer, which can be referred to from now on if its `store` is true."""
