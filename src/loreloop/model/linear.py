@@ -3,7 +3,7 @@
 `BaseLinear` holds one weight (V or other outputs O by inputs I) and never forms its gradient. `Products` is the
 strategy: fast, or tiled so that a row's result does not depend on its neighbours. Knows no adapters.
 
-Legend: T rows (tokens), I inputs, O outputs.
+Legend: T rows (tokens), I inputs, O outputs, R rank, N rows that are picked.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """LLaVA: any plain decoder of this table behind a CLIP or SigLIP tower and two linear maps.
 
 An image is always as many tokens; they have ordinary positions.
+
+Legend: C colours, H rows, W columns of pixels, N tokens of an image, D width of the tower.
 """
 
 from __future__ import annotations

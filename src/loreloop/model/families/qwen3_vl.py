@@ -1,6 +1,8 @@
 """Qwen3-VL, dense: Qwen3 with positions of three axes, and a tower that adds to the first layers as well.
 
 An image is a token for every square of 2 × 2 patches of its resized pixels.
+
+Legend: C colours, H rows, W columns of pixels, P patches, X numbers of a patch.
 """
 
 from __future__ import annotations
