@@ -38,8 +38,8 @@ def test_tables_and_json(chat_file: Path) -> None:
     arguments = ["eval", str(chat_file), "--format", "beam", "--budget", "0.5"]
     table = CliRunner().invoke(command.memory, arguments, catch_exceptions=False)
     assert "| recency window | 50% | 0.000" in table.output
-    asked = CliRunner().invoke(command.memory, [*arguments, "--json", "--only", "chat-3"], catch_exceptions=False)
-    rows = json.loads(asked.output)["tables"]["not knowing the question"]
+    result = CliRunner().invoke(command.memory, [*arguments, "--json", "--only", "chat-3"], catch_exceptions=False)
+    rows = json.loads(result.output)["tables"]["not knowing the question"]
     assert {row["recall"]["n"] for row in rows} == {1}
 
 
@@ -61,8 +61,8 @@ def test_a_served_model_is_asked_with_each_context(chat_file: Path, monkeypatch:
         if request.method == "GET":
             return httpx.Response(200, json={"data": [{"id": "m"}]})
         sent.append(json.loads(request.content))
-        said = "Odin8" if "Odin8" in sent[-1]["messages"][0]["content"] else "not mentioned"
-        return httpx.Response(200, json={"choices": [{"message": {"content": said}}]})
+        text = "Odin8" if "Odin8" in sent[-1]["messages"][0]["content"] else "not mentioned"
+        return httpx.Response(200, json={"choices": [{"message": {"content": text}}]})
 
     def client_of(_url: str, _key: str) -> httpx.Client:
         return httpx.Client(base_url="http://any.example/v1", transport=httpx.MockTransport(answer))

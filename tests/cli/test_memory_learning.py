@@ -39,8 +39,10 @@ def test_a_trained_head_is_evaluated_by_its_path(
     ]
 
     chats.write_text(json.dumps(CHAT))
-    asked = ["eval", str(chats), "--format", "beam", "--budget", "0.5", "--json", *common]
-    evaluated = CliRunner().invoke(command.memory, [*asked, "--importance", f"learned:{path}"], catch_exceptions=False)
+    arguments = ["eval", str(chats), "--format", "beam", "--budget", "0.5", "--json", *common]
+    evaluated = CliRunner().invoke(
+        command.memory, [*arguments, "--importance", f"learned:{path}"], catch_exceptions=False
+    )
     (row,) = json.loads(evaluated.stdout)["tables"]["asking a model"]
     assert row["recall"]["n"] == 1
     assert path in row["contender"]
@@ -52,9 +54,9 @@ def test_a_trained_head_is_evaluated_by_its_path(
 def test_a_part_that_is_none_is_named(tmp_path: Path, server: RunningServer, option: str, value: str) -> None:
     chats = tmp_path / "chats.json"
     chats.write_text(json.dumps(CHAT))
-    asked = ["eval", str(chats), "--format", "beam", option, value, "--data", str(server.data), "--model", "tiny"]
+    arguments = ["eval", str(chats), "--format", "beam", option, value, "--data", str(server.data), "--model", "tiny"]
     with pytest.raises(BadRequest, match=f"{option} is '{value}'; give"):
-        CliRunner().invoke(command.memory, asked, catch_exceptions=False)
+        CliRunner().invoke(command.memory, arguments, catch_exceptions=False)
 
 
 def test_a_model_without_a_file_is_refused() -> None:

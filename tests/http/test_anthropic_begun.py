@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from loreloop.http.anthropic.messages import ask_of
+from loreloop.http.anthropic.messages import chat_request_of
 from loreloop.http.bodies import decode_as_sent
 from loreloop.protocol.anthropic_rest import CountTokens
 from loreloop.protocol.errors import BadRequest
@@ -18,7 +18,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
 def conversation_of(*last: dict[str, Any]) -> Conversation:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": last}]
     body = decode_as_sent(msgspec.json.encode({"model": "m", "messages": messages}), CountTokens)
-    return ask_of(body, WireSamplingParams(), stream=False).conversation
+    return chat_request_of(body, WireSamplingParams(), stream=False).conversation
 
 
 def test_its_thought_is_carried_along() -> None:

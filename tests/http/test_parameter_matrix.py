@@ -54,6 +54,7 @@ VALUES: dict[str, Any] = {
     "thinking": {"type": "enabled", "budget_tokens": 1024}, "chat_template_kwargs": {"enable_thinking": False},
     "instructions": "11", "system": "11", "user": "u", "metadata": {"user_id": "u"}, "include": [],
     "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    "memory": {"id": "ann", "budget_tokens": 64},
 }  # fmt: skip
 TOOLS: dict[str, Any] = {
     "/v1/chat/completions": [CHAT_TOOL],
@@ -149,6 +150,7 @@ EFFECTS: dict[str, Callable[[Seen], bool]] = {
     "metadata": same,
     "include": same,
     "context_management": lambda seen: same(seen) and seen.said["context_management"] == {"applied_edits": []},
+    "memory": lambda seen: same(seen) and seen.said["memory"]["turns"] == 2,
 }
 
 

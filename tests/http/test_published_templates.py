@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from transformers import AutoTokenizer
 
-from loreloop.http.openai.chat_format import ask_of
+from loreloop.http.openai.chat_format import chat_request_of
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.openai_rest import ChatCompletion
 from loreloop.text.conversation import prompt_text
@@ -163,7 +163,7 @@ def our_prompt(template: ChatTemplate, messages: Messages, tools: Sequence[Tool]
     if tools:
         body["tools"] = [tool.as_function() for tool in tools]
     try:
-        return prompt_text(template, ask_of(msgspec.convert(body, ChatCompletion)).conversation)
+        return prompt_text(template, chat_request_of(msgspec.convert(body, ChatCompletion)).conversation)
     except BadRequest:
         return None
 

@@ -20,7 +20,7 @@ from tests.memory.conversations import count, small_talk
 
 
 @pytest.mark.parametrize(
-    ("kind", "answer", "said", "wanted"),
+    ("kind", "label", "answer", "wanted"),
     [
         ("single-hop", "The red bicycles", "a red bicycle", 1.0),
         ("single-hop", "an apple and a pear", "Apples, pears!", 1.0),
@@ -36,8 +36,8 @@ from tests.memory.conversations import count, small_talk
         ("adversarial", "", "Odin", 0.0),
     ],
 )
-def test_the_score_of_an_answer(kind: str, answer: str, said: str, wanted: float) -> None:
-    assert score(Question(kind, answer=answer), said) == pytest.approx(wanted)
+def test_the_score_of_an_answer(kind: str, label: str, answer: str, wanted: float) -> None:
+    assert score(Question(kind, answer=label), answer) == pytest.approx(wanted)
 
 
 WORDS = """

@@ -91,8 +91,8 @@ def test_the_model_sees_the_memory_in_place_of_the_past(store: FileStore) -> Non
     chat.send([user("My locker code is 4711.")], temperature=0.5)
     assert server.messages == [user("My locker code is 4711.")]
     assert server.sent[0]["temperature"] == 0.5
-    told = {"role": "system", "content": "Be brief."}
-    answer = chat.send([told, user("What is my code?")])
+    instructions = {"role": "system", "content": "Be brief."}
+    answer = chat.send([instructions, user("What is my code?")])
     assert answer.choices[0].message.content == "4711."
     memory = "user: My locker code is 4711.\nassistant: Noted.\n"
     assert server.messages == [
@@ -177,8 +177,8 @@ def test_tools_and_their_results_pass(store: FileStore, streaming: bool) -> None
     past = server.messages[0]
     result = {"role": "tool", "tool_call_id": "c1", "content": "rain, 7 degrees"}
     say(result)
-    asked = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-    assert server.messages == [past, user("Weather in Oslo?"), asked, result]
+    call = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert server.messages == [past, user("Weather in Oslo?"), call, result]
     say(user("Thanks."))
     assert [m["role"] for m in server.messages] == ["system", "user"]
     assert "tool: rain, 7 degrees" in server.messages[0]["content"]

@@ -211,9 +211,9 @@ def test_embeddings_rank_by_their_cosine() -> None:
         return np.array([axes[text.split()[-1]] for text in texts], dtype=np.float32)
 
     turns = tuple(Turn("user", f"We like {name}") for name in axes)
-    asked = Conversation("c", turns, (Question("k", "What about cats", "", (0, 2)),))
+    conversation = Conversation("c", turns, (Question("k", "What about cats", "", (0, 2)),))
     assert Embedded(turns, embed).scores("my cats") == pytest.approx([1.0, 0.0, 0.6, -1.0])
-    rows = {row.contender: row for row in knowing_rows([asked], [14], count, embed)}
+    rows = {row.contender: row for row in knowing_rows([conversation], [14], count, embed)}
     assert len(rows) == 6
     assert rows["MiniLM retrieval"].recall.mean == 1.0
     assert rows["BM25 retrieval"].recall.mean == 0.5

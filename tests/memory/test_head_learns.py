@@ -48,7 +48,7 @@ def test_lessons_part_facts_from_talk_in_conversations_not_seen(default_server: 
     assert losses[-1] < 0.2 * losses[0]
     seen = {example.prompt for example in examples}
     others = [example for seed in (50, 51) for example in lessons.of_the_head(seed, 100) if example.prompt not in seen]
-    asked = random.Random(1).sample(others, HELD_OUT)
-    odds = pupil.odds([example.prompt for example in asked])
-    right = sum((value > 0) == (example.answer == YES) for value, example in zip(odds, asked, strict=True))
+    examples = random.Random(1).sample(others, HELD_OUT)
+    odds = pupil.odds([example.prompt for example in examples])
+    right = sum((value > 0) == (example.answer == YES) for value, example in zip(odds, examples, strict=True))
     assert right >= 0.9 * HELD_OUT

@@ -24,18 +24,18 @@ SURFACE = SurfaceImportance().worth(FACT, [])
     ("probability", "factor"), [(0.5, 1.0), (0.75, 3.0), (0.25, 1 / 3), (1.0, 4.0), (0.0001, 0.25)]
 )
 def test_the_odds_of_yes_scale_the_worth(probability: float, factor: float) -> None:
-    asked: list[str] = []
+    questions: list[str] = []
 
     def verdict(question: str) -> float:
-        asked.append(question)
+        questions.append(question)
         return log_odds(math.log(probability))
 
     head = LearnedImportance(count, verdict)
     assert head.worth(FACT, [], 1000) == pytest.approx(factor * SURFACE)
-    assert asked == [question_of("user: My cat is called Odin.")]
-    assert head.tokens_spent == count(asked[0] + YES)
+    assert questions == [question_of("user: My cat is called Odin.")]
+    assert head.tokens_spent == count(questions[0] + YES)
     assert head.worth(FACT, [], head.tokens_spent - 1) == SURFACE
-    assert (len(asked), head.tokens_spent) == (1, 0)
+    assert (len(questions), head.tokens_spent) == (1, 0)
 
 
 def test_a_thousand_appends_stay_within_the_bound() -> None:

@@ -11,14 +11,14 @@ from loreloop.memory.evaluation import synthetic
 from loreloop.memory.generative import faithful
 from loreloop.memory.learned import NO, YES, question_of
 from loreloop.memory.learning import course, exam, judging, lessons, practice
-from loreloop.memory.learning.groups import Said, Tried, advantages, merged
+from loreloop.memory.learning.groups import SampledAnswer, Tried, advantages, merged
 from loreloop.memory.learning.refilling import Refills
 from loreloop.memory.state import MemoryState
 from tests.memory.conversations import count
 
 
-def said(text: str, *, ended: bool = True) -> Said:
-    return Said(text, (1,), (-0.5,), ended)
+def sampled(text: str, *, ended: bool = True) -> SampledAnswer:
+    return SampledAnswer(text, (1,), (-0.5,), ended)
 
 
 def test_advantages_compare_answers_from_one_state_only() -> None:
@@ -26,9 +26,9 @@ def test_advantages_compare_answers_from_one_state_only() -> None:
 
 
 def test_equal_answers_are_one_with_the_sum_of_their_advantages() -> None:
-    tried = [Tried("a", said(YES), 0.5), Tried("a", said(YES), 0.25), Tried("a", said(NO), -0.75)]
-    assert merged(tried) == [Tried("a", said(YES), 0.75), Tried("a", said(NO), -0.75)]
-    unanimous = [Tried("a", said(YES), value) for value in advantages([1.0, 0.0, 0.7])]
+    tried = [Tried("a", sampled(YES), 0.5), Tried("a", sampled(YES), 0.25), Tried("a", sampled(NO), -0.75)]
+    assert merged(tried) == [Tried("a", sampled(YES), 0.75), Tried("a", sampled(NO), -0.75)]
+    unanimous = [Tried("a", sampled(YES), value) for value in advantages([1.0, 0.0, 0.7])]
     assert merged(unanimous) == []
 
 
@@ -69,17 +69,19 @@ def test_rolls_of_a_stretch_differ_in_its_verdicts_alone() -> None:
     """With verdicts that say yes to facts in one roll and no in the other, that one is better, in its own state."""
     conversation = practice.needles(7, 40)
     facts = {turn for question in conversation.questions for turn in question.evidence}
-    fact_lines = {judging.asked_of(conversation.turns[number]) for number in facts}
+    fact_lines = {judging.question_about(conversation.turns[number]) for number in facts}
 
-    def answers(prompts: Sequence[str], n: int, most: Sequence[int]) -> list[list[Said]]:
+    def answers(prompts: Sequence[str], n: int, most: Sequence[int]) -> list[list[SampledAnswer]]:
         assert (n, set(most)) == (2, {1})
-        return [[said(YES if one in fact_lines else NO), said(NO if one in fact_lines else YES)] for one in prompts]
+        return [
+            [sampled(YES if one in fact_lines else NO), sampled(NO if one in fact_lines else YES)] for one in prompts
+        ]
 
     rolls = judging.Rolls(practice.budget_for(40), stretch=20, size=2)
     tried, mean_reward = judging.tried(conversation, rolls, answers, count)
     assert 0 < mean_reward < 1
-    right = [one.advantage for one in tried if (one.prompt in fact_lines) == (one.said.text == YES)]
-    wrong = [one.advantage for one in tried if (one.prompt in fact_lines) != (one.said.text == YES)]
+    right = [one.advantage for one in tried if (one.prompt in fact_lines) == (one.answer.text == YES)]
+    wrong = [one.advantage for one in tried if (one.prompt in fact_lines) != (one.answer.text == YES)]
     assert sum(right) == pytest.approx(-sum(wrong))
     assert sum(right) > 0
     assert min(right) >= 0 >= max(wrong)
@@ -90,12 +92,12 @@ def test_a_refill_is_marked_by_what_it_keeps_and_by_what_stands_in_the_end() -> 
     evidence = {turn for question in refills.conversation.questions for turn in question.evidence}
     chance = next(one for one in refills.chances if evidence.issuperset(one.segment.turns))
     small = lessons.ExtractiveRefill(count).condensed(chance.segment)
-    good, bad = (refills.marks(chance, said(text)) for text in (small.text, "well"))
+    good, bad = (refills.marks(chance, sampled(text)) for text in (small.text, "well"))
     assert (good.taken, bad.taken, bad.words) == (True, False, 0.0)
     assert good.evidence == bad.evidence + 1
-    cut_off = refills.marks(chance, said(small.text, ended=False))
+    cut_off = refills.marks(chance, sampled(small.text, ended=False))
     assert cut_off.reward == good.reward - 0.5
-    tried, share = refills.tried([chance], [[said(small.text), said("well")]])
+    tried, share = refills.tried([chance], [[sampled(small.text), sampled("well")]])
     assert share == 0.5
     assert tried[0].advantage == -tried[1].advantage > 0
 
@@ -118,25 +120,25 @@ class Policy:
 
     def answers(
         self, prompts: Sequence[str], n: int, most: Sequence[int], temperature: float = 1.0
-    ) -> list[list[Said]]:
+    ) -> list[list[SampledAnswer]]:
         probabilities = [1 / (1 + math.exp(-self.logit(prompt))) for prompt in prompts]
-        return [[said(YES if self.draw.random() < p else NO) for _ in range(n)] for p in probabilities]
+        return [[sampled(YES if self.draw.random() < p else NO) for _ in range(n)] for p in probabilities]
 
     def imitate(self, examples: Sequence[lessons.Example], learning_rate: float) -> float:
         return 1.0
 
     def reinforce(self, tried: Sequence[Tried], learning_rate: float) -> None:
         for one in tried:
-            self.logits[self.kind(one.prompt)] += one.advantage * (1 if one.said.text == YES else -1)
+            self.logits[self.kind(one.prompt)] += one.advantage * (1 if one.answer.text == YES else -1)
 
     def save(self, name: str) -> str:
         return f"tinker://{name}"
 
 
 def test_rewards_over_whole_conversations_teach_what_to_keep() -> None:
-    told: list[str] = []
+    lines: list[str] = []
     plan = course.Plan(steps=2, batch=8, lengths=((40, 4), (60, 4)), size=8)
-    record = course.Course(Policy(), count, plan, told.append).head()
+    record = course.Course(Policy(), count, plan, lines.append).head()
     before, after = (
         next(one.measures["needles"].mean for one in record.sittings if one.when == when)
         for when in ("before", "after rewards")
@@ -144,7 +146,7 @@ def test_rewards_over_whole_conversations_teach_what_to_keep() -> None:
     assert after > before + 0.1
     assert [reward.turns for reward in record.rewards] == [40] * 4 + [60] * 4
     assert record.path == "tinker://memory-head"
-    assert len(told) == 2 + 8 + 3
+    assert len(lines) == 2 + 8 + 3
 
 
 def test_going_on_from_a_state_leaves_it_as_it_was() -> None:

@@ -42,8 +42,8 @@ def test_what_is_reinforced_becomes_likelier_and_its_opposite_less(server: Runni
     pupil = pupil_of(server, tiny_folder)
     pupil.imitate([Example(FACT, YES), Example(FACT, NO)], RATE)
     (group,) = pupil.answers([FACT], 4, [3])
-    assert all(0 < len(said.tokens) == len(said.logprobs) <= 3 for said in group)
-    liked, disliked = group[0], next(said for said in group if said.tokens != group[0].tokens)
+    assert all(0 < len(answer.tokens) == len(answer.logprobs) <= 3 for answer in group)
+    liked, disliked = group[0], next(answer for answer in group if answer.tokens != group[0].tokens)
 
     def now(tokens: tuple[int, ...]) -> float:
         ids = [*pupil.codec.encode(FACT), *tokens]

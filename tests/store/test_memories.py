@@ -47,12 +47,12 @@ def test_the_server_reads_and_writes_it_from_its_loop(place: Place) -> None:
 
 
 def test_ids_belong_to_a_key_and_a_user(place: Place) -> None:
-    mine = of(place).save("talk", b"mine", after=0)
+    saved = of(place).save("talk", b"mine", after=0)
     for other in (of(place, "bob"), of(place, ""), MemoriesOf(place.store, place.bob, "ann")):
         assert other.load("talk") is None
         other.delete("talk")
         other.save("talk", b"other", after=0)
-    assert of(place).load("talk") == mine
+    assert of(place).load("talk") == saved
 
 
 def test_the_second_of_two_writers_is_refused(place: Place) -> None:
@@ -76,14 +76,14 @@ def test_who_goes_on_from_a_deleted_memory_is_refused_even_if_it_was_begun_anew(
 
 def test_appends_of_many_writers_are_all_there(place: Place) -> None:
     def work() -> None:
-        memory, mine = memory_of(10_000), of(place)
+        memory, ann_memories = memory_of(10_000), of(place)
         for number in range(10):
             while True:
-                saved = mine.load("talk")
+                saved = ann_memories.load("talk")
                 memory.state = from_json(saved.data) if saved else memory_of(10_000).state
                 memory.append(small_talk(number))
                 try:
-                    mine.save("talk", to_json(memory.state), after=saved.revision if saved else 0)
+                    ann_memories.save("talk", to_json(memory.state), after=saved.revision if saved else 0)
                     break
                 except Conflict:
                     continue
@@ -103,11 +103,11 @@ def test_what_was_saved_survives_one_kill_after_another(tmp_path: Path) -> None:
     place = Place(tmp_path / "data")
     for seconds in (0.05, 0.11, 0.23):
         place.store.close()
-        told = lines_until_killed(place, "tests.store.remembering", place.ann, seconds=seconds)
+        lines = lines_until_killed(place, "tests.store.remembering", place.ann, seconds=seconds)
         place.open()
         saved = of(place).load("talk")
         assert saved is not None
-        last = max(numbers_in(told, "saved"))
+        last = max(numbers_in(lines, "saved"))
         assert from_json(saved.data).n_turns - 1 in (last, last + 1)
     place.store.close()
 
@@ -150,22 +150,22 @@ def test_a_full_disk_is_told_and_leaves_the_old_memory(place: Place) -> None:
 
 
 def test_bounds_of_one_and_of_a_key(place: Place) -> None:
-    mine = MemoriesOf(place.store, place.ann, "", Bounds(bytes_of_one=10, bytes_of_key=25, memories_of_key=3))
+    ann_memories = MemoriesOf(place.store, place.ann, "", Bounds(bytes_of_one=10, bytes_of_key=25, memories_of_key=3))
     with pytest.raises(TooLarge, match="11 bytes"):
-        mine.save("a", bytes(11), after=0)
-    first = mine.save("a", bytes(10), after=0)
-    mine.save("b", bytes(10), after=0)
+        ann_memories.save("a", bytes(11), after=0)
+    first = ann_memories.save("a", bytes(10), after=0)
+    ann_memories.save("b", bytes(10), after=0)
     with pytest.raises(TooLarge, match="Delete some"):
-        mine.save("c", bytes(6), after=0)
-    third = mine.save("c", bytes(5), after=0)
+        ann_memories.save("c", bytes(6), after=0)
+    third = ann_memories.save("c", bytes(5), after=0)
     with pytest.raises(TooLarge, match="3 memories of 25 bytes"):
-        mine.save("c", bytes(6), after=third.revision)
+        ann_memories.save("c", bytes(6), after=third.revision)
     with pytest.raises(TooLarge, match="3 memories"):
-        mine.save("d", bytes(1), after=0)
-    assert mine.load("c") == third
-    smaller = mine.save("a", bytes(4), after=first.revision)
-    assert mine.load("a") == smaller
-    MemoriesOf(place.store, place.bob, "", mine.bounds).save("a", bytes(10), after=0)
+        ann_memories.save("d", bytes(1), after=0)
+    assert ann_memories.load("c") == third
+    smaller = ann_memories.save("a", bytes(4), after=first.revision)
+    assert ann_memories.load("a") == smaller
+    MemoriesOf(place.store, place.bob, "", ann_memories.bounds).save("a", bytes(10), after=0)
 
 
 @pytest.mark.parametrize(("user", "id"), [("", ""), ("", "x" * 201), ("u" * 201, "x")])

@@ -18,8 +18,9 @@ from loreloop.http import hub
 from loreloop.http.anthropic import messages
 from loreloop.http.bodies import answer
 from loreloop.http.exchange import Exchange
+from loreloop.http.generation.remembered import end_of_turn
 from loreloop.http.openai import chat_completions, completions, models, responses
-from loreloop.http.operations import deployments, health, metrics, removal
+from loreloop.http.operations import deployments, health, memories, metrics, removal
 from loreloop.http.services import Services
 from loreloop.http.tinker import downloads, futures, runs, sampling, sessions, training
 from loreloop.protocol import errors
@@ -73,7 +74,7 @@ def create_app(services: Services) -> Starlette:
             Mount("/v1", routes=openai_routes),
             Mount("/anthropic/api/v1", routes=[*messages.ROUTES, *models.ROUTES]),
             Mount("/hf", routes=hub.ROUTES),
-            Mount("/loop/v1", routes=[*deployments.ROUTES, *removal.ROUTES]),
+            Mount("/loop/v1", routes=[*deployments.ROUTES, *memories.ROUTES, *removal.ROUTES]),
             *health.ROUTES,
             *metrics.ROUTES,
         ],
@@ -151,6 +152,8 @@ class Boundary:
                 response = error_answer(500, message)
             await exchange.break_off(response, message, receive)
         finally:
+            await end_of_turn(scope, left=exchange.started and not exchange.ended)
+            # This stands in `finally`, so that a request whose client has left is counted and logged like any other.
             served.requests.add(exchange.route, exchange.status_code, exchange.seconds)
             LOG.info("%s", exchange)
 

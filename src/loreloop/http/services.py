@@ -17,7 +17,7 @@ from loreloop.host.dispatcher import Dispatcher
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.store import keys
-from loreloop.store.rows import KeyRow, KeyUsage
+from loreloop.store.rows import KeyRow, KeyUsage, MemoryName
 from loreloop.store.store import Store
 from loreloop.text.grammars.sandbox import GrammarSandbox
 
@@ -51,6 +51,7 @@ class Services:
     requests: RequestCounts = field(default_factory=RequestCounts)
     sandbox: GrammarSandbox = field(default_factory=GrammarSandbox)
     nonce: str = ""
+    remembering: set[MemoryName] = field(default_factory=set)  # memories with a request on them
 
 
 def services(request: Request) -> Services:

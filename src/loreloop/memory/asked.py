@@ -22,10 +22,13 @@ def verdict_over(post: Post, model: str) -> Verdict:
 
     @lru_cache(maxsize=CACHED)
     def verdict(question: str) -> float:
+        # With `echo` and no new tokens a completion server scores the prompt itself, in one forward pass.
         body = {"model": model, "prompt": question + YES, "max_tokens": 0, "echo": True, "logprobs": 0}
         match post(body):
             case {"choices": [{"logprobs": {"token_logprobs": list(logprobs), "text_offset": list(offsets)}}]}:
-                answer = [logprob for logprob, at in zip(logprobs, offsets, strict=True) if at >= len(question)]
+                # The answer's tokens are found by their offsets, since how many tokens the question has is not known
+                # here.
+                answer = [logprob for logprob, offset in zip(logprobs, offsets, strict=True) if offset >= len(question)]
                 return log_odds(sum(answer))
         raise BadRequest(
             f"{model} was asked for the log-probabilities of a prompt (echo, max_tokens 0), and the server gave none. "
@@ -39,6 +42,7 @@ def sampler_over(post: Post, model: str) -> Sampler:
     """One line, greedily; the space at a prompt's end belongs to the answer's first token."""
 
     def sample(prompt: str, most: int) -> str:
+        # A refill is one line of the memory, so a line break ends it.
         body = {"model": model, "prompt": prompt.rstrip(), "max_tokens": most, "temperature": 0, "stop": "\n"}
         match post(body):
             case {"choices": [{"text": str(text)}]}:

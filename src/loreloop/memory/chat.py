@@ -12,8 +12,8 @@ from loreloop.memory.memory import Forgotten, Memory, Parts, Settings
 from loreloop.memory.messages import (
     INSTRUCTIONS,
     CaptionOf,
-    Heard,
     Message,
+    StreamedAnswer,
     answer_in,
     text_of_content,
     turn_of,
@@ -38,7 +38,7 @@ class NotRemembered(Conflict):
         self.answer = answer
 
 
-class Asked:
+class OpenTurn:
     """One turn that is under way: its messages, and all that the model is sent."""
 
     def __init__(self, new: Sequence[Message], turns: Sequence[Turn], past: str, exchange: Sequence[Message]) -> None:
@@ -47,10 +47,10 @@ class Asked:
     @property
     def sent(self) -> list[Message]:
         """Many templates take one system message only, and only as the first."""
-        told = [text_of_content(m.get("content"), lambda _: "") for m in self.new if m["role"] in INSTRUCTIONS]
-        told += [PREFACE + self.past] if self.past else []
+        instructions = [text_of_content(m.get("content"), lambda _: "") for m in self.new if m["role"] in INSTRUCTIONS]
+        instructions += [PREFACE + self.past] if self.past else []
         rest = [m for m in self.new if m["role"] not in INSTRUCTIONS]
-        head: list[Message] = [{"role": "system", "content": "\n\n".join(told)}] if told else []
+        head: list[Message] = [{"role": "system", "content": "\n\n".join(instructions)}] if instructions else []
         return [*head, *self.exchange, *rest]
 
 
@@ -77,7 +77,9 @@ class MemoryChat:
         """Raises BadRequest for a broken memory, or one that was begun with another budget."""
         self.client, self.model, self.id, self.store, self.caption_of = client, model, id, store, caption_of
         saved = store.load(id)
+        # A memory that is not stored yet begins empty; it is first saved with its first answer.
         state = MemoryState(budget) if saved is None else from_json(saved.data)
+        # A silent resize would drop text for good because of a mistyped number.
         if state.budget != budget:
             raise BadRequest(
                 f"Memory {id!r} was begun with a budget of {state.budget} tokens, and {budget} were asked for. Open it "
@@ -94,41 +96,43 @@ class MemoryChat:
         Raises what the client raises, BadRequest, Conflict where another writer has saved this memory, and
         NotRemembered where it did so while the model answered. The memory is unchanged after every error.
         """
-        asked = self._asked(messages, fields)
-        response = self.client.chat.completions.create(model=self.model, messages=asked.sent, **fields)
-        self._remember(asked, answer_in(response))
+        open_turn = self._open_turn(messages, fields)
+        response = self.client.chat.completions.create(model=self.model, messages=open_turn.sent, **fields)
+        self._remember(open_turn, answer_in(response))
         return response
 
     def stream(self, messages: Sequence[Message], **fields: Any) -> Generator[Any]:
         """The client's own chunks. One who leaves midway, by close() or Ctrl-C, has heard what came, and that is
         remembered with the turn; a stream that breaks, or is left before anything came, changes nothing."""
-        return self._streamed(self._asked(messages, fields), fields)
+        return self._streamed(self._open_turn(messages, fields), fields)
 
     def forget(self, *, turn: int | None = None, pattern: str = "") -> Forgotten:
         """As Memory.forget, and saved. An open exchange is given up: what was sent of it may be what is to go."""
         trial = self._trial()
+        # The change is made to a copy and kept only once it is stored: a conflict leaves this chat as it was.
         gone = trial.forget(turn=turn, pattern=pattern)
         self._save(trial)
         self.exchange, self.past = (), ""
         return gone
 
-    def _streamed(self, asked: Asked, fields: dict[str, Any]) -> Generator[Any]:
-        heard = Heard()
-        chunks = self.client.chat.completions.create(model=self.model, messages=asked.sent, stream=True, **fields)
+    def _streamed(self, open_turn: OpenTurn, fields: dict[str, Any]) -> Generator[Any]:
+        answer = StreamedAnswer()
+        chunks = self.client.chat.completions.create(model=self.model, messages=open_turn.sent, stream=True, **fields)
         try:
             for chunk in chunks:
-                heard.add(chunk)
+                answer.add(chunk)
                 yield chunk
         except (GeneratorExit, KeyboardInterrupt):
-            heard.calls.clear()  # perhaps cut in the middle, so nobody can answer them
-            if heard.content:
-                self._remember(asked, heard.message())
+            answer.calls.clear()  # perhaps cut in the middle, so nobody can answer them
+            if answer.content:
+                self._remember(open_turn, answer.message())
             raise
         finally:
+            # An abandoned connection would keep the server generating.
             chunks.close()
-        self._remember(asked, heard.message())
+        self._remember(open_turn, answer.message())
 
-    def _asked(self, messages: Sequence[Message], fields: dict[str, Any]) -> Asked:
+    def _open_turn(self, messages: Sequence[Message], fields: dict[str, Any]) -> OpenTurn:
         if not messages:
             raise BadRequest("A turn has at least one message; none was given.")
         if fields.get("n", 1) != 1 or "messages" in fields or "stream" in fields:
@@ -137,6 +141,7 @@ class MemoryChat:
             )
         turns = [turn_of(m, self.caption_of) for m in messages]
         calls = {call["id"] for m in (*self.exchange, *messages) for call in m.get("tool_calls") or ()}
+        # Refused before the model is asked, since the error can then name the call that is missing.
         orphans = [m for m in messages if m["role"] == "tool" and m.get("tool_call_id") not in calls]
         if orphans:
             raise BadRequest(
@@ -144,9 +149,11 @@ class MemoryChat:
                 "the call's message before it."
             )
         self._check_revision()
+        # The memory holds the first turns of an exchange by now; the past from before it keeps them from being told
+        # twice.
         goes_on = bool(self.exchange) and any(m["role"] == "tool" for m in messages)
         past, exchange = (self.past, self.exchange) if goes_on else (self.memory.text, ())
-        return Asked(messages, turns, past, exchange)
+        return OpenTurn(messages, turns, past, exchange)
 
     def _check_revision(self) -> None:
         """Before the model is asked: an answer that cannot be kept would be paid for nothing."""
@@ -158,23 +165,27 @@ class MemoryChat:
                 f"from {self.revision}. Nothing was sent; open the memory again and repeat the turn."
             )
 
-    def _remember(self, asked: Asked, answer: Message) -> None:
+    def _remember(self, open_turn: OpenTurn, answer: Message) -> None:
         trial = self._trial()
-        for turn in (*asked.turns, turn_of(answer, self.caption_of)):
+        for turn in (*open_turn.turns, turn_of(answer, self.caption_of)):
+            # Instructions are given anew with each turn, so that changing them takes effect at once.
             if turn.role != "system":
                 trial.append(turn)
         try:
             self._save(trial)
         except Conflict as error:
+            # The answer was paid for, so the error carries it to the caller.
             raise NotRemembered(self.id, answer) from error
+        # Tool calls must be answered with the same messages before them, so those are held until the results are in.
         is_open = bool(answer.get("tool_calls"))
-        rest = [m for m in asked.new if m["role"] not in INSTRUCTIONS]
-        self.exchange = (*asked.exchange, *rest, answer) if is_open else ()
-        self.past = asked.past if is_open else ""
+        rest = [m for m in open_turn.new if m["role"] not in INSTRUCTIONS]
+        self.exchange = (*open_turn.exchange, *rest, answer) if is_open else ()
+        self.past = open_turn.past if is_open else ""
 
     def _trial(self) -> Memory:
         """A copy to change: the memory itself stays as it is until the copy is saved."""
         trial = Memory(self.memory.state, self.memory.parts, self.memory.settings)
+        # The condensed forms are copied too, so that they need not be made again after each turn.
         trial.small = dict(self.memory.small)
         return trial
 

@@ -33,8 +33,10 @@ def spans_of(text: str) -> list[Span]:
     """In order. What stands between fences is code, and kept line by line."""
     found: list[Span] = []
     for number, part in enumerate(text.split(FENCE)):
+        # Splitting at the fences puts code at the odd places, also where the last fence is never closed.
         code = number % 2 == 1
         for piece in part.split("\n") if code else sentences(part):
+            # Function words of English may be keywords in code.
             short = piece.strip() if code else without_function_words(piece)
             if short:
                 found.append(Span(short, content_of(short), code))
@@ -66,6 +68,7 @@ def condense(text: str) -> str:
     words of their own for their length, as long as few enough words are lost."""
     spans = spans_of(text)
     whole = words_of(text)
+    # A word that stands in several spans is lost only when the last of them goes.
     times = Counter(word for span in spans for word in span.content)
     may_lose = int((1 - SHARE_KEPT) * len(whole.content))
     dropped: set[int] = set()
@@ -73,8 +76,10 @@ def condense(text: str) -> str:
     def own(number: int) -> list[str]:
         return [word for word in spans[number].content if times[word] == 1]
 
+    # The order is fixed before anything is dropped; each span is looked at once, which keeps a long turn cheap.
     for number in sorted(range(len(spans)), key=lambda n: (len(own(n)) / (len(spans[n].text) + 1), n)):
         lost = own(number)
+        # Names and numbers are never given up, however few other words they come with.
         if len(lost) <= may_lose and not whole.marks.intersection(lost):
             dropped.add(number)
             may_lose -= len(lost)
@@ -97,8 +102,10 @@ def excerpt(text: str, budget: int, count: CountTokens) -> str:
     kept: set[int] = set()
     left = budget
     for number in sorted(range(len(spans)), key=lambda n: (-density(n), n)):
+        # No span takes less than a token and the break behind it.
         if left <= 1:
             break
+        # The one is for the space or line break between spans.
         cost = count(spans[number].text) + 1
         if cost <= left:
             kept.add(number)

@@ -32,6 +32,7 @@ class FillInTheMiddle:
 
     @property
     def tokens_spent(self) -> int:
+        """Tokens that the model read and wrote for the last refill; 0 where it was not asked."""
         return self._spent
 
     def condensed(self, segment: Segment) -> Segment:
@@ -39,7 +40,10 @@ class FillInTheMiddle:
         return self.extractive.condensed(segment)
 
     def refill(self, segment: Segment, budget: int, place: Place = NOWHERE) -> Segment | None:
+        """The segment itself if it fits into `budget` tokens, else what the model wrote, or the extractive refill where
+        that was not asked or is not taken."""
         self._spent = 0
+        # What fits is never rewritten: every rewriting is a chance to lose something.
         if segment.tokens <= budget:
             return segment
         return self._written(segment, budget, place) or self.extractive.refill(segment, budget, place)
@@ -47,15 +51,19 @@ class FillInTheMiddle:
     def _written(self, segment: Segment, budget: int, place: Place) -> Segment | None:
         """None where no model may be asked, or where its text loses a name or a number, brings in one that the chunk
         does not have, or does not fit."""
+        # The head is not the model's to write, and takes its tokens first.
         most = budget - self.count(passage(segment.head, ""))
         if most < 1:
             return None
         prompt = prompt_of(segment, most, place, blind=self.blind)
         cost = self.count(prompt)
+        # The longest possible answer is reckoned with, since it cannot be taken back once it is written.
         if cost + most > place.allowance:
             return None
         answer = self.sampler(prompt, most)
+        # A text that is then refused has cost as much as one that is taken.
         self._spent = cost + self.count(answer)
+        # A segment is one line of the memory's text.
         text = " ".join(answer.split())
         tokens = self.count(passage(segment.head, text))
         if not text or tokens > budget or not faithful(text, segment.text):

@@ -34,10 +34,12 @@ class Importance(Protocol):
     it. Only ratios matter. `allowance` is how many tokens a model may read and write for this call; `tokens_spent` says
     how many it did."""
 
-    def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float: ...
+    def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float:
+        """The worth of `segment` behind the segments of `memory`, for at most `allowance` model tokens."""
 
     @property
-    def tokens_spent(self) -> int: ...
+    def tokens_spent(self) -> int:
+        """Tokens that a model read and wrote for the last call of `worth`."""
 
 
 class Weights(msgspec.Struct, frozen=True):
@@ -68,9 +70,12 @@ class SurfaceImportance:
 
     @property
     def tokens_spent(self) -> int:
+        """Always 0, since no model is asked."""
         return 0
 
     def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float:
+        """The content words, up to `enough`, times the square of their share that is new, times e to the sum of the
+        weights of the features that hold."""
         text, weights = segment.text, self.weights
         words = words_of(text)
         features: list[tuple[bool, float]] = [
@@ -88,8 +93,10 @@ class SurfaceImportance:
             (text.rstrip().endswith("?") and text.count(".") + text.count("!") == 0, weights.only_asks),
             (any(map(is_negation, words.content)), weights.negation),
         ]
+        # The cap keeps one long passage from outweighing everything that would fit into its place.
         size = min(len(words.content), self.enough)
         self.standing.follow(memory)
+        # Squared below: what mostly repeats the memory is nearly worthless, not just worth a little less.
         fresh = min(1.0, self.standing.novelty(words.content) / (FRESH * max(size, 1)))
         return size * fresh**2 * math.exp(sum(weight for holds, weight in features if holds))
 
@@ -103,12 +110,15 @@ class Standing:
         self.times: Counter[str] = Counter()
 
     def follow(self, memory: Sequence[Segment]) -> None:
+        """Counts the words of segments that came, and takes back those of segments that went, since the last call."""
+        # Segments are frozen and replaced whole, so their identity tells what changed.
         now = {id(segment): segment for segment in memory}
         for key in self.segments.keys() - now.keys():
             words = words_of(self.segments[key].text).content
             self.times.subtract(words)
             for word in words:
                 if not self.times[word]:
+                    # Words of forgotten segments must not pile up in a memory that runs for months.
                     del self.times[word]
         for key in now.keys() - self.segments.keys():
             self.times.update(words_of(now[key].text).content)

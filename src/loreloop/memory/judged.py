@@ -47,8 +47,12 @@ class SurprisalImportance(_Judge):
         self.surprisal, self.typical = surprisal, typical
 
     def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float:
+        """The surface's worth times the mean surprisal in nats a token over the typical one. The context before the
+        passage is left out where `allowance` does not reach for it, the model where it does not reach for the
+        passage."""
         self._spent = 0
         base = self.surface.worth(segment, memory)
+        # A line is surprising or not only beside what came before it.
         before = "".join(passage(one.head, one.text) for one in memory[-CONTEXT:])
         text = passage(segment.head, segment.text)
         cost = self.count(before) + segment.tokens
@@ -68,17 +72,22 @@ class ScoredImportance(_Judge):
         self.sampler = sampler
 
     def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float:
+        """The surface's worth times a factor that doubles with every 2.25 marks; the surface's alone where `allowance`
+        does not reach for the prompt and a digit."""
         self._spent = 0
         base = self.surface.worth(segment, memory)
         prompt = TASK.format(line=segment.head + segment.text)
         cost = self.count(prompt)
+        # The one token is the digit that the model writes.
         if cost + 1 > allowance:
             return base
         answer = self.sampler(prompt, 1)
         self._spent = cost + self.count(answer)
+        # A model may put a space or a quotation mark before its digit.
         digit = re.search(r"[0-9]", answer)
         return base if digit is None else base * within(2 ** ((int(digit[0]) - MIDDLE) / DOUBLES))
 
 
 def within(factor: float) -> float:
+    """The factor, kept from a quarter to four: a verdict of a model must not outweigh all that the surface says."""
     return min(max(factor, 1 / LARGEST_FACTOR), LARGEST_FACTOR)

@@ -42,15 +42,20 @@ class LearnedImportance:
 
     @property
     def tokens_spent(self) -> int:
+        """Tokens that the verdict read for the last call of `worth`; 0 where the allowance did not reach."""
         return self._spent
 
     def worth(self, segment: Segment, memory: Sequence[Segment], allowance: int = 0) -> float:
+        """The surface's worth times the odds of a yes, from a quarter to four; the surface's alone where `allowance`
+        does not reach for the question."""
         self._spent = 0
         base = self.surface.worth(segment, memory)
         question = question_of(segment.head + segment.text)
         cost = self.count(question + YES)
+        # The surface's worth is on the same scale, so a passage that no model may be asked of stays comparable.
         if cost > allowance:
             return base
+        # Only the passage is read and no neighbours, so equal lines get equal verdicts that can be kept.
         odds = self.verdict(question)
         self._spent = cost
         return base * within(math.exp(min(odds, CERTAIN)))

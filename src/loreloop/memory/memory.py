@@ -57,6 +57,9 @@ class Forgotten:
 
 
 class Memory:
+    """A state with the parts that work on it. Raises BadRequest for a budget that the pinned segments do not fit
+    into."""
+
     def __init__(self, state: MemoryState, parts: Parts, settings: Settings | None = None) -> None:
         check_budget(state.budget, state.segments)
         self.state, self.parts, self.settings = state, parts, settings or Settings()
@@ -65,6 +68,7 @@ class Memory:
 
     @property
     def text(self) -> str:
+        """The memory as it is put before a model, at most `budget` tokens of it."""
         return text_of(self.state)
 
     def append(self, turn: Turn, pinned: bool = False) -> None:
@@ -72,6 +76,7 @@ class Memory:
         state = self.state
         check_turn(turn, state.last_time)
         self.spent = 0
+        # Whatever can fail comes before the state is replaced, which is how an error leaves the memory unchanged.
         new = self._segment(turn, pinned)
         segments = state.segments if new is None else self._with_new(new)
         edited = self._edit(segments, state.budget)
@@ -80,6 +85,7 @@ class Memory:
             state,
             segments=edited,
             n_turns=state.n_turns + 1,
+            # Ids count on where a turn left no segment too, which keeps them in step with the turns.
             next_id=state.next_id + 1,
             asked=turn.text.rstrip().endswith("?"),
             last_time=turn.time if turn.time is not None else state.last_time,
@@ -114,6 +120,7 @@ class Memory:
 
         Raises BadRequest for a call that names neither or both, NotFound for a turn that never was.
         """
+        # An empty pattern would match every segment.
         if (turn is None) == (not pattern):
             raise BadRequest("Say what to forget, either `turn`, a number, or `pattern`, some words.")
         if turn is not None and not 0 <= turn < self.state.n_turns:
@@ -121,6 +128,7 @@ class Memory:
                 f"Turn {turn} was to be forgotten, and the memory has seen turns 0 to {self.state.n_turns - 1}."
             )
         turns = {turn} if turn is not None else self._turns_with(content_of(pattern))
+        # A segment that was made from a turn goes whole: its text may be that turn's in other words.
         gone = tuple(segment for segment in self.state.segments if turns.intersection(segment.turns))
         left = tuple(segment for segment in self.state.segments if not turns.intersection(segment.turns))
         self.small = {id: small for id, small in self.small.items() if not turns.intersection(small.turns)}
@@ -148,6 +156,7 @@ class Memory:
         tokens = self.parts.count(passage(segment.head, text))
         form: Form = "excerpt"
         cut = msgspec.structs.replace(segment, text=text, tokens=tokens, form=form, rewrites=segment.rewrites + 1)
+        # What is left of a passage is judged anew, since the words that made its worth may be those that went.
         return self._judged(cut, ()) if text else cut
 
     def _judged(self, segment: Segment, before: Sequence[Segment]) -> Segment:
@@ -180,6 +189,7 @@ class Memory:
             pinned=pinned,
             answers=state.asked,
         )
+        # Pins are never shortened, so all shares are of what they leave.
         free = state.budget - pinned_tokens(state.segments)
         if pinned:
             if tokens > free:
@@ -191,6 +201,7 @@ class Memory:
         # What an edit needs of a turn is worked out when the turn comes: no single append has to do it for many.
         segment = self._judged(segment, state.segments)
         self._condensed(segment)
+        # A pasted document must not push everything else out of the memory.
         most = int(free * self.settings.largest)
         return segment if tokens <= most else self._refill(segment, most)
 
@@ -199,6 +210,7 @@ class Memory:
         total = sum(segment.tokens for segment in segments)
         if total <= budget:
             return segments
+        # An edit costs a new prefill, so it frees more than the new turn needs.
         target = int(budget * self.settings.low)
         open_at = self._open(segments, budget)
         chunks = [self._chunk(segments[n]) for n in open_at]
@@ -206,7 +218,7 @@ class Memory:
         steps = [steps_of(chunk, settings.seed, settings.temperature) for chunk in chunks]
         # Pins and the window may be over the target by themselves; then everything else goes.
         mask = masked(steps, threshold_for(steps, chunks, total - target))
-        at = [n for n, chosen in zip(open_at, mask, strict=True) if chosen]
+        opened = [n for n, chosen in zip(open_at, mask, strict=True) if chosen]
         demands = [
             Demand(step.drop, chunk.tokens, chunk.condensed)
             for step, chunk, chosen in zip(steps, chunks, mask, strict=True)
@@ -215,10 +227,11 @@ class Memory:
         free = target - (total - sum(demand.tokens for demand in demands))
         budgets = allocate(demands, max(free, 0), settings.minimum)
         refilled = {
-            n: self._refill(segments[n], share, place_of(segments, n)) for n, share in zip(at, budgets, strict=True)
+            n: self._refill(segments[n], share, place_of(segments, n)) for n, share in zip(opened, budgets, strict=True)
         }
         result = [refilled.get(n, segment) for n, segment in enumerate(segments)]
         after = tuple(segment for segment in result if segment is not None)
+        # Condensed forms of segments that were changed or dropped are of no use any more.
         stands = {segment.id for segment in after if segment.form == "whole"}
         self.small = {number: small for number, small in self.small.items() if number in stands}
         return after
@@ -227,6 +240,7 @@ class Memory:
         """Positions that may be masked: neither pins nor the working window. The newest turn belongs to that unless it
         came under a larger budget and is over its share of this one."""
         free = budget - pinned_tokens(segments)
+        # The newest turns stay untouched, since a reply most likely refers to them.
         left = free * self.settings.window
         closed = {n for n, segment in enumerate(segments) if segment.pinned}
         newest = len(segments) - 1
@@ -256,16 +270,19 @@ class Memory:
         place = replace(neighbours, small=small, allowance=self._allowance)
         made = self.parts.refill.refill(segment, budget, place)
         self.spent += self.parts.refill.tokens_spent
+        # A condensed or written chunk says what it said before and keeps its worth; an excerpt does not.
         if made is None or made.form != "excerpt" or made is segment:
             return made
         return msgspec.structs.replace(made, worth=made.worth * made.tokens / small.tokens / 2)
 
 
 def pinned_tokens(segments: Sequence[Segment]) -> int:
+    """Tokens of the segments that no edit may touch."""
     return sum(segment.tokens for segment in segments if segment.pinned)
 
 
 def check_budget(budget: int, segments: Sequence[Segment]) -> None:
+    """Raises BadRequest for a budget below 1 token, or below what is pinned."""
     pinned = pinned_tokens(segments)
     if budget < max(1, pinned):
         raise BadRequest(
@@ -289,5 +306,6 @@ def behind_first_change(before: Sequence[Segment], after: Sequence[Segment]) -> 
         same += 1
     if same == len(before):
         return 0
+    # New segments are left out: they must be computed in any case.
     old = {segment.id for segment in before}
     return sum(segment.tokens for segment in after[same:] if segment.id in old)

@@ -20,7 +20,8 @@ def turn_of(message: Message, caption_of: CaptionOf) -> Turn:
     if role not in ROLES and role != "developer":
         raise BadRequest(f"A message's role is one of {', '.join(ROLES)}; {role!r} is not.")
     pieces = [text_of_content(message.get("content"), caption_of)]
-    pieces += [told(call) for call in message.get("tool_calls") or ()]
+    pieces += [words_of_call(call) for call in message.get("tool_calls") or ()]
+    # A developer's message is what newer models call a system message.
     return Turn("system" if role in INSTRUCTIONS else str(role), "\n".join(piece for piece in pieces if piece))
 
 
@@ -34,6 +35,7 @@ def text_of_content(content: object, caption_of: CaptionOf) -> str:
 
 
 def text_of_part(part: object, caption_of: CaptionOf) -> str:
+    """A text as it is, and a marker for an image, a sound or a file. Raises BadRequest for any other part."""
     match part:
         case {"type": "text", "text": str(text)} | {"type": "refusal", "refusal": str(text)}:
             return text
@@ -47,14 +49,15 @@ def text_of_part(part: object, caption_of: CaptionOf) -> str:
     raise BadRequest("A part of a message's content is none that a memory knows: text, image_url, input_audio or file.")
 
 
-def told(call: object) -> str:
+def words_of_call(call: object) -> str:
+    """A tool call in words. Raises BadRequest for one without a function's name and arguments."""
     match call:
         case {"function": {"name": str(name), "arguments": str(arguments)}}:
             return f"calls {name} {arguments}"
     raise BadRequest("A tool call has no function with a name and arguments.")
 
 
-class Heard:
+class StreamedAnswer:
     """What has come of a streamed answer."""
 
     def __init__(self) -> None:
@@ -66,6 +69,7 @@ class Heard:
         for choice in chunk.choices:
             self.content += getattr(choice.delta, "content", None) or ""
             for piece in getattr(choice.delta, "tool_calls", None) or ():
+                # A call comes in pieces by its number: first its id and name, then its arguments bit by bit.
                 empty = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
                 call = self.calls.setdefault(piece.index, empty)
                 call["id"] = getattr(piece, "id", None) or call["id"]
@@ -74,6 +78,7 @@ class Heard:
                     call["function"][field] += getattr(function, field, None) or ""
 
     def message(self) -> Message:
+        """The answer so far, with its tool calls in the order of their numbers."""
         calls = [call for _, call in sorted(self.calls.items())]
         return answer_of(self.content, calls)
 
@@ -81,6 +86,7 @@ class Heard:
 def answer_of(content: str | None, calls: Sequence[Message]) -> Message:
     """The message that a client sends back when it goes on behind an answer."""
     answer = {"role": "assistant", "content": content or ""}
+    # Some servers refuse an empty list of tool calls, so the field is left out.
     return {**answer, "tool_calls": list(calls)} if calls else answer
 
 

@@ -9,6 +9,7 @@ from loreloop.protocol.errors import BadRequest
 
 
 def to_json(state: MemoryState) -> bytes:
+    """The state as UTF-8 JSON, which `from_json` reads back without loss."""
     return msgspec.json.encode(state)
 
 
@@ -25,6 +26,7 @@ def from_json(data: bytes) -> MemoryState:
             f"The memory's saved state has version {state.version}, and this loreloop reads version {VERSION}. Use the "
             "version that wrote it."
         )
+    # Types alone do not make a state: a file that was edited by hand may break what every append relies on.
     wrong = what_is_wrong(state)
     if wrong:
         raise BadRequest(f"The memory's saved state is broken: {wrong}. Restore the file from a copy, or begin anew.")
@@ -39,6 +41,7 @@ def what_is_wrong(state: MemoryState) -> str:
         return "a segment has a negative number of tokens"
     if state.tokens > state.budget:
         return f"its segments have {state.tokens} tokens, over its budget of {state.budget}"
+    # Ids grow with the conversation, so their order is that of the segments.
     if ids != sorted(set(ids)) or any(not 0 <= id < state.next_id for id in ids):
         return "its segments are not in order"
     if any(not 0 <= turn < state.n_turns for turn in turns) or not all(segment.turns for segment in state.segments):

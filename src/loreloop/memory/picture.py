@@ -42,6 +42,7 @@ class Run:
 
 
 def kind_of(segment: Segment) -> Kind:
+    """How the bar shows a segment: a pin counts before its form, and an excerpt as condensed."""
     if segment.pinned:
         return PINNED
     return {"whole": KEPT, "written": WRITTEN}.get(segment.form, CONDENSED)
@@ -51,12 +52,13 @@ def runs(state: MemoryState, width: int) -> list[Run]:
     """`width` cells in all. A cell shows what stands at its middle, so that rounding never shifts what follows."""
     ends = list(accumulate(segment.tokens for segment in state.segments))
     found: list[Run] = []
-    at = 0
+    position = 0
     for cell in range(width):
         middle = (cell + 0.5) * state.budget / width
-        while at < len(ends) and ends[at] <= middle:
-            at += 1
-        kind = kind_of(state.segments[at]) if at < len(ends) else FREE
+        while position < len(ends) and ends[position] <= middle:
+            position += 1
+        kind = kind_of(state.segments[position]) if position < len(ends) else FREE
+        # Neighbours are merged, so that a terminal is sent one colour code for each run.
         if found and found[-1].kind is kind:
             found[-1] = Run(kind, found[-1].cells + 1)
         else:
@@ -65,9 +67,11 @@ def runs(state: MemoryState, width: int) -> list[Run]:
 
 
 def tokens_by_kind(state: MemoryState) -> dict[str, int]:
+    """The tokens of every kind by its name, the free ones among them; they sum to the budget."""
     sums = {kind.name: 0 for kind in KINDS}
     for segment in state.segments:
         sums[kind_of(segment).name] += segment.tokens
+    # Set last, since no segment is of this kind.
     sums[FREE.name] = state.budget - state.tokens
     return sums
 
@@ -82,7 +86,7 @@ def svg(state: MemoryState) -> str:
     scale = BAR_WIDTH / state.budget
     parts, left = [], 0
     for segment in state.segments:
-        parts.append(rectangle(left * scale, segment.tokens * scale, kind_of(segment), told(segment)))
+        parts.append(rectangle(left * scale, segment.tokens * scale, kind_of(segment), tooltip(segment)))
         left += segment.tokens
     parts.append(rectangle(left * scale, (state.budget - left) * scale, FREE, f"free: {state.budget - left} tokens"))
     height = BAR_HEIGHT + LINE * (len(KINDS) + 1)
@@ -93,12 +97,14 @@ def svg(state: MemoryState) -> str:
     return "\n".join([opening, *parts, *legend(tokens_by_kind(state), KINDS), "</svg>\n"])
 
 
-def told(segment: Segment) -> str:
+def tooltip(segment: Segment) -> str:
+    """What pointing at a segment in the SVG shows: kind, tokens, turns and text."""
     turns = ", ".join(map(str, segment.turns))
     return f"{kind_of(segment).name}, {segment.tokens} tokens, turn {turns}: {segment.head}{segment.text}"
 
 
 def rectangle(x: float, width: float, kind: Kind, title: str) -> str:
+    """An SVG element of the bar, `x` and `width` in pixels; the title is escaped here."""
     return (
         f'<rect x="{x:.2f}" y="0" width="{width:.2f}" height="{BAR_HEIGHT}" fill="{kind.hexadecimal}" '
         f'stroke="white" stroke-width="0.5"><title>{escape(printable(title))}</title></rect>'
@@ -106,6 +112,7 @@ def rectangle(x: float, width: float, kind: Kind, title: str) -> str:
 
 
 def legend(tokens: dict[str, int], kinds: Sequence[Kind]) -> list[str]:
+    """SVG elements below the bar, a square and a line of text for each kind."""
     lines = []
     for number, kind in enumerate(kinds):
         y = BAR_HEIGHT + LINE * (number + 1)

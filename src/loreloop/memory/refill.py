@@ -31,12 +31,15 @@ class Refill(Protocol):
     chunk itself if it fits, or None when nothing sensible does. `tokens_spent` says what a model has read and written
     for the last refill."""
 
-    def condensed(self, segment: Segment) -> Segment: ...
+    def condensed(self, segment: Segment) -> Segment:
+        """The segment at its natural small size, or itself where nothing could go."""
 
-    def refill(self, segment: Segment, budget: int, place: Place = NOWHERE) -> Segment | None: ...
+    def refill(self, segment: Segment, budget: int, place: Place = NOWHERE) -> Segment | None:
+        """A segment of at most `budget` tokens in place of this one, or None."""
 
     @property
-    def tokens_spent(self) -> int: ...
+    def tokens_spent(self) -> int:
+        """Tokens that a model read and wrote for the last call of `refill`."""
 
 
 class ExtractiveRefill:
@@ -47,20 +50,28 @@ class ExtractiveRefill:
 
     @property
     def tokens_spent(self) -> int:
+        """Always 0, since no model is asked."""
         return 0
 
     def condensed(self, segment: Segment) -> Segment:
+        """The segment without its function words and what adds nothing. One that was shortened before stays as it
+        is."""
         if segment.form != "whole":
             return segment
         return self._shorter(segment, condense(segment.text), "condensed") or segment
 
     def refill(self, segment: Segment, budget: int, place: Place = NOWHERE) -> Segment | None:
+        """The segment itself, its condensed form, or an excerpt of that, whichever fits first; None where no sentence
+        of it fits."""
         if segment.tokens <= budget:
             return segment
+        # The memory has made the condensed form already, in most cases.
         small = place.small or self.condensed(segment)
         if small.tokens <= budget:
             return small
+        # The head stays, so that it is known who spoke even in an excerpt.
         spare = budget - self.count(passage(segment.head, ""))
+        # An excerpt is taken from the condensed text, which says more in each token.
         cut = self._shorter(segment, excerpt(small.text, spare, self.count), "excerpt")
         return cut if cut is not None and cut.tokens <= budget else None
 

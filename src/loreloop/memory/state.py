@@ -57,10 +57,12 @@ class MemoryState(msgspec.Struct, frozen=True):
 
     @property
     def tokens(self) -> int:
+        """The tokens of all segments, each with its head and line break."""
         return sum(segment.tokens for segment in self.segments)
 
 
 def passage(head: str, text: str) -> str:
+    """A segment's line as the memory's text has it, with the line break that its tokens include."""
     return f"{head}{text}\n"
 
 

@@ -53,7 +53,10 @@ class Claim:
 
 
 def claims_of(segment: Segment) -> list[Claim]:
+    """What the user's new turn replaces or takes back; nothing for another role, or for a turn of more than four
+    sentences."""
     pieces = sentences(segment.text)
+    # Only users say what holds of themselves; an assistant's "now" changes no fact of theirs.
     if segment.role != "user" or len(pieces) > MOST_SENTENCES:
         return []
     found = []
@@ -76,25 +79,30 @@ def outdated(segments: Sequence[Segment], new: Segment) -> dict[int, str]:
     speaker = speaker_of(new)
     if not claims:
         return {}
-    said: dict[int, list[str]] = {}  # sentences of what the speaker said, where they share a word with a claim
+    spoken: dict[int, list[str]] = {}  # sentences of what the speaker said, where they share a word with a claim
     for position, segment in enumerate(segments):
+        # A pin is the caller's word, which no heuristic overrules.
         if segment.pinned or segment.role != "user" or segment.id == new.id or speaker_of(segment) != speaker:
             continue
         content = words_of(segment.text).content
+        # Most segments share no word with a claim, and need not be cut into sentences.
         if any(claim.words & content for claim in claims):
-            said[position] = sentences(segment.text)
-    return left_of(said, claims)
+            spoken[position] = sentences(segment.text)
+    return left_of(spoken, claims)
 
 
-def left_of(said: dict[int, list[str]], claims: Sequence[Claim]) -> dict[int, str]:
-    every = [piece for pieces in said.values() for piece in pieces]
+def left_of(spoken: dict[int, list[str]], claims: Sequence[Claim]) -> dict[int, str]:
+    """For each position that loses a sentence, the text of the others. `spoken` has the speaker's sentences by
+    position."""
+    every = [piece for pieces in spoken.values() for piece in pieces]
     gone: set[str] = set()
     for claim in claims:
         direct = {piece for piece in every if goes(piece, claim)}
+        # The old values are known only from the sentences that go directly, so those are found first.
         values = frozenset(mark for piece in direct for mark in words_of(piece).marks) - claim.words
         gone |= direct | {piece for piece in every if follows(piece, claim, values)}
     left = {}
-    for position, pieces in said.items():
+    for position, pieces in spoken.items():
         kept = [piece for piece in pieces if piece not in gone]
         if len(kept) < len(pieces):
             left[position] = "".join(kept).strip()
@@ -104,6 +112,7 @@ def left_of(said: dict[int, list[str]], claims: Sequence[Claim]) -> dict[int, st
 def follows(sentence: str, claim: Claim, old_values: frozenset[str]) -> bool:
     """A condensed sentence has lost its "because", so the old value must be looked for too."""
     content = content_of(sentence) - FRAME_WORDS
+    # A request to forget names one fact, and what was concluded from it was not asked to go.
     if claim.deletes or not claim.thing or not claim.thing <= content or len(content) > LONGEST:
         return False
     if PAST.search(sentence) or sentence.rstrip().endswith("?"):

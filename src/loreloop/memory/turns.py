@@ -46,6 +46,7 @@ def head_of(turn: Turn) -> str:
     costs as many tokens as a short fact does."""
     who = turn.speaker or turn.role
     if turn.time is not None and RELATIVE.search(turn.text):
+        # In UTC, so that the same conversation gives the same memory on every machine.
         day = datetime.fromtimestamp(turn.time, UTC)
         who = f"{who} ({day.day} {day:%b %Y})"
     return f"{who}: "

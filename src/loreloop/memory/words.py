@@ -54,6 +54,7 @@ def spell(word: str) -> str:
 
 @lru_cache(maxsize=WORDS_CACHED)
 def is_negation(word: str) -> bool:
+    """Whether the word, in lower case, turns a statement into its opposite."""
     return word in NEGATIONS or word.endswith("n't")
 
 
@@ -67,10 +68,12 @@ def content_word(word: str) -> str | None:
 
 
 def content_of(text: str) -> frozenset[str]:
+    """The different content words of a text as they are compared."""
     return without_none(map(content_word, WORD.findall(text)))
 
 
 def without_none(words: Iterable[str | None]) -> frozenset[str]:
+    """The set of the words that are there."""
     found = set(words)
     found.discard(None)
     return frozenset(found)  # type: ignore[arg-type]
@@ -78,12 +81,14 @@ def without_none(words: Iterable[str | None]) -> frozenset[str]:
 
 @lru_cache(maxsize=WORDS_CACHED)
 def is_number(word: str) -> bool:
+    """Whether the word holds a digit, as "31", "3rd" and "B2" do."""
     return any(character.isdigit() for character in word)
 
 
 def sentences(text: str) -> list[str]:
     """The text cut behind its sentences and lines; joined, the pieces are the text again."""
     pieces = SENTENCE.findall(text)
+    # Whoever drops sentences relies on nothing being lost between them.
     return pieces if "".join(pieces) == text else [text]
 
 
@@ -91,6 +96,7 @@ def sentences(text: str) -> list[str]:
 def mark_of(word: str, first: bool) -> str | None:
     """A number or a name as it is compared, None for another word. A word looks like a name if it has a capital that
     the beginning of a sentence does not explain."""
+    # "I" is a capital that names nothing.
     capitals = len(word) > 1 and word.isupper()
     if is_number(word) or capitals or (not first and word[0].isupper()):
         return content_word(word)
@@ -99,6 +105,7 @@ def mark_of(word: str, first: bool) -> str | None:
 
 @lru_cache(maxsize=FEATURES_CACHED)
 def words_of(text: str) -> Words:
+    """The content words, names and numbers of a text; the last 4,096 texts are remembered."""
     content: set[str | None] = set()
     marks: set[str | None] = set()
     for words in map(WORD.findall, sentences(text)):

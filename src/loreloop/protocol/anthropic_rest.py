@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from loreloop.protocol.openai_rest import MAX_TOOLS, MAX_TURNS, Strict, TopP
+from loreloop.protocol.openai_rest import MAX_TOOLS, MAX_TURNS, MemoryField, Strict, TopP
 
 
 class Text(Strict, frozen=True, kw_only=True, tag="text"):
@@ -174,6 +174,7 @@ class CountTokens(Strict, frozen=True):
     output_config: OutputConfig | None = None
     context_management: ContextManagement | None = None
     metadata: dict[str, Any] | None = None
+    memory: MemoryField | None = None  # not of Anthropic
 
 
 class Messages(CountTokens, frozen=True, kw_only=True):

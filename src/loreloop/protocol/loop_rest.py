@@ -14,3 +14,14 @@ class SetDeployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: str
     canary: str | None = None
     canary_percent: Annotated[float, Meta(ge=0, le=100)] = 0.0
+
+
+class ForgetMemory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of the two: a turn's number, or words."""
+
+    turn: int | None = None
+    pattern: str = ""
+
+
+class ResizeMemory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    budget_tokens: Annotated[int, Meta(ge=1, lt=1 << 31)]

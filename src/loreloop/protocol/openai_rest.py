@@ -30,6 +30,13 @@ class StreamOptions(Strict, frozen=True):
     include_obfuscation: bool | None = None  # nothing is obscured either way
 
 
+class MemoryField(Strict, frozen=True):
+    """Which memory stands in the place of the past; `budget_tokens` are needed where it begins."""
+
+    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,199}\Z")]
+    budget_tokens: Annotated[int, Meta(ge=1, lt=1 << 31)] | None = None
+
+
 class Common(Strict, frozen=True):
     """What both sampling routes take. `user` decides the arm of a deployment's canary.
 
@@ -212,3 +219,4 @@ class ChatCompletion(Common, frozen=True, kw_only=True):
     response_format: ResponseFormat | None = None
     reasoning_effort: Effort | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    memory: MemoryField | None = None  # this, `agent_loop` and `chat_template_kwargs` are not of OpenAI

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from loreloop.protocol.openai_rest import MAX_TOOLS, MAX_TURNS, Effort, MaxTokens, Strict, TopP
+from loreloop.protocol.openai_rest import MAX_TOOLS, MAX_TURNS, Effort, MaxTokens, MemoryField, Strict, TopP
 
 
 class InputText(Strict, frozen=True, tag="input_text"):
@@ -156,3 +156,4 @@ class CreateResponse(Strict, frozen=True):
     metadata: dict[str, Any] | None = None
     user: str | None = None
     previous_response_id: str | None = None
+    memory: MemoryField | None = None  # not of OpenAI

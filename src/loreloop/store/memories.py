@@ -30,6 +30,7 @@ BOUNDS = Bounds()
 
 
 def load(connection: Connection, name: MemoryName) -> Saved | None:
+    """The bytes and the revision of a memory, or None where there is none of this name."""
     row = connection.execute(select(MEMORIES.c.data, MEMORIES.c.revision).where(*_is(name))).first()
     return None if row is None else Saved(row.data, row.revision)
 
@@ -39,7 +40,7 @@ def save(connection: Connection, name: MemoryName, new: Saved, now: float, bound
 
     Conflict where another one is stored; BadRequest for a name that is none; TooLarge for what is over the bounds.
     """
-    _check_name(name)
+    check_name(name)
     row = connection.execute(select(MEMORIES.c.revision, MEMORIES.c.n_bytes).where(*_is(name))).first()
     stored, old_bytes = (row.revision, row.n_bytes) if row is not None else (0, 0)
     if stored != new.revision:
@@ -65,10 +66,10 @@ def remove(connection: Connection, name: MemoryName) -> bool:
 
 def list_page(connection: Connection, key_id: str, user: str, limit: int, offset: int) -> Page[MemoryRow]:
     """Those of one user of a key; what was saved last comes first."""
-    mine = (MEMORIES.c.key_id == key_id, MEMORIES.c.user == user)
-    total = connection.scalar(select(func.count()).select_from(MEMORIES).where(*mine)) or 0
+    of_user = (MEMORIES.c.key_id == key_id, MEMORIES.c.user == user)
+    total = connection.scalar(select(func.count()).select_from(MEMORIES).where(*of_user)) or 0
     columns = [column for column in MEMORIES.c if column.name != "data"]
-    newest = select(*columns).where(*mine).order_by(MEMORIES.c.saved.desc(), MEMORIES.c.id)
+    newest = select(*columns).where(*of_user).order_by(MEMORIES.c.saved.desc(), MEMORIES.c.id)
     rows = [
         MemoryRow(MemoryName(row.key_id, row.user, row.id), row.revision, row.created, row.saved, row.n_bytes)
         for row in connection.execute(newest.limit(limit).offset(offset))
@@ -94,9 +95,11 @@ class MemoriesOf:
             return load(connection, self._name(id))
 
     def save(self, id: str, data: bytes, after: int) -> Saved:
+        """Stores `data` as the revision after `after`, and waits until it is written; raises what `save` does."""
         return self.store.write_and_wait(save, self._name(id), Saved(data, after), time.time(), self.bounds)
 
     def delete(self, id: str) -> None:
+        """Removes a memory, and waits until that is written; an unknown id is no error."""
         self.store.write_and_wait(remove, self._name(id))
 
     def _name(self, id: str) -> MemoryName:
@@ -107,7 +110,8 @@ def _is(name: MemoryName) -> tuple[ColumnElement[bool], ...]:
     return (MEMORIES.c.key_id == name.key_id, MEMORIES.c.user == name.user, MEMORIES.c.id == name.id)
 
 
-def _check_name(name: MemoryName) -> None:
+def check_name(name: MemoryName) -> None:
+    """Raises BadRequest for a name that no memory can have."""
     if not 0 < len(name.id) <= LONGEST_NAME or len(name.user) > LONGEST_NAME:
         raise BadRequest(
             f"A memory's id has 1 to {LONGEST_NAME} characters and its user at most as many; {name.id[:40]!r} of the "

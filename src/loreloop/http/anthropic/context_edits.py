@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loreloop.http.generation.chat import ChatAsk, prompt_length
+from loreloop.http.generation.chat import ChatRequest, prompt_length
 from loreloop.http.generation.requests import Model, most_tokens
 from loreloop.protocol.anthropic_rest import (
     ClearThinking,
@@ -29,14 +29,14 @@ CLEARED = "[The result of this call was left out to save space.]"
 class Edited:
     """`applied`: what Anthropic's answers tell of each edit that changed something."""
 
-    ask: ChatAsk
+    chat_request: ChatRequest
     applied: list[dict[str, Any]] = field(default_factory=list)
 
 
-async def managed(model: Model, ask: ChatAsk, management: ContextManagement | None) -> Edited:
+async def managed(model: Model, chat_request: ChatRequest, management: ContextManagement | None) -> Edited:
     """The request after all edits, in their order."""
     applied: list[dict[str, Any]] = []
-    counted = Counted(model, ask.conversation)
+    counted = Counted(model, chat_request.conversation)
     for edit in management.edits if management else ():
         if not await _is_due(counted, edit):
             continue
@@ -60,7 +60,7 @@ async def managed(model: Model, ask: ChatAsk, management: ContextManagement | No
             counted = after
             kind = str(edit.__struct_config__.tag)
             applied.append({"type": kind, count: n_cleared, "cleared_input_tokens": n_tokens})
-    return Edited(replace(ask, conversation=counted.conversation), applied)
+    return Edited(replace(chat_request, conversation=counted.conversation), applied)
 
 
 @dataclass

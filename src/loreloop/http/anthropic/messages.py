@@ -17,9 +17,10 @@ from starlette.routing import Route
 from loreloop.http.anthropic.context_edits import managed
 from loreloop.http.bodies import answer, read_as_sent
 from loreloop.http.generation.answering import answered
-from loreloop.http.generation.chat import Chat, ChatAsk, Reply, chat_on, left_open, prompt_length, seen
+from loreloop.http.generation.chat import Chat, ChatRequest, Reply, chat_on, left_open, prompt_length, with_pictures
+from loreloop.http.generation.remembered import Remembering, Wanted, recalled_request, remembering
 from loreloop.http.generation.reply_blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
-from loreloop.http.generation.requests import Model, find_model, heard, prompt_only
+from loreloop.http.generation.requests import Model, find_model, followed, prompt_only
 from loreloop.http.services import Services, asker, services
 from loreloop.http.sse import named_event
 from loreloop.protocol.anthropic_rest import (
@@ -47,25 +48,33 @@ from loreloop.text.tools.tool_calls import Tool
 
 
 async def messages(request: Request) -> Response:
+    """Anthropic's route for messages: the answer whole or as a stream of events."""
     asker(request)
     body = await read_as_sent(request, Messages)
     model = await find_model(request, body.model, (body.metadata or {}).get("user_id"))
-    ask = ask_of(body, params_of(body), stream=bool(body.stream))
-    edited = await managed(model, await seen(services(request).pictures, model, ask), body.context_management)
-    asked = Asked(body, await chat_on(model, edited.ask), edited.applied)
-    stream = events(services(request), asked) if body.stream else None
-    return await answered(request, model, [asked.chat.op], asked.whole, stream)
+    chat_request = chat_request_of(body, params_of(body), stream=bool(body.stream))
+    memory = await remembering(request, model, chat_request, wanted_of(body))
+    edited = await managed(
+        model, await with_pictures(services(request).pictures, model, memory.chat_request), body.context_management
+    )
+    pending = PendingAnswer(body, await chat_on(model, edited.chat_request), edited.applied, memory)
+    stream = events(services(request), pending) if body.stream else None
+    return await answered(request, model, [pending.chat.op], pending.whole, stream)
 
 
 async def count_tokens(request: Request) -> Response:
+    """How many tokens the prompt of such a request has; where its context is managed, also how many it had before."""
     asker(request)
     body = await read_as_sent(request, CountTokens)
     model: Model = await find_model(request, body.model)
-    ask = await seen(services(request).pictures, model, ask_of(body, WireSamplingParams(), stream=False))
-    edited = await managed(model, ask, body.context_management)
-    counted: dict[str, Any] = {"input_tokens": await prompt_length(model, edited.ask.conversation)}
+    chat_request = await recalled_request(
+        request, model, chat_request_of(body, WireSamplingParams(), stream=False), wanted_of(body)
+    )
+    chat_request = await with_pictures(services(request).pictures, model, chat_request)
+    edited = await managed(model, chat_request, body.context_management)
+    counted: dict[str, Any] = {"input_tokens": await prompt_length(model, edited.chat_request.conversation)}
     if body.context_management is not None:
-        counted["context_management"] = {"original_input_tokens": await prompt_length(model, ask.conversation)}
+        counted["context_management"] = {"original_input_tokens": await prompt_length(model, chat_request.conversation)}
     return answer(counted)
 
 
@@ -82,7 +91,7 @@ def params_of(body: Messages) -> WireSamplingParams:
     return WireSamplingParams(max_tokens=body.max_tokens, stop=body.stop_sequences or None, json_schema=schema, **given)
 
 
-def ask_of(body: CountTokens, wire: WireSamplingParams, *, stream: bool) -> ChatAsk:
+def chat_request_of(body: CountTokens, wire: WireSamplingParams, *, stream: bool) -> ChatRequest:
     """The chat that a body asks for. A last message of the assistant's is the beginning of the answer. BadRequest where
     a tool is to be called and none is named."""
     system = body.system if isinstance(body.system, str) else "\n\n".join(part.text for part in body.system or ())
@@ -110,9 +119,14 @@ def ask_of(body: CountTokens, wire: WireSamplingParams, *, stream: bool) -> Chat
             raise BadRequest("The last message, with which the answer begins, holds an image; leave that out.")
         begun, thought = last.content, last.thinking or ""
     conversation = Conversation(tuple(turns), tools, settings, begun, thought)
-    return ChatAsk(
+    return ChatRequest(
         conversation=conversation, wire=wire, choice=wanted, parallel=parallel, stream=stream, left_open=left_open(body)
     )
+
+
+def wanted_of(body: CountTokens) -> Wanted:
+    """Where this request names its memory, if it does."""
+    return Wanted(body.memory, (body.metadata or {}).get("user_id"), body.metadata)
 
 
 def turns_of(message: Message) -> Iterator[Turn]:
@@ -142,10 +156,10 @@ def turns_of(message: Message) -> Iterator[Turn]:
 
 def result_parts(result: ToolResult) -> list[str | Picture]:
     """A tool's result as texts and pictures; a failed one says so in its first words."""
-    told: list[str | Picture] = ["Error: "] if result.is_error else []
+    parts: list[str | Picture] = ["Error: "] if result.is_error else []
     if result.content is None or isinstance(result.content, str):
-        return [*told, result.content or ""]
-    return [*told, *(part.text if isinstance(part, Text) else picture_of(part) for part in result.content)]
+        return [*parts, result.content or ""]
+    return [*parts, *(part.text if isinstance(part, Text) else picture_of(part) for part in result.content)]
 
 
 def picture_of(part: Image | Document) -> Picture:
@@ -164,12 +178,13 @@ def picture_of(part: Image | Document) -> Picture:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PendingAnswer:
     """A checked request, from which every part of its answer is made."""
 
     body: Messages
     chat: Chat
     applied: list[dict[str, Any]]  # edits of the context
+    memory: Remembering
 
     @property
     def prompt_only(self) -> bool:
@@ -181,7 +196,7 @@ class Asked:
         """What was done to the context, for who asked that it be managed."""
         return {"context_management": {"applied_edits": self.applied}} if self.body.context_management else {}
 
-    def told(self, result: SampleResult) -> SampleResult:
+    def visible_result(self, result: SampleResult) -> SampleResult:
         """The result as the client may see it: without the token that was drawn for nobody."""
         return prompt_only(result) if self.prompt_only else result
 
@@ -210,19 +225,25 @@ class Asked:
             "output_tokens": n_drawn,
         }
 
+    async def kept(self, stop: dict[str, Any]) -> dict[str, Any]:
+        """Of a prompt that was only read nothing is remembered."""
+        return {} if self.prompt_only else await self.memory.keep(warning=stop.get("warning"))
+
     async def whole(self, results: Sequence[SampleResult]) -> dict[str, Any]:
-        result = self.told(results[0])
+        """The whole answer, with its blocks and why it ended."""
+        result = self.visible_result(results[0])
         sequence, reply, blocks = result.sequences[0], self.chat.reply(), Blocks(note=self.chat.warning)
         for token in unpack_ids(sequence.tokens).tolist():
             blocks.add(reply.push(token))
         blocks.add(reply.flush())
-        return self.message([content_of(block) for block in blocks.done], result, stop_of(sequence, reply, blocks))
+        stop = stop_of(sequence, reply, blocks)
+        return self.message([content_of(block) for block in blocks.done], result, stop | await self.kept(stop))
 
 
 def stop_of(sequence: SampledSequence, reply: Reply, blocks: Blocks) -> dict[str, Any]:
     """Why the sample ended, in Anthropic's words, with the stop string that was found and a warning of broken calls."""
     # A stop string counts before the length: the text may end with it at the very last token.
-    found = reply.growing.trimmer.found
+    found = reply.detokenizer.trimmer.found
     if found is not None:
         reason = "stop_sequence"
     elif sequence.stop_reason == "length":
@@ -250,45 +271,49 @@ def event_of(event: BlockEvent, blocks: Blocks) -> bytes:
         case Opened(index, block):
             # A call opens with an empty object: Anthropic's clients append the pieces of its JSON themselves.
             content = content_of(Block(block.kind, "{}" if block.kind == "call" else "", block.call_id, block.name))
-            return named("content_block_start", index=index, content_block=content)
+            return typed_event("content_block_start", index=index, content_block=content)
         case Grown(index, text):
             kind, field = {
                 "text": ("text_delta", "text"),
                 "thinking": ("thinking_delta", "thinking"),
                 "call": ("input_json_delta", "partial_json"),
             }[blocks.done[index].kind]
-            return named("content_block_delta", index=index, delta={"type": kind, field: text})
+            return typed_event("content_block_delta", index=index, delta={"type": kind, field: text})
         case Closed(index):
-            return named("content_block_stop", index=index)
+            return typed_event("content_block_stop", index=index)
 
 
-def named(kind: str, **fields: Any) -> bytes:
+def typed_event(kind: str, **fields: Any) -> bytes:
     """An event whose data repeats its name as the type, as all of Anthropic's do."""
     return named_event(kind, {"type": kind, **fields})
 
 
-async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
-    reply, blocks = asked.chat.reply(), Blocks(note=asked.chat.warning)
+async def events(served: Services, pending: PendingAnswer) -> AsyncIterator[bytes]:
+    """The events of a stream, from the empty message to its stop; a failure ends it with an error event."""
+    reply, blocks = pending.chat.reply(), Blocks(note=pending.chat.warning)
 
-    def told(found: Sequence[BlockEvent]) -> bytes:
+    def event_bytes(found: Sequence[BlockEvent]) -> bytes:
         return b"".join(event_of(event, blocks) for event in found)
 
-    yield named("message_start", message=asked.message([], None, {"stop_reason": None, "stop_sequence": None}))
-    async for _, item in heard(served, [asked.chat.op]):
+    yield typed_event("message_start", message=pending.message([], None, {"stop_reason": None, "stop_sequence": None}))
+    async for _, item in followed(served, [pending.chat.op]):
         if isinstance(item, Failure):
             kind = "invalid_request_error" if item.category == "user" else "api_error"
-            yield named("error", error={"type": kind, "message": item.message})
+            yield typed_event("error", error={"type": kind, "message": item.message})
         elif isinstance(item, Token):
-            if not asked.prompt_only and (event := told(blocks.add(reply.push(item.token)))):
+            if not pending.prompt_only and (event := event_bytes(blocks.add(reply.push(item.token)))):
                 yield event
         else:
-            item = asked.told(item)
-            yield told([*blocks.add(reply.flush()), *blocks.end()])
+            item = pending.visible_result(item)
+            yield event_bytes([*blocks.add(reply.flush()), *blocks.end()])
+            # Anthropic's last delta carries the usage of the whole answer.
             n_drawn = n_ids(item.sequences[0].tokens)
             delta = stop_of(item.sequences[0], reply, blocks)
-            usage = asked.usage(n_drawn, item.cache_hit_tokens)
-            yield named("message_delta", delta=delta, usage=usage, **asked.management)
-            yield named("message_stop")
+            usage = pending.usage(n_drawn, item.cache_hit_tokens)
+            memory = await pending.kept(delta)
+            delta |= {"warning": memory.pop("warning")} if "warning" in memory else {}
+            yield typed_event("message_delta", delta=delta, usage=usage, **pending.management, **memory)
+            yield typed_event("message_stop")
 
 
 ROUTES = [

@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
-from loreloop.http.generation.chat import Chat, ChatAsk, WholeReply, chat_on, new_call_id, with_note
-from loreloop.http.generation.requests import Model, all_drawn, forget, heard, start, unfailing
+from loreloop.http.generation.chat import Chat, ChatRequest, WholeReply, chat_on, new_call_id, with_note
+from loreloop.http.generation.requests import Model, all_drawn, followed, forget, start, unfailing
 from loreloop.http.services import Services
 from loreloop.mcp.toolbox import Bounds, Toolbox, ToolCaller, open_toolbox
 from loreloop.protocol.errors import LoreloopError, ServerError, UserError
@@ -58,6 +58,7 @@ class Finished:
     chat: Chat
     reply: WholeReply
     result: SampleResult
+    made: tuple[Turn, ...] = ()  # what the server said and heard before it
 
 
 AgentEvent = Began | Content | Thinking | Broken | Called | Returned | Finished
@@ -69,7 +70,7 @@ class AgentRun:
     """One request's loop: every answer and every call so far."""
 
     model: Model
-    ask: ChatAsk
+    chat_request: ChatRequest
     draw: Draw
     ops: list[SampleOp] = field(default_factory=list)
     found: list[SampleResult] = field(default_factory=list)
@@ -77,11 +78,13 @@ class AgentRun:
     async def events(self, box: Toolbox) -> AsyncGenerator[AgentEvent, None]:
         """Everything that happens in the loop, in its order, up to the last answer. Raises what keeps an answer from
         being drawn."""
-        turns, choice = self.ask.conversation.turns, self.ask.choice
-        tools = (*self.ask.conversation.tools, *box.tools)
+        turns, choice = self.chat_request.conversation.turns, self.chat_request.choice
+        tools = (*self.chat_request.conversation.tools, *box.tools)
         while True:
-            conversation = replace(self.ask.conversation, turns=turns, tools=tools)
-            chat = await chat_on(self.model, replace(self.ask, conversation=conversation, choice=choice))
+            conversation = replace(self.chat_request.conversation, turns=turns, tools=tools)
+            chat = await chat_on(
+                self.model, replace(self.chat_request, conversation=conversation, choice=choice, collected=None)
+            )
             chat = replace(chat, at_once=False)  # a call is made here when it is whole, and is text if it is cut off
             if not self.ops:
                 yield Began(chat)
@@ -94,17 +97,19 @@ class AgentRun:
                     whole.add(pieces)
                     for piece in pieces:
                         if isinstance(piece, Content | Thinking | Broken):
+                            if self.chat_request.collected is not None:
+                                self.chat_request.collected.add([piece])
                             yield piece
                     result = item if isinstance(item, SampleResult) else None
             assert result is not None, "a drawing ends with its result"
             self.found.append(result)
             # One call of the caller's own tools is enough to end the loop: the caller answers all calls of a turn at
             # once.
-            ours = bool(whole.calls) and all(box.holds(call.name) for call in whole.calls)
+            all_registered = bool(whole.calls) and all(box.holds(call.name) for call in whole.calls)
             # The bounds are looked at between answers, so that an answer that has begun is always finished.
-            if not ours or box.spent:
-                chat = replace(chat, warning=with_note(chat.warning, UNMADE)) if ours else chat
-                yield Finished(chat, whole, result)
+            if not all_registered or box.spent:
+                chat = replace(chat, warning=with_note(chat.warning, UNMADE)) if all_registered else chat
+                yield Finished(chat, whole, result, turns[len(self.chat_request.conversation.turns) :])
                 return
             # Some families write no ids; results must refer to their calls all the same.
             calls = tuple(MadeCall(call.call_id or new_call_id(), call.name, call.arguments) for call in whole.calls)
@@ -139,7 +144,7 @@ def drawn_live(served: Services, model: Model) -> Draw:
     async def draw(op: SampleOp) -> AsyncGenerator[int | SampleResult, None]:
         start(served, model, [op])
         try:
-            async for _, item in heard(served, [op]):
+            async for _, item in followed(served, [op]):
                 yield item.token if isinstance(item, Token) else unfailing(item)
         finally:
             forget(served, [op])

@@ -46,7 +46,7 @@ CUT_CALL = "The last tool call was cut off before its end; its arguments are not
 
 
 @dataclass(frozen=True)
-class ChatAsk:
+class ChatRequest:
     """`choice` is auto, none, required, or `=NAME` for one tool; `wire` may hold a grammar for the content, whose
     schema is held exactly or refused where it is `strict`. For the parameters that are `left_open` the model's own
     defaults hold."""
@@ -60,6 +60,7 @@ class ChatAsk:
     report: Report = field(default_factory=Report)
     left_open: frozenset[str] = frozenset()
     strict: bool = False
+    collected: WholeReply | None = None  # gets all that the reply gives, beside whoever tells it
 
 
 def left_open(body: object) -> frozenset[str]:
@@ -80,22 +81,27 @@ class Chat:
     tools: tuple[Tool, ...]  # that the reply may call
     at_once: bool  # calls are by a grammar, and told while they are written
     warning: str | None = None  # of what the request asked for and cannot be held
+    collected: WholeReply | None = None
 
     def reply(self) -> Reply:
         """A reader for one sample of this request; each sample needs its own."""
         # These are special tokens that must become text nevertheless, since the reader looks for them.
         shown = (*self.form.markers, *THINK)
         params, parts = self.op.params, parts_of(self.op.params.thoughts)
-        growing = StreamingDetokenizer(self.model.text.tokenizer, params.stop_tokens, self.stop_strings, shown, parts)
+        detokenizer = StreamingDetokenizer(
+            self.model.text.tokenizer, params.stop_tokens, self.stop_strings, shown, parts
+        )
         reader = ReplyReader(
             self.form, thinking=self.thinking, tools_allowed=bool(self.tools), opened=self.opened, tools=self.tools
         )
-        return Reply(growing, reader, CallBuffer(at_once=self.at_once))
+        return Reply(detokenizer, reader, CallBuffer(at_once=self.at_once), self.collected)
 
 
-async def chat_on(model: Model, ask: ChatAsk) -> Chat:
+async def chat_on(model: Model, chat_request: ChatRequest) -> Chat:
     """BadRequest where template, tools or parameters do not fit together."""
-    conversation = replace(ask.conversation, tools=()) if ask.choice == "none" else ask.conversation
+    conversation = (
+        replace(chat_request.conversation, tools=()) if chat_request.choice == "none" else chat_request.conversation
+    )
     # Some models bring a template of their own for conversations with tools.
     template = template_of(model.text.template, conversation)
     form = format_of(template.source)
@@ -103,39 +109,40 @@ async def chat_on(model: Model, ask: ChatAsk) -> Chat:
     thinking = THINK[0] in (template.source or "")
     # A template may open the thought itself, and then the answer begins inside of it.
     opened = thinking and prompt.rstrip().endswith(THINK[0])
-    constrained = await held(model, ask)
+    constrained = await held_schemas(model, chat_request)
     # What the request says goes before the model's own defaults, and these before the protocol's.
-    own = {name: value for name, value in model.defaults.items() if name in ask.left_open}
+    own = {name: value for name, value in model.defaults.items() if name in chat_request.left_open}
     wire = msgspec.structs.replace(constrained.wire, **own)
-    grammar = _call_grammar(model, form, ask, constrained)
+    grammar = _call_grammar(model, form, chat_request, constrained)
     if grammar:
         wire = msgspec.structs.replace(wire, grammar=grammar, json_schema=None)
     if opened and _is_constrained(wire):
         prompt, opened = f"{prompt}\n{THINK[1]}\n\n", False  # a grammar leaves no room for thoughts
     chunks = await prompt_chunks(model, prompt, conversation)
-    op = await operation(model, chunks, wire, ask.n, ask.report, stream=ask.stream)
+    op = await operation(model, chunks, wire, chat_request.n, chat_request.report, stream=chat_request.stream)
     op = with_thoughts(op, "opened" if opened else "possible" if thinking else "none")
     return Chat(
         model=model,
         op=op,
         form=form,
-        stop_strings=_strings(ask.wire.stop),
+        stop_strings=_strings(chat_request.wire.stop),
         thinking=thinking,
         opened=opened,
         tools=conversation.tools,
         at_once=bool(grammar),
         warning=constrained.warning,
+        collected=chat_request.collected,
     )
 
 
-async def seen(pictures: Pictures, model: Model, ask: ChatAsk) -> ChatAsk:
+async def with_pictures(pictures: Pictures, model: Model, chat_request: ChatRequest) -> ChatRequest:
     """The request with its pictures looked at."""
-    return replace(ask, conversation=await pictures.in_conversation(ask.conversation, model.info))
+    return replace(chat_request, conversation=await pictures.in_conversation(chat_request.conversation, model.info))
 
 
-async def chat_with_images(pictures: Pictures, model: Model, ask: ChatAsk) -> Chat:
+async def chat_with_images(pictures: Pictures, model: Model, chat_request: ChatRequest) -> Chat:
     """The checked request, after its pictures were looked at. BadRequest where something does not fit together."""
-    return await chat_on(model, await seen(pictures, model, ask))
+    return await chat_on(model, await with_pictures(pictures, model, chat_request))
 
 
 def bounded_prompt(model: Model, conversation: Conversation) -> str:
@@ -145,14 +152,14 @@ def bounded_prompt(model: Model, conversation: Conversation) -> str:
         raise BadRequest(
             f"The request brings {n_tools} tools of {n_bytes} bytes; at most {MAX_TOOLS} of {MAX_TOOL_BYTES} together."
         )
-    said = sum(
+    n_characters = sum(
         len(turn.content) + len(turn.thinking or "") + sum(len(call.arguments) for call in turn.calls)
         for turn in conversation.turns
     )
     most = most_tokens(model.info)
     # No token is longer than the vocabulary's longest, so this many characters cannot fit, and no template need be
     # rendered to know it.
-    if said > most * model.text.tokenizer.longest:
+    if n_characters > most * model.text.tokenizer.longest:
         raise too_long(f"over {most}", 1, model.info)
     return prompt_text(model.text.template, conversation)
 
@@ -162,7 +169,7 @@ async def prompt_chunks(model: Model, prompt: str, conversation: Conversation) -
     ids, rules = (await encoded(model, prompt, special=False)).ids, model.info.images
     # The template wrote one placeholder for each picture, in the order of the conversation.
     images = [p.chunk for turn in conversation.turns for p in turn.pictures if p.chunk is not None]
-    places = [at for at, token in enumerate(ids) if rules is not None and token == rules.placeholder]
+    places = [index for index, token in enumerate(ids) if rules is not None and token == rules.placeholder]
     # A placeholder that a user has typed would shift all images behind it by one.
     if len(places) != len(images):
         raise BadRequest(
@@ -210,70 +217,93 @@ class Constrained:
     warning: str | None
 
 
-async def held(model: Model, ask: ChatAsk) -> Constrained:
+async def held_schemas(model: Model, chat_request: ChatRequest) -> Constrained:
     """Schemas as far as they can be held; BadRequest names what a strict one has that cannot."""
     # A forced call comes instead of a formatted answer, so the schema of the response format does not bind it.
-    calls, forced = _constrained_tools(ask), ask.choice not in ("auto", "none")
-    schema = None if forced else ask.wire.json_schema
-    wanted = [WantedSchema("the response format", schema, ask.strict)] if schema is not None else []
+    calls, forced = _constrained_tools(chat_request), chat_request.choice not in ("auto", "none")
+    schema = None if forced else chat_request.wire.json_schema
+    wanted = [WantedSchema("the response format", schema, chat_request.strict)] if schema is not None else []
     wanted += [WantedSchema(f"the tool {tool.name!r}", tool.parameters, tool.strict) for tool in calls or ()]
     found = await model.sandbox.held(tuple(wanted))
     schemas = list(found.schemas)
     # The schemas come back in the order in which they were handed in: the response format's first, if there is one.
-    wire = ask.wire if schema is None else msgspec.structs.replace(ask.wire, json_schema=schemas.pop(0))
+    wire = (
+        chat_request.wire if schema is None else msgspec.structs.replace(chat_request.wire, json_schema=schemas.pop(0))
+    )
     if calls is not None:
         calls = tuple(replace(tool, parameters=one) for tool, one in zip(calls, schemas, strict=True))
     left_out = ", ".join(found.left_out)
     return Constrained(calls, wire, f"Left out of what the answer must satisfy: {left_out}." if left_out else None)
 
 
-def _constrained_tools(ask: ChatAsk) -> tuple[Tool, ...] | None:
+def _constrained_tools(chat_request: ChatRequest) -> tuple[Tool, ...] | None:
     """The tools that a grammar is about: forced or strict ones, or all beside a response format; else None."""
-    tools = ask.conversation.tools
-    forced = ask.choice not in ("auto", "none")
+    tools = chat_request.conversation.tools
+    forced = chat_request.choice not in ("auto", "none")
     if forced and not tools:
-        raise BadRequest(f"tool_choice is {ask.choice.lstrip('=')!r}, but the request brings no tools.")
-    if ask.choice.startswith("="):
-        tools = tuple(tool for tool in tools if tool.name == ask.choice[1:])
+        raise BadRequest(f"tool_choice is {chat_request.choice.lstrip('=')!r}, but the request brings no tools.")
+    if chat_request.choice.startswith("="):
+        tools = tuple(tool for tool in tools if tool.name == chat_request.choice[1:])
         if not tools:
-            raise BadRequest(f"tool_choice names {ask.choice[1:]!r}, which is none of the request's tools.")
-    schema = ask.wire.json_schema
-    chosen = ask.choice == "auto" and tools and (schema is not None or any(tool.strict for tool in tools))
+            raise BadRequest(f"tool_choice names {chat_request.choice[1:]!r}, which is none of the request's tools.")
+    schema = chat_request.wire.json_schema
+    chosen = chat_request.choice == "auto" and tools and (schema is not None or any(tool.strict for tool in tools))
     return tools if forced or chosen else None
 
 
-def _call_grammar(model: Model, form: ToolFormat, ask: ChatAsk, constrained: Constrained) -> str | None:
+def _call_grammar(model: Model, form: ToolFormat, chat_request: ChatRequest, constrained: Constrained) -> str | None:
     """The grammar of forced or strict calls, or of calls beside a response format; None where the model may write what
     it likes. A forced call leaves no room for a formatted answer, which comes after its result."""
     if constrained.calls is None:
         return None
-    forced = ask.choice not in ("auto", "none")
+    forced = chat_request.choice not in ("auto", "none")
     # A grammar of the caller's own and one for calls would both have to hold for every token.
-    if ask.wire.grammar is not None or ask.wire.regex is not None:
+    if chat_request.wire.grammar is not None or chat_request.wire.regex is not None:
         raise BadRequest("A grammar or regex and forced or strict tools exclude each other; send one.")
     # A tool that was named is called once; the others may be called together where the request allows it.
-    added, once = model.text.tokenizer.added, ask.choice.startswith("=")
+    added, once = model.text.tokenizer.added, chat_request.choice.startswith("=")
     return form.grammar(
         constrained.calls,
         at_least_one=forced,
-        parallel=ask.parallel and not once,
+        parallel=chat_request.parallel and not once,
         special=partial(token_term, added),
         answer=None if forced else constrained.wire.json_schema,
     )
 
 
 class Reply:
-    """One sample on its way: tokens in, pieces out, none of which is taken back."""
+    """One sample on its way: tokens in, pieces out, none of which is taken back. Every call has an id."""
 
-    def __init__(self, growing: StreamingDetokenizer, reader: ReplyReader, settled: CallBuffer) -> None:
-        self.growing, self.reader, self.settled = growing, reader, settled
+    def __init__(
+        self,
+        detokenizer: StreamingDetokenizer,
+        reader: ReplyReader,
+        call_buffer: CallBuffer,
+        collected: WholeReply | None = None,
+    ) -> None:
+        self.detokenizer, self.reader, self.call_buffer, self.collected = detokenizer, reader, call_buffer, collected
 
     def push(self, token: int) -> list[Piece]:
-        text = self.growing.push(token)
-        return self.settled.settle(self.reader.push(text)) if text else []
+        """The pieces that one more token completes; often none."""
+        text = self.detokenizer.push(token)
+        return self._told(self.reader.push(text)) if text else []
 
     def flush(self) -> list[Piece]:
-        return self.settled.settle([*self.reader.push(self.growing.flush()), *self.reader.flush()])
+        """The pieces that were held back, once the sample has ended."""
+        return self._told([*self.reader.push(self.detokenizer.flush()), *self.reader.flush()])
+
+    def _told(self, found: list[Piece]) -> list[Piece]:
+        pieces = [named(piece) for piece in self.call_buffer.settle(found)]
+        if self.collected is not None:
+            self.collected.add(pieces)
+        return pieces
+
+
+def named(piece: Piece) -> Piece:
+    """The piece, with an id of our own where a call came without one."""
+    if isinstance(piece, CallBegins) and piece.call_id is None:
+        return replace(piece, call_id=new_call_id())
+    return piece
 
 
 @dataclass

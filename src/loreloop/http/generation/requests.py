@@ -193,20 +193,22 @@ def forget(served: Services, ops: Sequence[SampleOp]) -> None:
 
 
 def start(served: Services, model: Model, ops: Sequence[SampleOp]) -> None:
-    """Hands operations in whose tokens `heard` will give; all or none. Whoever starts them must `forget` them."""
-    begun: list[SampleOp] = []
+    """Hands operations in whose tokens `followed` will give; all or none. Whoever starts them must `forget` them."""
+    started: list[SampleOp] = []
     try:
         for op in ops:
             served.dispatcher.sample(op, model.target.base_model)
-            begun.append(op)
+            started.append(op)
     except LoreloopError:
         # All or none: with an error nobody will ever read what has begun already.
-        for op in begun:
+        for op in started:
             served.dispatcher.forget(op.request_id)
         raise
 
 
-async def heard(served: Services, ops: Sequence[SampleOp]) -> AsyncIterator[tuple[int, Token | SampleResult | Failure]]:
+async def followed(
+    served: Services, ops: Sequence[SampleOp]
+) -> AsyncIterator[tuple[int, Token | SampleResult | Failure]]:
     """(number of the operation, what it brought), as it comes, until all have ended."""
     # One queue brings the streams of all operations together in the order in which things happen.
     queue: asyncio.Queue[tuple[int, Token | SampleResult | Failure] | Exception] = asyncio.Queue()
@@ -225,10 +227,10 @@ async def heard(served: Services, ops: Sequence[SampleOp]) -> AsyncIterator[tupl
     n_open = len(ops)
     try:
         while n_open:
-            brought = await queue.get()
-            if isinstance(brought, Exception):
-                raise brought
-            number, item = brought
+            event = await queue.get()
+            if isinstance(event, Exception):
+                raise event
+            number, item = event
             # Anything that is not a token ends its operation.
             n_open -= not isinstance(item, Token)
             yield number, item

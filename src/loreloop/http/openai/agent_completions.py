@@ -25,10 +25,11 @@ from loreloop.http.generation.agent_loop import (
     drawn_whole,
     tools_of,
 )
-from loreloop.http.generation.chat import WholeReply, seen
+from loreloop.http.generation.chat import WholeReply, with_pictures
+from loreloop.http.generation.remembered import Remembering, Wanted, remembering
 from loreloop.http.generation.requests import Model, while_there
 from loreloop.http.openai.answer_format import failure_event, usage
-from loreloop.http.openai.chat_format import Asked, ask_of, delta_of, last_delta, message_of
+from loreloop.http.openai.chat_format import PendingAnswer, chat_request_of, delta_of, last_delta, message_of
 from loreloop.http.services import INFER, caller, now, services
 from loreloop.http.sse import EventStream, data_event
 from loreloop.mcp.toolbox import Bounds
@@ -48,19 +49,24 @@ async def agent_answer(request: Request, body: ChatCompletion, model: Model) -> 
         caller(request, INFER)
     bounds = Bounds(wanted.max_calls, wanted.max_seconds, wanted.max_output_bytes)
     tools = tools_of(services(request), model, labels, bounds)
-    ask = await seen(services(request).pictures, model, ask_of(body))
+    memory = await remembering(request, model, chat_request_of(body), Wanted(body.memory, body.user))
+    chat_request = await with_pictures(services(request).pictures, model, memory.chat_request)
     if not body.stream:
-        run = AgentRun(model, ask, drawn_whole(services(request), model))
-        return await while_there(request, whole_answer(run, body, tools))
+        run = AgentRun(model, chat_request, drawn_whole(services(request), model))
+        # A loop may take minutes, so a client that leaves must end it.
+        return await while_there(request, whole_answer(run, body, tools, memory))
     if body.logprobs:
         raise BadRequest("logprobs is not served with agent_loop in a stream; leave one of them out.")
-    run = AgentRun(model, ask, drawn_live(services(request), model))
+    run = AgentRun(model, chat_request, drawn_live(services(request), model))
     live = LiveRun(run, tools)
-    told = Telling(Asked(body, (await while_there(request, live.first())).chat, int(now())), run)
-    return EventStream(told.events(live), model.headers, live.end)
+    # The first answer is waited for before the stream begins: what stands in its way is then an error with a status
+    # code.
+    stream = AgentStream(PendingAnswer(body, (await while_there(request, live.first())).chat, int(now()), memory), run)
+    return EventStream(stream.events(live), model.headers, live.end)
 
 
-async def whole_answer(run: AgentRun, body: ChatCompletion, tools: Tools) -> Response:
+async def whole_answer(run: AgentRun, body: ChatCompletion, tools: Tools, memory: Remembering) -> Response:
+    """Runs the loop to its end and answers with the last message, the usage of all answers and a trace of the calls."""
     trace: list[dict[str, Any]] = []
     async with tools.open() as box:
         async for event in run.events(box):
@@ -68,19 +74,20 @@ async def whole_answer(run: AgentRun, body: ChatCompletion, tools: Tools) -> Res
                 call = event.call
                 trace.append({"name": call.name, "arguments": call.arguments, "output": event.output})
             elif isinstance(event, Finished):
-                asked = Asked(body, event.chat, int(now()))
-                choice = asked.choice(0, event.result.sequences[0])
-    said = {"choices": [choice], "usage": usage(run.ops, run.found), "tool_trace": trace}
-    response = answer(asked.frame("chat.completion") | said)
+                pending = PendingAnswer(body, event.chat, int(now()), memory)
+                choice = pending.choice(0, event.result.sequences[0])
+                remembered = await memory.keep(made=event.made, whole=event.reply)
+    fields = {"choices": [choice], "usage": usage(run.ops, run.found), "tool_trace": trace} | remembered
+    response = answer(pending.frame("chat.completion") | fields)
     response.headers.update(run.model.headers)
     return response
 
 
 @dataclass
-class Telling:
+class AgentStream:
     """One stream; all its chunks carry the first answer's id."""
 
-    asked: Asked
+    pending: PendingAnswer
     run: AgentRun
 
     async def events(self, live: LiveRun) -> AsyncIterator[bytes]:
@@ -92,31 +99,34 @@ class Telling:
                 case Failure():
                     yield failure_event(event)
                 case Called(call):
-                    told = {"type": "call", "id": call.call_id, "name": call.name, "arguments": call.arguments}
-                    yield self.chunk({"tool_activity": told})
+                    activity = {"type": "call", "id": call.call_id, "name": call.name, "arguments": call.arguments}
+                    yield self.chunk({"tool_activity": activity})
                 case Returned(call, output):
-                    told = {"type": "result", "id": call.call_id, "name": call.name, "output": output}
-                    yield self.chunk({"tool_activity": told})
-                case Finished(chat, reply, result):
+                    activity = {"type": "result", "id": call.call_id, "name": call.name, "output": output}
+                    yield self.chunk({"tool_activity": activity})
+                case Finished(chat, reply, result, made):
                     calls = calls_of(reply)
                     reason = result.sequences[0].stop_reason
                     # An answer that was cut off at its length says so, even if it holds calls.
                     finish = "tool_calls" if calls and reason == "stop" else reason
-                    yield (self.chunk({"tool_calls": calls}) if calls else b"") + self.chunk(last_delta(chat), finish)
+                    activity = await self.pending.memory.keep(made=made, whole=reply)
+                    called = self.chunk({"tool_calls": calls}) if calls else b""
+                    yield called + self.chunk(last_delta(chat), finish, activity)
                 case Began():
                     pass
                 case _:
                     yield self.chunk(delta_of(event))
-        options = self.asked.body.stream_options
+        options = self.pending.body.stream_options
         # The usage covers all answers of the loop, since every one of them was computed for this request.
         if options and options.include_usage:
             counted = {"choices": [], "usage": usage(self.run.ops, self.run.found)}
-            yield data_event(self.asked.frame("chat.completion.chunk") | counted)
+            yield data_event(self.pending.frame("chat.completion.chunk") | counted)
         yield b"data: [DONE]\n\n"
 
-    def chunk(self, delta: dict[str, Any], finish: str | None = None) -> bytes:
+    def chunk(self, delta: dict[str, Any], finish: str | None = None, fields: dict[str, Any] | None = None) -> bytes:
+        """One chunk of the stream with this delta; `finish` is the reason for the end, in the last one."""
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return data_event(self.asked.frame("chat.completion.chunk") | {"choices": [choice]})
+        return data_event(self.pending.frame("chat.completion.chunk") | {"choices": [choice]} | (fields or {}))
 
 
 def calls_of(reply: WholeReply) -> list[dict[str, Any]]:

@@ -11,10 +11,11 @@ from starlette.routing import Route
 from loreloop.http.bodies import read_as_sent
 from loreloop.http.generation.answering import answered
 from loreloop.http.generation.chat import chat_with_images
-from loreloop.http.generation.requests import find_model, heard
+from loreloop.http.generation.remembered import Wanted, remembering
+from loreloop.http.generation.requests import find_model, followed
 from loreloop.http.openai.agent_completions import agent_answer
 from loreloop.http.openai.answer_format import failure_event, usage
-from loreloop.http.openai.chat_format import Asked, StreamedReply, ask_of
+from loreloop.http.openai.chat_format import PendingAnswer, StreamedReply, chat_request_of
 from loreloop.http.services import Services, asker, now, services
 from loreloop.http.sse import data_event
 from loreloop.protocol.openai_rest import ChatCompletion
@@ -23,36 +24,42 @@ from loreloop.protocol.training import Failure
 
 
 async def chat_completions(request: Request) -> Response:
+    """OpenAI's route for chats: the answer whole, as a stream, or as a loop over registered tools."""
     asker(request)
     body = await read_as_sent(request, ChatCompletion)
     model = await find_model(request, body.model, body.user)
     if body.agent_loop is not None:
         return await agent_answer(request, body, model)
-    chat = await chat_with_images(services(request).pictures, model, ask_of(body))
-    asked = Asked(body, chat, int(now()))
-    stream = events(services(request), asked) if body.stream else None
-    return await answered(request, model, [chat.op], asked.whole, stream)
+    memory = await remembering(request, model, chat_request_of(body), Wanted(body.memory, body.user))
+    chat = await chat_with_images(services(request).pictures, model, memory.chat_request)
+    pending = PendingAnswer(body, chat, int(now()), memory)
+    stream = events(services(request), pending) if body.stream else None
+    return await answered(request, model, [chat.op], pending.whole, stream)
 
 
-async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
+async def events(served: Services, pending: PendingAnswer) -> AsyncIterator[bytes]:
+    """The chunks of a stream, those of all samples mixed as they come, and the usage last where it was asked for."""
     # All samples of a request come over one stream; each chunk names its own by the index.
-    samples = [StreamedReply(asked, index) for index in range(asked.chat.op.num_samples)]
+    samples = [StreamedReply(pending, index) for index in range(pending.chat.op.num_samples)]
     found: list[SampleResult] = []
     for sample in samples:
         yield data_event(sample.begin())
-    async for _, item in heard(served, [asked.chat.op]):
+    async for _, item in followed(served, [pending.chat.op]):
         if isinstance(item, Failure):
             yield failure_event(item)
         elif isinstance(item, SampleResult):
             found.append(item)
             for sample, sequence in zip(samples, item.sequences, strict=True):
-                for event in sample.end(sequence):
+                *rest, last = sample.end(sequence)
+                for event in [*rest, last | await pending.memory.keep()]:
                     yield data_event(event)
         else:
             for event in samples[item.sample_index].push(item):
                 yield data_event(event)
-    if asked.body.stream_options and asked.body.stream_options.include_usage:
-        yield data_event(asked.frame("chat.completion.chunk") | {"choices": [], "usage": usage([asked.chat.op], found)})
+    if pending.body.stream_options and pending.body.stream_options.include_usage:
+        yield data_event(
+            pending.frame("chat.completion.chunk") | {"choices": [], "usage": usage([pending.chat.op], found)}
+        )
     yield b"data: [DONE]\n\n"
 
 

@@ -15,12 +15,13 @@ from loreloop.http.generation.chat import (
     BROKEN_CALL,
     CUT_CALL,
     Chat,
-    ChatAsk,
+    ChatRequest,
     WholeReply,
     left_open,
     new_call_id,
     whole_reply,
 )
+from loreloop.http.generation.remembered import Remembering
 from loreloop.http.generation.requests import Report
 from loreloop.http.openai.answer_format import frame, usage, wire_params
 from loreloop.http.openai.logprobs import Scored, chat_logprobs, scored_sequence, scored_token
@@ -55,7 +56,7 @@ from loreloop.text.tools.tool_calls import (
 # from the body
 
 
-def ask_of(body: ChatCompletion) -> ChatAsk:
+def chat_request_of(body: ChatCompletion) -> ChatRequest:
     """The chat that a body asks for. BadRequest where its fields do not fit together."""
     settings = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
@@ -70,7 +71,7 @@ def ask_of(body: ChatCompletion) -> ChatAsk:
         raise BadRequest("Tools of type 'mcp' are called by the server itself; opt in with agent_loop: {}.")
     wire = formatted(body, wire_params(body, body.max_completion_tokens or body.max_tokens))
     choice = body.tool_choice or "auto"
-    return ChatAsk(
+    return ChatRequest(
         conversation=Conversation(turns, tools, settings),
         wire=wire,
         choice=f"={choice.function.name}" if isinstance(choice, NamedTool) else choice,
@@ -126,21 +127,24 @@ def tool_of(tool: ToolBody) -> Tool:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PendingAnswer:
     """A checked request, from which every part of its answer is made; `created` is in seconds since the epoch."""
 
     body: ChatCompletion
     chat: Chat
     created: int
+    memory: Remembering
 
     def frame(self, kind: str) -> dict[str, Any]:
         """The fields that open an answer or a chunk of this request."""
         return frame("chatcmpl", kind, self.chat.op, self.body.model, self.created, self.chat.model)
 
     async def whole(self, results: Sequence[SampleResult]) -> dict[str, Any]:
+        """The whole answer, with a choice for every sample and the usage."""
         (result,) = results
         choices = [self.choice(index, sequence) for index, sequence in enumerate(result.sequences)]
-        return self.frame("chat.completion") | {"choices": choices, "usage": usage([self.chat.op], [result])}
+        told = {"choices": choices, "usage": usage([self.chat.op], [result])} | await self.memory.keep()
+        return self.frame("chat.completion") | told
 
     def choice(self, index: int, sequence: SampledSequence) -> dict[str, Any]:
         """One sample as a whole choice, with its message and its log-probabilities where they were asked for."""
@@ -189,8 +193,8 @@ def finish_of(sequence: SampledSequence, *, makes_calls: bool) -> str:
 class StreamedReply:
     """One sample of a stream: log-probabilities leave with the next delta after them."""
 
-    def __init__(self, asked: Asked, index: int) -> None:
-        self.asked, self.index, self.reply = asked, index, asked.chat.reply()
+    def __init__(self, pending: PendingAnswer, index: int) -> None:
+        self.pending, self.index, self.reply = pending, index, pending.chat.reply()
         self.waiting: list[Scored] = []
         self.n_calls, self.cut = 0, False
 
@@ -209,7 +213,7 @@ class StreamedReply:
         return [
             *rest,
             self._event(
-                last_delta(self.asked.chat), finish_of(sequence, makes_calls=self.n_calls > 0 and not self.cut)
+                last_delta(self.pending.chat), finish_of(sequence, makes_calls=self.n_calls > 0 and not self.cut)
             ),
         ]
 
@@ -222,9 +226,9 @@ class StreamedReply:
     def _event(self, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
         # Tokens whose text was held back wait here; the next delta carries the log-probabilities of all of them.
         scored, self.waiting = self.waiting, []
-        logprobs = self.asked.logprobs(scored) if scored else None
+        logprobs = self.pending.logprobs(scored) if scored else None
         choice = {"index": self.index, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
-        return self.asked.frame("chat.completion.chunk") | {"choices": [choice]}
+        return self.pending.frame("chat.completion.chunk") | {"choices": [choice]}
 
 
 def last_delta(chat: Chat) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from loreloop.http.bodies import read_as_sent
 from loreloop.http.generation.answering import answered
-from loreloop.http.generation.requests import Model, Report, encoded, find_model, heard, operation, prompt_only
+from loreloop.http.generation.requests import Model, Report, encoded, find_model, followed, operation, prompt_only
 from loreloop.http.openai.answer_format import failure_event, frame, stop_strings, usage, wire_params
 from loreloop.http.openai.logprobs import Places, Scored, scored_prompt, scored_sequence, scored_token, text_logprobs
 from loreloop.http.services import Services, asker, now, services
@@ -31,7 +31,7 @@ MAX_PROMPTS = 128
 
 
 @dataclass(frozen=True)
-class AskedPrompt:
+class CompletionPrompt:
     """`text` None: it came as ids. The tokens at `added` are those that the tokenizer put around it."""
 
     ids: list[int]
@@ -40,12 +40,12 @@ class AskedPrompt:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PendingAnswer:
     """A checked request: one operation a prompt."""
 
     body: Completion
     model: Model
-    prompts: list[AskedPrompt]
+    prompts: list[CompletionPrompt]
     ops: list[SampleOp]
     created: int
 
@@ -59,11 +59,11 @@ class Asked:
         """Whether no token shall be drawn, only the prompt read, scored or echoed."""
         return self.body.max_tokens == 0
 
-    def told(self, result: SampleResult) -> SampleResult:
+    def visible_result(self, result: SampleResult) -> SampleResult:
         """The result as the client may see it: without the token that was drawn for nobody."""
         return prompt_only(result) if self.prompt_only else result
 
-    def growing(self, op: SampleOp) -> StreamingDetokenizer:
+    def detokenizer(self, op: SampleOp) -> StreamingDetokenizer:
         """What turns a sample's tokens into text, up to its stop strings."""
         return StreamingDetokenizer(self.tokenizer, op.params.stop_tokens, stop_strings(self.body))
 
@@ -72,20 +72,22 @@ class Asked:
         return frame("cmpl", "text_completion", self.ops[0], self.body.model, self.created, self.model)
 
     async def whole(self, results: Sequence[SampleResult]) -> dict[str, Any]:
-        found = [self.told(result) for result in results]
+        """The whole answer, with the choices of every prompt in the prompts' order, and the usage."""
+        found = [self.visible_result(result) for result in results]
         choices = [choice for number, result in enumerate(found) for choice in whole_choices(self, number, result)]
         return self.frame() | {"choices": choices, "usage": usage(self.ops, found)}
 
 
 async def completions(request: Request) -> Response:
+    """OpenAI's route for bare texts: the answer whole or as a stream."""
     asker(request)
     body = await read_as_sent(request, Completion)
-    asked = await ask(body, await find_model(request, body.model, body.user))
-    stream = events(services(request), asked) if body.stream else None
-    return await answered(request, asked.model, asked.ops, asked.whole, stream)
+    pending = await pending_answer(body, await find_model(request, body.model, body.user))
+    stream = events(services(request), pending) if body.stream else None
+    return await answered(request, pending.model, pending.ops, pending.whole, stream)
 
 
-async def ask(body: Completion, model: Model) -> Asked:
+async def pending_answer(body: Completion, model: Model) -> PendingAnswer:
     """The checked request with one operation for every prompt. BadRequest where its fields do not fit together."""
     if body.echo and body.stream and body.logprobs is not None:
         raise BadRequest("echo with logprobs is not served with stream; leave one of them out.")
@@ -97,10 +99,10 @@ async def ask(body: Completion, model: Model) -> Asked:
     report = Report(body.logprobs or 0, bool(body.filtered_logprobs), scores)
     chunks = [(check_tokens(prompt.ids, model.info),) for prompt in prompts]
     ops = [await operation(model, prompt, wire, body.n or 1, report, stream=bool(body.stream)) for prompt in chunks]
-    return Asked(body, model, prompts, ops, int(now()))
+    return PendingAnswer(body, model, prompts, ops, int(now()))
 
 
-async def prompts_of(body: Completion, model: Model) -> list[AskedPrompt]:
+async def prompts_of(body: Completion, model: Model) -> list[CompletionPrompt]:
     """A text, ids, or a list of either. A text gets what the model's tokenizer puts around every text, ids do not."""
     prompt = body.prompt
     if isinstance(prompt, str):
@@ -113,89 +115,92 @@ async def prompts_of(body: Completion, model: Model) -> list[AskedPrompt]:
     if len(kinds) > 1:
         raise BadRequest("prompt mixes texts, ids and lists of ids; send one kind.")
     if kinds == {int}:
-        return [AskedPrompt([item for item in prompt if isinstance(item, int)])]
-    return [await _of_text(model, p) if isinstance(p, str) else AskedPrompt(list(p)) for p in prompt]  # type: ignore[arg-type]
+        return [CompletionPrompt([item for item in prompt if isinstance(item, int)])]
+    return [await _of_text(model, p) if isinstance(p, str) else CompletionPrompt(list(p)) for p in prompt]  # type: ignore[arg-type]
 
 
-async def _of_text(model: Model, text: str) -> AskedPrompt:
+async def _of_text(model: Model, text: str) -> CompletionPrompt:
     found = await encoded(model, text, special=True)
-    return AskedPrompt(found.ids, text, found.added)
+    return CompletionPrompt(found.ids, text, found.added)
 
 
-def whole_choices(asked: Asked, number: int, result: SampleResult) -> list[dict[str, Any]]:
+def whole_choices(pending: PendingAnswer, number: int, result: SampleResult) -> list[dict[str, Any]]:
     """The choices of one prompt; their indices go on from those of the prompts before."""
-    op, n = asked.ops[number], asked.ops[number].num_samples
-    head, head_scored = echoed(asked, number, result)
+    op, n = pending.ops[number], pending.ops[number].num_samples
+    head, head_scored = echoed(pending, number, result)
     choices = []
     for index, sequence in enumerate(result.sequences):
-        growing, scored = asked.growing(op), scored_sequence(sequence)
-        text = "".join(growing.push(one.token) for one in scored) + growing.flush()
+        detokenizer, scored = pending.detokenizer(op), scored_sequence(sequence)
+        text = "".join(detokenizer.push(one.token) for one in scored) + detokenizer.flush()
         choice = {"index": number * n + index, "text": head + text, "finish_reason": sequence.stop_reason}
         logprobs = None
-        if asked.body.logprobs is not None:
+        if pending.body.logprobs is not None:
             # Offsets count over the whole text, so those of the answer begin behind the prompt that is echoed.
-            in_head, behind = Places(asked.tokenizer), Places(asked.tokenizer, growing.hidden, len(head))
-            places = [*in_head.of(head_scored, asked.prompts[number].added), *behind.of(scored)]
-            logprobs = text_logprobs([*head_scored, *scored], places, asked.tokenizer)
+            in_head, behind = Places(pending.tokenizer), Places(pending.tokenizer, detokenizer.hidden, len(head))
+            places = [*in_head.of(head_scored, pending.prompts[number].added), *behind.of(scored)]
+            logprobs = text_logprobs([*head_scored, *scored], places, pending.tokenizer)
         choices.append(choice | {"logprobs": logprobs})
     return choices
 
 
-def echoed(asked: Asked, number: int, result: SampleResult | None) -> tuple[str, list[Scored]]:
+def echoed(pending: PendingAnswer, number: int, result: SampleResult | None) -> tuple[str, list[Scored]]:
     """The prompt as the answer's beginning, where that was asked for."""
-    if not asked.body.echo:
+    if not pending.body.echo:
         return "", []
-    asked_prompt, told = asked.prompts[number], result.prompt if result else None
-    scored = scored_prompt(asked_prompt.ids, told.logprobs, told.topk) if told else []
-    text = asked.tokenizer.decode(asked_prompt.ids) if asked_prompt.text is None else asked_prompt.text
+    prompt, scores = pending.prompts[number], result.prompt if result else None
+    scored = scored_prompt(prompt.ids, scores.logprobs, scores.topk) if scores else []
+    text = pending.tokenizer.decode(prompt.ids) if prompt.text is None else prompt.text
     return text, scored
 
 
 class StreamedText:
     """One sample of a stream: tokens wait until their text can be shown, and leave with it."""
 
-    def __init__(self, asked: Asked, number: int, index: int) -> None:
-        self.asked, self.index = asked, number * asked.ops[number].num_samples + index
-        self.growing, self.waiting = asked.growing(asked.ops[number]), list[Scored]()
-        self.shown = echoed(asked, number, None)[0]
-        self.places = Places(asked.tokenizer, self.growing.hidden)  # a prompt has none: refused beside a stream
+    def __init__(self, pending: PendingAnswer, number: int, index: int) -> None:
+        self.pending, self.index = pending, number * pending.ops[number].num_samples + index
+        self.detokenizer, self.waiting = pending.detokenizer(pending.ops[number]), list[Scored]()
+        self.shown = echoed(pending, number, None)[0]
+        self.places = Places(pending.tokenizer, self.detokenizer.hidden)  # a prompt has none: refused beside a stream
 
     def push(self, token: Token) -> dict[str, Any] | None:
         """The chunk that one more token makes; None while its text may still change."""
         self.waiting.append(scored_token(token))
-        text = self.growing.push(token.token)
+        text = self.detokenizer.push(token.token)
         return self._event(text, None) if text else None
 
     def end(self, finish: StopReason) -> dict[str, Any]:
         """The last chunk, with the text that was held back and why the sample ended."""
-        return self._event(self.growing.flush(), finish)
+        return self._event(self.detokenizer.flush(), finish)
 
     def _event(self, text: str, finish: StopReason | None) -> dict[str, Any]:
         # An echoed prompt leaves with the first chunk.
         text, self.shown = self.shown + text, ""
         scored, self.waiting = self.waiting, []
-        wanted = self.asked.body.logprobs is not None
-        logprobs = text_logprobs(scored, self.places.of(scored), self.asked.tokenizer) if wanted else None
+        wanted = self.pending.body.logprobs is not None
+        logprobs = text_logprobs(scored, self.places.of(scored), self.pending.tokenizer) if wanted else None
         choice = {"index": self.index, "text": text, "finish_reason": finish, "logprobs": logprobs}
-        return self.asked.frame() | {"choices": [choice]}
+        return self.pending.frame() | {"choices": [choice]}
 
 
-async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
+async def events(served: Services, pending: PendingAnswer) -> AsyncIterator[bytes]:
+    """The chunks of a stream, those of all prompts and samples mixed as they come, and the usage last where it was
+    asked for."""
     samples = [
-        [StreamedText(asked, number, index) for index in range(op.num_samples)] for number, op in enumerate(asked.ops)
+        [StreamedText(pending, number, index) for index in range(op.num_samples)]
+        for number, op in enumerate(pending.ops)
     ]
     found: list[SampleResult] = []
-    async for number, item in heard(served, asked.ops):
+    async for number, item in followed(served, pending.ops):
         if isinstance(item, Failure):
             yield failure_event(item)
         elif isinstance(item, SampleResult):
-            found.append(asked.told(item))
+            found.append(pending.visible_result(item))
             for index, sequence in enumerate(found[-1].sequences):
                 yield data_event(samples[number][index].end(sequence.stop_reason))
-        elif not asked.prompt_only and (event := samples[number][item.sample_index].push(item)):
+        elif not pending.prompt_only and (event := samples[number][item.sample_index].push(item)):
             yield data_event(event)
-    if asked.body.stream_options and asked.body.stream_options.include_usage:
-        yield data_event(asked.frame() | {"choices": [], "usage": usage(asked.ops, found)})
+    if pending.body.stream_options and pending.body.stream_options.include_usage:
+        yield data_event(pending.frame() | {"choices": [], "usage": usage(pending.ops, found)})
     yield b"data: [DONE]\n\n"
 
 

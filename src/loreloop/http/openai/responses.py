@@ -18,9 +18,10 @@ from starlette.routing import Route
 
 from loreloop.http.bodies import answer, read_as_sent
 from loreloop.http.generation.answering import answered
-from loreloop.http.generation.chat import Chat, ChatAsk, chat_with_images, left_open, prompt_length, seen
+from loreloop.http.generation.chat import Chat, ChatRequest, chat_with_images, left_open, prompt_length, with_pictures
+from loreloop.http.generation.remembered import Remembering, Wanted, recalled_request, remembering
 from loreloop.http.generation.reply_blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
-from loreloop.http.generation.requests import find_model, heard
+from loreloop.http.generation.requests import find_model, followed
 from loreloop.http.openai import kept_responses
 from loreloop.http.openai.kept_responses import Recalled, keep, recalled
 from loreloop.http.services import Services, asker, now, services
@@ -48,14 +49,17 @@ from loreloop.text.tools.tool_calls import Tool
 
 
 async def responses(request: Request) -> Response:
+    """OpenAI's route for responses: the answer whole or as a stream of events, and kept unless the request says
+    otherwise."""
     key = asker(request)
     body = await read_as_sent(request, CreateResponse)
     model = await find_model(request, body.model, body.user)
     found = await recalled(services(request), key.id, body)
-    chat = await chat_with_images(services(request).pictures, model, ask_of(body, found.items))
-    asked = Asked(body, chat, int(now()), found)
-    stream = events(services(request), asked) if body.stream else None
-    return await answered(request, model, [chat.op], partial(asked.whole, services(request)), stream)
+    memory = await remembering(request, model, chat_request_of(body, found.items), wanted_of(body))
+    chat = await chat_with_images(services(request).pictures, model, memory.chat_request)
+    pending = PendingAnswer(body=body, chat=chat, created=int(now()), found=found, memory=memory)
+    stream = events(services(request), pending) if body.stream else None
+    return await answered(request, model, [chat.op], partial(pending.whole, services(request)), stream)
 
 
 async def count_input(request: Request) -> Response:
@@ -63,16 +67,17 @@ async def count_input(request: Request) -> Response:
     key = asker(request)
     body = await read_as_sent(request, CreateResponse)
     model = await find_model(request, body.model, body.user)
-    ask = ask_of(body, (await recalled(services(request), key.id, body)).items)
-    looked = await seen(services(request).pictures, model, ask)
-    n_tokens = await prompt_length(model, looked.conversation)
+    chat_request = chat_request_of(body, (await recalled(services(request), key.id, body)).items)
+    chat_request = await recalled_request(request, model, chat_request, wanted_of(body))
+    with_images = await with_pictures(services(request).pictures, model, chat_request)
+    n_tokens = await prompt_length(model, with_images.conversation)
     return answer({"object": "response.input_tokens", "input_tokens": n_tokens})
 
 
 # from the body
 
 
-def ask_of(body: CreateResponse, items: Sequence[Item]) -> ChatAsk:
+def chat_request_of(body: CreateResponse, items: Sequence[Item]) -> ChatRequest:
     """`items` are the input with what it refers to; instructions are those of this request alone."""
     # Instructions of earlier answers do not carry over, as with OpenAI.
     turns = [Turn("system", body.instructions)] if body.instructions else []
@@ -86,7 +91,7 @@ def ask_of(body: CreateResponse, items: Sequence[Item]) -> ChatAsk:
         settings |= {"reasoning_effort": effort, "enable_thinking": effort != "none"}
     wanted = body.tool_choice or "auto"
     choice = f"={wanted.name}" if isinstance(wanted, NamedFunction) else wanted
-    return ChatAsk(
+    return ChatRequest(
         conversation=Conversation(tuple(turns), tools, settings),
         wire=params_of(body),
         choice=choice,
@@ -95,6 +100,10 @@ def ask_of(body: CreateResponse, items: Sequence[Item]) -> ChatAsk:
         left_open=left_open(body),
         strict=body.text is not None and isinstance(body.text.format, SchemaFormat) and bool(body.text.format.strict),
     )
+
+
+def wanted_of(body: CreateResponse) -> Wanted:
+    return Wanted(body.memory, body.user, body.metadata, other_past=bool(body.previous_response_id))
 
 
 def effort_of(body: CreateResponse) -> Effort | None:
@@ -175,13 +184,14 @@ def part_of(part: Part | ReasoningPart) -> str | Picture:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PendingAnswer:
     """A checked request, from which every part of its answer is made; `created` is in seconds since the epoch."""
 
     body: CreateResponse
     chat: Chat
     created: int
     found: Recalled
+    memory: Remembering
 
     @property
     def number(self) -> str:
@@ -217,13 +227,14 @@ class Asked:
         }
 
     async def whole(self, served: Services, results: Sequence[SampleResult]) -> dict[str, Any]:
+        """The whole answer of a finished sample, kept where that is wanted."""
         (result,) = results
         return await self.kept(served, whole_blocks(self.chat, result), result)
 
     async def kept(self, served: Services, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
         """The whole answer, which can be referred to from now on if its `store` is true."""
-        told = self.response(blocks, result)
-        return told | {"store": await keep(served, self.chat.op.owner, self.body, self.found, told)}
+        response = self.response(blocks, result) | await self.memory.keep(warning=blocks.warning)
+        return response | {"store": await keep(served, self.chat.op.owner, self.body, self.found, response)}
 
     def usage(self, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
         """Tokens of the prompt and of the answer; thoughts are counted again from their text, as part of the answer."""
@@ -282,23 +293,23 @@ def text_part(text: str) -> dict[str, Any]:
 
 
 @dataclass
-class Telling:
+class EventSequence:
     """Numbers the events of one stream."""
 
-    asked: Asked
+    pending: PendingAnswer
     blocks: Blocks = field(default_factory=Blocks)
-    n_told: int = 0
+    n_events: int = 0
 
     def event(self, kind: str, **fields: Any) -> bytes:
         """One event with the next number of this stream."""
-        self.n_told += 1
-        return named_event(kind, {"type": kind, "sequence_number": self.n_told - 1} | fields)
+        self.n_events += 1
+        return named_event(kind, {"type": kind, "sequence_number": self.n_events - 1} | fields)
 
     def about(self, event: BlockEvent) -> bytes:
         """The events that OpenAI's stream has for one event of a block, as one piece of bytes."""
         index = event.index
         block = self.blocks.done[index]
-        item = self.asked.item(index, block, done=isinstance(event, Closed))
+        item = self.pending.item(index, block, done=isinstance(event, Closed))
         place: dict[str, Any] = {"item_id": item["id"], "output_index": index}
         inside = place | {"content_index": 0}
         match event, block.kind:
@@ -329,21 +340,22 @@ class Telling:
         return b"".join(self.about(event) for event in found)
 
 
-async def events(served: Services, asked: Asked) -> AsyncIterator[bytes]:
-    reply, telling = asked.chat.reply(), Telling(asked, Blocks(note=asked.chat.warning))
-    blocks = telling.blocks
-    yield telling.event("response.created", response=asked.response(blocks, None))
-    yield telling.event("response.in_progress", response=asked.response(blocks, None))
-    async for _, item in heard(served, [asked.chat.op]):
+async def events(served: Services, pending: PendingAnswer) -> AsyncIterator[bytes]:
+    """The events of a stream, from the empty response to its end, which is completed, incomplete or failed."""
+    reply, stream = pending.chat.reply(), EventSequence(pending, Blocks(note=pending.chat.warning))
+    blocks = stream.blocks
+    yield stream.event("response.created", response=pending.response(blocks, None))
+    yield stream.event("response.in_progress", response=pending.response(blocks, None))
+    async for _, item in followed(served, [pending.chat.op]):
         if isinstance(item, Failure):
-            yield telling.event("response.failed", response=asked.response(blocks, None, item))
+            yield stream.event("response.failed", response=pending.response(blocks, None, item))
         elif isinstance(item, Token):
-            if told := telling.all(blocks.add(reply.push(item.token))):
-                yield told
+            if event_bytes := stream.all(blocks.add(reply.push(item.token))):
+                yield event_bytes
         else:
-            yield telling.all([*blocks.add(reply.flush()), *blocks.end(cut=was_cut(item))])
-            whole = await asked.kept(served, blocks, item)
-            yield telling.event(f"response.{whole['status']}", response=whole)
+            yield stream.all([*blocks.add(reply.flush()), *blocks.end(cut=was_cut(item))])
+            whole = await pending.kept(served, blocks, item)
+            yield stream.event(f"response.{whole['status']}", response=whole)
 
 
 ROUTES = [

@@ -64,16 +64,21 @@ def sampled(conversations: Sequence[Conversation], n: int = SAMPLE, seed: int = 
             by_kind[question.kind].append((number, place))
     draw = random.Random(f"questions {seed}")
     for kind in sorted(by_kind):
+        # Categories are shuffled in a fixed order, so that a seed always gives the same sample.
         draw.shuffle(by_kind[kind])
     taken: list[tuple[int, int]] = []
     while len(taken) < n and any(by_kind.values()):
         for kind in sorted(by_kind):
             if by_kind[kind] and len(taken) < n:
                 taken.append(by_kind[kind].pop())
+    # The order of drawing means nothing, so the questions are asked in that of the conversations.
     return sorted(taken)
 
 
 def same_for_all(blind: Blind) -> Contexts:
+    """The contexts of a contender that does not know the questions: it is run once for a conversation, and every
+    question sees the same segments."""
+
     def contexts(
         conversation: Conversation, budget: int, count: CountTokens
     ) -> Callable[[Question], Sequence[Segment]]:
@@ -84,6 +89,8 @@ def same_for_all(blind: Blind) -> Contexts:
 
 
 def retrieval(conversation: Conversation, budget: int, count: CountTokens) -> Callable[[Question], Sequence[Segment]]:
+    """For each question the condensed turns that BM25 ranks best and that fit into `budget` tokens, in the
+    conversation's order."""
     ranked = Bm25(conversation.turns)
     short = [condensed(segment, count) for segment in segments_of(conversation.turns, count)]
     return lambda question: in_order(retrieved(ranked, short, question.text, budget, set()))
@@ -92,14 +99,19 @@ def retrieval(conversation: Conversation, budget: int, count: CountTokens) -> Ca
 def half_and_half(
     conversation: Conversation, budget: int, count: CountTokens
 ) -> Callable[[Question], Sequence[Segment]]:
+    """The memory in half of the budget's tokens, and behind it the condensed turns that BM25 finds for the question and
+    the memory has not kept."""
     ranked = Bm25(conversation.turns)
     short = [condensed(segment, count) for segment in segments_of(conversation.turns, count)]
+    # The memory is the same for every question, so it is made once and only retrieval is done anew.
     held = memory(conversation, budget // 2, count)
     kept = turns_kept(held, conversation.turns)
     return lambda question: [*held, *in_order(retrieved(ranked, short, question.text, budget - budget // 2, kept))]
 
 
 def oracle(conversation: Conversation, _: int, count: CountTokens) -> Callable[[Question], Sequence[Segment]]:
+    """The turns that the labels cite, whole and with their neighbours. It keeps to no budget, since it stands for the
+    best that any choice of turns could do."""
     segments = segments_of(conversation.turns, count)
 
     def around(question: Question) -> Sequence[Segment]:
@@ -110,6 +122,7 @@ def oracle(conversation: Conversation, _: int, count: CountTokens) -> Callable[[
 
 
 def in_order(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments as the conversation had them, so that a model reads earlier turns first."""
     return sorted(segments, key=lambda segment: segment.turns)
 
 
@@ -122,6 +135,9 @@ def contenders_for(sampler: Sampler) -> dict[str, Contexts]:
 
 
 def ceiling(conversations: Sequence[Conversation], window: int, count: CountTokens) -> tuple[str, Contexts]:
+    """The name and the contexts of the row that no memory is expected to beat: the full conversations where the longest
+    fits into `window` tokens together with the task and an answer, else the oracle."""
+    # All rows ask the same questions, so the ceiling must fit for the longest conversation too.
     longest = max(sum(segment.tokens for segment in segments_of(one.turns, count)) for one in conversations)
     if longest + count(TASK) + 4 * LONGEST_ANSWER <= window:
         return "full context", same_for_all(lambda one, _, count: segments_of(one.turns, count))
@@ -136,12 +152,16 @@ def answer_row(
     count: CountTokens,
     asker: Asker,
 ) -> AnswerRow:
+    """Asks the model every sampled question with one contender's context before it, and gives the mean token F1.
+    `budget` is a share of a conversation's tokens up to 1, or a number of tokens; `seconds` of the row is wall-clock
+    time, the building of the contexts included."""
     started = time.perf_counter()
     places = sampled(conversations)
-    asked = [conversations[number] for number in sorted({number for number, _ in places})]
+    sources = [conversations[number] for number in sorted({number for number, _ in places})]
     with ThreadPoolExecutor(asker.at_once) as pool:
-        made = list(pool.map(lambda one: contexts(one, budget_of(one, budget, count), count), asked))
-        of_conversation = dict(zip((one.name for one in asked), made, strict=True))
+        # Contexts may need a model as well, so the pool makes those of several conversations at once.
+        made = list(pool.map(lambda one: contexts(one, budget_of(one, budget, count), count), sources))
+        of_conversation = dict(zip((one.name for one in sources), made, strict=True))
         questions = [(conversations[number], conversations[number].questions[place]) for number, place in places]
         shown = [of_conversation[conversation.name](question) for conversation, question in questions]
         prompts = [prompt_of(segments, question) for segments, (_, question) in zip(shown, questions, strict=True)]
@@ -157,6 +177,7 @@ def answer_row(
 
 
 def prompt_of(segments: Sequence[Segment], question: Question) -> str:
+    """The whole prompt: the context's lines, the task and the question."""
     context = "".join(passage(segment.head, segment.text) for segment in segments)
     return TASK.format(context=context, question=question.text)
 

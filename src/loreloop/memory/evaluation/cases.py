@@ -19,6 +19,8 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class Conversation(msgspec.Struct, frozen=True):
+    """A named conversation with its turns in order, and the questions that are asked once it is over."""
+
     name: str
     turns: tuple[Turn, ...]
     questions: tuple[Question, ...]

@@ -40,6 +40,7 @@ class Pace(msgspec.Struct, frozen=True):
 
 
 def extractive(budget: int, count: CountTokens) -> Memory:
+    """An empty memory of `budget` tokens that asks no model."""
     return Memory(MemoryState(budget), Parts(count, SurfaceImportance(), ExtractiveRefill(count)))
 
 
@@ -50,15 +51,17 @@ def survival(count: CountTokens, edits: Sequence[int], budget: int = 1024, seeds
     for seed in range(seeds):
         conversation = synthetic.needles(seed, 3000)
         memory = extractive(budget, count)
-        told: dict[int, int] = {}  # the edits that had been made when a fact was told
+        edits_at_fact: dict[int, int] = {}  # the edits that had been made when a fact was told
         facts = {turn for question in conversation.questions for turn in question.evidence}
         for number, turn in enumerate(conversation.turns):
             before = memory.state.costs.edits
             memory.append(turn)
             if number in facts:
-                told[number] = memory.state.costs.edits
+                edits_at_fact[number] = memory.state.costs.edits
+            # Facts are looked for only right after an edit, for nothing changes between edits.
             if memory.state.costs.edits > before:
-                due = {fact: memory.state.costs.edits - at for fact, at in told.items()}
+                due = {fact: memory.state.costs.edits - then for fact, then in edits_at_fact.items()}
+                # A fact counts once for each number of edits that was asked for, at the edit that reaches it.
                 due = {fact: passed for fact, passed in due.items() if passed in standing}
                 kept = turns_kept(memory.state.segments, conversation.turns) if due else set()
                 left = {turn for segment in memory.state.segments for turn in segment.turns}
@@ -76,6 +79,7 @@ def pace(count: CountTokens, budget: int = 4096, early: int = 500, late: int = 1
     first = 0.0
     for number in range(late):
         role = "user" if number % 2 == 0 else "assistant"
+        # The number makes each text a new one, so that no cache makes late appends look cheap.
         text = f"{synthetic.small_talk(draw, role)} ({number})"
         if number % 10 == 0:
             text = f"My {draw.choice(synthetic.SUBJECTS)} {number} is {synthetic.value_of(draw, 'gym')}."

@@ -20,22 +20,25 @@ NOT_TOLD = ("no information available", "not mentioned")
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def score(question: Question, said: str) -> float:
+def score(question: Question, answer: str) -> float:
+    """From 0 to 1, what an answer earns by the rule of its question's category; an adversarial question has either of
+    the two."""
     if question.kind == "adversarial":
-        return float(any(phrase in said.lower() for phrase in NOT_TOLD))
+        return float(any(phrase in answer.lower() for phrase in NOT_TOLD))
     if question.kind == "multi-hop":
-        parts = [part.strip() for part in said.split(",")]
+        parts = [part.strip() for part in answer.split(",")]
         return mean(max(f1(part, wanted.strip()) for part in parts) for wanted in question.answer.split(","))
     wanted = question.answer.split(";")[0].strip() if question.kind == "open-domain" else question.answer
-    return f1(said, wanted)
+    return f1(answer, wanted)
 
 
-def f1(said: str, wanted: str) -> float:
+def f1(answer: str, wanted: str) -> float:
     """The harmonic mean of precision and recall of the words, each counted as often as it stands."""
-    ours, theirs = words_of_answer(said), words_of_answer(wanted)
+    ours, theirs = words_of_answer(answer), words_of_answer(wanted)
     shared = (Counter(ours) & Counter(theirs)).total()
     return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
 
 
 def words_of_answer(text: str) -> list[str]:
+    """The stems of the words that count, in order and with repetitions."""
     return [stem(word) for word in LEFT_OUT.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)).split()]

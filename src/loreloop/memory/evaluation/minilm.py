@@ -32,6 +32,9 @@ def folder() -> Path | None:
 
 
 class MiniLm:
+    """The model with its tokenizer, from a folder that holds `model.safetensors` and `tokenizer.json`. It is called
+    with texts and gives a row of length 1 for each."""
+
     def __init__(self, folder: Path) -> None:
         self.weights: dict[str, Array] = load_file(folder / "model.safetensors")
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -42,6 +45,7 @@ class MiniLm:
         return np.stack([self.embedding(text) for text in texts])
 
     def embedding(self, text: str) -> Array:
+        """A vector of length 1 for the first 256 tokens of a text."""
         ids = self.tokenizer.encode(text).ids
         weights = self.weights
         states = weights["embeddings.word_embeddings.weight"][ids]
@@ -54,12 +58,15 @@ class MiniLm:
         return mean / max(float(np.linalg.norm(mean)), EPSILON)
 
     def layer(self, states: Array, name: str) -> Array:
+        """One encoder layer: attention, then two linear maps with a GELU between them, each with its residual and
+        normalised behind it."""
         attended = self.linear(self.attended(states, f"{name}.attention.self"), f"{name}.attention.output.dense")
         states = self.normalised(states + attended, f"{name}.attention.output.LayerNorm")
         inner = gelu(self.linear(states, f"{name}.intermediate.dense"))
         return self.normalised(states + self.linear(inner, f"{name}.output.dense"), f"{name}.output.LayerNorm")
 
     def attended(self, states: Array, name: str) -> Array:
+        """Scaled dot-product attention of all heads, where every token sees every other (Vaswani et al., 2017)."""
         n, width = states.shape
         query, key, value = (
             self.linear(states, f"{name}.{part}").reshape(n, HEADS, width // HEADS).transpose(1, 0, 2)
@@ -71,15 +78,18 @@ class MiniLm:
         return (shares @ value).transpose(1, 0, 2).reshape(n, width)
 
     def linear(self, states: Array, name: str) -> Array:
+        """The affine map whose weight and bias are stored under `name`."""
         return states @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
 
     def normalised(self, states: Array, name: str) -> Array:
+        """Layer normalisation over the last axis, with the stored scale and shift (Ba et al., 2016)."""
         centred = states - states.mean(axis=-1, keepdims=True)
         scale = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + EPSILON)
         return centred / scale * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
 
 def gelu(values: Array) -> Array:
+    """The exact form with the error function (Hendrycks and Gimpel, 2016), as BERT has it."""
     half: Array = (values * 0.5 * (1 + erf((values / math.sqrt(2)).astype(np.float32)))).astype(np.float32)
     return half
 

@@ -40,6 +40,7 @@ def measure(stem: str) -> int:
 
 
 def has_vowel(stem: str) -> bool:
+    """*v* in the paper: whether the stem holds a vowel."""
     return "v" in shape(stem)
 
 
@@ -50,6 +51,7 @@ def ends_short(stem: str) -> bool:
 
 @lru_cache(maxsize=1 << 14)
 def stem(word: str) -> str:
+    """The word's stem after all five steps; words of one or two letters stay as they are."""
     if len(word) <= 2:
         return word
     word = step_1(word)
@@ -59,6 +61,7 @@ def stem(word: str) -> str:
 
 
 def step_1(word: str) -> str:
+    """Plurals, past participles and gerunds, and a final y that becomes i: steps 1a, 1b and 1c of the paper."""
     if word.endswith(("sses", "ies")):
         word = word[:-2]
     elif word.endswith("s") and not word.endswith("ss"):
@@ -92,12 +95,15 @@ def longest(word: str, endings: tuple[tuple[str, str], ...], most: int) -> str:
 
 
 def step_4(word: str) -> str:
+    """Takes off a last suffix such as -ance or -ment where the measure of what is left is over 1; -ion goes only behind
+    s or t."""
     if word.endswith("ion") and not word.endswith(("sion", "tion")):
         return word
     return longest(word, tuple((end, "") for end in STEP_4), 1)
 
 
 def step_5(word: str) -> str:
+    """Takes off a final e, and one l of a final ll, where the rest is long enough: steps 5a and 5b of the paper."""
     if word.endswith("e"):
         cut = word[:-1]
         if measure(cut) > 1 or (measure(cut) == 1 and not ends_short(cut)):

@@ -32,12 +32,16 @@ class Fault(msgspec.Struct):
 
 
 class LocomoTurn(msgspec.Struct):
+    """One utterance of LoCoMo; `dia_id` such as "D3:7" is what labels cite, the session before the colon."""
+
     speaker: str
     dia_id: str
     text: str
 
 
 class LocomoQuestion(msgspec.Struct):
+    """A question of LoCoMo, whose `category` is a key of LOCOMO_KINDS and whose `evidence` are ids of turns."""
+
     question: str
     category: int
     answer: str | int | float = ""
@@ -45,18 +49,24 @@ class LocomoQuestion(msgspec.Struct):
 
 
 class LocomoSample(msgspec.Struct):
+    """One conversation of LoCoMo: sessions and their dates by key, and the questions about them."""
+
     sample_id: str
     conversation: dict[str, str | list[LocomoTurn]]
     qa: list[LocomoQuestion]
 
 
 class BeamMessage(msgspec.Struct):
+    """One message of a BEAM chat; its `id` is what labels cite."""
+
     id: int
     role: str
     content: str
 
 
 class BeamQuestion(msgspec.Struct):
+    """A question of BEAM. By its category the answer stands in one of four fields."""
+
     question: str
     answer: str = ""
     ideal_answer: str = ""
@@ -66,18 +76,24 @@ class BeamQuestion(msgspec.Struct):
 
 
 class BeamChat(msgspec.Struct):
+    """One chat of BEAM with its questions by category."""
+
     chat_id: int | str
     messages: list[BeamMessage]
     questions: dict[str, list[BeamQuestion]]
 
 
 class LongTurn(msgspec.Struct):
+    """One message of LongMemEval; `has_answer` marks it as evidence."""
+
     role: str
     content: str
     has_answer: bool = False
 
 
 class LongQuestion(msgspec.Struct):
+    """A question of LongMemEval with the sessions of its own history and their dates."""
+
     question_id: str
     question_type: str
     question: str
@@ -106,25 +122,29 @@ def load(path: Path, format: Format, faults: Path | None = None) -> list[Convers
 
 
 def locomo(sample: LocomoSample, faults: list[Fault]) -> Conversation:
+    """A sample as a conversation, with its turns numbered over all sessions. A fault's evidence and answer replace the
+    label's where it has any; ids that name no turn are left out."""
     turns: list[Turn] = []
     numbers: dict[str, int] = {}
+    # Sessions and their dates are keys beside others, so there are never more sessions than keys.
     for session in range(1, len(sample.conversation) + 1):
-        said = sample.conversation.get(f"session_{session}", [])
+        utterances = sample.conversation.get(f"session_{session}", [])
         time = when(str(sample.conversation.get(f"session_{session}_date_time", "")))
         last = turns[-1].time if turns else None
-        for turn in said if isinstance(said, list) else []:
+        for turn in utterances if isinstance(utterances, list) else []:
             numbers[turn.dia_id] = len(turns)
             turns.append(Turn("user", turn.text, turn.speaker, later(time, last)))
     known = {fault.qa_index: fault for fault in faults if fault.sample_id == sample.sample_id}
     questions = []
-    for index, asked in enumerate(sample.qa):
+    for index, label in enumerate(sample.qa):
         fault = known.get(index)
-        cited = asked.evidence if fault is None else fault.correct_evidence or asked.evidence
-        answer = asked.answer if fault is None else fault.correct_answer or asked.answer
+        cited = label.evidence if fault is None else fault.correct_evidence or label.evidence
+        answer = label.answer if fault is None else fault.correct_answer or label.answer
         ids = LOCOMO_ID.findall(" ".join(cited))
+        # A label may name a turn twice, or one that does not exist; each turn counts once.
         evidence = tuple(dict.fromkeys(numbers[id] for id in ids if id in numbers))
-        kind = LOCOMO_KINDS.get(asked.category, str(asked.category))
-        questions.append(Question(kind, asked.question, str(answer), evidence))
+        kind = LOCOMO_KINDS.get(label.category, str(label.category))
+        questions.append(Question(kind, label.question, str(answer), evidence))
     return Conversation(sample.sample_id, tuple(turns), tuple(questions))
 
 
@@ -142,10 +162,12 @@ def later(time: float | None, last: float | None) -> float | None:
 
 
 def beam(chat: BeamChat) -> Conversation:
+    """A chat as a conversation, without the generator's marks behind its messages; ids that name no message are left
+    out."""
     numbers = {message.id: number for number, message in enumerate(chat.messages)}
     questions = []
-    for kind, asked in chat.questions.items():
-        for one in asked:
+    for kind, labels in chat.questions.items():
+        for one in labels:
             answer = one.answer or one.ideal_answer or one.ideal_response or one.ideal_summary
             cited = [numbers[id] for id in numbers_in(one.source_chat_ids) if id in numbers]
             questions.append(Question(kind, one.question, answer, tuple(dict.fromkeys(cited))))
@@ -176,6 +198,7 @@ def longmemeval(one: LongQuestion) -> Conversation:
         marked += [first + place for place, turn in enumerate(session) if turn.has_answer]
         if one.haystack_session_ids[number : number + 1] and one.haystack_session_ids[number] in one.answer_session_ids:
             named += range(first, len(turns))
+    # What the history does not answer has no evidence that a memory could keep.
     absent = one.question_id.endswith("_abs")
     kind = "abstention" if absent else one.question_type
     evidence = () if absent else tuple(marked or named)

@@ -35,6 +35,7 @@ def turns_kept(segments: Sequence[Segment], turns: Sequence[Turn]) -> set[int]:
     kept: set[int] = set()
     for segment in segments:
         have = words_in(segment)
+        # Only segments made from the turn count: the same words elsewhere are another turn's.
         for number in segment.turns:
             words = words_of(turns[number].text)
             if words.marks <= have and len(words.content & have) >= SHARE * len(words.content):
@@ -65,6 +66,7 @@ def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
     """The interval is the bootstrap's, percentiles of the means of resampled questions (Efron, 1979)."""
     if not values:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    # A fixed seed, so that the same values always give the same interval.
     draw = random.Random(seed)
     n = len(values)
     means = sorted(sum(draw.choices(values, k=n)) / n for _ in range(RESAMPLES))

@@ -57,6 +57,8 @@ class Tally:
         self.started = time.perf_counter()
 
     def add(self, conversation: Conversation, number: int, segments: Sequence[Segment], kept: set[int]) -> None:
+        """Counts one question by its number: the share of its evidence among the turns `kept`, and what `segments` hold
+        of its answer and of what should be gone."""
         question = conversation.questions[number]
         value = recall(question, kept)
         if value is not None:
@@ -68,6 +70,7 @@ class Tally:
             self.gone.append(gone(question, segments))
 
     def row(self, contender: str, budget: float) -> Row:
+        """The estimates so far as a row; its `seconds` are wall-clock time since the tally was made."""
         every = [value for values in self.kinds.values() for value in values]
         kinds = {kind: estimate(values) for kind, values in sorted(self.kinds.items())}
         seconds = time.perf_counter() - self.started
@@ -83,6 +86,7 @@ class Tally:
 
 
 def budget_of(conversation: Conversation, budget: float, count: CountTokens) -> int:
+    """The budget in tokens: as given where it is over 1, else that share of the conversation's own tokens."""
     if budget > 1:
         return int(budget)
     return int(budget * sum(segment.tokens for segment in segments_of(conversation.turns, count)))
@@ -121,11 +125,14 @@ def knowing_rows(
 def three(
     name: str, ranked: Sequence[Ranked], conversations: Sequence[Conversation], budget: float, count: CountTokens
 ) -> list[Row]:
+    """The rows of one ranking at one budget: whole turns, condensed turns, and condensed turns beside a memory in half
+    of the budget."""
     alone, short_alone, both = Tally(), Tally(), Tally()
     for conversation, ranking in zip(conversations, ranked, strict=True):
         tokens = budget_of(conversation, budget, count)
         whole = segments_of(conversation.turns, count)
         short = [condensed(segment, count) for segment in whole]
+        # The memory does not see the questions, so one serves for all of them.
         held = memory(conversation, tokens // 2, count)
         kept = turns_kept(held, conversation.turns)
         for number, question in enumerate(conversation.questions):
@@ -133,6 +140,7 @@ def three(
             alone.add(conversation, number, found, turns_kept(found, conversation.turns))
             found = retrieved(ranking, short, question.text, tokens, set())
             short_alone.add(conversation, number, found, turns_kept(found, conversation.turns))
+            # Turns that the memory holds already are not retrieved again, since their tokens would be spent twice.
             more = retrieved(ranking, short, question.text, tokens - tokens // 2, kept)
             both.add(conversation, number, [*held, *more], kept | turns_kept(more, conversation.turns))
     return [
@@ -161,6 +169,7 @@ def synthetic_rows(count: CountTokens, turns: Sequence[int], contenders: Sequenc
 
 
 def text_of(report: Report) -> str:
+    """The report as Markdown: a table for each group of rows, then endurance where it was measured."""
     parts = [f"{title}\n\n{table_of(rows)}" for title, rows in report.tables.items()]
     if report.survival:
         lines = ["| edits after the fact | stands | of those left, whole |", "|---|---|---|"]
@@ -187,4 +196,5 @@ def table_of(rows: Sequence[Row]) -> str:
 
 
 def shown(value: Estimate) -> str:
+    """A mean with its interval to three decimals, or a dash where nothing was counted."""
     return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]" if value.n else "–"

@@ -37,12 +37,14 @@ class Writer:
 
     @property
     def tokens(self) -> int:
+        """Tokens of the written text with its head and line break; 0 where nothing is written yet."""
         return self.count(passage(self.head, self.text)) if self.text else 0
 
     def written(self, task: str, read: Sequence[Segment], most: int) -> str:
         """At most `most` tokens together with the head."""
         new = "".join(passage(segment.head, segment.text) for segment in read)
         self.turns.update(turn for segment in read for turn in segment.turns)
+        # The head is counted as any other segment's is, so that all contenders pay for theirs.
         room = most - self.count(passage(self.head, ""))
         text = self.sampler(task.format(old=self.text, new=new), room) if room > 0 else ""
         return cut(text.strip(), self.head, most, self.count)
@@ -99,6 +101,7 @@ def running_summary(sampler: Sampler) -> Blind:
         for segment in segments_of(conversation.turns, count):
             recent.append(segment)
             if sum(one.tokens for one in recent) > budget - room:
+                # Only half of the window is kept, so that a summary is not due again after the next turn.
                 kept = newest(recent, (budget - room) // 2)
                 writer.text = writer.written(SUMMARISE, recent[: len(recent) - len(kept)], room)
                 recent = kept

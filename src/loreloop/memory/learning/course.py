@@ -13,7 +13,7 @@ import msgspec
 
 from loreloop.memory.condense import CountTokens
 from loreloop.memory.learning import exam, judging, lessons, practice
-from loreloop.memory.learning.groups import Said, Tried, merged
+from loreloop.memory.learning.groups import SampledAnswer, Tried, merged
 from loreloop.memory.learning.lessons import Example
 from loreloop.memory.learning.refilling import Refills
 
@@ -23,17 +23,22 @@ Tell = Callable[[str], None]
 class Learner(Protocol):
     """What a course asks of an adapter."""
 
-    def odds(self, questions: Sequence[str]) -> list[float]: ...
+    def odds(self, questions: Sequence[str]) -> list[float]:
+        """The log-odds that each question is answered with yes."""
 
     def answers(
         self, prompts: Sequence[str], n: int, most: Sequence[int], temperature: float = 1.0
-    ) -> list[list[Said]]: ...
+    ) -> list[list[SampledAnswer]]:
+        """`n` sampled answers to each prompt; `most` has the tokens that each may have."""
 
-    def imitate(self, examples: Sequence[Example], learning_rate: float) -> float: ...
+    def imitate(self, examples: Sequence[Example], learning_rate: float) -> float:
+        """Takes one step towards the examples' answers, and gives the mean loss of a token before it, in nats."""
 
-    def reinforce(self, tried: Sequence[Tried], learning_rate: float) -> None: ...
+    def reinforce(self, tried: Sequence[Tried], learning_rate: float) -> None:
+        """Takes one policy gradient step on answers that were tried."""
 
-    def save(self, name: str) -> str: ...
+    def save(self, name: str) -> str:
+        """Keeps the weights under a name, and gives the path by which they are sampled from."""
 
 
 class Reward(msgspec.Struct, frozen=True):
@@ -81,13 +86,19 @@ REFILL = Plan(
 
 @dataclass
 class Course:
+    """Both courses for one learner: `count` counts tokens as its tokenizer does, `tell` is given a line of progress at
+    a time."""
+
     learner: Learner
     count: CountTokens
     plan: Plan
     tell: Tell
 
     def head(self) -> Record:
+        """Trains the head that judges lines: exams before, between and after, lessons, then a step with rewards for
+        each conversation of the plan."""
         record = Record("head")
+        # The surface alone is what the head must beat to be of any use.
         record.sittings.append(exam.of_the_head("surface", None, self.count))
         self._judge(record, "before")
         self._imitate(record, [example for seed in range(4) for example in lessons.of_the_head(seed)])
@@ -95,6 +106,7 @@ class Course:
         self._judge(record, "after lessons")
         for seed, turns in self.plan.conversations():
             rolls = judging.Rolls(practice.budget_for(turns), size=self.plan.size)
+            # Every step sees a conversation of its own, so there is nothing to learn by heart.
             conversation = practice.needles(seed, turns)
             tried, reward = judging.tried(conversation, rolls, self.learner.answers, self.count)
             self._reinforce(record, tried, Reward(turns, reward))
@@ -103,6 +115,7 @@ class Course:
         return record
 
     def refill(self) -> Record:
+        """Trains the adapter that shortens chunks, in the same order of exams, lessons and rewards."""
         record = Record("refill")
         self._write(record, "before")
         self._imitate(record, [example for seed in range(6) for example in lessons.of_the_refill(seed, self.count)])
@@ -112,14 +125,15 @@ class Course:
             refills = Refills(practice.needles(seed, turns), practice.roomy_budget_for(turns), self.count)
             chances = random.Random(seed).sample(refills.chances, min(self.plan.chances, len(refills.chances)))
             most = [chance.most for chance in chances]
-            said = self.learner.answers([chance.prompt for chance in chances], self.plan.size, most)
-            tried, kept = refills.tried(chances, said)
+            answers = self.learner.answers([chance.prompt for chance in chances], self.plan.size, most)
+            tried, kept = refills.tried(chances, answers)
             self._reinforce(record, tried, Reward(turns, kept))
         self._write(record, "after rewards")
         record.path = self.learner.save("memory-refill")
         return record
 
     def _imitate(self, record: Record, examples: Sequence[Example]) -> None:
+        # A fixed order of lessons, so that two trainings differ by their adapters alone.
         shuffled = random.Random(0).sample(examples, len(examples))
         for batch in list(lessons.batches(shuffled, self.plan.batch))[: self.plan.steps]:
             record.losses.append(self.learner.imitate(batch, self.plan.lesson_rate))
@@ -134,8 +148,8 @@ class Course:
         self._sat(record, exam.of_the_head(when, self.learner.odds, self.count))
 
     def _write(self, record: Record, when: str) -> None:
-        def greedy(prompts: Sequence[str], most: Sequence[int]) -> list[Said]:
-            return [said[0] for said in self.learner.answers(prompts, 1, most, 0.0)]
+        def greedy(prompts: Sequence[str], most: Sequence[int]) -> list[SampledAnswer]:
+            return [some[0] for some in self.learner.answers(prompts, 1, most, 0.0)]
 
         self._sat(record, exam.of_the_refill(when, greedy, self.count))
 

@@ -16,7 +16,7 @@ from loreloop.memory.condense import CountTokens
 from loreloop.memory.evaluation import synthetic
 from loreloop.memory.evaluation.cases import Conversation
 from loreloop.memory.evaluation.recall import Estimate, estimate
-from loreloop.memory.learning.groups import Said
+from loreloop.memory.learning.groups import SampledAnswer
 from loreloop.memory.learning.judging import evidence_kept, questions_of, went_on
 from loreloop.memory.learning.practice import EXAM_SEED, budget_for, needles, roomy_budget_for
 from loreloop.memory.learning.refilling import Refills
@@ -27,7 +27,7 @@ SEEDS = 8
 CHANCES = 4  # refills that are asked for in each conversation
 
 OddsOf = Callable[[Sequence[str]], Sequence[float]]
-Write = Callable[[Sequence[str], Sequence[int]], Sequence[Said]]  # prompts, and the most tokens of each answer
+Write = Callable[[Sequence[str], Sequence[int]], Sequence[SampledAnswer]]  # prompts, and the most tokens of each answer
 
 
 class Sitting(msgspec.Struct, frozen=True):
@@ -66,8 +66,8 @@ def of_the_refill(when: str, write: Write, count: CountTokens) -> Sitting:
     chosen = [
         (one, chance) for seed, one in enumerate(exams) for chance in random.Random(seed).sample(one.chances, CHANCES)
     ]
-    said = write([chance.prompt for _, chance in chosen], [chance.most for _, chance in chosen])
-    marks = [one.marks(chance, text) for (one, chance), text in zip(chosen, said, strict=True)]
+    answers = write([chance.prompt for _, chance in chosen], [chance.most for _, chance in chosen])
+    marks = [one.marks(chance, answer) for (one, chance), answer in zip(chosen, answers, strict=True)]
     each = [marks[start : start + CHANCES] for start in range(0, len(marks), CHANCES)]
     n = [len(one.conversation.questions) for one in exams]
     measures = {

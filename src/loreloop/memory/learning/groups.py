@@ -13,7 +13,7 @@ from statistics import fmean
 import msgspec
 
 
-class Said(msgspec.Struct, frozen=True):
+class SampledAnswer(msgspec.Struct, frozen=True):
     """A sampled answer: `tokens` and their log-probabilities when sampled; `ended` where it was not cut off."""
 
     text: str
@@ -26,12 +26,13 @@ class Tried(msgspec.Struct, frozen=True):
     """An answer with its advantage, ready for a policy gradient."""
 
     prompt: str
-    said: Said
+    answer: SampledAnswer
     advantage: float
 
 
 def advantages(rewards: Sequence[float]) -> list[float]:
     """Of one group: each reward less the group's mean. They sum to zero."""
+    # Not divided by the spread: where all answers are nearly alike, noise would weigh as much as a real difference.
     middle = fmean(rewards)
     return [reward - middle for reward in rewards]
 
@@ -39,7 +40,7 @@ def advantages(rewards: Sequence[float]) -> list[float]:
 def merged(tried: Sequence[Tried], least: float = 1e-6) -> list[Tried]:
     """Equal answers to equal prompts as one, with the sum of their advantages: the gradient is the same since the loss
     is linear in the advantage. Those whose sum is nothing are left out."""
-    sums: defaultdict[tuple[str, Said], float] = defaultdict(float)
+    sums: defaultdict[tuple[str, SampledAnswer], float] = defaultdict(float)
     for one in tried:
-        sums[one.prompt, one.said] += one.advantage
-    return [Tried(prompt, said, total) for (prompt, said), total in sums.items() if abs(total) > least]
+        sums[one.prompt, one.answer] += one.advantage
+    return [Tried(prompt, answer, total) for (prompt, answer), total in sums.items() if abs(total) > least]

@@ -15,7 +15,7 @@ from loreloop.memory.condense import CountTokens
 from loreloop.memory.evaluation.cases import Conversation
 from loreloop.memory.evaluation.recall import recall, turns_kept
 from loreloop.memory.learned import CERTAIN, YES, LearnedImportance, question_of
-from loreloop.memory.learning.groups import Said, Tried, advantages
+from loreloop.memory.learning.groups import SampledAnswer, Tried, advantages
 from loreloop.memory.learning.practice import SETTINGS
 from loreloop.memory.memory import Memory, Parts
 from loreloop.memory.refill import ExtractiveRefill
@@ -26,7 +26,9 @@ Odds = Mapping[str, float]  # by question
 
 
 class Answers(Protocol):
-    def __call__(self, prompts: Sequence[str], n: int, most: Sequence[int]) -> list[list[Said]]: ...
+    """Samples `n` answers to each of the prompts, of at most so many tokens each."""
+
+    def __call__(self, prompts: Sequence[str], n: int, most: Sequence[int]) -> list[list[SampledAnswer]]: ...
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,14 @@ class Rolls:
     size: int = 16
 
 
-def asked_of(turn: Turn) -> str:
+def question_about(turn: Turn) -> str:
+    """The question whether to remember a turn, as the head is asked it."""
     return question_of(head_of(turn) + turn.text.strip())
 
 
 def questions_of(turns: Sequence[Turn]) -> list[str]:
     """One for each different line, in order."""
-    return list(dict.fromkeys(asked_of(turn) for turn in turns))
+    return list(dict.fromkeys(question_about(turn) for turn in turns))
 
 
 def went_on(state: MemoryState, turns: Sequence[Turn], odds: Odds, count: CountTokens) -> MemoryState:
@@ -63,16 +66,17 @@ def evidence_kept(state: MemoryState, conversation: Conversation) -> float:
     return fmean(value for value in found if value is not None)
 
 
-def verdict_of(said: Said) -> float:
+def verdict_of(answer: SampledAnswer) -> float:
     """Whatever is not yes is no."""
-    return CERTAIN if said.text == YES else -CERTAIN
+    return CERTAIN if answer.text == YES else -CERTAIN
 
 
 def tried(conversation: Conversation, rolls: Rolls, answers: Answers, count: CountTokens) -> tuple[list[Tried], float]:
     """Every stretch's sampled verdicts with their advantages, and the mean reward of all rolls."""
     questions = questions_of(conversation.turns)
-    said = dict(zip(questions, answers(questions, rolls.size, [count(YES)] * len(questions)), strict=True))
-    usual = {question: fmean(map(verdict_of, some)) for question, some in said.items()}
+    # All verdicts are sampled in one go, since a verdict depends on its line alone and not on the state.
+    sampled_for = dict(zip(questions, answers(questions, rolls.size, [count(YES)] * len(questions)), strict=True))
+    usual = {question: fmean(map(verdict_of, some)) for question, some in sampled_for.items()}
     found: list[Tried] = []
     every: list[float] = []
     state = MemoryState(rolls.budget)
@@ -82,11 +86,13 @@ def tried(conversation: Conversation, rolls: Rolls, answers: Answers, count: Cou
         here = questions_of(stretch)
         rewards = []
         for number in range(rolls.size):
-            sampled = {question: verdict_of(said[question][number]) for question in here}
+            sampled = {question: verdict_of(sampled_for[question][number]) for question in here}
             then = went_on(state, stretch, sampled, count)
             rewards.append(evidence_kept(went_on(then, turns[start + len(stretch) :], usual, count), conversation))
+        # A roll's verdicts share its advantage: which of them earned it cannot be told from the reward.
         for number, advantage in enumerate(advantages(rewards)):
-            found += [Tried(question, said[question][number], advantage) for question in here]
+            found += [Tried(question, sampled_for[question][number], advantage) for question in here]
         every += rewards
+        # The next stretch begins where the usual verdicts lead, whatever the rolls of this one did.
         state = went_on(state, stretch, usual, count)
     return found, fmean(every)

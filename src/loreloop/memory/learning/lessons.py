@@ -46,6 +46,7 @@ def worth_keeping(conversation: Conversation) -> set[int]:
 
 def of_the_head(seed: int, turns: int = 200) -> list[Example]:
     """As many lines that are worth keeping as others, in random order."""
+    # Both kinds of conversation, so that the head sees changed facts as well as new ones.
     make = synthetic.stream if seed % 2 else synthetic.needles
     conversation = make(LESSON_SEED + seed, turns)
     kept = worth_keeping(conversation)
@@ -71,6 +72,7 @@ def of_the_refill(seed: int, count: CountTokens, turns: int = 200) -> list[Examp
     for number in chosen:
         segment, small = segments[number], extractive.condensed(segments[number])
         if small.tokens < segment.tokens:
+            # The prompt's limit is what the right answer needs, so that the adapter learns to heed it.
             most = small.tokens - count(passage(segment.head, ""))
             prompt = prompt_of(segment, most, place_of(segments, number))
             made.append(Example(prompt.rstrip(), f" {small.text}{END}"))

@@ -17,10 +17,12 @@ SETTINGS = Settings(largest=0.3)  # in so small a budget a fact must be allowed 
 
 
 def facts_in(turns: int) -> int:
+    """How many facts a practice conversation of so many turns holds."""
     return turns // TURNS_PER_FACT
 
 
 def budget_for(turns: int) -> int:
+    """The tokens of a memory that the conversation's facts alone would fill."""
     return TOKENS_PER_FACT * facts_in(turns)
 
 
@@ -30,4 +32,5 @@ def roomy_budget_for(turns: int) -> int:
 
 
 def needles(seed: int, turns: int) -> Conversation:
+    """A practice conversation of so many turns, with a fact in every ten."""
     return synthetic.needles(seed, turns, facts_in(turns))

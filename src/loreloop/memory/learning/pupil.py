@@ -12,29 +12,36 @@ import numpy as np
 import tinker
 
 from loreloop.memory.learned import YES, log_odds
-from loreloop.memory.learning.groups import Said, Tried
+from loreloop.memory.learning.groups import SampledAnswer, Tried
 from loreloop.memory.learning.lessons import END, Example
 
 BATCH = 64  # questions of one forward pass
 
 
 class Codec(Protocol):
-    def encode(self, text: str) -> list[int]: ...
+    """The tokenizer as the pupil needs it; no special tokens are added."""
 
-    def decode(self, tokens: Sequence[int]) -> str: ...
+    def encode(self, text: str) -> list[int]:
+        """The text's token ids."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text that these token ids stand for."""
 
 
 class Pupil:
+    """A Learner over a training client of the Tinker SDK. A sampling client is made of the newest weights when one is
+    needed, and kept until the next step."""
+
     def __init__(self, client: tinker.TrainingClient, codec: Codec) -> None:
         self.client, self.codec = client, codec
-        self.asked: tinker.SamplingClient | None = None
+        self.sampling: tinker.SamplingClient | None = None
 
     @property
     def sampler(self) -> tinker.SamplingClient:
         """Of the weights as they are now."""
-        if self.asked is None:
-            self.asked = self.client.save_weights_and_get_sampling_client().result()
-        return self.asked
+        if self.sampling is None:
+            self.sampling = self.client.save_weights_and_get_sampling_client().result()
+        return self.sampling
 
     def odds(self, questions: Sequence[str]) -> list[float]:
         """The log-odds that each is answered with yes."""
@@ -47,18 +54,21 @@ class Pupil:
 
     def answers(
         self, prompts: Sequence[str], n: int, most: Sequence[int], temperature: float = 1.0
-    ) -> list[list[Said]]:
+    ) -> list[list[SampledAnswer]]:
         """`n` answers to each prompt, of at most so many tokens each; a line's end ends one."""
+        # All requests are sent before the first answer is waited for, so that the server can batch them.
         futures = []
         for prompt, tokens in zip(prompts, most, strict=True):
             params = tinker.SamplingParams(max_tokens=tokens, temperature=temperature, stop=self.codec.encode(END))
             ids = tinker.ModelInput.from_ints(self.codec.encode(prompt))
             futures.append(self.sampler.sample(prompt=ids, num_samples=n, sampling_params=params))
-        return [[self._said(sequence) for sequence in future.result().sequences] for future in futures]
+        return [[self._answer(sequence) for sequence in future.result().sequences] for future in futures]
 
-    def _said(self, sequence: tinker.SampledSequence) -> Said:
+    def _answer(self, sequence: tinker.SampledSequence) -> SampledAnswer:
         text = self.codec.decode(sequence.tokens).removesuffix(END)
-        return Said(text, tuple(sequence.tokens), tuple(sequence.logprobs or ()), sequence.stop_reason == "stop")
+        return SampledAnswer(
+            text, tuple(sequence.tokens), tuple(sequence.logprobs or ()), sequence.stop_reason == "stop"
+        )
 
     def imitate(self, examples: Sequence[Example], learning_rate: float) -> float:
         """One step of cross entropy on the answers; gives the mean loss of their tokens."""
@@ -73,19 +83,20 @@ class Pupil:
         """One step of the policy gradient, weighted by the ratio of the probabilities now to those when sampled."""
         data = []
         for one in tried:
-            logprobs = np.array(one.said.logprobs, np.float32)
+            logprobs = np.array(one.answer.logprobs, np.float32)
             advantages = np.full(len(logprobs), one.advantage, np.float32)
             prompt = self.codec.encode(one.prompt)
-            data.append(datum(prompt, one.said.tokens, logprobs=logprobs, advantages=advantages))
+            data.append(datum(prompt, one.answer.tokens, logprobs=logprobs, advantages=advantages))
         if data:
             self._step(data, "importance_sampling", learning_rate)
 
     def _step(self, data: list[tinker.Datum], loss: tinker.types.LossFnType, learning_rate: float) -> float:
         passed = self.client.forward_backward(data, loss)
+        # Both requests are under way before either is waited for: the server keeps their order.
         stepped = self.client.optim_step(tinker.AdamParams(learning_rate=learning_rate, beta2=0.95, eps=1e-8))
         total = passed.result().metrics["loss:sum"]
         stepped.result()
-        self.asked = None
+        self.sampling = None
         return total
 
     def save(self, name: str) -> str:
@@ -96,6 +107,7 @@ class Pupil:
 def datum(prompt: Sequence[int], answer: Sequence[int], **values: np.ndarray) -> tinker.Datum:
     """The answer behind the prompt; `values` hold one number for each of its tokens, the prompt's have zeros."""
     tokens = [*prompt, *answer]
+    # Each position predicts the next token, so the answer's values begin one place before it.
     before = np.zeros(len(prompt) - 1, np.float32)
     inputs = {name: tinker.TensorData.from_numpy(np.concatenate([before, value])) for name, value in values.items()}
     inputs["target_tokens"] = tinker.TensorData.from_numpy(np.array(tokens[1:], np.int64))

@@ -18,7 +18,7 @@ from loreloop.memory.evaluation.cases import Conversation
 from loreloop.memory.evaluation.recall import recall, turns_kept
 from loreloop.memory.generative import faithful, prompt_of
 from loreloop.memory.importance import SurfaceImportance
-from loreloop.memory.learning.groups import Said, Tried, advantages
+from loreloop.memory.learning.groups import SampledAnswer, Tried, advantages
 from loreloop.memory.learning.practice import SETTINGS
 from loreloop.memory.memory import Memory, Parts
 from loreloop.memory.refill import NOWHERE, ExtractiveRefill, Place, Refill
@@ -48,6 +48,7 @@ class Noticing(ExtractiveRefill):
         self.noticed: list[tuple[Segment, int, Place]] = []
 
     def refill(self, segment: Segment, budget: int, place: Place = NOWHERE) -> Segment | None:
+        """Notes the chunk where it must be shortened, then refills it as usual."""
         if 0 < budget < segment.tokens:
             self.noticed.append((segment, budget, place))
         return super().refill(segment, budget, place)
@@ -61,6 +62,8 @@ class Scripted(ExtractiveRefill):
         self.chunk, self.text = chunk, text
 
     def refill(self, segment: Segment, budget: int, place: Place = NOWHERE) -> Segment | None:
+        """The scripted text in the place of the one chunk, or None if it is empty or over `budget` tokens; every other
+        chunk is refilled as usual."""
         if segment.id != self.chunk:
             return super().refill(segment, budget, place)
         tokens = self.count(passage(segment.head, self.text))
@@ -86,6 +89,7 @@ class Marks:
 
     @property
     def reward(self) -> float:
+        """The words kept, plus the evidence that stands in the end, less a fine for an answer that was cut off."""
         return self.kept + self.evidence - FINE * (not self.ended)
 
 
@@ -109,6 +113,7 @@ class Refills:
         memory = self._memory(MemoryState(self.budget), noticing)
         found = []
         for number, turn in enumerate(self.conversation.turns):
+            # States are frozen, so the one before the append is kept without copying.
             before = memory.state
             memory.append(turn)
             for segment, budget, place in noticing.noticed:
@@ -121,30 +126,33 @@ class Refills:
             noticing.noticed.clear()
         return found
 
-    def marks(self, chance: Chance, said: Said) -> Marks:
-        text, chunk = " ".join(said.text.split()), chance.segment
+    def marks(self, chance: Chance, answer: SampledAnswer) -> Marks:
+        """What an answer to this chance did. Its evidence is that of the whole conversation, gone on with to its
+        end."""
+        text, chunk = " ".join(answer.text.split()), chance.segment
         fits = bool(text) and self.count(passage(chunk.head, text)) <= chance.budget
         content = content_of(chunk.text)
         words = len(content & content_of(text)) / max(1, len(content))
-        return Marks(fits and faithful(text, chunk.text), words, self._evidence(chance, text), said.ended)
+        return Marks(fits and faithful(text, chunk.text), words, self._evidence(chance, text), answer.ended)
 
     def _evidence(self, chance: Chance, text: str) -> float:
         """Of all questions, counted one by one, so that a lost fact weighs the same in long conversations."""
         opened, *later = self.conversation.turns[chance.turn :]
         memory = self._memory(chance.state, Scripted(self.count, chance.segment.id, text))
         memory.append(opened)
+        # Behind the tried text the usual refill goes on, so that rewards differ by that text alone.
         memory = self._memory(memory.state, ExtractiveRefill(self.count))
         for turn in later:
             memory.append(turn)
         kept = turns_kept(memory.state.segments, self.conversation.turns)
         return sum(recall(question, kept) or 0.0 for question in self.conversation.questions)
 
-    def tried(self, chances: Sequence[Chance], answers: Sequence[Sequence[Said]]) -> tuple[list[Tried], float]:
+    def tried(self, chances: Sequence[Chance], answers: Sequence[Sequence[SampledAnswer]]) -> tuple[list[Tried], float]:
         """All answers with their advantages within their chance's group, and the mean of what they keep."""
         found, kept = [], []
         for chance, group in zip(chances, answers, strict=True):
-            marks = [self.marks(chance, said) for said in group]
+            marks = [self.marks(chance, answer) for answer in group]
             values = advantages([mark.reward for mark in marks])
-            found += [Tried(chance.prompt, said, value) for said, value in zip(group, values, strict=True)]
+            found += [Tried(chance.prompt, answer, value) for answer, value in zip(group, values, strict=True)]
             kept += [mark.kept for mark in marks]
         return found, fmean(kept)
