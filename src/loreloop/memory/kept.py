@@ -42,6 +42,7 @@ class _Saved(msgspec.Struct, frozen=True):
 
 
 def to_bytes(kept: KeptMemory) -> bytes:
+    """The kept memory as JSON, which `from_bytes` reads."""
     return msgspec.json.encode(kept)
 
 
@@ -140,6 +141,7 @@ def _last_question(turns: Sequence[Turn]) -> int:
 
 
 def appended(state: MemoryState, turns: Sequence[Turn], parts: Parts) -> MemoryState:
+    """The state after these turns, which are remembered as texts; within the budget after each of them."""
     memory = Memory(state, parts)
     for turn in turns:
         memory.append(remembered(turn))

@@ -24,4 +24,6 @@ class ForgetMemory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResizeMemory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a resize: the memory's new budget, in tokens."""
+
     budget_tokens: Annotated[int, Meta(ge=1, lt=1 << 31)]

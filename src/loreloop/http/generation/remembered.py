@@ -56,6 +56,7 @@ class Wanted:
     other_past: bool = False  # the request goes on from an earlier answer already
 
     def of(self, request: Request) -> MemoryField | None:
+        """The memory that a request names in its body, its header or its metadata; BadRequest where they differ."""
         fields = [self.field] if self.field else []
         for text in (request.headers.get(HEADER), (self.metadata or {}).get(METADATA)):
             fields += [] if text is None else [field_of(text)]
@@ -205,7 +206,7 @@ class MemoryTurn:
             await asyncio.shield(self.saving)  # a client that leaves now does not leave half a turn
         except LoreloopError as error:
             self.warning = f"The answer came, but this turn is not in memory {self.name.id!r}: {error.message}"
-        return told_of(self.name.id, self.kept, self.revision) | {"remembered": self.warning is None}
+        return memory_summary(self.name.id, self.kept, self.revision) | {"remembered": self.warning is None}
 
     def _finish(self, answer: tuple[Turn, ...], *, cut: bool) -> None:
         assert self.asked is not None, "a turn begins before it is kept"
@@ -215,6 +216,7 @@ class MemoryTurn:
         self.kept = kept
 
     async def end(self, *, left: bool) -> None:
+        """Ends the turn. What was shown to a client that has left is kept; a save that is under way is waited for."""
         try:
             if (
                 left
@@ -233,10 +235,12 @@ class MemoryTurn:
 
 
 def parts_with(count: Callable[[str], int]) -> Parts:
+    """The parts of every memory on the server: surface features and excerpts. No model is asked."""
     return Parts(count, SurfaceImportance(), ExtractiveRefill(count))
 
 
 def opened(id: str, saved: Saved) -> KeptMemory:
+    """The stored memory; ServerError where its form is one that this server cannot read."""
     try:
         return from_bytes(saved.data)
     except BadRequest as error:
@@ -245,7 +249,8 @@ def opened(id: str, saved: Saved) -> KeptMemory:
         ) from error
 
 
-def told_of(id: str, kept: KeptMemory, revision: int) -> dict[str, Any]:
+def memory_summary(id: str, kept: KeptMemory, revision: int) -> dict[str, Any]:
+    """What an answer says of its memory: tokens, budget in tokens, turns, and the revision of the stored row."""
     state = kept.state
     return {
         "id": id,

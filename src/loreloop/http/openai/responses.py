@@ -103,6 +103,7 @@ def chat_request_of(body: CreateResponse, items: Sequence[Item]) -> ChatRequest:
 
 
 def wanted_of(body: CreateResponse) -> Wanted:
+    """The memory that the body asks for, by its field or its metadata."""
     return Wanted(body.memory, body.user, body.metadata, other_past=bool(body.previous_response_id))
 
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.http.bodies import answer, read_json
-from loreloop.http.generation.remembered import opened, parts_with, told_of
+from loreloop.http.generation.remembered import memory_summary, opened, parts_with
 from loreloop.http.openai.models import limit_of
 from loreloop.http.services import Services, asker, now, services
 from loreloop.memory.kept import KeptMemory, closed, to_bytes
@@ -28,6 +28,7 @@ USUAL_PAGE, MAX_PAGE = 20, 100
 
 
 async def list_memories(request: Request) -> Response:
+    """The memories of the asking key and of one user, a page at a time."""
     key, user, limit = asker(request), user_of(request), limit_of(request, USUAL_PAGE, MAX_PAGE)
     offset = request.query_params.get("offset", "0")
     if not offset.isdecimal() or len(offset) > 9:
@@ -37,29 +38,35 @@ async def list_memories(request: Request) -> Response:
 
 
 async def get_memory(request: Request) -> Response:
+    """One memory with its segments and its text."""
     name = name_of(request)
     saved = saved_of(services(request), name)
     return answer(await asyncio.to_thread(memory_json, name, saved))
 
 
 async def forget(request: Request) -> Response:
+    """Takes a turn, or what matches a pattern, out of a memory, with all that was made of it, and says what went."""
     name = name_of(request)
     body, gone = await read_json(request, ForgetMemory), list[Forgotten]()
 
     def change(memory: Memory) -> None:
         gone.append(memory.forget(turn=body.turn, pattern=body.pattern))
 
-    told = await changed(services(request), name, change)
-    return answer(told | {"forgotten": {"turns": gone[0].turns, "segments": list(map(segment_json, gone[0].segments))}})
+    fields = await changed(services(request), name, change)
+    return answer(
+        fields | {"forgotten": {"turns": gone[0].turns, "segments": list(map(segment_json, gone[0].segments))}}
+    )
 
 
 async def resize(request: Request) -> Response:
+    """Gives a memory another budget of tokens; BadRequest where its pins do not fit into it."""
     name = name_of(request)
     body = await read_json(request, ResizeMemory)
     return answer(await changed(services(request), name, lambda memory: memory.resize(body.budget_tokens)))
 
 
 async def delete_memory(request: Request) -> Response:
+    """Deletes a memory; a request on it that is under way finds it gone."""
     name = name_of(request)
     if not await services(request).store.write(memories.remove, name):
         raise unknown(name)
@@ -67,15 +74,18 @@ async def delete_memory(request: Request) -> Response:
 
 
 def name_of(request: Request) -> MemoryName:
+    """Whose memory the path names: the asking key's, of the user in the query."""
     key = asker(request)
     return MemoryName(key.id, user_of(request), str(request.path_params["id"]))
 
 
 def user_of(request: Request) -> str:
+    """The user in the query; a memory without one belongs to the key alone."""
     return request.query_params.get("user", "")
 
 
 def saved_of(served: Services, name: MemoryName) -> Saved:
+    """The stored row; NotFound where the key and user have no such memory."""
     saved = served.store.read(memories.load, name)
     if saved is None:
         raise unknown(name)
@@ -83,6 +93,7 @@ def saved_of(served: Services, name: MemoryName) -> Saved:
 
 
 def unknown(name: MemoryName) -> NotFound:
+    """The refusal for a memory that this key and user do not have, whoever else may have one of that name."""
     whose = f"the user {name.user[:80]!r} of this key" if name.user else "this key without a user"
     return NotFound(f"There is no memory {name.id[:80]!r} of {whose}; a chat that names it begins one.")
 
@@ -102,7 +113,7 @@ async def changed(served: Services, name: MemoryName, change: Callable[[Memory],
 
     after = await asyncio.to_thread(work)
     stored = await served.store.write(memories.save, name, Saved(to_bytes(after), saved.revision), now())
-    return told_of(name.id, after, stored.revision)
+    return memory_summary(name.id, after, stored.revision)
 
 
 def parts_of(served: Services, kept: KeptMemory) -> Parts:
@@ -111,6 +122,7 @@ def parts_of(served: Services, kept: KeptMemory) -> Parts:
 
 
 def row_json(row: MemoryRow) -> dict[str, Any]:
+    """A memory in a list: its name, revision, times in Unix seconds, and size in bytes."""
     return {
         "id": row.name.id,
         "user": row.name.user or None,
@@ -122,8 +134,9 @@ def row_json(row: MemoryRow) -> dict[str, Any]:
 
 
 def memory_json(name: MemoryName, saved: Saved) -> dict[str, Any]:
+    """A memory in full, as the route for one memory gives it."""
     kept = opened(name.id, saved)
-    return told_of(name.id, kept, saved.revision) | {
+    return memory_summary(name.id, kept, saved.revision) | {
         "user": name.user or None,
         "counted_by": kept.counted_by,
         "text": text_of(kept.state),
@@ -134,6 +147,7 @@ def memory_json(name: MemoryName, saved: Saved) -> dict[str, Any]:
 
 
 def segment_json(segment: Segment) -> dict[str, Any]:
+    """One segment: its text, tokens, the turns it came from, and how often it was rewritten."""
     return {
         "id": segment.id,
         "role": segment.role,
