@@ -17,7 +17,7 @@ INSTALL := 'torch==2.13.*' 'transformers==5.5.4' 'tinker==0.38.*' 'tinker-cookbo
 help:
 	@echo "make demo       a real model learns sums in front of you"
 	@echo "make serve      a server on http://127.0.0.1:8000 with the default model"
-	@echo "make check      format, lint, types, architecture, docs, golden numbers"
+	@echo "make check      format, lint, types, architecture, docs, golden numbers, training beside peft"
 	@echo "make golden     writes the golden numbers anew, where a change was meant to move them"
 	@echo "make test       the tests; make test-slow: recipes, real model, soaks"
 	@echo "make lock       notes what was installed, with hashes, in requirements.lock"
@@ -39,7 +39,8 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py tests/test_pages.py tests/test_golden.py
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py tests/test_pages.py tests/test_golden.py \
+		tests/engine/test_train_reference.py
 
 # A record of one machine's installation, used by no target: a wheel's hash is that of one Python and one processor.
 lock: $(STAMP)

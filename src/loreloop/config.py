@@ -128,9 +128,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def load_config(file: str | None, overrides: dict[str, Any]) -> Config:
     """The TOML file with `overrides` (nested like the tree) laid over it; WrongSettings names what is wrong."""
-    # The file is checked alone first, so that a mistake in it is reported with its name and not laid to a flag.
+    # Alone first: a mistake in the file is reported with its name and not laid to a flag, and its tables are tables.
     tree = _read_toml(Path(file)) if file else {}
-    _checked(tree, file or "")  # alone first, so that its tables are tables
+    _checked(tree, file or "")
     return _checked(_merged(tree, overrides), "")
 
 

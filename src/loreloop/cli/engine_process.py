@@ -44,7 +44,6 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
     folder, data = Path(plan.folders[base_model]), plan.config.data_path
     # The name becomes a folder's name, and may be a path.
     place = base_model.replace("/", "--")
-
     try:
         secret, work_dir = read_secret(data / SECRET), plan.run_folder / "spilled" / place
         if plan.config.engine.verify_weights:

@@ -1,6 +1,8 @@
 """Stage (a): a few supervised steps on real chats that hold no arithmetic.
 
 The chats are the cookbook's own example conversations. Only the assistant's last words carry weight.
+
+Legend: T tokens of a conversation.
 """
 
 from __future__ import annotations

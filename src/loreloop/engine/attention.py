@@ -4,7 +4,8 @@ Keys are counted from position 0 of their sequence, and a query sees those up to
 all positions at once and decoding for one; both must round alike, or the sampler's log-probabilities are not the
 trainer's. Forward only; `tree_backward` has the gradients. Knows neither segments nor pages.
 
-Legend: Q queries, K keys, H query heads, G key/value heads, P query heads a group, E head width, B sequences.
+Legend: Q queries, K keys, H query heads, G key/value heads, P query heads a group, R queries of a group (Q × P,
+padded), E head width, B sequences, N rows of queries or keys.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Equal ids then mean equal prefixes, for packing as for the sampler's tree, and nothing else needs to know of images. The
 tower runs when an image's tokens are first computed; what it gave is kept, the longest unused going first.
 
-Legend: N tokens of a sequence, T rows of a batch.
+Legend: N tokens of a sequence, T rows of a batch, C colours, H rows, W columns of pixels, D model width.
 """
 
 from __future__ import annotations

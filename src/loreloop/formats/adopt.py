@@ -4,7 +4,7 @@ Ranks may differ from module to module, ours is the largest of them; scales go i
 Numbers that nobody has trained yet, be it a projection or a row beyond a module's own rank, are as in a fresh adapter:
 A at random and B zero, which changes nothing and can be trained further. What cannot be taken over is refused by name.
 
-Legend: E experts, I inputs, O outputs, R rank.
+Legend: E experts, I inputs, O outputs, R rank, K singular values.
 """
 
 from __future__ import annotations

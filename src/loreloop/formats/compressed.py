@@ -2,6 +2,8 @@
 
 A weight NAME.weight (O, I) is then three tensors: `weight_packed` (O, I / 8) int32, eight codes a word, lowest first;
 `weight_scale` (O, I / 32); `weight_shape`. What is stored in another way is refused. Knows no layers.
+
+Legend: O outputs, I inputs, G groups of inputs.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Beside NAME (O, I) stands `NAME_scale_inv`, (O / 128, I / 128) rounded up, by which its values are multiplied.
 Activations stay as they are. Knows no layers.
+
+Legend: O outputs, I inputs.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@ configuration, tokenizer, template.
 
 Reading and dequantising is the `gguf` package's; the names, the order of rotary rows and the tokenizer
 (`gguf_tokenizer.py`) are put back into the form in which such models are published.
+
+Legend: O outputs, I inputs, G groups of inputs, B bytes, N numbers of a group beside its codes.
 """
 
 from __future__ import annotations

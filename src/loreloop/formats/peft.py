@@ -2,6 +2,8 @@
 
 Published names, one A (R, I) and one B (O, R) a projection. An adapter made for another base is refused with names
 and shapes.
+
+Legend: P parts of a site, R rank, I inputs, O outputs.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 For a weight NAME (O, I): `NAME.codes`, (O, I / 2) uint8 with the even input in the low half, or (O, I) int8;
 `NAME.scales` and perhaps `NAME.offsets`, (O, I / 32) fp16. They give the very values of the dequantised weights. Knows
 no GGUF.
+
+Legend: O outputs, I inputs, G groups of inputs.
 """
 
 from __future__ import annotations

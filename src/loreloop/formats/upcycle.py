@@ -2,6 +2,8 @@
 
 As it comes it computes what the dense model does, since a token's weights sum to one. Noise makes the experts differ,
 skew makes the router prefer some. Streams: one tensor and one shard in memory.
+
+Legend: O outputs, I inputs, E experts, D model width, F width of the dense feed-forward.
 """
 
 from __future__ import annotations

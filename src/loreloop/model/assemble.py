@@ -1,4 +1,7 @@
-"""Weights by role → a `Decoder`, its parts plugged together as its spec says. Knows no files."""
+"""Weights by role → a `Decoder`, its parts plugged together as its spec says. Knows no files.
+
+Legend: O outputs, E experts, D model width.
+"""
 
 from __future__ import annotations
 

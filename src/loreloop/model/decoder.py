@@ -3,7 +3,8 @@
 Tokens in, hidden states out. Sequences are laid end to end; which token may see which is the business of the
 `Attend` that the caller hands in, and so are caches. The residual stream is fp32, products run in the compute dtype.
 
-Legend: T tokens, D model width, H query heads, G key/value heads, E head width.
+Legend: T tokens, D model width, H query heads, G key/value heads, N heads of all kinds (or rows of images), E head
+width, L width of a latent, V vocabulary.
 """
 
 from __future__ import annotations

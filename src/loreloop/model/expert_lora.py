@@ -60,8 +60,8 @@ class ExpertLora:
         self.grad = _Matrices.of(group.grad, layer) if group.grad is not None else None
 
     def gate_up(self, run: Run, rows: slice, x_ND: Tensor, gate_up_NO: Tensor) -> None:
-        # A of gates and of ups stand stacked, so one product serves both and each B takes its half of the columns.
         """Adds the adapter's part to the product of gates and ups (N, 2·F) at `rows` of a run, in place."""
+        # A of gates and of ups stand stacked, so one product serves both and each B takes its half of the columns.
         h_NR = self._inner(run, rows, x_ND[rows])
         for part, b_EOR in enumerate(self.weights.b_up):
             self.products.add_linear(
@@ -69,9 +69,9 @@ class ExpertLora:
             )
 
     def down(self, run: Run, rows: slice, inner_NF: Tensor, weight_N: Tensor, y_ND: Tensor) -> None:
+        """Adds the adapter's part to the expert's result (N, D) at `rows` of a run, in place; not yet weighed."""
         # The token's weight is not applied here: the caller weighs the expert's result together with what the adapter
         # adds.
-        """Adds the adapter's part to the expert's result (N, D) at `rows` of a run, in place; not yet weighed."""
         q_NR = self.products.linear(inner_NF[rows], self.weights.a_down[run.expert])
         self.products.add_linear(y_ND[rows], q_NR * self.scale, self.weights.b_down[run.expert])
 
@@ -84,9 +84,9 @@ class ExpertLora:
     def down_back(
         self, run: Run, rows: slice, inner_NF: Tensor, weight_N: Tensor, dout_ND: Tensor, dinner_NF: Tensor
     ) -> None:
+        """Sends the gradient of the expert's unweighed result back to `dinner_NF` (in place) and to `grad`."""
         # `dout_ND` is the gradient of the weighed sum, and `dinner_NF` is kept unweighed, as the caller needs its
         # product with the inner for the gradient of the weight itself.
-        """Sends the gradient of the expert's unweighed result back to `dinner_NF` (in place) and to `grad`."""
         inner_NF, weight_N1, dout_ND = inner_NF[rows], weight_N[rows, None], dout_ND[rows]
         dq_NR = self.products.matmul(dout_ND, self.weights.b_down[run.expert]).mul_(self.scale)
         self._a_down_back(run.expert, inner_NF, weight_N1, dq_NR, dinner_NF[rows])
@@ -98,9 +98,9 @@ class ExpertLora:
             self.grad.b_down[run.expert].add_(dout_ND.T @ q_NR.to(dout_ND.dtype))
 
     def gate_up_back(self, run: Run, rows: slice, x_TD: Tensor, dgate_up_NO: Tensor, dx_ND: Tensor) -> None:
+        """Sends the gradient of gates and ups back to `dx_ND` (in place) and to `grad`; x is gathered again."""
         # The rows were gathered in the forward pass too, but keeping them would cost as much memory as all hidden
         # states of the layer times the experts a token.
-        """Sends the gradient of gates and ups back to `dx_ND` (in place) and to `grad`; x is gathered again."""
         x_ND = x_TD.index_select(0, run.tokens_N[rows])
         dh_NR = self._b_up_back(run.expert, self._inner(run, rows, x_ND), dgate_up_NO[rows]).mul_(self.scale)
         dx_ND[rows] += self.products.matmul(dh_NR, self.weights.a_up[run.expert])
@@ -147,15 +147,15 @@ class SharedOuterLora(ExpertLora):
         self.dh_TR = self.dz_TR = x_TD.new_empty(0)  # there is no way back until `start_back`
 
     def down(self, run: Run, rows: slice, inner_NF: Tensor, weight_N: Tensor, y_ND: Tensor) -> None:
+        """Only gathers weighed inner products, since the common B is applied once a token in `finish`."""
         # B is common, so Σ weight · (inner · Aᵀ) · Bᵀ is (Σ weight · inner · Aᵀ) · Bᵀ: one product with B a token, not
         # one an expert.
-        """Only gathers weighed inner products, since the common B is applied once a token in `finish`."""
         q_NR = self.products.linear(inner_NF[rows], self.weights.a_down[run.expert])
         self.z_TR.index_add_(0, self._own(run, rows), q_NR.float() * weight_N[rows, None])
 
     def finish(self, out_TD: Tensor) -> None:
-        # Kept for the way back, where it is the input of the common B.
         """Applies the common B to what all experts gathered, and adds it to the sum at the group's rows."""
+        # Kept for the way back, where it is the input of the common B.
         self.z_TR = (self.z_TR * self.scale).to(out_TD.dtype)
         self.products.add_linear(out_TD[self.rows], self.z_TR, self.weights.b_down[0])
 

@@ -5,7 +5,7 @@ every head's key. Training makes keys and values from it (`expand`); sampling le
 products over to queries and outputs (`absorb`, `values`), which is the same by the order of multiplication.
 
 Legend: T tokens, D model width, H heads, E head width of queries and keys (N not turned, R turned), V that of values,
-C width of the latent's normed part, L = C + R.
+O what `kv_b` gives a head (N and V), C width of the latent's normed part, L = C + R.
 """
 
 from __future__ import annotations

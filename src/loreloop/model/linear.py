@@ -3,7 +3,7 @@
 `BaseLinear` holds one weight (V or other outputs O by inputs I) and never forms its gradient. `Products` is the
 strategy: fast, or tiled so that a row's result does not depend on its neighbours. Knows no adapters.
 
-Legend: T rows (tokens), I inputs, O outputs.
+Legend: T rows (tokens), I inputs, O outputs, R rank, N rows that are picked.
 """
 
 from __future__ import annotations
@@ -75,15 +75,15 @@ class FastProducts:
         self.pack = pack
 
     def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-        # The kernel adds the bias to its fp32 sums, before they are rounded, and so takes it in fp32.
         """One product over all rows, (T, O), by our kernel where it supports the weight."""
+        # The kernel adds the bias to its fp32 sums, before they are rounded, and so takes it in fp32.
         if bf16_products.supports(weight_OI):
             return bf16_products.product(x_TI, weight_OI, None if bias_O is None else bias_O.float())
         return F.linear(x_TI, weight_OI, bias_O)
 
     def matmul(self, x_TO: Tensor, weight_OI: Tensor) -> Tensor:
-        # Here the sum runs over the outputs, of which a head has a whole vocabulary.
         """One product over all rows, (T, I), by our kernel where it supports the weight and is the faster one."""
+        # Here the sum runs over the outputs, of which a head has a whole vocabulary.
         if bf16_products.supports(weight_OI) and len(weight_OI) <= MOST_SUMMED:
             return bf16_products.turned_product(x_TO, weight_OI)
         return x_TO @ weight_OI
@@ -182,8 +182,8 @@ class PlainLowRank:
     up: Callable[[Tensor, Tensor], Tensor]
 
     def add(self, y_TO: Tensor, x_TI: Tensor, mask_TR: Tensor | None) -> Tensor:
-        # The mask goes onto the R numbers in between, where it is cheap: what is zero there adds nothing to y.
         """The sum as a new tensor, or in y where `up` works in place."""
+        # The mask goes onto the R numbers in between, where it is cheap: what is zero there adds nothing to y.
         h_TR = self.down(x_TI)
         return self.up(h_TR if mask_TR is None else h_TR.mul_(mask_TR), y_TO)
 
@@ -217,9 +217,9 @@ class PanelLowRank:
         return y_TO
 
     def beside(self, base: BaseLinear, x_TI: Tensor, mask_TR: Tensor | None) -> Tensor:
+        """Both products in one call of the kernel where the base's weight is laid out too."""
         # Only a laid out base can share the call: the kernel then reads x once for both products while it is in the
         # cache.
-        """Both products in one call of the kernel where the base's weight is laid out too."""
         of_base = base.forward
         if isinstance(of_base, PanelLinear) and isinstance(of_base.weight, bf16_products.Panels):
             return bf16_products.site(x_TI, of_base.weight, of_base.bias_O, self.a, self.b, mask_TR)

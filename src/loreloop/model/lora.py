@@ -94,8 +94,8 @@ def feed_forward_sites(spec: DecoderSpec, width: int, site: str = "", module: st
 
 
 def expert_sites(spec: DecoderSpec, moe: MoeSpec, form: ExpertForm) -> dict[str, SiteShape]:
-    # The names w1, w2 and w3 are those under which the hosted service publishes experts' matrices.
     """The two sites over routed experts. In the shared-outer form the matrices on the model's side are one for all."""
+    # The names w1, w2 and w3 are those under which the hosted service publishes experts' matrices.
     outer = 1 if form == "shared_outer" else moe.n_experts
     gate_up = _site(spec.d_model, "mlp.experts", (("w1", moe.d_expert), ("w3", moe.d_expert)))
     down = _site(moe.d_expert, "mlp.experts", (("w2", spec.d_model),))
@@ -240,8 +240,8 @@ class LoraBatch:
     routes: Routes | None = None
 
     def linear(self, x_TI: Tensor, base: BaseLinear, layer: int, site: str) -> Tensor:
-        # Autograd's wrapper takes as long as a small product, and sampling needs none.
         """x · Wᵀ + b plus each group's product at its rows; with gradients enabled, one autograd step."""
+        # Autograd's wrapper takes as long as a small product, and sampling needs none.
         if torch.is_grad_enabled():
             y_TO = _LoraLinear.apply(x_TI, base, self, layer, site)
         else:

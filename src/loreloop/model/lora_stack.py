@@ -168,8 +168,8 @@ class StackedLora:
         return [group for group in self.groups if group.weights.layout.has(layer, site)]
 
     def linear(self, x_TI: Tensor, base: BaseLinear, layer: int, site: str) -> Tensor:
-        # When one section covers all rows, base and adapters can go through the kernel's single call.
         """The base's product with every row's own adapter upon it."""
+        # When one section covers all rows, base and adapters can go through the kernel's single call.
         if len(self.sections) == 1 and self.sections[0].n_rows == self.n_rows:
             return self.sections[0].linear(x_TI, base, layer, site)
         y_TO = base.forward(x_TI)

@@ -5,7 +5,7 @@ inputs of an output. Training and sampling read the same packed values. Codes li
 (`kernels/packed_products.py`), 4-bit ones of a GPU in the layout of `kernels/int4_gpu.py`. Knows no layers and no file
 formats.
 
-Legend: O outputs, I inputs, G groups of inputs, N rows of several weights, E weights.
+Legend: O outputs, I inputs, G groups of inputs, N rows of several weights, E weights, T rows (tokens).
 """
 
 from __future__ import annotations

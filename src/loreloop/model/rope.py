@@ -3,7 +3,7 @@
 Angles come from a table in fp32 that grows by whole blocks, so that a position's angles are the same numbers in every
 batch. Knows no layers.
 
-Legend: T tokens, N heads of any kind, E head width.
+Legend: T tokens, P positions of the table, N heads of any kind, E head width.
 """
 
 from __future__ import annotations

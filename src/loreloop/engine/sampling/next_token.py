@@ -2,7 +2,7 @@
 
 Log-probabilities are those of the temperature-scaled distribution before filters (greedy rows: of temperature 1).
 
-Legend: B rows, V vocabulary, D model width.
+Legend: B rows, V vocabulary, N blocks of the vocabulary, D model width.
 """
 
 from __future__ import annotations

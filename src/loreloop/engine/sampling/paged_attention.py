@@ -2,8 +2,8 @@
 
 Plain: the pages of all decoding rows are gathered in one indexing operation.
 
-Legend: L layers, S slots (pages × tokens a page), T tokens of a step, B decoding rows, K keys, G key/value heads,
-H query heads, E head width.
+Legend: L layers (of a latent: its width), S slots (pages × tokens a page), T tokens of a step, B decoding rows, K
+keys, G key/value heads, H query heads, E head width, V width of values.
 """
 
 from __future__ import annotations

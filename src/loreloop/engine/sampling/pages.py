@@ -28,8 +28,8 @@ class PagePool:
         return page
 
     def hold(self, page: int) -> None:
-        # A free page may have been given to somebody else by now, so to hold it is an error that must show at once.
         """One more holder of a page that is held already."""
+        # A free page may have been given to somebody else by now, so to hold it is an error that must show at once.
         assert self.holders[page] > 0, page
         self.holders[page] += 1
 

@@ -4,6 +4,8 @@
     computed     n_computed ^            wanted: all but none of the rest
 
 A row that lost its pages begins again at 0 and needs no other bookkeeping. Knows no tensors but its adapter's.
+
+Legend: N positions of the sample, V vocabulary.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 One idea carries it: a sample has tokens, and a count of those computed; a step moves some counts up to the end, and
 whoever arrives there draws its next token. Prefill, decoding, resuming and coming back from preemption are that.
 
-Legend: T tokens of a step, D model width, B rows that draw, V vocabulary.
+Legend: T tokens of a step, D model width, B rows that draw, V vocabulary, N positions to score, S slots of the cache,
+L layers that route, K experts a token; slots_K: one for each key.
 """
 
 from __future__ import annotations

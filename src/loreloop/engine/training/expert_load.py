@@ -3,7 +3,7 @@
 A layer's violation is how far its fullest (emptiest) expert lies above (below) the mean, in units of the mean; `mean`
 and `max` are over layers.
 
-Legend: L layers that route, T tokens, K experts a token, E experts.
+Legend: L layers that route, T tokens, K experts a token, N experts chosen by all tokens (T × K), E experts.
 """
 
 from __future__ import annotations

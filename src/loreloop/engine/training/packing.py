@@ -6,6 +6,8 @@ A segment is a run of rows; its parent holds the tokens before it:
     sequences  a b c d | a b c e f | a b x        rows  0 1 2 3 4 5 6
     segments   [a b] → [c] → [d], [e f]                 a b c d e f x
                     → [x]
+
+Legend: T rows.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Equal ids that went to different experts must not be computed once. Each distinct route gets a number, and a token's
 identity for packing stands for its id and that number.
 
-Legend: T tokens, L layers that route, K experts a token.
+Legend: T tokens, L layers that route, K experts a token, N routes (tokens × layers), or tokens of one sequence.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Passes of one or several models go in, summed losses and per-token log-probabilities come out; gradients gather in the
 models' states. Between its steps the work calls back, so that sampling can slip in.
 
-Legend: T packed rows, D model width, U unique (row, target) pairs, N positions of a datum, K targets a position.
+Legend: T packed rows, D model width, U unique (row, target) pairs, N positions of a datum, K targets a position; of
+routes, L layers that route and K experts a token.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Segments without ancestors read their keys where they lie. The others gather the keys on their path to the root, and
 those of like sizes share a call. The backward pass gathers nothing (`tree_backward`).
 
-Legend: T rows, B segments of a call, Q queries, K keys, H query heads, G key/value heads, E head width.
+Legend: T rows, N rows in the order of the calls, B segments of a call, Q queries, K keys, H query heads, G key/value
+heads, E head width, L width of a latent.
 """
 
 from __future__ import annotations

@@ -94,9 +94,9 @@ def dense_spec(config: Mapping[str, Any], family: str, *, qkv_bias: bool, qk_nor
 
 
 def rope_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    # Newer configurations have `rope_parameters`, older ones `rope_scaling`; where both stand, the newer one is meant.
     """The settings of the rotary embedding under either of their names; empty where there are none. TypeError where
     they are no mapping."""
+    # Newer configurations have `rope_parameters`, older ones `rope_scaling`; where both stand, the newer one is meant.
     return as_settings("rope_scaling", config.get("rope_parameters") or config.get("rope_scaling") or {})
 
 

@@ -1,6 +1,8 @@
 """LLaVA: any plain decoder of this table behind a CLIP or SigLIP tower and two linear maps.
 
 An image is always as many tokens; they have ordinary positions.
+
+Legend: C colours, H rows, W columns of pixels, N tokens of an image, D width of the tower.
 """
 
 from __future__ import annotations
@@ -86,8 +88,8 @@ class Llava:
         )
 
     def tower(self, config: Mapping[str, Any]) -> Tower:
-        # Imported here, since transformers takes seconds to load and only models with a tower need it.
         """transformers' tower and projector, with weights that are not yet filled in."""
+        # Imported here, since transformers takes seconds to load and only models with a tower need it.
         from transformers import AutoModel, LlavaConfig
         from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 

@@ -1,6 +1,8 @@
 """Qwen3-VL, dense: Qwen3 with positions of three axes, and a tower that adds to the first layers as well.
 
 An image is a token for every square of 2 × 2 patches of its resized pixels.
+
+Legend: C colours, H rows, W columns of pixels, P patches, X numbers of a patch.
 """
 
 from __future__ import annotations
@@ -52,8 +54,8 @@ class Qwen3VL:
         )
 
     def tower(self, config: Mapping[str, Any]) -> Tower:
-        # Imported here, since transformers takes seconds to load and only models with a tower need it.
         """transformers' tower, with weights that are not yet filled in."""
+        # Imported here, since transformers takes seconds to load and only models with a tower need it.
         from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
         from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
