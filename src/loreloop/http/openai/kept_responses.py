@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from loreloop.http.addresses import limit_of
 from loreloop.http.bodies import LARGE_BYTES, answer
-from loreloop.http.openai.models import limit_of
 from loreloop.http.services import Services, asker, now, services
 from loreloop.protocol.as_sent import cleaned
 from loreloop.protocol.errors import BadRequest, NotFound, OutOfService, ServerError

@@ -14,15 +14,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from loreloop.http.addresses import limit_of
 from loreloop.http.bodies import answer
 from loreloop.http.services import INFER, Services, asker, has, may_use, services
-from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.store import deployments
 from loreloop.store.rows import Deployment, KeyRow
 from loreloop.text.templates.generation_defaults import DEFAULTED
 
-MAX_PAGE = 1000
 NEUTRAL: dict[str, float] = {name: getattr(WireSamplingParams(), name) for name in DEFAULTED}
 
 
@@ -96,16 +95,6 @@ def entry(name: str, root: str, created: int = 0) -> dict[str, Any]:
     moment = datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z")
     # OpenAI's and Anthropic's clients read the same list, each its own fields.
     return openai_fields | {"type": "model", "display_name": name, "created_at": moment}
-
-
-def limit_of(request: Request, usual: int = MAX_PAGE, most: int = MAX_PAGE) -> int:
-    """The page size that the request asks for; BadRequest unless it is a whole number from 1 to `most`."""
-    text = request.query_params.get("limit", str(usual))
-    # The length is bounded first: a number of a million digits takes long to read.
-    limit = int(text) if text.isdecimal() and len(text) < 10 else 0
-    if not 1 <= limit <= most:
-        raise BadRequest(f"limit is {text[:20]!r}; it must be a whole number from 1 to {most}.")
-    return limit
 
 
 ROUTES = [

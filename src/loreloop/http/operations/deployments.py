@@ -10,8 +10,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.deployments.rollout import Rollout
+from loreloop.http.addresses import limit_of
 from loreloop.http.bodies import answer, read_json
-from loreloop.http.openai.models import limit_of
 from loreloop.http.services import ADMIN, TRAIN, Services, asker, caller, has, services
 from loreloop.protocol.errors import BadRequest, ServerError, Unavailable
 from loreloop.protocol.loop_rest import SetDeployment

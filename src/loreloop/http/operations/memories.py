@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from loreloop.http.addresses import limit_of
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.generation.remembered import memory_summary, opened, parts_with
-from loreloop.http.openai.models import limit_of
 from loreloop.http.services import Services, asker, now, services
 from loreloop.memory.kept import KeptMemory, closed, to_bytes
 from loreloop.memory.memory import Forgotten, Memory, Parts

@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from loreloop.http.addresses import checkpoint_path
 from loreloop.http.bodies import answer
 from loreloop.http.services import ADMIN, TRAIN, caller, has, now, services
-from loreloop.http.tinker.runs import checkpoint_path
 from loreloop.protocol.paths import CheckpointKind
 from loreloop.store import checkpoints, overview, removal, runs
 from loreloop.store.files import delete

@@ -20,9 +20,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from loreloop.http.addresses import checkpoint_path
 from loreloop.http.bodies import answer, decode
 from loreloop.http.services import INFER, caller, now, services
-from loreloop.http.tinker.runs import checkpoint_path
 from loreloop.http.tinker.submission import Accepted, accept, live_run
 from loreloop.http.tinker.training import check_free, new_checkpoint
 from loreloop.protocol import paths, rest

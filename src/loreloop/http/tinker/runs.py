@@ -9,10 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from loreloop.http.addresses import checkpoint_path
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.services import INFER, TRAIN, Services, caller, now, services
 from loreloop.protocol.errors import BadRequest
-from loreloop.protocol.paths import CheckpointKind, CheckpointPath, parse_path
+from loreloop.protocol.paths import CheckpointKind, parse_path
 from loreloop.protocol.rest import TtlBody, WeightsInfoBody
 from loreloop.store import checkpoints, runs
 from loreloop.store.rows import CheckpointRow, RunRow
@@ -83,12 +84,6 @@ async def weights_info(request: Request) -> Response:
     parts = {"train_unembed": lora.train_unembed, "train_mlp": lora.train_mlp, "train_attn": lora.train_attn}
     optimizer = {"optimizer_config": {"type": "adamw"}}
     return answer({"base_model": run.base_model, "is_lora": True, "lora_rank": lora.rank, **parts, **optimizer})
-
-
-def checkpoint_path(request: Request) -> CheckpointPath:
-    """The checkpoint that the request's address names; BadRequest where it cannot be one."""
-    params = request.path_params
-    return parse_path(f"tinker://{params['run_id']}/{params['kind']}/{params['name']}")
 
 
 def page(request: Request, default_limit: int) -> tuple[int, int]:
