@@ -127,6 +127,10 @@ def test_what_cannot_be_is_refused_and_changes_nothing(route: str) -> None:
             assert said in await refused(script, 400, route, user("x"), **fields), fields
         long = {"metadata": {"user_id": "u" * 201}} if route == MESSAGES else {"user": "u" * 201}
         assert "200" in await refused(script, 400, route, user("x"), **long)
+        if route == MESSAGES:
+            for user_id in (17, False, ["ann"]):
+                metadata = {"metadata": {"user_id": user_id}}
+                assert "named by a text" in await refused(script, 400, route, user("x"), **metadata)
         assert "adds no turn" in await refused(script, 400, route, user("My code is 4711."), assistant("Noted."))
         if route == CHAT:
             assert "one answer" in await refused(script, 400, route, user("x"), n=2)
@@ -160,8 +164,9 @@ def test_a_client_without_the_field_names_its_memory_in_a_header_or_metadata(rou
         headers["x-loreloop-memory"] = "ann"
         assert (await say(script, route, "Two.", user("Hi."), memory=None))["memory"]["turns"] == 4
         assert "twice and differently" in await refused(script, 400, route, user("x"))
-        headers["x-loreloop-memory"] = "ann;budget=many"
-        assert "is not so" in await refused(script, 400, route, user("x"), memory=None)
+        for budget in ("many", "9" * 5000):
+            headers["x-loreloop-memory"] = f"ann;budget={budget}"
+            assert "is not so" in await refused(script, 400, route, user("x"), memory=None)
         del headers["x-loreloop-memory"]
         if route != CHAT:
             named = {"memory": None, "metadata": {"loreloop_memory": "ann;budget=400"}}
