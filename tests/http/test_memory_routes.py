@@ -12,7 +12,7 @@ from loreloop.protocol.sampling import SampleOp
 from loreloop.store.schema import MEMORIES
 from tests.http.scripted import CHAT, LIMIT, MESSAGES, RESPONSES, Script, play_script
 from tests.http.site import Site, play
-from tests.http.test_leaving import TOKEN_SECONDS
+from tests.http.test_leaving import TOKEN_SECONDS, Line
 from tests.http.test_remembered import ANN, EACH, STREAMING, assistant, lines, refused, say, shown, user
 
 AT = "http://site/loop/v1/memories"
@@ -73,6 +73,40 @@ def test_of_two_requests_on_one_memory_the_second_is_told_so_at_once(route: str,
         assert (await first).status_code == 200
         assert (await shown(site))["turns"] == 2
         assert (await site.client.post(f"http://site{route}", json=body)).status_code == 200
+
+    play(scene, engine=False)
+
+
+class Hasty(Line):
+    """Asks again when it hears that its turn is remembered, before it reads on."""
+
+    again: int | None = None
+
+    def __init__(self, site: Site, path: str, body: dict[str, Any]) -> None:
+        super().__init__(site, path, body)
+        self.site, self.path, self.body_sent = site, path, body
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await super().send(message)
+        if self.again is None and b'"remembered":' in self.body:
+            self.again = 0
+            body = {"model": "fake", "seed": 1} | self.body_sent | {"stream": False}
+            self.again = (await self.site.client.post(f"http://site{self.path}", json=body)).status_code
+
+
+@EACH
+def test_who_is_told_that_a_turn_is_remembered_can_ask_at_once(route: str) -> None:
+    field = "input" if route == RESPONSES else "messages"
+
+    async def scene(site: Site) -> None:
+        await site.start_engine()
+        key = site.new_key("admin")
+        site.new_key, site.client = lambda *_: key, site.client_with(key)  # type: ignore[method-assign]
+        hasty = Hasty(site, route, {LIMIT[route]: 5, field: [user("11")], "memory": ANN, "stream": True})
+        await asyncio.wait_for(hasty.task, 10)
+        assert hasty.again == 200
+        assert (await shown(site))["turns"] == 4
+        assert not site.services.remembering
 
     play(scene, engine=False)
 

@@ -169,6 +169,7 @@ class MemoryTurn:
         self.asked: Asked | None = None
         self.chat_request: ChatRequest | None = None
         self.saving: asyncio.Future[None] | None = None
+        self.is_over = False
         self.warning: str | None = None
 
     def begin(self, chat_request: ChatRequest) -> ChatRequest:
@@ -215,6 +216,9 @@ class MemoryTurn:
             await asyncio.shield(self.saving)  # a client that leaves now does not leave half a turn
         except LoreloopError as error:
             self.warning = f"The answer came, but this turn is not in memory {self.name.id!r}: {error.message}"
+        finally:
+            if self.saving.done():
+                self._release()  # who has been told the end may ask again before the stream is closed
         return memory_summary(self.name.id, self.kept, self.revision) | {"remembered": self.warning is None}
 
     def _finish(self, answer: tuple[Turn, ...], *, cut: bool) -> None:
@@ -240,6 +244,12 @@ class MemoryTurn:
             elif self.saving is not None:
                 await asyncio.gather(self.saving, return_exceptions=True)  # whoever waited for it has heard
         finally:
+            self._release()
+
+    def _release(self) -> None:
+        """Lets the next request on the memory. Only once: a second time that one would be on it."""
+        if not self.is_over:
+            self.is_over = True
             self.served.remembering.discard(self.name)
 
 
