@@ -12,7 +12,7 @@ from loreloop.protocol.sampling import SampleOp
 from loreloop.store.schema import MEMORIES
 from tests.http.scripted import CHAT, LIMIT, MESSAGES, RESPONSES, Script, play_script
 from tests.http.site import Site, play
-from tests.http.test_leaving import TOKEN_SECONDS
+from tests.http.test_leaving import TOKEN_SECONDS, Line
 from tests.http.test_remembered import ANN, EACH, STREAMING, assistant, lines, refused, say, shown, user
 
 AT = "http://site/loop/v1/memories"
@@ -77,6 +77,40 @@ def test_of_two_requests_on_one_memory_the_second_is_told_so_at_once(route: str,
     play(scene, engine=False)
 
 
+class Hasty(Line):
+    """Asks again when it hears that its turn is remembered, before it reads on."""
+
+    again: int | None = None
+
+    def __init__(self, site: Site, path: str, body: dict[str, Any]) -> None:
+        super().__init__(site, path, body)
+        self.site, self.path, self.body_sent = site, path, body
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await super().send(message)
+        if self.again is None and b'"remembered":' in self.body:
+            self.again = 0
+            body = {"model": "fake", "seed": 1} | self.body_sent | {"stream": False}
+            self.again = (await self.site.client.post(f"http://site{self.path}", json=body)).status_code
+
+
+@EACH
+def test_who_is_told_that_a_turn_is_remembered_can_ask_at_once(route: str) -> None:
+    field = "input" if route == RESPONSES else "messages"
+
+    async def scene(site: Site) -> None:
+        await site.start_engine()
+        key = site.new_key("admin")
+        site.new_key, site.client = lambda *_: key, site.client_with(key)  # type: ignore[method-assign]
+        hasty = Hasty(site, route, {LIMIT[route]: 5, field: [user("11")], "memory": ANN, "stream": True})
+        await asyncio.wait_for(hasty.task, 10)
+        assert hasty.again == 200
+        assert (await shown(site))["turns"] == 4
+        assert not site.services.remembering
+
+    play(scene, engine=False)
+
+
 def test_ids_belong_to_a_key_and_a_user() -> None:
     async def scene(script: Script) -> None:
         site = script.site
@@ -127,6 +161,10 @@ def test_what_cannot_be_is_refused_and_changes_nothing(route: str) -> None:
             assert said in await refused(script, 400, route, user("x"), **fields), fields
         long = {"metadata": {"user_id": "u" * 201}} if route == MESSAGES else {"user": "u" * 201}
         assert "200" in await refused(script, 400, route, user("x"), **long)
+        if route == MESSAGES:
+            for user_id in (17, False, ["ann"]):
+                metadata = {"metadata": {"user_id": user_id}}
+                assert "named by a text" in await refused(script, 400, route, user("x"), **metadata)
         assert "adds no turn" in await refused(script, 400, route, user("My code is 4711."), assistant("Noted."))
         if route == CHAT:
             assert "one answer" in await refused(script, 400, route, user("x"), n=2)
@@ -160,8 +198,9 @@ def test_a_client_without_the_field_names_its_memory_in_a_header_or_metadata(rou
         headers["x-loreloop-memory"] = "ann"
         assert (await say(script, route, "Two.", user("Hi."), memory=None))["memory"]["turns"] == 4
         assert "twice and differently" in await refused(script, 400, route, user("x"))
-        headers["x-loreloop-memory"] = "ann;budget=many"
-        assert "is not so" in await refused(script, 400, route, user("x"), memory=None)
+        for budget in ("many", "9" * 5000):
+            headers["x-loreloop-memory"] = f"ann;budget={budget}"
+            assert "is not so" in await refused(script, 400, route, user("x"), memory=None)
         del headers["x-loreloop-memory"]
         if route != CHAT:
             named = {"memory": None, "metadata": {"loreloop_memory": "ann;budget=400"}}

@@ -292,6 +292,20 @@ def test_what_the_server_called_itself_is_remembered(stream: bool, monkeypatch: 
     play_script(scene)
 
 
+@STREAMING
+def test_calls_that_a_loop_leaves_to_its_caller_are_remembered_as_told(stream: bool) -> None:
+    async def scene(script: Script) -> None:
+        asked = {"tools": TOOLS[CHAT], "memory": ANN, "agent_loop": {}, "stream": stream}
+        told = (await script.ask(CHAT, CALL, messages=[user("Fox?")], **asked)).text
+        ((call_id, _, _),) = [c.values() for turn in (await shown(script.site))["open"] for c in turn["calls"]]
+        assert f'"{call_id}"' in told
+        result = {"role": "tool", "tool_call_id": call_id, "content": "brown"}
+        await say(script, CHAT, "It is brown.", result, tools=TOOLS[CHAT], agent_loop={}, stream=stream)
+        assert (await lines(script.site))[-2:] == ["tool: brown", "assistant: It is brown."]
+
+    play_script(scene)
+
+
 def test_nothing_is_counted_or_edited_on_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
 

@@ -1,5 +1,8 @@
 """What the surface says of a passage depends on the memory as it is now, not on those that were looked at before."""
 
+import time
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -29,3 +32,11 @@ def test_words_that_stand_already_are_worth_less_the_oftener_they_do() -> None:
 
     assert worth(*(0, 1, 2) * 3) < worth(*(0, 1, 2) * 2) < worth()
     assert worth(3, 4) == worth()
+
+
+@pytest.mark.parametrize("piece", ["“", '"', "“ab", "my ", "my a-", "a'", ". ", "x", "\n"])
+def test_a_text_that_is_made_to_hurt_is_judged_quickly(piece: str) -> None:
+    text = piece * (40_000 // len(piece))
+    started = time.process_time()
+    SurfaceImportance().worth(replace(NEW, text=text), ())
+    assert time.process_time() - started < 5

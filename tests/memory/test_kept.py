@@ -127,3 +127,20 @@ def test_several_instructions_are_one_system_turn_with_the_memory_behind_them() 
     assert sent[0].content.endswith("user: Hi.\nassistant: Hello.\n")
     bare = begun()
     assert prompt_turns(bare, asked_of(bare, (user("x"),))) == (user("x"),)
+
+
+def test_calls_that_the_server_made_are_not_looked_for_in_what_a_client_sends_again() -> None:
+    first = told(begun(), user("Hi."), answer=assistant("Hello."))
+    own = MadeCall("own", "ask", "{}")
+    made = (assistant("", CALL), Turn("tool", "It sleeps.", call_id="c1"))
+    said = (user("Hi."), assistant("Hello."), user("And the cat?"))
+    asked = asked_of(first, said)
+
+    over = with_answer(first, asked, (*made, assistant("Asleep.")), PARTS, cut=False)
+    assert asked_of(over, (*said, assistant("Asleep."), user("Good."))).new == (user("Good."),)
+
+    waiting = with_answer(first, asked, (*made, assistant("", own)), PARTS, cut=False)
+    result = Turn("tool", "yes", call_id="own")
+    for turns in ((result,), (*said, assistant("", own), result)):
+        goes_on = asked_of(waiting, turns)
+        assert (goes_on.exchange, goes_on.new) == (waiting.open, (result,))

@@ -20,7 +20,8 @@ from loreloop.memory.words import is_negation, is_number, words_of
 FIRST_PERSON = re.compile(r"\b(?:I|I['’]\w+|[Mm]y|[Mm]ine|[Ww]e|[Ww]e['’]\w+|[Oo]ur|[Mm]e)\b")
 SECOND_PERSON = re.compile(r"\b(?:you|your|yours|you['’]\w+)\b", re.IGNORECASE)
 PAST = re.compile(r"\b(?:was|were|went|got|had|did|made|took|said|bought|saw|met|found|gave|\w{2,}ed)\b")
-QUOTED = re.compile(r"[\"“][^\"”]{2,}[\"”]")
+# A quotation holds no opening mark: else every one of many that nothing closes is followed to the end of the text.
+QUOTED = re.compile(r"[\"“][^\"“”]{2,}[\"”]")
 STATES = re.compile(r"\b[Mm]y(?: [\w'’-]+){1,4} (?:is|are|was|has changed|changed)\b")
 PREFERENCE = re.compile(
     r"\b(?:prefer|favou?rite|always|never|hate|allergic|from now on|remember|instead)\b", re.IGNORECASE

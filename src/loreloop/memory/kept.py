@@ -87,8 +87,10 @@ def asked_of(kept: KeptMemory, turns: Sequence[Turn], begun: str = "") -> Asked:
             "Send the new messages alone, or the whole conversation; another one needs a memory of its own."
         )
     goes_on = bool(kept.open) and new[0].role == "tool"
-    as_sent = said[known - len(kept.open) : known] if known >= len(kept.open) else kept.open  # with its pictures
-    exchange = as_sent if goes_on else ()
+    as_sent = said[max(0, known - len(kept.open)) : known]
+    # What the client sends again has its pictures, but lacks the calls that the server made itself.
+    is_whole = list(map(mark_of, as_sent)) == list(map(mark_of, kept.open))
+    exchange = (as_sent if is_whole else kept.open) if goes_on else ()
     _check_results((*exchange, *new))
     return Asked(system, exchange, new)
 
@@ -128,11 +130,13 @@ def with_answer(kept: KeptMemory, asked: Asked, answer: Sequence[Turn], parts: P
     """The memory after a turn. `answer` are all turns behind the new ones; of one that was `cut`, what was shown."""
     turns = (*asked.exchange, *asked.new, *answer)
     before = len(turns) if not answer[-1].calls else _last_question(turns)
+    # The calls that the server made itself stand between the two, and no client sends them again.
+    question = asked.new[-1]
     return msgspec.structs.replace(
         kept,
         state=appended(kept.state, turns[:before], parts),
         open=tuple(map(plain, turns[before:])),
-        marks=(mark_of(turns[-2]), CUT if cut else mark_of(turns[-1])),
+        marks=(mark_of(question), CUT if cut else mark_of(turns[-1])),
     )
 
 

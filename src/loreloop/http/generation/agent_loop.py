@@ -108,7 +108,9 @@ class AgentRun:
             all_registered = bool(whole.calls) and all(box.holds(call.name) for call in whole.calls)
             # The bounds are looked at between answers, so that an answer that has begun is always finished.
             if not all_registered or box.spent:
-                chat = replace(chat, warning=with_note(chat.warning, UNMADE)) if all_registered else chat
+                if all_registered:
+                    chat = replace(chat, warning=with_note(chat.warning, UNMADE))
+                    whole.warning = with_note(whole.warning, UNMADE)
                 yield Finished(chat, whole, result, turns[len(self.chat_request.conversation.turns) :])
                 return
             # Some families write no ids; results must refer to their calls all the same.

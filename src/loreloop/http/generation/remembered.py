@@ -43,6 +43,7 @@ from loreloop.text.conversation import MadeCall, Turn
 
 LOG = logging.getLogger(__name__)
 HEADER, METADATA = "x-loreloop-memory", "loreloop_memory"
+BUDGET_DIGITS = 10
 STATE = "memory_turn"  # in the request's state, for the end of the request
 
 
@@ -72,7 +73,9 @@ class Wanted:
 def field_of(text: object) -> MemoryField:
     """`id` or `id;budget=4096`, as it stands in a header."""
     id, sign, budget = str(text).replace(" ", "").partition(";budget=")
-    value = {"id": id} | ({"budget_tokens": int(budget) if budget.isdecimal() else budget} if sign else {})
+    # Python refuses to read thousands of digits, and no budget has more than these.
+    is_number = budget.isdecimal() and len(budget) <= BUDGET_DIGITS
+    value = {"id": id} | ({"budget_tokens": int(budget) if is_number else budget[:80]} if sign else {})
     try:
         return msgspec.convert(value, MemoryField)
     except msgspec.ValidationError as error:
@@ -137,7 +140,13 @@ def _turn(request: Request, model: Model, wanted: Wanted) -> MemoryTurn | None:
     field = wanted.of(request)
     if field is None:
         return None
-    name = MemoryName(model.owner, wanted.user if isinstance(wanted.user, str) else "", field.id)
+    # Users who are told apart by anything else than a text would share the memories of the key's own.
+    if wanted.user is not None and not isinstance(wanted.user, str):
+        raise BadRequest(
+            f"A memory belongs to a user who is named by a text, and {str(wanted.user)[:40]!r} is "
+            f"{type(wanted.user).__name__}; send the user as a string, or leave it out."
+        )
+    name = MemoryName(model.owner, wanted.user or "", field.id)
     check_name(name)
     return MemoryTurn(services(request), model, name, field)
 
@@ -160,6 +169,7 @@ class MemoryTurn:
         self.asked: Asked | None = None
         self.chat_request: ChatRequest | None = None
         self.saving: asyncio.Future[None] | None = None
+        self.is_over = False
         self.warning: str | None = None
 
     def begin(self, chat_request: ChatRequest) -> ChatRequest:
@@ -206,6 +216,9 @@ class MemoryTurn:
             await asyncio.shield(self.saving)  # a client that leaves now does not leave half a turn
         except LoreloopError as error:
             self.warning = f"The answer came, but this turn is not in memory {self.name.id!r}: {error.message}"
+        finally:
+            if self.saving.done():
+                self._release()  # who has been told the end may ask again before the stream is closed
         return memory_summary(self.name.id, self.kept, self.revision) | {"remembered": self.warning is None}
 
     def _finish(self, answer: tuple[Turn, ...], *, cut: bool) -> None:
@@ -231,6 +244,12 @@ class MemoryTurn:
             elif self.saving is not None:
                 await asyncio.gather(self.saving, return_exceptions=True)  # whoever waited for it has heard
         finally:
+            self._release()
+
+    def _release(self) -> None:
+        """Lets the next request on the memory. Only once: a second time that one would be on it."""
+        if not self.is_over:
+            self.is_over = True
             self.served.remembering.discard(self.name)
 
 

@@ -75,7 +75,7 @@ async def whole_answer(run: AgentRun, body: ChatCompletion, tools: Tools, memory
                 trace.append({"name": call.name, "arguments": call.arguments, "output": event.output})
             elif isinstance(event, Finished):
                 pending = PendingAnswer(body, event.chat, int(now()), memory)
-                choice = pending.choice(0, event.result.sequences[0])
+                choice = pending.choice(0, event.result.sequences[0], event.reply)
                 remembered = await memory.keep(made=event.made, whole=event.reply)
     fields = {"choices": [choice], "usage": usage(run.ops, run.found), "tool_trace": trace} | remembered
     response = answer(pending.frame("chat.completion") | fields)

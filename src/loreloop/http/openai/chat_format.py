@@ -146,11 +146,12 @@ class PendingAnswer:
         told = {"choices": choices, "usage": usage([self.chat.op], [result])} | await self.memory.keep()
         return self.frame("chat.completion") | told
 
-    def choice(self, index: int, sequence: SampledSequence) -> dict[str, Any]:
-        """One sample as a whole choice, with its message and its log-probabilities where they were asked for."""
+    def choice(self, index: int, sequence: SampledSequence, read: WholeReply | None = None) -> dict[str, Any]:
+        """One sample as a whole choice, with its message and its log-probabilities where they were asked for. A reply
+        that was `read` already is not read again: its calls would get other ids."""
         # The reply is read from the same tokens that are scored, so both lists have the same length.
         scored = scored_sequence(sequence)
-        reply = whole_reply(self.chat, [one.token for one in scored])
+        reply = read or whole_reply(self.chat, [one.token for one in scored])
         finish = finish_of(sequence, makes_calls=bool(reply.calls) and not reply.cut)
         return {
             "index": index,
