@@ -122,4 +122,4 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path):
     command = [sys.executable, "-m", "loreloop.cli", "models", "count", str(file)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert "not a model's configuration" in ended.stderr
+    assert "list.json holds no JSON object, but a list" in ended.stderr

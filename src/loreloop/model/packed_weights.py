@@ -155,7 +155,8 @@ class PackedWeight:
             elif isinstance(self.codes, Codes) and kernels.supports(x_TI):
                 y_TO = kernels.product(x_TI, self.codes)
             else:
-                return plain(x_TI, self.dense().to(x_TI), bias_O)
+                y_TO = plain(x_TI, self.dense().to(x_TI), None)
+            # The bias comes after the product was rounded on every processor, so that all round alike.
             return y_TO if bias_O is None else y_TO + bias_O
 
         return linear
