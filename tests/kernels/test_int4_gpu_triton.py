@@ -137,7 +137,7 @@ def test_compilers_take_the_kernels_without_a_gpu(kernel, capability, tmp_path, 
     tile = (FORWARD if kernel == "forward" else BACKWARD)[1 << 62]
     constants = {"n_e": 64, "n_r": tile.rows, "OFFSETS": False, "HALF": False, "PLAIN": False}
     constants |= {"n_o": tile.d_out, "WHOLE": True} if kernel == "forward" else {"n_b": tile.d_out // 128, "n_o": 64}
-    types = {"starts": "*i32", "words": "*i32", "scales": "*i64", "offsets": "*i64", "at": "*i64"}
+    types = {"starts": "*i32", "words": "*i32", "scales": "*i64", "offsets": "*i64", "places": "*i64"}
     types |= dict.fromkeys(("x", "y", "dy", "dx"), "*bf16") | dict.fromkeys(("n_experts", "d_out", "d_in"), "i32")
     names = function.arg_names
     signature = {name: types.get(name, "constexpr") for name in names}
