@@ -11,7 +11,7 @@ from loreloop.cli.chat import SERVER_KEY, SERVER_URL
 from loreloop.cli.memory_answers import answers
 from loreloop.cli.memory_chat import chat
 from loreloop.cli.memory_files import forget, resize, show
-from loreloop.cli.memory_inputs import chosen, counter
+from loreloop.cli.memory_inputs import BUDGETS, FAULTS, ONLY, chosen, counter
 from loreloop.cli.memory_parts import IMPORTANCE, REFILL, asks_a_model, parts_of
 from loreloop.cli.memory_train import train
 from loreloop.cli.models import DATA
@@ -42,19 +42,9 @@ for verb in (answers, chat, show, forget, resize, train):
     show_default=True,
     help="The data set that FILE is of.",
 )
-@click.option(
-    "--faults",
-    type=click.Path(exists=True, path_type=Path),
-    help="A file of wrong labels of LoCoMo, which are then corrected.",
-)
-@click.option("--only", multiple=True, help="Use this conversation, by its name. Repeatable.")
-@click.option(
-    "--budget",
-    "budgets",
-    multiple=True,
-    type=float,
-    help="What a memory may keep: a share up to 1, or tokens. Repeatable.",
-)
+@FAULTS
+@ONLY
+@BUDGETS
 @click.option("--model", default="smollm2-135m", show_default=True, help="The model whose tokenizer counts the tokens.")
 @click.option("--quick", is_flag=True, help="Without FILE: leave the histories of 10,000 turns out.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: all figures, by kind of question too.")

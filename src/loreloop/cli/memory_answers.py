@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loreloop.cli.chat import SERVER_KEY, SERVER_URL
+from loreloop.cli.memory_inputs import BUDGETS, FAULTS, ONLY
 from loreloop.cli.models import DATA
 
 if TYPE_CHECKING:
@@ -18,19 +19,9 @@ MOST_WRITTEN = 256  # tokens of one text that a baseline has the model write
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--faults",
-    type=click.Path(exists=True, path_type=Path),
-    help="A file of wrong labels of LoCoMo, which are then corrected.",
-)
-@click.option("--only", multiple=True, help="Use this conversation, by its name. Repeatable.")
-@click.option(
-    "--budget",
-    "budgets",
-    multiple=True,
-    type=float,
-    help="What a memory may keep: a share up to 1, or tokens. Repeatable.",
-)
+@FAULTS
+@ONLY
+@BUDGETS
 @click.option("--contender", "named", multiple=True, help="Measure this row, by its name; by default all. Repeatable.")
 @click.option("--model", default=None, help="Which model answers; by default the first served.")
 @SERVER_URL

@@ -5,9 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from loreloop.memory.condense import CountTokens
     from loreloop.memory.evaluation.cases import Conversation
+
+FAULTS = click.option(
+    "--faults",
+    type=click.Path(exists=True, path_type=Path),
+    help="A file of wrong labels of LoCoMo, which are then corrected.",
+)
+ONLY = click.option("--only", multiple=True, help="Use this conversation, by its name. Repeatable.")
+BUDGETS = click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    type=float,
+    help="What a memory may keep: a share up to 1, or tokens. Repeatable.",
+)
 
 
 def counter(data_dir: str, model: str) -> CountTokens:

@@ -14,7 +14,7 @@ import msgspec
 from loreloop.memory import turns as memory_turns
 from loreloop.memory.chat import PREFACE
 from loreloop.memory.memory import Memory, Parts
-from loreloop.memory.persistence import from_json
+from loreloop.memory.persistence import decoded, from_json
 from loreloop.memory.state import MemoryState, passage, text_of
 from loreloop.protocol.errors import BadRequest
 from loreloop.text.conversation import Picture, Turn, turn_of_parts
@@ -48,12 +48,7 @@ def to_bytes(kept: KeptMemory) -> bytes:
 
 def from_bytes(data: bytes) -> KeptMemory:
     """Raises BadRequest for anything but what this version wrote."""
-    try:
-        saved = msgspec.json.decode(data, type=_Saved)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise BadRequest(
-            f"The memory's saved state cannot be read: {error}. Restore the file from a copy, or begin anew."
-        ) from error
+    saved = decoded(data, _Saved)
     return KeptMemory(from_json(bytes(saved.state)), saved.counted_by, open=saved.open, marks=saved.marks)
 
 

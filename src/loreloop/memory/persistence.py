@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 
 from loreloop.memory.state import VERSION, MemoryState
 from loreloop.protocol.errors import BadRequest
+
+T = TypeVar("T")
 
 
 def to_json(state: MemoryState) -> bytes:
@@ -15,12 +19,7 @@ def to_json(state: MemoryState) -> bytes:
 
 def from_json(data: bytes) -> MemoryState:
     """Raises BadRequest for anything but a state that this version wrote."""
-    try:
-        state = msgspec.json.decode(data, type=MemoryState)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise BadRequest(
-            f"The memory's saved state cannot be read: {error}. Restore the file from a copy, or begin anew."
-        ) from error
+    state = decoded(data, MemoryState)
     if state.version != VERSION:
         raise BadRequest(
             f"The memory's saved state has version {state.version}, and this loreloop reads version {VERSION}. Use the "
@@ -31,6 +30,16 @@ def from_json(data: bytes) -> MemoryState:
     if wrong:
         raise BadRequest(f"The memory's saved state is broken: {wrong}. Restore the file from a copy, or begin anew.")
     return state
+
+
+def decoded(data: bytes, kind: type[T]) -> T:
+    """What was saved, as a value of this kind; BadRequest where the JSON is none of it."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise BadRequest(
+            f"The memory's saved state cannot be read: {error}. Restore the file from a copy, or begin anew."
+        ) from error
 
 
 def what_is_wrong(state: MemoryState) -> str:

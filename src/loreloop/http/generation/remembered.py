@@ -174,11 +174,8 @@ class MemoryTurn:
 
     def begin(self, chat_request: ChatRequest) -> ChatRequest:
         """Raises BadRequest for a budget that is none, and turns that do not go on from the memory's last."""
-        store, base_model = (
-            MemoriesOf(self.served.store, self.name.key_id, self.name.user),
-            self.model.target.base_model,
-        )
-        saved = store.load(self.name.id)
+        base_model = self.model.target.base_model
+        saved = MemoriesOf(self.served.store, self.name.key_id, self.name.user).load(self.name.id)
         kept = self._begun() if saved is None else self._opened(saved)
         self.asked = asked_of(kept, chat_request.conversation.turns, chat_request.conversation.begun)
         kept = kept if self.asked.exchange else closed(kept, self.parts)
