@@ -35,16 +35,17 @@ MAY_IMPORT = {
     "deployments": {"protocol", "config", "store", "text"},
     "mcp": {"protocol", "config", "store", "text"},
     "memory": {"protocol", "text"},
-    "http": {"protocol", "config", "store", "text", "images", "host", "deployments", "mcp", "memory"},
+    "learn": {"protocol", "config", "text"},
+    "http": {"protocol", "config", "store", "text", "images", "host", "deployments", "mcp", "memory", "learn"},
     "demo": set(),
     "cli": {
         *("protocol", "config", "store", "text", "model", "formats", "engine", "scheduler", "host"),
-        *("deployments", "mcp", "memory", "http", "demo"),
+        *("deployments", "mcp", "memory", "learn", "http", "demo"),
     },
 }
 NO_TORCH = {
     *("protocol", "config", "store", "text", "images", "scheduler", "host"),
-    *("deployments", "mcp", "memory", "http", "demo"),
+    *("deployments", "mcp", "memory", "learn", "http", "demo"),
 }
 # Sub-rooms that must not know one another: what they share stands in the room above them.
 STRANGERS = (
