@@ -4,7 +4,7 @@ import numpy as np
 import tinker
 
 from loreloop.learn.learners.policy import Scored
-from loreloop.learn.rollouts.traces import Trace, trace_of
+from loreloop.learn.rollouts.traces import Trace, traces_of
 from loreloop.learn.rollouts.values import Observed, Rollout, Sampled
 
 
@@ -18,7 +18,8 @@ def rollout(*turns: Observed | Sampled, reward: float = 0.0, prompt: tuple[int, 
 
 
 def trace(*turns: Observed | Sampled, reward: float = 0.0, **more) -> Trace:
-    return trace_of(rollout(*turns, reward=reward, **more))
+    (only,) = traces_of(rollout(*turns, reward=reward, **more))
+    return only
 
 
 def scored(*turns: Observed | Sampled, reward: float = 0.0, **known) -> Scored:

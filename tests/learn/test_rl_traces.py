@@ -6,8 +6,8 @@ import tinker
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loreloop.learn.rollouts.traces import trace_of, whole_input
-from loreloop.learn.rollouts.values import Observed, Rollout, Sampled
+from loreloop.learn.rollouts.traces import traces_of, whole_input
+from loreloop.learn.rollouts.values import Context, Observed, Rollout, Sampled
 from tests.learn.rollout_rig import rollout, sampled, trace
 
 
@@ -31,7 +31,7 @@ def test_what_comes_behind_the_last_answer_is_left_out() -> None:
 def test_an_image_in_the_prompt_keeps_its_places() -> None:
     image = tinker.types.ImageChunk(data=b"x", format="png", expected_tokens=3)
     prompt = tinker.ModelInput(chunks=[tinker.EncodedTextChunk(tokens=[1]), image, tinker.EncodedTextChunk(tokens=[2])])
-    row = trace_of(Rollout(prompt, (sampled(7, 8),), 1.0))
+    (row,) = traces_of(Rollout(prompt, (sampled(7, 8),), 1.0))
     assert row.model_input.length == len(row.targets) == 6
     assert row.targets.tolist() == [0, 0, 0, 2, 7, 8]
     assert row.learned.tolist() == [False] * 4 + [True] * 2
@@ -44,8 +44,21 @@ def test_a_turn_that_is_not_to_be_learned_is_none_of_the_learned() -> None:
 
 @pytest.mark.parametrize("turns", [(Observed((4,)),), (sampled(),)])
 def test_nothing_said_is_nothing_to_learn(turns: tuple) -> None:
-    with pytest.raises(ValueError, match="at least one sampled token"):
-        trace_of(rollout(*turns))
+    assert traces_of(rollout(*turns)) == []
+
+
+def test_a_rollout_without_a_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        trace(sampled(4), prompt=())
+
+
+def test_an_episode_whose_past_was_told_anew_has_several_rows() -> None:
+    earlier = Context(tinker.ModelInput.from_ints([9, 9]), (sampled(4, reward=0.5), Observed((5,))))
+    first, last = traces_of(rollout(sampled(6, reward=0.25), reward=1.0, earlier=(earlier,)))
+    assert (first.targets.tolist(), last.targets.tolist()) == ([9, 4], [2, 3, 6])
+    np.testing.assert_allclose(first.earned, [0, 0.5])
+    np.testing.assert_allclose(last.earned, [0, 0, 0.5])
+    assert first.rollout is last.rollout
 
 
 def test_a_sampled_token_has_all_that_is_known_of_it() -> None:
@@ -69,7 +82,7 @@ def test_rows_of_any_turns_add_up(turns: list, reward: float) -> None:
     whole = rollout(*(turns or [sampled(4)]), reward=reward)
     if not any(turn.tokens for turn in whole.answers):
         return
-    row = trace_of(whole)
+    (row,) = traces_of(whole)
     assert row.earned.sum() == pytest.approx(reward, abs=1e-4)
     assert row.n_learned == whole.n_sampled
     assert row.model_input.length == len(row.targets)

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 
 import tinker
 
-from loreloop.learn.advantages import centred
 from loreloop.learn.corrections import NO_CORRECTION, Correction
 from loreloop.learn.learners.kl import KlPenalty
-from loreloop.learn.learners.policy import Need, Normalisation, ScoredGroup, informative, reward_of, spread_over
+from loreloop.learn.learners.policy import Need, Normalisation, ScoredGroup, compared, informative
 from loreloop.learn.learners.shaping import needs_of, shaped
 
 
@@ -48,8 +47,5 @@ class Cispo:
     def datums(self, groups: Sequence[ScoredGroup]) -> list[tinker.Datum]:
         """One datum for each answer that is better or worse than its group."""
         kept = informative(groups) if self.skip_flat and not self.kl.strength else groups
-        rows = []
-        for group in kept:
-            advantages = centred([reward_of(scored) for scored in group], scaled=self.scaled)
-            rows += [spread_over(scored, float(value)) for scored, value in zip(group, advantages, strict=True)]
+        rows = [row for group in kept for row in compared(group, scaled=self.scaled)]
         return shaped(rows, self.correction, self.kl, self.normalisation)

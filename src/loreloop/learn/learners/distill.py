@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import tinker
 
-from loreloop.learn.advantages import centred
-from loreloop.learn.learners.policy import Need, Normalisation, ScoredGroup, Weighted, datums_of, normalised, reward_of
+from loreloop.learn.learners.policy import Need, Normalisation, ScoredGroup, Weighted, compared, datums_of, normalised
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,9 @@ class Distill:
         """One datum for each answer; groups only count where rewards do."""
         rows = []
         for group in groups:
-            earned = self.reward * centred([reward_of(scored) for scored in group])
-            for scored, own in zip(group, earned, strict=True):
+            for row in compared(group, scaled=True):
+                scored = row.scored
                 nats = np.clip(scored.known("teacher") - scored.old, -self.most, self.most)
-                rows.append(Weighted(scored, np.where(scored.trace.learned, self.strength * nats + own, 0.0)))
+                own = self.strength * nats + self.reward * row.advantages
+                rows.append(Weighted(scored, np.where(scored.trace.learned, own, 0.0)))
         return datums_of(normalised(rows, self.normalisation))

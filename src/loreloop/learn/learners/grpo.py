@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import tinker
 
-from loreloop.learn.advantages import Overlong, centred
+from loreloop.learn.advantages import Overlong
 from loreloop.learn.corrections import NO_CORRECTION, Correction
 from loreloop.learn.learners.kl import KlPenalty
 from loreloop.learn.learners.policy import (
@@ -23,9 +23,8 @@ from loreloop.learn.learners.policy import (
     Scored,
     ScoredGroup,
     Weighted,
+    compared,
     informative,
-    reward_of,
-    spread_over,
 )
 from loreloop.learn.learners.shaping import needs_of, shaped
 
@@ -73,9 +72,7 @@ class Grpo:
 
     def weighed(self, group: ScoredGroup) -> list[Weighted]:
         """The group with its advantages, as they are before a correction."""
-        rewards = [reward_of(scored) + self._overlong(scored) for scored in group]
-        advantages = centred(rewards, scaled=self.scaled)
-        return [spread_over(scored, float(value)) for scored, value in zip(group, advantages, strict=True)]
+        return compared(group, scaled=self.scaled, extra=self._overlong)
 
     def _overlong(self, scored: Scored) -> float:
-        return self.overlong.penalty(scored.trace.n_learned) if self.overlong else 0.0
+        return self.overlong.penalty(scored.trace.rollout.n_sampled) if self.overlong else 0.0

@@ -6,7 +6,7 @@ over tokens, so whatever a learner divides by is in the advantages that it write
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -14,7 +14,7 @@ import numpy as np
 import tinker
 from numpy.typing import NDArray
 
-from loreloop.learn.advantages import is_flat
+from loreloop.learn.advantages import centred, is_flat
 from loreloop.learn.rollouts.traces import Trace
 
 Array = NDArray[np.float64]
@@ -94,6 +94,19 @@ def reward_of(scored: Scored) -> float:
 def informative(groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
     """Without the groups in which all earned the same: their advantages are zero, and passes over them cost time."""
     return [group for group in groups if not is_flat([reward_of(scored) for scored in group])]
+
+
+def compared(
+    group: ScoredGroup, *, scaled: bool, extra: Callable[[Scored], float] = lambda scored: 0.0
+) -> list[Weighted]:
+    """Each answer's advantage over its group, for every token that the model said. `extra` is added to rewards.
+
+    An episode of several rows counts once, and all of its rows get its advantage.
+    """
+    first = {id(scored.trace.rollout): scored for scored in reversed(group)}
+    values = centred([reward_of(scored) + extra(scored) for scored in first.values()], scaled=scaled)
+    advantages = dict(zip(first, values, strict=True))
+    return [spread_over(scored, float(advantages[id(scored.trace.rollout)])) for scored in group]
 
 
 def spread_over(scored: Scored, advantage: float) -> Weighted:

@@ -6,14 +6,14 @@ Pure functions over numpy; knows no learner and no client. Legend: N positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import tinker
 from numpy.typing import NDArray
 
-from loreloop.learn.rollouts.values import Observed, Rollout, Sampled
+from loreloop.learn.rollouts.values import Context, Observed, Rollout, Sampled
 
 Floats = NDArray[np.float32]
 
@@ -41,31 +41,33 @@ class Trace:
         return int(self.learned.sum())
 
 
-def trace_of(rollout: Rollout) -> Trace:
-    """The row of a rollout. What was observed behind the last answer is left out, as nothing is learned there.
+def traces_of(rollout: Rollout) -> list[Trace]:
+    """The rows of a rollout: one, or as many as an environment has broken it into. What was observed behind a row's
+    last answer is left out, as nothing is learned there.
 
-    ValueError for a rollout without a prompt, or in which nothing was said.
+    What the turns' own rewards do not account for is earned at the very end. ValueError where there is no prompt.
     """
-    turns = _until_last_answer(rollout.turns)
-    if not turns or rollout.prompt.length == 0:
-        raise ValueError("a rollout to learn from has a prompt and at least one sampled token")
+    rows = [row for row in rollout.contexts if _until_last_answer(row.turns)]
+    rest = rollout.reward - sum(turn.reward for row in rows for turn in row.turns if isinstance(turn, Sampled))
+    return [_trace(rollout, row, rest if row is rows[-1] else 0.0) for row in rows]
+
+
+def _trace(rollout: Rollout, row: Context, rest: float) -> Trace:
+    if row.prompt.length == 0:
+        raise ValueError("a rollout to learn from has a prompt of at least one token")
+    turns = _until_last_answer(row.turns)
     said = [token for turn in turns for token in turn.tokens]
-    targets = np.array([*token_ids(rollout.prompt), *said][1:], np.int64)
-    n_before = rollout.prompt.length - 1  # targets that lie in the prompt
+    targets = np.array([*token_ids(row.prompt), *said][1:], np.int64)
+    n_before = row.prompt.length - 1  # targets that lie in the prompt
     return Trace(
         rollout=rollout,
-        model_input=followed_by(rollout.prompt, said[:-1]),
+        model_input=followed_by(row.prompt, said[:-1]),
         targets=targets,
         learned=_row(n_before, [[_is_learned(turn)] * len(turn.tokens) for turn in turns]).astype(bool),
         logprobs=_row(n_before, [_said(turn, "logprobs") for turn in turns]).astype(np.float32),
         revisions=_row(n_before, [_said(turn, "revisions") for turn in turns]).astype(np.int64),
-        earned=_earned(rollout, n_before, turns).astype(np.float32),
+        earned=_earned(n_before, row.turns, rest).astype(np.float32),
     )
-
-
-def shown_instead(rollout: Rollout, prompt: tinker.ModelInput) -> Rollout:
-    """The same answers behind another prompt, such as one that tells what came after."""
-    return replace(rollout, prompt=prompt)
 
 
 def token_ids(prompt: tinker.ModelInput) -> list[int]:
@@ -106,15 +108,14 @@ def _row(n_before: int, parts: Sequence[Sequence[float]]) -> NDArray[np.float64]
     return np.array([0.0] * n_before + [value for part in parts for value in part], np.float64)
 
 
-def _earned(rollout: Rollout, n_before: int, turns: Sequence[Observed | Sampled]) -> NDArray[np.float64]:
-    """Each turn's reward at its last token; what the turns do not account for comes at the very end."""
-    row = np.zeros(n_before + sum(len(turn.tokens) for turn in turns), np.float64)
-    place, rest = n_before, rollout.reward
+def _earned(n_before: int, turns: Sequence[Observed | Sampled], rest: float) -> NDArray[np.float64]:
+    """Each turn's reward at its last token, and what is left at the very end."""
+    row = np.zeros(n_before + sum(len(turn.tokens) for turn in _until_last_answer(turns)), np.float64)
+    place = n_before
     for turn in turns:
         place += len(turn.tokens)
-        # A turn of no tokens has no place of its own; what it earned comes at the end with the rest.
-        if isinstance(turn, Sampled) and turn.tokens:
-            row[place - 1] += turn.reward
-            rest -= turn.reward
+        if isinstance(turn, Sampled):
+            # A turn of no tokens has no place of its own; its reward goes to the token before it, or to the first.
+            row[min(max(place - 1, n_before), len(row) - 1)] += turn.reward
     row[-1] += rest
     return row

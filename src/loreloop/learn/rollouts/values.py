@@ -41,8 +41,19 @@ class Sampled:
 
 
 @dataclass(frozen=True)
+class Context:
+    """A prompt and what followed it in one unbroken row of tokens."""
+
+    prompt: tinker.ModelInput
+    turns: tuple[Observed | Sampled, ...]
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One episode: what came first, then turns of both sides in their order.
+
+    An environment that tells the past in other words than it happened breaks the row; what came before the last break
+    is in `earlier`, in order.
 
     `reward` is the whole episode's, `parts` what it was put together from. `ended` is False where the last answer was
     cut off. `trouble` says why there is no reward; such a rollout is counted and not learned from.
@@ -56,11 +67,17 @@ class Rollout:
     episode: str = ""
     group: str = ""
     trouble: str | None = None
+    earlier: tuple[Context, ...] = ()
+
+    @property
+    def contexts(self) -> tuple[Context, ...]:
+        """All unbroken rows of the episode, the last one at the end."""
+        return (*self.earlier, Context(self.prompt, self.turns))
 
     @property
     def answers(self) -> tuple[Sampled, ...]:
         """The turns that the model said."""
-        return tuple(turn for turn in self.turns if isinstance(turn, Sampled))
+        return tuple(turn for row in self.contexts for turn in row.turns if isinstance(turn, Sampled))
 
     @property
     def n_sampled(self) -> int:
