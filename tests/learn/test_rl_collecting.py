@@ -157,58 +157,88 @@ def test_no_more_is_asked_at_once_than_allowed(most: int, most_tokens: int, seed
 
 PACES = st.builds(
     Pace,
-    groups=st.integers(1, 4),
     staleness=st.integers(0, 3),
-    at_once=st.one_of(st.none(), st.integers(1, 9)),
+    at_once=st.integers(1, 9),
     tries=st.integers(1, 2),
+    overtaking=st.booleans(),
 )
 
 
-@given(PACES, st.integers(0, 25), st.randoms(use_true_random=False), st.booleans())
-@settings(max_examples=150, deadline=None)
-def test_every_task_ends_once_and_no_group_is_too_old(pace: Pace, n_tasks: int, rng, breaks: bool) -> None:
-    revision, tries, open_now = 0, Counter(), Counter()
-    most_open = 0
+class Table:
+    """Plays groups that take a random while and may break, and counts them."""
 
-    async def one(name: int, number: int) -> Group:
-        nonlocal most_open
+    def __init__(self, rng, breaks: bool) -> None:
+        self.rng, self.breaks = rng, breaks
+        self.tries: Counter[int] = Counter()
+        self.n_open = self.most_open = 0
+
+    async def play(self, name: int, number: int) -> Group:
         assert name == number
-        tries[number] += 1
-        open_now[number] += 1
-        most_open = max(most_open, sum(open_now.values()))
-        for _ in range(rng.randrange(8)):
+        self.tries[number] += 1
+        self.n_open += 1
+        self.most_open = max(self.most_open, self.n_open)
+        for _ in range(self.rng.randrange(8)):
             await asyncio.sleep(0)
-        open_now[number] -= 1
-        if breaks and rng.random() < 0.3:
+        self.n_open -= 1
+        if self.breaks and self.rng.random() < 0.3:
             raise tinker.TinkerError("no luck")
-        if breaks and rng.random() < 0.2:
+        if self.breaks and self.rng.random() < 0.2:
             raise asyncio.CancelledError
         return Group(task(number), (object(),))  # type: ignore[arg-type]
 
-    async def all_steps() -> list[list]:
-        nonlocal revision
-        collector = Collector(iter(range(n_tasks)), one, pace, lambda: revision)
-        steps = []
-        while batch := await collector.batch():
-            collector.begin()
-            for _ in range(rng.randrange(6)):  # the step, beside which others are played
-                await asyncio.sleep(0)
-            steps.append(batch)
-            revision += 1
-        assert not collector.running
-        return steps
 
-    steps = asyncio.run(asyncio.wait_for(all_steps(), 20))
-    assert sorted(played.number for step in steps for played in step) == [*range(n_tasks)]
-    assert all(len(step) == pace.groups for step in steps[:-1])
+async def all_steps(table: Table, pace: Pace, sizes: list[int]) -> list[list]:
+    """As a run does it: the tasks of a step are added as early as they may begin."""
+    revision, added, steps = 0, 0, []
+    collector = Collector(table.play, pace, lambda: revision)
+    for step in range(len(sizes)):
+        while added < len(sizes) and added <= step + pace.staleness:
+            collector.add(added, range(collector.n_added, collector.n_added + sizes[added]))
+            added += 1
+        steps.append(await collector.take(step))
+        for _ in range(table.rng.randrange(6)):  # the step, beside which others are played
+            await asyncio.sleep(0)
+        revision += 1
+    assert [collector.running, collector.finished, [*collector.waiting]] == [{}, [], []]
+    return steps
+
+
+@given(PACES, st.lists(st.integers(1, 5), max_size=8), st.randoms(use_true_random=False), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_every_task_ends_once_and_no_group_is_too_old(pace: Pace, sizes: list[int], rng, breaks: bool) -> None:
+    table = Table(rng, breaks)
+    steps = asyncio.run(asyncio.wait_for(all_steps(table, pace, sizes), 20))
+    assert [len(step) for step in steps] == sizes
+    assert sorted(one.number for step in steps for one in step) == [*range(sum(sizes))]
     for number, step in enumerate(steps):
-        assert all(number - pace.staleness <= played.began <= number for played in step)
-        assert [played.number for played in step] == sorted(played.number for played in step)
-    assert most_open <= (pace.at_once or pace.groups * (pace.staleness + 1))
-    for step in steps:
-        for played in step:
-            assert played.group.rollouts or tries[played.number] == pace.tries
-            assert tries[played.number] == 1 or breaks
+        assert all(number - pace.staleness <= one.began <= number for one in step)
+        assert [one.number for one in step] == sorted(one.number for one in step)
+        assert pace.overtaking or {one.step for one in step} == {number}
+        assert all(one.group.rollouts or table.tries[one.number] == pace.tries for one in step)
+    assert table.most_open <= pace.at_once
+    assert breaks or set(table.tries.values()) <= {1}
+
+
+def test_with_staleness_the_next_step_is_played_beside_this_one_and_may_overtake() -> None:
+    async def begun(overtaking: bool) -> list[int]:
+        slow = asyncio.Event()
+
+        async def play(name: str, number: int) -> Group:
+            await (slow.wait() if name == "slow" else asyncio.sleep(0))
+            return Group(task(number), (object(),))  # type: ignore[arg-type]
+
+        collector = Collector(play, Pace(staleness=1, overtaking=overtaking), lambda: 0)
+        collector.add(0, ["slow", "quick"])
+        collector.add(1, ["quick", "quick"])
+        taking = asyncio.ensure_future(collector.take(0))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        if not taking.done():
+            slow.set()
+        return [one.number for one in await taking]
+
+    assert asyncio.run(begun(overtaking=True)) == [1, 2]
+    assert asyncio.run(begun(overtaking=False)) == [0, 1]
 
 
 def test_what_was_begun_is_given_up_at_the_end() -> None:
@@ -217,16 +247,18 @@ def test_what_was_begun_is_given_up_at_the_end() -> None:
         raise AssertionError
 
     async def closed() -> Collector:
-        collector = Collector(iter(range(9)), forever, Pace(groups=2), lambda: 0)
-        collector.begin()
+        collector = Collector(forever, Pace(at_once=2), lambda: 0)
+        collector.add(0, range(9))
         await asyncio.sleep(0)
+        assert len(collector.running) == 2
         await collector.close()
         return collector
 
-    assert not asyncio.run(closed()).running
+    collector = asyncio.run(closed())
+    assert [collector.running, [*collector.waiting]] == [{}, []]
 
 
-@pytest.mark.parametrize("wrong", [{"groups": 0}, {"staleness": -1}, {"at_once": 0}, {"tries": 0}])
+@pytest.mark.parametrize("wrong", [{"staleness": -1}, {"at_once": 0}, {"tries": 0}])
 def test_a_pace_is_checked(wrong: dict) -> None:
     with pytest.raises(ValueError, match="1 or more"):
         Pace(**wrong)

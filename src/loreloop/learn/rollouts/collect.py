@@ -1,15 +1,16 @@
 """Decides which tasks are played when, so that sampling goes on beside learning and no token is older than allowed.
 
-With `staleness` η and B groups a step, the n-th group may begin once the revision is at least ⌊n/B⌋ − η; and a step
-waits for every group that would be too old for the next one. No token that is learned at step i was therefore drawn by
-weights older than revision i − η. At η = 0, the default, sampling and learning take turns. (The first half of the rule
-is that of AReaL, arXiv 2505.24298.) Knows no tokens and no learner.
+The tasks of step n may begin once the revision is at least n − η, with η the `staleness`; and step n waits for every
+group that would be too old for the step behind it. No token that is learned at step n was therefore drawn by weights
+older than revision n − η. At η = 0, the default, sampling and learning take turns. (The first half of the rule is that
+of AReaL, arXiv 2505.24298.) Knows no tokens and no learner.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -22,65 +23,82 @@ Play = Callable[[Asked, int], Awaitable[Group]]
 
 @dataclass(frozen=True)
 class Pace:
-    """`groups` are learned from at each step; `at_once` bounds how many are played together. A group of which no sample
-    came back is played again, `tries` times in all."""
+    """`at_once` bounds how many groups are played together. A group of which no sample came back is played again,
+    `tries` times in all. `overtaking` lets a step take whichever groups have ended first, in place of its own: long
+    answers then hold nobody up, but which tasks a step learns from depends on the machine's speed."""
 
-    groups: int = 8
     staleness: int = 0
-    at_once: int | None = None
+    at_once: int = 256
     tries: int = 2
+    overtaking: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.groups, self.tries, 1 if self.at_once is None else self.at_once) < 1 or self.staleness < 0:
-            raise ValueError("groups, at_once and tries are 1 or more, and staleness is 0 or more")
+        if min(self.tries, self.at_once) < 1 or self.staleness < 0:
+            raise ValueError("at_once and tries are 1 or more, and staleness is 0 or more")
 
 
 @dataclass(frozen=True)
 class Played:
-    """A group that has ended, by the number of its task, with the revision at which it began."""
+    """The group of one task: its number, the step that the task was added for, and the revision at which it began."""
 
     number: int
+    step: int
     began: int
     group: Group
 
 
+@dataclass(frozen=True)
+class _Waiting(Generic[Asked]):
+    number: int
+    step: int
+    asked: Asked
+
+
 @dataclass
 class Collector(Generic[Asked]):
-    """Plays tasks in their order and hands out groups, step by step.
+    """Plays tasks in the order in which they were added and hands out groups, step by step.
 
-    `revision` tells how many steps have been learned. Every task ends in exactly one group, whatever becomes of it.
+    `revision` tells which weights sample now: it is the number of steps learned. Every task ends in exactly one group,
+    whatever becomes of it.
     """
 
-    tasks: Iterator[Asked]
     play: Play[Asked]
     pace: Pace
     revision: Callable[[], int]
-    n_begun: int = 0
-    n_steps: int = 0
+    n_added: int = 0
+    sizes: dict[int, int] = field(default_factory=dict)  # of the steps that have not been taken
+    waiting: deque[_Waiting[Asked]] = field(default_factory=deque)
     running: dict[asyncio.Task[Group], Played] = field(default_factory=dict)
     finished: list[Played] = field(default_factory=list)
-    exhausted: bool = False
 
-    async def batch(self) -> list[Played]:
-        """The groups of the next step, in the order of their tasks; fewer than asked for at the end of the tasks, and
-        then none. Cancelled, it loses nothing: the next call goes on."""
+    def add(self, step: int, tasks: Sequence[Asked], first: int | None = None) -> None:
+        """The tasks of a step; steps come in their order. They begin now as far as they may, and go on beside whatever
+        is awaited. `first` numbers the first of them, where a run goes on from an earlier one."""
+        self.n_added = self.n_added if first is None else first
+        self.waiting += [_Waiting(self.n_added + place, step, asked) for place, asked in enumerate(tasks)]
+        self.n_added += len(tasks)
+        self.sizes[step] = len(tasks)
         self._begin()
-        while self._waits():
+
+    async def take(self, step: int) -> list[Played]:
+        """The groups of a step, as many as it has tasks, in the order of their numbers. Cancelled, it loses nothing:
+        the next call goes on."""
+        self._begin()
+        while self.running and self._waits(step):
             done, _ = await asyncio.wait(self.running, return_when=asyncio.FIRST_COMPLETED)
             self._end(done)
             self._begin()
+        size = self.sizes.pop(step)
         # The oldest come first: they are those that the next step could not take any more.
-        self.finished.sort(key=lambda played: (played.began, played.number))
-        taken, self.finished = self.finished[: self.pace.groups], self.finished[self.pace.groups :]
-        self.n_steps += 1
-        return sorted(taken, key=lambda played: played.number)
-
-    def begin(self) -> None:
-        """Begins what the newest revision allows, before a step asks for it; it goes on beside whatever is awaited."""
-        self._begin()
+        order = sorted(
+            self.finished, key=lambda one: (one.began, one.number) if self.pace.overtaking else (one.number,)
+        )
+        taken, self.finished = order[:size], order[size:]
+        return sorted(taken, key=lambda one: one.number)
 
     async def close(self) -> None:
-        """Gives up what is being played."""
+        """Gives up what waits and what is being played."""
+        self.waiting.clear()
         for task in self.running:
             task.cancel()
         if self.running:
@@ -88,30 +106,25 @@ class Collector(Generic[Asked]):
         self.running.clear()
 
     def _begin(self) -> None:
-        pace = self.pace
-        most = (self.revision() + pace.staleness + 1) * pace.groups
-        at_once = pace.groups * (pace.staleness + 1) if pace.at_once is None else pace.at_once
-        while not self.exhausted and self.n_begun < most and len(self.running) < at_once:
-            try:
-                asked = next(self.tasks)
-            except StopIteration:
-                self.exhausted = True
-                return
-            number, self.n_begun = self.n_begun, self.n_begun + 1
-            task = asyncio.ensure_future(self._played(asked, number))
-            self.running[task] = Played(number, self.revision(), Group(None, ()))
+        newest = self.revision() + self.pace.staleness
+        while self.waiting and self.waiting[0].step <= newest and len(self.running) < self.pace.at_once:
+            next_up = self.waiting.popleft()
+            task = asyncio.ensure_future(self._played(next_up))
+            self.running[task] = Played(next_up.number, next_up.step, self.revision(), Group(None, ()))
 
-    def _waits(self) -> bool:
+    def _waits(self, step: int) -> bool:
         """Whether the step needs a group that is still being played."""
-        oldest = self.n_steps - self.pace.staleness
-        too_old_next = any(played.began <= oldest for played in self.running.values())
-        return bool(self.running) and (too_old_next or len(self.finished) < self.pace.groups)
+        if not self.pace.overtaking:
+            steps = [*(one.step for one in self.running.values()), *(one.step for one in self.waiting)]
+            return min(steps, default=step + 1) <= step
+        too_old_next = any(one.began <= step - self.pace.staleness for one in self.running.values())
+        return too_old_next or len(self.finished) < self.sizes[step]
 
-    async def _played(self, asked: Asked, number: int) -> Group:
+    async def _played(self, one: _Waiting[Asked]) -> Group:
         """A group of at least one rollout, or after all tries one without any, which says why."""
-        group = Group(None, ())
+        group = _NOBODY
         for _ in range(self.pace.tries):
-            played = await settled([self.play(asked, number)])
+            played = await settled([self.play(one.asked, one.number)])
             group = played.results[0] if played.results else replace(_NOBODY, troubles=played.troubles)
             if group.rollouts:
                 break
