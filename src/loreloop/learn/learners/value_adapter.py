@@ -13,7 +13,7 @@ protocol. Sources: Bellemare et al. 2017 (arXiv 1707.06887); Farebrother et al. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,16 +68,16 @@ class ValueAdapter:
     def __init__(self, client: tinker.TrainingClient, scale: Scale, *, learning_rate: float = 1e-4) -> None:
         self.client, self.scale, self.learning_rate = client, scale, learning_rate
 
-    def values(self, traces: Sequence[Trace]) -> list[Array]:
+    async def values(self, traces: Sequence[Trace]) -> list[Array]:
         """V of every target of every trace, each of shape (N,)."""
         if not traces:
             return []
         blank = [self._datum(trace, np.zeros((len(trace.targets), len(self.scale.tokens)))) for trace in traces]
-        result = self.client.forward(blank, "cross_entropy").result()
+        result = await self.client.forward(blank, "cross_entropy")
         return [self.scale.read(np.asarray(out["logprobs"].to_numpy(), np.float64)) for out in result.loss_fn_outputs]
 
-    def learn(self, traces: Sequence[Trace], targets: Sequence[Array]) -> float:
-        """One step towards the targets, each of shape (N,). Gives the cross-entropy a token before it."""
+    def learn(self, traces: Sequence[Trace], targets: Sequence[Array]) -> Awaitable[float]:
+        """Hands in one step towards the targets, each of shape (N,). Gives the cross-entropy a token before it."""
         n_tokens = max(1, sum(trace.n_learned for trace in traces))
         data = [
             self._datum(trace, self.scale.shares(target) * trace.learned[:, None] / n_tokens)
@@ -85,9 +85,7 @@ class ValueAdapter:
         ]
         passed = self.client.forward_backward(data, "cross_entropy")
         stepped = self.client.optim_step(tinker.AdamParams(learning_rate=self.learning_rate))
-        loss = float(passed.result().metrics["loss:sum"])
-        stepped.result()
-        return loss
+        return _loss(passed, stepped)
 
     def _datum(self, trace: Trace, weights: Array) -> tinker.Datum:
         tokens = np.tile(np.array(self.scale.tokens, np.int64), (len(trace.targets), 1))
@@ -98,3 +96,10 @@ class ValueAdapter:
                 "weights": tinker.TensorData.from_numpy(weights.astype(np.float32)),
             },
         )
+
+
+async def _loss(
+    passed: tinker.APIFuture[tinker.ForwardBackwardOutput], stepped: tinker.APIFuture[tinker.OptimStepResponse]
+) -> float:
+    output, _ = await passed, await stepped
+    return float(output.metrics["loss:sum"])
