@@ -12,7 +12,6 @@ from typing import Any
 
 import tinker
 
-from loreloop.learn.examples import Task
 from loreloop.learn.learners import measures
 from loreloop.learn.learners.evidence import Evidence
 from loreloop.learn.learners.kl import KlBudget, divergence
@@ -21,7 +20,7 @@ from loreloop.learn.learners.ppo import Ppo
 from loreloop.learn.plan import Moment, Plan
 from loreloop.learn.rollouts.collect import Collector, Pace, Played
 from loreloop.learn.rollouts.drawing import Policy
-from loreloop.learn.rollouts.episodes import Player
+from loreloop.learn.rollouts.episodes import Plays
 from loreloop.learn.runner import TOKENS, Metrics, Wish
 
 
@@ -58,7 +57,7 @@ class RewardLearner:
 
     plan: Plan
     learner: PolicyLearner
-    player: Player
+    player: Plays
     policy: Policy
     evidence: Evidence
     pace: Pace = field(default_factory=Pace)
@@ -76,14 +75,14 @@ class RewardLearner:
         """The client whose weights learn."""
         return self.evidence.client
 
-    def prepare(self, batch: Sequence[Task], at: Moment) -> None:
+    def prepare(self, batch: Sequence[Any], at: Moment) -> None:
         """The tasks of a step begin to be played as soon as its staleness allows."""
         if not self.begun:
             # A run that goes on counts its revisions, and with them its random numbers, from where it is.
             self.begun, self.policy.revision = True, at.step
         self.collector.add(at.step, batch, first=at.step * self.plan.batch_size)
 
-    async def step(self, batch: Sequence[Task], at: Moment) -> Awaitable[Metrics]:
+    async def step(self, batch: Sequence[Any], at: Moment) -> Awaitable[Metrics]:
         """One step, of which everything is handed in when it returns, and the next revision samples."""
         if at.step not in self.collector.sizes:
             self.prepare(batch, at)
@@ -157,11 +156,9 @@ class RewardLearner:
         n_tokens = float(sum(datum.model_input.length for datum in data))
         return found | measures.of_trainer(scored) | {"train_datums": float(len(data)), TOKENS: n_tokens}
 
-    async def evaluate(self, examples: Sequence[Task]) -> Metrics:
+    async def evaluate(self, examples: Sequence[Any]) -> Metrics:
         """`valid_reward_mean` of one answer to each held-out task, at temperature 0, by the newest weights."""
-        greedy = replace(self.player.limits, temperature=0.0, piece=None)
-        player = replace(self.player, limits=greedy, group_size=1)
-        collector = Collector(player.group, replace(self.pace, staleness=0), lambda: 0)
+        collector = Collector(self.player.once().group, replace(self.pace, staleness=0), lambda: 0)
         collector.add(0, examples)
         played = await collector.take(0)
         found = measures.of_rollouts(played, 0)

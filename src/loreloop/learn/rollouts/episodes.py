@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import tinker
 
@@ -41,6 +41,18 @@ class Words(Protocol):
 
     def behind(self, conversation: Conversation, turns: Sequence[Turn], *, ended: bool) -> list[int]:
         """The tokens between an answer, which ends the conversation, and the next one: turns shown to the model."""
+        ...
+
+
+class Plays(Protocol):
+    """What plays groups: a `Player`, or one of its own for environments of another make."""
+
+    async def group(self, task: Any, number: int) -> Group:
+        """All episodes of a task; `number` makes their random numbers their own."""
+        ...
+
+    def once(self) -> Self:
+        """The same for looking at weights: one episode a task, at temperature 0."""
         ...
 
 
@@ -109,6 +121,10 @@ class Player:
             await settled(environment.close() for environment in environments)
         troubles = (*begun.troubles, *played.troubles)
         return replace(played, task=task, n_failed=len(troubles), troubles=tuple(dict.fromkeys(troubles)))
+
+    def once(self) -> Self:
+        """One episode a task, at temperature 0."""
+        return replace(self, limits=replace(self.limits, temperature=0.0, piece=None), group_size=1)
 
     async def _reset(self, environment: Environment, task: Task) -> Begun:
         conversation = await environment.reset(task)
