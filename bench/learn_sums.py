@@ -34,8 +34,10 @@ def main() -> None:
     parser.add_argument("--final", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--every", type=int, default=0, help="steps between two looks at the held-out sums")
+    parser.add_argument("--exam", type=int, default=200, help="held-out sums of each exam")
+    parser.add_argument("--threads", type=int, help="of the engine; by default as many as it finds best")
     options = parser.parse_args()
-    with server() as running:
+    with server(*(["--threads", str(options.threads)] if options.threads else [])) as running:
         started = time.monotonic()
         ran = learn(running, options)
         seconds = time.monotonic() - started
@@ -52,7 +54,7 @@ def main() -> None:
 
 def learn(running: RunningServer, options: argparse.Namespace) -> Ran:
     curriculum = Curriculum(options.one_steps, options.two_steps, options.batch, options.review)
-    tasks, exam = curriculum.tasks(options.seed), held_out()
+    tasks, exam = curriculum.tasks(options.seed), held_out(options.exam)
     plan = Plan(
         base_model=MODEL,
         seed=options.seed,

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import tinker
 
 from loreloop.learn.corrections import NO_CORRECTION, Correction
 from loreloop.learn.learners.kl import KlPenalty
-from loreloop.learn.learners.policy import Need, Normalisation, ScoredGroup, compared, informative
+from loreloop.learn.learners.policy import LossName, Need, Normalisation, ScoredGroup, compared, informative
 from loreloop.learn.learners.shaping import needs_of, shaped
 
 
@@ -32,7 +33,7 @@ class Cispo:
     correction: Correction = NO_CORRECTION
     kl: KlPenalty = field(default_factory=KlPenalty)
 
-    loss = "cispo"
+    loss: ClassVar[LossName] = "cispo"
 
     @property
     def config(self) -> Mapping[str, float]:

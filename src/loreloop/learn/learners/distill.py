@@ -12,11 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import tinker
 
-from loreloop.learn.learners.policy import Need, Normalisation, ScoredGroup, Weighted, compared, datums_of, normalised
+from loreloop.learn.learners.policy import (
+    LossName,
+    Need,
+    Normalisation,
+    ScoredGroup,
+    Weighted,
+    compared,
+    datums_of,
+    normalised,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class Distill:
     reward: float = 0.0
     normalisation: Normalisation = "tokens"
 
-    loss = "importance_sampling"
+    loss: ClassVar[LossName] = "importance_sampling"
 
     @property
     def config(self) -> Mapping[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import tinker
@@ -20,7 +20,7 @@ from loreloop.learn.rollouts.traces import Trace, traces_of, whole_input
 from loreloop.learn.rollouts.values import Rollout
 
 Array = NDArray[np.float64]
-T = TypeVar("T")
+Scorer = tinker.TrainingClient | tinker.SamplingClient
 
 
 @dataclass
@@ -28,8 +28,8 @@ class Evidence:
     """Whom to ask. `teacher` must share the policy's tokenizer, or its log-probabilities are of other words."""
 
     client: tinker.TrainingClient
-    reference: tinker.SamplingClient | None = None
-    teacher: tinker.SamplingClient | None = None
+    reference: Scorer | None = None
+    teacher: Scorer | None = None
     values: ValueAdapter | None = None
 
     async def scored(self, rollouts: Sequence[Rollout], needs: frozenset[Need]) -> list[Scored]:
@@ -40,23 +40,28 @@ class Evidence:
         if "trainer" in needs:
             found = _with(found, "trainer", await trainer_logprobs(self.client, traces))
         if "reference" in needs:
-            found = _with(found, "reference", await sampler_logprobs(_known(self.reference, "reference"), traces))
+            found = _with(found, "reference", await logprobs_of(self.reference, traces))
         if "teacher" in needs:
-            found = _with(found, "teacher", await sampler_logprobs(_known(self.teacher, "teacher"), traces))
+            found = _with(found, "teacher", await logprobs_of(self.teacher, traces))
         if "values" in needs:
-            found = _with(found, "values", await _known(self.values, "value adapter").values(traces))
+            if self.values is None:
+                raise ValueError("this learner needs a value adapter, and none was given")
+            found = _with(found, "values", await self.values.values(traces))
         return found
-
-
-def _known(asked: T | None, name: str) -> T:
-    if asked is None:
-        raise ValueError(f"this learner asks a {name}, and none was given")
-    return asked
 
 
 def _with(found: Sequence[Scored], need: Need, rows: Sequence[Array]) -> list[Scored]:
     known: list[dict[str, Any]] = [{need: row} for row in rows]
     return [replace(scored, **each) for scored, each in zip(found, known, strict=True)]
+
+
+async def logprobs_of(scorer: Scorer | None, traces: Sequence[Trace]) -> list[Array]:
+    """log π of every target under a client's weights, by whichever way it has; each of shape (N,)."""
+    if scorer is None:
+        raise ValueError("this learner asks other weights than its own, and none were given")
+    if isinstance(scorer, tinker.TrainingClient):
+        return await trainer_logprobs(scorer, traces)
+    return await sampler_logprobs(scorer, traces)
 
 
 async def trainer_logprobs(client: tinker.TrainingClient, traces: Sequence[Trace]) -> list[Array]:

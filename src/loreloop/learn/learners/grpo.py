@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import tinker
 
@@ -18,6 +19,7 @@ from loreloop.learn.advantages import Overlong
 from loreloop.learn.corrections import NO_CORRECTION, Correction
 from loreloop.learn.learners.kl import KlPenalty
 from loreloop.learn.learners.policy import (
+    LossName,
     Need,
     Normalisation,
     Scored,
@@ -43,7 +45,7 @@ class Grpo:
     correction: Correction = NO_CORRECTION
     kl: KlPenalty = field(default_factory=KlPenalty)
 
-    loss = "ppo"
+    loss: ClassVar[LossName] = "ppo"
 
     @classmethod
     def dapo(cls, most_tokens: int, buffer: int | None = None) -> Grpo:

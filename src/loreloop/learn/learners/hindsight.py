@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import tinker
 
-from loreloop.learn.learners.policy import Need, Normalisation, ScoredGroup, Weighted, datums_of, normalised
+from loreloop.learn.learners.policy import LossName, Need, Normalisation, ScoredGroup, Weighted, datums_of, normalised
 from loreloop.text.conversation import Conversation, Picture, Turn
 
 SHOWN = "{task}\n\n(What came after an earlier answer to this: {outcome})"
@@ -30,7 +31,7 @@ class Hindsight:
     least: float = 0.0
     normalisation: Normalisation = "tokens"
 
-    loss = "importance_sampling"
+    loss: ClassVar[LossName] = "importance_sampling"
 
     @property
     def config(self) -> Mapping[str, float]:

@@ -18,6 +18,7 @@ from loreloop.learn.advantages import centred, is_flat
 from loreloop.learn.rollouts.traces import Trace
 
 Array = NDArray[np.float64]
+LossName = Literal["importance_sampling", "ppo", "cispo"]  # of the protocol's losses, those that learners here use
 Need = Literal["trainer", "reference", "teacher", "hindsight", "values"]
 Normalisation = Literal["sum", "tokens", "answers"]
 
@@ -59,7 +60,7 @@ class PolicyLearner(Protocol):
     """One way to learn from rewards."""
 
     @property
-    def loss(self) -> str:
+    def loss(self) -> LossName:
         """The name of the protocol's loss that its datums are for."""
         ...
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import tinker
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from loreloop.learn.advantages import estimated, returns, whitened
 from loreloop.learn.corrections import NO_CORRECTION, Correction
 from loreloop.learn.learners.kl import KlPenalty
-from loreloop.learn.learners.policy import Need, Normalisation, Scored, ScoredGroup, Weighted
+from loreloop.learn.learners.policy import LossName, Need, Normalisation, Scored, ScoredGroup, Weighted
 from loreloop.learn.learners.shaping import needs_of, shaped
 from loreloop.learn.rollouts.traces import Trace
 
@@ -38,7 +39,7 @@ class Ppo:
     correction: Correction = NO_CORRECTION
     kl: KlPenalty = field(default_factory=KlPenalty)
 
-    loss = "ppo"
+    loss: ClassVar[LossName] = "ppo"
 
     @property
     def config(self) -> Mapping[str, float]:

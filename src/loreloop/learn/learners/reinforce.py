@@ -18,7 +18,7 @@ import tinker
 
 from loreloop.learn.corrections import NO_CORRECTION, TRUNCATE_AT, Correction
 from loreloop.learn.learners.kl import KlPenalty
-from loreloop.learn.learners.policy import Need, Normalisation, ScoredGroup, compared, informative
+from loreloop.learn.learners.policy import LossName, Need, Normalisation, ScoredGroup, compared, informative
 from loreloop.learn.learners.shaping import needs_of, shaped
 
 
@@ -33,7 +33,7 @@ class Reinforce:
     kl: KlPenalty = field(default_factory=KlPenalty)
 
     @property
-    def loss(self) -> str:
+    def loss(self) -> LossName:
         """`cispo` truncates; with the other rules the ratio to the trainer's own weights begins at 1."""
         return "cispo" if self._truncates else "importance_sampling"
 

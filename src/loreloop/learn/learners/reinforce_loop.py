@@ -66,7 +66,7 @@ class RewardLearner:
     standing: Standing = field(default_factory=Standing)
 
     def __post_init__(self) -> None:
-        self.collector = Collector(self.player.group, self.pace, lambda: self.policy.revision)
+        self.collector = Collector(play=self.player.group, pace=self.pace, revision=lambda: self.policy.revision)
         self.ahead = self.pace.staleness
         self.begun = False
 
@@ -133,7 +133,7 @@ class RewardLearner:
         """All passes and steps, sent before any is waited for."""
         handed_in = _HandedIn()
         for _ in range(self.passes if data else 0):
-            passed = self.client.forward_backward(data, self.learner.loss, self.learner.config)  # type: ignore[arg-type]
+            passed = self.client.forward_backward(data, self.learner.loss, self.learner.config)
             handed_in.passes.append(passed)
             handed_in.steps.append(self.client.optim_step(self.plan.adam(at.learning_rate)))
         if isinstance(self.learner, Ppo) and self.evidence.values and scored:
@@ -158,7 +158,7 @@ class RewardLearner:
 
     async def evaluate(self, examples: Sequence[Any]) -> Metrics:
         """`valid_reward_mean` of one answer to each held-out task, at temperature 0, by the newest weights."""
-        collector = Collector(self.player.once().group, replace(self.pace, staleness=0), lambda: 0)
+        collector = Collector(play=self.player.once().group, pace=replace(self.pace, staleness=0), revision=lambda: 0)
         collector.add(0, examples)
         played = await collector.take(0)
         found = measures.of_rollouts(played, 0)

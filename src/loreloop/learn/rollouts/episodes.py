@@ -179,7 +179,7 @@ class Episode:
             self.parts[name] = self.parts.get(name, 0.0) + value
 
     def _show(self, answer: Answer, step: Step, *, ended: bool) -> None:
-        said = Turn("assistant", answer.text, answer.thinking, answer.calls)
+        said = Turn(role="assistant", content=answer.text, thinking=answer.thinking, calls=answer.calls)
         self.conversation = replace(self.conversation, turns=(*self.conversation.turns, said))
         self.turns.append(Observed(tuple(self.player.words.behind(self.conversation, step.turns, ended=ended))))
         self.conversation = replace(self.conversation, turns=(*self.conversation.turns, *step.turns))
