@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -87,7 +87,7 @@ class CodeSandbox:
         self.idle: list[_Worker] = []
         self.finding = asyncio.Lock()
         self.found: Strength | None = None
-        self.starting: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Future[Any]] = set()  # starts and ends that nobody waits for
 
     async def strength(self) -> Strength:
         """What holds on this machine; found out once, by trying."""
@@ -110,12 +110,12 @@ class CodeSandbox:
                 + ("it is switched off (code_sandbox)." if self.wanted == "off" else f"{_why(strength)}.")
             )
         async with self.turns:
-            worker = self.idle.pop() if self.idle else await self._started(strength.way)
+            worker = self.idle.pop() if self.idle else await _start(strength.way)
             try:
                 ended = await worker.answer(frame, limits.seconds + GRACE_SECONDS)
             except BaseException:
                 # Cancelled in the middle: what this process says next would belong to another call.
-                worker.kill()
+                self._end(worker)
                 raise
             self._give_back(worker, ended)
         return _outcome(ended)
@@ -125,49 +125,48 @@ class CodeSandbox:
             return Strength(None)
         refused: dict[str, str] = {}
         for way in STRONG if self.wanted == "auto" else (self.wanted,):
-            worker = await _start(way)
-            if worker.greeting.trouble is None:
-                self.idle.append(worker)
-                lacks = tuple(wall for wall in WALLS if wall not in worker.greeting.walls)
-                return Strength(way, lacks, refused)
-            refused[way] = worker.greeting.trouble
-            worker.kill()
+            try:
+                worker = await _start(way)
+            except Unavailable as error:
+                refused[way] = error.message
+                continue
+            self.idle.append(worker)
+            return Strength(way, tuple(wall for wall in WALLS if wall not in worker.walls), refused)
         return Strength(None, WALLS, refused)
-
-    async def _started(self, way: Way) -> _Worker:
-        worker = await _start(way)
-        if worker.greeting.trouble is not None:
-            worker.kill()
-            raise Unavailable(
-                f"No process to run code in could be started ({worker.greeting.trouble}); try again later.", 5.0
-            )
-        return worker
 
     def _give_back(self, worker: _Worker, ended: Ended | None) -> None:
         if ended is not None and worker.way not in SINGLE_USE:
             self.idle.append(worker)
             return
-        worker.kill()
+        self._end(worker)
         # The next one starts while the caller reads its answer, so that a call seldom waits for a start.
-        task = asyncio.ensure_future(self._prepare(worker.way))
-        self.starting.add(task)
-        task.add_done_callback(self.starting.discard)
+        self._later(self._prepare(worker.way))
 
     async def _prepare(self, way: Way) -> None:
-        with contextlib.suppress(Unavailable):
-            self.idle.append(await self._started(way))
+        with contextlib.suppress(Unavailable):  # the next call will try again, and tell its caller
+            self.idle.append(await _start(way))
+
+    def _end(self, worker: _Worker) -> None:
+        worker.kill()
+        self._later(worker.process.wait())
+
+    def _later(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.ensure_future(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def close(self) -> None:
         """Ends the processes; the next call starts others."""
-        for task in [*self.starting]:
-            await task
+        while self.tasks:
+            await asyncio.gather(*self.tasks)
         workers, self.idle = self.idle, []
         for worker in workers:
-            await worker.end()
+            worker.kill()
+            await worker.process.wait()
 
 
 def _why(strength: Strength) -> str:
-    reasons = "; ".join(f"{way}: {reason}" for way, reason in strength.refused.items())
+    reasons = " ".join(f"{way}: {reason}" for way, reason in strength.refused.items())
     return f'no walls hold around it here ({reasons}), and its operator has not set code_sandbox = "limits"'
 
 
@@ -192,11 +191,11 @@ def _outcome(ended: Ended | None) -> Outcome:
 
 @dataclass
 class _Worker:
-    """One process of the sandbox and what it said first."""
+    """One process of the sandbox, and the walls around it."""
 
     way: Way
     process: asyncio.subprocess.Process
-    greeting: Greeting
+    walls: Sequence[str]
 
     async def answer(self, frame: bytes, seconds: float) -> Ended | None:
         """None: it has ended, or did not answer in time."""
@@ -213,11 +212,6 @@ class _Worker:
         """At once; whatever runs in it goes with it."""
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
-
-    async def end(self) -> None:
-        """Kills it and waits for its end."""
-        self.kill()
-        await self.process.wait()
 
 
 async def _frame(process: asyncio.subprocess.Process) -> bytes:
@@ -237,14 +231,22 @@ async def _start(way: Way) -> _Worker:
     try:
         process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=nowhere, env=variables)
     except OSError as error:
-        process = await asyncio.create_subprocess_exec("/bin/true", stdin=pipe, stdout=pipe)
-        return _Worker(way, process, Greeting(trouble=f"{command[0]}: {error.strerror}"))
+        raise _not_started(f"{command[0]}: {error.strerror}") from None
     try:
         async with asyncio.timeout(START_SECONDS):
             greeting = msgspec.json.decode(await _frame(process), type=Greeting)
     except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
         greeting = Greeting(trouble="its process ended before it was ready")
-    return _Worker(way, process, greeting)
+    worker = _Worker(way, process, greeting.walls)
+    if greeting.trouble is not None:
+        worker.kill()
+        await process.wait()
+        raise _not_started(greeting.trouble)
+    return worker
+
+
+def _not_started(reason: str) -> Unavailable:
+    return Unavailable(f"No process to run code in could be started ({reason}); try again later.", 5.0)
 
 
 def _command(way: Way) -> list[str]:
