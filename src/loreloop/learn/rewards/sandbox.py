@@ -16,10 +16,11 @@ import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from loreloop.config import CodeSandboxWay
 from loreloop.learn.rewards.sandbox_process import readable_paths
 from loreloop.learn.rewards.walls.calls import (
     MAX_FRAME,
@@ -36,7 +37,7 @@ from loreloop.protocol.errors import BadRequest, Unavailable
 
 __all__ = ["Call", "CodeSandbox", "Limits", "Outcome", "Strength", "Wanted"]
 
-Wanted = Literal["auto", "namespaces", "bubblewrap", "landlock", "limits", "off"]
+Wanted = CodeSandboxWay
 STRONG: tuple[Way, ...] = ("namespaces", "bubblewrap", "landlock")
 SINGLE_USE: tuple[Way, ...] = ("bubblewrap",)  # their process can build no new walls between two calls
 WALLS = ("files", "network", "processes", "signals", "disk")
@@ -111,12 +112,14 @@ class CodeSandbox:
             )
         async with self.turns:
             worker = self.idle.pop() if self.idle else await _start(strength.way)
+            answered = False
             try:
                 ended = await worker.answer(frame, limits.seconds + GRACE_SECONDS)
-            except BaseException:
+                answered = True
+            finally:
                 # Cancelled in the middle: what this process says next would belong to another call.
-                self._end(worker)
-                raise
+                if not answered:
+                    self._end(worker)
             self._give_back(worker, ended)
         return _outcome(ended)
 
