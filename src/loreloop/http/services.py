@@ -14,6 +14,7 @@ from loreloop.config import Config
 from loreloop.deployments.model_names import ModelNames
 from loreloop.deployments.model_texts import ModelTexts
 from loreloop.host.dispatcher import Dispatcher
+from loreloop.http.grading import Grading
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.store import keys
@@ -50,6 +51,7 @@ class Services:
     pictures: Pictures
     requests: RequestCounts = field(default_factory=RequestCounts)
     sandbox: GrammarSandbox = field(default_factory=GrammarSandbox)
+    grading: Grading = field(default_factory=Grading)
     nonce: str = ""
     remembering: set[MemoryName] = field(default_factory=set)  # memories with a request on them
 
