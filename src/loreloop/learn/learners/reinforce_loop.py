@@ -6,7 +6,7 @@ With a staleness above 0 the runner tells of tasks that many steps ahead, and th
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -64,6 +64,7 @@ class RewardLearner:
     bounds: Bounds = field(default_factory=Bounds)
     passes: int = 1
     standing: Standing = field(default_factory=Standing)
+    closed_too: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.collector = Collector(play=self.player.group, pace=self.pace, revision=lambda: self.policy.revision)
@@ -185,5 +186,7 @@ class RewardLearner:
         self.standing = Standing(**state)
 
     async def close(self) -> None:
-        """Gives up what is still being sampled."""
+        """Gives up what is still being sampled, and closes what was made for this run alone."""
         await self.collector.close()
+        for close in self.closed_too:
+            await close()
