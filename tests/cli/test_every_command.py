@@ -25,6 +25,7 @@ COMMANDS = dict(leaves(cli))
 PATH = "tinker://nobody/weights/nothing"
 MAKING = {("serve",), ("demo",), ("models", "add"), ("keys", "create"), ("tools", "add"), ("memory", "eval")}
 ELSEWHERE = {("chat",), ("memory", "chat"), ("memory", "train"), ("memory", "answers")}  # ask a server
+ELSEWHERE |= {words for words in COMMANDS if words[0] == "train"}
 LISTS = {words for words in COMMANDS if words[-1] in ("list", "usage", "calls", "verify")}
 ARGUMENTS = {
     ("runs", "show"): ["nobody"],

@@ -41,7 +41,9 @@ TASK = Task(Conversation((Turn("user", "2 + 2?"),)), {"answer": "4"})
     [
         (GrpoSettings(), Grpo(normalisation="tokens")),
         (
-            GrpoSettings(clip_high=0.28, answer_tokens=100, overlong_buffer=20, correction="icepop", kl=0.1, kl_form="k3"),
+            GrpoSettings(
+                clip_high=0.28, answer_tokens=100, overlong_buffer=20, correction="icepop", kl=0.1, kl_form="k3"
+            ),
             Grpo(
                 clip_high=0.28,
                 normalisation="tokens",
@@ -64,8 +66,21 @@ def test_settings_make_their_learner(settings: RewardSettings, learner: object) 
 
 def test_bounds_and_sampling_are_those_of_the_settings() -> None:
     settings = PpoSettings(
-        low=-1.0, high=2.0, value_rate=0.5, passes=3, kl_budget=0.1, kl_most=0.2, budget_tokens=9, staleness=2, piece=7,
-        at_once=5, group_size=3, turns=4, temperature=0.5, overtaking=True, episode_tokens=99,
+        low=-1.0,
+        high=2.0,
+        value_rate=0.5,
+        passes=3,
+        kl_budget=0.1,
+        kl_most=0.2,
+        budget_tokens=9,
+        staleness=2,
+        piece=7,
+        at_once=5,
+        group_size=3,
+        turns=4,
+        temperature=0.5,
+        overtaking=True,
+        episode_tokens=99,
     )
     ways, sampling = ways_of(settings), sampling_of(settings)
     assert (ways.low, ways.high, ways.value_rate, ways.passes) == (-1.0, 2.0, 0.5, 3)
@@ -100,7 +115,11 @@ def test_a_grader_is_a_file_or_its_json(tmp_path: Path) -> None:
         assert asyncio.run(reward(Answer("4"), TASK)).value == 1.0
         assert asyncio.run(reward(Answer("5"), TASK)).value == 0.0
     file.write_text("{")
-    for grader, said in ((str(file), "is not JSON"), (str(tmp_path / "none.json"), "cannot be read"), (None, "--grader")):
+    for grader, said in (
+        (str(file), "is not JSON"),
+        (str(tmp_path / "none.json"), "cannot be read"),
+        (None, "--grader"),
+    ):
         with pytest.raises(BadRequest, match=said):
             reward_of(GrpoSettings(grader=grader), Means())
     assert asyncio.run(reward_of(DistillSettings(), Means())(Answer("4"), TASK)).value == 0.0

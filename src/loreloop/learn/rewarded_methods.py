@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,12 +60,18 @@ async def from_rewards(order: Order, clients: Clients) -> RewardLearner:
     together, or its grader is none."""
     settings = order.settings
     assert isinstance(settings, RewardSettings)
-    means = order.means or Means(CodeSandbox())
+    given = order.means or Means()
+    means = given if given.sandbox else replace(given, sandbox=CodeSandbox())
     reward = reward_of(settings, means)
     learner = await reward_learner(
-        order.plan, clients, order.renderer, environments_of(settings, reward, means), ways_of(settings), sampling_of(settings)
+        order.plan,
+        clients,
+        order.renderer,
+        environments_of(settings, reward, means),
+        ways_of(settings),
+        sampling_of(settings),
     )
-    if order.means is None and means.sandbox is not None:
+    if means.sandbox is not None and given.sandbox is None:
         # Made for this run alone, so that it ends with it.
         learner.closed_too.append(means.sandbox.close)
     return learner
@@ -164,9 +171,7 @@ def policy_learner(settings: RewardSettings) -> PolicyLearner:
     """The page that the settings are for."""
     kl = KlPenalty(settings.kl, settings.kl_form)
     if isinstance(settings, DistillSettings):
-        return Distill(
-            strength=settings.strength, reward=settings.reward_weight, normalisation=settings.normalisation
-        )
+        return Distill(strength=settings.strength, reward=settings.reward_weight, normalisation=settings.normalisation)
     assert isinstance(settings, CorrectedSettings)
     correction = _correction(settings)
     match settings:
@@ -210,4 +215,6 @@ def _correction(settings: CorrectedSettings) -> Correction:
     try:
         return Correction(settings.correction, settings.correction_low, settings.correction_high)
     except ValueError:
-        raise BadRequest("--correction-low must be below --correction-high, and both fit the rule's own bounds.") from None
+        raise BadRequest(
+            "--correction-low must be below --correction-high, and both fit the rule's own bounds."
+        ) from None
