@@ -216,5 +216,5 @@ def _correction(settings: CorrectedSettings) -> Correction:
         return Correction(settings.correction, settings.correction_low, settings.correction_high)
     except ValueError:
         raise BadRequest(
-            "--correction-low must be below --correction-high, and both fit the rule's own bounds."
+            "--correction-low must be below --correction-high, and each fit the other bound of its rule."
         ) from None
