@@ -1,5 +1,6 @@
 """The unmodified `openai` client checks and runs graders against a real server, model graders by its own models."""
 
+import asyncio
 import json
 import os
 import re
@@ -12,6 +13,12 @@ import psutil
 import pytest
 
 from loreloop.cli.server import RunningServer
+from loreloop.learn.examples import Task
+from loreloop.learn.rewards.graders.grader import Means
+from loreloop.learn.rewards.graders.reading import OPENAI, OURS, GraderReward, grader_of
+from loreloop.learn.rewards.reward import Answer
+from loreloop.learn.rewards.served_models import ServedModels
+from loreloop.text.conversation import Conversation
 
 PAGE = (Path(__file__).parents[2] / "docs/graders.md").read_text()
 
@@ -153,8 +160,6 @@ def test_the_examples_of_the_page(client: openai.OpenAI, example: dict[str, Any]
 
 
 def test_the_page_has_an_example_of_every_kind() -> None:
-    from loreloop.learn.rewards.graders.reading import OPENAI, OURS
-
     assert {example["grader"]["type"] for example in examples()} == {*OPENAI, *OURS}
 
 
@@ -167,3 +172,21 @@ def test_the_sandbox_belongs_to_the_server(client: openai.OpenAI, server: Runnin
     ]
     assert mine
     assert all(process.pid != os.getpid() for process in mine)
+
+
+def test_a_judge_is_asked_over_http_as_in_a_job(server: RunningServer) -> None:
+    async def scene() -> None:
+        chat = ServedModels(server.url, server.key)
+        labels = {"type": "label_model", "name": "l", "labels": ["a", "b"], "passing_labels": ["a", "b"]}
+        grader = labels | {"model": "tiny", "input": [{"role": "user", "content": "{{sample.output_text}}"}]}
+        score = await GraderReward(grader_of(grader), Means(chat=chat))(Answer("x"), Task(Conversation(())))
+        assert (score.value, score.trouble) == (1, None)
+        gone = GraderReward(grader_of(grader | {"model": "gpt-9"}), Means(chat=chat))
+        assert str((await gone(Answer("x"), Task(Conversation(())))).trouble).startswith("model_grader_server: ")
+        await chat.close()
+        nowhere = ServedModels("http://127.0.0.1:9", "x")
+        away = GraderReward(grader_of(grader), Means(chat=nowhere))
+        assert "ConnectError" in str((await away(Answer("x"), Task(Conversation(())))).trouble)
+        await nowhere.close()
+
+    asyncio.run(scene())

@@ -75,6 +75,8 @@ def test_the_ways_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_call_gives_its_result_and_what_it_printed(rig: Rig) -> None:
     outcome = rig.run("def f(a, b):\n    print('so', a)\n    return {'sum': a + b}", 2, 3)
     assert (outcome.result, outcome.stdout, outcome.error) == ({"sum": 5}, "so 2\n", None)
+    assert rig.run("def f(): return ['half \\ud800', {'\\ud800': 1}]").result == ["half ?", {"?": 1}]
+    assert rig.run("print('half \\ud800')").stdout == "half \\ud800\n"
     assert rig.run("print(6 * 7)").stdout == "42\n"
     assert rig.run("def f(): return float('nan')").result != rig.run("def f(): return 0").result
 
@@ -94,6 +96,8 @@ def test_an_error_is_told_with_its_line(rig: Rig) -> None:
         ("import os\ndef f(): os._exit(0)", "without a result"),
         ("import ctypes\ndef f(): ctypes.string_at(0)", "signal"),
         ("def f(): return {1, 2}", "JSON has no form"),
+        ("def f(): raise ValueError('half \\ud800')", "ValueError: half ?"),
+        ("def f(): raise type('E' * 9999, (Exception,), {})", "EEE"),
         ("def f():\n    raise KeyboardInterrupt", "without a result"),
         ("import sys\ndef f():\n    sys.setrecursionlimit(10**8)\n    f()", ""),
         ("import os\ndef f():\n    os.closerange(0, 100)\n    return 1", ""),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -35,6 +36,7 @@ from loreloop.learn.rewards.walls.calls import (
 from loreloop.learn.rewards.walls.namespaces import WORK
 from loreloop.protocol.errors import BadRequest, Unavailable
 
+LOG = logging.getLogger(__name__)
 __all__ = ["Call", "CodeSandbox", "Limits", "Outcome", "Strength", "Wanted"]
 
 Wanted = CodeSandboxWay
@@ -43,6 +45,7 @@ SINGLE_USE: tuple[Way, ...] = ("bubblewrap",)  # their process can build no new 
 WALLS = ("files", "network", "processes", "signals", "disk")
 START_SECONDS, GRACE_SECONDS = 30.0, 10.0  # for a process to greet, and beyond a call's own time
 MAX_CODE = 1 << 20  # bytes of code and arguments together
+MOST_WORKERS = 8
 KEPT_VARIABLES = ("PATH", "PYTHONPATH", "TMPDIR")
 
 
@@ -77,14 +80,24 @@ class Strength:
     lacks: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
 
+    def in_words(self) -> str:
+        """The same in a sentence, for a log or a report."""
+        if self.way is None:
+            return "code from outside is refused: no walls hold around it here" + self._others()
+        weak = f", which leaves these open: {', '.join(self.lacks)}" if self.lacks else ""
+        return f"code from outside runs behind {self.way}{weak}{self._others()}"
+
+    def _others(self) -> str:
+        return "".join(f"; {way} does not hold: {reason}" for way, reason in self.refused.items())
+
 
 class CodeSandbox:
-    """Up to `workers` processes, each running one call at a time; more calls wait. They start when first needed and end
-    with this process."""
+    """Up to `workers` processes, each running one call at a time; more calls wait. By default as many as there are
+    processors, from 2 to 8. They start when first needed and end with this process."""
 
-    def __init__(self, wanted: Wanted = "auto", workers: int = 2) -> None:
+    def __init__(self, wanted: Wanted = "auto", workers: int | None = None) -> None:
         self.wanted = wanted
-        self.turns = asyncio.Semaphore(workers)
+        self.turns = asyncio.Semaphore(workers or max(2, min(MOST_WORKERS, os.cpu_count() or 1)))
         self.idle: list[_Worker] = []
         self.finding = asyncio.Lock()
         self.found: Strength | None = None
@@ -95,6 +108,7 @@ class CodeSandbox:
         async with self.finding:
             if self.found is None:
                 self.found = await self._find()
+                LOG.log(logging.WARNING if self.found.lacks else logging.INFO, "%s", self.found.in_words())
             return self.found
 
     async def run(self, code: str, *, call: Call | None = None, limits: Limits = Limits()) -> Outcome:  # noqa: B008

@@ -223,13 +223,22 @@ def _told(result: bytes) -> Ended:
     """What the code's process wrote, where it is of the form that it should have."""
     try:
         told = json.loads(result)
-        text = json.dumps(told["result"]) if isinstance(told, dict) and "result" in told else None
+        given = (
+            _clean(json.dumps(told["result"], ensure_ascii=False))
+            if isinstance(told, dict) and "result" in told
+            else None
+        )
     except (ValueError, RecursionError):
         return Ended()
-    if text is not None or not isinstance(told, dict):
-        return Ended(result_json=text)
-    error, exception = (str(told[name]) if told.get(name) else None for name in ("error", "exception"))
-    return Ended(error=error, exception=exception)
+    if given is not None or not isinstance(told, dict):
+        return Ended(result_json=given)
+    error, exception = (_clean(str(told[name])) if told.get(name) else None for name in ("error", "exception"))
+    return Ended(error=error, exception=exception and exception[:200])
+
+
+def _clean(text: str) -> str:
+    """Without halves of characters, which code can make and no JSON of ours can hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _folder_bytes(folder: Path) -> int:
