@@ -90,6 +90,7 @@ class LimitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kept_responses_mib: NotNegative = 64  # of one key, to be referred to by its next requests; 0: none are kept
     image_mib: Positive = 20  # of one file
     image_megapixels: Positive = 40  # of one image
+    code_seconds: Positive = 10  # of one call of code from outside, such as a grader's
     request_megapixels: Positive = 1000  # of all different images of one request
 
 

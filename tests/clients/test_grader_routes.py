@@ -104,6 +104,21 @@ def test_a_label_is_chosen_by_a_model_of_this_server(client: openai.OpenAI) -> N
     assert found.api_model_grader_token_usage_per_model["tiny"] > 0
 
 
+JUDGES = {
+    "rubric": {"criteria": [{"text": "It is polite."}, {"text": "It lies.", "weight": -1}]},
+    "pairwise": {"reference": "{{item.earlier}}", "criteria": ["It is true."]},
+}
+
+
+@pytest.mark.parametrize("kind", JUDGES)
+def test_our_judges_ask_models_of_this_server(client: openai.OpenAI, kind: str) -> None:
+    grader = {"type": kind, "name": "j", "model": "tiny", "task": "{{item.q}}"} | JUDGES[kind]
+    found = run(client, grader, "hello", {"q": "Say hello.", "earlier": "go away"})
+    assert 0 <= found.reward <= 1
+    assert len(found.sub_rewards) == 2
+    assert not any(value for value in found.metadata.errors.model_dump().values())
+
+
 def test_validate_gives_the_grader_back(client: openai.OpenAI) -> None:
     found = client.fine_tuning.alpha.graders.validate(grader=CHECK)
     assert found.grader is not None

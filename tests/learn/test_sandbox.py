@@ -6,7 +6,10 @@ A test that is skipped says which way is missing; `test_the_ways_of_this_machine
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -79,6 +82,18 @@ def test_a_call_gives_its_result_and_what_it_printed(rig: Rig) -> None:
     assert rig.run("print('half \\ud800')").stdout == "half \\ud800\n"
     assert rig.run("print(6 * 7)").stdout == "42\n"
     assert rig.run("def f(): return float('nan')").result != rig.run("def f(): return 0").result
+
+
+def test_packages_and_programs_that_code_may_use(rig: Rig) -> None:
+    assert rig.run("import numpy\ndef f(): return numpy.float64(numpy.arange(5).sum())").result == 10
+    assert (
+        rig.run("import hashlib, sqlite3, zlib, ssl\ndef f(): return hashlib.sha256(b'').hexdigest()[:4]").result
+        == "e3b0"
+    )
+    if rig.strength.way == "namespaces":
+        own = "subprocess.check_output([sys.executable, '-c', 'print(5)'], text=True)"
+        assert rig.run(f"import subprocess, sys\ndef f(): return {own}").result == "5\n"
+    assert rig.run("import tempfile\ndef f(): tempfile.TemporaryFile().write(b'x'); return 1").result == 1
 
 
 def test_an_error_is_told_with_its_line(rig: Rig) -> None:
@@ -370,6 +385,31 @@ def test_calls_at_once_wait_for_their_turn(rig: Rig) -> None:
         return list(await asyncio.gather(*calls))
 
     assert [outcome.result for outcome in rig.loop.run_until_complete(all_of_them())] == [n * n for n in range(12)]
+
+
+@pytest.mark.parametrize("way", STRONG)
+def test_nothing_outlives_who_started_it(way: str) -> None:
+    """Killed in the middle of a call, as `kill -9` does it to a server."""
+    program = f"""
+import asyncio
+from loreloop.learn.rewards.sandbox import Call, CodeSandbox, Limits
+async def main():
+    box = CodeSandbox({way!r}, workers=1)
+    print((await box.strength()).way, flush=True)
+    await box.run("def f():\\n    while True: pass", call=Call("f"), limits=Limits(seconds=60, cpu_seconds=60))
+asyncio.run(main())"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = process.stdout.readline().strip()
+        below = list[psutil.Process]()
+        while found == way and len(below) < 3 and process.poll() is None:  # the fork server, the watcher and the code
+            below = psutil.Process(process.pid).children(recursive=True)
+            time.sleep(0.02)
+        process.kill()
+    if found != way:
+        pytest.skip(f"this machine has no {way}")
+    _, alive = psutil.wait_procs(below, timeout=10)
+    assert alive == []
 
 
 def test_a_cancelled_call_does_not_answer_for_the_next(rig: Rig) -> None:

@@ -46,7 +46,7 @@ WALLS = ("files", "network", "processes", "signals", "disk")
 START_SECONDS, GRACE_SECONDS = 30.0, 10.0  # for a process to greet, and beyond a call's own time
 MAX_CODE = 1 << 20  # bytes of code and arguments together
 MOST_WORKERS = 8
-KEPT_VARIABLES = ("PATH", "PYTHONPATH", "TMPDIR")
+KEPT_VARIABLES = ("PATH", "TMPDIR")
 
 
 @dataclass(frozen=True)
@@ -242,11 +242,11 @@ async def _frame(process: asyncio.subprocess.Process) -> bytes:
 async def _start(way: Way) -> _Worker:
     command = _command(way)
     pipe = asyncio.subprocess.PIPE
-    # Nothing of the server's environment goes along; a fixed seed for hashes makes a grader give the same twice.
-    variables = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ} | {"PYTHONHASHSEED": "0"}
     nowhere = asyncio.subprocess.DEVNULL
     try:
-        process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=nowhere, env=variables)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=pipe, stdout=pipe, stderr=nowhere, env=_environment()
+        )
     except OSError as error:
         raise _not_started(f"{command[0]}: {error.strerror}") from None
     try:
@@ -264,6 +264,15 @@ async def _start(way: Way) -> _Worker:
 
 def _not_started(reason: str) -> Unavailable:
     return Unavailable(f"No process to run code in could be started ({reason}); try again later.", 5.0)
+
+
+def _environment() -> dict[str, str]:
+    """Nothing that could be a secret goes along. A fixed seed for hashes makes a grader give the same twice."""
+    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    # An empty entry would mean the working folder, from which nothing is ever imported.
+    entries = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    paths = {"PYTHONPATH": os.pathsep.join(entries)} if entries else {}
+    return kept | paths | {"PYTHONHASHSEED": "0"}
 
 
 def _command(way: Way) -> list[str]:

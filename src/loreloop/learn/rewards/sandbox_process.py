@@ -79,9 +79,10 @@ def stand(way: Way) -> Sandbox:
     elif way == "landlock":
         if not landlock.version() or not seccomp.available():
             raise OSError(0, "Landlock or filters for system calls are missing")
-        sandbox.walls = ["files", "network", "processes", "signals"]
-    elif seccomp.available():
-        sandbox.walls = ["network", "processes", "signals"]
+        sandbox.walls = ["files", "network", "processes", "signals", "disk"]
+    else:
+        # The sum of all files is looked at, as with Landlock, but where they lie is not.
+        sandbox.walls = ["network", "processes", "signals", "disk"] if seccomp.available() else ["disk"]
     kernel.die_with_parent(signal.SIGKILL)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # code of the same user cannot look into this process
     return sandbox
@@ -116,7 +117,7 @@ def _work(way: Way) -> Path:
 def _become_code(sandbox: Sandbox, request: Request, work: Path, handles: tuple[int, int]) -> None:
     """Never returns. Whatever goes wrong, the process ends without a result, and its watcher says so."""
     try:
-        inside.prepare(*handles)
+        inside.prepare(*handles, work)
         inside.confine(sandbox.way, request.limits, sandbox.readable, work)
         inside.run(request)
     finally:
