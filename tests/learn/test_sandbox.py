@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import psutil
 import pytest
 
 from loreloop.learn.rewards.sandbox import Call, CodeSandbox, Limits, Outcome, Strength
+from loreloop.learn.rewards.walls import work_folders
 from loreloop.protocol.errors import BadRequest
 
 STRONG = ("namespaces", "bubblewrap", "landlock")
@@ -229,6 +231,36 @@ def f(paths):
 @pytest.mark.parametrize("way_out", ["../" * 20, "/proc/self/root", "/proc/1/root", "/proc/self/cwd/../../../.."])
 def test_no_way_up_leads_out(rig: Rig, secret: Path, way_out: str) -> None:
     assert rig.run("def f(path): return open(path).read()", way_out + str(secret)).result is None
+
+
+def test_hostile_folders_are_bounded_and_removed(rig: Rig) -> None:
+    deep = "    for _ in range(3000):\n        os.mkdir('d'); os.chdir('d')"
+    many = "    for n in range(50000): open(str(n), 'w').close()"
+    shut = "    os.mkdir('shut', 0o300)\n    for n in range(20): open(f'shut/{n}', 'wb').write(bytes(9 << 20))"
+    for making in (deep, many, shut):
+        rig.run(f"import os, time\ndef f():\n{making}\n    time.sleep(0.2)", limits=Limits(seconds=4))
+    rig.fine()
+    for worker in rig.box.idle:
+        assert [*Path(tempfile.gettempdir()).glob(f"loreloop-code-{worker.process.pid}-*")] == []
+
+
+def test_folders_of_killed_processes_are_swept() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    left, kept = work_folders.new(ended.pid), work_folders.new(os.getpid())
+    (left / "d").mkdir()
+    work_folders.sweep()
+    assert not left.exists()
+    assert kept.exists()
+    kept.rmdir()
+
+
+def test_a_process_that_was_ended_while_it_waited_is_replaced(rig: Rig) -> None:
+    rig.run("x = 1")
+    for worker in rig.box.idle:
+        worker.process.kill()
+        rig.loop.run_until_complete(worker.process.wait())
+    assert rig.run("def f(): return 1").result == 1
 
 
 def test_nothing_is_written_outside_of_its_folder(rig: Rig, secret: Path, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ class CodeSandbox:
                 + ("it is switched off (code_sandbox)." if self.wanted == "off" else f"{_why(strength)}.")
             )
         async with self.turns:
-            worker = self.idle.pop() if self.idle else await _start(strength.way)
+            worker = await self._worker(strength.way)
             answered = False
             try:
                 ended = await worker.answer(frame, limits.seconds + GRACE_SECONDS)
@@ -144,12 +144,22 @@ class CodeSandbox:
         for way in STRONG if self.wanted == "auto" else (self.wanted,):
             try:
                 worker = await _start(way)
-            except Unavailable as error:
-                refused[way] = error.message
+            except _NotStartedError as error:
+                refused[way] = str(error)
                 continue
             self.idle.append(worker)
             return Strength(way, tuple(wall for wall in WALLS if wall not in worker.walls), refused)
         return Strength(None, WALLS, refused)
+
+    async def _worker(self, way: Way) -> _Worker:
+        while self.idle:
+            worker = self.idle.pop()
+            if worker.process.returncode is None:  # or something has ended it while it waited
+                return worker
+        try:
+            return await _start(way)
+        except _NotStartedError as error:
+            raise Unavailable(f"No process to run code in could be started ({error}); try again later.", 5.0) from None
 
     def _give_back(self, worker: _Worker, ended: Ended | None) -> None:
         if ended is not None and worker.way not in SINGLE_USE:
@@ -160,7 +170,7 @@ class CodeSandbox:
         self._later(self._prepare(worker.way))
 
     async def _prepare(self, way: Way) -> None:
-        with contextlib.suppress(Unavailable):  # the next call will try again, and tell its caller
+        with contextlib.suppress(_NotStartedError):  # the next call will try again, and tell its caller
             self.idle.append(await _start(way))
 
     def _end(self, worker: _Worker) -> None:
@@ -206,6 +216,10 @@ def _outcome(ended: Ended | None) -> Outcome:
     )
 
 
+class _NotStartedError(Exception):
+    """Why a way does not hold here, or not now."""
+
+
 @dataclass
 class _Worker:
     """One process of the sandbox, and the walls around it."""
@@ -248,7 +262,7 @@ async def _start(way: Way) -> _Worker:
             *command, stdin=pipe, stdout=pipe, stderr=nowhere, env=_environment()
         )
     except OSError as error:
-        raise _not_started(f"{command[0]}: {error.strerror}") from None
+        raise _NotStartedError(f"{command[0]}: {error.strerror}") from None
     try:
         async with asyncio.timeout(START_SECONDS):
             greeting = msgspec.json.decode(await _frame(process), type=Greeting)
@@ -258,12 +272,8 @@ async def _start(way: Way) -> _Worker:
     if greeting.trouble is not None:
         worker.kill()
         await process.wait()
-        raise _not_started(greeting.trouble)
+        raise _NotStartedError(greeting.trouble)
     return worker
-
-
-def _not_started(reason: str) -> Unavailable:
-    return Unavailable(f"No process to run code in could be started ({reason}); try again later.", 5.0)
 
 
 def _environment() -> dict[str, str]:

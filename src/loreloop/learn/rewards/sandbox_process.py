@@ -12,18 +12,16 @@ import json
 import os
 import resource
 import select
-import shutil
 import signal
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from loreloop.learn.rewards.walls import inside, kernel, landlock, namespaces, seccomp
+from loreloop.learn.rewards.walls import inside, kernel, landlock, namespaces, seccomp, work_folders
 from loreloop.learn.rewards.walls.calls import (
     Ended,
     Greeting,
@@ -77,6 +75,7 @@ def stand(way: Way) -> Sandbox:
     elif way == "bubblewrap":
         sandbox.walls = ["files", "network", "processes", "signals", "disk"]
     elif way == "landlock":
+        work_folders.sweep()
         if not landlock.version() or not seccomp.available():
             raise OSError(0, "Landlock or filters for system calls are missing")
         sandbox.walls = ["files", "network", "processes", "signals", "disk"]
@@ -106,12 +105,12 @@ def attend(sandbox: Sandbox, request: Request) -> Ended:
         watch.follow(output, result, started + request.limits.seconds)
     finally:
         if sandbox.way in inside.STRICT_WAYS:
-            shutil.rmtree(work, ignore_errors=True)
+            work_folders.remove(work)
     return watch.ended(time.monotonic() - started)
 
 
 def _work(way: Way) -> Path:
-    return Path(tempfile.mkdtemp(prefix="loreloop-code-")) if way in inside.STRICT_WAYS else Path(namespaces.WORK)
+    return work_folders.new(os.getppid()) if way in inside.STRICT_WAYS else Path(namespaces.WORK)
 
 
 def _become_code(sandbox: Sandbox, request: Request, work: Path, handles: tuple[int, int]) -> None:
@@ -165,7 +164,7 @@ class Watch:
             return "output"
         if sum(self._resident_bytes(pid) for pid in self._tree(self.child)) > self.limits.memory_bytes:
             return "memory"
-        if self.sandbox.way in inside.STRICT_WAYS and _folder_bytes(self.work) > self.limits.disk_bytes:
+        if self.sandbox.way in inside.STRICT_WAYS and work_folders.n_bytes(self.work) > self.limits.disk_bytes:
             return "disk"
         return None
 
@@ -240,15 +239,6 @@ def _told(result: bytes) -> Ended:
 def _clean(text: str) -> str:
     """Without halves of characters, which code can make and no JSON of ours can hold."""
     return text.encode(errors="replace").decode()
-
-
-def _folder_bytes(folder: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(parent, name)).st_size
-    return total
 
 
 def answer(sandbox: Sandbox, text: bytes) -> None:
