@@ -1,0 +1,29 @@
+"""The metrics of a job as the file that it leaves: one line a step, in OpenAI's columns where it has some."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from loreloop.protocol.jobs import JobKind, Metrics
+
+VALIDATED = ("valid_loss", "valid_mean_token_accuracy")
+COLUMNS: dict[JobKind, tuple[str, ...]] = {
+    "supervised": ("train_loss", "train_accuracy", *VALIDATED),
+    "dpo": ("train_loss", "train_accuracy", *VALIDATED),
+    "kto": ("train_loss", "train_accuracy", *VALIDATED),
+    "reinforcement": ("train_mean_reward", "valid_mean_reward"),
+}
+
+
+def as_csv(kind: JobKind, steps: Sequence[tuple[int, Metrics]]) -> bytes:
+    """The columns of the kind of job first, empty where a step has none of it, then whatever else was measured."""
+    usual = COLUMNS[kind]
+    others = dict.fromkeys(name for _, metrics in steps for name in metrics if name not in usual)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", *usual, *others])
+    for step, metrics in steps:
+        writer.writerow([step, *(metrics.get(name, "") for name in (*usual, *others))])
+    return text.getvalue().encode()
