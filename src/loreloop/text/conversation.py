@@ -82,6 +82,17 @@ class Conversation:
 
 def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
     """The text that the model goes on from. BadRequest where its template does not accept the conversation."""
+    text = _rendered(template, conversation, add_generation_prompt=True)
+    thinks = THINK[0] in (template_of(template, conversation).source or "")
+    return text + _thought(conversation, text, thinks=thinks) + conversation.begun
+
+
+def told_text(template: ChatTemplate, conversation: Conversation) -> str:
+    """The text of a conversation that has ended, as the template tells it. BadRequest as for `prompt_text`."""
+    return _rendered(template, conversation, add_generation_prompt=False)
+
+
+def _rendered(template: ChatTemplate, conversation: Conversation, *, add_generation_prompt: bool) -> str:
     if taken := RESERVED & set(conversation.settings):
         raise BadRequest(
             f"chat_template_kwargs holds {sorted(taken)[0]!r}, which the request itself decides; leave it out."
@@ -96,8 +107,8 @@ def prompt_text(template: ChatTemplate, conversation: Conversation) -> str:
     messages = (
         _messages(turns, source, habits) if reads_tools or habits.writes_calls else _plain_messages(turns, source)
     )
-    text = template.render(messages, tools=tools or None, **conversation.settings)
-    return text + _thought(conversation, text, thinks=THINK[0] in source) + conversation.begun
+    settings = {"add_generation_prompt": add_generation_prompt, **conversation.settings}
+    return template.render(messages, tools=tools or None, **settings)
 
 
 def template_of(template: ChatTemplate, conversation: Conversation) -> ChatTemplate:

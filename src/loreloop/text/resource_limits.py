@@ -15,13 +15,22 @@ from pathlib import Path
 from types import FrameType
 
 
+_ONE_AT_A_TIME = threading.RLock()
+
+
 class LimitExceeded(BaseException):
     """Raised inside the work when its time is over; no `except Exception` in there can swallow it."""
 
 
 @contextmanager
 def limited(seconds: float, n_bytes: int) -> Iterator[None]:
-    """LimitExceeded after so long, MemoryError beyond so much more memory."""
+    """LimitExceeded after so long, MemoryError beyond so much more memory; one thread at a time."""
+    # The bound on memory is the process's. Two threads in here would each put back what the other had set.
+    with _ONE_AT_A_TIME:
+        yield from _limited(seconds, n_bytes)
+
+
+def _limited(seconds: float, n_bytes: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     room = address_space_bytes() + n_bytes
     # A bound that was set from outside stays, where it is the lower one.

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from loreloop.http.anthropic.context_edits import managed
 from loreloop.http.bodies import answer, read_as_sent
 from loreloop.http.generation.answering import answered
-from loreloop.http.generation.chat import Chat, ChatRequest, Reply, chat_on, left_open, prompt_length, with_pictures
+from loreloop.http.generation.chat import Chat, ChatRequest, chat_on, left_open, prompt_length, with_pictures
 from loreloop.http.generation.remembered import Remembering, Wanted, recalled_request, remembering
 from loreloop.http.generation.reply_blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
 from loreloop.http.generation.requests import Model, find_model, followed, prompt_only
@@ -43,6 +43,7 @@ from loreloop.protocol.sampling import SampledSequence, SampleResult
 from loreloop.protocol.token_ids import n_ids, unpack_ids
 from loreloop.protocol.training import Failure, length_of
 from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, turn_of_parts
+from loreloop.text.replies import Reply
 from loreloop.text.tools.json_scan import whole_part
 from loreloop.text.tools.tool_calls import Tool
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
-from loreloop.http.generation.chat import Chat, ChatRequest, WholeReply, chat_on, new_call_id, with_note
+from loreloop.http.generation.chat import Chat, ChatRequest, chat_on
 from loreloop.http.generation.requests import Model, all_drawn, followed, forget, start, unfailing
 from loreloop.http.services import Services
 from loreloop.mcp.toolbox import Bounds, Toolbox, ToolCaller, open_toolbox
@@ -23,6 +23,7 @@ from loreloop.protocol.training import Failure
 from loreloop.store import tools as tool_rows
 from loreloop.store.rows import ToolCallRecord, ToolServer
 from loreloop.text.conversation import MadeCall, Turn
+from loreloop.text.replies import WholeReply, new_call_id, with_note
 from loreloop.text.tools.tool_calls import Broken, Content, Thinking
 
 LOG = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ class AgentRun:
             chat = await chat_on(
                 self.model, replace(self.chat_request, conversation=conversation, choice=choice, collected=None)
             )
-            chat = replace(chat, at_once=False)  # a call is made here when it is whole, and is text if it is cut off
+            # A call is made here when it is whole, and is text if it is cut off.
+            chat = replace(chat, rules=replace(chat.rules, at_once=False))
             if not self.ops:
                 yield Began(chat)
             self.ops.append(chat.op)

@@ -5,7 +5,6 @@ Knows no dialect's bodies, and not how a model's family writes tool calls.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,29 +19,15 @@ from loreloop.protocol.openai_rest import MAX_TOOLS
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampleOp, Thoughts
 from loreloop.protocol.training import Chunk, length_of
-from loreloop.text.answers import THINK, parts_of
-from loreloop.text.conversation import Conversation, prompt_text, template_of
+from loreloop.text.answers import THINK
+from loreloop.text.conversation import Conversation, prompt_text
 from loreloop.text.grammars.sandbox import WantedSchema
-from loreloop.text.streaming_detokenizer import StreamingDetokenizer
+from loreloop.text.replies import Reply, ReplyRules, WholeReply, read_whole, rules_of
 from loreloop.text.templates.generation_defaults import DEFAULTED
-from loreloop.text.tools.call_buffer import CallBuffer
-from loreloop.text.tools.tool_calls import (
-    Broken,
-    CallArguments,
-    CallBegins,
-    CallCut,
-    CallEnds,
-    Content,
-    Piece,
-    Thinking,
-    Tool,
-)
-from loreloop.text.tools.tool_formats import ToolFormat, format_of, token_term
-from loreloop.text.tools.tool_reader import ReplyReader
+from loreloop.text.tools.tool_calls import Tool
+from loreloop.text.tools.tool_formats import ToolFormat, token_term
 
 MAX_TOOL_BYTES = 512 << 10  # of all descriptions and schemas together
-BROKEN_CALL = "What looks like a tool call in the content could not be read as one."
-CUT_CALL = "The last tool call was cut off before its end; its arguments are not whole."
 
 
 @dataclass(frozen=True)
@@ -74,27 +59,13 @@ class Chat:
 
     model: Model
     op: SampleOp
-    form: ToolFormat
-    stop_strings: tuple[str, ...]
-    thinking: bool
-    opened: bool  # the prompt ends inside a thought
-    tools: tuple[Tool, ...]  # that the reply may call
-    at_once: bool  # calls are by a grammar, and told while they are written
+    rules: ReplyRules
     warning: str | None = None  # of what the request asked for and cannot be held
     collected: WholeReply | None = None
 
     def reply(self) -> Reply:
         """A reader for one sample of this request; each sample needs its own."""
-        # These are special tokens that must become text nevertheless, since the reader looks for them.
-        shown = (*self.form.markers, *THINK)
-        params, parts = self.op.params, parts_of(self.op.params.thoughts)
-        detokenizer = StreamingDetokenizer(
-            self.model.text.tokenizer, params.stop_tokens, self.stop_strings, shown, parts
-        )
-        reader = ReplyReader(
-            self.form, thinking=self.thinking, tools_allowed=bool(self.tools), opened=self.opened, tools=self.tools
-        )
-        return Reply(detokenizer, reader, CallBuffer(at_once=self.at_once), self.collected)
+        return self.rules.begin(self.collected)
 
 
 async def chat_on(model: Model, chat_request: ChatRequest) -> Chat:
@@ -102,34 +73,30 @@ async def chat_on(model: Model, chat_request: ChatRequest) -> Chat:
     conversation = (
         replace(chat_request.conversation, tools=()) if chat_request.choice == "none" else chat_request.conversation
     )
-    # Some models bring a template of their own for conversations with tools.
-    template = template_of(model.text.template, conversation)
-    form = format_of(template.source)
     prompt = bounded_prompt(model, conversation)
-    thinking = THINK[0] in (template.source or "")
-    # A template may open the thought itself, and then the answer begins inside of it.
-    opened = thinking and prompt.rstrip().endswith(THINK[0])
+    rules = rules_of(model.text.tokenizer, model.text.template, conversation, prompt)
     constrained = await held_schemas(model, chat_request)
     # What the request says goes before the model's own defaults, and these before the protocol's.
     own = {name: value for name, value in model.defaults.items() if name in chat_request.left_open}
     wire = msgspec.structs.replace(constrained.wire, **own)
-    grammar = _call_grammar(model, form, chat_request, constrained)
+    grammar = _call_grammar(model, rules.form, chat_request, constrained)
     if grammar:
         wire = msgspec.structs.replace(wire, grammar=grammar, json_schema=None)
-    if opened and _is_constrained(wire):
-        prompt, opened = f"{prompt}\n{THINK[1]}\n\n", False  # a grammar leaves no room for thoughts
+    if rules.opened and _is_constrained(wire):
+        # A grammar leaves no room for thoughts.
+        prompt, rules = f"{prompt}\n{THINK[1]}\n\n", replace(rules, opened=False)
     chunks = await prompt_chunks(model, prompt, conversation)
     op = await operation(model, chunks, wire, chat_request.n, chat_request.report, stream=chat_request.stream)
-    op = with_thoughts(op, "opened" if opened else "possible" if thinking else "none")
+    rules = replace(
+        rules,
+        stop_tokens=op.params.stop_tokens,
+        stop_strings=_strings(chat_request.wire.stop),
+        at_once=bool(grammar),
+    )
     return Chat(
         model=model,
-        op=op,
-        form=form,
-        stop_strings=_strings(chat_request.wire.stop),
-        thinking=thinking,
-        opened=opened,
-        tools=conversation.tools,
-        at_once=bool(grammar),
+        op=with_thoughts(op, rules.thoughts),
+        rules=rules,
         warning=constrained.warning,
         collected=chat_request.collected,
     )
@@ -271,101 +238,6 @@ def _call_grammar(model: Model, form: ToolFormat, chat_request: ChatRequest, con
     )
 
 
-class Reply:
-    """One sample on its way: tokens in, pieces out, none of which is taken back. Every call has an id."""
-
-    def __init__(
-        self,
-        detokenizer: StreamingDetokenizer,
-        reader: ReplyReader,
-        call_buffer: CallBuffer,
-        collected: WholeReply | None = None,
-    ) -> None:
-        self.detokenizer, self.reader, self.call_buffer, self.collected = detokenizer, reader, call_buffer, collected
-
-    def push(self, token: int) -> list[Piece]:
-        """The pieces that one more token completes; often none."""
-        text = self.detokenizer.push(token)
-        return self._told(self.reader.push(text)) if text else []
-
-    def flush(self) -> list[Piece]:
-        """The pieces that were held back, once the sample has ended."""
-        return self._told([*self.reader.push(self.detokenizer.flush()), *self.reader.flush()])
-
-    def _told(self, found: list[Piece]) -> list[Piece]:
-        pieces = [named(piece) for piece in self.call_buffer.settle(found)]
-        if self.collected is not None:
-            self.collected.add(pieces)
-        return pieces
-
-
-def named(piece: Piece) -> Piece:
-    """The piece, with an id of our own where a call came without one."""
-    if isinstance(piece, CallBegins) and piece.call_id is None:
-        return replace(piece, call_id=new_call_id())
-    return piece
-
-
-@dataclass
-class WholeCall:
-    """A tool call of a whole reply; `arguments` is its JSON as the model wrote it."""
-
-    call_id: str | None
-    name: str
-    arguments: str = ""
-
-
-@dataclass
-class WholeReply:
-    """A reply's pieces put together; a broken call counts as content. `warning` says what is wrong with its calls,
-    behind `note`, which was known before."""
-
-    content: str = ""
-    thinking: str = ""
-    calls: list[WholeCall] = field(default_factory=list)
-    cut: bool = False  # the last call was
-    note: str | None = None
-    warning: str | None = None
-
-    def __post_init__(self) -> None:
-        self.warning = self.note
-
-    def add(self, pieces: Sequence[Piece]) -> None:
-        """Takes further pieces, in their order."""
-        for piece in pieces:
-            match piece:
-                case Content(text):
-                    self.content += text
-                case Thinking(text):
-                    self.thinking += text
-                case CallBegins(_, call_id, name):
-                    self.calls.append(WholeCall(call_id, name))
-                case CallArguments(index, text):
-                    self.calls[index].arguments += text
-                case CallCut():
-                    self.cut = True
-                    self.warning = with_note(self.note, CUT_CALL)
-                case Broken(text):
-                    self.content += text
-                    self.warning = with_note(self.note, BROKEN_CALL)
-                case CallEnds():
-                    pass
-
-
 def whole_reply(chat: Chat, tokens: Sequence[int]) -> WholeReply:
     """The reply of a finished sample, from its token ids."""
-    reply, whole = chat.reply(), WholeReply(note=chat.warning)
-    for token in tokens:
-        whole.add(reply.push(token))
-    whole.add(reply.flush())
-    return whole
-
-
-def with_note(note: str | None, warning: str) -> str:
-    """A warning, behind the note that was known before if there is one."""
-    return f"{note} {warning}" if note else warning
-
-
-def new_call_id() -> str:
-    """An id for a call whose model gave it none, in the form that OpenAI's clients expect."""
-    return f"call_{uuid.uuid4().hex[:24]}"
+    return read_whole(chat.reply(), tokens, chat.warning)

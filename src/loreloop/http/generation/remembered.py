@@ -16,7 +16,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import Scope
 
-from loreloop.http.generation.chat import ChatRequest, WholeReply, new_call_id
+from loreloop.http.generation.chat import ChatRequest
 from loreloop.http.generation.requests import Model
 from loreloop.http.services import Services, services
 from loreloop.memory.importance import SurfaceImportance
@@ -40,6 +40,7 @@ from loreloop.protocol.openai_rest import MemoryField
 from loreloop.store.memories import MemoriesOf, check_name
 from loreloop.store.rows import MemoryName
 from loreloop.text.conversation import MadeCall, Turn
+from loreloop.text.replies import WholeReply, new_call_id
 
 LOG = logging.getLogger(__name__)
 HEADER, METADATA = "x-loreloop-memory", "loreloop_memory"

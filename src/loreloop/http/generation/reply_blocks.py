@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loreloop.http.generation.chat import BROKEN_CALL, CUT_CALL, new_call_id, with_note
+from loreloop.text.replies import BROKEN_CALL, CUT_CALL, new_call_id, with_note
 from loreloop.text.tools.tool_calls import (
     Broken,
     CallArguments,

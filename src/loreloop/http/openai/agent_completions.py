@@ -25,7 +25,7 @@ from loreloop.http.generation.agent_loop import (
     drawn_whole,
     tools_of,
 )
-from loreloop.http.generation.chat import WholeReply, with_pictures
+from loreloop.http.generation.chat import with_pictures
 from loreloop.http.generation.remembered import Remembering, Wanted, remembering
 from loreloop.http.generation.requests import Model, while_there
 from loreloop.http.openai.answer_format import failure_event, usage
@@ -36,6 +36,7 @@ from loreloop.mcp.toolbox import Bounds
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.openai_rest import AgentLoop, ChatCompletion, McpTool
 from loreloop.protocol.training import Failure
+from loreloop.text.replies import WholeReply
 
 
 async def agent_answer(request: Request, body: ChatCompletion, model: Model) -> Response:

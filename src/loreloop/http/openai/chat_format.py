@@ -11,16 +11,7 @@ from typing import Any
 
 import msgspec
 
-from loreloop.http.generation.chat import (
-    BROKEN_CALL,
-    CUT_CALL,
-    Chat,
-    ChatRequest,
-    WholeReply,
-    left_open,
-    new_call_id,
-    whole_reply,
-)
+from loreloop.http.generation.chat import Chat, ChatRequest, left_open, whole_reply
 from loreloop.http.generation.remembered import Remembering
 from loreloop.http.generation.requests import Report
 from loreloop.http.openai.answer_format import frame, usage, wire_params
@@ -29,18 +20,16 @@ from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
 from loreloop.protocol.openai_rest import (
     ChatCompletion,
-    ChatMessage,
-    ImagePart,
     JsonObjectFormat,
     JsonSchemaFormat,
     NamedTool,
-    RefusalPart,
-    TextPart,
     ToolBody,
 )
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampledSequence, SampleResult
-from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, turn_of_parts
+from loreloop.text.conversation import Conversation
+from loreloop.text.openai_messages import tool_of, turn_of
+from loreloop.text.replies import BROKEN_CALL, CUT_CALL, WholeReply, new_call_id
 from loreloop.text.tools.tool_calls import (
     Broken,
     CallArguments,
@@ -50,7 +39,6 @@ from loreloop.text.tools.tool_calls import (
     Content,
     Piece,
     Thinking,
-    Tool,
 )
 
 # from the body
@@ -92,35 +80,6 @@ def formatted(body: ChatCompletion, wire: WireSamplingParams) -> WireSamplingPar
     elif isinstance(body.response_format, JsonSchemaFormat):
         schema = body.response_format.json_schema.schema_
     return msgspec.structs.replace(wire, json_schema=schema)
-
-
-def turn_of(message: ChatMessage) -> Turn:
-    """One message as a turn of a conversation; BadRequest where a tool's message names no call."""
-    calls = tuple(
-        MadeCall(call.id, call.function.name, call.function.arguments or "{}") for call in message.tool_calls or ()
-    )
-    if message.role == "tool" and message.tool_call_id is None:
-        raise BadRequest("A message of role 'tool' must say in tool_call_id which call it answers.")
-    # Templates know no developer; the role is OpenAI's newer name for system.
-    role = "system" if message.role == "developer" else message.role
-    thinking = message.reasoning_content or message.reasoning
-    parts = [message.content or ""] if not isinstance(message.content, tuple) else map(part_of, message.content)
-    call_id, name = message.tool_call_id, message.name
-    return turn_of_parts(role, list(parts), thinking=thinking, calls=calls, call_id=call_id, name=name)
-
-
-def part_of(part: TextPart | RefusalPart | ImagePart) -> str | Picture:
-    """A part of a message's content: its text, or a picture."""
-    if isinstance(part, ImagePart):
-        return Picture(part.image_url.url)
-    return part.text if isinstance(part, TextPart) else part.refusal
-
-
-def tool_of(tool: ToolBody) -> Tool:
-    """A function of the body as a tool; one without parameters takes an object without properties."""
-    function = tool.function
-    parameters = function.parameters or {"type": "object", "properties": {}}
-    return Tool(function.name, function.description or "", parameters, bool(function.strict))
 
 
 # to the answer

@@ -1,0 +1,71 @@
+"""The training clients of one run over the Tinker SDK: made afresh, or from what the run had saved.
+
+Knows no learner; a learner asks for the clients that it needs by name, and the runner saves them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import tinker
+
+from loreloop.learn.plan import Plan
+
+POLICY = "policy"  # the client whose weights a run is for
+
+
+class Clients:
+    """`states` are the paths of what an earlier part of the run has saved, by the clients' names."""
+
+    def __init__(self, service: tinker.ServiceClient, plan: Plan, states: Mapping[str, str] | None = None) -> None:
+        self.service, self.plan, self.states = service, plan, dict(states or {})
+        self.made: dict[str, tinker.TrainingClient] = {}
+
+    async def training(self, name: str = POLICY) -> tinker.TrainingClient:
+        """The client of this name; it goes on from its saved state, optimizer included, where the run has one."""
+        if name not in self.made:
+            self.made[name] = await self._made(name)
+        return self.made[name]
+
+    async def _made(self, name: str) -> tinker.TrainingClient:
+        plan = self.plan
+        if saved := self.states.get(name):
+            return await self.service.create_training_client_from_state_with_optimizer(saved)
+        if plan.start is not None and name == POLICY:
+            return await self.service.create_training_client_from_state(plan.start)
+        return await self.service.create_lora_training_client(
+            plan.base_model,
+            rank=plan.rank,
+            seed=plan.seed,
+            train_mlp=plan.train_mlp,
+            train_attn=plan.train_attn,
+            train_unembed=plan.train_unembed,
+        )
+
+    async def reference(self) -> tinker.SamplingClient:
+        """Weights as they are before the run's first step: the base model, or what the run begins from."""
+        if self.plan.start is None:
+            return await self.service.create_sampling_client(base_model=self.plan.base_model)
+        client = await self.service.create_training_client_from_state(self.plan.start)
+        return await client.save_weights_and_get_sampling_client()
+
+    async def save(self, name: str) -> dict[str, str]:
+        """Saves the state of every client under a name; gives their paths."""
+        # All are sent before one is waited for.
+        saving = [client.save_state(name, overwrite=True) for client in self.made.values()]
+        saved = await asyncio.gather(*(each.result_async() for each in saving))
+        return {client: each.path for client, each in zip(self.made, saved, strict=True)}
+
+    async def publish(self, name: str) -> str:
+        """Saves the policy's weights for sampling under a name; gives their path."""
+        return (await self.made[POLICY].save_weights_for_sampler(name)).path
+
+    async def forget(self, states: Mapping[str, str]) -> None:
+        """Deletes saved states that no resumption needs any more; one that is gone already is no fault."""
+        rest = self.service.create_rest_client()
+        for path in states.values():
+            try:
+                await rest.delete_checkpoint_from_tinker_path(path)
+            except tinker.NotFoundError:
+                continue

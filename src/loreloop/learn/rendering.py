@@ -1,0 +1,158 @@
+"""Conversations as tokens to learn from, and sampled tokens as answers, by a base model's own template and tokenizer.
+
+A prompt is, token for token, what the server's chat routes would send. What is learned are the assistant's own tokens
+with the one that ends the answer. Knows no losses, no files of examples and no servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tinker
+
+from loreloop.learn.examples import Demonstration
+from loreloop.learn.rewards.reward import Answer
+from loreloop.protocol.errors import BadRequest
+from loreloop.text.answers import THINK
+from loreloop.text.conversation import Conversation, MadeCall, prompt_text, told_text
+from loreloop.text.replies import read_whole, rules_of
+from loreloop.text.templates.chat_template import ChatTemplate
+from loreloop.text.tokenizer import TextTokenizer
+from loreloop.text.tokenizer_files import read_object
+
+NOTHING = Conversation(())
+
+
+@dataclass
+class Weighted:
+    """Token ids, and how much each counts as a target; what only leads to an answer counts 0."""
+
+    tokens: list[int]
+    weights: list[float]
+
+    def goes_on(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt begins with these very tokens."""
+        return self.tokens == prompt[: len(self.tokens)]
+
+
+class Renderer:
+    """`stop` are the ids that end an answer, as the server takes them too; they are for sampling parameters."""
+
+    def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate, stop: Sequence[int]) -> None:
+        self.tokenizer, self.template, self.stop = tokenizer, template, list(stop)
+
+    def prompt(self, conversation: Conversation) -> tinker.ModelInput:
+        """The tokens from which a model goes on. BadRequest where its template does not accept the conversation."""
+        return tinker.ModelInput.from_ints(self.prompt_tokens(conversation))
+
+    def prompt_tokens(self, conversation: Conversation) -> list[int]:
+        """The ids of `prompt`."""
+        _refuse_pictures(conversation)
+        return self.tokenizer.encode(prompt_text(self.template, conversation))
+
+    def demonstrations(self, demonstration: Demonstration) -> list[tinker.Datum]:
+        """Data for `cross_entropy`. Answers share a datum as long as the prompt of the next begins with the tokens of
+        the last; where a template changes what was said, such as by dropping past thoughts, a new one begins. Turns
+        without weight are read and not learned."""
+        return [datum_of(weighted) for weighted in self.weighted(demonstration)]
+
+    def weighted(self, demonstration: Demonstration) -> list[Weighted]:
+        """Tokens and weights of `demonstrations`, before they are shifted into inputs and targets."""
+        found: list[Weighted] = []
+        turns = demonstration.conversation.turns
+        for number, (turn, weight) in enumerate(zip(turns, demonstration.weights, strict=True)):
+            if turn.role != "assistant" or weight == 0:
+                continue
+            prompt, answer = self._asked(demonstration.conversation, number)
+            if not (found and found[-1].goes_on(prompt)):
+                found.append(Weighted([], []))
+            last = found[-1]
+            between = prompt[len(last.tokens) :]
+            last.tokens += [*between, *answer]
+            last.weights += [0.0] * len(between) + [weight] * len(answer)
+        return found
+
+    def going_on(self, prompt: Conversation, answer: Conversation) -> list[tinker.Datum]:
+        """Data for an answer's turns behind a prompt, of which the assistant's count with weight 1."""
+        turns = (*prompt.turns, *answer.turns)
+        weights = (0.0,) * len(prompt.turns) + (1.0,) * len(answer.turns)
+        return self.demonstrations(Demonstration(replace(prompt, turns=turns), weights))
+
+    def answer(self, tokens: Sequence[int], to: Conversation = NOTHING, *, ended: bool | None = None) -> Answer:
+        """What sampled tokens say. `to` is the conversation that was asked, which says what tools there are and
+        whether its prompt has begun a thought. Without `ended`, an answer counts as whole if a stop token is last."""
+        prompt = prompt_text(self.template, to) if to.turns else ""
+        rules = replace(rules_of(self.tokenizer, self.template, to, prompt), stop_tokens=self.stop)
+        whole = read_whole(rules.begin(), tokens)
+        return Answer(
+            text=whole.content,
+            calls=tuple(MadeCall(call.call_id or "", call.name, call.arguments) for call in whole.calls),
+            thinking=whole.thinking or None,
+            n_tokens=len(tokens),
+            ended=bool(tokens) and tokens[-1] in self.stop if ended is None else ended,
+        )
+
+    def _asked(self, conversation: Conversation, number: int) -> tuple[list[int], list[int]]:
+        """The tokens of the prompt before a turn, and those of the turn as its model would have to say it."""
+        before = replace(conversation, turns=conversation.turns[:number])
+        until = replace(conversation, turns=conversation.turns[: number + 1])
+        _refuse_pictures(until)
+        prompt, told = prompt_text(self.template, before), told_text(self.template, until)
+        said = said_behind(prompt, told, conversation.turns[number].thinking or "")
+        asked, both = self.tokenizer.encode(prompt), self.tokenizer.encode(prompt + said)
+        # Some tokenizers write a text differently at its beginning, so the answer is read behind its prompt, as long
+        # as the border stays where sampling has it.
+        whole = both[: len(asked)] == asked
+        return asked, self._until_its_end(both[len(asked) :] if whole else self.tokenizer.encode(said))
+
+    def _until_its_end(self, answer: list[int]) -> list[int]:
+        """The answer's tokens up to the one that ends it. What a template writes behind that nobody samples."""
+        ends = [place for place, token in enumerate(answer) if token in self.stop]
+        return answer[: ends[-1] + 1] if ends else [*answer, *self.stop[:1]]
+
+
+def said_behind(prompt: str, told: str, thinking: str) -> str:
+    """What an assistant says behind a prompt so that the conversation becomes the one told. BadRequest where the
+    template does not let it be known."""
+    if told.startswith(prompt):
+        return told[len(prompt) :]
+    # A template may begin a thought, or an empty one, in the prompt, and leave it out of what was said in the past.
+    head, _, tail = prompt.rpartition(THINK[0])
+    if head and told.startswith(head) and tail.strip() in ("", THINK[1]):
+        rest = told[len(head) :]
+        if tail.strip() == THINK[1]:
+            return rest
+        return rest.removeprefix(THINK[0]) if rest.startswith(THINK[0]) else f"{thinking}\n{THINK[1]}\n\n{rest}"
+    raise BadRequest(
+        "The model's chat template tells an answer in another way than it asks for one, so the two cannot be told "
+        "apart; train on text of your own with the Tinker API, or mend the template."
+    )
+
+
+def datum_of(weighted: Weighted, loss: str = "weights") -> tinker.Datum:
+    """Each token is the target of the position before it; `loss` names the input that takes the weights."""
+    values: dict[str, Any] = {
+        "target_tokens": tinker.TensorData.from_numpy(np.array(weighted.tokens[1:], np.int64)),
+        loss: tinker.TensorData.from_numpy(np.array(weighted.weights[1:], np.float32)),
+    }
+    return tinker.Datum(model_input=tinker.ModelInput.from_ints(weighted.tokens[:-1]), loss_fn_inputs=values)
+
+
+def renderer_of(folder: Path) -> Renderer:
+    """By the files of a model's folder, without its weights. BadRequest that names what is broken."""
+    tokenizer = TextTokenizer(folder)
+    named = read_object(folder / "config.json").get("eos_token_id")
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    stop = [*dict.fromkeys((*map(int, ids), *tokenizer.end_ids))]
+    if not stop:
+        raise BadRequest(f"Neither config.json nor tokenizer_config.json in {folder} names a token that ends a text.")
+    return Renderer(tokenizer, ChatTemplate(folder, tokenizer), stop)
+
+
+def _refuse_pictures(conversation: Conversation) -> None:
+    if any(turn.pictures for turn in conversation.turns):
+        raise BadRequest("Images are not learned from here yet; leave image_url parts out.")

@@ -1,0 +1,99 @@
+"""The shared loop against a real server: it learns, ends when asked, and goes on where it was."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tinker
+
+from loreloop.cli.server import RunningServer
+from loreloop.learn.clients import Clients
+from loreloop.learn.learners.sft import Sft
+from loreloop.learn.plan import Plan
+from loreloop.learn.rendering import Renderer, renderer_of
+from tests.learn.runs import Kept, examples, plan, run_of, service
+
+# The SDK leaves its own background tasks to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def renderer(tiny_folder: Path) -> Renderer:
+    return renderer_of(tiny_folder)
+
+
+async def _sft(renderer: Renderer, made: Plan, clients: Clients) -> Sft:
+    return await Sft.of(made, clients, renderer)
+
+
+@pytest.fixture
+def sft(renderer: Renderer):
+    return functools.partial(_sft, renderer)
+
+
+def logprobs(server: RunningServer, path: str) -> np.ndarray:
+    sampler = service(server).create_sampling_client(path)
+    return np.array(sampler.compute_logprobs(tinker.ModelInput.from_ints(list(range(10, 40)))).result()[1:])
+
+
+def test_a_run_learns_and_tells_what_it_measured(server: RunningServer, sft) -> None:
+    kept = Kept()
+    ran = run_of(server, sft, plan(epochs=3), examples(7), kept=kept, held_out=examples(2))
+    assert ran.ending == "finished"
+    assert [record.step for record in ran.records] == list(range(1, 10))
+    assert [record.epoch for record in ran.records] == [1] * 3 + [2] * 3 + [3] * 3
+    losses = [record.metrics["train_loss"] for record in ran.records]
+    assert losses[-1] < 0.5 * losses[0]
+    assert ["valid_loss" in record.metrics for record in ran.records] == [False, False, True] * 3
+    assert all(0 < record.metrics["train_mean_token_accuracy"] <= 1 for record in ran.records)
+    assert kept.position is not None
+    assert [c.epoch for c in kept.position.checkpoints] == [1, 2, 3]
+    assert kept.position.finished
+
+
+def test_a_run_goes_on_where_it_was(server: RunningServer, sft) -> None:
+    whole, parted = Kept(), Kept()
+    made = plan(epochs=2, save_every=2)
+    all_at_once = run_of(server, sft, made, examples(9), kept=whole)
+    asked = iter(["go"] * 4 + ["pause"])
+    first = run_of(server, sft, made, examples(9), kept=parted, wish=lambda: next(asked))
+    assert first.ending == "paused"
+    assert parted.position is not None
+    assert parted.position.step == 4
+    rest = run_of(server, sft, made, examples(9), kept=parted)
+    assert [record.step for record in first.records + rest.records] == list(range(1, 7))
+    both = first.records + rest.records
+    for ours, theirs in zip(all_at_once.records, both, strict=True):
+        assert ours.metrics["train_loss"] == pytest.approx(theirs.metrics["train_loss"], rel=1e-4)
+    paths = [kept.position.checkpoints[-1].path for kept in (whole, parted) if kept.position]
+    np.testing.assert_allclose(*(logprobs(server, path) for path in paths), atol=1e-4)
+
+
+def test_a_cancelled_run_ends_at_once(server: RunningServer, sft) -> None:
+    asked = iter(["go", "go", "cancel"])
+    kept = Kept()
+    ran = run_of(server, sft, plan(epochs=5, save_every=1), examples(9), kept=kept, wish=lambda: next(asked))
+    assert (ran.ending, len(ran.records)) == ("cancelled", 2)
+    assert kept.position is not None
+    assert kept.position.step == 2
+
+
+def test_what_comes_after_the_last_state_is_repeated_and_no_more(server: RunningServer, sft) -> None:
+    class Dies(Exception):
+        pass
+
+    def dying() -> str:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Dies
+        return "go"
+
+    left, kept, made = 5, Kept(), plan(epochs=2, save_every=2)
+    with pytest.raises(Dies):
+        run_of(server, sft, made, examples(9), kept=kept, wish=dying)
+    assert kept.position is not None
+    assert kept.position.step == 4  # the third step ended an epoch; the fourth was saved by the interval
+    rest = run_of(server, sft, made, examples(9), kept=kept)
+    assert [record.step for record in rest.records] == [5, 6]
