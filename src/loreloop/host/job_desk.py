@@ -1,4 +1,4 @@
-"""The desk between those who ask for fine-tuning jobs and the worker that does them: hands out, writes down, calls back.
+"""The desk between those who ask for fine-tuning jobs and the worker that does them: hands out, notes, calls back.
 
 Jobs wait in the store, so that a desk that is killed forgets nothing. What the worker holds is known here alone: when
 its stream ends, its jobs go back into the queue. Knows no route, and not how anything is learned.
@@ -28,6 +28,7 @@ from loreloop.protocol.jobs import (
     JobStatus,
     Kept,
     Made,
+    Noted,
     ResumePoint,
     Said,
     Stepped,
@@ -179,7 +180,10 @@ class JobDesk:
             case Said(job_id, level, text):
                 await self.store.write(jobs.say, job_id, level, text, time.time())
             case Kept(job_id, point):
-                await self._drop_state(held.job.key_id, await self.store.write(jobs.kept, job_id, point))
+                before = await self.store.write(jobs.kept, job_id, point)
+                if self.worker is not None:
+                    self.worker.send(Noted(job_id))
+                await self._drop_state(held.job.key_id, before)
             case Made():
                 await self._made(held, message)
             case JobOver(job_id, outcome, error):
@@ -208,7 +212,10 @@ class JobDesk:
             metrics=made.metrics,
             created=time.time(),
         )
-        await self.store.write(tuned_models.add, model)
+        replaced = await self.store.write(tuned_models.add, model)
+        # Of an attempt that was broken off behind it; the weights of this one are the same, made anew.
+        if replaced is not None and replaced.path != model.path:
+            await self._drop(job.key_id, replaced.path)
         what = "New fine-tuned model created" if made.is_final else f"Checkpoint created at step {made.step}"
         await self._say(job.id, "info", f"{what}: {name}")
 
@@ -221,6 +228,7 @@ class JobDesk:
             await self._change(job_id, "succeeded", ("running",), "The job has successfully completed")
         # Only now, since the key of the job must hold as long as the worker may use it.
         del self.in_hand[job_id]
+        await self._end_session(held)
         await self._tidy(job_id)
         await self.assign()
 
@@ -246,9 +254,7 @@ class JobDesk:
         """The worker is gone: what it had in hand waits for the next one."""
         lost, self.in_hand = self.in_hand, {}
         for job_id, held in lost.items():
-            # The session of the dead worker would hold a model in memory until it expires.
-            if held.session_id:
-                await self._end_session(held)
+            await self._end_session(held)
             if self.store.read(jobs.of_anyone, job_id).status == "running":
                 await self._requeue(job_id)
             else:
@@ -261,8 +267,11 @@ class JobDesk:
         await self._change(job_id, "queued", ("running",), text)
 
     async def _end_session(self, held: _InHand) -> None:
+        """Left alone, the session would hold a model in memory until it expires."""
+        if not held.session_id:
+            return
         try:
-            await self.store.write(sessions.end, held.job.key_id, held.session_id, "expired", "its worker is gone")
+            await self.store.write(sessions.end, held.job.key_id, held.session_id, "finished", "its job is over")
             await self.dispatcher.close_session(held.session_id)
         except LoreloopError as error:
             LOG.warning("the session %s of a broken-off job stays until it expires: %s", held.session_id, error)
@@ -280,12 +289,17 @@ class JobDesk:
             await self._drop_state(job.key_id, await self.store.write(jobs.let_go, job_id))
 
     async def _drop_state(self, key_id: str, point: ResumePoint | None) -> None:
-        if point is None:
-            return
+        for path in point.states.values() if point is not None else ():
+            # What a model is known to begin from stays with the model.
+            if self.store.read(tuned_models.has_state, path):
+                continue
+            await self._drop(key_id, path)
+
+    async def _drop(self, key_id: str, path: str) -> None:
         try:
-            await self.store.write(checkpoints.remove, key_id, parse_path(point.state_path))
+            await self.store.write(checkpoints.remove, key_id, parse_path(path))
         except (NotFound, Conflict):
-            return  # its owner has deleted it, or deployed it
+            return  # the worker has deleted it already, or its owner has, or it was deployed
         await self.dispatcher.delete_left_files()
 
     def _stop(self, job_id: str, *, keep: bool) -> None:

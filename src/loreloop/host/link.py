@@ -71,7 +71,7 @@ class WorkerConnection(_Connection[ToWorker, FromWorker]):
 
 
 class _Link(Generic[Heard, Told]):
-    """The working process's end: one thread fills `inbox` (None at the end of the stream), another one empties an outbox."""
+    """The working process's end: one thread fills `inbox` (None at the stream's end), another one empties an outbox."""
 
     def __init__(self, path: Path, heard: Any) -> None:
         self.decoder: msgspec.msgpack.Decoder[Heard] = msgspec.msgpack.Decoder(heard)

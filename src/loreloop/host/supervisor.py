@@ -1,6 +1,7 @@
 """Starts the processes of a server, starts them again when they die, and ends them in order.
 
-One HTTP process, one engine process for every base model, and one worker for fine-tuning jobs. Without anything to do it sleeps in `wait`.
+One HTTP process, one engine process for every base model, and one worker for fine-tuning jobs. Without anything to do
+it sleeps in `wait`.
 """
 
 from __future__ import annotations

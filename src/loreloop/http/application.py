@@ -19,7 +19,7 @@ from loreloop.http.anthropic import messages
 from loreloop.http.bodies import answer
 from loreloop.http.exchange import Exchange
 from loreloop.http.generation.remembered import end_of_turn
-from loreloop.http.openai import chat_completions, completions, models, responses
+from loreloop.http.openai import chat_completions, completions, files, fine_tuning, models, responses
 from loreloop.http.operations import deployments, health, memories, metrics, removal
 from loreloop.http.services import Services
 from loreloop.http.tinker import downloads, futures, runs, sampling, sessions, training
@@ -66,7 +66,15 @@ def create_app(services: Services) -> Starlette:
         *health.ROUTES,
     ]
     # OpenAI's routes are mounted twice: most clients expect /v1, those of Tinker's own service /oai/api/v1.
-    openai_routes = [*models.ROUTES, *completions.ROUTES, *chat_completions.ROUTES, *responses.ROUTES]
+    openai_routes = [
+        *models.ROUTES,
+        *models.DELETING,
+        *completions.ROUTES,
+        *chat_completions.ROUTES,
+        *responses.ROUTES,
+        *files.ROUTES,
+        *fine_tuning.ROUTES,
+    ]
     app = Starlette(
         routes=[
             Mount("/api/v1", routes=tinker),

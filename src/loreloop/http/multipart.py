@@ -39,7 +39,7 @@ class _Parts:
         self.headers: dict[str, bytes] = {}
         self.name, self.is_file, self.value = "", False, bytearray()
 
-    def callbacks(self) -> dict[str, Any]:
+    def callbacks(self) -> Any:
         return {
             "on_part_begin": self.begin,
             "on_header_field": lambda data, start, end: self._grow(self.header_name, data[start:end], MAX_HEADER_BYTES),

@@ -57,13 +57,13 @@ class JobPlan(msgspec.Struct, frozen=True):
 
 
 class ResumePoint(msgspec.Struct, frozen=True):
-    """Where a job can go on: a training checkpoint with the optimizer's state, after `step` steps. `cursor` is the
-    learner's own, such as the state of its dice."""
+    """Where a job can go on after `step` steps: paths of training checkpoints with the optimizer's state, by the names
+    of the clients that they belong to. `position` is the runner's own record, which nobody else reads."""
 
     step: int
-    state_path: str
+    states: dict[str, str]
     trained_tokens: int = 0
-    cursor: dict[str, Any] = {}
+    position: dict[str, Any] = {}
 
 
 # worker to HTTP process
@@ -151,4 +151,10 @@ class StopJob(msgspec.Struct, frozen=True, tag="stop"):
     keep: bool
 
 
-ToWorker = Assignment | StopJob
+class Noted(msgspec.Struct, frozen=True, tag="noted"):
+    """What a job has kept is written down: what was kept before may go."""
+
+    job_id: str
+
+
+ToWorker = Assignment | StopJob | Noted

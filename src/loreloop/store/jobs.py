@@ -126,7 +126,9 @@ def began(connection: Connection, job_id: str, n_steps: int) -> None:
     connection.execute(_of(job_id).values(n_steps=n_steps))
 
 
-def stepped(connection: Connection, job_id: str, step: int, metrics: Metrics, *, trained_tokens: int, now: float) -> None:
+def stepped(
+    connection: Connection, job_id: str, step: int, metrics: Metrics, *, trained_tokens: int, now: float
+) -> None:
     """Records a step with its metrics, in the place of the same step of an earlier attempt."""
     connection.execute(_of(job_id).values(step=step, trained_tokens=trained_tokens))
     same = (JOB_METRICS.c.job_id == job_id, JOB_METRICS.c.step == step)

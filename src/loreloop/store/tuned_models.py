@@ -13,23 +13,27 @@ from loreloop.store.job_rows import TunedModel
 from loreloop.store.schema import TUNED_MODELS
 
 
-def add(connection: Connection, made: TunedModel) -> None:
-    """Makes a name answer from now on; one of the same name, from an attempt that was broken off, gives way."""
+def add(connection: Connection, made: TunedModel) -> TunedModel | None:
+    """Makes a name answer from now on; gives the one of the same name, from an attempt that was broken off, which gives
+    way."""
+    before = find(connection, None, made.name)
     values = msgspec.structs.asdict(made) | {"metrics": msgspec.json.encode(made.metrics).decode()}
     del values["number"]
     connection.execute(delete(TUNED_MODELS).where(TUNED_MODELS.c.name == made.name))
     connection.execute(insert(TUNED_MODELS).values(**values))
+    return before
 
 
-def find(connection: Connection, key_id: str, name: str) -> TunedModel | None:
-    """The model of a name, None where there is none or it is another key's."""
-    row = connection.execute(
-        select(TUNED_MODELS).where(TUNED_MODELS.c.name == name, TUNED_MODELS.c.key_id == key_id)
-    ).first()
+def find(connection: Connection, key_id: str | None, name: str) -> TunedModel | None:
+    """The model of a name, None where there is none or it is another key's. `key_id` None: of any key."""
+    wanted = select(TUNED_MODELS).where(TUNED_MODELS.c.name == name)
+    if key_id is not None:
+        wanted = wanted.where(TUNED_MODELS.c.key_id == key_id)
+    row = connection.execute(wanted).first()
     return _row(row) if row is not None else None
 
 
-def get(connection: Connection, key_id: str, name: str) -> TunedModel:
+def get(connection: Connection, key_id: str | None, name: str) -> TunedModel:
     """As `find`; NotFound where there is none."""
     found = find(connection, key_id, name)
     if found is None:
@@ -42,6 +46,12 @@ def final_of_job(connection: Connection, job_id: str) -> TunedModel | None:
     wanted = select(TUNED_MODELS).where(TUNED_MODELS.c.job_id == job_id, TUNED_MODELS.c.is_final)
     row = connection.execute(wanted).first()
     return _row(row) if row is not None else None
+
+
+def has_state(connection: Connection, state_path: str) -> bool:
+    """Whether a training checkpoint is what some model can be trained on from."""
+    known = select(TUNED_MODELS.c.name).where(TUNED_MODELS.c.state_path == state_path)
+    return connection.execute(known).first() is not None
 
 
 def of_job(connection: Connection, job_id: str, limit: int, after: str = "") -> list[TunedModel]:

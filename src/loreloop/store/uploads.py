@@ -32,8 +32,8 @@ def add(connection: Connection, row: FileRow, most_bytes: int) -> FileRow:
     n_files, n_bytes = connection.execute(of_key).one()
     if n_files >= MAX_FILES or n_bytes + row.n_bytes > most_bytes:
         raise TooLarge(
-            f"The file {row.name[:80]!r} has {row.n_bytes} bytes, and its key has {n_files} files of {n_bytes} bytes; it "
-            f"may have {MAX_FILES} of {most_bytes} in all. Delete some."
+            f"The file {row.name[:80]!r} has {row.n_bytes} bytes, and its key has {n_files} files of {n_bytes} bytes; "
+            f"it may have {MAX_FILES} of {most_bytes} in all. Delete some."
         )
     return _added(connection, row)
 

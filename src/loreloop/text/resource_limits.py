@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-
 _ONE_AT_A_TIME = threading.RLock()
 
 

@@ -1,4 +1,4 @@
-"""What a file for fine-tuning holds, found out once at its upload: how many examples, of which form, with images or not.
+"""What a file for fine-tuning holds, found out at its upload: how many examples, of which form.
 
 Reads JSON lines; a mistake is told with its line and field. Knows neither tokens nor models.
 """
@@ -31,4 +31,4 @@ def contents_of(file: Path) -> dict[str, Any]:
             n_examples += 1
     if not n_examples:
         raise BadRequest("The file is empty; it must hold one example a line.")
-    return {"n_examples": n_examples, "form": "chat", "has_images": False}
+    return {"n_examples": n_examples, "form": "demonstrations", "has_images": False}
