@@ -66,7 +66,8 @@ class Supervisor:
             engine.environment = self.environment
         # Its tensors are small: with more threads than one it would only take cores from the engines.
         worker = _Child(module="loreloop.cli.job_process", arguments=[path], name="jobs")
-        worker.environment = {"OMP_NUM_THREADS": "1"}
+        # The SDK's reports of itself would come here only to be thrown away.
+        worker.environment = {"OMP_NUM_THREADS": "1", "TINKER_TELEMETRY": "0"}
         self.workers = [worker] if plan.has_worker else []
         self.due: list[tuple[float, _Child]] = []  # when dead children start again
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from loreloop.store.job_rows import FileRow
 from loreloop.store.schema import FILES, JOBS, KEYS
 
 MAX_FILES = 10_000  # of a key
+UNFINISHED = ("queued", "running", "paused")
 
 
 def new_id() -> str:
@@ -71,7 +73,7 @@ def remove(connection: Connection, files: Files, key_id: str, file_id: str) -> N
     """Takes the row away and leaves the body to `take_left_files`. Conflict while an unfinished job needs it."""
     row = get(connection, key_id, file_id)
     needs = func.json_extract(JOBS.c.plan, "$.training_file"), func.json_extract(JOBS.c.plan, "$.validation_file")
-    unfinished = select(JOBS.c.id).where(JOBS.c.key_id == key_id, JOBS.c.status.in_(("queued", "running", "paused")))
+    unfinished = select(JOBS.c.id).where(JOBS.c.key_id == key_id, JOBS.c.status.in_(UNFINISHED))
     using = connection.scalar(unfinished.where((needs[0] == file_id) | (needs[1] == file_id)).limit(1))
     if using is not None:
         raise Conflict(f"The file {file_id} is needed by the job {using}; cancel that, then delete the file.")
@@ -83,12 +85,18 @@ def sweep(connection: Connection, files: Files, now: float) -> None:
     """Takes away what has expired, and what keys have that are revoked or gone, unless a job still needs it."""
     active = select(KEYS.c.id).where(KEYS.c.revoked.is_(None))
     over = (FILES.c.expires <= now) | FILES.c.key_id.not_in(active)
-    busy = select(JOBS.c.plan).where(JOBS.c.status.in_(("queued", "running", "paused")))
-    plans = "\n".join(connection.scalars(busy))
+    plans = "\n".join(_needed_plans(connection))
     for file_id in connection.scalars(select(FILES.c.id).where(over)).all():
         if file_id not in plans:
             connection.execute(delete(FILES).where(FILES.c.id == file_id))
             leave_files(connection, [str(files.upload(file_id))])
+
+
+def next_expiry(connection: Connection) -> float | None:
+    """When the next file expires, so that the sweeper can sleep until then; those that jobs still need do not count."""
+    plans = "\n".join(_needed_plans(connection))
+    dated = select(FILES.c.id, FILES.c.expires).where(FILES.c.expires.is_not(None)).order_by(FILES.c.expires)
+    return next((row.expires for row in connection.execute(dated) if row.id not in plans), None)
 
 
 def unknown_bodies(connection: Connection, files: Files, changed_before: float) -> list[Path]:
@@ -96,6 +104,10 @@ def unknown_bodies(connection: Connection, files: Files, changed_before: float) 
     known = set(connection.scalars(select(FILES.c.id)))
     found = (path for path in files.uploads.glob("*") if path.name not in known and not path.name.startswith("."))
     return [path for path in found if path.stat().st_ctime < changed_before]
+
+
+def _needed_plans(connection: Connection) -> Iterable[str]:
+    return connection.scalars(select(JOBS.c.plan).where(JOBS.c.status.in_(UNFINISHED)))
 
 
 def _added(connection: Connection, row: FileRow) -> FileRow:

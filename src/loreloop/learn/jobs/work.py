@@ -22,6 +22,8 @@ from loreloop.protocol.openai_rest import ChatMessage
 from loreloop.text.conversation import Conversation
 from loreloop.text.openai_messages import turn_of
 
+SAVE_EVERY = 20  # steps: what a death costs at most
+
 
 def do(assignment: Assignment, send: Send, orders: Orders, folders: Mapping[str, str]) -> bool:
     """Does a job; False where it was told to stop. `folders` are those of the served base models."""
@@ -60,6 +62,7 @@ def _plan(assignment: Assignment) -> Plan:
         batch_size=asked["batch_size"],
         epochs=asked["n_epochs"],
         learning_rate=1e-4 * asked["learning_rate_multiplier"],
+        save_every=SAVE_EVERY,
     )
 
 
