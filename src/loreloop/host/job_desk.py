@@ -45,12 +45,11 @@ LOG = logging.getLogger(__name__)
 
 @dataclass
 class _InHand:
-    """A job that the worker has. `secret` is its key for as long; `stopping`: it was told to let go."""
+    """A job that the worker has, and the secret that is its key for as long."""
 
     job: JobRow
     secret: str
     session_id: str = ""
-    stopping: bool = False
 
 
 class JobDesk:
@@ -79,16 +78,14 @@ class JobDesk:
 
     async def cancel(self, job_id: str) -> JobRow:
         """Ends a job for good; the worker lets go of it after the step that runs. Conflict where it has ended."""
-        await self._change(job_id, "cancelled", ("queued", "running", "paused"), "The job was cancelled.")
-        self._stop(job_id, keep=False)
+        await self._stop(job_id, "cancelled", ("queued", "running", "paused"))
         if job_id not in self.in_hand:
             await self._tidy(job_id)
         return self.store.read(jobs.of_anyone, job_id)
 
     async def pause(self, job_id: str) -> JobRow:
         """Lets a job rest where it is until it is resumed. Conflict where it neither runs nor waits."""
-        await self._change(job_id, "paused", ("queued", "running"), "The job was paused.")
-        self._stop(job_id, keep=True)
+        await self._stop(job_id, "paused", ("queued", "running"))
         return self.store.read(jobs.of_anyone, job_id)
 
     async def resume(self, job_id: str) -> JobRow:
@@ -302,11 +299,13 @@ class JobDesk:
             return  # the worker has deleted it already, or its owner has, or it was deployed
         await self.dispatcher.delete_left_files()
 
-    def _stop(self, job_id: str, *, keep: bool) -> None:
+    async def _stop(self, job_id: str, status: JobStatus, only_from: tuple[JobStatus, ...]) -> None:
         held = self.in_hand.get(job_id)
-        if held is not None and self.worker is not None:
-            held.stopping = True
-            self.worker.send(StopJob(job_id, keep))
+        stops = held is not None and self.store.read(jobs.of_anyone, job_id).status in only_from
+        # The worker is told first: it begins another step while the store writes.
+        if stops and self.worker is not None:
+            self.worker.send(StopJob(job_id, keep=status == "paused"))
+        await self._change(job_id, status, only_from, f"The job was {status}.")
 
     async def _change(self, job_id: str, status: JobStatus, only_from: tuple[JobStatus, ...], text: str) -> None:
         await self.store.write(jobs.change_status, job_id, status, time.time(), only_from=only_from)

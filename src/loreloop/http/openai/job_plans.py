@@ -12,6 +12,7 @@ from loreloop.learn.jobs.choose import chosen
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.fine_tuning_rest import CreateJob, Method, Supervised, asked_of
 from loreloop.protocol.jobs import JobKind, JobPlan
+from loreloop.protocol.paths import SCHEME
 from loreloop.store import uploads
 from loreloop.store.job_rows import FileRow
 from loreloop.store.rows import KeyRow
@@ -58,7 +59,7 @@ async def plan_of(served: Services, key: KeyRow, body: CreateJob) -> JobPlan:
         validation_file=body.validation_file,
         hyperparameters=chosen(kind, asked, training["n_examples"]),
         seed=body.seed if body.seed is not None else secrets.randbits(31),
-        name=name_of(body.model, key, body.suffix),
+        name=name_of(body, beginning.base_model, key),
         start_path=beginning.state_path,
         suffix=body.suffix,
         grader=reinforced.grader if reinforced else None,
@@ -100,10 +101,11 @@ def examples(served: Services, key: KeyRow, file_id: str, method: str, field: st
     return row.contents
 
 
-def name_of(model: str, key: KeyRow, suffix: str | None) -> str:
+def name_of(body: CreateJob, base_model: str, key: KeyRow) -> str:
     """A new model's name in OpenAI's form, `ft:BASE:owner:suffix:id`; of a model that was tuned already its base."""
-    base = model.split(":")[1] if model.startswith("ft:") else model.rpartition("/")[2] or model
-    return f"ft:{_plain(base)}:{_plain(key.name)}:{_plain(suffix or '')}:{secrets.token_hex(4)}"
+    parts = body.model.split(":")
+    base = parts[1] if parts[0] == "ft" else base_model if body.model.startswith(SCHEME) else body.model
+    return f"ft:{_plain(base)}:{_plain(key.name)}:{_plain(body.suffix or '')}:{secrets.token_hex(4)}"
 
 
 def _plain(text: str) -> str:
