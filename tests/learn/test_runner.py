@@ -1,13 +1,16 @@
 """The shared loop against a real server: it learns, ends when asked, and goes on where it was."""
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tinker
+import torch
+from safetensors.torch import load_file
 
-from loreloop.cli.server import RunningServer
+from loreloop.cli.server import RunningServer, running_server
 from loreloop.learn.clients import Clients
 from loreloop.learn.learners.sft import Sft
 from loreloop.learn.plan import Plan
@@ -97,3 +100,40 @@ def test_what_comes_after_the_last_state_is_repeated_and_no_more(server: Running
     assert kept.position.step == 4  # the third step ended an epoch; the fourth was saved by the interval
     rest = run_of(server, sft, made, examples(9), kept=kept)
     assert [record.step for record in rest.records] == [5, 6]
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[RunningServer]:
+    data = tmp_path_factory.mktemp("exact")
+    (data / "models").mkdir()
+    (data / "models" / "tiny").symlink_to(tiny_folder)
+    with running_server(str(data), ["--model", "tiny", "--deterministic", "--threads", "1"]) as running:
+        yield running
+
+
+def saved_under(server: RunningServer, path: str) -> dict[str, torch.Tensor]:
+    """The state that the server has saved under a path, weights and optimizer, tensor by tensor."""
+    run, name = path.removeprefix("tinker://").split("/weights/")
+    files = [*server.data.glob(f"checkpoints/{run.replace(':', '_')}/weights/{name}/*.safetensors")]
+    assert len(files) == 2
+    return {f"{file.stem} {name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def test_its_weights_are_those_of_a_plain_loop_bit_for_bit(exact: RunningServer, sft, renderer: Renderer) -> None:
+    made, data, kept = plan(epochs=2, save_every=2, schedule="cosine"), examples(8), Kept()
+    run_of(exact, sft, made, data, kept=kept)
+    client = service(exact).create_lora_training_client("tiny", rank=8, seed=1).result()
+    n_steps = made.n_steps(len(data))
+    for step in range(n_steps):
+        batch = [datum for example in made.batch(step, data) for datum in renderer.demonstrations(example)]
+        passed = client.forward_backward(batch, "cross_entropy")
+        stepped = client.optim_step(
+            tinker.AdamParams(learning_rate=made.rate(step, n_steps), beta1=0.9, beta2=0.95, eps=1e-8)
+        )
+        passed.result(), stepped.result()
+    plain = client.save_state("plain").result().path
+    assert kept.position is not None
+    ours, theirs = saved_under(exact, kept.position.states["policy"]), saved_under(exact, plain)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert any(tensor.any() for name, tensor in ours.items() if "lora_B" in name)
