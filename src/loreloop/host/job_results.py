@@ -20,7 +20,9 @@ COLUMNS: dict[JobKind, tuple[str, ...]] = {
 
 def as_csv(kind: JobKind, steps: Sequence[tuple[int, Metrics]]) -> bytes:
     """The columns of the kind of job first, empty where a step has none of it, then whatever else was measured."""
-    steps = [(step, {OPENAI_NAMES.get(name, name): value for name, value in metrics.items()}) for step, metrics in steps]
+    steps = [
+        (step, {OPENAI_NAMES.get(name, name): value for name, value in metrics.items()}) for step, metrics in steps
+    ]
     usual = COLUMNS[kind]
     others = dict.fromkeys(name for _, metrics in steps for name in metrics if name not in usual)
     text = io.StringIO()

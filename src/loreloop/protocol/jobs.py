@@ -31,8 +31,7 @@ class JobPlan(msgspec.Struct, frozen=True):
     """What a job is to do, every blank filled. `model` is what was asked for; `base_model` the served base under it,
     and `start_path` the training state to begin from where `model` is no bare base.
 
-    `hyperparameters` hold the chosen values, `asked` those of the request ("auto" or a number, as they came). `about`
-    are fields of the request that are only told again: metadata and the like.
+    `hyperparameters` hold the chosen values, and `learning_rate` what they come to for this model.
     """
 
     model: str
@@ -41,15 +40,14 @@ class JobPlan(msgspec.Struct, frozen=True):
     training_file: str
     validation_file: str | None
     hyperparameters: dict[str, Any]
+    learning_rate: float
     seed: int
     name: str  # of the model that comes out
     start_path: str | None = None
     suffix: str | None = None
     grader: dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
-    asked: dict[str, Any] = {}
     metadata: dict[str, str] | None = None
-    legacy: bool = False  # whether the request named `hyperparameters` and no method
 
     def checkpoint_name(self, step: int) -> str:
         """The name of the model as it was after a step."""

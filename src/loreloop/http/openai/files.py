@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+from asyncio.subprocess import DEVNULL, PIPE
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from loreloop.host import children
 from loreloop.http.addresses import limit_of
 from loreloop.http.bodies import answer
 from loreloop.http.multipart import Form, read_form
 from loreloop.http.services import TRAIN, Services, caller, now, services
-from loreloop.learn.jobs.contents import contents_of
-from loreloop.protocol.errors import BadRequest, Gone
+from loreloop.learn.jobs.contents import LARGE_BYTES, WRONG, Contents, contents_of
+from loreloop.protocol.errors import BadRequest, Gone, ServerError
 from loreloop.store import uploads
 from loreloop.store.job_rows import FileRow
 from loreloop.store.rows import KeyRow
@@ -38,7 +41,10 @@ async def upload(request: Request) -> Response:
     arriving = files.arriving_upload()
     try:
         form = await read_form(request, arriving, served.config.limits.file_mib << 20)
-        row = await asyncio.to_thread(checked, form, arriving, key)
+        check_purpose(form)
+        contents = await looked_into(arriving, form) if form.fields["purpose"] == FINE_TUNE else None
+        await asyncio.to_thread(_sync, arriving)
+        row = row_of(form, key, contents)
         # The body lies in its place before the row names it; a kill between the two leaves a body for the sweeper.
         arriving.rename(files.upload(row.id))
     finally:
@@ -52,24 +58,52 @@ async def upload(request: Request) -> Response:
     return answer(as_json(made))
 
 
-def checked(form: Form, file: Path, key: KeyRow) -> FileRow:
-    """The row of a file that has come in, for a thread; BadRequest where the form or the file is wrong."""
+def check_purpose(form: Form) -> None:
+    """BadRequest where files of this purpose are not kept here."""
     purpose = form.fields.get("purpose", "")
     if purpose not in PURPOSES:
         raise BadRequest(f"The purpose {purpose[:40]!r} is not served; files here have one of {', '.join(PURPOSES)}.")
-    expires = expiry_of(form)
-    contents = contents_of(file) if purpose == FINE_TUNE else None
+
+
+async def looked_into(file: Path, form: Form) -> Contents:
+    """What a file for fine-tuning holds. BadRequest says which line and field cannot be used."""
+    if form.n_bytes <= LARGE_BYTES:
+        return await asyncio.to_thread(contents_of, file)
+    command = children.python(contents_of.__module__, str(file))
+    process = await asyncio.create_subprocess_exec(
+        *command, env=children.environment(), stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL
+    )
+    try:
+        told, _ = await process.communicate()
+    finally:
+        # Whoever leaves amid an upload leaves nothing running behind.
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode == WRONG:
+        raise BadRequest(told.decode())
+    if process.returncode:
+        raise ServerError(f"The process that reads uploaded files ended with {process.returncode}; see the log.")
+    return msgspec.json.decode(told, type=Contents)
+
+
+def _sync(file: Path) -> None:
+    # A row that survives a power cut must not name a body that did not.
     with file.open("rb") as written:
         os.fsync(written.fileno())
+
+
+def row_of(form: Form, key: KeyRow, contents: Contents | None) -> FileRow:
+    """The row of a file that has come in."""
     return FileRow(
         id=uploads.new_id(),
         key_id=key.id,
         name=(form.filename or "file").rpartition("/")[2][:LONGEST_NAME] or "file",
-        purpose=purpose,
+        purpose=form.fields["purpose"],
         n_bytes=form.n_bytes,
         created=now(),
-        expires=expires,
-        contents=contents,
+        expires=expiry_of(form),
+        contents=msgspec.to_builtins(contents) if contents is not None else None,
     )
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import Any
+
+import msgspec
 
 from loreloop.http.openai.files import FINE_TUNE, body_of
 from loreloop.http.services import Services
+from loreloop.learn.auto import shape_of
 from loreloop.learn.jobs.choose import chosen
+from loreloop.learn.jobs.contents import Contents, Form
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.fine_tuning_rest import CreateJob, Method, Supervised, asked_of
 from loreloop.protocol.jobs import JobKind, JobPlan
@@ -22,10 +25,10 @@ MISSING = (
     "limits.running_jobs above 0; start the server anew with both."
 )
 # Which forms of examples each kind of job learns from.
-FORMS: dict[JobKind, tuple[str, ...]] = {
+FORMS: dict[JobKind, tuple[Form, ...]] = {
     "supervised": ("demonstrations",),
     "dpo": ("preferences", "marks"),
-    "reinforcement": ("tasks", "demonstrations"),
+    "reinforcement": ("tasks",),
 }
 
 
@@ -36,20 +39,21 @@ async def plan_of(served: Services, key: KeyRow, body: CreateJob) -> JobPlan:
     method = method_of(body)
     beginning = served.names.beginning(served.store, key, body.model)
     training = examples(served, key, body.training_file, method.type, "training_file")
-    kind: JobKind = "kto" if training["form"] == "marks" else method.type
+    kind: JobKind = "kto" if training.forms == ("marks",) else method.type
     if body.validation_file is not None:
         held_out = examples(served, key, body.validation_file, method.type, "validation_file")
-        if held_out["form"] != training["form"]:
+        if ("marks" in held_out.forms) != (kind == "kto"):
             raise BadRequest(
-                f"validation_file holds {held_out['form']} and training_file {training['form']}; send the same kind."
+                f"validation_file holds {held_out.forms[0]} and training_file {training.forms[0]}; send the same kind."
             )
-    if training["has_images"]:
+    if training.has_images:
         info = await served.dispatcher.info(beginning.base_model)
         if info.images is None:
             raise BadRequest(
                 f"training_file holds images, and {beginning.base_model} takes text only; choose a vision model."
             )
     asked = asked_of(getattr(getattr(method, method.type), "hyperparameters", None))
+    decided = chosen(kind, asked, training.n_examples, shape_of(served.names.folder(beginning.base_model)))
     reinforced = method.reinforcement
     return JobPlan(
         model=body.model,
@@ -57,16 +61,15 @@ async def plan_of(served: Services, key: KeyRow, body: CreateJob) -> JobPlan:
         kind=kind,
         training_file=body.training_file,
         validation_file=body.validation_file,
-        hyperparameters=chosen(kind, asked, training["n_examples"]),
+        hyperparameters=decided.hyperparameters,
+        learning_rate=decided.learning_rate,
         seed=body.seed if body.seed is not None else secrets.randbits(31),
         name=name_of(body, beginning.base_model, key),
         start_path=beginning.state_path,
         suffix=body.suffix,
         grader=reinforced.grader if reinforced else None,
         response_format=reinforced.response_format if reinforced else None,
-        asked=asked,
         metadata=body.metadata,
-        legacy=body.method is None,
     )
 
 
@@ -85,7 +88,7 @@ def method_of(body: CreateJob) -> Method:
     return method
 
 
-def examples(served: Services, key: KeyRow, file_id: str, method: str, field: str) -> dict[str, Any]:
+def examples(served: Services, key: KeyRow, file_id: str, method: JobKind, field: str) -> Contents:
     """What is known of a file's examples; BadRequest where they are none for this method."""
     row: FileRow = served.store.read(uploads.get, key.id, file_id)
     if row.purpose != FINE_TUNE or row.contents is None:
@@ -93,12 +96,12 @@ def examples(served: Services, key: KeyRow, file_id: str, method: str, field: st
             f"{field} names {file_id}, whose purpose is {row.purpose!r}; upload it with the purpose {FINE_TUNE!r}."
         )
     body_of(served, row)
-    fitting = FORMS[method]  # type: ignore[index]
-    if row.contents["form"] not in fitting:
+    contents = msgspec.convert(row.contents, Contents)
+    if not set(contents.forms) & set(FORMS[method]):
         raise BadRequest(
-            f"{field} holds {row.contents['form']}, and the method {method} learns from {' or '.join(fitting)}."
+            f"{field} holds {contents.forms[0]}, and the method {method} learns from {' or '.join(FORMS[method])}."
         )
-    return row.contents
+    return contents
 
 
 def name_of(body: CreateJob, base_model: str, key: KeyRow) -> str:

@@ -3,48 +3,61 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import tinker
 
 from loreloop.learn.clients import Clients
-from loreloop.learn.examples import Demonstration
+from loreloop.learn.files import read_file
+from loreloop.learn.jobs.contents import READERS, Form
+from loreloop.learn.jobs.look import Looked, window_of
 from loreloop.learn.jobs.report import Report
-from loreloop.learn.jobs.worker import Orders, Send
+from loreloop.learn.jobs.worker import JobFailed, Orders, Send
 from loreloop.learn.learners.sft import Sft
 from loreloop.learn.plan import Plan
-from loreloop.learn.rendering import renderer_of
-from loreloop.learn.runner import Run
-from loreloop.protocol.jobs import Assignment
-from loreloop.protocol.openai_rest import ChatMessage
-from loreloop.text.conversation import Conversation
-from loreloop.text.openai_messages import turn_of
+from loreloop.learn.rendering import Renderer, renderer_of
+from loreloop.learn.runner import Learner, Run
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.jobs import Assignment, JobError, JobKind, JobPlan
 
 SAVE_EVERY = 20  # steps: what a death costs at most
+FORMS: Mapping[JobKind, Form] = {
+    "supervised": "demonstrations",
+    "dpo": "preferences",
+    "kto": "marks",
+    "reinforcement": "tasks",
+}
 
 
 def do(assignment: Assignment, send: Send, orders: Orders, folders: Mapping[str, str]) -> bool:
-    """Does a job; False where it was told to stop. `folders` are those of the served base models."""
+    """Does a job; False where it was told to stop. `folders` are those of the served base models. JobFailed says in
+    which example or request the trouble lies."""
     report = Report(assignment, send, orders.noted)
-    return asyncio.run(_done(assignment, report, orders, Path(folders[assignment.plan.base_model])))
+    try:
+        return asyncio.run(_done(assignment, report, orders, Path(folders[assignment.plan.base_model])))
+    except tinker.AuthenticationError as error:
+        raise JobFailed(JobError("key_revoked", f"The key of this job is refused: {error}")) from error
+    except tinker.TinkerError as error:
+        raise JobFailed(JobError("server_error", f"The server refused the training: {error}")) from error
 
 
 async def _done(assignment: Assignment, report: Report, orders: Orders, folder: Path) -> bool:
-    plan = _plan(assignment)
-    examples = _read(Path(assignment.training_path))
-    held_out = _read(Path(assignment.validation_path)) if assignment.validation_path else []
+    plan = plan_of(assignment.plan)
     service = tinker.ServiceClient(
         base_url=assignment.url, api_key=assignment.secret, user_metadata={"job": assignment.job_id}
     )
-    states = assignment.resume.states if assignment.resume else None
-    clients = Clients(service, plan, states)
+    renderer = renderer_of(folder)
+    look = Looked(renderer, await window_of(service, plan.base_model), orders)
+    examples = _read(assignment.plan.kind, assignment.training_path, "training_file", look)
+    held_out = _read(assignment.plan.kind, assignment.validation_path, "validation_file", look)
+    clients = Clients(service, plan, assignment.resume.states if assignment.resume else None)
     report.begin(plan.n_steps(len(examples)), service.holder.get_session_id())
     run = Run(
         plan=plan,
         clients=clients,
-        learner=await Sft.of(plan, clients, renderer_of(folder)),
+        learner=await learner_of(assignment.plan, plan, clients, renderer),
         progress=report,
         tell=report.step,
         wish=lambda: orders.wish,
@@ -52,27 +65,32 @@ async def _done(assignment: Assignment, report: Report, orders: Orders, folder: 
     return await run.over(examples, held_out) == "finished"
 
 
-def _plan(assignment: Assignment) -> Plan:
-    asked = assignment.plan.hyperparameters
+def plan_of(job: JobPlan) -> Plan:
+    """The runner's plan of a job. What OpenAI's API does not name follows the runner's own values."""
     return Plan(
-        base_model=assignment.plan.base_model,
+        base_model=job.base_model,
         name="job",
-        start=assignment.plan.start_path,
-        seed=assignment.plan.seed,
-        batch_size=asked["batch_size"],
-        epochs=asked["n_epochs"],
-        learning_rate=1e-4 * asked["learning_rate_multiplier"],
+        start=job.start_path,
+        seed=job.seed,
+        batch_size=job.hyperparameters["batch_size"],
+        epochs=job.hyperparameters["n_epochs"],
+        learning_rate=job.learning_rate,
         save_every=SAVE_EVERY,
     )
 
 
-def _read(file: Path) -> list[Demonstration]:
-    found = []
-    for line in file.read_bytes().splitlines():
-        if line.strip():
-            messages = msgspec.json.decode(line)["messages"]
-            turns = tuple(turn_of(msgspec.convert(message, ChatMessage)) for message in messages)
-            found.append(
-                Demonstration(Conversation(turns), tuple(1.0 if turn.role == "assistant" else 0.0 for turn in turns))
-            )
-    return found
+async def learner_of(job: JobPlan, plan: Plan, clients: Clients, renderer: Renderer) -> Learner[Any]:
+    """What learns by the job's method."""
+    match job.kind:
+        case "supervised":
+            return await Sft.of(plan, clients, renderer)
+    raise BadRequest(f"Jobs of the method {job.kind} are not done by this version.")
+
+
+def _read(kind: JobKind, path: str | None, field: str, look: Looked) -> Sequence[Any]:
+    """The examples of a file, each looked at; none where there is no file."""
+    if path is None:
+        return []
+    examples = read_file(Path(path), READERS[FORMS[kind]])
+    look.at(examples, field)
+    return examples
