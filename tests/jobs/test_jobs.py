@@ -93,7 +93,9 @@ def test_a_tuned_model_answers_on_every_route(server: RunningServer, client: ope
     client.responses.create(model=tuned, input="say 1", max_output_tokens=16)
     claude = anthropic.Anthropic(base_url=f"{server.url}/anthropic/api", api_key=server.key)
     claude.messages.create(model=tuned, max_tokens=2, messages=[{"role": "user", "content": "say 1"}])
-    sampler = service(server).create_sampling_client(base_model=tuned).result()  # the SDK takes other paths than tinker:// so
+    sampler = (
+        service(server).create_sampling_client(base_model=tuned).result()
+    )  # the SDK takes other paths than tinker:// so
     params = tinker.SamplingParams(max_tokens=2, temperature=0.0)
     assert sampler.sample(prompt([11, 12]), num_samples=1, sampling_params=params).result().sequences
 

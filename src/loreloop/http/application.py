@@ -20,7 +20,7 @@ from loreloop.http.bodies import answer
 from loreloop.http.exchange import Exchange
 from loreloop.http.generation.remembered import end_of_turn
 from loreloop.http.openai import chat_completions, completions, files, fine_tuning, models, responses
-from loreloop.http.operations import deployments, health, memories, metrics, removal
+from loreloop.http.operations import deployments, health, jobs, memories, metrics, removal
 from loreloop.http.services import Services
 from loreloop.http.tinker import downloads, futures, runs, sampling, sessions, training
 from loreloop.protocol import errors
@@ -82,7 +82,7 @@ def create_app(services: Services) -> Starlette:
             Mount("/v1", routes=openai_routes),
             Mount("/anthropic/api/v1", routes=[*messages.ROUTES, *models.ROUTES]),
             Mount("/hf", routes=hub.ROUTES),
-            Mount("/loop/v1", routes=[*deployments.ROUTES, *memories.ROUTES, *removal.ROUTES]),
+            Mount("/loop/v1", routes=[*deployments.ROUTES, *memories.ROUTES, *removal.ROUTES, *jobs.ROUTES]),
             *health.ROUTES,
             *metrics.ROUTES,
         ],

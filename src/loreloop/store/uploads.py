@@ -53,11 +53,26 @@ def get(connection: Connection, key_id: str, file_id: str) -> FileRow:
     return _row(row)
 
 
+def of_anyone(connection: Connection, file_id: str) -> FileRow:
+    """For the operator of the server."""
+    row = connection.execute(select(FILES).where(FILES.c.id == file_id)).first()
+    if row is None:
+        raise NotFound(f"There is no file {file_id[:80]!r}; `loreloop files list` shows them.")
+    return _row(row)
+
+
 def list_page(
-    connection: Connection, key_id: str, limit: int, *, after: str = "", purpose: str = "", ascending: bool = False
+    connection: Connection,
+    key_id: str | None,
+    limit: int,
+    *,
+    after: str = "",
+    purpose: str = "",
+    ascending: bool = False,
 ) -> list[FileRow]:
-    """`limit` files of this key behind the file `after`, by the time of their upload; BadRequest where that is none."""
-    wanted = select(FILES).where(FILES.c.key_id == key_id)
+    """`limit` files of a key (None: of all) behind the file `after`, by the time of their upload; BadRequest where that
+    is none of the key."""
+    wanted = select(FILES) if key_id is None else select(FILES).where(FILES.c.key_id == key_id)
     if purpose:
         wanted = wanted.where(FILES.c.purpose == purpose)
     if after:
