@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import openai
@@ -29,7 +29,7 @@ def told(question: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
-def as_lines(examples: Sequence[Any]) -> bytes:
+def as_lines(examples: Iterable[Any]) -> bytes:
     return b"".join(json.dumps(example).encode() + b"\n" for example in examples)
 
 

@@ -15,6 +15,8 @@ from loreloop.learn.jobs.contents import READERS, Form
 from loreloop.learn.jobs.look import Looked, window_of
 from loreloop.learn.jobs.report import Report
 from loreloop.learn.jobs.worker import JobFailed, Orders, Send
+from loreloop.learn.learners.dpo import Dpo, DpoSettings
+from loreloop.learn.learners.kto import Kto, KtoSettings
 from loreloop.learn.learners.sft import Sft
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer, renderer_of
@@ -57,7 +59,7 @@ async def _done(assignment: Assignment, report: Report, orders: Orders, folder: 
     run = Run(
         plan=plan,
         clients=clients,
-        learner=await learner_of(assignment.plan, plan, clients, renderer),
+        learner=await learner_of(assignment.plan, plan, clients, renderer, examples),
         progress=report,
         tell=report.step,
         wish=lambda: orders.wish,
@@ -79,11 +81,18 @@ def plan_of(job: JobPlan) -> Plan:
     )
 
 
-async def learner_of(job: JobPlan, plan: Plan, clients: Clients, renderer: Renderer) -> Learner[Any]:
+async def learner_of(
+    job: JobPlan, plan: Plan, clients: Clients, renderer: Renderer, examples: Sequence[Any]
+) -> Learner[Any]:
     """What learns by the job's method."""
     match job.kind:
         case "supervised":
             return await Sft.of(plan, clients, renderer)
+        case "dpo":
+            settings = DpoSettings(beta=job.hyperparameters["beta"])
+            return await Dpo.of(plan, clients, renderer, settings)
+        case "kto":
+            return await Kto.of(plan, clients, renderer, KtoSettings(beta=job.hyperparameters["beta"]), examples)
     raise BadRequest(f"Jobs of the method {job.kind} are not done by this version.")
 
 
