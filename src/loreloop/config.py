@@ -77,7 +77,7 @@ class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     result_ttl_seconds: Seconds = 3600.0
     spool_ttl_seconds: Seconds = 86400.0  # stability records
     spool_mib: Positive = 1024
-    job_ttl_seconds: Seconds = 7_776_000.0  # of a fine-tuning job that has ended; what it made stays
+    job_days: Annotated[int, Meta(ge=0, le=36500)] = 90  # a fine-tuning job is kept after its end; what it made stays
 
 
 class LimitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,6 +19,7 @@ from loreloop.store.files import delete
 LONGEST_SLEEP_SECONDS = 300.0
 SHORTEST_SLEEP_SECONDS = 1.0
 YOUNG_SECONDS = 600.0
+DAY_SECONDS = 86400.0
 LOG = logging.getLogger(__name__)
 
 
@@ -48,7 +49,7 @@ class Sweeper:
         await self.store.write(spool.sweep, now)
         await self.store.write(responses.sweep, now)
         await self.store.write(memories.sweep)
-        await self.store.write(jobs.sweep, now - session.job_ttl_seconds)
+        await self.store.write(jobs.sweep, now - session.job_days * DAY_SECONDS)
         await self._sweep_uploads(now)
         await self.store.write_alone(journal.sweep_segments, self.store.segments)
         await self.dispatcher.delete_left_files()

@@ -100,11 +100,7 @@ async def read_form(request: Request, target: Path, most_bytes: int) -> Form:
             async for chunk in request.stream():
                 parser.write(chunk)
                 # The bound is looked at with every chunk, so that no disk is filled before the file is refused.
-                if parts.form.n_bytes > most_bytes:
-                    raise TooLarge(
-                        f"The file is over {most_bytes >> 20} MiB; upload it in parts, or raise limits.file_mib on the "
-                        "server."
-                    )
+                _check_size(parts.form, most_bytes)
                 if len(parts.to_write) >= WRITE_BYTES:
                     await _written(file, parts)
             parser.finalize()
@@ -114,6 +110,11 @@ async def read_form(request: Request, target: Path, most_bytes: int) -> Form:
     if parts.form.filename is None:
         raise BadRequest("The form has no field `file`.")
     return parts.form
+
+
+def _check_size(form: Form, most_bytes: int) -> None:
+    if form.n_bytes > most_bytes:
+        raise TooLarge(f"The file is over {most_bytes >> 20} MiB; split it, or raise limits.file_mib on the server.")
 
 
 async def _written(file: Any, parts: _Parts) -> None:

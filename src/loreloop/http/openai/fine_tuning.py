@@ -32,7 +32,9 @@ async def create(request: Request) -> Response:
     key, served = caller(request, TRAIN), services(request)
     body = await read_as_sent(request, CreateJob)
     plan = await plan_of(served, key, body)
-    return answer(job_json(await served.desk.create(JobRow(jobs.new_id(), key.id, now(), plan)), now()))
+    return answer(
+        job_json(await served.desk.create(JobRow(id=jobs.new_id(), key_id=key.id, created=now(), plan=plan)), now())
+    )
 
 
 async def list_jobs(request: Request) -> Response:
