@@ -22,6 +22,7 @@ Positive = Annotated[int, Meta(ge=1, le=MOST)]
 NotNegative = Annotated[int, Meta(ge=0, le=MOST)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
+CodeSandboxWay = Literal["auto", "namespaces", "bubblewrap", "landlock", "limits", "off"]
 FLAGS = {  # of `loreloop serve`, by setting
     "data_dir": "--data",
     "host": "--host",
@@ -109,6 +110,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     generation_config: bool = True  # chats take the sampling defaults of the model's folder
     image_hosts: tuple[Text, ...] = ()  # or host:port, whose images chat requests may name by address
     memory_mib: NotNegative = 0  # budget for the base models together; 0: no bound
+    code_sandbox: CodeSandboxWay = "auto"  # what stands around code from outside; "limits": bounds alone, no walls
     log_file: str = ""  # "": loreloop.log in the data folder
     verbose: bool = False  # the terminal shows the whole log
     engine: EngineConfig = EngineConfig()

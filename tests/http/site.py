@@ -156,6 +156,7 @@ async def site(config: Config, write_tokenizer: Callable[[Path], None] = write_t
                 yield here
             await here.services.sandbox.close()
             await here.services.pictures.close()
+            await here.services.grading.close()
 
 
 def play(

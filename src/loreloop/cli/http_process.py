@@ -27,6 +27,7 @@ def main(plan_file: str, parent_pid: int) -> None:
     from loreloop.host.supervisor import CANNOT_START
     from loreloop.host.web import run_web
     from loreloop.http.application import create_app
+    from loreloop.http.grading import Grading
     from loreloop.http.pictures import Pictures
     from loreloop.http.services import Services
     from loreloop.http.web_server import serve_until_told
@@ -39,7 +40,7 @@ def main(plan_file: str, parent_pid: int) -> None:
         # The engines have loaded the weights of these folders; this process reads tokenizers and templates there.
         folders = {name: Path(folder) for name, folder in plan.folders.items()}
         names = ModelNames(folders, plan.config.aliases, plan.hub_ids)
-        pictures = Pictures(plan.config)
+        pictures, grading = Pictures(plan.config), Grading(plan.config.code_sandbox)
         app = create_app(
             Services(
                 config=plan.config,
@@ -48,6 +49,7 @@ def main(plan_file: str, parent_pid: int) -> None:
                 names=names,
                 texts=ModelTexts(),
                 pictures=pictures,
+                grading=grading,
                 nonce=plan.nonce,
                 desk=desk,
                 has_worker=plan.has_worker,
@@ -59,6 +61,7 @@ def main(plan_file: str, parent_pid: int) -> None:
             await serve_until_told(app, dispatcher, listening)
         finally:
             await pictures.close()
+            await grading.close()
 
     try:
         import uvloop

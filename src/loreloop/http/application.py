@@ -19,7 +19,7 @@ from loreloop.http.anthropic import messages
 from loreloop.http.bodies import answer
 from loreloop.http.exchange import Exchange
 from loreloop.http.generation.remembered import end_of_turn
-from loreloop.http.openai import chat_completions, completions, files, fine_tuning, models, responses
+from loreloop.http.openai import chat_completions, completions, files, fine_tuning, graders, models, responses
 from loreloop.http.operations import deployments, health, jobs, memories, metrics, removal
 from loreloop.http.services import Services
 from loreloop.http.tinker import downloads, futures, runs, sampling, sessions, training
@@ -74,6 +74,7 @@ def create_app(services: Services) -> Starlette:
         *responses.ROUTES,
         *files.ROUTES,
         *fine_tuning.ROUTES,
+        *graders.ROUTES,
     ]
     app = Starlette(
         routes=[

@@ -15,6 +15,7 @@ from loreloop.deployments.model_names import ModelNames
 from loreloop.deployments.model_texts import ModelTexts
 from loreloop.host.dispatcher import Dispatcher
 from loreloop.host.job_desk import JobDesk
+from loreloop.http.grading import Grading
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.store import keys
@@ -54,6 +55,7 @@ class Services:
     has_worker: bool = False
     requests: RequestCounts = field(default_factory=RequestCounts)
     sandbox: GrammarSandbox = field(default_factory=GrammarSandbox)
+    grading: Grading = field(default_factory=Grading)
     nonce: str = ""
     remembering: set[MemoryName] = field(default_factory=set)  # memories with a request on them
 

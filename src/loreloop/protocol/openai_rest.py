@@ -30,6 +30,19 @@ class StreamOptions(Strict, frozen=True):
     include_obfuscation: bool | None = None  # nothing is obscured either way
 
 
+class GraderCheck(Strict, frozen=True):
+    """A grader to be checked; its own fields are those of `learn/rewards/graders`."""
+
+    grader: dict[str, Any]
+
+
+class GraderRun(GraderCheck, frozen=True):
+    """A grader and what it shall grade: a model's text, and the item that the text answers."""
+
+    model_sample: str
+    item: dict[str, Any] | None = None
+
+
 class MemoryField(Strict, frozen=True):
     """Which memory stands in the place of the past; `budget_tokens` are needed where it begins."""
 
