@@ -39,9 +39,11 @@ def main(plan_file: str, parent_pid: int) -> None:
 
     def do(assignment: Assignment, send: Send, orders: Orders) -> bool:
         # The SDK and what it brings take seconds to load and much memory, so a server without jobs never does.
+        from loreloop.http.grading import Grading
         from loreloop.learn.jobs import work
 
-        return work.do(assignment, send, orders, plan.folders)
+        place = work.Place(plan.folders, lambda: Grading(plan.config.code_sandbox))
+        return work.do(assignment, send, orders, place)
 
     Worker(link.inbox, link.send, do).run()
     LOG.info("ended")

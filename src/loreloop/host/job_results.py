@@ -14,7 +14,7 @@ COLUMNS: dict[JobKind, tuple[str, ...]] = {
     "supervised": ("train_loss", "train_accuracy", *VALIDATED),
     "dpo": ("train_loss", "train_accuracy", *VALIDATED),
     "kto": ("train_loss", "train_accuracy", *VALIDATED),
-    "reinforcement": ("train_mean_reward", "valid_mean_reward"),
+    "reinforcement": ("train_reward_mean", "valid_reward_mean"),
 }
 
 

@@ -46,7 +46,6 @@ class JobPlan(msgspec.Struct, frozen=True):
     start_path: str | None = None
     suffix: str | None = None
     grader: dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
 
     def checkpoint_name(self, step: int) -> str:

@@ -60,7 +60,7 @@ def method_json(plan: JobPlan) -> dict[str, Any]:
     """The method with the values that were chosen, also where the request left them to the server."""
     inner: dict[str, Any] = {"hyperparameters": plan.hyperparameters}
     if plan.grader is not None:
-        inner |= {"grader": plan.grader, "response_format": plan.response_format}
+        inner["grader"] = plan.grader
     # OpenAI has no third kind of preferences: marks on single answers are learned by its method `dpo`.
     name = "dpo" if plan.kind == "kto" else plan.kind
     return {"type": name, name: inner}

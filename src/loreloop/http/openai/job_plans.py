@@ -8,12 +8,13 @@ import secrets
 import msgspec
 
 from loreloop.http.openai.files import FINE_TUNE, body_of
-from loreloop.http.services import Services
+from loreloop.http.services import Services, may_use
 from loreloop.learn.auto import shape_of
 from loreloop.learn.jobs.choose import chosen
 from loreloop.learn.jobs.contents import Contents, Form
+from loreloop.learn.rewards.graders.reading import grader_of, models_of
 from loreloop.protocol.errors import BadRequest
-from loreloop.protocol.fine_tuning_rest import CreateJob, Method, Supervised, asked_of
+from loreloop.protocol.fine_tuning_rest import CreateJob, Method, Reinforcement, Supervised, asked_of
 from loreloop.protocol.jobs import JobKind, JobPlan
 from loreloop.protocol.paths import SCHEME
 from loreloop.store import uploads
@@ -55,6 +56,8 @@ async def plan_of(served: Services, key: KeyRow, body: CreateJob) -> JobPlan:
     asked = asked_of(getattr(getattr(method, method.type), "hyperparameters", None))
     decided = chosen(kind, asked, training.n_examples, shape_of(served.names.folder(beginning.base_model)))
     reinforced = method.reinforcement
+    if reinforced is not None:
+        check_grader(served, key, reinforced)
     return JobPlan(
         model=body.model,
         base_model=beginning.base_model,
@@ -68,7 +71,6 @@ async def plan_of(served: Services, key: KeyRow, body: CreateJob) -> JobPlan:
         start_path=beginning.state_path,
         suffix=body.suffix,
         grader=reinforced.grader if reinforced else None,
-        response_format=reinforced.response_format if reinforced else None,
         metadata=body.metadata,
     )
 
@@ -86,6 +88,15 @@ def method_of(body: CreateJob) -> Method:
     if method.type == "reinforcement" and method.reinforcement is None:
         raise BadRequest("The method reinforcement needs a grader, in `method.reinforcement.grader`.")
     return method
+
+
+def check_grader(served: Services, key: KeyRow, reinforced: Reinforcement) -> None:
+    """BadRequest where a grader is none; NotFound where it asks a model that this key has not."""
+    if reinforced.response_format is not None:
+        raise BadRequest("`response_format` is not served for jobs; let the grader check the answers' form.")
+    for name in models_of(grader_of(reinforced.grader, "method.reinforcement.grader")):
+        may_use(key, name)
+        served.names.target(served.store, key, name)
 
 
 def examples(served: Services, key: KeyRow, file_id: str, method: JobKind, field: str) -> Contents:
