@@ -36,7 +36,11 @@ def test_a_grader_teaches(client: openai.OpenAI) -> None:
     assert done.method is not None
     assert done.method.reinforcement is not None
     told = done.method.reinforcement.to_dict()["hyperparameters"]
-    assert told == {"eval_interval": 1, "eval_samples": 1} | method["reinforcement"]["hyperparameters"]  # type: ignore[operator]
+    assert (
+        told
+        == {"eval_interval": 1, "eval_samples": 1, "max_completion_tokens": 64}
+        | method["reinforcement"]["hyperparameters"]
+    )  # type: ignore[operator]
     rows = result_rows(client, done)
     assert [*rows[0]][:3] == ["step", "train_reward_mean", "valid_reward_mean"]
     rewards = [float(row["train_reward_mean"]) for row in rows]

@@ -16,6 +16,7 @@ from loreloop.protocol.jobs import JobKind
 METHODS: dict[JobKind, Method] = {"supervised": "sft", "dpo": "dpo", "kto": "kto", "reinforcement": "reinforcement"}
 # Of reinforcement one number cannot be chosen by the size of the file: how often to look at held-out tasks.
 EVALUATIONS = 10  # over the whole job
+MOST_ANSWER_TOKENS = {"low": 64, "medium": 256, "default": 256, "high": 1024}  # by reasoning_effort
 BETA = 0.1  # as the paper on DPO has it
 
 
@@ -42,5 +43,6 @@ def chosen(kind: JobKind, asked: dict[str, Any], n_examples: int, shape: Shape) 
     if kind == "reinforcement":
         n_steps = found.epochs * -(-n_examples // found.batch_size)
         usual |= {"compute_multiplier": 1.0, "eval_interval": max(1, n_steps // EVALUATIONS), "eval_samples": 1}
-        usual["reasoning_effort"] = "default"
+        effort = given.get("reasoning_effort", "default")
+        usual |= {"reasoning_effort": effort, "max_completion_tokens": MOST_ANSWER_TOKENS[effort]}
     return Decided(usual | given, found.learning_rate)

@@ -58,9 +58,9 @@ class Looked:
         return max(datum.model_input.length for datum in data)
 
 
-async def window_of(service: tinker.ServiceClient, base_model: str) -> int:
+async def window_of(client: tinker.RestClient, base_model: str) -> int:
     """How many tokens a model takes, as the server says it."""
-    served = (await service.get_server_capabilities_async()).supported_models
+    served = (await client.get_server_capabilities()).supported_models
     return next((each.max_context_length or 0 for each in served if each.model_name == base_model), 0)
 
 

@@ -28,7 +28,6 @@ from loreloop.learn.runner import Metrics
 from loreloop.protocol.jobs import JobError, JobPlan
 
 GROUP_SIZE = 8  # answers to a task, times the job's compute_multiplier
-MOST_ANSWER_TOKENS = {"low": 64, "medium": 256, "default": 256, "high": 1024}  # by reasoning_effort
 MOST_TROUBLES = 16  # in a row without any reward: the grader is then not asked again
 
 
@@ -129,7 +128,7 @@ async def graded_job(
     make: Callable[[], OneAnswer] = lambda: OneAnswer(watched)  # noqa: E731
     sampling = Sampling(
         group_size=max(2, round(GROUP_SIZE * given["compute_multiplier"])),
-        limits=AnswerLimits(most_tokens=MOST_ANSWER_TOKENS[given["reasoning_effort"]]),
+        limits=AnswerLimits(most_tokens=given["max_completion_tokens"]),
     )
     # The mean over tokens, by which long answers count as much as short ones (DAPO).
     learner = await reward_learner(plan, clients, renderer, make, Ways(Grpo(normalisation="tokens")), sampling)

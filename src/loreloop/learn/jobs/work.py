@@ -82,7 +82,8 @@ class Job:
         """From where the job stands to its end; False where it was told to stop."""
         job, assignment = self.assignment.plan, self.assignment
         plan = plan_of(job)
-        look = Looked(self.renderer, await window_of(self.service, plan.base_model), orders)
+        rest = tinker.RestClient(base_url=assignment.url, api_key=assignment.secret)
+        look = Looked(self.renderer, await window_of(rest, plan.base_model), orders)
         examples = self._read(assignment.training_path, "training_file", look)
         held_out = self._read(assignment.validation_path, "validation_file", look)
         clients = Clients(self.service, plan, assignment.resume.states if assignment.resume else None)
