@@ -20,6 +20,7 @@ def main(plan_file: str, parent_pid: int) -> None:
     from loreloop.deployments.model_names import ModelNames
     from loreloop.deployments.model_texts import ModelTexts
     from loreloop.host.dispatcher import Dispatcher
+    from loreloop.host.job_desk import JobDesk
     from loreloop.host.log import speak_to_supervisor
     from loreloop.host.server_plan import read_plan
     from loreloop.host.starts import say_up
@@ -35,7 +36,7 @@ def main(plan_file: str, parent_pid: int) -> None:
     speak_to_supervisor()
     plan = read_plan(plan_file)
 
-    async def serve(dispatcher: Dispatcher, listening: socket.socket) -> None:
+    async def serve(dispatcher: Dispatcher, desk: JobDesk, listening: socket.socket) -> None:
         # The engines have loaded the weights of these folders; this process reads tokenizers and templates there.
         folders = {name: Path(folder) for name, folder in plan.folders.items()}
         names = ModelNames(folders, plan.config.aliases, plan.hub_ids)
@@ -50,6 +51,8 @@ def main(plan_file: str, parent_pid: int) -> None:
                 pictures=pictures,
                 grading=grading,
                 nonce=plan.nonce,
+                desk=desk,
+                has_worker=plan.has_worker,
             )
         )
         # From here on a death is no longer one at the start (`host/starts.py`).

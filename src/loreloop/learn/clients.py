@@ -34,21 +34,25 @@ class Clients:
             return await self.service.create_training_client_from_state_with_optimizer(saved)
         if plan.start is not None and name == POLICY:
             return await self.service.create_training_client_from_state(plan.start)
+        return await self._fresh(plan.rank)
+
+    async def _fresh(self, rank: int) -> tinker.TrainingClient:
+        plan = self.plan
         return await self.service.create_lora_training_client(
             plan.base_model,
-            rank=plan.rank,
+            rank=rank,
             seed=plan.seed,
             train_mlp=plan.train_mlp,
             train_attn=plan.train_attn,
             train_unembed=plan.train_unembed,
         )
 
-    async def reference(self) -> tinker.SamplingClient:
-        """Weights as they are before the run's first step: the base model, or what the run begins from."""
-        if self.plan.start is None:
-            return await self.service.create_sampling_client(base_model=self.plan.base_model)
-        client = await self.service.create_training_client_from_state(self.plan.start)
-        return await client.save_weights_and_get_sampling_client()
+    async def reference(self) -> tinker.TrainingClient:
+        """Weights as they are before the run's first step, for passes forward only: nobody trains or saves this client.
+        It computes as the policy's does, so that both say the same as long as nothing was learned."""
+        if self.plan.start is not None:
+            return await self.service.create_training_client_from_state(self.plan.start)
+        return await self._fresh(rank=1)  # a new adapter adds nothing yet, whatever its rank
 
     async def save(self, name: str) -> dict[str, str]:
         """Saves the state of every client under a name; gives their paths."""

@@ -38,6 +38,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     train_unembed: bool = True
     batch_size: Count = 8
     epochs: Count = 1
+    shuffled: bool = True  # False: every epoch in the order of the file, for one that goes from easy to hard
     steps: Count | None = None
     learning_rate: Annotated[float, Meta(gt=0, le=1)] = 1e-4
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -83,7 +84,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """The examples of a step. Every epoch reads all of them in an order of its own, which depends on the seed and
         on their number alone."""
         epoch, place = divmod(step, self.steps_of_an_epoch(len(examples)))
-        order = _order(self.seed, epoch, len(examples))
+        order = _order(self.seed, epoch, len(examples)) if self.shuffled else range(len(examples))
         return [examples[index] for index in order[place * self.batch_size : (place + 1) * self.batch_size]]
 
     def adam(self, learning_rate: float) -> tinker.AdamParams:

@@ -1,0 +1,106 @@
+"""KTO: answers that were wanted become likelier, others less likely, without pairs: from single marks.
+
+With r = log π(y|x) − log π_ref(y|x), the loss of an answer is λ · (1 − σ(β · (r − z))) if it was wanted and
+λ · (1 − σ(β · (z − r))) if not; the batch's is the mean. z estimates the divergence from the reference: the mean of r
+over answers behind prompts of other examples, at least 0, and no gradient flows through it.
+Ethayarajh et al. 2024, arXiv 2402.01306, section 4. A slope by r is ∓ λ · β · s · (1 − s) with s the sigmoid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import tinker
+from msgspec import Meta
+
+from loreloop.learn.clients import Clients
+from loreloop.learn.examples import Mark
+from loreloop.learn.learners.relative import Judged, Posed, Relative
+from loreloop.learn.learners.surrogate import Floats, sigmoid
+from loreloop.learn.plan import Plan
+from loreloop.learn.rendering import Renderer
+
+Weight = Annotated[float, Meta(gt=0, le=100)]
+
+
+class KtoSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`beta`: how strictly the reference holds. The weights are λ of wanted and unwanted answers; without them the
+    rarer kind is weighted up until both count the same together, as the paper advises."""
+
+    beta: Annotated[float, Meta(gt=0, le=10)] = 0.1
+    wanted_weight: Weight | None = None
+    unwanted_weight: Weight | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """λ of either kind of answer."""
+
+    wanted: float
+    unwanted: float
+
+
+def weights_of(settings: KtoSettings, marks: Sequence[Mark]) -> Weights:
+    """What the settings say, or a balance: the commoner kind has 1, the rarer one as much as there are of both."""
+    n_wanted = sum(mark.wanted for mark in marks)
+    n_unwanted = len(marks) - n_wanted
+    most = max(n_wanted, n_unwanted)
+    wanted, unwanted = most / max(1, n_wanted), most / max(1, n_unwanted)
+    return Weights(settings.wanted_weight or wanted, settings.unwanted_weight or unwanted)
+
+
+class Kto(Relative[Mark]):
+    """A learner of marks. Where a batch has one example, or all answers of it are the same, z is little worth."""
+
+    def __init__(
+        self,
+        beta: float,
+        weights: Weights,
+        plan: Plan,
+        client: tinker.TrainingClient,
+        reference: tinker.TrainingClient,
+        renderer: Renderer,
+    ) -> None:
+        super().__init__(plan, client, reference, renderer)
+        self.beta, self.weights = beta, weights
+
+    @classmethod
+    async def of(
+        cls, plan: Plan, clients: Clients, renderer: Renderer, settings: KtoSettings, marks: Sequence[Mark]
+    ) -> Kto:
+        """With the run's clients; `marks` are all that it learns from, whose balance decides on the weights."""
+        client, reference = await clients.training(), await clients.reference()
+        return cls(settings.beta, weights_of(settings, marks), plan, client, reference, renderer)
+
+    def posed(self, batch: Sequence[Mark]) -> list[Posed]:
+        """The answers, and behind them every answer behind the next example's prompt."""
+        shifted = zip([*batch[1:], *batch[:1]], batch, strict=True) if len(batch) > 1 else ()
+        pairs = [*((one, one) for one in batch), *shifted]
+        # The run holds its examples, so the identity of one is its name for as long as the learner lives.
+        return [Posed((id(asked), id(said)), asked.prompt, said.answer) for asked, said in pairs]
+
+    def judged(self, relative: Floats, batch: Sequence[Mark]) -> Judged:
+        """`margin` is how far the mean reward β · r of wanted answers lies above that of the others."""
+        wanted = np.array([mark.wanted for mark in batch])
+        return kto_loss(relative, wanted, self.beta, self.weights)
+
+
+def kto_loss(relative: Floats, wanted: npt.NDArray[np.bool_], beta: float, weights: Weights) -> Judged:
+    """The loss of marked answers; `relative` has r of these, then of the answers from which z is estimated."""
+    own, others = relative[: len(wanted)], relative[len(wanted) :]
+    z = max(0.0, float(others.mean())) if len(others) else 0.0
+    sign, factor = np.where(wanted, 1.0, -1.0), np.where(wanted, weights.wanted, weights.unwanted)
+    values = sigmoid(beta * sign * (own - z))
+    slopes = -sign * factor * beta * values * (1 - values) / len(wanted)
+    metrics = {"loss": float((factor * (1 - values)).mean()), "divergence": z}
+    kinds = {"wanted_reward": own[wanted], "unwanted_reward": own[~wanted]}
+    # A batch may hold one kind alone, of which there is no difference to tell.
+    metrics |= {name: float(beta * rewards.mean()) for name, rewards in kinds.items() if len(rewards)}
+    if len(metrics) == 4:
+        metrics["margin"] = metrics["wanted_reward"] - metrics["unwanted_reward"]
+    return Judged(np.concatenate([slopes, np.zeros(len(others))]), metrics)
