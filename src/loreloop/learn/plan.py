@@ -41,9 +41,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     train_unembed: Annotated[bool, Meta(description="Adapt the head over the vocabulary.")] = True
     batch_size: Annotated[int, Meta(ge=1, lt=_LARGE, description="Examples of a step.")] = 8
     epochs: Annotated[int, Meta(ge=1, lt=_LARGE, description="How often all examples are read.")] = 1
-    shuffled: Annotated[
-        bool, Meta(description="An order of its own for every epoch; without, that of the file, as from easy to hard.")
-    ] = True
+    shuffled: Annotated[bool, Meta(description="Mix the examples; without it, they come in the file's order.")] = True
     steps: (
         Annotated[int, Meta(ge=1, lt=_LARGE, description="Steps of the whole run, however many epochs that takes.")]
         | None

@@ -6,12 +6,13 @@ With a staleness above 0 the runner tells of tasks that many steps ahead, and th
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tinker
 
+from loreloop.learn.clients import adam_of
 from loreloop.learn.learners import measures
 from loreloop.learn.learners.evidence import Evidence
 from loreloop.learn.learners.kl import KlBudget, divergence
@@ -22,6 +23,7 @@ from loreloop.learn.rollouts.collect import Collector, Pace, Played
 from loreloop.learn.rollouts.drawing import Policy
 from loreloop.learn.rollouts.episodes import Plays
 from loreloop.learn.runner import TOKENS, Metrics, Wish
+from loreloop.protocol.errors import BadRequest
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class RewardLearner:
     bounds: Bounds = field(default_factory=Bounds)
     passes: int = 1
     standing: Standing = field(default_factory=Standing)
+    closed_too: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.collector = Collector(play=self.player.group, pace=self.pace, revision=lambda: self.policy.revision)
@@ -87,6 +90,7 @@ class RewardLearner:
         if at.step not in self.collector.sizes:
             self.prepare(batch, at)
         played = await self.collector.take(at.step)
+        _check(played, at.step + 1)
         groups = await self._scored(played)
         scored = [one for group in groups for one in group]
         found = measures.of_rollouts(played, self.policy.revision) | self._follow_budget(scored)
@@ -135,7 +139,7 @@ class RewardLearner:
         for _ in range(self.passes if data else 0):
             passed = self.client.forward_backward(data, self.learner.loss, self.learner.config)
             handed_in.passes.append(passed)
-            handed_in.steps.append(self.client.optim_step(self.plan.adam(at.learning_rate)))
+            handed_in.steps.append(self.client.optim_step(adam_of(self.plan, at.learning_rate)))
         if isinstance(self.learner, Ppo) and self.evidence.values and scored:
             traces = [one.trace for one in scored]
             targets = [self.learner.value_targets(trace) for trace in traces]
@@ -185,5 +189,21 @@ class RewardLearner:
         self.standing = Standing(**state)
 
     async def close(self) -> None:
-        """Gives up what is still being sampled."""
+        """Gives up what is still being sampled, and closes what was made for this run alone."""
         await self.collector.close()
+        for close in self.closed_too:
+            await close()
+
+
+def _check(played: Sequence[Played], step: int) -> None:
+    """BadRequest where a step has nothing at all to learn from: what fails for every answer is no chance, and a run
+    that went on would cost hours and teach nothing."""
+    groups = [one.group for one in played]
+    if not any(group.rollouts for group in groups):
+        why = next((trouble for group in groups for trouble in group.troubles), "nothing was sampled")
+        raise BadRequest(f"Not one answer of step {step} came back: {why}")
+    if not any(group.graded for group in groups):
+        why = next(
+            (rollout.trouble for group in groups for rollout in group.rollouts if rollout.trouble), "all are empty"
+        )
+        raise BadRequest(f"Not one answer of step {step} could be graded: {why}")
