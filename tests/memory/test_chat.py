@@ -196,7 +196,7 @@ def test_an_old_image_is_its_caption_or_a_marker(store: FileStore) -> None:
     chat.send([seen])
     assert server.messages == [seen]
     chat.send([user("Nice?")])
-    assert "Look.\n[image: Odin the cat]\n[image]" in server.messages[0]["content"]
+    assert "Look.\n [image: Odin the cat]\n [image]" in server.messages[0]["content"]
     assert "data:" not in server.messages[0]["content"]
 
 

@@ -24,7 +24,7 @@ from loreloop.memory.turns import Turn
 from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.memories import StateStore
 
-PREFACE = "What was said before, shortened, a line for each turn:\n"
+PREFACE = "What was said before, shortened. Each turn begins a line; further lines of it are indented:\n"
 
 
 class NotRemembered(Conflict):

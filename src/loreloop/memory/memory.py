@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from loreloop.memory.allocate import Demand, allocate
-from loreloop.memory.condense import CountTokens
+from loreloop.memory.condense import CountTokens, tokens_beyond
 from loreloop.memory.importance import Importance
 from loreloop.memory.mask import Chunk, masked, steps_of, threshold_for
 from loreloop.memory.refill import NOWHERE, Place, Refill
@@ -178,7 +178,11 @@ class Memory:
             return None
         state = self.state
         head, text = head_of(turn), turn.text.strip()
-        tokens = self.parts.count(passage(head, text))
+        # Pins are never shortened, so all shares are of what they leave.
+        free = state.budget - pinned_tokens(state.segments)
+        # A pasted document must not push everything else out of the memory.
+        most = free if pinned else int(free * self.settings.largest)
+        tokens = tokens_beyond(passage(head, text), most, self.parts.count)
         segment = Segment(
             id=state.next_id,
             head=head,
@@ -189,8 +193,6 @@ class Memory:
             pinned=pinned,
             answers=state.asked,
         )
-        # Pins are never shortened, so all shares are of what they leave.
-        free = state.budget - pinned_tokens(state.segments)
         if pinned:
             if tokens > free:
                 raise BadRequest(
@@ -201,8 +203,6 @@ class Memory:
         # What an edit needs of a turn is worked out when the turn comes: no single append has to do it for many.
         segment = self._judged(segment, state.segments)
         self._condensed(segment)
-        # A pasted document must not push everything else out of the memory.
-        most = int(free * self.settings.largest)
         return segment if tokens <= most else self._refill(segment, most)
 
     def _edit(self, segments: tuple[Segment, ...], budget: int) -> tuple[Segment, ...]:
