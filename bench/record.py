@@ -55,7 +55,7 @@ def _record(figure: Figure) -> dict[str, object]:
 def versions() -> dict[str, str]:
     """Of the libraries that this process has loaded."""
     loaded = (name for name in PACKAGES if name in sys.modules)
-    return {name: getattr(sys.modules[name], "__version__", None) or metadata.version(name) for name in loaded}
+    return {name: str(getattr(sys.modules[name], "__version__", None) or metadata.version(name)) for name in loaded}
 
 
 def commit() -> str | None:
