@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from bench.record import RESULTS, about_the_run
+from loreloop.config import Config
 from loreloop.formats.catalog import Catalog
 from loreloop.memory.condense import CountTokens
 from loreloop.memory.evaluation import endurance, minilm, published, study, synthetic
@@ -55,7 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", default=())
     parser.add_argument("--budget", nargs="*", type=float, default=(0.25, 0.1))
     parser.add_argument("--blind-alone", action="store_true", help="leave out what knows the question")
-    parser.add_argument("--data-dir", type=Path, default=Path("~/.loreloop"))
+    parser.add_argument("--data-dir", type=Path, default=Path(Config().data_dir))
     return parser.parse_args()
 
 

@@ -15,7 +15,7 @@ from loreloop.cli import memory as command
 from loreloop.cli import memory_chat, memory_inputs
 from loreloop.memory.file_store import FileStore
 from loreloop.memory.persistence import from_json, to_json
-from loreloop.memory.picture import runs
+from loreloop.memory.picture import runs, turn_runs, turns_by_fate
 from loreloop.memory.state import MemoryState, Segment
 from loreloop.protocol.errors import BadRequest, NotFound
 from tests.memory.test_chat import Server
@@ -60,7 +60,7 @@ def test_the_picture_is_clean_xml_of_the_same_proportions(data: Path, tmp_path: 
     root = ElementTree.fromstring((tmp_path / "bar.svg").read_text())
     assert {element.tag.split("}")[1] for element in root.iter()} == {"svg", "rect", "title", "text"}
     drawn = [rect for rect in root if len(rect)]
-    assert [float(rect.attrib["width"]) for rect in drawn] == pytest.approx([96, 192, 288, 192, 192])
+    assert [float(rect.attrib["width"]) for rect in drawn] == pytest.approx([96, 192, 288, 192, 192, *[192] * 3, 384])
     assert "<script>alert('x & y')</script>" in str(drawn[1][0].text)
 
 
@@ -73,6 +73,16 @@ def test_cells_follow_the_tokens() -> None:
         ("written", 2),
         ("free", 2),
     ]
+
+
+def test_turns_are_drawn_too_those_that_were_dropped_among_them() -> None:
+    state = msgspec.structs.replace(MemoryState(100), segments=SEGMENTS, n_turns=1000, next_id=1000)
+    assert [(run.kind.name, run.cells) for run in turn_runs(state, 100)] == [("dropped", 100)]
+    assert [(run.kind.name, run.cells) for run in turn_runs(state, 1000)] == [
+        *(("pinned", 1), ("kept", 1), ("condensed", 1), ("written", 2), ("dropped", 995))
+    ]
+    assert turns_by_fate(state) == {"kept": 1, "condensed": 1, "written": 2, "pinned": 1, "dropped": 995}
+    assert turn_runs(MemoryState(100), 80) == []
 
 
 def test_forget_says_what_went_and_saves(data: Path) -> None:

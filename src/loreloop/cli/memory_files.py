@@ -125,13 +125,18 @@ def saved_memory(data_dir: str, id: str) -> Saved:
 
 
 def bar(state: MemoryState) -> str:
-    """The memory as one line of cells in proportion to its budget, with a legend below."""
+    """Two lines of cells, each with a legend below: the memory in proportion to its budget in tokens, and the turns of
+    the conversation, the oldest first."""
     from loreloop.memory import picture
 
-    drawn = "".join(click.style(run.kind.sign * run.cells, fg=run.kind.colour) for run in picture.runs(state, BAR))
-    tokens = picture.tokens_by_kind(state)
-    legend = (f"{click.style(k.sign, fg=k.colour)} {k.name} {tokens[k.name]}" for k in picture.KINDS)
-    return f"{drawn}\n{'   '.join(legend)}"
+    lines = []
+    for runs, numbers, kinds in (
+        (picture.runs(state, BAR), picture.tokens_by_kind(state), picture.KINDS),
+        (picture.turn_runs(state, BAR), picture.turns_by_fate(state), picture.FATES),
+    ):
+        lines.append("".join(click.style(run.kind.sign * run.cells, fg=run.kind.colour) for run in runs))
+        lines.append("   ".join(f"{click.style(k.sign, fg=k.colour)} {k.name} {numbers[k.name]}" for k in kinds))
+    return "\n".join(lines)
 
 
 def row(segment: Segment, exact: bool) -> dict[str, Any]:

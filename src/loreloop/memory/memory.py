@@ -16,6 +16,7 @@ from loreloop.memory.allocate import Demand, allocate
 from loreloop.memory.condense import CountTokens, tokens_beyond
 from loreloop.memory.importance import Importance
 from loreloop.memory.mask import Chunk, masked, steps_of, threshold_for
+from loreloop.memory.open_questions import OPEN, left_open
 from loreloop.memory.refill import NOWHERE, Place, Refill
 from loreloop.memory.state import Costs, Form, MemoryState, Segment, passage, text_of
 from loreloop.memory.supersede import outdated
@@ -145,11 +146,17 @@ class Memory:
         return {turn for segment in matching for turn in segment.turns}
 
     def _with_new(self, new: Segment) -> tuple[Segment, ...]:
-        """The segments and the new one, without the sentences that it makes out of date."""
+        """The segments and the new one, without the sentences that it makes out of date; a question that it puts off is
+        worth more from now on."""
         left = outdated(self.state.segments, new)
         kept = list(self.state.segments)
         for position, text in left.items():
             kept[position] = self._shortened(kept[position], text)
+        question = left_open(self.state.segments, new)
+        if question is not None:
+            kept[question] = msgspec.structs.replace(kept[question], worth=OPEN * kept[question].worth)
+            # Its condensed form has the old worth.
+            self.small.pop(kept[question].id, None)
         return (*(segment for segment in kept if segment.text), new)
 
     def _shortened(self, segment: Segment, text: str) -> Segment:

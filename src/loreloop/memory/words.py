@@ -18,6 +18,7 @@ WORD = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)*")
 SENTENCE = re.compile(r"(?:[^.!?\n]++|[.!?](?=[^\s.!?\"')\]]))++[.!?\"')\]]*\s*|[.!?]+\s*|\n\s*")
 FENCE = "```"
 WORDS_CACHED = 1 << 14  # words whose comparable form is remembered; a conversation says the same ones again
+LONGEST_REMEMBERED = 20_000  # characters
 FEATURES_CACHED = 4096  # texts whose words are remembered; segments are looked at again and again
 
 # Negations are missing on purpose: "not" changes what a sentence says.
@@ -125,9 +126,18 @@ def read(chunk: str) -> Read:
     return Read(content, marks, first, bool(words))
 
 
-@lru_cache(maxsize=FEATURES_CACHED)
 def words_of(text: str) -> Words:
-    """The content words, names and numbers of a text; the last 4,096 texts are remembered."""
+    """The content words, names and numbers of a text. Those of the last 4,096 texts are remembered, but for very long
+    ones: they are looked at once, and would fill the process's memory."""
+    return _remembered(text) if len(text) <= LONGEST_REMEMBERED else _words_of(text)
+
+
+@lru_cache(maxsize=FEATURES_CACHED)
+def _remembered(text: str) -> Words:
+    return _words_of(text)
+
+
+def _words_of(text: str) -> Words:
     content: list[tuple[str, ...]] = []
     marks: list[tuple[str, ...]] = []
     for sentence in sentences(text):

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from starlette.requests import Request
@@ -44,6 +45,7 @@ from loreloop.protocol.openai_rest import MemoryField
 from loreloop.store.memories import MemoriesOf, check_name
 from loreloop.store.rows import MemoryName
 from loreloop.text.conversation import MadeCall, Turn
+from loreloop.text.tokenizer import TextTokenizer
 
 LOG = logging.getLogger(__name__)
 STATE = "memory_turn"  # in the request's state, for the end of the request
@@ -128,7 +130,8 @@ class MemoryTurn:
 
     def __init__(self, served: Services, model: Model, name: MemoryName, field: MemoryField) -> None:
         self.served, self.model, self.name, self.field = served, model, name, field
-        self.parts = parts_with(model.text.tokenizer.count)
+        tokenizer = model.text.tokenizer
+        self.parts = Parts(tokenizer.count, SurfaceImportance(), refill_by(tokenizer))
         self.kept = KeptMemory(state=MemoryState(1), counted_by=model.target.base_model)
         self.revision = 0
         self.asked: Asked | None = None
@@ -230,6 +233,12 @@ class MemoryTurn:
         if not self.is_over:
             self.is_over = True
             self.served.remembering.discard(self.name)
+
+
+@lru_cache(maxsize=8)
+def refill_by(tokenizer: TextTokenizer) -> ExtractiveRefill:
+    """One for all memories that a tokenizer counts, so that forms which a request needed are there for the next."""
+    return ExtractiveRefill(tokenizer.count)
 
 
 def parts_with(count: Callable[[str], int]) -> Parts:
