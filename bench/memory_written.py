@@ -52,7 +52,9 @@ def main() -> None:
         contenders = {name: BLIND[name] for name in BESIDE} | written_by(in_time)
         # All at once: each waits for its own last text, and the server writes the texts of all in one batch.
         with ThreadPoolExecutor(len(contenders)) as pool:
-            waiting = {name: pool.submit(row, name, one, conversation, count) for name, one in contenders.items()}
+            waiting = {
+                name: pool.submit(row, name, one, conversation, asked.budget, count) for name, one in contenders.items()
+            }
         late = [name for name, row_of in waiting.items() if isinstance(row_of.exception(), Unavailable)]
         rows = [row_of.result() for name, row_of in waiting.items() if name not in late]
     record = {
@@ -72,7 +74,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--only", required=True, help="a conversation of LoCoMo's")
-    parser.add_argument("--turns", type=int, default=250)
+    parser.add_argument("--turns", type=int, default=100)
+    parser.add_argument("--budget", type=float, default=0.25, help="a share of the turns' tokens")
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--data-dir", type=Path, default=Path(Config().data_dir))
@@ -85,13 +88,13 @@ def beginning(conversation: Conversation, turns: int) -> Conversation:
     return Conversation(conversation.name, conversation.turns[:turns], questions)
 
 
-def row(name: str, contender: Blind, conversation: Conversation, count: CountTokens) -> study.Row:
+def row(name: str, contender: Blind, conversation: Conversation, budget: float, count: CountTokens) -> study.Row:
     tally = study.Tally()
-    segments = contender(conversation, study.budget_of(conversation, 0.1, count), count)
+    segments = contender(conversation, study.budget_of(conversation, budget, count), count)
     kept = turns_kept(segments, conversation.turns)
     for number in range(len(conversation.questions)):
         tally.add(conversation, number, segments, kept)
-    return tally.row(name, 0.1)
+    return tally.row(name, budget)
 
 
 if __name__ == "__main__":

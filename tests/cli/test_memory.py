@@ -39,7 +39,7 @@ def test_tables_and_json(chat_file: Path) -> None:
     table = CliRunner().invoke(command.memory, arguments, catch_exceptions=False)
     assert "| recency window | 50% | 0.000" in table.output
     result = CliRunner().invoke(command.memory, [*arguments, "--json", "--only", "chat-3"], catch_exceptions=False)
-    rows = json.loads(result.output)["tables"]["not knowing the question"]
+    rows = json.loads(result.stdout)["tables"]["not knowing the question"]
     assert {row["recall"]["n"] for row in rows} == {1}
 
 

@@ -64,6 +64,16 @@ def test_the_picture_is_clean_xml_of_the_same_proportions(data: Path, tmp_path: 
     assert "<script>alert('x & y')</script>" in str(drawn[1][0].text)
 
 
+def test_show_without_an_id_lists_the_memories(data: Path, tmp_path: Path) -> None:
+    FileStore(data / "memories").save("b.ob/1", to_json(MemoryState(70)), after=0)
+    assert json.loads(invoke(data, "show", "--json").output) == [
+        {"id": "ann", "tokens": 80, "budget": 100, "turns": 5},
+        {"id": "b.ob/1", "tokens": 0, "budget": 70, "turns": 0},
+    ]
+    assert "begins one" in invoke(tmp_path / "nowhere", "show").output
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_cells_follow_the_tokens() -> None:
     state = msgspec.structs.replace(MemoryState(100), segments=SEGMENTS)
     assert [(run.kind.name, run.cells) for run in runs(state, 10)] == [
@@ -132,9 +142,13 @@ def test_a_chat_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return httpx.Client(base_url="http://any.example/v1", transport=httpx.MockTransport(answer))
 
     monkeypatch.setattr(plain_chat, "client_of", client_of)
-    monkeypatch.setattr(memory_chat, "counter", lambda _data_dir, _model: lambda text: len(text.split()))
+    for module in (memory_chat, memory_inputs):
+        monkeypatch.setattr(module, "counter", lambda _data_dir, _model: lambda text: len(text.split()))
     assert "I noted it." in invoke(tmp_path, "chat", "ann", input="My locker code is 4711.\n/quit\n").output
-    assert "It is 4711." in invoke(tmp_path, "chat", "ann", input="What is it?\n").output
+    invoke(tmp_path, "resize", "ann", "--budget", "900")
+    told = invoke(tmp_path, "chat", "ann", input="What is it?\n").output  # with its own budget, not a new one's
+    assert "It is 4711." in told
+    assert "of 900 tokens" in told
     assert "user: My locker code is 4711." in server.messages[0]["content"]
     failed = invoke(tmp_path, "chat", "ann", input="And now?\n")
     assert failed.exit_code == 1

@@ -20,16 +20,21 @@ SHOWN = 60  # characters of a segment in a table
 
 
 @click.command()
-@click.argument("id")
+@click.argument("id", required=False)
 @click.option("--svg", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write the picture to this file.")
 @JSON
 @DATA
-def show(id: str, file: Path | None, as_json: bool, data_dir: str) -> None:
-    """Show what the memory ID keeps: a bar of its budget, and a table of its segments."""
+def show(id: str | None, file: Path | None, as_json: bool, data_dir: str) -> None:
+    """Show what the memory ID keeps: a bar of its budget, one of the conversation's turns, and a table of its segments.
+    Without ID, list the memories.
+    """
     from loreloop.cli import tables
     from loreloop.memory import picture
     from loreloop.memory.persistence import from_json
 
+    if id is None:
+        tables.show(listed(data_dir), as_json, empty="There are no memories; `loreloop memory chat ID` begins one.")
+        return
     # Showing reads the file alone; no tokenizer or model is needed for it.
     state = from_json(saved_memory(data_dir, id).data)
     if file is not None:
@@ -95,6 +100,18 @@ def resize(id: str, budget: int, tokenizer: str, data_dir: str) -> None:
         f"{id}: {before.tokens} of {before.budget} tokens in {len(before.segments)} segments were kept, now "
         f"{memory.state.tokens} of {budget} in {len(memory.state.segments)}."
     )
+
+
+def listed(data_dir: str) -> list[dict[str, Any]]:
+    """A row for each memory of a data folder."""
+    from loreloop.memory.persistence import from_json
+
+    folder = folder_of(data_dir)
+    rows = []
+    for id in store_of(data_dir).ids() if folder.is_dir() else ():
+        state = from_json(saved_memory(data_dir, id).data)
+        rows.append({"id": id, "tokens": state.tokens, "budget": state.budget, "turns": state.n_turns})
+    return rows
 
 
 def store_of(data_dir: str) -> FileStore:
