@@ -147,12 +147,14 @@ def bar(state: MemoryState) -> str:
     from loreloop.memory import picture
 
     lines = []
-    for runs, numbers, kinds in (
-        (picture.runs(state, BAR), picture.tokens_by_kind(state), picture.KINDS),
-        (picture.turn_runs(state, BAR), picture.turns_by_fate(state), picture.FATES),
+    for unit, runs, numbers, kinds in (
+        ("tokens", picture.runs(state, BAR), picture.tokens_by_kind(state), picture.KINDS),
+        ("turns", picture.turn_runs(state, BAR), picture.turns_by_fate(state), picture.FATES),
     ):
         lines.append("".join(click.style(run.kind.sign * run.cells, fg=run.kind.colour) for run in runs))
-        lines.append("   ".join(f"{click.style(k.sign, fg=k.colour)} {k.name} {numbers[k.name]}" for k in kinds))
+        lines.append(
+            f"{unit}:   " + "   ".join(f"{click.style(k.sign, fg=k.colour)} {k.name} {numbers[k.name]}" for k in kinds)
+        )
     return "\n".join(lines)
 
 
