@@ -111,6 +111,9 @@ def test_locomo_raw_and_cleaned(tmp_path: Path) -> None:
     (cleaned,) = load(written(tmp_path, LOCOMO), "locomo", written(tmp_path, FAULTS))
     assert cleaned.questions[1].evidence == (2,)
     assert cleaned.questions[1].answer == "Odin the cat"
+    assert load(written(tmp_path, LOCOMO), "locomo", written(tmp_path, [FAULTS[0] | {"question": "Which cat?"}]))
+    with pytest.raises(BadRequest, match="another version"):
+        load(written(tmp_path, LOCOMO), "locomo", written(tmp_path, [FAULTS[0] | {"question": "Which dog?"}]))
 
 
 def test_beam_cites_messages_by_id(tmp_path: Path) -> None:
