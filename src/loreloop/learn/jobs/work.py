@@ -18,13 +18,14 @@ from loreloop.learn.jobs.look import Looked, window_of
 from loreloop.learn.jobs.report import Report
 from loreloop.learn.jobs.rewarded import Tools, graded_job, means_of, thinking
 from loreloop.learn.jobs.worker import JobFailed, Orders, Send
-from loreloop.learn.learners.dpo import Dpo, DpoSettings
-from loreloop.learn.learners.kto import Kto, KtoSettings
+from loreloop.learn.learners.dpo import Dpo
+from loreloop.learn.learners.kto import Kto
 from loreloop.learn.learners.sft import Sft
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer, renderer_of
 from loreloop.learn.rewards.graders.grader import Means
 from loreloop.learn.runner import Learner, Run
+from loreloop.learn.settings import DpoSettings, KtoSettings
 from loreloop.protocol.jobs import Assignment, JobError, JobKind, JobPlan
 
 SAVE_EVERY = 20  # steps: what a death costs at most
