@@ -18,7 +18,7 @@ from loreloop.learn.pictures import Chunks
 from loreloop.learn.rewards.reward import Answer
 from loreloop.protocol.errors import BadRequest
 from loreloop.text.answers import THINK
-from loreloop.text.conversation import Conversation, MadeCall, prompt_text, told_text
+from loreloop.text.conversation import Conversation, MadeCall, Turn, prompt_text, told_text
 from loreloop.text.replies import read_whole, rules_of
 from loreloop.text.templates.chat_template import ChatTemplate
 from loreloop.text.tokenizer import TextTokenizer
@@ -119,15 +119,31 @@ class Renderer:
 
     def _asked(self, conversation: Conversation, number: int) -> tuple[list[int], list[int]]:
         """The tokens of the prompt before a turn, and those of the turn as its model would have to say it."""
-        before = replace(conversation, turns=conversation.turns[:number])
-        until = replace(conversation, turns=conversation.turns[: number + 1])
-        prompt, told = prompt_text(self.template, before), told_text(self.template, until)
-        said = said_behind(prompt, told, conversation.turns[number].thinking or "")
+        turns = conversation.turns
+        prompt = prompt_text(self.template, replace(conversation, turns=turns[:number]))
+        told = told_text(self.template, replace(conversation, turns=turns[: number + 1]))
+        said = said_behind(prompt, told, turns[number].thinking or "")
+        if said is None:
+            said = self._behind_header(replace(conversation, turns=turns[:number]), prompt, told)
         asked, both = self.tokenizer.encode(prompt), self.tokenizer.encode(prompt + said)
         # Some tokenizers write a text differently at its beginning, so the answer is read behind its prompt, as long
         # as the border stays where sampling has it.
         whole = both[: len(asked)] == asked
         return asked, self._until_its_end(both[len(asked) :] if whole else self.tokenizer.encode(said))
+
+    def _behind_header(self, before: Conversation, prompt: str, told: str) -> str:
+        """An answer where the template spaces its prompts and what it tells differently. What two answers' texts begin
+        with is what stands before an answer; it must be the prompt but for white space. BadRequest where it is not."""
+        pair = [replace(before, turns=(*before.turns, Turn("assistant", letter))) for letter in "AB"]
+        one, other = (told_text(self.template, each) for each in pair)
+        places = enumerate(zip(one, other, strict=False))
+        header = one[: next((place for place, (left, right) in places if left != right), 0)]
+        if not told.startswith(header) or "".join(header.split()) != "".join(prompt.split()):
+            raise BadRequest(
+                "The model's chat template tells an answer in another way than it asks for one, so the two cannot be "
+                "told apart; train on text of your own with the Tinker API, or mend the template."
+            )
+        return told[len(header) :]
 
     def _until_its_end(self, answer: list[int]) -> list[int]:
         """The answer's tokens up to the one that ends it. What a template writes behind that nobody samples."""
@@ -180,22 +196,19 @@ class Renderer:
         )
 
 
-def said_behind(prompt: str, told: str, thinking: str) -> str:
-    """What an assistant says behind a prompt so that the conversation becomes the one told. BadRequest where the
-    template does not let it be known."""
+def said_behind(prompt: str, told: str, thinking: str) -> str | None:
+    """What an assistant says behind a prompt so that the conversation becomes the one told; None where the one does not
+    begin with the other."""
     if told.startswith(prompt):
         return told[len(prompt) :]
     # A template may begin a thought, or an empty one, in the prompt, and leave it out of what was said in the past.
     head, _, tail = prompt.rpartition(THINK[0])
-    if head and told.startswith(head) and tail.strip() in ("", THINK[1]):
-        rest = told[len(head) :]
-        if tail.strip() == THINK[1]:
-            return rest
-        return rest.removeprefix(THINK[0]) if rest.startswith(THINK[0]) else f"{thinking}\n{THINK[1]}\n\n{rest}"
-    raise BadRequest(
-        "The model's chat template tells an answer in another way than it asks for one, so the two cannot be told "
-        "apart; train on text of your own with the Tinker API, or mend the template."
-    )
+    if not head or not told.startswith(head) or tail.strip() not in ("", THINK[1]):
+        return None
+    rest = told[len(head) :]
+    if tail.strip() == THINK[1]:
+        return rest
+    return rest.removeprefix(THINK[0]) if rest.startswith(THINK[0]) else f"{thinking}\n{THINK[1]}\n\n{rest}"
 
 
 def renderer_of(folder: Path) -> Renderer:
