@@ -139,6 +139,12 @@ def test_what_cannot_be_run_is_told(asked, tmp_path: Path, change: list[str], wo
         asked("sft", "--data", data, *change)
 
 
+def test_a_picture_that_cannot_be_drawn_is_refused_before_the_run(asked, tmp_path: Path) -> None:
+    refused = asked("sft", "--data", written(tmp_path / "data.jsonl", LINES["sft"]), "--plot", "run.xyz")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "run.xyz must end in .png, .svg, .pdf." in refused.stderr
+
+
 def test_an_example_that_is_too_long_is_named(asked, tmp_path: Path) -> None:
     long = {"messages": [{"role": "user", "content": "fox " * 600}, {"role": "assistant", "content": "dog"}]}
     data = written(tmp_path / "data.jsonl", [*chats(2), long])
