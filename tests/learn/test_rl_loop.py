@@ -114,8 +114,7 @@ def test_a_pull_holds_the_policy_and_a_spent_budget_ends_the_run(learn) -> None:
     held = learn(Ways(Grpo(kl=KlPenalty(2.0)), bounds=Bounds(kl=KlBudget(0.01))), epochs=4)
     assert held.records[-1].metrics["train_kl_reference"] < 0.7 * free.records[-1].metrics["train_kl_reference"]
     assert held.records[-1].metrics["train_kl_strength"] != 2.0
-    kept = Kept()
-    ended = learn(Ways(Grpo(), bounds=Bounds(kl=KlBudget(0.001, most=0.002))), epochs=8, kept=kept, wish="own")
+    ended = learn(Ways(Grpo(), bounds=Bounds(kl=KlBudget(0.001, most=0.002))), epochs=8, wish="own")
     assert ended.ending == "paused"
     assert 0 < len(ended.records) < 16
     ended = learn(Ways(Grpo(), bounds=Bounds(most_tokens=100)), epochs=8, wish="own")
@@ -184,10 +183,12 @@ def test_where_all_earn_the_same_nothing_is_learned(learn) -> None:
     assert [record.metrics["train_flat_groups"] for record in ran.records] == [1, 1]
 
 
-def test_a_teacher_is_approached(learn) -> None:
+def test_a_teacher_is_approached_and_may_be_the_reference(learn) -> None:
     kept = Kept()
     learn(Ways(Grpo()), epochs=8, kept=kept)
     teacher = kept.position.checkpoints[-1].path
+    ran = learn(Ways(Grpo(kl=KlPenalty(0.01)), reference=teacher), epochs=1)
+    assert ran.records[0].metrics["train_kl_reference"] > 0.05, "the run begins far from it"
     ran = learn(Ways(Distill(), teacher=teacher), epochs=8)
     rewards = [record.metrics["train_reward_mean"] for record in ran.records]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1

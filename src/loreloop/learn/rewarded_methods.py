@@ -146,25 +146,20 @@ def ways_of(settings: RewardSettings) -> Ways:
         raise BadRequest("--kl-most is below --kl-budget; the run would pause before the budget is used.")
     budget = None if settings.kl_budget is None else KlBudget(settings.kl_budget, most=settings.kl_most)
     bounds, made = Bounds(settings.budget_tokens, budget), policy_learner(settings)
+    ways = Ways(learner=made, bounds=bounds, reference=settings.kl_reference)
     match settings:
         case PpoSettings():
             if not settings.low < settings.high:
                 raise BadRequest("--low is the least that an episode can earn, and must be below --high.")
-            return Ways(
-                learner=made,
-                passes=settings.passes,
-                bounds=bounds,
-                low=settings.low,
-                high=settings.high,
-                value_rate=settings.value_rate,
-            )
+            ways = replace(ways, low=settings.low, high=settings.high, value_rate=settings.value_rate)
+            return replace(ways, passes=settings.passes)
         case DistillSettings():
             if settings.teacher is None:
                 raise BadRequest("Nobody teaches; name a model or a tinker:// path with --teacher.")
-            return Ways(learner=made, bounds=bounds, teacher=settings.teacher)
+            return replace(ways, teacher=settings.teacher)
         case GrpoSettings() | CispoSettings():
-            return Ways(learner=made, passes=settings.passes, bounds=bounds)
-    return Ways(learner=made, bounds=bounds)
+            return replace(ways, passes=settings.passes)
+    return ways
 
 
 def policy_learner(settings: RewardSettings) -> PolicyLearner:

@@ -84,6 +84,10 @@ class RewardSettings(Settings, frozen=True):
     ] = "tokens"
     kl: Annotated[float, Meta(ge=0, le=100, description="Strength of the pull to where the run began.")] = 0.0
     kl_form: Annotated[Literal["square", "k3"], Meta(description="The form of that pull.")] = "square"
+    kl_reference: (
+        Annotated[str, Meta(description="A base model or tinker:// path to pull to, in place of where the run began.")]
+        | None
+    ) = None
     kl_budget: (
         Annotated[float, Meta(gt=0, description="Nats a token that the pull's strength is steered to.")] | None
     ) = None

@@ -43,6 +43,16 @@ class Standing:
     divergence: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What one step had to learn from; `number` counts from 1."""
+
+    number: int
+    played: Sequence[Played]
+    scored: Sequence[Scored]
+    data: list[tinker.Datum]
+
+
 @dataclass
 class _HandedIn:
     """What a step has sent to the server, in its order."""
@@ -90,7 +100,7 @@ class RewardLearner:
         if at.step not in self.collector.sizes:
             self.prepare(batch, at)
         played = await self.collector.take(at.step)
-        _check(played, at.step + 1)
+        _check_sampled(played, at.step + 1)
         groups = await self._scored(played)
         scored = [one for group in groups for one in group]
         found = measures.of_rollouts(played, self.policy.revision) | self._follow_budget(scored)
@@ -102,7 +112,7 @@ class RewardLearner:
         else:
             # Nothing was to be learned, so that the weights are what they were, at the cost of a step.
             self.policy.renew(self.policy.sampler)
-        return self._metrics(found, data, scored, handed_in)
+        return self._metrics(_Step(at.step + 1, played, scored, data), found, handed_in)
 
     async def _scored(self, played: Sequence[Played]) -> list[list[Scored]]:
         rollouts = [rollout for one in played for rollout in one.group.graded]
@@ -146,19 +156,19 @@ class RewardLearner:
             handed_in.value_loss = self.evidence.values.learn(traces, targets)
         return handed_in
 
-    async def _metrics(
-        self, found: Metrics, data: list[tinker.Datum], scored: Sequence[Scored], handed_in: _HandedIn
-    ) -> Metrics:
+    async def _metrics(self, step: _Step, found: Metrics, handed_in: _HandedIn) -> Metrics:
+        # Told with the step's figures and not before, so that whoever watches the grader can say it in other words.
+        _check_graded(step.played, step.number)
         outputs = [await each for each in handed_in.passes]
         for each in handed_in.steps:
             await each
         if outputs:
             # The first pass is the one whose ratios begin at the weights that sampled.
-            found |= measures.of_pass(data, outputs[0], self.learner.config)
+            found |= measures.of_pass(step.data, outputs[0], self.learner.config)
         if handed_in.value_loss is not None:
             found["train_value_loss"] = await handed_in.value_loss
-        n_tokens = float(sum(datum.model_input.length for datum in data))
-        return found | measures.of_trainer(scored) | {"train_datums": float(len(data)), TOKENS: n_tokens}
+        n_tokens = float(sum(datum.model_input.length for datum in step.data))
+        return found | measures.of_trainer(step.scored) | {"train_datums": float(len(step.data)), TOKENS: n_tokens}
 
     async def evaluate(self, examples: Sequence[Any]) -> Metrics:
         """`valid_reward_mean` of one answer to each held-out task, at temperature 0, by the newest weights."""
@@ -195,15 +205,17 @@ class RewardLearner:
             await close()
 
 
-def _check(played: Sequence[Played], step: int) -> None:
-    """BadRequest where a step has nothing at all to learn from: what fails for every answer is no chance, and a run
-    that went on would cost hours and teach nothing."""
-    groups = [one.group for one in played]
-    if not any(group.rollouts for group in groups):
-        why = next((trouble for group in groups for trouble in group.troubles), "nothing was sampled")
+def _check_sampled(played: Sequence[Played], step: int) -> None:
+    """BadRequest where not one answer of a step came back: what fails for every answer is no chance, and a run that
+    went on would cost hours and teach nothing."""
+    if not any(one.group.rollouts for one in played):
+        why = next((trouble for one in played for trouble in one.group.troubles), "nothing was sampled")
         raise BadRequest(f"Not one answer of step {step} came back: {why}")
-    if not any(group.graded for group in groups):
-        why = next(
-            (rollout.trouble for group in groups for rollout in group.rollouts if rollout.trouble), "all are empty"
-        )
+
+
+def _check_graded(played: Sequence[Played], step: int) -> None:
+    """BadRequest where not one answer of a step has a reward, likewise."""
+    if not any(one.group.graded for one in played):
+        troubles = [rollout.trouble for one in played for rollout in one.group.rollouts if rollout.trouble]
+        why = troubles[0] if troubles else "all of them are empty"
         raise BadRequest(f"Not one answer of step {step} could be graded: {why}")
