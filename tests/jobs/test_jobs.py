@@ -259,3 +259,24 @@ def test_a_key_that_is_revoked_takes_its_jobs_along(server: RunningServer, clien
         [sys.executable, "-m", "loreloop.cli", "keys", "revoke", newest, "--data", str(server.data)], check=True
     )
     succeeded(client, started(client, method=supervised(n_epochs=1)).id)  # other jobs go on
+    shown = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "loreloop.cli",
+            "jobs",
+            "show",
+            job.id,
+            "--follow",
+            "--json",
+            "--data",
+            str(server.data),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    told = json.loads(shown.stdout)
+    assert told["status"] == "failed"
+    assert "The key of this job is refused" in told["error"]
