@@ -98,7 +98,11 @@ def asked(client: openai.OpenAI, model: str, question: str = "say 1") -> str:
 
 def weights(server: RunningServer, client: openai.OpenAI, model: str) -> bytes:
     """The adapter that answers by this name."""
-    path = client.models.retrieve(model).root  # type: ignore[attr-defined]
+    return adapter_of(server, client.models.retrieve(model).root)  # type: ignore[attr-defined]
+
+
+def adapter_of(server: RunningServer, path: str) -> bytes:
+    """The file of a checkpoint's adapter."""
     run, kind, name = path.removeprefix("tinker://").split("/")
     folder = server.data / "checkpoints" / run.replace(":", "_") / kind / name
     return (folder / "adapter_model.safetensors").read_bytes()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import anthropic
 import httpx
@@ -32,6 +34,7 @@ from tests.jobs.rig import (
     uploaded,
 )
 from tests.sdk.clients import made_key, prompt, service
+from tests.sdk.test_adapters_of_others import key_id, made, run
 
 IN_FLIGHT = 2
 LONG = supervised(n_epochs=50, batch_size=1)
@@ -123,6 +126,25 @@ def test_a_job_begins_at_a_tuned_model_or_at_a_saved_state(
         assert done.model == model
         assert (done.fine_tuned_model or "").startswith("ft:tiny:local::")
         assert loss_of(client, done) < first, "before its only step it knows the examples already"
+
+
+def test_a_job_begins_at_an_adapter_of_others(
+    server: RunningServer, client: openai.OpenAI, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = made(tiny_folder, tmp_path / "theirs")
+    imported = run(server, "models", "import-adapter", str(folder), "--base", "tiny", "--key", key_id(server))
+    paths = re.findall(r"tinker://\S+", imported.stdout)
+    assert len(paths) == 2
+    for path in paths:
+        succeeded(client, started(client, model=path, method=supervised(n_epochs=1)).id)
+
+
+def test_a_deployment_may_mean_a_tuned_model(server: RunningServer, client: openai.OpenAI, tuned: str) -> None:
+    assert run(server, "deploy", "set", "sums", tuned).returncode == 0
+    assert asked(client, "sums") == asked(client, tuned)
+    with pytest.raises(openai.ConflictError, match="the deployment sums answers with"):
+        client.models.delete(tuned)
+    assert run(server, "deploy", "delete", "sums").returncode == 0
 
 
 def loss_of(client: openai.OpenAI, job: FineTuningJob) -> float:
@@ -259,3 +281,24 @@ def test_a_key_that_is_revoked_takes_its_jobs_along(server: RunningServer, clien
         [sys.executable, "-m", "loreloop.cli", "keys", "revoke", newest, "--data", str(server.data)], check=True
     )
     succeeded(client, started(client, method=supervised(n_epochs=1)).id)  # other jobs go on
+    shown = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "loreloop.cli",
+            "jobs",
+            "show",
+            job.id,
+            "--follow",
+            "--json",
+            "--data",
+            str(server.data),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    told = json.loads(shown.stdout)
+    assert told["status"] == "failed"
+    assert "The key of this job is refused" in told["error"]

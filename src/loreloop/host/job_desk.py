@@ -108,15 +108,25 @@ class JobDesk:
         try:
             async for message in connection.messages():
                 await self._handle(message)
+        except LoreloopError as error:
+            # Such as a full disk: what the worker tells cannot be noted, so it must not go on as if it were.
+            LOG.error("the worker of jobs is let go, since what it told could not be noted: %s", error)
         finally:
+            # A worker that is not heard any more sees the end of its stream, ends, and is started anew.
+            connection.close()
             if self.worker is connection:
                 self.worker = None
                 await self._take_back()
 
     async def recover(self) -> None:
-        """At the start of this process: what ran when it died goes on from where it was kept last."""
+        """Puts back what is told to run and that nobody has in hand, as after a death of this process: it goes on from
+        where it was kept last. Of what has ended, takes away what only a resumption needed."""
         for job in self.store.read(jobs.in_status, "running"):
-            await self._requeue(job.id)
+            if job.id not in self.in_hand:
+                await self._requeue(job.id)
+        for job in self.store.read(jobs.with_leftovers):
+            if job.id not in self.in_hand:
+                await self._tidy(job.id)
 
     async def assign(self) -> None:
         """Hands out waiting jobs while the worker has room: those of keys with the fewest in hand first."""
@@ -163,6 +173,7 @@ class JobDesk:
 
     async def _handle(self, message: FromWorker) -> None:
         if isinstance(message, WorkerReady):
+            await self.recover()
             await self.assign()
             return
         held = self.in_hand.get(message.job_id)

@@ -18,6 +18,7 @@ from loreloop.store.job_rows import EventRow, JobRow
 from loreloop.store.schema import JOB_EVENTS, JOB_METRICS, JOBS
 
 MAX_EVENTS = 10_000  # of a job; the first ones go
+TOLD_METRICS = 5
 
 
 def new_id() -> str:
@@ -94,6 +95,12 @@ def waiting(connection: Connection) -> list[JobRow]:
 def in_status(connection: Connection, status: JobStatus) -> list[JobRow]:
     """All jobs that are told to be in a state."""
     return [_row(row) for row in connection.execute(select(JOBS).where(JOBS.c.status == status))]
+
+
+def with_leftovers(connection: Connection) -> list[JobRow]:
+    """Jobs that have ended and still hold where they could go on."""
+    ended = select(JOBS).where(JOBS.c.status.in_(ENDED), JOBS.c.resume.is_not(None))
+    return [_row(row) for row in connection.execute(ended)]
 
 
 def change_status(
@@ -211,8 +218,9 @@ def sweep(connection: Connection, ended_before: float) -> None:
 
 
 def in_words(metrics: Metrics) -> str:
-    """Metrics as an event tells them."""
-    return ", ".join(f"{name.replace('_', ' ')}={value:.4g}" for name, value in metrics.items())
+    """Metrics as an event tells them: the first few, since its data have them all."""
+    shown = list(metrics.items())[:TOLD_METRICS]
+    return ", ".join(f"{name.replace('_', ' ')}={value:.4g}" for name, value in shown)
 
 
 def _of(job_id: str) -> Any:
