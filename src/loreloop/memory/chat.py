@@ -174,7 +174,7 @@ class MemoryChat:
         # twice.
         goes_on = bool(self.exchange) and any(m["role"] == "tool" for m in messages)
         past, exchange = (self.past, self.exchange) if goes_on else (self.memory.text, ())
-        opened = OpenTurn(messages, turns, past, exchange, pin=pin, time=time)
+        opened = OpenTurn(new=messages, turns=turns, past=past, exchange=exchange, pin=pin, time=time)
         if pin or time is not None:
             # A pin that does not fit, or a time that goes back, is refused before an answer is paid for.
             opened.put_into(self._trial())
