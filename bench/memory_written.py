@@ -38,7 +38,7 @@ def main() -> None:
     count = lru_cache(maxsize=1 << 16)(TextTokenizer(folder).count)
     (whole,) = (one for one in published.load(asked.file, "locomo") if one.name == asked.only)
     conversation = beginning(whole, asked.turns)
-    started = time.monotonic()
+    started, about = time.monotonic(), about_the_run()  # of the code that runs, which may change meanwhile on the disk
     deadline = started + 60 * asked.minutes
     with client_of(asked.url, os.environ["TINKER_API_KEY"]) as client:
         model = known_model(client, asked.url, None)
@@ -63,7 +63,7 @@ def main() -> None:
         "not_there_in_time": late,
         "tables": {"written": msgspec.to_builtins(rows)},
         "seconds": round(time.monotonic() - started),
-        **about_the_run(),
+        **about,
     }
     path = RESULTS / "memory" / "written.json"
     path.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
