@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import tinker
+import torch
+from safetensors.torch import load_file
 
 from loreloop.cli.server import RunningServer
 from loreloop.learn.clients import Clients
 from loreloop.learn.examples import Demonstration
+from loreloop.learn.learners.sft import Sft
 from loreloop.learn.plan import Plan
+from loreloop.learn.rendering import Renderer
 from loreloop.learn.runner import Position, Run, StepRecord
 from loreloop.text.conversation import Conversation, Turn
 
@@ -55,6 +60,23 @@ def examples(n: int) -> list[Demonstration]:
 
 def service(server: RunningServer) -> tinker.ServiceClient:
     return tinker.ServiceClient(base_url=server.url, api_key=server.key)
+
+
+def saved_under(server: RunningServer, path: str) -> dict[str, torch.Tensor]:
+    """The state that the server has saved under a path, weights and optimizer, tensor by tensor."""
+    run, name = path.removeprefix("tinker://").split("/weights/")
+    files = [*server.data.glob(f"checkpoints/{run.replace(':', '_')}/weights/{name}/*.safetensors")]
+    assert len(files) == 2
+    return {f"{file.stem} {name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+async def _sft(renderer: Renderer, made: Plan, clients: Clients) -> Sft:
+    return await Sft.of(made, clients, renderer)
+
+
+def sft_of(renderer: Renderer) -> Any:
+    """What makes a learner of demonstrations, for `run_of`."""
+    return functools.partial(_sft, renderer)
 
 
 class Ran:

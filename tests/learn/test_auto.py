@@ -29,10 +29,11 @@ def test_the_rate_is_the_cookbooks() -> None:
     assert auto_rate("sft", Shape("mixtral", 4096)) == 5e-4
 
 
-def test_what_is_asked_for_stays() -> None:
+def test_what_is_asked_for_stays(tmp_path: Path) -> None:
     asked = Asked(epochs=2, batch_size=5, learning_rate=1e-3)
-    assert chosen("sft", 10, LLAMA, asked) == Chosen(2, 5, 1e-3)
-    assert chosen("sft", 10, LLAMA, Asked(multiplier=2)).learning_rate == 2 * auto_rate("sft", LLAMA)
+    assert chosen("sft", 10, tmp_path, asked) == Chosen(2, 5, 1e-3)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 2048}))
+    assert chosen("sft", 10, tmp_path, Asked(multiplier=2)).learning_rate == 2 * auto_rate("sft", LLAMA)
 
 
 def test_the_shape_is_read_from_the_folder(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from loreloop.cli.server import RunningServer
 from loreloop.learn.clients import Clients
 from loreloop.learn.examples import Mark, Preference
-from loreloop.learn.learners.dpo import Dpo, DpoSettings, dpo_loss
-from loreloop.learn.learners.kto import Kto, KtoSettings, Weights, kto_loss, weights_of
+from loreloop.learn.learners.dpo import Dpo, dpo_loss
+from loreloop.learn.learners.kto import Kto, Weights, kto_loss, weights_of
 from loreloop.learn.learners.surrogate import logprobs_of, surrogate
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer, renderer_of
+from loreloop.learn.settings import DpoSettings, KtoSettings
 from loreloop.text.conversation import Conversation, Turn
-from tests.learn.runs import Kept, examples, plan, run_of, said, service
+from tests.learn.runs import Kept, examples, plan, run_of, said, saved_under, service, sft_of
 from tests.sdk.clients import fit
 
 # The SDK leaves its own background tasks to the garbage collector.
@@ -97,8 +98,6 @@ def test_without_weights_both_kinds_count_the_same() -> None:
 
 
 def saved(server: RunningServer, client: tinker.TrainingClient) -> dict[str, torch.Tensor]:
-    from tests.learn.test_runner import saved_under
-
     found = saved_under(server, client.save_state("now", overwrite=True).result().path)
     return {name: tensor for name, tensor in found.items() if "adapter" in name}
 
@@ -172,10 +171,8 @@ def test_a_run_raises_its_margin(server: RunningServer, renderer: Renderer, kind
 
 
 def test_a_run_may_begin_from_saved_weights(server: RunningServer, renderer: Renderer) -> None:
-    from tests.learn.test_runner import _sft
-
     taught = Kept()
-    run_of(server, functools.partial(_sft, renderer), plan(), examples(6), kept=taught)
+    run_of(server, sft_of(renderer), plan(), examples(6), kept=taught)
     assert taught.position is not None
     begun = plan(start=taught.position.states["policy"], steps=1)
     ran = run_of(server, functools.partial(_dpo, renderer), begun, pairs(3))

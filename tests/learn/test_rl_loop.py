@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tinker
 
 from loreloop.cli.server import RunningServer
 from loreloop.learn.corrections import Correction
-from loreloop.learn.environments.environment import OneAnswer
+from loreloop.learn.environments.environment import OneAnswer, Step
 from loreloop.learn.examples import Task
 from loreloop.learn.learners.cispo import Cispo
 from loreloop.learn.learners.distill import Distill
@@ -23,6 +24,8 @@ from loreloop.learn.rendering import Renderer, renderer_of
 from loreloop.learn.rewards.reward import Answer, Score
 from loreloop.learn.rollouts.collect import Pace
 from loreloop.learn.rollouts.drawing import AnswerLimits
+from loreloop.text.conversation import Turn
+from tests.learn.rollout_rig import tensor
 from tests.learn.runs import Kept, Ran, plan, run_of, said
 
 # The SDK leaves its own background tasks to the garbage collector.
@@ -111,8 +114,7 @@ def test_a_pull_holds_the_policy_and_a_spent_budget_ends_the_run(learn) -> None:
     held = learn(Ways(Grpo(kl=KlPenalty(2.0)), bounds=Bounds(kl=KlBudget(0.01))), epochs=4)
     assert held.records[-1].metrics["train_kl_reference"] < 0.7 * free.records[-1].metrics["train_kl_reference"]
     assert held.records[-1].metrics["train_kl_strength"] != 2.0
-    kept = Kept()
-    ended = learn(Ways(Grpo(), bounds=Bounds(kl=KlBudget(0.001, most=0.002))), epochs=8, kept=kept, wish="own")
+    ended = learn(Ways(Grpo(), bounds=Bounds(kl=KlBudget(0.001, most=0.002))), epochs=8, wish="own")
     assert ended.ending == "paused"
     assert 0 < len(ended.records) < 16
     ended = learn(Ways(Grpo(), bounds=Bounds(most_tokens=100)), epochs=8, wish="own")
@@ -130,7 +132,46 @@ def test_a_grader_that_fails_costs_its_own_answers_only(learn) -> None:
     ran = learn(Ways(Grpo()), reward=moody)
     assert sum(record.metrics["train_ungraded"] for record in ran.records) == 6
     assert sum(record.metrics["train_failed"] for record in ran.records) == 6
-    assert all(record.metrics["train_datums"] > 0 for record in ran.records)
+    assert sum(record.metrics["train_datums"] for record in ran.records) > 0
+
+
+class Twice(OneAnswer):
+    """Asks a second time, and rewards both answers."""
+
+    async def step(self, answer: Answer) -> Step:
+        step = await super().step(answer)
+        self.n = getattr(self, "n", 0) + 1
+        return replace(step, turns=(Turn("user", "and again?"),), done=self.n == 2)
+
+
+def test_episodes_of_several_turns_are_learned_from_their_own_tokens_alone(
+    server: RunningServer, renderer: Renderer
+) -> None:
+    sent: list[tinker.Datum] = []
+
+    class Seen(Grpo):
+        def datums(self, groups):
+            data = super().datums(groups)
+            sent.extend(data)
+            return data
+
+    async def kind(plan_, clients):
+        return await reward_learner(plan_, clients, renderer, lambda: Twice(vowels), Ways(Seen()), SAMPLING)
+
+    ran = run_of(server, kind, plan(batch_size=3, learning_rate=5e-3, epochs=6), TASKS)
+    assert {record.metrics["train_turns"] for record in ran.records} == {2}
+    rewards = [record.metrics["train_reward_mean"] for record in ran.records]
+    assert sum(rewards[-3:]) > sum(rewards[:3])
+    # At the first step sampler and trainer say the same of every learned token, so that rows lie as they were sampled.
+    assert abs(ran.records[0].metrics["train_ratio_max"]) < 0.01
+    shown = renderer.tokenizer.encode("\n<|im_start|>user\nand again?<|im_end|>\n<|im_start|>assistant\n")
+    for datum in sent:
+        targets, learned = tensor(datum, "target_tokens").tolist(), tensor(datum, "advantages") != 0
+        place = next(i for i in range(len(targets)) if targets[i : i + len(shown)] == shown)
+        assert not learned[place : place + len(shown)].any()
+        # An answer that was cut off is ended by a token of ours.
+        assert learned[place - 1] or (targets[place - 1] in renderer.stop and learned[place - 2])
+        assert learned[place + len(shown) :].all()
 
 
 def test_where_all_earn_the_same_nothing_is_learned(learn) -> None:
@@ -142,10 +183,12 @@ def test_where_all_earn_the_same_nothing_is_learned(learn) -> None:
     assert [record.metrics["train_flat_groups"] for record in ran.records] == [1, 1]
 
 
-def test_a_teacher_is_approached(learn) -> None:
+def test_a_teacher_is_approached_and_may_be_the_reference(learn) -> None:
     kept = Kept()
     learn(Ways(Grpo()), epochs=8, kept=kept)
     teacher = kept.position.checkpoints[-1].path
+    ran = learn(Ways(Grpo(kl=KlPenalty(0.01)), reference=teacher), epochs=1)
+    assert ran.records[0].metrics["train_kl_reference"] > 0.05, "the run begins far from it"
     ran = learn(Ways(Distill(), teacher=teacher), epochs=8)
     rewards = [record.metrics["train_reward_mean"] for record in ran.records]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1

@@ -1,6 +1,5 @@
 """The shared loop against a real server: it learns, ends when asked, and goes on where it was."""
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,14 +7,10 @@ import numpy as np
 import pytest
 import tinker
 import torch
-from safetensors.torch import load_file
 
 from loreloop.cli.server import RunningServer, running_server
-from loreloop.learn.clients import Clients
-from loreloop.learn.learners.sft import Sft
-from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer, renderer_of
-from tests.learn.runs import Kept, examples, plan, run_of, service
+from tests.learn.runs import Kept, examples, plan, run_of, saved_under, service, sft_of
 
 # The SDK leaves its own background tasks to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -26,13 +21,9 @@ def renderer(tiny_folder: Path) -> Renderer:
     return renderer_of(tiny_folder)
 
 
-async def _sft(renderer: Renderer, made: Plan, clients: Clients) -> Sft:
-    return await Sft.of(made, clients, renderer)
-
-
 @pytest.fixture
 def sft(renderer: Renderer):
-    return functools.partial(_sft, renderer)
+    return sft_of(renderer)
 
 
 def logprobs(server: RunningServer, path: str) -> np.ndarray:
@@ -109,14 +100,6 @@ def exact(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterat
     (data / "models" / "tiny").symlink_to(tiny_folder)
     with running_server(str(data), ["--model", "tiny", "--deterministic", "--threads", "1"]) as running:
         yield running
-
-
-def saved_under(server: RunningServer, path: str) -> dict[str, torch.Tensor]:
-    """The state that the server has saved under a path, weights and optimizer, tensor by tensor."""
-    run, name = path.removeprefix("tinker://").split("/weights/")
-    files = [*server.data.glob(f"checkpoints/{run.replace(':', '_')}/weights/{name}/*.safetensors")]
-    assert len(files) == 2
-    return {f"{file.stem} {name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def test_its_weights_are_those_of_a_plain_loop_bit_for_bit(exact: RunningServer, sft, renderer: Renderer) -> None:

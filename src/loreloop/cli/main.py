@@ -26,6 +26,7 @@ from loreloop.cli.models import models
 from loreloop.cli.runs import runs
 from loreloop.cli.serve import serve
 from loreloop.cli.tools import tools
+from loreloop.cli.train import train
 
 # What the system refuses for reasons that lie with the machine, or with the path that was given.
 NOT_OURS = {
@@ -52,7 +53,7 @@ def cli() -> None:
     """Train, serve and keep improving language models with LoRA, on your own machine."""
 
 
-for verb in (serve, demo, models, keys, runs, checkpoints, files, jobs, deploy, tools, chat, memory):
+for verb in (serve, demo, models, keys, runs, checkpoints, files, jobs, deploy, tools, chat, memory, train):
     cli.add_command(verb)
 for verb in (remove_model, verify_models, import_adapter, export_model):
     models.add_command(verb)

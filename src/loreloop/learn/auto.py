@@ -8,12 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from loreloop.protocol.errors import BadRequest
 from loreloop.text.tokenizer_files import read_object
-
-Method = Literal["sft", "dpo", "kto", "reinforcement"]
 
 EPOCHS, MOST_EPOCHS = 3, 25
 FEWEST_READ, MOST_READ = 100, 25_000  # examples over all epochs together, as OpenAI's service has it
@@ -21,8 +18,8 @@ STEPS, MOST_BATCH = 64, 32  # a run aims at no fewer steps than this
 BASE_RATE, REFERENCE_WIDTH = 5e-4, 2000.0
 # How the best rate falls with the width; measured by the makers of the Tinker cookbook for these two families.
 EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
-# Preferences move a model along a difference of two answers, which lies on far fewer tokens than imitation does.
-SHARES: dict[Method, float] = {"sft": 1.0, "dpo": 0.1, "kto": 0.1, "reinforcement": 0.1}
+# Of that rate. Imitation is what it was measured for; other methods move a model along differences between answers.
+IMITATION, OTHERS = 1.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -52,15 +49,13 @@ class Chosen:
     learning_rate: float
 
 
-def chosen(method: Method, n_examples: int, shape: Shape, asked: Asked) -> Chosen:
-    """What was asked for, and for the rest the rules' values."""
-    epochs = asked.epochs or auto_epochs(n_examples)
-    rate = auto_rate(method, shape) * (1.0 if asked.multiplier is None else asked.multiplier)
-    return Chosen(
-        epochs=epochs,
-        batch_size=asked.batch_size or auto_batch(n_examples, epochs),
-        learning_rate=rate if asked.learning_rate is None else asked.learning_rate,
-    )
+def chosen(method: str, n_examples: int, folder: Path, asked: Asked) -> Chosen:
+    """What was asked for, and for the rest the rules' values; `folder` is the base model's. BadRequest where the rate
+    is automatic and the folder does not say how wide the model is."""
+    epochs, rate = asked.epochs or auto_epochs(n_examples), asked.learning_rate
+    if rate is None:
+        rate = auto_rate(method, shape_of(folder)) * (1.0 if asked.multiplier is None else asked.multiplier)
+    return Chosen(epochs=epochs, batch_size=asked.batch_size or auto_batch(n_examples, epochs), learning_rate=rate)
 
 
 def auto_epochs(n_examples: int) -> int:
@@ -76,11 +71,12 @@ def auto_batch(n_examples: int, epochs: int) -> int:
     return 1 << int(math.log2(min(MOST_BATCH, max(1.0, room))))
 
 
-def auto_rate(method: Method, shape: Shape) -> float:
+def auto_rate(method: str, shape: Shape) -> float:
     """5e-4 · (2000 / width)^p for imitation by LoRA, with p of the family (Tinker cookbook, hyperparam_utils.py); p is
     0 for families that nobody has measured. A tenth of it for the other methods."""
     exponent = next((p for name, p in EXPONENTS.items() if name in shape.family), 0.0)
-    return SHARES[method] * BASE_RATE * (REFERENCE_WIDTH / shape.width) ** exponent
+    share = IMITATION if method == "sft" else OTHERS
+    return share * BASE_RATE * (REFERENCE_WIDTH / shape.width) ** exponent
 
 
 def shape_of(folder: Path) -> Shape:

@@ -73,3 +73,15 @@ class Clients:
                 await rest.delete_checkpoint_from_tinker_path(path)
             except tinker.NotFoundError:
                 continue
+
+
+def adam_of(plan: Plan, learning_rate: float) -> tinker.AdamParams:
+    """The numbers of one optimizer step."""
+    return tinker.AdamParams(
+        learning_rate=learning_rate,
+        beta1=plan.beta1,
+        beta2=plan.beta2,
+        eps=plan.eps,
+        weight_decay=plan.weight_decay,
+        grad_clip_norm=plan.grad_clip_norm,
+    )

@@ -1,56 +1,66 @@
 """How long a run is, in which order it reads its examples, and how large each step is. Plain values and arithmetic.
 
-Knows no learner in particular and no server.
+Knows no learner in particular, no server and no client.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
-import numpy as np
-import tinker
 from msgspec import Meta
 
 E = TypeVar("E")
-Count = Annotated[int, Meta(ge=1, lt=1 << 31)]
-Share = Annotated[float, Meta(ge=0, le=1)]
+_LARGE = 1 << 31
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`steps`, where given, is the whole number of steps, however many epochs that takes. The learning rate rises over
-    `warmup_steps` and falls, by its schedule, to `final_share` of itself. Adam's other numbers are the cookbook's.
-
-    `start` is a tinker:// path of saved weights to begin from in place of the base model. `name` begins the names under
-    which weights are saved. With `eval_every` 0, held-out examples are looked at where an epoch ends only.
-    """
+    """All that a run's course depends on, beside its learner and its examples. Adam's numbers are the cookbook's."""
 
     base_model: str
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")] = "learned"
-    start: str | None = None
-    rank: Count = 32
-    seed: Annotated[int, Meta(ge=0, lt=1 << 31)] = 0
-    train_mlp: bool = True
-    train_attn: bool = True
-    train_unembed: bool = True
-    batch_size: Count = 8
-    epochs: Count = 1
-    shuffled: bool = True  # False: every epoch in the order of the file, for one that goes from easy to hard
-    steps: Count | None = None
-    learning_rate: Annotated[float, Meta(gt=0, le=1)] = 1e-4
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    warmup_steps: Annotated[int, Meta(ge=0)] = 0
-    final_share: Share = 0.0
-    beta1: Share = 0.9
-    beta2: Share = 0.95
-    eps: Annotated[float, Meta(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
-    grad_clip_norm: Annotated[float, Meta(ge=0)] = 0.0  # 0: not clipped
-    save_every: Count = 50  # steps between two saved states
-    eval_every: Annotated[int, Meta(ge=0)] = 0
+    name: Annotated[
+        str,
+        Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z", description="Begins the names of what the run saves."),
+    ] = "learned"
+    start: (
+        Annotated[
+            str, Meta(description="Saved weights (tinker://…/weights/…) to begin from, in place of the base model.")
+        ]
+        | None
+    ) = None
+    rank: Annotated[int, Meta(ge=1, lt=_LARGE, description="The adapter's rank.")] = 32
+    seed: Annotated[
+        int, Meta(ge=0, lt=_LARGE, description="Of the adapter's first weights and the examples' order.")
+    ] = 0
+    train_mlp: Annotated[bool, Meta(description="Adapt the feed-forward layers.")] = True
+    train_attn: Annotated[bool, Meta(description="Adapt attention.")] = True
+    train_unembed: Annotated[bool, Meta(description="Adapt the head over the vocabulary.")] = True
+    batch_size: Annotated[int, Meta(ge=1, lt=_LARGE, description="Examples of a step.")] = 8
+    epochs: Annotated[int, Meta(ge=1, lt=_LARGE, description="How often all examples are read.")] = 1
+    shuffled: Annotated[bool, Meta(description="Mix the examples; without it, they come in the file's order.")] = True
+    steps: (
+        Annotated[int, Meta(ge=1, lt=_LARGE, description="Steps of the whole run, however many epochs that takes.")]
+        | None
+    ) = None
+    learning_rate: Annotated[float, Meta(gt=0, le=1, description="The largest learning rate of the run.")] = 1e-4
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine"], Meta(description="How the rate falls to its final share.")
+    ] = "linear"
+    warmup_steps: Annotated[int, Meta(ge=0, description="Steps over which the rate rises.")] = 0
+    final_share: Annotated[float, Meta(ge=0, le=1, description="What is left of the rate in the end.")] = 0.0
+    beta1: Annotated[float, Meta(ge=0, lt=1, description="Adam's mean of gradients.")] = 0.9
+    beta2: Annotated[float, Meta(ge=0, lt=1, description="Adam's mean of their squares.")] = 0.95
+    eps: Annotated[float, Meta(gt=0, description="Adam's smallest divisor.")] = 1e-8
+    weight_decay: Annotated[float, Meta(ge=0, description="Share of the weights that a step takes away.")] = 0.0
+    grad_clip_norm: Annotated[float, Meta(ge=0, description="The largest norm of a gradient; 0: any.")] = 0.0
+    save_every: Annotated[int, Meta(ge=1, description="Steps between two states to resume from.")] = 50
+    eval_every: Annotated[
+        int, Meta(ge=0, description="Steps between two looks at held-out examples; 0: where an epoch ends.")
+    ] = 0
 
     def steps_of_an_epoch(self, n_examples: int) -> int:
         """How many batches the examples make; the last one of an epoch may be smaller."""
@@ -87,17 +97,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         order = _order(self.seed, epoch, len(examples)) if self.shuffled else range(len(examples))
         return [examples[index] for index in order[place * self.batch_size : (place + 1) * self.batch_size]]
 
-    def adam(self, learning_rate: float) -> tinker.AdamParams:
-        """The numbers of one optimizer step."""
-        return tinker.AdamParams(
-            learning_rate=learning_rate,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            grad_clip_norm=self.grad_clip_norm,
-        )
-
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True):
     """One step of a plan; `step` and `epoch` count from 0."""
@@ -111,4 +110,6 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
 
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, n: int) -> tuple[int, ...]:
-    return tuple(np.random.default_rng([seed, epoch]).permutation(n).tolist())
+    order = list(range(n))
+    random.Random(f"{seed} {epoch}").shuffle(order)
+    return tuple(order)

@@ -9,7 +9,6 @@ import msgspec
 
 from loreloop.http.openai.files import FINE_TUNE, body_of
 from loreloop.http.services import Services, may_use
-from loreloop.learn.auto import shape_of
 from loreloop.learn.jobs.choose import chosen
 from loreloop.learn.jobs.contents import Contents, Form
 from loreloop.learn.rewards.graders.reading import grader_of, models_of
@@ -54,7 +53,7 @@ async def plan_of(served: Services, key: KeyRow, body: CreateJob) -> JobPlan:
                 f"training_file holds images, and {beginning.base_model} takes text only; choose a vision model."
             )
     asked = asked_of(getattr(getattr(method, method.type), "hyperparameters", None))
-    decided = chosen(kind, asked, training.n_examples, shape_of(served.names.folder(beginning.base_model)))
+    decided = chosen(kind, asked, training.n_examples, served.names.folder(beginning.base_model))
     reinforced = method.reinforcement
     if reinforced is not None:
         check_grader(served, key, reinforced)

@@ -5,15 +5,16 @@ Epochs, batch size and rate follow the rules of `learn/auto.py`, which `loreloop
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from loreloop.learn.auto import Asked, Method, Shape
+from loreloop.learn.auto import Asked
 from loreloop.learn.auto import chosen as auto_chosen
 from loreloop.protocol.jobs import JobKind
 
-METHODS: dict[JobKind, Method] = {"supervised": "sft", "dpo": "dpo", "kto": "kto", "reinforcement": "reinforcement"}
+METHODS: dict[JobKind, str] = {"supervised": "sft", "dpo": "dpo", "kto": "kto", "reinforcement": "reinforcement"}
 # Of reinforcement one number cannot be chosen by the size of the file: how often to look at held-out tasks.
 EVALUATIONS = 10  # over the whole job
 MOST_ANSWER_TOKENS = {"low": 64, "medium": 256, "default": 256, "high": 1024}  # by reasoning_effort
@@ -27,12 +28,13 @@ class Decided(msgspec.Struct, frozen=True):
     learning_rate: float
 
 
-def chosen(kind: JobKind, asked: dict[str, Any], n_examples: int, shape: Shape) -> Decided:
-    """Every hyperparameter of the kind: those of the request as they are, the others by rule."""
+def chosen(kind: JobKind, asked: dict[str, Any], n_examples: int, folder: Path) -> Decided:
+    """Every hyperparameter of the kind: those of the request as they are, the others by rule. `folder` is the base
+    model's."""
     given = {name: value for name, value in asked.items() if value != "auto"}
     multiplier = float(given.get("learning_rate_multiplier", 1.0))
     wanted = Asked(epochs=given.get("n_epochs"), batch_size=given.get("batch_size"), multiplier=multiplier)
-    found = auto_chosen(METHODS[kind], n_examples, shape, wanted)
+    found = auto_chosen(METHODS[kind], n_examples, folder, wanted)
     usual: dict[str, Any] = {
         "n_epochs": found.epochs,
         "batch_size": found.batch_size,

@@ -8,12 +8,9 @@ Rafailov et al. 2023, arXiv 2305.18290, equation 7; ε > 0 is the conservative v
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
-import msgspec
 import numpy as np
 import tinker
-from msgspec import Meta
 
 from loreloop.learn.clients import Clients
 from loreloop.learn.examples import Preference
@@ -21,13 +18,7 @@ from loreloop.learn.learners.relative import Judged, Posed, Relative
 from loreloop.learn.learners.surrogate import Floats, sigmoid
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer
-
-
-class DpoSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`beta`: how strictly the reference holds. `label_smoothing`: the share of pairs taken to be marked wrongly."""
-
-    beta: Annotated[float, Meta(gt=0, le=10)] = 0.1
-    label_smoothing: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
+from loreloop.learn.settings import DpoSettings
 
 
 class Dpo(Relative[Preference]):

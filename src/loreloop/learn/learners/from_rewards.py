@@ -12,7 +12,7 @@ import tinker
 
 from loreloop.learn.clients import Clients
 from loreloop.learn.environments.environment import Environment
-from loreloop.learn.learners.evidence import Evidence
+from loreloop.learn.learners.evidence import Evidence, Scorer
 from loreloop.learn.learners.policy import Need, PolicyLearner
 from loreloop.learn.learners.reinforce_loop import Bounds, RewardLearner
 from loreloop.learn.learners.value_adapter import Scale, ValueAdapter
@@ -41,13 +41,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Ways:
-    """What is learned how: `teacher` is a base model or a tinker:// path, for learners that ask one. `low` and `high`
-    are the least and the most that an episode can earn, for a value adapter's scale."""
+    """What is learned how: `teacher` and `reference` are base models or tinker:// paths, for learners that ask them;
+    the reference is where the run began if it is not named. `low` and `high` are the least and the most that an episode
+    can earn, for a value adapter's scale."""
 
     learner: PolicyLearner
     passes: int = 1
     bounds: Bounds = field(default_factory=Bounds)
     teacher: str | None = None
+    reference: str | None = None
     low: float = 0.0
     high: float = 1.0
     value_rate: float = 1e-4
@@ -87,10 +89,14 @@ async def _evidence(client: tinker.TrainingClient, clients: Clients, renderer: R
         values = ValueAdapter(await clients.training(VALUE), scale, learning_rate=ways.value_rate)
     return Evidence(
         client=client,
-        reference=await clients.reference() if "reference" in needs or ways.bounds.kl else None,
+        reference=await _reference(clients, ways) if "reference" in needs or ways.bounds.kl else None,
         teacher=await _sampler(clients.service, ways.teacher) if ways.teacher else None,
         values=values,
     )
+
+
+async def _reference(clients: Clients, ways: Ways) -> Scorer:
+    return await clients.reference() if ways.reference is None else await _sampler(clients.service, ways.reference)
 
 
 async def _sampler(service: tinker.ServiceClient, model: str) -> tinker.SamplingClient:

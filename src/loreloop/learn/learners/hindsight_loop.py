@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tinker
 
-from loreloop.learn.clients import Clients
+from loreloop.learn.clients import Clients, adam_of
 from loreloop.learn.examples import Demonstration, Told
 from loreloop.learn.learners.evidence import trainer_logprobs
 from loreloop.learn.learners.hindsight import Hindsight, told
@@ -59,7 +59,7 @@ class HindsightLearner:
         if not data:
             return _nothing(found)
         passed = self.client.forward_backward(data, self.learner.loss)
-        stepped = self.client.optim_step(self.plan.adam(at.learning_rate))
+        stepped = self.client.optim_step(adam_of(self.plan, at.learning_rate))
         return _done(found | {TOKENS: float(sum(datum.model_input.length for datum in data))}, passed, stepped)
 
     async def evaluate(self, examples: Sequence[Told]) -> Metrics:

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import tinker
-from msgspec import Meta
 
 from loreloop.learn.clients import Clients
 from loreloop.learn.examples import Mark
@@ -24,17 +21,7 @@ from loreloop.learn.learners.relative import Judged, Posed, Relative
 from loreloop.learn.learners.surrogate import Floats, sigmoid
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer
-
-Weight = Annotated[float, Meta(gt=0, le=100)]
-
-
-class KtoSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`beta`: how strictly the reference holds. The weights are λ of wanted and unwanted answers; without them the
-    rarer kind is weighted up until both count the same together, as the paper advises."""
-
-    beta: Annotated[float, Meta(gt=0, le=10)] = 0.1
-    wanted_weight: Weight | None = None
-    unwanted_weight: Weight | None = None
+from loreloop.learn.settings import KtoSettings
 
 
 @dataclass(frozen=True)

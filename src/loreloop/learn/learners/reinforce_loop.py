@@ -6,12 +6,13 @@ With a staleness above 0 the runner tells of tasks that many steps ahead, and th
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tinker
 
+from loreloop.learn.clients import adam_of
 from loreloop.learn.learners import measures
 from loreloop.learn.learners.evidence import Evidence
 from loreloop.learn.learners.kl import KlBudget, divergence
@@ -22,6 +23,7 @@ from loreloop.learn.rollouts.collect import Collector, Pace, Played
 from loreloop.learn.rollouts.drawing import Policy
 from loreloop.learn.rollouts.episodes import Plays
 from loreloop.learn.runner import TOKENS, Metrics, Wish
+from loreloop.protocol.errors import BadRequest
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,16 @@ class Standing:
     n_tokens: int = 0
     kl_strength: float | None = None
     divergence: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one step had to learn from; `number` counts from 1."""
+
+    number: int
+    played: Sequence[Played]
+    scored: Sequence[Scored]
+    data: list[tinker.Datum]
 
 
 @dataclass
@@ -64,6 +76,7 @@ class RewardLearner:
     bounds: Bounds = field(default_factory=Bounds)
     passes: int = 1
     standing: Standing = field(default_factory=Standing)
+    closed_too: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.collector = Collector(play=self.player.group, pace=self.pace, revision=lambda: self.policy.revision)
@@ -87,6 +100,7 @@ class RewardLearner:
         if at.step not in self.collector.sizes:
             self.prepare(batch, at)
         played = await self.collector.take(at.step)
+        _check_sampled(played, at.step + 1)
         groups = await self._scored(played)
         scored = [one for group in groups for one in group]
         found = measures.of_rollouts(played, self.policy.revision) | self._follow_budget(scored)
@@ -98,7 +112,7 @@ class RewardLearner:
         else:
             # Nothing was to be learned, so that the weights are what they were, at the cost of a step.
             self.policy.renew(self.policy.sampler)
-        return self._metrics(found, data, scored, handed_in)
+        return self._metrics(_Step(at.step + 1, played, scored, data), found, handed_in)
 
     async def _scored(self, played: Sequence[Played]) -> list[list[Scored]]:
         rollouts = [rollout for one in played for rollout in one.group.graded]
@@ -135,26 +149,26 @@ class RewardLearner:
         for _ in range(self.passes if data else 0):
             passed = self.client.forward_backward(data, self.learner.loss, self.learner.config)
             handed_in.passes.append(passed)
-            handed_in.steps.append(self.client.optim_step(self.plan.adam(at.learning_rate)))
+            handed_in.steps.append(self.client.optim_step(adam_of(self.plan, at.learning_rate)))
         if isinstance(self.learner, Ppo) and self.evidence.values and scored:
             traces = [one.trace for one in scored]
             targets = [self.learner.value_targets(trace) for trace in traces]
             handed_in.value_loss = self.evidence.values.learn(traces, targets)
         return handed_in
 
-    async def _metrics(
-        self, found: Metrics, data: list[tinker.Datum], scored: Sequence[Scored], handed_in: _HandedIn
-    ) -> Metrics:
+    async def _metrics(self, step: _Step, found: Metrics, handed_in: _HandedIn) -> Metrics:
+        # Told with the step's figures and not before, so that whoever watches the grader can say it in other words.
+        _check_graded(step.played, step.number)
         outputs = [await each for each in handed_in.passes]
         for each in handed_in.steps:
             await each
         if outputs:
             # The first pass is the one whose ratios begin at the weights that sampled.
-            found |= measures.of_pass(data, outputs[0], self.learner.config)
+            found |= measures.of_pass(step.data, outputs[0], self.learner.config)
         if handed_in.value_loss is not None:
             found["train_value_loss"] = await handed_in.value_loss
-        n_tokens = float(sum(datum.model_input.length for datum in data))
-        return found | measures.of_trainer(scored) | {"train_datums": float(len(data)), TOKENS: n_tokens}
+        n_tokens = float(sum(datum.model_input.length for datum in step.data))
+        return found | measures.of_trainer(step.scored) | {"train_datums": float(len(step.data)), TOKENS: n_tokens}
 
     async def evaluate(self, examples: Sequence[Any]) -> Metrics:
         """`valid_reward_mean` of one answer to each held-out task, at temperature 0, by the newest weights."""
@@ -185,5 +199,23 @@ class RewardLearner:
         self.standing = Standing(**state)
 
     async def close(self) -> None:
-        """Gives up what is still being sampled."""
+        """Gives up what is still being sampled, and closes what was made for this run alone."""
         await self.collector.close()
+        for close in self.closed_too:
+            await close()
+
+
+def _check_sampled(played: Sequence[Played], step: int) -> None:
+    """BadRequest where not one answer of a step came back: what fails for every answer is no chance, and a run that
+    went on would cost hours and teach nothing."""
+    if not any(one.group.rollouts for one in played):
+        why = next((trouble for one in played for trouble in one.group.troubles), "nothing was sampled")
+        raise BadRequest(f"Not one answer of step {step} came back: {why}")
+
+
+def _check_graded(played: Sequence[Played], step: int) -> None:
+    """BadRequest where not one answer of a step has a reward, likewise."""
+    if not any(one.group.graded for one in played):
+        troubles = [rollout.trouble for one in played for rollout in one.group.rollouts if rollout.trouble]
+        why = troubles[0] if troubles else "all of them are empty"
+        raise BadRequest(f"Not one answer of step {step} could be graded: {why}")

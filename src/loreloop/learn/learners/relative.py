@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import tinker
 
+from loreloop.learn.clients import adam_of
 from loreloop.learn.learners.surrogate import LOSS, Answers, Floats, logprobs_of, n_tokens, surrogate
 from loreloop.learn.plan import Moment, Plan
 from loreloop.learn.rendering import Renderer
@@ -78,7 +79,7 @@ class Relative(ABC, Generic[E]):
         ready = await self.coming.pop(at.step)
         judged = self.judged(await logprobs_of(self.client, ready.answers) - ready.reference, batch)
         passed = self.client.forward_backward(surrogate(ready.answers, judged.slopes), LOSS)
-        stepped = self.client.optim_step(self.plan.adam(at.learning_rate))
+        stepped = self.client.optim_step(adam_of(self.plan, at.learning_rate))
         told = {f"train_{name}": value for name, value in judged.metrics.items()}
         return _after(told | {TOKENS: float(n_tokens(ready.answers))}, passed, stepped)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tinker
 
-from loreloop.learn.clients import Clients
+from loreloop.learn.clients import Clients, adam_of
 from loreloop.learn.examples import Demonstration
 from loreloop.learn.plan import Moment, Plan
 from loreloop.learn.rendering import Renderer
@@ -41,7 +41,7 @@ class Sft:
         """One pass and one optimizer step, both handed in before either is waited for."""
         data = self._data(batch)
         passed = self.client.forward_backward(data, LOSS)
-        stepped = self.client.optim_step(self.plan.adam(at.learning_rate))
+        stepped = self.client.optim_step(adam_of(self.plan, at.learning_rate))
         return self._metrics(data, passed, stepped)
 
     async def _metrics(

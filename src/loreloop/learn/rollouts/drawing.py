@@ -81,7 +81,7 @@ class Requests:
     def __init__(self, policy: Policy, *, most: int = 256, most_tokens: int | None = None) -> None:
         self.policy, self.most, self.most_tokens = policy, most, most_tokens
         self.n_open = self.tokens_open = 0
-        self.changed = asyncio.Condition()
+        self.changed, self.turn = asyncio.Condition(), asyncio.Lock()
 
     async def draw(self, prompt: tinker.ModelInput, stop: Stop, limits: AnswerLimits) -> Drawn:
         """One answer to a prompt."""
@@ -115,7 +115,8 @@ class Requests:
 
     @asynccontextmanager
     async def _room(self, n: int, n_tokens: int) -> AsyncIterator[None]:
-        async with self.changed:
+        # In turns: a large request would never come in if small ones could pass it.
+        async with self.turn, self.changed:
             await self.changed.wait_for(lambda: self._fits(n, n_tokens))
             self.n_open, self.tokens_open = self.n_open + n, self.tokens_open + n_tokens
         try:

@@ -1,0 +1,77 @@
+"""`loreloop train`: one command for each way to learn, made of the settings that it has.
+
+A command reads its files, runs against a server until it is done or stopped, and keeps in its folder what it takes to
+go on. A new way to learn needs its settings in `learn/settings.py` and its row in `learn/methods.py`, nothing here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loreloop.cli.chat import SERVER_KEY, SERVER_URL
+from loreloop.cli.train_options import AUTO, options_of, read_config
+from loreloop.learn.plan import Plan
+from loreloop.learn.settings import SETTINGS, Settings
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+TEXTS = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.group()
+def train() -> None:
+    """Teach a model on a running server, from a file of examples."""
+
+
+def command_of(name: str, settings: type[Settings]) -> click.Command:
+    """The command of one way to learn."""
+
+    def callback(**given: Any) -> None:
+        from loreloop.cli.train_run import run
+
+        run(name, settings, given)
+
+    return click.Command(name, params=[*common(), *options_of(settings)], callback=callback, help=settings.__doc__)
+
+
+def common() -> list[click.Parameter]:
+    """The options that all these commands have."""
+    holder = SERVER_KEY(SERVER_URL(click.Command("holder", callback=lambda: None)))
+    return [
+        click.Option(["--model"], required=True, help="The base model, by its name on the server."),
+        click.Option(["--data"], required=True, type=FILE, help="What to learn from, one JSON object a line."),
+        click.Option(["--eval", "held_out"], type=FILE, help="Examples that are looked at and never learned from."),
+        click.Option(
+            ["--out"],
+            required=True,
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Where the run is kept; the same folder resumes it.",
+        ),
+        click.Option(
+            ["--plot"],
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Draw all measures into this file (PNG, SVG, PDF).",
+        ),
+        click.Option(["--suffix"], default="", help="Begins the names of the saved weights, behind the way to learn."),
+        click.Option(
+            ["--texts"],
+            type=TEXTS,
+            help="A folder with the model's tokenizer and template.  [default: asked of the server]",
+        ),
+        *holder.params,
+        click.Option(
+            ["--config"],
+            type=FILE,
+            is_eager=True,
+            expose_value=False,
+            callback=read_config,
+            help="A TOML file with values for these options, by their names.",
+        ),
+        *options_of(Plan, left_out=("base_model", "name"), auto=AUTO),
+    ]
+
+
+for _name, _settings in SETTINGS.items():
+    train.add_command(command_of(_name, _settings))

@@ -1,0 +1,137 @@
+"""All ways to learn by name: what reads their files, and what makes their learners. `train` is a whole run of one.
+
+The command line and the jobs both come in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tinker
+
+from loreloop.learn import files
+from loreloop.learn.clients import Clients
+from loreloop.learn.learners.dpo import Dpo
+from loreloop.learn.learners.kto import Kto
+from loreloop.learn.learners.reinforce_loop import RewardLearner
+from loreloop.learn.learners.sft import Sft
+from loreloop.learn.plan import Plan
+from loreloop.learn.rendering import Renderer
+from loreloop.learn.rewarded_methods import asked_of, from_hindsight, from_rewards
+from loreloop.learn.rewards.graders.grader import Means
+from loreloop.learn.runner import Ending, Learner, Progress, Run, StepRecord, Wish
+from loreloop.learn.settings import DpoSettings, KtoSettings, Settings
+from loreloop.protocol.errors import BadRequest
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be learned, how, and from what."""
+
+    method: str
+    plan: Plan
+    settings: Settings
+    renderer: Renderer
+    examples: Sequence[Any]
+    held_out: Sequence[Any] = ()
+    means: Means | None = None  # that graders may use; without a sandbox among them the run has one of its own
+
+
+@dataclass(frozen=True)
+class Method:
+    """`read` makes examples of a file's lines, `data` the data of one example, `make` a learner."""
+
+    read: Callable[[Iterable[bytes | str]], Iterator[Any]]
+    data: Callable[[Renderer, Any], list[tinker.Datum]]
+    make: Callable[[Order, Clients], Awaitable[Learner[Any]]]
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Who is told what becomes of a run: where it stands, what it measures, and who may end it before its time."""
+
+    progress: Progress
+    tell: Callable[[StepRecord], None]
+    wish: Callable[[], Wish] = lambda: "go"
+
+
+async def train(order: Order, service: tinker.ServiceClient, keeping: Keeping) -> Ending:
+    """Runs an order from where its run stands. BadRequest names an example that the model cannot learn from."""
+    method, position = METHODS[order.method], await keeping.progress.load()
+    if position is None:
+        # What was looked at once need not be looked at again by whoever resumes.
+        await check(order, service)
+    clients = Clients(service, order.plan, position.states if position else None)
+    learner = await method.make(order, clients)
+    run = Run(
+        plan=order.plan,
+        clients=clients,
+        learner=learner,
+        progress=keeping.progress,
+        tell=keeping.tell,
+        wish=keeping.wish,
+    )
+    if not isinstance(learner, RewardLearner):
+        return await run.over(order.examples, order.held_out)
+    # Whoever keeps the run is asked first: a run that is cancelled is not paused for its budget.
+    run.wish = lambda: wish if (wish := keeping.wish()) != "go" else learner.wish()
+    try:
+        return await run.over(order.examples, order.held_out)
+    finally:
+        await learner.close()
+
+
+async def check(order: Order, service: tinker.ServiceClient) -> None:
+    """BadRequest for the first example that the template does not take, or that is longer than the model's window."""
+    window = await window_of(service, order.plan.base_model)
+    for what, examples in (("Example", order.examples), ("Held-out example", order.held_out)):
+        for number, example in enumerate(examples, 1):
+            try:
+                data = METHODS[order.method].data(order.renderer, example)
+            except BadRequest as error:
+                raise BadRequest(f"{what} {number}: {error.message}") from None
+            longest = max((datum.model_input.length + 1 for datum in data), default=0)
+            if window is not None and longest > window:
+                raise BadRequest(
+                    f"{what} {number} has {longest} tokens, and {order.plan.base_model} takes {window}; shorten it, or "
+                    "leave it out."
+                )
+
+
+async def window_of(service: tinker.ServiceClient, base_model: str) -> int | None:
+    """The most tokens of a base model, or None where the server does not say. BadRequest where it serves no such."""
+    models = (await service.get_server_capabilities_async()).supported_models
+    for model in models:
+        if model.model_name == base_model:
+            return model.max_context_length
+    served = ", ".join(sorted(model.model_name for model in models if model.model_name))
+    raise BadRequest(f"The server does not serve {base_model!r}; it serves {served or 'nothing'}.")
+
+
+async def _sft(order: Order, clients: Clients) -> Learner[Any]:
+    return await Sft.of(order.plan, clients, order.renderer)
+
+
+async def _dpo(order: Order, clients: Clients) -> Learner[Any]:
+    assert isinstance(order.settings, DpoSettings)
+    return await Dpo.of(order.plan, clients, order.renderer, order.settings)
+
+
+async def _kto(order: Order, clients: Clients) -> Learner[Any]:
+    assert isinstance(order.settings, KtoSettings)
+    return await Kto.of(order.plan, clients, order.renderer, order.settings, order.examples)
+
+
+METHODS: Mapping[str, Method] = {
+    "sft": Method(files.demonstrations, lambda renderer, one: renderer.demonstrations(one), _sft),
+    "dpo": Method(
+        files.preferences,
+        lambda renderer, one: renderer.going_on(one.prompt, one.chosen) + renderer.going_on(one.prompt, one.rejected),
+        _dpo,
+    ),
+    "kto": Method(files.marks, lambda renderer, one: renderer.going_on(one.prompt, one.answer), _kto),
+    **{name: Method(files.tasks, asked_of, from_rewards) for name in ("grpo", "ppo", "cispo", "reinforce", "distill")},
+    "hindsight": Method(files.told, lambda renderer, one: renderer.going_on(one.prompt, one.answer), from_hindsight),
+}
