@@ -117,6 +117,10 @@ class GradedJob:
         if state:
             self.learner.restore(state)
 
+    async def close(self) -> None:
+        """Gives up what is still being sampled."""
+        await self.learner.close()
+
 
 async def graded_job(
     job: JobPlan, plan: Plan, clients: Clients, renderer: Renderer, tasks: Sequence[Task], means: Means

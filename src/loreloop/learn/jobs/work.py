@@ -13,17 +13,19 @@ import tinker
 from loreloop.learn.clients import Clients
 from loreloop.learn.files import read_file
 from loreloop.learn.jobs.contents import READERS, Form
-from loreloop.learn.jobs.judge import Judge
 from loreloop.learn.jobs.look import Looked, window_of
 from loreloop.learn.jobs.report import Report
-from loreloop.learn.jobs.rewarded import Tools, graded_job, means_of, thinking
+from loreloop.learn.jobs.rewarded import GradedJob, Tools, graded_job, means_of, thinking
 from loreloop.learn.jobs.worker import JobFailed, Orders, Send
 from loreloop.learn.learners.dpo import Dpo
 from loreloop.learn.learners.kto import Kto
 from loreloop.learn.learners.sft import Sft
+from loreloop.learn.methods import conversations_of
+from loreloop.learn.pictures import counted, urls_of
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer, renderer_of
 from loreloop.learn.rewards.graders.grader import Means
+from loreloop.learn.rewards.served_judge import served_judge
 from loreloop.learn.runner import Learner, Run
 from loreloop.learn.settings import DpoSettings, KtoSettings
 from loreloop.protocol.jobs import Assignment, JobError, JobKind, JobPlan
@@ -58,7 +60,7 @@ def do(assignment: Assignment, send: Send, orders: Orders, place: Place) -> bool
 
 
 async def _done(assignment: Assignment, report: Report, orders: Orders, place: Place) -> bool:
-    tools, judge = place.tools(), Judge(assignment.url, assignment.secret)
+    tools, judge = place.tools(), served_judge(assignment.url, assignment.secret)
     # The SDK's client ends its session at its end, and with it what the session holds in memory.
     with tinker.ServiceClient(
         base_url=assignment.url, api_key=assignment.secret, user_metadata={"job": assignment.job_id}
@@ -68,7 +70,6 @@ async def _done(assignment: Assignment, report: Report, orders: Orders, place: P
             return await job.run(report, orders, means_of(tools, judge))
         finally:
             await tools.close()
-            await judge.close()
 
 
 @dataclass(frozen=True)
@@ -83,32 +84,48 @@ class Job:
         """From where the job stands to its end; False where it was told to stop."""
         job, assignment = self.assignment.plan, self.assignment
         plan = plan_of(job)
-        rest = tinker.RestClient(base_url=assignment.url, api_key=assignment.secret)
-        look = Looked(self.renderer, await window_of(rest, plan.base_model), orders)
-        examples = self._read(assignment.training_path, "training_file", look)
-        held_out = self._read(assignment.validation_path, "validation_file", look)
+        examples, held_out = self._read(assignment.training_path), self._read(assignment.validation_path)
+        renderer = await self._seeing([*examples, *held_out])
+        if assignment.resume is None:
+            # Whoever resumes a job need not look at it again.
+            rest = tinker.RestClient(base_url=assignment.url, api_key=assignment.secret)
+            look = Looked(renderer, await window_of(rest, plan.base_model), orders)
+            look.at(examples, "training_file")
+            look.at(held_out, "validation_file")
         clients = Clients(self.service, plan, assignment.resume.states if assignment.resume else None)
         report.begin(plan.n_steps(len(examples)), self.service.holder.get_session_id())
+        learner = await learner_of(job, clients, renderer, examples, means)
         run = Run(
             plan=plan,
             clients=clients,
-            learner=await learner_of(job, clients, self.renderer, examples, means),
+            learner=learner,
             progress=report,
             tell=report.step,
             wish=lambda: orders.wish,
         )
-        return await run.over(examples, held_out) == "finished"
+        try:
+            return await run.over(examples, held_out) == "finished"
+        finally:
+            if isinstance(learner, GradedJob):
+                await learner.close()
 
-    def _read(self, path: str | None, field: str, look: Looked) -> Sequence[Any]:
-        """The examples of a file, each looked at; none where there is no file."""
+    def _read(self, path: str | None) -> Sequence[Any]:
+        """The examples of a file; none where there is no file."""
         if path is None:
             return []
         job = self.assignment.plan
         examples: Sequence[Any] = read_file(Path(path), READERS[FORMS[job.kind]])
         if job.kind == "reinforcement":
             examples = thinking(examples, job.hyperparameters["reasoning_effort"])
-        look.at(examples, field)
         return examples
+
+    async def _seeing(self, examples: Sequence[Any]) -> Renderer:
+        """The renderer with the images of the examples known, whose sizes in tokens only the server knows."""
+        urls = urls_of(talk for example in examples for talk in conversations_of(example))
+        if not urls:
+            return self.renderer
+        sampler = await self.service.create_sampling_client(base_model=self.assignment.plan.base_model)
+        return self.renderer.seeing(await counted(sampler, urls, self.renderer.stop[0]))
 
 
 def plan_of(job: JobPlan) -> Plan:
