@@ -7,6 +7,7 @@ from collections.abc import Callable
 from bench.rig import Figure
 from bench.rows import (
     images,
+    learn,
     moe,
     numbers,
     quantized,
@@ -41,6 +42,7 @@ ROWS: dict[str, Callable[[], list[Figure]]] = {
     "tenants-sample": sample.tenants_sample,
     "together": together.train_while_sampling,
     "rl-step": rl.rl_step,
+    "supervised": learn.supervised,
     "streams": streams.streams,
     "tiers": tiers.tiers,
     "scaling": scaling.scaling,

@@ -2,6 +2,10 @@
 
 import json
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +143,54 @@ def test_what_cannot_be_run_is_told(asked, tmp_path: Path, change: list[str], wo
         asked("sft", "--data", data, *change)
 
 
+def test_a_picture_that_cannot_be_drawn_is_refused_before_the_run(asked, tmp_path: Path) -> None:
+    refused = asked("sft", "--data", written(tmp_path / "data.jsonl", LINES["sft"]), "--plot", "run.xyz")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "run.xyz must end in .png, .svg, .pdf." in refused.stderr
+
+
 def test_an_example_that_is_too_long_is_named(asked, tmp_path: Path) -> None:
     long = {"messages": [{"role": "user", "content": "fox " * 600}, {"role": "assistant", "content": "dog"}]}
     data = written(tmp_path / "data.jsonl", [*chats(2), long])
     with pytest.raises(BadRequest, match=r"Example 3 has \d+ tokens, and tiny takes 512; shorten it"):
         asked("sft", "--data", data)
+
+
+def running(tmp_path: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-W", "ignore", "-m", "loreloop.cli", "train", "sft", "--model", "tiny", "--rank", "4"]
+    return subprocess.Popen(
+        [*command, "--out", str(tmp_path / "run"), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def steps_in(file: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def wait_for(tmp_path: Path, n_steps: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(steps_in(tmp_path / "run" / "metrics.jsonl")) < n_steps:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda one: one.name)
+def test_a_run_that_was_ended_goes_on(asked, tmp_path: Path, number: signal.Signals) -> None:
+    data = written(tmp_path / "data.jsonl", chats(40))
+    sized = ["--data", data, "--epochs", "3", "--batch-size", "1", "--save-every", "5"]
+    first = running(tmp_path, *sized)
+    wait_for(tmp_path, 7)
+    first.send_signal(number)
+    told, errors = first.communicate(timeout=60)
+    assert first.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert told == b""
+    assert (b"Paused; the same command goes on from here." in errors) == (number != signal.SIGKILL)
+    measured = steps_in(tmp_path / "run" / "metrics.jsonl")
+    saved = json.loads((tmp_path / "run" / "position.json").read_text())["step"]
+    if number == signal.SIGKILL:
+        assert saved >= 5
+        assert len(measured) - saved <= 5  # so many it repeats
+    else:
+        assert saved == len(measured) < 120  # asked to stop, it has saved its very step
+    assert asked("sft", *sized).exit_code == 0
+    assert steps_in(tmp_path / "run" / "metrics.jsonl") == list(range(1, 121))

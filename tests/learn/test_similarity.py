@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 
 import pytest
 from hypothesis import given
@@ -62,6 +63,15 @@ def test_the_longest_common_subsequence_is_that_of_the_table(first: list[int], s
         for j, b in enumerate(second):
             rows[i + 1][j + 1] = rows[i][j] + 1 if a == b else max(rows[i][j + 1], rows[i + 1][j])
     assert longest_common(first, second) == rows[-1][-1]
+
+
+def test_long_texts_take_no_longer_than_their_length() -> None:
+    """Words that repeat, which would take minutes if every place were compared with every other."""
+    started = time.perf_counter()
+    for text in ("a " * 20_000, "a b " * 10_000, "b a " * 10_000):
+        for measure in METRICS.values():
+            measure(text, "a b " * 10_000)
+    assert time.perf_counter() - started < 60
 
 
 def similarity(metric: str, text: str, reference: str, means: Means = Means()) -> object:  # noqa: B008

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from loreloop.cli.chat import SERVER_KEY, SERVER_URL
-from loreloop.cli.train_options import AUTO, options_of, read_config
+from loreloop.cli.train_options import AUTO, check_picture, options_of, read_config
 from loreloop.learn.plan import Plan
 from loreloop.learn.settings import SETTINGS, Settings
 
@@ -52,6 +52,7 @@ def common() -> list[click.Parameter]:
         click.Option(
             ["--plot"],
             type=click.Path(path_type=Path, dir_okay=False),
+            callback=check_picture,
             help="Draw all measures into this file (PNG, SVG, PDF).",
         ),
         click.Option(["--suffix"], default="", help="Begins the names of the saved weights, behind the way to learn."),

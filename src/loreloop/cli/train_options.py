@@ -12,6 +12,7 @@ import msgspec
 from msgspec import inspect
 
 AUTO = ("epochs", "batch_size", "learning_rate")  # by the rules of `learn/auto.py`, where they are not given
+PICTURES = (".png", ".svg", ".pdf")
 LARGE = 1 << 31
 SHORT = {"learning_rate": "lr"}  # names that are long to type
 
@@ -85,3 +86,10 @@ def names_of(option: click.Parameter) -> Iterator[str]:
     """By which names a file may call an option: `batch-size` and `batch_size`, say."""
     for name in (option.name or "", *(each.lstrip("-") for each in option.opts)):
         yield from (name, name.replace("-", "_"))
+
+
+def check_picture(context: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
+    """Refuses a kind of picture that could not be drawn, before the run and not behind it."""
+    if file is not None and file.suffix not in PICTURES:
+        raise click.BadParameter(f"{file} must end in {', '.join(PICTURES)}.")
+    return file

@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended, and the path of its newest weights, if there are any."""
+    """How a run ended, the path of its newest weights, if there are any, and the signal that paused it."""
 
     ending: Ending
     path: str | None
+    signal: int = 0
 
 
 def run(name: str, settings: type[Settings], given: dict[str, Any]) -> None:
@@ -55,9 +56,10 @@ def run(name: str, settings: type[Settings], given: dict[str, Any]) -> None:
         draw(list(folder.measured()), given["plot"], f"{name} of {order.plan.base_model}")
     console.print(f"To repeat this run: {record.command}", highlight=False, soft_wrap=True)
     if ended.ending != "finished":
-        console.print("Paused; the same command goes on from here.", highlight=False)
-    if ended.path is not None:
-        click.echo(ended.path)
+        newest = f" The newest weights are {ended.path}." if ended.path else ""
+        console.print(f"Paused; the same command goes on from here.{newest}", highlight=False, soft_wrap=True)
+        raise click.exceptions.Exit(128 + ended.signal)  # as shells have it
+    click.echo(ended.path)
 
 
 def _needed() -> None:
@@ -172,20 +174,20 @@ async def _trained(order: Order, folder: Folder, console: Console, url: str, key
     except tinker.TinkerError as error:
         raise BadRequest(f"The server at {url} did not do what the run asked of it: {error}") from None
     kept = await folder.load()
-    return Ended(ending, kept.checkpoints[-1].path if kept and kept.checkpoints else None)
+    return Ended(ending, kept.checkpoints[-1].path if kept and kept.checkpoints else None, stopping.asked)
 
 
 class _Stopping:
     """The first Ctrl-C, or SIGTERM, pauses the run behind its step; the second ends the program."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = 0  # by which signal
         self.loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            self.loop.add_signal_handler(number, self._ask)
+            self.loop.add_signal_handler(number, self._ask, number)
 
-    def _ask(self) -> None:
-        self.asked = True
+    def _ask(self, asked: int) -> None:
+        self.asked = asked
         for number in (signal.SIGINT, signal.SIGTERM):
             self.loop.remove_signal_handler(number)
 

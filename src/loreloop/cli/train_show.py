@@ -61,5 +61,6 @@ def draw(records: Sequence[StepRecord], file: Path, title: str) -> None:
     axes[-1, 0].set_xlabel("step")
     figure.suptitle(title)
     figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
     plt.close(figure)

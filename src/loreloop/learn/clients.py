@@ -66,12 +66,13 @@ class Clients:
         return (await self.made[POLICY].save_weights_for_sampler(name)).path
 
     async def forget(self, states: Mapping[str, str]) -> None:
-        """Deletes saved states that no resumption needs any more; one that is gone already is no fault."""
+        """Deletes saved states that no resumption needs any more. One that is gone already, or that the server will not
+        give up, is no reason to end a run."""
         rest = self.service.create_rest_client()
         for path in states.values():
             try:
                 await rest.delete_checkpoint_from_tinker_path(path)
-            except tinker.NotFoundError:
+            except tinker.APIStatusError:
                 continue
 
 

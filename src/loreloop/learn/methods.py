@@ -6,7 +6,7 @@ The command line and the jobs both come in here.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tinker
@@ -17,6 +17,7 @@ from loreloop.learn.learners.dpo import Dpo
 from loreloop.learn.learners.kto import Kto
 from loreloop.learn.learners.reinforce_loop import RewardLearner
 from loreloop.learn.learners.sft import Sft
+from loreloop.learn.pictures import counted, urls_of
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer
 from loreloop.learn.rewarded_methods import asked_of, from_hindsight, from_rewards
@@ -24,6 +25,7 @@ from loreloop.learn.rewards.graders.grader import Means
 from loreloop.learn.runner import Ending, Learner, Progress, Run, StepRecord, Wish
 from loreloop.learn.settings import DpoSettings, KtoSettings, Settings
 from loreloop.protocol.errors import BadRequest
+from loreloop.text.conversation import Conversation
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Keeping:
 
 async def train(order: Order, service: tinker.ServiceClient, keeping: Keeping) -> Ending:
     """Runs an order from where its run stands. BadRequest names an example that the model cannot learn from."""
+    order = await seeing(order, service)
     method, position = METHODS[order.method], await keeping.progress.load()
     if position is None:
         # What was looked at once need not be looked at again by whoever resumes.
@@ -81,6 +84,20 @@ async def train(order: Order, service: tinker.ServiceClient, keeping: Keeping) -
         return await run.over(order.examples, order.held_out)
     finally:
         await learner.close()
+
+
+async def seeing(order: Order, service: tinker.ServiceClient) -> Order:
+    """The order with the images of its examples known; itself where there are none, or where its model cannot see."""
+    urls = urls_of(talk for example in (*order.examples, *order.held_out) for talk in conversations_of(example))
+    if not urls or order.renderer.sight is None:
+        return order
+    sampler = await service.create_sampling_client(base_model=order.plan.base_model)
+    return replace(order, renderer=order.renderer.seeing(await counted(sampler, urls, order.renderer.stop[0])))
+
+
+def conversations_of(example: Any) -> list[Conversation]:
+    """All that an example of whatever kind holds."""
+    return [value for value in vars(example).values() if isinstance(value, Conversation)]
 
 
 async def check(order: Order, service: tinker.ServiceClient) -> None:

@@ -7,18 +7,18 @@ with the one that ends the answer. Knows no losses, no files of examples and no 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tinker
 
 from loreloop.learn.examples import Demonstration
+from loreloop.learn.pictures import Chunks
 from loreloop.learn.rewards.reward import Answer
 from loreloop.protocol.errors import BadRequest
 from loreloop.text.answers import THINK
-from loreloop.text.conversation import Conversation, MadeCall, prompt_text, told_text
+from loreloop.text.conversation import Conversation, MadeCall, Turn, prompt_text, told_text
 from loreloop.text.replies import read_whole, rules_of
 from loreloop.text.templates.chat_template import ChatTemplate
 from loreloop.text.tokenizer import TextTokenizer
@@ -29,36 +29,55 @@ NOTHING = Conversation(())
 
 @dataclass
 class Weighted:
-    """Token ids, and how much each counts as a target; what only leads to an answer counts 0."""
+    """Token ids, and how much each counts as a target; what only leads to an answer counts 0. An image is the one id
+    that the template writes for it; `images` are its chunks, in their order."""
 
     tokens: list[int]
     weights: list[float]
+    images: tuple[tinker.types.ImageChunk, ...] = ()
 
     def goes_on(self, prompt: Sequence[int]) -> bool:
         """Whether a prompt begins with these very tokens."""
         return self.tokens == prompt[: len(self.tokens)]
 
 
-class Renderer:
-    """`stop` are the ids that end an answer, as the server takes them too; they are for sampling parameters."""
+@dataclass(frozen=True)
+class Sight:
+    """The id that templates write where an image goes, and the images that are known, by their URLs."""
 
-    def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate, stop: Sequence[int]) -> None:
-        self.tokenizer, self.template, self.stop = tokenizer, template, list(stop)
+    placeholder: int
+    chunks: Chunks = field(default_factory=dict)
+
+
+class Renderer:
+    """`stop` are the ids that end an answer, as the server takes them too; they are for sampling parameters. Without
+    `sight` the model reads text only."""
+
+    def __init__(
+        self, tokenizer: TextTokenizer, template: ChatTemplate, stop: Sequence[int], sight: Sight | None = None
+    ) -> None:
+        self.tokenizer, self.template, self.stop, self.sight = tokenizer, template, list(stop), sight
+
+    def seeing(self, chunks: Chunks) -> Renderer:
+        """The same, with images that conversations may show. BadRequest where the model reads text only."""
+        if self.sight is None:
+            raise BadRequest("This model reads text only; leave images (image_url) out, or take a vision model.")
+        return Renderer(self.tokenizer, self.template, self.stop, Sight(self.sight.placeholder, chunks))
 
     def prompt(self, conversation: Conversation) -> tinker.ModelInput:
         """The tokens from which a model goes on. BadRequest where its template does not accept the conversation."""
-        return tinker.ModelInput.from_ints(self.prompt_tokens(conversation))
+        tokens = self.prompt_tokens(conversation)
+        return tinker.ModelInput(chunks=self._chunks(tokens, self._images(conversation, tokens)))
 
     def prompt_tokens(self, conversation: Conversation) -> list[int]:
-        """The ids of `prompt`."""
-        _refuse_pictures(conversation)
+        """The ids of `prompt`; an image is the one id that the template writes for it."""
         return self.tokenizer.encode(prompt_text(self.template, conversation))
 
     def demonstrations(self, demonstration: Demonstration) -> list[tinker.Datum]:
         """Data for `cross_entropy`. Answers share a datum as long as the prompt of the next begins with the tokens of
         the last; where a template changes what was said, such as by dropping past thoughts, a new one begins. Turns
         without weight are read and not learned."""
-        return [datum_of(weighted) for weighted in self.weighted(demonstration)]
+        return [self._datum(weighted) for weighted in self.weighted(demonstration)]
 
     def weighted(self, demonstration: Demonstration) -> list[Weighted]:
         """Tokens and weights of `demonstrations`, before they are shifted into inputs and targets."""
@@ -72,6 +91,8 @@ class Renderer:
                 found.append(Weighted([], []))
             last = found[-1]
             between = prompt[len(last.tokens) :]
+            until = replace(demonstration.conversation, turns=turns[: number + 1])
+            last.images = self._images(until, [*prompt, *answer])
             last.tokens += [*between, *answer]
             last.weights += [0.0] * len(between) + [weight] * len(answer)
         return found
@@ -98,61 +119,107 @@ class Renderer:
 
     def _asked(self, conversation: Conversation, number: int) -> tuple[list[int], list[int]]:
         """The tokens of the prompt before a turn, and those of the turn as its model would have to say it."""
-        before = replace(conversation, turns=conversation.turns[:number])
-        until = replace(conversation, turns=conversation.turns[: number + 1])
-        _refuse_pictures(until)
-        prompt, told = prompt_text(self.template, before), told_text(self.template, until)
-        said = said_behind(prompt, told, conversation.turns[number].thinking or "")
+        turns = conversation.turns
+        prompt = prompt_text(self.template, replace(conversation, turns=turns[:number]))
+        told = told_text(self.template, replace(conversation, turns=turns[: number + 1]))
+        said = said_behind(prompt, told, turns[number].thinking or "")
+        if said is None:
+            said = self._behind_header(replace(conversation, turns=turns[:number]), prompt, told)
         asked, both = self.tokenizer.encode(prompt), self.tokenizer.encode(prompt + said)
         # Some tokenizers write a text differently at its beginning, so the answer is read behind its prompt, as long
         # as the border stays where sampling has it.
         whole = both[: len(asked)] == asked
         return asked, self._until_its_end(both[len(asked) :] if whole else self.tokenizer.encode(said))
 
+    def _behind_header(self, before: Conversation, prompt: str, told: str) -> str:
+        """An answer where the template spaces its prompts and what it tells differently. What two answers' texts begin
+        with is what stands before an answer; it must be the prompt but for white space. BadRequest where it is not."""
+        pair = [replace(before, turns=(*before.turns, Turn("assistant", letter))) for letter in "AB"]
+        one, other = (told_text(self.template, each) for each in pair)
+        places = enumerate(zip(one, other, strict=False))
+        header = one[: next((place for place, (left, right) in places if left != right), 0)]
+        if not told.startswith(header) or "".join(header.split()) != "".join(prompt.split()):
+            raise BadRequest(
+                "The model's chat template tells an answer in another way than it asks for one, so the two cannot be "
+                "told apart; train on text of your own with the Tinker API, or mend the template."
+            )
+        return told[len(header) :]
+
     def _until_its_end(self, answer: list[int]) -> list[int]:
         """The answer's tokens up to the one that ends it. What a template writes behind that nobody samples."""
         ends = [place for place, token in enumerate(answer) if token in self.stop]
         return answer[: ends[-1] + 1] if ends else [*answer, *self.stop[:1]]
 
+    def _images(self, conversation: Conversation, tokens: Sequence[int]) -> tuple[tinker.types.ImageChunk, ...]:
+        """The chunks of a conversation's images. BadRequest where its tokens have not just one place for each."""
+        urls = [picture.url for turn in conversation.turns for picture in turn.pictures]
+        if self.sight is None:
+            if urls:
+                self.seeing({})
+            return ()
+        if (n := tokens.count(self.sight.placeholder)) != len(urls):
+            raise BadRequest(
+                f"The conversation has {n} places for {len(urls)} images: either the model's chat template does not "
+                "show them, or a text holds the template's own mark for an image; leave that out."
+            )
+        return tuple(self.sight.chunks[url] for url in urls)
 
-def said_behind(prompt: str, told: str, thinking: str) -> str:
-    """What an assistant says behind a prompt so that the conversation becomes the one told. BadRequest where the
-    template does not let it be known."""
+    def _chunks(
+        self, tokens: Sequence[int], images: Sequence[tinker.types.ImageChunk]
+    ) -> list[tinker.types.ModelInputChunk]:
+        """Tokens with each image in the place of the id that stands for it."""
+        chunks: list[tinker.types.ModelInputChunk] = []
+        start, left = 0, iter(images)
+        for place, token in enumerate(tokens):
+            if images and self.sight and token == self.sight.placeholder:
+                chunks += [tinker.EncodedTextChunk(tokens=list(tokens[start:place]))] if place > start else []
+                chunks.append(next(left))
+                start = place + 1
+        return [*chunks, tinker.EncodedTextChunk(tokens=list(tokens[start:]))] if start < len(tokens) else chunks
+
+    def _datum(self, weighted: Weighted) -> tinker.Datum:
+        """Each token is the target of the position before it. An image has as many positions as the server makes of
+        it, none of which is learned."""
+        tokens, weights, left = list[int](), list[float](), iter(weighted.images)
+        for token, weight in zip(weighted.tokens, weighted.weights, strict=True):
+            is_image = weighted.images and self.sight is not None and token == self.sight.placeholder
+            n = next(left).length if is_image else 1
+            tokens += [token] * n
+            weights += [weight] * n
+        return tinker.Datum(
+            # The last token is an answer's, so no image is cut off.
+            model_input=tinker.ModelInput(chunks=self._chunks(weighted.tokens[:-1], weighted.images)),
+            loss_fn_inputs={
+                "target_tokens": tinker.TensorData.from_numpy(np.array(tokens[1:], np.int64)),
+                "weights": tinker.TensorData.from_numpy(np.array(weights[1:], np.float32)),
+            },
+        )
+
+
+def said_behind(prompt: str, told: str, thinking: str) -> str | None:
+    """What an assistant says behind a prompt so that the conversation becomes the one told; None where the one does not
+    begin with the other."""
     if told.startswith(prompt):
         return told[len(prompt) :]
     # A template may begin a thought, or an empty one, in the prompt, and leave it out of what was said in the past.
     head, _, tail = prompt.rpartition(THINK[0])
-    if head and told.startswith(head) and tail.strip() in ("", THINK[1]):
-        rest = told[len(head) :]
-        if tail.strip() == THINK[1]:
-            return rest
-        return rest.removeprefix(THINK[0]) if rest.startswith(THINK[0]) else f"{thinking}\n{THINK[1]}\n\n{rest}"
-    raise BadRequest(
-        "The model's chat template tells an answer in another way than it asks for one, so the two cannot be told "
-        "apart; train on text of your own with the Tinker API, or mend the template."
-    )
-
-
-def datum_of(weighted: Weighted, loss: str = "weights") -> tinker.Datum:
-    """Each token is the target of the position before it; `loss` names the input that takes the weights."""
-    values: dict[str, Any] = {
-        "target_tokens": tinker.TensorData.from_numpy(np.array(weighted.tokens[1:], np.int64)),
-        loss: tinker.TensorData.from_numpy(np.array(weighted.weights[1:], np.float32)),
-    }
-    return tinker.Datum(model_input=tinker.ModelInput.from_ints(weighted.tokens[:-1]), loss_fn_inputs=values)
+    if not head or not told.startswith(head) or tail.strip() not in ("", THINK[1]):
+        return None
+    rest = told[len(head) :]
+    if tail.strip() == THINK[1]:
+        return rest
+    return rest.removeprefix(THINK[0]) if rest.startswith(THINK[0]) else f"{thinking}\n{THINK[1]}\n\n{rest}"
 
 
 def renderer_of(folder: Path) -> Renderer:
     """By the files of a model's folder, without its weights. BadRequest that names what is broken."""
-    tokenizer = TextTokenizer(folder)
-    named = read_object(folder / "config.json").get("eos_token_id")
+    tokenizer, config = TextTokenizer(folder), read_object(folder / "config.json")
+    named = config.get("eos_token_id")
     ids = named if isinstance(named, list) else [] if named is None else [named]
     stop = [*dict.fromkeys((*map(int, ids), *tokenizer.end_ids))]
     if not stop:
         raise BadRequest(f"Neither config.json nor tokenizer_config.json in {folder} names a token that ends a text.")
-    return Renderer(tokenizer, ChatTemplate(folder, tokenizer), stop)
-
-
-def _refuse_pictures(conversation: Conversation) -> None:
-    if any(turn.pictures for turn in conversation.turns):
-        raise BadRequest("Images are not learned from here yet; leave image_url parts out.")
+    # Families of vision models have one of two names for it.
+    placeholder = config.get("image_token_index", config.get("image_token_id"))
+    sight = Sight(placeholder) if isinstance(placeholder, int) and "vision_config" in config else None
+    return Renderer(tokenizer, ChatTemplate(folder, tokenizer), stop, sight)

@@ -7,6 +7,7 @@ learner in particular.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -185,8 +186,16 @@ class Run(Generic[E]):
             metrics |= await self.learner.evaluate(self.held_out)
         now = time.perf_counter()
         seconds, self.ended, tokens = now - self.ended, now, int(metrics.pop(TOKENS, 0))
-        self.last = metrics
         at = one.at
+        for name, value in metrics.items():
+            # Nothing that is learned from such a step on is worth anything, and the states saved before it are whole.
+            if name.endswith("_loss") and not math.isfinite(value):
+                raise BadRequest(
+                    f"Step {at.step + 1}: {name} is {value}; the learning rate of {at.learning_rate:g} is too large, "
+                    "or an example is broken. What was saved before is whole."
+                )
+        # A measure that has no value here, such as the mean of nothing, is left out.
+        self.last = metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.tell(
             StepRecord(
                 step=at.step + 1,

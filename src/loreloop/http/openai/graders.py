@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -51,7 +52,8 @@ async def run_grader(request: Request) -> Response:
 
 
 async def _checked(request: Request, plain: dict[str, Any]) -> AnyGrader:
-    grader = grader_of(plain)
+    # Reading a long source takes some tenths of a second, and others are served meanwhile.
+    grader = await asyncio.to_thread(grader_of, plain)
     for name in models_of(grader):
         await find_model(request, name)  # a name that cannot be asked is told now, and not once for every answer
     return grader

@@ -10,40 +10,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
-import shutil
-import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from loreloop.config import CodeSandboxWay
-from loreloop.learn.rewards.sandbox_process import readable_paths
-from loreloop.learn.rewards.walls.calls import (
-    MAX_FRAME,
-    Ended,
-    Greeting,
-    Limit,
-    Limits,
-    Request,
-    Way,
-    frame_of,
-)
-from loreloop.learn.rewards.walls.namespaces import WORK
+from loreloop.learn.rewards.sandbox_worker import NotStarted, Worker, start
+from loreloop.learn.rewards.walls.calls import Ended, Limit, Limits, Request, Way, frame_of
 from loreloop.protocol.errors import BadRequest, Unavailable
 
+LOG = logging.getLogger(__name__)
 __all__ = ["Call", "CodeSandbox", "Limits", "Outcome", "Strength", "Wanted"]
 
 Wanted = CodeSandboxWay
 STRONG: tuple[Way, ...] = ("namespaces", "bubblewrap", "landlock")
 SINGLE_USE: tuple[Way, ...] = ("bubblewrap",)  # their process can build no new walls between two calls
 WALLS = ("files", "network", "processes", "signals", "disk")
-START_SECONDS, GRACE_SECONDS = 30.0, 10.0  # for a process to greet, and beyond a call's own time
+GRACE_SECONDS = 10.0  # beyond a call's own time, for its answer to come
 MAX_CODE = 1 << 20  # bytes of code and arguments together
-KEPT_VARIABLES = ("PATH", "PYTHONPATH", "TMPDIR")
+MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -77,15 +64,25 @@ class Strength:
     lacks: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
 
+    def in_words(self) -> str:
+        """The same in a sentence, for a log or a report."""
+        if self.way is None:
+            return "code from outside is refused: no walls hold around it here" + self._others()
+        weak = f", which leaves these open: {', '.join(self.lacks)}" if self.lacks else ""
+        return f"code from outside runs behind {self.way}{weak}{self._others()}"
+
+    def _others(self) -> str:
+        return "".join(f"; {way} does not hold: {reason}" for way, reason in self.refused.items())
+
 
 class CodeSandbox:
-    """Up to `workers` processes, each running one call at a time; more calls wait. They start when first needed and end
-    with this process."""
+    """Up to `workers` processes, each running one call at a time; more calls wait. By default as many as there are
+    processors, from 2 to 8. They start when first needed and end with this process."""
 
-    def __init__(self, wanted: Wanted = "auto", workers: int = 2) -> None:
+    def __init__(self, wanted: Wanted = "auto", workers: int | None = None) -> None:
         self.wanted = wanted
-        self.turns = asyncio.Semaphore(workers)
-        self.idle: list[_Worker] = []
+        self.turns = asyncio.Semaphore(workers or max(2, min(MOST_WORKERS, os.cpu_count() or 1)))
+        self.idle: list[Worker] = []
         self.finding = asyncio.Lock()
         self.found: Strength | None = None
         self.tasks: set[asyncio.Future[Any]] = set()  # starts and ends that nobody waits for
@@ -95,6 +92,7 @@ class CodeSandbox:
         async with self.finding:
             if self.found is None:
                 self.found = await self._find()
+                LOG.log(logging.WARNING if self.found.lacks else logging.INFO, "%s", self.found.in_words())
             return self.found
 
     async def run(self, code: str, *, call: Call | None = None, limits: Limits = Limits()) -> Outcome:  # noqa: B008
@@ -111,7 +109,7 @@ class CodeSandbox:
                 + ("it is switched off (code_sandbox)." if self.wanted == "off" else f"{_why(strength)}.")
             )
         async with self.turns:
-            worker = self.idle.pop() if self.idle else await _start(strength.way)
+            worker = await self._worker(strength.way)
             answered = False
             try:
                 ended = await worker.answer(frame, limits.seconds + GRACE_SECONDS)
@@ -129,15 +127,25 @@ class CodeSandbox:
         refused: dict[str, str] = {}
         for way in STRONG if self.wanted == "auto" else (self.wanted,):
             try:
-                worker = await _start(way)
-            except Unavailable as error:
-                refused[way] = error.message
+                worker = await start(way)
+            except NotStarted as error:
+                refused[way] = str(error)
                 continue
             self.idle.append(worker)
             return Strength(way, tuple(wall for wall in WALLS if wall not in worker.walls), refused)
         return Strength(None, WALLS, refused)
 
-    def _give_back(self, worker: _Worker, ended: Ended | None) -> None:
+    async def _worker(self, way: Way) -> Worker:
+        while self.idle:
+            worker = self.idle.pop()
+            if worker.process.returncode is None:  # or something has ended it while it waited
+                return worker
+        try:
+            return await start(way)
+        except NotStarted as error:
+            raise Unavailable(f"No process to run code in could be started ({error}); try again later.", 5.0) from None
+
+    def _give_back(self, worker: Worker, ended: Ended | None) -> None:
         if ended is not None and worker.way not in SINGLE_USE:
             self.idle.append(worker)
             return
@@ -146,10 +154,10 @@ class CodeSandbox:
         self._later(self._prepare(worker.way))
 
     async def _prepare(self, way: Way) -> None:
-        with contextlib.suppress(Unavailable):  # the next call will try again, and tell its caller
-            self.idle.append(await _start(way))
+        with contextlib.suppress(NotStarted):  # the next call will try again, and tell its caller
+            self.idle.append(await start(way))
 
-    def _end(self, worker: _Worker) -> None:
+    def _end(self, worker: Worker) -> None:
         worker.kill()
         self._later(worker.process.wait())
 
@@ -190,78 +198,3 @@ def _outcome(ended: Ended | None) -> Outcome:
         seconds=ended.seconds,
         limit=ended.limit,
     )
-
-
-@dataclass
-class _Worker:
-    """One process of the sandbox, and the walls around it."""
-
-    way: Way
-    process: asyncio.subprocess.Process
-    walls: Sequence[str]
-
-    async def answer(self, frame: bytes, seconds: float) -> Ended | None:
-        """None: it has ended, or did not answer in time."""
-        assert self.process.stdin
-        try:
-            async with asyncio.timeout(seconds):
-                self.process.stdin.write(frame)
-                text = await _frame(self.process)
-        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
-            return None
-        return msgspec.json.decode(text, type=Ended)
-
-    def kill(self) -> None:
-        """At once; whatever runs in it goes with it."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-
-
-async def _frame(process: asyncio.subprocess.Process) -> bytes:
-    assert process.stdout
-    n_bytes = int.from_bytes(await process.stdout.readexactly(4), "big")
-    if n_bytes > MAX_FRAME:
-        raise ConnectionError(f"a frame of {n_bytes} bytes")
-    return await process.stdout.readexactly(n_bytes)
-
-
-async def _start(way: Way) -> _Worker:
-    command = _command(way)
-    pipe = asyncio.subprocess.PIPE
-    # Nothing of the server's environment goes along; a fixed seed for hashes makes a grader give the same twice.
-    variables = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ} | {"PYTHONHASHSEED": "0"}
-    nowhere = asyncio.subprocess.DEVNULL
-    try:
-        process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=nowhere, env=variables)
-    except OSError as error:
-        raise _not_started(f"{command[0]}: {error.strerror}") from None
-    try:
-        async with asyncio.timeout(START_SECONDS):
-            greeting = msgspec.json.decode(await _frame(process), type=Greeting)
-    except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
-        greeting = Greeting(trouble="its process ended before it was ready")
-    worker = _Worker(way, process, greeting.walls)
-    if greeting.trouble is not None:
-        worker.kill()
-        await process.wait()
-        raise _not_started(greeting.trouble)
-    return worker
-
-
-def _not_started(reason: str) -> Unavailable:
-    return Unavailable(f"No process to run code in could be started ({reason}); try again later.", 5.0)
-
-
-def _command(way: Way) -> list[str]:
-    python = [sys.executable, "-P", "-m", "loreloop.learn.rewards.sandbox_process", way]
-    if way != "bubblewrap":
-        return python
-    # The interpreter of a virtual environment, and this package, may lie elsewhere than what code may read.
-    own = [Path(sys.prefix), Path(__file__).parents[2]]
-    shown = [
-        word for path in [*readable_paths(), *own] if path.exists() for word in ("--ro-bind", str(path), str(path))
-    ]
-    walls = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    sized = ["--size", str(Limits().disk_bytes), "--tmpfs"]
-    folders = ["--dev", "/dev", "--proc", "/proc", *sized, "/tmp", *sized, WORK, "--chdir", WORK]
-    return [shutil.which("bwrap") or "bwrap", *walls, *folders, *shown, *python]

@@ -17,6 +17,8 @@ from loreloop.learn.rewards.graders.similarity import words_of
 from loreloop.learn.rewards.graders.templates import check_template, filled
 from loreloop.protocol.errors import outcome_of
 
+MAX_SCHEMA = 50_000  # characters of a schema as JSON
+SHORT = 10_000  # characters of a value that is checked in this process
 OUTPUT = "{{ sample.output_text }}"
 SEARCH = """import re
 def found(pattern, text, flags, whole):
@@ -60,6 +62,8 @@ class JsonSchema(Form, frozen=True, kw_only=True, tag="json_schema"):
 
     def __post_init__(self) -> None:
         check_template("input", self.input)
+        if len(json.dumps(self.schema)) > MAX_SCHEMA:
+            raise ValueError(f"`schema`: it has more than {MAX_SCHEMA} characters")
         if unknown := schema_check.unknown_keywords(self.schema):
             raise ValueError(f"`{unknown[0]}`: this keyword is not checked here")
         # Shown a value of every kind, a schema whose keywords have wrong values fails here and not in a job.
@@ -80,8 +84,8 @@ class JsonSchema(Form, frozen=True, kw_only=True, tag="json_schema"):
 
 async def schema_fault(schema: dict[str, Any], value: Any, means: Means) -> str | None:
     """Where a value does not fit; None where it fits."""
-    # A pattern may take exponential time, so whatever holds one runs where time is bounded.
-    if '"pattern' in json.dumps(schema):
+    # A pattern may take exponential time, and a long value a long one, so these run where time is bounded.
+    if '"pattern' in json.dumps(schema) or len(json.dumps(value)) > SHORT:
         fault: str | None = await result_of(means, inspect.getsource(schema_check), "first_fault", schema, value)
         return fault
     try:

@@ -5,6 +5,7 @@ Of draft 2020-12 it knows the keywords below; `unknown_keywords` finds others, s
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any
@@ -118,7 +119,7 @@ class _Check:
             return None
         if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
             return f"{at}: {len(value)} items"
-        if schema.get("uniqueItems") and any(_same(a, b) for n, a in enumerate(value) for b in value[:n]):
+        if schema.get("uniqueItems") and len({_canonical(each) for each in value}) < len(value):
             return f"{at}: an item comes twice"
         first = schema.get("prefixItems", ())
         for number, each in enumerate(value):
@@ -155,6 +156,19 @@ def _number(schema: Any, value: Any, at: str) -> str | None:
         return f"{at}: {value} is out of range"
     share = value / schema["multipleOf"] if schema.get("multipleOf") else 0
     return f"{at}: no multiple" if abs(share - round(share)) > 1e-9 * max(1, abs(share)) else None
+
+
+def _canonical(value: Any) -> str:
+    """Texts that are equal where the values are as JSON: 1 and 1.0 are, true and 1 are not."""
+    return json.dumps(_whole(value), sort_keys=True)
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    return {name: _whole(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 def _is(value: Any, kind: str) -> bool:

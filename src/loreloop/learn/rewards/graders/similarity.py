@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
@@ -84,18 +84,23 @@ def meteor(text: str, reference: str) -> float:
     words, wanted = words_of(text), words_of(reference)
     if not words or not wanted:
         return float(words == wanted)
-    free: dict[str, list[int]] = {}
+    places: dict[str, deque[int]] = {}
     for at, word in enumerate(wanted):
-        free.setdefault(word, []).append(at)
+        places.setdefault(word, deque()).append(at)
+    free = [*map(bool, wanted), False]
     matches, runs, before = 0, 0, -2  # of the word before: the place of its match; -2 has no neighbour
     for word in words:
-        places = free.get(word)
-        if not places:
+        own = places.get(word, deque())
+        # What a run took is thrown out only when it comes to the front, so that long texts take linear time.
+        while own and not free[own[0]]:
+            own.popleft()
+        if not own:
             before = -2
             continue
-        place = before + 1 if before + 1 in places else places[0]
-        places.remove(place)
-        matches, runs, before = matches + 1, runs + (place != before + 1), place
+        goes_on = before >= 0 and free[before + 1] and wanted[before + 1] == word
+        place = before + 1 if goes_on else own[0]
+        free[place] = False
+        matches, runs, before = matches + 1, runs + (not goes_on), place
     if not matches:
         return 0.0
     precision, recall = matches / len(words), matches / len(wanted)

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -118,7 +119,7 @@ def _explained(error: Exception) -> str:
     return "\n".join([words[:MAX_ERROR], *lines])
 
 
-def prepare(output: int, result: int) -> None:
+def prepare(output: int, result: int, work: Path) -> None:
     """Standard handles become the captured ones, all others are closed, and the environment is emptied."""
     nothing = os.open("/dev/null", os.O_RDONLY)
     os.dup2(result, 1023, inheritable=True)  # out of the way of the low numbers
@@ -128,14 +129,9 @@ def prepare(output: int, result: int) -> None:
     os.dup2(1023, RESULT)
     os.closerange(RESULT + 1, os.sysconf("SC_OPEN_MAX"))
     os.environ.clear()
-    home = {
-        "HOME": namespaces.WORK,
-        "PATH": "/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "TMPDIR": ".",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    os.environ.update(home)
+    own = {"HOME": str(work), "TMPDIR": str(work), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    os.environ.update(own | {"OPENBLAS_NUM_THREADS": "1"})
+    tempfile.tempdir = None  # found out anew: the process that this one is a copy of had another
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = os.fdopen(1, "w", errors="backslashreplace", closefd=False)
     sys.stderr = os.fdopen(2, "w", errors="backslashreplace", buffering=1, closefd=False)

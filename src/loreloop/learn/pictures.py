@@ -1,0 +1,57 @@
+"""Images of conversations as chunks of a prompt, with the number of tokens that the server makes of each.
+
+The number is asked of the server: log-probabilities of an image with one token behind it are one more than its tokens.
+So this works on any server of the protocol, and knows nothing of how a model cuts images.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import tinker
+
+from loreloop.protocol.errors import BadRequest
+from loreloop.text.conversation import Conversation
+
+Chunks = Mapping[str, tinker.types.ImageChunk]  # by the URL under which a conversation has the image
+
+FORMATS: Mapping[str, Literal["png", "jpeg"]] = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg"}
+DATA_URL = re.compile(r"data:image/(png|jpeg|jpg);base64,([A-Za-z0-9+/=\s]+)\Z")
+
+
+def urls_of(conversations: Iterable[Conversation]) -> list[str]:
+    """Each different image once."""
+    turns = (turn for conversation in conversations for turn in conversation.turns)
+    return list(dict.fromkeys(picture.url for turn in turns for picture in turn.pictures))
+
+
+async def counted(sampler: tinker.SamplingClient, urls: Iterable[str], after: int) -> Chunks:
+    """The images with their numbers of tokens; `after` is any token of the vocabulary. BadRequest for what is no image
+    in a `data:` URL."""
+    images = {url: image_of(url) for url in urls}
+    asked = [
+        sampler.compute_logprobs(tinker.ModelInput(chunks=[image, tinker.EncodedTextChunk(tokens=[after])]))
+        for image in images.values()
+    ]
+    lengths = [len(found) - 1 for found in await asyncio.gather(*(one.result_async() for one in asked))]
+    return {
+        url: tinker.types.ImageChunk(data=image.data, format=image.format, expected_tokens=n)
+        for (url, image), n in zip(images.items(), lengths, strict=True)
+    }
+
+
+def image_of(url: str) -> tinker.types.ImageChunk:
+    """The bytes of a `data:` URL; BadRequest for any other, and for kinds that the Tinker API does not take."""
+    match = DATA_URL.match(url)
+    if match is None:
+        raise BadRequest(f"An image is {url[:40]!r}…; it is learned from as data:image/png;base64,… or image/jpeg.")
+    try:
+        data = base64.b64decode("".join(match[2].split()), validate=True)
+    except binascii.Error as error:
+        raise BadRequest(f"An image's base64 is broken: {error}.") from None
+    return tinker.types.ImageChunk(data=data, format=FORMATS[match[1]])
