@@ -58,7 +58,8 @@ def run(name: str, settings: type[Settings], given: dict[str, Any]) -> None:
     if ended.ending != "finished":
         newest = f" The newest weights are {ended.path}." if ended.path else ""
         console.print(f"Paused; the same command goes on from here.{newest}", highlight=False, soft_wrap=True)
-        raise click.exceptions.Exit(128 + ended.signal)  # as shells have it
+        # As shells have it; a run that paused by itself, since a budget of its own was spent, did as it was told.
+        raise click.exceptions.Exit(128 + ended.signal if ended.signal else 0)
     click.echo(ended.path)
 
 
