@@ -29,13 +29,20 @@ def write_record(folder: Path, name: str, about: str, figures: Sequence[Figure],
         "about": " ".join(about.split()),
         "figures": [_record(figure) for figure in figures],
         **facts,
+        **about_the_run(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def about_the_run() -> dict[str, object]:
+    """The machine, the versions, the commit and the day, as every record has them."""
+    return {
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
         "versions": versions(),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _record(figure: Figure) -> dict[str, object]:
@@ -48,7 +55,7 @@ def _record(figure: Figure) -> dict[str, object]:
 def versions() -> dict[str, str]:
     """Of the libraries that this process has loaded."""
     loaded = (name for name in PACKAGES if name in sys.modules)
-    return {name: getattr(sys.modules[name], "__version__", None) or metadata.version(name) for name in loaded}
+    return {name: str(getattr(sys.modules[name], "__version__", None) or metadata.version(name)) for name in loaded}
 
 
 def commit() -> str | None:

@@ -22,6 +22,7 @@ Positive = Annotated[int, Meta(ge=1, le=MOST)]
 NotNegative = Annotated[int, Meta(ge=0, le=MOST)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
+CodeSandboxWay = Literal["auto", "namespaces", "bubblewrap", "landlock", "limits", "off"]
 FLAGS = {  # of `loreloop serve`, by setting
     "data_dir": "--data",
     "host": "--host",
@@ -70,13 +71,14 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long sessions, results and records of samples are kept."""
+    """How long sessions, results, records of samples and ended jobs are kept."""
 
     expiry_seconds: Seconds = 600.0  # without a heartbeat
     poll_hold_seconds: Seconds = 30.0  # a long poll is answered "pending" after this long
     result_ttl_seconds: Seconds = 3600.0
     spool_ttl_seconds: Seconds = 86400.0  # stability records
     spool_mib: Positive = 1024
+    job_days: Annotated[int, Meta(ge=0, le=36500)] = 90  # a fine-tuning job is kept after its end; what it made stays
 
 
 class LimitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,7 +91,12 @@ class LimitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kept_responses_mib: NotNegative = 64  # of one key, to be referred to by its next requests; 0: none are kept
     image_mib: Positive = 20  # of one file
     image_megapixels: Positive = 40  # of one image
+    code_seconds: Positive = 10  # of one call of code from outside, such as a grader's
     request_megapixels: Positive = 1000  # of all different images of one request
+    file_mib: Positive = 512  # of one uploaded file
+    files_mib: Positive = 4096  # of all files of one key
+    running_jobs: NotNegative = 2  # fine-tuning jobs at once; 0: none are taken
+    jobs_per_key: Positive = 64  # that are not finished
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,6 +111,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     generation_config: bool = True  # chats take the sampling defaults of the model's folder
     image_hosts: tuple[Text, ...] = ()  # or host:port, whose images chat requests may name by address
     memory_mib: NotNegative = 0  # budget for the base models together; 0: no bound
+    code_sandbox: CodeSandboxWay = "auto"  # what stands around code from outside; "limits": bounds alone, no walls
     log_file: str = ""  # "": loreloop.log in the data folder
     verbose: bool = False  # the terminal shows the whole log
     engine: EngineConfig = EngineConfig()

@@ -23,7 +23,15 @@ def leaves(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[tu
 
 COMMANDS = dict(leaves(cli))
 PATH = "tinker://nobody/weights/nothing"
-MAKING = {("serve",), ("demo",), ("models", "add"), ("keys", "create"), ("tools", "add"), ("memory", "eval")}
+MAKING = {
+    ("serve",),
+    ("demo",),
+    ("models", "add"),
+    ("keys", "create"),
+    ("tools", "add"),
+    ("memory", "eval"),
+    ("files", "upload"),
+}
 ELSEWHERE = {("chat",), ("memory", "chat"), ("memory", "train"), ("memory", "answers")}  # ask a server
 ELSEWHERE |= {words for words in COMMANDS if words[0] == "train"}
 LISTS = {words for words in COMMANDS if words[-1] in ("list", "usage", "calls", "verify")}
@@ -39,6 +47,12 @@ ARGUMENTS = {
     ("deploy", "rollback"): ["bot"],
     ("deploy", "delete"): ["bot"],
     ("keys", "revoke"): ["nobody"],
+    ("jobs", "show"): ["nobody"],
+    ("jobs", "events"): ["nobody"],
+    ("jobs", "cancel"): ["nobody"],
+    ("jobs", "pause"): ["nobody"],
+    ("jobs", "resume"): ["nobody"],
+    ("files", "delete"): ["nobody"],
     ("tools", "remove"): ["nobody"],
     ("models", "remove"): ["nobody"],
     ("memory", "show"): ["nobody"],

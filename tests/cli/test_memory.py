@@ -39,7 +39,7 @@ def test_tables_and_json(chat_file: Path) -> None:
     table = CliRunner().invoke(command.memory, arguments, catch_exceptions=False)
     assert "| recency window | 50% | 0.000" in table.output
     result = CliRunner().invoke(command.memory, [*arguments, "--json", "--only", "chat-3"], catch_exceptions=False)
-    rows = json.loads(result.output)["tables"]["not knowing the question"]
+    rows = json.loads(result.stdout)["tables"]["not knowing the question"]
     assert {row["recall"]["n"] for row in rows} == {1}
 
 
@@ -74,6 +74,11 @@ def test_a_served_model_is_asked_with_each_context(chat_file: Path, monkeypatch:
     assert "| no context | – | 0 | 0.000" in output
     assert "| oracle context, evidence ± 1 turn | – | 12 | 1.000" in output
     assert "| recency window | 20 | 18 | 1.000" in output
+    faults = chat_file.with_name("faults.json")
+    faults.write_text(json.dumps([{"sample_id": "conv-x", "qa_index": 0, "correct_answer": "Odin8 or not mentioned"}]))
+    cleaned = CliRunner().invoke(command.memory, [*arguments, "--faults", str(faults)], catch_exceptions=False).output
+    assert "| no context | – | 0 | 0.667" in cleaned, "two of four words, all of what was said"
+    assert "| recency window | 20 | 18 | 0.400" in cleaned, "one of four words"
     assert {(body["model"], body["temperature"], body["max_tokens"]) for body in sent} == {("m", 0, 32)}
     with pytest.raises(BadRequest, match="there are memory"):
         CliRunner().invoke(command.memory, [*arguments, "--contender", "magic"], catch_exceptions=False)

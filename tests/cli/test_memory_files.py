@@ -15,7 +15,7 @@ from loreloop.cli import memory as command
 from loreloop.cli import memory_chat, memory_inputs
 from loreloop.memory.file_store import FileStore
 from loreloop.memory.persistence import from_json, to_json
-from loreloop.memory.picture import runs
+from loreloop.memory.picture import runs, turn_runs, turns_by_fate
 from loreloop.memory.state import MemoryState, Segment
 from loreloop.protocol.errors import BadRequest, NotFound
 from tests.memory.test_chat import Server
@@ -60,8 +60,18 @@ def test_the_picture_is_clean_xml_of_the_same_proportions(data: Path, tmp_path: 
     root = ElementTree.fromstring((tmp_path / "bar.svg").read_text())
     assert {element.tag.split("}")[1] for element in root.iter()} == {"svg", "rect", "title", "text"}
     drawn = [rect for rect in root if len(rect)]
-    assert [float(rect.attrib["width"]) for rect in drawn] == pytest.approx([96, 192, 288, 192, 192])
+    assert [float(rect.attrib["width"]) for rect in drawn] == pytest.approx([96, 192, 288, 192, 192, *[192] * 3, 384])
     assert "<script>alert('x & y')</script>" in str(drawn[1][0].text)
+
+
+def test_show_without_an_id_lists_the_memories(data: Path, tmp_path: Path) -> None:
+    FileStore(data / "memories").save("b.ob/1", to_json(MemoryState(70)), after=0)
+    assert json.loads(invoke(data, "show", "--json").output) == [
+        {"id": "ann", "tokens": 80, "budget": 100, "turns": 5},
+        {"id": "b.ob/1", "tokens": 0, "budget": 70, "turns": 0},
+    ]
+    assert "begins one" in invoke(tmp_path / "nowhere", "show").output
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_cells_follow_the_tokens() -> None:
@@ -73,6 +83,16 @@ def test_cells_follow_the_tokens() -> None:
         ("written", 2),
         ("free", 2),
     ]
+
+
+def test_turns_are_drawn_too_those_that_were_dropped_among_them() -> None:
+    state = msgspec.structs.replace(MemoryState(100), segments=SEGMENTS, n_turns=1000, next_id=1000)
+    assert [(run.kind.name, run.cells) for run in turn_runs(state, 100)] == [("dropped", 100)]
+    assert [(run.kind.name, run.cells) for run in turn_runs(state, 1000)] == [
+        *(("pinned", 1), ("kept", 1), ("condensed", 1), ("written", 2), ("dropped", 995))
+    ]
+    assert turns_by_fate(state) == {"kept": 1, "condensed": 1, "written": 2, "pinned": 1, "dropped": 995}
+    assert turn_runs(MemoryState(100), 80) == []
 
 
 def test_forget_says_what_went_and_saves(data: Path) -> None:
@@ -122,9 +142,13 @@ def test_a_chat_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return httpx.Client(base_url="http://any.example/v1", transport=httpx.MockTransport(answer))
 
     monkeypatch.setattr(plain_chat, "client_of", client_of)
-    monkeypatch.setattr(memory_chat, "counter", lambda _data_dir, _model: lambda text: len(text.split()))
+    for module in (memory_chat, memory_inputs):
+        monkeypatch.setattr(module, "counter", lambda _data_dir, _model: lambda text: len(text.split()))
     assert "I noted it." in invoke(tmp_path, "chat", "ann", input="My locker code is 4711.\n/quit\n").output
-    assert "It is 4711." in invoke(tmp_path, "chat", "ann", input="What is it?\n").output
+    invoke(tmp_path, "resize", "ann", "--budget", "900")
+    told = invoke(tmp_path, "chat", "ann", input="What is it?\n").output  # with its own budget, not a new one's
+    assert "It is 4711." in told
+    assert "of 900 tokens" in told
     assert "user: My locker code is 4711." in server.messages[0]["content"]
     failed = invoke(tmp_path, "chat", "ann", input="And now?\n")
     assert failed.exit_code == 1

@@ -23,6 +23,7 @@ import pytest
 from loreloop.cli.server import RunningServer, running_server
 from loreloop.config import Config
 from loreloop.host.dispatcher import Dispatcher
+from loreloop.host.job_desk import JobDesk
 from loreloop.host.server_plan import NONCE, ServerPlan
 from loreloop.host.web import run_web
 from tests.tiny import make_tiny_model
@@ -145,7 +146,7 @@ def test_of_two_that_start_at_the_same_moment_one_goes_on(model: Path, tmp_path:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_start_can_be_ended_while_the_engine_loads(model: Path, tmp_path: Path, number: signal.Signals) -> None:
     supervisor = begin(tmp_path, model)
-    children = until(lambda: len(found := psutil.Process(supervisor.pid).children()) == 2 and found)
+    children = until(lambda: len(found := psutil.Process(supervisor.pid).children()) == 3 and found)
     supervisor.send_signal(number)
     _, errors = supervisor.communicate(timeout=10)
     assert (supervisor.returncode, "Traceback" in errors) == (0, False), errors
@@ -159,7 +160,7 @@ def test_an_idle_server_does_nothing(server: RunningServer, model: Path) -> None
     before = [sum(process.cpu_times()[:2]) for process in processes]
     time.sleep(5)
     after = [sum(process.cpu_times()[:2]) for process in processes]
-    assert len(processes) == 3
+    assert len(processes) == 4
     assert sum(after) - sum(before) <= 0.05  # one per cent of a core
 
 
@@ -187,7 +188,7 @@ def test_all_processes_end_with_the_supervisor(model: Path, tmp_path: Path, numb
     children = psutil.Process(supervisor.pid).children()
     supervisor.send_signal(number)
     supervisor.wait(30)
-    assert len(children) == 2
+    assert len(children) == 3
     until(lambda: all(map(has_ended, children)), seconds=5)
     assert number is signal.SIGKILL or not (tmp_path / "run" / "server.json").exists()
 
@@ -207,7 +208,7 @@ def test_an_address_left_behind_is_not_taken_for_the_new_one(model: Path, tmp_pa
 
 
 def test_the_announced_address_can_be_connected_to(tmp_path: Path) -> None:
-    async def serve(dispatcher: Dispatcher, listening: socket.socket) -> None:
+    async def serve(dispatcher: Dispatcher, desk: JobDesk, listening: socket.socket) -> None:
         assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
 
     plan = ServerPlan(Config(data_dir=str(tmp_path), port=0), {})
@@ -216,7 +217,7 @@ def test_the_announced_address_can_be_connected_to(tmp_path: Path) -> None:
 
 
 def test_the_data_may_lie_deep_in_folders(tmp_path: Path) -> None:
-    async def serve(dispatcher: Dispatcher, listening: socket.socket) -> None:
+    async def serve(dispatcher: Dispatcher, desk: JobDesk, listening: socket.socket) -> None:
         reached.append(True)
 
     reached: list[bool] = []

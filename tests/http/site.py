@@ -22,6 +22,7 @@ from loreloop.config import Config, LimitConfig, SessionConfig
 from loreloop.deployments.model_names import ModelNames
 from loreloop.deployments.model_texts import ModelTexts
 from loreloop.engine.fake import FakeEngine
+from loreloop.host.job_desk import JobDesk
 from loreloop.http.application import create_app
 from loreloop.http.pictures import Pictures
 from loreloop.http.services import Services
@@ -139,11 +140,23 @@ async def site(config: Config, write_tokenizer: Callable[[Path], None] = write_t
         write_tokenizer(Path(folder))
         async with office(config) as place:
             names = ModelNames({"fake": Path(folder)}, {"org/alias": "fake"})
-            here = Site(place, Services(config, place.store, place.dispatcher, names, ModelTexts(), Pictures(config)))
+            desk = JobDesk(config, place.dispatcher, "http://site")
+            services = Services(
+                config=config,
+                store=place.store,
+                dispatcher=place.dispatcher,
+                names=names,
+                texts=ModelTexts(),
+                pictures=Pictures(config),
+                desk=desk,
+                has_worker=True,
+            )
+            here = Site(place, services)
             async with here.client:
                 yield here
             await here.services.sandbox.close()
             await here.services.pictures.close()
+            await here.services.grading.close()
 
 
 def play(

@@ -85,12 +85,13 @@ class Hasty(Line):
     def __init__(self, site: Site, path: str, body: dict[str, Any]) -> None:
         super().__init__(site, path, body)
         self.site, self.path, self.body_sent = site, path, body
+        self.field = "input" if path == RESPONSES else "messages"
 
     async def send(self, message: dict[str, Any]) -> None:
         await super().send(message)
         if self.again is None and b'"remembered":' in self.body:
             self.again = 0
-            body = {"model": "fake", "seed": 1} | self.body_sent | {"stream": False}
+            body = {"model": "fake", "seed": 1} | self.body_sent | {"stream": False, self.field: [user("12")]}
             self.again = (await self.site.client.post(f"http://site{self.path}", json=body)).status_code
 
 
@@ -195,11 +196,19 @@ def test_a_client_without_the_field_names_its_memory_in_a_header_or_metadata(rou
         headers["x-loreloop-memory"] = "ann; budget=400"
         told = await say(script, route, "One.", user("Hi."), memory=None)
         assert told["memory"]["turns"] == 2
-        headers["x-loreloop-memory"] = "ann"
-        assert (await say(script, route, "Two.", user("Hi."), memory=None))["memory"]["turns"] == 4
+        headers["x-loreloop-memory"] = " ann ; pin"
+        assert (await say(script, route, "Two.", user("Ho."), memory=None))["memory"]["turns"] == 4
         assert "twice and differently" in await refused(script, 400, route, user("x"))
-        for budget in ("many", "9" * 5000):
-            headers["x-loreloop-memory"] = f"ann;budget={budget}"
+        assert [s["pinned"] for s in (await shown(script.site))["segments"]] == [False, False, True, False]
+        for wrong in (
+            "ann;budget=many",
+            f"ann;budget={'9' * 5000}",
+            "an n",
+            "ann;bud get=400",
+            "ann;time=-5",
+            "ann;x=1",
+        ):
+            headers["x-loreloop-memory"] = wrong
             assert "is not so" in await refused(script, 400, route, user("x"), memory=None)
         del headers["x-loreloop-memory"]
         if route != CHAT:

@@ -196,7 +196,7 @@ def test_an_old_image_is_its_caption_or_a_marker(store: FileStore) -> None:
     chat.send([seen])
     assert server.messages == [seen]
     chat.send([user("Nice?")])
-    assert "Look.\n[image: Odin the cat]\n[image]" in server.messages[0]["content"]
+    assert "Look.\n [image: Odin the cat]\n [image]" in server.messages[0]["content"]
     assert "data:" not in server.messages[0]["content"]
 
 
@@ -230,3 +230,22 @@ def test_forgetting_is_saved_and_a_foreign_budget_refused(store: FileStore) -> N
         chat_with(server, store, budget=200)
     with pytest.raises(BadRequest, match="one answer"):
         chat.send([user("Hi.")], n=2)
+
+
+def test_a_turn_is_pinned_and_dated_and_what_cannot_be_is_refused_before_it_is_sent(store: FileStore) -> None:
+    server = Server({"content": "So you said yesterday."}, {"content": "Noted."})
+    chat = chat_with(server, store)
+    chat.send([{"role": "user", "content": "I was in Oslo yesterday."}], pin=True, time=1682942400.0)
+    list(chat.stream([{"role": "user", "content": "Today I am well."}], time=1682942400.0 + 86400))
+    found = chat.memory.state.segments
+    assert [segment.head for segment in found[:3]] == [
+        *("user (1 May 2023): ", "assistant (1 May 2023): ", "user (2 May 2023): ")
+    ]
+    assert [segment.pinned for segment in found] == [True, False, False, False]
+    before = chat.memory.state
+    with pytest.raises(BadRequest, match="lies before"):
+        chat.send([{"role": "user", "content": "Hello."}], time=5.0)
+    with pytest.raises(BadRequest, match="pin less"):
+        chat.send([{"role": "user", "content": "word " * 5000}], pin=True)
+    assert chat.memory.state is before
+    assert len(server.sent) == 2

@@ -10,14 +10,14 @@ import pytest
 
 from loreloop.memory.evaluation import minilm, synthetic
 from loreloop.memory.evaluation.cases import Conversation, Question
-from loreloop.memory.evaluation.contenders import BLIND, Bm25, Embedded
+from loreloop.memory.evaluation.contenders import BLIND, Bm25, Embedded, terms
 from loreloop.memory.evaluation.minilm import Array
 from loreloop.memory.evaluation.published import Format, load
-from loreloop.memory.evaluation.recall import answer_kept, estimate, gone, recall, turns_kept
+from loreloop.memory.evaluation.recall import answer_kept, estimate, estimate_within, gone, recall, turns_kept
 from loreloop.memory.evaluation.study import blind_rows, knowing_rows, table_of
 from loreloop.memory.state import Segment
 from loreloop.memory.turns import Turn
-from loreloop.memory.words import content_of
+from loreloop.memory.words import content_of, sentences
 from loreloop.protocol.errors import BadRequest
 from tests.memory.conversations import count
 
@@ -111,6 +111,9 @@ def test_locomo_raw_and_cleaned(tmp_path: Path) -> None:
     (cleaned,) = load(written(tmp_path, LOCOMO), "locomo", written(tmp_path, FAULTS))
     assert cleaned.questions[1].evidence == (2,)
     assert cleaned.questions[1].answer == "Odin the cat"
+    assert load(written(tmp_path, LOCOMO), "locomo", written(tmp_path, [FAULTS[0] | {"question": "Which cat?"}]))
+    with pytest.raises(BadRequest, match="another version"):
+        load(written(tmp_path, LOCOMO), "locomo", written(tmp_path, [FAULTS[0] | {"question": "Which dog?"}]))
 
 
 def test_beam_cites_messages_by_id(tmp_path: Path) -> None:
@@ -166,6 +169,15 @@ def test_measures() -> None:
     assert 0.38 < half.low < 0.45 < 0.55 < half.high < 0.62
 
 
+def test_intervals_tell_how_conversations_differ() -> None:
+    """Fifty equal questions of one conversation say no more than one: the interval is that of two conversations."""
+    apart = estimate_within([[0.0] * 50, [1.0] * 50])
+    assert (apart.mean, apart.low, apart.high, apart.n) == (0.5, 0.0, 1.0, 100)
+    assert estimate_within([[0.0, 1.0] * 50, []]) == estimate([0.0, 1.0] * 50)
+    alike = estimate_within([[0.0, 1.0] * 25, [0.0, 1.0] * 25])
+    assert 0.38 < alike.low < 0.45 < 0.55 < alike.high < 0.62
+
+
 def test_bm25_follows_its_formula() -> None:
     ranked = Bm25([Turn("user", "red cat"), Turn("user", "red red dog barks"), Turn("user", "blue fish")])
     scores = ranked.scores("Red?")
@@ -173,6 +185,27 @@ def test_bm25_follows_its_formula() -> None:
     assert scores == pytest.approx(
         [0.470 * 2.5 / (1 + 1.5 * (0.25 + 0.75 * 0.75)), 0.470 * 5 / (2 + 1.5 * 1.375), 0], rel=1e-3
     )
+
+
+def test_bm25_ranks_as_the_published_package_does() -> None:
+    """Beside `bm25s`, on English prose: the summaries of this project's own documents, asked with each one's title."""
+    bm25s = pytest.importorskip("bm25s")
+    paragraphs = [
+        " ".join(piece.split())
+        for path in sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
+        for piece in path.read_text().split("\n\n")
+        if len(piece) > 200 and not piece.startswith(("|", "```", "#"))
+    ][:400]
+    queries = [sentences(one)[-1] for one in paragraphs[::7]]
+    assert len(paragraphs) > 100
+    ours = Bm25([Turn("user", text) for text in paragraphs])
+    theirs = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+    theirs.index([terms(f" {text}") for text in paragraphs], show_progress=False)
+    for query in queries:
+        wanted = sorted(set(terms(query)))
+        # Theirs leaves out the factor k1 + 1, which is the same for all documents, as Lucene does.
+        expected = 2.5 * theirs.get_scores([term for term in wanted if term in theirs.vocab_dict])
+        assert ours.scores(query) == pytest.approx(list(expected), rel=1e-3, abs=1e-4)
 
 
 def test_every_contender_stays_within_the_budget() -> None:

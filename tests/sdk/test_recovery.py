@@ -71,5 +71,5 @@ def test_nothing_outlives_the_supervisor(own_server: RunningServer) -> None:
     children = supervisor.children()
     supervisor.kill()
     gone, alive = psutil.wait_procs(children, timeout=10)
-    assert len(gone) == 2
+    assert len(gone) == 3
     assert not alive

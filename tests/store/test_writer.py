@@ -114,6 +114,16 @@ def test_closing_commits_what_waits(tmp_path: Path) -> None:
     assert len(names(place)) == 300
 
 
+def test_a_closed_store_refuses_a_write_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.close()
+    store.close()
+    with pytest.raises(OutOfService, match="takes no more writes"):
+        store.write_and_wait(add_key, "carl")
+    with pytest.raises(OutOfService, match="takes no more writes"):
+        asyncio.run(asyncio.wait_for(store.write(add_key, "carl"), 5))
+
+
 def test_a_key_is_made_beside_a_running_store(place: Place) -> None:
     engine = open_database(place.folder)
     with engine.begin() as connection:

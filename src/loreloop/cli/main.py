@@ -17,6 +17,8 @@ from loreloop.cli.chat import chat
 from loreloop.cli.checkpoints import checkpoints
 from loreloop.cli.demo import demo
 from loreloop.cli.deploy import deploy
+from loreloop.cli.files import files
+from loreloop.cli.jobs import jobs
 from loreloop.cli.keys import keys
 from loreloop.cli.memory import memory
 from loreloop.cli.model_care import remove_model, verify_models
@@ -51,7 +53,7 @@ def cli() -> None:
     """Train, serve and keep improving language models with LoRA, on your own machine."""
 
 
-for verb in (serve, demo, models, keys, runs, checkpoints, deploy, tools, chat, memory, train):
+for verb in (serve, demo, models, keys, runs, checkpoints, files, jobs, deploy, tools, chat, memory, train):
     cli.add_command(verb)
 for verb in (remove_model, verify_models, import_adapter, export_model):
     models.add_command(verb)

@@ -91,7 +91,11 @@ def evaluate(
         conversations = chosen(file, form, faults, only)
         # Shares of each conversation's own length, so that long and short ones are judged alike.
         shares = budgets or (0.25, 0.1, 0.05)
-        blind = study.blind_rows(conversations, shares, count, list(BLIND))
+        blind: list[Row] = []
+        for share in shares:
+            blind += study.blind_rows(conversations, [share], count, list(BLIND))
+            # A large file takes minutes, and silence looks like a fault.
+            click.echo(f"Not knowing the question, at {share:g}: done.", err=True)
         knowing = study.knowing_rows(conversations, shares, count, embedder())
         tables = {"not knowing the question": blind, "knowing the question": knowing}
         survival, pace = [], None

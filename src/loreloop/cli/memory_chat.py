@@ -18,16 +18,17 @@ if TYPE_CHECKING:
     from types import SimpleNamespace
 
     from loreloop.memory.chat import MemoryChat
+    from loreloop.memory.file_store import FileStore
+
+NEW_BUDGET = 2048  # tokens
 
 
 @click.command()
 @click.argument("id")
 @click.option(
     "--budget",
-    default=2048,
-    show_default=True,
     type=click.IntRange(min=1),
-    help="Most tokens that the memory may hold.",
+    help=f"Most tokens that the memory may hold.  [default: its own; {NEW_BUDGET} for a new one]",
 )
 @click.option("--model", default=None, help="Which model answers; by default the first served.")
 @click.option("--system", default="", help="What the model is told with every turn; it is not remembered.")
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 def chat(
     *,
     id: str,
-    budget: int,
+    budget: int | None,
     model: str | None,
     system: str,
     url: str,
@@ -69,10 +70,20 @@ def chat(
         name = known_model(http, url, model)
         parts = parts_of(counter(data_dir, tokenizer), importance, refill, http)
         client = SimpleNamespace(chat=SimpleNamespace(completions=Completions(http)))
-        talk = MemoryChat(client, name, id, store_of(data_dir), parts, budget=budget)
-        click.echo(f"{name} at {url}, memory {id}: {talk.memory.state.tokens} of {budget} tokens.", err=True)
+        store = store_of(data_dir)
+        talk = MemoryChat(client, name, id, store, parts, budget=budget or budget_in(store, id))
+        state = talk.memory.state
+        click.echo(f"{name} at {url}, memory {id}: {state.tokens} of {state.budget} tokens.", err=True)
         if not run(talk, system, max_tokens):
             sys.exit(1)
+
+
+def budget_in(store: FileStore, id: str) -> int:
+    """The budget of a memory in tokens; what a new one is given where there is none yet."""
+    from loreloop.memory.persistence import from_json
+
+    saved = store.load(id)
+    return NEW_BUDGET if saved is None else from_json(saved.data).budget
 
 
 def run(talk: MemoryChat, system: str, max_tokens: int) -> bool:

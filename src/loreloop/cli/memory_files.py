@@ -20,16 +20,21 @@ SHOWN = 60  # characters of a segment in a table
 
 
 @click.command()
-@click.argument("id")
+@click.argument("id", required=False)
 @click.option("--svg", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write the picture to this file.")
 @JSON
 @DATA
-def show(id: str, file: Path | None, as_json: bool, data_dir: str) -> None:
-    """Show what the memory ID keeps: a bar of its budget, and a table of its segments."""
+def show(id: str | None, file: Path | None, as_json: bool, data_dir: str) -> None:
+    """Show what the memory ID keeps: a bar of its budget, one of the conversation's turns, and a table of its segments.
+    Without ID, list the memories.
+    """
     from loreloop.cli import tables
     from loreloop.memory import picture
     from loreloop.memory.persistence import from_json
 
+    if id is None:
+        tables.show(listed(data_dir), as_json, empty="There are no memories; `loreloop memory chat ID` begins one.")
+        return
     # Showing reads the file alone; no tokenizer or model is needed for it.
     state = from_json(saved_memory(data_dir, id).data)
     if file is not None:
@@ -97,6 +102,18 @@ def resize(id: str, budget: int, tokenizer: str, data_dir: str) -> None:
     )
 
 
+def listed(data_dir: str) -> list[dict[str, Any]]:
+    """A row for each memory of a data folder."""
+    from loreloop.memory.persistence import from_json
+
+    folder = folder_of(data_dir)
+    rows = []
+    for id in store_of(data_dir).ids() if folder.is_dir() else ():
+        state = from_json(saved_memory(data_dir, id).data)
+        rows.append({"id": id, "tokens": state.tokens, "budget": state.budget, "turns": state.n_turns})
+    return rows
+
+
 def store_of(data_dir: str) -> FileStore:
     """The store of the data folder's memories; the folder is made, for its owner alone, where there is none."""
     from loreloop.memory.file_store import FileStore
@@ -125,13 +142,20 @@ def saved_memory(data_dir: str, id: str) -> Saved:
 
 
 def bar(state: MemoryState) -> str:
-    """The memory as one line of cells in proportion to its budget, with a legend below."""
+    """Two lines of cells, each with a legend below: the memory in proportion to its budget in tokens, and the turns of
+    the conversation, the oldest first."""
     from loreloop.memory import picture
 
-    drawn = "".join(click.style(run.kind.sign * run.cells, fg=run.kind.colour) for run in picture.runs(state, BAR))
-    tokens = picture.tokens_by_kind(state)
-    legend = (f"{click.style(k.sign, fg=k.colour)} {k.name} {tokens[k.name]}" for k in picture.KINDS)
-    return f"{drawn}\n{'   '.join(legend)}"
+    lines = []
+    for unit, runs, numbers, kinds in (
+        ("tokens", picture.runs(state, BAR), picture.tokens_by_kind(state), picture.KINDS),
+        ("turns", picture.turn_runs(state, BAR), picture.turns_by_fate(state), picture.FATES),
+    ):
+        lines.append("".join(click.style(run.kind.sign * run.cells, fg=run.kind.colour) for run in runs))
+        lines.append(
+            f"{unit}:   " + "   ".join(f"{click.style(k.sign, fg=k.colour)} {k.name} {numbers[k.name]}" for k in kinds)
+        )
+    return "\n".join(lines)
 
 
 def row(segment: Segment, exact: bool) -> dict[str, Any]:

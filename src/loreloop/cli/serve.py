@@ -123,6 +123,7 @@ def overrides(flags: dict[str, Any]) -> dict[str, Any]:
 def plan_of(config: Config) -> ServerPlan:
     """Finds the models, and sees that they fit the memory budget."""
     import secrets
+    from importlib.util import find_spec
 
     import msgspec
 
@@ -149,7 +150,11 @@ def plan_of(config: Config) -> ServerPlan:
             raise BadRequest(f"The alias {alias!r} is for {model!r}, which is not served; add --model {model}.")
     folders = {name: str(entry.folder) for name, entry in entries.items()}
     hub_ids = {name: hub_id for name, hub_id in HUB_IDS.items() if name in entries}
-    return ServerPlan(config, folders, secrets.token_hex(16), hub_ids)
+    # Jobs train through the SDK, as clients do; without it they are refused when somebody asks for one.
+    has_worker = bool(config.limits.running_jobs) and find_spec("tinker") is not None
+    return ServerPlan(
+        config=config, folders=folders, nonce=secrets.token_hex(16), hub_ids=hub_ids, has_worker=has_worker
+    )
 
 
 def engine_environment(config: Config) -> dict[str, str]:

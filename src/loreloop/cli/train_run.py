@@ -91,6 +91,8 @@ def order_of(name: str, settings: type[Settings], given: dict[str, Any], texts: 
     from loreloop.learn.files import read_file
     from loreloop.learn.methods import METHODS, Order
     from loreloop.learn.rendering import renderer_of
+    from loreloop.learn.rewards.graders.grader import Means
+    from loreloop.learn.rewards.served_judge import served_judge
 
     examples = read_file(given["data"], METHODS[name].read)
     held_out = read_file(given["held_out"], METHODS[name].read) if given["held_out"] else []
@@ -110,6 +112,7 @@ def order_of(name: str, settings: type[Settings], given: dict[str, Any], texts: 
         renderer=renderer_of(texts),
         examples=examples,
         held_out=held_out,
+        means=Means(chat=served_judge(given["url"], given["key"])),
     )
 
 

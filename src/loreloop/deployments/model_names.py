@@ -17,9 +17,10 @@ from urllib.parse import quote
 from loreloop.deployments.canary import arm_for
 from loreloop.deployments.name_suggestions import REACH, around, not_served, refusal, saved
 from loreloop.protocol.errors import BadRequest, Gone, NotFound
-from loreloop.protocol.paths import SCHEME, CheckpointKind, parse_path
+from loreloop.protocol.jobs import TUNED
+from loreloop.protocol.paths import SCHEME, CheckpointKind, CheckpointPath, parse_path
 from loreloop.protocol.sampling import Revision
-from loreloop.store import checkpoints, deployments, runs, samplers
+from loreloop.store import checkpoints, deployments, runs, samplers, tuned_models
 from loreloop.store.rows import CheckpointRow, Deployment, KeyRow, RunRow
 from loreloop.store.store import Store
 
@@ -38,6 +39,14 @@ class Target:
     def label(self) -> str:
         """Which weights answer, in letters that fit a header: the revision's id, or the bare base's name."""
         return quote(self.revision.revision_id if self.revision else self.base_model, safe="/:")
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What training begins from: a served base, and the training checkpoint on it, None for a fresh adapter."""
+
+    base_model: str
+    state_path: str | None = None
 
 
 class ModelNames:
@@ -90,7 +99,7 @@ class ModelNames:
         return self.folders[base] if base is not None else None
 
     def target(self, store: Store, key: KeyRow, model: str, user: str | None = None) -> Target:
-        """What to sample from for `model`: a base, an alias, a deployment, `tinker://…`, or `base;tinker://…`.
+        """What to sample from for `model`: a base, an alias, a deployment, `ft:…`, `tinker://…`, or `base;tinker://…`.
 
         A deployment with a canary gives one `user` always the same weights; without a user it draws.
         """
@@ -101,10 +110,38 @@ class ModelNames:
         base = None if model in key.deployments else self.find_base(model)
         if base is not None:
             return Target(model, base)
+        if model.startswith(TUNED) and (tuned := store.read(tuned_models.find, key.id, model)) is not None:
+            return self._weights(store, key.id, tuned.path, "")
         found = self.deployment(store, key, model)
         if found is not None:
             return self._deployed(found, user)
         raise self._unknown(store, key, model)
+
+    def beginning(self, store: Store, key: KeyRow, model: str) -> Beginning:
+        """What training can begin from for `model`: a base or alias, `ft:…`, or `tinker://…` of saved weights.
+
+        NotFound where this key has none of the name, BadRequest where it holds no state to train from.
+        """
+        if (base := self.find_base(model)) is not None:
+            return Beginning(base)
+        if model.startswith(TUNED):
+            tuned = store.read(tuned_models.find, key.id, model)
+            if tuned is None:
+                raise self._unknown(store, key, model)
+            if tuned.state_path is None:
+                raise BadRequest(
+                    f"{model} is a checkpoint amid a job, which can be asked and not trained on from; begin from the "
+                    "model that the job ended with."
+                )
+            model = tuned.state_path
+        if not model.startswith(SCHEME):
+            raise self._unknown(store, key, model)
+        path = parse_path(model)
+        # An adapter that was imported has both kinds under one name; either may be given.
+        state = CheckpointPath(path.run_id, CheckpointKind.TRAINING, path.name)
+        row = store.read(checkpoints.get, key.id, state)
+        checkpoints.folder_of(row)
+        return Beginning(self.base(store.read(runs.get, key.id, row.run_id).base_model), str(state))
 
     def deployment(self, store: Store, key: KeyRow, name: str) -> Deployment | None:
         """The current version of a deployment that this key may use."""
@@ -117,6 +154,7 @@ class ModelNames:
         if model in key.deployments:  # it may be a key for nothing else, which hears of no other name
             return NotFound(f"There is no deployment {model!r} yet; `loreloop deploy set {model} …` makes it.")
         candidates = [*around(self.ordered, model), *store.read(deployments.names_around, key.id, model, REACH)]
+        candidates += store.read(tuned_models.names_around, key.id, model, REACH)
         own_paths = saved(store.read(checkpoints.newest, key.id, CheckpointKind.SAMPLER, REACH))
         return refusal(not_served(model, self.all()), model, candidates, own_paths)
 

@@ -14,9 +14,10 @@ from sqlalchemy import Connection
 
 from loreloop.deployments.model_names import ModelNames
 from loreloop.protocol.errors import BadRequest, Conflict, NotFound
+from loreloop.protocol.jobs import TUNED
 from loreloop.protocol.loop_rest import SetDeployment
 from loreloop.protocol.paths import SCHEME
-from loreloop.store import deployments
+from loreloop.store import deployments, tuned_models
 from loreloop.store.deployments import Owned
 from loreloop.store.rows import Arm, Deployment, KeyRow, Split
 from loreloop.store.store import Store
@@ -105,6 +106,10 @@ class Rollout:
         return found
 
     def _owned(self, target: str) -> Owned:
+        if target.startswith(TUNED):
+            # A fine-tuned model's name is short for its checkpoint, which the deployment then holds on to.
+            owner = None if self.is_admin else self.key.id
+            target = self.store.read(tuned_models.get, owner, target).path
         if target.startswith(SCHEME):
             found = self.store.read(deployments.arm_of, target)
             if not self.is_admin and found.key_id != self.key.id:

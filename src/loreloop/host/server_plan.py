@@ -17,12 +17,14 @@ LONGEST_SOCKET_PATH = 100  # bytes; the system allows 107
 
 class ServerPlan(msgspec.Struct, frozen=True):
     """`folders` maps base models to their folders; aliases are in the configuration. `nonce` is this start's.
-    `hub_ids` are the names under which the world knows models that have another one here."""
+    `hub_ids` are the names under which the world knows models that have another one here; `has_worker` says whether
+    fine-tuning jobs can be done."""
 
     config: Config
     folders: dict[str, str]
     nonce: str = ""
     hub_ids: dict[str, str] = {}
+    has_worker: bool = False
 
     @property
     def run_folder(self) -> Path:
@@ -42,8 +44,17 @@ class ServerPlan(msgspec.Struct, frozen=True):
 
     @property
     def socket(self) -> Path:
+        """Where engines find the HTTP process."""
+        return self._socket("engine.sock")
+
+    @property
+    def worker_socket(self) -> Path:
+        """Where the worker of fine-tuning jobs finds it."""
+        return self._socket("jobs.sock")
+
+    def _socket(self, name: str) -> Path:
         """Below the data folder, or, where its path is longer than a socket's may be, in the temporary folder."""
-        path = self.run_folder.absolute() / "engine.sock"
+        path = self.run_folder.absolute() / name
         if len(bytes(path)) <= LONGEST_SOCKET_PATH:
             return path
         digest = hashlib.sha256(bytes(path)).hexdigest()[:16]

@@ -1,6 +1,7 @@
 """Starts the processes of a server, starts them again when they die, and ends them in order.
 
-One HTTP process and one engine process for every base model. Without anything to do it sleeps in `wait`.
+One HTTP process, one engine process for every base model, and one worker for fine-tuning jobs. Without anything to do
+it sleeps in `wait`.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class _Child:
     n_deaths: int = 0
     lives: int = 0
     starts: Starts = field(default_factory=Starts)
+    environment: Mapping[str, str] = field(default_factory=dict)  # laid over this process's own
 
 
 class Supervisor:
@@ -60,6 +62,13 @@ class Supervisor:
         self.engines = [
             _Child(module="loreloop.cli.engine_process", arguments=[path, name], name=name) for name in plan.folders
         ]
+        for engine in self.engines:
+            engine.environment = self.environment
+        # Its tensors are small: with more threads than one it would only take cores from the engines.
+        worker = _Child(module="loreloop.cli.job_process", arguments=[path], name="jobs")
+        # The SDK's reports of itself would come here only to be thrown away.
+        worker.environment = {"OMP_NUM_THREADS": "1", "TINKER_TELEMETRY": "0"}
+        self.workers = [worker] if plan.has_worker else []
         self.due: list[tuple[float, _Child]] = []  # when dead children start again
 
     def run(self) -> None:
@@ -81,8 +90,8 @@ class Supervisor:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _raise_stop)
             self._start(self.http)
-            for engine in self.engines:
-                self._start(engine)
+            for child in (*self.engines, *self.workers):
+                self._start(child)
             while True:
                 try:
                     pid, status = os.wait()
@@ -106,8 +115,8 @@ class Supervisor:
         child.lives += 1
         child.started = time.monotonic()
         command = children.python(child.module, *child.arguments, str(os.getpid()))
-        # The HTTP process keeps the ordinary allocator; the settings are for large tensors.
-        environment = children.environment() | (self.environment if child is not self.http else {})
+        # The HTTP process keeps the ordinary allocator; the engines' settings are for large tensors.
+        environment = children.environment() | dict(child.environment)
         folder = self.plan.empty_folder
         child.process = subprocess.Popen(
             command, env=environment, cwd=folder, start_new_session=True, stderr=subprocess.PIPE
@@ -118,7 +127,7 @@ class Supervisor:
 
     def _replace(self, pid: int, exit_code: int) -> None:
         """Starts a dead child again, after a pause that grows while it keeps dying; the others do not wait for it."""
-        for child in [c for c in (self.http, *self.engines) if c.process and c.process.pid == pid]:
+        for child in [c for c in (self.http, *self.engines, *self.workers) if c.process and c.process.pid == pid]:
             self._count_start(child, pid, exit_code)
             # A process that ran well for a while and dies once is started again at once.
             steady = time.monotonic() - child.started > STEADY_SECONDS
@@ -166,7 +175,8 @@ class Supervisor:
     def _end(self) -> None:
         """Engines first, so that their last words are still heard."""
         self._say(logging.INFO, "ending")
-        for group, seconds in ((self.engines, ENGINE_GRACE_SECONDS), ([self.http], HTTP_GRACE_SECONDS)):
+        working = [*self.workers, *self.engines]
+        for group, seconds in ((working, ENGINE_GRACE_SECONDS), ([self.http], HTTP_GRACE_SECONDS)):
             processes = [child.process for child in group if child.process]
             for process in processes:
                 process.send_signal(signal.SIGTERM)

@@ -1,5 +1,5 @@
-"""Takes away what has had its time: silent sessions, expired checkpoints, results, records and answers,
-memories of keys that are gone, stray files.
+"""Takes away what has had its time: silent sessions, expired checkpoints, results, records and answers, uploaded files
+and old jobs, memories of keys that are gone, stray files.
 
 Sleeps until the next thing is due. Decides nothing about live work.
 """
@@ -13,12 +13,13 @@ import time
 from loreloop.host.dispatcher import Dispatcher
 from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.paths import CheckpointKind
-from loreloop.store import checkpoints, journal, memories, responses, runs, sessions, spool
+from loreloop.store import checkpoints, jobs, journal, memories, responses, runs, sessions, spool, uploads
 from loreloop.store.files import delete
 
 LONGEST_SLEEP_SECONDS = 300.0
 SHORTEST_SLEEP_SECONDS = 1.0
 YOUNG_SECONDS = 600.0
+DAY_SECONDS = 86400.0
 LOG = logging.getLogger(__name__)
 
 
@@ -48,19 +49,29 @@ class Sweeper:
         await self.store.write(spool.sweep, now)
         await self.store.write(responses.sweep, now)
         await self.store.write(memories.sweep)
+        await self.store.write(jobs.sweep, now - session.job_days * DAY_SECONDS)
+        await self._sweep_uploads(now)
         await self.store.write_alone(journal.sweep_segments, self.store.segments)
         await self.dispatcher.delete_left_files()
         self._unpin(now)
         # Young files may belong to an operation that is just being written.
         self.dispatcher.files.sweep(now - YOUNG_SECONDS)
 
+    async def _sweep_uploads(self, now: float) -> None:
+        files = self.dispatcher.files
+        await self.store.write(uploads.sweep, files, now)
+        # A body gets its row within moments; one that is older belongs to an upload that was killed between the two.
+        for body in self.store.read(uploads.unknown_bodies, files, now - YOUNG_SECONDS):
+            body.unlink(missing_ok=True)
+
     def _pause(self, now: float) -> float:
         """Seconds until something may be due."""
         due = [now + LONGEST_SLEEP_SECONDS]
         if (oldest := self.store.read(sessions.oldest_sign_of_life)) is not None:
             due.append(oldest + self.dispatcher.config.session.expiry_seconds)
-        if (expiry := self.store.read(checkpoints.next_expiry)) is not None:
-            due.append(expiry)
+        for next_expiry in (checkpoints.next_expiry, uploads.next_expiry):
+            if (expiry := self.store.read(next_expiry)) is not None:
+                due.append(expiry)
         return max(SHORTEST_SLEEP_SECONDS, min(due) - now)
 
     async def _end_silent_sessions(self, now: float) -> None:

@@ -1,4 +1,5 @@
-"""The HTTP process: store, dispatcher, the socket for engines, the sweeper, and the web server, on one event loop.
+"""The HTTP process: store, dispatcher, the sockets for engines and for the worker of jobs, the sweeper, and the web
+server, on one event loop.
 
 The application is made by a function it is given, since this room knows no routes.
 """
@@ -12,13 +13,15 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
 
 from loreloop.host.address import listen
 from loreloop.host.dispatcher import Dispatcher
-from loreloop.host.link import EngineConnection
+from loreloop.host.job_desk import JobDesk
+from loreloop.host.link import EngineConnection, WorkerConnection
 from loreloop.host.server_plan import Address, ServerPlan
 from loreloop.host.sweeper import Sweeper
 from loreloop.protocol.errors import OutOfService
@@ -28,7 +31,7 @@ from loreloop.store.store import Store
 FIRST_KEY_SCOPES = ("admin",)
 LOADING_SECONDS = 30.0  # between two lines about what is waited for
 LOG = logging.getLogger(__name__)
-Serve: TypeAlias = Callable[[Dispatcher, socket.socket], Awaitable[None]]
+Serve: TypeAlias = Callable[[Dispatcher, JobDesk, socket.socket], Awaitable[None]]
 
 
 async def run_web(plan: ServerPlan, serve: Serve) -> None:
@@ -38,27 +41,40 @@ async def run_web(plan: ServerPlan, serve: Serve) -> None:
     # While the server was down nobody could send a heartbeat, so no session may end for having been silent.
     await store.write(sessions.renew_all, time.time())
     dispatcher = Dispatcher(plan.config, store, tuple(plan.folders))
-    # A killed process leaves its socket's file behind, on which nobody could listen again.
-    plan.socket.unlink(missing_ok=True)
-    engines = await asyncio.start_unix_server(
-        lambda reader, writer: dispatcher.serve_engine(EngineConnection(reader, writer)), plan.socket
+    desk = JobDesk(plan.config, dispatcher, loopback_url(url_of(listening)))
+    await desk.recover()
+    engines = await _listen(
+        plan.socket, lambda reader, writer: dispatcher.serve_engine(EngineConnection(reader, writer))
     )
-    # Whoever may write to the socket could pass for an engine.
-    plan.socket.chmod(0o600)
+    workers = await _listen(
+        plan.worker_socket, lambda reader, writer: desk.serve_worker(WorkerConnection(reader, writer))
+    )
     sweeping = asyncio.create_task(Sweeper(dispatcher).run())
     url = url_of(listening)
     write_address(plan, url)
     announcing = asyncio.create_task(announce(plan, dispatcher, url))
     try:
-        await serve(dispatcher, listening)
+        await serve(dispatcher, desk, listening)
     finally:
         for task in (sweeping, announcing):
             task.cancel()
         await asyncio.wait({sweeping, announcing})
-        # The engines see the end of the stream and exit by themselves.
-        engines.close()
+        # The engines and the worker see the end of the stream and exit by themselves.
+        for sockets in (engines, workers):
+            sockets.close()
         await dispatcher.meter.flush()
         store.close()
+
+
+async def _listen(
+    path: Path, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+) -> asyncio.Server:
+    # A killed process leaves its socket's file behind, on which nobody could listen again.
+    path.unlink(missing_ok=True)
+    server = await asyncio.start_unix_server(serve, path)
+    # Whoever may write to the socket could pass for an engine, or for the worker.
+    path.chmod(0o600)
+    return server
 
 
 def bind(plan: ServerPlan) -> socket.socket:
@@ -74,6 +90,11 @@ def url_of(listening: socket.socket) -> str:
     """The address under which clients reach this socket; an IPv6 address stands in brackets."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def loopback_url(url: str) -> str:
+    """Where a process on this machine reaches a server that listens on all addresses."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def write_address(plan: ServerPlan, url: str) -> None:

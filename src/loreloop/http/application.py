@@ -19,8 +19,8 @@ from loreloop.http.anthropic import messages
 from loreloop.http.bodies import answer
 from loreloop.http.exchange import Exchange
 from loreloop.http.generation.remembered import end_of_turn
-from loreloop.http.openai import chat_completions, completions, models, responses
-from loreloop.http.operations import deployments, health, memories, metrics, removal
+from loreloop.http.openai import chat_completions, completions, files, fine_tuning, graders, models, responses
+from loreloop.http.operations import deployments, health, jobs, memories, metrics, removal
 from loreloop.http.services import Services
 from loreloop.http.tinker import downloads, futures, runs, sampling, sessions, training
 from loreloop.protocol import errors
@@ -66,7 +66,16 @@ def create_app(services: Services) -> Starlette:
         *health.ROUTES,
     ]
     # OpenAI's routes are mounted twice: most clients expect /v1, those of Tinker's own service /oai/api/v1.
-    openai_routes = [*models.ROUTES, *completions.ROUTES, *chat_completions.ROUTES, *responses.ROUTES]
+    openai_routes = [
+        *models.ROUTES,
+        *models.DELETING,
+        *completions.ROUTES,
+        *chat_completions.ROUTES,
+        *responses.ROUTES,
+        *files.ROUTES,
+        *fine_tuning.ROUTES,
+        *graders.ROUTES,
+    ]
     app = Starlette(
         routes=[
             Mount("/api/v1", routes=tinker),
@@ -74,7 +83,7 @@ def create_app(services: Services) -> Starlette:
             Mount("/v1", routes=openai_routes),
             Mount("/anthropic/api/v1", routes=[*messages.ROUTES, *models.ROUTES]),
             Mount("/hf", routes=hub.ROUTES),
-            Mount("/loop/v1", routes=[*deployments.ROUTES, *memories.ROUTES, *removal.ROUTES]),
+            Mount("/loop/v1", routes=[*deployments.ROUTES, *memories.ROUTES, *removal.ROUTES, *jobs.ROUTES]),
             *health.ROUTES,
             *metrics.ROUTES,
         ],

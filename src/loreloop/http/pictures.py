@@ -26,7 +26,7 @@ from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.images import ImageRules
 from loreloop.protocol.link import EngineInfo
 from loreloop.protocol.training import Chunk, Datum, ImageChunk
-from loreloop.text.conversation import Conversation, Picture
+from loreloop.text.conversation import Conversation
 
 MEDIA_TYPES = {"image/png": "png", "image/jpeg": "jpeg", "image/jpg": "jpeg", "image/webp": "webp"}
 
@@ -70,7 +70,7 @@ class Pictures:
         known = await self._checked(places, info, CHAT_FORMATS)
         chunks = {url: known[chunk] for url, chunk in raw.items()}
         turns = tuple(
-            replace(turn, parts=tuple(p if isinstance(p, str) else Picture(p.url, chunks[p.url]) for p in turn.parts))
+            replace(turn, parts=tuple(p if isinstance(p, str) else replace(p, chunk=chunks[p.url]) for p in turn.parts))
             for turn in conversation.turns
         )
         return replace(conversation, turns=turns)

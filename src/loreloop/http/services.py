@@ -14,6 +14,8 @@ from loreloop.config import Config
 from loreloop.deployments.model_names import ModelNames
 from loreloop.deployments.model_texts import ModelTexts
 from loreloop.host.dispatcher import Dispatcher
+from loreloop.host.job_desk import JobDesk
+from loreloop.http.grading import Grading
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.store import keys
@@ -40,7 +42,8 @@ class RequestCounts:
 
 @dataclass(frozen=True)
 class Services:
-    """All that routes work with. `nonce` tells this start of the server from others at the same address."""
+    """All that routes work with. `nonce` tells this start of the server from others at the same address; `has_worker`
+    whether there is a process that does fine-tuning jobs."""
 
     config: Config
     store: Store
@@ -48,8 +51,11 @@ class Services:
     names: ModelNames
     texts: ModelTexts
     pictures: Pictures
+    desk: JobDesk
+    has_worker: bool = False
     requests: RequestCounts = field(default_factory=RequestCounts)
     sandbox: GrammarSandbox = field(default_factory=GrammarSandbox)
+    grading: Grading = field(default_factory=Grading)
     nonce: str = ""
     remembering: set[MemoryName] = field(default_factory=set)  # memories with a request on them
 
@@ -94,7 +100,9 @@ def _known(request: Request) -> KeyRow:
     if not secret:
         raise Unauthorized("No key came with this request; set TINKER_API_KEY, or send Authorization: Bearer tml-….")
     served = services(request)
-    key = served.store.read(keys.find, secret, now())
+    # The worker comes with a secret for each job, which means the key that asked for the job, with what that may do.
+    owner = served.desk.key_of(secret)
+    key = served.store.read(keys.find, secret, now()) if owner is None else served.store.read(keys.active, owner, now())
     if key is None:
         raise Unauthorized("This key is not one of this server, or was revoked; `loreloop keys create` makes one.")
     served.dispatcher.meter.add(key.id, KeyUsage(last_used=now()))

@@ -39,6 +39,15 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Told:
+    """One answer to a conversation, and what came after it, in words: a complaint, an error, a corrected answer."""
+
+    prompt: Conversation
+    answer: Conversation
+    outcome: str
+
+
+@dataclass(frozen=True)
 class Task:
     """A conversation to go on from, with `item`: the fields of its line in a file, which graders read."""
 

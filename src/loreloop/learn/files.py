@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from loreloop.learn.examples import Demonstration, Mark, Preference, Task
+from loreloop.learn.examples import Demonstration, Mark, Preference, Task, Told
 from loreloop.learn.file_lines import BadLine, Wrong, converted, examples_of, quoted
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.openai_rest import MAX_TOOLS, MAX_TURNS, ChatMessage, Strict, ToolBody
@@ -71,6 +71,16 @@ class TrlMark(Strict, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
+class ToldLine(Strict, frozen=True, kw_only=True):
+    """Our own line of an answer and what came after it."""
+
+    prompt: str | Messages
+    completion: str | Messages
+    outcome: Annotated[str, Meta(min_length=1)]
+    tools: Tools | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
 def demonstrations(lines: Iterable[bytes | str]) -> Iterator[Demonstration]:
     """Conversations of OpenAI's chat files, `{"messages": […], "tools": […]}`. BadLine as all readers here."""
     return examples_of(lines, _demonstration)
@@ -85,6 +95,11 @@ def preferences(lines: Iterable[bytes | str]) -> Iterator[Preference]:
 def marks(lines: Iterable[bytes | str]) -> Iterator[Mark]:
     """Answers with a mark, as TRL writes them: `prompt`, `completion`, `label`."""
     return examples_of(lines, _mark)
+
+
+def told(lines: Iterable[bytes | str]) -> Iterator[Told]:
+    """Answers with what came after them: `prompt`, `completion`, `outcome`."""
+    return examples_of(lines, _told)
 
 
 def tasks(lines: Iterable[bytes | str]) -> Iterator[Task]:
@@ -147,6 +162,13 @@ def _mark(line: Any) -> Mark:
     prompt = _messages(found.prompt, "user")
     asked = _asked(Talk(messages=prompt, tools=found.tools, chat_template_kwargs=found.chat_template_kwargs), "prompt")
     return Mark(asked, _answer(_messages(found.completion, "assistant"), "completion"), found.label)
+
+
+def _told(line: Any) -> Told:
+    found = converted(line, ToldLine)
+    prompt = _messages(found.prompt, "user")
+    asked = _asked(Talk(messages=prompt, tools=found.tools, chat_template_kwargs=found.chat_template_kwargs), "prompt")
+    return Told(asked, _answer(_messages(found.completion, "assistant"), "completion"), found.outcome)
 
 
 def _task(line: Any) -> Task:
@@ -241,5 +263,6 @@ READERS: Mapping[str, Callable[[Iterable[bytes | str]], Iterator[Any]]] = {
     "dpo": preferences,
     "kto": marks,
     "reinforcement": tasks,
+    "hindsight": told,
 }
-__all__ = ["READERS", "BadLine", "demonstrations", "has_pictures", "marks", "preferences", "read_file", "tasks"]
+__all__ = ["READERS", "BadLine", "demonstrations", "has_pictures", "marks", "preferences", "read_file", "tasks", "told"]

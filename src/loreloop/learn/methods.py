@@ -15,10 +15,13 @@ from loreloop.learn import files
 from loreloop.learn.clients import Clients
 from loreloop.learn.learners.dpo import Dpo
 from loreloop.learn.learners.kto import Kto
+from loreloop.learn.learners.reinforce_loop import RewardLearner
 from loreloop.learn.learners.sft import Sft
 from loreloop.learn.pictures import counted, urls_of
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer
+from loreloop.learn.rewarded_methods import asked_of, from_hindsight, from_rewards
+from loreloop.learn.rewards.graders.grader import Means
 from loreloop.learn.runner import Ending, Learner, Progress, Run, StepRecord, Wish
 from loreloop.learn.settings import DpoSettings, KtoSettings, Settings
 from loreloop.protocol.errors import BadRequest
@@ -35,6 +38,7 @@ class Order:
     renderer: Renderer
     examples: Sequence[Any]
     held_out: Sequence[Any] = ()
+    means: Means | None = None  # that graders may use; without a sandbox among them the run has one of its own
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,14 @@ async def train(order: Order, service: tinker.ServiceClient, keeping: Keeping) -
         tell=keeping.tell,
         wish=keeping.wish,
     )
-    return await run.over(order.examples, order.held_out)
+    if not isinstance(learner, RewardLearner):
+        return await run.over(order.examples, order.held_out)
+    # Whoever keeps the run is asked first: a run that is cancelled is not paused for its budget.
+    run.wish = lambda: wish if (wish := keeping.wish()) != "go" else learner.wish()
+    try:
+        return await run.over(order.examples, order.held_out)
+    finally:
+        await learner.close()
 
 
 async def seeing(order: Order, service: tinker.ServiceClient) -> Order:
@@ -138,4 +149,6 @@ METHODS: Mapping[str, Method] = {
         _dpo,
     ),
     "kto": Method(files.marks, lambda renderer, one: renderer.going_on(one.prompt, one.answer), _kto),
+    **{name: Method(files.tasks, asked_of, from_rewards) for name in ("grpo", "ppo", "cispo", "reinforce", "distill")},
+    "hindsight": Method(files.told, lambda renderer, one: renderer.going_on(one.prompt, one.answer), from_hindsight),
 }

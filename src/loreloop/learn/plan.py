@@ -41,6 +41,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     train_unembed: Annotated[bool, Meta(description="Adapt the head over the vocabulary.")] = True
     batch_size: Annotated[int, Meta(ge=1, lt=_LARGE, description="Examples of a step.")] = 8
     epochs: Annotated[int, Meta(ge=1, lt=_LARGE, description="How often all examples are read.")] = 1
+    shuffled: Annotated[bool, Meta(description="Mix the examples; without it, they come in the file's order.")] = True
     steps: (
         Annotated[int, Meta(ge=1, lt=_LARGE, description="Steps of the whole run, however many epochs that takes.")]
         | None
@@ -93,7 +94,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """The examples of a step. Every epoch reads all of them in an order of its own, which depends on the seed and
         on their number alone."""
         epoch, place = divmod(step, self.steps_of_an_epoch(len(examples)))
-        order = _order(self.seed, epoch, len(examples))
+        order = _order(self.seed, epoch, len(examples)) if self.shuffled else range(len(examples))
         return [examples[index] for index in order[place * self.batch_size : (place + 1) * self.batch_size]]
 
 

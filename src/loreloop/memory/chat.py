@@ -6,7 +6,10 @@ The client is passed in and has the form of the `openai` package's; this file kn
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from loreloop.memory.memory import Forgotten, Memory, Parts, Settings
 from loreloop.memory.messages import (
@@ -24,7 +27,7 @@ from loreloop.memory.turns import Turn
 from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.memories import StateStore
 
-PREFACE = "What was said before, shortened, a line for each turn:\n"
+PREFACE = "What was said before, shortened. Each turn begins a line; further lines of it are indented:\n"
 
 
 class NotRemembered(Conflict):
@@ -38,11 +41,24 @@ class NotRemembered(Conflict):
         self.answer = answer
 
 
+@dataclass(frozen=True)
 class OpenTurn:
-    """One turn that is under way: its messages, and all that the model is sent."""
+    """One turn that is under way: its messages, and all that the model is sent. `pin` keeps the user's words; `time` is
+    in seconds since 1970."""
 
-    def __init__(self, new: Sequence[Message], turns: Sequence[Turn], past: str, exchange: Sequence[Message]) -> None:
-        self.new, self.turns, self.past, self.exchange = new, turns, past, exchange
+    new: Sequence[Message]
+    turns: Sequence[Turn]
+    past: str
+    exchange: Sequence[Message]
+    pin: bool = False
+    time: float | None = None
+
+    def put_into(self, memory: Memory) -> None:
+        """Appends the new turns. Instructions are given anew with each turn, so that changing them takes effect."""
+        for turn in self.turns:
+            if turn.role != "system":
+                dated = msgspec.structs.replace(turn, time=self.time)
+                memory.append(dated, pinned=self.pin and turn.role == "user")
 
     @property
     def sent(self) -> list[Message]:
@@ -90,21 +106,24 @@ class MemoryChat:
         self.exchange: tuple[Message, ...] = ()  # open between a tool's call and its result
         self.past = ""  # the memory as it was when the open exchange began
 
-    def send(self, messages: Sequence[Message], **fields: Any) -> Any:
-        """The client's own response to this turn's messages; `fields` go to it as they are.
+    def send(self, messages: Sequence[Message], *, pin: bool = False, time: float | None = None, **fields: Any) -> Any:
+        """The client's own response to this turn's messages; `fields` go to it as they are. With `pin` the user's
+        messages stay in the memory word for word; `time`, in seconds since 1970, is that of the turn and its answer.
 
         Raises what the client raises, BadRequest, Conflict where another writer has saved this memory, and
         NotRemembered where it did so while the model answered. The memory is unchanged after every error.
         """
-        open_turn = self._open_turn(messages, fields)
+        open_turn = self._open_turn(messages, fields, pin=pin, time=time)
         response = self.client.chat.completions.create(model=self.model, messages=open_turn.sent, **fields)
         self._remember(open_turn, answer_in(response))
         return response
 
-    def stream(self, messages: Sequence[Message], **fields: Any) -> Generator[Any]:
+    def stream(
+        self, messages: Sequence[Message], *, pin: bool = False, time: float | None = None, **fields: Any
+    ) -> Generator[Any]:
         """The client's own chunks. One who leaves midway, by close() or Ctrl-C, has heard what came, and that is
         remembered with the turn; a stream that breaks, or is left before anything came, changes nothing."""
-        return self._streamed(self._open_turn(messages, fields), fields)
+        return self._streamed(self._open_turn(messages, fields, pin=pin, time=time), fields)
 
     def forget(self, *, turn: int | None = None, pattern: str = "") -> Forgotten:
         """As Memory.forget, and saved. An open exchange is given up: what was sent of it may be what is to go."""
@@ -132,7 +151,9 @@ class MemoryChat:
             chunks.close()
         self._remember(open_turn, answer.message())
 
-    def _open_turn(self, messages: Sequence[Message], fields: dict[str, Any]) -> OpenTurn:
+    def _open_turn(
+        self, messages: Sequence[Message], fields: dict[str, Any], *, pin: bool, time: float | None
+    ) -> OpenTurn:
         if not messages:
             raise BadRequest("A turn has at least one message; none was given.")
         if fields.get("n", 1) != 1 or "messages" in fields or "stream" in fields:
@@ -153,7 +174,11 @@ class MemoryChat:
         # twice.
         goes_on = bool(self.exchange) and any(m["role"] == "tool" for m in messages)
         past, exchange = (self.past, self.exchange) if goes_on else (self.memory.text, ())
-        return OpenTurn(messages, turns, past, exchange)
+        opened = OpenTurn(new=messages, turns=turns, past=past, exchange=exchange, pin=pin, time=time)
+        if pin or time is not None:
+            # A pin that does not fit, or a time that goes back, is refused before an answer is paid for.
+            opened.put_into(self._trial())
+        return opened
 
     def _check_revision(self) -> None:
         """Before the model is asked: an answer that cannot be kept would be paid for nothing."""
@@ -167,10 +192,8 @@ class MemoryChat:
 
     def _remember(self, open_turn: OpenTurn, answer: Message) -> None:
         trial = self._trial()
-        for turn in (*open_turn.turns, turn_of(answer, self.caption_of)):
-            # Instructions are given anew with each turn, so that changing them takes effect at once.
-            if turn.role != "system":
-                trial.append(turn)
+        open_turn.put_into(trial)
+        trial.append(msgspec.structs.replace(turn_of(answer, self.caption_of), time=open_turn.time))
         try:
             self._save(trial)
         except Conflict as error:

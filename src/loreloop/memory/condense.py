@@ -10,14 +10,28 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
-from loreloop.memory.words import FENCE, WORDS_CACHED, content_of, sentences, words_of
+from loreloop.memory.words import FENCE, WORDS_CACHED, read, sentences, words_of
 
 SHARE_KEPT = 0.85
 MARKUP = "*#`_"
 JOINT = 4  # characters, about a token's, between one span and the next
 
+BEGINNING = 5  # characters for each token that a text may have; a common text has more tokens in them
+MARGIN = 8  # tokens
+
 CountTokens = Callable[[str], int]
+
+
+def tokens_beyond(text: str, most: int, count: CountTokens) -> int:
+    """The tokens of a text, exact up to `most`. Of one that has more an estimate, which is over `most` too: it is not
+    going to stand whole, so only its beginning is counted."""
+    cut = text.rfind(" ", 0, BEGINNING * most)
+    # A cut behind a word changes no more than the token there, which the margin allows for.
+    if cut > 0 and len(text) > BEGINNING * most and (tokens := count(text[:cut])) > most + MARGIN:
+        return tokens * len(text) // cut
+    return count(text)
 
 
 @dataclass(frozen=True)
@@ -37,21 +51,18 @@ def spans_of(text: str) -> list[Span]:
         code = number % 2 == 1
         for piece in part.split("\n") if code else sentences(part):
             # Function words of English may be keywords in code.
-            short = piece.strip() if code else without_function_words(piece)
+            words = piece.split()
+            short = piece.strip() if code else " ".join(filter(None, map(content_in, words)))
             if short:
-                found.append(Span(short, content_of(short), code))
+                content = chain.from_iterable(read(word).content for word in words)
+                found.append(Span(short, frozenset(content), code))
     return found
-
-
-def without_function_words(sentence: str) -> str:
-    """The words that carry content, with their punctuation."""
-    return " ".join(filter(None, map(content_in, sentence.split())))
 
 
 @lru_cache(maxsize=WORDS_CACHED)
 def content_in(word: str) -> str:
-    """The word, or "" for a function word. Markup goes around it; in it "*" may be a product."""
-    return word.strip(MARKUP) if content_of(word) else ""
+    """The word with its punctuation, or "" for a function word. Markup goes around it; in it "*" may be a product."""
+    return word.strip(MARKUP) if read(word).content else ""
 
 
 def joined(spans: list[Span]) -> str:

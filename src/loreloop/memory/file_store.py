@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.memories import Saved, first_revision, told_conflict
@@ -55,6 +55,10 @@ class FileStore:
             beside.replace(path)
             self._sync_folder()
         return saved
+
+    def ids(self) -> list[str]:
+        """Those of all stored memories, in the order of the alphabet."""
+        return sorted(unquote(path.stem) for path in self.folder.glob("*.json"))
 
     def delete(self, id: str) -> None:
         """Removes the file of a memory, if there is one; the lock's file stays, since another process may wait on

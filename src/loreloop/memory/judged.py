@@ -55,13 +55,15 @@ class SurprisalImportance(_Judge):
         # A line is surprising or not only beside what came before it.
         before = "".join(passage(one.head, one.text) for one in memory[-CONTEXT:])
         text = passage(segment.head, segment.text)
-        cost = self.count(before) + segment.tokens
+        # Counted here, since the size of a segment that is too long to stand is an estimate.
+        tokens = self.count(text)
+        cost = self.count(before) + tokens
         if cost > allowance:
-            before, cost = "", segment.tokens
+            before, cost = "", tokens
         if cost > allowance:
             return base
         self._spent = cost
-        return base * within(self.surprisal(before, text) / segment.tokens / self.typical)
+        return base * within(self.surprisal(before, text) / tokens / self.typical)
 
 
 class ScoredImportance(_Judge):

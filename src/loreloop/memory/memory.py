@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from loreloop.memory.allocate import Demand, allocate
-from loreloop.memory.condense import CountTokens
+from loreloop.memory.condense import CountTokens, tokens_beyond
 from loreloop.memory.importance import Importance
 from loreloop.memory.mask import Chunk, masked, steps_of, threshold_for
+from loreloop.memory.open_questions import OPEN, left_open
 from loreloop.memory.refill import NOWHERE, Place, Refill
 from loreloop.memory.state import Costs, Form, MemoryState, Segment, passage, text_of
 from loreloop.memory.supersede import outdated
@@ -145,11 +146,17 @@ class Memory:
         return {turn for segment in matching for turn in segment.turns}
 
     def _with_new(self, new: Segment) -> tuple[Segment, ...]:
-        """The segments and the new one, without the sentences that it makes out of date."""
+        """The segments and the new one, without the sentences that it makes out of date; a question that it puts off is
+        worth more from now on."""
         left = outdated(self.state.segments, new)
         kept = list(self.state.segments)
         for position, text in left.items():
             kept[position] = self._shortened(kept[position], text)
+        question = left_open(self.state.segments, new)
+        if question is not None:
+            kept[question] = msgspec.structs.replace(kept[question], worth=OPEN * kept[question].worth)
+            # Its condensed form has the old worth.
+            self.small.pop(kept[question].id, None)
         return (*(segment for segment in kept if segment.text), new)
 
     def _shortened(self, segment: Segment, text: str) -> Segment:
@@ -178,7 +185,11 @@ class Memory:
             return None
         state = self.state
         head, text = head_of(turn), turn.text.strip()
-        tokens = self.parts.count(passage(head, text))
+        # Pins are never shortened, so all shares are of what they leave.
+        free = state.budget - pinned_tokens(state.segments)
+        # A pasted document must not push everything else out of the memory.
+        most = free if pinned else int(free * self.settings.largest)
+        tokens = tokens_beyond(passage(head, text), most, self.parts.count)
         segment = Segment(
             id=state.next_id,
             head=head,
@@ -189,8 +200,6 @@ class Memory:
             pinned=pinned,
             answers=state.asked,
         )
-        # Pins are never shortened, so all shares are of what they leave.
-        free = state.budget - pinned_tokens(state.segments)
         if pinned:
             if tokens > free:
                 raise BadRequest(
@@ -201,8 +210,6 @@ class Memory:
         # What an edit needs of a turn is worked out when the turn comes: no single append has to do it for many.
         segment = self._judged(segment, state.segments)
         self._condensed(segment)
-        # A pasted document must not push everything else out of the memory.
-        most = int(free * self.settings.largest)
         return segment if tokens <= most else self._refill(segment, most)
 
     def _edit(self, segments: tuple[Segment, ...], budget: int) -> tuple[Segment, ...]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import msgspec
 
 from loreloop.memory.condense import CountTokens, condense, excerpt
 from loreloop.memory.state import Form, Segment, passage
+from loreloop.memory.words import LONGEST_REMEMBERED
+
+FORMS_CACHED = 4096  # condensed segments
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,9 @@ class ExtractiveRefill:
 
     def __init__(self, count: CountTokens) -> None:
         self.count = count
+        # A server opens a memory anew for each request, and would make the same forms each time. The cache is this
+        # object's, which may serve many memories that are counted alike.
+        self._remembered = lru_cache(maxsize=FORMS_CACHED)(self._condensed)
 
     @property
     def tokens_spent(self) -> int:
@@ -58,6 +65,9 @@ class ExtractiveRefill:
         is."""
         if segment.form != "whole":
             return segment
+        return self._remembered(segment) if len(segment.text) <= LONGEST_REMEMBERED else self._condensed(segment)
+
+    def _condensed(self, segment: Segment) -> Segment:
         return self._shorter(segment, condense(segment.text), "condensed") or segment
 
     def refill(self, segment: Segment, budget: int, place: Place = NOWHERE) -> Segment | None:

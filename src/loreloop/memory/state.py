@@ -11,6 +11,8 @@ import msgspec
 
 VERSION = 1
 
+CONTINUED = "\n "
+
 Form = Literal["whole", "condensed", "excerpt", "written"]
 
 
@@ -62,10 +64,12 @@ class MemoryState(msgspec.Struct, frozen=True):
 
 
 def passage(head: str, text: str) -> str:
-    """A segment's line as the memory's text has it, with the line break that its tokens include."""
-    return f"{head}{text}\n"
+    """A segment as the memory's text has it, with the line break that its tokens include. Its further lines begin with
+    a space: only a head stands at the left edge, so no text can pose as another speaker's."""
+    # Whatever any reader may take for a line break counts as one.
+    return f"{head}{CONTINUED.join(text.splitlines())}\n"
 
 
 def text_of(state: MemoryState) -> str:
-    """The memory as it is put before a model: a line a segment."""
+    """The memory as it is put before a model: each segment begins a line."""
     return "".join(passage(segment.head, segment.text) for segment in state.segments)

@@ -41,10 +41,18 @@ def check_turn(turn: Turn, last_time: float | None) -> None:
         )
 
 
+def speaker_in(turn: Turn) -> str:
+    """The speaker's name on one line and without colons, which end a head; the role where there is no name, or where
+    the name is that of a role, with which one would speak for another."""
+    name = " ".join(turn.speaker.replace(":", " ").split())
+    # Behind a name only a day stands in brackets, so what is before a bracket is what a reader takes for the name.
+    return turn.role if name.partition("(")[0].strip().lower() in ("", *ROLES, "developer") else name
+
+
 def head_of(turn: Turn) -> str:
     """Who speaks. The day is written down only where the text counts from it ("yesterday"), since it
     costs as many tokens as a short fact does."""
-    who = turn.speaker or turn.role
+    who = speaker_in(turn)
     if turn.time is not None and RELATIVE.search(turn.text):
         # In UTC, so that the same conversation gives the same memory on every machine.
         day = datetime.fromtimestamp(turn.time, UTC)

@@ -10,12 +10,15 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, repeat
+from itertools import chain
+from typing import NamedTuple
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)*")
-SENTENCE = re.compile(r"(?:[^.!?\n]|[.!?](?=[^\s.!?\"')\]]))+[.!?\"')\]]*\s*|[.!?]+\s*|\n\s*")
+# Possessive (`++`), so that a long line is run through in stretches and never gone back over.
+SENTENCE = re.compile(r"(?:[^.!?\n]++|[.!?](?=[^\s.!?\"')\]]))++[.!?\"')\]]*\s*|[.!?]+\s*|\n\s*")
 FENCE = "```"
 WORDS_CACHED = 1 << 14  # words whose comparable form is remembered; a conversation says the same ones again
+LONGEST_REMEMBERED = 20_000  # characters
 FEATURES_CACHED = 4096  # texts whose words are remembered; segments are looked at again and again
 
 # Negations are missing on purpose: "not" changes what a sentence says.
@@ -103,12 +106,44 @@ def mark_of(word: str, first: bool) -> str | None:
     return None
 
 
-@lru_cache(maxsize=FEATURES_CACHED)
+class Read(NamedTuple):
+    """What stands between two spaces: its content words, its names and numbers, and those that would be left of them at
+    the beginning of a sentence. `has_words` is false for mere punctuation."""
+
+    content: tuple[str, ...]
+    marks: tuple[str, ...]
+    marks_if_first: tuple[str, ...]
+    has_words: bool
+
+
+@lru_cache(maxsize=WORDS_CACHED)
+def read(chunk: str) -> Read:
+    """Remembered, since a conversation says the same words again: a long turn then costs a look-up for each of them."""
+    words = WORD.findall(chunk)
+    content = tuple(filter(None, map(content_word, words)))
+    marks = tuple(filter(None, (mark_of(word, False) for word in words)))
+    first = tuple(filter(None, (mark_of(word, number == 0) for number, word in enumerate(words))))
+    return Read(content, marks, first, bool(words))
+
+
 def words_of(text: str) -> Words:
-    """The content words, names and numbers of a text; the last 4,096 texts are remembered."""
-    content: set[str | None] = set()
-    marks: set[str | None] = set()
-    for words in map(WORD.findall, sentences(text)):
-        content.update(map(content_word, words))
-        marks.update(mark_of(word, first) for first, word in zip(chain((True,), repeat(False)), words, strict=False))
-    return Words(without_none(content), without_none(marks))
+    """The content words, names and numbers of a text. Those of the last 4,096 texts are remembered, but for very long
+    ones: they are looked at once, and would fill the process's memory."""
+    return _remembered(text) if len(text) <= LONGEST_REMEMBERED else _words_of(text)
+
+
+@lru_cache(maxsize=FEATURES_CACHED)
+def _remembered(text: str) -> Words:
+    return _words_of(text)
+
+
+def _words_of(text: str) -> Words:
+    content: list[tuple[str, ...]] = []
+    marks: list[tuple[str, ...]] = []
+    for sentence in sentences(text):
+        is_first = True
+        for chunk in map(read, sentence.split()):
+            content.append(chunk.content)
+            marks.append(chunk.marks_if_first if is_first else chunk.marks)
+            is_first = is_first and not chunk.has_words
+    return Words(frozenset(chain.from_iterable(content)), frozenset(chain.from_iterable(marks)))

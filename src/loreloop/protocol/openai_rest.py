@@ -30,11 +30,34 @@ class StreamOptions(Strict, frozen=True):
     include_obfuscation: bool | None = None  # nothing is obscured either way
 
 
+class GraderCheck(Strict, frozen=True):
+    """A grader to be checked; its own fields are those of `learn/rewards/graders`."""
+
+    grader: dict[str, Any]
+
+
+class GraderRun(GraderCheck, frozen=True):
+    """A grader and what it shall grade: a model's text, and the item that the text answers."""
+
+    model_sample: str
+    item: dict[str, Any] | None = None
+
+
+TurnTime = Annotated[float, Meta(ge=0, lt=1e11)]  # seconds since 1970
+
+
 class MemoryField(Strict, frozen=True):
-    """Which memory stands in the place of the past; `budget_tokens` are needed where it begins."""
+    """Which memory stands in the place of the past; `budget_tokens` are needed where it begins.
+
+    `pin` keeps the user's new messages word for word. `time` is when the new messages were said, in seconds since 1970,
+    or a list of times, one for each message that is no instruction. `captions` are of the request's images, in order.
+    """
 
     id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,199}\Z")]
     budget_tokens: Annotated[int, Meta(ge=1, lt=1 << 31)] | None = None
+    pin: bool = False
+    time: TurnTime | tuple[TurnTime | None, ...] | None = None
+    captions: tuple[Annotated[str, Meta(max_length=2000)], ...] = ()
 
 
 class Common(Strict, frozen=True):

@@ -6,6 +6,7 @@ journal/*.seg, journal/snapshots/     what a restart needs
 journal/pins/<request>/               checkpoints that a journaled load refers to, hard-linked
 journal/secret                        what a replay needs and clients may not know
 journal/lost/                         segments with operations that the database does not know; may be deleted by hand
+files/<id>                            what clients uploaded, and results of jobs
 models/<name>/                        base models
 
 Rows hold these paths from the data folder on, because a data folder may be moved, or copied and used twice.
@@ -31,7 +32,7 @@ LONGEST_NAME_INSIDE = 100  # bytes of a path: what is written into a folder whil
 # in a folder of that name; the shortest place comes last, since a model may be called `revisions`.
 IN_ROWS = (
     *(f"checkpoints/*/{kind.value}/*" for kind in CheckpointKind),
-    *("journal/snapshots/*/*", "journal/pins/*", "revisions/*"),
+    *("journal/snapshots/*/*", "journal/pins/*", "revisions/*", "files/*"),
 )
 
 
@@ -43,6 +44,7 @@ class Files:
         self.checkpoints, self.revisions = data / "checkpoints", data / "revisions"
         self.snapshots, self.pins = data / "journal" / "snapshots", data / "journal" / "pins"
         self.lost = data / "journal" / "lost"
+        self.uploads = data / "files"
 
     def checkpoint(self, path: CheckpointPath) -> Path:
         """Where a checkpoint is to lie; BadRequest where the system takes no path as long as that."""
@@ -55,6 +57,14 @@ class Files:
     def revision(self, sampler_id: str) -> Path:
         """Where an ephemeral sampler's adapter is to lie; BadRequest as above."""
         return self._place(self.revisions / file_name(sampler_id))
+
+    def upload(self, file_id: str) -> Path:
+        """Where the body of an uploaded file is to lie, or does."""
+        return self._place(self.uploads / file_name(file_id))
+
+    def arriving_upload(self) -> Path:
+        """A name for a body that is still coming in, which nobody reads and the sweeper knows."""
+        return self._place(self.uploads / f".{uuid.uuid4().hex}")
 
     def pin(self, folder: Path, request_id: str) -> Path:
         """A hard-linked copy of a folder, so that deleting the folder does not take it from a replay. FileNotFoundError
@@ -73,7 +83,7 @@ class Files:
 
     def sweep(self, changed_before: float) -> None:
         """Finishes deletions, and drops copies, that a crash cut short."""
-        folders = (self.revisions, self.pins, *self.checkpoints.glob("*/*"), *self.snapshots.glob("*"))
+        folders = (self.revisions, self.pins, self.uploads, *self.checkpoints.glob("*/*"), *self.snapshots.glob("*"))
         for leftover in (path for folder in folders for path in folder.glob(".*")):
             if leftover.stat().st_ctime < changed_before:
                 destroy(leftover)

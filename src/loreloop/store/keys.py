@@ -41,6 +41,12 @@ def find(connection: Connection, secret: str, now: float) -> KeyRow | None:
     return _row(row) if row and (row.expires is None or now < row.expires) else None
 
 
+def active(connection: Connection, key_id: str, now: float) -> KeyRow | None:
+    """The key with this id, unless it was revoked or has expired."""
+    row = connection.execute(select(KEYS).where(KEYS.c.id == key_id, KEYS.c.revoked.is_(None))).first()
+    return _row(row) if row and (row.expires is None or now < row.expires) else None
+
+
 def any_exist(connection: Connection) -> bool:
     """Whether there is any key, revoked ones included; without one a new server makes the first."""
     return bool(connection.scalar(select(func.count()).select_from(KEYS)))

@@ -279,6 +279,84 @@ REMOVED_RUNS = Table(
 # Files whose rows are gone while they themselves may still be there: whoever deletes them may be killed before it has.
 LEFT_FILES = Table("left_files", METADATA, Column("path", String, primary_key=True))  # as rows hold paths
 
+# Files that clients have uploaded, or that jobs have left as results. Their bodies lie in files/<id>.
+FILES = Table(
+    "files",
+    METADATA,
+    Column("number", Integer, primary_key=True),  # the order of lists
+    Column("id", String, nullable=False, unique=True),
+    Column("key_id", ForeignKey("keys.id"), nullable=False),
+    Column("name", String, nullable=False),
+    Column("purpose", String, nullable=False),
+    Column("n_bytes", BigInteger, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("expires", Float, index=True),
+    Column("contents", Text),  # JSON: what was found in it, where somebody has looked
+    Index("files_of_key", "key_id", "number"),
+    sqlite_autoincrement=True,
+)
+
+JOBS = Table(
+    "jobs",
+    METADATA,
+    Column("number", Integer, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("key_id", ForeignKey("keys.id"), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("status", String, nullable=False, index=True),
+    Column("plan", Text, nullable=False),  # JSON of JobPlan
+    Column("started", Float),
+    Column("finished", Float, index=True),
+    Column("step", Integer, nullable=False),
+    Column("n_steps", Integer),
+    Column("trained_tokens", BigInteger, nullable=False),
+    Column("error", Text),  # JSON of JobError
+    Column("resume", Text),  # JSON of ResumePoint: where a broken-off job goes on
+    Column("attempts", Integer, nullable=False),  # starts since it last got ahead
+    Column("result_file", String),
+    Index("jobs_of_key", "key_id", "number"),
+    sqlite_autoincrement=True,
+)
+
+JOB_EVENTS = Table(
+    "job_events",
+    METADATA,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("created", Float, nullable=False),
+    Column("level", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("data", Text, nullable=False),  # JSON
+)
+
+JOB_METRICS = Table(
+    "job_metrics",
+    METADATA,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("values", Text, nullable=False),  # JSON
+)
+
+# What jobs have made, by the name under which it answers. It outlives its job's row.
+TUNED_MODELS = Table(
+    "tuned_models",
+    METADATA,
+    Column("number", Integer, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+    Column("key_id", ForeignKey("keys.id"), nullable=False),
+    Column("job_id", String, nullable=False, index=True),
+    Column("base_model", String, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("is_final", Boolean, nullable=False),
+    Column("path", String, nullable=False),  # of the weights to sample from
+    Column("state_path", String),  # of the state to train on from
+    Column("metrics", Text, nullable=False),  # JSON
+    Column("created", Float, nullable=False),
+    Index("tuned_models_of_key", "key_id", "number"),
+    sqlite_autoincrement=True,
+)
+
 
 def m001_initial(connection: Connection) -> None:
     """Makes all tables. A new database gets those of later steps here too, so later steps must find nothing to do in
@@ -356,6 +434,12 @@ def m011_memories(connection: Connection) -> None:
     MEMORIES.create(connection, checkfirst=True)
 
 
+def m012_jobs(connection: Connection) -> None:
+    """Makes the tables of files, of fine-tuning jobs, and of the models that they make."""
+    for table in (FILES, JOBS, JOB_EVENTS, JOB_METRICS, TUNED_MODELS):
+        table.create(connection, checkfirst=True)
+
+
 def _add_column(connection: Connection, table: Table, name: str, kind: str) -> None:
     """Unless it is there: a new database has had all columns from the first step."""
     if name not in {column["name"] for column in inspect(connection).get_columns(table.name)}:
@@ -374,6 +458,7 @@ STEPS: Sequence[Callable[[Connection], None]] = (
     m009_removed_runs,
     m010_paths_from_the_data_folder_on,
     m011_memories,
+    m012_jobs,
 )
 
 

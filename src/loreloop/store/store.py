@@ -52,6 +52,7 @@ class Store:
         # AUTOCOMMIT, because a read transaction that stays open would keep SQLite from folding its log.
         self.reader = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self.gate, self.is_closed = threading.Lock(), False
         self.thread = threading.Thread(target=self._write_all, name="store-writer", daemon=True)
         self.thread.start()
 
@@ -79,7 +80,7 @@ class Store:
             with contextlib.suppress(RuntimeError):  # the asker's loop has closed
                 loop.call_soon_threadsafe(_set, future, value, error)
 
-        self.jobs.put(_Job(run, settle, alone))
+        self._hand_in(_Job(run, settle, alone))
         return await future
 
     def write_and_wait(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -92,12 +93,23 @@ class Store:
             else:
                 done.set_exception(error)
 
-        self.jobs.put(_Job(lambda connection: function(connection, *args, **kwargs), settle))
+        self._hand_in(_Job(lambda connection: function(connection, *args, **kwargs), settle))
         return done.result()
 
+    def _hand_in(self, job: _Job) -> None:
+        """Raises OutOfService once the store is closed: behind its end nobody would ever settle the job."""
+        with self.gate:
+            if self.is_closed:
+                raise OutOfService(
+                    "The server is stopping and takes no more writes; nothing was stored. Send this again when it runs."
+                )
+            self.jobs.put(job)
+
     def close(self) -> None:
-        """Commits what waits, then closes."""
-        self.jobs.put(None)
+        """Commits what waits, then closes. A write that comes later is refused."""
+        with self.gate:
+            self.is_closed = True
+            self.jobs.put(None)
         self.thread.join()
         self.reader.close()
         self.engine.dispose()

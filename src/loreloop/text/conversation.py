@@ -36,10 +36,12 @@ class MadeCall:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as its caller named it (a `data:` URL or an address), and, once it has been looked at, its bytes."""
+    """An image as its caller named it (a `data:` URL or an address), and, once it has been looked at, its bytes.
+    `caption` is what its caller says that it shows, for when the image itself is not sent any more."""
 
     url: str
     chunk: ImageChunk | None = None
+    caption: str = ""
 
 
 @dataclass(frozen=True)

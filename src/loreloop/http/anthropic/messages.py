@@ -18,7 +18,8 @@ from loreloop.http.anthropic.context_edits import managed
 from loreloop.http.bodies import answer, read_as_sent
 from loreloop.http.generation.answering import answered
 from loreloop.http.generation.chat import Chat, ChatRequest, chat_on, left_open, prompt_length, with_pictures
-from loreloop.http.generation.remembered import Remembering, Wanted, recalled_request, remembering
+from loreloop.http.generation.memory_named import Wanted
+from loreloop.http.generation.remembered import Remembering, recalled_request, remembering
 from loreloop.http.generation.reply_blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
 from loreloop.http.generation.requests import Model, find_model, followed, prompt_only
 from loreloop.http.services import Services, asker, services

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.types import Scope
 
 from loreloop.http.generation.chat import ChatRequest
+from loreloop.http.generation.memory_named import Clock, Wanted, captioned, notes_of
 from loreloop.http.generation.requests import Model
-from loreloop.http.services import Services, services
+from loreloop.http.services import Services, now, services
 from loreloop.memory.importance import SurfaceImportance
 from loreloop.memory.kept import (
     Asked,
     KeptMemory,
+    Note,
     asked_of,
+    check_notes,
     closed,
     counted_anew,
     from_bytes,
+    gone_back,
+    last_time_of,
     prompt_turns,
     to_bytes,
     with_answer,
@@ -41,49 +46,10 @@ from loreloop.store.memories import MemoriesOf, check_name
 from loreloop.store.rows import MemoryName
 from loreloop.text.conversation import MadeCall, Turn
 from loreloop.text.replies import WholeReply, new_call_id
+from loreloop.text.tokenizer import TextTokenizer
 
 LOG = logging.getLogger(__name__)
-HEADER, METADATA = "x-loreloop-memory", "loreloop_memory"
-BUDGET_DIGITS = 10
 STATE = "memory_turn"  # in the request's state, for the end of the request
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Where a request may name its memory: a field of its body, its metadata, and a header; and whose memory it is."""
-
-    field: MemoryField | None
-    user: object = None
-    metadata: Mapping[str, Any] | None = None
-    other_past: bool = False  # the request goes on from an earlier answer already
-
-    def of(self, request: Request) -> MemoryField | None:
-        """The memory that a request names in its body, its header or its metadata; BadRequest where they differ."""
-        fields = [self.field] if self.field else []
-        for text in (request.headers.get(HEADER), (self.metadata or {}).get(METADATA)):
-            fields += [] if text is None else [field_of(text)]
-        if any(other != fields[0] for other in fields):
-            raise BadRequest(
-                f"The request names its memory twice and differently: {fields[0].id!r} and {fields[-1].id!r}."
-            )
-        if fields and self.other_past:
-            raise BadRequest("previous_response_id and a memory both stand for the past; send one of them.")
-        return fields[0] if fields else None
-
-
-def field_of(text: object) -> MemoryField:
-    """`id` or `id;budget=4096`, as it stands in a header."""
-    id, sign, budget = str(text).replace(" ", "").partition(";budget=")
-    # Python refuses to read thousands of digits, and no budget has more than these.
-    is_number = budget.isdecimal() and len(budget) <= BUDGET_DIGITS
-    value = {"id": id} | ({"budget_tokens": int(budget) if is_number else budget[:80]} if sign else {})
-    try:
-        return msgspec.convert(value, MemoryField)
-    except msgspec.ValidationError as error:
-        raise BadRequest(
-            f"A memory is named as id;budget=4096 in {HEADER} or metadata's {METADATA}, and {str(text)[:80]!r} is not "
-            f"so: {error}."
-        ) from None
 
 
 class Remembering:
@@ -165,9 +131,13 @@ class MemoryTurn:
 
     def __init__(self, served: Services, model: Model, name: MemoryName, field: MemoryField) -> None:
         self.served, self.model, self.name, self.field = served, model, name, field
-        self.parts = parts_with(model.text.tokenizer.count)
-        self.kept, self.revision = KeptMemory(MemoryState(1), model.target.base_model), 0
+        tokenizer = model.text.tokenizer
+        self.parts = Parts(tokenizer.count, SurfaceImportance(), refill_by(tokenizer))
+        self.kept = KeptMemory(state=MemoryState(1), counted_by=model.target.base_model)
+        self.revision = 0
         self.asked: Asked | None = None
+        self.notes: list[Note] = []
+        self.time: float | None = None  # of the new turns, and of the answer
         self.chat_request: ChatRequest | None = None
         self.saving: asyncio.Future[None] | None = None
         self.is_over = False
@@ -178,12 +148,27 @@ class MemoryTurn:
         base_model = self.model.target.base_model
         saved = MemoriesOf(self.served.store, self.name.key_id, self.name.user).load(self.name.id)
         kept = self._begun() if saved is None else self._opened(saved)
-        self.asked = asked_of(kept, chat_request.conversation.turns, chat_request.conversation.begun)
+        turns = captioned(chat_request.conversation.turns, self.field.captions)
+        kept = gone_back(kept, turns, chat_request.conversation.begun)
+        self.asked = asked_of(kept, turns, chat_request.conversation.begun)
         kept = kept if self.asked.exchange else closed(kept, self.parts)
         self.kept = kept if kept.counted_by == base_model else counted_anew(kept, self.parts, base_model)
+        self._note(turns)
         return replace(
             chat_request, conversation=replace(chat_request.conversation, turns=prompt_turns(self.kept, self.asked))
         )
+
+    def _note(self, turns: tuple[Turn, ...]) -> None:
+        """What cannot be kept, such as a pin over the budget or a time that goes back, is refused before the model is
+        asked."""
+        assert self.asked is not None, "the new turns are known by now"
+        said = [turn for turn in turns if turn.role != "system"]
+        clock = Clock(now(), last_time_of(self.kept))
+        self.notes = notes_of(self.field, said, self.asked.known, clock)
+        times = [note.time for note in self.notes if note.time is not None]
+        self.time = times[-1] if times else None
+        if self.field.pin or self.field.time is not None:
+            check_notes(self.kept, self.asked, self.parts, self.notes)
 
     def _begun(self) -> KeptMemory:
         budget, window = self.field.budget_tokens, self.model.info.context_window
@@ -194,7 +179,7 @@ class MemoryTurn:
                 f"Memory {self.name.id!r} was to have a budget of {budget} tokens, and the model's window has "
                 f"{window}. Give it less, and leave room for the new turn and the answer."
             )
-        return KeptMemory(MemoryState(budget), self.model.target.base_model)
+        return KeptMemory(state=MemoryState(budget), counted_by=self.model.target.base_model)
 
     def _opened(self, saved: Saved) -> KeptMemory:
         kept, self.revision = opened(self.name.id, saved), saved.revision
@@ -221,7 +206,7 @@ class MemoryTurn:
 
     def _finish(self, answer: tuple[Turn, ...], *, cut: bool) -> None:
         assert self.asked is not None, "a turn begins before it is kept"
-        kept = with_answer(self.kept, self.asked, answer, self.parts, cut=cut)
+        kept = with_answer(self.kept, self.asked, answer, self.parts, cut=cut, notes=self.notes, time=self.time)
         store = MemoriesOf(self.served.store, self.name.key_id, self.name.user)
         self.revision = store.save(self.name.id, to_bytes(kept), after=self.revision).revision
         self.kept = kept
@@ -249,6 +234,12 @@ class MemoryTurn:
         if not self.is_over:
             self.is_over = True
             self.served.remembering.discard(self.name)
+
+
+@lru_cache(maxsize=8)
+def refill_by(tokenizer: TextTokenizer) -> ExtractiveRefill:
+    """One for all memories that a tokenizer counts, so that forms which a request needed are there for the next."""
+    return ExtractiveRefill(tokenizer.count)
 
 
 def parts_with(count: Callable[[str], int]) -> Parts:

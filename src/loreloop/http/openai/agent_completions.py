@@ -26,7 +26,8 @@ from loreloop.http.generation.agent_loop import (
     tools_of,
 )
 from loreloop.http.generation.chat import with_pictures
-from loreloop.http.generation.remembered import Remembering, Wanted, remembering
+from loreloop.http.generation.memory_named import Wanted
+from loreloop.http.generation.remembered import Remembering, remembering
 from loreloop.http.generation.requests import Model, while_there
 from loreloop.http.openai.answer_format import failure_event, usage
 from loreloop.http.openai.chat_format import PendingAnswer, chat_request_of, delta_of, last_delta, message_of

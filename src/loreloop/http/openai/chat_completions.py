@@ -11,7 +11,8 @@ from starlette.routing import Route
 from loreloop.http.bodies import read_as_sent
 from loreloop.http.generation.answering import answered
 from loreloop.http.generation.chat import chat_with_images
-from loreloop.http.generation.remembered import Wanted, remembering
+from loreloop.http.generation.memory_named import Wanted
+from loreloop.http.generation.remembered import remembering
 from loreloop.http.generation.requests import find_model, followed
 from loreloop.http.openai.agent_completions import agent_answer
 from loreloop.http.openai.answer_format import failure_event, usage

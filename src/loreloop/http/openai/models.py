@@ -1,10 +1,12 @@
-"""The list of models: bases, aliases, then the deployments that the asking key may use; by pages.
+"""The list of models: bases, aliases, the fine-tuned models of the asking key, then the deployments that it may use; by
+pages. A fine-tuned model can be deleted.
 
 In fields that OpenAI's and Anthropic's clients read, and in two of our own what a request gets that says nothing of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
@@ -16,9 +18,12 @@ from starlette.routing import Route
 
 from loreloop.http.addresses import limit_of
 from loreloop.http.bodies import answer
-from loreloop.http.services import INFER, Services, asker, has, may_use, services
+from loreloop.http.services import INFER, TRAIN, Services, asker, caller, has, may_use, services
+from loreloop.protocol.errors import BadRequest, NotFound
+from loreloop.protocol.jobs import TUNED
+from loreloop.protocol.paths import parse_path
 from loreloop.protocol.rest import WireSamplingParams
-from loreloop.store import deployments
+from loreloop.store import checkpoints, deployments, tuned_models
 from loreloop.store.rows import Deployment, KeyRow
 from loreloop.text.templates.generation_defaults import DEFAULTED
 
@@ -62,11 +67,37 @@ def entries(served: Services, key: KeyRow, after: str, page: int) -> Iterator[di
     for name in fixed_rest:
         base = served.names.base(name)
         yield entry(name, base) | own_settings(served, base)
+    if is_whole and (not after or after.startswith(TUNED)):
+        yield from tuned_entries(served, key, after, page)
+        after = ""
     hidden = set(fixed)  # a base goes before a deployment of its name
     key_id = key.id if is_whole else None
     while rows := served.store.read(deployments.of_key, key_id, key.deployments, page, after):
         yield from (of_deployment(served, row) for row in rows if row.name not in hidden)
         after = rows[-1].name
+
+
+def tuned_entries(served: Services, key: KeyRow, after: str, page: int) -> Iterator[dict[str, Any]]:
+    """What fine-tuning jobs of the key have made, behind the name `after`."""
+    while rows := served.store.read(tuned_models.of_key, key.id, page, after):
+        yield from (entry(row.name, row.path, int(row.created)) | own_settings(served, row.base_model) for row in rows)
+        after = rows[-1].name
+
+
+async def delete_model(request: Request) -> Response:
+    """Deletes a fine-tuned model with its weights. Conflict where a deployment answers with them."""
+    key, served, name = caller(request, TRAIN), services(request), request.path_params["model"]
+    if not name.startswith(TUNED):
+        raise BadRequest(f"{name[:200]!r} is no fine-tuned model, and others are not deleted here.")
+    found = served.store.read(tuned_models.get, key.id, name)
+    for path in filter(None, (found.path, found.state_path)):
+        # What its owner has deleted already is not missed.
+        with contextlib.suppress(NotFound):
+            await served.store.write(checkpoints.remove, key.id, parse_path(path))
+    served.dispatcher.drop_revision(found.path)
+    await served.store.write(tuned_models.remove, key.id, name)
+    await served.dispatcher.delete_left_files()
+    return answer({"id": name, "object": "model", "deleted": True})
 
 
 def of_deployment(served: Services, row: Deployment) -> dict[str, Any]:
@@ -101,3 +132,5 @@ ROUTES = [
     Route("/models", models, methods=["GET"]),
     Route("/models/{model:path}", model, methods=["GET"]),
 ]
+# OpenAI's API has this alone.
+DELETING = [Route("/models/{model:path}", delete_model, methods=["DELETE"])]

@@ -19,7 +19,8 @@ from starlette.routing import Route
 from loreloop.http.bodies import answer, read_as_sent
 from loreloop.http.generation.answering import answered
 from loreloop.http.generation.chat import Chat, ChatRequest, chat_with_images, left_open, prompt_length, with_pictures
-from loreloop.http.generation.remembered import Remembering, Wanted, recalled_request, remembering
+from loreloop.http.generation.memory_named import Wanted
+from loreloop.http.generation.remembered import Remembering, recalled_request, remembering
 from loreloop.http.generation.reply_blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
 from loreloop.http.generation.requests import find_model, followed
 from loreloop.http.openai import kept_responses

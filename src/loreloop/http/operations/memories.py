@@ -15,7 +15,7 @@ from loreloop.http.addresses import limit_of
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.generation.remembered import memory_summary, opened, parts_with
 from loreloop.http.services import Services, asker, now, services
-from loreloop.memory.kept import KeptMemory, closed, to_bytes
+from loreloop.memory.kept import KeptMemory, changed_by_hand, closed, to_bytes
 from loreloop.memory.memory import Forgotten, Memory, Parts
 from loreloop.memory.state import Segment, text_of
 from loreloop.protocol.errors import BadRequest, NotFound
@@ -109,7 +109,7 @@ async def changed(served: Services, name: MemoryName, change: Callable[[Memory],
         kept = closed(kept, parts)
         memory = Memory(kept.state, parts)
         change(memory)
-        return msgspec.structs.replace(kept, state=memory.state)
+        return changed_by_hand(kept, memory.state)
 
     after = await asyncio.to_thread(work)
     stored = await served.store.write(memories.save, name, Saved(to_bytes(after), saved.revision), now())

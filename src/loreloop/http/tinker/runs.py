@@ -12,6 +12,7 @@ from starlette.routing import Route
 from loreloop.http.addresses import checkpoint_path
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.services import INFER, TRAIN, Services, caller, now, services
+from loreloop.http.tinker.training import state_path
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.paths import CheckpointKind, parse_path
 from loreloop.protocol.rest import TtlBody, WeightsInfoBody
@@ -77,7 +78,7 @@ async def set_ttl(request: Request) -> Response:
 async def weights_info(request: Request) -> Response:
     """What a client must know to make a training client that a checkpoint fits: base model, rank, trained parts."""
     key, served = caller(request, INFER), services(request)
-    path = parse_path((await read_json(request, WeightsInfoBody)).tinker_path)
+    path = parse_path(state_path(request, key, (await read_json(request, WeightsInfoBody)).tinker_path))
     served.store.read(checkpoints.get, key.id, path)
     run = served.store.read(runs.get, key.id, path.run_id)
     lora = run.lora

@@ -18,6 +18,7 @@ from loreloop.protocol import paths, rest
 from loreloop.protocol.checksums import OPTIMIZER_FILE, check_all_files
 from loreloop.protocol.codec import decode_pass
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.jobs import TUNED
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath, check_name, parse_path
 from loreloop.protocol.training import (
     AdamParams,
@@ -246,6 +247,7 @@ async def load_weights(request: Request) -> Response:
 
     async def build(key: KeyRow, raw: bytes) -> Accepted:
         body = decode(raw, rest.LoadWeightsBody)
+        body = msgspec.structs.replace(body, path=state_path(request, key, body.path))
         if body.model_id is not None and body.seq_id is not None:
             run = live_run(request, key, body.model_id)
             request_id = paths.request_id(run.id, body.seq_id)
@@ -257,6 +259,12 @@ async def load_weights(request: Request) -> Response:
         return await create_from(request, key, body, paths.model_id(body.session_id, body.model_seq_id))
 
     return await accept(request, build)
+
+
+def state_path(request: Request, key: KeyRow, name: str) -> str:
+    """The tinker:// path that is meant: itself, or for a fine-tuned model's name the state which that begins from."""
+    served = services(request)
+    return served.names.beginning(served.store, key, name).state_path or name if name.startswith(TUNED) else name
 
 
 async def create_from(request: Request, key: KeyRow, body: rest.LoadWeightsBody, model_id: str) -> Accepted:

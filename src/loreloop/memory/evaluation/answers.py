@@ -19,7 +19,7 @@ from loreloop.memory.condense import CountTokens
 from loreloop.memory.evaluation.cases import Conversation, Question
 from loreloop.memory.evaluation.contenders import BLIND, Blind, Bm25, condensed, memory, retrieved, segments_of
 from loreloop.memory.evaluation.f1 import score
-from loreloop.memory.evaluation.recall import Estimate, estimate, turns_kept
+from loreloop.memory.evaluation.recall import Estimate, Grouped, turns_kept
 from loreloop.memory.evaluation.study import budget_of
 from loreloop.memory.evaluation.written import written_by
 from loreloop.memory.generative import Sampler
@@ -166,14 +166,15 @@ def answer_row(
         shown = [of_conversation[conversation.name](question) for conversation, question in questions]
         prompts = [prompt_of(segments, question) for segments, (_, question) in zip(shown, questions, strict=True)]
         answers = list(pool.map(lambda prompt: asker.sampler(prompt, LONGEST_ANSWER), prompts))
-    kinds: defaultdict[str, list[float]] = defaultdict(list)
-    for (_, question), answer in zip(questions, answers, strict=True):
-        kinds[question.kind].append(score(question, answer))
-    every = [value for values in kinds.values() for value in values]
+    kinds: defaultdict[str, Grouped] = defaultdict(Grouped)
+    every = Grouped()
+    for (conversation, question), answer in zip(questions, answers, strict=True):
+        for values in (kinds[question.kind], every):
+            values.add(conversation, score(question, answer))
     tokens = sum(segment.tokens for segments in shown for segment in segments) / max(1, len(shown))
-    by_kind = {kind: estimate(values) for kind, values in sorted(kinds.items())}
+    by_kind = {kind: values.estimate() for kind, values in sorted(kinds.items())}
     seconds = time.perf_counter() - started
-    return AnswerRow(contender=name, budget=budget, f1=estimate(every), kinds=by_kind, tokens=tokens, seconds=seconds)
+    return AnswerRow(contender=name, budget=budget, f1=every.estimate(), kinds=by_kind, tokens=tokens, seconds=seconds)
 
 
 def prompt_of(segments: Sequence[Segment], question: Question) -> str:

@@ -11,7 +11,7 @@ import msgspec
 
 from loreloop.memory.condense import CountTokens
 from loreloop.memory.evaluation import synthetic
-from loreloop.memory.evaluation.recall import Estimate, estimate, turns_kept
+from loreloop.memory.evaluation.recall import Estimate, Grouped, turns_kept
 from loreloop.memory.importance import SurfaceImportance
 from loreloop.memory.memory import Memory, Parts
 from loreloop.memory.refill import ExtractiveRefill
@@ -46,8 +46,7 @@ def extractive(budget: int, count: CountTokens) -> Memory:
 
 def survival(count: CountTokens, edits: Sequence[int], budget: int = 1024, seeds: int = 6) -> list[Survival]:
     """Facts of one's own at even distances in small talk; each is looked for when so many edits have come after it."""
-    standing: dict[int, list[float]] = {n: [] for n in edits}
-    intact: dict[int, list[float]] = {n: [] for n in edits}
+    standing, intact = {n: Grouped() for n in edits}, {n: Grouped() for n in edits}
     for seed in range(seeds):
         conversation = synthetic.needles(seed, 3000)
         memory = extractive(budget, count)
@@ -66,9 +65,10 @@ def survival(count: CountTokens, edits: Sequence[int], budget: int = 1024, seeds
                 kept = turns_kept(memory.state.segments, conversation.turns) if due else set()
                 left = {turn for segment in memory.state.segments for turn in segment.turns}
                 for fact, passed in due.items():
-                    standing[passed].append(fact in kept)
-                    intact[passed] += [float(fact in kept)] if fact in left else []
-    return [Survival(n, estimate(standing[n]), estimate(intact[n])) for n in edits]
+                    standing[passed].add(conversation, fact in kept)
+                    if fact in left:
+                        intact[passed].add(conversation, fact in kept)
+    return [Survival(n, standing[n].estimate(), intact[n].estimate()) for n in edits]
 
 
 def pace(count: CountTokens, budget: int = 4096, early: int = 500, late: int = 10000) -> Pace:

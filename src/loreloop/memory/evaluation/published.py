@@ -27,6 +27,7 @@ class Fault(msgspec.Struct):
 
     sample_id: str
     qa_index: int
+    question: str = ""
     correct_evidence: list[str] = []
     correct_answer: str | int = ""
 
@@ -123,7 +124,7 @@ def load(path: Path, format: Format, faults: Path | None = None) -> list[Convers
 
 def locomo(sample: LocomoSample, faults: list[Fault]) -> Conversation:
     """A sample as a conversation, with its turns numbered over all sessions. A fault's evidence and answer replace the
-    label's where it has any; ids that name no turn are left out."""
+    label's where it has any; ids that name no turn are left out. Raises BadRequest for a fault of another question."""
     turns: list[Turn] = []
     numbers: dict[str, int] = {}
     # Sessions and their dates are keys beside others, so there are never more sessions than keys.
@@ -138,6 +139,12 @@ def locomo(sample: LocomoSample, faults: list[Fault]) -> Conversation:
     questions = []
     for index, label in enumerate(sample.qa):
         fault = known.get(index)
+        # A list for another version of the file would correct labels that are right.
+        if fault is not None and fault.question not in ("", label.question):
+            raise BadRequest(
+                f"The list of faults names question {index} of {sample.sample_id} as {fault.question[:80]!r}, and the "
+                f"file has {label.question[:80]!r} there; is it of another version?"
+            )
         cited = label.evidence if fault is None else fault.correct_evidence or label.evidence
         answer = label.answer if fault is None else fault.correct_answer or label.answer
         ids = LOCOMO_ID.findall(" ".join(cited))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 
 import msgspec
 
-from loreloop.memory.evaluation.cases import Question
+from loreloop.memory.evaluation.cases import Conversation, Question
 from loreloop.memory.state import Segment
 from loreloop.memory.turns import Turn
 from loreloop.memory.words import content_of, words_of
@@ -63,11 +64,40 @@ def gone(question: Question, segments: Sequence[Segment]) -> bool:
 
 
 def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
-    """The interval is the bootstrap's, percentiles of the means of resampled questions (Efron, 1979)."""
-    if not values:
+    """Of values that have nothing to do with each other."""
+    return estimate_within([values], seed)
+
+
+def estimate_within(conversations: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
+    """The mean of all questions, each conversation with its own. The interval is the bootstrap's of two levels,
+    percentiles of means (Efron, 1979; Davison and Hinkley, 1997, 3.8): conversations are resampled, and in each that
+    was drawn its questions, since those of one conversation hang together."""
+    groups = [values for values in conversations if values]
+    if not groups:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     # A fixed seed, so that the same values always give the same interval.
     draw = random.Random(seed)
-    n = len(values)
-    means = sorted(sum(draw.choices(values, k=n)) / n for _ in range(RESAMPLES))
-    return Estimate(sum(values) / n, means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1], n)
+    means = []
+    for _ in range(RESAMPLES):
+        drawn = draw.choices(groups, k=len(groups))
+        total = sum(sum(draw.choices(values, k=len(values))) for values in drawn)
+        means.append(total / sum(map(len, drawn)))
+    means.sort()
+    n = sum(map(len, groups))
+    mean = sum(map(sum, groups)) / n
+    return Estimate(mean, means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1], n)
+
+
+class Grouped:
+    """Values of questions, each with its conversation."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, conversation: Conversation, value: float) -> None:
+        """One question's value."""
+        self.of[conversation.name].append(value)
+
+    def estimate(self) -> Estimate:
+        """Their mean, with an interval that knows which conversation each is of."""
+        return estimate_within(list(self.of.values()))

@@ -23,7 +23,7 @@ from loreloop.memory.evaluation.contenders import (
 )
 from loreloop.memory.evaluation.endurance import Pace, Survival
 from loreloop.memory.evaluation.minilm import Embed
-from loreloop.memory.evaluation.recall import Estimate, answer_kept, estimate, gone, recall, turns_kept, words_in
+from loreloop.memory.evaluation.recall import Estimate, Grouped, answer_kept, gone, recall, turns_kept, words_in
 from loreloop.memory.state import Segment
 
 
@@ -51,9 +51,8 @@ class Tally:
     """Gathers the values of one contender over conversations."""
 
     def __init__(self) -> None:
-        self.kinds: dict[str, list[float]] = defaultdict(list)
-        self.answers: list[float] = []
-        self.gone: list[float] = []
+        self.kinds: dict[str, Grouped] = defaultdict(Grouped)
+        self.recall, self.answers, self.gone = Grouped(), Grouped(), Grouped()
         self.started = time.perf_counter()
 
     def add(self, conversation: Conversation, number: int, segments: Sequence[Segment], kept: set[int]) -> None:
@@ -62,24 +61,24 @@ class Tally:
         question = conversation.questions[number]
         value = recall(question, kept)
         if value is not None:
-            self.kinds[question.kind].append(value)
+            self.kinds[question.kind].add(conversation, value)
+            self.recall.add(conversation, value)
         answered = answer_kept(question, frozenset().union(*map(words_in, segments)))
         if answered is not None:
-            self.answers.append(answered)
+            self.answers.add(conversation, answered)
         if question.gone:
-            self.gone.append(gone(question, segments))
+            self.gone.add(conversation, gone(question, segments))
 
     def row(self, contender: str, budget: float) -> Row:
         """The estimates so far as a row; its `seconds` are wall-clock time since the tally was made."""
-        every = [value for values in self.kinds.values() for value in values]
-        kinds = {kind: estimate(values) for kind, values in sorted(self.kinds.items())}
+        kinds = {kind: values.estimate() for kind, values in sorted(self.kinds.items())}
         seconds = time.perf_counter() - self.started
         return Row(
             contender=contender,
             budget=budget,
-            recall=estimate(every),
-            answers=estimate(self.answers),
-            gone=estimate(self.gone),
+            recall=self.recall.estimate(),
+            answers=self.answers.estimate(),
+            gone=self.gone.estimate(),
             kinds=kinds,
             seconds=seconds,
         )

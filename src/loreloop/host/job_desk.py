@@ -1,0 +1,335 @@
+"""The desk between those who ask for fine-tuning jobs and the worker that does them: hands out, notes, calls back.
+
+Jobs wait in the store, so that a desk that is killed forgets nothing. What the worker holds is known here alone: when
+its stream ends, its jobs go back into the queue. Knows no route, and not how anything is learned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import secrets
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+from loreloop.config import Config
+from loreloop.host.dispatcher import Dispatcher
+from loreloop.host.job_results import as_csv
+from loreloop.host.link import WorkerConnection
+from loreloop.protocol.errors import Conflict, LoreloopError, NotFound
+from loreloop.protocol.jobs import (
+    Assignment,
+    Began,
+    FromWorker,
+    JobError,
+    JobOver,
+    JobStatus,
+    Kept,
+    Made,
+    Noted,
+    ResumePoint,
+    Said,
+    Stepped,
+    StopJob,
+    WorkerReady,
+)
+from loreloop.protocol.paths import parse_path
+from loreloop.store import checkpoints, jobs, keys, sessions, tuned_models, uploads
+from loreloop.store.job_rows import FileRow, JobRow, TunedModel
+
+MAX_ATTEMPTS = 5  # starts of a job without getting ahead
+LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class _InHand:
+    """A job that the worker has, and the secret that is its key for as long."""
+
+    job: JobRow
+    secret: str
+    session_id: str = ""
+
+
+class JobDesk:
+    """One per HTTP process; lives on its event loop. `url` is where the worker reaches this server."""
+
+    def __init__(self, config: Config, dispatcher: Dispatcher, url: str) -> None:
+        self.config, self.dispatcher, self.store, self.url = config, dispatcher, dispatcher.store, url
+        self.worker: WorkerConnection | None = None
+        self.in_hand: dict[str, _InHand] = {}
+        self.changes: dict[str, asyncio.Event] = {}
+        self.assigning = asyncio.Lock()
+
+    # for routes
+
+    def key_of(self, secret: str) -> str | None:
+        """Whose key a secret stands for: the owner's of the job that the worker was handed with it."""
+        found = (held for held in self.in_hand.values() if hmac.compare_digest(held.secret, secret))
+        return next((held.job.key_id for held in found), None)
+
+    async def create(self, row: JobRow) -> JobRow:
+        """Takes a job in; it begins when its turn comes."""
+        made = await self.store.write(jobs.create, row, self.config.limits.jobs_per_key)
+        await self._say(row.id, "info", f"Created fine-tuning job: {row.id}")
+        await self.assign()
+        return self.store.read(jobs.of_anyone, made.id)
+
+    async def cancel(self, job_id: str) -> JobRow:
+        """Ends a job for good; the worker lets go of it after the step that runs. Conflict where it has ended."""
+        await self._stop(job_id, "cancelled", ("queued", "running", "paused"))
+        if job_id not in self.in_hand:
+            await self._tidy(job_id)
+        return self.store.read(jobs.of_anyone, job_id)
+
+    async def pause(self, job_id: str) -> JobRow:
+        """Lets a job rest where it is until it is resumed. Conflict where it neither runs nor waits."""
+        await self._stop(job_id, "paused", ("queued", "running"))
+        return self.store.read(jobs.of_anyone, job_id)
+
+    async def resume(self, job_id: str) -> JobRow:
+        """Puts a paused job back into the queue. Conflict where it is not paused."""
+        await self._change(job_id, "queued", ("paused",), "The job was resumed.")
+        await self.assign()
+        return self.store.read(jobs.of_anyone, job_id)
+
+    def change_of(self, job_id: str) -> asyncio.Event:
+        """Set when something next happens to a job. Ask for it before looking, so that nothing is missed."""
+        return self.changes.setdefault(job_id, asyncio.Event())
+
+    # the worker
+
+    async def serve_worker(self, connection: WorkerConnection) -> None:
+        """One worker's life, from its first message to the end of its stream."""
+        if self.worker is not None:
+            self.worker.close()  # of a worker whose end was not noticed yet
+        self.worker = connection
+        try:
+            async for message in connection.messages():
+                await self._handle(message)
+        except LoreloopError as error:
+            # Such as a full disk: what the worker tells cannot be noted, so it must not go on as if it were.
+            LOG.error("the worker of jobs is let go, since what it told could not be noted: %s", error)
+        finally:
+            # A worker that is not heard any more sees the end of its stream, ends, and is started anew.
+            connection.close()
+            if self.worker is connection:
+                self.worker = None
+                await self._take_back()
+
+    async def recover(self) -> None:
+        """Puts back what is told to run and that nobody has in hand, as after a death of this process: it goes on from
+        where it was kept last. Of what has ended, takes away what only a resumption needed."""
+        for job in self.store.read(jobs.in_status, "running"):
+            if job.id not in self.in_hand:
+                await self._requeue(job.id)
+        for job in self.store.read(jobs.with_leftovers):
+            if job.id not in self.in_hand:
+                await self._tidy(job.id)
+
+    async def assign(self) -> None:
+        """Hands out waiting jobs while the worker has room: those of keys with the fewest in hand first."""
+        async with self.assigning:
+            while self.worker is not None and len(self.in_hand) < self.config.limits.running_jobs:
+                waiting = [job for job in self.store.read(jobs.waiting) if job.id not in self.in_hand]
+                if not waiting:
+                    return
+                held = Counter(each.job.key_id for each in self.in_hand.values())
+                # The list is in the order of arrival, and the first of several least ones is taken.
+                await self._hand_out(min(waiting, key=lambda job: held[job.key_id]), self.worker)
+
+    async def _hand_out(self, job: JobRow, worker: WorkerConnection) -> None:
+        refused = self._refusal(job)
+        if refused is not None:
+            await self._fail(job.id, refused)
+            return
+        secret = f"tml-job-{secrets.token_urlsafe(32)}"
+        self.in_hand[job.id] = _InHand(job, secret)
+        await self.store.write(jobs.took, job.id, job.attempts + 1)
+        job = await self.store.write(jobs.go_back, job.id)
+        await self._change(job.id, "running", ("queued",), _beginning(job))
+        files, plan = self.dispatcher.files, job.plan
+        worker.send(
+            Assignment(
+                job_id=job.id,
+                plan=plan,
+                url=self.url,
+                secret=secret,
+                training_path=str(files.upload(plan.training_file)),
+                validation_path=str(files.upload(plan.validation_file)) if plan.validation_file else None,
+                resume=job.resume,
+            )
+        )
+
+    def _refusal(self, job: JobRow) -> JobError | None:
+        """Why a job cannot begin, where that is so."""
+        if job.attempts >= MAX_ATTEMPTS:
+            message = f"The worker died {job.attempts} times at this job before it got ahead; it is given up."
+            return JobError("server_error", message)
+        if self.store.read(keys.active, job.key_id, time.time()) is None:
+            return JobError("key_revoked", "The key that asked for this job is not valid any more.")
+        return None
+
+    async def _handle(self, message: FromWorker) -> None:
+        if isinstance(message, WorkerReady):
+            await self.recover()
+            await self.assign()
+            return
+        held = self.in_hand.get(message.job_id)
+        if held is None:
+            return  # of a job that was deleted meanwhile
+        match message:
+            case Began(job_id, n_steps, session_id):
+                held.session_id = session_id
+                await self.store.write(jobs.began, job_id, n_steps)
+            case Stepped():
+                await self._stepped(message)
+            case Said(job_id, level, text):
+                await self.store.write(jobs.say, job_id, level, text, time.time())
+            case Kept(job_id, point):
+                before = await self.store.write(jobs.kept, job_id, point)
+                if self.worker is not None:
+                    self.worker.send(Noted(job_id))
+                await self._drop_state(held.job.key_id, before)
+            case Made():
+                await self._made(held, message)
+            case JobOver(job_id, outcome, error):
+                await self._over(held, outcome, error)
+        self._tell(message.job_id)
+
+    async def _stepped(self, made: Stepped) -> None:
+        await self.store.write(
+            jobs.stepped, made.job_id, made.step, made.metrics, trained_tokens=made.trained_tokens, now=time.time()
+        )
+
+    async def _made(self, held: _InHand, made: Made) -> None:
+        job = self.store.read(jobs.of_anyone, made.job_id)
+        if job.status == "cancelled":
+            return  # it was told so, and its last model would come as a surprise
+        name = job.plan.name if made.is_final else job.plan.checkpoint_name(made.step)
+        model = TunedModel(
+            name=name,
+            key_id=job.key_id,
+            job_id=job.id,
+            base_model=job.plan.base_model,
+            step=made.step,
+            is_final=made.is_final,
+            path=made.path,
+            state_path=made.state_path,
+            metrics=made.metrics,
+            created=time.time(),
+        )
+        replaced = await self.store.write(tuned_models.add, model)
+        # Of an attempt that was broken off behind it; the weights of this one are the same, made anew.
+        if replaced is not None and replaced.path != model.path:
+            await self._drop(job.key_id, replaced.path)
+        what = "New fine-tuned model created" if made.is_final else f"Checkpoint created at step {made.step}"
+        await self._say(job.id, "info", f"{what}: {name}")
+
+    async def _over(self, held: _InHand, outcome: str, error: JobError | None) -> None:
+        job_id = held.job.id
+        if outcome == "failed":
+            await self._fail(job_id, error or JobError("server_error", "The worker gave no reason."))
+        elif outcome == "succeeded" and self.store.read(jobs.of_anyone, job_id).status == "running":
+            await self._write_result(held.job)
+            await self._change(job_id, "succeeded", ("running",), "The job has successfully completed")
+        # Only now, since the key of the job must hold as long as the worker may use it.
+        del self.in_hand[job_id]
+        await self._end_session(held)
+        await self._tidy(job_id)
+        await self.assign()
+
+    async def _write_result(self, job: JobRow) -> None:
+        contents = as_csv(job.plan.kind, self.store.read(jobs.metrics, job.id))
+        file_id, files = uploads.new_id(), self.dispatcher.files
+        # The body first, then the row: a kill between the two leaves a body that the sweeper takes.
+        arriving = files.arriving_upload()
+        await asyncio.to_thread(arriving.write_bytes, contents)
+        arriving.rename(files.upload(file_id))
+        row = FileRow(
+            id=file_id,
+            key_id=job.key_id,
+            name="step_metrics.csv",
+            purpose="fine-tune-results",
+            n_bytes=len(contents),
+            created=time.time(),
+        )
+        await self.store.write(uploads.add_result, row)
+        await self.store.write(jobs.set_result, job.id, file_id)
+
+    async def _take_back(self) -> None:
+        """The worker is gone: what it had in hand waits for the next one."""
+        lost, self.in_hand = self.in_hand, {}
+        for job_id, held in lost.items():
+            await self._end_session(held)
+            if self.store.read(jobs.of_anyone, job_id).status == "running":
+                await self._requeue(job_id)
+            else:
+                await self._tidy(job_id)
+        await self.assign()
+
+    async def _requeue(self, job_id: str) -> None:
+        job = await self.store.write(jobs.go_back, job_id)
+        text = f"The job was interrupted, and goes on from step {job.step}."
+        await self._change(job_id, "queued", ("running",), text)
+
+    async def _end_session(self, held: _InHand) -> None:
+        """Left alone, the session would hold a model in memory until it expires."""
+        if not held.session_id:
+            return
+        try:
+            await self.store.write(sessions.end, held.job.key_id, held.session_id, "finished", "its job is over")
+            await self.dispatcher.close_session(held.session_id)
+        except LoreloopError as error:
+            LOG.warning("the session %s of a broken-off job stays until it expires: %s", held.session_id, error)
+
+    async def _fail(self, job_id: str, error: JobError) -> None:
+        if self.store.read(jobs.of_anyone, job_id).status == "cancelled":
+            return
+        await self.store.write(jobs.fail, job_id, error, time.time())
+        await self._say(job_id, "error", f"The job failed: {error.message}")
+
+    async def _tidy(self, job_id: str) -> None:
+        """Deletes the state of a job that nothing goes on from any more."""
+        job = self.store.read(jobs.of_anyone, job_id)
+        if job.finished is not None:
+            await self._drop_state(job.key_id, await self.store.write(jobs.let_go, job_id))
+
+    async def _drop_state(self, key_id: str, point: ResumePoint | None) -> None:
+        for path in point.states.values() if point is not None else ():
+            # What a model is known to begin from stays with the model.
+            if self.store.read(tuned_models.has_state, path):
+                continue
+            await self._drop(key_id, path)
+
+    async def _drop(self, key_id: str, path: str) -> None:
+        try:
+            await self.store.write(checkpoints.remove, key_id, parse_path(path))
+        except (NotFound, Conflict):
+            return  # the worker has deleted it already, or its owner has, or it was deployed
+        await self.dispatcher.delete_left_files()
+
+    async def _stop(self, job_id: str, status: JobStatus, only_from: tuple[JobStatus, ...]) -> None:
+        held = self.in_hand.get(job_id)
+        stops = held is not None and self.store.read(jobs.of_anyone, job_id).status in only_from
+        # The worker is told first: it begins another step while the store writes.
+        if stops and self.worker is not None:
+            self.worker.send(StopJob(job_id, keep=status == "paused"))
+        await self._change(job_id, status, only_from, f"The job was {status}.")
+
+    async def _change(self, job_id: str, status: JobStatus, only_from: tuple[JobStatus, ...], text: str) -> None:
+        await self.store.write(jobs.change_status, job_id, status, time.time(), only_from=only_from)
+        await self._say(job_id, "info", text)
+
+    async def _say(self, job_id: str, level: str, text: str) -> None:
+        await self.store.write(jobs.say, job_id, level, text, time.time())  # type: ignore[arg-type]
+        self._tell(job_id)
+
+    def _tell(self, job_id: str) -> None:
+        if (event := self.changes.pop(job_id, None)) is not None:
+            event.set()
+
+
+def _beginning(job: JobRow) -> str:
+    return f"The job goes on from step {job.resume.step}." if job.resume else "The job has begun."

@@ -1,0 +1,221 @@
+"""The step that all learners from rewards share: sample, reward, datums, pass, optimizer step, new weights to sample.
+
+It is a `Learner` of `learn/runner.py`, which takes it through its steps, saves its clients and asks it for evaluations.
+With a staleness above 0 the runner tells of tasks that many steps ahead, and they are sampled beside learning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import tinker
+
+from loreloop.learn.clients import adam_of
+from loreloop.learn.learners import measures
+from loreloop.learn.learners.evidence import Evidence
+from loreloop.learn.learners.kl import KlBudget, divergence
+from loreloop.learn.learners.policy import PolicyLearner, Scored
+from loreloop.learn.learners.ppo import Ppo
+from loreloop.learn.plan import Moment, Plan
+from loreloop.learn.rollouts.collect import Collector, Pace, Played
+from loreloop.learn.rollouts.drawing import Policy
+from loreloop.learn.rollouts.episodes import Plays
+from loreloop.learn.runner import TOKENS, Metrics, Wish
+from loreloop.protocol.errors import BadRequest
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What ends a run early: `most_tokens` sampled in all, or a spent budget of divergence from the reference."""
+
+    most_tokens: int | None = None
+    kl: KlBudget | None = None
+
+
+@dataclass
+class Standing:
+    """What a run must remember beside its weights: tokens sampled, and the strength of the penalty as it is now."""
+
+    n_tokens: int = 0
+    kl_strength: float | None = None
+    divergence: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one step had to learn from; `number` counts from 1."""
+
+    number: int
+    played: Sequence[Played]
+    scored: Sequence[Scored]
+    data: list[tinker.Datum]
+
+
+@dataclass
+class _HandedIn:
+    """What a step has sent to the server, in its order."""
+
+    passes: list[tinker.APIFuture[tinker.ForwardBackwardOutput]] = field(default_factory=list)
+    steps: list[tinker.APIFuture[tinker.OptimStepResponse]] = field(default_factory=list)
+    value_loss: Awaitable[float] | None = None
+
+
+@dataclass
+class RewardLearner:
+    """`player` plays the tasks with what `policy` holds, and `learner` says what is learned of that. `passes` go over
+    the same rollouts several times, which only the learners with a clipped ratio bear."""
+
+    plan: Plan
+    learner: PolicyLearner
+    player: Plays
+    policy: Policy
+    evidence: Evidence
+    pace: Pace = field(default_factory=Pace)
+    bounds: Bounds = field(default_factory=Bounds)
+    passes: int = 1
+    standing: Standing = field(default_factory=Standing)
+    closed_too: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.collector = Collector(play=self.player.group, pace=self.pace, revision=lambda: self.policy.revision)
+        self.ahead = self.pace.staleness
+        self.begun = False
+
+    @property
+    def client(self) -> tinker.TrainingClient:
+        """The client whose weights learn."""
+        return self.evidence.client
+
+    def prepare(self, batch: Sequence[Any], at: Moment) -> None:
+        """The tasks of a step begin to be played as soon as its staleness allows."""
+        if not self.begun:
+            # A run that goes on counts its revisions, and with them its random numbers, from where it is.
+            self.begun, self.policy.revision = True, at.step
+        self.collector.add(at.step, batch, first=at.step * self.plan.batch_size)
+
+    async def step(self, batch: Sequence[Any], at: Moment) -> Awaitable[Metrics]:
+        """One step, of which everything is handed in when it returns, and the next revision samples."""
+        if at.step not in self.collector.sizes:
+            self.prepare(batch, at)
+        played = await self.collector.take(at.step)
+        _check_sampled(played, at.step + 1)
+        groups = await self._scored(played)
+        scored = [one for group in groups for one in group]
+        found = measures.of_rollouts(played, self.policy.revision) | self._follow_budget(scored)
+        self.standing.n_tokens += sum(rollout.n_sampled for one in played for rollout in one.group.rollouts)
+        data = self._current().datums(groups)
+        handed_in = self._hand_in(data, scored, at)
+        if data:
+            self.policy.renew(await self.client.save_weights_and_get_sampling_client())
+        else:
+            # Nothing was to be learned, so that the weights are what they were, at the cost of a step.
+            self.policy.renew(self.policy.sampler)
+        return self._metrics(_Step(at.step + 1, played, scored, data), found, handed_in)
+
+    async def _scored(self, played: Sequence[Played]) -> list[list[Scored]]:
+        rollouts = [rollout for one in played for rollout in one.group.graded]
+        asked = await self.evidence.scored(rollouts, self._needs())
+        by_group: dict[str, list[Scored]] = {}
+        for scored in asked:
+            by_group.setdefault(scored.trace.rollout.group, []).append(scored)
+        return [*by_group.values()]
+
+    def _needs(self) -> frozenset[Any]:
+        # A budget measures the divergence even where the penalty's strength is 0.
+        return self._current().needs | ({"reference"} if self.bounds.kl else frozenset())
+
+    def _current(self) -> PolicyLearner:
+        """The learner with the penalty as strong as it is now."""
+        strength, kl = self.standing.kl_strength, getattr(self.learner, "kl", None)
+        if strength is None or kl is None:
+            return self.learner
+        return replace(self.learner, kl=replace(kl, strength=strength))  # type: ignore[type-var]
+
+    def _follow_budget(self, scored: Sequence[Scored]) -> Metrics:
+        if not any(one.reference is not None for one in scored):
+            return {}
+        standing, kl = self.standing, getattr(self.learner, "kl", None)
+        standing.divergence = divergence(scored)
+        strength = standing.kl_strength if standing.kl_strength is not None else getattr(kl, "strength", 0.0)
+        if self.bounds.kl is not None:
+            strength = standing.kl_strength = self.bounds.kl.next_strength(strength, standing.divergence)
+        return {"train_kl_reference": standing.divergence, "train_kl_strength": strength}
+
+    def _hand_in(self, data: list[tinker.Datum], scored: Sequence[Scored], at: Moment) -> _HandedIn:
+        """All passes and steps, sent before any is waited for."""
+        handed_in = _HandedIn()
+        for _ in range(self.passes if data else 0):
+            passed = self.client.forward_backward(data, self.learner.loss, self.learner.config)
+            handed_in.passes.append(passed)
+            handed_in.steps.append(self.client.optim_step(adam_of(self.plan, at.learning_rate)))
+        if isinstance(self.learner, Ppo) and self.evidence.values and scored:
+            traces = [one.trace for one in scored]
+            targets = [self.learner.value_targets(trace) for trace in traces]
+            handed_in.value_loss = self.evidence.values.learn(traces, targets)
+        return handed_in
+
+    async def _metrics(self, step: _Step, found: Metrics, handed_in: _HandedIn) -> Metrics:
+        # Told with the step's figures and not before, so that whoever watches the grader can say it in other words.
+        _check_graded(step.played, step.number)
+        outputs = [await each for each in handed_in.passes]
+        for each in handed_in.steps:
+            await each
+        if outputs:
+            # The first pass is the one whose ratios begin at the weights that sampled.
+            found |= measures.of_pass(step.data, outputs[0], self.learner.config)
+        if handed_in.value_loss is not None:
+            found["train_value_loss"] = await handed_in.value_loss
+        n_tokens = float(sum(datum.model_input.length for datum in step.data))
+        return found | measures.of_trainer(step.scored) | {"train_datums": float(len(step.data)), TOKENS: n_tokens}
+
+    async def evaluate(self, examples: Sequence[Any]) -> Metrics:
+        """`valid_reward_mean` of one answer to each held-out task, at temperature 0, by the newest weights."""
+        collector = Collector(play=self.player.once().group, pace=replace(self.pace, staleness=0), revision=lambda: 0)
+        collector.add(0, examples)
+        played = await collector.take(0)
+        found = measures.of_rollouts(played, 0)
+        kept = ("reward_mean", "answer_tokens", "cut_off", "failed", "ungraded")
+        parts = {name: value for name, value in found.items() if name.startswith("train_part_")}
+        return {
+            name.replace("train_", "valid_", 1): value
+            for name, value in ({f"train_{name}": found[f"train_{name}"] for name in kept} | parts).items()
+        }
+
+    def wish(self) -> Wish:
+        """A run whose budgets are spent pauses, so that its state is saved and it can be looked at."""
+        spent = self.bounds.most_tokens is not None and self.standing.n_tokens >= self.bounds.most_tokens
+        if self.bounds.kl is not None and self.bounds.kl.is_spent(self.standing.divergence):
+            spent = True
+        return "pause" if spent else "go"
+
+    def state(self) -> dict[str, Any]:
+        """What the run must remember beside its weights."""
+        return {"n_tokens": self.standing.n_tokens, "kl_strength": self.standing.kl_strength}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back what `state` gave."""
+        self.standing = Standing(**state)
+
+    async def close(self) -> None:
+        """Gives up what is still being sampled, and closes what was made for this run alone."""
+        await self.collector.close()
+        for close in self.closed_too:
+            await close()
+
+
+def _check_sampled(played: Sequence[Played], step: int) -> None:
+    """BadRequest where not one answer of a step came back: what fails for every answer is no chance, and a run that
+    went on would cost hours and teach nothing."""
+    if not any(one.group.rollouts for one in played):
+        why = next((trouble for one in played for trouble in one.group.troubles), "nothing was sampled")
+        raise BadRequest(f"Not one answer of step {step} came back: {why}")
+
+
+def _check_graded(played: Sequence[Played], step: int) -> None:
+    """BadRequest where not one answer of a step has a reward, likewise."""
+    if not any(one.group.graded for one in played):
+        troubles = [rollout.trouble for one in played for rollout in one.group.rollouts if rollout.trouble]
+        why = troubles[0] if troubles else "all of them are empty"
+        raise BadRequest(f"Not one answer of step {step} could be graded: {why}")

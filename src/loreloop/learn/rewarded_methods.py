@@ -1,0 +1,215 @@
+"""Learners from rewards and from hindsight, made of the settings that a command or a job has for them.
+
+`methods.py` has their rows. Knows how settings and parts fit together, and none of the formulas.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tinker
+
+from loreloop.learn.advantages import Overlong
+from loreloop.learn.clients import Clients
+from loreloop.learn.corrections import Correction
+from loreloop.learn.environments.calculator import Calculator
+from loreloop.learn.environments.environment import Environment, OneAnswer
+from loreloop.learn.environments.given import python_tool
+from loreloop.learn.environments.tools import Rewarded
+from loreloop.learn.examples import Task
+from loreloop.learn.learners.cispo import Cispo
+from loreloop.learn.learners.distill import Distill
+from loreloop.learn.learners.from_rewards import Sampling, Ways, reward_learner
+from loreloop.learn.learners.grpo import Grpo
+from loreloop.learn.learners.hindsight import Hindsight
+from loreloop.learn.learners.hindsight_loop import HindsightLearner
+from loreloop.learn.learners.kl import KlBudget, KlPenalty
+from loreloop.learn.learners.policy import PolicyLearner
+from loreloop.learn.learners.ppo import Ppo
+from loreloop.learn.learners.reinforce import Reinforce
+from loreloop.learn.learners.reinforce_loop import Bounds, RewardLearner
+from loreloop.learn.rendering import Renderer
+from loreloop.learn.rewards.graders.grader import Means
+from loreloop.learn.rewards.graders.reading import GraderReward, grader_of
+from loreloop.learn.rewards.reward import Answer, Reward, Score
+from loreloop.learn.rewards.sandbox import CodeSandbox
+from loreloop.learn.rollouts.collect import Pace
+from loreloop.learn.rollouts.drawing import AnswerLimits
+from loreloop.learn.settings import (
+    CispoSettings,
+    CorrectedSettings,
+    DistillSettings,
+    GrpoSettings,
+    HindsightSettings,
+    PpoSettings,
+    ReinforceSettings,
+    RewardSettings,
+)
+from loreloop.protocol.errors import BadRequest
+
+if TYPE_CHECKING:
+    from loreloop.learn.methods import Order
+
+
+async def from_rewards(order: Order, clients: Clients) -> RewardLearner:
+    """The learner of an order for GRPO, PPO, CISPO, REINFORCE or distillation. BadRequest where its settings do not fit
+    together, or its grader is none."""
+    settings = order.settings
+    assert isinstance(settings, RewardSettings)
+    given = order.means or Means()
+    means = given if given.sandbox else replace(given, sandbox=CodeSandbox())
+    reward = reward_of(settings, means)
+    learner = await reward_learner(
+        order.plan,
+        clients,
+        order.renderer,
+        environments_of(settings, reward, means),
+        ways_of(settings),
+        sampling_of(settings),
+    )
+    if means.sandbox is not None and given.sandbox is None:
+        # Made for this run alone, so that it ends with it.
+        learner.closed_too.append(means.sandbox.close)
+    return learner
+
+
+async def from_hindsight(order: Order, clients: Clients) -> HindsightLearner:
+    """The learner of an order for hindsight."""
+    settings = order.settings
+    assert isinstance(settings, HindsightSettings)
+    learner = Hindsight(most=settings.most, least=settings.least)
+    return await HindsightLearner.of(order.plan, clients, order.renderer, learner)
+
+
+def asked_of(renderer: Renderer, task: Task) -> list[tinker.Datum]:
+    """A task's prompt, as data whose length can be looked at."""
+    return [tinker.Datum(model_input=renderer.prompt(task.prompt))]
+
+
+def reward_of(settings: RewardSettings, means: Means) -> Reward:
+    """The settings' grader as a reward. BadRequest where there is none and the way to learn needs one."""
+    if settings.grader is None:
+        if isinstance(settings, DistillSettings) and not settings.reward_weight:
+            return _nothing
+        raise BadRequest("Nothing says how good an answer is; name a grader with --grader.")
+    return GraderReward(grader_of(_json(settings.grader)), means)
+
+
+async def _nothing(answer: Answer, task: Task) -> Score:
+    return Score(0.0)
+
+
+def _json(text: str) -> object:
+    """A grader's JSON, from the text itself or the file that it names."""
+    try:
+        return json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadRequest(f"The grader {text} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise BadRequest(f"The grader is not JSON: {error}.") from None
+
+
+def environments_of(settings: RewardSettings, reward: Reward, means: Means) -> Callable[[], Environment]:
+    """What makes the environment of an episode."""
+    if settings.tools == "calculator":
+        return lambda: Calculator(reward)
+    if settings.tools == "python":
+        sandbox = means.sandbox
+        if sandbox is None:
+            raise BadRequest("There is no sandbox here for the Python tool; leave --tools python out.")
+        return lambda: Rewarded([python_tool(sandbox.run)], reward)
+    return lambda: OneAnswer(reward)
+
+
+def sampling_of(settings: RewardSettings) -> Sampling:
+    """How answers are sampled."""
+    limits = AnswerLimits(
+        most_tokens=settings.answer_tokens,
+        most_episode_tokens=settings.episode_tokens,
+        most_turns=settings.turns,
+        temperature=settings.temperature,
+        piece=settings.piece,
+    )
+    pace = Pace(staleness=settings.staleness, overtaking=settings.overtaking)
+    return Sampling(settings.group_size, limits, pace, most_requests=settings.at_once)
+
+
+def ways_of(settings: RewardSettings) -> Ways:
+    """What is learned of the answers, and how."""
+    if settings.kl_budget is None and settings.kl_most is not None:
+        raise BadRequest("--kl-most ends a run whose divergence is measured; give --kl-budget as well.")
+    if settings.kl_budget is not None and settings.kl_most is not None and settings.kl_most < settings.kl_budget:
+        raise BadRequest("--kl-most is below --kl-budget; the run would pause before the budget is used.")
+    budget = None if settings.kl_budget is None else KlBudget(settings.kl_budget, most=settings.kl_most)
+    bounds, made = Bounds(settings.budget_tokens, budget), policy_learner(settings)
+    ways = Ways(learner=made, bounds=bounds, reference=settings.kl_reference)
+    match settings:
+        case PpoSettings():
+            if not settings.low < settings.high:
+                raise BadRequest("--low is the least that an episode can earn, and must be below --high.")
+            ways = replace(ways, low=settings.low, high=settings.high, value_rate=settings.value_rate)
+            return replace(ways, passes=settings.passes)
+        case DistillSettings():
+            if settings.teacher is None:
+                raise BadRequest("Nobody teaches; name a model or a tinker:// path with --teacher.")
+            return replace(ways, teacher=settings.teacher)
+        case GrpoSettings() | CispoSettings():
+            return replace(ways, passes=settings.passes)
+    return ways
+
+
+def policy_learner(settings: RewardSettings) -> PolicyLearner:
+    """The page that the settings are for."""
+    kl = KlPenalty(settings.kl, settings.kl_form)
+    if isinstance(settings, DistillSettings):
+        return Distill(strength=settings.strength, reward=settings.reward_weight, normalisation=settings.normalisation)
+    assert isinstance(settings, CorrectedSettings)
+    correction = _correction(settings)
+    match settings:
+        case GrpoSettings():
+            buffer = settings.overlong_buffer
+            if buffer > settings.answer_tokens:
+                raise BadRequest("--overlong-buffer is a part of --answer-tokens, and cannot be larger.")
+            return Grpo(
+                clip_low=settings.clip_low,
+                clip_high=settings.clip_high,
+                scaled=settings.scaled,
+                skip_flat=settings.skip_flat,
+                normalisation=settings.normalisation,
+                overlong=Overlong(settings.answer_tokens, buffer) if buffer else None,
+                correction=correction,
+                kl=kl,
+            )
+        case PpoSettings():
+            return Ppo(
+                clip=settings.clip,
+                gamma=settings.gamma,
+                lam=settings.lam,
+                normalisation=settings.normalisation,
+                correction=correction,
+                kl=kl,
+            )
+        case CispoSettings():
+            return Cispo(
+                low=settings.low,
+                high=settings.high,
+                scaled=settings.scaled,
+                normalisation=settings.normalisation,
+                correction=correction,
+                kl=kl,
+            )
+    assert isinstance(settings, ReinforceSettings)
+    return Reinforce(correction=correction, scaled=settings.scaled, normalisation=settings.normalisation, kl=kl)
+
+
+def _correction(settings: CorrectedSettings) -> Correction:
+    try:
+        return Correction(settings.correction, settings.correction_low, settings.correction_high)
+    except ValueError:
+        raise BadRequest(
+            "--correction-low must be below --correction-high, and each fit the other bound of its rule."
+        ) from None

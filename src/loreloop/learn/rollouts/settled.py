@@ -1,0 +1,45 @@
+"""Waits for several pieces of work, of which some may fail or be cancelled, without losing the others.
+
+Knows nothing of what the work is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settled(Generic[T]):
+    """What came of it: the results in the order of the work, and for each piece that failed why."""
+
+    results: tuple[T, ...]
+    troubles: tuple[str, ...] = ()
+
+
+async def settled(work: Iterable[Awaitable[T]]) -> Settled[T]:
+    """Runs all at once and waits for all. Cancelled, it cancels what is running."""
+    tasks = [asyncio.ensure_future(_awaited(each)) for each in work]
+    if not tasks:
+        return Settled(())
+    try:
+        await asyncio.wait(tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    good = tuple(task.result() for task in tasks if trouble_of(task) is None)
+    return Settled(good, tuple(trouble for task in tasks if (trouble := trouble_of(task)) is not None))
+
+
+def trouble_of(task: asyncio.Task[T]) -> str | None:
+    """Why a task that has ended gave nothing, in words; None where it gave something."""
+    error = asyncio.CancelledError("it was cancelled") if task.cancelled() else task.exception()
+    return None if error is None else f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+async def _awaited(work: Awaitable[T]) -> T:
+    return await work

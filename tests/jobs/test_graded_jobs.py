@@ -1,0 +1,87 @@
+"""Jobs with a grader, with the unmodified client: rewards rise, and graders that give none end their own job alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+
+from tests.jobs.rig import as_lines, asked, ended, messages, result_rows, started, succeeded, supervised
+
+TASKS = as_lines(
+    {"messages": [{"role": "user", "content": f"say {number}"}], "word": f"{number}"} for number in range(8)
+)
+
+
+def python(source: str) -> dict[str, Any]:
+    return {"type": "python", "name": "code", "source": source}
+
+
+def graded(grader: dict[str, Any], **hyperparameters: Any) -> dict[str, Any]:
+    given = {"n_epochs": 1, "batch_size": 4, "reasoning_effort": "low", "compute_multiplier": 0.5} | hyperparameters
+    return {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": given}}
+
+
+VOWELS = python(
+    "def grade(sample, item):\n    text = sample['output_text']\n    return sum(c in 'aeiou' for c in text) / 64\n"
+)
+
+
+def test_a_grader_teaches(client: openai.OpenAI) -> None:
+    method = graded(VOWELS, n_epochs=6, learning_rate_multiplier=30)
+    held_out = client.files.create(file=("held_out.jsonl", TASKS), purpose="fine-tune").id
+    job = started(client, TASKS, method=method, validation_file=held_out, seed=1)
+    done = succeeded(client, job.id, 240)
+    assert done.method is not None
+    assert done.method.reinforcement is not None
+    told = done.method.reinforcement.to_dict()["hyperparameters"]
+    assert (
+        told
+        == {"eval_interval": 1, "eval_samples": 1, "max_completion_tokens": 64}
+        | method["reinforcement"]["hyperparameters"]
+    )  # type: ignore[operator]
+    rows = result_rows(client, done)
+    assert [*rows[0]][:3] == ["step", "train_reward_mean", "valid_reward_mean"]
+    rewards = [float(row["train_reward_mean"]) for row in rows]
+    assert sum(rewards[-4:]) > sum(rewards[:4])
+    assert rows[-1]["valid_reward_mean"]
+    asked(client, done.fine_tuned_model or "")
+
+
+BROKEN = {
+    "never returns": (python("def grade(sample, item):\n    while True: pass\n"), "took more than"),
+    "gives no number": (python("def grade(sample, item):\n    return float('nan')\n"), "nan|number|finite"),
+    "raises": (python("def grade(sample, item):\n    return item['no such field']\n"), "no such field"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_grader_that_gives_nothing_ends_its_own_job(client: openai.OpenAI, name: str) -> None:
+    grader, words = BROKEN[name]
+    other = started(client, method=supervised(n_epochs=3))
+    job = ended(client, started(client, TASKS, method=graded(grader, batch_size=1)).id, 240)
+    assert job.status == "failed", messages(client, job.id)
+    assert job.error is not None
+    assert (job.error.code, job.error.param) == ("invalid_grader", "method.reinforcement.grader")
+    assert "Example 1: " in job.error.message
+    assert any(word in job.error.message.lower() for word in words.split("|")), job.error.message
+    succeeded(client, other.id)
+
+
+def test_a_grader_that_is_none_is_refused(client: openai.OpenAI) -> None:
+    for grader, words in (
+        ({"type": "magic", "name": "x"}, "method.reinforcement.grader.type"),
+        (python("def grade(:"), "source|syntax"),
+        ({"type": "score_model", "name": "x", "model": "gpt-4o", "input": []}, "not served|input"),
+    ):
+        with pytest.raises((openai.BadRequestError, openai.NotFoundError)) as refused:
+            started(client, TASKS, method=graded(grader))
+        assert any(word in str(refused.value) for word in words.split("|")), refused.value
+
+
+def test_a_served_model_may_be_the_judge(client: openai.OpenAI) -> None:
+    question = [{"role": "user", "content": "Rate {{sample.output_text}} from 0 to 1."}]
+    judge = {"type": "score_model", "name": "judge", "model": "tiny", "input": question, "range": [0, 1]}
+    done = succeeded(client, started(client, TASKS, method=graded(judge, batch_size=8)).id, 240)
+    assert 0 <= float(result_rows(client, done)[0]["train_reward_mean"]) <= 1
