@@ -25,12 +25,12 @@ ANSWER_TOKENS = 12  # enough for "23 + 45 = 68"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--one-steps", type=int, default=16)
-    parser.add_argument("--two-steps", type=int, default=54)
+    parser.add_argument("--one-steps", type=int, default=8)
+    parser.add_argument("--two-steps", type=int, default=62)
     parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument("--review", type=int, default=6)
+    parser.add_argument("--review", type=int, default=5)
     parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--rate", type=float, default=4e-4)
     parser.add_argument("--final", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--every", type=int, default=0, help="steps between two looks at the held-out sums")
