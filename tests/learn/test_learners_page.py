@@ -1,4 +1,4 @@
-"""What docs/learners.md gives to paste does what it says, against a live server."""
+"""What docs/learners.md gives to paste on learning from files does what it says, against a live server."""
 
 import json
 import os
@@ -20,7 +20,8 @@ from loreloop.learn.files import READERS
 # The SDK leaves its own background tasks to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-PAGE = (Path(__file__).parents[2] / "docs" / "learners.md").read_text()
+WHOLE = (Path(__file__).parents[2] / "docs" / "learners.md").read_text()
+PAGE = WHOLE.split("\n## Learning from rewards\n")[0]  # the rest has a test of its own
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
 LINES = dict(zip(("sft", "dpo", "kto"), re.findall(r"```json\n(.*?)```", PAGE, re.S)[0].splitlines(), strict=True))
 PROGRAM, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.S)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from loreloop.config import Config
 from loreloop.host.dispatcher import Dispatcher
-from loreloop.host.job_results import as_csv
+from loreloop.host.job_traces import JobTraces
 from loreloop.host.link import WorkerConnection
-from loreloop.protocol.errors import Conflict, LoreloopError, NotFound
+from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.jobs import (
     Assignment,
     Began,
@@ -29,15 +29,13 @@ from loreloop.protocol.jobs import (
     Kept,
     Made,
     Noted,
-    ResumePoint,
     Said,
     Stepped,
     StopJob,
     WorkerReady,
 )
-from loreloop.protocol.paths import parse_path
-from loreloop.store import checkpoints, jobs, keys, sessions, tuned_models, uploads
-from loreloop.store.job_rows import FileRow, JobRow, TunedModel
+from loreloop.store import jobs, keys, tuned_models
+from loreloop.store.job_rows import JobRow, TunedModel
 
 MAX_ATTEMPTS = 5  # starts of a job without getting ahead
 LOG = logging.getLogger(__name__)
@@ -61,6 +59,7 @@ class JobDesk:
         self.in_hand: dict[str, _InHand] = {}
         self.changes: dict[str, asyncio.Event] = {}
         self.assigning = asyncio.Lock()
+        self.traces = JobTraces(dispatcher)
 
     # for routes
 
@@ -80,7 +79,7 @@ class JobDesk:
         """Ends a job for good; the worker lets go of it after the step that runs. Conflict where it has ended."""
         await self._stop(job_id, "cancelled", ("queued", "running", "paused"))
         if job_id not in self.in_hand:
-            await self._tidy(job_id)
+            await self.traces.tidy(job_id)
         return self.store.read(jobs.of_anyone, job_id)
 
     async def pause(self, job_id: str) -> JobRow:
@@ -126,7 +125,7 @@ class JobDesk:
                 await self._requeue(job.id)
         for job in self.store.read(jobs.with_leftovers):
             if job.id not in self.in_hand:
-                await self._tidy(job.id)
+                await self.traces.tidy(job.id)
 
     async def assign(self) -> None:
         """Hands out waiting jobs while the worker has room: those of keys with the fewest in hand first."""
@@ -191,7 +190,7 @@ class JobDesk:
                 before = await self.store.write(jobs.kept, job_id, point)
                 if self.worker is not None:
                     self.worker.send(Noted(job_id))
-                await self._drop_state(held.job.key_id, before)
+                await self.traces.drop_state(held.job.key_id, before)
             case Made():
                 await self._made(held, message)
             case JobOver(job_id, outcome, error):
@@ -223,7 +222,7 @@ class JobDesk:
         replaced = await self.store.write(tuned_models.add, model)
         # Of an attempt that was broken off behind it; the weights of this one are the same, made anew.
         if replaced is not None and replaced.path != model.path:
-            await self._drop(job.key_id, replaced.path)
+            await self.traces.drop(job.key_id, replaced.path)
         what = "New fine-tuned model created" if made.is_final else f"Checkpoint created at step {made.step}"
         await self._say(job.id, "info", f"{what}: {name}")
 
@@ -232,41 +231,23 @@ class JobDesk:
         if outcome == "failed":
             await self._fail(job_id, error or JobError("server_error", "The worker gave no reason."))
         elif outcome == "succeeded" and self.store.read(jobs.of_anyone, job_id).status == "running":
-            await self._write_result(held.job)
+            await self.traces.write_result(held.job)
             await self._change(job_id, "succeeded", ("running",), "The job has successfully completed")
         # Only now, since the key of the job must hold as long as the worker may use it.
         del self.in_hand[job_id]
-        await self._end_session(held)
-        await self._tidy(job_id)
+        await self.traces.end_session(held.job.key_id, held.session_id)
+        await self.traces.tidy(job_id)
         await self.assign()
-
-    async def _write_result(self, job: JobRow) -> None:
-        contents = as_csv(job.plan.kind, self.store.read(jobs.metrics, job.id))
-        file_id, files = uploads.new_id(), self.dispatcher.files
-        # The body first, then the row: a kill between the two leaves a body that the sweeper takes.
-        arriving = files.arriving_upload()
-        await asyncio.to_thread(arriving.write_bytes, contents)
-        arriving.rename(files.upload(file_id))
-        row = FileRow(
-            id=file_id,
-            key_id=job.key_id,
-            name="step_metrics.csv",
-            purpose="fine-tune-results",
-            n_bytes=len(contents),
-            created=time.time(),
-        )
-        await self.store.write(uploads.add_result, row)
-        await self.store.write(jobs.set_result, job.id, file_id)
 
     async def _take_back(self) -> None:
         """The worker is gone: what it had in hand waits for the next one."""
         lost, self.in_hand = self.in_hand, {}
         for job_id, held in lost.items():
-            await self._end_session(held)
+            await self.traces.end_session(held.job.key_id, held.session_id)
             if self.store.read(jobs.of_anyone, job_id).status == "running":
                 await self._requeue(job_id)
             else:
-                await self._tidy(job_id)
+                await self.traces.tidy(job_id)
         await self.assign()
 
     async def _requeue(self, job_id: str) -> None:
@@ -274,41 +255,11 @@ class JobDesk:
         text = f"The job was interrupted, and goes on from step {job.step}."
         await self._change(job_id, "queued", ("running",), text)
 
-    async def _end_session(self, held: _InHand) -> None:
-        """Left alone, the session would hold a model in memory until it expires."""
-        if not held.session_id:
-            return
-        try:
-            await self.store.write(sessions.end, held.job.key_id, held.session_id, "finished", "its job is over")
-            await self.dispatcher.close_session(held.session_id)
-        except LoreloopError as error:
-            LOG.warning("the session %s of a broken-off job stays until it expires: %s", held.session_id, error)
-
     async def _fail(self, job_id: str, error: JobError) -> None:
         if self.store.read(jobs.of_anyone, job_id).status == "cancelled":
             return
         await self.store.write(jobs.fail, job_id, error, time.time())
         await self._say(job_id, "error", f"The job failed: {error.message}")
-
-    async def _tidy(self, job_id: str) -> None:
-        """Deletes the state of a job that nothing goes on from any more."""
-        job = self.store.read(jobs.of_anyone, job_id)
-        if job.finished is not None:
-            await self._drop_state(job.key_id, await self.store.write(jobs.let_go, job_id))
-
-    async def _drop_state(self, key_id: str, point: ResumePoint | None) -> None:
-        for path in point.states.values() if point is not None else ():
-            # What a model is known to begin from stays with the model.
-            if self.store.read(tuned_models.has_state, path):
-                continue
-            await self._drop(key_id, path)
-
-    async def _drop(self, key_id: str, path: str) -> None:
-        try:
-            await self.store.write(checkpoints.remove, key_id, parse_path(path))
-        except (NotFound, Conflict):
-            return  # the worker has deleted it already, or its owner has, or it was deployed
-        await self.dispatcher.delete_left_files()
 
     async def _stop(self, job_id: str, status: JobStatus, only_from: tuple[JobStatus, ...]) -> None:
         held = self.in_hand.get(job_id)

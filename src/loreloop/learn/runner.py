@@ -214,11 +214,14 @@ class Run(Generic[E]):
     async def _save(self, at: Moment) -> None:
         """Saves all states, and weights for sampling where an epoch ends; only then the position moves."""
         done, before = at.step + 1, self.position
-        states = await self.clients.save(f"{self.plan.name}-state-{done:06d}")
+        saving = self.clients.save(f"{self.plan.name}-state-{done:06d}")
         checkpoints = before.checkpoints
         if at.ends_epoch:
-            path = await self.clients.publish(f"{self.plan.name}-step-{done:06d}")
+            # Neither waits for the other: nothing that changes weights comes in between.
+            states, path = await asyncio.gather(saving, self.clients.publish(f"{self.plan.name}-step-{done:06d}"))
             checkpoints += (Checkpoint(step=done, epoch=at.epoch + 1, path=path, metrics=self.last),)
+        else:
+            states = await saving
         self.position = Position(
             step=done,
             states=states,
