@@ -21,6 +21,7 @@ from loreloop.learn.files import READERS
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 WHOLE = (Path(__file__).parents[2] / "docs" / "learners.md").read_text()
+WHOLE = (Path(__file__).parents[2] / "docs" / "learners.md").read_text()
 PAGE = WHOLE.split("\n## Learning from rewards\n")[0]  # the rest has a test of its own
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
 LINES = dict(zip(("sft", "dpo", "kto"), re.findall(r"```json\n(.*?)```", PAGE, re.S)[0].splitlines(), strict=True))
@@ -35,9 +36,9 @@ def test_the_lines_of_files_are_read() -> None:
 def test_every_learner_and_every_setting_has_its_place() -> None:
     for method, kind in settings.SETTINGS.items():
         # Those that learn from rewards stand below a heading of their own.
-        assert re.search(rf"^##+ {method}", PAGE, re.M | re.I), method
+        assert re.search(rf"^##+ {method}", WHOLE, re.M | re.I), method
         for field in msgspec.structs.fields(kind):
-            assert f"--{field.name.replace('_', '-')}" in PAGE, field.name
+            assert f"--{field.name.replace('_', '-')}" in WHOLE, field.name
 
 
 def test_the_commands_and_the_program_run(
