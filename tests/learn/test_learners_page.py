@@ -21,7 +21,6 @@ from loreloop.learn.files import READERS
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 WHOLE = (Path(__file__).parents[2] / "docs" / "learners.md").read_text()
-WHOLE = (Path(__file__).parents[2] / "docs" / "learners.md").read_text()
 PAGE = WHOLE.split("\n## Learning from rewards\n")[0]  # the rest has a test of its own
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
 LINES = dict(zip(("sft", "dpo", "kto"), re.findall(r"```json\n(.*?)```", PAGE, re.S)[0].splitlines(), strict=True))
