@@ -8,7 +8,7 @@ import pytest
 from click.testing import Result
 
 from loreloop.protocol.errors import BadRequest
-from tests.cli.test_train import asked, written
+from tests.cli.test_train_command import asked, written
 
 __all__ = ["asked"]  # a fixture
 
