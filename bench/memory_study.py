@@ -17,7 +17,7 @@ from bench.record import RESULTS, about_the_run
 from loreloop.config import Config
 from loreloop.formats.catalog import Catalog
 from loreloop.memory.condense import CountTokens
-from loreloop.memory.evaluation import endurance, minilm, published, study, synthetic
+from loreloop.memory.evaluation import endurance, minilm, published, shares, study, synthetic
 from loreloop.memory.evaluation.cases import Conversation
 from loreloop.memory.evaluation.contenders import BLIND
 from loreloop.text.tokenizer import TextTokenizer
@@ -36,7 +36,10 @@ def main() -> None:
     else:
         loaded = published.load(asked.file, asked.format, asked.faults)
         chosen = [one for one in loaded if not asked.only or one.name in asked.only]
-        report = of_file(chosen, asked.budget, count, blind_alone=asked.blind_alone)
+        if asked.shares:
+            report = of_shares(chosen, asked.budget, count)
+        else:
+            report = of_file(chosen, asked.budget, count, blind_alone=asked.blind_alone)
     record = msgspec.to_builtins(report) | {
         "conversations": list(asked.only),
         "seconds": round(time.perf_counter() - started, 1),
@@ -56,6 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", default=())
     parser.add_argument("--budget", nargs="*", type=float, default=(0.25, 0.1))
     parser.add_argument("--blind-alone", action="store_true", help="leave out what knows the question")
+    parser.add_argument("--shares", action="store_true", help="only what the memory adds to retrieval, by its share")
     parser.add_argument("--data-dir", type=Path, default=Path(Config().data_dir))
     return parser.parse_args()
 
@@ -66,10 +70,19 @@ def of_file(
     """Both tables of a published file; MiniLM's rows where its package is installed."""
     tables = {"not knowing the question": study.blind_rows(conversations, budgets, count, list(BLIND))}
     if not blind_alone:
-        folder = minilm.folder()
-        embed = None if folder is None else minilm.MiniLm(folder)
-        tables["knowing the question"] = study.knowing_rows(conversations, budgets, count, embed)
+        tables["knowing the question"] = study.knowing_rows(conversations, budgets, count, embedder())
     return study.Report(tables)
+
+
+def of_shares(conversations: list[Conversation], budgets: list[float], count: CountTokens) -> study.Report:
+    """The table of a memory's shares; MiniLM's rows where its package is installed."""
+    return study.Report({"by the memory's share": shares.share_rows(conversations, budgets, count, embedder())})
+
+
+def embedder() -> minilm.Embed | None:
+    """MiniLM with its weights read, or None where its package is not installed."""
+    folder = minilm.folder()
+    return None if folder is None else minilm.MiniLm(folder)
 
 
 def made_up(count: CountTokens) -> study.Report:

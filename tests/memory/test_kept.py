@@ -246,7 +246,7 @@ def test_an_old_kept_memory_is_read_and_a_newer_one_refused() -> None:
     marks = [new["exchanges"][0]["question"], new["exchanges"][0]["answer"]]
     old = {"state": new["state"], "counted_by": "base", "open": [], "marks": marks}
     read = from_bytes(json.dumps(old).encode())
-    assert (read.state, read.version) == (kept.state, 2)
+    assert (read.state, counted_anew(read, PARTS, "base").version) == (kept.state, 2)
     said = (user("Hi."), assistant("Hello."), user("Go on."))
     assert asked_of(read, said).new == said[2:]
     assert asked_of(read, (user("Hi."),)).new == (user("Hi."),), "whether more was said before, nobody knows"
@@ -267,3 +267,46 @@ def test_times_and_pins_outlive_an_open_exchange() -> None:
     earlier = asked_of(kept, (user("Hello."),))
     with pytest.raises(BadRequest, match="lies before"):
         check_notes(past, earlier, PARTS, [Note(5.0)])
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [["Go on./OK.", "Why?/So.", "Go on./OK."], ["Go on./OK."] * 2, ["Go on./OK."] * 5, ["Go on./OK.", "Go on./O"]],
+)
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_what_was_asked_and_answered_alike_before_can_be_asked_again(pairs: list[str], is_cut: bool) -> None:
+    kept, history = begun(1000), list[Turn]()
+    for number, pair in enumerate(pairs, 1):
+        question, answer = pair.split("/")
+        history.append(user(question))
+        asked = asked_of(kept, history)
+        kept = with_answer(kept, asked, (assistant(answer),), PARTS, cut=is_cut and number == len(pairs))
+        history.append(assistant(answer))
+    said = [turn.content for turn in history]
+    assert texts(kept) == said
+    assert texts(asked_again(kept, *history[:-1], answer=assistant("Sure."))) == [*said[:-1], "Sure."]
+    goes_on = asked_again(kept, *history, user("Go on."), answer=assistant("Sure."))
+    assert texts(goes_on) == [*said, "Go on.", "Sure."]
+
+
+def test_an_answer_to_the_assistants_question_is_one_when_it_is_asked_again_too() -> None:
+    kept = told(begun(), user("Hi."), answer=assistant("Where do you live?"))
+    lost = told(kept, user("In Oslo."), answer=assistant("Nice."))
+    said = (user("Hi."), assistant("Where do you live?"), user("In Oslo."))
+    again = asked_again(lost, *said, answer=assistant("Nice."))
+    assert again.state.segments[2].answers
+    assert again.state.segments[2].worth == lost.state.segments[2].worth
+
+
+def test_a_kept_memory_whose_lines_were_not_indented_is_counted_anew() -> None:
+    letters = Parts(len, SurfaceImportance(), ExtractiveRefill(len))
+    text = "Milk.\nEggs 12.\nTea."
+    asked = asked_of(begun(400), (user(text),))
+    kept = with_answer(begun(400), asked, (assistant("Noted."),), letters, cut=False)
+    new = json.loads(to_bytes(kept))
+    new["state"]["segments"][0]["tokens"] = len(f"user: {text}\n")
+    old = {"state": new["state"], "counted_by": "base", "open": [], "marks": ["a", "b"]}
+    read = from_bytes(json.dumps(old).encode())
+    assert counted_anew(read, letters, "base").state.segments == kept.state.segments
+    assert counted_anew(kept, letters, "base") is kept
+    assert from_bytes(to_bytes(read)) == read, "it is counted when a model is there, not before"

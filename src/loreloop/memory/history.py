@@ -82,17 +82,40 @@ def _followed(exchanges: Sequence[Exchange], said: Sequence[Turn], known: int) -
 
 
 def _newest_answer(exchanges: Sequence[Exchange], said: Sequence[Turn]) -> tuple[int, int]:
-    """The newest request whose answer stands behind its question in `said`, and the turns up to there; else -1, 0."""
+    """The request whose answer stands last in `said`, behind its question, and the turns up to there; else -1, 0. What
+    was said later tells more than what was remembered later: the same may have been asked before."""
     marks = list(map(mark_of, said))
-    for at in range(len(exchanges) - 1, -1, -1):
-        wanted = exchanges[at]
-        for end in range(len(said), 0, -1):
-            if said[end - 1].role != "assistant" or wanted.answer not in (CUT, marks[end - 1]):
-                continue
-            # An answer alone, at the beginning of what was sent, is told by itself: a client may send its newest turns.
-            if (end == 1 and wanted.answer != CUT) or (end > 1 and marks[end - 2] == wanted.question):
-                return at, end
+    for end in range(len(said), 0, -1):
+        if said[end - 1].role != "assistant":
+            continue
+        alike = [at for at, wanted in enumerate(exchanges) if _ends_with(marks[:end], wanted)]
+        if alike:
+            # Where the same was asked and answered several times, the requests around it tell which time is meant.
+            return max(alike, key=lambda at: (_around(exchanges, at, said[:end], said), at)), end
     return -1, 0
+
+
+def _ends_with(marks: Sequence[str], wanted: Exchange) -> bool:
+    """Whether turns that end with an answer end with this request's."""
+    if wanted.answer not in (CUT, marks[-1]):
+        return False
+    # An answer alone, at the beginning of what was sent, is told by itself: a client may send its newest turns.
+    return marks[-2] == wanted.question if len(marks) > 1 else wanted.answer != CUT
+
+
+def _around(exchanges: Sequence[Exchange], at: int, before: Sequence[Turn], said: Sequence[Turn]) -> int:
+    """How many other requests are found if `before`, the beginning of `said`, ends with the one at `at`: those just
+    before it, without a gap, and those that followed."""
+    n_followed = _followed(exchanges[at + 1 :], said, len(before)).n_requests
+    end, n_before = len(before) - 1 - exchanges[at].n_asked, 0
+    for exchange in reversed(exchanges[:at]):
+        start = end - 1 - exchange.n_asked
+        # What comes before the answer is the whole request, so its digest tells more than its last question does.
+        is_there = start >= 0 and exchange.answer in (CUT, mark_of(said[end - 1]))
+        if not is_there or digest(list(map(mark_of, said[start : end - 1]))) != exchange.asked:
+            break
+        end, n_before = start, n_before + 1
+    return n_before + n_followed
 
 
 def plain(turn: Turn) -> Turn:

@@ -31,12 +31,13 @@ class Note(msgspec.Struct, frozen=True):
 
 class Last(msgspec.Struct, frozen=True):
     """How to go back behind the last request: the number of the first turn that it added, the time of the last turn
-    before that, and the exchange that was open then."""
+    before that and whether it asked something, and the exchange that was open then."""
 
     first: int
     time: float | None = None
     open: tuple[Turn, ...] = ()
     notes: tuple[Note, ...] = ()
+    asked: bool = False
 
 
 class KeptMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +90,7 @@ def from_bytes(data: bytes) -> KeptMemory:
         exchanges=saved.exchanges,
         n_exchanges=saved.n_exchanges,
         last=saved.last,
+        version=saved.version,
     )
     if not saved.marks:
         return kept
@@ -135,7 +137,7 @@ def gone_back(kept: KeptMemory, turns: Sequence[Turn], begun: str = "") -> KeptM
     return msgspec.structs.replace(
         kept,
         state=msgspec.structs.replace(
-            state, segments=left, n_turns=last.first, asked=False, last_time=last.time, costs=costs
+            state, segments=left, n_turns=last.first, asked=last.asked, last_time=last.time, costs=costs
         ),
         open=last.open,
         notes=last.notes,
@@ -217,7 +219,13 @@ def with_answer(
         notes=tuple(every[before:]),
         exchanges=(*kept.exchanges, made)[-EXCHANGES:],
         n_exchanges=kept.n_exchanges + 1,
-        last=Last(kept.state.n_turns, kept.state.last_time, kept.open, kept.notes),
+        last=Last(
+            first=kept.state.n_turns,
+            time=kept.state.last_time,
+            open=kept.open,
+            notes=kept.notes,
+            asked=kept.state.asked,
+        ),
     )
 
 
@@ -263,14 +271,18 @@ def changed_by_hand(kept: KeptMemory, state: MemoryState) -> KeptMemory:
 
 
 def counted_anew(kept: KeptMemory, parts: Parts, counted_by: str) -> KeptMemory:
-    """For a model with another tokenizer: the same segments, by its count inside the same budget."""
+    """The same segments, by this count inside the same budget: for a model with another tokenizer, and for a memory of
+    version 1, some of which were counted before the further lines of a turn were indented. Otherwise the memory
+    itself."""
+    if kept.counted_by == counted_by and kept.version == VERSION:
+        return kept
     segments = tuple(
         msgspec.structs.replace(segment, tokens=parts.count(passage(segment.head, segment.text)))
         for segment in kept.state.segments
     )
     memory = Memory(msgspec.structs.replace(kept.state, segments=segments), parts)
     memory.resize(kept.state.budget)
-    return msgspec.structs.replace(kept, state=memory.state, counted_by=counted_by)
+    return msgspec.structs.replace(kept, state=memory.state, counted_by=counted_by, version=VERSION)
 
 
 def remembered(turn: Turn, note: Note) -> memory_turns.Turn:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from datetime import UTC, datetime
 
 import msgspec
 
 from loreloop.protocol.errors import BadRequest
 
+# The years 1 to 9999, in seconds since 1970: what the days of the calendar go to.
+EARLIEST, LATEST = -62_135_596_800, 253_402_300_800
 ROLES = ("system", "user", "assistant", "tool")
 RELATIVE = re.compile(
     r"\b(?:yesterday|today|tonight|tomorrow|last|next|ago|recently|lately|weekend|this (?:morning|week|month|year))\b",
@@ -34,6 +37,12 @@ def check_turn(turn: Turn, last_time: float | None) -> None:
             f"A turn's text is a string, and this one is {type(turn.text).__name__}. Give an image's caption, or a "
             "marker, in its place."
         )
+    # What is no number at all fails here too: no later time would lie before it.
+    if turn.time is not None and not EARLIEST <= turn.time < LATEST:
+        raise BadRequest(
+            f"A turn's time is in seconds since 1970, and {turn.time} is no time of the years 1 to 9999. Give it in "
+            "seconds, not in milliseconds, or leave it out."
+        )
     if turn.time is not None and last_time is not None and turn.time < last_time:
         raise BadRequest(
             f"This turn's time, {turn.time}, lies before the last turn's, {last_time}. Append turns in order, or leave "
@@ -45,8 +54,11 @@ def speaker_in(turn: Turn) -> str:
     """The speaker's name on one line and without colons, which end a head; the role where there is no name, or where
     the name is that of a role, with which one would speak for another."""
     name = " ".join(turn.speaker.replace(":", " ").split())
+    # Letters of another width, and characters that nobody sees, make no other name to a reader.
+    seen = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
     # Behind a name only a day stands in brackets, so what is before a bracket is what a reader takes for the name.
-    return turn.role if name.partition("(")[0].strip().lower() in ("", *ROLES, "developer") else name
+    taken_for = re.split("[(:]", seen)[0].strip().lower()
+    return turn.role if taken_for in ("", *ROLES, "developer") else name
 
 
 def head_of(turn: Turn) -> str:

@@ -152,7 +152,7 @@ class MemoryTurn:
         kept = gone_back(kept, turns, chat_request.conversation.begun)
         self.asked = asked_of(kept, turns, chat_request.conversation.begun)
         kept = kept if self.asked.exchange else closed(kept, self.parts)
-        self.kept = kept if kept.counted_by == base_model else counted_anew(kept, self.parts, base_model)
+        self.kept = counted_anew(kept, self.parts, base_model)
         self._note(turns)
         return replace(
             chat_request, conversation=replace(chat_request.conversation, turns=prompt_turns(self.kept, self.asked))
