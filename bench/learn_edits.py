@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import tinker
-from loreloop.learn.learners.kto import Kto
-from loreloop.learn.settings import KtoSettings
 
 from bench.learn_rig import Make, run
 from bench.record import RESULTS, line, write_record
@@ -28,9 +26,11 @@ from loreloop.learn.clients import Clients
 from loreloop.learn.examples import Demonstration, Mark, Told
 from loreloop.learn.learners.hindsight import Hindsight
 from loreloop.learn.learners.hindsight_loop import HindsightLearner
+from loreloop.learn.learners.kto import Kto
 from loreloop.learn.learners.sft import Sft
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer, renderer_of
+from loreloop.learn.settings import KtoSettings
 from loreloop.text.conversation import Conversation, Turn
 
 THINGS = (

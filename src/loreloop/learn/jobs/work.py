@@ -13,7 +13,6 @@ import tinker
 from loreloop.learn.clients import Clients
 from loreloop.learn.files import read_file
 from loreloop.learn.jobs.contents import READERS, Form
-from loreloop.learn.jobs.judge import Judge
 from loreloop.learn.jobs.look import Looked, window_of
 from loreloop.learn.jobs.report import Report
 from loreloop.learn.jobs.rewarded import Tools, graded_job, means_of, thinking
@@ -24,6 +23,7 @@ from loreloop.learn.learners.sft import Sft
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer, renderer_of
 from loreloop.learn.rewards.graders.grader import Means
+from loreloop.learn.rewards.served_models import ServedModels
 from loreloop.learn.runner import Learner, Run
 from loreloop.learn.settings import DpoSettings, KtoSettings
 from loreloop.protocol.jobs import Assignment, JobError, JobKind, JobPlan
@@ -58,7 +58,7 @@ def do(assignment: Assignment, send: Send, orders: Orders, place: Place) -> bool
 
 
 async def _done(assignment: Assignment, report: Report, orders: Orders, place: Place) -> bool:
-    tools, judge = place.tools(), Judge(assignment.url, assignment.secret)
+    tools, judge = place.tools(), ServedModels(assignment.url, assignment.secret)
     # The SDK's client ends its session at its end, and with it what the session holds in memory.
     with tinker.ServiceClient(
         base_url=assignment.url, api_key=assignment.secret, user_metadata={"job": assignment.job_id}
