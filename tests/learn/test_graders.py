@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,6 +120,33 @@ def test_a_path_that_leads_nowhere_is_trouble(bench: Bench, template: str, troub
     assert score.value == 0
 
 
+@pytest.mark.parametrize("text", ["{{" * 300_000, "{{item.x}" * 100_000, "{{item.t}} " * 1000])
+def test_templates_are_read_in_the_time_of_their_length(bench: Bench, text: str) -> None:
+    started = time.perf_counter()
+    filled = text.replace("{{item.t}}", "")
+    assert bench.value(check("eq", input=text, reference=filled), "", {"t": ""}) == 1
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("path", ["item[0]x", "item['a']b", "item..x", "item.x y"])
+def test_steps_of_a_path_need_their_dots(path: str) -> None:
+    with pytest.raises(BadRequest, match="is no path"):
+        grader_of({"name": "g", **check("eq", input="{{" + path + "}}")})
+
+
+def test_what_a_template_may_not_hold(bench: Bench) -> None:
+    with pytest.raises(BadRequest, match="at most 1000 places"):
+        grader_of({"name": "g", **check("eq", input="{{item.x}}" * 1001)})
+    assert "makes more than" in str(bench.score(check("eq", input="{{item.t}}" * 3), "", {"t": "x" * 500_000}).trouble)
+    deep: list[Any] = []
+    for _ in range(3000):
+        deep = [deep]
+    assert "nested too deeply" in str(bench.score(check("eq", input="{{item.t}}"), "", {"t": deep}).trouble)
+    assert "nested too deeply" in str(bench.score(PYTHON, "", {"n": 1, "t": deep}).trouble)
+    braces = {"type": "unit_tests", "function": "f", "cases": "{{item.x}}}}"}
+    assert str(bench.score(braces, "x", {"x": []}).trouble).startswith("invalid_variable")
+
+
 def test_what_fills_a_template_is_no_template(bench: Bench) -> None:
     assert bench.value(
         check("eq", input="{{sample.output_text}}", reference="{{item.t}}"), "{{item.t}}", {"t": "{{item.t}}"}
@@ -223,6 +251,7 @@ def test_python_gets_sample_and_item(bench: Bench) -> None:
         ("return 1 / 0", "python_grader_runtime: ZeroDivisionError: division by zero\nline 2, in grade"),
         ("return float('nan')", "python_grader_runtime: grade gave nan"),
         ("return float('inf')", "python_grader_runtime: grade gave inf"),
+        ("return 10 ** 400", "python_grader_runtime: grade gave 1000"),
         ("return 'good'", "python_grader_runtime: grade gave 'good', which is no number"),
         ("return None", "python_grader_runtime: grade gave 'None', which is no number"),
         ("while True: pass", "unresponsive_reward: the code took more than 3 s"),
@@ -315,7 +344,7 @@ def test_a_formula_without_a_value_is_trouble(bench: Bench, formula: str) -> Non
 
 
 def test_trouble_of_a_part_is_trouble_of_all(bench: Bench) -> None:
-    graders = {"a": {"type": "length", "max": 9}, "b": check("eq", input="{{item.no}}")}
+    graders = {"a": {"type": "length", "max": 9, "unit": "words"}, "b": check("eq", input="{{item.no}}")}
     score = bench.score({"type": "multi", "graders": graders, "calculate_output": "a"}, "x", {"answer": "x"})
     assert str(score.trouble).startswith("invalid_variable")
     mixture = {"type": "mixture", "graders": graders, "weights": {"a": 1, "b": 1}}
@@ -363,6 +392,28 @@ def test_json_schema(bench: Bench) -> None:
     assert bench.score(slow, json.dumps("a" * 50 + "b")).trouble is not None
 
 
+@pytest.mark.parametrize(
+    ("schema", "answer", "reward"),
+    [
+        ({"type": "number"}, "NaN", 0),
+        ({"type": "number"}, "-Infinity", 0),
+        ({"multipleOf": 5}, "1" + "0" * 400, 1),
+        ({"multipleOf": 3}, "1" + "0" * 400, 0),
+        ({"multipleOf": 1e-10}, "1e308", 1),
+        ({"multipleOf": 0.5}, "1.25", 0),
+    ],
+)
+def test_json_schema_and_numbers_at_the_edge(bench: Bench, schema: Any, answer: str, reward: float) -> None:
+    assert bench.value({"type": "json_schema", "schema": schema}, answer) == reward
+
+
+@pytest.mark.parametrize("schema", [{"minimum": "x"}, {"required": 5}, {"multipleOf": 2.5}, {"enum": 1}])
+def test_a_schema_that_is_wrong_further_in_is_trouble(bench: Bench, schema: Any) -> None:
+    within = {"type": "json_schema", "schema": {"properties": {"a": schema}}}
+    value = {"required": "{}", "multipleOf": "1" + "0" * 400}.get(*schema, "1")
+    assert str(bench.score(within, '{"a": ' + value + "}").trouble).startswith("other: the schema could not be checked")
+
+
 FENCED = "Here:\n```python\ndef twice(x):\n    return 2 * x\n```\nIt doubles."
 CASES = [
     {"arguments": [1], "expected": 2},
@@ -382,6 +433,23 @@ def test_unit_tests_by_cases(bench: Bench) -> None:
     assert str(bench.score(grader | {"cases": "{{item.cases}}"}, FENCED, {"cases": 5}).trouble).startswith(
         "invalid_var"
     )
+
+
+def test_only_blocks_of_python_are_code(bench: Bench) -> None:
+    grader = {"type": "unit_tests", "function": "twice", "cases": CASES[:2]}
+    before = "So:\n```text\ntwice(1) is 2\n```\nThus:\n"
+    assert bench.value(grader, before + FENCED) == 1
+    assert bench.value(grader, FENCED + "\n```json\n{}\n```") == 1
+    assert bench.value(grader, FENCED.replace("python", "")) == 1
+    assert bench.value(grader, FENCED.replace("python", "Python3 title=a").replace("\n", "\r\n")) == 1
+
+
+def test_whole_numbers_beyond_floats_are_compared(bench: Bench) -> None:
+    def value(expected: int) -> float:
+        cases = [{"arguments": [], "expected": expected}]
+        return bench.value({"type": "unit_tests", "function": "f", "cases": cases}, "def f(): return 10 ** 400")
+
+    assert (value(10**400), value(10**400 + 1), value(1)) == (1, 0, 0)
 
 
 def test_unit_tests_by_asserts(bench: Bench) -> None:
@@ -421,6 +489,21 @@ def test_tool_calls(bench: Bench) -> None:
     assert bench.value(wanted, Answer("", (good,)), {"n": 1}) == 1
     assert bench.value(wanted, Answer("", (good,)), {"n": 2}) == 0
     assert bench.value(wanted, Answer("", (good, good)), {"n": 1}) == 0
+
+
+def test_wanted_arguments_are_filled_in_and_compared_as_json(bench: Bench) -> None:
+    wanted = {"type": "tool_call", "wanted": [{"name": "add", "arguments": {"a": ["{{item.n}}", {"b": "{{item.s}}"}]}}]}
+    right, wrong = '{"a": [1, {"b": "x"}]}', '{"a": [true, {"b": "x"}]}'
+    calls = [Answer("", (MadeCall("1", "add", made),)) for made in (right, wrong)]
+    assert [bench.value(wanted, answer, {"n": 1, "s": "x"}) for answer in calls] == [1, 0]
+    with pytest.raises(BadRequest, match="must begin with item"):
+        grader_of({"name": "g", "type": "tool_call", "wanted": [{"name": "a", "arguments": {"a": ["{{x}}"]}}]})
+
+
+def test_the_length_of_a_text_whose_tokens_nobody_counted_is_trouble(bench: Bench) -> None:
+    assert "nobody knows how many tokens" in str(
+        bench.score({"type": "length", "max": 3}, "one two three four").trouble
+    )
 
 
 def test_length(bench: Bench) -> None:
@@ -463,6 +546,8 @@ def test_pairwise_swaps_places(bench: Bench) -> None:
         return lambda question: {"label": "A" if f"Answer A:\n{wanted}" in question.turns[-1].content else "B"}
 
     assert bench.score(grader, "mine", {"other": "theirs"}, says=prefers("mine")).value == 1
+    bench.score(grader | {"criteria": ["It names {{item.other}}."]}, "a", {"other": "Rome"}, says={"label": "A"})
+    assert "It names Rome." in bench.asked[-1].turns[-1].content
     assert bench.score(grader, "mine", {"other": "theirs"}, says=prefers("theirs")).value == 0
 
 

@@ -19,7 +19,9 @@ from typing import Any
 import psutil
 import pytest
 
+from loreloop.learn.rewards import sandbox_process
 from loreloop.learn.rewards.sandbox import Call, CodeSandbox, Limits, Outcome, Strength
+from loreloop.learn.rewards.turns import Turns
 from loreloop.learn.rewards.walls import work_folders
 from loreloop.protocol.errors import BadRequest
 
@@ -179,6 +181,33 @@ def test_processes_share_one_bound_of_memory(rig: Rig) -> None:
     rig.fine()
 
 
+def test_children_of_threads_and_of_ended_first_threads_count_too(rig: Rig) -> None:
+    if rig.strength.way != "namespaces":
+        pytest.skip("no second process can be started here")
+    eating = "kept = b'x' * (60 << 20)\n    time.sleep(9)"
+    by_thread = f"""
+import os, threading, time
+def eat():
+    for _ in range(3):
+        if not os.fork(): break
+    {eating}
+def f():
+    threading.Thread(target=eat).start()
+    time.sleep(9)"""
+    leaving = f"""
+import ctypes, os, threading, time
+def eat():
+    time.sleep(0.3)
+    {eating}
+def f():
+    os.fork(), os.fork()
+    threading.Thread(target=eat).start()
+    ctypes.CDLL(None).pthread_exit(None)"""
+    for code in (by_thread, leaving):
+        assert rig.run(code, limits=Limits(seconds=5, memory_bytes=150 << 20)).limit == "memory"
+    rig.fine()
+
+
 def test_output_is_bounded(rig: Rig) -> None:
     outcome = rig.run("def f():\n    while True: print('x' * 1000)", limits=Limits(output_bytes=10_000))
     assert outcome.limit == "output"
@@ -226,6 +255,30 @@ def f(paths):
     private += [str(Path(__file__)), "/proc/1/environ", "/sys/kernel", "/dev/mem", "/dev/vda", "/dev/sda"]
     assert rig.run(reads, private).result == []
     assert Path("/etc/passwd").exists()  # the list is not empty of things that could be read
+
+
+def test_of_devices_only_the_harmless_ones_are_opened(rig: Rig) -> None:
+    opens = """
+import os
+def f(paths):
+    found = []
+    for path in paths:
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+            found.append(path)
+        except OSError:
+            pass
+    return found"""
+    shared = Path("/dev/shm", f"loreloop-test-{os.getpid()}")
+    shared.write_text("what a server shares with its own processes")
+    names = ("null", "zero", "full", "random", "urandom")
+    try:
+        devices = {str(path) for path in [*Path("/dev").iterdir(), shared] if not path.is_symlink()}
+        found = {path for path in rig.run(opens, sorted(devices)).result if not Path(path).is_dir()}
+    finally:
+        shared.unlink()
+    assert found == devices & {f"/dev/{name}" for name in names}
+    assert len(devices) > len(names)
 
 
 @pytest.mark.parametrize("way_out", ["../" * 20, "/proc/self/root", "/proc/1/root", "/proc/self/cwd/../../../.."])
@@ -350,6 +403,9 @@ REACHING = {
     "keyctl": "syscall(250, 0, -3, 1)",
     "bpf": "syscall(321, 0, 0, 0)",
     "memfd_create": "memfd_create(b'x', 0)",
+    "shared memory": "shmget(0, 1 << 20, 0o1600)",
+    "messages": "msgget(0, 0o1600)",
+    "semaphores": "semget(0, 1, 0o1600)",
 }
 
 
@@ -477,6 +533,96 @@ def test_limits_alone_are_used_where_the_operator_says_so_and_told_as_weak() -> 
     assert rig.run("def f():\n    while True: pass", limits=Limits(seconds=0.3)).limit == "time"
     assert rig.run("def f(): return len(bytearray(10 << 30))").limit == "memory"
     rig.fine()
+    rig.close()
+
+
+@pytest.mark.parametrize("way", [*STRONG, "limits"])
+def test_no_file_sends_a_signal_to_somebody_else(way: str) -> None:
+    rig = Rig(way)
+    if rig.strength.way is None:
+        rig.close()
+        pytest.skip(f"this machine has no {way}")
+    sends = """
+import fcntl, os, signal
+def f(pid):
+    ends = os.pipe()
+    try:
+        fcntl.fcntl(ends[0], fcntl.F_SETOWN, pid)
+        fcntl.fcntl(ends[0], fcntl.F_SETSIG, signal.SIGKILL)
+    except OSError:
+        return 'refused'
+    fcntl.fcntl(ends[0], fcntl.F_SETFL, fcntl.fcntl(ends[0], fcntl.F_GETFL) | os.O_ASYNC)
+    os.write(ends[1], b'x')"""
+    with subprocess.Popen(["sleep", "60"]) as other:
+        assert rig.run(sends, other.pid).result == "refused" or way not in ("landlock", "limits")
+        time.sleep(0.1)
+        assert other.poll() is None
+        other.kill()
+    rig.close()
+
+
+def test_landlock_that_lets_files_be_emptied_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loreloop.learn.rewards.walls.landlock.version", lambda: 2)
+    with pytest.raises(OSError, match="older than its third version"):
+        sandbox_process.stand("landlock")
+
+
+def test_what_code_says_of_its_error_is_bounded(rig: Rig) -> None:
+    forged = "import json, os\ndef f():\n    os.write(3, json.dumps({'error': 'x' * 40_000}).encode())\n    os._exit(0)"
+    assert rig.run(forged).error == "x" * 8000
+    assert rig.run(forged.replace("'x' * 40_000", "[['x']]")).error == "the code ended its process without a result"
+
+
+def test_an_asker_with_many_calls_does_not_stand_before_the_others(rig: Rig) -> None:
+    order: list[str] = []
+
+    async def one(asker: str) -> None:
+        await rig.box.run("import time\ntime.sleep(0.05)", limits=QUICK, asker=asker)
+        order.append(asker)
+
+    async def all_of_them() -> None:
+        many = [asyncio.ensure_future(one("many")) for _ in range(8)]
+        await asyncio.sleep(0.02)
+        await asyncio.gather(one("few"), one("some"), *many)
+
+    rig.loop.run_until_complete(all_of_them())
+    assert {*order[1:4]} >= {"few", "some"}
+
+
+def test_a_turn_that_is_given_to_a_cancelled_call_is_passed_on() -> None:
+    async def scene() -> None:
+        turns, held = Turns(1), list[str]()
+
+        async def hold(name: str) -> None:
+            async with turns.turn(name):
+                held.append(name)
+                await asyncio.sleep(0)
+
+        async with turns.turn("first"):
+            given, waiting, last = (asyncio.ensure_future(hold(name)) for name in ("given", "waiting", "last"))
+            await asyncio.sleep(0)
+            waiting.cancel()
+        given.cancel()  # after its place was given, before it could take it
+        await asyncio.gather(given, waiting, last, return_exceptions=True)
+        assert (held, turns.free) == (["last"], 1)
+
+    asyncio.run(scene())
+
+
+def test_closing_ends_a_call_and_leaves_no_process() -> None:
+    before = {*psutil.Process().children()}
+    rig = Rig("auto")
+
+    async def scene() -> Outcome:
+        call = asyncio.ensure_future(rig.box.run("import time\ntime.sleep(30)", limits=Limits(seconds=60)))
+        await asyncio.sleep(0.3)
+        await rig.box.close()
+        return await call
+
+    assert "has ended in the middle" in str(rig.loop.run_until_complete(scene()).error)
+    assert rig.box.idle == []
+    assert {*psutil.Process().children()} <= before
+    assert rig.run("def f(): return 1").result == 1
     rig.close()
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -72,6 +73,15 @@ def test_long_texts_take_no_longer_than_their_length() -> None:
         for measure in METRICS.values():
             measure(text, "a b " * 10_000)
     assert time.perf_counter() - started < 60
+
+
+def test_many_different_signs_take_little_memory() -> None:
+    text = "".join(map(chr, range(0x10000, 0x10000 + 50_000)))
+    tracemalloc.start()
+    assert METRICS["fuzzy_match"](text, text) == 1
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most_bytes < 60 << 20
 
 
 def similarity(metric: str, text: str, reference: str, means: Means = Means()) -> object:  # noqa: B008

@@ -77,7 +77,7 @@ def _services(plan: ServerPlan, dispatcher: Dispatcher, desk: JobDesk) -> Servic
         names=ModelNames(folders, plan.config.aliases, plan.hub_ids),
         texts=ModelTexts(),
         pictures=Pictures(plan.config),
-        grading=Grading(plan.config.code_sandbox),
+        grading=Grading(plan.config.code_sandbox, plan.config.limits.code_seconds),
         nonce=plan.nonce,
         desk=desk,
         has_worker=plan.has_worker,

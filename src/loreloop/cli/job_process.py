@@ -42,7 +42,7 @@ def main(plan_file: str, parent_pid: int) -> None:
         from loreloop.http.grading import Grading
         from loreloop.learn.jobs import work
 
-        place = work.Place(plan.folders, lambda: Grading(plan.config.code_sandbox))
+        place = work.Place(plan.folders, lambda: Grading(plan.config.code_sandbox, plan.config.limits.code_seconds))
         return work.do(assignment, send, orders, place)
 
     Worker(link.inbox, link.send, do).run()

@@ -93,7 +93,7 @@ def order_of(name: str, settings: type[Settings], given: dict[str, Any], texts: 
     from loreloop.learn.methods import METHODS, Order
     from loreloop.learn.rendering import renderer_of
     from loreloop.learn.rewards.graders.grader import Means
-    from loreloop.learn.rewards.served_judge import served_judge
+    from loreloop.learn.rewards.served_models import served_judge
 
     examples = read_file(given["data"], METHODS[name].read)
     held_out = read_file(given["held_out"], METHODS[name].read) if given["held_out"] else []

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loreloop.learn.rewards.graders.grader import Embed
-from loreloop.learn.rewards.sandbox import CodeSandbox, Wanted
+from loreloop.learn.rewards.sandbox import CodeSandbox, Limits, Wanted
 from loreloop.memory.evaluation import minilm
 
 
 class Grading:
-    """Both start when they are first used."""
+    """Both start when they are first used. `code_seconds` is what one call of code may take."""
 
-    def __init__(self, wanted: Wanted = "auto") -> None:
+    def __init__(self, wanted: Wanted = "auto", code_seconds: int = 10) -> None:
+        self.limits = Limits(seconds=code_seconds, cpu_seconds=code_seconds)
         self.sandbox = CodeSandbox(wanted)
         self.folder = minilm.folder()
         self.model: minilm.MiniLm | None = None

@@ -16,7 +16,7 @@ from msgspec import Meta
 from loreloop.learn.examples import Demonstration, Mark, Preference, Task, Told
 from loreloop.learn.file_lines import BadLine, Wrong, converted, examples_of, quoted
 from loreloop.protocol.errors import BadRequest
-from loreloop.protocol.openai_rest import MAX_TOOLS, MAX_TURNS, ChatMessage, Strict, ToolBody
+from loreloop.protocol.openai_rest import MAX_TOOLS, MAX_TURNS, ChatMessage, ImagePart, Strict, ToolBody
 from loreloop.text.conversation import Conversation
 from loreloop.text.openai_messages import tool_of, turn_of
 from loreloop.text.tools.json_scan import strict_json
@@ -250,7 +250,7 @@ def _check_calls(message: FileMessage, place: str) -> None:
 
 def _check_pictures(message: FileMessage, place: str) -> None:
     for number, part in enumerate(message.content if isinstance(message.content, tuple) else ()):
-        url = getattr(getattr(part, "image_url", None), "url", None)
+        url = part.image_url.url if isinstance(part, ImagePart) else None
         if url is not None and not PICTURE.match(url):
             raise Wrong(
                 f"{place}.content[{number}].image_url.url",

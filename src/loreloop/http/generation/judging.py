@@ -13,9 +13,8 @@ from starlette.requests import Request
 
 from loreloop.http.generation.chat import ChatRequest, chat_with_images, whole_reply
 from loreloop.http.generation.requests import all_drawn, find_model
-from loreloop.http.services import services
+from loreloop.http.services import TRAIN, caller, services
 from loreloop.learn.rewards.graders.grader import Chat, GraderTrouble, Means, Question, Said
-from loreloop.learn.rewards.sandbox import Limits
 from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.token_ids import n_ids, unpack_ids
@@ -27,9 +26,14 @@ from loreloop.text.templates.generation_defaults import DEFAULTED
 def means_of(request: Request) -> Means:
     """What graders may use in the name of this request."""
     served = services(request)
-    seconds = served.config.limits.code_seconds
-    limits = Limits(seconds=seconds, cpu_seconds=seconds)
-    return Means(served.grading.sandbox, chat_of(request), served.grading.embed, limits)
+    grading = served.grading
+    return Means(
+        sandbox=grading.sandbox,
+        chat=chat_of(request),
+        embed=grading.embed,
+        limits=grading.limits,
+        asker=caller(request, TRAIN).id,
+    )
 
 
 def chat_of(request: Request) -> Chat:

@@ -21,7 +21,7 @@ from loreloop.learn.rendering import Renderer
 from loreloop.learn.rewards.graders.grader import Chat, Embed, Means
 from loreloop.learn.rewards.graders.reading import GraderReward, grader_of
 from loreloop.learn.rewards.reward import Answer, Reward, Score
-from loreloop.learn.rewards.sandbox import CodeSandbox
+from loreloop.learn.rewards.sandbox import CodeSandbox, Limits
 from loreloop.learn.rollouts.collect import Collector
 from loreloop.learn.rollouts.drawing import AnswerLimits
 from loreloop.learn.runner import Metrics
@@ -35,6 +35,7 @@ class Tools(Protocol):
     """What graders use of the machine; whoever starts the worker says what that is."""
 
     sandbox: CodeSandbox
+    limits: Limits
 
     @property
     def embed(self) -> Embed | None:
@@ -149,4 +150,4 @@ def thinking(tasks: Sequence[Task], effort: str) -> Sequence[Task]:
 
 def means_of(tools: Tools, chat: Chat) -> Means:
     """What the graders of one job may use."""
-    return Means(tools.sandbox, chat, tools.embed)
+    return Means(tools.sandbox, chat, tools.embed, tools.limits)

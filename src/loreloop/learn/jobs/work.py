@@ -25,7 +25,7 @@ from loreloop.learn.pictures import counted, urls_of
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer, renderer_of
 from loreloop.learn.rewards.graders.grader import Means
-from loreloop.learn.rewards.served_judge import served_judge
+from loreloop.learn.rewards.served_models import ServedModels
 from loreloop.learn.runner import Learner, Run
 from loreloop.learn.settings import DpoSettings, KtoSettings
 from loreloop.protocol.jobs import Assignment, JobError, JobKind, JobPlan
@@ -60,7 +60,7 @@ def do(assignment: Assignment, send: Send, orders: Orders, place: Place) -> bool
 
 
 async def _done(assignment: Assignment, report: Report, orders: Orders, place: Place) -> bool:
-    tools, judge = place.tools(), served_judge(assignment.url, assignment.secret)
+    tools, judge = place.tools(), ServedModels(assignment.url, assignment.secret)
     # The SDK's client ends its session at its end, and with it what the session holds in memory.
     with tinker.ServiceClient(
         base_url=assignment.url, api_key=assignment.secret, user_metadata={"job": assignment.job_id}
@@ -70,6 +70,7 @@ async def _done(assignment: Assignment, report: Report, orders: Orders, place: P
             return await job.run(report, orders, means_of(tools, judge))
         finally:
             await tools.close()
+            await judge.close()
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Cispo:
 
     def datums(self, groups: Sequence[ScoredGroup]) -> list[tinker.Datum]:
         """One datum for each answer that is better or worse than its group."""
+        # A flat group has no advantage to learn from, but where there is a penalty its tokens still have that to learn.
         kept = informative(groups) if self.skip_flat and not self.kl.strength else groups
         rows = [row for group in kept for row in compared(group, scaled=self.scaled)]
         return shaped(rows, self.correction, self.kl, self.normalisation)

@@ -55,8 +55,11 @@ class Distill:
         """One datum for each answer; groups only count where rewards do."""
         rows = []
         for group in groups:
+            # Where no task has a reward the group is flat and its part is 0, so both kinds of task go one way.
             for row in compared(group, scaled=True):
                 scored = row.scored
+                # Against the policy as it was when it answered: what the loss then takes is the gradient at those
+                # weights.
                 nats = np.clip(scored.known("teacher") - scored.old, -self.most, self.most)
                 own = self.strength * nats + self.reward * row.advantages
                 rows.append(Weighted(scored, np.where(scored.trace.learned, own, 0.0)))

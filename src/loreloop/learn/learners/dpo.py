@@ -53,8 +53,10 @@ class Dpo(Relative[Preference]):
 
 def dpo_loss(relative: Floats, beta: float, label_smoothing: float = 0.0) -> Judged:
     """The loss of pairs; `relative` has r of the chosen, then of the rejected answers."""
+    # One forward pass for both halves, so that a pair's two numbers come from the same weights.
     chosen, rejected = np.split(relative, 2)
     margins = beta * (chosen - rejected)
+    # By `logaddexp`, which stays finite where −log σ(m) would be the logarithm of 0.
     losses = (1 - label_smoothing) * np.logaddexp(0, -margins) + label_smoothing * np.logaddexp(0, margins)
     slopes = beta * (label_smoothing * sigmoid(margins) - (1 - label_smoothing) * sigmoid(-margins)) / len(margins)
     metrics = {

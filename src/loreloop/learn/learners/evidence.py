@@ -35,6 +35,7 @@ class Evidence:
     async def scored(self, rollouts: Sequence[Rollout], needs: frozenset[Need]) -> list[Scored]:
         """All traces of all rollouts in their order, with what the needs name. ValueError where nobody was given who
         could be asked."""
+        # Laid out once: every need is asked about the same rows, in the same order.
         found = [Scored(trace) for rollout in rollouts for trace in traces_of(rollout)]
         traces = [scored.trace for scored in found]
         if "trainer" in needs:

@@ -61,6 +61,7 @@ async def reward_learner(
     """A learner for the runner. `make` makes an environment for each episode."""
     client = await clients.training()
     policy = Policy(await client.save_weights_and_get_sampling_client())
+    # A run that names one seed means all of its random numbers, the sampler's too.
     limits = sampling.limits if sampling.limits.seed is not None else replace(sampling.limits, seed=plan.seed)
     player = Player(
         make=make,
@@ -86,6 +87,7 @@ async def _evidence(client: tinker.TrainingClient, clients: Clients, renderer: R
     values = None
     if "values" in needs:
         scale = Scale(score_tokens(renderer), ways.low, ways.high)
+        # An adapter of its own: values learned into the policy's weights would change what it says.
         values = ValueAdapter(await clients.training(VALUE), scale, learning_rate=ways.value_rate)
     return Evidence(
         client=client,

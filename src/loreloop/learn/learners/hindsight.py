@@ -56,6 +56,7 @@ class Hindsight:
 def told(conversation: Conversation, outcome: str) -> Conversation:
     """The conversation with what came after it told in its last user turn, from which the answer is then judged."""
     turns = list(conversation.turns)
+    # The last one: it is the question that the answer answers, and earlier turns are its history.
     place = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=None)
     if place is None:
         turns.append(Turn("user", SHOWN.format(task="", outcome=outcome).strip()))

@@ -56,6 +56,7 @@ class HindsightLearner:
         scored = await self._scored(batch)
         data = self.learner.datums([scored])
         found = {f"train_{name}": value for name, value in _measured(scored).items()}
+        # With nothing to learn no step is taken either, as Adam would move the weights by its momentum alone.
         if not data:
             return _nothing(found)
         passed = self.client.forward_backward(data, self.learner.loss)
@@ -90,6 +91,7 @@ def pair_of(renderer: Renderer, one: Told) -> Pair:
     """Both rows of an answer. BadRequest where its turns are several, as what came after is then not after each."""
     if len(one.answer.turns) != 1:
         raise BadRequest("An answer to learn from in hindsight is one turn of the assistant.")
+    # Taken from the plain row and reused in the other: rendered anew behind another prompt, they could be other tokens.
     tokens = _answer_tokens(renderer, one.prompt, one.answer)
     plain, shown = (
         _trace(renderer, conversation, tokens) for conversation in (one.prompt, told(one.prompt, one.outcome))

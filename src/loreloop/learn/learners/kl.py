@@ -34,6 +34,8 @@ class KlPenalty:
         if not self.strength:
             return row
         apart = apart_from(row.scored)
+        # Where the reference finds a token likelier, e^(−d) − 1 grows without the clip, hence the bound in
+        # `apart_from`.
         pull = apart if self.form == "square" else 1.0 - np.exp(-apart)
         return replace(row, advantages=row.advantages - self.strength * np.where(row.scored.trace.learned, pull, 0.0))
 
@@ -48,6 +50,16 @@ def divergence(scored: Sequence[Scored]) -> float:
     kept = [apart_from(one)[one.trace.learned] for one in scored]
     apart = np.concatenate(kept) if kept else np.zeros(0)
     return float((np.exp(-apart) - 1.0 + apart).mean()) if apart.size else 0.0
+
+
+def penalty_of(learner: object) -> KlPenalty | None:
+    """A learner's penalty; None where it is of a kind that has none, such as distillation."""
+    # The protocol of learners says nothing of penalties, so that one which needs none does not have to carry any.
+    match learner:
+        case object(kl=KlPenalty() as penalty):
+            return penalty
+        case _:
+            return None
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class KlBudget:
 
     def next_strength(self, strength: float, measured: float) -> float:
         """β for the next step: β · (1 + rate · clip(KL/target − 1, ±0.2))."""
+        # In proportion and not by steps, since a strength that jumps between two values makes the reward swing with it.
         error = float(np.clip(measured / self.target - 1.0, -MOST_ERROR, MOST_ERROR))
         return strength * (1.0 + self.rate * error)
 

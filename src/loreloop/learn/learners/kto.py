@@ -66,6 +66,8 @@ class Kto(Relative[Mark]):
 
     def posed(self, batch: Sequence[Mark]) -> list[Posed]:
         """The answers, and behind them every answer behind the next example's prompt."""
+        # An answer behind another prompt is what the policy might say there by accident, which is all that z has to
+        # measure.
         shifted = zip([*batch[1:], *batch[:1]], batch, strict=True) if len(batch) > 1 else ()
         pairs = [*((one, one) for one in batch), *shifted]
         # The run holds its examples, so the identity of one is its name for as long as the learner lives.
@@ -80,6 +82,7 @@ class Kto(Relative[Mark]):
 def kto_loss(relative: Floats, wanted: npt.NDArray[np.bool_], beta: float, weights: Weights) -> Judged:
     """The loss of marked answers; `relative` has r of these, then of the answers from which z is estimated."""
     own, others = relative[: len(wanted)], relative[len(wanted) :]
+    # The estimate may fall below zero, which the divergence that it stands for cannot.
     z = max(0.0, float(others.mean())) if len(others) else 0.0
     sign, factor = np.where(wanted, 1.0, -1.0), np.where(wanted, weights.wanted, weights.unwanted)
     values = sigmoid(beta * sign * (own - z))
@@ -90,4 +93,5 @@ def kto_loss(relative: Floats, wanted: npt.NDArray[np.bool_], beta: float, weigh
     metrics |= {name: float(beta * rewards.mean()) for name, rewards in kinds.items() if len(rewards)}
     if len(metrics) == 4:
         metrics["margin"] = metrics["wanted_reward"] - metrics["unwanted_reward"]
+    # The baseline carries no gradient: it says where the others stand and is nothing to be moved.
     return Judged(np.concatenate([slopes, np.zeros(len(others))]), metrics)

@@ -54,6 +54,7 @@ def of_pass(data: Sequence[tinker.Datum], output: tinker.ForwardBackwardOutput, 
     apart = []
     for datum, out in zip(data, output.loss_fn_outputs, strict=True):
         inputs = {name: tensor.to_numpy() for name, tensor in datum.loss_fn_inputs.items()}
+        # Only where the loss looked: elsewhere stand zeros in place of log-probabilities.
         learned = inputs["advantages"] != 0
         apart.append((out["logprobs"].to_numpy().astype(np.float64) - inputs["logprobs"])[learned])
     differences = np.concatenate(apart) if apart else np.zeros(0)
@@ -63,6 +64,7 @@ def of_pass(data: Sequence[tinker.Datum], output: tinker.ForwardBackwardOutput, 
         "train_ratio_max": float(np.abs(differences).max()) if differences.size else 0.0,
     }
     if config:
+        # Both bounds are counted, though a clip acts on one side only, by the sign of the advantage.
         ratios = np.exp(differences)
         beyond = (ratios < config["clip_low_threshold"]) | (ratios > config["clip_high_threshold"])
         found["train_clip_fraction"] = _mean(beyond)
@@ -80,6 +82,7 @@ def of_trainer(scored: Sequence[Scored]) -> Metrics:
 
 def _parts(rollouts: Sequence[Rollout]) -> Metrics:
     names = sorted({name for rollout in rollouts for name in rollout.parts})
+    # A part that an episode lacks counts as 0 there, so that means over different tasks stay comparable.
     return {f"train_part_{name}": _mean([rollout.parts.get(name, 0.0) for rollout in rollouts]) for name in names}
 
 

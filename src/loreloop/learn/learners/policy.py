@@ -47,7 +47,15 @@ class Scored:
 
     def known(self, need: Need) -> Array:
         """What was asked. ValueError where it was not, which is a mistake of whoever called the learner."""
-        found: Array | None = getattr(self, need)
+        # Spelled out, so that a need without a field is an error of types and not of a run's third hour.
+        rows: dict[Need, Array | None] = {
+            "trainer": self.trainer,
+            "reference": self.reference,
+            "teacher": self.teacher,
+            "hindsight": self.hindsight,
+            "values": self.values,
+        }
+        found = rows[need]
         if found is None:
             raise ValueError(f"this learner needs {need!r} of every trace")
         return found
@@ -104,6 +112,7 @@ def compared(
 
     An episode of several rows counts once, and all of its rows get its advantage.
     """
+    # By identity: two answers of a group may be equal in every field, and are two samples all the same.
     first = {id(scored.trace.rollout): scored for scored in reversed(group)}
     values = centred([reward_of(scored) + extra(scored) for scored in first.values()], scaled=scaled)
     advantages = dict(zip(first, values, strict=True))
@@ -123,6 +132,7 @@ def normalised(rows: Sequence[Weighted], how: Normalisation) -> list[Weighted]:
     """
     if how == "sum":
         return list(rows)
+    # The protocol's losses are sums, so a mean is made here, by what its tokens are worth.
     n_tokens = max(1, sum(row.scored.trace.n_learned for row in rows))
     divided = []
     for row in rows:
@@ -148,6 +158,7 @@ def datum(row: Weighted) -> tinker.Datum:
 
 def datums_of(rows: Sequence[Weighted]) -> list[tinker.Datum]:
     """The datums of all rows in which any token has an advantage."""
+    # A row of zeros has no gradient but costs a pass like any other.
     return [datum(row) for row in rows if row.advantages[row.scored.trace.learned].any()]
 
 

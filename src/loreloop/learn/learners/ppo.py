@@ -54,6 +54,7 @@ class Ppo:
     def datums(self, groups: Sequence[ScoredGroup]) -> list[tinker.Datum]:
         """One datum for each answer; groups mean nothing here, as each token is compared with its own value."""
         scored = [one for group in groups for one in group]
+        # Over the batch, as rewards may be of any size and the clip and the learning rate are not.
         estimates = whitened([self.estimates(one) for one in scored])
         rows = [
             Weighted(one, _at_learned(one.trace, estimate)) for one, estimate in zip(scored, estimates, strict=True)
@@ -63,6 +64,7 @@ class Ppo:
     def estimates(self, scored: Scored) -> Array:
         """Advantages of the learned tokens in their order, over all turns of the episode."""
         learned = scored.trace.learned
+        # Only the model's own tokens are steps in time; what it was shown between them is a part of the world.
         values = scored.known("values")[learned]
         return estimated(_earned(scored.trace), values, gamma=self.gamma, lam=self.lam)
 
@@ -77,6 +79,7 @@ def _earned(trace: Trace) -> Array:
     places = np.flatnonzero(trace.learned)
     earned = np.zeros(len(places))
     for place in np.flatnonzero(trace.earned):
+        # The token before caused what was earned; a reward before any token can only be laid on the first one.
         owner = max(0, int(np.searchsorted(places, place, side="right")) - 1)
         earned[owner] += trace.earned[place]
     return earned

@@ -35,6 +35,8 @@ class Reinforce:
     @property
     def loss(self) -> LossName:
         """`cispo` truncates; with the other rules the ratio to the trainer's own weights begins at 1."""
+        # A truncated weight without gradient is what this loss computes, and inside the pass it costs no question
+        # beforehand.
         return "cispo" if self._truncates else "importance_sampling"
 
     @property
@@ -42,6 +44,8 @@ class Reinforce:
         """The bounds of the weight."""
         if not self._truncates:
             return {}
+        # Only from above: a weight bounded from below would make tokens count that these weights would never have
+        # drawn.
         most = TRUNCATE_AT if self.correction.high is None else self.correction.high
         return {"clip_low_threshold": 0.0, "clip_high_threshold": most}
 

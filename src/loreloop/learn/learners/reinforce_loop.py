@@ -15,7 +15,7 @@ import tinker
 from loreloop.learn.clients import adam_of
 from loreloop.learn.learners import measures
 from loreloop.learn.learners.evidence import Evidence
-from loreloop.learn.learners.kl import KlBudget, divergence
+from loreloop.learn.learners.kl import KlBudget, divergence, penalty_of
 from loreloop.learn.learners.policy import PolicyLearner, Scored
 from loreloop.learn.learners.ppo import Ppo
 from loreloop.learn.plan import Moment, Plan
@@ -128,7 +128,7 @@ class RewardLearner:
 
     def _current(self) -> PolicyLearner:
         """The learner with the penalty as strong as it is now."""
-        strength, kl = self.standing.kl_strength, getattr(self.learner, "kl", None)
+        strength, kl = self.standing.kl_strength, penalty_of(self.learner)
         if strength is None or kl is None:
             return self.learner
         return replace(self.learner, kl=replace(kl, strength=strength))  # type: ignore[type-var]
@@ -136,9 +136,11 @@ class RewardLearner:
     def _follow_budget(self, scored: Sequence[Scored]) -> Metrics:
         if not any(one.reference is not None for one in scored):
             return {}
-        standing, kl = self.standing, getattr(self.learner, "kl", None)
+        standing, kl = self.standing, penalty_of(self.learner)
         standing.divergence = divergence(scored)
-        strength = standing.kl_strength if standing.kl_strength is not None else getattr(kl, "strength", 0.0)
+        strength = standing.kl_strength
+        if strength is None:
+            strength = kl.strength if kl is not None else 0.0
         if self.bounds.kl is not None:
             strength = standing.kl_strength = self.bounds.kl.next_strength(strength, standing.divergence)
         return {"train_kl_reference": standing.divergence, "train_kl_strength": strength}
@@ -172,6 +174,7 @@ class RewardLearner:
 
     async def evaluate(self, examples: Sequence[Any]) -> Metrics:
         """`valid_reward_mean` of one answer to each held-out task, at temperature 0, by the newest weights."""
+        # A collector of its own, so that an evaluation neither takes nor delays what is being played for the next step.
         collector = Collector(play=self.player.once().group, pace=replace(self.pace, staleness=0), revision=lambda: 0)
         collector.add(0, examples)
         played = await collector.take(0)
@@ -200,6 +203,7 @@ class RewardLearner:
 
     async def close(self) -> None:
         """Gives up what is still being sampled, and closes what was made for this run alone."""
+        # Before the tools are closed: an episode in the middle may still be using them.
         await self.collector.close()
         for close in self.closed_too:
             await close()

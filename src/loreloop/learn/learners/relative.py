@@ -76,8 +76,10 @@ class Relative(ABC, Generic[E]):
 
     async def step(self, batch: Sequence[E], at: Moment) -> Awaitable[Metrics]:
         """A forward pass, whose log-probabilities say which way each answer is to go; then a pass and a step."""
+        # Popped, since a run of many steps would otherwise keep every batch's data to its end.
         ready = await self.coming.pop(at.step)
         judged = self.judged(await logprobs_of(self.client, ready.answers) - ready.reference, batch)
+        # Both are handed in before either is waited for: the server then goes from one to the other without a pause.
         passed = self.client.forward_backward(surrogate(ready.answers, judged.slopes), LOSS)
         stepped = self.client.optim_step(adam_of(self.plan, at.learning_rate))
         told = {f"train_{name}": value for name, value in judged.metrics.items()}
@@ -91,12 +93,14 @@ class Relative(ABC, Generic[E]):
             ready = await self._ready(batch)
             judged = self.judged(await logprobs_of(self.client, ready.answers) - ready.reference, batch)
             for name, value in judged.metrics.items():
+                # The last batch may be smaller than the others, and must not count as much as they do.
                 sums[name] = sums.get(name, 0.0) + value * len(batch) / len(examples)
         return {f"valid_{name}": value for name, value in sums.items()}
 
     async def _ready(self, batch: Sequence[E]) -> _Ready:
         posed = self.posed(batch)
         answers = [self.renderer.going_on(one.prompt, one.answer) for one in posed]
+        # The reference never changes, so in later epochs its pass over a known answer would only say the same again.
         new = {one.key: data for one, data in zip(posed, answers, strict=True) if one.key not in self.known}
         if new:
             found = await logprobs_of(self.reference, list(new.values()))

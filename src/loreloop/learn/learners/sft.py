@@ -50,6 +50,7 @@ class Sft:
         passed: tinker.APIFuture[tinker.ForwardBackwardOutput],
         stepped: tinker.APIFuture[tinker.OptimStepResponse],
     ) -> Metrics:
+        # Both, though the step says nothing: an error of the optimizer must end the run at the step where it happened.
         output, _ = await passed, await stepped
         found = {f"train_{name}": value for name, value in scores(data, output).items()}
         return found | {TOKENS: float(sum(datum.model_input.length for datum in data))}

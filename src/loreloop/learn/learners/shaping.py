@@ -37,6 +37,7 @@ def corrected(row: Weighted, correction: Correction) -> Weighted:
     """The row with each advantage times the weight of its token."""
     if correction.rule == "none":
         return row
+    # The penalty's reference is of no matter here: a correction is between sampler and trainer alone.
     trace = row.scored.trace
     weights = correction.weights(row.scored.known("trainer"), trace.logprobs, trace.learned)
     return Weighted(row.scored, row.advantages * weights)

@@ -48,6 +48,7 @@ class Scale:
         """How each value is shared out among the scores, shape (N, K); beyond the ends all is the end's."""
         n_scores = len(self.tokens)
         place = np.clip((values - self.low) / (self.high - self.low), 0.0, 1.0) * (n_scores - 1)
+        # The highest score has no neighbour above, so it is reached as the full share of the last pair's upper end.
         below = np.minimum(place.astype(int), n_scores - 2)
         shares = np.zeros((len(values), n_scores))
         rows = np.arange(len(values))
@@ -72,12 +73,14 @@ class ValueAdapter:
         """V of every target of every trace, each of shape (N,)."""
         if not traces:
             return []
+        # Weights of zero make a pass that only reads.
         blank = [self._datum(trace, np.zeros((len(trace.targets), len(self.scale.tokens)))) for trace in traces]
         result = await self.client.forward(blank, "cross_entropy")
         return [self.scale.read(np.asarray(out["logprobs"].to_numpy(), np.float64)) for out in result.loss_fn_outputs]
 
     def learn(self, traces: Sequence[Trace], targets: Sequence[Array]) -> Awaitable[float]:
         """Hands in one step towards the targets, each of shape (N,). Gives the cross-entropy a token before it."""
+        # Divided here, as the loss is a sum: what is told of it is then nats a token, however long answers are.
         n_tokens = max(1, sum(trace.n_learned for trace in traces))
         data = [
             self._datum(trace, self.scale.shares(target) * trace.learned[:, None] / n_tokens)

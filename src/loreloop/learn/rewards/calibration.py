@@ -79,6 +79,7 @@ def fitted_logistic(seen: Sequence[Seen]) -> Logistic:
         slope, offset = slope + size * by_slope, offset + size * by_offset
         if down < ENOUGH:
             break
+    # Backwards scores are then all given the same chance, that of the mean, which is what they tell.
     if slope <= 0:
         return Logistic(0.0, math.log(mean / (1 - mean)))
     return Logistic(slope / spread, offset - slope * middle / spread)
@@ -93,6 +94,7 @@ def _newton(pairs: Sequence[tuple[float, float]], slope: float, offset: float) -
         g_slope, g_offset = g_slope + error * score, g_offset + error
         h_ss, h_so, h_oo = h_ss + curve * score * score, h_so + curve * score, h_oo + curve
     determinant = h_ss * h_oo - h_so * h_so
+    # Two unknowns: the inverse of the curvature is written out, and no library is needed.
     step = (g_slope * h_oo - g_offset * h_so) / determinant, (g_offset * h_ss - g_slope * h_so) / determinant
     return abs(g_slope) + abs(g_offset), *step
 

@@ -19,6 +19,7 @@ async def win_rates(judge: Pairwise, task: str, answers: Sequence[str], means: M
     won: list[list[float]] = [[] for _ in answers]
     troubles: list[str] = []
     for (a, b), share in zip(pairs, shares, strict=True):
+        # A comparison that failed is left out and not counted as a draw, which would be a judgement that nobody made.
         if isinstance(share, str):
             troubles.append(share)
         else:
@@ -32,6 +33,7 @@ async def win_rates(judge: Pairwise, task: str, answers: Sequence[str], means: M
 
 async def _share(judge: Pairwise, task: str, pair: tuple[str, str], means: Means) -> float | str:
     """What the first of two answers wins, or why that could not be found."""
+    # A judge that is asked about two equal texts can only tell which place it likes better.
     if pair[0] == pair[1]:
         return 0.5
     try:

@@ -18,6 +18,7 @@ from typing import Any
 
 from loreloop.config import CodeSandboxWay
 from loreloop.learn.rewards.sandbox_worker import NotStarted, Worker, start
+from loreloop.learn.rewards.turns import Turns
 from loreloop.learn.rewards.walls.calls import Ended, Limit, Limits, Request, Way, frame_of
 from loreloop.protocol.errors import BadRequest, Unavailable
 
@@ -81,8 +82,9 @@ class CodeSandbox:
 
     def __init__(self, wanted: Wanted = "auto", workers: int | None = None) -> None:
         self.wanted = wanted
-        self.turns = asyncio.Semaphore(workers or max(2, min(MOST_WORKERS, os.cpu_count() or 1)))
+        self.turns = Turns(workers or max(2, min(MOST_WORKERS, os.cpu_count() or 1)))
         self.idle: list[Worker] = []
+        self.busy: set[Worker] = set()
         self.finding = asyncio.Lock()
         self.found: Strength | None = None
         self.tasks: set[asyncio.Future[Any]] = set()  # starts and ends that nobody waits for
@@ -95,9 +97,17 @@ class CodeSandbox:
                 LOG.log(logging.WARNING if self.found.lacks else logging.INFO, "%s", self.found.in_words())
             return self.found
 
-    async def run(self, code: str, *, call: Call | None = None, limits: Limits = Limits()) -> Outcome:  # noqa: B008
-        """Runs the code, then the function that `call` names. What the code does wrong is told in the outcome.
-        BadRequest where no code is run here, or it is too long; Unavailable where no process could be started."""
+    async def run(
+        self,
+        code: str,
+        *,
+        call: Call | None = None,
+        limits: Limits = Limits(),  # noqa: B008
+        asker: str = "",
+    ) -> Outcome:
+        """Runs the code, then the function that `call` names. What the code does wrong is told in the outcome. Where
+        calls must wait, askers take turns. BadRequest where no code is run here, or it is too long; Unavailable where
+        no process could be started."""
         function, arguments = (call.function, call.arguments) if call else (None, ())
         frame = frame_of(Request(code, function, arguments, limits))
         if len(frame) > MAX_CODE:
@@ -108,8 +118,9 @@ class CodeSandbox:
                 "Code from outside is not run on this server: "
                 + ("it is switched off (code_sandbox)." if self.wanted == "off" else f"{_why(strength)}.")
             )
-        async with self.turns:
+        async with self.turns.turn(asker):
             worker = await self._worker(strength.way)
+            self.busy.add(worker)
             answered = False
             try:
                 ended = await worker.answer(frame, limits.seconds + GRACE_SECONDS)
@@ -117,6 +128,7 @@ class CodeSandbox:
             finally:
                 # Cancelled in the middle: what this process says next would belong to another call.
                 if not answered:
+                    self.busy.discard(worker)
                     self._end(worker)
             self._give_back(worker, ended)
         return _outcome(ended)
@@ -146,10 +158,14 @@ class CodeSandbox:
             raise Unavailable(f"No process to run code in could be started ({error}); try again later.", 5.0) from None
 
     def _give_back(self, worker: Worker, ended: Ended | None) -> None:
-        if ended is not None and worker.way not in SINGLE_USE:
+        closed = worker not in self.busy  # meanwhile; then nothing may be left behind, and nothing new be started
+        self.busy.discard(worker)
+        if ended is not None and worker.way not in SINGLE_USE and not closed:
             self.idle.append(worker)
             return
         self._end(worker)
+        if closed:
+            return
         # The next one starts while the caller reads its answer, so that a call seldom waits for a start.
         self._later(self._prepare(worker.way))
 
@@ -167,10 +183,14 @@ class CodeSandbox:
         task.add_done_callback(self.tasks.discard)
 
     async def close(self) -> None:
-        """Ends the processes; the next call starts others."""
+        """Ends the processes, also those in the middle of a call, which then ends with an error; the next call starts
+        others."""
+        busy, self.busy = self.busy, set()
+        for worker in busy:
+            worker.kill()
         while self.tasks:
             await asyncio.gather(*self.tasks)
-        workers, self.idle = self.idle, []
+        workers, self.idle = [*busy, *self.idle], []
         for worker in workers:
             worker.kill()
             await worker.process.wait()

@@ -68,8 +68,11 @@ def stand(way: Way) -> Sandbox:
         sandbox.walls = ["files", "network", "processes", "signals", "disk"]
     elif way == "landlock":
         work_folders.sweep()
-        if not landlock.version() or not seccomp.available():
-            raise OSError(0, "Landlock or filters for system calls are missing")
+        if not seccomp.available():
+            raise OSError(0, "filters for system calls are missing")
+        if landlock.version() < landlock.FIRST_SOUND:
+            # Alone it would let code empty every file that this user may write, the database among them.
+            raise OSError(0, "Landlock is missing, or older than its third version (Linux 6.2)")
         sandbox.walls = ["files", "network", "processes", "signals", "disk"]
     else:
         # The sum of all files is looked at, as with Landlock, but where they lie is not.

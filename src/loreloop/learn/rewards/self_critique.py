@@ -43,9 +43,11 @@ class SelfCritique:
 
     async def __call__(self, answer: Answer, task: Task) -> Score:
         """The truth where it can be told, else the judge's score on its scale; both are among the parts."""
+        # The verifier comes first because its word decides, and the judge's is only compared with it.
         truth = await self.verifier(answer, task)
         judged = await self.judge(answer, task)
         if truth.trouble is None:
+            # A truth outside of 0 to 1 would be no chance, and a scale fitted to it no scale.
             outcome = min(1.0, max(0.0, truth.value))
             if judged.trouble is None:
                 self.observe(Seen(judged.value, outcome))
@@ -57,6 +59,7 @@ class SelfCritique:
 
     def observe(self, seen: Seen) -> None:
         """Takes in one verified answer, and fits the scale anew when enough have come."""
+        # One score without a value would spoil the fit of a thousand.
         if not math.isfinite(seen.score):
             return
         self.seen.append(seen)

@@ -1,6 +1,7 @@
 """Served models as judges, asked over HTTP: for graders that run outside of the server's own processes, as in jobs.
 
-Any server that answers OpenAI's chat completions will do. Knows no grader.
+Any server that answers OpenAI's chat completions will do. Inside a server, `http/generation/judging.py` does the same
+without a connection. Knows no grader.
 """
 
 from __future__ import annotations
@@ -9,21 +10,23 @@ from typing import Any
 
 import httpx
 
-from loreloop.learn.rewards.graders.grader import GraderTrouble, Question, Said
+from loreloop.learn.rewards.graders.grader import Chat, GraderTrouble, Question, Said
 from loreloop.text.conversation import Picture, Turn
 
-SECONDS = 600.0  # for one answer: a busy server lets a judge wait for its turn
+SECONDS = httpx.Timeout(600.0, connect=10.0)  # for one answer: a busy server lets a judge wait for its turn
 
 
 class ServedModels:
     """Asks in the name of `key`; `base_url` is the server's address without a path. It is called with a question, as
-    graders ask it. One of these may be asked many questions at once."""
+    graders ask it. One of these may be asked many questions at once, all on one loop."""
 
     def __init__(self, base_url: str, key: str) -> None:
         headers = {"authorization": f"Bearer {key}"}
-        self.client = httpx.AsyncClient(base_url=base_url, headers=headers, timeout=SECONDS)
+        # Not by a proxy of the environment, which would see the key.
+        self.client = httpx.AsyncClient(base_url=base_url, headers=headers, timeout=SECONDS, trust_env=False)
 
     async def __call__(self, question: Question) -> Said:
+        """The answer to a question. GraderTrouble where the model cannot be asked, or gives none."""
         try:
             response = await self.client.post("/v1/chat/completions", json=body_of(question))
             found = response.json()
@@ -42,8 +45,21 @@ class ServedModels:
         await self.client.aclose()
 
 
+def served_judge(url: str, key: str) -> Chat:
+    """The same with a connection for each question, where the loop that asks may be another one each time."""
+
+    async def chat(question: Question) -> Said:
+        models = ServedModels(url, key)
+        try:
+            return await models(question)
+        finally:
+            await models.close()
+
+    return chat
+
+
 def body_of(question: Question) -> dict[str, Any]:
-    """The question as a request for a chat completion."""
+    """The question as a request for a chat completion; what it leaves open is left out."""
     given = {
         "max_tokens": question.max_tokens,
         "temperature": question.temperature,
@@ -53,12 +69,14 @@ def body_of(question: Question) -> dict[str, Any]:
     }
     body: dict[str, Any] = {"model": question.model, "messages": [_message(turn) for turn in question.turns]}
     if question.schema is not None:
-        schema = {"name": "answer", "schema": dict(question.schema), "strict": False}
+        # The grammar holds the form here, and another server is asked to hold it as well.
+        schema = {"name": "answer", "schema": dict(question.schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body | {name: value for name, value in given.items() if value is not None}
 
 
 def _message(turn: Turn) -> dict[str, Any]:
+    # Words alone stay a plain text, which every server and every template takes.
     if not turn.parts:
         return {"role": turn.role, "content": turn.content}
     return {"role": turn.role, "content": [_part(part) for part in turn.parts]}

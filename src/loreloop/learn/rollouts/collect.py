@@ -109,12 +109,15 @@ class Collector(Generic[Asked]):
         newest = self.revision() + self.pace.staleness
         while self.waiting and self.waiting[0].step <= newest and len(self.running) < self.pace.at_once:
             next_up = self.waiting.popleft()
+            # The revision is written down now: the weights may change while the group is being played.
             task = asyncio.ensure_future(self._played(next_up))
             self.running[task] = Played(next_up.number, next_up.step, self.revision(), Group(None, ()))
 
     def _waits(self, step: int) -> bool:
         """Whether the step needs a group that is still being played."""
         if not self.pace.overtaking:
+            # In order, a step waits for its own groups and for those of earlier steps, which come before them by
+            # number.
             steps = [*(one.step for one in self.running.values()), *(one.step for one in self.waiting)]
             return min(steps, default=step + 1) <= step
         too_old_next = any(one.began <= step - self.pace.staleness for one in self.running.values())
@@ -124,6 +127,7 @@ class Collector(Generic[Asked]):
         """A group of at least one rollout, or after all tries one without any, which says why."""
         group = _NOBODY
         for _ in range(self.pace.tries):
+            # A failed sample is mostly a server that was busy or restarting, so the same task is tried once more.
             played = await settled([self.play(one.asked, one.number)])
             group = played.results[0] if played.results else replace(_NOBODY, troubles=played.troubles)
             if group.rollouts:

@@ -43,6 +43,7 @@ class Dialogue:
         """The tokens between an answer, which ends the conversation, and the next one. An answer that was cut off is
         ended first. BadRequest where the template does not tell where an answer ends."""
         rest = self._rest(conversation, turns)
+        # A template may end its turns in several ways, and the first end behind the words is the answer's own.
         found = {rest.find(end): end for end in self.ends if end in rest}
         if not found:
             raise BadRequest(
@@ -51,11 +52,13 @@ class Dialogue:
             )
         place = min(found)
         shown = self.renderer.tokenizer.encode(rest[place + len(found[place]) :])
+        # A model that was cut off has not said its end, but it must stand in the row: the template never leaves it out.
         return shown if ended else [self.ends[found[place]], *shown]
 
     def _rest(self, conversation: Conversation, turns: Sequence[Turn]) -> str:
         """The text from an answer's last word on, its end included."""
         template = self.renderer.template
+        # Without thoughts, which many templates tell differently of the past than of the present.
         marked = replace(conversation.turns[-1], content=MARK, thinking=None, parts=())
         before = replace(conversation, turns=(*conversation.turns[:-1], marked))
         text = prompt_text(template, replace(before, turns=(*before.turns, *turns)))

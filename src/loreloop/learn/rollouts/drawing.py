@@ -127,6 +127,7 @@ class Requests:
             self._tell()
 
     def _fits(self, n: int, n_tokens: int) -> bool:
+        # Whatever its size: a request that is larger than the bound would otherwise wait for ever.
         if self.n_open == 0:
             return True
         within = self.most_tokens is None or self.tokens_open + n_tokens <= self.most_tokens
@@ -148,11 +149,14 @@ _telling: set[asyncio.Task[None]] = set()
 
 def _piece(stop: Stop, limits: AnswerLimits) -> int:
     """How many tokens to ask for at once."""
+    # An id cannot lie across two pieces, a string can: its first half would then have been taken for a part of the
+    # answer.
     whole = limits.piece is None or any(isinstance(mark, str) for mark in stop)
     return limits.most_tokens if whole or limits.piece is None else min(limits.piece, limits.most_tokens)
 
 
 def _drawn(sequence: tinker.SampledSequence, revision: int) -> Drawn:
+    # A ratio to unknown probabilities cannot be taken, and zeros in their place would look like perfect certainty.
     if sequence.logprobs is None:
         raise ValueError("the server gave no log-probabilities of what it sampled, so nothing can be learned from it")
     tokens = tuple(sequence.tokens)

@@ -78,6 +78,7 @@ class FirstAnswers:
         cls, prompts: Sequence[tinker.ModelInput], requests: Requests, stop: list[int], limits: AnswerLimits
     ) -> Self:
         """Asks for as many answers to each prompt as it comes up."""
+        # The server then reads a prompt once for the whole group, which for long prompts is most of the work.
         counts, by_text = Counter(map(_text, prompts)), {_text(prompt): prompt for prompt in prompts}
         return cls(
             {text: asyncio.ensure_future(requests.begin(by_text[text], n, stop, limits)) for text, n in counts.items()}
@@ -112,6 +113,7 @@ class Player:
 
     async def group(self, task: Task, number: int) -> Group:
         """The episodes of a task, all at once; those that fail are counted and do not end the others."""
+        # One for each episode: an environment holds the state of a task, such as what its tools have changed.
         environments = [self.make() for _ in range(self.group_size)]
         try:
             begun = await settled(self._reset(environment, task) for environment in environments)
@@ -168,6 +170,7 @@ class Episode:
             step = await self.environment.step(answer)
             self._keep(drawn, step)
             limits = self._limits_left()
+            # An environment that has nothing to show cannot be answered, whether it calls itself done or not.
             if step.done or not step.turns or limits is None:
                 return self._rollout(drawn, step, name)
             self._show(answer, step, ended=drawn.ended)
@@ -176,10 +179,13 @@ class Episode:
     def _keep(self, drawn: Drawn, step: Step) -> None:
         self.turns.append(replace(drawn.said, reward=step.reward))
         for name, value in step.parts.items():
+            # Summed over turns, as rewards are, so that the parts still add up to what they are parts of.
             self.parts[name] = self.parts.get(name, 0.0) + value
 
     def _show(self, answer: Answer, step: Step, *, ended: bool) -> None:
         said = Turn(role="assistant", content=answer.text, thinking=answer.thinking, calls=answer.calls)
+        # The words are kept beside the tokens since the template is asked with words; the row itself is never made of
+        # them.
         self.conversation = replace(self.conversation, turns=(*self.conversation.turns, said))
         self.turns.append(Observed(tuple(self.player.words.behind(self.conversation, step.turns, ended=ended))))
         self.conversation = replace(self.conversation, turns=(*self.conversation.turns, *step.turns))

@@ -23,12 +23,15 @@ class Settled(Generic[T]):
 
 async def settled(work: Iterable[Awaitable[T]]) -> Settled[T]:
     """Runs all at once and waits for all. Cancelled, it cancels what is running."""
+    # Not `gather`: it gives up waiting at the first error, and the others would go on with nobody to take what they
+    # give.
     tasks = [asyncio.ensure_future(_awaited(each)) for each in work]
     if not tasks:
         return Settled(())
     try:
         await asyncio.wait(tasks)
     finally:
+        # Whoever waits here may be cancelled; what runs on would hold room on the server that nobody gives back.
         for task in tasks:
             task.cancel()
     good = tuple(task.result() for task in tasks if trouble_of(task) is None)
@@ -37,6 +40,7 @@ async def settled(work: Iterable[Awaitable[T]]) -> Settled[T]:
 
 def trouble_of(task: asyncio.Task[T]) -> str | None:
     """Why a task that has ended gave nothing, in words; None where it gave something."""
+    # Asking a cancelled task for its exception raises it instead, so that question comes first.
     error = asyncio.CancelledError("it was cancelled") if task.cancelled() else task.exception()
     return None if error is None else f"{type(error).__name__}: {error}".rstrip(": ")
 

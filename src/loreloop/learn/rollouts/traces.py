@@ -48,6 +48,7 @@ def traces_of(rollout: Rollout) -> list[Trace]:
     What the turns' own rewards do not account for is earned at the very end. ValueError where there is no prompt.
     """
     rows = [row for row in rollout.contexts if _until_last_answer(row.turns)]
+    # Environments may reward turns, the episode as a whole, or both; estimates over time need every bit at some token.
     rest = rollout.reward - sum(turn.reward for row in rows for turn in row.turns if isinstance(turn, Sampled))
     return [_trace(rollout, row, rest if row is rows[-1] else 0.0) for row in rows]
 
@@ -55,8 +56,10 @@ def traces_of(rollout: Rollout) -> list[Trace]:
 def _trace(rollout: Rollout, row: Context, rest: float) -> Trace:
     if row.prompt.length == 0:
         raise ValueError("a rollout to learn from has a prompt of at least one token")
+    # Positions behind the last answer have no target that is learned, and would be computed for nothing.
     turns = _until_last_answer(row.turns)
     said = [token for turn in turns for token in turn.tokens]
+    # Position i predicts what stands at i + 1, so the first token is no target and the last one is no input.
     targets = np.array([*token_ids(row.prompt), *said][1:], np.int64)
     n_before = row.prompt.length - 1  # targets that lie in the prompt
     return Trace(
@@ -101,7 +104,10 @@ def _is_learned(turn: Observed | Sampled) -> bool:
 
 
 def _said(turn: Observed | Sampled, field: Literal["logprobs", "revisions"]) -> Sequence[float]:
-    return getattr(turn, field) if isinstance(turn, Sampled) else [0] * len(turn.tokens)
+    # Zeros keep the row as long as the targets; `learned` is False there, so no loss ever reads them.
+    if not isinstance(turn, Sampled):
+        return [0] * len(turn.tokens)
+    return turn.logprobs if field == "logprobs" else turn.revisions
 
 
 def _row(n_before: int, parts: Sequence[Sequence[float]]) -> NDArray[np.float64]:

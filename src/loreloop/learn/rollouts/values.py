@@ -36,6 +36,7 @@ class Sampled:
     learned: bool = True
 
     def __post_init__(self) -> None:
+        # A row that is out of step by one would teach quietly wrong things, and no loss could notice.
         if not len(self.tokens) == len(self.logprobs) == len(self.revisions):
             raise ValueError("every sampled token has one log-probability and one revision")
 
@@ -105,4 +106,6 @@ class Group:
     @property
     def graded(self) -> tuple[Rollout, ...]:
         """The rollouts that have a reward and at least one token to learn from."""
+        # A missing reward is not a reward of 0: counted as one, it would pull the mean that the others are compared
+        # with.
         return tuple(rollout for rollout in self.rollouts if rollout.trouble is None and rollout.n_sampled)

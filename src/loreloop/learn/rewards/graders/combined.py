@@ -29,6 +29,7 @@ from loreloop.learn.rewards.graders.tool_call import ToolCall
 from loreloop.learn.rewards.graders.unit_tests import UnitTests
 
 OfOpenAI = StringCheck | TextSimilarity | ScoreModel | LabelModel | PythonCode
+AskingModel = ScoreModel | LabelModel | Rubric | Pairwise
 Single = OfOpenAI | Exact | Regex | JsonSchema | UnitTests | ToolCall | Length | Rubric | Pairwise
 Named = Annotated[dict[str, Single], Meta(min_length=1, max_length=32)]
 
@@ -58,6 +59,7 @@ class Multi(Form, frozen=True, kw_only=True, tag="multi"):
         if together.trouble is not None:
             return together
         try:
+            # Read again at each answer, which takes microseconds; a struct of JSON fields has no place to keep it.
             value = formula_of(self.calculate_output).evaluate(together.parts)
         except (ArithmeticError, ValueError) as error:
             raise GraderTrouble("other", f"calculate_output has no value for {dict(together.parts)}: {error}") from None
@@ -93,6 +95,7 @@ AnyGrader = Single | Multi | Mixture
 async def all_graded(graders: dict[str, Single], given: Given, means: Means) -> Grade:
     """The rewards of all graders as parts, and the first trouble with its grader's name. All run at once."""
     named: Mapping[str, Grader] = graders
+    # `graded` turns trouble into a grade, so that no part's trouble leaves the others running with nobody waiting.
     grades = await asyncio.gather(*(graded(grader, given, means) for grader in named.values()))
     tokens: Counter[str] = Counter()
     for grade in grades:

@@ -16,6 +16,7 @@ from loreloop.learn.rewards.graders.in_sandbox import result_of
 from loreloop.learn.rewards.graders.similarity import words_of
 from loreloop.learn.rewards.graders.templates import check_template, filled
 from loreloop.protocol.errors import outcome_of
+from loreloop.text.tools.json_scan import strict_json
 
 MAX_SCHEMA = 50_000  # characters of a schema as JSON
 SHORT = 10_000  # characters of a value that is checked in this process
@@ -76,8 +77,8 @@ class JsonSchema(Form, frozen=True, kw_only=True, tag="json_schema"):
     async def grade(self, given: Given, means: Means) -> Grade:
         """1 or 0."""
         try:
-            value = json.loads(filled(self.input, given))
-        except (ValueError, RecursionError):
+            value = strict_json(filled(self.input, given))
+        except ValueError:
             return Grade(0.0)
         return Grade(float(await schema_fault(self.schema, value, means) is None))
 
@@ -88,10 +89,11 @@ async def schema_fault(schema: dict[str, Any], value: Any, means: Means) -> str 
     if '"pattern' in json.dumps(schema) or len(json.dumps(value)) > SHORT:
         fault: str | None = await result_of(means, inspect.getsource(schema_check), "first_fault", schema, value)
         return fault
-    try:
-        return schema_check.first_fault(schema, value)
-    except (ValueError, RecursionError) as error:
-        raise GraderTrouble("other", f"the schema could not be checked: {error}") from None
+    # Values of every kind were shown to the schema when it was read, but not to what lies within it.
+    found = outcome_of(partial(schema_check.first_fault, schema, value))
+    if isinstance(found, Exception):
+        raise GraderTrouble("other", f"the schema could not be checked: {found}")
+    return found
 
 
 class Length(Form, frozen=True, kw_only=True, tag="length"):
@@ -113,6 +115,8 @@ class Length(Form, frozen=True, kw_only=True, tag="length"):
         """From 0 to 1."""
         if self.unit == "tokens":
             length = given.answer.n_tokens
+            if not length and given.answer.text:
+                raise GraderTrouble("other", "nobody knows how many tokens this text has; use words or characters")
         else:
             text = filled(self.input, given)
             length = len(text) if self.unit == "characters" else len(words_of(text))

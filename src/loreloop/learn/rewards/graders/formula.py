@@ -132,6 +132,7 @@ class _Parser:
             return lambda names: number
         if self.token == "(":
             return self._called(token)
+        # Collected while reading, so that a name which is no grader is told at creation and not at the first answer.
         self.names.add(token)
         return lambda names: names[token]
 

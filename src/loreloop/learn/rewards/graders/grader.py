@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ import msgspec
 from loreloop.learn.rewards.reward import Answer
 from loreloop.learn.rewards.sandbox import CodeSandbox, Limits
 from loreloop.text.conversation import Conversation, Turn
+from loreloop.text.tools.json_scan import strict_json
 
 Kind = Literal[  # OpenAI's names for what can go wrong, without `_error`
     "formula_parse",
@@ -84,8 +84,8 @@ def given_of(answer: Answer, item: Mapping[str, Any], prompt: Conversation | Non
 
 def _json(text: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return strict_json(text)
+    except ValueError:
         return MISSING
 
 
@@ -124,6 +124,7 @@ class Means:
     chat: Chat | None = None
     embed: Embed | None = None
     limits: Limits = field(default_factory=Limits)
+    asker: str = ""  # in whose name; the sandbox lets askers take turns
 
 
 class Grader(Protocol):

@@ -69,6 +69,8 @@ class Rubric(Form, frozen=True, kw_only=True, tag="rubric"):
             label, n_tokens = await chosen(means, self.model, turns, (YES, NO), sampling)
             parts[f"criterion_{number}"] = float(label == YES)
             tokens += n_tokens
+        # Shifted by the worst that is possible and not by the worst that was seen, so that a reward means the same for
+        # every answer.
         weights = [criterion.weight for criterion in self.criteria]
         worst = sum(weight for weight in weights if weight < 0)
         best = sum(weight for weight in weights if weight > 0)
@@ -91,14 +93,18 @@ class Pairwise(Form, frozen=True, kw_only=True, tag="pairwise"):
         check_template("input", self.input)
         check_template("reference", self.reference)
         check_template("task", self.task or "")
+        for criterion in self.criteria:
+            check_template("criteria", criterion)
 
     async def grade(self, given: Given, means: Means) -> Grade:
         """0, 0.5 or 1; the parts are the wins in each place."""
         pair = (filled(self.input, given), filled(self.reference, given))
-        return await self.compared(task_of(self.task, given), pair, means)
+        with_items = msgspec.structs.replace(self, criteria=tuple(filled(one, given) for one in self.criteria))
+        return await with_items.compared(task_of(self.task, given), pair, means)
 
     async def compared(self, task: str, pair: tuple[str, str], means: Means) -> Grade:
         """How the first of two answers does against the second one; a group is compared two by two."""
+        # Asked in both orders: a judge that favours a place then contradicts itself, and the result is a draw.
         first, n_first = await self._first_wins(task, pair[0], pair[1], means)
         second, n_second = await self._first_wins(task, pair[1], pair[0], means)
         wins = {"as_a": float(first), "as_b": float(not second)}

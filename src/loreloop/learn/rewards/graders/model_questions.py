@@ -109,6 +109,7 @@ def question_of(
         turns=turns,
         schema=schema,
         max_tokens=params.max_completions_tokens or MAX_ANSWER_TOKENS,
+        # Rewards that change from one asking to the next are noise which the policy cannot learn away.
         temperature=0.0 if params.temperature is None else params.temperature,
         top_p=params.top_p,
         seed=params.seed,

@@ -30,11 +30,13 @@ class ScoreModel(Form, frozen=True, kw_only=True, tag="score_model"):
         """The model's number. GraderTrouble where it gives none, or one outside of the range."""
         low, high = self.range
         schema = _object("result", {"type": "number", "minimum": low, "maximum": high})
+        # The grammar holds the form in any case; a model that is told of it does not have to be bent into it.
         rule = f'Answer with JSON of the form {{"result": NUMBER}}; the number is from {low:g} to {high:g}.'
         turns = with_rule(tuple(message.turn(given) for message in self.input), rule)
         question = question_of(self.model, turns, schema, self.sampling_params or SamplingParams())
         value, said = await asked_for_json(means, question)
         number = value.get("result")
+        # Not every server's grammar holds a number to a range.
         if isinstance(number, bool) or not isinstance(number, int | float) or not low <= number <= high:
             raise GraderTrouble("model_grader_parse", f"the model {self.model!r} gave the result {str(number)[:100]}")
         return Grade(float(number), tokens={self.model: said.tokens})

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from loreloop.learn.rewards.graders.grader import MISSING, Form, Given, Grade, GraderTrouble, Means
-from loreloop.learn.rewards.graders.in_sandbox import result_of
+from loreloop.learn.rewards.graders.in_sandbox import as_float, result_of
 
 FUNCTION = "grade"
 MAX_SOURCE = 256 << 10  # characters, as OpenAI has it
+MAX_PARSED = 32 << 10  # characters of a source that is read before it runs
 
 
 class PythonCode(Form, frozen=True, kw_only=True, tag="python"):
@@ -24,12 +25,15 @@ class PythonCode(Form, frozen=True, kw_only=True, tag="python"):
     image_tag: str | None = None
 
     def __post_init__(self) -> None:
+        # The parser holds up everything else in this process, up to seconds for the longest source; what is wrong in
+        # such a one is told when it first runs.
+        if len(self.source) > MAX_PARSED:
+            return
         try:
             tree = ast.parse(self.source)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            line = getattr(error, "lineno", None)
-            place = f" in line {line}" if line else ""
-            raise ValueError(f"`source`: {error.args[0] if error.args else error}{place}") from None
+            place = f" in line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+            raise ValueError(f"`source`: {error.args[0] if error.args else 'it is nested too deeply'}{place}") from None
         if FUNCTION not in {*_names(tree)}:
             raise ValueError(f"`source`: it defines no function {FUNCTION}(sample, item)")
 
@@ -38,9 +42,12 @@ class PythonCode(Form, frozen=True, kw_only=True, tag="python"):
         value = await result_of(means, self.source, FUNCTION, sample_of(given), dict(given.item))
         if not isinstance(value, int | float):  # True and False are numbers, 1 and 0, and what many graders give
             raise GraderTrouble("python_grader_runtime", f"grade gave {str(value)[:100]!r}, which is no number")
-        if not math.isfinite(value):
-            raise GraderTrouble("python_grader_runtime", f"grade gave {value}, which is no number to learn from")
-        return Grade(float(value))
+        reward = as_float(value)
+        if not math.isfinite(reward):
+            raise GraderTrouble(
+                "python_grader_runtime", f"grade gave {str(value)[:100]}, which is no number to learn from"
+            )
+        return Grade(reward)
 
 
 def _names(tree: ast.AST) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from loreloop.learn.examples import Task
-from loreloop.learn.rewards.graders.combined import AnyGrader, Mixture, Multi
+from loreloop.learn.rewards.graders.combined import AnyGrader, AskingModel, Mixture, Multi
 from loreloop.learn.rewards.graders.grader import Means, given_of, graded
 from loreloop.learn.rewards.reward import Answer, Score
 from loreloop.protocol.errors import BadRequest
@@ -43,7 +43,7 @@ def as_json(grader: AnyGrader) -> dict[str, Any]:
 def models_of(grader: AnyGrader) -> tuple[str, ...]:
     """The names of the served models that a grader asks."""
     parts = grader.graders.values() if isinstance(grader, Multi | Mixture) else [grader]
-    return tuple(dict.fromkeys(part.model for part in parts if hasattr(part, "model")))
+    return tuple(dict.fromkeys(part.model for part in parts if isinstance(part, AskingModel)))
 
 
 class GraderReward:
@@ -78,6 +78,7 @@ def _with_names(plain: Mapping[str, Any], where: str) -> dict[str, Any]:
             named[name] = grader
         graders = named
     # In an object the key is the name; OpenAI's examples write it a second time, and it may be left out here.
+    # The key goes first, so that a name which is written inside is kept.
     named = {key: {"name": key, **one} if isinstance(one, Mapping) else one for key, one in graders.items()}
     return {**plain, "graders": named}
 

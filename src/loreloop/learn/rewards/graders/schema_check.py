@@ -137,9 +137,9 @@ def _plain(schema: Any, value: Any, at: str, depth: int) -> str | None:
     kinds = schema.get("type")
     if kinds is not None and not any(_is(value, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)):
         return f"{at}: no {kinds}"
-    if "enum" in schema and not any(_same(value, one) for one in schema["enum"]):
+    if "enum" in schema and not any(same(value, one) for one in schema["enum"]):
         return f"{at}: none of the enum"
-    if "const" in schema and not _same(value, schema["const"]):
+    if "const" in schema and not same(value, schema["const"]):
         return f"{at}: not the const"
     if isinstance(value, str):
         if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
@@ -154,8 +154,16 @@ def _number(schema: Any, value: Any, at: str) -> str | None:
     too_large = value > schema.get("maximum", value) or value >= schema.get("exclusiveMaximum", math.inf)
     if too_small or too_large:
         return f"{at}: {value} is out of range"
-    share = value / schema["multipleOf"] if schema.get("multipleOf") else 0
-    return f"{at}: no multiple" if abs(share - round(share)) > 1e-9 * max(1, abs(share)) else None
+    step = schema.get("multipleOf")
+    if not step:
+        return None
+    # Whole numbers are divided as such: a share in floats is wrong from 2^53 on, and overflows some time later.
+    if isinstance(value, int) and isinstance(step, int):
+        return f"{at}: no multiple" if value % step else None
+    share = value / step
+    # A share beyond all floats has no digits behind the point that could say otherwise.
+    near = not math.isfinite(share) or abs(share - round(share)) <= 1e-9 * max(1, abs(share))
+    return None if near else f"{at}: no multiple"
 
 
 def _canonical(value: Any) -> str:
@@ -178,12 +186,12 @@ def _is(value: Any, kind: str) -> bool:
     return isinstance(value, TYPES[kind]) if kind in TYPES else False
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Equal as JSON: true is not 1."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_same, a, b))
+        return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
+        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
     return bool(a == b)

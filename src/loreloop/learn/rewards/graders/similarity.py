@@ -9,11 +9,12 @@ import math
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 Words = Sequence[str]
 _WORDS, _WORDS_AND_SIGNS = re.compile(r"\w+"), re.compile(r"\w+|[^\w\s]")
 BLEU_ORDER = 4
+KEPT_ROWS = 1024
 
 
 def words_of(text: str) -> list[str]:
@@ -33,13 +34,22 @@ def grams(words: Words, n: int) -> Counter[tuple[str, ...]]:
 
 def longest_common(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     """The length of the longest common subsequence, by whole rows of bits (Hyyrö, 2004)."""
-    places: dict[Hashable, int] = {}
+    places: dict[Hashable, list[int]] = {}
     for at, one in enumerate(first):
-        places[one] = places.get(one, 0) | 1 << at
+        places.setdefault(one, []).append(at)
+
+    # A row for each of many different signs would take the square of their number in memory, so few are kept.
+    @lru_cache(KEPT_ROWS)
+    def row_of(one: Hashable) -> int:
+        bits = bytearray(len(first) // 8 + 1)
+        for at in places.get(one, ()):
+            bits[at >> 3] |= 1 << (at & 7)
+        return int.from_bytes(bits, "little")
+
     every = (1 << len(first)) - 1
     row = every
     for one in second:
-        matches = row & places.get(one, 0)
+        matches = row & row_of(one)
         row = ((row + matches) | (row - matches)) & every
     return len(first) - row.bit_count()
 
@@ -63,6 +73,7 @@ def bleu(text: str, reference: str) -> float:
         if matches == 0:
             return 0.0
         logarithms += math.log(matches / (max(0, len(words) - n + 1) + added))
+    # Only short texts are punished: for long ones the precisions do it already.
     brevity = min(0.0, 1 - len(wanted) / len(words))
     return math.exp(brevity + logarithms / BLEU_ORDER)
 

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from loreloop.learn.rewards.graders.grader import MISSING, Given, GraderTrouble
 
-PLACE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
-STEP = re.compile(r"\.?([A-Za-z_][A-Za-z0-9_-]*)|\[(\d{1,9})\]|\[(?:'([^'\]]*)'|\"([^\"\]]*)\")\]")
+STEP = re.compile(r"(?:^|(?<!^)\.)([A-Za-z_][A-Za-z0-9_-]*)|\[(\d{1,9})\]|\[(?:'([^'\]]*)'|\"([^\"\]]*)\")\]")
 SAMPLE_FIELDS = ("output_text", "output_json", "output_tools", "choices")
 MAX_FILLED = 1 << 20  # characters of a filled template
+MAX_PLACES = 1000  # in one template; each is looked up while others wait
 
 Path = tuple[str | int, ...]
+
+
+def _places(text: str) -> Iterator[tuple[int, int]]:
+    """Where the places of a template begin and end, braces included."""
+    # Searched for and not matched: an expression would look for the end of each of a million opening braces anew.
+    end = 0
+    while (start := text.find("{{", end)) >= 0 and (close := text.find("}}", start + 2)) >= 0:
+        end = close + 2
+        yield start, end
 
 
 def path_of(text: str) -> Path:
@@ -40,9 +50,11 @@ def path_of(text: str) -> Path:
 
 def check_template(field: str, text: str) -> None:
     """ValueError, with the name of the field, where a template cannot be filled in whatever is given."""
-    for match in PLACE.finditer(text):
+    for number, (start, end) in enumerate(_places(text), 1):
+        if number > MAX_PLACES:
+            raise ValueError(f"`{field}`: a template may hold at most {MAX_PLACES} places in braces")
         try:
-            path_of(match[1])
+            path_of(text[start + 2 : end - 2])
         except ValueError as error:
             raise ValueError(f"`{field}`: {error}") from None
 
@@ -50,21 +62,22 @@ def check_template(field: str, text: str) -> None:
 def filled(text: str, given: Given) -> str:
     """The template with values in its places: texts as they are, all else as JSON. GraderTrouble names a path that
     leads nowhere."""
-    parts, at = list[str](), 0
-    for match in PLACE.finditer(text):
-        parts += [text[at : match.start()], _written(value_at(path_of(match[1]), given))]
-        at = match.end()
-        if sum(map(len, parts)) > MAX_FILLED:
+    parts, at, length = list[str](), 0, len(text)
+    for start, end in _places(text):
+        value = _written(value_at(path_of(text[start + 2 : end - 2]), given))
+        parts += [text[at:start], value]
+        at, length = end, length + len(value) - (end - start)
+        if length > MAX_FILLED:
             raise GraderTrouble("other", f"a template makes more than {MAX_FILLED} characters")
     return "".join([*parts, text[at:]])
 
 
 def value_of(text: str, given: Given) -> Any:
     """The value itself where the template is one place and nothing else, else the filled text."""
-    match = PLACE.fullmatch(text.strip())
-    if match is None or "{{" in match[1]:
+    text = text.strip()
+    if [*islice(_places(text), 2)] != [(0, len(text))]:
         return filled(text, given)
-    return value_at(path_of(match[1]), given)
+    return value_at(path_of(text[2:-2]), given)
 
 
 def value_at(path: Path, given: Given) -> Any:
@@ -93,4 +106,9 @@ def _shown(path: Path) -> str:
 
 
 def _written(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        raise GraderTrouble("invalid_variable", "a value for a template is nested too deeply") from None

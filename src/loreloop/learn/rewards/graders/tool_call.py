@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -9,7 +10,7 @@ from msgspec import Meta
 
 from loreloop.learn.rewards.graders.form_checks import schema_fault
 from loreloop.learn.rewards.graders.grader import Form, Given, Grade, Means
-from loreloop.learn.rewards.graders.schema_check import first_fault, unknown_keywords
+from loreloop.learn.rewards.graders.schema_check import first_fault, same, unknown_keywords
 from loreloop.learn.rewards.graders.templates import check_template, value_of
 from loreloop.protocol.errors import outcome_of
 from loreloop.text.tools.json_scan import strict_json
@@ -40,7 +41,8 @@ class WantedCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         for name, value in (self.arguments or {}).items():
-            check_template(f"arguments.{name}", value if isinstance(value, str) else "")
+            for text in _texts(value):
+                check_template(f"arguments.{name}", text)
 
 
 class ToolCall(Form, frozen=True, kw_only=True, tag="tool_call"):
@@ -69,6 +71,7 @@ class ToolCall(Form, frozen=True, kw_only=True, tag="tool_call"):
         value = _object(arguments)
         if value is None or self.tools is None:
             return value is not None
+        # The first of that name counts, as it would for the model's own template.
         tool = next((tool for tool in self.tools if tool.name == name), None)
         if tool is None:
             return False
@@ -79,13 +82,25 @@ class ToolCall(Form, frozen=True, kw_only=True, tag="tool_call"):
         calls = given.answer.calls
         return len(calls) == len(self.wanted) and all(
             call.name == want.name
-            and (want.arguments is None or _object(call.arguments) == _filled(want.arguments, given))
+            and (want.arguments is None or same(_object(call.arguments), _filled(want.arguments, given)))
             for call, want in zip(calls, self.wanted, strict=True)
         )
 
 
-def _filled(arguments: dict[str, Any], given: Given) -> dict[str, Any]:
-    return {name: value_of(value, given) if isinstance(value, str) else value for name, value in arguments.items()}
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
+
+
+def _filled(value: Any, given: Given) -> Any:
+    if isinstance(value, str):
+        return value_of(value, given)
+    if isinstance(value, list):
+        return [_filled(each, given) for each in value]
+    return {name: _filled(each, given) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 def _object(text: str) -> dict[str, Any] | None:

@@ -16,11 +16,13 @@ from msgspec import Meta
 
 from loreloop.learn.rewards.graders.form_checks import OUTPUT
 from loreloop.learn.rewards.graders.grader import Form, Given, Grade, GraderTrouble, Means
-from loreloop.learn.rewards.graders.in_sandbox import ran
+from loreloop.learn.rewards.graders.in_sandbox import as_float, ran
 from loreloop.learn.rewards.graders.templates import check_template, filled, value_of
 from loreloop.learn.rewards.sandbox import Outcome
 
-FENCE = re.compile(r"```(?:python|py|python3)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+# A block of any language is matched whole: else the end of a block of text would be read as the beginning of code.
+FENCE = re.compile(r"```[ \t]*([\w+#.-]*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+LANGUAGES = ("python", "py", "python3")
 MAX_CASES = 256
 DRIVER = """
 def _call(_name, _arguments):
@@ -56,9 +58,10 @@ class UnitTests(Form, frozen=True, kw_only=True, tag="unit_tests"):
     tolerance: Annotated[float, Meta(ge=0)] = 1e-9  # of numbers, relative
 
     def __post_init__(self) -> None:
-        for name in ("input", "tests", "cases", "function"):
-            value = getattr(self, name)
-            check_template(name, value if isinstance(value, str) else "")
+        check_template("input", self.input)
+        check_template("tests", self.tests or "")
+        check_template("cases", self.cases if isinstance(self.cases, str) else "")
+        check_template("function", self.function or "")
         if (self.cases is None) == (self.tests is None):
             raise ValueError("`cases`: give these or `tests`, one of the two")
         if self.cases is not None and self.function is None:
@@ -108,9 +111,12 @@ async def _until_too_slow(means: Means, code: str, calls: Sequence[tuple[Any, ..
 
 
 def code_of(text: str) -> str:
-    """The code of an answer: its fenced blocks one after the other, or all of it where there are none."""
-    blocks = FENCE.findall(text)
-    return "\n".join(blocks) if blocks else text
+    """The code of an answer: its fenced blocks of Python one after the other, else those that name no language, or all
+    of it where there are none."""
+    blocks: list[tuple[str, str]] = FENCE.findall(text)
+    python = [code for language, code in blocks if language.lower() in LANGUAGES]
+    code = python or [code for language, code in blocks if not language]
+    return "\n".join(code) if code else text
 
 
 def alike(value: Any, expected: Any, tolerance: float) -> bool:
@@ -118,7 +124,9 @@ def alike(value: Any, expected: Any, tolerance: float) -> bool:
     if isinstance(value, bool) or isinstance(expected, bool):
         return value is expected
     if isinstance(value, int | float) and isinstance(expected, int | float):
-        return math.isclose(value, expected, rel_tol=tolerance, abs_tol=tolerance)
+        # Whole numbers beyond all floats are near to nothing but themselves.
+        close = math.isclose(as_float(value), as_float(expected), rel_tol=tolerance, abs_tol=tolerance)
+        return value == expected or (close and math.isfinite(as_float(value)))
     if isinstance(value, list) and isinstance(expected, list):
         return len(value) == len(expected) and all(map(lambda a, b: alike(a, b, tolerance), value, expected))
     if isinstance(value, dict) and isinstance(expected, dict):

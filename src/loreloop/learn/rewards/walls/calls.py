@@ -80,6 +80,7 @@ def frame_of(value: Request | Ended | Greeting) -> bytes:
 
 def read_frame(handle: int) -> bytes | None:
     """The next frame without its length; None at the end of the pipe."""
+    # A pipe may end within a frame where its writer was killed; half a length is then the end like none.
     head = _read(handle, 4)
     return _read(handle, int.from_bytes(head, "big")) if len(head) == 4 else None
 

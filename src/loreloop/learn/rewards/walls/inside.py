@@ -5,6 +5,7 @@ Nothing here is trusted once the code has begun; the process that started it jud
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import os
@@ -13,7 +14,6 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from loreloop.protocol.errors import outcome_of
 RESULT = 3  # the handle that the result is written to; 0 to 2 are nothing and the captured output
 MAX_ERROR = 4000  # characters of a traceback
 PLACE = "<code>"
+DEVICES = tuple(Path("/dev", name) for name in namespaces.DEVICES)  # the rest of /dev holds disks and shared memory
 STRICT_WAYS = ("landlock", "limits")  # those without a namespace of processes around each call
 
 
@@ -45,7 +46,7 @@ def confine(way: Way, limits: Limits, readable: list[Path], work: Path) -> None:
     kernel.no_new_privileges()
     if way != "limits":
         if landlock.version():
-            landlock.restrict([*readable, Path("/dev")], [work] if way == "landlock" else [work, Path("/tmp")])
+            landlock.restrict([*readable, *DEVICES], [work] if way == "landlock" else [work, Path("/tmp")])
         elif way == "landlock":
             raise OSError(0, "Landlock is gone")
     if seccomp.available():
@@ -105,10 +106,11 @@ def _called(request: Request) -> str:
 
 def _plain(value: Any) -> Any:
     """Numbers of NumPy and the like as Python's own."""
-    item: Callable[[], Any] | None = getattr(value, "item", None)
-    if item is None:
-        raise TypeError(f"the result holds a {type(value).__name__}, which JSON has no form for")
-    return item()
+    match value:
+        case object(item=item) if callable(item):
+            return item()
+        case _:
+            raise TypeError(f"the result holds a {type(value).__name__}, which JSON has no form for")
 
 
 def _explained(error: Exception) -> str:
@@ -122,11 +124,11 @@ def _explained(error: Exception) -> str:
 def prepare(output: int, result: int, work: Path) -> None:
     """Standard handles become the captured ones, all others are closed, and the environment is emptied."""
     nothing = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(result, 1023, inheritable=True)  # out of the way of the low numbers
+    high = fcntl.fcntl(result, fcntl.F_DUPFD, RESULT + 1)  # out of the way of the low numbers
     os.dup2(nothing, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.dup2(1023, RESULT)
+    os.dup2(high, RESULT)
     os.closerange(RESULT + 1, os.sysconf("SC_OPEN_MAX"))
     os.environ.clear()
     own = {"HOME": str(work), "TMPDIR": str(work), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}

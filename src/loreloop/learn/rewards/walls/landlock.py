@@ -16,6 +16,7 @@ EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE, IOCTL_DEVICE = 1, 2, 4, 8, 1
 OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEVICE
 READING = EXECUTE | READ_FILE | READ_DIR
 MAKING_NODES = (1 << 6) | (1 << 9) | (1 << 11)  # devices and sockets
+FIRST_SOUND = 3  # the version since which emptying a file is among the rights
 N_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # over files, by the version of the interface; 16 since the fifth
 BOTH_TCP = 3  # binding and connecting, since the fourth version
 BOTH_SCOPES = 3  # abstract Unix sockets and signals, since the sixth
@@ -60,6 +61,7 @@ def _allow(ruleset: int, path: Path, rights: int) -> None:
         return  # what is not there needs no right
     try:
         if not stat.S_ISDIR(os.fstat(handle).st_mode):
+            # The kernel refuses a rule that grants a folder's rights on a file.
             rights &= OF_FILES
         syscall(ADD_RULE, ruleset, PATH_BENEATH, _PathRule(rights, handle), 0)
     finally:

@@ -157,6 +157,7 @@ def _show(one: Shown, root: Path) -> None:
 
 def fresh_work(disk_bytes: int) -> None:
     """An empty folder in memory at `WORK`, of bounded size, that this process and its children alone see."""
+    # Anew for each call, so that nothing which one tenant's code leaves can be seen by the next one's.
     unshare(NEW_MOUNTS | NEW_IPC)
     mount("tmpfs", WORK, "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_bytes},nr_inodes=4096,mode=700")
     os.chdir(WORK)

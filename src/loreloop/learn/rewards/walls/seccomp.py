@@ -53,7 +53,20 @@ NEVER = {
     "swapon": (167, 224),
     "reboot": (169, 142),
     "syslog": (103, 116),
-    "memfd_create": (319, 279),  # memory that no limit counts
+    # Memory that no limit counts: it stays when the process has let go of it.
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "semget": (64, 190),
+    "semop": (65, 193),
+    "semctl": (66, 191),
+    "semtimedop": (220, 192),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
 }
 # Refused where there are no namespaces around: whatever reaches another process of this user, or its files.
 STRICT = {
@@ -72,17 +85,6 @@ STRICT = {
     "migrate_pages": (256, 238),
     "move_pages": (279, 239),
     "process_madvise": (440, 440),
-    "shmget": (29, 194),
-    "shmat": (30, 196),
-    "shmctl": (31, 195),
-    "semget": (64, 190),
-    "semop": (65, 193),
-    "semctl": (66, 191),
-    "semtimedop": (220, 192),
-    "msgget": (68, 186),
-    "msgsnd": (69, 189),
-    "msgrcv": (70, 188),
-    "msgctl": (71, 187),
     "mq_open": (240, 180),
     "mq_unlink": (241, 181),
     # Landlock leaves it to the file's owner who may do what with a file.
@@ -106,13 +108,16 @@ STRICT = {
     "fremovexattr": (199, 16),
 }
 FORKS = {"fork": (57, -1), "vfork": (58, -1)}  # -1: a processor whose table has no such call
+FCNTL = (72, 25)
+# A file can be told to send a signal, of any kind and to any process of this user, when something happens to it.
+OWNERS_OF_FILES = (8, 15, 10)  # F_SETOWN, F_SETOWN_EX, F_SETSIG
 KILL, TGKILL, PRLIMIT = (62, 129), (234, 131), (302, 261)
 CLONE, CLONE3 = (56, 220), (435, 435)
 CLONE_THREAD = 0x10000
 X32 = 0x40000000  # a second table of calls on x86_64, which would go around the numbers above
 
 LOAD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_SET, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-AT_NUMBER, AT_ARCHITECTURE, AT_FIRST_ARGUMENT = 0, 4, 16
+AT_NUMBER, AT_ARCHITECTURE, AT_FIRST_ARGUMENT, AT_SECOND_ARGUMENT = 0, 4, 16, 24
 ALLOW, KILL_PROCESS, ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 PR_SET_SECCOMP, FILTER = 22, 2
 
@@ -162,6 +167,8 @@ def _steps(machine: str, *, strict: bool) -> Iterator[_Instruction]:
         yield from _unless(KILL[column], JUMP_EQUAL, os.getpid())
         yield from _unless(TGKILL[column], JUMP_EQUAL, os.getpid())
         yield from _unless(PRLIMIT[column], JUMP_EQUAL, 0)
+        for command in OWNERS_OF_FILES:
+            yield from _with_second(FCNTL[column], command)
     yield _Instruction(RETURN, 0, 0, ALLOW)
 
 
@@ -177,3 +184,12 @@ def _unless(number: int, jump: int, value: int) -> Iterator[_Instruction]:
     yield _Instruction(jump, 1, 0, value)
     yield _Instruction(RETURN, 0, 0, ERROR | errno.EPERM)
     yield _Instruction(RETURN, 0, 0, ALLOW)
+
+
+def _with_second(number: int, value: int) -> Iterator[_Instruction]:
+    """Refused where the low half of the second argument is the value; the number is loaded again behind it."""
+    yield _Instruction(JUMP_EQUAL, 0, 4, number)
+    yield _Instruction(LOAD, 0, 0, AT_SECOND_ARGUMENT)
+    yield _Instruction(JUMP_EQUAL, 0, 1, value)
+    yield _Instruction(RETURN, 0, 0, ERROR | errno.EPERM)
+    yield _Instruction(LOAD, 0, 0, AT_NUMBER)

@@ -20,6 +20,7 @@ from loreloop.learn.rewards.walls import work_folders
 from loreloop.learn.rewards.walls.calls import Ended, Limit, Limits
 
 LOOK_SECONDS = 0.02  # between two looks at memory and disk
+MAX_ERROR = 8000  # characters of what the code says of its error
 NOT_CLEAN = "the code ended its process without a result"
 
 
@@ -57,6 +58,7 @@ class Watch:
             if self.limit is None and ended in waiting:
                 self.limit = "time" if left <= 0 else self._passed()
                 if self.limit is not None:
+                    # By the signal that cannot be caught; with namespaces it takes all processes of the call along.
                     os.kill(self.child, signal.SIGKILL)
         _, self.status, usage = os.wait4(self.child, 0)
         self.cpu_seconds = usage.ru_utime + usage.ru_stime
@@ -65,6 +67,7 @@ class Watch:
                 pass
 
     def _take(self, handle: int) -> bool:
+        # One byte more than allowed is kept, which is enough to know that the bound was passed.
         part = os.read(handle, 1 << 16)
         kept = self.read[handle]
         kept += part[: self.limits.output_bytes + 1 - len(kept)]
@@ -81,12 +84,27 @@ class Watch:
 
     def _tree(self, pid: int) -> Iterator[int]:
         yield pid
-        for child in self._proc(f"{pid}/task/{pid}/children").split():
-            yield from self._tree(int(child))
+        # The kernel lists a child with the thread that made it, and not with the process.
+        for thread in self._threads(pid):
+            for child in self._proc(f"{pid}/task/{thread}/children").split():
+                yield from self._tree(int(child))
+
+    def _threads(self, pid: int) -> list[str]:
+        with contextlib.suppress(OSError):  # it has just ended
+            handle = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.proc)
+            try:
+                return os.listdir(handle)
+            finally:
+                os.close(handle)
+        return []
 
     def _resident_bytes(self, pid: int) -> int:
-        numbers = self._proc(f"{pid}/statm").split()
-        return int(numbers[1]) * resource.getpagesize() if len(numbers) > 1 else 0
+        # A first thread that has ended alone has no memory any more, while the others of its process go on with it.
+        for thread in self._threads(pid):
+            numbers = self._proc(f"{pid}/task/{thread}/statm").split()
+            if len(numbers) > 1 and int(numbers[1]):
+                return int(numbers[1]) * resource.getpagesize()
+        return 0
 
     def _proc(self, path: str) -> str:
         with contextlib.suppress(OSError):  # it has just ended
@@ -143,8 +161,10 @@ def _told(result: bytes) -> Ended:
         return Ended()
     if given is not None or not isinstance(told, dict):
         return Ended(result_json=given)
-    error, exception = (_clean(str(told[name])) if told.get(name) else None for name in ("error", "exception"))
-    return Ended(error=error, exception=exception and exception[:200])
+    # Texts only, and short ones: what stands here may be forged, and goes into answers, events and logs.
+    words = (told.get(name) for name in ("error", "exception"))
+    error, exception = (_clean(word) if isinstance(word, str) and word else None for word in words)
+    return Ended(error=error and error[:MAX_ERROR], exception=exception and exception[:200])
 
 
 def _clean(text: str) -> str:

@@ -33,6 +33,7 @@ def n_bytes(folder: Path) -> float:
             with os.scandir(open_.pop()) as entries:
                 for entry in entries:
                     n_files += 1
+                    # Counting is itself work, of which hostile code must not be able to make any amount.
                     if n_files > MOST_FILES:
                         return math.inf
                     if entry.is_dir(follow_symlinks=False):
@@ -58,6 +59,7 @@ def remove(folder: Path) -> None:
 def sweep() -> None:
     """Removes what processes of this user have left that are no more."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}-*"):
+        # Somebody else may have made a folder of a similar name in a place that all may write to.
         match = _NAME.fullmatch(path.name)
         with contextlib.suppress(OSError):
             if match and path.lstat().st_uid == os.geteuid() and not Path("/proc", match[1]).exists():
