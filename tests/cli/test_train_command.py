@@ -111,6 +111,16 @@ def test_the_same_folder_goes_on_and_another_run_is_refused(asked, tmp_path: Pat
         asked("sft", *sized)
 
 
+def test_a_run_that_was_refused_is_not_in_the_way_of_one_that_is_asked_rightly(asked, tmp_path: Path) -> None:
+    data, run = written(tmp_path / "data.jsonl", LINES["sft"]), tmp_path / "run"
+    with pytest.raises(BadRequest):
+        asked("sft", "--data", data, "--key", "tml-wrong")
+    # As if the command had been refused for another model, whose tokenizer is not this one's.
+    (run / "texts" / "tokenizer.json").write_text("{}")
+    assert asked("sft", "--data", data, "--epochs", "1", "--batch-size", "6").exit_code == 0
+    assert json.loads((run / "run.json").read_text())["plan"]["batch_size"] == 6
+
+
 def test_a_file_has_the_options_names(asked, tmp_path: Path) -> None:
     data, config = written(tmp_path / "data.jsonl", LINES["dpo"]), tmp_path / "run.toml"
     config.write_text(f'data = "{data}"\nbatch-size = 4\nlr = 0.001\nbeta = 0.2\ntrain_unembed = false\nepochs = 1\n')
@@ -134,6 +144,7 @@ def test_a_file_has_the_options_names(asked, tmp_path: Path) -> None:
         (["--suffix", "a b"], "These options make no plan of a run"),
         (["--url", "http://127.0.0.1:9"], "does not answer"),
         (["--start", "tinker://nobody/weights/none"], "did not do what the run asked"),
+        (["--key", "tml-wrong"], r"asked of it: This key is not one of this server[^{]*$"),
     ],
     ids=lambda value: str(value[0]).strip("-"),
 )
@@ -184,7 +195,8 @@ def test_a_run_that_was_ended_goes_on(asked, tmp_path: Path, number: signal.Sign
     told, errors = first.communicate(timeout=60)
     assert first.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert told == b""
-    assert (b"Paused; the same command goes on from here." in errors) == (number != signal.SIGKILL)
+    for words in (b"Pausing behind this step", b"Paused; the same command goes on from here."):
+        assert (words in errors) == (number != signal.SIGKILL)
     measured = steps_in(tmp_path / "run" / "metrics.jsonl")
     saved = json.loads((tmp_path / "run" / "position.json").read_text())["step"]
     if number == signal.SIGKILL:

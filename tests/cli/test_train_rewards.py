@@ -85,8 +85,46 @@ def test_a_spent_budget_pauses_the_run(asked, tmp_path: Path, files) -> None:
     words = ("--data", files["tasks"], "--grader", files["grader"], *SIZED, *SAMPLED, "--budget-tokens", "5")
     ran = asked("grpo", *words)
     assert ran.exit_code == 0
-    assert "Paused" in ran.stderr
+    assert "Paused, since its budget is spent; the same command with a larger one goes on from here." in ran.stderr
     assert len(measured(tmp_path)) == 1
+    assert given(asked("grpo", *words[:-1], "500")).endswith("-step-000002")
+    assert len(measured(tmp_path)) == 2
+
+
+def test_a_run_that_diverged_too_far_stays_paused(asked, tmp_path: Path, files) -> None:
+    limits = ("--kl", "0.01", "--kl-budget", "1e-9", "--kl-most", "1e-9")
+    sized = ("--epochs", "3", "--batch-size", "3", "--lr", "0.05", *SAMPLED)
+    words = ("grpo", "--data", files["tasks"], "--grader", files["grader"], *sized, *limits)
+    assert "Paused, since" in asked(*words).stderr
+    before = len(measured(tmp_path))
+    assert "Paused, since" in asked(*words).stderr
+    assert 0 < before < 6
+    assert len(measured(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("method", "line", "said"),
+    [
+        # Its prompt fits, and not with the answer that is to be sampled.
+        (
+            "grpo",
+            {"messages": [{"role": "user", "content": "fox " * 110}]},
+            r"Example 1 with its answer has \d+ tokens",
+        ),
+        ("hindsight", {"prompt": "a", "completion": "b", "outcome": "fox " * 600}, r"Example 1 has \d+ tokens"),
+        (
+            "hindsight",
+            {"prompt": "a", "outcome": "no", "completion": [{"role": "assistant", "content": "b"}] * 2},
+            "Example 1: An answer to learn from in hindsight is one turn",
+        ),
+    ],
+)
+def test_an_example_that_a_step_would_not_bear_is_refused_before_the_first(
+    asked, tmp_path: Path, files, method: str, line: dict[str, Any], said: str
+) -> None:
+    grader = ("--grader", files["grader"], "--answer-tokens", "400") if method == "grpo" else ()
+    with pytest.raises(BadRequest, match=said):
+        asked(method, "--data", written(tmp_path / "bad.jsonl", [line]), *grader)
 
 
 @pytest.mark.parametrize(

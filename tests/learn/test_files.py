@@ -121,6 +121,8 @@ def test_images_stand_in_the_file() -> None:
         (b"{", "is not JSON: "),
         (b"\xff\xfe{}", "is not JSON: "),
         (b"[" * 5000, "is nested too deeply."),
+        (b'{"messages": [{"role": "user"}], "messages": []}', "messages stands twice in one object."),
+        (b'{"messages": [{"role": "user", "content": "a", "role": "assistant"}]}', "role stands twice in one object."),
         (
             {"messages": [USER, {**ANSWER, "tool_calls": [CALL, {**CALL, "type": "fun"}]}]},
             'messages[1].tool_calls[1].type is "fun"',
@@ -158,7 +160,8 @@ def test_what_is_wrong_with_a_chat_is_told_with_line_and_field(line: Any, words:
         ({"prompt": "a", "chosen": "b"}, "rejected is missing."),
         ({"input": {"messages": [USER]}, "preferred_output": [ANSWER]}, "non_preferred_output is missing."),
         ({**COMPARED, "preferred_output": [USER]}, 'preferred_output[0].role is "user"; the last must be assistant.'),
-        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "prompt is missing, and"),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "rejected is the same as `chosen`"),
+        ({"chosen": [USER, ANSWER], "rejected": [ANSWER]}, "prompt is missing, and"),
         ({**COMPARED, "input": {"messages": [{"role": "robot"}]}}, 'input.messages[0].role is "robot"'),
     ],
     ids=str,

@@ -178,3 +178,29 @@ def test_a_run_may_begin_from_saved_weights(server: RunningServer, renderer: Ren
     ran = run_of(server, functools.partial(_dpo, renderer), begun, pairs(3))
     # The reference is where this run began, and not the base model.
     assert ran.records[0].metrics["train_margin"] == pytest.approx(0, abs=1e-5)
+
+
+def test_pairs_of_kto_that_cannot_stand_are_left_out_of_its_estimate(renderer: Renderer) -> None:
+    long = "the lazy dog " * 8
+    batch = [Mark(said(long), answer("it is"), True), Mark(said("what?"), answer(long), False)]
+    longest = max(renderer.going_on(one.prompt, one.answer)[0].model_input.length for one in batch)
+    none: Any = None
+    learner = Kto(0.1, Weights(1, 1), plan(), none, none, renderer)
+    assert len(learner.posed(batch)) == 4
+    learner.window = longest
+    # The long answer behind the long prompt is longer than each by itself; the short behind the short is not.
+    assert [(one.prompt, one.answer) for one in learner.posed(batch)[2:]] == [(batch[1].prompt, batch[0].answer)]
+
+
+def test_held_out_measures_are_means_over_the_batches_that_have_them(server: RunningServer, renderer: Renderer) -> None:
+    with service(server) as here:
+        client = here.create_lora_training_client("tiny", rank=8, seed=1).result()
+        reference = here.create_lora_training_client("tiny", rank=1, seed=1).result()
+        fit(client, 2)
+        kto = Kto(0.1, Weights(1, 1), plan(batch_size=2), client, reference, renderer)
+        mixed = marked(2)
+        first = asyncio.run(kto.evaluate(mixed))
+        # Two answers of one kind make no margin, and take nothing away from that of the others.
+        both = asyncio.run(kto.evaluate([*mixed, mixed[0], mixed[0]]))
+    assert abs(first["valid_margin"]) > 1e-3
+    assert both["valid_margin"] == pytest.approx(first["valid_margin"], rel=1e-4)

@@ -106,11 +106,36 @@ def test_turns_are_appended_exactly_as_they_were_drawn_and_shown() -> None:
         (AnswerLimits(most_turns=2), [4, 4]),
         (AnswerLimits(most_episode_tokens=6), [4, 2]),
         (AnswerLimits(most_tokens=3, most_episode_tokens=8), [3, 3, 2]),
+        # Two tokens of prompt, four of an answer and three behind it leave room for two more, or for none.
+        (AnswerLimits(window=11), [4, 2]),
+        (AnswerLimits(window=9), [4]),
     ],
 )
 def test_an_episode_ends_at_its_bounds(limits: AnswerLimits, answers: list[int]) -> None:
     (rollout,) = play(FakeSampler(), limits, size=1, make=Asking).rollouts
     assert [len(turn.tokens) for turn in rollout.answers] == answers
+
+
+def test_an_episode_that_is_cut_off_earns_what_its_environment_says() -> None:
+    class Counting(Asking):
+        async def cut_off(self, answer: Answer) -> Step:
+            return Step(reward=-2.0, parts={"asked": 10.0})
+
+    (rollout,) = play(FakeSampler(), AnswerLimits(most_turns=2), size=1, make=Counting).rollouts
+    assert (rollout.reward, rollout.parts) == (2 * 0.5 - 2.0, {"asked": 12.0})
+    assert [turn.reward for turn in rollout.answers] == [0.5, -1.5]
+    (whole,) = play(FakeSampler(), AnswerLimits(most_turns=3), size=1, make=Counting).rollouts
+    assert whole.reward == 1.5
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_is_none(reward: float) -> None:
+    async def odd(answer: Answer, task: Task) -> Score:
+        return Score(reward)
+
+    group = play(FakeSampler(), AnswerLimits(), size=2, make=lambda: OneAnswer(odd))
+    assert (len(group.rollouts), group.graded) == (2, ())
+    assert group.rollouts[0].trouble == f"the environment's reward is {reward}"
 
 
 def test_a_failed_answer_takes_one_episode_and_not_its_group() -> None:

@@ -129,3 +129,9 @@ def test_a_dataset_of_the_cookbook_is_learned_from(server: RunningServer, tiny_f
     assert [record.step for record in ran.records] == [1, 2, 3]
     assert all("train_part_correct" in record.metrics for record in ran.records)
     assert all(record.metrics["train_failed"] == 0 for record in ran.records)
+
+
+def test_a_builders_reward_that_is_no_number_is_not_learned_from() -> None:
+    odd = Builder(Scripted([1, 3], rewards=[float("nan")]), Scripted([1, 3], rewards=[1.0]))
+    group = asyncio.run(CookbookPlayer(requests(), AnswerLimits()).group(odd, 0))
+    assert [rollout.reward for rollout in group.graded] == [1.0]

@@ -241,3 +241,31 @@ def test_puzzles_come_by_name_and_are_scored_by_their_package() -> None:
     assert scored("<answer>5</answer>").value < 0.5
     with pytest.raises(BadRequest, match="no tasks named 'chess_masters'"):
         Puzzles("chess_masters", n=1)
+
+
+class Optional(ToolEnvironment):
+    @tool
+    async def find(self, what: str, most: int | None = None) -> str:
+        """Finds."""
+        return f"{what} {most}"
+
+    async def outcome(self, answer: Answer) -> Score:
+        return Score(-1.0)
+
+
+def test_an_optional_parameter_has_the_type_of_what_may_be_given() -> None:
+    environment = Optional()
+    (offered,) = asyncio.run(environment.reset(TASK)).tools
+    assert offered.parameters["properties"]["most"] == {"type": "integer"}
+    assert offered.parameters["required"] == ["what"]
+    (step,) = episode(environment, calling(call("find", what="it", most=3)))
+    assert step.turns[0].content == "it 3"
+
+
+def test_an_episode_that_calls_to_its_end_has_an_outcome() -> None:
+    environment = Optional()
+    environment.costs = Costs(unfinished=0.25)
+    asking = calling(call("find", what="it"))
+    assert not episode(environment, asking)[0].done
+    step = asyncio.run(environment.cut_off(asking))
+    assert (step.reward, step.parts["outcome"]) == (-1.25, -1.0)

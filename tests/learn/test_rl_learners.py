@@ -1,9 +1,11 @@
 """What each learner sends, beside its formula written out in plain numbers."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import tinker
 
 from loreloop.learn.advantages import Overlong
 from loreloop.learn.corrections import Correction
@@ -16,9 +18,10 @@ from loreloop.learn.learners.policy import Scored
 from loreloop.learn.learners.ppo import Ppo
 from loreloop.learn.learners.reinforce import Reinforce
 from loreloop.learn.learners.value_adapter import Scale
-from loreloop.learn.rollouts.values import Observed
+from loreloop.learn.rollouts.traces import traces_of
+from loreloop.learn.rollouts.values import Context, Observed
 from loreloop.text.conversation import Conversation, Turn
-from tests.learn.rollout_rig import sampled, scored, shifted, tensor
+from tests.learn.rollout_rig import rollout, sampled, scored, shifted, tensor
 
 SHORT, LONG = (4,), (5, 6, 7)
 GROUP = [scored(sampled(*SHORT), reward=1.0), scored(sampled(*LONG), reward=0.0)]
@@ -118,8 +121,10 @@ def test_ppo_tells_the_parts_of_an_episode_apart() -> None:
     d1 = 1.0 + 0.9 * 0.125 - 0.25
     d0 = 0.9 * 0.25 - 0.5
     wanted = [d0 + 0.72 * d1 + 0.72**2 * d2, d1 + 0.72 * d2, d2]
-    np.testing.assert_allclose(ppo.estimates(one), wanted, rtol=1e-6)
-    np.testing.assert_allclose(ppo.value_targets(one.trace), [0, 0, 0.9 * (1 + 0.9 * 2), 1 + 0.9 * 2, 0, 2], rtol=1e-6)
+    np.testing.assert_allclose(ppo.estimates([one]), wanted, rtol=1e-6)
+    np.testing.assert_allclose(
+        ppo.value_targets([one.trace])[0], [0, 0, 0.9 * (1 + 0.9 * 2), 1 + 0.9 * 2, 0, 2], rtol=1e-6
+    )
     (sent,) = ppo.datums([[one]])
     white = (np.array(wanted) - np.mean(wanted)) / np.std(wanted) / 3
     np.testing.assert_allclose(tensor(sent, "advantages"), [0, 0, white[0], white[1], 0, white[2]], rtol=1e-5)
@@ -166,3 +171,23 @@ def test_the_outcome_is_told_in_the_last_user_turn() -> None:
     assert user.content.startswith("2 + 2?\n")
     assert "No, it is 4." in user.content
     assert told(Conversation(()), "Wrong.").turns[0].role == "user"
+
+
+def test_ppo_carries_what_an_episode_earned_back_over_its_rows() -> None:
+    earlier = Context(tinker.ModelInput.from_ints([9, 9]), (sampled(4, 5),))
+    first, last = traces_of(rollout(sampled(6), reward=1.0, earlier=(earlier,)))
+    ppo = Ppo(gamma=0.5, lam=1.0)
+    targets = ppo.value_targets([first, last])
+    np.testing.assert_allclose(targets[0][-2:], [0.25, 0.5])
+    np.testing.assert_allclose(targets[1][-1], 1.0)
+    rows = [Scored(row, values=np.zeros(len(row.targets))) for row in (first, last)]
+    np.testing.assert_allclose(ppo.estimates(rows), [0.25, 0.5, 1.0])
+    assert len(ppo.datums([rows])) == 2
+
+
+def test_ppo_bears_an_episode_of_which_nothing_is_learned() -> None:
+    masked = scored(replace(sampled(4, 5), learned=False), reward=1.0, values=np.zeros(4))
+    assert not Ppo().value_targets([masked.trace])[0].any()
+    assert Ppo().datums([[masked]]) == []
+    right = scored(sampled(6, 7), reward=1.0, values=np.array([0, 0, 0.5, 0.25]))
+    assert len(Ppo().datums([[masked, right]])) == 1

@@ -100,6 +100,9 @@ def test_bounds_and_sampling_are_those_of_the_settings() -> None:
         (GrpoSettings(correction="icepop", correction_low=3.0), "--correction-low"),
         (PpoSettings(low=1.0), "--low"),
         (DistillSettings(), "--teacher"),
+        (DistillSettings(teacher="tiny", kl=0.1), "leave --kl out"),
+        # A budget multiplies the strength, and nothing times something is nothing.
+        (GrpoSettings(kl_budget=0.1), "give --kl 0.01"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: RewardSettings, said: str) -> None:

@@ -33,7 +33,15 @@ def command_of(name: str, settings: type[Settings]) -> click.Command:
 
         run(name, settings, given)
 
-    return click.Command(name, params=[*common(), *options_of(settings)], callback=callback, help=settings.__doc__)
+    about = settings.__doc__ or ""
+    # The group's list shows the whole first sentence, where the library would cut it off.
+    return click.Command(
+        name,
+        params=[*common(), *options_of(settings)],
+        callback=callback,
+        help=about,
+        short_help=about.partition("\n")[0],
+    )
 
 
 def common() -> list[click.Parameter]:

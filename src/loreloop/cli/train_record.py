@@ -27,6 +27,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     version: str
 
 
+BUDGETS = ("budget_tokens", "kl_most")  # say when a run pauses and nothing of what it does until then
+
+
 class Folder:
     """A folder of one run. It is a `Progress` of the runner, and keeps its measures one a line."""
 
@@ -36,20 +39,27 @@ class Folder:
         self.metrics_file = path / "metrics.jsonl"
 
     def open(self, record: Record) -> None:
-        """Begins a run here, or goes on with the one that is here. BadRequest where that is another."""
+        """Begins a run here, or goes on with the one that is here. BadRequest where that is another. A run that pauses
+        for its budget goes on with a larger one."""
         from loreloop.protocol.errors import BadRequest
 
-        if self.record_file.exists():
+        if self.has_begun():
             before = msgspec.json.decode(self.record_file.read_bytes(), type=Record)
             for what in ("method", "plan", "settings", "data_sha256", "eval_sha256"):
-                if getattr(before, what) != getattr(record, what):
+                if _compared(before, what) != _compared(record, what):
                     raise BadRequest(
                         f"{self.path} holds another run, whose {what} {_difference(before, record, what)}; name "
                         f"another folder with --out. What is there goes on by: {before.command}"
                     )
-            return
+            if before.settings == record.settings:
+                return
         self.path.mkdir(parents=True, exist_ok=True)
         written(self.record_file, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+
+    def has_begun(self) -> bool:
+        """Whether a run here has done anything. One that was refused before its first step leaves only its record,
+        which must not be in the way of the command that is then given rightly."""
+        return self.record_file.exists() and (self.position_file.exists() or self.metrics_file.exists())
 
     async def load(self) -> Position | None:
         """Where the run stands; what was measured after that will be measured again, and goes."""
@@ -82,8 +92,14 @@ class Folder:
                     yield msgspec.json.decode(line, type=StepRecord)
 
 
+def _compared(record: Record, what: str) -> Any:
+    """What must be the same for a run to go on."""
+    value = getattr(record, what)
+    return {name: each for name, each in value.items() if name not in BUDGETS} if what == "settings" else value
+
+
 def _difference(before: Record, now: Record, what: str) -> str:
-    one, other = getattr(before, what), getattr(now, what)
+    one, other = _compared(before, what), _compared(now, what)
     if isinstance(one, dict) and isinstance(other, dict):
         name = next(name for name in {**one, **other} if one.get(name) != other.get(name))
         return f"has {name} = {one.get(name)!r} in place of {other.get(name)!r}"

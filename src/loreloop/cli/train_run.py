@@ -23,6 +23,7 @@ from loreloop.learn.settings import Settings
 from loreloop.protocol.errors import BadRequest
 
 if TYPE_CHECKING:
+    import tinker
     from rich.console import Console
 
     from loreloop.learn.methods import Order
@@ -45,7 +46,7 @@ def run(name: str, settings: type[Settings], given: dict[str, Any]) -> None:
 
     from loreloop.cli.train_show import draw
 
-    texts = given["texts"] or _texts(given["url"], given["model"], given["out"])
+    texts = given["texts"] or _texts(given["url"], given["model"], Folder(given["out"]))
     order = order_of(name, settings, given, texts)
     record, folder, console = record_of(order, given), Folder(given["out"]), Console(stderr=True)
     folder.open(record)
@@ -57,8 +58,11 @@ def run(name: str, settings: type[Settings], given: dict[str, Any]) -> None:
     console.print(f"To repeat this run: {record.command}", highlight=False, soft_wrap=True)
     if ended.ending != "finished":
         newest = f" The newest weights are {ended.path}." if ended.path else ""
-        console.print(f"Paused; the same command goes on from here.{newest}", highlight=False, soft_wrap=True)
-        # As shells have it; a run that paused by itself, since a budget of its own was spent, did as it was told.
+        how = "Paused; the same command goes on from here."
+        if not ended.signal:
+            how = "Paused, since its budget is spent; the same command with a larger one goes on from here."
+        console.print(f"{how}{newest}", highlight=False, soft_wrap=True)
+        # As shells have it for a signal; a run that ends where it was told to has not failed.
         raise click.exceptions.Exit(128 + ended.signal if ended.signal else 0)
     click.echo(ended.path)
 
@@ -73,17 +77,22 @@ def _needed() -> None:
     del matplotlib, rich, tinker
 
 
-def _texts(url: str, model: str, out: Path) -> Path:
+def _texts(url: str, model: str, out: Folder) -> Path:
     """The model's tokenizer and template, from the server or from an earlier part of the run."""
+    import shutil
+
     import httpx
 
     from loreloop.learn.model_texts import fetch_texts
 
-    folder = out / "texts"
-    if not folder.exists():
+    folder, new = out.path / "texts", out.path / "texts.new"
+    # What a command has left that was refused may be of another model.
+    if not folder.exists() or not out.has_begun():
+        for old in (folder, new):
+            shutil.rmtree(old, ignore_errors=True)
         # The folder gets its name when it is whole.
         with httpx.Client(base_url=url, timeout=60) as http:
-            fetch_texts(http, model, out / "texts.new").rename(folder)
+            fetch_texts(http, model, new).rename(folder)
     return folder
 
 
@@ -163,7 +172,7 @@ async def _trained(order: Order, folder: Folder, console: Console, url: str, key
         console.print("This run was finished before.", highlight=False)
         return Ended("finished", position.checkpoints[-1].path)
     bar = Bar(console, order.plan.n_steps(len(order.examples)), position.step if position else 0)
-    stopping = _Stopping()
+    stopping = _Stopping(console)
 
     def tell(record: StepRecord) -> None:
         folder.add(record)
@@ -173,15 +182,24 @@ async def _trained(order: Order, folder: Folder, console: Console, url: str, key
         with bar.progress, tinker.ServiceClient(base_url=url, api_key=key) as service:
             ending = await train(order, service, Keeping(folder, tell, stopping.wish))
     except tinker.TinkerError as error:
-        raise BadRequest(f"The server at {url} did not do what the run asked of it: {error}") from None
+        raise BadRequest(f"The server at {url} did not do what the run asked of it: {_said(error)}") from None
     kept = await folder.load()
     return Ended(ending, kept.checkpoints[-1].path if kept and kept.checkpoints else None, stopping.asked)
+
+
+def _said(error: tinker.TinkerError) -> str:
+    """A server's own sentence out of its answer, where it has one; the SDK's message shows the whole body."""
+    body = getattr(error, "body", None)
+    about = body.get("error") if isinstance(body, dict) else None
+    said = about.get("message") if isinstance(about, dict) else None
+    return said if isinstance(said, str) else str(error)
 
 
 class _Stopping:
     """The first Ctrl-C, or SIGTERM, pauses the run behind its step; the second ends the program."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.asked = 0  # by which signal
         self.loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -189,6 +207,8 @@ class _Stopping:
 
     def _ask(self, asked: int) -> None:
         self.asked = asked
+        # A step may take minutes, and nothing else would show that anybody has heard.
+        self.console.print("Pausing behind this step; once more ends it at once.", highlight=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             self.loop.remove_signal_handler(number)
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import tinker
 
 from loreloop.learn.plan import Plan
+from loreloop.protocol.errors import BadRequest
 
 POLICY = "policy"  # the client whose weights a run is for
 
@@ -72,8 +73,18 @@ class Clients:
         for path in states.values():
             try:
                 await rest.delete_checkpoint_from_tinker_path(path)
-            except tinker.APIStatusError:
+            except (tinker.APIStatusError, tinker.APIConnectionError):
                 continue
+
+
+async def window_of(service: tinker.ServiceClient, base_model: str) -> int | None:
+    """The most tokens of a base model, or None where the server does not say. BadRequest where it serves no such."""
+    models = (await service.get_server_capabilities_async()).supported_models
+    for model in models:
+        if model.model_name == base_model:
+            return model.max_context_length
+    served = ", ".join(sorted(model.model_name for model in models if model.model_name))
+    raise BadRequest(f"The server does not serve {base_model!r}; it serves {served or 'nothing'}.")
 
 
 def adam_of(plan: Plan, learning_rate: float) -> tinker.AdamParams:

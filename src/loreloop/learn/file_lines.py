@@ -6,7 +6,9 @@ Knows JSON and structs, and not what the lines are for.
 from __future__ import annotations
 
 import copy
+import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -59,9 +61,18 @@ def examples_of(lines: Iterable[bytes | str], read: Callable[[Any], T]) -> Itera
 
 def _json(text: bytes) -> Any:
     try:
-        return msgspec.json.decode(text)
+        value = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Wrong("", f"is not JSON: {error}.") from None
+        raise Wrong("", f"is not JSON: {error}. Each line is one JSON object by itself, in UTF-8.") from None
+    # Of a name that stands twice the library keeps the last, and what the first held would be lost without a word.
+    json.loads(text, object_pairs_hook=_once, parse_int=str, parse_float=str)
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise Wrong(twice, "stands twice in one object.")
 
 
 def converted(value: Any, kind: type[S]) -> S:

@@ -140,6 +140,8 @@ def _preference(line: Any) -> Preference:
     found = converted(line, TrlPreference)
     chosen, rejected = _messages(found.chosen, "assistant"), _messages(found.rejected, "assistant")
     if found.prompt is None:
+        if chosen == rejected:
+            raise Wrong("rejected", "is the same as `chosen`, so that neither is to be preferred.")
         n = _n_shared(chosen, rejected)
         prompt, chosen, rejected = chosen[:n], chosen[n:], rejected[n:]
         if not prompt or not chosen or not rejected:

@@ -12,7 +12,7 @@ from typing import Any
 import tinker
 
 from loreloop.learn import files
-from loreloop.learn.clients import Clients
+from loreloop.learn.clients import Clients, window_of
 from loreloop.learn.learners.dpo import Dpo
 from loreloop.learn.learners.kto import Kto
 from loreloop.learn.learners.reinforce_loop import RewardLearner
@@ -20,10 +20,10 @@ from loreloop.learn.learners.sft import Sft
 from loreloop.learn.pictures import counted, urls_of
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer
-from loreloop.learn.rewarded_methods import asked_of, from_hindsight, from_rewards
+from loreloop.learn.rewarded_methods import asked_of, from_hindsight, from_rewards, shown_of
 from loreloop.learn.rewards.graders.grader import Means
 from loreloop.learn.runner import Ending, Learner, Progress, Run, StepRecord, Wish
-from loreloop.learn.settings import DpoSettings, KtoSettings, Settings
+from loreloop.learn.settings import DpoSettings, KtoSettings, RewardSettings, Settings
 from loreloop.protocol.errors import BadRequest
 from loreloop.text.conversation import Conversation
 
@@ -103,28 +103,20 @@ def conversations_of(example: Any) -> list[Conversation]:
 async def check(order: Order, service: tinker.ServiceClient) -> None:
     """BadRequest for the first example that the template does not take, or that is longer than the model's window."""
     window = await window_of(service, order.plan.base_model)
+    # A prompt needs room for its answer: a request for more than the window is refused, and so is each answer to it.
+    room = order.settings.answer_tokens - 1 if isinstance(order.settings, RewardSettings) else 0
     for what, examples in (("Example", order.examples), ("Held-out example", order.held_out)):
         for number, example in enumerate(examples, 1):
             try:
                 data = METHODS[order.method].data(order.renderer, example)
             except BadRequest as error:
                 raise BadRequest(f"{what} {number}: {error.message}") from None
-            longest = max((datum.model_input.length + 1 for datum in data), default=0)
+            longest = max((datum.model_input.length + 1 for datum in data), default=0) + room
             if window is not None and longest > window:
                 raise BadRequest(
-                    f"{what} {number} has {longest} tokens, and {order.plan.base_model} takes {window}; shorten it, or "
-                    "leave it out."
+                    f"{what} {number}{' with its answer' if room else ''} has {longest} tokens, and "
+                    f"{order.plan.base_model} takes {window}; shorten it, or leave it out."
                 )
-
-
-async def window_of(service: tinker.ServiceClient, base_model: str) -> int | None:
-    """The most tokens of a base model, or None where the server does not say. BadRequest where it serves no such."""
-    models = (await service.get_server_capabilities_async()).supported_models
-    for model in models:
-        if model.model_name == base_model:
-            return model.max_context_length
-    served = ", ".join(sorted(model.model_name for model in models if model.model_name))
-    raise BadRequest(f"The server does not serve {base_model!r}; it serves {served or 'nothing'}.")
 
 
 async def _sft(order: Order, clients: Clients) -> Learner[Any]:
@@ -150,5 +142,5 @@ METHODS: Mapping[str, Method] = {
     ),
     "kto": Method(files.marks, lambda renderer, one: renderer.going_on(one.prompt, one.answer), _kto),
     **{name: Method(files.tasks, asked_of, from_rewards) for name in ("grpo", "ppo", "cispo", "reinforce", "distill")},
-    "hindsight": Method(files.told, lambda renderer, one: renderer.going_on(one.prompt, one.answer), from_hindsight),
+    "hindsight": Method(files.told, shown_of, from_hindsight),
 }

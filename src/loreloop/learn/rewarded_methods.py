@@ -20,13 +20,13 @@ from loreloop.learn.environments.calculator import Calculator
 from loreloop.learn.environments.environment import Environment, OneAnswer
 from loreloop.learn.environments.given import python_tool
 from loreloop.learn.environments.tools import Rewarded
-from loreloop.learn.examples import Task
+from loreloop.learn.examples import Task, Told
 from loreloop.learn.learners.cispo import Cispo
 from loreloop.learn.learners.distill import Distill
 from loreloop.learn.learners.from_rewards import Sampling, Ways, reward_learner
 from loreloop.learn.learners.grpo import Grpo
 from loreloop.learn.learners.hindsight import Hindsight
-from loreloop.learn.learners.hindsight_loop import HindsightLearner
+from loreloop.learn.learners.hindsight_loop import HindsightLearner, pair_of
 from loreloop.learn.learners.kl import KlBudget, KlPenalty
 from loreloop.learn.learners.policy import PolicyLearner
 from loreloop.learn.learners.ppo import Ppo
@@ -83,6 +83,12 @@ async def from_hindsight(order: Order, clients: Clients) -> HindsightLearner:
     assert isinstance(settings, HindsightSettings)
     learner = Hindsight(most=settings.most, least=settings.least)
     return await HindsightLearner.of(order.plan, clients, order.renderer, learner)
+
+
+def shown_of(renderer: Renderer, one: Told) -> list[tinker.Datum]:
+    """Both rows of an answer to learn from in hindsight: the one that tells what came after is the longer."""
+    pair = pair_of(renderer, one)
+    return [tinker.Datum(model_input=trace.model_input) for trace in (pair.plain, pair.shown)]
 
 
 def asked_of(renderer: Renderer, task: Task) -> list[tinker.Datum]:
@@ -144,6 +150,8 @@ def ways_of(settings: RewardSettings) -> Ways:
         raise BadRequest("--kl-most ends a run whose divergence is measured; give --kl-budget as well.")
     if settings.kl_budget is not None and settings.kl_most is not None and settings.kl_most < settings.kl_budget:
         raise BadRequest("--kl-most is below --kl-budget; the run would pause before the budget is used.")
+    if settings.kl_budget is not None and settings.kl_most is None and not settings.kl:
+        raise BadRequest("--kl-budget steers the strength of --kl, which is 0 and would stay so; give --kl 0.01, say.")
     budget = None if settings.kl_budget is None else KlBudget(settings.kl_budget, most=settings.kl_most)
     bounds, made = Bounds(settings.budget_tokens, budget), policy_learner(settings)
     ways = Ways(learner=made, bounds=bounds, reference=settings.kl_reference)
@@ -156,6 +164,8 @@ def ways_of(settings: RewardSettings) -> Ways:
         case DistillSettings():
             if settings.teacher is None:
                 raise BadRequest("Nobody teaches; name a model or a tinker:// path with --teacher.")
+            if settings.kl:
+                raise BadRequest("Distillation pulls to its teacher and to nothing else; leave --kl out.")
             return replace(ways, teacher=settings.teacher)
         case GrpoSettings() | CispoSettings():
             return replace(ways, passes=settings.passes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import warnings
 from collections.abc import Callable, Mapping
 
 from loreloop.learn.environments.tools import ToolEnvironment, ToolFailure, tool
@@ -47,7 +48,11 @@ def computed(expression: str) -> Number:
     if len(expression) > MOST_CHARACTERS:
         raise ToolFailure(f"an expression has at most {MOST_CHARACTERS} characters.")
     try:
-        return _value(ast.parse(expression.strip(), mode="eval").body)
+        with warnings.catch_warnings():
+            # What a model writes badly is its affair, and not to be printed over the run's own lines.
+            warnings.simplefilter("ignore", SyntaxWarning)
+            tree = ast.parse(expression.strip(), mode="eval")
+        return _value(tree.body)
     except (SyntaxError, ZeroDivisionError, OverflowError, RecursionError) as error:
         raise ToolFailure(f"{expression!r} has no value: {error}.") from None
 

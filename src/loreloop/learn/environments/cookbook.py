@@ -22,7 +22,7 @@ from tinker_cookbook.rl.types import (
 )
 
 from loreloop.learn.rollouts.drawing import AnswerLimits, Requests
-from loreloop.learn.rollouts.values import Context, Group, Observed, Rollout, Sampled
+from loreloop.learn.rollouts.values import Context, Group, Observed, Rollout, Sampled, trouble_with
 
 
 @dataclass
@@ -93,6 +93,7 @@ def _rollout(trajectory: Trajectory, reward: float, name: str) -> Rollout:
         ended=bool(spoken) and spoken[-1].ac.stop_reason == "stop",
         episode=name,
         group=name.rpartition(".")[0],
+        trouble=trouble_with(reward),
         earlier=tuple(earlier),
     )
 

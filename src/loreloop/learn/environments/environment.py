@@ -41,6 +41,11 @@ class Environment(ABC):
     async def step(self, answer: Answer) -> Step:
         """What an answer led to."""
 
+    async def cut_off(self, answer: Answer) -> Step:
+        """What it earns beside that the model may not answer again, though the last step was not done: the episode's
+        limits on turns or tokens are reached. Nothing, unless an environment says otherwise."""
+        return Step()
+
     async def close(self) -> None:
         """Called at the end, however the episode ended."""
         return

@@ -8,7 +8,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from loreloop.learn.environments.environment import Environment, Step
 from loreloop.learn.examples import Task
@@ -94,6 +95,11 @@ class ToolEnvironment(Environment):
             return Step(turns, form + economy, {"form": form, "economy": economy}, done=False)
         return await self._end(answer, form, economy)
 
+    async def cut_off(self, answer: Answer) -> Step:
+        """The outcome as it stands: otherwise an episode that calls tools until nobody asks it any more would earn
+        more than one that ends with a wrong answer."""
+        return await self._end(answer, 0.0, 0.0)
+
     async def _end(self, answer: Answer, form: float, economy: float) -> Step:
         score = await self.outcome(answer)
         if answer.calls:
@@ -167,6 +173,10 @@ def offered(method: Callable[..., Awaitable[object]]) -> Offered:
 
 
 def _kind(annotation: object) -> str:
+    if get_origin(annotation) in (Union, UnionType):
+        # `int | None` is an int that may be left out.
+        inner = [each for each in get_args(annotation) if each is not NoneType]
+        annotation = inner[0] if len(inner) == 1 else str
     origin = get_origin(annotation) or annotation
     return TYPES.get(origin, "string") if isinstance(origin, type) else "string"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import tinker
 
-from loreloop.learn.clients import Clients
+from loreloop.learn.clients import Clients, window_of
 from loreloop.learn.environments.environment import Environment
 from loreloop.learn.learners.evidence import Evidence, Scorer
 from loreloop.learn.learners.policy import Need, PolicyLearner
@@ -61,8 +61,11 @@ async def reward_learner(
     """A learner for the runner. `make` makes an environment for each episode."""
     client = await clients.training()
     policy = Policy(await client.save_weights_and_get_sampling_client())
+    limits = replace(
+        sampling.limits, window=sampling.limits.window or await window_of(clients.service, plan.base_model)
+    )
     # A run that names one seed means all of its random numbers, the sampler's too.
-    limits = sampling.limits if sampling.limits.seed is not None else replace(sampling.limits, seed=plan.seed)
+    limits = limits if limits.seed is not None else replace(limits, seed=plan.seed)
     player = Player(
         make=make,
         words=Dialogue(renderer),

@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import tinker
 
-from loreloop.learn.clients import Clients
+from loreloop.learn.clients import Clients, window_of
 from loreloop.learn.examples import Mark
 from loreloop.learn.learners.relative import Judged, Posed, Relative
 from loreloop.learn.learners.surrogate import Floats, sigmoid
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer
 from loreloop.learn.settings import KtoSettings
+from loreloop.protocol.errors import BadRequest
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Kto(Relative[Mark]):
     ) -> None:
         super().__init__(plan, client, reference, renderer)
         self.beta, self.weights = beta, weights
+        self.window: int | None = None  # the most tokens that the model takes, where that is known
 
     @classmethod
     async def of(
@@ -62,16 +64,30 @@ class Kto(Relative[Mark]):
     ) -> Kto:
         """With the run's clients; `marks` are all that it learns from, whose balance decides on the weights."""
         client, reference = await clients.training(), await clients.reference()
-        return cls(settings.beta, weights_of(settings, marks), plan, client, reference, renderer)
+        learner = cls(settings.beta, weights_of(settings, marks), plan, client, reference, renderer)
+        learner.window = await window_of(clients.service, plan.base_model)
+        return learner
 
     def posed(self, batch: Sequence[Mark]) -> list[Posed]:
         """The answers, and behind them every answer behind the next example's prompt."""
         # An answer behind another prompt is what the policy might say there by accident, which is all that z has to
         # measure.
         shifted = zip([*batch[1:], *batch[:1]], batch, strict=True) if len(batch) > 1 else ()
-        pairs = [*((one, one) for one in batch), *shifted]
         # The run holds its examples, so the identity of one is its name for as long as the learner lives.
-        return [Posed((id(asked), id(said)), asked.prompt, said.answer) for asked, said in pairs]
+        own, others = (
+            [Posed((id(asked), id(said)), asked.prompt, said.answer) for asked, said in pairs]
+            for pairs in ([(one, one) for one in batch], shifted)
+        )
+        return own + [one for one in others if self._can_stand(one)]
+
+    def _can_stand(self, one: Posed) -> bool:
+        """Whether an answer behind another's prompt can be asked about: a long prompt and a long answer, of which each
+        fits by itself, may be too long together, and a template may not take them. Such a pair is left out of z."""
+        try:
+            data = self.renderer.going_on(one.prompt, one.answer)
+        except BadRequest:
+            return False
+        return self.window is None or all(datum.model_input.length <= self.window for datum in data)
 
     def judged(self, relative: Floats, batch: Sequence[Mark]) -> Judged:
         """`margin` is how far the mean reward β · r of wanted answers lies above that of the others."""

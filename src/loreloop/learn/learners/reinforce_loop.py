@@ -7,7 +7,7 @@ With a staleness above 0 the runner tells of tasks that many steps ahead, and th
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import tinker
@@ -36,7 +36,8 @@ class Bounds:
 
 @dataclass
 class Standing:
-    """What a run must remember beside its weights: tokens sampled, and the strength of the penalty as it is now."""
+    """What a run must remember beside its weights: tokens sampled, the strength of the penalty as it is now, and the
+    divergence that was measured last, without which a run that paused for it would take another step each time."""
 
     n_tokens: int = 0
     kl_strength: float | None = None
@@ -154,8 +155,7 @@ class RewardLearner:
             handed_in.steps.append(self.client.optim_step(adam_of(self.plan, at.learning_rate)))
         if isinstance(self.learner, Ppo) and self.evidence.values and scored:
             traces = [one.trace for one in scored]
-            targets = [self.learner.value_targets(trace) for trace in traces]
-            handed_in.value_loss = self.evidence.values.learn(traces, targets)
+            handed_in.value_loss = self.evidence.values.learn(traces, self.learner.value_targets(traces))
         return handed_in
 
     async def _metrics(self, step: _Step, found: Metrics, handed_in: _HandedIn) -> Metrics:
@@ -195,7 +195,7 @@ class RewardLearner:
 
     def state(self) -> dict[str, Any]:
         """What the run must remember beside its weights."""
-        return {"n_tokens": self.standing.n_tokens, "kl_strength": self.standing.kl_strength}
+        return asdict(self.standing)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes back what `state` gave."""

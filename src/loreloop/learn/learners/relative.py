@@ -86,16 +86,19 @@ class Relative(ABC, Generic[E]):
         return _after(told | {TOKENS: float(n_tokens(ready.answers))}, passed, stepped)
 
     async def evaluate(self, examples: Sequence[E]) -> Metrics:
-        """The same measures of held-out examples, in batches, their mean by the examples in each."""
-        size, sums = self.plan.batch_size, Metrics()
+        """The same measures of held-out examples, in batches; each one's mean over the batches that have it, by the
+        examples in each."""
+        size, sums, counts = self.plan.batch_size, Metrics(), Metrics()
         for start in range(0, len(examples), size):
             batch = examples[start : start + size]
             ready = await self._ready(batch)
             judged = self.judged(await logprobs_of(self.client, ready.answers) - ready.reference, batch)
             for name, value in judged.metrics.items():
                 # The last batch may be smaller than the others, and must not count as much as they do.
-                sums[name] = sums.get(name, 0.0) + value * len(batch) / len(examples)
-        return {f"valid_{name}": value for name, value in sums.items()}
+                sums[name] = sums.get(name, 0.0) + value * len(batch)
+                # A batch of wanted answers alone has no margin, which does not make the margin of the others smaller.
+                counts[name] = counts.get(name, 0.0) + len(batch)
+        return {f"valid_{name}": value / counts[name] for name, value in sums.items()}
 
     async def _ready(self, batch: Sequence[E]) -> _Ready:
         posed = self.posed(batch)

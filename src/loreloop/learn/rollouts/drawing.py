@@ -33,8 +33,9 @@ class Sampler(Protocol):
 @dataclass(frozen=True)
 class AnswerLimits:
     """`most_tokens` bounds one answer, `most_episode_tokens` all answers of an episode together, `most_turns` how many
-    there are. With `piece`, an answer is asked for in pieces of so many tokens, each from the newest weights; stop
-    strings (not ids) could lie across two pieces, so answers with those come whole."""
+    there are, and `window` the prompt with all that follows it, where the model's is known. With `piece`, an answer is
+    asked for in pieces of so many tokens, each from the newest weights; stop strings (not ids) could lie across two
+    pieces, so answers with those come whole."""
 
     most_tokens: int = 256
     most_episode_tokens: int | None = None
@@ -42,6 +43,7 @@ class AnswerLimits:
     temperature: float = 1.0
     piece: int | None = None
     seed: int | None = None
+    window: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.most_tokens, self.most_turns, self.piece or 1, self.most_episode_tokens or 1) < 1:

@@ -19,7 +19,7 @@ from loreloop.learn.rewards.reward import Answer
 from loreloop.learn.rollouts.drawing import AnswerLimits, Drawn, Requests
 from loreloop.learn.rollouts.settled import settled
 from loreloop.learn.rollouts.traces import followed_by
-from loreloop.learn.rollouts.values import Group, Observed, Rollout, Sampled
+from loreloop.learn.rollouts.values import Group, Observed, Rollout, Sampled, trouble_with
 from loreloop.text.conversation import Conversation, Turn
 
 
@@ -168,16 +168,27 @@ class Episode:
         while True:
             answer = words.answer(drawn.said.tokens, self.conversation, ended=drawn.ended)
             step = await self.environment.step(answer)
-            self._keep(drawn, step)
-            limits = self._limits_left()
+            self.turns.append(drawn.said)
+            self._earn(step)
             # An environment that has nothing to show cannot be answered, whether it calls itself done or not.
-            if step.done or not step.turns or limits is None:
+            if step.done or not step.turns:
                 return self._rollout(drawn, step, name)
-            self._show(answer, step, ended=drawn.ended)
+            limits = self._limits_left()
+            if limits is not None:
+                self._show(answer, step, ended=drawn.ended)
+                limits = self._in_window(limits)
+            if limits is None:
+                step = await self.environment.cut_off(answer)
+                self._earn(step)
+                return self._rollout(drawn, step, name)
             drawn = await requests.draw(self._so_far(), words.stop, limits)
 
-    def _keep(self, drawn: Drawn, step: Step) -> None:
-        self.turns.append(replace(drawn.said, reward=step.reward))
+    def _earn(self, step: Step) -> None:
+        """Adds what a step has earned to the last answer."""
+        place = max(place for place, turn in enumerate(self.turns) if isinstance(turn, Sampled))
+        said = self.turns[place]
+        assert isinstance(said, Sampled)
+        self.turns[place] = replace(said, reward=said.reward + step.reward)
         for name, value in step.parts.items():
             # Summed over turns, as rewards are, so that the parts still add up to what they are parts of.
             self.parts[name] = self.parts.get(name, 0.0) + value
@@ -198,17 +209,26 @@ class Episode:
             return None
         return replace(self.limits, most_tokens=left, seed=_seed(self.limits.seed, 101 * len(said)))
 
+    def _in_window(self, limits: AnswerLimits) -> AnswerLimits | None:
+        """The limits as far as the model's window goes; None where it is full. A request for more would be refused, and
+        the whole episode lost with it."""
+        if self.limits.window is None:
+            return limits
+        room = self.limits.window - self._so_far().length
+        return replace(limits, most_tokens=min(limits.most_tokens, room)) if room > 0 else None
+
     def _so_far(self) -> tinker.ModelInput:
         return followed_by(self.prompt, [token for turn in self.turns for token in turn.tokens])
 
     def _rollout(self, drawn: Drawn, step: Step, name: str) -> Rollout:
+        reward = sum(turn.reward for turn in self.turns if isinstance(turn, Sampled))
         return Rollout(
             prompt=self.prompt,
             turns=tuple(self.turns),
-            reward=sum(turn.reward for turn in self.turns if isinstance(turn, Sampled)),
+            reward=reward,
             parts=self.parts,
             ended=drawn.ended,
             episode=name,
             group=name.rpartition(".")[0],
-            trouble=step.trouble,
+            trouble=step.trouble or trouble_with(reward),
         )

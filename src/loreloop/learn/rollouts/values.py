@@ -6,6 +6,7 @@ Knows no learner and no client.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -109,3 +110,8 @@ class Group:
         # A missing reward is not a reward of 0: counted as one, it would pull the mean that the others are compared
         # with.
         return tuple(rollout for rollout in self.rollouts if rollout.trouble is None and rollout.n_sampled)
+
+
+def trouble_with(reward: float) -> str | None:
+    """Why a reward cannot be learned from: one number that is none would make the whole group's advantages none."""
+    return None if math.isfinite(reward) else f"the environment's reward is {reward}"
