@@ -299,7 +299,7 @@ class JobDesk:
             await self.assign()
 
     async def _requeue(self, job_id: str) -> None:
-        job = await self.store.write(jobs.go_back, job_id, only_from=("running",))
+        job = await self.store.write(jobs.go_back, job_id, only_from=jobs.RUNNING)
         text = f"The job was interrupted, and goes on from step {job.step}."
         await self._change(job_id, "queued", ("running",), text)
 

@@ -68,7 +68,8 @@ class Clients:
     async def forget(self, states: Mapping[str, str]) -> None:
         """Deletes saved states that no resumption needs any more. One that is gone already, or that the server will not
         give up, is no reason to end a run."""
-        rest = self.service.create_rest_client()
+        # Over the service's own connections; its method that gives this client is going out of use.
+        rest = tinker.RestClient(self.service.holder)
         for path in states.values():
             try:
                 await rest.delete_checkpoint_from_tinker_path(path)

@@ -119,7 +119,7 @@ async def check(order: Order, service: tinker.ServiceClient) -> None:
 
 async def window_of(service: tinker.ServiceClient, base_model: str) -> int | None:
     """The most tokens of a base model, or None where the server does not say. BadRequest where it serves no such."""
-    models = (await service.get_server_capabilities_async()).supported_models
+    models = (await tinker.RestClient(service.holder).get_server_capabilities()).supported_models
     for model in models:
         if model.model_name == base_model:
             return model.max_context_length

@@ -18,6 +18,7 @@ from loreloop.store import uploads
 from loreloop.store.job_rows import EventRow, FileRow, JobRow
 from loreloop.store.schema import JOB_EVENTS, JOB_METRICS, JOBS
 
+RUNNING: tuple[JobStatus, ...] = ("running",)
 MAX_EVENTS = 10_000  # of a job; the first ones go
 TOLD_METRICS = 5
 
@@ -175,7 +176,7 @@ def go_back(connection: Connection, job_id: str, only_from: Collection[JobStatus
 
 def succeed(connection: Connection, job_id: str, result: FileRow, now: float) -> None:
     """Ends a job with the file that holds its metrics, both or neither. Conflict where it does not run any more."""
-    change_status(connection, job_id, "succeeded", now, only_from=("running",))
+    change_status(connection, job_id, "succeeded", now, only_from=RUNNING)
     uploads.add_result(connection, result)
     connection.execute(_of(job_id).values(result_file=result.id))
 
@@ -214,6 +215,13 @@ def events(
             wanted = wanted.where(JOB_EVENTS.c.number < int(number))
         wanted = wanted.order_by(JOB_EVENTS.c.number.desc())
     return [_event(row) for row in connection.execute(wanted.limit(limit))]
+
+
+def beginning_at(connection: Connection, key_id: str, state_path: str) -> str | None:
+    """An unfinished job of a key that begins at a saved state, None where there is none."""
+    start = func.json_extract(JOBS.c.plan, "$.start_path")
+    unfinished = select(JOBS.c.id).where(JOBS.c.key_id == key_id, JOBS.c.status.not_in(ENDED))
+    return connection.scalar(unfinished.where(start == state_path).limit(1))
 
 
 def sweep(connection: Connection, ended_before: float) -> None:
