@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import psutil
 import pytest
 
+from loreloop.deployments.model_names import ModelNames
 from loreloop.host.job_desk import _InHand
+from loreloop.http.openai import files
+from loreloop.http.services import UPLOADS_READ_AT_ONCE
 from loreloop.protocol.jobs import JobPlan
-from loreloop.store import jobs
-from loreloop.store.job_rows import JobRow
+from loreloop.store import jobs, tuned_models
+from loreloop.store.job_rows import JobRow, TunedModel
 from tests.http.site import Site, play
 from tests.jobs.rig import DEMONSTRATIONS
 from tests.jobs.test_job_routes import create, upload, with_config
+from tests.store.place import write_now
 from tests.store.test_uploads import plan
 
 FORM = {"content-type": "multipart/form-data; boundary=x"}
@@ -98,7 +104,6 @@ def test_jobs_are_sought_by_as_many_metadata_as_one_can_have() -> None:
 
 def test_an_upload_whose_asker_left_keeps_row_and_body_together() -> None:
     async def scene(site: Site) -> None:
-        store = site.services.store
         for ticks in range(60):
             task = asyncio.ensure_future(upload(site))
             for _ in range(ticks):
@@ -106,10 +111,9 @@ def test_an_upload_whose_asker_left_keeps_row_and_body_together() -> None:
             task.cancel()
             await asyncio.wait({task})
         await asyncio.sleep(0.2)
-        files = (await site.client.get("http://site/v1/files")).json()["data"]
+        listed = (await site.client.get("http://site/v1/files")).json()["data"]
         bodies = {path.name for path in site.services.dispatcher.files.uploads.iterdir()}
-        assert {file["id"] for file in files} <= bodies
-        assert store is site.services.store
+        assert {file["id"] for file in listed} <= bodies
 
     play(scene, engine=False)
 
@@ -127,16 +131,35 @@ def test_a_job_whose_file_lines_are_odd_is_told_so() -> None:
     play(scene, engine=False, hang_seconds=60)
 
 
-def test_a_model_that_a_job_begins_at_is_not_deleted_under_it() -> None:
-    from tests.store.place import write_now
+def test_large_files_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LARGE_BYTES", 1)
+    n_most = 0
 
+    async def scene(site: Site) -> None:
+        nonlocal n_most
+        coming = asyncio.gather(*(upload(site) for _ in range(5)))
+        while not coming.done():
+            n_most = max(n_most, len(psutil.Process().children()))
+            await asyncio.sleep(0.01)
+        assert [answer.status_code for answer in coming.result()] == [200] * 5
+
+    play(scene, engine=False, hang_seconds=60)
+    assert n_most == UPLOADS_READ_AT_ONCE
+
+
+def test_nobody_else_on_the_machine_reads_uploads() -> None:
+    async def scene(site: Site) -> None:
+        assert (await upload(site)).status_code == 200
+        assert site.services.dispatcher.files.uploads.stat().st_mode & 0o077 == 0
+
+    play(scene, engine=False)
+
+
+def test_a_model_that_a_job_begins_at_is_not_deleted_under_it() -> None:
     async def scene(site: Site) -> None:
         with_config(site)
         key_id = (await create(site)).json()["organization_id"]
         name, path = "ft:fake:test::1", "tinker://r/sampler_weights/a"
-        from loreloop.store import tuned_models
-        from loreloop.store.job_rows import TunedModel
-
         state = "tinker://r/weights/a"
         model = TunedModel(
             name=name,
@@ -164,10 +187,6 @@ def test_a_model_that_a_job_begins_at_is_not_deleted_under_it() -> None:
 
 
 def test_an_alias_called_ft_hides_no_tuned_model() -> None:
-    from pathlib import Path
-
-    from loreloop.deployments.model_names import ModelNames
-
     names = ModelNames({"tiny": Path("/x")}, {"ft": "tiny"})
     assert names.find_base("ft") == "tiny"
     assert names.find_base("ft:tiny:ann::1") is None

@@ -42,7 +42,7 @@ async def upload(request: Request) -> Response:
     try:
         form = await read_form(request, arriving, served.config.limits.file_mib << 20)
         check_purpose(form)
-        contents = await looked_into(arriving, form) if form.fields["purpose"] == FINE_TUNE else None
+        contents = await looked_into(served, arriving, form) if form.fields["purpose"] == FINE_TUNE else None
         await asyncio.to_thread(_sync, arriving)
         row = row_of(form, key, contents)
         # The body lies in its place before the row names it; a kill between the two leaves a body for the sweeper.
@@ -65,10 +65,15 @@ def check_purpose(form: Form) -> None:
         raise BadRequest(f"The purpose {purpose[:40]!r} is not served; files here have one of {', '.join(PURPOSES)}.")
 
 
-async def looked_into(file: Path, form: Form) -> Contents:
+async def looked_into(served: Services, file: Path, form: Form) -> Contents:
     """What a file for fine-tuning holds. BadRequest says which line and field cannot be used."""
     if form.n_bytes <= LARGE_BYTES:
         return await asyncio.to_thread(contents_of, file)
+    async with served.reading:
+        return await _read_apart(file)
+
+
+async def _read_apart(file: Path) -> Contents:
     command = children.python(contents_of.__module__, str(file))
     process = await asyncio.create_subprocess_exec(
         *command, env=children.environment(), stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL
