@@ -38,7 +38,12 @@ class Bureau:
         return write_now(self.place.store, keys.create, name, ("train",), 1.0).row.id
 
     async def job(self, key_id: str, number: int = 0) -> str:
-        row = JobRow(id=jobs.new_id(), key_id=key_id, created=1.0, plan=plan(name=f"ft:tiny:x::{key_id}{number}"))
+        row = JobRow(
+            id=jobs.new_id(),
+            key_id=key_id,
+            created=1.0,
+            plan=plan(name=f"ft:tiny:x::{key_id}{number}", base_model="fake"),
+        )
         return (await self.desk.create(row)).id
 
     async def worker(self) -> WorkerLink:

@@ -7,13 +7,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import anthropic
 import httpx
 import openai
 import pytest
 import tinker
-from openai.types.fine_tuning import FineTuningJob
+from openai.types import FileObject
+from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
 from loreloop.cli.server import RunningServer
 from tests.jobs.rig import (
@@ -213,6 +216,27 @@ def test_jobs_run_beside_one_another(client: openai.OpenAI) -> None:
     until(lambda: all(step_of(client, job.id) > 0 for job in jobs))
     for job in jobs:
         client.fine_tuning.jobs.cancel(job.id)
+
+
+def test_what_is_told_is_what_the_types_of_the_client_demand(server: RunningServer, tuned: str) -> None:
+    headers = {"authorization": f"Bearer {server.key}"}
+
+    def told(path: str) -> Any:
+        return httpx.get(f"{server.url}/v1{path}", headers=headers, timeout=20, trust_env=False).json()
+
+    for job in told("/fine_tuning/jobs")["data"]:
+        # The client builds its objects without a look; these calls look. It knows no pause.
+        FineTuningJob.model_validate(job | ({"status": "queued"} if job["status"] == "paused" else {}))
+        for event in told(f"/fine_tuning/jobs/{job['id']}/events")["data"]:
+            FineTuningJobEvent.model_validate(event)
+        for point in told(f"/fine_tuning/jobs/{job['id']}/checkpoints")["data"]:
+            FineTuningJobCheckpoint.model_validate(point)
+    for file in told("/files")["data"]:
+        FileObject.model_validate(file)
+
+
+def test_the_log_has_no_notes_to_programmers(server: RunningServer, tuned: str) -> None:
+    assert "DEPRECATED" not in (server.data / "loreloop.log").read_text()
 
 
 def test_what_is_of_another_key_looks_missing(server: RunningServer, client: openai.OpenAI, tuned: str) -> None:

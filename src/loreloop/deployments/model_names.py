@@ -76,7 +76,8 @@ class ModelNames:
     def find_base(self, name: str) -> str | None:
         """Like `base`, None for a name that is no base's."""
         # The whole name first, because a base may have a colon in its own.
-        for candidate in (name, name.split(":")[0]):
+        # What a job has made is no variant of a base, even where one is called `ft`.
+        for candidate in (name,) if name.startswith(TUNED) else (name, name.split(":")[0]):
             if candidate in self.folders:
                 return candidate
             if candidate in self.aliases:

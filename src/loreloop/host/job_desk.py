@@ -7,18 +7,20 @@ its stream ends, its jobs go back into the queue. Knows no route, and not how an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import secrets
 import time
 from collections import Counter
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from loreloop.config import Config
 from loreloop.host.dispatcher import Dispatcher
 from loreloop.host.job_traces import JobTraces
 from loreloop.host.link import WorkerConnection
-from loreloop.protocol.errors import LoreloopError
+from loreloop.protocol.errors import Conflict, LoreloopError, NotFound
 from loreloop.protocol.jobs import (
     Assignment,
     Began,
@@ -38,6 +40,7 @@ from loreloop.store import jobs, keys, tuned_models
 from loreloop.store.job_rows import JobRow, TunedModel
 
 MAX_ATTEMPTS = 5  # starts of a job without getting ahead
+SUSPECT_ATTEMPTS = 2  # after so many it runs alone, so that no other job is blamed for the next death
 LOG = logging.getLogger(__name__)
 
 
@@ -48,6 +51,7 @@ class _InHand:
     job: JobRow
     secret: str
     session_id: str = ""
+    is_suspect: bool = False  # of killing its worker
 
 
 class JobDesk:
@@ -57,7 +61,8 @@ class JobDesk:
         self.config, self.dispatcher, self.store, self.url = config, dispatcher, dispatcher.store, url
         self.worker: WorkerConnection | None = None
         self.in_hand: dict[str, _InHand] = {}
-        self.changes: dict[str, asyncio.Event] = {}
+        # Whoever waits holds the event; of jobs that nobody follows nothing is kept.
+        self.changes: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         self.assigning = asyncio.Lock()
         self.traces = JobTraces(dispatcher)
 
@@ -65,7 +70,8 @@ class JobDesk:
 
     def key_of(self, secret: str) -> str | None:
         """Whose key a secret stands for: the owner's of the job that the worker was handed with it."""
-        found = (held for held in self.in_hand.values() if hmac.compare_digest(held.secret, secret))
+        given = secret.encode()  # whatever letters came in a header
+        found = (held for held in self.in_hand.values() if hmac.compare_digest(held.secret.encode(), given))
         return next((held.job.key_id for held in found), None)
 
     async def create(self, row: JobRow) -> JobRow:
@@ -102,10 +108,15 @@ class JobDesk:
     async def serve_worker(self, connection: WorkerConnection) -> None:
         """One worker's life, from its first message to the end of its stream."""
         if self.worker is not None:
-            self.worker.close()  # of a worker whose end was not noticed yet
+            # Of a worker whose end was not noticed yet: this one takes over what it had.
+            self.worker.close()
+            self.worker = None
+            await self._take_back()
         self.worker = connection
         try:
             async for message in connection.messages():
+                if self.worker is not connection:
+                    break  # the jobs of which it speaks are another worker's by now
                 await self._handle(message)
         except LoreloopError as error:
             # Such as a full disk: what the worker tells cannot be noted, so it must not go on as if it were.
@@ -136,25 +147,48 @@ class JobDesk:
                     return
                 held = Counter(each.job.key_id for each in self.in_hand.values())
                 # The list is in the order of arrival, and the first of several least ones is taken.
-                await self._hand_out(min(waiting, key=lambda job: held[job.key_id]), self.worker)
+                job = min(waiting, key=lambda job: held[job.key_id])
+                if not self._may_run_beside(job):
+                    return
+                await self._hand_out(job, self.worker)
+
+    def _may_run_beside(self, job: JobRow) -> bool:
+        """Whether a job can run beside those in hand. One that was in hand when workers died runs alone until it gets
+        ahead, so that a job that kills its worker ruins no other one."""
+        suspected = _is_suspect(job) or any(held.is_suspect for held in self.in_hand.values())
+        return not self.in_hand or not suspected
 
     async def _hand_out(self, job: JobRow, worker: WorkerConnection) -> None:
         refused = self._refusal(job)
         if refused is not None:
             await self._fail(job.id, refused)
             return
-        secret = f"tml-job-{secrets.token_urlsafe(32)}"
-        self.in_hand[job.id] = _InHand(job, secret)
-        await self.store.write(jobs.took, job.id, job.attempts + 1)
-        job = await self.store.write(jobs.go_back, job.id)
-        await self._change(job.id, "running", ("queued",), _beginning(job))
+        held = _InHand(job, f"tml-job-{secrets.token_urlsafe(32)}", is_suspect=_is_suspect(job))
+        self.in_hand[job.id] = held
+        is_sent = False
+        try:
+            await self.store.write(jobs.took, job.id, job.attempts + 1)
+            job = await self.store.write(jobs.go_back, job.id)
+            await self._change(job.id, "running", ("queued",), _beginning(job))
+            self._send(worker, held, job)
+            is_sent = True
+        except (Conflict, NotFound):
+            # Cancelled or paused meanwhile. Whoever did that was told; who asked for the turn has no part in it.
+            await self.store.write(jobs.took, job.id, job.attempts)
+            await self.traces.tidy(job.id)
+        finally:
+            # A place that nobody works at would be lost until the worker dies.
+            if not is_sent and self.in_hand.get(job.id) is held:
+                del self.in_hand[job.id]
+
+    def _send(self, worker: WorkerConnection, held: _InHand, job: JobRow) -> None:
         files, plan = self.dispatcher.files, job.plan
         worker.send(
             Assignment(
                 job_id=job.id,
                 plan=plan,
                 url=self.url,
-                secret=secret,
+                secret=held.secret,
                 training_path=str(files.upload(plan.training_file)),
                 validation_path=str(files.upload(plan.validation_file)) if plan.validation_file else None,
                 resume=job.resume,
@@ -168,6 +202,10 @@ class JobDesk:
             return JobError("server_error", message)
         if self.store.read(keys.active, job.key_id, time.time()) is None:
             return JobError("key_revoked", "The key that asked for this job is not valid any more.")
+        if job.plan.base_model not in self.dispatcher.engines:
+            served = ", ".join(self.dispatcher.engines)
+            message = f"The base model {job.plan.base_model!r} is not served any more; this server has {served}."
+            return JobError("model_not_found", message, "model")
         return None
 
     async def _handle(self, message: FromWorker) -> None:
@@ -191,6 +229,7 @@ class JobDesk:
                 if self.worker is not None:
                     self.worker.send(Noted(job_id))
                 await self.traces.drop_state(held.job.key_id, before)
+                await self._cleared(held)
             case Made():
                 await self._made(held, message)
             case JobOver(job_id, outcome, error):
@@ -228,13 +267,16 @@ class JobDesk:
 
     async def _over(self, held: _InHand, outcome: str, error: JobError | None) -> None:
         job_id = held.job.id
-        if outcome == "failed":
-            await self._fail(job_id, error or JobError("server_error", "The worker gave no reason."))
-        elif outcome == "succeeded" and self.store.read(jobs.of_anyone, job_id).status == "running":
-            await self.traces.write_result(held.job)
-            await self._change(job_id, "succeeded", ("running",), "The job has successfully completed")
+        with contextlib.suppress(Conflict, NotFound):  # it was cancelled, paused, or swept at this very moment
+            if outcome == "failed":
+                await self._fail(job_id, error or JobError("server_error", "The worker gave no reason."))
+            elif outcome == "succeeded":
+                await self.traces.succeed(held.job)
+                await self._say(job_id, "info", "The job has successfully completed")
         # Only now, since the key of the job must hold as long as the worker may use it.
-        del self.in_hand[job_id]
+        self.in_hand.pop(job_id, None)
+        # The worker let go of it alive, however often it did.
+        await self.store.write(jobs.took, job_id, 0)
         await self.traces.end_session(held.job.key_id, held.session_id)
         await self.traces.tidy(job_id)
         await self.assign()
@@ -244,20 +286,25 @@ class JobDesk:
         lost, self.in_hand = self.in_hand, {}
         for job_id, held in lost.items():
             await self.traces.end_session(held.job.key_id, held.session_id)
-            if self.store.read(jobs.of_anyone, job_id).status == "running":
+            try:
                 await self._requeue(job_id)
-            else:
+            except (Conflict, NotFound):  # it ends, rests or waits already
                 await self.traces.tidy(job_id)
         await self.assign()
 
+    async def _cleared(self, held: _InHand) -> None:
+        """A suspect has got ahead: others may run beside it again."""
+        if held.is_suspect:
+            held.is_suspect = False
+            await self.assign()
+
     async def _requeue(self, job_id: str) -> None:
-        job = await self.store.write(jobs.go_back, job_id)
+        job = await self.store.write(jobs.go_back, job_id, only_from=jobs.RUNNING)
         text = f"The job was interrupted, and goes on from step {job.step}."
         await self._change(job_id, "queued", ("running",), text)
 
     async def _fail(self, job_id: str, error: JobError) -> None:
-        if self.store.read(jobs.of_anyone, job_id).status == "cancelled":
-            return
+        """Conflict where it was cancelled meanwhile."""
         await self.store.write(jobs.fail, job_id, error, time.time())
         await self._say(job_id, "error", f"The job failed: {error.message}")
 
@@ -280,6 +327,10 @@ class JobDesk:
     def _tell(self, job_id: str) -> None:
         if (event := self.changes.pop(job_id, None)) is not None:
             event.set()
+
+
+def _is_suspect(job: JobRow) -> bool:
+    return job.attempts >= SUSPECT_ATTEMPTS
 
 
 def _beginning(job: JobRow) -> str:

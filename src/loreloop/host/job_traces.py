@@ -6,6 +6,7 @@ Knows neither the worker nor whose turn it is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 
@@ -26,9 +27,12 @@ class JobTraces:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self.dispatcher, self.store = dispatcher, dispatcher.store
 
-    async def write_result(self, job: JobRow) -> None:
-        """Keeps a job's metrics as a file of its key."""
-        contents = as_csv(job.plan.kind, self.store.read(jobs.metrics, job.id))
+    async def succeed(self, job: JobRow) -> None:
+        """Ends a job, and keeps its metrics as a file of its key. Conflict where it does not run any more, and nothing
+        is kept then."""
+        # Neither the many rows nor their text may hold up the event loop.
+        metrics = await self.store.write(jobs.metrics, job.id)
+        contents = await asyncio.to_thread(as_csv, job.plan.kind, metrics)
         file_id, files = uploads.new_id(), self.dispatcher.files
         # The body first, then the row: a kill between the two leaves a body that the sweeper takes.
         arriving = files.arriving_upload()
@@ -42,8 +46,12 @@ class JobTraces:
             n_bytes=len(contents),
             created=time.time(),
         )
-        await self.store.write(uploads.add_result, row)
-        await self.store.write(jobs.set_result, job.id, file_id)
+        try:
+            # The file and the end of its job are one write: a kill before it leaves neither, and one behind it both.
+            await self.store.write(jobs.succeed, job.id, row, time.time())
+        except LoreloopError:
+            files.upload(file_id).unlink(missing_ok=True)
+            raise
 
     async def end_session(self, key_id: str, session_id: str) -> None:
         """Left alone, the session would hold a model in memory until it expires."""
@@ -57,8 +65,10 @@ class JobTraces:
 
     async def tidy(self, job_id: str) -> None:
         """Deletes the state of a job that nothing goes on from any more."""
-        job = self.store.read(jobs.of_anyone, job_id)
-        if job.finished is not None:
+        with contextlib.suppress(NotFound):  # swept already
+            job = self.store.read(jobs.of_anyone, job_id)
+            if job.finished is None:
+                return
             await self.drop_state(job.key_id, await self.store.write(jobs.let_go, job_id))
 
     async def drop_state(self, key_id: str, point: ResumePoint | None) -> None:

@@ -49,7 +49,8 @@ class Sweeper:
         await self.store.write(spool.sweep, now)
         await self.store.write(responses.sweep, now)
         await self.store.write(memories.sweep)
-        await self.store.write(jobs.sweep, now - session.job_days * DAY_SECONDS)
+        # A job that has just ended may still be in the worker's hands, which speaks of it once more.
+        await self.store.write(jobs.sweep, now - max(session.job_days * DAY_SECONDS, YOUNG_SECONDS))
         await self._sweep_uploads(now)
         await self.store.write_alone(journal.sweep_segments, self.store.segments)
         await self.dispatcher.delete_left_files()

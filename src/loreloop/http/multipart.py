@@ -17,6 +17,7 @@ from starlette.requests import Request
 from loreloop.protocol.errors import BadRequest, TooLarge
 
 MAX_FIELDS, MAX_FIELD_BYTES, MAX_HEADER_BYTES = 32, 64 << 10, 8 << 10
+MAX_BESIDE_BYTES = 4 << 20  # of a form without its file: more than all fields with their headers
 WRITE_BYTES = 1 << 20  # are written at once, in a thread
 
 
@@ -38,6 +39,7 @@ class _Parts:
         self.header_name, self.header_value = bytearray(), bytearray()
         self.headers: dict[str, bytes] = {}
         self.name, self.is_file, self.value = "", False, bytearray()
+        self.n_parts = 0
 
     def callbacks(self) -> Any:
         return {
@@ -54,7 +56,9 @@ class _Parts:
 
     def begin(self) -> None:
         self.headers, self.value = {}, bytearray()
-        if len(self.form.fields) >= MAX_FIELDS:
+        # Parts are counted and not names, since one name may come again and again.
+        self.n_parts += 1
+        if self.n_parts > MAX_FIELDS:
             raise BadRequest(f"The form has over {MAX_FIELDS} fields; send one file and its purpose.")
 
     def end_header(self) -> None:
@@ -93,14 +97,15 @@ async def read_form(request: Request, target: Path, most_bytes: int) -> Form:
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data" or b"boundary" not in options:
         raise BadRequest("A file is uploaded as multipart/form-data, with the fields `file` and `purpose`.")
-    parts = _Parts()
+    parts, n_bytes = _Parts(), 0
     try:
         parser = MultipartParser(options[b"boundary"], parts.callbacks())
         with target.open("wb") as file:
             async for chunk in request.stream():
+                n_bytes += len(chunk)
                 parser.write(chunk)
-                # The bound is looked at with every chunk, so that no disk is filled before the file is refused.
-                _check_size(parts.form, most_bytes)
+                # The bounds are looked at with every chunk, so that no disk is filled before the file is refused.
+                _check_size(parts.form, n_bytes, most_bytes)
                 if len(parts.to_write) >= WRITE_BYTES:
                     await _written(file, parts)
             parser.finalize()
@@ -112,9 +117,12 @@ async def read_form(request: Request, target: Path, most_bytes: int) -> Form:
     return parts.form
 
 
-def _check_size(form: Form, most_bytes: int) -> None:
+def _check_size(form: Form, n_bytes: int, most_bytes: int) -> None:
+    """Of a form of which `n_bytes` have come. TooLarge also for one that goes on without end beside its file."""
     if form.n_bytes > most_bytes:
         raise TooLarge(f"The file is over {most_bytes >> 20} MiB; split it, or raise limits.file_mib on the server.")
+    if n_bytes - form.n_bytes > MAX_BESIDE_BYTES:
+        raise TooLarge(f"The form has over {MAX_BESIDE_BYTES >> 20} MiB beside its file; send the file alone.")
 
 
 async def _written(file: Any, parts: _Parts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections import Counter, defaultdict
@@ -23,6 +24,7 @@ from loreloop.store.rows import KeyRow, KeyUsage, MemoryName
 from loreloop.store.store import Store
 from loreloop.text.grammars.sandbox import GrammarSandbox
 
+UPLOADS_READ_AT_ONCE = 2
 ADMIN, TRAIN, INFER = "admin", "train", "infer"
 IMPLIED = {ADMIN: (ADMIN, TRAIN, INFER), TRAIN: (TRAIN, INFER), INFER: (INFER,)}
 
@@ -56,6 +58,8 @@ class Services:
     requests: RequestCounts = field(default_factory=RequestCounts)
     sandbox: GrammarSandbox = field(default_factory=GrammarSandbox)
     grading: Grading = field(default_factory=Grading)
+    # Large uploads are read by processes of their own, of which each key could otherwise start any number.
+    reading: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS_READ_AT_ONCE))
     nonce: str = ""
     remembering: set[MemoryName] = field(default_factory=set)  # memories with a request on them
 

@@ -69,7 +69,8 @@ class Clients:
     async def forget(self, states: Mapping[str, str]) -> None:
         """Deletes saved states that no resumption needs any more. One that is gone already, or that the server will not
         give up, is no reason to end a run."""
-        rest = self.service.create_rest_client()
+        # Over the service's own connections; its method that gives this client is going out of use.
+        rest = tinker.RestClient(self.service.holder)
         for path in states.values():
             try:
                 await rest.delete_checkpoint_from_tinker_path(path)
@@ -79,7 +80,7 @@ class Clients:
 
 async def window_of(service: tinker.ServiceClient, base_model: str) -> int | None:
     """The most tokens of a base model, or None where the server does not say. BadRequest where it serves no such."""
-    models = (await service.get_server_capabilities_async()).supported_models
+    models = (await tinker.RestClient(service.holder).get_server_capabilities()).supported_models
     for model in models:
         if model.model_name == base_model:
             return model.max_context_length

@@ -64,6 +64,8 @@ class Files:
 
     def arriving_upload(self) -> Path:
         """A name for a body that is still coming in, which nobody reads and the sweeper knows."""
+        # What clients send is for nobody else on this machine, wherever the data folder lies.
+        self.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._place(self.uploads / f".{uuid.uuid4().hex}")
 
     def pin(self, folder: Path, request_id: str) -> Path:

@@ -14,9 +14,11 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, sel
 
 from loreloop.protocol.errors import BadRequest, Conflict, NotFound, TooLarge
 from loreloop.protocol.jobs import ENDED, JobError, JobPlan, JobStatus, Level, Metrics, ResumePoint
-from loreloop.store.job_rows import EventRow, JobRow
+from loreloop.store import uploads
+from loreloop.store.job_rows import EventRow, FileRow, JobRow
 from loreloop.store.schema import JOB_EVENTS, JOB_METRICS, JOBS
 
+RUNNING: tuple[JobStatus, ...] = ("running",)
 MAX_EVENTS = 10_000  # of a job; the first ones go
 TOLD_METRICS = 5
 
@@ -109,9 +111,10 @@ def change_status(
     """Changes what is told of a job, and gives it as it is then. Conflict where it is in none of the states that the
     change may come from."""
     row = of_anyone(connection, job_id)
-    if only_from and row.status not in only_from:
-        done = {"queued": "resume", "cancelled": "cancel", "paused": "pause"}.get(status, "change")
-        raise Conflict(f"The job {job_id} is {row.status}, so there is nothing to {done}.")
+    if only_from:
+        _check_status(
+            row, only_from, {"queued": "resume", "cancelled": "cancel", "paused": "pause"}.get(status, "change")
+        )
     finished = now if status in ENDED else None
     started = {"started": now} if status == "running" and row.started is None else {}
     connection.execute(_of(job_id).values(status=status, finished=finished, **started))
@@ -119,8 +122,9 @@ def change_status(
 
 
 def fail(connection: Connection, job_id: str, error: JobError, now: float) -> None:
-    """Ends a job with the reason."""
-    connection.execute(_of(job_id).values(status="failed", finished=now, error=_text(error)))
+    """Ends a job with the reason. Conflict where it has ended already."""
+    change_status(connection, job_id, "failed", now, only_from=("queued", "running", "paused"))
+    connection.execute(_of(job_id).values(error=_text(error)))
 
 
 def took(connection: Connection, job_id: str, attempts: int) -> None:
@@ -158,9 +162,11 @@ def let_go(connection: Connection, job_id: str) -> ResumePoint | None:
     return before
 
 
-def go_back(connection: Connection, job_id: str) -> JobRow:
-    """Puts what is told of a job back to where it will go on: later steps will be made again."""
+def go_back(connection: Connection, job_id: str, only_from: Collection[JobStatus] = ("queued", "running")) -> JobRow:
+    """Puts what is told of a job back to where it will go on: later steps will be made again. Conflict where it is in
+    none of these states."""
     row = of_anyone(connection, job_id)
+    _check_status(row, only_from, "go back")
     step, tokens = (row.resume.step, row.resume.trained_tokens) if row.resume else (0, 0)
     later = (JOB_METRICS.c.job_id == job_id, JOB_METRICS.c.step > step)
     connection.execute(delete(JOB_METRICS).where(*later))
@@ -168,9 +174,11 @@ def go_back(connection: Connection, job_id: str) -> JobRow:
     return of_anyone(connection, job_id)
 
 
-def set_result(connection: Connection, job_id: str, file_id: str) -> None:
-    """Names the file that holds a job's metrics."""
-    connection.execute(_of(job_id).values(result_file=file_id))
+def succeed(connection: Connection, job_id: str, result: FileRow, now: float) -> None:
+    """Ends a job with the file that holds its metrics, both or neither. Conflict where it does not run any more."""
+    change_status(connection, job_id, "succeeded", now, only_from=RUNNING)
+    uploads.add_result(connection, result)
+    connection.execute(_of(job_id).values(result_file=result.id))
 
 
 def metrics(connection: Connection, job_id: str) -> list[tuple[int, Metrics]]:
@@ -209,6 +217,13 @@ def events(
     return [_event(row) for row in connection.execute(wanted.limit(limit))]
 
 
+def beginning_at(connection: Connection, key_id: str, state_path: str) -> str | None:
+    """An unfinished job of a key that begins at a saved state, None where there is none."""
+    start = func.json_extract(JOBS.c.plan, "$.start_path")
+    unfinished = select(JOBS.c.id).where(JOBS.c.key_id == key_id, JOBS.c.status.not_in(ENDED))
+    return connection.scalar(unfinished.where(start == state_path).limit(1))
+
+
 def sweep(connection: Connection, ended_before: float) -> None:
     """Takes away jobs that ended long ago, with their events and metrics. What they made stays."""
     old = select(JOBS.c.id).where(JOBS.c.finished < ended_before)
@@ -221,6 +236,11 @@ def in_words(metrics: Metrics) -> str:
     """Metrics as an event tells them: the first few, since its data have them all."""
     shown = list(metrics.items())[:TOLD_METRICS]
     return ", ".join(f"{name.replace('_', ' ')}={value:.4g}" for name, value in shown)
+
+
+def _check_status(row: JobRow, only_from: Collection[JobStatus], what: str) -> None:
+    if row.status not in only_from:
+        raise Conflict(f"The job {row.id} is {row.status}, so there is nothing to {what}.")
 
 
 def _of(job_id: str) -> Any:

@@ -22,7 +22,7 @@ from loreloop.http.bodies import answer
 from loreloop.http.multipart import Form, read_form
 from loreloop.http.services import TRAIN, Services, caller, now, services
 from loreloop.learn.jobs.contents import LARGE_BYTES, WRONG, Contents, contents_of
-from loreloop.protocol.errors import BadRequest, Gone, ServerError
+from loreloop.protocol.errors import BadRequest, Gone, LoreloopError, ServerError
 from loreloop.store import uploads
 from loreloop.store.job_rows import FileRow
 from loreloop.store.rows import KeyRow
@@ -42,19 +42,19 @@ async def upload(request: Request) -> Response:
     try:
         form = await read_form(request, arriving, served.config.limits.file_mib << 20)
         check_purpose(form)
-        contents = await looked_into(arriving, form) if form.fields["purpose"] == FINE_TUNE else None
+        contents = await looked_into(served, arriving, form) if form.fields["purpose"] == FINE_TUNE else None
         await asyncio.to_thread(_sync, arriving)
         row = row_of(form, key, contents)
         # The body lies in its place before the row names it; a kill between the two leaves a body for the sweeper.
         arriving.rename(files.upload(row.id))
     finally:
         arriving.unlink(missing_ok=True)
-    made = None
     try:
         made = await served.store.write(uploads.add, row, served.config.limits.files_mib << 20)
-    finally:
-        if made is None:
-            files.upload(row.id).unlink(missing_ok=True)
+    except LoreloopError:
+        # Only where it is certain that no row comes: whoever leaves while it is being written may still get one.
+        files.upload(row.id).unlink(missing_ok=True)
+        raise
     return answer(as_json(made))
 
 
@@ -65,10 +65,15 @@ def check_purpose(form: Form) -> None:
         raise BadRequest(f"The purpose {purpose[:40]!r} is not served; files here have one of {', '.join(PURPOSES)}.")
 
 
-async def looked_into(file: Path, form: Form) -> Contents:
+async def looked_into(served: Services, file: Path, form: Form) -> Contents:
     """What a file for fine-tuning holds. BadRequest says which line and field cannot be used."""
     if form.n_bytes <= LARGE_BYTES:
         return await asyncio.to_thread(contents_of, file)
+    async with served.reading:
+        return await _read_apart(file)
+
+
+async def _read_apart(file: Path) -> Contents:
     command = children.python(contents_of.__module__, str(file))
     process = await asyncio.create_subprocess_exec(
         *command, env=children.environment(), stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL
@@ -98,13 +103,20 @@ def row_of(form: Form, key: KeyRow, contents: Contents | None) -> FileRow:
     return FileRow(
         id=uploads.new_id(),
         key_id=key.id,
-        name=(form.filename or "file").rpartition("/")[2][:LONGEST_NAME] or "file",
+        name=_name_of(form),
         purpose=form.fields["purpose"],
         n_bytes=form.n_bytes,
         created=now(),
         expires=expiry_of(form),
         contents=msgspec.to_builtins(contents) if contents is not None else None,
     )
+
+
+def _name_of(form: Form) -> str:
+    """What the client calls its file, without folders of whatever system, and without what would command a terminal."""
+    name = (form.filename or "").replace("\\", "/").rpartition("/")[2]
+    name = "".join(letter if letter.isprintable() else "?" for letter in name)[:LONGEST_NAME]
+    return name if name.strip(". ") else "file"
 
 
 def expiry_of(form: Form) -> float | None:

@@ -23,6 +23,7 @@ from loreloop.store import jobs, tuned_models
 from loreloop.store.job_rows import JobRow
 
 USUAL_PAGE, MAX_PAGE = 20, 100
+MAX_METADATA = 16  # entries that a job may have
 STREAMED_AT_ONCE = 500
 DONE = b"data: [DONE]\n\n"
 
@@ -42,6 +43,8 @@ async def list_jobs(request: Request) -> Response:
     key, limit = caller(request, TRAIN), limit_of(request, USUAL_PAGE, MAX_PAGE)
     query = request.query_params
     wanted = {name[9:-1]: value for name, value in query.items() if name.startswith("metadata[") and name[-1] == "]"}
+    if len(wanted) > MAX_METADATA:
+        raise BadRequest(f"The address names {len(wanted)} entries of metadata; a job has at most {MAX_METADATA}.")
     if query.get("metadata", "null") != "null":
         raise BadRequest("metadata in the address is metadata[name]=value, or null for jobs without any.")
     rows = services(request).store.read(

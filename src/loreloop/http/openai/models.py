@@ -19,11 +19,11 @@ from starlette.routing import Route
 from loreloop.http.addresses import limit_of
 from loreloop.http.bodies import answer
 from loreloop.http.services import INFER, TRAIN, Services, asker, caller, has, may_use, services
-from loreloop.protocol.errors import BadRequest, NotFound
+from loreloop.protocol.errors import BadRequest, Conflict, NotFound
 from loreloop.protocol.jobs import TUNED
 from loreloop.protocol.paths import parse_path
 from loreloop.protocol.rest import WireSamplingParams
-from loreloop.store import checkpoints, deployments, tuned_models
+from loreloop.store import checkpoints, deployments, jobs, tuned_models
 from loreloop.store.rows import Deployment, KeyRow
 from loreloop.text.templates.generation_defaults import DEFAULTED
 
@@ -90,6 +90,8 @@ async def delete_model(request: Request) -> Response:
     if not name.startswith(TUNED):
         raise BadRequest(f"{name[:200]!r} is no fine-tuned model, and others are not deleted here.")
     found = served.store.read(tuned_models.get, key.id, name)
+    if found.state_path is not None and (job_id := served.store.read(jobs.beginning_at, key.id, found.state_path)):
+        raise Conflict(f"The job {job_id} begins at {name}; cancel that, then delete the model.")
     for path in filter(None, (found.path, found.state_path)):
         # What its owner has deleted already is not missed.
         with contextlib.suppress(NotFound):

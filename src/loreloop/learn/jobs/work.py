@@ -115,6 +115,8 @@ class Job:
         if path is None:
             return []
         job = self.assignment.plan
+        if not Path(path).is_file():
+            raise JobFailed(JobError("invalid_training_data", f"The file {Path(path).name} is gone; upload it anew."))
         examples: Sequence[Any] = read_file(Path(path), READERS[FORMS[job.kind]])
         if job.kind == "reinforcement":
             examples = thinking(examples, job.hyperparameters["reasoning_effort"])
