@@ -120,8 +120,17 @@ class Collector(Generic[Asked]):
             # number.
             steps = [*(one.step for one in self.running.values()), *(one.step for one in self.waiting)]
             return min(steps, default=step + 1) <= step
-        too_old_next = any(one.began <= step - self.pace.staleness for one in self.running.values())
-        return too_old_next or len(self.finished) < self.sizes[step]
+        size, oldest_first = self.sizes[step], sorted(self.finished, key=lambda one: one.began)
+        if len(oldest_first) < size:
+            return True
+        left = [one.began for one in (*oldest_first[size:], *self.running.values())]
+        # Groups that began by a revision must all find room in the steps before they are too old. A younger group that
+        # takes an older one's room, since that is still being played, would leave it without any.
+        return any(sum(began <= by for began in left) > self._room(step, by) for by in {*left})
+
+    def _room(self, step: int, began: int) -> int:
+        """How many groups the steps after this one take, up to the last that may learn from what began then."""
+        return sum(size for later, size in self.sizes.items() if step < later <= began + self.pace.staleness)
 
     async def _played(self, one: _Waiting[Asked]) -> Group:
         """A group of at least one rollout, or after all tries one without any, which says why."""

@@ -25,7 +25,9 @@ async def settled(work: Iterable[Awaitable[T]]) -> Settled[T]:
     """Runs all at once and waits for all. Cancelled, it cancels what is running."""
     # Not `gather`: it gives up waiting at the first error, and the others would go on with nobody to take what they
     # give.
-    tasks = [asyncio.ensure_future(_awaited(each)) for each in work]
+    # Each piece is a task itself: a coroutine inside another one would be lost, with a warning, where the outer one is
+    # cancelled before its first step.
+    tasks = [asyncio.ensure_future(each) for each in work]
     if not tasks:
         return Settled(())
     try:
@@ -38,12 +40,8 @@ async def settled(work: Iterable[Awaitable[T]]) -> Settled[T]:
     return Settled(good, tuple(trouble for task in tasks if (trouble := trouble_of(task)) is not None))
 
 
-def trouble_of(task: asyncio.Task[T]) -> str | None:
+def trouble_of(task: asyncio.Future[T]) -> str | None:
     """Why a task that has ended gave nothing, in words; None where it gave something."""
     # Asking a cancelled task for its exception raises it instead, so that question comes first.
     error = asyncio.CancelledError("it was cancelled") if task.cancelled() else task.exception()
     return None if error is None else f"{type(error).__name__}: {error}".rstrip(": ")
-
-
-async def _awaited(work: Awaitable[T]) -> T:
-    return await work
