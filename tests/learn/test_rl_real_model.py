@@ -1,7 +1,7 @@
 """The default model learns sums of one digit from rewards alone.
 
-The other learners share this one's path, and differ in pure functions that are held to their formulas; they are compared
-at length by `bench.learn_beside_cookbook`.
+The other learners share this one's path, and differ in pure functions that are held to their formulas; they are
+compared at length by `bench.learn_beside_cookbook`.
 """
 
 import re
