@@ -53,6 +53,23 @@ def add_job(place: Place, key_id: str, **fields: object) -> str:
     return place.write(jobs.create, JobRow(jobs.new_id(), key_id, place.now, plan(**fields)), 1000).id
 
 
+def add_model(place: Place, key_id: str, job_id: str) -> TunedModel:
+    made = TunedModel(
+        name="ft:x",
+        key_id=key_id,
+        job_id=job_id,
+        base_model="tiny",
+        step=1,
+        is_final=True,
+        path="tinker://r/sampler_weights/a",
+        state_path=None,
+        metrics={},
+        created=1.0,
+    )
+    place.write(tuned_models.add, made)
+    return made
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     made=st.lists(st.tuples(st.booleans(), st.sampled_from(PURPOSES)), max_size=12),
@@ -137,19 +154,7 @@ def test_a_key_has_so_many_unfinished_jobs_and_no_more(place: Place) -> None:
 
 def test_what_is_of_another_key_looks_missing(place: Place) -> None:
     file_id, job_id = add_file(place, place.ann), add_job(place, place.ann)
-    made = TunedModel(
-        name="ft:x",
-        key_id=place.ann,
-        job_id=job_id,
-        base_model="tiny",
-        step=1,
-        is_final=True,
-        path="tinker://r/sampler_weights/a",
-        state_path=None,
-        metrics={},
-        created=1.0,
-    )
-    place.write(tuned_models.add, made)
+    add_model(place, place.ann, job_id)
     for get, name in ((uploads.get, file_id), (jobs.get, job_id), (tuned_models.get, "ft:x")):
         place.read(get, place.ann, name)
         with pytest.raises(NotFound):
@@ -208,19 +213,7 @@ def test_old_jobs_go_and_what_they_made_stays(place: Place) -> None:
         place.write(jobs.say, job_id, "info", "x", at)
         place.write(jobs.stepped, job_id, 1, {}, trained_tokens=1, now=at)
         place.write(jobs.change_status, job_id, "succeeded", at)
-    made = TunedModel(
-        name="ft:x",
-        key_id=place.ann,
-        job_id=old,
-        base_model="tiny",
-        step=1,
-        is_final=True,
-        path="tinker://r/sampler_weights/a",
-        state_path=None,
-        metrics={},
-        created=1.0,
-    )
-    place.write(tuned_models.add, made)
+    made = add_model(place, place.ann, old)
     place.write(jobs.sweep, 10.0)
     assert [row.id for row in place.read(jobs.list_page, place.ann, 9)] == [new]
     assert place.read(tuned_models.get, place.ann, "ft:x").path == made.path

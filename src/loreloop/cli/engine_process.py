@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -27,12 +26,13 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
     die_with_parent(parent_pid)  # before libraries that take seconds to load
     from loreloop.engine.local import LocalEngine
     from loreloop.formats.checksums import check_weights_unchanged
+    from loreloop.host.link import EngineLink, first_link
     from loreloop.host.log import speak_to_supervisor
     from loreloop.host.server_plan import read_plan
     from loreloop.host.starts import say_up
     from loreloop.host.supervisor import CANNOT_START
     from loreloop.protocol.errors import UserError
-    from loreloop.protocol.link import Hello, Shutdown
+    from loreloop.protocol.link import Hello
     from loreloop.scheduler.loop import Scheduler
     from loreloop.store.files import SECRET, read_secret
     from loreloop.text.answers import parts_of
@@ -61,11 +61,8 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
     except UserError as error:
         LOG.error("%s", error.message)
         sys.exit(CANNOT_START)
-    link = _first_link(plan.socket)
-    # The signal becomes a message like any other, so the engine ends between two steps.
-    signal.signal(signal.SIGTERM, lambda *_: link.inbox.put(Shutdown()))
-    # Ctrl-C in a terminal reaches all processes; only the supervisor decides on the end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    link = first_link(EngineLink, plan.socket)
+    _heed_signals(link)
     link.send(Hello(base_model, engine.info))
     scheduler = Scheduler(
         engine,
@@ -79,6 +76,15 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
     scheduler.run()
     link.close()
     _end_at_once()
+
+
+def _heed_signals(link: EngineLink) -> None:
+    from loreloop.protocol.link import Shutdown
+
+    # The signal becomes a message like any other, so the engine ends between two steps.
+    signal.signal(signal.SIGTERM, lambda *_: link.inbox.put(Shutdown()))
+    # Ctrl-C in a terminal reaches all processes; only the supervisor decides on the end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _grammars_of(folder: Path) -> Callable[[EngineInfo], Constrain]:
@@ -101,18 +107,6 @@ def _end_at_once() -> NoReturn:
     LOG.info("ended")
     sys.stderr.flush()
     os._exit(0)
-
-
-def _first_link(socket_file: Path) -> EngineLink:
-    """Waits for the HTTP process, which may be starting at the same time."""
-    from loreloop.host.link import EngineLink
-
-    for _ in range(600):
-        try:
-            return EngineLink(socket_file)
-        except OSError:
-            time.sleep(0.1)
-    sys.exit(f"loreloop: nobody listens on {socket_file}")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,9 @@ import logging
 import os
 import signal
 import sys
-import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from loreloop.host.link import WorkerLink
     from loreloop.learn.jobs.worker import Orders, Send
     from loreloop.protocol.jobs import Assignment
 
@@ -24,13 +20,14 @@ def main(plan_file: str, parent_pid: int) -> None:
     from loreloop.host.orphans import die_with_parent
 
     die_with_parent(parent_pid)
+    from loreloop.host.link import WorkerLink, first_link
     from loreloop.host.log import speak_to_supervisor
     from loreloop.host.server_plan import read_plan
     from loreloop.host.starts import say_up
 
     speak_to_supervisor()
     plan = read_plan(plan_file)
-    link = _first_link(plan.worker_socket)
+    link = first_link(WorkerLink, plan.worker_socket)
     signal.signal(signal.SIGTERM, lambda *_: link.inbox.put(None))
     # Ctrl-C in a terminal reaches all processes; only the supervisor decides on the end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -49,18 +46,6 @@ def main(plan_file: str, parent_pid: int) -> None:
     LOG.info("ended")
     sys.stderr.flush()
     os._exit(0)  # threads of jobs would hold the process up
-
-
-def _first_link(socket_file: Path) -> WorkerLink:
-    """Waits for the HTTP process, which may be starting at the same time."""
-    from loreloop.host.link import WorkerLink
-
-    for _ in range(600):
-        try:
-            return WorkerLink(socket_file)
-        except OSError:
-            time.sleep(0.1)
-    sys.exit(f"loreloop: nobody listens on {socket_file}")
 
 
 if __name__ == "__main__":

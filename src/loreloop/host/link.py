@@ -10,8 +10,10 @@ import asyncio
 import queue
 import socket
 import struct
+import sys
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -23,6 +25,7 @@ from loreloop.protocol.link import FromEngine, ToEngine
 LENGTH = struct.Struct(">I")
 Told = TypeVar("Told")
 Heard = TypeVar("Heard")
+Link = TypeVar("Link", bound="_Link[Any, Any]")
 
 
 def frame(message: ToEngine | FromEngine | ToWorker | FromWorker) -> bytes:
@@ -125,3 +128,14 @@ class WorkerLink(_Link[ToWorker, FromWorker]):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, ToWorker)
+
+
+def first_link(kind: Callable[[Path], Link], path: Path) -> Link:
+    """A process's link at its start. Waits for the HTTP process, which may be starting at the same time, and exits
+    where nobody listens after a minute."""
+    for _ in range(600):
+        try:
+            return kind(path)
+        except OSError:
+            time.sleep(0.1)
+    sys.exit(f"loreloop: nobody listens on {path}")

@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select, update
 
-from loreloop.protocol.errors import BadRequest, Conflict, NotFound, TooLarge
+from loreloop.protocol.errors import Conflict, NotFound, TooLarge
 from loreloop.protocol.jobs import ENDED, JobError, JobPlan, JobStatus, Level, Metrics, ResumePoint
 from loreloop.store import uploads
 from loreloop.store.job_rows import EventRow, FileRow, JobRow
+from loreloop.store.pages import number_in_job, number_of_row
 from loreloop.store.schema import JOB_EVENTS, JOB_METRICS, JOBS
 
 RUNNING: tuple[JobStatus, ...] = ("running",)
@@ -73,10 +74,7 @@ def list_page(
     what is given. BadRequest where `after` is none."""
     wanted = select(JOBS) if key_id is None else select(JOBS).where(JOBS.c.key_id == key_id)
     if after:
-        number = connection.scalar(select(JOBS.c.number).where(JOBS.c.id == after, JOBS.c.key_id == key_id))
-        if number is None:
-            raise BadRequest(f"after names {after[:80]!r}, which is no job of this key.")
-        wanted = wanted.where(JOBS.c.number < number)
+        wanted = wanted.where(JOBS.c.number < number_of_row(connection, JOBS, key_id, after, "job"))
     held = func.json_extract(JOBS.c.plan, "$.metadata")
     if without_metadata:
         wanted = wanted.where(held.is_(None))
@@ -209,10 +207,7 @@ def events(
         wanted = wanted.where(JOB_EVENTS.c.number > behind).order_by(JOB_EVENTS.c.number)
     else:
         if after:
-            prefix, number = job_id.replace("ftjob-", "ftevent-"), after.rpartition("-")[2]
-            if after.rpartition("-")[0] != prefix or not (number.isdecimal() and len(number) < 10):
-                raise BadRequest(f"after names {after[:80]!r}, which is no event of {job_id}.")
-            wanted = wanted.where(JOB_EVENTS.c.number < int(number))
+            wanted = wanted.where(JOB_EVENTS.c.number < number_in_job(job_id, "ftevent", after, "event"))
         wanted = wanted.order_by(JOB_EVENTS.c.number.desc())
     return [_event(row) for row in connection.execute(wanted.limit(limit))]
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import msgspec
 from sqlalchemy import Connection, Row, delete, insert, select
 
-from loreloop.protocol.errors import BadRequest, NotFound
+from loreloop.protocol.errors import NotFound
 from loreloop.store.job_rows import TunedModel
+from loreloop.store.pages import number_in_job
 from loreloop.store.schema import TUNED_MODELS
 
 
@@ -58,10 +59,7 @@ def of_job(connection: Connection, job_id: str, limit: int, after: str = "") -> 
     """`limit` of what a job has made behind the one whose id is `after`, the newest first."""
     wanted = select(TUNED_MODELS).where(TUNED_MODELS.c.job_id == job_id)
     if after:
-        prefix, step = job_id.replace("ftjob-", "ftckpt-"), after.rpartition("-")[2]
-        if after.rpartition("-")[0] != prefix or not (step.isdecimal() and len(step) < 10):
-            raise BadRequest(f"after names {after[:80]!r}, which is no checkpoint of {job_id}.")
-        wanted = wanted.where(TUNED_MODELS.c.step < int(step))
+        wanted = wanted.where(TUNED_MODELS.c.step < number_in_job(job_id, "ftckpt", after, "checkpoint"))
     rows = connection.execute(wanted.order_by(TUNED_MODELS.c.step.desc()).limit(limit))
     return [_row(row) for row in rows]
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Connection, Row, delete, func, insert, select
 
-from loreloop.protocol.errors import BadRequest, Conflict, NotFound, TooLarge
+from loreloop.protocol.errors import Conflict, NotFound, TooLarge
 from loreloop.store.checkpoints import leave_files
 from loreloop.store.files import Files
 from loreloop.store.job_rows import FileRow
+from loreloop.store.pages import number_of_row
 from loreloop.store.schema import FILES, JOBS, KEYS
 
 MAX_FILES = 10_000  # of a key
@@ -76,9 +77,7 @@ def list_page(
     if purpose:
         wanted = wanted.where(FILES.c.purpose == purpose)
     if after:
-        number = connection.scalar(select(FILES.c.number).where(FILES.c.id == after, FILES.c.key_id == key_id))
-        if number is None:
-            raise BadRequest(f"after names {after[:80]!r}, which is no file of this key.")
+        number = number_of_row(connection, FILES, key_id, after, "file")
         wanted = wanted.where(FILES.c.number > number if ascending else FILES.c.number < number)
     order = FILES.c.number if ascending else FILES.c.number.desc()
     return [_row(row) for row in connection.execute(wanted.order_by(order).limit(limit))]

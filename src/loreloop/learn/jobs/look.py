@@ -19,10 +19,11 @@ from loreloop.protocol.jobs import JobError
 
 @dataclass(frozen=True)
 class Looked:
-    """Looks at examples for one model, whose `window` is in tokens, as long as the job is not told to stop."""
+    """Looks at examples for one model, whose `window` is in tokens (None: not known), as long as the job is not told to
+    stop."""
 
     renderer: Renderer
-    window: int
+    window: int | None
     orders: Orders
 
     def at(self, examples: Sequence[Any], field: str) -> None:
@@ -34,7 +35,7 @@ class Looked:
                 n_tokens = self._longest(example)
             except BadRequest as error:
                 raise _refused(field, f"Example {number}: {error.message}") from None
-            if n_tokens > self.window:
+            if self.window is not None and n_tokens > self.window:
                 raise _refused(
                     field, f"Example {number} has {n_tokens} tokens, and the model's window holds {self.window}."
                 )
@@ -56,12 +57,6 @@ class Looked:
         if not data:
             raise BadRequest("nothing of it is learned: no answer of the assistant has a weight above 0.")
         return max(datum.model_input.length for datum in data)
-
-
-async def window_of(client: tinker.RestClient, base_model: str) -> int:
-    """How many tokens a model takes, as the server says it."""
-    served = (await client.get_server_capabilities()).supported_models
-    return next((each.max_context_length or 0 for each in served if each.model_name == base_model), 0)
 
 
 def _refused(field: str, message: str) -> JobFailed:

@@ -10,10 +10,10 @@ from typing import Any
 
 import tinker
 
-from loreloop.learn.clients import Clients
+from loreloop.learn.clients import Clients, window_of
 from loreloop.learn.files import read_file
 from loreloop.learn.jobs.contents import READERS, Form
-from loreloop.learn.jobs.look import Looked, window_of
+from loreloop.learn.jobs.look import Looked
 from loreloop.learn.jobs.report import Report
 from loreloop.learn.jobs.rewarded import GradedJob, Tools, graded_job, means_of, thinking
 from loreloop.learn.jobs.worker import JobFailed, Orders, Send
@@ -89,8 +89,7 @@ class Job:
         renderer = await self._seeing([*examples, *held_out])
         if assignment.resume is None:
             # Whoever resumes a job need not look at it again.
-            rest = tinker.RestClient(base_url=assignment.url, api_key=assignment.secret)
-            look = Looked(renderer, await window_of(rest, plan.base_model), orders)
+            look = Looked(renderer, await window_of(self.service, plan.base_model), orders)
             look.at(examples, "training_file")
             look.at(held_out, "validation_file")
         clients = Clients(self.service, plan, assignment.resume.states if assignment.resume else None)
