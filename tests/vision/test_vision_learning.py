@@ -56,13 +56,14 @@ def test_images_are_learned_from(seeing: RunningServer) -> None:
 
 
 def test_a_prompt_has_the_length_that_the_chat_route_tells(seeing: RunningServer) -> None:
+    made = order(seeing, "eyes")
     with tinker.ServiceClient(base_url=seeing.url, api_key=seeing.key) as service:
-        made = asyncio.run(methods.seeing(order(seeing, "eyes"), service))
+        renderer = asyncio.run(methods.seeing(made.renderer, service, "eyes", made.examples))
     client = openai.OpenAI(base_url=f"{seeing.url}/v1", api_key=seeing.key)
     for example, body in zip(made.examples, LINES, strict=True):
         asked = client.chat.completions.create(model="eyes", messages=body["messages"][:1], max_tokens=1)
         assert asked.usage is not None
-        (datum,) = made.renderer.demonstrations(example)
+        (datum,) = renderer.demonstrations(example)
         n_learned = int((datum.loss_fn_inputs["weights"].to_numpy() > 0).sum())
         assert datum.model_input.length + 1 - n_learned == asked.usage.prompt_tokens
 

@@ -61,7 +61,8 @@ class Keeping:
 
 async def train(order: Order, service: tinker.ServiceClient, keeping: Keeping) -> Ending:
     """Runs an order from where its run stands. BadRequest names an example that the model cannot learn from."""
-    order = await seeing(order, service)
+    examples = (*order.examples, *order.held_out)
+    order = replace(order, renderer=await seeing(order.renderer, service, order.plan.base_model, examples))
     method, position = METHODS[order.method], await keeping.progress.load()
     if position is None:
         # What was looked at once need not be looked at again by whoever resumes.
@@ -86,13 +87,16 @@ async def train(order: Order, service: tinker.ServiceClient, keeping: Keeping) -
         await learner.close()
 
 
-async def seeing(order: Order, service: tinker.ServiceClient) -> Order:
-    """The order with the images of its examples known; itself where there are none, or where its model cannot see."""
-    urls = urls_of(talk for example in (*order.examples, *order.held_out) for talk in conversations_of(example))
-    if not urls or order.renderer.sight is None:
-        return order
-    sampler = await service.create_sampling_client(base_model=order.plan.base_model)
-    return replace(order, renderer=order.renderer.seeing(await counted(sampler, urls, order.renderer.stop[0])))
+async def seeing(
+    renderer: Renderer, service: tinker.ServiceClient, base_model: str, examples: Iterable[Any]
+) -> Renderer:
+    """The renderer with the images of the examples known, whose sizes in tokens only the server knows; itself where
+    there are none, or where its model cannot see."""
+    urls = urls_of(talk for example in examples for talk in conversations_of(example))
+    if not urls or renderer.sight is None:
+        return renderer
+    sampler = await service.create_sampling_client(base_model=base_model)
+    return renderer.seeing(await counted(sampler, urls, renderer.stop[0]))
 
 
 def conversations_of(example: Any) -> list[Conversation]:

@@ -20,8 +20,7 @@ from loreloop.learn.jobs.worker import JobFailed, Orders, Send
 from loreloop.learn.learners.dpo import Dpo
 from loreloop.learn.learners.kto import Kto
 from loreloop.learn.learners.sft import Sft
-from loreloop.learn.methods import conversations_of
-from loreloop.learn.pictures import counted, urls_of
+from loreloop.learn.methods import seeing
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer, renderer_of
 from loreloop.learn.rewards.graders.grader import Means
@@ -86,7 +85,7 @@ class Job:
         job, assignment = self.assignment.plan, self.assignment
         plan = plan_of(job)
         examples, held_out = self._read(assignment.training_path), self._read(assignment.validation_path)
-        renderer = await self._seeing([*examples, *held_out])
+        renderer = await seeing(self.renderer, self.service, plan.base_model, [*examples, *held_out])
         if assignment.resume is None:
             # Whoever resumes a job need not look at it again.
             look = Looked(renderer, await window_of(self.service, plan.base_model), orders)
@@ -120,14 +119,6 @@ class Job:
         if job.kind == "reinforcement":
             examples = thinking(examples, job.hyperparameters["reasoning_effort"])
         return examples
-
-    async def _seeing(self, examples: Sequence[Any]) -> Renderer:
-        """The renderer with the images of the examples known, whose sizes in tokens only the server knows."""
-        urls = urls_of(talk for example in examples for talk in conversations_of(example))
-        if not urls:
-            return self.renderer
-        sampler = await self.service.create_sampling_client(base_model=self.assignment.plan.base_model)
-        return self.renderer.seeing(await counted(sampler, urls, self.renderer.stop[0]))
 
 
 def plan_of(job: JobPlan) -> Plan:
