@@ -77,5 +77,5 @@ def test_feedback_becomes_a_promoted_revision(server: RunningServer, tmp_path: P
     asyncio.run(go())
     folder = LoopFolder(tmp_path / "loop.state")
     assert [one.verdict for one in folder.decisions()] == ["passed", "promoted"]
-    assert folder.load().champion.target == feeds.used[0]["revision"]
+    assert folder.load().champion.target == feeds.used[-1]["revision"]
     assert len(feeds.used[0]["turns"]) == 6

@@ -64,13 +64,15 @@ class World:
     def feedback(self, after: int = 0) -> Iterable[Feedback]:
         return [one for one in self.feeds.feedback if one.number > after]
 
-    def mark_used(self, candidate: str, revision: str, turns: Sequence[str]) -> None:
+    def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
         self.fate.moment()
         self.marked.append((revision, tuple(turns)))
         self.feeds.turns = [
             replace(one, fate="used", candidate=candidate) if one.id in turns else one for one in self.feeds.turns
         ]
         self.fate.moment()
+        known = {one.id for one in self.feeds.turns}
+        return tuple(one for one in turns if one not in known)
 
     def deleted_persons(self) -> frozenset[str]:
         return frozenset(f"{one.key_id}\n{one.user}" for one in self.feeds.deleted)

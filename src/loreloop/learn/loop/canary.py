@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
-from loreloop.learn.loop.collecting import person_of, said_of
+from loreloop.learn.loop.collecting import newest_of, person_of, said_of
 from loreloop.learn.loop.config import Canary
 from loreloop.learn.loop.sequential import Outcome, Trial, difference, judge, paired
 from loreloop.protocol.episodes import Turn
@@ -44,7 +44,7 @@ def evidence_of(
 ) -> Evidence:
     """The episodes that began with the canary or behind it. An episode that two revisions answered, or a person's own
     adapter, is left out, and so are side turns, and what one person has judged beyond their share."""
-    by_id = {turn.id: turn for turn in turns if not turn.side and turn.version >= since_version}
+    by_id = {turn.id: turn for turn in newest_of(turns).values() if not turn.side and turn.version >= since_version}
     arms, mixed = _arms_of(by_id.values())
     scores: dict[str, list[float]] = defaultdict(list)
     first: dict[str, int] = {}

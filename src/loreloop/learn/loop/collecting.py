@@ -21,7 +21,7 @@ from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, PREFERENCE, SCOR
 
 LIKED, DISLIKED = 0.75, 0.25  # scores that count as a thumb
 MARKS = (THUMB, ACCEPTED, SCORE, VERDICT)
-NEVER = ("side", "no_consent", "mixed", "expired")
+NEVER = ("side", "no_consent", "mixed", "expired", "dropped")
 Line = dict[str, Any]
 
 
@@ -94,8 +94,19 @@ def said_of(turns: Mapping[str, Turn], statements: Iterable[Feedback]) -> dict[s
     return found
 
 
+def newest_of(turns: Iterable[Turn]) -> dict[str, Turn]:
+    """The turns by their ids, each as the feed told it last: a turn that was marked anew stands there twice."""
+    found: dict[str, Turn] = {}
+    for turn in turns:
+        if turn.id not in found or found[turn.id].number < turn.number:
+            found[turn.id] = turn
+    return found
+
+
 def may_train(turn: Turn, rules: Rules) -> bool:
     """Whether anything may be learned from a turn at all."""
+    if not turn.messages or not turn.answer:
+        return False
     if not turn.consent or turn.side or turn.fate in NEVER or person_of(turn) in rules.deleted:
         return False
     return prompt_key(turn.messages) not in rules.golden
@@ -103,7 +114,7 @@ def may_train(turn: Turn, rules: Rules) -> bool:
 
 def collect(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules) -> Collected:
     """Lines of all methods, out of the newest statements that the rules let through."""
-    by_id = {turn.id: turn for turn in turns if may_train(turn, rules)}
+    by_id = {turn.id: turn for turn in newest_of(turns).values() if may_train(turn, rules)}
     found = Collected()
     for turn_id, said in said_of(by_id, statements).items():
         for method, line in lines_of_turn(by_id[turn_id], said, by_id):

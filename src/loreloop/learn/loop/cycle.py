@@ -49,8 +49,8 @@ class Server(Protocol):
         """Statements behind a number."""
         ...
 
-    def mark_used(self, candidate: str, revision: str, turns: Sequence[str]) -> None:
-        """Says which turns a candidate was trained on."""
+    def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
+        """Says which turns a candidate is trained on; gives those that are not there any more."""
         ...
 
     def deleted_persons(self) -> frozenset[str]:
@@ -200,25 +200,33 @@ class Course:
     async def _train(self, state: State) -> None:
         folder = self.folder.cycle(state.cycle)
         data = data_of(folder)
-        if self._void(state, data):
-            return
         name = f"{self.config.deployment}-{state.cycle:04d}"
+        # Marked before the first step, so that no weights have learned from a turn that does not say so.
+        if self._void(state, data, self.server.mark_used(name, None, data.turns)):
+            return
         made = await self.work.train(folder, state.champion.state, name)
         if made is None:
             raise Conflict(
                 f"The files of cycle {state.cycle} are gone from {folder}; remove the folder, and run again."
             )
-        self.server.mark_used(name, made.path, data.turns)
+        if self._void(state, data, self.server.mark_used(name, made.path, data.turns)):
+            return
         candidate = Revision(target=made.path, state=made.state, cycle=state.cycle)
         self.folder.tell(f"Candidate {state.cycle} stands before the offline gate.")
         self.folder.save(replace(state, stage="gate", candidate=candidate))
 
-    def _void(self, state: State, data: Data) -> bool:
-        """Ends a cycle that would teach what a person said who has been deleted since; the next begins without it."""
+    def _void(self, state: State, data: Data, unknown: Sequence[str] = ()) -> bool:
+        """Ends a cycle that would teach what a person said who has been deleted since, or turns that are gone; the next
+        begins without them."""
         gone = data.persons & self.server.deleted_persons()
-        if not gone:
+        if not gone and not unknown:
             return False
-        sentence = f"{len(gone)} persons whose words it was to learn were deleted; a new cycle begins without them."
+        what = (
+            f"{len(gone)} persons whose words it was to learn were deleted"
+            if gone
+            else f"{len(unknown)} turns are gone"
+        )
+        sentence = f"{what}; a new cycle begins without them."
         self._decide(state, "void", "void", sentence)
         drop_lines(self.folder.cycle(state.cycle))
         self.folder.save(replace(ended(state), stage="collecting", cycle=state.cycle + 1))

@@ -19,18 +19,16 @@ from loreloop.protocol.feedback import Feedback, FeedbackPage
 T = TypeVar("T")
 PAGE = 500
 SECONDS = httpx.Timeout(10, read=300)  # new weights of two arms may warm up for two minutes each
-# Of a deployment's JSON, what a change takes along as it is: a loop that moves a target must not end the recording.
-KEPT = ("record", "retention_days", "redact", "consent", "origins", "allowed_origins")
+MOST_MARKED = 5000  # turns of one request
 
 
 class Deployed(msgspec.Struct, frozen=True):
-    """A deployment as it is: its target, its canary with the share that it gets, and its other settings."""
+    """A deployment as it is: its target, and its canary with the share that it gets."""
 
     target: str
     canary: str | None = None
     canary_percent: float = 0.0
     version: int = 0
-    settings: dict[str, Any] = {}
 
 
 class Door:
@@ -49,16 +47,14 @@ class Door:
 
     def deployment(self) -> Deployed:
         """The deployment as it is now; NotFound where there is none."""
-        found = self._json("GET", self.place)
-        settings = {name: found[name] for name in KEPT if name in found}
-        return msgspec.structs.replace(msgspec.convert(found, Deployed), settings=settings)
+        return msgspec.convert(self._json("GET", self.place), Deployed)
 
     def deploy(self, target: str, canary: str | None = None, percent: float = 0.0) -> None:
-        """Moves the deployment, unless it stands there already. Its other settings stay."""
+        """Moves the deployment, unless it stands there already. What it records stays as it was."""
         now = self.deployment()
         if (now.target, now.canary, now.canary_percent if now.canary else 0.0) == (target, canary, percent):
             return
-        body: dict[str, Any] = {"target": target} | now.settings
+        body: dict[str, Any] = {"target": target}
         if canary is not None:
             body |= {"canary": canary, "canary_percent": percent}
         self._json("PUT", self.place, body)
@@ -81,10 +77,15 @@ class Door:
                 return
             after = page.next
 
-    def mark_used(self, candidate: str, revision: str, turns: Sequence[str]) -> None:
-        """Says which turns a candidate was trained on, so that each turn, and each person, can be told."""
-        body = {"candidate": candidate, "revision": revision, "turns": list(turns)}
-        self._json("POST", f"{self.place}/used", body)
+    def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
+        """Says which turns a candidate is trained on, so that each turn, and each person, can be told. The turns that
+        are not there any more: nobody may be trained on these."""
+        unknown: list[str] = []
+        for start in range(0, len(turns), MOST_MARKED):
+            body = {"candidate": candidate, "turns": list(turns[start : start + MOST_MARKED])}
+            body |= {"revision": revision} if revision is not None else {}
+            unknown += self._json("POST", f"{self.place}/used", body).get("unknown", [])
+        return tuple(unknown)
 
     def counts(self) -> dict[str, Any]:
         """How many turns have which fate."""
@@ -105,9 +106,10 @@ class Door:
         target: str | None = found.get("target")
         return target
 
-    def set_person(self, user: str, target: str) -> None:
+    def set_person(self, user: str, target: str, key_id: str = "") -> None:
         """Has one person answered by weights of their own."""
-        self._json("PUT", f"{self.place}/persons/{quote(user, safe='')}", {"target": target})
+        body = {"target": target} | ({"key": key_id} if key_id else {})
+        self._json("PUT", f"{self.place}/persons/{quote(user, safe='')}", body)
 
     def clear_person(self, user: str) -> None:
         """Has one person answered by the deployment's own weights again."""

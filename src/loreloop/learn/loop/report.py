@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Any
 
 from loreloop.learn.loop.canary import score_of
-from loreloop.learn.loop.collecting import said_of
+from loreloop.learn.loop.collecting import newest_of, said_of
 from loreloop.learn.loop.config import LoopConfig
 from loreloop.learn.loop.cycle import Server
 from loreloop.learn.loop.state import Decision, LoopFolder
@@ -76,7 +76,7 @@ def page_of(config: LoopConfig, folder: LoopFolder, server: Server) -> str:
 
 def judged_of(turns: Iterable[Turn], statements: Iterable[Feedback], config: LoopConfig) -> list[Judged]:
     """Every turn that somebody was content or discontent with, in the order of their times."""
-    by_id = {turn.id: turn for turn in turns if not turn.side}
+    by_id = {turn.id: turn for turn in newest_of(turns).values() if not turn.side}
     found = []
     for turn_id, said in said_of(by_id, statements).items():
         values = [value for one in said if (value := score_of(one, config.canary, BUILT_IN)) is not None]
