@@ -108,6 +108,20 @@ def promote(file: Path, as_json: bool) -> None:
     _by_hand(file, as_json, by_hand.promote)
 
 
+@click.command("try")
+@click.argument("target")
+@click.argument("weights")
+@FILE
+@JSON
+def try_weights(target: str, weights: str, file: Path, as_json: bool) -> None:
+    """Let the loop try weights that were made elsewhere: TARGET for sampling, WEIGHTS the saved state behind it."""
+    from loreloop.learn.loop.by_hand import propose
+    from loreloop.learn.loop.state import LoopFolder
+
+    propose(LoopFolder(_loaded(file).folder), target, weights)
+    _print({"proposed": target}, as_json)
+
+
 @click.command()
 @FILE
 @JSON
@@ -185,4 +199,4 @@ def _print(found: dict[str, Any], as_json: bool) -> None:
             click.echo(f"{name:<12} {'-' if value is None else value}")
 
 
-VERBS = (init, run, status, pause, promote, rollback, report, decisions)
+VERBS = (init, run, status, pause, promote, rollback, report, decisions, try_weights)

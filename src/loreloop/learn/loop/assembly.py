@@ -21,19 +21,21 @@ from loreloop.learn.clients import window_of
 from loreloop.learn.examples import Task
 from loreloop.learn.files import read_file, tasks
 from loreloop.learn.loop.answering import Room
-from loreloop.learn.loop.collecting import prompt_key
+from loreloop.learn.loop.collecting import Line, prompt_key
 from loreloop.learn.loop.config import Loaded
 from loreloop.learn.loop.cycle import Course, Work
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
+from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.state import LoopFolder
-from loreloop.learn.loop.training import Made, Shop, trained
+from loreloop.learn.loop.training import Made, Shop, for_person, trained
 from loreloop.learn.model_texts import fetch_texts
 from loreloop.learn.rendering import Renderer, renderer_of
-from loreloop.protocol.episodes import Turn
+from loreloop.protocol.episodes import Message, Turn
 from loreloop.protocol.errors import Unavailable, WrongSettings
 from loreloop.protocol.feedback import Feedback
 
+PERSON_TOKENS = 256  # of an answer that is compared with a correction
 PATIENCE_SECONDS = 5.0  # before a server that did not answer is asked again
 
 
@@ -63,7 +65,16 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
         base_model = state.base_model if state else await base_of(service, door.deployment().target)
         texts = texts_of(loaded, base_model)
         parts = Parts(loaded, service, renderer_of(texts), texts, base_model)
-        course = Course(config=loaded.config, folder=folder, server=door, work=parts.work(), now=now)
+        persons = PersonCourse(
+            rules=loaded.config.persons,
+            folder=folder,
+            server=door,
+            train=parts.train_person,
+            right=parts.right,
+            now=now,
+            deployment=loaded.config.deployment,
+        )
+        course = Course(config=loaded.config, folder=folder, server=door, work=parts.work(), now=now, persons=persons)
         course.begin(base_model)
         yield course
 
@@ -104,21 +115,39 @@ class Parts:
         """The work of a cycle, by the settings."""
         return Work(train=self.train, look=self.look, learn_reward=self.learn_reward, golden=golden_of(self.loaded))
 
-    async def train(self, folder: Path, start: str | None, name: str) -> Made | None:
-        """A candidate of a cycle's folder."""
-        config = self.loaded.config
-        shop = Shop(
+    def shop(self) -> Shop:
+        """What training needs."""
+        return Shop(
             service=self.service,
             renderer=self.renderer,
             texts=self.texts,
             base_model=self.base_model,
-            training=config.training,
-            seed=config.seed,
+            training=self.loaded.config.training,
+            seed=self.loaded.config.seed,
         )
+
+    async def train(self, folder: Path, start: str | None, name: str) -> Made | None:
+        """A candidate of a cycle's folder."""
+        return await self._train(self.shop(), folder, start, name)
+
+    async def train_person(self, folder: Path, start: str | None, name: str) -> Made | None:
+        """Weights for one person, of their corrections."""
+        rules = self.loaded.config.persons
+        return await self._train(for_person(self.shop(), rules.epochs, rules.learning_rate), folder, start, name)
+
+    async def _train(self, shop: Shop, folder: Path, start: str | None, name: str) -> Made | None:
         try:
             return await trained(shop, folder, start, name)
         except tinker.TinkerError as error:
             raise Unavailable(f"The server did not go on with the training: {error}") from None
+
+    async def right(self, target: str, lines: Sequence[Line]) -> float:
+        """The share of corrected prompts that weights answer as they were corrected, but for white space and case."""
+        wanted = [str(line["messages"][-1]["content"]) for line in lines]
+        plain = [{"messages": [_asked(one) for one in line["messages"][:-1]]} for line in lines]
+        asked = list(tasks(map(msgspec.json.encode, plain)))
+        found = await Room(self.service, self.renderer).answers(target, asked, PERSON_TOKENS)
+        return sum(_words(one.text) == _words(each) for one, each in zip(found, wanted, strict=True)) / len(lines)
 
     async def look(self, sides: Sides, turns: Sequence[Turn], prompts: Sequence[Turn]) -> Gated:
         """The offline gate, with prompts of recorded turns for the shadow."""
@@ -128,6 +157,14 @@ class Parts:
     async def learn_reward(self, turns: Sequence[Turn], statements: Sequence[Feedback]) -> str:
         """Lets the reward hear of everything; what its guards have to say."""
         return ""
+
+
+def _asked(message: Message) -> Message:
+    return {name: value for name, value in message.items() if name != "weight"}
+
+
+def _words(text: str) -> list[str]:
+    return text.casefold().split()
 
 
 def asked_again(turns: Sequence[Turn]) -> list[Task]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from loreloop.learn.loop.cycle import Server
-from loreloop.learn.loop.state import LoopFolder, State
+from loreloop.learn.loop.cycle import Server, state_of
+from loreloop.learn.loop.state import LoopFolder, Revision, State
 from loreloop.protocol.errors import Conflict
 
 
@@ -30,6 +30,16 @@ def status_of(folder: LoopFolder) -> dict[str, Any]:
         "numbers": folder.why()["numbers"],
         "last_decision": msgspec.to_builtins(decisions[-1]) if decisions else None,
     }
+
+
+def propose(folder: LoopFolder, target: str, weights: str) -> None:
+    """Has the loop try weights that were made elsewhere: `target` for sampling, and the saved state `weights` from
+    which training would go on. Conflict where the two are not of one run, or something is proposed already."""
+    begun(folder)
+    state_of(target, weights)
+    if folder.proposed() is not None:
+        raise Conflict("Weights are proposed already; the loop tries them when it has nothing else in hand.")
+    folder.propose(Revision(target=target, state=weights))
 
 
 def promote(folder: LoopFolder, server: Server) -> str:

@@ -16,11 +16,12 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 
 from loreloop.learn.loop.canary import PROMOTES, Watched, evidence_of, watch
-from loreloop.learn.loop.collecting import NEVER, Rules, Used, collect
+from loreloop.learn.loop.collecting import NEVER, Collected, Rules, Used, collect
 from loreloop.learn.loop.config import LoopConfig
 from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, lay_out
 from loreloop.learn.loop.door import Deployed
 from loreloop.learn.loop.gate import Gated, Sides
+from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.state import Decision, LoopFolder, Revision, State, Verdict
 from loreloop.learn.loop.training import Made
 from loreloop.protocol.episodes import Turn
@@ -81,6 +82,8 @@ class Course:
     work: Work
     now: Callable[[], float]
     asked: bool = False
+    persons: PersonCourse | None = None
+    persons_heard: int = -1  # up to which statement persons were looked at, by this process
 
     def begin(self, base_model: str) -> State:
         """Where the loop stands; a first state, made of the deployment, for one that has not begun. Conflict where its
@@ -104,7 +107,7 @@ class Course:
             return True
         match state.stage:
             case "idle":
-                return self._wait(state)
+                return await self._wait(state)
             case "collecting":
                 await self._collect(state)
             case "training":
@@ -146,10 +149,15 @@ class Course:
 
     # The stages
 
-    def _wait(self, state: State) -> bool:
+    async def _wait(self, state: State) -> bool:
         if self.folder.paused:
             self.folder.tell("The loop is paused; `loreloop loop pause --off` lets it go on.")
             return False
+        if (proposed := self.folder.proposed()) is not None:
+            self._stand(state, proposed)
+            return True
+        if await self._looked_after(state):
+            return True
         said = [one for one in self.server.feedback(state.heard) if not one.retracted]
         why = self._due(state, len(said))
         if why is None:
@@ -164,6 +172,34 @@ class Course:
         night = self._today() if why == "nightly" else state.night
         self.folder.save(replace(state, stage="collecting", cycle=state.cycle + 1, candidate=None, night=night))
         return True
+
+    def _stand(self, state: State, proposed: Revision) -> None:
+        """Lets weights that were made elsewhere stand before the gate as the candidate of a cycle without training."""
+        if any(one.candidate == proposed.target for one in self.folder.decisions()):
+            # Tried already; the process died before the proposal was taken away.
+            self.folder.withdraw()
+            return
+        cycle = state.cycle + 1
+        data = Data(used={}, heard=state.heard, turns_seen=state.turns_seen)
+        lay_out(self.folder.cycle(cycle), Collected(), (), data)
+        candidate = replace(proposed, cycle=cycle)
+        self.folder.save(replace(state, stage="gate", cycle=cycle, candidate=candidate))
+        self.folder.withdraw()
+
+    async def _looked_after(self, state: State) -> bool:
+        """Makes the adapter of one person who is due; False where nobody is, or nobody shall have one."""
+        if self.persons is None or not self.persons.rules.corrections:
+            return False
+        heard = max(
+            (one.number for one in self.server.feedback(max(0, self.persons_heard))), default=self.persons_heard
+        )
+        if heard == self.persons_heard:
+            return False
+        statements, turns = list(self.server.feedback()), list(self.server.turns())
+        if await self.persons.step(state.champion, turns, statements, self._rules()):
+            return True
+        self.persons_heard = heard
+        return False
 
     def _due(self, state: State, n_said: int) -> str | None:
         """Why a cycle begins now; None where it does not."""

@@ -73,6 +73,7 @@ class LoopFolder:
         self.path = path
         self.state_file, self.decisions_file = path / "state.json", path / "decisions.jsonl"
         self.paused_file, self.why_file = path / "paused", path / "why.json"
+        self.proposed_file = path / "proposed.json"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -125,6 +126,19 @@ class LoopFolder:
             written(self.paused_file, b"")
         else:
             self.paused_file.unlink(missing_ok=True)
+
+    def propose(self, revision: Revision) -> None:
+        """Asks the loop to try weights that were made elsewhere; it does when it has nothing else in hand."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        written(self.proposed_file, msgspec.json.encode(revision))
+
+    def proposed(self) -> Revision | None:
+        """Weights that shall be tried next, if there are any."""
+        return read(self.proposed_file, Revision) if self.proposed_file.exists() else None
+
+    def withdraw(self) -> None:
+        """Forgets what was proposed."""
+        self.proposed_file.unlink(missing_ok=True)
 
     def tell(self, sentence: str, **numbers: Any) -> None:
         """Keeps why nothing was promoted yet, for `status`. Of no worth after a crash, so it is not forced to disk."""
