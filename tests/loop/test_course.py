@@ -304,3 +304,19 @@ def test_mixed_episodes_and_one_persons_many_votes_do_not_decide(tmp_path: Path)
     assert course.folder.load().stage == "canary"
     numbers = course.folder.why()["numbers"]
     assert (numbers["mixed_episodes"], numbers["candidate_episodes"]) == (60, 0)
+
+
+def test_weights_made_elsewhere_stand_before_the_gate_like_any(tmp_path: Path) -> None:
+    world = World()
+    course = world.course(tmp_path, triggers={"feedback": 0})
+    by_hand.propose(course.folder, "tinker://mine/sampler_weights/a", "tinker://mine/weights/a")
+    with pytest.raises(Conflict, match="proposed already"):
+        by_hand.propose(course.folder, "tinker://mine/sampler_weights/a", "tinker://mine/weights/a")
+    steps(course)
+    assert world.deployed.canary == "tinker://mine/sampler_weights/a"
+    world.voted(40, candidate=False, champion=True)
+    steps(course)
+    assert verdicts(tmp_path) == ["passed", "rolled_back"]
+    assert world.deployed.target == "tiny"
+    with pytest.raises(Conflict, match="has not made"):
+        by_hand.propose(course.folder, "tinker://mine/sampler_weights/a", "tinker://other/weights/a")

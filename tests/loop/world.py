@@ -14,6 +14,7 @@ from loreloop.learn.loop.config import config_of
 from loreloop.learn.loop.cycle import Course, Work
 from loreloop.learn.loop.door import Deployed
 from loreloop.learn.loop.gate import Gated
+from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.loop.training import Made
 from loreloop.protocol.episodes import Person, Turn
@@ -103,9 +104,32 @@ class World:
             "canary": {"percent": 10, "least_episodes": 5, "most_episodes": 100, "gain": 0.3},
         }
         work = Work(train=self.train, look=self.look, learn_reward=self.learn_reward, golden=golden)
-        course = Course(config_of(plain | more), LoopFolder(folder), self, work, now)
+        config, loop = config_of(plain | more), LoopFolder(folder)
+        persons = PersonCourse(
+            rules=config.persons,
+            folder=loop,
+            server=self,
+            train=self.train,
+            right=self.right,
+            now=now,
+            deployment="assistant",
+        )
+        course = Course(config=config, folder=loop, server=self, work=work, now=now, persons=persons)
         course.begin("tiny")
         return course
+
+    # Persons
+
+    owns: dict[str, str] = field(default_factory=dict)
+    share_right: float = 1.0
+
+    def set_person(self, user: str, target: str, key_id: str = "") -> None:
+        self.fate.moment()
+        self.owns[user] = target
+        self.fate.moment()
+
+    async def right(self, target: str, lines: Sequence[Any]) -> float:
+        return self.share_right
 
     # What users do
 
