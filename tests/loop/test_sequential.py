@@ -109,7 +109,8 @@ def test_the_expected_capital_under_no_gain_is_one() -> None:
 def test_pairs_are_taken_in_order_and_what_has_no_partner_waits() -> None:
     assert paired([1, 0, 1], [0, 0]).tolist() == [1.0, 0.5]
     assert difference(np.array([]), 0.05).low == -1.0
-    assert final_look(np.array([])) == 1.0
+    assert final_look([], []) == 1.0
+    assert final_look([1.0, 0.0] * 50, [0.0, 1.0] * 50) == pytest.approx(0.5)
 
 
 def test_the_offline_gate_compares_by_prompt() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from loreloop.learn.loop.collecting import newest_of, person_of, said_of
 from loreloop.learn.loop.config import Canary
-from loreloop.learn.loop.sequential import Outcome, Trial, difference, judge, paired
+from loreloop.learn.loop.sequential import EARLY_SHARE, Outcome, Trial, difference, judge, paired
 from loreloop.protocol.episodes import Turn
 from loreloop.protocol.feedback import EDIT, Feedback, Metric
 
@@ -148,7 +148,7 @@ def sentence_of(outcome: Outcome, numbers: Mapping[str, Any], rules: Canary) -> 
             return f"{after}, the most that the trial may have, no gain was shown: {_means(numbers)}."
     if min(n, m) < rules.least_episodes:
         return f"{after} were judged; {rules.least_episodes} of either are the least before anything is promoted."
-    needed = 4 / rules.false_promotion if rules.promote_on == "gain" else 1 / rules.false_promotion
+    needed = 1 / (EARLY_SHARE * rules.false_promotion) if rules.promote_on == "gain" else 1 / rules.false_promotion
     return (
         f"{after}, the difference lies {between}; the evidence of a gain is {outcome.gain:.1f} of the {needed:.0f} "
         f"that promote before {rules.most_episodes} episodes are reached."

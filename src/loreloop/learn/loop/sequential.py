@@ -24,7 +24,7 @@ BOUND = 0.5  # of a bet, as a share of the most that cannot ruin the gambler; th
 GRID = np.linspace(0.0, 1.0, 401)
 # A trial that is bounded spends most of its chance of error at the end, where it knows most, and little on the way, so
 # that only a plain difference ends it early (as Haybittle and Peto have it for clinical trials).
-EARLY_SHARE = 0.25
+EARLY_SHARE = 0.1
 # Bets are shares of the one that suits the difference which is worth finding; larger differences want larger bets.
 BETS = ((1.0, 0.6), (2.5, 0.25), (6.0, 0.15))
 
@@ -97,14 +97,19 @@ MOST_BET = 0.9  # of the bet that could lose everything
 PRIOR_VARIANCE = 0.1  # of a pair, as thumbs of which 70 to 75 % are up have it; a wrong guess costs power alone
 
 
-def final_look(values: Floats) -> float:
-    """The chance of so large a mean, or a larger one, if the arms were equally good: one-sided, by the normal
-    distribution (asymptotic: for the end of a trial, not for its beginning)."""
-    n = len(values)
-    spread = float(values.std(ddof=1)) if n > 1 else 0.0
-    if not spread:
-        return 1.0 if not n or values.mean() <= HALF else 0.5**n
-    return 1.0 - NormalDist().cdf((float(values.mean()) - HALF) / (spread / math.sqrt(n)))
+def final_look(candidate: Sequence[float], champion: Sequence[float]) -> float:
+    """The chance of so large a difference of means, or a larger one, if the arms were equally good: one-sided, by the
+    normal distribution (asymptotic: for the end of a trial, not for its beginning). Episodes without a partner count
+    here too. 1 where an arm has fewer than two."""
+    one, other = np.asarray(candidate, np.float64), np.asarray(champion, np.float64)
+    if min(len(one), len(other)) < 2:
+        return 1.0
+    gain = float(one.mean() - other.mean())
+    error = math.sqrt(float(one.var(ddof=1)) / len(one) + float(other.var(ddof=1)) / len(other))
+    if not error:
+        # All of one mind on either side: as likely as that many tosses of a coin.
+        return 1.0 if gain <= 0 else 0.5 ** min(len(one), len(other))
+    return 1.0 - NormalDist().cdf(gain / error)
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def judge(candidate: Sequence[float], champion: Sequence[float], trial: Trial) -
         return found
     if not trial.needs_gain:
         return Outcome("no_harm", found.gain, found.loss)
-    p = final_look(values)
+    p = final_look(candidate, champion)
     late = trial.false_promotion * (1 - EARLY_SHARE)
     return Outcome("better" if p <= late else "no_better", found.gain, found.loss, p)
 
