@@ -59,11 +59,12 @@ MOST_ROUNDS = 40
 @click.option("--out", default="loop-demo-out", show_default=True, help="Where the page and the numbers go.")
 @click.option("--people", default=40, show_default=True, type=click.IntRange(4), help="How many people there are.")
 @click.option("--cycles", default=2, show_default=True, type=click.IntRange(1), help="How often the loop learns.")
+@click.option("--answers", default=120, show_default=True, type=click.IntRange(20), help="Answers before each cycle.")
 @click.option("--exam", default=60, show_default=True, type=click.IntRange(5), help="Unseen questions of each exam.")
 @click.option(
     "--data", "data_dir", help="The data folder, where the model is kept.  [default: ~/.local/share/loreloop]"
 )
-def demo(out: str, people: int, cycles: int, exam: int, data_dir: str | None) -> None:
+def demo(out: str, people: int, cycles: int, answers: int, exam: int, data_dir: str | None) -> None:
     """Watch simulated people teach a deployed model what they like."""
     import tempfile
     import warnings
@@ -81,7 +82,17 @@ def demo(out: str, people: int, cycles: int, exam: int, data_dir: str | None) ->
         Path(scratch, "models").symlink_to(catalog.folder)
         with running_server(scratch, ["--model", MODEL]) as server, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            LoopDemo(server, folder, Path(scratch), cycles, exam).run(people)
+            plan = Sizes(cycles=cycles, answers=answers, exam=exam)
+            LoopDemo(server=server, out=folder, scratch=Path(scratch), plan=plan).run(people)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is done: cycles, answers before each, and questions of an exam."""
+
+    cycles: int
+    answers: int
+    exam: int
 
 
 @dataclass
@@ -91,8 +102,7 @@ class LoopDemo:
     server: RunningServer
     out: Path
     scratch: Path
-    cycles: int
-    n_exam: int
+    plan: Sizes
     found: dict[str, Any] = field(default_factory=dict)
 
     def run(self, n_people: int) -> None:
@@ -107,7 +117,7 @@ class LoopDemo:
         file = self._settings()
         exams = [self._exam(people, MODEL, "before")]
         with self._loop(file):
-            for cycle in range(1, self.cycles + 1):
+            for cycle in range(1, self.plan.cycles + 1):
                 self._cycle(people, cycle)
                 exams.append(self._exam(people, NAME, f"after cycle {cycle}"))
             self._person(people)
@@ -136,7 +146,7 @@ class LoopDemo:
                 people.live(20)
 
     def _round(self) -> int:
-        return 120 if self._state().stage == "idle" else 40
+        return self.plan.answers if self._state().stage == "idle" else max(20, self.plan.answers // 3)
 
     def _person(self, people: Population) -> None:
         say("Zoe corrects three answers")
@@ -210,13 +220,13 @@ class LoopDemo:
 
     def _settings(self) -> Path:
         file = self.scratch / "loop.toml"
-        file.write_text(SETTINGS.format(name=NAME, url=self.server.url, feedback=100, epochs=6))
+        file.write_text(SETTINGS.format(name=NAME, url=self.server.url, feedback=self.plan.answers, epochs=6))
         return file
 
     def _exam(self, people: Population, model: str, when: str) -> float:
         say(f"The hidden exam {when}")
-        share = people.exam(model, self.n_exam)
-        say(f"  {share:.2f} of {self.n_exam} unseen questions are answered as people like it")
+        share = people.exam(model, self.plan.exam)
+        say(f"  {share:.2f} of {self.plan.exam} unseen questions are answered as people like it")
         return share
 
     @contextmanager
