@@ -37,6 +37,7 @@ from loreloop.learn.rewards.graders.grader import Means
 from loreloop.learn.rewards.graders.reading import GraderReward, grader_of
 from loreloop.learn.rewards.reward import Answer, Reward, Score
 from loreloop.learn.rewards.sandbox import CodeSandbox
+from loreloop.learn.rewards.watched import Watched
 from loreloop.learn.rollouts.collect import Pace
 from loreloop.learn.rollouts.drawing import AnswerLimits
 from loreloop.learn.settings import (
@@ -62,7 +63,8 @@ async def from_rewards(order: Order, clients: Clients) -> RewardLearner:
     assert isinstance(settings, RewardSettings)
     given = order.means or Means()
     means = given if given.sandbox else replace(given, sandbox=CodeSandbox())
-    reward = reward_of(settings, means)
+    names = {id(task.item): f"Example {number}" for number, task in enumerate(order.examples, 1)}
+    reward = Watched(reward_of(settings, means), names)
     learner = await reward_learner(
         order.plan,
         clients,
@@ -71,6 +73,7 @@ async def from_rewards(order: Order, clients: Clients) -> RewardLearner:
         ways_of(settings),
         sampling_of(settings),
     )
+    learner.check = reward.check
     if means.sandbox is not None and given.sandbox is None:
         # Made for this run alone, so that it ends with it.
         learner.closed_too.append(means.sandbox.close)
@@ -141,7 +144,13 @@ def sampling_of(settings: RewardSettings) -> Sampling:
         piece=settings.piece,
     )
     pace = Pace(staleness=settings.staleness, overtaking=settings.overtaking)
-    return Sampling(settings.group_size, limits, pace, most_requests=settings.at_once)
+    return Sampling(
+        group_size=settings.group_size,
+        limits=limits,
+        pace=pace,
+        most_requests=settings.at_once,
+        eval_samples=settings.eval_samples,
+    )
 
 
 def ways_of(settings: RewardSettings) -> Ways:

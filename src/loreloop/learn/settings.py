@@ -69,6 +69,9 @@ class RewardSettings(Settings, frozen=True):
     ) = None
     turns: Annotated[int, Meta(ge=1, le=1000, description="The most answers of an episode with tools.")] = 8
     temperature: Annotated[float, Meta(gt=0, le=10, description="Of the answers that are learned from.")] = 1.0
+    eval_samples: Annotated[
+        int, Meta(ge=1, le=64, description="Answers to each held-out task; a single one is the likeliest.")
+    ] = 1
     staleness: Annotated[int, Meta(ge=0, le=64, description="Steps by which tokens may be older than the weights.")] = 0
     piece: (
         Annotated[int, Meta(ge=1, lt=LARGE, description="Tokens after which an answer goes on with newer weights.")]

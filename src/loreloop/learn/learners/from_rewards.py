@@ -29,14 +29,15 @@ SCORE_WORDS = "0123456789"  # what stands for the scores of a value: digits are 
 
 @dataclass(frozen=True)
 class Sampling:
-    """`group_size` answers to each task; no more than `most_requests` answers, of `most_tokens` with their prompts, are
-    being sampled at once."""
+    """`group_size` answers to each task, `eval_samples` to each that is held out; no more than `most_requests` answers,
+    of `most_tokens` with their prompts, are being sampled at once."""
 
     group_size: int = 8
     limits: AnswerLimits = field(default_factory=AnswerLimits)
     pace: Pace = field(default_factory=Pace)
     most_requests: int = 512
     most_tokens: int | None = None
+    eval_samples: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ async def reward_learner(
         pace=sampling.pace,
         bounds=ways.bounds,
         passes=ways.passes,
+        eval_samples=sampling.eval_samples,
     )
 
 

@@ -22,7 +22,7 @@ from loreloop.learn.plan import Moment, Plan
 from loreloop.learn.rollouts.collect import Collector, Pace, Played
 from loreloop.learn.rollouts.drawing import Policy
 from loreloop.learn.rollouts.episodes import Plays
-from loreloop.learn.runner import TOKENS, Metrics, Wish
+from loreloop.learn.runner import TOKENS, Metrics
 from loreloop.protocol.errors import BadRequest
 
 
@@ -66,7 +66,8 @@ class _HandedIn:
 @dataclass
 class RewardLearner:
     """`player` plays the tasks with what `policy` holds, and `learner` says what is learned of that. `passes` go over
-    the same rollouts several times, which only the learners with a clipped ratio bear."""
+    the same rollouts several times, which only the learners with a clipped ratio bear. Held-out tasks are answered
+    `eval_samples` times. `check` is called with each step, and raises where the run has no sense any more."""
 
     plan: Plan
     learner: PolicyLearner
@@ -76,6 +77,8 @@ class RewardLearner:
     pace: Pace = field(default_factory=Pace)
     bounds: Bounds = field(default_factory=Bounds)
     passes: int = 1
+    eval_samples: int = 1
+    check: Callable[[], None] = lambda: None
     standing: Standing = field(default_factory=Standing)
     closed_too: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
@@ -113,6 +116,7 @@ class RewardLearner:
         else:
             # Nothing was to be learned, so that the weights are what they were, at the cost of a step.
             self.policy.renew(self.policy.sampler)
+        self.check()
         return self._metrics(_Step(at.step + 1, played, scored, data), found, handed_in)
 
     async def _scored(self, played: Sequence[Played]) -> list[list[Scored]]:
@@ -173,9 +177,11 @@ class RewardLearner:
         return found | measures.of_trainer(step.scored) | {"train_datums": float(len(step.data)), TOKENS: n_tokens}
 
     async def evaluate(self, examples: Sequence[Any]) -> Metrics:
-        """`valid_reward_mean` of one answer to each held-out task, at temperature 0, by the newest weights."""
+        """`valid_reward_mean` of held-out tasks by the newest weights: of one answer to each, at temperature 0, or of
+        several that are drawn."""
         # A collector of its own, so that an evaluation neither takes nor delays what is being played for the next step.
-        collector = Collector(play=self.player.once().group, pace=replace(self.pace, staleness=0), revision=lambda: 0)
+        player = self.player.for_looking(self.eval_samples)
+        collector = Collector(play=player.group, pace=replace(self.pace, staleness=0), revision=lambda: 0)
         collector.add(0, examples)
         played = await collector.take(0)
         found = measures.of_rollouts(played, 0)
@@ -186,12 +192,13 @@ class RewardLearner:
             for name, value in ({f"train_{name}": found[f"train_{name}"] for name in kept} | parts).items()
         }
 
-    def wish(self) -> Wish:
-        """A run whose budgets are spent pauses, so that its state is saved and it can be looked at."""
-        spent = self.bounds.most_tokens is not None and self.standing.n_tokens >= self.bounds.most_tokens
-        if self.bounds.kl is not None and self.bounds.kl.is_spent(self.standing.divergence):
-            spent = True
-        return "pause" if spent else "go"
+    @property
+    def is_spent(self) -> bool:
+        """Whether a budget of the run is spent, so that it should make no further step."""
+        bounds = self.bounds
+        if bounds.most_tokens is not None and self.standing.n_tokens >= bounds.most_tokens:
+            return True
+        return bounds.kl is not None and bounds.kl.is_spent(self.standing.divergence)
 
     def state(self) -> dict[str, Any]:
         """What the run must remember beside its weights."""
