@@ -48,7 +48,7 @@ def given(ran: Result) -> str:
 @pytest.mark.parametrize(
     ("method", "more"),
     [
-        ("grpo", ("--clip-high", "0.28", "--overlong-buffer", "2")),
+        ("grpo", ("--clip-high", "0.28", "--overlong-buffer", "2", "--resample", "2")),
         ("ppo", ("--value-rate", "0.005")),
         ("cispo", ("--staleness", "1", "--piece", "3", "--overtaking", "--correction", "truncate")),
         ("reinforce", ("--kl", "0.1", "--kl-budget", "1.0")),

@@ -30,6 +30,7 @@ from loreloop.learn.learners.hindsight_loop import HindsightLearner, pair_of
 from loreloop.learn.learners.kl import KlBudget, KlPenalty
 from loreloop.learn.learners.policy import PolicyLearner
 from loreloop.learn.learners.ppo import Ppo
+from loreloop.learn.learners.redrawing import Redrawing
 from loreloop.learn.learners.reinforce import Reinforce
 from loreloop.learn.learners.reinforce_loop import Bounds, RewardLearner
 from loreloop.learn.rendering import Renderer
@@ -74,6 +75,8 @@ async def from_rewards(order: Order, clients: Clients) -> RewardLearner:
         sampling_of(settings),
     )
     learner.check = reward.check
+    if isinstance(settings, GrpoSettings):
+        learner.redrawing = Redrawing(settings.resample, order.examples, order.plan.seed)
     if means.sandbox is not None and given.sandbox is None:
         # Made for this run alone, so that it ends with it.
         learner.closed_too.append(means.sandbox.close)

@@ -113,13 +113,16 @@ class GrpoSettings(CorrectedSettings, frozen=True):
     """Learn from graded answers, compared with others to the same task (GRPO).
 
     Each line is `{"messages": […]}` with whatever else the grader reads. DAPO:
-    `--clip-high 0.28 --overlong-buffer N`.
+    `--clip-high 0.28 --overlong-buffer N --resample N`.
     """
 
     clip_low: Annotated[float, Meta(gt=0, le=1, description="How far a ratio may fall.")] = 0.2
     clip_high: Annotated[float, Meta(gt=0, le=100, description="How far it may rise.")] = 0.2
     scaled: Annotated[bool, Meta(description="Divide by the standard deviation of a group.")] = True
     skip_flat: Annotated[bool, Meta(description="Leave out groups in which all earned the same.")] = True
+    resample: Annotated[
+        int, Meta(ge=0, le=4096, description="The most groups of a step drawn anew, if all in them earned the same.")
+    ] = 0
     overlong_buffer: Annotated[
         int, Meta(ge=0, lt=LARGE, description="Last tokens of an answer that cost more and more; 0: none.")
     ] = 0

@@ -18,6 +18,7 @@ from loreloop.learn.learners.evidence import Evidence
 from loreloop.learn.learners.kl import KlBudget, divergence, penalty_of
 from loreloop.learn.learners.policy import PolicyLearner, Scored
 from loreloop.learn.learners.ppo import Ppo
+from loreloop.learn.learners.redrawing import Batch, Redrawing
 from loreloop.learn.plan import Moment, Plan
 from loreloop.learn.rollouts.collect import Collector, Pace, Played
 from loreloop.learn.rollouts.drawing import Policy
@@ -78,6 +79,7 @@ class RewardLearner:
     bounds: Bounds = field(default_factory=Bounds)
     passes: int = 1
     eval_samples: int = 1
+    redrawing: Redrawing = field(default_factory=Redrawing)
     check: Callable[[], None] = lambda: None
     standing: Standing = field(default_factory=Standing)
     closed_too: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
@@ -103,12 +105,14 @@ class RewardLearner:
         """One step, of which everything is handed in when it returns, and the next revision samples."""
         if at.step not in self.collector.sizes:
             self.prepare(batch, at)
-        played = await self.collector.take(at.step)
-        _check_sampled(played, at.step + 1)
+        batch_of = await self._batch(at)
+        played = batch_of.kept
         groups = await self._scored(played)
         scored = [one for group in groups for one in group]
-        found = measures.of_rollouts(played, self.policy.revision) | self._follow_budget(scored)
-        self.standing.n_tokens += sum(rollout.n_sampled for one in played for rollout in one.group.rollouts)
+        found = measures.of_rollouts(batch_of.all, self.policy.revision) | self._follow_budget(scored)
+        if self.redrawing.most:
+            found["train_redrawn"] = float(len(batch_of.left_out))
+        self.standing.n_tokens += sum(rollout.n_sampled for one in batch_of.all for rollout in one.group.rollouts)
         data = self._current().datums(groups)
         handed_in = self._hand_in(data, scored, at)
         if data:
@@ -118,6 +122,12 @@ class RewardLearner:
             self.policy.renew(self.policy.sampler)
         self.check()
         return self._metrics(_Step(at.step + 1, played, scored, data), found, handed_in)
+
+    async def _batch(self, at: Moment) -> Batch:
+        """What a step has to learn from, as it was played."""
+        played = await self.collector.take(at.step)
+        _check_sampled(played, at.step + 1)
+        return await self.redrawing.filled(played, at.step, self.player.group, self.pace)
 
     async def _scored(self, played: Sequence[Played]) -> list[list[Scored]]:
         rollouts = [rollout for one in played for rollout in one.group.graded]
