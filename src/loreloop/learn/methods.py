@@ -13,6 +13,7 @@ import tinker
 
 from loreloop.learn import files
 from loreloop.learn.clients import Clients, window_of
+from loreloop.learn.environments.tools import Offered
 from loreloop.learn.learners.dpo import Dpo
 from loreloop.learn.learners.kto import Kto
 from loreloop.learn.learners.reinforce_loop import RewardLearner
@@ -39,6 +40,7 @@ class Order:
     examples: Sequence[Any]
     held_out: Sequence[Any] = ()
     means: Means | None = None  # that graders may use; without a sandbox among them the run has one of its own
+    tools: Sequence[Offered] = ()  # of a registered server, where the settings name one
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,15 @@ class RewardSettings(Settings, frozen=True):
 
     grader: Annotated[str, Meta(description="A grader: a file with OpenAI's JSON, or that JSON itself.")] | None = None
     tools: Annotated[
-        Literal["none", "calculator", "python"], Meta(description="What the model may call before it answers.")
+        str,
+        Meta(description="What the model may call before it answers: none, calculator, python, or mcp:NAME."),
     ] = "none"
+    environment: (
+        Annotated[str, Meta(description="One with tasks and rewards of its own: shop, shapes, or puzzles:NAME.")] | None
+    ) = None
+    environment_options: Annotated[str, Meta(description="What that one can be told, as a JSON object.")] = "{}"
+    tasks: Annotated[int, Meta(ge=1, le=1_000_000, description="How many tasks it makes to learn from.")] = 256
+    eval_tasks: Annotated[int, Meta(ge=0, le=100_000, description="How many it makes to look at.")] = 32
     group_size: Annotated[int, Meta(ge=1, le=1024, description="Answers to each task.")] = 8
     answer_tokens: Annotated[int, Meta(ge=1, lt=LARGE, description="The most tokens of an answer.")] = 256
     episode_tokens: (

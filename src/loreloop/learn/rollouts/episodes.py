@@ -31,7 +31,7 @@ class Words(Protocol):
         """The ids that end an answer."""
         ...
 
-    def prompt(self, conversation: Conversation) -> tinker.ModelInput:
+    async def prompt(self, conversation: Conversation) -> tinker.ModelInput:
         """The tokens from which a model goes on."""
         ...
 
@@ -131,7 +131,7 @@ class Player:
 
     async def _reset(self, environment: Environment, task: Task) -> Begun:
         conversation = await environment.reset(task)
-        return Begun(environment, conversation, self.words.prompt(conversation))
+        return Begun(environment, conversation, await self.words.prompt(conversation))
 
     async def _played(self, begun: Sequence[Begun], number: int) -> Group:
         limits = replace(self.limits, seed=_seed(self.limits.seed, 7_919 * number), most_tokens=self.limits.left(0))
