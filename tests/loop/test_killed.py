@@ -1,0 +1,126 @@
+"""`loreloop loop run` as a process that is killed with signal 9 at every stage, and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from loreloop.cli.server import RunningServer
+from loreloop.host import children
+from loreloop.learn.loop.door import Door
+from loreloop.learn.loop.state import LoopFolder, State
+from tests.loop.feeds import Feeds
+from tests.loop.proxy import before
+from tests.loop.test_whole_cycle import deploy
+
+SETTINGS = """\
+deployment = "assistant"
+url = "{url}"
+
+[triggers]
+feedback = 4
+poll_seconds = 0.05
+
+[training]
+methods = ["sft", "kto"]
+rank = 4
+learning_rate = 0.01
+epochs = 6
+batch_size = 2
+least_examples = 2
+
+[gate]
+kl_most = 100.0
+length_most = 100.0
+length_least = 0.0
+repetition_most = 1.0
+prompts = 4
+
+[canary]
+percent = 50.0
+least_episodes = 5
+most_episodes = 40
+gain = 0.3
+"""
+WAIT_SECONDS = 300.0
+
+
+@contextmanager
+def running(file: Path, key: str) -> Iterator[subprocess.Popen[bytes]]:
+    environment = children.environment() | {"LORELOOP_API_KEY": key, "TINKER_TELEMETRY": "0"}
+    command = children.python("loreloop.cli", "loop", "run", str(file))
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until(folder: LoopFolder, fine: Callable[[State | None], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not fine(folder.load()):
+        assert time.monotonic() < deadline, (folder.load(), folder.why())
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.002)
+
+
+def learning(number: int) -> Callable[[LoopFolder], bool]:
+    """Whether the n-th method of the first cycle has saved a position: in the middle of its run, or behind it."""
+    name = ("sft", "kto")[number]
+    return lambda folder: (folder.cycle(1) / name / "position.json").exists()
+
+
+@pytest.mark.slow
+def test_a_loop_that_is_killed_at_every_stage_ends_as_one_that_was_not(server: RunningServer, tmp_path: Path) -> None:
+    deploy(server)
+    feeds, folder = Feeds(), LoopFolder(tmp_path / "loop.state")
+    for n in range(6):
+        turn = feeds.turn(f"what is {n}?", "it is the fox", prompt=(1, 5, 6), tokens=(7, 8), logprobs=(-1.0, -1.0))
+        feeds.say(turn.id, "demonstration", f"it is {n}")
+        feeds.say(turn.id, "thumb", value=False)
+    with before(server.url, feeds) as url:
+        file = tmp_path / "loop.toml"
+        file.write_text(SETTINGS.format(url=url))
+        door = Door.to(server.url, server.key, "assistant")
+        deaths: list[Callable[[State | None], bool]] = [
+            lambda state: state is not None,
+            lambda state: state is not None and state.stage == "training",
+            lambda _: learning(0)(folder),
+            lambda _: learning(1)(folder),
+            lambda state: state is not None and state.stage == "gate",
+            lambda state: state is not None and state.stage == "canary",
+        ]
+        for death in deaths:
+            with running(file, server.key) as process:
+                until(folder, death, process)
+                # What stands there is whole, whatever moment this is.
+                assert folder.load() is not None
+                os.kill(process.pid, signal.SIGKILL)
+        version = door.deployment().version
+        for n in range(40):
+            arm = ("main", "canary")[n % 2]
+            turn = feeds.turn(f"how is {n}?", "well", arm=arm, version=version)
+            feeds.say(turn.id, "thumb", value=arm == "canary", who=f"{n}")
+        with running(file, server.key) as process:
+            until(folder, lambda _: folder.decided("1:canary") is not None, process)
+            os.kill(process.pid, signal.SIGKILL)
+        with running(file, server.key) as process:
+            until(folder, lambda state: state is not None and state.champion.cycle == 1, process)
+        target = door.deployment().target
+        door.http.close()
+    state = folder.load()
+    assert state is not None
+    assert target == state.champion.target == feeds.used[-1]["revision"]
+    keys = [one.key for one in folder.decisions() if one.cycle == 1]
+    assert keys == ["1:gate", "1:canary"]
+    assert {tuple(one["turns"]) for one in feeds.used if one["candidate"].endswith("0001")} == {
+        tuple(f"chatcmpl-{n}" for n in range(1, 7))
+    }
