@@ -8,7 +8,6 @@ keys, G key/value heads, H query heads, E head width, V width of values.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from loreloop.engine.attention import KEY_BLOCK, Attention, Reach
+from loreloop.kernels import attention as attention_kernels
 from loreloop.kernels import cpu
 from loreloop.model.decoder import LatentHeads
 from loreloop.model.lora import NO_ADAPTERS, Adapters
@@ -99,7 +99,7 @@ class PagedAttention:
             k_KGE, v_KGE = cache_S2GE.index_select(0, row.slots_K).unbind(1)
             o_THE[row.start : row.stop] = self.attention.causal(q_THE[row.start : row.stop], k_KGE, v_KGE)
         if self.newest and self.in_place:
-            cpu.attend_newest(q_THE, cache_S2GE, self.newest, o_THE)
+            attention_kernels.attend_newest(q_THE, cache_S2GE, self.newest, o_THE)
         elif self.newest:
             q_BHE = q_THE.index_select(0, self.newest.rows_B)
             o_THE.index_copy_(0, self.newest.rows_B, self._batched(q_BHE, cache_S2GE, self.newest))
@@ -139,12 +139,12 @@ class PagedAttention:
         cache_S2GE.index_copy_(0, self.new_slots_T, new_T2GE)
         return rope.rotate(q_THE)
 
-    def _batched(self, q_BHE: Tensor, cache_S2GE: Tensor, newest: cpu.NewestKeys) -> Tensor:
+    def _batched(self, q_BHE: Tensor, cache_S2GE: Tensor, newest: attention_kernels.NewestKeys) -> Tensor:
         # Keys and values lie side by side in a slot, so that one gather brings both.
         kv_BK2GE = cache_S2GE.index_select(0, newest.slots_BK.flatten()).unflatten(0, newest.slots_BK.shape)
         return self._newest(q_BHE, kv_BK2GE[:, :, 0], kv_BK2GE[:, :, 1], newest)
 
-    def _newest(self, q_BHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, newest: cpu.NewestKeys) -> Tensor:
+    def _newest(self, q_BHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, newest: attention_kernels.NewestKeys) -> Tensor:
         """Each decoding row's one query over all its keys, (B, H, E)."""
         # The mask is the same in all layers of a step.
         if self.reach is None:
@@ -152,47 +152,18 @@ class PagedAttention:
         return self.attention.batched(q_BHE[:, None], k_BKGE, v_BKGE, self.reach)[:, 0]
 
 
-def _newest(rows: Sequence[StepRow], device: torch.device) -> cpu.NewestKeys:
-    return cpu.NewestKeys(
+def _newest(rows: Sequence[StepRow], device: torch.device) -> attention_kernels.NewestKeys:
+    return attention_kernels.NewestKeys(
         torch.tensor([row.start for row in rows], device=device),
         torch.tensor([len(row.slots_K) for row in rows], device=device),
         _padded_slots([row.slots_K for row in rows]),
     )
 
 
-@functools.cache
-def _rounds_like_training(attention: type[Attention], n_heads: int, n_groups: int, d_head: int) -> bool:
-    """Whether the kernel gives the very bits of the attention that training uses.
-
-    Another order of additions shows in few numbers of a hundred thousand, so a million are tried.
-    """
-    draw = torch.Generator().manual_seed(0)
-    n_keys, n_numbers = 192, 0
-    # Query k sees the first k + 1 keys, so one call covers every length up to `n_keys`.
-    slots_KK, rows_K = torch.arange(n_keys).repeat(n_keys, 1), torch.arange(n_keys)
-    while n_numbers < 1_000_000:
-        cache_S2GE = torch.randn(n_keys, 2, n_groups, d_head, generator=draw).bfloat16()
-        q_KHE = 2 * torch.randn(n_keys, n_heads, d_head, generator=draw).bfloat16()
-        out_KHE = torch.empty_like(q_KHE)
-        cpu.attend_newest(q_KHE, cache_S2GE, cpu.NewestKeys(rows_K, rows_K + 1, slots_KK), out_KHE)
-        if not torch.equal(out_KHE, attention().causal(q_KHE, *cache_S2GE.unbind(1))):
-            return False
-        n_numbers += out_KHE.numel()
-    return True
-
-
-def newest_in_place(attention: Attention, spec: DecoderSpec, cache: KvCache) -> bool:
-    """Whether newest tokens may read the cache by the kernel.
-
-    In bf16 a different last bit anywhere moves log-probabilities by hundredths, so it must round as training does.
-    """
-    kv = cache.kv_LS2GE
+def newest_in_place(spec: DecoderSpec, cache: KvCache) -> bool:
+    """Whether newest tokens may read the cache by the kernel."""
     # The kernel reads keys and values apart, and a latent is both.
-    if spec.latent:
-        return False
-    return cpu.attends(kv, kv.dtype, spec.d_head) and _rounds_like_training(
-        type(attention), spec.n_heads, spec.n_kv_heads, spec.d_head
-    )
+    return not spec.latent and attention_kernels.supports(cache.kv_LS2GE, spec.d_head)
 
 
 def _padded_slots(slots: Sequence[Tensor]) -> Tensor:

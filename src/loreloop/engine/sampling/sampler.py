@@ -91,7 +91,7 @@ class Sampler:
         self.exact = decoder.head.products.exact_rows
         self.kernels = kernels.supports(decoder.final_norm.weight_D, decoder.dtype)
         # The kernel must round as training does, which is tried out once when the engine starts.
-        self.in_place = not self.exact and newest_in_place(attention, decoder.spec, self.cache)
+        self.in_place = not self.exact and newest_in_place(decoder.spec, self.cache)
         self.stacks = StackCache(decoder.head.products)
         self.lives = Counter[str]()  # by revision: how often its id was dropped
 
