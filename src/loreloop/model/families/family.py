@@ -64,7 +64,9 @@ class WeightNames:
     kv_b: str = "model.layers.{layer}.self_attn.kv_b_proj.weight"
     router: str = "model.layers.{layer}.mlp.gate.weight"
     router_bias: str = "model.layers.{layer}.mlp.gate.e_score_correction_bias"
+    router_linear_bias: str = "model.layers.{layer}.mlp.gate.bias"
     expert: str = "model.layers.{layer}.mlp.experts.{expert}.{part}.weight"
+    expert_bias: str = "model.layers.{layer}.mlp.experts.{expert}.{part}.bias"
     expert_parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     ignored: tuple[str, ...] = ()  # beginnings of names that belong to something else, over the number of layers
 
