@@ -81,7 +81,8 @@ def demo(out: str, people: int, cycles: int, exam: int, data_dir: str | None) ->
         Path(scratch, "models").symlink_to(catalog.folder)
         with running_server(scratch, ["--model", MODEL]) as server, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            LoopDemo(server, folder, Path(scratch), cycles, exam).run(people)
+            demo = LoopDemo(server=server, out=folder, scratch=Path(scratch), cycles=cycles, n_exam=exam)
+            demo.run(people)
 
 
 @dataclass
@@ -102,7 +103,7 @@ class LoopDemo:
         from loreloop.demo.people import Population
 
         started = time.monotonic()
-        people = Population(self.server.url, self.server.key, NAME, n_people=n_people)
+        people = Population(url=self.server.url, key=self.server.key, model=NAME, n_people=n_people)
         self._deploy()
         file = self._settings()
         exams = [self._exam(people, MODEL, "before")]
