@@ -112,7 +112,7 @@ class LoopDemo:
         from loreloop.demo.people import Population
 
         started = time.monotonic()
-        people = Population(self.server.url, self.server.key, NAME, n_people=n_people)
+        people = Population(url=self.server.url, key=self.server.key, model=NAME, n_people=n_people)
         self._deploy()
         file = self._settings()
         exams = [self._exam(people, MODEL, "before")]

@@ -116,7 +116,7 @@ async def _from_reward(shop: Shop, plan: Plan, tasks: list[Any], kept: RunFolder
     budget = KlBudget(told.kl_budget) if told.kl_budget and told.kl else None
     ways = Ways(Grpo(normalisation="tokens", kl=KlPenalty(told.kl)), bounds=Bounds(None, budget))
     limits = AnswerLimits(most_tokens=told.answer_tokens, temperature=told.temperature)
-    sampling = Sampling(told.group_size, limits, Pace(staleness=told.staleness))
+    sampling = Sampling(group_size=told.group_size, limits=limits, pace=Pace(staleness=told.staleness))
     learner = await reward_learner(plan, clients, shop.renderer, lambda: OneAnswer(reward), ways, sampling)
     try:
         await Run(plan=plan, clients=clients, learner=learner, progress=kept, tell=kept.tell).over(tasks)
