@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import warnings
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from loreloop.cli.server import RunningServer
-from loreloop.learn.loop import assembly
+from loreloop.learn.loop import assembly, by_hand
 from loreloop.learn.loop.config import Loaded, config_of
 from loreloop.learn.loop.state import LoopFolder
 from tests.loop.feeds import Feeds
@@ -45,6 +46,18 @@ def deploy(server: RunningServer, target: str = "tiny") -> None:
     ).raise_for_status()
 
 
+def rollback_seconds(course, target: str) -> float:
+    """How long the way back to the champion before takes. The least of several: a busy machine may hold up any one."""
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        assert by_hand.roll_back(course.folder, course.server) == "tiny"
+        times.append(time.perf_counter() - began)
+        assert course.server.deployment().target == "tiny"
+        course.server.deploy(target)
+    return min(times)
+
+
 def test_feedback_becomes_a_promoted_revision(server: RunningServer, tmp_path: Path, monkeypatch) -> None:
     deploy(server)
     feeds = Feeds()
@@ -73,9 +86,37 @@ def test_feedback_becomes_a_promoted_revision(server: RunningServer, tmp_path: P
             assert await course.step()
             assert course.server.deployment().target == state.candidate.target
             assert course.server.deployment().canary is None
+            assert rollback_seconds(course, state.candidate.target) < 0.1
 
     asyncio.run(go())
     folder = LoopFolder(tmp_path / "loop.state")
     assert [one.verdict for one in folder.decisions()] == ["passed", "promoted"]
     assert folder.load().champion.target == feeds.used[-1]["revision"]
     assert len(feeds.used[0]["turns"]) == 6
+
+
+def test_a_learned_reward_teaches_by_fresh_answers(server: RunningServer, tmp_path: Path, monkeypatch) -> None:
+    deploy(server)
+    feeds = Feeds()
+    for n in range(4):
+        turn = feeds.turn(f"what is {n}?", "fox" if n % 2 else "the lazy dog", prompt=(1, 5), tokens=(7,))
+        feeds.say(turn.id, "thumb", value=bool(n % 2), who=f"{n}")
+    more = {
+        "training": {"methods": ["grpo"], "rank": 4, "group_size": 4, "answer_tokens": 6, "least_examples": 2},
+        "reward": {"kind": "linear"},
+    }
+
+    async def go() -> None:
+        async with course_of(server, feeds, loaded(server, tmp_path, **more), monkeypatch) as course:
+            for _ in range(4):
+                assert await course.step()
+
+    asyncio.run(go())
+    folder = LoopFolder(tmp_path / "loop.state")
+    state = folder.load()
+    assert state is not None
+    assert state.stage == "canary"
+    measured = (folder.cycle(1) / "grpo" / "metrics.jsonl").read_text()
+    assert "reward_mean" in measured
+    assert (tmp_path / "loop.state" / "reward").is_dir()
+

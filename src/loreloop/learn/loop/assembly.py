@@ -27,11 +27,17 @@ from loreloop.learn.loop.cycle import Course, Work
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
 from loreloop.learn.loop.persons import PersonCourse
+from loreloop.learn.loop.rewarding import Both, LearnedReward
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.loop.training import Made, Shop, for_person, trained
 from loreloop.learn.model_texts import fetch_texts
 from loreloop.learn.rendering import Renderer, renderer_of
-from loreloop.protocol.episodes import Message, Turn
+from loreloop.learn.rewards.graders.grader import Means
+from loreloop.learn.rewards.graders.reading import GraderReward, grader_of
+from loreloop.learn.rewards.reward import Reward
+from loreloop.learn.rewards.sandbox import CodeSandbox
+from loreloop.learn.rewards.served_models import served_judge
+from loreloop.protocol.episodes import Message, Person, Turn
 from loreloop.protocol.errors import Unavailable, WrongSettings
 from loreloop.protocol.feedback import Feedback
 
@@ -64,7 +70,18 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
         state = folder.load()
         base_model = state.base_model if state else await base_of(service, door.deployment().target)
         texts = texts_of(loaded, base_model)
-        parts = Parts(loaded, service, renderer_of(texts), texts, base_model)
+        sandbox = CodeSandbox()
+        learned = LearnedReward(loaded.folder / "reward") if loaded.config.reward.kind != "none" else None
+        parts = Parts(
+            loaded=loaded,
+            service=service,
+            renderer=renderer_of(texts),
+            texts=texts,
+            base_model=base_model,
+            door=door,
+            sandbox=sandbox,
+            learned=learned,
+        )
         persons = PersonCourse(
             rules=loaded.config.persons,
             folder=folder,
@@ -76,7 +93,10 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
         )
         course = Course(config=loaded.config, folder=folder, server=door, work=parts.work(), now=now, persons=persons)
         course.begin(base_model)
-        yield course
+        try:
+            yield course
+        finally:
+            await sandbox.close()
 
 
 async def base_of(service: tinker.ServiceClient, target: str) -> str:
@@ -110,6 +130,9 @@ class Parts:
     renderer: Renderer
     texts: Path
     base_model: str
+    door: Door
+    sandbox: CodeSandbox
+    learned: LearnedReward | None = None
 
     def work(self) -> Work:
         """The work of a cycle, by the settings."""
@@ -124,7 +147,17 @@ class Parts:
             base_model=self.base_model,
             training=self.loaded.config.training,
             seed=self.loaded.config.seed,
+            reward=self.reward(),
         )
+
+    def reward(self) -> Reward | None:
+        """What GRPO learns from: the learned reward, the grader, or the sum of both; None where there is neither."""
+        told = self.loaded.config.reward
+        if told.grader is None:
+            return self.learned
+        means = Means(self.sandbox, served_judge(self.loaded.config.url, key_of(self.loaded)))
+        graded = GraderReward(grader_of(told.grader), means)
+        return graded if self.learned is None else Both(self.learned, graded)
 
     async def train(self, folder: Path, start: str | None, name: str) -> Made | None:
         """A candidate of a cycle's folder."""
@@ -155,7 +188,10 @@ class Parts:
         return await gate.look(sides, turns, asked_again(prompts))
 
     async def learn_reward(self, turns: Sequence[Turn], statements: Sequence[Feedback]) -> str:
-        """Lets the reward hear of everything; what its guards have to say."""
+        """Lets the reward hear of everything; what its guards have against a training, which is nothing so far."""
+        if self.learned is not None:
+            persons = [Person(*one.split("\n", 1)) for one in self.door.deleted_persons()]
+            self.learned.hear(turns, statements, persons, golden_of(self.loaded))
         return ""
 
 

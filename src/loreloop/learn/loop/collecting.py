@@ -8,19 +8,21 @@ files that `loreloop train` reads, so that a candidate's data can be looked at a
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
 from loreloop.learn.loop.door import person_key
+from loreloop.learn.loop.reward.standing import current
 from loreloop.protocol.episodes import Message, Turn
-from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, PREFERENCE, SCORE, THUMB, VERDICT, Feedback
+from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, PREFERENCE, SCORE, THUMB, Feedback
 
+GOLDEN_TAG = "golden"  # "1" on labels to measure with
 LIKED, DISLIKED = 0.75, 0.25  # scores that count as a thumb
-MARKS = (THUMB, ACCEPTED, SCORE, VERDICT)
+MARKS = (THUMB, ACCEPTED, SCORE)  # a verdict has a scale of its own
 NEVER = ("side", "no_consent", "mixed", "expired", "dropped")
 Line = dict[str, Any]
 
@@ -67,18 +69,10 @@ def prompt_key(messages: Sequence[Message]) -> str:
     return json.dumps(plain, sort_keys=True, ensure_ascii=False)
 
 
-def standing(statements: Iterable[Feedback]) -> list[Feedback]:
-    """The statements that count: of each id the newest word, without what was retracted; then of each source and who,
-    about the same target and metric, the newest."""
-    by_id: dict[str, Feedback] = {}
-    for one in statements:
-        if one.id not in by_id or by_id[one.id].number < one.number:
-            by_id[one.id] = one
-    newest: dict[tuple[str, str, str, str], Feedback] = {}
-    for one in sorted(by_id.values(), key=lambda each: each.number):
-        if not one.retracted:
-            newest[one.source, one.who, one.target_id, one.metric] = one
-    return sorted(newest.values(), key=lambda each: each.number)
+def golden_prompts(turns: Mapping[str, Turn], statements: Iterable[Feedback]) -> frozenset[str]:
+    """The prompts about which a label was given to measure with; a label that was retracted still says so."""
+    marked = {one.target_id for one in statements if one.tags.get(GOLDEN_TAG) == "1"}
+    return frozenset(prompt_key(turn.messages) for turn in turns.values() if marked & {turn.id, turn.episode_id})
 
 
 def said_of(turns: Mapping[str, Turn], statements: Iterable[Feedback]) -> dict[str, list[Feedback]]:
@@ -87,7 +81,7 @@ def said_of(turns: Mapping[str, Turn], statements: Iterable[Feedback]) -> dict[s
     for turn in turns.values():
         episodes[turn.episode_id].append(turn.id)
     found: dict[str, list[Feedback]] = defaultdict(list)
-    for one in standing(statements):
+    for one in current(sorted(statements, key=lambda each: each.number), Counter()):
         for turn_id in episodes.get(one.target_id, []) if one.level == "episode" else [one.target_id]:
             if turn_id in turns:
                 found[turn_id].append(one)
@@ -114,7 +108,9 @@ def may_train(turn: Turn, rules: Rules) -> bool:
 
 def collect(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules) -> Collected:
     """Lines of all methods, out of the newest statements that the rules let through."""
-    by_id = {turn.id: turn for turn in newest_of(turns).values() if may_train(turn, rules)}
+    everything, statements = newest_of(turns), list(statements)
+    rules = replace(rules, golden=rules.golden | golden_prompts(everything, statements))
+    by_id = {turn.id: turn for turn in everything.values() if may_train(turn, rules)}
     found = Collected()
     for turn_id, said in said_of(by_id, statements).items():
         for method, line in lines_of_turn(by_id[turn_id], said, by_id):

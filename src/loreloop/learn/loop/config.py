@@ -58,11 +58,10 @@ class Training(Table, frozen=True):
 
 
 class RewardTable(Table, frozen=True):
-    """What GRPO learns from: a learned reward, a grader, or both as `mix` says. `golden` is never trained on."""
+    """What GRPO learns from: a learned reward, a grader, or the sum of both. `golden` is never trained on."""
 
-    kind: Literal["none", "linear", "lora"] = "none"
+    kind: Literal["none", "linear"] = "none"
     grader: dict[str, Any] | None = None
-    mix: str | None = None
     golden: str | None = None
 
 
@@ -96,7 +95,7 @@ class Canary(Table, frozen=True):
 
     percent: Annotated[float, Meta(gt=0, lt=100)] = 10.0  # until `least_episodes` of it have shown no harm
     then_percent: Annotated[float, Meta(gt=0, lt=100)] = 50.0
-    metrics: tuple[str, ...] = ("thumb", "score", "accepted", "verdict", "demonstration")
+    metrics: tuple[str, ...] = ("thumb", "score", "accepted", "demonstration")
     promote_on: Literal["gain", "no_harm"] = "gain"
     gain: Annotated[float, Meta(gt=0, lt=1)] = 0.05  # the difference that is worth finding
     harm: Annotated[float, Meta(ge=0, lt=1)] = 0.02  # a loss below this is borne
@@ -160,7 +159,7 @@ def load(file: Path) -> Loaded:
     folder = loaded.path(config.folder) if config.folder else file.resolve().with_suffix(".state")
     loaded = Loaded(config, loaded.base, folder)
     named = {f"gate.suites[{n}].file": suite.file for n, suite in enumerate(config.gate.suites)}
-    named |= {"reward.golden": config.reward.golden or "", "reward.mix": config.reward.mix or ""}
+    named |= {"reward.golden": config.reward.golden or ""}
     for field, name in named.items():
         if name and not loaded.path(name).is_file():
             raise WrongSettings(f"{file}: `{field}` names {name}, and there is no such file; mend the path.")
