@@ -119,4 +119,3 @@ def test_a_learned_reward_teaches_by_fresh_answers(server: RunningServer, tmp_pa
     measured = (folder.cycle(1) / "grpo" / "metrics.jsonl").read_text()
     assert "reward_mean" in measured
     assert (tmp_path / "loop.state" / "reward").is_dir()
-

@@ -103,6 +103,7 @@ class LoopDemo:
     out: Path
     scratch: Path
     plan: Sizes
+    model: str = MODEL
     found: dict[str, Any] = field(default_factory=dict)
 
     def run(self, n_people: int) -> None:
@@ -115,7 +116,7 @@ class LoopDemo:
         people = Population(url=self.server.url, key=self.server.key, model=NAME, n_people=n_people)
         self._deploy()
         file = self._settings()
-        exams = [self._exam(people, MODEL, "before")]
+        exams = [self._exam(people, self.model, "before")]
         with self._loop(file):
             for cycle in range(1, self.plan.cycles + 1):
                 self._cycle(people, cycle)
@@ -201,7 +202,7 @@ class LoopDemo:
                     service=service,
                     renderer=renderer_of(texts),
                     texts=texts,
-                    base_model=MODEL,
+                    base_model=self.model,
                     training=Training(methods=("sft",), epochs=3, batch_size=8),
                 )
                 return await trained(shop, folder, None, "bad")
@@ -214,7 +215,7 @@ class LoopDemo:
         import httpx
 
         headers = {"authorization": f"Bearer {self.server.key}"}
-        body = {"target": MODEL, "record": True}
+        body = {"target": self.model, "record": True}
         url = f"{self.server.url}/loop/v1/deployments/{NAME}"
         httpx.put(url, json=body, headers=headers, timeout=120).raise_for_status()
 
