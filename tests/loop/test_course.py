@@ -320,3 +320,16 @@ def test_weights_made_elsewhere_stand_before_the_gate_like_any(tmp_path: Path) -
     assert world.deployed.target == "tiny"
     with pytest.raises(Conflict, match="has not made"):
         by_hand.propose(course.folder, "tinker://mine/sampler_weights/a", "tinker://other/weights/a")
+
+
+def test_a_training_that_is_refused_ends_its_cycle_and_not_the_loop(tmp_path: Path) -> None:
+    world = World(refuses="the weights are gone")
+    world.corrected(5)
+    course = world.course(tmp_path)
+    steps(course)
+    assert verdicts(tmp_path) == ["void"]
+    assert "the weights are gone" in course.folder.decisions()[0].sentence
+    world.refuses = ""
+    world.corrected(5, "bob")
+    steps(course)
+    assert verdicts(tmp_path) == ["void", "passed"]

@@ -18,6 +18,7 @@ from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.loop.training import Made
 from loreloop.protocol.episodes import Person, Turn
+from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.feedback import Feedback
 from tests.loop.feeds import Feeds
 
@@ -48,6 +49,7 @@ class World:
     marked: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     fate: Fate = field(default_factory=Fate)
     trained: list[dict[str, Any]] = field(default_factory=list)
+    refuses: str = ""  # what the server has against every training
     broken: list[str] = field(default_factory=list)  # limits that every candidate breaks
 
     def deployment(self) -> Deployed:
@@ -83,6 +85,8 @@ class World:
     async def train(self, folder: Path, start: str | None, name: str) -> Made | None:
         self.fate.moment()
         lines = {file.stem: file.read_text() for file in folder.glob("*.jsonl")}
+        if self.refuses:
+            raise BadRequest(self.refuses)
         self.trained.append({"start": start, "name": name, "lines": lines})
         self.fate.moment()
         return Made(f"tinker://{name}/sampler_weights/s", f"tinker://{name}/weights/s") if lines else None

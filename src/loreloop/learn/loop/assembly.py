@@ -38,7 +38,7 @@ from loreloop.learn.rewards.reward import Reward
 from loreloop.learn.rewards.sandbox import CodeSandbox
 from loreloop.learn.rewards.served_models import served_judge
 from loreloop.protocol.episodes import Message, Person, Turn
-from loreloop.protocol.errors import Unavailable, WrongSettings
+from loreloop.protocol.errors import BadRequest, Unavailable, WrongSettings
 from loreloop.protocol.feedback import Feedback
 
 PERSON_TOKENS = 256  # of an answer that is compared with a correction
@@ -171,6 +171,8 @@ class Parts:
     async def _train(self, shop: Shop, folder: Path, start: str | None, name: str) -> Made | None:
         try:
             return await trained(shop, folder, start, name)
+        except (tinker.BadRequestError, tinker.UnprocessableEntityError, tinker.NotFoundError) as error:
+            raise BadRequest(f"The server refused the training: {error}") from None
         except tinker.TinkerError as error:
             raise Unavailable(f"The server did not go on with the training: {error}") from None
 

@@ -25,7 +25,7 @@ from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.state import Decision, LoopFolder, Revision, State, Verdict
 from loreloop.learn.loop.training import Made
 from loreloop.protocol.episodes import Turn
-from loreloop.protocol.errors import Conflict
+from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.feedback import BUILT_IN, Feedback, Metric
 
 DAY_SECONDS = 86_400.0
@@ -240,7 +240,14 @@ class Course:
         # Marked before the first step, so that no weights have learned from a turn that does not say so.
         if self._void(state, data, self.server.mark_used(name, None, data.turns)):
             return
-        made = await self.work.train(folder, state.champion.state, name)
+        try:
+            made = await self.work.train(folder, state.champion.state, name)
+        except BadRequest as error:
+            # What is refused once is refused always; the next cycle has other lines.
+            self._decide(state, "training", "void", f"The training was refused: {error.message}")
+            drop_lines(folder)
+            self.folder.save(ended(state))
+            return
         if made is None:
             raise Conflict(
                 f"The files of cycle {state.cycle} are gone from {folder}; remove the folder, and run again."

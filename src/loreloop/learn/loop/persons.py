@@ -33,6 +33,7 @@ from loreloop.learn.loop.cycle_files import Data, drop_lines, lay_out
 from loreloop.learn.loop.state import Decision, LoopFolder, Revision, read, written
 from loreloop.learn.loop.training import Made
 from loreloop.protocol.episodes import Turn
+from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.feedback import EDIT, Feedback
 
 
@@ -111,7 +112,7 @@ class PersonCourse:
         made = None
         if decision is None:
             gone = self.server.mark_used(name, None, data.turns)
-            made = None if gone else await self.train(folder, champion.state, name)
+            made = None if gone else await self._trained(folder, champion.state, name)
             share = await self.right(made.path, one.lines) if made else 0.0
             if made:
                 self.server.mark_used(name, made.path, data.turns)
@@ -124,6 +125,13 @@ class PersonCourse:
         self.owns[one.person] = Own(target or (before.target if before else None), one.heard)
         written(self._file, msgspec.json.encode(self.owns))
         drop_lines(folder)
+
+    async def _trained(self, folder: Path, start: str | None, name: str) -> Made | None:
+        try:
+            return await self.train(folder, start, name)
+        except BadRequest:
+            # What is refused once is refused always; this person's next words make another attempt.
+            return None
 
     def _decision(self, key: str, one: Due, made: Made | None, share: float) -> Decision:
         fine = made is not None and share >= self.rules.right_least

@@ -6,7 +6,7 @@ neither the feeds nor the gate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import msgspec
 import tinker
 
 from loreloop.learn.auto import Asked, chosen
-from loreloop.learn.clients import POLICY, Clients
+from loreloop.learn.clients import POLICY, Clients, window_of
 from loreloop.learn.environments.environment import OneAnswer
 from loreloop.learn.files import read_file
 from loreloop.learn.learners.from_rewards import Sampling, Ways, reward_learner
@@ -24,7 +24,7 @@ from loreloop.learn.learners.kl import KlBudget, KlPenalty
 from loreloop.learn.learners.reinforce_loop import Bounds
 from loreloop.learn.loop.config import Training
 from loreloop.learn.loop.state import RunFolder
-from loreloop.learn.methods import METHODS, Keeping, Order, train
+from loreloop.learn.methods import METHODS, Keeping, Order, seeing, train
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer
 from loreloop.learn.rewards.reward import Reward
@@ -32,7 +32,7 @@ from loreloop.learn.rollouts.collect import Pace
 from loreloop.learn.rollouts.drawing import AnswerLimits
 from loreloop.learn.runner import Position, Run
 from loreloop.learn.settings import SETTINGS
-from loreloop.protocol.errors import ServerError
+from loreloop.protocol.errors import BadRequest, ServerError
 
 BATCH_OF_TASKS = 8  # prompts of a GRPO step
 
@@ -71,7 +71,9 @@ async def trained(shop: Shop, folder: Path, start: str | None, name: str) -> Mad
 
 
 async def _run(shop: Shop, method: str, file: Path, start: str | None, name: str) -> Made:
-    examples = read_file(file, METHODS[method].read)
+    examples = await fitting(shop, method, read_file(file, METHODS[method].read))
+    if not examples:
+        raise BadRequest(f"No line of {file.name} fits into the model's window, or its template takes none.")
     plan = plan_of(shop, method, len(examples), start, name)
     kept = RunFolder(file.with_suffix(""))
     position = await kept.load()
@@ -84,6 +86,24 @@ async def _run(shop: Shop, method: str, file: Path, start: str | None, name: str
             await train(order, shop.service, Keeping(kept, kept.tell))
         position = await kept.load()
     return _made(position, name)
+
+
+async def fitting(shop: Shop, method: str, examples: Sequence[Any]) -> list[Any]:
+    """The examples that the model can learn from: people write what they like, and one answer that is too long for the
+    window must not keep the others from being learned."""
+    window = await window_of(shop.service, shop.base_model)
+    # A prompt needs room for its answer.
+    room = shop.training.answer_tokens if method == "grpo" else 1
+    renderer = await seeing(shop.renderer, shop.service, shop.base_model, examples)
+
+    def fits(example: Any) -> bool:
+        try:
+            data = METHODS[method].data(renderer, example)
+        except BadRequest:
+            return False
+        return window is None or all(datum.model_input.length + room <= window for datum in data)
+
+    return [example for example in examples if fits(example)]
 
 
 def plan_of(shop: Shop, method: str, n: int, start: str | None, name: str) -> Plan:
