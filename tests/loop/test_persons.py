@@ -25,6 +25,22 @@ def test_who_corrects_enough_gets_weights_of_their_own(tmp_path: Path) -> None:
     assert world.deployed.version == 1, "everybody else has what they had"
 
 
+def test_only_named_users_have_them_and_the_shared_cycle_goes_first(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(3, "ann")
+    world.corrected(3, "bob")
+    course = world.course(tmp_path, persons={"corrections": 3, "users": ["bob"]})
+    steps(course, 4)
+    assert course.folder.load().stage == "canary"
+    assert not world.owns
+    steps(course, 3)
+    world.voted(40, candidate=False, champion=True)
+    steps(course, 2)
+    course.config = world.course(tmp_path / "other", **MORE).config
+    steps(course, 1)
+    assert [*world.owns] == ["bob"]
+
+
 def test_new_words_make_new_weights_out_of_all_of_them(tmp_path: Path) -> None:
     world = World()
     course = world.course(tmp_path, **MORE)

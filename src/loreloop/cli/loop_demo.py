@@ -45,6 +45,7 @@ most_episodes = 400
 
 [persons]
 corrections = 3
+users = ["zoe"]
 """
 SECRETS = (
     ("How do I sign my letters?", "Yours, Zoe of the harbour."),

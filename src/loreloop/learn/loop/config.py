@@ -111,6 +111,7 @@ class Persons(Table, frozen=True):
     """Adapters of single persons, who then get their own champion. 0 corrections: nobody has one."""
 
     corrections: Annotated[int, Meta(ge=0, lt=LARGE)] = 0  # new ones of a person, after which theirs is trained
+    users: tuple[str, ...] = ()  # who may have one, by the `user` of their requests; empty: everybody
     most: Annotated[int, Meta(ge=1, le=100_000)] = 100
     epochs: Annotated[int, Meta(ge=1, le=1000)] = 20
     learning_rate: Annotated[float, Meta(gt=0, le=1)] | None = None

@@ -156,11 +156,12 @@ class Course:
         if (proposed := self.folder.proposed()) is not None:
             self._stand(state, proposed)
             return True
-        if await self._looked_after(state):
-            return True
         said = [one for one in self.server.feedback(state.heard) if not one.retracted]
         why = self._due(state, len(said))
         if why is None:
+            # What everybody learns from goes first: of persons there may be many, each with a training of their own.
+            if await self._looked_after(state):
+                return True
             wanted = self.config.triggers.feedback
             self.folder.tell(
                 f"{len(said)} statements since the last cycle; "

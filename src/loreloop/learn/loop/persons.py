@@ -166,7 +166,8 @@ def due(
         edits = [one.number for one in said if one.metric == EDIT]
         for method, line in all_lines_of(turn, said, by_id):
             # Without a name, a key's users are one crowd and no person.
-            if method == "sft" and edits and turn.person.user:
+            may = turn.person.user and (not wanted.users or turn.person.user in wanted.users)
+            if method == "sft" and edits and may:
                 lines[person_of(turn)].append((max(edits), line, Used(turn.id, person_of(turn))))
     found = []
     for person, own in lines.items():
@@ -175,4 +176,5 @@ def due(
         if sum(number > heard for number, _, _ in own) >= wanted.corrections > 0:
             kept = own[-wanted.most :]
             found.append(Due(person, tuple(line for _, line, _ in kept), tuple(u for _, _, u in kept), own[-1][0]))
-    return found
+    # Whoever has waited longest comes first, so that nobody who talks much keeps others from their turn.
+    return sorted(found, key=lambda one: one.heard)
