@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from loreloop.learn.loop.cycle import Server, state_of
+from loreloop.learn.loop.adopting import state_of
+from loreloop.learn.loop.server import Server
 from loreloop.learn.loop.state import LoopFolder, Revision, State
 from loreloop.protocol.errors import Conflict
 

@@ -7,56 +7,29 @@ is handed in, so that the course runs without a server and without training too.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec.structs import replace
 
+from loreloop.learn.loop.adopting import adopted, ended, promoted, state_of
 from loreloop.learn.loop.canary import PROMOTES, Watched, evidence_of, watch
 from loreloop.learn.loop.collecting import NEVER, Collected, Rules, Used, collect
 from loreloop.learn.loop.config import LoopConfig
 from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, lay_out
-from loreloop.learn.loop.door import Deployed
 from loreloop.learn.loop.gate import Gated, Sides
 from loreloop.learn.loop.persons import PersonCourse
-from loreloop.learn.loop.state import Decision, LoopFolder, Revision, State, Verdict
+from loreloop.learn.loop.server import Server
+from loreloop.learn.loop.state import Decision, LoopFolder, Revision, State, Verdict, key_of
 from loreloop.learn.loop.training import Made
+from loreloop.learn.loop.triggers import Moment, due, first_night, today
 from loreloop.protocol.episodes import Turn
 from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.feedback import BUILT_IN, Feedback, Metric
 
 DAY_SECONDS = 86_400.0
-
-
-class Server(Protocol):
-    """What the course asks of a server; `Door` is one."""
-
-    def deployment(self) -> Deployed:
-        """The deployment as it is now."""
-        ...
-
-    def deploy(self, target: str, canary: str | None = None, percent: float = 0.0) -> None:
-        """Moves the deployment, unless it stands there already."""
-        ...
-
-    def turns(self, after: int = 0) -> Iterable[Turn]:
-        """Recorded turns behind a number."""
-        ...
-
-    def feedback(self, after: int = 0) -> Iterable[Feedback]:
-        """Statements behind a number."""
-        ...
-
-    def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
-        """Says which turns a candidate is trained on; gives those that are not there any more."""
-        ...
-
-    def deleted_persons(self) -> frozenset[str]:
-        """Persons whose data was deleted."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -92,7 +65,7 @@ class Course:
         if state is None:
             target = self.server.deployment().target
             champion = Revision(target=target, state=state_of(target, self.config.start))
-            state = State(champion=champion, base_model=base_model, night=self._today_if_past())
+            state = State(champion=champion, base_model=base_model, night=first_night(self.config.triggers, self.now()))
             self.folder.path.mkdir(parents=True, exist_ok=True)
             self.folder.save(state)
         return state
@@ -102,8 +75,10 @@ class Course:
         state = self.folder.load()
         if state is None:
             raise Conflict("The loop has not begun; `begin` makes its first state.")
-        if (adopted := self._adopted(state)) is not None:
-            self.folder.save(adopted)
+        is_decided = self.folder.decided(key_of(state, "canary")) is not None
+        if (found := adopted(state, self.server.deployment(), self.config.start, is_decided=is_decided)) is not None:
+            self._decide(state, found.stage, found.verdict, found.sentence)
+            self.folder.save(found.state)
             return True
         match state.stage:
             case "idle":
@@ -118,35 +93,6 @@ class Course:
                 return self._watch(state)
         return True
 
-    # What somebody else has done
-
-    def _adopted(self, state: State) -> State | None:
-        """The state as somebody's change of the deployment wants it; None where the deployment stands as it should."""
-        now = self.server.deployment()
-        ours, candidate = state.champion.target, state.candidate
-        if state.stage == "canary" and candidate is not None and not self._is_decided(state):
-            if now.target == candidate.target:
-                self._decide(state, "canary", "promoted", "Somebody promoted the candidate by hand.")
-                return promoted(state)
-            if now.target == ours and now.canary != candidate.target:
-                self._decide(state, "canary", "rolled_back", "Somebody rolled the candidate back by hand.")
-                return ended(state)
-        if now.target == ours or (candidate is not None and now.target == candidate.target):
-            return None
-        return self._foreign(state, now)
-
-    def _foreign(self, state: State, now: Deployed) -> State:
-        before = state.previous
-        if before is not None and now.target == before.target:
-            self._decide(state, f"adopted-{now.version}", "adopted", "Somebody rolled the champion back by hand.")
-            return replace(ended(state), champion=before, previous=state.champion)
-        champion = Revision(target=now.target, state=state_of(now.target, self.config.start))
-        self._decide(state, f"adopted-{now.version}", "adopted", f"Somebody deployed {now.target}.")
-        return replace(ended(state), champion=champion, previous=state.champion)
-
-    def _is_decided(self, state: State) -> bool:
-        return self.folder.decided(key_of(state, "canary")) is not None
-
     # The stages
 
     async def _wait(self, state: State) -> bool:
@@ -157,7 +103,8 @@ class Course:
             self._stand(state, proposed)
             return True
         said = [one for one in self.server.feedback(state.heard) if not one.retracted]
-        why = self._due(state, len(said))
+        moment = Moment(now=self.now(), n_said=len(said), night=state.night, asked=self.asked)
+        why = due(self.config.triggers, moment)
         if why is None:
             # What everybody learns from goes first: of persons there may be many, each with a training of their own.
             if await self._looked_after(state):
@@ -170,7 +117,7 @@ class Course:
             )
             return False
         self.asked = False
-        night = self._today() if why == "nightly" else state.night
+        night = today(self.now()) if why == "nightly" else state.night
         self.folder.save(replace(state, stage="collecting", cycle=state.cycle + 1, candidate=None, night=night))
         return True
 
@@ -201,16 +148,6 @@ class Course:
             return True
         self.persons_heard = heard
         return False
-
-    def _due(self, state: State, n_said: int) -> str | None:
-        """Why a cycle begins now; None where it does not."""
-        triggers = self.config.triggers
-        if self.asked:
-            return "asked"
-        if triggers.feedback and n_said >= triggers.feedback:
-            return "feedback"
-        past = triggers.nightly is not None and self._clock() >= triggers.nightly
-        return "nightly" if past and n_said and state.night != self._today() else None
 
     async def _collect(self, state: State) -> None:
         turns, statements = list(self.server.turns()), list(self.server.feedback())
@@ -394,49 +331,6 @@ class Course:
         )
         self.folder.tell(sentence, **made.numbers)
         return self.folder.decide(made)
-
-    def _clock(self) -> str:
-        return datetime.fromtimestamp(self.now()).strftime("%H:%M")
-
-    def _today(self) -> str:
-        return datetime.fromtimestamp(self.now()).strftime("%Y-%m-%d")
-
-    def _today_if_past(self) -> str:
-        """A loop that is begun behind the hour waits for the next night."""
-        nightly = self.config.triggers.nightly
-        return self._today() if nightly is not None and self._clock() >= nightly else ""
-
-
-def key_of(state: State, stage: str) -> str:
-    """By which a decision is final: one for each stage of a cycle."""
-    return f"{state.cycle}:{stage}"
-
-
-def promoted(state: State) -> State:
-    """The state behind a promotion."""
-    assert state.candidate is not None, "there is nothing else to promote"
-    return replace(state, stage="idle", champion=state.candidate, previous=state.champion, candidate=None)
-
-
-def ended(state: State) -> State:
-    """The state behind a cycle that promoted nothing."""
-    return replace(state, stage="idle", candidate=None)
-
-
-def state_of(target: str, start: str | None) -> str | None:
-    """The training state behind a deployed target: none for a bare base; `start` where it is of the same run. Conflict
-    where the target's state is not known."""
-    if not target.startswith("tinker://"):
-        return None
-    if (
-        start is not None
-        and start.removeprefix("tinker://").split("/")[0] == target.removeprefix("tinker://").split("/")[0]
-    ):
-        return start
-    raise Conflict(
-        f"The deployment answers with {target}, which this loop has not made: name the saved weights that it was made "
-        "of (tinker://RUN/weights/NAME, of the same run) as `start` in loop.toml, or deploy the base model."
-    )
 
 
 def _changed(outcome: Any, kind: str) -> Any:

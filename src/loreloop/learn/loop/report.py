@@ -17,7 +17,7 @@ from typing import Any
 from loreloop.learn.loop.canary import score_of
 from loreloop.learn.loop.collecting import newest_of, said_of
 from loreloop.learn.loop.config import LoopConfig
-from loreloop.learn.loop.cycle import Server
+from loreloop.learn.loop.server import Server
 from loreloop.learn.loop.state import Decision, LoopFolder
 from loreloop.protocol.episodes import Turn
 from loreloop.protocol.feedback import BUILT_IN, Feedback

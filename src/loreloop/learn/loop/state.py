@@ -225,3 +225,8 @@ def synced(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def key_of(state: State, stage: str) -> str:
+    """By which a decision is final: one for each stage of a cycle."""
+    return f"{state.cycle}:{stage}"

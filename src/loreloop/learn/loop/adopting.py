@@ -1,0 +1,72 @@
+"""What a loop makes of a deployment that somebody else has moved: by hand, or before it began. Pure functions.
+
+Whoever moves the deployment is heeded: the loop goes on from what answers users now.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from loreloop.learn.loop.door import Deployed
+from loreloop.learn.loop.state import Revision, State, Verdict
+from loreloop.protocol.errors import Conflict
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """The state as somebody's change wants it, with the decision that is written down for it."""
+
+    state: State
+    stage: str
+    verdict: Verdict
+    sentence: str
+
+
+def adopted(state: State, now: Deployed, start: str | None, *, is_decided: bool) -> Adopted | None:
+    """What somebody has changed; None where the deployment stands as it should. `is_decided`: the loop has decided on
+    its canary, and may have moved the deployment by itself before it died. Conflict as for `state_of`."""
+    ours, candidate = state.champion.target, state.candidate
+    if state.stage == "canary" and candidate is not None and not is_decided:
+        if now.target == candidate.target:
+            return Adopted(promoted(state), "canary", "promoted", "Somebody promoted the candidate by hand.")
+        if now.target == ours and now.canary != candidate.target:
+            return Adopted(ended(state), "canary", "rolled_back", "Somebody rolled the candidate back by hand.")
+    if now.target == ours or (candidate is not None and now.target == candidate.target):
+        return None
+    stage, before = f"adopted-{now.version}", state.previous
+    if before is not None and now.target == before.target:
+        found = replace(ended(state), champion=before, previous=state.champion)
+        return Adopted(found, stage, "adopted", "Somebody rolled the champion back by hand.")
+    champion = Revision(target=now.target, state=state_of(now.target, start))
+    found = replace(ended(state), champion=champion, previous=state.champion)
+    return Adopted(found, stage, "adopted", f"Somebody deployed {now.target}.")
+
+
+def promoted(state: State) -> State:
+    """The state behind a promotion."""
+    assert state.candidate is not None, "there is nothing else to promote"
+    return replace(state, stage="idle", champion=state.candidate, previous=state.champion, candidate=None)
+
+
+def ended(state: State) -> State:
+    """The state behind a cycle that promoted nothing."""
+    return replace(state, stage="idle", candidate=None)
+
+
+def state_of(target: str, start: str | None) -> str | None:
+    """The training state behind a deployed target: none for a bare base; `start` where it is of the same run. Conflict
+    where the target's state is not known."""
+    if not target.startswith("tinker://"):
+        return None
+    if start is not None and _run_of(start) == _run_of(target):
+        return start
+    raise Conflict(
+        f"The deployment answers with {target}, which this loop has not made: name the saved weights that it was made "
+        "of (tinker://RUN/weights/NAME, of the same run) as `start` in loop.toml, or deploy the base model."
+    )
+
+
+def _run_of(path: str) -> str:
+    return path.removeprefix("tinker://").split("/")[0]

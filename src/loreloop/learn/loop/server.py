@@ -1,0 +1,41 @@
+"""What the course of a loop asks of a server: feeds to read, one deployment to move. `Door` is one over HTTP.
+
+Types only, so that the course runs without any server too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from loreloop.learn.loop.door import Deployed
+from loreloop.protocol.episodes import Turn
+from loreloop.protocol.feedback import Feedback
+
+
+class Server(Protocol):
+    """What the course asks of a server; `Door` is one."""
+
+    def deployment(self) -> Deployed:
+        """The deployment as it is now."""
+        ...
+
+    def deploy(self, target: str, canary: str | None = None, percent: float = 0.0) -> None:
+        """Moves the deployment, unless it stands there already."""
+        ...
+
+    def turns(self, after: int = 0) -> Iterable[Turn]:
+        """Recorded turns behind a number."""
+        ...
+
+    def feedback(self, after: int = 0) -> Iterable[Feedback]:
+        """Statements behind a number."""
+        ...
+
+    def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
+        """Says which turns a candidate is trained on; gives those that are not there any more."""
+        ...
+
+    def deleted_persons(self) -> frozenset[str]:
+        """Persons whose data was deleted."""
+        ...
