@@ -20,6 +20,7 @@ from loreloop.cli.deploy import deploy
 from loreloop.cli.files import files
 from loreloop.cli.jobs import jobs
 from loreloop.cli.keys import keys
+from loreloop.cli.loop import loop
 from loreloop.cli.memory import memory
 from loreloop.cli.model_care import remove_model, verify_models
 from loreloop.cli.models import models
@@ -53,7 +54,7 @@ def cli() -> None:
     """Train, serve and keep improving language models with LoRA, on your own machine."""
 
 
-for verb in (serve, demo, models, keys, runs, checkpoints, files, jobs, deploy, tools, chat, memory, train):
+for verb in (serve, demo, models, keys, runs, checkpoints, files, jobs, deploy, tools, chat, memory, loop, train):
     cli.add_command(verb)
 for verb in (remove_model, verify_models, import_adapter, export_model):
     models.add_command(verb)

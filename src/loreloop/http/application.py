@@ -9,7 +9,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,6 +19,8 @@ from loreloop.http.anthropic import messages
 from loreloop.http.bodies import answer
 from loreloop.http.exchange import Exchange
 from loreloop.http.generation.remembered import end_of_turn
+from loreloop.http.loop import feedback, links
+from loreloop.http.loop import metrics as feedback_metrics
 from loreloop.http.openai import chat_completions, completions, files, fine_tuning, graders, models, responses
 from loreloop.http.operations import deployments, health, jobs, memories, metrics, removal
 from loreloop.http.services import Services
@@ -76,6 +78,7 @@ def create_app(services: Services) -> Starlette:
         *fine_tuning.ROUTES,
         *graders.ROUTES,
     ]
+    operating = [*deployments.ROUTES, *memories.ROUTES, *removal.ROUTES, *jobs.ROUTES]
     app = Starlette(
         routes=[
             Mount("/api/v1", routes=tinker),
@@ -83,7 +86,9 @@ def create_app(services: Services) -> Starlette:
             Mount("/v1", routes=openai_routes),
             Mount("/anthropic/api/v1", routes=[*messages.ROUTES, *models.ROUTES]),
             Mount("/hf", routes=hub.ROUTES),
-            Mount("/loop/v1", routes=[*deployments.ROUTES, *memories.ROUTES, *removal.ROUTES, *jobs.ROUTES]),
+            Mount("/loop/v1", routes=[*operating, *feedback.ROUTES, *links.ROUTES, *feedback_metrics.ROUTES]),
+            *links.PAGES,
+            *feedback.TENSORZERO,
             *health.ROUTES,
             *metrics.ROUTES,
         ],
@@ -110,6 +115,11 @@ def on_error(request: Request, error: errors.LoreloopError) -> Response:
     # parent's.
     status_code = next(STATUS_CODES[kind] for kind in type(error).__mro__ if kind in STATUS_CODES)
     response = error_answer(status_code, error.message, error.details if isinstance(error, errors.BadRequest) else None)
+    # A route may have its errors told to people by a page, or to pages of other origins.
+    state = request.scope.get("state", {})
+    if page_of := state.get("page_of"):
+        response = HTMLResponse(page_of(error.message), status_code)
+    response.headers.update(state.get("headers", {}))
     if isinstance(error, errors.Unavailable):
         response.headers["retry-after"] = str(max(1, round(error.retry_after_seconds)))
         if error.queue_position is not None:

@@ -17,6 +17,7 @@ from loreloop.deployments.model_texts import ModelTexts
 from loreloop.host.dispatcher import Dispatcher
 from loreloop.host.job_desk import JobDesk
 from loreloop.http.grading import Grading
+from loreloop.http.loop.giving import Desk
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.store import keys
@@ -25,8 +26,14 @@ from loreloop.store.store import Store
 from loreloop.text.grammars.sandbox import GrammarSandbox
 
 UPLOADS_READ_AT_ONCE = 2
-ADMIN, TRAIN, INFER = "admin", "train", "infer"
-IMPLIED = {ADMIN: (ADMIN, TRAIN, INFER), TRAIN: (TRAIN, INFER), INFER: (INFER,)}
+ADMIN, TRAIN, INFER, FEEDBACK = "admin", "train", "infer", "feedback"
+# Nobody who asks may thereby judge the answers: an agent must not mark itself.
+IMPLIED = {
+    ADMIN: (ADMIN, TRAIN, INFER, FEEDBACK),
+    TRAIN: (TRAIN, INFER),
+    INFER: (INFER,),
+    FEEDBACK: (FEEDBACK,),
+}
 
 
 @dataclass
@@ -61,6 +68,7 @@ class Services:
     # Large uploads are read by processes of their own, of which each key could otherwise start any number.
     reading: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS_READ_AT_ONCE))
     nonce: str = ""
+    feedback: Desk = field(default_factory=Desk)
     remembering: set[MemoryName] = field(default_factory=set)  # memories with a request on them
 
 
@@ -81,6 +89,12 @@ def asker(request: Request) -> KeyRow:
     """Whose key came with the request; it must carry `infer`, be it for deployments alone: `may_use` tells."""
     key = _known(request)
     return key if key.deployments else caller(request, INFER)
+
+
+def judge(request: Request) -> KeyRow:
+    """Whose key came with the request; it must carry `feedback`, be it for certain deployments alone."""
+    key = _known(request)
+    return key if key.judged else caller(request, FEEDBACK)
 
 
 def may_use(key: KeyRow, model: str) -> None:

@@ -16,8 +16,9 @@ from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.paths import NAME, CheckpointKind, parse_path
 from loreloop.protocol.sampling import Revision
 from loreloop.store import checkpoints, keys, runs
+from loreloop.store.feedback_tables import FEEDBACK_TABLES
 from loreloop.store.files import in_row, placed
-from loreloop.store.rows import DEPLOYMENT_SCOPE, Arm, Deployment, Split
+from loreloop.store.rows import DEPLOYMENT_SCOPE, FEEDBACK_SCOPE, Arm, Deployment, Split
 from loreloop.store.schema import DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS
 
 NEW = DEPLOYMENTS.c
@@ -56,11 +57,14 @@ def set(connection: Connection, name: str, key_id: str | None, split: Split, now
 
 
 def remove(connection: Connection, name: str) -> None:
-    """The name, its history, its hold on checkpoints, and what keys were allowed of it, since the name may become
-    another owner's."""
+    """The name, its history, its hold on checkpoints, what was said of its answers, and what keys were allowed of it,
+    since the name may become another owner's."""
     current(connection, name)
     # Otherwise keys that were granted the old deployment could use a stranger's of the same name.
-    keys.withdraw(connection, DEPLOYMENT_SCOPE + name)
+    for scope in (DEPLOYMENT_SCOPE, FEEDBACK_SCOPE):
+        keys.withdraw(connection, scope + name)
+    for table in FEEDBACK_TABLES:
+        connection.execute(delete(table).where(table.c.deployment == name))
     for table in (DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS):
         connection.execute(delete(table).where(table.c.name == name))
 

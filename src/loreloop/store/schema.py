@@ -18,7 +18,6 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Table,
     Text,
@@ -33,9 +32,9 @@ from sqlalchemy import (
     update,
 )
 
+from loreloop.store.feedback_tables import FEEDBACK_TABLES
 from loreloop.store.files import in_row
-
-METADATA = MetaData()
+from loreloop.store.metadata import METADATA
 
 MIGRATIONS = Table("migrations", METADATA, Column("number", Integer, primary_key=True))
 
@@ -440,6 +439,12 @@ def m012_jobs(connection: Connection) -> None:
         table.create(connection, checkfirst=True)
 
 
+def m014_feedback(connection: Connection) -> None:
+    """Makes the tables of feedback and of the metrics that deployments declare for it."""
+    for table in FEEDBACK_TABLES:
+        table.create(connection, checkfirst=True)
+
+
 def _add_column(connection: Connection, table: Table, name: str, kind: str) -> None:
     """Unless it is there: a new database has had all columns from the first step."""
     if name not in {column["name"] for column in inspect(connection).get_columns(table.name)}:
@@ -459,6 +464,7 @@ STEPS: Sequence[Callable[[Connection], None]] = (
     m010_paths_from_the_data_folder_on,
     m011_memories,
     m012_jobs,
+    m014_feedback,
 )
 
 

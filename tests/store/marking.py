@@ -1,0 +1,35 @@
+"""A process that gives feedback until it is killed: `python -m tests.store.marking FOLDER FIRST_NUMBER`. It prints what
+the store has acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from loreloop.store import feedback
+from loreloop.store.feedback import Asked
+from loreloop.store.store import Store
+from tests.store.test_feedback import said
+
+N_WRITERS = 8
+
+
+async def run(folder: Path, first: int) -> None:
+    store = Store(folder)
+    print("open", flush=True)
+
+    async def write(number: int) -> None:
+        while True:
+            await store.write(feedback.give, Asked(said(f"id-{number}", who=str(number)), chosen=True))
+            print("given", number, flush=True)
+            if number % 3 == 0:
+                await store.write(feedback.retract, f"id-{number}")
+                print("retracted", number, flush=True)
+            number += N_WRITERS
+
+    await asyncio.gather(*(write(first + each) for each in range(N_WRITERS)))
+
+
+if __name__ == "__main__":
+    asyncio.run(run(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,183 @@
+"""Statements in the store: what counts, beside a plain model of the rules; bounds; and kills."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from sqlalchemy import event
+
+from loreloop.protocol.errors import BadRequest, Conflict, NotFound
+from loreloop.protocol.feedback import Feedback, Source
+from loreloop.protocol.feedback_rules import STRENGTH
+from loreloop.store import feedback
+from loreloop.store.feedback import Asked
+from loreloop.store.schema import METADATA
+from loreloop.store.store import empty_database
+from tests.store.place import Place
+from tests.store.test_store_kills import lines_until_killed, numbers
+
+
+def said(id: str, **fields: Any) -> Feedback:
+    usual = {"target_id": "turn", "metric": "thumb", "value": True, "who": "ann", "giver": "key", "deployment": "bot"}
+    return Feedback(number=0, id=id, level="inference", created=1.0, **usual | fields)
+
+
+class Rules(RuleBasedStateMachine):
+    """Random voices speak, change their minds, go over each other and take back. The model holds, for each voice and
+    target, what it says now, and forgets the rest."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.connection = empty_database().connect()
+        self.now: dict[tuple[str, Source, str], tuple[str, bool]] = {}  # voice and target → id, value
+        self.sent: dict[str, Feedback] = {}
+        self.n = 0
+        self.after, self.read = 0, dict[str, Feedback]()
+
+    def teardown(self) -> None:
+        if hasattr(self, "connection"):
+            self.connection.close()
+
+    def voice(self, one: Feedback) -> tuple[str, Source, str]:
+        return one.who, one.source, one.target_id
+
+    @rule(
+        who=st.sampled_from("ab"),
+        source=st.sampled_from(["human", "judge", "implicit"]),
+        about=st.sampled_from("xy"),
+        value=st.booleans(),
+        chosen=st.booleans(),
+    )
+    def give(self, who: str, source: Source, about: str, value: bool, chosen: bool) -> None:
+        self.n += 1
+        sent = said(f"id-{self.n}", who=who, source=source, target_id=about, value=value)
+        kept = feedback.give(self.connection, Asked(sent, chosen=chosen))
+        standing = self.now.get(self.voice(sent))
+        if standing and not chosen and standing[1] == value and self.sent[standing[0]].overrides is None:
+            assert kept.id == standing[0], "who repeats an opinion says nothing new"
+            return
+        self.sent[kept.id] = sent
+        self.now[self.voice(sent)] = (kept.id, value)
+
+    @rule(data=st.data(), source=st.sampled_from(["human", "code", "judge", "implicit"]), who=st.sampled_from("ab"))
+    def go_over(self, data: st.DataObject, source: Source, who: str) -> None:
+        if not self.sent:
+            return
+        old = self.sent[data.draw(st.sampled_from(sorted(self.sent)))]
+        self.n += 1
+        sent = said(f"id-{self.n}", who=who, source=source, target_id=old.target_id, overrides=old.id)
+        counts = self.now.get(self.voice(old), ("", False))[0] == old.id
+        own = self.voice(sent) == self.voice(old)
+        if not counts or not (own or STRENGTH[source] > STRENGTH[old.source]):
+            with pytest.raises(BadRequest):
+                feedback.give(self.connection, Asked(sent, chosen=True))
+            return
+        feedback.give(self.connection, Asked(sent, chosen=True))
+        del self.now[self.voice(old)]
+        self.sent[sent.id] = sent
+        self.now[self.voice(sent)] = (sent.id, True)
+
+    @rule(data=st.data())
+    def retract(self, data: st.DataObject) -> None:
+        if not self.sent:
+            return
+        id = data.draw(st.sampled_from(sorted(self.sent)))
+        assert feedback.retract(self.connection, id) == feedback.retract(self.connection, id)
+        self.now = {voice: standing for voice, standing in self.now.items() if standing[0] != id}
+
+    @rule(data=st.data())
+    def retry(self, data: st.DataObject) -> None:
+        if not self.sent:
+            return
+        sent = self.sent[data.draw(st.sampled_from(sorted(self.sent)))]
+        assert feedback.give(self.connection, Asked(sent, chosen=True)) == feedback.find(self.connection, sent.id)
+        other = msgspec.structs.replace(sent, why="another reason")
+        with pytest.raises(Conflict):
+            feedback.give(self.connection, Asked(other, chosen=True))
+
+    @rule(limit=st.integers(1, 5))
+    def read_on(self, limit: int) -> None:
+        """A reader that goes on from where it stood knows in the end what counts."""
+        page = feedback.page(self.connection, "bot", self.after, limit)
+        self.after = page.next
+        self.read |= {each.id: each for each in page.feedback}
+
+    @rule()
+    def compare(self) -> None:
+        while (page := feedback.page(self.connection, "bot", self.after, 3)).feedback:
+            self.after = page.next
+            self.read |= {each.id: each for each in page.feedback}
+        overridden = {each.overrides for each in self.read.values()}
+        standing = {each.id for each in self.read.values() if not each.retracted and each.id not in overridden}
+        assert standing == {id for id, _ in self.now.values()}
+        assert {id for id in self.read if feedback.counts(self.connection, id)} == standing
+
+
+TestRules = Rules.TestCase
+TestRules.settings = settings(
+    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def test_what_was_acknowledged_survives_one_kill_after_another(tmp_path: Path) -> None:
+    place = Place(tmp_path / "data")
+    given, retracted = set[int](), set[int]()
+    for life, seconds in enumerate((0.05, 0.2, 0.3)):
+        place.store.close()
+        lines = lines_until_killed(place, "tests.store.marking", str(life * 100_000), seconds=seconds)
+        given |= numbers(lines, "given")
+        retracted |= numbers(lines, "retracted")
+        place.open()
+        kept = place.read(feedback.page, "bot", 0, 1_000_000).feedback
+        assert given <= {int(each.who) for each in kept}
+        assert retracted <= {int(each.who) for each in kept if each.retracted}
+        assert len({each.id for each in kept}) == len(kept)
+    assert given
+    assert retracted
+    place.store.close()
+
+
+def test_a_number_is_never_given_twice(place: Place) -> None:
+    """A reader stands behind the last number: what came under it again would never be read."""
+    first = place.write(feedback.give, Asked(said("first")))
+    assert place.write(feedback.forget_targets, ["turn"]) == 1
+    assert place.write(feedback.give, Asked(said("second"))).number > first.number
+
+
+def test_feedback_is_found_by_what_it_is_about(place: Place) -> None:
+    for number in range(3):
+        place.write(feedback.give, Asked(said(f"id-{number}", target_id=f"t{number}")))
+    assert [each.id for each in place.read(feedback.about, ["t2", "t0", "t7"])] == ["id-0", "id-2"]
+
+
+def test_nothing_is_retracted_that_is_not_there(place: Place) -> None:
+    with pytest.raises(NotFound):
+        place.write(feedback.retract, "nothing")
+
+
+def test_no_query_reads_the_whole_table() -> None:
+    """What one statement costs must not grow with the number of those before."""
+    engine = empty_database()
+    queries = list[tuple[str, Any]]()
+    with engine.connect() as connection:
+        feedback.give(connection, Asked(said("one")))
+
+        @event.listens_for(engine, "before_cursor_execute")
+        def note(_1: object, _2: object, statement: str, parameters: Any, _3: object, _4: object) -> None:
+            queries.append((statement, parameters))
+
+        feedback.give(connection, Asked(said("two", value=False)))
+        feedback.give(connection, Asked(said("three", source="code", overrides="two"), may_all=True))
+        feedback.retract(connection, "three")
+        feedback.n_given(connection, "key", "ann", 10)
+        feedback.page(connection, "bot", 1, 10)
+        feedback.about(connection, ["turn"])
+        for statement, parameters in [*queries]:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+            assert not [row.detail for row in plan if row.detail.startswith("SCAN feedback")], statement
+    assert len(queries) > 10
+    assert "feedback" in METADATA.tables
