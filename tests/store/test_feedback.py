@@ -33,7 +33,8 @@ class Rules(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.connection = empty_database().connect()
-        self.now: dict[tuple[str, Source, str], tuple[str, bool]] = {}  # voice and target → id, value
+        # Voice and subject → id, value.
+        self.now: dict[tuple[str, Source, str], tuple[str, object]] = {}
         self.sent: dict[str, Feedback] = {}
         self.n = 0
         self.after, self.read = 0, dict[str, Feedback]()
@@ -43,7 +44,8 @@ class Rules(RuleBasedStateMachine):
             self.connection.close()
 
     def voice(self, one: Feedback) -> tuple[str, Source, str]:
-        return one.who, one.source, one.target_id
+        pair = " ".join(sorted([one.target_id, str(one.value)]))
+        return one.who, one.source, pair if one.metric == "preference" else one.target_id
 
     @rule(
         who=st.sampled_from("ab"),
@@ -63,13 +65,27 @@ class Rules(RuleBasedStateMachine):
         self.sent[kept.id] = sent
         self.now[self.voice(sent)] = (kept.id, value)
 
+    @rule(who=st.sampled_from("ab"), pair=st.permutations("xyz"), chosen=st.booleans())
+    def prefer(self, who: str, pair: list[str], chosen: bool) -> None:
+        self.n += 1
+        sent = said(f"id-{self.n}", who=who, target_id=pair[0], metric="preference", value=pair[1])
+        kept = feedback.give(self.connection, Asked(sent, chosen=chosen))
+        standing = self.now.get(self.voice(sent))
+        same = standing is not None and self.sent[standing[0]].target_id == pair[0]
+        if standing and same and not chosen and self.sent[standing[0]].overrides is None:
+            assert kept.id == standing[0]
+            return
+        self.sent[kept.id] = sent
+        self.now[self.voice(sent)] = (kept.id, pair[1])
+
     @rule(data=st.data(), source=st.sampled_from(["human", "code", "judge", "implicit"]), who=st.sampled_from("ab"))
     def go_over(self, data: st.DataObject, source: Source, who: str) -> None:
         if not self.sent:
             return
         old = self.sent[data.draw(st.sampled_from(sorted(self.sent)))]
         self.n += 1
-        sent = said(f"id-{self.n}", who=who, source=source, target_id=old.target_id, overrides=old.id)
+        fields = {"target_id": old.target_id, "metric": old.metric, "value": old.value}
+        sent = said(f"id-{self.n}", who=who, source=source, overrides=old.id, **fields)
         counts = self.now.get(self.voice(old), ("", False))[0] == old.id
         own = self.voice(sent) == self.voice(old)
         if not counts or not (own or STRENGTH[source] > STRENGTH[old.source]):
@@ -79,7 +95,7 @@ class Rules(RuleBasedStateMachine):
         feedback.give(self.connection, Asked(sent, chosen=True))
         del self.now[self.voice(old)]
         self.sent[sent.id] = sent
-        self.now[self.voice(sent)] = (sent.id, True)
+        self.now[self.voice(sent)] = (sent.id, sent.value)
 
     @rule(data=st.data())
     def retract(self, data: st.DataObject) -> None:

@@ -51,9 +51,10 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True):
     """One statement. `target_id` is a turn's or, at the level of episodes, an episode's; `value` is a boolean, a
     number, a text, or, for a preference, the id of the turn that is worse than the target.
 
-    Of statements by the same giver, source and `who` about the same target and metric the newest counts: it `overrides`
-    the one before. A statement counts unless it is `retracted` or any other, retracted or not, names it in `overrides`.
-    `number` orders statements, retractions included, and is their place in the feed: a retraction gives a new one.
+    Of statements by the same giver, source and `who` about the same target and metric (for preferences: about the same
+    pair) the newest counts: it `overrides` the one before. A statement counts unless it is `retracted` or any other,
+    retracted or not, names it in `overrides`. `number` orders statements, retractions included, and is their place in
+    the feed: a retraction gives a new one.
     """
 
     number: int

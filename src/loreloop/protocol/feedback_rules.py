@@ -17,6 +17,7 @@ from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.feedback import (
     BUILT_IN,
     OF_TURNS_ONLY,
+    PREFERENCE,
     SCORE,
     TOOL_OK,
     VERDICT,
@@ -88,11 +89,22 @@ def same_voice(one: Feedback, other: Feedback) -> bool:
     return (one.giver, one.source, one.who) == (other.giver, other.source, other.who)
 
 
+def same_subject(one: Feedback, other: Feedback) -> bool:
+    """Whether two statements measure the same: one target, or for preferences one pair of answers, either way round."""
+    if (one.deployment, one.metric) != (other.deployment, other.metric):
+        return False
+    return one.target_id == other.target_id if one.metric != PREFERENCE else pair_of(one) == pair_of(other)
+
+
+def pair_of(said: Feedback) -> frozenset[str]:
+    """The two turns of a preference."""
+    return frozenset((said.target_id, str(said.value)))
+
+
 def check_override(said: Feedback, old: Feedback | None, *, counts: bool, may_all: bool) -> None:
     """BadRequest where a statement may not override the one that it names; `may_all` lets it whoever speaks."""
     named = f"`overrides` names {said.overrides!r}"
-    about = (said.deployment, said.target_id, said.metric)
-    if old is None or (old.deployment, old.target_id, old.metric) != about:
+    if old is None or not same_subject(said, old):
         raise BadRequest(f"{named}, which is no statement about this target and metric; name one that is, or none.")
     if not (may_all or same_voice(said, old) or STRENGTH[said.source] > STRENGTH[old.source]):
         raise BadRequest(

@@ -9,10 +9,10 @@ import hashlib
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, func, insert, select
+from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select
 
 from loreloop.protocol.errors import Conflict, NotFound
-from loreloop.protocol.feedback import Feedback, FeedbackPage
+from loreloop.protocol.feedback import PREFERENCE, Feedback, FeedbackPage
 from loreloop.protocol.feedback_rules import check_override, same_voice
 from loreloop.store.feedback_tables import FEEDBACK
 
@@ -131,8 +131,14 @@ def fingerprint_of(said: Feedback) -> str:
 def _newest_of_voice(connection: Connection, said: Feedback) -> Row[tuple[object, ...]] | None:
     """The last that this voice has said about the target and the metric, and not taken back."""
     voice = (AT.giver == said.giver, AT.source == said.source, AT.who == said.who)
-    about = (AT.target_id == said.target_id, AT.metric == said.metric, AT.deployment == said.deployment)
-    stands = select(FEEDBACK).where(*about, *voice, AT.retracted.is_(False))
+    about = AT.target_id == said.target_id
+    if said.metric == PREFERENCE:
+        # One answer may be better than several others; and who then prefers the other one of the two has changed sides.
+        better, worse = said.target_id, msgspec.json.encode(said.value).decode()
+        turned = and_(AT.target_id == said.value, AT.value == msgspec.json.encode(better).decode())
+        about = or_(and_(about, AT.value == worse), turned)
+    stands = select(FEEDBACK).where(about, *voice, AT.metric == said.metric, AT.deployment == said.deployment)
+    stands = stands.where(AT.retracted.is_(False))
     return connection.execute(stands.order_by(AT.number.desc()).limit(1)).first()
 
 
