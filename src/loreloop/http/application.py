@@ -19,7 +19,7 @@ from loreloop.http.anthropic import messages
 from loreloop.http.bodies import answer
 from loreloop.http.exchange import Exchange
 from loreloop.http.generation.remembered import end_of_turn
-from loreloop.http.loop import feedback, links
+from loreloop.http.loop import feedback, links, turns
 from loreloop.http.loop import metrics as feedback_metrics
 from loreloop.http.openai import chat_completions, completions, files, fine_tuning, graders, models, responses
 from loreloop.http.operations import deployments, health, jobs, memories, metrics, removal
@@ -78,7 +78,16 @@ def create_app(services: Services) -> Starlette:
         *fine_tuning.ROUTES,
         *graders.ROUTES,
     ]
-    operating = [*deployments.ROUTES, *memories.ROUTES, *removal.ROUTES, *jobs.ROUTES]
+    loop_routes = [
+        *deployments.ROUTES,
+        *turns.ROUTES,
+        *memories.ROUTES,
+        *removal.ROUTES,
+        *jobs.ROUTES,
+        *feedback.ROUTES,
+        *links.ROUTES,
+        *feedback_metrics.ROUTES,
+    ]
     app = Starlette(
         routes=[
             Mount("/api/v1", routes=tinker),
@@ -86,7 +95,7 @@ def create_app(services: Services) -> Starlette:
             Mount("/v1", routes=openai_routes),
             Mount("/anthropic/api/v1", routes=[*messages.ROUTES, *models.ROUTES]),
             Mount("/hf", routes=hub.ROUTES),
-            Mount("/loop/v1", routes=[*operating, *feedback.ROUTES, *links.ROUTES, *feedback_metrics.ROUTES]),
+            Mount("/loop/v1", routes=loop_routes),
             *links.PAGES,
             *feedback.TENSORZERO,
             *health.ROUTES,

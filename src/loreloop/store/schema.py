@@ -35,6 +35,7 @@ from sqlalchemy import (
 from loreloop.store.feedback_tables import FEEDBACK_TABLES
 from loreloop.store.files import in_row
 from loreloop.store.metadata import METADATA
+from loreloop.store.turn_tables import TURN_TABLES
 
 MIGRATIONS = Table("migrations", METADATA, Column("number", Integer, primary_key=True))
 
@@ -183,6 +184,7 @@ DEPLOYMENTS = Table(
     Column("name", String, primary_key=True),
     Column("key_id", ForeignKey("keys.id")),  # of the owner; NULL: of nobody, so everybody may use it
     Column("version", Integer, nullable=False),  # the newest one
+    Column("recording", Text),  # JSON of RecordingRule; NULL: it records nothing
     Index("deployments_of_key", "key_id", "name"),
 )
 
@@ -439,6 +441,13 @@ def m012_jobs(connection: Connection) -> None:
         table.create(connection, checkfirst=True)
 
 
+def m013_turns(connection: Connection) -> None:
+    """Makes the tables of recorded turns and of persons, and the column of what a deployment records."""
+    for table in TURN_TABLES:
+        table.create(connection, checkfirst=True)
+    _add_column(connection, DEPLOYMENTS, "recording", "TEXT")
+
+
 def m014_feedback(connection: Connection) -> None:
     """Makes the tables of feedback and of the metrics that deployments declare for it."""
     for table in FEEDBACK_TABLES:
@@ -464,6 +473,7 @@ STEPS: Sequence[Callable[[Connection], None]] = (
     m010_paths_from_the_data_folder_on,
     m011_memories,
     m012_jobs,
+    m013_turns,
     m014_feedback,
 )
 

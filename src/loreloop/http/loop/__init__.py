@@ -1,1 +1,4 @@
-"""The dialect of the closed loop: what was answered, what was said of it, and what became of it."""
+"""The routes of the closed loop under `/loop/v1`: what was recorded, of whom, and what was said of it.
+
+It knows no dialect.
+"""
