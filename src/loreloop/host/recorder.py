@@ -19,7 +19,7 @@ from loreloop.store.store import Store
 from loreloop.store.turn_bodies import NewTurn
 
 LOG = logging.getLogger(__name__)
-MOST_REMEMBERED = 10_000  # ids of dropped turns that not even the store took
+MOST_REMEMBERED = 10_000  # turns that not even the store took, or that nobody wanted
 MAX_BATCH = 256
 
 
@@ -59,21 +59,26 @@ class Recorder:
         self.waiting: deque[Waiting] = deque()
         self.traces: deque[NewTurn] = deque()
         self.n_bytes = 0
-        self.pending: set[str] = set()  # ids that were given out, whose turns are not kept yet
-        self.dropped: dict[str, None] = {}  # the newest last
+        self.pending: dict[str, NewTurn] = {}  # by ids that were given out, whose turns are not kept yet
+        self.dropped: dict[str, NewTurn] = {}  # the newest last
+        self.unrecorded: dict[str, NewTurn] = {}  # answers of deployments that do not record, the newest last
         self.task: asyncio.Task[None] | None = None
         self.is_closing = False
 
-    def open(self, turn_id: str) -> None:
+    def open(self, trace: NewTurn) -> None:
         """An id goes out before its answer has ended."""
-        self.pending.add(turn_id)
+        self.pending[trace.id] = trace
+
+    def pass_over(self, trace: NewTurn) -> None:
+        """An answer that is not to be kept, so that who speaks of it soon can be told why nobody knows it."""
+        _note(self.unrecorded, trace)
 
     def put(self, turn: Waiting) -> None:
         """Takes a turn; never waits. Where there is no room it is dropped."""
         if len(self.waiting) >= self.bounds.turns or self.n_bytes + turn.n_bytes > self.bounds.n_bytes:
             self.drop(turn.trace)
             return
-        self.pending.add(turn.trace.id)
+        self.pending[turn.trace.id] = turn.trace
         self.n_bytes += turn.n_bytes
         self.waiting.append(turn)
         self._work()
@@ -133,14 +138,19 @@ class Recorder:
             return
         self.counts.kept += n_kept
         self.counts.dropped += len(batch) - n_kept
-        self.pending.difference_update(turn.trace.id for turn in batch)
+        for turn in batch:
+            self.pending.pop(turn.trace.id, None)
 
     def _forget(self, trace: NewTurn) -> None:
         self.counts.dropped += 1
-        self.pending.discard(trace.id)
-        self.dropped[trace.id] = None
-        if len(self.dropped) > MOST_REMEMBERED:
-            del self.dropped[next(iter(self.dropped))]
+        self.pending.pop(trace.id, None)
+        _note(self.dropped, trace)
+
+
+def _note(traces: dict[str, NewTurn], trace: NewTurn) -> None:
+    traces[trace.id] = trace
+    if len(traces) > MOST_REMEMBERED:
+        del traces[next(iter(traces))]
 
 
 def _made(turn: Waiting) -> NewTurn:

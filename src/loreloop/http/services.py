@@ -20,6 +20,7 @@ from loreloop.host.job_desk import JobDesk
 from loreloop.host.recorder import Recorder
 from loreloop.http.grading import Grading
 from loreloop.http.loop.giving import Desk
+from loreloop.http.loop.targets import RecordedTargets
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.store import keys
@@ -70,13 +71,17 @@ class Services:
     # Large uploads are read by processes of their own, of which each key could otherwise start any number.
     reading: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS_READ_AT_ONCE))
     nonce: str = ""
-    feedback: Desk = field(default_factory=Desk)
     remembering: set[MemoryName] = field(default_factory=set)  # memories with a request on them
 
     @cached_property
     def recorder(self) -> Recorder:
         """What keeps the turns of recording deployments."""
         return Recorder(self.store)
+
+    @cached_property
+    def feedback(self) -> Desk:
+        """Where feedback is taken."""
+        return Desk(RecordedTargets(self.store, self.recorder))
 
 
 def services(request: Request) -> Services:

@@ -9,12 +9,13 @@ import hashlib
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select
+from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
 
 from loreloop.protocol.errors import Conflict, NotFound
-from loreloop.protocol.feedback import PREFERENCE, Feedback, FeedbackPage
+from loreloop.protocol.feedback import PREFERENCE, Feedback, FeedbackPage, Level
 from loreloop.protocol.feedback_rules import check_override, same_voice
 from loreloop.store.feedback_tables import FEEDBACK
+from loreloop.store.turn_tables import EPISODES, TURNS
 
 AT = FEEDBACK.c
 MAX_NAMED = 500  # ids in one query: SQLite's own bound on parameters is not far above
@@ -128,6 +129,22 @@ def fingerprint_of(said: Feedback) -> str:
     return hashlib.sha256(msgspec.json.encode((*told, said.overrides), order="sorted")).hexdigest()
 
 
+def n_about(connection: Connection, target_id: str, level: Level, deployment: str) -> int:
+    """How many statements about a turn or an episode there are that were not retracted."""
+    about = (AT.target_id == target_id, AT.level == level, AT.deployment == deployment, AT.retracted.is_(False))
+    return connection.scalar(select(func.count()).select_from(FEEDBACK).where(*about)) or 0
+
+
+def _tell(connection: Connection, said: Feedback) -> None:
+    """Has the turn, or the episode, know how much was said of it: its fate depends on that."""
+    heard = n_about(connection, said.target_id, said.level, said.deployment)
+    if said.level == "inference":
+        connection.execute(update(TURNS).where(TURNS.c.id == said.target_id).values(heard=heard))
+        return
+    about = (EPISODES.c.id == said.target_id) & (EPISODES.c.deployment == said.deployment)
+    connection.execute(update(EPISODES).where(about).values(heard=heard))
+
+
 def _newest_of_voice(connection: Connection, said: Feedback) -> Row[tuple[object, ...]] | None:
     """The last that this voice has said about the target and the metric, and not taken back."""
     voice = (AT.giver == said.giver, AT.source == said.source, AT.who == said.who)
@@ -147,6 +164,7 @@ def _insert(connection: Connection, said: Feedback, fingerprint: str) -> Feedbac
     values |= {"value": msgspec.json.encode(said.value).decode(), "tags": msgspec.json.encode(said.tags).decode()}
     done = connection.execute(insert(FEEDBACK).values(**values, fingerprint=fingerprint))
     assert done.inserted_primary_key is not None
+    _tell(connection, said)
     return msgspec.structs.replace(said, number=int(done.inserted_primary_key[0]))
 
 

@@ -16,6 +16,7 @@ from loreloop.protocol.episodes import Person, Turn, TurnPage
 from loreloop.protocol.errors import NotFound
 from loreloop.protocol.loop_rest import MarkTurn, UseTurns
 from loreloop.protocol.token_ids import unpack_ids, unpack_logprobs
+from loreloop.store import feedback
 from loreloop.store.fates import fate_column
 from loreloop.store.rows import RecordingRule
 from loreloop.store.schema import DEPLOYMENTS
@@ -60,7 +61,8 @@ def _insert(connection: Connection, new: NewTurn, body: bytes | None) -> None:
         "revision": new.revision,
         "consent": new.consent,
         "side": new.side,
-        "heard": 0,
+        # Feedback may come faster than what it is about.
+        "heard": feedback.n_about(connection, new.id, "inference", new.deployment),
         "candidate": None,
         "n_bytes": n_bytes,
     }
@@ -78,7 +80,8 @@ def _episode(connection: Connection, new: NewTurn, *, counts: bool) -> int:
     row = connection.execute(select(EPISODES.c.number, EPISODES.c.weights, EPISODES.c.mixed).where(of_id)).first()
     if row is None:
         values = {"id": new.episode_id, "deployment": new.deployment, "key_id": new.key_id}
-        made = insert(EPISODES).values(**values, weights=weights, mixed=False, heard=0).returning(EPISODES.c.number)
+        heard = feedback.n_about(connection, new.episode_id, "episode", new.deployment)
+        made = insert(EPISODES).values(**values, weights=weights, mixed=False, heard=heard).returning(EPISODES.c.number)
         return int(connection.execute(made).scalar_one())
     # What was dropped is known to nobody, so it cannot spoil a comparison.
     if counts and row.weights != weights and not row.mixed:
@@ -205,18 +208,6 @@ def mark(connection: Connection, turn_id: str, marks: MarkTurn) -> Turn:
     if found is None:
         raise NotFound(f"There is no turn {turn_id[:80]!r}.")
     return found
-
-
-def hear(connection: Connection, turn_id: str, more: int = 1) -> None:
-    """Feedback was given about a turn, or (-1) taken back; a turn without any waits."""
-    connection.execute(update(TURNS).where(TURNS.c.id == turn_id).values(heard=TURNS.c.heard + more))
-
-
-def hear_episode(connection: Connection, episode_number: int, more: int = 1) -> None:
-    """The same about all turns of an episode, those that are still to come included."""
-    connection.execute(
-        update(EPISODES).where(EPISODES.c.number == episode_number).values(heard=EPISODES.c.heard + more)
-    )
 
 
 def use(connection: Connection, deployment: str, used: UseTurns, now: float) -> list[str]:

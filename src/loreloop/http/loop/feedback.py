@@ -11,10 +11,10 @@ from starlette.routing import Route
 
 from loreloop.http.addresses import limit_of
 from loreloop.http.bodies import answer, read_json
-from loreloop.http.loop.owned import owned_deployment
+from loreloop.http.loop.access import managed_deployment
 from loreloop.http.loop.speakers import any_speaker, giving, key_speaker, new_token
 from loreloop.http.loop.tensorzero import as_ours
-from loreloop.http.services import TRAIN, caller, now, services
+from loreloop.http.services import now, services
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.feedback_rest import GiveFeedback, NewToken, TensorZeroFeedback
 from loreloop.store import feedback
@@ -57,7 +57,7 @@ async def retract_feedback(request: Request) -> Response:
 
 async def feedback_feed(request: Request) -> Response:
     """What was said about a deployment's answers, from a number on, in the order in which it came."""
-    name = owned_deployment(request, caller(request, TRAIN)).name
+    name = managed_deployment(request).name
     after = request.query_params.get("after", "0")
     if not after.isdecimal() or int(after) > LARGEST_NUMBER:
         raise BadRequest(f"after is {after[:20]!r}; it is the number of the last statement that was read, 0 at first.")

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import msgspec
 
 from loreloop.http.loop.rates import Rate, Rates
-from loreloop.http.loop.targets import NamedTargets, Target, Targets
-from loreloop.protocol.errors import BadRequest, Gone, NotFound, TooLarge
+from loreloop.http.loop.targets import Target, Targets
+from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound, TooLarge
 from loreloop.protocol.feedback import PREFERENCE, Feedback
 from loreloop.protocol.feedback_rest import GiveFeedback
 from loreloop.protocol.feedback_rules import check_level, checked_value, metric_named, usual_source
@@ -63,7 +63,7 @@ class Room(msgspec.Struct):
 class Desk:
     """What giving needs from one request to the next. `room` is that of a giver, and of each person it speaks for."""
 
-    targets: Targets = field(default_factory=NamedTargets)
+    targets: Targets
     rates: Rates = field(default_factory=Rates)
     room: dict[tuple[str, str | None], Room] = field(default_factory=dict)
 
@@ -92,16 +92,29 @@ class Giving:
 
     def target(self, speaker: Speaker, id: str) -> Target:
         """What the id names. NotFound where it names nothing, or nothing of which this speaker may speak; Gone where
-        its time is over."""
-        found = self.desk.targets.find(id)
-        if found is None or not self.may_speak_of(speaker, found.deployment, found.key_id):
+        its time is over; Conflict where it was not recorded, or is the id of several episodes."""
+        known = self.desk.targets.find(id)
+        usable = [each for each in known if self.may_speak_of(speaker, each.deployment, each.key_id)]
+        if not usable:
             raise NotFound(
                 f"There is no turn or episode {id[:80]!r} on which this key may give feedback: it is not an id of this "
                 "server's, or was answered by nothing that records (a deployment with record: true does), or belongs "
                 "to another key."
             )
+        found = usable[0]
+        # Who reads the feed finds an episode by its id and deployment; a statement must not reach a stranger's.
+        if sum(each.deployment == found.deployment for each in known) > 1 or len(usable) > 1:
+            raise Conflict(
+                f"There are several episodes {id[:80]!r}, since clients choose these ids; give feedback on a turn, and "
+                "choose ids that nobody else does, such as UUIDs."
+            )
         if found.state == "expired":
             raise Gone(f"{id[:80]!r} was kept as long as its deployment keeps turns, and is gone; nothing can use it.")
+        if found.state == "unrecorded":
+            raise Conflict(
+                f"{id[:80]!r} was answered by the deployment {found.deployment!r}, which does not record, so there is "
+                "nothing to learn from; `loreloop deploy set --record` has it record from then on."
+            )
         return found
 
     def may_speak_of(self, speaker: Speaker, deployment: str, key_id: str) -> bool:
@@ -112,8 +125,11 @@ class Giving:
             return True
         if not speaker.is_general:
             return False
+        if key_id == speaker.key.id:
+            return True
+        # What answers everybody is nobody's to judge for others.
         found = self.store.read(deployments.find, deployment)
-        return key_id == speaker.key.id or (found is not None and found.key_id in (None, speaker.key.id))
+        return found is not None and found.key_id == speaker.key.id
 
     async def retract(self, speaker: Speaker, id: str) -> Feedback:
         """Takes a statement back; NotFound where it is none that this speaker may take back."""

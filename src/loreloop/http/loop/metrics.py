@@ -10,8 +10,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.http.bodies import answer, read_body
-from loreloop.http.loop.owned import owned_deployment
-from loreloop.http.services import TRAIN, Services, caller, services
+from loreloop.http.loop.access import managed_deployment
+from loreloop.http.services import Services, services
 from loreloop.protocol.feedback import BUILT_IN
 from loreloop.protocol.feedback_rules import declared_metrics
 from loreloop.store import metrics
@@ -19,12 +19,12 @@ from loreloop.store import metrics
 
 async def get_metrics(request: Request) -> Response:
     """The metrics by which feedback on this deployment may be given."""
-    return answer(metrics_json(services(request), owned_deployment(request, caller(request, TRAIN)).name))
+    return answer(metrics_json(services(request), managed_deployment(request).name))
 
 
 async def set_metrics(request: Request) -> Response:
     """Declares the metrics of a TOML file, or of its JSON form, in the place of those before."""
-    name = owned_deployment(request, caller(request, TRAIN)).name
+    name = managed_deployment(request).name
     found = declared_metrics(await read_body(request))
     await services(request).store.write(metrics.declare, name, found)
     return answer(metrics_json(services(request), name))

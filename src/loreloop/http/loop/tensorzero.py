@@ -28,13 +28,13 @@ def as_ours(body: TensorZeroFeedback, targets: Targets) -> GiveFeedback:
         )
     given = body.inference_id or body.episode_id or ""
     target_id = _own_id(given, targets)
-    found = targets.find(target_id)
-    # The level is part of what TensorZero's clients say, so an id of the other level is a mistake of theirs.
-    if found is not None and (found.level == "inference") != (body.inference_id is not None):
-        raise BadRequest(
-            f"{given[:80]!r} is the id of an {found.level} and was sent as that of another level; send it as "
-            f"{found.level}_id."
-        )
+    for found in targets.find(target_id)[:1]:
+        # The level is part of what TensorZero's clients say, so an id of the other level is a mistake of theirs.
+        if (found.level == "inference") != (body.inference_id is not None):
+            raise BadRequest(
+                f"{given[:80]!r} is the id of an {found.level} and was sent as that of another level; send it as "
+                f"{found.level}_id."
+            )
     return GiveFeedback(
         target_id=target_id,
         metric=body.metric_name,
@@ -48,7 +48,7 @@ def _own_id(given: str, targets: Targets) -> str:
     if UUID.fullmatch(given):
         number = given.replace("-", "").lower()
         for candidate in (given, *(prefix + number for prefix in PREFIXES)):
-            if targets.find(candidate) is not None:
+            if targets.find(candidate):
                 return candidate
     return given
 
