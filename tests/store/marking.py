@@ -10,7 +10,7 @@ from pathlib import Path
 from loreloop.store import feedback
 from loreloop.store.feedback import Asked
 from loreloop.store.store import Store
-from tests.store.test_feedback import said
+from tests.store.test_statements import said
 
 N_WRITERS = 8
 
