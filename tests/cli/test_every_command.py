@@ -49,6 +49,7 @@ ARGUMENTS = {
     ("deploy", "metrics"): ["bot"],
     ("loop", "turns"): ["bot"],
     ("loop", "review"): ["bot"],
+    ("loop", "signs"): ["bot"],
     ("keys", "revoke"): ["nobody"],
     ("jobs", "show"): ["nobody"],
     ("jobs", "events"): ["nobody"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from loreloop.cli.loop_review import review
+from loreloop.cli.loop_signs import signs
 from loreloop.cli.loop_turns import turns
 
 
@@ -16,5 +17,5 @@ def loop() -> None:
     """Learn from use: see what deployments answered, label it, train on it, promote what is better."""
 
 
-for verb in (turns, review):
+for verb in (turns, review, signs):
     loop.add_command(verb)
