@@ -85,3 +85,23 @@ def test_a_served_model_may_be_the_judge(client: openai.OpenAI) -> None:
     judge = {"type": "score_model", "name": "judge", "model": "tiny", "input": question, "range": [0, 1]}
     done = succeeded(client, started(client, TASKS, method=graded(judge, batch_size=8)).id, 240)
     assert 0 <= float(result_rows(client, done)[0]["train_reward_mean"]) <= 1
+
+
+def test_a_spent_budget_ends_a_job_with_its_model(client: openai.OpenAI) -> None:
+    method = graded(VOWELS, n_epochs=10, batch_size=8, budget_tokens=9)
+    done = succeeded(client, started(client, TASKS, method=method).id, 240)
+    # The first step of one epoch has spent it, so that its checkpoint and the job's model are the same weights.
+    assert len(result_rows(client, done)) == 1
+    assert done.fine_tuned_model is not None
+    checkpoint = f"{done.fine_tuned_model}:ckpt-step-1"
+    assert asked(client, done.fine_tuned_model) == asked(client, checkpoint)
+    client.models.delete(checkpoint)
+    asked(client, done.fine_tuned_model)
+
+
+def test_a_task_without_room_for_its_answer_is_told_before_the_first_step(client: openai.OpenAI) -> None:
+    job = ended(client, started(client, TASKS, method=graded(VOWELS, max_completion_tokens=32_768)).id)
+    assert job.error is not None
+    assert (job.error.code, job.error.param) == ("invalid_training_data", "training_file")
+    assert "Example 1 with its answer has " in job.error.message
+    assert not [said for said in messages(client, job.id) if said.startswith("Step")]

@@ -22,7 +22,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     method: str
     plan: dict[str, Any]
     settings: dict[str, Any]
-    data_sha256: str
+    data_sha256: str | None  # of tasks that an environment makes there is no file
     eval_sha256: str | None
     version: str
 

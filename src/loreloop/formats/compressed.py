@@ -17,7 +17,7 @@ from torch import Tensor
 from loreloop.formats.float8 import is_float8
 from loreloop.formats.quantized_blocks import Blocks
 from loreloop.kernels.packed_products import GROUP
-from loreloop.model.spec import as_settings
+from loreloop.model.attention_spec import as_settings
 from loreloop.protocol.errors import BadRequest
 
 PARTS = ("packed", "scale", "shape")

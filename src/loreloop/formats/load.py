@@ -22,12 +22,13 @@ from loreloop.formats.quantized_blocks import FILE, Blocks, has_blocks, read_blo
 from loreloop.formats.stacked_experts import inputs_first, unstacked
 from loreloop.formats.weight_files import stored_tensors, stream_tensors
 from loreloop.model.assemble import Parts, assemble
+from loreloop.model.attention_spec import as_settings
 from loreloop.model.decoder import Decoder
 from loreloop.model.families.family import Family, SeeingFamily, eos_ids
 from loreloop.model.families.table import family_of
 from loreloop.model.linear import Products
 from loreloop.model.packed_weights import PackedWeight, packable
-from loreloop.model.spec import DecoderSpec, as_settings
+from loreloop.model.spec import DecoderSpec
 from loreloop.model.tower import VISION, own_name
 from loreloop.model.weights import Weight, decoder_weights
 from loreloop.protocol.errors import BadRequest

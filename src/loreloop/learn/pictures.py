@@ -10,7 +10,7 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Literal
 
 import tinker
@@ -21,6 +21,7 @@ from loreloop.text.conversation import Conversation
 Chunks = Mapping[str, tinker.types.ImageChunk]  # by the URL under which a conversation has the image
 
 FORMATS: Mapping[str, Literal["png", "jpeg"]] = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg"}
+MOST_KEPT = 1024  # images
 DATA_URL = re.compile(r"data:image/(png|jpeg|jpg);base64,([A-Za-z0-9+/=\s]+)\Z")
 
 
@@ -28,6 +29,38 @@ def urls_of(conversations: Iterable[Conversation]) -> list[str]:
     """Each different image once."""
     turns = (turn for conversation in conversations for turn in conversation.turns)
     return list(dict.fromkeys(picture.url for turn in turns for picture in turn.pictures))
+
+
+class Looking:
+    """Counts images as they turn up, each once, however many ask at the same time. `known` are those that were counted
+    before; of the others the last `MOST_KEPT` are remembered."""
+
+    def __init__(self, client: Callable[[], Awaitable[tinker.SamplingClient]], after: int, known: Chunks) -> None:
+        self.client, self.after, self.known = client, after, known
+        self.asked: dict[str, asyncio.Task[Chunks]] = {}
+
+    async def at(self, conversation: Conversation) -> Chunks:
+        """The chunks of a conversation's images. BadRequest as `counted`."""
+        found: dict[str, tinker.types.ImageChunk] = {}
+        for url in urls_of([conversation]):
+            found[url] = self.known[url] if url in self.known else (await self._asked(url))[url]
+        return found
+
+    async def _asked(self, url: str) -> Chunks:
+        # Put back at the end, so that what goes first is what was not shown for the longest time.
+        task = self.asked.pop(url, None) or asyncio.ensure_future(self._counted(url))
+        self.asked[url] = task
+        while len(self.asked) > MOST_KEPT:
+            del self.asked[next(iter(self.asked))]
+        try:
+            return await asyncio.shield(task)
+        except tinker.TinkerError:
+            # The next episode that shows it asks anew.
+            self.asked.pop(url, None)
+            raise
+
+    async def _counted(self, url: str) -> Chunks:
+        return await counted(await self.client(), [url], self.after)
 
 
 async def counted(sampler: tinker.SamplingClient, urls: Iterable[str], after: int) -> Chunks:

@@ -45,11 +45,8 @@ def decoder_weights(spec: DecoderSpec, names: WeightNames) -> Iterator[Weight]:
 
 
 def _layer(spec: DecoderSpec, names: WeightNames, layer: int) -> Iterator[Weight]:
-    for role in ("attention_norm", "feed_forward_norm"):
-        yield _whole(f"{layer}.{role}", getattr(names, role).format(layer=layer), (spec.d_model,))
-    if spec.qk_norm:
-        yield _whole(f"{layer}.q_norm", names.q_norm.format(layer=layer), (spec.d_head,))
-        yield _whole(f"{layer}.k_norm", names.k_norm.format(layer=layer), (spec.d_head,))
+    for role, width in _vectors(spec):
+        yield _whole(f"{layer}.{role}", getattr(names, role).format(layer=layer), (width,))
     sites = attention_sites(spec)
     if spec.latent:
         yield from _latent(spec, spec.latent, names, layer)
@@ -62,8 +59,29 @@ def _layer(spec: DecoderSpec, names: WeightNames, layer: int) -> Iterator[Weight
         sites |= feed_forward_sites(spec, spec.d_ff)
     for site, shape in sites.items():
         yield _fused(f"{layer}.{site}", shape, names, layer, "weight")
-        if site == "qkv" and spec.qkv_bias:
+        if _biased(spec, site):
             yield _fused(f"{layer}.{site}.bias", shape, names, layer, "bias")
+
+
+def _vectors(spec: DecoderSpec) -> Iterator[tuple[str, int]]:
+    """The role and width of each vector of a layer: its norms, and what scores of attention have besides."""
+    if spec.norms != "after":
+        yield from (("attention_norm", spec.d_model), ("feed_forward_norm", spec.d_model))
+    if spec.norms != "before":
+        yield from (("attention_after", spec.d_model), ("feed_forward_after", spec.d_model))
+    if spec.qk_norm == "head":
+        yield from (("q_norm", spec.d_head), ("k_norm", spec.d_head))
+    elif spec.qk_norm == "whole":
+        yield from (("q_norm", spec.d_q), ("k_norm", spec.d_kv))
+    if spec.attention.sinks:
+        yield "sinks", spec.n_heads
+
+
+def _biased(spec: DecoderSpec, site: str) -> bool:
+    """Whether a site's product has a bias."""
+    if site == "qkv":
+        return spec.qkv_bias
+    return spec.o_bias if site == "o" else spec.mlp_bias and site in ("gate_up", "down")
 
 
 def _latent(spec: DecoderSpec, latent: LatentSpec, names: WeightNames, layer: int) -> Iterator[Weight]:
