@@ -1,4 +1,4 @@
-"""The programs of docs/feedback.md as they stand there: Python beside a real server, JavaScript in node if there is one."""
+"""The programs of docs/feedback.md as they stand there, beside a real server; JavaScript where there is node."""
 
 import json
 import re
