@@ -286,6 +286,34 @@ def test_one_person_s_flood_is_bounded_by_rate(monkeypatch: pytest.MonkeyPatch) 
     play_about(scene)
 
 
+def test_guessing_ids_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(site: Site) -> None:
+        monkeypatch.setattr(giving.Speaker, "rate", giving.Rate(per_second=0.01, burst=2))
+        for status in (404, 404, 429):
+            await give(site, status=status, target_id="chatcmpl-guess")
+
+    play_about(scene)
+
+
+@pytest.mark.parametrize("odd", ["\0", "\U0001f600", "a\nb", "'; DROP TABLE feedback; --", "<b>", "x" * 200])
+def test_odd_words_come_back_as_they_were_said(odd: str) -> None:
+    async def scene(site: Site) -> None:
+        await give(site, who=odd, why=odd, tags={odd[:100]: odd}, metric="comment", value=odd)
+        (found,) = await feed(site)
+        assert [found[name] for name in ("who", "why", "value", "tags")] == [odd, odd, odd, {odd[:100]: odd}]
+
+    play_about(scene)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b'{"who": "\\ud800"}', b"[" * 5000, b'{"value": 1e999}'])
+def test_what_is_no_statement_is_refused(body: bytes) -> None:
+    async def scene(site: Site) -> None:
+        assert (await site.client.post(f"{LOOP}/feedback", content=body)).status_code == 400
+        assert (await site.client.post("http://site/feedback", content=body)).status_code == 400
+
+    play_about(scene)
+
+
 def test_one_person_s_statements_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(site: Site) -> None:
         monkeypatch.setattr(giving, "MOST_OF_PERSON", 4)

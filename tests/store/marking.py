@@ -21,7 +21,9 @@ async def run(folder: Path, first: int) -> None:
 
     async def write(number: int) -> None:
         while True:
-            await store.write(feedback.give, Asked(said(f"id-{number}", who=str(number)), chosen=True))
+            await store.write(
+                feedback.give, Asked(said(f"id-{number}", who=str(number), target_id=str(number)), chosen=True)
+            )
             print("given", number, flush=True)
             if number % 3 == 0:
                 await store.write(feedback.retract, f"id-{number}")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from sqlalchemy import event
+from sqlalchemy import Connection, event, insert
 
 from loreloop.protocol.errors import BadRequest, Conflict, NotFound
 from loreloop.protocol.feedback import Feedback, Source
@@ -17,13 +17,14 @@ from loreloop.store import feedback
 from loreloop.store.feedback import Asked
 from loreloop.store.schema import METADATA
 from loreloop.store.store import empty_database
+from loreloop.store.turn_tables import TURNS
 from tests.store.place import Place
 from tests.store.test_store_kills import lines_until_killed, numbers
 
 
 def said(id: str, **fields: Any) -> Feedback:
     usual = {"target_id": "turn", "metric": "thumb", "value": True, "who": "ann", "giver": "key", "deployment": "bot"}
-    return Feedback(number=0, id=id, level="inference", created=1.0, **usual | fields)
+    return Feedback(number=0, id=id, level="inference", **usual | {"created": 1.0} | fields)
 
 
 class Rules(RuleBasedStateMachine):
@@ -142,7 +143,7 @@ TestRules.settings = settings(
 def test_what_was_acknowledged_survives_one_kill_after_another(tmp_path: Path) -> None:
     place = Place(tmp_path / "data")
     given, retracted = set[int](), set[int]()
-    for life, seconds in enumerate((0.05, 0.2, 0.3)):
+    for life, seconds in enumerate((0.05, 0.4, 0.6)):
         place.store.close()
         lines = lines_until_killed(place, "tests.store.marking", str(life * 100_000), seconds=seconds)
         given |= numbers(lines, "given")
@@ -170,6 +171,24 @@ def test_feedback_is_found_by_what_it_is_about(place: Place) -> None:
     assert [each.id for each in place.read(feedback.about, ["t2", "t0", "t7"])] == ["id-0", "id-2"]
 
 
+def test_what_is_about_nothing_is_swept_once_it_is_old(place: Place) -> None:
+    place.write(_keep_turn, "kept")
+    for number, target in enumerate(["kept", "lost", "lost", "young"]):
+        created = 9e9 if target == "young" else 1.0
+        place.write(feedback.give, Asked(said(f"id-{number}", target_id=target, who=str(number), created=created)))
+    after = place.write(feedback.sweep_orphans, 0, 100.0, 2)
+    assert [each.target_id for each in place.read(feedback.page, "bot", 0, 9).feedback] == ["kept", "lost", "young"]
+    after = place.write(feedback.sweep_orphans, after, 100.0, 2)
+    assert [each.target_id for each in place.read(feedback.page, "bot", 0, 9).feedback] == ["kept", "young"]
+    assert place.write(feedback.sweep_orphans, after, 100.0, 2) == after
+
+
+def _keep_turn(connection: Connection, id: str) -> None:
+    row = {"id": id, "deployment": "bot", "episode": 1, "key_id": "k", "user": "", "created": 1.0, "state": "kept"}
+    row |= {"arm": "main", "version": 1, "consent": True, "side": False, "heard": 0, "n_bytes": 0}
+    connection.execute(insert(TURNS).values(row))
+
+
 def test_nothing_is_retracted_that_is_not_there(place: Place) -> None:
     with pytest.raises(NotFound):
         place.write(feedback.retract, "nothing")
@@ -188,12 +207,18 @@ def test_no_query_reads_the_whole_table() -> None:
 
         feedback.give(connection, Asked(said("two", value=False)))
         feedback.give(connection, Asked(said("three", source="code", overrides="two"), may_all=True))
+        feedback.give(connection, Asked(said("four", metric="preference", value="other")))
         feedback.retract(connection, "three")
         feedback.n_given(connection, "key", "ann", 10)
         feedback.page(connection, "bot", 1, 10)
         feedback.about(connection, ["turn"])
+        feedback.sweep_orphans(connection, 1, 100.0, 10)
         for statement, parameters in [*queries]:
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
-            assert not [row.detail for row in plan if row.detail.startswith("SCAN feedback")], statement
+            scans = [row.detail for row in plan if "SCAN feedback" in row.detail]
+            # The feed alone goes by deployment, from a number on.
+            if "number >" not in statement.partition("WHERE")[2]:
+                scans += [row.detail for row in plan if "feedback_of_deployment" in row.detail]
+            assert scans == [], statement
     assert len(queries) > 10
     assert "feedback" in METADATA.tables

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select, update
 
 from loreloop.protocol.errors import Conflict, NotFound
 from loreloop.protocol.feedback import PREFERENCE, Feedback, FeedbackPage, Level
@@ -118,6 +118,24 @@ def forget_targets(connection: Connection, target_ids: Sequence[str]) -> int:
     return n_gone
 
 
+def sweep_orphans(connection: Connection, after: int, before: float, most: int) -> int:
+    """Deletes statements about turns and episodes that nobody has kept: a process was killed with them on their way.
+
+    Looks at `most` statements behind the number `after` that were given `before` then, in seconds since the epoch, and
+    says behind which number to go on.
+    """
+    young = select(func.min(AT.number)).where(AT.number > after, AT.created >= before).scalar_subquery()
+    numbers = select(AT.number).where(AT.number > after, AT.number < func.coalesce(young, 1 << 62))
+    looked_at = [*connection.scalars(numbers.order_by(AT.number).limit(most))]
+    if not looked_at:
+        return after
+    has_turn = select(TURNS.c.id).where(TURNS.c.id == AT.target_id).exists()
+    has_episode = select(EPISODES.c.id).where(EPISODES.c.id == AT.target_id).exists()
+    some = (AT.number > after, AT.number <= looked_at[-1])
+    connection.execute(delete(FEEDBACK).where(*some, ~has_turn, ~has_episode))
+    return looked_at[-1]
+
+
 def not_found(id: str) -> NotFound:
     """The refusal for an id that is no statement's, or one of another key."""
     return NotFound(f"There is no feedback {id[:128]!r} that this key may see.")
@@ -129,15 +147,17 @@ def fingerprint_of(said: Feedback) -> str:
     return hashlib.sha256(msgspec.json.encode((*told, said.overrides), order="sorted")).hexdigest()
 
 
-def n_about(connection: Connection, target_id: str, level: Level, deployment: str) -> int:
-    """How many statements about a turn or an episode there are that were not retracted."""
-    about = (AT.target_id == target_id, AT.level == level, AT.deployment == deployment, AT.retracted.is_(False))
-    return connection.scalar(select(func.count()).select_from(FEEDBACK).where(*about)) or 0
+def is_about(connection: Connection, target_id: str, level: Level, deployment: str) -> bool:
+    """Whether anything was said about a turn or an episode, and not retracted."""
+    # Behind an expression, so that the database looks by the target and not through all that a deployment has heard.
+    of_deployment = AT.deployment.concat("") == deployment
+    about = (AT.target_id == target_id, AT.level == level, of_deployment, AT.retracted.is_(False))
+    return connection.execute(select(AT.number).where(*about).limit(1)).first() is not None
 
 
 def _tell(connection: Connection, said: Feedback) -> None:
-    """Has the turn, or the episode, know how much was said of it: its fate depends on that."""
-    heard = n_about(connection, said.target_id, said.level, said.deployment)
+    """Has the turn, or the episode, know whether anything was said of it: its fate depends on that."""
+    heard = int(is_about(connection, said.target_id, said.level, said.deployment))
     if said.level == "inference":
         connection.execute(update(TURNS).where(TURNS.c.id == said.target_id).values(heard=heard))
         return
@@ -148,15 +168,16 @@ def _tell(connection: Connection, said: Feedback) -> None:
 def _newest_of_voice(connection: Connection, said: Feedback) -> Row[tuple[object, ...]] | None:
     """The last that this voice has said about the target and the metric, and not taken back."""
     voice = (AT.giver == said.giver, AT.source == said.source, AT.who == said.who)
-    about = AT.target_id == said.target_id
+    subjects: list[tuple[ColumnElement[bool], ...]] = [(AT.target_id == said.target_id,)]
     if said.metric == PREFERENCE:
         # One answer may be better than several others; and who then prefers the other one of the two has changed sides.
-        better, worse = said.target_id, msgspec.json.encode(said.value).decode()
-        turned = and_(AT.target_id == said.value, AT.value == msgspec.json.encode(better).decode())
-        about = or_(and_(about, AT.value == worse), turned)
-    stands = select(FEEDBACK).where(about, *voice, AT.metric == said.metric, AT.deployment == said.deployment)
-    stands = stands.where(AT.retracted.is_(False))
-    return connection.execute(stands.order_by(AT.number.desc()).limit(1)).first()
+        better, worse = (msgspec.json.encode(id).decode() for id in (said.target_id, said.value))
+        subjects = [(*subjects[0], AT.value == worse), (AT.target_id == said.value, AT.value == better)]
+    stands = select(FEEDBACK).where(*voice, AT.metric == said.metric, AT.deployment == said.deployment)
+    stands = stands.where(AT.retracted.is_(False)).order_by(AT.number.desc()).limit(1)
+    # One query for each way round: no index serves both at once.
+    found = [row for about in subjects if (row := connection.execute(stands.where(*about)).first()) is not None]
+    return max(found, key=lambda row: int(row.number), default=None)
 
 
 def _insert(connection: Connection, said: Feedback, fingerprint: str) -> Feedback:

@@ -14,7 +14,7 @@ FEEDBACK = Table(
     Column("id", String, nullable=False, unique=True),
     Column("metric", String, nullable=False),
     Column("level", String, nullable=False),
-    Column("target_id", String, nullable=False, index=True),
+    Column("target_id", String, nullable=False),
     Column("deployment", String, nullable=False),
     Column("value", Text, nullable=False),  # JSON
     Column("created", Float, nullable=False),
@@ -27,6 +27,8 @@ FEEDBACK = Table(
     Column("retracted", Boolean, nullable=False),
     Column("fingerprint", Text, nullable=False),  # of what was sent
     Index("feedback_of_deployment", "deployment", "number"),
+    # What one voice has said last is found among any number of others.
+    Index("feedback_of_voice", "target_id", "metric", "giver", "who", "source", "number"),
     Index("feedback_of_giver", "giver", "who"),  # which is counted
     sqlite_autoincrement=True,
 )

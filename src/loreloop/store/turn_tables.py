@@ -26,7 +26,7 @@ TURNS = Table(
     Column("revision", String),
     Column("consent", Boolean, nullable=False),
     Column("side", Boolean, nullable=False),
-    Column("heard", Integer, nullable=False),  # statements of feedback about it
+    Column("heard", Integer, nullable=False),  # 1 where there is feedback about it
     Column("candidate", String),  # the newest that was trained on it
     Column("n_bytes", BigInteger, nullable=False),
     Index("turns_of_deployment", "deployment", "number"),
@@ -53,7 +53,7 @@ EPISODES = Table(
     Column("key_id", String, nullable=False),
     Column("weights", String, nullable=False),  # what answered its first turn
     Column("mixed", Boolean, nullable=False),  # something else has answered another one
-    Column("heard", Integer, nullable=False),  # statements of feedback about the whole of it
+    Column("heard", Integer, nullable=False),  # 1 where there is feedback about the whole of it
     Index("episodes_by_id", "id", "deployment", "key_id", unique=True),
     Index("episodes_of_deployment", "deployment"),
     sqlite_autoincrement=True,

@@ -62,7 +62,7 @@ def _insert(connection: Connection, new: NewTurn, body: bytes | None) -> None:
         "consent": new.consent,
         "side": new.side,
         # Feedback may come faster than what it is about.
-        "heard": feedback.n_about(connection, new.id, "inference", new.deployment),
+        "heard": int(feedback.is_about(connection, new.id, "inference", new.deployment)),
         "candidate": None,
         "n_bytes": n_bytes,
     }
@@ -80,7 +80,7 @@ def _episode(connection: Connection, new: NewTurn, *, counts: bool) -> int:
     row = connection.execute(select(EPISODES.c.number, EPISODES.c.weights, EPISODES.c.mixed).where(of_id)).first()
     if row is None:
         values = {"id": new.episode_id, "deployment": new.deployment, "key_id": new.key_id}
-        heard = feedback.n_about(connection, new.episode_id, "episode", new.deployment)
+        heard = int(feedback.is_about(connection, new.episode_id, "episode", new.deployment))
         made = insert(EPISODES).values(**values, weights=weights, mixed=False, heard=heard).returning(EPISODES.c.number)
         return int(connection.execute(made).scalar_one())
     # What was dropped is known to nobody, so it cannot spoil a comparison.

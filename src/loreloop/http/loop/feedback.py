@@ -25,7 +25,7 @@ LARGEST_NUMBER = (1 << 63) - 1
 
 async def give_feedback(request: Request) -> Response:
     """Keeps one statement about a turn or an episode, and says what became of it."""
-    speaker = any_speaker(request)
+    speaker = giving(request).admit(any_speaker(request))
     return allowed(request, await giving(request).give(speaker, await read_json(request, GiveFeedback)))
 
 
@@ -67,7 +67,7 @@ async def feedback_feed(request: Request) -> Response:
 
 async def tensorzero_feedback(request: Request) -> Response:
     """Takes the body of TensorZero's gateway, and answers as it does."""
-    speaker = key_speaker(request)
+    speaker = giving(request).admit(key_speaker(request))
     body = as_ours(await read_json(request, TensorZeroFeedback), giving(request).desk.targets)
     return answer({"feedback_id": (await giving(request).give(speaker, body))["id"]})
 

@@ -48,8 +48,10 @@ class Speaker(msgspec.Struct, frozen=True):
 
     @property
     def giver(self) -> str:
-        """Whose statements a statement joins."""
-        return f"{self.key.id}/{self.channel}" if self.channel else self.key.id
+        """Whose statements a statement joins. A key with an end is the operator's for one command, and the next command
+        speaks for the same operator."""
+        id = self.key.id if self.key.expires is None else f"operator:{self.key.name}"
+        return f"{id}/{self.channel}" if self.channel else id
 
 
 class Room(msgspec.Struct):
@@ -75,15 +77,23 @@ class Giving:
     store: Store
     desk: Desk
 
+    def admit(self, speaker: Speaker) -> Speaker:
+        """The speaker, once for each request; Unavailable where that comes too fast. Before anything is read or looked
+        up, so that guessing ids is bounded as well."""
+        self.desk.rates.take(speaker.name or speaker.giver, speaker.rate, time.monotonic())
+        return speaker
+
     async def give(self, speaker: Speaker, body: GiveFeedback) -> dict[str, Any]:
         """Keeps a statement and says what became of it; the answer of a retry is that of the first time.
 
-        Unavailable for who comes too fast, NotFound, Gone and BadRequest as `target` and the rules raise them.
+        Unavailable for a person who comes too fast, NotFound, Gone, Conflict and BadRequest as `target` and the rules
+        raise them.
         """
-        now = time.time()
         target = self.target(speaker, body.target_id)
-        said = self._said(speaker, body, target, now)
-        self._check_rate(speaker, said)
+        said = self._said(speaker, body, target, time.time())
+        # Programs speak for many, and are bounded by their key alone.
+        if said.source == "human":
+            self.desk.rates.take(f"{said.giver} {said.who}", OF_PERSON, time.monotonic())
         if body.dryrun:
             return told(said, target)
         self._check_room(said)
@@ -180,13 +190,6 @@ class Giving:
                 f"The value of a preference is the id of a turn that is worse than {target.id!r}, another one of the "
                 f"deployment {target.deployment!r}; {worse[:80]!r} is none."
             )
-
-    def _check_rate(self, speaker: Speaker, said: Feedback) -> None:
-        now = time.monotonic()
-        self.desk.rates.take(speaker.name or speaker.giver, speaker.rate, now)
-        # Programs speak for many, and are bounded by their key alone.
-        if said.source == "human":
-            self.desk.rates.take(f"{said.giver} {said.who}", OF_PERSON, now)
 
     def _check_room(self, said: Feedback) -> None:
         bounds: Mapping[str | None, int] = {None: MOST_OF_KEY} | (

@@ -28,6 +28,7 @@ from loreloop.store import metrics
 
 PURPOSE = "feedback link"
 OF_LINK = Rate(per_second=0.2, burst=20)
+MOST_FORM_BYTES = 1 << 20
 WORDS = {"true": True, "false": False}
 
 
@@ -67,7 +68,8 @@ async def make_link(request: Request) -> Response:
 async def show_page(request: Request) -> Response:
     """The form; nothing is recorded."""
     _tell_by_page(request)
-    link, _ = _link_of(request)
+    link, speaker = _link_of(request)
+    giving(request).target(speaker, link.target_id)  # may be gone by now, which is better told before the form
     return HTMLResponse(form_page(_metric_of(request, link), _moment(link.expires)), headers=HEADERS)
 
 
@@ -76,14 +78,8 @@ async def answer_page(request: Request) -> Response:
     _tell_by_page(request)
     link, speaker = _link_of(request)
     metric = _metric_of(request, link)
-    body = GiveFeedback(
-        target_id=link.target_id,
-        metric=link.metric,
-        value=0.0,
-        source="human",
-        who=link.who,
-    )
-    body = await _filled(request, body, metric)
+    giving(request).admit(speaker)
+    body = await _filled(request, link, metric)
     said = await giving(request).give(speaker, body)
     return HTMLResponse(
         form_page(metric, _moment(link.expires), kept=shown(metric, said["value"])[:200]), headers=HEADERS
@@ -106,10 +102,11 @@ def _metric_of(request: Request, link: Link) -> Metric:
     return metric_named(link.metric, declared, link.deployment)
 
 
-async def _filled(request: Request, body: GiveFeedback, metric: Metric) -> GiveFeedback:
-    """The statement with what the form says."""
+async def _filled(request: Request, link: Link, metric: Metric) -> GiveFeedback:
+    """The statement that the form makes."""
+    raw = await read_body(request)
     try:
-        fields = parse_qs((await read_body(request)).decode(), max_num_fields=10)
+        fields = parse_qs(raw.decode() if len(raw) <= MOST_FORM_BYTES else "", max_num_fields=10)
     except ValueError:  # no text, or too many fields
         fields = {}
     text, why = fields.get("value", [""])[0].strip(), fields.get("why", [""])[0].strip()
@@ -120,9 +117,12 @@ async def _filled(request: Request, body: GiveFeedback, metric: Metric) -> GiveF
                 value = WORDS[text]
             case "float":
                 value = float(text)
-        return msgspec.convert({**msgspec.to_builtins(body), "value": value, "why": why}, GiveFeedback)
+        about = {"target_id": link.target_id, "metric": link.metric, "who": link.who, "source": "human"}
+        return msgspec.convert({**about, "value": value, "why": why}, GiveFeedback)
     except (KeyError, ValueError):
-        raise BadRequest(f"The form brought no value for {metric.name!r}; go back and fill it in.") from None
+        raise BadRequest(
+            f"The form brought no value for {metric.name!r} that can be kept; go back and fill it in."
+        ) from None
 
 
 def _tell_by_page(request: Request) -> None:

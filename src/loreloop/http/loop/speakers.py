@@ -78,19 +78,16 @@ def maker(served: Services, key_id: str, deployment: str) -> KeyRow | None:
 
 
 def _page(request: Request, bearer: str) -> Speaker:
-    served = services(request)
-    token = opened(served.store.folder, PURPOSE, bearer.removeprefix(PREFIX), Token)
-    key = maker(served, token.key_id, token.deployment) if token is not None else None
-    if token is None or key is None or token.expires < now():
-        raise Unauthorized(
-            "This feedback token is not one of this server, or has expired, or its key was revoked; "
-            "POST /loop/v1/feedback-tokens makes one."
-        )
+    token, key = _token_of(services(request), bearer)
     origin = request.headers.get("origin", "")
     if ANY_ORIGIN not in token.origins and origin not in token.origins:
         raise Forbidden(f"This feedback token is for pages of {', '.join(token.origins)}, not of {origin[:200]!r}.")
     # From here on the page may read what it is told, a refusal included.
-    request.scope["state"]["headers"] = {"access-control-allow-origin": origin or ANY_ORIGIN, "vary": "Origin"}
+    request.scope["state"]["headers"] = {
+        "access-control-allow-origin": origin or ANY_ORIGIN,
+        "access-control-expose-headers": "retry-after",
+        "vary": "Origin",
+    }
     per_second = token.per_minute / 60
     return Speaker(
         key=key,
@@ -99,3 +96,15 @@ def _page(request: Request, bearer: str) -> Speaker:
         rate=Rate(per_second, max(1.0, per_second * BURST_SECONDS)),
         name=hashlib.sha256(bearer.encode()).hexdigest(),
     )
+
+
+def _token_of(served: Services, bearer: str) -> tuple[Token, KeyRow]:
+    """What a token says, and the key that made it."""
+    token = opened(served.store.folder, PURPOSE, bearer.removeprefix(PREFIX), Token)
+    key = maker(served, token.key_id, token.deployment) if token is not None else None
+    if token is None or key is None or token.expires < now():
+        raise Unauthorized(
+            "This feedback token is not one of this server, or has expired, or its key was revoked; "
+            "POST /loop/v1/feedback-tokens makes one."
+        )
+    return token, key
