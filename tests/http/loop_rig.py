@@ -7,10 +7,10 @@ from typing import Any
 
 import httpx
 
-from loreloop.http.loop.targets import NamedTargets, State, Target
-from loreloop.protocol.feedback import Level
+from loreloop.http.loop.targets import NamedTargets
 from loreloop.store import deployments
 from loreloop.store.rows import Arm, Split
+from loreloop.store.turns import Known, State
 from tests.http.site import Site
 from tests.store.place import write_now
 
@@ -22,17 +22,16 @@ def deploy(site: Site, name: str, owner: str | None = None) -> None:
     write_now(site.office.store, deployments.set, name, owner, Split(Arm("fake", "fake")), time.time(), "test")
 
 
-def know(site: Site, *targets: Target) -> None:
+def know(site: Site, *targets: Known) -> None:
     site.services.feedback.targets = NamedTargets({target.id: target for target in targets})
 
 
-def turn(id: str, deployment: str = "bot", key_id: str = "asker", state: State = "kept") -> Target:
-    return Target(id=id, level="inference", deployment=deployment, key_id=key_id, state=state)
+def turn(id: str, deployment: str = "bot", key_id: str = "asker", state: State = "kept") -> Known:
+    return Known(id, "inference", deployment, key_id, state)
 
 
-def episode(id: str, deployment: str = "bot") -> Target:
-    level: Level = "episode"
-    return Target(id=id, level=level, deployment=deployment, key_id="asker")
+def episode(id: str, deployment: str = "bot") -> Known:
+    return Known(id, "episode", deployment, "asker")
 
 
 def set_up(site: Site) -> None:

@@ -161,7 +161,8 @@ def test_what_was_acknowledged_survives_one_kill_after_another(tmp_path: Path) -
 def test_a_number_is_never_given_twice(place: Place) -> None:
     """A reader stands behind the last number: what came under it again would never be read."""
     first = place.write(feedback.give, Asked(said("first")))
-    assert place.write(feedback.forget_targets, ["turn"]) == 1
+    assert place.write(feedback.sweep_orphans, 0, 100.0, 10) == first.number
+    assert place.read(feedback.page, "bot", 0, 9).feedback == ()
     assert place.write(feedback.give, Asked(said("second"))).number > first.number
 
 

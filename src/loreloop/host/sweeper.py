@@ -1,5 +1,5 @@
 """Takes away what has had its time: silent sessions, expired checkpoints, results, records and answers, uploaded files
-and old jobs, memories of keys that are gone, feedback on nothing, stray files.
+and old jobs, recorded turns over their days, feedback on nothing, memories of keys that are gone, stray files.
 
 Sleeps until the next thing is due. Decides nothing about live work.
 """
@@ -13,7 +13,19 @@ import time
 from loreloop.host.dispatcher import Dispatcher
 from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.paths import CheckpointKind
-from loreloop.store import checkpoints, feedback, jobs, journal, memories, responses, runs, sessions, spool, uploads
+from loreloop.store import (
+    checkpoints,
+    feedback,
+    jobs,
+    journal,
+    memories,
+    responses,
+    runs,
+    sessions,
+    spool,
+    turn_removal,
+    uploads,
+)
 from loreloop.store.files import delete
 
 LONGEST_SLEEP_SECONDS = 300.0
@@ -51,6 +63,7 @@ class Sweeper:
         await self.store.write(spool.sweep, now)
         await self.store.write(responses.sweep, now)
         await self.store.write(memories.sweep)
+        await self.store.write(turn_removal.sweep, now)
         # A stream may last; after a day its turn has been kept, or died with a process.
         self.n_feedback = await self.store.write(
             feedback.sweep_orphans, self.n_feedback, now - DAY_SECONDS, MOST_STATEMENTS

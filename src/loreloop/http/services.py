@@ -20,7 +20,6 @@ from loreloop.host.job_desk import JobDesk
 from loreloop.host.recorder import Recorder
 from loreloop.http.grading import Grading
 from loreloop.http.loop.giving import Desk
-from loreloop.http.loop.targets import RecordedTargets
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.store import keys
@@ -81,7 +80,7 @@ class Services:
     @cached_property
     def feedback(self) -> Desk:
         """Where feedback is taken."""
-        return Desk(RecordedTargets(self.store, self.recorder))
+        return Desk(self.recorder)
 
 
 def services(request: Request) -> Services:

@@ -9,11 +9,12 @@ import hashlib
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select
 
 from loreloop.protocol.errors import Conflict, NotFound
 from loreloop.protocol.feedback import PREFERENCE, Feedback, FeedbackPage, Level
 from loreloop.protocol.feedback_rules import check_override, same_voice
+from loreloop.store import turns
 from loreloop.store.feedback_tables import FEEDBACK
 from loreloop.store.turn_tables import EPISODES, TURNS
 
@@ -109,15 +110,6 @@ def n_given(connection: Connection, giver: str, who: str | None, most: int) -> i
     return connection.scalar(select(func.count()).select_from(kept.subquery())) or 0
 
 
-def forget_targets(connection: Connection, target_ids: Sequence[str]) -> int:
-    """Deletes what was said about turns and episodes that are gone, and says how many statements that were."""
-    n_gone = 0
-    for start in range(0, len(target_ids), MAX_NAMED):
-        named = AT.target_id.in_(target_ids[start : start + MAX_NAMED])
-        n_gone += connection.execute(delete(FEEDBACK).where(named)).rowcount
-    return n_gone
-
-
 def sweep_orphans(connection: Connection, after: int, before: float, most: int) -> int:
     """Deletes statements about turns and episodes that nobody has kept: a process was killed with them on their way.
 
@@ -147,22 +139,23 @@ def fingerprint_of(said: Feedback) -> str:
     return hashlib.sha256(msgspec.json.encode((*told, said.overrides), order="sorted")).hexdigest()
 
 
-def is_about(connection: Connection, target_id: str, level: Level, deployment: str) -> bool:
-    """Whether anything was said about a turn or an episode, and not retracted."""
+def n_about(connection: Connection, target_id: str, level: Level, deployment: str) -> int:
+    """How many statements about a turn or an episode there are that were not retracted."""
     # Behind an expression, so that the database looks by the target and not through all that a deployment has heard.
     of_deployment = AT.deployment.concat("") == deployment
     about = (AT.target_id == target_id, AT.level == level, of_deployment, AT.retracted.is_(False))
-    return connection.execute(select(AT.number).where(*about).limit(1)).first() is not None
+    return connection.scalar(select(func.count()).select_from(FEEDBACK).where(*about)) or 0
 
 
 def _tell(connection: Connection, said: Feedback) -> None:
-    """Has the turn, or the episode, know whether anything was said of it: its fate depends on that."""
-    heard = int(is_about(connection, said.target_id, said.level, said.deployment))
+    """Has the turn, or the episode, know that something was said of it, or taken back: its fate depends on that."""
+    more = -1 if said.retracted else 1
     if said.level == "inference":
-        connection.execute(update(TURNS).where(TURNS.c.id == said.target_id).values(heard=heard))
+        turns.hear(connection, said.target_id, more)
         return
-    about = (EPISODES.c.id == said.target_id) & (EPISODES.c.deployment == said.deployment)
-    connection.execute(update(EPISODES).where(about).values(heard=heard))
+    about = (EPISODES.c.id == said.target_id, EPISODES.c.deployment == said.deployment)
+    for number in connection.scalars(select(EPISODES.c.number).where(*about)).all():
+        turns.hear_episode(connection, number, more)
 
 
 def _newest_of_voice(connection: Connection, said: Feedback) -> Row[tuple[object, ...]] | None:

@@ -26,7 +26,7 @@ TURNS = Table(
     Column("revision", String),
     Column("consent", Boolean, nullable=False),
     Column("side", Boolean, nullable=False),
-    Column("heard", Integer, nullable=False),  # 1 where there is feedback about it
+    Column("heard", Integer, nullable=False),  # statements of feedback about it
     Column("candidate", String),  # the newest that was trained on it
     Column("n_bytes", BigInteger, nullable=False),
     Index("turns_of_deployment", "deployment", "number"),
@@ -53,7 +53,7 @@ EPISODES = Table(
     Column("key_id", String, nullable=False),
     Column("weights", String, nullable=False),  # what answered its first turn
     Column("mixed", Boolean, nullable=False),  # something else has answered another one
-    Column("heard", Integer, nullable=False),  # 1 where there is feedback about the whole of it
+    Column("heard", Integer, nullable=False),  # statements of feedback about the whole of it
     Index("episodes_by_id", "id", "deployment", "key_id", unique=True),
     Index("episodes_of_deployment", "deployment"),
     sqlite_autoincrement=True,
@@ -91,6 +91,15 @@ DELETED_PERSONS = Table(
     Column("deleted", Float, nullable=False),
 )
 
+# The deployments that a deleted person's key had asked: whoever trains on their turns may hold some of the person's.
+DELETED_FROM = Table(
+    "deleted_from",
+    METADATA,
+    Column("deployment", String, primary_key=True),
+    Column("key_id", String, primary_key=True),
+    Column("user", String, primary_key=True),
+)
+
 # What answers one person in place of a deployment's shared weights.
 PERSON_ARMS = Table(
     "person_arms",
@@ -104,4 +113,4 @@ PERSON_ARMS = Table(
     Column("by", String, nullable=False),
 )
 
-TURN_TABLES = (TURNS, TURN_BODIES, EPISODES, TURN_TALLIES, TURN_USES, DELETED_PERSONS, PERSON_ARMS)
+TURN_TABLES = (TURNS, TURN_BODIES, EPISODES, TURN_TALLIES, TURN_USES, DELETED_PERSONS, DELETED_FROM, PERSON_ARMS)

@@ -153,6 +153,7 @@ class TurnRecording:
             created=self.created,
             arm=deployed.arm,
             version=deployment.version,
+            version_created=deployment.created,
             base_model=self.model.target.base_model,
             revision=revision.revision_id if revision else None,
             consent=consent,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from loreloop.http.loop.rates import Rate, Rates
-from loreloop.http.loop.targets import Target, Targets
+from loreloop.http.loop.targets import Targets
 from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound, TooLarge
 from loreloop.protocol.feedback import PREFERENCE, Feedback
 from loreloop.protocol.feedback_rest import GiveFeedback
@@ -23,6 +23,7 @@ from loreloop.store import deployments, feedback, metrics
 from loreloop.store.feedback import Asked
 from loreloop.store.rows import KeyRow
 from loreloop.store.store import Store
+from loreloop.store.turns import Known
 
 OF_KEY, OF_PERSON = Rate(per_second=100, burst=2000), Rate(per_second=2, burst=600)
 MOST_OF_KEY, MOST_OF_PERSON = 1_000_000, 20_000  # statements that are kept
@@ -100,10 +101,10 @@ class Giving:
         asked = Asked(said, chosen=body.id is not None, may_all=speaker.is_admin)
         return told(await self.store.write(feedback.give, asked), target)
 
-    def target(self, speaker: Speaker, id: str) -> Target:
+    def target(self, speaker: Speaker, id: str) -> Known:
         """What the id names. NotFound where it names nothing, or nothing of which this speaker may speak; Gone where
         its time is over; Conflict where it was not recorded, or is the id of several episodes."""
-        known = self.desk.targets.find(id)
+        known = self.desk.targets.issued(id)
         usable = [each for each in known if self.may_speak_of(speaker, each.deployment, each.key_id)]
         if not usable:
             raise NotFound(
@@ -153,7 +154,7 @@ class Giving:
             raise feedback.not_found(id)
         return found
 
-    def _said(self, speaker: Speaker, body: GiveFeedback, target: Target, now: float) -> Feedback:
+    def _said(self, speaker: Speaker, body: GiveFeedback, target: Known, now: float) -> Feedback:
         declared = self.store.read(metrics.of_deployment, target.deployment)
         metric = metric_named(body.metric, declared, target.deployment)
         check_level(metric, target.level, is_declared=metric.name in declared)
@@ -183,7 +184,7 @@ class Giving:
             overrides=body.overrides,
         )
 
-    def _check_worse(self, speaker: Speaker, target: Target, worse: str) -> None:
+    def _check_worse(self, speaker: Speaker, target: Known, worse: str) -> None:
         other = self.target(speaker, worse)
         if (other.deployment, other.level) != (target.deployment, "inference") or other.id == target.id:
             raise BadRequest(
@@ -217,6 +218,6 @@ class Giving:
         return known.left
 
 
-def told(said: Feedback, target: Target) -> dict[str, Any]:
+def told(said: Feedback, target: Known) -> dict[str, Any]:
     """A statement as clients read it, with what became of the turn."""
     return msgspec.to_builtins(said) | {"turn": target.state, "note": NOTES[target.state]}

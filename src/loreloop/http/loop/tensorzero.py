@@ -28,7 +28,7 @@ def as_ours(body: TensorZeroFeedback, targets: Targets) -> GiveFeedback:
         )
     given = body.inference_id or body.episode_id or ""
     target_id = _own_id(given, targets)
-    for found in targets.find(target_id)[:1]:
+    for found in targets.issued(target_id)[:1]:
         # The level is part of what TensorZero's clients say, so an id of the other level is a mistake of theirs.
         if (found.level == "inference") != (body.inference_id is not None):
             raise BadRequest(
@@ -48,7 +48,7 @@ def _own_id(given: str, targets: Targets) -> str:
     if UUID.fullmatch(given):
         number = given.replace("-", "").lower()
         for candidate in (given, *(prefix + number for prefix in PREFIXES)):
-            if targets.find(candidate):
+            if targets.issued(candidate):
                 return candidate
     return given
 
