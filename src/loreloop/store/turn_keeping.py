@@ -60,7 +60,7 @@ def _insert(connection: Connection, new: NewTurn, body: bytes | None) -> None:
     row = {
         "id": new.id,
         "deployment": new.deployment,
-        "episode": _episode(connection, new, counts=body is not None),
+        "episode": _episode(connection, new),
         "key_id": new.key_id,
         "user": new.user if body is not None else "",
         "created": new.created,
@@ -80,7 +80,7 @@ def _insert(connection: Connection, new: NewTurn, body: bytes | None) -> None:
     tally(connection, new.deployment, n_bytes=n_bytes, dropped=int(body is None))
 
 
-def _episode(connection: Connection, new: NewTurn, *, counts: bool) -> int:
+def _episode(connection: Connection, new: NewTurn) -> int:
     """The number of the turn's episode, which is made with its first turn and mixed with the first of other weights."""
     weights = new.revision or new.base_model
     of_id = (EPISODES.c.deployment == new.deployment) & (EPISODES.c.key_id == new.key_id)
@@ -90,8 +90,8 @@ def _episode(connection: Connection, new: NewTurn, *, counts: bool) -> int:
         values = {"id": new.episode_id, "deployment": new.deployment, "key_id": new.key_id}
         made = insert(EPISODES).values(**values, weights=weights, mixed=False, heard=0).returning(EPISODES.c.number)
         return int(connection.execute(made).scalar_one())
-    # What was dropped is known to nobody, so it cannot spoil a comparison.
-    if counts and row.weights != weights and not row.mixed:
+    # A turn that was dropped counts, too: its answer was given, and led to what came after.
+    if row.weights != weights and not row.mixed:
         connection.execute(update(EPISODES).where(of_id).values(mixed=True))
         tally(connection, new.deployment, mixed=1)
     return int(row.number)
