@@ -61,7 +61,7 @@ def _insert(connection: Connection, new: NewTurn, body: bytes | None) -> None:
     row = {
         "id": new.id,
         "deployment": new.deployment,
-        "episode": _episode(connection, new, counts=body is not None),
+        "episode": _episode(connection, new),
         "key_id": new.key_id,
         "user": new.user if body is not None else "",
         "created": new.created,
@@ -82,7 +82,7 @@ def _insert(connection: Connection, new: NewTurn, body: bytes | None) -> None:
     tally(connection, new.deployment, n_bytes=n_bytes, dropped=int(body is None))
 
 
-def _episode(connection: Connection, new: NewTurn, *, counts: bool) -> int:
+def _episode(connection: Connection, new: NewTurn) -> int:
     """The number of the turn's episode, which is made with its first turn and mixed with the first of other weights."""
     weights = new.revision or new.base_model
     of_id = (EPISODES.c.deployment == new.deployment) & (EPISODES.c.key_id == new.key_id)
@@ -93,8 +93,8 @@ def _episode(connection: Connection, new: NewTurn, *, counts: bool) -> int:
         heard = feedback.n_about(connection, new.episode_id, "episode", new.deployment)
         made = insert(EPISODES).values(**values, weights=weights, mixed=False, heard=heard).returning(EPISODES.c.number)
         return int(connection.execute(made).scalar_one())
-    # What was dropped is known to nobody, so it cannot spoil a comparison.
-    if counts and row.weights != weights and not row.mixed:
+    # A turn that was dropped counts, too: its answer was given, and led to what came after.
+    if row.weights != weights and not row.mixed:
         connection.execute(update(EPISODES).where(of_id).values(mixed=True))
         tally(connection, new.deployment, mixed=1)
     return int(row.number)
