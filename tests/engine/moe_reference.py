@@ -32,6 +32,14 @@ class DeltaReference:
                     weights[f"{module}.weight"] = weights[f"{module}.weight"] + delta
                     continue
                 experts, part = module.rsplit(".", 1)
+                if f"{experts}.gate_up_proj_bias" in weights:  # gpt-oss: inputs first, gates and ups by turns
+                    name = f"{experts}.{'down' if part == 'w2' else 'gate_up'}_proj"
+                    delta = delta.transpose(1, 2).expand(len(weights[name]), -1, -1)
+                    if part != "w2":
+                        zero = torch.zeros_like(delta)
+                        delta = torch.stack((delta, zero) if part == "w1" else (zero, delta), -1).flatten(-2)
+                    weights[name] = weights[name] + delta
+                    continue
                 if part == "w2":
                     weights[f"{experts}.down_proj"] = weights[f"{experts}.down_proj"] + delta
                 else:

@@ -17,6 +17,7 @@ CASES = {
     "gemma2": ("gemma2", {"tie_word_embeddings": False}),
     "gemma3": ("gemma3_text", {}),
     "glm4_moe": ("glm4_moe", {"tie_word_embeddings": False}),
+    "gpt_oss": ("gpt_oss", {}),
     "granite": ("granite", {}),
     "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "ministral": ("ministral", {}),

@@ -43,13 +43,22 @@ class Ended:
 def run(name: str, settings: type[Settings], given: dict[str, Any]) -> None:
     """A whole run, or the rest of one. The path of what was learned is printed last."""
     _needed()
+    folder = Folder(given["out"])
+    folder.hold()
+    try:
+        _run(name, settings, given, folder)
+    finally:
+        folder.release()
+
+
+def _run(name: str, settings: type[Settings], given: dict[str, Any], folder: Folder) -> None:
     from rich.console import Console
 
     from loreloop.cli.train_show import draw
 
-    texts = given["texts"] or _texts(given["url"], given["model"], Folder(given["out"]))
+    texts = given["texts"] or _texts(given["url"], given["model"], folder)
     order = order_of(name, settings, given, texts)
-    record, folder, console = record_of(order, given), Folder(given["out"]), Console(stderr=True)
+    record, console = record_of(order, given), Console(stderr=True)
     folder.open(record)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # what the SDK's next version will change

@@ -144,7 +144,7 @@ class ModelNames:
     def beginning(self, store: Store, key: KeyRow, model: str) -> Beginning:
         """What training can begin from for `model`: a base or alias, `ft:…`, or `tinker://…` of saved weights.
 
-        NotFound where this key has none of the name, BadRequest where it holds no state to train from.
+        NotFound where this key has none of the name. Weights are taken without what their optimizer knew.
         """
         if (base := self.find_base(model)) is not None:
             return Beginning(base)
@@ -153,10 +153,10 @@ class ModelNames:
             if tuned is None:
                 raise self._unknown(store, key, model)
             if tuned.state_path is None:
-                raise BadRequest(
-                    f"{model} is a checkpoint amid a job, which can be asked and not trained on from; begin from the "
-                    "model that the job ended with."
-                )
+                # Of a checkpoint amid a job only the weights are kept, which is all that a new run begins from.
+                row = store.read(checkpoints.get, key.id, parse_path(tuned.path))
+                checkpoints.folder_of(row)
+                return Beginning(tuned.base_model, tuned.path)
             model = tuned.state_path
         if not model.startswith(SCHEME):
             raise self._unknown(store, key, model)

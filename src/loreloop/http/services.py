@@ -69,6 +69,7 @@ class Services:
     grading: Grading = field(default_factory=Grading)
     # Large uploads are read by processes of their own, of which each key could otherwise start any number.
     reading: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS_READ_AT_ONCE))
+    arriving: Counter[str] = field(default_factory=Counter)  # bytes of uploads that are coming in, by key
     nonce: str = ""
     remembering: set[MemoryName] = field(default_factory=set)  # memories with a request on them
 
@@ -119,13 +120,18 @@ def has(key: KeyRow, scope: str) -> bool:
     return any(scope in IMPLIED.get(held, ()) for held in key.scopes)
 
 
-def _known(request: Request) -> KeyRow:
+def secret_of(request: Request) -> str:
+    """The secret that came with a request, whoever's it may be; empty where none came."""
     scheme, _, bearer = request.headers.get("authorization", "").strip().partition(" ")
     # A header without a scheme is the key alone; it then ends up where the scheme is expected.
     if scheme.lower() != "bearer":
         bearer = scheme  # the bare key, as some send it
     # Anthropic's clients and the Tinker SDK send `x-api-key`, OpenAI's send a bearer token.
-    secret = request.headers.get("x-api-key") or bearer.strip()
+    return request.headers.get("x-api-key") or bearer.strip()
+
+
+def _known(request: Request) -> KeyRow:
+    secret = secret_of(request)
     if not secret:
         raise Unauthorized("No key came with this request; set TINKER_API_KEY, or send Authorization: Bearer tml-….")
     served = services(request)

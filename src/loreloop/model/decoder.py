@@ -117,10 +117,11 @@ class GroupedQueryAttention:
 
     def __init__(self, layer: int, spec: DecoderSpec, parts: AttentionParts) -> None:
         self.layer, self.spec, self.parts = layer, spec, parts
+        self.qkv, self.o = parts.qkv, parts.o
 
     def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:
         spec, parts = self.spec, self.parts
-        qkv = lora.linear(x_TD, parts.qkv, self.layer, "qkv")
+        qkv = lora.linear(x_TD, self.qkv, self.layer, "qkv")
         # The three projections are one product, since their input is the same and a few wide products beat many narrow
         # ones.
         heads_TNE = qkv.view(-1, spec.n_heads + 2 * spec.n_kv_heads, spec.d_head)
@@ -136,7 +137,7 @@ class GroupedQueryAttention:
         if parts.query_scale != 1:
             q_THE = q_THE * parts.query_scale
         o_THE = attend(self.layer, rope.grown(q_THE), k_TGE, v_TGE, rope, parts.rules)
-        return lora.linear(o_THE.flatten(1), parts.o, self.layer, "o")
+        return lora.linear(o_THE.flatten(1), self.o, self.layer, "o")
 
 
 class GatedFeedForward:

@@ -35,6 +35,7 @@ class MoeSpec:
     top_groups: int = 1
     d_shared: int = 0
     biases: bool = False  # of the router, and of each expert's products
+    by_turns: bool = False  # published rows of gates and ups stand by turns, and not all gates first
 
     def __post_init__(self) -> None:
         sizes = {"n_groups": self.n_groups, "top_groups": self.top_groups}

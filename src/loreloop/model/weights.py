@@ -100,12 +100,22 @@ def _experts(spec: DecoderSpec, moe: MoeSpec, names: WeightNames, layer: int) ->
     yield _whole(f"{layer}.router", names.router.format(layer=layer), (moe.n_experts, spec.d_model), fp32=fp32)
     if moe.scoring == "sigmoid":
         yield _whole(f"{layer}.router_bias", names.router_bias.format(layer=layer), (moe.n_experts,), fp32=True)
+    if moe.biases:
+        yield _whole(f"{layer}.router.bias", names.router_linear_bias.format(layer=layer), (moe.n_experts,))
     for expert in range(moe.n_experts):
         # Gate and up are published apart and fused here, since both multiply the same input.
         gate, up, down = (names.expert.format(layer=layer, expert=expert, part=part) for part in names.expert_parts)
-        halves = (Piece(gate, slice(0, moe.d_expert)), Piece(up, slice(moe.d_expert, 2 * moe.d_expert)))
-        yield Weight(f"{layer}.{expert}.gate_up", (2 * moe.d_expert, spec.d_model), halves, bits=4)
+        yield Weight(f"{layer}.{expert}.gate_up", (2 * moe.d_expert, spec.d_model), _halves(gate, up, moe), bits=4)
         yield _whole(f"{layer}.{expert}.down", down, (spec.d_model, moe.d_expert), bits=4)
+        if moe.biases:
+            gate, up, down = (names.expert_bias.format(layer=layer, expert=expert, part=p) for p in names.expert_parts)
+            yield Weight(f"{layer}.{expert}.gate_up.bias", (2 * moe.d_expert,), _halves(gate, up, moe))
+            yield _whole(f"{layer}.{expert}.down.bias", down, (spec.d_model,))
+
+
+def _halves(gate: str, up: str, moe: MoeSpec) -> tuple[Piece, Piece]:
+    """Gates above ups, however they are published."""
+    return Piece(gate, slice(0, moe.d_expert)), Piece(up, slice(moe.d_expert, 2 * moe.d_expert))
 
 
 def _whole(role: str, name: str, shape: tuple[int, ...], *, fp32: bool = False, bits: int = 0) -> Weight:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from loreloop.protocol.openai_rest import Strict
+from loreloop.protocol.openai_rest import ResponseFormat, Strict
 
 Auto = Literal["auto"]
 Epochs = Annotated[int, Meta(ge=1, le=50)]
@@ -68,7 +68,7 @@ class Reinforcement(Strict, frozen=True):
 
     grader: dict[str, Any]
     hyperparameters: ReinforcementHyperparameters | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
 
 
 class Method(Strict, frozen=True):

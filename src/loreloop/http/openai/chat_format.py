@@ -15,14 +15,12 @@ from loreloop.http.generation.chat import Chat, ChatRequest, finish_of, left_ope
 from loreloop.http.generation.recording import TurnRecording
 from loreloop.http.generation.remembered import Remembering
 from loreloop.http.generation.requests import Report
-from loreloop.http.openai.answer_format import frame, usage, wire_params
+from loreloop.http.openai.answer_format import frame, is_strict, schema_of, usage, wire_params
 from loreloop.http.openai.logprobs import Scored, chat_logprobs, scored_sequence, scored_token
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
 from loreloop.protocol.openai_rest import (
     ChatCompletion,
-    JsonObjectFormat,
-    JsonSchemaFormat,
     NamedTool,
     ToolBody,
 )
@@ -69,18 +67,13 @@ def chat_request_of(body: ChatCompletion) -> ChatRequest:
         stream=bool(body.stream),
         report=Report(body.top_logprobs or 0, bool(body.filtered_logprobs)),
         left_open=left_open(body),
-        strict=isinstance(body.response_format, JsonSchemaFormat) and bool(body.response_format.json_schema.strict),
+        strict=is_strict(body.response_format),
     )
 
 
 def formatted(body: ChatCompletion, wire: WireSamplingParams) -> WireSamplingParams:
     """With the response format as a schema."""
-    schema = None
-    if isinstance(body.response_format, JsonObjectFormat):
-        schema = {"type": "object"}
-    elif isinstance(body.response_format, JsonSchemaFormat):
-        schema = body.response_format.json_schema.schema_
-    return msgspec.structs.replace(wire, json_schema=schema)
+    return msgspec.structs.replace(wire, json_schema=schema_of(body.response_format))
 
 
 # to the answer

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from loreloop.learn.environments.environment import Environment, OneAnswer
-from loreloop.learn.environments.flaky_shop import FlakyShop, shop_tasks
+from loreloop.learn.environments.flaky_shop import SHOWN, FlakyShop, shop_tasks
 from loreloop.learn.environments.puzzles import Puzzles
 from loreloop.learn.environments.shapes import Ask, Shapes, shape_tasks
 from loreloop.learn.examples import Task
@@ -43,9 +43,10 @@ class Named:
 
 
 class ShopOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of `shop`: the share of calls that fail."""
+    """Of `shop`: the share of calls that fail, and how many orders are shown before each task."""
 
     fault_rate: Annotated[float, Meta(ge=0, lt=1)] = 0.2
+    shown: Annotated[int, Meta(ge=0, le=len(SHOWN))] = len(SHOWN)
 
 
 class ShapesOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,7 +59,7 @@ def named(wanted: Wanted) -> Named:
     """The environment. BadRequest where there is none of this name, or its options are not its own."""
     if wanted.name == "shop":
         shop = _options(wanted, ShopOptions)
-        return Named(shop_tasks(wanted.n, wanted.seed), lambda: FlakyShop(shop.fault_rate))
+        return Named(shop_tasks(wanted.n, wanted.seed, shown=shop.shown), lambda: FlakyShop(shop.fault_rate))
     if wanted.name == "shapes":
         asks = _options(wanted, ShapesOptions).asks
         return Named(shape_tasks(wanted.n, wanted.seed, asks), Shapes)

@@ -64,7 +64,9 @@ class WeightNames:
     kv_b: str = "model.layers.{layer}.self_attn.kv_b_proj.weight"
     router: str = "model.layers.{layer}.mlp.gate.weight"
     router_bias: str = "model.layers.{layer}.mlp.gate.e_score_correction_bias"
+    router_linear_bias: str = "model.layers.{layer}.mlp.gate.bias"
     expert: str = "model.layers.{layer}.mlp.experts.{expert}.{part}.weight"
+    expert_bias: str = "model.layers.{layer}.mlp.experts.{expert}.{part}.bias"
     expert_parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     ignored: tuple[str, ...] = ()  # beginnings of names that belong to something else, over the number of layers
 
@@ -129,14 +131,14 @@ def layer_windows(config: Mapping[str, Any], default: Callable[[int], bool]) -> 
     one."""
     n_layers, window = config["num_hidden_layers"], config.get("sliding_window")
     kinds = config.get("layer_types")
+    # A third kind, such as chunks or recurrent layers, is another attention and must not be taken for one of these.
+    if unknown := set(kinds or ()) - {"sliding_attention", "full_attention"}:
+        raise BadRequest(f"Its layers are of the kinds {sorted(map(str, unknown))}, which are not supported.")
     if window is None or config.get("use_sliding_window") is False:
         return ()
     if kinds is None:
         sliding = [default(layer) for layer in range(n_layers)]
     else:
-        # A third kind, such as chunks or recurrent layers, is another attention and must not be taken for this one.
-        if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
-            raise BadRequest(f"Its layers are of the kinds {sorted(map(str, unknown))}, which are not supported.")
         sliding = [kind == "sliding_attention" for kind in kinds]
     return tuple(window if slides else None for slides in sliding) if any(sliding) else ()
 

@@ -9,6 +9,7 @@ from loreloop.model.families.deepseek_v3 import DeepseekV3
 from loreloop.model.families.family import Family
 from loreloop.model.families.gemma import Gemma2, Gemma3
 from loreloop.model.families.glm4_moe import Glm4Moe
+from loreloop.model.families.gpt_oss import GptOss
 from loreloop.model.families.granite import Granite
 from loreloop.model.families.llama import Llama
 from loreloop.model.families.llava import Llava
@@ -30,6 +31,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3": Gemma3(),
     "gemma3_text": Gemma3(),
     "glm4_moe": Glm4Moe(),
+    "gpt_oss": GptOss(),
     "granite": Granite(),
     "kimi_k2": DeepseekV3(),
     "llama": Llama(),
