@@ -17,7 +17,10 @@ N_WRITERS = 8
 
 async def run(folder: Path, first: int) -> None:
     store = Store(folder)
-    print("open", flush=True)
+    # The kill is timed from the first line on, so one of each is there however slow the machine.
+    await store.write(feedback.give, Asked(said(f"id-{first + N_WRITERS}", who=str(first + N_WRITERS)), chosen=True))
+    await store.write(feedback.retract, f"id-{first + N_WRITERS}")
+    print(f"given {first + N_WRITERS}\nretracted {first + N_WRITERS}", flush=True)
 
     async def write(number: int) -> None:
         while True:
@@ -30,7 +33,7 @@ async def run(folder: Path, first: int) -> None:
                 print("retracted", number, flush=True)
             number += N_WRITERS
 
-    await asyncio.gather(*(write(first + each) for each in range(N_WRITERS)))
+    await asyncio.gather(*(write(first + 2 * N_WRITERS + each) for each in range(N_WRITERS)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, event, insert
 
 from loreloop.protocol.errors import BadRequest, Conflict, NotFound
 from loreloop.protocol.feedback import Feedback, Source
-from loreloop.protocol.feedback_rules import STRENGTH
+from loreloop.protocol.feedback_rules import STRENGTH, standing
 from loreloop.store import feedback
 from loreloop.store.feedback import Asked
 from loreloop.store.schema import METADATA
@@ -59,9 +59,9 @@ class Rules(RuleBasedStateMachine):
         self.n += 1
         sent = said(f"id-{self.n}", who=who, source=source, target_id=about, value=value)
         kept = feedback.give(self.connection, Asked(sent, chosen=chosen))
-        standing = self.now.get(self.voice(sent))
-        if standing and not chosen and standing[1] == value and self.sent[standing[0]].overrides is None:
-            assert kept.id == standing[0], "who repeats an opinion says nothing new"
+        before = self.now.get(self.voice(sent))
+        if before and not chosen and before[1] == value and self.sent[before[0]].overrides is None:
+            assert kept.id == before[0], "who repeats an opinion says nothing new"
             return
         self.sent[kept.id] = sent
         self.now[self.voice(sent)] = (kept.id, value)
@@ -71,10 +71,10 @@ class Rules(RuleBasedStateMachine):
         self.n += 1
         sent = said(f"id-{self.n}", who=who, target_id=pair[0], metric="preference", value=pair[1])
         kept = feedback.give(self.connection, Asked(sent, chosen=chosen))
-        standing = self.now.get(self.voice(sent))
-        same = standing is not None and self.sent[standing[0]].target_id == pair[0]
-        if standing and same and not chosen and self.sent[standing[0]].overrides is None:
-            assert kept.id == standing[0]
+        before = self.now.get(self.voice(sent))
+        same = before is not None and self.sent[before[0]].target_id == pair[0]
+        if before and same and not chosen and self.sent[before[0]].overrides is None:
+            assert kept.id == before[0]
             return
         self.sent[kept.id] = sent
         self.now[self.voice(sent)] = (kept.id, pair[1])
@@ -104,7 +104,7 @@ class Rules(RuleBasedStateMachine):
             return
         id = data.draw(st.sampled_from(sorted(self.sent)))
         assert feedback.retract(self.connection, id) == feedback.retract(self.connection, id)
-        self.now = {voice: standing for voice, standing in self.now.items() if standing[0] != id}
+        self.now = {voice: says for voice, says in self.now.items() if says[0] != id}
 
     @rule(data=st.data())
     def retry(self, data: st.DataObject) -> None:
@@ -128,10 +128,9 @@ class Rules(RuleBasedStateMachine):
         while (page := feedback.page(self.connection, "bot", self.after, 3)).feedback:
             self.after = page.next
             self.read |= {each.id: each for each in page.feedback}
-        overridden = {each.overrides for each in self.read.values()}
-        standing = {each.id for each in self.read.values() if not each.retracted and each.id not in overridden}
-        assert standing == {id for id, _ in self.now.values()}
-        assert {id for id in self.read if feedback.counts(self.connection, id)} == standing
+        counting = {each.id for each in standing(self.read.values())}
+        assert counting == {id for id, _ in self.now.values()}
+        assert {id for id in self.read if feedback.counts(self.connection, id)} == counting
 
 
 TestRules = Rules.TestCase

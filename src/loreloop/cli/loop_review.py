@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loreloop.cli.loop_server import counting, feedback_of, server_of, turns_of
+from loreloop.cli.loop_server import feedback_of, server_of, turns_of
 from loreloop.cli.loop_turns import text_of
 from loreloop.cli.models import DATA
 from loreloop.cli.operator import checked, operator
@@ -46,7 +46,9 @@ def review(name: str, who: str | None, every: bool, data_dir: str) -> None:
 
 def unlabelled(client: Any, name: str, who: str, *, every: bool) -> Iterator[Turn]:
     """Turns on which no human has given feedback; with `every`, those on which `who` has not."""
-    humans = (one for one in counting(feedback_of(client, name)) if one.source == "human")
+    from loreloop.protocol.feedback_rules import standing
+
+    humans = (one for one in standing(feedback_of(client, name)) if one.source == "human")
     labelled = {one.target_id for one in humans if not every or one.who == who}
     for turn in turns_of(client, name):
         if turn.fate in FATES and turn.answer and turn.id not in labelled:

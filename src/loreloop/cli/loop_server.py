@@ -64,13 +64,6 @@ def feedback_of(client: Any, name: str) -> Iterator[Feedback]:
         after = page.next
 
 
-def counting(said: Iterator[Feedback]) -> list[Feedback]:
-    """Of all statements those that count: neither retracted nor overridden."""
-    last = {one.id: one for one in said}
-    overridden = {one.overrides for one in last.values()}
-    return [one for one in last.values() if not one.retracted and one.id not in overridden]
-
-
 def counts_of(client: Any, name: str) -> dict[str, Any]:
     """How many turns there are of each fate, and what else the server counts."""
     found: dict[str, Any] = checked(client.get(at(name, "turns/counts"))).json()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loreloop.cli.loop_server import counting, counts_of, feedback_of, server_of, turns_of
+from loreloop.cli.loop_server import counts_of, feedback_of, server_of, turns_of
 from loreloop.cli.models import DATA
 from loreloop.cli.tables import JSON, LIMIT, Moment, show
 
@@ -36,10 +36,12 @@ SHOWN = 60  # characters of a text
 @JSON
 def turns(name: str, fate: str | None, user: str | None, limit: int, data_dir: str, *, as_json: bool) -> None:
     """Show the newest turns of the deployment NAME, and how many there are of each fate."""
+    from loreloop.protocol.feedback_rules import standing
+
     query = {key: value for key, value in (("fate", fate), ("user", user)) if value is not None}
     with server_of(data_dir) as client:
         found = [*turns_of(client, name, **query)][-limit:]
-        n_said = Counter(one.target_id for one in counting(feedback_of(client, name)))
+        n_said = Counter(one.target_id for one in standing(feedback_of(client, name)))
         counts = counts_of(client, name)
     show([row_of(turn, n_said[turn.id]) for turn in reversed(found)], as_json, empty="No such turns yet.")
     if not as_json:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -82,6 +82,24 @@ def checked_value(metric: Metric, value: object) -> Value:
 def usual_source(metric: Metric) -> Source:
     """Who speaks where a statement does not say: code for what only code finds out, else a human."""
     return "code" if metric.name in (TOOL_OK, VERDICT) else "human"
+
+
+def standing(statements: Iterable[Feedback]) -> list[Feedback]:
+    """Of a feed, or a part of it, the statements that count, in the order of their numbers.
+
+    Those that were neither retracted nor named in `overrides` by any other; of what one voice says of one subject the
+    newest, where a feed has no `overrides`.
+    """
+    last: dict[str, Feedback] = {}
+    for one in sorted(statements, key=lambda each: each.number):
+        last[one.id] = one  # a retraction has the id of what it takes back
+    overridden = {one.overrides for one in last.values()}
+    newest: dict[tuple[object, ...], Feedback] = {}
+    for one in sorted(last.values(), key=lambda each: each.number):
+        if not one.retracted and one.id not in overridden:
+            subject = pair_of(one) if one.metric == PREFERENCE else one.target_id
+            newest[one.giver, one.source, one.who, one.deployment, one.metric, subject] = one
+    return sorted(newest.values(), key=lambda each: each.number)
 
 
 def same_voice(one: Feedback, other: Feedback) -> bool:
