@@ -8,7 +8,7 @@ files that `loreloop train` reads, so that a candidate's data can be looked at a
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,11 +16,10 @@ from typing import Any
 import msgspec
 
 from loreloop.learn.loop.door import person_key
-from loreloop.learn.loop.reward.standing import current
 from loreloop.protocol.episodes import Message, Turn
-from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, PREFERENCE, SCORE, THUMB, Feedback
+from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, GOLDEN_TAG, PREFERENCE, SCORE, THUMB, Feedback
+from loreloop.protocol.feedback_rules import standing
 
-GOLDEN_TAG = "golden"  # "1" on labels to measure with
 LIKED, DISLIKED = 0.75, 0.25  # scores that count as a thumb
 MARKS = (THUMB, ACCEPTED, SCORE)  # a verdict has a scale of its own
 NEVER = ("side", "no_consent", "mixed", "expired", "dropped")
@@ -81,7 +80,7 @@ def said_of(turns: Mapping[str, Turn], statements: Iterable[Feedback]) -> dict[s
     for turn in turns.values():
         episodes[turn.episode_id].append(turn.id)
     found: dict[str, list[Feedback]] = defaultdict(list)
-    for one in current(sorted(statements, key=lambda each: each.number), Counter()):
+    for one in standing(statements):
         for turn_id in episodes.get(one.target_id, []) if one.level == "episode" else [one.target_id]:
             if turn_id in turns:
                 found[turn_id].append(one)

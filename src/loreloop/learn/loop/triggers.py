@@ -1,4 +1,4 @@
-"""When a cycle begins: by a count of statements, at a time of the night, or since somebody has asked. Pure functions."""
+"""When a cycle begins: by a count of statements, at a time of the night, or since somebody asks. Pure functions."""
 
 from __future__ import annotations
 
