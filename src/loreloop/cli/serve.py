@@ -161,6 +161,8 @@ def engine_environment(config: Config) -> dict[str, str]:
     """Threads, and an allocator that gives back what a heap of activations of changing sizes would keep."""
     import os
 
+    from loreloop.engine import processor
+
     # The affinity is what the process may really use, for instance in a container.
     n_threads = config.engine.threads or len(os.sched_getaffinity(0))
-    return {"OMP_NUM_THREADS": str(n_threads)} | MEMORY
+    return {"OMP_NUM_THREADS": str(n_threads)} | processor.environment() | MEMORY
