@@ -39,8 +39,8 @@ ENGINE_FLAGS = ("precision", "quantize", "deterministic", "threads", "decode_gap
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8000]")
 @click.option(
     "--precision",
-    type=click.Choice(["bf16", "fp32"]),
-    help="Numbers of the frozen weights and their products.  [default: bf16]",
+    type=click.Choice(["auto", "bf16", "fp32"]),
+    help="Numbers of the frozen weights and their products; auto: bf16 where that is fast.  [default: auto]",
 )
 @click.option(
     "--quantize",
