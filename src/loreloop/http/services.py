@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from loreloop.deployments.model_names import ModelNames
 from loreloop.deployments.model_texts import ModelTexts
 from loreloop.host.dispatcher import Dispatcher
 from loreloop.host.job_desk import JobDesk
+from loreloop.host.recorder import Recorder
 from loreloop.http.grading import Grading
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
@@ -63,6 +65,11 @@ class Services:
     arriving: Counter[str] = field(default_factory=Counter)  # bytes of uploads that are coming in, by key
     nonce: str = ""
     remembering: set[MemoryName] = field(default_factory=set)  # memories with a request on them
+
+    @cached_property
+    def recorder(self) -> Recorder:
+        """What keeps the turns of recording deployments."""
+        return Recorder(self.store)
 
 
 def services(request: Request) -> Services:
