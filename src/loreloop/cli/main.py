@@ -22,6 +22,7 @@ from loreloop.cli.jobs import jobs
 from loreloop.cli.keys import keys
 from loreloop.cli.memory import memory
 from loreloop.cli.model_care import remove_model, verify_models
+from loreloop.cli.model_check import check_model
 from loreloop.cli.models import models
 from loreloop.cli.runs import runs
 from loreloop.cli.serve import serve
@@ -55,7 +56,7 @@ def cli() -> None:
 
 for verb in (serve, demo, models, keys, runs, checkpoints, files, jobs, deploy, tools, chat, memory, train):
     cli.add_command(verb)
-for verb in (remove_model, verify_models, import_adapter, export_model):
+for verb in (check_model, remove_model, verify_models, import_adapter, export_model):
     models.add_command(verb)
 
 

@@ -33,10 +33,13 @@ PUBLISHED_LAYER_NAMES = {f"{new}.weight": old for old, new in LAYER_NAMES.items(
 EXPERT_NAMES = {"w1": "ffn_gate_exps", "w3": "ffn_up_exps", "w2": "ffn_down_exps"}
 
 
+WRITTEN = ("llama", "mixtral")  # families of which files are written
+
+
 def write_gguf(folder: Path, file: Path) -> None:
     """Writes `file` from the model of `folder`."""
     spec = read_stored_spec(folder)
-    if spec.family not in ("llama", "mixtral"):
+    if spec.family not in WRITTEN:
         raise BadRequest(f"{folder} holds a {spec.family} model; GGUF files are written of llama and mixtral models.")
     if spec.rope.scaling != "none":
         raise BadRequest(
