@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from loreloop.kernels import attention as kernels
 from loreloop.model.attention_rules import PLAIN, AttentionRules
 
 NEVER, LEAST = float("-inf"), -1e30
@@ -70,11 +71,10 @@ KEY_BLOCK = 64
 
 
 class FastAttention:
-    """The library's fused attention, asked so that it adds in one order.
+    """Our own kernel where there is one (bf16 on a CPU), in which a query's result depends on its own keys alone.
 
-    Its kernels add up the keys in vector lanes and blocks. With keys padded to whole blocks and four or more query rows
-    to a product, bf16 results have nearly always come out equal bit for bit however they were batched (tests hold
-    `causal` to `batched`); elsewhere they are right to rounding.
+    Elsewhere the library's fused attention. Its kernels add up the keys in vector lanes and blocks, and the number of
+    all keys may change the order of additions: results are right to rounding.
     """
 
     query_block = 32
@@ -88,6 +88,9 @@ class FastAttention:
             rules = rules.without_window()
         if not rules.plain:
             return self._by_pieces(q_QHE, k_KGE, v_KGE, rules)
+        if kernels.supports(q_QHE, k_KGE.shape[-1], v_KGE.shape[-1]):
+            first_1 = torch.tensor([k_KGE.shape[0] - q_QHE.shape[0]])
+            return kernels.attend_queries(q_QHE[None], k_KGE[None], v_KGE[None], first_1)[0]
         if v_KGE.shape[-1] < k_KGE.shape[-1]:
             return self.causal(q_QHE, k_KGE, _widened(v_KGE, k_KGE))[..., : v_KGE.shape[-1]]
         n_queries, n_keys = q_QHE.shape[0], k_KGE.shape[0]
@@ -104,7 +107,9 @@ class FastAttention:
     def batched(
         self, q_BQHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, reach: Reach, rules: AttentionRules = PLAIN
     ) -> Tensor:
-        """One masked call for all sequences, (B, Q, H, E)."""
+        """One call for all sequences, (B, Q, H, E)."""
+        if rules.plain and kernels.supports(q_BQHE, k_BKGE.shape[-1], v_BKGE.shape[-1]):
+            return kernels.attend_queries(q_BQHE, k_BKGE, v_BKGE, reach.first_B)
         if v_BKGE.shape[-1] < k_BKGE.shape[-1]:
             return self.batched(q_BQHE, k_BKGE, _widened(v_BKGE, k_BKGE), reach, rules)[..., : v_BKGE.shape[-1]]
         # With many queries the mask of repeated rows would be larger than the keys that are saved.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from loreloop.engine.attention import KEY_BLOCK, Attention, Reach
+from loreloop.kernels import attention as attention_kernels
 from loreloop.kernels import cpu
 from loreloop.model.attention_rules import PLAIN, AttentionRules
 from loreloop.model.decoder import LatentHeads
@@ -104,7 +105,7 @@ class PagedAttention:
             k_KGE, v_KGE = cache_S2GE.index_select(0, self._seen(row, n_queries, rules)).unbind(1)
             o_THE[row.start : row.stop] = self.attention.causal(q_THE[row.start : row.stop], k_KGE, v_KGE, rules)
         if newest and in_place:
-            cpu.attend_newest(q_THE, cache_S2GE, newest.keys, o_THE)
+            attention_kernels.attend_newest(q_THE, cache_S2GE, newest.keys, o_THE)
         elif newest:
             rows_B = newest.keys.rows_B
             o_THE.index_copy_(0, rows_B, self._batched(q_THE.index_select(0, rows_B), cache_S2GE, newest, rules))
@@ -125,7 +126,7 @@ class PagedAttention:
         rules = AttentionRules(window)
         slots = [self._seen(row, 1, rules) for row in self.newest_rows]
         device = self.new_slots_T.device
-        keys = cpu.NewestKeys(
+        keys = attention_kernels.NewestKeys(
             torch.tensor([row.start for row in self.newest_rows], device=device),
             torch.tensor([len(slots_K) for slots_K in slots], device=device),
             _padded_slots(slots),
@@ -183,43 +184,14 @@ class PagedAttention:
 class _Newest:
     """The rows of newest tokens, their keys, and the mask over those, which all layers of one window share."""
 
-    keys: cpu.NewestKeys
+    keys: attention_kernels.NewestKeys
     reach: Reach
 
 
-@functools.cache
-def _rounds_like_training(attention: type[Attention], n_heads: int, n_groups: int, d_head: int) -> bool:
-    """Whether the kernel gives the very bits of the attention that training uses.
-
-    Another order of additions shows in few numbers of a hundred thousand, so a million are tried.
-    """
-    draw = torch.Generator().manual_seed(0)
-    n_keys, n_numbers = 192, 0
-    # Query k sees the first k + 1 keys, so one call covers every length up to `n_keys`.
-    slots_KK, rows_K = torch.arange(n_keys).repeat(n_keys, 1), torch.arange(n_keys)
-    while n_numbers < 1_000_000:
-        cache_S2GE = torch.randn(n_keys, 2, n_groups, d_head, generator=draw).bfloat16()
-        q_KHE = 2 * torch.randn(n_keys, n_heads, d_head, generator=draw).bfloat16()
-        out_KHE = torch.empty_like(q_KHE)
-        cpu.attend_newest(q_KHE, cache_S2GE, cpu.NewestKeys(rows_K, rows_K + 1, slots_KK), out_KHE)
-        if not torch.equal(out_KHE, attention().causal(q_KHE, cache_S2GE[:, 0], cache_S2GE[:, 1])):
-            return False
-        n_numbers += out_KHE.numel()
-    return True
-
-
-def newest_in_place(attention: Attention, spec: DecoderSpec, cache: KvCache) -> bool:
-    """Whether newest tokens may read the cache by the kernel.
-
-    In bf16 a different last bit anywhere moves log-probabilities by hundredths, so it must round as training does.
-    """
-    kv = cache.kv_LS2GE
+def newest_in_place(spec: DecoderSpec, cache: KvCache) -> bool:
+    """Whether newest tokens may read the cache by the kernel."""
     # The kernel reads keys and values apart, and a latent is both.
-    if spec.latent:
-        return False
-    return cpu.attends(kv, kv.dtype, spec.d_head) and _rounds_like_training(
-        type(attention), spec.n_heads, spec.n_kv_heads, spec.d_head
-    )
+    return not spec.latent and attention_kernels.supports(cache.kv_LS2GE, spec.d_head)
 
 
 def _padded_slots(slots: Sequence[Tensor]) -> Tensor:
