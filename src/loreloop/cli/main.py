@@ -25,6 +25,7 @@ from loreloop.cli.loop_demo import demo as loop_demo
 from loreloop.cli.loop_run import VERBS
 from loreloop.cli.memory import memory
 from loreloop.cli.model_care import remove_model, verify_models
+from loreloop.cli.model_check import check_model
 from loreloop.cli.models import models
 from loreloop.cli.runs import runs
 from loreloop.cli.serve import serve
@@ -60,7 +61,7 @@ for verb in (serve, demo, models, keys, runs, checkpoints, files, jobs, deploy, 
     cli.add_command(verb)
 for verb in (*VERBS, loop_demo):
     loop.add_command(verb)
-for verb in (remove_model, verify_models, import_adapter, export_model):
+for verb in (check_model, remove_model, verify_models, import_adapter, export_model):
     models.add_command(verb)
 
 
