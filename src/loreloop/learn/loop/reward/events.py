@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from loreloop.protocol.episodes import Message
+from loreloop.protocol.feedback import Source
 
 NOBODY = ""  # the person of an event that is nobody's opinion: what code or a judge has said
 
@@ -37,6 +38,7 @@ class LabelledEvent(msgspec.Struct, frozen=True, kw_only=True):
     person: str
     created: float  # seconds since the epoch
     metric: str
+    source: Source = "human"
     item: Scored
     worse: Scored | None = None
     value: float = 1.0

@@ -92,6 +92,7 @@ class _Usual:
             person=self.voice,
             created=said.created,
             metric=said.metric,
+            source=said.source,
             item=item,
             worse=worse,
             value=value,
