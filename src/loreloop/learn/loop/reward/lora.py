@@ -143,6 +143,10 @@ class LoraReward:
         self.version = self._next((), f"learned anew without {len(persons)} persons and {len(ids)} statements")
         return self.version
 
+    def known(self) -> set[str]:
+        """The ids of the statements that are still kept, of those learned from."""
+        return {one.id for one in self.learned}
+
     def save(self, folder: Path) -> None:
         """Keeps the version; its weights are at the server, under the path that the record names."""
         if self.version.number:
