@@ -12,6 +12,7 @@ from loreloop.engine.head import Head, groups_at, rows_of
 from loreloop.engine.training.packing import PackItem, pack
 from loreloop.engine.training.tree_attention import TreeAttention
 from loreloop.formats.load import load_decoder
+from loreloop.kernels import attention as kernels
 from loreloop.model.linear import FastProducts, TiledProducts
 from loreloop.model.lora import NO_ADAPTERS, AdapterView, LoraBatch, LoraGroup, LoraLayout
 from loreloop.model.rope import Rope
@@ -125,8 +126,10 @@ def test_fixed_attention_gives_a_query_the_same_bits_however_the_queries_are_cut
 
 
 @pytest.mark.parametrize("n_keys", [5, 64, 150, 513])
-def test_fast_attention_in_bf16_nearly_always_does_too(n_keys):
-    assert unequal(FastAttention(), n_keys, torch.bfloat16) <= 1e-4
+def test_fast_attention_in_bf16_does_too(n_keys):
+    """Always by our own kernel, nearly always by the library's."""
+    has_kernel = kernels.supports(torch.empty(0, dtype=torch.bfloat16), 64)
+    assert unequal(FastAttention(), n_keys, torch.bfloat16) <= (0 if has_kernel else 1e-4)
 
 
 def padded(x_KGE):

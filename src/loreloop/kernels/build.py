@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = [HERE / name for name in ("cpu.c", "bf16_products.c", "packed_products.c", "vocab.c")]
-HEADERS = [HERE / "numbers.h"]
+SOURCES = [HERE / name for name in ("cpu.c", "attention.c", "bf16_products.c", "packed_products.c", "vocab.c")]
+HEADERS = [HERE / name for name in ("numbers.h", "simd.h", "pairs.h")]
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Wno-psabi"]
 WIDE = ["-mprefer-vector-width=512"]

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from loreloop.kernels.build import library
 
-HEAD_WIDTHS = (32, 64, 96, 128)  # those of attend_newest
 _SIGNATURES = {
     "add_rms_norm": [c_int64] * 2 + [c_void_p] * 3 + [c_float] + [c_void_p] * 2,
     "gated_silu": [c_int64] * 2 + [c_void_p] * 2,
@@ -27,18 +26,12 @@ _SIGNATURES = {
     "turn_and_store": [c_int64] * 7 + [c_void_p] * 8,
     # A pointer must be declared as such: ctypes would otherwise pass a Python integer as 32 bits and cut the address
     # off.
-    "attend_newest": [c_int64] * 5 + [c_void_p] * 6,  # only for processors that multiply bf16
 }
 
 
 def supports(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether there are kernels for steps where x lies, at this compute dtype."""
     return dtype == torch.bfloat16 and x.device.type == "cpu" and _calls() is not None
-
-
-def attends(x: Tensor, dtype: torch.dtype, d_head: int) -> bool:
-    """Whether `attend_newest` may be used for heads of this width."""
-    return d_head in HEAD_WIDTHS and supports(x, dtype) and hasattr(_calls(), "attend_newest")
 
 
 @functools.cache
@@ -171,28 +164,3 @@ def turn_and_store(
         *(x.data_ptr() for x in tensors),
     )
     return out_THE
-
-
-@dataclass(frozen=True)
-class NewestKeys:
-    """Which rows of a step are sequences' newest tokens, and where the keys of each lie; (B, K) is padded at will."""
-
-    rows_B: Tensor
-    n_keys_B: Tensor
-    slots_BK: Tensor
-
-
-def attend_newest(q_THE: Tensor, cache_S2GE: Tensor, keys: NewestKeys, out_THE: Tensor) -> None:
-    """softmax(q·k/√E)·v for the rows of newest tokens, written to the same rows of `out_THE`."""
-    n_heads, d_head = q_THE.shape[1:]
-    # The kernel takes no strides at all, so that its inner loops stay simple.
-    for x in (q_THE, cache_S2GE, keys.slots_BK, out_THE):
-        assert x.is_contiguous()
-    _calls().attend_newest(
-        keys.slots_BK.shape[0],
-        n_heads,
-        cache_S2GE.shape[2],
-        d_head,
-        keys.slots_BK.shape[1],
-        *(x.data_ptr() for x in (q_THE, cache_S2GE, keys.rows_B, keys.n_keys_B, keys.slots_BK, out_THE)),
-    )

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import msgspec
 
 Message = dict[str, Any]  # a chat message as OpenAI's API writes it, tools and images included
-Fate = Literal["trainable", "waiting", "side", "no_consent", "expired", "mixed", "used"]
+Fate = Literal["trainable", "waiting", "side", "no_consent", "dropped", "expired", "mixed", "used"]
+Whereabouts = Literal["kept", "pending", "dropped", "unknown"]
 ArmName = Literal["main", "canary", "person"]
 
 
@@ -27,7 +28,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
     `prompt` holds the token ids before the answer (empty where images stand among them), `tokens` those of the answer
     with a log-probability each, as they were sampled under `revision` (None: the bare base) at `temperature`. `arm`
-    says which side of the deployment answered. `number` orders turns as they were kept: their place in the feed.
+    says which side of the deployment answered. `number` orders turns as they were kept: their place in the feed, where
+    a turn whose marks are changed stands anew behind all others. Without consent a turn is told without its content.
     """
 
     number: int

@@ -1,0 +1,102 @@
+"""Attention by our own kernels: against the formula, and a query's bits in any company."""
+
+import pytest
+import torch
+
+from loreloop.engine.attention import FastAttention, Reach
+from loreloop.kernels import attention
+
+BF16 = torch.bfloat16
+SHAPES = [(9, 3, 64), (4, 4, 32), (7, 1, 96), (8, 2, 128), (2, 1, 256)]  # query heads, key heads, width
+pytestmark = pytest.mark.skipif(
+    not attention.supports(torch.empty(0, dtype=BF16), 64), reason="no kernel for this processor"
+)
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def attend(q_BHE, cache_S2GE, slots, width):
+    """Each row over the slots given for it, padded with slot 0."""
+    slots_BK = torch.zeros(len(slots), width, dtype=torch.int64)
+    for b, row in enumerate(slots):
+        slots_BK[b, : len(row)] = row
+    out_BHE = torch.full_like(q_BHE, float("nan"))
+    n_keys_B = torch.tensor([len(row) for row in slots])
+    keys = attention.NewestKeys(torch.arange(len(slots)), n_keys_B, slots_BK)
+    attention.attend_newest(q_BHE, cache_S2GE, keys, out_BHE)
+    return out_BHE
+
+
+def formula(q_QHE, k_KGE, v_KGV):
+    """In fp32; the last query sees all keys."""
+    k_KHE, v_KHV = (x.float().repeat_interleave(q_QHE.shape[1] // x.shape[1], 1) for x in (k_KGE, v_KGV))
+    score_HQK = torch.einsum("qhe,khe->hqk", q_QHE.float(), k_KHE) / q_QHE.shape[2] ** 0.5
+    n_queries, n_keys = score_HQK.shape[1:]
+    hidden_QK = torch.ones(n_queries, n_keys, dtype=torch.bool).triu(n_keys - n_queries + 1)
+    weight_HQK = score_HQK.masked_fill(hidden_QK, float("-inf")).softmax(-1)
+    return torch.einsum("hqk,khv->qhv", weight_HQK, v_KHV)
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_newest_tokens_are_the_formula(shape):
+    n_heads, n_groups, d_head = shape
+    cache_S2GE, q_BHE = numbers(1500, 2, n_groups, d_head), 2 * numbers(4, n_heads, d_head, seed=1)
+    slots = [torch.randperm(1500, generator=torch.Generator().manual_seed(n))[:n] for n in (1, 17, 512, 1201)]
+    out_BHE = attend(q_BHE, cache_S2GE, slots, 1280)
+    for q_HE, out_HE, row in zip(q_BHE, out_BHE.float(), slots, strict=True):
+        expected_1HE = formula(q_HE[None], *cache_S2GE[row].unbind(1))
+        torch.testing.assert_close(out_HE, expected_1HE[0], rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("n_queries", "n_keys"), [(1, 1), (5, 5), (530, 530), (40, 1100), (1, 600)])
+def test_queries_at_the_end_of_a_sequence_are_the_formula(shape, n_queries, n_keys, threads):
+    n_heads, n_groups, d_head = shape
+    q_QHE, kv_K2GE = 2 * numbers(n_queries, n_heads, d_head), numbers(n_keys, 2, n_groups, d_head, seed=1)
+    out_QHE = FastAttention().causal(q_QHE, *kv_K2GE.unbind(1))
+    torch.testing.assert_close(out_QHE.float(), formula(q_QHE, *kv_K2GE.unbind(1)), rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize(("width", "value_width"), [(192, 128), (64, 32)])
+def test_values_narrower_than_keys(width, value_width):
+    q_QHE, k_KGE, v_KGV = numbers(70, 4, width), numbers(70, 2, width, seed=1), numbers(70, 2, value_width, seed=2)
+    out_QHV = FastAttention().causal(q_QHE, k_KGE, v_KGV)
+    torch.testing.assert_close(out_QHV.float(), formula(q_QHE, k_KGE, v_KGV), rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("n_keys", [1, 33, 192, 450, 1100])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_query_has_the_same_bits_in_any_company(shape, n_keys, threads):
+    """Among all queries, as the newest token of a cache, at the end of a chunk, and beside other sequences."""
+    n_heads, n_groups, d_head = shape
+    cache_S2GE, q_KHE = numbers(n_keys, 2, n_groups, d_head), 2 * numbers(n_keys, n_heads, d_head, seed=1)
+    k_KGE, v_KGE = cache_S2GE.unbind(1)
+    fast = FastAttention()
+    all_KHE = fast.causal(q_KHE, k_KGE, v_KGE)
+    assert torch.equal(attend(q_KHE, cache_S2GE, [torch.arange(n + 1) for n in range(n_keys)], n_keys), all_KHE)
+    half = (n_keys + 1) // 2
+    assert torch.equal(fast.causal(q_KHE[:half], k_KGE[:half], v_KGE[:half]), all_KHE[:half])
+    assert torch.equal(fast.causal(q_KHE[half - 1 :], k_KGE, v_KGE), all_KHE[half - 1 :])
+    first_B = torch.tensor([half - 1, 0])
+    queries, keys, values = (torch.stack((x, x.flip(0))) for x in (q_KHE, k_KGE, v_KGE))
+    beside = fast.batched(queries[:, -half:], keys, values, Reach(first_B, half, n_keys))
+    alone = fast.batched(queries[:1, -half:], keys[:1], values[:1], Reach(first_B[:1], half, n_keys))
+    assert torch.equal(beside[0], alone[0])
+
+
+def test_numbers_that_are_none_stay_in_their_row():
+    cache_S2GE, q_BHE = numbers(100, 2, 3, 64), numbers(2, 9, 64)
+    cache_S2GE[7] = float("nan")
+    out_BHE = attend(q_BHE, cache_S2GE, [torch.arange(0, 50), torch.arange(50, 100)], 64)
+    assert out_BHE[0].isnan().all()
+    assert out_BHE[1].isfinite().all()
