@@ -6,7 +6,7 @@ Knows no feedback as it comes in (`labels.py`), and no model in particular.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import msgspec
 from loreloop.protocol.episodes import Message
 from loreloop.protocol.feedback import Source
 
+HeldOut = Callable[[Sequence[Message]], bool]  # whether nothing may ever be trained on a prompt
 NOBODY = ""  # the person of an event that is nobody's opinion: what code or a judge has said
 
 
@@ -119,6 +120,11 @@ def range_with(data: DataRange, events: Sequence[LabelledEvent], n_persons: int)
         first_created=min(times if before is None else [before.first_created, *times]),
         last_created=max(data.last_created, *times) if before else max(times),
     )
+
+
+def nothing_held_out(messages: Sequence[Message]) -> bool:
+    """The rule of a loop without a golden set."""
+    return False
 
 
 def prompt_key(messages: Sequence[Message]) -> str:

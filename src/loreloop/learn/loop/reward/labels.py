@@ -9,14 +9,22 @@ out among its turns. Knows no reward model.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from loreloop.learn.loop.reward.events import NOBODY, LabelledEvent, Scored, answer_of, prompt_key
+from loreloop.learn.loop.reward.events import (
+    NOBODY,
+    HeldOut,
+    LabelledEvent,
+    Scored,
+    answer_of,
+    nothing_held_out,
+    prompt_key,
+)
 from loreloop.learn.loop.reward.standing import Reason, agreed, current, once
-from loreloop.protocol.episodes import Message, Person, Turn
+from loreloop.protocol.episodes import Person, Turn
 from loreloop.protocol.feedback import (
     ACCEPTED,
     BUILT_IN,
@@ -32,11 +40,6 @@ from loreloop.protocol.feedback import (
 )
 
 GONE: tuple[Reason, ...] = ("unknown_turn", "expired")  # nobody has taken anything back
-
-
-def nothing_held_out(messages: Sequence[Message]) -> bool:
-    """The rule of a loop without a golden set."""
-    return False
 
 
 class LabelRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,7 +65,7 @@ class KeptOut:
     turn's own."""
 
     deleted: Collection[Person] = frozenset()
-    held_out: Callable[[Sequence[Message]], bool] = nothing_held_out
+    held_out: HeldOut = nothing_held_out
 
 
 @dataclass(frozen=True)
