@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from loreloop.learn.loop.door import person_key
+from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out
 from loreloop.protocol.episodes import Message, Turn
 from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, PREFERENCE, SCORE, THUMB, VERDICT, Feedback
 
@@ -38,6 +39,7 @@ class Rules:
 
     deleted: frozenset[str] = frozenset()
     golden: frozenset[str] = frozenset()
+    held_out: HeldOut = nothing_held_out  # prompts that the reward's golden set holds
     most: int = 2000
     most_per_person: int = 200
     liked: float = 1.0
@@ -109,7 +111,7 @@ def may_train(turn: Turn, rules: Rules) -> bool:
         return False
     if not turn.consent or turn.side or turn.fate in NEVER or person_of(turn) in rules.deleted:
         return False
-    return prompt_key(turn.messages) not in rules.golden
+    return prompt_key(turn.messages) not in rules.golden and not rules.held_out(turn.messages)
 
 
 def collect(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules) -> Collected:
