@@ -23,6 +23,7 @@ from loreloop.cli.keys import keys
 from loreloop.cli.memory import memory
 from loreloop.cli.model_care import remove_model, verify_models
 from loreloop.cli.models import models
+from loreloop.cli.persons import persons
 from loreloop.cli.runs import runs
 from loreloop.cli.serve import serve
 from loreloop.cli.tools import tools
@@ -53,7 +54,7 @@ def cli() -> None:
     """Train, serve and keep improving language models with LoRA, on your own machine."""
 
 
-for verb in (serve, demo, models, keys, runs, checkpoints, files, jobs, deploy, tools, chat, memory, train):
+for verb in (serve, demo, models, keys, runs, checkpoints, files, jobs, deploy, persons, tools, chat, memory, train):
     cli.add_command(verb)
 for verb in (remove_model, verify_models, import_adapter, export_model):
     models.add_command(verb)
