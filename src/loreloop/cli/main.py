@@ -27,6 +27,7 @@ from loreloop.cli.memory import memory
 from loreloop.cli.model_care import remove_model, verify_models
 from loreloop.cli.model_check import check_model
 from loreloop.cli.models import models
+from loreloop.cli.persons import persons
 from loreloop.cli.runs import runs
 from loreloop.cli.serve import serve
 from loreloop.cli.tools import tools
@@ -57,7 +58,24 @@ def cli() -> None:
     """Train, serve and keep improving language models with LoRA, on your own machine."""
 
 
-for verb in (serve, demo, models, keys, runs, checkpoints, files, jobs, deploy, tools, chat, memory, train, loop):
+VERBS_IN_ORDER = (
+    serve,
+    demo,
+    models,
+    keys,
+    runs,
+    checkpoints,
+    files,
+    jobs,
+    deploy,
+    persons,
+    tools,
+    chat,
+    memory,
+    train,
+    loop,
+)
+for verb in VERBS_IN_ORDER:
     cli.add_command(verb)
 for verb in (*VERBS, loop_demo):
     loop.add_command(verb)

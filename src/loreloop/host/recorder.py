@@ -11,12 +11,14 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from loreloop.protocol.episodes import Whereabouts
 from loreloop.protocol.errors import LoreloopError, outcome_of
-from loreloop.store import turns
+from loreloop.store import turn_keeping, turns
 from loreloop.store.store import Store
 from loreloop.store.turn_bodies import NewTurn
+from loreloop.store.turns import Known
 
 LOG = logging.getLogger(__name__)
 MOST_REMEMBERED = 10_000  # ids of dropped turns that not even the store took
@@ -59,21 +61,21 @@ class Recorder:
         self.waiting: deque[Waiting] = deque()
         self.traces: deque[NewTurn] = deque()
         self.n_bytes = 0
-        self.pending: set[str] = set()  # ids that were given out, whose turns are not kept yet
-        self.dropped: dict[str, None] = {}  # the newest last
+        self.pending: dict[str, NewTurn] = {}  # ids that were given out, whose turns are not kept yet
+        self.dropped: dict[str, NewTurn] = {}  # the newest last
         self.task: asyncio.Task[None] | None = None
         self.is_closing = False
 
-    def open(self, turn_id: str) -> None:
+    def open(self, trace: NewTurn) -> None:
         """An id goes out before its answer has ended."""
-        self.pending.add(turn_id)
+        self.pending[trace.id] = trace
 
     def put(self, turn: Waiting) -> None:
         """Takes a turn; never waits. Where there is no room it is dropped."""
         if len(self.waiting) >= self.bounds.turns or self.n_bytes + turn.n_bytes > self.bounds.n_bytes:
             self.drop(turn.trace)
             return
-        self.pending.add(turn.trace.id)
+        self.pending[turn.trace.id] = turn.trace
         self.n_bytes += turn.n_bytes
         self.waiting.append(turn)
         self._work()
@@ -88,12 +90,22 @@ class Recorder:
 
     def whereabouts(self, turn_id: str) -> Whereabouts:
         """Where a turn is. Feedback on a pending one can be taken: it will be kept, or found dropped."""
-        if turn_id in self.pending:
-            return "pending"
-        if turn_id in self.dropped:
-            return "dropped"
-        state = self.store.read(turns.exists, turn_id)
-        return "unknown" if state is None else "dropped" if state == "dropped" else "kept"
+        found = self.find(turn_id)
+        if found is None or found.level != "inference":
+            return "unknown"
+        return cast(Whereabouts, found.state)
+
+    def find(self, id: str) -> Known | None:
+        """What is known of a turn's id, or an episode's, on its way or kept; None where nothing is."""
+        for state, traces in (("pending", self.pending), ("dropped", self.dropped)):
+            if (trace := traces.get(id)) is not None:
+                return Known(id, "inference", trace.deployment, trace.key_id, state)
+        if (found := self.store.read(turns.known, id)) is not None:
+            return found
+        # Few are on their way at any time, and few are asked for before their first turn is there.
+        of_episode = (trace for trace in self.pending.values() if trace.episode_id == id)
+        first = next(of_episode, None)
+        return None if first is None else Known(id, "episode", first.deployment, first.key_id, "pending")
 
     async def flush(self) -> None:
         """Returns when everything that was put is kept or dropped."""
@@ -124,7 +136,7 @@ class Recorder:
         self.n_bytes -= sum(turn.n_bytes for turn in batch)
         made = await asyncio.to_thread(lambda: [_made(turn) for turn in batch])
         try:
-            n_kept = await self.store.write(turns.keep, [*made, *traces])
+            n_kept = await self.store.write(turn_keeping.keep, [*made, *traces])
         except LoreloopError as error:
             # A full disk, or a server that stops: the answers are out, and only their records are lost.
             LOG.warning("%d turns were not recorded: %s", len(batch), error.message)
@@ -133,12 +145,13 @@ class Recorder:
             return
         self.counts.kept += n_kept
         self.counts.dropped += len(batch) - n_kept
-        self.pending.difference_update(turn.trace.id for turn in batch)
+        for turn in batch:
+            self.pending.pop(turn.trace.id, None)
 
     def _forget(self, trace: NewTurn) -> None:
         self.counts.dropped += 1
-        self.pending.discard(trace.id)
-        self.dropped[trace.id] = None
+        self.pending.pop(trace.id, None)
+        self.dropped[trace.id] = trace
         if len(self.dropped) > MOST_REMEMBERED:
             del self.dropped[next(iter(self.dropped))]
 

@@ -1,5 +1,5 @@
 """Takes away what has had its time: silent sessions, expired checkpoints, results, records and answers, uploaded files
-and old jobs, memories of keys that are gone, stray files.
+and old jobs, recorded turns over their days, memories of keys that are gone, stray files.
 
 Sleeps until the next thing is due. Decides nothing about live work.
 """
@@ -13,7 +13,7 @@ import time
 from loreloop.host.dispatcher import Dispatcher
 from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.paths import CheckpointKind
-from loreloop.store import checkpoints, jobs, journal, memories, responses, runs, sessions, spool, uploads
+from loreloop.store import checkpoints, jobs, journal, memories, responses, runs, sessions, spool, turn_removal, uploads
 from loreloop.store.files import delete
 
 LONGEST_SLEEP_SECONDS = 300.0
@@ -49,6 +49,7 @@ class Sweeper:
         await self.store.write(spool.sweep, now)
         await self.store.write(responses.sweep, now)
         await self.store.write(memories.sweep)
+        await self.store.write(turn_removal.sweep, now)
         # A job that has just ended may still be in the worker's hands, which speaks of it once more.
         await self.store.write(jobs.sweep, now - max(session.job_days * DAY_SECONDS, YOUNG_SECONDS))
         await self._sweep_uploads(now)

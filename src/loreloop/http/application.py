@@ -19,9 +19,9 @@ from loreloop.http.anthropic import messages
 from loreloop.http.bodies import answer
 from loreloop.http.exchange import Exchange
 from loreloop.http.generation.remembered import end_of_turn
-from loreloop.http.loop import turns
+from loreloop.http.loop import persons, turns
 from loreloop.http.openai import chat_completions, completions, files, fine_tuning, graders, models, responses
-from loreloop.http.operations import deployments, health, jobs, memories, metrics, removal
+from loreloop.http.operations import deployments, health, jobs, memories, metrics, person_arms, removal
 from loreloop.http.services import Services
 from loreloop.http.tinker import downloads, futures, runs, sampling, sessions, training
 from loreloop.protocol import errors
@@ -80,6 +80,8 @@ def create_app(services: Services) -> Starlette:
     loop_routes = [
         *deployments.ROUTES,
         *turns.ROUTES,
+        *persons.ROUTES,
+        *person_arms.ROUTES,
         *memories.ROUTES,
         *removal.ROUTES,
         *jobs.ROUTES,

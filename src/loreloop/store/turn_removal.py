@@ -13,7 +13,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from loreloop.store.rows import RecordingRule
 from loreloop.store.schema import DEPLOYMENTS
-from loreloop.store.turn_tables import EPISODES, TURN_BODIES, TURN_TALLIES, TURNS
+from loreloop.store.turn_tables import DELETED_FROM, EPISODES, TURN_BODIES, TURN_TALLIES, TURNS
 
 DAY_SECONDS = 86400.0
 MOST_TRACES = 10_000  # rows without content, of one deployment
@@ -25,7 +25,13 @@ def forget_deployment(connection: Connection, name: str) -> None:
     """Deletes all that a deployment has recorded. Whom its candidates were trained on stays known: these outlive it."""
     remove(connection, TURNS.c.deployment == name)
     connection.execute(delete(EPISODES).where(EPISODES.c.deployment == name))
-    connection.execute(delete(TURN_TALLIES).where(TURN_TALLIES.c.deployment == name))
+    for table in (TURN_TALLIES, DELETED_FROM):
+        connection.execute(delete(table).where(table.c.deployment == name))
+
+
+def n_expired(connection: Connection) -> int:
+    """Turns of all deployments that had their time, or gave way to newer ones."""
+    return connection.scalar(select(func.coalesce(func.sum(TURN_TALLIES.c.expired), 0))) or 0
 
 
 def remove(connection: Connection, which: ColumnElement[bool]) -> int:

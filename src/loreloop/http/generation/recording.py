@@ -83,7 +83,7 @@ class TurnRecording:
         if self.chat is not None:
             self.drafts = {index: Draft() for index in range(self.chat.op.num_samples)}
             for index in self.drafts:
-                self.recorder.open(self._id(index))
+                self.recorder.open(self._trace(index))
 
     def shown(self, index: int, token: Token, pieces: Sequence[Piece]) -> None:
         """One more token of a live sample, and the pieces that it has completed."""
@@ -148,6 +148,7 @@ class TurnRecording:
             created=self.created,
             arm=self.deployed.arm,
             version=deployment.version,
+            version_created=deployment.created,
             base_model=self.model.target.base_model,
             revision=revision.revision_id if revision else None,
             consent=consent,
