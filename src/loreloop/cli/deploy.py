@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loreloop.cli import deploy_metrics
 from loreloop.cli.keys import transaction
 from loreloop.cli.models import DATA
 from loreloop.cli.operator import checked, operator, running_server_of
@@ -32,28 +33,33 @@ def deploy() -> None:
 @click.argument("name")
 @click.argument("target")
 @click.option("--canary", metavar="TARGET=5%", help="A second target, which answers this share of the users.")
+@click.option("--metrics", type=deploy_metrics.FILE, help="A TOML file of metrics for the feedback on its answers.")
 @recording_options
 @COLD
 @DATA
 @JSON
 def set_deployment(
-    name: str, target: str, canary: str | None, cold: bool, data_dir: str, as_json: bool, **recording: Any
+    name: str, target: str, canary: str | None, cold: bool, data_dir: str, as_json: bool, **flags: Any
 ) -> None:
     """Let NAME answer with TARGET: a base model, or a tinker://<run>/sampler_weights/<name> checkpoint.
 
-    What is said of recording stays as it was where a flag is left out.
+    What is said of recording and metrics stays as it was where a flag is left out.
     """
     from loreloop.deployments.canary import parse_share
 
     share = parse_share(canary) if canary else None
+    file = flags.pop("metrics")
+    declared = deploy_metrics.read(file) if file else ()
     # Checked here as well as in the server, since no server may be running.
     check_free(data_dir, name)
-    body: dict[str, Any] = {"target": target} | recorded(recording)
+    body: dict[str, Any] = {"target": target} | recorded(flags)
     if share:
         body |= {"canary": share.target, "canary_percent": share.percent}
     # A running server makes the change itself, because it first tries the weights.
     if not by_server(data_dir, "PUT", name, "", body, cold=cold):
         set_in_store(data_dir, name, body)
+    if declared:
+        deploy_metrics.declare(data_dir, name, declared)
     show_current(data_dir, name, as_json)
 
 
@@ -156,6 +162,9 @@ def delete_deployment(name: str, data_dir: str) -> None:
     with transaction(data_dir) as connection:
         deployments.remove(connection, name)
     click.echo(f"{name} is no deployment any more.")
+
+
+deploy.add_command(deploy_metrics.metrics)
 
 
 def by_server(data_dir: str, method: str, name: str, verb: str, body: object, *, cold: bool) -> bool:

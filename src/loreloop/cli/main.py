@@ -22,7 +22,10 @@ from loreloop.cli.jobs import jobs
 from loreloop.cli.keys import keys
 from loreloop.cli.loop import loop
 from loreloop.cli.loop_demo import demo as loop_demo
+from loreloop.cli.loop_review import review
 from loreloop.cli.loop_run import VERBS
+from loreloop.cli.loop_signs import signs
+from loreloop.cli.loop_turns import turns
 from loreloop.cli.memory import memory
 from loreloop.cli.model_care import remove_model, verify_models
 from loreloop.cli.model_check import check_model
@@ -77,7 +80,7 @@ VERBS_IN_ORDER = (
 )
 for verb in VERBS_IN_ORDER:
     cli.add_command(verb)
-for verb in (*VERBS, loop_demo):
+for verb in (*VERBS, loop_demo, turns, review, signs):
     loop.add_command(verb)
 for verb in (check_model, remove_model, verify_models, import_adapter, export_model):
     models.add_command(verb)

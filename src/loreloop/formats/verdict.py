@@ -53,7 +53,13 @@ def check(source: str) -> Verdict:
     try:
         spec = spec_of(config, where)
     except BadRequest as error:
-        return Verdict(source, model_type, error.message, lacking(config), nearest(config, FAMILIES))
+        return Verdict(
+            source=source,
+            model_type=model_type,
+            reason=error.message,
+            missing=lacking(config),
+            nearest=nearest(config, FAMILIES),
+        )
     weights = list(decoder_weights(spec, family_of(config).names))
     floats = is_mxfp4(config.get("quantization_config") or {})
     return Verdict(

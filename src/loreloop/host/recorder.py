@@ -11,17 +11,16 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 from loreloop.protocol.episodes import Whereabouts
 from loreloop.protocol.errors import LoreloopError, outcome_of
 from loreloop.store import turn_keeping, turns
 from loreloop.store.store import Store
 from loreloop.store.turn_bodies import NewTurn
-from loreloop.store.turns import Known
+from loreloop.store.turns import Known, State
 
 LOG = logging.getLogger(__name__)
-MOST_REMEMBERED = 10_000  # ids of dropped turns that not even the store took
+MOST_REMEMBERED = 10_000  # turns that not even the store took, or that nobody wanted
 MAX_BATCH = 256
 
 
@@ -63,12 +62,17 @@ class Recorder:
         self.n_bytes = 0
         self.pending: dict[str, NewTurn] = {}  # ids that were given out, whose turns are not kept yet
         self.dropped: dict[str, NewTurn] = {}  # the newest last
+        self.unrecorded: dict[str, NewTurn] = {}  # answers of deployments that do not record, the newest last
         self.task: asyncio.Task[None] | None = None
         self.is_closing = False
 
     def open(self, trace: NewTurn) -> None:
         """An id goes out before its answer has ended."""
         self.pending[trace.id] = trace
+
+    def pass_over(self, trace: NewTurn) -> None:
+        """An answer that is not to be kept, so that who speaks of it soon can be told why nobody knows it."""
+        _note(self.unrecorded, trace)
 
     def put(self, turn: Waiting) -> None:
         """Takes a turn; never waits. Where there is no room it is dropped."""
@@ -91,21 +95,35 @@ class Recorder:
     def whereabouts(self, turn_id: str) -> Whereabouts:
         """Where a turn is. Feedback on a pending one can be taken: it will be kept, or found dropped."""
         found = self.find(turn_id)
-        if found is None or found.level != "inference":
+        if found is None or found.level != "inference" or found.state == "unrecorded":
             return "unknown"
-        return cast(Whereabouts, found.state)
+        return found.state
 
     def find(self, id: str) -> Known | None:
-        """What is known of a turn's id, or an episode's, on its way or kept; None where nothing is."""
-        for state, traces in (("pending", self.pending), ("dropped", self.dropped)):
+        """What is known of a turn's id, or of an episode's, on its way or kept; None where nothing is."""
+        return next(iter(self.issued(id)), None)
+
+    def issued(self, id: str) -> list[Known]:
+        """What is known of a turn's id, on its way or kept, or else of all episodes of this id; nothing where that is
+        none."""
+        ways: tuple[tuple[State, dict[str, NewTurn]], ...] = (
+            ("pending", self.pending),
+            ("dropped", self.dropped),
+            ("unrecorded", self.unrecorded),
+        )
+        for state, traces in ways:
             if (trace := traces.get(id)) is not None:
-                return Known(id, "inference", trace.deployment, trace.key_id, state)
-        if (found := self.store.read(turns.known, id)) is not None:
+                return [Known(id, "inference", trace.deployment, trace.key_id, state)]
+        found = self.store.read(turns.known, id)
+        if found and found[0].level == "inference":
             return found
+        episodes = {(one.deployment, one.key_id): one for one in found}
         # Few are on their way at any time, and few are asked for before their first turn is there.
-        of_episode = (trace for trace in self.pending.values() if trace.episode_id == id)
-        first = next(of_episode, None)
-        return None if first is None else Known(id, "episode", first.deployment, first.key_id, "pending")
+        for trace in self.pending.values():
+            if trace.episode_id == id:
+                known = Known(id, "episode", trace.deployment, trace.key_id, "pending")
+                episodes.setdefault((trace.deployment, trace.key_id), known)
+        return [*episodes.values()]
 
     async def flush(self) -> None:
         """Returns when everything that was put is kept or dropped."""
@@ -151,9 +169,13 @@ class Recorder:
     def _forget(self, trace: NewTurn) -> None:
         self.counts.dropped += 1
         self.pending.pop(trace.id, None)
-        self.dropped[trace.id] = trace
-        if len(self.dropped) > MOST_REMEMBERED:
-            del self.dropped[next(iter(self.dropped))]
+        _note(self.dropped, trace)
+
+
+def _note(traces: dict[str, NewTurn], trace: NewTurn) -> None:
+    traces[trace.id] = trace
+    if len(traces) > MOST_REMEMBERED:
+        del traces[next(iter(traces))]
 
 
 def _made(turn: Waiting) -> NewTurn:

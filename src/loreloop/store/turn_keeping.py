@@ -12,6 +12,7 @@ import msgspec
 from sqlalchemy import Connection, insert, select, update
 
 from loreloop.protocol.episodes import Person
+from loreloop.store import feedback
 from loreloop.store.rows import RecordingRule
 from loreloop.store.schema import DEPLOYMENT_VERSIONS, DEPLOYMENTS
 from loreloop.store.turn_bodies import NewTurn
@@ -70,7 +71,8 @@ def _insert(connection: Connection, new: NewTurn, body: bytes | None) -> None:
         "revision": new.revision,
         "consent": new.consent,
         "side": new.side,
-        "heard": 0,
+        # Feedback may come faster than what it is about.
+        "heard": feedback.n_about(connection, new.id, "inference", new.deployment),
         "candidate": None,
         "n_bytes": n_bytes,
     }
@@ -88,7 +90,8 @@ def _episode(connection: Connection, new: NewTurn) -> int:
     row = connection.execute(select(EPISODES.c.number, EPISODES.c.weights, EPISODES.c.mixed).where(of_id)).first()
     if row is None:
         values = {"id": new.episode_id, "deployment": new.deployment, "key_id": new.key_id}
-        made = insert(EPISODES).values(**values, weights=weights, mixed=False, heard=0).returning(EPISODES.c.number)
+        heard = feedback.n_about(connection, new.episode_id, "episode", new.deployment)
+        made = insert(EPISODES).values(**values, weights=weights, mixed=False, heard=heard).returning(EPISODES.c.number)
         return int(connection.execute(made).scalar_one())
     # A turn that was dropped counts, too: its answer was given, and led to what came after.
     if row.weights != weights and not row.mixed:

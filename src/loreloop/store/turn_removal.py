@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from loreloop.store.feedback_tables import FEEDBACK
 from loreloop.store.rows import RecordingRule
 from loreloop.store.schema import DEPLOYMENTS
 from loreloop.store.turn_tables import DELETED_FROM, EPISODES, TURN_BODIES, TURN_TALLIES, TURNS
@@ -39,6 +40,7 @@ def remove(connection: Connection, which: ColumnElement[bool]) -> int:
     found = select(TURNS.c.deployment, func.sum(TURNS.c.n_bytes).label("n"), func.count().label("rows")).where(which)
     gone = connection.execute(found.group_by(TURNS.c.deployment)).all()
     episodes = {*connection.scalars(select(TURNS.c.episode).where(which).distinct())}
+    connection.execute(delete(FEEDBACK).where(FEEDBACK.c.target_id.in_(select(TURNS.c.id).where(which))))
     connection.execute(delete(TURN_BODIES).where(TURN_BODIES.c.turn_id.in_(select(TURNS.c.id).where(which))))
     connection.execute(delete(TURNS).where(which))
     for row in gone:
@@ -96,6 +98,8 @@ def _expire(connection: Connection, deployment: str, ids: Sequence[str]) -> None
     which = TURNS.c.id.in_(ids)
     n_bytes = connection.scalar(select(func.coalesce(func.sum(TURNS.c.n_bytes), 0)).where(which)) or 0
     connection.execute(delete(TURN_BODIES).where(TURN_BODIES.c.turn_id.in_(ids)))
+    # Corrections and reasons are content as well.
+    connection.execute(delete(FEEDBACK).where(FEEDBACK.c.target_id.in_(ids)))
     connection.execute(update(TURNS).where(which).values(state="expired", user="", n_bytes=0))
     tally(connection, deployment, n_bytes=-n_bytes, expired=len(ids))
 
@@ -112,4 +116,7 @@ def _remove_empty(connection: Connection, episodes: Sequence[int]) -> None:
     has_turns = select(TURNS.c.id).where(TURNS.c.episode == EPISODES.c.number).exists()
     for start in range(0, len(episodes), AT_ONCE):
         some = EPISODES.c.number.in_(episodes[start : start + AT_ONCE])
+        for row in connection.execute(select(EPISODES.c.id, EPISODES.c.deployment).where(some, ~has_turns)).all():
+            said = (FEEDBACK.c.target_id == row.id) & (FEEDBACK.c.deployment == row.deployment)
+            connection.execute(delete(FEEDBACK).where(said, FEEDBACK.c.level == "episode"))
         connection.execute(delete(EPISODES).where(some, ~has_turns))

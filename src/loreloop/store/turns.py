@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, select, update
@@ -21,24 +21,34 @@ MOST_OF_EPISODE = 1000
 PAGE_BYTES = 8 << 20  # of stored bodies, several times as much in JSON
 
 
+# Of an id that was issued: kept, on its way into the store, lost for want of room, gone with its time, or never kept.
+State = Literal["kept", "pending", "dropped", "expired", "unrecorded"]
+BEST_FIRST: tuple[State, ...] = ("kept", "expired", "dropped")  # an episode is what the best of its turns is
+
+
 class Known(msgspec.Struct, frozen=True):
     """What is known of an id that was issued: a turn's (`inference`), or an episode's. `key_id` is that of the key
-    which asked; `state` is kept, pending, dropped or expired."""
+    which asked."""
 
     id: str
     level: Level
     deployment: str
     key_id: str
-    state: str
+    state: State = "kept"
 
 
-def known(connection: Connection, id: str) -> Known | None:
-    """The turn of this id, or else its episode; of several keys' episodes the newest. None where nothing is known."""
+def known(connection: Connection, id: str) -> list[Known]:
+    """The turn of this id, or else all episodes of this id, which clients choose; nothing where that is none."""
     turn = connection.execute(select(TURNS).where(TURNS.c.id == id)).first()
     if turn is not None:
-        return Known(id, "inference", turn.deployment, turn.key_id, turn.state)
-    row = connection.execute(select(EPISODES).where(EPISODES.c.id == id).order_by(EPISODES.c.number.desc())).first()
-    return None if row is None else Known(id, "episode", row.deployment, row.key_id, "kept")
+        return [Known(id, "inference", turn.deployment, turn.key_id, turn.state)]
+    found = []
+    newest_first = select(EPISODES).where(EPISODES.c.id == id).order_by(EPISODES.c.number.desc())
+    for row in connection.execute(newest_first).all():
+        states = {*connection.scalars(select(TURNS.c.state).where(TURNS.c.episode == row.number).distinct())}
+        best: State = next((each for each in BEST_FIRST if each in states), "expired")
+        found.append(Known(id, "episode", row.deployment, row.key_id, best))
+    return found
 
 
 def find(connection: Connection, turn_id: str) -> Turn | None:
