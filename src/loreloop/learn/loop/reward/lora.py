@@ -4,8 +4,8 @@ The model is shown the conversation and the answer and asked, always in the same
 one. The reward is the log-odds of its answer's first token, r = log p(yes) − log p(no), which reads both from one
 position by the K targets of `cross_entropy`. A preference's loss is −log σ(r⁺ − r⁻) + λ · (r⁺ + r⁻)², a mark's is
 logistic with a bias; their slopes by r become weights of a second pass, whose gradient is that of the loss itself (see
-`learn/learners/surrogate.py`). New events are scored before they are learned from, and each brings old ones along, the
-newer the likelier. A version goes on from the one before, with the optimizer's state.
+`learn/learners/surrogate.py`). New events are scored before they are learned from, and bring old ones along, the newer
+the likelier. A version goes on from the one before, with the optimizer's state.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LoraSettings:
     rank: int = 16
     learning_rate: float = 3e-4
     batch: int = 8
-    replay: int = 1
+    replay: float = 0.5
     half_life_events: float = 500.0
     centring: float = 0.01
     person_cap: float = 25.0
@@ -208,7 +208,7 @@ class LoraReward:
         self.n_steps += 1
 
     def _replayed(self, n: int) -> list[LabelledEvent]:
-        n *= self.settings.replay
+        n = round(n * self.settings.replay)
         if not self.learned or not n:
             return []
         rng = np.random.default_rng([self.settings.seed, self.version.number, self.n_steps])
