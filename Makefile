@@ -12,10 +12,11 @@ CLIENTS := .cache/clients
 # wheel would do; the cookbook's newest plain release wants transformers 5.5.4 at most.
 INSTALL := 'torch==2.13.*' 'transformers==5.5.4' 'tinker==0.38.*' 'tinker-cookbook[math-rl]==0.5.8' -e '.[demo,test,check]'
 
-.PHONY: help demo serve test test-slow check golden lock bench bench-gpu format proto clean
+.PHONY: help demo loop-demo serve test test-slow check golden lock bench bench-gpu format proto clean
 
 help:
 	@echo "make demo       a real model learns sums in front of you"
+	@echo "make loop-demo  simulated people teach a deployed model what they like"
 	@echo "make serve      a server on http://127.0.0.1:8000 with the default model"
 	@echo "make check      format, lint, types, architecture, docs, golden numbers, training beside peft"
 	@echo "make golden     writes the golden numbers anew, where a change was meant to move them"
@@ -31,6 +32,9 @@ $(STAMP): pyproject.toml Makefile
 
 demo: $(STAMP)
 	$(BIN)/loreloop demo
+
+loop-demo: $(STAMP)
+	$(BIN)/loreloop loop demo
 
 serve: $(STAMP)
 	$(BIN)/loreloop serve

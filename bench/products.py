@@ -76,7 +76,7 @@ def _attention(running: LocalEngine, lengths: Sequence[int]) -> None:
         for n in (spec.n_heads, spec.n_kv_heads, spec.n_kv_heads)
     )
     o = tree.outputs(q, k, v)
-    tree_gradients(Attended(q, k, v, o), o, tree.blocks)
+    tree_gradients(Attended(q, k, v, o), o, tree.blocks(None))
 
 
 def decode_products(running: LocalEngine, n_rows: int) -> None:

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from loreloop.cli.main import cli
 from loreloop.cli.server import RunningServer
+from loreloop.cli.train_record import Folder
 from loreloop.protocol.errors import BadRequest, LoreloopError
 
 # The SDK leaves its own background tasks to the garbage collector.
@@ -67,6 +68,16 @@ def test_a_run_keeps_its_record_its_measures_and_a_picture(asked, tmp_path: Path
     assert measured[3]["metrics"].keys() >= {"train_loss", "valid_loss"}
     assert "step 4:" in ran.stderr
     assert asked(method, "--data", data, "--eval", data, *sized).stdout.strip() == path
+
+
+def test_a_folder_has_one_run_at_a_time(asked, tmp_path: Path) -> None:
+    data = written(tmp_path / "data.jsonl", LINES["sft"])
+    other = Folder(tmp_path / "run")
+    other.hold()
+    with pytest.raises(BadRequest, match="Another process is training into"):
+        asked("sft", "--data", data, "--steps", "1")
+    other.release()
+    assert asked("sft", "--data", data, "--steps", "1").exit_code == 0
 
 
 def test_the_command_of_a_record_repeats_the_run(asked, tmp_path: Path) -> None:

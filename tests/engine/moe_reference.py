@@ -15,7 +15,8 @@ class DeltaReference:
     auto = AutoModelForCausalLM
 
     def __init__(self, folder, state: ModelState) -> None:
-        self.model = self.auto.from_pretrained(folder, dtype=torch.float32).eval()
+        # Step by step, since fused attention leaves out caps on scores.
+        self.model = self.auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         self.scale = 32 / state.layout.rank
         view = AdapterView(state.layout, state.weights.flat.float())
         self.leaves = {name: t.detach().clone().requires_grad_() for name, t in named_tensors(view)}
@@ -31,6 +32,14 @@ class DeltaReference:
                     weights[f"{module}.weight"] = weights[f"{module}.weight"] + delta
                     continue
                 experts, part = module.rsplit(".", 1)
+                if f"{experts}.gate_up_proj_bias" in weights:  # gpt-oss: inputs first, gates and ups by turns
+                    name = f"{experts}.{'down' if part == 'w2' else 'gate_up'}_proj"
+                    delta = delta.transpose(1, 2).expand(len(weights[name]), -1, -1)
+                    if part != "w2":
+                        zero = torch.zeros_like(delta)
+                        delta = torch.stack((delta, zero) if part == "w1" else (zero, delta), -1).flatten(-2)
+                    weights[name] = weights[name] + delta
+                    continue
                 if part == "w2":
                     weights[f"{experts}.down_proj"] = weights[f"{experts}.down_proj"] + delta
                 else:

@@ -7,7 +7,8 @@ import torch
 
 from loreloop.engine.training.model_state import ModelState, new_state
 from loreloop.engine.training.optimizer import adam_step
-from loreloop.model.spec import DecoderSpec, RopeSpec
+from loreloop.model.attention_spec import RopeSpec
+from loreloop.model.spec import DecoderSpec
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.training import AdamParams, LoraSpec
 

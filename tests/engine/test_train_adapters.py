@@ -25,7 +25,8 @@ from loreloop.engine.training.model_state import (
 )
 from loreloop.engine.training.optimizer import adam_step
 from loreloop.formats.peft import open_weights, read_lora_spec
-from loreloop.model.spec import DecoderSpec, RopeSpec
+from loreloop.model.attention_spec import RopeSpec
+from loreloop.model.spec import DecoderSpec
 from loreloop.protocol.errors import BadRequest, NotFound, ServerError, Unavailable, UserError
 from loreloop.protocol.training import AdamParams, LoraSpec
 

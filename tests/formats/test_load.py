@@ -158,8 +158,7 @@ def test_stop_ids_of_both_files_are_taken_once_each(folder):
     [
         ({"model_type": "mamba"}, "mamba.*llama.*mixtral.*qwen2.*qwen3"),
         ({"hidden_act": "gelu"}, "gelu"),
-        ({"use_sliding_window": True}, "sliding"),
-        ({"model_type": "llama", "attention_bias": True}, "biases"),
+        ({"sliding_window": 8, "layer_types": ["sliding_attention", "chunked_attention"]}, "chunked_attention"),
     ],
 )
 def test_what_the_decoder_cannot_do_is_refused_by_name(folder, changes, names):

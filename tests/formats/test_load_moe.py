@@ -81,7 +81,7 @@ def test_kimi_is_the_same_under_its_own_name(folder, made):
         ({"attention_bias": True}, "biases"),
         ({"scoring_func": "softmax"}, "scoring_func = 'softmax'"),
         ({"topk_method": "greedy"}, "topk_method = 'greedy'"),
-        ({"rope_scaling": {"type": "longrope"}, "rope_parameters": None}, "longrope"),
+        ({"rope_scaling": {"type": "dynamic"}, "rope_parameters": None}, "longrope"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(folder, changes, names):

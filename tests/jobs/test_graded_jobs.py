@@ -85,3 +85,55 @@ def test_a_served_model_may_be_the_judge(client: openai.OpenAI) -> None:
     judge = {"type": "score_model", "name": "judge", "model": "tiny", "input": question, "range": [0, 1]}
     done = succeeded(client, started(client, TASKS, method=graded(judge, batch_size=8)).id, 240)
     assert 0 <= float(result_rows(client, done)[0]["train_reward_mean"]) <= 1
+
+
+def test_a_spent_budget_ends_a_job_with_its_model(client: openai.OpenAI) -> None:
+    method = graded(VOWELS, n_epochs=10, batch_size=8, budget_tokens=9)
+    done = succeeded(client, started(client, TASKS, method=method).id, 240)
+    # The first step of one epoch has spent it, so that its checkpoint and the job's model are the same weights.
+    assert len(result_rows(client, done)) == 1
+    assert done.fine_tuned_model is not None
+    checkpoint = f"{done.fine_tuned_model}:ckpt-step-1"
+    assert asked(client, done.fine_tuned_model) == asked(client, checkpoint)
+    client.models.delete(checkpoint)
+    asked(client, done.fine_tuned_model)
+
+
+def test_a_task_without_room_for_its_answer_is_told_before_the_first_step(client: openai.OpenAI) -> None:
+    job = ended(client, started(client, TASKS, method=graded(VOWELS, max_completion_tokens=32_768)).id)
+    assert job.error is not None
+    assert (job.error.code, job.error.param) == ("invalid_training_data", "training_file")
+    assert "Example 1 with its answer has " in job.error.message
+    assert not [said for said in messages(client, job.id) if said.startswith("Step")]
+
+
+NUMBER = {"type": "object", "properties": {"n": {"enum": [1, 2, 3]}}, "required": ["n"], "additionalProperties": False}
+FORMED = {"type": "json_schema", "json_schema": {"name": "number", "schema": NUMBER, "strict": True}}
+COUNTED = python("def grade(sample, item):\n    return sample['output_json']['n']\n")
+
+
+def formed(response_format: dict[str, Any], **hyperparameters: Any) -> dict[str, Any]:
+    method = graded(COUNTED, batch_size=8, **hyperparameters)
+    method["reinforcement"]["response_format"] = response_format
+    return method
+
+
+def test_answers_have_the_form_that_the_job_asks_for(client: openai.OpenAI) -> None:
+    # A random model would never write such JSON by itself, and the grader would fail on whatever else it says.
+    job = started(client, TASKS, method=formed(FORMED, n_epochs=8, learning_rate_multiplier=30), seed=1)
+    assert job.method is not None
+    assert job.method.reinforcement is not None
+    assert job.method.reinforcement.to_dict()["response_format"] == FORMED
+    rows = result_rows(client, succeeded(client, job.id, 240))
+    assert all(float(row["train_ungraded"]) == 0 for row in rows)
+    rewards = [float(row["train_reward_mean"]) for row in rows]
+    assert all(1 <= reward <= 3 for reward in rewards)
+    assert sum(rewards[-3:]) > sum(rewards[:3])
+
+
+def test_a_form_that_cannot_be_held_is_refused(client: openai.OpenAI) -> None:
+    uneven = NUMBER | {"properties": {"n": {"type": "array", "uniqueItems": True}}}
+    strict = {"type": "json_schema", "json_schema": {"name": "x", "schema": uneven, "strict": True}}
+    for asked_for, words in ((strict, "uniqueItems"), ({"type": "poem"}, "response_format")):
+        with pytest.raises(openai.BadRequestError, match=words):
+            started(client, TASKS, method=formed(asked_for))

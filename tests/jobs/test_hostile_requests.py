@@ -149,6 +149,35 @@ def test_large_files_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     assert n_most == UPLOADS_READ_AT_ONCE
 
 
+def test_uploads_at_once_have_no_more_room_than_one_after_the_other() -> None:
+    async def scene(site: Site) -> None:
+        head = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nevals\r\n'
+        head += b"--x\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n"
+        is_first_over = asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield head + b"y" * (1500 << 10)
+            await is_first_over.wait()
+            yield b"\r\n--x--\r\n"
+
+        async def whole() -> AsyncIterator[bytes]:
+            yield head + b"y" * (1500 << 10) + b"\r\n--x--\r\n"
+
+        first = asyncio.ensure_future(posted(site, slow()))
+        uploads_folder = site.services.dispatcher.files.uploads
+        while not any(file.stat().st_size > 1 << 20 for file in uploads_folder.glob("*")):
+            await asyncio.sleep(0.01)
+        status, said = await posted(site, whole())
+        assert status == 413, said
+        assert "those that are coming in" in said
+        is_first_over.set()
+        assert (await first)[0] == 200
+        assert not any(site.services.arriving.values())
+        assert len([*uploads_folder.iterdir()]) == 1
+
+    play(scene, engine=False, file_mib=2, files_mib=2)
+
+
 def test_nobody_else_on_the_machine_reads_uploads() -> None:
     async def scene(site: Site) -> None:
         assert (await upload(site)).status_code == 200

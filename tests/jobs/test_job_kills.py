@@ -15,7 +15,7 @@ import tinker
 
 from loreloop.cli.server import RunningServer, running_server
 from loreloop.learn.files import demonstrations
-from loreloop.learn.jobs.work import SAVE_EVERY, plan_of
+from loreloop.learn.jobs.orders import SAVE_EVERY, plan_of
 from loreloop.learn.rendering import renderer_of
 from loreloop.store import jobs
 from loreloop.store.store import open_database

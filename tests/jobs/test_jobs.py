@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +156,27 @@ def loss_of(client: openai.OpenAI, job: FineTuningJob) -> float:
     return float(result_rows(client, job)[0]["train_loss"])
 
 
-def test_a_checkpoint_amid_a_job_is_no_beginning(client: openai.OpenAI, tuned: str) -> None:
-    job_id = next(job.id for job in client.fine_tuning.jobs.list() if job.fine_tuned_model == tuned)
-    amid = list(client.fine_tuning.jobs.checkpoints.list(job_id))[-1].fine_tuned_model_checkpoint
-    with pytest.raises(openai.BadRequestError, match="checkpoint amid a job"):
-        started(client, model=amid)
+def test_a_job_begins_from_a_checkpoint_amid_another(client: openai.OpenAI) -> None:
+    method = supervised(n_epochs=2, batch_size=8, learning_rate_multiplier=10)
+    first = succeeded(client, started(client, method=method).id)
+    amid = list(client.fine_tuning.jobs.checkpoints.list(first.id))[-1].fine_tuned_model_checkpoint
+    assert amid.endswith(":ckpt-step-1")
+    job = started(client, model=amid, method=supervised(n_epochs=2, batch_size=8))
+    # Its weights are the other job's after that step, and what that measured at its next one is measured here at first.
+    done = succeeded(client, job.id)
+    assert loss_of(client, done) == pytest.approx(float(result_rows(client, first)[1]["train_loss"]), abs=1e-5)
+    assert (done.fine_tuned_model or "").startswith("ft:tiny:")
+    assert client.models.delete(amid).deleted
+
+
+def test_a_checkpoint_that_a_job_begins_at_is_not_deleted_under_it(client: openai.OpenAI) -> None:
+    first = succeeded(client, started(client, method=supervised(n_epochs=2, batch_size=8)).id)
+    amid = list(client.fine_tuning.jobs.checkpoints.list(first.id))[-1].fine_tuned_model_checkpoint
+    job = started(client, model=amid, method=LONG)
+    with pytest.raises(openai.ConflictError, match="begins at"):
+        client.models.delete(amid)
+    client.fine_tuning.jobs.cancel(job.id)
+    assert client.models.delete(amid).deleted
 
 
 def test_a_deleted_model_is_gone(client: openai.OpenAI) -> None:
@@ -274,6 +291,22 @@ def test_events_come_as_they_happen(server: RunningServer, client: openai.OpenAI
                 said.append(json.loads(line[6:])["message"])
     assert said[-1] == "The job has successfully completed"
     assert said == messages(client, job.id)
+
+
+def test_a_stream_of_events_ends_with_its_key(server: RunningServer) -> None:
+    secret = run(server, "keys", "create", "leaver").stdout.split()[-1]
+    leaver = client_of(server, secret)
+    job = started(leaver, method=LONG)
+    leaver.fine_tuning.jobs.pause(job.id)
+    url = f"{server.url}/v1/fine_tuning/jobs/{job.id}/events?stream=true"
+    headers = {"authorization": f"Bearer {secret}"}
+    with httpx.stream("GET", url, headers=headers, timeout=60, trust_env=False) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: {")
+        assert run(server, "keys", "revoke", "leaver").returncode == 0
+        began = time.monotonic()
+        assert "data: [DONE]" not in list(lines)
+    assert time.monotonic() - began < 30
 
 
 def test_jobs_are_found_by_their_metadata(client: openai.OpenAI) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loreloop.cli.server import RunningServer, running_server
-from loreloop.learn.jobs.work import SAVE_EVERY
+from loreloop.learn.jobs.orders import SAVE_EVERY
 from loreloop.protocol.fine_tuning_rest import SupervisedHyperparameters
 
 PAGE = (Path(__file__).parents[2] / "docs" / "jobs.md").read_text()

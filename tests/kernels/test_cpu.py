@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from loreloop.kernels import cpu
+from loreloop.model.attention_spec import RopeSpec
 from loreloop.model.pointwise import add_rms_norm
 from loreloop.model.rope import RopeTable
-from loreloop.model.spec import RopeSpec
 
 BF16 = torch.bfloat16
 ROWS = [0, 1, 3, 64, 200]

@@ -72,7 +72,7 @@ class PlainWords:
 
     stop = [STOP]  # noqa: RUF012
 
-    def prompt(self, conversation: Conversation) -> tinker.ModelInput:
+    async def prompt(self, conversation: Conversation) -> tinker.ModelInput:
         return tinker.ModelInput.from_ints([n for turn in conversation.turns for n in numbers(turn.content)])
 
     def answer(self, tokens, to, *, ended=None) -> Answer:

@@ -150,6 +150,13 @@ def test_a_thought_that_the_prompt_begins_is_ended_by_the_answer(tmp_path: Path)
     assert (answer.text, answer.thinking, answer.ended) == ("fox", "hm", True)
 
 
+def test_an_answer_is_learned_up_to_where_sampling_would_stop(tmp_path: Path) -> None:
+    renderer = of_template(tmp_path, CHAT_TEMPLATE.replace("<|im_end|>\n", "<|im_end|><|endoftext|>\n"))
+    renderer.stop[:] = [2, 0]  # <|im_end|> and <|endoftext|>
+    (weighted,) = renderer.weighted(shown("hello", "fox", "again", "dog"))
+    assert learned(renderer, weighted) == "fox<|im_end|>dog<|im_end|>"
+
+
 def test_a_thought_that_is_turned_off_is_not_learned(tmp_path: Path) -> None:
     renderer = of_template(tmp_path, THINKING)
     talk = Conversation(said("hello", "fox").turns, settings={"enable_thinking": False})

@@ -32,6 +32,6 @@ def test_the_program_on_rewards_learns(server: RunningServer, tiny_folder: Path,
 def test_the_programs_on_environments_run() -> None:
     names: dict[str, object] = {"__name__": "page"}
     pieces = programs("environments.md")
-    assert len(pieces) == 4
+    assert len(pieces) == 5
     for piece in pieces:
         exec(piece, names)

@@ -2,17 +2,20 @@
 
 import asyncio
 import contextlib
+import io
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from loreloop.learn.environments.calculator import Calculator, computed
 from loreloop.learn.environments.environment import Environment, Step
 from loreloop.learn.environments.flaky_shop import FlakyShop, shop_tasks
 from loreloop.learn.environments.given import python_tool, server_tools
 from loreloop.learn.environments.puzzles import Puzzles
+from loreloop.learn.environments.shapes import MOST_SHAPES, SHAPES, Scene, Shapes, drawing, shape_tasks
 from loreloop.learn.environments.tools import Costs, Rewarded, ToolEnvironment, ToolFailure, tool
 from loreloop.learn.examples import Task
 from loreloop.learn.rewards.reward import Answer, Score
@@ -41,6 +44,47 @@ def episode(environment: Environment, *answers: Answer, task: Task = TASK) -> li
         return [await environment.step(answer) for answer in answers]
 
     return asyncio.run(go())
+
+
+def test_shapes_are_drawn_from_their_task_and_judged_with_certainty() -> None:
+    naming, counting = shape_tasks(2, seed=3)
+    named, counted = naming.item["shape"], str(counting.item["count"])
+    other = next(shape for shape in SHAPES if shape != named)
+    for task, text, reward, form in (
+        (naming, f"A {named}.", 1.0, 1.0),
+        (naming, f"A {other}.", 0.0, 1.0),
+        (naming, f"A {named} or a {other}.", 0.0, 0.0),
+        (naming, "I see nothing.", 0.0, 0.0),
+        (counting, f"There are {counted}.", 1.0, 1.0),
+        (counting, f"1{counted}", 0.0, 1.0),
+        (counting, "1 2 3 4 5 6", 0.0, 0.0),
+    ):
+        (step,) = episode(Shapes(), Answer(text), task=task)
+        assert (step.done, step.reward, dict(step.parts)) == (True, reward, {"form": form}), text
+    first, again = (asyncio.run(Shapes().reset(counting)).turns[0].pictures[0].url for _ in range(2))
+    assert first == again != asyncio.run(Shapes().reset(naming)).turns[0].pictures[0].url
+
+
+@given(st.sampled_from(SHAPES), st.integers(1, MOST_SHAPES), st.integers(0, 1 << 30))
+def test_as_many_shapes_are_seen_as_are_counted(shape: str, count: int, seed: int) -> None:
+    image = Image.open(io.BytesIO(drawing(Scene(shape, "red", count, seed)))).convert("L")
+    left = {(x, y) for x in range(image.width) for y in range(image.height) if image.getpixel((x, y)) < 200}
+    islands = 0
+    while left:
+        islands, edge = islands + 1, [left.pop()]
+        while edge:
+            x, y = edge.pop()
+            near = {(x + i, y + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= near
+            edge += near
+    assert islands == count
+
+
+@pytest.mark.parametrize("change", [{"count": 7}, {"shape": "star"}, {"colour": "pink"}, {"seed": "x"}, {"ask": "why"}])
+def test_a_scene_that_cannot_be_drawn_is_refused(change: dict[str, object]) -> None:
+    (task,) = shape_tasks(1)
+    with pytest.raises(BadRequest, match="A task of shapes has ask"):
+        asyncio.run(Shapes().reset(Task(task.prompt, {**task.item, **change})))
 
 
 def test_the_calculator_computes_and_the_last_answer_earns() -> None:

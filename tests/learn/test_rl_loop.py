@@ -58,7 +58,7 @@ def learn(server: RunningServer, renderer: Renderer) -> Callable[..., Ran]:
             return learners[0]
 
         if more.get("wish") == "own":
-            more["wish"] = lambda: learners[0].wish() if learners else "go"
+            more["wish"] = lambda: "pause" if learners and learners[0].is_spent else "go"
         return run_of(server, kind, made, TASKS, kept=kept, **more)
 
     return go

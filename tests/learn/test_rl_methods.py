@@ -17,7 +17,8 @@ from loreloop.learn.learners.grpo import Grpo
 from loreloop.learn.learners.kl import KlPenalty
 from loreloop.learn.learners.ppo import Ppo
 from loreloop.learn.learners.reinforce import Reinforce
-from loreloop.learn.rewarded_methods import environments_of, policy_learner, reward_of, sampling_of, ways_of
+from loreloop.learn.played import Tools, environments_of, reward_of
+from loreloop.learn.rewarded_methods import policy_learner, sampling_of, ways_of
 from loreloop.learn.rewards.graders.grader import Means
 from loreloop.learn.rewards.reward import Answer
 from loreloop.learn.settings import (
@@ -130,7 +131,7 @@ def test_a_grader_is_a_file_or_its_json(tmp_path: Path) -> None:
 
 def test_the_environment_is_that_of_the_tools() -> None:
     reward = reward_of(DistillSettings(), Means())
-    assert isinstance(environments_of(GrpoSettings(), reward, Means())(), OneAnswer)
-    assert isinstance(environments_of(GrpoSettings(tools="calculator"), reward, Means())(), Calculator)
+    assert isinstance(environments_of(GrpoSettings(), reward, Tools(Means()))(), OneAnswer)
+    assert isinstance(environments_of(GrpoSettings(tools="calculator"), reward, Tools(Means()))(), Calculator)
     with pytest.raises(BadRequest, match="no sandbox"):
-        environments_of(GrpoSettings(tools="python"), reward, Means())
+        environments_of(GrpoSettings(tools="python"), reward, Tools(Means()))

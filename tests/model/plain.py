@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from loreloop.formats.load import load_decoder
+from loreloop.model.attention_rules import PLAIN, AttentionRules
 from loreloop.model.decoder import Decoder, LatentHeads
 from loreloop.model.linear import FastProducts, Products
 from loreloop.model.lora import NO_ADAPTERS, Adapters, LoraBatch
@@ -42,24 +43,34 @@ class PlainAttention:
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = list(lengths)
 
-    def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope) -> Tensor:
+    def __call__(
+        self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope, rules: AttentionRules = PLAIN
+    ) -> Tensor:
         q_THE, k_TGE = rope.rotate(q_THE), rope.rotate(k_TGE)
-        return self._all(q_THE, k_TGE, v_TGE)
+        return self._all(q_THE, k_TGE, v_TGE, rules)
 
     def latent(self, layer: int, q_THE: Tensor, latent_TL: Tensor, heads: LatentHeads, lora: Adapters) -> Tensor:
-        return self._all(heads.scaled(q_THE), *heads.expand(latent_TL, lora, layer))
+        return self._all(heads.scaled(q_THE), *heads.expand(latent_TL, lora, layer), PLAIN)
 
-    def _all(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
+    def _all(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rules: AttentionRules) -> Tensor:
         runs = zip(*(t.split(self.lengths) for t in (q_THE, k_TGE, v_TGE)), strict=True)
-        return torch.cat([self._one(*run) for run in runs])
+        return torch.cat([self._one(*run, rules) for run in runs])
 
     @staticmethod
-    def _one(q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
+    def _one(q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rules: AttentionRules) -> Tensor:
         repeats = q_THE.shape[1] // k_TGE.shape[1]
         k_THE, v_THE = k_TGE.repeat_interleave(repeats, 1), v_TGE.repeat_interleave(repeats, 1)
         score_HTT = torch.einsum("qhe,khe->hqk", q_THE, k_THE).float() / q_THE.shape[-1] ** 0.5
-        later = torch.ones(score_HTT.shape[1:], dtype=torch.bool).triu(1)
-        weight_HTT = score_HTT.masked_fill(later, float("-inf")).softmax(-1).to(v_THE.dtype)
+        if rules.cap:
+            score_HTT = rules.cap * torch.tanh(score_HTT / rules.cap)
+        unseen = torch.ones(score_HTT.shape[1:], dtype=torch.bool).triu(1)
+        if rules.window:
+            unseen |= torch.ones(score_HTT.shape[1:], dtype=torch.bool).tril(-rules.window)
+        score_HTT = score_HTT.masked_fill(unseen, float("-inf"))
+        if rules.sinks_H is not None:
+            sink_HT1 = rules.sinks_H[:, None, None].expand(-1, score_HTT.shape[1], 1)
+            score_HTT = torch.cat((score_HTT, sink_HT1), -1)
+        weight_HTT = score_HTT.softmax(-1)[..., : len(k_THE)].to(v_THE.dtype)
         return torch.einsum("hqk,khe->qhe", weight_HTT, v_THE)
 
 

@@ -71,5 +71,5 @@ def test_old_and_new_spellings_of_a_configuration_mean_the_same():
 
 
 def test_an_unknown_scaling_is_refused_by_name():
-    with pytest.raises(BadRequest, match="longrope"):
-        rope_spec({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}})
+    with pytest.raises(BadRequest, match="dynamic"):
+        rope_spec({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}})

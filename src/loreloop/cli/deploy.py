@@ -5,6 +5,7 @@ A running server is asked to make the change, since it has the new weights answe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,12 +16,49 @@ from loreloop.cli.operator import checked, operator, running_server_of
 from loreloop.cli.tables import JSON, Moment, show
 
 if TYPE_CHECKING:
-    from loreloop.deployments.canary import Share
     from loreloop.store.rows import Deployment
 
 NO_DEPLOYMENTS = "No deployments yet; `loreloop deploy set NAME TARGET` makes one."
 COLD = click.option("--cold", is_flag=True, help="Do not have a running server load the weights first.")
 PAGE = 1000
+RECORDING = (
+    click.option("--record/--no-record", "record", default=None, help="Keep every chat turn that it answers."),
+    click.option(
+        "--retention-days",
+        type=click.FloatRange(0, 36500, min_open=True),
+        help="How long turns are kept; 30 unless said.",
+    ),
+    click.option(
+        "--quota-mib",
+        type=click.IntRange(1, 1 << 20),
+        help="How much is kept; the oldest turns go first. 1024 unless said.",
+    ),
+    click.option(
+        "--redact",
+        metavar="KIND,KIND",
+        help="What is taken out of turns before they are kept: email, phone, card, iban, ip, key; '' for nothing.",
+    ),
+    click.option("--redact-matching", "expressions", multiple=True, help="An expression of RE2 to take out, too."),
+    click.option(
+        "--consent", type=click.Choice(["yes", "no"]), help="What holds for requests that do not say; yes unless said."
+    ),
+)
+
+
+def recording_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The flags that say what a deployment keeps of its answers."""
+    for option in reversed(RECORDING):
+        command = option(command)
+    return command
+
+
+def recorded(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags of recording that were given, as fields of a body."""
+    kinds, expressions, consent = flags.pop("redact"), flags.pop("expressions"), flags.pop("consent")
+    given = {name: value for name, value in flags.items() if value is not None}
+    if kinds is not None or expressions:
+        given["redact"] = [kind.strip() for kind in (kinds or "").split(",") if kind.strip()] + list(expressions)
+    return given if consent is None else given | {"consent": consent == "yes"}
 
 
 @click.group()
@@ -32,34 +70,45 @@ def deploy() -> None:
 @click.argument("name")
 @click.argument("target")
 @click.option("--canary", metavar="TARGET=5%", help="A second target, which answers this share of the users.")
+@recording_options
 @COLD
 @DATA
 @JSON
-def set_deployment(name: str, target: str, canary: str | None, cold: bool, data_dir: str, as_json: bool) -> None:
-    """Let NAME answer with TARGET: a base model, or a tinker://<run>/sampler_weights/<name> checkpoint."""
+def set_deployment(
+    name: str, target: str, canary: str | None, cold: bool, data_dir: str, as_json: bool, **recording: Any
+) -> None:
+    """Let NAME answer with TARGET: a base model, or a tinker://<run>/sampler_weights/<name> checkpoint.
+
+    What is said of recording stays as it was where a flag is left out.
+    """
     from loreloop.deployments.canary import parse_share
 
     share = parse_share(canary) if canary else None
     # Checked here as well as in the server, since no server may be running.
     check_free(data_dir, name)
-    body: dict[str, Any] = {"target": target}
+    body: dict[str, Any] = {"target": target} | recorded(recording)
     if share:
         body |= {"canary": share.target, "canary_percent": share.percent}
     # A running server makes the change itself, because it first tries the weights.
     if not by_server(data_dir, "PUT", name, "", body, cold=cold):
-        set_in_store(data_dir, name, target, share)
+        set_in_store(data_dir, name, body)
     show_current(data_dir, name, as_json)
 
 
-def set_in_store(data_dir: str, name: str, target: str, share: Share | None) -> None:
+def set_in_store(data_dir: str, name: str, body: dict[str, Any]) -> None:
     """Makes a new version of a deployment without a server. NotFound where a target is not in the data folder."""
     import time
 
+    import msgspec
+
+    from loreloop.deployments.rollout import recording_of
+    from loreloop.protocol.loop_rest import SetDeployment
     from loreloop.store import deployments
     from loreloop.store.deployments import Owned
     from loreloop.store.rows import Arm, Split
 
-    targets = [target, share.target] if share else [target]
+    wanted = msgspec.convert(body, SetDeployment)
+    targets = [wanted.target, wanted.canary] if wanted.canary else [wanted.target]
     # Before the transaction, in which a running server could not write.
     bases = {each: base_named(data_dir, each) for each in targets if not each.startswith("tinker://")}
     with transaction(data_dir, new=bool(bases)) as connection:
@@ -67,10 +116,11 @@ def set_in_store(data_dir: str, name: str, target: str, share: Share | None) -> 
             Owned(Arm(each, bases[each]), None) if each in bases else deployments.arm_of(connection, each)
             for each in targets
         ]
-        split = Split(found[0].arm, found[1].arm, share.percent) if share else Split(found[0].arm)
+        split = Split(found[0].arm, found[1].arm, wanted.canary_percent) if wanted.canary else Split(found[0].arm)
         # The owner is the key that owns a checkpoint among the targets; a bare base belongs to nobody.
         owner = next((each.key_id for each in found if each.key_id), None)
-        deployments.set(connection, name, owner, split, time.time(), operator())
+        recording = recording_of(wanted, deployments.find(connection, name))
+        deployments.set(connection, name, owner, split, time.time(), operator(), recording=recording)
 
 
 @deploy.command("list")
@@ -184,6 +234,7 @@ def show_all(found: list[Deployment], as_json: bool) -> None:
             "owner": row.key_id or "",
             "created": Moment(row.created),
             "by": row.by,
+            "records": row.recording.record,
         }
         for row in found
     ]

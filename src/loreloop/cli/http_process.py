@@ -44,6 +44,7 @@ def main(plan_file: str, parent_pid: int) -> None:
         try:
             await serve_until_told(app, dispatcher, listening)
         finally:
+            await served.recorder.close()
             await served.pictures.close()
             await served.grading.close()
 

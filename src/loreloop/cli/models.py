@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from loreloop.protocol.training import ExpertForm
 
-DATA = click.option("--data", "data_dir", default="~/.local/share/loreloop", show_default=True, help="The data folder.")
+DATA_FOLDER = "~/.local/share/loreloop"
+DATA = click.option("--data", "data_dir", default=DATA_FOLDER, show_default=True, help="The data folder.")
 
 
 @click.group()

@@ -12,11 +12,13 @@ from typing import Any
 import click
 
 from loreloop.cli.chat import SERVER_KEY, SERVER_URL
+from loreloop.cli.models import DATA_FOLDER
 from loreloop.cli.train_options import AUTO, check_picture, options_of, read_config
 from loreloop.learn.plan import Plan
-from loreloop.learn.settings import SETTINGS, Settings
+from loreloop.learn.settings import SETTINGS, RewardSettings, Settings
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+REGISTERED = "Where the server of `--tools mcp:NAME` is registered."
 TEXTS = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -37,19 +39,26 @@ def command_of(name: str, settings: type[Settings]) -> click.Command:
     # The group's list shows the whole first sentence, where the library would cut it off.
     return click.Command(
         name,
-        params=[*common(), *options_of(settings)],
+        params=[*common(settings), *options_of(settings)],
         callback=callback,
         help=about,
         short_help=about.partition("\n")[0],
     )
 
 
-def common() -> list[click.Parameter]:
-    """The options that all these commands have."""
+def common(settings: type[Settings]) -> list[click.Parameter]:
+    """The options that all these commands have; those that learn from rewards may do without a file."""
+    has_tasks = issubclass(settings, RewardSettings)
     holder = SERVER_KEY(SERVER_URL(click.Command("holder", callback=lambda: None)))
     return [
         click.Option(["--model"], required=True, help="The base model, by its name on the server."),
-        click.Option(["--data"], required=True, type=FILE, help="What to learn from, one JSON object a line."),
+        click.Option(
+            ["--data"],
+            required=not has_tasks,
+            type=FILE,
+            help="What to learn from, one JSON object a line."
+            + (" Without it, the tasks of --environment." if has_tasks else ""),
+        ),
         click.Option(["--eval", "held_out"], type=FILE, help="Examples that are looked at and never learned from."),
         click.Option(
             ["--out"],
@@ -70,6 +79,7 @@ def common() -> list[click.Parameter]:
             help="A folder with the model's tokenizer and template.  [default: asked of the server]",
         ),
         *holder.params,
+        *([click.Option(["--data-folder"], default=DATA_FOLDER, show_default=True, help=REGISTERED)] * has_tasks),
         click.Option(
             ["--config"],
             type=FILE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -79,7 +80,10 @@ def read_config(context: click.Context, parameter: click.Parameter, file: Path |
     for name in values:
         if name not in known:
             raise click.BadParameter(f"{file} holds {name!r}, which is no option of this command.")
-    context.default_map = {known[name]: value for name, value in values.items()}
+    # A table is an option whose value is JSON, which a file says better in its own form.
+    context.default_map = {
+        known[name]: json.dumps(value) if isinstance(value, dict) else value for name, value in values.items()
+    }
 
 
 def names_of(option: click.Parameter) -> Iterator[str]:

@@ -22,7 +22,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     method: str
     plan: dict[str, Any]
     settings: dict[str, Any]
-    data_sha256: str
+    data_sha256: str | None  # of tasks that an environment makes there is no file
     eval_sha256: str | None
     version: str
 
@@ -32,6 +32,8 @@ BUDGETS = ("budget_tokens", "kl_most")  # say when a run pauses and nothing of w
 
 class Folder:
     """A folder of one run. It is a `Progress` of the runner, and keeps its measures one a line."""
+
+    held: int | None = None  # the handle by which this process has the folder to itself
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,6 +57,31 @@ class Folder:
                 return
         self.path.mkdir(parents=True, exist_ok=True)
         written(self.record_file, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+
+    def hold(self) -> None:
+        """Keeps other processes away from the folder, until this one ends however it does. BadRequest where another
+        has it. Without the means of POSIX, as on Windows, nobody is kept away."""
+        from loreloop.protocol.errors import BadRequest
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            import fcntl
+        except ImportError:
+            return
+        # The folder itself is locked, since its files are replaced while the run goes on.
+        self.held = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadRequest(
+                f"Another process is training into {self.path}; wait for it, or name another folder with --out."
+            ) from None
+
+    def release(self) -> None:
+        """Lets others have the folder."""
+        if self.held is not None:
+            os.close(self.held)
+            self.held = None
 
     def has_begun(self) -> bool:
         """Whether a run here has done anything. One that was refused before its first step leaves only its record,

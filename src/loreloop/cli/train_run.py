@@ -15,11 +15,12 @@ import click
 import msgspec
 
 from loreloop import __version__
+from loreloop.cli.models import DATA_FOLDER
 from loreloop.cli.train_options import AUTO, flag_of
 from loreloop.cli.train_record import Folder, Record, sha256
 from loreloop.learn.auto import Asked, chosen
 from loreloop.learn.plan import Plan
-from loreloop.learn.settings import Settings
+from loreloop.learn.settings import RewardSettings, Settings
 from loreloop.protocol.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -42,17 +43,26 @@ class Ended:
 def run(name: str, settings: type[Settings], given: dict[str, Any]) -> None:
     """A whole run, or the rest of one. The path of what was learned is printed last."""
     _needed()
+    folder = Folder(given["out"])
+    folder.hold()
+    try:
+        _run(name, settings, given, folder)
+    finally:
+        folder.release()
+
+
+def _run(name: str, settings: type[Settings], given: dict[str, Any], folder: Folder) -> None:
     from rich.console import Console
 
     from loreloop.cli.train_show import draw
 
-    texts = given["texts"] or _texts(given["url"], given["model"], Folder(given["out"]))
+    texts = given["texts"] or _texts(given["url"], given["model"], folder)
     order = order_of(name, settings, given, texts)
-    record, folder, console = record_of(order, given), Folder(given["out"]), Console(stderr=True)
+    record, console = record_of(order, given), Console(stderr=True)
     folder.open(record)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # what the SDK's next version will change
-        ended = asyncio.run(_trained(order, folder, console, given["url"], given["key"]))
+        ended = asyncio.run(_trained(order, folder, console, given))
     if given["plot"] is not None:
         draw(list(folder.measured()), given["plot"], f"{name} of {order.plan.base_model}")
     console.print(f"To repeat this run: {record.command}", highlight=False, soft_wrap=True)
@@ -98,14 +108,13 @@ def _texts(url: str, model: str, out: Folder) -> Path:
 
 def order_of(name: str, settings: type[Settings], given: dict[str, Any], texts: Path) -> Order:
     """What the options ask for, all decided. BadRequest for files that cannot be used."""
-    from loreloop.learn.files import read_file
     from loreloop.learn.methods import METHODS, Order
     from loreloop.learn.rendering import renderer_of
     from loreloop.learn.rewards.graders.grader import Means
     from loreloop.learn.rewards.served_models import served_judge
 
-    examples = read_file(given["data"], METHODS[name].read)
-    held_out = read_file(given["held_out"], METHODS[name].read) if given["held_out"] else []
+    told = settings(**{field: given[field] for field in settings.__struct_fields__})
+    examples, held_out = _examples(METHODS[name].read, told, given)
     asked = Asked(**{field: given[field] for field in AUTO})
     decided = chosen(name, len(examples), texts, asked)
     fields = {field: given[field] for field in Plan.__struct_fields__ if field in given}
@@ -118,7 +127,7 @@ def order_of(name: str, settings: type[Settings], given: dict[str, Any], texts: 
     return Order(
         method=name,
         plan=plan,
-        settings=settings(**{field: given[field] for field in settings.__struct_fields__}),
+        settings=told,
         renderer=renderer_of(texts),
         examples=examples,
         held_out=held_out,
@@ -126,16 +135,30 @@ def order_of(name: str, settings: type[Settings], given: dict[str, Any], texts: 
     )
 
 
+def _examples(read: Any, told: Settings, given: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """What to learn from, and what to look at: out of files, or tasks that an environment makes."""
+    from loreloop.learn.files import read_file
+    from loreloop.learn.played import check_file, own_tasks
+
+    held_out = read_file(given["held_out"], read) if given["held_out"] else []
+    if isinstance(told, RewardSettings) and (given["data"] or given["held_out"]):
+        check_file(told)
+    if given["data"] is not None:
+        return read_file(given["data"], read), held_out
+    # Only commands that learn from rewards can be given without a file.
+    assert isinstance(told, RewardSettings)
+    examples, looked_at = own_tasks(told, given["seed"])
+    return examples, held_out or looked_at
+
+
 def record_of(order: Order, given: dict[str, Any]) -> Record:
     """The run as its folder keeps it."""
-    digest = sha256(given["data"])
-    assert digest is not None
     return Record(
         command=shlex.join(["loreloop", "train", order.method, *_arguments(order, given)]),
         method=order.method,
         plan=msgspec.to_builtins(order.plan),
         settings=msgspec.to_builtins(order.settings),
-        data_sha256=digest,
+        data_sha256=sha256(given["data"]),
         eval_sha256=sha256(given["held_out"]),
         version=__version__,
     )
@@ -149,6 +172,8 @@ def _arguments(order: Order, given: dict[str, Any]) -> Iterator[str]:
     for flag, name in (("--url", "url"), ("--suffix", "suffix"), ("--texts", "texts"), ("--plot", "plot")):
         if given[name]:
             yield from (flag, str(given[name]))
+    if given.get("data_folder", DATA_FOLDER) != DATA_FOLDER:
+        yield from ("--data-folder", given["data_folder"])
     for struct in (order.plan, order.settings):
         for field in msgspec.structs.fields(struct):
             value = getattr(struct, field.name)
@@ -160,10 +185,11 @@ def _arguments(order: Order, given: dict[str, Any]) -> Iterator[str]:
                 yield from (flag_of(field.name), str(value))
 
 
-async def _trained(order: Order, folder: Folder, console: Console, url: str, key: str) -> Ended:
+async def _trained(order: Order, folder: Folder, console: Console, given: dict[str, Any]) -> Ended:
     import tinker
 
     from loreloop.cli.train_show import Bar
+    from loreloop.cli.train_tools import with_tools
     from loreloop.learn.methods import Keeping, train
     from loreloop.learn.runner import StepRecord
 
@@ -179,10 +205,11 @@ async def _trained(order: Order, folder: Folder, console: Console, url: str, key
         bar.tell(record)
 
     try:
-        with bar.progress, tinker.ServiceClient(base_url=url, api_key=key) as service:
-            ending = await train(order, service, Keeping(folder, tell, stopping.wish))
+        async with with_tools(order, given.get("data_folder", "")) as whole:
+            with bar.progress, tinker.ServiceClient(base_url=given["url"], api_key=given["key"]) as service:
+                ending = await train(whole, service, Keeping(folder, tell, stopping.wish))
     except tinker.TinkerError as error:
-        raise BadRequest(f"The server at {url} did not do what the run asked of it: {_said(error)}") from None
+        raise BadRequest(f"The server at {given['url']} did not do what the run asked of it: {_said(error)}") from None
     kept = await folder.load()
     return Ended(ending, kept.checkpoints[-1].path if kept and kept.checkpoints else None, stopping.asked)
 

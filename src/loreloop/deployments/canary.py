@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
+import secrets
 from typing import NamedTuple
 
 from loreloop.protocol.errors import BadRequest
 from loreloop.store.rows import Arm, Deployment
+
+ISSUED = "ep_"
+_ISSUED_ID = re.compile(r"ep_[0-9a-f]{32}")
 
 
 class Share(NamedTuple):
@@ -29,14 +34,30 @@ def parse_share(text: str) -> Share:
     return Share(target, percent)
 
 
-def arm_for(deployment: Deployment, user: str | None) -> Arm:
-    """Whose turn it is: for a `user` always the same arm, and the canary for good as long as its share only grows."""
+def arm_for(deployment: Deployment, user: str | None, episode_id: str | None = None) -> Arm:
+    """Whose turn it is: for a `user`, and for an episode, always the same arm, and the canary for good as long as its
+    share only grows."""
     split = deployment.split
     if split.canary is None:
         return split.main
+    return split.canary if _place(deployment.name, user, episode_id) < split.canary_percent else split.main
+
+
+def new_episode_id(deployment_name: str, user: str | None) -> str:
+    """An id for an episode that begins. It holds the place in 0 … 100 by which its arm is chosen, so that an agent
+    which passes back the id alone stays with the arm that its user had, after a restart too."""
+    place = _place(deployment_name, user, None) / 100
+    return f"{ISSUED}{min(int(place * 2**32), 2**32 - 1):08x}{secrets.token_hex(12)}"
+
+
+def _place(deployment_name: str, user: str | None, episode_id: str | None) -> float:
+    """By an id that was issued here, else by the user, else by an id that a client has chosen; else at random."""
+    if episode_id and _ISSUED_ID.fullmatch(episode_id):
+        return int(episode_id[len(ISSUED) :][:8], 16) / 2**32 * 100
     # Not by the version: a user must not hop to and fro with every change of the share.
-    at_percent = _at_percent(f"{deployment.name}\0{user}") if user else random.uniform(0, 100)
-    return split.canary if at_percent < split.canary_percent else split.main
+    if by := user or episode_id:
+        return _at_percent(f"{deployment_name}\0{by}")
+    return random.uniform(0, 100)
 
 
 def _at_percent(text: str) -> float:

@@ -14,26 +14,48 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
 
-from loreloop.deployments.canary import arm_for
+from loreloop.deployments.canary import arm_for, new_episode_id
 from loreloop.deployments.name_suggestions import REACH, around, not_served, refusal, saved
+from loreloop.protocol.episodes import ArmName, Person
 from loreloop.protocol.errors import BadRequest, Gone, NotFound
 from loreloop.protocol.jobs import TUNED
 from loreloop.protocol.paths import SCHEME, CheckpointKind, CheckpointPath, parse_path
 from loreloop.protocol.sampling import Revision
-from loreloop.store import checkpoints, deployments, runs, samplers, tuned_models
-from loreloop.store.rows import CheckpointRow, Deployment, KeyRow, RunRow
+from loreloop.store import checkpoints, deployments, person_arms, runs, samplers, tuned_models
+from loreloop.store.rows import Arm, CheckpointRow, Deployment, KeyRow, RunRow
 from loreloop.store.store import Store
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
+class Asking:
+    """Who asks a deployment, by the `user` of the request, and as a part of which episode, where it says so."""
+
+    user: str | None = None
+    episode_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """Which side of which deployment answers. `episode_id` is the one that was named, or a new one where turns are
+    recorded."""
+
+    deployment: Deployment
+    arm: ArmName
+    person: Person
+    episode_id: str
+
+
+@dataclass(frozen=True)
 class Target:
-    """`name` is what the base was called by whoever trained or asked; `base_model` is the served one."""
+    """`name` is what the base was called by whoever trained or asked; `base_model` is the served one; `deployed` is set
+    where a deployment was asked."""
 
     name: str
     base_model: str
     revision: Revision | None = None
+    deployed: Deployed | None = None
 
     @property
     def label(self) -> str:
@@ -99,10 +121,11 @@ class ModelNames:
             base = next((base for base, name in self.repositories.items() if name == repository), None)
         return self.folders[base] if base is not None else None
 
-    def target(self, store: Store, key: KeyRow, model: str, user: str | None = None) -> Target:
+    def target(self, store: Store, key: KeyRow, model: str, asking: Asking = Asking()) -> Target:
         """What to sample from for `model`: a base, an alias, a deployment, `ft:…`, `tinker://…`, or `base;tinker://…`.
 
-        A deployment with a canary gives one `user` always the same weights; without a user it draws.
+        A deployment with a canary gives one user, and one episode, always the same weights; without either it draws. A
+        person may have weights of their own.
         """
         base_name, _, path = model.rpartition(";")
         if path.startswith(SCHEME):
@@ -115,13 +138,13 @@ class ModelNames:
             return self._weights(store, key.id, tuned.path, "")
         found = self.deployment(store, key, model)
         if found is not None:
-            return self._deployed(found, user)
+            return self._deployed(store, found, key, asking)
         raise self._unknown(store, key, model)
 
     def beginning(self, store: Store, key: KeyRow, model: str) -> Beginning:
         """What training can begin from for `model`: a base or alias, `ft:…`, or `tinker://…` of saved weights.
 
-        NotFound where this key has none of the name, BadRequest where it holds no state to train from.
+        NotFound where this key has none of the name. Weights are taken without what their optimizer knew.
         """
         if (base := self.find_base(model)) is not None:
             return Beginning(base)
@@ -130,10 +153,10 @@ class ModelNames:
             if tuned is None:
                 raise self._unknown(store, key, model)
             if tuned.state_path is None:
-                raise BadRequest(
-                    f"{model} is a checkpoint amid a job, which can be asked and not trained on from; begin from the "
-                    "model that the job ended with."
-                )
+                # Of a checkpoint amid a job only the weights are kept, which is all that a new run begins from.
+                row = store.read(checkpoints.get, key.id, parse_path(tuned.path))
+                checkpoints.folder_of(row)
+                return Beginning(tuned.base_model, tuned.path)
             model = tuned.state_path
         if not model.startswith(SCHEME):
             raise self._unknown(store, key, model)
@@ -159,14 +182,26 @@ class ModelNames:
         own_paths = saved(store.read(checkpoints.newest, key.id, CheckpointKind.SAMPLER, REACH))
         return refusal(not_served(model, self.all()), model, candidates, own_paths)
 
-    def _deployed(self, deployment: Deployment, user: str | None) -> Target:
-        arm = arm_for(deployment, user)
-        if arm.revision is not None and not Path(arm.revision.folder).exists():
+    def _deployed(self, store: Store, deployment: Deployment, key: KeyRow, asking: Asking) -> Target:
+        person = Person(key.id, asking.user or "")
+        episode_id = asking.episode_id or ""
+        if not episode_id and deployment.recording.record:
+            episode_id = new_episode_id(deployment.name, asking.user)
+        own = store.read(person_arms.find, deployment.name, person)
+        name: ArmName
+        # Weights of one person that are gone must not leave the person without an answer.
+        if own is not None and _is_there(own):
+            arm, name = own, "person"
+        else:
+            arm = arm_for(deployment, asking.user, episode_id or None)
+            name = "canary" if arm is deployment.split.canary else "main"
+        if not _is_there(arm):
             raise Gone(
                 f"The deployment {deployment.name!r} answers with {arm.target}, whose files are gone; "
                 f"see `loreloop deploy history {deployment.name}`, then set it anew."
             )
-        return Target(arm.base_model, self.base(arm.base_model), arm.revision)
+        deployed = Deployed(deployment, name, person, episode_id)
+        return Target(arm.base_model, self.base(arm.base_model), arm.revision, deployed)
 
     def _weights(self, store: Store, key_id: str, path: str, base_name: str) -> Target:
         run_id = path.removeprefix(SCHEME)
@@ -193,6 +228,10 @@ class ModelNames:
         except NotFound as error:
             own_paths = saved(store.read(checkpoints.newest, key_id, CheckpointKind.SAMPLER, REACH))
             raise refusal(error.message, path, (), own_paths) from None
+
+
+def _is_there(arm: Arm) -> bool:
+    return arm.revision is None or Path(arm.revision.folder).exists()
 
 
 def _repository(base: str) -> str:

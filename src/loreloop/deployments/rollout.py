@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import msgspec
 from sqlalchemy import Connection
 
 from loreloop.deployments.model_names import ModelNames
@@ -19,8 +20,9 @@ from loreloop.protocol.loop_rest import SetDeployment
 from loreloop.protocol.paths import SCHEME
 from loreloop.store import deployments, tuned_models
 from loreloop.store.deployments import Owned
-from loreloop.store.rows import Arm, Deployment, KeyRow, Split
+from loreloop.store.rows import Arm, Deployment, KeyRow, RecordingRule, Split
 from loreloop.store.store import Store
+from loreloop.text.redaction import redactor
 
 Warm = Callable[[Arm], Awaitable[None]]  # raises where the weights do not answer
 
@@ -44,6 +46,7 @@ class Rollout:
         if self.names.find_base(name) is not None:
             raise BadRequest(f"{name!r} is a base model; give the deployment a name of its own.")
         old = self._changeable(name)
+        recording = recording_of(wanted, old)
         if (wanted.canary is not None) != (0 < wanted.canary_percent < 100):
             raise BadRequest("A canary and its canary_percent, between 0 and 100, come together or not at all.")
         targets = [wanted.target, wanted.canary] if wanted.canary else [wanted.target]
@@ -57,7 +60,7 @@ class Rollout:
             # The weights have taken their time, and somebody else may have made a version meanwhile.
             _check_unchanged(connection, name, old)
             deployments.check_there(connection, split)
-            return deployments.set(connection, name, owner, split, time.time(), self.key.name)
+            return deployments.set(connection, name, owner, split, time.time(), self.key.name, recording=recording)
 
         return await self.store.write(write)
 
@@ -118,6 +121,16 @@ class Rollout:
         if not self.is_admin:
             raise BadRequest(f"A bare base such as {target!r} is deployed by admin keys only; name a checkpoint.")
         return Owned(Arm(target, self.names.base(target)), None)
+
+
+def recording_of(wanted: SetDeployment, old: Deployment | None) -> RecordingRule:
+    """What shall be recorded: what is asked for, and for the rest what was. BadRequest for a rule of redaction that
+    is none."""
+    before = old.recording if old else RecordingRule()
+    given = {name: value for name in RecordingRule.__struct_fields__ if (value := getattr(wanted, name)) is not None}
+    rule = msgspec.structs.replace(before, **given)
+    redactor(rule.redact)
+    return rule
 
 
 def _check_unchanged(connection: Connection, name: str, old: Deployment | None) -> None:

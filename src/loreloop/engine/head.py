@@ -99,7 +99,8 @@ class Head:
         h_chunk = h_ND[rows]
         if self.fixed_rows:
             h_chunk = F.pad(h_chunk, (0, 0, 0, self.chunk_rows - h_chunk.shape[0]))
-        return rows_of(lora, rows).linear(h_chunk, self.decoder.head, self.decoder.spec.n_layers, UNEMBED)
+        logits_NV = rows_of(lora, rows).linear(h_chunk, self.decoder.head, self.decoder.spec.n_layers, UNEMBED)
+        return self.decoder.capped(logits_NV)
 
     def _pieces(self, rows: slice) -> Iterator[slice]:
         """The rows of a chunk, counted from its start, as many at a time as the softmax likes."""
@@ -126,6 +127,7 @@ class Head:
             h_chunk = h_ND[rows].detach().requires_grad_()
             with torch.enable_grad():
                 logits_NV = rows_of(lora, rows).linear(h_chunk, self.decoder.head, self.decoder.spec.n_layers, UNEMBED)
+                logits_NV = self.decoder.capped(logits_NV)
             with torch.no_grad():
                 # d logits = scatter(dlogp) − p · Σ dlogp, without autograd's copies of rows × vocabulary
                 p_NV = logits_NV.float().softmax(-1)

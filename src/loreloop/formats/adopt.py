@@ -193,6 +193,8 @@ def _fused_experts(
         a_ERI = pair[0].unflatten(0, (n, rank))
         # In peft's B the experts are the faster axis, in A the slower one.
         b_EOR = pair[1].unflatten(1, (rank, n)).permute(2, 0, 1)
+        if spec.moe.by_turns and name == "gate_up_proj":
+            b_EOR = b_EOR.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
         for part, b_part in zip(FUSED[name], b_EOR.chunk(len(FUSED[name]), dim=1), strict=True):
             used = b_part.abs().amax(dim=(0, 1)) > 0  # our own exports fill up with zeros
             # An adapter whose B is still zero has been trained nowhere; its A is kept whole, as it may be trained

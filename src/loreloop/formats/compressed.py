@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from loreloop.formats.float8 import is_float8
+from loreloop.formats.mxfp4 import is_mxfp4
 from loreloop.formats.quantized_blocks import Blocks
 from loreloop.kernels.packed_products import GROUP
-from loreloop.model.spec import as_settings
+from loreloop.model.attention_spec import as_settings
 from loreloop.protocol.errors import BadRequest
 
 PARTS = ("packed", "scale", "shape")
@@ -27,13 +28,13 @@ WANTED = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", 
 def check_quantization(config: Mapping[str, Any]) -> None:
     """BadRequest where a configuration says that weights are quantised otherwise."""
     about = as_settings("quantization_config", config.get("quantization_config") or {})
-    if not about or is_float8(about):
+    if not about or is_float8(about) or is_mxfp4(about):
         return
     kind = (about.get("quant_method"), about.get("format"))
     if kind != ("compressed-tensors", "pack-quantized"):
         raise BadRequest(
             f"The weights are quantised by {kind[0]!r} in the format {kind[1]!r}; of quantised checkpoints "
-            "compressed-tensors' pack-quantized ones are read, and 8-bit floats (e4m3) in blocks of 128 × 128. "
+            "compressed-tensors' pack-quantized ones are read, MXFP4, and 8-bit floats (e4m3) in blocks of 128 × 128. "
             "Dequantise it first."
         )
     for name, value in as_settings("config_groups", about.get("config_groups", {})).items():

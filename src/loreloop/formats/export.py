@@ -23,6 +23,7 @@ from loreloop.formats.checksums import NOTE
 from loreloop.formats.folders import TEMPLATES
 from loreloop.formats.gguf_out import write_gguf
 from loreloop.formats.load import read_config, read_config_file
+from loreloop.formats.mxfp4 import stacked_weights
 from loreloop.formats.peft import (
     CONFIG_FILE,
     EXPERTS,
@@ -87,6 +88,9 @@ def _expert_tensors(view: AdapterView, layer: int) -> Iterator[tuple[str, Tensor
     both_EOR = gate_EOR.new_zeros(n_experts, 2 * gate_EOR.shape[1], 2 * rank)
     both_EOR[:, : gate_EOR.shape[1], :rank] = gate_EOR
     both_EOR[:, gate_EOR.shape[1] :, rank:] = up_EOR
+    moe = view.layout.spec.moe
+    if moe is not None and moe.by_turns:
+        both_EOR = both_EOR.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
     (down_EOR,) = view.b(layer, "experts.down")
     # peft wraps the parameters of a module one in another, the second outermost.
     outer = f"{PREFIX}.{view.layout.spec.module}.layers.{layer}.mlp.experts"
@@ -121,7 +125,8 @@ def merge(source: Path, target: Path, view: AdapterView, shard_bytes: int = SHAR
         if unties and name == names.embedding:
             writer.add(names.head, _plus(tensor.clone(), deltas.pop(names.head)))
         tensor = tensor.clone()  # what is read may be the file's own memory
-        for part, piece in unstacked(name, tensor, spec, names, inputs_first=turned):
+        # What was packed is put together with its inputs first, whatever the rest of the folder has.
+        for part, piece in unstacked(name, tensor, spec, names, inputs_first=turned or bool(stacked_weights(stored))):
             _plus(piece, deltas.pop(part, None))
         writer.add(published, tensor)
     if deltas:

@@ -17,17 +17,20 @@ import torch
 from torch import Tensor
 
 from loreloop.formats.compressed import Collector, check_quantization, is_packed_part, published_packed
+from loreloop.formats.mxfp4 import MxCollector, stacked_weights
 from loreloop.formats.published import some_tensors
 from loreloop.formats.quantized_blocks import FILE, Blocks, has_blocks, read_blocks
-from loreloop.formats.stacked_experts import inputs_first, unstacked
+from loreloop.formats.stacked_experts import expert_names, inputs_first, unstacked
 from loreloop.formats.weight_files import stored_tensors, stream_tensors
 from loreloop.model.assemble import Parts, assemble
+from loreloop.model.attention_spec import as_settings
 from loreloop.model.decoder import Decoder
 from loreloop.model.families.family import Family, SeeingFamily, eos_ids
 from loreloop.model.families.table import family_of
 from loreloop.model.linear import Products
+from loreloop.model.mx_weights import MxCodes
 from loreloop.model.packed_weights import PackedWeight, packable
-from loreloop.model.spec import DecoderSpec, as_settings
+from loreloop.model.spec import DecoderSpec
 from loreloop.model.tower import VISION, own_name
 from loreloop.model.weights import Weight, decoder_weights
 from loreloop.protocol.errors import BadRequest
@@ -114,8 +117,13 @@ def _filled(
     for name, blocks in read_blocks(folder) if packing == OWN_BLOCKS else ():
         places.put_blocks(name, blocks)
     collector, turned = Collector(), inputs_first(stored_tensors(folder), spec)
+    floats = MxCollector(stacked_weights(stored))
     for name, read in decoder_tensors(folder):
-        if is_packed_part(name):
+        if (weight := floats.weight_of(name)) is not None:
+            if (codes := floats.add(name, read)) is not None:
+                for expert, part, rows in expert_names(weight, spec, family.names):
+                    places.put_floats(part, codes[expert][rows])
+        elif is_packed_part(name):
             if found := collector.add(name, read):
                 places.put_blocks(*found)
         elif name not in places.packed:
@@ -123,6 +131,7 @@ def _filled(
                 places.put(part, tensor)
     # Nothing is assembled before everything has its numbers: empty tensors hold whatever memory held before.
     collector.check_complete()
+    floats.check_complete()
     places.check_complete(folder)
     return places.weights
 
@@ -174,6 +183,8 @@ class _Places:
     ) -> None:
         self.spec, self.dtype, self.device, self.packing = spec, dtype, device, packing
         self.stored, self.published = stored, published_packed(stored)
+        stacks = [expert_names(name, spec, family.names) for name in stacked_weights(stored)]
+        self.floats = {part for stack in stacks for _, part, _ in stack}  # that come as MXFP4
         self.weights: dict[str, Tensor | PackedWeight] = {}
         self.targets: dict[str, Tensor | PackedWeight] = {}
         self.packed: set[str] = set()  # names of weights whose blocks are in place
@@ -190,6 +201,8 @@ class _Places:
         # What comes packed stays packed, whatever the settings say: unpacked it may not fit into memory.
         if any(piece.name in self.published for piece in weight.pieces):
             return self._published_room(weight, starts)
+        if weight.pieces[0].name in self.floats and packable(weight.shape, starts):
+            return PackedWeight(MxCodes.empty((weight.shape[0], weight.shape[1]), self.device))
         if self.packing and weight.bits and packable(weight.shape, starts):
             offsets = self.packing.offsets and weight.bits == 4
             d_out, d_in = weight.shape
@@ -248,6 +261,17 @@ class _Places:
         blocks.fill(target)
         del self.targets[name]
         self.packed.add(name)
+
+    def put_floats(self, name: str, codes: MxCodes) -> None:
+        """A weight in MXFP4."""
+        target = self.targets.pop(name, None)
+        fits = isinstance(target, PackedWeight) and target.shape == (codes.d_out, codes.d_in)
+        if not fits or not isinstance(target, PackedWeight) or not isinstance(target.codes, MxCodes):
+            raise BadRequest(
+                f"{name!r}, in MXFP4 in the shape {[codes.d_out, codes.d_in]}, fits no weight of this "
+                f"{self.spec.family} model whose outputs come in whole sixteens."
+            )
+        target.codes.fill(codes)
 
     def check_complete(self, folder: Path) -> None:
         if self.targets:

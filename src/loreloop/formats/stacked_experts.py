@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from torch import Tensor
 
 from loreloop.model.families.family import WeightNames
-from loreloop.model.spec import DecoderSpec
+from loreloop.model.spec import DecoderSpec, MoeSpec
 
-NAME = re.compile(r".*\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj")
+NAME = re.compile(r".*\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj(_bias)?")
 
 
 def inputs_first(tensors: Iterable[tuple[str, Callable[[], Tensor]]], spec: DecoderSpec) -> bool:
@@ -25,7 +25,7 @@ def inputs_first(tensors: Iterable[tuple[str, Callable[[], Tensor]]], spec: Deco
     if n_outputs == spec.d_model:
         kind, n_outputs = "down", spec.d_model
     for name, read in tensors:
-        if (found := NAME.fullmatch(name)) and found[2] == kind:
+        if (found := NAME.fullmatch(name)) and found[2] == kind and not found[3]:
             return bool(read().shape[-1] == n_outputs)
     return False
 
@@ -35,13 +35,31 @@ def unstacked(
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensor, or, if it holds all experts of a layer, the parts of each under their own names."""
     found = NAME.fullmatch(name)
-    if spec.moe is None or found is None or tensor.dim() != 3:
+    if spec.moe is None or found is None or tensor.dim() != (2 if found[3] else 3):
         yield name, tensor
         return
+    stack = tensor.transpose(1, 2) if inputs_first and not found[3] else tensor
+    template = names.expert_bias if found[3] else names.expert
+    for expert, weight_O in enumerate(stack):
+        for part, rows in _parts(found[2], spec.d_model, spec.moe, names):
+            yield template.format(layer=found[1], expert=expert, part=part), weight_O[rows]
+
+
+def expert_names(name: str, spec: DecoderSpec, names: WeightNames) -> Iterator[tuple[int, str, slice]]:
+    """The number, name and rows of every expert's part of a stacked weight; none where the name is no such weight's."""
+    found = NAME.fullmatch(name)
+    if spec.moe is None or found is None:
+        return
+    for expert in range(spec.moe.n_experts):
+        for part, rows in _parts(found[2], spec.d_model, spec.moe, names):
+            yield expert, names.expert.format(layer=found[1], expert=expert, part=part), rows
+
+
+def _parts(kind: str, d_model: int, moe: MoeSpec, names: WeightNames) -> list[tuple[str, slice]]:
+    """Which rows of a stacked weight are whose."""
     gate, up, down = names.expert_parts
-    parts = [(gate, spec.moe.d_expert), (up, spec.moe.d_expert)] if found[2] == "gate_up" else [(down, spec.d_model)]
-    for expert, weight_OI in enumerate(tensor.transpose(1, 2) if inputs_first else tensor):
-        start = 0
-        for part, size in parts:
-            yield names.expert.format(layer=found[1], expert=expert, part=part), weight_OI[start : start + size]
-            start += size
+    if kind == "down":
+        return [(down, slice(0, d_model))]
+    if moe.by_turns:
+        return [(gate, slice(0, None, 2)), (up, slice(1, None, 2))]
+    return [(gate, slice(0, moe.d_expert)), (up, slice(moe.d_expert, 2 * moe.d_expert))]

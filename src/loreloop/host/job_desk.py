@@ -14,6 +14,7 @@ import secrets
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakValueDictionary
 
 from loreloop.config import Config
@@ -70,9 +71,18 @@ class JobDesk:
 
     def key_of(self, secret: str) -> str | None:
         """Whose key a secret stands for: the owner's of the job that the worker was handed with it."""
+        held = self._held_by(secret)
+        return held.job.key_id if held is not None else None
+
+    def answer_schema(self, secret: str) -> dict[str, Any] | None:
+        """The JSON schema that the answers of the job with this secret are held to; None where there is none."""
+        held = self._held_by(secret)
+        return held.job.plan.answer_schema if held is not None else None
+
+    def _held_by(self, secret: str) -> _InHand | None:
         given = secret.encode()  # whatever letters came in a header
         found = (held for held in self.in_hand.values() if hmac.compare_digest(held.secret.encode(), given))
-        return next((held.job.key_id for held in found), None)
+        return next(found, None)
 
     async def create(self, row: JobRow) -> JobRow:
         """Takes a job in; it begins when its turn comes."""

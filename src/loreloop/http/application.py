@@ -19,6 +19,7 @@ from loreloop.http.anthropic import messages
 from loreloop.http.bodies import answer
 from loreloop.http.exchange import Exchange
 from loreloop.http.generation.remembered import end_of_turn
+from loreloop.http.loop import turns
 from loreloop.http.openai import chat_completions, completions, files, fine_tuning, graders, models, responses
 from loreloop.http.operations import deployments, health, jobs, memories, metrics, removal
 from loreloop.http.services import Services
@@ -76,6 +77,13 @@ def create_app(services: Services) -> Starlette:
         *fine_tuning.ROUTES,
         *graders.ROUTES,
     ]
+    loop_routes = [
+        *deployments.ROUTES,
+        *turns.ROUTES,
+        *memories.ROUTES,
+        *removal.ROUTES,
+        *jobs.ROUTES,
+    ]
     app = Starlette(
         routes=[
             Mount("/api/v1", routes=tinker),
@@ -83,7 +91,7 @@ def create_app(services: Services) -> Starlette:
             Mount("/v1", routes=openai_routes),
             Mount("/anthropic/api/v1", routes=[*messages.ROUTES, *models.ROUTES]),
             Mount("/hf", routes=hub.ROUTES),
-            Mount("/loop/v1", routes=[*deployments.ROUTES, *memories.ROUTES, *removal.ROUTES, *jobs.ROUTES]),
+            Mount("/loop/v1", routes=loop_routes),
             *health.ROUTES,
             *metrics.ROUTES,
         ],

@@ -6,6 +6,7 @@ The grammar is the library's; here stands what is taken from it. Knows no route.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,9 @@ class _Parts:
         held += part
 
 
-async def read_form(request: Request, target: Path, most_bytes: int) -> Form:
-    """Reads the form, and writes its file to `target`. TooLarge where the file is over `most_bytes`, BadRequest where
-    the body is no such form."""
+async def read_form(request: Request, target: Path, most_bytes: int, takes: Callable[[int], None]) -> Form:
+    """Reads the form, and writes its file to `target`. `takes` is told of bytes before they are written, and may refuse
+    them. TooLarge where the file is over `most_bytes`, BadRequest where the body is no such form."""
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data" or b"boundary" not in options:
         raise BadRequest("A file is uploaded as multipart/form-data, with the fields `file` and `purpose`.")
@@ -107,9 +108,9 @@ async def read_form(request: Request, target: Path, most_bytes: int) -> Form:
                 # The bounds are looked at with every chunk, so that no disk is filled before the file is refused.
                 _check_size(parts.form, n_bytes, most_bytes)
                 if len(parts.to_write) >= WRITE_BYTES:
-                    await _written(file, parts)
+                    await _written(file, parts, takes)
             parser.finalize()
-            await _written(file, parts)
+            await _written(file, parts, takes)
     except FormParserError as error:
         raise BadRequest(f"The form cannot be read: {error}.") from None
     if parts.form.filename is None:
@@ -125,7 +126,8 @@ def _check_size(form: Form, n_bytes: int, most_bytes: int) -> None:
         raise TooLarge(f"The form has over {MAX_BESIDE_BYTES >> 20} MiB beside its file; send the file alone.")
 
 
-async def _written(file: Any, parts: _Parts) -> None:
+async def _written(file: Any, parts: _Parts, takes: Callable[[int], None]) -> None:
+    takes(len(parts.to_write))
     # In a thread, so that a slow disk holds up this upload alone.
     await asyncio.to_thread(file.write, bytes(parts.to_write))
     parts.to_write.clear()

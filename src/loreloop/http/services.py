@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from loreloop.deployments.model_names import ModelNames
 from loreloop.deployments.model_texts import ModelTexts
 from loreloop.host.dispatcher import Dispatcher
 from loreloop.host.job_desk import JobDesk
+from loreloop.host.recorder import Recorder
 from loreloop.http.grading import Grading
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
@@ -60,8 +62,14 @@ class Services:
     grading: Grading = field(default_factory=Grading)
     # Large uploads are read by processes of their own, of which each key could otherwise start any number.
     reading: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS_READ_AT_ONCE))
+    arriving: Counter[str] = field(default_factory=Counter)  # bytes of uploads that are coming in, by key
     nonce: str = ""
     remembering: set[MemoryName] = field(default_factory=set)  # memories with a request on them
+
+    @cached_property
+    def recorder(self) -> Recorder:
+        """What keeps the turns of recording deployments."""
+        return Recorder(self.store)
 
 
 def services(request: Request) -> Services:
@@ -94,13 +102,18 @@ def has(key: KeyRow, scope: str) -> bool:
     return any(scope in IMPLIED.get(held, ()) for held in key.scopes)
 
 
-def _known(request: Request) -> KeyRow:
+def secret_of(request: Request) -> str:
+    """The secret that came with a request, whoever's it may be; empty where none came."""
     scheme, _, bearer = request.headers.get("authorization", "").strip().partition(" ")
     # A header without a scheme is the key alone; it then ends up where the scheme is expected.
     if scheme.lower() != "bearer":
         bearer = scheme  # the bare key, as some send it
     # Anthropic's clients and the Tinker SDK send `x-api-key`, OpenAI's send a bearer token.
-    secret = request.headers.get("x-api-key") or bearer.strip()
+    return request.headers.get("x-api-key") or bearer.strip()
+
+
+def _known(request: Request) -> KeyRow:
+    secret = secret_of(request)
     if not secret:
         raise Unauthorized("No key came with this request; set TINKER_API_KEY, or send Authorization: Bearer tml-….")
     served = services(request)

@@ -21,7 +21,7 @@ from loreloop.text.conversation import Conversation
 from loreloop.text.openai_messages import tool_of, turn_of
 from loreloop.text.tools.json_scan import strict_json
 
-PICTURE = re.compile(r"data:image/(png|jpeg|jpg);base64,[A-Za-z0-9+/=\s]+\Z")
+PICTURE = re.compile(r"data:image/(png|jpeg|jpg|webp);base64,[A-Za-z0-9+/=\s]+\Z")
 
 
 class FileMessage(ChatMessage, frozen=True, kw_only=True):
@@ -256,7 +256,7 @@ def _check_pictures(message: FileMessage, place: str) -> None:
         if url is not None and not PICTURE.match(url):
             raise Wrong(
                 f"{place}.content[{number}].image_url.url",
-                f"is {quoted(url)}; a file holds its images as data:image/png;base64,… (or jpeg).",
+                f"is {quoted(url)}; a file holds its images as data:image/png;base64,… (or jpeg, webp).",
             )
 
 

@@ -13,6 +13,7 @@ import tinker
 
 from loreloop.learn import files
 from loreloop.learn.clients import Clients, window_of
+from loreloop.learn.environments.tools import Offered
 from loreloop.learn.learners.dpo import Dpo
 from loreloop.learn.learners.kto import Kto
 from loreloop.learn.learners.reinforce_loop import RewardLearner
@@ -39,6 +40,7 @@ class Order:
     examples: Sequence[Any]
     held_out: Sequence[Any] = ()
     means: Means | None = None  # that graders may use; without a sandbox among them the run has one of its own
+    tools: Sequence[Offered] = ()  # of a registered server, where the settings name one
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,32 @@ class Method:
 
 @dataclass(frozen=True)
 class Keeping:
-    """Who is told what becomes of a run: where it stands, what it measures, and who may end it before its time."""
+    """Who is told what becomes of a run: where it stands, what it measures, and who may end it before its time. A run
+    whose budget is spent does as `spent` says: it pauses until it has a larger one, or finishes with what it has."""
 
     progress: Progress
     tell: Callable[[StepRecord], None]
     wish: Callable[[], Wish] = lambda: "go"
+    spent: Wish = "pause"
+
+
+class BadExample(BadRequest):
+    """An example that the model cannot learn from; it is one of those that are `held_out`, or of the others."""
+
+    def __init__(self, message: str, *, held_out: bool) -> None:
+        super().__init__(message)
+        self.held_out = held_out
 
 
 async def train(order: Order, service: tinker.ServiceClient, keeping: Keeping) -> Ending:
-    """Runs an order from where its run stands. BadRequest names an example that the model cannot learn from."""
+    """Runs an order from where its run stands. BadExample for one that the model cannot learn from; NothingGraded where
+    a grader never gives a reward."""
     examples = (*order.examples, *order.held_out)
     order = replace(order, renderer=await seeing(order.renderer, service, order.plan.base_model, examples))
     method, position = METHODS[order.method], await keeping.progress.load()
     if position is None:
         # What was looked at once need not be looked at again by whoever resumes.
-        await check(order, service)
+        await check(order, service, keeping.wish)
     clients = Clients(service, order.plan, position.states if position else None)
     learner = await method.make(order, clients)
     run = Run(
@@ -80,7 +93,7 @@ async def train(order: Order, service: tinker.ServiceClient, keeping: Keeping) -
     if not isinstance(learner, RewardLearner):
         return await run.over(order.examples, order.held_out)
     # Whoever keeps the run is asked first: a run that is cancelled is not paused for its budget.
-    run.wish = lambda: wish if (wish := keeping.wish()) != "go" else learner.wish()
+    run.wish = lambda: wish if (wish := keeping.wish()) != "go" else keeping.spent if learner.is_spent else "go"
     try:
         return await run.over(order.examples, order.held_out)
     finally:
@@ -104,23 +117,47 @@ def conversations_of(example: Any) -> list[Conversation]:
     return [value for value in vars(example).values() if isinstance(value, Conversation)]
 
 
-async def check(order: Order, service: tinker.ServiceClient) -> None:
-    """BadRequest for the first example that the template does not take, or that is longer than the model's window."""
-    window = await window_of(service, order.plan.base_model)
-    # A prompt needs room for its answer: a request for more than the window is refused, and so is each answer to it.
-    room = order.settings.answer_tokens - 1 if isinstance(order.settings, RewardSettings) else 0
-    for what, examples in (("Example", order.examples), ("Held-out example", order.held_out)):
+async def check(order: Order, service: tinker.ServiceClient, wish: Callable[[], Wish] = lambda: "go") -> None:
+    """BadExample for the first one that the template does not take, that holds nothing to learn, or that is longer than
+    the model's window. Breaks off where the run is wished to."""
+    look = _Look(order, await window_of(service, order.plan.base_model))
+    for examples, held_out in ((order.examples, False), (order.held_out, True)):
         for number, example in enumerate(examples, 1):
+            # A large file takes a while, in which whoever asked for the run may have thought better of it.
+            if wish() != "go":
+                return
             try:
-                data = METHODS[order.method].data(order.renderer, example)
+                trouble = look.trouble(example)
             except BadRequest as error:
-                raise BadRequest(f"{what} {number}: {error.message}") from None
-            longest = max((datum.model_input.length + 1 for datum in data), default=0) + room
-            if window is not None and longest > window:
-                raise BadRequest(
-                    f"{what} {number}{' with its answer' if room else ''} has {longest} tokens, and "
-                    f"{order.plan.base_model} takes {window}; shorten it, or leave it out."
-                )
+                trouble = f": {error.message}"
+            if trouble is not None:
+                name = f"{'Held-out example' if held_out else 'Example'} {number}"
+                raise BadExample(f"{name}{trouble}", held_out=held_out)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What is wrong with an example of an order; `window` is in tokens, None where it is not known."""
+
+    order: Order
+    window: int | None
+
+    def trouble(self, example: Any) -> str | None:
+        """The end of a sentence that begins with the example's name; None for a good one. BadRequest where the model's
+        template does not take it."""
+        order = self.order
+        data = METHODS[order.method].data(order.renderer, example)
+        if not data:
+            return ": nothing of it is learned, since no answer of the assistant has a weight above 0."
+        # A prompt needs room for its answer: a request for more than the window is refused, and so is each answer.
+        room = order.settings.answer_tokens - 1 if isinstance(order.settings, RewardSettings) else 0
+        longest = max(datum.model_input.length + 1 for datum in data) + room
+        if self.window is None or longest <= self.window:
+            return None
+        return (
+            f"{' with its answer' if room else ''} has {longest} tokens, and {order.plan.base_model} takes "
+            f"{self.window}; shorten it, or leave it out."
+        )
 
 
 async def _sft(order: Order, clients: Clients) -> Learner[Any]:

@@ -146,9 +146,10 @@ class Renderer:
         return told[len(header) :]
 
     def _until_its_end(self, answer: list[int]) -> list[int]:
-        """The answer's tokens up to the one that ends it. What a template writes behind that nobody samples."""
-        ends = [place for place, token in enumerate(answer) if token in self.stop]
-        return answer[: ends[-1] + 1] if ends else [*answer, *self.stop[:1]]
+        """The answer's tokens up to the first one that ends it, where sampling would stop. What a template writes
+        behind that nobody samples."""
+        end = next((place for place, token in enumerate(answer) if token in self.stop), None)
+        return [*answer, *self.stop[:1]] if end is None else answer[: end + 1]
 
     def _images(self, conversation: Conversation, tokens: Sequence[int]) -> tuple[tinker.types.ImageChunk, ...]:
         """The chunks of a conversation's images. BadRequest where its tokens have not just one place for each."""

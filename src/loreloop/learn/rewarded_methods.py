@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tinker
@@ -16,10 +13,6 @@ import tinker
 from loreloop.learn.advantages import Overlong
 from loreloop.learn.clients import Clients
 from loreloop.learn.corrections import Correction
-from loreloop.learn.environments.calculator import Calculator
-from loreloop.learn.environments.environment import Environment, OneAnswer
-from loreloop.learn.environments.given import python_tool
-from loreloop.learn.environments.tools import Rewarded
 from loreloop.learn.examples import Task, Told
 from loreloop.learn.learners.cispo import Cispo
 from loreloop.learn.learners.distill import Distill
@@ -30,13 +23,14 @@ from loreloop.learn.learners.hindsight_loop import HindsightLearner, pair_of
 from loreloop.learn.learners.kl import KlBudget, KlPenalty
 from loreloop.learn.learners.policy import PolicyLearner
 from loreloop.learn.learners.ppo import Ppo
+from loreloop.learn.learners.redrawing import Redrawing
 from loreloop.learn.learners.reinforce import Reinforce
 from loreloop.learn.learners.reinforce_loop import Bounds, RewardLearner
+from loreloop.learn.played import Tools, environments_of, reward_of
 from loreloop.learn.rendering import Renderer
 from loreloop.learn.rewards.graders.grader import Means
-from loreloop.learn.rewards.graders.reading import GraderReward, grader_of
-from loreloop.learn.rewards.reward import Answer, Reward, Score
 from loreloop.learn.rewards.sandbox import CodeSandbox
+from loreloop.learn.rewards.watched import Watched
 from loreloop.learn.rollouts.collect import Pace
 from loreloop.learn.rollouts.drawing import AnswerLimits
 from loreloop.learn.settings import (
@@ -57,20 +51,24 @@ if TYPE_CHECKING:
 
 async def from_rewards(order: Order, clients: Clients) -> RewardLearner:
     """The learner of an order for GRPO, PPO, CISPO, REINFORCE or distillation. BadRequest where its settings do not fit
-    together, or its grader is none."""
+    together, its grader is none, or its environment is not there."""
     settings = order.settings
     assert isinstance(settings, RewardSettings)
     given = order.means or Means()
     means = given if given.sandbox else replace(given, sandbox=CodeSandbox())
-    reward = reward_of(settings, means)
+    names = {id(task.item): f"Example {number}" for number, task in enumerate(order.examples, 1)}
+    reward = Watched(reward_of(settings, means), names)
     learner = await reward_learner(
         order.plan,
         clients,
         order.renderer,
-        environments_of(settings, reward, means),
+        environments_of(settings, reward, Tools(means, order.tools), order.plan.seed),
         ways_of(settings),
         sampling_of(settings),
     )
+    learner.check = reward.check
+    if isinstance(settings, GrpoSettings):
+        learner.redrawing = Redrawing(settings.resample, order.examples, order.plan.seed)
     if means.sandbox is not None and given.sandbox is None:
         # Made for this run alone, so that it ends with it.
         learner.closed_too.append(means.sandbox.close)
@@ -96,41 +94,6 @@ def asked_of(renderer: Renderer, task: Task) -> list[tinker.Datum]:
     return [tinker.Datum(model_input=renderer.prompt(task.prompt))]
 
 
-def reward_of(settings: RewardSettings, means: Means) -> Reward:
-    """The settings' grader as a reward. BadRequest where there is none and the way to learn needs one."""
-    if settings.grader is None:
-        if isinstance(settings, DistillSettings) and not settings.reward_weight:
-            return _nothing
-        raise BadRequest("Nothing says how good an answer is; name a grader with --grader.")
-    return GraderReward(grader_of(_json(settings.grader)), means)
-
-
-async def _nothing(answer: Answer, task: Task) -> Score:
-    return Score(0.0)
-
-
-def _json(text: str) -> object:
-    """A grader's JSON, from the text itself or the file that it names."""
-    try:
-        return json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadRequest(f"The grader {text} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise BadRequest(f"The grader is not JSON: {error}.") from None
-
-
-def environments_of(settings: RewardSettings, reward: Reward, means: Means) -> Callable[[], Environment]:
-    """What makes the environment of an episode."""
-    if settings.tools == "calculator":
-        return lambda: Calculator(reward)
-    if settings.tools == "python":
-        sandbox = means.sandbox
-        if sandbox is None:
-            raise BadRequest("There is no sandbox here for the Python tool; leave --tools python out.")
-        return lambda: Rewarded([python_tool(sandbox.run)], reward)
-    return lambda: OneAnswer(reward)
-
-
 def sampling_of(settings: RewardSettings) -> Sampling:
     """How answers are sampled."""
     limits = AnswerLimits(
@@ -141,7 +104,13 @@ def sampling_of(settings: RewardSettings) -> Sampling:
         piece=settings.piece,
     )
     pace = Pace(staleness=settings.staleness, overtaking=settings.overtaking)
-    return Sampling(settings.group_size, limits, pace, most_requests=settings.at_once)
+    return Sampling(
+        group_size=settings.group_size,
+        limits=limits,
+        pace=pace,
+        most_requests=settings.at_once,
+        eval_samples=settings.eval_samples,
+    )
 
 
 def ways_of(settings: RewardSettings) -> Ways:

@@ -21,7 +21,7 @@ from loreloop.learn.plan import Moment, Plan
 from loreloop.protocol.errors import BadRequest
 
 Metrics = dict[str, float]
-Wish = Literal["go", "pause", "cancel"]
+Wish = Literal["go", "pause", "finish", "cancel"]
 Ending = Literal["finished", "paused", "cancelled"]
 E = TypeVar("E")
 In = TypeVar("In", contravariant=True)
@@ -124,12 +124,15 @@ class Run(Generic[E]):
     wish: Callable[[], Wish] = lambda: "go"
 
     async def over(self, examples: Sequence[E], held_out: Sequence[E] = ()) -> Ending:
-        """Runs from where the run stands to its end, or until it is wished otherwise. A pause saves its state first; a
-        cancelled run keeps what was saved before. BadRequest without examples."""
+        """Runs from where the run stands to its end, or until it is wished otherwise. A pause saves its state first; to
+        finish means to end here as if all steps were made; a cancelled run keeps what was saved before. BadRequest
+        without examples."""
         if not examples:
             raise BadRequest("There is nothing to learn from: the file holds no examples.")
         self.examples, self.held_out = examples, held_out
         self.position = await self.progress.load() or Position()
+        if self.position.finished:
+            return "finished"
         self.learner.restore(self.position.learner)
         self.pending: deque[_Pending] = deque()
         self.ended, self.last = time.perf_counter(), Metrics()
@@ -156,9 +159,25 @@ class Run(Generic[E]):
         await self._settle()
         if wish == "cancel":
             return "cancelled"
+        if wish == "finish" and step:
+            await self._finish_early(self.plan.moment(step - 1, len(self.examples)))
+            return "finished"
         if step > self.position.step:
             await self._save(self.plan.moment(step - 1, len(self.examples)))
         return "paused"
+
+    async def _finish_early(self, at: Moment) -> None:
+        """The step that was made last becomes the run's last one, with weights to sample from."""
+        done, position = at.step + 1, self.position
+        if done > position.step:
+            await self._save(msgspec.structs.replace(at, n_steps=done, ends_epoch=True))
+            return
+        # The state is saved already. The weights get a name of their own: an epoch that ends here has its checkpoint,
+        # and whoever deletes that means not this one.
+        path = await self.clients.publish(f"{self.plan.name}-end")
+        end = Checkpoint(step=done, epoch=at.epoch + 1, path=path, metrics=self.last)
+        self.position = msgspec.structs.replace(position, checkpoints=(*position.checkpoints, end), finished=True)
+        await self.progress.save(self.position)
 
     def _prepare(self, step: int) -> None:
         self.learner.prepare(self.plan.batch(step, self.examples), self.plan.moment(step, len(self.examples)))

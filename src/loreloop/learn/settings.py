@@ -60,8 +60,15 @@ class RewardSettings(Settings, frozen=True):
 
     grader: Annotated[str, Meta(description="A grader: a file with OpenAI's JSON, or that JSON itself.")] | None = None
     tools: Annotated[
-        Literal["none", "calculator", "python"], Meta(description="What the model may call before it answers.")
+        str,
+        Meta(description="What the model may call before it answers: none, calculator, python, or mcp:NAME."),
     ] = "none"
+    environment: (
+        Annotated[str, Meta(description="One with tasks and rewards of its own: shop, shapes, or puzzles:NAME.")] | None
+    ) = None
+    environment_options: Annotated[str, Meta(description="What that one can be told, as a JSON object.")] = "{}"
+    tasks: Annotated[int, Meta(ge=1, le=1_000_000, description="How many tasks it makes to learn from.")] = 256
+    eval_tasks: Annotated[int, Meta(ge=0, le=100_000, description="How many it makes to look at.")] = 32
     group_size: Annotated[int, Meta(ge=1, le=1024, description="Answers to each task.")] = 8
     answer_tokens: Annotated[int, Meta(ge=1, lt=LARGE, description="The most tokens of an answer.")] = 256
     episode_tokens: (
@@ -69,6 +76,9 @@ class RewardSettings(Settings, frozen=True):
     ) = None
     turns: Annotated[int, Meta(ge=1, le=1000, description="The most answers of an episode with tools.")] = 8
     temperature: Annotated[float, Meta(gt=0, le=10, description="Of the answers that are learned from.")] = 1.0
+    eval_samples: Annotated[
+        int, Meta(ge=1, le=64, description="Answers to each held-out task; a single one is the likeliest.")
+    ] = 1
     staleness: Annotated[int, Meta(ge=0, le=64, description="Steps by which tokens may be older than the weights.")] = 0
     piece: (
         Annotated[int, Meta(ge=1, lt=LARGE, description="Tokens after which an answer goes on with newer weights.")]
@@ -110,13 +120,16 @@ class GrpoSettings(CorrectedSettings, frozen=True):
     """Learn from graded answers, compared with others to the same task (GRPO).
 
     Each line is `{"messages": […]}` with whatever else the grader reads. DAPO:
-    `--clip-high 0.28 --overlong-buffer N`.
+    `--clip-high 0.28 --overlong-buffer N --resample N`.
     """
 
     clip_low: Annotated[float, Meta(gt=0, le=1, description="How far a ratio may fall.")] = 0.2
     clip_high: Annotated[float, Meta(gt=0, le=100, description="How far it may rise.")] = 0.2
     scaled: Annotated[bool, Meta(description="Divide by the standard deviation of a group.")] = True
     skip_flat: Annotated[bool, Meta(description="Leave out groups in which all earned the same.")] = True
+    resample: Annotated[
+        int, Meta(ge=0, le=4096, description="The most groups of a step drawn anew, if all in them earned the same.")
+    ] = 0
     overlong_buffer: Annotated[
         int, Meta(ge=0, lt=LARGE, description="Last tokens of an answer that cost more and more; 0: none.")
     ] = 0

@@ -1,18 +1,30 @@
 """Weights by role → a `Decoder`, its parts plugged together as its spec says. Knows no files.
 
-Legend: O outputs, E experts, D model width.
+Legend: O outputs, E experts, D model width, H query heads.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from loreloop.model.decoder import Decoder, GatedFeedForward, GroupedQueryAttention, Layer, Mixer, RmsNorm
-from loreloop.model.expert_products import Expert
+from loreloop.model.attention_rules import AttentionRules
+from loreloop.model.decoder import (
+    AttentionParts,
+    Decoder,
+    GatedFeedForward,
+    GroupedQueryAttention,
+    Layer,
+    Mixer,
+    RmsNorm,
+    Unnormed,
+)
+from loreloop.model.expert_products import Expert, ExpertProducts
+from loreloop.model.gates import GATES
 from loreloop.model.latent_attention import NORM_EPS, Heads, LatentAttention, LatentParts
 from loreloop.model.linear import BaseLinear, Products
 from loreloop.model.packed_weights import PackedWeight
@@ -48,7 +60,11 @@ class Parts:
 
     def norm(self, role: str) -> RmsNorm:
         """The norm whose weight has this role, with the epsilon of the spec."""
-        return RmsNorm(self.tensor(role), self.spec.norm_eps, self.dtype)
+        weight_D = self.tensor(role)
+        if self.spec.norm_offset:
+            # Added in fp32: these families publish what a weight differs from one, which bf16 would round away.
+            weight_D = weight_D.float() + self.spec.norm_offset
+        return RmsNorm(weight_D, self.spec.norm_eps, self.dtype)
 
     def linear(self, role: str) -> BaseLinear:
         """The frozen product whose weight has this role, with the bias of the same role if there is one."""
@@ -63,15 +79,34 @@ class Parts:
             feed_forward = self._routed(index, self.spec.moe)
         else:
             feed_forward = self._gated(index, "")
+        before, after = self.spec.norms != "after", self.spec.norms != "before"
+
+        def entering(role: str) -> RmsNorm | Unnormed:
+            return self.norm(f"{index}.{role}") if before else Unnormed(self.dtype)
+
         return Layer(
-            self.norm(f"{index}.attention_norm"), attention, self.norm(f"{index}.feed_forward_norm"), feed_forward
+            attention_norm=entering("attention_norm"),
+            attention=attention,
+            feed_forward_norm=entering("feed_forward_norm"),
+            feed_forward=feed_forward,
+            attention_after=self.norm(f"{index}.attention_after") if after else None,
+            feed_forward_after=self.norm(f"{index}.feed_forward_after") if after else None,
         )
 
     def _grouped(self, index: int) -> Mixer:
-        head_norms = (self.norm(f"{index}.q_norm"), self.norm(f"{index}.k_norm")) if self.spec.qk_norm else None
-        return GroupedQueryAttention(
-            index, self.spec, self.linear(f"{index}.qkv"), self.linear(f"{index}.o"), head_norms
+        spec, about = self.spec, self.spec.attention
+        normed = spec.qk_norm != "none"
+        sinks_H = self.tensor(f"{index}.sinks").float() if about.sinks else None
+        parts = AttentionParts(
+            qkv=self.linear(f"{index}.qkv"),
+            o=self.linear(f"{index}.o"),
+            norms=(self.norm(f"{index}.q_norm"), self.norm(f"{index}.k_norm")) if normed else None,
+            whole=spec.qk_norm == "whole",
+            # Scores are divided by the root of the width wherever they are computed.
+            query_scale=1.0 if about.scale is None else about.scale * math.sqrt(spec.d_head),
+            rules=AttentionRules(about.window(index), about.cap, sinks_H),
         )
+        return GroupedQueryAttention(index, spec, parts)
 
     def _latent(self, index: int, latent: LatentSpec) -> Mixer:
         def norm(role: str) -> RmsNorm:
@@ -85,15 +120,19 @@ class Parts:
 
     def _gated(self, index: int, site: str) -> GatedFeedForward:
         gate_up, down = (self.linear(f"{index}.{site}{name}") for name in ("gate_up", "down"))
-        return GatedFeedForward(index, gate_up, down, site)
+        return GatedFeedForward(index, gate_up, down, GATES[self.spec.activation], site)
 
     def _routed(self, index: int, moe: MoeSpec) -> Mixer:
         # In fp32 a product of few outputs may depend on its neighbours (see TiledProducts), so there are always some.
         bias_E = self.tensor(f"{index}.router_bias") if moe.scoring == "sigmoid" else None
         weight_ED = F.pad(self.tensor(f"{index}.router"), (0, 0, 0, max(0, LEAST_OUTPUTS - moe.n_experts)))
-        router = Router(index, moe, BaseLinear(weight_ED, None, self.products), bias_E)
+        router_bias_E = None
+        if moe.biases:
+            router_bias_E = F.pad(self.tensor(f"{index}.router.bias"), (0, len(weight_ED) - moe.n_experts))
+        router = Router(index, moe, BaseLinear(weight_ED, router_bias_E, self.products), bias_E)
         experts = [
             Expert(self.linear(f"{index}.{expert}.gate_up"), self.linear(f"{index}.{expert}.down"))
             for expert in range(moe.n_experts)
         ]
-        return RoutedFeedForward(index, router, experts, self._gated(index, "shared.") if moe.d_shared else None)
+        shared = self._gated(index, "shared.") if moe.d_shared else None
+        return RoutedFeedForward(index, router, ExpertProducts(experts, GATES[self.spec.activation]), shared)

@@ -16,10 +16,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from loreloop.model.attention_rules import AttentionRules
+from loreloop.model.attention_spec import AttentionSpec
+from loreloop.model.gates import Gate
 from loreloop.model.linear import BaseLinear, rows_of
 from loreloop.model.lora import Adapters
 from loreloop.model.packed_weights import PackedWeight
-from loreloop.model.pointwise import add_rms_norm, gated_silu, rms_norm
+from loreloop.model.pointwise import add_rms_norm, rms_norm
 from loreloop.model.rope import Rope, RopeTable
 from loreloop.model.spec import DecoderSpec
 
@@ -30,7 +33,9 @@ class Attend(Protocol):
     Shapes: (T, H, E), (T, G, E), (T, G, E) → (T, H, E).
     """
 
-    def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope) -> Tensor: ...
+    def __call__(
+        self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope, rules: AttentionRules
+    ) -> Tensor: ...
 
     def latent(self, layer: int, q_THE: Tensor, latent_TL: Tensor, heads: LatentHeads, lora: Adapters) -> Tensor:
         """The same over latents, with queries and latents turned already. Gives (T, H, V)."""
@@ -78,38 +83,72 @@ class RmsNorm:
         return add_rms_norm(x_TD, delta_TD, self.weight_D, self.eps, self.dtype)
 
 
+class Unnormed:
+    """In the place of a norm, for families that norm what a part gives and not what it takes."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        return x_TD.to(self.dtype)
+
+    def after_adding(self, x_TD: Tensor, delta_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """x + delta in fp32, and the same in the compute dtype."""
+        sum_TD = x_TD + delta_TD
+        return sum_TD, sum_TD.to(self.dtype)
+
+
+@dataclass(frozen=True)
+class AttentionParts:
+    """The fused q/k/v product, the output product, and norms of queries and keys: none, of every head by itself, or
+    (`whole`) of all heads side by side. `query_scale` is what queries are multiplied by, since attention divides scores
+    by the root of the width alone."""
+
+    qkv: BaseLinear
+    o: BaseLinear
+    norms: tuple[RmsNorm, RmsNorm] | None
+    whole: bool
+    query_scale: float
+    rules: AttentionRules
+
+
 class GroupedQueryAttention:
     """Fused q/k/v product, optional norms of queries and keys, rotation, attention, output product."""
 
-    def __init__(
-        self, layer: int, spec: DecoderSpec, qkv: BaseLinear, o: BaseLinear, head_norms: tuple[RmsNorm, RmsNorm] | None
-    ) -> None:
-        self.layer, self.spec, self.qkv, self.o, self.head_norms = layer, spec, qkv, o, head_norms
+    def __init__(self, layer: int, spec: DecoderSpec, parts: AttentionParts) -> None:
+        self.layer, self.spec, self.parts = layer, spec, parts
+        self.qkv, self.o = parts.qkv, parts.o
 
     def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:
-        spec = self.spec
+        spec, parts = self.spec, self.parts
         qkv = lora.linear(x_TD, self.qkv, self.layer, "qkv")
         # The three projections are one product, since their input is the same and a few wide products beat many narrow
         # ones.
         heads_TNE = qkv.view(-1, spec.n_heads + 2 * spec.n_kv_heads, spec.d_head)
         q_THE, k_TGE, v_TGE = heads_TNE.split((spec.n_heads, spec.n_kv_heads, spec.n_kv_heads), dim=1)
-        if self.head_norms:
-            q_norm, k_norm = self.head_norms
-            # These models norm each head by itself, before rotation: the angles must act on what is normed.
-            q_THE, k_TGE = q_norm(q_THE), k_norm(k_TGE)
-        o_THE = attend(self.layer, q_THE, k_TGE, v_TGE, rope)
+        if parts.norms:
+            q_norm, k_norm = parts.norms
+            # Normed before rotation: the angles must act on what is normed.
+            if parts.whole:
+                q_THE = q_norm(q_THE.flatten(1)).view(q_THE.shape)
+                k_TGE = k_norm(k_TGE.flatten(1)).view(k_TGE.shape)
+            else:
+                q_THE, k_TGE = q_norm(q_THE), k_norm(k_TGE)
+        if parts.query_scale != 1:
+            q_THE = q_THE * parts.query_scale
+        o_THE = attend(self.layer, rope.grown(q_THE), k_TGE, v_TGE, rope, parts.rules)
         return lora.linear(o_THE.flatten(1), self.o, self.layer, "o")
 
 
 class GatedFeedForward:
-    """down(silu(gate(x)) · up(x)), gate and up in one product. `site` begins the names of its two products."""
+    """down(act(gate(x)) · up(x)), gate and up in one product. `site` begins the names of its two products."""
 
-    def __init__(self, layer: int, gate_up: BaseLinear, down: BaseLinear, site: str = "") -> None:
-        self.layer, self.gate_up, self.down, self.site = layer, gate_up, down, site
+    def __init__(self, layer: int, gate_up: BaseLinear, down: BaseLinear, gate: Gate, site: str = "") -> None:
+        self.layer, self.gate_up, self.down, self.gate, self.site = layer, gate_up, down, gate, site
 
     def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:
         gate_up = lora.linear(x_TD, self.gate_up, self.layer, f"{self.site}gate_up")
-        return lora.linear(gated_silu(gate_up), self.down, self.layer, f"{self.site}down")
+        return lora.linear(self.gate.forward(gate_up), self.down, self.layer, f"{self.site}down")
 
 
 @dataclass(frozen=True)
@@ -124,12 +163,29 @@ class ImageRows:
 
 @dataclass(frozen=True)
 class Layer:
-    """Two mixers, each behind its norm. A family may plug in others."""
+    """Two mixers, each behind its norm, and perhaps before another. A family may plug in others."""
 
-    attention_norm: RmsNorm
+    attention_norm: RmsNorm | Unnormed
     attention: Mixer
-    feed_forward_norm: RmsNorm
+    feed_forward_norm: RmsNorm | Unnormed
     feed_forward: Mixer
+    attention_after: RmsNorm | None = None
+    feed_forward_after: RmsNorm | None = None
+
+
+@dataclass(frozen=True)
+class Ropes:
+    """The angles of a batch, for layers of each kind: ordinary ones, those with a window, those that turn nothing."""
+
+    ordinary: Rope
+    local: Rope
+    still: Rope
+
+    def of(self, attention: AttentionSpec, layer: int) -> Rope:
+        """Those of one layer."""
+        if layer in attention.unturned:
+            return self.still
+        return self.ordinary if attention.window(layer) is None else self.local
 
 
 class Decoder:
@@ -146,6 +202,10 @@ class Decoder:
         self.spec, self.embedding_VD, self.layers = spec, embedding_VD, layers
         self.final_norm, self.head = final_norm, head
         self.rope_table = RopeTable(spec.rope, spec.d_turned, self.device)
+        local = spec.attention.local_rope
+        self.local_rope_table = RopeTable(local, spec.d_turned, self.device) if local else None
+        # Rounded as a model's own code rounds it, which multiplies in the compute dtype.
+        self.embedding_scale = float(torch.tensor(spec.scales.embedding, dtype=self.dtype))
 
     @property
     def device(self) -> torch.device:
@@ -160,29 +220,50 @@ class Decoder:
     def embed(self, tokens_T: Tensor, images: ImageRows | None = None) -> Tensor:
         """(T,) int64 → (T, D) fp32, the residual stream. Ids of image rows are of no vocabulary."""
         if images is None:
-            return rows_of(self.embedding_VD, tokens_T).float()
+            return self._scaled(rows_of(self.embedding_VD, tokens_T))
         # Ids of images lie below zero and have no row. They look up row 0, which is overwritten in the next step.
-        x_TD = rows_of(self.embedding_VD, tokens_T.clamp(min=0)).float()
+        x_TD = self._scaled(rows_of(self.embedding_VD, tokens_T.clamp(min=0)))
         return x_TD.index_copy(0, images.rows_N, images.embedding_ND.float())
 
-    def rope(self, positions: Tensor) -> Rope:
+    def _scaled(self, x_TD: Tensor) -> Tensor:
+        return x_TD.float() if self.embedding_scale == 1 else x_TD.float() * self.embedding_scale
+
+    def rope(self, positions: Tensor) -> Ropes:
         """The angles of positions (T,), or (T, 3) where time, row and column of images differ."""
-        return self.rope_table.at(positions)
+        rope, attention = self.rope_table.at(positions), self.spec.attention
+        local = self.local_rope_table.at(positions) if self.local_rope_table else rope
+        return Ropes(rope, local, rope.still() if attention.unturned else rope)
 
     def layer(
-        self, index: int, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters, images: ImageRows | None = None
+        self, index: int, x_TD: Tensor, ropes: Ropes, attend: Attend, lora: Adapters, images: ImageRows | None = None
     ) -> Tensor:
         """One layer over the residual stream, fp32 in and out."""
-        layer = self.layers[index]
+        layer, rope = self.layers[index], ropes.of(self.spec.attention, index)
         delta_TD = layer.attention(layer.attention_norm(x_TD), rope, attend, lora)
+        delta_TD = self._leaving(delta_TD, layer.attention_after)
         # Adding and norming in one step reads the residual stream once instead of twice.
         x_TD, normed_TD = layer.feed_forward_norm.after_adding(x_TD, delta_TD)
-        x_TD = x_TD + layer.feed_forward(normed_TD, rope, attend, lora)
+        delta_TD = layer.feed_forward(normed_TD, rope, attend, lora)
+        x_TD = x_TD + self._leaving(delta_TD, layer.feed_forward_after)
         # Some towers have further features of the same image for the first layers, which are added behind them.
         if images is not None and index < len(images.additions):
             x_TD = x_TD.index_add(0, images.rows_N, images.additions[index].float())
         return x_TD
 
+    def _leaving(self, delta_TD: Tensor, norm: RmsNorm | None) -> Tensor:
+        """What a part of a layer adds to the residual stream, normed and scaled as the family has it."""
+        if norm is not None:
+            delta_TD = norm(delta_TD)
+        scale = self.spec.scales.residual
+        return delta_TD if scale == 1 else delta_TD * scale
+
     def final(self, x_TD: Tensor) -> Tensor:
         """(T, D) fp32 → (T, D) in the compute dtype, ready for the head."""
-        return self.final_norm(x_TD)
+        h_TD, scale = self.final_norm(x_TD), self.spec.scales.logit
+        # Scaling what the head takes scales its logits, and those of an adapter on it as well.
+        return h_TD if scale == 1 else h_TD * scale
+
+    def capped(self, logits_NV: Tensor) -> Tensor:
+        """Logits as the family bounds them, from the head's product."""
+        cap = self.spec.scales.logit_cap
+        return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)

@@ -20,10 +20,10 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from loreloop.model.expert_lora import ExpertLora, Run, expert_lora
+from loreloop.model.gates import GATES, Gate
 from loreloop.model.linear import BaseLinear, PanelLinear
 from loreloop.model.lora import Adapters, LoraGroup
 from loreloop.model.packed_weights import PackedGroup
-from loreloop.model.pointwise import gated_silu, gated_silu_backward
 
 # oneDNN prepares a product for every number of rows when it first meets it, 0.5 ms each. Experts have other numbers of
 # rows in every step; rounded, they are soon all known.
@@ -70,11 +70,12 @@ class _Block:
 
 
 class ExpertProducts:
-    """The base products of a layer's experts."""
+    """The base products of a layer's experts, and the gate between them."""
 
-    def __init__(self, experts: Sequence[Expert]) -> None:
-        self.experts = experts
+    def __init__(self, experts: Sequence[Expert], gate: Gate = GATES["silu"]) -> None:
+        self.experts, self.gate = experts, gate
         first = experts[0].gate_up
+        self.biased = first.bias_O is not None
         # All experts of a layer are alike, so the first one speaks for them.
         plain = isinstance(first.weight, Tensor) and first.weight.device.type == "cpu"
         by_kernel = isinstance(first.forward, PanelLinear)  # which prepares nothing, and adds up in one order
@@ -83,8 +84,9 @@ class ExpertProducts:
 
     def together(self, x: Tensor) -> bool:
         """Whether all rows go through one product."""
-        # Both products or none: a block is either of one expert or of all, and cannot change between them.
-        return all(group is not None and group.serves(x) for group in self._groups.values())
+        # Both products or none: a block is either of one expert or of all, and cannot change between them. Besides, the
+        # kernel for all of them adds no biases.
+        return not self.biased and all(group is not None and group.serves(x) for group in self._groups.values())
 
     def forward(self, block: _Block, site: str, x_NI: Tensor) -> Tensor:
         """The base product of a block's rows at a site, (N, O): of one expert, or of all in one launch."""
@@ -97,6 +99,12 @@ class ExpertProducts:
         if block.starts_E1 is None:
             return self._alone(block, site).input_grad(dy_NO)
         return self._group(site).input_grad(dy_NO, block.starts_E1)
+
+    def down_bias(self, block: _Block) -> Tensor:
+        """What the expert of a block adds to its result whatever its input, (D,) fp32."""
+        bias_D = self._alone(block, "down").bias_O
+        assert bias_D is not None
+        return bias_D.float()
 
     def _alone(self, block: _Block, site: str) -> BaseLinear:
         # Such a block has exactly one run.
@@ -219,7 +227,7 @@ class _Pass:
             gate_up_NO = self.experts.forward(block, "gate_up", x_ND)
             for run, adapter, rows in self._present(block):
                 adapter.gate_up(run, rows, x_ND[run.rows], gate_up_NO[run.rows])
-            inner_NF = gated_silu(gate_up_NO)
+            inner_NF = self.experts.gate.forward(gate_up_NO)
             y_ND = self.experts.forward(block, "down", inner_NF)
             for run, adapter, rows in self._present(block):
                 adapter.down(run, rows, inner_NF[run.rows], weight_N[run.rows], y_ND[run.rows])
@@ -243,7 +251,7 @@ class _Pass:
         for block, gate_up_NO in zip(self.blocks, self.gate_ups, strict=True):
             weight_N = self.weight_P1[block.pairs_N]
             dout_ND = dout_TD.index_select(0, block.tokens_N)
-            inner_NF = gated_silu(gate_up_NO)
+            inner_NF = self.experts.gate.forward(gate_up_NO)
             # Of the expert's result by itself, not yet weighed.
             dinner_NF = self.experts.input_grad(block, "down", dout_ND)
             for run, adapter, rows in self._present(block):
@@ -251,10 +259,13 @@ class _Pass:
                 adapter.down_back(run, rows, inner_NF[span], weight_N[span], dout_ND[span], dinner_NF[span])
             # ∂/∂weight is the gradient of the result, dotted with the expert's unweighed result. Sent back through
             # `down`, that is the dot product of both inners, and the result itself need not be computed again.
-            dweight_P1[block.pairs_N] = (dinner_NF.float() * inner_NF.float()).sum(-1)
+            dweight_N = (dinner_NF.float() * inner_NF.float()).sum(-1)
+            if self.experts.biased:
+                dweight_N += dout_ND.float() @ self.experts.down_bias(block)
+            dweight_P1[block.pairs_N] = dweight_N
             # Only now weighed, for what follows is about x, which the weight does act on.
             dinner_NF = (dinner_NF.float() * weight_N[:, None]).to(dinner_NF.dtype)
-            dgate_up_NO = gated_silu_backward(gate_up_NO, dinner_NF)
+            dgate_up_NO = self.experts.gate.backward(gate_up_NO, dinner_NF)
             dx_ND = self.experts.input_grad(block, "gate_up", dgate_up_NO)
             for run, adapter, rows in self._present(block):
                 adapter.gate_up_back(run, rows, self.x_TD, dgate_up_NO[run.rows], dx_ND[run.rows])

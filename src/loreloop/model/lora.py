@@ -80,15 +80,19 @@ def attention_sites(spec: DecoderSpec) -> dict[str, SiteShape]:
         inner = _site(spec.d_model, "self_attn", (query, ("kv_a_proj_with_mqa", latent.kv_rank + latent.d_rope)))
         sites = {"q_kv_a": inner}
     else:
-        parts = (("q_proj", spec.d_q), ("k_proj", spec.d_kv), ("v_proj", spec.d_kv))
+        parts: tuple[tuple[str, int], ...] = (("q_proj", spec.d_q), ("k_proj", spec.d_kv), ("v_proj", spec.d_kv))
+        if spec.fused_projections:
+            # Published as one matrix, it has one adapter, as peft gives it.
+            parts = (("qkv_proj", spec.d_q + 2 * spec.d_kv),)
         sites = {"qkv": _site(spec.d_model, "self_attn", parts)}
     return sites | {"o": _site(spec.d_attended, "self_attn", (("o_proj", spec.d_model),))}
 
 
 def feed_forward_sites(spec: DecoderSpec, width: int, site: str = "", module: str = "mlp") -> dict[str, SiteShape]:
     """The two sites of a gated feed-forward `width` wide. `site` begins their names, `module` their parts'."""
+    both = (("gate_up_proj", 2 * width),) if spec.fused_projections else (("gate_proj", width), ("up_proj", width))
     return {
-        f"{site}gate_up": _site(spec.d_model, module, (("gate_proj", width), ("up_proj", width))),
+        f"{site}gate_up": _site(spec.d_model, module, both),
         f"{site}down": _site(width, module, (("down_proj", spec.d_model),)),
     }
 

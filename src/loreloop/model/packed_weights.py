@@ -20,6 +20,7 @@ from loreloop.kernels import int4_gpu
 from loreloop.kernels import packed_products as kernels
 from loreloop.kernels.int4_gpu import Int4GpuGroup, Int4GpuWeight
 from loreloop.kernels.packed_products import GROUP, LANES, Codes
+from loreloop.model.mx_weights import MxCodes
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 MOST_CODE = {4: 7, 8: 127}  # of symmetric codes
@@ -35,7 +36,7 @@ def packable(shape: tuple[int, ...], starts: Sequence[int] = ()) -> bool:
 class PackedWeight:
     """A weight (O, I). Rows can be cut out in whole tiles of 16, and filled in, like those of a tensor."""
 
-    def __init__(self, codes: Codes | Int4GpuWeight) -> None:
+    def __init__(self, codes: Codes | Int4GpuWeight | MxCodes) -> None:
         self.codes = codes
 
     @staticmethod
@@ -73,7 +74,7 @@ class PackedWeight:
         start, stop, step = rows.indices(self.codes.d_out)
         # Codes of 16 outputs lie interleaved, and a cut within them would not be a view.
         assert (step, start % LANES, stop % LANES) == (1, 0, 0), rows
-        if isinstance(self.codes, Int4GpuWeight):
+        if not isinstance(self.codes, Codes):
             return PackedWeight(self.codes[rows])
         tiles = slice(start // LANES, stop // LANES)
         offsets = None if self.codes.offsets is None else self.codes.offsets[tiles]
@@ -82,6 +83,7 @@ class PackedWeight:
     def copy_(self, weight_OI: Tensor) -> None:
         """Fills it with near values: symmetric codes, a group's largest value at the largest code."""
         assert self.codes.offsets is None
+        assert not isinstance(self.codes, MxCodes), "such weights come packed"
         most = MOST_CODE[self.codes.bits]
         weight_OGI = weight_OI.to(self.codes.scales.device, torch.float32).unflatten(1, (-1, GROUP))
         # Rounded to its stored dtype before the codes are made: they must fit the scale that will multiply them, not an
@@ -99,6 +101,7 @@ class PackedWeight:
     def fill(self, code_OI: Tensor, scale_OG: Tensor, offset_OG: Tensor | None) -> None:
         """Fills it with codes as they are: 0 … 15 in uint8, or int8."""
         assert (offset_OG is None) == (self.codes.offsets is None)
+        assert not isinstance(self.codes, MxCodes), "its codes have values of their own"
         if isinstance(self.codes, Int4GpuWeight):
             self.codes.fill(code_OI, scale_OG, offset_OG)
             return
@@ -112,6 +115,8 @@ class PackedWeight:
 
     def dense(self) -> Tensor:
         """(O, I) bf16."""
+        if isinstance(self.codes, MxCodes):
+            return self.codes.dense()
         if isinstance(self.codes, Codes) and self.codes.codes.is_cpu and kernels.supports(_A_ROW):
             return kernels.unpacked(self.codes)
         return self._dense_by_steps()
@@ -119,7 +124,7 @@ class PackedWeight:
     def rows(self, index_N: Tensor) -> Tensor:
         """The weights of some outputs, (N, I) bf16."""
         flat_N = index_N.flatten()
-        if isinstance(self.codes, Int4GpuWeight):
+        if not isinstance(self.codes, Codes):
             # Sheets keep an output's codes together in each block, so rows can be picked; tiles must be unpacked whole.
             row_NI = PackedWeight(self.codes[flat_N]).dense()
         else:
@@ -131,6 +136,7 @@ class PackedWeight:
 
     def _dense_by_steps(self) -> Tensor:
         """`dense`, plainly."""
+        assert not isinstance(self.codes, MxCodes)
         code_OI, scale_OG, offset_OG = _plain(self.codes) if isinstance(self.codes, Codes) else self.codes.plain()
         value_OGI = code_OI.float().unflatten(1, (-1, GROUP))
         # Without offsets four-bit codes are symmetric around 8; eight-bit ones have a sign of their own.

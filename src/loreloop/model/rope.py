@@ -3,7 +3,8 @@
 Angles come from a table in fp32 that grows by whole blocks, so that a position's angles are the same numbers in every
 batch. Knows no layers.
 
-Legend: T tokens, P positions of the table, N heads of any kind, E head width.
+Legend: T tokens, P positions of the table, N heads of any kind, H query heads, E head width, or that of its turned
+part.
 """
 
 from __future__ import annotations
@@ -14,20 +15,42 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loreloop.model.spec import RopeSpec
+from loreloop.model.attention_spec import RopeSpec
 
 BLOCK_POSITIONS = 1024
 
 
 @dataclass(frozen=True)
 class Rope:
-    """cos and sin of every token's angles, (T, 1, E), fp32; the first half of each sin with its sign turned."""
+    """cos and sin of every token's angles, (T, 1, E), fp32; the first half of each sin with its sign turned. Queries
+    may grow with their position besides, by `growth_T11`."""
 
     cos_T1E: Tensor
     sin_T1E: Tensor
+    growth_T11: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        """How many of a head's numbers are turned, from the first on."""
+        return self.cos_T1E.shape[-1]
 
     def rotate(self, x_TNE: Tensor) -> Tensor:
         """Queries or keys turned by their positions, in their own dtype."""
+        if self.width < x_TNE.shape[-1]:
+            # Of some families' heads only the beginning is turned, and of some layers' nothing.
+            turned = self._turned(x_TNE[..., : self.width])
+            return torch.cat((turned, x_TNE[..., self.width :]), -1) if self.width else x_TNE
+        return self._turned(x_TNE)
+
+    def grown(self, q_THE: Tensor) -> Tensor:
+        """Queries as large as their position makes them."""
+        return q_THE if self.growth_T11 is None else q_THE * self.growth_T11.to(q_THE.dtype)
+
+    def still(self) -> Rope:
+        """The same for layers that turn nothing."""
+        return Rope(self.cos_T1E[..., :0], self.sin_T1E[..., :0], self.growth_T11)
+
+    def _turned(self, x_TNE: Tensor) -> Tensor:
         x = x_TNE.float()
         across_TNE = x.roll(x.shape[-1] // 2, -1)
         return (x * self.cos_T1E).add_(across_TNE.mul_(self.sin_T1E)).to(x_TNE.dtype)
@@ -40,7 +63,7 @@ class RopeTable:
         # Tables begin empty and grow: a window of a million positions would take memory that few requests use.
         self.inverse_frequencies_E = inverse_frequencies(spec, d_head)
         self.axes_E = frequency_axes(spec.sections, d_head).to(device) if spec.sections else None
-        self.factor, self.device = spec.attention_factor, device
+        self.factor, self.device, self.spec = spec.attention_factor, device, spec
         self.cos_PE = torch.empty(0, d_head, device=device)
         self.sin_PE = torch.empty(0, d_head, device=device)
 
@@ -57,7 +80,14 @@ class RopeTable:
             # Every frequency looks its angle up at the position of its own axis.
             of_axis_TE, numbers_E = positions[:, self.axes_E], torch.arange(len(self.axes_E), device=positions.device)
             cos_TE, sin_TE = self.cos_PE[of_axis_TE, numbers_E], self.sin_PE[of_axis_TE, numbers_E]
-        return Rope(cos_TE[:, None], sin_TE[:, None])
+        return Rope(cos_TE[:, None], sin_TE[:, None], self._growth(positions))
+
+    def _growth(self, positions: Tensor) -> Tensor | None:
+        """1 + β · ln(1 + ⌊position / window⌋), as Llama 4 and Ministral 3 have it."""
+        if not self.spec.query_growth:
+            return None
+        windows_T = torch.floor(positions / self.spec.original_context_window)
+        return (1 + self.spec.query_growth * torch.log1p(windows_T))[:, None, None]
 
     def _grow(self) -> None:
         start = self.cos_PE.shape[0]
@@ -85,6 +115,8 @@ def inverse_frequencies(spec: RopeSpec, d_head: int) -> Tensor:
         return plain
     if spec.scaling == "linear":
         return plain / spec.factor
+    if spec.scaling == "longrope":
+        return plain / torch.tensor(spec.divisors)
     return _llama3(plain, spec) if spec.scaling == "llama3" else _yarn(plain, spec)
 
 

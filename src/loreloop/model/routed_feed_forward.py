@@ -8,13 +8,11 @@ Legend: T tokens, D model width, E experts, K experts a token, G groups of exper
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from loreloop.model.decoder import Attend, GatedFeedForward
-from loreloop.model.expert_products import Expert, ExpertProducts, experts_sum
+from loreloop.model.expert_products import ExpertProducts, experts_sum
 from loreloop.model.linear import BaseLinear
 from loreloop.model.lora import Adapters
 from loreloop.model.rope import Rope
@@ -64,9 +62,9 @@ class Router:
 class RoutedFeedForward:
     """Σ weight · expert(x) over the experts of each token, plus the shared expert."""
 
-    def __init__(self, layer: int, router: Router, experts: Sequence[Expert], shared: GatedFeedForward | None) -> None:
-        self.layer, self.router, self.experts, self.shared = layer, router, experts, shared
-        self._products = ExpertProducts(experts)
+    def __init__(self, layer: int, router: Router, products: ExpertProducts, shared: GatedFeedForward | None) -> None:
+        self.layer, self.router, self.experts, self.shared = layer, router, products.experts, shared
+        self._products = products
 
     def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:
         ids_TK, weight_TK = self.router(x_TD, lora)

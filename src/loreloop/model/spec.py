@@ -6,74 +6,14 @@ A spec that no decoder can have is refused when it is made. Holds no weights and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from loreloop.protocol.errors import BadRequest
+from loreloop.model.attention_spec import PLAIN_ATTENTION, AttentionSpec, RopeSpec, check_sizes, check_spec
 
+Activation = Literal["silu", "gelu_tanh", "clamped_silu"]
 MOST_LAYERS = 10_000
 MOST_EXPERTS = 32767  # routes are written down in two bytes
-
-
-def check_spec(what: str, conditions: Mapping[str, bool]) -> None:
-    """BadRequest with those of the conditions, by their words, that do not hold."""
-    # All broken conditions are named at once, so that a user mends a configuration in one go.
-    if broken := [words for words, holds in conditions.items() if not holds]:
-        raise BadRequest(f"The configuration describes no {what} that could be computed: {'; '.join(broken)}.")
-
-
-def check_sizes(what: str, **sizes: int) -> None:
-    """BadRequest where one is no whole number of 1 or more."""
-    check_spec(
-        # The bound is far above any real model. It makes a plain refusal of what would end as a failed allocation.
-        what,
-        {f"{name} is {size!r}": isinstance(size, int) and 0 < size < 1 << 40 for name, size in sizes.items()},
-    )
-
-
-def as_settings(name: str, value: Any) -> Mapping[str, Any]:
-    """A part of a configuration that has names of its own; TypeError where it is something else."""
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{name} = {value!r}")
-    return value
-
-
-@dataclass(frozen=True)
-class RopeSpec:
-    """Rotary embedding: `theta` is the base; `llama3` and `yarn` scaling stretch low frequencies by `factor`.
-
-    YaRN keeps what turns `beta_fast` times or more in the original window, stretches what turns `beta_slow` times or
-    less, and multiplies queries and keys by `attention_factor`.
-
-    With `sections` (time, rows, columns) a position has three numbers, and frequencies take them in turn.
-    """
-
-    theta: float
-    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context_window: int = 8192
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float = 1.0
-    whole_dimensions: bool = True  # YaRN's borders are rounded to whole dimensions
-    sections: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        ratios = (self.factor, self.low_freq_factor, self.high_freq_factor, self.beta_fast, self.beta_slow)
-        check_spec(
-            "rotary embedding",
-            {
-                f"its base {self.theta} is not above 1": 1 < self.theta < math.inf,
-                f"its factors {ratios} are not above 0": all(0 < ratio < math.inf for ratio in ratios),
-                "its two frequency factors are equal": self.low_freq_factor != self.high_freq_factor,
-                f"its first window is {self.original_context_window}": self.original_context_window > 0,
-                f"attention's factor is {self.attention_factor}": 0 < self.attention_factor < math.inf,
-                f"it has sections {self.sections}, not three": not self.sections or len(self.sections) == 3,
-            },
-        )
 
 
 @dataclass(frozen=True)
@@ -94,6 +34,8 @@ class MoeSpec:
     n_groups: int = 1
     top_groups: int = 1
     d_shared: int = 0
+    biases: bool = False  # of the router, and of each expert's products
+    by_turns: bool = False  # published rows of gates and ups stand by turns, and not all gates first
 
     def __post_init__(self) -> None:
         sizes = {"n_groups": self.n_groups, "top_groups": self.top_groups}
@@ -138,6 +80,24 @@ class LatentSpec:
 
 
 @dataclass(frozen=True)
+class ScaleSpec:
+    """What numbers are multiplied by on their way: embeddings, what a layer's parts add to the residual stream, and
+    logits, which are then, with `logit_cap`, cap · tanh(logit / cap)."""
+
+    embedding: float = 1.0
+    residual: float = 1.0
+    logit: float = 1.0
+    logit_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        scales = (self.embedding, self.residual, self.logit, 1.0 if self.logit_cap is None else self.logit_cap)
+        check_spec("decoder", {f"its scales are {scales}": all(0 < abs(scale) < math.inf for scale in scales)})
+
+
+UNSCALED = ScaleSpec()
+
+
+@dataclass(frozen=True)
 class CacheShape:
     """What a token leaves behind in a layer: `n_kinds` (keys and values, or one latent) × `n_heads` × `d_head`."""
 
@@ -168,7 +128,16 @@ class DecoderSpec:
     context_window: int
     tie_embeddings: bool
     qkv_bias: bool = False
-    qk_norm: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: Literal["none", "head", "whole"] = "none"  # of each head by itself, or of all heads side by side
+    norms: Literal["before", "after", "both"] = "before"  # where each part of a layer is normed
+    norm_offset: float = 0.0  # what is added to the published weights of norms
+    activation: Activation = "silu"
+    fused_projections: bool = False  # published as one matrix each: q, k, v; gate and up
+    d_rotary: int | None = None  # how much of a head is turned, where that is not all of it
+    attention: AttentionSpec = PLAIN_ATTENTION
+    scales: ScaleSpec = UNSCALED
     eos_token_ids: tuple[int, ...] = ()
     moe: MoeSpec | None = None
     latent: LatentSpec | None = None
@@ -185,6 +154,8 @@ class DecoderSpec:
                 f"{self.n_layers} layers": self.n_layers < MOST_LAYERS,
                 f"{self.n_heads} heads, {self.n_kv_heads} of keys": self.n_heads % self.n_kv_heads == 0,
                 f"a head's width {self.d_turned} is odd": self.d_turned % 2 == 0,
+                f"{self.d_turned} numbers of a head are turned": 0 < self.d_turned <= self.d_head,
+                f"windows of {len(self.attention.windows)} layers": len(self.attention.windows) in (0, self.n_layers),
                 f"its norms' epsilon is {self.norm_eps!r}": 0 <= self.norm_eps < 1,
                 f"its stop ids are {self.eos_token_ids}": all(isinstance(i, int) for i in self.eos_token_ids),
             },
@@ -203,7 +174,9 @@ class DecoderSpec:
     @property
     def d_turned(self) -> int:
         """How much of a head the rotary embedding turns."""
-        return self.latent.d_rope if self.latent else self.d_head
+        if self.latent:
+            return self.latent.d_rope
+        return self.d_head if self.d_rotary is None else self.d_rotary
 
     @property
     def d_attended(self) -> int:

@@ -45,11 +45,8 @@ def decoder_weights(spec: DecoderSpec, names: WeightNames) -> Iterator[Weight]:
 
 
 def _layer(spec: DecoderSpec, names: WeightNames, layer: int) -> Iterator[Weight]:
-    for role in ("attention_norm", "feed_forward_norm"):
-        yield _whole(f"{layer}.{role}", getattr(names, role).format(layer=layer), (spec.d_model,))
-    if spec.qk_norm:
-        yield _whole(f"{layer}.q_norm", names.q_norm.format(layer=layer), (spec.d_head,))
-        yield _whole(f"{layer}.k_norm", names.k_norm.format(layer=layer), (spec.d_head,))
+    for role, width in _vectors(spec):
+        yield _whole(f"{layer}.{role}", getattr(names, role).format(layer=layer), (width,))
     sites = attention_sites(spec)
     if spec.latent:
         yield from _latent(spec, spec.latent, names, layer)
@@ -62,8 +59,29 @@ def _layer(spec: DecoderSpec, names: WeightNames, layer: int) -> Iterator[Weight
         sites |= feed_forward_sites(spec, spec.d_ff)
     for site, shape in sites.items():
         yield _fused(f"{layer}.{site}", shape, names, layer, "weight")
-        if site == "qkv" and spec.qkv_bias:
+        if _biased(spec, site):
             yield _fused(f"{layer}.{site}.bias", shape, names, layer, "bias")
+
+
+def _vectors(spec: DecoderSpec) -> Iterator[tuple[str, int]]:
+    """The role and width of each vector of a layer: its norms, and what scores of attention have besides."""
+    if spec.norms != "after":
+        yield from (("attention_norm", spec.d_model), ("feed_forward_norm", spec.d_model))
+    if spec.norms != "before":
+        yield from (("attention_after", spec.d_model), ("feed_forward_after", spec.d_model))
+    if spec.qk_norm == "head":
+        yield from (("q_norm", spec.d_head), ("k_norm", spec.d_head))
+    elif spec.qk_norm == "whole":
+        yield from (("q_norm", spec.d_q), ("k_norm", spec.d_kv))
+    if spec.attention.sinks:
+        yield "sinks", spec.n_heads
+
+
+def _biased(spec: DecoderSpec, site: str) -> bool:
+    """Whether a site's product has a bias."""
+    if site == "qkv":
+        return spec.qkv_bias
+    return spec.o_bias if site == "o" else spec.mlp_bias and site in ("gate_up", "down")
 
 
 def _latent(spec: DecoderSpec, latent: LatentSpec, names: WeightNames, layer: int) -> Iterator[Weight]:
@@ -82,12 +100,22 @@ def _experts(spec: DecoderSpec, moe: MoeSpec, names: WeightNames, layer: int) ->
     yield _whole(f"{layer}.router", names.router.format(layer=layer), (moe.n_experts, spec.d_model), fp32=fp32)
     if moe.scoring == "sigmoid":
         yield _whole(f"{layer}.router_bias", names.router_bias.format(layer=layer), (moe.n_experts,), fp32=True)
+    if moe.biases:
+        yield _whole(f"{layer}.router.bias", names.router_linear_bias.format(layer=layer), (moe.n_experts,))
     for expert in range(moe.n_experts):
         # Gate and up are published apart and fused here, since both multiply the same input.
         gate, up, down = (names.expert.format(layer=layer, expert=expert, part=part) for part in names.expert_parts)
-        halves = (Piece(gate, slice(0, moe.d_expert)), Piece(up, slice(moe.d_expert, 2 * moe.d_expert)))
-        yield Weight(f"{layer}.{expert}.gate_up", (2 * moe.d_expert, spec.d_model), halves, bits=4)
+        yield Weight(f"{layer}.{expert}.gate_up", (2 * moe.d_expert, spec.d_model), _halves(gate, up, moe), bits=4)
         yield _whole(f"{layer}.{expert}.down", down, (spec.d_model, moe.d_expert), bits=4)
+        if moe.biases:
+            gate, up, down = (names.expert_bias.format(layer=layer, expert=expert, part=p) for p in names.expert_parts)
+            yield Weight(f"{layer}.{expert}.gate_up.bias", (2 * moe.d_expert,), _halves(gate, up, moe))
+            yield _whole(f"{layer}.{expert}.down.bias", down, (spec.d_model,))
+
+
+def _halves(gate: str, up: str, moe: MoeSpec) -> tuple[Piece, Piece]:
+    """Gates above ups, however they are published."""
+    return Piece(gate, slice(0, moe.d_expert)), Piece(up, slice(moe.d_expert, 2 * moe.d_expert))
 
 
 def _whole(role: str, name: str, shape: tuple[int, ...], *, fp32: bool = False, bits: int = 0) -> Weight:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from loreloop.protocol.openai_rest import Strict
+from loreloop.protocol.openai_rest import ResponseFormat, Strict
 
 Auto = Literal["auto"]
 Epochs = Annotated[int, Meta(ge=1, le=50)]
@@ -38,7 +38,7 @@ class DpoHyperparameters(Strict, frozen=True):
 class ReinforcementHyperparameters(Strict, frozen=True):
     """Of a job with a grader. `compute_multiplier` multiplies the answers drawn for each task, `eval_interval` counts
     steps between two evaluations, and `eval_samples` answers to each of their tasks. Not OpenAI's:
-    `max_completion_tokens`, of one answer."""
+    `max_completion_tokens`, of one answer, and `budget_tokens`, sampled tokens after which the job ends."""
 
     n_epochs: Auto | Epochs | None = None
     batch_size: Auto | BatchSize | None = None
@@ -48,6 +48,7 @@ class ReinforcementHyperparameters(Strict, frozen=True):
     eval_samples: Auto | Annotated[int, Meta(ge=1, le=64)] | None = None
     reasoning_effort: Literal["default", "low", "medium", "high"] | None = None
     max_completion_tokens: Auto | Annotated[int, Meta(ge=1, le=32_768)] | None = None
+    budget_tokens: Annotated[int, Meta(ge=1, le=1_000_000_000_000)] | None = None
 
 
 class Supervised(Strict, frozen=True):
@@ -67,7 +68,7 @@ class Reinforcement(Strict, frozen=True):
 
     grader: dict[str, Any]
     hyperparameters: ReinforcementHyperparameters | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
 
 
 class Method(Strict, frozen=True):

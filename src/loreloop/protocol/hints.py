@@ -26,7 +26,8 @@ _CALLERS = frozenset(
 _LOADING = frozenset({"defer_loading", "allowed_callers"})  # of tools: all are loaded, and the model alone calls them
 
 NOTES: dict[Kind, frozenset[str]] = {
-    openai.Common: _CALLERS | {"metadata", "store", "verbosity", "prediction"},
+    openai.Common: _CALLERS | {"store", "verbosity", "prediction"},
+    openai.Completion: frozenset({"metadata"}),
     openai.ChatMessage: frozenset({"annotations", "warning", "parsed"}),
     openai.ImageUrl: frozenset({"detail"}),
     openai.ToolCallBody: frozenset({"index"}),

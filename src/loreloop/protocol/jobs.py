@@ -31,7 +31,8 @@ class JobPlan(msgspec.Struct, frozen=True):
     """What a job is to do, every blank filled. `model` is what was asked for; `base_model` the served base under it,
     and `start_path` the training state to begin from where `model` is no bare base.
 
-    `hyperparameters` hold the chosen values, and `learning_rate` what they come to for this model.
+    `hyperparameters` hold the chosen values, and `learning_rate` what they come to for this model. `response_format` is
+    as it was asked for, and `answer_schema` the JSON schema that answers are held to by it.
     """
 
     model: str
@@ -47,6 +48,8 @@ class JobPlan(msgspec.Struct, frozen=True):
     suffix: str | None = None
     grader: dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
+    response_format: dict[str, Any] | None = None
+    answer_schema: dict[str, Any] | None = None
 
     def checkpoint_name(self, step: int) -> str:
         """The name of the model as it was after a step."""

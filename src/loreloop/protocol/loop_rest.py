@@ -9,11 +9,44 @@ from msgspec import Meta
 
 
 class SetDeployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`canary` gets its share of the users, `target` the others."""
+    """`canary` gets its share of the users, `target` the others. What is said of recording stays as it was where it is
+    None; a new deployment records nothing.
+
+    `redact` are names of what is taken out of turns before they are kept (`email`, `phone`, …), or regular
+    expressions; `consent` is what holds for requests that do not say.
+    """
 
     target: str
     canary: str | None = None
     canary_percent: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    record: bool | None = None
+    retention_days: Annotated[float, Meta(gt=0, le=36500)] | None = None
+    quota_mib: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
+    redact: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=500)], ...], Meta(max_length=32)] | None = None
+    consent: bool | None = None
+
+
+class SetPerson(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What answers one person of a deployment in place of its shared weights; `key` is the id of the person's key,
+    where the turns of the deployment leave that open."""
+
+    target: str
+    key: str | None = None
+
+
+class MarkTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is said of a turn afterwards; None leaves a mark as it is."""
+
+    side: bool | None = None
+    consent: bool | None = None
+
+
+class UseTurns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A candidate was trained on these turns; `revision` is the path of its weights, once there are any."""
+
+    candidate: Annotated[str, Meta(min_length=1, max_length=200)]
+    turns: Annotated[tuple[str, ...], Meta(max_length=10_000)]
+    revision: Annotated[str, Meta(max_length=500)] | None = None
 
 
 class ForgetMemory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -242,4 +242,6 @@ class ChatCompletion(Common, frozen=True, kw_only=True):
     response_format: ResponseFormat | None = None
     reasoning_effort: Effort | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    memory: MemoryField | None = None  # this, `agent_loop` and `chat_template_kwargs` are not of OpenAI
+    metadata: Any = None  # beside what clients file there, marks of a recorded turn
+    memory: MemoryField | None = None  # this, `agent_loop`, `chat_template_kwargs` and `episode_id` are not of OpenAI
+    episode_id: str | None = None

@@ -15,10 +15,11 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.paths import NAME, CheckpointKind, parse_path
 from loreloop.protocol.sampling import Revision
-from loreloop.store import checkpoints, keys, runs
+from loreloop.store import checkpoints, keys, runs, turn_removal
 from loreloop.store.files import in_row, placed
-from loreloop.store.rows import DEPLOYMENT_SCOPE, Arm, Deployment, Split
+from loreloop.store.rows import DEPLOYMENT_SCOPE, Arm, Deployment, RecordingRule, Split
 from loreloop.store.schema import DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS
+from loreloop.store.turn_tables import PERSON_ARMS
 
 NEW = DEPLOYMENTS.c
 OLD = DEPLOYMENT_VERSIONS.c
@@ -31,36 +32,61 @@ class Owned(NamedTuple):
     key_id: str | None
 
 
-def set(connection: Connection, name: str, key_id: str | None, split: Split, now: float, by: str) -> Deployment:
-    """Adds a version, which is the current one from the commit on. `key_id` is heeded where there is no owner yet."""
+def set(
+    connection: Connection,
+    name: str,
+    key_id: str | None,
+    split: Split,
+    now: float,
+    by: str,
+    *,
+    recording: RecordingRule | None = None,
+) -> Deployment:
+    """Adds a version, which is the current one from the commit on. `key_id` is heeded where there is no owner yet;
+    what is recorded stays as it was unless `recording` is given."""
     check_name(name)
     found = find(connection, name)
     # Whoever may change a deployment does not take it over by doing so.
     owner = found.key_id if found and found.key_id else key_id
     made = Deployment(
-        name=name, key_id=owner, version=found.version + 1 if found else 1, split=split, created=now, by=by
+        name=name,
+        key_id=owner,
+        version=found.version + 1 if found else 1,
+        split=split,
+        created=now,
+        by=by,
+        recording=recording or (found.recording if found else RecordingRule()),
     )
-    row = {"key_id": owner, "version": made.version}
+    recorded = msgspec.json.encode(made.recording).decode()
+    row = {"key_id": owner, "version": made.version, "recording": recorded}
     connection.execute(upsert(DEPLOYMENTS).values(name=name, **row).on_conflict_do_update(["name"], set_=row))
     text = msgspec.json.encode(_mapped(split, in_row)).decode()
     connection.execute(
         insert(DEPLOYMENT_VERSIONS).values(name=name, version=made.version, split=text, created=now, by=by)
     )
-    # Rewritten with each version: this table alone keeps checkpoints from being deleted while a deployment answers with
-    # them.
-    connection.execute(delete(DEPLOYED).where(DEPLOYED.c.name == name))
-    held = {arm.target for arm in split.arms if arm.revision is not None}
-    if held:
-        connection.execute(insert(DEPLOYED), [{"name": name, "target": target} for target in held])
+    hold(connection, name, split)
     return made
 
 
+def hold(connection: Connection, name: str, split: Split) -> None:
+    """Keeps the checkpoints that a deployment answers with, be it to one person, from being deleted."""
+    # Rewritten with each change: this table alone keeps checkpoints from being deleted while somebody is answered with
+    # them.
+    connection.execute(delete(DEPLOYED).where(DEPLOYED.c.name == name))
+    held = {arm.target for arm in split.arms if arm.revision is not None}
+    held |= {*connection.scalars(select(PERSON_ARMS.c.target).where(PERSON_ARMS.c.deployment == name))}
+    if held:
+        connection.execute(insert(DEPLOYED), [{"name": name, "target": target} for target in held])
+
+
 def remove(connection: Connection, name: str) -> None:
-    """The name, its history, its hold on checkpoints, and what keys were allowed of it, since the name may become
-    another owner's."""
+    """The name, its history, its hold on checkpoints, what keys were allowed of it, and what it has recorded, since the
+    name may become another owner's."""
     current(connection, name)
+    turn_removal.forget_deployment(connection, name)
     # Otherwise keys that were granted the old deployment could use a stranger's of the same name.
     keys.withdraw(connection, DEPLOYMENT_SCOPE + name)
+    connection.execute(delete(PERSON_ARMS).where(PERSON_ARMS.c.deployment == name))
     for table in (DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS):
         connection.execute(delete(table).where(table.c.name == name))
 
@@ -155,7 +181,7 @@ def check_name(name: str) -> None:
 
 
 def _versions() -> Select[tuple[object, ...]]:
-    return select(OLD.name, NEW.key_id, OLD.version, OLD.split, OLD.created, OLD.by)
+    return select(OLD.name, NEW.key_id, OLD.version, OLD.split, OLD.created, OLD.by, NEW.recording)
 
 
 def _currents() -> Select[tuple[object, ...]]:
@@ -169,19 +195,25 @@ def _page(connection: Connection, which: ColumnElement[bool], limit: int) -> lis
 
 def _mapped(split: Split, change: Callable[[str], str]) -> Split:
     """The split with its folders changed."""
+    canary = mapped_arm(split.canary, change) if split.canary else None
+    return msgspec.structs.replace(split, main=mapped_arm(split.main, change), canary=canary)
 
-    def changed(arm: Arm) -> Arm:
-        if arm.revision is None:
-            return arm
-        return msgspec.structs.replace(arm, revision=Revision(arm.revision.revision_id, change(arm.revision.folder)))
 
-    canary = changed(split.canary) if split.canary else None
-    return msgspec.structs.replace(split, main=changed(split.main), canary=canary)
+def mapped_arm(arm: Arm, change: Callable[[str], str]) -> Arm:
+    """The arm with its folder changed: rows hold other paths than this process."""
+    if arm.revision is None:
+        return arm
+    return msgspec.structs.replace(arm, revision=Revision(arm.revision.revision_id, change(arm.revision.folder)))
 
 
 def _row(connection: Connection, row: Row[tuple[object, ...]]) -> Deployment:
     written = msgspec.json.decode(row.split, type=Split)
-    split = _mapped(written, lambda folder: placed(connection, folder))
     return Deployment(
-        name=row.name, key_id=row.key_id, version=row.version, split=split, created=row.created, by=row.by
+        name=row.name,
+        key_id=row.key_id,
+        version=row.version,
+        split=_mapped(written, lambda folder: placed(connection, folder)),
+        created=row.created,
+        by=row.by,
+        recording=msgspec.json.decode(row.recording, type=RecordingRule) if row.recording else RecordingRule(),
     )

@@ -6,6 +6,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from loreloop.protocol.episodes import Person
 from loreloop.protocol.link import Batch, ModelSnapshot
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath
 from loreloop.protocol.sampling import Revision
@@ -190,13 +191,35 @@ class Split(msgspec.Struct, frozen=True):
         return (self.main, self.canary) if self.canary else (self.main,)
 
 
+class RecordingRule(msgspec.Struct, frozen=True):
+    """What a deployment keeps of its answers, whichever version answers: for how long, how much, with what taken out,
+    and what consent means where a request does not say."""
+
+    record: bool = False
+    retention_days: float = 30.0
+    quota_mib: int = 1024
+    redact: tuple[str, ...] = ()
+    consent: bool = True
+
+
 class Deployment(msgspec.Struct, frozen=True):
-    """One version of a deployment. `key_id` is the owner's, None where it is everybody's; `by` is who changed it."""
+    """One version of a deployment. `key_id` is the owner's, None where it is everybody's; `by` is who changed it;
+    `recording` is the deployment's own, and no version's."""
 
     name: str
     key_id: str | None
     version: int
     split: Split
+    created: float
+    by: str
+    recording: RecordingRule = RecordingRule()
+
+
+class PersonArm(msgspec.Struct, frozen=True):
+    """What answers one person of a deployment, since when and by whose will."""
+
+    person: Person
+    arm: Arm
     created: float
     by: str
 

@@ -18,7 +18,6 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Table,
     Text,
@@ -34,8 +33,8 @@ from sqlalchemy import (
 )
 
 from loreloop.store.files import in_row
-
-METADATA = MetaData()
+from loreloop.store.metadata import METADATA
+from loreloop.store.turn_tables import TURN_TABLES
 
 MIGRATIONS = Table("migrations", METADATA, Column("number", Integer, primary_key=True))
 
@@ -184,6 +183,7 @@ DEPLOYMENTS = Table(
     Column("name", String, primary_key=True),
     Column("key_id", ForeignKey("keys.id")),  # of the owner; NULL: of nobody, so everybody may use it
     Column("version", Integer, nullable=False),  # the newest one
+    Column("recording", Text),  # JSON of RecordingRule; NULL: it records nothing
     Index("deployments_of_key", "key_id", "name"),
 )
 
@@ -440,6 +440,13 @@ def m012_jobs(connection: Connection) -> None:
         table.create(connection, checkfirst=True)
 
 
+def m013_turns(connection: Connection) -> None:
+    """Makes the tables of recorded turns and of persons, and the column of what a deployment records."""
+    for table in TURN_TABLES:
+        table.create(connection, checkfirst=True)
+    _add_column(connection, DEPLOYMENTS, "recording", "TEXT")
+
+
 def _add_column(connection: Connection, table: Table, name: str, kind: str) -> None:
     """Unless it is there: a new database has had all columns from the first step."""
     if name not in {column["name"] for column in inspect(connection).get_columns(table.name)}:
@@ -459,6 +466,7 @@ STEPS: Sequence[Callable[[Connection], None]] = (
     m010_paths_from_the_data_folder_on,
     m011_memories,
     m012_jobs,
+    m013_turns,
 )
 
 

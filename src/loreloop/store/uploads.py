@@ -41,6 +41,11 @@ def add(connection: Connection, row: FileRow, most_bytes: int) -> FileRow:
     return _added(connection, row)
 
 
+def bytes_of(connection: Connection, key_id: str) -> int:
+    """How many bytes all files of a key have."""
+    return connection.scalar(select(func.coalesce(func.sum(FILES.c.n_bytes), 0)).where(FILES.c.key_id == key_id)) or 0
+
+
 def add_result(connection: Connection, row: FileRow) -> FileRow:
     """As `add`, for what a job leaves: a job that is done must not fail for want of room."""
     return _added(connection, row)

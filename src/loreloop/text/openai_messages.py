@@ -1,9 +1,12 @@
-"""OpenAI's chat messages and tools as turns of a conversation, for requests that bring them and for files of examples.
+"""OpenAI's chat messages and tools as turns of a conversation, for requests that bring them and for files of examples;
+and turns as messages, for what is kept.
 
 Knows neither routes nor files; the bodies are those of `protocol/openai_rest.py`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.openai_rest import ChatMessage, ImagePart, RefusalPart, TextPart, ToolBody
@@ -24,6 +27,31 @@ def turn_of(message: ChatMessage) -> Turn:
     parts = [message.content or ""] if not isinstance(message.content, tuple) else map(part_of, message.content)
     call_id, name = message.tool_call_id, message.name
     return turn_of_parts(role, list(parts), thinking=thinking, calls=calls, call_id=call_id, name=name)
+
+
+def message_of_turn(turn: Turn) -> dict[str, Any]:
+    """A turn as a message; `turn_of` makes the same turn of it again."""
+    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.parts:
+        message["content"] = [_part(part) for part in turn.parts]
+    if turn.thinking is not None:
+        message["reasoning_content"] = turn.thinking
+    if turn.calls:
+        message["tool_calls"] = [
+            {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in turn.calls
+        ]
+    if turn.call_id is not None:
+        message["tool_call_id"] = turn.call_id
+    if turn.name is not None:
+        message["name"] = turn.name
+    return message
+
+
+def _part(part: str | Picture) -> dict[str, Any]:
+    if isinstance(part, Picture):
+        return {"type": "image_url", "image_url": {"url": part.url}}
+    return {"type": "text", "text": part}
 
 
 def part_of(part: TextPart | RefusalPart | ImagePart) -> str | Picture:

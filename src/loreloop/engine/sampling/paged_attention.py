@@ -8,6 +8,7 @@ keys, G key/value heads, H query heads, E head width, V width of values.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from loreloop.engine.attention import KEY_BLOCK, Attention, Reach
 from loreloop.kernels import attention as attention_kernels
 from loreloop.kernels import cpu
+from loreloop.model.attention_rules import PLAIN, AttentionRules
 from loreloop.model.decoder import LatentHeads
 from loreloop.model.lora import NO_ADAPTERS, Adapters
 from loreloop.model.rope import Rope
@@ -79,31 +81,57 @@ class PagedAttention:
     ) -> None:
         self.exact = exact
         self.attention, self.cache, self.kernels, self.in_place = attention, cache, kernels, in_place
-        self.reach: Reach | None = None
         # The last slots of each row are those of the tokens that this step computes.
         self.new_slots_T = torch.cat([row.slots_K[-(row.stop - row.start) :] for row in rows])
         # Chunks of prompts have a causal mask and are computed one by one; single tokens share one call.
         self.chunks = [row for row in rows if row.stop - row.start > 1]
-        newest = [row for row in rows if row.stop - row.start == 1]
-        self.newest = _newest(newest, self.new_slots_T.device) if newest else None
+        self.newest_rows = [row for row in rows if row.stop - row.start == 1]
+        self.newest_in = functools.cache(self._newest_in)
+        self.newest = self.newest_in(None) if self.newest_rows else None
 
-    def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope) -> Tensor:
+    def __call__(
+        self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope, rules: AttentionRules = PLAIN
+    ) -> Tensor:
         cache_S2GE = self.cache.kv_LS2GE[layer]
         # Stored before anything is read: a token sees itself, and a chunk's tokens see each other, through the cache.
         q_THE = self._store(q_THE, k_TGE, v_TGE, rope, cache_S2GE)
-        if self.newest and not self.chunks and not self.in_place:  # nothing to pick apart
-            return self._batched(q_THE, cache_S2GE, self.newest)
+        newest, in_place = self._newest_of(rules), self.in_place and rules.plain_scores
+        if newest and not self.chunks and not in_place:  # nothing to pick apart
+            return self._batched(q_THE, cache_S2GE, newest, rules)
         # Every row is either a chunk's or a newest token's, so all of it is written below.
         o_THE = torch.empty_like(q_THE)
         for row in self.chunks:
-            k_KGE, v_KGE = cache_S2GE.index_select(0, row.slots_K).unbind(1)
-            o_THE[row.start : row.stop] = self.attention.causal(q_THE[row.start : row.stop], k_KGE, v_KGE)
-        if self.newest and self.in_place:
-            attention_kernels.attend_newest(q_THE, cache_S2GE, self.newest, o_THE)
-        elif self.newest:
-            q_BHE = q_THE.index_select(0, self.newest.rows_B)
-            o_THE.index_copy_(0, self.newest.rows_B, self._batched(q_BHE, cache_S2GE, self.newest))
+            n_queries = row.stop - row.start
+            k_KGE, v_KGE = cache_S2GE.index_select(0, self._seen(row, n_queries, rules)).unbind(1)
+            o_THE[row.start : row.stop] = self.attention.causal(q_THE[row.start : row.stop], k_KGE, v_KGE, rules)
+        if newest and in_place:
+            attention_kernels.attend_newest(q_THE, cache_S2GE, newest.keys, o_THE)
+        elif newest:
+            rows_B = newest.keys.rows_B
+            o_THE.index_copy_(0, rows_B, self._batched(q_THE.index_select(0, rows_B), cache_S2GE, newest, rules))
         return o_THE
+
+    def _seen(self, row: StepRow, n_queries: int, rules: AttentionRules) -> Tensor:
+        """The slots of the keys that the last queries of a row can see: all, where a window lets in fewer but every sum
+        must be made in the same order."""
+        if rules.window is None or self.exact:
+            return row.slots_K
+        return row.slots_K[-(rules.window + n_queries - 1) :]
+
+    def _newest_of(self, rules: AttentionRules) -> _Newest | None:
+        return self.newest_in(None if self.exact else rules.window) if self.newest_rows else None
+
+    def _newest_in(self, window: int | None) -> _Newest:
+        """Newest tokens with the keys of their windows; made once a step for each width."""
+        rules = AttentionRules(window)
+        slots = [self._seen(row, 1, rules) for row in self.newest_rows]
+        device = self.new_slots_T.device
+        keys = attention_kernels.NewestKeys(
+            torch.tensor([row.start for row in self.newest_rows], device=device),
+            torch.tensor([len(slots_K) for slots_K in slots], device=device),
+            _padded_slots(slots),
+        )
+        return _Newest(keys, Reach(keys.n_keys_B - 1, 1, keys.slots_BK.shape[1]))
 
     def latent(self, layer: int, q_THE: Tensor, latent_TL: Tensor, heads: LatentHeads, lora: Adapters) -> Tensor:
         """The same over latents, kept once for all heads. Gives (T, H, V)."""
@@ -122,42 +150,42 @@ class PagedAttention:
         outputs = [self.attention.causal(q_THE[row.start : row.stop], *read(row.slots_K)) for row in self.chunks]
         rows = [torch.arange(row.start, row.stop, device=q_THE.device) for row in self.chunks]
         if self.newest:
-            k_BKGE, v_BKGE = (x.unflatten(0, self.newest.slots_BK.shape) for x in read(self.newest.slots_BK.flatten()))
-            q_BHE = q_THE.index_select(0, self.newest.rows_B)
-            outputs.append(self._newest(q_BHE, k_BKGE, v_BKGE, self.newest))
-            rows.append(self.newest.rows_B)
+            keys = self.newest.keys
+            k_BKGE, v_BKGE = (x.unflatten(0, keys.slots_BK.shape) for x in read(keys.slots_BK.flatten()))
+            q_BHE = q_THE.index_select(0, keys.rows_B)
+            outputs.append(self.attention.batched(q_BHE[:, None], k_BKGE, v_BKGE, self.newest.reach)[:, 0])
+            rows.append(keys.rows_B)
         o_THV = torch.cat(outputs)
         o_THV = torch.empty_like(o_THV).index_copy_(0, torch.cat(rows), o_THV)
         return o_THV if self.exact else heads.values(o_THV)
 
     def _store(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope, cache_S2GE: Tensor) -> Tensor:
         """Turned queries; keys, turned too, and values go into the cache."""
-        if self.kernels:
+        # The kernel turns whole heads.
+        if self.kernels and rope.width == q_THE.shape[-1]:
             angles = cpu.Angles(rope.cos_T1E, rope.sin_T1E)
             return cpu.turn_and_store(q_THE, k_TGE, v_TGE, angles, self.new_slots_T, cache_S2GE)
         new_T2GE = torch.stack((rope.rotate(k_TGE), v_TGE), 1)
         cache_S2GE.index_copy_(0, self.new_slots_T, new_T2GE)
         return rope.rotate(q_THE)
 
-    def _batched(self, q_BHE: Tensor, cache_S2GE: Tensor, newest: attention_kernels.NewestKeys) -> Tensor:
+    def _batched(self, q_BHE: Tensor, cache_S2GE: Tensor, newest: _Newest, rules: AttentionRules) -> Tensor:
+        """Each decoding row's one query over its keys, (B, H, E)."""
+        slots_BK = newest.keys.slots_BK
         # Keys and values lie side by side in a slot, so that one gather brings both.
-        kv_BK2GE = cache_S2GE.index_select(0, newest.slots_BK.flatten()).unflatten(0, newest.slots_BK.shape)
-        return self._newest(q_BHE, kv_BK2GE[:, :, 0], kv_BK2GE[:, :, 1], newest)
-
-    def _newest(self, q_BHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, newest: attention_kernels.NewestKeys) -> Tensor:
-        """Each decoding row's one query over all its keys, (B, H, E)."""
-        # The mask is the same in all layers of a step.
-        if self.reach is None:
-            self.reach = Reach(newest.n_keys_B - 1, 1, newest.slots_BK.shape[1])
-        return self.attention.batched(q_BHE[:, None], k_BKGE, v_BKGE, self.reach)[:, 0]
+        kv_BK2GE = cache_S2GE.index_select(0, slots_BK.flatten()).unflatten(0, slots_BK.shape)
+        # Where only the window's keys were gathered, it hides none of them.
+        rules = rules if self.exact else rules.without_window()
+        k_BKGE, v_BKGE = kv_BK2GE[:, :, 0], kv_BK2GE[:, :, 1]
+        return self.attention.batched(q_BHE[:, None], k_BKGE, v_BKGE, newest.reach, rules)[:, 0]
 
 
-def _newest(rows: Sequence[StepRow], device: torch.device) -> attention_kernels.NewestKeys:
-    return attention_kernels.NewestKeys(
-        torch.tensor([row.start for row in rows], device=device),
-        torch.tensor([len(row.slots_K) for row in rows], device=device),
-        _padded_slots([row.slots_K for row in rows]),
-    )
+@dataclass(frozen=True)
+class _Newest:
+    """The rows of newest tokens, their keys, and the mask over those, which all layers of one window share."""
+
+    keys: attention_kernels.NewestKeys
+    reach: Reach
 
 
 def newest_in_place(spec: DecoderSpec, cache: KvCache) -> bool:

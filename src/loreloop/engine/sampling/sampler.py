@@ -90,7 +90,7 @@ class Sampler:
         # One question to the products decides for everything else, so that no part can be exact beside one that is not.
         self.exact = decoder.head.products.exact_rows
         self.kernels = kernels.supports(decoder.final_norm.weight_D, decoder.dtype)
-        # The kernel must round as training does, which is tried out once when the engine starts.
+        # Training has the same kernel, so both round alike; fixed shapes have none.
         self.in_place = not self.exact and newest_in_place(decoder.spec, self.cache)
         self.stacks = StackCache(decoder.head.products)
         self.lives = Counter[str]()  # by revision: how often its id was dropped

@@ -27,10 +27,9 @@ from loreloop.engine.training.model_state import ModelState
 from loreloop.engine.training.packing import Ids, Packed, PackItem, pack, split_batches
 from loreloop.engine.training.route_replay import RouteReplay
 from loreloop.engine.training.tree_attention import TreeAttention
-from loreloop.model.decoder import Decoder, ImageRows
+from loreloop.model.decoder import Decoder, ImageRows, Ropes
 from loreloop.model.expert_routes import Routes
 from loreloop.model.lora import UNEMBED, LoraBatch, LoraGroup
-from loreloop.model.rope import Rope
 from loreloop.protocol.tensors import tensor_of
 from loreloop.protocol.training import Datum, ForwardBackward, PassResult
 
@@ -99,7 +98,7 @@ class _Entered(NamedTuple):
     """A batch at the door of the first layer."""
 
     x_TD: Tensor
-    rope: Rope
+    rope: Ropes
     attend: TreeAttention
 
 
@@ -258,8 +257,11 @@ class Trainer:
         lora = groups_at(batch.lora, batch.pair_rows_U)
         assert lora is not None
         layer = self.decoder.spec.n_layers
-        # The gradient that scoring can keep is that of a frozen head and of one target a row.
-        again = batch.pair_targets_UK.shape[1] > 1 or any(g.weights.layout.has(layer, UNEMBED) for g in lora.groups)
+        # The gradient that scoring can keep is that of a frozen head, of logits as it gives them, and of one target a
+        # row.
+        capped = self.decoder.spec.scales.logit_cap is not None
+        several = batch.pair_targets_UK.shape[1] > 1
+        again = capped or several or any(g.weights.layout.has(layer, UNEMBED) for g in lora.groups)
         active_U = None if again else self._active(batch)
         # Detached, for the head makes its own gradient; autograd would keep rows × vocabulary for it.
         scores = self.head.score(h_UD.detach(), batch.pair_targets_UK, lora, active_U, batch.pause)

@@ -9,6 +9,7 @@ heads, E head width, L width of a latent.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from loreloop.engine.attention import KEY_BLOCK, Attention, Reach
 from loreloop.engine.contract import Pause
 from loreloop.engine.training.packing import Ids, Segment
 from loreloop.engine.training.tree_backward import Attended, blocks_of, tree_gradients
+from loreloop.model.attention_rules import PLAIN, AttentionRules
 from loreloop.model.decoder import LatentHeads
 from loreloop.model.lora import Adapters
 from loreloop.model.rope import Rope
@@ -37,12 +39,14 @@ class _Call:
     key_rows_BK: Tensor
     reach: Reach
 
-    def __call__(self, attention: Attention, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
+    def __call__(
+        self, attention: Attention, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rules: AttentionRules
+    ) -> Tensor:
         q_BQHE, k_BKGE, v_BKGE = (
             _gather(x, rows)
             for x, rows in ((q_THE, self.query_rows_BQ), (k_TGE, self.key_rows_BK), (v_TGE, self.key_rows_BK))
         )
-        return attention.batched(q_BQHE, k_BKGE, v_BKGE, self.reach).flatten(0, 1)
+        return attention.batched(q_BQHE, k_BKGE, v_BKGE, self.reach, rules).flatten(0, 1)
 
 
 class TreeAttention:
@@ -64,32 +68,35 @@ class TreeAttention:
         groups = _like_sizes([i for i, segment in enumerate(segments) if segment.parent >= 0], self.sizes, paths)
         self.calls = [_call([paths[i] for i in group], [self.sizes[i] for i in group], device) for group in groups]
         self.order_T = _order(segments, self.roots, groups, self.calls, device)
-        self.blocks = blocks_of(segments, borders)
+        # Made when a layer asks for them: one kind for each width of a window.
+        self.blocks = functools.cache(functools.partial(blocks_of, segments, tuple(borders)))
 
-    def __call__(self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope) -> Tensor:
-        return self._attend(rope.rotate(q_THE), rope.rotate(k_TGE), v_TGE)
+    def __call__(
+        self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope, rules: AttentionRules = PLAIN
+    ) -> Tensor:
+        return self._attend(rope.rotate(q_THE), rope.rotate(k_TGE), v_TGE, rules)
 
     def latent(self, layer: int, q_THE: Tensor, latent_TL: Tensor, heads: LatentHeads, lora: Adapters) -> Tensor:
         """The same over latents, expanded to keys and values for the whole micro-batch. Gives (T, H, V)."""
-        return self._attend(heads.scaled(q_THE), *heads.expand(latent_TL, lora, layer))
+        return self._attend(heads.scaled(q_THE), *heads.expand(latent_TL, lora, layer), PLAIN)
 
-    def _attend(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
+    def _attend(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rules: AttentionRules) -> Tensor:
         # Passes without gradients need no context, and autograd's own wrapper is not free.
         if torch.is_grad_enabled():
-            return _Attend.apply(q_THE, k_TGE, v_TGE, self)
-        return self.outputs(q_THE, k_TGE, v_TGE)
+            return _Attend.apply(q_THE, k_TGE, v_TGE, self, rules)
+        return self.outputs(q_THE, k_TGE, v_TGE, rules)
 
-    def outputs(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:
+    def outputs(self, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rules: AttentionRules = PLAIN) -> Tensor:
         """o = softmax(q·k/√E)·v of every row over its path, (T, H, E), without autograd. Queries and keys have been
         turned."""
         q_pieces, k_pieces, v_pieces = (x.split(self.sizes) for x in (q_THE, k_TGE, v_TGE))
-        outputs = [o for i in self.roots for o in self._root(q_pieces[i], k_pieces[i], v_pieces[i])]
-        outputs += [call(self.attention, q_THE, k_TGE, v_TGE) for call in self.calls]
+        outputs = [o for i in self.roots for o in self._root(q_pieces[i], k_pieces[i], v_pieces[i], rules)]
+        outputs += [call(self.attention, q_THE, k_TGE, v_TGE, rules) for call in self.calls]
         # Roots come first and calls behind them; `order_T` then puts every row's output back in its place.
         o_NHE = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         return o_NHE if self.order_T is None else _gather(o_NHE, self.order_T)
 
-    def _root(self, q_QHE: Tensor, k_QGE: Tensor, v_QGE: Tensor) -> Iterator[Tensor]:
+    def _root(self, q_QHE: Tensor, k_QGE: Tensor, v_QGE: Tensor, rules: AttentionRules) -> Iterator[Tensor]:
         """In pieces where it is long, so that others need not wait for all of it."""
         n_rows = q_QHE.shape[0]
         # A piece sees all keys before it as well, so later pieces of a long root take longer. Sampling waits for one
@@ -97,7 +104,7 @@ class TreeAttention:
         piece = LONG_PIECE if n_rows > 2 * LONG_PIECE else n_rows
         for start in range(0, n_rows, piece):
             stop = min(start + piece, n_rows)
-            yield self.attention.causal(q_QHE[start:stop], k_QGE[:stop], v_QGE[:stop])
+            yield self.attention.causal(q_QHE[start:stop], k_QGE[:stop], v_QGE[:stop], rules)
             self.pause()
 
 
@@ -178,14 +185,18 @@ def _gather(x_NHE: Tensor, rows: Tensor) -> Tensor:
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, tree: TreeAttention) -> Tensor:
-        o_THE = tree.outputs(q_THE, k_TGE, v_TGE)
+    def forward(
+        ctx: Any, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, tree: TreeAttention, rules: AttentionRules
+    ) -> Tensor:
+        o_THE = tree.outputs(q_THE, k_TGE, v_TGE, rules)
         ctx.save_for_backward(q_THE, k_TGE, v_TGE, o_THE)
-        ctx.tree = tree
+        ctx.tree, ctx.rules = tree, rules
         return o_THE
 
     @staticmethod
-    def backward(ctx: Any, do_THE: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, do_THE: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         # The output is saved rather than the softmax: its dot product with the gradient is all that the softmax's
         # gradient needs of it.
-        return *tree_gradients(Attended(*ctx.saved_tensors), do_THE, ctx.tree.blocks, ctx.tree.pause), None
+        blocks = ctx.tree.blocks(ctx.rules.window)
+        gradients = tree_gradients(Attended(*ctx.saved_tensors), do_THE, blocks, ctx.tree.pause, ctx.rules)
+        return *gradients, None, None

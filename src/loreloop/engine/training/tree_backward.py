@@ -23,34 +23,36 @@ from loreloop.engine.contract import Pause
 from loreloop.engine.training.packing import Segment
 from loreloop.kernels import cpu
 from loreloop.kernels.cpu import Window
+from loreloop.model.attention_rules import PLAIN, AttentionRules
 
 BLOCK = 128
 
 
 @dataclass(frozen=True)
 class Part:
-    """Query rows and the key rows they see: all, or, in an `own` part, those of their segment up to themselves."""
+    """Query rows and the key rows they see, each up to itself and from that of `from_T` on (None: from the first)."""
 
     rows: range
     keys: range
-    own: bool
+    from_T: Tensor | None
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Which keys the rows of each block see; `first_T` is where each row's segment begins."""
+    """Which keys the rows of each block see."""
 
     parts: tuple[tuple[range, tuple[Part, ...]], ...]
-    first_T: Tensor
 
 
-def blocks_of(segments: Sequence[Segment], borders: Iterable[int]) -> Blocks:
-    """Segments lie end to end, parents first, descendants behind one another.
+def blocks_of(segments: Sequence[Segment], borders: Iterable[int], window: int | None = None) -> Blocks:
+    """Segments lie end to end, parents first, descendants behind one another. With a `window` a row sees no more tokens
+    than that, itself among them.
 
     No block reaches over one of the `borders`, the rows at which another model's begin: a weight of zero does not keep
     out a gradient that has overflowed.
     """
     n_rows = segments[-1].stop
+    position_T = _positions(segments)
     first_T = torch.empty(n_rows, dtype=torch.int64)
     # Walked from the last segment to the first, so that a segment's end is final before its parent looks at it.
     ends = [segment.stop for segment in segments]  # of each one's last descendant
@@ -71,13 +73,43 @@ def blocks_of(segments: Sequence[Segment], borders: Iterable[int]) -> Blocks:
         rows = range(start, stop)
         # Rows of a block may belong to several segments. The keys reach from the first one's beginning; `first_T` then
         # hides from each row what is not its own.
-        parts = [Part(rows, range(int(first_T[start]), rows.stop), own=True)]
+        parts = [_own(rows, first_T, window)]
         for readers, keys in seen_below:
             within = range(max(rows.start, readers.start), min(rows.stop, readers.stop))
-            if within:
-                parts.append(Part(within, keys, own=False))
+            if within and (part := _below(within, keys, position_T, window)):
+                parts.append(part)
         blocks.append((rows, tuple(parts)))
-    return Blocks(tuple(blocks), first_T)
+    return Blocks(tuple(blocks))
+
+
+def _own(rows: range, first_T: Tensor, window: int | None) -> Part:
+    """The keys of the rows' own segments."""
+    if window is not None:
+        # Within a segment rows are numbered as positions are.
+        first_T = torch.maximum(first_T, torch.arange(len(first_T)) - window + 1)
+    return Part(rows, range(int(first_T[rows.start]), rows.stop), first_T)
+
+
+def _below(rows: range, keys: range, position_T: Tensor, window: int | None) -> Part | None:
+    """The keys of an ancestor's segment; None where all lie before the rows' windows."""
+    if window is None:
+        return Part(rows, keys, None)
+    # The row of the ancestor's segment at which each row's window begins, counted on over both of its ends.
+    from_T = position_T - window + 1 - int(position_T[keys.start]) + keys.start
+    # Held within the segment, since kernels clear what lies before it.
+    from_T = from_T.clamp(keys.start, keys.stop)
+    oldest = int(from_T[_slice(rows)].min())
+    return Part(rows, range(oldest, keys.stop), from_T) if oldest < keys.stop else None
+
+
+def _positions(segments: Sequence[Segment]) -> Tensor:
+    """How many tokens stand before each row's in its sequence, (T,)."""
+    position_T = torch.empty(segments[-1].stop, dtype=torch.int64)
+    for segment in segments:
+        # A parent's last row stands before a segment's first.
+        first = int(position_T[segments[segment.parent].stop - 1]) + 1 if segment.parent >= 0 else 0
+        position_T[_slice(range(segment.start, segment.stop))] = torch.arange(segment.stop - segment.start) + first
+    return position_T
 
 
 class Attended(NamedTuple):
@@ -90,11 +122,16 @@ class Attended(NamedTuple):
 
 
 def tree_gradients(
-    forward: Attended, do_THE: Tensor, blocks: Blocks, pause: Pause = lambda: None
+    forward: Attended,
+    do_THE: Tensor,
+    blocks: Blocks,
+    pause: Pause = lambda: None,
+    rules: AttentionRules = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """∂/∂q, ∂/∂k and ∂/∂v from that of o = softmax(q·k/√E)·v; sums over several readers of a key are fp32.
 
-    With weights p and scores s: dv = pᵀ·do, dp = do·vᵀ, ds = p ∘ (dp − Σ do∘o), dq = ds·k, dk = dsᵀ·q.
+    With weights p and scores s: dv = pᵀ·do, dp = do·vᵀ, ds = p ∘ (dp − Σ do∘o), dq = ds·k, dk = dsᵀ·q. Sinks are scores
+    that everything is divided by as well. A window is in the blocks already.
     """
     q_THE, k_TGE, v_TGE, o_THE = forward
     n_groups, d_head = k_TGE.shape[1:]
@@ -110,25 +147,27 @@ def tree_gradients(
     for rows, parts in blocks.parts:
         # The normalizer over all of a row's parts must be known before any weight: a softmax cannot be taken part by
         # part.
-        log_sum_GQ = torch.full((n_groups, len(rows) * n_repeats), -math.inf, device=q_GQE.device)
+        log_sum_GQ = _first_sums(rules, n_groups, len(rows) * n_repeats, q_GQE)
         scores, windows = [], []
         for part in parts:
             score_GQK = q_GQE[:, _query_rows(part.rows, n_repeats)] @ k_GTE[:, _slice(part.keys)].transpose(1, 2)
-            first_T = blocks.first_T if part.own else None
-            window = Window(part.rows.start, part.keys.start, n_repeats, first_T)
+            window = Window(part.rows.start, part.keys.start, n_repeats, part.from_T)
+            slope_GQK = None if rules.cap is None else cap_scores(score_GQK, scale, rules.cap)
             add_log_sums(score_GQK, window, scale, log_sum_GQ[:, _query_rows(part.rows, n_repeats, rows.start)])
             # Kept for the second round: a block's scores fit into the cache, and making them again would be a product
             # more.
-            scores.append(score_GQK)
+            scores.append((score_GQK, slope_GQK))
             windows.append(window)
         # A query's gradient sums over its parts. They add up here, and the block is written once, in the compute dtype.
         dq_block_GQE = torch.zeros((n_groups, len(rows) * n_repeats, d_head), device=q_GQE.device)
         # From here on a part's scores become weights, and the weights' gradients become the scores'.
-        for part, score_GQK, window in zip(parts, scores, windows, strict=True):
+        for part, (score_GQK, slope_GQK), window in zip(parts, scores, windows, strict=True):
             queries, keys = _query_rows(part.rows, n_repeats), _slice(part.keys)
             within = _query_rows(part.rows, n_repeats, rows.start)
             dweight_GQK = do_GQE[:, queries] @ v_GTE[:, keys].transpose(1, 2)
             score_gradients(score_GQK, dweight_GQK, window, scale, log_sum_GQ[:, within], along_GQ[:, queries])
+            if slope_GQK is not None:
+                dweight_GQK *= slope_GQK
             # A key has readers in many blocks, which is why these two sums are fp32 and not in the compute dtype.
             dv_GTE[:, keys] += score_GQK.transpose(1, 2) @ do_GQE[:, queries]
             dk_GTE[:, keys] += dweight_GQK.transpose(1, 2) @ q_GQE[:, queries]
@@ -138,6 +177,21 @@ def tree_gradients(
         pause()
     dq_THE = dq_GQE.unflatten(1, (-1, n_repeats)).transpose(0, 1).flatten(1, 2)
     return dq_THE, dk_GTE.transpose(0, 1).to(k_TGE.dtype), dv_GTE.transpose(0, 1).to(v_TGE.dtype)
+
+
+def _first_sums(rules: AttentionRules, n_groups: int, n_queries: int, like: Tensor) -> Tensor:
+    """What the sums of weights begin with, as logarithms, (G, Q): nothing, or each head's sink."""
+    if rules.sinks_H is None:
+        return torch.full((n_groups, n_queries), -math.inf, device=like.device)
+    sink_GP = rules.sinks_H.view(n_groups, -1)
+    return sink_GP.repeat(1, n_queries // sink_GP.shape[1])
+
+
+def cap_scores(score_GQK: Tensor, scale: float, cap: float) -> Tensor:
+    """Products become those whose scaled ones are capped, in their own place; gives the slope of the cap."""
+    bent_GQK = torch.tanh(score_GQK.float() * (scale / cap))
+    score_GQK.copy_(bent_GQK * (cap / scale))
+    return 1 - bent_GQK.square()
 
 
 def _query_rows(rows: range, n_repeats: int, origin: int = 0) -> slice:

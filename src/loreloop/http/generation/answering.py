@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from loreloop.http.bodies import answer
+from loreloop.http.generation.recording import TurnRecording
 from loreloop.http.generation.requests import Model, forget, results, start
-from loreloop.http.services import services
+from loreloop.http.services import Services, services
 from loreloop.http.sse import EventStream
 from loreloop.protocol.sampling import SampleOp, SampleResult
 
@@ -22,12 +23,26 @@ Whole = Callable[[Sequence[SampleResult]], Awaitable[dict[str, Any]]]
 
 
 async def answered(
-    request: Request, model: Model, ops: Sequence[SampleOp], whole: Whole, stream: AsyncIterator[bytes] | None
+    request: Request,
+    model: Model,
+    ops: Sequence[SampleOp],
+    whole: Whole,
+    stream: AsyncIterator[bytes] | None,
+    recording: TurnRecording | None = None,
 ) -> Response:
-    """`stream` None: the answer is what `whole` makes of the results. A client that leaves cancels what is left."""
+    """`stream` None: the answer is what `whole` makes of the results. A client that leaves cancels what is left.
+    `recording` hears when a stream begins and when it is over."""
     if stream is not None:
         start(services(request), model, ops)
-        return EventStream(stream, model.headers, partial(forget, services(request), ops))
+        if recording is not None:
+            recording.go_live()
+        return EventStream(stream, model.headers, partial(_over, services(request), ops, recording))
     response = answer(await whole(await results(request, model, ops)))
     response.headers.update(model.headers)
     return response
+
+
+def _over(served: Services, ops: Sequence[SampleOp], recording: TurnRecording | None) -> None:
+    forget(served, ops)
+    if recording is not None:
+        recording.leave()

@@ -17,7 +17,7 @@ from loreloop.protocol.checks import check_tokens, too_long
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.openai_rest import MAX_TOOLS
 from loreloop.protocol.rest import WireSamplingParams
-from loreloop.protocol.sampling import SampleOp, Thoughts
+from loreloop.protocol.sampling import SampledSequence, SampleOp, Thoughts
 from loreloop.protocol.training import Chunk, length_of
 from loreloop.text.answers import THINK
 from loreloop.text.conversation import Conversation, prompt_text
@@ -241,3 +241,8 @@ def _call_grammar(model: Model, form: ToolFormat, chat_request: ChatRequest, con
 def whole_reply(chat: Chat, tokens: Sequence[int]) -> WholeReply:
     """The reply of a finished sample, from its token ids."""
     return read_whole(chat.reply(), tokens, chat.warning)
+
+
+def finish_of(sequence: SampledSequence, *, makes_calls: bool) -> str:
+    """Why a sample ended, in OpenAI's words: calls that are whole count before a plain stop."""
+    return "tool_calls" if makes_calls and sequence.stop_reason == "stop" else sequence.stop_reason

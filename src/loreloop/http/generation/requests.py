@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from loreloop.deployments.model_names import Target
+from loreloop.deployments.model_names import Asking, Target
 from loreloop.deployments.model_texts import ModelText
+from loreloop.http.generation.marks import EPISODE_HEADER, Marks
 from loreloop.http.services import Services, asker, fresh_seed, may_use, services
 from loreloop.http.tasks import end
 from loreloop.protocol.checks import check_params, too_long
@@ -31,6 +32,8 @@ from loreloop.text.tokenizer import Encoded
 
 SHORT_TEXT = 4096  # characters that are read within a few milliseconds
 COUNTED_WINDOWS = 2  # up to so many, a text's length is told exactly
+LONGEST_USER = 500  # characters
+NO_MARKS = Marks()
 T = TypeVar("T")
 
 
@@ -53,8 +56,10 @@ class Model:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of every answer, which say which weights have answered."""
-        return {"x-loreloop-revision": self.fingerprint}
+        """Headers of every answer, which say which weights have answered, and as a part of which recorded episode."""
+        deployed = self.target.deployed
+        recorded = {EPISODE_HEADER: deployed.episode_id} if deployed and deployed.deployment.recording.record else {}
+        return {"x-loreloop-revision": self.fingerprint} | recorded
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,12 @@ class Report:
     scores: PromptScores = field(default_factory=PromptScores)
 
 
-async def find_model(request: Request, name: str, user: str | None = None) -> Model:
-    """`user` decides which arm of a deployment's canary answers."""
+async def find_model(request: Request, name: str, user: object = None, marks: Marks = NO_MARKS) -> Model:
+    """`user`, where it is a text, and the episode decide which arm of a deployment's canary answers."""
     key, served = asker(request), services(request)
     may_use(key, name)
     # Looked up anew with every request, because a deployment may have changed since the last.
-    target = served.names.target(served.store, key, name, user)
+    target = served.names.target(served.store, key, name, asking_of(user, marks))
     text = served.texts.of(served.names.folder(target.base_model))
     defaults = text.defaults if served.config.generation_config else {}
     return Model(
@@ -83,6 +88,13 @@ async def find_model(request: Request, name: str, user: str | None = None) -> Mo
         sandbox=served.sandbox,
         defaults=defaults,
     )
+
+
+def asking_of(user: object, marks: Marks) -> Asking:
+    """Who asks. BadRequest for a user whose name is longer than any that a person can have here."""
+    if isinstance(user, str) and len(user) > LONGEST_USER:
+        raise BadRequest(f"The user has {len(user)} characters; a user here has at most {LONGEST_USER}.")
+    return Asking(user if isinstance(user, str) and user else None, marks.episode_id)
 
 
 async def encoded(model: Model, text: str, *, special: bool) -> Encoded:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from loreloop.http.generation.requests import Model
 from loreloop.http.sse import data_event
-from loreloop.protocol.openai_rest import Common
+from loreloop.protocol.openai_rest import Common, JsonObjectFormat, JsonSchemaFormat, ResponseFormat
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampleOp, SampleResult
 from loreloop.protocol.token_ids import n_ids
@@ -35,6 +37,26 @@ def wire_params(body: Common, max_tokens: int | None) -> WireSamplingParams:
         if (value := getattr(body, name)) is not None
     }
     return WireSamplingParams(max_tokens=max_tokens, stop=stop_strings(body) or None, **given)
+
+
+def schema_of(asked: ResponseFormat | None) -> dict[str, Any] | None:
+    """The JSON schema of a response format; None where any text will do."""
+    if isinstance(asked, JsonObjectFormat):
+        return {"type": "object"}
+    return asked.json_schema.schema_ if isinstance(asked, JsonSchemaFormat) else None
+
+
+def format_json(asked: ResponseFormat | None) -> dict[str, Any] | None:
+    """A response format as it was sent, without the fields that were left out."""
+    if not isinstance(asked, JsonSchemaFormat):
+        return None if asked is None else msgspec.to_builtins(asked)
+    told = msgspec.to_builtins(asked.json_schema)
+    return {"type": "json_schema", "json_schema": {name: value for name, value in told.items() if value is not None}}
+
+
+def is_strict(asked: ResponseFormat | None) -> bool:
+    """Whether a response format is to be held exactly, or refused."""
+    return isinstance(asked, JsonSchemaFormat) and bool(asked.json_schema.strict)
 
 
 def stop_strings(body: Common) -> tuple[str, ...]:

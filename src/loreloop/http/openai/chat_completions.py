@@ -11,7 +11,9 @@ from starlette.routing import Route
 from loreloop.http.bodies import read_as_sent
 from loreloop.http.generation.answering import answered
 from loreloop.http.generation.chat import chat_with_images
+from loreloop.http.generation.marks import marks_of
 from loreloop.http.generation.memory_named import Wanted
+from loreloop.http.generation.recording import TurnRecording
 from loreloop.http.generation.remembered import remembering
 from loreloop.http.generation.requests import find_model, followed
 from loreloop.http.openai.agent_completions import agent_answer
@@ -28,14 +30,17 @@ async def chat_completions(request: Request) -> Response:
     """OpenAI's route for chats: the answer whole, as a stream, or as a loop over registered tools."""
     asker(request)
     body = await read_as_sent(request, ChatCompletion)
-    model = await find_model(request, body.model, body.user)
+    marks = marks_of(request, body.episode_id, body.metadata)
+    model = await find_model(request, body.model, body.user, marks)
+    recording = TurnRecording(services(request).recorder, model, marks)
     if body.agent_loop is not None:
-        return await agent_answer(request, body, model)
+        return await agent_answer(request, body, recording)
     memory = await remembering(request, model, chat_request_of(body), Wanted(body.memory, body.user))
     chat = await chat_with_images(services(request).pictures, model, memory.chat_request)
-    pending = PendingAnswer(body, chat, int(now()), memory)
+    pending = PendingAnswer(body=body, chat=chat, created=int(now()), memory=memory, recording=recording)
+    recording.begin(chat, memory.chat_request.conversation, pending.id)
     stream = events(services(request), pending) if body.stream else None
-    return await answered(request, model, [chat.op], pending.whole, stream)
+    return await answered(request, model, [chat.op], pending.whole, stream, recording)
 
 
 async def events(served: Services, pending: PendingAnswer) -> AsyncIterator[bytes]:
@@ -47,6 +52,7 @@ async def events(served: Services, pending: PendingAnswer) -> AsyncIterator[byte
         yield data_event(sample.begin())
     async for _, item in followed(served, [pending.chat.op]):
         if isinstance(item, Failure):
+            pending.recording.fail()
             yield failure_event(item)
         elif isinstance(item, SampleResult):
             found.append(item)

@@ -11,23 +11,22 @@ from typing import Any
 
 import msgspec
 
-from loreloop.http.generation.chat import Chat, ChatRequest, left_open, whole_reply
+from loreloop.http.generation.chat import Chat, ChatRequest, finish_of, left_open, whole_reply
+from loreloop.http.generation.recording import TurnRecording
 from loreloop.http.generation.remembered import Remembering
 from loreloop.http.generation.requests import Report
-from loreloop.http.openai.answer_format import frame, usage, wire_params
+from loreloop.http.openai.answer_format import frame, is_strict, schema_of, usage, wire_params
 from loreloop.http.openai.logprobs import Scored, chat_logprobs, scored_sequence, scored_token
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
 from loreloop.protocol.openai_rest import (
     ChatCompletion,
-    JsonObjectFormat,
-    JsonSchemaFormat,
     NamedTool,
     ToolBody,
 )
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampledSequence, SampleResult
-from loreloop.text.conversation import Conversation
+from loreloop.text.conversation import Conversation, Turn
 from loreloop.text.openai_messages import tool_of, turn_of
 from loreloop.text.replies import BROKEN_CALL, CUT_CALL, WholeReply, new_call_id
 from loreloop.text.tools.tool_calls import (
@@ -68,18 +67,13 @@ def chat_request_of(body: ChatCompletion) -> ChatRequest:
         stream=bool(body.stream),
         report=Report(body.top_logprobs or 0, bool(body.filtered_logprobs)),
         left_open=left_open(body),
-        strict=isinstance(body.response_format, JsonSchemaFormat) and bool(body.response_format.json_schema.strict),
+        strict=is_strict(body.response_format),
     )
 
 
 def formatted(body: ChatCompletion, wire: WireSamplingParams) -> WireSamplingParams:
     """With the response format as a schema."""
-    schema = None
-    if isinstance(body.response_format, JsonObjectFormat):
-        schema = {"type": "object"}
-    elif isinstance(body.response_format, JsonSchemaFormat):
-        schema = body.response_format.json_schema.schema_
-    return msgspec.structs.replace(wire, json_schema=schema)
+    return msgspec.structs.replace(wire, json_schema=schema_of(body.response_format))
 
 
 # to the answer
@@ -93,10 +87,17 @@ class PendingAnswer:
     chat: Chat
     created: int
     memory: Remembering
+    recording: TurnRecording
 
     def frame(self, kind: str) -> dict[str, Any]:
         """The fields that open an answer or a chunk of this request."""
-        return frame("chatcmpl", kind, self.chat.op, self.body.model, self.created, self.chat.model)
+        opened = frame("chatcmpl", kind, self.chat.op, self.body.model, self.created, self.chat.model)
+        return opened | self.recording.told
+
+    @property
+    def id(self) -> str:
+        """The id of the completion."""
+        return f"chatcmpl-{self.chat.op.request_id.removeprefix('gen-')}"
 
     async def whole(self, results: Sequence[SampleResult]) -> dict[str, Any]:
         """The whole answer, with a choice for every sample and the usage."""
@@ -105,13 +106,17 @@ class PendingAnswer:
         told = {"choices": choices, "usage": usage([self.chat.op], [result])} | await self.memory.keep()
         return self.frame("chat.completion") | told
 
-    def choice(self, index: int, sequence: SampledSequence, read: WholeReply | None = None) -> dict[str, Any]:
+    def choice(
+        self, index: int, sequence: SampledSequence, read: WholeReply | None = None, made: tuple[Turn, ...] = ()
+    ) -> dict[str, Any]:
         """One sample as a whole choice, with its message and its log-probabilities where they were asked for. A reply
-        that was `read` already is not read again: its calls would get other ids."""
+        that was `read` already is not read again: its calls would get other ids. `made` are calls and results before
+        it."""
         # The reply is read from the same tokens that are scored, so both lists have the same length.
         scored = scored_sequence(sequence)
         reply = read or whole_reply(self.chat, [one.token for one in scored])
         finish = finish_of(sequence, makes_calls=bool(reply.calls) and not reply.cut)
+        self.recording.keep(index, sequence, reply, made)
         return {
             "index": index,
             "message": message_of(reply),
@@ -145,11 +150,6 @@ def message_of(reply: WholeReply) -> dict[str, Any]:
     return message
 
 
-def finish_of(sequence: SampledSequence, *, makes_calls: bool) -> str:
-    """Why a sample ended, in OpenAI's words: calls that are whole count before a plain stop."""
-    return "tool_calls" if makes_calls and sequence.stop_reason == "stop" else sequence.stop_reason
-
-
 class StreamedReply:
     """One sample of a stream: log-probabilities leave with the next delta after them."""
 
@@ -165,11 +165,15 @@ class StreamedReply:
     def push(self, token: Token) -> list[dict[str, Any]]:
         """The chunks that one more token makes; often none, while its text may still change."""
         self.waiting.append(scored_token(token))
-        return self._events(self.reply.push(token.token))
+        pieces = self.reply.push(token.token)
+        self.pending.recording.shown(self.index, token, pieces)
+        return self._events(pieces)
 
     def end(self, sequence: SampledSequence) -> list[dict[str, Any]]:
         """The chunks that remain when the sample has ended; the last one says why it did."""
-        rest = self._events(self.reply.flush())
+        pieces = self.reply.flush()
+        self.pending.recording.ended(self.index, sequence, pieces)
+        rest = self._events(pieces)
         return [
             *rest,
             self._event(

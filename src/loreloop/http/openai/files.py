@@ -22,7 +22,7 @@ from loreloop.http.bodies import answer
 from loreloop.http.multipart import Form, read_form
 from loreloop.http.services import TRAIN, Services, caller, now, services
 from loreloop.learn.jobs.contents import LARGE_BYTES, WRONG, Contents, contents_of
-from loreloop.protocol.errors import BadRequest, Gone, LoreloopError, ServerError
+from loreloop.protocol.errors import BadRequest, Gone, LoreloopError, ServerError, TooLarge
 from loreloop.store import uploads
 from loreloop.store.job_rows import FileRow
 from loreloop.store.rows import KeyRow
@@ -37,25 +37,54 @@ LONGEST_NAME = 255
 async def upload(request: Request) -> Response:
     """Takes a file in, whole and checked, or not at all."""
     key, served = caller(request, TRAIN), services(request)
-    files = served.dispatcher.files
+    files, room = served.dispatcher.files, Room(served, key.id)
     arriving = files.arriving_upload()
     try:
-        form = await read_form(request, arriving, served.config.limits.file_mib << 20)
+        form = await read_form(request, arriving, served.config.limits.file_mib << 20, room.take)
         check_purpose(form)
         contents = await looked_into(served, arriving, form) if form.fields["purpose"] == FINE_TUNE else None
         await asyncio.to_thread(_sync, arriving)
         row = row_of(form, key, contents)
         # The body lies in its place before the row names it; a kill between the two leaves a body for the sweeper.
         arriving.rename(files.upload(row.id))
+        made = await _noted(served, row)
     finally:
+        room.give_back()
         arriving.unlink(missing_ok=True)
+    return answer(as_json(made))
+
+
+async def _noted(served: Services, row: FileRow) -> FileRow:
+    """Writes the row of a file whose body lies in its place."""
     try:
-        made = await served.store.write(uploads.add, row, served.config.limits.files_mib << 20)
+        return await served.store.write(uploads.add, row, served.config.limits.files_mib << 20)
     except LoreloopError:
         # Only where it is certain that no row comes: whoever leaves while it is being written may still get one.
-        files.upload(row.id).unlink(missing_ok=True)
+        served.dispatcher.files.upload(row.id).unlink(missing_ok=True)
         raise
-    return answer(as_json(made))
+
+
+class Room:
+    """A key's room for files. What is coming in takes its part already, so that many uploads at once fill no disk."""
+
+    def __init__(self, served: Services, key_id: str) -> None:
+        self.served, self.key_id, self.n_taken = served, key_id, 0
+
+    def take(self, n_bytes: int) -> None:
+        """Makes room for so many bytes more. TooLarge where the key has none left."""
+        most, arriving = self.served.config.limits.files_mib << 20, self.served.arriving
+        n_kept = self.served.store.read(uploads.bytes_of, self.key_id)
+        if n_kept + arriving[self.key_id] + n_bytes > most:
+            raise TooLarge(
+                f"The files of this key have {n_kept} bytes, and those that are coming in {arriving[self.key_id]}; it "
+                f"may have {most} in all. Delete some, or upload them one after the other."
+            )
+        self.n_taken += n_bytes
+        arriving[self.key_id] += n_bytes
+
+    def give_back(self) -> None:
+        """The upload is over: what it has brought is a file by now, or gone."""
+        self.served.arriving[self.key_id] -= self.n_taken
 
 
 def check_purpose(form: Form) -> None:

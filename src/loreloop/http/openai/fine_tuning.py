@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,12 +21,13 @@ from loreloop.http.sse import EventStream, data_event
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.fine_tuning_rest import CreateJob
 from loreloop.protocol.jobs import ENDED
-from loreloop.store import jobs, tuned_models
+from loreloop.store import jobs, keys, tuned_models
 from loreloop.store.job_rows import JobRow
 
 USUAL_PAGE, MAX_PAGE = 20, 100
 MAX_METADATA = 16  # entries that a job may have
 STREAMED_AT_ONCE = 500
+KEY_SECONDS = 5.0  # between two looks at whether a stream's key is still valid
 DONE = b"data: [DONE]\n\n"
 
 
@@ -82,16 +85,16 @@ async def events(request: Request) -> Response:
     """What has happened to a job by pages, the newest first; with `stream=true` as it happens, until the job ends."""
     job, served, query = _job(request), services(request), request.query_params
     if query.get("stream", "false").lower() == "true":
-        return EventStream(happening(served, job.id), {}, lambda: None)
+        return EventStream(happening(served, job), {}, lambda: None)
     limit = limit_of(request, USUAL_PAGE, MAX_PAGE)
     rows = served.store.read(jobs.events, job.id, limit + 1, after=query.get("after", ""))
     return answer(page([event_json(row) for row in rows], limit))
 
 
-async def happening(served: Services, job_id: str) -> AsyncIterator[bytes]:
-    """A job's events from the first one on, each when it has happened."""
-    behind = 0
-    while True:
+async def happening(served: Services, job: JobRow) -> AsyncIterator[bytes]:
+    """A job's events from the first one on, each when it has happened, as long as its key is valid."""
+    behind, job_id = 0, job.id
+    while served.store.read(keys.active, job.key_id, now()) is not None:
         # Asked for before the store is read: what happens in between then ends the wait at once.
         change = served.desk.change_of(job_id)
         ended = served.store.read(jobs.of_anyone, job_id).status in ENDED
@@ -104,7 +107,10 @@ async def happening(served: Services, job_id: str) -> AsyncIterator[bytes]:
         if ended:
             yield DONE
             return
-        await change.wait()
+        # Nobody tells of a key that was revoked, and a job that rests may have no further event.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(KEY_SECONDS):
+                await change.wait()
 
 
 async def checkpoints(request: Request) -> Response:

@@ -61,6 +61,8 @@ def method_json(plan: JobPlan) -> dict[str, Any]:
     inner: dict[str, Any] = {"hyperparameters": plan.hyperparameters}
     if plan.grader is not None:
         inner["grader"] = plan.grader
+    if plan.response_format is not None:
+        inner["response_format"] = plan.response_format
     # OpenAI has no third kind of preferences: marks on single answers are learned by its method `dpo`.
     name = "dpo" if plan.kind == "kto" else plan.kind
     return {"type": name, name: inner}

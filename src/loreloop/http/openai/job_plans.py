@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import secrets
+from typing import Any
 
 import msgspec
 
+from loreloop.http.openai.answer_format import format_json, is_strict, schema_of
 from loreloop.http.openai.files import FINE_TUNE, body_of
 from loreloop.http.services import Services, may_use
 from loreloop.learn.jobs.choose import chosen
@@ -19,6 +21,7 @@ from loreloop.protocol.paths import SCHEME
 from loreloop.store import uploads
 from loreloop.store.job_rows import FileRow
 from loreloop.store.rows import KeyRow
+from loreloop.text.grammars.sandbox import Rules, WantedSchema
 
 MISSING = (
     "Fine-tuning jobs are not served here: they need the Tinker SDK (`pip install 'loreloop[learn]'`) and "
@@ -54,9 +57,10 @@ async def plan_of(served: Services, key: KeyRow, body: CreateJob) -> JobPlan:
             )
     asked = asked_of(getattr(getattr(method, method.type), "hyperparameters", None))
     decided = chosen(kind, asked, training.n_examples, served.names.folder(beginning.base_model))
-    reinforced = method.reinforcement
+    reinforced, answer_schema = method.reinforcement, None
     if reinforced is not None:
         check_grader(served, key, reinforced)
+        answer_schema = await answers_held_to(served, reinforced, beginning.base_model)
     return JobPlan(
         model=body.model,
         base_model=beginning.base_model,
@@ -71,6 +75,8 @@ async def plan_of(served: Services, key: KeyRow, body: CreateJob) -> JobPlan:
         suffix=body.suffix,
         grader=reinforced.grader if reinforced else None,
         metadata=body.metadata,
+        response_format=format_json(reinforced.response_format) if reinforced else None,
+        answer_schema=answer_schema,
     )
 
 
@@ -91,11 +97,22 @@ def method_of(body: CreateJob) -> Method:
 
 def check_grader(served: Services, key: KeyRow, reinforced: Reinforcement) -> None:
     """BadRequest where a grader is none; NotFound where it asks a model that this key has not."""
-    if reinforced.response_format is not None:
-        raise BadRequest("`response_format` is not served for jobs; let the grader check the answers' form.")
     for name in models_of(grader_of(reinforced.grader, "method.reinforcement.grader")):
         may_use(key, name)
         served.names.target(served.store, key, name)
+
+
+async def answers_held_to(served: Services, reinforced: Reinforcement, base_model: str) -> dict[str, Any] | None:
+    """The schema that the answers of a job are held to by its response format; None for free ones. BadRequest where a
+    model's answers cannot be held to it, or a strict one only in part."""
+    schema = schema_of(reinforced.response_format)
+    if schema is None:
+        return None
+    wanted = WantedSchema("the response format", schema, is_strict(reinforced.response_format))
+    (schema,) = (await served.sandbox.held((wanted,))).schemas
+    # Tried now, so that a job does not fail at its first answer.
+    await served.sandbox.grammar_of(Rules(None, schema, None), await served.dispatcher.info(base_model))
+    return schema
 
 
 def examples(served: Services, key: KeyRow, file_id: str, method: JobKind, field: str) -> Contents:

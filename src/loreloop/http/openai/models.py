@@ -90,7 +90,7 @@ async def delete_model(request: Request) -> Response:
     if not name.startswith(TUNED):
         raise BadRequest(f"{name[:200]!r} is no fine-tuned model, and others are not deleted here.")
     found = served.store.read(tuned_models.get, key.id, name)
-    if found.state_path is not None and (job_id := served.store.read(jobs.beginning_at, key.id, found.state_path)):
+    if job_id := served.store.read(jobs.beginning_at, key.id, found.state_path or found.path):
         raise Conflict(f"The job {job_id} begins at {name}; cancel that, then delete the model.")
     for path in filter(None, (found.path, found.state_path)):
         # What its owner has deleted already is not missed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -126,6 +127,7 @@ def deployment_json(row: Deployment) -> dict[str, Any]:
         "owner": row.key_id,
         "created": row.created,
         "by": row.by,
+        "recording": msgspec.to_builtins(row.recording),
     }
 
 

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from loreloop.host.tickets import Recording
 from loreloop.http.bodies import answer, read_json
-from loreloop.http.services import INFER, Services, caller, fresh_seed, now, services
+from loreloop.http.services import INFER, Services, caller, fresh_seed, now, secret_of, services
 from loreloop.http.tinker.submission import active_session
 from loreloop.protocol import paths
 from loreloop.protocol.checks import check_params, check_prompt, check_scores, check_targets
@@ -68,12 +68,22 @@ async def asample(request: Request) -> Response:
     base_model = served.names.base(sampler.base_model)
     info = await served.dispatcher.info(base_model)
     prompt = await served.pictures.in_prompt(check_prompt(body.prompt, info), info)
-    op = await sample_op(served, sampler, key.id, body, prompt, info)
+    op = await sample_op(served, sampler, key.id, of_job(request, body), prompt, info)
     sequence_ids = [f"{op.request_id}:{index}" for index in range(op.num_samples)]
     # Only where the client will refer to its samples in training are they kept, since routes and tokens take room.
     recording = Recording(sampler.session_id, tuple(sequence_ids)) if body.record_stability_info else None
     served.dispatcher.sample(msgspec.structs.replace(op, routes=recording is not None), base_model, recording)
     return answer({"request_id": op.request_id, "sample_sequence_ids": sequence_ids})
+
+
+def of_job(request: Request, body: SampleBody) -> SampleBody:
+    """The request with the form of answers that its fine-tuning job asks for, which the SDK has no words for. What only
+    asks for log-probabilities of a prompt stays as it is."""
+    schema = services(request).desk.answer_schema(secret_of(request))
+    if schema is None or body.prompt_logprobs:
+        return body
+    params = msgspec.structs.replace(body.sampling_params, json_schema=schema)
+    return msgspec.structs.replace(body, sampling_params=params)
 
 
 async def sample_op(

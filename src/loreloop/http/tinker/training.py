@@ -295,8 +295,11 @@ async def create_from(request: Request, key: KeyRow, body: rest.LoadWeightsBody,
 async def pinned(request: Request, key: KeyRow, body: rest.LoadWeightsBody, request_id: str) -> str:
     """The checkpoint's folder, kept while the operation may be replayed. Gone where it is not what was saved."""
     path = parse_path(body.path)
-    if path.kind is not CheckpointKind.TRAINING:
-        raise BadRequest(f"{body.path} holds no training state; load a tinker://<run>/weights/<name> checkpoint.")
+    # Weights to sample from are the same numbers, and whoever wants no optimizer's state misses nothing.
+    if path.kind is not CheckpointKind.TRAINING and body.optimizer:
+        raise BadRequest(
+            f"{body.path} holds no optimizer's state; load it without, or a tinker://<run>/weights/<name> checkpoint."
+        )
     served = services(request)
     row = served.store.read(checkpoints.get, key.id, path)
     folder = checkpoints.folder_of(row)

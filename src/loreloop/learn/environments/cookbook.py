@@ -65,9 +65,10 @@ class CookbookPlayer:
         completer = Completer(self.requests, replace(self.limits, seed=seed))
         return group_of(await do_group_rollout(builder, completer), number)
 
-    def once(self) -> Self:
-        """At temperature 0; how many episodes there are stays the builder's affair."""
-        return replace(self, limits=replace(self.limits, temperature=0.0, piece=None))
+    def for_looking(self, n: int) -> Self:
+        """At temperature 0 for a single episode; how many there are stays the builder's affair."""
+        temperature = 0.0 if n == 1 else self.limits.temperature
+        return replace(self, limits=replace(self.limits, temperature=temperature, piece=None))
 
 
 def group_of(trajectories: TrajectoryGroup, number: int) -> Group:

@@ -6,14 +6,16 @@ drawn from the task's own seed, so an episode's luck is the same each time that 
 
 from __future__ import annotations
 
+import json
 import random
 
 from loreloop.learn.environments.tools import ToolEnvironment, ToolFailure, tool
 from loreloop.learn.examples import Task
 from loreloop.learn.rewards.reward import Answer, Score
-from loreloop.text.conversation import Conversation, Turn
+from loreloop.text.conversation import Conversation, MadeCall, Turn
 
 GOODS = ("apples", "bread", "cheese", "dates", "eggs", "figs")
+SHOWN = (("figs", 2, "A512"), ("cheese", 3, "A208"))
 
 
 class FlakyShop(ToolEnvironment):
@@ -66,13 +68,30 @@ class FlakyShop(ToolEnvironment):
         return self.stock[item]
 
 
-def shop_tasks(n: int, seed: int = 0) -> list[Task]:
-    """Orders of one to four of an item, each with a seed for its shop's luck."""
+def shop_tasks(n: int, seed: int = 0, *, shown: int = 0) -> list[Task]:
+    """Orders of one to four of an item, each with a seed for its shop's luck. So many orders that went well are shown
+    before each, up to two: a small model calls nothing before it has seen how."""
     rng = random.Random(seed)
+    before = [turn for number in range(shown) for turn in _shown(number)]
     tasks = []
     for _ in range(n):
         item, count = rng.choice(GOODS), rng.randint(1, 4)
-        ask = f"Order {count} {item} and tell me the order's number."
         fields = {"item": item, "count": count, "seed": rng.randrange(1 << 30)}
-        tasks.append(Task(Conversation((Turn("user", ask),)), fields))
+        tasks.append(Task(Conversation((*before, Turn("user", _asked(item, count)))), fields))
     return tasks
+
+
+def _asked(item: str, count: int) -> str:
+    return f"Order {count} {item} and tell me the order's number."
+
+
+def _shown(number: int) -> tuple[Turn, ...]:
+    """An order and its answer, without any fault."""
+    item, count, name = SHOWN[number]
+    call = MadeCall(f"shown_{number}", "order", json.dumps({"item": item, "count": count}))
+    return (
+        Turn("user", _asked(item, count)),
+        Turn("assistant", calls=(call,)),
+        Turn("tool", name, call_id=call.call_id, name=call.name),
+        Turn("assistant", f"The order's number is {name}."),
+    )

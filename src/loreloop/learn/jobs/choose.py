@@ -14,7 +14,7 @@ from loreloop.learn.auto import Asked
 from loreloop.learn.auto import chosen as auto_chosen
 from loreloop.protocol.jobs import JobKind
 
-METHODS: dict[JobKind, str] = {"supervised": "sft", "dpo": "dpo", "kto": "kto", "reinforcement": "reinforcement"}
+METHODS: dict[JobKind, str] = {"supervised": "sft", "dpo": "dpo", "kto": "kto", "reinforcement": "grpo"}
 # Of reinforcement one number cannot be chosen by the size of the file: how often to look at held-out tasks.
 EVALUATIONS = 10  # over the whole job
 MOST_ANSWER_TOKENS = {"low": 64, "medium": 256, "default": 256, "high": 1024}  # by reasoning_effort

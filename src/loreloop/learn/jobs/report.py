@@ -9,7 +9,7 @@ import msgspec
 
 from loreloop.learn.clients import POLICY
 from loreloop.learn.jobs.worker import Send
-from loreloop.learn.runner import Position, StepRecord
+from loreloop.learn.runner import Checkpoint, Position, StepRecord
 from loreloop.protocol.errors import ServerError
 from loreloop.protocol.jobs import Assignment, Began, Kept, Level, Made, ResumePoint, Said, Stepped
 
@@ -54,8 +54,10 @@ class Report:
     async def save(self, position: Position) -> None:
         """Tells what was made and where the job can go on from; returns when both are written down."""
         for checkpoint in position.checkpoints:
-            if checkpoint.step > self.made_until:
-                self._made(checkpoint.path, checkpoint.step, checkpoint.metrics, position)
+            # A job may end at a step of which there is a checkpoint; its model is another one with the same weights.
+            is_final = position.finished and checkpoint is position.checkpoints[-1]
+            if checkpoint.step > self.made_until or is_final:
+                self._made(checkpoint, position, is_final=is_final)
         self.noted.clear()
         point = ResumePoint(
             step=position.step,
@@ -68,16 +70,15 @@ class Report:
         if not await asyncio.to_thread(self.noted.wait, NOTED_SECONDS):
             raise ServerError(f"The server has not noted where {self.job_id} stands within {NOTED_SECONDS:g} s.")
 
-    def _made(self, path: str, step: int, metrics: dict[str, float], position: Position) -> None:
-        is_final = position.finished and step == position.step
-        self.made_until = step
+    def _made(self, made: Checkpoint, position: Position, *, is_final: bool) -> None:
+        self.made_until = made.step
         self.send(
             Made(
                 job_id=self.job_id,
-                step=step,
-                path=path,
+                step=made.step,
+                path=made.path,
                 state_path=position.states.get(POLICY) if is_final else None,
-                metrics=metrics,
+                metrics=made.metrics,
                 is_final=is_final,
             )
         )

@@ -16,6 +16,7 @@ from loreloop.learn.learners.evidence import Evidence, Scorer
 from loreloop.learn.learners.policy import Need, PolicyLearner
 from loreloop.learn.learners.reinforce_loop import Bounds, RewardLearner
 from loreloop.learn.learners.value_adapter import Scale, ValueAdapter
+from loreloop.learn.pictures import Looking
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer
 from loreloop.learn.rollouts.collect import Pace
@@ -29,14 +30,15 @@ SCORE_WORDS = "0123456789"  # what stands for the scores of a value: digits are 
 
 @dataclass(frozen=True)
 class Sampling:
-    """`group_size` answers to each task; no more than `most_requests` answers, of `most_tokens` with their prompts, are
-    being sampled at once."""
+    """`group_size` answers to each task, `eval_samples` to each that is held out; no more than `most_requests` answers,
+    of `most_tokens` with their prompts, are being sampled at once."""
 
     group_size: int = 8
     limits: AnswerLimits = field(default_factory=AnswerLimits)
     pace: Pace = field(default_factory=Pace)
     most_requests: int = 512
     most_tokens: int | None = None
+    eval_samples: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ async def reward_learner(
     limits = limits if limits.seed is not None else replace(limits, seed=plan.seed)
     player = Player(
         make=make,
-        words=Dialogue(renderer),
+        words=Dialogue(renderer, looking_of(clients, renderer)),
         requests=Requests(policy, most=sampling.most_requests, most_tokens=sampling.most_tokens),
         limits=limits,
         group_size=sampling.group_size,
@@ -82,7 +84,23 @@ async def reward_learner(
         pace=sampling.pace,
         bounds=ways.bounds,
         passes=ways.passes,
+        eval_samples=sampling.eval_samples,
     )
+
+
+def looking_of(clients: Clients, renderer: Renderer) -> Looking | None:
+    """What counts the images of environments; None for a model that reads text only."""
+    if renderer.sight is None:
+        return None
+    asked: list[tinker.SamplingClient] = []
+
+    async def client() -> tinker.SamplingClient:
+        # Of the base model, since images have as many tokens whatever was learned; made once, and only if need be.
+        if not asked:
+            asked.append(await _sampler(clients.service, clients.plan.base_model))
+        return asked[0]
+
+    return Looking(client, renderer.stop[0], renderer.sight.chunks)
 
 
 async def _evidence(client: tinker.TrainingClient, clients: Clients, renderer: Renderer, ways: Ways) -> Evidence:

@@ -18,11 +18,12 @@ from loreloop.learn.learners.evidence import Evidence
 from loreloop.learn.learners.kl import KlBudget, divergence, penalty_of
 from loreloop.learn.learners.policy import PolicyLearner, Scored
 from loreloop.learn.learners.ppo import Ppo
+from loreloop.learn.learners.redrawing import Batch, Redrawing
 from loreloop.learn.plan import Moment, Plan
 from loreloop.learn.rollouts.collect import Collector, Pace, Played
 from loreloop.learn.rollouts.drawing import Policy
 from loreloop.learn.rollouts.episodes import Plays
-from loreloop.learn.runner import TOKENS, Metrics, Wish
+from loreloop.learn.runner import TOKENS, Metrics
 from loreloop.protocol.errors import BadRequest
 
 
@@ -66,7 +67,8 @@ class _HandedIn:
 @dataclass
 class RewardLearner:
     """`player` plays the tasks with what `policy` holds, and `learner` says what is learned of that. `passes` go over
-    the same rollouts several times, which only the learners with a clipped ratio bear."""
+    the same rollouts several times, which only the learners with a clipped ratio bear. Held-out tasks are answered
+    `eval_samples` times. `check` is called with each step, and raises where the run has no sense any more."""
 
     plan: Plan
     learner: PolicyLearner
@@ -76,6 +78,9 @@ class RewardLearner:
     pace: Pace = field(default_factory=Pace)
     bounds: Bounds = field(default_factory=Bounds)
     passes: int = 1
+    eval_samples: int = 1
+    redrawing: Redrawing = field(default_factory=Redrawing)
+    check: Callable[[], None] = lambda: None
     standing: Standing = field(default_factory=Standing)
     closed_too: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
@@ -100,12 +105,14 @@ class RewardLearner:
         """One step, of which everything is handed in when it returns, and the next revision samples."""
         if at.step not in self.collector.sizes:
             self.prepare(batch, at)
-        played = await self.collector.take(at.step)
-        _check_sampled(played, at.step + 1)
+        batch_of = await self._batch(at)
+        played = batch_of.kept
         groups = await self._scored(played)
         scored = [one for group in groups for one in group]
-        found = measures.of_rollouts(played, self.policy.revision) | self._follow_budget(scored)
-        self.standing.n_tokens += sum(rollout.n_sampled for one in played for rollout in one.group.rollouts)
+        found = measures.of_rollouts(batch_of.all, self.policy.revision) | self._follow_budget(scored)
+        if self.redrawing.most:
+            found["train_redrawn"] = float(len(batch_of.left_out))
+        self.standing.n_tokens += sum(rollout.n_sampled for one in batch_of.all for rollout in one.group.rollouts)
         data = self._current().datums(groups)
         handed_in = self._hand_in(data, scored, at)
         if data:
@@ -113,7 +120,14 @@ class RewardLearner:
         else:
             # Nothing was to be learned, so that the weights are what they were, at the cost of a step.
             self.policy.renew(self.policy.sampler)
+        self.check()
         return self._metrics(_Step(at.step + 1, played, scored, data), found, handed_in)
+
+    async def _batch(self, at: Moment) -> Batch:
+        """What a step has to learn from, as it was played."""
+        played = await self.collector.take(at.step)
+        _check_sampled(played, at.step + 1)
+        return await self.redrawing.filled(played, at.step, self.player.group, self.pace)
 
     async def _scored(self, played: Sequence[Played]) -> list[list[Scored]]:
         rollouts = [rollout for one in played for rollout in one.group.graded]
@@ -173,9 +187,11 @@ class RewardLearner:
         return found | measures.of_trainer(step.scored) | {"train_datums": float(len(step.data)), TOKENS: n_tokens}
 
     async def evaluate(self, examples: Sequence[Any]) -> Metrics:
-        """`valid_reward_mean` of one answer to each held-out task, at temperature 0, by the newest weights."""
+        """`valid_reward_mean` of held-out tasks by the newest weights: of one answer to each, at temperature 0, or of
+        several that are drawn."""
         # A collector of its own, so that an evaluation neither takes nor delays what is being played for the next step.
-        collector = Collector(play=self.player.once().group, pace=replace(self.pace, staleness=0), revision=lambda: 0)
+        player = self.player.for_looking(self.eval_samples)
+        collector = Collector(play=player.group, pace=replace(self.pace, staleness=0), revision=lambda: 0)
         collector.add(0, examples)
         played = await collector.take(0)
         found = measures.of_rollouts(played, 0)
@@ -186,12 +202,13 @@ class RewardLearner:
             for name, value in ({f"train_{name}": found[f"train_{name}"] for name in kept} | parts).items()
         }
 
-    def wish(self) -> Wish:
-        """A run whose budgets are spent pauses, so that its state is saved and it can be looked at."""
-        spent = self.bounds.most_tokens is not None and self.standing.n_tokens >= self.bounds.most_tokens
-        if self.bounds.kl is not None and self.bounds.kl.is_spent(self.standing.divergence):
-            spent = True
-        return "pause" if spent else "go"
+    @property
+    def is_spent(self) -> bool:
+        """Whether a budget of the run is spent, so that it should make no further step."""
+        bounds = self.bounds
+        if bounds.most_tokens is not None and self.standing.n_tokens >= bounds.most_tokens:
+            return True
+        return bounds.kl is not None and bounds.kl.is_spent(self.standing.divergence)
 
     def state(self) -> dict[str, Any]:
         """What the run must remember beside its weights."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import tinker
 
+from loreloop.learn.pictures import Looking, urls_of
 from loreloop.learn.rendering import Renderer
 from loreloop.learn.rewards.reward import Answer
 from loreloop.protocol.errors import BadRequest
@@ -20,10 +21,11 @@ MARK = "\u241e the answer \u241e"  # nothing that anybody says
 
 
 class Dialogue:
-    """`Words` of a base model, by its template and tokenizer."""
+    """`Words` of a base model, by its template and tokenizer. Images that an environment shows are counted by
+    `looking`; without it, only those can be shown that the renderer knows."""
 
-    def __init__(self, renderer: Renderer) -> None:
-        self.renderer = renderer
+    def __init__(self, renderer: Renderer, looking: Looking | None = None) -> None:
+        self.renderer, self.looking = renderer, looking
         self.ends = {renderer.tokenizer.decode([token]): token for token in renderer.stop}
 
     @property
@@ -31,9 +33,13 @@ class Dialogue:
         """The ids that end an answer."""
         return self.renderer.stop
 
-    def prompt(self, conversation: Conversation) -> tinker.ModelInput:
-        """The tokens from which a model goes on. BadRequest where its template does not accept the conversation."""
-        return self.renderer.prompt(conversation)
+    async def prompt(self, conversation: Conversation) -> tinker.ModelInput:
+        """The tokens from which a model goes on, with its images. BadRequest where its template does not accept the
+        conversation, or where it shows images and the model reads text only."""
+        renderer = self.renderer
+        if self.looking is not None and renderer.sight is not None and urls_of([conversation]):
+            renderer = renderer.seeing(await self.looking.at(conversation))
+        return renderer.prompt(conversation)
 
     def answer(self, tokens: Sequence[int], to: Conversation, *, ended: bool | None = None) -> Answer:
         """What sampled tokens say."""
@@ -42,6 +48,10 @@ class Dialogue:
     def behind(self, conversation: Conversation, turns: Sequence[Turn], *, ended: bool) -> list[int]:
         """The tokens between an answer, which ends the conversation, and the next one. An answer that was cut off is
         ended first. BadRequest where the template does not tell where an answer ends."""
+        if any(turn.pictures for turn in turns):
+            raise BadRequest(
+                "An environment shows images in what it asks first; between two answers it has words only."
+            )
         rest = self._rest(conversation, turns)
         # A template may end its turns in several ways, and the first end behind the words is the answer's own.
         found = {rest.find(end): end for end in self.ends if end in rest}

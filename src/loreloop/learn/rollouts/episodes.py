@@ -31,7 +31,7 @@ class Words(Protocol):
         """The ids that end an answer."""
         ...
 
-    def prompt(self, conversation: Conversation) -> tinker.ModelInput:
+    async def prompt(self, conversation: Conversation) -> tinker.ModelInput:
         """The tokens from which a model goes on."""
         ...
 
@@ -51,8 +51,8 @@ class Plays(Protocol):
         """All episodes of a task; `number` makes their random numbers their own."""
         ...
 
-    def once(self) -> Self:
-        """The same for looking at weights: one episode a task, at temperature 0."""
+    def for_looking(self, n: int) -> Self:
+        """The same for looking at weights: `n` episodes a task, or a single one at temperature 0."""
         ...
 
 
@@ -124,13 +124,14 @@ class Player:
         troubles = (*begun.troubles, *played.troubles)
         return replace(played, task=task, n_failed=len(troubles), troubles=tuple(dict.fromkeys(troubles)))
 
-    def once(self) -> Self:
-        """One episode a task, at temperature 0."""
-        return replace(self, limits=replace(self.limits, temperature=0.0, piece=None), group_size=1)
+    def for_looking(self, n: int) -> Self:
+        """`n` episodes a task; a single one at temperature 0, since several would then all be the same."""
+        temperature = 0.0 if n == 1 else self.limits.temperature
+        return replace(self, limits=replace(self.limits, temperature=temperature, piece=None), group_size=n)
 
     async def _reset(self, environment: Environment, task: Task) -> Begun:
         conversation = await environment.reset(task)
-        return Begun(environment, conversation, self.words.prompt(conversation))
+        return Begun(environment, conversation, await self.words.prompt(conversation))
 
     async def _played(self, begun: Sequence[Begun], number: int) -> Group:
         limits = replace(self.limits, seed=_seed(self.limits.seed, 7_919 * number), most_tokens=self.limits.left(0))

@@ -38,7 +38,7 @@ class DeepseekV3:
             n_kv_heads=spec.n_heads,
             d_head=latent.d_nope + latent.d_rope,
             latent=latent,
-            moe=_moe(config, spec.n_layers),
+            moe=routing(config, spec.n_layers),
         )
 
 
@@ -57,7 +57,8 @@ def _latent(config: Mapping[str, Any], spec: DecoderSpec) -> LatentSpec:
     )
 
 
-def _moe(config: Mapping[str, Any], n_layers: int) -> MoeSpec | None:
+def routing(config: Mapping[str, Any], n_layers: int) -> MoeSpec | None:
+    """How tokens are routed, by settings that other families share; None where the model has no experts."""
     n_experts = config.get("n_routed_experts") or config.get("num_local_experts")
     if not n_experts:
         return None

@@ -6,11 +6,12 @@ Names are templates over the layer number. Knows no file and no tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
-from loreloop.model.spec import DecoderSpec, RopeSpec, as_settings
+from loreloop.model.attention_spec import AttentionSpec, RopeSpec, as_settings
+from loreloop.model.spec import Activation, DecoderSpec
 from loreloop.model.tower import Tower
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.images import ImageRules
@@ -51,6 +52,9 @@ class WeightNames:
     head: str = "lm_head.weight"
     attention_norm: str = "model.layers.{layer}.input_layernorm.weight"
     feed_forward_norm: str = "model.layers.{layer}.post_attention_layernorm.weight"
+    attention_after: str = "model.layers.{layer}.post_attention_layernorm.weight"
+    feed_forward_after: str = "model.layers.{layer}.post_feedforward_layernorm.weight"
+    sinks: str = "model.layers.{layer}.self_attn.sinks"
     q_norm: str = "model.layers.{layer}.self_attn.q_norm.weight"
     k_norm: str = "model.layers.{layer}.self_attn.k_norm.weight"
     projection: str = "model.layers.{layer}.{part}"
@@ -60,19 +64,29 @@ class WeightNames:
     kv_b: str = "model.layers.{layer}.self_attn.kv_b_proj.weight"
     router: str = "model.layers.{layer}.mlp.gate.weight"
     router_bias: str = "model.layers.{layer}.mlp.gate.e_score_correction_bias"
+    router_linear_bias: str = "model.layers.{layer}.mlp.gate.bias"
     expert: str = "model.layers.{layer}.mlp.experts.{expert}.{part}.weight"
+    expert_bias: str = "model.layers.{layer}.mlp.experts.{expert}.{part}.bias"
     expert_parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     ignored: tuple[str, ...] = ()  # beginnings of names that belong to something else, over the number of layers
 
 
-def dense_spec(config: Mapping[str, Any], family: str, *, qkv_bias: bool, qk_norm: bool) -> DecoderSpec:
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",  # the same formula, as older configurations call it
+}
+
+
+def dense_spec(config: Mapping[str, Any], family: str, *, qkv_bias: bool = False, qk_norm: bool = False) -> DecoderSpec:
     """The spec of a Llama-like configuration; what the decoder cannot do is refused by name."""
-    if config.get("hidden_act", "silu") != "silu":
-        raise BadRequest(f"This {family} model uses the activation {config['hidden_act']!r}; only silu is supported.")
-    # Served anyway, such a model would be right in short texts and silently wrong in long ones.
-    if config.get("use_sliding_window"):
-        raise BadRequest(f"This {family} model uses sliding-window attention, which is not supported.")
+    activation = config.get("hidden_act") or "silu"
+    if activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise BadRequest(f"This {family} model uses the activation {activation!r}; {known} are supported.")
     n_heads = config["num_attention_heads"]
+    # Older configurations leave the head's width out, and it is then what the heads divide the model's width into.
+    d_head = config.get("head_dim") or config["hidden_size"] // n_heads
     return DecoderSpec(
         family=family,
         vocab_size=config["vocab_size"],
@@ -80,17 +94,53 @@ def dense_spec(config: Mapping[str, Any], family: str, *, qkv_bias: bool, qk_nor
         n_layers=config["num_hidden_layers"],
         n_heads=n_heads,
         n_kv_heads=config.get("num_key_value_heads") or n_heads,
-        # Older configurations leave the head's width out, and it is then what the heads divide the model's width into.
-        d_head=config.get("head_dim") or config["hidden_size"] // n_heads,
+        d_head=d_head,
         d_ff=config["intermediate_size"],
         rope=rope_spec(config),
         norm_eps=config["rms_norm_eps"],
         context_window=config["max_position_embeddings"],
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=qkv_bias,
-        qk_norm=qk_norm,
+        qk_norm="head" if qk_norm else "none",
+        activation=ACTIVATIONS[activation],
+        d_rotary=_d_rotary(config, d_head),
+        attention=AttentionSpec(windows=layer_windows(config, lambda layer: _slides(config, layer))),
         eos_token_ids=eos_ids(config.get("eos_token_id")),
     )
+
+
+def biased(spec: DecoderSpec, config: Mapping[str, Any]) -> DecoderSpec:
+    """With the biases that `attention_bias` and `mlp_bias` say: those of attention at all four of its projections."""
+    attention = bool(config.get("attention_bias"))
+    return replace(spec, qkv_bias=attention, o_bias=attention, mlp_bias=bool(config.get("mlp_bias")))
+
+
+def _d_rotary(config: Mapping[str, Any], d_head: int) -> int | None:
+    """How much of a head is turned, where the configuration says that it is not all."""
+    share = rope_settings(config).get("partial_rotary_factor") or config.get("partial_rotary_factor")
+    return None if share in (None, 1, 1.0) else int(d_head * share)
+
+
+def _slides(config: Mapping[str, Any], layer: int) -> bool:
+    """Whether a layer has a window by Qwen's settings, which name the first such layer."""
+    return bool(config.get("use_sliding_window")) and layer >= config.get("max_window_layers", 28)
+
+
+def layer_windows(config: Mapping[str, Any], default: Callable[[int], bool]) -> tuple[int | None, ...]:
+    """The window of each layer: by `layer_types`, else of those layers for which `default` says so; empty: none has
+    one."""
+    n_layers, window = config["num_hidden_layers"], config.get("sliding_window")
+    kinds = config.get("layer_types")
+    # A third kind, such as chunks or recurrent layers, is another attention and must not be taken for one of these.
+    if unknown := set(kinds or ()) - {"sliding_attention", "full_attention"}:
+        raise BadRequest(f"Its layers are of the kinds {sorted(map(str, unknown))}, which are not supported.")
+    if window is None or config.get("use_sliding_window") is False:
+        return ()
+    if kinds is None:
+        sliding = [default(layer) for layer in range(n_layers)]
+    else:
+        sliding = [kind == "sliding_attention" for kind in kinds]
+    return tuple(window if slides else None for slides in sliding) if any(sliding) else ()
 
 
 def rope_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -121,7 +171,34 @@ def rope_spec(config: Mapping[str, Any]) -> RopeSpec:
         )
     if kind == "yarn":
         return _yarn(theta, scaling, config)
-    raise BadRequest(f"The rope scaling {kind!r} is not supported; default, linear, llama3 and yarn are.")
+    if kind in ("longrope", "su"):
+        return _longrope(theta, scaling, config)
+    raise BadRequest(f"The rope scaling {kind!r} is not supported; default, linear, llama3, yarn and longrope are.")
+
+
+def first_window(config: Mapping[str, Any]) -> int:
+    """How many tokens a model had seen at once before its rotary embedding was stretched."""
+    settings = rope_settings(config)
+    window = config.get("original_max_position_embeddings") or settings.get("original_max_position_embeddings")
+    return int(window or config["max_position_embeddings"])
+
+
+def _longrope(theta: float, scaling: Mapping[str, Any], config: Mapping[str, Any]) -> RopeSpec:
+    """LongRoPE with its divisors for texts up to the first window."""
+    window = first_window(config)
+    factor = float(scaling.get("factor") or config["max_position_embeddings"] / window)
+    attention_factor = scaling.get("attention_factor")
+    if attention_factor is None:
+        # The formula is the one of the LongRoPE paper (Ding et al., 2024).
+        attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(window))
+    return RopeSpec(
+        theta,
+        "longrope",
+        factor=factor,
+        original_context_window=window,
+        attention_factor=float(attention_factor),
+        divisors=tuple(float(each) for each in scaling["short_factor"]),
+    )
 
 
 def _yarn(theta: float, scaling: Mapping[str, Any], config: Mapping[str, Any]) -> RopeSpec:

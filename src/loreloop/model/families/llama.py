@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from loreloop.model.families.family import WeightNames, dense_spec
+from loreloop.model.families.family import WeightNames, biased, dense_spec
 from loreloop.model.spec import DecoderSpec
-from loreloop.protocol.errors import BadRequest
 
 
 class Llama:
@@ -19,7 +18,5 @@ class Llama:
     names = WeightNames()
 
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
-        """The decoder of the configuration. BadRequest where projections have biases."""
-        if config.get("mlp_bias") or config.get("attention_bias"):
-            raise BadRequest("This llama model has biases in its projections, which is not supported.")
-        return dense_spec(config, "llama", qkv_bias=False, qk_norm=False)
+        """The decoder of the configuration."""
+        return biased(dense_spec(config, "llama"), config)

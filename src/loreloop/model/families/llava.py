@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loreloop.model.attention_spec import as_settings
 from loreloop.model.families.family import Family, WeightNames
 from loreloop.model.families.llama import Llama
 from loreloop.model.families.qwen2 import Qwen2
 from loreloop.model.families.qwen3 import Qwen3
-from loreloop.model.spec import DecoderSpec, as_settings
+from loreloop.model.spec import DecoderSpec
 from loreloop.model.tower import ImageFeatures, Tower
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.images import CLIP_MEAN, CLIP_STD, FixedGrid, ImageRules

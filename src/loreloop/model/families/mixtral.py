@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from loreloop.model.families.family import WeightNames, dense_spec
+from loreloop.model.families.family import WeightNames, dense_spec, layer_windows
 from loreloop.model.spec import DecoderSpec, MoeSpec
-from loreloop.protocol.errors import BadRequest
 
 
 class Mixtral:
@@ -24,10 +23,8 @@ class Mixtral:
     )
 
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
-        """The decoder of the configuration. BadRequest where attention has a sliding window."""
-        if config.get("sliding_window"):
-            raise BadRequest("This mixtral model uses sliding-window attention, which is not supported.")
-        spec = dense_spec(config, "mixtral", qkv_bias=False, qk_norm=False)
+        """The decoder of the configuration; a window is that of all layers."""
+        spec = dense_spec(config, "mixtral")
         # Softmax over the chosen experts' logits is softmax over all, normed to the chosen; so the spec's defaults fit.
         moe = MoeSpec(
             n_experts=config["num_local_experts"],
@@ -35,4 +32,5 @@ class Mixtral:
             d_expert=config["intermediate_size"],
             layers=tuple(range(spec.n_layers)),
         )
-        return replace(spec, moe=moe)
+        attention = replace(spec.attention, windows=layer_windows(config, lambda _: True))
+        return replace(spec, moe=moe, attention=attention)

@@ -18,5 +18,5 @@ class Qwen2:
     names = WeightNames()
 
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
-        """The decoder of the configuration. BadRequest where it uses sliding windows or another activation."""
-        return dense_spec(config, "qwen2", qkv_bias=True, qk_norm=False)
+        """The decoder of the configuration. BadRequest where it uses another activation."""
+        return dense_spec(config, "qwen2", qkv_bias=True)

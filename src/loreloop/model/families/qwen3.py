@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from loreloop.model.families.family import WeightNames, dense_spec
+from loreloop.model.families.family import WeightNames, biased, dense_spec
 from loreloop.model.spec import DecoderSpec
 
 
@@ -18,5 +18,5 @@ class Qwen3:
     names = WeightNames()
 
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
-        """The decoder of the configuration. BadRequest where it uses sliding windows or another activation."""
-        return dense_spec(config, "qwen3", qkv_bias=bool(config.get("attention_bias")), qk_norm=True)
+        """The decoder of the configuration. BadRequest where it uses another activation."""
+        return biased(dense_spec(config, "qwen3", qk_norm=True), config)

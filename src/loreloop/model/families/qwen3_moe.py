@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from loreloop.model.families.family import WeightNames, dense_spec
+from loreloop.model.families.family import WeightNames, biased, dense_spec
 from loreloop.model.spec import DecoderSpec, MoeSpec
 
 
@@ -21,7 +21,7 @@ class Qwen3Moe:
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
         """The decoder of the configuration; layers that `mlp_only_layers` names, or that fall between the steps, are
         dense."""
-        spec = dense_spec(config, "qwen3_moe", qkv_bias=bool(config.get("attention_bias")), qk_norm=True)
+        spec = biased(dense_spec(config, "qwen3_moe", qk_norm=True), config)
         step, dense = config.get("decoder_sparse_step") or 1, config.get("mlp_only_layers") or ()
         moe = MoeSpec(
             # transformers renamed the setting, and folders exist with either name.

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loreloop.model.attention_spec import as_settings
 from loreloop.model.families.family import WeightNames, rope_settings
 from loreloop.model.families.qwen3 import Qwen3
-from loreloop.model.spec import DecoderSpec, as_settings
+from loreloop.model.spec import DecoderSpec
 from loreloop.model.tower import ImageFeatures, Tower
 from loreloop.protocol.images import ImageRules, SmartGrid
 

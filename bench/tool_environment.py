@@ -1,0 +1,116 @@
+"""`python -m bench.tool_environment`: a small model learns to order in a shop whose API fails at random.
+
+Orders need two answers at least: the order's number, which is asked for, comes from the call. Three calls in ten time
+out. Writes bench/results/tool-environment.json: the share of held-out orders that succeed before and after, at
+temperature 0, with goods and counts that are never trained on together. To be run on an idle machine; `--steps` makes
+it shorter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from bench.learn_rig import Ran, run
+from bench.record import RESULTS, line, write_record
+from bench.rig import MODEL, Figure
+from bench.rows.serve import server
+from loreloop.cli.server import RunningServer
+from loreloop.learn.environments.flaky_shop import GOODS, SHOWN, FlakyShop, shop_tasks
+from loreloop.learn.examples import Task
+from loreloop.learn.learners.from_rewards import Sampling, Ways, reward_learner
+from loreloop.learn.learners.grpo import Grpo
+from loreloop.learn.plan import Plan
+from loreloop.learn.rollouts.drawing import AnswerLimits
+
+ANSWER_TOKENS, TURNS = 36, 5  # a call has about 25 tokens; five answers bear three faults
+SUCCESS = "valid_part_told"  # the wanted order, made once, and its number told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=6)
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=4e-4)
+    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--fault-rate", type=float, default=0.3)
+    parser.add_argument("--exam", type=int, default=64, help="held-out orders of each exam")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with server() as running:
+        started = time.monotonic()
+        ran = learn(running, options)
+        seconds = time.monotonic() - started
+    before, after = ran.learner.before, ran.learner.after
+    figures = [
+        Figure("held-out orders that succeed, before", before, "share"),
+        Figure("held-out orders that succeed, after", after, "share", at_least=2 * before),
+        Figure("seconds, with both exams", seconds, "s", at_most=900),
+    ]
+    rewards = [round(record.metrics["train_reward_mean"], 4) for record in ran.records]
+    told = [round(record.metrics["train_part_told"], 4) for record in ran.records]
+    write_record(RESULTS, "tool-environment", __doc__ or "", figures, rewards=rewards, told=told, options=vars(options))
+    for figure in figures:
+        print(line("tool-environment", figure), flush=True)
+
+
+def is_held_out(task: Task) -> bool:
+    """One of the quarter of goods and counts that are only looked at."""
+    return (GOODS.index(task.item["item"]) + task.item["count"]) % 4 == 0
+
+
+def tasks(n: int, seed: int, *, held_out: bool) -> list[Task]:
+    """Orders from one side of the split."""
+    made = shop_tasks(16 * n, seed, shown=len(SHOWN))
+    return [task for task in made if is_held_out(task) is held_out][:n]
+
+
+def learn(running: RunningServer, options: argparse.Namespace) -> Ran:
+    exam = tasks(options.exam, options.seed + 1000, held_out=True)
+    plan = Plan(
+        base_model=MODEL,
+        seed=options.seed,
+        train_unembed=False,
+        batch_size=options.batch,
+        steps=options.steps,
+        learning_rate=options.rate,
+        final_share=0.2,
+        save_every=1000,
+    )
+    limits = AnswerLimits(most_tokens=ANSWER_TOKENS, most_turns=TURNS, temperature=options.temperature)
+
+    async def make(plan, clients, renderer):  # type: ignore[no-untyped-def]
+        learner = await reward_learner(
+            plan,
+            clients,
+            renderer,
+            lambda: FlakyShop(options.fault_rate),
+            Ways(Grpo(normalisation="tokens")),
+            Sampling(options.group_size, limits),
+        )
+        learner.before = (await learner.evaluate(exam))[SUCCESS]
+        print(f"before: {learner.before:.3f}", flush=True)
+        told = learner.step
+
+        async def step(batch, at):  # type: ignore[no-untyped-def]
+            handed_in = await told(batch, at)
+            metrics = await handed_in
+            print(f"step {at.step + 1}: told {metrics['train_part_told']:.3f}", flush=True)
+            if at.step + 1 == options.steps:
+                learner.after = (await learner.evaluate(exam))[SUCCESS]
+                print(f"after: {learner.after:.3f}", flush=True)
+            return _given(metrics)
+
+        learner.step = step
+        return learner
+
+    return run(running, plan, make, tasks(options.steps * options.batch, options.seed, held_out=False))
+
+
+async def _given(metrics):  # type: ignore[no-untyped-def]
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

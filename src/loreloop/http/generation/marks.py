@@ -1,0 +1,69 @@
+"""What a request says of its turn, in its body, its metadata or its headers: the episode, a side turn, consent.
+
+Knows no dialect's bodies beyond these fields, and not what is recorded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from loreloop.protocol.errors import BadRequest
+
+EPISODE_HEADER, SIDE_HEADER, CONSENT_HEADER = "x-episode-id", "x-side-turn", "x-consent"
+HEADERS = (EPISODE_HEADER, SIDE_HEADER, CONSENT_HEADER)
+EPISODE, SIDE, CONSENT = "episode_id", "side_turn", "consent"
+LONGEST_ID = 200
+_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.:@-]{{0,{LONGEST_ID - 1}}}")
+# OpenAI's metadata and all headers are texts, so a yes comes in several.
+_YES, _NO = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no"})
+
+
+@dataclass(frozen=True)
+class Marks:
+    """`consent` is None where the request does not say."""
+
+    episode_id: str | None = None
+    side: bool = False
+    consent: bool | None = None
+
+
+def marks_of(request: Request, episode_id: str | None, metadata: object) -> Marks:
+    """BadRequest for an id that is none, an answer that is neither yes nor no, and places that contradict each other.
+    `metadata` that is no object says nothing."""
+    said: Mapping[str, Any] = metadata if isinstance(metadata, dict) else {}
+    headers = request.headers
+    # Nearly all requests say nothing, and they must not pay for those that do.
+    if not episode_id and not said and not any(name in headers for name in HEADERS):
+        return Marks()
+    ids = {str(one) for one in (episode_id, said.get(EPISODE), headers.get(EPISODE_HEADER)) if one not in (None, "")}
+    if len(ids) > 1:
+        raise BadRequest(f"The request names its episode twice and differently: {', '.join(sorted(ids))[:300]!r}.")
+    episode = next(iter(ids), None)
+    if episode is not None and not _ID.fullmatch(episode):
+        raise BadRequest(
+            f"An episode cannot be called {episode[:80]!r}: write 1 to {LONGEST_ID} letters, digits, '_', '.', ':', "
+            "'@' or '-', beginning with a letter or digit; or send none, and pass back the episode_id of the answer."
+        )
+    side = _answer(SIDE_HEADER, SIDE, headers.get(SIDE_HEADER), said.get(SIDE))
+    consent = _answer(CONSENT_HEADER, CONSENT, headers.get(CONSENT_HEADER), said.get(CONSENT))
+    return Marks(episode, bool(side), consent)
+
+
+def _answer(header: str, name: str, in_header: str | None, in_metadata: object) -> bool | None:
+    found: set[bool] = set()
+    for given in (in_header, in_metadata):
+        if given is None:
+            continue
+        word = str(given).strip().lower()
+        # A mark that is misread would train on what nobody may train on; so it is refused.
+        if word not in _YES | _NO:
+            raise BadRequest(f"{header} (or metadata's {name}) is {str(given)[:40]!r}; write yes or no.")
+        found.add(word in _YES)
+    if len(found) > 1:
+        raise BadRequest(f"{header} and metadata's {name} contradict each other; send one of them.")
+    return next(iter(found), None)

@@ -1,0 +1,65 @@
+"""Answers of named weights to prompts, and how likely weights find given tokens: what gate and shadow look at.
+
+Over the Tinker SDK, with the model's own template. Knows no rule of the gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tinker
+
+from loreloop.learn.examples import Task
+from loreloop.learn.rendering import Renderer
+from loreloop.learn.rewards.reward import Answer
+from loreloop.protocol.episodes import Turn
+from loreloop.protocol.errors import Unavailable
+
+MOST_LOG_RATIO = 20.0
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where to ask: the SDK's service, and the renderer of the base model."""
+
+    service: tinker.ServiceClient
+    renderer: Renderer
+
+    async def sampler(self, target: str) -> tinker.SamplingClient:
+        """Of a `tinker://` path, or of a base model by its name."""
+        if target.startswith("tinker://"):
+            return await self.service.create_sampling_client(model_path=target)
+        return await self.service.create_sampling_client(base_model=target)
+
+    async def answers(self, target: str, tasks: Sequence[Task], most_tokens: int) -> list[Answer]:
+        """The likeliest answer to each task. Unavailable where the server gives none."""
+        sampler = await self.sampler(target)
+        params = tinker.SamplingParams(max_tokens=most_tokens, temperature=0.0, seed=0, stop=self.renderer.stop)
+        asked = [sampler.sample(self.renderer.prompt(task.prompt), 1, params) for task in tasks]
+        try:
+            found = await asyncio.gather(*asked)
+        except tinker.TinkerError as error:
+            raise Unavailable(f"{target} gave no answers: {error}") from None
+        return [
+            self.renderer.answer(one.sequences[0].tokens, task.prompt) for one, task in zip(found, tasks, strict=True)
+        ]
+
+    async def divergence(self, candidate: str, champion: str, turns: Sequence[Turn]) -> float | None:
+        """Nats a token from the champion to the candidate, over recorded answers: the mean of r − 1 − log r with
+        r = p_candidate / p_champion (Schulman's k3, which is never below 0). None where no turn has tokens."""
+        rows = [turn for turn in turns if turn.prompt and turn.tokens]
+        if not rows:
+            return None
+        samplers = [await self.sampler(candidate), await self.sampler(champion)]
+        ratios: list[float] = []
+        for turn in rows:
+            ids = tinker.ModelInput.from_ints([*turn.prompt, *turn.tokens])
+            new, old = await asyncio.gather(*(sampler.compute_logprobs(ids) for sampler in samplers))
+            answer = slice(len(turn.prompt), None)
+            pairs = zip(new[answer], old[answer], strict=True)
+            ratios += [one - other for one, other in pairs if one is not None and other is not None]
+        logs = np.clip(np.array(ratios), -MOST_LOG_RATIO, MOST_LOG_RATIO)
+        return float((np.exp(logs) - 1 - logs).mean()) if ratios else None

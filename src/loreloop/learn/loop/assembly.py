@@ -1,0 +1,208 @@
+"""A loop put together from its loop.toml: door, SDK, renderer, training and gate around the course.
+
+Knows how the parts fit, and none of their rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import msgspec
+import tinker
+
+from loreloop.learn.clients import window_of
+from loreloop.learn.examples import Task
+from loreloop.learn.files import read_file, tasks
+from loreloop.learn.loop.answering import Room
+from loreloop.learn.loop.collecting import Line, prompt_key
+from loreloop.learn.loop.config import Loaded
+from loreloop.learn.loop.cycle import Course, Work
+from loreloop.learn.loop.door import Door
+from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
+from loreloop.learn.loop.persons import PersonCourse
+from loreloop.learn.loop.state import LoopFolder
+from loreloop.learn.loop.training import Made, Shop, for_person, trained
+from loreloop.learn.model_texts import fetch_texts
+from loreloop.learn.rendering import Renderer, renderer_of
+from loreloop.protocol.episodes import Message, Turn
+from loreloop.protocol.errors import Unavailable, WrongSettings
+from loreloop.protocol.feedback import Feedback
+
+PERSON_TOKENS = 256  # of an answer that is compared with a correction
+PATIENCE_SECONDS = 5.0  # before a server that did not answer is asked again
+
+
+def key_of(loaded: Loaded) -> str:
+    """The loop's key, out of the environment. WrongSettings where it is not there."""
+    name = loaded.config.key_variable
+    if not (key := os.environ.get(name)):
+        raise WrongSettings(
+            f"`key_variable` names {name}, which is not set: export {name}=sk-… with a key that may train."
+        )
+    return key
+
+
+def door_of(loaded: Loaded) -> Door:
+    """The door to the loop's deployment."""
+    return Door.to(loaded.config.url, key_of(loaded), loaded.config.deployment)
+
+
+@asynccontextmanager
+async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncIterator[Course]:
+    """The loop's course against its server, begun or gone on with. WrongSettings, or the server's own refusal, where
+    the loop cannot run."""
+    door, folder = door_of(loaded), LoopFolder(loaded.folder)
+    key = key_of(loaded)
+    with tinker.ServiceClient(base_url=loaded.config.url, api_key=key) as service:
+        state = folder.load()
+        base_model = state.base_model if state else await base_of(service, door.deployment().target)
+        texts = texts_of(loaded, base_model)
+        parts = Parts(loaded, service, renderer_of(texts), texts, base_model)
+        persons = PersonCourse(
+            rules=loaded.config.persons,
+            folder=folder,
+            server=door,
+            train=parts.train_person,
+            right=parts.right,
+            now=now,
+            deployment=loaded.config.deployment,
+        )
+        course = Course(config=loaded.config, folder=folder, server=door, work=parts.work(), now=now, persons=persons)
+        course.begin(base_model)
+        yield course
+
+
+async def base_of(service: tinker.ServiceClient, target: str) -> str:
+    """The base model below a deployment's target."""
+    if not target.startswith("tinker://"):
+        await window_of(service, target)  # refuses what is not served
+        return target
+    rest = tinker.RestClient(service.holder)
+    try:
+        return (await rest.get_weights_info_by_tinker_path(target)).base_model
+    except tinker.TinkerError as error:
+        raise WrongSettings(f"The deployment's target {target} cannot be looked at: {error}") from None
+
+
+def texts_of(loaded: Loaded, base_model: str) -> Path:
+    """The base model's tokenizer and template, fetched once into the loop's folder."""
+    folder, new = loaded.folder / "texts", loaded.folder / "texts.new"
+    if not folder.exists():
+        loaded.folder.mkdir(parents=True, exist_ok=True)
+        with httpx.Client(base_url=loaded.config.url, timeout=60, trust_env=False) as http:
+            fetch_texts(http, base_model, new).rename(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a course's work is made of."""
+
+    loaded: Loaded
+    service: tinker.ServiceClient
+    renderer: Renderer
+    texts: Path
+    base_model: str
+
+    def work(self) -> Work:
+        """The work of a cycle, by the settings."""
+        return Work(train=self.train, look=self.look, learn_reward=self.learn_reward, golden=golden_of(self.loaded))
+
+    def shop(self) -> Shop:
+        """What training needs."""
+        return Shop(
+            service=self.service,
+            renderer=self.renderer,
+            texts=self.texts,
+            base_model=self.base_model,
+            training=self.loaded.config.training,
+            seed=self.loaded.config.seed,
+        )
+
+    async def train(self, folder: Path, start: str | None, name: str) -> Made | None:
+        """A candidate of a cycle's folder."""
+        return await self._train(self.shop(), folder, start, name)
+
+    async def train_person(self, folder: Path, start: str | None, name: str) -> Made | None:
+        """Weights for one person, of their corrections."""
+        rules = self.loaded.config.persons
+        return await self._train(for_person(self.shop(), rules.epochs, rules.learning_rate), folder, start, name)
+
+    async def _train(self, shop: Shop, folder: Path, start: str | None, name: str) -> Made | None:
+        try:
+            return await trained(shop, folder, start, name)
+        except tinker.TinkerError as error:
+            raise Unavailable(f"The server did not go on with the training: {error}") from None
+
+    async def right(self, target: str, lines: Sequence[Line]) -> float:
+        """The share of corrected prompts that weights answer as they were corrected, but for white space and case."""
+        wanted = [str(line["messages"][-1]["content"]) for line in lines]
+        plain = [{"messages": [_asked(one) for one in line["messages"][:-1]]} for line in lines]
+        asked = list(tasks(map(msgspec.json.encode, plain)))
+        found = await Room(self.service, self.renderer).answers(target, asked, PERSON_TOKENS)
+        return sum(_words(one.text) == _words(each) for one, each in zip(found, wanted, strict=True)) / len(lines)
+
+    async def look(self, sides: Sides, turns: Sequence[Turn], prompts: Sequence[Turn]) -> Gated:
+        """The offline gate, with prompts of recorded turns for the shadow."""
+        gate = OfflineGate(Room(self.service, self.renderer), self.loaded)
+        return await gate.look(sides, turns, asked_again(prompts))
+
+    async def learn_reward(self, turns: Sequence[Turn], statements: Sequence[Feedback]) -> str:
+        """Lets the reward hear of everything; what its guards have to say."""
+        return ""
+
+
+def _asked(message: Message) -> Message:
+    return {name: value for name, value in message.items() if name != "weight"}
+
+
+def _words(text: str) -> list[str]:
+    return text.casefold().split()
+
+
+def asked_again(turns: Sequence[Turn]) -> list[Task]:
+    """The prompts of recorded turns, as tasks."""
+    lines = [{"messages": list(turn.messages)} | ({"tools": list(turn.tools)} if turn.tools else {}) for turn in turns]
+    return list(tasks(map(msgspec.json.encode, lines)))
+
+
+def golden_of(loaded: Loaded) -> frozenset[str]:
+    """The golden prompts, as they are known among recorded turns."""
+    name = loaded.config.reward.golden
+    if name is None:
+        return frozenset()
+    return frozenset(prompt_key(task.item["messages"]) for task in read_file(loaded.path(name), tasks))
+
+
+async def run(course: Course, *, cycles: int | None, wish: Callable[[], bool], tell: Callable[[str], None]) -> None:
+    """Steps until so many cycles have ended, or for ever; `wish` is asked between steps whether to stop. A server that
+    does not answer is waited for."""
+    first, told = _n_ended(course), ""
+    while not wish():
+        try:
+            moved = await course.step()
+        except Unavailable as error:
+            course.folder.tell(error.message)
+            moved, pause = False, PATIENCE_SECONDS
+        else:
+            pause = course.config.triggers.poll_seconds
+        if (sentence := course.folder.why()["sentence"]) != told:
+            tell(sentence)
+            told = sentence
+        if cycles is not None and _n_ended(course) - first >= cycles:
+            return
+        if not moved:
+            await asyncio.sleep(pause)
+
+
+def _n_ended(course: Course) -> int:
+    """How many cycles have come to an end."""
+    final = ("rejected", "promoted", "rolled_back", "void")
+    return sum(one.verdict in final for one in course.folder.decisions())

@@ -1,0 +1,189 @@
+"""Turns and what was said of them as lines of files to learn from. Pure functions over the two feeds.
+
+What never becomes a line, whatever was said of it: turns without consent, side turns, turns of episodes that two
+revisions answered, turns of deleted persons, and turns whose prompt stands in the golden set. Lines are those of the
+files that `loreloop train` reads, so that a candidate's data can be looked at and trained on by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from loreloop.learn.loop.door import person_key
+from loreloop.protocol.episodes import Message, Turn
+from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, PREFERENCE, SCORE, THUMB, VERDICT, Feedback
+
+LIKED, DISLIKED = 0.75, 0.25  # scores that count as a thumb
+MARKS = (THUMB, ACCEPTED, SCORE, VERDICT)
+NEVER = ("side", "no_consent", "mixed", "expired", "dropped")
+Line = dict[str, Any]
+
+
+class Used(msgspec.Struct, frozen=True):
+    """A turn that a file's line was made of, and whose it is."""
+
+    turn: str
+    person: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What may be learned from: `deleted` persons, prompts that are `golden`, and the most lines."""
+
+    deleted: frozenset[str] = frozenset()
+    golden: frozenset[str] = frozenset()
+    most: int = 2000
+    most_per_person: int = 200
+    liked: float = 1.0
+
+
+@dataclass
+class Collected:
+    """Lines by method, each with its turn beside it, in the order of the feed."""
+
+    lines: dict[str, list[Line]] = field(default_factory=lambda: defaultdict(list))
+    used: dict[str, list[Used]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, method: str, turn: Turn, line: Line) -> None:
+        """One more line of a turn."""
+        self.lines[method].append(line)
+        self.used[method].append(Used(turn.id, person_of(turn)))
+
+
+def person_of(turn: Turn) -> str:
+    """Whose turn it is, as `person_key` writes it."""
+    return person_key(turn.person.key_id, turn.person.user)
+
+
+def prompt_key(messages: Sequence[Message]) -> str:
+    """One text for one prompt, whatever the order of its fields, by which golden prompts are known."""
+    plain = [{"role": one.get("role"), "content": one.get("content")} for one in messages]
+    return json.dumps(plain, sort_keys=True, ensure_ascii=False)
+
+
+def standing(statements: Iterable[Feedback]) -> list[Feedback]:
+    """The statements that count: of each id the newest word, without what was retracted; then of each source and who,
+    about the same target and metric, the newest."""
+    by_id: dict[str, Feedback] = {}
+    for one in statements:
+        if one.id not in by_id or by_id[one.id].number < one.number:
+            by_id[one.id] = one
+    newest: dict[tuple[str, str, str, str], Feedback] = {}
+    for one in sorted(by_id.values(), key=lambda each: each.number):
+        if not one.retracted:
+            newest[one.source, one.who, one.target_id, one.metric] = one
+    return sorted(newest.values(), key=lambda each: each.number)
+
+
+def said_of(turns: Mapping[str, Turn], statements: Iterable[Feedback]) -> dict[str, list[Feedback]]:
+    """What stands of each turn, by its id; what was said of an episode counts for each of its turns."""
+    episodes: dict[str, list[str]] = defaultdict(list)
+    for turn in turns.values():
+        episodes[turn.episode_id].append(turn.id)
+    found: dict[str, list[Feedback]] = defaultdict(list)
+    for one in standing(statements):
+        for turn_id in episodes.get(one.target_id, []) if one.level == "episode" else [one.target_id]:
+            if turn_id in turns:
+                found[turn_id].append(one)
+    return found
+
+
+def newest_of(turns: Iterable[Turn]) -> dict[str, Turn]:
+    """The turns by their ids, each as the feed told it last: a turn that was marked anew stands there twice."""
+    found: dict[str, Turn] = {}
+    for turn in turns:
+        if turn.id not in found or found[turn.id].number < turn.number:
+            found[turn.id] = turn
+    return found
+
+
+def may_train(turn: Turn, rules: Rules) -> bool:
+    """Whether anything may be learned from a turn at all."""
+    if not turn.messages or not turn.answer:
+        return False
+    if not turn.consent or turn.side or turn.fate in NEVER or person_of(turn) in rules.deleted:
+        return False
+    return prompt_key(turn.messages) not in rules.golden
+
+
+def collect(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules) -> Collected:
+    """Lines of all methods, out of the newest statements that the rules let through."""
+    by_id = {turn.id: turn for turn in newest_of(turns).values() if may_train(turn, rules)}
+    found = Collected()
+    for turn_id, said in said_of(by_id, statements).items():
+        for method, line in lines_of_turn(by_id[turn_id], said, by_id):
+            found.add(method, by_id[turn_id], line)
+    for method in found.lines:
+        _bound(found, method, rules)
+    _mix_liked(found, rules)
+    return found
+
+
+def lines_of_turn(turn: Turn, said: Sequence[Feedback], turns: Mapping[str, Turn]) -> Iterable[tuple[str, Line]]:
+    """What one turn gives to learn, as methods with a line each."""
+    prompt, answer = list(turn.messages), turn.answer
+    tools = {"tools": list(turn.tools)} if turn.tools else {}
+    edits = [str(one.value) for one in said if one.metric == EDIT]
+    if edits:
+        wanted = {"role": "assistant", "content": edits[-1]}
+        yield "sft", {"messages": [*map(_read_only, prompt), wanted]} | tools
+        if edits[-1] != answer.get("content"):
+            yield "dpo", {"prompt": prompt, "chosen": [wanted], "rejected": [_said(answer)]} | tools
+    marks = [_mark(one.value) for one in said if one.metric in MARKS]
+    clear = [mark for mark in marks if mark is not None]
+    # Persons who do not agree teach nothing; an edited answer was not what was wanted, whatever else was said.
+    if clear and (all(clear) or not any(clear)) and not (edits and all(clear)):
+        yield "kto", {"prompt": prompt, "completion": [_said(answer)], "label": clear[0]} | tools
+        if clear[0]:
+            yield "liked", {"messages": [*map(_read_only, prompt), _said(answer)]} | tools
+    for one in said:
+        if one.metric == PREFERENCE and (worse := turns.get(str(one.value))) and worse.messages == turn.messages:
+            yield "dpo", {"prompt": prompt, "chosen": [_said(answer)], "rejected": [_said(worse.answer)]} | tools
+        if one.metric == COMMENT and str(one.value).strip():
+            yield "hindsight", {"prompt": prompt, "completion": [_said(answer)], "outcome": str(one.value)} | tools
+    yield "grpo", {"messages": prompt, "turn": turn.id, "answer": edits[-1] if edits else ""} | tools
+
+
+def _bound(found: Collected, method: str, rules: Rules) -> None:
+    """The newest lines, of each person no more than their share."""
+    kept: list[int] = []
+    by_person: dict[str, int] = defaultdict(int)
+    for place in reversed(range(len(found.lines[method]))):
+        person = found.used[method][place].person
+        by_person[person] += 1
+        if by_person[person] <= rules.most_per_person and len(kept) < rules.most:
+            kept.append(place)
+    found.lines[method] = [found.lines[method][place] for place in reversed(kept)]
+    found.used[method] = [found.used[method][place] for place in reversed(kept)]
+
+
+def _mix_liked(found: Collected, rules: Rules) -> None:
+    """Beside corrections, so many liked answers each, so that what was good stays as it was."""
+    n = round(rules.liked * len(found.lines.get("sft", [])))
+    liked, used = found.lines.pop("liked", []), found.used.pop("liked", [])
+    if n and liked:
+        found.lines["sft"] += liked[-n:]
+        found.used["sft"] += used[-n:]
+
+
+def _read_only(message: Message) -> Message:
+    """An earlier answer is read, and not learned again."""
+    return {**message, "weight": 0} if message.get("role") == "assistant" else message
+
+
+def _said(answer: Message) -> Message:
+    kept = {name: answer[name] for name in ("content", "tool_calls") if answer.get(name)}
+    return {"role": "assistant", "content": ""} | kept
+
+
+def _mark(value: bool | float | str) -> bool | None:
+    """A thumb of a value; None where it is neither good nor bad."""
+    if isinstance(value, str):
+        return None
+    return True if value >= LIKED else False if value <= DISLIKED else None

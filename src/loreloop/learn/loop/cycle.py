@@ -1,0 +1,435 @@
+"""One loop's course: idle, collecting, training, gate, canary, and idle again; a step at a time.
+
+Every step can be done again: it reads where the loop stands, does its work, and moves the state last. A process may die
+anywhere in between, and the next one goes on from the same place with the same decision. What a step needs of the world
+is handed in, so that the course runs without a server and without training too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from msgspec.structs import replace
+
+from loreloop.learn.loop.canary import PROMOTES, Watched, evidence_of, watch
+from loreloop.learn.loop.collecting import NEVER, Collected, Rules, Used, collect
+from loreloop.learn.loop.config import LoopConfig
+from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, lay_out
+from loreloop.learn.loop.door import Deployed
+from loreloop.learn.loop.gate import Gated, Sides
+from loreloop.learn.loop.persons import PersonCourse
+from loreloop.learn.loop.state import Decision, LoopFolder, Revision, State, Verdict
+from loreloop.learn.loop.training import Made
+from loreloop.protocol.episodes import Turn
+from loreloop.protocol.errors import Conflict
+from loreloop.protocol.feedback import BUILT_IN, Feedback, Metric
+
+DAY_SECONDS = 86_400.0
+
+
+class Server(Protocol):
+    """What the course asks of a server; `Door` is one."""
+
+    def deployment(self) -> Deployed:
+        """The deployment as it is now."""
+        ...
+
+    def deploy(self, target: str, canary: str | None = None, percent: float = 0.0) -> None:
+        """Moves the deployment, unless it stands there already."""
+        ...
+
+    def turns(self, after: int = 0) -> Iterable[Turn]:
+        """Recorded turns behind a number."""
+        ...
+
+    def feedback(self, after: int = 0) -> Iterable[Feedback]:
+        """Statements behind a number."""
+        ...
+
+    def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
+        """Says which turns a candidate is trained on; gives those that are not there any more."""
+        ...
+
+    def deleted_persons(self) -> frozenset[str]:
+        """Persons whose data was deleted."""
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done in a cycle beside moving it on. `train` makes a candidate out of a cycle's folder, `look` puts one
+    through the offline gate, `alarm` says what the guards have against the training or the candidate ("" for nothing),
+    `learn_reward` lets the reward hear of all turns and statements first."""
+
+    train: Callable[[Path, str | None, str], Awaitable[Made | None]]
+    look: Callable[[Sides, Sequence[Turn], Sequence[Turn]], Awaitable[Gated]]
+    learn_reward: Callable[[Sequence[Turn], Sequence[Feedback]], Awaitable[str]]
+    golden: frozenset[str] = frozenset()
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: BUILT_IN)
+
+
+@dataclass
+class Course:
+    """A loop that goes on. `now` gives seconds since the epoch; `asked` begins one cycle whatever the triggers say."""
+
+    config: LoopConfig
+    folder: LoopFolder
+    server: Server
+    work: Work
+    now: Callable[[], float]
+    asked: bool = False
+    persons: PersonCourse | None = None
+    persons_heard: int = -1  # up to which statement persons were looked at, by this process
+
+    def begin(self, base_model: str) -> State:
+        """Where the loop stands; a first state, made of the deployment, for one that has not begun. Conflict where its
+        weights cannot be trained on."""
+        state = self.folder.load()
+        if state is None:
+            target = self.server.deployment().target
+            champion = Revision(target=target, state=state_of(target, self.config.start))
+            state = State(champion=champion, base_model=base_model, night=self._today_if_past())
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            self.folder.save(state)
+        return state
+
+    async def step(self) -> bool:
+        """Does what is next; False where nothing was to be done but to wait."""
+        state = self.folder.load()
+        if state is None:
+            raise Conflict("The loop has not begun; `begin` makes its first state.")
+        if (adopted := self._adopted(state)) is not None:
+            self.folder.save(adopted)
+            return True
+        match state.stage:
+            case "idle":
+                return await self._wait(state)
+            case "collecting":
+                await self._collect(state)
+            case "training":
+                await self._train(state)
+            case "gate":
+                await self._gate(state)
+            case "canary":
+                return self._watch(state)
+        return True
+
+    # What somebody else has done
+
+    def _adopted(self, state: State) -> State | None:
+        """The state as somebody's change of the deployment wants it; None where the deployment stands as it should."""
+        now = self.server.deployment()
+        ours, candidate = state.champion.target, state.candidate
+        if state.stage == "canary" and candidate is not None and not self._is_decided(state):
+            if now.target == candidate.target:
+                self._decide(state, "canary", "promoted", "Somebody promoted the candidate by hand.")
+                return promoted(state)
+            if now.target == ours and now.canary != candidate.target:
+                self._decide(state, "canary", "rolled_back", "Somebody rolled the candidate back by hand.")
+                return ended(state)
+        if now.target == ours or (candidate is not None and now.target == candidate.target):
+            return None
+        return self._foreign(state, now)
+
+    def _foreign(self, state: State, now: Deployed) -> State:
+        before = state.previous
+        if before is not None and now.target == before.target:
+            self._decide(state, f"adopted-{now.version}", "adopted", "Somebody rolled the champion back by hand.")
+            return replace(ended(state), champion=before, previous=state.champion)
+        champion = Revision(target=now.target, state=state_of(now.target, self.config.start))
+        self._decide(state, f"adopted-{now.version}", "adopted", f"Somebody deployed {now.target}.")
+        return replace(ended(state), champion=champion, previous=state.champion)
+
+    def _is_decided(self, state: State) -> bool:
+        return self.folder.decided(key_of(state, "canary")) is not None
+
+    # The stages
+
+    async def _wait(self, state: State) -> bool:
+        if self.folder.paused:
+            self.folder.tell("The loop is paused; `loreloop loop pause --off` lets it go on.")
+            return False
+        if (proposed := self.folder.proposed()) is not None:
+            self._stand(state, proposed)
+            return True
+        if await self._looked_after(state):
+            return True
+        said = [one for one in self.server.feedback(state.heard) if not one.retracted]
+        why = self._due(state, len(said))
+        if why is None:
+            wanted = self.config.triggers.feedback
+            self.folder.tell(
+                f"{len(said)} statements since the last cycle; "
+                + (f"{wanted} begin one." if wanted else "no number begins one."),
+                statements=len(said),
+            )
+            return False
+        self.asked = False
+        night = self._today() if why == "nightly" else state.night
+        self.folder.save(replace(state, stage="collecting", cycle=state.cycle + 1, candidate=None, night=night))
+        return True
+
+    def _stand(self, state: State, proposed: Revision) -> None:
+        """Lets weights that were made elsewhere stand before the gate as the candidate of a cycle without training."""
+        if any(one.candidate == proposed.target for one in self.folder.decisions()):
+            # Tried already; the process died before the proposal was taken away.
+            self.folder.withdraw()
+            return
+        cycle = state.cycle + 1
+        data = Data(used={}, heard=state.heard, turns_seen=state.turns_seen)
+        lay_out(self.folder.cycle(cycle), Collected(), (), data)
+        candidate = replace(proposed, cycle=cycle)
+        self.folder.save(replace(state, stage="gate", cycle=cycle, candidate=candidate))
+        self.folder.withdraw()
+
+    async def _looked_after(self, state: State) -> bool:
+        """Makes the adapter of one person who is due; False where nobody is, or nobody shall have one."""
+        if self.persons is None or not self.persons.rules.corrections:
+            return False
+        heard = max(
+            (one.number for one in self.server.feedback(max(0, self.persons_heard))), default=self.persons_heard
+        )
+        if heard == self.persons_heard:
+            return False
+        statements, turns = list(self.server.feedback()), list(self.server.turns())
+        if await self.persons.step(state.champion, turns, statements, self._rules()):
+            return True
+        self.persons_heard = heard
+        return False
+
+    def _due(self, state: State, n_said: int) -> str | None:
+        """Why a cycle begins now; None where it does not."""
+        triggers = self.config.triggers
+        if self.asked:
+            return "asked"
+        if triggers.feedback and n_said >= triggers.feedback:
+            return "feedback"
+        past = triggers.nightly is not None and self._clock() >= triggers.nightly
+        return "nightly" if past and n_said and state.night != self._today() else None
+
+    async def _collect(self, state: State) -> None:
+        turns, statements = list(self.server.turns()), list(self.server.feedback())
+        rules = self._rules()
+        alarm = await self.work.learn_reward(turns, statements)
+        found = collect(turns, statements, rules)
+        training = self.config.training
+        methods = [one for one in training.methods if len(found.lines.get(one, ())) >= training.least_examples]
+        heard = max((one.number for one in statements), default=state.heard)
+        seen = max((turn.number for turn in turns), default=state.turns_seen)
+        state = replace(state, heard=max(heard, state.heard), turns_seen=seen)
+        numbers = {f"{name}_examples": len(lines) for name, lines in sorted(found.lines.items())}
+        if alarm or not methods:
+            few = f"No method of the loop has the {training.least_examples} examples that it needs."
+            self._decide(state, "collecting", "void", alarm or few, numbers)
+            self.folder.save(ended(state))
+            return
+        used: dict[str, tuple[Used, ...]] = {name: tuple(found.used[name]) for name in methods}
+        data = Data(used=used, heard=state.heard, turns_seen=seen)
+        lay_out(self.folder.cycle(state.cycle), found, methods, data)
+        self.folder.tell(f"Cycle {state.cycle} trains a candidate.", **numbers)
+        self.folder.save(replace(state, stage="training"))
+
+    async def _train(self, state: State) -> None:
+        folder = self.folder.cycle(state.cycle)
+        data = data_of(folder)
+        name = f"{self.config.deployment}-{state.cycle:04d}"
+        # Marked before the first step, so that no weights have learned from a turn that does not say so.
+        if self._void(state, data, self.server.mark_used(name, None, data.turns)):
+            return
+        made = await self.work.train(folder, state.champion.state, name)
+        if made is None:
+            raise Conflict(
+                f"The files of cycle {state.cycle} are gone from {folder}; remove the folder, and run again."
+            )
+        if self._void(state, data, self.server.mark_used(name, made.path, data.turns)):
+            return
+        candidate = Revision(target=made.path, state=made.state, cycle=state.cycle)
+        self.folder.tell(f"Candidate {state.cycle} stands before the offline gate.")
+        self.folder.save(replace(state, stage="gate", candidate=candidate))
+
+    def _void(self, state: State, data: Data, unknown: Sequence[str] = ()) -> bool:
+        """Ends a cycle that would teach what a person said who has been deleted since, or turns that are gone; the next
+        begins without them."""
+        gone = data.persons & self.server.deleted_persons()
+        if not gone and not unknown:
+            return False
+        what = (
+            f"{len(gone)} persons whose words it was to learn were deleted"
+            if gone
+            else f"{len(unknown)} turns are gone"
+        )
+        sentence = f"{what}; a new cycle begins without them."
+        self._decide(state, "void", "void", sentence)
+        drop_lines(self.folder.cycle(state.cycle))
+        self.folder.save(replace(ended(state), stage="collecting", cycle=state.cycle + 1))
+        return True
+
+    async def _gate(self, state: State) -> None:
+        candidate = state.candidate
+        assert candidate is not None, "the gate has a candidate"
+        data = data_of(self.folder.cycle(state.cycle))
+        decision = self.folder.decided(key_of(state, "gate"))
+        if decision is None:
+            if self._void(state, data):
+                return
+            gated = await self._looked(state, candidate, data)
+            fine = not gated.broken
+            sentence = (
+                "The candidate holds all limits of the offline gate."
+                if fine
+                else f"Rejected: {'; '.join(gated.broken)}."
+            )
+            decision = self._decide(state, "gate", "passed" if fine else "rejected", sentence, gated.numbers)
+        if decision.verdict != "passed":
+            drop_lines(self.folder.cycle(state.cycle))
+            self.folder.save(ended(state))
+            return
+        self.server.deploy(state.champion.target, candidate.target, self.config.canary.percent)
+        version = self.server.deployment().version
+        self.folder.save(replace(state, stage="canary", since=self.now(), since_version=version))
+        drop_lines(self.folder.cycle(state.cycle))
+
+    async def _looked(self, state: State, candidate: Revision, data: Data) -> Gated:
+        used = {*data.turns}
+        turns = [turn for turn in self.server.turns() if turn.consent and not turn.side and turn.fate not in NEVER]
+        n = self.config.gate.prompts
+        # What was not trained on says more; of that there may be none yet.
+        fresh = [turn for turn in turns if turn.id not in used] or turns
+        return await self.work.look(
+            Sides(candidate.target, state.champion.target), turns[-n:] if n else [], fresh[-n:] if n else []
+        )
+
+    def _watch(self, state: State) -> bool:
+        """Looks at the canary's evidence; a decision that was made is carried out, whatever has come since."""
+        candidate = state.candidate
+        assert candidate is not None, "a canary has a candidate"
+        decision = self.folder.decided(key_of(state, "canary"))
+        if decision is None:
+            seen = self._seen(state)
+            verdict = self._verdict(state, seen)
+            if verdict is None:
+                self.folder.tell(seen.sentence, **seen.numbers)
+                return self._widened(state, seen)
+            decision = self._decide(state, "canary", verdict, seen.sentence, seen.numbers)
+        if decision.verdict == "promoted":
+            self.server.deploy(candidate.target)
+            self.folder.save(promoted(state))
+        else:
+            self.server.deploy(state.champion.target)
+            self.folder.save(ended(state))
+        return True
+
+    def _seen(self, state: State) -> Watched:
+        rules = self.config.canary
+        evidence = evidence_of(
+            self.server.turns(state.turns_seen),
+            self.server.feedback(state.heard),
+            rules,
+            state.since_version,
+            self.work.metrics,
+        )
+        seen = watch(evidence, rules)
+        days = (self.now() - state.since) / DAY_SECONDS
+        if seen.outcome.is_open and days > rules.most_days:
+            outcome = _changed(seen.outcome, "no_better")
+            return Watched(outcome, seen.numbers, f"In {rules.most_days:g} days no gain was shown. {seen.sentence}")
+        return seen
+
+    def _verdict(self, state: State, seen: Watched) -> Verdict | None:
+        if seen.outcome.is_open:
+            return None
+        if seen.outcome.kind in PROMOTES:
+            # Whoever pauses a loop may trust its alarms, and wants to see its promotions first.
+            return None if self.folder.paused else "promoted"
+        return "rolled_back"
+
+    def _widened(self, state: State, seen: Watched) -> bool:
+        """Gives the candidate its larger share once enough of its episodes have shown no harm."""
+        rules, candidate = self.config.canary, state.candidate
+        assert candidate is not None, "a canary has a candidate"
+        if seen.numbers["candidate_episodes"] < rules.least_episodes:
+            return False
+        if self.server.deployment().canary_percent >= rules.then_percent:
+            return False
+        self.server.deploy(state.champion.target, candidate.target, rules.then_percent)
+        return True
+
+    # Small things
+
+    def _rules(self) -> Rules:
+        training = self.config.training
+        return Rules(
+            deleted=self.server.deleted_persons(),
+            golden=self.work.golden,
+            most=training.most_examples,
+            most_per_person=training.most_per_person,
+            liked=training.liked,
+        )
+
+    def _decide(
+        self, state: State, stage: str, verdict: Verdict, sentence: str, numbers: Mapping[str, Any] | None = None
+    ) -> Decision:
+        made = Decision(
+            key=key_of(state, stage),
+            cycle=state.cycle,
+            stage=stage,
+            verdict=verdict,
+            sentence=sentence,
+            numbers=dict(numbers or {}),
+            at=self.now(),
+            candidate=state.candidate.target if state.candidate else None,
+            champion=state.champion.target,
+        )
+        self.folder.tell(sentence, **made.numbers)
+        return self.folder.decide(made)
+
+    def _clock(self) -> str:
+        return datetime.fromtimestamp(self.now()).strftime("%H:%M")
+
+    def _today(self) -> str:
+        return datetime.fromtimestamp(self.now()).strftime("%Y-%m-%d")
+
+    def _today_if_past(self) -> str:
+        """A loop that is begun behind the hour waits for the next night."""
+        nightly = self.config.triggers.nightly
+        return self._today() if nightly is not None and self._clock() >= nightly else ""
+
+
+def key_of(state: State, stage: str) -> str:
+    """By which a decision is final: one for each stage of a cycle."""
+    return f"{state.cycle}:{stage}"
+
+
+def promoted(state: State) -> State:
+    """The state behind a promotion."""
+    assert state.candidate is not None, "there is nothing else to promote"
+    return replace(state, stage="idle", champion=state.candidate, previous=state.champion, candidate=None)
+
+
+def ended(state: State) -> State:
+    """The state behind a cycle that promoted nothing."""
+    return replace(state, stage="idle", candidate=None)
+
+
+def state_of(target: str, start: str | None) -> str | None:
+    """The training state behind a deployed target: none for a bare base; `start` where it is of the same run. Conflict
+    where the target's state is not known."""
+    if not target.startswith("tinker://"):
+        return None
+    if (
+        start is not None
+        and start.removeprefix("tinker://").split("/")[0] == target.removeprefix("tinker://").split("/")[0]
+    ):
+        return start
+    raise Conflict(
+        f"The deployment answers with {target}, which this loop has not made: name the saved weights that it was made "
+        "of (tinker://RUN/weights/NAME, of the same run) as `start` in loop.toml, or deploy the base model."
+    )
+
+
+def _changed(outcome: Any, kind: str) -> Any:
+    return type(outcome)(kind, outcome.gain, outcome.loss, outcome.p_value)

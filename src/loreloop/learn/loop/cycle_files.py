@@ -1,0 +1,59 @@
+"""The folder of one cycle: the lines that a candidate is trained on, and whose they are.
+
+Written whole or not at all; the lines go when the cycle has ended, and what stays is which turns they came from.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from loreloop.learn.loop.collecting import Collected, Used
+from loreloop.learn.loop.state import read, synced, written
+
+
+class Data(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cycle learns from: turns by method, and where the feeds stood."""
+
+    used: dict[str, tuple[Used, ...]]
+    heard: int
+    turns_seen: int
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """All turns, each once."""
+        return tuple(dict.fromkeys(one.turn for each in self.used.values() for one in each))
+
+    @property
+    def persons(self) -> frozenset[str]:
+        """All persons whose turns these are."""
+        return frozenset(one.person for each in self.used.values() for one in each)
+
+
+def lay_out(folder: Path, collected: Collected, methods: Sequence[str], data: Data) -> None:
+    """Writes a cycle's folder, in the place of what an attempt that died has left."""
+    new = folder.with_name(folder.name + ".new")
+    for old in (new, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    new.mkdir(parents=True)
+    for method in methods:
+        lines = [msgspec.json.encode(line) for line in collected.lines[method]]
+        written(new / f"{method}.jsonl", b"\n".join(lines) + b"\n")
+    written(new / "data.json", msgspec.json.encode(data))
+    # The folder has its name only when everything is in it.
+    new.rename(folder)
+    synced(folder.parent)
+
+
+def data_of(folder: Path) -> Data:
+    """What a cycle learns from, or has learned from."""
+    return read(folder / "data.json", Data)
+
+
+def drop_lines(folder: Path) -> None:
+    """Takes away what persons said, once it is not needed any more; numbers and ids stay."""
+    for file in folder.glob("*.jsonl"):
+        file.unlink()

@@ -1,0 +1,158 @@
+"""Adapters of single persons: whoever has corrected enough gets weights of their own, which hold what they corrected.
+
+An adapter begins with the shared champion and learns all corrections that its person's turns have; it answers that
+person alone when it gives most of them back. Everybody else, and a person whose adapter did not hold, has the shared
+weights. Knows no statistics: one person's few words are no sample of anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from loreloop.learn.loop.collecting import Collected, Line, Rules, Used, may_train, newest_of, person_of, said_of
+from loreloop.learn.loop.collecting import lines_of_turn as all_lines_of
+from loreloop.learn.loop.config import Persons
+from loreloop.learn.loop.cycle_files import Data, drop_lines, lay_out
+from loreloop.learn.loop.state import Decision, LoopFolder, Revision, read, written
+from loreloop.learn.loop.training import Made
+from loreloop.protocol.episodes import Turn
+from loreloop.protocol.feedback import EDIT, Feedback
+
+
+class PersonServer(Protocol):
+    """What this asks of a server; `Door` is one."""
+
+    def set_person(self, user: str, target: str, key_id: str = "") -> None:
+        """Has one person answered by weights of their own."""
+        ...
+
+    def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
+        """Says which turns a candidate is trained on; gives those that are not there any more."""
+        ...
+
+
+class Own(msgspec.Struct, frozen=True):
+    """A person's own champion, and the number of the newest correction that it was made of (also where it was
+    rejected, so that the same words are not tried again)."""
+
+    target: str | None
+    heard: int
+
+
+@dataclass(frozen=True)
+class Due:
+    """A person who gets an adapter now, with the lines for it."""
+
+    person: str
+    lines: tuple[Line, ...]
+    used: tuple[Used, ...]
+    heard: int
+
+
+@dataclass
+class PersonCourse:
+    """The adapters of one loop's persons. `train` makes weights of a folder, `right` is the share of lines that weights
+    answer as they stand there."""
+
+    rules: Persons
+    folder: LoopFolder
+    server: PersonServer
+    train: Callable[[Path, str | None, str], Awaitable[Made | None]]
+    right: Callable[[str, Sequence[Line]], Awaitable[float]]
+    now: Callable[[], float]
+    deployment: str
+    owns: dict[str, Own] = field(init=False)
+
+    def __post_init__(self) -> None:
+        file = self._file
+        self.owns = dict(read(file, dict[str, Own])) if file.exists() else {}
+
+    @property
+    def _file(self) -> Path:
+        return self.folder.path / "persons.json"
+
+    async def step(
+        self, champion: Revision, turns: Sequence[Turn], statements: Sequence[Feedback], rules: Rules
+    ) -> bool:
+        """Makes the adapter of one person who is due; False where nobody is."""
+        found = due(turns, statements, rules, self.rules, self.owns)
+        if not found:
+            return False
+        await self._make(found[0], champion)
+        return True
+
+    async def _make(self, one: Due, champion: Revision) -> None:
+        short = hashlib.sha256(one.person.encode(errors="surrogatepass")).hexdigest()[:12]
+        key, name = f"person:{short}:{one.heard}", f"{self.deployment}-{short}-{one.heard}"
+        folder = self.folder.path / "persons" / short / str(one.heard)
+        collected = Collected()
+        collected.lines["sft"], collected.used["sft"] = list(one.lines), list(one.used)
+        data = Data(used={"sft": one.used}, heard=one.heard, turns_seen=0)
+        if not (folder / "data.json").exists():
+            lay_out(folder, collected, ["sft"], data)
+        decision = self.folder.decided(key)
+        made = None
+        if decision is None:
+            gone = self.server.mark_used(name, None, data.turns)
+            made = None if gone else await self.train(folder, champion.state, name)
+            share = await self.right(made.path, one.lines) if made else 0.0
+            if made:
+                self.server.mark_used(name, made.path, data.turns)
+            decision = self.folder.decide(self._decision(key, one, made, share))
+        target = decision.candidate if decision.verdict == "promoted" else None
+        if target is not None:
+            key_id, _, user = one.person.partition("\n")
+            self.server.set_person(user, target, key_id)
+        before = self.owns.get(one.person)
+        self.owns[one.person] = Own(target or (before.target if before else None), one.heard)
+        written(self._file, msgspec.json.encode(self.owns))
+        drop_lines(folder)
+
+    def _decision(self, key: str, one: Due, made: Made | None, share: float) -> Decision:
+        fine = made is not None and share >= self.rules.right_least
+        n = len(one.lines)
+        sentence = (
+            f"An adapter of their own answers {share:.0%} of {n} prompts as they were corrected"
+            f"{'' if fine else f', where {self.rules.right_least:.0%} are the least'}."
+        )
+        return Decision(
+            key=key,
+            cycle=0,
+            stage="person",
+            verdict="promoted" if fine else "rejected",
+            sentence=sentence,
+            numbers={"corrections": n, "right": share},
+            at=self.now(),
+            candidate=made.path if made else None,
+            person=one.person.replace("\n", " "),
+        )
+
+
+def due(
+    turns: Sequence[Turn], statements: Sequence[Feedback], rules: Rules, wanted: Persons, owns: Mapping[str, Own]
+) -> list[Due]:
+    """Persons with enough new corrections, with all their corrections that may be learned from, the newest last."""
+    by_id = {turn.id: turn for turn in newest_of(turns).values() if may_train(turn, rules)}
+    lines: dict[str, list[tuple[int, Line, Used]]] = defaultdict(list)
+    for turn_id, said in said_of(by_id, statements).items():
+        turn = by_id[turn_id]
+        edits = [one.number for one in said if one.metric == EDIT]
+        for method, line in all_lines_of(turn, said, by_id):
+            # Without a name, a key's users are one crowd and no person.
+            if method == "sft" and edits and turn.person.user:
+                lines[person_of(turn)].append((max(edits), line, Used(turn.id, person_of(turn))))
+    found = []
+    for person, own in lines.items():
+        heard = owns[person].heard if person in owns else 0
+        own.sort(key=lambda each: each[0])
+        if sum(number > heard for number, _, _ in own) >= wanted.corrections > 0:
+            kept = own[-wanted.most :]
+            found.append(Due(person, tuple(line for _, line, _ in kept), tuple(u for _, _, u in kept), own[-1][0]))
+    return found

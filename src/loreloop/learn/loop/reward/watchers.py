@@ -1,0 +1,86 @@
+"""Two watchers over a stream of events: how much each person has counted, and whether tastes have changed.
+
+Knows neither answers nor weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import msgspec
+
+DAY = 86_400.0
+MOST_SINCE = 400  # events since a change that are looked at; a change that shows more slowly fades in by itself
+
+
+class Ledger:
+    """Nobody counts for more than `cap` events at a time; what a person has said counts half after `half_life_days`,
+    and makes room again. So a thousand votes of one person in a day move a reward as `cap` votes do."""
+
+    def __init__(self, cap: float, half_life_days: float) -> None:
+        self.cap, self.half_life = cap, half_life_days * DAY
+        self.spent: dict[str, tuple[float, float]] = {}  # by person: how much, and when
+
+    def allowed(self, person: str, weight: float, at: float) -> float:
+        """How much of an event's weight counts; it is written down as spent."""
+        spent, before = self.spent.get(person, (0.0, at))
+        # Feedback may come late, and older than what was counted before it; then nothing fades.
+        left = spent * 0.5 ** (max(0.0, at - before) / self.half_life)
+        counts = max(0.0, min(weight, self.cap - left))
+        self.spent[person] = (left + counts, max(at, before))
+        return counts
+
+    def state(self) -> dict[str, list[float]]:
+        """What was spent, as JSON can hold it."""
+        return {person: [*spent] for person, spent in self.spent.items()}
+
+    def restore(self, state: dict[str, list[float]]) -> None:
+        """Takes back what `state` gave."""
+        self.spent = {person: (spent, at) for person, (spent, at) in state.items()}
+
+
+class Surprise(msgspec.Struct, frozen=True):
+    """One event since the excess was last at 0: whose it was, and how much better a coin would have told it, in
+    nats."""
+
+    person: str
+    excess: float
+
+
+class ChangeWatch:
+    """Tells when a coin would by now predict people better than the reward does.
+
+    A CUSUM (Page 1954): the excess S grows by log(½ / p) with every event, where p is the chance that the reward gave
+    to what was said, and does not fall below 0. An alarm comes when S passes `limit`: e^limit to one that it is no
+    chance. Of one person no more than a quarter of the limit counts, so that no few people can make a reward forget.
+    """
+
+    def __init__(self, limit: float = 6.5) -> None:
+        self.limit = limit
+        self.since: list[Surprise] = []
+
+    def take(self, person: str, chance: float, weight: float = 1.0) -> bool:
+        """Takes in an event; says whether there is an alarm. `since` then holds the events since the change."""
+        self.since.append(Surprise(person, weight * math.log(0.5 / max(chance, 1e-6))))
+        self.since = self.since[-MOST_SINCE:]
+        if sum(one.excess for one in self.since) <= 0:
+            self.since = []
+            return False
+        return self.excess() > self.limit
+
+    def excess(self) -> float:
+        """S, in which nobody counts for more than a quarter of the limit."""
+        by_person: defaultdict[str, float] = defaultdict(float)
+        for one in self.since:
+            by_person[one.person] += one.excess
+        return sum(min(excess, self.limit / 4) for excess in by_person.values())
+
+    def state(self) -> list[Any]:
+        """What was taken in since the excess was 0, as JSON can hold it."""
+        return [[one.person, one.excess] for one in self.since]
+
+    def restore(self, state: list[Any]) -> None:
+        """Takes back what `state` gave."""
+        self.since = [Surprise(str(person), float(excess)) for person, excess in state]

@@ -1,0 +1,138 @@
+"""A candidate out of a cycle's files: each method of `learn/` in its turn, from where the one before has ended.
+
+Every run keeps its position in the cycle's folder, so that a loop that died goes on behind its last saved step. Knows
+neither the feeds nor the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tinker
+
+from loreloop.learn.auto import Asked, chosen
+from loreloop.learn.clients import POLICY, Clients
+from loreloop.learn.environments.environment import OneAnswer
+from loreloop.learn.files import read_file
+from loreloop.learn.learners.from_rewards import Sampling, Ways, reward_learner
+from loreloop.learn.learners.grpo import Grpo
+from loreloop.learn.learners.kl import KlBudget, KlPenalty
+from loreloop.learn.learners.reinforce_loop import Bounds
+from loreloop.learn.loop.config import Training
+from loreloop.learn.loop.state import RunFolder
+from loreloop.learn.methods import METHODS, Keeping, Order, train
+from loreloop.learn.plan import Plan
+from loreloop.learn.rendering import Renderer
+from loreloop.learn.rewards.reward import Reward
+from loreloop.learn.rollouts.collect import Pace
+from loreloop.learn.rollouts.drawing import AnswerLimits
+from loreloop.learn.runner import Position, Run
+from loreloop.learn.settings import SETTINGS
+from loreloop.protocol.errors import ServerError
+
+BATCH_OF_TASKS = 8  # prompts of a GRPO step
+
+
+@dataclass(frozen=True)
+class Shop:
+    """What training needs of its surroundings. `texts` is the base model's folder of tokenizer and template; `reward`
+    is what GRPO learns from."""
+
+    service: tinker.ServiceClient
+    renderer: Renderer
+    texts: Path
+    base_model: str
+    training: Training
+    seed: int = 0
+    reward: Reward | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # of every plan, whatever the rules say
+
+
+@dataclass(frozen=True)
+class Made:
+    """Weights as they are sampled (`path`) and as training goes on from them (`state`)."""
+
+    path: str
+    state: str
+
+
+async def trained(shop: Shop, folder: Path, start: str | None, name: str) -> Made | None:
+    """Trains by every method that has a file in the folder; None where none has."""
+    made: Made | None = None
+    for method in shop.training.methods:
+        file = folder / f"{method}.jsonl"
+        if file.exists():
+            made = await _run(shop, method, file, made.state if made else start, f"{name}-{method}")
+    return made
+
+
+async def _run(shop: Shop, method: str, file: Path, start: str | None, name: str) -> Made:
+    examples = read_file(file, METHODS[method].read)
+    plan = plan_of(shop, method, len(examples), start, name)
+    kept = RunFolder(file.with_suffix(""))
+    position = await kept.load()
+    if position is None or not position.finished:
+        if method == "grpo":
+            await _from_reward(shop, plan, examples, kept)
+        else:
+            settings = SETTINGS[method]()
+            order = Order(method=method, plan=plan, settings=settings, renderer=shop.renderer, examples=examples)
+            await train(order, shop.service, Keeping(kept, kept.tell))
+        position = await kept.load()
+    return _made(position, name)
+
+
+def plan_of(shop: Shop, method: str, n: int, start: str | None, name: str) -> Plan:
+    """The plan of one method's run over `n` examples."""
+    told = shop.training
+    decided = chosen(method, n, shop.texts, Asked(told.epochs, told.batch_size, told.learning_rate))
+    fields: dict[str, Any] = {
+        "base_model": shop.base_model,
+        "name": name,
+        "start": start,
+        "rank": told.rank,
+        "seed": shop.seed,
+        "epochs": decided.epochs if method != "grpo" else told.epochs or 1,
+        "batch_size": decided.batch_size if method != "grpo" else told.batch_size or BATCH_OF_TASKS,
+        "learning_rate": decided.learning_rate,
+        # A cycle is short; what a death may cost is a few steps.
+        "save_every": 10,
+    }
+    return Plan(**(fields | dict(shop.fixed)))
+
+
+async def _from_reward(shop: Shop, plan: Plan, tasks: list[Any], kept: RunFolder) -> None:
+    """Fresh answers to recorded prompts, by the reward that the loop has; pulled to where the cycle began."""
+    told = shop.training
+    if shop.reward is None:
+        raise ServerError("GRPO was begun without a reward, which loop.toml should not have let pass.")
+    reward = shop.reward
+    position = await kept.load()
+    clients = Clients(shop.service, plan, position.states if position else None)
+    budget = KlBudget(told.kl_budget) if told.kl_budget and told.kl else None
+    ways = Ways(Grpo(normalisation="tokens", kl=KlPenalty(told.kl)), bounds=Bounds(None, budget))
+    limits = AnswerLimits(most_tokens=told.answer_tokens, temperature=told.temperature)
+    sampling = Sampling(group_size=told.group_size, limits=limits, pace=Pace(staleness=told.staleness))
+    learner = await reward_learner(plan, clients, shop.renderer, lambda: OneAnswer(reward), ways, sampling)
+    try:
+        await Run(plan=plan, clients=clients, learner=learner, progress=kept, tell=kept.tell).over(tasks)
+    finally:
+        await learner.close()
+
+
+def _made(position: Position | None, name: str) -> Made:
+    if position is None or not position.finished or POLICY not in position.states:
+        raise ServerError(f"The run {name} ended without weights; look at its metrics.jsonl.")
+    return Made(position.checkpoints[-1].path, position.states[POLICY])
+
+
+def for_person(shop: Shop, epochs: int, learning_rate: float | None) -> Shop:
+    """The same for a single person's corrections."""
+    rate = learning_rate or shop.training.learning_rate
+    return replace(
+        shop, training=msgspec.structs.replace(shop.training, methods=("sft",), epochs=epochs, learning_rate=rate)
+    )

@@ -1,0 +1,92 @@
+"""Gemma 2 and 3, text: norms before and after each part, windows in turns, GELU gates, scaled embeddings.
+
+Gemma 2 bounds scores and logits; Gemma 3 norms queries and keys, and turns its layers with a window by another base.
+Configuration and names only. Images are not taken: a tower in the folder is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from loreloop.model.attention_spec import as_settings
+from loreloop.model.families.family import WeightNames, biased, dense_spec, layer_windows, rope_spec
+from loreloop.model.spec import DecoderSpec, ScaleSpec
+from loreloop.protocol.errors import BadRequest
+
+NAMES = WeightNames(
+    feed_forward_norm="model.layers.{layer}.pre_feedforward_layernorm.weight",
+    ignored=("model.vision_tower.", "model.multi_modal_projector.", "vision_tower.", "multi_modal_projector."),
+)
+# What published configurations leave out of their text part.
+GEMMA3 = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+
+
+class Gemma2:
+    """Gemma 2's decoder."""
+
+    names = NAMES
+
+    def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
+        """The decoder of the configuration. BadRequest where attention also looks ahead."""
+        return _common(config, "gemma2", period=2)
+
+
+class Gemma3:
+    """Gemma 3's text decoder, alone or as the text part of a model that sees."""
+
+    names = NAMES
+
+    def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
+        """The decoder of the configuration, or of its text part. BadRequest where attention also looks ahead."""
+        text, module = config, "model"
+        if "text_config" in config:
+            stated = as_settings("text_config", config["text_config"])
+            text = {**stated, "eos_token_id": config.get("eos_token_id") or stated.get("eos_token_id")}
+            module = "model.language_model"
+        text = {**GEMMA3, **text}
+        ropes = text.get("rope_parameters") or {}
+        # Newer configurations have an embedding for each kind of layer, older ones the base of the other beside.
+        if "full_attention" in ropes:
+            ordinary, local = ropes["full_attention"], ropes.get("sliding_attention") or {}
+        else:
+            ordinary = {**(text.get("rope_scaling") or ropes), "rope_theta": text.get("rope_theta", 1_000_000.0)}
+            local = {"rope_theta": text.get("rope_local_base_freq", 10_000.0)}
+        period = text.get("sliding_window_pattern") or text.get("_sliding_window_pattern") or 6
+        spec = _common({**text, "rope_parameters": ordinary}, str(config["model_type"]), period=period)
+        turned = rope_spec({**text, "rope_parameters": {"rope_theta": 10_000.0, **local}})
+        attention = replace(spec.attention, local_rope=turned)
+        return replace(spec, qk_norm="head", attention=attention, module=module)
+
+
+def _common(config: Mapping[str, Any], family: str, *, period: int) -> DecoderSpec:
+    if config.get("use_bidirectional_attention"):
+        raise BadRequest(f"This {family} model's tokens also see those after them, which is not supported.")
+    activation = config.get("hidden_activation") or "gelu_pytorch_tanh"
+    # Published configurations tie the head to the embedding by saying nothing of it.
+    tied = config.get("tie_word_embeddings", True)
+    base = {**config, "hidden_act": activation, "tie_word_embeddings": tied}
+    spec = biased(dense_spec(base, family), config)
+    windows = layer_windows(config, lambda layer: (layer + 1) % period != 0)
+    return replace(
+        spec,
+        norms="both",
+        norm_offset=1.0,
+        scales=ScaleSpec(embedding=spec.d_model**0.5, logit_cap=config.get("final_logit_softcapping")),
+        attention=replace(
+            spec.attention,
+            windows=windows,
+            scale=config["query_pre_attn_scalar"] ** -0.5,
+            cap=config.get("attn_logit_softcapping"),
+        ),
+    )

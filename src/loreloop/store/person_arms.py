@@ -1,0 +1,67 @@
+"""What answers single persons of a deployment in place of its shared weights."""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import Connection, delete, insert, select
+
+from loreloop.protocol.episodes import Person
+from loreloop.protocol.errors import NotFound
+from loreloop.store import deployments
+from loreloop.store.files import in_row, placed
+from loreloop.store.rows import Arm, PersonArm
+from loreloop.store.turn_tables import PERSON_ARMS, TURNS
+
+MINE = PERSON_ARMS.c
+
+
+def find(connection: Connection, deployment: str, person: Person) -> Arm | None:
+    """The arm of one person; None where the shared weights answer them."""
+    of_person = (MINE.deployment == deployment, MINE.key_id == person.key_id, MINE.user == person.user)
+    text = connection.scalar(select(MINE.arm).where(*of_person))
+    return None if text is None else _arm(connection, text)
+
+
+def set(connection: Connection, deployment: str, row: PersonArm) -> None:
+    """Gives a person an arm of their own, in place of an earlier one."""
+    arm = msgspec.json.encode(deployments.mapped_arm(row.arm, in_row)).decode()
+    values = {"deployment": deployment, "key_id": row.person.key_id, "user": row.person.user}
+    about = {"target": row.arm.target, "created": row.created, "by": row.by}
+    connection.execute(insert(PERSON_ARMS).prefix_with("OR REPLACE").values(**values, arm=arm, **about))
+    deployments.hold(connection, deployment, deployments.current(connection, deployment).split)
+
+
+def remove(connection: Connection, deployment: str, person: Person) -> None:
+    """Lets the shared weights answer a person again; NotFound where they do already."""
+    of_person = (MINE.deployment == deployment, MINE.key_id == person.key_id, MINE.user == person.user)
+    if not connection.execute(delete(PERSON_ARMS).where(*of_person)).rowcount:
+        raise NotFound(
+            f"No weights of their own answer the user {person.user[:80]!r} of key {person.key_id!r} in {deployment!r}."
+        )
+    deployments.hold(connection, deployment, deployments.current(connection, deployment).split)
+
+
+def forget_person(connection: Connection, person: Person) -> None:
+    """Takes a person's arms out of all deployments."""
+    of_person = (MINE.key_id == person.key_id) & (MINE.user == person.user)
+    for name in connection.scalars(select(MINE.deployment).where(of_person)).all():
+        remove(connection, name, person)
+
+
+def list_page(connection: Connection, deployment: str, limit: int) -> list[PersonArm]:
+    """The persons of a deployment with arms of their own, the newest first."""
+    rows = connection.execute(
+        select(PERSON_ARMS).where(MINE.deployment == deployment).order_by(MINE.created.desc()).limit(limit)
+    )
+    return [PersonArm(Person(row.key_id, row.user), _arm(connection, row.arm), row.created, row.by) for row in rows]
+
+
+def keys_of_user(connection: Connection, deployment: str, user: str) -> list[str]:
+    """The keys whose requests named this user to the deployment, as far as turns of it are kept."""
+    found = select(TURNS.c.key_id).where(TURNS.c.deployment == deployment, TURNS.c.user == user).distinct()
+    return [*connection.scalars(found.order_by(TURNS.c.key_id))]
+
+
+def _arm(connection: Connection, text: str) -> Arm:
+    written = msgspec.json.decode(text, type=Arm)
+    return deployments.mapped_arm(written, lambda folder: placed(connection, folder))

@@ -1,0 +1,322 @@
+"""The course of a loop, and what a death at any moment of it leaves: the same decision, and nothing half promoted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from loreloop.learn.loop import by_hand
+from loreloop.learn.loop.collecting import prompt_key
+from loreloop.learn.loop.state import LoopFolder
+from loreloop.protocol.episodes import Person
+from loreloop.protocol.errors import Conflict
+from tests.loop.world import Died, World, mortal
+
+
+def steps(course, n: int = 100) -> None:
+    """Until nothing is to be done but to wait, or a cycle has ended: what was said in its canary may begin another."""
+
+    async def go() -> None:
+        for _ in range(n):
+            if not await course.step() or course.folder.load().stage == "idle":
+                return
+
+    asyncio.run(go())
+
+
+def verdicts(folder: Path) -> list[str]:
+    return [one.verdict for one in LoopFolder(folder).decisions()]
+
+
+def to_canary(world: World, folder: Path, **more):
+    world.corrected(5)
+    course = world.course(folder, **more)
+    steps(course)
+    assert world.deployed.canary is not None
+    return course
+
+
+def test_a_loop_waits_for_its_count(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(3)
+    course = world.course(tmp_path)
+    steps(course)
+    assert course.folder.load().stage == "idle"
+    assert course.folder.why()["sentence"] == "3 statements since the last cycle; 4 begin one."
+    world.corrected(1, "bob")
+    steps(course)
+    assert course.folder.load().stage == "canary"
+
+
+def test_a_better_candidate_is_promoted_and_a_worse_one_rolled_back(tmp_path: Path) -> None:
+    world = World()
+    course = to_canary(world, tmp_path)
+    world.voted(40, candidate=True, champion=False)
+    steps(course)
+    champion = course.folder.load().champion
+    assert (world.deployed.target, world.deployed.canary) == (champion.target, None)
+    assert champion.cycle == 1
+    world.corrected(5, "bob")
+    steps(course)
+    world.voted(40, candidate=False, champion=True)
+    steps(course)
+    assert verdicts(tmp_path) == ["passed", "promoted", "passed", "rolled_back"]
+    assert (world.deployed.target, world.deployed.canary) == (champion.target, None)
+    # The next candidate begins where the champion's training ended, not at the base.
+    assert world.trained[1]["start"] == champion.state
+    assert not list(tmp_path.glob("cycles/*/*.jsonl")), "what persons said is not kept beyond its cycle"
+
+
+def test_a_candidate_that_breaks_a_limit_meets_nobody(tmp_path: Path) -> None:
+    world = World(broken=["it is three times as long"])
+    world.corrected(5)
+    steps(world.course(tmp_path))
+    assert verdicts(tmp_path) == ["rejected"]
+    assert world.deployed.version == 1
+    assert "three times" in LoopFolder(tmp_path).decisions()[0].sentence
+
+
+def test_the_canary_grows_when_it_has_shown_no_harm(tmp_path: Path) -> None:
+    world = World()
+    course = to_canary(world, tmp_path)
+    assert world.deployed.canary_percent == 10
+    world.voted(5, candidate=True, champion=True)
+    steps(course)
+    assert world.deployed.canary_percent == 50
+    assert course.folder.load().stage == "canary"
+
+
+def n_moments(tmp_path: Path, monkeypatch) -> int:
+    world = World()
+    with monkeypatch.context() as patched:
+        mortal(world, patched)
+        whole_course(world, tmp_path / "whole")
+    return world.fate.n
+
+
+def whole_course(world: World, folder: Path, *, resumed: bool = False) -> None:
+    if not resumed:
+        world.corrected(5)
+    course = world.course(folder)
+    if course.folder.decided("1:canary") and course.folder.load().stage == "idle":
+        return
+    steps(course)
+    if course.folder.load().stage == "canary" and len(world.feeds.turns) < 50:
+        world.voted(40, candidate=True, champion=False)
+        steps(course)
+
+
+def test_a_death_at_any_moment_changes_nothing(tmp_path: Path, monkeypatch) -> None:
+    total = n_moments(tmp_path, monkeypatch)
+    assert total > 20
+    for moment in range(1, total + 1):
+        world, folder = World(), tmp_path / str(moment)
+        with monkeypatch.context() as patched:
+            mortal(world, patched)
+            world.fate.at = moment
+            with pytest.raises(Died):
+                whole_course(world, folder)
+        half_way(world, folder, moment)
+        decided = LoopFolder(folder).decided("1:canary")
+        if decided is not None:
+            # What has come since would decide otherwise, and must not: a decision is final.
+            world.voted(60, candidate=False, champion=True)
+        whole_course(world, folder, resumed=True)
+        loop = LoopFolder(folder)
+        keys = [one.key for one in loop.decisions()]
+        assert keys == ["1:gate", "1:canary"], moment
+        assert world.deployed.target == loop.load().champion.target == "tinker://assistant-0001/sampler_weights/s", (
+            moment
+        )
+        assert world.deployed.canary is None
+        assert loop.load().heard == 5, "no statement is lost, and none is heard twice"
+        assert {turns for _, turns in world.marked} == {tuple(f"chatcmpl-{n}" for n in range(1, 6))}
+        assert len({json.dumps(one) for one in world.trained}) == 1, "what is trained again is the same"
+
+
+def half_way(world: World, folder: Path, moment: int) -> None:
+    """What holds at the very moment of a death."""
+    decision = LoopFolder(folder).decided("1:canary")
+    if world.deployed.target != "tiny":
+        assert decision is not None, moment
+        assert decision.verdict == "promoted"
+
+
+def test_a_nightly_loop_runs_once_a_night(tmp_path: Path) -> None:
+    world, clock = World(), [datetime(2026, 5, 1, 12).timestamp()]
+    more = {"triggers": {"feedback": 0, "nightly": "03:30"}, "training": {"least_examples": 100}}
+    course = world.course(tmp_path, now=lambda: clock[0], **more)
+    world.corrected(5)
+    steps(course)
+    assert not verdicts(tmp_path)
+    clock[0] = datetime(2026, 5, 2, 3, 31).timestamp()
+    steps(course)
+    world.corrected(5)
+    steps(course)
+    assert verdicts(tmp_path) == ["void"]
+    clock[0] = datetime(2026, 5, 3, 4).timestamp()
+    steps(course)
+    assert verdicts(tmp_path) == ["void", "void"]
+
+
+def test_a_cycle_begins_when_it_is_asked_for(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(3)
+    course = world.course(tmp_path, triggers={"feedback": 0})
+    steps(course)
+    assert course.folder.load().stage == "idle"
+    course.asked = True
+    steps(course)
+    assert course.folder.load().stage == "canary"
+
+
+def test_a_paused_loop_begins_and_promotes_nothing_but_still_rolls_back(tmp_path: Path) -> None:
+    world = World()
+    course = to_canary(world, tmp_path)
+    course.folder.pause(True)
+    world.voted(40, candidate=True, champion=False)
+    steps(course)
+    assert course.folder.load().stage == "canary"
+    world.voted(200, candidate=False, champion=True)
+    steps(course)
+    assert verdicts(tmp_path)[-1] == "rolled_back"
+    world.corrected(9, "bob")
+    steps(course)
+    assert course.folder.load().stage == "idle"
+
+
+def test_a_promotion_by_hand_is_written_down(tmp_path: Path) -> None:
+    world = World()
+    course = to_canary(world, tmp_path)
+    target = by_hand.promote(course.folder, world)
+    steps(course)
+    assert course.folder.load().champion.target == world.deployed.target == target
+    assert course.folder.decisions()[-1].sentence == "Somebody promoted the candidate by hand."
+    assert by_hand.roll_back(course.folder, world) == "tiny"
+    steps(course)
+    assert course.folder.load().champion.target == world.deployed.target == "tiny"
+    assert course.folder.decisions()[-1].verdict == "adopted"
+
+
+def test_a_rollback_by_hand_ends_the_canary(tmp_path: Path) -> None:
+    world = World()
+    course = to_canary(world, tmp_path)
+    by_hand.roll_back(course.folder, world)
+    steps(course)
+    assert verdicts(tmp_path) == ["passed", "rolled_back"]
+    assert course.folder.load().stage == "idle"
+    with pytest.raises(Conflict, match="no candidate"):
+        by_hand.promote(course.folder, world)
+    with pytest.raises(Conflict, match="nothing to go back to"):
+        by_hand.roll_back(course.folder, world)
+
+
+def test_nothing_of_a_deleted_person_is_trained_on(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(3, "ann")
+    world.corrected(3, "bob")
+    world.feeds.deleted.append(Person("key", "bob"))
+    steps(world.course(tmp_path))
+    (trained,) = world.trained
+    assert "ann asks" in trained["lines"]["sft"]
+    assert "bob" not in str(trained)
+
+
+def test_a_person_who_is_deleted_in_mid_cycle_is_left_out(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(3, "ann")
+    world.corrected(3, "bob")
+    course = world.course(tmp_path)
+    asyncio.run(course.step())
+    asyncio.run(course.step())
+    assert course.folder.load().stage == "training"
+    world.feeds.deleted.append(Person("key", "bob"))
+    steps(course)
+    assert verdicts(tmp_path) == ["void", "passed"]
+    assert all("bob" not in str(one) for one in world.trained)
+    assert "bob" not in "".join(file.read_text() for file in tmp_path.glob("cycles/*/*.jsonl"))
+
+
+@pytest.mark.parametrize("more", [{"consent": False}, {"side": True}, {"fate": "mixed"}, {"fate": "no_consent"}])
+def test_what_must_not_be_learned_is_not(tmp_path: Path, more: dict) -> None:
+    world = World()
+    world.corrected(3)
+    for n in range(3):
+        turn = world.feeds.turn(f"secret {n}", "no", **more)
+        world.feeds.say(turn.id, "demonstration", "never this")
+        world.feeds.say(turn.id, "thumb", value=False)
+    steps(world.course(tmp_path))
+    assert "never this" not in str(world.trained)
+    assert "secret" not in str(world.trained)
+    assert not {"chatcmpl-4"} & {*world.marked[0][1]}
+
+
+def test_the_golden_set_is_never_trained_on(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(4)
+    golden = frozenset({prompt_key([{"role": "user", "content": "ann asks 2"}])})
+    steps(world.course(tmp_path, golden=golden))
+    assert "ann asks 1" in str(world.trained)
+    assert "ann asks 2" not in str(world.trained)
+
+
+def test_retracted_and_overridden_words_teach_nothing(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(4)
+    last = world.feeds.feedback[-1]
+    world.feeds.say(last.target_id, "demonstration", "yes 3", id=last.id, retracted=True)
+    first = world.feeds.feedback[0]
+    world.feeds.say(first.target_id, "demonstration", "a second thought", overrides=first.id)
+    steps(world.course(tmp_path))
+    lines = world.trained[0]["lines"]["sft"]
+    assert "yes 3" not in lines
+    assert "yes 0" not in lines
+    assert "a second thought" in lines
+
+
+def test_two_loops_do_not_share_a_folder(tmp_path: Path) -> None:
+    with LoopFolder(tmp_path).locked(), pytest.raises(Conflict, match="Another process"):
+        LoopFolder(tmp_path).locked().__enter__()
+
+
+def test_a_deployment_whose_state_is_unknown_is_refused(tmp_path: Path) -> None:
+    world = World()
+    world.deploy("tinker://abc/sampler_weights/final")
+    with pytest.raises(Conflict, match="`start` in loop"):
+        world.course(tmp_path)
+    course = world.course(tmp_path, start="tinker://abc/weights/final")
+    assert course.folder.load().champion.state == "tinker://abc/weights/final"
+
+
+def test_mixed_episodes_and_one_persons_many_votes_do_not_decide(tmp_path: Path) -> None:
+    world = World()
+    course = to_canary(world, tmp_path)
+    version = world.deployed.version
+    for n in range(60):
+        for arm in ("main", "canary"):
+            turn = world.feeds.turn("hello", "hi", arm=arm, version=version, episode_id=f"mixed-{n}")
+            world.feeds.say(turn.id, "thumb", value=arm == "canary")
+    steps(course)
+    assert course.folder.load().stage == "canary"
+    numbers = course.folder.why()["numbers"]
+    assert (numbers["mixed_episodes"], numbers["candidate_episodes"]) == (60, 0)
+
+
+def test_weights_made_elsewhere_stand_before_the_gate_like_any(tmp_path: Path) -> None:
+    world = World()
+    course = world.course(tmp_path, triggers={"feedback": 0})
+    by_hand.propose(course.folder, "tinker://mine/sampler_weights/a", "tinker://mine/weights/a")
+    with pytest.raises(Conflict, match="proposed already"):
+        by_hand.propose(course.folder, "tinker://mine/sampler_weights/a", "tinker://mine/weights/a")
+    steps(course)
+    assert world.deployed.canary == "tinker://mine/sampler_weights/a"
+    world.voted(40, candidate=False, champion=True)
+    steps(course)
+    assert verdicts(tmp_path) == ["passed", "rolled_back"]
+    assert world.deployed.target == "tiny"
+    with pytest.raises(Conflict, match="has not made"):
+        by_hand.propose(course.folder, "tinker://mine/sampler_weights/a", "tinker://other/weights/a")

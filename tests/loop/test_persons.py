@@ -1,0 +1,89 @@
+"""Adapters of single persons: who gets one, of which words, and what a death in between leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loreloop.learn.loop.state import LoopFolder
+from loreloop.protocol.episodes import Person
+from tests.loop.test_course import steps, verdicts
+from tests.loop.world import Died, World, mortal
+
+MORE = {"persons": {"corrections": 3}, "triggers": {"feedback": 0}}
+
+
+def test_who_corrects_enough_gets_weights_of_their_own(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(3, "ann")
+    world.corrected(2, "bob")
+    steps(world.course(tmp_path, **MORE), 1)
+    assert [*world.owns] == ["ann"]
+    assert "bob" not in str(world.trained)
+    assert verdicts(tmp_path) == ["promoted"]
+    assert world.deployed.version == 1, "everybody else has what they had"
+
+
+def test_new_words_make_new_weights_out_of_all_of_them(tmp_path: Path) -> None:
+    world = World()
+    course = world.course(tmp_path, **MORE)
+    world.corrected(3, "ann")
+    steps(course, 1)
+    first = world.owns["ann"]
+    steps(course, 3)
+    assert len(world.trained) == 1, "the same words are not learned twice"
+    world.corrected(3, "ann")
+    steps(course, 1)
+    assert world.owns["ann"] != first
+    assert world.trained[1]["lines"]["sft"].count("ann asks") == 6
+
+
+def test_weights_that_do_not_hold_answer_nobody(tmp_path: Path) -> None:
+    world = World(share_right=0.3)
+    world.corrected(3, "ann")
+    steps(world.course(tmp_path, **MORE), 3)
+    assert not world.owns
+    (decision,) = LoopFolder(tmp_path).decisions()
+    assert decision.verdict == "rejected"
+    assert "30%" in decision.sentence
+
+
+@pytest.mark.parametrize("more", [{"consent": False}, {"side": True}])
+def test_what_must_not_be_learned_is_in_no_persons_weights(tmp_path: Path, more: dict) -> None:
+    world = World()
+    for n in range(3):
+        turn = world.feeds.turn(f"secret {n}", "no", person=Person("key", "ann"), **more)
+        world.feeds.say(turn.id, "demonstration", "never this")
+    steps(world.course(tmp_path, **MORE), 3)
+    assert not world.trained
+
+
+def test_deleted_and_nameless_persons_have_none(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(3, "ann")
+    world.corrected(3, "")
+    world.feeds.deleted.append(Person("key", "ann"))
+    steps(world.course(tmp_path, **MORE), 3)
+    assert not world.trained
+
+
+def test_a_death_at_any_moment_of_it_changes_nothing(tmp_path: Path, monkeypatch) -> None:
+    for moment in range(1, 100):
+        world, folder = World(), tmp_path / str(moment)
+        world.corrected(3, "ann")
+        course = world.course(folder, **MORE)
+        with monkeypatch.context() as patched:
+            mortal(world, patched)
+            world.fate.at = moment
+            try:
+                steps(course, 1)
+            except Died:
+                pass
+            else:
+                break
+        steps(world.course(folder, **MORE), 1)
+        (decision,) = LoopFolder(folder).decisions()
+        assert world.owns == {"ann": decision.candidate}, moment
+        assert not list(folder.glob("persons/*/*/*.jsonl"))
+    assert moment > 10

@@ -1,0 +1,81 @@
+"""One cycle from recorded turns to a promoted revision, against a real server with a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+
+from loreloop.cli.server import RunningServer
+from loreloop.learn.loop import assembly
+from loreloop.learn.loop.config import Loaded, config_of
+from loreloop.learn.loop.state import LoopFolder
+from tests.loop.feeds import Feeds
+
+
+def loaded(server: RunningServer, folder: Path, **more) -> Loaded:
+    plain = {
+        "deployment": "assistant",
+        "url": server.url,
+        "triggers": {"feedback": 4, "poll_seconds": 0.01},
+        "training": {"rank": 4, "learning_rate": 0.01, "epochs": 2, "least_examples": 2},
+        "gate": {"kl_most": 100, "length_most": 100, "length_least": 0, "repetition_most": 1.0},
+        "canary": {"percent": 50, "least_episodes": 5, "most_episodes": 40, "gain": 0.3},
+    }
+    return Loaded(config_of(plain | more), folder, folder / "loop.state")
+
+
+@asynccontextmanager
+async def course_of(server: RunningServer, feeds: Feeds, told: Loaded, monkeypatch):
+    monkeypatch.setenv("LORELOOP_API_KEY", server.key)
+    monkeypatch.setattr(assembly, "door_of", lambda _: feeds.door(server.url, server.key))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        async with assembly.opened(told) as course:
+            yield course
+
+
+def deploy(server: RunningServer, target: str = "tiny") -> None:
+    headers = {"authorization": f"Bearer {server.key}"}
+    httpx.put(
+        f"{server.url}/loop/v1/deployments/assistant", json={"target": target}, headers=headers, timeout=60
+    ).raise_for_status()
+
+
+def test_feedback_becomes_a_promoted_revision(server: RunningServer, tmp_path: Path, monkeypatch) -> None:
+    deploy(server)
+    feeds = Feeds()
+    for n in range(6):
+        turn = feeds.turn(f"what is {n}?", "it is the fox", prompt=(1, 5, 6), tokens=(7, 8), logprobs=(-1.0, -1.0))
+        feeds.say(turn.id, "demonstration", f"it is {n}")
+        feeds.say(turn.id, "thumb", value=False)
+
+    async def go() -> None:
+        async with course_of(server, feeds, loaded(server, tmp_path), monkeypatch) as course:
+            for _ in range(4):  # idle, collecting, training, gate
+                assert await course.step()
+            state = LoopFolder(tmp_path / "loop.state").load()
+            assert state is not None
+            assert state.stage == "canary"
+            now = course.server.deployment()
+            assert now.target == "tiny"
+            assert now.canary == state.candidate.target
+            assert now.canary_percent == 50
+            assert not await course.step()
+            assert "5 of either" in course.folder.why()["sentence"]
+            for n in range(30):
+                arm = ("main", "canary")[n % 2]
+                turn = feeds.turn(f"how is {n}?", "well", arm=arm, version=now.version)
+                feeds.say(turn.id, "thumb", value=arm == "canary")
+            assert await course.step()
+            assert course.server.deployment().target == state.candidate.target
+            assert course.server.deployment().canary is None
+
+    asyncio.run(go())
+    folder = LoopFolder(tmp_path / "loop.state")
+    assert [one.verdict for one in folder.decisions()] == ["passed", "promoted"]
+    assert folder.load().champion.target == feeds.used[-1]["revision"]
+    assert len(feeds.used[0]["turns"]) == 6
