@@ -2,8 +2,8 @@
 
 A query's result depends on its own keys alone, whichever of these functions computes it.
 
-Legend: B sequences, Q queries, K keys, N queries or keys, T rows, H query heads, G key/value heads, E width of queries
-and keys, V width of values, S slots of the cache.
+Legend: B sequences, Q queries, K keys, T rows, H query heads, G key/value heads, E width of queries and keys, V width
+of values, S slots of the cache, N queries or keys.
 """
 
 from __future__ import annotations
