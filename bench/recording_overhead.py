@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import statistics
 import time
+from dataclasses import dataclass
 
 import httpx
 
@@ -18,27 +19,38 @@ from bench.record import RESULTS, line, write_record
 from bench.rig import MODEL, Figure
 from bench.rows.serve import server
 
-ASKED = [{"role": "user", "content": "Say in one sentence what a lighthouse is for."}]
+# Words for the default model; the fake engine's vocabulary are numbers.
+ASKED = {MODEL: "Say in one sentence what a lighthouse is for.", "fake": "11 12 13 14 15 16"}
 MOST_PERCENT = 2.0
 
 
-async def timed(client: httpx.AsyncClient, model: str, max_tokens: int) -> float:
+@dataclass(frozen=True)
+class Sides:
+    """Who asks what of both deployments."""
+
+    client: httpx.AsyncClient
+    target: str
+    options: argparse.Namespace
+
+
+async def timed(sides: Sides, side: str) -> float:
     """Seconds of one chat."""
-    body = {"model": model, "messages": ASKED, "max_tokens": max_tokens, "temperature": 0, "user": "bench"}
+    messages = [{"role": "user", "content": ASKED[sides.target]}]
+    body = {"model": f"bench-{side}", "messages": messages, "max_tokens": sides.options.tokens, "temperature": 0}
     began = time.perf_counter()
-    answer = await client.post("/v1/chat/completions", json=body)
+    answer = await sides.client.post("/v1/chat/completions", json=body | {"user": "bench"})
     seconds = time.perf_counter() - began
     answer.raise_for_status()
     return seconds
 
 
-async def compared(client: httpx.AsyncClient, options: argparse.Namespace, n_at_once: int) -> dict[str, float]:
+async def compared(sides: Sides, n_at_once: int) -> dict[str, float]:
     """Median seconds of both sides. They take turns, chat by chat, and who goes first changes every time."""
+    options = sides.options
     seconds: dict[str, list[float]] = {"on": [], "off": []}
     for number in range(options.chats + options.warm):
         for side in ("on", "off") if number % 2 else ("off", "on"):
-            together = [timed(client, f"bench-{side}", options.tokens) for _ in range(n_at_once)]
-            found = await asyncio.gather(*together)
+            found = await asyncio.gather(*(timed(sides, side) for _ in range(n_at_once)))
             if number >= options.warm:
                 seconds[side] += found
     return {side: statistics.median(found) for side, found in seconds.items()}
@@ -51,7 +63,7 @@ async def figures_of(client: httpx.AsyncClient, options: argparse.Namespace, tar
         (await client.put(f"/loop/v1/deployments/bench-{side}", json=body)).raise_for_status()
     figures: list[Figure] = []
     for n_at_once in options.at_once:
-        median = await compared(client, options, n_at_once)
+        median = await compared(Sides(client, target, options), n_at_once)
         about = f"{target}, {n_at_once} at once"
         overhead = 100 * (median["on"] / median["off"] - 1)
         figures.append(Figure(f"recording overhead of p50 ({about})", overhead, "%", at_most=MOST_PERCENT))
@@ -69,9 +81,6 @@ async def on_fake(options: argparse.Namespace) -> list[Figure]:
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(here.app), base_url="http://site", headers=here.client.headers
         ) as client:
-            client.headers.pop("content-length", None)
-            global ASKED
-            ASKED = [{"role": "user", "content": "11 12 13 14 15 16"}]
             found = await figures_of(client, options, "fake")
         await here.services.recorder.close()
         return found
@@ -98,8 +107,8 @@ def main() -> None:
     if not options.fake:
         figures += asyncio.run(on_server(options))
     for figure in figures:
-        print(line(figure))
-    write_record(RESULTS / "recording-overhead.json", figures)
+        print(line("recording", figure))
+    write_record(RESULTS, "recording-overhead", __doc__ or "", figures, n_chats=options.chats, n_tokens=options.tokens)
 
 
 if __name__ == "__main__":

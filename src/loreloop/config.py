@@ -48,7 +48,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a base model is loaded and run."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where its products are fast, else fp32
     quantize: Literal["none", "int4"] = "none"  # int4: matrices of 4 bits, embedding and head of 8, in groups of 32
     deterministic: bool = False  # log-probs and samples do not depend on what shares a batch
     threads: Annotated[int, Meta(ge=0, le=4096)] = 0  # 0: one per core

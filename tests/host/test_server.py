@@ -196,7 +196,9 @@ def test_all_processes_end_with_the_supervisor(model: Path, tmp_path: Path, numb
 def test_the_settings_of_a_running_server_can_be_read(server: RunningServer) -> None:
     address = json.loads((server.data / "run" / "server.json").read_text())
     assert address == {"url": server.url, "pid": server.pid, "nonce": address["nonce"]}
-    assert httpx.get(f"{server.url}/healthz").headers[NONCE] == address["nonce"] != ""
+    health = httpx.get(f"{server.url}/healthz")
+    assert health.headers[NONCE] == address["nonce"] != ""
+    assert until(lambda: ask(server, "healthz").get("precision"), seconds=30) in {"bf16", "fp32"}
 
 
 def test_an_address_left_behind_is_not_taken_for_the_new_one(model: Path, tmp_path: Path) -> None:

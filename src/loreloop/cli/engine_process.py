@@ -61,6 +61,7 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
     except UserError as error:
         LOG.error("%s", error.message)
         sys.exit(CANNOT_START)
+    LOG.info("%s computes in %s", base_model, engine.info.precision)
     link = first_link(EngineLink, plan.socket)
     _heed_signals(link)
     link.send(Hello(base_model, engine.info))

@@ -39,8 +39,8 @@ ENGINE_FLAGS = ("precision", "quantize", "deterministic", "threads", "decode_gap
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8000]")
 @click.option(
     "--precision",
-    type=click.Choice(["bf16", "fp32"]),
-    help="Numbers of the frozen weights and their products.  [default: bf16]",
+    type=click.Choice(["auto", "bf16", "fp32"]),
+    help="Numbers of the frozen weights and their products; auto: bf16 where that is fast.  [default: auto]",
 )
 @click.option(
     "--quantize",
@@ -161,6 +161,8 @@ def engine_environment(config: Config) -> dict[str, str]:
     """Threads, and an allocator that gives back what a heap of activations of changing sizes would keep."""
     import os
 
+    from loreloop.engine import processor
+
     # The affinity is what the process may really use, for instance in a container.
     n_threads = config.engine.threads or len(os.sched_getaffinity(0))
-    return {"OMP_NUM_THREADS": str(n_threads)} | MEMORY
+    return {"OMP_NUM_THREADS": str(n_threads)} | processor.environment() | MEMORY

@@ -18,6 +18,7 @@ from loreloop.engine.contract import Constrain, Pause, SampleEvent, SampleFailed
 from loreloop.engine.encryption import encrypt_files
 from loreloop.engine.head import Head
 from loreloop.engine.images import ImageTable
+from loreloop.engine.precision import chosen_precision
 from loreloop.engine.sampling.paged_attention import page_bytes
 from loreloop.engine.sampling.revisions import Revisions
 from loreloop.engine.sampling.sampler import Sampler, SamplerLimits, refuse
@@ -77,7 +78,8 @@ class LocalEngine:
         n_threads = config.threads or len(os.sched_getaffinity(0))
         self.threads = ThreadKeeper(n_threads, fixed=config.threads > 0 or config.deterministic)
         device = _device(config.device)
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        precision = chosen_precision(config.precision, device)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         # Deterministic products and attention go together: one without the other would not make rows independent.
         products: Products = TiledProducts() if config.deterministic else FastProducts(pack=config.pack_weights)
         attention: Attention = FixedAttention() if config.deterministic else FastAttention()
@@ -108,6 +110,7 @@ class LocalEngine:
             eos_token_ids=tuple(i for i in dict.fromkeys((*spec.eos_token_ids, *ends)) if 0 <= i < spec.vocab_size),
             max_lora_rank=config.max_lora_rank,
             n_threads=n_threads,
+            precision=precision,
             images=vision.rules if vision else None,
         )
         limits = SamplerLimits(n_pages, config.page_tokens, config.max_running_samples, config.prefill_tokens)

@@ -140,7 +140,32 @@ typedef struct {
     const int64_t *slots;
     const Words *columns;  // all keys laid out, WIDTH at a time; NULL: lay out what is read
     float scale;
+    int is_first_group;  // of those that lie side by side in a slot
 } Reading;
+
+// Reads `width` numbers of each of n slots and does nothing with them. A processor sees such a loop coming and keeps many
+// reads on their way; those of the sums, with shuffles between, it waits for one after the other.
+static void fetch(const bf16 *x_SE, int64_t stride, const int64_t *slots, int n, int64_t width) {
+    for (int j = 0; j < n; j++) {
+        const bf16 *slot = x_SE + slots[j] * stride;
+#pragma GCC unroll 1
+        for (int64_t i = 0; i < width; i += 2 * WIDTH) {
+            Words line = load_words(slot + i);
+            __asm__ volatile("" : : "v"(line));
+        }
+    }
+}
+
+// Fetches n keys and values from `first` on: where all fit, those of all groups at once.
+static void fetch_block(const Reading *from, int64_t first, int n, int64_t n_keys) {
+    const int64_t *slots = from->slots + first;
+    if (n_keys * from->key_stride * (int64_t)sizeof(bf16) <= NEAR_BYTES) {
+        if (from->is_first_group) fetch(from->key, from->key_stride, slots, n, from->key_stride);
+    } else {
+        fetch(from->key, from->key_stride, slots, n, from->width);
+        fetch(from->value, from->key_stride, slots, n, from->width);
+    }
+}
 
 // Rows over the keys that the last of them sees.
 INLINED void attend_rows(State *state, const int n_rows, const Reading *from) {
@@ -148,6 +173,7 @@ INLINED void attend_rows(State *state, const int n_rows, const Reading *from) {
     int64_t half = from->width / 2, n_keys = state->n_keys[n_rows - 1];
     for (int64_t first = 0; first < n_keys; first += BLOCK_KEYS) {
         int n = n_keys - first < BLOCK_KEYS ? (int)(n_keys - first) : BLOCK_KEYS, j = 0;
+        if (from->slots) fetch_block(from, first, n, n_keys);
         if (from->columns) {
             const Words *columns = from->columns + first / WIDTH * half;
             for (; j + WIDTH < n; j += 2 * WIDTH) score(state, n_rows, 2, columns + j / WIDTH * half, from->width, j);
@@ -191,11 +217,6 @@ static void attend_any(State *state, int n_rows, const Reading *from) {
     }
 }
 
-// Numbers from one sequence to the next, and from one row to the next.
-typedef struct {
-    int64_t sequence, row;
-} Strides;
-
 // softmax(q · k / √E) · v. Query i of sequence b sees its keys 0 … first_B[b] + i. Heads of a row lie side by side; E and V
 // are multiples of 32.
 void attend_queries(int64_t n_sequences, int64_t n_queries, int64_t n_heads, int64_t n_groups, int64_t n_keys,
@@ -222,7 +243,7 @@ void attend_queries(int64_t n_sequences, int64_t n_queries, int64_t n_heads, int
             int here = n_rows - r < MOST_ROWS ? (int)(n_rows - r) : MOST_ROWS;
             Reading from = {k_BKGE + b * k_sequence + g * width, v_BKGV + b * v_sequence + g * value_width,
                             k_row, v_row, width, value_width, NULL, columns + bg * tiles * half,
-                            1.0f / sqrtf((float)width)};
+                            1.0f / sqrtf((float)width), 0};
             for (int j = 0; j < here; j++) {
                 int64_t query = (r + j) / n_repeats, head = g * n_repeats + (r + j) % n_repeats;
                 int64_t sees = first_B[b] + query + 1;
@@ -240,30 +261,6 @@ void attend_queries(int64_t n_sequences, int64_t n_queries, int64_t n_heads, int
     free(columns);
 }
 
-// Reads `width` numbers of each of n slots and does nothing with them. A processor sees such a loop coming and keeps many
-// reads on their way; those of the sums, with shuffles between, it waits for one after the other.
-static inline void fetch(const bf16 *x_SE, int64_t stride, const int64_t *slots, int n, int64_t width) {
-    for (int j = 0; j < n; j++) {
-        const bf16 *slot = x_SE + slots[j] * stride;
-#pragma GCC unroll 1
-        for (int64_t i = 0; i < width; i += 2 * WIDTH) {
-            Words line = load_words(slot + i);
-            __asm__ volatile("" : : "v"(line));
-        }
-    }
-}
-
-// Fetches a sequence's keys and values: where they fit, those of all groups at once.
-static void fetch_all(const Reading *from, int64_t n_keys, int is_first_group) {
-    if (n_keys * from->key_stride * (int64_t)sizeof(bf16) <= NEAR_BYTES) {
-        if (is_first_group) fetch(from->key, from->key_stride, from->slots, (int)n_keys, from->key_stride);
-    } else {
-        int n = n_keys < BLOCK_KEYS ? (int)n_keys : BLOCK_KEYS;
-        fetch(from->key, from->key_stride, from->slots, n, from->width);
-        fetch(from->value, from->key_stride, from->slots, n, from->width);
-    }
-}
-
 // Each sequence's newest token, row row_B[b] of q, over all its keys, read from the cache where they lie. E is a multiple
 // of 32.
 void attend_newest(int64_t n_sequences, int64_t n_heads, int64_t n_groups, int64_t width, int64_t most_keys,
@@ -279,8 +276,7 @@ void attend_newest(int64_t n_sequences, int64_t n_heads, int64_t n_groups, int64
             int64_t at = (row_B[b] * n_heads + g * n_repeats) * width;
             const bf16 *key = cache_S2GE + g * width;
             Reading from = {key, key + n_kv, 2 * n_kv, 2 * n_kv, width, width, slots_BK + b * most_keys, NULL,
-                            1.0f / sqrtf((float)width)};
-            fetch_all(&from, n_keys, g == 0);
+                            1.0f / sqrtf((float)width), g == 0};
             for (int64_t p = 0; p < n_repeats; p += MOST_QUERIES) {
                 int here = n_repeats - p < MOST_QUERIES ? (int)(n_repeats - p) : MOST_QUERIES;
                 for (int j = 0; j < here; j++) begin(state, j, q_THE + at + (p + j) * width, n_keys, width, width);

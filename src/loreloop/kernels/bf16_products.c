@@ -7,8 +7,6 @@
 // Weights lie by tiles of 16 outputs, then by pairs of inputs, as the dot product takes them: (O / 16, I / 2, 16, 2),
 // zeros behind the last output and input. A weight that changes is laid out tile by tile as it is used.
 //
-// A processor with tiles (AMX) multiplies many rows faster than this; there the tensor library serves.
-//
 // Legend: T rows, I inputs, O outputs, R ranks, P pairs of inputs.
 
 #include <omp.h>
@@ -16,7 +14,7 @@
 
 #include "pairs.h"
 
-#if defined(VECTORS) && !defined(__AMX_BF16__)
+#ifdef VECTORS
 
 #if WIDTH == 16
 #define TILES 2        // that rows pass together: with 12 rows 24 sums, of 32 registers

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loreloop.kernels import isa
 from loreloop.kernels.build import library
 
 LANES = 16  # outputs that lie side by side
@@ -31,11 +32,11 @@ class Panels:
 
 @functools.cache
 def _calls() -> Any:
-    """The library, where it has these kernels: processors that multiply bf16."""
-    # The functions exist only where the compiler's target multiplies bf16, so their absence is an ordinary answer and
-    # not an error.
+    """The library, where it has these kernels and they are the better ones."""
+    # The functions exist only where the compiler's target has vectors, so their absence is an ordinary answer and not
+    # an error.
     calls: Any = library()
-    if not hasattr(calls, "panel_product"):
+    if not hasattr(calls, "panel_product") or isa.has_tiles():
         return None
     calls.panel_product.argtypes = [c_int64] * 3 + [c_void_p, c_int64] * 3 + [c_int64] * 2 + [c_void_p]
     calls.panel_site.argtypes = [c_int64] * 4 + [c_void_p] * 8

@@ -56,7 +56,7 @@ class Codes:
 
 @functools.cache
 def _calls() -> Any:
-    """The library, where it has these kernels: processors that multiply bf16."""
+    """The library, where it has these kernels: processors with vectors."""
     calls: Any = library()
     if not hasattr(calls, "packed_product"):
         return None

@@ -5,6 +5,8 @@ One frame is a 4-byte big-endian length and the MessagePack of one message. This
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from loreloop.protocol.images import ImageRules
@@ -22,6 +24,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     eos_token_ids: tuple[int, ...]
     max_lora_rank: int
     n_threads: int  # that compute
+    precision: Literal["bf16", "fp32"] = "bf16"  # of products and frozen weights
     images: ImageRules | None = None  # None: the model takes text only
 
 

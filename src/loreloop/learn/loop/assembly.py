@@ -27,19 +27,13 @@ from loreloop.learn.loop.cycle import Course, Work
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
 from loreloop.learn.loop.persons import PersonCourse
-from loreloop.learn.loop.rewarding import Both, LearnedReward
+from loreloop.learn.loop.rewarding import Base, Rewarding
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.loop.training import Made, Shop, for_person, trained
 from loreloop.learn.model_texts import fetch_texts
 from loreloop.learn.rendering import Renderer, renderer_of
-from loreloop.learn.rewards.graders.grader import Means
-from loreloop.learn.rewards.graders.reading import GraderReward, grader_of
-from loreloop.learn.rewards.reward import Reward
-from loreloop.learn.rewards.sandbox import CodeSandbox
-from loreloop.learn.rewards.served_models import served_judge
-from loreloop.protocol.episodes import Message, Person, Turn
+from loreloop.protocol.episodes import Message, Turn
 from loreloop.protocol.errors import BadRequest, Unavailable, WrongSettings
-from loreloop.protocol.feedback import Feedback
 
 PERSON_TOKENS = 256  # of an answer that is compared with a correction
 PATIENCE_SECONDS = 5.0  # before a server that did not answer is asked again
@@ -70,17 +64,23 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
         state = folder.load()
         base_model = state.base_model if state else await base_of(service, door.deployment().target)
         texts = texts_of(loaded, base_model)
-        sandbox = CodeSandbox()
-        learned = LearnedReward(loaded.folder / "reward") if loaded.config.reward.kind != "none" else None
+        renderer, golden = renderer_of(texts), golden_of(loaded)
+        # In a thread, since a LoRA reward waits for its weights.
+        rewarding = await asyncio.to_thread(
+            Rewarding,
+            loaded,
+            Base(service, base_model, renderer),
+            key,
+            deleted=door.deleted_persons,
+            golden=lambda messages: prompt_key(messages) in golden,
+        )
         parts = Parts(
             loaded=loaded,
             service=service,
-            renderer=renderer_of(texts),
+            renderer=renderer,
             texts=texts,
             base_model=base_model,
-            door=door,
-            sandbox=sandbox,
-            learned=learned,
+            rewarding=rewarding,
         )
         persons = PersonCourse(
             rules=loaded.config.persons,
@@ -96,7 +96,7 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
         try:
             yield course
         finally:
-            await sandbox.close()
+            await rewarding.close()
 
 
 async def base_of(service: tinker.ServiceClient, target: str) -> str:
@@ -130,13 +130,17 @@ class Parts:
     renderer: Renderer
     texts: Path
     base_model: str
-    door: Door
-    sandbox: CodeSandbox
-    learned: LearnedReward | None = None
+    rewarding: Rewarding
 
     def work(self) -> Work:
         """The work of a cycle, by the settings."""
-        return Work(train=self.train, look=self.look, learn_reward=self.learn_reward, golden=golden_of(self.loaded))
+        return Work(
+            train=self.train,
+            look=self.look,
+            learn_reward=self.rewarding.hear,
+            golden=golden_of(self.loaded),
+            held_out=self.rewarding.holds,
+        )
 
     def shop(self) -> Shop:
         """What training needs."""
@@ -147,17 +151,8 @@ class Parts:
             base_model=self.base_model,
             training=self.loaded.config.training,
             seed=self.loaded.config.seed,
-            reward=self.reward(),
+            reward=self.rewarding.reward,
         )
-
-    def reward(self) -> Reward | None:
-        """What GRPO learns from: the learned reward, the grader, or the sum of both; None where there is neither."""
-        told = self.loaded.config.reward
-        if told.grader is None:
-            return self.learned
-        means = Means(self.sandbox, served_judge(self.loaded.config.url, key_of(self.loaded)))
-        graded = GraderReward(grader_of(told.grader), means)
-        return graded if self.learned is None else Both(self.learned, graded)
 
     async def train(self, folder: Path, start: str | None, name: str) -> Made | None:
         """A candidate of a cycle's folder."""
@@ -188,13 +183,6 @@ class Parts:
         """The offline gate, with prompts of recorded turns for the shadow."""
         gate = OfflineGate(Room(self.service, self.renderer), self.loaded)
         return await gate.look(sides, turns, asked_again(prompts))
-
-    async def learn_reward(self, turns: Sequence[Turn], statements: Sequence[Feedback]) -> str:
-        """Lets the reward hear of everything; what its guards have against a training, which is nothing so far."""
-        if self.learned is not None:
-            persons = [Person(*one.split("\n", 1)) for one in self.door.deleted_persons()]
-            self.learned.hear(turns, statements, persons, golden_of(self.loaded))
-        return ""
 
 
 def _asked(message: Message) -> Message:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from loreloop.learn.loop.door import person_key
+from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out
 from loreloop.protocol.episodes import Message, Turn
 from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, GOLDEN_TAG, PREFERENCE, SCORE, THUMB, Feedback
 from loreloop.protocol.feedback_rules import standing
@@ -39,6 +40,7 @@ class Rules:
 
     deleted: frozenset[str] = frozenset()
     golden: frozenset[str] = frozenset()
+    held_out: HeldOut = nothing_held_out  # prompts that the reward's golden set holds
     most: int = 2000
     most_per_person: int = 200
     liked: float = 1.0
@@ -102,7 +104,7 @@ def may_train(turn: Turn, rules: Rules) -> bool:
         return False
     if not turn.consent or turn.side or turn.fate in NEVER or person_of(turn) in rules.deleted:
         return False
-    return prompt_key(turn.messages) not in rules.golden
+    return prompt_key(turn.messages) not in rules.golden and not rules.held_out(turn.messages)
 
 
 def collect(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules) -> Collected:

@@ -58,10 +58,11 @@ class Training(Table, frozen=True):
 
 
 class RewardTable(Table, frozen=True):
-    """What GRPO learns from: a learned reward, a grader, or the sum of both. `golden` is never trained on."""
+    """What GRPO learns from: a learned reward, a grader, or both as `mix` says. `golden` is never trained on."""
 
-    kind: Literal["none", "linear"] = "none"
+    kind: Literal["none", "linear", "lora"] = "none"
     grader: dict[str, Any] | None = None
+    mix: str | None = None
     golden: str | None = None
 
 
@@ -160,7 +161,7 @@ def load(file: Path) -> Loaded:
     folder = loaded.path(config.folder) if config.folder else file.resolve().with_suffix(".state")
     loaded = Loaded(config, loaded.base, folder)
     named = {f"gate.suites[{n}].file": suite.file for n, suite in enumerate(config.gate.suites)}
-    named |= {"reward.golden": config.reward.golden or ""}
+    named |= {"reward.golden": config.reward.golden or "", "reward.mix": config.reward.mix or ""}
     for field, name in named.items():
         if name and not loaded.path(name).is_file():
             raise WrongSettings(f"{file}: `{field}` names {name}, and there is no such file; mend the path.")
@@ -200,7 +201,7 @@ def _contradictions(config: LoopConfig) -> list[tuple[str, str]]:
         "canary.metrics": "is empty; name what users give" if not canary.metrics else "",
         "training.methods": "names no method; name sft, dpo, kto, hindsight or grpo" if not training.methods else "",
         "reward.kind": 'is "none" and there is no `reward.grader`, so that GRPO has nothing to learn from'
-        if "grpo" in training.methods and reward.kind == "none" and reward.grader is None
+        if "grpo" in training.methods and (reward.kind, reward.grader, reward.mix) == ("none", None, None)
         else "",
         "gate.suites": "has two suites of one name; call them differently" if len(names) > len({*names}) else "",
         "gate.length_least": "is not below `gate.length_most`"

@@ -1,77 +1,100 @@
-"""The learned reward of a loop: it hears what every cycle hears, is kept in the loop's folder, and rewards answers.
+"""The reward of a loop, put together as its loop.toml says: a stream that learns, a grader, or a mix of both.
 
-Between the feeds and GRPO; which model learns is that model's own matter (`reward/`). Knows no training.
+Knows how the parts fit, and none of their formulas.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from loreloop.learn.examples import Task
-from loreloop.learn.loop.collecting import golden_prompts, newest_of, prompt_key
-from loreloop.learn.loop.reward.events import Scored
-from loreloop.learn.loop.reward.labels import KeptOut, labels_of
-from loreloop.learn.loop.reward.linear import LinearReward
-from loreloop.learn.rewards.reward import Answer, Reward, Score
+import tinker
+
+from loreloop.learn.loop.collecting import person_of
+from loreloop.learn.loop.config import Loaded
+from loreloop.learn.loop.reward.features import Features
+from loreloop.learn.loop.reward.linear import LinearReward, LinearSettings
+from loreloop.learn.loop.reward.lora import LoraReward, LoraSettings
+from loreloop.learn.loop.reward.mix import LearnedReward, Mixed, Part, mix_of
+from loreloop.learn.loop.reward.stream import Forgetting, RewardStream
+from loreloop.learn.rendering import Renderer
+from loreloop.learn.rewards.graders.grader import Means
+from loreloop.learn.rewards.graders.reading import GraderReward, grader_of
+from loreloop.learn.rewards.reward import Reward
+from loreloop.learn.rewards.sandbox import CodeSandbox
+from loreloop.learn.rewards.served_models import served_judge
 from loreloop.protocol.episodes import Message, Person, Turn
 from loreloop.protocol.feedback import Feedback
 
-MOST = 5.0  # spreads of the reference set: beyond lies nothing that a reward has seen
-
-
-@dataclass
-class LearnedReward:
-    """A linear reward with its folder. As a `Reward`, it takes an answer's prompt from the task's own line."""
-
-    folder: Path
-    model: LinearReward = field(default_factory=LinearReward)
-
-    def __post_init__(self) -> None:
-        self.model.load(self.folder)
-
-    def hear(
-        self,
-        turns: Sequence[Turn],
-        statements: Sequence[Feedback],
-        deleted: Collection[Person],
-        golden: frozenset[str],
-    ) -> str:
-        """Learns from what is new, forgets what was taken back and who was deleted; gives a sentence about it."""
-        model, by_id = self.model, newest_of(turns)
-        held_out = golden | golden_prompts(by_id, statements)
-
-        def is_held_out(messages: Sequence[Message]) -> bool:
-            return prompt_key(messages) in held_out
-
-        found = labels_of(
-            by_id.values(), statements, kept_out=KeptOut(deleted, is_held_out), since=model.version.data.last_number
-        )
-        voices = {f"{person.key_id}/{person.user}" for person in deleted} | {one.user for one in deleted if one.user}
-        # Whoever is forgotten goes first, so that nothing new is learned beside what must not stay.
-        model.forget(voices, found.withdrawn)
-        version = model.update(found.events)
-        model.save(self.folder)
-        return f"The reward has heard {version.data.n_events} events of {version.data.n_persons} persons."
-
-    async def __call__(self, answer: Answer, task: Task) -> Score:
-        """The reward of an answer, in spreads of the reference set and within ±5."""
-        messages = tuple(task.item.get("messages", ()))
-        (score,) = self.model.score([Scored(messages, answer.text)])
-        return Score(max(-MOST, min(MOST, score)), {"learned": score})
+FOLDER = "reward"  # in the loop's own
 
 
 @dataclass(frozen=True)
-class Both:
-    """A learned reward and a grader, added: what people like, and what is right."""
+class Base:
+    """The base model that a LoRA reward is an adapter of."""
 
-    learned: Reward
-    graded: Reward
+    service: tinker.ServiceClient
+    name: str
+    renderer: Renderer
 
-    async def __call__(self, answer: Answer, task: Task) -> Score:
-        """The sum of both, with each as a part; the trouble of the grader is that of the sum."""
-        one, other = await self.learned(answer, task), await self.graded(answer, task)
-        parts: dict[str, Any] = {"learned": one.value, "graded": other.value}
-        return Score(one.value + other.value, parts, one.trouble or other.trouble)
+
+class Rewarding:
+    """`key` is the loop's, in whose name judges are asked. `deleted` tells who was deleted, as `person_key` writes it;
+    `golden` whether a prompt is in the loop's own golden file."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        base: Base,
+        key: str,
+        deleted: Callable[[], frozenset[str]],
+        golden: Callable[[Sequence[Message]], bool],
+    ) -> None:
+        self.loaded, self.deleted, self.golden = loaded, deleted, golden
+        self.means = Means(CodeSandbox(), served_judge(loaded.config.url, key))
+        self.stream = self._stream(base)
+        self.reward = self._reward()
+
+    async def hear(self, turns: Sequence[Turn], statements: Sequence[Feedback]) -> str:
+        """Lets the reward learn what is new; an alarm in a sentence, or ""."""
+        if self.stream is None:
+            return ""
+        gone = self.deleted()
+        kept = [turn for turn in turns if person_of(turn) not in gone and not self.golden(turn.messages)]
+        persons = [Person(*person.split("\n", 1)) for person in gone]
+        heard = await asyncio.to_thread(self.stream.hear, kept, statements, persons)
+        return heard.alarm
+
+    def holds(self, messages: Sequence[Message]) -> bool:
+        """Whether a prompt is in the stream's golden set, and so may not be trained on."""
+        return self.stream is not None and self.stream.golden.holds(messages)
+
+    async def close(self) -> None:
+        """Ends the processes of code graders."""
+        if self.means.sandbox is not None:
+            await self.means.sandbox.close()
+
+    def _stream(self, base: Base) -> RewardStream | None:
+        kind, seed = self.loaded.config.reward.kind, self.loaded.config.seed
+        if kind == "none":
+            return None
+        proxy: Forgetting
+        if kind == "linear":
+            proxy = LinearReward(LinearSettings(features=Features(), seed=seed))
+        else:
+            # Two loops on one server must not save under one name.
+            name = f"reward-{self.loaded.config.deployment}"
+            proxy = LoraReward(base.service, base.name, base.renderer, LoraSettings(seed=seed, name=name))
+        return RewardStream(self.loaded.folder / FOLDER, proxy)
+
+    def _reward(self) -> Reward | None:
+        table = self.loaded.config.reward
+        model = self.stream.proxy if self.stream else None
+        if table.mix is not None:
+            return mix_of(self.loaded.path(table.mix), model, self.means)
+        grader = GraderReward(grader_of(table.grader, "reward.grader"), self.means) if table.grader else None
+        learned = LearnedReward(model) if model is not None else None
+        if grader is not None and learned is not None:
+            return Mixed([Part(name="people"), Part(name="grader")], [learned, grader])
+        return learned or grader

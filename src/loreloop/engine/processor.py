@@ -1,0 +1,15 @@
+"""What an engine's process must find in its environment before it loads the tensor library. Loads none itself."""
+
+from __future__ import annotations
+
+from loreloop.kernels import isa
+from loreloop.protocol.errors import WrongSettings
+
+
+def environment() -> dict[str, str]:
+    """Variables that hold the tensor library down to the level of LORELOOP_ISA, where that is set; WrongSettings where
+    this processor does not have it."""
+    try:
+        return isa.library_limits()
+    except ValueError as error:
+        raise WrongSettings(str(error)) from None
