@@ -13,6 +13,7 @@ import pytest
 
 from loreloop.cli.main import cli
 from loreloop.config import Config, EngineConfig, LimitConfig, SessionConfig, load_config
+from loreloop.formats.families_table import markdown
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -50,6 +51,10 @@ def test_every_loss_has_a_line() -> None:
     table = (ROOT / "src/loreloop/engine/losses/table.py").read_text()
     for name in re.findall(r'"(\w+)": \w+\(\)', table):
         assert f"`{name}`" in page, name
+
+
+def test_the_table_of_families_is_that_of_the_code() -> None:
+    assert markdown() in documented("models.md"), f"the table of models.md should be\n\n{markdown()}"
 
 
 def test_links_lead_somewhere() -> None:

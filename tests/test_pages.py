@@ -66,7 +66,9 @@ def test_every_quoted_message_is_one_of_the_source(message: str) -> None:
 
 
 def test_every_error_has_a_row() -> None:
-    rows = [re.compile(re.escape(plain(message)).replace("…", ".*")) for message in MESSAGES]
+    # A row without words of its own, which some message begins with, would stand for all.
+    worded = [message for message in MESSAGES if re.search(r"\w\w", message)]
+    rows = [re.compile(re.escape(plain(message)).replace("…", ".*")) for message in worded]
     assert len(rows) > 400
     assert [message for message in raised() if not any(row.fullmatch(message) for row in rows)] == []
 

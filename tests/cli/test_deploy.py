@@ -6,16 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from loreloop.cli.deploy import deploy
+from loreloop.cli.persons import persons
 from loreloop.protocol.errors import BadRequest, LoreloopError, NotFound
+from loreloop.protocol.loop_rest import UseTurns
 from loreloop.protocol.paths import CheckpointKind
-from loreloop.store import checkpoints, deployments
-from loreloop.store.rows import Split
+from loreloop.store import checkpoints, deployments, turn_keeping, turn_uses
+from loreloop.store.rows import RecordingRule, Split
 from tests.cli.test_cli import loreloop
 from tests.store.place import Place
+from tests.store.test_turns import new
 from tests.tiny import make_tiny_model
 
 
@@ -116,3 +120,38 @@ def test_it_ends_as_other_verbs_do(place: Place) -> None:
     ended = loreloop("deploy", "rollback", "bot", *data)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "one version only" in ended.stderr
+
+
+def test_what_is_recorded_is_said_once_and_stays(place: Place) -> None:
+    target = saved(place, "a")
+    flags = ["--record", "--retention-days", "7", "--redact", "email,ip", "--redact-matching", "x+", "--consent", "no"]
+    (row,) = run(place, "set", "bot", target, *flags)
+    assert row["records"]
+    wanted = RecordingRule(record=True, retention_days=7, redact=("email", "ip", "x+"), consent=False)
+    assert place.read(deployments.current, "bot").recording == wanted
+    run(place, "set", "bot", target, "--quota-mib", "5")
+    run(place, "rollback", "bot")
+    assert place.read(deployments.current, "bot").recording == msgspec.structs.replace(wanted, quota_mib=5)
+    (row,) = run(place, "set", "bot", target, "--no-record", "--redact", "")
+    assert not row["records"]
+    assert place.read(deployments.current, "bot").recording.redact == ()
+    with pytest.raises(BadRequest, match="redact"):
+        run(place, "set", "bot", target, "--redact", "emails(")
+
+
+def test_turns_are_counted_and_persons_deleted(place: Place) -> None:
+    target = saved(place, "a")
+    run(place, "set", "bot", target, "--record")
+    version = place.read(deployments.current, "bot")
+    turn = new(0, key_id=place.ann, version_created=version.created)
+    place.write(turn_keeping.keep, [turn])
+    counts = {row["turns"]: row["number"] for row in run(place, "turns", "bot")}
+    assert counts == {"waiting": 1, "expired so far": 0, "dropped so far": 0, "mixed episodes": 0}
+    place.write(turn_uses.use, "bot", UseTurns("c1", ("t0",)), 1.0)
+    where = ["--key", "ann", "--data", str(place.folder)]
+    exported = CliRunner().invoke(persons, ["export", "ann", *where], catch_exceptions=False)
+    assert [turn["id"] for turn in json.loads(exported.stdout)["turns"]] == ["t0"]
+    deleted = CliRunner().invoke(persons, ["delete", "ann", *where, "--json"], catch_exceptions=False)
+    assert [row["candidate"] for row in json.loads(deleted.stdout)] == ["c1"]
+    assert "1 turns" in deleted.stderr
+    assert not [row for row in run(place, "turns", "bot") if row["turns"] == "used"]

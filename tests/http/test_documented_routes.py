@@ -14,7 +14,14 @@ ROWS = re.findall(r"^\| ([A-Z]+) \| `([^`]+)` \| ([^|]+) \| ([^|]+) \|.*\|$", TA
 NEEDS = {(method, path): needs.strip("`") for method, path, _, needs in ROWS}
 SIGNED = "a signature"
 # What a key of these scopes may not do, by the words of the column.
-REFUSED = {"infer:elsewhere": {"infer", "train"}, "infer": {"train"}, "train": set[str]()}
+JUDGING = "feedback:NAME"
+REFUSED = {
+    "infer:elsewhere": {"infer", "train", JUDGING},
+    "infer": {"train", JUDGING},
+    "train": {JUDGING},
+    "feedback": {"infer:NAME", "infer", "train"},
+    "feedback:elsewhere": {"infer:NAME", "infer", "train"},
+}
 
 
 def served(site: Site) -> set[tuple[str, str]]:

@@ -5,14 +5,15 @@ A running server is asked to make the change, since it has the new weights answe
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from loreloop.cli import deploy_metrics
 from loreloop.cli.keys import transaction
 from loreloop.cli.models import DATA
 from loreloop.cli.operator import checked, operator, running_server_of
+from loreloop.cli.recording_options import recorded, recording_options
 from loreloop.cli.tables import JSON, Moment, show
 
 if TYPE_CHECKING:
@@ -21,44 +22,6 @@ if TYPE_CHECKING:
 NO_DEPLOYMENTS = "No deployments yet; `loreloop deploy set NAME TARGET` makes one."
 COLD = click.option("--cold", is_flag=True, help="Do not have a running server load the weights first.")
 PAGE = 1000
-RECORDING = (
-    click.option("--record/--no-record", "record", default=None, help="Keep every chat turn that it answers."),
-    click.option(
-        "--retention-days",
-        type=click.FloatRange(0, 36500, min_open=True),
-        help="How long turns are kept; 30 unless said.",
-    ),
-    click.option(
-        "--quota-mib",
-        type=click.IntRange(1, 1 << 20),
-        help="How much is kept; the oldest turns go first. 1024 unless said.",
-    ),
-    click.option(
-        "--redact",
-        metavar="KIND,KIND",
-        help="What is taken out of turns before they are kept: email, phone, card, iban, ip, key; '' for nothing.",
-    ),
-    click.option("--redact-matching", "expressions", multiple=True, help="An expression of RE2 to take out, too."),
-    click.option(
-        "--consent", type=click.Choice(["yes", "no"]), help="What holds for requests that do not say; yes unless said."
-    ),
-)
-
-
-def recording_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The flags that say what a deployment keeps of its answers."""
-    for option in reversed(RECORDING):
-        command = option(command)
-    return command
-
-
-def recorded(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags of recording that were given, as fields of a body."""
-    kinds, expressions, consent = flags.pop("redact"), flags.pop("expressions"), flags.pop("consent")
-    given = {name: value for name, value in flags.items() if value is not None}
-    if kinds is not None or expressions:
-        given["redact"] = [kind.strip() for kind in (kinds or "").split(",") if kind.strip()] + list(expressions)
-    return given if consent is None else given | {"consent": consent == "yes"}
 
 
 @click.group()
@@ -70,28 +33,33 @@ def deploy() -> None:
 @click.argument("name")
 @click.argument("target")
 @click.option("--canary", metavar="TARGET=5%", help="A second target, which answers this share of the users.")
+@click.option("--metrics", type=deploy_metrics.FILE, help="A TOML file of metrics for the feedback on its answers.")
 @recording_options
 @COLD
 @DATA
 @JSON
 def set_deployment(
-    name: str, target: str, canary: str | None, cold: bool, data_dir: str, as_json: bool, **recording: Any
+    name: str, target: str, canary: str | None, cold: bool, data_dir: str, as_json: bool, **flags: Any
 ) -> None:
     """Let NAME answer with TARGET: a base model, or a tinker://<run>/sampler_weights/<name> checkpoint.
 
-    What is said of recording stays as it was where a flag is left out.
+    What is said of recording and metrics stays as it was where a flag is left out.
     """
     from loreloop.deployments.canary import parse_share
 
     share = parse_share(canary) if canary else None
+    file = flags.pop("metrics")
+    declared = deploy_metrics.read(file) if file else ()
     # Checked here as well as in the server, since no server may be running.
     check_free(data_dir, name)
-    body: dict[str, Any] = {"target": target} | recorded(recording)
+    body: dict[str, Any] = {"target": target} | recorded(flags)
     if share:
         body |= {"canary": share.target, "canary_percent": share.percent}
     # A running server makes the change itself, because it first tries the weights.
     if not by_server(data_dir, "PUT", name, "", body, cold=cold):
         set_in_store(data_dir, name, body)
+    if declared:
+        deploy_metrics.declare(data_dir, name, declared)
     show_current(data_dir, name, as_json)
 
 
@@ -152,6 +120,21 @@ def show_history(name: str, limit: int, data_dir: str, as_json: bool) -> None:
     show_all(found, as_json)
 
 
+@deploy.command("turns")
+@click.argument("name")
+@DATA
+@JSON
+def count_turns(name: str, data_dir: str, as_json: bool) -> None:
+    """Show what became of the turns that NAME has recorded: how many have which fate, and how many are gone."""
+    from loreloop.store import deployments, turns
+
+    with transaction(data_dir) as connection:
+        deployments.current(connection, name)
+        counts = turns.counts(connection, name)
+    gone = {"expired so far": counts.expired, "dropped so far": counts.dropped, "mixed episodes": counts.mixed_episodes}
+    show([{"turns": fate, "number": n} for fate, n in (counts.fates | gone).items()], as_json)
+
+
 @deploy.command("rollback")
 @click.argument("name")
 @COLD
@@ -179,6 +162,9 @@ def delete_deployment(name: str, data_dir: str) -> None:
     with transaction(data_dir) as connection:
         deployments.remove(connection, name)
     click.echo(f"{name} is no deployment any more.")
+
+
+deploy.add_command(deploy_metrics.metrics)
 
 
 def by_server(data_dir: str, method: str, name: str, verb: str, body: object, *, cold: bool) -> bool:

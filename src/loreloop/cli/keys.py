@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from loreloop.store.rows import KeyUsage
 
 NO_KEYS = "No keys yet; `loreloop keys create NAME` makes one, and so does the first `loreloop serve`."
-SCOPES = ("admin", "train", "infer")
+SCOPES = ("admin", "train", "infer", "feedback")
+OF_DEPLOYMENTS = ("infer", "feedback")  # scopes that may be for one deployment
 
 
 @click.group()
@@ -25,19 +26,20 @@ def keys() -> None:
 
 
 def check_scopes(_context: click.Context, _option: click.Parameter, scopes: tuple[str, ...]) -> tuple[str, ...]:
-    """The scopes as they are; BadParameter where one is neither known nor of the form `infer:NAME`."""
+    """The scopes as they are; BadParameter where one is neither known nor of the form `infer:NAME` or
+    `feedback:NAME`."""
     for scope in scopes:
         if scope not in SCOPES and not names_deployment(scope):
-            raise click.BadParameter(f"{scope!r} is none of {', '.join(SCOPES)}, and no infer:NAME of a deployment.")
+            raise click.BadParameter(f"{scope!r} is none of {', '.join(SCOPES)}, and no infer:NAME or feedback:NAME.")
     return scopes
 
 
 def names_deployment(scope: str) -> bool:
-    """Whether a scope is for one deployment: `infer:NAME`."""
+    """Whether a scope is for one deployment, as `infer:NAME` is."""
     from loreloop.protocol.paths import NAME
 
     kind, _, name = scope.partition(":")
-    return kind == "infer" and NAME.fullmatch(name) is not None
+    return kind in OF_DEPLOYMENTS and NAME.fullmatch(name) is not None
 
 
 def check_name(_context: click.Context, _argument: click.Parameter, name: str) -> str:
@@ -53,9 +55,10 @@ def check_name(_context: click.Context, _argument: click.Parameter, name: str) -
     "--scope",
     "scopes",
     multiple=True,
-    metavar=f"[{'|'.join(SCOPES)}|infer:NAME]",
+    metavar=f"[{'|'.join(SCOPES)}|infer:NAME|feedback:NAME]",
     callback=check_scopes,
-    help="What the key may do; infer:NAME: ask the deployment NAME, and nothing else. Repeatable.  [default: train]",
+    help="What the key may do; infer:NAME: ask the deployment NAME, and nothing else; feedback:NAME: judge its "
+    "answers. Repeatable.  [default: train]",
 )
 @DATA
 @JSON

@@ -22,10 +22,15 @@ from loreloop.cli.jobs import jobs
 from loreloop.cli.keys import keys
 from loreloop.cli.loop import loop
 from loreloop.cli.loop_demo import demo as loop_demo
+from loreloop.cli.loop_review import review
 from loreloop.cli.loop_run import VERBS
+from loreloop.cli.loop_signs import signs
+from loreloop.cli.loop_turns import turns
 from loreloop.cli.memory import memory
 from loreloop.cli.model_care import remove_model, verify_models
+from loreloop.cli.model_check import check_model
 from loreloop.cli.models import models
+from loreloop.cli.persons import persons
 from loreloop.cli.runs import runs
 from loreloop.cli.serve import serve
 from loreloop.cli.tools import tools
@@ -56,11 +61,28 @@ def cli() -> None:
     """Train, serve and keep improving language models with LoRA, on your own machine."""
 
 
-for verb in (serve, demo, models, keys, runs, checkpoints, files, jobs, deploy, tools, chat, memory, train, loop):
+VERBS_IN_ORDER = (
+    serve,
+    demo,
+    models,
+    keys,
+    runs,
+    checkpoints,
+    files,
+    jobs,
+    deploy,
+    persons,
+    tools,
+    chat,
+    memory,
+    train,
+    loop,
+)
+for verb in VERBS_IN_ORDER:
     cli.add_command(verb)
-for verb in (*VERBS, loop_demo):
+for verb in (*VERBS, loop_demo, turns, review, signs):
     loop.add_command(verb)
-for verb in (remove_model, verify_models, import_adapter, export_model):
+for verb in (check_model, remove_model, verify_models, import_adapter, export_model):
     models.add_command(verb)
 
 

@@ -14,13 +14,14 @@ import msgspec
 from sqlalchemy import Connection
 
 from loreloop.deployments.model_names import ModelNames
+from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import BadRequest, Conflict, NotFound
 from loreloop.protocol.jobs import TUNED
-from loreloop.protocol.loop_rest import SetDeployment
+from loreloop.protocol.loop_rest import SetDeployment, SetPerson
 from loreloop.protocol.paths import SCHEME
-from loreloop.store import deployments, tuned_models
+from loreloop.store import deployments, person_arms, tuned_models
 from loreloop.store.deployments import Owned
-from loreloop.store.rows import Arm, Deployment, KeyRow, RecordingRule, Split
+from loreloop.store.rows import Arm, Deployment, KeyRow, PersonArm, RecordingRule, Split
 from loreloop.store.store import Store
 from loreloop.text.redaction import redactor
 
@@ -86,6 +87,42 @@ class Rollout:
             deployments.remove(connection, name)
 
         await self.store.write(write)
+
+    async def set_person(self, name: str, user: str, wanted: SetPerson) -> PersonArm:
+        """Gives one person weights of their own, once these have answered. Raises as `set` and `person_of` do."""
+        person, old = self.person_of(name, user, wanted.key), self._changeable(name)
+        arm = self._owned(wanted.target).arm
+        await self.warm(arm)
+        row = PersonArm(person, arm, time.time(), self.key.name)
+
+        def write(connection: Connection) -> None:
+            _check_unchanged(connection, name, old)
+            if arm.revision is not None:
+                deployments.arm_of(connection, arm.target)
+            person_arms.set(connection, name, row)
+
+        await self.store.write(write)
+        return row
+
+    def person_of(self, name: str, user: str, key_id: str | None) -> Person:
+        """The person who is called `user`, of a key that is named or, where one key alone has such a user in the
+        deployment, of that. BadRequest where several have, NotFound where the deployment is none of this key's."""
+        self.managed(name)
+        if key_id is None:
+            found = self.store.read(person_arms.keys_of_user, name, user)
+            if len(found) > 1:
+                raise BadRequest(
+                    f"{len(found)} keys have a user {user[:80]!r} in {name!r}; say whose is meant by key: "
+                    f"{', '.join(found[:8])}."
+                )
+            key_id = found[0] if found else self.key.id
+        return Person(key_id, user)
+
+    def managed(self, name: str) -> Deployment:
+        """The current version, for those who may change it."""
+        found = self.visible(name)
+        self._changeable(name)
+        return found
 
     def visible(self, name: str) -> Deployment:
         """The current version, for those who may know of it."""

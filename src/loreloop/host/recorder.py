@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 from loreloop.protocol.episodes import Whereabouts
 from loreloop.protocol.errors import LoreloopError, outcome_of
-from loreloop.store import turns
+from loreloop.store import turn_keeping, turns
 from loreloop.store.store import Store
 from loreloop.store.turn_bodies import NewTurn
+from loreloop.store.turns import Known, State
 
 LOG = logging.getLogger(__name__)
-MOST_REMEMBERED = 10_000  # ids of dropped turns that not even the store took
+MOST_REMEMBERED = 10_000  # turns that not even the store took, or that nobody wanted
 MAX_BATCH = 256
 
 
@@ -59,21 +60,26 @@ class Recorder:
         self.waiting: deque[Waiting] = deque()
         self.traces: deque[NewTurn] = deque()
         self.n_bytes = 0
-        self.pending: set[str] = set()  # ids that were given out, whose turns are not kept yet
-        self.dropped: dict[str, None] = {}  # the newest last
+        self.pending: dict[str, NewTurn] = {}  # ids that were given out, whose turns are not kept yet
+        self.dropped: dict[str, NewTurn] = {}  # the newest last
+        self.unrecorded: dict[str, NewTurn] = {}  # answers of deployments that do not record, the newest last
         self.task: asyncio.Task[None] | None = None
         self.is_closing = False
 
-    def open(self, turn_id: str) -> None:
+    def open(self, trace: NewTurn) -> None:
         """An id goes out before its answer has ended."""
-        self.pending.add(turn_id)
+        self.pending[trace.id] = trace
+
+    def pass_over(self, trace: NewTurn) -> None:
+        """An answer that is not to be kept, so that who speaks of it soon can be told why nobody knows it."""
+        _note(self.unrecorded, trace)
 
     def put(self, turn: Waiting) -> None:
         """Takes a turn; never waits. Where there is no room it is dropped."""
         if len(self.waiting) >= self.bounds.turns or self.n_bytes + turn.n_bytes > self.bounds.n_bytes:
             self.drop(turn.trace)
             return
-        self.pending.add(turn.trace.id)
+        self.pending[turn.trace.id] = turn.trace
         self.n_bytes += turn.n_bytes
         self.waiting.append(turn)
         self._work()
@@ -88,12 +94,36 @@ class Recorder:
 
     def whereabouts(self, turn_id: str) -> Whereabouts:
         """Where a turn is. Feedback on a pending one can be taken: it will be kept, or found dropped."""
-        if turn_id in self.pending:
-            return "pending"
-        if turn_id in self.dropped:
-            return "dropped"
-        state = self.store.read(turns.exists, turn_id)
-        return "unknown" if state is None else "dropped" if state == "dropped" else "kept"
+        found = self.find(turn_id)
+        if found is None or found.level != "inference" or found.state == "unrecorded":
+            return "unknown"
+        return found.state
+
+    def find(self, id: str) -> Known | None:
+        """What is known of a turn's id, or of an episode's, on its way or kept; None where nothing is."""
+        return next(iter(self.issued(id)), None)
+
+    def issued(self, id: str) -> list[Known]:
+        """What is known of a turn's id, on its way or kept, or else of all episodes of this id; nothing where that is
+        none."""
+        ways: tuple[tuple[State, dict[str, NewTurn]], ...] = (
+            ("pending", self.pending),
+            ("dropped", self.dropped),
+            ("unrecorded", self.unrecorded),
+        )
+        for state, traces in ways:
+            if (trace := traces.get(id)) is not None:
+                return [Known(id, "inference", trace.deployment, trace.key_id, state)]
+        found = self.store.read(turns.known, id)
+        if found and found[0].level == "inference":
+            return found
+        episodes = {(one.deployment, one.key_id): one for one in found}
+        # Few are on their way at any time, and few are asked for before their first turn is there.
+        for trace in self.pending.values():
+            if trace.episode_id == id:
+                known = Known(id, "episode", trace.deployment, trace.key_id, "pending")
+                episodes.setdefault((trace.deployment, trace.key_id), known)
+        return [*episodes.values()]
 
     async def flush(self) -> None:
         """Returns when everything that was put is kept or dropped."""
@@ -124,7 +154,7 @@ class Recorder:
         self.n_bytes -= sum(turn.n_bytes for turn in batch)
         made = await asyncio.to_thread(lambda: [_made(turn) for turn in batch])
         try:
-            n_kept = await self.store.write(turns.keep, [*made, *traces])
+            n_kept = await self.store.write(turn_keeping.keep, [*made, *traces])
         except LoreloopError as error:
             # A full disk, or a server that stops: the answers are out, and only their records are lost.
             LOG.warning("%d turns were not recorded: %s", len(batch), error.message)
@@ -133,14 +163,19 @@ class Recorder:
             return
         self.counts.kept += n_kept
         self.counts.dropped += len(batch) - n_kept
-        self.pending.difference_update(turn.trace.id for turn in batch)
+        for turn in batch:
+            self.pending.pop(turn.trace.id, None)
 
     def _forget(self, trace: NewTurn) -> None:
         self.counts.dropped += 1
-        self.pending.discard(trace.id)
-        self.dropped[trace.id] = None
-        if len(self.dropped) > MOST_REMEMBERED:
-            del self.dropped[next(iter(self.dropped))]
+        self.pending.pop(trace.id, None)
+        _note(self.dropped, trace)
+
+
+def _note(traces: dict[str, NewTurn], trace: NewTurn) -> None:
+    traces[trace.id] = trace
+    if len(traces) > MOST_REMEMBERED:
+        del traces[next(iter(traces))]
 
 
 def _made(turn: Waiting) -> NewTurn:

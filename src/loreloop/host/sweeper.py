@@ -1,5 +1,5 @@
 """Takes away what has had its time: silent sessions, expired checkpoints, results, records and answers, uploaded files
-and old jobs, memories of keys that are gone, stray files.
+and old jobs, recorded turns over their days, feedback on nothing, memories of keys that are gone, stray files.
 
 Sleeps until the next thing is due. Decides nothing about live work.
 """
@@ -13,13 +13,26 @@ import time
 from loreloop.host.dispatcher import Dispatcher
 from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.paths import CheckpointKind
-from loreloop.store import checkpoints, jobs, journal, memories, responses, runs, sessions, spool, uploads
+from loreloop.store import (
+    checkpoints,
+    feedback,
+    jobs,
+    journal,
+    memories,
+    responses,
+    runs,
+    sessions,
+    spool,
+    turn_removal,
+    uploads,
+)
 from loreloop.store.files import delete
 
 LONGEST_SLEEP_SECONDS = 300.0
 SHORTEST_SLEEP_SECONDS = 1.0
 YOUNG_SECONDS = 600.0
 DAY_SECONDS = 86400.0
+MOST_STATEMENTS = 10_000  # of feedback that one sweep looks at
 LOG = logging.getLogger(__name__)
 
 
@@ -28,6 +41,7 @@ class Sweeper:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self.dispatcher, self.store = dispatcher, dispatcher.store
+        self.n_feedback = 0  # the number of the last statement that was looked at
 
     async def run(self) -> None:
         """Sweeps for ever; a sweep that fails is logged and tried again."""
@@ -49,6 +63,11 @@ class Sweeper:
         await self.store.write(spool.sweep, now)
         await self.store.write(responses.sweep, now)
         await self.store.write(memories.sweep)
+        await self.store.write(turn_removal.sweep, now)
+        # A stream may last; after a day its turn has been kept, or died with a process.
+        self.n_feedback = await self.store.write(
+            feedback.sweep_orphans, self.n_feedback, now - DAY_SECONDS, MOST_STATEMENTS
+        )
         # A job that has just ended may still be in the worker's hands, which speaks of it once more.
         await self.store.write(jobs.sweep, now - max(session.job_days * DAY_SECONDS, YOUNG_SECONDS))
         await self._sweep_uploads(now)

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,9 +19,10 @@ from loreloop.http.anthropic import messages
 from loreloop.http.bodies import answer
 from loreloop.http.exchange import Exchange
 from loreloop.http.generation.remembered import end_of_turn
-from loreloop.http.loop import turns
+from loreloop.http.loop import feedback, links, persons, turns
+from loreloop.http.loop import metrics as feedback_metrics
 from loreloop.http.openai import chat_completions, completions, files, fine_tuning, graders, models, responses
-from loreloop.http.operations import deployments, health, jobs, memories, metrics, removal
+from loreloop.http.operations import deployments, health, jobs, memories, metrics, person_arms, removal
 from loreloop.http.services import Services
 from loreloop.http.tinker import downloads, futures, runs, sampling, sessions, training
 from loreloop.protocol import errors
@@ -80,9 +81,14 @@ def create_app(services: Services) -> Starlette:
     loop_routes = [
         *deployments.ROUTES,
         *turns.ROUTES,
+        *persons.ROUTES,
+        *person_arms.ROUTES,
         *memories.ROUTES,
         *removal.ROUTES,
         *jobs.ROUTES,
+        *feedback.ROUTES,
+        *links.ROUTES,
+        *feedback_metrics.ROUTES,
     ]
     app = Starlette(
         routes=[
@@ -92,6 +98,8 @@ def create_app(services: Services) -> Starlette:
             Mount("/anthropic/api/v1", routes=[*messages.ROUTES, *models.ROUTES]),
             Mount("/hf", routes=hub.ROUTES),
             Mount("/loop/v1", routes=loop_routes),
+            *links.PAGES,
+            *feedback.TENSORZERO,
             *health.ROUTES,
             *metrics.ROUTES,
         ],
@@ -118,6 +126,11 @@ def on_error(request: Request, error: errors.LoreloopError) -> Response:
     # parent's.
     status_code = next(STATUS_CODES[kind] for kind in type(error).__mro__ if kind in STATUS_CODES)
     response = error_answer(status_code, error.message, error.details if isinstance(error, errors.BadRequest) else None)
+    # A route may have its errors told to people by a page, or to pages of other origins.
+    state = request.scope.get("state", {})
+    if page_of := state.get("page_of"):
+        response = HTMLResponse(page_of(error.message), status_code)
+    response.headers.update(state.get("headers", {}))
     if isinstance(error, errors.Unavailable):
         response.headers["retry-after"] = str(max(1, round(error.retry_after_seconds)))
         if error.queue_position is not None:

@@ -19,6 +19,7 @@ from loreloop.host.dispatcher import Dispatcher
 from loreloop.host.job_desk import JobDesk
 from loreloop.host.recorder import Recorder
 from loreloop.http.grading import Grading
+from loreloop.http.loop.giving import Desk
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.store import keys
@@ -27,8 +28,14 @@ from loreloop.store.store import Store
 from loreloop.text.grammars.sandbox import GrammarSandbox
 
 UPLOADS_READ_AT_ONCE = 2
-ADMIN, TRAIN, INFER = "admin", "train", "infer"
-IMPLIED = {ADMIN: (ADMIN, TRAIN, INFER), TRAIN: (TRAIN, INFER), INFER: (INFER,)}
+ADMIN, TRAIN, INFER, FEEDBACK = "admin", "train", "infer", "feedback"
+# Nobody who asks may thereby judge the answers: an agent must not mark itself.
+IMPLIED = {
+    ADMIN: (ADMIN, TRAIN, INFER, FEEDBACK),
+    TRAIN: (TRAIN, INFER),
+    INFER: (INFER,),
+    FEEDBACK: (FEEDBACK,),
+}
 
 
 @dataclass
@@ -71,6 +78,11 @@ class Services:
         """What keeps the turns of recording deployments."""
         return Recorder(self.store)
 
+    @cached_property
+    def feedback(self) -> Desk:
+        """Where feedback is taken."""
+        return Desk(self.recorder)
+
 
 def services(request: Request) -> Services:
     """The services of the application that received the request."""
@@ -89,6 +101,12 @@ def asker(request: Request) -> KeyRow:
     """Whose key came with the request; it must carry `infer`, be it for deployments alone: `may_use` tells."""
     key = _known(request)
     return key if key.deployments else caller(request, INFER)
+
+
+def judge(request: Request) -> KeyRow:
+    """Whose key came with the request; it must carry `feedback`, be it for certain deployments alone."""
+    key = _known(request)
+    return key if key.judged else caller(request, FEEDBACK)
 
 
 def may_use(key: KeyRow, model: str) -> None:

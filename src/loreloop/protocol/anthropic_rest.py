@@ -174,7 +174,8 @@ class CountTokens(Strict, frozen=True):
     output_config: OutputConfig | None = None
     context_management: ContextManagement | None = None
     metadata: dict[str, Any] | None = None
-    memory: MemoryField | None = None  # not of Anthropic
+    memory: MemoryField | None = None  # this and `episode_id` are not of Anthropic
+    episode_id: str | None = None
 
 
 class Messages(CountTokens, frozen=True, kw_only=True):

@@ -18,6 +18,9 @@ MetricKind = Literal["boolean", "float", "comment", "demonstration", "preference
 # code.
 THUMB, SCORE, EDIT, PREFERENCE, ACCEPTED = "thumb", "score", "demonstration", "preference", "accepted"
 TOOL_OK, COMMENT, VERDICT = "tool_ok", "comment", "verdict"
+# An episode has no one answer that could be corrected, or be better than another one.
+OF_TURNS_ONLY = (EDIT, PREFERENCE)
+GOLDEN_TAG = "golden"  # "1" on labels that were given to measure with, never to train on
 
 
 class Metric(msgspec.Struct, frozen=True):
@@ -48,8 +51,10 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True):
     """One statement. `target_id` is a turn's or, at the level of episodes, an episode's; `value` is a boolean, a
     number, a text, or, for a preference, the id of the turn that is worse than the target.
 
-    Of statements by the same source and `who` about the same target and metric the newest counts: it `overrides` the
-    one before. `number` orders statements, retractions included, and is their place in the feed.
+    Of statements by the same giver, source and `who` about the same target and metric (for preferences: about the same
+    pair) the newest counts: it `overrides` the one before. A statement counts unless it is `retracted` or any other,
+    retracted or not, names it in `overrides`. `number` orders statements, retractions included, and is their place in
+    the feed: a retraction gives a new one.
     """
 
     number: int
@@ -62,6 +67,7 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True):
     created: float  # seconds since the epoch
     source: Source = "human"
     who: str = ""
+    giver: str = ""  # the id of the key that it came by, and how: "ID", "ID/browser", "ID/link"
     why: str = ""
     tags: dict[str, str] = {}
     overrides: str | None = None  # the id of an earlier statement

@@ -156,4 +156,5 @@ class CreateResponse(Strict, frozen=True):
     metadata: dict[str, Any] | None = None
     user: str | None = None
     previous_response_id: str | None = None
-    memory: MemoryField | None = None  # not of OpenAI
+    memory: MemoryField | None = None  # this and `episode_id` are not of OpenAI
+    episode_id: str | None = None

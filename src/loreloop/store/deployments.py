@@ -16,8 +16,9 @@ from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.paths import NAME, CheckpointKind, parse_path
 from loreloop.protocol.sampling import Revision
 from loreloop.store import checkpoints, keys, runs, turn_removal
+from loreloop.store.feedback_tables import FEEDBACK_TABLES
 from loreloop.store.files import in_row, placed
-from loreloop.store.rows import DEPLOYMENT_SCOPE, Arm, Deployment, RecordingRule, Split
+from loreloop.store.rows import DEPLOYMENT_SCOPE, FEEDBACK_SCOPE, Arm, Deployment, RecordingRule, Split
 from loreloop.store.schema import DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS
 from loreloop.store.turn_tables import PERSON_ARMS
 
@@ -80,13 +81,15 @@ def hold(connection: Connection, name: str, split: Split) -> None:
 
 
 def remove(connection: Connection, name: str) -> None:
-    """The name, its history, its hold on checkpoints, what keys were allowed of it, and what it has recorded, since the
-    name may become another owner's."""
+    """The name, its history, its hold on checkpoints, what keys were allowed of it, and what it has recorded and was
+    said of that, since the name may become another owner's."""
     current(connection, name)
     turn_removal.forget_deployment(connection, name)
     # Otherwise keys that were granted the old deployment could use a stranger's of the same name.
-    keys.withdraw(connection, DEPLOYMENT_SCOPE + name)
-    connection.execute(delete(PERSON_ARMS).where(PERSON_ARMS.c.deployment == name))
+    for scope in (DEPLOYMENT_SCOPE, FEEDBACK_SCOPE):
+        keys.withdraw(connection, scope + name)
+    for table in (*FEEDBACK_TABLES, PERSON_ARMS):
+        connection.execute(delete(table).where(table.c.deployment == name))
     for table in (DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS):
         connection.execute(delete(table).where(table.c.name == name))
 

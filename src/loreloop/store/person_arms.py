@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import ColumnElement, Connection, delete, insert, select
 
 from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import NotFound
@@ -17,9 +17,16 @@ MINE = PERSON_ARMS.c
 
 def find(connection: Connection, deployment: str, person: Person) -> Arm | None:
     """The arm of one person; None where the shared weights answer them."""
-    of_person = (MINE.deployment == deployment, MINE.key_id == person.key_id, MINE.user == person.user)
-    text = connection.scalar(select(MINE.arm).where(*of_person))
+    text = connection.scalar(select(MINE.arm).where(*_is(deployment, person)))
     return None if text is None else _arm(connection, text)
+
+
+def get(connection: Connection, deployment: str, person: Person) -> PersonArm:
+    """Like `find`, with since when and by whom; NotFound where the shared weights answer."""
+    row = connection.execute(select(PERSON_ARMS).where(*_is(deployment, person))).first()
+    if row is None:
+        raise _unknown(deployment, person)
+    return PersonArm(person, _arm(connection, row.arm), row.created, row.by)
 
 
 def set(connection: Connection, deployment: str, row: PersonArm) -> None:
@@ -33,11 +40,8 @@ def set(connection: Connection, deployment: str, row: PersonArm) -> None:
 
 def remove(connection: Connection, deployment: str, person: Person) -> None:
     """Lets the shared weights answer a person again; NotFound where they do already."""
-    of_person = (MINE.deployment == deployment, MINE.key_id == person.key_id, MINE.user == person.user)
-    if not connection.execute(delete(PERSON_ARMS).where(*of_person)).rowcount:
-        raise NotFound(
-            f"No weights of their own answer the user {person.user[:80]!r} of key {person.key_id!r} in {deployment!r}."
-        )
+    if not connection.execute(delete(PERSON_ARMS).where(*_is(deployment, person))).rowcount:
+        raise _unknown(deployment, person)
     deployments.hold(connection, deployment, deployments.current(connection, deployment).split)
 
 
@@ -60,6 +64,17 @@ def keys_of_user(connection: Connection, deployment: str, user: str) -> list[str
     """The keys whose requests named this user to the deployment, as far as turns of it are kept."""
     found = select(TURNS.c.key_id).where(TURNS.c.deployment == deployment, TURNS.c.user == user).distinct()
     return [*connection.scalars(found.order_by(TURNS.c.key_id))]
+
+
+def _is(deployment: str, person: Person) -> tuple[ColumnElement[bool], ...]:
+    return (MINE.deployment == deployment, MINE.key_id == person.key_id, MINE.user == person.user)
+
+
+def _unknown(deployment: str, person: Person) -> NotFound:
+    return NotFound(
+        f"The user {person.user[:80]!r} of key {person.key_id!r} has no weights of their own in {deployment!r}; the "
+        "shared ones answer."
+    )
 
 
 def _arm(connection: Connection, text: str) -> Arm:

@@ -17,6 +17,7 @@ Metadata = dict[str, Any]
 Row = TypeVar("Row")
 SessionStatus = Literal["active", "finished", "expired"]
 DEPLOYMENT_SCOPE = "infer:"  # and a deployment's name
+FEEDBACK_SCOPE = "feedback:"  # and a deployment's name
 
 
 class Page(msgspec.Struct, Generic[Row], frozen=True):
@@ -41,6 +42,11 @@ class KeyRow(msgspec.Struct, frozen=True):
     def deployments(self) -> tuple[str, ...]:
         """Those that it may use whoever owns them."""
         return tuple(s.removeprefix(DEPLOYMENT_SCOPE) for s in self.scopes if s.startswith(DEPLOYMENT_SCOPE))
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """The deployments on whose answers it may give feedback, whoever owns them and whoever asked."""
+        return tuple(s.removeprefix(FEEDBACK_SCOPE) for s in self.scopes if s.startswith(FEEDBACK_SCOPE))
 
 
 class KeyUsage(msgspec.Struct, frozen=True):

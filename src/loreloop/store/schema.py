@@ -32,6 +32,7 @@ from sqlalchemy import (
     update,
 )
 
+from loreloop.store.feedback_tables import FEEDBACK_TABLES
 from loreloop.store.files import in_row
 from loreloop.store.metadata import METADATA
 from loreloop.store.turn_tables import TURN_TABLES
@@ -447,6 +448,12 @@ def m013_turns(connection: Connection) -> None:
     _add_column(connection, DEPLOYMENTS, "recording", "TEXT")
 
 
+def m014_feedback(connection: Connection) -> None:
+    """Makes the tables of feedback and of the metrics that deployments declare for it."""
+    for table in FEEDBACK_TABLES:
+        table.create(connection, checkfirst=True)
+
+
 def _add_column(connection: Connection, table: Table, name: str, kind: str) -> None:
     """Unless it is there: a new database has had all columns from the first step."""
     if name not in {column["name"] for column in inspect(connection).get_columns(table.name)}:
@@ -467,6 +474,7 @@ STEPS: Sequence[Callable[[Connection], None]] = (
     m011_memories,
     m012_jobs,
     m013_turns,
+    m014_feedback,
 )
 
 

@@ -39,6 +39,7 @@ class NewTurn(msgspec.Struct, frozen=True, kw_only=True):
     created: float
     arm: ArmName
     version: int
+    version_created: float  # with it, what tells a deployment from a later one of its name
     base_model: str
     revision: str | None
     consent: bool

@@ -11,9 +11,10 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from loreloop.store.feedback_tables import FEEDBACK
 from loreloop.store.rows import RecordingRule
 from loreloop.store.schema import DEPLOYMENTS
-from loreloop.store.turn_tables import EPISODES, TURN_BODIES, TURN_TALLIES, TURNS
+from loreloop.store.turn_tables import DELETED_FROM, EPISODES, TURN_BODIES, TURN_TALLIES, TURNS
 
 DAY_SECONDS = 86400.0
 MOST_TRACES = 10_000  # rows without content, of one deployment
@@ -25,7 +26,13 @@ def forget_deployment(connection: Connection, name: str) -> None:
     """Deletes all that a deployment has recorded. Whom its candidates were trained on stays known: these outlive it."""
     remove(connection, TURNS.c.deployment == name)
     connection.execute(delete(EPISODES).where(EPISODES.c.deployment == name))
-    connection.execute(delete(TURN_TALLIES).where(TURN_TALLIES.c.deployment == name))
+    for table in (TURN_TALLIES, DELETED_FROM):
+        connection.execute(delete(table).where(table.c.deployment == name))
+
+
+def n_expired(connection: Connection) -> int:
+    """Turns of all deployments that had their time, or gave way to newer ones."""
+    return connection.scalar(select(func.coalesce(func.sum(TURN_TALLIES.c.expired), 0))) or 0
 
 
 def remove(connection: Connection, which: ColumnElement[bool]) -> int:
@@ -33,6 +40,7 @@ def remove(connection: Connection, which: ColumnElement[bool]) -> int:
     found = select(TURNS.c.deployment, func.sum(TURNS.c.n_bytes).label("n"), func.count().label("rows")).where(which)
     gone = connection.execute(found.group_by(TURNS.c.deployment)).all()
     episodes = {*connection.scalars(select(TURNS.c.episode).where(which).distinct())}
+    connection.execute(delete(FEEDBACK).where(FEEDBACK.c.target_id.in_(select(TURNS.c.id).where(which))))
     connection.execute(delete(TURN_BODIES).where(TURN_BODIES.c.turn_id.in_(select(TURNS.c.id).where(which))))
     connection.execute(delete(TURNS).where(which))
     for row in gone:
@@ -90,6 +98,8 @@ def _expire(connection: Connection, deployment: str, ids: Sequence[str]) -> None
     which = TURNS.c.id.in_(ids)
     n_bytes = connection.scalar(select(func.coalesce(func.sum(TURNS.c.n_bytes), 0)).where(which)) or 0
     connection.execute(delete(TURN_BODIES).where(TURN_BODIES.c.turn_id.in_(ids)))
+    # Corrections and reasons are content as well.
+    connection.execute(delete(FEEDBACK).where(FEEDBACK.c.target_id.in_(ids)))
     connection.execute(update(TURNS).where(which).values(state="expired", user="", n_bytes=0))
     tally(connection, deployment, n_bytes=-n_bytes, expired=len(ids))
 
@@ -106,4 +116,7 @@ def _remove_empty(connection: Connection, episodes: Sequence[int]) -> None:
     has_turns = select(TURNS.c.id).where(TURNS.c.episode == EPISODES.c.number).exists()
     for start in range(0, len(episodes), AT_ONCE):
         some = EPISODES.c.number.in_(episodes[start : start + AT_ONCE])
+        for row in connection.execute(select(EPISODES.c.id, EPISODES.c.deployment).where(some, ~has_turns)).all():
+            said = (FEEDBACK.c.target_id == row.id) & (FEEDBACK.c.deployment == row.deployment)
+            connection.execute(delete(FEEDBACK).where(said, FEEDBACK.c.level == "episode"))
         connection.execute(delete(EPISODES).where(some, ~has_turns))

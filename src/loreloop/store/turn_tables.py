@@ -91,6 +91,15 @@ DELETED_PERSONS = Table(
     Column("deleted", Float, nullable=False),
 )
 
+# The deployments that a deleted person's key had asked: whoever trains on their turns may hold some of the person's.
+DELETED_FROM = Table(
+    "deleted_from",
+    METADATA,
+    Column("deployment", String, primary_key=True),
+    Column("key_id", String, primary_key=True),
+    Column("user", String, primary_key=True),
+)
+
 # What answers one person in place of a deployment's shared weights.
 PERSON_ARMS = Table(
     "person_arms",
@@ -104,4 +113,4 @@ PERSON_ARMS = Table(
     Column("by", String, nullable=False),
 )
 
-TURN_TABLES = (TURNS, TURN_BODIES, EPISODES, TURN_TALLIES, TURN_USES, DELETED_PERSONS, PERSON_ARMS)
+TURN_TABLES = (TURNS, TURN_BODIES, EPISODES, TURN_TALLIES, TURN_USES, DELETED_PERSONS, DELETED_FROM, PERSON_ARMS)

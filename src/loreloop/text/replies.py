@@ -16,6 +16,7 @@ from loreloop.text.streaming_detokenizer import StreamingDetokenizer
 from loreloop.text.templates.chat_template import ChatTemplate
 from loreloop.text.tokenizer import TextTokenizer
 from loreloop.text.tools.call_buffer import CallBuffer
+from loreloop.text.tools.harmony import HarmonyReader
 from loreloop.text.tools.tool_calls import (
     Broken,
     CallArguments,
@@ -58,9 +59,14 @@ class ReplyRules:
         shown = (*self.form.markers, *THINK)
         parts = parts_of(self.thoughts)
         detokenizer = StreamingDetokenizer(self.tokenizer, self.stop_tokens, self.stop_strings, shown, parts)
-        reader = ReplyReader(
-            self.form, thinking=self.thinking, tools_allowed=bool(self.tools), opened=self.opened, tools=self.tools
-        )
+        allowed = bool(self.tools)
+        reader: ReplyReader | HarmonyReader
+        if self.form.shape == "harmony":
+            reader = HarmonyReader(tools_allowed=allowed)
+        else:
+            reader = ReplyReader(
+                self.form, thinking=self.thinking, tools_allowed=allowed, opened=self.opened, tools=self.tools
+            )
         return Reply(detokenizer, reader, CallBuffer(at_once=self.at_once), collected)
 
 
@@ -82,7 +88,7 @@ class Reply:
     def __init__(
         self,
         detokenizer: StreamingDetokenizer,
-        reader: ReplyReader,
+        reader: ReplyReader | HarmonyReader,
         call_buffer: CallBuffer,
         collected: WholeReply | None = None,
     ) -> None:

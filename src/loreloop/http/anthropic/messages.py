@@ -18,9 +18,11 @@ from loreloop.http.anthropic.context_edits import managed
 from loreloop.http.bodies import answer, read_as_sent
 from loreloop.http.generation.answering import answered
 from loreloop.http.generation.chat import Chat, ChatRequest, chat_on, left_open, prompt_length, with_pictures
+from loreloop.http.generation.marks import marks_of
 from loreloop.http.generation.memory_named import Wanted
+from loreloop.http.generation.recording import TurnRecording
 from loreloop.http.generation.remembered import Remembering, recalled_request, remembering
-from loreloop.http.generation.reply_blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
+from loreloop.http.generation.reply_blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened, read_blocks
 from loreloop.http.generation.requests import Model, find_model, followed, prompt_only
 from loreloop.http.services import Services, asker, services
 from loreloop.http.sse import named_event
@@ -41,7 +43,7 @@ from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampledSequence, SampleResult
-from loreloop.protocol.token_ids import n_ids, unpack_ids
+from loreloop.protocol.token_ids import n_ids
 from loreloop.protocol.training import Failure, length_of
 from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, turn_of_parts
 from loreloop.text.replies import Reply
@@ -53,15 +55,26 @@ async def messages(request: Request) -> Response:
     """Anthropic's route for messages: the answer whole or as a stream of events."""
     asker(request)
     body = await read_as_sent(request, Messages)
-    model = await find_model(request, body.model, (body.metadata or {}).get("user_id"))
+    marks = marks_of(request, body.episode_id, body.metadata)
+    model = await find_model(request, body.model, (body.metadata or {}).get("user_id"), marks)
     chat_request = chat_request_of(body, params_of(body), stream=bool(body.stream))
     memory = await remembering(request, model, chat_request, wanted_of(body))
     edited = await managed(
         model, await with_pictures(services(request).pictures, model, memory.chat_request), body.context_management
     )
-    pending = PendingAnswer(body, await chat_on(model, edited.chat_request), edited.applied, memory)
+    recording = TurnRecording(services(request).recorder, model, marks)
+    pending = PendingAnswer(
+        body=body,
+        chat=await chat_on(model, edited.chat_request),
+        applied=edited.applied,
+        memory=memory,
+        recording=recording,
+    )
+    # A prompt that is only read has no answer to learn from.
+    if not pending.prompt_only:
+        recording.begin(pending.chat, edited.chat_request.conversation, pending.id)
     stream = events(services(request), pending) if body.stream else None
-    return await answered(request, model, [pending.chat.op], pending.whole, stream)
+    return await answered(request, model, [pending.chat.op], pending.whole, stream, recording)
 
 
 async def count_tokens(request: Request) -> Response:
@@ -187,6 +200,12 @@ class PendingAnswer:
     chat: Chat
     applied: list[dict[str, Any]]  # edits of the context
     memory: Remembering
+    recording: TurnRecording
+
+    @property
+    def id(self) -> str:
+        """The message's id."""
+        return f"msg_{self.chat.op.request_id.removeprefix('gen-')}"
 
     @property
     def prompt_only(self) -> bool:
@@ -208,7 +227,7 @@ class PendingAnswer:
         """The answer as an object; without a result it is the empty message that opens a stream."""
         n_drawn = n_ids(result.sequences[0].tokens) if result else 0
         return {
-            "id": f"msg_{self.chat.op.request_id.removeprefix('gen-')}",
+            "id": self.id,
             "type": "message",
             "role": "assistant",
             "model": self.body.model,
@@ -216,6 +235,7 @@ class PendingAnswer:
             **stop,
             **self.management,
             "usage": self.usage(n_drawn, result.cache_hit_tokens if result else 0),
+            **self.recording.told,
         }
 
     def usage(self, n_drawn: int, n_cached: int) -> dict[str, int]:
@@ -234,10 +254,9 @@ class PendingAnswer:
     async def whole(self, results: Sequence[SampleResult]) -> dict[str, Any]:
         """The whole answer, with its blocks and why it ended."""
         result = self.visible_result(results[0])
-        sequence, reply, blocks = result.sequences[0], self.chat.reply(), Blocks(note=self.chat.warning)
-        for token in unpack_ids(sequence.tokens).tolist():
-            blocks.add(reply.push(token))
-        blocks.add(reply.flush())
+        sequence, reply = result.sequences[0], self.chat.reply()
+        blocks, heard = read_blocks(reply, sequence, self.chat.warning)
+        self.recording.keep(0, sequence, heard)
         stop = stop_of(sequence, reply, blocks)
         return self.message([content_of(block) for block in blocks.done], result, stop | await self.kept(stop))
 
@@ -300,14 +319,20 @@ async def events(served: Services, pending: PendingAnswer) -> AsyncIterator[byte
     yield typed_event("message_start", message=pending.message([], None, {"stop_reason": None, "stop_sequence": None}))
     async for _, item in followed(served, [pending.chat.op]):
         if isinstance(item, Failure):
+            pending.recording.fail()
             kind = "invalid_request_error" if item.category == "user" else "api_error"
             yield typed_event("error", error={"type": kind, "message": item.message})
         elif isinstance(item, Token):
-            if not pending.prompt_only and (event := event_bytes(blocks.add(reply.push(item.token)))):
+            if pending.prompt_only:
+                continue
+            pieces = reply.push(item.token)
+            pending.recording.shown(0, item, pieces)
+            if event := event_bytes(blocks.add(pieces)):
                 yield event
         else:
-            item = pending.visible_result(item)
-            yield event_bytes([*blocks.add(reply.flush()), *blocks.end()])
+            item, pieces = pending.visible_result(item), reply.flush()
+            pending.recording.ended(0, item.sequences[0], pieces)
+            yield event_bytes([*blocks.add(pieces), *blocks.end()])
             # Anthropic's last delta carries the usage of the whole answer.
             n_drawn = n_ids(item.sequences[0].tokens)
             delta = stop_of(item.sequences[0], reply, blocks)

@@ -12,12 +12,13 @@ from typing import Any
 
 from starlette.requests import Request
 
+from loreloop.deployments.model_names import Asking
 from loreloop.protocol.errors import BadRequest
 
 EPISODE_HEADER, SIDE_HEADER, CONSENT_HEADER = "x-episode-id", "x-side-turn", "x-consent"
 HEADERS = (EPISODE_HEADER, SIDE_HEADER, CONSENT_HEADER)
 EPISODE, SIDE, CONSENT = "episode_id", "side_turn", "consent"
-LONGEST_ID = 200
+LONGEST_ID, LONGEST_USER = 200, 500  # characters
 _ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.:@-]{{0,{LONGEST_ID - 1}}}")
 # OpenAI's metadata and all headers are texts, so a yes comes in several.
 _YES, _NO = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no"})
@@ -52,6 +53,13 @@ def marks_of(request: Request, episode_id: str | None, metadata: object) -> Mark
     side = _answer(SIDE_HEADER, SIDE, headers.get(SIDE_HEADER), said.get(SIDE))
     consent = _answer(CONSENT_HEADER, CONSENT, headers.get(CONSENT_HEADER), said.get(CONSENT))
     return Marks(episode, bool(side), consent)
+
+
+def asking_of(user: object, marks: Marks) -> Asking:
+    """Who asks. BadRequest for a user whose name is longer than any that a person can have here."""
+    if isinstance(user, str) and len(user) > LONGEST_USER:
+        raise BadRequest(f"The user has {len(user)} characters; a user here has at most {LONGEST_USER}.")
+    return Asking(user if isinstance(user, str) and user else None, marks.episode_id)
 
 
 def _answer(header: str, name: str, in_header: str | None, in_metadata: object) -> bool | None:

@@ -77,13 +77,15 @@ class TurnRecording:
         """The request is checked, and its answer's id is known."""
         if self.deployed is not None:
             self.chat, self.conversation, self.answer_id = chat, conversation, answer_id
+        elif self.model.target.deployed is not None:
+            self.recorder.pass_over(self._trace_of(self.model.target.deployed, answer_id))
 
     def go_live(self) -> None:
         """A stream begins, so the id goes out before the answer ends. Whoever calls this calls `leave` at its end."""
         if self.chat is not None:
             self.drafts = {index: Draft() for index in range(self.chat.op.num_samples)}
             for index in self.drafts:
-                self.recorder.open(self._id(index))
+                self.recorder.open(self._trace(index))
 
     def shown(self, index: int, token: Token, pieces: Sequence[Piece]) -> None:
         """One more token of a live sample, and the pieces that it has completed."""
@@ -137,17 +139,21 @@ class TurnRecording:
 
     def _trace(self, index: int) -> NewTurn:
         assert self.deployed is not None, "only what is recorded leaves a trace"
-        deployment, revision = self.deployed.deployment, self.model.target.revision
+        return self._trace_of(self.deployed, self._id(index))
+
+    def _trace_of(self, deployed: Deployed, turn_id: str) -> NewTurn:
+        deployment, revision = deployed.deployment, self.model.target.revision
         consent = self.marks.consent if self.marks.consent is not None else deployment.recording.consent
         return NewTurn(
-            id=self._id(index),
-            episode_id=self.deployed.episode_id,
+            id=turn_id,
+            episode_id=deployed.episode_id,
             deployment=deployment.name,
-            key_id=self.deployed.person.key_id,
-            user=self.deployed.person.user,
+            key_id=deployed.person.key_id,
+            user=deployed.person.user,
             created=self.created,
-            arm=self.deployed.arm,
+            arm=deployed.arm,
             version=deployment.version,
+            version_created=deployment.created,
             base_model=self.model.target.base_model,
             revision=revision.revision_id if revision else None,
             consent=consent,

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loreloop.text.replies import BROKEN_CALL, CUT_CALL, new_call_id, with_note
+from loreloop.protocol.sampling import SampledSequence
+from loreloop.protocol.token_ids import unpack_ids
+from loreloop.text.replies import BROKEN_CALL, CUT_CALL, Reply, WholeReply, new_call_id, with_note
 from loreloop.text.tools.tool_calls import (
     Broken,
     CallArguments,
@@ -121,3 +123,17 @@ class Blocks:
         """Whether there are calls to make, all of them whole."""
         calls = [block for block in self.done if block.kind == "call"]
         return bool(calls) and not any(call.cut for call in calls)
+
+
+def read_blocks(reply: Reply, sequence: SampledSequence, note: str | None) -> tuple[Blocks, WholeReply]:
+    """The blocks of a finished sample, whose last one is still open, and the reply that they are the blocks of; `reply`
+    has read nothing yet."""
+    blocks, heard = Blocks(note=note), WholeReply(note=note)
+    for token in unpack_ids(sequence.tokens).tolist():
+        pieces = reply.push(token)
+        blocks.add(pieces)
+        heard.add(pieces)
+    pieces = reply.flush()
+    blocks.add(pieces)
+    heard.add(pieces)
+    return blocks, heard

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from loreloop.deployments.model_names import Asking, Target
+from loreloop.deployments.model_names import Target
 from loreloop.deployments.model_texts import ModelText
-from loreloop.http.generation.marks import EPISODE_HEADER, Marks
+from loreloop.http.generation.marks import EPISODE_HEADER, Marks, asking_of
 from loreloop.http.services import Services, asker, fresh_seed, may_use, services
 from loreloop.http.tasks import end
 from loreloop.protocol.checks import check_params, too_long
@@ -32,7 +32,6 @@ from loreloop.text.tokenizer import Encoded
 
 SHORT_TEXT = 4096  # characters that are read within a few milliseconds
 COUNTED_WINDOWS = 2  # up to so many, a text's length is told exactly
-LONGEST_USER = 500  # characters
 NO_MARKS = Marks()
 T = TypeVar("T")
 
@@ -88,13 +87,6 @@ async def find_model(request: Request, name: str, user: object = None, marks: Ma
         sandbox=served.sandbox,
         defaults=defaults,
     )
-
-
-def asking_of(user: object, marks: Marks) -> Asking:
-    """Who asks. BadRequest for a user whose name is longer than any that a person can have here."""
-    if isinstance(user, str) and len(user) > LONGEST_USER:
-        raise BadRequest(f"The user has {len(user)} characters; a user here has at most {LONGEST_USER}.")
-    return Asking(user if isinstance(user, str) and user else None, marks.episode_id)
 
 
 async def encoded(model: Model, text: str, *, special: bool) -> Encoded:

@@ -15,7 +15,7 @@ from loreloop.http.services import asker, now, services
 from loreloop.protocol.episodes import Fate, TurnPage
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.loop_rest import MarkTurn, UseTurns
-from loreloop.store import deployments, turns
+from loreloop.store import deployments, turn_uses, turns
 from loreloop.store.turns import Wanted
 
 USUAL_PAGE, MAX_PAGE = 100, 1000
@@ -88,7 +88,7 @@ async def use_turns(request: Request) -> Response:
     persons who were deleted meanwhile, so that a candidate which has learned from them should not be promoted."""
     found = managed_deployment(request)
     used = await read_json(request, UseTurns)
-    unknown = await services(request).store.write(turns.use, found.name, used, now())
+    unknown = await services(request).store.write(turn_uses.use, found.name, used, now())
     return answer({"candidate": used.candidate, "used": len(used.turns) - len(unknown), "unknown": unknown})
 
 

@@ -19,9 +19,11 @@ from starlette.routing import Route
 from loreloop.http.bodies import answer, read_as_sent
 from loreloop.http.generation.answering import answered
 from loreloop.http.generation.chat import Chat, ChatRequest, chat_with_images, left_open, prompt_length, with_pictures
+from loreloop.http.generation.marks import marks_of
 from loreloop.http.generation.memory_named import Wanted
+from loreloop.http.generation.recording import TurnRecording
 from loreloop.http.generation.remembered import Remembering, recalled_request, remembering
-from loreloop.http.generation.reply_blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened
+from loreloop.http.generation.reply_blocks import Block, BlockEvent, Blocks, Closed, Grown, Opened, read_blocks
 from loreloop.http.generation.requests import find_model, followed
 from loreloop.http.openai import kept_responses
 from loreloop.http.openai.kept_responses import Recalled, keep, recalled
@@ -43,9 +45,10 @@ from loreloop.protocol.responses_rest import (
 )
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampleResult
-from loreloop.protocol.token_ids import n_ids, unpack_ids
+from loreloop.protocol.token_ids import n_ids
 from loreloop.protocol.training import Failure, length_of
 from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, turn_of_parts
+from loreloop.text.replies import WholeReply
 from loreloop.text.tools.tool_calls import Tool
 
 
@@ -54,13 +57,16 @@ async def responses(request: Request) -> Response:
     otherwise."""
     key = asker(request)
     body = await read_as_sent(request, CreateResponse)
-    model = await find_model(request, body.model, body.user)
+    marks = marks_of(request, body.episode_id, body.metadata)
+    model = await find_model(request, body.model, body.user, marks)
     found = await recalled(services(request), key.id, body)
     memory = await remembering(request, model, chat_request_of(body, found.items), wanted_of(body))
     chat = await chat_with_images(services(request).pictures, model, memory.chat_request)
-    pending = PendingAnswer(body=body, chat=chat, created=int(now()), found=found, memory=memory)
+    recording = TurnRecording(services(request).recorder, model, marks)
+    pending = PendingAnswer(body=body, chat=chat, created=int(now()), found=found, memory=memory, recording=recording)
+    recording.begin(chat, memory.chat_request.conversation, pending.id)
     stream = events(services(request), pending) if body.stream else None
-    return await answered(request, model, [chat.op], partial(pending.whole, services(request)), stream)
+    return await answered(request, model, [chat.op], partial(pending.whole, services(request)), stream, recording)
 
 
 async def count_input(request: Request) -> Response:
@@ -194,11 +200,17 @@ class PendingAnswer:
     created: int
     found: Recalled
     memory: Remembering
+    recording: TurnRecording
 
     @property
     def number(self) -> str:
         """The digits that the ids of this answer and of its items share."""
         return self.chat.op.request_id.removeprefix("gen-")
+
+    @property
+    def id(self) -> str:
+        """The answer's id."""
+        return f"resp_{self.number}"
 
     def response(self, blocks: Blocks, result: SampleResult | None, error: Failure | None = None) -> dict[str, Any]:
         """The answer as an object: in progress without a result, failed with an error, else as the result ended."""
@@ -208,7 +220,7 @@ class PendingAnswer:
         echoed = msgspec.to_builtins(body)
         kept = ("instructions", "metadata", "temperature", "top_p", "max_output_tokens", "user")
         return {name: echoed[name] for name in kept} | {
-            "id": f"resp_{self.number}",
+            "id": self.id,
             "object": "response",
             "created_at": self.created,
             "status": status,
@@ -226,12 +238,15 @@ class PendingAnswer:
             "store": body.store is not False,
             "usage": self.usage(blocks, result) if result else None,
             **({"warning": blocks.warning} if blocks.warning else {}),
+            **self.recording.told,
         }
 
     async def whole(self, served: Services, results: Sequence[SampleResult]) -> dict[str, Any]:
         """The whole answer of a finished sample, kept where that is wanted."""
         (result,) = results
-        return await self.kept(served, whole_blocks(self.chat, result), result)
+        blocks, heard = whole_blocks(self.chat, result)
+        self.recording.keep(0, result.sequences[0], heard)
+        return await self.kept(served, blocks, result)
 
     async def kept(self, served: Services, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
         """The whole answer, which can be referred to from now on if its `store` is true."""
@@ -269,14 +284,11 @@ class PendingAnswer:
                 return {"id": item_id, "type": "function_call", "status": status} | call
 
 
-def whole_blocks(chat: Chat, result: SampleResult) -> Blocks:
-    """The blocks of a finished sample."""
-    reply, blocks = chat.reply(), Blocks(note=chat.warning)
-    for token in unpack_ids(result.sequences[0].tokens).tolist():
-        blocks.add(reply.push(token))
-    blocks.add(reply.flush())
+def whole_blocks(chat: Chat, result: SampleResult) -> tuple[Blocks, WholeReply]:
+    """The blocks of a finished sample, and the reply that they are the blocks of."""
+    blocks, heard = read_blocks(chat.reply(), result.sequences[0], chat.warning)
     blocks.end(cut=was_cut(result))
-    return blocks
+    return blocks, heard
 
 
 def error_of(failure: Failure) -> dict[str, str]:
@@ -350,12 +362,17 @@ async def events(served: Services, pending: PendingAnswer) -> AsyncIterator[byte
     yield stream.event("response.in_progress", response=pending.response(blocks, None))
     async for _, item in followed(served, [pending.chat.op]):
         if isinstance(item, Failure):
+            pending.recording.fail()
             yield stream.event("response.failed", response=pending.response(blocks, None, item))
         elif isinstance(item, Token):
-            if event_bytes := stream.all(blocks.add(reply.push(item.token))):
+            pieces = reply.push(item.token)
+            pending.recording.shown(0, item, pieces)
+            if event_bytes := stream.all(blocks.add(pieces)):
                 yield event_bytes
         else:
-            yield stream.all([*blocks.add(reply.flush()), *blocks.end(cut=was_cut(item))])
+            pieces = reply.flush()
+            pending.recording.ended(0, item.sequences[0], pieces)
+            yield stream.all([*blocks.add(pieces), *blocks.end(cut=was_cut(item))])
             whole = await pending.kept(served, blocks, item)
             yield stream.event(f"response.{whole['status']}", response=whole)
 

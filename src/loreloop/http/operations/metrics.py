@@ -14,8 +14,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.host.dispatcher import Dispatcher
+from loreloop.host.recorder import Recorder
 from loreloop.http.services import RequestCounts, services
 from loreloop.protocol.link import LOAD_BUCKETS
+from loreloop.store import turn_removal
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -55,6 +57,7 @@ async def metrics(request: Request) -> Response:
     """All metrics of this server in Prometheus' text format."""
     served = services(request)
     families = [*of_requests(served.requests), *of_samples(served.dispatcher), *of_engines(served.dispatcher)]
+    families += of_recorder(served.recorder)
     text = "".join(f"{line}\n" for family in families for line in family.lines())
     return Response(text, headers={"content-type": CONTENT_TYPE})
 
@@ -132,6 +135,19 @@ def of_engines(dispatcher: Dispatcher) -> Iterable[Family]:
         samples.append(Sample(one.seconds, {"model": model}, "_sum"))
         samples.append(Sample(sum(one.counts), {"model": model}, "_count"))
     yield Family("loreloop_revision_load_seconds", "histogram", "Loads of adapters that were not in memory.", samples)
+
+
+def of_recorder(recorder: Recorder) -> Iterable[Family]:
+    """Turns of recording deployments: what became of those that ended (expired ones are counted for ever, the others
+    since this process began), and what waits."""
+    ended = {"kept": recorder.counts.kept, "dropped": recorder.counts.dropped}
+    ended["expired"] = recorder.store.read(turn_removal.n_expired)
+    samples = [Sample(n, {"outcome": outcome}) for outcome, n in ended.items()]
+    yield Family("loreloop_recorded_turns_total", "counter", "Turns of recording deployments.", samples)
+    waiting = [Sample(len(recorder.waiting), {})]
+    yield Family("loreloop_recorder_waiting_turns", "gauge", "Turns that wait to be written.", waiting)
+    held = [Sample(recorder.n_bytes, {})]
+    yield Family("loreloop_recorder_waiting_bytes", "gauge", "Memory that they hold, about.", held)
 
 
 ROUTES = [Route("/metrics", metrics, methods=["GET"])]

@@ -6,7 +6,7 @@ One pass or one request a trace for each need; what no learner needs is never as
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +15,21 @@ import tinker
 from numpy.typing import NDArray
 
 from loreloop.learn.learners.policy import Need, Scored
-from loreloop.learn.learners.value_adapter import ValueAdapter
+from loreloop.learn.learners.value_adapter import ValueAdapter, ValueStep
 from loreloop.learn.rollouts.traces import Trace, traces_of, whole_input
 from loreloop.learn.rollouts.values import Rollout
 
 Array = NDArray[np.float64]
 Scorer = tinker.TrainingClient | tinker.SamplingClient
+Targets = Callable[[Sequence[Trace]], Sequence[Array]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is known of a batch's traces, and the step of the value adapter that was handed in for it."""
+
+    scored: list[Scored]
+    value_step: ValueStep | None = None
 
 
 @dataclass
@@ -32,9 +41,11 @@ class Evidence:
     teacher: Scorer | None = None
     values: ValueAdapter | None = None
 
-    async def scored(self, rollouts: Sequence[Rollout], needs: frozenset[Need]) -> list[Scored]:
-        """All traces of all rollouts in their order, with what the needs name. ValueError where nobody was given who
-        could be asked."""
+    async def scored(
+        self, rollouts: Sequence[Rollout], needs: frozenset[Need], targets: Targets | None = None
+    ) -> Asked:
+        """All traces of all rollouts in their order, with what the needs name. Values are told by the very step of
+        their adapter towards `targets`. ValueError where nobody was given who could be asked."""
         # Laid out once: every need is asked about the same rows, in the same order.
         found = [Scored(trace) for rollout in rollouts for trace in traces_of(rollout)]
         traces = [scored.trace for scored in found]
@@ -44,11 +55,12 @@ class Evidence:
             found = _with(found, "reference", await logprobs_of(self.reference, traces))
         if "teacher" in needs:
             found = _with(found, "teacher", await logprobs_of(self.teacher, traces))
-        if "values" in needs:
-            if self.values is None:
-                raise ValueError("this learner needs a value adapter, and none was given")
-            found = _with(found, "values", await self.values.values(traces))
-        return found
+        if "values" not in needs or not traces:
+            return Asked(found)
+        if self.values is None or targets is None:
+            raise ValueError("this learner needs a value adapter and its targets, and none were given")
+        step = self.values.learn(traces, targets(traces))
+        return Asked(_with(found, "values", await step.values()), step)
 
 
 def _with(found: Sequence[Scored], need: Need, rows: Sequence[Array]) -> list[Scored]:

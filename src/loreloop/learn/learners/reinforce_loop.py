@@ -14,11 +14,12 @@ import tinker
 
 from loreloop.learn.clients import adam_of
 from loreloop.learn.learners import measures
-from loreloop.learn.learners.evidence import Evidence
+from loreloop.learn.learners.evidence import Asked, Evidence
 from loreloop.learn.learners.kl import KlBudget, divergence, penalty_of
 from loreloop.learn.learners.policy import PolicyLearner, Scored
 from loreloop.learn.learners.ppo import Ppo
 from loreloop.learn.learners.redrawing import Batch, Redrawing
+from loreloop.learn.learners.value_adapter import ValueStep
 from loreloop.learn.plan import Moment, Plan
 from loreloop.learn.rollouts.collect import Collector, Pace, Played
 from loreloop.learn.rollouts.drawing import Policy
@@ -61,7 +62,7 @@ class _HandedIn:
 
     passes: list[tinker.APIFuture[tinker.ForwardBackwardOutput]] = field(default_factory=list)
     steps: list[tinker.APIFuture[tinker.OptimStepResponse]] = field(default_factory=list)
-    value_loss: Awaitable[float] | None = None
+    value_step: ValueStep | None = None
 
 
 @dataclass
@@ -107,14 +108,14 @@ class RewardLearner:
             self.prepare(batch, at)
         batch_of = await self._batch(at)
         played = batch_of.kept
-        groups = await self._scored(played)
-        scored = [one for group in groups for one in group]
+        asked = await self._asked(played)
+        scored = asked.scored
         found = measures.of_rollouts(batch_of.all, self.policy.revision) | self._follow_budget(scored)
         if self.redrawing.most:
             found["train_redrawn"] = float(len(batch_of.left_out))
         self.standing.n_tokens += sum(rollout.n_sampled for one in batch_of.all for rollout in one.group.rollouts)
-        data = self._current().datums(groups)
-        handed_in = self._hand_in(data, scored, at)
+        data = self._current().datums(_by_group(scored))
+        handed_in = self._hand_in(data, asked, at)
         if data:
             self.policy.renew(await self.client.save_weights_and_get_sampling_client())
         else:
@@ -129,13 +130,10 @@ class RewardLearner:
         _check_sampled(played, at.step + 1)
         return await self.redrawing.filled(played, at.step, self.player.group, self.pace)
 
-    async def _scored(self, played: Sequence[Played]) -> list[list[Scored]]:
+    async def _asked(self, played: Sequence[Played]) -> Asked:
         rollouts = [rollout for one in played for rollout in one.group.graded]
-        asked = await self.evidence.scored(rollouts, self._needs())
-        by_group: dict[str, list[Scored]] = {}
-        for scored in asked:
-            by_group.setdefault(scored.trace.rollout.group, []).append(scored)
-        return [*by_group.values()]
+        targets = self.learner.value_targets if isinstance(self.learner, Ppo) else None
+        return await self.evidence.scored(rollouts, self._needs(), targets)
 
     def _needs(self) -> frozenset[Any]:
         # A budget measures the divergence even where the penalty's strength is 0.
@@ -160,16 +158,13 @@ class RewardLearner:
             strength = standing.kl_strength = self.bounds.kl.next_strength(strength, standing.divergence)
         return {"train_kl_reference": standing.divergence, "train_kl_strength": strength}
 
-    def _hand_in(self, data: list[tinker.Datum], scored: Sequence[Scored], at: Moment) -> _HandedIn:
+    def _hand_in(self, data: list[tinker.Datum], asked: Asked, at: Moment) -> _HandedIn:
         """All passes and steps, sent before any is waited for."""
-        handed_in = _HandedIn()
+        handed_in = _HandedIn(value_step=asked.value_step)
         for _ in range(self.passes if data else 0):
             passed = self.client.forward_backward(data, self.learner.loss, self.learner.config)
             handed_in.passes.append(passed)
             handed_in.steps.append(self.client.optim_step(adam_of(self.plan, at.learning_rate)))
-        if isinstance(self.learner, Ppo) and self.evidence.values and scored:
-            traces = [one.trace for one in scored]
-            handed_in.value_loss = self.evidence.values.learn(traces, self.learner.value_targets(traces))
         return handed_in
 
     async def _metrics(self, step: _Step, found: Metrics, handed_in: _HandedIn) -> Metrics:
@@ -181,8 +176,8 @@ class RewardLearner:
         if outputs:
             # The first pass is the one whose ratios begin at the weights that sampled.
             found |= measures.of_pass(step.data, outputs[0], self.learner.config)
-        if handed_in.value_loss is not None:
-            found["train_value_loss"] = await handed_in.value_loss
+        if handed_in.value_step is not None:
+            found["train_value_loss"] = await handed_in.value_step.loss()
         n_tokens = float(sum(datum.model_input.length for datum in step.data))
         return found | measures.of_trainer(step.scored) | {"train_datums": float(len(step.data)), TOKENS: n_tokens}
 
@@ -224,6 +219,13 @@ class RewardLearner:
         await self.collector.close()
         for close in self.closed_too:
             await close()
+
+
+def _by_group(scored: Sequence[Scored]) -> list[list[Scored]]:
+    groups: dict[str, list[Scored]] = {}
+    for one in scored:
+        groups.setdefault(one.trace.rollout.group, []).append(one)
+    return [*groups.values()]
 
 
 def _check_sampled(played: Sequence[Played], step: int) -> None:

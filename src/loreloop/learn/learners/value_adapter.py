@@ -13,7 +13,7 @@ protocol. Sources: Bellemare et al. 2017 (arXiv 1707.06887); Farebrother et al. 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,23 +63,34 @@ class Scale:
         return (relative * self.scores).sum(axis=1) / relative.sum(axis=1)
 
 
+@dataclass(frozen=True)
+class ValueStep:
+    """One step of the adapter that was handed in. A pass that learns tells the log-probabilities of before its step, so
+    that the values need no pass of their own: PPO's targets are plain returns, which do not depend on them."""
+
+    scale: Scale
+    passed: tinker.APIFuture[tinker.ForwardBackwardOutput]
+    stepped: tinker.APIFuture[tinker.OptimStepResponse]
+
+    async def values(self) -> list[Array]:
+        """V of every target of every trace before the step, each of shape (N,)."""
+        output = await self.passed
+        return [self.scale.read(np.asarray(out["logprobs"].to_numpy(), np.float64)) for out in output.loss_fn_outputs]
+
+    async def loss(self) -> float:
+        """The cross-entropy a token before the step, which has been made when this is given."""
+        output, _ = await self.passed, await self.stepped
+        return float(output.metrics["loss:sum"])
+
+
 class ValueAdapter:
     """The second adapter. `client` must be one of its own, not the policy's."""
 
     def __init__(self, client: tinker.TrainingClient, scale: Scale, *, learning_rate: float = 1e-4) -> None:
         self.client, self.scale, self.learning_rate = client, scale, learning_rate
 
-    async def values(self, traces: Sequence[Trace]) -> list[Array]:
-        """V of every target of every trace, each of shape (N,)."""
-        if not traces:
-            return []
-        # Weights of zero make a pass that only reads.
-        blank = [self._datum(trace, np.zeros((len(trace.targets), len(self.scale.tokens)))) for trace in traces]
-        result = await self.client.forward(blank, "cross_entropy")
-        return [self.scale.read(np.asarray(out["logprobs"].to_numpy(), np.float64)) for out in result.loss_fn_outputs]
-
-    def learn(self, traces: Sequence[Trace], targets: Sequence[Array]) -> Awaitable[float]:
-        """Hands in one step towards the targets, each of shape (N,). Gives the cross-entropy a token before it."""
+    def learn(self, traces: Sequence[Trace], targets: Sequence[Array]) -> ValueStep:
+        """Hands in one step towards the targets, each of shape (N,)."""
         # Divided here, as the loss is a sum: what is told of it is then nats a token, however long answers are.
         n_tokens = max(1, sum(trace.n_learned for trace in traces))
         data = [
@@ -87,8 +98,9 @@ class ValueAdapter:
             for trace, target in zip(traces, targets, strict=True)
         ]
         passed = self.client.forward_backward(data, "cross_entropy")
-        stepped = self.client.optim_step(tinker.AdamParams(learning_rate=self.learning_rate))
-        return _loss(passed, stepped)
+        return ValueStep(
+            self.scale, passed, self.client.optim_step(tinker.AdamParams(learning_rate=self.learning_rate))
+        )
 
     def _datum(self, trace: Trace, weights: Array) -> tinker.Datum:
         tokens = np.tile(np.array(self.scale.tokens, np.int64), (len(trace.targets), 1))
@@ -99,10 +111,3 @@ class ValueAdapter:
                 "weights": tinker.TensorData.from_numpy(weights.astype(np.float32)),
             },
         )
-
-
-async def _loss(
-    passed: tinker.APIFuture[tinker.ForwardBackwardOutput], stepped: tinker.APIFuture[tinker.OptimStepResponse]
-) -> float:
-    output, _ = await passed, await stepped
-    return float(output.metrics["loss:sum"])

@@ -27,13 +27,13 @@ from loreloop.learn.loop.cycle import Course, Work
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
 from loreloop.learn.loop.persons import PersonCourse
+from loreloop.learn.loop.rewarding import Base, Rewarding
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.loop.training import Made, Shop, for_person, trained
 from loreloop.learn.model_texts import fetch_texts
 from loreloop.learn.rendering import Renderer, renderer_of
 from loreloop.protocol.episodes import Message, Turn
 from loreloop.protocol.errors import Unavailable, WrongSettings
-from loreloop.protocol.feedback import Feedback
 
 PERSON_TOKENS = 256  # of an answer that is compared with a correction
 PATIENCE_SECONDS = 5.0  # before a server that did not answer is asked again
@@ -64,7 +64,24 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
         state = folder.load()
         base_model = state.base_model if state else await base_of(service, door.deployment().target)
         texts = texts_of(loaded, base_model)
-        parts = Parts(loaded, service, renderer_of(texts), texts, base_model)
+        renderer, golden = renderer_of(texts), golden_of(loaded)
+        # In a thread, since a LoRA reward waits for its weights.
+        rewarding = await asyncio.to_thread(
+            Rewarding,
+            loaded,
+            Base(service, base_model, renderer),
+            key,
+            deleted=door.deleted_persons,
+            golden=lambda messages: prompt_key(messages) in golden,
+        )
+        parts = Parts(
+            loaded=loaded,
+            service=service,
+            renderer=renderer,
+            texts=texts,
+            base_model=base_model,
+            rewarding=rewarding,
+        )
         persons = PersonCourse(
             rules=loaded.config.persons,
             folder=folder,
@@ -76,7 +93,10 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
         )
         course = Course(config=loaded.config, folder=folder, server=door, work=parts.work(), now=now, persons=persons)
         course.begin(base_model)
-        yield course
+        try:
+            yield course
+        finally:
+            await rewarding.close()
 
 
 async def base_of(service: tinker.ServiceClient, target: str) -> str:
@@ -110,10 +130,17 @@ class Parts:
     renderer: Renderer
     texts: Path
     base_model: str
+    rewarding: Rewarding
 
     def work(self) -> Work:
         """The work of a cycle, by the settings."""
-        return Work(train=self.train, look=self.look, learn_reward=self.learn_reward, golden=golden_of(self.loaded))
+        return Work(
+            train=self.train,
+            look=self.look,
+            learn_reward=self.rewarding.hear,
+            golden=golden_of(self.loaded),
+            held_out=self.rewarding.holds,
+        )
 
     def shop(self) -> Shop:
         """What training needs."""
@@ -124,6 +151,7 @@ class Parts:
             base_model=self.base_model,
             training=self.loaded.config.training,
             seed=self.loaded.config.seed,
+            reward=self.rewarding.reward,
         )
 
     async def train(self, folder: Path, start: str | None, name: str) -> Made | None:
@@ -153,10 +181,6 @@ class Parts:
         """The offline gate, with prompts of recorded turns for the shadow."""
         gate = OfflineGate(Room(self.service, self.renderer), self.loaded)
         return await gate.look(sides, turns, asked_again(prompts))
-
-    async def learn_reward(self, turns: Sequence[Turn], statements: Sequence[Feedback]) -> str:
-        """Lets the reward hear of everything; what its guards have to say."""
-        return ""
 
 
 def _asked(message: Message) -> Message:

@@ -16,8 +16,10 @@ from typing import Any
 import msgspec
 
 from loreloop.learn.loop.door import person_key
+from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out
 from loreloop.protocol.episodes import Message, Turn
 from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, PREFERENCE, SCORE, THUMB, VERDICT, Feedback
+from loreloop.protocol.feedback_rules import standing
 
 LIKED, DISLIKED = 0.75, 0.25  # scores that count as a thumb
 MARKS = (THUMB, ACCEPTED, SCORE, VERDICT)
@@ -38,6 +40,7 @@ class Rules:
 
     deleted: frozenset[str] = frozenset()
     golden: frozenset[str] = frozenset()
+    held_out: HeldOut = nothing_held_out  # prompts that the reward's golden set holds
     most: int = 2000
     most_per_person: int = 200
     liked: float = 1.0
@@ -65,20 +68,6 @@ def prompt_key(messages: Sequence[Message]) -> str:
     """One text for one prompt, whatever the order of its fields, by which golden prompts are known."""
     plain = [{"role": one.get("role"), "content": one.get("content")} for one in messages]
     return json.dumps(plain, sort_keys=True, ensure_ascii=False)
-
-
-def standing(statements: Iterable[Feedback]) -> list[Feedback]:
-    """The statements that count: of each id the newest word, without what was retracted; then of each source and who,
-    about the same target and metric, the newest."""
-    by_id: dict[str, Feedback] = {}
-    for one in statements:
-        if one.id not in by_id or by_id[one.id].number < one.number:
-            by_id[one.id] = one
-    newest: dict[tuple[str, str, str, str], Feedback] = {}
-    for one in sorted(by_id.values(), key=lambda each: each.number):
-        if not one.retracted:
-            newest[one.source, one.who, one.target_id, one.metric] = one
-    return sorted(newest.values(), key=lambda each: each.number)
 
 
 def said_of(turns: Mapping[str, Turn], statements: Iterable[Feedback]) -> dict[str, list[Feedback]]:
@@ -109,7 +98,7 @@ def may_train(turn: Turn, rules: Rules) -> bool:
         return False
     if not turn.consent or turn.side or turn.fate in NEVER or person_of(turn) in rules.deleted:
         return False
-    return prompt_key(turn.messages) not in rules.golden
+    return prompt_key(turn.messages) not in rules.golden and not rules.held_out(turn.messages)
 
 
 def collect(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules) -> Collected:

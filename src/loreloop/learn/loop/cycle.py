@@ -22,6 +22,7 @@ from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, lay_out
 from loreloop.learn.loop.door import Deployed
 from loreloop.learn.loop.gate import Gated, Sides
 from loreloop.learn.loop.persons import PersonCourse
+from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out
 from loreloop.learn.loop.state import Decision, LoopFolder, Revision, State, Verdict
 from loreloop.learn.loop.training import Made
 from loreloop.protocol.episodes import Turn
@@ -69,6 +70,7 @@ class Work:
     look: Callable[[Sides, Sequence[Turn], Sequence[Turn]], Awaitable[Gated]]
     learn_reward: Callable[[Sequence[Turn], Sequence[Feedback]], Awaitable[str]]
     golden: frozenset[str] = frozenset()
+    held_out: HeldOut = nothing_held_out
     metrics: Mapping[str, Metric] = field(default_factory=lambda: BUILT_IN)
 
 
@@ -365,6 +367,7 @@ class Course:
         return Rules(
             deleted=self.server.deleted_persons(),
             golden=self.work.golden,
+            held_out=self.work.held_out,
             most=training.most_examples,
             most_per_person=training.most_per_person,
             liked=training.liked,

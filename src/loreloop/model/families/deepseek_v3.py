@@ -17,6 +17,7 @@ from loreloop.protocol.errors import BadRequest
 class DeepseekV3:
     """DeepSeek V3's decoder, of which Kimi K2 is a larger instance with fewer groups."""
 
+    routes = True
     names = WeightNames(ignored=("model.layers.{n_layers}.",))
 
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:

@@ -43,6 +43,16 @@ class SeeingFamily(Protocol):
         ...
 
 
+@runtime_checkable
+class RoutingFamily(Protocol):
+    """What a family tells whose models send tokens to experts."""
+
+    @property
+    def routes(self) -> bool:
+        """True."""
+        ...
+
+
 @dataclass(frozen=True)
 class WeightNames:
     """Where published weights go. A fused site lists the names whose rows are stacked, in order."""

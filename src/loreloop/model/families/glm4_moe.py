@@ -17,6 +17,7 @@ from loreloop.model.spec import DecoderSpec
 class Glm4Moe:
     """GLM-4.5's decoder."""
 
+    routes = True
     names = WeightNames(ignored=("model.layers.{n_layers}.",))
 
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:

@@ -26,6 +26,7 @@ YARN = {
 class GptOss:
     """gpt-oss' decoder, whose layers all route."""
 
+    routes = True
     names = WeightNames(
         router="model.layers.{layer}.mlp.router.weight", router_linear_bias="model.layers.{layer}.mlp.router.bias"
     )

@@ -16,6 +16,7 @@ from loreloop.model.spec import DecoderSpec, MoeSpec
 class Mixtral:
     """Mixtral's decoder: Llama's attention before routed feed-forwards."""
 
+    routes = True
     names = WeightNames(
         router="model.layers.{layer}.block_sparse_moe.gate.weight",
         expert="model.layers.{layer}.block_sparse_moe.experts.{expert}.{part}.weight",

@@ -16,6 +16,7 @@ from loreloop.model.spec import DecoderSpec, MoeSpec
 class Qwen3Moe:
     """Qwen3's decoder with routed feed-forwards."""
 
+    routes = True
     names = WeightNames()
 
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:

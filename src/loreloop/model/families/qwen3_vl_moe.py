@@ -16,6 +16,8 @@ from loreloop.model.spec import DecoderSpec
 class Qwen3VLMoe(Qwen3VL):
     """Qwen3-VL with routed feed-forwards; its images are those of the dense one."""
 
+    routes = True
+
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec:
         """The text part's decoder, whose routers always norm a token's weights."""
         return seeing(Qwen3Moe().spec(text_config(config) | {"norm_topk_prob": True}), config, "qwen3_vl_moe")

@@ -15,6 +15,7 @@ from loreloop.model.families.llama import Llama
 from loreloop.model.families.llava import Llava
 from loreloop.model.families.mistral import Ministral3, Mistral
 from loreloop.model.families.mixtral import Mixtral
+from loreloop.model.families.nearest import refusal
 from loreloop.model.families.olmo import Olmo
 from loreloop.model.families.phi3 import Phi3
 from loreloop.model.families.qwen2 import Qwen2
@@ -53,9 +54,9 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a published configuration, or BadRequest with those that are known."""
+    """The family of a published configuration, or BadRequest with the nearest one and those that are known."""
     # As a string, so that a configuration without a type, or with a list there, is refused like an unknown one.
     model_type = str(config.get("model_type"))
     if model_type not in FAMILIES:
-        raise BadRequest(f"The model type {model_type!r} is not supported; known are {', '.join(sorted(FAMILIES))}.")
+        raise BadRequest(refusal(config, FAMILIES))
     return FAMILIES[model_type]

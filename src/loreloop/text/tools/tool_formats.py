@@ -18,7 +18,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from loreloop.text.templates.chat_template import Generation
-from loreloop.text.tools import xml_calls
+from loreloop.text.tools import harmony, xml_calls
 from loreloop.text.tools.tool_calls import Call, Tool
 
 MOST_CALLS = 8  # that a grammar for several lets a model write
@@ -34,7 +34,7 @@ class ToolFormat:
     """`shape` says how a call is read; the other texts are those of the models' published templates."""
 
     name: str
-    shape: Literal["object", "message", "kimi", "deepseek", "list", "named", "xml"]
+    shape: Literal["object", "message", "kimi", "deepseek", "list", "named", "xml", "harmony"]
     before: str  # a call up to its arguments
     behind: str  # and behind them
     between: str = ""  # two calls
@@ -46,6 +46,8 @@ class ToolFormat:
     @property
     def markers(self) -> tuple[str, ...]:
         """All markers of the format, any of which may be a token of its own."""
+        if self.shape == "harmony":
+            return harmony.MARKERS
         return tuple(marker for marker in (*self.section, *self.call, self.inner) if marker)
 
     def written(self, calls: Sequence[Call]) -> str:
@@ -181,12 +183,21 @@ MISTRAL_LIST = ToolFormat(
     section=("[TOOL_CALLS]", ""),
     inside=("[", "]"),
 )
+HARMONY = ToolFormat(
+    "harmony",
+    "harmony",
+    before=f"{harmony.CHANNEL}commentary to={harmony.FUNCTIONS}{NAME} {harmony.CONSTRAIN}json{harmony.MESSAGE}",
+    behind=harmony.CALL,
+    call=(harmony.CHANNEL, harmony.CALL),
+)
 
 
 @lru_cache(maxsize=64)
 def format_of(template: str | None) -> ToolFormat:
     """The format whose markers a model's chat template shows; that of Hermes if it shows none."""
     source = template or ""
+    if harmony.CHANNEL in source and harmony.MESSAGE in source:
+        return HARMONY
     if KIMI_K2.section[0] in source:
         return KIMI_K2
     if DEEPSEEK.section[0] in source:

@@ -6,14 +6,16 @@ Knows no feedback as it comes in (`labels.py`), and no model in particular.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
 from loreloop.protocol.episodes import Message
+from loreloop.protocol.feedback import Source
 
+HeldOut = Callable[[Sequence[Message]], bool]  # whether nothing may ever be trained on a prompt
 NOBODY = ""  # the person of an event that is nobody's opinion: what code or a judge has said
 
 
@@ -37,6 +39,7 @@ class LabelledEvent(msgspec.Struct, frozen=True, kw_only=True):
     person: str
     created: float  # seconds since the epoch
     metric: str
+    source: Source = "human"
     item: Scored
     worse: Scored | None = None
     value: float = 1.0
@@ -117,6 +120,11 @@ def range_with(data: DataRange, events: Sequence[LabelledEvent], n_persons: int)
         first_created=min(times if before is None else [before.first_created, *times]),
         last_created=max(data.last_created, *times) if before else max(times),
     )
+
+
+def nothing_held_out(messages: Sequence[Message]) -> bool:
+    """The rule of a loop without a golden set."""
+    return False
 
 
 def prompt_key(messages: Sequence[Message]) -> str:

@@ -9,14 +9,22 @@ out among its turns. Knows no reward model.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from loreloop.learn.loop.reward.events import NOBODY, LabelledEvent, Scored, answer_of, prompt_key
+from loreloop.learn.loop.reward.events import (
+    NOBODY,
+    HeldOut,
+    LabelledEvent,
+    Scored,
+    answer_of,
+    nothing_held_out,
+    prompt_key,
+)
 from loreloop.learn.loop.reward.standing import Reason, agreed, current, once
-from loreloop.protocol.episodes import Message, Person, Turn
+from loreloop.protocol.episodes import Person, Turn
 from loreloop.protocol.feedback import (
     ACCEPTED,
     BUILT_IN,
@@ -31,10 +39,7 @@ from loreloop.protocol.feedback import (
     Source,
 )
 
-
-def nothing_held_out(messages: Sequence[Message]) -> bool:
-    """The rule of a loop without a golden set."""
-    return False
+GONE: tuple[Reason, ...] = ("unknown_turn", "expired")  # nobody has taken anything back
 
 
 class LabelRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,14 +65,14 @@ class KeptOut:
     turn's own."""
 
     deleted: Collection[Person] = frozenset()
-    held_out: Callable[[Sequence[Message]], bool] = nothing_held_out
+    held_out: HeldOut = nothing_held_out
 
 
 @dataclass(frozen=True)
 class Labels:
     """`events` are to be learned from, `golden` are those about held-out prompts, both in the order of their numbers.
-    `withdrawn` are the ids of statements from before `since` that count no more: a reward that has learned from them
-    forgets them. `left_out` counts statements by why they are no events."""
+    `withdrawn` are the ids of statements that people have taken back, in one way or another: a reward that has learned
+    from them forgets them. `left_out` counts statements by why they are no events."""
 
     events: tuple[LabelledEvent, ...]
     golden: tuple[LabelledEvent, ...]
@@ -92,6 +97,7 @@ class _Usual:
             person=self.voice,
             created=said.created,
             metric=said.metric,
+            source=said.source,
             item=item,
             worse=worse,
             value=value,
@@ -109,19 +115,20 @@ class _Sorting:
     metrics: Mapping[str, Metric]
     deleted: frozenset[Person]
     left_out: Counter[Reason] = field(default_factory=Counter)
+    gone: set[str] = field(default_factory=set)  # statements whose turns are not there any more, or not yet
 
     def events(self, said: Feedback) -> list[LabelledEvent]:
         """What one statement says, as events; none where it must not be learned from."""
         weight = self.rules.metrics.get(said.metric, 0.0) * self.rules.sources.get(said.source, 0.0)
         metric = self.metrics.get(said.metric)
         if weight == 0 or metric is None or metric.kind == "comment":
-            return self._no("not_a_label")
+            return self._no(said, "not_a_label")
         targets = self._targets(said)
         if not targets:
-            return self._no("unknown_turn")
+            return self._no(said, "unknown_turn")
         usable = [turn for turn in targets if self._why_not(turn, said) is None]
         if not usable:
-            return self._no(self._why_not(targets[0], said) or "unknown_turn")
+            return self._no(said, self._why_not(targets[0], said) or "unknown_turn")
         return [one for turn in usable for one in self._of_turn(said, metric, turn, weight / len(usable))]
 
     def _targets(self, said: Feedback) -> Sequence[Turn]:
@@ -143,29 +150,31 @@ class _Sorting:
         item, usual = item_of(turn), _Usual(said, voice_of(said, turn), weight)
         if metric.kind == "demonstration":
             if str(said.value).strip() == item.answer.strip():
-                return self._no("unchanged")
+                return self._no(said, "unchanged")
             return [usual.event(Scored(turn.messages, str(said.value)), worse=item)]
         if metric.kind == "preference":
             return self._preference(turn, usual)
         value = float(said.value) if isinstance(said.value, bool | int | float) else -1.0
         if not 0.0 <= value <= 1.0:
-            return self._no("out_of_range")
+            return self._no(said, "out_of_range")
         return [usual.event(item, value=value if metric.optimize == "max" else 1.0 - value)]
 
     def _preference(self, turn: Turn, usual: _Usual) -> list[LabelledEvent]:
         worse = self.turns.get(str(usual.said.value))
         if worse is None:
-            return self._no("unknown_turn")
+            return self._no(usual.said, "unknown_turn")
         if (why := self._why_not(worse, usual.said)) is not None:
-            return self._no(why)
+            return self._no(usual.said, why)
         if prompt_key(worse.messages) != prompt_key(turn.messages):
-            return self._no("different_prompts")
+            return self._no(usual.said, "different_prompts")
         if answer_of(worse.answer).strip() == answer_of(turn.answer).strip():
-            return self._no("unchanged")
+            return self._no(usual.said, "unchanged")
         return [usual.event(item_of(turn), worse=item_of(worse))]
 
-    def _no(self, reason: Reason) -> list[LabelledEvent]:
+    def _no(self, said: Feedback, reason: Reason) -> list[LabelledEvent]:
         self.left_out[reason] += 1
+        if reason in GONE:
+            self.gone.add(said.id)
         return []
 
 
@@ -179,7 +188,7 @@ def labels_of(
     since: int = 0,
 ) -> Labels:
     """What all of this says. `feedback` is the feed from its beginning, or from so early that nothing before it is of
-    interest; `since` is the number of the last statement that was learned from before. `metrics` are those that the
+    interest; of events, those after the number `since` are given. `metrics` are those that the
     deployment has declared, beside those that every one has."""
     rules, kept_out = rules or LabelRules(), kept_out or KeptOut()
     by_id, episodes = {turn.id: turn for turn in turns}, defaultdict[str, list[Turn]](list)
@@ -198,11 +207,11 @@ def labels_of(
     events = agreed(once(events, sorting.left_out), rules.agreement, sorting.left_out)
     golden = [event for event in events if kept_out.held_out(event.item.messages)]
     learned = [event for event in events if not kept_out.held_out(event.item.messages)]
-    living = {event.id for event in learned}
+    living = {event.id for event in events}
     return Labels(
         events=tuple(event for event in learned if event.number > since),
         golden=tuple(golden),
-        withdrawn=frozenset(said.id for said in statements if said.number <= since and said.id not in living),
+        withdrawn=frozenset({said.id for said in statements} - living - sorting.gone),
         left_out={reason: n for reason, n in sorting.left_out.items() if n},
     )
 

@@ -138,6 +138,10 @@ class LinearReward:
         self.version = self._next((), f"learned anew without {len(persons)} persons and {len(ids)} statements")
         return self.version
 
+    def known(self) -> set[str]:
+        """The ids of the statements that are still kept, of those learned from."""
+        return {one.id for one in self.learned}
+
     def save(self, folder: Path) -> None:
         """Keeps the version in a folder of its own below `folder`."""
         if self.version.number:

@@ -38,9 +38,10 @@ def current(statements: Sequence[Feedback], left_out: Counter[Reason]) -> list[F
     for said in last.values():
         # One answer may be better than several others.
         other = str(said.value) if said.metric == PREFERENCE else ""
-        place = (said.source, said.who, said.target_id, said.metric, other)
+        place = (said.giver, said.source, said.who, said.target_id, said.metric, other)
         before = newest.get(place)
-        if before is None or said.number > before.number:
+        # By time, since what was taken back has the number of its retraction and may be older than what stands.
+        if before is None or (said.created, said.number) > (before.created, before.number):
             newest[place] = said
     found = []
     for said in sorted(last.values(), key=lambda one: one.number):

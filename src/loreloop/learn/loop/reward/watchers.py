@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 DAY = 86_400.0
+LEAST = 0.05  # of an event's weight that is learned from at all
 MOST_SINCE = 400  # events since a change that are looked at; a change that shows more slowly fades in by itself
 
 
@@ -29,6 +30,8 @@ class Ledger:
         # Feedback may come late, and older than what was counted before it; then nothing fades.
         left = spent * 0.5 ** (max(0.0, at - before) / self.half_life)
         counts = max(0.0, min(weight, self.cap - left))
+        # What a second has forgiven is not worth a step, and waits until it has grown.
+        counts = counts if counts >= LEAST * weight else 0.0
         self.spent[person] = (left + counts, max(at, before))
         return counts
 

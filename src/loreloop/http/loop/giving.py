@@ -1,0 +1,223 @@
+"""One statement on its way into the store: who speaks, whether they may, what it is about, and what is answered.
+
+Every way in, a key's, a page's, a link's and TensorZero's, ends here.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from loreloop.http.loop.rates import Rate, Rates
+from loreloop.http.loop.targets import Targets
+from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound, TooLarge
+from loreloop.protocol.feedback import PREFERENCE, Feedback
+from loreloop.protocol.feedback_rest import GiveFeedback
+from loreloop.protocol.feedback_rules import check_level, checked_value, metric_named, usual_source
+from loreloop.store import deployments, feedback, metrics
+from loreloop.store.feedback import Asked
+from loreloop.store.rows import KeyRow
+from loreloop.store.store import Store
+from loreloop.store.turns import Known
+
+OF_KEY, OF_PERSON = Rate(per_second=100, burst=2000), Rate(per_second=2, burst=600)
+MOST_OF_KEY, MOST_OF_PERSON = 1_000_000, 20_000  # statements that are kept
+MOST_ROOMS, RECOUNT_SECONDS = 100_000, 60.0
+NOTES = {
+    "kept": None,
+    "pending": "The turn is on its way into the store; this feedback is kept already.",
+    "dropped": "The turn was dropped before it could be kept, so this feedback is never trained on.",
+}
+
+
+class Speaker(msgspec.Struct, frozen=True):
+    """The key by which a statement comes, and how. `deployment` is the only one that it may speak of, "" for no such
+    bound; `is_admin` and `is_general` say what the key may beside those that its scopes name."""
+
+    key: KeyRow
+    channel: Literal["", "browser", "link"] = ""
+    deployment: str = ""
+    is_admin: bool = False
+    is_general: bool = False
+    rate: Rate = OF_KEY
+    name: str = ""  # of its bucket; "": the giver
+
+    @property
+    def giver(self) -> str:
+        """Whose statements a statement joins. A key with an end is the operator's for one command, and the next command
+        speaks for the same operator."""
+        id = self.key.id if self.key.expires is None else f"operator:{self.key.name}"
+        return f"{id}/{self.channel}" if self.channel else id
+
+
+class Room(msgspec.Struct):
+    """How many more statements are taken, and when those in the store were counted."""
+
+    left: int
+    counted_at: float
+
+
+@dataclass
+class Desk:
+    """What giving needs from one request to the next. `room` is that of a giver, and of each person it speaks for."""
+
+    targets: Targets
+    rates: Rates = field(default_factory=Rates)
+    room: dict[tuple[str, str | None], Room] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Giving:
+    """The desk of one server, over its store."""
+
+    store: Store
+    desk: Desk
+
+    def admit(self, speaker: Speaker) -> Speaker:
+        """The speaker, once for each request; Unavailable where that comes too fast. Before anything is read or looked
+        up, so that guessing ids is bounded as well."""
+        self.desk.rates.take(speaker.name or speaker.giver, speaker.rate, time.monotonic())
+        return speaker
+
+    async def give(self, speaker: Speaker, body: GiveFeedback) -> dict[str, Any]:
+        """Keeps a statement and says what became of it; the answer of a retry is that of the first time.
+
+        Unavailable for a person who comes too fast, NotFound, Gone, Conflict and BadRequest as `target` and the rules
+        raise them.
+        """
+        target = self.target(speaker, body.target_id)
+        said = self._said(speaker, body, target, time.time())
+        # Programs speak for many, and are bounded by their key alone.
+        if said.source == "human":
+            self.desk.rates.take(f"{said.giver} {said.who}", OF_PERSON, time.monotonic())
+        if body.dryrun:
+            return told(said, target)
+        self._check_room(said)
+        asked = Asked(said, chosen=body.id is not None, may_all=speaker.is_admin)
+        return told(await self.store.write(feedback.give, asked), target)
+
+    def target(self, speaker: Speaker, id: str) -> Known:
+        """What the id names. NotFound where it names nothing, or nothing of which this speaker may speak; Gone where
+        its time is over; Conflict where it was not recorded, or is the id of several episodes."""
+        known = self.desk.targets.issued(id)
+        usable = [each for each in known if self.may_speak_of(speaker, each.deployment, each.key_id)]
+        if not usable:
+            raise NotFound(
+                f"There is no turn or episode {id[:80]!r} on which this key may give feedback: it is not an id of this "
+                "server's, or was answered by nothing that records (a deployment with record: true does), or belongs "
+                "to another key."
+            )
+        found = usable[0]
+        # Who reads the feed finds an episode by its id and deployment; a statement must not reach a stranger's.
+        if sum(each.deployment == found.deployment for each in known) > 1 or len(usable) > 1:
+            raise Conflict(
+                f"There are several episodes {id[:80]!r}, since clients choose these ids; give feedback on a turn, and "
+                "choose ids that nobody else does, such as UUIDs."
+            )
+        if found.state == "expired":
+            raise Gone(f"{id[:80]!r} was kept as long as its deployment keeps turns, and is gone; nothing can use it.")
+        if found.state == "unrecorded":
+            raise Conflict(
+                f"{id[:80]!r} was answered by the deployment {found.deployment!r}, which does not record, so there is "
+                "nothing to learn from; `loreloop deploy set --record` has it record from then on."
+            )
+        return found
+
+    def may_speak_of(self, speaker: Speaker, deployment: str, key_id: str) -> bool:
+        """Whether a speaker may judge the answers that this deployment gave to that key."""
+        if speaker.deployment:
+            return speaker.deployment == deployment
+        if speaker.is_admin or deployment in speaker.key.judged:
+            return True
+        if not speaker.is_general:
+            return False
+        if key_id == speaker.key.id:
+            return True
+        # What answers everybody is nobody's to judge for others.
+        found = self.store.read(deployments.find, deployment)
+        return found is not None and found.key_id == speaker.key.id
+
+    async def retract(self, speaker: Speaker, id: str) -> Feedback:
+        """Takes a statement back; NotFound where it is none that this speaker may take back."""
+        self.given(speaker, id)
+        return await self.store.write(feedback.retract, id)
+
+    def given(self, speaker: Speaker, id: str) -> Feedback:
+        """A statement that came by this speaker, or anyone's for an admin key."""
+        found = self.store.read(feedback.find, id)
+        if found is None or not (speaker.is_admin or found.giver == speaker.giver):
+            raise feedback.not_found(id)
+        return found
+
+    def _said(self, speaker: Speaker, body: GiveFeedback, target: Known, now: float) -> Feedback:
+        declared = self.store.read(metrics.of_deployment, target.deployment)
+        metric = metric_named(body.metric, declared, target.deployment)
+        check_level(metric, target.level, is_declared=metric.name in declared)
+        value = checked_value(metric, body.value)
+        if metric.name == PREFERENCE:
+            self._check_worse(speaker, target, str(value))
+        source = body.source or usual_source(metric)
+        if speaker.channel and source not in ("human", "implicit"):
+            raise BadRequest(
+                f"The source is {source!r}; from a browser or a link come 'human' and 'implicit' only. Code and judges "
+                "send their feedback with a key."
+            )
+        return Feedback(
+            number=0,
+            id=body.id or str(uuid.uuid4()),
+            metric=metric.name,
+            level=target.level,
+            target_id=target.id,
+            deployment=target.deployment,
+            value=value,
+            created=now,
+            source=source,
+            who=body.who,
+            giver=speaker.giver,
+            why=body.why,
+            tags=body.tags,
+            overrides=body.overrides,
+        )
+
+    def _check_worse(self, speaker: Speaker, target: Known, worse: str) -> None:
+        other = self.target(speaker, worse)
+        if (other.deployment, other.level) != (target.deployment, "inference") or other.id == target.id:
+            raise BadRequest(
+                f"The value of a preference is the id of a turn that is worse than {target.id!r}, another one of the "
+                f"deployment {target.deployment!r}; {worse[:80]!r} is none."
+            )
+
+    def _check_room(self, said: Feedback) -> None:
+        bounds: Mapping[str | None, int] = {None: MOST_OF_KEY} | (
+            {said.who: MOST_OF_PERSON} if said.source == "human" else {}
+        )
+        for who, most in bounds.items():
+            if self._room(said.giver, who, most) <= 0:
+                whose = "this key" if who is None else f"{who!r} by this key"
+                raise TooLarge(
+                    f"{most} statements of {whose} are kept, which is the bound; more are taken when the turns of old "
+                    "ones have expired."
+                )
+            self.desk.room[said.giver, who].left -= 1
+
+    def _room(self, giver: str, who: str | None, most: int) -> int:
+        """How many more statements are taken of somebody, before the one that has come."""
+        now, known = time.monotonic(), self.desk.room.get((giver, who))
+        # Counted once, and then only kept up: to count a million for each that comes would take longer than to keep it.
+        # Who has no room is counted again after a while, since turns expire.
+        if known is None or (known.left <= 0 and now > known.counted_at + RECOUNT_SECONDS):
+            if len(self.desk.room) >= MOST_ROOMS:
+                self.desk.room.clear()
+            known = Room(most - self.store.read(feedback.n_given, giver, who, most), now)
+            self.desk.room[giver, who] = known
+        return known.left
+
+
+def told(said: Feedback, target: Known) -> dict[str, Any]:
+    """A statement as clients read it, with what became of the turn."""
+    return msgspec.to_builtins(said) | {"turn": target.state, "note": NOTES[target.state]}

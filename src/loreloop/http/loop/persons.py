@@ -1,0 +1,42 @@
+"""Persons under `/loop/v1`: what is kept of one is given out or deleted, and a deployment is told who was."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from loreloop.http.addresses import limit_of
+from loreloop.http.bodies import answer
+from loreloop.http.loop.access import answer_apart, managed_deployment, person_in, read_apart
+from loreloop.http.services import now, services
+from loreloop.store import persons
+
+
+async def export_person(request: Request) -> Response:
+    """Everything that is kept of a person, also what nobody may learn from."""
+    return await answer_apart(await read_apart(services(request), persons.export, person_in(request)))
+
+
+async def delete_person(request: Request) -> Response:
+    """Deletes everything that is kept of a person, and tells which candidates were trained on it. Nothing of this
+    person is recorded from now on."""
+    person = person_in(request)
+    # What waits is then found to be a deleted person's when its batch is written.
+    gone = await services(request).store.write(persons.forget, person, now())
+    return answer({"user": person.user, "key": person.key_id} | msgspec.to_builtins(gone))
+
+
+async def deleted_persons(request: Request) -> Response:
+    """Who was deleted of those whose keys ask this deployment."""
+    found = managed_deployment(request)
+    gone = services(request).store.read(persons.deleted_of, found.name, limit_of(request))
+    return answer({"persons": [msgspec.to_builtins(person) for person in gone]})
+
+
+ROUTES = [
+    Route("/persons/{user:path}/export", export_person, methods=["GET"]),
+    Route("/persons/{user:path}", delete_person, methods=["DELETE"]),
+    Route("/deployments/{name}/deleted-persons", deleted_persons, methods=["GET"]),
+]

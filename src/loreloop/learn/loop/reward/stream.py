@@ -1,0 +1,150 @@
+"""The streaming reward of one loop: hears of turns and statements, learns what is new, and keeps what must not be lost.
+
+    FOLDER/golden.json        the golden set
+    FOLDER/trained.json       which prompts and statements were learned from
+    FOLDER/proxy/, second/    versions of the reward that is optimised, and of the one that is not
+
+Everything is written before `hear` returns. After a death the same statements are heard again; those that a saved
+version has learned from are left out. Knows no server; turns and statements are given to it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from loreloop.learn.loop.guard_looks import is_for_second, second_opinion
+from loreloop.learn.loop.reward.events import LabelledEvent, RewardModel, RewardVersion, prompt_key
+from loreloop.learn.loop.reward.golden import Agreement, GoldenRule, GoldenSet, agreement
+from loreloop.learn.loop.reward.labels import KeptOut, LabelRules, Labels, labels_of
+from loreloop.protocol.episodes import Person, Turn
+from loreloop.protocol.feedback import Feedback, Metric
+
+FELL_BELOW = 0.5  # of golden pairs in the order that people gave them: no better than a coin
+SURE = 2.5  # standard errors
+
+
+class Forgetting(RewardModel, Protocol):
+    """A reward that can unlearn; both of ours can."""
+
+    def known(self) -> set[str]:
+        """The ids of the newest statements that it has learned from."""
+        ...
+
+    def forget(self, persons: Collection[str] = (), ids: Collection[str] = ()) -> RewardVersion:
+        """Learns anew without some persons or statements."""
+        ...
+
+
+class _Heard(msgspec.Struct, kw_only=True):
+    trained: set[str] = set()  # prompts, by their keys
+    learned: dict[str, set[str]] = {}  # ids of statements, by the reward that has learned from them
+    deleted: set[str] = set()  # persons that were forgotten already
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the stream takes in what it hears."""
+
+    labels: LabelRules = field(default_factory=LabelRules)
+    golden: GoldenRule = field(default_factory=GoldenRule)
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    second_share: float = 0.25
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What became of what was heard: the version now, how it agrees with the newest golden part (None: there is none
+    yet), and a sentence where that is an alarm, or ""."""
+
+    version: RewardVersion
+    labels: Labels
+    golden: Agreement | None
+    alarm: str = ""
+
+
+class RewardStream:
+    """`proxy` is the reward that is optimised."""
+
+    def __init__(self, folder: Path, proxy: Forgetting, rules: Rules | None = None) -> None:
+        self.folder, self.proxy, self.rules = folder, proxy, rules or Rules()
+        self.second = second_opinion()
+        self.golden = GoldenSet(self.rules.golden)
+        self.golden.load(folder / "golden.json")
+        proxy.load(folder / "proxy")
+        self.second.load(folder / "second")
+        file = folder / "trained.json"
+        self.heard = msgspec.json.decode(file.read_bytes(), type=_Heard) if file.exists() else _Heard()
+
+    def hear(self, turns: Sequence[Turn], feedback: Sequence[Feedback], deleted: Collection[Person] = ()) -> Heard:
+        """Learns what is new in all turns and statements so far. Statements that count no more are unlearned, and so is
+        whatever deleted persons have said. Blocks while models learn."""
+        self._reserve(turns, feedback)
+        kept_out = KeptOut(frozenset(deleted), self.golden.holds)
+        labels = labels_of(turns, feedback, self.rules.labels, kept_out, metrics=self.rules.metrics)
+        self._forget(labels.withdrawn, deleted)
+        self.golden.grow(labels.golden)
+        self.heard.trained |= {prompt_key(event.item.messages) for event in labels.events}
+        # What is trained on is written down first: a prompt that was may never become golden, even after a death.
+        self._keep()
+        for name, model in self._models():
+            self._teach(name, model, labels.events)
+        self._keep()
+        part = self.golden.newest
+        found = agreement(self.proxy, part) if part is not None else None
+        return Heard(self.proxy.version, labels, found, alarm_of(found))
+
+    def _reserve(self, turns: Sequence[Turn], feedback: Sequence[Feedback]) -> None:
+        """Prompts that a reviewer has labelled for the golden set, by the tag `golden`, but for those trained on."""
+        by_id = {turn.id: turn for turn in turns}
+        for said in feedback:
+            turn = by_id.get(said.target_id)
+            if said.tags.get("golden") and turn and prompt_key(turn.messages) not in self.heard.trained:
+                self.golden.reserve(turn.messages, self.heard.trained)
+
+    def _models(self) -> list[tuple[str, Forgetting]]:
+        return [("proxy", self.proxy), ("second", self.second)]
+
+    def _teach(self, name: str, model: Forgetting, events: Sequence[LabelledEvent]) -> None:
+        """Gives a reward what is its own and new. By id, and not by the place in the feed: a statement may come before
+        its turn is there, and is an event only later."""
+        known = self.heard.learned.setdefault(name, set()) | model.known()
+        own = [event for event in events if is_for_second(event, self.rules.second_share) == (name == "second")]
+        new = [event for event in own if event.id not in known]
+        model.update(new)
+        model.save(self.folder / name)
+        self.heard.learned[name] = known | {event.id for event in new}
+
+    def _forget(self, withdrawn: frozenset[str], deleted: Collection[Person]) -> None:
+        """Unlearns statements that count no more, and whatever persons said who were deleted since the last time."""
+        names = {f"{person.key_id}/{person.user}" for person in deleted} | {one.user for one in deleted if one.user}
+        new = names - self.heard.deleted
+        self.golden.without(persons=names, ids=withdrawn)
+        for name, model in self._models():
+            model.forget(persons=new, ids=withdrawn)
+            self.heard.learned[name] = self.heard.learned.get(name, set()) - withdrawn
+        self.heard.deleted |= names
+
+    def _keep(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.golden.save(self.folder / "golden.json")
+        new = self.folder / ".trained.json.new"
+        with open(new, "wb") as file:
+            file.write(msgspec.json.encode(self.heard))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, self.folder / "trained.json")
+
+
+def alarm_of(found: Agreement | None) -> str:
+    """A sentence where a reward has come to disagree with the newest golden part, else ""."""
+    if found is None or found.pairs is None or found.error is None:
+        return ""
+    if found.pairs + SURE * found.error < FELL_BELOW:
+        return f"the reward orders {found.pairs:.0%} of the newest golden pairs as people did: worse than a coin"
+    return ""

@@ -1,0 +1,100 @@
+"""The reward of a loop, put together as its loop.toml says: a stream that learns, a grader, or a mix of both.
+
+Knows how the parts fit, and none of their formulas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import tinker
+
+from loreloop.learn.loop.collecting import person_of
+from loreloop.learn.loop.config import Loaded
+from loreloop.learn.loop.reward.features import Features
+from loreloop.learn.loop.reward.linear import LinearReward, LinearSettings
+from loreloop.learn.loop.reward.lora import LoraReward, LoraSettings
+from loreloop.learn.loop.reward.mix import LearnedReward, Mixed, Part, mix_of
+from loreloop.learn.loop.reward.stream import Forgetting, RewardStream
+from loreloop.learn.rendering import Renderer
+from loreloop.learn.rewards.graders.grader import Means
+from loreloop.learn.rewards.graders.reading import GraderReward, grader_of
+from loreloop.learn.rewards.reward import Reward
+from loreloop.learn.rewards.sandbox import CodeSandbox
+from loreloop.learn.rewards.served_models import served_judge
+from loreloop.protocol.episodes import Message, Person, Turn
+from loreloop.protocol.feedback import Feedback
+
+FOLDER = "reward"  # in the loop's own
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model that a LoRA reward is an adapter of."""
+
+    service: tinker.ServiceClient
+    name: str
+    renderer: Renderer
+
+
+class Rewarding:
+    """`key` is the loop's, in whose name judges are asked. `deleted` tells who was deleted, as `person_key` writes it;
+    `golden` whether a prompt is in the loop's own golden file."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        base: Base,
+        key: str,
+        deleted: Callable[[], frozenset[str]],
+        golden: Callable[[Sequence[Message]], bool],
+    ) -> None:
+        self.loaded, self.deleted, self.golden = loaded, deleted, golden
+        self.means = Means(CodeSandbox(), served_judge(loaded.config.url, key))
+        self.stream = self._stream(base)
+        self.reward = self._reward()
+
+    async def hear(self, turns: Sequence[Turn], statements: Sequence[Feedback]) -> str:
+        """Lets the reward learn what is new; an alarm in a sentence, or ""."""
+        if self.stream is None:
+            return ""
+        gone = self.deleted()
+        kept = [turn for turn in turns if person_of(turn) not in gone and not self.golden(turn.messages)]
+        persons = [Person(*person.split("\n", 1)) for person in gone]
+        heard = await asyncio.to_thread(self.stream.hear, kept, statements, persons)
+        return heard.alarm
+
+    def holds(self, messages: Sequence[Message]) -> bool:
+        """Whether a prompt is in the stream's golden set, and so may not be trained on."""
+        return self.stream is not None and self.stream.golden.holds(messages)
+
+    async def close(self) -> None:
+        """Ends the processes of code graders."""
+        if self.means.sandbox is not None:
+            await self.means.sandbox.close()
+
+    def _stream(self, base: Base) -> RewardStream | None:
+        kind, seed = self.loaded.config.reward.kind, self.loaded.config.seed
+        if kind == "none":
+            return None
+        proxy: Forgetting
+        if kind == "linear":
+            proxy = LinearReward(LinearSettings(features=Features(), seed=seed))
+        else:
+            # Two loops on one server must not save under one name.
+            name = f"reward-{self.loaded.config.deployment}"
+            proxy = LoraReward(base.service, base.name, base.renderer, LoraSettings(seed=seed, name=name))
+        return RewardStream(self.loaded.folder / FOLDER, proxy)
+
+    def _reward(self) -> Reward | None:
+        table = self.loaded.config.reward
+        model = self.stream.proxy if self.stream else None
+        if table.mix is not None:
+            return mix_of(self.loaded.path(table.mix), model, self.means)
+        grader = GraderReward(grader_of(table.grader, "reward.grader"), self.means) if table.grader else None
+        learned = LearnedReward(model) if model is not None else None
+        if grader is not None and learned is not None:
+            return Mixed([Part(name="people"), Part(name="grader")], [learned, grader])
+        return learned or grader

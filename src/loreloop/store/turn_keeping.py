@@ -1,0 +1,114 @@
+"""Recorded turns on their way into the store, in batches. Knows no request.
+
+A batch is one transaction, so that a killed server leaves whole turns and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, insert, select, update
+
+from loreloop.protocol.episodes import Person
+from loreloop.store import feedback
+from loreloop.store.rows import RecordingRule
+from loreloop.store.schema import DEPLOYMENT_VERSIONS, DEPLOYMENTS
+from loreloop.store.turn_bodies import NewTurn
+from loreloop.store.turn_removal import shrink, tally
+from loreloop.store.turn_tables import DELETED_PERSONS, EPISODES, TURN_BODIES, TURNS
+
+
+class _Version(NamedTuple):
+    name: str
+    number: int
+    created: float
+
+
+def keep(connection: Connection, batch: Sequence[NewTurn]) -> int:
+    """Keeps turns, and how many of them were; those of persons who were deleted, and of deployments that are gone, are
+    not. The oldest turns make room where a deployment is over its quota."""
+    # A deployment may have been deleted while its last turns waited; a new one of that name shall not get them.
+    there = {version: _is_there(connection, version) for version in {_version(new) for new in batch}}
+    rules = {name: rule_of(connection, name) for name in {new.deployment for new in batch}}
+    n_kept = 0
+    for new in batch:
+        if not there[_version(new)]:
+            continue
+        is_kept = new.body is not None and not is_deleted(connection, Person(new.key_id, new.user))
+        _insert(connection, new, new.body if is_kept else None)
+        n_kept += is_kept
+    for name, rule in rules.items():
+        if rule is not None:
+            shrink(connection, name, rule)
+    return n_kept
+
+
+def _version(new: NewTurn) -> _Version:
+    return _Version(new.deployment, new.version, new.version_created)
+
+
+def _is_there(connection: Connection, version: _Version) -> bool:
+    made = select(DEPLOYMENT_VERSIONS.c.created).where(
+        DEPLOYMENT_VERSIONS.c.name == version.name, DEPLOYMENT_VERSIONS.c.version == version.number
+    )
+    return bool(connection.scalar(made) == version.created)
+
+
+def _insert(connection: Connection, new: NewTurn, body: bytes | None) -> None:
+    n_bytes = len(body) if body is not None else 0
+    row = {
+        "id": new.id,
+        "deployment": new.deployment,
+        "episode": _episode(connection, new),
+        "key_id": new.key_id,
+        "user": new.user if body is not None else "",
+        "created": new.created,
+        "state": "dropped" if body is None else "kept",
+        "arm": new.arm,
+        "version": new.version,
+        "revision": new.revision,
+        "consent": new.consent,
+        "side": new.side,
+        # Feedback may come faster than what it is about.
+        "heard": feedback.n_about(connection, new.id, "inference", new.deployment),
+        "candidate": None,
+        "n_bytes": n_bytes,
+    }
+    connection.execute(insert(TURNS).values(row))
+    if body is not None:
+        connection.execute(insert(TURN_BODIES).values(turn_id=new.id, body=body))
+    tally(connection, new.deployment, n_bytes=n_bytes, dropped=int(body is None))
+
+
+def _episode(connection: Connection, new: NewTurn) -> int:
+    """The number of the turn's episode, which is made with its first turn and mixed with the first of other weights."""
+    weights = new.revision or new.base_model
+    of_id = (EPISODES.c.deployment == new.deployment) & (EPISODES.c.key_id == new.key_id)
+    of_id &= EPISODES.c.id == new.episode_id
+    row = connection.execute(select(EPISODES.c.number, EPISODES.c.weights, EPISODES.c.mixed).where(of_id)).first()
+    if row is None:
+        values = {"id": new.episode_id, "deployment": new.deployment, "key_id": new.key_id}
+        heard = feedback.n_about(connection, new.episode_id, "episode", new.deployment)
+        made = insert(EPISODES).values(**values, weights=weights, mixed=False, heard=heard).returning(EPISODES.c.number)
+        return int(connection.execute(made).scalar_one())
+    # A turn that was dropped counts, too: its answer was given, and led to what came after.
+    if row.weights != weights and not row.mixed:
+        connection.execute(update(EPISODES).where(of_id).values(mixed=True))
+        tally(connection, new.deployment, mixed=1)
+    return int(row.number)
+
+
+def rule_of(connection: Connection, deployment: str) -> RecordingRule | None:
+    """What a deployment records; None where there is no such deployment."""
+    row = connection.execute(select(DEPLOYMENTS.c.recording).where(DEPLOYMENTS.c.name == deployment)).first()
+    if row is None:
+        return None
+    return msgspec.json.decode(row.recording, type=RecordingRule) if row.recording else RecordingRule()
+
+
+def is_deleted(connection: Connection, person: Person) -> bool:
+    """Whether this person was deleted: nothing of theirs is kept any more."""
+    of_person = (DELETED_PERSONS.c.key_id == person.key_id) & (DELETED_PERSONS.c.user == person.user)
+    return connection.scalar(select(DELETED_PERSONS.c.deleted).where(of_person)) is not None

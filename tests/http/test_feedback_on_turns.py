@@ -1,0 +1,201 @@
+"""Feedback on what a deployment has really answered: before, during and after its turn is kept."""
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, update
+
+from loreloop.http.generation import recording
+from loreloop.store import feedback, turn_removal, turns
+from loreloop.store.turn_tables import TURNS
+from tests.http.recorded import Room, play_recorded
+from tests.store.place import write_now
+
+
+async def thumb(room: Room, target_id: str, status: int = 200, key: str | None = None, **fields: Any) -> dict[str, Any]:
+    body = {"target_id": target_id, "metric": "thumb", "value": True} | fields
+    answer: dict[str, Any] = await room.loop("POST", "/feedback", status, key, json=body)
+    return answer
+
+
+async def said(room: Room, name: str = "bot") -> list[dict[str, Any]]:
+    return list((await room.loop("GET", f"/deployments/{name}/feedback"))["feedback"])
+
+
+async def fates(room: Room) -> list[str]:
+    return [turn["fate"] for turn in await room.turns()]
+
+
+def test_feedback_makes_a_turn_trainable_and_a_retraction_has_it_wait_again() -> None:
+    async def scene(room: Room) -> None:
+        answer = await room.ask(user="ann")
+        assert await fates(room) == ["waiting"]
+        given = await thumb(room, answer.id, who="ann")
+        assert (given["turn"], given["deployment"]) == ("kept", "bot")
+        assert await fates(room) == ["trainable"]
+        await room.loop("DELETE", f"/feedback/{given['id']}")
+        assert await fates(room) == ["waiting"]
+
+    play_recorded(scene)
+
+
+def test_feedback_is_taken_before_its_turn_is_durable() -> None:
+    async def scene(room: Room) -> None:
+        kept = threading.Event()
+        blocked = asyncio.get_running_loop().run_in_executor(None, _hold_writer, room, kept)
+        try:
+            answer = await room.ask()
+            # The one writer is busy: what is asked for now waits in line behind it, the turn as well as the feedback.
+            given = asyncio.ensure_future(thumb(room, answer.id))
+            whole = asyncio.ensure_future(thumb(room, answer.episode_id, metric="accepted"))
+            await asyncio.sleep(0.02)
+            assert room.site.services.recorder.whereabouts(answer.id) == "pending"
+        finally:
+            kept.set()
+        await blocked
+        assert (await given)["turn"] == (await whole)["turn"] == "pending"
+        assert (await whole)["level"] == "episode"
+        assert await fates(room) == ["trainable"]
+
+    play_recorded(scene)
+
+
+def _hold_writer(room: Room, until: threading.Event) -> None:
+    room.site.office.store.write_and_wait(lambda connection: until.wait(10))
+
+
+@pytest.mark.parametrize("who_is_kept", ["turn", "episode"])
+def test_a_turn_that_comes_after_its_feedback_knows_of_it(who_is_kept: str) -> None:
+    async def scene(room: Room) -> None:
+        recorder = room.site.services.recorder
+        recorder.bounds = type(recorder.bounds)(pause_seconds=0.3)
+        answer = await room.ask()
+        given = await thumb(room, answer.id if who_is_kept == "turn" else answer.episode_id)
+        assert given["turn"] == "pending"
+        assert "kept already" in given["note"]
+        assert await fates(room) == ["trainable"]
+
+    play_recorded(scene)
+
+
+def test_a_dropped_turn_is_said_to_be_so() -> None:
+    async def scene(room: Room) -> None:
+        recorder = room.site.services.recorder
+        recorder.bounds = type(recorder.bounds)(turns=0)
+        answer = await room.ask()
+        assert (await thumb(room, answer.id))["turn"] == "dropped"
+        recorder.bounds = type(recorder.bounds)()
+        await thumb(room, answer.id, who="bob")
+        assert len(await said(room)) == 2
+        assert "trainable" not in await fates(room)
+
+    play_recorded(scene)
+
+
+def test_what_is_dropped_in_the_store_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(room: Room) -> None:
+        monkeypatch.setattr(recording, "MOST_BYTES", 1)
+        answer = await room.ask()
+        await room.turns()
+        assert (await thumb(room, answer.id))["turn"] == "dropped"
+
+    play_recorded(scene)
+
+
+def test_feedback_goes_with_its_turn() -> None:
+    async def scene(room: Room) -> None:
+        answer = await room.ask()
+        await thumb(room, answer.id, why="said in confidence")
+        await room.turns()
+        store = room.site.office.store
+
+        def age(connection: Connection) -> None:
+            connection.execute(update(TURNS).values(created=1.0))
+            turn_removal.sweep(connection, 1e10)
+
+        write_now(store, age)
+        assert await said(room) == []
+        assert "is gone" in (await thumb(room, answer.id, 410))["error"]["message"]
+
+    play_recorded(scene)
+
+
+def test_what_is_not_recorded_is_told_from_what_is_unknown() -> None:
+    async def scene(room: Room) -> None:
+        await room.deploy("quiet", record=False)
+        answer = await room.ask(model="quiet")
+        assert "'quiet', which does not record" in (await thumb(room, answer.id, 409))["error"]["message"]
+        base = await room.ask(model="fake")
+        for id in (base.id, "chatcmpl-nothing", answer.id[:-1]):
+            assert "not an id of this server's" in (await thumb(room, id, 404))["error"]["message"]
+        stranger = room.site.new_key("feedback")
+        assert "not an id" in (await thumb(room, answer.id, 404, stranger))["error"]["message"]
+
+    play_recorded(scene)
+
+
+def test_every_sample_of_a_request_is_judged_by_itself() -> None:
+    async def scene(room: Room) -> None:
+        answer = await room.ask(n=2)
+        await room.turns()
+        better = f"{answer.id}:1"
+        given = await thumb(room, better, metric="preference", value=answer.id)
+        assert given["value"] == answer.id
+        assert sorted(await fates(room)) == ["trainable", "waiting"]
+
+    play_recorded(scene)
+
+
+def test_an_agent_cannot_mark_itself_and_its_owner_can() -> None:
+    async def scene(room: Room) -> None:
+        agent = room.site.new_key("infer")
+        answer = await room.ask(key=agent)
+        assert "needs the scope 'feedback'" in (await thumb(room, answer.id, 403, agent))["error"]["message"]
+        await thumb(room, answer.id, key=room.site.new_key("feedback:bot"))
+        both = room.site.new_key("infer", "feedback")
+        await thumb(room, answer.id, 404, both)
+        own = await room.ask(key=both)
+        await thumb(room, own.id, key=both)
+
+    play_recorded(scene)
+
+
+def test_an_episode_id_that_two_keys_chose_is_nobody_s() -> None:
+    async def scene(room: Room) -> None:
+        one, two = (room.site.new_key("infer", "feedback") for _ in range(2))
+        await room.ask(key=one, extra_body={"episode_id": "mine"})
+        assert (await thumb(room, "mine", key=one))["level"] == "episode"
+        await thumb(room, "mine", 404, two)
+        await room.ask(key=two, extra_body={"episode_id": "mine"})
+        await room.turns()
+        for key in (one, None):
+            assert "several episodes 'mine'" in (await thumb(room, "mine", 409, key))["error"]["message"]
+
+    play_recorded(scene)
+
+
+def test_late_feedback_on_a_used_turn_is_taken() -> None:
+    async def scene(room: Room) -> None:
+        answer = await room.ask()
+        await room.turns()
+        await room.loop("POST", "/deployments/bot/used", json={"candidate": "c1", "turns": [answer.id]})
+        assert (await thumb(room, answer.id))["turn"] == "kept"
+        assert await fates(room) == ["used"]
+
+    play_recorded(scene)
+
+
+def test_what_a_deployment_heard_goes_with_it() -> None:
+    async def scene(room: Room) -> None:
+        answer = await room.ask()
+        await thumb(room, answer.id)
+        await thumb(room, answer.episode_id, metric="accepted")
+        await room.turns()
+        await room.loop("DELETE", "/deployments/bot")
+        assert room.site.services.store.read(feedback.about, [answer.id, answer.episode_id]) == []
+        assert room.site.services.store.read(turns.find, answer.id) is None
+        await room.deploy()
+
+    play_recorded(scene)

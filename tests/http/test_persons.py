@@ -1,0 +1,152 @@
+"""Persons: what is kept of one is given out and deleted with all that was learned told; weights of one's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loreloop.store import keys
+from tests.http.recorded import ASKING, Room, play_recorded
+from tests.http.test_deployed_names import checkpoint
+from tests.http.test_episodes import HEADER, raw
+
+MEMORY = {"id": "notes", "budget_tokens": 400}
+
+
+def key_id(room: Room, secret: str) -> str:
+    found = room.site.services.store.read(keys.find, secret, 0.0)
+    assert found is not None
+    return found.id
+
+
+def test_a_person_is_deleted_with_memories_and_answers_and_stays_deleted() -> None:
+    async def scene(room: Room) -> None:
+        room.says("yes")
+        await raw(room, user="ann", memory=MEMORY)
+        await room.openai().responses.create(model="bot", input="hi", user="ann")
+        kept = (await raw(room, user="bob")).json()["id"]
+        await room.turns()
+        mine = [turn["id"] for turn in await room.turns(user="ann")]
+        used = {"candidate": "c-1", "turns": [*mine, kept], "revision": "tinker://r/sampler_weights/c-1"}
+        await room.loop("POST", "/deployments/bot/used", json=used)
+
+        exported = await room.loop("GET", "/persons/ann/export")
+        assert [turn["id"] for turn in exported["turns"]] == mine
+        assert exported["memories"] == ["notes"]
+
+        gone = await room.loop("DELETE", "/persons/ann")
+        assert (gone["turns"], gone["memories"], gone["responses"]) == (2, 1, 1)
+        (use,) = gone["trained"]
+        assert (use["deployment"], use["candidate"], use["revision"]) == ("bot", "c-1", used["revision"])
+        assert [turn["id"] for turn in await room.turns()] == [kept]
+        await room.loop("GET", f"/turns/{mine[0]}", 404)
+        told = await room.loop("GET", "/deployments/bot/deleted-persons")
+        assert told["persons"] == [{"key_id": key_id(room, room.key), "user": "ann"}]
+
+        # Nothing is kept of her again, and what a loop still holds of her it cannot have used unnoticed.
+        again = (await raw(room, user="ann")).json()["id"]
+        (trace,) = [turn for turn in await room.turns() if turn["id"] == again]
+        assert (trace["fate"], trace["messages"], trace["person"]["user"]) == ("dropped", [], "")
+        late = await room.loop("POST", "/deployments/bot/used", json=used | {"candidate": "c-2"})
+        assert late["unknown"] == mine
+        assert (await room.loop("DELETE", "/persons/ann"))["trained"] == gone["trained"]
+
+    play_recorded(scene)
+
+
+def test_what_waits_of_a_deleted_person_is_not_kept() -> None:
+    async def scene(room: Room) -> None:
+        room.says("yes")
+        waiting = (await raw(room, user="ann")).json()["id"]
+        assert room.site.services.recorder.whereabouts(waiting) == "pending"
+        await room.loop("DELETE", "/persons/ann")
+        assert [(turn["id"], turn["fate"]) for turn in await room.turns()] == [(waiting, "dropped")]
+        assert room.site.services.recorder.whereabouts(waiting) == "dropped"
+        assert (await room.loop("GET", "/persons/ann/export"))["turns"] == []
+
+    play_recorded(scene)
+
+
+def test_an_export_holds_what_nobody_may_learn_from() -> None:
+    async def scene(room: Room) -> None:
+        room.says("yes")
+        await raw(room, user="a/b", headers={"x-consent": "no"})
+        await room.turns()
+        (turn,) = (await room.loop("GET", "/persons/a%2Fb/export"))["turns"]
+        assert (turn["messages"], turn["fate"]) == (ASKING, "no_consent")
+
+    play_recorded(scene)
+
+
+def test_persons_of_other_keys_are_nobodys_but_an_admins() -> None:
+    async def scene(room: Room) -> None:
+        app, other = room.site.new_key("infer"), room.site.new_key("infer")
+        await room.ask("yes", key=app, user="ann")
+        await room.turns()
+        assert (await room.loop("DELETE", "/persons/ann", key=other))["turns"] == 0
+        await room.loop("DELETE", f"/persons/ann?key={key_id(room, app)}", 403, key=other)
+        assert (await room.loop("DELETE", f"/persons/ann?key={key_id(room, app)}"))["turns"] == 1
+
+    play_recorded(scene)
+
+
+def test_a_person_is_answered_by_weights_of_their_own() -> None:
+    async def scene(room: Room) -> None:
+        room.says("yes")
+        path = await checkpoint(room.site, "a", await room.site.model())
+        set_ = await room.loop("PUT", "/deployments/bot/persons/ann", json={"target": path})
+        assert (set_["user"], set_["target"]) == ("ann", path)
+        assert (await room.loop("GET", "/deployments/bot/persons/ann")) == set_
+        assert (await room.loop("GET", "/deployments/bot/persons"))["persons"] == [set_]
+        assert (await raw(room, user="ann")).headers[HEADER] == path
+        assert (await raw(room, user="bob")).headers[HEADER] == "fake"
+        assert {(turn["person"]["user"], turn["arm"]) for turn in await room.turns()} == {
+            ("ann", "person"),
+            ("bob", "main"),
+        }
+        # Weights that answer somebody are not deleted under them.
+        held = await room.site.client.delete(f"http://site/loop/v1/checkpoints/{path.removeprefix('tinker://')}")
+        assert held.status_code == 409, held.text
+        await room.deploy()  # a new version of the shared weights lets go of nobody's own
+        assert (await raw(room, user="ann")).headers[HEADER] == path
+        await room.loop("DELETE", "/deployments/bot/persons/ann")
+        assert (await raw(room, user="ann")).headers[HEADER] == "fake"
+        await room.loop("GET", "/deployments/bot/persons/ann", 404)
+        await room.loop("DELETE", "/deployments/bot/persons/ann", 404)
+        await room.loop("PUT", "/deployments/bot/persons/ann", 404, json={"target": "tinker://x/sampler_weights/y"})
+        await room.loop("PUT", "/deployments/none/persons/ann", 404, json={"target": path})
+
+    play_recorded(scene)
+
+
+def test_a_user_of_several_keys_must_be_told_apart() -> None:
+    async def scene(room: Room) -> None:
+        app, other = room.site.new_key("infer"), room.site.new_key("infer")
+        for key in (app, other):
+            await room.ask("yes", key=key, user="ann")
+        await room.ask("yes", key=app, user="bob")
+        await room.turns()
+        path = await checkpoint(room.site, "a", await room.site.model())
+        refused = await room.loop("PUT", "/deployments/bot/persons/ann", 400, json={"target": path})
+        assert key_id(room, app) in refused["detail"]
+        body: dict[str, Any] = {"target": path, "key": key_id(room, other)}
+        assert (await room.loop("PUT", "/deployments/bot/persons/ann", json=body))["key"] == key_id(room, other)
+        # Of whom one key alone has turns needs no more words.
+        found = await room.loop("PUT", "/deployments/bot/persons/bob", json={"target": path})
+        assert found["key"] == key_id(room, app)
+
+    play_recorded(scene)
+
+
+def test_a_deleted_deployment_takes_its_turns_along() -> None:
+    async def scene(room: Room) -> None:
+        room.says("yes")
+        await raw(room)
+        await room.turns()
+        await raw(room)  # waits
+        await room.loop("DELETE", "/deployments/bot")
+        await room.deploy()
+        assert await room.turns() == []
+        counts = await room.loop("GET", "/deployments/bot/turns/counts")
+        assert (sum(counts["fates"].values()), counts["bytes"], counts["dropped"]) == (0, 0, 0)
+
+    play_recorded(scene)

@@ -1,0 +1,64 @@
+"""A loop over registered tools is one turn, which holds the calls that the server made and what they gave."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from loreloop.http.generation.agent_loop import Tools
+from loreloop.http.openai import agent_completions
+from loreloop.mcp.toolbox import Bounds, Toolbox, ToolCaller
+from loreloop.protocol.sampling import SampleOp
+from loreloop.store.rows import ToolCallRecord
+from loreloop.text.tools.tool_calls import Tool
+from tests.http.recorded import Room, play_recorded
+
+CALL = '<tool_call>\n{"name": "server__f", "arguments": {"x": 1}}\n</tool_call>'
+
+
+class Answering(Toolbox):
+    async def call(self, name: str, arguments: str) -> str:
+        self.n_calls += 1
+        return f"42 from {name}"
+
+
+class OneTool(Tools):
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Toolbox]:  # type: ignore[override]
+        tools = (Tool("server__f", "", {"type": "object"}),)
+        yield Answering({}, tools, self.bounds, self.caller, deadline=float("inf"))
+
+
+async def record(call: ToolCallRecord) -> None:
+    raise AssertionError("nothing is really called")
+
+
+@pytest.mark.parametrize("stream", [False])
+def test_a_loop_is_kept_with_its_calls_and_results(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(room: Room) -> None:
+        monkeypatch.setattr(
+            agent_completions, "tools_of", lambda *_: OneTool((), Bounds(), ToolCaller("k", "r", record))
+        )
+        speaker, encode = room.script.speaker, room.script.text.tokenizer.encode
+        says = [[*encode(CALL), 0], [*encode("it is 42"), 0]]
+
+        n_before = len(speaker.heard)  # the deployment's weights have answered once
+
+        def draw(op: SampleOp, index: int, position: int) -> int:
+            asked_for = [*dict.fromkeys(heard.request_id for heard in speaker.heard[n_before:])]
+            return says[asked_for.index(op.request_id)][position]
+
+        monkeypatch.setattr(speaker, "draw", draw)
+        asked: dict[str, Any] = {"tools": [{"type": "mcp", "server_label": "server"}], "extra_body": {"agent_loop": {}}}
+        answer_id = (await room.streamed("", **asked))[0].id if stream else (await room.ask("", **asked)).id
+        (turn,) = await room.turns()
+        assert (turn["id"], turn["answer"]["content"], turn["finish_reason"]) == (answer_id, "it is 42", "stop")
+        assert turn["tokens"] == says[1]
+        *_, call, result = turn["messages"]
+        assert call["tool_calls"][0]["function"] == {"name": "server__f", "arguments": '{"x": 1}'}
+        assert result == {"role": "tool", "content": "42 from server__f", "tool_call_id": call["tool_calls"][0]["id"]}
+
+    play_recorded(scene)

@@ -1,0 +1,130 @@
+"""The LoRA reward against a real server of a tiny model: slopes, learning, going on, and forgetting."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tinker
+
+from bench.reward_model import events_of
+from bench.reward_population import Population
+from loreloop.cli.server import RunningServer, running_server
+from loreloop.config import Config
+from loreloop.formats.catalog import Catalog
+from loreloop.learn.loop.reward.calibration import auc
+from loreloop.learn.loop.reward.events import LabelledEvent, Scored
+from loreloop.learn.loop.reward.lora import LoraReward, LoraSettings, outcome_of, slopes_of
+from loreloop.learn.rendering import renderer_of
+from tests.learn.loop.test_linear_reward import fields_of, mark
+from tests.learn.runs import service
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the SDK leaves its own background tasks to the garbage collector
+
+
+def pair(number: int, better: str, worse: str, person: str = "ada") -> LabelledEvent:
+    event = mark(number, better, 1.0, person)
+    return LabelledEvent(**{**fields_of(event), "worse": Scored(event.item.messages, worse)})
+
+
+def pairs(n: int, first: int = 0) -> list[LabelledEvent]:
+    return [pair(first + k, f"Yes it is {k}.", f"never {k} no", f"p{k % 20}") for k in range(n)]
+
+
+@pytest.mark.parametrize("event", [pair(1, "a", "b"), mark(1, "a", 0.3)], ids=["pair", "mark"])
+def test_slopes_are_those_of_the_loss(event: LabelledEvent) -> None:
+    def loss(rewards: np.ndarray) -> float:
+        if event.worse is None:
+            z = rewards[0] + 0.2
+            return float(np.logaddexp(0, -z) * event.value + np.logaddexp(0, z) * (1 - event.value))
+        return float(np.logaddexp(0, rewards[1] - rewards[0]) + 0.05 * rewards.sum() ** 2)
+
+    rewards = np.array([0.7, -0.4])[: 1 + (event.worse is not None)]
+    found = slopes_of(event, rewards, 0.2, 0.05)
+    for place in range(len(rewards)):
+        step = np.eye(len(rewards))[place] * 1e-5
+        assert found[place] == pytest.approx((loss(rewards + step) - loss(rewards - step)) / 2e-5, abs=1e-7)
+    assert outcome_of(event, rewards, 0.2).said == event.value
+
+
+@pytest.fixture(scope="module")
+def asked(server: RunningServer) -> Iterator[tinker.ServiceClient]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with service(server) as client:
+            yield client
+
+
+def reward_of(asked: tinker.ServiceClient, folder: Path, **settings) -> LoraReward:
+    usual = {"rank": 4, "learning_rate": 5e-3, "n_reference": 8, "batch": 4}
+    return LoraReward(asked, "tiny", renderer_of(folder), LoraSettings(**{**usual, **settings}))
+
+
+def test_preferences_are_learned_and_a_version_goes_on(
+    asked: tinker.ServiceClient, tiny_folder: Path, tmp_path: Path
+) -> None:
+    reward = reward_of(asked, tiny_folder)
+    held_out = pairs(4, first=500)
+    assert reward.version.number == 0
+    first = reward.update(pairs(16))
+    reward.update(pairs(16, first=16))
+    better = reward.score([event.item for event in held_out])
+    worse = reward.score([event.worse for event in held_out if event.worse])
+    assert np.mean(better) > np.mean(worse) + 1
+    assert first.weights != reward.version.weights
+    assert reward.version.data.n_events == 32
+    scores = np.array(reward.score(reward.reference))
+    assert abs(scores.mean()) < 1e-6
+    assert abs(scores.std() - 1) < 1e-6
+
+    reward.save(tmp_path)
+    again = reward_of(asked, tiny_folder)
+    again.load(tmp_path)
+    assert again.version == reward.version
+    assert again.score([held_out[0].item]) == pytest.approx(better[:1], abs=1e-4)
+    assert again.ledger.spent == reward.ledger.spent
+
+    again.forget(persons=["p0"])
+    assert "p0" not in again.persons
+    assert not [one for one in again.learned if one.person == "p0"]
+
+
+def test_marks_are_learned(asked: tinker.ServiceClient, tiny_folder: Path) -> None:
+    reward = reward_of(asked, tiny_folder)
+    marks = [mark(n, "Yes it is." if n % 2 else "never no", float(n % 2), f"p{n}") for n in range(24)]
+    reward.update(marks)
+    good, bad = reward.score([marks[1].item, marks[0].item])
+    assert good > bad
+
+
+def test_what_is_over_a_persons_cap_moves_nothing(asked: tinker.ServiceClient, tiny_folder: Path) -> None:
+    reward = reward_of(asked, tiny_folder, person_cap=3)
+    reward.update([pair(n, f"yes {n}", f"no {n}") for n in range(20)])
+    assert len(reward.learned) == 3
+    assert reward.version.data.n_events == 20
+
+
+@pytest.mark.slow
+def test_the_default_model_learns_a_taste_within_the_time(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """From 32 pieces of feedback to an update in 90 s at most, and held-out pairs in the right order after some."""
+    model = "smollm2-135m"
+    folder = Catalog(Path(Config().data_dir).expanduser()).ensure(model).folder
+    data = tmp_path_factory.mktemp("data")
+    (data / "models").symlink_to(folder.parent)
+    population = Population(1)
+    with running_server(str(data), ["--model", model]) as running, service(running) as client:
+        reward = LoraReward(client, model, renderer_of(folder))
+        seconds = []
+        for start in range(0, 192, 32):
+            started = time.monotonic()
+            reward.update(events_of(population.judged(32), first=start))
+            seconds.append(time.monotonic() - started)
+        exam = population.judged(60, held_out=True)
+        events = events_of(exam)
+        better = np.array(reward.score([event.item for event in events]))
+        worse = np.array(reward.score([event.worse for event in events if event.worse]))
+        lead = np.where([one.said for one in exam], better - worse, worse - better)
+    assert max(seconds) <= 90
+    assert auc(lead, np.array([one.clean for one in exam])) > 0.65

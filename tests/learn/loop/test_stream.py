@@ -1,0 +1,117 @@
+"""The stream of one loop: what it hears is learned once, unlearned when taken back, and survives."""
+
+from pathlib import Path
+
+from loreloop.learn.loop.guard_looks import is_for_second
+from loreloop.learn.loop.reward.events import prompt_key
+from loreloop.learn.loop.reward.features import Features
+from loreloop.learn.loop.reward.golden import Agreement, GoldenRule
+from loreloop.learn.loop.reward.linear import LinearReward, LinearSettings
+from loreloop.learn.loop.reward.stream import RewardStream, Rules, alarm_of
+from loreloop.protocol.episodes import Person, Turn
+from loreloop.protocol.feedback import Feedback
+from tests.learn.loop.recorded import said, turn
+
+RULES = Rules(golden=GoldenRule(share=0.2, fewest_events=4, fewest_persons=3))
+
+
+def stream_of(folder: Path, rules: Rules = RULES) -> RewardStream:
+    return RewardStream(folder, LinearReward(LinearSettings(features=Features(bits=12))), rules)
+
+
+def talk(n: int, first: int = 0) -> tuple[list[Turn], list[Feedback]]:
+    """Turns of as many people, of which each has a preference for its correction."""
+    turns = [
+        turn(f"t{k}", f"It is {k}, I think.", asked=f"What is {k}?", user=f"u{k}") for k in range(first, first + n)
+    ]
+    return turns, [said(one.id, f"{k}.", "demonstration", who=f"u{k}") for k, one in enumerate(turns, first)]
+
+
+def test_every_statement_is_learned_once_by_one_of_the_two_or_is_golden(tmp_path: Path) -> None:
+    turns, feedback = talk(60)
+    stream = stream_of(tmp_path)
+    first = stream.hear(turns[:40], feedback[:40])
+    again = stream.hear(turns, feedback)
+    assert again.version.data.n_events > first.version.data.n_events
+    assert stream.hear(turns, feedback).version == again.version
+    proxy, second = stream.proxy.known(), stream.second.known()
+    golden = {one.id for part in stream.golden.parts for one in part.events} | {
+        one.id for one in stream.golden.kept.growing
+    }
+    assert not proxy & second
+    assert not (proxy | second) & golden
+    assert proxy | second | golden == {one.id for one in feedback}
+    assert min(len(proxy), len(second), len(golden)) > 3
+    assert stream.golden.newest is not None
+    assert again.golden is not None
+
+
+def test_a_stream_goes_on_after_a_death(tmp_path: Path) -> None:
+    turns, feedback = talk(60)
+    stream_of(tmp_path / "a").hear(turns[:40], feedback[:40])
+    resumed, whole = stream_of(tmp_path / "a"), stream_of(tmp_path / "b")
+    whole.hear(turns[:40], feedback[:40])
+    whole.hear(turns, feedback)
+    assert resumed.hear(turns, feedback).version.data == whole.proxy.version.data
+    # Died behind the reward's version and before its own file: nothing is learned twice.
+    (tmp_path / "a" / "trained.json").unlink()
+    again = stream_of(tmp_path / "a")
+    assert again.hear(turns, feedback).version.data == whole.proxy.version.data
+
+
+def test_a_statement_that_comes_before_its_turn_is_learned_later(tmp_path: Path) -> None:
+    turns, feedback = talk(20)
+    stream = stream_of(tmp_path, Rules(golden=GoldenRule(share=0), second_share=0))
+    stream.hear(turns[1:], feedback)
+    assert len(stream.proxy.known()) == 19
+    stream.hear(turns, feedback)
+    assert len(stream.proxy.known()) == 20
+
+
+def test_what_is_taken_back_is_unlearned_and_what_expires_is_not(tmp_path: Path) -> None:
+    turns, feedback = talk(20)
+    stream = stream_of(tmp_path, Rules(golden=GoldenRule(share=0), second_share=0))
+    stream.hear(turns, feedback)
+    taken_back = said(turns[3].id, "x", "demonstration", id=feedback[3].id, retracted=True)
+    stream.hear(turns[5:], [*feedback, taken_back])
+    assert {one.id for one in feedback} - stream.proxy.known() == {feedback[3].id}
+
+
+def test_a_deleted_person_is_unlearned_everywhere(tmp_path: Path) -> None:
+    turns, feedback = talk(40)
+    stream = stream_of(tmp_path)
+    stream.hear(turns, feedback)
+    gone = [Person("key", one.person.user) for one in turns[:30]]
+    stream.hear(turns, feedback, gone)
+    stays = {one.id for one in feedback[30:]}
+    golden = {one.id for part in stream.golden.parts for one in part.events} | {
+        one.id for one in stream.golden.kept.growing
+    }
+    assert stream.proxy.known() | stream.second.known() | golden == stays
+
+
+def test_a_reviewers_label_reserves_a_prompt_that_was_not_trained_on(tmp_path: Path) -> None:
+    turns, feedback = talk(10)
+    rules = Rules(golden=GoldenRule(share=0), second_share=0)
+    stream = stream_of(tmp_path, rules)
+    stream.hear(turns[:5], feedback[:5])
+    late, early = (said(turns[k].id, True, who="reviewer", tags={"golden": "1"}) for k in (7, 2))
+    stream.hear(turns, [*feedback, late, early])
+    assert stream.golden.holds(turns[7].messages)
+    assert not stream.golden.holds(turns[2].messages)
+    assert feedback[7].id not in stream.proxy.known()
+    assert prompt_key(turns[7].messages) not in stream.heard.trained
+
+
+def test_the_two_rewards_have_heard_other_people(tmp_path: Path) -> None:
+    turns, feedback = talk(60)
+    stream = stream_of(tmp_path)
+    stream.hear(turns, feedback)
+    assert not {one.person for one in stream.proxy.learned} & {one.person for one in stream.second.learned}
+    assert stream.second.settings.features != stream.proxy.settings.features
+    assert is_for_second.__doc__
+
+
+def test_a_reward_that_turns_against_the_golden_set_is_told() -> None:
+    assert "worse than a coin" in alarm_of(Agreement(0.2, 0.05, None, 40))
+    assert alarm_of(Agreement(0.45, 0.05, None, 40)) == alarm_of(None) == alarm_of(Agreement(None, None, 0.1, 4)) == ""

@@ -1,0 +1,79 @@
+"""The loop's reward is what loop.toml says, hears all turns and statements, and keeps golden prompts from training."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from loreloop.learn.loop.collecting import Rules, collect, prompt_key
+from loreloop.learn.loop.config import Loaded, config_of
+from loreloop.learn.loop.reward.mix import LearnedReward, Mixed
+from loreloop.learn.loop.rewarding import Base, Rewarding
+from loreloop.learn.rewards.graders.reading import GraderReward
+from tests.loop.feeds import Feeds
+
+GRADER = {"type": "exact", "name": "right", "input": "{{ sample.output_text }}", "reference": "1"}
+NO_BASE = Base(None, "tiny", None)  # type: ignore[arg-type]  # a linear reward needs none
+
+
+def rewarding_of(folder: Path, deleted: frozenset[str] = frozenset(), golden: str = "", **reward) -> Rewarding:
+    loaded = Loaded(config_of({"deployment": "assistant", "reward": reward}), folder, folder / "loop.state")
+    return Rewarding(loaded, NO_BASE, "key", lambda: deleted, lambda messages: prompt_key(messages) == golden)
+
+
+@pytest.mark.parametrize(
+    ("reward", "kind"),
+    [
+        ({}, type(None)),
+        ({"kind": "linear"}, LearnedReward),
+        ({"grader": GRADER}, GraderReward),
+        ({"kind": "linear", "grader": GRADER}, Mixed),
+        ({"kind": "linear", "mix": "mix.toml"}, Mixed),
+    ],
+)
+def test_the_reward_is_what_the_settings_say(tmp_path: Path, reward: dict, kind: type) -> None:
+    (tmp_path / "mix.toml").write_text('[[part]]\nname = "people"')
+    assert isinstance(rewarding_of(tmp_path, **reward).reward, kind)
+
+
+def corrected(n: int) -> Feeds:
+    feeds = Feeds()
+    for k in range(n):
+        turn = feeds.turn(f"what is {k}?", f"it is {k}, I believe")
+        feeds.say(turn.id, "demonstration", f"{k}", who=f"person{k}")
+    return feeds
+
+
+def test_what_is_heard_is_learned_and_golden_prompts_are_not_trained_on(tmp_path: Path) -> None:
+    feeds = corrected(60)
+    rewarding = rewarding_of(tmp_path, kind="linear")
+    assert asyncio.run(rewarding.hear(feeds.turns, feeds.feedback)) == ""
+    assert rewarding.stream is not None
+    assert rewarding.stream.proxy.version.number == 1
+    held_out = [turn for turn in feeds.turns if rewarding.holds(turn.messages)]
+    assert held_out
+    found = collect(feeds.turns, feeds.feedback, Rules(held_out=rewarding.holds))
+    trained = {used.turn for each in found.used.values() for used in each}
+    assert trained
+    assert not trained & {turn.id for turn in held_out}
+    # The next process goes on from there.
+    again = rewarding_of(tmp_path, kind="linear")
+    assert again.stream is not None
+    assert again.stream.proxy.version == rewarding.stream.proxy.version
+
+
+def test_deleted_persons_and_the_golden_file_are_not_heard(tmp_path: Path) -> None:
+    feeds = corrected(20)
+    for_nobody = rewarding_of(tmp_path / "a", frozenset({"key\nann"}), kind="linear")
+    asyncio.run(for_nobody.hear(feeds.turns, feeds.feedback))
+    assert for_nobody.stream is not None
+    assert for_nobody.stream.proxy.version.number == 0
+    one = prompt_key(feeds.turns[3].messages)
+    rewarding = rewarding_of(tmp_path / "b", golden=one, kind="linear")
+    asyncio.run(rewarding.hear(feeds.turns, feeds.feedback))
+    assert rewarding.stream is not None
+    known = rewarding.stream.proxy.known() | rewarding.stream.second.known()
+    assert feeds.feedback[3].id not in known
+    assert feeds.feedback[4].id in known or rewarding.holds(feeds.turns[4].messages)
