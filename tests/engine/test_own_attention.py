@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from loreloop.engine.attention import FastAttention, Reach
+from loreloop.engine.attention import FastAttention, FixedAttention, Reach, kernel_rules
 from loreloop.kernels import attention
+from loreloop.model.attention_rules import AttentionRules
 
 BF16 = torch.bfloat16
 SHAPES = [(9, 3, 64), (4, 4, 32), (7, 1, 96), (8, 2, 128), (2, 1, 256)]  # query heads, key heads, width
@@ -92,6 +93,33 @@ def test_a_query_has_the_same_bits_in_any_company(shape, n_keys, threads):
     beside = fast.batched(queries[:, -half:], keys, values, Reach(first_B, half, n_keys))
     alone = fast.batched(queries[:1, -half:], keys[:1], values[:1], Reach(first_B[:1], half, n_keys))
     assert torch.equal(beside[0], alone[0])
+
+
+RULES = [
+    AttentionRules(window=60),
+    AttentionRules(cap=5.0),
+    AttentionRules(window=130, cap=9.0, sinks_H=torch.randn(9)),
+]
+
+
+@pytest.mark.parametrize("rules", RULES, ids=str)
+@pytest.mark.parametrize("n_keys", [40, 700])
+def test_windows_caps_and_sinks(rules, n_keys):
+    """Against the fixed attention in fp32; and the same bits as the newest token and at the end of a chunk."""
+    cache_S2GE, q_KHE = numbers(n_keys, 2, 3, 64), 2 * numbers(n_keys, 9, 64, seed=1)
+    k_KGE, v_KGE = cache_S2GE.unbind(1)
+    all_KHE = FastAttention().causal(q_KHE, k_KGE, v_KGE, rules)
+    expected_KHE = FixedAttention().causal(q_KHE.float(), k_KGE.float(), v_KGE.float(), rules)
+    torch.testing.assert_close(all_KHE.float(), expected_KHE, rtol=0.02, atol=0.01)
+    assert torch.equal(FastAttention().causal(q_KHE[-25:], k_KGE, v_KGE, rules), all_KHE[-25:])
+    slots_KK, n_keys_K, newest_KHE = (
+        torch.arange(n_keys).repeat(n_keys, 1),
+        torch.arange(n_keys),
+        torch.empty_like(q_KHE),
+    )
+    keys = attention.NewestKeys(n_keys_K, n_keys_K + 1, slots_KK)
+    attention.attend_newest(q_KHE, cache_S2GE, keys, newest_KHE, kernel_rules(rules))
+    assert torch.equal(newest_KHE, all_KHE)
 
 
 def test_numbers_that_are_none_stay_in_their_row():

@@ -83,14 +83,14 @@ class FastAttention:
     few_queries = 32  # up to here, a group's query heads share a product
 
     def causal(self, q_QHE: Tensor, k_KGE: Tensor, v_KGE: Tensor, rules: AttentionRules = PLAIN) -> Tensor:
-        """The library's causal kernel where all keys are queries too, else `batched` with a mask; (Q, H, E)."""
+        """By our kernel, or the library's causal one where all keys are queries too, or `batched`; (Q, H, E)."""
+        if kernels.supports(q_QHE, k_KGE.shape[-1], v_KGE.shape[-1]):
+            first_1 = torch.tensor([k_KGE.shape[0] - q_QHE.shape[0]])
+            return kernels.attend_queries(q_QHE[None], k_KGE[None], v_KGE[None], first_1, kernel_rules(rules))[0]
         if rules.window is not None and rules.window >= k_KGE.shape[0]:
             rules = rules.without_window()
         if not rules.plain:
             return self._by_pieces(q_QHE, k_KGE, v_KGE, rules)
-        if kernels.supports(q_QHE, k_KGE.shape[-1], v_KGE.shape[-1]):
-            first_1 = torch.tensor([k_KGE.shape[0] - q_QHE.shape[0]])
-            return kernels.attend_queries(q_QHE[None], k_KGE[None], v_KGE[None], first_1)[0]
         if v_KGE.shape[-1] < k_KGE.shape[-1]:
             return self.causal(q_QHE, k_KGE, _widened(v_KGE, k_KGE))[..., : v_KGE.shape[-1]]
         n_queries, n_keys = q_QHE.shape[0], k_KGE.shape[0]
@@ -108,8 +108,8 @@ class FastAttention:
         self, q_BQHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, reach: Reach, rules: AttentionRules = PLAIN
     ) -> Tensor:
         """One call for all sequences, (B, Q, H, E)."""
-        if rules.plain and kernels.supports(q_BQHE, k_BKGE.shape[-1], v_BKGE.shape[-1]):
-            return kernels.attend_queries(q_BQHE, k_BKGE, v_BKGE, reach.first_B)
+        if kernels.supports(q_BQHE, k_BKGE.shape[-1], v_BKGE.shape[-1]):
+            return kernels.attend_queries(q_BQHE, k_BKGE, v_BKGE, reach.first_B, kernel_rules(rules))
         if v_BKGE.shape[-1] < k_BKGE.shape[-1]:
             return self.batched(q_BQHE, k_BKGE, _widened(v_BKGE, k_BKGE), reach, rules)[..., : v_BKGE.shape[-1]]
         # With many queries the mask of repeated rows would be larger than the keys that are saved.
@@ -144,6 +144,11 @@ class FastAttention:
             k_piece, v_piece = _padded(k_KGE[keys])[None], _padded(v_KGE[keys])[None]
             outputs.append(self.batched(q_piece[None], k_piece, v_piece, reach, rules)[0])
         return torch.cat(outputs)
+
+
+def kernel_rules(rules: AttentionRules) -> kernels.Rules:
+    """The same as the kernels take them."""
+    return kernels.PLAIN if rules.plain else kernels.Rules(rules.window, rules.cap, rules.sinks_H)
 
 
 def _by_steps(q_BGRE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask_B1RK: Tensor, rules: AttentionRules) -> Tensor:

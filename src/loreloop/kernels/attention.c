@@ -42,13 +42,25 @@ typedef struct {
     float sum[MOST_ROWS][MOST_WIDTH];
     float weight[MOST_ROWS][BLOCK_KEYS];  // scores before
     float top[MOST_ROWS], total[MOST_ROWS], kept[MOST_ROWS];
-    int64_t n_keys[MOST_ROWS];  // that each sees
+    int64_t first_key[MOST_ROWS], n_keys[MOST_ROWS];  // each sees those from the first up to the number
 } State;
 
-static void begin(State *state, int r, const bf16 *query, int64_t n_keys, int64_t width, int64_t value_width) {
+// What is not plain: a window of keys (0: none), a cap on scores (0: none), a score for each head that counts in the
+// softmax and has no value (NULL: none).
+typedef struct {
+    int64_t window;
+    float cap;
+    const float *sinks_H;
+} Rules;
+
+static void begin(State *state, int r, const bf16 *query, int64_t head, int64_t n_keys, int64_t width,
+                  int64_t value_width, Rules rules) {
     for (int64_t i = 0; i < width; i += WIDTH) store(state->query[r] + i, widen(query + i));
     memset(state->sum[r], 0, value_width * sizeof(float));
-    state->top[r] = -INFINITY, state->total[r] = 0, state->n_keys[r] = n_keys;
+    // Not -∞: before its window a row sees no key of a block, and the difference of two infinities is no number.
+    state->top[r] = rules.sinks_H ? rules.sinks_H[head] : -1e30f, state->total[r] = rules.sinks_H ? 1 : 0;
+    state->n_keys[r] = n_keys;
+    state->first_key[r] = rules.window && n_keys > rules.window ? n_keys - rules.window : 0;
 }
 
 static void end(const State *state, int r, bf16 *out, int64_t value_width) {
@@ -90,18 +102,23 @@ INLINED void score(State *state, const int n_rows, const int vecs, const Words *
         for (int v = 0; v < vecs; v++) store(state->weight[r] + j + v * WIDTH, sum[r][v]);
 }
 
-// Scores of n keys become weights; those that a row does not see 0.
-static void weigh(State *state, int r, int64_t first_key, int n, float scale) {
+// Scores of n keys become weights, from that of key `skip` on; those that a row does not see 0.
+static void weigh(State *state, int r, int64_t first_key, int skip, int n, float scale, float cap) {
     float *weight = state->weight[r];
-    Vec highest = splat(state->top[r]), added[2] = {zeros(), zeros()};
-    for (int j = 0; j < n; j += WIDTH) {
+    Vec highest = splat(state->top[r]), added[2] = {zeros(), zeros()}, never = splat(-INFINITY);
+    if (cap > 0) {
+        for (int j = skip; j < n; j++) weight[j] = cap * tanhf(weight[j] * scale / cap);
+        scale = 1;
+    }
+    for (int j = skip; j < n; j += WIDTH) {
         Vec scaled = multiply(load(weight + j), splat(scale));
-        scaled = some_of(state->n_keys[r] - first_key - j, scaled, splat(-INFINITY));
+        scaled = some_of(state->n_keys[r] - first_key - j, scaled, never);
+        scaled = some_of(state->first_key[r] - first_key - j, never, scaled);
         store(weight + j, scaled);
         highest = higher(scaled, highest);
     }
     float top = lanes_top(highest);
-    for (int j = 0; j < n; j += WIDTH) {
+    for (int j = skip; j < n; j += WIDTH) {
         Vec exact = rough_exponential(subtract(load(weight + j), splat(top)));
         added[j / WIDTH % 2] = add(added[j / WIDTH % 2], exact);
         store(weight + j, rounded(exact));
@@ -113,11 +130,11 @@ static void weigh(State *state, int r, int64_t first_key, int n, float scale) {
 
 // Adds n keys' values to the sums: one chain of additions along the keys for each number.
 INLINED void gather(State *state, const int n_rows, const int vecs, const bf16 *values, int64_t stride,
-                    const int64_t *slots, int n, int64_t at) {
+                    const int64_t *slots, int skip, int n, int64_t at) {
     Vec run[MOST_ROWS][4];
     for (int r = 0; r < n_rows; r++)
         for (int v = 0; v < vecs; v++) run[r][v] = zeros();
-    for (int j = 0; j < n; j++) {
+    for (int j = skip; j < n; j++) {
         const bf16 *from = values + (slots ? slots[j] : j) * stride + at;
         Vec value[4];
         for (int v = 0; v < vecs; v++) value[v] = widen(from + v * WIDTH);
@@ -141,6 +158,7 @@ typedef struct {
     const Words *columns;  // all keys laid out, WIDTH at a time; NULL: lay out what is read
     float scale;
     int is_first_group;  // of those that lie side by side in a slot
+    float cap;
 } Reading;
 
 // Reads `width` numbers of each of n slots and does nothing with them. A processor sees such a loop coming and keeps many
@@ -171,9 +189,13 @@ static void fetch_block(const Reading *from, int64_t first, int n, int64_t n_key
 INLINED void attend_rows(State *state, const int n_rows, const Reading *from) {
     const int value_vecs = n_rows <= MOST_QUERIES && WIDTH == 16 ? 4 : 2;
     int64_t half = from->width / 2, n_keys = state->n_keys[n_rows - 1];
-    for (int64_t first = 0; first < n_keys; first += BLOCK_KEYS) {
-        int n = n_keys - first < BLOCK_KEYS ? (int)(n_keys - first) : BLOCK_KEYS, j = 0;
-        if (from->slots) fetch_block(from, first, n, n_keys);
+    // Blocks that no row sees add nothing.
+    int64_t begin = state->first_key[0] / BLOCK_KEYS * BLOCK_KEYS;
+    for (int64_t first = begin; first < n_keys; first += BLOCK_KEYS) {
+        int n = n_keys - first < BLOCK_KEYS ? (int)(n_keys - first) : BLOCK_KEYS;
+        int unseen = state->first_key[0] > first ? (int)(state->first_key[0] - first) : 0;
+        int skip = unseen - unseen % (2 * WIDTH), j = skip;  // two vectors at a time: sums keep their order
+        if (from->slots) fetch_block(from, first + skip, n - skip, n_keys);
         if (from->columns) {
             const Words *columns = from->columns + first / WIDTH * half;
             for (; j + WIDTH < n; j += 2 * WIDTH) score(state, n_rows, 2, columns + j / WIDTH * half, from->width, j);
@@ -187,14 +209,14 @@ INLINED void attend_rows(State *state, const int n_rows, const Reading *from) {
                 score(state, n_rows, 1, columns, from->width, j);
             }
         }
-        for (int r = 0; r < n_rows; r++) weigh(state, r, first, n, from->scale);
+        for (int r = 0; r < n_rows; r++) weigh(state, r, first, skip, n, from->scale, from->cap);
         const bf16 *values = from->value + (from->slots ? 0 : first * from->value_stride);
         const int64_t *slots = from->slots ? from->slots + first : NULL;
         int64_t at = 0;
         for (; at + value_vecs * WIDTH <= from->value_width; at += value_vecs * WIDTH)
-            gather(state, n_rows, value_vecs, values, from->value_stride, slots, n, at);
+            gather(state, n_rows, value_vecs, values, from->value_stride, slots, skip, n, at);
         for (; at < from->value_width; at += 2 * WIDTH)
-            gather(state, n_rows, 2, values, from->value_stride, slots, n, at);
+            gather(state, n_rows, 2, values, from->value_stride, slots, skip, n, at);
     }
 }
 
@@ -222,7 +244,9 @@ static void attend_any(State *state, int n_rows, const Reading *from) {
 void attend_queries(int64_t n_sequences, int64_t n_queries, int64_t n_heads, int64_t n_groups, int64_t n_keys,
                     int64_t width, int64_t value_width, const int64_t *first_B, const bf16 *q_BQHE,
                     int64_t q_sequence, int64_t q_row, const bf16 *k_BKGE, int64_t k_sequence, int64_t k_row,
-                    const bf16 *v_BKGV, int64_t v_sequence, int64_t v_row, bf16 *out_BQHV) {
+                    const bf16 *v_BKGV, int64_t v_sequence, int64_t v_row, bf16 *out_BQHV, int64_t window, float cap,
+                    const float *sinks_H) {
+    Rules rules = {window, cap, sinks_H};
     int64_t n_repeats = n_heads / n_groups, n_rows = n_queries * n_repeats, half = width / 2;
     int64_t tiles = (n_keys + WIDTH - 1) / WIDTH, blocks = (n_rows + MOST_ROWS - 1) / MOST_ROWS;
     int64_t n_groups_all = n_sequences * n_groups;
@@ -243,12 +267,12 @@ void attend_queries(int64_t n_sequences, int64_t n_queries, int64_t n_heads, int
             int here = n_rows - r < MOST_ROWS ? (int)(n_rows - r) : MOST_ROWS;
             Reading from = {k_BKGE + b * k_sequence + g * width, v_BKGV + b * v_sequence + g * value_width,
                             k_row, v_row, width, value_width, NULL, columns + bg * tiles * half,
-                            1.0f / sqrtf((float)width), 0};
+                            1.0f / sqrtf((float)width), 0, cap};
             for (int j = 0; j < here; j++) {
                 int64_t query = (r + j) / n_repeats, head = g * n_repeats + (r + j) % n_repeats;
                 int64_t sees = first_B[b] + query + 1;
                 const bf16 *q = q_BQHE + b * q_sequence + query * q_row + head * width;
-                begin(state, j, q, sees < n_keys ? sees : n_keys, width, value_width);
+                begin(state, j, q, head, sees < n_keys ? sees : n_keys, width, value_width, rules);
             }
             attend_any(state, here, &from);
             for (int j = 0; j < here; j++) {
@@ -265,7 +289,8 @@ void attend_queries(int64_t n_sequences, int64_t n_queries, int64_t n_heads, int
 // of 32.
 void attend_newest(int64_t n_sequences, int64_t n_heads, int64_t n_groups, int64_t width, int64_t most_keys,
                    const bf16 *q_THE, const bf16 *cache_S2GE, const int64_t *row_B, const int64_t *n_keys_B,
-                   const int64_t *slots_BK, bf16 *out_THE) {
+                   const int64_t *slots_BK, bf16 *out_THE, int64_t window, float cap, const float *sinks_H) {
+    Rules rules = {window, cap, sinks_H};
     int64_t n_kv = n_groups * width, n_repeats = n_heads / n_groups;
 #pragma omp parallel if (n_sequences * most_keys * n_kv > PARALLEL_WORK)
     {
@@ -276,10 +301,13 @@ void attend_newest(int64_t n_sequences, int64_t n_heads, int64_t n_groups, int64
             int64_t at = (row_B[b] * n_heads + g * n_repeats) * width;
             const bf16 *key = cache_S2GE + g * width;
             Reading from = {key, key + n_kv, 2 * n_kv, 2 * n_kv, width, width, slots_BK + b * most_keys, NULL,
-                            1.0f / sqrtf((float)width), g == 0};
+                            1.0f / sqrtf((float)width), g == 0, cap};
             for (int64_t p = 0; p < n_repeats; p += MOST_QUERIES) {
                 int here = n_repeats - p < MOST_QUERIES ? (int)(n_repeats - p) : MOST_QUERIES;
-                for (int j = 0; j < here; j++) begin(state, j, q_THE + at + (p + j) * width, n_keys, width, width);
+                for (int j = 0; j < here; j++) {
+                    const bf16 *q = q_THE + at + (p + j) * width;
+                    begin(state, j, q, g * n_repeats + p + j, n_keys, width, width, rules);
+                }
                 attend_any(state, here, &from);
                 for (int j = 0; j < here; j++) end(state, j, out_THE + at + (p + j) * width, width);
             }

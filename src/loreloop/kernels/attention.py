@@ -9,7 +9,7 @@ of values, S slots of the cache, N queries or keys.
 from __future__ import annotations
 
 import functools
-from ctypes import c_int64, c_void_p
+from ctypes import c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,9 @@ def _calls() -> Any:
     calls: Any = library()
     if not hasattr(calls, "attend_queries"):
         return None
-    calls.attend_queries.argtypes = [c_int64] * 7 + [c_void_p] + [c_void_p, c_int64, c_int64] * 3 + [c_void_p]
-    calls.attend_newest.argtypes = [c_int64] * 5 + [c_void_p] * 6
+    rules = [c_int64, c_float, c_void_p]
+    calls.attend_queries.argtypes = [c_int64] * 7 + [c_void_p] + [c_void_p, c_int64, c_int64] * 3 + [c_void_p] + rules
+    calls.attend_newest.argtypes = [c_int64] * 5 + [c_void_p] * 6 + rules
     calls.attend_queries.restype = calls.attend_newest.restype = None
     return calls
 
@@ -39,7 +40,25 @@ def supports(x: Tensor, *widths: int) -> bool:
     return fits and x.dtype == torch.bfloat16 and x.device.type == "cpu" and _calls() is not None
 
 
-def attend_queries(q_BQHE: Tensor, k_BKGE: Tensor, v_BKGV: Tensor, first_B: Tensor) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Rules:
+    """A query sees its last `window` keys (None: all); scores become cap · tanh(score / cap); each head's `sinks_H`
+    (fp32) is one more score, with a value of zero."""
+
+    window: int | None = None
+    cap: float | None = None
+    sinks_H: Tensor | None = None
+
+    def arguments(self) -> tuple[int | float | None, ...]:
+        """What every kernel takes of them last. The sinks must outlive the call."""
+        assert self.sinks_H is None or (self.sinks_H.is_contiguous() and self.sinks_H.dtype == torch.float32)
+        return (self.window or 0, self.cap or 0.0, None if self.sinks_H is None else self.sinks_H.data_ptr())
+
+
+PLAIN = Rules()
+
+
+def attend_queries(q_BQHE: Tensor, k_BKGE: Tensor, v_BKGV: Tensor, first_B: Tensor, rules: Rules = PLAIN) -> Tensor:
     """softmax(q·k/√E)·v, (B, Q, H, V): query i of sequence b sees its keys 0 … first_B[b] + i, as many as there are."""
     n_sequences, n_queries, n_heads, width = q_BQHE.shape
     n_keys, n_groups, value_width = v_BKGV.shape[1:]
@@ -49,7 +68,7 @@ def attend_queries(q_BQHE: Tensor, k_BKGE: Tensor, v_BKGV: Tensor, first_B: Tens
     sizes = (n_sequences, n_queries, n_heads, n_groups, n_keys, width, value_width)
     assert first_B.is_contiguous()
     assert first_B.dtype == torch.int64
-    _calls().attend_queries(*sizes, first_B.data_ptr(), *strided, out_BQHV.data_ptr())
+    _calls().attend_queries(*sizes, first_B.data_ptr(), *strided, out_BQHV.data_ptr(), *rules.arguments())
     return out_BQHV
 
 
@@ -67,7 +86,7 @@ class NewestKeys:
     slots_BK: Tensor
 
 
-def attend_newest(q_THE: Tensor, cache_S2GE: Tensor, keys: NewestKeys, out_THE: Tensor) -> None:
+def attend_newest(q_THE: Tensor, cache_S2GE: Tensor, keys: NewestKeys, out_THE: Tensor, rules: Rules = PLAIN) -> None:
     """softmax(q·k/√E)·v for the rows of newest tokens, written to the same rows of `out_THE`."""
     n_heads, d_head = q_THE.shape[1:]
     # The kernel takes no strides here, so that its inner loops stay simple.
@@ -80,4 +99,5 @@ def attend_newest(q_THE: Tensor, cache_S2GE: Tensor, keys: NewestKeys, out_THE: 
         d_head,
         keys.slots_BK.shape[1],
         *(x.data_ptr() for x in (q_THE, cache_S2GE, keys.rows_B, keys.n_keys_B, keys.slots_BK, out_THE)),
+        *rules.arguments(),
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loreloop.engine.attention import KEY_BLOCK, Attention, Reach
+from loreloop.engine.attention import KEY_BLOCK, Attention, Reach, kernel_rules
 from loreloop.kernels import attention as attention_kernels
 from loreloop.kernels import cpu
 from loreloop.model.attention_rules import PLAIN, AttentionRules
@@ -81,6 +81,8 @@ class PagedAttention:
     ) -> None:
         self.exact = exact
         self.attention, self.cache, self.kernels, self.in_place = attention, cache, kernels, in_place
+        # Keys are taken in blocks that are counted from a sequence's first, by the kernels too.
+        self._counts_from_the_first = exact or in_place
         # The last slots of each row are those of the tokens that this step computes.
         self.new_slots_T = torch.cat([row.slots_K[-(row.stop - row.start) :] for row in rows])
         # Chunks of prompts have a causal mask and are computed one by one; single tokens share one call.
@@ -95,7 +97,7 @@ class PagedAttention:
         cache_S2GE = self.cache.kv_LS2GE[layer]
         # Stored before anything is read: a token sees itself, and a chunk's tokens see each other, through the cache.
         q_THE = self._store(q_THE, k_TGE, v_TGE, rope, cache_S2GE)
-        newest, in_place = self._newest_of(rules), self.in_place and rules.plain_scores
+        newest, in_place = self._newest_of(rules), self.in_place
         if newest and not self.chunks and not in_place:  # nothing to pick apart
             return self._batched(q_THE, cache_S2GE, newest, rules)
         # Every row is either a chunk's or a newest token's, so all of it is written below.
@@ -105,7 +107,7 @@ class PagedAttention:
             k_KGE, v_KGE = cache_S2GE.index_select(0, self._seen(row, n_queries, rules)).unbind(1)
             o_THE[row.start : row.stop] = self.attention.causal(q_THE[row.start : row.stop], k_KGE, v_KGE, rules)
         if newest and in_place:
-            attention_kernels.attend_newest(q_THE, cache_S2GE, newest.keys, o_THE)
+            attention_kernels.attend_newest(q_THE, cache_S2GE, newest.keys, o_THE, kernel_rules(rules))
         elif newest:
             rows_B = newest.keys.rows_B
             o_THE.index_copy_(0, rows_B, self._batched(q_THE.index_select(0, rows_B), cache_S2GE, newest, rules))
@@ -114,12 +116,12 @@ class PagedAttention:
     def _seen(self, row: StepRow, n_queries: int, rules: AttentionRules) -> Tensor:
         """The slots of the keys that the last queries of a row can see: all, where a window lets in fewer but every sum
         must be made in the same order."""
-        if rules.window is None or self.exact:
+        if rules.window is None or self._counts_from_the_first:
             return row.slots_K
         return row.slots_K[-(rules.window + n_queries - 1) :]
 
     def _newest_of(self, rules: AttentionRules) -> _Newest | None:
-        return self.newest_in(None if self.exact else rules.window) if self.newest_rows else None
+        return self.newest_in(None if self._counts_from_the_first else rules.window) if self.newest_rows else None
 
     def _newest_in(self, window: int | None) -> _Newest:
         """Newest tokens with the keys of their windows; made once a step for each width."""
@@ -175,7 +177,7 @@ class PagedAttention:
         # Keys and values lie side by side in a slot, so that one gather brings both.
         kv_BK2GE = cache_S2GE.index_select(0, slots_BK.flatten()).unflatten(0, slots_BK.shape)
         # Where only the window's keys were gathered, it hides none of them.
-        rules = rules if self.exact else rules.without_window()
+        rules = rules if self._counts_from_the_first else rules.without_window()
         k_BKGE, v_BKGE = kv_BK2GE[:, :, 0], kv_BK2GE[:, :, 1]
         return self.attention.batched(q_BHE[:, None], k_BKGE, v_BKGE, newest.reach, rules)[:, 0]
 
