@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from loreloop.engine import attention as attention_module
 from loreloop.engine.attention import KEY_BLOCK, FastAttention, FixedAttention, Reach
 from loreloop.engine.training.packing import PackItem, pack
 from loreloop.engine.training.tree_attention import TreeAttention
@@ -76,6 +77,24 @@ def test_single_queries_beside_each_other_are_the_formula(attention, rules):
     for o_1HE, q_HE, k_KGE, v_KGE, count in zip(o_B1HE, q_BHE, k_BKGE, v_BKGE, n_keys_B, strict=True):
         expected = of_sequence(q_HE[None], k_KGE[:count], v_KGE[:count], rules)
         torch.testing.assert_close(o_1HE, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cap", "sinks", "all"])
+def test_scores_of_many_queries_are_never_there_all_at_once(name, monkeypatch):
+    rules, n_scores, by_steps = RULES[name], [], attention_module._by_steps
+    monkeypatch.setattr(FastAttention, "piece", 16)
+    monkeypatch.setattr(
+        attention_module, "_by_steps", lambda q, *rest: n_scores.append(q.shape[2]) or by_steps(q, *rest)
+    )
+    q_BQHE, k_BKGE, v_BKGE = (
+        heads(2 * 70, 6).view(2, 70, 6, 16),
+        *(heads(256, 2, s).view(2, 128, 2, 16) for s in (1, 2)),
+    )
+    o_BQHE = FastAttention().batched(q_BQHE, k_BKGE, v_BKGE, Reach(torch.tensor([3, 50]), 70, 128), rules)
+    for o_QHE, q_QHE, k_KGE, v_KGE, first in zip(o_BQHE, q_BQHE, k_BKGE, v_BKGE, (3, 50), strict=True):
+        expected_QHE = of_sequence(q_QHE, k_KGE[: first + 70], v_KGE[: first + 70], rules)
+        torch.testing.assert_close(o_QHE, expected_QHE, rtol=1e-4, atol=1e-5)
+    assert max(n_scores) <= 16 * 3  # queries by heads of a group
 
 
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
