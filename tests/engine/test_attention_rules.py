@@ -11,6 +11,7 @@ from loreloop.engine import attention as attention_module
 from loreloop.engine.attention import KEY_BLOCK, FastAttention, FixedAttention, Reach
 from loreloop.engine.training.packing import PackItem, pack
 from loreloop.engine.training.tree_attention import TreeAttention
+from loreloop.engine.training.tree_backward import cap_scores
 from loreloop.model.attention_rules import AttentionRules
 from loreloop.model.rope import Rope
 
@@ -131,3 +132,11 @@ def test_fixed_attention_gives_a_query_the_same_bits_however_the_queries_are_cut
     cuts = [0, 1, 31, 75, 149, 150]
     parts = [attention.causal(q_KHE[a:b], k_KGE[:b], v_KGE[:b], rules) for a, b in pairwise(cuts)]
     assert torch.equal(torch.cat(parts), whole)
+
+
+def test_capped_scores_are_not_rounded_to_bf16_again():
+    score_1QK = (200 * heads(40, 30)[..., 0])[None].bfloat16()
+    capped_1QK, slope_1QK = cap_scores(score_1QK, 0.25, 50.0)
+    bent_1QK = torch.tanh(score_1QK.double() * 0.25 / 50)
+    torch.testing.assert_close(capped_1QK.double() * 0.25, 50 * bent_1QK, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(slope_1QK.double(), 1 - bent_1QK.square(), rtol=1e-5, atol=1e-6)

@@ -1,5 +1,7 @@
 """Attention by our own kernels: against the formula, and a query's bits in any company."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -152,3 +154,16 @@ def test_other_dtypes_are_not_read_as_bf16(wrong):
     tensors[wrong] = tensors[wrong].float()
     with pytest.raises(AssertionError, match="float32"):
         attention.attend_queries(*tensors, torch.tensor([0]))
+
+
+def test_a_step_is_let_go_at_once():
+    """Its masks and slots would otherwise wait for the collector."""
+    gc.disable()
+    try:
+        rows = [StepRow(0, 1, torch.tensor([3, 1]))]
+        step = PagedAttention(FastAttention(), SimpleNamespace(), rows, kernels=True, in_place=True)
+        gone = weakref.ref(step)
+        del step
+        assert gone() is None
+    finally:
+        gc.enable()
