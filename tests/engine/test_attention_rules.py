@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from loreloop.engine import attention as attention_module
 from loreloop.engine.attention import KEY_BLOCK, FastAttention, FixedAttention, Reach
 from loreloop.engine.training.packing import PackItem, pack
 from loreloop.engine.training.tree_attention import TreeAttention
+from loreloop.engine.training.tree_backward import cap_scores
 from loreloop.model.attention_rules import AttentionRules
 from loreloop.model.rope import Rope
 
@@ -78,6 +80,24 @@ def test_single_queries_beside_each_other_are_the_formula(attention, rules):
         torch.testing.assert_close(o_1HE, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["cap", "sinks", "all"])
+def test_scores_of_many_queries_are_never_there_all_at_once(name, monkeypatch):
+    rules, n_scores, by_steps = RULES[name], [], attention_module._by_steps
+    monkeypatch.setattr(FastAttention, "piece", 16)
+    monkeypatch.setattr(
+        attention_module, "_by_steps", lambda q, *rest: n_scores.append(q.shape[2]) or by_steps(q, *rest)
+    )
+    q_BQHE, k_BKGE, v_BKGE = (
+        heads(2 * 70, 6).view(2, 70, 6, 16),
+        *(heads(256, 2, s).view(2, 128, 2, 16) for s in (1, 2)),
+    )
+    o_BQHE = FastAttention().batched(q_BQHE, k_BKGE, v_BKGE, Reach(torch.tensor([3, 50]), 70, 128), rules)
+    for o_QHE, q_QHE, k_KGE, v_KGE, first in zip(o_BQHE, q_BQHE, k_BKGE, v_BKGE, (3, 50), strict=True):
+        expected_QHE = of_sequence(q_QHE, k_KGE[: first + 70], v_KGE[: first + 70], rules)
+        torch.testing.assert_close(o_QHE, expected_QHE, rtol=1e-4, atol=1e-5)
+    assert max(n_scores) <= 16 * 3  # queries by heads of a group
+
+
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("texts", TREES.values(), ids=TREES)
 @pytest.mark.parametrize(("kind", "dtype", "tolerance"), KINDS, ids=str)
@@ -112,3 +132,11 @@ def test_fixed_attention_gives_a_query_the_same_bits_however_the_queries_are_cut
     cuts = [0, 1, 31, 75, 149, 150]
     parts = [attention.causal(q_KHE[a:b], k_KGE[:b], v_KGE[:b], rules) for a, b in pairwise(cuts)]
     assert torch.equal(torch.cat(parts), whole)
+
+
+def test_capped_scores_are_not_rounded_to_bf16_again():
+    score_1QK = (200 * heads(40, 30)[..., 0])[None].bfloat16()
+    capped_1QK, slope_1QK = cap_scores(score_1QK, 0.25, 50.0)
+    bent_1QK = torch.tanh(score_1QK.double() * 0.25 / 50)
+    torch.testing.assert_close(capped_1QK.double() * 0.25, 50 * bent_1QK, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(slope_1QK.double(), 1 - bent_1QK.square(), rtol=1e-5, atol=1e-6)

@@ -1,11 +1,17 @@
 """Attention by our own kernels: against the formula, and a query's bits in any company."""
 
+import gc
+import weakref
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from loreloop.engine.attention import FastAttention, FixedAttention, Reach, kernel_rules
+from loreloop.engine.sampling.paged_attention import PagedAttention, StepRow
 from loreloop.kernels import attention
 from loreloop.model.attention_rules import AttentionRules
+from loreloop.model.rope import Rope
 
 BF16 = torch.bfloat16
 SHAPES = [(9, 3, 64), (4, 4, 32), (7, 1, 96), (8, 2, 128), (2, 1, 256)]  # query heads, key heads, width
@@ -128,3 +134,64 @@ def test_numbers_that_are_none_stay_in_their_row():
     out_BHE = attend(q_BHE, cache_S2GE, [torch.arange(0, 50), torch.arange(50, 100)], 64)
     assert out_BHE[0].isnan().all()
     assert out_BHE[1].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_key_that_is_no_number_is_seen_in_the_result(shape):
+    """Its values are finite, so only its score can tell."""
+    n_heads, n_groups, d_head = shape
+    q_QHE, kv_K2GE = numbers(600, n_heads, d_head), numbers(600, 2, n_groups, d_head, seed=1)
+    kv_K2GE[530, 0, :, 3] = float("nan")
+    out_QHE = FastAttention().causal(q_QHE, *kv_K2GE.unbind(1))
+    assert out_QHE[:530].isfinite().all()
+    assert out_QHE[530:].isnan().all()
+    assert attend(q_QHE[:2], kv_K2GE, [torch.arange(600), torch.arange(100)], 640)[0].isnan().all()
+
+
+@pytest.mark.parametrize("key", [0, 1, 7, 40, 519])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_behind_a_query_leave_no_trace(shape, key):
+    n_heads, n_groups, d_head = shape
+    q_QHE, kv_K2GE = numbers(530, n_heads, d_head), numbers(530, 2, n_groups, d_head, seed=1)
+    expected_QHE = FastAttention().causal(q_QHE, *kv_K2GE.unbind(1))
+    kv_K2GE[key, 1] = float("inf")
+    out_QHE = FastAttention().causal(q_QHE, *kv_K2GE.unbind(1))
+    assert torch.equal(out_QHE[:key], expected_QHE[:key])
+    assert not out_QHE[key].isfinite().any()
+
+
+def test_newest_tokens_of_a_layer_that_turns_nothing():
+    """Its queries are a part of the fused product, whose rows lie apart."""
+    n_heads, n_groups, d_head = 4, 2, 32
+    parts = numbers(2, (n_heads + 2 * n_groups) * d_head).split([n * d_head for n in (n_heads, n_groups, n_groups)], 1)
+    q_THE, k_TGE, v_TGE = (part.unflatten(1, (-1, d_head)) for part in parts)
+    cache_LS2GE, slots = numbers(1, 10, 2, n_groups, d_head, seed=1), (torch.tensor([3, 1]), torch.tensor([5, 7, 2]))
+    rows = [StepRow(i, i + 1, slots_K) for i, slots_K in enumerate(slots)]
+    attend_paged = PagedAttention(
+        FastAttention(), SimpleNamespace(kv_LS2GE=cache_LS2GE), rows, kernels=True, in_place=True
+    )
+    out_THE = attend_paged(0, q_THE, k_TGE, v_TGE, Rope(torch.ones(2, 1, 0), torch.zeros(2, 1, 0)))
+    for q_HE, out_HE, slots_K in zip(q_THE, out_THE.float(), slots, strict=True):
+        expected_1HE = formula(q_HE[None], *cache_LS2GE[0, slots_K].unbind(1))
+        torch.testing.assert_close(out_HE, expected_1HE[0], rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("wrong", range(3))
+def test_other_dtypes_are_not_read_as_bf16(wrong):
+    tensors = [numbers(1, 4, 2, 32) for _ in range(3)]
+    tensors[wrong] = tensors[wrong].float()
+    with pytest.raises(AssertionError, match="float32"):
+        attention.attend_queries(*tensors, torch.tensor([0]))
+
+
+def test_a_step_is_let_go_at_once():
+    """Its masks and slots would otherwise wait for the collector."""
+    gc.disable()
+    try:
+        rows = [StepRow(0, 1, torch.tensor([3, 1]))]
+        step = PagedAttention(FastAttention(), SimpleNamespace(), rows, kernels=True, in_place=True)
+        gone = weakref.ref(step)
+        del step
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -138,3 +138,26 @@ def test_what_is_no_number_stays_in_its_row():
     y_TO = bf16_products.product(x_TI, weight_OI)
     assert y_TO[1].isnan().all()
     assert y_TO[[0, 2]].isfinite().all()
+
+
+def test_without_inputs_there_is_nothing_but_the_bias(threads):
+    x_TI, weight_OI, bias_O = numbers(3, 0), numbers(20, 0), numbers(20).float()
+    for weight in (weight_OI, bf16_products.laid_out(weight_OI)):
+        assert torch.equal(bf16_products.product(x_TI, weight, bias_O), bias_O.bfloat16().expand(3, -1))
+
+
+def test_other_dtypes_are_not_read_as_bf16():
+    x_TI, weight_OI = numbers(3, 16), numbers(16, 16)
+    panels = bf16_products.laid_out(weight_OI)
+    calls = [
+        lambda: bf16_products.product(x_TI.float(), weight_OI),
+        lambda: bf16_products.product(x_TI, weight_OI.float()),
+        lambda: bf16_products.add_product(torch.zeros(3, 16), x_TI, weight_OI),
+        lambda: bf16_products.turned_product(x_TI, weight_OI.float()),
+        lambda: bf16_products.turned_product(x_TI.float(), weight_OI),
+        lambda: bf16_products.site(x_TI.float(), panels, None, panels, panels, None),
+        lambda: bf16_products.site(x_TI, panels, None, panels, panels, torch.ones(3, 16)),
+    ]
+    for call in calls:
+        with pytest.raises(AssertionError, match="float32"):
+            call()

@@ -38,6 +38,19 @@ def test_every_level_is_compiled_and_tested_where_it_can_run(level):
     assert " passed" in done.stdout
 
 
+def test_a_compiler_that_was_updated_builds_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler, libraries = tmp_path / "cc", set()
+    for version in ("12.2", "13.1"):
+        compiler.write_text(
+            f'#!/bin/sh\n[ "$1" = --version ] && echo {version} && exit\n'
+            'while [ "$1" != -o ]; do shift; done\ntouch "$2"\n'
+        )
+        compiler.chmod(0o755)
+        libraries.add(build.built(str(compiler), isa.AVX2))
+    assert len(libraries) == 2
+
+
 def test_each_level_has_all_of_the_one_below():
     for above, below in zip(isa.LEVELS, isa.LEVELS[1:], strict=False):
         assert above.needs > below.needs

@@ -67,6 +67,20 @@ def test_one_adapter_in_bf16_rounds_as_in_training(site, pack):
     assert torch.equal(stacked, LoraBatch(groups).linear(x_TI, base, 0, site))
 
 
+@pytest.mark.parametrize("rank", [1, 3, 5, 7, 12, 24, 33, 48])
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("site", SITES)
+def test_any_rank_in_bf16_rounds_as_in_training_beside_others(site, pack, rank):
+    first, second = (adapter(r, seed, torch.bfloat16) for seed, r in enumerate((5, rank)))
+    base = base_of(site, torch.bfloat16, pack=pack)
+    x_TI = torch.randn(9, base.d_in, generator=torch.Generator().manual_seed(9)).bfloat16()
+    with torch.no_grad():
+        for runs in ([(second, 9)], [(first, 4), (second, 5)]):
+            groups, n_rows = groups_of(*runs)
+            stacked = StackedLora(groups, n_rows, StackCache(base.products)).linear(x_TI, base, 0, site)
+            assert torch.equal(stacked, LoraBatch(groups).linear(x_TI, base, 0, site))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_weights_beyond_measure_touch_their_own_rows_only(value):
     wild = AdapterView(FIRST.layout, torch.full_like(FIRST.flat, value))

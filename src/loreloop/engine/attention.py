@@ -112,6 +112,8 @@ class FastAttention:
             return kernels.attend_queries(q_BQHE, k_BKGE, v_BKGE, reach.first_B, kernel_rules(rules))
         if v_BKGE.shape[-1] < k_BKGE.shape[-1]:
             return self.batched(q_BQHE, k_BKGE, _widened(v_BKGE, k_BKGE), reach, rules)[..., : v_BKGE.shape[-1]]
+        if not rules.plain_scores and reach.n_queries > self.piece:
+            return self._batched_by_pieces(q_BQHE, k_BKGE, v_BKGE, reach, rules)
         # With many queries the mask of repeated rows would be larger than the keys that are saved.
         n_groups = k_BKGE.shape[2] if reach.n_queries <= self.few_queries else q_BQHE.shape[2]
         # A group's query heads stand as rows over their one key head, so that keys are not repeated.
@@ -144,6 +146,18 @@ class FastAttention:
             k_piece, v_piece = _padded(k_KGE[keys])[None], _padded(v_KGE[keys])[None]
             outputs.append(self.batched(q_piece[None], k_piece, v_piece, reach, rules)[0])
         return torch.cat(outputs)
+
+    def _batched_by_pieces(
+        self, q_BQHE: Tensor, k_BKGE: Tensor, v_BKGE: Tensor, reach: Reach, rules: AttentionRules
+    ) -> Tensor:
+        """A few queries of every sequence at a time, as scores of all at once may take tens of gigabytes."""
+        outputs = []
+        for start in range(0, reach.n_queries, self.piece):
+            q_piece = q_BQHE[:, start : start + self.piece]
+            # A reach of its own, whose mask goes when the piece is done.
+            within = Reach(reach.first_B + start, q_piece.shape[1], reach.n_keys)
+            outputs.append(self.batched(q_piece, k_BKGE, v_BKGE, within, rules))
+        return torch.cat(outputs, 1)
 
 
 def kernel_rules(rules: AttentionRules) -> kernels.Rules:

@@ -23,7 +23,7 @@
 #define PARALLEL_WORK 32768
 
 // e^x for x ≤ 0, to 1e-4 or so (Malossi and others, Fast Exponential Computation on SIMD Architectures, 2015): the power of
-// two of a cubic, written into a number's bits. Weights are rounded to 8 bits behind it.
+// two of a cubic, written into a number's bits. Weights are rounded to 8 bits behind it. What is no number stays none.
 INLINED Vec rough_exponential(Vec x) {
     const Vec least = as_floats(splat_word(0xc2aeac50));
     Vec y = multiply(x, as_floats(splat_word(0x3fb8aa3b)));
@@ -33,7 +33,10 @@ INLINED Vec rough_exponential(Vec x) {
     p = fused(r, p, splat(0.00010703434948458272f));
     y = subtract(y, p);
     Words bits = whole(fused(splat(0x1p23f), y, splat(127 * 0x1p23f)));
-    return as_floats(where_below(x, least, splat_word(0), bits));
+    Vec power = as_floats(where_below(x, least, splat_word(0), bits));
+    // Bits come of anything. The maximum is the second number where one is none, and 0 times that is none as well; 0 times
+    // a finite number changes nothing.
+    return fused(higher(least, x), zeros(), power);
 }
 
 // Rows of queries on their way through the keys.
@@ -128,13 +131,34 @@ static void weigh(State *state, int r, int64_t first_key, int skip, int n, float
     state->top[r] = top;
 }
 
+static int within(int64_t x, int least, int most) { return x < least ? least : x < most ? (int)x : most; }
+
+// Keys from `start` to `stop`, of which some rows see some: each reads its own keys' values and no others, since a weight of
+// 0 does not keep out a value that is infinite.
+INLINED void gather_apart(const State *state, const int n_rows, const int vecs, const bf16 *values, int64_t stride,
+                          const int64_t *slots, int64_t first_key, int start, int stop, int64_t at,
+                          Vec run[MOST_ROWS][4]) {
+    for (int j = start; j < stop; j++) {
+        const bf16 *from = values + (slots ? slots[j] : j) * stride + at;
+        for (int r = 0; r < n_rows; r++) {
+            if (first_key + j < state->first_key[r] || first_key + j >= state->n_keys[r]) continue;
+            Vec weight = splat(state->weight[r][j]);
+            for (int v = 0; v < vecs; v++) run[r][v] = fused(widen(from + v * WIDTH), weight, run[r][v]);
+        }
+    }
+}
+
 // Adds n keys' values to the sums: one chain of additions along the keys for each number.
 INLINED void gather(State *state, const int n_rows, const int vecs, const bf16 *values, int64_t stride,
-                    const int64_t *slots, int skip, int n, int64_t at) {
+                    const int64_t *slots, int64_t first_key, int skip, int n, int64_t at) {
+    // Rows stand in the order of their queries: the last one's first key and the first one's last bound what all see.
+    int start = within(state->first_key[n_rows - 1] - first_key, skip, n);
+    int stop = within(state->n_keys[0] - first_key, start, n);
     Vec run[MOST_ROWS][4];
     for (int r = 0; r < n_rows; r++)
         for (int v = 0; v < vecs; v++) run[r][v] = zeros();
-    for (int j = skip; j < n; j++) {
+    gather_apart(state, n_rows, vecs, values, stride, slots, first_key, skip, start, at, run);
+    for (int j = start; j < stop; j++) {
         const bf16 *from = values + (slots ? slots[j] : j) * stride + at;
         Vec value[4];
         for (int v = 0; v < vecs; v++) value[v] = widen(from + v * WIDTH);
@@ -143,6 +167,7 @@ INLINED void gather(State *state, const int n_rows, const int vecs, const bf16 *
             for (int v = 0; v < vecs; v++) run[r][v] = fused(value[v], weight, run[r][v]);
         }
     }
+    gather_apart(state, n_rows, vecs, values, stride, slots, first_key, stop, n, at, run);
     for (int r = 0; r < n_rows; r++)
         for (int v = 0; v < vecs; v++) {
             float *sum = state->sum[r] + at + v * WIDTH;
@@ -214,9 +239,9 @@ INLINED void attend_rows(State *state, const int n_rows, const Reading *from) {
         const int64_t *slots = from->slots ? from->slots + first : NULL;
         int64_t at = 0;
         for (; at + value_vecs * WIDTH <= from->value_width; at += value_vecs * WIDTH)
-            gather(state, n_rows, value_vecs, values, from->value_stride, slots, skip, n, at);
+            gather(state, n_rows, value_vecs, values, from->value_stride, slots, first, skip, n, at);
         for (; at < from->value_width; at += 2 * WIDTH)
-            gather(state, n_rows, 2, values, from->value_stride, slots, skip, n, at);
+            gather(state, n_rows, 2, values, from->value_stride, slots, first, skip, n, at);
     }
 }
 
@@ -250,10 +275,10 @@ void attend_queries(int64_t n_sequences, int64_t n_queries, int64_t n_heads, int
     int64_t n_repeats = n_heads / n_groups, n_rows = n_queries * n_repeats, half = width / 2;
     int64_t tiles = (n_keys + WIDTH - 1) / WIDTH, blocks = (n_rows + MOST_ROWS - 1) / MOST_ROWS;
     int64_t n_groups_all = n_sequences * n_groups;
-    Words *columns = aligned_alloc(64, n_groups_all * tiles * half * sizeof(Words));
+    Words *columns = room_for(n_groups_all * tiles * half * sizeof(Words));
 #pragma omp parallel if (n_groups_all * n_rows * n_keys * width > PARALLEL_WORK)
     {
-        State *state = aligned_alloc(64, sizeof(State) + 64 - sizeof(State) % 64);
+        State *state = room_for(sizeof(State));
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < n_groups_all * tiles; i++) {
             int64_t b = i / tiles / n_groups, g = i / tiles % n_groups, first = i % tiles * WIDTH;
@@ -294,7 +319,7 @@ void attend_newest(int64_t n_sequences, int64_t n_heads, int64_t n_groups, int64
     int64_t n_kv = n_groups * width, n_repeats = n_heads / n_groups;
 #pragma omp parallel if (n_sequences * most_keys * n_kv > PARALLEL_WORK)
     {
-        State *state = aligned_alloc(64, sizeof(State) + 64 - sizeof(State) % 64);
+        State *state = room_for(sizeof(State));
 #pragma omp for schedule(static)
         for (int64_t task = 0; task < n_sequences * n_groups; task++) {
             int64_t b = task / n_groups, g = task % n_groups, n_keys = n_keys_B[b];

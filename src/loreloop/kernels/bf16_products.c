@@ -160,7 +160,8 @@ static int64_t block_rows(const Weight *w, int64_t n_rows) {
 #ifdef MULTIPLIES_BF16
     int64_t most = NEAR_ROWS, least_blocks = 1;
 #else
-    int64_t most = NEAR_BYTES / (n_pairs(w) * 2 * (int64_t)sizeof(Held)), threads = omp_get_num_threads();
+    int64_t width = n_pairs(w) > 0 ? n_pairs(w) * 2 : 1;  // of a row as it is held; without inputs there is nothing to hold
+    int64_t most = NEAR_BYTES / (width * (int64_t)sizeof(Held)), threads = omp_get_num_threads();
     int64_t enough = threads * (n_tiles(w) > 4 * threads ? 8 : 2) * MOST_ROWS;
     int64_t least_blocks = n_rows >= enough ? threads : 1;
     most = most > 2 * MOST_ROWS ? most : 2 * MOST_ROWS;
@@ -222,8 +223,8 @@ static Scratch scratch_for(int64_t n_rows, const Weight *weights[]) {
         rows = rows < n_rows ? rows : n_rows;
         if (rows * width > most_rows) most_rows = rows * width;
     }
-    return (Scratch){most_panel ? aligned_alloc(64, most_panel * TILES * LANES * sizeof(bf16)) : NULL,
-                     most_rows ? malloc(most_rows * sizeof(Held)) : NULL};
+    return (Scratch){most_panel ? room_for(most_panel * TILES * LANES * sizeof(bf16)) : NULL,
+                     most_rows ? room_for(most_rows * sizeof(Held)) : NULL};
 }
 
 static void let_go(Scratch scratch) {

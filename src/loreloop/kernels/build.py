@@ -53,7 +53,7 @@ def built(compiler: str, level: isa.Level | None) -> Path:
     flags = [*FLAGS, *(level.compiler_flags if level else ("-march=native",))]
     # The key covers all that the machine code depends on, so that a new version or another machine never loads a stale
     # file.
-    told_apart = [*(source.read_text() for source in SOURCES + HEADERS), *flags, compiler]
+    told_apart = [*(source.read_text() for source in SOURCES + HEADERS), *flags, compiler, _version(compiler)]
     key = hashlib.sha256("\0".join(told_apart + ([] if level else [_processor()])).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loreloop"
     target = folder / f"{level.name if level else 'cpu'}-{key}.so"
@@ -65,6 +65,11 @@ def built(compiler: str, level: isa.Level | None) -> Path:
         subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
         unfinished.rename(target)
     return target
+
+
+def _version(compiler: str) -> str:
+    """What the compiler says that it is: an update keeps its path."""
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=SECONDS).stdout
 
 
 def _processor() -> str:

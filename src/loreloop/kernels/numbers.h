@@ -1,12 +1,25 @@
-// bf16 numbers, and e^x, for all kernels.
+// bf16 numbers, e^x, and memory, for all kernels.
 
 #pragma once
 
 #include <math.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef uint16_t bf16;
+
+// Memory in whole lines of the cache; to be freed. Callers have no results without it, and so the process ends where there
+// is none, with a word about why.
+static inline void *room_for(size_t n_bytes) {
+    void *room = aligned_alloc(64, (n_bytes + 63) / 64 * 64 + (n_bytes ? 0 : 64));
+    if (!room) {
+        fprintf(stderr, "A CPU kernel found no memory for %zu bytes.\n", n_bytes);
+        abort();
+    }
+    return room;
+}
 
 static inline float wide(bf16 x) {
     uint32_t bits = (uint32_t)x << 16;

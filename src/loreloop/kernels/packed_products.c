@@ -209,7 +209,7 @@ static void any_few_rows(const weights *w, int64_t tile, int n_tiles, int64_t n_
 // The rows of a block over all tiles; called by every thread of a team.
 static void block(const weights *w, int64_t n_tiles, int64_t n_rows, const bf16 *x, Held *held, bf16 *y) {
     int64_t together = n_rows > FEW_ROWS ? PANEL_TILES : FEW_TILES, n_outputs = n_tiles * LANES;
-    Part *panel = n_rows > FEW_ROWS ? aligned_alloc(64, w->n_inputs / 2 * PANEL_TILES * SUMS * sizeof(Part)) : NULL;
+    Part *panel = n_rows > FEW_ROWS ? room_for(w->n_inputs / 2 * PANEL_TILES * SUMS * sizeof(Part)) : NULL;
     const Held *rows = (const Held *)x;
     if (held) {
 #pragma omp for schedule(static)
@@ -238,7 +238,7 @@ void packed_product(int64_t n_rows, int64_t n_outputs, int64_t n_inputs, int64_t
     Held *held = NULL;  // rows are read where they lie
 #else
     int64_t most = n_rows < BLOCK_ROWS ? n_rows : BLOCK_ROWS;
-    Held *held = malloc(most * n_inputs * sizeof(Held));
+    Held *held = room_for(most * n_inputs * sizeof(Held));
 #endif
 #pragma omp parallel if (n_outputs * n_inputs > PARALLEL_WORK)
     for (int64_t r = 0; r < n_rows; r += most)

@@ -264,7 +264,7 @@ NO_ADAPTERS = LoraBatch(())
 def _forward(
     x_TI: Tensor, base: BaseLinear, groups: Sequence[LoraGroup], layer: int, site: str
 ) -> tuple[Tensor, list[Tensor]]:
-    """The product, and each group's scaled x · Aᵀ."""
+    """The product, and each group's x · Aᵀ."""
     # The groups add to this product in place, which is why `_forward` must own it.
     y_TO = base.forward(x_TI)
     return y_TO, [_add_product(x_TI, y_TO, base, group, layer, site) for group in groups]
@@ -296,17 +296,18 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def _add_product(x_TI: Tensor, y_TO: Tensor, base: BaseLinear, group: LoraGroup, layer: int, site: str) -> Tensor:
-    """Adds one group's product to its rows of y; gives the scaled x · Aᵀ, (rows, P·R), that the backward needs."""
+    """Adds one group's product to its rows of y; gives x · Aᵀ, (rows, P·R), that the backward needs."""
     rows = slice(group.start, group.stop)
     layout = group.weights.layout
     h_TR = base.products.linear(x_TI[rows], group.weights.a(layer, site))
-    # The scale is applied to R numbers a row instead of to O. At rank 32 it is one, and the pass is saved.
-    if layout.scale != 1:
-        h_TR.mul_(layout.scale)
     parts = layout.places[layer, site].shape.parts
     for index, (part, b_OR) in enumerate(zip(parts, group.weights.b(layer, site), strict=True)):
         # Columns lie as the parts' A matrices are stacked.
         h_part = h_TR[:, index * layout.rank : (index + 1) * layout.rank]
+        # The scale goes into B, as where sampling stacks adapters: both then round alike at ranks that are no powers of
+        # two. At rank 32 it is one, and the pass is saved.
+        if layout.scale != 1:
+            b_OR = b_OR * layout.scale
         base.products.add_linear(y_TO[rows, part.start : part.start + part.d_out], h_part, b_OR)
     return h_TR
 
@@ -324,8 +325,6 @@ def _send_back(x_TI: Tensor, h_TR: Tensor, dy_TO: Tensor, products: Products, si
     """One group's gradients, added to its `grad`, and its part of the gradient of x; all for its own rows."""
     group, key = site_group.group, (site_group.layer, site_group.site)
     layout = group.weights.layout
-    # h_TR carries the scale from the forward pass, so B's gradient is complete with it; dh_TR gets it below, for A and
-    # x.
     dh_TR = torch.empty_like(h_TR)
     for index, (part, b_OR) in enumerate(zip(layout.places[key].shape.parts, group.weights.b(*key), strict=True)):
         columns = slice(index * layout.rank, (index + 1) * layout.rank)
@@ -333,7 +332,7 @@ def _send_back(x_TI: Tensor, h_TR: Tensor, dy_TO: Tensor, products: Products, si
         dh_TR[:, columns] = products.matmul(dy_part, b_OR)
         if group.grad is not None:
             # `grad` is a view of the model's flat gradient vector, in fp32, and adds up over micro-batches.
-            group.grad.b(*key)[index].add_(dy_part.T @ h_TR[:, columns])
+            group.grad.b(*key)[index].add_(dy_part.T @ h_TR[:, columns], alpha=layout.scale)
     dh_TR.mul_(layout.scale)
     if group.grad is not None:
         group.grad.a(*key).add_(dh_TR.T @ x_TI)

@@ -4,7 +4,7 @@ The A matrices of several adapters are laid one under the other, their B matrice
 mask of zeros and ones keeps each row to its own adapter's columns. Weights are laid out once for a set of adapters and
 serve every step that needs no other. Experts' adapters go one by one (`expert_products.py`). Never trains.
 
-Legend: T rows, I inputs, O outputs, R summed ranks of all parts and adapters.
+Legend: T rows, I inputs, O outputs, P parts of a site, R summed ranks of all parts and adapters.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from loreloop.model.expert_routes import Routes
 from loreloop.model.linear import BaseLinear, LowRank, Products
@@ -55,8 +56,8 @@ class Stack:
         having = [adapter for adapter in self.adapters if adapter.layout.has(*key)]
         if not having:
             return None
-        a_RI = torch.cat([adapter.a(*key) for adapter in having])
         parts = having[0].layout.places[key].shape.parts
+        a_RI = torch.cat([_even_ranks(adapter.a(*key), len(parts)) for adapter in having])
         # The B matrices stand on the diagonal, parts by adapters; the zeros beside them keep each part's ranks to its
         # own outputs.
         b_OR = a_RI.new_zeros(sum(part.d_out for part in parts), a_RI.shape[0])
@@ -68,10 +69,22 @@ class Stack:
                 torch.mul(
                     b_part, adapter.layout.scale, out=b_OR[part.start : part.start + part.d_out, column : column + rank]
                 )
-                column += rank
+                column += _even(rank)
         # Zero columns for an adapter without the site, so that its place in the mask still has a number.
-        widths = tuple(a.layout.rank * len(parts) if a.layout.has(*key) else 0 for a in self.adapters)
+        widths = tuple(_even(a.layout.rank) * len(parts) if a.layout.has(*key) else 0 for a in self.adapters)
         return _Site(self.products.low_rank(a_RI, b_OR), widths)
+
+
+def _even(rank: int) -> int:
+    return rank + rank % 2
+
+
+def _even_ranks(a_RI: Tensor, n_parts: int) -> Tensor:
+    """A with a row of zeros behind each part's odd rank."""
+    # Processors add the products of a pair of ranks at once. A part that began within a pair would be added up in other
+    # pairs than in training.
+    a_PRI = a_RI.unflatten(0, (n_parts, -1))
+    return F.pad(a_PRI, (0, 0, 0, a_PRI.shape[1] % 2)).flatten(0, 1)
 
 
 class StackCache:

@@ -8,7 +8,6 @@ keys, G key/value heads, H query heads, E head width, V width of values.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,8 +87,8 @@ class PagedAttention:
         # Chunks of prompts have a causal mask and are computed one by one; single tokens share one call.
         self.chunks = [row for row in rows if row.stop - row.start > 1]
         self.newest_rows = [row for row in rows if row.stop - row.start == 1]
-        self.newest_in = functools.cache(self._newest_in)
-        self.newest = self.newest_in(None) if self.newest_rows else None
+        self._newest_by_window: dict[int | None, _Newest] = {}
+        self.newest = self._newest_in(None) if self.newest_rows else None
 
     def __call__(
         self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope, rules: AttentionRules = PLAIN
@@ -121,10 +120,12 @@ class PagedAttention:
         return row.slots_K[-(rules.window + n_queries - 1) :]
 
     def _newest_of(self, rules: AttentionRules) -> _Newest | None:
-        return self.newest_in(None if self._counts_from_the_first else rules.window) if self.newest_rows else None
+        return self._newest_in(None if self._counts_from_the_first else rules.window) if self.newest_rows else None
 
     def _newest_in(self, window: int | None) -> _Newest:
         """Newest tokens with the keys of their windows; made once a step for each width."""
+        if window in self._newest_by_window:
+            return self._newest_by_window[window]
         rules = AttentionRules(window)
         slots = [self._seen(row, 1, rules) for row in self.newest_rows]
         device = self.new_slots_T.device
@@ -133,7 +134,9 @@ class PagedAttention:
             torch.tensor([len(slots_K) for slots_K in slots], device=device),
             _padded_slots(slots),
         )
-        return _Newest(keys, Reach(keys.n_keys_B - 1, 1, keys.slots_BK.shape[1]))
+        newest = _Newest(keys, Reach(keys.n_keys_B - 1, 1, keys.slots_BK.shape[1]))
+        self._newest_by_window[window] = newest
+        return newest
 
     def latent(self, layer: int, q_THE: Tensor, latent_TL: Tensor, heads: LatentHeads, lora: Adapters) -> Tensor:
         """The same over latents, kept once for all heads. Gives (T, H, V)."""
@@ -169,7 +172,9 @@ class PagedAttention:
             return cpu.turn_and_store(q_THE, k_TGE, v_TGE, angles, self.new_slots_T, cache_S2GE)
         new_T2GE = torch.stack((rope.rotate(k_TGE), v_TGE), 1)
         cache_S2GE.index_copy_(0, self.new_slots_T, new_T2GE)
-        return rope.rotate(q_THE)
+        # Layers that turn nothing give back their part of a fused product, whose rows lie apart; the kernel takes no
+        # strides.
+        return rope.rotate(q_THE).contiguous()
 
     def _batched(self, q_BHE: Tensor, cache_S2GE: Tensor, newest: _Newest, rules: AttentionRules) -> Tensor:
         """Each decoding row's one query over its keys, (B, H, E)."""

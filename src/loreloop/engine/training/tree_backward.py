@@ -152,7 +152,9 @@ def tree_gradients(
         for part in parts:
             score_GQK = q_GQE[:, _query_rows(part.rows, n_repeats)] @ k_GTE[:, _slice(part.keys)].transpose(1, 2)
             window = Window(part.rows.start, part.keys.start, n_repeats, part.from_T)
-            slope_GQK = None if rules.cap is None else cap_scores(score_GQK, scale, rules.cap)
+            slope_GQK = None
+            if rules.cap is not None:
+                score_GQK, slope_GQK = cap_scores(score_GQK, scale, rules.cap)
             add_log_sums(score_GQK, window, scale, log_sum_GQ[:, _query_rows(part.rows, n_repeats, rows.start)])
             # Kept for the second round: a block's scores fit into the cache, and making them again would be a product
             # more.
@@ -169,7 +171,7 @@ def tree_gradients(
             if slope_GQK is not None:
                 dweight_GQK *= slope_GQK
             # A key has readers in many blocks, which is why these two sums are fp32 and not in the compute dtype.
-            dv_GTE[:, keys] += score_GQK.transpose(1, 2) @ do_GQE[:, queries]
+            dv_GTE[:, keys] += score_GQK.to(do_GQE.dtype).transpose(1, 2) @ do_GQE[:, queries]
             dk_GTE[:, keys] += dweight_GQK.transpose(1, 2) @ q_GQE[:, queries]
             dq_block_GQE[:, within] += dweight_GQK @ k_GTE[:, keys]
         dq_GQE[:, _query_rows(rows, n_repeats)] = dq_block_GQE
@@ -187,11 +189,11 @@ def _first_sums(rules: AttentionRules, n_groups: int, n_queries: int, like: Tens
     return sink_GP.repeat(1, n_queries // sink_GP.shape[1])
 
 
-def cap_scores(score_GQK: Tensor, scale: float, cap: float) -> Tensor:
-    """Products become those whose scaled ones are capped, in their own place; gives the slope of the cap."""
+def cap_scores(score_GQK: Tensor, scale: float, cap: float) -> tuple[Tensor, Tensor]:
+    """Products whose scaled ones are capped, and the slope of the cap, both fp32: the forward pass does not round what
+    it has capped either."""
     bent_GQK = torch.tanh(score_GQK.float() * (scale / cap))
-    score_GQK.copy_(bent_GQK * (cap / scale))
-    return 1 - bent_GQK.square()
+    return bent_GQK * (cap / scale), 1 - bent_GQK.square()
 
 
 def _query_rows(rows: range, n_repeats: int, origin: int = 0) -> slice:
