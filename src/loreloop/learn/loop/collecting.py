@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from loreloop.learn.loop.door import person_key
 from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out
 from loreloop.protocol.episodes import Message, Turn
 from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, PREFERENCE, SCORE, THUMB, VERDICT, Feedback
-from loreloop.protocol.feedback_rules import standing
+from loreloop.protocol.feedback_rules import is_golden, standing
 
 LIKED, DISLIKED = 0.75, 0.25  # scores that count as a thumb
 MARKS = (THUMB, ACCEPTED, SCORE, VERDICT)
@@ -101,8 +101,21 @@ def may_train(turn: Turn, rules: Rules) -> bool:
     return prompt_key(turn.messages) not in rules.golden and not rules.held_out(turn.messages)
 
 
+def golden_prompts(turns: Iterable[Turn], statements: Iterable[Feedback]) -> frozenset[str]:
+    """The prompts on which a label to measure with stands; of an episode, those of all its turns."""
+    labelled = {(one.level, one.target_id) for one in standing(statements) if is_golden(one)}
+    return frozenset(
+        prompt_key(turn.messages)
+        for turn in turns
+        if ("inference", turn.id) in labelled or ("episode", turn.episode_id) in labelled
+    )
+
+
 def collect(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules) -> Collected:
     """Lines of all methods, out of the newest statements that the rules let through."""
+    statements = list(statements)
+    measured = golden_prompts(turns := list(turns), statements)
+    rules = replace(rules, golden=rules.golden | measured)
     by_id = {turn.id: turn for turn in newest_of(turns).values() if may_train(turn, rules)}
     found = Collected()
     for turn_id, said in said_of(by_id, statements).items():
