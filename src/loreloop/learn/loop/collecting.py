@@ -101,22 +101,24 @@ def may_train(turn: Turn, rules: Rules) -> bool:
     return prompt_key(turn.messages) not in rules.golden and not rules.held_out(turn.messages)
 
 
-def golden_prompts(turns: Iterable[Turn], statements: Iterable[Feedback]) -> frozenset[str]:
-    """The prompts on which a label to measure with stands; of an episode, those of all its turns."""
+def trainable(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules) -> dict[str, Turn]:
+    """The turns that may be learned from, by their ids. A prompt on which a label to measure with stands is held out,
+    with all turns that it began; of an episode with one, the prompts of all its turns."""
+    newest = newest_of(turns)
     labelled = {(one.level, one.target_id) for one in standing(statements) if is_golden(one)}
-    return frozenset(
+    measured = {
         prompt_key(turn.messages)
-        for turn in turns
+        for turn in newest.values()
         if ("inference", turn.id) in labelled or ("episode", turn.episode_id) in labelled
-    )
+    }
+    rules = replace(rules, golden=rules.golden | measured)
+    return {turn.id: turn for turn in newest.values() if may_train(turn, rules)}
 
 
 def collect(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules) -> Collected:
     """Lines of all methods, out of the newest statements that the rules let through."""
     statements = list(statements)
-    measured = golden_prompts(turns := list(turns), statements)
-    rules = replace(rules, golden=rules.golden | measured)
-    by_id = {turn.id: turn for turn in newest_of(turns).values() if may_train(turn, rules)}
+    by_id = trainable(turns, statements, rules)
     found = Collected()
     for turn_id, said in said_of(by_id, statements).items():
         for method, line in lines_of_turn(by_id[turn_id], said, by_id):

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import msgspec
 
-from loreloop.learn.loop.collecting import Collected, Line, Rules, Used, may_train, newest_of, person_of, said_of
+from loreloop.learn.loop.collecting import Collected, Line, Rules, Used, person_of, said_of, trainable
 from loreloop.learn.loop.collecting import lines_of_turn as all_lines_of
 from loreloop.learn.loop.config import Persons
 from loreloop.learn.loop.cycle_files import Data, drop_lines, lay_out
@@ -139,7 +139,7 @@ def due(
     turns: Sequence[Turn], statements: Sequence[Feedback], rules: Rules, wanted: Persons, owns: Mapping[str, Own]
 ) -> list[Due]:
     """Persons with enough new corrections, with all their corrections that may be learned from, the newest last."""
-    by_id = {turn.id: turn for turn in newest_of(turns).values() if may_train(turn, rules)}
+    by_id = trainable(turns, statements, rules)
     lines: dict[str, list[tuple[int, Line, Used]]] = defaultdict(list)
     for turn_id, said in said_of(by_id, statements).items():
         turn = by_id[turn_id]
