@@ -26,6 +26,7 @@ PATH = "tinker://nobody/weights/nothing"
 MAKING = {
     ("serve",),
     ("demo",),
+    ("loop", "demo"),
     ("models", "add"),
     ("keys", "create"),
     ("tools", "add"),
@@ -33,6 +34,21 @@ MAKING = {
     ("files", "upload"),
 }
 ELSEWHERE = {("chat",), ("memory", "chat"), ("memory", "train"), ("memory", "answers")}  # ask a server
+ELSEWHERE |= {("models", "check")}  # or look at a folder of somebody else's
+LOOPS = {
+    ("loop", verb)
+    for verb in (
+        "init",
+        "run",
+        "status",
+        "pause",
+        "promote",
+        "rollback",
+        "report",
+        "decisions",
+    )  # over one settings file
+}
+TRY = ("loop", "try")  # two arguments before the file
 ELSEWHERE |= {words for words in COMMANDS if words[0] == "train"}
 LISTS = {words for words in COMMANDS if words[-1] in ("list", "usage", "calls", "verify")}
 ARGUMENTS = {
@@ -76,7 +92,7 @@ def ended(*arguments: str) -> Result:
 
 
 def test_the_audit_knows_every_command() -> None:
-    assert set(COMMANDS) == MAKING | ELSEWHERE | LISTS | set(ARGUMENTS)
+    assert set(COMMANDS) == MAKING | ELSEWHERE | LISTS | LOOPS | {TRY} | set(ARGUMENTS)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -96,7 +112,7 @@ def test_what_prints_a_table_prints_json_too(words: tuple[str, ...]) -> None:
     called = set(inspect.unwrap(callback).__code__.co_names)
     options = {name for parameter in COMMANDS[words].params for name in parameter.opts}
     assert ("--json" in options) == bool(
-        called & {"show", "show_all", "show_current", "table_of", "text_of", "answer_table"}
+        called & {"show", "show_all", "show_current", "table_of", "text_of", "answer_table", "_print", "_by_hand"}
     )
 
 
@@ -122,6 +138,16 @@ def test_what_is_not_there_is_said_and_makes_nothing(words: tuple[str, ...], tmp
     assert "There is no" in refused.exception.message
     assert refused.stdout == ""
     assert not data.exists()
+
+
+@pytest.mark.parametrize("words", [*sorted(LOOPS - {("loop", "init")}), TRY], ids=" ".join)
+def test_a_loop_without_its_file_says_so_and_makes_nothing(words: tuple[str, ...], tmp_path: Path) -> None:
+    file = tmp_path / "loop.toml"
+    refused = ended(*words, *(["tinker://r/sampler_weights/a", PATH] if words == TRY else []), str(file))
+    assert isinstance(refused.exception, LoreloopError), refused.exception
+    assert str(file) in refused.exception.message
+    assert refused.stdout == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_new_data_folder_is_its_users_alone(tiny_folder: Path, tmp_path: Path) -> None:

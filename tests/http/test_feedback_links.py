@@ -204,6 +204,7 @@ def test_a_page_gives_feedback_on_one_deployment_and_reads_what_it_is_told() -> 
         (PAGE, {"target_id": "chatcmpl-foreign"}, 404),
         (PAGE, {"source": "judge"}, 400),
         (PAGE, {"metric": "verdict", "value": 1}, 400),
+        (PAGE, {"tags": {"golden": "1"}}, 400),
         (PAGE, {"source": "implicit"}, 200),
     ],
 )

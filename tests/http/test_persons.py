@@ -66,6 +66,69 @@ def test_what_waits_of_a_deleted_person_is_not_kept() -> None:
     play_recorded(scene)
 
 
+async def say(room: Room, target: str, status: int = 200, key: str | None = None, **fields: Any) -> dict[str, Any]:
+    body = {"target_id": target, "metric": "thumb", "value": True} | fields
+    said: dict[str, Any] = await room.loop("POST", "/feedback", status, key, json=body)
+    return said
+
+
+def test_feedback_goes_with_a_person_who_gave_it_or_whom_it_was_given() -> None:
+    async def scene(room: Room) -> None:
+        room.says("yes")
+        hers, his, empty = [(await raw(room, user=user)).json() for user in ("ann", "bob", "cid")]
+        await room.turns()
+        on_hers = await say(room, hers["id"], who="bob", why="I was there")
+        of_hers = [
+            await say(room, his["id"], who="ann"),
+            await say(room, his["id"], who="ann", value=False),
+            await say(room, empty["episode_id"], who="ann", source="implicit", metric="accepted"),
+        ]
+        stays = await say(room, his["id"], who="ann", source="judge")  # a judge that is called so
+        hers_exported = (await room.loop("GET", "/persons/ann/export"))["feedback"]
+        assert [one["id"] for one in hers_exported] == [on_hers["id"], *(one["id"] for one in of_hers)]
+        fates = {turn["id"]: turn["fate"] for turn in await room.turns()}
+        assert fates[empty["id"]] == "trainable"
+
+        assert (await room.loop("DELETE", "/persons/ann"))["feedback"] == 4
+        (left,) = (await room.loop("GET", "/deployments/bot/feedback"))["feedback"]
+        assert left["id"] == stays["id"]
+        fates = {turn["id"]: turn["fate"] for turn in await room.turns()}
+        assert fates == {his["id"]: "trainable", empty["id"]: "waiting"}
+        assert (await room.loop("GET", "/persons/ann/export"))["feedback"] == []
+        assert "was deleted" in (await say(room, his["id"], 410, who="ann"))["error"]["message"]
+
+    play_recorded(scene)
+
+
+def test_a_name_is_its_key_s_own() -> None:
+    async def scene(room: Room) -> None:
+        app, other = room.site.new_key("infer", "feedback"), room.site.new_key("infer", "feedback")
+        turns = {key: (await room.ask("yes", key=key, user="bob")).id for key in (app, other)}
+        await room.turns()
+        for key, turn_id in turns.items():
+            await say(room, turn_id, key=key, who="ann")
+        assert (await room.loop("DELETE", "/persons/ann", key=app))["feedback"] == 1
+        (left,) = (await room.loop("GET", "/deployments/bot/feedback"))["feedback"]
+        assert left["target_id"] == turns[other]
+        await say(room, turns[other], key=other, who="ann", value=False)
+
+    play_recorded(scene)
+
+
+def test_what_was_said_of_a_waiting_turn_goes_with_its_person() -> None:
+    async def scene(room: Room) -> None:
+        recorder = room.site.services.recorder
+        recorder.bounds = type(recorder.bounds)(pause_seconds=0.3)
+        room.says("yes")
+        waiting = (await raw(room, user="ann")).json()["id"]
+        assert (await say(room, waiting, who="a friend"))["turn"] == "pending"
+        await room.loop("DELETE", "/persons/ann")
+        await room.turns()
+        assert (await room.loop("GET", "/deployments/bot/feedback"))["feedback"] == []
+
+    play_recorded(scene)
+
+
 def test_an_export_holds_what_nobody_may_learn_from() -> None:
     async def scene(room: Room) -> None:
         room.says("yes")

@@ -16,6 +16,7 @@ from loreloop.store.rows import ToolCallRecord
 from loreloop.text.tools.tool_calls import Tool
 from tests.http.recorded import Room, play_recorded
 
+ASKED: dict[str, Any] = {"tools": [{"type": "mcp", "server_label": "server"}], "extra_body": {"agent_loop": {}}}
 CALL = '<tool_call>\n{"name": "server__f", "arguments": {"x": 1}}\n</tool_call>'
 
 
@@ -36,29 +37,44 @@ async def record(call: ToolCallRecord) -> None:
     raise AssertionError("nothing is really called")
 
 
-@pytest.mark.parametrize("stream", [False])
+def call_and_answer(room: Room, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Has the model call the one tool, and then say what it gave; the tokens of both."""
+    monkeypatch.setattr(agent_completions, "tools_of", lambda *_: OneTool((), Bounds(), ToolCaller("k", "r", record)))
+    speaker, encode = room.script.speaker, room.script.text.tokenizer.encode
+    says = [[*encode(CALL), 0], [*encode("it is 42"), 0]]
+    n_before = len(speaker.heard)  # the deployment's weights have answered once
+
+    def draw(op: SampleOp, index: int, position: int) -> int:
+        asked_for = [*dict.fromkeys(heard.request_id for heard in speaker.heard[n_before:])]
+        return says[asked_for.index(op.request_id)][position]
+
+    monkeypatch.setattr(speaker, "draw", draw)
+    return says
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_loop_is_kept_with_its_calls_and_results(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(room: Room) -> None:
-        monkeypatch.setattr(
-            agent_completions, "tools_of", lambda *_: OneTool((), Bounds(), ToolCaller("k", "r", record))
-        )
-        speaker, encode = room.script.speaker, room.script.text.tokenizer.encode
-        says = [[*encode(CALL), 0], [*encode("it is 42"), 0]]
-
-        n_before = len(speaker.heard)  # the deployment's weights have answered once
-
-        def draw(op: SampleOp, index: int, position: int) -> int:
-            asked_for = [*dict.fromkeys(heard.request_id for heard in speaker.heard[n_before:])]
-            return says[asked_for.index(op.request_id)][position]
-
-        monkeypatch.setattr(speaker, "draw", draw)
-        asked: dict[str, Any] = {"tools": [{"type": "mcp", "server_label": "server"}], "extra_body": {"agent_loop": {}}}
-        answer_id = (await room.streamed("", **asked))[0].id if stream else (await room.ask("", **asked)).id
+        says = call_and_answer(room, monkeypatch)
+        answer_id = (await room.streamed("", **ASKED))[0].id if stream else (await room.ask("", **ASKED)).id
         (turn,) = await room.turns()
         assert (turn["id"], turn["answer"]["content"], turn["finish_reason"]) == (answer_id, "it is 42", "stop")
         assert turn["tokens"] == says[1]
         *_, call, result = turn["messages"]
         assert call["tool_calls"][0]["function"] == {"name": "server__f", "arguments": '{"x": 1}'}
         assert result == {"role": "tool", "content": "42 from server__f", "tool_call_id": call["tool_calls"][0]["id"]}
+
+    play_recorded(scene)
+
+
+def test_a_streamed_loop_ends_where_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(room: Room) -> None:
+        await room.deploy("silent", record=False)
+        call_and_answer(room, monkeypatch)
+        chunks = await room.streamed("", model="silent", **ASKED)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "it is 42"
+        assert chunks[-1].choices[0].finish_reason == "stop"
+        assert room.site.services.recorder.whereabouts(chunks[0].id) == "unknown"
+        assert await room.turns("silent") == []
 
     play_recorded(scene)

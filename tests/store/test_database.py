@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, delete, inspect, select, text
 
-from loreloop.store import keys
+from loreloop.store import feedback, keys, turn_keeping
+from loreloop.store.feedback_tables import FEEDBACK_TABLES
+from loreloop.store.rows import RecordingRule
 from loreloop.store.schema import METADATA, MIGRATIONS, STEPS
 from loreloop.store.store import open_database
+from loreloop.store.turn_tables import TURN_TABLES
 
 
 def test_a_new_database_has_taken_every_step_and_takes_none_again(tmp_path: Path) -> None:
@@ -32,6 +35,49 @@ def test_keys_of_before_expiry_go_on(tmp_path: Path) -> None:
     with engine.connect() as connection:
         assert keys.find(connection, made.secret, time.time()) == made.row
     engine.dispose()
+
+
+def shape_of(connection: Connection) -> dict[str, tuple[set[str], set[str | None]]]:
+    """Columns and indexes by table."""
+    found = inspect(connection)
+    return {
+        name: (
+            {column["name"] for column in found.get_columns(name)},
+            {index["name"] for index in found.get_indexes(name)},
+        )
+        for name in found.get_table_names()
+    }
+
+
+@pytest.mark.parametrize("n_taken", [12, 13])
+def test_a_database_of_before_turns_and_feedback_gets_their_tables(tmp_path: Path, n_taken: int) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    shapes = []
+    for folder in (new, old):
+        engine = open_database(folder)
+        with engine.begin() as connection:
+            shapes.append(shape_of(connection))
+            connection.execute(text("INSERT INTO deployments (name, version) VALUES ('bot', 0)"))
+            if folder == old:
+                _take_back(connection, n_taken)
+                assert shape_of(connection) != shapes[0]
+        engine.dispose()
+    engine = open_database(old)
+    with engine.connect() as connection:
+        assert shape_of(connection) == shapes[0]
+        assert connection.scalars(select(MIGRATIONS.c.number)).all() == list(range(1, len(STEPS) + 1))
+        assert turn_keeping.rule_of(connection, "bot") == RecordingRule()
+        assert feedback.page(connection, "bot", 0, 10).feedback == ()
+    engine.dispose()
+
+
+def _take_back(connection: Connection, n_taken: int) -> None:
+    """Leaves the database as the first steps had made it."""
+    for table in FEEDBACK_TABLES if n_taken == 13 else (*FEEDBACK_TABLES, *TURN_TABLES):
+        table.drop(connection)
+    if n_taken < 13:
+        connection.execute(text("ALTER TABLE deployments DROP COLUMN recording"))
+    connection.execute(delete(MIGRATIONS).where(MIGRATIONS.c.number > n_taken))
 
 
 def test_it_is_set_for_kills_and_checks_references(tmp_path: Path) -> None:

@@ -96,8 +96,10 @@ class Desk:
 
     def give(self, turn: Turn, metric: str, value: bool | float | str, why: str) -> None:
         """Keeps a label."""
+        from loreloop.protocol.feedback import GOLDEN_TAG
+
         body: dict[str, Any] = {"target_id": turn.id, "metric": metric, "value": value, "who": self.who, "why": why}
-        body |= {"source": "human", "tags": {"golden": "1"}}
+        body |= {"source": "human", "tags": {GOLDEN_TAG: "1"}}
         self.given.append(checked(self.client.post("/loop/v1/feedback", json=body)).json()["id"])
         click.echo(f"  {metric} {value if not isinstance(value, str) else 'kept'}")
 

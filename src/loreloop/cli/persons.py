@@ -51,7 +51,8 @@ def delete_person(user: str, key: str, data_dir: str, as_json: bool) -> None:
 
     with transaction(data_dir) as connection:
         gone = rows.forget(connection, Person(keys.called(connection, key).id, user), time.time())
-    click.echo(f"Deleted: {gone.turns} turns, {gone.memories} memories, {gone.responses} kept answers.", err=True)
+    went = f"{gone.turns} turns, {gone.feedback} statements, {gone.memories} memories, {gone.responses} kept answers"
+    click.echo(f"Deleted: {went}.", err=True)
     trained = [
         {
             "deployment": use.deployment,

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 Source = Literal["human", "judge", "code", "implicit"]
+OF_PERSONS: tuple[Source, ...] = ("human", "implicit")  # whose `who` is a person; code and judges sign as well
 Level = Literal["inference", "episode"]  # of one turn, or of all turns of an episode, in TensorZero's words
 Direction = Literal["max", "min"]
 MetricKind = Literal["boolean", "float", "comment", "demonstration", "preference"]
@@ -20,7 +21,7 @@ THUMB, SCORE, EDIT, PREFERENCE, ACCEPTED = "thumb", "score", "demonstration", "p
 TOOL_OK, COMMENT, VERDICT = "tool_ok", "comment", "verdict"
 # An episode has no one answer that could be corrected, or be better than another one.
 OF_TURNS_ONLY = (EDIT, PREFERENCE)
-GOLDEN_TAG = "golden"  # "1" on labels that were given to measure with, never to train on
+GOLDEN_TAG = "golden"  # "1" on labels that were given to measure with, never to train on; `is_golden` reads it
 
 
 class Metric(msgspec.Struct, frozen=True):

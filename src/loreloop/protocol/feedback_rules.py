@@ -16,6 +16,7 @@ import msgspec
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.feedback import (
     BUILT_IN,
+    GOLDEN_TAG,
     OF_TURNS_ONLY,
     PREFERENCE,
     SCORE,
@@ -100,6 +101,11 @@ def standing(statements: Iterable[Feedback]) -> list[Feedback]:
             subject = pair_of(one) if one.metric == PREFERENCE else one.target_id
             newest[one.giver, one.source, one.who, one.deployment, one.metric, subject] = one
     return sorted(newest.values(), key=lambda each: each.number)
+
+
+def is_golden(said: Feedback) -> bool:
+    """Whether a label was given to measure with, by its tag: then nothing may be trained on it."""
+    return bool(said.tags.get(GOLDEN_TAG))
 
 
 def same_voice(one: Feedback, other: Feedback) -> bool:

@@ -9,16 +9,18 @@ import hashlib
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, false, func, insert, or_, select
 
+from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import Conflict, NotFound
-from loreloop.protocol.feedback import PREFERENCE, Feedback, FeedbackPage, Level
+from loreloop.protocol.feedback import OF_PERSONS, PREFERENCE, Feedback, FeedbackPage, Level
 from loreloop.protocol.feedback_rules import check_override, same_voice
 from loreloop.store import turns
 from loreloop.store.feedback_tables import FEEDBACK
 from loreloop.store.turn_tables import EPISODES, TURNS
 
 AT = FEEDBACK.c
+CHANNELS = ("browser", "link")  # by which statements come in a key's name, beside the key itself
 MAX_NAMED = 500  # ids in one query: SQLite's own bound on parameters is not far above
 
 
@@ -102,6 +104,44 @@ def about(connection: Connection, target_ids: Sequence[str]) -> list[Feedback]:
         named = select(FEEDBACK).where(AT.target_id.in_(target_ids[start : start + MAX_NAMED]))
         found += [_feedback(row) for row in connection.execute(named)]
     return sorted(found, key=lambda one: one.number)
+
+
+def of_person(connection: Connection, person: Person, most: int) -> list[Feedback]:
+    """What a person has said, and what was said of their turns; the newest `most`, in the order of the numbers."""
+    newest = select(FEEDBACK).where(or_(_by(person), _on(person))).order_by(AT.number.desc()).limit(most)
+    return [_feedback(row) for row in reversed(connection.execute(newest).all())]
+
+
+def forget_targets(connection: Connection, person: Person) -> int:
+    """Deletes what a person has said, of others' turns too, and what was said of theirs; how many statements. To be
+    called while the turns are there."""
+    for row in connection.execute(select(FEEDBACK).where(_by(person), AT.retracted.is_(False))).all():
+        # Without this word the turns of others may have none that speaks of them.
+        _tell(connection, msgspec.structs.replace(_feedback(row), retracted=True))
+    return connection.execute(delete(FEEDBACK).where(or_(_by(person), _on(person)))).rowcount
+
+
+def forget_target(connection: Connection, turn_id: str) -> None:
+    """Deletes what was said of a turn that is not kept."""
+    connection.execute(delete(FEEDBACK).where(AT.target_id == turn_id))
+
+
+def _by(person: Person) -> ColumnElement[bool]:
+    """Statements that name the person, by the person's key or about what it was answered: names are a key's own. Code
+    and judges sign with names as well, which are no persons'."""
+    if not person.user:
+        return false()
+    # A key's givers are its id, and that with a channel.
+    givers = (person.key_id, *(f"{person.key_id}/{channel}" for channel in CHANNELS))
+    turns_of_key = select(TURNS.c.id).where(TURNS.c.key_id == person.key_id)
+    episodes_of_key = select(EPISODES.c.id).where(EPISODES.c.key_id == person.key_id)
+    answered = or_(AT.target_id.in_(turns_of_key), AT.target_id.in_(episodes_of_key))
+    return and_(AT.who == person.user, AT.source.in_(OF_PERSONS), or_(AT.giver.in_(givers), answered))
+
+
+def _on(person: Person) -> ColumnElement[bool]:
+    whose = (TURNS.c.key_id == person.key_id) & (TURNS.c.user == person.user)
+    return AT.target_id.in_(select(TURNS.c.id).where(whose))
 
 
 def n_given(connection: Connection, giver: str, who: str | None, most: int) -> int:

@@ -13,7 +13,8 @@ from sqlalchemy import ColumnElement, Connection, delete, func, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from loreloop.protocol.episodes import Person, Turn
-from loreloop.store import person_arms, turn_removal
+from loreloop.protocol.feedback import Feedback
+from loreloop.store import feedback, person_arms, turn_removal
 from loreloop.store.schema import MEMORIES, RESPONSES
 from loreloop.store.turn_tables import DELETED_FROM, DELETED_PERSONS, TURN_USES, TURNS
 from loreloop.store.turn_uses import Use, uses
@@ -28,30 +29,41 @@ class Deletion(msgspec.Struct, frozen=True):
     turns: int
     memories: int
     responses: int
+    feedback: int
     trained: tuple[Use, ...]
 
 
 class Export(msgspec.Struct, frozen=True):
-    """All that is kept of a person: turns with their content whatever was consented to, names of memories, uses."""
+    """All that is kept of a person: turns with their content whatever was consented to, what the person has said of
+    answers and what was said of these turns, names of memories, uses."""
 
     person: Person
     turns: tuple[Turn, ...]
+    feedback: tuple[Feedback, ...]
     memories: tuple[str, ...]
     trained: tuple[Use, ...]
 
 
 def export(connection: Connection, person: Person) -> Export:
-    """Everything of one person, the newest `MOST_EXPORTED` turns of it."""
+    """Everything of one person; of turns and of feedback the newest `MOST_EXPORTED`."""
     newest = all_turns().where(_of(TURNS, person)).order_by(TURNS.c.number.desc()).limit(MOST_EXPORTED)
     turns = [turn_of(row, whole=True) for row in connection.execute(newest)]
     memories = connection.scalars(select(MEMORIES.c.id).where(_of(MEMORIES, person)).order_by(MEMORIES.c.id))
-    return Export(person, tuple(reversed(turns)), tuple(memories), uses(connection, person))
+    said = feedback.of_person(connection, person, MOST_EXPORTED)
+    return Export(
+        person=person,
+        turns=tuple(reversed(turns)),
+        feedback=tuple(said),
+        memories=tuple(memories),
+        trained=uses(connection, person),
+    )
 
 
 def forget(connection: Connection, person: Person, now: float) -> Deletion:
-    """Deletes a person: turns, memories, kept answers of the responses API, weights of their own. Done again it deletes
-    what has come since, and tells the same candidates."""
+    """Deletes a person: turns, feedback, memories, kept answers of the responses API, weights of their own. Done again
+    it deletes what has come since, and tells the same candidates."""
     _note(connection, person, now)
+    n_said = feedback.forget_targets(connection, person)  # before the turns that it finds them by
     n_turns = turn_removal.remove(connection, _of(TURNS, person))
     n_memories = connection.execute(delete(MEMORIES).where(_of(MEMORIES, person))).rowcount
     # A kept answer tells its request's user, as OpenAI's do.
@@ -59,7 +71,13 @@ def forget(connection: Connection, person: Person, now: float) -> Deletion:
     mine = (RESPONSES.c.key_id == person.key_id) & (user == person.user)
     n_responses = connection.execute(delete(RESPONSES).where(mine)).rowcount
     person_arms.forget_person(connection, person)
-    return Deletion(n_turns, n_memories, n_responses, uses(connection, person))
+    return Deletion(
+        turns=n_turns,
+        memories=n_memories,
+        responses=n_responses,
+        feedback=n_said,
+        trained=uses(connection, person),
+    )
 
 
 def deleted_of(connection: Connection, deployment: str, limit: int) -> list[Person]:

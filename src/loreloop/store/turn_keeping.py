@@ -36,7 +36,10 @@ def keep(connection: Connection, batch: Sequence[NewTurn]) -> int:
     for new in batch:
         if not there[_version(new)]:
             continue
-        is_kept = new.body is not None and not is_deleted(connection, Person(new.key_id, new.user))
+        is_gone = is_deleted(connection, Person(new.key_id, new.user))
+        if is_gone:  # what was said while it waited
+            feedback.forget_target(connection, new.id)
+        is_kept = new.body is not None and not is_gone
         _insert(connection, new, new.body if is_kept else None)
         n_kept += is_kept
     for name, rule in rules.items():

@@ -48,8 +48,9 @@ def test_what_is_overridden_by_name_counts_no_more() -> None:
 
 
 def test_a_retracted_statement_counts_no_more_and_brings_nothing_back() -> None:
-    first, second = said("a", True), said("a", False)
-    taken_back = said("a", False, id=second.id, retracted=True)
+    first = said("a", True)
+    second = said("a", False, overrides=first.id)
+    taken_back = said("a", False, id=second.id, overrides=first.id, retracted=True)
     found = labels_of([turn("a")], [first, second, taken_back])
     assert not found.events
     assert found.left_out == {"overridden": 1, "retracted": 1}
@@ -154,3 +155,14 @@ def test_sources_count_differently_and_code_is_nobody() -> None:
 
 def test_a_statement_on_an_unknown_turn_is_counted() -> None:
     assert labels_of([], [said("a"), said("b", "a", "preference")]).left_out == {"unknown_turn": 2}
+
+
+@pytest.mark.parametrize("is_held_out", [False, True])
+def test_a_label_to_measure_with_is_never_learned_from(is_held_out: bool) -> None:
+    label = said("a", True, who="reviewer", tags={"golden": "1"})
+    kept_out = KeptOut(held_out=lambda messages: is_held_out)
+    found = labels_of([turn("a")], [label], kept_out=kept_out)
+    assert not found.events
+    assert [event.id for event in found.golden] == [label.id] * is_held_out
+    assert found.left_out == ({} if is_held_out else {"golden": 1})
+    assert not found.withdrawn

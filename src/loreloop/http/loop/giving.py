@@ -15,11 +15,12 @@ import msgspec
 
 from loreloop.http.loop.rates import Rate, Rates
 from loreloop.http.loop.targets import Targets
+from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound, TooLarge
-from loreloop.protocol.feedback import PREFERENCE, Feedback
+from loreloop.protocol.feedback import GOLDEN_TAG, OF_PERSONS, PREFERENCE, Feedback, Source
 from loreloop.protocol.feedback_rest import GiveFeedback
 from loreloop.protocol.feedback_rules import check_level, checked_value, metric_named, usual_source
-from loreloop.store import deployments, feedback, metrics
+from loreloop.store import deployments, feedback, metrics, turn_keeping
 from loreloop.store.feedback import Asked
 from loreloop.store.rows import KeyRow
 from loreloop.store.store import Store
@@ -162,11 +163,7 @@ class Giving:
         if metric.name == PREFERENCE:
             self._check_worse(speaker, target, str(value))
         source = body.source or usual_source(metric)
-        if speaker.channel and source not in ("human", "implicit"):
-            raise BadRequest(
-                f"The source is {source!r}; from a browser or a link come 'human' and 'implicit' only. Code and judges "
-                "send their feedback with a key."
-            )
+        self._check_speaker(speaker, body, source, target)
         return Feedback(
             number=0,
             id=body.id or str(uuid.uuid4()),
@@ -183,6 +180,21 @@ class Giving:
             tags=body.tags,
             overrides=body.overrides,
         )
+
+    def _check_speaker(self, speaker: Speaker, body: GiveFeedback, source: Source, target: Known) -> None:
+        if speaker.channel and source not in OF_PERSONS:
+            raise BadRequest(
+                f"The source is {source!r}; from a browser or a link come 'human' and 'implicit' only. Code and judges "
+                "send their feedback with a key."
+            )
+        if speaker.channel and GOLDEN_TAG in body.tags:
+            raise BadRequest(
+                f"The tag {GOLDEN_TAG!r} is for labels that revisions are measured by, and from a browser or a link "
+                "come none. Leave it out, or send the label with a key."
+            )
+        person = Person(target.key_id, body.who)
+        if body.who and source in OF_PERSONS and self.store.read(turn_keeping.is_deleted, person):
+            raise Gone(f"The person {body.who[:80]!r} was deleted, and nothing is kept of deleted persons.")
 
     def _check_worse(self, speaker: Speaker, target: Known, worse: str) -> None:
         other = self.target(speaker, worse)

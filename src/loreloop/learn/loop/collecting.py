@@ -18,8 +18,8 @@ import msgspec
 from loreloop.learn.loop.door import person_key
 from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out
 from loreloop.protocol.episodes import Message, Turn
-from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, GOLDEN_TAG, PREFERENCE, SCORE, THUMB, Feedback
-from loreloop.protocol.feedback_rules import standing
+from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, PREFERENCE, SCORE, THUMB, Feedback
+from loreloop.protocol.feedback_rules import is_golden, standing
 
 LIKED, DISLIKED = 0.75, 0.25  # scores that count as a thumb
 MARKS = (THUMB, ACCEPTED, SCORE)  # a verdict has a scale of its own
@@ -70,12 +70,6 @@ def prompt_key(messages: Sequence[Message]) -> str:
     return json.dumps(plain, sort_keys=True, ensure_ascii=False)
 
 
-def golden_prompts(turns: Mapping[str, Turn], statements: Iterable[Feedback]) -> frozenset[str]:
-    """The prompts about which a label was given to measure with; a label that was retracted still says so."""
-    marked = {one.target_id for one in statements if one.tags.get(GOLDEN_TAG) == "1"}
-    return frozenset(prompt_key(turn.messages) for turn in turns.values() if marked & {turn.id, turn.episode_id})
-
-
 def said_of(turns: Mapping[str, Turn], statements: Iterable[Feedback]) -> dict[str, list[Feedback]]:
     """What stands of each turn, by its id; what was said of an episode counts for each of its turns."""
     episodes: dict[str, list[str]] = defaultdict(list)
@@ -107,11 +101,24 @@ def may_train(turn: Turn, rules: Rules) -> bool:
     return prompt_key(turn.messages) not in rules.golden and not rules.held_out(turn.messages)
 
 
+def trainable(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules) -> dict[str, Turn]:
+    """The turns that may be learned from, by their ids. A prompt on which a label to measure with stands is held out,
+    with all turns that it began; of an episode with one, the prompts of all its turns."""
+    newest = newest_of(turns)
+    labelled = {(one.level, one.target_id) for one in standing(statements) if is_golden(one)}
+    measured = {
+        prompt_key(turn.messages)
+        for turn in newest.values()
+        if ("inference", turn.id) in labelled or ("episode", turn.episode_id) in labelled
+    }
+    rules = replace(rules, golden=rules.golden | measured)
+    return {turn.id: turn for turn in newest.values() if may_train(turn, rules)}
+
+
 def collect(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules) -> Collected:
     """Lines of all methods, out of the newest statements that the rules let through."""
-    everything, statements = newest_of(turns), list(statements)
-    rules = replace(rules, golden=rules.golden | golden_prompts(everything, statements))
-    by_id = {turn.id: turn for turn in everything.values() if may_train(turn, rules)}
+    statements = list(statements)
+    by_id = trainable(turns, statements, rules)
     found = Collected()
     for turn_id, said in said_of(by_id, statements).items():
         for method, line in lines_of_turn(by_id[turn_id], said, by_id):

@@ -10,23 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from loreloop.learn.loop.collecting import (
-    Collected,
-    Line,
-    Rules,
-    Used,
-    golden_prompts,
-    may_train,
-    newest_of,
-    person_of,
-    said_of,
-)
+from loreloop.learn.loop.collecting import Collected, Line, Rules, Used, person_of, said_of, trainable
 from loreloop.learn.loop.collecting import lines_of_turn as all_lines_of
 from loreloop.learn.loop.config import Persons
 from loreloop.learn.loop.cycle_files import Data, drop_lines, lay_out
@@ -157,9 +147,7 @@ def due(
     turns: Sequence[Turn], statements: Sequence[Feedback], rules: Rules, wanted: Persons, owns: Mapping[str, Own]
 ) -> list[Due]:
     """Persons with enough new corrections, with all their corrections that may be learned from, the newest last."""
-    everything = newest_of(turns)
-    rules = replace(rules, golden=rules.golden | golden_prompts(everything, statements))
-    by_id = {turn.id: turn for turn in everything.values() if may_train(turn, rules)}
+    by_id = trainable(turns, statements, rules)
     lines: dict[str, list[tuple[int, Line, Used]]] = defaultdict(list)
     for turn_id, said in said_of(by_id, statements).items():
         turn = by_id[turn_id]

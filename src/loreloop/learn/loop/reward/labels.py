@@ -38,6 +38,7 @@ from loreloop.protocol.feedback import (
     Metric,
     Source,
 )
+from loreloop.protocol.feedback_rules import is_golden
 
 GONE: tuple[Reason, ...] = ("unknown_turn", "expired")  # nobody has taken anything back
 
@@ -206,7 +207,11 @@ def labels_of(
     events = [event for said in standing for event in sorting.events(said)]
     events = agreed(once(events, sorting.left_out), rules.agreement, sorting.left_out)
     golden = [event for event in events if kept_out.held_out(event.item.messages)]
-    learned = [event for event in events if not kept_out.held_out(event.item.messages)]
+    # A label to measure with, on a prompt that was trained on before it: it can measure nothing, and teaches nothing.
+    to_measure = {said.id for said in standing if is_golden(said)}
+    rest = [event for event in events if not kept_out.held_out(event.item.messages)]
+    learned = [event for event in rest if event.id not in to_measure]
+    sorting.left_out["golden"] += len(rest) - len(learned)
     living = {event.id for event in events}
     return Labels(
         events=tuple(event for event in learned if event.number > since),

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from loreloop.learn.loop.reward.events import LabelledEvent, item_key
-from loreloop.protocol.feedback import PREFERENCE, Feedback
+from loreloop.protocol.feedback import Feedback
+from loreloop.protocol.feedback_rules import standing
 
 Reason = Literal[
     "retracted",
@@ -26,31 +27,17 @@ Reason = Literal[
     "different_prompts",
     "repeated",
     "low_agreement",
+    "golden",
 ]
 
 
 def current(statements: Sequence[Feedback], left_out: Counter[Reason]) -> list[Feedback]:
-    """The statements that stand. A statement that was overridden stays so when the one that did it is retracted:
-    whoever takes back a change of mind has said nothing."""
-    last = {said.id: said for said in statements}  # a retraction has the id of what it takes back
-    overridden = {said.overrides for said in last.values() if said.overrides}
-    newest: dict[tuple[str, ...], Feedback] = {}
-    for said in last.values():
-        # One answer may be better than several others.
-        other = str(said.value) if said.metric == PREFERENCE else ""
-        place = (said.giver, said.source, said.who, said.target_id, said.metric, other)
-        before = newest.get(place)
-        # By time, since what was taken back has the number of its retraction and may be older than what stands.
-        if before is None or (said.created, said.number) > (before.created, before.number):
-            newest[place] = said
-    found = []
-    for said in sorted(last.values(), key=lambda one: one.number):
-        if said.retracted:
-            left_out["retracted"] += 1
-        elif said.id in overridden or all(said is not one for one in newest.values()):
-            left_out["overridden"] += 1
-        else:
-            found.append(said)
+    """The statements that stand, by the one rule there is of that; the others are counted."""
+    found = standing(statements)
+    stands = {said.id for said in found}
+    for said in {said.id: said for said in statements}.values():  # a retraction has the id of what it takes back
+        if said.id not in stands:
+            left_out["retracted" if said.retracted else "overridden"] += 1
     return found
 
 

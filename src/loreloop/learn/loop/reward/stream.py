@@ -24,6 +24,7 @@ from loreloop.learn.loop.reward.golden import Agreement, GoldenRule, GoldenSet, 
 from loreloop.learn.loop.reward.labels import KeptOut, LabelRules, Labels, labels_of
 from loreloop.protocol.episodes import Person, Turn
 from loreloop.protocol.feedback import Feedback, Metric
+from loreloop.protocol.feedback_rules import is_golden
 
 FELL_BELOW = 0.5  # of golden pairs in the order that people gave them: no better than a coin
 SURE = 2.5  # standard errors
@@ -104,7 +105,7 @@ class RewardStream:
         by_id = {turn.id: turn for turn in turns}
         for said in feedback:
             turn = by_id.get(said.target_id)
-            if said.tags.get("golden") and turn and prompt_key(turn.messages) not in self.heard.trained:
+            if is_golden(said) and turn and prompt_key(turn.messages) not in self.heard.trained:
                 self.golden.reserve(turn.messages, self.heard.trained)
 
     def _models(self) -> list[tuple[str, Forgetting]]:
