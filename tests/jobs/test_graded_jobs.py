@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from tests.jobs.rig import as_lines, asked, ended, messages, result_rows, started, succeeded, supervised
+from loreloop.cli.server import running_server
+from tests.jobs.rig import as_lines, asked, client_of, ended, messages, result_rows, started, succeeded, supervised
+from tests.learn.test_rendering import OPENING
+from tests.tiny import make_tiny_model, make_tokenizer
 
 TASKS = as_lines(
     {"messages": [{"role": "user", "content": f"say {number}"}], "word": f"{number}"} for number in range(8)
@@ -129,6 +133,17 @@ def test_answers_have_the_form_that_the_job_asks_for(client: openai.OpenAI) -> N
     rewards = [float(row["train_reward_mean"]) for row in rows]
     assert all(1 <= reward <= 3 for reward in rewards)
     assert sum(rewards[-3:]) > sum(rewards[:3])
+
+
+def test_answers_have_their_form_where_a_prompt_begins_a_thought(tmp_path: Path) -> None:
+    make_tokenizer(make_tiny_model(tmp_path / "models" / "thinks", "qwen3"), 400, template=OPENING)
+    words = ["--model", "thinks", "--precision", "fp32", "--threads", "1"]
+    with running_server(str(tmp_path), words) as server:
+        client = client_of(server)
+        method = formed(FORMED, learning_rate_multiplier=30)
+        rows = result_rows(client, succeeded(client, started(client, TASKS, model="thinks", method=method).id))
+    assert all(1 <= float(row["train_reward_mean"]) <= 3 for row in rows)
+    assert all(float(row["train_ungraded"]) == 0 for row in rows)
 
 
 def test_a_form_that_cannot_be_held_is_refused(client: openai.OpenAI) -> None:
