@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 
+import httpx
 import pytest
 import tinker
 from hypothesis import given, settings
@@ -144,6 +145,24 @@ def test_a_failed_answer_takes_one_episode_and_not_its_group() -> None:
     assert len(group.rollouts) == 1
     assert group.n_failed == 2
     assert "TinkerError: no luck" in group.troubles
+
+
+def test_a_refused_key_ends_the_run_and_not_one_group() -> None:
+    class Refused(FakeSampler):
+        async def sample(self, prompt, num_samples, sampling_params):
+            response = httpx.Response(401, request=httpx.Request("POST", "http://x"))
+            raise tinker.AuthenticationError("revoked", response=response, body=None)
+
+    async def go() -> None:
+        collector = Collector(play=player(Refused(), AnswerLimits()).group, pace=Pace(), revision=lambda: 0)
+        collector.add(0, [task(1, 3), task(1, 4)])
+        try:
+            await collector.take(0)
+        finally:
+            await collector.close()
+
+    with pytest.raises(tinker.AuthenticationError, match="revoked"):
+        asyncio.run(go())
 
 
 def test_an_environment_that_breaks_is_a_failed_episode_and_is_closed() -> None:

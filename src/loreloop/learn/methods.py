@@ -18,7 +18,7 @@ from loreloop.learn.learners.dpo import Dpo
 from loreloop.learn.learners.kto import Kto
 from loreloop.learn.learners.reinforce_loop import RewardLearner
 from loreloop.learn.learners.sft import Sft
-from loreloop.learn.pictures import counted, urls_of
+from loreloop.learn.pictures import BrokenImage, counted, urls_of
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer
 from loreloop.learn.rewarded_methods import asked_of, from_hindsight, from_rewards, shown_of
@@ -74,8 +74,7 @@ class BadExample(BadRequest):
 async def train(order: Order, service: tinker.ServiceClient, keeping: Keeping) -> Ending:
     """Runs an order from where its run stands. BadExample for one that the model cannot learn from; NothingGraded where
     a grader never gives a reward."""
-    examples = (*order.examples, *order.held_out)
-    order = replace(order, renderer=await seeing(order.renderer, service, order.plan.base_model, examples))
+    order = replace(order, renderer=await seeing(order, service))
     method, position = METHODS[order.method], await keeping.progress.load()
     if position is None:
         # What was looked at once need not be looked at again by whoever resumes.
@@ -100,16 +99,27 @@ async def train(order: Order, service: tinker.ServiceClient, keeping: Keeping) -
         await learner.close()
 
 
-async def seeing(
-    renderer: Renderer, service: tinker.ServiceClient, base_model: str, examples: Iterable[Any]
-) -> Renderer:
-    """The renderer with the images of the examples known, whose sizes in tokens only the server knows; itself where
-    there are none, or where its model cannot see."""
-    urls = urls_of(talk for example in examples for talk in conversations_of(example))
+async def seeing(order: Order, service: tinker.ServiceClient) -> Renderer:
+    """The order's renderer with the images of its examples known, whose sizes in tokens only the server knows; itself
+    where there are none, or where its model cannot see. BadExample for an image that cannot be read."""
+    renderer, sets = order.renderer, ((order.examples, False), (order.held_out, True))
+    urls = urls_of(talk for examples, _ in sets for example in examples for talk in conversations_of(example))
     if not urls or renderer.sight is None:
         return renderer
-    sampler = await service.create_sampling_client(base_model=base_model)
-    return renderer.seeing(await counted(sampler, urls, renderer.stop[0]))
+    sampler = await service.create_sampling_client(base_model=order.plan.base_model)
+    try:
+        return renderer.seeing(await counted(sampler, urls, renderer.stop[0]))
+    except BrokenImage as error:
+        for examples, held_out in sets:
+            for number, example in enumerate(examples, 1):
+                if error.url in urls_of(conversations_of(example)):
+                    name = _name(number, held_out=held_out)
+                    raise BadExample(f"{name}: {error.message}", held_out=held_out) from None
+        raise
+
+
+def _name(number: int, *, held_out: bool) -> str:
+    return f"{'Held-out example' if held_out else 'Example'} {number}"
 
 
 def conversations_of(example: Any) -> list[Conversation]:
@@ -131,8 +141,7 @@ async def check(order: Order, service: tinker.ServiceClient, wish: Callable[[], 
             except BadRequest as error:
                 trouble = f": {error.message}"
             if trouble is not None:
-                name = f"{'Held-out example' if held_out else 'Example'} {number}"
-                raise BadExample(f"{name}{trouble}", held_out=held_out)
+                raise BadExample(f"{_name(number, held_out=held_out)}{trouble}", held_out=held_out)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
+from loreloop.learn.breakdowns import LossDiverged
 from loreloop.learn.clients import Clients
 from loreloop.learn.plan import Moment, Plan
 from loreloop.protocol.errors import BadRequest
@@ -209,7 +210,7 @@ class Run(Generic[E]):
         for name, value in metrics.items():
             # Nothing that is learned from such a step on is worth anything, and the states saved before it are whole.
             if name.endswith("_loss") and not math.isfinite(value):
-                raise BadRequest(
+                raise LossDiverged(
                     f"Step {at.step + 1}: {name} is {value}; the learning rate of {at.learning_rate:g} is too large, "
                     "or an example is broken. What was saved before is whole."
                 )

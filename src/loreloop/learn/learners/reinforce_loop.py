@@ -12,6 +12,7 @@ from typing import Any
 
 import tinker
 
+from loreloop.learn.breakdowns import NothingSampled, StepUngraded
 from loreloop.learn.clients import adam_of
 from loreloop.learn.learners import measures
 from loreloop.learn.learners.evidence import Asked, Evidence
@@ -25,7 +26,6 @@ from loreloop.learn.rollouts.collect import Collector, Pace, Played
 from loreloop.learn.rollouts.drawing import Policy
 from loreloop.learn.rollouts.episodes import Plays
 from loreloop.learn.runner import TOKENS, Metrics
-from loreloop.protocol.errors import BadRequest
 
 
 @dataclass(frozen=True)
@@ -229,16 +229,16 @@ def _by_group(scored: Sequence[Scored]) -> list[list[Scored]]:
 
 
 def _check_sampled(played: Sequence[Played], step: int) -> None:
-    """BadRequest where not one answer of a step came back: what fails for every answer is no chance, and a run that
+    """NothingSampled where not one answer of a step came back: what fails for every answer is no chance, and a run that
     went on would cost hours and teach nothing."""
     if not any(one.group.rollouts for one in played):
         why = next((trouble for one in played for trouble in one.group.troubles), "nothing was sampled")
-        raise BadRequest(f"Not one answer of step {step} came back: {why}")
+        raise NothingSampled(f"Not one answer of step {step} came back: {why}")
 
 
 def _check_graded(played: Sequence[Played], step: int) -> None:
-    """BadRequest where not one answer of a step has a reward, likewise."""
+    """StepUngraded where not one answer of a step has a reward, likewise."""
     if not any(one.group.graded for one in played):
         troubles = [rollout.trouble for one in played for rollout in one.group.rollouts if rollout.trouble]
         why = troubles[0] if troubles else "all of them are empty"
-        raise BadRequest(f"Not one answer of step {step} could be graded: {why}")
+        raise StepUngraded(f"Not one answer of step {step} could be graded: {why}")

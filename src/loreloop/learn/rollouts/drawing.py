@@ -18,6 +18,7 @@ from loreloop.learn.rollouts.traces import followed_by
 from loreloop.learn.rollouts.values import Sampled
 
 Stop = list[int] | list[str]
+REFUSED = tinker.AuthenticationError  # of a key that was revoked: no further request will be answered
 
 
 class Sampler(Protocol):

@@ -16,7 +16,7 @@ import tinker
 from loreloop.learn.environments.environment import Environment, Step
 from loreloop.learn.examples import Task
 from loreloop.learn.rewards.reward import Answer
-from loreloop.learn.rollouts.drawing import AnswerLimits, Drawn, Requests
+from loreloop.learn.rollouts.drawing import REFUSED, AnswerLimits, Drawn, Requests
 from loreloop.learn.rollouts.settled import settled
 from loreloop.learn.rollouts.traces import followed_by
 from loreloop.learn.rollouts.values import Group, Observed, Rollout, Sampled, trouble_with
@@ -116,7 +116,7 @@ class Player:
         # One for each episode: an environment holds the state of a task, such as what its tools have changed.
         environments = [self.make() for _ in range(self.group_size)]
         try:
-            begun = await settled(self._reset(environment, task) for environment in environments)
+            begun = await settled((self._reset(environment, task) for environment in environments), REFUSED)
             played = await self._played(begun.results, number)
         finally:
             # An environment whose end fails has had its episode all the same.
@@ -138,11 +138,14 @@ class Player:
         first = FirstAnswers.of([each.prompt for each in begun], self.requests, self.words.stop, limits)
         try:
             played = await settled(
-                # Members share the random numbers of the request that begins them all, and part behind it.
-                Episode(self, each, replace(limits, seed=_seed(limits.seed, 1_009 * (member + 1)))).play(
-                    first, f"{number}.{member}"
-                )
-                for member, each in enumerate(begun)
+                (
+                    # Members share the random numbers of the request that begins them all, and part behind it.
+                    Episode(self, each, replace(limits, seed=_seed(limits.seed, 1_009 * (member + 1)))).play(
+                        first, f"{number}.{member}"
+                    )
+                    for member, each in enumerate(begun)
+                ),
+                REFUSED,
             )
         finally:
             first.close()
