@@ -21,7 +21,7 @@ from loreloop.learn.learners.sft import Sft
 from loreloop.learn.pictures import BrokenImage, counted, urls_of
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer
-from loreloop.learn.rewarded_methods import asked_of, from_hindsight, from_rewards, shown_of
+from loreloop.learn.rewarded_methods import Beginning, asked_of, beginning_of, from_hindsight, from_rewards, shown_of
 from loreloop.learn.rewards.graders.grader import Means
 from loreloop.learn.runner import Ending, Learner, Progress, Run, StepRecord, Wish
 from loreloop.learn.settings import DpoSettings, KtoSettings, RewardSettings, Settings
@@ -61,6 +61,7 @@ class Keeping:
     tell: Callable[[StepRecord], None]
     wish: Callable[[], Wish] = lambda: "go"
     spent: Wish = "pause"
+    say: Callable[[str], None] = lambda text: None  # what else whoever follows the run should know
 
 
 class BadExample(BadRequest):
@@ -94,7 +95,10 @@ async def train(order: Order, service: tinker.ServiceClient, keeping: Keeping) -
     # Whoever keeps the run is asked first: a run that is cancelled is not paused for its budget.
     run.wish = lambda: wish if (wish := keeping.wish()) != "go" else keeping.spent if learner.is_spent else "go"
     try:
-        return await run.over(order.examples, order.held_out)
+        ending, n_steps = await run.over(order.examples, order.held_out), order.plan.n_steps(len(order.examples))
+        if learner.is_spent and run.position.step < n_steps:
+            keeping.say(f"The budget is spent: the run ended after step {run.position.step} of {n_steps}.")
+        return ending
     finally:
         await learner.close()
 
@@ -130,14 +134,23 @@ def conversations_of(example: Any) -> list[Conversation]:
 async def check(order: Order, service: tinker.ServiceClient, wish: Callable[[], Wish] = lambda: "go") -> None:
     """BadExample for the first one that the template does not take, that holds nothing to learn, or that is longer than
     the model's window. Breaks off where the run is wished to."""
-    look = _Look(order, await window_of(service, order.plan.base_model))
-    for examples, held_out in ((order.examples, False), (order.held_out, True)):
+    window, begins = await window_of(service, order.plan.base_model), beginning_of(order, service)
+    look = _Look(order, window, begins)
+    try:
+        await _checked(look, wish)
+    finally:
+        if begins is not None:
+            await begins.close()
+
+
+async def _checked(look: _Look, wish: Callable[[], Wish]) -> None:
+    for examples, held_out in ((look.order.examples, False), (look.order.held_out, True)):
         for number, example in enumerate(examples, 1):
             # A large file takes a while, in which whoever asked for the run may have thought better of it.
             if wish() != "go":
                 return
             try:
-                trouble = look.trouble(example)
+                trouble = await look.trouble(example)
             except BadRequest as error:
                 trouble = f": {error.message}"
             if trouble is not None:
@@ -150,22 +163,25 @@ class _Look:
 
     order: Order
     window: int | None
+    begins: Beginning | None  # of tasks, which their environment shows more than they hold
 
-    def trouble(self, example: Any) -> str | None:
+    async def trouble(self, example: Any) -> str | None:
         """The end of a sentence that begins with the example's name; None for a good one. BadRequest where the model's
         template does not take it."""
         order = self.order
-        data = METHODS[order.method].data(order.renderer, example)
-        if not data:
-            return ": nothing of it is learned, since no answer of the assistant has a weight above 0."
-        # A prompt needs room for its answer: a request for more than the window is refused, and so is each answer.
-        room = order.settings.answer_tokens - 1 if isinstance(order.settings, RewardSettings) else 0
-        longest = max(datum.model_input.length + 1 for datum in data) + room
+        if self.begins is not None and isinstance(order.settings, RewardSettings):
+            # A prompt needs room for its answer: a request for more than the window is refused, and so is each answer.
+            longest, answer = await self.begins.length(example) + order.settings.answer_tokens, " with its answer"
+        else:
+            data, answer = METHODS[order.method].data(order.renderer, example), ""
+            if not data:
+                return ": nothing of it is learned, since no answer of the assistant has a weight above 0."
+            longest = max(datum.model_input.length + 1 for datum in data)
         if self.window is None or longest <= self.window:
             return None
         return (
-            f"{' with its answer' if room else ''} has {longest} tokens, and {order.plan.base_model} takes "
-            f"{self.window}; shorten it, or leave it out."
+            f"{answer} has {longest} tokens, and {order.plan.base_model} takes {self.window}; shorten it, or leave it "
+            "out."
         )
 
 

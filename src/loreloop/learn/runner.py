@@ -202,7 +202,9 @@ class Run(Generic[E]):
     async def _finish(self, one: _Pending) -> None:
         """Waits for a step, and tells what it has measured."""
         metrics = dict(await one.metrics)
-        if self._evaluates(one.at):
+        # A run that is to finish behind this step ends as any other does: with a look at what is held out.
+        is_last = bool(self.held_out) and not self.pending and self.wish() == "finish"
+        if is_last or self._evaluates(one.at):
             metrics |= await self.learner.evaluate(self.held_out)
         now = time.perf_counter()
         seconds, self.ended, tokens = now - self.ended, now, int(metrics.pop(TOKENS, 0))

@@ -100,5 +100,11 @@ async def _run(order: Order, service: tinker.ServiceClient, report: Report, orde
     """From where the job stands to its end; False where it was told to stop."""
     report.begin(order.plan.n_steps(len(order.examples)), service.holder.get_session_id())
     # Nobody can give a job a larger budget, so that it makes its model of what it has learned by then.
-    keeping = Keeping(report, report.step, lambda: orders.wish, spent="finish")
+    keeping = Keeping(
+        progress=report,
+        tell=report.step,
+        wish=lambda: orders.wish,
+        spent="finish",
+        say=lambda text: report.say("warn", text),
+    )
     return await train(order, service, keeping) == "finished"

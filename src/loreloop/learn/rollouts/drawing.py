@@ -55,6 +55,14 @@ class AnswerLimits:
         whole = self.most_tokens if self.most_episode_tokens is None else self.most_episode_tokens - n_sampled
         return max(0, min(self.most_tokens, whole))
 
+    def behind(self, n_tokens: int) -> AnswerLimits | None:
+        """The limits as far as the model's window goes behind so many tokens; None where it is full. A request for more
+        would be refused, and the whole episode lost with it."""
+        if self.window is None:
+            return self
+        room = self.window - n_tokens
+        return replace(self, most_tokens=min(self.most_tokens, room)) if room > 0 else None
+
 
 @dataclass(frozen=True)
 class Drawn:
