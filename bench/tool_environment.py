@@ -16,8 +16,7 @@ from bench.record import RESULTS, line, write_record
 from bench.rig import MODEL, Figure
 from bench.rows.serve import server
 from loreloop.cli.server import RunningServer
-from loreloop.learn.environments.flaky_shop import GOODS, SHOWN, FlakyShop, shop_tasks
-from loreloop.learn.examples import Task
+from loreloop.learn.environments.flaky_shop import SHOWN, FlakyShop, shop_tasks
 from loreloop.learn.learners.from_rewards import Sampling, Ways, reward_learner
 from loreloop.learn.learners.grpo import Grpo
 from loreloop.learn.plan import Plan
@@ -57,19 +56,8 @@ def main() -> None:
         print(line("tool-environment", figure), flush=True)
 
 
-def is_held_out(task: Task) -> bool:
-    """One of the quarter of goods and counts that are only looked at."""
-    return (GOODS.index(task.item["item"]) + task.item["count"]) % 4 == 0
-
-
-def tasks(n: int, seed: int, *, held_out: bool) -> list[Task]:
-    """Orders from one side of the split."""
-    made = shop_tasks(16 * n, seed, shown=len(SHOWN))
-    return [task for task in made if is_held_out(task) is held_out][:n]
-
-
 def learn(running: RunningServer, options: argparse.Namespace) -> Ran:
-    exam = tasks(options.exam, options.seed + 1000, held_out=True)
+    exam = shop_tasks(options.exam, options.seed + 1000, shown=len(SHOWN), held_out=True)
     plan = Plan(
         base_model=MODEL,
         seed=options.seed,
@@ -108,7 +96,7 @@ def learn(running: RunningServer, options: argparse.Namespace) -> Ran:
         learner.step = step
         return learner
 
-    return run(running, plan, make, tasks(options.steps * options.batch, options.seed, held_out=False))
+    return run(running, plan, make, shop_tasks(options.steps * options.batch, options.seed, shown=len(SHOWN)))
 
 
 async def _given(metrics):  # type: ignore[no-untyped-def]

@@ -1,6 +1,9 @@
 """`loreloop train` against a real server: a run, its resumption, its picture, and what it refuses."""
 
+import errno
+import fcntl
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -78,6 +81,20 @@ def test_a_folder_has_one_run_at_a_time(asked, tmp_path: Path) -> None:
         asked("sft", "--data", data, "--steps", "1")
     other.release()
     assert asked("sft", "--data", data, "--steps", "1").exit_code == 0
+
+
+def test_a_folder_on_a_file_system_without_locks_is_trained_into(tmp_path: Path, monkeypatch) -> None:
+    def refuse(handle: int, how: int) -> None:
+        # NFS locks only what is open for writing, and some file systems nothing at all.
+        assert os.get_inheritable(handle) is False
+        assert fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    folder = Folder(tmp_path / "run")
+    folder.hold()
+    assert folder.held is None
+    assert not folder.has_begun()
 
 
 def test_the_command_of_a_record_repeats_the_run(asked, tmp_path: Path) -> None:

@@ -109,6 +109,12 @@ def test_tools_are_told_to_the_model(train: Train, tmp_path: Path, asked_for: st
     assert metrics(tmp_path)[0]["train_failed"] == 0
 
 
+def test_the_tools_of_an_environment_count_for_the_window(train: Train, asked_for: str) -> None:
+    words = ("--data", asked_for, "--grader", GRADER, "--answer-tokens", "8100")
+    with pytest.raises(LoreloopError, match=r"Example 1 with its answer has .* tokens"):
+        train(*words, "--tools", "calculator")
+
+
 def test_the_tools_of_a_registered_server_are_told_to_the_model(train: Train, tmp_path: Path, asked_for: str) -> None:
     folder = str(tmp_path / "registry")
     added = CliRunner().invoke(cli, ["tools", "add", "adder", "--data", folder, "--", sys.executable, str(ADDER)])

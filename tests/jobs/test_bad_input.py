@@ -129,6 +129,8 @@ def test_images_are_refused_for_a_text_model(client: openai.OpenAI) -> None:
     seen = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "a dot"}]}
     with pytest.raises(openai.BadRequestError, match="holds images, and tiny takes text only"):
         started(client, as_lines([seen]))
+    with pytest.raises(openai.BadRequestError, match="validation_file holds images, and tiny takes text only"):
+        started(client, validation_file=uploaded(client, as_lines([seen])))
 
 
 def test_an_example_beyond_the_window_fails_its_own_job_and_no_other(client: openai.OpenAI) -> None:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from tests.jobs.rig import as_lines, asked, ended, messages, result_rows, started, succeeded, supervised
+from loreloop.cli.server import running_server
+from tests.jobs.rig import (
+    as_lines,
+    asked,
+    client_of,
+    ended,
+    messages,
+    result_rows,
+    started,
+    succeeded,
+    supervised,
+    uploaded,
+)
+from tests.learn.test_rendering import OPENING
+from tests.tiny import make_tiny_model, make_tokenizer
 
 TASKS = as_lines(
     {"messages": [{"role": "user", "content": f"say {number}"}], "word": f"{number}"} for number in range(8)
@@ -99,6 +114,15 @@ def test_a_spent_budget_ends_a_job_with_its_model(client: openai.OpenAI) -> None
     asked(client, done.fine_tuned_model)
 
 
+def test_a_spent_budget_is_told_behind_a_look_at_what_is_held_out(client: openai.OpenAI) -> None:
+    method = graded(VOWELS, n_epochs=10, batch_size=2, budget_tokens=9, eval_interval=1000)
+    job = started(client, TASKS, method=method, validation_file=uploaded(client, TASKS))
+    rows = result_rows(client, succeeded(client, job.id, 240))
+    assert len(rows) == 1
+    assert rows[0]["valid_reward_mean"]
+    assert "The budget is spent: the run ended after step 1 of 40." in messages(client, job.id)
+
+
 def test_a_task_without_room_for_its_answer_is_told_before_the_first_step(client: openai.OpenAI) -> None:
     job = ended(client, started(client, TASKS, method=graded(VOWELS, max_completion_tokens=32_768)).id)
     assert job.error is not None
@@ -129,6 +153,25 @@ def test_answers_have_the_form_that_the_job_asks_for(client: openai.OpenAI) -> N
     rewards = [float(row["train_reward_mean"]) for row in rows]
     assert all(1 <= reward <= 3 for reward in rewards)
     assert sum(rewards[-3:]) > sum(rewards[:3])
+
+
+def test_answers_have_their_form_where_a_prompt_begins_a_thought(tmp_path: Path) -> None:
+    make_tokenizer(make_tiny_model(tmp_path / "models" / "thinks", "qwen3"), 400, template=OPENING)
+    words = ["--model", "thinks", "--precision", "fp32", "--threads", "1"]
+    with running_server(str(tmp_path), words) as server:
+        client = client_of(server)
+        method = formed(FORMED, learning_rate_multiplier=30)
+        rows = result_rows(client, succeeded(client, started(client, TASKS, model="thinks", method=method).id))
+    assert all(1 <= float(row["train_reward_mean"]) <= 3 for row in rows)
+    assert all(float(row["train_ungraded"]) == 0 for row in rows)
+
+
+def test_what_a_form_leaves_out_is_told(client: openai.OpenAI) -> None:
+    loose = {"type": "object", "properties": {"n": {"type": "array", "uniqueItems": True}}}
+    asked_for = {"type": "json_schema", "json_schema": {"name": "x", "schema": loose}}
+    job = started(client, TASKS, method=formed(asked_for))
+    client.fine_tuning.jobs.cancel(job.id)
+    assert any(said.startswith("Left out of what the answers must satisfy: ") for said in messages(client, job.id))
 
 
 def test_a_form_that_cannot_be_held_is_refused(client: openai.OpenAI) -> None:

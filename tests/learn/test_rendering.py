@@ -112,6 +112,13 @@ def test_a_prompt_is_that_of_the_chat_route(renderer: Renderer, tools: list[Any]
         assert renderer.prompt(conversation).to_ints() == tokens_of(**body)
 
 
+def test_a_prompt_for_a_form_is_that_of_the_chat_route(renderer: Renderer) -> None:
+    held = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}}}
+    with asked(renderer.template.folder) as tokens_of:
+        tokens = tokens_of(messages=[{"role": "user", "content": "hello"}], max_tokens=1, response_format=held)
+    assert renderer.without_thoughts().prompt(said("hello")).to_ints() == tokens
+
+
 def test_only_the_answers_are_learned_with_their_end(tmp_path: Path) -> None:
     renderer = of_template(tmp_path, CHAT_TEMPLATE)
     (weighted,) = renderer.weighted(shown("hello", "fox", "again", "dog"))

@@ -3,14 +3,20 @@
 import asyncio
 from collections import Counter
 
+import httpx
 import pytest
 import tinker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loreloop.learn.breakdowns import NothingGraded
 from loreloop.learn.environments.environment import Environment, OneAnswer, Step
 from loreloop.learn.examples import Task
+from loreloop.learn.learners.grpo import Grpo
+from loreloop.learn.learners.reinforce_loop import RewardLearner
+from loreloop.learn.plan import Plan
 from loreloop.learn.rewards.reward import Answer, Score
+from loreloop.learn.rewards.watched import Watched
 from loreloop.learn.rollouts.collect import Collector, Pace
 from loreloop.learn.rollouts.drawing import AnswerLimits, Policy, Requests
 from loreloop.learn.rollouts.episodes import Player
@@ -144,6 +150,61 @@ def test_a_failed_answer_takes_one_episode_and_not_its_group() -> None:
     assert len(group.rollouts) == 1
     assert group.n_failed == 2
     assert "TinkerError: no luck" in group.troubles
+
+
+def test_the_first_answer_has_the_room_that_the_window_leaves() -> None:
+    for piece in (None, 3):
+        sampler = FakeSampler(length=lambda prompt: 50)
+        group = play(sampler, AnswerLimits(most_tokens=10, window=6, piece=piece), size=1)
+        assert [rollout.n_sampled for rollout in group.rollouts] == [4]
+        assert max(len(prompt) + params.max_tokens for prompt, _, params in sampler.asked) == 6
+    full = play(FakeSampler(), AnswerLimits(window=2), size=1)
+    assert (full.rollouts, full.n_failed) == ((), 1)
+    assert "A task has 2 tokens" in full.troubles[0]
+
+
+def test_a_grader_that_has_given_is_known_after_a_resumption() -> None:
+    def learner() -> RewardLearner:
+        requests = Requests(Policy(FakeSampler()))
+        return RewardLearner(
+            plan=Plan(base_model="tiny"),
+            learner=Grpo(),
+            player=Player(lambda: OneAnswer(by_length), PlainWords(), requests, AnswerLimits(), 2),
+            policy=requests.policy,
+            evidence=None,  # type: ignore[arg-type]
+            watched=Watched(outage),
+        )
+
+    async def outage(answer: Answer, task: Task) -> Score:
+        return Score(0.0, trouble="the judge is out") if answer.text == "out" else Score(1.0)
+
+    before, after = learner(), learner()
+    asyncio.run(before.watched(Answer("good"), task(1)))
+    after.restore(before.state())
+    asyncio.run(after.watched(Answer("out"), task(1)))
+    after.watched.check()
+    fresh = learner()
+    asyncio.run(fresh.watched(Answer("out"), task(1)))
+    with pytest.raises(NothingGraded, match="the judge is out"):
+        fresh.watched.check()
+
+
+def test_a_refused_key_ends_the_run_and_not_one_group() -> None:
+    class Refused(FakeSampler):
+        async def sample(self, prompt, num_samples, sampling_params):
+            response = httpx.Response(401, request=httpx.Request("POST", "http://x"))
+            raise tinker.AuthenticationError("revoked", response=response, body=None)
+
+    async def go() -> None:
+        collector = Collector(play=player(Refused(), AnswerLimits()).group, pace=Pace(), revision=lambda: 0)
+        collector.add(0, [task(1, 3), task(1, 4)])
+        try:
+            await collector.take(0)
+        finally:
+            await collector.close()
+
+    with pytest.raises(tinker.AuthenticationError, match="revoked"):
+        asyncio.run(go())
 
 
 def test_an_environment_that_breaks_is_a_failed_episode_and_is_closed() -> None:

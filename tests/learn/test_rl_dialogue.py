@@ -72,3 +72,14 @@ def test_a_template_without_ends_is_refused(tmp_path: Path) -> None:
     after = Conversation((*ASKED.turns, Turn("assistant", "12")))
     with pytest.raises(BadRequest, match="tasks of one answer"):
         made.behind(after, [Turn("user", "go on")], ended=True)
+
+
+def test_answers_held_to_a_form_begin_behind_the_thought(tmp_path: Path) -> None:
+    made = dialogue(tmp_path, OPENING)
+    closed = Dialogue(made.renderer.without_thoughts())
+    prompt = text(closed, asyncio.run(closed.prompt(ASKED)).to_ints())
+    assert prompt == text(made, asyncio.run(made.prompt(ASKED)).to_ints()) + "\n</think>\n\n"
+    said = closed.answer(closed.renderer.tokenizer.encode('{"n": 1}'), ASKED, ended=True)
+    assert (said.text, said.thinking) == ('{"n": 1}', None)
+    after = replace(ASKED, turns=(*ASKED.turns, Turn("assistant", said.text)))
+    assert text(closed, closed.behind(after, [Turn("user", "more")], ended=True)).endswith("</think>\n\n")

@@ -14,11 +14,14 @@ from loreloop.learn.environments.calculator import Calculator, computed
 from loreloop.learn.environments.environment import Environment, Step
 from loreloop.learn.environments.flaky_shop import FlakyShop, shop_tasks
 from loreloop.learn.environments.given import python_tool, server_tools
+from loreloop.learn.environments.named import Wanted, named
 from loreloop.learn.environments.puzzles import Puzzles
 from loreloop.learn.environments.shapes import MOST_SHAPES, SHAPES, Scene, Shapes, drawing, shape_tasks
 from loreloop.learn.environments.tools import Costs, Rewarded, ToolEnvironment, ToolFailure, tool
 from loreloop.learn.examples import Task
+from loreloop.learn.played import reader_of
 from loreloop.learn.rewards.reward import Answer, Score
+from loreloop.learn.settings import GrpoSettings
 from loreloop.protocol.errors import BadRequest
 from loreloop.text.conversation import Conversation, MadeCall, Turn
 from loreloop.text.tools.tool_calls import Tool
@@ -313,3 +316,52 @@ def test_an_episode_that_calls_to_its_end_has_an_outcome() -> None:
     assert not episode(environment, asking)[0].done
     step = asyncio.run(environment.cut_off(asking))
     assert (step.reward, step.parts["outcome"]) == (-1.25, -1.0)
+
+
+@pytest.mark.parametrize("name", ["shop", "shapes", "puzzles:leg_counting"])
+def test_what_is_looked_at_is_never_learned_from(name: str) -> None:
+    made = named(
+        Wanted(
+            name, 256, 32, seed=5, options='{"min_animals": 1, "max_animals": 2}' if name.startswith("puz") else "{}"
+        )
+    )
+    assert len(made.tasks) == 256
+    assert made.held_out
+
+    def asked(task: Task) -> object:
+        # A picture is another question in the same words, by its own seed.
+        return task.item["seed"] if name == "shapes" else task.prompt.turns[-1].content
+
+    assert not {asked(task) for task in made.tasks} & {asked(task) for task in made.held_out}
+
+
+def test_a_puzzle_with_too_few_tasks_holds_none_out() -> None:
+    options = '{"min_animals": 1, "max_animals": 1, "max_instances": 1}'
+    with pytest.raises(BadRequest, match="too few different tasks"):
+        named(Wanted("puzzles:leg_counting", 2000, 1, options=options))
+
+
+GOOD_SHOP = {"item": "figs", "count": 2}
+GOOD_SHAPES = {"ask": "count", "shape": "circle", "colour": "red", "count": 3, "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("shop", {"item": "moons", "count": 2}, 'item is "moons"'),
+        ("shop", {"item": "figs", "count": 0}, "count is 0"),
+        ("shop", {"item": "figs", "count": "two"}, 'count is "two"'),
+        ("shop", {"count": 2}, "item is missing"),
+        ("shop", GOOD_SHOP | {"seed": "x"}, 'seed is "x"'),
+        ("shapes", GOOD_SHAPES | {"colour": "pink"}, 'colour is "pink"'),
+        ("shapes", {"ask": "count"}, "shape is missing"),
+    ],
+)
+def test_a_line_without_what_its_environment_reads_is_refused(name: str, fields: dict[str, object], said: str) -> None:
+    good = GOOD_SHOP if name == "shop" else GOOD_SHAPES
+    asked = {"messages": [{"role": "user", "content": "?"}], "more": 1}
+    lines = [json.dumps(asked | each) for each in (good, fields)]
+    read = reader_of(GrpoSettings(environment=name))
+    assert next(read(lines)).item["more"] == 1
+    with pytest.raises(BadRequest, match=f"Line 2: {said}"):
+        list(read(lines))

@@ -35,14 +35,16 @@ def batch(*groups: Group) -> list[Played]:
     return [Played(number, 0, 0, each) for number, each in enumerate(groups)]
 
 
-def filled(most: int, played: list[Played], draw: Callable[[str], Group], tasks=("a", "b")) -> tuple[Batch, list[int]]:
+def filled(
+    most: int, played: list[Played], draw: Callable[[str], Group], tasks=("a", "b"), left=None
+) -> tuple[Batch, list[int]]:
     numbers: list[int] = []
 
     async def play(task: str, number: int) -> Group:
         numbers.append(number)
         return draw(task)
 
-    return asyncio.run(Redrawing(most, tasks).filled(played, 3, play, Pace())), numbers
+    return asyncio.run(Redrawing(most, tasks).filled(played, 3, play, Pace(), left)), numbers
 
 
 def test_a_group_without_variance_gives_way_to_another() -> None:
@@ -57,6 +59,23 @@ def test_the_budget_ends_it() -> None:
     assert len(numbers) == len({*numbers}) == 5
     assert len(found.kept) == 2
     assert len(found.left_out) == 5
+
+
+def test_a_group_that_fails_takes_nobodys_place() -> None:
+    found, numbers = filled(3, batch(FLAT), lambda task: FAILED)
+    assert [one.group for one in found.kept] == [FLAT]
+    assert [one.group for one in found.left_out] == [FAILED] * 3
+    assert len({*numbers}) == 3
+    drawn = iter([FAILED, VARIED])
+    found, _ = filled(3, batch(FLAT), lambda task: next(drawn))
+    assert [one.group for one in found.kept] == [VARIED]
+
+
+def test_the_budget_of_tokens_ends_it_too() -> None:
+    n_tokens = sum(each.n_sampled for each in FLAT.rollouts)
+    for left, n_drawn in ((n_tokens, 0), (n_tokens + 1, 1), (3 * n_tokens, 2), (None, 5)):
+        _, numbers = filled(5, batch(FLAT), lambda task: FLAT, left=left)
+        assert len(numbers) == n_drawn
 
 
 def test_without_a_budget_nothing_is_drawn() -> None:

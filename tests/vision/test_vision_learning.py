@@ -58,7 +58,7 @@ def test_images_are_learned_from(seeing: RunningServer) -> None:
 def test_a_prompt_has_the_length_that_the_chat_route_tells(seeing: RunningServer) -> None:
     made = order(seeing, "eyes")
     with tinker.ServiceClient(base_url=seeing.url, api_key=seeing.key) as service:
-        renderer = asyncio.run(methods.seeing(made.renderer, service, "eyes", made.examples))
+        renderer = asyncio.run(methods.seeing(made, service))
     client = openai.OpenAI(base_url=f"{seeing.url}/v1", api_key=seeing.key)
     for example, body in zip(made.examples, LINES, strict=True):
         asked = client.chat.completions.create(model="eyes", messages=body["messages"][:1], max_tokens=1)

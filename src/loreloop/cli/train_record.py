@@ -60,7 +60,7 @@ class Folder:
 
     def hold(self) -> None:
         """Keeps other processes away from the folder, until this one ends however it does. BadRequest where another
-        has it. Without the means of POSIX, as on Windows, nobody is kept away."""
+        has it. Without the means of POSIX, as on Windows and on file systems without locks, nobody is kept away."""
         from loreloop.protocol.errors import BadRequest
 
         self.path.mkdir(parents=True, exist_ok=True)
@@ -68,14 +68,18 @@ class Folder:
             import fcntl
         except ImportError:
             return
-        # The folder itself is locked, since its files are replaced while the run goes on.
-        self.held = os.open(self.path, os.O_RDONLY)
+        # A file of its own, since those of the run are replaced while it goes on; opened for writing, as NFS wants it.
         try:
+            self.held = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.release()
             raise BadRequest(
                 f"Another process is training into {self.path}; wait for it, or name another folder with --out."
             ) from None
+        except OSError:
+            # A folder that nobody may write to says so at its first file.
+            self.release()
 
     def release(self) -> None:
         """Lets others have the folder."""

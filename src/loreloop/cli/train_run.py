@@ -138,11 +138,11 @@ def order_of(name: str, settings: type[Settings], given: dict[str, Any], texts: 
 def _examples(read: Any, told: Settings, given: dict[str, Any]) -> tuple[list[Any], list[Any]]:
     """What to learn from, and what to look at: out of files, or tasks that an environment makes."""
     from loreloop.learn.files import read_file
-    from loreloop.learn.played import check_file, own_tasks
+    from loreloop.learn.played import own_tasks, reader_of
 
-    held_out = read_file(given["held_out"], read) if given["held_out"] else []
     if isinstance(told, RewardSettings) and (given["data"] or given["held_out"]):
-        check_file(told)
+        read = reader_of(told)
+    held_out = read_file(given["held_out"], read) if given["held_out"] else []
     if given["data"] is not None:
         return read_file(given["data"], read), held_out
     # Only commands that learn from rewards can be given without a file.

@@ -88,6 +88,8 @@ class JobDesk:
         """Takes a job in; it begins when its turn comes."""
         made = await self.store.write(jobs.create, row, self.config.limits.jobs_per_key)
         await self._say(row.id, "info", f"Created fine-tuning job: {row.id}")
+        if left_out := ", ".join(row.plan.left_out):
+            await self._say(row.id, "warn", f"Left out of what the answers must satisfy: {left_out}.")
         await self.assign()
         return self.store.read(jobs.of_anyone, made.id)
 

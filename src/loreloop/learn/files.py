@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta
 
 from loreloop.learn.examples import Demonstration, Mark, Preference, Task, Told
@@ -105,6 +106,18 @@ def told(lines: Iterable[bytes | str]) -> Iterator[Told]:
 def tasks(lines: Iterable[bytes | str]) -> Iterator[Task]:
     """Conversations to go on from, with whatever else their lines hold for graders."""
     return examples_of(lines, _task)
+
+
+def tasks_with(item: type[msgspec.Struct], lines: Iterable[bytes | str]) -> Iterator[Task]:
+    """Tasks whose lines hold what an environment reads, beside whatever else they hold."""
+
+    def read(line: Any) -> Task:
+        task = _task(line)
+        own = {name: value for name, value in task.item.items() if name in item.__struct_fields__}
+        converted(own, item)
+        return task
+
+    return examples_of(lines, read)
 
 
 def read_file(file: Path, read: Callable[[Iterable[bytes | str]], Iterator[Any]]) -> list[Any]:

@@ -18,10 +18,10 @@ from loreloop.learn.learners.dpo import Dpo
 from loreloop.learn.learners.kto import Kto
 from loreloop.learn.learners.reinforce_loop import RewardLearner
 from loreloop.learn.learners.sft import Sft
-from loreloop.learn.pictures import counted, urls_of
+from loreloop.learn.pictures import BrokenImage, counted, urls_of
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer
-from loreloop.learn.rewarded_methods import asked_of, from_hindsight, from_rewards, shown_of
+from loreloop.learn.rewarded_methods import Beginning, asked_of, beginning_of, from_hindsight, from_rewards, shown_of
 from loreloop.learn.rewards.graders.grader import Means
 from loreloop.learn.runner import Ending, Learner, Progress, Run, StepRecord, Wish
 from loreloop.learn.settings import DpoSettings, KtoSettings, RewardSettings, Settings
@@ -61,6 +61,7 @@ class Keeping:
     tell: Callable[[StepRecord], None]
     wish: Callable[[], Wish] = lambda: "go"
     spent: Wish = "pause"
+    say: Callable[[str], None] = lambda text: None  # what else whoever follows the run should know
 
 
 class BadExample(BadRequest):
@@ -74,8 +75,7 @@ class BadExample(BadRequest):
 async def train(order: Order, service: tinker.ServiceClient, keeping: Keeping) -> Ending:
     """Runs an order from where its run stands. BadExample for one that the model cannot learn from; NothingGraded where
     a grader never gives a reward."""
-    examples = (*order.examples, *order.held_out)
-    order = replace(order, renderer=await seeing(order.renderer, service, order.plan.base_model, examples))
+    order = replace(order, renderer=await seeing(order, service))
     method, position = METHODS[order.method], await keeping.progress.load()
     if position is None:
         # What was looked at once need not be looked at again by whoever resumes.
@@ -95,21 +95,35 @@ async def train(order: Order, service: tinker.ServiceClient, keeping: Keeping) -
     # Whoever keeps the run is asked first: a run that is cancelled is not paused for its budget.
     run.wish = lambda: wish if (wish := keeping.wish()) != "go" else keeping.spent if learner.is_spent else "go"
     try:
-        return await run.over(order.examples, order.held_out)
+        ending, n_steps = await run.over(order.examples, order.held_out), order.plan.n_steps(len(order.examples))
+        if learner.is_spent and run.position.step < n_steps:
+            keeping.say(f"The budget is spent: the run ended after step {run.position.step} of {n_steps}.")
+        return ending
     finally:
         await learner.close()
 
 
-async def seeing(
-    renderer: Renderer, service: tinker.ServiceClient, base_model: str, examples: Iterable[Any]
-) -> Renderer:
-    """The renderer with the images of the examples known, whose sizes in tokens only the server knows; itself where
-    there are none, or where its model cannot see."""
-    urls = urls_of(talk for example in examples for talk in conversations_of(example))
+async def seeing(order: Order, service: tinker.ServiceClient) -> Renderer:
+    """The order's renderer with the images of its examples known, whose sizes in tokens only the server knows; itself
+    where there are none, or where its model cannot see. BadExample for an image that cannot be read."""
+    renderer, sets = order.renderer, ((order.examples, False), (order.held_out, True))
+    urls = urls_of(talk for examples, _ in sets for example in examples for talk in conversations_of(example))
     if not urls or renderer.sight is None:
         return renderer
-    sampler = await service.create_sampling_client(base_model=base_model)
-    return renderer.seeing(await counted(sampler, urls, renderer.stop[0]))
+    sampler = await service.create_sampling_client(base_model=order.plan.base_model)
+    try:
+        return renderer.seeing(await counted(sampler, urls, renderer.stop[0]))
+    except BrokenImage as error:
+        for examples, held_out in sets:
+            for number, example in enumerate(examples, 1):
+                if error.url in urls_of(conversations_of(example)):
+                    name = _name(number, held_out=held_out)
+                    raise BadExample(f"{name}: {error.message}", held_out=held_out) from None
+        raise
+
+
+def _name(number: int, *, held_out: bool) -> str:
+    return f"{'Held-out example' if held_out else 'Example'} {number}"
 
 
 def conversations_of(example: Any) -> list[Conversation]:
@@ -120,19 +134,27 @@ def conversations_of(example: Any) -> list[Conversation]:
 async def check(order: Order, service: tinker.ServiceClient, wish: Callable[[], Wish] = lambda: "go") -> None:
     """BadExample for the first one that the template does not take, that holds nothing to learn, or that is longer than
     the model's window. Breaks off where the run is wished to."""
-    look = _Look(order, await window_of(service, order.plan.base_model))
-    for examples, held_out in ((order.examples, False), (order.held_out, True)):
+    window, begins = await window_of(service, order.plan.base_model), beginning_of(order, service)
+    look = _Look(order, window, begins)
+    try:
+        await _checked(look, wish)
+    finally:
+        if begins is not None:
+            await begins.close()
+
+
+async def _checked(look: _Look, wish: Callable[[], Wish]) -> None:
+    for examples, held_out in ((look.order.examples, False), (look.order.held_out, True)):
         for number, example in enumerate(examples, 1):
             # A large file takes a while, in which whoever asked for the run may have thought better of it.
             if wish() != "go":
                 return
             try:
-                trouble = look.trouble(example)
+                trouble = await look.trouble(example)
             except BadRequest as error:
                 trouble = f": {error.message}"
             if trouble is not None:
-                name = f"{'Held-out example' if held_out else 'Example'} {number}"
-                raise BadExample(f"{name}{trouble}", held_out=held_out)
+                raise BadExample(f"{_name(number, held_out=held_out)}{trouble}", held_out=held_out)
 
 
 @dataclass(frozen=True)
@@ -141,22 +163,25 @@ class _Look:
 
     order: Order
     window: int | None
+    begins: Beginning | None  # of tasks, which their environment shows more than they hold
 
-    def trouble(self, example: Any) -> str | None:
+    async def trouble(self, example: Any) -> str | None:
         """The end of a sentence that begins with the example's name; None for a good one. BadRequest where the model's
         template does not take it."""
         order = self.order
-        data = METHODS[order.method].data(order.renderer, example)
-        if not data:
-            return ": nothing of it is learned, since no answer of the assistant has a weight above 0."
-        # A prompt needs room for its answer: a request for more than the window is refused, and so is each answer.
-        room = order.settings.answer_tokens - 1 if isinstance(order.settings, RewardSettings) else 0
-        longest = max(datum.model_input.length + 1 for datum in data) + room
+        if self.begins is not None and isinstance(order.settings, RewardSettings):
+            # A prompt needs room for its answer: a request for more than the window is refused, and so is each answer.
+            longest, answer = await self.begins.length(example) + order.settings.answer_tokens, " with its answer"
+        else:
+            data, answer = METHODS[order.method].data(order.renderer, example), ""
+            if not data:
+                return ": nothing of it is learned, since no answer of the assistant has a weight above 0."
+            longest = max(datum.model_input.length + 1 for datum in data)
         if self.window is None or longest <= self.window:
             return None
         return (
-            f"{' with its answer' if room else ''} has {longest} tokens, and {order.plan.base_model} takes "
-            f"{self.window}; shorten it, or leave it out."
+            f"{answer} has {longest} tokens, and {order.plan.base_model} takes {self.window}; shorten it, or leave it "
+            "out."
         )
 
 

@@ -34,6 +34,14 @@ def urls_of(conversations: Iterable[Conversation]) -> list[str]:
     return list(dict.fromkeys(picture.url for turn in turns for picture in turn.pictures))
 
 
+class BrokenImage(BadRequest):
+    """An image cannot be used; `url` is where a conversation has it."""
+
+    def __init__(self, message: str, url: str) -> None:
+        super().__init__(message)
+        self.url = url
+
+
 class Looking:
     """Counts images as they turn up, each once, however many ask at the same time. `known` are those that were counted
     before; of the others the last `MOST_KEPT` are remembered."""
@@ -67,18 +75,38 @@ class Looking:
 
 
 async def counted(sampler: tinker.SamplingClient, urls: Iterable[str], after: int) -> Chunks:
-    """The images with their numbers of tokens; `after` is any token of the vocabulary. BadRequest for what is no image
-    in a `data:` URL."""
-    images = {url: image_of(url) for url in urls}
+    """The images with their numbers of tokens; `after` is any token of the vocabulary. BrokenImage for what is no image
+    in a `data:` URL, or none to the server."""
+    images = {url: _readable(url) for url in urls}
     asked = [
         sampler.compute_logprobs(tinker.ModelInput(chunks=[image, tinker.EncodedTextChunk(tokens=[after])]))
         for image in images.values()
     ]
-    lengths = [len(found) - 1 for found in await asyncio.gather(*(one.result_async() for one in asked))]
-    return {
-        url: tinker.types.ImageChunk(data=image.data, format=image.format, expected_tokens=n)
-        for (url, image), n in zip(images.items(), lengths, strict=True)
-    }
+    # All are waited for, so that the first one of the file is told and not the first to be looked at.
+    answers = await asyncio.gather(*(one.result_async() for one in asked), return_exceptions=True)
+    found: dict[str, tinker.types.ImageChunk] = {}
+    for (url, image), answer in zip(images.items(), answers, strict=True):
+        if isinstance(answer, tinker.BadRequestError | tinker.UnprocessableEntityError):
+            raise BrokenImage(f"The server does not take an image: {_said(answer)}", url) from answer
+        if isinstance(answer, BaseException):
+            raise answer
+        n_tokens = len(answer) - 1
+        found[url] = tinker.types.ImageChunk(data=image.data, format=image.format, expected_tokens=n_tokens)
+    return found
+
+
+def _readable(url: str) -> tinker.types.ImageChunk:
+    try:
+        return image_of(url)
+    except BadRequest as error:
+        raise BrokenImage(error.message, url) from None
+
+
+def _said(error: tinker.APIStatusError) -> str:
+    """A server's own sentence out of its answer, where it has one."""
+    about = error.body.get("error") if isinstance(error.body, dict) else None
+    said = about.get("message") if isinstance(about, dict) else None
+    return said if isinstance(said, str) else str(error)
 
 
 def image_of(url: str) -> tinker.types.ImageChunk:

@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from loreloop.learn.environments.calculator import Calculator
 from loreloop.learn.environments.environment import Environment, OneAnswer
 from loreloop.learn.environments.given import python_tool
-from loreloop.learn.environments.named import PUZZLES, Named, Wanted, named
+from loreloop.learn.environments.named import ITEMS, PUZZLES, Named, Wanted, named
 from loreloop.learn.environments.tools import Offered, Rewarded
 from loreloop.learn.examples import Task
+from loreloop.learn.files import tasks, tasks_with
 from loreloop.learn.rewards.graders.grader import Means
 from loreloop.learn.rewards.graders.reading import GraderReward, grader_of
 from loreloop.learn.rewards.reward import Answer, Reward, Score
@@ -39,14 +41,22 @@ def own_tasks(settings: RewardSettings, seed: int) -> tuple[list[Task], list[Tas
     settings name none."""
     if settings.environment is None:
         raise BadRequest("There is nothing to learn from; name a file with --data, or an --environment with tasks.")
-    tasks = list(_named(settings, seed).tasks)
-    return tasks[: settings.tasks], tasks[settings.tasks :]
+    made = _named(settings, seed)
+    return list(made.tasks), list(made.held_out)
 
 
 def check_file(settings: RewardSettings) -> None:
     """BadRequest where the settings' environment cannot take tasks out of a file."""
     if settings.environment is not None and settings.environment.startswith(PUZZLES):
         raise BadRequest("Only the package that makes puzzles knows their answers; leave --data and --eval out.")
+
+
+def reader_of(settings: RewardSettings) -> Callable[[Iterable[bytes | str]], Iterator[Task]]:
+    """What reads tasks out of a file, with the fields that the settings' environment needs. It raises BadLine;
+    BadRequest here where the environment cannot take tasks out of a file."""
+    check_file(settings)
+    item = ITEMS.get(settings.environment or "")
+    return tasks if item is None else partial(tasks_with, item)
 
 
 def environments_of(settings: RewardSettings, reward: Reward, tools: Tools, seed: int = 0) -> Callable[[], Environment]:
@@ -87,8 +97,14 @@ def reward_of(settings: RewardSettings, means: Means) -> Reward:
 
 def _named(settings: RewardSettings, seed: int) -> Named:
     assert settings.environment is not None
-    n = settings.tasks + settings.eval_tasks
-    return named(Wanted(settings.environment, n, seed, settings.environment_options))
+    wanted = Wanted(
+        name=settings.environment,
+        n=settings.tasks,
+        n_held_out=settings.eval_tasks,
+        seed=seed,
+        options=settings.environment_options,
+    )
+    return named(wanted)
 
 
 async def _nothing(answer: Answer, task: Task) -> Score:

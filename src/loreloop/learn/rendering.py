@@ -7,6 +7,7 @@ with the one that ends the answer. Knows no losses, no files of examples and no 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from loreloop.learn.examples import Demonstration
 from loreloop.learn.pictures import Chunks
 from loreloop.learn.rewards.reward import Answer
 from loreloop.protocol.errors import BadRequest
-from loreloop.text.answers import THINK
+from loreloop.text.answers import THINK, closed
 from loreloop.text.conversation import Conversation, MadeCall, Turn, prompt_text, told_text
 from loreloop.text.replies import read_whole, rules_of
 from loreloop.text.templates.chat_template import ChatTemplate
@@ -51,18 +52,28 @@ class Sight:
 
 class Renderer:
     """`stop` are the ids that end an answer, as the server takes them too; they are for sampling parameters. Without
-    `sight` the model reads text only."""
+    `sight` the model reads text only. With `thinks` False a thought that the template begins is ended in the prompt."""
+
+    thinks = True
 
     def __init__(
         self, tokenizer: TextTokenizer, template: ChatTemplate, stop: Sequence[int], sight: Sight | None = None
     ) -> None:
         self.tokenizer, self.template, self.stop, self.sight = tokenizer, template, list(stop), sight
 
+    def without_thoughts(self) -> Renderer:
+        """The same for answers that are held to a form, whose prompts end a thought as the chat routes do."""
+        renderer = copy(self)
+        renderer.thinks = False
+        return renderer
+
     def seeing(self, chunks: Chunks) -> Renderer:
         """The same, with images that conversations may show. BadRequest where the model reads text only."""
         if self.sight is None:
             raise BadRequest("This model reads text only; leave images (image_url) out, or take a vision model.")
-        return Renderer(self.tokenizer, self.template, self.stop, Sight(self.sight.placeholder, chunks))
+        renderer = copy(self)
+        renderer.sight = Sight(self.sight.placeholder, chunks)
+        return renderer
 
     def prompt(self, conversation: Conversation) -> tinker.ModelInput:
         """The tokens from which a model goes on. BadRequest where its template does not accept the conversation."""
@@ -71,7 +82,14 @@ class Renderer:
 
     def prompt_tokens(self, conversation: Conversation) -> list[int]:
         """The ids of `prompt`; an image is the one id that the template writes for it."""
-        return self.tokenizer.encode(prompt_text(self.template, conversation))
+        return self.tokenizer.encode(self.prompt_text(conversation))
+
+    def prompt_text(self, conversation: Conversation) -> str:
+        """The text of `prompt`."""
+        text = prompt_text(self.template, conversation)
+        if not self.thinks and rules_of(self.tokenizer, self.template, conversation, text).opened:
+            return closed(text)
+        return text
 
     def demonstrations(self, demonstration: Demonstration) -> list[tinker.Datum]:
         """Data for `cross_entropy`. Answers share a datum as long as the prompt of the next begins with the tokens of
@@ -106,7 +124,7 @@ class Renderer:
     def answer(self, tokens: Sequence[int], to: Conversation = NOTHING, *, ended: bool | None = None) -> Answer:
         """What sampled tokens say. `to` is the conversation that was asked, which says what tools there are and
         whether its prompt has begun a thought. Without `ended`, an answer counts as whole if a stop token is last."""
-        prompt = prompt_text(self.template, to) if to.turns else ""
+        prompt = self.prompt_text(to) if to.turns else ""
         rules = replace(rules_of(self.tokenizer, self.template, to, prompt), stop_tokens=self.stop)
         whole = read_whole(rules.begin(), tokens)
         return Answer(

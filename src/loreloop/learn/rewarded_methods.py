@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import tinker
@@ -13,10 +14,11 @@ import tinker
 from loreloop.learn.advantages import Overlong
 from loreloop.learn.clients import Clients
 from loreloop.learn.corrections import Correction
+from loreloop.learn.environments.environment import Environment
 from loreloop.learn.examples import Task, Told
 from loreloop.learn.learners.cispo import Cispo
 from loreloop.learn.learners.distill import Distill
-from loreloop.learn.learners.from_rewards import Sampling, Ways, reward_learner
+from loreloop.learn.learners.from_rewards import Sampling, Ways, looking_of, reward_learner
 from loreloop.learn.learners.grpo import Grpo
 from loreloop.learn.learners.hindsight import Hindsight
 from loreloop.learn.learners.hindsight_loop import HindsightLearner, pair_of
@@ -26,12 +28,14 @@ from loreloop.learn.learners.ppo import Ppo
 from loreloop.learn.learners.redrawing import Redrawing
 from loreloop.learn.learners.reinforce import Reinforce
 from loreloop.learn.learners.reinforce_loop import Bounds, RewardLearner
+from loreloop.learn.pictures import urls_of
 from loreloop.learn.played import Tools, environments_of, reward_of
 from loreloop.learn.rendering import Renderer
 from loreloop.learn.rewards.graders.grader import Means
 from loreloop.learn.rewards.sandbox import CodeSandbox
 from loreloop.learn.rewards.watched import Watched
 from loreloop.learn.rollouts.collect import Pace
+from loreloop.learn.rollouts.dialogue import Dialogue
 from loreloop.learn.rollouts.drawing import AnswerLimits
 from loreloop.learn.settings import (
     CispoSettings,
@@ -66,13 +70,58 @@ async def from_rewards(order: Order, clients: Clients) -> RewardLearner:
         ways_of(settings),
         sampling_of(settings),
     )
-    learner.check = reward.check
+    learner.watched = reward
     if isinstance(settings, GrpoSettings):
         learner.redrawing = Redrawing(settings.resample, order.examples, order.plan.seed)
     if means.sandbox is not None and given.sandbox is None:
         # Made for this run alone, so that it ends with it.
         learner.closed_too.append(means.sandbox.close)
     return learner
+
+
+@dataclass
+class Beginning:
+    """With what the episodes of an order begin: tasks with the tools and images that their environment adds."""
+
+    make: Callable[[], Environment]
+    words: Dialogue
+    sandbox: CodeSandbox | None  # made for these looks alone
+    n_drawn: int | None = None  # tokens of the first task whose images its environment has drawn
+
+    async def length(self, task: Task) -> int:
+        """Tokens of a task's first prompt. Images that an environment draws are counted for one task alone: to ask the
+        server about each would take as long as to answer it."""
+        environment = self.make()
+        try:
+            conversation = await environment.reset(task)
+            drawn = set(urls_of([conversation])) - set(urls_of([task.prompt]))
+            if drawn and self.n_drawn is not None:
+                return self.n_drawn
+            n_tokens = (await self.words.prompt(conversation)).length
+            self.n_drawn = n_tokens if drawn else self.n_drawn
+            return n_tokens
+        finally:
+            await environment.close()
+
+    async def close(self) -> None:
+        """Ends what was made for it."""
+        if self.sandbox is not None:
+            await self.sandbox.close()
+
+
+def beginning_of(order: Order, service: tinker.ServiceClient) -> Beginning | None:
+    """What looks at an order's tasks; None where it has none. BadRequest where the environment is not there."""
+    settings = order.settings
+    if not isinstance(settings, RewardSettings):
+        return None
+    means, own = order.means or Means(), None
+    if means.sandbox is None:
+        own = CodeSandbox()
+        means = replace(means, sandbox=own)
+    reward = reward_of(settings, means)
+    make = environments_of(settings, reward, Tools(means, order.tools), order.plan.seed)
+    looking = looking_of(Clients(service, order.plan), order.renderer)
+    return Beginning(make, Dialogue(order.renderer, looking), own)
 
 
 async def from_hindsight(order: Order, clients: Clients) -> HindsightLearner:

@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
+from loreloop.learn.breakdowns import LossDiverged
 from loreloop.learn.clients import Clients
 from loreloop.learn.plan import Moment, Plan
 from loreloop.protocol.errors import BadRequest
@@ -201,7 +202,9 @@ class Run(Generic[E]):
     async def _finish(self, one: _Pending) -> None:
         """Waits for a step, and tells what it has measured."""
         metrics = dict(await one.metrics)
-        if self._evaluates(one.at):
+        # A run that is to finish behind this step ends as any other does: with a look at what is held out.
+        is_last = bool(self.held_out) and not self.pending and self.wish() == "finish"
+        if is_last or self._evaluates(one.at):
             metrics |= await self.learner.evaluate(self.held_out)
         now = time.perf_counter()
         seconds, self.ended, tokens = now - self.ended, now, int(metrics.pop(TOKENS, 0))
@@ -209,7 +212,7 @@ class Run(Generic[E]):
         for name, value in metrics.items():
             # Nothing that is learned from such a step on is worth anything, and the states saved before it are whole.
             if name.endswith("_loss") and not math.isfinite(value):
-                raise BadRequest(
+                raise LossDiverged(
                     f"Step {at.step + 1}: {name} is {value}; the learning rate of {at.learning_rate:g} is too large, "
                     "or an example is broken. What was saved before is whole."
                 )

@@ -32,7 +32,8 @@ class JobPlan(msgspec.Struct, frozen=True):
     and `start_path` the training state to begin from where `model` is no bare base.
 
     `hyperparameters` hold the chosen values, and `learning_rate` what they come to for this model. `response_format` is
-    as it was asked for, and `answer_schema` the JSON schema that answers are held to by it.
+    as it was asked for, and `answer_schema` the JSON schema that answers are held to by it, without
+    what is `left_out`, in words.
     """
 
     model: str
@@ -50,6 +51,7 @@ class JobPlan(msgspec.Struct, frozen=True):
     metadata: dict[str, str] | None = None
     response_format: dict[str, Any] | None = None
     answer_schema: dict[str, Any] | None = None
+    left_out: tuple[str, ...] = ()
 
     def checkpoint_name(self, step: int) -> str:
         """The name of the model as it was after a step."""

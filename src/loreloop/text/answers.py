@@ -12,6 +12,11 @@ from loreloop.protocol.sampling import Thoughts
 THINK = ("<think>", "</think>")
 
 
+def closed(prompt: str) -> str:
+    """A prompt that begins a thought, with that thought ended: an answer held to a form has no room for one."""
+    return f"{prompt}\n{THINK[1]}\n\n"
+
+
 @dataclass(frozen=True)
 class Part:
     """`answer`: stop strings are looked for in it. A thought, its markers and the white space behind it are none."""

@@ -19,7 +19,7 @@ from loreloop.protocol.openai_rest import MAX_TOOLS
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampledSequence, SampleOp, Thoughts
 from loreloop.protocol.training import Chunk, length_of
-from loreloop.text.answers import THINK
+from loreloop.text.answers import closed
 from loreloop.text.conversation import Conversation, prompt_text
 from loreloop.text.grammars.sandbox import WantedSchema
 from loreloop.text.replies import Reply, ReplyRules, WholeReply, read_whole, rules_of
@@ -84,7 +84,7 @@ async def chat_on(model: Model, chat_request: ChatRequest) -> Chat:
         wire = msgspec.structs.replace(wire, grammar=grammar, json_schema=None)
     if rules.opened and _is_constrained(wire):
         # A grammar leaves no room for thoughts.
-        prompt, rules = f"{prompt}\n{THINK[1]}\n\n", replace(rules, opened=False)
+        prompt, rules = closed(prompt), replace(rules, opened=False)
     chunks = await prompt_chunks(model, prompt, conversation)
     op = await operation(model, chunks, wire, chat_request.n, chat_request.report, stream=chat_request.stream)
     rules = replace(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import Any
 
 import msgspec
 
@@ -21,7 +20,7 @@ from loreloop.protocol.paths import SCHEME
 from loreloop.store import uploads
 from loreloop.store.job_rows import FileRow
 from loreloop.store.rows import KeyRow
-from loreloop.text.grammars.sandbox import Rules, WantedSchema
+from loreloop.text.grammars.sandbox import HeldSchemas, Rules, WantedSchema
 
 MISSING = (
     "Fine-tuning jobs are not served here: they need the Tinker SDK (`pip install 'loreloop[learn]'`) and "
@@ -43,24 +42,23 @@ async def plan_of(served: Services, key: KeyRow, body: CreateJob) -> JobPlan:
     beginning = served.names.beginning(served.store, key, body.model)
     training = examples(served, key, body.training_file, method.type, "training_file")
     kind: JobKind = "kto" if training.forms == ("marks",) else method.type
+    shown = {"training_file": training.has_images}
     if body.validation_file is not None:
         held_out = examples(served, key, body.validation_file, method.type, "validation_file")
+        shown["validation_file"] = held_out.has_images
         if ("marks" in held_out.forms) != (kind == "kto"):
             raise BadRequest(
                 f"validation_file holds {held_out.forms[0]} and training_file {training.forms[0]}; send the same kind."
             )
-    if training.has_images:
-        info = await served.dispatcher.info(beginning.base_model)
-        if info.images is None:
-            raise BadRequest(
-                f"training_file holds images, and {beginning.base_model} takes text only; choose a vision model."
-            )
+    if any(shown.values()) and (await served.dispatcher.info(beginning.base_model)).images is None:
+        file = next(file for file, has_images in shown.items() if has_images)
+        raise BadRequest(f"{file} holds images, and {beginning.base_model} takes text only; choose a vision model.")
     asked = asked_of(getattr(getattr(method, method.type), "hyperparameters", None))
     decided = chosen(kind, asked, training.n_examples, served.names.folder(beginning.base_model))
-    reinforced, answer_schema = method.reinforcement, None
+    reinforced, held = method.reinforcement, HeldSchemas()
     if reinforced is not None:
         check_grader(served, key, reinforced)
-        answer_schema = await answers_held_to(served, reinforced, beginning.base_model)
+        held = await answers_held_to(served, reinforced, beginning.base_model)
     return JobPlan(
         model=body.model,
         base_model=beginning.base_model,
@@ -76,7 +74,8 @@ async def plan_of(served: Services, key: KeyRow, body: CreateJob) -> JobPlan:
         grader=reinforced.grader if reinforced else None,
         metadata=body.metadata,
         response_format=format_json(reinforced.response_format) if reinforced else None,
-        answer_schema=answer_schema,
+        answer_schema=held.schemas[0] if held.schemas else None,
+        left_out=held.left_out,
     )
 
 
@@ -102,17 +101,17 @@ def check_grader(served: Services, key: KeyRow, reinforced: Reinforcement) -> No
         served.names.target(served.store, key, name)
 
 
-async def answers_held_to(served: Services, reinforced: Reinforcement, base_model: str) -> dict[str, Any] | None:
-    """The schema that the answers of a job are held to by its response format; None for free ones. BadRequest where a
-    model's answers cannot be held to it, or a strict one only in part."""
+async def answers_held_to(served: Services, reinforced: Reinforcement, base_model: str) -> HeldSchemas:
+    """The schema that the answers of a job are held to by its response format, and what of it is left out. BadRequest
+    where a model's answers cannot be held to it, or a strict one only in part."""
     schema = schema_of(reinforced.response_format)
     if schema is None:
-        return None
+        return HeldSchemas()
     wanted = WantedSchema("the response format", schema, is_strict(reinforced.response_format))
-    (schema,) = (await served.sandbox.held((wanted,))).schemas
+    held = await served.sandbox.held((wanted,))
     # Tried now, so that a job does not fail at its first answer.
-    await served.sandbox.grammar_of(Rules(None, schema, None), await served.dispatcher.info(base_model))
-    return schema
+    await served.sandbox.grammar_of(Rules(None, held.schemas[0], None), await served.dispatcher.info(base_model))
+    return held
 
 
 def examples(served: Services, key: KeyRow, file_id: str, method: JobKind, field: str) -> Contents:

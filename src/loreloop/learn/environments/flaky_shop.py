@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
 
 from loreloop.learn.environments.tools import ToolEnvironment, ToolFailure, tool
 from loreloop.learn.examples import Task
@@ -15,6 +19,7 @@ from loreloop.learn.rewards.reward import Answer, Score
 from loreloop.text.conversation import Conversation, MadeCall, Turn
 
 GOODS = ("apples", "bread", "cheese", "dates", "eggs", "figs")
+MOST_STOCK = 20  # of an item
 SHOWN = (("figs", 2, "A512"), ("cheese", 3, "A208"))
 
 
@@ -28,7 +33,7 @@ class FlakyShop(ToolEnvironment):
     async def reset(self, task: Task) -> Conversation:
         """Fills the shelves anew."""
         self.rng = random.Random(int(task.item.get("seed", 0)))
-        self.stock = {good: self.rng.randint(5, 20) for good in GOODS}
+        self.stock = {good: self.rng.randint(5, MOST_STOCK) for good in GOODS}
         self.orders: dict[str, tuple[str, int]] = {}
         return await super().reset(task)
 
@@ -68,14 +73,29 @@ class FlakyShop(ToolEnvironment):
         return self.stock[item]
 
 
-def shop_tasks(n: int, seed: int = 0, *, shown: int = 0) -> list[Task]:
-    """Orders of one to four of an item, each with a seed for its shop's luck. So many orders that went well are shown
-    before each, up to two: a small model calls nothing before it has seen how."""
+class ShopItem(msgspec.Struct, frozen=True):
+    """What a task's line in a file holds beside its conversation. No shelf ever holds more than `MOST_STOCK`."""
+
+    item: Literal["apples", "bread", "cheese", "dates", "eggs", "figs"]
+    count: Annotated[int, Meta(ge=1, le=MOST_STOCK)]
+    seed: int = 0
+
+
+def is_held_out(item: str, count: int) -> bool:
+    """Whether an order is one of the quarter of goods and counts that are looked at and never learned from."""
+    return (GOODS.index(item) + count) % 4 == 0
+
+
+def shop_tasks(n: int, seed: int = 0, *, shown: int = 0, held_out: bool = False) -> list[Task]:
+    """Orders of one to four of an item, each with a seed for its shop's luck: of the goods and counts that are held
+    out, or of the others. So many orders that went well are shown before each, up to two: a small model calls nothing
+    before it has seen how."""
     rng = random.Random(seed)
     before = [turn for number in range(shown) for turn in _shown(number)]
+    orders = [(item, count) for item in GOODS for count in range(1, 5) if is_held_out(item, count) is held_out]
     tasks = []
     for _ in range(n):
-        item, count = rng.choice(GOODS), rng.randint(1, 4)
+        item, count = rng.choice(orders)
         fields = {"item": item, "count": count, "seed": rng.randrange(1 << 30)}
         tasks.append(Task(Conversation((*before, Turn("user", _asked(item, count)))), fields))
     return tasks

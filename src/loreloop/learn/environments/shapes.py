@@ -11,8 +11,10 @@ import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+import msgspec
+from msgspec import Meta
 from PIL import Image, ImageDraw
 
 from loreloop.learn.environments.environment import Environment, Step
@@ -38,6 +40,16 @@ class Scene:
     shape: str
     colour: str
     count: int
+    seed: int
+
+
+class ShapesItem(msgspec.Struct, frozen=True):
+    """What a task's line in a file holds beside its conversation."""
+
+    ask: Ask
+    shape: Literal["circle", "square", "triangle"]
+    colour: Literal["red", "green", "blue", "black"]
+    count: Annotated[int, Meta(ge=1, le=MOST_SHAPES)]
     seed: int
 
 

@@ -41,7 +41,8 @@ def order_of(assignment: Assignment, reading: Reading) -> Order:
         method=METHOD_NAMES[job.kind],
         plan=plan_of(job),
         settings=settings_of(job),
-        renderer=reading.renderer,
+        # As the chat routes do: in a thought that the template has begun no answer would ever stand.
+        renderer=reading.renderer.without_thoughts() if job.answer_schema is not None else reading.renderer,
         examples=_examples(job, assignment.training_path, "training_file"),
         held_out=_examples(job, assignment.validation_path, "validation_file"),
         means=reading.means,

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import tinker
 
+from loreloop.learn.breakdowns import Breakdown, LossDiverged, NothingGraded, NothingSampled, StepUngraded
 from loreloop.learn.jobs.orders import Reading, order_of
 from loreloop.learn.jobs.report import Report
 from loreloop.learn.jobs.worker import JobFailed, Orders, Send
@@ -21,7 +22,6 @@ from loreloop.learn.rendering import renderer_of
 from loreloop.learn.rewards.graders.grader import Embed, Means
 from loreloop.learn.rewards.sandbox import CodeSandbox, Limits
 from loreloop.learn.rewards.served_models import ServedModels
-from loreloop.learn.rewards.watched import NothingGraded
 from loreloop.protocol.jobs import Assignment, JobError
 
 
@@ -58,12 +58,26 @@ def do(assignment: Assignment, send: Send, orders: Orders, place: Place) -> bool
     except BadExample as error:
         field = "validation_file" if error.held_out else "training_file"
         raise JobFailed(JobError("invalid_training_data", error.message, field)) from error
-    except NothingGraded as error:
-        raise JobFailed(JobError("invalid_grader", error.message, "method.reinforcement.grader")) from error
+    except Breakdown as error:
+        raise JobFailed(broken(error)) from error
     except tinker.AuthenticationError as error:
         raise JobFailed(JobError("key_revoked", f"The key of this job is refused: {error}")) from error
     except tinker.TinkerError as error:
         raise JobFailed(JobError("server_error", f"The server refused the training: {error}")) from error
+
+
+def broken(error: Breakdown) -> JobError:
+    """A job's error for a run that broke off; none of these lies in the examples."""
+    grader = "method.reinforcement.grader"
+    match error:
+        case NothingGraded():
+            return JobError("invalid_grader", error.message, grader)
+        case StepUngraded():
+            return JobError("grader_failed", error.message, grader)
+        case LossDiverged():
+            return JobError("training_diverged", error.message, "hyperparameters.learning_rate_multiplier")
+    assert isinstance(error, NothingSampled)
+    return JobError("sampling_failed", error.message)
 
 
 async def _done(assignment: Assignment, report: Report, orders: Orders, place: Place) -> bool:
@@ -86,5 +100,11 @@ async def _run(order: Order, service: tinker.ServiceClient, report: Report, orde
     """From where the job stands to its end; False where it was told to stop."""
     report.begin(order.plan.n_steps(len(order.examples)), service.holder.get_session_id())
     # Nobody can give a job a larger budget, so that it makes its model of what it has learned by then.
-    keeping = Keeping(report, report.step, lambda: orders.wish, spent="finish")
+    keeping = Keeping(
+        progress=report,
+        tell=report.step,
+        wish=lambda: orders.wish,
+        spent="finish",
+        say=lambda text: report.say("warn", text),
+    )
     return await train(order, service, keeping) == "finished"

@@ -43,12 +43,20 @@ class Redrawing:
     seed: int = 0
 
     async def filled(
-        self, played: Sequence[Played], step: int, play: Callable[[Any, int], Awaitable[Group]], pace: Pace
+        self,
+        played: Sequence[Played],
+        step: int,
+        play: Callable[[Any, int], Awaitable[Group]],
+        pace: Pace,
+        tokens_left: int | None = None,
     ) -> Batch:
-        """The batch with as many groups of use as the budget gives. Groups without any use stay where it ends."""
+        """The batch with as many groups of use as the budget gives. Groups without any use stay where it ends, or where
+        `tokens_left` are spent by what was played."""
         kept, left_out = list(played), list[Played]()
         chance, n_drawn = random.Random(f"{self.seed} redrawing {step}"), 0
         while n_drawn < self.most and (flat := [one for one in kept if teaches_nothing(one.group)]):
+            if not _has_left([*kept, *left_out], tokens_left):
+                break
             # The youngest stay if the budget does not go round; which ones they are is of no matter.
             replaced = flat[: self.most - n_drawn]
             tasks = [self._other(one, chance) for one in replaced]
@@ -61,12 +69,22 @@ class Redrawing:
             finally:
                 await collector.close()
             n_drawn += len(replaced)
-            kept = [one for one in kept if one not in replaced] + drawn
-            left_out += replaced
+            # One that has failed takes nobody's place: without any graded answer it would say even less.
+            failed = [one for one in drawn if not one.group.graded]
+            better = [one for one in drawn if one.group.graded]
+            given_up = replaced[: len(better)]
+            kept = [one for one in kept if not any(one is other for other in given_up)] + better
+            left_out += [*given_up, *failed]
         return Batch(kept, left_out)
 
     def _other(self, one: Played, chance: random.Random) -> Any:
         return chance.choice(self.tasks) if self.tasks else one.group.task
+
+
+def _has_left(played: Sequence[Played], tokens_left: int | None) -> bool:
+    if tokens_left is None:
+        return True
+    return sum(rollout.n_sampled for one in played for rollout in one.group.rollouts) < tokens_left
 
 
 def teaches_nothing(group: Group) -> bool:

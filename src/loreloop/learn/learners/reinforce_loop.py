@@ -12,6 +12,7 @@ from typing import Any
 
 import tinker
 
+from loreloop.learn.breakdowns import NothingSampled, StepUngraded
 from loreloop.learn.clients import adam_of
 from loreloop.learn.learners import measures
 from loreloop.learn.learners.evidence import Asked, Evidence
@@ -21,11 +22,11 @@ from loreloop.learn.learners.ppo import Ppo
 from loreloop.learn.learners.redrawing import Batch, Redrawing
 from loreloop.learn.learners.value_adapter import ValueStep
 from loreloop.learn.plan import Moment, Plan
+from loreloop.learn.rewards.watched import Watched
 from loreloop.learn.rollouts.collect import Collector, Pace, Played
 from loreloop.learn.rollouts.drawing import Policy
 from loreloop.learn.rollouts.episodes import Plays
 from loreloop.learn.runner import TOKENS, Metrics
-from loreloop.protocol.errors import BadRequest
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Bounds:
 
 @dataclass
 class Standing:
-    """What a run must remember beside its weights: tokens sampled, the strength of the penalty as it is now, and the
-    divergence that was measured last, without which a run that paused for it would take another step each time."""
+    """What a run must remember beside its weights: tokens sampled, the strength of the penalty as it is now, the
+    divergence that was measured last, without which a run that paused for it would take another step each time, and how
+    many rewards its grader has given."""
 
     n_tokens: int = 0
     kl_strength: float | None = None
     divergence: float = 0.0
+    n_given: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class _HandedIn:
 class RewardLearner:
     """`player` plays the tasks with what `policy` holds, and `learner` says what is learned of that. `passes` go over
     the same rollouts several times, which only the learners with a clipped ratio bear. Held-out tasks are answered
-    `eval_samples` times. `check` is called with each step, and raises where the run has no sense any more."""
+    `eval_samples` times. The reward that is `watched` is
+    asked with each step whether the run has any sense still."""
 
     plan: Plan
     learner: PolicyLearner
@@ -81,7 +85,7 @@ class RewardLearner:
     passes: int = 1
     eval_samples: int = 1
     redrawing: Redrawing = field(default_factory=Redrawing)
-    check: Callable[[], None] = lambda: None
+    watched: Watched | None = None
     standing: Standing = field(default_factory=Standing)
     closed_too: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
@@ -121,14 +125,17 @@ class RewardLearner:
         else:
             # Nothing was to be learned, so that the weights are what they were, at the cost of a step.
             self.policy.renew(self.policy.sampler)
-        self.check()
+        if self.watched is not None:
+            self.watched.check()
         return self._metrics(_Step(at.step + 1, played, scored, data), found, handed_in)
 
     async def _batch(self, at: Moment) -> Batch:
         """What a step has to learn from, as it was played."""
         played = await self.collector.take(at.step)
         _check_sampled(played, at.step + 1)
-        return await self.redrawing.filled(played, at.step, self.player.group, self.pace)
+        most = self.bounds.most_tokens
+        left = None if most is None else most - self.standing.n_tokens
+        return await self.redrawing.filled(played, at.step, self.player.group, self.pace, left)
 
     async def _asked(self, played: Sequence[Played]) -> Asked:
         rollouts = [rollout for one in played for rollout in one.group.graded]
@@ -207,11 +214,16 @@ class RewardLearner:
 
     def state(self) -> dict[str, Any]:
         """What the run must remember beside its weights."""
+        if self.watched is not None:
+            self.standing.n_given = self.watched.n_given
         return asdict(self.standing)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes back what `state` gave."""
         self.standing = Standing(**state)
+        if self.watched is not None:
+            # A grader that has given rewards before is not broken, whatever happens to the first answers from here.
+            self.watched.n_given = self.standing.n_given
 
     async def close(self) -> None:
         """Gives up what is still being sampled, and closes what was made for this run alone."""
@@ -229,16 +241,16 @@ def _by_group(scored: Sequence[Scored]) -> list[list[Scored]]:
 
 
 def _check_sampled(played: Sequence[Played], step: int) -> None:
-    """BadRequest where not one answer of a step came back: what fails for every answer is no chance, and a run that
+    """NothingSampled where not one answer of a step came back: what fails for every answer is no chance, and a run that
     went on would cost hours and teach nothing."""
     if not any(one.group.rollouts for one in played):
         why = next((trouble for one in played for trouble in one.group.troubles), "nothing was sampled")
-        raise BadRequest(f"Not one answer of step {step} came back: {why}")
+        raise NothingSampled(f"Not one answer of step {step} came back: {why}")
 
 
 def _check_graded(played: Sequence[Played], step: int) -> None:
-    """BadRequest where not one answer of a step has a reward, likewise."""
+    """StepUngraded where not one answer of a step has a reward, likewise."""
     if not any(one.group.graded for one in played):
         troubles = [rollout.trouble for one in played for rollout in one.group.rollouts if rollout.trouble]
         why = troubles[0] if troubles else "all of them are empty"
-        raise BadRequest(f"Not one answer of step {step} could be graded: {why}")
+        raise StepUngraded(f"Not one answer of step {step} could be graded: {why}")

@@ -8,15 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from loreloop.learn.breakdowns import NothingGraded
 from loreloop.learn.examples import Task
 from loreloop.learn.rewards.reward import Answer, Reward, Score
-from loreloop.protocol.errors import BadRequest
 
 MOST_TROUBLES = 16  # in a row without any reward: the grader is then not asked again
-
-
-class NothingGraded(BadRequest):
-    """A grader has given no reward to any answer at all."""
 
 
 @dataclass

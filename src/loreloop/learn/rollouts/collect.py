@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
-from loreloop.learn.rollouts.settled import settled, trouble_of
+from loreloop.learn.rollouts.drawing import REFUSED
+from loreloop.learn.rollouts.settled import raise_fatal, settled, trouble_of
 from loreloop.learn.rollouts.values import Group
 
 Asked = TypeVar("Asked")
@@ -137,7 +138,7 @@ class Collector(Generic[Asked]):
         group = _NOBODY
         for _ in range(self.pace.tries):
             # A failed sample is mostly a server that was busy or restarting, so the same task is tried once more.
-            played = await settled([self.play(one.asked, one.number)])
+            played = await settled([self.play(one.asked, one.number)], REFUSED)
             group = played.results[0] if played.results else replace(_NOBODY, troubles=played.troubles)
             if group.rollouts:
                 break
@@ -145,6 +146,7 @@ class Collector(Generic[Asked]):
 
     def _end(self, done: set[asyncio.Task[Group]]) -> None:
         for task in done:
+            raise_fatal(task, REFUSED)
             # Whoever cancels a group from outside takes that group away and not the step.
             trouble = trouble_of(task)
             group = task.result() if trouble is None else replace(_NOBODY, troubles=(trouble,))

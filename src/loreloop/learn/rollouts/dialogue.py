@@ -15,7 +15,7 @@ from loreloop.learn.pictures import Looking, urls_of
 from loreloop.learn.rendering import Renderer
 from loreloop.learn.rewards.reward import Answer
 from loreloop.protocol.errors import BadRequest
-from loreloop.text.conversation import Conversation, Turn, prompt_text, told_text
+from loreloop.text.conversation import Conversation, Turn, told_text
 
 MARK = "\u241e the answer \u241e"  # nothing that anybody says
 
@@ -71,7 +71,7 @@ class Dialogue:
         # Without thoughts, which many templates tell differently of the past than of the present.
         marked = replace(conversation.turns[-1], content=MARK, thinking=None, parts=())
         before = replace(conversation, turns=(*conversation.turns[:-1], marked))
-        text = prompt_text(template, replace(before, turns=(*before.turns, *turns)))
+        text = self.renderer.prompt_text(replace(before, turns=(*before.turns, *turns)))
         if MARK in text:
             return text.rpartition(MARK)[2]
         # Some templates tell nothing of an answer but its calls; then the past ends where the two texts part.

@@ -18,6 +18,7 @@ from loreloop.learn.rollouts.traces import followed_by
 from loreloop.learn.rollouts.values import Sampled
 
 Stop = list[int] | list[str]
+REFUSED = tinker.AuthenticationError  # of a key that was revoked: no further request will be answered
 
 
 class Sampler(Protocol):
@@ -53,6 +54,14 @@ class AnswerLimits:
         """How many tokens the next answer of an episode may have, after so many."""
         whole = self.most_tokens if self.most_episode_tokens is None else self.most_episode_tokens - n_sampled
         return max(0, min(self.most_tokens, whole))
+
+    def behind(self, n_tokens: int) -> AnswerLimits | None:
+        """The limits as far as the model's window goes behind so many tokens; None where it is full. A request for more
+        would be refused, and the whole episode lost with it."""
+        if self.window is None:
+            return self
+        room = self.window - n_tokens
+        return replace(self, most_tokens=min(self.most_tokens, room)) if room > 0 else None
 
 
 @dataclass(frozen=True)

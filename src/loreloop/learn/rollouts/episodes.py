@@ -16,10 +16,11 @@ import tinker
 from loreloop.learn.environments.environment import Environment, Step
 from loreloop.learn.examples import Task
 from loreloop.learn.rewards.reward import Answer
-from loreloop.learn.rollouts.drawing import AnswerLimits, Drawn, Requests
+from loreloop.learn.rollouts.drawing import REFUSED, AnswerLimits, Drawn, Requests
 from loreloop.learn.rollouts.settled import settled
 from loreloop.learn.rollouts.traces import followed_by
 from loreloop.learn.rollouts.values import Group, Observed, Rollout, Sampled, trouble_with
+from loreloop.protocol.errors import BadRequest
 from loreloop.text.conversation import Conversation, Turn
 
 
@@ -81,7 +82,10 @@ class FirstAnswers:
         # The server then reads a prompt once for the whole group, which for long prompts is most of the work.
         counts, by_text = Counter(map(_text, prompts)), {_text(prompt): prompt for prompt in prompts}
         return cls(
-            {text: asyncio.ensure_future(requests.begin(by_text[text], n, stop, limits)) for text, n in counts.items()}
+            {
+                text: asyncio.ensure_future(_first(by_text[text], n, requests, stop, limits))
+                for text, n in counts.items()
+            }
         )
 
     async def take(self, prompt: tinker.ModelInput) -> Drawn:
@@ -95,6 +99,18 @@ class FirstAnswers:
         """Gives up what is still being asked."""
         for task in self.asked.values():
             task.cancel()
+
+
+async def _first(
+    prompt: tinker.ModelInput, n: int, requests: Requests, stop: list[int], limits: AnswerLimits
+) -> list[Drawn]:
+    within = limits.behind(prompt.length)
+    if within is None:
+        raise BadRequest(
+            f"A task has {prompt.length} tokens with the tools and images of its environment, and the model takes "
+            f"{limits.window} with the answer; shorten it, or leave it out."
+        )
+    return await requests.begin(prompt, n, stop, within)
 
 
 def _text(prompt: tinker.ModelInput) -> str:
@@ -116,7 +132,7 @@ class Player:
         # One for each episode: an environment holds the state of a task, such as what its tools have changed.
         environments = [self.make() for _ in range(self.group_size)]
         try:
-            begun = await settled(self._reset(environment, task) for environment in environments)
+            begun = await settled((self._reset(environment, task) for environment in environments), REFUSED)
             played = await self._played(begun.results, number)
         finally:
             # An environment whose end fails has had its episode all the same.
@@ -138,11 +154,14 @@ class Player:
         first = FirstAnswers.of([each.prompt for each in begun], self.requests, self.words.stop, limits)
         try:
             played = await settled(
-                # Members share the random numbers of the request that begins them all, and part behind it.
-                Episode(self, each, replace(limits, seed=_seed(limits.seed, 1_009 * (member + 1)))).play(
-                    first, f"{number}.{member}"
-                )
-                for member, each in enumerate(begun)
+                (
+                    # Members share the random numbers of the request that begins them all, and part behind it.
+                    Episode(self, each, replace(limits, seed=_seed(limits.seed, 1_009 * (member + 1)))).play(
+                        first, f"{number}.{member}"
+                    )
+                    for member, each in enumerate(begun)
+                ),
+                REFUSED,
             )
         finally:
             first.close()
@@ -165,7 +184,10 @@ class Episode:
     async def play(self, first: FirstAnswers, name: str) -> Rollout:
         """The episode from its first answer to its end."""
         words, requests = self.player.words, self.player.requests
-        drawn = await requests.finish(self.prompt, await first.take(self.prompt), words.stop, self.limits)
+        begun = await first.take(self.prompt)
+        # Whoever has begun has room for one token at least.
+        limits = self.limits.behind(self.prompt.length) or self.limits
+        drawn = await requests.finish(self.prompt, begun, words.stop, limits)
         while True:
             answer = words.answer(drawn.said.tokens, self.conversation, ended=drawn.ended)
             step = await self.environment.step(answer)
@@ -174,15 +196,15 @@ class Episode:
             # An environment that has nothing to show cannot be answered, whether it calls itself done or not.
             if step.done or not step.turns:
                 return self._rollout(drawn, step, name)
-            limits = self._limits_left()
-            if limits is not None:
+            further = self._limits_left()
+            if further is not None:
                 self._show(answer, step, ended=drawn.ended)
-                limits = self._in_window(limits)
-            if limits is None:
+                further = further.behind(self._so_far().length)
+            if further is None:
                 step = await self.environment.cut_off(answer)
                 self._earn(step)
                 return self._rollout(drawn, step, name)
-            drawn = await requests.draw(self._so_far(), words.stop, limits)
+            drawn = await requests.draw(self._so_far(), words.stop, further)
 
     def _earn(self, step: Step) -> None:
         """Adds what a step has earned to the last answer."""
@@ -209,14 +231,6 @@ class Episode:
         if not left or len(said) >= self.limits.most_turns:
             return None
         return replace(self.limits, most_tokens=left, seed=_seed(self.limits.seed, 101 * len(said)))
-
-    def _in_window(self, limits: AnswerLimits) -> AnswerLimits | None:
-        """The limits as far as the model's window goes; None where it is full. A request for more would be refused, and
-        the whole episode lost with it."""
-        if self.limits.window is None:
-            return limits
-        room = self.limits.window - self._so_far().length
-        return replace(limits, most_tokens=min(limits.most_tokens, room)) if room > 0 else None
 
     def _so_far(self) -> tinker.ModelInput:
         return followed_by(self.prompt, [token for turn in self.turns for token in turn.tokens])

@@ -21,8 +21,9 @@ class Settled(Generic[T]):
     troubles: tuple[str, ...] = ()
 
 
-async def settled(work: Iterable[Awaitable[T]]) -> Settled[T]:
-    """Runs all at once and waits for all. Cancelled, it cancels what is running."""
+async def settled(work: Iterable[Awaitable[T]], fatal: type[Exception] | tuple[()] = ()) -> Settled[T]:
+    """Runs all at once and waits for all; an error that is `fatal` to every further piece is raised. Cancelled, it
+    cancels what is running."""
     # Not `gather`: it gives up waiting at the first error, and the others would go on with nobody to take what they
     # give.
     # Each piece is a task itself: a coroutine inside another one would be lost, with a warning, where the outer one is
@@ -36,8 +37,17 @@ async def settled(work: Iterable[Awaitable[T]]) -> Settled[T]:
         # Whoever waits here may be cancelled; what runs on would hold room on the server that nobody gives back.
         for task in tasks:
             task.cancel()
+    for task in tasks:
+        raise_fatal(task, fatal)
     good = tuple(task.result() for task in tasks if trouble_of(task) is None)
     return Settled(good, tuple(trouble for task in tasks if (trouble := trouble_of(task)) is not None))
+
+
+def raise_fatal(task: asyncio.Future[T], fatal: type[Exception] | tuple[()]) -> None:
+    """Raises what a task that has ended failed with, where that is `fatal`."""
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, fatal):
+        raise error
 
 
 def trouble_of(task: asyncio.Future[T]) -> str | None:
