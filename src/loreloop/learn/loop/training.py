@@ -94,7 +94,9 @@ async def fitting(shop: Shop, method: str, examples: Sequence[Any]) -> list[Any]
     window = await window_of(shop.service, shop.base_model)
     # A prompt needs room for its answer.
     room = shop.training.answer_tokens if method == "grpo" else 1
-    renderer = await seeing(shop.renderer, shop.service, shop.base_model, examples)
+    plan = plan_of(shop, method, len(examples), None, "fitting")
+    order = Order(method=method, plan=plan, settings=SETTINGS[method](), renderer=shop.renderer, examples=examples)
+    renderer = await seeing(order, shop.service)
 
     def fits(example: Any) -> bool:
         try:
