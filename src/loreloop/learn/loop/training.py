@@ -91,6 +91,8 @@ async def _run(shop: Shop, method: str, file: Path, start: str | None, name: str
 async def fitting(shop: Shop, method: str, examples: Sequence[Any]) -> list[Any]:
     """The examples that the model can learn from: people write what they like, and one answer that is too long for the
     window must not keep the others from being learned."""
+    if not examples:
+        return []
     window = await window_of(shop.service, shop.base_model)
     # A prompt needs room for its answer.
     room = shop.training.answer_tokens if method == "grpo" else 1
