@@ -92,7 +92,7 @@ def test_settings_that_are_not_supported_are_refused(made, folder):
         changes = {"pixtral": {"vision_config": config["vision_config"] | {"model_type": "pixtral"}}}
         changes["mamba"] = {"text_config": config["text_config"] | {"model_type": "mamba"}}
     else:
-        changes = {"yarn": {"text_config": config["text_config"] | {"rope_scaling": {"rope_type": "longrope"}}}}
+        changes = {"yarn": {"text_config": config["text_config"] | {"rope_scaling": {"rope_type": "dynamic"}}}}
         changes["yarn"]["text_config"].pop("rope_parameters")
     for change in changes.values():
         (folder / "config.json").write_text(json.dumps(config | change))
