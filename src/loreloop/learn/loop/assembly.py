@@ -44,7 +44,7 @@ def key_of(loaded: Loaded) -> str:
     name = loaded.config.key_variable
     if not (key := os.environ.get(name)):
         raise WrongSettings(
-            f"`key_variable` names {name}, which is not set: export {name}=sk-… with a key that may train."
+            f"`key_variable` names {name}, which is not set: export {name}=tml-… with a key that may train."
         )
     return key
 
