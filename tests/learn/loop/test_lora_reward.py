@@ -1,6 +1,5 @@
 """The LoRA reward against a real server of a tiny model: slopes, learning, going on, and forgetting."""
 
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +8,7 @@ import numpy as np
 import pytest
 import tinker
 
-from bench.reward_model import events_of
-from bench.reward_population import Population
-from loreloop.cli.server import RunningServer, running_server
-from loreloop.config import Config
-from loreloop.formats.catalog import Catalog
-from loreloop.learn.loop.reward.calibration import auc
+from loreloop.cli.server import RunningServer
 from loreloop.learn.loop.reward.events import LabelledEvent, Scored
 from loreloop.learn.loop.reward.lora import LoraReward, LoraSettings, outcome_of, slopes_of
 from loreloop.learn.rendering import renderer_of
@@ -104,27 +98,3 @@ def test_what_is_over_a_persons_cap_moves_nothing(asked: tinker.ServiceClient, t
     reward.update([pair(n, f"yes {n}", f"no {n}") for n in range(20)])
     assert len(reward.learned) == 3
     assert reward.version.data.n_events == 20
-
-
-@pytest.mark.slow
-def test_the_default_model_learns_a_taste_within_the_time(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """From 32 pieces of feedback to an update in 90 s at most, and held-out pairs in the right order after some."""
-    model = "smollm2-135m"
-    folder = Catalog(Path(Config().data_dir).expanduser()).ensure(model).folder
-    data = tmp_path_factory.mktemp("data")
-    (data / "models").symlink_to(folder.parent)
-    population = Population(1)
-    with running_server(str(data), ["--model", model]) as running, service(running) as client:
-        reward = LoraReward(client, model, renderer_of(folder))
-        seconds = []
-        for start in range(0, 192, 32):
-            started = time.monotonic()
-            reward.update(events_of(population.judged(32), first=start))
-            seconds.append(time.monotonic() - started)
-        exam = population.judged(60, held_out=True)
-        events = events_of(exam)
-        better = np.array(reward.score([event.item for event in events]))
-        worse = np.array(reward.score([event.worse for event in events if event.worse]))
-        lead = np.where([one.said for one in exam], better - worse, worse - better)
-    assert max(seconds) <= 90
-    assert auc(lead, np.array([one.clean for one in exam])) > 0.65
