@@ -30,7 +30,7 @@ def rows(name: str) -> list[list[str]]:
 
 
 ROWS, NOTED = rows("matrix"), rows("notes")
-KEPT = {"store", "previous_response_id"}  # of responses, in test_kept_responses.py
+KEPT = {"store", "previous_response_id", "episode_id"}  # in test_kept_responses.py and test_episodes.py
 NEEDED = ("prompt", "messages", "input", "messages")
 CHAT = [{"role": "user", "content": "11 12"}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}

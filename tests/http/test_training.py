@@ -338,7 +338,7 @@ def test_a_journaled_load_outlives_its_checkpoint() -> None:
     ("path", "status_code", "words"),
     [
         ("tinker://{run}/weights/missing", 404, "no checkpoint"),
-        ("tinker://{run}/sampler_weights/s", 400, "no training state"),
+        ("tinker://{run}/sampler_weights/s", 400, "no optimizer's state"),
         ("tinker://{run}/elsewhere/s", 400, "'elsewhere'"),
         ("/etc/passwd", 400, "no checkpoint path"),
     ],
@@ -347,7 +347,7 @@ def test_other_paths_cannot_be_loaded(path: str, status_code: int, words: str) -
     async def scene(site: Site) -> None:
         model_id = await site.model()
         await site.result("/save_weights_for_sampler", save(model_id, 1, "s"))
-        body = {"model_id": model_id, "seq_id": 2, "path": path.format(run=model_id)}
+        body = {"model_id": model_id, "seq_id": 2, "path": path.format(run=model_id), "optimizer": True}
         answer = await site.post("/load_weights", body)
         assert answer.status_code == status_code
         assert words in answer.json()["detail"]
