@@ -155,7 +155,7 @@ class LoopDemo:
         for text, wanted in SECRETS:
             before = people.correct("zoe", text, wanted)
             say(f"  {text!r}: {before[:50]!r} becomes {wanted!r}")
-        self._until(lambda: bool(self._decisions("person")), 400)
+        self._until(lambda: bool(self._decisions("person")), 400, people)
         right = [people.ask(NAME, "zoe", text).strip() == wanted for text, wanted in SECRETS]
         others = [people.ask(NAME, "person-1", text).strip() == wanted for text, wanted in SECRETS]
         say(f"  the next day {sum(right)} of {len(right)} are right for Zoe, and {sum(others)} for somebody else")
@@ -167,7 +167,7 @@ class LoopDemo:
         from loreloop.learn.loop.state import LoopFolder
 
         made = self._bad(people)
-        self._until(lambda: self._state().stage == "idle", 600)
+        self._until(lambda: self._state().stage == "idle", 600, people)
         propose(LoopFolder(file.with_suffix(".state")), made.path, made.state)
         for _ in range(MOST_ROUNDS):
             ended = [one for one in self._decisions("canary") if one.candidate == made.path]
@@ -276,13 +276,20 @@ class LoopDemo:
                 told = why
             pause(0.2)
 
-    def _until(self, fine: Any, seconds: float) -> None:
+    def _until(self, fine: Any, seconds: float, people: Any = None) -> None:
+        """Waits; `people` go on talking meanwhile, since a canary that nobody meets would never be decided."""
+        import time
+
         from loreloop.protocol.errors import ServerError
 
-        for _ in range(int(seconds / 0.2)):
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
             if fine():
                 return
-            pause(0.2)
+            if people is not None and self._state().stage == "canary":
+                people.live(20)
+            else:
+                pause(0.2)
         raise ServerError(
             f"The demo's loop did not come on within {seconds:g} s; its words are in {self.out}/loop.log."
         )
