@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
 
-from loreloop.http.loop.targets import NamedTargets
 from loreloop.store import deployments
 from loreloop.store.rows import Arm, Split
 from loreloop.store.turns import Known, State
@@ -16,6 +16,16 @@ from tests.store.place import write_now
 
 LOOP = "http://site/loop/v1"
 TURN, OTHER_TURN, EPISODE = "chatcmpl-one", "chatcmpl-two", "ep-one"
+
+
+class NamedTargets:
+    """Turns and episodes of a table."""
+
+    def __init__(self, targets: Mapping[str, Known]) -> None:
+        self.targets = dict(targets)
+
+    def issued(self, id: str) -> Sequence[Known]:
+        return [self.targets[id]] if id in self.targets else []
 
 
 def deploy(site: Site, name: str, owner: str | None = None) -> None:

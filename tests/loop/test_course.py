@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loreloop.learn.loop import by_hand
-from loreloop.learn.loop.collecting import prompt_key
+from loreloop.learn.loop.reward.events import prompt_key
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import Conflict

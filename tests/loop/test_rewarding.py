@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from loreloop.learn.loop.collecting import Rules, collect, prompt_key
+from loreloop.learn.loop.collecting import Rules, collect
 from loreloop.learn.loop.config import Loaded, config_of
+from loreloop.learn.loop.reward.events import prompt_key
 from loreloop.learn.loop.reward.mix import LearnedReward, Mixed
 from loreloop.learn.loop.rewarding import Base, Rewarding
 from loreloop.learn.rewards.graders.reading import GraderReward

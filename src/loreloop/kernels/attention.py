@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loreloop.kernels.bf16_products import check_bf16
 from loreloop.kernels.build import library
 
 WIDTH_STEP, MOST_WIDTH = 32, 512  # of a head
@@ -66,17 +67,11 @@ def attend_queries(q_BQHE: Tensor, k_BKGE: Tensor, v_BKGV: Tensor, first_B: Tens
     q_BQHE, k_BKGE, v_BKGV = (_heads_together(x) for x in (q_BQHE, k_BKGE, v_BKGV))
     strided = (number for x in (q_BQHE, k_BKGE, v_BKGV) for number in (x.data_ptr(), x.stride(0), x.stride(1)))
     sizes = (n_sequences, n_queries, n_heads, n_groups, n_keys, width, value_width)
-    _check_dtypes(q_BQHE, k_BKGE, v_BKGV)
+    check_bf16(q_BQHE, k_BKGE, v_BKGV)
     assert first_B.is_contiguous()
     assert first_B.dtype == torch.int64
     _calls().attend_queries(*sizes, first_B.data_ptr(), *strided, out_BQHV.data_ptr(), *rules.arguments())
     return out_BQHV
-
-
-def _check_dtypes(*numbers: Tensor) -> None:
-    """The kernels take addresses, behind which any other numbers would be read as if they were bf16."""
-    for x in numbers:
-        assert x.dtype == torch.bfloat16, x.dtype
 
 
 def _heads_together(x_BNHE: Tensor) -> Tensor:
@@ -99,7 +94,7 @@ def attend_newest(q_THE: Tensor, cache_S2GE: Tensor, keys: NewestKeys, out_THE: 
     # The kernel takes no strides here, so that its inner loops stay simple.
     for x in (q_THE, cache_S2GE, keys.slots_BK, out_THE):
         assert x.is_contiguous()
-    _check_dtypes(q_THE, cache_S2GE, out_THE)
+    check_bf16(q_THE, cache_S2GE, out_THE)
     for index in (keys.rows_B, keys.n_keys_B, keys.slots_BK):
         assert index.dtype == torch.int64, index.dtype
     _calls().attend_newest(

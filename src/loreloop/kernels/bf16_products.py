@@ -53,7 +53,7 @@ def supports(x: Tensor) -> bool:
 def laid_out(weight_OI: Tensor) -> Panels:
     """The weight (O, I) in the order in which the kernels read it: tiles of 16 outputs, pairs of inputs. Costs a copy,
     so it is for weights that do not change."""
-    _check_bf16(weight_OI)
+    check_bf16(weight_OI)
     d_out, d_in = weight_OI.shape
     # The kernel steps from row to row by a stride but reads a row's numbers one behind the other.
     weight_OI = _rows(weight_OI)
@@ -74,7 +74,7 @@ def product(x_TI: Tensor, weight: Panels | Tensor, bias_O: Tensor | None = None)
 
 def turned_product(x_TO: Tensor, weight_OI: Tensor) -> Tensor:
     """x · W, (T, I) bf16."""
-    _check_bf16(x_TO, weight_OI)
+    check_bf16(x_TO, weight_OI)
     y_TI = x_TO.new_empty(x_TO.shape[0], weight_OI.shape[1])
     x_TO, weight_OI = _rows(x_TO), _rows(weight_OI)
     assert x_TO.shape[1] == weight_OI.shape[0], (x_TO.shape, weight_OI.shape)
@@ -94,7 +94,7 @@ def add_product(y_TO: Tensor, x_TI: Tensor, weight: Panels | Tensor) -> None:
 def site(x_TI: Tensor, weight: Panels, bias_O: Tensor | None, a: Panels, b: Panels, mask_TR: Tensor | None) -> Tensor:
     """x · Wᵀ + bias, and to it, rounded, ((x · Aᵀ) ∘ mask) · Bᵀ; the mask is of zeros and ones."""
     x_TI, n_rows = x_TI.contiguous(), x_TI.shape[0]
-    _check_bf16(x_TI, *(() if mask_TR is None else (mask_TR,)))
+    check_bf16(x_TI, *(() if mask_TR is None else (mask_TR,)))
     assert bias_O is None or bias_O.dtype == torch.float32
     # The kernel takes no strides for the mask, so anything but its own shape would read beyond it.
     assert mask_TR is None or (mask_TR.is_contiguous() and mask_TR.shape == (n_rows, a.d_out))
@@ -116,14 +116,14 @@ def _call(y_TO: Tensor, x_TI: Tensor, weight: Panels | Tensor, *, adds: bool, bi
         d_in, w = weight.shape[1], _rows(weight)
         stride = w.stride(0)
     assert x_TI.shape[1] == d_in, (x_TI.shape, d_in)
-    _check_bf16(y_TO, x_TI, w)
+    check_bf16(y_TO, x_TI, w)
     assert bias_O is None or bias_O.dtype == torch.float32
     bias = None if bias_O is None else bias_O.data_ptr()
     pointers = (w.data_ptr(), stride, x_TI.data_ptr(), x_TI.stride(0), y_TO.data_ptr(), y_TO.stride(0))
     _calls().panel_product(y_TO.shape[0], y_TO.shape[1], d_in, *pointers, 0, int(adds), bias)
 
 
-def _check_bf16(*numbers: Tensor) -> None:
+def check_bf16(*numbers: Tensor) -> None:
     """The kernels take addresses, behind which any other numbers would be read as if they were bf16."""
     for x in numbers:
         assert x.dtype == torch.bfloat16, x.dtype

@@ -5,7 +5,7 @@ The recorder knows them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from loreloop.store.turns import Known
@@ -17,14 +17,3 @@ class Targets(Protocol):
     def issued(self, id: str) -> Sequence[Known]:
         """The turn of this id, or else all episodes of this id, which clients choose."""
         ...
-
-
-class NamedTargets:
-    """Those of a table, for tests."""
-
-    def __init__(self, targets: Mapping[str, Known]) -> None:
-        self.targets = dict(targets)
-
-    def issued(self, id: str) -> Sequence[Known]:
-        """The one in the table."""
-        return [self.targets[id]] if id in self.targets else []

@@ -21,12 +21,13 @@ from loreloop.learn.clients import window_of
 from loreloop.learn.examples import Task
 from loreloop.learn.files import read_file, tasks
 from loreloop.learn.loop.answering import Room
-from loreloop.learn.loop.collecting import Line, prompt_key
+from loreloop.learn.loop.collecting import Line
 from loreloop.learn.loop.config import Loaded
 from loreloop.learn.loop.cycle import Course, Work
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
 from loreloop.learn.loop.persons import PersonCourse
+from loreloop.learn.loop.reward.events import prompt_key
 from loreloop.learn.loop.rewarding import Base, Rewarding
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.loop.training import Made, Shop, for_person, trained

@@ -7,7 +7,6 @@ files that `loreloop train` reads, so that a candidate's data can be looked at a
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from typing import Any
 import msgspec
 
 from loreloop.learn.loop.door import person_key
-from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out
+from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out, prompt_key
 from loreloop.protocol.episodes import Message, Turn
 from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, PREFERENCE, SCORE, THUMB, Feedback
 from loreloop.protocol.feedback_rules import is_golden, standing
@@ -62,12 +61,6 @@ class Collected:
 def person_of(turn: Turn) -> str:
     """Whose turn it is, as `person_key` writes it."""
     return person_key(turn.person.key_id, turn.person.user)
-
-
-def prompt_key(messages: Sequence[Message]) -> str:
-    """One text for one prompt, whatever the order of its fields, by which golden prompts are known."""
-    plain = [{"role": one.get("role"), "content": one.get("content")} for one in messages]
-    return json.dumps(plain, sort_keys=True, ensure_ascii=False)
 
 
 def said_of(turns: Mapping[str, Turn], statements: Iterable[Feedback]) -> dict[str, list[Feedback]]:

@@ -105,7 +105,7 @@ class LinearReward:
         changes = 0
         for event in sorted(events, key=lambda one: one.number):
             self._take_reference(event)
-            counts = self._counted(event)
+            counts = self.ledger.counted(event)
             # What is above a person's cap is seen as data, and moves nothing.
             if counts > 0:
                 changes += self._event(event, counts)
@@ -189,11 +189,6 @@ class LinearReward:
             "n_since_fit": self.n_since_fit,
         }
         return msgspec.json.encode(state)
-
-    def _counted(self, event: LabelledEvent) -> float:
-        if event.person == NOBODY:
-            return event.weight
-        return self.ledger.allowed(event.person, event.weight, event.created)
 
     def _event(self, event: LabelledEvent, weight: float) -> bool:
         """Learns from one event; says whether it has shown a change of taste."""

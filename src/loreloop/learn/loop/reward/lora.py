@@ -118,7 +118,7 @@ class LoraReward:
             if not self.frozen:
                 self.reference += [item for item in (event.item, event.worse) if item is not None]
                 self.frozen = len(self.reference) >= self.settings.n_reference
-            weight = self._allowed(event)
+            weight = self.ledger.counted(event)
             if weight > 0:
                 counted.append(msgspec.structs.replace(event, weight=weight))
             self.persons |= {event.person} - {NOBODY}
@@ -175,11 +175,6 @@ class LoraReward:
         self.persons, self.bias = set(state.persons), state.bias
         self.reference, self.frozen = state.reference, state.frozen
         self.version, self.link = kept.version, fitted_link(list(self.outcomes))
-
-    def _allowed(self, event: LabelledEvent) -> float:
-        if event.person == NOBODY:
-            return event.weight
-        return self.ledger.allowed(event.person, event.weight, event.created)
 
     def _learn(self, events: Sequence[LabelledEvent]) -> None:
         for start in range(0, len(events), self.settings.batch):

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from loreloop.learn.loop.reward.events import NOBODY, LabelledEvent
+
 DAY = 86_400.0
 LEAST = 0.05  # of an event's weight that is learned from at all
 MOST_SINCE = 400  # events since a change that are looked at; a change that shows more slowly fades in by itself
@@ -34,6 +36,12 @@ class Ledger:
         counts = counts if counts >= LEAST * weight else 0.0
         self.spent[person] = (left + counts, max(at, before))
         return counts
+
+    def counted(self, event: LabelledEvent) -> float:
+        """`allowed` for an event; what is nobody's opinion has no cap."""
+        if event.person == NOBODY:
+            return event.weight
+        return self.allowed(event.person, event.weight, event.created)
 
     def state(self) -> dict[str, list[float]]:
         """What was spent, as JSON can hold it."""
