@@ -85,11 +85,14 @@ def newest_of(turns: Iterable[Turn]) -> dict[str, Turn]:
     return found
 
 
+def may_be_read(turn: Turn) -> bool:
+    """Whether a turn is there for the loop at all: its person consents, and it is whole and no side turn."""
+    return turn.consent and not turn.side and turn.fate not in NEVER
+
+
 def may_train(turn: Turn, rules: Rules) -> bool:
     """Whether anything may be learned from a turn at all."""
-    if not turn.messages or not turn.answer:
-        return False
-    if not turn.consent or turn.side or turn.fate in NEVER or person_of(turn) in rules.deleted:
+    if not turn.messages or not turn.answer or not may_be_read(turn) or person_of(turn) in rules.deleted:
         return False
     return prompt_key(turn.messages) not in rules.golden and not rules.held_out(turn.messages)
 

@@ -7,6 +7,7 @@ is handed in, so that the course runs without a server and without training too.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 
 from loreloop.learn.loop.adopting import adopted, ended, promoted, state_of
 from loreloop.learn.loop.canary import PROMOTES, Watched, evidence_of, watch
-from loreloop.learn.loop.collecting import NEVER, Collected, Rules, Used, collect
+from loreloop.learn.loop.collecting import Collected, Rules, Used, collect, may_be_read
 from loreloop.learn.loop.config import LoopConfig
 from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, lay_out
 from loreloop.learn.loop.gate import Gated, Sides
@@ -242,7 +243,7 @@ class Course:
 
     async def _looked(self, state: State, candidate: Revision, data: Data) -> Gated:
         used = {*data.turns}
-        turns = [turn for turn in self.server.turns() if turn.consent and not turn.side and turn.fate not in NEVER]
+        turns = [turn for turn in self.server.turns() if may_be_read(turn)]
         n = self.config.gate.prompts
         # What was not trained on says more; of that there may be none yet.
         fresh = [turn for turn in turns if turn.id not in used] or turns
@@ -282,7 +283,7 @@ class Course:
         seen = watch(evidence, rules)
         days = (self.now() - state.since) / DAY_SECONDS
         if seen.outcome.is_open and days > rules.most_days:
-            outcome = _changed(seen.outcome, "no_better")
+            outcome = dataclasses.replace(seen.outcome, kind="no_better")
             return Watched(outcome, seen.numbers, f"In {rules.most_days:g} days no gain was shown. {seen.sentence}")
         return seen
 
@@ -334,7 +335,3 @@ class Course:
         )
         self.folder.tell(sentence, **made.numbers)
         return self.folder.decide(made)
-
-
-def _changed(outcome: Any, kind: str) -> Any:
-    return type(outcome)(kind, outcome.gain, outcome.loss, outcome.p_value)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
+from loreloop.learn.loop.reward.events import text_of
 from loreloop.protocol.episodes import Person, Turn
 from loreloop.protocol.feedback import ACCEPTED, Feedback
 
@@ -117,14 +118,6 @@ def alike(one: str, other: str) -> float:
     first, second = _triples(one), _triples(other)
     total = first.total() + second.total()
     return 2 * (first & second).total() / total if total else 0.0
-
-
-def text_of(message: Mapping[str, Any]) -> str:
-    """The text of a message, its images left out."""
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return content
-    return "\n".join(str(part["text"]) for part in content if isinstance(part, dict) and part.get("text"))
 
 
 def _by_person(turns: Iterable[Turn]) -> list[list[Turn]]:
