@@ -95,9 +95,17 @@ def load_decoder(
 ) -> Decoder:
     """The model of `folder` in `dtype` on `device`; with `quantize`, its matrices packed into 4 bits, and embedding and
     head into 8: by the model's own blocks where it has them, else rounded."""
+    spec, weights = load_weights(folder, dtype=dtype, device=device, quantize=quantize)
+    return assemble(Parts(spec, weights, dtype, products))
+
+
+def load_weights(
+    folder: Path, *, dtype: torch.dtype, device: torch.device, quantize: bool = False
+) -> tuple[DecoderSpec, dict[str, Tensor | PackedWeight]]:
+    """What `load_decoder` makes a model of: its spec, and its weights by role."""
     spec, own_blocks = read_stored_spec(folder), quantize and has_blocks(folder)
     packing = (OWN_BLOCKS if own_blocks else ROUNDED) if quantize else None
-    return assemble(Parts(spec, _filled(folder, spec, dtype, device, packing), dtype, products))
+    return spec, _filled(folder, spec, dtype, device, packing)
 
 
 def check_weights(folder: Path) -> None:

@@ -1,0 +1,64 @@
+"""A mesh as a user writes it, `tp=2,pp=2`, and whether a decoder can be cut by it.
+
+Plain arithmetic over a spec; knows no processes and no tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from loreloop.model.spec import DecoderSpec
+from loreloop.protocol.errors import BadRequest
+
+MOST_RANKS = 4096
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """How many ranks share the heads and widths of every layer (`tp`). One of one is a single process."""
+
+    tp: int = 1
+
+    @property
+    def n_ranks(self) -> int:
+        """How many processes it takes."""
+        return self.tp
+
+    def __str__(self) -> str:
+        return f"tp={self.tp}"
+
+
+def parse_mesh(text: str) -> Mesh:
+    """`tp=2` as a mesh. BadRequest for axes nobody knows, those that are named twice, and sizes that are none."""
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.strip().partition("=")
+        if name not in Mesh.__dataclass_fields__ or name in sizes:
+            known = ", ".join(f"{axis}=N" for axis in Mesh.__dataclass_fields__)
+            raise BadRequest(f"{part.strip()[:40]!r} is no axis of a mesh, or was named twice; a mesh is of {known}.")
+        if not (size.isascii() and size.isdecimal() and 0 < int(size[:9]) <= MOST_RANKS and len(size) < 9):
+            raise BadRequest(f"The axis {name} of a mesh has {size[:40]!r} ranks; it takes 1 to {MOST_RANKS}.")
+        sizes[name] = int(size)
+    return Mesh(**sizes)
+
+
+def check_mesh(spec: DecoderSpec, mesh: Mesh) -> None:
+    """BadRequest where the mesh does not divide the decoder, with the numbers and the nearest mesh that does."""
+    if not (wrong := [*_undivided(spec, mesh.tp)]):
+        return
+    fits = max(tp for tp in range(1, mesh.tp) if not [*_undivided(spec, tp)])
+    raise BadRequest(f"The mesh {mesh} does not divide this model: {'; '.join(wrong)}. The nearest is {Mesh(fits)}.")
+
+
+def _undivided(spec: DecoderSpec, tp: int) -> Iterator[str]:
+    """What of a decoder cannot be shared by so many ranks, in words."""
+    counts = {"heads": spec.n_heads, "numbers between gate and down": spec.d_ff}
+    if spec.latent is None:
+        counts["heads of keys"] = spec.n_kv_heads
+    if spec.moe:
+        counts |= {"numbers of an expert": spec.moe.d_expert, "numbers of the shared expert": spec.moe.d_shared}
+    yield from (f"{n} {what} over {tp} ranks" for what, n in counts.items() if n % tp)
+    if tp > 1 and spec.qk_norm == "whole":
+        # Each rank would norm its own heads, where the model norms all of them together.
+        yield "queries and keys are normed over all heads together"
