@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "http": {"protocol", "config", "store", "text", "images", "host", "deployments", "mcp", "memory", "learn"},
     "demo": set(),
     "cli": {
-        *("protocol", "config", "store", "text", "model", "formats", "engine", "scheduler", "host"),
+        *("protocol", "config", "store", "text", "model", "formats", "parallel", "engine", "scheduler", "host"),
         *("deployments", "mcp", "memory", "learn", "http", "demo"),
     },
 }

@@ -33,6 +33,7 @@ FLAGS = {  # of `loreloop serve`, by setting
     "generation_config": "--generation-config",
     "log_file": "--log-file",
     "verbose": "--verbose",
+    "engine.mesh": "--mesh",
     "engine.precision": "--precision",
     "engine.quantize": "--quantize",
     "engine.deterministic": "--deterministic",
@@ -51,7 +52,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where its products are fast, else fp32
     quantize: Literal["none", "int4"] = "none"  # int4: matrices of 4 bits, embedding and head of 8, in groups of 32
     deterministic: bool = False  # log-probs and samples do not depend on what shares a batch
-    threads: Annotated[int, Meta(ge=0, le=4096)] = 0  # 0: one per core
+    mesh: str = ""  # such as tp=2: the processes that share each layer of a model; empty: one process
+    threads: Annotated[int, Meta(ge=0, le=4096)] = 0  # of each process; 0: one per core, shared by them
     pack_weights: bool = True  # bf16 weights a second time in the order a CPU multiplies in: faster, twice the memory
     kv_cache_mib: Positive = 1024
     page_tokens: Positive = 16

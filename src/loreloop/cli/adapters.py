@@ -100,11 +100,12 @@ def written_checkpoints(files: Files, run: RunRow, name: str, view: AdapterView)
     import torch
 
     from loreloop.engine.training.model_state import ModelState, write_checkpoint, write_sampler
+    from loreloop.parallel.adapter_share import AdapterShare
     from loreloop.protocol.paths import CheckpointKind, CheckpointPath
     from loreloop.store.rows import CheckpointRow
 
     # The master weights are fp32 whatever the adapter's file holds, as for models that were trained here.
-    state = ModelState(view.layout, torch.float32, torch.device("cpu"))
+    state = ModelState(AdapterShare(view.layout.spec, view.layout.lora), torch.float32, torch.device("cpu"))
     state.master.copy_(view.flat)
     rows = []
     for kind in (CheckpointKind.SAMPLER, CheckpointKind.TRAINING):

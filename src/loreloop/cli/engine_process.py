@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loreloop.engine.contract import Constrain
+    from loreloop.engine.contract import Constrain, Engine
+    from loreloop.engine.local import LocalEngine
     from loreloop.host.link import EngineLink
+    from loreloop.host.server_plan import ServerPlan
+    from loreloop.parallel.place import Place
     from loreloop.protocol.link import EngineInfo
 
 LOG = logging.getLogger("loreloop.engine_process")
@@ -24,7 +27,8 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
     from loreloop.host.orphans import die_with_parent
 
     die_with_parent(parent_pid)  # before libraries that take seconds to load
-    from loreloop.engine.local import LocalEngine
+    from loreloop.cli.ranks import leading_place
+    from loreloop.engine.leading import LeadingEngine
     from loreloop.formats.checksums import check_weights_unchanged
     from loreloop.host.link import EngineLink, first_link
     from loreloop.host.log import speak_to_supervisor
@@ -34,7 +38,6 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
     from loreloop.protocol.errors import UserError
     from loreloop.protocol.link import Hello
     from loreloop.scheduler.loop import Scheduler
-    from loreloop.store.files import SECRET, read_secret
     from loreloop.text.answers import parts_of
     from loreloop.text.stops import StopMatcher
     from loreloop.text.tokenizer import TextTokenizer
@@ -42,22 +45,13 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
     speak_to_supervisor()
     plan = read_plan(plan_file)
     folder, data = Path(plan.folders[base_model]), plan.config.data_path
-    # The name becomes a folder's name, and may be a path.
-    place = base_model.replace("/", "--")
     try:
-        secret, work_dir = read_secret(data / SECRET), plan.run_folder / "spilled" / place
         if plan.config.engine.verify_weights:
             check_weights_unchanged(folder)
         tokenizer = TextTokenizer(folder)
-        engine = LocalEngine(
-            plan.config.engine,
-            base_model,
-            folder,
-            work_dir,
-            _grammars_of(folder),
-            secret=secret,
-            ends=tokenizer.end_ids,
-        )
+        place = leading_place(plan, plan_file, base_model)
+        local = engine_of(plan, base_model, place)
+        engine: Engine = local if place.n_ranks == 1 else LeadingEngine(local)
     except UserError as error:
         LOG.error("%s", error.message)
         sys.exit(CANNOT_START)
@@ -71,12 +65,37 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
         link.send,
         lambda params: StopMatcher(tokenizer, params.stop_strings, parts_of(params.thoughts)),
         plan.config.engine,
-        data / "journal" / "snapshots" / place,
+        data / "journal" / "snapshots" / _file_name(base_model),
         ready=lambda: say_up(plan.up_folder, os.getpid()),
     )
     scheduler.run()
     link.close()
     _end_at_once()
+
+
+def engine_of(plan: ServerPlan, base_model: str, place: Place) -> LocalEngine:
+    """The engine of a base model at a place of its mesh. UserError where its settings or its folder cannot work."""
+    from loreloop.engine.local import LocalEngine
+    from loreloop.store.files import SECRET, read_secret
+    from loreloop.text.tokenizer import TextTokenizer
+
+    folder = Path(plan.folders[base_model])
+    work_dir = plan.run_folder / "spilled" / _file_name(base_model)
+    return LocalEngine(
+        plan.config.engine,
+        base_model,
+        folder,
+        work_dir / str(place.rank) if place.n_ranks > 1 else work_dir,
+        _grammars_of(folder),
+        secret=read_secret(plan.config.data_path / SECRET),
+        ends=TextTokenizer(folder).end_ids,
+        place=place,
+    )
+
+
+def _file_name(base_model: str) -> str:
+    """The name becomes a folder's name, and may be a path."""
+    return base_model.replace("/", "--")
 
 
 def _heed_signals(link: EngineLink) -> None:

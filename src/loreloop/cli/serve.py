@@ -21,7 +21,7 @@ MEMORY = {
 }
 
 
-ENGINE_FLAGS = ("precision", "quantize", "deterministic", "threads", "decode_gap_ms", "verify_weights")
+ENGINE_FLAGS = ("mesh", "precision", "quantize", "deterministic", "threads", "decode_gap_ms", "verify_weights")
 
 
 @click.command()
@@ -37,6 +37,7 @@ ENGINE_FLAGS = ("precision", "quantize", "deterministic", "threads", "decode_gap
 @click.option("--data", "data_dir", metavar="DIR", help="The data folder.  [default: ~/.local/share/loreloop]")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8000]")
+@click.option("--mesh", help="Processes that share each layer of a model, such as tp=2.  [default: one process]")
 @click.option(
     "--precision",
     type=click.Choice(["auto", "bf16", "fp32"]),

@@ -29,12 +29,13 @@ from loreloop.engine.training.optimizer import adam_step
 from loreloop.engine.training.route_replay import check_routes
 from loreloop.engine.training.trainer import Trainer, TrainPass
 from loreloop.formats.export import export_peft
-from loreloop.formats.load import load_decoder
+from loreloop.formats.load import load_weights
 from loreloop.formats.peft import WEIGHTS_FILE, read_lora_spec
 from loreloop.formats.vision import load_vision
 from loreloop.model.linear import FastProducts, Products, TiledProducts
-from loreloop.model.lora import AdapterView
 from loreloop.model.spec import DecoderSpec
+from loreloop.parallel.cut_decoder import decoder_of
+from loreloop.parallel.place import ALONE, Place
 from loreloop.protocol.checksums import write_sums
 from loreloop.protocol.errors import BadRequest, LoreloopError, UserError
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
@@ -72,11 +73,15 @@ class LocalEngine:
         *,
         secret: bytes = b"",
         ends: Sequence[int] = (),
+        place: Place = ALONE,
     ) -> None:
-        self.config, self.base_model = config, base_model
+        self.config, self.base_model, self.place = config, base_model, place
         # The cores that this process may use, which in a container are fewer than the machine has.
-        n_threads = config.threads or len(os.sched_getaffinity(0))
-        self.threads = ThreadKeeper(n_threads, fixed=config.threads > 0 or config.deterministic)
+        n_threads = config.threads or max(1, len(os.sched_getaffinity(0)) // place.n_ranks)
+        # What several processes compute alike must come out alike, and a library adds up in other orders with other
+        # numbers of threads.
+        is_fixed = config.threads > 0 or config.deterministic or place.n_ranks > 1
+        self.threads = ThreadKeeper(n_threads, fixed=is_fixed)
         device = _device(config.device)
         precision = chosen_precision(config.precision, device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -84,15 +89,16 @@ class LocalEngine:
         products: Products = TiledProducts() if config.deterministic else FastProducts(pack=config.pack_weights)
         attention: Attention = FixedAttention() if config.deterministic else FastAttention()
         quantize = config.quantize == "int4"
-        self.decoder = load_decoder(folder, dtype=dtype, device=device, products=products, quantize=quantize)
+        whole, weights = load_weights(folder, dtype=dtype, device=device, quantize=quantize)
+        self.decoder = decoder_of(whole, weights, dtype, products, place)
         vision = load_vision(folder, dtype=dtype, device=device)
         self.images = ImageTable(vision, device, config.image_cache_mib << 20, secret)
         spec = self.decoder.spec
         head = Head(self.decoder, fixed_rows=config.deterministic)
         # One page at least, so that a wrong setting shows in a refusal that names it and not in a crash here.
         n_pages = max(1, (config.kv_cache_mib << 20) // page_bytes(spec, config.page_tokens, dtype))
-        self.bank = AdapterBank(spec, dtype, device, work_dir, config.resident_models)
-        self.revisions = Revisions(spec, dtype, device, config.resident_revisions)
+        self.bank = AdapterBank(whole, dtype, device, work_dir, config.resident_models, place)
+        self.revisions = Revisions(whole, dtype, device, config.resident_revisions, place)
         self.trainer = Trainer(
             self.decoder,
             attention,
@@ -174,22 +180,33 @@ class LocalEngine:
 
     def save_sampler(self, op: SaveSampler) -> SavedResult:
         """Writes what sampling will use, and hands the same numbers over in memory."""
-        weights = self.bank.get(op.model_id).publish()
+        state = self.bank.get(op.model_id)
+        weights = state.publish()
+        whole = state.share.whole(weights.flat)
+
+        def write() -> SavedResult:
+            return write_sampler(Path(op.folder), whole, self.base_model, durable=op.durable)
+
         # Written first: once a revision is known it must also be found after a restart.
-        saved = write_sampler(Path(op.folder), weights, self.base_model, durable=op.durable)
+        saved = self.place.by_first(write, SavedResult)
         self.revisions.put(op.revision_id, weights)
         return saved
 
     def save_external(self, op: SaveExternal) -> SavedResult:
         """Writes the fp32 master in peft's own arrangement. BadRequest names a recipient that is none."""
         state = self.bank.get(op.model_id)
-        with staged(Path(op.folder)) as staging:
-            sums = export_peft(staging, AdapterView(state.layout, state.master), self.base_model)
-            n_bytes = sums[WEIGHTS_FILE].n_bytes
-            if op.age_recipients:
-                sums = encrypt_files(staging, sums, op.age_recipients)
-            sums_crc32 = write_sums(staging, sums)
-        return SavedResult(n_bytes, sums_crc32)
+        whole = state.share.whole(state.master)
+
+        def write() -> SavedResult:
+            with staged(Path(op.folder)) as staging:
+                sums = export_peft(staging, whole, self.base_model)
+                n_bytes = sums[WEIGHTS_FILE].n_bytes
+                if op.age_recipients:
+                    sums = encrypt_files(staging, sums, op.age_recipients)
+                sums_crc32 = write_sums(staging, sums)
+            return SavedResult(n_bytes, sums_crc32)
+
+        return self.place.by_first(write, SavedResult)
 
     def load_state(self, op: LoadState) -> None:
         """Fills a live model from a checkpoint. BadRequest, with the model unchanged, where shapes or files do not

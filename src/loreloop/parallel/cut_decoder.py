@@ -18,8 +18,12 @@ from loreloop.model.assemble import Parts, assemble
 from loreloop.model.decoder import Attend, Decoder, Mixer
 from loreloop.model.linear import Products
 from loreloop.model.lora import Adapters
+from loreloop.model.packed_weights import PackedWeight
 from loreloop.model.rope import Rope
+from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.collectives import enter, leave
+from loreloop.parallel.mesh import check_mesh
+from loreloop.parallel.place import Place
 from loreloop.parallel.tensor_cut import TensorCut
 
 
@@ -34,17 +38,25 @@ class CutMixer:
         return leave(self.share(enter(x_TD, self.group), rope, attend, lora), self.group)
 
 
-def cut_decoder(
-    cut: TensorCut, weights: Mapping[str, Tensor], dtype: torch.dtype, products: Products, group: dist.ProcessGroup
+def decoder_of(
+    spec: DecoderSpec,
+    weights: Mapping[str, Tensor | PackedWeight],
+    dtype: torch.dtype,
+    products: Products,
+    place: Place,
 ) -> Decoder:
-    """The share of a decoder whose whole weights are given by role."""
-    shares = {role: cut.weight(role, weight) for role, weight in weights.items()}
-    decoder = assemble(Parts(cut.local, shares, dtype, products))
+    """The share of a decoder that belongs to a place, from its whole weights by role. BadRequest where it cannot be cut
+    so."""
+    if place.group is None:
+        return assemble(Parts(spec, weights, dtype, products))
+    check_mesh(spec, place.mesh)
+    cut = TensorCut(spec, place.rank, place.mesh.tp)
+    decoder = assemble(Parts(cut.local, {role: cut.weight(role, w) for role, w in weights.items()}, dtype, products))
     decoder.layers = [
         replace(
             layer,
-            attention=CutMixer(layer.attention, group),
-            feed_forward=CutMixer(layer.feed_forward, group),
+            attention=CutMixer(layer.attention, place.group),
+            feed_forward=CutMixer(layer.feed_forward, place.group),
         )
         for layer in decoder.layers
     ]

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from loreloop.model.lora import AdapterView, LoraLayout
+from loreloop.model.packed_weights import PackedWeight
 from loreloop.model.spec import DecoderSpec
+from loreloop.protocol.errors import BadRequest
 
 COLUMN = {"qkv", "gate_up", "shared.gate_up", "experts.gate_up", "q_b", "kv_b"}
 ROW = {"o", "down", "shared.down", "experts.down"}
@@ -44,8 +46,11 @@ class TensorCut:
         n_kv_heads = spec.n_kv_heads if spec.latent and spec.n_kv_heads % n else spec.n_kv_heads // n
         return replace(spec, n_heads=spec.n_heads // n, n_kv_heads=n_kv_heads, d_ff=spec.d_ff // n, moe=moe)
 
-    def weight(self, role: str, weight: Tensor) -> Tensor:
-        """The rank's share of a weight, a bias or a vector of the decoder, by its role (`model/weights.py`)."""
+    def weight(self, role: str, weight: Tensor | PackedWeight) -> Tensor | PackedWeight:
+        """The rank's share of a weight, a bias or a vector of the decoder, by its role (`model/weights.py`). BadRequest
+        for weights in 4 bits, which are not cut yet."""
+        if isinstance(weight, PackedWeight):
+            raise BadRequest("A mesh of several ranks does not cut weights in 4 bits yet; serve without --quantize.")
         layer, _, site = role.partition(".")
         if not layer.isdecimal():
             return weight  # embedding, head and final norm
@@ -70,6 +75,10 @@ class TensorCut:
         whole, mine = torch.arange(layout.size), torch.empty(local.size, dtype=torch.int64)
         self.adapter(AdapterView(layout, whole), AdapterView(local, mine))
         return mine
+
+    def cuts(self, site: str) -> bool:
+        """Whether a site is shared by the ranks; the unembedding is whole on each."""
+        return site in COLUMN | ROW | COPIED
 
     def summed(self, local: AdapterView) -> Iterator[Tensor]:
         """Those of the rank's matrices that are copied and of whose gradient each rank has a part. The unembedding's is

@@ -17,6 +17,8 @@ import torch
 from loreloop.formats.peft import read_adapter
 from loreloop.model.lora import AdapterView
 from loreloop.model.spec import DecoderSpec
+from loreloop.parallel.adapter_share import AdapterShare
+from loreloop.parallel.place import ALONE, Place
 from loreloop.protocol.link import LOAD_BUCKETS, ColdLoads
 from loreloop.protocol.sampling import Revision
 
@@ -37,8 +39,10 @@ class _Heat:
 class Revisions:
     """At most `max_resident` adapters in the compute dtype. One in use outlives its eviction, and is found again."""
 
-    def __init__(self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, max_resident: int) -> None:
-        self.spec, self.dtype, self.device, self.max_resident = spec, dtype, device, max_resident
+    def __init__(
+        self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, max_resident: int, place: Place = ALONE
+    ) -> None:
+        self.spec, self.dtype, self.device, self.max_resident, self.place = spec, dtype, device, max_resident, place
         self.resident: dict[str, AdapterView] = {}
         # Weak: an evicted adapter that samples still use can be found again without a read, and vanishes with the last
         # of them.
@@ -92,9 +96,10 @@ class Revisions:
 
     def _load(self, revision: Revision) -> AdapterView:
         started = time.perf_counter()
-        view = read_adapter(Path(revision.folder), self.spec, self.dtype)
+        whole = self.place.agreed(lambda: read_adapter(Path(revision.folder), self.spec, self.dtype))
+        share = AdapterShare(self.spec, whole.layout.lora, self.place)
         # One copy of one vector, rather than one of each of its matrices.
-        view = AdapterView(view.layout, view.flat.to(self.device))
+        view = AdapterView(share.layout, share.take(whole.flat).to(self.device))
         seconds = time.perf_counter() - started
         self.load_counts[bisect_left(LOAD_BUCKETS, seconds)] += 1
         self.load_seconds += seconds

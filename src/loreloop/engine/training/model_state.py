@@ -20,8 +20,10 @@ from torch import Tensor
 
 from loreloop.formats.peft import WEIGHTS_FILE, read_adapter, read_lora_spec, write_adapter
 from loreloop.formats.tensor_file import check_finite, open_tensors, write_tensors
-from loreloop.model.lora import AdapterView, LoraLayout, init_flat
+from loreloop.model.lora import AdapterView, init_flat
 from loreloop.model.spec import DecoderSpec
+from loreloop.parallel.adapter_share import AdapterShare
+from loreloop.parallel.place import ALONE, Place
 from loreloop.protocol.checksums import OPTIMIZER_FILE, FileSum, check_files, sum_of, write_sums
 from loreloop.protocol.errors import BadRequest, Gone, NotFound, ServerError, reading_trouble
 from loreloop.protocol.paths import file_name
@@ -33,7 +35,8 @@ VECTORS = ("master", "moment1", "moment2", "grad")
 class ModelState:
     """One model: `master`, `moment1`, `moment2`, `grad` (fp32) and `weights` (compute dtype), all (size,)."""
 
-    def __init__(self, layout: LoraLayout, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, share: AdapterShare, dtype: torch.dtype, device: torch.device) -> None:
+        self.share, layout = share, share.layout
         self.layout = layout
         # One vector of each kind rather than a tensor a matrix: the optimizer, snapshots and copies are then single
         # passes.
@@ -62,52 +65,87 @@ class ModelState:
         self.has_grad = False
 
     def write(self, path: Path) -> FileSum:
-        """The whole state in one file; vectors that are zero are left out."""
+        """The state of this process in one file; vectors that are zero are left out."""
+        return self._write(path, self._present())
+
+    def write_whole(self, path: Path) -> FileSum:
+        """The state of all processes in one file, which the first of them writes."""
+        whole = {
+            name: (self.share.whole_gradient(mine) if name == "grad" else self.share.whole(mine)).flat
+            for name, mine in self._present().items()
+        }
+        return self.share.place.by_first(lambda: self._write(path, whole), FileSum)
+
+    def _present(self) -> dict[str, Tensor]:
         # Before the first step the moments are zero, and the file is a third of its later size.
         present = {"master": self.master}
         if self.n_steps:
             present |= {"moment1": self.moment1, "moment2": self.moment2}
         if self.has_grad:
             present["grad"] = self.grad
+        return present
+
+    def _write(self, path: Path, present: dict[str, Tensor]) -> FileSum:
         lora = msgspec.json.encode(self.layout.lora).decode()
         return write_tensors(
             path, present, {"lora": lora, "n_steps": str(self.n_steps), "has_grad": str(int(self.has_grad))}
         )
 
 
-def read_state(path: Path, spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> ModelState:
-    """The state that `ModelState.write` wrote."""
+def read_state(
+    path: Path,
+    spec: DecoderSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    place: Place = ALONE,
+    *,
+    is_whole: bool = False,
+) -> ModelState:
+    """The state that `ModelState.write` wrote for this process, or with `is_whole` that of all."""
     with open_tensors(path) as file:
         metadata = file.metadata()
-        state = ModelState(LoraLayout(spec, msgspec.json.decode(metadata["lora"], type=LoraSpec)), dtype, device)
+        share = AdapterShare(spec, msgspec.json.decode(metadata["lora"], type=LoraSpec), place)
+        state = ModelState(share, dtype, device)
         for name in file.keys():  # noqa: SIM118 (not a dict)
-            _vector(state, name).copy_(file.get_tensor(name))
+            numbers = file.get_tensor(name)
+            if is_whole:
+                numbers = share.take_gradient(numbers) if name == "grad" else share.take(numbers)
+            _vector(state, name).copy_(numbers)
     # Set last: a file that turns out damaged raises before it, and the half read state is never used.
     state.n_steps, state.has_grad = int(metadata["n_steps"]), metadata["has_grad"] == "1"
     state.refresh_weights()
     return state
 
 
-def new_state(spec: DecoderSpec, lora: LoraSpec, dtype: torch.dtype, device: torch.device) -> ModelState:
+def new_state(
+    spec: DecoderSpec, lora: LoraSpec, dtype: torch.dtype, device: torch.device, place: Place = ALONE
+) -> ModelState:
     """A fresh model of this shape: A from the seed, B zero, no steps taken."""
-    state = ModelState(LoraLayout(spec, lora), dtype, device)
-    state.master.copy_(init_flat(state.layout, lora.seed))
+    share = AdapterShare(spec, lora, place)
+    state = ModelState(share, dtype, device)
+    # Drawn whole on every rank, so that a seed means one adapter however it is cut.
+    state.master.copy_(share.take(init_flat(share.whole_layout, lora.seed)))
     state.refresh_weights()
     return state
 
 
 def write_checkpoint(folder: Path, state: ModelState, base_model: str) -> SavedResult:
     """A PEFT folder of the master weights plus the optimizer's moments, with the list of their checksums."""
-    with staged(folder) as staging:
-        sums = write_adapter(staging, AdapterView(state.layout, state.master), base_model)
-        moments = {"moment1": state.moment1, "moment2": state.moment2}
-        sums[OPTIMIZER_FILE] = write_tensors(staging / OPTIMIZER_FILE, moments, {"n_steps": str(state.n_steps)})
-        sums_crc32 = write_sums(staging, sums)
-    return SavedResult(sums[WEIGHTS_FILE].n_bytes + sums[OPTIMIZER_FILE].n_bytes, sums_crc32)
+    whole = {name: state.share.whole(_vector(state, name)) for name in ("master", "moment1", "moment2")}
+
+    def write() -> SavedResult:
+        with staged(folder) as staging:
+            sums = write_adapter(staging, whole["master"], base_model)
+            moments = {"moment1": whole["moment1"].flat, "moment2": whole["moment2"].flat}
+            sums[OPTIMIZER_FILE] = write_tensors(staging / OPTIMIZER_FILE, moments, {"n_steps": str(state.n_steps)})
+            sums_crc32 = write_sums(staging, sums)
+        return SavedResult(sums[WEIGHTS_FILE].n_bytes + sums[OPTIMIZER_FILE].n_bytes, sums_crc32)
+
+    return state.share.place.by_first(write, SavedResult)
 
 
 def write_sampler(folder: Path, view: AdapterView, base_model: str, *, durable: bool = True) -> SavedResult:
-    """A PEFT folder to sample from, with the list of its checksums."""
+    """A PEFT folder of a whole adapter to sample from, with the list of its checksums."""
     with staged(folder) as staging:
         sums = write_adapter(staging, view, base_model, durable=durable)
         sums_crc32 = write_sums(staging, sums)
@@ -123,16 +161,21 @@ def read_checkpoint(folder: Path, state: ModelState, *, optimizer: bool) -> None
     # The seed says how an adapter began, and any shape can be loaded over another beginning.
     if msgspec.structs.replace(lora, seed=own_lora.seed) != own_lora:
         raise BadRequest(f"The checkpoint has {_describe(lora)}, the model {_describe(own_lora)}; they must be equal.")
-    view = read_adapter(folder, state.layout.spec, torch.float32)
-    # All that may fail is read before the first number of the state is changed.
-    moments = _read_moments(folder, state.layout.size) if optimizer else None
-    state.master.copy_(view.flat)
+    share = state.share
+
+    def read() -> tuple[AdapterView, tuple[int, dict[str, Tensor]] | None]:
+        view = read_adapter(folder, share.cut.spec, torch.float32)
+        return view, _read_moments(folder, share.whole_layout.size) if optimizer else None
+
+    # All that may fail is read before the first number of the state is changed, on this rank or on another.
+    view, moments = share.place.agreed(read)
+    state.master.copy_(share.take(view.flat))
     state.moment1.zero_()
     state.moment2.zero_()
     state.n_steps = 0
     if moments:
-        state.moment1.copy_(moments[1]["moment1"])
-        state.moment2.copy_(moments[1]["moment2"])
+        state.moment1.copy_(share.take(moments[1]["moment1"]))
+        state.moment2.copy_(share.take(moments[1]["moment2"]))
         state.n_steps = moments[0]
     state.clear_grad()
     state.refresh_weights()
@@ -195,9 +238,15 @@ class AdapterBank:
     """All live models of an engine, `max_resident` of them in memory, the least recently used ones in files."""
 
     def __init__(
-        self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, folder: Path, max_resident: int
+        self,
+        spec: DecoderSpec,
+        dtype: torch.dtype,
+        device: torch.device,
+        folder: Path,
+        max_resident: int,
+        place: Place = ALONE,
     ) -> None:
-        self.spec, self.dtype, self.device, self.folder = spec, dtype, device, folder
+        self.spec, self.dtype, self.device, self.folder, self.place = spec, dtype, device, folder, place
         self.max_resident = max_resident
         self.resident: OrderedDict[str, ModelState] = OrderedDict()
         self.spilled: dict[str, Path] = {}
@@ -211,7 +260,7 @@ class AdapterBank:
     def create(self, model_id: str, lora: LoraSpec) -> ModelState:
         """A fresh model, resident; another one may move to its file for it."""
         self._make_room()
-        return self._keep(model_id, new_state(self.spec, lora, self.dtype, self.device))
+        return self._keep(model_id, new_state(self.spec, lora, self.dtype, self.device, self.place))
 
     def get(self, model_id: str) -> ModelState:
         """The state of a live model, brought back from its file if need be."""
@@ -221,7 +270,7 @@ class AdapterBank:
             if path is None:
                 raise NotFound(f"The model {model_id} is not live; its session has ended. Load one of its checkpoints.")
             self._make_room()
-            state = self._keep(model_id, read_state(path, self.spec, self.dtype, self.device))
+            state = self._keep(model_id, read_state(path, self.spec, self.dtype, self.device, self.place))
             self.spilled.pop(model_id).unlink()
         self.resident.move_to_end(model_id)
         return state
@@ -247,7 +296,10 @@ class AdapterBank:
             ) from None
         path = self._path(model_id)
         try:
-            shutil.copyfile(file, path)
+            if self.place.n_ranks == 1:
+                shutil.copyfile(file, path)
+            else:  # a snapshot holds what all ranks have, and this file only what is this rank's
+                read_state(file, self.spec, self.dtype, self.device, self.place, is_whole=True).write(path)
         except OSError:
             path.unlink(missing_ok=True)
             raise
@@ -271,7 +323,9 @@ class AdapterBank:
         # In a fixed order, so that the same snapshot is written in the same order whatever happened before.
         for model_id in sorted(self.unsaved):
             path = folder / f"{file_name(model_id)}.{suffix}.safetensors"
-            if model_id in self.resident:
+            if self.place.n_ranks > 1:
+                written = self.get(model_id).write_whole(path)
+            elif model_id in self.resident:
                 written = self.resident[model_id].write(path)
             else:
                 # A spilled state need not come back to memory; its file has the very form of a snapshot.

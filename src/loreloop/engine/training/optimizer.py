@@ -6,8 +6,10 @@ Works through the vectors in chunks, so that its temporaries stay small. Knows n
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from loreloop.engine.training.model_state import ModelState
 from loreloop.protocol.errors import BadRequest
@@ -25,8 +27,11 @@ def adam_step(state: ModelState, params: AdamParams) -> dict[str, float]:
     """
     if not state.has_grad:
         return {"unclipped_grad_l2:mean": 0.0, "update_l2:mean": 0.0}
+    state.share.sum_up(state.gradient)
     # In double precision: the squares of millions of fp32 numbers may overflow, or lose the small ones.
-    norm = math.sqrt(sum(float(chunk.double().square().sum()) for chunk in state.grad.split(CHUNK)))
+    counted = _counted(state)
+    square = sum(_square(grad, own) for grad, own in zip(state.grad.split(CHUNK), counted, strict=True))
+    norm = math.sqrt(state.share.place.total(square))
     # Written so that NaN, which compares false with everything, is refused as well.
     if not norm <= LARGEST_NORM:
         state.clear_grad()
@@ -39,7 +44,8 @@ def adam_step(state: ModelState, params: AdamParams) -> dict[str, float]:
     state.n_steps += 1
     squares = 0.0
     vectors = (state.master, state.moment1, state.moment2, state.grad)
-    for master, moment1, moment2, grad in zip(*(vector.split(CHUNK) for vector in vectors), strict=True):
+    chunks = (vector.split(CHUNK) for vector in vectors)
+    for master, moment1, moment2, grad, own in zip(*chunks, counted, strict=True):
         grad.mul_(clip)
         moment1.lerp_(grad, 1 - params.beta1)
         # The clipped gradient enters both moments, so that the bound holds for the direction and for its scale.
@@ -49,8 +55,18 @@ def adam_step(state: ModelState, params: AdamParams) -> dict[str, float]:
         update = torch.div(moment1, scale, out=scale).mul_(1 / (1 - params.beta1**state.n_steps))
         # Decay joins after the division by the scale, which is what makes it decoupled (Loshchilov & Hutter, 2019).
         update.add_(master, alpha=params.weight_decay).mul_(params.learning_rate)
-        squares += float(update.double().square().sum())
+        squares += _square(update, own)
         master.sub_(update)
     state.clear_grad()
     state.refresh_weights()
-    return {"unclipped_grad_l2:mean": norm, "update_l2:mean": math.sqrt(squares)}
+    return {"unclipped_grad_l2:mean": norm, "update_l2:mean": math.sqrt(state.share.place.total(squares))}
+
+
+def _counted(state: ModelState) -> Sequence[Tensor | None]:
+    """By chunk which numbers count: what several processes hold counts on one of them."""
+    counted = state.share.counted
+    return [None] * -(-state.grad.numel() // CHUNK) if counted is None else counted.split(CHUNK)
+
+
+def _square(numbers: Tensor, counted: Tensor | None) -> float:
+    return float((numbers if counted is None else numbers[counted]).double().square().sum())

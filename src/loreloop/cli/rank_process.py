@@ -1,0 +1,33 @@
+"""A further process of an engine, as the first one starts it:
+`python -m loreloop.cli.rank_process PLAN MODEL PARENT RANK MEETING`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+
+def main(plan_file: str, base_model: str, parent_pid: int, rank: int, meeting: Path) -> None:
+    """Does what the first process does, until that ends."""
+    from loreloop.host.orphans import die_with_parent
+
+    die_with_parent(parent_pid)
+    # The first process decides on the end.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    from loreloop.cli.engine_process import engine_of
+    from loreloop.cli.ranks import meet
+    from loreloop.engine.leading import follow
+    from loreloop.host.log import speak_to_supervisor
+    from loreloop.host.server_plan import read_plan
+    from loreloop.parallel.mesh import parse_mesh
+
+    speak_to_supervisor()
+    plan = read_plan(plan_file)
+    place = meet(parse_mesh(plan.config.engine.mesh).tp, rank, meeting)
+    follow(engine_of(plan, base_model, place))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))

@@ -1,0 +1,257 @@
+"""An engine of several processes: the first tells the others what it does, and all do it in the same order.
+
+Every process holds its share of the tensors, and the same pages, prefixes and draws: from equal commands come equal
+states. What is said is what the scheduler asks of `engine.contract.Engine`, by name. A process that holds another state
+than the first ends the engine, since its numbers would be wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import zlib
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import msgspec
+
+from loreloop.engine.contract import Pause, SampleEvent, TokenEvent
+from loreloop.engine.local import LocalEngine
+from loreloop.protocol.errors import LoreloopError
+from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
+from loreloop.protocol.sampling import SampleOp
+from loreloop.protocol.training import (
+    CreateModel,
+    Failure,
+    ForwardBackward,
+    LoadState,
+    OptimStep,
+    PassResult,
+    SavedResult,
+    SaveExternal,
+    SaveSampler,
+    SaveState,
+    StepResult,
+)
+
+LOG = logging.getLogger("loreloop.engine")
+PAUSES = 8  # of training, between two at which the first process may have something to say
+COMPARED_STEPS = 64  # of sampling, between two comparisons of what the processes have drawn
+CALLS: dict[str, Any] = {
+    "create_model": tuple[CreateModel],
+    "drop_model": tuple[str],
+    "optim_step": tuple[OptimStep],
+    "save_state": tuple[SaveState],
+    "save_sampler": tuple[SaveSampler],
+    "save_external": tuple[SaveExternal],
+    "load_state": tuple[LoadState],
+    "train": tuple[tuple[ForwardBackward, ...]],
+    "snapshot": tuple[str, int],
+    "restore": tuple[ModelSnapshot],
+    "admit": tuple[SampleOp],
+    "sample_step": tuple[()],
+    "finish_sample": tuple[str, int],
+    "cancel_sample": tuple[str],
+    "drop_revision": tuple[str],
+}
+GO_ON, BREAK_OFF = "go_on", "break_off"
+
+
+class BrokenOff(Exception):
+    """Training was broken off in the first process, and so it is here."""
+
+
+class Drawn:
+    """What a process has drawn, as one number, to be compared with the others'."""
+
+    def __init__(self) -> None:
+        self.n_steps, self.sum = 0, 0
+
+    def add(self, engine: LocalEngine, events: Sequence[SampleEvent]) -> None:
+        """Takes a step in; SystemExit where, when it is time to compare, another process has drawn something else."""
+        told = [(event.token, event.logprob) for event in events if isinstance(event, TokenEvent)]
+        self.sum = zlib.crc32(repr(told).encode(), self.sum)
+        self.n_steps += 1
+        if self.n_steps % COMPARED_STEPS == 0:
+            mean = engine.place.total(float(self.sum)) / engine.place.n_ranks
+            differs = engine.place.total(float(mean != self.sum))
+            if differs:
+                _end(f"{differs:.0f} of {engine.place.n_ranks} processes have drawn other tokens than the rest")
+
+
+class LeadingEngine:
+    """The first process's engine, as the scheduler drives it."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self.engine, self.drawn = engine, Drawn()
+
+    @property
+    def info(self) -> EngineInfo:
+        """Of the whole engine."""
+        return self.engine.info
+
+    @property
+    def meters(self) -> Meters:
+        """Of the first process, which are those of each."""
+        return self.engine.meters
+
+    @property
+    def sampling(self) -> bool:
+        """Whether any admitted sample is unfinished."""
+        return self.engine.sampling
+
+    def create_model(self, op: CreateModel) -> None:
+        """On every process, as all of the following."""
+        self._all("create_model", op)
+
+    def drop_model(self, model_id: str) -> None:
+        """See `Engine`."""
+        self._all("drop_model", model_id)
+
+    def optim_step(self, op: OptimStep) -> StepResult:
+        """See `Engine`."""
+        stepped: StepResult = self._all("optim_step", op)
+        return stepped
+
+    def save_state(self, op: SaveState) -> SavedResult:
+        """See `Engine`."""
+        saved: SavedResult = self._all("save_state", op)
+        return saved
+
+    def save_sampler(self, op: SaveSampler) -> SavedResult:
+        """See `Engine`."""
+        saved: SavedResult = self._all("save_sampler", op)
+        return saved
+
+    def save_external(self, op: SaveExternal) -> SavedResult:
+        """See `Engine`."""
+        saved: SavedResult = self._all("save_external", op)
+        return saved
+
+    def load_state(self, op: LoadState) -> None:
+        """See `Engine`."""
+        self._all("load_state", op)
+
+    def train(self, passes: Sequence[ForwardBackward], pause: Pause) -> list[PassResult | Failure]:
+        """See `Engine`; what is asked for in a pause is done by the other processes at the same place."""
+        n_pauses, broken_off = 0, False
+
+        def told_pause() -> None:
+            nonlocal n_pauses, broken_off
+            n_pauses += 1
+            if n_pauses % PAUSES:
+                return
+            broken_off = True
+            try:
+                pause()
+                broken_off = False
+            finally:
+                self._tell(BREAK_OFF if broken_off else GO_ON)
+
+        self._tell("train", tuple(passes))
+        try:
+            return self.engine.train(passes, told_pause)
+        except LoreloopError:
+            raise
+        except Exception as error:
+            if not broken_off:
+                _end(f"train failed in the first process: {error!r}")
+            raise
+
+    def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
+        """See `Engine`."""
+        files: list[ModelSnapshot] = self._all("snapshot", folder, plan_no)
+        return files
+
+    def restore(self, snapshot: ModelSnapshot) -> None:
+        """See `Engine`."""
+        self._all("restore", snapshot)
+
+    def admit(self, op: SampleOp) -> bool:
+        """See `Engine`."""
+        admitted: bool = self._all("admit", op)
+        return admitted
+
+    def sample_step(self) -> list[SampleEvent]:
+        """See `Engine`."""
+        events: list[SampleEvent] = self._all("sample_step")
+        self.drawn.add(self.engine, events)
+        return events
+
+    def finish_sample(self, request_id: str, sample_index: int) -> None:
+        """See `Engine`."""
+        self._all("finish_sample", request_id, sample_index)
+
+    def cancel_sample(self, request_id: str) -> None:
+        """See `Engine`."""
+        self._all("cancel_sample", request_id)
+
+    def drop_revision(self, revision_id: str) -> None:
+        """See `Engine`."""
+        self._all("drop_revision", revision_id)
+
+    def _all(self, name: str, *arguments: Any) -> Any:
+        self._tell(name, *arguments)
+        return _done(self.engine, name, *arguments)
+
+    def _tell(self, name: str, *arguments: Any) -> None:
+        self.engine.place.told(msgspec.msgpack.encode((name, msgspec.Raw(msgspec.msgpack.encode(arguments)))))
+
+
+def follow(engine: LocalEngine) -> NoReturn:
+    """Does what the first process does; when that ends, the system ends this one too."""
+    _Following(engine, Drawn()).go_on()
+    raise AssertionError("there is no word that ends it")
+
+
+class _Following:
+    def __init__(self, engine: LocalEngine, drawn: Drawn) -> None:
+        self.engine, self.drawn = engine, drawn
+
+    def go_on(self, *until: str) -> str:
+        """Does what is said until one of these words."""
+        while True:
+            name, raw = msgspec.msgpack.decode(self.engine.place.told(), type=tuple[str, msgspec.Raw])
+            if name in until:
+                return name
+            self._do(name, *msgspec.msgpack.decode(raw, type=CALLS[name]))
+
+    def _do(self, name: str, *arguments: Any) -> None:
+        try:
+            if name == "train":
+                self._train(*arguments)
+                return
+            given = _done(self.engine, name, *arguments)
+        except LoreloopError:
+            return  # the first process has the same, and tells whoever asked
+        if name == "sample_step":
+            self.drawn.add(self.engine, given)
+
+    def _train(self, passes: Sequence[ForwardBackward]) -> None:
+        n_pauses = 0
+
+        def pause() -> None:
+            nonlocal n_pauses
+            n_pauses += 1
+            if n_pauses % PAUSES == 0 and self.go_on(GO_ON, BREAK_OFF) == BREAK_OFF:
+                raise BrokenOff
+
+        with contextlib.suppress(BrokenOff):
+            self.engine.train(passes, pause)
+
+
+def _done(engine: LocalEngine, name: str, *arguments: Any) -> Any:
+    """What a call gives here. SystemExit where it fails by a fault of ours: the processes' states may differ then."""
+    try:
+        return getattr(engine, name)(*arguments)
+    except LoreloopError:
+        raise
+    except Exception as error:
+        LOG.exception("%s failed", name)
+        _end(f"{name} failed: {error!r}")
+
+
+def _end(why: str) -> NoReturn:
+    """Ends this process, and with it the engine, which is started again whole."""
+    LOG.error("The engine ends: %s.", why)
+    raise SystemExit(f"The engine ends: {why}.")

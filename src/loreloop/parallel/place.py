@@ -1,0 +1,110 @@
+"""Where a process stands in a mesh, and what is said between the processes of it.
+
+A single process stands in a mesh of one, where nothing has to be said. Knows no models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from loreloop.parallel.mesh import Mesh
+from loreloop.protocol.errors import LoreloopError, ServerError, disk_trouble
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """`rank` counts from 0; `group` is None in a mesh of one."""
+
+    mesh: Mesh = field(default_factory=Mesh)
+    rank: int = 0
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def n_ranks(self) -> int:
+        """Of the whole mesh."""
+        return self.mesh.n_ranks
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank is the one that speaks to others and writes files."""
+        return self.rank == 0
+
+    def total(self, number: float) -> float:
+        """The sum over ranks, in double precision."""
+        if self.group is None:
+            return number
+        sum_1 = torch.tensor([number], dtype=torch.float64)
+        dist.all_reduce(sum_1, group=self.group)
+        return float(sum_1)
+
+    def gathered(self, numbers: Tensor) -> list[Tensor]:
+        """Every rank's numbers, by rank; they are of one shape."""
+        if self.group is None:
+            return [numbers]
+        found = [torch.empty_like(numbers) for _ in range(self.n_ranks)]
+        dist.all_gather(found, numbers.contiguous(), group=self.group)
+        return found
+
+    def told(self, message: bytes = b"") -> bytes:
+        """What the first rank says, on every rank."""
+        if self.group is None:
+            return message
+        n_1 = torch.tensor([len(message)])
+        dist.broadcast(n_1, 0, group=self.group)
+        data = torch.empty(int(n_1), dtype=torch.uint8)
+        if self.is_first and message:
+            data = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+        dist.broadcast(data, 0, group=self.group)
+        return data.numpy().tobytes()
+
+    def by_first(self, work: Callable[[], T], kind: type[T]) -> T:
+        """What `work` gives on the first rank, which alone does it; `kind` is a type that goes over the wire. Its error
+        there, and ServerError elsewhere, where it fails."""
+        if not self.is_first:
+            if said := self.told():
+                return msgspec.msgpack.decode(said, type=kind)
+            raise ServerError("The first process of this engine could not do it; see the log.")
+        said = b""
+        try:
+            given = work()
+            said = msgspec.msgpack.encode(given)
+        except OSError as error:
+            # Told apart from an error of one process alone, after which the processes would no longer be alike.
+            if self.group is None:
+                raise
+            raise disk_trouble(error) or ServerError(f"The file could not be written: {error}.") from error
+        finally:
+            # Whatever comes of it: the others wait for the word.
+            self.told(said)
+        return given
+
+    def agreed(self, work: Callable[[], T]) -> T:
+        """What `work` gives here, if it gives something on every rank. ServerError where it fails on another one only;
+        otherwise its own error."""
+        failure: LoreloopError | OSError | None = None
+        given: T | None = None
+        try:
+            given = work()
+        except (LoreloopError, OSError) as error:
+            failure = error
+        n_failed = self.total(float(failure is not None))
+        if failure is not None:
+            raise failure
+        if n_failed:
+            raise ServerError(
+                f"{n_failed:.0f} of {self.n_ranks} processes of this engine could not do it; see the log."
+            )
+        assert given is not None
+        return given
+
+
+ALONE = Place()
