@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from loreloop.config import EngineConfig
     from loreloop.host.server_plan import ServerPlan
     from loreloop.parallel.place import Place
 
@@ -42,6 +45,21 @@ def leading_place(plan: ServerPlan, plan_file: str, base_model: str) -> Place:
     place = meet(mesh.tp, 0, meeting)
     meeting.unlink(missing_ok=True)
     return place
+
+
+def check_fits(config: EngineConfig, folders: Iterable[Path]) -> None:
+    """BadRequest where the settings' mesh is none, or cannot be laid over one of the models."""
+    if not config.mesh:
+        return
+    from loreloop.formats.load import read_spec
+    from loreloop.parallel.mesh import check_mesh, parse_mesh
+    from loreloop.protocol.errors import BadRequest
+
+    mesh = parse_mesh(config.mesh)
+    for folder in folders:
+        check_mesh(read_spec(folder), mesh)
+    if mesh.n_ranks > 1 and config.quantize != "none":
+        raise BadRequest("A mesh of several processes does not cut weights in 4 bits yet; serve without --quantize.")
 
 
 def meet(tp: int, rank: int, meeting: Path) -> Place:

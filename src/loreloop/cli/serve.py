@@ -128,6 +128,7 @@ def plan_of(config: Config) -> ServerPlan:
 
     import msgspec
 
+    from loreloop.cli.ranks import check_fits
     from loreloop.deployments.model_texts import ModelTexts
     from loreloop.formats.catalog import HUB_IDS, Catalog
     from loreloop.host.server_plan import ServerPlan
@@ -141,6 +142,7 @@ def plan_of(config: Config) -> ServerPlan:
     }
     for entry in entries.values():
         ModelTexts().of(entry.folder)  # a tokenizer or template that cannot be read is refused now, by its file
+    check_fits(config.engine, (entry.folder for entry in entries.values()))
     n_mib = sum(entry.n_bytes for entry in entries.values()) >> 20
     if config.memory_mib and n_mib > config.memory_mib:
         raise BadRequest(f"The models need {n_mib} MiB together; memory_mib allows {config.memory_mib}. Serve fewer.")

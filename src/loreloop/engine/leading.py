@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import msgspec
 
 from loreloop.engine.contract import Pause, SampleEvent, TokenEvent
 from loreloop.engine.local import LocalEngine
-from loreloop.protocol.errors import LoreloopError
+from loreloop.protocol.errors import LoreloopError, outcome_of
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
 from loreloop.protocol.sampling import SampleOp
 from loreloop.protocol.training import (
@@ -149,14 +151,12 @@ class LeadingEngine:
                 self._tell(BREAK_OFF if broken_off else GO_ON)
 
         self._tell("train", tuple(passes))
-        try:
-            return self.engine.train(passes, told_pause)
-        except LoreloopError:
-            raise
-        except Exception as error:
-            if not broken_off:
-                _end(f"train failed in the first process: {error!r}")
-            raise
+        outcome = outcome_of(partial(self.engine.train, passes, told_pause))
+        if isinstance(outcome, Exception):
+            if broken_off or isinstance(outcome, LoreloopError):
+                raise outcome
+            _end(f"train failed in the first process: {outcome!r}", outcome)
+        return outcome
 
     def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
         """See `Engine`."""
@@ -242,16 +242,15 @@ class _Following:
 
 def _done(engine: LocalEngine, name: str, *arguments: Any) -> Any:
     """What a call gives here. SystemExit where it fails by a fault of ours: the processes' states may differ then."""
-    try:
-        return getattr(engine, name)(*arguments)
-    except LoreloopError:
-        raise
-    except Exception as error:
-        LOG.exception("%s failed", name)
-        _end(f"{name} failed: {error!r}")
+    outcome = outcome_of(partial(getattr(engine, name), *arguments))
+    if isinstance(outcome, LoreloopError):
+        raise outcome
+    if isinstance(outcome, Exception):
+        _end(f"{name} failed: {outcome!r}", outcome)
+    return outcome
 
 
-def _end(why: str) -> NoReturn:
+def _end(why: str, error: Exception | None = None) -> NoReturn:
     """Ends this process, and with it the engine, which is started again whole."""
-    LOG.error("The engine ends: %s.", why)
-    raise SystemExit(f"The engine ends: {why}.")
+    LOG.error("the engine ends: %s", why, exc_info=error)
+    sys.exit(1)

@@ -76,12 +76,7 @@ class LocalEngine:
         place: Place = ALONE,
     ) -> None:
         self.config, self.base_model, self.place = config, base_model, place
-        # The cores that this process may use, which in a container are fewer than the machine has.
-        n_threads = config.threads or max(1, len(os.sched_getaffinity(0)) // place.n_ranks)
-        # What several processes compute alike must come out alike, and a library adds up in other orders with other
-        # numbers of threads.
-        is_fixed = config.threads > 0 or config.deterministic or place.n_ranks > 1
-        self.threads = ThreadKeeper(n_threads, fixed=is_fixed)
+        self.threads = _threads(config, place)
         device = _device(config.device)
         precision = chosen_precision(config.precision, device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -115,7 +110,7 @@ class LocalEngine:
             context_window=spec.context_window,
             eos_token_ids=tuple(i for i in dict.fromkeys((*spec.eos_token_ids, *ends)) if 0 <= i < spec.vocab_size),
             max_lora_rank=config.max_lora_rank,
-            n_threads=n_threads,
+            n_threads=self.threads.most,
             precision=precision,
             images=vision.rules if vision else None,
         )
@@ -304,6 +299,15 @@ class LocalEngine:
 def _spread(spec: DecoderSpec) -> int:
     """How many times the rows of a micro-batch, so that each expert still gets enough of them for a product."""
     return max(1, min(MOST_SPREAD, spec.moe.n_experts // spec.moe.top_k)) if spec.moe else 1
+
+
+def _threads(config: EngineConfig, place: Place) -> ThreadKeeper:
+    # The cores that this process may use, which in a container are fewer than the machine has.
+    n_threads = config.threads or max(1, len(os.sched_getaffinity(0)) // place.n_ranks)
+    # What several processes compute alike must come out alike, and a library adds up in other orders with other numbers
+    # of threads.
+    is_fixed = config.threads > 0 or config.deterministic or place.n_ranks > 1
+    return ThreadKeeper(n_threads, fixed=is_fixed)
 
 
 def _device(name: str) -> torch.device:

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch import distributed as dist
 
 from loreloop.parallel.mesh import Mesh
-from loreloop.protocol.errors import LoreloopError, ServerError, disk_trouble
+from loreloop.protocol.errors import LoreloopError, OutOfService, disk_trouble
 
 T = TypeVar("T")
+RETRY_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ class Place:
 
     def by_first(self, work: Callable[[], T], kind: type[T]) -> T:
         """What `work` gives on the first rank, which alone does it; `kind` is a type that goes over the wire. Its error
-        there, and ServerError elsewhere, where it fails."""
+        there, and OutOfService elsewhere, where it fails."""
         if not self.is_first:
             if said := self.told():
                 return msgspec.msgpack.decode(said, type=kind)
-            raise ServerError("The first process of this engine could not do it; see the log.")
+            raise OutOfService("The first process of this engine could not do it; see the log.", RETRY_SECONDS)
         said = b""
         try:
             given = work()
@@ -81,14 +82,16 @@ class Place:
             # Told apart from an error of one process alone, after which the processes would no longer be alike.
             if self.group is None:
                 raise
-            raise disk_trouble(error) or ServerError(f"The file could not be written: {error}.") from error
+            raise disk_trouble(error) or OutOfService(
+                f"The file could not be written: {error}.", RETRY_SECONDS
+            ) from error
         finally:
             # Whatever comes of it: the others wait for the word.
             self.told(said)
         return given
 
     def agreed(self, work: Callable[[], T]) -> T:
-        """What `work` gives here, if it gives something on every rank. ServerError where it fails on another one only;
+        """What `work` gives here, if it gives something on every rank. OutOfService where it fails on another one only;
         otherwise its own error."""
         failure: LoreloopError | OSError | None = None
         given: T | None = None
@@ -100,8 +103,9 @@ class Place:
         if failure is not None:
             raise failure
         if n_failed:
-            raise ServerError(
-                f"{n_failed:.0f} of {self.n_ranks} processes of this engine could not do it; see the log."
+            raise OutOfService(
+                f"{n_failed:.0f} of {self.n_ranks} processes of this engine could not do it; see the log.",
+                RETRY_SECONDS,
             )
         assert given is not None
         return given

@@ -21,7 +21,6 @@ from torch import Tensor
 from loreloop.model.lora import AdapterView, LoraLayout
 from loreloop.model.packed_weights import PackedWeight
 from loreloop.model.spec import DecoderSpec
-from loreloop.protocol.errors import BadRequest
 
 COLUMN = {"qkv", "gate_up", "shared.gate_up", "experts.gate_up", "q_b", "kv_b"}
 ROW = {"o", "down", "shared.down", "experts.down"}
@@ -47,10 +46,9 @@ class TensorCut:
         return replace(spec, n_heads=spec.n_heads // n, n_kv_heads=n_kv_heads, d_ff=spec.d_ff // n, moe=moe)
 
     def weight(self, role: str, weight: Tensor | PackedWeight) -> Tensor | PackedWeight:
-        """The rank's share of a weight, a bias or a vector of the decoder, by its role (`model/weights.py`). BadRequest
-        for weights in 4 bits, which are not cut yet."""
-        if isinstance(weight, PackedWeight):
-            raise BadRequest("A mesh of several ranks does not cut weights in 4 bits yet; serve without --quantize.")
+        """The rank's share of a weight, a bias or a vector of the decoder, by its role (`model/weights.py`). Weights in
+        4 bits are not cut yet."""
+        assert isinstance(weight, Tensor), role
         layer, _, site = role.partition(".")
         if not layer.isdecimal():
             return weight  # embedding, head and final norm
@@ -66,8 +64,8 @@ class TensorCut:
 
     def adapter(self, view: AdapterView, local: AdapterView) -> None:
         """Fills a rank's adapter from a whole one."""
-        for key in view.layout.places:
-            for mine, whole in self._pairs(key, view, local):
+        for layer, site in view.layout.places:
+            for mine, whole in self._pairs(layer, site, view, local):
                 mine.copy_(whole)
 
     def numbers(self, layout: LoraLayout, local: LoraLayout) -> Tensor:
@@ -89,9 +87,10 @@ class TensorCut:
             if site in ROW | COPIED:
                 yield from local.b(layer, site)
 
-    def _pairs(self, key: tuple[int, str], view: AdapterView, local: AdapterView) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pairs(self, layer: int, site: str, view: AdapterView, local: AdapterView) -> Iterator[tuple[Tensor, Tensor]]:
         """Each of the rank's matrices at a site with what it is of the whole adapter."""
-        site, a = key[1], view.a(*key)
+        key = (layer, site)
+        a = view.a(*key)
         yield local.a(*key), a[..., self._inputs(site)] if site in ROW else a
         parts = view.layout.places[key].shape.parts
         rows = self._outputs(site) if site in COLUMN else torch.arange(sum(part.d_out for part in parts))

@@ -1,0 +1,46 @@
+"""What a mesh is called, and which meshes a model allows."""
+
+from pathlib import Path
+
+import pytest
+
+from loreloop.formats.load import read_spec
+from loreloop.parallel.mesh import Mesh, check_mesh, parse_mesh
+from loreloop.protocol.errors import BadRequest
+from tests.tiny import make_tiny_model
+
+
+def test_a_mesh_is_read() -> None:
+    assert parse_mesh("tp=2") == Mesh(2)
+    assert str(parse_mesh(" tp=2 ")) == "tp=2"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no axis"),
+        ("tp", "has '' ranks"),
+        ("tp=0", "has '0' ranks"),
+        ("tp=-1", "has '-1' ranks"),
+        ("tp=²", "has '²' ranks"),
+        ("tp=99999999999999", "has '99999999999999' ranks"),
+        ("tp=2,tp=2", "named twice"),
+        ("xp=2", "'xp=2' is no axis"),
+    ],
+)
+def test_what_is_no_mesh_is_refused(text: str, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        parse_mesh(text)
+
+
+def test_a_mesh_that_does_not_divide_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    spec = read_spec(make_tiny_model(tmp_path / "model"))
+    check_mesh(spec, Mesh(2))
+    with pytest.raises(BadRequest, match=r"tp=4 does not divide .*2 heads of keys over 4 ranks.*nearest is tp=2"):
+        check_mesh(spec, Mesh(4))
+
+
+def test_norms_over_all_heads_are_not_cut(tmp_path: Path) -> None:
+    spec = read_spec(make_tiny_model(tmp_path / "model", "olmo2"))
+    with pytest.raises(BadRequest, match=r"normed over all heads together.* nearest is tp=1"):
+        check_mesh(spec, Mesh(2))
