@@ -26,6 +26,7 @@ from loreloop.learn.loop.config import Loaded
 from loreloop.learn.loop.cycle import Course, Work
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
+from loreloop.learn.loop.golden_prompts import labelled_prompts
 from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.reward.events import prompt_key
 from loreloop.learn.loop.rewarding import Base, Rewarding
@@ -82,6 +83,7 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
             texts=texts,
             base_model=base_model,
             rewarding=rewarding,
+            labelled=lambda: labelled_prompts(door.turns(), door.feedback(), door.deleted_persons()),
         )
         persons = PersonCourse(
             rules=loaded.config.persons,
@@ -132,6 +134,7 @@ class Parts:
     texts: Path
     base_model: str
     rewarding: Rewarding
+    labelled: Callable[[], list[Task]]  # golden prompts that reviewers have made, as of now
 
     def work(self) -> Work:
         """The work of a cycle, by the settings."""
@@ -183,7 +186,7 @@ class Parts:
     async def look(self, sides: Sides, turns: Sequence[Turn], prompts: Sequence[Turn]) -> Gated:
         """The offline gate, with prompts of recorded turns for the shadow."""
         gate = OfflineGate(Room(self.service, self.renderer), self.loaded)
-        return await gate.look(sides, turns, asked_again(prompts))
+        return await gate.look(sides, turns, asked_again(prompts), self.labelled())
 
 
 def _asked(message: Message) -> Message:
