@@ -20,7 +20,9 @@ NO_BASE = Base(None, "tiny", None)  # type: ignore[arg-type]  # a linear reward 
 
 
 def rewarding_of(folder: Path, deleted: frozenset[str] = frozenset(), golden: str = "", **reward) -> Rewarding:
-    loaded = Loaded(config_of({"deployment": "assistant", "reward": reward}), folder, folder / "loop.state")
+    methods = {"methods": ["grpo"]} if reward else {}
+    config = config_of({"deployment": "assistant", "reward": reward, "training": methods})
+    loaded = Loaded(config, folder, folder / "loop.state")
     return Rewarding(loaded, NO_BASE, "key", lambda: deleted, lambda messages: prompt_key(messages) == golden)
 
 

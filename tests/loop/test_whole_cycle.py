@@ -42,7 +42,10 @@ async def course_of(server: RunningServer, feeds: Feeds, told: Loaded, monkeypat
 def deploy(server: RunningServer, target: str = "tiny") -> None:
     headers = {"authorization": f"Bearer {server.key}"}
     httpx.put(
-        f"{server.url}/loop/v1/deployments/assistant", json={"target": target}, headers=headers, timeout=60
+        f"{server.url}/loop/v1/deployments/assistant",
+        json={"target": target, "record": True},
+        headers=headers,
+        timeout=60,
     ).raise_for_status()
 
 
