@@ -119,6 +119,8 @@ def test_a_learned_reward_teaches_by_fresh_answers(server: RunningServer, tmp_pa
     state = folder.load()
     assert state is not None
     assert state.stage == "canary"
+    (passed,) = folder.decisions()
+    assert {"reward", "reward_champion", "failed_calls"} <= passed.numbers.keys(), "the guards have looked too"
     measured = (folder.cycle(1) / "grpo" / "metrics.jsonl").read_text()
     assert "reward_mean" in measured
     assert (tmp_path / "loop.state" / "reward").is_dir()

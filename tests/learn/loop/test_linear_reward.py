@@ -175,7 +175,7 @@ def test_a_forgotten_person_has_never_been_there() -> None:
     items = [event.item for event in events[:10]]
     assert reward.score(items) == pytest.approx(without.score(items))
     assert person not in reward.persons
-    assert not [one for one in reward.learned if one.origin.person == person]
+    assert not [one for one in reward.learned if one.person == person]
 
 
 def test_the_reference_set_forgets_too_and_takes_in_others(tmp_path: Path) -> None:

@@ -186,9 +186,7 @@ def test_the_two_rewards_have_heard_other_people(tmp_path: Path) -> None:
     turns, feedback = talk(60)
     stream = stream_of(tmp_path)
     stream.hear(turns, feedback)
-    assert not {one.origin.person for one in stream.proxy.learned} & {
-        one.origin.person for one in stream.second.learned
-    }
+    assert not {one.person for one in stream.proxy.learned} & {one.person for one in stream.second.learned}
     assert stream.second.settings.features != stream.proxy.settings.features
     assert is_for_second.__doc__
 

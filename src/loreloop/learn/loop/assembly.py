@@ -20,7 +20,7 @@ import tinker
 from loreloop.learn.clients import window_of
 from loreloop.learn.examples import Task
 from loreloop.learn.files import tasks
-from loreloop.learn.loop.answering import Room
+from loreloop.learn.loop.answering import RememberingRoom, Room
 from loreloop.learn.loop.checking import check_deployment
 from loreloop.learn.loop.collecting import Line
 from loreloop.learn.loop.config import Loaded
@@ -28,6 +28,7 @@ from loreloop.learn.loop.cycle import Course, Work
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
 from loreloop.learn.loop.golden_file import GoldenFile
+from loreloop.learn.loop.guarding import Guards
 from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.rewarding import Base, Rewarding
 from loreloop.learn.loop.state import LoopFolder
@@ -192,9 +193,15 @@ class Parts:
         return sum(_words(one.text) == _words(each) for one, each in zip(found, wanted, strict=True)) / len(lines)
 
     async def look(self, sides: Sides, turns: Sequence[Turn], prompts: Sequence[Turn]) -> Gated:
-        """The offline gate, with prompts of recorded turns for the shadow."""
-        gate = OfflineGate(Room(self.service, self.renderer), self.loaded)
-        return await gate.look(sides, turns, asked_again(prompts))
+        """The offline gate, with prompts of recorded turns for the shadow, and the guards where a reward learns."""
+        room, asked = RememberingRoom(self.service, self.renderer), asked_again(prompts)
+        try:
+            found = await OfflineGate(room, self.loaded).look(sides, turns, asked)
+            if self.rewarding.stream is not None:
+                await Guards(room, self.loaded, self.rewarding.stream).look(sides, asked, found)
+        except tinker.TinkerError as error:
+            raise Unavailable(f"The server did not go on with the gate: {error}") from None
+        return found
 
 
 def _asked(message: Message) -> Message:

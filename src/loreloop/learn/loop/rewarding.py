@@ -97,7 +97,7 @@ class Rewarding:
         what `reward.metrics` says."""
         config = self.loaded.config
         own = dict.fromkeys((one for one in config.canary.metrics if one in self.declared), 1.0)
-        weights = LabelRules().metrics | own | config.reward.metrics
+        weights = own | LabelRules().metrics | config.reward.metrics
         return Rules(labels=LabelRules(metrics=weights), metrics=self.declared, held_out=self.golden)
 
     def _reward(self) -> Reward | None:

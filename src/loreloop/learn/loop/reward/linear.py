@@ -77,6 +77,11 @@ class Learned:
     weight: float
     origin: Origin = Origin()
 
+    @property
+    def person(self) -> str:
+        """Whose voice it is."""
+        return self.origin.person
+
 
 @dataclass(frozen=True)
 class _Seen:
@@ -242,7 +247,7 @@ class LinearReward:
             return False
         chance = self.link(score)
         given = chance**one.outcome * (1 - chance) ** (1 - one.outcome)
-        return self.watch.take(one.origin.person, given, one.weight)
+        return self.watch.take(one.person, given, one.weight)
 
     def _turn(self) -> None:
         """People have changed their minds. How far the old weights still hold, or hold backwards, the events since
