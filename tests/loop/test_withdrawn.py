@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from loreloop.learn.loop import assembly
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import Unavailable
@@ -130,6 +131,43 @@ def test_of_a_deleted_person_no_weights_are_remembered(tmp_path: Path) -> None:
     steps(course, 1)
     assert "ann" not in (tmp_path / "persons.json").read_text()
     assert not list((tmp_path / "persons").glob("*"))
+
+
+def test_of_a_cycle_that_has_ended_the_ids_stay_and_no_names(tmp_path: Path) -> None:
+    world = World()
+    course = to_canary(world, tmp_path)
+    file = course.folder.cycle(1) / "data.json"
+    assert "ann" in file.read_text(), "a canary must know whose withdrawal ends it"
+    world.voted(40, candidate=True, champion=False)
+    steps(course)
+    world.corrected(5, "bob")
+    steps(course)
+    assert course.folder.load().cycle == 2
+    assert "ann" not in file.read_text()
+    assert "chatcmpl-5" in file.read_text()
+
+
+def test_a_loop_that_waits_lets_its_reward_hear(tmp_path: Path) -> None:
+    world, clock, heard = World(), [1e9], []
+    course = to_canary(world, tmp_path, now=lambda: clock[0], triggers={"feedback": 4, "poll_seconds": 0.001})
+
+    async def hear(turns, statements) -> str:
+        heard.append(len(statements))
+        if len(heard) == 1:
+            raise Unavailable("the server is away")
+        return ""
+
+    course.listening.hear = hear
+    world.voted(1, candidate=True, champion=True)
+    looks: list[float] = []
+
+    def wish() -> bool:
+        clock[0] += 61
+        looks.append(clock[0])
+        return len(looks) > 5
+
+    asyncio.run(assembly.run(course, cycles=None, wish=wish, tell=lambda _: None))
+    assert heard == [7, 7], "what it missed it hears at the next wait, and then nothing is new"
 
 
 def test_what_is_said_in_a_canary_reaches_the_reward(tmp_path: Path) -> None:

@@ -156,6 +156,17 @@ def test_a_deletion_is_made_good_after_a_death_in_the_middle_of_it(tmp_path: Pat
     assert feedback[0].id not in stream_of(tmp_path, rules).proxy.known()
 
 
+def test_a_prompt_that_was_trained_on_stays_one_when_its_statement_is_taken_back(tmp_path: Path) -> None:
+    turns, feedback = talk(10)
+    stream = stream_of(tmp_path, Rules(golden=GoldenRule(share=0), second_share=0))
+    stream.hear(turns, feedback)
+    back = said(turns[3].id, "x", "demonstration", id=feedback[3].id, retracted=True)
+    label = said(turns[3].id, True, who="reviewer", tags={"golden": "1"})
+    stream.hear(turns, [*feedback, back, label])
+    assert feedback[3].id not in stream.proxy.known()
+    assert not stream.golden.holds(turns[3].messages)
+
+
 def test_a_prompt_that_is_held_out_later_is_unlearned(tmp_path: Path) -> None:
     turns, feedback = talk(20)
     held: set[str] = set()

@@ -19,7 +19,7 @@ from loreloop.learn.loop.adopting import adopted, ended, promoted, state_of
 from loreloop.learn.loop.canary import PROMOTES, Watched, evidence_of, watch
 from loreloop.learn.loop.collecting import Collected, Rules, Used, collect, may_be_read
 from loreloop.learn.loop.config import LoopConfig
-from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, lay_out
+from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, drop_names, lay_out
 from loreloop.learn.loop.gate import Gated, Sides
 from loreloop.learn.loop.listening import Hear, Listening
 from loreloop.learn.loop.persons import PersonCourse
@@ -35,6 +35,7 @@ from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.feedback import BUILT_IN, Metric
 
 DAY_SECONDS = 86_400.0
+NAMED = 10  # cycles back from a new one whose files may still hold names; cycles without a training collect nothing
 WITHDRAWN = "withdrawn"  # among a decision's numbers, where it is for that that a canary ends
 WITHOUT_THEM = "a new cycle begins without them"
 
@@ -164,6 +165,9 @@ class Course:
         return False
 
     async def _collect(self, state: State) -> None:
+        # Here and not at its end: a cycle that dies while it ends looks at its names once more.
+        for number in range(max(1, state.cycle - NAMED), state.cycle):
+            drop_names(self.folder.cycle(number))
         alarm = await self.listening.listen()
         # Read behind the reward, which may have learned for minutes: whoever has withdrawn meanwhile is left out.
         turns, statements = list(self.server.turns()), list(self.server.feedback())

@@ -20,7 +20,7 @@ import msgspec
 from loreloop.learn.loop.collecting import Collected, Line, Rules, Used, person_of, said_of, trainable
 from loreloop.learn.loop.collecting import lines_of_turn as all_lines_of
 from loreloop.learn.loop.config import Persons
-from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, lay_out
+from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, drop_names, lay_out
 from loreloop.learn.loop.server import Feeds
 from loreloop.learn.loop.state import Decision, LoopFolder, Revision, read, written
 from loreloop.learn.loop.training import Made
@@ -134,6 +134,7 @@ class PersonCourse:
         self.owns[one.person] = Own(target or (before.target if before else None), one.heard)
         written(self._file, msgspec.json.encode(self.owns))
         drop_lines(folder)
+        drop_names(folder)
 
     async def _trained(self, folder: Path, start: str | None, name: str) -> Made | None:
         try:

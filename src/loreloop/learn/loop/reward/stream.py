@@ -153,11 +153,14 @@ class RewardStream:
         last time: what they said, what was said of their turns, and what has left the feed with them."""
         names = {owner_of(person) for person in deleted} | {one.user for one in deleted if one.user}
         new = {name for name in names if _hashed(name) not in self.heard.deleted}
-        ids = labels.withdrawn | {event.id for event in labels.golden}
+        theirs: set[str] = set()
         if new:
-            ids |= {id for id, one in self.heard.trained.items() if id not in feed or not new.isdisjoint(one.persons)}
-        gone = ids if not new else ids | (self.golden.ids() - feed)
-        self.golden.without(persons=names, ids=gone - {event.id for event in labels.golden})
+            trained = self.heard.trained.items()
+            theirs = {id for id, one in trained if id not in feed or not new.isdisjoint(one.persons)}
+            theirs |= self.golden.ids() - feed
+        held_out = {event.id for event in labels.golden}
+        ids = labels.withdrawn | theirs | held_out
+        self.golden.without(persons=names, ids=ids - held_out)
         for name, model in self._models():
             known = self.heard.learned.get(name, set()) | model.known()
             model.forget(persons=new, ids=ids & known)
@@ -166,7 +169,8 @@ class RewardStream:
                 # Saved before it is noted that anybody was forgotten, so that a death in between forgets once more.
                 model.save(self.folder / name)
                 model.drop_older(self.folder / name)
-        self.heard.trained = {id: one for id, one in self.heard.trained.items() if id not in ids}
+        # A prompt that was trained on stays one where a statement was only taken back: candidates know it still.
+        self.heard.trained = {id: one for id, one in self.heard.trained.items() if id not in theirs}
         self.heard.deleted |= {_hashed(name) for name in names}
 
     def _keep(self) -> None:
