@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 from loreloop.cli.server import RunningServer
 from loreloop.learn.loop import assembly
 from loreloop.learn.loop.config import Loaded, config_of
+from loreloop.learn.loop.reward.keeping import versions
 from loreloop.learn.loop.state import LoopFolder
+from loreloop.protocol.errors import WrongSettings
 from tests.loop.test_whole_cycle import loaded
 
 NAME = "assistant"
@@ -113,13 +116,74 @@ def test_one_persons_words_come_back_to_that_person_alone(
     assert arms == {("zoe", "person"), ("ann", "main")}
 
 
+def opens(told: Loaded) -> None:
+    async def go() -> None:
+        async with assembly.opened(told):
+            pass
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        asyncio.run(go())
+
+
 def test_a_wrong_loop_is_refused_at_its_start(server: RunningServer, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("LORELOOP_API_KEY", server.key)
     config = config_of({"deployment": "nobody-has-this", "url": server.url})
+    with pytest.raises(Exception, match="nobody-has-this"):
+        opens(Loaded(config, tmp_path, tmp_path / "state"))
+
+
+def test_a_deployment_that_keeps_nothing_is_refused(server: RunningServer, http, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("LORELOOP_API_KEY", server.key)
+    http.put(f"/loop/v1/deployments/{NAME}", json={"target": "tiny", "record": False}).raise_for_status()
+    with pytest.raises(WrongSettings, match=f"loreloop deploy set {NAME} tiny --record"):
+        opens(loaded(server, tmp_path))
+
+
+RUDE = """
+[metrics.rude]
+type = "boolean"
+level = "inference"
+optimize = "min"
+"""
+
+
+@pytest.mark.parametrize(
+    ("field", "settings"),
+    [
+        ("canary.metrics` names 'thumbs'", {"canary": {"metrics": ["thumb", "thumbs"]}}),
+        ("canary.metrics` names 'comment'", {"canary": {"metrics": ["thumb", "comment"]}}),
+        ("canary.metrics` names 'preference'", {"canary": {"metrics": ["preference"]}}),
+        ("reward.metrics` names 'rood'", {"reward": {"kind": "linear", "metrics": {"rood": 1.0}}}),
+        ("reward.metrics` names 'comment'", {"reward": {"kind": "linear", "metrics": {"comment": 1.0}}}),
+    ],
+)
+def test_a_metric_that_measures_nothing_is_refused(
+    server: RunningServer, http, tmp_path: Path, monkeypatch, field: str, settings: dict
+) -> None:
+    monkeypatch.setenv("LORELOOP_API_KEY", server.key)
+    http.put(f"/loop/v1/deployments/{NAME}/metrics", content=RUDE.encode()).raise_for_status()
+    with pytest.raises(WrongSettings, match=re.escape(field)):
+        opens(loaded(server, tmp_path, **settings))
+
+
+def test_metrics_that_a_deployment_declares_reach_canary_and_reward(
+    server: RunningServer, http, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("LORELOOP_API_KEY", server.key)
+    http.put(f"/loop/v1/deployments/{NAME}/metrics", content=RUDE.encode()).raise_for_status()
+    for n in range(8):
+        say(http, asked(server, "ann", f"what is {n}?"), "rude", True, who=f"person {n}")
+    told = loaded(server, tmp_path, reward={"kind": "linear"}, canary={"metrics": ["thumb", "rude"]})
 
     async def go() -> None:
-        async with assembly.opened(Loaded(config, tmp_path, tmp_path / "state")):
-            pass
+        async with assembly.opened(told) as course:
+            assert course.work.metrics["rude"].optimize == "min"
+            assert course.work.metrics["thumb"].optimize == "max"
+            await course.listening.listen()
 
-    with pytest.raises(Exception, match="nobody-has-this"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         asyncio.run(go())
+    (version,) = versions(told.folder / "reward" / "proxy")
+    assert version.data.n_events > 2

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from loreloop.learn.loop.collecting import Rules, collect
 from loreloop.learn.loop.config import Loaded, config_of
-from loreloop.learn.loop.reward.events import prompt_key
+from loreloop.learn.loop.reward.events import Scored, prompt_key
 from loreloop.learn.loop.reward.mix import LearnedReward, Mixed
 from loreloop.learn.loop.rewarding import Base, Rewarding
 from loreloop.learn.rewards.graders.reading import GraderReward
+from loreloop.protocol.feedback import Direction, Metric
 from tests.loop.feeds import Feeds
 
 GRADER = {"type": "exact", "name": "right", "input": "{{ sample.output_text }}", "reference": "1"}
@@ -20,7 +22,9 @@ NO_BASE = Base(None, "tiny", None)  # type: ignore[arg-type]  # a linear reward 
 
 
 def rewarding_of(folder: Path, deleted: frozenset[str] = frozenset(), golden: str = "", **reward) -> Rewarding:
-    loaded = Loaded(config_of({"deployment": "assistant", "reward": reward}), folder, folder / "loop.state")
+    methods = {"methods": ["grpo"]} if reward else {}
+    config = config_of({"deployment": "assistant", "reward": reward, "training": methods})
+    loaded = Loaded(config, folder, folder / "loop.state")
     return Rewarding(loaded, NO_BASE, "key", lambda: deleted, lambda messages: prompt_key(messages) == golden)
 
 
@@ -78,3 +82,46 @@ def test_deleted_persons_and_the_golden_file_are_not_heard(tmp_path: Path) -> No
     known = rewarding.stream.proxy.known() | rewarding.stream.second.known()
     assert feeds.feedback[3].id not in known
     assert feeds.feedback[4].id in known or rewarding.holds(feeds.turns[4].messages)
+
+
+def marked(metric: str, n: int = 40) -> Feeds:
+    """Every second answer is the one word, and so marked."""
+    feeds = Feeds()
+    for k in range(n):
+        turn = feeds.turn(f"what is {k}?", "splendid" if k % 2 else "dull")
+        feeds.say(turn.id, metric, bool(k % 2), who=f"person{k}")
+    return feeds
+
+
+def likes(rewarding: Rewarding) -> float:
+    """By how much the one word is better than the other."""
+    assert rewarding.stream is not None
+    asked = ({"role": "user", "content": "what?"},)
+    good, bad = rewarding.stream.proxy.score([Scored(asked, "splendid"), Scored(asked, "dull")])
+    return good - bad
+
+
+@pytest.mark.parametrize(
+    ("optimize", "canary", "weights", "sign"),
+    [
+        ("max", ["rude"], {}, 1),
+        ("min", ["rude"], {}, -1),
+        ("min", ["thumb"], {}, 0),
+        ("min", ["thumb"], {"rude": 2.0}, -1),
+        ("max", ["rude"], {"rude": 0.0}, 0),
+    ],
+)
+def test_declared_metrics_teach_the_reward_in_their_direction(
+    tmp_path: Path, optimize: Direction, canary: list[str], weights: dict[str, float], sign: int
+) -> None:
+    plain = {
+        "deployment": "assistant",
+        "reward": {"kind": "linear", "metrics": weights},
+        "canary": {"metrics": canary},
+    }
+    loaded = Loaded(config_of(plain), tmp_path, tmp_path / "loop.state")
+    declared = {"rude": Metric("rude", "boolean", optimize=optimize)}
+    rewarding = Rewarding(loaded, NO_BASE, "key", frozenset, lambda _: False, declared)
+    feeds = marked("rude")
+    asyncio.run(rewarding.hear(feeds.turns, feeds.feedback))
+    assert np.sign(likes(rewarding)) == sign

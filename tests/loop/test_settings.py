@@ -12,6 +12,7 @@ from loreloop.learn.loop.config import LoopConfig, Table, config_of, load
 from loreloop.protocol.errors import WrongSettings
 
 GRADER = {"type": "exact", "name": "right", "input": "{{ sample.output_text }}", "reference": "1"}
+GRPO, KIND = {"methods": ["grpo"]}, {"kind": "linear"}
 SUITE = {"name": "sums", "file": "sums.jsonl", "grader": GRADER}
 
 
@@ -40,11 +41,27 @@ SUITE = {"name": "sums", "file": "sums.jsonl", "grader": GRADER}
         ({"deployment": "a", "gate": {"suites": [{**SUITE, "colour": 1}]}}, "gate.suites[0].colour"),
         ({"deployment": "a", "reward": {"kind": "quadratic"}}, "reward.kind"),
         ({"deployment": "a", "persons": {"corrections": -1}}, "persons.corrections"),
+        ({"deployment": "a", "persons": {"users": ["ann"]}}, "persons.users"),
+        ({"deployment": "a", "training": GRPO, "reward": {"grader": GRADER, "mix": "mix.toml"}}, "reward.grader"),
+        ({"deployment": "a", "training": GRPO | {"kl": 0.0, "kl_budget": 0.2}, "reward": KIND}, "training.kl_budget"),
+        ({"deployment": "a", "training": {"kl_budget": 0.2}}, "training.kl_budget"),
+        ({"deployment": "a", "training": {"temperature": 0.5}}, "training.temperature"),
+        ({"deployment": "a", "training": GRPO | {"liked": 2.0}, "reward": KIND}, "training.liked"),
+        ({"deployment": "a", "reward": {"grader": GRADER}}, "reward.grader"),
+        ({"deployment": "a", "reward": {"mix": "mix.toml"}}, "reward.mix"),
+        ({"deployment": "a", "reward": {"metrics": {"thumb": 1.0}}}, "reward.metrics"),
+        ({"deployment": "a", "gate": {"golden_win_least": 0.6}}, "gate.golden_win_least"),
+        ({"deployment": "a", "gate": {"false_alarm": 0.1}}, "gate.false_alarm"),
     ],
 )
 def test_a_wrong_field_is_named(plain: dict, named: str) -> None:
     with pytest.raises(WrongSettings, match=re.escape(named)):
         config_of(plain)
+
+
+def test_a_field_that_says_something_is_taken() -> None:
+    assert config_of({"deployment": "a", "training": GRPO | {"kl": 0.0}, "reward": KIND}).training.kl == 0
+    assert config_of({"deployment": "a", "persons": {"corrections": 3, "users": ["ann"]}}).persons.users == ("ann",)
 
 
 def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:

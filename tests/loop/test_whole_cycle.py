@@ -43,7 +43,10 @@ async def course_of(server: RunningServer, feeds: Feeds, told: Loaded, monkeypat
 def deploy(server: RunningServer, target: str = "tiny") -> None:
     headers = {"authorization": f"Bearer {server.key}"}
     httpx.put(
-        f"{server.url}/loop/v1/deployments/assistant", json={"target": target}, headers=headers, timeout=60
+        f"{server.url}/loop/v1/deployments/assistant",
+        json={"target": target, "record": True},
+        headers=headers,
+        timeout=60,
     ).raise_for_status()
 
 
@@ -118,6 +121,8 @@ def test_a_learned_reward_teaches_by_fresh_answers(server: RunningServer, tmp_pa
     state = folder.load()
     assert state is not None
     assert state.stage == "canary"
+    (passed,) = folder.decisions()
+    assert {"reward", "reward_champion", "failed_calls"} <= passed.numbers.keys(), "the guards have looked too"
     measured = (folder.cycle(1) / "grpo" / "metrics.jsonl").read_text()
     assert "reward_mean" in measured
     assert (tmp_path / "loop.state" / "reward").is_dir()

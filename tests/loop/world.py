@@ -107,7 +107,7 @@ class World:
             "training": {"least_examples": 2},
             "canary": {"percent": 10, "least_episodes": 5, "most_episodes": 100, "gain": 0.3},
         }
-        work = Work(train=self.train, look=self.look, learn_reward=self.learn_reward, golden=golden)
+        work = Work(train=self.train, look=self.look, learn_reward=self.learn_reward, golden=lambda: golden)
         config, loop = config_of(plain | more), LoopFolder(folder)
         persons = PersonCourse(
             rules=config.persons,

@@ -1,4 +1,4 @@
-"""Recorded turns in the store: fates by one rule in two forms, quota and days, what is left of what is gone."""
+"""Recorded turns in the store: fates by the one rule, quota and days, what is left of what is gone."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from loreloop.protocol.episodes import Person
 from loreloop.protocol.loop_rest import MarkTurn, UseTurns
 from loreloop.protocol.token_ids import pack_ids, pack_logprobs
 from loreloop.store import deployments, persons, turn_keeping, turn_removal, turn_uses, turns
-from loreloop.store.fates import Facts, fate_of
 from loreloop.store.rows import Arm, RecordingRule, Split
 from loreloop.store.store import empty_database
 from loreloop.store.turn_bodies import NewTurn, TurnBody, packed, unpacked
 from loreloop.store.turn_tables import EPISODES, TURN_BODIES, TURNS
 from loreloop.store.turns import Wanted
+from tests.store.fates import Facts, fate_of
 
 BODY = TurnBody(
     messages=({"role": "user", "content": "hi"},),

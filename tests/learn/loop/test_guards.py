@@ -10,7 +10,7 @@ import pytest
 from bench.reward_model import events_of, item_of
 from bench.reward_population import Population, Taste, Written, answer_of, prompt_of
 from loreloop.learn.loop.guard_looks import Eyes, Look, is_for_second, reading_of, second_opinion
-from loreloop.learn.loop.guards import Guard, GuardLimits, Measure, Reading, Verdict, hill_top, measured
+from loreloop.learn.loop.guards import Guard, GuardLimits, Measure, Reading, Verdict, measured
 from loreloop.learn.loop.reward.events import LabelledEvent, Scored
 from loreloop.learn.loop.reward.features import Features
 from loreloop.learn.loop.reward.linear import LinearReward, LinearSettings
@@ -216,18 +216,6 @@ def test_shorter_answers_are_told_and_do_not_stop() -> None:
     verdict = Guard(plain("first")).take(plain("short", length=Measure(8.0, 1.0, 100)))
     assert [alarm.name for alarm in verdict.alarms] == ["length"]
     assert not verdict.stop
-
-
-def test_the_top_of_the_hill_is_found() -> None:
-    # d (1 − ½ ln d) has its top at e.
-    readings = [plain()] + [
-        plain(kl=d * d, golden={"right": Measure(0.5 + d * (1 - 0.5 * math.log(d)), 0.01, 100)})
-        for d in (0.5, 1.0, 2.0, 3.0)
-    ]
-    top = hill_top(readings, "right")
-    assert top is not None
-    assert top == pytest.approx(math.e, rel=1e-6)
-    assert hill_top(readings[:3], "right") is None
 
 
 def test_measures_have_their_errors() -> None:

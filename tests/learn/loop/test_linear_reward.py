@@ -178,11 +178,43 @@ def test_a_forgotten_person_has_never_been_there() -> None:
     assert not [one for one in reward.learned if one.person == person]
 
 
-def test_a_retracted_statement_is_unlearned_and_an_unknown_one_changes_nothing() -> None:
+def test_the_reference_set_forgets_too_and_takes_in_others(tmp_path: Path) -> None:
+    settings = LinearSettings(features=Features(bits=12), centring=0, n_reference=10)
+    events = [mark(n, f"It is {n}.", float(n % 2), f"p{n}") for n in range(20)]
+    reward, without = LinearReward(settings), LinearReward(settings)
+    reward.update(events[:10])
+    reward.forget(["p3"], ["m5"])
+    assert len(reward.reference) == 8
+    reward.save(tmp_path)
+    again = LinearReward(settings)
+    again.load(tmp_path)
+    for one in (reward, again):
+        one.update(events[10:])
+        assert len(one.reference) == 10
+    without.update([one for one in events[:10] if one.id not in ("m3", "m5")])
+    without.update(events[10:])
+    items = [event.item for event in events[:10]]
+    assert reward.score(items) == pytest.approx(without.score(items))
+    assert again.score(items) == pytest.approx(without.score(items), abs=1e-4)
+
+
+def test_what_was_learned_too_long_ago_to_be_kept_as_numbers_is_forgotten_as_well() -> None:
+    reward = LinearReward(LinearSettings(features=Features(bits=12), buffer=5, n_reference=1))
+    reward.update([mark(n, "Perhaps." if n == 1 else f"It is {n}.", 1.0, f"p{n}") for n in range(20)])
+    assert "m1" not in reward.known()
+    number = reward.version.number
+    assert reward.forget(ids=["m1"]).number == number + 1
+    without = LinearReward(LinearSettings(features=Features(bits=12), buffer=5))
+    without.update([mark(n, f"It is {n}.", 1.0, f"p{n}") for n in range(15, 20)])
+    perhaps = reward.row(mark(0, "Perhaps.", 1).item)
+    assert reward.head.raw(perhaps) == pytest.approx(without.head.raw(perhaps))
+
+
+def test_a_retracted_statement_is_unlearned_and_nothing_to_forget_changes_nothing() -> None:
     reward = LinearReward(SMALL)
     reward.update([mark(1, "Yes.", 1.0), mark(2, "No.", 0.0, "bob"), mark(3, "Perhaps.", 1.0, "eve")])
     version = reward.version
-    assert reward.forget(ids=["never-said"]) == version
+    assert reward.forget(persons=["nobody"]) == version
     before = reward.score([mark(0, "Perhaps.", 1).item])[0]
     assert reward.forget(ids=["m3"]).number == version.number + 1
     assert reward.score([mark(0, "Perhaps.", 1).item])[0] < before

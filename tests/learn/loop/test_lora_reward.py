@@ -69,7 +69,7 @@ def test_preferences_are_learned_and_a_version_goes_on(
     assert np.mean(better) > np.mean(worse) + 1
     assert first.weights != reward.version.weights
     assert reward.version.data.n_events == 32
-    scores = np.array(reward.score(reward.reference))
+    scores = np.array(reward.score(reward.anchors()))
     assert abs(scores.mean()) < 1e-6
     assert abs(scores.std() - 1) < 1e-6
 
@@ -80,9 +80,18 @@ def test_preferences_are_learned_and_a_version_goes_on(
     assert again.score([held_out[0].item]) == pytest.approx(better[:1], abs=1e-4)
     assert again.ledger.spent == reward.ledger.spent
 
+    old = again.version.weights
     again.forget(persons=["p0"])
     assert "p0" not in again.persons
     assert not [one for one in again.learned if one.person == "p0"]
+    again.save(tmp_path)
+    again.drop_older(tmp_path)
+    kept = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert b'"p1"' in kept
+    assert b'"p0"' not in kept, "not among the reference answers, in the ledger, or in an older version"
+    with pytest.raises(tinker.TinkerError):
+        asked.create_training_client_from_state(old).result()
+    assert again.score([held_out[0].item])
 
 
 def test_marks_are_learned(asked: tinker.ServiceClient, tiny_folder: Path) -> None:

@@ -94,6 +94,94 @@ def test_a_deleted_person_is_unlearned_everywhere(tmp_path: Path) -> None:
     assert stream.proxy.known() | stream.second.known() | golden == stays
 
 
+def test_statements_that_went_with_a_person_are_unlearned(tmp_path: Path) -> None:
+    """What others said of a deleted person's turns leaves the feed with these, and nobody takes it back."""
+    turns, feedback = talk(20)
+    rules = Rules(golden=GoldenRule(share=0), second_share=0)
+    stream = stream_of(tmp_path, rules)
+    gone = turns[3]
+    code = said(gone.id, 1.0, "verdict", source="code", who="tests")
+    reviewed = said(gone.id, True, who="reviewer")
+    twin = turn("twin", "Is it 3?", asked="What is 3?", user="eve")
+    better = said("twin", gone.id, "preference", who="eve")
+    feedback += [code, reviewed, better]
+    stream.hear([*turns, twin], feedback)
+    assert {code.id, reviewed.id, better.id} <= stream.proxy.known()
+    left = [one for one in feedback if one.target_id != gone.id]
+    stream.hear([*turns[:3], *turns[4:], twin], left, [gone.person])
+    assert stream.proxy.known() == {one.id for one in left} - {better.id}
+    assert not stream.heard.trained.keys() & {code.id, reviewed.id, better.id, feedback[3].id}
+
+
+def test_nothing_of_a_deleted_person_is_on_the_disk(tmp_path: Path) -> None:
+    turns, feedback = talk(40)
+    stream = stream_of(tmp_path, Rules(golden=GoldenRule(share=0.3, fewest_events=4, fewest_persons=3)))
+    for n in (20, 30, 40):
+        stream.hear(turns[:n], feedback[:n])
+    stream.golden.reserve([{"role": "user", "content": "reserved"}], ())
+    before = disk(tmp_path)
+    gone = [one.person for one in turns[:30]]
+    stream.hear(turns[30:], feedback[30:], gone)
+    after = disk(tmp_path)
+    for one in turns[:30]:
+        assert f'"{one.person.user}"' in before, "which proves that this looks at the right place"
+        assert f'"{one.person.user}"' not in after
+        assert f'"{feedback[turns.index(one)].id}"' not in after
+    assert not [
+        file for file in tmp_path.rglob("weights.npz") if int(file.parent.name) < newest_number(file.parents[1])
+    ]
+
+
+def disk(folder: Path) -> str:
+    return "".join(file.read_text() for file in sorted(folder.rglob("*.json")))
+
+
+def newest_number(folder: Path) -> int:
+    return max(int(one.name) for one in folder.iterdir())
+
+
+def test_a_deletion_is_made_good_after_a_death_in_the_middle_of_it(tmp_path: Path, monkeypatch) -> None:
+    turns, feedback = talk(20)
+    rules = Rules(golden=GoldenRule(share=0), second_share=0)
+    stream = stream_of(tmp_path, rules)
+    stream.hear(turns, feedback)
+
+    def dies(*_: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(stream.proxy, "save", dies)
+    with pytest.raises(InterruptedError):
+        stream.hear(turns[1:], feedback[1:], [turns[0].person])
+    again = stream_of(tmp_path, rules)
+    assert feedback[0].id in again.proxy.known()
+    again.hear(turns[1:], feedback[1:], [turns[0].person])
+    assert feedback[0].id not in stream_of(tmp_path, rules).proxy.known()
+
+
+def test_a_prompt_that_was_trained_on_stays_one_when_its_statement_is_taken_back(tmp_path: Path) -> None:
+    turns, feedback = talk(10)
+    stream = stream_of(tmp_path, Rules(golden=GoldenRule(share=0), second_share=0))
+    stream.hear(turns, feedback)
+    back = said(turns[3].id, "x", "demonstration", id=feedback[3].id, retracted=True)
+    label = said(turns[3].id, True, who="reviewer", tags={"golden": "1"})
+    stream.hear(turns, [*feedback, back, label])
+    assert feedback[3].id not in stream.proxy.known()
+    assert not stream.golden.holds(turns[3].messages)
+
+
+def test_a_prompt_that_is_held_out_later_is_unlearned(tmp_path: Path) -> None:
+    turns, feedback = talk(20)
+    held: set[str] = set()
+    rules = Rules(golden=GoldenRule(share=0), second_share=0, held_out=lambda one: one[0]["content"] in held)
+    stream = stream_of(tmp_path, rules)
+    stream.hear(turns, feedback)
+    assert feedback[4].id in stream.proxy.known()
+    held.add("What is 4?")
+    stream.hear(turns, feedback)
+    assert {one.id for one in feedback} - stream.proxy.known() == {feedback[4].id}
+    assert not stream.golden.ids(), "the file's prompts are no part of the set that grows by itself"
+
+
 def test_a_reviewers_label_reserves_a_prompt_that_was_not_trained_on(tmp_path: Path) -> None:
     turns, feedback = talk(10)
     rules = Rules(golden=GoldenRule(share=0), second_share=0)
@@ -104,7 +192,7 @@ def test_a_reviewers_label_reserves_a_prompt_that_was_not_trained_on(tmp_path: P
     assert stream.golden.holds(turns[7].messages)
     assert not stream.golden.holds(turns[2].messages)
     assert feedback[7].id not in stream.proxy.known()
-    assert prompt_key(turns[7].messages) not in stream.heard.trained
+    assert prompt_key(turns[7].messages) not in stream.heard.prompts()
 
 
 def test_the_two_rewards_have_heard_other_people(tmp_path: Path) -> None:

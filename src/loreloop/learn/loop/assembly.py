@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +19,18 @@ import tinker
 
 from loreloop.learn.clients import window_of
 from loreloop.learn.examples import Task
-from loreloop.learn.files import read_file, tasks
-from loreloop.learn.loop.answering import Room
+from loreloop.learn.files import tasks
+from loreloop.learn.loop.answering import RememberingRoom, Room
+from loreloop.learn.loop.checking import check_deployment
 from loreloop.learn.loop.collecting import Line
 from loreloop.learn.loop.config import Loaded
 from loreloop.learn.loop.cycle import Course, Work
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
+from loreloop.learn.loop.golden_file import GoldenFile
 from loreloop.learn.loop.golden_prompts import labelled_prompts
+from loreloop.learn.loop.guarding import Guards
 from loreloop.learn.loop.persons import PersonCourse
-from loreloop.learn.loop.reward.events import prompt_key
 from loreloop.learn.loop.rewarding import Base, Rewarding
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.loop.training import Made, Shop, for_person, trained
@@ -36,6 +38,7 @@ from loreloop.learn.model_texts import fetch_texts
 from loreloop.learn.rendering import Renderer, renderer_of
 from loreloop.protocol.episodes import Message, Turn
 from loreloop.protocol.errors import BadRequest, Unavailable, WrongSettings
+from loreloop.protocol.feedback import Metric
 
 PERSON_TOKENS = 256  # of an answer that is compared with a correction
 PATIENCE_SECONDS = 5.0  # before a server that did not answer is asked again
@@ -65,6 +68,9 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
     with tinker.ServiceClient(base_url=loaded.config.url, api_key=key) as service:
         state = folder.load()
         base_model = state.base_model if state else await base_of(service, door.deployment().target)
+        declared = door.metrics()
+        metrics = declared.built_in | declared.metrics
+        check_deployment(loaded.config, door.deployment(), metrics)
         texts = texts_of(loaded, base_model)
         renderer, golden = renderer_of(texts), golden_of(loaded)
         # In a thread, since a LoRA reward waits for its weights.
@@ -74,7 +80,8 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
             Base(service, base_model, renderer),
             key,
             deleted=door.deleted_persons,
-            golden=lambda messages: prompt_key(messages) in golden,
+            golden=golden.holds,
+            declared=declared.metrics,
         )
         parts = Parts(
             loaded=loaded,
@@ -84,6 +91,8 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
             base_model=base_model,
             rewarding=rewarding,
             labelled=lambda: labelled_prompts(door.turns(), door.feedback(), door.deleted_persons()),
+            golden=golden,
+            metrics=metrics,
         )
         persons = PersonCourse(
             rules=loaded.config.persons,
@@ -135,15 +144,18 @@ class Parts:
     base_model: str
     rewarding: Rewarding
     labelled: Callable[[], list[Task]]  # golden prompts that reviewers have made, as of now
+    golden: GoldenFile
+    metrics: Mapping[str, Metric]
 
     def work(self) -> Work:
         """The work of a cycle, by the settings."""
         return Work(
             train=self.train,
             look=self.look,
-            learn_reward=self.rewarding.hear,
-            golden=golden_of(self.loaded),
+            learn_reward=self.rewarding.hear if self.rewarding.stream else None,
+            golden=self.golden.keys,
             held_out=self.rewarding.holds,
+            metrics=self.metrics,
         )
 
     def shop(self) -> Shop:
@@ -184,9 +196,15 @@ class Parts:
         return sum(_words(one.text) == _words(each) for one, each in zip(found, wanted, strict=True)) / len(lines)
 
     async def look(self, sides: Sides, turns: Sequence[Turn], prompts: Sequence[Turn]) -> Gated:
-        """The offline gate, with prompts of recorded turns for the shadow."""
-        gate = OfflineGate(Room(self.service, self.renderer), self.loaded)
-        return await gate.look(sides, turns, asked_again(prompts), self.labelled())
+        """The offline gate, with prompts of recorded turns for the shadow, and the guards where a reward learns."""
+        room, asked = RememberingRoom(self.service, self.renderer), asked_again(prompts)
+        try:
+            found = await OfflineGate(room, self.loaded).look(sides, turns, asked, self.labelled())
+            if self.rewarding.stream is not None:
+                await Guards(room, self.loaded, self.rewarding.stream).look(sides, asked, found)
+        except tinker.TinkerError as error:
+            raise Unavailable(f"The server did not go on with the gate: {error}") from None
+        return found
 
 
 def _asked(message: Message) -> Message:
@@ -203,12 +221,10 @@ def asked_again(turns: Sequence[Turn]) -> list[Task]:
     return list(tasks(map(msgspec.json.encode, lines)))
 
 
-def golden_of(loaded: Loaded) -> frozenset[str]:
+def golden_of(loaded: Loaded) -> GoldenFile:
     """The golden prompts, as they are known among recorded turns."""
     name = loaded.config.reward.golden
-    if name is None:
-        return frozenset()
-    return frozenset(prompt_key(task.item["messages"]) for task in read_file(loaded.path(name), tasks))
+    return GoldenFile(loaded.path(name) if name else None)
 
 
 async def run(course: Course, *, cycles: int | None, wish: Callable[[], bool], tell: Callable[[str], None]) -> None:
@@ -229,7 +245,16 @@ async def run(course: Course, *, cycles: int | None, wish: Callable[[], bool], t
         if cycles is not None and _n_ended(course) - first >= cycles:
             return
         if not moved:
+            await _meanwhile(course)
             await asyncio.sleep(pause)
+
+
+async def _meanwhile(course: Course) -> None:
+    """What waiting leaves time for; a server that does not answer is asked again at the next wait."""
+    try:
+        await course.listening.meanwhile()
+    except Unavailable as error:
+        course.folder.tell(error.message)
 
 
 def _n_ended(course: Course) -> int:

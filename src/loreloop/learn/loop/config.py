@@ -20,6 +20,7 @@ LARGE = 1 << 31
 Share = Annotated[float, Meta(ge=0, le=1)]
 Level = Annotated[float, Meta(gt=0, lt=0.5)]  # the chance of a wrong decision that is accepted
 MethodName = Literal["sft", "dpo", "kto", "hindsight", "grpo"]
+FOR_GRPO = ("group_size", "answer_tokens", "temperature", "staleness", "kl")  # of `training`
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 
 
@@ -58,12 +59,14 @@ class Training(Table, frozen=True):
 
 
 class RewardTable(Table, frozen=True):
-    """What GRPO learns from: a learned reward, a grader, or both as `mix` says. `golden` is never trained on."""
+    """What GRPO learns from: a learned reward, a grader, or both as `mix` says. `golden` is never trained on. `metrics`
+    are how much statements by each count, in the place of what they count usually; 0: not at all."""
 
     kind: Literal["none", "linear", "lora"] = "none"
     grader: dict[str, Any] | None = None
     mix: str | None = None
     golden: str | None = None
+    metrics: dict[str, Annotated[float, Meta(ge=0, le=100)]] = {}
 
 
 class Suite(Table, frozen=True):
@@ -175,7 +178,7 @@ def config_of(plain: object, where: str = "loop.toml") -> LoopConfig:
         config = msgspec.convert(plain, LoopConfig)
     except msgspec.ValidationError as error:
         raise WrongSettings(f"{where}: {_in_words(str(error))}.") from None
-    for field, wrong in _contradictions(config):
+    for field, wrong in [*_contradictions(config), *_without_use(plain, config)]:
         raise WrongSettings(f"{where}: `{field}` {wrong}.")
     graders = {f"gate.suites[{n}].grader": suite.grader for n, suite in enumerate(config.gate.suites)}
     if config.reward.grader is not None:
@@ -204,12 +207,46 @@ def _contradictions(config: LoopConfig) -> list[tuple[str, str]]:
         "reward.kind": 'is "none" and there is no `reward.grader`, so that GRPO has nothing to learn from'
         if "grpo" in training.methods and (reward.kind, reward.grader, reward.mix) == ("none", None, None)
         else "",
+        "reward.grader": "stands beside `reward.mix`, which names all graders itself; put it into that file"
+        if reward.grader is not None and reward.mix is not None
+        else "",
         "gate.suites": "has two suites of one name; call them differently" if len(names) > len({*names}) else "",
         "gate.length_least": "is not below `gate.length_most`"
         if config.gate.length_least >= config.gate.length_most
         else "",
     }
     return [(field, wrong) for field, wrong in found.items() if wrong]
+
+
+def _without_use(plain: object, config: LoopConfig) -> list[tuple[str, str]]:
+    """Fields that somebody has set, and that would say nothing beside the others."""
+    training, reward = config.training, config.reward
+    no_grpo = "" if "grpo" in training.methods else 'is for "grpo", which `training.methods` does not name'
+    no_pull = no_grpo or ("" if training.kl else "steers `training.kl`, which is 0; set that above 0")
+    no_sft = "" if "sft" in training.methods else 'is for "sft", which `training.methods` does not name'
+    no_golden = "" if reward.golden else "is for golden prompts, and there is no `reward.golden`"
+    no_persons = (
+        "" if config.persons.corrections else "needs `persons.corrections` above 0, without which nobody has one"
+    )
+    no_reward = "" if reward.kind != "none" else 'is for a learned reward, and `reward.kind` is "none"'
+    why = {
+        "training.kl_budget": no_pull,
+        **{f"training.{name}": no_grpo for name in FOR_GRPO},
+        **{f"reward.{name}": no_grpo for name in ("grader", "mix")},
+        "training.liked": no_sft,
+        "reward.metrics": no_reward,
+        "gate.golden_win_least": no_golden,
+        "gate.false_alarm": no_golden,
+        **{f"persons.{name}": no_persons for name in msgspec.structs.asdict(config.persons) if name != "corrections"},
+    }
+    return [(field, f"{wrong}; or leave it out") for field, wrong in why.items() if wrong and _is_set(plain, field)]
+
+
+def _is_set(plain: object, field: str) -> bool:
+    """Whether a field stands in the file, with whatever value."""
+    table, _, name = field.partition(".")
+    found = plain.get(table) if isinstance(plain, dict) else None
+    return isinstance(found, dict) and name in found
 
 
 def _in_words(error: str) -> str:

@@ -18,31 +18,38 @@ from loreloop.learn.loop.adopting import adopted, ended, promoted, state_of
 from loreloop.learn.loop.canary import PROMOTES, Watched, evidence_of, watch
 from loreloop.learn.loop.collecting import Collected, Rules, Used, collect, may_be_read
 from loreloop.learn.loop.config import LoopConfig
-from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, lay_out
+from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, drop_names, lay_out
 from loreloop.learn.loop.gate import Gated, Sides
+from loreloop.learn.loop.listening import Hear, Listening
 from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out
 from loreloop.learn.loop.server import Server
 from loreloop.learn.loop.state import Decision, LoopFolder, Revision, State, Verdict, key_of
 from loreloop.learn.loop.training import Made
 from loreloop.learn.loop.triggers import Moment, due, first_night, today
+from loreloop.learn.loop.watched_feeds import WatchedFeeds
+from loreloop.learn.loop.withdrawing import withdrawn
 from loreloop.protocol.episodes import Turn
 from loreloop.protocol.errors import BadRequest, Conflict
-from loreloop.protocol.feedback import BUILT_IN, Feedback, Metric
+from loreloop.protocol.feedback import BUILT_IN, Metric
 
 DAY_SECONDS = 86_400.0
+NAMED = 10  # cycles back from a new one whose files may still hold names; cycles without a training collect nothing
+WITHDRAWN = "withdrawn"  # among a decision's numbers, where it is for that that a canary ends
+WITHOUT_THEM = "a new cycle begins without them"
 
 
 @dataclass(frozen=True)
 class Work:
     """What is done in a cycle beside moving it on. `train` makes a candidate out of a cycle's folder, `look` puts one
     through the offline gate, `alarm` says what the guards have against the training or the candidate ("" for nothing),
-    `learn_reward` lets the reward hear of all turns and statements first."""
+    `learn_reward` lets the reward hear of all turns and statements first; None where none learns. `golden` are the keys
+    of prompts that are never trained on, as they are now."""
 
     train: Callable[[Path, str | None, str], Awaitable[Made | None]]
     look: Callable[[Sides, Sequence[Turn], Sequence[Turn]], Awaitable[Gated]]
-    learn_reward: Callable[[Sequence[Turn], Sequence[Feedback]], Awaitable[str]]
-    golden: frozenset[str] = frozenset()
+    learn_reward: Hear | None = None
+    golden: Callable[[], frozenset[str]] = frozenset
     held_out: HeldOut = nothing_held_out
     metrics: Mapping[str, Metric] = field(default_factory=lambda: BUILT_IN)
 
@@ -59,6 +66,11 @@ class Course:
     asked: bool = False
     persons: PersonCourse | None = None
     persons_heard: int = -1  # up to which statement persons were looked at, by this process
+    feeds: WatchedFeeds = field(default_factory=WatchedFeeds)
+    listening: Listening = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.listening = Listening(self.server, self.work.learn_reward, self.now)
 
     def begin(self, base_model: str) -> State:
         """Where the loop stands; a first state, made of the deployment, for one that has not begun. Conflict where its
@@ -152,10 +164,13 @@ class Course:
         return False
 
     async def _collect(self, state: State) -> None:
+        # Here and not at its end: a cycle that dies while it ends looks at its names once more.
+        for number in range(max(1, state.cycle - NAMED), state.cycle):
+            drop_names(self.folder.cycle(number))
+        alarm = await self.listening.listen()
+        # Read behind the reward, which may have learned for minutes: whoever has withdrawn meanwhile is left out.
         turns, statements = list(self.server.turns()), list(self.server.feedback())
-        rules = self._rules()
-        alarm = await self.work.learn_reward(turns, statements)
-        found = collect(turns, statements, rules)
+        found = collect(turns, statements, self._rules())
         training = self.config.training
         methods = [one for one in training.methods if len(found.lines.get(one, ())) >= training.least_examples]
         heard = max((one.number for one in statements), default=state.heard)
@@ -201,18 +216,11 @@ class Course:
     def _void(self, state: State, data: Data, unknown: Sequence[str] = ()) -> bool:
         """Ends a cycle that would teach what a person said who has been deleted since, or turns that are gone; the next
         begins without them."""
-        gone = data.persons & self.server.deleted_persons()
-        if not gone and not unknown:
+        if not (what := withdrawn(data, self.server, unknown)):
             return False
-        what = (
-            f"{len(gone)} persons whose words it was to learn were deleted"
-            if gone
-            else f"{len(unknown)} turns are gone"
-        )
-        sentence = f"{what}; a new cycle begins without them."
-        self._decide(state, "void", "void", sentence)
+        self._decide(state, "void", "void", f"{what}; {WITHOUT_THEM}.")
         drop_lines(self.folder.cycle(state.cycle))
-        self.folder.save(replace(ended(state), stage="collecting", cycle=state.cycle + 1))
+        self.folder.save(_anew(state))
         return True
 
     async def _gate(self, state: State) -> None:
@@ -261,23 +269,23 @@ class Course:
             if verdict is None:
                 self.folder.tell(seen.sentence, **seen.numbers)
                 return self._widened(state, seen)
+            what = withdrawn(data_of(self.folder.cycle(state.cycle)), self.server) if verdict == "promoted" else ""
+            if what:
+                verdict, seen = "rolled_back", Watched(seen.outcome, {WITHDRAWN: True}, f"{what}; {WITHOUT_THEM}.")
             decision = self._decide(state, "canary", verdict, seen.sentence, seen.numbers)
         if decision.verdict == "promoted":
             self.server.deploy(candidate.target)
             self.folder.save(promoted(state))
         else:
             self.server.deploy(state.champion.target)
-            self.folder.save(ended(state))
+            self.folder.save(_anew(state) if decision.numbers.get(WITHDRAWN) else ended(state))
         return True
 
     def _seen(self, state: State) -> Watched:
         rules = self.config.canary
+        self.feeds.read_on(self.server, state)
         evidence = evidence_of(
-            self.server.turns(state.turns_seen),
-            self.server.feedback(state.heard),
-            rules,
-            state.since_version,
-            self.work.metrics,
+            self.feeds.turns.values(), self.feeds.statements, rules, state.since_version, self.work.metrics
         )
         days = (self.now() - state.since) / DAY_SECONDS
         return watch(evidence, rules, is_over=days > rules.most_days)
@@ -307,7 +315,7 @@ class Course:
         training = self.config.training
         return Rules(
             deleted=self.server.deleted_persons(),
-            golden=self.work.golden,
+            golden=self.work.golden(),
             held_out=self.work.held_out,
             most=training.most_examples,
             most_per_person=training.most_per_person,
@@ -330,3 +338,8 @@ class Course:
         )
         self.folder.tell(sentence, **made.numbers)
         return self.folder.decide(made)
+
+
+def _anew(state: State) -> State:
+    """The state behind a cycle whose words were withdrawn: the next one begins at once."""
+    return replace(ended(state), stage="collecting", cycle=state.cycle + 1)

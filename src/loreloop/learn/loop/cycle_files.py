@@ -57,3 +57,13 @@ def drop_lines(folder: Path) -> None:
     """Takes away what persons said, once it is not needed any more; numbers and ids stay."""
     for file in folder.glob("*.jsonl"):
         file.unlink()
+
+
+def drop_names(folder: Path) -> None:
+    """Takes away whose turns they were, once nobody's withdrawal can change anything any more; the turns' ids stay."""
+    if not (folder / "data.json").exists():
+        return
+    data = data_of(folder)
+    if data.persons - {""}:
+        used = {method: tuple(Used(one.turn, "") for one in each) for method, each in data.used.items()}
+        written(folder / "data.json", msgspec.json.encode(msgspec.structs.replace(data, used=used)))

@@ -14,12 +14,25 @@ import msgspec
 
 from loreloop.protocol.episodes import Turn, TurnPage
 from loreloop.protocol.errors import BadRequest, Forbidden, NotFound, Unauthorized, Unavailable
-from loreloop.protocol.feedback import Feedback, FeedbackPage
+from loreloop.protocol.feedback import Feedback, FeedbackPage, Metric
 
 T = TypeVar("T")
 PAGE = 500
 SECONDS = httpx.Timeout(10, read=300)  # new weights of two arms may warm up for two minutes each
 MOST_MARKED = 5000  # turns of one request
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """Whether a deployment keeps its turns."""
+
+    record: bool = False
+
+
+class Declared(msgspec.Struct, frozen=True):
+    """A deployment's metrics by their names: its own, and those that every one has."""
+
+    metrics: dict[str, Metric]
+    built_in: dict[str, Metric]
 
 
 class Deployed(msgspec.Struct, frozen=True):
@@ -29,6 +42,7 @@ class Deployed(msgspec.Struct, frozen=True):
     canary: str | None = None
     canary_percent: float = 0.0
     version: int = 0
+    recording: Recording = Recording()
 
 
 class Door:
@@ -86,6 +100,10 @@ class Door:
             body |= {"revision": revision} if revision is not None else {}
             unknown += self._json("POST", f"{self.place}/used", body).get("unknown", [])
         return tuple(unknown)
+
+    def metrics(self) -> Declared:
+        """By which metrics feedback on the deployment may be given."""
+        return msgspec.convert(self._json("GET", f"{self.place}/metrics"), Declared)
 
     def counts(self) -> dict[str, Any]:
         """How many turns have which fate."""

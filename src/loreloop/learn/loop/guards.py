@@ -3,10 +3,9 @@
 The proxy is the reward that is optimised. Beside it stand measures that nothing optimises: golden ones, by metric (what
 is liked and what is right are two), a second reward model that has seen other people, the distance from the promoted
 revision, and the form of the answers. Where the proxy rises and a golden measure falls, the policy has learned the
-reward and not the task; training stops, and the last revision without such an alarm stays.
-
-Distance is √KL. In it the true reward of reinforcement learning was found to be d · (α − β · ln d) (Gao et al. 2022,
-arXiv 2210.10760): a hill with its top at d = exp(α/β − 1). Knows neither how answers are drawn nor where revisions are.
+reward and not the task; training stops, and the last revision without such an alarm stays. Distance is √KL, along which
+rewards were found to part (Gao et al. 2022, arXiv 2210.10760). Knows neither how answers are drawn nor where revisions
+are.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import msgspec
 import numpy as np
 
 MOST_SURE = 1e-9
-FOR_A_HILL = 4  # readings before a hill is fitted
 
 
 class Measure(msgspec.Struct, frozen=True):
@@ -115,23 +113,19 @@ class Guard:
         rises = self._moved(first.proxy, reading.proxy) > self.limits.sigmas
         if not rises or self._moved(first.second, reading.second) > -self.limits.sigmas:
             return []
-        numbers = f"{first.second.mean:.3f} to {reading.second.mean:.3f}"
-        return [Alarm("second_opinion", f"a reward model that is not optimised went from {numbers}, the proxy up")]
+        numbers = f"{first.second.mean:.2f} to {reading.second.mean:.2f}"
+        proxy = f"{first.proxy.mean:.2f} to {reading.proxy.mean:.2f}"
+        sentence = (
+            f"a second reward, which nothing optimises, fell from {numbers} while the first one rose from {proxy}"
+        )
+        return [Alarm("second_opinion", sentence)]
 
     def _distance(self, reading: Reading) -> list[Alarm]:
         distance = math.sqrt(max(0.0, reading.kl))
-        found = []
-        if distance > self.limits.sqrt_kl:
-            budget = f"{distance:.2f} from the promoted revision; {self.limits.sqrt_kl:g} is the budget"
-            found.append(Alarm("kl", f"the square root of KL is {budget}"))
-        for metric in reading.golden:
-            top = hill_top([one for one in [*self.readings, reading] if metric in one.golden], metric)
-            if top is not None and distance > top:
-                sentence = (
-                    f"golden {metric} has its top at a square root of KL of {top:.2f}, and this is {distance:.2f}"
-                )
-                found.append(Alarm("past_the_top", sentence, stops=False))
-        return found
+        if distance <= self.limits.sqrt_kl:
+            return []
+        budget = f"{distance:.2f} from the promoted revision; {self.limits.sqrt_kl:g} is the budget"
+        return [Alarm("kl", f"the square root of KL is {budget}")]
 
     def _form(self, reading: Reading) -> list[Alarm]:
         first, limits, found = self.readings[0], self.limits, []
@@ -163,16 +157,3 @@ def measured(values: Sequence[float]) -> Measure:
     array = np.asarray(values, np.float64)
     spread = float(array.std(ddof=1)) if len(array) > 1 else 0.0
     return Measure(float(array.mean()), spread / math.sqrt(len(array)), len(array))
-
-
-def hill_top(readings: Sequence[Reading], metric: str) -> float | None:
-    """The distance √KL at which a golden measure has its top, by least squares of its gain over the first reading on
-    d · (α − β · ln d); None where readings are few, or show no hill."""
-    first = readings[0].golden[metric].mean
-    points = [(math.sqrt(one.kl), one.golden[metric].mean - first) for one in readings[1:] if one.kl > 0]
-    if len(points) < FOR_A_HILL:
-        return None
-    distances, gains = (np.array(each) for each in zip(*points, strict=True))
-    columns = np.stack([distances, -distances * np.log(distances)], axis=1)
-    (alpha, beta), *_ = np.linalg.lstsq(columns, gains, rcond=None)
-    return math.exp(min(alpha / beta - 1, 50.0)) if beta > 0 and alpha > 0 else None

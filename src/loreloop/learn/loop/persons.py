@@ -8,6 +8,7 @@ weights. Knows no statistics: one person's few words are no sample of anything.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,15 +20,17 @@ import msgspec
 from loreloop.learn.loop.collecting import Collected, Line, Rules, Used, person_of, said_of, trainable
 from loreloop.learn.loop.collecting import lines_of_turn as all_lines_of
 from loreloop.learn.loop.config import Persons
-from loreloop.learn.loop.cycle_files import Data, drop_lines, lay_out
+from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, drop_names, lay_out
+from loreloop.learn.loop.server import Feeds
 from loreloop.learn.loop.state import Decision, LoopFolder, Revision, read, written
 from loreloop.learn.loop.training import Made
+from loreloop.learn.loop.withdrawing import withdrawn
 from loreloop.protocol.episodes import Turn
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.feedback import EDIT, Feedback
 
 
-class PersonServer(Protocol):
+class PersonServer(Feeds, Protocol):
     """What this asks of a server; `Door` is one."""
 
     def set_person(self, user: str, target: str, key_id: str = "") -> None:
@@ -83,29 +86,45 @@ class PersonCourse:
         self, champion: Revision, turns: Sequence[Turn], statements: Sequence[Feedback], rules: Rules
     ) -> bool:
         """Makes the adapter of one person who is due; False where nobody is."""
+        self._forget(rules.deleted)
         found = due(turns, statements, rules, self.rules, self.owns)
         if not found:
             return False
-        await self._make(found[0], champion)
+        await self._make(found[0], champion, max((turn.number for turn in turns), default=0))
         return True
 
-    async def _make(self, one: Due, champion: Revision) -> None:
-        short = hashlib.sha256(one.person.encode(errors="surrogatepass")).hexdigest()[:12]
+    def _forget(self, deleted: frozenset[str]) -> None:
+        """Of persons who were deleted nothing is kept: neither which weights were theirs nor of what they were made."""
+        gone = self.owns.keys() & deleted
+        for person in gone:
+            shutil.rmtree(self.folder.path / "persons" / _short(person), ignore_errors=True)
+            del self.owns[person]
+        if gone:
+            written(self._file, msgspec.json.encode(self.owns))
+
+    async def _make(self, one: Due, champion: Revision, turns_seen: int) -> None:
+        short = _short(one.person)
         key, name = f"person:{short}:{one.heard}", f"{self.deployment}-{short}-{one.heard}"
         folder = self.folder.path / "persons" / short / str(one.heard)
         collected = Collected()
         collected.lines["sft"], collected.used["sft"] = list(one.lines), list(one.used)
-        data = Data(used={"sft": one.used}, heard=one.heard, turns_seen=0)
-        if not (folder / "data.json").exists():
+        data = Data(used={"sft": one.used}, heard=one.heard, turns_seen=turns_seen)
+        # What an attempt that died has left may hold words that were withdrawn since.
+        if not (folder / "data.json").exists() or data_of(folder).used != data.used:
             lay_out(folder, collected, ["sft"], data)
         decision = self.folder.decided(key)
-        made = None
         if decision is None:
-            gone = self.server.mark_used(name, None, data.turns)
-            made = None if gone else await self._trained(folder, champion.state, name)
+            # Marked before the first step, and asked again behind the last one: who withdraws meanwhile is heeded.
+            what = withdrawn(data, self.server, self.server.mark_used(name, None, data.turns))
+            made = None if what else await self._trained(folder, champion.state, name)
             share = await self.right(made.path, one.lines) if made else 0.0
             if made:
-                self.server.mark_used(name, made.path, data.turns)
+                what = withdrawn(data, self.server, self.server.mark_used(name, made.path, data.turns))
+            if what:
+                # Nothing is decided: the words that are left make another attempt.
+                self.folder.tell(f"Weights of a person's own are made anew: {what}.")
+                shutil.rmtree(folder)
+                return
             decision = self.folder.decide(self._decision(key, one, made, share))
         target = decision.candidate if decision.verdict == "promoted" else None
         if target is not None:
@@ -115,6 +134,7 @@ class PersonCourse:
         self.owns[one.person] = Own(target or (before.target if before else None), one.heard)
         written(self._file, msgspec.json.encode(self.owns))
         drop_lines(folder)
+        drop_names(folder)
 
     async def _trained(self, folder: Path, start: str | None, name: str) -> Made | None:
         try:
@@ -141,6 +161,10 @@ class PersonCourse:
             candidate=made.path if made else None,
             person=one.person.replace("\n", " "),
         )
+
+
+def _short(person: str) -> str:
+    return hashlib.sha256(person.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
 def due(

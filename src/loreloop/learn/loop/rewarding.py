@@ -6,18 +6,19 @@ Knows how the parts fit, and none of their formulas.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import tinker
 
-from loreloop.learn.loop.collecting import person_of
 from loreloop.learn.loop.config import Loaded
+from loreloop.learn.loop.reward.events import HeldOut
 from loreloop.learn.loop.reward.features import Features
+from loreloop.learn.loop.reward.labels import LabelRules
 from loreloop.learn.loop.reward.linear import LinearReward, LinearSettings
 from loreloop.learn.loop.reward.lora import LoraReward, LoraSettings
 from loreloop.learn.loop.reward.mix import LearnedReward, Mixed, Part, mix_of
-from loreloop.learn.loop.reward.stream import Forgetting, RewardStream
+from loreloop.learn.loop.reward.stream import Forgetting, RewardStream, Rules
 from loreloop.learn.rendering import Renderer
 from loreloop.learn.rewards.graders.grader import Means
 from loreloop.learn.rewards.graders.reading import GraderReward, grader_of
@@ -25,7 +26,8 @@ from loreloop.learn.rewards.reward import Reward
 from loreloop.learn.rewards.sandbox import CodeSandbox
 from loreloop.learn.rewards.served_models import served_judge
 from loreloop.protocol.episodes import Message, Person, Turn
-from loreloop.protocol.feedback import Feedback
+from loreloop.protocol.errors import Unavailable
+from loreloop.protocol.feedback import Feedback, Metric
 
 FOLDER = "reward"  # in the loop's own
 
@@ -41,7 +43,7 @@ class Base:
 
 class Rewarding:
     """`key` is the loop's, in whose name judges are asked. `deleted` tells who was deleted, as `person_key` writes it;
-    `golden` whether a prompt is in the loop's own golden file."""
+    `golden` whether a prompt is in the loop's own golden file; `declared` are the deployment's own metrics."""
 
     def __init__(
         self,
@@ -49,9 +51,10 @@ class Rewarding:
         base: Base,
         key: str,
         deleted: Callable[[], frozenset[str]],
-        golden: Callable[[Sequence[Message]], bool],
+        golden: HeldOut,
+        declared: Mapping[str, Metric] | None = None,
     ) -> None:
-        self.loaded, self.deleted, self.golden = loaded, deleted, golden
+        self.loaded, self.deleted, self.golden, self.declared = loaded, deleted, golden, declared or {}
         self.means = Means(CodeSandbox(), served_judge(loaded.config.url, key))
         self.stream = self._stream(base)
         self.reward = self._reward()
@@ -60,10 +63,11 @@ class Rewarding:
         """Lets the reward learn what is new; an alarm in a sentence, or ""."""
         if self.stream is None:
             return ""
-        gone = self.deleted()
-        kept = [turn for turn in turns if person_of(turn) not in gone and not self.golden(turn.messages)]
-        persons = [Person(*person.split("\n", 1)) for person in gone]
-        heard = await asyncio.to_thread(self.stream.hear, kept, statements, persons)
+        persons = [Person(*person.split("\n", 1)) for person in self.deleted()]
+        try:
+            heard = await asyncio.to_thread(self.stream.hear, turns, statements, persons)
+        except tinker.TinkerError as error:
+            raise Unavailable(f"The reward could not learn: {error}") from None
         return heard.alarm
 
     def holds(self, messages: Sequence[Message]) -> bool:
@@ -86,7 +90,15 @@ class Rewarding:
             # Two loops on one server must not save under one name.
             name = f"reward-{self.loaded.config.deployment}"
             proxy = LoraReward(base.service, base.name, base.renderer, LoraSettings(seed=seed, name=name))
-        return RewardStream(self.loaded.folder / FOLDER, proxy)
+        return RewardStream(self.loaded.folder / FOLDER, proxy, self._rules())
+
+    def _rules(self) -> Rules:
+        """What the reward learns from: the usual metrics, those of the deployment's own that count in the canary, and
+        what `reward.metrics` says."""
+        config = self.loaded.config
+        own = dict.fromkeys((one for one in config.canary.metrics if one in self.declared), 1.0)
+        weights = own | LabelRules().metrics | config.reward.metrics
+        return Rules(labels=LabelRules(metrics=weights), metrics=self.declared, held_out=self.golden)
 
     def _reward(self) -> Reward | None:
         table = self.loaded.config.reward

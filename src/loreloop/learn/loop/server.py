@@ -13,7 +13,23 @@ from loreloop.protocol.episodes import Turn
 from loreloop.protocol.feedback import Feedback
 
 
-class Server(Protocol):
+class Feeds(Protocol):
+    """What there is to read: turns, statements, and who was deleted."""
+
+    def turns(self, after: int = 0) -> Iterable[Turn]:
+        """Recorded turns behind a number."""
+        ...
+
+    def feedback(self, after: int = 0) -> Iterable[Feedback]:
+        """Statements behind a number."""
+        ...
+
+    def deleted_persons(self) -> frozenset[str]:
+        """Persons whose data was deleted."""
+        ...
+
+
+class Server(Feeds, Protocol):
     """What the course asks of a server; `Door` is one."""
 
     def deployment(self) -> Deployed:
@@ -24,18 +40,6 @@ class Server(Protocol):
         """Moves the deployment, unless it stands there already."""
         ...
 
-    def turns(self, after: int = 0) -> Iterable[Turn]:
-        """Recorded turns behind a number."""
-        ...
-
-    def feedback(self, after: int = 0) -> Iterable[Feedback]:
-        """Statements behind a number."""
-        ...
-
     def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
         """Says which turns a candidate is trained on; gives those that are not there any more."""
-        ...
-
-    def deleted_persons(self) -> frozenset[str]:
-        """Persons whose data was deleted."""
         ...

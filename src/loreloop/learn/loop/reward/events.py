@@ -6,13 +6,13 @@ Knows no feedback as it comes in (`labels.py`), and no model in particular.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
-from loreloop.protocol.episodes import Message
+from loreloop.protocol.episodes import Message, Person
 from loreloop.protocol.feedback import Source
 
 HeldOut = Callable[[Sequence[Message]], bool]  # whether nothing may ever be trained on a prompt
@@ -31,7 +31,8 @@ class LabelledEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     With `worse`, it is a preference: `item` is better than `worse`, and `value` is 1. Without, it is a mark: `value`,
     from 0 to 1, is how good `item` is. `weight` is how much the event counts beside others. `person` is whose voice it
-    is, which the cap on persons counts, or NOBODY; `number` is the place of the feedback in its feed.
+    is, which the cap on persons counts, or NOBODY; `owners` are those whose turns it speaks of, as "KEY/USER". `number`
+    is the place of the feedback in its feed.
     """
 
     id: str  # of the feedback
@@ -44,6 +45,11 @@ class LabelledEvent(msgspec.Struct, frozen=True, kw_only=True):
     worse: Scored | None = None
     value: float = 1.0
     weight: float = 1.0
+    owners: tuple[str, ...] = ()
+
+    def is_of(self, persons: Collection[str]) -> bool:
+        """Whether one of these persons has said it, or owns an answer in it."""
+        return self.person in persons or any(owner in persons for owner in self.owners)
 
 
 class DataRange(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,6 +143,11 @@ def item_key(item: Scored) -> str:
     return _digest([prompt_key(item.messages), item.answer.strip()])
 
 
+def owner_of(person: Person) -> str:
+    """A person as events name whose turns they speak of."""
+    return f"{person.key_id}/{person.user}"
+
+
 def answer_of(message: Message) -> str:
     """What an assistant's message says: its text, and its calls of tools as lines."""
     calls = [call.get("function", {}) for call in message.get("tool_calls") or [] if isinstance(call, dict)]
@@ -154,8 +165,12 @@ def text_of(message: Message) -> str:
 
 
 def _said(message: Message) -> dict[str, Any]:
-    # Ids of calls, names of clients and the like differ between two tellings of the same prompt.
-    return {"role": message.get("role"), "content": message.get("content") or ""}
+    # Ids of calls, names of clients and the like differ between two tellings of the same prompt, and so does whether a
+    # text stands by itself or as a part of its message.
+    content = message.get("content")
+    parts = content if isinstance(content, list | tuple) else []
+    others = [part for part in parts if not (isinstance(part, dict) and isinstance(part.get("text"), str))]
+    return {"role": message.get("role"), "content": text_of(message)} | ({"parts": others} if others else {})
 
 
 def _digest(plain: object) -> str:

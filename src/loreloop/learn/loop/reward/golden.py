@@ -132,7 +132,7 @@ class GoldenSet:
         """Takes out what deleted persons have said, and statements that were taken back, of closed parts too."""
 
         def stays(one: LabelledEvent) -> bool:
-            return one.person not in persons and one.id not in ids
+            return not one.is_of(persons) and one.id not in ids
 
         self.kept.growing = [one for one in self.kept.growing if stays(one)]
         for place, part in enumerate(self.kept.parts):
@@ -140,6 +140,12 @@ class GoldenSet:
             if len(left) < len(part.events):
                 self.kept.parts[place] = msgspec.structs.replace(part, events=left)
                 self.kept.version += 1
+
+    def ids(self) -> frozenset[str]:
+        """The statements that are in it, those of closed parts too."""
+        return frozenset(
+            one.id for events in (self.kept.growing, *(p.events for p in self.kept.parts)) for one in events
+        )
 
     def save(self, file: Path) -> None:
         """Writes the set in one step: the file is the old one or the new one, whatever dies meanwhile."""

@@ -39,12 +39,12 @@ class Kept:
     files: Mapping[str, bytes]
 
 
-def save_version(folder: Path, version: RewardVersion, files: Mapping[str, bytes]) -> None:
+def save_version(folder: Path, version: RewardVersion, files: Mapping[str, bytes]) -> list[RewardVersion]:
     """Writes a version. Whatever dies meanwhile, it is there whole or not at all; one that is there already stays as
-    it is, since a version never changes."""
+    it is, since a version never changes. Gives the older ones of which nothing but the record is kept from now on."""
     place = folder / f"{version.number:06d}"
     if (place / RECORD).exists():
-        return
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     new = folder / f".new-{uuid.uuid4().hex}"
     new.mkdir()
@@ -56,7 +56,7 @@ def save_version(folder: Path, version: RewardVersion, files: Mapping[str, bytes
             os.fsync(file.fileno())
     os.rename(new, place)
     _sync(folder)
-    _tidy(folder)
+    return drop_files(folder)
 
 
 def newest(folder: Path, kind: str) -> Kept | None:
@@ -77,6 +77,20 @@ def versions(folder: Path) -> list[RewardVersion]:
     return [record.version for record, _ in _records(folder)]
 
 
+def drop_files(folder: Path, kept: int = KEPT) -> list[RewardVersion]:
+    """Removes what a death has left behind, and the files of all but the newest `kept` versions; the records stay.
+    Gives the versions whose files have gone now."""
+    for left in folder.glob(".new-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    gone = []
+    for record, place in _records(folder)[:-kept]:
+        files = [place / name for name in record.sums if (place / name).exists()]
+        for file in files:
+            file.unlink()
+        gone += [record.version] if files else []
+    return gone
+
+
 def _records(folder: Path) -> list[tuple[_Record, Path]]:
     found = []
     for place in sorted(folder.glob("[0-9]*")):
@@ -93,15 +107,6 @@ def _whole(place: Path, sums: Mapping[str, str]) -> dict[str, bytes] | None:
         return None
     whole = all(hashlib.sha256(data).hexdigest() == sums[name] for name, data in files.items())
     return files if whole else None
-
-
-def _tidy(folder: Path) -> None:
-    """Removes what a death has left behind, and the files of older versions; their records stay."""
-    for left in folder.glob(".new-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    for record, place in _records(folder)[:-KEPT]:
-        for name in record.sums:
-            (place / name).unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

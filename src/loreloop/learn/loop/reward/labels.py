@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -21,6 +21,7 @@ from loreloop.learn.loop.reward.events import (
     Scored,
     answer_of,
     nothing_held_out,
+    owner_of,
     prompt_key,
 )
 from loreloop.learn.loop.reward.standing import Reason, agreed, current, once
@@ -88,6 +89,7 @@ class _Usual:
     said: Feedback
     voice: str
     weight: float
+    owners: tuple[str, ...]
 
     def event(self, item: Scored, worse: Scored | None = None, value: float = 1.0) -> LabelledEvent:
         """The statement as an event about one answer or two."""
@@ -103,6 +105,7 @@ class _Usual:
             worse=worse,
             value=value,
             weight=self.weight,
+            owners=self.owners,
         )
 
 
@@ -148,7 +151,7 @@ class _Sorting:
         return "expired" if turn.fate == "expired" else None
 
     def _of_turn(self, said: Feedback, metric: Metric, turn: Turn, weight: float) -> list[LabelledEvent]:
-        item, usual = item_of(turn), _Usual(said, voice_of(said, turn), weight)
+        item, usual = item_of(turn), _Usual(said, voice_of(said, turn), weight, (owner_of(turn.person),))
         if metric.kind == "demonstration":
             if str(said.value).strip() == item.answer.strip():
                 return self._no(said, "unchanged")
@@ -170,7 +173,8 @@ class _Sorting:
             return self._no(usual.said, "different_prompts")
         if answer_of(worse.answer).strip() == answer_of(turn.answer).strip():
             return self._no(usual.said, "unchanged")
-        return [usual.event(item_of(turn), worse=item_of(worse))]
+        both = tuple(dict.fromkeys((*usual.owners, owner_of(worse.person))))
+        return [replace(usual, owners=both).event(item_of(turn), worse=item_of(worse))]
 
     def _no(self, said: Feedback, reason: Reason) -> list[LabelledEvent]:
         self.left_out[reason] += 1
@@ -231,4 +235,4 @@ def voice_of(said: Feedback, turn: Turn) -> str:
     judges say is nobody's opinion, and has no cap."""
     if said.source in ("code", "judge"):
         return NOBODY
-    return said.who or f"{turn.person.key_id}/{turn.person.user}"
+    return said.who or owner_of(turn.person)

@@ -23,7 +23,7 @@ from loreloop.learn.loop.reward.calibration import Link, Outcome, accuracy, fitt
 from loreloop.learn.loop.reward.events import NOBODY, DataRange, LabelledEvent, RewardVersion, Scored, range_with
 from loreloop.learn.loop.reward.features import Features, Row
 from loreloop.learn.loop.reward.head import Head, Prior
-from loreloop.learn.loop.reward.keeping import newest, save_version
+from loreloop.learn.loop.reward.keeping import drop_files, newest, save_version
 from loreloop.learn.loop.reward.rows import Rows
 from loreloop.learn.loop.reward.watchers import ChangeWatch, Ledger
 
@@ -56,14 +56,31 @@ class LinearSettings:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where an event's numbers come from: whose voice it is, which statement, and whose turns it speaks of."""
+
+    person: str = NOBODY
+    id: str = ""
+    owners: tuple[str, ...] = ()
+
+    def is_of(self, persons: Collection[str], ids: Collection[str]) -> bool:
+        """Whether it is one of these persons' or one of these statements."""
+        return self.person in persons or self.id in ids or any(owner in persons for owner in self.owners)
+
+
+@dataclass(frozen=True)
 class Learned:
-    """One event as numbers: what it was learned from."""
+    """One event as numbers: what it was learned from. An answer of the reference set is one without a weight."""
 
     row: Row
     outcome: float
     weight: float
-    person: str
-    id: str = ""
+    origin: Origin = Origin()
+
+    @property
+    def person(self) -> str:
+        """Whose voice it is."""
+        return self.origin.person
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,7 @@ class LinearReward:
     def __init__(self, settings: LinearSettings | None = None, reference: Sequence[Scored] = ()) -> None:
         self.settings = settings or LinearSettings()
         self.version = RewardVersion(number=0, kind=KIND, data=DataRange())
-        self.reference = [self.row(item) for item in reference]
+        self.reference = [Learned(self.row(item), 0.0, 0.0) for item in reference]
         self.frozen = bool(reference)
         self._begin()
 
@@ -123,12 +140,18 @@ class LinearReward:
         return self.link(self.head.raw(self.row(better).minus(self.row(worse))))
 
     def forget(self, persons: Collection[str] = (), ids: Collection[str] = ()) -> RewardVersion:
-        """Learns anew without some persons, or without statements that were taken back, from the events that are still
-        kept as numbers: nothing of what is forgotten is left in the weights. Where nothing of it was learned, the
-        version stays what it was."""
-        kept = [one for one in self.learned if one.person not in persons and one.id not in ids]
-        if len(kept) == len(self.learned) and not self.persons & {*persons}:
+        """Learns anew without some persons, and without statements that it has learned from, from the events that are
+        still kept as numbers: nothing of what is forgotten is left in weights, link or reference set. Where there is
+        nothing to forget, the version stays what it was."""
+        kept = [one for one in self.learned if not one.origin.is_of(persons, ids)]
+        anchors = [one for one in self.reference if not one.origin.is_of(persons, ids)]
+        # A statement may have been learned from so long ago that its numbers are not kept: it is in the weights still.
+        n_before = len(self.learned) + len(self.reference)
+        if len(kept) + len(anchors) == n_before and not self.persons & {*persons} and not ids:
             return self.version
+        # The next answers take the places that are free now.
+        self.frozen = self.frozen and len(anchors) == len(self.reference)
+        self.reference = anchors
         known = self.persons - set(persons)
         spent = {person: spent for person, spent in self.ledger.spent.items() if person not in persons}
         self._begin()
@@ -140,12 +163,16 @@ class LinearReward:
 
     def known(self) -> set[str]:
         """The ids of the statements that are still kept, of those learned from."""
-        return {one.id for one in self.learned}
+        return {one.origin.id for one in self.learned}
 
     def save(self, folder: Path) -> None:
         """Keeps the version in a folder of its own below `folder`."""
         if self.version.number:
             save_version(folder, self.version, {"weights.npz": self._weights(), "state.json": self._state()})
+
+    def drop_older(self, folder: Path) -> None:
+        """Leaves only the newest version's files, since older ones hold what was forgotten."""
+        drop_files(folder, kept=1)
 
     def load(self, folder: Path) -> None:
         """Takes back the newest version that is whole. BadRequest where the folder is of another kind of reward;
@@ -157,11 +184,11 @@ class LinearReward:
         with np.load(io.BytesIO(kept.files["weights.npz"])) as file:
             arrays = {name: file[name] for name in file.files}
         self.head.take(arrays)
-        self.reference = Rows.of_arrays(arrays, "reference").rows()
-        self.frozen = True
         state = msgspec.json.decode(kept.files["state.json"])
+        anchors = Rows.of_arrays(arrays, "reference").rows()
+        self.reference = [_learned(row, said) for row, said in zip(anchors, state["reference"], strict=True)]
         learned = Rows.of_arrays(arrays, "learned").rows()
-        self.learned.extend(Learned(row, *said) for row, said in zip(learned, state["learned"], strict=True))
+        self.learned.extend(_learned(row, said) for row, said in zip(learned, state["learned"], strict=True))
         self.outcomes.extend(Outcome(*one) for one in state["outcomes"])
         self.ledger.restore(state["ledger"])
         self.watch.restore(state["watch"])
@@ -171,7 +198,7 @@ class LinearReward:
 
     def _weights(self) -> bytes:
         arrays = self.head.arrays()
-        arrays |= Rows(self.reference).arrays("reference")
+        arrays |= Rows([one.row for one in self.reference]).arrays("reference")
         arrays |= Rows([one.row for one in self.learned]).arrays("learned")
         file = io.BytesIO()
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
@@ -179,7 +206,8 @@ class LinearReward:
 
     def _state(self) -> bytes:
         state: dict[str, Any] = {
-            "learned": [[one.outcome, one.weight, one.person, one.id] for one in self.learned],
+            "learned": [_said(one) for one in self.learned],
+            "reference": [_said(one) for one in self.reference],
             "outcomes": [[one.score, one.said] for one in self.outcomes],
             "ledger": self.ledger.state(),
             "watch": self.watch.state(),
@@ -194,7 +222,8 @@ class LinearReward:
         """Learns from one event; says whether it has shown a change of taste."""
         seen = self._seen(event)
         score = self.head.raw(seen.row)
-        one = Learned(seen.row, event.value if event.worse is None else 1.0, weight, event.person, event.id)
+        outcome = event.value if event.worse is None else 1.0
+        one = Learned(seen.row, outcome, weight, _origin(event))
         changed = self._watched(one, score)
         self._learn(one, score)
         if seen.total is not None and self.settings.centring:
@@ -250,7 +279,7 @@ class LinearReward:
         self.link, self.n_since_fit = fitted_link(list(self.outcomes)), 0
 
     def _next(self, events: Sequence[LabelledEvent], note: str) -> RewardVersion:
-        raw = np.array([self.head.raw(row) for row in self.reference] or [0.0])
+        raw = np.array([self.head.raw(one.row) for one in self.reference] or [0.0])
         spread = float(raw.std())
         spread = spread if spread > 1e-9 else 1.0
         enough, outcomes = len(self.outcomes) >= ENOUGH_TO_WATCH, list(self.outcomes)
@@ -270,7 +299,8 @@ class LinearReward:
 
     def _take_reference(self, event: LabelledEvent) -> None:
         if not self.frozen:
-            self.reference += [self.row(item) for item in (event.item, event.worse) if item is not None]
+            rows = [self.row(item) for item in (event.item, event.worse) if item is not None]
+            self.reference += [Learned(row, 0.0, 0.0, _origin(event)) for row in rows]
             self.frozen = len(self.reference) >= self.settings.n_reference
 
     def _seen(self, event: LabelledEvent) -> _Seen:
@@ -285,3 +315,18 @@ class LinearReward:
         """The numbers of one answer, as the head reads them."""
         row = self.settings.features.row(item)
         return Row(np.append(row.form, 0.0), row.places, row.values)
+
+
+def _origin(event: LabelledEvent) -> Origin:
+    return Origin(event.person, event.id, event.owners)
+
+
+def _said(one: Learned) -> list[Any]:
+    """All of an event but its row, as JSON can hold it."""
+    return [one.outcome, one.weight, one.origin.person, one.origin.id, one.origin.owners]
+
+
+def _learned(row: Row, said: list[Any]) -> Learned:
+    """Takes back what `_said` gave."""
+    outcome, weight, person, id, owners = said
+    return Learned(row, outcome, weight, Origin(person, id, tuple(owners)))

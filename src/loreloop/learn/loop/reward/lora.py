@@ -10,6 +10,7 @@ the likelier. A version goes on from the one before, with the optimizer's state.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from loreloop.learn.loop.reward.events import (
     range_with,
     text_of,
 )
-from loreloop.learn.loop.reward.keeping import newest, save_version
+from loreloop.learn.loop.reward.keeping import drop_files, newest, save_version
 from loreloop.learn.loop.reward.watchers import Ledger
 from loreloop.learn.rendering import Renderer
 from loreloop.protocol.errors import BadRequest
@@ -69,7 +70,7 @@ class _State(msgspec.Struct, kw_only=True):
     outcomes: list[list[float]]
     ledger: dict[str, list[float]]
     persons: list[str]
-    reference: list[Scored]
+    reference: list[LabelledEvent]
     frozen: bool
     bias: float
 
@@ -88,7 +89,7 @@ class LoraReward:
         self.service, self.base_model, self.renderer = service, base_model, renderer
         self.settings = settings or LoraSettings()
         self.version = RewardVersion(number=0, kind=KIND, data=DataRange())
-        self.reference, self.frozen = list(reference), bool(reference)
+        self.reference, self.frozen = [_anchor(item) for item in reference], bool(reference)
         self.yes, self.no = (renderer.tokenizer.encode(word)[0] for word in (YES, NO))
         if self.yes == self.no:
             raise BadRequest(f"{base_model} begins {YES!r} and {NO!r} with the same token, so it cannot be a reward.")
@@ -116,8 +117,8 @@ class LoraReward:
         counted = []
         for event in sorted(events, key=lambda one: one.number):
             if not self.frozen:
-                self.reference += [item for item in (event.item, event.worse) if item is not None]
-                self.frozen = len(self.reference) >= self.settings.n_reference
+                self.reference.append(event)
+                self.frozen = len(self.anchors()) >= self.settings.n_reference
             weight = self.ledger.counted(event)
             if weight > 0:
                 counted.append(msgspec.structs.replace(event, weight=weight))
@@ -132,12 +133,17 @@ class LoraReward:
 
     def forget(self, persons: Collection[str] = (), ids: Collection[str] = ()) -> RewardVersion:
         """Learns anew from a fresh adapter, without some persons or statements; see `LinearReward.forget`."""
-        kept = [one for one in self.learned if one.person not in persons and one.id not in ids]
-        if len(kept) == len(self.learned) and not self.persons & {*persons}:
+        kept = [one for one in self.learned if not one.is_of(persons) and one.id not in ids]
+        anchors = [one for one in self.reference if not one.is_of(persons) and one.id not in ids]
+        n_before = len(self.learned) + len(self.reference)
+        if len(kept) + len(anchors) == n_before and not self.persons & {*persons} and not ids:
             return self.version
-        known, ledger = self.persons - {*persons}, self.ledger
+        self.frozen = self.frozen and len(anchors) == len(self.reference)
+        self.reference = anchors
+        known = self.persons - {*persons}
+        spent = {person: spent for person, spent in self.ledger.spent.items() if person not in persons}
         self._begin()
-        self.persons, self.ledger = known, ledger
+        self.persons, self.ledger.spent = known, spent
         self.client = self._fresh()
         self._learn(kept)
         self.version = self._next((), f"learned anew without {len(persons)} persons and {len(ids)} statements")
@@ -159,7 +165,23 @@ class LoraReward:
                 frozen=self.frozen,
                 bias=self.bias,
             )
-            save_version(folder, self.version, {"state.json": msgspec.json.encode(state)})
+            self._drop_weights(save_version(folder, self.version, {"state.json": msgspec.json.encode(state)}))
+
+    def drop_older(self, folder: Path) -> None:
+        """Leaves only the newest version's files, and its weights at the server: older ones hold what was forgotten."""
+        self._drop_weights(drop_files(folder, kept=1))
+
+    def _drop_weights(self, versions: Sequence[RewardVersion]) -> None:
+        rest = self.service.create_rest_client()
+        for version in versions:
+            # Somebody else may have deleted them.
+            if version.weights is not None and version.weights != self.version.weights:
+                with contextlib.suppress(tinker.NotFoundError):
+                    rest.delete_checkpoint_from_tinker_path(version.weights).result()
+
+    def anchors(self) -> list[Scored]:
+        """The answers of the reference set."""
+        return [item for event in self.reference for item in items_of(event)]
 
     def load(self, folder: Path) -> None:
         """Goes on from the newest version that is whole, with its weights from the server."""
@@ -247,7 +269,7 @@ class LoraReward:
         return f"A conversation:\n\n{prompt}\n\nThe answer:\n\n{answer}\n\n{QUESTION}"
 
     def _next(self, events: Sequence[LabelledEvent], note: str) -> RewardVersion:
-        raw, number = self._raw(self.reference), self.version.number + 1
+        raw, number = self._raw(self.anchors()), self.version.number + 1
         spread = float(raw.std()) if len(raw) and raw.std() > 1e-6 else 1.0
         saved = self.client.save_state(f"{self.settings.name}-{number:06d}", overwrite=True).result()
         enough, outcomes = len(self.outcomes) >= ENOUGH, list(self.outcomes)
@@ -259,12 +281,17 @@ class LoraReward:
             spread=spread,
             slope=self.link.slope * spread,
             noise=self.link.noise,
-            n_reference=len(self.reference),
+            n_reference=len(raw),
             accuracy=accuracy(outcomes) if enough else None,
             loss=log_loss(self.link, outcomes) if enough else None,
             weights=saved.path,
             note=note,
         )
+
+
+def _anchor(item: Scored) -> LabelledEvent:
+    """An answer of a reference set that is nobody's."""
+    return LabelledEvent(id="", number=0, person=NOBODY, created=0.0, metric="", item=item)
 
 
 def items_of(event: LabelledEvent) -> list[Scored]:

@@ -10,6 +10,7 @@ version has learned from are left out. Knows no server; turns and statements are
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,16 @@ from typing import Protocol
 import msgspec
 
 from loreloop.learn.loop.guard_looks import is_for_second, second_opinion
-from loreloop.learn.loop.reward.events import LabelledEvent, RewardModel, RewardVersion, prompt_key
+from loreloop.learn.loop.reward.events import (
+    NOBODY,
+    HeldOut,
+    LabelledEvent,
+    RewardModel,
+    RewardVersion,
+    nothing_held_out,
+    owner_of,
+    prompt_key,
+)
 from loreloop.learn.loop.reward.golden import Agreement, GoldenRule, GoldenSet, agreement
 from loreloop.learn.loop.reward.labels import KeptOut, LabelRules, Labels, labels_of
 from loreloop.protocol.episodes import Person, Turn
@@ -37,24 +47,39 @@ class Forgetting(RewardModel, Protocol):
         ...
 
     def forget(self, persons: Collection[str] = (), ids: Collection[str] = ()) -> RewardVersion:
-        """Learns anew without some persons or statements."""
+        """Learns anew without some persons, or without statements that it has learned from."""
+        ...
+
+    def drop_older(self, folder: Path) -> None:
+        """Leaves nothing of versions before the newest but their records."""
         ...
 
 
+class _Trained(msgspec.Struct, frozen=True):
+    prompt: str  # its key
+    persons: tuple[str, ...]  # whose voice it is, and whose turns
+
+
 class _Heard(msgspec.Struct, kw_only=True):
-    trained: set[str] = set()  # prompts, by their keys
+    trained: dict[str, _Trained] = {}  # statements that were trained on, by their ids
     learned: dict[str, set[str]] = {}  # ids of statements, by the reward that has learned from them
-    deleted: set[str] = set()  # persons that were forgotten already
+    deleted: set[str] = set()  # persons that were forgotten already, by hashes of their names
+
+    def prompts(self) -> set[str]:
+        """The keys of the prompts that were trained on."""
+        return {one.prompt for one in self.trained.values()}
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How the stream takes in what it hears."""
+    """How the stream takes in what it hears. `held_out` tells prompts that are never trained on, beside those of the
+    golden set that the stream grows by itself."""
 
     labels: LabelRules = field(default_factory=LabelRules)
     golden: GoldenRule = field(default_factory=GoldenRule)
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     second_share: float = 0.25
+    held_out: HeldOut = nothing_held_out
 
 
 @dataclass(frozen=True)
@@ -85,11 +110,13 @@ class RewardStream:
         """Learns what is new in all turns and statements so far. Statements that count no more are unlearned, and so is
         whatever deleted persons have said. Blocks while models learn."""
         self._reserve(turns, feedback)
-        kept_out = KeptOut(frozenset(deleted), self.golden.holds)
+        kept_out = KeptOut(
+            frozenset(deleted), lambda messages: self.rules.held_out(messages) or self.golden.holds(messages)
+        )
         labels = labels_of(turns, feedback, self.rules.labels, kept_out, metrics=self.rules.metrics)
-        self._forget(labels.withdrawn, deleted)
+        self._forget(labels, frozenset(one.id for one in feedback), deleted)
         self.golden.grow(labels.golden)
-        self.heard.trained |= {prompt_key(event.item.messages) for event in labels.events}
+        self.heard.trained |= {event.id: _trained(event) for event in labels.events}
         # What is trained on is written down first: a prompt that was may never become golden, even after a death.
         self._keep()
         for name, model in self._models():
@@ -101,11 +128,11 @@ class RewardStream:
 
     def _reserve(self, turns: Sequence[Turn], feedback: Sequence[Feedback]) -> None:
         """Prompts that a reviewer has labelled for the golden set, by the tag `golden`, but for those trained on."""
-        by_id = {turn.id: turn for turn in turns}
+        by_id, trained = {turn.id: turn for turn in turns}, self.heard.prompts()
         for said in feedback:
             turn = by_id.get(said.target_id)
-            if is_golden(said) and turn and prompt_key(turn.messages) not in self.heard.trained:
-                self.golden.reserve(turn.messages, self.heard.trained)
+            if is_golden(said) and turn and prompt_key(turn.messages) not in trained:
+                self.golden.reserve(turn.messages, trained)
 
     def _models(self) -> list[tuple[str, Forgetting]]:
         return [("proxy", self.proxy), ("second", self.second)]
@@ -120,15 +147,30 @@ class RewardStream:
         model.save(self.folder / name)
         self.heard.learned[name] = known | {event.id for event in new}
 
-    def _forget(self, withdrawn: frozenset[str], deleted: Collection[Person]) -> None:
-        """Unlearns statements that count no more, and whatever persons said who were deleted since the last time."""
-        names = {f"{person.key_id}/{person.user}" for person in deleted} | {one.user for one in deleted if one.user}
-        new = names - self.heard.deleted
-        self.golden.without(persons=names, ids=withdrawn)
+    def _forget(self, labels: Labels, feed: frozenset[str], deleted: Collection[Person]) -> None:
+        """Unlearns statements that count no more or are held out now, and all of persons who were deleted since the
+        last time: what they said, what was said of their turns, and what has left the feed with them."""
+        names = {owner_of(person) for person in deleted} | {one.user for one in deleted if one.user}
+        new = {name for name in names if _hashed(name) not in self.heard.deleted}
+        theirs: set[str] = set()
+        if new:
+            trained = self.heard.trained.items()
+            theirs = {id for id, one in trained if id not in feed or not new.isdisjoint(one.persons)}
+            theirs |= self.golden.ids() - feed
+        held_out = {event.id for event in labels.golden}
+        ids = labels.withdrawn | theirs | held_out
+        self.golden.without(persons=names, ids=ids - held_out)
         for name, model in self._models():
-            model.forget(persons=new, ids=withdrawn)
-            self.heard.learned[name] = self.heard.learned.get(name, set()) - withdrawn
-        self.heard.deleted |= names
+            known = self.heard.learned.get(name, set()) | model.known()
+            model.forget(persons=new, ids=ids & known)
+            self.heard.learned[name] = known - ids
+            if new or ids & known:
+                # Saved before it is noted that anybody was forgotten, so that a death in between forgets once more.
+                model.save(self.folder / name)
+                model.drop_older(self.folder / name)
+        # A prompt that was trained on stays one where a statement was only taken back: candidates know it still.
+        self.heard.trained = {id: one for id, one in self.heard.trained.items() if id not in theirs}
+        self.heard.deleted |= {_hashed(name) for name in names}
 
     def _keep(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -139,6 +181,16 @@ class RewardStream:
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, self.folder / "trained.json")
+
+
+def _trained(event: LabelledEvent) -> _Trained:
+    persons = dict.fromkeys(name for name in (event.person, *event.owners) if name != NOBODY)
+    return _Trained(prompt_key(event.item.messages), tuple(persons))
+
+
+def _hashed(name: str) -> str:
+    """A person's name as it is remembered after a deletion: enough to know it again, and not to read it."""
+    return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def alarm_of(found: Agreement | None) -> str:

@@ -1,0 +1,39 @@
+"""The feeds behind a canary, read on from where the last look ended: what was read before is held, without its words.
+
+Knows nothing of what is made of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from loreloop.learn.loop.server import Feeds
+from loreloop.learn.loop.state import State
+from loreloop.protocol.episodes import Turn
+from loreloop.protocol.feedback import Feedback
+
+
+@dataclass
+class WatchedFeeds:
+    """Turns and statements since a cycle has collected, as far as this process has read them."""
+
+    cycle: int = -1
+    turns: dict[str, Turn] = field(default_factory=dict)
+    statements: list[Feedback] = field(default_factory=list)
+    turns_read: int = 0
+    statements_read: int = 0
+
+    def read_on(self, server: Feeds, state: State) -> None:
+        """Reads what is new; everything, for another cycle than before."""
+        if state.cycle != self.cycle:
+            self.cycle, self.turns, self.statements = state.cycle, {}, []
+            self.turns_read, self.statements_read = state.turns_seen, state.heard
+        for turn in server.turns(self.turns_read):
+            # Who answered counts here, not what was said: a canary of days would fill the memory with words.
+            self.turns[turn.id] = replace(turn, messages=(), answer={}, tools=(), prompt=(), tokens=(), logprobs=())
+            self.turns_read = max(self.turns_read, turn.number)
+        for one in server.feedback(self.statements_read):
+            self.statements.append(one)
+            self.statements_read = max(self.statements_read, one.number)
