@@ -16,11 +16,12 @@ from loreloop.store.turn_tables import EPISODES, TURNS
 @dataclass(frozen=True)
 class Facts:
     """All that a turn's fate depends on. `state` is kept, expired or dropped; `is_mixed` is said of its episode, and
-    `is_heard` of either: somebody has given feedback."""
+    `is_heard` of either: a statement about it stands."""
 
     state: str
     consent: bool
     side: bool
+    unfinished: bool
     is_mixed: bool
     candidate: str | None
     is_heard: bool
@@ -34,6 +35,8 @@ def fate_of(facts: Facts) -> Fate:
         return "no_consent"
     if facts.side:
         return "side"
+    if facts.unfinished:
+        return "unfinished"
     if facts.is_mixed:
         return "mixed"
     if facts.candidate is not None:
@@ -48,6 +51,7 @@ def fate_column() -> ColumnElement[str]:
         (TURNS.c.state != "kept", "dropped"),
         (TURNS.c.consent.is_(False), "no_consent"),
         (TURNS.c.side.is_(True), "side"),
+        (TURNS.c.unfinished.is_(True), "unfinished"),
         (and_(EPISODES.c.mixed.is_not(None), EPISODES.c.mixed.is_(True)), "mixed"),
         (TURNS.c.candidate.is_not(None), "used"),
         ((TURNS.c.heard > 0) | (EPISODES.c.heard > 0), "trainable"),

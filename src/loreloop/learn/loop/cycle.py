@@ -208,7 +208,7 @@ class Course:
         what = (
             f"{len(gone)} persons whose words it was to learn were deleted"
             if gone
-            else f"{len(unknown)} turns are gone"
+            else f"{len(unknown)} turns are gone, or nothing may be learned from them any more"
         )
         sentence = f"{what}; a new cycle begins without them."
         self._decide(state, "void", "void", sentence)
