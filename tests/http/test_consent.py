@@ -138,6 +138,8 @@ def test_a_base_and_weights_that_nobody_deployed_take_any_metadata(route: str) -
 
         assert await status("fake", metadata=strange) == 200
         assert await status("fake", metadata={"consent": "no"}, headers=YES) == 200
+        assert await status("fake", user="u" * 501) == 200
+        assert await status("quiet", user="u" * 501) == 400
         assert await status("quiet", metadata={"consent": "granted on Monday"}) == 200
         # A deployment's canary goes by the episode, and what records goes by all of them.
         assert await status("quiet", metadata={"episode_id": "no spaces"}) == 400

@@ -35,10 +35,13 @@ class Marks:
     id_fault: str | None = None
     answer_fault: str | None = None
 
-    def check(self, *, is_deployment: bool, is_recorded: bool) -> None:
-        """Raises BadRequest for a fault that matters to what was asked: ids to every deployment, since its canary goes
-        by them, and answers where turns are recorded."""
-        fault = (self.id_fault if is_deployment else None) or (self.answer_fault if is_recorded else None)
+    def check(self, user: object, *, is_recorded: bool) -> None:
+        """Raises BadRequest for a fault that matters to a deployment that was asked by this user: ids, since its canary
+        goes by them, a user whose name is longer than any that a person can have here, and answers where turns are
+        recorded."""
+        if isinstance(user, str) and len(user) > LONGEST_USER:
+            raise BadRequest(f"The user has {len(user)} characters; a user here has at most {LONGEST_USER}.")
+        fault = self.id_fault or (self.answer_fault if is_recorded else None)
         if fault is not None:
             raise BadRequest(fault)
 
@@ -77,9 +80,7 @@ def _id_fault(ids: set[str]) -> str | None:
 
 
 def asking_of(user: object, marks: Marks) -> Asking:
-    """Who asks. BadRequest for a user whose name is longer than any that a person can have here."""
-    if isinstance(user, str) and len(user) > LONGEST_USER:
-        raise BadRequest(f"The user has {len(user)} characters; a user here has at most {LONGEST_USER}.")
+    """Who asks."""
     return Asking(user if isinstance(user, str) and user else None, marks.episode_id)
 
 

@@ -76,9 +76,9 @@ async def find_model(request: Request, name: str, user: object = None, marks: Ma
     may_use(key, name)
     # Looked up anew with every request, because a deployment may have changed since the last.
     target = served.names.target(served.store, key, name, asking_of(user, marks))
-    deployed = target.deployed
-    is_recorded = deployed is not None and deployed.deployment.recording.record
-    marks.check(is_deployment=deployed is not None, is_recorded=is_recorded)
+    # What nobody deployed takes any user and any metadata, as clients of OpenAI's send them.
+    if target.deployed is not None:
+        marks.check(user, is_recorded=target.deployed.deployment.recording.record)
     text = served.texts.of(served.names.folder(target.base_model))
     defaults = text.defaults if served.config.generation_config else {}
     return Model(

@@ -95,13 +95,14 @@ class Door:
 
     def deleted_persons(self) -> frozenset[str]:
         """Persons whose data was deleted, as `person_key` writes them: nothing of theirs may be trained on."""
-        found, after = set[str](), ""
+        found, behind = set[str](), ""
         while True:
-            page = self._json("GET", f"{self.place}/deleted-persons?after={after}")
+            page = self._json("GET", f"{self.place}/deleted-persons{behind}")
             found |= {person_key(one.get("key_id", ""), one["user"]) for one in page["persons"]}
-            # None, or missing where an older server gives all that it tells on one page.
-            if not (after := page.get("next") or ""):
+            # An older server tells of one page only, and of no next one.
+            if page.get("next") is None:
                 return frozenset(found)
+            behind = f"?after={page['next']}"
 
     def person_target(self, user: str) -> str | None:
         """The weights that answer one person; None where the deployment's own do."""
