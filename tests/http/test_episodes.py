@@ -69,14 +69,12 @@ def test_marks_decide_what_becomes_of_a_turn() -> None:
         # What nobody may learn from is told without what could be learned.
         assert (turns[without]["messages"], turns[without]["answer"], turns[without]["tokens"]) == ([], {}, [])
         assert [turn["id"] for turn in await room.turns(fate="side")] == [side]
-        changed = await room.loop("POST", f"/turns/{without}", json={"consent": True})
-        assert (changed["fate"], changed["messages"]) == ("waiting", ASKING)
-        assert (await room.turns())[-1]["id"] == without  # a reader of the feed hears of it
         assert (await room.loop("POST", f"/turns/{plain}", json={"side": True}))["fate"] == "side"
+        assert (await room.turns())[-1]["id"] == plain  # a reader of the feed hears of it
         await room.loop("POST", f"/turns/{plain}", 400, json={"sideways": True})
         await room.loop("POST", "/turns/chatcmpl-nothing", 404, json={"side": True})
         counts = await room.loop("GET", "/deployments/bot/turns/counts")
-        assert {fate: n for fate, n in counts["fates"].items() if n} == {"side": 2, "waiting": 1}
+        assert {fate: n for fate, n in counts["fates"].items() if n} == {"side": 2, "no_consent": 1}
         assert counts["recording"]
         assert counts["bytes"] > 0
 
@@ -139,7 +137,7 @@ def test_a_candidate_that_was_trained_on_turns_is_noted() -> None:
         await room.turns()
         used = {"candidate": "c-1", "turns": [ids[0], "chatcmpl-nothing"]}
         told = await room.loop("POST", "/deployments/bot/used", json=used)
-        assert told == {"candidate": "c-1", "used": 1, "unknown": ["chatcmpl-nothing"]}
+        assert told == {"candidate": "c-1", "used": 1, "unknown": ["chatcmpl-nothing"], "withdrawn": []}
         turns = {turn["id"]: (turn["fate"], turn["candidate"]) for turn in await room.turns()}
         assert turns == {ids[0]: ("used", "c-1"), ids[1]: ("waiting", None)}
         await room.loop("POST", "/deployments/nothing/used", 404, json=used)

@@ -41,6 +41,26 @@ def test_feedback_makes_a_turn_trainable_and_a_retraction_has_it_wait_again() ->
     play_recorded(scene)
 
 
+def test_a_turn_of_which_nothing_stands_any_more_waits_again() -> None:
+    """Who has changed an opinion and takes that back has none: what was said first does not count again."""
+
+    async def scene(room: Room) -> None:
+        answer, other = await room.ask(), await room.ask()
+        await room.turns()
+        for target, metric, values in ((answer.id, "thumb", (True, False)), (answer.episode_id, "accepted", (1, 0))):
+            for value in values:
+                given = await thumb(room, target, metric=metric, value=bool(value), who="ann")
+            await room.loop("DELETE", f"/feedback/{given['id']}")
+            assert await fates(room) == ["waiting", "waiting"]
+        # Nor does the first answer have a friend once somebody prefers the other one.
+        await thumb(room, answer.id, metric="preference", value=other.id, who="ann")
+        await thumb(room, other.id, metric="preference", value=answer.id, who="ann")
+        found = {turn["id"]: turn["fate"] for turn in await room.turns()}
+        assert found == {answer.id: "waiting", other.id: "trainable"}
+
+    play_recorded(scene)
+
+
 def test_feedback_is_taken_before_its_turn_is_durable() -> None:
     async def scene(room: Room) -> None:
         kept = threading.Event()

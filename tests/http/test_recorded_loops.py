@@ -12,11 +12,13 @@ from loreloop.http.generation.agent_loop import Tools
 from loreloop.http.openai import agent_completions
 from loreloop.mcp.toolbox import Bounds, Toolbox, ToolCaller
 from loreloop.protocol.sampling import SampleOp
+from loreloop.protocol.token_ids import unpack_ids
 from loreloop.store.rows import ToolCallRecord
 from loreloop.text.tools.tool_calls import Tool
 from tests.http.recorded import Room, play_recorded
 
-ASKED: dict[str, Any] = {"tools": [{"type": "mcp", "server_label": "server"}], "extra_body": {"agent_loop": {}}}
+OWN: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+ASKED: dict[str, Any] = {"tools": [OWN, {"type": "mcp", "server_label": "server"}], "extra_body": {"agent_loop": {}}}
 CALL = '<tool_call>\n{"name": "server__f", "arguments": {"x": 1}}\n</tool_call>'
 
 
@@ -60,6 +62,12 @@ def test_a_loop_is_kept_with_its_calls_and_results(stream: bool, monkeypatch: py
         (turn,) = await room.turns()
         assert (turn["id"], turn["answer"]["content"], turn["finish_reason"]) == (answer_id, "it is 42", "stop")
         assert turn["tokens"] == says[1]
+        # The prompt is the one that these tokens were sampled behind: it holds the call, and what it gave.
+        last = room.script.speaker.heard[-1]
+        assert turn["prompt"] == [token for chunk in last.prompt for token in unpack_ids(chunk.tokens).tolist()]
+        shown = room.script.text.tokenizer.decode(turn["prompt"])
+        assert "42 from server__f" in shown
+        assert [tool["function"]["name"] for tool in turn["tools"]] == ["f", "server__f"]
         *_, call, result = turn["messages"]
         assert call["tool_calls"][0]["function"] == {"name": "server__f", "arguments": '{"x": 1}'}
         assert result == {"role": "tool", "content": "42 from server__f", "tool_call_id": call["tool_calls"][0]["id"]}

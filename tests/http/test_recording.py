@@ -90,6 +90,15 @@ def test_calls_are_kept_with_the_ids_that_the_client_got(stream: bool) -> None:
     play_recorded(scene)
 
 
+def test_tools_that_the_prompt_does_not_show_are_not_kept() -> None:
+    async def scene(room: Room) -> None:
+        await room.ask("yes", tools=TOOLS[CHAT], tool_choice="none")
+        (turn,) = await room.turns()
+        assert turn["tools"] == []
+
+    play_recorded(scene)
+
+
 def test_nothing_is_kept_where_nothing_is_recorded() -> None:
     async def scene(room: Room) -> None:
         await room.deploy("quiet", record=False)

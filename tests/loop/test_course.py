@@ -241,7 +241,9 @@ def test_a_person_who_is_deleted_in_mid_cycle_is_left_out(tmp_path: Path) -> Non
     assert "bob" not in "".join(file.read_text() for file in tmp_path.glob("cycles/*/*.jsonl"))
 
 
-@pytest.mark.parametrize("more", [{"consent": False}, {"side": True}, {"fate": "mixed"}, {"fate": "no_consent"}])
+@pytest.mark.parametrize(
+    "more", [{"consent": False}, {"side": True}, {"fate": "mixed"}, {"fate": "no_consent"}, {"fate": "unfinished"}]
+)
 def test_what_must_not_be_learned_is_not(tmp_path: Path, more: dict) -> None:
     world = World()
     world.corrected(3)

@@ -10,11 +10,12 @@ from loreloop.protocol.episodes import Fate
 @dataclass(frozen=True)
 class Facts:
     """All that a turn's fate depends on. `state` is kept, expired or dropped; `is_mixed` is said of its episode, and
-    `is_heard` of either: somebody has given feedback."""
+    `is_heard` of either: a statement about it stands."""
 
     state: str
     consent: bool
     side: bool
+    unfinished: bool
     is_mixed: bool
     candidate: str | None
     is_heard: bool
@@ -28,6 +29,8 @@ def fate_of(facts: Facts) -> Fate:
         return "no_consent"
     if facts.side:
         return "side"
+    if facts.unfinished:
+        return "unfinished"
     if facts.is_mixed:
         return "mixed"
     if facts.candidate is not None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, delete, inspect, select, text
 
-from loreloop.store import feedback, keys, turn_keeping
+from loreloop.protocol.errors import Conflict
+from loreloop.protocol.loop_rest import MarkTurn
+from loreloop.store import feedback, keys, turn_keeping, turn_marks
 from loreloop.store.feedback_tables import FEEDBACK_TABLES
 from loreloop.store.rows import RecordingRule
 from loreloop.store.schema import METADATA, MIGRATIONS, STEPS
@@ -68,6 +70,27 @@ def test_a_database_of_before_turns_and_feedback_gets_their_tables(tmp_path: Pat
         assert connection.scalars(select(MIGRATIONS.c.number)).all() == list(range(1, len(STEPS) + 1))
         assert turn_keeping.rule_of(connection, "bot") == RecordingRule()
         assert feedback.page(connection, "bot", 0, 10).feedback == ()
+    engine.dispose()
+
+
+def test_what_had_no_consent_before_refusals_were_told_apart_counts_as_refused(tmp_path: Path) -> None:
+    engine = open_database(tmp_path)
+    with engine.begin() as connection:
+        for name in ("refused", "unfinished"):
+            connection.execute(text(f"ALTER TABLE turns DROP COLUMN {name}"))
+        for id, consent in (("without", False), ("with", True)):
+            row = {"id": id, "deployment": "bot", "episode": 1, "key_id": "k", "user": "", "created": 1.0}
+            row |= {"state": "kept", "arm": "main", "version": 1, "consent": consent, "side": False, "heard": 0}
+            names = ", ".join(row)
+            values = ", ".join(f":{name}" for name in row)
+            connection.execute(text(f"INSERT INTO turns ({names}, n_bytes) VALUES ({values}, 0)"), row)
+        connection.execute(delete(MIGRATIONS).where(MIGRATIONS.c.number == 15))
+    engine.dispose()
+    engine = open_database(tmp_path)
+    with engine.begin() as connection:
+        with pytest.raises(Conflict):
+            turn_marks.mark(connection, "without", MarkTurn(consent=True), "k")
+        assert turn_marks.mark(connection, "with", MarkTurn(consent=True), "k").fate == "waiting"
     engine.dispose()
 
 

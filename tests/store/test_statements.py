@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from sqlalchemy import Connection, event, insert
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from sqlalchemy import Connection, event, insert, select
 
 from loreloop.protocol.errors import BadRequest, Conflict, NotFound
 from loreloop.protocol.feedback import Feedback, Source
@@ -34,6 +34,8 @@ class Rules(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.connection = empty_database().connect()
+        for target in "xyz":
+            _keep_turn(self.connection, target)
         # Voice and subject → id, value.
         self.now: dict[tuple[str, Source, str], tuple[str, object]] = {}
         self.sent: dict[str, Feedback] = {}
@@ -115,6 +117,12 @@ class Rules(RuleBasedStateMachine):
         other = msgspec.structs.replace(sent, why="another reason")
         with pytest.raises(Conflict):
             feedback.give(self.connection, Asked(other, chosen=True))
+
+    @invariant()
+    def turns_know_what_stands(self) -> None:
+        """A turn is heard where a statement about it counts, and waits again when the last one no longer does."""
+        heard = {*self.connection.scalars(select(TURNS.c.id).where(TURNS.c.heard > 0))}
+        assert heard == {self.sent[id].target_id for id, _ in self.now.values()}
 
     @rule(limit=st.integers(1, 5))
     def read_on(self, limit: int) -> None:

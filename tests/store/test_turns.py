@@ -13,12 +13,13 @@ from sqlalchemy import func, select
 from loreloop.protocol.episodes import Person
 from loreloop.protocol.loop_rest import MarkTurn, UseTurns
 from loreloop.protocol.token_ids import pack_ids, pack_logprobs
-from loreloop.store import deployments, persons, turn_keeping, turn_removal, turn_uses, turns
+from loreloop.store import deleted, deployments, persons, turn_keeping, turn_marks, turn_removal, turn_uses, turns
+from loreloop.store.deleted import DeletedPage
 from loreloop.store.rows import Arm, RecordingRule, Split
 from loreloop.store.store import empty_database
 from loreloop.store.turn_bodies import NewTurn, TurnBody, packed, unpacked
 from loreloop.store.turn_tables import EPISODES, TURN_BODIES, TURNS
-from loreloop.store.turns import Wanted
+from loreloop.store.turns import Reader, Wanted
 from tests.store.fates import Facts, fate_of
 
 BODY = TurnBody(
@@ -65,7 +66,7 @@ def listed(connection: Any, **wanted: Any) -> dict[str, str]:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(("keep", "keep", "keep", "drop", "side", "consent", "use", "hear", "hear episode", "expire")),
+        st.sampled_from(("keep", "keep", "keep", "drop", "side", "refuse", "use", "hear", "hear episode", "expire")),
         st.integers(0, 5),  # which turn
         st.integers(0, 2),  # its episode, or whether a mark is set
         st.integers(0, 1),  # which weights
@@ -85,28 +86,35 @@ def test_rows_have_the_fate_that_the_rule_gives_their_facts(steps: list[tuple[st
         if step in ("keep", "drop"):
             if turn_id not in known:
                 body = packed(BODY) if step == "keep" else None
-                made = new(number, body, episode_id=f"e{other}", revision=revision)
+                episode, unfinished = f"e{other}", number == 5
+                made = new(number, body, episode_id=episode, revision=revision, unfinished=unfinished)
                 turn_keeping.keep(connection, [made])
-                facts = {"state": "kept" if body else "dropped", "consent": True, "side": False, "candidate": None}
-                known[turn_id] = facts | {"heard": False, "episode": f"e{other}", "revision": revision}
+                # Silence in an episode in which somebody has said no is no.
+                consent = all(facts["consent"] for facts in known.values() if facts["episode"] == episode)
+                facts = {"state": "kept" if body else "dropped", "consent": consent, "side": False, "candidate": None}
+                facts |= {"unfinished": unfinished, "heard": False}
+                known[turn_id] = facts | {"episode": episode, "revision": revision}
         elif turn_id not in known:
             continue
-        elif step in ("side", "consent"):
-            turns.mark(connection, turn_id, MarkTurn(**{step: bool(other)}))
-            known[turn_id][step] = bool(other)
+        elif step == "side":
+            turn_marks.mark(connection, turn_id, MarkTurn(side=bool(other)), "k")
+            known[turn_id]["side"] = bool(other)
+        elif step == "refuse":
+            turn_marks.mark(connection, turn_id, MarkTurn(consent=False), "somebody else")
+            known[turn_id]["consent"] = False
         elif step == "use":
-            unknown = turn_uses.use(connection, "bot", UseTurns(f"c{other}", (turn_id,)), 1.0)
-            assert bool(unknown) == (known[turn_id]["state"] != "kept")
-            if not unknown:
+            left = turn_uses.use(connection, "bot", UseTurns(f"c{other}", (turn_id,)), 1.0)
+            fate = fates_of(known, heard_episodes)[turn_id]
+            assert left.unknown == ((turn_id,) if fate in ("expired", "dropped") else ())
+            assert left.withdrawn == ((turn_id,) if fate in ("no_consent", "side", "unfinished", "mixed") else ())
+            if not (left.unknown or left.withdrawn):
                 known[turn_id]["candidate"] = f"c{other}"
         elif step == "hear":
-            turns.hear(connection, turn_id)
-            known[turn_id]["heard"] = True
+            turns.hear(connection, turn_id, is_heard=bool(other))
+            known[turn_id]["heard"] = bool(other)
         elif step == "hear episode":
             episode_id = known[turn_id]["episode"]
-            turns.hear_episode(
-                connection, connection.scalar(select(EPISODES.c.number).where(EPISODES.c.id == episode_id))
-            )
+            turns.hear_episode(connection, episode_id, "bot", is_heard=True)
             heard_episodes.add(episode_id)
         else:
             # Everything that is kept and older than this turn, itself included.
@@ -114,15 +122,22 @@ def test_rows_have_the_fate_that_the_rule_gives_their_facts(steps: list[tuple[st
             for name, facts in known.items():
                 if facts["state"] == "kept" and int(name[1:]) <= number:
                     facts["state"] = "expired"
+    expected = fates_of(known, heard_episodes)
+    assert listed(connection) == expected
+    assert turns.counts(connection, "bot").fates == {f: [*expected.values()].count(f) for f in {*expected.values()}}
+
+
+def fates_of(known: dict[str, dict[str, Any]], heard_episodes: set[str]) -> dict[str, str]:
     weights_of: dict[str, set[str]] = {}
     for facts in known.values():
         weights_of.setdefault(facts["episode"], set()).add(facts["revision"])
-    expected = {
+    return {
         turn_id: fate_of(
             Facts(
                 state=facts["state"],
                 consent=facts["consent"],
                 side=facts["side"],
+                unfinished=facts["unfinished"],
                 is_mixed=len(weights_of[facts["episode"]]) > 1,
                 candidate=facts["candidate"],
                 is_heard=facts["heard"] or facts["episode"] in heard_episodes,
@@ -130,8 +145,6 @@ def test_rows_have_the_fate_that_the_rule_gives_their_facts(steps: list[tuple[st
         )
         for turn_id, facts in known.items()
     }
-    assert listed(connection) == expected
-    assert turns.counts(connection, "bot").fates == {f: [*expected.values()].count(f) for f in {*expected.values()}}
 
 
 def test_the_quota_takes_the_oldest_and_says_so() -> None:
@@ -156,7 +169,7 @@ def test_what_is_over_its_days_expires_and_the_rest_stays() -> None:
     turn_keeping.keep(connection, [new(0, created=0.0), new(1, created=DAY)])
     turn_removal.sweep(connection, 2 * DAY + 1)
     assert listed(connection) == {"t0": "expired", "t1": "waiting"}
-    assert turn_uses.use(connection, "bot", UseTurns("c", ("t0", "t1")), 1.0) == ["t0"]
+    assert turn_uses.use(connection, "bot", UseTurns("c", ("t0", "t1")), 1.0).unknown == ("t0",)
 
 
 def test_rows_without_content_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,16 +189,17 @@ def test_an_id_of_an_episode_belongs_to_its_key() -> None:
         connection, [new(0, episode_id="e", key_id="a", revision="r1"), new(1, episode_id="e", revision="r2")]
     )
     assert listed(connection) == {"t0": "waiting", "t1": "waiting"}
-    assert {turn.person.key_id for turn in turns.episodes_called(connection, "e")} == {"a", "k"}
+    page = turns.episode_page(connection, "e", Reader("admin", reads_all=True), 0, 10)
+    assert {turn.person.key_id for turn in page.turns} == {"a", "k"}
 
 
 def test_a_marked_turn_stands_anew_behind_the_others() -> None:
     connection = database()
     turn_keeping.keep(connection, [new(0), new(1)])
     last = turns.page(connection, Wanted("bot")).next
-    turns.mark(connection, "t0", MarkTurn(side=True))
+    turn_marks.mark(connection, "t0", MarkTurn(side=True), "k")
     assert [turn.id for turn in turns.page(connection, Wanted("bot", after=last)).turns] == ["t0"]
-    assert turns.mark(connection, "t1", MarkTurn()).number == last  # nothing was said
+    assert turn_marks.mark(connection, "t1", MarkTurn(), "k").number == last  # nothing was said
 
 
 def test_a_page_ends_before_it_becomes_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +220,7 @@ def test_a_deleted_person_leaves_nothing_but_the_note() -> None:
     gone = persons.forget(connection, Person("k", "ann"), 9.0)
     assert (gone.turns, [use.candidate for use in gone.trained]) == (2, ["c1"])
     assert listed(connection) == {"t1": "used"}
-    assert persons.deleted_of(connection, "bot", 10) == [Person("k", "ann")]
+    assert deleted.page(connection, "bot", "", 10) == DeletedPage((Person("k", "ann"),), None)
     assert turns.counts(connection, "bot").n_bytes == len(packed(BODY))
     assert connection.scalar(select(func.count()).select_from(TURN_BODIES)) == 1
     # Of her the database file itself holds no word any more but the name in the notes.

@@ -19,6 +19,7 @@ WHY = {
     "waiting": "nobody has said anything about it yet",
     "side": "it was marked as a side turn, such as a title or a summary",
     "no_consent": "its request or its deployment gave no consent",
+    "unfinished": "its reader left before its end, or its last call was cut off",
     "dropped": "the recorder had no room when it came",
     "expired": "it was kept as long as the deployment keeps turns",
     "mixed": "two revisions answered its episode, so it compares nothing",

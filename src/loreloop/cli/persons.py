@@ -22,15 +22,15 @@ def persons() -> None:
 @DATA
 def export_person(user: str, key: str, data_dir: str) -> None:
     """Print as JSON all that is kept of USER, "" for requests of the key that name none."""
-    import msgspec
-
     from loreloop.protocol.episodes import Person
     from loreloop.store import keys
     from loreloop.store import persons as rows
 
     with transaction(data_dir) as connection:
-        found = rows.export(connection, Person(keys.called(connection, key).id, user))
-    click.echo(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+        person, engine = Person(keys.called(connection, key).id, user), connection.engine
+    # Outside of the transaction, which would keep a running server from writing for as long as the printing takes.
+    for piece in rows.export(rows.reads_of(engine), person):
+        click.echo(piece, nl=False)
 
 
 @persons.command("delete")

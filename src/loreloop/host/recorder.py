@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from loreloop.protocol.episodes import Whereabouts
 from loreloop.protocol.errors import LoreloopError, outcome_of
 from loreloop.store import turn_keeping, turns
@@ -113,7 +115,7 @@ class Recorder:
         )
         for state, traces in ways:
             if (trace := traces.get(id)) is not None:
-                return [Known(id, "inference", trace.deployment, trace.key_id, state)]
+                return [_known(trace, state)]
         found = self.store.read(turns.known, id)
         if found and found[0].level == "inference":
             return found
@@ -121,7 +123,8 @@ class Recorder:
         # Few are on their way at any time, and few are asked for before their first turn is there.
         for trace in self.pending.values():
             if trace.episode_id == id:
-                known = Known(id, "episode", trace.deployment, trace.key_id, "pending")
+                known = _known(trace, "pending")
+                known = msgspec.structs.replace(known, id=id, level="episode", user=None)
                 episodes.setdefault((trace.deployment, trace.key_id), known)
         return [*episodes.values()]
 
@@ -176,6 +179,17 @@ def _note(traces: dict[str, NewTurn], trace: NewTurn) -> None:
     traces[trace.id] = trace
     if len(traces) > MOST_REMEMBERED:
         del traces[next(iter(traces))]
+
+
+def _known(trace: NewTurn, state: State) -> Known:
+    return Known(
+        id=trace.id,
+        level="inference",
+        deployment=trace.deployment,
+        key_id=trace.key_id,
+        state=state,
+        user=trace.user,
+    )
 
 
 def _made(turn: Waiting) -> NewTurn:

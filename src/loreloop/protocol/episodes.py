@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 Message = dict[str, Any]  # a chat message as OpenAI's API writes it, tools and images included
-Fate = Literal["trainable", "waiting", "side", "no_consent", "dropped", "expired", "mixed", "used"]
+Fate = Literal["trainable", "waiting", "side", "no_consent", "unfinished", "dropped", "expired", "mixed", "used"]
 Whereabouts = Literal["kept", "pending", "dropped", "expired", "unknown"]
 ArmName = Literal["main", "canary", "person"]
 

@@ -17,6 +17,7 @@ def fate_column() -> ColumnElement[str]:
         (TURNS.c.state != "kept", "dropped"),
         (TURNS.c.consent.is_(False), "no_consent"),
         (TURNS.c.side.is_(True), "side"),
+        (TURNS.c.unfinished.is_(True), "unfinished"),
         (and_(EPISODES.c.mixed.is_not(None), EPISODES.c.mixed.is_(True)), "mixed"),
         (TURNS.c.candidate.is_not(None), "used"),
         ((TURNS.c.heard > 0) | (EPISODES.c.heard > 0), "trainable"),

@@ -15,7 +15,7 @@ from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import Conflict, NotFound
 from loreloop.protocol.feedback import OF_PERSONS, PREFERENCE, Feedback, FeedbackPage, Level
 from loreloop.protocol.feedback_rules import check_override, same_voice
-from loreloop.store import turns
+from loreloop.store import deleted, turns
 from loreloop.store.feedback_tables import FEEDBACK
 from loreloop.store.turn_tables import EPISODES, TURNS
 
@@ -25,19 +25,23 @@ MAX_NAMED = 500  # ids in one query: SQLite's own bound on parameters is not far
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """A statement as it was sent. `chosen`: its id is the client's own; `may_all`: it may override anybody's."""
+    """A statement as it was sent. `chosen`: its id is the client's own; `may_all`: it may override anybody's; `persons`
+    are all that it is of or about."""
 
     said: Feedback
     chosen: bool = False
     may_all: bool = False
+    persons: tuple[Person, ...] = ()
 
 
 def give(connection: Connection, asked: Asked) -> Feedback:
     """Keeps a statement, and gives it as it stands: with its number and what it overrides.
 
     The same id with the same contents changes nothing, whenever it comes, and neither does a voice that repeats what it
-    says already. Conflict for an id that is taken by something else; BadRequest for an override that is none.
+    says already. Conflict for an id that is taken by something else; BadRequest for an override that is none; Gone
+    where one of its persons was deleted, also in the moment before.
     """
+    deleted.check_none(connection, asked.persons)
     said, fingerprint = asked.said, fingerprint_of(asked.said)
     taken = connection.execute(select(FEEDBACK).where(AT.id == said.id)).first()
     if taken is not None:
@@ -50,17 +54,20 @@ def give(connection: Connection, asked: Asked) -> Feedback:
     own = _newest_of_voice(connection, said)
     if own and not asked.chosen and own.fingerprint == fingerprint and counts(connection, own.id):
         return _feedback(own)
-    overridden = own.id if own else None
+    overridden, replaced = (own.id, own.target_id) if own else (None, said.target_id)
     if said.overrides is not None:
         old = find(connection, said.overrides)
         stands = old is not None and counts(connection, old.id)
         check_override(said, old, counts=stands, may_all=asked.may_all)
         if old is not None and not same_voice(said, old):
-            overridden = old.id
+            overridden, replaced = old.id, old.target_id
             # A statement names one other only, so what this voice had said before is taken back beside.
             if own is not None:
                 retract(connection, own.id)
-    return _insert(connection, msgspec.structs.replace(said, overrides=overridden), fingerprint)
+    given = _insert(connection, msgspec.structs.replace(said, overrides=overridden), fingerprint)
+    if replaced != said.target_id:  # who prefers the other one of two now has nothing more to say of the first
+        _tell(connection, said.level, replaced, said.deployment)
+    return given
 
 
 def retract(connection: Connection, id: str) -> Feedback:
@@ -106,19 +113,25 @@ def about(connection: Connection, target_ids: Sequence[str]) -> list[Feedback]:
     return sorted(found, key=lambda one: one.number)
 
 
-def of_person(connection: Connection, person: Person, most: int) -> list[Feedback]:
-    """What a person has said, and what was said of their turns; the newest `most`, in the order of the numbers."""
-    newest = select(FEEDBACK).where(or_(_by(person), _on(person))).order_by(AT.number.desc()).limit(most)
-    return [_feedback(row) for row in reversed(connection.execute(newest).all())]
+def of_person(connection: Connection, person: Person, after: int, most: int) -> FeedbackPage:
+    """What a person has said, and what was said of their turns, behind a number; at most so many, in the order of the
+    numbers."""
+    query = select(FEEDBACK).where(or_(_by(person), _on(person)), AT.number > after).order_by(AT.number).limit(most)
+    found = tuple(_feedback(row) for row in connection.execute(query))
+    return FeedbackPage(found, found[-1].number if found else after)
 
 
 def forget_targets(connection: Connection, person: Person) -> int:
     """Deletes what a person has said, of others' turns too, and what was said of theirs; how many statements. To be
     called while the turns are there."""
-    for row in connection.execute(select(FEEDBACK).where(_by(person), AT.retracted.is_(False))).all():
-        # Without this word the turns of others may have none that speaks of them.
-        _tell(connection, msgspec.structs.replace(_feedback(row), retracted=True))
-    return connection.execute(delete(FEEDBACK).where(or_(_by(person), _on(person)))).rowcount
+    place = select(AT.level, AT.target_id, AT.deployment).distinct()
+    overridden = AT.id.in_(select(AT.overrides).where(_by(person)))
+    places = connection.execute(place.where(_by(person)).union(place.where(overridden))).all()
+    n_gone = connection.execute(delete(FEEDBACK).where(or_(_by(person), _on(person)))).rowcount
+    # Without these words the turns of others may have none that speaks of them.
+    for level, target_id, deployment in places:
+        _tell(connection, level, target_id, deployment)
+    return n_gone
 
 
 def forget_target(connection: Connection, turn_id: str) -> None:
@@ -179,23 +192,25 @@ def fingerprint_of(said: Feedback) -> str:
     return hashlib.sha256(msgspec.json.encode((*told, said.overrides), order="sorted")).hexdigest()
 
 
-def n_about(connection: Connection, target_id: str, level: Level, deployment: str) -> int:
-    """How many statements about a turn or an episode there are that were not retracted."""
+def is_heard(connection: Connection, target_id: str, level: Level, deployment: str) -> bool:
+    """Whether a statement about a turn or an episode stands: neither retracted nor overridden."""
     # Behind an expression, so that the database looks by the target and not through all that a deployment has heard.
     of_deployment = AT.deployment.concat("") == deployment
     about = (AT.target_id == target_id, AT.level == level, of_deployment, AT.retracted.is_(False))
-    return connection.scalar(select(func.count()).select_from(FEEDBACK).where(*about)) or 0
+    newer = FEEDBACK.alias()
+    # What was overridden does not count again, also where that which overrode it was retracted.
+    overridden = select(newer.c.number).where(newer.c.overrides == AT.id).exists()
+    return connection.execute(select(AT.number).where(*about, ~overridden).limit(1)).first() is not None
 
 
-def _tell(connection: Connection, said: Feedback) -> None:
-    """Has the turn, or the episode, know that something was said of it, or taken back: its fate depends on that."""
-    more = -1 if said.retracted else 1
-    if said.level == "inference":
-        turns.hear(connection, said.target_id, more)
-        return
-    about = (EPISODES.c.id == said.target_id, EPISODES.c.deployment == said.deployment)
-    for number in connection.scalars(select(EPISODES.c.number).where(*about)).all():
-        turns.hear_episode(connection, number, more)
+def _tell(connection: Connection, level: Level, target_id: str, deployment: str, *, is_heard_now: bool = False) -> None:
+    """Has the turn, or the episode, know whether anything that was said of it stands: its fate depends on that. What
+    was said just now stands, and nobody needs to look."""
+    heard = is_heard_now or is_heard(connection, target_id, level, deployment)
+    if level == "inference":
+        turns.hear(connection, target_id, is_heard=heard)
+    else:
+        turns.hear_episode(connection, target_id, deployment, is_heard=heard)
 
 
 def _newest_of_voice(connection: Connection, said: Feedback) -> Row[tuple[object, ...]] | None:
@@ -218,7 +233,7 @@ def _insert(connection: Connection, said: Feedback, fingerprint: str) -> Feedbac
     values |= {"value": msgspec.json.encode(said.value).decode(), "tags": msgspec.json.encode(said.tags).decode()}
     done = connection.execute(insert(FEEDBACK).values(**values, fingerprint=fingerprint))
     assert done.inserted_primary_key is not None
-    _tell(connection, said)
+    _tell(connection, said.level, said.target_id, said.deployment, is_heard_now=not said.retracted)
     return msgspec.structs.replace(said, number=int(done.inserted_primary_key[0]))
 
 

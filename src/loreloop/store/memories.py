@@ -9,8 +9,10 @@ import time
 import msgspec
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
+from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import BadRequest, Conflict, TooLarge
 from loreloop.protocol.memories import Saved, first_revision, told_conflict
+from loreloop.store.deleted import Begun, was_deleted_since
 from loreloop.store.rows import MemoryName, MemoryRow, Page
 from loreloop.store.schema import KEYS, MEMORIES
 from loreloop.store.store import Store
@@ -59,6 +61,13 @@ def save(connection: Connection, name: MemoryName, new: Saved, now: float, bound
     return Saved(new.data, revision)
 
 
+def save_begun(connection: Connection, name: MemoryName, new: Saved, began: float, bounds: Bounds) -> Saved:
+    """As `save`, of a turn that began then; Conflict where the user was deleted meanwhile."""
+    if was_deleted_since(connection, Begun(Person(name.key_id, name.user), began)):
+        raise Conflict(f"The user {name.user[:80]!r} was deleted while the answer came, and nothing of it is kept.")
+    return save(connection, name, new, time.time(), bounds)
+
+
 def remove(connection: Connection, name: MemoryName) -> bool:
     """Whether there was one."""
     return bool(connection.execute(delete(MEMORIES).where(*_is(name))).rowcount)
@@ -84,10 +93,13 @@ def sweep(connection: Connection) -> None:
 
 
 class MemoriesOf:
-    """The memories of one key and user as a `StateStore`, for a thread that runs no event loop."""
+    """The memories of one key and user as a `StateStore`, for a thread that runs no event loop. What is saved `began`
+    then, in seconds since the epoch, or just now."""
 
-    def __init__(self, store: Store, key_id: str, user: str = "", bounds: Bounds = BOUNDS) -> None:
-        self.store, self.key_id, self.user, self.bounds = store, key_id, user, bounds
+    def __init__(
+        self, store: Store, key_id: str, user: str = "", bounds: Bounds = BOUNDS, began: float | None = None
+    ) -> None:
+        self.store, self.key_id, self.user, self.bounds, self.began = store, key_id, user, bounds, began
 
     def load(self, id: str) -> Saved | None:
         """On a connection of its own: a reader waits for no writer."""
@@ -96,7 +108,8 @@ class MemoriesOf:
 
     def save(self, id: str, data: bytes, after: int) -> Saved:
         """Stores `data` as the revision after `after`, and waits until it is written; raises what `save` does."""
-        return self.store.write_and_wait(save, self._name(id), Saved(data, after), time.time(), self.bounds)
+        new, began = Saved(data, after), time.time() if self.began is None else self.began
+        return self.store.write_and_wait(save_begun, self._name(id), new, began, self.bounds)
 
     def delete(self, id: str) -> None:
         """Removes a memory, and waits until that is written; an unknown id is no error."""

@@ -1,26 +1,28 @@
 """A person's own: everything that is kept of one user of a key, given out or deleted.
 
-A person who was deleted is remembered as such, by key and user alone, so that nothing is kept of them again and no loop
-trains on what it may still hold.
+A person who was deleted is remembered as such, so that no turn is kept of them again and no loop trains on what it may
+still hold.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, delete, func, select
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy import ColumnElement, Connection, Engine, delete, func, select
 
-from loreloop.protocol.episodes import Person, Turn
-from loreloop.protocol.feedback import Feedback
-from loreloop.store import feedback, person_arms, turn_removal
+from loreloop.protocol.episodes import Person, TurnPage
+from loreloop.protocol.feedback import FeedbackPage
+from loreloop.store import deleted, feedback, person_arms, turn_removal, turns
 from loreloop.store.schema import MEMORIES, RESPONSES
-from loreloop.store.turn_tables import DELETED_FROM, DELETED_PERSONS, TURN_USES, TURNS
+from loreloop.store.turn_tables import TURN_USES, TURNS
 from loreloop.store.turn_uses import Use, uses
-from loreloop.store.turns import all_turns, turn_of
 
-MOST_EXPORTED = 10_000
+AT_ONCE = 200  # rows of a page of an export
+T = TypeVar("T")
+P = TypeVar("P", TurnPage, FeedbackPage)
 
 
 class Deletion(msgspec.Struct, frozen=True):
@@ -33,36 +35,66 @@ class Deletion(msgspec.Struct, frozen=True):
     trained: tuple[Use, ...]
 
 
-class Export(msgspec.Struct, frozen=True):
-    """All that is kept of a person: turns with their content whatever was consented to, what the person has said of
-    answers and what was said of these turns, names of memories, uses."""
+class Read(Protocol):
+    """Runs a query on a connection that it opens and closes."""
 
-    person: Person
-    turns: tuple[Turn, ...]
-    feedback: tuple[Feedback, ...]
-    memories: tuple[str, ...]
-    trained: tuple[Use, ...]
+    def __call__(self, query: Callable[[Connection], T]) -> T:
+        """What the query gives."""
+        ...
 
 
-def export(connection: Connection, person: Person) -> Export:
-    """Everything of one person; of turns and of feedback the newest `MOST_EXPORTED`."""
-    newest = all_turns().where(_of(TURNS, person)).order_by(TURNS.c.number.desc()).limit(MOST_EXPORTED)
-    turns = [turn_of(row, whole=True) for row in connection.execute(newest)]
-    memories = connection.scalars(select(MEMORIES.c.id).where(_of(MEMORIES, person)).order_by(MEMORIES.c.id))
-    said = feedback.of_person(connection, person, MOST_EXPORTED)
-    return Export(
-        person=person,
-        turns=tuple(reversed(turns)),
-        feedback=tuple(said),
-        memories=tuple(memories),
-        trained=uses(connection, person),
-    )
+def reads_of(engine: Engine) -> Read:
+    """Reads that keep neither a connection nor a transaction from one page to the next, however slow a reader is."""
+
+    def read(query: Callable[[Connection], T]) -> T:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            return query(connection)
+
+    return read
+
+
+def export(read: Read, person: Person) -> Iterator[bytes]:
+    """Everything of one person as one JSON object, piece by piece, with no more than a page of it in memory: turns with
+    their content whatever was consented to, what the person has said of answers and what was said of these turns, names
+    of memories, the candidates that were trained on them. A turn that is marked meanwhile may come twice."""
+    yield b'{"person":' + msgspec.json.encode(person) + b',\n"turns":['
+    yield from _listed(page.turns for page in _pages(read, partial(_turns, person)))
+    yield b'],\n"feedback":['
+    yield from _listed(page.feedback for page in _pages(read, partial(_said, person)))
+    names = select(MEMORIES.c.id).where(_of(MEMORIES, person)).order_by(MEMORIES.c.id)
+    yield b'],\n"memories":' + msgspec.json.encode(read(lambda connection: [*connection.scalars(names)]))
+    yield b',\n"trained":' + msgspec.json.encode(read(lambda connection: uses(connection, person))) + b"}\n"
+
+
+def _turns(person: Person, after: int, connection: Connection) -> TurnPage:
+    return turns.page_of(connection, [_of(TURNS, person)], after, AT_ONCE, whole=True)
+
+
+def _said(person: Person, after: int, connection: Connection) -> FeedbackPage:
+    return feedback.of_person(connection, person, after, AT_ONCE)
+
+
+def _pages(read: Read, page_behind: Callable[[int, Connection], P]) -> Iterator[P]:
+    """All pages of a feed but the empty one at its end."""
+    after = -1
+    while (page := read(partial(page_behind, after))).next > after:
+        yield page
+        after = page.next
+
+
+def _listed(pages: Iterator[tuple[msgspec.Struct, ...]]) -> Iterator[bytes]:
+    comma = b""
+    for page in pages:
+        # One by one: a page of large turns is several times as large in JSON.
+        for item in page:
+            yield comma + msgspec.json.encode(item)
+            comma = b",\n"
 
 
 def forget(connection: Connection, person: Person, now: float) -> Deletion:
     """Deletes a person: turns, feedback, memories, kept answers of the responses API, weights of their own. Done again
     it deletes what has come since, and tells the same candidates."""
-    _note(connection, person, now)
+    deleted.note(connection, person, _told(connection, person), now)
     n_said = feedback.forget_targets(connection, person)  # before the turns that it finds them by
     n_turns = turn_removal.remove(connection, _of(TURNS, person))
     n_memories = connection.execute(delete(MEMORIES).where(_of(MEMORIES, person))).rowcount
@@ -80,23 +112,12 @@ def forget(connection: Connection, person: Person, now: float) -> Deletion:
     )
 
 
-def deleted_of(connection: Connection, deployment: str, limit: int) -> list[Person]:
-    """Deleted persons whose key has asked this deployment, the last deleted first: whose turns no loop may train on,
-    also where it holds them itself."""
-    gone, where = DELETED_PERSONS.c, DELETED_FROM.c
-    joined = DELETED_FROM.join(DELETED_PERSONS, (gone.key_id == where.key_id) & (gone.user == where.user))
-    found = select(gone.key_id, gone.user).select_from(joined).where(where.deployment == deployment)
-    return [Person(*row) for row in connection.execute(found.order_by(gone.deleted.desc()).limit(limit))]
-
-
-def _note(connection: Connection, person: Person, now: float) -> None:
-    values = {"key_id": person.key_id, "user": person.user}
-    connection.execute(upsert(DELETED_PERSONS).values(**values, deleted=now).on_conflict_do_nothing())
+def _told(connection: Connection, person: Person) -> list[str]:
+    """The deployments that are to hear of a person's deletion."""
     # Of turns that have expired nobody knows the user any more, so every deployment of the key is told.
     asked = select(TURNS.c.deployment).where(TURNS.c.key_id == person.key_id)
     trained = select(TURN_USES.c.deployment).where(_of(TURN_USES, person))
-    for name in connection.scalars(asked.union(trained)).all():
-        connection.execute(upsert(DELETED_FROM).values(deployment=name, **values).on_conflict_do_nothing())
+    return [*connection.scalars(asked.union(trained))]
 
 
 def _of(table: Any, person: Person) -> ColumnElement[bool]:

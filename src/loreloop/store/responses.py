@@ -10,11 +10,22 @@ from collections.abc import Collection
 import msgspec
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
+from loreloop.store.deleted import Begun, was_deleted_since
 from loreloop.store.rows import KeptResponse
 from loreloop.store.schema import KEYS, RESPONSES
 
 MAX_KEPT = 1000  # of a key
 TTL_SECONDS = 30 * 86400.0  # without being used, as OpenAI keeps them
+
+
+def keep_unless_deleted(
+    connection: Connection, new: KeptResponse, used: tuple[str, ...], most_bytes: int, begun: Begun
+) -> bool:
+    """As `keep`; False, and nothing is kept, where the person was deleted while the answer was on its way."""
+    if was_deleted_since(connection, begun):
+        return False
+    keep(connection, new, used, most_bytes)
+    return True
 
 
 def keep(connection: Connection, new: KeptResponse, used: tuple[str, ...], most_bytes: int) -> None:

@@ -28,10 +28,10 @@ from sqlalchemy import (
     insert,
     inspect,
     select,
-    text,
     update,
 )
 
+from loreloop.store.columns import add_column, add_refusals
 from loreloop.store.feedback_tables import FEEDBACK_TABLES
 from loreloop.store.files import in_row
 from loreloop.store.metadata import METADATA
@@ -392,7 +392,7 @@ def m004_deployed(connection: Connection) -> None:
 
 def m005_expiry_of_keys(connection: Connection) -> None:
     """Lets keys expire; those that there are never do."""
-    _add_column(connection, KEYS, "expires", "FLOAT")
+    add_column(connection, KEYS, "expires", "FLOAT")
 
 
 def m006_responses(connection: Connection) -> None:
@@ -402,9 +402,9 @@ def m006_responses(connection: Connection) -> None:
 
 def m007_checksums(connection: Connection) -> None:
     """Adds the checksums of snapshots and checkpoints, and the reason why a run was lost; older files have none."""
-    _add_column(connection, SNAPSHOTS, "crc32", "VARCHAR")
-    _add_column(connection, CHECKPOINTS, "sums_crc32", "VARCHAR")
-    _add_column(connection, RUNS, "lost", "TEXT")
+    add_column(connection, SNAPSHOTS, "crc32", "VARCHAR")
+    add_column(connection, CHECKPOINTS, "sums_crc32", "VARCHAR")
+    add_column(connection, RUNS, "lost", "TEXT")
 
 
 def m008_usage(connection: Connection) -> None:
@@ -445,7 +445,7 @@ def m013_turns(connection: Connection) -> None:
     """Makes the tables of recorded turns and of persons, and the column of what a deployment records."""
     for table in TURN_TABLES:
         table.create(connection, checkfirst=True)
-    _add_column(connection, DEPLOYMENTS, "recording", "TEXT")
+    add_column(connection, DEPLOYMENTS, "recording", "TEXT")
 
 
 def m014_feedback(connection: Connection) -> None:
@@ -454,10 +454,9 @@ def m014_feedback(connection: Connection) -> None:
         table.create(connection, checkfirst=True)
 
 
-def _add_column(connection: Connection, table: Table, name: str, kind: str) -> None:
-    """Unless it is there: a new database has had all columns from the first step."""
-    if name not in {column["name"] for column in inspect(connection).get_columns(table.name)}:
-        connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {name} {kind}"))
+def m015_refusals(connection: Connection) -> None:
+    """Adds what was refused, and which answers broke off."""
+    add_refusals(connection)
 
 
 STEPS: Sequence[Callable[[Connection], None]] = (
@@ -475,6 +474,7 @@ STEPS: Sequence[Callable[[Connection], None]] = (
     m012_jobs,
     m013_turns,
     m014_feedback,
+    m015_refusals,
 )
 
 

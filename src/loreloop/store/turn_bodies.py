@@ -42,8 +42,10 @@ class NewTurn(msgspec.Struct, frozen=True, kw_only=True):
     version_created: float  # with it, what tells a deployment from a later one of its name
     base_model: str
     revision: str | None
-    consent: bool
+    consent: bool  # what holds, before what was said in its episode is looked at
+    said_consent: bool | None = None  # what its request said itself
     side: bool
+    unfinished: bool = False
     body: bytes | None
 
 

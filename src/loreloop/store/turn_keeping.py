@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select, true, update
 
 from loreloop.protocol.episodes import Person
 from loreloop.store import feedback
+from loreloop.store.deleted import is_deleted
 from loreloop.store.rows import RecordingRule
 from loreloop.store.schema import DEPLOYMENT_VERSIONS, DEPLOYMENTS
 from loreloop.store.turn_bodies import NewTurn
 from loreloop.store.turn_removal import shrink, tally
-from loreloop.store.turn_tables import DELETED_PERSONS, EPISODES, TURN_BODIES, TURNS
+from loreloop.store.turn_tables import EPISODES, TURN_BODIES, TURNS
 
 
 class _Version(NamedTuple):
@@ -60,11 +61,12 @@ def _is_there(connection: Connection, version: _Version) -> bool:
 
 
 def _insert(connection: Connection, new: NewTurn, body: bytes | None) -> None:
-    n_bytes = len(body) if body is not None else 0
+    n_bytes, episode = len(body) if body is not None else 0, _episode(connection, new)
+    refused = new.said_consent is False or _was_refused(connection, episode, new)
     row = {
         "id": new.id,
         "deployment": new.deployment,
-        "episode": _episode(connection, new),
+        "episode": episode,
         "key_id": new.key_id,
         "user": new.user if body is not None else "",
         "created": new.created,
@@ -72,10 +74,12 @@ def _insert(connection: Connection, new: NewTurn, body: bytes | None) -> None:
         "arm": new.arm,
         "version": new.version,
         "revision": new.revision,
-        "consent": new.consent,
+        "consent": new.consent and not refused,
+        "refused": refused,
         "side": new.side,
+        "unfinished": new.unfinished,
         # Feedback may come faster than what it is about.
-        "heard": feedback.n_about(connection, new.id, "inference", new.deployment),
+        "heard": feedback.is_heard(connection, new.id, "inference", new.deployment),
         "candidate": None,
         "n_bytes": n_bytes,
     }
@@ -93,7 +97,7 @@ def _episode(connection: Connection, new: NewTurn) -> int:
     row = connection.execute(select(EPISODES.c.number, EPISODES.c.weights, EPISODES.c.mixed).where(of_id)).first()
     if row is None:
         values = {"id": new.episode_id, "deployment": new.deployment, "key_id": new.key_id}
-        heard = feedback.n_about(connection, new.episode_id, "episode", new.deployment)
+        heard = feedback.is_heard(connection, new.episode_id, "episode", new.deployment)
         made = insert(EPISODES).values(**values, weights=weights, mixed=False, heard=heard).returning(EPISODES.c.number)
         return int(connection.execute(made).scalar_one())
     # A turn that was dropped counts, too: its answer was given, and led to what came after.
@@ -103,15 +107,17 @@ def _episode(connection: Connection, new: NewTurn) -> int:
     return int(row.number)
 
 
+def _was_refused(connection: Connection, episode: int, new: NewTurn) -> bool:
+    """Whether somebody has said no to an earlier turn of the episode, whose words this one repeats in its messages. The
+    same person may say yes to a later turn; nobody else may, and silence is none."""
+    others = true() if new.said_consent is None else TURNS.c.user != new.user
+    refused = select(TURNS.c.id).where(TURNS.c.episode == episode, TURNS.c.refused.is_(True), others)
+    return connection.execute(refused.limit(1)).first() is not None
+
+
 def rule_of(connection: Connection, deployment: str) -> RecordingRule | None:
     """What a deployment records; None where there is no such deployment."""
     row = connection.execute(select(DEPLOYMENTS.c.recording).where(DEPLOYMENTS.c.name == deployment)).first()
     if row is None:
         return None
     return msgspec.json.decode(row.recording, type=RecordingRule) if row.recording else RecordingRule()
-
-
-def is_deleted(connection: Connection, person: Person) -> bool:
-    """Whether this person was deleted: nothing of theirs is kept any more."""
-    of_person = (DELETED_PERSONS.c.key_id == person.key_id) & (DELETED_PERSONS.c.user == person.user)
-    return connection.scalar(select(DELETED_PERSONS.c.deleted).where(of_person)) is not None

@@ -25,8 +25,10 @@ TURNS = Table(
     Column("version", Integer, nullable=False),
     Column("revision", String),
     Column("consent", Boolean, nullable=False),
+    Column("refused", Boolean, nullable=False, server_default="0"),  # somebody said no, which stands for ever
     Column("side", Boolean, nullable=False),
-    Column("heard", Integer, nullable=False),  # statements of feedback about it
+    Column("unfinished", Boolean, nullable=False, server_default="0"),  # its answer broke off
+    Column("heard", Integer, nullable=False),  # whether a statement about it stands
     Column("candidate", String),  # the newest that was trained on it
     Column("n_bytes", BigInteger, nullable=False),
     Index("turns_of_deployment", "deployment", "number"),
@@ -53,7 +55,7 @@ EPISODES = Table(
     Column("key_id", String, nullable=False),
     Column("weights", String, nullable=False),  # what answered its first turn
     Column("mixed", Boolean, nullable=False),  # something else has answered another one
-    Column("heard", Integer, nullable=False),  # statements of feedback about the whole of it
+    Column("heard", Integer, nullable=False),  # whether a statement about the whole of it stands
     Index("episodes_by_id", "id", "deployment", "key_id", unique=True),
     Index("episodes_of_deployment", "deployment"),
     sqlite_autoincrement=True,

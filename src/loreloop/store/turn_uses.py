@@ -11,6 +11,9 @@ from loreloop.protocol.episodes import Person
 from loreloop.protocol.loop_rest import UseTurns
 from loreloop.store.turn_removal import AT_ONCE
 from loreloop.store.turn_tables import TURN_USES, TURNS
+from loreloop.store.turns import all_turns
+
+USABLE = ("trainable", "waiting", "used")  # fates of turns that something may be learned from
 
 
 class Use(msgspec.Struct, frozen=True):
@@ -23,24 +26,37 @@ class Use(msgspec.Struct, frozen=True):
     used: float
 
 
-def use(connection: Connection, deployment: str, used: UseTurns, now: float) -> list[str]:
-    """Notes that a candidate was trained on turns, and on whom. The ids that are not kept here (any more): on these
-    nobody may have been trained, so a candidate that was should not be promoted."""
-    known: set[str] = set()
+class Unusable(msgspec.Struct, frozen=True):
+    """Turns on which nobody may have been trained, in the order in which they were named: those that are not kept here
+    (any more), and those that are kept and from which nothing may be learned (any more)."""
+
+    unknown: tuple[str, ...]
+    withdrawn: tuple[str, ...]
+
+
+def use(connection: Connection, deployment: str, used: UseTurns, now: float) -> Unusable:
+    """Notes that a candidate was trained on turns, and on whom; what it gives are those on which it must not have been,
+    as things stand in this transaction."""
+    fates: dict[str, str] = {}
     of_candidate = (TURN_USES.c.deployment == deployment) & (TURN_USES.c.candidate == used.candidate)
     for start in range(0, len(used.turns), AT_ONCE):
         some = (TURNS.c.deployment == deployment) & TURNS.c.id.in_(used.turns[start : start + AT_ONCE])
         some &= TURNS.c.state == "kept"
-        rows = connection.execute(select(TURNS.c.id, TURNS.c.key_id, TURNS.c.user).where(some)).all()
-        known |= {row.id for row in rows}
-        connection.execute(update(TURNS).where(some).values(candidate=used.candidate))
+        rows = connection.execute(all_turns(with_body=False).where(some)).all()
+        fates |= {row.id: row.fate for row in rows}
+        fine = TURNS.c.id.in_([row.id for row in rows if row.fate in USABLE])
+        connection.execute(update(TURNS).where(fine).values(candidate=used.candidate))
+        # Of the others, too: whoever says so has trained on them, and their persons' deletion must find the weights.
         for person in {Person(row.key_id, row.user) for row in rows}:
             values = {"key_id": person.key_id, "user": person.user, "deployment": deployment}
             row = upsert(TURN_USES).values(**values, candidate=used.candidate, revision="", used=now)
             connection.execute(row.on_conflict_do_nothing())
     if used.revision is not None:
         connection.execute(update(TURN_USES).where(of_candidate).values(revision=used.revision))
-    return [turn_id for turn_id in used.turns if turn_id not in known]
+    return Unusable(
+        unknown=tuple(turn_id for turn_id in used.turns if turn_id not in fates),
+        withdrawn=tuple(turn_id for turn_id in used.turns if fates.get(turn_id, USABLE[0]) not in USABLE),
+    )
 
 
 def uses(connection: Connection, person: Person) -> tuple[Use, ...]:

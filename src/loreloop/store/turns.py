@@ -1,23 +1,22 @@
-"""Recorded turns as they are read and marked: one, a feed, an episode, and how many there are of each fate."""
+"""Recorded turns as they are read: one, a feed, an episode, and how many there are of each fate."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, select, update
 
 from loreloop.protocol.episodes import Person, Turn, TurnPage
-from loreloop.protocol.errors import NotFound
 from loreloop.protocol.feedback import Level
-from loreloop.protocol.loop_rest import MarkTurn
 from loreloop.protocol.token_ids import unpack_ids, unpack_logprobs
 from loreloop.store.fates import fate_column
+from loreloop.store.schema import DEPLOYMENTS
 from loreloop.store.turn_bodies import unpacked
 from loreloop.store.turn_removal import AT_ONCE
 from loreloop.store.turn_tables import EPISODES, TURN_BODIES, TURN_TALLIES, TURNS
 
-MOST_OF_EPISODE = 1000
 PAGE_BYTES = 8 << 20  # of stored bodies, several times as much in JSON
 
 
@@ -35,19 +34,21 @@ class Known(msgspec.Struct, frozen=True):
     deployment: str
     key_id: str
     state: State = "kept"
+    user: str | None = None  # whose turn it is; None where that is not known, or it is an episode
 
 
 def known(connection: Connection, id: str) -> list[Known]:
     """The turn of this id, or else all episodes of this id, which clients choose; nothing where that is none."""
     turn = connection.execute(select(TURNS).where(TURNS.c.id == id)).first()
     if turn is not None:
-        return [Known(id, "inference", turn.deployment, turn.key_id, turn.state)]
+        whose = {"key_id": turn.key_id, "user": turn.user if turn.state == "kept" else None}
+        return [Known(id=id, level="inference", deployment=turn.deployment, state=turn.state, **whose)]
     found = []
     newest_first = select(EPISODES).where(EPISODES.c.id == id).order_by(EPISODES.c.number.desc())
     for row in connection.execute(newest_first).all():
         states = {*connection.scalars(select(TURNS.c.state).where(TURNS.c.episode == row.number).distinct())}
         best: State = next((each for each in BEST_FIRST if each in states), "expired")
-        found.append(Known(id, "episode", row.deployment, row.key_id, best))
+        found.append(Known(id=id, level="episode", deployment=row.deployment, key_id=row.key_id, state=best))
     return found
 
 
@@ -55,13 +56,6 @@ def find(connection: Connection, turn_id: str) -> Turn | None:
     """One turn, None where nothing is known of it."""
     row = connection.execute(all_turns().where(TURNS.c.id == turn_id)).first()
     return turn_of(row) if row is not None else None
-
-
-def episodes_called(connection: Connection, episode_id: str) -> list[Turn]:
-    """The turns of all episodes with this id in their order, at most `MOST_OF_EPISODE`: clients choose ids, so several
-    keys may have one."""
-    turns = all_turns().where(EPISODES.c.id == episode_id).order_by(TURNS.c.created, TURNS.c.id)
-    return [turn_of(row) for row in connection.execute(turns.limit(MOST_OF_EPISODE))]
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -76,13 +70,45 @@ class Wanted(msgspec.Struct, frozen=True):
 
 def page(connection: Connection, wanted: Wanted) -> TurnPage:
     """The turns behind `after`, as many as are wanted or as fit into one answer."""
-    query = all_turns(with_body=False).where(TURNS.c.deployment == wanted.deployment, TURNS.c.number > wanted.after)
+    which = [TURNS.c.deployment == wanted.deployment]
     if wanted.fate is not None:
-        query = query.where(fate_column() == wanted.fate)
+        which.append(fate_column() == wanted.fate)
     if wanted.user is not None:
-        query = query.where(TURNS.c.user == wanted.user)
+        which.append(TURNS.c.user == wanted.user)
+    return page_of(connection, which, wanted.after, wanted.limit)
+
+
+class Reader(msgspec.Struct, frozen=True):
+    """Which turns a key may read: those that it asked for, with `owns` those of its deployments, with `reads_all`
+    everybody's."""
+
+    key_id: str
+    owns: bool = False
+    reads_all: bool = False
+
+
+def episode_page(connection: Connection, episode_id: str, reader: Reader, after: int, limit: int) -> TurnPage:
+    """The turns of all episodes with this id that somebody may read, in the order of time within a page. Clients choose
+    ids, so several keys may have one."""
+    which = [EPISODES.c.id == episode_id]
+    # The database leaves the others out, since they could fill any bound before the reader's own come.
+    if not reader.reads_all:
+        owned = select(DEPLOYMENTS.c.name).where(DEPLOYMENTS.c.key_id == reader.key_id)
+        own = TURNS.c.key_id == reader.key_id
+        which.append(own | TURNS.c.deployment.in_(owned) if reader.owns else own)
+    found = page_of(connection, which, after, limit)
+    in_order = sorted(found.turns, key=lambda turn: (turn.created, turn.id))
+    return TurnPage(tuple(in_order), found.next)
+
+
+def page_of(
+    connection: Connection, which: Sequence[ColumnElement[bool]], after: int, limit: int, *, whole: bool = False
+) -> TurnPage:
+    """Some turns behind a number, as many as fit into one answer: a page is bounded in bytes. `whole` as in
+    `turn_of`."""
+    query = all_turns(with_body=False).where(*which, TURNS.c.number > after)
     rows, n_bytes = list[int](), 0
-    for row in connection.execute(query.order_by(TURNS.c.number).limit(wanted.limit)):
+    for row in connection.execute(query.order_by(TURNS.c.number).limit(limit)):
         # The first one goes out whatever its size: the feed must come to an end.
         n_bytes += row.n_bytes
         if rows and n_bytes > PAGE_BYTES:
@@ -91,8 +117,8 @@ def page(connection: Connection, wanted: Wanted) -> TurnPage:
     turns: list[Turn] = []
     for start in range(0, len(rows), AT_ONCE):
         some = all_turns().where(TURNS.c.number.in_(rows[start : start + AT_ONCE])).order_by(TURNS.c.number)
-        turns += [turn_of(row) for row in connection.execute(some)]
-    return TurnPage(tuple(turns), turns[-1].number if turns else wanted.after)
+        turns += [turn_of(row, whole=whole) for row in connection.execute(some)]
+    return TurnPage(tuple(turns), turns[-1].number if turns else after)
 
 
 def all_turns(*, with_body: bool = True) -> Select[Any]:
@@ -138,30 +164,15 @@ def turn_of(row: Row[Any], *, whole: bool = False) -> Turn:
     )
 
 
-def mark(connection: Connection, turn_id: str, marks: MarkTurn) -> Turn:
-    """Changes what is said of a turn, and gives it a new place at the end of the feed, where readers notice."""
-    given = {name: value for name, value in msgspec.structs.asdict(marks).items() if value is not None}
-    if given:
-        connection.execute(update(TURNS).where(TURNS.c.id == turn_id).values(given))
-        names = [column.name for column in TURNS.c if column.name != "number"]
-        again = select(*(TURNS.c[name] for name in names)).where(TURNS.c.id == turn_id)
-        connection.execute(insert(TURNS).prefix_with("OR REPLACE").from_select(names, again))
-    found = find(connection, turn_id)
-    if found is None:
-        raise NotFound(f"There is no turn {turn_id[:80]!r}.")
-    return found
+def hear(connection: Connection, turn_id: str, *, is_heard: bool) -> None:
+    """Says whether feedback on a turn stands; a turn without any waits."""
+    connection.execute(update(TURNS).where(TURNS.c.id == turn_id).values(heard=int(is_heard)))
 
 
-def hear(connection: Connection, turn_id: str, more: int = 1) -> None:
-    """Feedback was given about a turn, or (-1) taken back; a turn without any waits."""
-    connection.execute(update(TURNS).where(TURNS.c.id == turn_id).values(heard=TURNS.c.heard + more))
-
-
-def hear_episode(connection: Connection, episode_number: int, more: int = 1) -> None:
-    """The same about all turns of an episode, those that are still to come included."""
-    connection.execute(
-        update(EPISODES).where(EPISODES.c.number == episode_number).values(heard=EPISODES.c.heard + more)
-    )
+def hear_episode(connection: Connection, episode_id: str, deployment: str, *, is_heard: bool) -> None:
+    """The same of all turns of an episode, those that are still to come included."""
+    of_id = (EPISODES.c.id == episode_id) & (EPISODES.c.deployment == deployment)
+    connection.execute(update(EPISODES).where(of_id).values(heard=int(is_heard)))
 
 
 class Counts(msgspec.Struct, frozen=True):

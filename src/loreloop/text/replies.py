@@ -135,6 +135,7 @@ class WholeReply:
     thinking: str = ""
     calls: list[WholeCall] = field(default_factory=list)
     cut: bool = False  # the last call was
+    is_open: bool = False  # the last call has begun and not ended
     note: str | None = None
     warning: str | None = None
 
@@ -151,16 +152,17 @@ class WholeReply:
                     self.thinking += text
                 case CallBegins(_, call_id, name):
                     self.calls.append(WholeCall(call_id, name))
+                    self.is_open = True
                 case CallArguments(index, text):
                     self.calls[index].arguments += text
                 case CallCut():
-                    self.cut = True
+                    self.cut, self.is_open = True, False
                     self.warning = with_note(self.note, CUT_CALL)
                 case Broken(text):
                     self.content += text
                     self.warning = with_note(self.note, BROKEN_CALL)
                 case CallEnds():
-                    pass
+                    self.is_open = False
 
 
 def read_whole(reply: Reply, tokens: Sequence[int], note: str | None = None) -> WholeReply:

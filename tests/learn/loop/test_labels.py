@@ -75,6 +75,7 @@ def test_only_what_came_since_is_new() -> None:
     [
         ({"consent": False}, "no_consent"),
         ({"fate": "no_consent"}, "no_consent"),
+        ({"fate": "unfinished"}, "unfinished"),
         ({"side": True}, "side"),
         ({"fate": "expired"}, "expired"),
         ({"user": "gone"}, "deleted_person"),

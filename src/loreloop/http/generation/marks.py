@@ -26,43 +26,71 @@ _YES, _NO = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no"})
 
 @dataclass(frozen=True)
 class Marks:
-    """`consent` is None where the request does not say."""
+    """`consent` is None where the request does not say. The two faults are why an id, or an answer, means nothing here:
+    they matter to deployments alone, since anything may stand in OpenAI's metadata."""
 
     episode_id: str | None = None
     side: bool = False
     consent: bool | None = None
+    id_fault: str | None = None
+    answer_fault: str | None = None
+
+    def check(self, user: object, *, is_recorded: bool) -> None:
+        """Raises BadRequest for a fault that matters to a deployment that was asked by this user: ids, since its canary
+        goes by them, a user whose name is longer than any that a person can have here, and answers where turns are
+        recorded."""
+        if isinstance(user, str) and len(user) > LONGEST_USER:
+            raise BadRequest(f"The user has {len(user)} characters; a user here has at most {LONGEST_USER}.")
+        fault = self.id_fault or (self.answer_fault if is_recorded else None)
+        if fault is not None:
+            raise BadRequest(fault)
 
 
 def marks_of(request: Request, episode_id: str | None, metadata: object) -> Marks:
-    """BadRequest for an id that is none, an answer that is neither yes nor no, and places that contradict each other.
-    `metadata` that is no object says nothing."""
+    """What a request says, with its faults: an id that is none, an answer that is neither yes nor no, and places that
+    contradict each other. `metadata` that is no object says nothing."""
     said: Mapping[str, Any] = metadata if isinstance(metadata, dict) else {}
     headers = request.headers
     # Nearly all requests say nothing, and they must not pay for those that do.
     if not episode_id and not said and not any(name in headers for name in HEADERS):
         return Marks()
     ids = {str(one) for one in (episode_id, said.get(EPISODE), headers.get(EPISODE_HEADER)) if one not in (None, "")}
-    if len(ids) > 1:
-        raise BadRequest(f"The request names its episode twice and differently: {', '.join(sorted(ids))[:300]!r}.")
-    episode = next(iter(ids), None)
-    if episode is not None and not _ID.fullmatch(episode):
-        raise BadRequest(
-            f"An episode cannot be called {episode[:80]!r}: write 1 to {LONGEST_ID} letters, digits, '_', '.', ':', "
-            "'@' or '-', beginning with a letter or digit; or send none, and pass back the episode_id of the answer."
-        )
+    id_fault = _id_fault(ids)
     side = _answer(SIDE_HEADER, SIDE, headers.get(SIDE_HEADER), said.get(SIDE))
     consent = _answer(CONSENT_HEADER, CONSENT, headers.get(CONSENT_HEADER), said.get(CONSENT))
-    return Marks(episode, bool(side), consent)
+    return Marks(
+        episode_id=next(iter(ids), None) if id_fault is None else None,
+        side=side.given is True,
+        consent=consent.given,
+        id_fault=id_fault,
+        answer_fault=side.fault or consent.fault,
+    )
+
+
+def _id_fault(ids: set[str]) -> str | None:
+    if len(ids) > 1:
+        return f"The request names its episode twice and differently: {', '.join(sorted(ids))[:300]!r}."
+    episode = next(iter(ids), None)
+    if episode is None or _ID.fullmatch(episode):
+        return None
+    return (
+        f"An episode cannot be called {episode[:80]!r}: write 1 to {LONGEST_ID} letters, digits, '_', '.', ':', "
+        "'@' or '-', beginning with a letter or digit; or send none, and pass back the episode_id of the answer."
+    )
 
 
 def asking_of(user: object, marks: Marks) -> Asking:
-    """Who asks. BadRequest for a user whose name is longer than any that a person can have here."""
-    if isinstance(user, str) and len(user) > LONGEST_USER:
-        raise BadRequest(f"The user has {len(user)} characters; a user here has at most {LONGEST_USER}.")
+    """Who asks."""
     return Asking(user if isinstance(user, str) and user else None, marks.episode_id)
 
 
-def _answer(header: str, name: str, in_header: str | None, in_metadata: object) -> bool | None:
+@dataclass(frozen=True)
+class _Answer:
+    given: bool | None = None
+    fault: str | None = None
+
+
+def _answer(header: str, name: str, in_header: str | None, in_metadata: object) -> _Answer:
     found: set[bool] = set()
     for given in (in_header, in_metadata):
         if given is None:
@@ -70,8 +98,8 @@ def _answer(header: str, name: str, in_header: str | None, in_metadata: object) 
         word = str(given).strip().lower()
         # A mark that is misread would train on what nobody may train on; so it is refused.
         if word not in _YES | _NO:
-            raise BadRequest(f"{header} (or metadata's {name}) is {str(given)[:40]!r}; write yes or no.")
+            return _Answer(fault=f"{header} (or metadata's {name}) is {str(given)[:40]!r}; write yes or no.")
         found.add(word in _YES)
     if len(found) > 1:
-        raise BadRequest(f"{header} and metadata's {name} contradict each other; send one of them.")
-    return next(iter(found), None)
+        return _Answer(fault=f"{header} and metadata's {name} contradict each other; send one of them.")
+    return _Answer(next(iter(found), None))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -22,7 +22,7 @@ from loreloop.http.generation.requests import Model
 from loreloop.http.services import now
 from loreloop.protocol.link import Token
 from loreloop.protocol.sampling import SampledSequence
-from loreloop.protocol.token_ids import Logprobs, TokenIds, join_ids, pack_ids, pack_logprobs
+from loreloop.protocol.token_ids import Logprobs, TokenIds, join_ids, pack_ids, pack_logprobs, unpack_ids
 from loreloop.protocol.training import Chunk, ImageChunk, TextChunk, length_of
 from loreloop.store.turn_bodies import NewTurn, TurnBody, packed
 from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn
@@ -46,13 +46,16 @@ class Draft:
 
 @dataclass(frozen=True)
 class Said:
-    """One answer as it ended; `made` are calls and results between the question and it."""
+    """One answer as it ended, to the prompt of `chat`; `made` are calls and results between the question and it.
+    `unfinished`: its reader left before its end, or its last call was cut off."""
 
+    chat: Chat
     answer: Turn
     tokens: TokenIds
     logprobs: Logprobs
     finish_reason: str
     made: tuple[Turn, ...] = ()
+    unfinished: bool = False
 
 
 class TurnRecording:
@@ -100,13 +103,28 @@ class TurnRecording:
             draft.heard.add(pieces)
             self.keep(index, sequence, draft.heard)
 
-    def keep(self, index: int, sequence: SampledSequence, heard: WholeReply, made: tuple[Turn, ...] = ()) -> None:
-        """A sample has ended with this answer."""
+    def keep(
+        self,
+        index: int,
+        sequence: SampledSequence,
+        heard: WholeReply,
+        made: tuple[Turn, ...] = (),
+        chat: Chat | None = None,
+    ) -> None:
+        """A sample has ended with this answer. After calls and results that were `made` it is one to `chat`, whose
+        prompt holds these, and no longer to the first prompt."""
         if self.deployed is None or self.chat is None:
             return
         self.drafts.pop(index, None)
-        finish = finish_of(sequence, makes_calls=bool(heard.calls) and not heard.cut)
-        said = Said(answer_turn(self.conversation, heard), sequence.tokens, sequence.logprobs, finish, made)
+        said = Said(
+            chat=chat or self.chat,
+            answer=answer_turn(self.conversation, heard),
+            tokens=sequence.tokens,
+            logprobs=sequence.logprobs,
+            finish_reason=finish_of(sequence, makes_calls=bool(heard.calls) and not heard.cut),
+            made=made,
+            unfinished=heard.cut or heard.is_open,
+        )
         self._put(index, said)
 
     def fail(self) -> None:
@@ -116,18 +134,27 @@ class TurnRecording:
             self.recorder.drop(self._trace(index))
 
     def leave(self) -> None:
-        """The stream is over. What was shown of samples that have not ended is kept as an answer that was abandoned."""
+        """The stream is over. What was shown of samples that have not ended is kept as an answer that was abandoned,
+        from which nothing is learned: its end was never sampled."""
+        if self.chat is None:
+            return
         drafts, self.drafts = self.drafts, {}
         for index, draft in drafts.items():
             if not draft.tokens:
                 self.recorder.drop(self._trace(index))
                 continue
-            answer = answer_turn(self.conversation, draft.heard)
-            self._put(index, Said(answer, pack_ids(draft.tokens), pack_logprobs(draft.logprobs), ABANDONED))
+            said = Said(
+                chat=self.chat,
+                answer=answer_turn(self.conversation, draft.heard),
+                tokens=pack_ids(draft.tokens),
+                logprobs=pack_logprobs(draft.logprobs),
+                finish_reason=ABANDONED,
+                unfinished=True,
+            )
+            self._put(index, said)
 
     def _put(self, index: int, said: Said) -> None:
-        assert self.chat is not None, "a request is checked before it is answered"
-        prompt = self.chat.op.prompt
+        prompt = said.chat.op.prompt
         n_image_bytes = sum(len(chunk.data) for chunk in prompt if isinstance(chunk, ImageChunk))
         # About eight bytes a token: its id, and its text in the conversation; an image stands in a URL besides.
         n_bytes = 1024 + 8 * length_of(prompt) + 4 * len(said.tokens) + 3 * n_image_bytes
@@ -157,6 +184,7 @@ class TurnRecording:
             base_model=self.model.target.base_model,
             revision=revision.revision_id if revision else None,
             consent=consent,
+            said_consent=self.marks.consent,
             side=self.marks.side,
             body=None,
         )
@@ -164,13 +192,12 @@ class TurnRecording:
     def _made(self, index: int, said: Said, latency: float) -> NewTurn:
         """The turn with its body; without one where that is too large. In the recorder's thread."""
         assert self.deployed is not None, "only what is recorded is made"
-        assert self.chat is not None, "a request is checked before it is answered"
-        op, conversation = self.chat.op, self.conversation
-        turns = (*with_images(conversation.turns, op.prompt), *said.made)
+        op = said.chat.op
+        turns = (*with_images(self.conversation.turns, op.prompt), *said.made)
         body = TurnBody(
             messages=tuple(map(message_of_turn, turns)),
             answer=message_of_turn(said.answer),
-            tools=tuple(tool.as_function() for tool in conversation.tools),
+            tools=tuple(tool.as_function() for tool in said.chat.rules.tools),  # those that the prompt shows
             base_model=self.model.target.base_model,
             prompt=text_ids(op.prompt),
             tokens=said.tokens,
@@ -179,13 +206,15 @@ class TurnRecording:
             finish_reason=said.finish_reason,
             latency_seconds=latency,
         )
-        data = packed(redacted(body, self.deployed.deployment.recording.redact))
-        return msgspec.structs.replace(self._trace(index), body=data if len(data) <= MOST_BYTES else None)
+        rules, decode = self.deployed.deployment.recording.redact, said.chat.model.text.tokenizer.decode
+        data = packed(redacted(body, rules, decode))
+        body_bytes = data if len(data) <= MOST_BYTES else None
+        return msgspec.structs.replace(self._trace(index), body=body_bytes, unfinished=said.unfinished)
 
 
 def answer_turn(conversation: Conversation, heard: WholeReply) -> Turn:
-    """An answer as a turn, behind how it was made to begin. A call that was cut off is none."""
-    whole = heard.calls[:-1] if heard.cut else heard.calls
+    """An answer as a turn, behind how it was made to begin. A call that was cut off, or has not ended, is none."""
+    whole = heard.calls[:-1] if heard.cut or heard.is_open else heard.calls
     calls = tuple(MadeCall(call.call_id or new_call_id(), call.name, call.arguments) for call in whole)
     return Turn("assistant", conversation.begun + heard.content, thinking=heard.thinking or None, calls=calls)
 
@@ -213,16 +242,25 @@ def text_ids(prompt: Sequence[Chunk]) -> TokenIds:
     return join_ids(texts) if len(texts) == len(prompt) else TokenIds(b"")
 
 
-def redacted(body: TurnBody, rules: tuple[str, ...]) -> TurnBody:
+def redacted(body: TurnBody, rules: tuple[str, ...], decode: Callable[[Sequence[int]], str]) -> TurnBody:
     """The body without what the rules take out. Ids of tokens say what a text says, so they go with what was changed in
-    theirs."""
+    theirs, and where their own text holds what is to go: an answer's tokens hold more than the answer, such as a call
+    that was cut off."""
     if not rules:
         return body
     found = redactor(rules)
     messages = tuple(map(found.message, body.messages))
     answer = found.message(body.answer)
-    if messages != body.messages:
-        body = msgspec.structs.replace(body, messages=messages, prompt=TokenIds(b""))
-    if answer != body.answer:
-        body = msgspec.structs.replace(body, answer=answer, tokens=TokenIds(b""), logprobs=Logprobs(b""))
-    return body
+
+    def hides(ids: TokenIds) -> bool:
+        text = decode(unpack_ids(ids).tolist())
+        return found.text(text) != text
+
+    prompt, tokens, logprobs = body.prompt, body.tokens, body.logprobs
+    if messages != body.messages or hides(prompt):
+        prompt = TokenIds(b"")
+    if answer != body.answer or hides(tokens):
+        tokens, logprobs = TokenIds(b""), Logprobs(b"")
+    return msgspec.structs.replace(
+        body, messages=messages, answer=answer, prompt=prompt, tokens=tokens, logprobs=logprobs
+    )

@@ -134,7 +134,7 @@ class MemoryTurn:
         tokenizer = model.text.tokenizer
         self.parts = Parts(tokenizer.count, SurfaceImportance(), refill_by(tokenizer))
         self.kept = KeptMemory(state=MemoryState(1), counted_by=model.target.base_model)
-        self.revision = 0
+        self.revision, self.began = 0, now()
         self.asked: Asked | None = None
         self.notes: list[Note] = []
         self.time: float | None = None  # of the new turns, and of the answer
@@ -207,7 +207,7 @@ class MemoryTurn:
     def _finish(self, answer: tuple[Turn, ...], *, cut: bool) -> None:
         assert self.asked is not None, "a turn begins before it is kept"
         kept = with_answer(self.kept, self.asked, answer, self.parts, cut=cut, notes=self.notes, time=self.time)
-        store = MemoriesOf(self.served.store, self.name.key_id, self.name.user)
+        store = MemoriesOf(self.served.store, self.name.key_id, self.name.user, began=self.began)
         self.revision = store.save(self.name.id, to_bytes(kept), after=self.revision).revision
         self.kept = kept
 

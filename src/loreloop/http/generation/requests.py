@@ -76,6 +76,9 @@ async def find_model(request: Request, name: str, user: object = None, marks: Ma
     may_use(key, name)
     # Looked up anew with every request, because a deployment may have changed since the last.
     target = served.names.target(served.store, key, name, asking_of(user, marks))
+    # What nobody deployed takes any user and any metadata, as clients of OpenAI's send them.
+    if target.deployed is not None:
+        marks.check(user, is_recorded=target.deployed.deployment.recording.record)
     text = served.texts.of(served.names.folder(target.base_model))
     defaults = text.defaults if served.config.generation_config else {}
     return Model(

@@ -16,6 +16,7 @@ from loreloop.protocol.episodes import Person, Turn
 from loreloop.protocol.errors import Forbidden, NotFound
 from loreloop.store import deployments, turns
 from loreloop.store.rows import Deployment, KeyRow
+from loreloop.store.turns import Reader
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,6 +35,11 @@ def managed_deployment(request: Request) -> Deployment:
 def manages(key: KeyRow, deployment: Deployment) -> bool:
     """Whether a key may read and mark all that a deployment has recorded."""
     return has(key, ADMIN) or (has(key, TRAIN) and deployment.key_id == key.id)
+
+
+def reader_of(key: KeyRow) -> Reader:
+    """Which turns a key may read; the rule of `manages` for lists."""
+    return Reader(key.id, owns=has(key, TRAIN), reads_all=has(key, ADMIN))
 
 
 def visible_turn(request: Request) -> Turn:

@@ -20,7 +20,7 @@ from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound, TooLa
 from loreloop.protocol.feedback import GOLDEN_TAG, OF_PERSONS, PREFERENCE, Feedback, Source
 from loreloop.protocol.feedback_rest import GiveFeedback
 from loreloop.protocol.feedback_rules import check_level, checked_value, metric_named, usual_source
-from loreloop.store import deployments, feedback, metrics, turn_keeping
+from loreloop.store import deleted, deployments, feedback, metrics
 from loreloop.store.feedback import Asked
 from loreloop.store.rows import KeyRow
 from loreloop.store.store import Store
@@ -96,10 +96,13 @@ class Giving:
         # Programs speak for many, and are bounded by their key alone.
         if said.source == "human":
             self.desk.rates.take(f"{said.giver} {said.who}", OF_PERSON, time.monotonic())
+        persons = persons_of(speaker, said, target)
+        # Looked at here for whoever only tries, and with the writing again, since a deletion may come between.
+        self.store.read(deleted.check_none, persons)
         if body.dryrun:
             return told(said, target)
         self._check_room(said)
-        asked = Asked(said, chosen=body.id is not None, may_all=speaker.is_admin)
+        asked = Asked(said, chosen=body.id is not None, may_all=speaker.is_admin, persons=persons)
         return told(await self.store.write(feedback.give, asked), target)
 
     def target(self, speaker: Speaker, id: str) -> Known:
@@ -163,7 +166,7 @@ class Giving:
         if metric.name == PREFERENCE:
             self._check_worse(speaker, target, str(value))
         source = body.source or usual_source(metric)
-        self._check_speaker(speaker, body, source, target)
+        self._check_speaker(speaker, body, source)
         return Feedback(
             number=0,
             id=body.id or str(uuid.uuid4()),
@@ -181,7 +184,7 @@ class Giving:
             overrides=body.overrides,
         )
 
-    def _check_speaker(self, speaker: Speaker, body: GiveFeedback, source: Source, target: Known) -> None:
+    def _check_speaker(self, speaker: Speaker, body: GiveFeedback, source: Source) -> None:
         if speaker.channel and source not in OF_PERSONS:
             raise BadRequest(
                 f"The source is {source!r}; from a browser or a link come 'human' and 'implicit' only. Code and judges "
@@ -192,9 +195,6 @@ class Giving:
                 f"The tag {GOLDEN_TAG!r} is for labels that revisions are measured by, and from a browser or a link "
                 "come none. Leave it out, or send the label with a key."
             )
-        person = Person(target.key_id, body.who)
-        if body.who and source in OF_PERSONS and self.store.read(turn_keeping.is_deleted, person):
-            raise Gone(f"The person {body.who[:80]!r} was deleted, and nothing is kept of deleted persons.")
 
     def _check_worse(self, speaker: Speaker, target: Known, worse: str) -> None:
         other = self.target(speaker, worse)
@@ -228,6 +228,15 @@ class Giving:
             known = Room(most - self.store.read(feedback.n_given, giver, who, most), now)
             self.desk.room[giver, who] = known
         return known.left
+
+
+def persons_of(speaker: Speaker, said: Feedback, target: Known) -> tuple[Person, ...]:
+    """All persons that a statement is of or about. Names are a key's own: who is named may be a user of the key that
+    speaks, or of the one that was answered."""
+    found = [] if target.user is None else [Person(target.key_id, target.user)]
+    if said.who and said.source in OF_PERSONS:
+        found += [Person(speaker.key.id, said.who), Person(target.key_id, said.who)]
+    return tuple(found)
 
 
 def told(said: Feedback, target: Known) -> dict[str, Any]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from loreloop.http.addresses import limit_of
 from loreloop.http.bodies import answer
-from loreloop.http.loop.access import answer_apart, managed_deployment, person_in, read_apart
+from loreloop.http.loop.access import managed_deployment, person_in
 from loreloop.http.services import now, services
-from loreloop.store import persons
+from loreloop.store import deleted, persons
 
 
 async def export_person(request: Request) -> Response:
     """Everything that is kept of a person, also what nobody may learn from."""
-    return await answer_apart(await read_apart(services(request), persons.export, person_in(request)))
+    pieces = persons.export(persons.reads_of(services(request).store.engine), person_in(request))
+    # Each piece is made in a thread when the one before has been sent, so that memory holds a page and no more.
+    return StreamingResponse(pieces, media_type="application/json")
 
 
 async def delete_person(request: Request) -> Response:
@@ -29,10 +31,9 @@ async def delete_person(request: Request) -> Response:
 
 
 async def deleted_persons(request: Request) -> Response:
-    """Who was deleted of those whose keys ask this deployment."""
-    found = managed_deployment(request)
-    gone = services(request).store.read(persons.deleted_of, found.name, limit_of(request))
-    return answer({"persons": [msgspec.to_builtins(person) for person in gone]})
+    """Who was deleted of those whose keys ask this deployment, by pages."""
+    found, after = managed_deployment(request), request.query_params.get("after", "")
+    return answer(services(request).store.read(deleted.page, found.name, after, limit_of(request)))
 
 
 ROUTES = [

@@ -138,7 +138,7 @@ class AgentStream:
                     reason = result.sequences[0].stop_reason
                     # An answer that was cut off at its length says so, even if it holds calls.
                     finish = "tool_calls" if calls and reason == "stop" else reason
-                    self.pending.recording.keep(0, result.sequences[0], reply, made)
+                    self.pending.recording.keep(0, result.sequences[0], reply, made, chat)
                     activity = await self.pending.memory.keep(made=made, whole=reply)
                     called = self.chunk({"tool_calls": calls}) if calls else b""
                     yield called + self.chunk(last_delta(chat), finish, activity)

@@ -25,6 +25,7 @@ from loreloop.protocol.errors import BadRequest, NotFound, OutOfService, ServerE
 from loreloop.protocol.openai_rest import MAX_TURNS
 from loreloop.protocol.responses_rest import CreateResponse, InputText, Item
 from loreloop.store import responses
+from loreloop.store.deleted import Begun
 from loreloop.store.rows import KeptResponse
 
 WHY = (
@@ -128,8 +129,9 @@ def item_of(value: dict[str, Any]) -> Item:
     return msgspec.convert(cleaned(value, Item), Item)
 
 
-async def keep(served: Services, key_id: str, body: CreateResponse, found: Recalled, response: dict[str, Any]) -> bool:
-    """Keeps an answer, if that is wanted and possible; `response` is it in JSON's values."""
+async def keep(served: Services, begun: Begun, body: CreateResponse, found: Recalled, response: dict[str, Any]) -> bool:
+    """Keeps an answer, if that is wanted and possible; `response` is it in JSON's values, and `begun` says whose it is,
+    and since when it was on its way."""
     most_bytes = served.config.limits.kept_responses_mib << 20
     if body.store is False or not most_bytes:
         return False
@@ -139,7 +141,7 @@ async def keep(served: Services, key_id: str, body: CreateResponse, found: Recal
     # Only this request's own items are stored; the chain of earlier answers brings the others.
     row = KeptResponse(
         id=response["id"],
-        key_id=key_id,
+        key_id=begun.person.key_id,
         created=now(),
         previous=body.previous_response_id,
         input=msgspec.json.encode(items).decode(),
@@ -149,10 +151,9 @@ async def keep(served: Services, key_id: str, body: CreateResponse, found: Recal
     if row.n_bytes > most_bytes:
         return False
     try:
-        await served.store.write(responses.keep, row, found.used, most_bytes)
+        return await served.store.write(responses.keep_unless_deleted, row, found.used, most_bytes, begun)
     except (ServerError, OutOfService):
         return False  # the second: the disk is full; the answer is there all the same
-    return True
 
 
 def _with_id(item: Item, own_id: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from loreloop.http.openai import kept_responses
 from loreloop.http.openai.kept_responses import Recalled, keep, recalled
 from loreloop.http.services import Services, asker, now, services
 from loreloop.http.sse import named_event
+from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.link import Token
 from loreloop.protocol.openai_rest import Effort
@@ -47,6 +48,7 @@ from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import SampleResult
 from loreloop.protocol.token_ids import n_ids
 from loreloop.protocol.training import Failure, length_of
+from loreloop.store.deleted import Begun
 from loreloop.text.conversation import Conversation, MadeCall, Picture, Turn, turn_of_parts
 from loreloop.text.replies import WholeReply
 from loreloop.text.tools.tool_calls import Tool
@@ -251,7 +253,8 @@ class PendingAnswer:
     async def kept(self, served: Services, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
         """The whole answer, which can be referred to from now on if its `store` is true."""
         response = self.response(blocks, result) | await self.memory.keep(warning=blocks.warning)
-        return response | {"store": await keep(served, self.chat.op.owner, self.body, self.found, response)}
+        begun = Begun(Person(self.chat.op.owner, self.body.user or ""), self.recording.created)
+        return response | {"store": await keep(served, begun, self.body, self.found, response)}
 
     def usage(self, blocks: Blocks, result: SampleResult) -> dict[str, Any]:
         """Tokens of the prompt and of the answer; thoughts are counted again from their text, as part of the answer."""

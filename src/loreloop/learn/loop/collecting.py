@@ -22,7 +22,7 @@ from loreloop.protocol.feedback_rules import is_golden, standing
 
 LIKED, DISLIKED = 0.75, 0.25  # scores that count as a thumb
 MARKS = (THUMB, ACCEPTED, SCORE)  # a verdict has a scale of its own
-NEVER = ("side", "no_consent", "mixed", "expired", "dropped")
+NEVER = ("side", "no_consent", "unfinished", "mixed", "expired", "dropped")
 Line = dict[str, Any]
 
 

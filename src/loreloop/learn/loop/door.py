@@ -93,13 +93,14 @@ class Door:
 
     def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
         """Says which turns a candidate is trained on, so that each turn, and each person, can be told. The turns that
-        are not there any more: nobody may be trained on these."""
-        unknown: list[str] = []
+        are not there any more, or from which nothing may be learned any more: nobody may be trained on these."""
+        gone: list[str] = []
         for start in range(0, len(turns), MOST_MARKED):
             body = {"candidate": candidate, "turns": list(turns[start : start + MOST_MARKED])}
             body |= {"revision": revision} if revision is not None else {}
-            unknown += self._json("POST", f"{self.place}/used", body).get("unknown", [])
-        return tuple(unknown)
+            told = self._json("POST", f"{self.place}/used", body)
+            gone += [*told.get("unknown", []), *told.get("withdrawn", [])]
+        return tuple(gone)
 
     def metrics(self) -> Declared:
         """By which metrics feedback on the deployment may be given."""
@@ -112,8 +113,14 @@ class Door:
 
     def deleted_persons(self) -> frozenset[str]:
         """Persons whose data was deleted, as `person_key` writes them: nothing of theirs may be trained on."""
-        found = self._json("GET", f"{self.place}/deleted-persons")
-        return frozenset(person_key(one.get("key_id", ""), one["user"]) for one in found["persons"])
+        found, behind = set[str](), ""
+        while True:
+            page = self._json("GET", f"{self.place}/deleted-persons{behind}")
+            found |= {person_key(one.get("key_id", ""), one["user"]) for one in page["persons"]}
+            # An older server tells of one page only, and of no next one.
+            if page.get("next") is None:
+                return frozenset(found)
+            behind = f"?after={page['next']}"
 
     def person_target(self, user: str) -> str | None:
         """The weights that answer one person; None where the deployment's own do."""

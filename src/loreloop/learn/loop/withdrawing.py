@@ -21,7 +21,7 @@ def withdrawn(data: Data, server: Feeds, unknown: Sequence[str] = ()) -> str:
     if gone := data.persons & server.deleted_persons():
         return f"{len(gone)} persons whose words it was to learn were deleted"
     if unknown:
-        return f"{len(unknown)} turns are gone"
+        return f"{len(unknown)} turns are gone, or nothing may be learned from them any more"
     used = {*data.turns}
     # A turn whose marks change stands in the feed anew, so what was read before need not be read again.
     since = newest_of(turn for turn in server.turns(data.turns_seen) if turn.id in used)

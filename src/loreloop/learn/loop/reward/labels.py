@@ -148,6 +148,8 @@ class _Sorting:
             return "no_consent"
         if turn.side or turn.fate == "side":
             return "side"
+        if turn.fate == "unfinished":
+            return "unfinished"
         return "expired" if turn.fate == "expired" else None
 
     def _of_turn(self, said: Feedback, metric: Metric, turn: Turn, weight: float) -> list[LabelledEvent]:

@@ -20,6 +20,7 @@ Reason = Literal[
     "no_consent",
     "deleted_person",
     "side",
+    "unfinished",
     "expired",
     "not_a_label",
     "out_of_range",
