@@ -13,7 +13,7 @@ from sqlalchemy import Connection, event, insert
 from loreloop.protocol.errors import BadRequest, Conflict, NotFound
 from loreloop.protocol.feedback import Feedback, Source
 from loreloop.protocol.feedback_rules import STRENGTH, standing
-from loreloop.store import feedback
+from loreloop.store import feedback, feedback_removal
 from loreloop.store.feedback import Asked
 from loreloop.store.schema import METADATA
 from loreloop.store.store import empty_database
@@ -160,7 +160,7 @@ def test_what_was_acknowledged_survives_one_kill_after_another(tmp_path: Path) -
 def test_a_number_is_never_given_twice(place: Place) -> None:
     """A reader stands behind the last number: what came under it again would never be read."""
     first = place.write(feedback.give, Asked(said("first")))
-    assert place.write(feedback.sweep_orphans, 0, 100.0, 10) == first.number
+    assert place.write(feedback_removal.sweep_orphans, 0, 100.0, 10) == first.number
     assert place.read(feedback.page, "bot", 0, 9).feedback == ()
     assert place.write(feedback.give, Asked(said("second"))).number > first.number
 
@@ -176,11 +176,11 @@ def test_what_is_about_nothing_is_swept_once_it_is_old(place: Place) -> None:
     for number, target in enumerate(["kept", "lost", "lost", "young"]):
         created = 9e9 if target == "young" else 1.0
         place.write(feedback.give, Asked(said(f"id-{number}", target_id=target, who=str(number), created=created)))
-    after = place.write(feedback.sweep_orphans, 0, 100.0, 2)
+    after = place.write(feedback_removal.sweep_orphans, 0, 100.0, 2)
     assert [each.target_id for each in place.read(feedback.page, "bot", 0, 9).feedback] == ["kept", "lost", "young"]
-    after = place.write(feedback.sweep_orphans, after, 100.0, 2)
+    after = place.write(feedback_removal.sweep_orphans, after, 100.0, 2)
     assert [each.target_id for each in place.read(feedback.page, "bot", 0, 9).feedback] == ["kept", "young"]
-    assert place.write(feedback.sweep_orphans, after, 100.0, 2) == after
+    assert place.write(feedback_removal.sweep_orphans, after, 100.0, 2) == after
 
 
 def _keep_turn(connection: Connection, id: str) -> None:
@@ -212,7 +212,7 @@ def test_no_query_reads_the_whole_table() -> None:
         feedback.n_given(connection, "key", "ann", 10)
         feedback.page(connection, "bot", 1, 10)
         feedback.about(connection, ["turn"])
-        feedback.sweep_orphans(connection, 1, 100.0, 10)
+        feedback_removal.sweep_orphans(connection, 1, 100.0, 10)
         for statement, parameters in [*queries]:
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
             scans = [row.detail for row in plan if "SCAN feedback" in row.detail]

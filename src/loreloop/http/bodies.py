@@ -30,9 +30,11 @@ _UNKNOWN = re.compile(r"unknown field `(.+?)`(?: - at `\$(\..+)`)?$")
 _PLACE = re.compile(r"- at `(\$.+)`$")
 
 
-async def read_body(request: Request) -> bytes:
-    """The whole body; TooLarge as soon as it exceeds the limit, compressed or not."""
+async def read_body(request: Request, most_bytes: int | None = None) -> bytes:
+    """The whole body; TooLarge as soon as it exceeds the limit, compressed or not. `most_bytes` is a route's own limit,
+    where it takes less than the server does."""
     limit_bytes = services(request).config.limits.body_mib << 20
+    limit_bytes = min(limit_bytes, most_bytes or limit_bytes)
     parts: list[bytes] = []
     n_bytes = 0
     async for part in request.stream():
@@ -65,6 +67,10 @@ def _unzstd(body: bytes, limit_bytes: int) -> bytes:
 
 
 def _too_large(limit_bytes: int, body: bytes) -> TooLarge:
+    if limit_bytes < 1 << 23:
+        return TooLarge(
+            f"The body exceeds {limit_bytes >> 10} KiB, which is more than this takes; send less.", body[:HEAD_BYTES]
+        )
     return TooLarge(
         f"The body exceeds {limit_bytes >> 20} MiB; send smaller batches, or raise limits.body_mib on the server.",
         body[:HEAD_BYTES],
@@ -132,9 +138,9 @@ def _in_words(error: str, kind: type) -> str:
     return f"The request is wrong: {error}." + (f" Here it is one of: {served}." if served else "")
 
 
-async def read_json(request: Request, kind: type[T]) -> T:
+async def read_json(request: Request, kind: type[T], most_bytes: int | None = None) -> T:
     """The body as a value of `kind`; BadRequest and TooLarge as `read_body` and `decode` raise them."""
-    return decode(await read_body(request), kind)
+    return decode(await read_body(request, most_bytes), kind)
 
 
 async def read_as_sent(request: Request, kind: type[S]) -> S:

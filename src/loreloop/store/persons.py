@@ -13,8 +13,9 @@ from sqlalchemy import ColumnElement, Connection, delete, func, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from loreloop.protocol.episodes import Person, Turn
+from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.feedback import Feedback
-from loreloop.store import feedback, person_arms, turn_removal
+from loreloop.store import feedback_removal, person_arms, turn_removal
 from loreloop.store.schema import MEMORIES, RESPONSES
 from loreloop.store.turn_tables import DELETED_FROM, DELETED_PERSONS, TURN_USES, TURNS
 from loreloop.store.turn_uses import Use, uses
@@ -49,7 +50,7 @@ def export(connection: Connection, person: Person) -> Export:
     newest = all_turns().where(_of(TURNS, person)).order_by(TURNS.c.number.desc()).limit(MOST_EXPORTED)
     turns = [turn_of(row, whole=True) for row in connection.execute(newest)]
     memories = connection.scalars(select(MEMORIES.c.id).where(_of(MEMORIES, person)).order_by(MEMORIES.c.id))
-    said = feedback.of_person(connection, person, MOST_EXPORTED)
+    said = feedback_removal.of_person(connection, person, MOST_EXPORTED)
     return Export(
         person=person,
         turns=tuple(reversed(turns)),
@@ -61,9 +62,15 @@ def export(connection: Connection, person: Person) -> Export:
 
 def forget(connection: Connection, person: Person, now: float) -> Deletion:
     """Deletes a person: turns, feedback, memories, kept answers of the responses API, weights of their own. Done again
-    it deletes what has come since, and tells the same candidates."""
+    it deletes what has come since, and tells the same candidates. BadRequest for nobody: that would be all that a key
+    has asked without a user, and all that it will."""
+    if not person.user:
+        raise BadRequest(
+            "A person who is deleted has a name, and the empty one is that of all requests without a user. Turns of "
+            "those go with their days, or with their deployment."
+        )
     _note(connection, person, now)
-    n_said = feedback.forget_targets(connection, person)  # before the turns that it finds them by
+    n_said = feedback_removal.forget_person(connection, person)  # before the turns that it finds them by
     n_turns = turn_removal.remove(connection, _of(TURNS, person))
     n_memories = connection.execute(delete(MEMORIES).where(_of(MEMORIES, person))).rowcount
     # A kept answer tells its request's user, as OpenAI's do.

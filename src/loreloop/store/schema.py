@@ -32,7 +32,7 @@ from sqlalchemy import (
     update,
 )
 
-from loreloop.store.feedback_tables import FEEDBACK_TABLES
+from loreloop.store.feedback_tables import FEEDBACK, FEEDBACK_TABLES, note_askers
 from loreloop.store.files import in_row
 from loreloop.store.metadata import METADATA
 from loreloop.store.turn_tables import TURN_TABLES
@@ -454,6 +454,12 @@ def m014_feedback(connection: Connection) -> None:
         table.create(connection, checkfirst=True)
 
 
+def m015_askers(connection: Connection) -> None:
+    """Notes with each statement whose answer it is about, as far as that can be told."""
+    _add_column(connection, FEEDBACK, "asker", "VARCHAR NOT NULL DEFAULT ''")
+    note_askers(connection)
+
+
 def _add_column(connection: Connection, table: Table, name: str, kind: str) -> None:
     """Unless it is there: a new database has had all columns from the first step."""
     if name not in {column["name"] for column in inspect(connection).get_columns(table.name)}:
@@ -475,6 +481,7 @@ STEPS: Sequence[Callable[[Connection], None]] = (
     m012_jobs,
     m013_turns,
     m014_feedback,
+    m015_askers,
 )
 
 

@@ -60,6 +60,18 @@ class Store:
         """Runs a query, here and now. For one thread only, the one that owns the store."""
         return function(self.reader, *args, **kwargs)
 
+    async def read_apart(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """What a query gives that may read much: in a thread, on a connection of its own, so that nobody waits for
+        it."""
+
+        def work() -> T:
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                return function(connection, *args, **kwargs)
+
+        return await asyncio.to_thread(work)
+
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a function on the writer thread; done when its transaction is committed."""
         return await self._written(lambda connection: function(connection, *args, **kwargs), alone=False)
