@@ -15,9 +15,10 @@ from loreloop.protocol.feedback import Feedback, Source
 from loreloop.protocol.feedback_rules import STRENGTH, standing
 from loreloop.store import feedback, feedback_removal
 from loreloop.store.feedback import Asked
+from loreloop.store.feedback_tables import note_askers
 from loreloop.store.schema import METADATA
 from loreloop.store.store import empty_database
-from loreloop.store.turn_tables import TURNS
+from loreloop.store.turn_tables import EPISODES, TURNS
 from tests.store.place import Place
 from tests.store.test_store_kills import lines_until_killed, numbers
 
@@ -181,6 +182,37 @@ def test_what_is_about_nothing_is_swept_once_it_is_old(place: Place) -> None:
     after = place.write(feedback_removal.sweep_orphans, after, 100.0, 2)
     assert [each.target_id for each in place.read(feedback.page, "bot", 0, 9).feedback] == ["kept", "young"]
     assert place.write(feedback_removal.sweep_orphans, after, 100.0, 2) == after
+
+
+def test_statements_of_an_older_database_are_told_whose_they_are(place: Place) -> None:
+    place.write(_keep_turn, "kept")
+    for number, (level, target) in enumerate(
+        [("inference", "kept"), ("inference", "gone"), ("episode", "one"), ("episode", "two"), ("episode", "kept")]
+    ):
+        sent = msgspec.structs.replace(said(f"id-{number}", target_id=target), level=level)
+        place.write(feedback.give, Asked(sent))
+
+    def fill(connection: Connection) -> None:
+        row = {"deployment": "bot", "weights": "w", "mixed": False, "heard": 0}
+        for id, key in (("one", "a"), ("two", "a"), ("two", "b")):
+            connection.execute(insert(EPISODES).values(row | {"id": id, "key_id": key}))
+        note_askers(connection)
+        note_askers(connection)
+
+    place.write(fill)
+    kept = place.read(feedback.page, "bot", 0, 9).feedback
+    assert [each.asker for each in kept] == ["k", "", "a", "", ""]
+
+
+def test_a_page_of_long_statements_is_shorter(place: Place) -> None:
+    for number in range(50):
+        sent = said(f"id-{number}", metric="comment", value="x" * (1 << 18), who=str(number))
+        place.write(feedback.give, Asked(sent))
+    read, after = list[str](), 0
+    while (page := place.read(feedback.page, "bot", after, 1000)).feedback:
+        assert len(page.feedback) <= feedback.PAGE_BYTES >> 18
+        read, after = [*read, *(each.id for each in page.feedback)], page.next
+    assert read == [f"id-{number}" for number in range(50)]
 
 
 def _keep_turn(connection: Connection, id: str) -> None:

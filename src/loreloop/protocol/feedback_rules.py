@@ -101,7 +101,7 @@ def standing(statements: Iterable[Feedback]) -> list[Feedback]:
     for one in sorted(last.values(), key=lambda each: each.number):
         if not one.retracted and one.id not in overridden:
             subject = pair_of(one) if one.metric == PREFERENCE else one.target_id
-            newest[one.giver, one.source, one.who, one.deployment, one.metric, subject] = one
+            newest[one.giver, one.source, one.who, one.deployment, one.asker, one.metric, subject] = one
     return sorted(newest.values(), key=lambda each: each.number)
 
 
@@ -126,6 +126,9 @@ def same_voice(one: Feedback, other: Feedback) -> bool:
 def same_subject(one: Feedback, other: Feedback) -> bool:
     """Whether two statements measure the same: one target, or for preferences one pair of answers, either way round."""
     if (one.deployment, one.metric) != (other.deployment, other.metric):
+        return False
+    # Two keys may have chosen one id for their episodes.
+    if one.asker != other.asker and "" not in (one.asker, other.asker):
         return False
     return one.target_id == other.target_id if one.metric != PREFERENCE else pair_of(one) == pair_of(other)
 

@@ -200,6 +200,7 @@ def _newest_of_voice(connection: Connection, said: Feedback) -> Row[tuple[object
         better, worse = (msgspec.json.encode(id).decode() for id in (said.target_id, said.value))
         subjects = [(*subjects[0], AT.value == worse), (AT.target_id == said.value, AT.value == better)]
     stands = select(FEEDBACK).where(*voice, AT.metric == said.metric, AT.deployment == said.deployment)
+    stands = stands.where(AT.level == said.level, AT.asker.in_(("", said.asker)))
     stands = stands.where(AT.retracted.is_(False)).order_by(AT.number.desc()).limit(1)
     # One query for each way round: no index serves both at once.
     found = [row for about in subjects if (row := connection.execute(stands.where(*about)).first()) is not None]

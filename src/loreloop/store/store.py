@@ -26,8 +26,8 @@ from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from loreloop.protocol.errors import LoreloopError, OutOfService, ServerError, disk_trouble, outcome_of
 from loreloop.protocol.folders import make_private_file
 from loreloop.store.inspection import DATABASE, check_place, check_steps, open_lock, refusal
-from loreloop.store.schema import STEPS, migrate, steps_taken
 from loreloop.store.segments import Segments
+from loreloop.store.steps import STEPS, migrate, steps_taken
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from loreloop.http.loop.tensorzero import as_ours
 from loreloop.http.services import now, services
 from loreloop.protocol.errors import NotFound
 from loreloop.protocol.feedback_rest import GiveFeedback, NewToken, TensorZeroFeedback
-from loreloop.store import feedback
+from loreloop.store import deployments, feedback
 
 USUAL_PAGE, MAX_PAGE = 100, 1000
 
@@ -76,7 +76,8 @@ async def make_token(request: Request) -> Response:
     speaker = giving(request).admit(key_speaker(request))
     wanted = await read_json(request, NewToken, MOST_OTHER_BYTES)
     # A key asks for what it may do itself: feedback on all answers of the deployment, whoever asked.
-    if not giving(request).may_speak_of(speaker, wanted.deployment, ""):
+    is_there = services(request).store.read(deployments.find, wanted.deployment) is not None
+    if not (is_there and giving(request).may_speak_of(speaker, wanted.deployment, "")):
         raise NotFound(f"There is no deployment {wanted.deployment[:80]!r} on which this key may give feedback.")
     made = new_token(services(request), speaker.key, wanted)
     return answer({"token": made, "deployment": wanted.deployment, "expires": int(now()) + wanted.expires_seconds})
