@@ -1,6 +1,7 @@
 """What training adds to the memory of an engine that has just loaded its base, on the shape of the default model."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def memory(field):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) * 1024
 
 folder, work, n_shared, lengths, n_models = json.loads(sys.argv[1])
-engine = LocalEngine(EngineConfig(device="cpu"), "base", Path(folder), Path(work))
+engine = LocalEngine(EngineConfig(device="cpu", precision="bf16"), "base", Path(folder), Path(work))
 base = memory("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
 for number in range(n_models):
@@ -59,7 +60,8 @@ def peak_bytes(folder, tmp_path, n_shared, lengths, n_models):
     """In a process of its own, so that nothing else is counted."""
     arguments = json.dumps([str(folder), str(tmp_path / "work"), n_shared, lengths, n_models])
     command = [sys.executable, "-c", CHILD, arguments]
-    environment = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", **MEMORY}  # as `serve` starts its engines
+    # As `serve` starts its engines: with the user's compiler in reach, since other products need other memory.
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", **MEMORY}
     run = subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True, timeout=1800)
     return int(run.stdout)
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -178,6 +179,25 @@ def test_uploads_at_once_have_no_more_room_than_one_after_the_other() -> None:
     play(scene, engine=False, file_mib=2, files_mib=2)
 
 
+def test_an_upload_is_never_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(site: Site) -> None:
+        write, arriving = site.services.store.write, []
+
+        async def watched(*asked: Any) -> Any:
+            arriving.append(sum(site.services.arriving.values()))
+            return await write(*asked)
+
+        async def whole() -> AsyncIterator[bytes]:
+            yield b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nevals\r\n'
+            yield b"--x\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\nyyy\r\n--x--\r\n"
+
+        monkeypatch.setattr(site.services.store, "write", watched)
+        assert (await posted(site, whole()))[0] == 200
+        assert arriving == [0], "while its row is written, it counts as a row alone"
+
+    play(scene, engine=False)
+
+
 def test_nobody_else_on_the_machine_reads_uploads() -> None:
     async def scene(site: Site) -> None:
         assert (await upload(site)).status_code == 200
@@ -211,6 +231,9 @@ def test_a_model_that_a_job_begins_at_is_not_deleted_under_it() -> None:
         refused = await site.client.delete(f"http://site/v1/models/{name}")
         assert refused.status_code == 409
         assert job.id in refused.json()["error"]["message"]
+        by_path = await site.client.delete("http://site/api/v1/training_runs/r/checkpoints/weights/a")
+        assert by_path.status_code == 409
+        assert job.id in by_path.text
         await site.services.desk.cancel(job.id)
         assert (await site.client.delete(f"http://site/v1/models/{name}")).status_code == 200
 

@@ -60,7 +60,8 @@ async def from_rewards(order: Order, clients: Clients) -> RewardLearner:
     assert isinstance(settings, RewardSettings)
     given = order.means or Means()
     means = given if given.sandbox else replace(given, sandbox=CodeSandbox())
-    names = {id(task.item): f"Example {number}" for number, task in enumerate(order.examples, 1)}
+    names = {id(task.item): f"Held-out example {number}" for number, task in enumerate(order.held_out, 1)}
+    names |= {id(task.item): f"Example {number}" for number, task in enumerate(order.examples, 1)}
     reward = Watched(reward_of(settings, means), names)
     learner = await reward_learner(
         order.plan,

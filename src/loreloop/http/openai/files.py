@@ -47,6 +47,9 @@ async def upload(request: Request) -> Response:
         row = row_of(form, key, contents)
         # The body lies in its place before the row names it; a kill between the two leaves a body for the sweeper.
         arriving.rename(files.upload(row.id))
+        # The row counts for itself from here on, and is refused where it does not fit; counted twice for a moment, it
+        # would turn another upload away that has room.
+        room.give_back()
         made = await _noted(served, row)
     finally:
         room.give_back()
@@ -85,6 +88,7 @@ class Room:
     def give_back(self) -> None:
         """The upload is over: what it has brought is a file by now, or gone."""
         self.served.arriving[self.key_id] -= self.n_taken
+        self.n_taken = 0
 
 
 def check_purpose(form: Form) -> None:

@@ -13,10 +13,10 @@ from loreloop.http.addresses import checkpoint_path
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.services import INFER, TRAIN, Services, caller, now, services
 from loreloop.http.tinker.training import state_path
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.paths import CheckpointKind, parse_path
 from loreloop.protocol.rest import TtlBody, WeightsInfoBody
-from loreloop.store import checkpoints, runs
+from loreloop.store import checkpoints, jobs, runs
 from loreloop.store.rows import CheckpointRow, RunRow
 
 KINDS = {CheckpointKind.TRAINING: "training", CheckpointKind.SAMPLER: "sampler", CheckpointKind.EXTERNAL: "external"}
@@ -55,9 +55,12 @@ async def list_checkpoints(request: Request) -> Response:
 
 
 async def delete_checkpoint(request: Request) -> Response:
-    """Deletes a checkpoint of the key. Conflict where a deployment answers with it."""
+    """Deletes a checkpoint of the key. Conflict where a deployment answers with it, or a job is to begin at it."""
     key, served = caller(request, TRAIN), services(request)
-    row = await served.store.write(checkpoints.remove, key.id, checkpoint_path(request))
+    path = checkpoint_path(request)
+    if job_id := served.store.read(jobs.beginning_at, key.id, str(path)):
+        raise Conflict(f"The job {job_id} begins at {path}; cancel that, then delete the checkpoint.")
+    row = await served.store.write(checkpoints.remove, key.id, path)
     if row.kind is CheckpointKind.SAMPLER:
         # The engine may hold the adapter in memory, and would go on answering with it.
         served.dispatcher.drop_revision(str(row.path))
