@@ -69,6 +69,7 @@ def test_code_speaks_where_only_code_finds_out_and_humans_elsewhere() -> None:
         ({"metric": "demonstration", "value": "4", "target_id": EPISODE}, "is about a turn"),
         ({"overrides": "nothing"}, "names 'nothing', which is no statement"),
         ({"id": "short"}, "id"),
+        ({"id": "long-enough\n"}, "id"),
         ({"source": "nobody"}, "source"),
         ({"tags": {"a": 1}}, "tags"),
         ({"mood": 1}, "The field `mood` is not served here"),

@@ -22,7 +22,6 @@ from loreloop.store.store import Store
 
 MOST_OF_KEY, MOST_OF_PERSON = 1_000_000, 20_000  # statements that are kept
 MOST_ROOMS, RECOUNT_SECONDS = 100_000, 60.0
-ENDS = "which is the bound; more are taken when the turns of old ones have expired"
 Name = tuple[str, ...]
 
 
@@ -36,13 +35,13 @@ class Room(msgspec.Struct):
 @dataclass(frozen=True)
 class Bound:
     """One bound that a statement meets: what it takes of it, how much that may be in all, and how what is kept is
-    counted. `full` is what the refusal says."""
+    counted. `what` names what there may be so much of."""
 
     name: Name
     takes: int
     most: int
     kept: Callable[[Connection], int]
-    full: str
+    what: str
 
 
 @dataclass
@@ -59,7 +58,9 @@ class Rooms:
         # From here on nobody comes between.
         for bound in bounds:
             if self.known[bound.name].left < bound.takes:
-                raise TooLarge(f"{bound.full}, {ENDS}.")
+                raise TooLarge(
+                    f"{bound.what} are kept, which is the bound; more are taken when the turns of old ones have expired."
+                )
         for bound in bounds:
             self.known[bound.name].left -= bound.takes
         return bounds
@@ -91,7 +92,7 @@ def bounds_of(said: Feedback, limits: LimitConfig) -> list[Bound]:
             takes=n_bytes,
             most=of_target,
             kept=lambda connection: feedback.kept_of(connection, deployment, giver, said.target_id).n_bytes,
-            full=f"{limits.target_feedback_mib} MiB of statements about {said.target_id[:80]!r} by this key are kept",
+            what=f"{limits.target_feedback_mib} MiB of statements about {said.target_id[:80]!r} by this key",
         )
     )
     if "/" in giver:  # everybody can read a token, and many a link
@@ -101,7 +102,7 @@ def bounds_of(said: Feedback, limits: LimitConfig) -> list[Bound]:
                 takes=n_bytes,
                 most=limits.public_feedback_mib << 20,
                 kept=lambda connection: feedback.kept_of(connection, deployment, giver).n_bytes,
-                full=f"{limits.public_feedback_mib} MiB of statements on {deployment!r} from pages or links are kept",
+                what=f"{limits.public_feedback_mib} MiB of statements on {deployment!r} from pages or links",
             )
         )
     bounds.append(
@@ -110,7 +111,7 @@ def bounds_of(said: Feedback, limits: LimitConfig) -> list[Bound]:
             takes=n_bytes,
             most=limits.feedback_mib << 20,
             kept=lambda connection: feedback.kept_of(connection, deployment).n_bytes,
-            full=f"{limits.feedback_mib} MiB of statements on {deployment!r} are kept",
+            what=f"{limits.feedback_mib} MiB of statements on {deployment!r}",
         )
     )
     return bounds
@@ -122,7 +123,7 @@ def _of_target(said: Feedback, limits: LimitConfig) -> Bound:
         takes=1,
         most=limits.target_statements,
         kept=lambda connection: feedback.kept_of(connection, said.deployment, said.giver, said.target_id).statements,
-        full=f"{limits.target_statements} statements about {said.target_id[:80]!r} by this key are kept",
+        what=f"{limits.target_statements} statements about {said.target_id[:80]!r} by this key",
     )
 
 
@@ -134,7 +135,7 @@ def _of_persons(said: Feedback) -> list[Bound]:
             takes=1,
             most=MOST_OF_KEY,
             kept=lambda connection: feedback.n_given(connection, giver, None, MOST_OF_KEY),
-            full=f"{MOST_OF_KEY} statements of this key are kept",
+            what=f"{MOST_OF_KEY} statements of this key",
         )
     ]
     if names_person(said):
@@ -144,7 +145,7 @@ def _of_persons(said: Feedback) -> list[Bound]:
                 takes=1,
                 most=MOST_OF_PERSON,
                 kept=lambda connection: feedback.n_given(connection, giver, who, MOST_OF_PERSON),
-                full=f"{MOST_OF_PERSON} statements of {who!r} by this key are kept",
+                what=f"{MOST_OF_PERSON} statements of {who!r} by this key",
             )
         )
     return found
