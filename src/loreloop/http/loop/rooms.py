@@ -18,10 +18,12 @@ from loreloop.config import LimitConfig
 from loreloop.protocol.errors import TooLarge
 from loreloop.protocol.feedback import Feedback
 from loreloop.store import feedback
+from loreloop.store.feedback_removal import CHANNELS
 from loreloop.store.store import Store
 
 MOST_OF_KEY, MOST_OF_PERSON = 1_000_000, 20_000  # statements that are kept
 MOST_ROOMS, RECOUNT_SECONDS = 100_000, 60.0
+PUBLIC = tuple(f"/{channel}" for channel in CHANNELS)  # ends of givers
 Name = tuple[str, ...]
 
 
@@ -59,7 +61,8 @@ class Rooms:
         for bound in bounds:
             if self.known[bound.name].left < bound.takes:
                 raise TooLarge(
-                    f"{bound.what} are kept, which is the bound; more are taken when the turns of old ones have expired."
+                    f"{bound.what} are kept, which is the bound; more are taken when the turns of old ones have "
+                    "expired."
                 )
         for bound in bounds:
             self.known[bound.name].left -= bound.takes
@@ -75,7 +78,10 @@ class Rooms:
         now, known = time.monotonic(), self.known.get(bound.name)
         # What is full is counted again after a while, since turns expire.
         if known is None or (known.left < bound.takes and now > known.counted_at + RECOUNT_SECONDS):
-            self.known[bound.name] = Room(bound.most - await store.read_apart(bound.kept), now)
+            n_kept = await store.read_apart(bound.kept)
+            # Somebody else may have counted meanwhile, and taken of it already.
+            if self.known.get(bound.name) is known:
+                self.known[bound.name] = Room(bound.most - n_kept, now)
         self.known.move_to_end(bound.name)
         if len(self.known) > MOST_ROOMS:
             self.known.popitem(last=False)
@@ -85,17 +91,16 @@ def bounds_of(said: Feedback, limits: LimitConfig) -> list[Bound]:
     """The bounds that a statement meets, the nearest first."""
     giver, deployment, n_bytes = said.giver, said.deployment, feedback.n_bytes_of(said)
     bounds = [_of_target(said, limits), *_of_persons(said)]
-    of_target = limits.target_feedback_mib << 20
     bounds.append(
         Bound(
             name=("target bytes", giver, deployment, said.target_id),
             takes=n_bytes,
-            most=of_target,
+            most=limits.target_feedback_mib << 20,
             kept=lambda connection: feedback.kept_of(connection, deployment, giver, said.target_id).n_bytes,
             what=f"{limits.target_feedback_mib} MiB of statements about {said.target_id[:80]!r} by this key",
         )
     )
-    if "/" in giver:  # everybody can read a token, and many a link
+    if giver.endswith(PUBLIC):  # everybody can read a token, and many a link
         bounds.append(
             Bound(
                 name=("public bytes", giver, deployment),
