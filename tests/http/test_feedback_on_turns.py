@@ -4,10 +4,15 @@ import asyncio
 import threading
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import Connection, update
 
 from loreloop.http.generation import recording
+from loreloop.learn.loop.collecting import said_of
+from loreloop.learn.loop.reward.labels import labels_of
+from loreloop.protocol.episodes import Turn
+from loreloop.protocol.feedback import Feedback
 from loreloop.store import feedback, turn_removal, turns
 from loreloop.store.turn_tables import TURNS
 from tests.http.recorded import Room, play_recorded
@@ -174,6 +179,29 @@ def test_an_episode_id_that_two_keys_chose_is_each_one_s_own() -> None:
         assert "several episodes 'mine'" in (await thumb(room, "mine", 409))["error"]["message"]
         askers = [(await thumb(room, "mine", key=key))["asker"] for key in (one, two)]
         assert len({*askers}) == 2
+
+    play_recorded(scene)
+
+
+def test_a_statement_reaches_no_stranger_s_episode_of_the_same_id() -> None:
+    async def scene(room: Room) -> None:
+        victim, thief = (room.site.new_key("infer", "feedback") for _ in range(2))
+        before = await room.ask(key=victim, extra_body={"episode_id": "mine"})
+        await room.turns()
+        await thumb(room, "mine", key=victim)
+        # Whoever guesses the id has an episode of their own, of which nobody has said anything.
+        after = await room.ask(key=thief, extra_body={"episode_id": "mine"})
+        fates = {turn["id"]: turn["fate"] for turn in await room.turns()}
+        assert fates == {before.id: "trainable", after.id: "waiting"}
+        on_thiefs = [await thumb(room, "mine", key=thief, value=value) for value in (False, True)]
+        on_victims, *_ = [Feedback(**each) for each in await said(room)]
+        turns = {turn["id"]: msgspec.convert(turn, Turn) for turn in await room.turns()}
+        assert set(said_of(turns, [on_victims])) == {before.id}
+        (label,) = labels_of(turns.values(), [on_victims]).events
+        assert label.id == on_victims.id
+        await room.loop("DELETE", f"/feedback/{on_thiefs[1]['id']}", key=thief)
+        fates = {turn["id"]: turn["fate"] for turn in await room.turns()}
+        assert fates[before.id] == "trainable"
 
     play_recorded(scene)
 
