@@ -99,6 +99,10 @@ class LimitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files_mib: Positive = 4096  # of all files of one key
     running_jobs: NotNegative = 2  # fine-tuning jobs at once; 0: none are taken
     jobs_per_key: Positive = 64  # that are not finished
+    feedback_mib: Positive = 1024  # of all that is kept about one deployment's answers
+    public_feedback_mib: Positive = 64  # of that, what came by all tokens for pages, or all links, of one key
+    target_feedback_mib: Positive = 4  # of that, what one key, its tokens or its links have said of one turn or episode
+    target_statements: Positive = 1000  # the same, in number
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

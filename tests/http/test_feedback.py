@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from loreloop.http.loop import giving
+from loreloop.http.loop import giving, rooms
 from loreloop.store import feedback, keys
 from tests.http.loop_rig import EPISODE, LOOP, OTHER_TURN, TURN, feed, give, know, refusal, set_up, turn
 from tests.http.site import Scene, Site, play
@@ -69,6 +69,7 @@ def test_code_speaks_where_only_code_finds_out_and_humans_elsewhere() -> None:
         ({"metric": "demonstration", "value": "4", "target_id": EPISODE}, "is about a turn"),
         ({"overrides": "nothing"}, "names 'nothing', which is no statement"),
         ({"id": "short"}, "id"),
+        ({"id": "long-enough\n"}, "id"),
         ({"source": "nobody"}, "source"),
         ({"tags": {"a": 1}}, "tags"),
         ({"mood": 1}, "The field `mood` is not served here"),
@@ -316,12 +317,12 @@ def test_what_is_no_statement_is_refused(body: bytes) -> None:
 
 def test_one_person_s_statements_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(site: Site) -> None:
-        monkeypatch.setattr(giving, "MOST_OF_PERSON", 4)
+        monkeypatch.setattr(rooms, "MOST_OF_PERSON", 4)
         for number in range(4):
             await give(site, who="ann", value=bool(number % 2))
         assert "4 statements of 'ann' by this key" in await refusal(site, status=413, who="ann")
-        monkeypatch.setattr(giving, "MOST_OF_KEY", 5)
-        site.services.feedback.room.clear()
+        monkeypatch.setattr(rooms, "MOST_OF_KEY", 5)
+        site.services.feedback.rooms.known.clear()
         await give(site, who="bob")
         assert "5 statements of this key" in await refusal(site, status=413, who="eve")
 

@@ -238,6 +238,47 @@ def test_a_token_has_a_rate_and_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     play_about(scene)
 
 
+@pytest.mark.parametrize(
+    ("origin", "is_one"),
+    [
+        ("*", True),
+        ("https://shop.example", True),
+        ("http://127.0.0.1:8080", True),
+        ("capacitor://localhost", True),
+        ("https://[::1]:8080", True),
+        ("https://shop.example/", False),
+        ("shop.example", False),
+        ("null", False),
+        ("https://a,https://b", False),
+        ("https://a\r\nx: y", False),
+        ("https://a\n", False),
+        ("", False),
+    ],
+)
+def test_origins_are_as_browsers_write_them(origin: str, is_one: bool) -> None:
+    async def scene(site: Site) -> None:
+        answer = await site.client.post(f"{LOOP}/feedback-tokens", json=token_body(origins=[origin]))
+        assert answer.status_code == (200 if is_one else 400)
+        assert is_one or "origins" in answer.text
+
+    play_about(scene)
+
+
+def test_the_letters_of_a_link_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(site: Site) -> None:
+        url = await link(site)
+        with caplog.at_level("INFO"):
+            async with site.client_with(None) as mail:
+                for method in ("GET", "POST", "DELETE"):
+                    await mail.request(method, url, data={"value": "true"})
+        shown = [record.getMessage() for record in caplog.records if record.name.endswith("application")]
+        assert len(shown) == 3
+        assert all(" /f/... " in line for line in shown)
+        assert url.rpartition("/")[2] not in caplog.text.replace(url, "")
+
+    play_about(scene)
+
+
 @pytest.mark.parametrize("scopes", [("feedback:elsewhere",), ("feedback",)])
 def test_a_token_for_a_deployment_needs_a_key_for_it(scopes: tuple[str, ...]) -> None:
     async def scene(site: Site) -> None:

@@ -4,10 +4,15 @@ import asyncio
 import threading
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import Connection, update
 
 from loreloop.http.generation import recording
+from loreloop.learn.loop.collecting import said_of
+from loreloop.learn.loop.reward.labels import labels_of
+from loreloop.protocol.episodes import Turn
+from loreloop.protocol.feedback import Feedback
 from loreloop.store import feedback, turn_removal, turns
 from loreloop.store.turn_tables import TURNS
 from tests.http.recorded import Room, play_recorded
@@ -133,7 +138,8 @@ def test_feedback_goes_with_its_turn() -> None:
 
         def age(connection: Connection) -> None:
             connection.execute(update(TURNS).values(created=1.0))
-            turn_removal.sweep(connection, 1e10)
+            while turn_removal.sweep(connection, 1e10):
+                pass
 
         write_now(store, age)
         assert await said(room) == []
@@ -182,7 +188,7 @@ def test_an_agent_cannot_mark_itself_and_its_owner_can() -> None:
     play_recorded(scene)
 
 
-def test_an_episode_id_that_two_keys_chose_is_nobody_s() -> None:
+def test_an_episode_id_that_two_keys_chose_is_each_one_s_own() -> None:
     async def scene(room: Room) -> None:
         one, two = (room.site.new_key("infer", "feedback") for _ in range(2))
         await room.ask(key=one, extra_body={"episode_id": "mine"})
@@ -190,8 +196,99 @@ def test_an_episode_id_that_two_keys_chose_is_nobody_s() -> None:
         await thumb(room, "mine", 404, two)
         await room.ask(key=two, extra_body={"episode_id": "mine"})
         await room.turns()
-        for key in (one, None):
-            assert "several episodes 'mine'" in (await thumb(room, "mine", 409, key))["error"]["message"]
+        assert "several episodes 'mine'" in (await thumb(room, "mine", 409))["error"]["message"]
+        askers = [(await thumb(room, "mine", key=key))["asker"] for key in (one, two)]
+        assert len({*askers}) == 2
+
+    play_recorded(scene)
+
+
+def test_a_statement_reaches_no_stranger_s_episode_of_the_same_id() -> None:
+    async def scene(room: Room) -> None:
+        victim, thief = (room.site.new_key("infer", "feedback") for _ in range(2))
+        before = await room.ask(key=victim, extra_body={"episode_id": "mine"})
+        await room.turns()
+        await thumb(room, "mine", key=victim)
+        # Whoever guesses the id has an episode of their own, of which nobody has said anything.
+        after = await room.ask(key=thief, extra_body={"episode_id": "mine"})
+        fates = {turn["id"]: turn["fate"] for turn in await room.turns()}
+        assert fates == {before.id: "trainable", after.id: "waiting"}
+        on_thiefs = [await thumb(room, "mine", key=thief, value=value) for value in (False, True)]
+        on_victims, *_ = [Feedback(**each) for each in await said(room)]
+        turns = {turn["id"]: msgspec.convert(turn, Turn) for turn in await room.turns()}
+        assert set(said_of(turns, [on_victims])) == {before.id}
+        (label,) = labels_of(turns.values(), [on_victims]).events
+        assert label.id == on_victims.id
+        await room.loop("DELETE", f"/feedback/{on_thiefs[1]['id']}", key=thief)
+        fates = {turn["id"]: turn["fate"] for turn in await room.turns()}
+        assert fates[before.id] == "trainable"
+
+    play_recorded(scene)
+
+
+def test_what_was_said_of_an_episode_ends_with_its_last_turn() -> None:
+    async def scene(room: Room) -> None:
+        for _ in range(2):
+            answer = await room.ask(extra_body={"episode_id": "mine"})
+            await room.turns()
+        await thumb(room, "mine", metric="comment", value="said in confidence")
+        store, (old, new) = room.site.office.store, await room.turns()
+
+        def age(connection: Connection, id: str) -> None:
+            connection.execute(update(TURNS).where(TURNS.c.id == id).values(created=1.0))
+            while turn_removal.sweep(connection, new["created"]):
+                pass
+
+        write_now(store, age, old["id"])
+        assert len(await said(room)) == 1
+        write_now(store, age, new["id"])
+        assert await said(room) == []
+        assert answer.id == new["id"]
+        assert "is gone" in (await thumb(room, "mine", 410))["error"]["message"]
+        # What comes later under the id is another matter, of which nothing was said.
+        again = await room.ask(extra_body={"episode_id": "mine"})
+        assert {turn["id"]: turn["fate"] for turn in await room.turns()}[again.id] == "waiting"
+
+    play_recorded(scene)
+
+
+def test_what_was_said_of_a_deployment_that_is_gone_does_not_come_to_the_next_of_its_name() -> None:
+    async def scene(room: Room) -> None:
+        recorder = room.site.services.recorder
+        recorder.bounds = type(recorder.bounds)(pause_seconds=0.3)
+        answer = await room.ask()
+        await room.loop("DELETE", "/deployments/bot")
+        await room.deploy()
+        for target in (answer.id, answer.episode_id):
+            assert (await thumb(room, target, metric="accepted"))["turn"] == "pending"
+        assert await room.turns() == []
+        assert await said(room) == []
+
+    play_recorded(scene)
+
+
+def test_texts_of_feedback_are_redacted_as_turns_are() -> None:
+    async def scene(room: Room) -> None:
+        await room.deploy("careful", redact=["email", "phone"])
+        answer = await room.ask(model="careful")
+        text = "write to ann@mail.example, or +49 30 1234567"
+        about = {"why": text, "tags": {"note": text, "golden": "1"}, "who": "ann@mail.example"}
+        for metric in ("comment", "demonstration"):
+            given = await thumb(room, answer.id, metric=metric, value=text, id=f"chosen-{metric}", **about)
+            left = "write to [email], or [phone]"
+            assert (given["value"], given["why"], given["tags"]["note"]) == (left, left, left)
+            assert (given["who"], given["tags"]["golden"]) == ("ann@mail.example", "1")
+            again = await thumb(room, answer.id, metric=metric, value=text, id=f"chosen-{metric}", **about)
+            assert again["number"] == given["number"]
+        kept = room.site.services.store.read(feedback.about, [answer.id])
+        assert not [each for each in kept if "mail.example" in f"{each.value}{each.why}{each.tags}"]
+        await room.turns("careful")
+        other = await room.ask(model="careful")
+        await room.turns("careful")
+        preferred = await thumb(room, answer.id, metric="preference", value=other.id, why=text)
+        assert (preferred["value"], preferred["why"]) == (other.id, left)
+
+    play_recorded(scene)
 
     play_recorded(scene)
 

@@ -100,6 +100,62 @@ def test_feedback_goes_with_a_person_who_gave_it_or_whom_it_was_given() -> None:
     play_recorded(scene)
 
 
+def test_what_was_said_of_whole_episodes_goes_with_each_person_in_them() -> None:
+    async def scene(room: Room) -> None:
+        room.says("yes")
+        headers = {"x-episode-id": "shared"}
+        for user in ("ann", "bob"):
+            (await raw(room, user=user, headers=headers)).json()
+        his = (await raw(room, user="bob")).json()
+        await room.turns()
+        on_both = await say(room, "shared", who="a tester", metric="comment", value="ann was rude")
+        on_his = await say(room, his["episode_id"], who="a tester", metric="accepted")
+        exported = {user: await room.loop("GET", f"/persons/{user}/export") for user in ("ann", "bob")}
+        assert [one["id"] for one in exported["ann"]["feedback"]] == [on_both["id"]]
+        assert [one["id"] for one in exported["bob"]["feedback"]] == [on_both["id"], on_his["id"]]
+        assert (await room.loop("DELETE", "/persons/ann"))["feedback"] == 1
+        (left,) = (await room.loop("GET", "/deployments/bot/feedback"))["feedback"]
+        assert left["id"] == on_his["id"]
+        assert [turn["fate"] for turn in await room.turns()] == ["waiting", "trainable"]
+
+    play_recorded(scene)
+
+
+def test_what_was_said_of_a_waiting_episode_goes_with_its_person() -> None:
+    async def scene(room: Room) -> None:
+        recorder = room.site.services.recorder
+        recorder.bounds = type(recorder.bounds)(pause_seconds=0.3)
+        room.says("yes")
+        waiting = (await raw(room, user="ann")).json()
+        assert (await say(room, waiting["episode_id"], who="a friend", metric="accepted"))["turn"] == "pending"
+        await room.loop("DELETE", "/persons/ann")
+        await room.turns()
+        assert (await room.loop("GET", "/deployments/bot/feedback"))["feedback"] == []
+
+    play_recorded(scene)
+
+
+def test_nobody_is_not_a_person_who_could_be_deleted() -> None:
+    async def scene(room: Room) -> None:
+        room.says("yes")
+        nameless = (await raw(room)).json()["id"]
+        await raw(room, user=" ")
+        for path in ("/persons/", "/persons/?key="):
+            refused = await room.loop("DELETE", path, 400)
+            assert "A person who is deleted has a name" in refused["error"]["message"]
+        for odd in ("%2F", "%2e%2e", "%00", "%09", "%E2%80%8B", "%FF", "/", "%2520"):
+            assert (await room.loop("DELETE", f"/persons/{odd}"))["turns"] == 0
+        assert (await room.loop("DELETE", "/persons/%20"))["turns"] == 1
+        assert [turn["id"] for turn in await room.turns()] == [nameless]
+        # It is not remembered as deleted either, so that what comes later is kept.
+        await raw(room)
+        assert [turn["fate"] for turn in await room.turns()] == ["waiting", "waiting"]
+        refused = await room.loop("PUT", "/deployments/bot/persons/", 400, json={"target": "fake"})
+        assert "are for a user with a name" in refused["error"]["message"]
+
+    play_recorded(scene)
+
+
 def test_a_name_is_its_key_s_own() -> None:
     async def scene(room: Room) -> None:
         app, other = room.site.new_key("infer", "feedback"), room.site.new_key("infer", "feedback")

@@ -23,8 +23,8 @@ from loreloop.store.schema import (
     MIGRATIONS,
     SAMPLERS,
     SNAPSHOTS,
-    m010_paths_from_the_data_folder_on,
 )
+from loreloop.store.steps import m010_paths_from_the_data_folder_on
 from loreloop.store.store import open_database
 from tests.scheduler.ops import create, step
 from tests.store.place import BASE, Place

@@ -21,7 +21,8 @@ from loreloop.store import checkpoints, journal, lost, removal, runs
 from loreloop.store.files import Files, read_secret
 from loreloop.store.inspection import inspect_data
 from loreloop.store.rows import Acceptance, AddCheckpoint, Outcome
-from loreloop.store.schema import CHECKPOINTS, OPS, REMOVED_RUNS, RESULTS, STEPS
+from loreloop.store.schema import CHECKPOINTS, OPS, REMOVED_RUNS, RESULTS
+from loreloop.store.steps import STEPS
 from loreloop.store.store import open_database
 from tests.scheduler.ops import create, save, step
 from tests.store.place import Place

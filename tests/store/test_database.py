@@ -12,7 +12,8 @@ from loreloop.protocol.loop_rest import MarkTurn
 from loreloop.store import feedback, keys, turn_keeping, turn_marks
 from loreloop.store.feedback_tables import FEEDBACK_TABLES
 from loreloop.store.rows import RecordingRule
-from loreloop.store.schema import METADATA, MIGRATIONS, STEPS
+from loreloop.store.schema import METADATA, MIGRATIONS
+from loreloop.store.steps import STEPS
 from loreloop.store.store import open_database
 from loreloop.store.turn_tables import TURN_TABLES
 

@@ -12,7 +12,8 @@ from loreloop.protocol.paths import CheckpointKind
 from loreloop.protocol.sampling import Revision
 from loreloop.store import checkpoints, deployments, samplers, sessions
 from loreloop.store.rows import Arm, CheckpointRow, Deployment, SamplerRow, Split
-from loreloop.store.schema import DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS, MIGRATIONS, NEWEST, STEPS
+from loreloop.store.schema import DEPLOYED, DEPLOYMENT_VERSIONS, DEPLOYMENTS, MIGRATIONS, NEWEST
+from loreloop.store.steps import STEPS
 from loreloop.store.store import open_database
 from tests.store.place import BASE, Place
 

@@ -13,11 +13,12 @@ from sqlalchemy import Connection, event, insert, select
 from loreloop.protocol.errors import BadRequest, Conflict, NotFound
 from loreloop.protocol.feedback import Feedback, Source
 from loreloop.protocol.feedback_rules import STRENGTH, standing
-from loreloop.store import feedback
+from loreloop.store import feedback, feedback_removal
 from loreloop.store.feedback import Asked
+from loreloop.store.feedback_tables import note_askers
 from loreloop.store.schema import METADATA
 from loreloop.store.store import empty_database
-from loreloop.store.turn_tables import TURNS
+from loreloop.store.turn_tables import EPISODES, TURNS
 from tests.store.place import Place
 from tests.store.test_store_kills import lines_until_killed, numbers
 
@@ -168,7 +169,7 @@ def test_what_was_acknowledged_survives_one_kill_after_another(tmp_path: Path) -
 def test_a_number_is_never_given_twice(place: Place) -> None:
     """A reader stands behind the last number: what came under it again would never be read."""
     first = place.write(feedback.give, Asked(said("first")))
-    assert place.write(feedback.sweep_orphans, 0, 100.0, 10) == first.number
+    assert place.write(feedback_removal.sweep_orphans, 0, 100.0, 10) == first.number
     assert place.read(feedback.page, "bot", 0, 9).feedback == ()
     assert place.write(feedback.give, Asked(said("second"))).number > first.number
 
@@ -184,11 +185,42 @@ def test_what_is_about_nothing_is_swept_once_it_is_old(place: Place) -> None:
     for number, target in enumerate(["kept", "lost", "lost", "young"]):
         created = 9e9 if target == "young" else 1.0
         place.write(feedback.give, Asked(said(f"id-{number}", target_id=target, who=str(number), created=created)))
-    after = place.write(feedback.sweep_orphans, 0, 100.0, 2)
+    after = place.write(feedback_removal.sweep_orphans, 0, 100.0, 2)
     assert [each.target_id for each in place.read(feedback.page, "bot", 0, 9).feedback] == ["kept", "lost", "young"]
-    after = place.write(feedback.sweep_orphans, after, 100.0, 2)
+    after = place.write(feedback_removal.sweep_orphans, after, 100.0, 2)
     assert [each.target_id for each in place.read(feedback.page, "bot", 0, 9).feedback] == ["kept", "young"]
-    assert place.write(feedback.sweep_orphans, after, 100.0, 2) == after
+    assert place.write(feedback_removal.sweep_orphans, after, 100.0, 2) == after
+
+
+def test_statements_of_an_older_database_are_told_whose_they_are(place: Place) -> None:
+    place.write(_keep_turn, "kept")
+    for number, (level, target) in enumerate(
+        [("inference", "kept"), ("inference", "gone"), ("episode", "one"), ("episode", "two"), ("episode", "kept")]
+    ):
+        sent = msgspec.structs.replace(said(f"id-{number}", target_id=target), level=level)
+        place.write(feedback.give, Asked(sent))
+
+    def fill(connection: Connection) -> None:
+        row = {"deployment": "bot", "weights": "w", "mixed": False, "heard": 0}
+        for id, key in (("one", "a"), ("two", "a"), ("two", "b")):
+            connection.execute(insert(EPISODES).values(row | {"id": id, "key_id": key}))
+        note_askers(connection)
+        note_askers(connection)
+
+    place.write(fill)
+    kept = place.read(feedback.page, "bot", 0, 9).feedback
+    assert [each.asker for each in kept] == ["k", "", "a", "", ""]
+
+
+def test_a_page_of_long_statements_is_shorter(place: Place) -> None:
+    for number in range(50):
+        sent = said(f"id-{number}", metric="comment", value="x" * (1 << 18), who=str(number))
+        place.write(feedback.give, Asked(sent))
+    read, after = list[str](), 0
+    while (page := place.read(feedback.page, "bot", after, 1000)).feedback:
+        assert len(page.feedback) <= feedback.PAGE_BYTES >> 18
+        read, after = [*read, *(each.id for each in page.feedback)], page.next
+    assert read == [f"id-{number}" for number in range(50)]
 
 
 def _keep_turn(connection: Connection, id: str) -> None:
@@ -220,7 +252,7 @@ def test_no_query_reads_the_whole_table() -> None:
         feedback.n_given(connection, "key", "ann", 10)
         feedback.page(connection, "bot", 1, 10)
         feedback.about(connection, ["turn"])
-        feedback.sweep_orphans(connection, 1, 100.0, 10)
+        feedback_removal.sweep_orphans(connection, 1, 100.0, 10)
         for statement, parameters in [*queries]:
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
             scans = [row.detail for row in plan if "SCAN feedback" in row.detail]

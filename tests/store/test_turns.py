@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from loreloop.protocol.episodes import Person
 from loreloop.protocol.loop_rest import MarkTurn, UseTurns
@@ -18,7 +18,7 @@ from loreloop.store.deleted import DeletedPage
 from loreloop.store.rows import Arm, RecordingRule, Split
 from loreloop.store.store import empty_database
 from loreloop.store.turn_bodies import NewTurn, TurnBody, packed, unpacked
-from loreloop.store.turn_tables import EPISODES, TURN_BODIES, TURNS
+from loreloop.store.turn_tables import EPISODES, TURN_BODIES, TURN_TALLIES, TURNS
 from loreloop.store.turns import Reader, Wanted
 from tests.store.fates import Facts, fate_of
 
@@ -118,7 +118,8 @@ def test_rows_have_the_fate_that_the_rule_gives_their_facts(steps: list[tuple[st
             heard_episodes.add(episode_id)
         else:
             # Everything that is kept and older than this turn, itself included.
-            turn_removal.sweep(connection, number + 0.5 + 30 * DAY)
+            while turn_removal.sweep(connection, number + 0.5 + 30 * DAY):
+                pass
             for name, facts in known.items():
                 if facts["state"] == "kept" and int(name[1:]) <= number:
                     facts["state"] = "expired"
@@ -167,9 +168,31 @@ def test_the_quota_takes_the_oldest_and_says_so() -> None:
 def test_what_is_over_its_days_expires_and_the_rest_stays() -> None:
     connection = database(retention_days=2)
     turn_keeping.keep(connection, [new(0, created=0.0), new(1, created=DAY)])
-    turn_removal.sweep(connection, 2 * DAY + 1)
+    while turn_removal.sweep(connection, 2 * DAY + 1):
+        pass
     assert listed(connection) == {"t0": "expired", "t1": "waiting"}
     assert turn_uses.use(connection, "bot", UseTurns("c", ("t0", "t1")), 1.0).unknown == ("t0",)
+
+
+@pytest.mark.parametrize(("why", "n_left"), [("days", 0), ("quota", 7), ("traces", 2)])
+def test_a_sweep_goes_bit_by_bit(why: str, n_left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes meanwhile waits for one bit, not for a year's turns."""
+    monkeypatch.setattr(turn_removal, "AT_ONCE", 4)
+    monkeypatch.setattr(turn_removal, "MOST_AT_ONCE", 8)
+    monkeypatch.setattr(turn_removal, "MOST_TRACES", 2 if why == "traces" else 1000)
+    connection = database(retention_days=2, quota_mib=1)
+    turn_keeping.keep(connection, [new(n, None if why == "traces" else packed(BODY)) for n in range(50)])
+    if why == "quota":
+        connection.execute(update(TURNS).values(n_bytes=1 << 17))
+        connection.execute(update(TURN_TALLIES).values(n_bytes=50 << 17))
+    here = TURNS.c.state == ("dropped" if why == "traces" else "kept")
+    left, n_bits = 50, 0
+    while turn_removal.sweep(connection, 10 * DAY if why == "days" else 0.0):
+        now = connection.scalar(select(func.count()).select_from(TURNS).where(here)) or 0
+        assert 0 < left - now <= 9
+        left, n_bits = now, n_bits + 1
+    assert n_bits >= 5
+    assert left == n_left
 
 
 def test_rows_without_content_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +200,8 @@ def test_rows_without_content_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     connection = database()
     turn_keeping.keep(connection, [new(n, None) for n in range(10)])
     turn_keeping.keep(connection, [new(10)])
-    turn_removal.sweep(connection, 11.0)
+    while turn_removal.sweep(connection, 11.0):
+        pass
     assert [*listed(connection)] == ["t7", "t8", "t9", "t10"]
     assert turns.counts(connection, "bot").dropped == 10
     assert connection.scalar(select(func.count()).select_from(EPISODES)) == 4

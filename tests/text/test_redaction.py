@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loreloop.protocol.errors import BadRequest
@@ -41,6 +42,81 @@ def test_no_rule_takes_long(rule: str) -> None:
         began = time.perf_counter()
         found.text(text)
         assert time.perf_counter() - began < 5
+
+
+HOSTILE = [
+    "1" * 22 + "x ",
+    "1" * 30 + " ",
+    "1 ",
+    "11 ",
+    "12 34 5",
+    "1 (1)1 ",
+    "1(11111)11111-",
+    "a.-@",
+    "a@a.",
+    "1111 ",
+    "A1 ",
+    "DE11 ",
+    "1.1.1.",
+    "sk-x_",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_time_of_a_kind_grows_with_the_text_alone(kind: str) -> None:
+    """Twice as much text takes about twice as long, up to a megabyte; what grows with the square would take four
+    times. All texts together, the best of three, since machines are shared."""
+    found = redactor((kind,))
+
+    def seconds(n: int) -> float:
+        texts = [(unit * n)[:n] for unit in HOSTILE]
+        taken = []
+        for _ in range(3):
+            began = time.process_time()
+            for text in texts:
+                found.text(text)
+            taken.append(time.process_time() - began)
+        return min(taken)
+
+    n = 35_000
+    small, large = seconds(n), seconds(2 * n)
+    assert large < 3 * small + 0.05
+    began = time.process_time()
+    found.text((HOSTILE[0] * (1 << 20))[: 1 << 20])
+    assert time.process_time() - began < 3 * (1 << 20) / (2 * n) * large
+
+
+def test_a_row_of_digits_costs_about_what_any_text_does() -> None:
+    """One expression tries thousands of readings of each row, which is a hundred times as much."""
+    phone = redactor(("phone",))
+
+    def seconds(unit: str) -> float:
+        taken = []
+        for _ in range(3):
+            began = time.process_time()
+            phone.text((unit * 60_000)[:60_000])
+            taken.append(time.process_time() - began)
+        return min(taken)
+
+    assert seconds("1" * 22 + "x ") < 5 * seconds("12 34 5x ") + 0.05
+
+
+# The same numbers as one expression, which takes thousands of steps for a row of digits.
+PHONE = re.compile(r"(?<![\w.])\+?\d{1,3}[ ./-]?(?:\(\d{1,5}\)[ ./-]?)?(?:\d{2,5}[ ./-]?){2,5}\d(?!\w)")
+SEPARATORS = st.sampled_from([*" -./+()x_", "(1)", "(030)", "1" * 26])
+NUMBERS = st.lists(SEPARATORS | st.text("0123456789", min_size=1, max_size=9), max_size=14).map("".join)
+
+
+@given(NUMBERS)
+@settings(max_examples=500)
+def test_a_phone_number_is_what_its_expression_says(text: str) -> None:
+    first, left = PHONE.search(text), redactor(("phone",)).text(text)
+    if first is None:
+        assert left == text
+        return
+    assert left.startswith(f"{text[: first.start()]}[phone]")
+    # Where a number ends the two may differ; that none is left they may not.
+    assert PHONE.search(left) is None
 
 
 @pytest.mark.parametrize("rule", ["(", r"(?=x)", "x*", ""])

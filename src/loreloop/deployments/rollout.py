@@ -90,7 +90,9 @@ class Rollout:
 
     async def set_person(self, name: str, user: str, wanted: SetPerson) -> PersonArm:
         """Gives one person weights of their own, once these have answered. Raises as `set` and `person_of` do."""
-        person, old = self.person_of(name, user, wanted.key), self._changeable(name)
+        if not user:
+            raise BadRequest("Weights of one's own are for a user with a name, and the address names none.")
+        person, old = await self.person_of(name, user, wanted.key), self._changeable(name)
         arm = self._owned(wanted.target).arm
         await self.warm(arm)
         row = PersonArm(person, arm, time.time(), self.key.name)
@@ -104,12 +106,12 @@ class Rollout:
         await self.store.write(write)
         return row
 
-    def person_of(self, name: str, user: str, key_id: str | None) -> Person:
+    async def person_of(self, name: str, user: str, key_id: str | None) -> Person:
         """The person who is called `user`, of a key that is named or, where one key alone has such a user in the
         deployment, of that. BadRequest where several have, NotFound where the deployment is none of this key's."""
         self.managed(name)
         if key_id is None:
-            found = self.store.read(person_arms.keys_of_user, name, user)
+            found = await self.store.read_apart(person_arms.keys_of_user, name, user)
             if len(found) > 1:
                 raise BadRequest(
                     f"{len(found)} keys have a user {user[:80]!r} in {name!r}; say whose is meant by key: "

@@ -15,7 +15,7 @@ from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.paths import CheckpointKind
 from loreloop.store import (
     checkpoints,
-    feedback,
+    feedback_removal,
     jobs,
     journal,
     memories,
@@ -63,10 +63,12 @@ class Sweeper:
         await self.store.write(spool.sweep, now)
         await self.store.write(responses.sweep, now)
         await self.store.write(memories.sweep)
-        await self.store.write(turn_removal.sweep, now)
+        # Bit by bit, so that whoever writes meanwhile waits for one bit only.
+        while await self.store.write(turn_removal.sweep, now):
+            pass
         # A stream may last; after a day its turn has been kept, or died with a process.
         self.n_feedback = await self.store.write(
-            feedback.sweep_orphans, self.n_feedback, now - DAY_SECONDS, MOST_STATEMENTS
+            feedback_removal.sweep_orphans, self.n_feedback, now - DAY_SECONDS, MOST_STATEMENTS
         )
         # A job that has just ended may still be in the worker's hands, which speaks of it once more.
         await self.store.write(jobs.sweep, now - max(session.job_days * DAY_SECONDS, YOUNG_SECONDS))

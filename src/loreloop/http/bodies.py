@@ -30,9 +30,12 @@ _UNKNOWN = re.compile(r"unknown field `(.+?)`(?: - at `\$(\..+)`)?$")
 _PLACE = re.compile(r"- at `(\$.+)`$")
 
 
-async def read_body(request: Request) -> bytes:
-    """The whole body; TooLarge as soon as it exceeds the limit, compressed or not."""
+async def read_body(request: Request, most_bytes: int | None = None) -> bytes:
+    """The whole body; TooLarge as soon as it exceeds the limit, compressed or not. `most_bytes` is a route's own limit,
+    where it takes less than the server does."""
     limit_bytes = services(request).config.limits.body_mib << 20
+    is_routes = most_bytes is not None and most_bytes < limit_bytes
+    limit_bytes = most_bytes if most_bytes is not None and is_routes else limit_bytes
     parts: list[bytes] = []
     n_bytes = 0
     async for part in request.stream():
@@ -40,31 +43,36 @@ async def read_body(request: Request) -> bytes:
         parts.append(part)
         # The check comes with every part, so that a body without a declared length cannot fill the memory first.
         if n_bytes > limit_bytes:
-            raise _too_large(limit_bytes, b"".join(parts))
+            raise _too_large(limit_bytes, b"".join(parts), is_routes=is_routes)
     body = b"".join(parts)
     encoding = request.headers.get("content-encoding", "identity")
     if encoding == "identity":
         return body
     if encoding != "zstd":
         raise BadRequest(f"The content encoding {encoding!r} is not understood; send zstd or none.")
-    return _unzstd(body, limit_bytes)
+    plain = _unzstd(body, limit_bytes)
+    if len(plain) > limit_bytes:
+        raise _too_large(limit_bytes, plain, is_routes=is_routes)
+    return plain
 
 
 def _unzstd(body: bytes, limit_bytes: int) -> bytes:
+    """The body unpacked, up to one byte more than the limit."""
     try:
         # The window is bounded as well as the result: a frame's header alone could otherwise demand gigabytes.
         with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(io.BytesIO(body)) as reader:
             # One byte over the limit is enough to know that there is more, and keeps a bomb of zeros from being
             # unpacked.
-            plain = reader.read(limit_bytes + 1)
+            return reader.read(limit_bytes + 1)
     except zstandard.ZstdError as error:
         raise BadRequest(f"The body claims to be zstd and is not: {error}.") from None
-    if len(plain) > limit_bytes:
-        raise _too_large(limit_bytes, plain)
-    return plain
 
 
-def _too_large(limit_bytes: int, body: bytes) -> TooLarge:
+def _too_large(limit_bytes: int, body: bytes, *, is_routes: bool) -> TooLarge:
+    if is_routes:
+        return TooLarge(
+            f"The body exceeds {limit_bytes >> 10} KiB, which is more than this takes; send less.", body[:HEAD_BYTES]
+        )
     return TooLarge(
         f"The body exceeds {limit_bytes >> 20} MiB; send smaller batches, or raise limits.body_mib on the server.",
         body[:HEAD_BYTES],
@@ -132,9 +140,9 @@ def _in_words(error: str, kind: type) -> str:
     return f"The request is wrong: {error}." + (f" Here it is one of: {served}." if served else "")
 
 
-async def read_json(request: Request, kind: type[T]) -> T:
+async def read_json(request: Request, kind: type[T], most_bytes: int | None = None) -> T:
     """The body as a value of `kind`; BadRequest and TooLarge as `read_body` and `decode` raise them."""
-    return decode(await read_body(request), kind)
+    return decode(await read_body(request, most_bytes), kind)
 
 
 async def read_as_sent(request: Request, kind: type[S]) -> S:

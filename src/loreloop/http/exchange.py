@@ -16,6 +16,7 @@ from loreloop.http.sse import EVENT_STREAM, broken_off
 
 LEFT = 499  # as is said of clients that leave before an answer
 SHOWN = 200  # characters of a path, in the log
+SECRET_PARAMETER, HIDDEN = "token", "..."  # of a path, and what the log has in its place
 
 
 class Exchange:
@@ -44,7 +45,11 @@ class Exchange:
     def __str__(self) -> str:
         """What the log says of it: no body, no query, no secret."""
         # Paths and names of keys come from outside: escaped, they cannot forge a second line in the log.
-        path = self.scope["path"][:SHOWN].encode("unicode_escape").decode()
+        path: str = self.scope["path"]
+        # Whoever knows the letters of a link may use it.
+        if token := self.scope.get("path_params", {}).get(SECRET_PARAMETER):
+            path = path.replace(token, HIDDEN)
+        path = path[:SHOWN].encode("unicode_escape").decode()
         key = self.scope["state"].get("key_name", "")
         return (
             f"{self.scope['method']} {path} {self.status_code} {1000 * self.seconds:.0f} ms "

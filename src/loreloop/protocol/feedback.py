@@ -72,6 +72,7 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
     tags: dict[str, str] = {}
     overrides: str | None = None  # the id of an earlier statement
+    asker: str = ""  # the id of the key that asked for what it is about; "" where that is not known
     retracted: bool = False
 
 

@@ -19,7 +19,8 @@ MetricName = Annotated[str, Meta(min_length=1, max_length=64)]
 Who = Annotated[str, Meta(max_length=LONGEST_WHO)]
 Tag = Annotated[str, Meta(max_length=500)]
 Tags = Annotated[dict[Annotated[str, Meta(min_length=1, max_length=100)], Tag], Meta(max_length=32)]
-Origin = Annotated[str, Meta(min_length=1, max_length=200)]
+# As browsers write it: without a path, and nothing behind the host but a port.
+Origin = Annotated[str, Meta(max_length=200, pattern=r"\A(\*|[a-z][a-z0-9+.-]*://[^\s/?#@,]+)\Z")]
 Lifetime = Annotated[int, Meta(ge=60, le=YEAR_SECONDS)]
 
 
@@ -30,7 +31,7 @@ class GiveFeedback(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     target_id: Id
     metric: MetricName
     value: bool | float | str
-    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{7,127}$")] | None = None
+    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{7,127}\Z")] | None = None
     source: Source | None = None
     who: Who = ""
     why: Annotated[str, Meta(max_length=LONGEST_WHY)] = ""

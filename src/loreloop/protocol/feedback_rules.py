@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from loreloop.protocol.episodes import Turn
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.feedback import (
     BUILT_IN,
@@ -72,7 +73,8 @@ def checked_value(metric: Metric, value: object) -> Value:
         return value
     if metric.kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
         low, high = (0.0, 1.0) if metric.name == SCORE else (-LARGEST, LARGEST)
-        if math.isfinite(value) and low <= value <= high:
+        # Compared first: an integer may be larger than any float.
+        if low <= value <= high and math.isfinite(value):
             return float(value)
     elif metric.kind not in ("boolean", "float") and isinstance(value, str) and 0 < len(value) <= LONGEST_TEXT:
         return value
@@ -99,8 +101,16 @@ def standing(statements: Iterable[Feedback]) -> list[Feedback]:
     for one in sorted(last.values(), key=lambda each: each.number):
         if not one.retracted and one.id not in overridden:
             subject = pair_of(one) if one.metric == PREFERENCE else one.target_id
-            newest[one.giver, one.source, one.who, one.deployment, one.metric, subject] = one
+            newest[one.giver, one.source, one.who, one.deployment, one.asker, one.metric, subject] = one
     return sorted(newest.values(), key=lambda each: each.number)
+
+
+def is_about(said: Feedback, turn: Turn) -> bool:
+    """Whether a statement speaks of a turn, or of the whole episode that it belongs to. Clients choose the ids of
+    episodes, so a stranger's may have the same."""
+    if said.level == "inference":
+        return said.target_id == turn.id
+    return said.target_id == turn.episode_id and said.asker in ("", turn.person.key_id)
 
 
 def is_golden(said: Feedback) -> bool:
@@ -116,6 +126,9 @@ def same_voice(one: Feedback, other: Feedback) -> bool:
 def same_subject(one: Feedback, other: Feedback) -> bool:
     """Whether two statements measure the same: one target, or for preferences one pair of answers, either way round."""
     if (one.deployment, one.metric) != (other.deployment, other.metric):
+        return False
+    # Two keys may have chosen one id for their episodes.
+    if one.asker != other.asker and "" not in (one.asker, other.asker):
         return False
     return one.target_id == other.target_id if one.metric != PREFERENCE else pair_of(one) == pair_of(other)
 

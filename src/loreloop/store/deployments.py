@@ -116,6 +116,13 @@ def find(connection: Connection, name: str) -> Deployment | None:
     return _row(connection, row) if row else None
 
 
+def born(connection: Connection, name: str) -> float | None:
+    """When the first version was made, in seconds since the epoch, which tells a deployment from a later one of its
+    name; None where there is none."""
+    first = select(OLD.created).where(OLD.name == name).order_by(OLD.version).limit(1)
+    return connection.scalar(first)
+
+
 def current(connection: Connection, name: str) -> Deployment:
     """Like `find`, but NotFound where no deployment has this name."""
     found = find(connection, name)

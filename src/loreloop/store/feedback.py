@@ -9,18 +9,19 @@ import hashlib
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, false, func, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, LargeBinary, Row, and_, cast, delete, func, insert, literal, select
 
 from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import Conflict, NotFound
-from loreloop.protocol.feedback import OF_PERSONS, PREFERENCE, Feedback, FeedbackPage, Level
+from loreloop.protocol.feedback import PREFERENCE, Feedback, FeedbackPage, Level
 from loreloop.protocol.feedback_rules import check_override, same_voice
 from loreloop.store import deleted, turns
 from loreloop.store.feedback_tables import FEEDBACK
-from loreloop.store.turn_tables import EPISODES, TURNS
+from loreloop.store.turn_tables import EPISODES
 
 AT = FEEDBACK.c
-CHANNELS = ("browser", "link")  # by which statements come in a key's name, beside the key itself
+ROW_BYTES = 500  # of a statement beside its texts: ids, names, indexes
+PAGE_BYTES = 8 << 20  # of the texts of a page
 MAX_NAMED = 500  # ids in one query: SQLite's own bound on parameters is not far above
 
 
@@ -50,23 +51,23 @@ def give(connection: Connection, asked: Asked) -> Feedback:
                 f"The id {said.id!r} stands for other feedback. A retry sends the same body again; for something new "
                 "choose a new id, such as a UUID."
             )
-        return _feedback(taken)
+        return statement_of(taken)
     own = _newest_of_voice(connection, said)
     if own and not asked.chosen and own.fingerprint == fingerprint and counts(connection, own.id):
-        return _feedback(own)
-    overridden, replaced = (own.id, own.target_id) if own else (None, said.target_id)
+        return statement_of(own)
+    overridden, replaced = (own.id, target_of(own)) if own else (None, target_of(said))
     if said.overrides is not None:
         old = find(connection, said.overrides)
         stands = old is not None and counts(connection, old.id)
         check_override(said, old, counts=stands, may_all=asked.may_all)
         if old is not None and not same_voice(said, old):
-            overridden, replaced = old.id, old.target_id
+            overridden, replaced = old.id, target_of(old)
             # A statement names one other only, so what this voice had said before is taken back beside.
             if own is not None:
                 retract(connection, own.id)
     given = _insert(connection, msgspec.structs.replace(said, overrides=overridden), fingerprint)
-    if replaced != said.target_id:  # who prefers the other one of two now has nothing more to say of the first
-        _tell(connection, said.level, replaced, said.deployment)
+    if replaced.id != said.target_id:  # who prefers the other one of two now has nothing more to say of the first
+        tell(connection, replaced)
     return given
 
 
@@ -77,17 +78,17 @@ def retract(connection: Connection, id: str) -> Feedback:
     if row is None:
         raise not_found(id)
     if row.retracted:
-        return _feedback(row)
+        return statement_of(row)
     # Numbers are given by the table and never twice, so that a reader of the feed meets the retraction behind all that
     # it has read.
     connection.execute(delete(FEEDBACK).where(AT.id == id))
-    return _insert(connection, msgspec.structs.replace(_feedback(row), retracted=True), row.fingerprint)
+    return _insert(connection, msgspec.structs.replace(statement_of(row), retracted=True), row.fingerprint)
 
 
 def find(connection: Connection, id: str) -> Feedback | None:
     """A statement by its id, retracted or not."""
     row = connection.execute(select(FEEDBACK).where(AT.id == id)).first()
-    return _feedback(row) if row else None
+    return statement_of(row) if row else None
 
 
 def counts(connection: Connection, id: str) -> bool:
@@ -98,10 +99,17 @@ def counts(connection: Connection, id: str) -> bool:
 
 
 def page(connection: Connection, deployment: str, after: int, limit: int) -> FeedbackPage:
-    """Statements about the answers of a deployment whose numbers come after `after`, in the order of these."""
+    """Statements about the answers of a deployment whose numbers come after `after`, in the order of these; fewer than
+    `limit` where they are long."""
     query = select(FEEDBACK).where(AT.deployment == deployment, AT.number > after).order_by(AT.number).limit(limit)
-    found = tuple(_feedback(row) for row in connection.execute(query))
-    return FeedbackPage(found, found[-1].number if found else after)
+    found, n_bytes = list[Feedback](), 0
+    for row in connection.execute(query):
+        # The first one goes out whatever its size: the feed must come to an end.
+        n_bytes += len(row.value) + len(row.why) + len(row.tags)
+        if found and n_bytes > PAGE_BYTES:
+            break
+        found.append(statement_of(row))
+    return FeedbackPage(tuple(found), found[-1].number if found else after)
 
 
 def about(connection: Connection, target_ids: Sequence[str]) -> list[Feedback]:
@@ -109,52 +117,8 @@ def about(connection: Connection, target_ids: Sequence[str]) -> list[Feedback]:
     found: list[Feedback] = []
     for start in range(0, len(target_ids), MAX_NAMED):
         named = select(FEEDBACK).where(AT.target_id.in_(target_ids[start : start + MAX_NAMED]))
-        found += [_feedback(row) for row in connection.execute(named)]
+        found += [statement_of(row) for row in connection.execute(named)]
     return sorted(found, key=lambda one: one.number)
-
-
-def of_person(connection: Connection, person: Person, after: int, most: int) -> FeedbackPage:
-    """What a person has said, and what was said of their turns, behind a number; at most so many, in the order of the
-    numbers."""
-    query = select(FEEDBACK).where(or_(_by(person), _on(person)), AT.number > after).order_by(AT.number).limit(most)
-    found = tuple(_feedback(row) for row in connection.execute(query))
-    return FeedbackPage(found, found[-1].number if found else after)
-
-
-def forget_targets(connection: Connection, person: Person) -> int:
-    """Deletes what a person has said, of others' turns too, and what was said of theirs; how many statements. To be
-    called while the turns are there."""
-    place = select(AT.level, AT.target_id, AT.deployment).distinct()
-    overridden = AT.id.in_(select(AT.overrides).where(_by(person)))
-    places = connection.execute(place.where(_by(person)).union(place.where(overridden))).all()
-    n_gone = connection.execute(delete(FEEDBACK).where(or_(_by(person), _on(person)))).rowcount
-    # Without these words the turns of others may have none that speaks of them.
-    for level, target_id, deployment in places:
-        _tell(connection, level, target_id, deployment)
-    return n_gone
-
-
-def forget_target(connection: Connection, turn_id: str) -> None:
-    """Deletes what was said of a turn that is not kept."""
-    connection.execute(delete(FEEDBACK).where(AT.target_id == turn_id))
-
-
-def _by(person: Person) -> ColumnElement[bool]:
-    """Statements that name the person, by the person's key or about what it was answered: names are a key's own. Code
-    and judges sign with names as well, which are no persons'."""
-    if not person.user:
-        return false()
-    # A key's givers are its id, and that with a channel.
-    givers = (person.key_id, *(f"{person.key_id}/{channel}" for channel in CHANNELS))
-    turns_of_key = select(TURNS.c.id).where(TURNS.c.key_id == person.key_id)
-    episodes_of_key = select(EPISODES.c.id).where(EPISODES.c.key_id == person.key_id)
-    answered = or_(AT.target_id.in_(turns_of_key), AT.target_id.in_(episodes_of_key))
-    return and_(AT.who == person.user, AT.source.in_(OF_PERSONS), or_(AT.giver.in_(givers), answered))
-
-
-def _on(person: Person) -> ColumnElement[bool]:
-    whose = (TURNS.c.key_id == person.key_id) & (TURNS.c.user == person.user)
-    return AT.target_id.in_(select(TURNS.c.id).where(whose))
 
 
 def n_given(connection: Connection, giver: str, who: str | None, most: int) -> int:
@@ -163,22 +127,30 @@ def n_given(connection: Connection, giver: str, who: str | None, most: int) -> i
     return connection.scalar(select(func.count()).select_from(kept.subquery())) or 0
 
 
-def sweep_orphans(connection: Connection, after: int, before: float, most: int) -> int:
-    """Deletes statements about turns and episodes that nobody has kept: a process was killed with them on their way.
+class Kept(msgspec.Struct, frozen=True):
+    """How much is kept, with all that was overridden or retracted."""
 
-    Looks at `most` statements behind the number `after` that were given `before` then, in seconds since the epoch, and
-    says behind which number to go on.
-    """
-    young = select(func.min(AT.number)).where(AT.number > after, AT.created >= before).scalar_subquery()
-    numbers = select(AT.number).where(AT.number > after, AT.number < func.coalesce(young, 1 << 62))
-    looked_at = [*connection.scalars(numbers.order_by(AT.number).limit(most))]
-    if not looked_at:
-        return after
-    has_turn = select(TURNS.c.id).where(TURNS.c.id == AT.target_id).exists()
-    has_episode = select(EPISODES.c.id).where(EPISODES.c.id == AT.target_id).exists()
-    some = (AT.number > after, AT.number <= looked_at[-1])
-    connection.execute(delete(FEEDBACK).where(*some, ~has_turn, ~has_episode))
-    return looked_at[-1]
+    statements: int = 0
+    n_bytes: int = 0
+
+
+def kept_of(connection: Connection, deployment: str, giver: str | None = None, target_id: str | None = None) -> Kept:
+    """How much there is about a deployment's answers, of one giver or about one target alone if they are given."""
+    about = [AT.giver == giver] if giver is not None else []
+    if target_id is None:
+        about.append(AT.deployment == deployment)
+    else:
+        about += [AT.target_id == target_id, AT.deployment.concat("") == deployment]
+    texts = (AT.value, AT.why, AT.tags, AT.who)
+    n_bytes = sum((func.length(cast(text, LargeBinary)) for text in texts), start=literal(ROW_BYTES))
+    row = connection.execute(select(func.count(), func.coalesce(func.sum(n_bytes), 0)).where(*about)).one()
+    return Kept(*row)
+
+
+def n_bytes_of(said: Feedback) -> int:
+    """How many bytes a statement takes, about."""
+    texts = (_json(said.value), said.why, _json(said.tags), said.who)
+    return ROW_BYTES + sum(len(text.encode()) for text in texts)
 
 
 def not_found(id: str) -> NotFound:
@@ -192,25 +164,49 @@ def fingerprint_of(said: Feedback) -> str:
     return hashlib.sha256(msgspec.json.encode((*told, said.overrides), order="sorted")).hexdigest()
 
 
-def is_heard(connection: Connection, target_id: str, level: Level, deployment: str) -> bool:
+class Target(msgspec.Struct, frozen=True):
+    """What statements are about; `asker` is the id of the key whose answer it is, empty for statements older than its
+    record."""
+
+    id: str
+    level: Level
+    deployment: str
+    asker: str
+
+    def statements(self) -> ColumnElement[bool]:
+        """Those about it. A stranger's episode may have the same id."""
+        # Behind an expression, so that the database looks by the target and not through all that a deployment has
+        # heard.
+        there = and_(AT.target_id == self.id, AT.level == self.level, AT.deployment.concat("") == self.deployment)
+        return there & AT.asker.in_(("", self.asker))
+
+
+def is_heard(connection: Connection, target: Target) -> bool:
     """Whether a statement about a turn or an episode stands: neither retracted nor overridden."""
-    # Behind an expression, so that the database looks by the target and not through all that a deployment has heard.
-    of_deployment = AT.deployment.concat("") == deployment
-    about = (AT.target_id == target_id, AT.level == level, of_deployment, AT.retracted.is_(False))
     newer = FEEDBACK.alias()
     # What was overridden does not count again, also where that which overrode it was retracted.
     overridden = select(newer.c.number).where(newer.c.overrides == AT.id).exists()
-    return connection.execute(select(AT.number).where(*about, ~overridden).limit(1)).first() is not None
+    standing = select(AT.number).where(target.statements(), AT.retracted.is_(False), ~overridden)
+    return connection.execute(standing.limit(1)).first() is not None
 
 
-def _tell(connection: Connection, level: Level, target_id: str, deployment: str, *, is_heard_now: bool = False) -> None:
+def tell(connection: Connection, target: Target, *, is_heard_now: bool = False) -> None:
     """Has the turn, or the episode, know whether anything that was said of it stands: its fate depends on that. What
     was said just now stands, and nobody needs to look."""
-    heard = is_heard_now or is_heard(connection, target_id, level, deployment)
-    if level == "inference":
-        turns.hear(connection, target_id, is_heard=heard)
-    else:
-        turns.hear_episode(connection, target_id, deployment, is_heard=heard)
+    if target.level == "inference":
+        turns.hear(connection, target.id, is_heard=is_heard_now or is_heard(connection, target))
+        return
+    about = [EPISODES.c.id == target.id, EPISODES.c.deployment == target.deployment]
+    if target.asker:
+        about.append(EPISODES.c.key_id == target.asker)
+    for number, key_id in connection.execute(select(EPISODES.c.number, EPISODES.c.key_id).where(*about)).all():
+        own = msgspec.structs.replace(target, asker=key_id)
+        turns.hear_episode(connection, number, is_heard=is_heard_now or is_heard(connection, own))
+
+
+def target_of(said: Feedback | Row[tuple[object, ...]]) -> Target:
+    """What a statement is about."""
+    return Target(said.target_id, said.level, said.deployment, said.asker)
 
 
 def _newest_of_voice(connection: Connection, said: Feedback) -> Row[tuple[object, ...]] | None:
@@ -222,6 +218,7 @@ def _newest_of_voice(connection: Connection, said: Feedback) -> Row[tuple[object
         better, worse = (msgspec.json.encode(id).decode() for id in (said.target_id, said.value))
         subjects = [(*subjects[0], AT.value == worse), (AT.target_id == said.value, AT.value == better)]
     stands = select(FEEDBACK).where(*voice, AT.metric == said.metric, AT.deployment == said.deployment)
+    stands = stands.where(AT.level == said.level, AT.asker.in_(("", said.asker)))
     stands = stands.where(AT.retracted.is_(False)).order_by(AT.number.desc()).limit(1)
     # One query for each way round: no index serves both at once.
     found = [row for about in subjects if (row := connection.execute(stands.where(*about)).first()) is not None]
@@ -230,14 +227,19 @@ def _newest_of_voice(connection: Connection, said: Feedback) -> Row[tuple[object
 
 def _insert(connection: Connection, said: Feedback, fingerprint: str) -> Feedback:
     values = {name: getattr(said, name) for name in msgspec.structs.asdict(said) if name != "number"}
-    values |= {"value": msgspec.json.encode(said.value).decode(), "tags": msgspec.json.encode(said.tags).decode()}
+    values |= {"value": _json(said.value), "tags": _json(said.tags)}
     done = connection.execute(insert(FEEDBACK).values(**values, fingerprint=fingerprint))
     assert done.inserted_primary_key is not None
-    _tell(connection, said.level, said.target_id, said.deployment, is_heard_now=not said.retracted)
+    tell(connection, target_of(said), is_heard_now=not said.retracted)
     return msgspec.structs.replace(said, number=int(done.inserted_primary_key[0]))
 
 
-def _feedback(row: Row[tuple[object, ...]]) -> Feedback:
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def statement_of(row: Row[tuple[object, ...]]) -> Feedback:
+    """A row as a statement."""
     return Feedback(
         number=row.number,
         id=row.id,
@@ -245,6 +247,7 @@ def _feedback(row: Row[tuple[object, ...]]) -> Feedback:
         level=row.level,
         target_id=row.target_id,
         deployment=row.deployment,
+        asker=row.asker,
         value=msgspec.json.decode(row.value),
         created=row.created,
         source=row.source,

@@ -20,8 +20,8 @@ from loreloop.protocol.folders import make_private
 from loreloop.protocol.paths import file_name
 from loreloop.store import lost
 from loreloop.store.files import SECRET, Files, read_secret
-from loreloop.store.schema import STEPS
 from loreloop.store.segments import Location, records
+from loreloop.store.steps import STEPS
 from loreloop.store.wal import lost_of_log, was_deleted
 
 DATABASE = "loreloop.db"

@@ -14,8 +14,9 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, delete, func, select
 
 from loreloop.protocol.episodes import Person, TurnPage
+from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.feedback import FeedbackPage
-from loreloop.store import deleted, feedback, person_arms, turn_removal, turns
+from loreloop.store import deleted, feedback_removal, person_arms, turn_removal, turns
 from loreloop.store.schema import MEMORIES, RESPONSES
 from loreloop.store.turn_tables import TURN_USES, TURNS
 from loreloop.store.turn_uses import Use, uses
@@ -71,7 +72,7 @@ def _turns(person: Person, after: int, connection: Connection) -> TurnPage:
 
 
 def _said(person: Person, after: int, connection: Connection) -> FeedbackPage:
-    return feedback.of_person(connection, person, after, AT_ONCE)
+    return feedback_removal.of_person(connection, person, after, AT_ONCE)
 
 
 def _pages(read: Read, page_behind: Callable[[int, Connection], P]) -> Iterator[P]:
@@ -93,9 +94,15 @@ def _listed(pages: Iterator[tuple[msgspec.Struct, ...]]) -> Iterator[bytes]:
 
 def forget(connection: Connection, person: Person, now: float) -> Deletion:
     """Deletes a person: turns, feedback, memories, kept answers of the responses API, weights of their own. Done again
-    it deletes what has come since, and tells the same candidates."""
+    it deletes what has come since, and tells the same candidates. BadRequest for nobody: that would be all that a key
+    has asked without a user, and all that it will."""
+    if not person.user:
+        raise BadRequest(
+            "A person who is deleted has a name, and the empty one is that of all requests without a user. Turns of "
+            "those go with their days, or with their deployment."
+        )
     deleted.note(connection, person, _told(connection, person), now)
-    n_said = feedback.forget_targets(connection, person)  # before the turns that it finds them by
+    n_said = feedback_removal.forget_person(connection, person)  # before the turns that it finds them by
     n_turns = turn_removal.remove(connection, _of(TURNS, person))
     n_memories = connection.execute(delete(MEMORIES).where(_of(MEMORIES, person))).rowcount
     # A kept answer tells its request's user, as OpenAI's do.

@@ -26,8 +26,8 @@ from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from loreloop.protocol.errors import LoreloopError, OutOfService, ServerError, disk_trouble, outcome_of
 from loreloop.protocol.folders import make_private_file
 from loreloop.store.inspection import DATABASE, check_place, check_steps, open_lock, refusal
-from loreloop.store.schema import STEPS, migrate, steps_taken
 from loreloop.store.segments import Segments
+from loreloop.store.steps import STEPS, migrate, steps_taken
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,6 +59,18 @@ class Store:
     def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a query, here and now. For one thread only, the one that owns the store."""
         return function(self.reader, *args, **kwargs)
+
+    async def read_apart(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """What a query gives that may read much: in a thread, on a connection of its own, so that nobody waits for
+        it."""
+
+        def work() -> T:
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                return function(connection, *args, **kwargs)
+
+        return await asyncio.to_thread(work)
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a function on the writer thread; done when its transaction is committed."""

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, insert, select, true, update
+from sqlalchemy import ColumnElement, Connection, insert, select, true, update
 
 from loreloop.protocol.episodes import Person
-from loreloop.store import feedback
+from loreloop.store import feedback, feedback_removal
 from loreloop.store.deleted import is_deleted
+from loreloop.store.feedback import Target
 from loreloop.store.rows import RecordingRule
 from loreloop.store.schema import DEPLOYMENT_VERSIONS, DEPLOYMENTS
 from loreloop.store.turn_bodies import NewTurn
@@ -36,10 +37,11 @@ def keep(connection: Connection, batch: Sequence[NewTurn]) -> int:
     n_kept = 0
     for new in batch:
         if not there[_version(new)]:
+            _forget_said(connection, new)
             continue
         is_gone = is_deleted(connection, Person(new.key_id, new.user))
-        if is_gone:  # what was said while it waited
-            feedback.forget_target(connection, new.id)
+        if is_gone:
+            _forget_said(connection, new)
         is_kept = new.body is not None and not is_gone
         _insert(connection, new, new.body if is_kept else None)
         n_kept += is_kept
@@ -47,6 +49,26 @@ def keep(connection: Connection, batch: Sequence[NewTurn]) -> int:
         if rule is not None:
             shrink(connection, name, rule)
     return n_kept
+
+
+def _forget_said(connection: Connection, new: NewTurn) -> None:
+    """Deletes what was said of a turn while it waited, and of its episode where that has no other turns."""
+    feedback_removal.forget_target(connection, _turn(new))
+    if connection.execute(select(EPISODES.c.number).where(_is_episode_of(new))).first() is None:
+        feedback_removal.forget_target(connection, _episode_of(new))
+
+
+def _turn(new: NewTurn) -> Target:
+    return Target(new.id, "inference", new.deployment, new.key_id)
+
+
+def _episode_of(new: NewTurn) -> Target:
+    return Target(new.episode_id, "episode", new.deployment, new.key_id)
+
+
+def _is_episode_of(new: NewTurn) -> ColumnElement[bool]:
+    of_key = (EPISODES.c.deployment == new.deployment) & (EPISODES.c.key_id == new.key_id)
+    return of_key & (EPISODES.c.id == new.episode_id)
 
 
 def _version(new: NewTurn) -> _Version:
@@ -79,7 +101,7 @@ def _insert(connection: Connection, new: NewTurn, body: bytes | None) -> None:
         "side": new.side,
         "unfinished": new.unfinished,
         # Feedback may come faster than what it is about.
-        "heard": feedback.is_heard(connection, new.id, "inference", new.deployment),
+        "heard": feedback.is_heard(connection, _turn(new)),
         "candidate": None,
         "n_bytes": n_bytes,
     }
@@ -92,12 +114,11 @@ def _insert(connection: Connection, new: NewTurn, body: bytes | None) -> None:
 def _episode(connection: Connection, new: NewTurn) -> int:
     """The number of the turn's episode, which is made with its first turn and mixed with the first of other weights."""
     weights = new.revision or new.base_model
-    of_id = (EPISODES.c.deployment == new.deployment) & (EPISODES.c.key_id == new.key_id)
-    of_id &= EPISODES.c.id == new.episode_id
+    of_id = _is_episode_of(new)
     row = connection.execute(select(EPISODES.c.number, EPISODES.c.weights, EPISODES.c.mixed).where(of_id)).first()
     if row is None:
         values = {"id": new.episode_id, "deployment": new.deployment, "key_id": new.key_id}
-        heard = feedback.is_heard(connection, new.episode_id, "episode", new.deployment)
+        heard = feedback.is_heard(connection, _episode_of(new))
         made = insert(EPISODES).values(**values, weights=weights, mixed=False, heard=heard).returning(EPISODES.c.number)
         return int(connection.execute(made).scalar_one())
     # A turn that was dropped counts, too: its answer was given, and led to what came after.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from loreloop.store.feedback_tables import FEEDBACK
@@ -20,6 +20,7 @@ DAY_SECONDS = 86400.0
 MOST_TRACES = 10_000  # rows without content, of one deployment
 ROOM = 0.95  # of the quota, so that not every turn has to take one away
 AT_ONCE = 500  # rows of one statement
+MOST_AT_ONCE = 4000  # rows of one transaction: everybody who writes waits behind it
 
 
 def forget_deployment(connection: Connection, name: str) -> None:
@@ -57,17 +58,19 @@ def tally(connection: Connection, deployment: str, **more: int) -> None:
     connection.execute(row.on_conflict_do_update(["deployment"], set_=added))
 
 
-def shrink(connection: Connection, deployment: str, rule: RecordingRule) -> None:
-    """Brings what a deployment has recorded below its quota; the oldest turns go first."""
+def shrink(connection: Connection, deployment: str, rule: RecordingRule) -> int:
+    """Brings what a deployment has recorded below its quota, or nearer to it where that takes very many turns; the
+    oldest go first. How many went."""
     most = rule.quota_mib << 20
+    n_gone = 0
     n_bytes = connection.scalar(select(TURN_TALLIES.c.n_bytes).where(TURN_TALLIES.c.deployment == deployment)) or 0
     if n_bytes <= most:
-        return
+        return 0
     kept = select(TURNS.c.id, TURNS.c.n_bytes).where(TURNS.c.deployment == deployment, TURNS.c.state == "kept")
-    while n_bytes > most * ROOM:
+    while n_bytes > most * ROOM and n_gone < MOST_AT_ONCE:
         oldest = connection.execute(kept.order_by(TURNS.c.created).limit(AT_ONCE)).all()
         if not oldest:
-            return
+            break
         going: list[str] = []
         for row in oldest:
             if n_bytes <= most * ROOM:
@@ -75,26 +78,36 @@ def shrink(connection: Connection, deployment: str, rule: RecordingRule) -> None
             going.append(row.id)
             n_bytes -= row.n_bytes
         _expire(connection, deployment, going)
+        n_gone += len(going)
+    return n_gone
 
 
-def sweep(connection: Connection, now: float) -> None:
-    """Expires what is over its deployment's days, and takes the oldest rows without content away."""
-    for row in connection.execute(select(DEPLOYMENTS.c.name, DEPLOYMENTS.c.recording)).all():
-        if row.recording is None:
-            continue
-        rule = msgspec.json.decode(row.recording, type=RecordingRule)
-        over = select(TURNS.c.id).where(
-            TURNS.c.deployment == row.name,
-            TURNS.c.state == "kept",
-            TURNS.c.created < now - rule.retention_days * DAY_SECONDS,
-        )
-        while ids := connection.scalars(over.limit(AT_ONCE)).all():
-            _expire(connection, row.name, ids)
-        shrink(connection, row.name, rule)
-        _trim(connection, row.name)
+def sweep(connection: Connection, now: float) -> bool:
+    """Expires some of what is over its deployment's days or quota, and takes some of the oldest rows without content
+    away; whether there may be more to do. To be called again until there is not, a transaction each."""
+    # The first that has something to do ends the round.
+    return any(_sweep(connection, name, rule, now) for name, rule in _rules(connection))
+
+
+def _rules(connection: Connection) -> list[tuple[str, RecordingRule]]:
+    rows = connection.execute(select(DEPLOYMENTS.c.name, DEPLOYMENTS.c.recording)).all()
+    return [(row.name, msgspec.json.decode(row.recording, type=RecordingRule)) for row in rows if row.recording]
+
+
+def _sweep(connection: Connection, name: str, rule: RecordingRule, now: float) -> bool:
+    over = select(TURNS.c.id).where(
+        TURNS.c.deployment == name,
+        TURNS.c.state == "kept",
+        TURNS.c.created < now - rule.retention_days * DAY_SECONDS,
+    )
+    ids = connection.scalars(over.limit(AT_ONCE)).all()
+    _expire(connection, name, ids)
+    return bool(ids) or shrink(connection, name, rule) > 0 or _trim(connection, name)
 
 
 def _expire(connection: Connection, deployment: str, ids: Sequence[str]) -> None:
+    if not ids:
+        return
     which = TURNS.c.id.in_(ids)
     n_bytes = connection.scalar(select(func.coalesce(func.sum(TURNS.c.n_bytes), 0)).where(which)) or 0
     connection.execute(delete(TURN_BODIES).where(TURN_BODIES.c.turn_id.in_(ids)))
@@ -102,21 +115,36 @@ def _expire(connection: Connection, deployment: str, ids: Sequence[str]) -> None
     connection.execute(delete(FEEDBACK).where(FEEDBACK.c.target_id.in_(ids)))
     connection.execute(update(TURNS).where(which).values(state="expired", user="", n_bytes=0))
     tally(connection, deployment, n_bytes=-n_bytes, expired=len(ids))
+    episodes = connection.scalars(select(TURNS.c.episode).where(which).distinct()).all()
+    still_kept = exists().where(TURNS.c.episode == EPISODES.c.number, TURNS.c.state == "kept")
+    _forget_said(connection, EPISODES.c.number.in_(episodes) & ~still_kept)
 
 
-def _trim(connection: Connection, deployment: str) -> None:
+def _trim(connection: Connection, deployment: str) -> bool:
+    """Takes some of the oldest rows without content away, where there are too many; whether there were."""
     # A kept row counts as nothing here: quota and days bound those.
     traces = select(TURNS.c.number).where(TURNS.c.deployment == deployment, TURNS.c.state != "kept")
     first = connection.scalar(traces.order_by(TURNS.c.number.desc()).offset(MOST_TRACES).limit(1))
-    if first is not None:
-        remove(connection, (TURNS.c.deployment == deployment) & (TURNS.c.state != "kept") & (TURNS.c.number <= first))
+    if first is None:
+        return False
+    last = connection.scalar(traces.order_by(TURNS.c.number).offset(MOST_AT_ONCE).limit(1))
+    last = first if last is None else min(first, last)
+    remove(connection, (TURNS.c.deployment == deployment) & (TURNS.c.state != "kept") & (TURNS.c.number <= last))
+    return True
 
 
 def _remove_empty(connection: Connection, episodes: Sequence[int]) -> None:
-    has_turns = select(TURNS.c.id).where(TURNS.c.episode == EPISODES.c.number).exists()
+    has_turns = exists().where(TURNS.c.episode == EPISODES.c.number)
     for start in range(0, len(episodes), AT_ONCE):
-        some = EPISODES.c.number.in_(episodes[start : start + AT_ONCE])
-        for row in connection.execute(select(EPISODES.c.id, EPISODES.c.deployment).where(some, ~has_turns)).all():
-            said = (FEEDBACK.c.target_id == row.id) & (FEEDBACK.c.deployment == row.deployment)
-            connection.execute(delete(FEEDBACK).where(said, FEEDBACK.c.level == "episode"))
-        connection.execute(delete(EPISODES).where(some, ~has_turns))
+        empty = EPISODES.c.number.in_(episodes[start : start + AT_ONCE]) & ~has_turns
+        _forget_said(connection, empty)
+        connection.execute(delete(EPISODES).where(empty))
+
+
+def _forget_said(connection: Connection, which: ColumnElement[bool]) -> None:
+    """Deletes what was said of whole episodes."""
+    about = FEEDBACK.c
+    for row in connection.execute(select(EPISODES).where(which)).all():
+        said = (about.target_id == row.id) & (about.deployment == row.deployment) & (about.level == "episode")
+        connection.execute(delete(FEEDBACK).where(said, about.asker.in_(("", row.key_id))))
+    connection.execute(update(EPISODES).where(which).values(heard=0))

@@ -169,10 +169,9 @@ def hear(connection: Connection, turn_id: str, *, is_heard: bool) -> None:
     connection.execute(update(TURNS).where(TURNS.c.id == turn_id).values(heard=int(is_heard)))
 
 
-def hear_episode(connection: Connection, episode_id: str, deployment: str, *, is_heard: bool) -> None:
+def hear_episode(connection: Connection, number: int, *, is_heard: bool) -> None:
     """The same of all turns of an episode, those that are still to come included."""
-    of_id = (EPISODES.c.id == episode_id) & (EPISODES.c.deployment == deployment)
-    connection.execute(update(EPISODES).where(of_id).values(heard=int(is_heard)))
+    connection.execute(update(EPISODES).where(EPISODES.c.number == number).values(heard=int(is_heard)))
 
 
 class Counts(msgspec.Struct, frozen=True):

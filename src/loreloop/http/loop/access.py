@@ -72,12 +72,7 @@ async def read_apart(
     served: Services, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
     """What a query gives that may read much: in a thread, on a connection of its own, so that nobody waits for it."""
-
-    def work() -> T:
-        with served.store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            return function(connection, *args, **kwargs)
-
-    return await asyncio.to_thread(work)
+    return await served.store.read_apart(function, *args, **kwargs)
 
 
 async def answer_apart(value: object) -> Response:

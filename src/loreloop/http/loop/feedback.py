@@ -9,24 +9,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from loreloop.http.addresses import limit_of
+from loreloop.http.addresses import limit_of, number_of
 from loreloop.http.bodies import answer, read_json
-from loreloop.http.loop.access import managed_deployment
+from loreloop.http.loop.access import answer_apart, managed_deployment, read_apart
+from loreloop.http.loop.sizes import MOST_BYTES, MOST_OTHER_BYTES, MOST_PUBLIC_BYTES
 from loreloop.http.loop.speakers import any_speaker, giving, key_speaker, new_token
 from loreloop.http.loop.tensorzero import as_ours
 from loreloop.http.services import now, services
-from loreloop.protocol.errors import BadRequest, NotFound
+from loreloop.protocol.errors import NotFound
 from loreloop.protocol.feedback_rest import GiveFeedback, NewToken, TensorZeroFeedback
-from loreloop.store import feedback
+from loreloop.store import deployments, feedback
 
 USUAL_PAGE, MAX_PAGE = 100, 1000
-LARGEST_NUMBER = (1 << 63) - 1
 
 
 async def give_feedback(request: Request) -> Response:
     """Keeps one statement about a turn or an episode, and says what became of it."""
     speaker = giving(request).admit(any_speaker(request))
-    return allowed(request, await giving(request).give(speaker, await read_json(request, GiveFeedback)))
+    most_bytes = MOST_PUBLIC_BYTES if speaker.channel else MOST_BYTES
+    return allowed(request, await giving(request).give(speaker, await read_json(request, GiveFeedback, most_bytes)))
 
 
 async def preflight(request: Request) -> Response:
@@ -44,40 +45,39 @@ async def preflight(request: Request) -> Response:
 
 async def get_feedback(request: Request) -> Response:
     """One statement as it stands, with whether it counts."""
-    found = giving(request).given(key_speaker(request), str(request.path_params["id"]))
+    speaker = giving(request).admit(key_speaker(request))
+    found = giving(request).given(speaker, str(request.path_params["id"]))
     counts = services(request).store.read(feedback.counts, found.id)
     return answer(msgspec.to_builtins(found) | {"counts": counts})
 
 
 async def retract_feedback(request: Request) -> Response:
     """Takes a statement back; it stays in the feed, retracted."""
-    speaker = any_speaker(request)
+    speaker = giving(request).admit(any_speaker(request))
     return allowed(request, msgspec.to_builtins(await giving(request).retract(speaker, str(request.path_params["id"]))))
 
 
 async def feedback_feed(request: Request) -> Response:
     """What was said about a deployment's answers, from a number on, in the order in which it came."""
     name = managed_deployment(request).name
-    after = request.query_params.get("after", "0")
-    if not after.isdecimal() or int(after) > LARGEST_NUMBER:
-        raise BadRequest(f"after is {after[:20]!r}; it is the number of the last statement that was read, 0 at first.")
-    limit = limit_of(request, USUAL_PAGE, MAX_PAGE)
-    return answer(services(request).store.read(feedback.page, name, int(after), limit))
+    after, limit = number_of(request, "after"), limit_of(request, USUAL_PAGE, MAX_PAGE)
+    return await answer_apart(await read_apart(services(request), feedback.page, name, after, limit))
 
 
 async def tensorzero_feedback(request: Request) -> Response:
     """Takes the body of TensorZero's gateway, and answers as it does."""
     speaker = giving(request).admit(key_speaker(request))
-    body = as_ours(await read_json(request, TensorZeroFeedback), giving(request).desk.targets)
+    body = as_ours(await read_json(request, TensorZeroFeedback, MOST_BYTES), giving(request).desk.targets)
     return answer({"feedback_id": (await giving(request).give(speaker, body))["id"]})
 
 
 async def make_token(request: Request) -> Response:
     """A token with which pages give feedback on one deployment, shown once."""
-    speaker = key_speaker(request)
-    wanted = await read_json(request, NewToken)
+    speaker = giving(request).admit(key_speaker(request))
+    wanted = await read_json(request, NewToken, MOST_OTHER_BYTES)
     # A key asks for what it may do itself: feedback on all answers of the deployment, whoever asked.
-    if not giving(request).may_speak_of(speaker, wanted.deployment, ""):
+    is_there = services(request).store.read(deployments.find, wanted.deployment) is not None
+    if not (is_there and giving(request).may_speak_of(speaker, wanted.deployment, "")):
         raise NotFound(f"There is no deployment {wanted.deployment[:80]!r} on which this key may give feedback.")
     made = new_token(services(request), speaker.key, wanted)
     return answer({"token": made, "deployment": wanted.deployment, "expires": int(now()) + wanted.expires_seconds})

@@ -5,30 +5,32 @@ Every way in, a key's, a page's, a link's and TensorZero's, ends here.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 
+from loreloop.config import LimitConfig
 from loreloop.http.loop.rates import Rate, Rates
+from loreloop.http.loop.redacting import redacted
+from loreloop.http.loop.rooms import Rooms, bounds_of, names_person
 from loreloop.http.loop.targets import Targets
 from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound, TooLarge
 from loreloop.protocol.feedback import GOLDEN_TAG, OF_PERSONS, PREFERENCE, Feedback, Source
 from loreloop.protocol.feedback_rest import GiveFeedback
 from loreloop.protocol.feedback_rules import check_level, checked_value, metric_named, usual_source
-from loreloop.store import deleted, deployments, feedback, metrics
+from loreloop.store import deleted, deployments, feedback, metrics, turn_keeping
 from loreloop.store.feedback import Asked
 from loreloop.store.rows import KeyRow
 from loreloop.store.store import Store
 from loreloop.store.turns import Known
 
 OF_KEY, OF_PERSON = Rate(per_second=100, burst=2000), Rate(per_second=2, burst=600)
-MOST_OF_KEY, MOST_OF_PERSON = 1_000_000, 20_000  # statements that are kept
-MOST_ROOMS, RECOUNT_SECONDS = 100_000, 60.0
+LONGEST_PUBLIC = 1 << 14  # characters of a text that comes by what everybody can read
 NOTES = {
     "kept": None,
     "pending": "The turn is on its way into the store; this feedback is kept already.",
@@ -38,7 +40,8 @@ NOTES = {
 
 class Speaker(msgspec.Struct, frozen=True):
     """The key by which a statement comes, and how. `deployment` is the only one that it may speak of, "" for no such
-    bound; `is_admin` and `is_general` say what the key may beside those that its scopes name."""
+    bound, as far as the key may still do so itself; `is_admin` and `is_general` say what the key may beside what its
+    scopes name."""
 
     key: KeyRow
     channel: Literal["", "browser", "link"] = ""
@@ -56,20 +59,13 @@ class Speaker(msgspec.Struct, frozen=True):
         return f"{id}/{self.channel}" if self.channel else id
 
 
-class Room(msgspec.Struct):
-    """How many more statements are taken, and when those in the store were counted."""
-
-    left: int
-    counted_at: float
-
-
 @dataclass
 class Desk:
-    """What giving needs from one request to the next. `room` is that of a giver, and of each person it speaks for."""
+    """What giving needs from one request to the next."""
 
     targets: Targets
     rates: Rates = field(default_factory=Rates)
-    room: dict[tuple[str, str | None], Room] = field(default_factory=dict)
+    rooms: Rooms = field(default_factory=Rooms)
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,7 @@ class Giving:
 
     store: Store
     desk: Desk
+    limits: LimitConfig = field(default_factory=LimitConfig)
 
     def admit(self, speaker: Speaker) -> Speaker:
         """The speaker, once for each request; Unavailable where that comes too fast. Before anything is read or looked
@@ -92,18 +89,38 @@ class Giving:
         raise them.
         """
         target = self.target(speaker, body.target_id)
-        said = self._said(speaker, body, target, time.time())
-        # Programs speak for many, and are bounded by their key alone.
-        if said.source == "human":
+        said = await self._redacted(self._said(speaker, body, target, time.time()))
+        if names_person(said):
             self.desk.rates.take(f"{said.giver} {said.who}", OF_PERSON, time.monotonic())
         persons = persons_of(speaker, said, target)
         # Looked at here for whoever only tries, and with the writing again, since a deletion may come between.
         self.store.read(deleted.check_none, persons)
         if body.dryrun:
             return told(said, target)
-        self._check_room(said)
-        asked = Asked(said, chosen=body.id is not None, may_all=speaker.is_admin, persons=persons)
-        return told(await self.store.write(feedback.give, asked), target)
+        asked = Asked(
+            said, chosen=body.id is not None, may_all=speaker.is_admin and not speaker.channel, persons=persons
+        )
+        return told(await self._kept(asked), target)
+
+    async def _redacted(self, said: Feedback) -> Feedback:
+        rule = self.store.read(turn_keeping.rule_of, said.deployment)
+        if rule is None or not rule.redact:
+            return said
+        return await asyncio.to_thread(redacted, said, rule.redact)
+
+    async def _kept(self, asked: Asked) -> Feedback:
+        """The statement as it is kept; TooLarge where there is no room. A retry finds what is there, and needs none."""
+        said = asked.said
+        is_retry = asked.chosen and self.store.read(feedback.find, said.id) is not None
+        taken = [] if is_retry else await self.desk.rooms.take(self.store, bounds_of(said, self.limits))
+        is_new = False
+        try:
+            kept = await self.store.write(feedback.give, asked)
+            is_new = (kept.id, kept.created) == (said.id, said.created)
+        finally:
+            if not is_new:
+                self.desk.rooms.give_back(taken)
+        return kept
 
     def target(self, speaker: Speaker, id: str) -> Known:
         """What the id names. NotFound where it names nothing, or nothing of which this speaker may speak; Gone where
@@ -117,8 +134,8 @@ class Giving:
                 "to another key."
             )
         found = usable[0]
-        # Who reads the feed finds an episode by its id and deployment; a statement must not reach a stranger's.
-        if sum(each.deployment == found.deployment for each in known) > 1 or len(usable) > 1:
+        # A stranger's episode of the same id is no hindrance: a statement says whose it is about.
+        if len(usable) > 1:
             raise Conflict(
                 f"There are several episodes {id[:80]!r}, since clients choose these ids; give feedback on a turn, and "
                 "choose ids that nobody else does, such as UUIDs."
@@ -134,8 +151,8 @@ class Giving:
 
     def may_speak_of(self, speaker: Speaker, deployment: str, key_id: str) -> bool:
         """Whether a speaker may judge the answers that this deployment gave to that key."""
-        if speaker.deployment:
-            return speaker.deployment == deployment
+        if speaker.deployment and speaker.deployment != deployment:
+            return False
         if speaker.is_admin or deployment in speaker.key.judged:
             return True
         if not speaker.is_general:
@@ -154,9 +171,13 @@ class Giving:
     def given(self, speaker: Speaker, id: str) -> Feedback:
         """A statement that came by this speaker, or anyone's for an admin key."""
         found = self.store.read(feedback.find, id)
-        if found is None or not (speaker.is_admin or found.giver == speaker.giver):
+        is_all_known = speaker.is_admin and not speaker.channel
+        if found is None or not (is_all_known or self._is_by(speaker, found)):
             raise feedback.not_found(id)
         return found
+
+    def _is_by(self, speaker: Speaker, said: Feedback) -> bool:
+        return said.giver == speaker.giver and speaker.deployment in ("", said.deployment)
 
     def _said(self, speaker: Speaker, body: GiveFeedback, target: Known, now: float) -> Feedback:
         declared = self.store.read(metrics.of_deployment, target.deployment)
@@ -174,6 +195,7 @@ class Giving:
             level=target.level,
             target_id=target.id,
             deployment=target.deployment,
+            asker=target.key_id,
             value=value,
             created=now,
             source=source,
@@ -195,6 +217,11 @@ class Giving:
                 f"The tag {GOLDEN_TAG!r} is for labels that revisions are measured by, and from a browser or a link "
                 "come none. Leave it out, or send the label with a key."
             )
+        if speaker.channel and isinstance(body.value, str) and len(body.value) > LONGEST_PUBLIC:
+            raise TooLarge(
+                f"The text has {len(body.value)} characters; from a browser or a link {LONGEST_PUBLIC} are taken. Send "
+                "longer ones with a key."
+            )
 
     def _check_worse(self, speaker: Speaker, target: Known, worse: str) -> None:
         other = self.target(speaker, worse)
@@ -203,31 +230,6 @@ class Giving:
                 f"The value of a preference is the id of a turn that is worse than {target.id!r}, another one of the "
                 f"deployment {target.deployment!r}; {worse[:80]!r} is none."
             )
-
-    def _check_room(self, said: Feedback) -> None:
-        bounds: Mapping[str | None, int] = {None: MOST_OF_KEY} | (
-            {said.who: MOST_OF_PERSON} if said.source == "human" else {}
-        )
-        for who, most in bounds.items():
-            if self._room(said.giver, who, most) <= 0:
-                whose = "this key" if who is None else f"{who!r} by this key"
-                raise TooLarge(
-                    f"{most} statements of {whose} are kept, which is the bound; more are taken when the turns of old "
-                    "ones have expired."
-                )
-            self.desk.room[said.giver, who].left -= 1
-
-    def _room(self, giver: str, who: str | None, most: int) -> int:
-        """How many more statements are taken of somebody, before the one that has come."""
-        now, known = time.monotonic(), self.desk.room.get((giver, who))
-        # Counted once, and then only kept up: to count a million for each that comes would take longer than to keep it.
-        # Who has no room is counted again after a while, since turns expire.
-        if known is None or (known.left <= 0 and now > known.counted_at + RECOUNT_SECONDS):
-            if len(self.desk.room) >= MOST_ROOMS:
-                self.desk.room.clear()
-            known = Room(most - self.store.read(feedback.n_given, giver, who, most), now)
-            self.desk.room[giver, who] = known
-        return known.left
 
 
 def persons_of(speaker: Speaker, said: Feedback, target: Known) -> tuple[Person, ...]:

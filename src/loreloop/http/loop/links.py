@@ -18,17 +18,17 @@ from loreloop.http.loop.giving import Speaker
 from loreloop.http.loop.page import HEADERS, form_page, message_page, shown
 from loreloop.http.loop.rates import Rate
 from loreloop.http.loop.signing import opened, sealed
+from loreloop.http.loop.sizes import MOST_OTHER_BYTES, MOST_PUBLIC_BYTES
 from loreloop.http.loop.speakers import giving, key_speaker, maker
-from loreloop.http.services import now, services
+from loreloop.http.services import ADMIN, FEEDBACK, has, now, services
 from loreloop.protocol.errors import BadRequest, Forbidden
 from loreloop.protocol.feedback import Metric
 from loreloop.protocol.feedback_rest import GiveFeedback, NewLink
 from loreloop.protocol.feedback_rules import check_level, metric_named
-from loreloop.store import metrics
+from loreloop.store import deployments, metrics
 
 PURPOSE = "feedback link"
 OF_LINK = Rate(per_second=0.2, burst=20)
-MOST_FORM_BYTES = 1 << 20
 WORDS = {"true": True, "false": False}
 
 
@@ -37,6 +37,7 @@ class Link(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
     key_id: str
     deployment: str
+    born: float | None  # the deployment, so that a later one of its name is another
     target_id: str
     metric: str
     who: str
@@ -45,8 +46,8 @@ class Link(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 async def make_link(request: Request) -> Response:
     """An address at which one person answers one question about one target, without a key."""
-    speaker = key_speaker(request)
-    wanted = await read_json(request, NewLink)
+    speaker = giving(request).admit(key_speaker(request))
+    wanted = await read_json(request, NewLink, MOST_OTHER_BYTES)
     target = giving(request).target(speaker, wanted.target_id)
     declared = services(request).store.read(metrics.of_deployment, target.deployment)
     metric = metric_named(wanted.metric, declared, target.deployment)
@@ -56,6 +57,7 @@ async def make_link(request: Request) -> Response:
     link = Link(
         key_id=speaker.key.id,
         deployment=target.deployment,
+        born=services(request).store.read(deployments.born, target.deployment),
         target_id=target.id,
         metric=metric.name,
         who=wanted.who,
@@ -89,12 +91,24 @@ async def answer_page(request: Request) -> Response:
 def _link_of(request: Request) -> tuple[Link, Speaker]:
     served, letters = services(request), str(request.path_params["token"])
     link = opened(served.store.folder, PURPOSE, letters, Link)
-    key = maker(served, link.key_id, link.deployment) if link is not None else None
+    key = maker(served, link.key_id, link.deployment, link.born) if link is not None else None
     if link is None or key is None:
-        raise Forbidden("This feedback link is not one of this server, or its key was revoked; ask for a new link.")
+        raise Forbidden(
+            "This feedback link is not one of this server, or its key was revoked, or its deployment deleted; ask "
+            "for a new link."
+        )
     if link.expires < now():
         raise Forbidden(f"This feedback link has expired at {_moment(link.expires)}; ask for a new one.")
-    return link, Speaker(key=key, channel="link", deployment=link.deployment, rate=OF_LINK, name=letters)
+    speaker = Speaker(
+        key=key,
+        channel="link",
+        deployment=link.deployment,
+        is_admin=has(key, ADMIN),
+        is_general=has(key, FEEDBACK),
+        rate=OF_LINK,
+        name=letters,
+    )
+    return link, speaker
 
 
 def _metric_of(request: Request, link: Link) -> Metric:
@@ -104,9 +118,9 @@ def _metric_of(request: Request, link: Link) -> Metric:
 
 async def _filled(request: Request, link: Link, metric: Metric) -> GiveFeedback:
     """The statement that the form makes."""
-    raw = await read_body(request)
+    raw = await read_body(request, MOST_PUBLIC_BYTES)
     try:
-        fields = parse_qs(raw.decode() if len(raw) <= MOST_FORM_BYTES else "", max_num_fields=10)
+        fields = parse_qs(raw.decode(), max_num_fields=10)
     except ValueError:  # no text, or too many fields
         fields = {}
     text, why = fields.get("value", [""])[0].strip(), fields.get("why", [""])[0].strip()

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from loreloop.http.bodies import answer, read_body
 from loreloop.http.loop.access import managed_deployment
+from loreloop.http.loop.sizes import MOST_OTHER_BYTES
 from loreloop.http.services import Services, services
 from loreloop.protocol.feedback import BUILT_IN
 from loreloop.protocol.feedback_rules import declared_metrics
@@ -25,7 +26,7 @@ async def get_metrics(request: Request) -> Response:
 async def set_metrics(request: Request) -> Response:
     """Declares the metrics of a TOML file, or of its JSON form, in the place of those before."""
     name = managed_deployment(request).name
-    found = declared_metrics(await read_body(request))
+    found = declared_metrics(await read_body(request, MOST_OTHER_BYTES))
     await services(request).store.write(metrics.declare, name, found)
     return answer(metrics_json(services(request), name))
 

@@ -17,7 +17,7 @@ from loreloop.http.loop.signing import opened, sealed
 from loreloop.http.services import ADMIN, FEEDBACK, Services, has, judge, now, services
 from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.protocol.feedback_rest import NewToken
-from loreloop.store import keys
+from loreloop.store import deployments, keys
 from loreloop.store.rows import KeyRow
 
 PREFIX, PURPOSE = "fbt-", "feedback token"
@@ -30,6 +30,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
     key_id: str
     deployment: str
+    born: float | None  # the deployment, so that a later one of its name is another
     origins: tuple[str, ...]
     per_minute: int
     expires: int  # seconds since the epoch
@@ -38,7 +39,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 def giving(request: Request) -> Giving:
     """The desk of the server that received the request."""
     served = services(request)
-    return Giving(served.store, served.feedback)
+    return Giving(served.store, served.feedback, served.config.limits)
 
 
 def key_speaker(request: Request) -> Speaker:
@@ -64,6 +65,7 @@ def new_token(served: Services, key: KeyRow, wanted: NewToken) -> str:
     token = Token(
         key_id=key.id,
         deployment=wanted.deployment,
+        born=served.store.read(deployments.born, wanted.deployment),
         origins=wanted.origins,
         per_minute=wanted.per_minute,
         expires=int(now()) + wanted.expires_seconds,
@@ -71,14 +73,16 @@ def new_token(served: Services, key: KeyRow, wanted: NewToken) -> str:
     return PREFIX + sealed(served.store.folder, PURPOSE, token)
 
 
-def maker(served: Services, key_id: str, deployment: str) -> KeyRow | None:
-    """The key that made a link or a token, unless it was revoked or may give no feedback there any more."""
-    key = served.store.read(keys.active, key_id, now())
-    return key if key is not None and (deployment in key.judged or has(key, FEEDBACK)) else None
+def maker(served: Services, key_id: str, deployment: str, born: float | None) -> KeyRow | None:
+    """The key that made a link or a token, unless it was revoked or the deployment is not there any more. What the key
+    may still judge is looked at with each statement."""
+    if born is None or served.store.read(deployments.born, deployment) != born:
+        return None
+    return served.store.read(keys.active, key_id, now())
 
 
 def _page(request: Request, bearer: str) -> Speaker:
-    token, key = _token_of(services(request), bearer)
+    token, key = _token_of(request, bearer)
     origin = request.headers.get("origin", "")
     if ANY_ORIGIN not in token.origins and origin not in token.origins:
         raise Forbidden(f"This feedback token is for pages of {', '.join(token.origins)}, not of {origin[:200]!r}.")
@@ -93,18 +97,22 @@ def _page(request: Request, bearer: str) -> Speaker:
         key=key,
         channel="browser",
         deployment=token.deployment,
+        is_admin=has(key, ADMIN),
+        is_general=has(key, FEEDBACK),
         rate=Rate(per_second, max(1.0, per_second * BURST_SECONDS)),
         name=hashlib.sha256(bearer.encode()).hexdigest(),
     )
 
 
-def _token_of(served: Services, bearer: str) -> tuple[Token, KeyRow]:
-    """What a token says, and the key that made it."""
+def _token_of(request: Request, bearer: str) -> tuple[Token, KeyRow]:
+    """What a token says, and the key that made it, which must be one that could make it today."""
+    served = services(request)
     token = opened(served.store.folder, PURPOSE, bearer.removeprefix(PREFIX), Token)
-    key = maker(served, token.key_id, token.deployment) if token is not None else None
-    if token is None or key is None or token.expires < now():
+    key = maker(served, token.key_id, token.deployment, token.born) if token is not None else None
+    may = token is not None and key is not None and giving(request).may_speak_of(speaker_of(key), token.deployment, "")
+    if token is None or key is None or not may or token.expires < now():
         raise Unauthorized(
-            "This feedback token is not one of this server, or has expired, or its key was revoked; "
-            "POST /loop/v1/feedback-tokens makes one."
+            "This feedback token is not one of this server, or has expired, or its key was revoked or may not judge "
+            "this deployment any more; POST /loop/v1/feedback-tokens makes one."
         )
     return token, key

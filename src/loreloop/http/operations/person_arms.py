@@ -28,7 +28,7 @@ async def list_persons(request: Request) -> Response:
 async def get_person(request: Request) -> Response:
     """What answers one person of a deployment; NotFound where its shared weights do."""
     change = rollout(request, caller(request, TRAIN))
-    person = change.person_of(name_of(request), user_of(request), request.query_params.get("key"))
+    person = await change.person_of(name_of(request), user_of(request), request.query_params.get("key"))
     found = services(request).store.read(person_arms.get, name_of(request), person)
     return answer(arm_json(found))
 
@@ -43,7 +43,7 @@ async def set_person(request: Request) -> Response:
 async def remove_person(request: Request) -> Response:
     """Lets the shared weights answer a person again."""
     change = rollout(request, caller(request, TRAIN))
-    person = change.person_of(name_of(request), user_of(request), request.query_params.get("key"))
+    person = await change.person_of(name_of(request), user_of(request), request.query_params.get("key"))
     await services(request).store.write(person_arms.remove, name_of(request), person)
     return answer({})
 

@@ -18,7 +18,7 @@ from loreloop.learn.loop.door import person_key
 from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out, prompt_key
 from loreloop.protocol.episodes import Message, Turn
 from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, PREFERENCE, SCORE, THUMB, Feedback
-from loreloop.protocol.feedback_rules import is_golden, standing
+from loreloop.protocol.feedback_rules import is_about, is_golden, standing
 
 LIKED, DISLIKED = 0.75, 0.25  # scores that count as a thumb
 MARKS = (THUMB, ACCEPTED, SCORE)  # a verdict has a scale of its own
@@ -65,14 +65,15 @@ def person_of(turn: Turn) -> str:
 
 def said_of(turns: Mapping[str, Turn], statements: Iterable[Feedback]) -> dict[str, list[Feedback]]:
     """What stands of each turn, by its id; what was said of an episode counts for each of its turns."""
-    episodes: dict[str, list[str]] = defaultdict(list)
+    episodes: dict[str, list[Turn]] = defaultdict(list)
     for turn in turns.values():
-        episodes[turn.episode_id].append(turn.id)
+        episodes[turn.episode_id].append(turn)
     found: dict[str, list[Feedback]] = defaultdict(list)
     for one in standing(statements):
-        for turn_id in episodes.get(one.target_id, []) if one.level == "episode" else [one.target_id]:
-            if turn_id in turns:
-                found[turn_id].append(one)
+        named = [turns[one.target_id]] if one.target_id in turns else []
+        for turn in episodes.get(one.target_id, []) if one.level == "episode" else named:
+            if is_about(one, turn):
+                found[turn.id].append(one)
     return found
 
 

@@ -39,7 +39,7 @@ from loreloop.protocol.feedback import (
     Metric,
     Source,
 )
-from loreloop.protocol.feedback_rules import is_golden
+from loreloop.protocol.feedback_rules import is_about, is_golden
 
 GONE: tuple[Reason, ...] = ("unknown_turn", "expired")  # nobody has taken anything back
 
@@ -137,7 +137,7 @@ class _Sorting:
 
     def _targets(self, said: Feedback) -> Sequence[Turn]:
         if said.level == "episode":
-            return [turn for turn in self.episodes.get(said.target_id, ()) if not turn.side]
+            return [turn for turn in self.episodes.get(said.target_id, ()) if is_about(said, turn) and not turn.side]
         return [self.turns[said.target_id]] if said.target_id in self.turns else []
 
     def _why_not(self, turn: Turn, said: Feedback) -> Reason | None:

@@ -1,0 +1,85 @@
+"""How statements go: with the person who said them or was answered, with a turn that is not kept, and where nothing is
+left that they are about. With turns and episodes that have their time they go in `turn_removal.py`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, false, func, or_, select
+
+from loreloop.protocol.episodes import Person
+from loreloop.protocol.feedback import OF_PERSONS, FeedbackPage
+from loreloop.store.feedback import Target, statement_of, tell
+from loreloop.store.feedback_tables import FEEDBACK
+from loreloop.store.turn_tables import EPISODES, TURNS
+
+AT = FEEDBACK.c
+CHANNELS = ("browser", "link")  # by which statements come in a key's name, beside the key itself
+
+
+def of_person(connection: Connection, person: Person, after: int, most: int) -> FeedbackPage:
+    """What a person has said, and what was said of their turns and episodes, behind a number; at most so many, in the
+    order of the numbers."""
+    query = select(FEEDBACK).where(or_(_by(person), _on(person)), AT.number > after).order_by(AT.number).limit(most)
+    found = tuple(statement_of(row) for row in connection.execute(query))
+    return FeedbackPage(found, found[-1].number if found else after)
+
+
+def forget_person(connection: Connection, person: Person) -> int:
+    """Deletes what a person has said, of others' turns too, and what was said of their turns and episodes; how many
+    statements. To be called while the turns are there."""
+    both = or_(_by(person), _on(person))
+    place = select(AT.target_id, AT.level, AT.deployment, AT.asker).distinct()
+    overridden = AT.id.in_(select(AT.overrides).where(_by(person)))
+    places = connection.execute(place.where(both).union(place.where(overridden))).all()
+    n_gone = connection.execute(delete(FEEDBACK).where(both)).rowcount
+    # Without these words the turns of others may have none that speaks of them.
+    for row in places:
+        tell(connection, Target(*row))
+    return n_gone
+
+
+def forget_target(connection: Connection, target: Target) -> None:
+    """Deletes what was said of a turn, or an episode, that is not kept."""
+    connection.execute(delete(FEEDBACK).where(target.statements()))
+
+
+def sweep_orphans(connection: Connection, after: int, before: float, most: int) -> int:
+    """Deletes statements about turns and episodes that nobody has kept: a process was killed with them on their way.
+
+    Looks at `most` statements behind the number `after` that were given `before` then, in seconds since the epoch, and
+    says behind which number to go on.
+    """
+    young = select(func.min(AT.number)).where(AT.number > after, AT.created >= before).scalar_subquery()
+    numbers = select(AT.number).where(AT.number > after, AT.number < func.coalesce(young, 1 << 62))
+    looked_at = [*connection.scalars(numbers.order_by(AT.number).limit(most))]
+    if not looked_at:
+        return after
+    has_turn = exists().where(TURNS.c.id == AT.target_id)
+    of_asker = or_(AT.asker == "", EPISODES.c.key_id == AT.asker)
+    has_episode = exists().where(EPISODES.c.id == AT.target_id, EPISODES.c.deployment == AT.deployment, of_asker)
+    some = (AT.number > after, AT.number <= looked_at[-1])
+    connection.execute(delete(FEEDBACK).where(*some, ~has_turn, ~has_episode))
+    return looked_at[-1]
+
+
+def _by(person: Person) -> ColumnElement[bool]:
+    """Statements that name the person, by the person's key or about what it was answered: names are a key's own. Code
+    and judges sign with names as well, which are no persons'."""
+    if not person.user:
+        return false()
+    # A key's givers are its id, and that with a channel.
+    givers = (person.key_id, *(f"{person.key_id}/{channel}" for channel in CHANNELS))
+    turns_of_key = select(TURNS.c.id).where(TURNS.c.key_id == person.key_id)
+    episodes_of_key = select(EPISODES.c.id).where(EPISODES.c.key_id == person.key_id)
+    on_episode = AT.target_id.in_(episodes_of_key) & AT.asker.in_(("", person.key_id))
+    answered = or_(AT.target_id.in_(turns_of_key), on_episode)
+    return and_(AT.who == person.user, AT.source.in_(OF_PERSONS), or_(AT.giver.in_(givers), answered))
+
+
+def _on(person: Person) -> ColumnElement[bool]:
+    """Statements about the person's turns, and about episodes with such turns: whoever speaks of a whole chat speaks of
+    each who was in it."""
+    whose = (TURNS.c.key_id == person.key_id) & (TURNS.c.user == person.user)
+    episodes = select(EPISODES.c.id).join(TURNS, TURNS.c.episode == EPISODES.c.number).where(whose)
+    on_episode = (AT.level == "episode") & AT.target_id.in_(episodes) & AT.asker.in_(("", person.key_id))
+    return or_(AT.target_id.in_(select(TURNS.c.id).where(whose)), on_episode)
