@@ -60,6 +60,7 @@ class Course:
     asked: bool = False
     persons: PersonCourse | None = None
     persons_heard: int = -1  # up to which statement persons were looked at, by this process
+    is_persons_turn: bool = True  # where a person and a shared cycle are both due, they take turns
 
     def begin(self, base_model: str) -> State:
         """Where the loop stands; a first state, made of the deployment, for one that has not begun. Conflict where its
@@ -93,7 +94,8 @@ class Course:
             case "gate":
                 await self._gate(state)
             case "canary":
-                return self._watch(state)
+                # A canary may wait for its users for days, in which persons get theirs, one between two looks at it.
+                return self._watch(state) or await self._looked_after(state)
         return True
 
     # The stages
@@ -108,10 +110,12 @@ class Course:
         said = [one for one in self.server.feedback(state.heard) if not one.retracted]
         moment = Moment(now=self.now(), n_said=len(said), night=state.night, asked=self.asked)
         why = due(self.config.triggers, moment)
+        # Where people never stop talking, a shared cycle is always due, and of persons there may be many: neither waits
+        # for more than one of the other.
+        if (why is None or (self.is_persons_turn and why != "asked")) and await self._looked_after(state):
+            self.is_persons_turn = False
+            return True
         if why is None:
-            # What everybody learns from goes first: of persons there may be many, each with a training of their own.
-            if await self._looked_after(state):
-                return True
             wanted = self.config.triggers.feedback
             self.folder.tell(
                 f"{len(said)} statements since the last cycle; "
@@ -119,7 +123,7 @@ class Course:
                 statements=len(said),
             )
             return False
-        self.asked = False
+        self.asked, self.is_persons_turn = False, True
         night = today(self.now()) if why == "nightly" else state.night
         self.folder.save(replace(state, stage="collecting", cycle=state.cycle + 1, candidate=None, night=night))
         return True
@@ -139,7 +143,7 @@ class Course:
 
     async def _looked_after(self, state: State) -> bool:
         """Makes the adapter of one person who is due; False where nobody is, or nobody shall have one."""
-        if self.persons is None or not self.persons.rules.corrections:
+        if self.persons is None or not self.persons.rules.corrections or self.folder.paused:
             return False
         heard = max(
             (one.number for one in self.server.feedback(max(0, self.persons_heard))), default=self.persons_heard
