@@ -15,11 +15,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from loreloop.learn.loop.adopting import adopted, ended, promoted, state_of
+from loreloop.learn.loop.adopting import Adopted, adopted, ended, promoted, state_of
 from loreloop.learn.loop.canary import PROMOTES, Watched, evidence_of, watch
 from loreloop.learn.loop.collecting import Collected, Rules, Used, collect, may_be_read
 from loreloop.learn.loop.config import LoopConfig
 from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, lay_out
+from loreloop.learn.loop.door import Deployed
 from loreloop.learn.loop.gate import Gated, Sides
 from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out
@@ -79,10 +80,9 @@ class Course:
         state = self.folder.load()
         if state is None:
             raise Conflict("The loop has not begun; `begin` makes its first state.")
-        is_decided = self.folder.decided(key_of(state, "canary")) is not None
-        if (found := adopted(state, self.server.deployment(), self.config.start, is_decided=is_decided)) is not None:
-            self._decide(state, found.stage, found.verdict, found.sentence)
-            self.folder.save(found.state)
+        now = self.server.deployment()
+        if (found := self._adopted(state, now)) is not None:
+            self._adopt(state, found)
             return True
         match state.stage:
             case "idle":
@@ -95,7 +95,32 @@ class Course:
                 await self._gate(state)
             case "canary":
                 # A canary may wait for its users for days, in which persons get theirs, one between two looks at it.
-                return self._watch(state) or await self._looked_after(state)
+                return self._watch(state, now) or await self._looked_after(state)
+        return True
+
+    def _adopted(self, state: State, now: Deployed) -> Adopted | None:
+        decision = self.folder.decided(key_of(state, "canary"))
+        return adopted(state, now, self.config.start, decision.verdict if decision else None)
+
+    def _adopt(self, state: State, found: Adopted) -> None:
+        """Goes on from what somebody has deployed; a cycle that was to better what answered before ends with it."""
+        self._decide(state, found.stage, found.verdict, found.sentence)
+        if state.stage != "idle":
+            if found.verdict == "adopted":
+                what = f"{found.sentence.rstrip('.')}; so the cycle ends, and its candidate with it."
+                self._decide(state, "void", "void", what)
+            drop_lines(self.folder.cycle(state.cycle))
+        self.folder.save(found.state)
+
+    def _moved(self, state: State, now: Deployed, canary: Revision | None = None, percent: float = 0.0) -> bool:
+        """Has the state's champion answer, and perhaps a canary beside it, if the deployment is still as it was looked
+        at. False where somebody was faster: the next step finds what they did."""
+        try:
+            self.server.deploy(state.champion.target, canary.target if canary else None, percent, now.version)
+        except Conflict:
+            if self.server.deployment().version == now.version:
+                raise
+            return False
         return True
 
     # The stages
@@ -240,7 +265,10 @@ class Course:
             drop_lines(self.folder.cycle(state.cycle))
             self.folder.save(ended(state))
             return
-        self.server.deploy(state.champion.target, candidate.target, self.config.canary.percent)
+        # The gate has taken its time, and somebody may have moved the deployment meanwhile.
+        now = self.server.deployment()
+        if self._adopted(state, now) or not self._moved(state, now, candidate, self.config.canary.percent):
+            return
         version = self.server.deployment().version
         self.folder.save(replace(state, stage="canary", since=self.now(), since_version=version))
         drop_lines(self.folder.cycle(state.cycle))
@@ -255,7 +283,7 @@ class Course:
             Sides(candidate.target, state.champion.target), turns[-n:] if n else [], fresh[-n:] if n else []
         )
 
-    def _watch(self, state: State) -> bool:
+    def _watch(self, state: State, now: Deployed) -> bool:
         """Looks at the canary's evidence; a decision that was made is carried out, whatever has come since."""
         candidate = state.candidate
         assert candidate is not None, "a canary has a candidate"
@@ -265,14 +293,11 @@ class Course:
             verdict = self._verdict(state, seen)
             if verdict is None:
                 self.folder.tell(seen.sentence, **seen.numbers)
-                return self._widened(state, seen)
+                return self._widened(state, now, seen)
             decision = self._decide(state, "canary", verdict, seen.sentence, seen.numbers)
-        if decision.verdict == "promoted":
-            self.server.deploy(candidate.target)
-            self.folder.save(promoted(state))
-        else:
-            self.server.deploy(state.champion.target)
-            self.folder.save(ended(state))
+        after = promoted(state) if decision.verdict == "promoted" else ended(state)
+        if self._moved(after, now):
+            self.folder.save(after)
         return True
 
     def _seen(self, state: State) -> Watched:
@@ -299,15 +324,15 @@ class Course:
             return None if self.folder.paused else "promoted"
         return "rolled_back"
 
-    def _widened(self, state: State, seen: Watched) -> bool:
+    def _widened(self, state: State, now: Deployed, seen: Watched) -> bool:
         """Gives the candidate its larger share once enough of its episodes have shown no harm."""
         rules, candidate = self.config.canary, state.candidate
         assert candidate is not None, "a canary has a candidate"
         if seen.numbers["candidate_episodes"] < rules.least_episodes:
             return False
-        if self.server.deployment().canary_percent >= rules.then_percent:
+        if now.canary_percent >= rules.then_percent:
             return False
-        self.server.deploy(state.champion.target, candidate.target, rules.then_percent)
+        self._moved(state, now, candidate, rules.then_percent)
         return True
 
     # Small things
