@@ -32,9 +32,10 @@ from loreloop.learn.loop.rewarding import Base, Rewarding
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.loop.training import Made, Shop, for_person, trained
 from loreloop.learn.model_texts import fetch_texts
+from loreloop.learn.refusals import in_our_words
 from loreloop.learn.rendering import Renderer, renderer_of
 from loreloop.protocol.episodes import Message, Turn
-from loreloop.protocol.errors import BadRequest, Unavailable, WrongSettings
+from loreloop.protocol.errors import LoreloopError, Unavailable, WrongSettings
 
 PERSON_TOKENS = 256  # of an answer that is compared with a correction
 PATIENCE_SECONDS = 5.0  # before a server that did not answer is asked again
@@ -165,12 +166,8 @@ class Parts:
         return await self._train(for_person(self.shop(), rules.epochs, rules.learning_rate), folder, start, name)
 
     async def _train(self, shop: Shop, folder: Path, start: str | None, name: str) -> Made | None:
-        try:
+        with in_our_words("the training"):
             return await trained(shop, folder, start, name)
-        except (tinker.BadRequestError, tinker.UnprocessableEntityError, tinker.NotFoundError) as error:
-            raise BadRequest(f"The server refused the training: {error}") from None
-        except tinker.TinkerError as error:
-            raise Unavailable(f"The server did not go on with the training: {error}") from None
 
     async def right(self, target: str, lines: Sequence[Line]) -> float:
         """The share of corrected prompts that weights answer as they were corrected, but for white space and case."""
@@ -210,14 +207,19 @@ def golden_of(loaded: Loaded) -> frozenset[str]:
 
 async def run(course: Course, *, cycles: int | None, wish: Callable[[], bool], tell: Callable[[str], None]) -> None:
     """Steps until so many cycles have ended, or for ever; `wish` is asked between steps whether to stop. A server that
-    does not answer is waited for."""
+    does not answer is waited for; whatever it refuses for good ends the loop with its words."""
     first, told = _n_ended(course), ""
     while not wish():
         try:
-            moved = await course.step()
+            with in_our_words("a step of the loop"):
+                moved = await course.step()
         except Unavailable as error:
             course.folder.tell(error.message)
-            moved, pause = False, PATIENCE_SECONDS
+            moved, pause = False, max(PATIENCE_SECONDS, error.retry_after_seconds)
+        except LoreloopError as error:
+            # Trying again would change nothing; `status` says why the loop stands still.
+            course.folder.tell(error.message)
+            raise
         else:
             pause = course.config.triggers.poll_seconds
         if (sentence := course.folder.why()["sentence"]) != told:

@@ -28,8 +28,9 @@ from loreloop.learn.loop.server import Server
 from loreloop.learn.loop.state import Decision, LoopFolder, Revision, State, Verdict, key_of
 from loreloop.learn.loop.training import Made
 from loreloop.learn.loop.triggers import Moment, due, first_night, today
+from loreloop.learn.refusals import Refused
 from loreloop.protocol.episodes import Turn
-from loreloop.protocol.errors import BadRequest, Conflict
+from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound
 from loreloop.protocol.feedback import BUILT_IN, Feedback, Metric
 
 DAY_SECONDS = 86_400.0
@@ -214,9 +215,7 @@ class Course:
             made = await self.work.train(folder, state.champion.state, name)
         except BadRequest as error:
             # What is refused once is refused always; the next cycle has other lines.
-            self._decide(state, "training", "void", f"The training was refused: {error.message}")
-            drop_lines(folder)
-            self.folder.save(ended(state))
+            self._give_up(state, "training", f"The training was refused: {error.message}")
             return
         if made is None:
             raise Conflict(
@@ -245,6 +244,12 @@ class Course:
         self.folder.save(replace(ended(state), stage="collecting", cycle=state.cycle + 1))
         return True
 
+    def _give_up(self, state: State, stage: str, sentence: str) -> None:
+        """Ends a cycle of which the server will not have more."""
+        self._decide(state, stage, "void", sentence)
+        drop_lines(self.folder.cycle(state.cycle))
+        self.folder.save(ended(state))
+
     async def _gate(self, state: State) -> None:
         candidate = state.candidate
         assert candidate is not None, "the gate has a candidate"
@@ -253,7 +258,12 @@ class Course:
         if decision is None:
             if self._void(state, data):
                 return
-            gated = await self._looked(state, candidate, data)
+            try:
+                gated = await self._looked(state, candidate, data)
+            except Refused as error:
+                # As for the training: the same candidate would be refused again.
+                self._give_up(state, "gate", error.message)
+                return
             fine = not gated.broken
             sentence = (
                 "The candidate holds all limits of the offline gate."
@@ -267,7 +277,13 @@ class Course:
             return
         # The gate has taken its time, and somebody may have moved the deployment meanwhile.
         now = self.server.deployment()
-        if self._adopted(state, now) or not self._moved(state, now, candidate, self.config.canary.percent):
+        if self._adopted(state, now):
+            return
+        try:
+            if not self._moved(state, now, candidate, self.config.canary.percent):
+                return
+        except (BadRequest, NotFound, Gone) as error:
+            self._give_up(state, "canary", f"The server did not take the candidate: {error.message}")
             return
         version = self.server.deployment().version
         self.folder.save(replace(state, stage="canary", since=self.now(), since_version=version))

@@ -12,8 +12,9 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from loreloop.learn.refusals import kind_of
 from loreloop.protocol.episodes import Turn, TurnPage
-from loreloop.protocol.errors import BadRequest, Conflict, Forbidden, NotFound, Unauthorized, Unavailable
+from loreloop.protocol.errors import BadRequest, NotFound, Unavailable
 from loreloop.protocol.feedback import Feedback, FeedbackPage
 
 T = TypeVar("T")
@@ -156,7 +157,4 @@ def _refusal(response: httpx.Response) -> Exception:
         message = str(response.json()["error"]["message"])
     except (ValueError, LookupError, TypeError):
         message = f"The server answered {response.status_code} to {response.request.url.path}."
-    if response.status_code >= 500 or response.status_code == 429:
-        return Unavailable(message)
-    kinds = {401: Unauthorized, 403: Forbidden, 404: NotFound, 409: Conflict}
-    return kinds.get(response.status_code, BadRequest)(message)
+    return kind_of(response.status_code)(message)
