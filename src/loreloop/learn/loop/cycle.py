@@ -27,7 +27,7 @@ from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out
 from loreloop.learn.loop.server import Server
 from loreloop.learn.loop.state import Decision, LoopFolder, Revision, State, Verdict, key_of
 from loreloop.learn.loop.training import Made
-from loreloop.learn.loop.triggers import Moment, due, first_night, today
+from loreloop.learn.loop.triggers import Moment, due, night_of
 from loreloop.learn.refusals import Refused
 from loreloop.protocol.episodes import Turn
 from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound
@@ -71,8 +71,12 @@ class Course:
         if state is None:
             target = self.server.deployment().target
             champion = Revision(target=target, state=state_of(target, self.config.start))
-            state = State(champion=champion, base_model=base_model, night=first_night(self.config.triggers, self.now()))
+            state = State(champion=champion, base_model=base_model)
             self.folder.path.mkdir(parents=True, exist_ok=True)
+            self.folder.save(state)
+        if not state.night and (night := night_of(self.config.triggers, self.now(), "")):
+            # Nights are counted from here on, also where the loop had none before.
+            state = replace(state, night=night)
             self.folder.save(state)
         return state
 
@@ -135,13 +139,16 @@ class Course:
             return True
         said = [one for one in self.server.feedback(state.heard) if not one.retracted]
         moment = Moment(now=self.now(), n_said=len(said), night=state.night, asked=self.asked)
-        why = due(self.config.triggers, moment)
+        why, night = due(self.config.triggers, moment), night_of(self.config.triggers, moment.now, state.night)
         # Where people never stop talking, a shared cycle is always due, and of persons there may be many: neither waits
         # for more than one of the other.
         if (why is None or (self.is_persons_turn and why != "asked")) and await self._looked_after(state):
             self.is_persons_turn = False
             return True
         if why is None:
+            if night != state.night:
+                # A night without anything new is over; what is said by day waits for the next one.
+                self.folder.save(replace(state, night=night))
             wanted = self.config.triggers.feedback
             self.folder.tell(
                 f"{len(said)} statements since the last cycle; "
@@ -150,7 +157,6 @@ class Course:
             )
             return False
         self.asked, self.is_persons_turn = False, True
-        night = today(self.now()) if why == "nightly" else state.night
         self.folder.save(replace(state, stage="collecting", cycle=state.cycle + 1, candidate=None, night=night))
         return True
 
