@@ -18,7 +18,7 @@ from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.loop.training import Made
 from loreloop.protocol.episodes import Person, Turn
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.feedback import Feedback
 from tests.loop.feeds import Feeds
 
@@ -55,9 +55,11 @@ class World:
     def deployment(self) -> Deployed:
         return self.deployed
 
-    def deploy(self, target: str, canary: str | None = None, percent: float = 0.0) -> None:
+    def deploy(self, target: str, canary: str | None = None, percent: float = 0.0, expected: int | None = None) -> None:
         self.fate.moment()
         if (self.deployed.target, self.deployed.canary, self.deployed.canary_percent) != (target, canary, percent):
+            if expected not in (None, self.deployed.version):
+                raise Conflict("The deployment is at another version.")
             self.deployed = Deployed(target, canary, percent, self.deployed.version + 1)
         self.fate.moment()
 

@@ -23,6 +23,7 @@ key_variable = "LORELOOP_API_KEY"   # the environment variable that holds a key 
 [triggers]
 feedback = 20                       # new statements that begin a cycle; 0: none do
 # nightly = "03:30"
+# zone = "Europe/Berlin"
 
 [training]
 methods = ["sft", "kto"]            # corrections are imitated, then thumbs are learned from
