@@ -1,90 +1,113 @@
-"""`python -m bench.loop_gate`: how often a canary is decided wrongly, and how soon rightly, over simulated episodes.
+"""`python -m bench.loop_gate`: how often a canary is decided wrongly, and how soon rightly, over simulated users.
 
-Thumbs at rates from 0.5 to 0.9, half of the episodes with the candidate, a look behind every fifty. No gain, a gain of
-five points, one of twenty-five, and a loss of ten, each in 200 trials of at most 3,000 episodes over both arms.
+Thumbs at rates from 0.5 to 0.9, a look behind every 250 episodes, 200 trials of at most 3,000 episodes over both arms.
+No gain, a gain of five points, one of twenty-five, and a loss of ten. Three kinds of users: those who come once, half
+of them with the candidate; the same behind a canary that begins with a tenth, while everybody grows more content; and
+persons who come five times on average, of whose episodes two are correlated by 0.2. Beside the power to find five
+points stands the most that any test of the same error could have at the same episodes, by Neyman and Pearson.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from statistics import NormalDist
 
-import numpy as np
-
+from bench.loop_trials import Users, ended
 from bench.record import RESULTS, line, write_record
 from bench.rig import Figure
-from loreloop.learn.loop.sequential import Trial, judge
+from loreloop.learn.loop.sequential import Trial
 
-TRIALS, LOOK_EVERY = 200, 50
+TRIALS, LOOKS = 200, range(250, 3001, 250)
 RATES = (0.5, 0.6, 0.7, 0.8, 0.9)
-MEANT = 0.7  # the champion's rate of the figures that are held to a bar
+MEANT = (0.5, 0.6, 0.7)  # the champion's rates whose power is held to a bar
+KINDS = {
+    "once": Users(0, 0),
+    "staged": Users(0, 0, staged=True, drift=0.05),
+    "persons": Users(0, 0, episodes=5, alike=0.2, staged=True),
+}
+LARGER = 0.035  # an accepted chance of a wrong promotion that finds five points at every rate
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How one trial ended, and after how many episodes of both arms."""
+class Case:
+    """One line of the table: who comes, and by which rules the trial is decided."""
 
-    kind: str
-    episodes: int
+    name: str
+    users: Users
+    trial: Trial = field(default_factory=Trial)
 
 
 def main() -> None:
     started = time.monotonic()
     figures: list[Figure] = []
     table: dict[str, dict[str, float]] = {}
-    for rate in RATES:
-        for gain in (0.0, 0.05, 0.25, -0.1):
-            if not 0 <= rate + gain <= 1:
-                continue
-            found = [ended(rate, rate + gain, seed) for seed in range(TRIALS)]
-            table[f"{rate:g} {gain:+g}"] = shares = of_kinds(found)
-            figures += held(rate, gain, shares)
-    write_record(
-        RESULTS,
-        "loop-gate",
-        __doc__ or "",
-        figures,
-        trials=TRIALS,
-        all=table,
-        seconds=round(time.monotonic() - started),
-    )
-    for figure in figures:
-        print(line("loop-gate", figure), flush=True)
+    with ProcessPoolExecutor(2) as pool:
+        for case in cases():
+            found = list(
+                pool.map(partial(ended, case.users, trial=case.trial, looks=LOOKS), range(TRIALS), chunksize=10)
+            )
+            table[case.name] = shares = of_kinds(found)
+            for figure in held(case, shares):
+                figures.append(figure)
+                print(line("loop-gate", figure), flush=True)
+    seconds = round(time.monotonic() - started)
+    write_record(RESULTS, "loop-gate", __doc__ or "", figures, trials=TRIALS, all=table, seconds=seconds)
 
 
-def held(rate: float, gain: float, shares: dict[str, float]) -> list[Figure]:
-    """The figures of one pair of rates; those at the rate that is meant have bars."""
-    is_meant = rate == MEANT
-    if gain == 0:
-        return [Figure(f"rate {rate:g}: no gain, promoted", shares["better"], "share", at_most=0.05)]
-    if gain < 0:
-        harmful = Figure(f"rate {rate:g}: a loss of 10 points, rolled back for harm", shares["harmful"], "share")
-        wrong = Figure(f"rate {rate:g}: a loss of 10 points, promoted", shares["better"], "share", at_most=0.05)
-        return [harmful, wrong]
-    bar = 0.8 if is_meant or gain > 0.05 else None
-    name = f"rate {rate:g}: a gain of {100 * gain:g} points"
-    return [
-        Figure(f"{name}, promoted", shares["better"], "share", at_least=bar),
-        Figure(f"{name}, episodes", shares["episodes"], "episodes", at_most=3000),
-    ]
+def cases() -> list[Case]:
+    """All lines: kinds of users, their rates and gains; then two other rules."""
+    found = []
+    for kind, users in KINDS.items():
+        for rate in RATES:
+            for gain in (0.0, 0.05, 0.25, -0.1):
+                if rate + gain + users.drift <= 1:
+                    moved = replace(users, champion=rate, candidate=rate + gain)
+                    found.append(Case(f"{kind}, rate {rate:g}, {gain:+g}", moved))
+    larger, no_harm = Trial(false_promotion=LARGER), Trial(needs_gain=False)
+    for rate in MEANT:
+        for gain in (0.0, 0.05):
+            users = Users(rate, rate + gain)
+            found.append(Case(f"once, rate {rate:g}, {gain:+g}, false_promotion {LARGER:g}", users, larger))
+        for loss in (-no_harm.margin, 0.0):
+            users = Users(rate, rate + loss)
+            found.append(Case(f"once, rate {rate:g}, {loss:+g}, no_harm", users, no_harm))
+    return found
 
 
-def of_kinds(found: list[Ended]) -> dict[str, float]:
-    kinds = ("better", "no_better", "harmful", "open")
-    shares = {kind: sum(one.kind == kind for one in found) / len(found) for kind in kinds}
-    return shares | {"episodes": statistics.median(one.episodes for one in found)}
+def held(case: Case, shares: dict[str, float]) -> list[Figure]:
+    """The figures of one case, with the bars of those that have one."""
+    gain = case.users.candidate - case.users.champion
+    promoted = Figure(f"{case.name}: promoted", shares["better"] + shares["no_harm"], "share")
+    if gain <= -0.1:
+        harmful = Figure(f"{case.name}: rolled back for harm", shares["harmful"], "share")
+        return [harmful, replace(promoted, at_most=0.05)]
+    if gain <= 1e-9 and (case.trial.needs_gain or gain < -1e-9):
+        return [replace(promoted, at_most=0.05)]
+    episodes = Figure(f"{case.name}: episodes", shares["episodes"], "episodes", at_most=3000)
+    is_held = case.users.champion in MEANT and not case.users.staged and case.trial.needs_gain
+    if gain > 0.1 or not is_held:
+        return [promoted, episodes]
+    best = Figure(f"{case.name}: the most that a test can find", most_power(case), "share")
+    return [replace(promoted, at_least=0.8), best, episodes]
 
 
-def ended(champion: float, candidate: float, seed: int) -> Ended:
-    rng, trial = np.random.default_rng(seed), Trial()
-    arms: tuple[list[float], list[float]] = ([], [])
-    for _ in range(trial.most // LOOK_EVERY):
-        for side in rng.integers(2, size=LOOK_EVERY):
-            arms[side].append(float(rng.random() < (candidate, champion)[side]))
-        if not (found := judge(*arms, trial)).is_open:
-            break
-    return Ended(found.kind, len(arms[0]) + len(arms[1]))
+def most_power(case: Case) -> float:
+    """The power of the one-sided z-test whose whole error is spent at the end, half of the episodes in either arm."""
+    users, n = case.users, case.trial.most / 2
+    error = sum(rate * (1 - rate) / n for rate in (users.champion, users.candidate)) ** 0.5
+    normal = NormalDist()
+    return normal.cdf((users.candidate - users.champion) / error + normal.inv_cdf(case.trial.false_promotion))
+
+
+def of_kinds(found: list[tuple[str, int]]) -> dict[str, float]:
+    """The share of trials that ended in each way, and the median of their episodes."""
+    kinds = ("better", "no_harm", "no_better", "harmful", "open")
+    shares = {kind: sum(one == kind for one, _ in found) / len(found) for kind in kinds}
+    return shares | {"episodes": statistics.median(n for _, n in found)}
 
 
 if __name__ == "__main__":

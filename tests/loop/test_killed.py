@@ -16,6 +16,7 @@ from loreloop.cli.server import RunningServer
 from loreloop.host import children
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.state import LoopFolder, State
+from loreloop.protocol.episodes import Person
 from tests.loop.feeds import Feeds
 from tests.loop.proxy import before
 from tests.loop.test_whole_cycle import deploy
@@ -107,7 +108,7 @@ def test_a_loop_that_is_killed_at_every_stage_ends_as_one_that_was_not(server: R
         version = door.deployment().version
         for n in range(40):
             arm = ("main", "canary")[n % 2]
-            turn = feeds.turn(f"how is {n}?", "well", arm=arm, version=version)
+            turn = feeds.turn(f"how is {n}?", "well", arm=arm, version=version, person=Person("key", f"user {n}"))
             feeds.say(turn.id, "thumb", value=arm == "canary", who=f"{n}")
         with running(file, server.key) as process:
             until(folder, lambda _: folder.decided("1:canary") is not None, process)

@@ -14,6 +14,7 @@ from loreloop.cli.server import RunningServer
 from loreloop.learn.loop import assembly, by_hand
 from loreloop.learn.loop.config import Loaded, config_of
 from loreloop.learn.loop.state import LoopFolder
+from loreloop.protocol.episodes import Person
 from tests.loop.feeds import Feeds
 
 
@@ -84,7 +85,8 @@ def test_feedback_becomes_a_promoted_revision(server: RunningServer, tmp_path: P
             assert "5 of either" in course.folder.why()["sentence"]
             for n in range(30):
                 arm = ("main", "canary")[n % 2]
-                turn = feeds.turn(f"how is {n}?", "well", arm=arm, version=now.version)
+                who = Person("key", f"user {n}")
+                turn = feeds.turn(f"how is {n}?", "well", arm=arm, version=now.version, person=who)
                 feeds.say(turn.id, "thumb", value=arm == "canary")
             assert await course.step()
             assert course.server.deployment().target == state.candidate.target

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bench.reward_model import events_of
 from bench.reward_population import Population
 from loreloop.learn.loop.reward.events import LabelledEvent, Scored, prompt_key
 from loreloop.learn.loop.reward.features import Features
-from loreloop.learn.loop.reward.golden import Agreement, GoldenPart, GoldenRule, GoldenSet, agreement
+from loreloop.learn.loop.reward.golden import Agreement, GoldenRule, GoldenSet, agreement
 from loreloop.learn.loop.reward.labels import KeptOut, labels_of
 from loreloop.learn.loop.reward.linear import LinearReward, LinearSettings
 from loreloop.learn.loop.reward.probes import PROBES, fooled
@@ -66,6 +67,17 @@ def test_one_person_fills_no_part() -> None:
     assert len(golden.kept.growing) == ALL.per_person
 
 
+def test_a_part_that_few_persons_fill_holds_what_they_say_now() -> None:
+    golden = GoldenSet(ALL)
+    events = held_out(golden, 40, persons=2)
+    golden.grow(events[:20])
+    golden.grow(events)
+    newest = [[one.id for one in events if one.person == person][-2:] for person in ("p0", "p1")]
+    assert {one.id for one in golden.latest(10)} == {*newest[0], *newest[1]}
+    golden.grow(events)
+    assert len(golden.kept.growing) == 4, "older ones do not come again"
+
+
 def test_judges_and_behaviour_do_not_enter() -> None:
     golden = GoldenSet(ALL)
     golden.grow([*held_out(golden, 20, source="judge"), *held_out(golden, 20, source="implicit")])
@@ -96,13 +108,9 @@ def test_a_deleted_person_leaves_closed_parts(tmp_path: Path) -> None:
     assert again.kept == golden.kept
 
 
-def part_of(events: list[LabelledEvent]) -> GoldenPart:
-    return GoldenPart(number=1, begun=0, closed=1, events=tuple(events))
-
-
 def test_agreement_rises_with_learning_and_falls_when_tastes_change() -> None:
     population = Population(11, noise=0.0)
-    exam = part_of(events_of(population.judged(150, held_out=True)))
+    exam = events_of(population.judged(150, held_out=True))
     reward = LinearReward(LinearSettings(features=Features(bits=14)))
     blank = agreement(reward, exam)
     assert blank.pairs == 0.5
@@ -111,16 +119,22 @@ def test_agreement_rises_with_learning_and_falls_when_tastes_change() -> None:
     assert taught.pairs is not None
     assert taught.pairs > 0.7
     population.flip()
-    flipped = agreement(reward, part_of(events_of(population.judged(150, held_out=True))))
+    flipped = agreement(reward, events_of(population.judged(150, held_out=True)))
     assert flipped.pairs is not None
     assert flipped.pairs < 0.4
+    assert flipped.against_coin < -2.5 < 2.5 < taught.against_coin
+    # One person who says the same again and again knows no more than one person can.
+    voice = [msgspec.structs.replace(one, person="ann") for one in exam]
+    assert 0 < agreement(reward, voice).against_coin < taught.against_coin / 3
 
 
 def test_agreement_on_marks_is_the_order_of_good_and_bad() -> None:
     reward = LinearReward(LinearSettings(features=Features(bits=12)))
     marks = [mark(n, "Yes, of course." if n % 2 else "No.", float(n % 2), f"p{n}") for n in range(20)]
     reward.update(marks)
-    assert agreement(reward, part_of(marks)) == Agreement(None, None, 1.0, 20)
+    found = agreement(reward, marks)
+    # Ten good ones above ten bad ones: 0.5 over the standard error sqrt(21 / 1200).
+    assert found == Agreement(None, None, 1.0, 20, pytest.approx(0.5 / (21 / 1200) ** 0.5))
 
 
 class PaysForWords:

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from bench.reward_population import Population
 from loreloop.learn.loop.guard_looks import is_for_second
 from loreloop.learn.loop.reward.events import prompt_key
 from loreloop.learn.loop.reward.features import Features
@@ -203,5 +205,52 @@ def test_the_two_rewards_have_heard_other_people(tmp_path: Path) -> None:
 
 
 def test_a_reward_that_turns_against_the_golden_set_is_told() -> None:
-    assert "worse than a coin" in alarm_of(Agreement(0.2, 0.05, None, 40))
-    assert alarm_of(Agreement(0.45, 0.05, None, 40)) == alarm_of(None) == alarm_of(Agreement(None, None, 0.1, 4)) == ""
+    assert "20% of pairs among the newest 40 golden statements" in alarm_of(Agreement(0.2, 0.05, None, 40, -3.8))
+    assert "10% of marks" in alarm_of(Agreement(None, None, 0.1, 30, -3.7)), "marks alone are heard too"
+    assert alarm_of(Agreement(0.45, 0.05, None, 40, -0.6)) == alarm_of(None) == ""
+    assert alarm_of(Agreement(0.0, 0.0, None, 1, -1.0)) == "", "one pair says nothing"
+
+
+def lived(folder: Path, seed: int, *, turned: bool = False, persons: int = 40) -> list[str]:
+    """The alarms of a stream that hears 25 statements at a time; with `turned`, tastes flip in the middle."""
+    population = Population(seed, n_persons=persons)
+    rules = Rules(golden=GoldenRule(share=0.2), second_share=0)
+    settings = LinearSettings(features=Features(bits=12), person_cap=1e9)
+    stream = RewardStream(folder, LinearReward(settings), rules)
+    judged = population.judged(300)
+    if turned:
+        population.flip()
+        judged += population.judged(300)
+    turns, statements, alarms = list[Turn](), list[Feedback](), list[str]()
+    for n, one in enumerate(judged):
+        asked = f"{one.first.prompt.text} ({n})"  # so that a prompt's side does not depend on its like
+        for side, written in (("a", one.first), ("b", one.second)):
+            turns.append(turn(f"{n}{side}", written.text, asked=asked, user=one.person))
+        better, worse = ("a", "b") if one.said else ("b", "a")
+        statements.append(said(f"{n}{better}", f"{n}{worse}", "preference", who=one.person))
+        if n % 25 == 24:
+            alarms.append(stream.hear(turns, statements).alarm)
+    return [alarm for alarm in alarms if alarm]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_reward_that_follows_people_raises_no_alarm(tmp_path: Path, turned: bool) -> None:
+    assert not lived(tmp_path, 1, turned=turned)
+
+
+class Contrary(LinearReward):
+    """Learns as it should, and gives out the opposite."""
+
+    def score(self, items):
+        return [-each for each in super().score(items)]
+
+
+def test_a_reward_that_people_contradict_is_stopped_with_few_persons_too(tmp_path: Path) -> None:
+    """Of four persons no golden part ever closes."""
+    turns, feedback = talk(120)
+    few = [msgspec.structs.replace(one, who=f"u{n % 4}") for n, one in enumerate(feedback)]
+    rules = Rules(golden=GoldenRule(share=0.3), second_share=0)
+    stream = RewardStream(tmp_path, Contrary(LinearSettings(features=Features(bits=12))), rules)
+    heard = stream.hear(turns, few)
+    assert stream.golden.newest is None
+    assert "worse than a coin" in heard.alarm

@@ -28,6 +28,7 @@ from loreloop.learn.loop.cycle import Course, Work
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
 from loreloop.learn.loop.golden_file import GoldenFile
+from loreloop.learn.loop.golden_prompts import labelled_prompts
 from loreloop.learn.loop.guarding import Guards
 from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.rewarding import Base, Rewarding
@@ -92,6 +93,7 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
             rewarding=rewarding,
             golden=golden,
             metrics=metrics,
+            labelled=lambda: labelled_prompts(door.turns(), door.feedback(), door.deleted_persons()),
         )
         persons = PersonCourse(
             rules=loaded.config.persons,
@@ -144,6 +146,7 @@ class Parts:
     rewarding: Rewarding
     golden: GoldenFile
     metrics: Mapping[str, Metric]
+    labelled: Callable[[], list[Task]]  # golden prompts that reviewers have made, as of now
 
     def work(self) -> Work:
         """The work of a cycle, by the settings."""
@@ -193,7 +196,7 @@ class Parts:
         """The offline gate, with prompts of recorded turns for the shadow, and the guards where a reward learns."""
         room, asked = RememberingRoom(self.service, self.renderer), asked_again(prompts)
         with in_our_words("the gate"):
-            found = await OfflineGate(room, self.loaded).look(sides, turns, asked)
+            found = await OfflineGate(room, self.loaded).look(sides, turns, asked, self.labelled())
             if self.rewarding.stream is not None:
                 await Guards(room, self.loaded, self.rewarding.stream).look(sides, asked, found)
         return found

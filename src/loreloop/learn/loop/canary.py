@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from loreloop.learn.loop.clustered import Episode, Estimate, estimate
 from loreloop.learn.loop.collecting import newest_of, person_of, said_of
 from loreloop.learn.loop.config import Canary
-from loreloop.learn.loop.sequential import EARLY_SHARE, Outcome, Trial, difference, judge, paired
+from loreloop.learn.loop.sequential import Outcome, Trial, confidence, judge
 from loreloop.protocol.episodes import Turn
 from loreloop.protocol.feedback import EDIT, Feedback, Metric
 
@@ -22,17 +23,14 @@ PROMOTES, ROLLS_BACK = ("better", "no_harm"), ("harmful", "no_better")
 
 @dataclass(frozen=True)
 class Evidence:
-    """Judged episodes of either arm, each in 0 … 1, in the order in which they were first judged."""
+    """Judged episodes of either arm, in the order in which they were first judged, and how many had two arms."""
 
-    candidate: tuple[float, ...] = ()
-    champion: tuple[float, ...] = ()
+    episodes: tuple[Episode, ...] = ()
     n_mixed: int = 0
 
-
-@dataclass
-class _Arms:
-    candidate: list[float] = field(default_factory=list)
-    champion: list[float] = field(default_factory=list)
+    def of(self, *, is_candidate: bool) -> list[float]:
+        """How content the users of one arm were, an episode each."""
+        return [one.value for one in self.episodes if one.is_candidate == is_candidate]
 
 
 def evidence_of(
@@ -43,26 +41,36 @@ def evidence_of(
     metrics: Mapping[str, Metric],
 ) -> Evidence:
     """The episodes that began with the canary or behind it. An episode that two revisions answered, or a person's own
-    adapter, is left out, and so are side turns, and what one person has judged beyond their share."""
+    adapter, is left out, and so are side turns, and what one person has judged beyond their share. Every version of the
+    deployment is a stage: its share may have changed, and with it who is where."""
     by_id = {turn.id: turn for turn in newest_of(turns).values() if not turn.side and turn.version >= since_version}
     arms, mixed = _arms_of(by_id.values())
     scores: dict[str, list[float]] = defaultdict(list)
     first: dict[str, int] = {}
     persons: dict[str, str] = {}
+    stages: dict[str, int] = {}
+    for turn in by_id.values():
+        stages[turn.episode_id] = min(stages.get(turn.episode_id, turn.version), turn.version)
     for turn_id, said in said_of(by_id, statements).items():
         turn = by_id[turn_id]
         values = [value for one in said if (value := score_of(one, rules, metrics)) is not None]
         if values and turn.episode_id in arms:
             scores[turn.episode_id] += values
-            persons[turn.episode_id] = person_of(turn)
+            persons[turn.episode_id] = unit_of(turn)
             first[turn.episode_id] = min(first.get(turn.episode_id, said[0].number), said[0].number)
-    found, counted = _Arms(), defaultdict[str, int](int)
+    found, counted = list[Episode](), defaultdict[str, int](int)
     for episode in sorted(first, key=lambda one: first[one]):
-        counted[persons[episode]] += 1
-        if counted[persons[episode]] <= rules.most_per_person:
-            side = found.candidate if arms[episode] == "canary" else found.champion
-            side.append(mean(scores[episode]))
-    return Evidence(tuple(found.candidate), tuple(found.champion), mixed)
+        person = persons[episode]
+        counted[person] += 1
+        if counted[person] <= rules.most_per_person:
+            found.append(Episode(person, arms[episode] == "canary", mean(scores[episode]), stages[episode]))
+    return Evidence(tuple(found), mixed)
+
+
+def unit_of(turn: Turn) -> str:
+    """Whom an episode counts for: its person, where the request named a `user`. Without one nobody can say which
+    episodes are of one person; each is then taken for a person of its own, as its arm was drawn by itself too."""
+    return person_of(turn) if turn.person.user else f"episode {turn.episode_id}"
 
 
 def _arms_of(turns: Iterable[Turn]) -> tuple[dict[str, str], int]:
@@ -95,6 +103,7 @@ def trial_of(rules: Canary) -> Trial:
     return Trial(
         gain=rules.gain,
         harm=rules.harm,
+        margin=rules.margin,
         false_promotion=rules.false_promotion,
         false_alarm=rules.false_alarm,
         least=rules.least_episodes,
@@ -112,24 +121,40 @@ class Watched:
     sentence: str
 
 
-def watch(evidence: Evidence, rules: Canary) -> Watched:
-    """Looks at the evidence once; may be done as often as one likes."""
-    outcome = judge(evidence.candidate, evidence.champion, trial_of(rules))
-    interval = difference(paired(evidence.candidate, evidence.champion), 2 * rules.false_alarm)
-    numbers = {
-        "candidate_episodes": len(evidence.candidate),
-        "champion_episodes": len(evidence.champion),
-        "mixed_episodes": evidence.n_mixed,
-        "candidate_satisfaction": _mean(evidence.candidate),
-        "champion_satisfaction": _mean(evidence.champion),
-        "difference_low": interval.low,
-        "difference_high": interval.high,
+def watch(evidence: Evidence, rules: Canary, *, is_over: bool = False) -> Watched:
+    """Looks at the evidence once; may be done as often as one likes. `is_over` says that the canary's days have passed,
+    and asks for the last look at what there is."""
+    outcome = judge(evidence.episodes, trial_of(rules), is_last=is_over)
+    found = estimate(evidence.episodes)
+    numbers = numbers_of(evidence, found, rules) | {
         "evidence_of_gain": outcome.gain,
         "evidence_of_harm": outcome.loss,
     }
     if outcome.p_value is not None:
         numbers["p_value"] = outcome.p_value
-    return Watched(outcome, numbers, sentence_of(outcome, numbers, rules))
+    sentence = sentence_of(outcome, numbers, rules)
+    if is_over and not outcome.is_open:
+        sentence = f"In {rules.most_days:g} days: {sentence}"
+    return Watched(outcome, numbers, sentence)
+
+
+def numbers_of(evidence: Evidence, found: Estimate, rules: Canary) -> dict[str, Any]:
+    """What a decision's row says of the arms. The difference is that of persons' means, stage by stage, and so need not
+    be the one between the two satisfactions, which are means over all episodes."""
+    candidate, champion = evidence.of(is_candidate=True), evidence.of(is_candidate=False)
+    interval = confidence(found, 2 * rules.false_alarm, rules.gain)
+    return {
+        "candidate_episodes": len(candidate),
+        "champion_episodes": len(champion),
+        "candidate_persons": found.candidate_persons,
+        "champion_persons": found.champion_persons,
+        "mixed_episodes": evidence.n_mixed,
+        "candidate_satisfaction": _mean(candidate),
+        "champion_satisfaction": _mean(champion),
+        "difference": found.difference,
+        "difference_low": interval.low,
+        "difference_high": interval.high,
+    }
 
 
 def sentence_of(outcome: Outcome, numbers: Mapping[str, Any], rules: Canary) -> str:
@@ -137,27 +162,30 @@ def sentence_of(outcome: Outcome, numbers: Mapping[str, Any], rules: Canary) -> 
     n, m = numbers["candidate_episodes"], numbers["champion_episodes"]
     between = f"between {numbers['difference_low']:+.2f} and {numbers['difference_high']:+.2f}"
     after = f"After {n} episodes of the candidate and {m} of the champion"
+    needs_gain = rules.promote_on == "gain"
     match outcome.kind:
         case "better":
             return f"{after}, users are more content with the candidate: {_means(numbers)}."
         case "no_harm":
-            return f"{after}, the candidate is shown to lose no more than {rules.harm:g}: {_means(numbers)}."
+            return f"{after}, the candidate is shown to lose less than {rules.margin:g}: {_means(numbers)}."
         case "harmful":
             return f"{after}, users are less content with the candidate: {_means(numbers)}."
         case "no_better":
-            return f"{after}, the most that the trial may have, no gain was shown: {_means(numbers)}."
+            missed = "no gain was shown" if needs_gain else f"a loss of {rules.margin:g} was not ruled out"
+            return f"{after}, {missed} at the last look: {_means(numbers)}."
     if min(n, m) < rules.least_episodes:
         return f"{after} were judged; {rules.least_episodes} of either are the least before anything is promoted."
-    needed = 1 / (EARLY_SHARE * rules.false_promotion) if rules.promote_on == "gain" else 1 / rules.false_promotion
+    what = "a gain" if needs_gain else f"a loss below {rules.margin:g}"
     return (
-        f"{after}, the difference lies {between}; the evidence of a gain is {outcome.gain:.1f} of the {needed:.0f} "
-        f"that promote before {rules.most_episodes} episodes are reached."
+        f"{after}, the difference lies {between}; the evidence of {what} is {outcome.gain:.1f} of the "
+        f"{trial_of(rules).early:.0f} that promote before {rules.most_episodes} episodes are reached."
     )
 
 
 def _means(numbers: Mapping[str, Any]) -> str:
     one, other = numbers["candidate_satisfaction"], numbers["champion_satisfaction"]
-    return f"{one or 0:.2f} beside {other or 0:.2f}"
+    persons = f"{numbers['candidate_persons']} and {numbers['champion_persons']} persons"
+    return f"{one or 0:.2f} beside {other or 0:.2f}, of {persons}"
 
 
 def _mean(values: Sequence[float]) -> float | None:

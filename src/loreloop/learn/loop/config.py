@@ -105,6 +105,7 @@ class Canary(Table, frozen=True):
     promote_on: Literal["gain", "no_harm"] = "gain"
     gain: Annotated[float, Meta(gt=0, lt=1)] = 0.05  # the difference that is worth finding
     harm: Annotated[float, Meta(ge=0, lt=1)] = 0.02  # a loss below this is borne
+    margin: Annotated[float, Meta(gt=0, lt=1)] = 0.05  # the loss that "no_harm" has to rule out
     false_promotion: Level = 0.02
     false_alarm: Level = 0.02
     least_episodes: Annotated[int, Meta(ge=1, lt=LARGE)] = 20  # of either arm, before anything but harm is decided

@@ -7,7 +7,6 @@ is handed in, so that the course runs without a server and without training too.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -340,12 +339,8 @@ class Course:
         evidence = evidence_of(
             self.feeds.turns.values(), self.feeds.statements, rules, state.since_version, self.work.metrics
         )
-        seen = watch(evidence, rules)
         days = (self.now() - state.since) / DAY_SECONDS
-        if seen.outcome.is_open and days > rules.most_days:
-            outcome = dataclasses.replace(seen.outcome, kind="no_better")
-            return Watched(outcome, seen.numbers, f"In {rules.most_days:g} days no gain was shown. {seen.sentence}")
-        return seen
+        return watch(evidence, rules, is_over=days > rules.most_days)
 
     def _verdict(self, state: State, seen: Watched) -> Verdict | None:
         if seen.outcome.is_open:

@@ -17,7 +17,7 @@ from loreloop.learn.examples import Task
 from loreloop.learn.files import read_file, tasks
 from loreloop.learn.loop.answering import Room
 from loreloop.learn.loop.config import Gate, Loaded, Suite
-from loreloop.learn.loop.sequential import compare
+from loreloop.learn.loop.paired import compare
 from loreloop.learn.rewards.graders.grader import Means
 from loreloop.learn.rewards.graders.reading import GraderReward, grader_of
 from loreloop.learn.rewards.reward import Answer, Reward
@@ -67,15 +67,17 @@ class OfflineGate:
     room: Room
     loaded: Loaded
 
-    async def look(self, sides: Sides, turns: Sequence[Turn], prompts: Sequence[Task]) -> Gated:
-        """All parts of the gate. `turns` are recorded ones for the divergence, `prompts` what is answered unseen."""
+    async def look(
+        self, sides: Sides, turns: Sequence[Turn], prompts: Sequence[Task], labelled: Sequence[Task] = ()
+    ) -> Gated:
+        """All parts of the gate. `turns` are recorded ones for the divergence, `prompts` what is answered unseen,
+        `labelled` golden prompts that reviewers have made, beside those of the loop's file."""
         found, rules = Gated(), self.loaded.config.gate
         means = Means(CodeSandbox())
         try:
             for suite in rules.suites:
                 await self._suite(suite, sides, means, found)
-            if self.loaded.config.reward.golden:
-                await self._golden(self.loaded.config.reward.golden, sides, means, found)
+            await self._golden(labelled, sides, means, found)
         finally:
             if means.sandbox is not None:
                 await means.sandbox.close()
@@ -101,18 +103,20 @@ class OfflineGate:
             f"it loses {lost:.3f} on {suite.name}, where {suite.lose_most:g} may be lost",
         )
 
-    async def _golden(self, name: str, sides: Sides, means: Means, found: Gated) -> None:
-        rules = self.loaded.config.gate
-        asked = read_file(self.loaded.path(name), tasks)
+    async def _golden(self, labelled: Sequence[Task], sides: Sides, means: Means, found: Gated) -> None:
+        rules, name = self.loaded.config.gate, self.loaded.config.reward.golden
+        asked = [*(read_file(self.loaded.path(name), tasks) if name else ()), *labelled]
+        if not asked:
+            return
         new, old = await self._scores(sides, asked, GraderReward(grader_of(NEARNESS), means), SHADOW_TOKENS)
-        result = compare(new, old, rules.false_alarm)
+        result = compare(new, old, rules.false_alarm, rules.golden_win_least)
         found.numbers |= {"golden_wins": result.n_wins, "golden_losses": result.n_losses, "golden_ties": result.n_ties}
-        fine = not result.worse and (result.n_wins + result.n_losses == 0 or result.win_rate >= rules.golden_win_least)
         found.limit(
             "golden_win_rate",
             result.win_rate,
-            fine,
-            f"it wins {result.win_rate:.2f} of the golden prompts on which the two differ ({rules.golden_win_least:g})",
+            not result.worse,
+            f"it wins {result.win_rate:.2f} of the {result.n_wins + result.n_losses} golden prompts on which the two "
+            f"differ, which shows that it does not win {rules.golden_win_least:g} of such prompts",
         )
 
     async def _scores(

@@ -1,10 +1,14 @@
-"""Statistics that may be looked at after every observation, over values in 0 … 1. Pure functions; exact but where said.
+"""When a canary is decided: tests that may be looked at after every episode, and one last look at its end.
 
-Two arms are compared by pairs: the k-th value of one beside the k-th of the other, as x = (1 + candidate − champion)/2,
-whose mean is 1/2 where neither is better. Confidence sequences and tests by betting: Waudby-Smith & Ramdas, "Estimating
-means of bounded random variables by betting" (arXiv 2010.09686): the capital of a gambler who bets λ on x against m,
-K_t(m) = Π (1 + λ_i · (x_i − m)), is a martingale where m is the mean, and by Ville's inequality reaches 1/α with a
-chance of α at most, whenever one looks. The last look of a bounded trial is an ordinary one-sided z-test (asymptotic).
+Three questions, each about the difference of candidate and champion and a value that it is held against: is it below
+the harm that is borne, is it above no gain, is it above the loss of a candidate that need only be no worse. The
+evidence for "above" is the capital of a gambler: a mixture of likelihood ratios exp(δ·S − δ²·I/2) over a few
+differences δ, with the information I = 1/variance and the score S = (difference − value)·I (Robbins 1970, "Statistical
+methods related to the law of the iterated logarithm"). Where the difference is not above the value, it reaches 1/α with
+a chance of α at most, whenever one looks.
+
+That is exact for a Brownian motion, and asymptotic here: S at growing information is one for efficient estimates
+(Scharfstein, Tsiatis and Robins 1997). `python -m bench.loop_gate` measures what it comes to with few persons, too.
 """
 
 from __future__ import annotations
@@ -14,116 +18,49 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-import numpy as np
-import numpy.typing as npt
+from loreloop.learn.loop.clustered import Episode, Estimate, estimate
 
-Floats = npt.NDArray[np.float64]
-
-HALF = 0.5  # the mean of a pair of arms that are equally good
-BOUND = 0.5  # of a bet, as a share of the most that cannot ruin the gambler; the paper's c
-GRID = np.linspace(0.0, 1.0, 401)
 # A trial that is bounded spends most of its chance of error at the end, where it knows most, and little on the way, so
 # that only a plain difference ends it early (as Haybittle and Peto have it for clinical trials).
-EARLY_SHARE = 0.1
-# Bets are shares of the one that suits the difference which is worth finding; larger differences want larger bets.
-BETS = ((1.0, 0.6), (2.5, 0.25), (6.0, 0.15))
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Where a mean lies, with both ends, after `n` values."""
-
-    low: float
-    high: float
-    n: int
-
-
-def paired(candidate: Sequence[float], champion: Sequence[float]) -> Floats:
-    """Both arms' values in their order as pairs in 0 … 1, shape (N,); what has no partner yet is left out."""
-    n = min(len(candidate), len(champion))
-    return (1.0 + np.asarray(candidate[:n], np.float64) - np.asarray(champion[:n], np.float64)) / 2.0
-
-
-def bets(values: Floats, alpha: float) -> Floats:
-    """λ_t of the paper's predictable plug-in (equations 24 to 26), each made of the values before it, shape (N,)."""
-    n = len(values)
-    steps = np.arange(1, n + 1)
-    means = (HALF + np.cumsum(values)) / (steps + 1)
-    variances = (0.25 + np.cumsum((values - means) ** 2)) / (steps + 1)
-    # The bet on a value must not know it, so the variance is that of the values before.
-    before = np.concatenate([[0.25], variances[:-1]])
-    return np.sqrt(2 * math.log(2 / alpha) / (before * steps * np.log1p(steps)))
-
-
-def confidence_sequence(values: Floats, alpha: float) -> Interval:
-    """The mean's interval after these values, one of a sequence that holds the mean at all times at once with a chance
-    of 1 − α: all m on a grid against which neither gambler, on more or on less, has ever reached 2/α. (The paper's
-    hedged capital, theorem 3; intervals of earlier times are intersected.)"""
-    if not len(values):
-        return Interval(0.0, 1.0, 0)
-    plain = bets(values, alpha)[:, None]
-    gaps = values[:, None] - GRID[None, :]
-    # A bet may lose no more than its share at either end: 1 + λ(x − m) stays above 1 − c.
-    up = np.minimum(plain, BOUND / np.maximum(GRID, 1e-9))
-    down = np.minimum(plain, BOUND / np.maximum(1 - GRID, 1e-9))
-    rich = np.log1p(up * gaps).cumsum(axis=0).max(axis=0)
-    poor = np.log1p(-down * gaps).cumsum(axis=0).max(axis=0)
-    left = GRID[np.maximum(rich, poor) < math.log(2 / alpha)]
-    # The set is an interval but for the grid's width, which is added on both sides.
-    width = float(GRID[1])
-    low, high = (float(left[0]), float(left[-1])) if len(left) else (float(values.mean()),) * 2
-    return Interval(max(0.0, low - width), min(1.0, high + width), len(values))
-
-
-def difference(values: Floats, alpha: float) -> Interval:
-    """The confidence sequence of candidate − champion, in −1 … 1, out of pairs."""
-    found = confidence_sequence(values, alpha)
-    return Interval(2 * found.low - 1, 2 * found.high - 1, found.n)
-
-
-def evidence(values: Floats, against: float, worth: float) -> float:
-    """The largest capital so far of a gambler who bets that the mean is above `against`; where it is not, this reaches
-    1/α with a chance of α at most. `worth` is the difference of the arms that the bets suit: a mixture of fixed bets,
-    of which the best has the growth of a likelihood ratio (section 4 of the paper)."""
-    total = np.zeros(len(values))
-    for factor, weight in BETS:
-        # For a difference d of x from m the best bet is about d over the variance; 1 + λ(x − m) must stay above 0.
-        bet = min(MOST_BET / against, factor * (worth / 2) / PRIOR_VARIANCE)
-        total += weight * np.exp(np.log1p(bet * (values - against)).cumsum())
-    return float(total.max(initial=1.0))
-
-
-MOST_BET = 0.9  # of the bet that could lose everything
-PRIOR_VARIANCE = 0.1  # of a pair, as thumbs of which 70 to 75 % are up have it; a wrong guess costs power alone
-
-
-def final_look(candidate: Sequence[float], champion: Sequence[float]) -> float:
-    """The chance of so large a difference of means, or a larger one, if the arms were equally good: one-sided, by the
-    normal distribution (asymptotic: for the end of a trial, not for its beginning). Episodes without a partner count
-    here too. 1 where an arm has fewer than two."""
-    one, other = np.asarray(candidate, np.float64), np.asarray(champion, np.float64)
-    if min(len(one), len(other)) < 2:
-        return 1.0
-    gain = float(one.mean() - other.mean())
-    error = math.sqrt(float(one.var(ddof=1)) / len(one) + float(other.var(ddof=1)) / len(other))
-    if not error:
-        # All of one mind on either side: as likely as that many tosses of a coin.
-        return 1.0 if gain <= 0 else 0.5 ** min(len(one), len(other))
-    return 1.0 - NormalDist().cdf(gain / error)
+EARLY_SHARE = 0.05
+# The differences that are betted on, in those that are worth finding, with their shares of the capital. The large ones
+# find what is plain within a few episodes.
+BETS = ((1.0, 0.5), (2.5, 0.25), (6.0, 0.25))
+LARGEST = 1e300
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a canary is decided by. `harm` is the loss that is borne, `gain` the difference worth finding; counts are
-    of episodes: `least` of either arm, `most` of both arms together."""
+    """What a canary is decided by. `harm` is the loss that is borne, `gain` the difference worth finding, `margin` the
+    loss that has to be ruled out where no gain is needed; counts are of episodes: `least` of either arm, `most` of both
+    arms together."""
 
     gain: float = 0.05
     harm: float = 0.02
+    margin: float = 0.05
     false_promotion: float = 0.02
     false_alarm: float = 0.02
     least: int = 20
     most: int = 3000
     needs_gain: bool = True
+
+    @property
+    def against(self) -> float:
+        """The difference that has to be exceeded for a promotion."""
+        return 0.0 if self.needs_gain else -self.margin
+
+    @property
+    def early(self) -> float:
+        """The evidence that promotes before the end."""
+        return 1 / (self.false_promotion * EARLY_SHARE)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a difference lies, with both ends."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -141,56 +78,61 @@ class Outcome:
         return self.kind == "open"
 
 
-def judge(candidate: Sequence[float], champion: Sequence[float], trial: Trial) -> Outcome:
-    """What both arms' episodes, each in 0 … 1 in the order in which they were judged, say so far. A wrong promotion
-    has a chance of `false_promotion` at most, whenever this is asked, and a wrong alarm one of `false_alarm`."""
-    values = paired(candidate, champion)
-    found = _during(values, trial)
-    if not found.is_open or len(candidate) + len(champion) < trial.most:
-        return found
-    if not trial.needs_gain:
-        return Outcome("no_harm", found.gain, found.loss)
-    p = final_look(candidate, champion)
-    late = trial.false_promotion * (1 - EARLY_SHARE)
-    return Outcome("better" if p <= late else "no_better", found.gain, found.loss, p)
-
-
-def _during(values: Floats, trial: Trial) -> Outcome:
-    worth = trial.gain
-    gain = evidence(values, HALF if trial.needs_gain else HALF - trial.harm / 2, worth)
-    loss = evidence(1.0 - values, HALF + trial.harm / 2, worth)
+def judge(episodes: Sequence[Episode], trial: Trial, *, is_last: bool = False) -> Outcome:
+    """What the judged episodes say so far. A wrong promotion has a chance of `false_promotion` at most, whenever this
+    is asked, and a wrong alarm one of `false_alarm`. The last look is taken when there are as many episodes as the
+    trial may have, or where `is_last` says that its time is over; behind it nothing is open."""
+    found = estimate(episodes)
+    n_candidate = sum(one.is_candidate for one in episodes)
+    gain = evidence(found, trial.against, trial.gain)
+    loss = evidence(mirrored(found), trial.harm, trial.gain)
     # Harm ends a trial from its first episodes on; all else waits until there are some.
     if loss >= 1 / trial.false_alarm:
         return Outcome("harmful", gain, loss)
-    share = EARLY_SHARE if trial.needs_gain else 1.0
-    if len(values) >= trial.least and gain >= 1 / (trial.false_promotion * share):
-        return Outcome("better" if trial.needs_gain else "no_harm", gain, loss)
-    return Outcome("open", gain, loss)
+    enough = min(n_candidate, len(episodes) - n_candidate) >= trial.least
+    promotes = "better" if trial.needs_gain else "no_harm"
+    if enough and gain >= trial.early:
+        return Outcome(promotes, gain, loss)
+    if not is_last and len(episodes) < trial.most:
+        return Outcome("open", gain, loss)
+    p = NormalDist().cdf(-found.z(trial.against))
+    fine = enough and p <= trial.false_promotion * (1 - EARLY_SHARE)
+    return Outcome(promotes if fine else "no_better", gain, loss, p)
 
 
-@dataclass(frozen=True)
-class Compared:
-    """A candidate and a champion over the same prompts: the share that the candidate wins of those that either wins,
-    and whether it was shown to be worse before all were asked."""
-
-    win_rate: float
-    n_wins: int
-    n_losses: int
-    n_ties: int
-    worse: bool
+def evidence(found: Estimate, against: float, worth: float) -> float:
+    """The capital of a gambler who bets that the difference is above `against`; `worth` is the difference that is worth
+    finding. 1 where nothing is known."""
+    return capital(found.z(against), found.variance, worth)
 
 
-def compare(candidate: Sequence[float], champion: Sequence[float], alpha: float) -> Compared:
-    """The offline gate's test, paired by prompt. A candidate that is no worse is called `worse` with a chance of α at
-    most, however many prompts were looked at when it is asked. Without any win or loss, the win rate is 1/2."""
-    pairs = list(zip(candidate, champion, strict=True))
-    signs = [one > other for one, other in pairs if one != other]
-    wins = np.array([float(sign) for sign in signs])
-    found = confidence_sequence(wins, 2 * alpha)
-    return Compared(
-        win_rate=float(wins.mean()) if len(wins) else HALF,
-        n_wins=sum(signs),
-        n_losses=len(signs) - sum(signs),
-        n_ties=len(pairs) - len(signs),
-        worse=bool(len(wins)) and found.high < HALF,
+def capital(z: float, variance: float, worth: float) -> float:
+    """The mixture of likelihood ratios at z standard errors."""
+    spread = math.sqrt(variance)
+    powers = [(share, factor * worth / spread) for factor, share in BETS]
+    total = sum(share * math.exp(min(600.0, bet * z - bet * bet / 2)) for share, bet in powers)
+    return min(total, LARGEST)
+
+
+def mirrored(found: Estimate) -> Estimate:
+    """The same with the arms in each other's place."""
+    return Estimate(
+        difference=-found.difference,
+        variance=found.variance,
+        freedom=found.freedom,
+        candidate_persons=found.champion_persons,
+        champion_persons=found.candidate_persons,
     )
+
+
+def confidence(found: Estimate, alpha: float, worth: float) -> Interval:
+    """The interval of the difference, one of a sequence that holds it at all times at once with a chance of 1 − α: the
+    values against which neither gambler, on more or on less, has 2/α."""
+    if math.isinf(found.variance):
+        return Interval(-1.0, 1.0)
+    low, high = 0.0, 1000.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if capital(middle, found.variance, worth) >= 2 / alpha else (middle, high)
+    width = found.distance(high)
+    return Interval(max(-1.0, found.difference - width), min(1.0, found.difference + width))

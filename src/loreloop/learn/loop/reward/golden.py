@@ -11,6 +11,7 @@ drift. Knows no particular reward model.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -20,6 +21,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from loreloop.learn.loop.reward.calibration import auc
 from loreloop.learn.loop.reward.events import NOBODY, LabelledEvent, RewardModel, prompt_key
@@ -27,6 +29,7 @@ from loreloop.protocol.episodes import Message
 from loreloop.protocol.errors import Conflict
 
 TRUSTED = ("human", "code")
+ALIKE = 0.2  # the correlation between two statements of one person, as it is taken to be
 
 
 class GoldenRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,6 +81,11 @@ class GoldenSet:
         """The part that was closed last."""
         return self.kept.parts[-1] if self.kept.parts else None
 
+    def latest(self, n: int) -> tuple[LabelledEvent, ...]:
+        """The newest statements, in closed parts or in the one that grows."""
+        events = [*(one for part in self.kept.parts for one in part.events), *self.kept.growing]
+        return tuple(sorted(events, key=lambda one: one.number)[-n:])
+
     def holds(self, messages: Sequence[Message]) -> bool:
         """Whether a prompt is held out; nothing may ever be trained on it."""
         key = prompt_key(messages)
@@ -93,21 +101,32 @@ class GoldenSet:
         self.kept.reserved.add(key)
 
     def grow(self, events: Sequence[LabelledEvent]) -> GoldenPart | None:
-        """Takes in what was said of held-out prompts; gives the part that this has closed, if any. What is in already,
-        is not held out, or is over a person's share is left out."""
+        """Takes in what was said of held-out prompts; gives the part that this has closed, if any. What is in already
+        or is not held out is left out; of a person who has said more than their share, the newest stays."""
         known = {one.id for one in self.kept.growing} | {one.id for part in self.kept.parts for one in part.events}
-        counts = Counter(one.person for one in self.kept.growing if one.person != NOBODY)
         closed = None
         for event in sorted(events, key=lambda one: one.number):
             if event.id in known or event.source not in TRUSTED or not self.holds(event.item.messages):
                 continue
-            if event.person != NOBODY and counts[event.person] >= self.rule.per_person:
+            if event.person != NOBODY and not self._make_room(event):
                 continue
             self.kept.growing.append(event)
-            counts[event.person] += event.person != NOBODY
-            if len(self.kept.growing) >= self.rule.fewest_events and len(counts) >= self.rule.fewest_persons:
-                closed, counts = self._close(), Counter()
+            persons = {one.person for one in self.kept.growing} - {NOBODY}
+            if len(self.kept.growing) >= self.rule.fewest_events and len(persons) >= self.rule.fewest_persons:
+                closed = self._close()
         return closed
+
+    def _make_room(self, event: LabelledEvent) -> bool:
+        """Takes out a person's oldest statement where they have said their share. Where few people speak a part may
+        grow for months, and must tell what they say now; False where the event is older than all that."""
+        own = [one for one in self.kept.growing if one.person == event.person]
+        if len(own) < self.rule.per_person:
+            return True
+        oldest = min(own, key=lambda one: one.number)
+        if oldest.number > event.number:
+            return False
+        self.kept.growing.remove(oldest)
+        return True
 
     def without(self, persons: Collection[str] = (), ids: Collection[str] = ()) -> None:
         """Takes out what deleted persons have said, and statements that were taken back, of closed parts too."""
@@ -155,19 +174,22 @@ class GoldenSet:
 
 
 class Agreement(msgspec.Struct, frozen=True):
-    """How a reward agrees with a part: the share of preferences that it ranks as they were said (with its standard
-    error), and the chance that a good mark has the higher score than a bad one. None where there are none."""
+    """How a reward agrees with what people have said: the share of preferences that it ranks as they were said (with
+    its standard error), and the chance that a good mark has the higher score than a bad one. None where there are none.
+    `against_coin` is how many standard errors both together lie above a coin, which ranks half of them right: those
+    that a coin would have, held wider where few persons have said much. 0 where there is nothing to rank."""
 
     pairs: float | None
     error: float | None
     marks: float | None
     n: int
+    against_coin: float = 0.0
 
 
-def agreement(reward: RewardModel, part: GoldenPart) -> Agreement:
-    """How a reward agrees with a golden part."""
-    pairs = [one for one in part.events if one.worse is not None]
-    marks = [one for one in part.events if one.worse is None]
+def agreement(reward: RewardModel, events: Sequence[LabelledEvent]) -> Agreement:
+    """How a reward agrees with golden statements."""
+    pairs = [one for one in events if one.worse is not None]
+    marks = [one for one in events if one.worse is None]
     share = error = ranked = None
     if pairs:
         better = np.array(reward.score([one.item for one in pairs]))
@@ -177,4 +199,23 @@ def agreement(reward: RewardModel, part: GoldenPart) -> Agreement:
     good = np.array([one.value >= 0.5 for one in marks], bool)
     if good.any() and not good.all():
         ranked = auc(np.array(reward.score([one.item for one in marks])), good)
-    return Agreement(share, error, ranked, len(part.events))
+    # A coin's share of n pairs has the variance 1/(4·n).
+    found = [(share, 4.0 * len(pairs)), (ranked, _information(good))]
+    known = [(each, information) for each, information in found if each is not None]
+    total = sum(information for _, information in known)
+    mean = sum(each * information for each, information in known) / total if total else 0.5
+    z = (mean - 0.5) * math.sqrt(total / _crowding(events))
+    return Agreement(share, error, ranked, len(events), z)
+
+
+def _information(good: NDArray[np.bool_]) -> float:
+    """1 over the variance of the ranking of marks by a coin (Mann and Whitney 1947)."""
+    n_good, n_bad = int(good.sum()), int((~good).sum())
+    return 12.0 * n_good * n_bad / (n_good + n_bad + 1)
+
+
+def _crowding(events: Sequence[LabelledEvent]) -> float:
+    """By how much the variance is larger where one person has said several things, which are alike (Kish's effect of
+    the design)."""
+    counts = np.array([*Counter(one.person or one.id for one in events).values()], np.float64)
+    return float(1 + ALIKE * ((counts**2).sum() / counts.sum() - 1)) if len(counts) else 1.0

@@ -247,7 +247,8 @@ class LinearReward:
             return False
         chance = self.link(score)
         given = chance**one.outcome * (1 - chance) ** (1 - one.outcome)
-        return self.watch.take(one.person, given, one.weight)
+        n_persons = len({each.person for each in self.learned} | {one.person})
+        return self.watch.take(one.person, given, one.weight, n_persons)
 
     def _turn(self) -> None:
         """People have changed their minds. How far the old weights still hold, or hold backwards, the events since

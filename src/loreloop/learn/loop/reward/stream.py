@@ -36,8 +36,7 @@ from loreloop.protocol.episodes import Person, Turn
 from loreloop.protocol.feedback import Feedback, Metric
 from loreloop.protocol.feedback_rules import is_golden
 
-FELL_BELOW = 0.5  # of golden pairs in the order that people gave them: no better than a coin
-SURE = 2.5  # standard errors
+SURE = 2.5  # standard errors below a coin
 
 
 class Forgetting(RewardModel, Protocol):
@@ -85,8 +84,8 @@ class Rules:
 
 @dataclass(frozen=True)
 class Heard:
-    """What became of what was heard: the version now, how it agrees with the newest golden part (None: there is none
-    yet), and a sentence where that is an alarm, or ""."""
+    """What became of what was heard: the version now, how it agrees with the newest golden statements (None: there are
+    none yet), and a sentence where that is an alarm, or ""."""
 
     version: RewardVersion
     labels: Labels
@@ -123,8 +122,8 @@ class RewardStream:
         for name, model in self._models():
             self._teach(name, model, labels.events)
         self._keep()
-        part = self.golden.newest
-        found = agreement(self.proxy, part) if part is not None else None
+        newest = self.golden.latest(self.rules.golden.fewest_events)
+        found = agreement(self.proxy, newest) if newest else None
         return Heard(self.proxy.version, labels, found, alarm_of(found))
 
     def _reserve(self, turns: Sequence[Turn], feedback: Sequence[Feedback]) -> None:
@@ -195,9 +194,14 @@ def _hashed(name: str) -> str:
 
 
 def alarm_of(found: Agreement | None) -> str:
-    """A sentence where a reward has come to disagree with the newest golden part, else ""."""
-    if found is None or found.pairs is None or found.error is None:
+    """A sentence where a reward has come to disagree with what people say now of golden prompts, else "". Not by a
+    closed part: it may be from before a change of taste, and a reward that has followed people would be blamed for
+    it."""
+    if found is None or found.against_coin > -SURE:
         return ""
-    if found.pairs + SURE * found.error < FELL_BELOW:
-        return f"the reward orders {found.pairs:.0%} of the newest golden pairs as people did: worse than a coin"
-    return ""
+    told = ((found.pairs, "pairs"), (found.marks, "marks"))
+    shares = " and ".join(f"{share:.0%} of {what}" for share, what in told if share is not None)
+    return (
+        f"the reward orders {shares} among the newest {found.n} golden statements as people did: worse than a coin; "
+        "nothing is trained until it agrees with them again"
+    )

@@ -16,6 +16,8 @@ from loreloop.learn.loop.reward.events import NOBODY, LabelledEvent
 DAY = 86_400.0
 LEAST = 0.05  # of an event's weight that is learned from at all
 MOST_SINCE = 400  # events since a change that are looked at; a change that shows more slowly fades in by itself
+LARGEST_SHARE = 0.25  # of an alarm, that one person of many may be
+TOGETHER = 1.2  # times the limit, that all together may reach where they are few
 
 
 class Ledger:
@@ -65,28 +67,32 @@ class ChangeWatch:
 
     A CUSUM (Page 1954): the excess S grows by log(½ / p) with every event, where p is the chance that the reward gave
     to what was said, and does not fall below 0. An alarm comes when S passes `limit`: e^limit to one that it is no
-    chance. Of one person no more than a quarter of the limit counts, so that no few people can make a reward forget.
+    chance. Of one person no more than a quarter of the limit counts, so that no few people can make a reward forget; of
+    a few people who are all that there are, each may count for a little more than an equal part, so that they can
+    together.
     """
 
     def __init__(self, limit: float = 6.5) -> None:
         self.limit = limit
         self.since: list[Surprise] = []
 
-    def take(self, person: str, chance: float, weight: float = 1.0) -> bool:
-        """Takes in an event; says whether there is an alarm. `since` then holds the events since the change."""
+    def take(self, person: str, chance: float, weight: float = 1.0, n_persons: int = 40) -> bool:
+        """Takes in an event; says whether there is an alarm. `since` then holds the events since the change.
+        `n_persons` are all who have lately spoken."""
         self.since.append(Surprise(person, weight * math.log(0.5 / max(chance, 1e-6))))
         self.since = self.since[-MOST_SINCE:]
         if sum(one.excess for one in self.since) <= 0:
             self.since = []
             return False
-        return self.excess() > self.limit
+        return self.excess(n_persons) > self.limit
 
-    def excess(self) -> float:
-        """S, in which nobody counts for more than a quarter of the limit."""
+    def excess(self, n_persons: int = 40) -> float:
+        """S, in which nobody counts for more than their share of the limit."""
+        most = self.limit * max(LARGEST_SHARE, TOGETHER / max(1, n_persons))
         by_person: defaultdict[str, float] = defaultdict(float)
         for one in self.since:
             by_person[one.person] += one.excess
-        return sum(min(excess, self.limit / 4) for excess in by_person.values())
+        return sum(min(excess, most) for excess in by_person.values())
 
     def state(self) -> list[Any]:
         """What was taken in since the excess was 0, as JSON can hold it."""
