@@ -229,7 +229,6 @@ def _without_use(plain: object, config: LoopConfig) -> list[tuple[str, str]]:
     no_grpo = "" if "grpo" in training.methods else 'is for "grpo", which `training.methods` does not name'
     no_pull = no_grpo or ("" if training.kl else "steers `training.kl`, which is 0; set that above 0")
     no_sft = "" if "sft" in training.methods else 'is for "sft", which `training.methods` does not name'
-    no_golden = "" if reward.golden else "is for golden prompts, and there is no `reward.golden`"
     no_persons = (
         "" if config.persons.corrections else "needs `persons.corrections` above 0, without which nobody has one"
     )
@@ -240,8 +239,6 @@ def _without_use(plain: object, config: LoopConfig) -> list[tuple[str, str]]:
         **{f"reward.{name}": no_grpo for name in ("grader", "mix")},
         "training.liked": no_sft,
         "reward.metrics": no_reward,
-        "gate.golden_win_least": no_golden,
-        "gate.false_alarm": no_golden,
         **{f"persons.{name}": no_persons for name in msgspec.structs.asdict(config.persons) if name != "corrections"},
     }
     return [(field, f"{wrong}; or leave it out") for field, wrong in why.items() if wrong and _is_set(plain, field)]
