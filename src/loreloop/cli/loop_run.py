@@ -69,8 +69,9 @@ async def _run(loaded: Loaded, asked: bool, cycles: int | None) -> None:
     from loreloop.learn.loop.assembly import opened
     from loreloop.learn.loop.assembly import run as run_course
     from loreloop.learn.loop.state import LoopFolder
+    from loreloop.learn.refusals import in_our_words
 
-    with LoopFolder(loaded.folder).locked():
+    with LoopFolder(loaded.folder).locked(), in_our_words("what the loop needs"):
         async with opened(loaded) as course:
             course.asked = asked
             await run_course(course, cycles=cycles, wish=lambda: False, tell=lambda said: click.echo(said, err=True))

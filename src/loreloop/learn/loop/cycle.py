@@ -299,8 +299,8 @@ class Course:
             self._give_up(state, "canary", f"The server did not take the candidate: {error.message}")
             return
         version = self.server.deployment().version
-        self.folder.save(replace(state, stage="canary", since=self.now(), since_version=version))
         drop_lines(self.folder.cycle(state.cycle))
+        self.folder.save(replace(state, stage="canary", since=self.now(), since_version=version))
 
     async def _looked(self, state: State, candidate: Revision, data: Data) -> Gated:
         used = {*data.turns}

@@ -137,11 +137,12 @@ class PersonCourse:
             refused = self._decision(f"{key}:refused", one, None, 0.0)
             self.folder.decide(msgspec.structs.replace(refused, sentence=sentence))
             target = None
+        # Before this is over: behind it nobody would look for what a person said.
+        drop_lines(folder)
+        drop_names(folder)
         before = self.owns.get(one.person)
         self.owns[one.person] = Own(target or (before.target if before else None), one.heard)
         written(self._file, msgspec.json.encode(self.owns))
-        drop_lines(folder)
-        drop_names(folder)
 
     async def _trained(self, folder: Path, start: str | None, name: str) -> Made | None:
         try:
