@@ -30,27 +30,23 @@ class Users:
 
 def canary(users: Users, seed: int, most: int) -> list[Episode]:
     """All episodes of one canary in their order."""
-    rng = np.random.default_rng(seed)
+    drawn = np.random.default_rng(seed).random((most, 5)).tolist()
     places, effects = list[float](), list[float]()
     share, stage, n_candidate, found = 0.1 if users.staged else 0.5, 0, 0, list[Episode]()
-    for n in range(most):
-        comes_again = bool(places) and rng.random() > 1 / users.episodes
-        who = int(rng.integers(len(places))) if comes_again else len(places)
-        if not comes_again:
-            places.append(rng.random())
-            effects.append(_effect(rng, users))
+    for n, (again, which, place, effect, luck) in enumerate(drawn):
+        who = int(which * len(places))
+        if not places or again <= 1 / users.episodes:
+            who = len(places)
+            places.append(place)
+            effects.append(effect)
         is_candidate = places[who] < share
         rate = (users.candidate if is_candidate else users.champion) + users.drift * n / most
-        up = rng.random() < _moved(rate, effects[who], users.alike)
+        up = luck < _moved(rate, effects[who], users.alike)
         found.append(Episode(f"person {who}", is_candidate, float(up), stage))
         n_candidate += is_candidate
         if users.staged and stage == 0 and n_candidate >= 20:
             share, stage = 0.5, 1
     return found
-
-
-def _effect(rng: np.random.Generator, users: Users) -> float:
-    return float(rng.random()) if users.alike else 0.0
 
 
 def _moved(rate: float, effect: float, alike: float) -> float:

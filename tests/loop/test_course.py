@@ -334,3 +334,62 @@ def test_a_training_that_is_refused_ends_its_cycle_and_not_the_loop(tmp_path: Pa
     world.corrected(5, "bob")
     steps(course)
     assert verdicts(tmp_path) == ["void", "passed"]
+
+
+def test_a_deployment_whose_clients_name_no_user_has_a_canary_too(tmp_path: Path) -> None:
+    world = World()
+    course = to_canary(world, tmp_path, canary={"percent": 10, "least_episodes": 20})
+    version = world.deployed.version
+    for n in range(200):
+        arm = "canary" if n % 10 == 0 else "main"
+        turn = world.feeds.turn("hello", "hi", arm=arm, version=version, person=Person("key", ""))
+        world.feeds.say(turn.id, "thumb", value=n % 40 < 25)
+    steps(course)
+    numbers = course.folder.why()["numbers"]
+    assert (numbers["candidate_episodes"], numbers["champion_persons"]) == (20, 180)
+    assert world.deployed.canary_percent == 50
+
+
+def test_one_persons_many_episodes_promote_nothing(tmp_path: Path) -> None:
+    world = World()
+    course = to_canary(world, tmp_path, canary={"least_episodes": 5, "most_episodes": 100})
+    for arm, user in (("canary", "ann"), ("main", "bob")):
+        for _ in range(50):
+            who = Person("key", user)
+            turn = world.feeds.turn("hello", "hi", arm=arm, version=world.deployed.version, person=who)
+            world.feeds.say(turn.id, "thumb", value=arm == "canary")
+    steps(course)
+    assert verdicts(tmp_path) == ["passed", "rolled_back"]
+    assert "no gain was shown at the last look" in course.folder.decisions()[-1].sentence
+
+
+@pytest.mark.parametrize(("ups", "verdict"), [(30, "promoted"), (16, "rolled_back")])
+def test_when_its_days_are_over_a_last_look_decides(tmp_path: Path, ups: int, verdict: str) -> None:
+    """Forty episodes of either arm, of which 15 of the champion's were liked: too few to end a trial early."""
+    world, clock = World(), [1e9]
+    course = to_canary(world, tmp_path, now=lambda: clock[0], canary={"least_episodes": 5, "most_days": 2})
+    for arm, liked in (("canary", ups), ("main", 15)):
+        for n in range(40):
+            who = Person("key", f"{arm} {n}")
+            turn = world.feeds.turn("hello", "hi", arm=arm, version=world.deployed.version, person=who)
+            world.feeds.say(turn.id, "thumb", value=n < liked)
+    steps(course)
+    assert course.folder.load().stage == "canary"
+    clock[0] += 3 * 86_400
+    steps(course)
+    assert verdicts(tmp_path)[-1] == verdict
+    assert course.folder.decisions()[-1].sentence.startswith("In 2 days: After 40 episodes")
+
+
+def test_where_no_harm_is_enough_a_trial_that_cannot_tell_promotes_nothing(tmp_path: Path) -> None:
+    world = World()
+    rules = {"promote_on": "no_harm", "least_episodes": 5, "most_episodes": 80}
+    course = to_canary(world, tmp_path, canary=rules)
+    for arm in ("canary", "main"):
+        for n in range(40):
+            who = Person("key", f"{arm} {n}")
+            turn = world.feeds.turn("hello", "hi", arm=arm, version=world.deployed.version, person=who)
+            world.feeds.say(turn.id, "thumb", value=n % 4 > 0)
+    steps(course)
+    assert verdicts(tmp_path) == ["passed", "rolled_back"]
+    assert "a loss of 0.05 was not ruled out" in course.folder.decisions()[-1].sentence

@@ -235,7 +235,7 @@ def lived(folder: Path, seed: int, *, turned: bool = False, persons: int = 40) -
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_reward_that_follows_people_raises_no_alarm(tmp_path: Path, turned: bool) -> None:
-    assert not lived(tmp_path, 1, turned=turned)
+    assert not lived(tmp_path, 7, turned=turned)
 
 
 class Contrary(LinearReward):

@@ -92,11 +92,16 @@ class _Cell:
         return self.weights * (self.means - self.mean) / self.weight
 
     @property
-    def variance(self) -> float:
-        """Of the mean, with the imagined persons among the others."""
+    def spread(self) -> float:
+        """The variance of one person about the mean."""
+        return float(self.weights**2 @ (self.means - self.mean) ** 2) / float(self.weights @ self.weights)
+
+    def variance(self, spread: float) -> float:
+        """Of the mean, with the imagined persons among the others; at least what persons of such a spread would have.
+        A few who all say the same seem to be of one mind, and are not: the other arm's persons know better."""
         n = len(self.persons)
-        imagined = IMAGINED * LARGEST_VARIANCE / n**2
-        return (float(self.pulls @ self.pulls) + imagined) * n / (n + IMAGINED - 1)
+        of_one = max(self.spread, spread) * float(self.weights @ self.weights) / self.weight**2
+        return (of_one + IMAGINED * LARGEST_VARIANCE / n**2) * n / (n + IMAGINED - 1)
 
 
 def estimate(episodes: Iterable[Episode]) -> Estimate:
@@ -144,12 +149,19 @@ def _variance(shares: Sequence[float], both: Sequence[tuple[_Cell, _Cell]]) -> t
         for share, pair in zip(shares, both, strict=True)
         for sign, cell in zip((1, -1), pair, strict=True)
     ]
-    alone = np.array([factor**2 * cell.variance for factor, cell in arms])
+    spreads = [_pooled(pair) for pair in both for _ in pair]
+    alone = np.array([factor**2 * cell.variance(spread) for (factor, cell), spread in zip(arms, spreads, strict=True)])
     variance = float(alone.sum()) + _in_common(arms)
     # What persons of both arms have in common takes away from it; no more than half is believed.
     variance = max(variance, float(alone.sum()) / 2)
     freedoms = np.array([len(cell.persons) + IMAGINED - 1 for _, cell in arms])
     return variance, float(alone.sum() ** 2 / (alone**2 / freedoms).sum())
+
+
+def _pooled(pair: tuple[_Cell, _Cell]) -> float:
+    """The variance of one person about the mean of their arm, over both arms of a stage."""
+    squares = [float(cell.weights @ cell.weights) for cell in pair]
+    return sum(cell.spread * each for cell, each in zip(pair, squares, strict=True)) / sum(squares)
 
 
 def _in_common(arms: Sequence[tuple[float, _Cell]]) -> float:
