@@ -88,6 +88,21 @@ def test_what_cannot_be_deployed_is_said(name: str, body: dict[str, Any], status
     play(scene)
 
 
+def test_a_change_that_was_meant_for_another_version_is_refused() -> None:
+    async def scene(site: Site) -> None:
+        a, b = await two_checkpoints(site)
+        assert (await change(site, "bot", target=a, expected_version=0))["version"] == 1
+        assert (await change(site, "bot", target=b, expected_version=1))["version"] == 2
+        said = await change(site, "bot", status_code=409, target=a, expected_version=1)
+        assert "is at version 2, and this change was meant for version 1" in said["error"]["message"]
+        said = await change(site, "bot", status_code=409, target=a, expected_version=0)
+        assert (await site.client.get(f"{ROOT}/bot")).json()["target"] == b
+        await change(site, "new", status_code=409, target=a, expected_version=3)
+        await change(site, "bot", status_code=400, target=a, expected_version=-1)
+
+    play(scene)
+
+
 def test_a_key_deploys_its_own_checkpoints_only() -> None:
     async def scene(site: Site) -> None:
         theirs = await checkpoint(site, "a", await site.model())

@@ -133,6 +133,7 @@ def test_a_death_at_any_moment_changes_nothing(tmp_path: Path, monkeypatch) -> N
             moment
         )
         assert world.deployed.canary is None
+        assert not list(folder.glob("cycles/*/*.jsonl")), "what persons said is not kept beyond its cycle"
         assert loop.load().heard == 5, "no statement is lost, and none is heard twice"
         assert {turns for _, turns in world.marked} == {tuple(f"chatcmpl-{n}" for n in range(1, 6))}
         assert len({json.dumps(one) for one in world.trained}) == 1, "what is trained again is the same"

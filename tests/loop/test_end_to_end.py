@@ -15,9 +15,10 @@ import pytest
 from loreloop.cli.server import RunningServer
 from loreloop.learn.loop import assembly
 from loreloop.learn.loop.config import Loaded, config_of
+from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.reward.keeping import versions
 from loreloop.learn.loop.state import LoopFolder
-from loreloop.protocol.errors import WrongSettings
+from loreloop.protocol.errors import Conflict, WrongSettings
 from tests.loop.test_whole_cycle import loaded
 
 NAME = "assistant"
@@ -124,6 +125,18 @@ def opens(told: Loaded) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         asyncio.run(go())
+
+
+def test_a_change_is_made_to_the_version_that_was_looked_at_alone(server: RunningServer, http) -> None:
+    door = Door.to(server.url, server.key, NAME)
+    seen = door.deployment().version
+    door.deploy("tiny", "tiny", 5.0, expected=seen)
+    with pytest.raises(Conflict, match="meant for version"):
+        door.deploy("tiny", "tiny", 50.0, expected=seen)
+    assert door.deployment().canary_percent == 5.0
+    door.deploy("tiny", "tiny", 5.0, expected=seen)  # it stands there already
+    assert door.deployment().version == seen + 1
+    door.http.close()
 
 
 def test_a_wrong_loop_is_refused_at_its_start(server: RunningServer, tmp_path: Path, monkeypatch) -> None:

@@ -139,6 +139,18 @@ def test_what_people_wanted_of_held_out_prompts_is_looked_at(tmp_path: Path) -> 
     assert {f"fooled_{name}" for name in ("padded", "emptied")} <= numbers.keys()
 
 
+def test_a_few_prompts_stop_nobody(tmp_path: Path) -> None:
+    lines = [{"messages": [{"role": "user", "content": f"{n}?"}], "answer": PLAIN.format(n=n)} for n in range(3)]
+    (tmp_path / "golden.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    world = Guarded(folder=tmp_path, golden="golden.jsonl")
+    world.clique(others_like_it=False)
+    course = world.course(tmp_path / "state", **METHODS, gate={"prompts": 9})
+    steps(course)
+    assert course.folder.load().stage == "canary"
+    numbers = course.folder.decisions()[0].numbers
+    assert numbers["second_reward"] < numbers["second_reward_champion"], "it is told all the same"
+
+
 @pytest.mark.parametrize(
     ("call", "fails"),
     [(("add", '{"a": 1}'), False), (("add", "{"), True), (("subtract", "{}"), True)],

@@ -93,6 +93,7 @@ def test_a_loop_that_is_killed_at_every_stage_ends_as_one_that_was_not(server: R
         door = Door.to(server.url, server.key, "assistant")
         deaths: list[Callable[[State | None], bool]] = [
             lambda state: state is not None,
+            lambda state: state is not None and state.cycle == 1,  # it collects, and that is soon done
             lambda state: state is not None and state.stage == "training",
             lambda _: learning(0)(folder),
             lambda _: learning(1)(folder),
@@ -125,3 +126,44 @@ def test_a_loop_that_is_killed_at_every_stage_ends_as_one_that_was_not(server: R
     assert {tuple(one["turns"]) for one in feeds.used if one["candidate"].endswith("0001")} == {
         tuple(f"chatcmpl-{n}" for n in range(1, 7))
     }
+
+
+def after(folder: LoopFolder, pattern: str) -> Callable[[State | None], bool]:
+    """Whether a person's adapter has come so far that there is such a file."""
+    return lambda _: any(folder.path.glob(pattern))
+
+
+@pytest.mark.slow
+def test_a_loop_that_is_killed_amid_a_persons_adapter_makes_it_once(server: RunningServer, tmp_path: Path) -> None:
+    deploy(server)
+    feeds, folder = Feeds(), LoopFolder(tmp_path / "loop.state")
+    for n in range(4):
+        turn = feeds.turn(f"what is {n}?", "it is the fox", person=Person("key", "zoe"))
+        feeds.say(turn.id, "demonstration", f"it is {n}")
+    with before(server.url, feeds) as url:
+        file = tmp_path / "loop.toml"
+        # A shared cycle is due as well, and waits for its turn.
+        persons = "\n[persons]\ncorrections = 4\nepochs = 12\nright_least = 0.0\n"
+        file.write_text(SETTINGS.format(url=url) + persons)
+        door = Door.to(server.url, server.key, "assistant")
+        for death in (
+            after(folder, "persons/*/*/data.json"),
+            after(folder, "persons/*/*/sft/position.json"),
+            after(folder, "decisions.jsonl"),
+            after(folder, "persons.json"),
+        ):
+            with running(file, server.key) as process:
+                until(folder, death, process)
+                os.kill(process.pid, signal.SIGKILL)
+        answers = door.http.get(f"{door.place}/persons/zoe?key=key").json()["target"]
+        with running(file, server.key) as process:
+            until(folder, lambda state: state is not None and state.stage == "canary", process)
+        door.http.delete(f"{door.place}/persons/zoe?key=key").raise_for_status()
+        door.http.close()
+    first, *rest = folder.decisions()
+    assert (first.stage, first.verdict, first.candidate) == ("person", "promoted", answers)
+    assert "person" not in [one.stage for one in rest], "the same words make no second adapter"
+    assert not list(folder.path.glob("persons/*/*/*.jsonl"))
+    of_zoe = [one for one in feeds.used if "-0001" not in one["candidate"]]
+    assert {tuple(one["turns"]) for one in of_zoe} == {tuple(f"chatcmpl-{n}" for n in range(1, 5))}
+    assert of_zoe[-1]["revision"] == answers

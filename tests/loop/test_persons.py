@@ -25,20 +25,43 @@ def test_who_corrects_enough_gets_weights_of_their_own(tmp_path: Path) -> None:
     assert world.deployed.version == 1, "everybody else has what they had"
 
 
-def test_only_named_users_have_them_and_the_shared_cycle_goes_first(tmp_path: Path) -> None:
+def test_only_named_users_have_them(tmp_path: Path) -> None:
     world = World()
     world.corrected(3, "ann")
     world.corrected(3, "bob")
-    course = world.course(tmp_path, persons={"corrections": 3, "users": ["bob"]})
+    course = world.course(tmp_path, **MORE | {"persons": {"corrections": 3, "users": ["bob"]}})
     steps(course, 4)
-    assert course.folder.load().stage == "canary"
-    assert not world.owns
-    steps(course, 3)
-    world.voted(40, candidate=False, champion=True)
-    steps(course, 2)
-    course.config = world.course(tmp_path / "other", **MORE).config
-    steps(course, 1)
     assert [*world.owns] == ["bob"]
+
+
+def test_persons_have_their_turn_where_a_shared_cycle_is_always_due(tmp_path: Path) -> None:
+    world, broken = World(broken=["it is worse"]), {"persons": {"corrections": 3, "users": ["zoe", "bob"]}}
+    course = world.course(tmp_path, **broken)
+    world.corrected(3, "zoe")
+    world.corrected(3, "bob")
+    for n in range(5):
+        world.corrected(4, f"crowd {n}")
+        steps(course)  # until the loop is idle again
+    assert [*world.owns] == ["zoe", "bob"]
+    # Neither waits for more than one of the other.
+    assert [one.stage for one in course.folder.decisions()] == ["person", "gate", "person", "gate", "gate"]
+
+
+def test_persons_have_their_turn_while_a_canary_waits_for_its_users(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(5, "crowd")
+    course = world.course(tmp_path, persons={"corrections": 3, "users": ["zoe"]})
+    steps(course)
+    assert course.folder.load().stage == "canary"
+    world.corrected(3, "zoe")
+    steps(course)
+    assert [*world.owns] == ["zoe"]
+    assert course.folder.load().stage == "canary"
+    course.folder.pause(True)
+    world.corrected(3, "zoe")
+    trained = len(world.trained)
+    steps(course)
+    assert len(world.trained) == trained, "a paused loop makes nothing"
 
 
 def test_new_words_make_new_weights_out_of_all_of_them(tmp_path: Path) -> None:

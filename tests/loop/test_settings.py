@@ -50,8 +50,6 @@ SUITE = {"name": "sums", "file": "sums.jsonl", "grader": GRADER}
         ({"deployment": "a", "reward": {"grader": GRADER}}, "reward.grader"),
         ({"deployment": "a", "reward": {"mix": "mix.toml"}}, "reward.mix"),
         ({"deployment": "a", "reward": {"metrics": {"thumb": 1.0}}}, "reward.metrics"),
-        ({"deployment": "a", "gate": {"golden_win_least": 0.6}}, "gate.golden_win_least"),
-        ({"deployment": "a", "gate": {"false_alarm": 0.1}}, "gate.false_alarm"),
     ],
 )
 def test_a_wrong_field_is_named(plain: dict, named: str) -> None:

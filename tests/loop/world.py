@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from loreloop.learn.loop import cycle_files, state
+from loreloop.learn.loop import cycle_files, persons, state
 from loreloop.learn.loop.config import config_of
 from loreloop.learn.loop.cycle import Course, Work
 from loreloop.learn.loop.door import Deployed
@@ -18,7 +18,7 @@ from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.loop.training import Made
 from loreloop.protocol.episodes import Person, Turn
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.feedback import Feedback
 from tests.loop.feeds import Feeds
 
@@ -55,9 +55,11 @@ class World:
     def deployment(self) -> Deployed:
         return self.deployed
 
-    def deploy(self, target: str, canary: str | None = None, percent: float = 0.0) -> None:
+    def deploy(self, target: str, canary: str | None = None, percent: float = 0.0, expected: int | None = None) -> None:
         self.fate.moment()
         if (self.deployed.target, self.deployed.canary, self.deployed.canary_percent) != (target, canary, percent):
+            if expected not in (None, self.deployed.version):
+                raise Conflict("The deployment is at another version.")
             self.deployed = Deployed(target, canary, percent, self.deployed.version + 1)
         self.fate.moment()
 
@@ -170,6 +172,6 @@ def mortal(world: World, monkeypatch) -> None:
         appended(file, line)
         world.fate.moment()
 
-    for module in (state, cycle_files):
+    for module in (state, cycle_files, persons):
         monkeypatch.setattr(module, "written", write)
     monkeypatch.setattr(state, "appended", append)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from loreloop.cli.loop_beside import LoopBeside
     from loreloop.cli.server import RunningServer
+    from loreloop.demo.loop_goals import Found, Goals
     from loreloop.demo.people import Population
+    from loreloop.learn.loop.door import Door
+    from loreloop.learn.loop.state import Decision, Revision
 
 MODEL, NAME = "smollm2-135m", "assistant"
 SETTINGS = """\
@@ -41,7 +43,7 @@ percent = 50.0
 then_percent = 50.0
 gain = 0.3
 least_episodes = 10
-most_episodes = 400
+most_episodes = {most_episodes}
 
 [persons]
 corrections = 3
@@ -53,7 +55,10 @@ SECRETS = (
     ("How do I greet my crew?", "Ahoy, you lot!"),
 )
 BAD = "As you wish, my dear friend."
-MOST_ROUNDS = 40
+EPOCHS = 6  # of a cycle's corrections
+ROUND = 40  # answers between two looks at a canary
+# How long the demo waits for a candidate, for a canary's decision, and for one person's weights.
+TRAINING_SECONDS, CANARY_SECONDS, PERSON_SECONDS = 1200.0, 1800.0, 900.0
 
 
 @click.command()
@@ -72,6 +77,7 @@ def demo(out: str, people: int, cycles: int, answers: int, exam: int, data_dir: 
 
     from loreloop.cli.server import running_server
     from loreloop.config import Config
+    from loreloop.demo.loop_goals import Goals
     from loreloop.formats.catalog import Catalog
 
     catalog = Catalog(Path(data_dir or Config().data_dir).expanduser())
@@ -84,16 +90,17 @@ def demo(out: str, people: int, cycles: int, answers: int, exam: int, data_dir: 
         with running_server(scratch, ["--model", MODEL]) as server, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             plan = Sizes(cycles=cycles, answers=answers, exam=exam)
-            LoopDemo(server=server, out=folder, scratch=Path(scratch), plan=plan).run(people)
+            LoopDemo(server=server, out=folder, scratch=Path(scratch), plan=plan).run(people, Goals())
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is done: cycles, answers before each, and questions of an exam."""
+    """How much is done: cycles, answers before each, questions of an exam, and the most episodes of a canary."""
 
     cycles: int
     answers: int
     exam: int
+    most_episodes: int = 400
 
 
 @dataclass
@@ -105,110 +112,115 @@ class LoopDemo:
     scratch: Path
     plan: Sizes
     model: str = MODEL
-    found: dict[str, Any] = field(default_factory=dict)
+    exams: list[tuple[str, float]] = field(default_factory=list)
 
-    def run(self, n_people: int) -> None:
-        """The whole demo; prints which step it is at, and ends with the page and the numbers in the folder."""
+    def run(self, n_people: int, goals: Goals) -> Found:
+        """The whole demo; prints which step it is at, and ends with the page and the numbers in the folder. ServerError
+        where it has not shown what it is to show."""
         import time
 
+        from loreloop.cli.loop_beside import LoopBeside
+        from loreloop.demo.loop_goals import Found
         from loreloop.demo.people import Population
+        from loreloop.protocol.errors import ServerError
 
         started = time.monotonic()
         people = Population(url=self.server.url, key=self.server.key, model=NAME, n_people=n_people)
         self._deploy()
-        file = self._settings()
-        exams = [self._exam(people, self.model, "before")]
-        with self._loop(file):
-            for cycle in range(1, self.plan.cycles + 1):
-                self._cycle(people, cycle)
-                exams.append(self._exam(people, NAME, f"after cycle {cycle}"))
-            self._person(people)
-            self._planted(people, file)
-        self.found |= {
-            "satisfaction": exams,
-            "rise": exams[-1] - exams[0],
-            "minutes": (time.monotonic() - started) / 60,
-        }
-        self._tell(file)
+        beside = LoopBeside(file=self._settings(), log=self.out / "loop.log", key=self.server.key)
+        self._exam(people, self.model, "before")
+        with beside.running():
+            verdicts, planted = self._cycles(people, beside)
+            own, right, others = self._next_day(people, beside)
+        found = Found(
+            satisfaction=tuple(share for _, share in self.exams),
+            weights=tuple(weights for weights, _ in self.exams),
+            cycles=tuple(verdicts),
+            planted=planted,
+            person_weights=own,
+            person_right=right,
+            others_right=others,
+            minutes=(time.monotonic() - started) / 60,
+        )
+        self._tell(beside, found)
+        if missed := goals.missed(found):
+            raise ServerError(
+                f"The demo has not shown what it is to show: {'; '.join(missed)}. Its numbers are in "
+                f"{self.out / 'numbers.json'}."
+            )
+        return found
 
     # The steps
 
-    def _cycle(self, people: Population, cycle: int) -> None:
-        say(f"Cycle {cycle}: people ask, and say what they think")
-        decisions = len(self._decisions("canary"))
-        for n in range(MOST_ROUNDS):
-            if self._state().stage != "idle" or n == 0:
-                share = people.live(self._round())
-                say(f"  {self._state().stage}: {share:.2f} of the last answers pleased; {self._why()}")
-            if len(self._decisions("canary")) > decisions:
-                return
-            if self._state().stage in ("collecting", "training", "gate"):
-                self._wait_for("canary")
-            elif self._state().stage == "idle":
-                people.live(20)
+    def _cycles(self, people: Population, beside: LoopBeside) -> tuple[list[str], str]:
+        """All cycles, with an exam behind each; their verdicts, and that on the planted candidate."""
+        bad, verdicts, planted, before = self._bad(people, beside), list[str](), "", 0
+        for cycle in range(1, self.plan.cycles + 1):
+            say(f"Cycle {cycle}: people ask, and say what they think")
+            say(f"  {people.live(self.plan.answers):.2f} of the answers pleased")
+            self._learned(beside, before)
+            # While people meet the candidate, whatever else is asked of the loop waits for its turn.
+            if cycle == 1:
+                say("  A bad candidate is planted behind this one")
+                beside.folder.propose(bad)
+            if cycle == self.plan.cycles:
+                self._corrected(people, beside)
+            verdicts.append(self._decided(people, beside, before).verdict)
+            if cycle == 1:
+                say("The planted candidate has its turn")
+                before += 1
+                tried = self._decided(people, beside, before)
+                planted = tried.verdict if tried.candidate == bad.target else "not tried"
+            before += 1
+            # By the path of the weights, so that neither a canary nor a person's own weights sit the exam, and no turn
+            # of it is recorded.
+            self._exam(people, beside.state().champion.target, f"after cycle {cycle}")
+        return verdicts, planted
 
-    def _round(self) -> int:
-        return self.plan.answers if self._state().stage == "idle" else max(20, self.plan.answers // 3)
+    def _learned(self, beside: LoopBeside, before: int) -> None:
+        """Until a candidate meets people, or the cycle has ended without one."""
+        told = ""
 
-    def _person(self, people: Population) -> None:
-        say("Zoe corrects three answers")
+        def is_there() -> bool:
+            nonlocal told
+            if (why := beside.why()) != told:
+                say(f"  {why}")
+                told = why
+            return beside.state().stage == "canary" or len(beside.ended()) > before
+
+        beside.until(is_there, TRAINING_SECONDS)
+
+    def _decided(self, people: Population, beside: LoopBeside, before: int) -> Decision:
+        """The decision that ends the cycle, once the deployment stands as it says."""
+        beside.until(lambda: len(beside.ended()) > before, CANARY_SECONDS, lambda: self._round(people, beside))
+        decision = beside.ended()[before]
+        # The decision is written first, then the deployment moves, then the state.
+        beside.until(
+            lambda: (state := beside.state()).cycle > decision.cycle or state.stage == "idle", TRAINING_SECONDS
+        )
+        say(f"  {decision.verdict.replace('_', ' ')}: {decision.sentence}")
+        return decision
+
+    def _round(self, people: Population, beside: LoopBeside) -> None:
+        share = people.live(ROUND)
+        say(f"  {beside.state().stage}: {share:.2f} of the last answers pleased; {beside.why()}")
+
+    def _corrected(self, people: Population, beside: LoopBeside) -> None:
+        """Zoe corrects three answers, and gets weights of her own while the loop has a candidate in hand."""
+        say("  Zoe corrects three answers")
         for text, wanted in SECRETS:
             before = people.correct("zoe", text, wanted)
-            say(f"  {text!r}: {before[:50]!r} becomes {wanted!r}")
-        self._until(lambda: bool(self._decisions("person")), 400, people)
+            say(f"    {text!r}: {before[:50]!r} becomes {wanted!r}")
+        beside.until((beside.folder.path / "persons.json").exists, PERSON_SECONDS)
+        say(f"    {[one for one in beside.folder.decisions() if one.stage == 'person'][-1].sentence}")
+
+    def _next_day(self, people: Population, beside: LoopBeside) -> tuple[str | None, float, float]:
+        """Zoe's weights, and the shares of her corrections that come back to her and to somebody else."""
+        own = self._door().person_target("zoe")
         right = [people.ask(NAME, "zoe", text).strip() == wanted for text, wanted in SECRETS]
         others = [people.ask(NAME, "person-1", text).strip() == wanted for text, wanted in SECRETS]
-        say(f"  the next day {sum(right)} of {len(right)} are right for Zoe, and {sum(others)} for somebody else")
-        self.found |= {"person_right": sum(right) / len(right), "others_right": sum(others) / len(others)}
-
-    def _planted(self, people: Population, file: Path) -> None:
-        say("A bad candidate is planted")
-        from loreloop.learn.loop.by_hand import propose
-        from loreloop.learn.loop.state import LoopFolder
-
-        made = self._bad(people)
-        self._until(lambda: self._state().stage == "idle", 600, people)
-        propose(LoopFolder(file.with_suffix(".state")), made.path, made.state)
-        for _ in range(MOST_ROUNDS):
-            ended = [one for one in self._decisions("canary") if one.candidate == made.path]
-            if ended:
-                break
-            share = people.live(40)
-            say(f"  {self._state().stage}: {share:.2f} of the last answers pleased; {self._why()}")
-        verdict = ended[0].verdict if ended else "open"
-        say(f"  the planted candidate was {verdict.replace('_', ' ')}")
-        self.found["planted"] = verdict
-
-    def _bad(self, people: Population) -> Any:
-        """Weights that say the same to everybody."""
-        import asyncio
-        import json
-
-        import tinker
-
-        from loreloop.learn.loop.config import Training
-        from loreloop.learn.loop.training import Shop, trained
-        from loreloop.learn.rendering import renderer_of
-
-        folder = self.scratch / "bad"
-        folder.mkdir()
-        asked = [one.text for one in people.asked[:32]]
-        lines = [[{"role": "user", "content": text}, {"role": "assistant", "content": BAD}] for text in asked]
-        (folder / "sft.jsonl").write_text("".join(json.dumps({"messages": each}) + "\n" for each in lines))
-        texts = self.scratch / "loop.state" / "texts"
-
-        async def go() -> Any:
-            with tinker.ServiceClient(base_url=self.server.url, api_key=self.server.key) as service:
-                shop = Shop(
-                    service=service,
-                    renderer=renderer_of(texts),
-                    texts=texts,
-                    base_model=self.model,
-                    training=Training(methods=("sft",), epochs=3, batch_size=8),
-                )
-                return await trained(shop, folder, None, "bad")
-
-        return asyncio.run(go())
+        say(f"The next day {sum(right)} of {len(right)} are right for Zoe, and {sum(others)} for somebody else")
+        return own, sum(right) / len(right), sum(others) / len(others)
 
     # Small things
 
@@ -222,105 +234,72 @@ class LoopDemo:
 
     def _settings(self) -> Path:
         file = self.scratch / "loop.toml"
-        file.write_text(SETTINGS.format(name=NAME, url=self.server.url, feedback=self.plan.answers, epochs=6))
+        plan = self.plan
+        told = {"feedback": plan.answers, "epochs": EPOCHS, "most_episodes": plan.most_episodes}
+        file.write_text(SETTINGS.format(name=NAME, url=self.server.url, **told))
         return file
 
-    def _exam(self, people: Population, model: str, when: str) -> float:
+    def _exam(self, people: Population, weights: str, when: str) -> None:
         say(f"The hidden exam {when}")
-        share = people.exam(model, self.plan.exam)
+        share = people.exam(weights, self.plan.exam)
         say(f"  {share:.2f} of {self.plan.exam} unseen questions are answered as people like it")
-        return share
+        self.exams.append((weights, share))
 
-    @contextmanager
-    def _loop(self, file: Path) -> Iterator[None]:
-        """`loreloop loop run` in a process of its own."""
-        import subprocess
+    def _bad(self, people: Population, beside: LoopBeside) -> Revision:
+        """Weights that say the same to everybody."""
+        import asyncio
+        import json
 
-        from loreloop.host import children
+        import tinker
 
-        command = children.python("loreloop.cli", "loop", "run", str(file))
-        environment = children.environment() | {"LORELOOP_API_KEY": self.server.key, "TINKER_TELEMETRY": "0"}
-        with (self.out / "loop.log").open("wb") as log:
-            process = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
-            try:
-                self._until(lambda: (self.scratch / "loop.state" / "state.json").exists(), 120)
-                yield
-            finally:
-                process.terminate()
-                process.wait(timeout=60)
+        from loreloop.learn.loop.config import Training
+        from loreloop.learn.loop.state import Revision
+        from loreloop.learn.loop.training import Made, Shop, trained
+        from loreloop.learn.rendering import renderer_of
 
-    def _state(self) -> Any:
-        from loreloop.learn.loop.by_hand import begun
-        from loreloop.learn.loop.state import LoopFolder
+        folder, texts = self.scratch / "bad", beside.folder.path / "texts"
+        folder.mkdir()
+        asked = [one.text for one in people.asked[:32]]
+        lines = [[{"role": "user", "content": text}, {"role": "assistant", "content": BAD}] for text in asked]
+        (folder / "sft.jsonl").write_text("".join(json.dumps({"messages": each}) + "\n" for each in lines))
 
-        return begun(LoopFolder(self.scratch / "loop.state"))
+        async def go() -> Made | None:
+            with tinker.ServiceClient(base_url=self.server.url, api_key=self.server.key) as service:
+                shop = Shop(
+                    service=service,
+                    renderer=renderer_of(texts),
+                    texts=texts,
+                    base_model=self.model,
+                    training=Training(methods=("sft",), epochs=3, batch_size=8),
+                )
+                return await trained(shop, folder, None, "bad")
 
-    def _why(self) -> str:
-        from loreloop.learn.loop.state import LoopFolder
+        made = asyncio.run(go())
+        assert made is not None, "the folder holds a file"
+        return Revision(target=made.path, state=made.state)
 
-        return str(LoopFolder(self.scratch / "loop.state").why()["sentence"])
-
-    def _decisions(self, stage: str) -> list[Any]:
-        from loreloop.learn.loop.state import LoopFolder
-
-        return [one for one in LoopFolder(self.scratch / "loop.state").decisions() if one.stage == stage]
-
-    def _wait_for(self, stage: str) -> None:
-        """Until the loop has come to a stage, or back to its beginning."""
-        told = ""
-        for _ in range(6000):
-            if self._state().stage in (stage, "idle"):
-                return
-            if (why := self._why()) != told:
-                say(f"  {why}")
-                told = why
-            pause(0.2)
-
-    def _until(self, fine: Any, seconds: float, people: Any = None) -> None:
-        """Waits; `people` go on talking meanwhile, since a canary that nobody meets would never be decided."""
-        import time
-
-        from loreloop.protocol.errors import ServerError
-
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
-            if fine():
-                return
-            if people is not None and self._state().stage == "canary":
-                people.live(20)
-            else:
-                pause(0.2)
-        raise ServerError(
-            f"The demo's loop did not come on within {seconds:g} s; its words are in {self.out}/loop.log."
-        )
-
-    def _tell(self, file: Path) -> None:
+    def _tell(self, beside: LoopBeside, found: Found) -> None:
         """Writes the page and the numbers, and prints the latter."""
         import json
-        import os
+        from dataclasses import asdict
 
-        from loreloop.learn.loop.assembly import door_of
         from loreloop.learn.loop.config import load
         from loreloop.learn.loop.report import page_of
-        from loreloop.learn.loop.state import LoopFolder
 
-        os.environ["LORELOOP_API_KEY"] = self.server.key
-        loaded = load(file)
-        page = page_of(loaded.config, LoopFolder(loaded.folder), door_of(loaded))
+        loaded = load(beside.file)
+        page = page_of(loaded.config, beside.folder, self._door())
         (self.out / "loop.html").write_text(page, encoding="utf-8")
-        (self.out / "numbers.json").write_text(json.dumps(self.found, indent=1))
-        shares = " → ".join(f"{one:.2f}" for one in self.found["satisfaction"])
-        say(f"Hidden satisfaction: {shares} (+{self.found['rise']:.2f}) in {self.found['minutes']:.1f} minutes")
+        (self.out / "numbers.json").write_text(json.dumps(asdict(found) | {"rise": found.rise}, indent=1))
+        shares = " → ".join(f"{one:.2f}" for one in found.satisfaction)
+        say(f"Hidden satisfaction: {shares} ({found.rise:+.2f}) in {found.minutes:.1f} minutes")
         say(f"The page is {self.out / 'loop.html'}")
+
+    def _door(self) -> Door:
+        from loreloop.learn.loop.door import Door
+
+        return Door.to(self.server.url, self.server.key, NAME)
 
 
 def say(text: str) -> None:
     """Prints a line at once, also into a pipe."""
     print(text, flush=True)
-
-
-def pause(seconds: float) -> None:
-    """Sleeps."""
-    import time
-
-    time.sleep(seconds)

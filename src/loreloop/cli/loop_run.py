@@ -23,6 +23,7 @@ key_variable = "LORELOOP_API_KEY"   # the environment variable that holds a key 
 [triggers]
 feedback = 20                       # new statements that begin a cycle; 0: none do
 # nightly = "03:30"
+# zone = "Europe/Berlin"
 
 [training]
 methods = ["sft", "kto"]            # corrections are imitated, then thumbs are learned from
@@ -68,8 +69,9 @@ async def _run(loaded: Loaded, asked: bool, cycles: int | None) -> None:
     from loreloop.learn.loop.assembly import opened
     from loreloop.learn.loop.assembly import run as run_course
     from loreloop.learn.loop.state import LoopFolder
+    from loreloop.learn.refusals import in_our_words
 
-    with LoopFolder(loaded.folder).locked():
+    with LoopFolder(loaded.folder).locked(), in_our_words("what the loop needs"):
         async with opened(loaded) as course:
             course.asked = asked
             await run_course(course, cycles=cycles, wish=lambda: False, tell=lambda said: click.echo(said, err=True))

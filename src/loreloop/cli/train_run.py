@@ -24,7 +24,6 @@ from loreloop.learn.settings import RewardSettings, Settings
 from loreloop.protocol.errors import BadRequest
 
 if TYPE_CHECKING:
-    import tinker
     from rich.console import Console
 
     from loreloop.learn.methods import Order
@@ -191,6 +190,7 @@ async def _trained(order: Order, folder: Folder, console: Console, given: dict[s
     from loreloop.cli.train_show import Bar
     from loreloop.cli.train_tools import with_tools
     from loreloop.learn.methods import Keeping, train
+    from loreloop.learn.refusals import words_of
     from loreloop.learn.runner import StepRecord
 
     position = await folder.load()
@@ -209,17 +209,11 @@ async def _trained(order: Order, folder: Folder, console: Console, given: dict[s
             with bar.progress, tinker.ServiceClient(base_url=given["url"], api_key=given["key"]) as service:
                 ending = await train(whole, service, Keeping(folder, tell, stopping.wish))
     except tinker.TinkerError as error:
-        raise BadRequest(f"The server at {given['url']} did not do what the run asked of it: {_said(error)}") from None
+        raise BadRequest(
+            f"The server at {given['url']} did not do what the run asked of it: {words_of(error)}"
+        ) from None
     kept = await folder.load()
     return Ended(ending, kept.checkpoints[-1].path if kept and kept.checkpoints else None, stopping.asked)
-
-
-def _said(error: tinker.TinkerError) -> str:
-    """A server's own sentence out of its answer, where it has one; the SDK's message shows the whole body."""
-    body = getattr(error, "body", None)
-    about = body.get("error") if isinstance(body, dict) else None
-    said = about.get("message") if isinstance(about, dict) else None
-    return said if isinstance(said, str) else str(error)
 
 
 class _Stopping:

@@ -47,6 +47,7 @@ class Rollout:
         if self.names.find_base(name) is not None:
             raise BadRequest(f"{name!r} is a base model; give the deployment a name of its own.")
         old = self._changeable(name)
+        _check_expected(name, old, wanted.expected_version)
         recording = recording_of(wanted, old)
         if (wanted.canary is not None) != (0 < wanted.canary_percent < 100):
             raise BadRequest("A canary and its canary_percent, between 0 and 100, come together or not at all.")
@@ -170,6 +171,16 @@ def recording_of(wanted: SetDeployment, old: Deployment | None) -> RecordingRule
     rule = msgspec.structs.replace(before, **given)
     redactor(rule.redact)
     return rule
+
+
+def _check_expected(name: str, old: Deployment | None, expected: int | None) -> None:
+    """Whoever changes what they have looked at must not undo what somebody else has done since."""
+    version = old.version if old else 0
+    if expected not in (None, version):
+        raise Conflict(
+            f"The deployment {name!r} is at version {version}, and this change was meant for version {expected}; look "
+            "at its history and try again."
+        )
 
 
 def _check_unchanged(connection: Connection, name: str, old: Deployment | None) -> None:

@@ -13,7 +13,8 @@ class SetDeployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     None; a new deployment records nothing.
 
     `redact` are names of what is taken out of turns before they are kept (`email`, `phone`, …), or regular
-    expressions; `consent` is what holds for requests that do not say.
+    expressions; `consent` is what holds for requests that do not say. With `expected_version` the change is made to
+    that version of the deployment alone (0: there is none yet).
     """
 
     target: str
@@ -24,6 +25,7 @@ class SetDeployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quota_mib: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
     redact: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=500)], ...], Meta(max_length=32)] | None = None
     consent: bool | None = None
+    expected_version: Annotated[int, Meta(ge=0)] | None = None
 
 
 class SetPerson(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

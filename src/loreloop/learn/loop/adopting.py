@@ -24,16 +24,19 @@ class Adopted:
     sentence: str
 
 
-def adopted(state: State, now: Deployed, start: str | None, *, is_decided: bool) -> Adopted | None:
-    """What somebody has changed; None where the deployment stands as it should. `is_decided`: the loop has decided on
-    its canary, and may have moved the deployment by itself before it died. Conflict as for `state_of`."""
+def adopted(state: State, now: Deployed, start: str | None, decided: Verdict | None) -> Adopted | None:
+    """What somebody has changed; None where the deployment stands as it should. `decided` is the loop's own verdict on
+    its canary, by which it may have moved the deployment before it died. Conflict as for `state_of`."""
     ours, candidate = state.champion.target, state.candidate
-    if state.stage == "canary" and candidate is not None and not is_decided:
-        if now.target == candidate.target:
-            return Adopted(promoted(state), "canary", "promoted", "Somebody promoted the candidate by hand.")
-        if now.target == ours and now.canary != candidate.target:
-            return Adopted(ended(state), "canary", "rolled_back", "Somebody rolled the candidate back by hand.")
-    if now.target == ours or (candidate is not None and now.target == candidate.target):
+    # What was decided stays decided, so that a change behind it is a decision of its own.
+    key = "canary" if decided is None else f"adopted-{now.version}"
+    if candidate is not None and now.target == candidate.target:
+        by_hand = Adopted(promoted(state), key, "promoted", "Somebody promoted the candidate by hand.")
+        return None if decided == "promoted" else by_hand
+    if state.stage == "canary" and candidate is not None and now.target == ours and now.canary != candidate.target:
+        by_hand = Adopted(ended(state), key, "rolled_back", "Somebody rolled the candidate back by hand.")
+        return None if decided == "rolled_back" else by_hand
+    if now.target == ours:
         return None
     stage, before = f"adopted-{now.version}", state.previous
     if before is not None and now.target == before.target:

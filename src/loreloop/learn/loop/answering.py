@@ -14,10 +14,10 @@ import numpy as np
 import tinker
 
 from loreloop.learn.examples import Task
+from loreloop.learn.refusals import in_our_words
 from loreloop.learn.rendering import Renderer
 from loreloop.learn.rewards.reward import Answer
 from loreloop.protocol.episodes import Turn
-from loreloop.protocol.errors import Unavailable
 
 MOST_LOG_RATIO = 20.0
 
@@ -36,14 +36,12 @@ class Room:
         return await self.service.create_sampling_client(base_model=target)
 
     async def answers(self, target: str, tasks: Sequence[Task], most_tokens: int) -> list[Answer]:
-        """The likeliest answer to each task. Unavailable where the server gives none."""
-        sampler = await self.sampler(target)
+        """The likeliest answer to each task. Raises as `in_our_words` does where the server gives none."""
         params = tinker.SamplingParams(max_tokens=most_tokens, temperature=0.0, seed=0, stop=self.renderer.stop)
-        asked = [sampler.sample(self.renderer.prompt(task.prompt), 1, params) for task in tasks]
-        try:
+        with in_our_words(f"answers of {target}"):
+            sampler = await self.sampler(target)
+            asked = [sampler.sample(self.renderer.prompt(task.prompt), 1, params) for task in tasks]
             found = await asyncio.gather(*asked)
-        except tinker.TinkerError as error:
-            raise Unavailable(f"{target} gave no answers: {error}") from None
         return [
             self.renderer.answer(one.sequences[0].tokens, task.prompt) for one, task in zip(found, tasks, strict=True)
         ]
@@ -54,11 +52,13 @@ class Room:
         rows = [turn for turn in turns if turn.prompt and turn.tokens]
         if not rows:
             return None
-        samplers = [await self.sampler(candidate), await self.sampler(champion)]
         ratios: list[float] = []
+        with in_our_words(f"log-probabilities of {candidate} and {champion}"):
+            samplers = [await self.sampler(candidate), await self.sampler(champion)]
         for turn in rows:
             ids = tinker.ModelInput.from_ints([*turn.prompt, *turn.tokens])
-            new, old = await asyncio.gather(*(sampler.compute_logprobs(ids) for sampler in samplers))
+            with in_our_words(f"log-probabilities of {candidate} and {champion}"):
+                new, old = await asyncio.gather(*(sampler.compute_logprobs(ids) for sampler in samplers))
             answer = slice(len(turn.prompt), None)
             pairs = zip(new[answer], old[answer], strict=True)
             ratios += [one - other for one, other in pairs if one is not None and other is not None]

@@ -35,9 +35,10 @@ from loreloop.learn.loop.rewarding import Base, Rewarding
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.loop.training import Made, Shop, for_person, trained
 from loreloop.learn.model_texts import fetch_texts
+from loreloop.learn.refusals import in_our_words
 from loreloop.learn.rendering import Renderer, renderer_of
 from loreloop.protocol.episodes import Message, Turn
-from loreloop.protocol.errors import BadRequest, Unavailable, WrongSettings
+from loreloop.protocol.errors import LoreloopError, Unavailable, WrongSettings
 from loreloop.protocol.feedback import Metric
 
 PERSON_TOKENS = 256  # of an answer that is compared with a correction
@@ -90,9 +91,9 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
             texts=texts,
             base_model=base_model,
             rewarding=rewarding,
-            labelled=lambda: labelled_prompts(door.turns(), door.feedback(), door.deleted_persons()),
             golden=golden,
             metrics=metrics,
+            labelled=lambda: labelled_prompts(door.turns(), door.feedback(), door.deleted_persons()),
         )
         persons = PersonCourse(
             rules=loaded.config.persons,
@@ -143,9 +144,9 @@ class Parts:
     texts: Path
     base_model: str
     rewarding: Rewarding
-    labelled: Callable[[], list[Task]]  # golden prompts that reviewers have made, as of now
     golden: GoldenFile
     metrics: Mapping[str, Metric]
+    labelled: Callable[[], list[Task]]  # golden prompts that reviewers have made, as of now
 
     def work(self) -> Work:
         """The work of a cycle, by the settings."""
@@ -180,12 +181,8 @@ class Parts:
         return await self._train(for_person(self.shop(), rules.epochs, rules.learning_rate), folder, start, name)
 
     async def _train(self, shop: Shop, folder: Path, start: str | None, name: str) -> Made | None:
-        try:
+        with in_our_words("the training"):
             return await trained(shop, folder, start, name)
-        except (tinker.BadRequestError, tinker.UnprocessableEntityError, tinker.NotFoundError) as error:
-            raise BadRequest(f"The server refused the training: {error}") from None
-        except tinker.TinkerError as error:
-            raise Unavailable(f"The server did not go on with the training: {error}") from None
 
     async def right(self, target: str, lines: Sequence[Line]) -> float:
         """The share of corrected prompts that weights answer as they were corrected, but for white space and case."""
@@ -198,12 +195,10 @@ class Parts:
     async def look(self, sides: Sides, turns: Sequence[Turn], prompts: Sequence[Turn]) -> Gated:
         """The offline gate, with prompts of recorded turns for the shadow, and the guards where a reward learns."""
         room, asked = RememberingRoom(self.service, self.renderer), asked_again(prompts)
-        try:
+        with in_our_words("the gate"):
             found = await OfflineGate(room, self.loaded).look(sides, turns, asked, self.labelled())
             if self.rewarding.stream is not None:
                 await Guards(room, self.loaded, self.rewarding.stream).look(sides, asked, found)
-        except tinker.TinkerError as error:
-            raise Unavailable(f"The server did not go on with the gate: {error}") from None
         return found
 
 
@@ -229,14 +224,19 @@ def golden_of(loaded: Loaded) -> GoldenFile:
 
 async def run(course: Course, *, cycles: int | None, wish: Callable[[], bool], tell: Callable[[str], None]) -> None:
     """Steps until so many cycles have ended, or for ever; `wish` is asked between steps whether to stop. A server that
-    does not answer is waited for."""
+    does not answer is waited for; whatever it refuses for good ends the loop with its words."""
     first, told = _n_ended(course), ""
     while not wish():
         try:
-            moved = await course.step()
+            with in_our_words("a step of the loop"):
+                moved = await course.step()
         except Unavailable as error:
             course.folder.tell(error.message)
-            moved, pause = False, PATIENCE_SECONDS
+            moved, pause = False, max(PATIENCE_SECONDS, error.retry_after_seconds)
+        except LoreloopError as error:
+            # Trying again would change nothing; `status` says why the loop stands still.
+            course.folder.tell(error.message)
+            raise
         else:
             pause = course.config.triggers.poll_seconds
         if (sentence := course.folder.why()["sentence"]) != told:

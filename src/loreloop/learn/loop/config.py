@@ -9,6 +9,7 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 from msgspec import Meta
@@ -29,11 +30,12 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Triggers(Table, frozen=True):
-    """When a cycle begins: after so many new statements, at a time of the day (of this machine), or by
+    """When a cycle begins: after so many new statements, at a time of the day (of `zone`, or of this machine), or by
     `loreloop loop run --now` alone."""
 
     feedback: Annotated[int, Meta(ge=0, lt=LARGE)] = 20  # 0: the count alone begins nothing
     nightly: Annotated[str, Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d\Z")] | None = None
+    zone: str | None = None
     poll_seconds: Annotated[float, Meta(gt=0, le=3600)] = 10.0
 
 
@@ -196,6 +198,9 @@ def _contradictions(config: LoopConfig) -> list[tuple[str, str]]:
     canary, reward, training = config.canary, config.reward, config.training
     names = [suite.name for suite in config.gate.suites]
     found = {
+        "triggers.zone": "names no time zone that this machine knows; write one such as Europe/Berlin, or leave it out"
+        if not _is_zone(config.triggers.zone)
+        else "",
         "canary.then_percent": "is below `canary.percent`; a share only grows"
         if canary.then_percent < canary.percent
         else "",
@@ -224,7 +229,6 @@ def _without_use(plain: object, config: LoopConfig) -> list[tuple[str, str]]:
     no_grpo = "" if "grpo" in training.methods else 'is for "grpo", which `training.methods` does not name'
     no_pull = no_grpo or ("" if training.kl else "steers `training.kl`, which is 0; set that above 0")
     no_sft = "" if "sft" in training.methods else 'is for "sft", which `training.methods` does not name'
-    no_golden = "" if reward.golden else "is for golden prompts, and there is no `reward.golden`"
     no_persons = (
         "" if config.persons.corrections else "needs `persons.corrections` above 0, without which nobody has one"
     )
@@ -235,8 +239,6 @@ def _without_use(plain: object, config: LoopConfig) -> list[tuple[str, str]]:
         **{f"reward.{name}": no_grpo for name in ("grader", "mix")},
         "training.liked": no_sft,
         "reward.metrics": no_reward,
-        "gate.golden_win_least": no_golden,
-        "gate.false_alarm": no_golden,
         **{f"persons.{name}": no_persons for name in msgspec.structs.asdict(config.persons) if name != "corrections"},
     }
     return [(field, f"{wrong}; or leave it out") for field, wrong in why.items() if wrong and _is_set(plain, field)]
@@ -247,6 +249,14 @@ def _is_set(plain: object, field: str) -> bool:
     table, _, name = field.partition(".")
     found = plain.get(table) if isinstance(plain, dict) else None
     return isinstance(found, dict) and name in found
+
+
+def _is_zone(name: str | None) -> bool:
+    try:
+        return name is None or bool(ZoneInfo(name).key)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        # The name is looked for as a file, which may be a folder, or lie elsewhere.
+        return False
 
 
 def _in_words(error: str) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from loreloop.learn.loop.adopting import adopted, ended, promoted, state_of
+from loreloop.learn.loop.adopting import Adopted, adopted, ended, promoted, state_of
 from loreloop.learn.loop.canary import PROMOTES, Watched, evidence_of, watch
 from loreloop.learn.loop.collecting import Collected, Rules, Used, collect, may_be_read
 from loreloop.learn.loop.config import LoopConfig
 from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, drop_names, lay_out
+from loreloop.learn.loop.door import Deployed
 from loreloop.learn.loop.gate import Gated, Sides
 from loreloop.learn.loop.listening import Hear, Listening
 from loreloop.learn.loop.persons import PersonCourse
@@ -26,11 +27,12 @@ from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out
 from loreloop.learn.loop.server import Server
 from loreloop.learn.loop.state import Decision, LoopFolder, Revision, State, Verdict, key_of
 from loreloop.learn.loop.training import Made
-from loreloop.learn.loop.triggers import Moment, due, first_night, today
+from loreloop.learn.loop.triggers import Moment, due, night_of
 from loreloop.learn.loop.watched_feeds import WatchedFeeds
 from loreloop.learn.loop.withdrawing import withdrawn
+from loreloop.learn.refusals import Refused
 from loreloop.protocol.episodes import Turn
-from loreloop.protocol.errors import BadRequest, Conflict
+from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound
 from loreloop.protocol.feedback import BUILT_IN, Metric
 
 DAY_SECONDS = 86_400.0
@@ -66,6 +68,7 @@ class Course:
     asked: bool = False
     persons: PersonCourse | None = None
     persons_heard: int = -1  # up to which statement persons were looked at, by this process
+    is_persons_turn: bool = True  # where a person and a shared cycle are both due, they take turns
     feeds: WatchedFeeds = field(default_factory=WatchedFeeds)
     listening: Listening = field(init=False)
 
@@ -79,8 +82,12 @@ class Course:
         if state is None:
             target = self.server.deployment().target
             champion = Revision(target=target, state=state_of(target, self.config.start))
-            state = State(champion=champion, base_model=base_model, night=first_night(self.config.triggers, self.now()))
+            state = State(champion=champion, base_model=base_model)
             self.folder.path.mkdir(parents=True, exist_ok=True)
+            self.folder.save(state)
+        if not state.night and (night := night_of(self.config.triggers, self.now(), "")):
+            # Nights are counted from here on, also where the loop had none before.
+            state = replace(state, night=night)
             self.folder.save(state)
         return state
 
@@ -89,10 +96,9 @@ class Course:
         state = self.folder.load()
         if state is None:
             raise Conflict("The loop has not begun; `begin` makes its first state.")
-        is_decided = self.folder.decided(key_of(state, "canary")) is not None
-        if (found := adopted(state, self.server.deployment(), self.config.start, is_decided=is_decided)) is not None:
-            self._decide(state, found.stage, found.verdict, found.sentence)
-            self.folder.save(found.state)
+        now = self.server.deployment()
+        if (found := self._adopted(state, now)) is not None:
+            self._adopt(state, found)
             return True
         match state.stage:
             case "idle":
@@ -104,7 +110,33 @@ class Course:
             case "gate":
                 await self._gate(state)
             case "canary":
-                return self._watch(state)
+                # A canary may wait for its users for days, in which persons get theirs, one between two looks at it.
+                return self._watch(state, now) or await self._looked_after(state)
+        return True
+
+    def _adopted(self, state: State, now: Deployed) -> Adopted | None:
+        decision = self.folder.decided(key_of(state, "canary"))
+        return adopted(state, now, self.config.start, decision.verdict if decision else None)
+
+    def _adopt(self, state: State, found: Adopted) -> None:
+        """Goes on from what somebody has deployed; a cycle that was to better what answered before ends with it."""
+        self._decide(state, found.stage, found.verdict, found.sentence)
+        if state.stage != "idle":
+            if found.verdict == "adopted":
+                what = f"{found.sentence.rstrip('.')}; so the cycle ends, and its candidate with it."
+                self._decide(state, "void", "void", what)
+            drop_lines(self.folder.cycle(state.cycle))
+        self.folder.save(found.state)
+
+    def _moved(self, state: State, now: Deployed, canary: Revision | None = None, percent: float = 0.0) -> bool:
+        """Has the state's champion answer, and perhaps a canary beside it, if the deployment is still as it was looked
+        at. False where somebody was faster: the next step finds what they did."""
+        try:
+            self.server.deploy(state.champion.target, canary.target if canary else None, percent, now.version)
+        except Conflict:
+            if self.server.deployment().version == now.version:
+                raise
+            return False
         return True
 
     # The stages
@@ -118,11 +150,16 @@ class Course:
             return True
         said = [one for one in self.server.feedback(state.heard) if not one.retracted]
         moment = Moment(now=self.now(), n_said=len(said), night=state.night, asked=self.asked)
-        why = due(self.config.triggers, moment)
+        why, night = due(self.config.triggers, moment), night_of(self.config.triggers, moment.now, state.night)
+        # Where people never stop talking, a shared cycle is always due, and of persons there may be many: neither waits
+        # for more than one of the other.
+        if (why is None or (self.is_persons_turn and why != "asked")) and await self._looked_after(state):
+            self.is_persons_turn = False
+            return True
         if why is None:
-            # What everybody learns from goes first: of persons there may be many, each with a training of their own.
-            if await self._looked_after(state):
-                return True
+            if night != state.night:
+                # A night without anything new is over; what is said by day waits for the next one.
+                self.folder.save(replace(state, night=night))
             wanted = self.config.triggers.feedback
             self.folder.tell(
                 f"{len(said)} statements since the last cycle; "
@@ -130,8 +167,7 @@ class Course:
                 statements=len(said),
             )
             return False
-        self.asked = False
-        night = today(self.now()) if why == "nightly" else state.night
+        self.asked, self.is_persons_turn = False, True
         self.folder.save(replace(state, stage="collecting", cycle=state.cycle + 1, candidate=None, night=night))
         return True
 
@@ -150,7 +186,7 @@ class Course:
 
     async def _looked_after(self, state: State) -> bool:
         """Makes the adapter of one person who is due; False where nobody is, or nobody shall have one."""
-        if self.persons is None or not self.persons.rules.corrections:
+        if self.persons is None or not self.persons.rules.corrections or self.folder.paused:
             return False
         heard = max(
             (one.number for one in self.server.feedback(max(0, self.persons_heard))), default=self.persons_heard
@@ -199,9 +235,7 @@ class Course:
             made = await self.work.train(folder, state.champion.state, name)
         except BadRequest as error:
             # What is refused once is refused always; the next cycle has other lines.
-            self._decide(state, "training", "void", f"The training was refused: {error.message}")
-            drop_lines(folder)
-            self.folder.save(ended(state))
+            self._give_up(state, "training", f"The training was refused: {error.message}")
             return
         if made is None:
             raise Conflict(
@@ -223,6 +257,12 @@ class Course:
         self.folder.save(_anew(state))
         return True
 
+    def _give_up(self, state: State, stage: str, sentence: str) -> None:
+        """Ends a cycle of which the server will not have more."""
+        self._decide(state, stage, "void", sentence)
+        drop_lines(self.folder.cycle(state.cycle))
+        self.folder.save(ended(state))
+
     async def _gate(self, state: State) -> None:
         candidate = state.candidate
         assert candidate is not None, "the gate has a candidate"
@@ -231,7 +271,12 @@ class Course:
         if decision is None:
             if self._void(state, data):
                 return
-            gated = await self._looked(state, candidate, data)
+            try:
+                gated = await self._looked(state, candidate, data)
+            except Refused as error:
+                # As for the training: the same candidate would be refused again.
+                self._give_up(state, "gate", error.message)
+                return
             fine = not gated.broken
             sentence = (
                 "The candidate holds all limits of the offline gate."
@@ -243,10 +288,19 @@ class Course:
             drop_lines(self.folder.cycle(state.cycle))
             self.folder.save(ended(state))
             return
-        self.server.deploy(state.champion.target, candidate.target, self.config.canary.percent)
+        # The gate has taken its time, and somebody may have moved the deployment meanwhile.
+        now = self.server.deployment()
+        if self._adopted(state, now):
+            return
+        try:
+            if not self._moved(state, now, candidate, self.config.canary.percent):
+                return
+        except (BadRequest, NotFound, Gone) as error:
+            self._give_up(state, "canary", f"The server did not take the candidate: {error.message}")
+            return
         version = self.server.deployment().version
-        self.folder.save(replace(state, stage="canary", since=self.now(), since_version=version))
         drop_lines(self.folder.cycle(state.cycle))
+        self.folder.save(replace(state, stage="canary", since=self.now(), since_version=version))
 
     async def _looked(self, state: State, candidate: Revision, data: Data) -> Gated:
         used = {*data.turns}
@@ -258,7 +312,7 @@ class Course:
             Sides(candidate.target, state.champion.target), turns[-n:] if n else [], fresh[-n:] if n else []
         )
 
-    def _watch(self, state: State) -> bool:
+    def _watch(self, state: State, now: Deployed) -> bool:
         """Looks at the canary's evidence; a decision that was made is carried out, whatever has come since."""
         candidate = state.candidate
         assert candidate is not None, "a canary has a candidate"
@@ -268,17 +322,15 @@ class Course:
             verdict = self._verdict(state, seen)
             if verdict is None:
                 self.folder.tell(seen.sentence, **seen.numbers)
-                return self._widened(state, seen)
+                return self._widened(state, now, seen)
             what = withdrawn(data_of(self.folder.cycle(state.cycle)), self.server) if verdict == "promoted" else ""
             if what:
                 verdict, seen = "rolled_back", Watched(seen.outcome, {WITHDRAWN: True}, f"{what}; {WITHOUT_THEM}.")
             decision = self._decide(state, "canary", verdict, seen.sentence, seen.numbers)
-        if decision.verdict == "promoted":
-            self.server.deploy(candidate.target)
-            self.folder.save(promoted(state))
-        else:
-            self.server.deploy(state.champion.target)
-            self.folder.save(_anew(state) if decision.numbers.get(WITHDRAWN) else ended(state))
+        is_anew = decision.numbers.get(WITHDRAWN)
+        after = promoted(state) if decision.verdict == "promoted" else _anew(state) if is_anew else ended(state)
+        if self._moved(after, now):
+            self.folder.save(after)
         return True
 
     def _seen(self, state: State) -> Watched:
@@ -298,15 +350,15 @@ class Course:
             return None if self.folder.paused else "promoted"
         return "rolled_back"
 
-    def _widened(self, state: State, seen: Watched) -> bool:
+    def _widened(self, state: State, now: Deployed, seen: Watched) -> bool:
         """Gives the candidate its larger share once enough of its episodes have shown no harm."""
         rules, candidate = self.config.canary, state.candidate
         assert candidate is not None, "a canary has a candidate"
         if seen.numbers["candidate_episodes"] < rules.least_episodes:
             return False
-        if self.server.deployment().canary_percent >= rules.then_percent:
+        if now.canary_percent >= rules.then_percent:
             return False
-        self.server.deploy(state.champion.target, candidate.target, rules.then_percent)
+        self._moved(state, now, candidate, rules.then_percent)
         return True
 
     # Small things

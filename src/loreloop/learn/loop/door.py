@@ -12,8 +12,9 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from loreloop.learn.refusals import kind_of
 from loreloop.protocol.episodes import Turn, TurnPage
-from loreloop.protocol.errors import BadRequest, Forbidden, NotFound, Unauthorized, Unavailable
+from loreloop.protocol.errors import BadRequest, NotFound, Unavailable
 from loreloop.protocol.feedback import Feedback, FeedbackPage, Metric
 
 T = TypeVar("T")
@@ -63,14 +64,17 @@ class Door:
         """The deployment as it is now; NotFound where there is none."""
         return msgspec.convert(self._json("GET", self.place), Deployed)
 
-    def deploy(self, target: str, canary: str | None = None, percent: float = 0.0) -> None:
-        """Moves the deployment, unless it stands there already. What it records stays as it was."""
+    def deploy(self, target: str, canary: str | None = None, percent: float = 0.0, expected: int | None = None) -> None:
+        """Moves the deployment, unless it stands there already. What it records stays as it was. With the version that
+        is `expected`, Conflict where somebody has moved it meanwhile."""
         now = self.deployment()
         if (now.target, now.canary, now.canary_percent if now.canary else 0.0) == (target, canary, percent):
             return
         body: dict[str, Any] = {"target": target}
         if canary is not None:
             body |= {"canary": canary, "canary_percent": percent}
+        if expected is not None:
+            body["expected_version"] = expected
         self._json("PUT", self.place, body)
 
     def turns(self, after: int = 0) -> Iterator[Turn]:
@@ -178,7 +182,4 @@ def _refusal(response: httpx.Response) -> Exception:
         message = str(response.json()["error"]["message"])
     except (ValueError, LookupError, TypeError):
         message = f"The server answered {response.status_code} to {response.request.url.path}."
-    if response.status_code >= 500 or response.status_code == 429:
-        return Unavailable(message)
-    kinds = {401: Unauthorized, 403: Forbidden, 404: NotFound}
-    return kinds.get(response.status_code, BadRequest)(message)
+    return kind_of(response.status_code)(message)

@@ -30,6 +30,7 @@ from loreloop.learn.rewards.graders.similarity import fuzzy_match
 from loreloop.learn.rewards.reward import Answer
 
 FOR_A_SAY = 30  # events that the second reward has heard before its word counts
+FEWEST = 10  # prompts of a measure before it may stop anybody; the errors of a few say nothing
 MOST_GOLDEN = 32  # golden prompts of each kind that are answered
 LONGEST = 4000  # characters of a text that is compared
 
@@ -63,12 +64,12 @@ class Guards:
             return
         golden = {"file": self._of_file(), "people": self._of_people()}
         before, now = [
-            await self._reading(target, prompts, {name: each for name, each in golden.items() if each})
+            await self._reading(target, prompts, {name: each for name, each in golden.items() if len(each) >= FEWEST})
             for target in (sides.champion, sides.candidate)
         ]
         verdict = Guard(before, limits_of(self.loaded.config.gate)).take(now)
         found.numbers |= numbers_of(before, now) | await self._probed(golden["people"])
-        for alarm in verdict.alarms:
+        for alarm in verdict.alarms if len(prompts) >= FEWEST else ():
             if alarm.stops:
                 found.broken.append(f"it learned its reward and not its task: {alarm.sentence}")
 

@@ -25,9 +25,12 @@ from loreloop.learn.loop.server import Feeds
 from loreloop.learn.loop.state import Decision, LoopFolder, Revision, read, written
 from loreloop.learn.loop.training import Made
 from loreloop.learn.loop.withdrawing import withdrawn
+from loreloop.learn.refusals import Refused
 from loreloop.protocol.episodes import Turn
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, Conflict, NotFound
 from loreloop.protocol.feedback import EDIT, Feedback
+
+SET_TRIES = 3
 
 
 class PersonServer(Feeds, Protocol):
@@ -73,6 +76,7 @@ class PersonCourse:
     now: Callable[[], float]
     deployment: str
     owns: dict[str, Own] = field(init=False)
+    refused: str = field(init=False, default="")  # what the server had against the adapter in hand
 
     def __post_init__(self) -> None:
         file = self._file
@@ -90,6 +94,7 @@ class PersonCourse:
         found = due(turns, statements, rules, self.rules, self.owns)
         if not found:
             return False
+        self.refused = ""
         await self._make(found[0], champion, max((turn.number for turn in turns), default=0))
         return True
 
@@ -117,7 +122,7 @@ class PersonCourse:
             # Marked before the first step, and asked again behind the last one: who withdraws meanwhile is heeded.
             what = withdrawn(data, self.server, self.server.mark_used(name, None, data.turns))
             made = None if what else await self._trained(folder, champion.state, name)
-            share = await self.right(made.path, one.lines) if made else 0.0
+            share = await self._share(made, one.lines) if made else 0.0
             if made:
                 what = withdrawn(data, self.server, self.server.mark_used(name, made.path, data.turns))
             if what:
@@ -127,21 +132,47 @@ class PersonCourse:
                 return
             decision = self.folder.decide(self._decision(key, one, made, share))
         target = decision.candidate if decision.verdict == "promoted" else None
-        if target is not None:
-            key_id, _, user = one.person.partition("\n")
-            self.server.set_person(user, target, key_id)
+        if target is not None and (words := self._set(one.person, target)):
+            sentence = f"The server did not take the adapter: {words}"
+            refused = self._decision(f"{key}:refused", one, None, 0.0)
+            self.folder.decide(msgspec.structs.replace(refused, sentence=sentence))
+            target = None
+        # Before this is over: behind it nobody would look for what a person said.
+        drop_lines(folder)
+        drop_names(folder)
         before = self.owns.get(one.person)
         self.owns[one.person] = Own(target or (before.target if before else None), one.heard)
         written(self._file, msgspec.json.encode(self.owns))
-        drop_lines(folder)
-        drop_names(folder)
 
     async def _trained(self, folder: Path, start: str | None, name: str) -> Made | None:
         try:
             return await self.train(folder, start, name)
-        except BadRequest:
+        except BadRequest as error:
             # What is refused once is refused always; this person's next words make another attempt.
+            self.refused = error.message
             return None
+
+    async def _share(self, made: Made, lines: Sequence[Line]) -> float:
+        try:
+            return await self.right(made.path, lines)
+        except Refused as error:
+            self.refused = error.message
+            return 0.0
+
+    def _set(self, person: str, target: str) -> str:
+        """Has the person answered by their weights; what the server had against that, "" for nothing."""
+        key_id, _, user = person.partition("\n")
+        for _ in range(SET_TRIES):
+            try:
+                self.server.set_person(user, target, key_id)
+            except (BadRequest, NotFound) as error:
+                return error.message
+            except Conflict as error:
+                # Somebody has moved the deployment while the weights warmed up.
+                words = error.message
+            else:
+                return ""
+        raise Conflict(f"The server did not take the weights of one person, in {SET_TRIES} attempts: {words}")
 
     def _decision(self, key: str, one: Due, made: Made | None, share: float) -> Decision:
         fine = made is not None and share >= self.rules.right_least
@@ -150,6 +181,8 @@ class PersonCourse:
             f"An adapter of their own answers {share:.0%} of {n} prompts as they were corrected"
             f"{'' if fine else f', where {self.rules.right_least:.0%} are the least'}."
         )
+        if self.refused:
+            fine, sentence = False, f"An adapter of their own was not made: {self.refused}"
         return Decision(
             key=key,
             cycle=0,

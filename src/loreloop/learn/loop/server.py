@@ -36,8 +36,9 @@ class Server(Feeds, Protocol):
         """The deployment as it is now."""
         ...
 
-    def deploy(self, target: str, canary: str | None = None, percent: float = 0.0) -> None:
-        """Moves the deployment, unless it stands there already."""
+    def deploy(self, target: str, canary: str | None = None, percent: float = 0.0, expected: int | None = None) -> None:
+        """Moves the deployment, unless it stands there already. With the version that is `expected`, Conflict where
+        somebody has moved it meanwhile."""
         ...
 
     def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
