@@ -81,7 +81,7 @@ def held(case: Case, shares: dict[str, float]) -> list[Figure]:
     """The figures of one case, with the bars of those that have one."""
     gain = case.users.candidate - case.users.champion
     promoted = Figure(f"{case.name}: promoted", shares["better"] + shares["no_harm"], "share")
-    if gain <= -0.1:
+    if gain < -0.09:  # a loss of ten points, but for rounding
         harmful = Figure(f"{case.name}: rolled back for harm", shares["harmful"], "share")
         return [harmful, replace(promoted, at_most=0.05)]
     if gain <= 1e-9 and (case.trial.needs_gain or gain < -1e-9):
