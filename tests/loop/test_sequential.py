@@ -95,7 +95,9 @@ def test_the_variance_is_that_of_means_where_every_person_has_one_episode() -> N
     one, other = rng.random(400), rng.random(300)
     found = estimate(episodes_of([*one], [*other]))
     assert found.difference == pytest.approx(one.mean() - other.mean())
-    assert found.variance == pytest.approx(one.var() / 400 + other.var() / 300, rel=0.03)
+    plain = one.var() / 400 + other.var() / 300
+    # A little wider: by the imagined persons, and since each arm is believed no narrower than both.
+    assert plain < found.variance < 1.1 * plain
     assert found.z(found.difference - found.distance(2.5)) == pytest.approx(2.5)
 
 
