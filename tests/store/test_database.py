@@ -85,7 +85,7 @@ def test_what_had_no_consent_before_refusals_were_told_apart_counts_as_refused(t
             names = ", ".join(row)
             values = ", ".join(f":{name}" for name in row)
             connection.execute(text(f"INSERT INTO turns ({names}, n_bytes) VALUES ({values}, 0)"), row)
-        connection.execute(delete(MIGRATIONS).where(MIGRATIONS.c.number == 15))
+        connection.execute(delete(MIGRATIONS).where(MIGRATIONS.c.number == 16))
     engine.dispose()
     engine = open_database(tmp_path)
     with engine.begin() as connection:
