@@ -145,6 +145,7 @@ def test_nobody_is_not_a_person_who_could_be_deleted() -> None:
             assert "A person who is deleted has a name" in refused["error"]["message"]
         for odd in ("%2F", "%2e%2e", "%00", "%09", "%E2%80%8B", "%FF", "/", "%2520"):
             assert (await room.loop("DELETE", f"/persons/{odd}"))["turns"] == 0
+        assert len(await room.turns()) == 2, "both are written by now"
         assert (await room.loop("DELETE", "/persons/%20"))["turns"] == 1
         assert [turn["id"] for turn in await room.turns()] == [nameless]
         # It is not remembered as deleted either, so that what comes later is kept.

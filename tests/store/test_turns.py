@@ -114,7 +114,8 @@ def test_rows_have_the_fate_that_the_rule_gives_their_facts(steps: list[tuple[st
             known[turn_id]["heard"] = bool(other)
         elif step == "hear episode":
             episode_id = known[turn_id]["episode"]
-            turns.hear_episode(connection, episode_id, "bot", is_heard=True)
+            of_id = select(EPISODES.c.number).where(EPISODES.c.id == episode_id)
+            turns.hear_episode(connection, connection.scalar(of_id), is_heard=True)
             heard_episodes.add(episode_id)
         else:
             # Everything that is kept and older than this turn, itself included.
