@@ -8,14 +8,15 @@ from torch import distributed as dist
 
 from loreloop.engine.attention import FastAttention
 from loreloop.engine.head import Head
+from loreloop.engine.training.model_state import ModelState
 from loreloop.engine.training.trainer import Trainer
 from loreloop.formats.load import load_weights
 from loreloop.model.linear import FastProducts
-from loreloop.model.lora import LoraLayout
-from loreloop.parallel.collectives import summed
-from loreloop.parallel.cut_decoder import cut_decoder
-from loreloop.parallel.tensor_cut import TensorCut
-from tests.engine.train_rig import CPU, ModelState, laid_out
+from loreloop.parallel.adapter_share import AdapterShare
+from loreloop.parallel.cut_decoder import decoder_of
+from loreloop.parallel.mesh import Mesh
+from loreloop.parallel.place import Place
+from tests.engine.train_rig import CPU, laid_out
 from tests.parallel.scene import LORA, scene, whole_state
 
 
@@ -23,20 +24,18 @@ def main() -> None:
     rank, size, (store, folder, out) = int(sys.argv[1]), int(sys.argv[2]), map(Path, sys.argv[3:])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(str(store), size), rank=rank, world_size=size)
+    place = Place(Mesh(size), rank, dist.group.WORLD)
     spec, weights = load_weights(folder, dtype=torch.float32, device=CPU)
-    cut = TensorCut(spec, rank, size)
-    group = dist.group.WORLD
-    decoder = cut_decoder(cut, weights, torch.float32, FastProducts(), group)
+    decoder = decoder_of(spec, weights, torch.float32, FastProducts(), place)
     trainer = Trainer(decoder, FastAttention(), Head(decoder, fixed_rows=False), 1024, 1024)
-    layout = LoraLayout(cut.local, LORA)
-    state = ModelState(layout, torch.float32, CPU)
-    numbers = cut.numbers(LoraLayout(spec, LORA), layout)
-    state.master.copy_(whole_state(spec).master[numbers])
+    share = AdapterShare(spec, LORA, place)
+    state = ModelState(share, torch.float32, CPU)
+    state.master.copy_(share.take(whole_state(spec).master))
     state.refresh_weights()
     work = laid_out(scene(), state)
     trainer.run([work])
-    for matrix in cut.summed(state.gradient):
-        matrix.copy_(summed(matrix, group))
+    share.sum_up(state.gradient)
+    numbers = share.cut.numbers(share.whole_layout, share.layout)
     logps = torch.cat([torch.tensor(o["logprobs"].numpy()) for o in work.result().outputs])
     torch.save({"logps": logps, "grad": state.grad, "numbers": numbers}, out)
     dist.destroy_process_group()
