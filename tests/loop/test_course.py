@@ -309,6 +309,30 @@ def test_mixed_episodes_and_one_persons_many_votes_do_not_decide(tmp_path: Path)
     assert (numbers["mixed_episodes"], numbers["candidate_episodes"]) == (60, 0)
 
 
+def test_episodes_of_two_keys_that_have_one_id_are_two(tmp_path: Path) -> None:
+    world = World()
+    course = to_canary(world, tmp_path)
+    version = world.deployed.version
+    for key, arm in (("one", "main"), ("other", "canary")):
+        person = Person(key, "ann")
+        turn = world.feeds.turn("hello", "hi", arm=arm, version=version, episode_id="chat-1", person=person)
+        world.feeds.say(turn.id, "thumb", value=True)
+    steps(course, 1)
+    numbers = course.folder.why()["numbers"]
+    assert (numbers["mixed_episodes"], numbers["candidate_episodes"], numbers["champion_episodes"]) == (0, 1, 1)
+
+
+def test_chats_that_the_canary_found_open_do_not_count(tmp_path: Path) -> None:
+    world = World()
+    course = to_canary(world, tmp_path)
+    for version in (world.deployed.version - 1, world.deployed.version):
+        turn = world.feeds.turn("hello", "hi", arm="main", version=version, episode_id="open")
+        world.feeds.say(turn.id, "thumb", value=True)
+    steps(course, 1)
+    numbers = course.folder.why()["numbers"]
+    assert (numbers["mixed_episodes"], numbers["champion_episodes"]) == (0, 0)
+
+
 def test_weights_made_elsewhere_stand_before_the_gate_like_any(tmp_path: Path) -> None:
     world = World()
     course = world.course(tmp_path, triggers={"feedback": 0})

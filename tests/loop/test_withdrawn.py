@@ -51,16 +51,11 @@ def test_consent_that_is_taken_back_in_a_cycle_is_heeded(tmp_path: Path, monkeyp
     used = json.loads((course.folder.cycle(state.cycle) / "data.json").read_text())["used"]["sft"]
     world.voted(40, candidate=True, champion=False)
     steps(course, 1)
+    assert "chatcmpl-3" not in {one["turn"] for one in used}
+    assert verdicts(tmp_path)[-1] == "promoted"
+    assert "ann asks 2" not in world.trained[-1]["lines"]["sft"]
     if stage == "look":
-        # The gate was already passed; before it answers everybody the candidate is taken back.
-        assert verdicts(tmp_path) == ["passed", "rolled_back"]
-        assert world.deployed.target == "tiny"
-        assert "consent" in course.folder.decisions()[-1].sentence
-        assert course.folder.load().stage == "collecting", "the next cycle begins at once"
-    else:
-        assert "chatcmpl-3" not in {one["turn"] for one in used}
-        assert verdicts(tmp_path)[-1] == "promoted"
-        assert "ann asks 2" not in world.trained[-1]["lines"]["sft"]
+        assert verdicts(tmp_path)[:2] == ["passed", "void"], "nobody has met the candidate of the first cycle"
 
 
 def test_a_person_who_is_deleted_in_the_canary_is_not_in_what_is_promoted(tmp_path: Path) -> None:
@@ -131,6 +126,46 @@ def test_of_a_deleted_person_no_weights_are_remembered(tmp_path: Path) -> None:
     steps(course, 1)
     assert "ann" not in (tmp_path / "persons.json").read_text()
     assert not list((tmp_path / "persons").glob("*"))
+
+
+def test_of_a_deleted_person_nothing_is_left_of_an_attempt_that_came_to_no_end(tmp_path: Path, monkeypatch) -> None:
+    world = World()
+    world.corrected(3, "ann")
+    course = world.course(tmp_path, **MORE)
+
+    async def away(*_: object) -> None:
+        raise Unavailable("the server is away")
+
+    monkeypatch.setattr(course.persons, "train", away)
+    with pytest.raises(Unavailable):
+        steps(course, 1)
+    assert any("ann asks 0" in file.read_text() for file in (tmp_path / "persons").rglob("*.jsonl"))
+    world.feeds.deleted.append(Person("key", "ann"))
+    steps(course, 1)
+    assert not list((tmp_path / "persons").glob("*"))
+
+
+def test_what_has_grown_old_while_it_was_learned_voids_no_cycle(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(5)
+    course = world.course(tmp_path)
+    steps(course, 2)
+    world.feeds.turns = [replace(one, fate="mixed") for one in world.feeds.turns]
+    steps(course)
+    assert course.folder.load().stage == "canary"
+
+
+def test_a_loop_that_is_paused_collects_nothing_anew(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(3, "bob")
+    course = to_canary(world, tmp_path)
+    world.voted(40, candidate=True, champion=False)
+    world.feeds.deleted.append(Person("key", "bob"))
+    steps(course, 1)
+    course.folder.pause(True)
+    n_trained = len(world.trained)
+    steps(course)
+    assert (course.folder.load().stage, len(world.trained)) == ("collecting", n_trained)
 
 
 def test_of_a_cycle_that_has_ended_the_ids_stay_and_no_names(tmp_path: Path) -> None:

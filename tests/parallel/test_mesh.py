@@ -44,3 +44,9 @@ def test_norms_over_all_heads_are_not_cut(tmp_path: Path) -> None:
     spec = read_spec(make_tiny_model(tmp_path / "model", "olmo2"))
     with pytest.raises(BadRequest, match=r"normed over all heads together.* nearest is tp=1"):
         check_mesh(spec, Mesh(2))
+
+
+def test_queries_without_a_rank_of_their_own_are_not_cut(tmp_path: Path) -> None:
+    spec = read_spec(make_tiny_model(tmp_path / "model", "deepseek_v3", q_lora_rank=None))
+    with pytest.raises(BadRequest, match="in one product with the latents"):
+        check_mesh(spec, Mesh(2))

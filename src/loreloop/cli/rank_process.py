@@ -21,12 +21,18 @@ def main(plan_file: str, base_model: str, parent_pid: int, rank: int, meeting: P
     from loreloop.engine.leading import follow
     from loreloop.host.log import speak_to_supervisor
     from loreloop.host.server_plan import read_plan
+    from loreloop.host.supervisor import CANNOT_START
     from loreloop.parallel.mesh import parse_mesh
+    from loreloop.protocol.errors import UserError
 
     speak_to_supervisor()
     plan = read_plan(plan_file)
     place = meet(parse_mesh(plan.config.engine.mesh).tp, rank, meeting)
-    follow(engine_of(plan, base_model, place))
+    try:
+        engine = engine_of(plan, base_model, place)
+    except UserError:
+        sys.exit(CANNOT_START)  # the first process finds the same, and says it
+    follow(engine)
 
 
 if __name__ == "__main__":

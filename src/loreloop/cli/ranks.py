@@ -1,7 +1,6 @@
 """The further processes of an engine that is cut over several: started by the first, and ended with it.
 
-They meet over a file in the server's own folder, which other users of the machine cannot reach, and speak over the
-loopback address.
+They meet over a file in the server's own folder, and speak over the loopback address.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("loreloop.engine_process")
 WAIT_DAYS = 3650  # for the first process's next word: there may be nothing to do
 MODULE = "loreloop.cli.rank_process"
+LOOPBACK = "lo"
 
 
 def leading_place(plan: ServerPlan, plan_file: str, base_model: str) -> Place:
@@ -51,6 +51,8 @@ def check_fits(config: EngineConfig, folders: Iterable[Path]) -> None:
     """BadRequest where the settings' mesh is none, or cannot be laid over one of the models."""
     if not config.mesh:
         return
+    import torch
+
     from loreloop.formats.load import read_spec
     from loreloop.parallel.mesh import check_mesh, parse_mesh
     from loreloop.protocol.errors import BadRequest
@@ -58,7 +60,11 @@ def check_fits(config: EngineConfig, folders: Iterable[Path]) -> None:
     mesh = parse_mesh(config.mesh)
     for folder in folders:
         check_mesh(read_spec(folder), mesh)
-    if mesh.n_ranks > 1 and config.quantize != "none":
+    if mesh.n_ranks == 1:
+        return
+    if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()):
+        raise BadRequest('A mesh of several processes runs on CPUs so far; set engine.device = "cpu".')
+    if config.quantize != "none":
         raise BadRequest("A mesh of several processes does not cut weights in 4 bits yet; serve without --quantize.")
 
 
@@ -73,7 +79,7 @@ def meet(tp: int, rank: int, meeting: Path) -> Place:
     from loreloop.parallel.place import Place
 
     # Without it each process would look up the machine's own name, which may stand for an address that others reach.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
     mesh = Mesh(tp)
     store = FileStore(str(meeting), mesh.n_ranks)
     distributed.init_process_group(
@@ -86,4 +92,4 @@ def _end_with(process: subprocess.Popen[bytes], rank: int) -> None:
     """A lost process takes the engine with it, which the supervisor starts again whole."""
     code = process.wait()
     LOG.error("process %d of the engine ended (%d); the engine ends with it", rank, code)
-    os._exit(1)
+    os._exit(code if code > 0 else 1)

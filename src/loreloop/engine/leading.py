@@ -1,14 +1,15 @@
 """An engine of several processes: the first tells the others what it does, and all do it in the same order.
 
 Every process holds its share of the tensors, and the same pages, prefixes and draws: from equal commands come equal
-states. What is said is what the scheduler asks of `engine.contract.Engine`, by name. A process that holds another state
-than the first ends the engine, since its numbers would be wrong.
+states. What is said is what the scheduler asks of `engine.contract.Engine`, by name. A process that has drawn other
+tokens than the first ends the engine: its state is another one, and its numbers would be wrong.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import zlib
 from collections.abc import Sequence
@@ -253,4 +254,6 @@ def _done(engine: LocalEngine, name: str, *arguments: Any) -> Any:
 def _end(why: str, error: Exception | None = None) -> NoReturn:
     """Ends this process, and with it the engine, which is started again whole."""
     LOG.error("the engine ends: %s", why, exc_info=error)
-    sys.exit(1)
+    sys.stderr.flush()
+    # At once: the other processes may wait for a word of this one, and whatever is on its way here would send one.
+    os._exit(1)

@@ -59,6 +59,9 @@ def _undivided(spec: DecoderSpec, tp: int) -> Iterator[str]:
     if spec.moe:
         counts |= {"numbers of an expert": spec.moe.d_expert, "numbers of the shared expert": spec.moe.d_shared}
     yield from (f"{n} {what} over {tp} ranks" for what, n in counts.items() if n % tp)
+    if tp > 1 and spec.latent and spec.latent.q_rank is None:
+        # They share a product with the latents, of which the one is cut and the other is not.
+        yield "queries come straight from the hidden state, in one product with the latents"
     if tp > 1 and spec.qk_norm == "whole":
         # Each rank would norm its own heads, where the model norms all of them together.
         yield "queries and keys are normed over all heads together"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from loreloop.parallel.mesh import Mesh
-from loreloop.protocol.errors import LoreloopError, OutOfService, disk_trouble
+from loreloop.protocol.errors import LoreloopError, OutOfService, disk_trouble, outcome_of
 
 T = TypeVar("T")
 RETRY_SECONDS = 5.0
@@ -74,41 +74,38 @@ class Place:
             if said := self.told():
                 return msgspec.msgpack.decode(said, type=kind)
             raise OutOfService("The first process of this engine could not do it; see the log.", RETRY_SECONDS)
-        said = b""
-        try:
-            given = work()
-            said = msgspec.msgpack.encode(given)
-        except OSError as error:
-            # Told apart from an error of one process alone, after which the processes would no longer be alike.
-            if self.group is None:
-                raise
-            raise disk_trouble(error) or OutOfService(
-                f"The file could not be written: {error}.", RETRY_SECONDS
-            ) from error
-        finally:
-            # Whatever comes of it: the others wait for the word.
-            self.told(said)
-        return given
+        outcome = outcome_of(work)
+        failed = isinstance(outcome, Exception)
+        # Whatever comes of it: the others wait for the word.
+        self.told(b"" if failed else msgspec.msgpack.encode(outcome))
+        return self._given(outcome)
 
     def agreed(self, work: Callable[[], T]) -> T:
-        """What `work` gives here, if it gives something on every rank. OutOfService where it fails on another one only;
-        otherwise its own error."""
-        failure: LoreloopError | OSError | None = None
-        given: T | None = None
-        try:
-            given = work()
-        except (LoreloopError, OSError) as error:
-            failure = error
-        n_failed = self.total(float(failure is not None))
-        if failure is not None:
-            raise failure
+        """What `work` gives here, if it gives something on every rank; for whatever may fail on one of them alone, such
+        as reading and writing. Its own error where it failed here, OutOfService where it failed on others only."""
+        if self.group is None:
+            return work()
+        outcome = outcome_of(work)
+        n_failed = self.total(float(isinstance(outcome, Exception)))
+        given = self._given(outcome)
         if n_failed:
             raise OutOfService(
                 f"{n_failed:.0f} of {self.n_ranks} processes of this engine could not do it; see the log.",
                 RETRY_SECONDS,
             )
-        assert given is not None
         return given
+
+    def _given(self, outcome: T | Exception) -> T:
+        """Raises what was an error. Trouble of the system with a file is told apart from a fault of one process, after
+        which the processes would no longer be alike."""
+        if not isinstance(outcome, Exception):
+            return outcome
+        if self.group is not None and not isinstance(outcome, LoreloopError):
+            if trouble := disk_trouble(outcome):
+                raise trouble from outcome
+            if isinstance(outcome, OSError):
+                raise OutOfService(f"A file could not be read or written: {outcome}.", RETRY_SECONDS) from outcome
+        raise outcome
 
 
 ALONE = Place()

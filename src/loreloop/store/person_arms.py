@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Connection, delete, insert, select
 
 from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import NotFound
-from loreloop.store import deployments
+from loreloop.store import deleted, deployments
 from loreloop.store.files import in_row, placed
 from loreloop.store.rows import Arm, PersonArm
 from loreloop.store.turn_tables import PERSON_ARMS, TURNS
@@ -30,7 +30,8 @@ def get(connection: Connection, deployment: str, person: Person) -> PersonArm:
 
 
 def set(connection: Connection, deployment: str, row: PersonArm) -> None:
-    """Gives a person an arm of their own, in place of an earlier one."""
+    """Gives a person an arm of their own, in place of an earlier one. Gone where they were deleted meanwhile."""
+    deleted.check_none(connection, (row.person,))
     arm = msgspec.json.encode(deployments.mapped_arm(row.arm, in_row)).decode()
     values = {"deployment": deployment, "key_id": row.person.key_id, "user": row.person.user}
     about = {"target": row.arm.target, "created": row.created, "by": row.by}

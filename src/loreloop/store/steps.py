@@ -144,6 +144,7 @@ def m015_askers(connection: Connection) -> None:
 def m016_refusals(connection: Connection) -> None:
     """Adds what was refused, and which answers broke off."""
     add_refusals(connection)
+    m015_askers(connection)  # between two versions this step stood in the place of that one
 
 
 STEPS: Sequence[Callable[[Connection], None]] = (

@@ -14,6 +14,9 @@ from loreloop.store.turn_tables import TURN_USES, TURNS
 from loreloop.store.turns import all_turns
 
 USABLE = ("trainable", "waiting", "used")  # fates of turns that something may be learned from
+# Somebody has said no. What has expired since, or stands in an episode that other weights went on with, was free to
+# be learned from when it was collected.
+REFUSED = ("no_consent", "side")
 
 
 class Use(msgspec.Struct, frozen=True):
@@ -27,8 +30,8 @@ class Use(msgspec.Struct, frozen=True):
 
 
 class Unusable(msgspec.Struct, frozen=True):
-    """Turns on which nobody may have been trained, in the order in which they were named: those that are not kept here
-    (any more), and those that are kept and from which nothing may be learned (any more)."""
+    """Turns on which nobody may have been trained, in the order in which they were named: those that are not known here
+    (any more), and those of which somebody has said that nothing may be learned."""
 
     unknown: tuple[str, ...]
     withdrawn: tuple[str, ...]
@@ -41,13 +44,13 @@ def use(connection: Connection, deployment: str, used: UseTurns, now: float) -> 
     of_candidate = (TURN_USES.c.deployment == deployment) & (TURN_USES.c.candidate == used.candidate)
     for start in range(0, len(used.turns), AT_ONCE):
         some = (TURNS.c.deployment == deployment) & TURNS.c.id.in_(used.turns[start : start + AT_ONCE])
-        some &= TURNS.c.state == "kept"
+        some &= TURNS.c.state != "dropped"
         rows = connection.execute(all_turns(with_body=False).where(some)).all()
         fates |= {row.id: row.fate for row in rows}
         fine = TURNS.c.id.in_([row.id for row in rows if row.fate in USABLE])
         connection.execute(update(TURNS).where(fine).values(candidate=used.candidate))
         # Of the others, too: whoever says so has trained on them, and their persons' deletion must find the weights.
-        for person in {Person(row.key_id, row.user) for row in rows}:
+        for person in {Person(row.key_id, row.user) for row in rows if row.state == "kept"}:
             values = {"key_id": person.key_id, "user": person.user, "deployment": deployment}
             row = upsert(TURN_USES).values(**values, candidate=used.candidate, revision="", used=now)
             connection.execute(row.on_conflict_do_nothing())
@@ -55,7 +58,7 @@ def use(connection: Connection, deployment: str, used: UseTurns, now: float) -> 
         connection.execute(update(TURN_USES).where(of_candidate).values(revision=used.revision))
     return Unusable(
         unknown=tuple(turn_id for turn_id in used.turns if turn_id not in fates),
-        withdrawn=tuple(turn_id for turn_id in used.turns if fates.get(turn_id, USABLE[0]) not in USABLE),
+        withdrawn=tuple(turn_id for turn_id in used.turns if fates.get(turn_id) in REFUSED),
     )
 
 

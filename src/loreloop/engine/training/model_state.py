@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,13 +158,15 @@ def read_checkpoint(folder: Path, state: ModelState, *, optimizer: bool) -> None
 
     Nothing is changed unless the whole checkpoint could be read.
     """
-    lora, own_lora = read_lora_spec(folder), state.layout.lora
-    # The seed says how an adapter began, and any shape can be loaded over another beginning.
-    if msgspec.structs.replace(lora, seed=own_lora.seed) != own_lora:
-        raise BadRequest(f"The checkpoint has {_describe(lora)}, the model {_describe(own_lora)}; they must be equal.")
-    share = state.share
+    share, own_lora = state.share, state.layout.lora
 
     def read() -> tuple[AdapterView, tuple[int, dict[str, Tensor]] | None]:
+        lora = read_lora_spec(folder)
+        # The seed says how an adapter began, and any shape can be loaded over another beginning.
+        if msgspec.structs.replace(lora, seed=own_lora.seed) != own_lora:
+            raise BadRequest(
+                f"The checkpoint has {_describe(lora)}, the model {_describe(own_lora)}; they must be equal."
+            )
         view = read_adapter(folder, share.cut.spec, torch.float32)
         return view, _read_moments(folder, share.whole_layout.size) if optimizer else None
 
@@ -270,7 +273,8 @@ class AdapterBank:
             if path is None:
                 raise NotFound(f"The model {model_id} is not live; its session has ended. Load one of its checkpoints.")
             self._make_room()
-            state = self._keep(model_id, read_state(path, self.spec, self.dtype, self.device, self.place))
+            read = partial(read_state, path, self.spec, self.dtype, self.device, self.place)
+            state = self._keep(model_id, self.place.agreed(read))
             self.spilled.pop(model_id).unlink()
         self.resident.move_to_end(model_id)
         return state
@@ -284,6 +288,10 @@ class AdapterBank:
         good as ever, and the model must not be given up for it.
         """
         self.drop(model_id)
+        self.place.agreed(lambda: self._take_in(model_id, file, crc32))
+        self.spilled[model_id] = self._path(model_id)
+
+    def _take_in(self, model_id: str, file: Path, crc32: str) -> None:
         try:
             found = sum_of(file).crc32
             if crc32 and found != crc32:
@@ -303,7 +311,6 @@ class AdapterBank:
         except OSError:
             path.unlink(missing_ok=True)
             raise
-        self.spilled[model_id] = path
 
     def drop(self, model_id: str) -> None:
         """Forgets a model with its spilled file; one that is not there is no error."""
@@ -318,7 +325,7 @@ class AdapterBank:
 
     def snapshot(self, folder: Path, suffix: str) -> dict[str, SnapshotFile]:
         """Writes every model that changed since the last time; gives its file by model."""
-        folder.mkdir(parents=True, exist_ok=True)
+        self.place.agreed(lambda: folder.mkdir(parents=True, exist_ok=True))
         files: dict[str, SnapshotFile] = {}
         # In a fixed order, so that the same snapshot is written in the same order whatever happened before.
         for model_id in sorted(self.unsaved):
@@ -341,7 +348,7 @@ class AdapterBank:
             model_id, state = next(iter(self.resident.items()))
             path = self._path(model_id)
             # Written completely before the memory is given up.
-            state.write(path)
+            self.place.agreed(partial(state.write, path))
             self.spilled[model_id] = path
             del self.resident[model_id]
 

@@ -18,6 +18,7 @@ from loreloop.learn.loop.sequential import Outcome, Trial, confidence, judge
 from loreloop.protocol.episodes import Turn
 from loreloop.protocol.feedback import EDIT, Feedback, Metric
 
+EpisodeKey = tuple[str, str]
 PROMOTES, ROLLS_BACK = ("better", "no_harm"), ("harmful", "no_better")
 
 
@@ -43,21 +44,25 @@ def evidence_of(
     """The episodes that began with the canary or behind it. An episode that two revisions answered, or a person's own
     adapter, is left out, and so are side turns, and what one person has judged beyond their share. Every version of the
     deployment is a stage: its share may have changed, and with it who is where."""
-    by_id = {turn.id: turn for turn in newest_of(turns).values() if not turn.side and turn.version >= since_version}
+    plain = [turn for turn in newest_of(turns).values() if not turn.side]
+    # Whoever was in the midst of a chat when the canary began can only stay with the champion, or leave as mixed.
+    older = {episode_of(turn) for turn in plain if turn.version < since_version}
+    by_id = {turn.id: turn for turn in plain if episode_of(turn) not in older}
     arms, mixed = _arms_of(by_id.values())
-    scores: dict[str, list[float]] = defaultdict(list)
-    first: dict[str, int] = {}
-    persons: dict[str, str] = {}
-    stages: dict[str, int] = {}
+    scores: dict[EpisodeKey, list[float]] = defaultdict(list)
+    first: dict[EpisodeKey, int] = {}
+    persons: dict[EpisodeKey, str] = {}
+    stages: dict[EpisodeKey, int] = {}
     for turn in by_id.values():
-        stages[turn.episode_id] = min(stages.get(turn.episode_id, turn.version), turn.version)
+        key = episode_of(turn)
+        stages[key] = min(stages.get(key, turn.version), turn.version)
     for turn_id, said in said_of(by_id, statements).items():
-        turn = by_id[turn_id]
+        turn, key = by_id[turn_id], episode_of(by_id[turn_id])
         values = [value for one in said if (value := score_of(one, rules, metrics)) is not None]
-        if values and turn.episode_id in arms:
-            scores[turn.episode_id] += values
-            persons[turn.episode_id] = unit_of(turn)
-            first[turn.episode_id] = min(first.get(turn.episode_id, said[0].number), said[0].number)
+        if values and key in arms:
+            scores[key] += values
+            persons[key] = unit_of(turn)
+            first[key] = min(first.get(key, said[0].number), said[0].number)
     found, counted = list[Episode](), defaultdict[str, int](int)
     for episode in sorted(first, key=lambda one: first[one]):
         person = persons[episode]
@@ -70,14 +75,19 @@ def evidence_of(
 def unit_of(turn: Turn) -> str:
     """Whom an episode counts for: its person, where the request named a `user`. Without one nobody can say which
     episodes are of one person; each is then taken for a person of its own, as its arm was drawn by itself too."""
-    return person_of(turn) if turn.person.user else f"episode {turn.episode_id}"
+    return person_of(turn) if turn.person.user else f"episode {turn.person.key_id} {turn.episode_id}"
 
 
-def _arms_of(turns: Iterable[Turn]) -> tuple[dict[str, str], int]:
+def episode_of(turn: Turn) -> EpisodeKey:
+    """Which episode a turn is of. Clients choose these ids, so that two keys may have the same."""
+    return turn.person.key_id, turn.episode_id
+
+
+def _arms_of(turns: Iterable[Turn]) -> tuple[dict[EpisodeKey, str], int]:
     """The one arm of each episode, and how many episodes have had two."""
-    seen: dict[str, set[str]] = defaultdict(set)
+    seen: dict[EpisodeKey, set[str]] = defaultdict(set)
     for turn in turns:
-        seen[turn.episode_id].add("mixed" if turn.fate == "mixed" else turn.arm)
+        seen[episode_of(turn)].add("mixed" if turn.fate == "mixed" else turn.arm)
     whole = {episode: next(iter(arms)) for episode, arms in seen.items() if len(arms) == 1}
     return {episode: arm for episode, arm in whole.items() if arm in ("main", "canary")}, sum(
         len(arms) > 1 or "mixed" in arms for arms in seen.values()

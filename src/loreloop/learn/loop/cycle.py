@@ -30,7 +30,6 @@ from loreloop.learn.loop.training import Made
 from loreloop.learn.loop.triggers import Moment, due, night_of
 from loreloop.learn.loop.watched_feeds import WatchedFeeds
 from loreloop.learn.loop.withdrawing import withdrawn
-from loreloop.learn.refusals import Refused
 from loreloop.protocol.episodes import Turn
 from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound
 from loreloop.protocol.feedback import BUILT_IN, Metric
@@ -73,7 +72,7 @@ class Course:
     listening: Listening = field(init=False)
 
     def __post_init__(self) -> None:
-        self.listening = Listening(self.server, self.work.learn_reward, self.now)
+        self.listening = Listening(server=self.server, hear=self.work.learn_reward, now=self.now)
 
     def begin(self, base_model: str) -> State:
         """Where the loop stands; a first state, made of the deployment, for one that has not begun. Conflict where its
@@ -103,6 +102,10 @@ class Course:
         match state.stage:
             case "idle":
                 return await self._wait(state)
+            case "collecting" if self.folder.paused:
+                # A cycle whose words were withdrawn is begun anew by itself, and a paused loop begins none.
+                self.folder.tell("The loop is paused; `loreloop loop pause --off` lets it go on.")
+                return False
             case "collecting":
                 await self._collect(state)
             case "training":
@@ -186,7 +189,11 @@ class Course:
 
     async def _looked_after(self, state: State) -> bool:
         """Makes the adapter of one person who is due; False where nobody is, or nobody shall have one."""
-        if self.persons is None or not self.persons.rules.corrections or self.folder.paused:
+        if self.persons is None:
+            return False
+        # Also where nobody is to have weights any more: what there is of deleted persons goes.
+        self.persons.forget()
+        if not self.persons.rules.corrections or self.folder.paused:
             return False
         heard = max(
             (one.number for one in self.server.feedback(max(0, self.persons_heard))), default=self.persons_heard
@@ -273,8 +280,9 @@ class Course:
                 return
             try:
                 gated = await self._looked(state, candidate, data)
-            except Refused as error:
-                # As for the training: the same candidate would be refused again.
+            except BadRequest as error:
+                # As for the training: the same candidate would be refused again. A suite's or a golden file that has
+                # become unreadable is said the same way, and the loop goes on.
                 self._give_up(state, "gate", error.message)
                 return
             fine = not gated.broken
@@ -288,7 +296,9 @@ class Course:
             drop_lines(self.folder.cycle(state.cycle))
             self.folder.save(ended(state))
             return
-        # The gate has taken its time, and somebody may have moved the deployment meanwhile.
+        # The gate has taken its time, and somebody may have taken words back, or moved the deployment meanwhile.
+        if self._void(state, data):
+            return
         now = self.server.deployment()
         if self._adopted(state, now):
             return

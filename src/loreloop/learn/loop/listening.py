@@ -26,21 +26,24 @@ class Listening:
     now: Callable[[], float]
     heard: int = 0  # the number of the newest statement that this process has let the reward hear
     at: float = 0.0
+    n_deleted: int = 0  # persons whose words it has forgotten
 
     async def listen(self) -> str:
         """Lets the reward hear everything; its alarm in a sentence, or ""."""
         if self.hear is None:
             return ""
+        n_deleted = len(self.server.deleted_persons())
         turns, statements = list(self.server.turns()), list(self.server.feedback())
         alarm = await self.hear(turns, statements)
         self.heard = max((one.number for one in statements), default=self.heard)
-        self.at = self.now()
+        self.at, self.n_deleted = self.now(), n_deleted
         return alarm
 
     async def meanwhile(self) -> None:
         """Lets the reward hear while nothing else is to be done, where there is anything new."""
         if self.hear is None or self.now() - self.at < PAUSE_SECONDS:
             return
-        if any(True for _ in self.server.feedback(self.heard)):
+        n_deleted = len(self.server.deleted_persons())
+        if n_deleted != self.n_deleted or any(True for _ in self.server.feedback(self.heard)):
             # An alarm is for the next cycle, which hears again and finds it then.
             await self.listen()

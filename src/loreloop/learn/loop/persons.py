@@ -27,7 +27,7 @@ from loreloop.learn.loop.training import Made
 from loreloop.learn.loop.withdrawing import withdrawn
 from loreloop.learn.refusals import Refused
 from loreloop.protocol.episodes import Turn
-from loreloop.protocol.errors import BadRequest, Conflict, NotFound
+from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound
 from loreloop.protocol.feedback import EDIT, Feedback
 
 SET_TRIES = 3
@@ -90,7 +90,6 @@ class PersonCourse:
         self, champion: Revision, turns: Sequence[Turn], statements: Sequence[Feedback], rules: Rules
     ) -> bool:
         """Makes the adapter of one person who is due; False where nobody is."""
-        self._forget(rules.deleted)
         found = due(turns, statements, rules, self.rules, self.owns)
         if not found:
             return False
@@ -98,11 +97,19 @@ class PersonCourse:
         await self._make(found[0], champion, max((turn.number for turn in turns), default=0))
         return True
 
-    def _forget(self, deleted: frozenset[str]) -> None:
-        """Of persons who were deleted nothing is kept: neither which weights were theirs nor of what they were made."""
+    def forget(self) -> None:
+        """Of persons who were deleted nothing is kept: neither which weights were theirs nor of what they were made,
+        nor what an attempt has left that did not come to its end."""
+        folder = self.folder.path / "persons"
+        held = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+        if not held and not self.owns:
+            return
+        deleted = self.server.deleted_persons()
+        for person in deleted:
+            if _short(person) in held:
+                shutil.rmtree(folder / _short(person), ignore_errors=True)
         gone = self.owns.keys() & deleted
         for person in gone:
-            shutil.rmtree(self.folder.path / "persons" / _short(person), ignore_errors=True)
             del self.owns[person]
         if gone:
             written(self._file, msgspec.json.encode(self.owns))
@@ -132,7 +139,10 @@ class PersonCourse:
                 return
             decision = self.folder.decide(self._decision(key, one, made, share))
         target = decision.candidate if decision.verdict == "promoted" else None
-        if target is not None and (words := self._set(one.person, target)):
+        words = "" if target is None else self._set(one.person, target)
+        if words is None:
+            return  # what was decided stands, and is carried out in a later step
+        if words:
             sentence = f"The server did not take the adapter: {words}"
             refused = self._decision(f"{key}:refused", one, None, 0.0)
             self.folder.decide(msgspec.structs.replace(refused, sentence=sentence))
@@ -159,20 +169,21 @@ class PersonCourse:
             self.refused = error.message
             return 0.0
 
-    def _set(self, person: str, target: str) -> str:
-        """Has the person answered by their weights; what the server had against that, "" for nothing."""
+    def _set(self, person: str, target: str) -> str | None:
+        """Has the person answered by their weights; what the server had against that, "" for nothing. None where others
+        have moved the deployment each time."""
         key_id, _, user = person.partition("\n")
         for _ in range(SET_TRIES):
             try:
                 self.server.set_person(user, target, key_id)
-            except (BadRequest, NotFound) as error:
+            except (BadRequest, NotFound, Gone) as error:
                 return error.message
             except Conflict as error:
                 # Somebody has moved the deployment while the weights warmed up.
-                words = error.message
+                self.folder.tell(f"The weights of one person wait: {error.message}")
             else:
                 return ""
-        raise Conflict(f"The server did not take the weights of one person, in {SET_TRIES} attempts: {words}")
+        return None
 
     def _decision(self, key: str, one: Due, made: Made | None, share: float) -> Decision:
         fine = made is not None and share >= self.rules.right_least
@@ -192,7 +203,8 @@ class PersonCourse:
             numbers={"corrections": n, "right": share},
             at=self.now(),
             candidate=made.path if made else None,
-            person=one.person.replace("\n", " "),
+            # Decisions are kept for ever, and a deleted person's name is not.
+            person=_short(one.person),
         )
 
 

@@ -19,6 +19,7 @@ from loreloop.learn.loop.reward.linear import LinearReward, LinearSettings
 from loreloop.learn.loop.reward.lora import LoraReward, LoraSettings
 from loreloop.learn.loop.reward.mix import LearnedReward, Mixed, Part, mix_of
 from loreloop.learn.loop.reward.stream import Forgetting, RewardStream, Rules
+from loreloop.learn.refusals import Refused, in_our_words
 from loreloop.learn.rendering import Renderer
 from loreloop.learn.rewards.graders.grader import Means
 from loreloop.learn.rewards.graders.reading import GraderReward, grader_of
@@ -26,7 +27,7 @@ from loreloop.learn.rewards.reward import Reward
 from loreloop.learn.rewards.sandbox import CodeSandbox
 from loreloop.learn.rewards.served_models import served_judge
 from loreloop.protocol.episodes import Message, Person, Turn
-from loreloop.protocol.errors import Unavailable
+from loreloop.protocol.errors import Conflict
 from loreloop.protocol.feedback import Feedback, Metric
 
 FOLDER = "reward"  # in the loop's own
@@ -65,9 +66,11 @@ class Rewarding:
             return ""
         persons = [Person(*person.split("\n", 1)) for person in self.deleted()]
         try:
-            heard = await asyncio.to_thread(self.stream.hear, turns, statements, persons)
-        except tinker.TinkerError as error:
-            raise Unavailable(f"The reward could not learn: {error}") from None
+            with in_our_words("what the reward learns from"):
+                heard = await asyncio.to_thread(self.stream.hear, turns, statements, persons)
+        except Refused as error:
+            # Others' words may be taken, but none of this reward's would be: people have to look at it.
+            raise Conflict(f"{error.message} The loop cannot go on without its reward.") from None
         return heard.alarm
 
     def holds(self, messages: Sequence[Message]) -> bool:

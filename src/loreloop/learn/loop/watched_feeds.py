@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from loreloop.learn.loop.collecting import person_of
 from loreloop.learn.loop.server import Feeds
 from loreloop.learn.loop.state import State
 from loreloop.protocol.episodes import Turn
-from loreloop.protocol.feedback import Feedback
+from loreloop.protocol.feedback import EDIT, Feedback
 
 
 @dataclass
@@ -35,5 +36,12 @@ class WatchedFeeds:
             self.turns[turn.id] = replace(turn, messages=(), answer={}, tools=(), prompt=(), tokens=(), logprobs=())
             self.turns_read = max(self.turns_read, turn.number)
         for one in server.feedback(self.statements_read):
-            self.statements.append(one)
+            # An edit counts as a correction, whatever it says.
+            self.statements.append(replace(one, why="", value="" if one.metric == EDIT else one.value))
             self.statements_read = max(self.statements_read, one.number)
+        deleted = server.deleted_persons()
+        gone = {turn.id for turn in self.turns.values() if person_of(turn) in deleted}
+        if gone:
+            # What was said by or about them is gone from the feed, without a retraction.
+            self.turns = {id: turn for id, turn in self.turns.items() if id not in gone}
+            self.statements = [one for one in self.statements if one.target_id not in gone]
