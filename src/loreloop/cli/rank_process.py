@@ -27,7 +27,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, rank: int, meeting: P
 
     speak_to_supervisor()
     plan = read_plan(plan_file)
-    place = meet(parse_mesh(plan.config.engine.mesh).tp, rank, meeting)
+    place = meet(parse_mesh(plan.config.engine.mesh), rank, meeting)
     try:
         engine = engine_of(plan, base_model, place)
     except UserError:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from loreloop.config import EngineConfig
     from loreloop.host.server_plan import ServerPlan
+    from loreloop.parallel.mesh import Mesh
     from loreloop.parallel.place import Place
 
 LOG = logging.getLogger("loreloop.engine_process")
@@ -42,7 +43,7 @@ def leading_place(plan: ServerPlan, plan_file: str, base_model: str) -> Place:
         command = children.python(MODULE, plan_file, base_model, str(os.getpid()), str(rank), str(meeting))
         process = subprocess.Popen(command, env=children.environment())
         threading.Thread(target=_end_with, args=(process, rank), daemon=True).start()
-    place = meet(mesh.tp, 0, meeting)
+    place = meet(mesh, 0, meeting)
     meeting.unlink(missing_ok=True)
     return place
 
@@ -68,19 +69,17 @@ def check_fits(config: EngineConfig, folders: Iterable[Path]) -> None:
         raise BadRequest("A mesh of several processes does not cut weights in 4 bits yet; serve without --quantize.")
 
 
-def meet(tp: int, rank: int, meeting: Path) -> Place:
+def meet(mesh: Mesh, rank: int, meeting: Path) -> Place:
     """Waits until all processes of the mesh are there."""
     from datetime import timedelta
 
     from torch import distributed
     from torch._C._distributed_c10d import FileStore
 
-    from loreloop.parallel.mesh import Mesh
     from loreloop.parallel.place import Place
 
     # Without it each process would look up the machine's own name, which may stand for an address that others reach.
     os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
-    mesh = Mesh(tp)
     store = FileStore(str(meeting), mesh.n_ranks)
     distributed.init_process_group(
         "gloo", store=store, rank=rank, world_size=mesh.n_ranks, timeout=timedelta(days=WAIT_DAYS)

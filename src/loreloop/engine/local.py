@@ -29,7 +29,7 @@ from loreloop.engine.training.optimizer import adam_step
 from loreloop.engine.training.route_replay import check_routes
 from loreloop.engine.training.trainer import Trainer, TrainPass
 from loreloop.formats.export import export_peft
-from loreloop.formats.load import load_weights, read_stored_spec
+from loreloop.formats.load import load_weights
 from loreloop.formats.peft import WEIGHTS_FILE, read_lora_spec
 from loreloop.formats.vision import load_vision
 from loreloop.model.linear import FastProducts, Products, TiledProducts
@@ -84,11 +84,9 @@ class LocalEngine:
         products: Products = TiledProducts() if config.deterministic else FastProducts(pack=config.pack_weights)
         attention: Attention = FixedAttention() if config.deterministic else FastAttention()
         quantize = config.quantize == "int4"
-        whole = read_stored_spec(folder)
-        # The whole weights go with this line, and each rank keeps its share.
-        weights = load_weights(folder, dtype=dtype, device=device, quantize=quantize)
-        self.decoder = decoder_of(*weights, dtype, products, place)
-        del weights
+        whole, weights = load_weights(folder, dtype=dtype, device=device, quantize=quantize)
+        self.decoder = decoder_of(whole, weights, dtype, products, place)
+        del weights  # each rank keeps its share alone
         vision = load_vision(folder, dtype=dtype, device=device)
         self.images = ImageTable(vision, device, config.image_cache_mib << 20, secret)
         spec = self.decoder.spec
