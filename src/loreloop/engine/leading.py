@@ -12,9 +12,9 @@ import logging
 import os
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, TypeVarTuple
 
 import msgspec
 
@@ -38,6 +38,8 @@ from loreloop.protocol.training import (
 )
 
 LOG = logging.getLogger("loreloop.engine")
+A = TypeVarTuple("A")
+T = TypeVar("T")
 PAUSES = 8  # of training, between two at which the first process may have something to say
 COMPARED_STEPS = 64  # of sampling, between two comparisons of what the processes have drawn
 CALLS: dict[str, Any] = {
@@ -105,35 +107,31 @@ class LeadingEngine:
 
     def create_model(self, op: CreateModel) -> None:
         """On every process, as all of the following."""
-        self._all("create_model", op)
+        self._all(self.engine.create_model, op)
 
     def drop_model(self, model_id: str) -> None:
         """See `Engine`."""
-        self._all("drop_model", model_id)
+        self._all(self.engine.drop_model, model_id)
 
     def optim_step(self, op: OptimStep) -> StepResult:
         """See `Engine`."""
-        stepped: StepResult = self._all("optim_step", op)
-        return stepped
+        return self._all(self.engine.optim_step, op)
 
     def save_state(self, op: SaveState) -> SavedResult:
         """See `Engine`."""
-        saved: SavedResult = self._all("save_state", op)
-        return saved
+        return self._all(self.engine.save_state, op)
 
     def save_sampler(self, op: SaveSampler) -> SavedResult:
         """See `Engine`."""
-        saved: SavedResult = self._all("save_sampler", op)
-        return saved
+        return self._all(self.engine.save_sampler, op)
 
     def save_external(self, op: SaveExternal) -> SavedResult:
         """See `Engine`."""
-        saved: SavedResult = self._all("save_external", op)
-        return saved
+        return self._all(self.engine.save_external, op)
 
     def load_state(self, op: LoadState) -> None:
         """See `Engine`."""
-        self._all("load_state", op)
+        self._all(self.engine.load_state, op)
 
     def train(self, passes: Sequence[ForwardBackward], pause: Pause) -> list[PassResult | Failure]:
         """See `Engine`; what is asked for in a pause is done by the other processes at the same place."""
@@ -161,39 +159,37 @@ class LeadingEngine:
 
     def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
         """See `Engine`."""
-        files: list[ModelSnapshot] = self._all("snapshot", folder, plan_no)
-        return files
+        return self._all(self.engine.snapshot, folder, plan_no)
 
     def restore(self, snapshot: ModelSnapshot) -> None:
         """See `Engine`."""
-        self._all("restore", snapshot)
+        self._all(self.engine.restore, snapshot)
 
     def admit(self, op: SampleOp) -> bool:
         """See `Engine`."""
-        admitted: bool = self._all("admit", op)
-        return admitted
+        return self._all(self.engine.admit, op)
 
     def sample_step(self) -> list[SampleEvent]:
         """See `Engine`."""
-        events: list[SampleEvent] = self._all("sample_step")
+        events = self._all(self.engine.sample_step)
         self.drawn.add(self.engine, events)
         return events
 
     def finish_sample(self, request_id: str, sample_index: int) -> None:
         """See `Engine`."""
-        self._all("finish_sample", request_id, sample_index)
+        self._all(self.engine.finish_sample, request_id, sample_index)
 
     def cancel_sample(self, request_id: str) -> None:
         """See `Engine`."""
-        self._all("cancel_sample", request_id)
+        self._all(self.engine.cancel_sample, request_id)
 
     def drop_revision(self, revision_id: str) -> None:
         """See `Engine`."""
-        self._all("drop_revision", revision_id)
+        self._all(self.engine.drop_revision, revision_id)
 
-    def _all(self, name: str, *arguments: Any) -> Any:
-        self._tell(name, *arguments)
-        return _done(self.engine, name, *arguments)
+    def _all(self, call: Callable[[*A], T], *arguments: *A) -> T:
+        self._tell(call.__name__, *arguments)
+        return _done(call, *arguments)
 
     def _tell(self, name: str, *arguments: Any) -> None:
         self.engine.place.told(msgspec.msgpack.encode((name, msgspec.Raw(msgspec.msgpack.encode(arguments)))))
@@ -222,7 +218,7 @@ class _Following:
             if name == "train":
                 self._train(*arguments)
                 return
-            given = _done(self.engine, name, *arguments)
+            given = _done(getattr(self.engine, name), *arguments)
         except LoreloopError:
             return  # the first process has the same, and tells whoever asked
         if name == "sample_step":
@@ -241,13 +237,13 @@ class _Following:
             self.engine.train(passes, pause)
 
 
-def _done(engine: LocalEngine, name: str, *arguments: Any) -> Any:
+def _done(call: Callable[[*A], T], *arguments: *A) -> T:
     """What a call gives here. SystemExit where it fails by a fault of ours: the processes' states may differ then."""
-    outcome = outcome_of(partial(getattr(engine, name), *arguments))
+    outcome = outcome_of(partial(call, *arguments))
     if isinstance(outcome, LoreloopError):
         raise outcome
     if isinstance(outcome, Exception):
-        _end(f"{name} failed: {outcome!r}", outcome)
+        _end(f"{call.__name__} failed: {outcome!r}", outcome)
     return outcome
 
 
