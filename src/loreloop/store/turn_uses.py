@@ -14,9 +14,9 @@ from loreloop.store.turn_tables import TURN_USES, TURNS
 from loreloop.store.turns import all_turns
 
 USABLE = ("trainable", "waiting", "used")  # fates of turns that something may be learned from
-# Somebody has said no. What has expired since, or stands in an episode that other weights went on with, was free to
-# be learned from when it was collected.
-REFUSED = ("no_consent", "side")
+# Somebody has said no, or there never was a whole answer. What has expired since, or stands in an episode that other
+# weights went on with, was free to be learned from when it was collected.
+WITHDRAWN = ("no_consent", "side", "unfinished")
 
 
 class Use(msgspec.Struct, frozen=True):
@@ -31,7 +31,7 @@ class Use(msgspec.Struct, frozen=True):
 
 class Unusable(msgspec.Struct, frozen=True):
     """Turns on which nobody may have been trained, in the order in which they were named: those that are not known here
-    (any more), and those of which somebody has said that nothing may be learned."""
+    (any more), and those of which somebody has said that nothing may be learned or that broke off."""
 
     unknown: tuple[str, ...]
     withdrawn: tuple[str, ...]
@@ -58,7 +58,7 @@ def use(connection: Connection, deployment: str, used: UseTurns, now: float) -> 
         connection.execute(update(TURN_USES).where(of_candidate).values(revision=used.revision))
     return Unusable(
         unknown=tuple(turn_id for turn_id in used.turns if turn_id not in fates),
-        withdrawn=tuple(turn_id for turn_id in used.turns if fates.get(turn_id) in REFUSED),
+        withdrawn=tuple(turn_id for turn_id in used.turns if fates.get(turn_id) in WITHDRAWN),
     )
 
 
