@@ -57,9 +57,11 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--value-rate", type=float, default=1e-3)
     parser.add_argument("--only", nargs="*", default=[*LEARNERS])
+    parser.add_argument("--threads", type=int, help="of the engine; by default as many as it finds best")
     options = parser.parse_args()
     shares: dict[str, list[float]] = {"cookbook": [], **{name: [] for name in options.only}}
-    with server("--alias", f"{FAMOUS}={MODEL}") as running:
+    threads = ["--threads", str(options.threads)] if options.threads else []
+    with server("--alias", f"{FAMOUS}={MODEL}", *threads) as running:
         for seed in range(1, options.seeds + 1):
             # One run of each side after another, so that all meet the machine as it is then.
             shares["cookbook"].append(cookbooks(running, options))
