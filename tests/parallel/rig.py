@@ -14,33 +14,44 @@ from loreloop.parallel.mesh import parse_mesh
 from loreloop.parallel.place import Place, place_of
 
 FORKS = multiprocessing.get_context("forkserver")
+MOST_SECONDS = 120
 FORKS.set_forkserver_preload(["tests.parallel.one_rank"])
 
 
-def on_ranks(mesh: str, folder: Path, work: Callable[..., Any], *arguments: Any, timeout: float = 120) -> list[Any]:
+def on_ranks(mesh: str, folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What `work(place, *arguments)` gives on each rank of a mesh, by rank. `work` is a function of a module."""
-    outs = [folder / f"{rank}.pt" for rank in range(parse_mesh(mesh).n_ranks)]
-    store = str(folder / "store")
-    running = [
-        FORKS.Process(target=_rank, args=(mesh, rank, store, str(out), work, arguments))
-        for rank, out in enumerate(outs)
-    ]
+    codes = exits(mesh, folder, work, *arguments)
+    assert codes == [0] * len(codes)
+    return [torch.load(_out(folder, rank)) for rank in range(len(codes))]
+
+
+def exits(
+    mesh: str, folder: Path, work: Callable[..., Any], *arguments: Any, first_only: bool = False
+) -> list[int | None]:
+    """The exit codes of ranks that do `work`, by rank; or of the first alone, with which the others end."""
+    n_ranks = parse_mesh(mesh).n_ranks
+    running = [FORKS.Process(target=_rank, args=(mesh, rank, folder, work, arguments)) for rank in range(n_ranks)]
     for process in running:
         process.start()
-    for process in running:
-        process.join(timeout)
+    awaited = running[:1] if first_only else running
+    for process in awaited:
+        process.join(MOST_SECONDS)
     late = [process for process in running if process.is_alive()]
     for process in late:
         process.kill()
-    assert not late, "a rank waits for another"
-    assert [process.exitcode for process in running] == [0] * len(outs)
-    return [torch.load(out) for out in outs]
+        process.join()
+    assert first_only or not late, "a rank waits for another"
+    return [process.exitcode for process in awaited]
 
 
-def _rank(mesh: str, rank: int, store: str, out: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _out(folder: Path, rank: int) -> Path:
+    return folder / f"{rank}.pt"
+
+
+def _rank(mesh: str, rank: int, folder: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    size = parse_mesh(mesh).n_ranks
-    dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
+    store = dist.FileStore(str(folder / "store"), parse_mesh(mesh).n_ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=parse_mesh(mesh).n_ranks)
     place: Place = place_of(parse_mesh(mesh))
-    torch.save(work(place, *arguments), out)
+    torch.save(work(place, *arguments), _out(folder, rank))
     dist.destroy_process_group()

@@ -1,8 +1,8 @@
 """An engine of several processes: the first tells the others what it does, and all do it in the same order.
 
 Every process holds its share of the tensors, and the same pages, prefixes and draws: from equal commands come equal
-states. What is said is what the scheduler asks of `engine.contract.Engine`, by name. A process that has drawn other
-tokens than the first ends the engine: its state is another one, and its numbers would be wrong.
+states (`divergence.py`), and where they do not the engine ends. What is said is what the scheduler asks of
+`engine.contract.Engine`, by name.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import contextlib
 import logging
 import os
 import sys
-import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar, TypeVarTuple
 
 import msgspec
 
-from loreloop.engine.contract import Pause, SampleEvent, TokenEvent
+from loreloop.engine.contract import Pause, SampleEvent
+from loreloop.engine.divergence import Divergence
 from loreloop.engine.local import LocalEngine
 from loreloop.protocol.errors import LoreloopError, outcome_of
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
@@ -41,7 +41,6 @@ LOG = logging.getLogger("loreloop.engine")
 A = TypeVarTuple("A")
 T = TypeVar("T")
 PAUSES = 8  # of training, between two at which the first process may have something to say
-COMPARED_STEPS = 64  # of sampling, between two comparisons of what the processes have drawn
 CALLS: dict[str, Any] = {
     "create_model": tuple[CreateModel],
     "drop_model": tuple[str],
@@ -66,29 +65,11 @@ class BrokenOff(Exception):
     """Training was broken off in the first process, and so it is here."""
 
 
-class Drawn:
-    """What a process has drawn, as one number, to be compared with the others'."""
-
-    def __init__(self) -> None:
-        self.n_steps, self.sum = 0, 0
-
-    def add(self, engine: LocalEngine, events: Sequence[SampleEvent]) -> None:
-        """Takes a step in; SystemExit where, when it is time to compare, another process has drawn something else."""
-        told = [(event.token, event.logprob) for event in events if isinstance(event, TokenEvent)]
-        self.sum = zlib.crc32(repr(told).encode(), self.sum)
-        self.n_steps += 1
-        if self.n_steps % COMPARED_STEPS == 0:
-            mean = engine.place.total(float(self.sum)) / engine.place.n_ranks
-            differs = engine.place.total(float(mean != self.sum))
-            if differs:
-                _end(f"{differs:.0f} of {engine.place.n_ranks} processes have drawn other tokens than the rest")
-
-
 class LeadingEngine:
     """The first process's engine, as the scheduler drives it."""
 
     def __init__(self, engine: LocalEngine) -> None:
-        self.engine, self.drawn = engine, Drawn()
+        self.engine, self.divergence = engine, Divergence(engine)
 
     @property
     def info(self) -> EngineInfo:
@@ -155,6 +136,7 @@ class LeadingEngine:
             if broken_off or isinstance(outcome, LoreloopError):
                 raise outcome
             _end(f"train failed in the first process: {outcome!r}", outcome)
+        _compare(self.divergence, outcome)
         return outcome
 
     def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
@@ -171,9 +153,7 @@ class LeadingEngine:
 
     def sample_step(self) -> list[SampleEvent]:
         """See `Engine`."""
-        events = self._all(self.engine.sample_step)
-        self.drawn.add(self.engine, events)
-        return events
+        return self._all(self.engine.sample_step)
 
     def finish_sample(self, request_id: str, sample_index: int) -> None:
         """See `Engine`."""
@@ -189,7 +169,9 @@ class LeadingEngine:
 
     def _all(self, call: Callable[[*A], T], *arguments: *A) -> T:
         self._tell(call.__name__, *arguments)
-        return _done(call, *arguments)
+        given = _done(call, *arguments)
+        _compare(self.divergence, given)
+        return given
 
     def _tell(self, name: str, *arguments: Any) -> None:
         self.engine.place.told(msgspec.msgpack.encode((name, msgspec.Raw(msgspec.msgpack.encode(arguments)))))
@@ -197,13 +179,13 @@ class LeadingEngine:
 
 def follow(engine: LocalEngine) -> NoReturn:
     """Does what the first process does; when that ends, the system ends this one too."""
-    _Following(engine, Drawn()).go_on()
+    _Following(engine).go_on()
     raise AssertionError("there is no word that ends it")
 
 
 class _Following:
-    def __init__(self, engine: LocalEngine, drawn: Drawn) -> None:
-        self.engine, self.drawn = engine, drawn
+    def __init__(self, engine: LocalEngine) -> None:
+        self.engine, self.divergence = engine, Divergence(engine)
 
     def go_on(self, *until: str) -> str:
         """Does what is said until one of these words."""
@@ -221,8 +203,7 @@ class _Following:
             given = _done(getattr(self.engine, name), *arguments)
         except LoreloopError:
             return  # the first process has the same, and tells whoever asked
-        if name == "sample_step":
-            self.drawn.add(self.engine, given)
+        _compare(self.divergence, given)
 
     def _train(self, passes: Sequence[ForwardBackward]) -> None:
         n_pauses = 0
@@ -234,7 +215,13 @@ class _Following:
                 raise BrokenOff
 
         with contextlib.suppress(BrokenOff):
-            self.engine.train(passes, pause)
+            _compare(self.divergence, self.engine.train(passes, pause))
+
+
+def _compare(divergence: Divergence, given: object) -> None:
+    """SystemExit where the processes have come to differ."""
+    if why := divergence.add(given):
+        _end(why)
 
 
 def _done(call: Callable[[*A], T], *arguments: *A) -> T:

@@ -1,0 +1,29 @@
+"""Processes of one engine that have come to differ end it, and say in what."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.parallel.leading_rank import led
+from tests.parallel.rig import exits
+from tests.tiny import make_tiny_model
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "message"),
+    [
+        ("pages", "processes 1 hold another state than process 0"),
+        ("weights", "processes 1 have given other results than process 0"),
+    ],
+)
+def test_processes_that_differ_end_the_engine(spoiled: str, message: str, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", "qwen3")
+    assert exits("tp=2", tmp_path, led, folder, spoiled) == [1, 1]
+    for rank in range(2):
+        assert f"the engine ends: {message}" in (folder / f"{rank}.log").read_text()
+
+
+def test_processes_that_are_alike_go_on(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", "qwen3")
+    # The second is ended by the rig; it waits for another word of the first.
+    assert exits("tp=2", tmp_path, led, folder, "", first_only=True) == [0]
