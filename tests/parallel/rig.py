@@ -14,7 +14,7 @@ from loreloop.parallel.mesh import parse_mesh
 from loreloop.parallel.place import Place, place_of
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.parallel.one_rank"])
+FORKS.set_forkserver_preload(["tests.parallel.one_rank", "tests.parallel.stage_rank"])
 
 
 def on_ranks(mesh: str, folder: Path, work: Callable[..., Any], *arguments: Any, timeout: float = 120) -> list[Any]:
@@ -43,4 +43,5 @@ def _rank(mesh: str, rank: int, store: str, out: str, work: Callable[..., Any], 
     dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
     place: Place = place_of(parse_mesh(mesh))
     torch.save(work(place, *arguments), out)
+    dist.barrier()  # what this rank has sent is still on its way
     dist.destroy_process_group()

@@ -22,5 +22,9 @@ class Outbox:
         work = dist.isend(numbers, group=group, group_dst=to, tag=lane)
         assert work is not None
         self.kept.append((work, numbers))
-        while len(self.kept) > MOST_KEPT:
+        self.wait(MOST_KEPT)
+
+    def wait(self, n_left: int = 0) -> None:
+        """Until no more than some are still on their way. What is forgotten before is lost."""
+        while len(self.kept) > n_left:
             self.kept.popleft()[0].wait()

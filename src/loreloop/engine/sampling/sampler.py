@@ -350,9 +350,8 @@ class Sampler:
         routes = self._routes(drawing)
         for row in drawing:
             try:
-                event = tokens[row.op.request_id, row.sample_index]
-                event = replace(event, routes=routes[id(row)]) if id(row) in routes else event
-                events.append(self._take(row, event))
+                token = tokens[row.op.request_id, row.sample_index]
+                events.append(self._take(row, replace(token, routes=routes[id(row)]) if id(row) in routes else token))
             except UserError as error:  # its grammar went beyond what is followed
                 failures[row.op.request_id] = Failure(error.category, error.message)
         # What a failed request's other samples drew in this step is not sent any more.
