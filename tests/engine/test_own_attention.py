@@ -168,7 +168,7 @@ def test_newest_tokens_of_a_layer_that_turns_nothing():
     cache_LS2GE, slots = numbers(1, 10, 2, n_groups, d_head, seed=1), (torch.tensor([3, 1]), torch.tensor([5, 7, 2]))
     rows = [StepRow(i, i + 1, slots_K) for i, slots_K in enumerate(slots)]
     attend_paged = PagedAttention(
-        FastAttention(), SimpleNamespace(kv_LS2GE=cache_LS2GE), rows, kernels=True, in_place=True
+        FastAttention(), SimpleNamespace(layer=cache_LS2GE.__getitem__), rows, kernels=True, in_place=True
     )
     out_THE = attend_paged(0, q_THE, k_TGE, v_TGE, Rope(torch.ones(2, 1, 0), torch.zeros(2, 1, 0)))
     for q_HE, out_HE, slots_K in zip(q_THE, out_THE.float(), slots, strict=True):

@@ -14,15 +14,17 @@ from loreloop.model.linear import FastProducts
 from loreloop.parallel.adapter_share import AdapterShare
 from loreloop.parallel.cut_decoder import decoder_of
 from loreloop.parallel.place import Place
+from loreloop.parallel.stages import Lane, stage_of
 from tests.engine.train_rig import CPU, laid_out
 from tests.parallel.scene import LORA, scene, whole_state
 
 
-def trained_rank(place: Place, folder: Path) -> dict[str, Tensor]:
+def trained_rank(place: Place, folder: Path, max_rows: int = 1024, kept_rows: int = 1024) -> dict[str, Tensor]:
     """Log-probabilities and this rank's gradients of a pass, with the places of those in the whole adapter."""
     spec, weights = load_weights(folder, dtype=torch.float32, device=CPU)
     decoder = decoder_of(spec, weights, torch.float32, FastProducts(), place)
-    trainer = Trainer(decoder, FastAttention(), Head(decoder, fixed_rows=False), 1024, 1024)
+    head, stage = Head(decoder, fixed_rows=False), stage_of(spec, place)
+    trainer = Trainer(decoder, FastAttention(), head, max_rows, kept_rows, stage=stage)
     share = AdapterShare(spec, LORA, place)
     state = ModelState(share, torch.float32, CPU)
     state.master.copy_(share.take(whole_state(spec).master))
@@ -31,4 +33,5 @@ def trained_rank(place: Place, folder: Path) -> dict[str, Tensor]:
     trainer.run([work])
     share.sum_up(state.gradient)
     logps = torch.cat([torch.tensor(o["logprobs"].numpy()) for o in work.result().outputs])
-    return {"logps": logps, "grad": state.grad, "numbers": share.share.numbers(LORA)}
+    sent = torch.tensor(stage.n_bytes[Lane.TRAINING])
+    return {"logps": logps, "grad": state.grad, "numbers": share.share.numbers(LORA), "sent": sent}

@@ -15,7 +15,7 @@ from loreloop.parallel.place import Place, place_of
 
 FORKS = multiprocessing.get_context("forkserver")
 MOST_SECONDS = 120
-FORKS.set_forkserver_preload(["tests.parallel.one_rank"])
+FORKS.set_forkserver_preload(["tests.parallel.one_rank", "tests.parallel.stage_rank", "tests.parallel.leading_rank"])
 
 
 def on_ranks(mesh: str, folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -54,4 +54,5 @@ def _rank(mesh: str, rank: int, folder: Path, work: Callable[..., Any], argument
     dist.init_process_group("gloo", store=store, rank=rank, world_size=parse_mesh(mesh).n_ranks)
     place: Place = place_of(parse_mesh(mesh))
     torch.save(work(place, *arguments), _out(folder, rank))
+    dist.barrier()  # what this rank has sent is still on its way
     dist.destroy_process_group()

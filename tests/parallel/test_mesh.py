@@ -15,6 +15,11 @@ def test_a_mesh_is_read() -> None:
     assert str(parse_mesh(" tp=2 ")) == "tp=2"
 
 
+def test_axes_are_taken_together() -> None:
+    assert parse_mesh("tp=2, pp=3") == Mesh(tp=2, pp=3)
+    assert str(parse_mesh("tp=2,pp=3")) == "pp=3,tp=2"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -38,6 +43,13 @@ def test_a_mesh_that_does_not_divide_is_refused_with_the_nearest(tmp_path: Path)
     check_mesh(spec, Mesh(2))
     with pytest.raises(BadRequest, match=r"tp=4 does not divide .*2 heads of keys over 4 ranks.*nearest is tp=2"):
         check_mesh(spec, Mesh(4))
+
+
+def test_fewer_layers_than_stages_are_refused(tmp_path: Path) -> None:
+    spec = read_spec(make_tiny_model(tmp_path / "model", num_hidden_layers=3))
+    check_mesh(spec, Mesh(pp=3))
+    with pytest.raises(BadRequest, match=r"pp=4,tp=2 does not divide .*3 layers over 4 stages.*nearest is pp=3,tp=2"):
+        check_mesh(spec, Mesh(pp=4, tp=2))
 
 
 def test_norms_over_all_heads_are_not_cut(tmp_path: Path) -> None:

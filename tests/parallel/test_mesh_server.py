@@ -77,9 +77,10 @@ def by_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], list[
         return seen(running)
 
 
+@pytest.mark.parametrize("mesh", ["tp=2", "pp=2"])
 @pytest.mark.parametrize("kill", [False, True], ids=["", "killed"])
-def test_two_processes_give_what_one_gives(kill: bool, by_one, tmp_path: Path) -> None:
-    with server(tmp_path / "data", "--mesh", "tp=2") as running:
+def test_two_processes_give_what_one_gives(mesh: str, kill: bool, by_one, tmp_path: Path) -> None:
+    with server(tmp_path / "data", "--mesh", mesh) as running:
         losses, samples, later = seen(running, kill)
     assert losses == pytest.approx(by_one[0], rel=1e-5)
     assert samples == by_one[1]

@@ -28,11 +28,11 @@ FAMILIES = {
 }
 
 
-def one_process(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def one_process(folder: Path, max_rows: int = 1024, kept_rows: int = 1024) -> tuple[torch.Tensor, torch.Tensor]:
     decoder = load_decoder(folder, dtype=torch.float32, device=CPU, products=FastProducts())
     state = whole_state(decoder.spec)
     work = laid_out(scene(), state)
-    Trainer(decoder, FastAttention(), Head(decoder, fixed_rows=False), 1024, 1024).run([work])
+    Trainer(decoder, FastAttention(), Head(decoder, fixed_rows=False), max_rows, kept_rows).run([work])
     return torch.cat([torch.tensor(o["logprobs"].numpy()) for o in work.result().outputs]), state.grad
 
 

@@ -36,6 +36,7 @@ from loreloop.model.linear import FastProducts, Products, TiledProducts
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.cut_decoder import decoder_of
 from loreloop.parallel.place import ALONE, Place
+from loreloop.parallel.stages import stage_of
 from loreloop.protocol.checksums import write_sums
 from loreloop.protocol.errors import BadRequest, LoreloopError, UserError
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
@@ -89,10 +90,12 @@ class LocalEngine:
         del weights  # each rank keeps its share alone
         vision = load_vision(folder, dtype=dtype, device=device)
         self.images = ImageTable(vision, device, config.image_cache_mib << 20, secret)
-        spec = self.decoder.spec
+        spec, stage = self.decoder.spec, stage_of(whole, place)
         head = Head(self.decoder, fixed_rows=config.deterministic)
         # One page at least, so that a wrong setting shows in a refusal that names it and not in a crash here.
         n_pages = max(1, (config.kv_cache_mib << 20) // page_bytes(spec, config.page_tokens, dtype))
+        # Stages hold unequal layers, and pages have the same numbers on all of them.
+        n_pages = min(int(n_1) for n_1 in place.gathered(torch.tensor([n_pages]), [1] * place.n_ranks))
         self.bank = AdapterBank(whole, dtype, device, work_dir, config.resident_models, place)
         self.revisions = Revisions(whole, dtype, device, config.resident_revisions, place)
         self.trainer = Trainer(
@@ -103,6 +106,7 @@ class LocalEngine:
             config.kept_tokens,
             images=self.images,
             replay_routes=config.replay_routes,
+            stage=stage,
         )
         self._info = EngineInfo(
             base_model=base_model,
@@ -117,7 +121,7 @@ class LocalEngine:
         )
         limits = SamplerLimits(n_pages, config.page_tokens, config.max_running_samples, config.prefill_tokens)
         constrain = grammars(self._info) if grammars else refuse
-        self.sampler = Sampler(self.decoder, attention, head, limits, constrain, self.images)
+        self.sampler = Sampler(self.decoder, attention, head, limits, constrain, self.images, stage)
         self.failed: list[SampleEvent] = []
         self.has_loaded = False  # an adapter since the last step
 

@@ -38,8 +38,8 @@ def assemble(parts: Parts) -> Decoder:
     """The decoder of a spec, with its parts made from `parts`. KeyError names a role for which there is no weight."""
     spec = parts.spec
     # Tied embeddings share one tensor, so the head reads the embedding's memory and no second copy is made.
-    head = parts.linear("embedding" if spec.tie_embeddings else "head")
-    layers = [parts.layer(index) for index in range(spec.n_layers)]
+    head = parts.linear("embedding" if spec.tie_embeddings else "head") if spec.has_head else parts.no_head()
+    layers = [parts.layer(index) for index in spec.layers]
     return Decoder(spec, parts.weights["embedding"], layers, parts.norm("final_norm"), head)
 
 
@@ -70,6 +70,10 @@ class Parts:
         """The frozen product whose weight has this role, with the bias of the same role if there is one."""
         bias_O = self.tensor(f"{role}.bias") if f"{role}.bias" in self.weights else None
         return BaseLinear(self.weights[role], bias_O, self.products)
+
+    def no_head(self) -> BaseLinear:
+        """What stands for the head where it lies elsewhere: a product without outputs."""
+        return BaseLinear(self.tensor("final_norm").new_empty(0, self.spec.d_model), None, self.products)
 
     def layer(self, index: int) -> Layer:
         """Layer `index` with the kind of attention and of feed-forward that the spec gives it."""

@@ -189,7 +189,8 @@ class Ropes:
 
 
 class Decoder:
-    """A frozen base model. `layer` is called once per layer by whoever drives it, so that work can pause in between."""
+    """A frozen base model. `layer` is called once per layer of `spec.layers` by whoever drives it, so that work can
+    pause in between; `layers` are those, in their order."""
 
     def __init__(
         self,
@@ -238,7 +239,7 @@ class Decoder:
         self, index: int, x_TD: Tensor, ropes: Ropes, attend: Attend, lora: Adapters, images: ImageRows | None = None
     ) -> Tensor:
         """One layer over the residual stream, fp32 in and out."""
-        layer, rope = self.layers[index], ropes.of(self.spec.attention, index)
+        layer, rope = self.layers[index - self.spec.layers.start], ropes.of(self.spec.attention, index)
         delta_TD = layer.attention(layer.attention_norm(x_TD), rope, attend, lora)
         delta_TD = self._leaving(delta_TD, layer.attention_after)
         # Adding and norming in one step reads the residual stream once instead of twice.

@@ -133,10 +133,10 @@ class LoraLayout:
         self.scale = ALPHA / lora.rank
         self.places: dict[tuple[int, str], _Place] = {}
         self.size = 0
-        for layer in range(spec.n_layers):
+        for layer in spec.layers:
             for site, shape in site_shapes(spec, lora, layer).items():
                 self._add(layer, site, shape)
-        if lora.train_unembed:
+        if lora.train_unembed and spec.has_head:
             # The unembedding follows the last layer, so that it may go through the same calls as any other site.
             self._add(spec.n_layers, UNEMBED, SiteShape(spec.d_model, (Part(UNEMBED, 0, spec.vocab_size),)))
 

@@ -142,6 +142,7 @@ class DecoderSpec:
     moe: MoeSpec | None = None
     latent: LatentSpec | None = None
     module: str = "model"  # what the decoder is called in the published model; adapters' names begin with it
+    held: tuple[int, int] | None = None  # which layers, start…stop, lie here; None: all of them
 
     def __post_init__(self) -> None:
         names = ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff", "context_window")
@@ -155,11 +156,28 @@ class DecoderSpec:
                 f"{self.n_heads} heads, {self.n_kv_heads} of keys": self.n_heads % self.n_kv_heads == 0,
                 f"a head's width {self.d_turned} is odd": self.d_turned % 2 == 0,
                 f"{self.d_turned} numbers of a head are turned": 0 < self.d_turned <= self.d_head,
+                f"the layers {self.held} of {self.n_layers}": self.held is None
+                or 0 <= self.held[0] < self.held[1] <= self.n_layers,
                 f"windows of {len(self.attention.windows)} layers": len(self.attention.windows) in (0, self.n_layers),
                 f"its norms' epsilon is {self.norm_eps!r}": 0 <= self.norm_eps < 1,
                 f"its stop ids are {self.eos_token_ids}": all(isinstance(i, int) for i in self.eos_token_ids),
             },
         )
+
+    @property
+    def layers(self) -> range:
+        """The layers that lie here, by their numbers in the whole decoder."""
+        return range(self.n_layers) if self.held is None else range(*self.held)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the head lies here: it stands behind the last layer."""
+        return self.layers.stop == self.n_layers
+
+    @property
+    def routed_layers(self) -> tuple[int, ...]:
+        """Those of the layers here whose feed-forward consists of routed experts."""
+        return tuple(layer for layer in self.moe.layers if layer in self.layers) if self.moe else ()
 
     @property
     def d_q(self) -> int:

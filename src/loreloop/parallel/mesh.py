@@ -17,7 +17,7 @@ MOST_RANKS = 4096
 Axis = Literal["pp", "ep", "tp"]
 # The outermost first: ranks that say most to one another are neighbours, and stand on one host.
 AXES: tuple[Axis, ...] = ("pp", "ep", "tp")
-BUILT: tuple[Axis, ...] = ("tp",)
+BUILT: tuple[Axis, ...] = ("pp", "tp")
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def _undivided(spec: DecoderSpec, axis: Axis, size: int) -> Iterator[str]:
     """What of a decoder cannot be shared by so many ranks of an axis, in words."""
     if axis == "tp":
         yield from _undivided_widths(spec, size)
+    elif axis == "pp" and size > spec.n_layers:
+        yield f"{spec.n_layers} layers over {size} stages"
 
 
 def _undivided_widths(spec: DecoderSpec, tp: int) -> Iterator[str]:

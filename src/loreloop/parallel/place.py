@@ -16,10 +16,12 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from loreloop.parallel.mesh import AXES, Axis, Mesh
+from loreloop.parallel.outbox import Outbox
 from loreloop.protocol.errors import LoreloopError, OutOfService, disk_trouble, outcome_of
 
 T = TypeVar("T")
 RETRY_SECONDS = 5.0
+WORDS = 0  # the lane of what the first rank says
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Place:
     rank: int = 0
     group: dist.ProcessGroup | None = None
     groups: Mapping[Axis, dist.ProcessGroup] = field(default_factory=dict)
+    outbox: Outbox = field(default_factory=Outbox)
 
     @property
     def n_ranks(self) -> int:
@@ -66,15 +69,22 @@ class Place:
         return [each[:size] for each, size in zip(found, sizes, strict=True)]
 
     def told(self, message: bytes = b"") -> bytes:
-        """What the first rank says, on every rank."""
+        """What the first rank says, on every rank. That one does not wait until the others have heard it: they may be
+        behind with what it has said before."""
         if self.group is None:
             return message
-        n_1 = torch.tensor([len(message)])
-        dist.broadcast(n_1, 0, group=self.group)
+        if self.is_first:
+            # The length goes first, and nothing of no length goes over the wire.
+            parts = [torch.tensor([len(message)]), *([bytes_of(message)] if message else [])]
+            for rank in range(1, self.n_ranks):
+                for part in parts:
+                    self.outbox.send(part, rank, self.group, WORDS)
+            return message
+        n_1 = torch.zeros(1, dtype=torch.int64)
+        dist.recv(n_1, group=self.group, group_src=0, tag=WORDS)
         data = torch.empty(int(n_1), dtype=torch.uint8)
-        if self.is_first and message:
-            data = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-        dist.broadcast(data, 0, group=self.group)
+        if len(data):
+            dist.recv(data, group=self.group, group_src=0, tag=WORDS)
         return data.numpy().tobytes()
 
     def by_first(self, work: Callable[[], T], kind: type[T]) -> T:
@@ -116,6 +126,12 @@ class Place:
             if isinstance(outcome, OSError):
                 raise OutOfService(f"A file could not be read or written: {outcome}.", RETRY_SECONDS) from outcome
         raise outcome
+
+
+def bytes_of(message: bytes) -> Tensor:
+    """A message, which must not be empty, as it goes over the wire."""
+    # Copied, for a tensor may be written and a message not.
+    return torch.frombuffer(bytearray(message), dtype=torch.uint8)
 
 
 ALONE = Place()

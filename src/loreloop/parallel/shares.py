@@ -5,7 +5,7 @@ Knows no processes: any rank's share can be computed on any rank, which is how c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,11 @@ from loreloop.model.lora import AdapterView, LoraLayout
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.cut import Cut, Factor, Held, Weight
 from loreloop.parallel.mesh import AXES, Axis, Mesh
+from loreloop.parallel.pipeline_cut import PipelineCut
 from loreloop.parallel.tensor_cut import TensorCut
 from loreloop.protocol.training import LoraSpec
+
+PLANS: Mapping[Axis, Callable[[DecoderSpec, int, int], Cut]] = {"pp": PipelineCut, "tp": TensorCut}
 
 
 @dataclass(frozen=True)
@@ -74,5 +77,5 @@ def share_of(spec: DecoderSpec, mesh: Mesh, rank: int) -> Share:
     at, cuts = mesh.at(rank), list[Cut]()
     for axis in AXES:
         if mesh.sizes[axis] > 1:
-            cuts.append(TensorCut(cuts[-1].local if cuts else spec, at[axis], mesh.sizes[axis]))
+            cuts.append(PLANS[axis](cuts[-1].local if cuts else spec, at[axis], mesh.sizes[axis]))
     return Share(spec, tuple(cuts))

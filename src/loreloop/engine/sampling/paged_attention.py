@@ -30,14 +30,18 @@ class KvCache:
     def __init__(
         self, spec: DecoderSpec, n_pages: int, page_tokens: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        kept = spec.cache
-        shape = (spec.n_layers, n_pages * page_tokens, kept.n_kinds, kept.n_heads, kept.d_head)
+        kept, self.first_layer = spec.cache, spec.layers.start
+        shape = (len(spec.layers), n_pages * page_tokens, kept.n_kinds, kept.n_heads, kept.d_head)
         # Not zeroed: an operating system gives memory for a page only when it is first written.
         self.kv_LS2GE = torch.empty(shape, dtype=dtype, device=device)  # a slot's keys and values side by side
         self.page_tokens = page_tokens
         moe = spec.moe  # where a slot's token was routed stays beside its keys: a known prefix has its routes as well
-        routes = (n_pages * page_tokens, len(moe.layers), moe.top_k) if moe else (0, 0, 0)
+        routes = (n_pages * page_tokens, len(spec.routed_layers), moe.top_k) if moe else (0, 0, 0)
         self.routes_SLK = torch.empty(routes, dtype=torch.int16, device=device)
+
+    def layer(self, layer: int) -> Tensor:
+        """What one of the layers here keeps, (S, 2, G, E)."""
+        return self.kv_LS2GE[layer - self.first_layer]
 
     def copy(self, source_page: int, target_page: int, n_tokens: int) -> None:
         """Copies the first tokens of one page into another."""
@@ -48,8 +52,8 @@ class KvCache:
 
 def page_bytes(spec: DecoderSpec, page_tokens: int, dtype: torch.dtype) -> int:
     """The memory of one page with its tokens' keys, values and routes, by which the number of pages is chosen."""
-    n_routes = len(spec.moe.layers) * spec.moe.top_k if spec.moe else 0
-    return page_tokens * (spec.n_layers * spec.cache.size * dtype.itemsize + n_routes * torch.int16.itemsize)
+    n_routes = len(spec.routed_layers) * spec.moe.top_k if spec.moe else 0
+    return page_tokens * (len(spec.layers) * spec.cache.size * dtype.itemsize + n_routes * torch.int16.itemsize)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class PagedAttention:
     def __call__(
         self, layer: int, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, rope: Rope, rules: AttentionRules = PLAIN
     ) -> Tensor:
-        cache_S2GE = self.cache.kv_LS2GE[layer]
+        cache_S2GE = self.cache.layer(layer)
         # Stored before anything is read: a token sees itself, and a chunk's tokens see each other, through the cache.
         q_THE = self._store(q_THE, k_TGE, v_TGE, rope, cache_S2GE)
         newest, in_place = self._newest_of(rules), self.in_place
@@ -140,7 +144,7 @@ class PagedAttention:
 
     def latent(self, layer: int, q_THE: Tensor, latent_TL: Tensor, heads: LatentHeads, lora: Adapters) -> Tensor:
         """The same over latents, kept once for all heads. Gives (T, H, V)."""
-        cache_SL = self.cache.kv_LS2GE[layer].flatten(1)
+        cache_SL = self.cache.layer(layer).flatten(1)
         cache_SL.index_copy_(0, self.new_slots_T, latent_TL)
         q_THE = heads.scaled(q_THE) if self.exact else heads.absorb(q_THE)
 

@@ -39,6 +39,8 @@ class SampleRow:
     scoring: PromptScoring | None = None
     n_computed: int = 0
     n_routed: int = 0  # positions whose routes have been told
+    life: int = 0  # how often it has left the running ones
+    is_under_way: bool = False  # a step computes it, and has not been finished
     pages: list[int] = field(default_factory=list)
     prompt_done: bool = False
     cache_hit_tokens: int = 0

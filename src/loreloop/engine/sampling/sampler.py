@@ -9,40 +9,35 @@ L layers that route, K experts a token; slots_K: one for each key.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from loreloop.engine.attention import Attention
 from loreloop.engine.contract import Constrain, Constraint, PromptEvent, SampleEvent, SampleFailed, TokenEvent
-from loreloop.engine.head import Head, groups_at
+from loreloop.engine.head import Head
 from loreloop.engine.images import Ids, ImageTable, text_only
-from loreloop.engine.sampling.next_token import next_tokens
 from loreloop.engine.sampling.paged_attention import KvCache, PagedAttention, StepRow, newest_in_place
 from loreloop.engine.sampling.pages import PagePool
 from loreloop.engine.sampling.prefix_tree import PrefixTree
 from loreloop.engine.sampling.sample_row import BASE, SampleRow, rows_of
-from loreloop.engine.softmax import normalizer_of
+from loreloop.engine.sampling.step_draws import Draws, StepShare, draw
 from loreloop.kernels import cpu as kernels
 from loreloop.model.decoder import Decoder
 from loreloop.model.expert_routes import Routes
 from loreloop.model.lora import Adapters, AdapterView, LoraBatch, LoraGroup
 from loreloop.model.lora_stack import StackCache, StackedLora
+from loreloop.parallel.stages import Lane, Stage
 from loreloop.protocol.errors import BadRequest, UserError
 from loreloop.protocol.sampling import PromptReport, SampleOp
 from loreloop.protocol.training import Failure
 
 MOST_PROMPTS = 16  # of one step: each costs calls of its own in every layer, for which those that decode wait
-DIVERGED = Failure(
-    "user",
-    "The weights give numbers that are not finite, so nothing can be drawn from them; load an earlier checkpoint, "
-    "or train with a smaller learning rate.",
-)
 
 
 def refuse(grammar: str) -> Constraint:
@@ -61,11 +56,11 @@ class SamplerLimits:
 
 
 @dataclass(frozen=True)
-class _Share:
-    """How many tokens of a row this step computes."""
+class _Step:
+    """Rows that are computed together; `draws` where the head is and not on another stage."""
 
-    row: SampleRow
-    n_tokens: int
+    shares: Sequence[StepShare]
+    draws: Draws | None
 
 
 class Sampler:
@@ -79,8 +74,11 @@ class Sampler:
         limits: SamplerLimits,
         constrain: Constrain = refuse,
         images: ImageTable | None = None,
+        stage: Stage | None = None,
     ) -> None:
         self.decoder, self.attention, self.head, self.limits = decoder, attention, head, limits
+        self.stage = stage or Stage()
+        self.under_way: deque[_Step] = deque()  # the oldest first
         self.constrain, self.images = constrain, images or text_only()
         self.pool = PagePool(limits.n_pages)
         self.tree = PrefixTree(self.pool, limits.page_tokens)
@@ -130,18 +128,51 @@ class Sampler:
         self.lives[revision_id] += 1
 
     def step(self) -> list[SampleEvent]:
-        """One forward pass over every running row's share; gives what it brought forth, prompts first."""
+        """One forward pass over every running row's share; gives what it brought forth, prompts first.
+
+        In a pipeline rows go in as many parts as there are stages, so that each stage has one to work on: a part begins
+        anew when its draws are back, and the last to begin are finished in the next step.
+        """
+        events: list[SampleEvent] = []
+        # Adapters' weights are plain tensors without gradients, but the autograd wrappers would be entered all the
+        # same.
+        with torch.no_grad():
+            for _ in range(self.stage.n_stages):
+                has_begun = self._begin()
+                # Where nothing could begin, a draw is what all rows wait for.
+                if self.under_way and (len(self.under_way) == self.stage.n_stages or not has_begun):
+                    events += self._finish_oldest()
+        return events
+
+    def _begin(self) -> bool:
+        """Computes the layers here for rows that wait for nothing; False where there are none."""
         self._start_waiting()
         # Neighbours of one namespace use one adapter, so sorting by it makes few and long groups. Sorting is stable:
         # within a namespace the order of arrival stays.
         shares = sorted(self._shares(), key=lambda share: share.row.namespace)
         if not shares:
-            return []
-        # Adapters' weights are plain tensors without gradients, but the autograd wrappers would be entered all the
-        # same.
-        with torch.no_grad():
-            h_TD, lora = self._forward(shares)
-            return self._advance(shares, h_TD, lora)
+            return False
+        x_TD, lora = self._forward(shares)
+        draws = None
+        if not self.stage.is_last:
+            self.stage.send_on(x_TD, Lane.SAMPLING)
+        else:
+            draws = draw(self.head, shares, self.decoder.final(x_TD), lora)
+            if self.stage.n_stages > 1:
+                self.stage.tell(msgspec.msgpack.encode(draws))
+        for share in shares:
+            share.row.is_under_way = True
+        self.under_way.append(_Step(shares, draws))
+        return True
+
+    def _finish_oldest(self) -> list[SampleEvent]:
+        step = self.under_way.popleft()
+        draws = step.draws or msgspec.msgpack.decode(self.stage.heard(), type=Draws)
+        # A row that has left is another's business; it may even be under way again.
+        current = [share for share in step.shares if share.is_current]
+        for share in current:
+            share.row.is_under_way = False
+        return self._advance(current, draws)
 
     # which rows, and how much of each
 
@@ -197,24 +228,27 @@ class Sampler:
             for other in self.running
         )
 
-    def _shares(self) -> list[_Share]:
+    def _shares(self) -> list[StepShare]:
+        n_most = -(-len(self.running) // self.stage.n_stages)
         # Decoding rows do not draw on the budget: it bounds how long they wait for others' prompts in one step.
         budget, n_prompts = self.limits.prefill_tokens, 0
-        shares: list[_Share] = []
+        shares: list[StepShare] = []
         # A copy, since making room may take rows out while the loop runs.
         for row in list(self.running):
-            if row not in self.running:  # it has given way to an older one
+            if row not in self.running or row.is_under_way:  # it may have given way to an older one
                 continue
+            if len(shares) == n_most:
+                break
             # A prompt gets what is left of the budget and goes on in the next step.
             n_tokens = min(row.n_missing, max(budget, 1)) if row.n_missing > 1 else 1
             if row.n_missing > 1 and (budget <= 0 or n_prompts == MOST_PROMPTS):
                 continue
             if self._make_room(row, row.n_computed + n_tokens):
-                shares.append(_Share(row, n_tokens))
+                shares.append(StepShare(row, n_tokens, row.life))
                 if row.n_missing > 1:
                     budget, n_prompts = budget - n_tokens, n_prompts + 1
         # A row that already had its share may have given way to an older one afterwards.
-        return [share for share in shares if share.row in self.running]
+        return [share for share in shares if share.is_current]
 
     def _make_room(self, row: SampleRow, n_positions: int) -> bool:
         """Gives a row the pages for its first positions; younger rows give way if nothing else helps."""
@@ -246,6 +280,8 @@ class Sampler:
 
     def _leave(self, row: SampleRow) -> None:
         self.running.remove(row)
+        # What is still computed for it is not taken in any more.
+        row.life, row.is_under_way = row.life + 1, False
         # Whoever goes on from this text, as the next turn of a conversation does, finds its pages.
         self.tree.insert(row.namespace, tuple(row.tokens[: row.n_computed]), row.pages)
         for page in row.pages:
@@ -255,7 +291,7 @@ class Sampler:
 
     # the pass
 
-    def _forward(self, shares: Sequence[_Share]) -> tuple[Tensor, LoraBatch]:
+    def _forward(self, shares: Sequence[StepShare]) -> tuple[Tensor, LoraBatch]:
         device = self.decoder.device
         tokens: list[int] = []
         positions: list[Ids] = []
@@ -271,23 +307,26 @@ class Sampler:
         # Most steps hold no image, and then rows' images need not be looked through.
         placed = [image for share in shares for image in share.row.images] if (ids_T < 0).any() else []
         images = self.images.rows(ids_T, placed)
-        x_TD = self.decoder.embed(torch.from_numpy(ids_T).to(device), images)
+        if self.stage.is_first:
+            x_TD = self.decoder.embed(torch.from_numpy(ids_T).to(device), images)
+        else:
+            x_TD = self.stage.received(len(ids_T), self.decoder.final_norm.weight_D, Lane.SAMPLING)
         rope = self.decoder.rope(torch.from_numpy(_joined(positions)).to(device))
         attend = PagedAttention(
             self.attention, self.cache, step_rows, kernels=self.kernels, in_place=self.in_place, exact=self.exact
         )
         lora = _groups(shares)
-        moe = self.decoder.spec.moe
-        lora = replace(lora, routes=Routes(moe.layers) if moe and moe.layers else None)
+        routed = self.decoder.spec.routed_layers
+        lora = replace(lora, routes=Routes(routed) if routed else None)
         # Stacking adds zeros of other adapters' columns to a row's sum, which is harmless but not the same order of
         # additions.
         adapters: Adapters = lora if self.exact else StackedLora(lora.groups, len(tokens), self.stacks, lora.routes)
-        for layer in range(self.decoder.spec.n_layers):
+        for layer in self.decoder.spec.layers:
             x_TD = self.decoder.layer(layer, x_TD, rope, attend, adapters, images)
         # Routes are stored by slot, beside the keys, and so are shared and copied with them.
         if lora.routes:
             self.cache.routes_SLK.index_copy_(0, attend.new_slots_T, lora.routes.chosen_LTK().transpose(0, 1))
-        return self.decoder.final(x_TD), lora
+        return x_TD, lora
 
     def _slots(self, row: SampleRow, n_positions: int) -> Tensor:
         # The slots of a row in the order of its positions; the last page may be partly used.
@@ -296,70 +335,33 @@ class Sampler:
         offsets = torch.arange(size, device=self.decoder.device)
         return (pages[:, None] * size + offsets).reshape(-1)[:n_positions]
 
-    def _advance(self, shares: Sequence[_Share], h_TD: Tensor, lora: LoraBatch) -> list[SampleEvent]:
-        """Counts what was computed, scores prompts, and lets every row at its end draw a token."""
-        offset = 0
-        drawing: list[SampleRow] = []
-        last_rows: list[int] = []
+    def _advance(self, shares: Sequence[StepShare], draws: Draws) -> list[SampleEvent]:
+        """Counts what was computed, and gives every row at its end its token."""
+        arrived = [share.row for share in shares if share.arrives]
         for share in shares:
-            # Before the count moves: the positions of this step's hidden states are counted from where it stands now.
-            self._score_prompt(share, h_TD, offset, lora)
             share.row.n_computed += share.n_tokens
-            offset += share.n_tokens
-            if share.row.n_missing == 0:
-                drawing.append(share.row)
-                last_rows.append(offset - 1)
         # A prompt's event must come before its first token, whichever row of the step drew first.
-        events: list[SampleEvent] = [event for row in drawing if (event := self._prompt_end(row))]
+        events: list[SampleEvent] = [event for row in arrived if (event := self._prompt_end(row, draws.reports))]
         # A failure belongs to a request, not to a row: all samples of a request end together with it.
-        failures = self._constrained(drawing)
-        kept = [i for i, row in enumerate(drawing) if row.op.request_id not in failures]
-        if kept:
-            drawing = [drawing[i] for i in kept]
-            picked_B = torch.tensor([last_rows[i] for i in kept], device=h_TD.device)
-            choices = next_tokens(self.head, h_TD[picked_B], groups_at(lora, picked_B), drawing)
-            # Weights that have diverged give NaN. Their request must not take the others of the step along.
-            failures |= {choice.request_id: DIVERGED for choice in choices if not math.isfinite(choice.logprob)}
-            for row, choice in zip(drawing, choices, strict=True):
-                if choice.request_id not in failures:
-                    try:
-                        events.append(self._take(row, choice))
-                    except UserError as error:  # its grammar went beyond what is followed
-                        failures[choice.request_id] = Failure(error.category, error.message)
-            # What a failed request's other samples drew in this step is not sent any more.
-            events = [event for event in events if event.request_id not in failures]
+        there = {share.row.op.request_id for share in shares}
+        failures = {request_id: failure for request_id, failure in draws.failures.items() if request_id in there}
+        tokens = {(event.request_id, event.sample_index): event for event in draws.tokens}
+        drawing = [row for row in arrived if row.op.request_id not in failures]
+        routes = self._routes(drawing)
+        for row in drawing:
+            try:
+                token = tokens[row.op.request_id, row.sample_index]
+                events.append(self._take(row, replace(token, routes=routes[id(row)]) if id(row) in routes else token))
+            except UserError as error:  # its grammar went beyond what is followed
+                failures[row.op.request_id] = Failure(error.category, error.message)
+        # What a failed request's other samples drew in this step is not sent any more.
+        events = [event for event in events if event.request_id not in failures]
         for request_id, failure in failures.items():
             self.finish(request_id)
             events.append(SampleFailed(request_id, failure))
         return events
 
-    def _constrained(self, rows: Sequence[SampleRow]) -> dict[str, Failure]:
-        """Asks each row's grammar what may follow; gives the requests whose grammar fails."""
-        failures: dict[str, Failure] = {}
-        for row in rows:
-            if row.constraint is not None:
-                try:
-                    row.allowed_V = row.constraint.allowed()
-                except UserError as error:
-                    failures[row.op.request_id] = Failure(error.category, error.message)
-        return failures
-
-    def _score_prompt(self, share: _Share, h_TD: Tensor, offset: int, lora: LoraBatch) -> None:
-        row = share.row
-        if row.scoring is None or row.prompt_done:
-            return
-        wanted = row.scoring.wanted(row.n_computed, row.n_computed + share.n_tokens)
-        picked = torch.tensor([offset + position - row.n_computed for position in wanted], dtype=torch.int64)
-        if len(picked) == 0:
-            return
-        # Made on the host, where it costs nothing to see that it is empty.
-        picked = picked.to(h_TD.device)
-        for rows, logits_NV in self.head.chunks(h_TD[picked], groups_at(lora, picked)):
-            normalizer_N1 = normalizer_of(logits_NV)
-            for position, logits_V, normalizer in zip(wanted[rows], logits_NV, normalizer_N1[:, 0], strict=False):
-                row.scoring.add(position, logits_V.float(), normalizer)
-
-    def _prompt_end(self, row: SampleRow) -> PromptEvent | None:
+    def _prompt_end(self, row: SampleRow, reports: Mapping[str, PromptReport]) -> PromptEvent | None:
         if row.prompt_done:
             return None
         row.prompt_done = True
@@ -368,18 +370,27 @@ class Sampler:
         # The samples of a request have one prompt, and one report of it.
         if row.sample_index != 0:
             return None
-        report = row.scoring.report() if row.scoring else PromptReport()
+        report = reports.get(row.op.request_id, PromptReport())
         return PromptEvent(row.op.request_id, report, min(row.cache_hit_tokens, row.n_prompt))
 
-    def _routes(self, row: SampleRow) -> bytes:
-        """Where the row's tokens went that have not been told of; known prefixes too."""
-        slots_K = self._slots(row, row.n_computed)[row.n_routed :]
-        row.n_routed = row.n_computed
-        return self.cache.routes_SLK[slots_K].cpu().numpy().tobytes()
+    def _routes(self, rows: Sequence[SampleRow]) -> dict[int, bytes]:
+        """By row, for those that ask: where its tokens went that have not been told of, known prefixes too."""
+        moe = self.decoder.spec.moe
+        asking = [row for row in rows if row.op.routes]
+        if moe is None or not asking:
+            return {}
+        slots = [self._slots(row, row.n_computed)[row.n_routed :] for row in asking]
+        # Slots, layers here, and experts a token; layers of other stages are beside them in the order of stages.
+        mine_SLK = self.cache.routes_SLK[torch.cat(slots)].cpu().numpy()
+        said = self.stage.all_say(mine_SLK.tobytes())
+        layers = [np.frombuffer(each, np.int16).reshape(len(mine_SLK), -1, moe.top_k) for each in said]
+        ends = np.cumsum([len(slots_K) for slots_K in slots])
+        for row in asking:
+            row.n_routed = row.n_computed
+        parts = np.split(np.concatenate(layers, axis=1), ends[:-1])
+        return {id(row): part.tobytes() for row, part in zip(asking, parts, strict=True)}
 
     def _take(self, row: SampleRow, event: TokenEvent) -> TokenEvent:
-        if row.op.routes and self.decoder.spec.moe:
-            event = replace(event, routes=self._routes(row))
         # The token's keys and values are computed in the next step; until then it is the one that is missing.
         row.take(event.token)
         if row.constraint is not None and event.finished is None:
@@ -398,7 +409,7 @@ def _joined(positions: Sequence[Ids]) -> Ids:
     return np.concatenate([p if p.ndim == 2 else p[:, None].repeat(3, 1) for p in positions])
 
 
-def _groups(shares: Sequence[_Share]) -> LoraBatch:
+def _groups(shares: Sequence[StepShare]) -> LoraBatch:
     """One group for each run of rows with the same adapter."""
     groups: list[LoraGroup] = []
     start = 0

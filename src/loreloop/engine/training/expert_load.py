@@ -8,6 +8,9 @@ Legend: L layers that route, T tokens, K experts a token, N experts chosen by al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +34,21 @@ class ExpertLoad:
         count = torch.bincount((ids_LN + offset_L1).flatten(), minlength=len(ids_LN) * self.n_experts)
         count_LE = count.view(-1, self.n_experts)
         self.count_LE = count_LE if self.count_LE is None else self.count_LE + count_LE
+
+    def told(self) -> tuple[int, bytes, tuple[int, ...]]:
+        """Experts, counts by layer and sums of replay, as `of` takes them."""
+        count = b"" if self.count_LE is None else self.count_LE.numpy().tobytes()
+        return self.n_experts, count, () if self.replayed is None else tuple(self.replayed.tolist())
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[int, bytes, tuple[int, ...]]]) -> ExpertLoad:
+        """The load of some runs of layers one behind the other, each as `told` by whoever has it."""
+        whole = cls(parts[0][0])
+        counts = [torch.from_numpy(np.frombuffer(count, np.int64).copy()) for _, count, _ in parts]
+        whole.count_LE = torch.cat(counts).view(-1, whole.n_experts)
+        if replayed := [torch.tensor(sums) for _, _, sums in parts if sums]:
+            whole.replayed = torch.stack(replayed).sum(0)
+        return whole
 
     def metrics(self) -> dict[str, float]:
         """The metrics of all rows so far by name, and those of replay where routes were recorded; empty before any

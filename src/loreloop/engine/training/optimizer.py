@@ -65,7 +65,8 @@ def adam_step(state: ModelState, params: AdamParams) -> dict[str, float]:
 def _counted(state: ModelState) -> Sequence[Tensor | None]:
     """By chunk which numbers count: what several processes hold counts on one of them."""
     counted = state.share.counted
-    return [None] * -(-state.grad.numel() // CHUNK) if counted is None else counted.split(CHUNK)
+    # A stage of a pipeline may hold nothing of an adapter; what is split is one empty chunk then.
+    return [None] * max(1, -(-state.grad.numel() // CHUNK)) if counted is None else counted.split(CHUNK)
 
 
 def _square(numbers: Tensor, counted: Tensor | None) -> float:

@@ -9,8 +9,9 @@ routes, L layers that route and K experts a token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -26,10 +27,14 @@ from loreloop.engine.training.expert_load import ExpertLoad
 from loreloop.engine.training.model_state import ModelState
 from loreloop.engine.training.packing import Ids, Packed, PackItem, pack, split_batches
 from loreloop.engine.training.route_replay import RouteReplay
+from loreloop.engine.training.stage_clock import StageClock
+from loreloop.engine.training.stage_results import share_results
 from loreloop.engine.training.tree_attention import TreeAttention
 from loreloop.model.decoder import Decoder, ImageRows, Ropes
 from loreloop.model.expert_routes import Routes
 from loreloop.model.lora import UNEMBED, LoraBatch, LoraGroup
+from loreloop.parallel.stages import Lane, Stage
+from loreloop.parallel.timetable import BACKWARD_UNITS
 from loreloop.protocol.tensors import tensor_of
 from loreloop.protocol.training import Datum, ForwardBackward, PassResult
 
@@ -95,11 +100,29 @@ class _Batch:
 
 
 class _Entered(NamedTuple):
-    """A batch at the door of the first layer."""
+    """A batch at the door of the first layer here."""
 
     x_TD: Tensor
     rope: Ropes
     attend: TreeAttention
+
+
+class _Kept(NamedTuple):
+    """What a layer takes, and its graph unless that is to be made again."""
+
+    x_TD: Tensor
+    out_TD: Tensor | None
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """A batch that has gone through the layers here, and what its way back needs; `dx_TD` is the gradient that its
+    losses have at the last layer's output, where the head is."""
+
+    batch: _Batch
+    entered: _Entered
+    kept: list[_Kept]
+    dx_TD: Tensor | None
 
 
 class Trainer:
@@ -116,9 +139,10 @@ class Trainer:
         *,
         images: ImageTable | None = None,
         replay_routes: bool = True,
+        stage: Stage | None = None,
     ) -> None:
         self.decoder, self.attention, self.head, self.images = decoder, attention, head, images or text_only()
-        self.replay_routes = replay_routes
+        self.replay_routes, self.stage = replay_routes, stage or Stage()
         self.max_rows, self.kept_rows = max_rows, max(max_rows, kept_rows)
 
     def run(self, works: Sequence[TrainPass], pause: Pause = lambda: None) -> None:
@@ -131,12 +155,9 @@ class Trainer:
         training = [work for work in works if not work.op.forward_only]
         finished = False
         try:
-            for batch in self._batches([work for work in works if work.op.forward_only], pause):
-                self._forward(batch)
-                self._count_load(batch)
-            for batch in self._batches(training, pause):
-                self._forward_backward(batch)
-                self._count_load(batch)
+            self._work_through([work for work in works if work.op.forward_only], pause, backward=False)
+            self._work_through(training, pause, backward=True)
+            share_results(works, self.stage)
             finished = True
         # Also when a pause raises, as it does when the engine is to stop in the midst of a batch.
         finally:
@@ -146,7 +167,44 @@ class Trainer:
                 else:
                     work.state.clear_grad()
 
-    def _batches(self, works: Sequence[TrainPass], pause: Pause) -> Iterator[_Batch]:
+    def _work_through(self, works: Sequence[TrainPass], pause: Pause, *, backward: bool) -> None:
+        """All micro-batches of some passes, in the order of the stage's timetable. Alone, a batch goes back as soon as
+        it has gone forward."""
+        alone = self.stage.n_stages == 1
+        # Pauses within a product would come at other times on other stages. A stage alone has no others.
+        batches = self._batches(works, pause if alone else _no_pause)
+        timetable = self.stage.timetable(len(batches), backward=backward)
+        clock = StageClock(timetable, self.stage.at, _no_pause if alone else pause)
+        under_way: dict[int, _UnderWay] = {}
+        finished = False
+        try:
+            for slot in clock.slots():
+                if slot.backward:
+                    self._walk_back(under_way.pop(slot.batch), clock)
+                    continue
+                batch = batches[slot.batch]()
+                walked = self._walk(batch, clock, backward=backward)
+                self._count_load(batch)
+                if backward:
+                    under_way[slot.batch] = walked
+                # Otherwise these names would hold a batch's activations until the next one has been walked through.
+                del batch, walked
+            finished = True
+        finally:
+            if not finished:
+                self._take_and_drop(clock, batches)
+
+    def _take_and_drop(self, clock: StageClock, batches: Sequence[Callable[[], _Batch]]) -> None:
+        """Takes what was sent here before all stages broke off, or the next batch would take it for its own."""
+        left = clock.timetable.unreceived(self.stage.at, clock.now)
+        like = self.decoder.final_norm.weight_D
+        for index in left.forward:
+            self.stage.received(len(batches[index]().packed.tokens_T), like, Lane.TRAINING)
+        for index in left.backward:
+            self.stage.returned(like.new_empty(len(batches[index]().packed.tokens_T), len(like)))
+
+    def _batches(self, works: Sequence[TrainPass], pause: Pause) -> list[Callable[[], _Batch]]:
+        """What makes each micro-batch, when it is its turn."""
         # Several passes of a batch may belong to one model. They share its adapter, and so may share prefixes as well.
         states = list({id(work.state): work.state for work in works}.values())
         sources = [_Source(work, index, sequence) for work in works for index, sequence in enumerate(work.sequences)]
@@ -159,10 +217,12 @@ class Trainer:
         ]
         # Positions with several targets are scored differently, so such data form batches of their own.
         widths = [_targets(source.datum).shape[1] for source in sources]
-        for width in sorted(set(widths)):
-            alike = [item for item in items if widths[item.index] == width]
-            for chosen in split_batches(alike, self.max_rows, self.kept_rows):
-                yield self._batch(chosen, sources, states, book, pause)
+        by_width = ([item for item in items if widths[item.index] == width] for width in sorted(set(widths)))
+        return [
+            partial(self._batch, chosen, sources, states, book, pause)
+            for alike in by_width
+            for chosen in split_batches(alike, self.max_rows, self.kept_rows)
+        ]
 
     def _batch(
         self,
@@ -188,8 +248,7 @@ class Trainer:
             for a, span in packed.adapter_rows.items()
         ]
         pairs_U = torch.from_numpy(pairs).to(device)
-        moe = self.decoder.spec.moe
-        routes = Routes(moe.layers, given_LTK, follow=self.replay_routes) if moe else None
+        routes = self._routes(given_LTK)
         return _Batch(
             packed=packed,
             positions=torch.from_numpy(_positions(packed, [source.sequence for source in sources])).to(device),
@@ -202,32 +261,54 @@ class Trainer:
             pause=pause,
         )
 
-    def _forward(self, batch: _Batch) -> None:
-        x_TD, rope, attend = self._enter(batch)
+    def _routes(self, given_LTK: Tensor | None) -> Routes | None:
+        """A batch's routes in the layers here; what is given is of all layers that route."""
+        moe, here = self.decoder.spec.moe, self.decoder.spec.routed_layers
+        if moe is None:
+            return None
+        if given_LTK is not None and len(here) < len(moe.layers):
+            given_LTK = given_LTK[[moe.layers.index(layer) for layer in here]]
+        return Routes(here, given_LTK, follow=self.replay_routes)
+
+    def _walk(self, batch: _Batch, clock: StageClock, *, backward: bool) -> _UnderWay:
+        """A batch's way through the layers here, and behind the last one through the head and its losses."""
+        entered = self._enter(batch)
+        x_TD, rope, attend = entered
+        # Beyond the bound only each layer's input is kept, and its activations are made again on the way back: slower,
+        # but memory stays bounded.
+        recompute = len(batch.packed.tokens_T) > self.kept_rows
+        kept: list[_Kept] = []
+        for layer in self.decoder.spec.layers:
+            # Every layer is a graph of its own, cut at its input. Its activations are freed as soon as it has been
+            # walked back, and the work can pause between layers.
+            x_TD = x_TD.detach().requires_grad_(backward)
+            with torch.set_grad_enabled(backward and not recompute):
+                y_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora, batch.images)
+            if backward:
+                kept.append(_Kept(x_TD, None if recompute else y_TD))
+            x_TD = y_TD
+            clock.tick(1)
+        dx_TD = None
+        if not self.stage.is_last:
+            self.stage.send_on(x_TD.detach(), Lane.TRAINING)
+        elif backward:
+            dx_TD = self._head(batch, x_TD.detach())
+        else:
+            self._score(batch, x_TD)
+        return _UnderWay(batch, entered, kept, dx_TD)
+
+    def _score(self, batch: _Batch, x_TD: Tensor) -> None:
         with torch.no_grad():
-            for layer in range(self.decoder.spec.n_layers):
-                x_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora, batch.images)
             h_UD = self.decoder.final(x_TD)[batch.pair_rows_U]
         lora = groups_at(batch.lora, batch.pair_rows_U)
         scores = self.head.score(h_UD, batch.pair_targets_UK, lora, None, batch.pause)
         self._losses(batch, scores.logp_NK, want_grad=False)
 
-    def _forward_backward(self, batch: _Batch) -> None:
-        x_TD, rope, attend = self._enter(batch)
-        # Beyond the bound only each layer's input is kept, and its activations are made again on the way back: slower,
-        # but memory stays bounded.
-        recompute = len(batch.packed.tokens_T) > self.kept_rows
-        kept: list[tuple[Tensor, Tensor | None]] = []
-        for layer in range(self.decoder.spec.n_layers):
-            # Every layer is a graph of its own, cut at its input. Its activations are freed as soon as it has been
-            # walked back, and the work can pause between layers.
-            x_TD = x_TD.detach().requires_grad_()
-            with torch.set_grad_enabled(not recompute):
-                y_TD = self.decoder.layer(layer, x_TD, rope, attend, batch.lora, batch.images)
-            kept.append((x_TD, None if recompute else y_TD))
-            x_TD = y_TD
-        dx_TD = self._head(batch, x_TD.detach())
-        for layer in reversed(range(self.decoder.spec.n_layers)):
+    def _walk_back(self, walked: _UnderWay, clock: StageClock) -> None:
+        batch, (x_TD, rope, attend), kept = walked.batch, walked.entered, walked.kept
+        dx_TD = self.stage.returned(x_TD) if walked.dx_TD is None else walked.dx_TD
+        del x_TD, walked
+        for layer in reversed(self.decoder.spec.layers):
             # Popped, not read: the list must not keep activations that are done with.
             x_in_TD, out_TD = kept.pop()
             if out_TD is None:
@@ -237,6 +318,9 @@ class Trainer:
             (dx_TD,) = torch.autograd.grad(out_TD, x_in_TD, dx_TD)
             # Otherwise these names would hold one layer's activations while the next one's are computed again.
             del x_in_TD, out_TD
+            clock.tick(BACKWARD_UNITS)
+        if not self.stage.is_first:
+            self.stage.send_back(dx_TD)
 
     def _enter(self, batch: _Batch) -> _Entered:
         device = self.decoder.device
@@ -246,7 +330,11 @@ class Trainer:
         # other.
         borders = [span.start for span in batch.packed.adapter_rows.values()]
         attend = TreeAttention(self.attention, batch.packed.segments, device, borders, batch.pause)
-        return _Entered(self.decoder.embed(tokens_T, batch.images), rope, attend)
+        if self.stage.is_first:
+            x_TD = self.decoder.embed(tokens_T, batch.images)
+        else:
+            x_TD = self.stage.received(len(tokens_T), self.decoder.final_norm.weight_D, Lane.TRAINING)
+        return _Entered(x_TD, rope, attend)
 
     def _head(self, batch: _Batch, x_TD: Tensor) -> Tensor:
         """Scores the batch, applies its losses, and gives their gradient at the last layer's output, (T, D) fp32."""
@@ -276,7 +364,7 @@ class Trainer:
     def _count_load(self, batch: _Batch) -> None:
         """Tells every pass of the batch where its rows were routed."""
         routes, moe = batch.lora.routes, self.decoder.spec.moe
-        if routes is None or moe is None or not moe.layers:
+        if routes is None or moe is None or not routes.layers:
             return
         ids_LTK, counts_L3T = routes.chosen_LTK(), routes.counts_L3T()
         # A row that several data share is counted once for each pass that has it, but once within a pass.
@@ -316,6 +404,10 @@ class Trainer:
                 # Data that share a pair add up there: their losses are summed, and so are the gradients.
                 dlogp_UK.index_add_(0, member.pairs_NK, dlogp.reshape(-1, dlogp_UK.shape[1]))
         return dlogp_UK.to(self.decoder.device)
+
+
+def _no_pause() -> None:
+    pass
 
 
 def _positions(packed: Packed, sequences: Sequence[TokenSequence]) -> Ids:

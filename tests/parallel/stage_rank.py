@@ -1,0 +1,149 @@
+"""A rank that samples, also amid training, and one that breaks off; and what a single process gives."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from loreloop.engine.attention import FastAttention, FixedAttention
+from loreloop.engine.head import Head
+from loreloop.engine.sampling.sampler import Sampler, SamplerLimits
+from loreloop.engine.training.model_state import ModelState, read_checkpoint, write_checkpoint
+from loreloop.engine.training.trainer import Trainer
+from loreloop.formats.load import load_weights, read_spec
+from loreloop.model.linear import FastProducts, TiledProducts
+from loreloop.parallel.adapter_share import AdapterShare
+from loreloop.parallel.cut_decoder import decoder_of
+from loreloop.parallel.place import Place
+from loreloop.parallel.stages import Lane, stage_of
+from loreloop.protocol.sampling import PromptScores
+from tests.engine.sample_rig import Answer, drain, sample_op
+from tests.engine.train_rig import CPU, laid_out, random_tokens
+from tests.parallel.scene import LORA, scene, whole_state
+
+ROWS = 32
+N_REQUESTS = 7
+
+
+class StageRig:
+    """A rank's trainer and sampler, with one adapter for both."""
+
+    def __init__(self, place: Place, folder: Path, *, deterministic: bool) -> None:
+        spec, weights = load_weights(folder, dtype=torch.float32, device=CPU)
+        products = TiledProducts() if deterministic else FastProducts()
+        attention = FixedAttention() if deterministic else FastAttention()
+        decoder = decoder_of(spec, weights, torch.float32, products, place)
+        head, self.stage = Head(decoder, fixed_rows=deterministic), stage_of(spec, place)
+        limits = SamplerLimits(n_pages=40, page_tokens=8, max_running=64, prefill_tokens=24)
+        self.trainer = Trainer(decoder, attention, head, ROWS, ROWS, stage=self.stage)
+        self.sampler = Sampler(decoder, attention, head, limits, stage=self.stage)
+        share = AdapterShare(spec, LORA, place)
+        self.state = ModelState(share, torch.float32, CPU)
+        self.state.master.copy_(share.take(whole_state(spec).master))
+        self.state.refresh_weights()
+
+    def train(self, pause: Callable[[], None] = lambda: None) -> Tensor:
+        """Log-probabilities, and the gradient in the state."""
+        work = laid_out(scene(), self.state)
+        self.trainer.run([work], pause)
+        return torch.cat([torch.tensor(output["logprobs"].numpy()) for output in work.result().outputs])
+
+    def admit(self) -> None:
+        """Some requests, more than there are pages for; one has two samples, and one asks for all there is."""
+        for number in range(N_REQUESTS):
+            prompt = [5, 6, 7, *random_tokens(6 + 5 * number, number)]
+            scores = PromptScores(logprobs=True, top_k=2) if number == 1 else None
+            op = sample_op(
+                prompt,
+                request=str(number),
+                n=1 + (number == 2),
+                scores=scores,
+                topk=number == 3 and 4,
+                routes=number == 4,
+                max_tokens=8 + 3 * number,
+                seed=number,
+            )
+            self.sampler.admit(op, self.state.weights if number % 2 else None)
+
+
+def told(answers: dict[str, Answer]) -> dict[str, object]:
+    """What can be compared of some answers."""
+    return {
+        request: (
+            dict(answer.tokens),
+            dict(answer.logprobs),
+            dict(answer.routes),
+            dict(answer.reasons),
+            [(event.report.logprobs, event.report.topk) for event in answer.prompts],
+            [topk for listed in answer.topk.values() for topk in listed],
+        )
+        for request, answer in sorted(answers.items())
+    }
+
+
+def sampling_rank(place: Place, folder: Path, deterministic: bool) -> dict[str, object]:
+    """Answers of all requests, drawn with nothing else to do; and the bytes of hidden states that were sent."""
+    rig = StageRig(place, folder, deterministic=deterministic)
+    rig.admit()
+    answers = repr(told(drain(rig.sampler)))
+    rig.stage.outbox.wait()
+    return {"answers": answers, "sent": rig.stage.n_bytes[Lane.SAMPLING]}
+
+
+def both_rank(place: Place, folder: Path) -> dict[str, object]:
+    """The same amid a training pass: the first steps are taken in its pauses."""
+    rig = StageRig(place, folder, deterministic=True)
+    rig.admit()
+    answers: dict[str, Answer] = {}
+    n_pauses = 0
+
+    def pause() -> None:
+        nonlocal n_pauses
+        n_pauses += 1
+        for event in rig.sampler.step() if n_pauses % 3 == 0 else ():
+            answers.setdefault(event.request_id, Answer()).add(event)
+
+    logps = rig.train(pause)
+    for request, answer in drain(rig.sampler).items():
+        for event in (*answer.prompts, *answer.failures):
+            answers.setdefault(request, Answer()).add(event)
+        known = answers.setdefault(request, Answer())
+        for index, tokens in answer.tokens.items():
+            known.tokens[index] += tokens
+            known.logprobs[index] += answer.logprobs[index]
+    rig.stage.outbox.wait()
+    drawn = {request: (dict(a.tokens), dict(a.logprobs)) for request, a in sorted(answers.items())}
+    return {"drawn": repr(drawn), "logps": logps, "grad": rig.state.grad, "n_pauses": n_pauses}
+
+
+class Enough(Exception):
+    """Ends a pass."""
+
+
+def broken_rank(place: Place, folder: Path, after: int) -> dict[str, object]:
+    """A pass that is broken off after some pauses, and then one that is not."""
+    rig = StageRig(place, folder, deterministic=False)
+    n_pauses = 0
+
+    def pause() -> None:
+        nonlocal n_pauses
+        n_pauses += 1
+        if n_pauses == after:
+            raise Enough
+
+    broke_off = False
+    try:
+        rig.train(pause)
+    except Enough:
+        broke_off = True
+    assert not rig.state.grad.any() or not broke_off
+    rig.state.clear_grad()
+    return {"broke_off": broke_off, "logps": rig.train(), "grad": rig.state.grad}
+
+
+def saving_rank(place: Place, folder: Path, source: Path, target: Path) -> None:
+    """Reads a checkpoint and writes it again."""
+    state = ModelState(AdapterShare(read_spec(folder), LORA, place), torch.float32, CPU)
+    read_checkpoint(source, state, optimizer=True)
+    write_checkpoint(target, state, "tiny")

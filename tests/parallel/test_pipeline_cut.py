@@ -1,0 +1,54 @@
+"""Ranks that hold layers of a decoder give the log-probabilities and gradients of one process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.train_rig import relative_error
+from tests.parallel.one_rank import trained_rank
+from tests.parallel.rig import on_ranks
+from tests.parallel.test_tensor_cut import one_process
+from tests.tiny import make_tiny_model
+
+LAYERS = 5
+FAMILIES = {"qwen3": {}, "gemma2": {}, "qwen3_moe": {}, "deepseek_v3": {}}
+TOGETHER = 1024, 1024  # rows of a micro-batch, and rows whose activations are kept
+SEVERAL = 32, 32
+COMPUTED_AGAIN = 16, 16
+
+
+def put_together(found: list[dict[str, torch.Tensor]], grad: torch.Tensor) -> torch.Tensor:
+    gathered = torch.full_like(grad, torch.nan)
+    for rank in found:
+        gathered[rank["numbers"]] = rank["grad"]
+    assert not gathered.isnan().any(), "every number of the adapter is held by some rank"
+    return gathered
+
+
+@pytest.mark.parametrize("mesh", ["pp=2", "pp=4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stages_give_the_bits_of_one_process(family: str, mesh: str, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", family, num_hidden_layers=LAYERS)
+    logps, grad = one_process(folder, *SEVERAL)
+    found = on_ranks(mesh, tmp_path, trained_rank, folder, *SEVERAL)
+    assert all(torch.equal(rank["logps"], logps) for rank in found)
+    assert torch.equal(put_together(found, grad), grad)
+
+
+@pytest.mark.parametrize("rows", [TOGETHER, COMPUTED_AGAIN], ids=["together", "computed again"])
+def test_micro_batches_do_not_matter(rows: tuple[int, int], tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", "qwen3_moe", num_hidden_layers=LAYERS)
+    logps, grad = one_process(folder, *rows)
+    found = on_ranks("pp=2", tmp_path, trained_rank, folder, *rows)
+    assert all(torch.equal(rank["logps"], logps) for rank in found)
+    assert torch.equal(put_together(found, grad), grad)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stages_are_cut_in_turn(family: str, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", family, num_hidden_layers=LAYERS, num_key_value_heads=4)
+    logps, grad = one_process(folder, *SEVERAL)
+    found = on_ranks("pp=2,tp=2", tmp_path, trained_rank, folder, *SEVERAL)
+    assert all((rank["logps"] - logps).abs().max() <= 1e-5 for rank in found)
+    assert relative_error(put_together(found, grad), grad) <= 1e-5
