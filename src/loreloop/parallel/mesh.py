@@ -17,7 +17,7 @@ MOST_RANKS = 4096
 Axis = Literal["pp", "ep", "tp"]
 # The outermost first: ranks that say most to one another are neighbours, and stand on one host.
 AXES: tuple[Axis, ...] = ("pp", "ep", "tp")
-BUILT: tuple[Axis, ...] = ("tp",)
+BUILT: tuple[Axis, ...] = ("tp", "ep")
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,11 @@ def _undivided(spec: DecoderSpec, axis: Axis, size: int) -> Iterator[str]:
     """What of a decoder cannot be shared by so many ranks of an axis, in words."""
     if axis == "tp":
         yield from _undivided_widths(spec, size)
+    if axis == "ep" and size > 1:
+        if spec.moe is None:
+            yield f"no routed experts, which {size} ranks could share"
+        elif spec.moe.n_experts % size:
+            yield f"{spec.moe.n_experts} routed experts over {size} ranks"
 
 
 def _undivided_widths(spec: DecoderSpec, tp: int) -> Iterator[str]:
