@@ -1,6 +1,7 @@
 """One process of an engine that is led by the first, which makes the same calls again and again."""
 
 import logging
+import os
 from pathlib import Path
 
 from loreloop.config import EngineConfig
@@ -22,7 +23,7 @@ def led(place: Place, folder: Path, spoiled: str) -> None:
         for number in range(COMPARED_CALLS):
             engine.admit(sample_op([1, 2, 3], request=str(number), max_tokens=1))
             engine.sample_step()
-        return
+        os._exit(0)  # the others wait for its next word
     if spoiled == "pages":
         local.sampler.pool.take()
     elif spoiled == "weights":

@@ -18,9 +18,9 @@ def scene() -> ForwardBackward:
     )
 
 
-def whole_state(spec: DecoderSpec) -> ModelState:
+def whole_state(spec: DecoderSpec, lora: LoraSpec = LORA) -> ModelState:
     """An adapter of which neither A nor B is zero."""
-    state = new_state(spec, LORA, torch.float32, CPU)
+    state = new_state(spec, lora, torch.float32, CPU)
     noise = torch.randn(state.master.shape, generator=torch.Generator().manual_seed(5))
     state.master.add_(noise, alpha=0.05)
     state.refresh_weights()

@@ -62,3 +62,16 @@ def test_queries_without_a_rank_of_their_own_are_not_cut(tmp_path: Path) -> None
     spec = read_spec(make_tiny_model(tmp_path / "model", "deepseek_v3", q_lora_rank=None))
     with pytest.raises(BadRequest, match="in one product with the latents"):
         check_mesh(spec, Mesh(2))
+
+
+def test_experts_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+    spec = read_spec(make_tiny_model(tmp_path / "model", "qwen3_moe"))
+    check_mesh(spec, Mesh(tp=2, ep=3))
+    with pytest.raises(BadRequest, match=r"ep=4 does not divide .*6 routed experts over 4 ranks. The nearest is ep=3"):
+        check_mesh(spec, Mesh(ep=4))
+
+
+def test_a_dense_model_has_no_experts_to_share(tmp_path: Path) -> None:
+    spec = read_spec(make_tiny_model(tmp_path / "model"))
+    with pytest.raises(BadRequest, match=r"no routed experts, which 2 ranks could share. The nearest is tp=2"):
+        check_mesh(spec, Mesh(tp=2, ep=2))

@@ -21,9 +21,9 @@ STEPS = 4
 
 
 @contextmanager
-def server(folder: Path, *options: str) -> Iterator[RunningServer]:
+def server(folder: Path, *options: str, family: str = "qwen3") -> Iterator[RunningServer]:
     (folder / "models").mkdir(parents=True)
-    make_tiny_model(folder / "models" / "tiny", "qwen3", num_key_value_heads=4)
+    make_tiny_model(folder / "models" / "tiny", family, num_key_value_heads=4)
     with running_server(str(folder), [*OPTIONS, *options]) as running:
         yield running
 

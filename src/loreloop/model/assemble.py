@@ -136,7 +136,8 @@ class Parts:
         router = Router(index, moe, BaseLinear(weight_ED, router_bias_E, self.products), bias_E)
         experts = [
             Expert(self.linear(f"{index}.{expert}.gate_up"), self.linear(f"{index}.{expert}.down"))
-            for expert in range(moe.n_experts)
+            for expert in moe.here
         ]
         shared = self._gated(index, "shared.") if moe.d_shared else None
-        return RoutedFeedForward(index, router, ExpertProducts(experts, GATES[self.spec.activation]), shared)
+        first = None if moe.held is None else moe.here.start
+        return RoutedFeedForward(index, router, ExpertProducts(experts, GATES[self.spec.activation], first), shared)

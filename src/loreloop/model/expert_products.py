@@ -46,13 +46,15 @@ class Expert:
 class _Block:
     """The rows of a product: of one expert, or of all, sorted by expert. They have tokens, and places among all (token,
     choice) pairs; the place after the last is that of rows that only fill up, and weighs nothing. Of all experts also:
-    where each one's rows start, and each token's rows, ascending."""
+    where each one's rows start, and each token's rows, ascending. With `some_elsewhere` the row behind the last stands
+    for choices whose experts are not here."""
 
     runs: Sequence[Run]
     tokens_N: Tensor
     pairs_N: Tensor
     starts_E1: Tensor | None = None
     rows_TK: Tensor | None = None
+    some_elsewhere: bool = False
 
     def add_up(self, sum_TD: Tensor, y_ND: Tensor, weight_N: Tensor | None = None) -> None:
         """Adds each row, weighed, to that of its token, in fp32."""
@@ -64,22 +66,26 @@ class _Block:
             return
         # `index_add_` on a GPU adds in any order. A token's rows in ascending order, one of each token at a time,
         # always give the same sum.
+        if self.some_elsewhere:
+            y_ND = F.pad(y_ND, (0, 0, 0, 1))
+            weight_N = None if weight_N is None else F.pad(weight_N, (0, 1))
         for row_T in self.rows_TK.unbind(1):
             y_TD = y_ND[row_T].float()
             sum_TD += y_TD if weight_N is None else y_TD * weight_N[row_T, None]
 
 
 class ExpertProducts:
-    """The base products of a layer's experts, and the gate between them."""
+    """The base products of a layer's experts, and the gate between them. `first` is the number of the first one where
+    not all of the layer's are here, else None."""
 
-    def __init__(self, experts: Sequence[Expert], gate: Gate = GATES["silu"]) -> None:
-        self.experts, self.gate = experts, gate
-        first = experts[0].gate_up
-        self.biased = first.bias_O is not None
+    def __init__(self, experts: Sequence[Expert], gate: Gate = GATES["silu"], first: int | None = None) -> None:
+        self.experts, self.gate, self.first = experts, gate, first
+        one = experts[0].gate_up
+        self.biased = one.bias_O is not None
         # All experts of a layer are alike, so the first one speaks for them.
-        plain = isinstance(first.weight, Tensor) and first.weight.device.type == "cpu"
-        by_kernel = isinstance(first.forward, PanelLinear)  # which prepares nothing, and adds up in one order
-        self.fills_up = plain and not by_kernel and not first.products.exact_rows
+        plain = isinstance(one.weight, Tensor) and one.weight.device.type == "cpu"
+        by_kernel = isinstance(one.forward, PanelLinear)  # which prepares nothing, and adds up in one order
+        self.fills_up = plain and not by_kernel and not one.products.exact_rows
         self._groups = {site: _group([expert.at(site) for expert in experts]) for site in ("gate_up", "down")}
 
     def together(self, x: Tensor) -> bool:
@@ -123,7 +129,8 @@ def _group(linears: Sequence[BaseLinear]) -> PackedGroup | None:
 def experts_sum(
     x_TD: Tensor, weight_TK: Tensor, ids_TK: Tensor, experts: ExpertProducts, lora: Adapters, layer: int
 ) -> Tensor:
-    """Σ weight · expert(x) over each token's experts, (T, D) in the dtype of x; `weight_TK` is fp32."""
+    """Σ weight · expert(x) over those of each token's experts that are here, (T, D) in the dtype of x; `weight_TK` is
+    fp32."""
     # An adapter trains both sites of experts or neither, so one of them is asked.
     groups = lora.at(layer, "experts.gate_up")
     blocks = _blocks(ids_TK, experts, groups, together=experts.together(x_TD))
@@ -135,14 +142,20 @@ def experts_sum(
 
 def _blocks(ids_TK: Tensor, experts: ExpertProducts, groups: Sequence[LoraGroup], *, together: bool) -> list[_Block]:
     n_experts, top_k, flat = len(experts.experts), ids_TK.shape[1], ids_TK.flatten()
+    if experts.first is not None:
+        # All experts that are elsewhere count as one behind the last.
+        flat = flat - experts.first
+        flat = torch.where((flat >= 0) & (flat < n_experts), flat, n_experts)
     # Stable, so that an expert's rows stay in the order of their tokens: adapters' spans and the order of sums rely on
     # it.
     sorted_P, pairs = flat.sort(stable=True)
-    tokens = pairs // top_k
     # One number more than experts: the last is the end of all rows.
     starts_E1 = torch.searchsorted(sorted_P, torch.arange(n_experts + 1, device=flat.device))
+    if experts.first is not None and len(pairs := pairs[: int(starts_E1[-1])]) == 0:
+        return []
+    tokens = pairs // top_k
     if together and not groups:  # nothing goes by expert then, and the device need not be waited for
-        return [_whole([], pairs, tokens, starts_E1, top_k)]
+        return [_whole([], pairs, tokens, starts_E1, ids_TK)]
     # Tokens of a group are a run of the batch, and an expert's tokens ascend, so a group's rows are a run of the
     # expert's.
     edges = torch.tensor([edge for group in groups for edge in (group.start, group.stop)], device=flat.device)
@@ -163,7 +176,7 @@ def _blocks(ids_TK: Tensor, experts: ExpertProducts, groups: Sequence[LoraGroup]
             runs.append(Run(expert, slice(first, first + len(tokens_N)), tokens_N, spans))
             blocks.append(_Block(runs[-1:], tokens_N, pairs_N))
             start += len(tokens_N)
-    return [_whole(runs, pairs, tokens, starts_E1, top_k)] if together else blocks
+    return [_whole(runs, pairs, tokens, starts_E1, ids_TK)] if together else blocks
 
 
 def _filled_up(rows_N: Tensor, filler: Tensor) -> Tensor:
@@ -174,12 +187,13 @@ def _filled_up(rows_N: Tensor, filler: Tensor) -> Tensor:
     return torch.cat((rows_N, filler.expand(wanted - n))) if wanted > n else rows_N
 
 
-def _whole(runs: Sequence[Run], pairs_N: Tensor, tokens_N: Tensor, starts_E1: Tensor, top_k: int) -> _Block:
+def _whole(runs: Sequence[Run], pairs_N: Tensor, tokens_N: Tensor, starts_E1: Tensor, ids_TK: Tensor) -> _Block:
     """All rows in one block."""
-    # The inverse of the sorting: for each (token, choice) pair the row where it went.
-    row_P = torch.empty_like(pairs_N)
+    # The inverse of the sorting: for each (token, choice) pair the row where it went, or the one behind the last.
+    row_P = torch.full_like(ids_TK.flatten(), len(pairs_N))
     row_P[pairs_N] = torch.arange(len(pairs_N), device=pairs_N.device)
-    return _Block(runs, tokens_N, pairs_N, starts_E1, row_P.view(-1, top_k).sort(1).values)
+    rows_TK = row_P.view(ids_TK.shape).sort(1).values
+    return _Block(runs, tokens_N, pairs_N, starts_E1, rows_TK, some_elsewhere=len(pairs_N) < len(row_P))
 
 
 @dataclass(frozen=True)

@@ -100,12 +100,12 @@ def feed_forward_sites(spec: DecoderSpec, width: int, site: str = "", module: st
 def expert_sites(spec: DecoderSpec, moe: MoeSpec, form: ExpertForm) -> dict[str, SiteShape]:
     """The two sites over routed experts. In the shared-outer form the matrices on the model's side are one for all."""
     # The names w1, w2 and w3 are those under which the hosted service publishes experts' matrices.
-    outer = 1 if form == "shared_outer" else moe.n_experts
+    outer = 1 if form == "shared_outer" else len(moe.here)
     gate_up = _site(spec.d_model, "mlp.experts", (("w1", moe.d_expert), ("w3", moe.d_expert)))
     down = _site(moe.d_expert, "mlp.experts", (("w2", spec.d_model),))
     return {
-        "experts.gate_up": replace(gate_up, n_a=outer, n_b=moe.n_experts),
-        "experts.down": replace(down, n_a=moe.n_experts, n_b=outer),
+        "experts.gate_up": replace(gate_up, n_a=outer, n_b=len(moe.here)),
+        "experts.down": replace(down, n_a=len(moe.here), n_b=outer),
     }
 
 
@@ -230,6 +230,10 @@ class Adapters(Protocol):
         """The groups that have an adapter there."""
         ...
 
+    def rows(self, start: int, stop: int) -> Adapters:
+        """Those of some rows alone, counted from `start`; without routes and pauses."""
+        ...
+
 
 @dataclass(frozen=True)
 class LoraBatch:
@@ -256,6 +260,16 @@ class LoraBatch:
     def at(self, layer: int, site: str) -> list[LoraGroup]:
         """The groups whose adapter changes this site."""
         return [group for group in self.groups if group.weights.layout.has(layer, site)]
+
+    def rows(self, start: int, stop: int) -> LoraBatch:
+        """See `Adapters.rows`."""
+        return LoraBatch(groups_within(self.groups, start, stop))
+
+
+def groups_within(groups: Sequence[LoraGroup], start: int, stop: int) -> list[LoraGroup]:
+    """What of each group lies within these rows, counted from `start`."""
+    clipped = [replace(g, start=max(g.start, start) - start, stop=min(g.stop, stop) - start) for g in groups]
+    return [group for group in clipped if group.start < group.stop]
 
 
 NO_ADAPTERS = LoraBatch(())

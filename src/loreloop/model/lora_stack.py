@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from loreloop.model.expert_routes import Routes
 from loreloop.model.linear import BaseLinear, LowRank, Products
-from loreloop.model.lora import AdapterView, LoraGroup
+from loreloop.model.lora import AdapterView, LoraGroup, groups_within
 
 MERGED_ROWS = 64  # beyond it, multiplying every row with every adapter costs more than a product for each
 MERGED_RANKS = 256
@@ -166,7 +166,8 @@ class StackedLora:
     def __init__(
         self, groups: Sequence[LoraGroup], n_rows: int, stacks: StackCache, routes: Routes | None = None
     ) -> None:
-        self.groups, self.n_rows, self.routes = groups, n_rows, routes
+        self.groups, self.n_rows, self.routes, self._stacks = groups, n_rows, routes, stacks
+        self._within: dict[tuple[int, int], StackedLora] = {}
         self.sections = [
             # A section asks for each of its adapters once, though several groups may use the same one.
             _Section(section, stacks.get(list({id(g.weights): g.weights for g in section}.values())))
@@ -179,6 +180,14 @@ class StackedLora:
     def at(self, layer: int, site: str) -> list[LoraGroup]:
         """The groups whose adapter changes this site, for products that go adapter by adapter."""
         return [group for group in self.groups if group.weights.layout.has(layer, site)]
+
+    def rows(self, start: int, stop: int) -> StackedLora:
+        """See `Adapters.rows`."""
+        # Every layer asks for the same ones, and masks are made once.
+        if (start, stop) not in self._within:
+            within = groups_within(self.groups, start, stop)
+            self._within[start, stop] = StackedLora(within, stop - start, self._stacks)
+        return self._within[start, stop]
 
     def linear(self, x_TI: Tensor, base: BaseLinear, layer: int, site: str) -> Tensor:
         """The base's product with every row's own adapter upon it."""

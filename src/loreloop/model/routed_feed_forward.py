@@ -64,9 +64,9 @@ class RoutedFeedForward:
 
     def __init__(self, layer: int, router: Router, products: ExpertProducts, shared: GatedFeedForward | None) -> None:
         self.layer, self.router, self.experts, self.shared = layer, router, products.experts, shared
-        self._products = products
+        self.products = products
 
     def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:
         ids_TK, weight_TK = self.router(x_TD, lora)
-        sum_TD = experts_sum(x_TD, weight_TK, ids_TK, self._products, lora, self.layer)
+        sum_TD = experts_sum(x_TD, weight_TK, ids_TK, self.products, lora, self.layer)
         return sum_TD if self.shared is None else sum_TD + self.shared(x_TD, rope, attend, lora)

@@ -36,6 +36,7 @@ class MoeSpec:
     d_shared: int = 0
     biases: bool = False  # of the router, and of each expert's products
     by_turns: bool = False  # published rows of gates and ups stand by turns, and not all gates first
+    held: tuple[int, int] | None = None  # the first expert that is here, and the one behind the last; None: all are
 
     def __post_init__(self) -> None:
         sizes = {"n_groups": self.n_groups, "top_groups": self.top_groups}
@@ -54,8 +55,14 @@ class MoeSpec:
                 f"{self.top_k} experts a token among {chosen}": self.top_k <= chosen,
                 f"a shared expert {self.d_shared!r} wide": isinstance(self.d_shared, int) and self.d_shared >= 0,
                 "layers before the first": all(layer >= 0 for layer in self.layers),
+                f"the experts {self.held} of {self.n_experts}": 0 <= self.here.start < self.here.stop <= self.n_experts,
             },
         )
+
+    @property
+    def here(self) -> range:
+        """The experts whose weights are here. The router chooses among all of them wherever they are."""
+        return range(*(self.held or (0, self.n_experts)))
 
 
 @dataclass(frozen=True)

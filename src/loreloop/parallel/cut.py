@@ -14,7 +14,7 @@ from loreloop.model.lora import AdapterView, LoraLayout
 from loreloop.model.packed_weights import PackedWeight
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.mesh import Axis
-from loreloop.protocol.training import LoraSpec
+from loreloop.protocol.training import ExpertForm, LoraSpec
 
 Weight = Tensor | PackedWeight
 # How the ranks of an axis hold a matrix of an adapter: each a share of its own; all the same, of whose gradient each
@@ -49,6 +49,6 @@ class Cut(Protocol):
         """Fills a rank's adapter from a whole one."""
         ...
 
-    def held(self, site: str, factor: Factor) -> Held:
-        """How the ranks hold a matrix of the adapter at a site."""
+    def held(self, site: str, factor: Factor, form: ExpertForm) -> Held:
+        """How the ranks hold a matrix of the adapter at a site, where experts' adapters have this form."""
         ...

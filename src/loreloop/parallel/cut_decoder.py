@@ -20,11 +20,13 @@ from loreloop.model.linear import Products
 from loreloop.model.lora import Adapters
 from loreloop.model.packed_weights import PackedWeight
 from loreloop.model.rope import Rope
+from loreloop.model.routed_feed_forward import RoutedFeedForward
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.collectives import enter, leave
 from loreloop.parallel.mesh import check_mesh
 from loreloop.parallel.place import Place
 from loreloop.parallel.shares import share_of
+from loreloop.parallel.spread_experts import SpreadExperts
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,17 @@ def decoder_of(
     share = share_of(spec, place.mesh, place.rank)
     held = {role: mine for role, weight in weights.items() if (mine := share.weight(role, weight)) is not None}
     decoder = assemble(Parts(share.local, held, dtype, products))
+    if expert_group := place.groups.get("ep"):
+        decoder.layers = [_spread_layer(layer, expert_group) for layer in decoder.layers]
     if tensor_group := place.groups.get("tp"):
         decoder.layers = [_cut_layer(layer, tensor_group) for layer in decoder.layers]
     return decoder
+
+
+def _spread_layer(layer: Layer, group: dist.ProcessGroup) -> Layer:
+    if not isinstance(layer.feed_forward, RoutedFeedForward):
+        return layer
+    return replace(layer, feed_forward=SpreadExperts(layer.feed_forward, group))
 
 
 def _cut_layer(layer: Layer, group: dist.ProcessGroup) -> Layer:

@@ -17,7 +17,6 @@ MOST_RANKS = 4096
 Axis = Literal["pp", "ep", "tp"]
 # The outermost first: ranks that say most to one another are neighbours, and stand on one host.
 AXES: tuple[Axis, ...] = ("pp", "ep", "tp")
-BUILT: tuple[Axis, ...] = ("pp", "tp")
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ def parse_mesh(text: str) -> Mesh:
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = part.strip().partition("=")
-        if name not in BUILT or name in sizes:
-            known = ", ".join(f"{axis}=N" for axis in BUILT)
+        if name not in AXES or name in sizes:
+            known = ", ".join(f"{axis}=N" for axis in AXES)
             raise BadRequest(f"{part.strip()[:40]!r} is no axis of a mesh, or was named twice; a mesh is of {known}.")
         if not (size.isascii() and size.isdecimal() and 0 < int(size[:9]) <= MOST_RANKS and len(size) < 9):
             raise BadRequest(f"The axis {name} of a mesh has {size[:40]!r} ranks; it takes 1 to {MOST_RANKS}.")
@@ -86,6 +85,11 @@ def _undivided(spec: DecoderSpec, axis: Axis, size: int) -> Iterator[str]:
         yield from _undivided_widths(spec, size)
     elif axis == "pp" and size > spec.n_layers:
         yield f"{spec.n_layers} layers over {size} stages"
+    if axis == "ep" and size > 1:
+        if spec.moe is None:
+            yield f"no routed experts, which {size} ranks could share"
+        elif spec.moe.n_experts % size:
+            yield f"{spec.moe.n_experts} routed experts over {size} ranks"
 
 
 def _undivided_widths(spec: DecoderSpec, tp: int) -> Iterator[str]:

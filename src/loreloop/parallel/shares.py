@@ -5,7 +5,7 @@ Knows no processes: any rank's share can be computed on any rank, which is how c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +14,14 @@ from torch import Tensor
 from loreloop.model.lora import AdapterView, LoraLayout
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.cut import Cut, Factor, Held, Weight
+from loreloop.parallel.expert_cut import ExpertCut
 from loreloop.parallel.mesh import AXES, Axis, Mesh
 from loreloop.parallel.pipeline_cut import PipelineCut
 from loreloop.parallel.tensor_cut import TensorCut
 from loreloop.protocol.training import LoraSpec
 
-PLANS: Mapping[Axis, Callable[[DecoderSpec, int, int], Cut]] = {"pp": PipelineCut, "tp": TensorCut}
+# How an axis cuts a decoder, for a rank that stands somewhere along it among so many.
+PLANS: dict[Axis, Callable[[DecoderSpec, int, int], Cut]] = {"pp": PipelineCut, "ep": ExpertCut, "tp": TensorCut}
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Share:
         for layer, site in mine.layout.places:
             by_factor: dict[Factor, tuple[Tensor, ...]] = {"a": (mine.a(layer, site),), "b": mine.b(layer, site)}
             for factor, matrices in by_factor.items():
-                if cut.held(site, factor) == held:
+                if cut.held(site, factor, mine.layout.lora.experts) == held:
                     yield from matrices
 
 

@@ -22,7 +22,7 @@ from loreloop.model.lora import AdapterView, LoraLayout
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.cut import Factor, Held, Weight
 from loreloop.parallel.mesh import Axis
-from loreloop.protocol.training import LoraSpec
+from loreloop.protocol.training import ExpertForm, LoraSpec
 
 COLUMN = {"qkv", "gate_up", "shared.gate_up", "experts.gate_up", "q_b", "kv_b"}
 ROW = {"o", "down", "shared.down", "experts.down"}
@@ -78,7 +78,7 @@ class TensorCut:
             for mine, whole in self._pairs(layer, site, view, local):
                 mine.copy_(whole)
 
-    def held(self, site: str, factor: Factor) -> Held:
+    def held(self, site: str, factor: Factor, form: ExpertForm) -> Held:
         """The factor on the side that is cut is cut, the other has a part of its gradient on each rank. The
         unembedding's are whole on every rank, since what they multiply is."""
         if site not in COLUMN | ROW | COPIED:
