@@ -25,6 +25,12 @@ FAMILIES = {
     "qwen3_moe": {},
     "deepseek_v3": {},
     "granite": {},
+    "olmo2": {},
+    "no query rank": {"family": "deepseek_v3", "q_lora_rank": None},
+    "few keys": {"family": "qwen3", "num_key_value_heads": 2},
+    "few fused keys": {"family": "phi3", "num_key_value_heads": 1},
+    "few keys, normed together": {"family": "olmo2", "num_key_value_heads": 2},
+    "odd vocabulary": {"family": "qwen2", "vocab_size": 509, "tie_word_embeddings": False},
 }
 
 
@@ -37,9 +43,10 @@ def one_process(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("mesh", ["tp=2", "tp=4"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_ranks_give_what_one_process_gives(family: str, mesh: str, tmp_path: Path) -> None:
-    folder = make_tiny_model(tmp_path / "model", family, num_key_value_heads=4)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ranks_give_what_one_process_gives(name: str, mesh: str, tmp_path: Path) -> None:
+    settings = {"family": name, "num_key_value_heads": 4, **FAMILIES[name]}
+    folder = make_tiny_model(tmp_path / "model", **settings)
     logps, grad = one_process(folder)
     gathered = torch.full_like(grad, torch.nan)
     for found in on_ranks(mesh, tmp_path, trained_rank, folder):

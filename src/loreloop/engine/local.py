@@ -107,9 +107,9 @@ class LocalEngine:
         self._info = EngineInfo(
             base_model=base_model,
             folder=str(folder),
-            vocab_size=spec.vocab_size,
-            context_window=spec.context_window,
-            eos_token_ids=tuple(i for i in dict.fromkeys((*spec.eos_token_ids, *ends)) if 0 <= i < spec.vocab_size),
+            vocab_size=whole.vocab_size,
+            context_window=whole.context_window,
+            eos_token_ids=tuple(i for i in dict.fromkeys((*whole.eos_token_ids, *ends)) if 0 <= i < whole.vocab_size),
             max_lora_rank=config.max_lora_rank,
             n_threads=self.threads.most,
             precision=precision,

@@ -88,14 +88,11 @@ def _undivided(spec: DecoderSpec, axis: Axis, size: int) -> Iterator[str]:
 
 def _undivided_widths(spec: DecoderSpec, tp: int) -> Iterator[str]:
     counts = {"heads": spec.n_heads, "numbers between gate and down": spec.d_ff}
-    if spec.latent is None:
-        counts["heads of keys"] = spec.n_kv_heads
     if spec.moe:
         counts |= {"numbers of an expert": spec.moe.d_expert, "numbers of the shared expert": spec.moe.d_shared}
     yield from (f"{n} {what} over {tp} ranks" for what, n in counts.items() if n % tp)
-    if tp > 1 and spec.latent and spec.latent.q_rank is None:
-        # They share a product with the latents, of which the one is cut and the other is not.
-        yield "queries come straight from the hidden state, in one product with the latents"
-    if tp > 1 and spec.qk_norm == "whole":
-        # Each rank would norm its own heads, where the model norms all of them together.
-        yield "queries and keys are normed over all heads together"
+    # Several ranks may hold one head of keys, if each head has as many.
+    if spec.latent is None and spec.n_kv_heads % tp and tp % spec.n_kv_heads:
+        yield f"{spec.n_kv_heads} heads of keys over {tp} ranks"
+    if spec.vocab_size < tp:
+        yield f"{spec.vocab_size} tokens over {tp} ranks"
