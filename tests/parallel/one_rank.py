@@ -14,6 +14,7 @@ from loreloop.model.linear import FastProducts
 from loreloop.parallel.adapter_share import AdapterShare
 from loreloop.parallel.cut_decoder import decoder_of
 from loreloop.parallel.place import Place
+from loreloop.parallel.sequence import training_decoder
 from tests.engine.train_rig import CPU, laid_out
 from tests.parallel.scene import LORA, scene, whole_state
 
@@ -22,7 +23,7 @@ def trained_rank(place: Place, folder: Path) -> dict[str, Tensor]:
     """Log-probabilities and this rank's gradients of a pass, with the places of those in the whole adapter."""
     spec, weights = load_weights(folder, dtype=torch.float32, device=CPU)
     decoder = decoder_of(spec, weights, torch.float32, FastProducts(), place)
-    trainer = Trainer(decoder, FastAttention(), Head(decoder, fixed_rows=False), 1024, 1024)
+    trainer = Trainer(training_decoder(decoder, place), FastAttention(), Head(decoder, fixed_rows=False), 1024, 1024)
     share = AdapterShare(spec, LORA, place)
     state = ModelState(share, torch.float32, CPU)
     state.master.copy_(share.take(whole_state(spec).master))

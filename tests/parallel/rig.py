@@ -14,7 +14,7 @@ from loreloop.parallel.mesh import parse_mesh
 from loreloop.parallel.place import Place, place_of
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.parallel.one_rank"])
+FORKS.set_forkserver_preload(["tests.parallel.one_rank", "tests.parallel.life"])
 
 
 def on_ranks(mesh: str, folder: Path, work: Callable[..., Any], *arguments: Any, timeout: float = 120) -> list[Any]:

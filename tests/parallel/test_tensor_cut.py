@@ -1,5 +1,6 @@
 """Ranks that hold shares of a decoder give the log-probabilities and gradients of one process."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,12 @@ def one_process(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([torch.tensor(o["logprobs"].numpy()) for o in work.result().outputs]), state.grad
 
 
-@pytest.mark.parametrize("mesh", ["tp=2", "tp=4"])
-@pytest.mark.parametrize("name", FAMILIES)
+# The latents' first product under cuts of rows gives wrong gradients elsewhere, and so it stands here by name.
+BY_ROWS = ("qwen3", "gemma2", "qwen3_moe", "deepseek_v3", "no query rank", "few keys, normed together")
+MESHES = [*itertools.product(FAMILIES, ("tp=2", "tp=4")), *itertools.product(BY_ROWS, ("sp=2",)), ("qwen3", "sp=4")]
+
+
+@pytest.mark.parametrize(("name", "mesh"), MESHES)
 def test_ranks_give_what_one_process_gives(name: str, mesh: str, tmp_path: Path) -> None:
     settings = {"family": name, "num_key_value_heads": 4, **FAMILIES[name]}
     folder = make_tiny_model(tmp_path / "model", **settings)

@@ -65,8 +65,6 @@ def check_fits(config: EngineConfig, folders: Iterable[Path]) -> None:
         return
     if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()):
         raise BadRequest('A mesh of several processes runs on CPUs so far; set engine.device = "cpu".')
-    if config.quantize != "none":
-        raise BadRequest("A mesh of several processes does not cut weights in 4 bits yet; serve without --quantize.")
 
 
 def meet(mesh: Mesh, rank: int, meeting: Path) -> Place:

@@ -36,6 +36,7 @@ from loreloop.model.linear import FastProducts, Products, TiledProducts
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.cut_decoder import decoder_of
 from loreloop.parallel.place import ALONE, Place
+from loreloop.parallel.sequence import training_decoder
 from loreloop.protocol.checksums import write_sums
 from loreloop.protocol.errors import BadRequest, LoreloopError, UserError
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
@@ -96,7 +97,7 @@ class LocalEngine:
         self.bank = AdapterBank(whole, dtype, device, work_dir, config.resident_models, place)
         self.revisions = Revisions(whole, dtype, device, config.resident_revisions, place)
         self.trainer = Trainer(
-            self.decoder,
+            training_decoder(self.decoder, place),
             attention,
             head,
             config.train_tokens * _spread(spec),

@@ -18,16 +18,19 @@ Axis = Literal["pp", "ep", "tp"]
 # The outermost first: ranks that say most to one another are neighbours, and stand on one host.
 AXES: tuple[Axis, ...] = ("pp", "ep", "tp")
 BUILT: tuple[Axis, ...] = ("tp",)
+ROWS = "sp"  # another word for `tp`, of which it is a kind: a group is of one or of the other
 
 
 @dataclass(frozen=True)
 class Mesh:
     """How many ranks share the heads and widths of every layer (`tp`), its routed experts (`ep`), and the layers
-    (`pp`). One of one is a single process."""
+    (`pp`). One of one is a single process. `cuts_rows`: the ranks of `tp` share the rows of training's residual stream
+    too."""
 
     tp: int = 1
     ep: int = 1
     pp: int = 1
+    cuts_rows: bool = False
 
     @property
     def sizes(self) -> dict[Axis, int]:
@@ -47,21 +50,24 @@ class Mesh:
         return found
 
     def __str__(self) -> str:
-        return ",".join(f"{axis}={size}" for axis, size in self.sizes.items() if size > 1) or "tp=1"
+        names = {axis: "sp" if axis == "tp" and self.cuts_rows else axis for axis in AXES}
+        return ",".join(f"{names[axis]}={size}" for axis, size in self.sizes.items() if size > 1) or "tp=1"
 
 
 def parse_mesh(text: str) -> Mesh:
-    """`tp=2,pp=2` as a mesh. BadRequest for axes nobody knows, those that are named twice, and sizes that are none."""
+    """`tp=2,pp=2` as a mesh; `sp=2` is a `tp=2` that cuts rows as well. BadRequest for axes nobody knows, those named
+    twice, and sizes that are none."""
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = part.strip().partition("=")
-        if name not in BUILT or name in sizes:
-            known = ", ".join(f"{axis}=N" for axis in BUILT)
+        if name not in (*BUILT, ROWS) or name in sizes or {name, *sizes} >= {"tp", ROWS}:
+            known = ", ".join(f"{axis}=N" for axis in (*BUILT, ROWS))
             raise BadRequest(f"{part.strip()[:40]!r} is no axis of a mesh, or was named twice; a mesh is of {known}.")
         if not (size.isascii() and size.isdecimal() and 0 < int(size[:9]) <= MOST_RANKS and len(size) < 9):
             raise BadRequest(f"The axis {name} of a mesh has {size[:40]!r} ranks; it takes 1 to {MOST_RANKS}.")
         sizes[name] = int(size)
-    mesh = Mesh(**sizes)
+    n_ranks = sizes.pop(ROWS, 1)
+    mesh = Mesh(**sizes) if n_ranks == 1 else Mesh(**sizes | {"tp": n_ranks}, cuts_rows=True)
     if mesh.n_ranks > MOST_RANKS:
         raise BadRequest(f"The mesh {mesh} has {mesh.n_ranks} ranks; a mesh takes 1 to {MOST_RANKS}.")
     return mesh

@@ -64,8 +64,14 @@ class TensorCut:
         # Latent attention has one latent for all heads, and no heads of keys that could be cut.
         n_kv_heads = spec.n_heads // n if spec.latent else spec.n_kv_heads // self._kv_shares
         start, stop = self.tokens
-        sizes = {"n_heads": spec.n_heads // n, "n_kv_heads": n_kv_heads, "d_ff": spec.d_ff // n}
-        return replace(spec, vocab_size=stop - start, moe=moe, **sizes)
+        return replace(
+            spec,
+            vocab_size=stop - start,
+            n_heads=spec.n_heads // n,
+            n_kv_heads=n_kv_heads,
+            d_ff=spec.d_ff // n,
+            moe=moe,
+        )
 
     @property
     def tokens(self) -> tuple[int, int]:
