@@ -14,6 +14,7 @@ from loreloop.model.linear import FastProducts
 from loreloop.parallel.adapter_share import AdapterShare
 from loreloop.parallel.cut_decoder import decoder_of
 from loreloop.parallel.place import Place
+from loreloop.parallel.sequence import training_decoder
 from loreloop.parallel.stages import Lane, stage_of
 from tests.engine.train_rig import CPU, laid_out
 from tests.parallel.scene import LORA, scene, whole_state
@@ -24,7 +25,7 @@ def trained_rank(place: Place, folder: Path, max_rows: int = 1024, kept_rows: in
     spec, weights = load_weights(folder, dtype=torch.float32, device=CPU)
     decoder = decoder_of(spec, weights, torch.float32, FastProducts(), place)
     head, stage = Head(decoder, fixed_rows=False), stage_of(spec, place)
-    trainer = Trainer(decoder, FastAttention(), head, max_rows, kept_rows, stage=stage)
+    trainer = Trainer(training_decoder(decoder, place), FastAttention(), head, max_rows, kept_rows, stage=stage)
     share = AdapterShare(spec, LORA, place)
     state = ModelState(share, torch.float32, CPU)
     state.master.copy_(share.take(whole_state(spec).master))

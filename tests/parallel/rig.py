@@ -15,7 +15,9 @@ from loreloop.parallel.place import Place, place_of
 
 FORKS = multiprocessing.get_context("forkserver")
 MOST_SECONDS = 120
-FORKS.set_forkserver_preload(["tests.parallel.one_rank", "tests.parallel.stage_rank", "tests.parallel.leading_rank"])
+FORKS.set_forkserver_preload(
+    ["tests.parallel.one_rank", "tests.parallel.stage_rank", "tests.parallel.leading_rank", "tests.parallel.life"]
+)
 
 
 def on_ranks(mesh: str, folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -41,7 +41,16 @@ def test_what_is_no_mesh_is_refused(text: str, message: str) -> None:
 def test_a_mesh_that_does_not_divide_is_refused_with_the_nearest(tmp_path: Path) -> None:
     spec = read_spec(make_tiny_model(tmp_path / "model"))
     check_mesh(spec, Mesh(2))
-    with pytest.raises(BadRequest, match=r"tp=4 does not divide .*2 heads of keys over 4 ranks.*nearest is tp=2"):
+    with pytest.raises(BadRequest, match=r"tp=3 does not divide .*4 heads over 3 ranks.*nearest is tp=2"):
+        check_mesh(spec, Mesh(3))
+
+
+def test_heads_of_keys_are_cut_or_copied_and_nothing_between(tmp_path: Path) -> None:
+    sizes = {"num_attention_heads": 12, "hidden_size": 96, "intermediate_size": 96, "num_key_value_heads": 6}
+    spec = read_spec(make_tiny_model(tmp_path / "model", **sizes))
+    check_mesh(spec, Mesh(3))
+    check_mesh(spec, Mesh(12))
+    with pytest.raises(BadRequest, match=r"6 heads of keys over 4 ranks.* nearest is tp=3"):
         check_mesh(spec, Mesh(4))
 
 
@@ -50,18 +59,6 @@ def test_fewer_layers_than_stages_are_refused(tmp_path: Path) -> None:
     check_mesh(spec, Mesh(pp=3))
     with pytest.raises(BadRequest, match=r"pp=4,tp=2 does not divide .*3 layers over 4 stages.*nearest is pp=3,tp=2"):
         check_mesh(spec, Mesh(pp=4, tp=2))
-
-
-def test_norms_over_all_heads_are_not_cut(tmp_path: Path) -> None:
-    spec = read_spec(make_tiny_model(tmp_path / "model", "olmo2"))
-    with pytest.raises(BadRequest, match=r"normed over all heads together.* nearest is tp=1"):
-        check_mesh(spec, Mesh(2))
-
-
-def test_queries_without_a_rank_of_their_own_are_not_cut(tmp_path: Path) -> None:
-    spec = read_spec(make_tiny_model(tmp_path / "model", "deepseek_v3", q_lora_rank=None))
-    with pytest.raises(BadRequest, match="in one product with the latents"):
-        check_mesh(spec, Mesh(2))
 
 
 def test_experts_that_do_not_divide_are_refused(tmp_path: Path) -> None:

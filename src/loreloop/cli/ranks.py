@@ -65,9 +65,6 @@ def check_fits(config: EngineConfig, folders: Iterable[Path]) -> None:
         return
     if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()):
         raise BadRequest('A mesh of several processes runs on CPUs so far; set engine.device = "cpu".')
-    if config.quantize != "none" and mesh.tp > 1:
-        # Experts keep whole weights, packed or not; heads and widths would have to be cut within their groups.
-        raise BadRequest("A mesh with tp > 1 does not cut weights in 4 bits yet; serve without --quantize.")
 
 
 def meet(mesh: Mesh, rank: int, meeting: Path) -> Place:

@@ -3,7 +3,10 @@
 For targets known beforehand the first pass also keeps ∂logp/∂hidden, which makes the backward pass one scaling. Where
 the unembedding itself is trained, or a position has several targets, logits are computed again in the backward pass.
 
-Legend: N rows to score, D model width, V vocabulary, K targets a row.
+Several processes may hold the rows of some tokens each (`model/vocabulary.py`): a row's logits are then those of the
+tokens that are held, and what is over all tokens is merged once a call.
+
+Legend: N rows to score, D model width, V vocabulary (or the tokens of it that are held), K targets a row.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from loreloop.engine.contract import Pause
 from loreloop.engine.softmax import normalizer_of, piece_rows, to_probabilities
 from loreloop.model.decoder import Decoder
 from loreloop.model.lora import UNEMBED, LoraBatch, LoraGroup
+from loreloop.model.vocabulary import Own
 
 CHUNK_ROWS = 128
 FIXED_ROWS = 32
@@ -26,10 +30,12 @@ FIXED_ROWS = 32
 
 @dataclass(frozen=True)
 class Scores:
-    """`logp_NK` fp32; `grad_ND` is ∂logp/∂hidden where it was asked for (K is then 1)."""
+    """`logp_NK` fp32; `grad_ND` is ∂logp/∂hidden where it was asked for (K is then 1). `share_N1` is how much of each
+    row's probability lies with the tokens that are held here; None: all."""
 
     logp_NK: Tensor
     grad_ND: Tensor | None = None
+    share_N1: Tensor | None = None
 
 
 class Head:
@@ -41,8 +47,9 @@ class Head:
         self.chunk_rows = FIXED_ROWS if fixed_rows else CHUNK_ROWS
 
     def chunks(self, h_ND: Tensor, lora: LoraBatch) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, their logits) a few at a time; the logits end with padding rows if rows are fixed."""
-        for rows, logits_NV in self._products(h_ND, lora):
+        """(rows, their logits of all tokens) a few at a time; the logits end with padding rows if rows are fixed."""
+        for rows in self._chunk_spans(h_ND.shape[0]):
+            logits_NV = self.decoder.vocabulary.all_logits(self._product(h_ND, rows, lora))
             for piece in self._pieces(rows):
                 # Rows are told without the padding, logits with it: whoever reads them stops at the rows.
                 yield slice(rows.start + piece.start, min(rows.start + piece.stop, rows.stop)), logits_NV[piece]
@@ -61,34 +68,34 @@ class Head:
         The gradient is E[target] − p·E of the frozen head E, so it is right only where no unembedding adapter acts.
         """
         # Filled chunk by chunk; no tensor of rows × vocabulary ever exists.
-        logp_NK = torch.empty(targets_NK.shape, device=h_ND.device)
-        grad_ND = torch.zeros_like(h_ND) if want_grad_N is not None else None
+        own = self.decoder.vocabulary.own(targets_NK)
+        target_NK = torch.empty(targets_NK.shape, device=h_ND.device)
+        normalizer_N1 = torch.empty(len(h_ND), 1, device=h_ND.device)
+        mean_ND = torch.zeros_like(h_ND) if want_grad_N is not None else None
         for rows in self._chunk_spans(h_ND.shape[0]):
             wanted_N = want_grad_N[rows] if want_grad_N is not None else None
             # A chunk of rows that nobody weighs, such as prompts, saves its second product with the head.
             want_grad = wanted_N is not None and bool(wanted_N.any())
             logits_NV = self._product(h_ND, rows, lora)
-            logp_NK[rows] = self._score_chunk(logits_NV, targets_NK[rows], want_grad)
-            if grad_ND is not None and wanted_N is not None and want_grad:
-                grad_ND[rows] = self._grad(logits_NV, targets_NK[rows, 0], wanted_N)
+            self._read(logits_NV, own[rows], target_NK[rows], normalizer_N1[rows], want_p=want_grad)
+            if mean_ND is not None and wanted_N is not None and want_grad:
+                self._mean(logits_NV, wanted_N, mean_ND[rows])
             pause()
-        return Scores(logp_NK, grad_ND)
+        merged = self.decoder.vocabulary.merged(normalizer_N1, target_NK)
+        logp_NK, share_N1 = merged.target_NK - merged.normalizer_N1, merged.share_N1
+        if mean_ND is None or want_grad_N is None:
+            return Scores(logp_NK, None, share_N1)
+        return Scores(logp_NK, self._grad(mean_ND, own, want_grad_N, share_N1), share_N1)
 
-    def _score_chunk(self, logits_NV: Tensor, targets_NK: Tensor, want_p: bool) -> Tensor:
-        """log p(target), (N, K); with `want_p` the logits, in their own place, become probabilities."""
-        logp: list[Tensor] = []
-        for piece in self._pieces(slice(0, len(targets_NK))):
-            piece_NV, targets = logits_NV[piece], targets_NK[piece]
+    def _read(self, logits_NV: Tensor, own: Own, target_NK: Tensor, normalizer_N1: Tensor, *, want_p: bool) -> None:
+        """Fills in the targets' logits, (N, K), and log Σ e^logit, (N, 1); with `want_p` the logits become
+        probabilities in their own place."""
+        for piece in self._pieces(slice(0, len(target_NK))):
+            piece_NV, index_NK = logits_NV[piece], own.index_NK[piece]
             # The target's logit must be read before `to_probabilities` writes over it.
-            target_NK = piece_NV[: len(targets)].gather(1, targets).float()
-            normalizer_N1 = to_probabilities(piece_NV) if want_p else normalizer_of(piece_NV)
-            logp.append(target_NK - normalizer_N1[: len(targets)])
-        return torch.cat(logp)
-
-    def _products(self, h_ND: Tensor, lora: LoraBatch) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, their logits) by chunks."""
-        for rows in self._chunk_spans(h_ND.shape[0]):
-            yield rows, self._product(h_ND, rows, lora)
+            target_NK[piece] = own[piece].only(piece_NV[: len(index_NK)].gather(1, index_NK).float())
+            piece_N1 = to_probabilities(piece_NV) if want_p else normalizer_of(piece_NV)
+            normalizer_N1[piece] = piece_N1[: len(index_NK)]
 
     def _chunk_spans(self, n_rows: int) -> Iterator[slice]:
         starts = range(0, n_rows, self.chunk_rows)
@@ -108,20 +115,37 @@ class Head:
         size = piece_rows(self.decoder.device) or max(n_rows, self.chunk_rows)
         return (slice(start, start + size) for start in range(0, n_rows, size))
 
-    def _grad(self, p_NV: Tensor, targets_N: Tensor, wanted_N: Tensor) -> Tensor:
-        head = self.decoder.head
+    def _mean(self, p_NV: Tensor, wanted_N: Tensor, mean_ND: Tensor) -> None:
+        """Fills in p · E of the rows that are wanted."""
         p_NV = p_NV[: len(wanted_N)]
         # Σ p · E is one product with the frozen head; rows that are not wanted are left out of it.
-        mean_ND = head.input_grad(p_NV if bool(wanted_N.all()) else p_NV[wanted_N])
-        grad_ND = torch.zeros(len(targets_N), head.d_in, dtype=mean_ND.dtype, device=p_NV.device)
-        grad_ND[wanted_N] = head.rows(targets_N[wanted_N]) - mean_ND
-        return grad_ND
+        mean_ND[wanted_N] = self.decoder.head.input_grad(p_NV if bool(wanted_N.all()) else p_NV[wanted_N])
+
+    def _grad(self, mean_ND: Tensor, own: Own, wanted_N: Tensor, share_N1: Tensor | None) -> Tensor:
+        """E[target] − p · E of the rows that are wanted, in place of p · E; `share_N1` is what p has to be multiplied
+        by."""
+        for rows in self._chunk_spans(len(mean_ND)):
+            picked = wanted_N[rows].nonzero()[:, 0] + rows.start
+            target_ND = self.decoder.head.rows(own.index_NK[picked, 0]).to(mean_ND.dtype)
+            if own.held_NK is not None:
+                target_ND = target_ND.masked_fill(~own.held_NK[picked], 0)
+            part_ND = mean_ND[picked] if share_N1 is None else mean_ND[picked] * share_N1[picked].to(mean_ND.dtype)
+            mean_ND[picked] = target_ND - part_ND
+        return self.decoder.vocabulary.summed(mean_ND)
 
     def backward(
-        self, h_ND: Tensor, targets_NK: Tensor, dlogp_NK: Tensor, lora: LoraBatch, pause: Pause = lambda: None
+        self,
+        h_ND: Tensor,
+        targets_NK: Tensor,
+        dlogp_NK: Tensor,
+        lora: LoraBatch,
+        pause: Pause = lambda: None,
+        share_N1: Tensor | None = None,
     ) -> Tensor:
-        """Sends ∂loss/∂logp back to the hidden states, (N, D), and to unembedding adapters; logits are made again."""
+        """Sends ∂loss/∂logp back to the hidden states, (N, D), and to unembedding adapters; logits are made again.
+        `share_N1` is that of the scores."""
         dh_ND = torch.zeros_like(h_ND)
+        own = self.decoder.vocabulary.own(targets_NK)
         for rows in self._chunk_spans(h_ND.shape[0]):
             # A leaf for each chunk, so that its graph, rows × vocabulary wide, is gone before the next one begins.
             h_chunk = h_ND[rows].detach().requires_grad_()
@@ -131,15 +155,17 @@ class Head:
             with torch.no_grad():
                 # d logits = scatter(dlogp) − p · Σ dlogp, without autograd's copies of rows × vocabulary
                 p_NV = logits_NV.float().softmax(-1)
-                dlogits_NV = p_NV.mul_(-dlogp_NK[rows].sum(-1, keepdim=True))
-                dlogits_NV.scatter_add_(1, targets_NK[rows], dlogp_NK[rows])
+                weight_N1 = -dlogp_NK[rows].sum(-1, keepdim=True)
+                # The softmax is over the tokens that are held, and has too much where others have some.
+                dlogits_NV = p_NV.mul_(weight_N1 if share_N1 is None else weight_N1 * share_N1[rows])
+                dlogits_NV.scatter_add_(1, own[rows].index_NK, own[rows].only(dlogp_NK[rows]))
             # Through autograd, since this product may carry an unembedding adapter, whose gradient is gathered on the
             # way.
             logits_NV.backward(dlogits_NV.to(logits_NV.dtype))
             assert h_chunk.grad is not None
             dh_ND[rows] = h_chunk.grad
             pause()
-        return dh_ND
+        return self.decoder.vocabulary.summed(dh_ND)
 
 
 def rows_of(lora: LoraBatch, rows: slice) -> LoraBatch:

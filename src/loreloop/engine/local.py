@@ -36,6 +36,7 @@ from loreloop.model.linear import FastProducts, Products, TiledProducts
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.cut_decoder import decoder_of
 from loreloop.parallel.place import ALONE, Place
+from loreloop.parallel.sequence import training_decoder
 from loreloop.parallel.stages import stage_of
 from loreloop.protocol.checksums import write_sums
 from loreloop.protocol.errors import BadRequest, LoreloopError, UserError
@@ -99,7 +100,7 @@ class LocalEngine:
         self.bank = AdapterBank(whole, dtype, device, work_dir, config.resident_models, place)
         self.revisions = Revisions(whole, dtype, device, config.resident_revisions, place)
         self.trainer = Trainer(
-            self.decoder,
+            training_decoder(self.decoder, place),
             attention,
             head,
             config.train_tokens * _spread(spec),
@@ -111,9 +112,9 @@ class LocalEngine:
         self._info = EngineInfo(
             base_model=base_model,
             folder=str(folder),
-            vocab_size=spec.vocab_size,
-            context_window=spec.context_window,
-            eos_token_ids=tuple(i for i in dict.fromkeys((*spec.eos_token_ids, *ends)) if 0 <= i < spec.vocab_size),
+            vocab_size=whole.vocab_size,
+            context_window=whole.context_window,
+            eos_token_ids=tuple(i for i in dict.fromkeys((*whole.eos_token_ids, *ends)) if 0 <= i < whole.vocab_size),
             max_lora_rank=config.max_lora_rank,
             n_threads=self.threads.most,
             precision=precision,

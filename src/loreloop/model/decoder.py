@@ -9,7 +9,7 @@ width, L width of a latent, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,12 +19,13 @@ from torch import Tensor
 from loreloop.model.attention_rules import AttentionRules
 from loreloop.model.attention_spec import AttentionSpec
 from loreloop.model.gates import Gate
-from loreloop.model.linear import BaseLinear, rows_of
+from loreloop.model.linear import BaseLinear
 from loreloop.model.lora import Adapters
 from loreloop.model.packed_weights import PackedWeight
 from loreloop.model.pointwise import add_rms_norm, rms_norm
 from loreloop.model.rope import Rope, RopeTable
 from loreloop.model.spec import DecoderSpec
+from loreloop.model.vocabulary import WHOLE_VOCABULARY, Vocabulary
 
 
 class Attend(Protocol):
@@ -98,6 +99,9 @@ class Unnormed:
         return sum_TD, sum_TD.to(self.dtype)
 
 
+HeadNorm = Callable[[Tensor], Tensor]  # of queries, or of keys
+
+
 @dataclass(frozen=True)
 class AttentionParts:
     """The fused q/k/v product, the output product, and norms of queries and keys: none, of every head by itself, or
@@ -106,7 +110,7 @@ class AttentionParts:
 
     qkv: BaseLinear
     o: BaseLinear
-    norms: tuple[RmsNorm, RmsNorm] | None
+    norms: tuple[HeadNorm, HeadNorm] | None
     whole: bool
     query_scale: float
     rules: AttentionRules
@@ -199,9 +203,10 @@ class Decoder:
         layers: Sequence[Layer],
         final_norm: RmsNorm,
         head: BaseLinear,
+        vocabulary: Vocabulary = WHOLE_VOCABULARY,
     ) -> None:
         self.spec, self.embedding_VD, self.layers = spec, embedding_VD, layers
-        self.final_norm, self.head = final_norm, head
+        self.final_norm, self.head, self.vocabulary = final_norm, head, vocabulary
         self.rope_table = RopeTable(spec.rope, spec.d_turned, self.device)
         local = spec.attention.local_rope
         self.local_rope_table = RopeTable(local, spec.d_turned, self.device) if local else None
@@ -221,9 +226,9 @@ class Decoder:
     def embed(self, tokens_T: Tensor, images: ImageRows | None = None) -> Tensor:
         """(T,) int64 → (T, D) fp32, the residual stream. Ids of image rows are of no vocabulary."""
         if images is None:
-            return self._scaled(rows_of(self.embedding_VD, tokens_T))
+            return self._scaled(self.vocabulary.embed(self.embedding_VD, tokens_T))
         # Ids of images lie below zero and have no row. They look up row 0, which is overwritten in the next step.
-        x_TD = self._scaled(rows_of(self.embedding_VD, tokens_T.clamp(min=0)))
+        x_TD = self._scaled(self.vocabulary.embed(self.embedding_VD, tokens_T.clamp(min=0)))
         return x_TD.index_copy(0, images.rows_N, images.embedding_ND.float())
 
     def _scaled(self, x_TD: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from loreloop.kernels.int4_gpu import Int4GpuGroup, Int4GpuWeight
 from loreloop.kernels.packed_products import GROUP, LANES, Codes
 from loreloop.model.mx_weights import MxCodes
 
+GROUP_VALUES = GROUP  # of a row, which share a scale
+
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 MOST_CODE = {4: 7, 8: 127}  # of symmetric codes
 ZERO_CODE = 8  # four bits are stored without a sign
@@ -133,6 +135,26 @@ class PackedWeight:
             tiles = PackedWeight(Codes(self.codes.codes[tile_N], self.codes.scales[tile_N], offsets))
             row_NI = tiles.dense()[torch.arange(len(flat_N), device=flat_N.device) * LANES + lane_N]
         return row_NI.unflatten(0, index_N.shape) if index_N.dim() != 1 else row_NI
+
+    def share(self, outputs: Tensor | None, inputs: slice | None) -> PackedWeight | Tensor:
+        """Some outputs and some inputs (None: all) as a weight of its own with the same values. Where they are no whole
+        tiles and groups it is unpacked, in bf16."""
+        d_out, d_in = self.shape
+        index_O = torch.arange(d_out) if outputs is None else outputs
+        start, stop, _ = (inputs or slice(None)).indices(d_in)
+        if start % GROUP or not packable((len(index_O), stop - start)):
+            return self.dense()[index_O, start:stop]
+        groups = slice(start // GROUP, stop // GROUP)
+        if isinstance(self.codes, MxCodes):
+            codes, scales = self.codes.codes[index_O, start // 2 : stop // 2], self.codes.scales[index_O, groups]
+            return PackedWeight(MxCodes(codes, scales))
+        code_OI, scale_OG, offset_OG = _plain(self.codes) if isinstance(self.codes, Codes) else self.codes.plain()
+        shape, has_offsets = (len(index_O), stop - start), offset_OG is not None
+        # Codes and scales stay as they are: packing the values anew would round some of them a second time.
+        mine = PackedWeight.empty(shape, self.codes.bits, scale_OG.dtype, scale_OG.device, offsets=has_offsets)
+        offset_OG = None if offset_OG is None else offset_OG[index_O, groups]
+        mine.fill(code_OI[index_O, start:stop], scale_OG[index_O, groups], offset_OG)
+        return mine
 
     def _dense_by_steps(self) -> Tensor:
         """`dense`, plainly."""

@@ -46,15 +46,24 @@ class AdapterShare:
         for axis, group in self.place.groups.items():
             for matrix in self.share.matrices(gradient, axis, "partial"):
                 matrix.copy_(summed(matrix, group))
+            for shared in self.share.shared(gradient, axis):
+                # A place for each set of ranks, so that one sum over all of them serves every set.
+                n_sets, own = group.size() // shared.copies, self.place.along(axis) // shared.copies
+                places = shared.rows.new_zeros(n_sets, *shared.rows.shape)
+                places[own] = shared.rows
+                shared.rows.copy_(summed(places, group)[own])
 
     def take_gradient(self, whole: Tensor) -> Tensor:
         """The rank's part of a whole gradient, as if it had gathered that: parts of copied matrices add up."""
-        mine = self.take(whole)
+        mine = AdapterView(self.layout, self.take(whole))
         for axis in self.place.groups:
             if self.place.along(axis):
-                for matrix in self.share.matrices(AdapterView(self.layout, mine), axis, "partial"):
+                for matrix in self.share.matrices(mine, axis, "partial"):
                     matrix.zero_()
-        return mine
+            for shared in self.share.shared(mine, axis):
+                if self.place.along(axis) % shared.copies:
+                    shared.rows.zero_()
+        return mine.flat
 
     def whole_gradient(self, mine: Tensor) -> AdapterView:
         """The gradient of which every rank has gathered its part, and goes on gathering."""
@@ -76,4 +85,7 @@ class AdapterShare:
                 for held in ("partial", "copied"):
                     for matrix in self.share.matrices(counted, axis, held):
                         matrix.fill_(False)
+                for shared in self.share.shared(counted, axis):
+                    if self.place.along(axis) % shared.copies:
+                        shared.rows.fill_(False)
         return counted.flat

@@ -6,6 +6,8 @@ processes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -21,6 +23,15 @@ Weight = Tensor | PackedWeight
 # gathers a part; all the same, of whose gradient each gathers all.
 Held = Literal["cut", "partial", "copied"]
 Factor = Literal["a", "b"]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Rows of a matrix that is otherwise cut, which `copies` neighbouring ranks hold; each gathers a part of their
+    gradient."""
+
+    rows: Tensor
+    copies: int
 
 
 class Cut(Protocol):
@@ -51,4 +62,8 @@ class Cut(Protocol):
 
     def held(self, site: str, factor: Factor, form: ExpertForm) -> Held:
         """How the ranks hold a matrix of the adapter at a site, where experts' adapters have this form."""
+        ...
+
+    def shared(self, mine: AdapterView) -> Iterator[Shared]:
+        """Views of those rows of a rank's cut matrices that some of the ranks hold together."""
         ...

@@ -1,43 +1,28 @@
-"""A decoder of which each rank holds a share: built as ever from the share's spec, its layers' parts then wrapped.
+"""A decoder of which each rank holds a share: built as ever from the share's spec, its parts then taught to speak.
 
 Knows no adapters' numbers and no files.
-
-Legend: T tokens, D model width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from loreloop.model.assemble import Parts, assemble
-from loreloop.model.decoder import Attend, Decoder, Layer, Mixer
+from loreloop.model.decoder import Decoder, Layer
 from loreloop.model.linear import Products
-from loreloop.model.lora import Adapters
 from loreloop.model.packed_weights import PackedWeight
-from loreloop.model.rope import Rope
 from loreloop.model.routed_feed_forward import RoutedFeedForward
 from loreloop.model.spec import DecoderSpec
-from loreloop.parallel.collectives import enter, leave
 from loreloop.parallel.mesh import check_mesh
 from loreloop.parallel.place import Place
 from loreloop.parallel.shares import share_of
 from loreloop.parallel.spread_experts import SpreadExperts
-
-
-@dataclass(frozen=True)
-class CutMixer:
-    """A part of a layer of which each rank computes a share of the sum."""
-
-    share: Mixer
-    group: dist.ProcessGroup
-
-    def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:
-        return leave(self.share(enter(x_TD, self.group), rope, attend, lora), self.group)
+from loreloop.parallel.tensor_parts import speak_in_group
 
 
 def decoder_of(
@@ -54,11 +39,15 @@ def decoder_of(
     check_mesh(spec, place.mesh)
     share = share_of(spec, place.mesh, place.rank)
     held = {role: mine for role, weight in weights.items() if (mine := share.weight(role, weight)) is not None}
+    # A packed weight that had to be unpacked for its cut comes in bf16.
+    for role, mine in held.items():
+        if isinstance(mine, Tensor) and isinstance(weights[role], PackedWeight):
+            held[role] = mine.to(dtype)
     decoder = assemble(Parts(share.local, held, dtype, products))
     if expert_group := place.groups.get("ep"):
         decoder.layers = [_spread_layer(layer, expert_group) for layer in decoder.layers]
     if tensor_group := place.groups.get("tp"):
-        decoder.layers = [_cut_layer(layer, tensor_group) for layer in decoder.layers]
+        speak_in_group(decoder, spec, tensor_group)
     return decoder
 
 
@@ -66,8 +55,3 @@ def _spread_layer(layer: Layer, group: dist.ProcessGroup) -> Layer:
     if not isinstance(layer.feed_forward, RoutedFeedForward):
         return layer
     return replace(layer, feed_forward=SpreadExperts(layer.feed_forward, group))
-
-
-def _cut_layer(layer: Layer, group: dist.ProcessGroup) -> Layer:
-    attention, feed_forward = CutMixer(layer.attention, group), CutMixer(layer.feed_forward, group)
-    return replace(layer, attention=attention, feed_forward=feed_forward)

@@ -10,11 +10,12 @@ Legend: E experts, O outputs, I inputs, R rank of an adapter.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from loreloop.model.lora import AdapterView, LoraLayout
 from loreloop.model.spec import DecoderSpec, MoeSpec
-from loreloop.parallel.cut import Factor, Held, Weight
+from loreloop.parallel.cut import Factor, Held, Shared, Weight
 from loreloop.parallel.mesh import Axis
 from loreloop.protocol.training import ExpertForm, LoraSpec
 
@@ -84,6 +85,10 @@ class ExpertCut:
         if _of_each(site, factor, form):
             return "cut"
         return "partial" if site in OUTER or site.startswith(SHARED) else "copied"
+
+    def shared(self, mine: AdapterView) -> Iterator[Shared]:
+        """Each rank has other experts."""
+        return iter(())
 
 
 def _of_each(site: str, factor: Factor, form: ExpertForm) -> bool:

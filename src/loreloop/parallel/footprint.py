@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from loreloop.model.packed_weights import GROUP
+from loreloop.model.packed_weights import GROUP_VALUES
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.weights import Weight
 from loreloop.parallel.mesh import Mesh, check_mesh
@@ -21,7 +21,7 @@ from loreloop.protocol.training import LoraSpec
 COMPUTE_BYTES = 2  # bf16
 STATE_BYTES = 4  # fp32
 # Codes of half a byte, and a bf16 scale for each group of inputs.
-PACKED_BYTES = 0.5 + COMPUTE_BYTES / GROUP
+PACKED_BYTES = 0.5 + COMPUTE_BYTES / GROUP_VALUES
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from loreloop.model.spec import DecoderSpec
@@ -17,16 +17,19 @@ MOST_RANKS = 4096
 Axis = Literal["pp", "ep", "tp"]
 # The outermost first: ranks that say most to one another are neighbours, and stand on one host.
 AXES: tuple[Axis, ...] = ("pp", "ep", "tp")
+ROWS = "sp"  # another word for `tp`, of which it is a kind: a group is of one or of the other
 
 
 @dataclass(frozen=True)
 class Mesh:
     """How many ranks share the heads and widths of every layer (`tp`), its routed experts (`ep`), and the layers
-    (`pp`). One of one is a single process."""
+    (`pp`). One of one is a single process. `cuts_rows`: the ranks of `tp` share the rows of training's residual stream
+    too."""
 
     tp: int = 1
     ep: int = 1
     pp: int = 1
+    cuts_rows: bool = False
 
     @property
     def sizes(self) -> dict[Axis, int]:
@@ -46,21 +49,30 @@ class Mesh:
         return found
 
     def __str__(self) -> str:
-        return ",".join(f"{axis}={size}" for axis, size in self.sizes.items() if size > 1) or "tp=1"
+        names = {axis: "sp" if axis == "tp" and self.cuts_rows else axis for axis in AXES}
+        return ",".join(f"{names[axis]}={size}" for axis, size in self.sizes.items() if size > 1) or "tp=1"
 
 
 def parse_mesh(text: str) -> Mesh:
-    """`tp=2,pp=2` as a mesh. BadRequest for axes nobody knows, those that are named twice, and sizes that are none."""
+    """`tp=2,pp=2` as a mesh; `sp=2` is a `tp=2` that cuts rows as well. BadRequest for axes nobody knows, those named
+    twice, and sizes that are none."""
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = part.strip().partition("=")
-        if name not in AXES or name in sizes:
-            known = ", ".join(f"{axis}=N" for axis in AXES)
+        if name not in (*AXES, ROWS) or name in sizes or {name, *sizes} >= {"tp", ROWS}:
+            known = ", ".join(f"{axis}=N" for axis in (*AXES, ROWS))
             raise BadRequest(f"{part.strip()[:40]!r} is no axis of a mesh, or was named twice; a mesh is of {known}.")
         if not (size.isascii() and size.isdecimal() and 0 < int(size[:9]) <= MOST_RANKS and len(size) < 9):
             raise BadRequest(f"The axis {name} of a mesh has {size[:40]!r} ranks; it takes 1 to {MOST_RANKS}.")
         sizes[name] = int(size)
-    mesh = Mesh(**sizes)
+    n_ranks = sizes.pop(ROWS, 1)
+    cuts_rows = n_ranks > 1
+    mesh = Mesh(
+        tp=n_ranks if cuts_rows else sizes.get("tp", 1),
+        ep=sizes.get("ep", 1),
+        pp=sizes.get("pp", 1),
+        cuts_rows=cuts_rows,
+    )
     if mesh.n_ranks > MOST_RANKS:
         raise BadRequest(f"The mesh {mesh} has {mesh.n_ranks} ranks; a mesh takes 1 to {MOST_RANKS}.")
     return mesh
@@ -68,10 +80,14 @@ def parse_mesh(text: str) -> Mesh:
 
 def check_mesh(spec: DecoderSpec, mesh: Mesh) -> None:
     """BadRequest where the mesh does not divide the decoder, with the numbers and the nearest mesh that does."""
+    if mesh.pp > 1 and mesh.cuts_rows:
+        raise BadRequest(
+            f"The mesh {mesh} cuts rows over a pipeline, which is not built; use tp={mesh.tp} in place of sp."
+        )
     if not (wrong := [why for axis in AXES for why in _undivided(spec, axis, mesh.sizes[axis])]):
         return
     fits = {axis: _largest(spec, axis, size) for axis, size in mesh.sizes.items()}
-    nearest = replace(mesh, **fits)
+    nearest = Mesh(**fits, cuts_rows=mesh.cuts_rows)
     raise BadRequest(f"The mesh {mesh} does not divide this model: {'; '.join(wrong)}. The nearest is {nearest}.")
 
 
@@ -83,25 +99,22 @@ def _undivided(spec: DecoderSpec, axis: Axis, size: int) -> Iterator[str]:
     """What of a decoder cannot be shared by so many ranks of an axis, in words."""
     if axis == "tp":
         yield from _undivided_widths(spec, size)
-    elif axis == "pp" and size > spec.n_layers:
-        yield f"{spec.n_layers} layers over {size} stages"
-    if axis == "ep" and size > 1:
-        if spec.moe is None:
-            yield f"no routed experts, which {size} ranks could share"
-        elif spec.moe.n_experts % size:
-            yield f"{spec.moe.n_experts} routed experts over {size} ranks"
+    elif axis == "pp":
+        if size > spec.n_layers:
+            yield f"{spec.n_layers} layers over {size} stages"
+    elif size > 1 and spec.moe is None:
+        yield f"no routed experts, which {size} ranks could share"
+    elif spec.moe and spec.moe.n_experts % size:
+        yield f"{spec.moe.n_experts} routed experts over {size} ranks"
 
 
 def _undivided_widths(spec: DecoderSpec, tp: int) -> Iterator[str]:
     counts = {"heads": spec.n_heads, "numbers between gate and down": spec.d_ff}
-    if spec.latent is None:
-        counts["heads of keys"] = spec.n_kv_heads
     if spec.moe:
         counts |= {"numbers of an expert": spec.moe.d_expert, "numbers of the shared expert": spec.moe.d_shared}
     yield from (f"{n} {what} over {tp} ranks" for what, n in counts.items() if n % tp)
-    if tp > 1 and spec.latent and spec.latent.q_rank is None:
-        # They share a product with the latents, of which the one is cut and the other is not.
-        yield "queries come straight from the hidden state, in one product with the latents"
-    if tp > 1 and spec.qk_norm == "whole":
-        # Each rank would norm its own heads, where the model norms all of them together.
-        yield "queries and keys are normed over all heads together"
+    # Several ranks may hold one head of keys, if each head has as many.
+    if spec.latent is None and spec.n_kv_heads % tp and tp % spec.n_kv_heads:
+        yield f"{spec.n_kv_heads} heads of keys over {tp} ranks"
+    if spec.vocab_size < tp:
+        yield f"{spec.vocab_size} tokens over {tp} ranks"

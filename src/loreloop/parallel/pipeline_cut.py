@@ -7,7 +7,7 @@ process adds it up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from loreloop.model.lora import AdapterView, LoraLayout, attention_sites, feed_forward_sites
 from loreloop.model.spec import DecoderSpec
-from loreloop.parallel.cut import Factor, Held, Weight
+from loreloop.parallel.cut import Factor, Held, Shared, Weight
 from loreloop.parallel.mesh import Axis
-from loreloop.protocol.training import LoraSpec
+from loreloop.protocol.training import ExpertForm, LoraSpec
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,13 @@ class PipelineCut:
             for mine, whole in zip(local.b(*key), view.b(*key), strict=True):
                 mine.copy_(whole)
 
-    def held(self, site: str, factor: Factor) -> Held:
+    def held(self, site: str, factor: Factor, form: ExpertForm) -> Held:
         """Every matrix lies on one stage."""
         return "cut"
+
+    def shared(self, mine: AdapterView) -> Iterator[Shared]:
+        """No row lies on two stages."""
+        return iter(())
 
 
 def stage_layers(spec: DecoderSpec, n_stages: int) -> list[range]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loreloop.model.lora import AdapterView, LoraLayout
 from loreloop.model.spec import DecoderSpec
-from loreloop.parallel.cut import Cut, Factor, Held, Weight
+from loreloop.parallel.cut import Cut, Factor, Held, Shared, Weight
 from loreloop.parallel.expert_cut import ExpertCut
 from loreloop.parallel.mesh import AXES, Axis, Mesh
 from loreloop.parallel.pipeline_cut import PipelineCut
@@ -66,12 +66,20 @@ class Share:
 
     def matrices(self, mine: AdapterView, axis: Axis, held: Held) -> Iterator[Tensor]:
         """Those of the rank's adapter that the ranks of an axis hold so."""
-        (cut,) = [cut for cut in self.cuts if cut.axis == axis]
+        cut = self._along(axis)
         for layer, site in mine.layout.places:
             by_factor: dict[Factor, tuple[Tensor, ...]] = {"a": (mine.a(layer, site),), "b": mine.b(layer, site)}
             for factor, matrices in by_factor.items():
                 if cut.held(site, factor, mine.layout.lora.experts) == held:
                     yield from matrices
+
+    def shared(self, mine: AdapterView, axis: Axis) -> Iterator[Shared]:
+        """Rows of the rank's cut matrices that some of the ranks of an axis hold together."""
+        return self._along(axis).shared(mine)
+
+    def _along(self, axis: Axis) -> Cut:
+        (cut,) = [cut for cut in self.cuts if cut.axis == axis]
+        return cut
 
 
 def share_of(spec: DecoderSpec, mesh: Mesh, rank: int) -> Share:

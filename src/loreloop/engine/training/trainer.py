@@ -355,7 +355,9 @@ class Trainer:
         scores = self.head.score(h_UD.detach(), batch.pair_targets_UK, lora, active_U, batch.pause)
         dlogp_UK = self._losses(batch, scores.logp_NK, want_grad=True)
         if scores.grad_ND is None:
-            dh_UD = self.head.backward(h_UD.detach(), batch.pair_targets_UK, dlogp_UK, lora, batch.pause)
+            dh_UD = self.head.backward(
+                h_UD.detach(), batch.pair_targets_UK, dlogp_UK, lora, batch.pause, scores.share_N1
+            )
         else:
             # The chain rule in one scaling: ∂loss/∂h = ∂loss/∂logp · ∂logp/∂h.
             dh_UD = (scores.grad_ND.float() * dlogp_UK).to(h_UD.dtype)
