@@ -26,6 +26,7 @@ def led(place: Place, folder: Path, spoiled: str) -> None:
         os._exit(0)  # the others wait for its next word
     if spoiled == "pages":
         local.sampler.pool.take()
-    elif spoiled == "weights":
-        local.decoder.final_norm.weight_D.mul_(-1)
+    elif spoiled == "results":
+        step = local.sampler.step
+        local.sampler.step = lambda: step()[:-1]
     follow(local)

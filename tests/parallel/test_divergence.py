@@ -13,7 +13,7 @@ from tests.tiny import make_tiny_model
     ("spoiled", "message"),
     [
         ("pages", "processes 1 hold another state than process 0"),
-        ("weights", "processes 1 have given other results than process 0"),
+        ("results", "processes 1 have given other results than process 0"),
     ],
 )
 def test_processes_that_differ_end_the_engine(spoiled: str, message: str, tmp_path: Path) -> None:
