@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,11 +21,11 @@ from loreloop.parallel.place import Place
 from loreloop.parallel.stages import Lane, stage_of
 from loreloop.protocol.sampling import PromptScores
 from tests.engine.sample_rig import Answer, drain, sample_op
-from tests.engine.train_rig import CPU, laid_out, random_tokens
+from tests.engine.train_rig import CPU, datum, laid_out, random_tokens, train_pass
 from tests.parallel.scene import LORA, scene, whole_state
 
 ROWS = 32
-N_REQUESTS = 7
+N_REQUESTS, N_PAGES = 7, 20
 
 
 class StageRig:
@@ -35,7 +37,7 @@ class StageRig:
         attention = FixedAttention() if deterministic else FastAttention()
         decoder = decoder_of(spec, weights, torch.float32, products, place)
         head, self.stage = Head(decoder, fixed_rows=deterministic), stage_of(spec, place)
-        limits = SamplerLimits(n_pages=40, page_tokens=8, max_running=64, prefill_tokens=24)
+        limits = SamplerLimits(n_pages=N_PAGES, page_tokens=8, max_running=64, prefill_tokens=24)
         self.trainer = Trainer(decoder, attention, head, ROWS, ROWS, stage=self.stage)
         self.sampler = Sampler(decoder, attention, head, limits, stage=self.stage)
         share = AdapterShare(spec, LORA, place)
@@ -63,6 +65,8 @@ class StageRig:
                 routes=number == 4,
                 max_tokens=8 + 3 * number,
                 seed=number,
+                # Rows with an adapter must not share the base's prefixes.
+                revision="r" if number % 2 else "",
             )
             self.sampler.admit(op, self.state.weights if number % 2 else None)
 
@@ -71,10 +75,10 @@ def told(answers: dict[str, Answer]) -> dict[str, object]:
     """What can be compared of some answers."""
     return {
         request: (
-            dict(answer.tokens),
-            dict(answer.logprobs),
-            dict(answer.routes),
-            dict(answer.reasons),
+            sorted(answer.tokens.items()),
+            sorted(answer.logprobs.items()),
+            sorted(answer.routes.items()),
+            sorted(answer.reasons.items()),
             [(event.report.logprobs, event.report.topk) for event in answer.prompts],
             [topk for listed in answer.topk.values() for topk in listed],
         )
@@ -86,7 +90,9 @@ def sampling_rank(place: Place, folder: Path, deterministic: bool) -> dict[str, 
     """Answers of all requests, drawn with nothing else to do; and the bytes of hidden states that were sent."""
     rig = StageRig(place, folder, deterministic=deterministic)
     rig.admit()
+    rows = list(rig.sampler.waiting)
     answers = repr(told(drain(rig.sampler)))
+    assert any(row.life > 1 for row in rows), "pages are so few that rows give way"
     rig.stage.outbox.wait()
     return {"answers": answers, "sent": rig.stage.n_bytes[Lane.SAMPLING]}
 
@@ -113,8 +119,24 @@ def both_rank(place: Place, folder: Path) -> dict[str, object]:
             known.tokens[index] += tokens
             known.logprobs[index] += answer.logprobs[index]
     rig.stage.outbox.wait()
-    drawn = {request: (dict(a.tokens), dict(a.logprobs)) for request, a in sorted(answers.items())}
+    drawn = {request: (sorted(a.tokens.items()), sorted(a.logprobs.items())) for request, a in sorted(answers.items())}
     return {"drawn": repr(drawn), "logps": logps, "grad": rig.state.grad, "n_pauses": n_pauses}
+
+
+def replaying_rank(place: Place, folder: Path) -> dict[str, object]:
+    """Two passes in one batch, one of them forwards alone, over data with recorded routes and without."""
+    rig = StageRig(place, folder, deterministic=False)
+    moe = read_spec(folder).moe
+    assert moe is not None
+    plain = datum(random_tokens(50, 7))
+    chosen = np.random.default_rng(8).permuted(np.tile(np.arange(moe.n_experts), (50, len(moe.layers), 1)), axis=2)
+    recorded = msgspec.structs.replace(plain, routes=chosen[..., : moe.top_k].astype("<i2").tobytes())
+    ops = [train_pass(recorded, datum(random_tokens(30, 9))), train_pass(plain, recorded, forward_only=True)]
+    works = [laid_out(op, rig.state) for op in ops]
+    rig.trainer.run(works)
+    results = [work.result() for work in works]
+    logps = [torch.tensor(output["logprobs"].numpy()) for result in results for output in result.outputs]
+    return {"logps": torch.cat(logps), "metrics": [result.metrics for result in results], "grad": rig.state.grad}
 
 
 class Enough(Exception):

@@ -13,7 +13,7 @@ from tests.engine.train_rig import laid_out
 from tests.parallel.one_rank import trained_rank
 from tests.parallel.rig import on_ranks
 from tests.parallel.scene import scene, whole_state
-from tests.parallel.stage_rank import both_rank, broken_rank, sampling_rank, saving_rank
+from tests.parallel.stage_rank import both_rank, broken_rank, replaying_rank, sampling_rank, saving_rank
 from tests.tiny import make_tiny_model
 
 FAMILIES = ["qwen3", "gemma2", "qwen3_moe", "deepseek_v3"]
@@ -40,6 +40,18 @@ def test_training_pauses_at_the_same_time_on_all_stages(tmp_path: Path) -> None:
         assert rank["drawn"] == alone["drawn"]
         assert torch.equal(rank["logps"], alone["logps"])
     # Each number of the adapter lies on one stage, in the order of layers.
+    assert torch.equal(torch.cat([rank["grad"] for rank in ranks]), alone["grad"])
+
+
+@pytest.mark.parametrize("mesh", ["pp=2", "pp=3"])
+def test_recorded_routes_reach_each_stage_and_loads_come_back(mesh: str, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", "deepseek_v3", num_hidden_layers=5)
+    alone = replaying_rank(ALONE, folder)
+    assert any("e_out_of_route:sum" in metrics for metrics in alone["metrics"])
+    ranks = on_ranks(mesh, tmp_path, replaying_rank, folder)
+    for rank in ranks:
+        assert torch.equal(rank["logps"], alone["logps"])
+        assert rank["metrics"] == alone["metrics"]
     assert torch.equal(torch.cat([rank["grad"] for rank in ranks]), alone["grad"])
 
 
