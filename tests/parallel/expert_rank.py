@@ -1,6 +1,6 @@
 """One rank of a trainer whose experts are spread: passes, steps and checkpoints, and what it has said to others."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,22 +51,25 @@ def state_of(place: Place, folder: Path, lora: LoraSpec) -> ModelState:
     return state
 
 
-def logps_of(trainer: Trainer, state: ModelState, op: ForwardBackward) -> Tensor:
+def logps_of(
+    trainer: Trainer, state: ModelState, op: ForwardBackward, pause: Callable[[], None] = lambda: None
+) -> Tensor:
     work = laid_out(op, state)
-    trainer.run([work])
+    trainer.run([work], pause)
     return torch.cat([torch.tensor(output["logprobs"].numpy()) for output in work.result().outputs])
 
 
 def passed(place: Place, folder: Path, cases: list[Case], quantize: bool = False) -> list[dict[str, Any]]:
-    """Of each case log-probabilities, this rank's gradients, where those stand in the whole adapter, and bytes sent."""
+    """Of each case log-probabilities, this rank's gradients, where those stand in the whole adapter, bytes sent, and of
+    each pause how many messages there had been."""
     trainer, found = trainer_of(place, folder, quantize), []
     for case in cases:
-        state = state_of(place, folder, case.lora)
+        state, pauses = state_of(place, folder, case.lora), []
         with counted_bytes() as sent:
-            logps = logps_of(trainer, state, case.op)
+            logps = logps_of(trainer, state, case.op, lambda pauses=pauses: pauses.append(len(sent)))
         state.share.sum_up(state.gradient)
         numbers = state.share.share.numbers(case.lora)
-        found.append({"logps": logps, "grad": state.grad, "numbers": numbers, "bytes": sum(sent)})
+        found.append({"logps": logps, "grad": state.grad, "numbers": numbers, "bytes": sum(sent), "pauses": pauses})
     return found
 
 
@@ -116,22 +119,22 @@ def saved_again(place: Place, folder: Path, lora: LoraSpec, source: str, target:
 def counted_bytes() -> Iterator[list[int]]:
     """What the exchange sends to other ranks, call by call."""
     sent: list[int] = []
-    exchanged, gathered = dist.all_to_all_single, dist.all_gather_into_tensor
+    exchanged, gathered = dist.all_to_all_single, dist.all_gather
 
     def count_exchange(output: Tensor, given: Tensor, n_received: Any, n_sent: Any, group: Any) -> None:
         rank, row_bytes = group.rank(), given.shape[1]
         sent.append(sum(n for to, n in enumerate(n_sent) if to != rank) * row_bytes)
         exchanged(output, given, n_received, n_sent, group=group)
 
-    def count_gather(output: Tensor, given: Tensor, group: Any) -> None:
+    def count_gather(output: list[Tensor], given: Tensor, group: Any) -> None:
         sent.append(given.numel() * (group.size() - 1))
         gathered(output, given, group=group)
 
-    exchange.dist.all_to_all_single, exchange.dist.all_gather_into_tensor = count_exchange, count_gather
+    exchange.dist.all_to_all_single, exchange.dist.all_gather = count_exchange, count_gather
     try:
         yield sent
     finally:
-        exchange.dist.all_to_all_single, exchange.dist.all_gather_into_tensor = exchanged, gathered
+        exchange.dist.all_to_all_single, exchange.dist.all_gather = exchanged, gathered
 
 
 def by_one(folder: Path, cases: list[Case], quantize: bool = False) -> list[dict[str, Any]]:

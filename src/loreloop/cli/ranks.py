@@ -82,7 +82,11 @@ def meet(mesh: Mesh, rank: int, meeting: Path) -> Place:
     distributed.init_process_group(
         "gloo", store=store, rank=rank, world_size=mesh.n_ranks, timeout=timedelta(days=WAIT_DAYS)
     )
-    return place_of(mesh)
+    place = place_of(mesh)
+    # One process may be through with its groups while another still reads how to reach it. The file of the meeting must
+    # not be removed before all are.
+    place.total(0.0)
+    return place
 
 
 def _end_with(process: subprocess.Popen[bytes], rank: int) -> None:

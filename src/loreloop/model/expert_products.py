@@ -174,7 +174,7 @@ def _blocks(ids_TK: Tensor, experts: ExpertProducts, groups: Sequence[LoraGroup]
             # Within one block of all experts a run's rows are counted from the block's start.
             first = start if together else 0
             runs.append(Run(expert, slice(first, first + len(tokens_N)), tokens_N, spans))
-            blocks.append(_Block(runs[-1:], tokens_N, pairs_N))
+            blocks.append(_Block(runs=runs[-1:], tokens_N=tokens_N, pairs_N=pairs_N))
             start += len(tokens_N)
     return [_whole(runs, pairs, tokens, starts_E1, ids_TK)] if together else blocks
 
@@ -193,7 +193,14 @@ def _whole(runs: Sequence[Run], pairs_N: Tensor, tokens_N: Tensor, starts_E1: Te
     row_P = torch.full_like(ids_TK.flatten(), len(pairs_N))
     row_P[pairs_N] = torch.arange(len(pairs_N), device=pairs_N.device)
     rows_TK = row_P.view(ids_TK.shape).sort(1).values
-    return _Block(runs, tokens_N, pairs_N, starts_E1, rows_TK, some_elsewhere=len(pairs_N) < len(row_P))
+    return _Block(
+        runs=runs,
+        tokens_N=tokens_N,
+        pairs_N=pairs_N,
+        starts_E1=starts_E1,
+        rows_TK=rows_TK,
+        some_elsewhere=len(pairs_N) < len(row_P),
+    )
 
 
 @dataclass(frozen=True)

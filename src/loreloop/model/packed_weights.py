@@ -22,10 +22,9 @@ from loreloop.kernels.int4_gpu import Int4GpuGroup, Int4GpuWeight
 from loreloop.kernels.packed_products import GROUP, LANES, Codes
 from loreloop.model.mx_weights import MxCodes
 
-GROUP_VALUES = GROUP  # of a row, which share a scale
-
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 MOST_CODE = {4: 7, 8: 127}  # of symmetric codes
+TILE = LANES  # outputs that lie together, between which a packed weight can be cut
 ZERO_CODE = 8  # four bits are stored without a sign
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ exchanged: a rank computes what its experts make of the rows that chose them, an
 to the row's *home*. Homes are equal runs of rows in the order of ranks. A home adds up what it was sent in the order of
 ranks, in fp32, and tells everyone. On the way back the same is done with the gradients of rows.
 
-Legend: T rows (tokens), K experts a row, D model width, N ranks.
+Legend: T rows (tokens), K experts a row, D model width, N ranks, H rows of a home, M rows that are sent.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def _sent_on(rows_MD: Tensor, n_sent: Sequence[int], n_received: Sequence[int], 
 def _gathered(rows_HD: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The rows of all ranks, in their order; each has as many."""
     whole = rows_HD.new_empty(group.size() * len(rows_HD), rows_HD.shape[1])
-    dist.all_gather_into_tensor(_bytes(whole), _bytes(rows_HD), group=group)
+    # Into views of one tensor, which then is the whole.
+    dist.all_gather(list(_bytes(whole).chunk(group.size())), _bytes(rows_HD), group=group)
     return whole
 
 

@@ -6,12 +6,13 @@ it runs, but for the layers' inputs that training keeps.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from loreloop.model.packed_weights import GROUP_VALUES
+from loreloop.model.packed_weights import PackedWeight
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.weights import Weight
 from loreloop.parallel.mesh import Mesh, check_mesh
@@ -20,8 +21,6 @@ from loreloop.protocol.training import LoraSpec
 
 COMPUTE_BYTES = 2  # bf16
 STATE_BYTES = 4  # fp32
-# Codes of half a byte, and a bf16 scale for each group of inputs.
-PACKED_BYTES = 0.5 + COMPUTE_BYTES / GROUP_VALUES
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,13 @@ def footprint(spec: DecoderSpec, weights: Iterable[Weight], mesh: Mesh, rank: in
         mine = share.weight(weight.role, torch.empty(weight.shape, device="meta"))
         if mine is None:
             continue
-        size = mine.shape.numel()
         if weight.bits == 4 and weight.role.split(".")[1].isdecimal():
-            n_packed += size
+            n_packed += _packed_bytes(tuple(mine.shape))
         else:
-            n_plain += size * (STATE_BYTES if weight.fp32 else COMPUTE_BYTES)
+            n_plain += mine.shape.numel() * (STATE_BYTES if weight.fp32 else COMPUTE_BYTES)
     n_adapter, local = share.layout(load.lora).size, share.local
     return Footprint(
-        experts=int(n_packed * PACKED_BYTES),
+        experts=n_packed,
         weights=n_plain,
         adapter=n_adapter * (COMPUTE_BYTES + STATE_BYTES),
         moments=2 * n_adapter * STATE_BYTES,
@@ -79,3 +77,9 @@ def footprint(spec: DecoderSpec, weights: Iterable[Weight], mesh: Mesh, rank: in
         cache=load.cached_tokens * local.n_layers * local.cache.size * COMPUTE_BYTES,
         inputs=load.trained_rows * local.n_layers * local.d_model * COMPUTE_BYTES,
     )
+
+
+@functools.cache
+def _packed_bytes(shape: tuple[int, ...]) -> int:
+    """A weight's codes and scales. A model has thousands of one shape."""
+    return PackedWeight.empty(shape, 4, torch.bfloat16, torch.device("meta")).n_bytes
