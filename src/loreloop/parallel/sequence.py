@@ -33,9 +33,9 @@ class RowsMixer:
     share: Mixer
     group: dist.ProcessGroup
 
-    def __call__(self, x_SD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:
-        # The angles are those of all rows, and know how many of them are no filling.
-        x_TD = enter_rows(x_SD, len(rope.cos_T1E), self.group)
+    def __call__(self, x_TD: Tensor, rope: Rope, attend: Attend, lora: Adapters) -> Tensor:
+        # What comes and goes are the rank's rows. The angles are those of all rows, and know how many are no filling.
+        x_TD = enter_rows(x_TD, len(rope.cos_T1E), self.group)
         return leave_rows(self.share(x_TD, rope, attend, lora), self.group)
 
 

@@ -27,7 +27,6 @@ from loreloop.engine.sampling.paged_attention import KvCache, PagedAttention, St
 from loreloop.engine.sampling.pages import PagePool
 from loreloop.engine.sampling.prefix_tree import PrefixTree
 from loreloop.engine.sampling.sample_row import BASE, SampleRow, rows_of
-from loreloop.engine.softmax import normalizer_of
 from loreloop.kernels import cpu as kernels
 from loreloop.model.decoder import Decoder
 from loreloop.model.expert_routes import Routes
@@ -355,7 +354,7 @@ class Sampler:
         # Made on the host, where it costs nothing to see that it is empty.
         picked = picked.to(h_TD.device)
         for rows, logits_NV in self.head.chunks(h_TD[picked], groups_at(lora, picked)):
-            normalizer_N1 = normalizer_of(logits_NV)
+            normalizer_N1 = self.head.normalizer(logits_NV)
             for position, logits_V, normalizer in zip(wanted[rows], logits_NV, normalizer_N1[:, 0], strict=False):
                 row.scoring.add(position, logits_V.float(), normalizer)
 
