@@ -1,7 +1,8 @@
 """`python -m bench.mesh`: two ranks of one thread beside one process of two, and a mesh of one beside a commit before.
 
 Each side is a process (or two) that waits for its turn; what is compared takes turns within one run. `--before FOLDER`
-names a checkout of another commit, whose engine is then a side as well. Wants a machine with two idle cores.
+names a checkout of another commit, whose engine is then a side as well. The model is random, as large as the default
+one and with heads that two ranks can share. Wants a machine with two idle cores.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.record import RESULTS, line, write_record
-from bench.rig import Figure, datum, decode_steps, engine, folder, new_model, random_ids, sample_op, train_step
+from bench.rig import Figure, datum, decode_steps, new_model, random_ids, sample_op, train_step
+from loreloop.config import EngineConfig
 from loreloop.engine.local import LocalEngine
 
 WORKS = ("train", "decode", "decode-32")
@@ -33,34 +35,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, help="a checkout of the commit before")
     parser.add_argument("--mesh", default="tp=2", help="of two ranks")
-    parser.add_argument("--side", nargs=4, metavar=("RANK", "MESH", "STORE", "THREADS"), help=argparse.SUPPRESS)
+    parser.add_argument("--turns", type=int, default=TURNS, help="of each side, behind one that warms up")
+    parser.add_argument("--side", nargs=4, metavar=("RANK", "MESH", "MEETING", "THREADS"), help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help="a folder; without one, a random model is made")
     options = parser.parse_args()
     if options.side:
-        rank, mesh, store, threads = options.side
-        _be_a_side(int(rank), mesh, store, int(threads))
+        rank, mesh, meeting, threads = options.side
+        _be_a_side(_engine(options.model, int(rank), mesh, meeting, int(threads)))
         return
-    figures = compared(options.mesh, options.before)
+    model = options.model or _random_model(Path(tempfile.mkdtemp()))
+    sides = {"alone": _Side.start(model, "", 2), "ranks": _Side.start(model, options.mesh, 1)}
+    if options.before is not None:
+        sides["before"] = _Side.start(model, "", 2, options.before)
+    figures = compared(options.mesh, sides, options.turns)
     write_record(RESULTS, f"mesh-{options.mesh.replace('=', '')}", __doc__ or "", figures)
     for figure in figures:
         print(line("mesh", figure), flush=True)
 
 
-def compared(mesh: str, before: Path | None) -> list[Figure]:
+def compared(mesh: str, sides: dict[str, _Side], turns: int) -> list[Figure]:
     """Ratios of speed: the mesh over one process, and one process over that of the commit before."""
-    sides = {"alone": _Side.start("", 2), "ranks": _Side.start(mesh, 1)}
-    if before is not None:
-        sides["before"] = _Side.start("", 2, before)
     figures = []
     for work in WORKS:
         seconds: dict[str, list[float]] = {name: [] for name in sides}
-        for turn in range(TURNS + 1):
+        for turn in range(turns + 1):
             for name, side in sides.items():
                 took = side.does(work)
                 if turn:  # the first one warms up
                     seconds[name].append(took)
         median = {name: statistics.median(values) for name, values in seconds.items()}
         figures.append(Figure(f"{work}: {mesh} over one process", median["alone"] / median["ranks"], "x", LEAST))
-        if before is not None:
+        if "before" in sides:
             ratio = median["alone"] / median["before"]
             figures.append(Figure(f"{work}: time over that of the commit before", ratio, "x", at_most=MOST))
     for what in ("sum of a row", "sum of 512 rows", "gather of a row's logits"):
@@ -75,17 +80,17 @@ class _Side:
     processes: list[subprocess.Popen[str]]
 
     @staticmethod
-    def start(mesh: str, n_threads: int, checkout: Path | None = None) -> _Side:
+    def start(model: Path, mesh: str, n_threads: int, checkout: Path | None = None) -> _Side:
         """One process, or with a mesh two ranks, by this checkout's engine or by another's."""
-        store = str(Path(tempfile.mkdtemp()) / "store")
+        meeting = str(Path(tempfile.mkdtemp()) / "meeting")
         source = str((checkout or Path(__file__).parent.parent) / "src")
         ranks = range(2 if mesh else 1)
-        words = [sys.executable, "-m", "bench.mesh", "--side"]
+        words = [sys.executable, "-m", "bench.mesh", "--model", str(model), "--side"]
         environment = os.environ | {"PYTHONPATH": source}
         return _Side(
             [
                 subprocess.Popen(
-                    [*words, str(rank), mesh, store, str(n_threads)],
+                    [*words, str(rank), mesh, meeting, str(n_threads)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
@@ -111,30 +116,37 @@ def _heard(process: subprocess.Popen[str]) -> str:
     return said
 
 
-def _be_a_side(rank: int, mesh: str, store: str, n_threads: int) -> None:
-    running, calls = _engine(rank, mesh, store, n_threads)
-    works = _works(running) | calls
+def _random_model(at: Path) -> Path:
+    """135M numbers, as the default model; 8 heads and 4 of keys instead of 9 and 3."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49_152}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
+    LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=True)).save_pretrained(at)
+    return at
+
+
+def _be_a_side(running: LocalEngine) -> None:
+    works = _works(running)
+    if running.place.n_ranks > 1:
+        works |= _collectives(running)
     for name in sys.stdin:
         print(works[name.strip()](), flush=True)
 
 
-def _engine(rank: int, mesh: str, store: str, n_threads: int) -> tuple[LocalEngine, dict[str, Callable[[], float]]]:
-    """An engine, and in a mesh the single collectives that can be asked for."""
+def _engine(model: Path, rank: int, mesh: str, meeting: str, n_threads: int) -> LocalEngine:
+    work_dir = Path(tempfile.mkdtemp())
     if not mesh:
-        return engine(threads=n_threads), {}
+        return LocalEngine(EngineConfig(threads=n_threads), "bench", model, work_dir)
     # Only here: the commit before may have other names for it.
     from torch import distributed as dist
 
-    from loreloop.config import EngineConfig
     from loreloop.parallel.mesh import parse_mesh
     from loreloop.parallel.place import place_of
 
-    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
-    place = place_of(parse_mesh(mesh))
-    work_dir = Path(tempfile.mkdtemp())
+    dist.init_process_group("gloo", store=dist.FileStore(meeting, 2), rank=rank, world_size=2)
     config = EngineConfig(threads=n_threads, mesh=mesh)
-    running = LocalEngine(config, "bench", folder(), work_dir, place=place)
-    return running, _collectives(running)
+    return LocalEngine(config, "bench", model, work_dir, place=place_of(parse_mesh(mesh)))
 
 
 def _collectives(running: LocalEngine) -> dict[str, Callable[[], float]]:
@@ -143,7 +155,7 @@ def _collectives(running: LocalEngine) -> dict[str, Callable[[], float]]:
 
     from loreloop.parallel.collectives import gathered, summed
 
-    group, spec = running.place.groups["tp"], running.decoder.spec
+    group, spec = running.place.groups["tp"], running.bank.spec
 
     def repeated(call: Callable[[], object]) -> float:
         call()
@@ -153,7 +165,7 @@ def _collectives(running: LocalEngine) -> dict[str, Callable[[], float]]:
         return (time.perf_counter() - started) / SUMS
 
     row, rows, logits = (
-        torch.zeros(n, width) for n, width in ((1, spec.d_model), (512, spec.d_model), (1, spec.vocab_size))
+        torch.zeros(n, width) for n, width in ((1, spec.d_model), (512, spec.d_model), (1, spec.vocab_size // 2))
     )
     return {
         "sum of a row": lambda: repeated(lambda: summed(row, group)),
