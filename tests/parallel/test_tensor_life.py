@@ -51,6 +51,17 @@ def test_a_life_is_that_of_one_process(name: str, mesh: str, tmp_path: Path) -> 
     torch.testing.assert_close(ranks[0]["whole"], alone["whole"], rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("mesh", ["tp=2", "sp=2"])
+def test_ranks_stay_alike_in_bf16(mesh: str, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", "qwen3_moe")
+    alone, ranks = both(tmp_path, mesh, life, folder, {"precision": "bf16"}, {"experts": "shared_outer"})
+    for found in ranks:
+        assert found["losses"] == pytest.approx(alone["losses"], rel=0.02)
+        assert found["losses"] == ranks[0]["losses"]
+        assert found["logprobs"] == ranks[0]["logprobs"]
+    check_copies(ranks)
+
+
 def check_copies(ranks: list[Seen]) -> None:
     """What several ranks hold has the same bits on each after several steps: copied factors whose gradients were not
     summed, or that began apart, would have drifted."""

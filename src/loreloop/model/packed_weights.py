@@ -24,6 +24,7 @@ from loreloop.model.mx_weights import MxCodes
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 MOST_CODE = {4: 7, 8: 127}  # of symmetric codes
+TILE = LANES  # outputs that lie together, between which a packed weight can be cut
 ZERO_CODE = 8  # four bits are stored without a sign
 CPU = torch.device("cpu")
 

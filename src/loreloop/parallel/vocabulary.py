@@ -17,9 +17,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from loreloop.kernels.packed_products import LANES
 from loreloop.model.linear import rows_of
-from loreloop.model.packed_weights import PackedWeight
+from loreloop.model.packed_weights import TILE, PackedWeight
 from loreloop.model.vocabulary import Merged, Own
 from loreloop.parallel.collectives import gathered, summed
 
@@ -27,7 +26,7 @@ from loreloop.parallel.collectives import gathered, summed
 def vocabulary_borders(n_tokens: int, n_ranks: int) -> tuple[int, ...]:
     """Where each rank's tokens begin, and where the last one's end. Whole tiles of outputs if there are enough of them;
     what is left over goes to the last rank."""
-    unit = LANES if n_tokens >= n_ranks * LANES else 1
+    unit = TILE if n_tokens >= n_ranks * TILE else 1
     return (*(rank * (n_tokens // unit) // n_ranks * unit for rank in range(n_ranks)), n_tokens)
 
 
