@@ -10,7 +10,7 @@ import torch
 
 from loreloop.config import EngineConfig
 from loreloop.engine.local import LocalEngine
-from loreloop.parallel.collectives import SENT
+from loreloop.parallel.collectives import SENT, summed
 from loreloop.parallel.place import Place
 from loreloop.protocol.sampling import PromptScores, SampleOp
 from loreloop.protocol.tensors import tensor_of
@@ -129,6 +129,26 @@ def replayed(place: Place, folder: Path, work: Path, settings: dict[str, Any]) -
         "tokens": answer.tokens[0],
         "routes": answer.routes[0],
     }
+
+
+def bits(place: Place, folder: Path, work: Path) -> Seen:
+    """Log-probabilities of drawn tokens, as they were drawn beside others and as they are trained on."""
+    engine = engine_at(place, folder, work, {"deterministic": True})
+    engine.create_model(CreateModel("a", 0, "r", LoraSpec(4, 0)))
+    answer = sampled(engine, sample_op(PROMPT, max_tokens=12, n=5, revision=saved(engine, "a", work / "a")))["r"]
+    texts = [PROMPT + answer.tokens[index] for index in range(5)]
+    _, logps = trained(engine, "a", *(datum(text[:-1], targets=np.asarray(text[1:])) for text in texts))
+    return {
+        "sampled": torch.cat([torch.tensor(answer.logprobs[index]) for index in range(5)]),
+        "trained": torch.cat([logp[len(PROMPT) - 1 :] for logp in logps]),
+    }
+
+
+def summed_rows(place: Place) -> Seen:
+    """The sum of the ranks' rows, all at once and one by one."""
+    x_TD = torch.randn(37, 96, generator=torch.Generator().manual_seed(place.rank))
+    group = place.groups["tp"]
+    return {"together": summed(x_TD, group), "alone": [summed(row_D[None], group) for row_D in x_TD]}
 
 
 def pass_and_step(place: Place, folder: Path, work: Path, settings: dict[str, Any], lora: dict[str, Any]) -> Seen:

@@ -13,6 +13,9 @@ from tests.tiny import make_tiny_model
 def test_a_mesh_is_read() -> None:
     assert parse_mesh("tp=2") == Mesh(2)
     assert str(parse_mesh(" tp=2 ")) == "tp=2"
+    assert parse_mesh("sp=2") == Mesh(2, cuts_rows=True)
+    assert str(parse_mesh("sp=2")) == "sp=2"
+    assert parse_mesh("sp=1") == Mesh()
 
 
 def test_axes_are_taken_together() -> None:
@@ -30,6 +33,7 @@ def test_axes_are_taken_together() -> None:
         ("tp=²", "has '²' ranks"),
         ("tp=99999999999999", "has '99999999999999' ranks"),
         ("tp=2,tp=2", "named twice"),
+        ("tp=2,sp=2", "named twice"),
         ("xp=2", "'xp=2' is no axis"),
     ],
 )

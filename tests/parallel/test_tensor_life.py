@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from loreloop.parallel.place import ALONE
-from tests.parallel.life import Seen, life, replayed, vision_life
+from tests.parallel.life import Seen, bits, life, replayed, summed_rows, vision_life
 from tests.parallel.rig import on_ranks
 from tests.tiny import make_tiny_model
 from tests.tiny_vision import make_tiny_vision_model
@@ -51,6 +51,17 @@ def test_a_life_is_that_of_one_process(name: str, mesh: str, tmp_path: Path) -> 
     torch.testing.assert_close(ranks[0]["whole"], alone["whole"], rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("mesh", ["tp=2", "sp=2"])
+def test_ranks_stay_alike_in_bf16(mesh: str, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", "qwen3_moe")
+    alone, ranks = both(tmp_path, mesh, life, folder, {"precision": "bf16"}, {"experts": "shared_outer"})
+    for found in ranks:
+        assert found["losses"] == pytest.approx(alone["losses"], rel=0.02)
+        assert found["losses"] == ranks[0]["losses"]
+        assert found["logprobs"] == ranks[0]["logprobs"]
+    check_copies(ranks)
+
+
 def check_copies(ranks: list[Seen]) -> None:
     """What several ranks hold has the same bits on each after several steps: copied factors whose gradients were not
     summed, or that began apart, would have drifted."""
@@ -91,3 +102,16 @@ def test_a_model_that_sees_gives_what_one_process_gives(mesh: str, tmp_path: Pat
         assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5)
         assert found["tokens"] == alone["tokens"]
         assert found["logprobs"] == pytest.approx(alone["logprobs"], abs=1e-5)
+
+
+@pytest.mark.parametrize("mesh", ["tp=2", "tp=4", "sp=4"])
+def test_training_finds_the_bits_that_sampling_reported_when_deterministic(mesh: str, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", "qwen2", vocab_size=509)
+    for found in on_ranks(mesh, tmp_path, bits, folder, tmp_path):
+        assert torch.equal(found["trained"], found["sampled"])
+
+
+def test_a_row_of_a_sum_does_not_depend_on_its_place(tmp_path: Path) -> None:
+    first, *others = on_ranks("tp=4", tmp_path, summed_rows)
+    assert torch.equal(first["together"], torch.cat(first["alone"]))
+    assert all(torch.equal(first["together"], other["together"]) for other in others)

@@ -54,6 +54,14 @@ class Head:
                 # Rows are told without the padding, logits with it: whoever reads them stops at the rows.
                 yield slice(rows.start + piece.start, min(rows.start + piece.stop, rows.stop)), logits_NV[piece]
 
+    def normalizer(self, logits_NV: Tensor, plain_N1: Tensor | None = None) -> Tensor:
+        """log Σ e^logit of all tokens' logits, (N, 1); with fixed rows the same bits as `score` has. `plain_N1` is what
+        the softmax has for it, if that is known."""
+        parts = self.decoder.vocabulary.parts(logits_NV) if self.fixed_rows else ()
+        if len(parts) > 1:
+            return self.decoder.vocabulary.joined([normalizer_of(part_NV) for part_NV in parts])
+        return normalizer_of(logits_NV) if plain_N1 is None else plain_N1
+
     @torch.no_grad()
     def score(
         self,

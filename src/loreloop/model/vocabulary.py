@@ -7,6 +7,7 @@ Legend: T tokens, N rows to score, K targets a row, D model width, V tokens whos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,6 +63,14 @@ class Vocabulary(Protocol):
         """The logits of all tokens, the same bits for every holder."""
         ...
 
+    def parts(self, logits_NV: Tensor) -> Sequence[Tensor]:
+        """Logits of all tokens by their holders."""
+        ...
+
+    def joined(self, normalizers_N1: Sequence[Tensor]) -> Tensor:
+        """log Σ e^logit of all tokens from those of their holders, (N, 1), by the operations of `merged`."""
+        ...
+
     def summed(self, x_ND: Tensor) -> Tensor:
         """The sum of what each holder has from its tokens."""
         ...
@@ -85,6 +94,15 @@ class WholeVocabulary:
     def all_logits(self, logits_NV: Tensor) -> Tensor:
         """See `Vocabulary`."""
         return logits_NV
+
+    def parts(self, logits_NV: Tensor) -> Sequence[Tensor]:
+        """See `Vocabulary`."""
+        return (logits_NV,)
+
+    def joined(self, normalizers_N1: Sequence[Tensor]) -> Tensor:
+        """See `Vocabulary`."""
+        (normalizer_N1,) = normalizers_N1
+        return normalizer_N1
 
     def summed(self, x_ND: Tensor) -> Tensor:
         """See `Vocabulary`."""

@@ -26,8 +26,26 @@ def summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The sum of all ranks' numbers, the same bits on each of them."""
     total = x.to(torch.float32, copy=True)
     SENT["sum"] += total.nbytes
-    dist.all_reduce(total, group=group)
-    return total.to(x.dtype)
+    if group.size() == 2:  # of two summands the order does not matter
+        dist.all_reduce(total, group=group)
+        return total.to(x.dtype)
+    # As many bytes as a ring sends, but a ring begins to add up at another rank for each part of a tensor, and a row's
+    # sum would depend on where in its batch it stands.
+    n_ranks = group.size()
+    padded = F.pad(total.flatten(), (0, -total.numel() % n_ranks))
+    whole = torch.empty_like(padded)
+    dist.all_gather_into_tensor(whole, _sum_in_order(padded, group), group=group)
+    return whole[: total.numel()].view(x.shape).to(x.dtype)
+
+
+def _sum_in_order(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """This rank's part of the sum along the first dimension, added up from the first rank to the last."""
+    received = torch.empty_like(x)
+    dist.all_to_all_single(received, x, group=group)
+    first, *others = received.chunk(group.size())
+    for other in others:
+        first += other
+    return first
 
 
 def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -40,11 +58,9 @@ def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 def scattered_sum(x_TD: Tensor, group: dist.ProcessGroup) -> Tensor:
     """This rank's rows of the sum of all ranks' numbers, (S, D); T is a multiple of the ranks."""
-    part_SD = torch.empty(len(x_TD) // group.size(), *x_TD.shape[1:], dtype=torch.float32, device=x_TD.device)
     whole_TD = x_TD.to(torch.float32).contiguous()
     SENT["scatter"] += whole_TD.nbytes
-    dist.reduce_scatter_tensor(part_SD, whole_TD, group=group)
-    return part_SD.to(x_TD.dtype)
+    return _sum_in_order(whole_TD, group).to(x_TD.dtype)
 
 
 def own_rows(x_TD: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -6,7 +6,7 @@ Plain arithmetic over a spec; knows no processes and no tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,16 +66,15 @@ def parse_mesh(text: str) -> Mesh:
             raise BadRequest(f"The axis {name} of a mesh has {size[:40]!r} ranks; it takes 1 to {MOST_RANKS}.")
         sizes[name] = int(size)
     n_ranks = sizes.pop(ROWS, 1)
-    cuts_rows = n_ranks > 1
-    mesh = Mesh(
-        tp=n_ranks if cuts_rows else sizes.get("tp", 1),
-        ep=sizes.get("ep", 1),
-        pp=sizes.get("pp", 1),
-        cuts_rows=cuts_rows,
-    )
+    mesh = _mesh(sizes) if n_ranks == 1 else _mesh(sizes | {"tp": n_ranks}, cuts_rows=True)
     if mesh.n_ranks > MOST_RANKS:
         raise BadRequest(f"The mesh {mesh} has {mesh.n_ranks} ranks; a mesh takes 1 to {MOST_RANKS}.")
     return mesh
+
+
+def _mesh(sizes: Mapping[str, int] | Mapping[Axis, int], *, cuts_rows: bool = False) -> Mesh:
+    by_name = {str(axis): size for axis, size in sizes.items()}
+    return Mesh(by_name.get("tp", 1), by_name.get("ep", 1), by_name.get("pp", 1), cuts_rows)
 
 
 def check_mesh(spec: DecoderSpec, mesh: Mesh) -> None:
@@ -87,7 +86,7 @@ def check_mesh(spec: DecoderSpec, mesh: Mesh) -> None:
     if not (wrong := [why for axis in AXES for why in _undivided(spec, axis, mesh.sizes[axis])]):
         return
     fits = {axis: _largest(spec, axis, size) for axis, size in mesh.sizes.items()}
-    nearest = Mesh(**fits, cuts_rows=mesh.cuts_rows)
+    nearest = _mesh(fits, cuts_rows=mesh.cuts_rows)
     raise BadRequest(f"The mesh {mesh} does not divide this model: {'; '.join(wrong)}. The nearest is {nearest}.")
 
 

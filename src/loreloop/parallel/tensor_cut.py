@@ -192,4 +192,4 @@ def _taken(weight: Weight, outputs: Tensor | None, inputs: slice | None) -> Weig
     """Some outputs, or some inputs, as a tensor of its own: of a view the whole would stay in memory."""
     if isinstance(weight, PackedWeight):
         return weight.share(outputs, inputs)
-    return weight[outputs] if outputs is not None else weight[:, inputs].clone(memory_format=torch.contiguous_format)
+    return weight[outputs] if outputs is not None else weight[:, inputs].contiguous()

@@ -8,6 +8,7 @@ Legend: T tokens, N rows to score, K targets a row, D model width, V tokens (of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,9 +17,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from loreloop.kernels.packed_products import LANES
 from loreloop.model.linear import rows_of
-from loreloop.model.packed_weights import PackedWeight
+from loreloop.model.packed_weights import TILE, PackedWeight
 from loreloop.model.vocabulary import Merged, Own
 from loreloop.parallel.collectives import gathered, summed
 
@@ -26,7 +26,7 @@ from loreloop.parallel.collectives import gathered, summed
 def vocabulary_borders(n_tokens: int, n_ranks: int) -> tuple[int, ...]:
     """Where each rank's tokens begin, and where the last one's end. Whole tiles of outputs if there are enough of them;
     what is left over goes to the last rank."""
-    unit = LANES if n_tokens >= n_ranks * LANES else 1
+    unit = TILE if n_tokens >= n_ranks * TILE else 1
     return (*(rank * (n_tokens // unit) // n_ranks * unit for rank in range(n_ranks)), n_tokens)
 
 
@@ -57,17 +57,35 @@ class CutVocabulary:
     def merged(self, normalizer_N1: Tensor, target_NK: Tensor) -> Merged:
         """One exchange for all rows of a batch, since its latency is that of a single row."""
         found_RNJ = gathered(torch.cat((normalizer_N1, target_NK), 1), self.group)
-        whole_N1 = found_RNJ[..., :1].logsumexp(0)
+        whole_N1 = self.joined(found_RNJ[..., :1].unbind(0))
         # Only one of the summands is not zero, so the sum is exact.
         return Merged(whole_N1, found_RNJ[..., 1:].sum(0), (normalizer_N1 - whole_N1).exp())
 
     def all_logits(self, logits_NV: Tensor) -> Tensor:
         """See `Vocabulary`."""
-        widths = [stop - start for start, stop in pairwise(self.borders)]
+        widths = self._widths
         # The wire takes tensors of one shape only; what fills up is cut off again.
         found_RNV = gathered(F.pad(logits_NV, (0, max(widths) - logits_NV.shape[1])), self.group)
         return torch.cat([found_NV[:, :width] for found_NV, width in zip(found_RNV, widths, strict=True)], 1)
 
+    def parts(self, logits_NV: Tensor) -> Sequence[Tensor]:
+        """See `Vocabulary`."""
+        return [part_NV.contiguous() for part_NV in logits_NV.split(self._widths, 1)]
+
+    def joined(self, normalizers_N1: Sequence[Tensor]) -> Tensor:
+        """See `Vocabulary`."""
+        stacked_RN1 = torch.stack(tuple(normalizers_N1))
+        top_N1 = stacked_RN1.amax(0)
+        total_N1 = torch.zeros_like(top_N1)
+        # One after the other, so that a row's sum is the same whatever rows stand beside it.
+        for each_N1 in stacked_RN1:
+            total_N1 += (each_N1 - top_N1).exp()
+        return total_N1.log() + top_N1
+
     def summed(self, x_ND: Tensor) -> Tensor:
         """See `Vocabulary`."""
         return summed(x_ND, self.group)
+
+    @property
+    def _widths(self) -> list[int]:
+        return [stop - start for start, stop in pairwise(self.borders)]

@@ -35,11 +35,11 @@ def next_tokens(head: Head, h_BD: Tensor, lora: LoraBatch, rows: Sequence[Sample
     uniform_B = torch.from_numpy(uniforms(keys))
     events: list[TokenEvent] = []
     for span, logits_BV in head.chunks(h_BD, lora):
-        events += _choose(logits_BV, uniform_B[span], rows[span])
+        events += _choose(head, logits_BV, uniform_B[span], rows[span])
     return events
 
 
-def _choose(logits_BV: Tensor, uniform_B: Tensor, rows: Sequence[SampleRow]) -> list[TokenEvent]:
+def _choose(head: Head, logits_BV: Tensor, uniform_B: Tensor, rows: Sequence[SampleRow]) -> list[TokenEvent]:
     params = [row.op.params for row in rows]
     # Fixed chunks end with rows that are nobody's. They are drawn from like others, and their tokens are dropped.
     n_padding, device = logits_BV.shape[0] - len(rows), logits_BV.device
@@ -49,6 +49,7 @@ def _choose(logits_BV: Tensor, uniform_B: Tensor, rows: Sequence[SampleRow]) -> 
     scaled_BV = logits_BV.float() / temperature_B1.to(device) if hot else logits_BV
     softmax = softmax_of(scaled_BV)
     weight_BV, block_BN = softmax.weight_NV, softmax.block_NB
+    normalizer_B1 = head.normalizer(scaled_BV, softmax.normalizer_N1)
     drawn_BV = scaled_BV
     if changed := [i for i, row in enumerate(rows) if needs_processing(row)]:
         drawn_BV = scaled_BV.float() if scaled_BV.dtype != torch.float32 else scaled_BV.clone()
@@ -68,9 +69,9 @@ def _choose(logits_BV: Tensor, uniform_B: Tensor, rows: Sequence[SampleRow]) -> 
     greedy_B = torch.tensor([p.temperature == 0 for p in params] + [False] * n_padding, device=device)
     if bool(greedy_B.any()):
         token_B = torch.where(greedy_B, drawn_BV.argmax(-1), token_B)
-    logp_B = (scaled_BV.gather(1, token_B[:, None]).float() - softmax.normalizer_N1)[:, 0]
+    logp_B = (scaled_BV.gather(1, token_B[:, None]).float() - normalizer_B1)[:, 0]
     events = [
-        _event(row, token, logp, scaled_BV[i], softmax.normalizer_N1[i])
+        _event(row, token, logp, scaled_BV[i], normalizer_B1[i])
         for i, (row, token, logp) in enumerate(zip(rows, token_B.tolist(), logp_B.tolist(), strict=False))
     ]
     for i, row in enumerate(rows):

@@ -19,7 +19,6 @@ from loreloop.engine.contract import TokenEvent
 from loreloop.engine.head import Head, groups_at
 from loreloop.engine.sampling.next_token import next_tokens
 from loreloop.engine.sampling.sample_row import SampleRow
-from loreloop.engine.softmax import normalizer_of
 from loreloop.model.lora import LoraBatch
 from loreloop.protocol.errors import UserError
 from loreloop.protocol.sampling import PromptReport
@@ -109,6 +108,6 @@ def _score_prompt(head: Head, share: StepShare, h_TD: Tensor, offset: int, lora:
     # Made on the host, where it costs nothing to see that it is empty.
     picked = picked.to(h_TD.device)
     for rows, logits_NV in head.chunks(h_TD[picked], groups_at(lora, picked)):
-        normalizer_N1 = normalizer_of(logits_NV)
+        normalizer_N1 = head.normalizer(logits_NV)
         for position, logits_V, normalizer in zip(wanted[rows], logits_NV, normalizer_N1[:, 0], strict=False):
             row.scoring.add(position, logits_V.float(), normalizer)
