@@ -333,6 +333,23 @@ def test_chats_that_the_canary_found_open_do_not_count(tmp_path: Path) -> None:
     assert (numbers["mixed_episodes"], numbers["champion_episodes"]) == (0, 0)
 
 
+def test_chats_from_before_the_cycle_do_not_count_when_they_go_on(tmp_path: Path) -> None:
+    world = World()
+    begun = world.feeds.turn("hello", "hi", arm="main", version=1, episode_id="long ago")
+    course = to_canary(world, tmp_path)
+    version = world.deployed.version
+    assert begun.number <= course.folder.load().turns_seen
+    for episode in ("long ago", "new"):
+        turn = world.feeds.turn("and now?", "well", arm="main", version=version, episode_id=episode)
+        world.feeds.say(turn.id, "thumb", value=True)
+    steps(course, 1)
+    assert course.folder.why()["numbers"]["champion_episodes"] == 1
+    # The next process reads them anew.
+    again = world.course(tmp_path)
+    steps(again, 1)
+    assert again.folder.why()["numbers"]["champion_episodes"] == 1
+
+
 def test_weights_made_elsewhere_stand_before_the_gate_like_any(tmp_path: Path) -> None:
     world = World()
     course = world.course(tmp_path, triggers={"feedback": 0})

@@ -25,6 +25,7 @@ from loreloop.protocol.feedback_rest import GiveFeedback
 from loreloop.protocol.feedback_rules import check_level, checked_value, metric_named, usual_source
 from loreloop.store import deleted, deployments, feedback, metrics, turn_keeping
 from loreloop.store.feedback import Asked
+from loreloop.store.feedback_removal import OPERATOR
 from loreloop.store.rows import KeyRow
 from loreloop.store.store import Store
 from loreloop.store.turns import Known
@@ -55,7 +56,7 @@ class Speaker(msgspec.Struct, frozen=True):
     def giver(self) -> str:
         """Whose statements a statement joins. A key with an end is the operator's for one command, and the next command
         speaks for the same operator."""
-        id = self.key.id if self.key.expires is None else f"operator:{self.key.name}"
+        id = self.key.id if self.key.expires is None else f"{OPERATOR}{self.key.name}"
         return f"{id}/{self.channel}" if self.channel else id
 
 

@@ -25,14 +25,15 @@ from loreloop.learn.loop.checking import check_deployment
 from loreloop.learn.loop.collecting import Line
 from loreloop.learn.loop.config import Loaded
 from loreloop.learn.loop.cycle import Course, Work
+from loreloop.learn.loop.cycle_files import trained_prompts
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
-from loreloop.learn.loop.golden_file import GoldenFile
 from loreloop.learn.loop.golden_prompts import labelled_prompts
 from loreloop.learn.loop.guarding import Guards
 from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.rewarding import Base, Rewarding
 from loreloop.learn.loop.state import LoopFolder
+from loreloop.learn.loop.task_files import GoldenFile, without
 from loreloop.learn.loop.training import Made, Shop, for_person, trained
 from loreloop.learn.model_texts import fetch_texts
 from loreloop.learn.refusals import in_our_words
@@ -93,7 +94,9 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
             rewarding=rewarding,
             golden=golden,
             metrics=metrics,
-            labelled=lambda: labelled_prompts(door.turns(), door.feedback(), door.deleted_persons()),
+            labelled=lambda trained: labelled_prompts(
+                door.turns(), door.feedback(), door.deleted_persons(), trained
+            ),
         )
         persons = PersonCourse(
             rules=loaded.config.persons,
@@ -146,7 +149,8 @@ class Parts:
     rewarding: Rewarding
     golden: GoldenFile
     metrics: Mapping[str, Metric]
-    labelled: Callable[[], list[Task]]  # golden prompts that reviewers have made, as of now
+    # Golden prompts that reviewers have made, as of now, but for those of these keys.
+    labelled: Callable[[frozenset[str]], list[Task]]
 
     def work(self) -> Work:
         """The work of a cycle, by the settings."""
@@ -192,13 +196,18 @@ class Parts:
         found = await Room(self.service, self.renderer).answers(target, asked, PERSON_TOKENS)
         return sum(_words(one.text) == _words(each) for one, each in zip(found, wanted, strict=True)) / len(lines)
 
+    def untrained(self) -> list[Task]:
+        """The prompts of the golden file that nobody was trained on before they came into it."""
+        return without(self.golden.tasks(), trained_prompts(self.loaded.folder))
+
     async def look(self, sides: Sides, turns: Sequence[Turn], prompts: Sequence[Turn]) -> Gated:
         """The offline gate, with prompts of recorded turns for the shadow, and the guards where a reward learns."""
         room, asked = RememberingRoom(self.service, self.renderer), asked_again(prompts)
         with in_our_words("the gate"):
-            found = await OfflineGate(room, self.loaded).look(sides, turns, asked, self.labelled())
+            golden = [*self.untrained(), *self.labelled(trained_prompts(self.loaded.folder))]
+            found = await OfflineGate(room, self.loaded).look(sides, turns, asked, golden)
             if self.rewarding.stream is not None:
-                await Guards(room, self.loaded, self.rewarding.stream).look(sides, asked, found)
+                await Guards(room, self.loaded, self.rewarding.stream, self.untrained).look(sides, asked, found)
         return found
 
 

@@ -16,21 +16,21 @@ import msgspec
 
 from loreloop.learn.loop.door import person_key
 from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out, prompt_key
-from loreloop.protocol.episodes import Message, Turn
+from loreloop.protocol.episodes import UNLEARNABLE, Message, Turn
 from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, PREFERENCE, SCORE, THUMB, Feedback
 from loreloop.protocol.feedback_rules import is_about, is_golden, standing
 
 LIKED, DISLIKED = 0.75, 0.25  # scores that count as a thumb
 MARKS = (THUMB, ACCEPTED, SCORE)  # a verdict has a scale of its own
-NEVER = ("side", "no_consent", "unfinished", "mixed", "expired", "dropped")
 Line = dict[str, Any]
 
 
 class Used(msgspec.Struct, frozen=True):
-    """A turn that a file's line was made of, and whose it is."""
+    """A turn that a file's line was made of, whose it is, and its prompt's key: what was learned measures nothing."""
 
     turn: str
     person: str
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,12 @@ class Collected:
     def add(self, method: str, turn: Turn, line: Line) -> None:
         """One more line of a turn."""
         self.lines[method].append(line)
-        self.used[method].append(Used(turn.id, person_of(turn)))
+        self.used[method].append(used_of(turn))
+
+
+def used_of(turn: Turn) -> Used:
+    """A turn as it is noted that something was learned from it."""
+    return Used(turn.id, person_of(turn), prompt_key(turn.messages))
 
 
 def person_of(turn: Turn) -> str:
@@ -88,7 +93,7 @@ def newest_of(turns: Iterable[Turn]) -> dict[str, Turn]:
 
 def may_be_read(turn: Turn) -> bool:
     """Whether a turn is there for the loop at all: its person consents, and it is whole and no side turn."""
-    return turn.consent and not turn.side and turn.fate not in NEVER
+    return turn.consent and not turn.side and turn.fate not in UNLEARNABLE
 
 
 def may_train(turn: Turn, rules: Rules) -> bool:

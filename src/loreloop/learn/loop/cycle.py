@@ -111,7 +111,7 @@ class Course:
             case "training":
                 await self._train(state)
             case "gate":
-                await self._gate(state)
+                return await self._gate(state)
             case "canary":
                 # A canary may wait for its users for days, in which persons get theirs, one between two looks at it.
                 return self._watch(state, now) or await self._looked_after(state)
@@ -270,21 +270,20 @@ class Course:
         drop_lines(self.folder.cycle(state.cycle))
         self.folder.save(ended(state))
 
-    async def _gate(self, state: State) -> None:
+    async def _gate(self, state: State) -> bool:
         candidate = state.candidate
         assert candidate is not None, "the gate has a candidate"
         data = data_of(self.folder.cycle(state.cycle))
         decision = self.folder.decided(key_of(state, "gate"))
         if decision is None:
             if self._void(state, data):
-                return
+                return True
             try:
                 gated = await self._looked(state, candidate, data)
             except BadRequest as error:
-                # As for the training: the same candidate would be refused again. A suite's or a golden file that has
-                # become unreadable is said the same way, and the loop goes on.
+                # As for the training: the same candidate would be refused again.
                 self._give_up(state, "gate", error.message)
-                return
+                return True
             fine = not gated.broken
             sentence = (
                 "The candidate holds all limits of the offline gate."
@@ -295,22 +294,32 @@ class Course:
         if decision.verdict != "passed":
             drop_lines(self.folder.cycle(state.cycle))
             self.folder.save(ended(state))
-            return
+            return True
         # The gate has taken its time, and somebody may have taken words back, or moved the deployment meanwhile.
         if self._void(state, data):
-            return
+            return True
+        return self._begin_canary(state, candidate)
+
+    def _begin_canary(self, state: State, candidate: Revision) -> bool:
+        """Has some of the users meet the candidate; False where it waits for a canary that somebody else has."""
         now = self.server.deployment()
         if self._adopted(state, now):
-            return
+            return True
+        if now.canary not in (None, candidate.target):
+            self.folder.tell(
+                f"Somebody tries {now.canary} as a canary by hand; the candidate waits until that has come to its end."
+            )
+            return False
         try:
             if not self._moved(state, now, candidate, self.config.canary.percent):
-                return
+                return True
         except (BadRequest, NotFound, Gone) as error:
             self._give_up(state, "canary", f"The server did not take the candidate: {error.message}")
-            return
+            return True
         version = self.server.deployment().version
         drop_lines(self.folder.cycle(state.cycle))
         self.folder.save(replace(state, stage="canary", since=self.now(), since_version=version))
+        return True
 
     async def _looked(self, state: State, candidate: Revision, data: Data) -> Gated:
         used = {*data.turns}
@@ -339,7 +348,9 @@ class Course:
             decision = self._decide(state, "canary", verdict, seen.sentence, seen.numbers)
         is_anew = decision.numbers.get(WITHDRAWN)
         after = promoted(state) if decision.verdict == "promoted" else _anew(state) if is_anew else ended(state)
-        if self._moved(after, now):
+        # Who has set a canary of their own since keeps it: where ours is gone, there is nothing left to move.
+        is_done = now.target == after.champion.target and now.canary not in (None, candidate.target)
+        if is_done or self._moved(after, now):
             self.folder.save(after)
         return True
 
@@ -347,7 +358,12 @@ class Course:
         rules = self.config.canary
         self.feeds.read_on(self.server, state)
         evidence = evidence_of(
-            self.feeds.turns.values(), self.feeds.statements, rules, state.since_version, self.work.metrics
+            self.feeds.turns.values(),
+            self.feeds.statements,
+            rules,
+            state.since_version,
+            self.work.metrics,
+            self.feeds.begun,
         )
         days = (self.now() - state.since) / DAY_SECONDS
         return watch(evidence, rules, is_over=days > rules.most_days)

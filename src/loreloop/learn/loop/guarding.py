@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from loreloop.learn.examples import Task
-from loreloop.learn.files import read_file, tasks
+from loreloop.learn.files import tasks
 from loreloop.learn.loop.answering import Room
 from loreloop.learn.loop.config import Gate, Loaded
 from loreloop.learn.loop.gate import SHADOW_TOKENS, Gated, Sides
@@ -51,11 +51,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Guards:
-    """The guards of a loop whose reward learns, with the room in which they ask."""
+    """The guards of a loop whose reward learns, with the room in which they ask. `golden` gives the prompts of the
+    loop's golden file that nobody was trained on, as they are now."""
 
     room: Room
     loaded: Loaded
     stream: RewardStream
+    golden: Callable[[], Sequence[Task]] = list
 
     async def look(self, sides: Sides, prompts: Sequence[Task], found: Gated) -> None:
         """Adds what the guards have measured to what the gate has found; an alarm that stops is a broken limit."""
@@ -93,9 +95,8 @@ class Guards:
         return {f"fooled_{name}": share for name, share in shares.items()}
 
     def _of_file(self) -> list[Wanted]:
-        name = self.loaded.config.reward.golden
-        asked = read_file(self.loaded.path(name), tasks)[:MOST_GOLDEN] if name else []
-        return [Wanted(task, str(task.item["answer"])) for task in asked if "answer" in task.item]
+        asked = [task for task in self.golden() if "answer" in task.item]
+        return [Wanted(task, str(task.item["answer"])) for task in asked[:MOST_GOLDEN]]
 
     def _of_people(self) -> list[Wanted]:
         """What people said of held-out prompts, in the newest part of the golden set."""

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import msgspec
 
-from loreloop.learn.loop.collecting import Collected, Line, Rules, Used, person_of, said_of, trainable
+from loreloop.learn.loop.collecting import Collected, Line, Rules, Used, person_of, said_of, trainable, used_of
 from loreloop.learn.loop.collecting import lines_of_turn as all_lines_of
 from loreloop.learn.loop.config import Persons
 from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, drop_names, lay_out
@@ -225,7 +225,7 @@ def due(
             # Without a name, a key's users are one crowd and no person.
             may = turn.person.user and (not wanted.users or turn.person.user in wanted.users)
             if method == "sft" and edits and may:
-                lines[person_of(turn)].append((max(edits), line, Used(turn.id, person_of(turn))))
+                lines[person_of(turn)].append((max(edits), line, used_of(turn)))
     found = []
     for person, own in lines.items():
         heard = owns[person].heard if person in owns else 0
