@@ -115,7 +115,7 @@ def test_a_broken_suite_has_the_gate_wait_too(tmp_path: Path) -> None:
     (tmp_path / "sums.jsonl").write_text("{")
     suite = {"name": "sums", "file": "sums.jsonl", "grader": NEARNESS}
     loaded = Loaded(config_of({"deployment": "a", "gate": {"suites": [suite]}}), tmp_path, tmp_path)
-    with pytest.raises(Unavailable, match="The file of the suite sums .* cannot be read any more"):
+    with pytest.raises(Unavailable, match=r"The file of the suite sums .* cannot be read any more"):
         asyncio.run(OfflineGate(None, loaded).look(Sides("new", "old"), [], []))  # type: ignore[arg-type]
 
 

@@ -112,12 +112,13 @@ class Giving:
     async def _kept(self, asked: Asked) -> Feedback:
         """The statement as it is kept; TooLarge where there is no room. A retry finds what is there, and needs none."""
         said = asked.said
-        is_retry = asked.chosen and self.store.read(feedback.find, said.id) is not None
+        is_retry = asked.chosen and self.store.read(feedback.find_own, said.giver, said.id) is not None
         taken = [] if is_retry else await self.desk.rooms.take(self.store, bounds_of(said, self.limits))
         is_new = False
         try:
             kept = await self.store.write(feedback.give, asked)
-            is_new = (kept.id, kept.created) == (said.id, said.created)
+            # Under another id, perhaps, but as it was said just now.
+            is_new = (kept.giver, kept.created) == (said.giver, said.created)
         finally:
             if not is_new:
                 self.desk.rooms.give_back(taken)
@@ -166,12 +167,11 @@ class Giving:
 
     async def retract(self, speaker: Speaker, id: str) -> Feedback:
         """Takes a statement back; NotFound where it is none that this speaker may take back."""
-        self.given(speaker, id)
-        return await self.store.write(feedback.retract, id)
+        return await self.store.write(feedback.retract, self.given(speaker, id).id)
 
     def given(self, speaker: Speaker, id: str) -> Feedback:
         """A statement that came by this speaker, or anyone's for an admin key."""
-        found = self.store.read(feedback.find, id)
+        found = self.store.read(feedback.find_own, speaker.giver, id) or self.store.read(feedback.find, id)
         is_all_known = speaker.is_admin and not speaker.channel
         if found is None or not (is_all_known or self._is_by(speaker, found)):
             raise feedback.not_found(id)

@@ -94,9 +94,7 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
             rewarding=rewarding,
             golden=golden,
             metrics=metrics,
-            labelled=lambda trained: labelled_prompts(
-                door.turns(), door.feedback(), door.deleted_persons(), trained
-            ),
+            labelled=lambda trained: labelled_prompts(door.turns(), door.feedback(), door.deleted_persons(), trained),
         )
         persons = PersonCourse(
             rules=loaded.config.persons,

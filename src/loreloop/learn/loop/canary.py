@@ -42,9 +42,10 @@ def evidence_of(
     metrics: Mapping[str, Metric],
     begun: Collection[EpisodeKey] = (),
 ) -> Evidence:
-    """The episodes that began with the canary or behind it; `begun` are others that began before, as is known. An episode that two revisions answered, or a person's own
-    adapter, is left out, and so are side turns, and what one person has judged beyond their share. Every version of the
-    deployment is a stage: its share may have changed, and with it who is where."""
+    """The episodes that began with the canary or behind it; `begun` are others of which it is known that they began
+    before. An episode that two revisions answered, or a person's own adapter, is left out, and so are side turns, and
+    what one person has judged beyond their share. Every version of the deployment is a stage: its share may have
+    changed, and with it who is where."""
     plain = [turn for turn in newest_of(turns).values() if not turn.side]
     # Whoever was in the midst of a chat when the canary began can only stay with the champion, or leave as mixed.
     older = {episode_of(turn) for turn in plain if turn.version < since_version}.union(begun)
