@@ -67,14 +67,13 @@ def run(file: Path, asked: bool, cycles: int | None) -> None:
 
 async def _run(loaded: Loaded, asked: bool, cycles: int | None) -> None:
     from loreloop.learn.loop.assembly import opened
-    from loreloop.learn.loop.assembly import run as run_course
+    from loreloop.learn.loop.running import Running, run_anew
     from loreloop.learn.loop.state import LoopFolder
     from loreloop.learn.refusals import in_our_words
 
     with LoopFolder(loaded.folder).locked(), in_our_words("what the loop needs"):
-        async with opened(loaded) as course:
-            course.asked = asked
-            await run_course(course, cycles=cycles, wish=lambda: False, tell=lambda said: click.echo(said, err=True))
+        running = Running(cycles=cycles, tell=lambda said: click.echo(said, err=True))
+        await run_anew(lambda: opened(loaded), running, asked=asked)
 
 
 @click.command()

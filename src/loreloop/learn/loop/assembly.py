@@ -32,6 +32,7 @@ from loreloop.learn.loop.golden_prompts import labelled_prompts
 from loreloop.learn.loop.guarding import Guards
 from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.rewarding import Base, Rewarding
+from loreloop.learn.loop.sessions import LoopSession
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.loop.task_files import GoldenFile, without
 from loreloop.learn.loop.training import Made, Shop, for_person, trained
@@ -39,11 +40,10 @@ from loreloop.learn.model_texts import fetch_texts
 from loreloop.learn.refusals import in_our_words
 from loreloop.learn.rendering import Renderer, renderer_of
 from loreloop.protocol.episodes import Message, Turn
-from loreloop.protocol.errors import LoreloopError, Unavailable, WrongSettings
-from loreloop.protocol.feedback import Metric
+from loreloop.protocol.errors import WrongSettings
+from loreloop.protocol.feedback import Feedback, Metric
 
 PERSON_TOKENS = 256  # of an answer that is compared with a correction
-PATIENCE_SECONDS = 5.0  # before a server that did not answer is asked again
 
 
 def key_of(loaded: Loaded) -> str:
@@ -94,6 +94,7 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
             rewarding=rewarding,
             golden=golden,
             metrics=metrics,
+            session=LoopSession(service, door),
             labelled=lambda trained: labelled_prompts(door.turns(), door.feedback(), door.deleted_persons(), trained),
         )
         persons = PersonCourse(
@@ -149,17 +150,23 @@ class Parts:
     metrics: Mapping[str, Metric]
     # Golden prompts that reviewers have made, as of now, but for those of these keys.
     labelled: Callable[[frozenset[str]], list[Task]]
+    session: LoopSession
 
     def work(self) -> Work:
         """The work of a cycle, by the settings."""
         return Work(
             train=self.train,
             look=self.look,
-            learn_reward=self.rewarding.hear if self.rewarding.stream else None,
+            learn_reward=self.hear if self.rewarding.stream else None,
             golden=self.golden.keys,
             held_out=self.rewarding.holds,
             metrics=self.metrics,
         )
+
+    async def hear(self, turns: Sequence[Turn], statements: Sequence[Feedback]) -> str:
+        """Lets the reward learn what is new; an alarm in a sentence, or ""."""
+        with self.session.watched():
+            return await self.rewarding.hear(turns, statements)
 
     def shop(self) -> Shop:
         """What training needs."""
@@ -183,7 +190,7 @@ class Parts:
         return await self._train(for_person(self.shop(), rules.epochs, rules.learning_rate), folder, start, name)
 
     async def _train(self, shop: Shop, folder: Path, start: str | None, name: str) -> Made | None:
-        with in_our_words("the training"):
+        with self.session.watched(), in_our_words("the training"):
             return await trained(shop, folder, start, name)
 
     async def right(self, target: str, lines: Sequence[Line]) -> float:
@@ -191,7 +198,8 @@ class Parts:
         wanted = [str(line["messages"][-1]["content"]) for line in lines]
         plain = [{"messages": [_asked(one) for one in line["messages"][:-1]]} for line in lines]
         asked = list(tasks(map(msgspec.json.encode, plain)))
-        found = await Room(self.service, self.renderer).answers(target, asked, PERSON_TOKENS)
+        with self.session.watched():
+            found = await Room(self.service, self.renderer).answers(target, asked, PERSON_TOKENS)
         return sum(_words(one.text) == _words(each) for one, each in zip(found, wanted, strict=True)) / len(lines)
 
     def untrained(self) -> list[Task]:
@@ -201,7 +209,7 @@ class Parts:
     async def look(self, sides: Sides, turns: Sequence[Turn], prompts: Sequence[Turn]) -> Gated:
         """The offline gate, with prompts of recorded turns for the shadow, and the guards where a reward learns."""
         room, asked = RememberingRoom(self.service, self.renderer), asked_again(prompts)
-        with in_our_words("the gate"):
+        with self.session.watched(), in_our_words("the gate"):
             golden = [*self.untrained(), *self.labelled(trained_prompts(self.loaded.folder))]
             found = await OfflineGate(room, self.loaded).look(sides, turns, asked, golden)
             if self.rewarding.stream is not None:
@@ -227,44 +235,3 @@ def golden_of(loaded: Loaded) -> GoldenFile:
     """The golden prompts, as they are known among recorded turns."""
     name = loaded.config.reward.golden
     return GoldenFile(loaded.path(name) if name else None)
-
-
-async def run(course: Course, *, cycles: int | None, wish: Callable[[], bool], tell: Callable[[str], None]) -> None:
-    """Steps until so many cycles have ended, or for ever; `wish` is asked between steps whether to stop. A server that
-    does not answer is waited for; whatever it refuses for good ends the loop with its words."""
-    first, told = _n_ended(course), ""
-    while not wish():
-        try:
-            with in_our_words("a step of the loop"):
-                moved = await course.step()
-        except Unavailable as error:
-            course.folder.tell(error.message)
-            moved, pause = False, max(PATIENCE_SECONDS, error.retry_after_seconds)
-        except LoreloopError as error:
-            # Trying again would change nothing; `status` says why the loop stands still.
-            course.folder.tell(error.message)
-            raise
-        else:
-            pause = course.config.triggers.poll_seconds
-        if (sentence := course.folder.why()["sentence"]) != told:
-            tell(sentence)
-            told = sentence
-        if cycles is not None and _n_ended(course) - first >= cycles:
-            return
-        if not moved:
-            await _meanwhile(course)
-            await asyncio.sleep(pause)
-
-
-async def _meanwhile(course: Course) -> None:
-    """What waiting leaves time for; a server that does not answer is asked again at the next wait."""
-    try:
-        await course.listening.meanwhile()
-    except Unavailable as error:
-        course.folder.tell(error.message)
-
-
-def _n_ended(course: Course) -> int:
-    """How many cycles have come to an end."""
-    final = ("rejected", "promoted", "rolled_back", "void")
-    return sum(one.verdict in final for one in course.folder.decisions())

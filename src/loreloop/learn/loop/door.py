@@ -1,6 +1,7 @@
 """The loop's way into its server: the feeds of turns and feedback, the deployment, and persons, as typed values.
 
-One HTTP client with the loop's key. Knows the routes under `/loop/v1` and no rule of the loop.
+One HTTP client with the loop's key. Knows the routes under `/loop/v1`, and of Tinker's the one that says whether a
+session lives. Knows no rule of the loop.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import msgspec
 
 from loreloop.learn.refusals import kind_of
 from loreloop.protocol.episodes import Turn, TurnPage
-from loreloop.protocol.errors import BadRequest, NotFound, Unavailable
+from loreloop.protocol.errors import BadRequest, Gone, NotFound, Unavailable
 from loreloop.protocol.feedback import Feedback, FeedbackPage, Metric
 
 T = TypeVar("T")
@@ -146,6 +147,14 @@ class Door:
             self._json("DELETE", f"{self.place}/persons/{quote(user, safe='')}")
         except NotFound:
             return
+
+    def session_has_ended(self, session_id: str) -> bool:
+        """Whether a session of the SDK is over, and with it all that it holds in the server's memory."""
+        try:
+            self._json("POST", "/api/v1/session_heartbeat", {"session_id": session_id})
+        except (Gone, NotFound):
+            return True
+        return False
 
     def _page(self, what: str, after: int, kind: type[T]) -> T:
         response = self._answer("GET", f"{self.place}/{what}?after={after}&limit={PAGE}")

@@ -148,7 +148,7 @@ class _Sorting:
             return "no_consent"
         if turn.side:
             return "side"
-        return turn.fate if turn.fate in (*REFUSED, *EMPTY) else None
+        return next((fate for fate in (*REFUSED, *EMPTY) if fate == turn.fate), None)
 
     def _of_turn(self, said: Feedback, metric: Metric, turn: Turn, weight: float) -> list[LabelledEvent]:
         item, usual = item_of(turn), _Usual(said, voice_of(said, turn), weight, (owner_of(turn.person),))
