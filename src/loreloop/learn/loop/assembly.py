@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -22,20 +22,21 @@ from loreloop.learn.examples import Task
 from loreloop.learn.files import tasks
 from loreloop.learn.loop.answering import RememberingRoom, Room
 from loreloop.learn.loop.checking import check_deployment
-from loreloop.learn.loop.collecting import Line
-from loreloop.learn.loop.config import Loaded
+from loreloop.learn.loop.collecting import Line, fresh_of
+from loreloop.learn.loop.config import Gate, Loaded
 from loreloop.learn.loop.cycle import Course, Work
-from loreloop.learn.loop.cycle_files import trained_prompts
+from loreloop.learn.loop.cycle_files import data_of, trained_prompts
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
 from loreloop.learn.loop.golden_prompts import labelled_prompts
-from loreloop.learn.loop.guarding import Guards
+from loreloop.learn.loop.guarding import FEWEST, Guards
 from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.rewarding import Base, Rewarding
 from loreloop.learn.loop.sessions import LoopSession
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.loop.task_files import GoldenFile, without
 from loreloop.learn.loop.training import Made, Shop, for_person, trained
+from loreloop.learn.loop.watching import Look
 from loreloop.learn.model_texts import fetch_texts
 from loreloop.learn.refusals import in_our_words
 from loreloop.learn.rendering import Renderer, renderer_of
@@ -43,6 +44,7 @@ from loreloop.protocol.episodes import Message, Turn
 from loreloop.protocol.errors import WrongSettings
 from loreloop.protocol.feedback import Feedback, Metric
 
+MOST_WATCHED = 16  # recorded prompts that are answered at each look at a training
 PERSON_TOKENS = 256  # of an answer that is compared with a correction
 
 
@@ -181,8 +183,25 @@ class Parts:
         )
 
     async def train(self, folder: Path, start: str | None, name: str) -> Made | None:
-        """A candidate of a cycle's folder."""
-        return await self._train(self.shop(), folder, start, name)
+        """A candidate of a cycle's folder, watched by the guards where a reward learns."""
+        return await self._train(replace(self.shop(), look=self.guard(folder)), folder, start, name)
+
+    def guard(self, folder: Path) -> Look | None:
+        """What looks at the weights while they learn from a cycle's folder."""
+        stream, state = self.rewarding.stream, LoopFolder(self.loaded.folder).load()
+        if stream is None or state is None:
+            return None
+        turns, n = list(self.session.door.turns()), min(MOST_WATCHED, self.gate.prompts)
+        fresh = fresh_of(turns, {*data_of(folder).turns}, n)
+        # Too few would stop nobody; what was trained on tells of a reward that is fooled as well.
+        turns = fresh if len(fresh) >= FEWEST else fresh_of(turns, (), n)
+        guards = Guards(RememberingRoom(self.service, self.renderer), self.loaded, stream, self.untrained)
+        return guards.watch(state.champion.target, asked_again(turns))
+
+    @property
+    def gate(self) -> Gate:
+        """The settings of the gate, which guards go by as well."""
+        return self.loaded.config.gate
 
     async def train_person(self, folder: Path, start: str | None, name: str) -> Made | None:
         """Weights for one person, of their corrections."""

@@ -8,7 +8,7 @@ files that `loreloop train` reads, so that a candidate's data can be looked at a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -94,6 +94,14 @@ def newest_of(turns: Iterable[Turn]) -> dict[str, Turn]:
 def may_be_read(turn: Turn) -> bool:
     """Whether a turn is there for the loop at all: its person consents, and it is whole and no side turn."""
     return turn.consent and not turn.side and turn.fate not in UNLEARNABLE
+
+
+def fresh_of(turns: Iterable[Turn], used: Collection[str], n: int) -> list[Turn]:
+    """The newest turns whose prompts a candidate is asked. What it was not trained on (`used`) says more; of that there
+    may be none yet."""
+    readable = [turn for turn in turns if may_be_read(turn)]
+    fresh = [turn for turn in readable if turn.id not in used] or readable
+    return fresh[-n:] if n else []
 
 
 def may_train(turn: Turn, rules: Rules) -> bool:

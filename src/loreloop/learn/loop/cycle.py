@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from loreloop.learn.loop.adopting import Adopted, adopted, ended, promoted, state_of
 from loreloop.learn.loop.canary import PROMOTES, Watched, evidence_of, watch
-from loreloop.learn.loop.collecting import Collected, Rules, Used, collect, may_be_read
+from loreloop.learn.loop.collecting import Collected, Rules, Used, collect, fresh_of
 from loreloop.learn.loop.config import LoopConfig
 from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, drop_names, lay_out
 from loreloop.learn.loop.door import Deployed
@@ -29,6 +29,7 @@ from loreloop.learn.loop.state import Decision, LoopFolder, Revision, State, Ver
 from loreloop.learn.loop.training import Made
 from loreloop.learn.loop.triggers import Moment, due, night_of
 from loreloop.learn.loop.watched_feeds import WatchedFeeds
+from loreloop.learn.loop.watching import StoppedByGuards
 from loreloop.learn.loop.withdrawing import withdrawn
 from loreloop.protocol.episodes import Turn
 from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound
@@ -240,6 +241,9 @@ class Course:
             return
         try:
             made = await self.work.train(folder, state.champion.state, name)
+        except StoppedByGuards as error:
+            self._give_up(state, "training", error.message)
+            return
         except BadRequest as error:
             # What is refused once is refused always; the next cycle has other lines.
             self._give_up(state, "training", f"The training was refused: {error.message}")
@@ -251,6 +255,9 @@ class Course:
         if self._void(state, data, self.server.mark_used(name, made.path, data.turns)):
             return
         candidate = Revision(target=made.path, state=made.state, cycle=state.cycle)
+        if made.alarm:
+            what = f"{made.alarm} The last revision of it that was good goes on to the gate."
+            self._decide(replace(state, candidate=candidate), "training", "stopped", what)
         self.folder.tell(f"Candidate {state.cycle} stands before the offline gate.")
         self.folder.save(replace(state, stage="gate", candidate=candidate))
 
@@ -322,14 +329,9 @@ class Course:
         return True
 
     async def _looked(self, state: State, candidate: Revision, data: Data) -> Gated:
-        used = {*data.turns}
-        turns = [turn for turn in self.server.turns() if may_be_read(turn)]
-        n = self.config.gate.prompts
-        # What was not trained on says more; of that there may be none yet.
-        fresh = [turn for turn in turns if turn.id not in used] or turns
-        return await self.work.look(
-            Sides(candidate.target, state.champion.target), turns[-n:] if n else [], fresh[-n:] if n else []
-        )
+        turns, n = list(self.server.turns()), self.config.gate.prompts
+        sides = Sides(candidate.target, state.champion.target)
+        return await self.work.look(sides, fresh_of(turns, (), n), fresh_of(turns, {*data.turns}, n))
 
     def _watch(self, state: State, now: Deployed) -> bool:
         """Looks at the canary's evidence; a decision that was made is carried out, whatever has come since."""

@@ -21,7 +21,7 @@ from loreloop.protocol.errors import Conflict, ServerError
 
 S = TypeVar("S")
 Stage = Literal["idle", "collecting", "training", "gate", "canary"]
-Verdict = Literal["passed", "rejected", "promoted", "rolled_back", "void", "adopted"]
+Verdict = Literal["passed", "rejected", "promoted", "rolled_back", "void", "adopted", "stopped"]
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):

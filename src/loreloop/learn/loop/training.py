@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from loreloop.learn.learners.kl import KlBudget, KlPenalty
 from loreloop.learn.learners.reinforce_loop import Bounds
 from loreloop.learn.loop.config import Training
 from loreloop.learn.loop.state import RunFolder
+from loreloop.learn.loop.watching import Look, StoppedByGuards, TrainingWatch
 from loreloop.learn.methods import METHODS, Keeping, Order, seeing, train
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer
@@ -40,7 +42,7 @@ BATCH_OF_TASKS = 8  # prompts of a GRPO step
 @dataclass(frozen=True)
 class Shop:
     """What training needs of its surroundings. `texts` is the base model's folder of tokenizer and template; `reward`
-    is what GRPO learns from."""
+    is what GRPO learns from; `look` is what guards a training, if anything does."""
 
     service: tinker.ServiceClient
     renderer: Renderer
@@ -50,41 +52,59 @@ class Shop:
     seed: int = 0
     reward: Reward | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)  # of every plan, whatever the rules say
+    look: Look | None = None
 
 
 @dataclass(frozen=True)
 class Made:
-    """Weights as they are sampled (`path`) and as training goes on from them (`state`)."""
+    """Weights as they are sampled (`path`) and as training goes on from them (`state`); `alarm` says why the guards
+    have stopped the training behind them, "" where it came to its end."""
 
     path: str
     state: str
+    alarm: str = ""
 
 
 async def trained(shop: Shop, folder: Path, start: str | None, name: str) -> Made | None:
-    """Trains by every method that has a file in the folder; None where none has."""
+    """Trains by every method that has a file in the folder; None where none has. Where the guards stop it, what was
+    good last; StoppedByGuards where nothing was."""
     made: Made | None = None
     for method in shop.training.methods:
         file = folder / f"{method}.jsonl"
         if file.exists():
-            made = await _run(shop, method, file, made.state if made else start, f"{name}-{method}")
+            found = await _run(shop, method, file, made.state if made else start, f"{name}-{method}")
+            # What a method before has made was looked at when it was done.
+            made = replace(made, alarm=found.alarm) if made and not found.path else found
+        if made is not None and made.alarm:
+            break
+    if made is not None and not made.path:
+        raise StoppedByGuards(made.alarm)
     return made
 
 
 async def _run(shop: Shop, method: str, file: Path, start: str | None, name: str) -> Made:
+    """One method's run. Where the guards have stopped it, its last good weights with the alarm; paths are "" where it
+    has none."""
     examples = await fitting(shop, method, read_file(file, METHODS[method].read))
     if not examples:
         raise BadRequest(f"No line of {file.name} fits into the model's window, or its template takes none.")
     plan = plan_of(shop, method, len(examples), start, name)
     kept = RunFolder(file.with_suffix(""))
+    watch = TrainingWatch(kept.path, name, shop.look) if shop.look else None
+    keeping = Keeping(kept, kept.tell)
+    if watch is not None:
+        keeping = replace(keeping, wish=watch.wish, look=watch.see)
     position = await kept.load()
-    if position is None or not position.finished:
+    if (position is None or not position.finished) and keeping.wish() == "go":
         if method == "grpo":
-            await _from_reward(shop, plan, examples, kept)
+            await _from_reward(shop, plan, examples, keeping)
         else:
             settings = SETTINGS[method]()
             order = Order(method=method, plan=plan, settings=settings, renderer=shop.renderer, examples=examples)
-            await train(order, shop.service, Keeping(kept, kept.tell))
+            await train(order, shop.service, keeping)
         position = await kept.load()
+    if watch is not None and watch.seen.alarm:
+        return Made(watch.seen.path, watch.seen.state, watch.seen.alarm)
     return _made(position, name)
 
 
@@ -129,21 +149,25 @@ def plan_of(shop: Shop, method: str, n: int, start: str | None, name: str) -> Pl
     return Plan(**(fields | dict(shop.fixed)))
 
 
-async def _from_reward(shop: Shop, plan: Plan, tasks: list[Any], kept: RunFolder) -> None:
+async def _from_reward(shop: Shop, plan: Plan, tasks: list[Any], keeping: Keeping) -> None:
     """Fresh answers to recorded prompts, by the reward that the loop has; pulled to where the cycle began."""
     told = shop.training
     if shop.reward is None:
         raise ServerError("GRPO was begun without a reward, which loop.toml should not have let pass.")
     reward = shop.reward
-    position = await kept.load()
+    position = await keeping.progress.load()
     clients = Clients(shop.service, plan, position.states if position else None)
     budget = KlBudget(told.kl_budget) if told.kl_budget and told.kl else None
     ways = Ways(Grpo(normalisation="tokens", kl=KlPenalty(told.kl)), bounds=Bounds(None, budget))
     limits = AnswerLimits(most_tokens=told.answer_tokens, temperature=told.temperature)
     sampling = Sampling(group_size=told.group_size, limits=limits, pace=Pace(staleness=told.staleness))
     learner = await reward_learner(plan, clients, shop.renderer, lambda: OneAnswer(reward), ways, sampling)
+    run = Run(plan=plan, clients=clients, learner=learner, progress=keeping.progress, tell=keeping.tell)
+    run.wish = keeping.wish
+    if keeping.look is not None:
+        run.look = partial(keeping.look, clients)
     try:
-        await Run(plan=plan, clients=clients, learner=learner, progress=kept, tell=kept.tell).over(tasks)
+        await run.over(tasks)
     finally:
         await learner.close()
 
