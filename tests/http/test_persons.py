@@ -57,6 +57,24 @@ def test_a_person_is_deleted_with_memories_and_answers_and_stays_deleted() -> No
     play_recorded(scene)
 
 
+def test_candidates_that_began_with_a_persons_weights_are_told_as_well() -> None:
+    async def scene(room: Room) -> None:
+        room.says("yes")
+        hers, his = [(await raw(room, user=user)).json()["id"] for user in ("ann", "bob")]
+        await room.turns()
+        for n, (turn, start) in enumerate(((hers, None), (his, "tinker://r/sampler_weights/c-0"), (his, None))):
+            used = {"candidate": f"c-{n}", "turns": [turn], "revision": f"tinker://r/sampler_weights/c-{n}"}
+            await room.loop("POST", "/deployments/bot/used", json=used | ({"start": start} if start else {}))
+        assert [one["candidate"] for one in (await room.loop("DELETE", "/persons/ann"))["trained"]] == ["c-0", "c-1"]
+        trained = (await room.loop("DELETE", "/persons/bob"))["trained"]
+        assert [(one["candidate"], one["revision"]) for one in trained] == [
+            ("c-1", "tinker://r/sampler_weights/c-1"),
+            ("c-2", "tinker://r/sampler_weights/c-2"),
+        ]
+
+    play_recorded(scene)
+
+
 def test_what_waits_of_a_deleted_person_is_not_kept() -> None:
     async def scene(room: Room) -> None:
         room.says("yes")

@@ -227,6 +227,36 @@ def test_nothing_of_a_deleted_person_is_trained_on(tmp_path: Path) -> None:
     assert "bob" not in str(trained)
 
 
+def test_a_candidate_is_trained_again_without_a_person_whom_the_champion_has_learned_from(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(3, "ann")
+    world.corrected(3, "bob")
+    course = world.course(tmp_path)
+    steps(course)
+    world.voted(40, candidate=True, champion=False)
+    steps(course)
+    champion = course.folder.load().champion
+    assert champion.cycle == 1
+    assert "bob" in str(world.trained)
+    world.feeds.deleted.append(Person("key", "bob"))
+    by_hand.retrain(course.folder)
+    world.trained.clear()
+    world.began.clear()
+    steps(course)
+    (again,) = world.trained
+    assert (again["start"], {*world.began}) == (None, {None}), "it begins where the loop began"
+    assert "ann asks" in again["lines"]["sft"]
+    assert "bob" not in str(again)
+    assert world.deployed.canary == course.folder.load().candidate.target
+    # The next cycle begins with the champion again, whose persons its candidate knows.
+    by_hand.promote(course.folder, world)
+    steps(course)
+    world.corrected(5, "cid")
+    steps(course)
+    assert world.trained[1]["start"] == course.folder.load().champion.state == "tinker://assistant-0002/weights/s"
+    assert world.began[-1] == "tinker://assistant-0002/sampler_weights/s"
+
+
 def test_a_person_who_is_deleted_in_mid_cycle_is_left_out(tmp_path: Path) -> None:
     world = World()
     world.corrected(3, "ann")

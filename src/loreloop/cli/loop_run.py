@@ -126,6 +126,18 @@ def try_weights(target: str, weights: str, file: Path, as_json: bool) -> None:
 @click.command()
 @FILE
 @JSON
+def retrain(file: Path, as_json: bool) -> None:
+    """Begin a cycle at once whose candidate starts where the loop began, without persons who were deleted since."""
+    from loreloop.learn.loop import by_hand
+    from loreloop.learn.loop.state import LoopFolder
+
+    by_hand.retrain(LoopFolder(_loaded(file).folder))
+    _print({"retraining": True}, as_json)
+
+
+@click.command()
+@FILE
+@JSON
 def rollback(file: Path, as_json: bool) -> None:
     """Let the champion answer everybody again; where no candidate is tried, the champion before it."""
     from loreloop.learn.loop import by_hand
@@ -200,4 +212,4 @@ def _print(found: dict[str, Any], as_json: bool) -> None:
             click.echo(f"{name:<12} {'-' if value is None else value}")
 
 
-VERBS = (init, run, status, pause, promote, rollback, report, decisions, try_weights)
+VERBS = (init, run, status, pause, promote, retrain, rollback, report, decisions, try_weights)

@@ -4,7 +4,7 @@ it."""
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, literal, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from loreloop.protocol.episodes import LEARNABLE, REFUSED, Person
@@ -48,6 +48,8 @@ def use(connection: Connection, deployment: str, used: UseTurns, now: float) -> 
             values = {"key_id": person.key_id, "user": person.user, "deployment": deployment}
             row = upsert(TURN_USES).values(**values, candidate=used.candidate, revision="", used=now)
             connection.execute(row.on_conflict_do_nothing())
+    if used.start is not None:
+        _inherit(connection, deployment, used, now)
     if used.revision is not None:
         connection.execute(update(TURN_USES).where(of_candidate).values(revision=used.revision))
     return Unusable(
@@ -56,6 +58,15 @@ def use(connection: Connection, deployment: str, used: UseTurns, now: float) -> 
         # when it was collected.
         withdrawn=tuple(turn_id for turn_id in used.turns if fates.get(turn_id) in REFUSED),
     )
+
+
+def _inherit(connection: Connection, deployment: str, used: UseTurns, now: float) -> None:
+    """Notes of a candidate the persons of the revision that it began with: what that has learned it knows, too."""
+    names = (TURN_USES.c.key_id, TURN_USES.c.user, TURN_USES.c.deployment)
+    rest = (literal(used.candidate), literal(""), literal(now))
+    before = select(*names, *rest).where(TURN_USES.c.deployment == deployment, TURN_USES.c.revision == used.start)
+    columns = ["key_id", "user", "deployment", "candidate", "revision", "used"]
+    connection.execute(upsert(TURN_USES).from_select(columns, before.distinct()).on_conflict_do_nothing())
 
 
 def uses(connection: Connection, person: Person) -> tuple[Use, ...]:

@@ -153,7 +153,8 @@ class Course:
             self._stand(state, proposed)
             return True
         said = [one for one in self.server.feedback(state.heard) if not one.retracted]
-        moment = Moment(now=self.now(), n_said=len(said), night=state.night, asked=self.asked)
+        anew = self.folder.to_retrain
+        moment = Moment(now=self.now(), n_said=len(said), night=state.night, asked=self.asked or anew)
         why, night = due(self.config.triggers, moment), night_of(self.config.triggers, moment.now, state.night)
         # Where people never stop talking, a shared cycle is always due, and of persons there may be many: neither waits
         # for more than one of the other.
@@ -172,7 +173,9 @@ class Course:
             )
             return False
         self.asked, self.is_persons_turn = False, True
-        self.folder.save(replace(state, stage="collecting", cycle=state.cycle + 1, candidate=None, night=night))
+        begun = replace(state, stage="collecting", cycle=state.cycle + 1, candidate=None, night=night, from_start=anew)
+        self.folder.save(begun)
+        self.folder.retrain(False)
         return True
 
     def _stand(self, state: State, proposed: Revision) -> None:
@@ -237,10 +240,12 @@ class Course:
         data = data_of(folder)
         name = f"{self.config.deployment}-{state.cycle:04d}"
         # Marked before the first step, so that no weights have learned from a turn that does not say so.
-        if self._void(state, data, self.server.mark_used(name, None, data.turns)):
+        champion = state.champion
+        start, began = (self.config.start, None) if state.from_start else (champion.state, champion.target)
+        if self._void(state, data, self.server.mark_used(name, None, data.turns, began)):
             return
         try:
-            made = await self.work.train(folder, state.champion.state, name)
+            made = await self.work.train(folder, start, name)
         except StoppedByGuards as error:
             self._give_up(state, "training", error.message)
             return
@@ -252,7 +257,7 @@ class Course:
             raise Conflict(
                 f"The files of cycle {state.cycle} are gone from {folder}; remove the folder, and run again."
             )
-        if self._void(state, data, self.server.mark_used(name, made.path, data.turns)):
+        if self._void(state, data, self.server.mark_used(name, made.path, data.turns, began)):
             return
         candidate = Revision(target=made.path, state=made.state, cycle=state.cycle)
         if made.alarm:

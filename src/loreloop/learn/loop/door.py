@@ -96,13 +96,17 @@ class Door:
                 return
             after = page.next
 
-    def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
-        """Says which turns a candidate is trained on, so that each turn, and each person, can be told. The turns that
-        are not there any more, or from which nothing may be learned any more: nobody may be trained on these."""
+    def mark_used(
+        self, candidate: str, revision: str | None, turns: Sequence[str], start: str | None = None
+    ) -> tuple[str, ...]:
+        """Says which turns a candidate is trained on, and with which revision it began, so that each turn, and each
+        person, can be told. The turns that are not there any more, or from which nothing may be learned any more:
+        nobody may be trained on these."""
         gone: list[str] = []
-        for start in range(0, len(turns), MOST_MARKED):
-            body = {"candidate": candidate, "turns": list(turns[start : start + MOST_MARKED])}
+        for first in range(0, len(turns), MOST_MARKED):
+            body = {"candidate": candidate, "turns": list(turns[first : first + MOST_MARKED])}
             body |= {"revision": revision} if revision is not None else {}
+            body |= {"start": start} if start is not None else {}
             told = self._json("POST", f"{self.place}/used", body)
             gone += [*told.get("unknown", []), *told.get("withdrawn", [])]
         return tuple(gone)

@@ -40,8 +40,11 @@ class PersonServer(Feeds, Protocol):
         """Has one person answered by weights of their own."""
         ...
 
-    def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
-        """Says which turns a candidate is trained on; gives those that are not there any more."""
+    def mark_used(
+        self, candidate: str, revision: str | None, turns: Sequence[str], start: str | None = None
+    ) -> tuple[str, ...]:
+        """Says which turns a candidate is trained on, and with which revision it began; gives those that are not there
+        any more."""
         ...
 
 
@@ -127,11 +130,11 @@ class PersonCourse:
         decision = self.folder.decided(key)
         if decision is None:
             # Marked before the first step, and asked again behind the last one: who withdraws meanwhile is heeded.
-            what = withdrawn(data, self.server, self.server.mark_used(name, None, data.turns))
+            what = withdrawn(data, self.server, self.server.mark_used(name, None, data.turns, champion.target))
             made = None if what else await self._trained(folder, champion.state, name)
             share = await self._share(made, one.lines) if made else 0.0
             if made:
-                what = withdrawn(data, self.server, self.server.mark_used(name, made.path, data.turns))
+                what = withdrawn(data, self.server, self.server.mark_used(name, made.path, data.turns, champion.target))
             if what:
                 # Nothing is decided: the words that are left make another attempt.
                 self.folder.tell(f"Weights of a person's own are made anew: {what}.")
