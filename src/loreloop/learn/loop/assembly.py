@@ -22,19 +22,20 @@ from loreloop.learn.examples import Task
 from loreloop.learn.files import tasks
 from loreloop.learn.loop.answering import RememberingRoom, Room
 from loreloop.learn.loop.checking import check_deployment
-from loreloop.learn.loop.collecting import Line, fresh_of
+from loreloop.learn.loop.collecting import Line, fresh_of, measured_of
 from loreloop.learn.loop.config import Gate, Loaded
 from loreloop.learn.loop.cycle import Course, Work
 from loreloop.learn.loop.cycle_files import data_of, trained_prompts
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
+from loreloop.learn.loop.general import built_in, lay_out_general
 from loreloop.learn.loop.golden_prompts import labelled_prompts
 from loreloop.learn.loop.guarding import FEWEST, Guards
 from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.rewarding import Base, Rewarding
 from loreloop.learn.loop.sessions import LoopSession
 from loreloop.learn.loop.state import LoopFolder
-from loreloop.learn.loop.task_files import GoldenFile, without
+from loreloop.learn.loop.task_files import GoldenFile, tasks_of, without
 from loreloop.learn.loop.training import Made, Shop, for_person, trained
 from loreloop.learn.loop.watching import Look
 from loreloop.learn.model_texts import fetch_texts
@@ -184,7 +185,22 @@ class Parts:
 
     async def train(self, folder: Path, start: str | None, name: str) -> Made | None:
         """A candidate of a cycle's folder, watched by the guards where a reward learns."""
+        if (folder / "sft.jsonl").exists():
+            await self.lay_out_general(folder)
         return await self._train(replace(self.shop(), look=self.guard(folder)), folder, start, name)
+
+    async def lay_out_general(self, folder: Path) -> None:
+        """Puts general prompts beside a cycle's corrections, answered as the champion does."""
+        told, state = self.loaded.config.training, LoopFolder(self.loaded.folder).load()
+        if not told.general or state is None:
+            return
+        file = told.general_file
+        prompts = tasks_of(self.loaded.path(file), "file of general prompts") if file else built_in()
+        with self.session.watched():
+            kept_out = self.golden.keys() | measured_of(self.session.door.turns(), self.session.door.feedback())
+            asked = [one for one in without(prompts, kept_out) if not self.rewarding.holds(one.item["messages"])]
+            room = Room(self.service, self.renderer)
+            await lay_out_general(folder, room, state.champion.target, asked[: told.general])
 
     def guard(self, folder: Path) -> Look | None:
         """What looks at the weights while they learn from a cycle's folder."""

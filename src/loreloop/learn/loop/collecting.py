@@ -115,14 +115,20 @@ def trainable(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rule
     """The turns that may be learned from, by their ids. A prompt on which a label to measure with stands is held out,
     with all turns that it began; of an episode with one, the prompts of all its turns."""
     newest = newest_of(turns)
-    labelled = {(one.level, one.target_id) for one in standing(statements) if is_golden(one)}
-    measured = {
-        prompt_key(turn.messages)
-        for turn in newest.values()
-        if ("inference", turn.id) in labelled or ("episode", turn.episode_id) in labelled
-    }
-    rules = replace(rules, golden=rules.golden | measured)
+    rules = replace(rules, golden=rules.golden | measured_of(newest.values(), statements))
     return {turn.id: turn for turn in newest.values() if may_train(turn, rules)}
+
+
+def measured_of(turns: Iterable[Turn], statements: Iterable[Feedback]) -> frozenset[str]:
+    """The keys of all prompts on which a label to measure with stands."""
+    labels: dict[str, list[Feedback]] = defaultdict(list)
+    for one in filter(is_golden, standing(statements)):
+        labels[one.target_id].append(one)
+    return frozenset(
+        prompt_key(turn.messages)
+        for turn in turns
+        if any(is_about(one, turn) for id in (turn.id, turn.episode_id) for one in labels.get(id, ()))
+    )
 
 
 def collect(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules) -> Collected:
