@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from loreloop.cli.server import RunningServer
 from loreloop.learn.examples import Task
 from loreloop.learn.loop import assembly
+from loreloop.learn.loop.config import Training
 from loreloop.learn.loop.cycle_files import trained_prompts
 from loreloop.learn.loop.general import PROMPTS, built_in, lay_out_general
 from loreloop.learn.loop.task_files import key_of_task
+from loreloop.learn.loop.training import Shop, plan_of
 from loreloop.learn.rewards.reward import Answer
 from loreloop.text.conversation import MadeCall
 from tests.loop.feeds import Feeds
@@ -90,3 +93,13 @@ def test_a_cycle_learns_them_beside_its_corrections_and_none_to_measure_with(
     assert (told.folder / "cycles/0001/general.jsonl").exists()
     learned = trained_prompts(told.folder)
     assert len(learned) == 6, "what was learned may not become golden later"
+
+
+@pytest.mark.parametrize(("n", "epochs"), [(5, 12), (36, 12), (61, 7), (400, 3), (2000, 3)])
+def test_corrections_are_read_until_they_are_learned(server: RunningServer, n: int, epochs: int) -> None:
+    texts = server.data / "models" / "tiny"
+    shop = Shop(None, None, texts, "tiny", Training())  # type: ignore[arg-type]
+    plan = plan_of(shop, "sft", n, None, "run")
+    assert (plan.epochs, plan.batch_size) == (epochs, 8)
+    own = plan_of(replace(shop, training=Training(epochs=5, batch_size=2)), "sft", n, None, "run")
+    assert (own.epochs, own.batch_size) == (5, 2)

@@ -41,7 +41,8 @@ class Triggers(Table, frozen=True):
 
 class Training(Table, frozen=True):
     """How a candidate learns from the champion's weights on. Each method runs where there is something for it, in the
-    order in which they are named. None is the rule of `--lr`, `--epochs` and `--batch-size` for files."""
+    order in which they are named. None is the rule of `--lr`, `--epochs` and `--batch-size` for files, but for `sft`,
+    whose corrections are to come back word for word."""
 
     methods: tuple[MethodName, ...] = ("sft", "kto")
     rank: Annotated[int, Meta(ge=1, le=1024)] = 16
