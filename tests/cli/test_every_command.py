@@ -43,6 +43,7 @@ LOOPS = {
         "status",
         "pause",
         "promote",
+        "retrain",
         "rollback",
         "report",
         "decisions",

@@ -10,7 +10,9 @@ import pytest
 from tests.http.recorded import ASKING, Room, play_recorded
 from tests.http.test_deleted_persons import door_of
 from tests.http.test_episodes import raw
+from tests.http.test_feedback_on_turns import expire
 from tests.http.test_persons import key_id
+from tests.store.place import write_now
 
 YES, NO = {"x-consent": "yes"}, {"x-consent": "no"}
 
@@ -156,5 +158,21 @@ def test_the_key_of_an_owner_that_asked_itself_is_the_asking_key() -> None:
         (turn,) = await room.turns()
         assert turn["person"]["key_id"] == key_id(room, room.key)
         assert (await mark(room, answer.id, consent=True))["fate"] == "waiting"
+
+    play_recorded(scene)
+
+
+def test_a_no_that_has_expired_stands_against_everybody_in_its_episode() -> None:
+    """With its content went the name of whoever said no; the words come again in what the client sends."""
+
+    async def scene(room: Room) -> None:
+        room.says("yes")
+        first = (await raw(room, user="ann", headers=NO)).json()
+        await room.turns()
+        write_now(room.site.services.store, expire, first["id"])
+        by_herself = (await raw(room, user="ann", headers=YES, episode_id=first["episode_id"])).json()["id"]
+        anew = (await raw(room, user="ann", headers=YES)).json()["id"]
+        assert [await fate(room, id) for id in (first["id"], by_herself, anew)] == ["expired", "no_consent", "waiting"]
+        await mark(room, by_herself, 409, consent=True)
 
     play_recorded(scene)

@@ -153,9 +153,35 @@ def test_a_retry_changes_nothing_and_a_taken_id_is_refused() -> None:
         first = await give(site, id="my-own-id-1")
         assert await give(site, id="my-own-id-1") == first
         assert "stands for other feedback" in await refusal(site, status=409, id="my-own-id-1", value=False)
-        async with site.client_with(site.new_key("feedback:bot")) as other:
-            assert "stands for other feedback" in await refusal(site, other, 409, id="my-own-id-1")
         assert len(await feed(site)) == 1
+
+    play_about(scene)
+
+
+def test_an_id_is_its_givers_own() -> None:
+    """Whoever was there first with an id keeps nobody else from it, and both are found by it."""
+
+    async def scene(site: Site) -> None:
+        async with (
+            site.client_with(site.new_key("feedback:bot")) as squatter,
+            site.client_with(site.new_key("feedback:bot")) as other,
+        ):
+            first = await give(site, squatter, id="order-4711", value=False)
+            second = await give(site, other, id="order-4711")
+            assert first["id"] == "order-4711"
+            assert second["id"].startswith("order-4711@")
+            assert await give(site, other, id="order-4711") == second
+            assert "stands for other feedback" in await refusal(site, other, 409, id="order-4711", why="no")
+            assert [one["id"] for one in await feed(site)] == [first["id"], second["id"]]
+            for id in ("order-4711", second["id"]):
+                assert (await other.get(f"{LOOP}/feedback/{id}")).json()["id"] == second["id"]
+            again = await give(site, other, id="order-4712", value=False, overrides="order-4711")
+            assert again["overrides"] == second["id"]
+            assert (await squatter.get(f"{LOOP}/feedback/order-4711")).json()["counts"] is True
+            assert (await squatter.delete(f"{LOOP}/feedback/order-4711")).status_code == 200
+            assert [one["retracted"] for one in await feed(site)] == [False, False, True]
+            # Nor does what went since make room for a second one of the same giver.
+            assert (await give(site, other, id="order-4711"))["id"] == second["id"]
 
     play_about(scene)
 

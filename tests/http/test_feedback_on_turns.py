@@ -66,6 +66,42 @@ def test_a_turn_of_which_nothing_stands_any_more_waits_again() -> None:
     play_recorded(scene)
 
 
+def test_who_preferred_the_one_and_then_the_other_speaks_of_the_first_again_when_that_is_deleted() -> None:
+    """Both answers are of other persons. With the one goes what was said of it, as if nobody had ever said it."""
+
+    async def scene(room: Room) -> None:
+        kept, going = await room.ask(user="ann"), await room.ask(user="bob")
+        await room.turns()
+        await thumb(room, kept.id, metric="preference", value=going.id, who="cid")
+        await thumb(room, going.id, metric="preference", value=kept.id, who="cid")
+        assert {turn["id"]: turn["fate"] for turn in await room.turns()} == {kept.id: "waiting", going.id: "trainable"}
+        await room.loop("DELETE", "/persons/bob")
+        (left,) = await said(room)
+        assert (left["target_id"], left["retracted"]) == (kept.id, False)
+        assert await fates(room) == ["trainable"]
+
+    play_recorded(scene)
+
+
+def test_so_it_is_where_the_other_one_expires() -> None:
+    async def scene(room: Room) -> None:
+        kept, going = await room.ask(user="ann"), await room.ask(user="bob")
+        await room.turns()
+        await thumb(room, kept.id, metric="preference", value=going.id, who="cid")
+        await thumb(room, going.id, metric="preference", value=kept.id, who="cid")
+        store = room.site.services.store
+        write_now(store, expire, going.id)
+        assert {turn["id"]: turn["fate"] for turn in await room.turns()} == {kept.id: "trainable", going.id: "expired"}
+
+    play_recorded(scene)
+
+
+def expire(connection: Connection, turn_id: str) -> None:
+    """As if a turn's days were over."""
+    connection.execute(update(TURNS).where(TURNS.c.id == turn_id).values(created=0.0))
+    turn_removal.sweep(connection, 40 * turn_removal.DAY_SECONDS)
+
+
 def test_feedback_is_taken_before_its_turn_is_durable() -> None:
     async def scene(room: Room) -> None:
         kept = threading.Event()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from loreloop.store import keys
+import pytest
+
+from loreloop.store import keys, persons
 from tests.http.recorded import ASKING, Room, play_recorded
 from tests.http.test_deployed_names import checkpoint
 from tests.http.test_episodes import HEADER, raw
+from tests.store.place import write_now
 
 MEMORY = {"id": "notes", "budget_tokens": 400}
 
@@ -49,6 +53,24 @@ def test_a_person_is_deleted_with_memories_and_answers_and_stays_deleted() -> No
         late = await room.loop("POST", "/deployments/bot/used", json=used | {"candidate": "c-2"})
         assert late["unknown"] == mine
         assert (await room.loop("DELETE", "/persons/ann"))["trained"] == gone["trained"]
+
+    play_recorded(scene)
+
+
+def test_candidates_that_began_with_a_persons_weights_are_told_as_well() -> None:
+    async def scene(room: Room) -> None:
+        room.says("yes")
+        hers, his = [(await raw(room, user=user)).json()["id"] for user in ("ann", "bob")]
+        await room.turns()
+        for n, (turn, start) in enumerate(((hers, None), (his, "tinker://r/sampler_weights/c-0"), (his, None))):
+            used = {"candidate": f"c-{n}", "turns": [turn], "revision": f"tinker://r/sampler_weights/c-{n}"}
+            await room.loop("POST", "/deployments/bot/used", json=used | ({"start": start} if start else {}))
+        assert [one["candidate"] for one in (await room.loop("DELETE", "/persons/ann"))["trained"]] == ["c-0", "c-1"]
+        trained = (await room.loop("DELETE", "/persons/bob"))["trained"]
+        assert [(one["candidate"], one["revision"]) for one in trained] == [
+            ("c-1", "tinker://r/sampler_weights/c-1"),
+            ("c-2", "tinker://r/sampler_weights/c-2"),
+        ]
 
     play_recorded(scene)
 
@@ -157,6 +179,28 @@ def test_nobody_is_not_a_person_who_could_be_deleted() -> None:
     play_recorded(scene)
 
 
+def test_persons_that_are_made_up_are_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persons, "MOST_UNKNOWN", 3)
+
+    async def scene(room: Room) -> None:
+        app, other = room.site.new_key("infer"), room.site.new_key("infer")
+        await room.ask("yes", key=app, user="ann")
+        await room.turns()
+        for number in range(3):
+            await room.loop("DELETE", f"/persons/made-up-{number}", key=app)
+        refused = await room.loop("DELETE", "/persons/made-up-3", 413, key=app)
+        assert "Nothing is kept of the person 'made-up-3'" in refused["error"]["message"]
+        told = await room.loop("GET", "/deployments/bot/deleted-persons")
+        assert [one["user"] for one in told["persons"]] == [f"made-up-{number}" for number in range(3)]
+        # Whoever is remembered already costs nothing, and whoever is there is always deleted.
+        await room.loop("DELETE", "/persons/made-up-1", key=app)
+        assert (await room.loop("DELETE", "/persons/ann", key=app))["turns"] == 1
+        await room.loop("DELETE", "/persons/made-up-3", key=other)
+        await room.loop("DELETE", f"/persons/{'x' * 501}", 400, key=other)
+
+    play_recorded(scene)
+
+
 def test_a_name_is_its_key_s_own() -> None:
     async def scene(room: Room) -> None:
         app, other = room.site.new_key("infer", "feedback"), room.site.new_key("infer", "feedback")
@@ -168,6 +212,28 @@ def test_a_name_is_its_key_s_own() -> None:
         (left,) = (await room.loop("GET", "/deployments/bot/feedback"))["feedback"]
         assert left["target_id"] == turns[other]
         await say(room, turns[other], key=other, who="ann", value=False)
+
+    play_recorded(scene)
+
+
+def test_what_an_operator_said_in_a_persons_name_goes_with_the_person() -> None:
+    """Who reviews at the command line has no key, and may be known by the name of any key's person."""
+
+    async def scene(room: Room) -> None:
+        app, other = room.site.new_key("infer", "feedback"), room.site.new_key("infer")
+        hers, his = [(await room.ask("yes", key=key, user=user)).id for key, user in ((app, "ann"), (other, "bob"))]
+        await room.turns()
+        later = time.time() + 600.0
+        made = write_now(room.site.services.store, keys.create, "root", ("admin",), time.time(), later)
+        kept = await say(room, his, key=made.secret, who="somebody else", metric="accepted")
+        said = await say(room, his, key=made.secret, who="ann", metric="demonstration", value="no, 4")
+        assert said["giver"] == "operator:root"
+        judged = await say(room, hers, key=made.secret, who="ann", source="judge")  # signs with a name that is nobody's
+        exported = (await room.loop("GET", "/persons/ann/export", key=app))["feedback"]
+        assert {one["id"] for one in exported} == {said["id"], judged["id"]}
+        assert (await room.loop("DELETE", "/persons/ann", key=app))["feedback"] == 2
+        left = (await room.loop("GET", "/deployments/bot/feedback"))["feedback"]
+        assert [one["id"] for one in left] == [kept["id"]]
 
     play_recorded(scene)
 

@@ -138,3 +138,50 @@ def test_a_refusal_of_another_kind_is_no_change_by_somebody(tmp_path: Path) -> N
     world.at_change = refused
     with pytest.raises(Conflict, match="not this key's"):
         steps(course)
+
+
+@pytest.mark.parametrize("stage", ["idle", "gate"])
+def test_a_canary_that_somebody_set_by_hand_is_left_alone(tmp_path: Path, stage: str) -> None:
+    world = Shared()
+    course = world.course(tmp_path)
+    theirs = "tinker://theirs/sampler_weights/a"
+    if stage == "idle":
+        world.deploy("tiny", theirs, 20.0)
+    else:
+        world.at_gate = lambda: world.deploy("tiny", theirs, 20.0)
+    world.corrected(5)
+    steps(course)
+    assert (world.deployed.canary, world.deployed.canary_percent) == (theirs, 20.0)
+    assert (course.folder.load().stage, verdicts(tmp_path)) == ("gate", ["passed"])
+    assert theirs in course.folder.why()["sentence"]
+    world.deploy("tiny")
+    steps(course)
+    assert world.deployed.canary == course.folder.load().candidate.target
+    assert course.folder.load().stage == "canary"
+
+
+def test_a_canary_by_hand_whose_weights_are_promoted_ends_the_cycle_that_waited(tmp_path: Path) -> None:
+    world = Shared()
+    course = world.course(tmp_path, start="tinker://theirs/weights/a")
+    world.deploy("tiny", "tinker://theirs/sampler_weights/a", 20.0)
+    world.corrected(5)
+    steps(course)
+    world.deploy("tinker://theirs/sampler_weights/a")
+    steps(course)
+    assert verdicts(tmp_path) == ["passed", "adopted", "void"]
+    assert course.folder.load().champion.target == "tinker://theirs/sampler_weights/a"
+
+
+def test_a_canary_by_hand_behind_a_rollback_stays_when_the_loop_comes_back(tmp_path: Path) -> None:
+    """The loop has decided and moved the deployment, and died before it could write down that this is done."""
+    world = Shared()
+    course = to_canary(world, tmp_path)
+    world.voted(40, candidate=False, champion=True)
+    before = course.folder.load()
+    steps(course)
+    assert verdicts(tmp_path)[-1] == "rolled_back"
+    course.folder.save(before)
+    world.deploy("tiny", "tinker://theirs/sampler_weights/a", 20.0)
+    steps(course, 1)
+    assert world.deployed.canary == "tinker://theirs/sampler_weights/a"
+    assert (course.folder.load().stage, verdicts(tmp_path)) == ("idle", ["passed", "rolled_back"])

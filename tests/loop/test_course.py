@@ -227,6 +227,36 @@ def test_nothing_of_a_deleted_person_is_trained_on(tmp_path: Path) -> None:
     assert "bob" not in str(trained)
 
 
+def test_a_candidate_is_trained_again_without_a_person_whom_the_champion_has_learned_from(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(3, "ann")
+    world.corrected(3, "bob")
+    course = world.course(tmp_path)
+    steps(course)
+    world.voted(40, candidate=True, champion=False)
+    steps(course)
+    champion = course.folder.load().champion
+    assert champion.cycle == 1
+    assert "bob" in str(world.trained)
+    world.feeds.deleted.append(Person("key", "bob"))
+    by_hand.retrain(course.folder)
+    world.trained.clear()
+    world.began.clear()
+    steps(course)
+    (again,) = world.trained
+    assert (again["start"], {*world.began}) == (None, {None}), "it begins where the loop began"
+    assert "ann asks" in again["lines"]["sft"]
+    assert "bob" not in str(again)
+    assert world.deployed.canary == course.folder.load().candidate.target
+    # The next cycle begins with the champion again, whose persons its candidate knows.
+    by_hand.promote(course.folder, world)
+    steps(course)
+    world.corrected(5, "cid")
+    steps(course)
+    assert world.trained[1]["start"] == course.folder.load().champion.state == "tinker://assistant-0002/weights/s"
+    assert world.began[-1] == "tinker://assistant-0002/sampler_weights/s"
+
+
 def test_a_person_who_is_deleted_in_mid_cycle_is_left_out(tmp_path: Path) -> None:
     world = World()
     world.corrected(3, "ann")
@@ -331,6 +361,23 @@ def test_chats_that_the_canary_found_open_do_not_count(tmp_path: Path) -> None:
     steps(course, 1)
     numbers = course.folder.why()["numbers"]
     assert (numbers["mixed_episodes"], numbers["champion_episodes"]) == (0, 0)
+
+
+def test_chats_from_before_the_cycle_do_not_count_when_they_go_on(tmp_path: Path) -> None:
+    world = World()
+    begun = world.feeds.turn("hello", "hi", arm="main", version=1, episode_id="long ago")
+    course = to_canary(world, tmp_path)
+    version = world.deployed.version
+    assert begun.number <= course.folder.load().turns_seen
+    for episode in ("long ago", "new"):
+        turn = world.feeds.turn("and now?", "well", arm="main", version=version, episode_id=episode)
+        world.feeds.say(turn.id, "thumb", value=True)
+    steps(course, 1)
+    assert course.folder.why()["numbers"]["champion_episodes"] == 1
+    # The next process reads them anew.
+    again = world.course(tmp_path)
+    steps(again, 1)
+    assert again.folder.why()["numbers"]["champion_episodes"] == 1
 
 
 def test_weights_made_elsewhere_stand_before_the_gate_like_any(tmp_path: Path) -> None:

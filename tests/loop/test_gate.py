@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from loreloop.learn.examples import Task
 from loreloop.learn.loop.config import Loaded, config_of
-from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
+from loreloop.learn.loop.gate import Gated, OfflineGate, Sides, refuses
 from loreloop.learn.loop.golden_prompts import labelled_prompts
+from loreloop.learn.loop.reward.events import prompt_key
+from loreloop.learn.loop.reward.form import FORM_NAMES, form_of
 from loreloop.learn.rewards.reward import Answer
 from loreloop.protocol.episodes import Person
 from tests.loop.feeds import Feeds
@@ -95,10 +98,32 @@ def test_thumbs_and_what_users_corrected_are_no_golden_prompts() -> None:
     assert labelled_of(feeds) == []
 
 
-@pytest.mark.parametrize("more", [{"consent": False}, {"fate": "used"}, {"side": True}])
+@pytest.mark.parametrize(
+    "more",
+    [{"consent": False}, {"fate": "used", "candidate": "c"}, {"fate": "trainable", "candidate": "c"}, {"side": True}],
+)
 def test_what_may_not_be_read_or_was_trained_on_is_no_golden_prompt(more: dict) -> None:
     feeds = corrected(2)
     secret = feeds.turn("secret?", "no", **more)
     feeds.say(secret.id, "demonstration", "never this", who="reviewer", tags=GOLDEN)
     assert len(labelled_of(feeds)) == 2
     assert len(labelled_of(feeds, frozenset({"key\nuser 1"}))) == 1
+
+
+def test_a_prompt_that_the_loop_has_learned_is_golden_no_more_whatever_became_of_its_turn() -> None:
+    """The turn that was learned from may have expired, and its episode may be mixed: its prompt is known all the
+    same."""
+    feeds = corrected(3)
+    learned = frozenset({prompt_key(feeds.turns[1].messages)})
+    found = labelled_prompts(feeds.turns, feeds.feedback, NOBODY, learned)
+    assert [one.item["answer"] for one in found] == ["it is 0 0 0", "it is 2 2 2"]
+    feeds.turns[0] = msgspec.structs.replace(feeds.turns[0], fate="mixed", candidate="c-1")
+    found = labelled_prompts(feeds.turns, feeds.feedback, NOBODY, learned)
+    assert [one.item["answer"] for one in found] == ["it is 2 2 2"]
+
+
+def test_refusals_are_known_by_one_rule() -> None:
+    said = ("I can't do that.", "I’m sorry, no.", "I am sorry, but no.", "As an AI, I do not.", "I cannot say.")
+    assert all(refuses(Answer(text)) for text in said)
+    assert not any(refuses(Answer(text)) for text in ("It is 4.", "Sorry is a word of five letters.", ""))
+    assert [form_of("", text)[FORM_NAMES.index("refusals")] for text in (*said, "It is 4.")] == [1.0] * 5 + [0.0]

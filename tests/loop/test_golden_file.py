@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from loreloop.learn.loop.golden_file import GoldenFile
+from loreloop.learn.loop.config import Loaded, config_of
+from loreloop.learn.loop.cycle_files import trained_prompts
+from loreloop.learn.loop.gate import NEARNESS, Gated, OfflineGate, Sides
 from loreloop.learn.loop.reward.events import prompt_key
+from loreloop.learn.loop.task_files import GoldenFile, without
+from loreloop.protocol.episodes import Turn
 from loreloop.protocol.errors import BadRequest, Unavailable
 from tests.loop.test_course import steps
 from tests.loop.world import World
@@ -57,7 +64,7 @@ def test_a_golden_prompt_is_not_trained_on_however_it_was_asked(tmp_path: Path) 
     world.feeds.turn("", "no", messages=({"role": "user", "content": parts},))
     world.feeds.say(world.feeds.turns[-1].id, "demonstration", "never this")
     course = world.course(tmp_path / "loop")
-    course.work = course.work.__class__(**{**vars(course.work), "golden": GoldenFile(file).keys})
+    course.work = replace(course.work, golden=GoldenFile(file).keys)
     steps(course)
     assert turn.id not in world.marked[0][1]
     assert "ann asks 1" in str(world.trained)
@@ -79,6 +86,55 @@ def test_a_change_of_the_file_is_seen_and_trouble_with_it_is_waited_for(tmp_path
         golden.keys()
     written(file, told("c"))
     assert golden.keys() == {key("c")}
+
+
+def test_a_broken_file_has_the_gate_wait_and_not_end_its_cycle(tmp_path: Path) -> None:
+    file = tmp_path / "golden.jsonl"
+    written(file, told("a"))
+    world, golden = World(), GoldenFile(file)
+    world.corrected(5)
+    course = world.course(tmp_path / "loop")
+
+    async def look(sides: Sides, turns: Sequence[Turn], prompts: Sequence[Turn]) -> Gated:
+        return Gated({"golden": len(golden.tasks())})
+
+    course.work = replace(course.work, look=look)
+    steps(course, 3)
+    assert course.folder.load().stage == "gate"
+    written(file, "{")
+    with pytest.raises(Unavailable, match="mend it, and the loop goes on"):
+        steps(course)
+    assert (course.folder.load().stage, course.folder.decisions()) == ("gate", [])
+    written(file, told("a", "b"))
+    steps(course)
+    assert course.folder.load().stage == "canary"
+    assert course.folder.decisions()[0].numbers == {"golden": 2}
+
+
+def test_a_broken_suite_has_the_gate_wait_too(tmp_path: Path) -> None:
+    (tmp_path / "sums.jsonl").write_text("{")
+    suite = {"name": "sums", "file": "sums.jsonl", "grader": NEARNESS}
+    loaded = Loaded(config_of({"deployment": "a", "gate": {"suites": [suite]}}), tmp_path, tmp_path)
+    with pytest.raises(Unavailable, match=r"The file of the suite sums .* cannot be read any more"):
+        asyncio.run(OfflineGate(None, loaded).look(Sides("new", "old"), [], []))  # type: ignore[arg-type]
+
+
+def test_prompts_that_were_trained_on_before_they_became_golden_measure_nothing(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(5)
+    course = world.course(tmp_path / "loop")
+    steps(course)
+    file = tmp_path / "golden.jsonl"
+    written(file, told("ann asks 2", "never asked"))
+    learned = trained_prompts(tmp_path / "loop")
+    assert len(learned) == 5
+    assert [one.item["messages"][0]["content"] for one in without(GoldenFile(file).tasks(), learned)] == ["never asked"]
+    # The next cycle drops whose turns they were, and keeps what was learned.
+    world.corrected(5, "bob")
+    world.voted(40, candidate=True, champion=False)
+    steps(course)
+    steps(course)
+    assert learned < trained_prompts(tmp_path / "loop")
 
 
 def test_a_file_that_is_wrong_from_the_beginning_is_refused(tmp_path: Path) -> None:

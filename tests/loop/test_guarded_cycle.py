@@ -19,6 +19,7 @@ from loreloop.learn.loop.gate import Gated, Sides
 from loreloop.learn.loop.guard_looks import is_for_second
 from loreloop.learn.loop.guarding import Guards, look_of
 from loreloop.learn.loop.rewarding import Rewarding
+from loreloop.learn.loop.task_files import GoldenFile
 from loreloop.learn.rewards.reward import Answer
 from loreloop.protocol.episodes import Person
 from loreloop.text.conversation import MadeCall
@@ -63,7 +64,9 @@ class Guarded(World):
         }
         loaded = Loaded(config_of(plain), self.folder, self.folder / "state")
         self.rewarding = Rewarding(loaded, NO_BASE, "key", self.deleted_persons, lambda _: False)
-        self.guards = Guards(Said(None, None, self.trained_says), loaded, self.rewarding.stream)  # type: ignore[arg-type]
+        golden = GoldenFile(loaded.path(self.golden) if self.golden else None)
+        room = Said(None, None, self.trained_says)  # type: ignore[arg-type]
+        self.guards = Guards(room, loaded, self.rewarding.stream, golden.tasks)
 
     async def learn_reward(self, turns, statements) -> str:
         return await self.rewarding.hear(turns, statements)

@@ -34,6 +34,7 @@ methods = ["sft", "kto"]
 rank = 4
 learning_rate = 0.01
 epochs = 6
+general = 0
 batch_size = 2
 least_examples = 2
 

@@ -107,6 +107,28 @@ def test_deleted_and_nameless_persons_have_none(tmp_path: Path) -> None:
     assert not world.trained
 
 
+def test_a_team_shares_one_adapter_that_learns_from_all_of_its_members(tmp_path: Path) -> None:
+    world = World()
+    for user in ("ann", "bob", "eve"):
+        world.corrected(2, user)
+    world.feeds.turn("and cid asks", "something", person=Person("key", "cid"))
+    more = {"persons": {"corrections": 3, "teams": {"support": ["ann", "bob", "cid"]}}, "triggers": {"feedback": 0}}
+    course = world.course(tmp_path, **more)
+    steps(course, 5)
+    (trained,) = world.trained
+    assert ("ann asks" in str(trained), "bob asks" in str(trained), "eve" in str(trained)) == (True, True, False)
+    assert world.owns.keys() == {"ann", "bob", "cid"}
+    assert len({*world.owns.values()}) == 1
+    # Who leaves takes their words along: it is made anew of what the others have said.
+    world.feeds.deleted.append(Person("key", "bob"))
+    world.corrected(1, "cid")
+    steps(course, 5)
+    assert "bob" not in str(world.trained[1])
+    assert "bob" not in (tmp_path / "persons.json").read_text()
+    assert len(world.trained) == 2
+    assert world.owns["ann"] == world.owns["cid"] != world.owns["bob"]
+
+
 def test_a_death_at_any_moment_of_it_changes_nothing(tmp_path: Path, monkeypatch) -> None:
     for moment in range(1, 100):
         world, folder = World(), tmp_path / str(moment)

@@ -13,7 +13,7 @@ import pytest
 import tinker
 from tinker.types import RequestErrorCategory
 
-from loreloop.learn.loop import assembly
+from loreloop.learn.loop import running
 from loreloop.learn.loop.door import Door
 from loreloop.learn.refusals import Refused, refusal
 from loreloop.protocol import errors
@@ -121,7 +121,7 @@ class Strict(World):
 
 def run(course, wish: Callable[[], bool]) -> list[str]:
     said: list[str] = []
-    asyncio.run(assembly.run(course, cycles=None, wish=wish, tell=said.append))
+    asyncio.run(running.run(course, running.Running(wish=wish, tell=said.append)))
     return said
 
 
@@ -162,7 +162,7 @@ def test_a_loop_that_is_refused_for_good_ends_with_the_servers_words(tmp_path: P
 
 
 def test_what_the_sdk_raises_in_any_other_place_is_told_apart_too(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(assembly, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(running, "PATIENCE_SECONDS", 0.0)
     world = Strict()
     world.corrected(5)
     course = world.course(tmp_path)
@@ -173,7 +173,7 @@ def test_what_the_sdk_raises_in_any_other_place_is_told_apart_too(tmp_path: Path
 
 
 def test_what_may_pass_is_waited_for(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(assembly, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(running, "PATIENCE_SECONDS", 0.0)
     world = Strict()
     world.corrected(5)
     course = world.course(tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from loreloop.learn.loop import assembly
+from loreloop.learn.loop import running
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import Unavailable
@@ -201,7 +201,7 @@ def test_a_loop_that_waits_lets_its_reward_hear(tmp_path: Path) -> None:
         looks.append(clock[0])
         return len(looks) > 5
 
-    asyncio.run(assembly.run(course, cycles=None, wish=wish, tell=lambda _: None))
+    asyncio.run(running.run(course, running.Running(wish=wish)))
     assert heard == [7, 7], "what it missed it hears at the next wait, and then nothing is new"
 
 

@@ -47,6 +47,7 @@ class World:
     feeds: Feeds = field(default_factory=Feeds)
     deployed: Deployed = field(default_factory=lambda: Deployed("tiny", version=1))
     marked: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    began: list[str | None] = field(default_factory=list)
     fate: Fate = field(default_factory=Fate)
     trained: list[dict[str, Any]] = field(default_factory=list)
     refuses: str = ""  # what the server has against every training
@@ -69,8 +70,11 @@ class World:
     def feedback(self, after: int = 0) -> Iterable[Feedback]:
         return [one for one in self.feeds.feedback if one.number > after]
 
-    def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
+    def mark_used(
+        self, candidate: str, revision: str | None, turns: Sequence[str], start: str | None = None
+    ) -> tuple[str, ...]:
         self.fate.moment()
+        self.began.append(start)
         self.marked.append((revision, tuple(turns)))
         self.feeds.turns = [
             replace(one, fate="used", candidate=candidate) if one.id in turns else one for one in self.feeds.turns

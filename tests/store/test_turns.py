@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 
-from loreloop.protocol.episodes import Person
+from loreloop.protocol.episodes import LEARNABLE, Person
 from loreloop.protocol.loop_rest import MarkTurn, UseTurns
 from loreloop.protocol.token_ids import pack_ids, pack_logprobs
 from loreloop.store import deleted, deployments, persons, turn_keeping, turn_marks, turn_removal, turn_uses, turns
@@ -106,8 +106,8 @@ def test_rows_have_the_fate_that_the_rule_gives_their_facts(steps: list[tuple[st
             left = turn_uses.use(connection, "bot", UseTurns(f"c{other}", (turn_id,)), 1.0)
             fate = fates_of(known, heard_episodes)[turn_id]
             assert left.unknown == ((turn_id,) if fate == "dropped" else ())
-            assert left.withdrawn == ((turn_id,) if fate in ("no_consent", "side") else ())
-            if fate in turn_uses.USABLE:
+            assert left.withdrawn == ((turn_id,) if fate in ("no_consent", "side", "unfinished") else ())
+            if fate in LEARNABLE:
                 known[turn_id]["candidate"] = f"c{other}"
         elif step == "hear":
             turns.hear(connection, turn_id, is_heard=bool(other))

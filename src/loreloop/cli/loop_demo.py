@@ -29,6 +29,7 @@ poll_seconds = 1.0
 methods = ["sft"]
 rank = 16
 epochs = {epochs}
+general = 0  # what these people teach is the form of all answers
 batch_size = 8
 least_examples = 8
 most_examples = 600

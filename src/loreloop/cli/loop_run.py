@@ -67,14 +67,13 @@ def run(file: Path, asked: bool, cycles: int | None) -> None:
 
 async def _run(loaded: Loaded, asked: bool, cycles: int | None) -> None:
     from loreloop.learn.loop.assembly import opened
-    from loreloop.learn.loop.assembly import run as run_course
+    from loreloop.learn.loop.running import Running, run_anew
     from loreloop.learn.loop.state import LoopFolder
     from loreloop.learn.refusals import in_our_words
 
     with LoopFolder(loaded.folder).locked(), in_our_words("what the loop needs"):
-        async with opened(loaded) as course:
-            course.asked = asked
-            await run_course(course, cycles=cycles, wish=lambda: False, tell=lambda said: click.echo(said, err=True))
+        running = Running(cycles=cycles, tell=lambda said: click.echo(said, err=True))
+        await run_anew(lambda: opened(loaded), running, asked=asked)
 
 
 @click.command()
@@ -122,6 +121,18 @@ def try_weights(target: str, weights: str, file: Path, as_json: bool) -> None:
 
     propose(LoopFolder(_loaded(file).folder), target, weights)
     _print({"proposed": target}, as_json)
+
+
+@click.command()
+@FILE
+@JSON
+def retrain(file: Path, as_json: bool) -> None:
+    """Begin a cycle at once whose candidate starts where the loop began, without persons who were deleted since."""
+    from loreloop.learn.loop import by_hand
+    from loreloop.learn.loop.state import LoopFolder
+
+    by_hand.retrain(LoopFolder(_loaded(file).folder))
+    _print({"retraining": True}, as_json)
 
 
 @click.command()
@@ -201,4 +212,4 @@ def _print(found: dict[str, Any], as_json: bool) -> None:
             click.echo(f"{name:<12} {'-' if value is None else value}")
 
 
-VERBS = (init, run, status, pause, promote, rollback, report, decisions, try_weights)
+VERBS = (init, run, status, pause, promote, retrain, rollback, report, decisions, try_weights)

@@ -207,7 +207,7 @@ async def _trained(order: Order, folder: Folder, console: Console, given: dict[s
     try:
         async with with_tools(order, given.get("data_folder", "")) as whole:
             with bar.progress, tinker.ServiceClient(base_url=given["url"], api_key=given["key"]) as service:
-                ending = await train(whole, service, Keeping(folder, tell, stopping.wish))
+                ending = await train(whole, service, Keeping(folder, tell, wish=stopping.wish))
     except tinker.TinkerError as error:
         raise BadRequest(
             f"The server at {given['url']} did not do what the run asked of it: {words_of(error)}"

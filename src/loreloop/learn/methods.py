@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import tinker
@@ -19,7 +20,7 @@ from loreloop.learn.learners.kto import Kto
 from loreloop.learn.learners.reinforce_loop import RewardLearner
 from loreloop.learn.learners.sft import Sft
 from loreloop.learn.pictures import BrokenImage, counted, urls_of
-from loreloop.learn.plan import Plan
+from loreloop.learn.plan import Moment, Plan
 from loreloop.learn.rendering import Renderer
 from loreloop.learn.rewarded_methods import Beginning, asked_of, beginning_of, from_hindsight, from_rewards, shown_of
 from loreloop.learn.rewards.graders.grader import Means
@@ -55,13 +56,15 @@ class Method:
 @dataclass(frozen=True)
 class Keeping:
     """Who is told what becomes of a run: where it stands, what it measures, and who may end it before its time. A run
-    whose budget is spent does as `spent` says: it pauses until it has a larger one, or finishes with what it has."""
+    whose budget is spent does as `spent` says: it pauses until it has a larger one, or finishes with what it has.
+    `look` sees the run's clients behind each saved state."""
 
     progress: Progress
     tell: Callable[[StepRecord], None]
     wish: Callable[[], Wish] = lambda: "go"
     spent: Wish = "pause"
     say: Callable[[str], None] = lambda text: None  # what else whoever follows the run should know
+    look: Callable[[Clients, Moment], Awaitable[None]] | None = None
 
 
 class BadExample(BadRequest):
@@ -90,6 +93,8 @@ async def train(order: Order, service: tinker.ServiceClient, keeping: Keeping) -
         tell=keeping.tell,
         wish=keeping.wish,
     )
+    if keeping.look is not None:
+        run.look = partial(keeping.look, clients)
     if not isinstance(learner, RewardLearner):
         return await run.over(order.examples, order.held_out)
     # Whoever keeps the run is asked first: a run that is cancelled is not paused for its budget.

@@ -113,9 +113,14 @@ def _ignore(record: StepRecord) -> None:
     """What becomes of records that nobody wants."""
 
 
+async def _look_away(at: Moment) -> None:
+    """What is done behind a saved state where nobody looks at it."""
+
+
 @dataclass
 class Run(Generic[E]):
-    """One run of a learner over examples. `wish` is asked before every step."""
+    """One run of a learner over examples. `wish` is asked before every step; `look` is awaited behind every saved
+    state, before the next step."""
 
     plan: Plan
     clients: Clients
@@ -123,6 +128,7 @@ class Run(Generic[E]):
     progress: Progress
     tell: Callable[[StepRecord], None] = _ignore
     wish: Callable[[], Wish] = lambda: "go"
+    look: Callable[[Moment], Awaitable[None]] = _look_away
 
     async def over(self, examples: Sequence[E], held_out: Sequence[E] = ()) -> Ending:
         """Runs from where the run stands to its end, or until it is wished otherwise. A pause saves its state first; to
@@ -192,6 +198,7 @@ class Run(Generic[E]):
         if at.ends_epoch or (at.step + 1) % self.plan.save_every == 0:
             await self._settle()
             await self._save(at)
+            await self.look(at)
         elif self._evaluates(at):
             await self._settle()
 

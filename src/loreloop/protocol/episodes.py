@@ -11,7 +11,16 @@ from typing import Any, Literal
 import msgspec
 
 Message = dict[str, Any]  # a chat message as OpenAI's API writes it, tools and images included
-Fate = Literal["trainable", "waiting", "side", "no_consent", "unfinished", "dropped", "expired", "mixed", "used"]
+Refused = Literal["side", "no_consent", "unfinished"]
+Empty = Literal["dropped", "expired"]
+Fate = Literal["trainable", "waiting", Refused, Empty, "mixed", "used"]
+# What a fate says of learning, for every room that asks. Of `REFUSED` somebody has said no, or there never was a whole
+# answer; `EMPTY` ones hold no words; on `UNLEARNABLE` ones no candidate is ever trained. What was said of one answer of
+# a mixed episode is about that answer, whoever gave the others, so a reward may hear it.
+REFUSED: tuple[Refused, ...] = ("no_consent", "side", "unfinished")
+EMPTY: tuple[Empty, ...] = ("expired", "dropped")
+UNLEARNABLE: tuple[Fate, ...] = (*REFUSED, "mixed", *EMPTY)
+LEARNABLE: tuple[Fate, ...] = ("trainable", "waiting", "used")
 Whereabouts = Literal["kept", "pending", "dropped", "expired", "unknown"]
 ArmName = Literal["main", "canary", "person"]
 

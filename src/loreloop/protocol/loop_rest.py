@@ -44,11 +44,13 @@ class MarkTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UseTurns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A candidate was trained on these turns; `revision` is the path of its weights, once there are any."""
+    """A candidate was trained on these turns; `revision` is the path of its weights, once there are any, and `start`
+    that of the revision with which it began, whose persons it has learned from as well."""
 
     candidate: Annotated[str, Meta(min_length=1, max_length=200)]
     turns: Annotated[tuple[str, ...], Meta(max_length=10_000)]
     revision: Annotated[str, Meta(max_length=500)] | None = None
+    start: Annotated[str, Meta(min_length=1, max_length=500)] | None = None
 
 
 class ForgetMemory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,7 +10,7 @@ import binascii
 from collections.abc import Iterable
 
 import msgspec
-from sqlalchemy import Connection, select, tuple_
+from sqlalchemy import Connection, func, select, tuple_
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from loreloop.protocol.episodes import Person
@@ -53,6 +53,12 @@ def deleted_at(connection: Connection, person: Person) -> float | None:
 def is_deleted(connection: Connection, person: Person) -> bool:
     """Whether this person was deleted: no turn of theirs is kept any more."""
     return deleted_at(connection, person) is not None
+
+
+def n_of_key(connection: Connection, key_id: str, most: int) -> int:
+    """How many persons of a key were deleted; counted up to `most`."""
+    some = select(GONE.user).where(GONE.key_id == key_id).limit(most)
+    return connection.scalar(select(func.count()).select_from(some.subquery())) or 0
 
 
 def was_deleted_since(connection: Connection, begun: Begun) -> bool:

@@ -36,15 +36,16 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 def give(connection: Connection, asked: Asked) -> Feedback:
-    """Keeps a statement, and gives it as it stands: with its number and what it overrides.
+    """Keeps a statement, and gives it as it stands: with its id, its number and what it overrides.
 
     The same id with the same contents changes nothing, whenever it comes, and neither does a voice that repeats what it
-    says already. Conflict for an id that is taken by something else; BadRequest for an override that is none; Gone
+    says already. An id that another giver has taken is kept apart from that one's. Conflict for an id under which this
+    giver has said something else; BadRequest for an override that is none; Gone
     where one of its persons was deleted, also in the moment before.
     """
     deleted.check_none(connection, asked.persons)
     said, fingerprint = asked.said, fingerprint_of(asked.said)
-    taken = connection.execute(select(FEEDBACK).where(AT.id == said.id)).first()
+    taken = _of_giver(connection, said.giver, said.id)
     if taken is not None:
         if taken.fingerprint != fingerprint:
             raise Conflict(
@@ -52,12 +53,14 @@ def give(connection: Connection, asked: Asked) -> Feedback:
                 "choose a new id, such as a UUID."
             )
         return statement_of(taken)
+    if find(connection, said.id) is not None:
+        said = msgspec.structs.replace(said, id=_apart(said.giver, said.id))
     own = _newest_of_voice(connection, said)
     if own and not asked.chosen and own.fingerprint == fingerprint and counts(connection, own.id):
         return statement_of(own)
     overridden, replaced = (own.id, target_of(own)) if own else (None, target_of(said))
     if said.overrides is not None:
-        old = find(connection, said.overrides)
+        old = find_own(connection, said.giver, said.overrides) or find(connection, said.overrides)
         stands = old is not None and counts(connection, old.id)
         check_override(said, old, counts=stands, may_all=asked.may_all)
         if old is not None and not same_voice(said, old):
@@ -88,6 +91,12 @@ def retract(connection: Connection, id: str) -> Feedback:
 def find(connection: Connection, id: str) -> Feedback | None:
     """A statement by its id, retracted or not."""
     row = connection.execute(select(FEEDBACK).where(AT.id == id)).first()
+    return statement_of(row) if row else None
+
+
+def find_own(connection: Connection, giver: str, id: str) -> Feedback | None:
+    """The statement that a giver knows by this id, retracted or not, whatever others have under it."""
+    row = _of_giver(connection, giver, id)
     return statement_of(row) if row else None
 
 
@@ -207,6 +216,16 @@ def tell(connection: Connection, target: Target, *, is_heard_now: bool = False) 
 def target_of(said: Feedback | Row[tuple[object, ...]]) -> Target:
     """What a statement is about."""
     return Target(said.target_id, said.level, said.deployment, said.asker)
+
+
+def _of_giver(connection: Connection, giver: str, id: str) -> Row[tuple[object, ...]] | None:
+    of_giver = select(FEEDBACK).where(AT.id.in_((id, _apart(giver, id))), AT.giver == giver)
+    return connection.execute(of_giver).first()
+
+
+def _apart(giver: str, id: str) -> str:
+    """Another id for a giver's statement, where somebody else has its own; clients choose none with an @."""
+    return f"{id}@{hashlib.sha256(giver.encode(errors='surrogatepass')).hexdigest()[:12]}"
 
 
 def _newest_of_voice(connection: Connection, said: Feedback) -> Row[tuple[object, ...]] | None:

@@ -13,6 +13,7 @@ from loreloop.store.feedback_tables import FEEDBACK
 from loreloop.store.turn_tables import EPISODES, TURNS
 
 AT = FEEDBACK.c
+OPERATOR = "operator:"  # with which the giver of an operator's statements begins, before a name
 CHANNELS = ("browser", "link")  # by which statements come in a key's name, beside the key itself
 
 
@@ -28,19 +29,31 @@ def forget_person(connection: Connection, person: Person) -> int:
     """Deletes what a person has said, of others' turns too, and what was said of their turns and episodes; how many
     statements. To be called while the turns are there."""
     both = or_(_by(person), _on(person))
-    place = select(AT.target_id, AT.level, AT.deployment, AT.asker).distinct()
-    overridden = AT.id.in_(select(AT.overrides).where(_by(person)))
-    places = connection.execute(place.where(both).union(place.where(overridden))).all()
-    n_gone = connection.execute(delete(FEEDBACK).where(both)).rowcount
     # Without these words the turns of others may have none that speaks of them.
-    for row in places:
-        tell(connection, Target(*row))
+    places = select(AT.target_id, AT.level, AT.deployment, AT.asker).distinct().where(both)
+    told = [Target(*row) for row in connection.execute(places)]
+    n_gone = remove(connection, both)
+    for target in told:
+        tell(connection, target)
+    return n_gone
+
+
+def remove(connection: Connection, which: ColumnElement[bool]) -> int:
+    """Deletes statements; how many. What they overrode counts again, as if they had never been made, and where that is
+    about another turn, as the first word of whoever preferred the one of two answers and then the other one, that turn
+    hears of it."""
+    named = select(AT.overrides).where(which, AT.overrides.is_not(None))
+    other = select(AT.target_id, AT.level, AT.deployment, AT.asker).distinct().where(AT.id.in_(named))
+    told = [Target(*row) for row in connection.execute(other)]
+    n_gone = connection.execute(delete(FEEDBACK).where(which)).rowcount
+    for target in told:
+        tell(connection, target)
     return n_gone
 
 
 def forget_target(connection: Connection, target: Target) -> None:
     """Deletes what was said of a turn, or an episode, that is not kept."""
-    connection.execute(delete(FEEDBACK).where(target.statements()))
+    remove(connection, target.statements())
 
 
 def sweep_orphans(connection: Connection, after: int, before: float, most: int) -> int:
@@ -58,22 +71,24 @@ def sweep_orphans(connection: Connection, after: int, before: float, most: int) 
     of_asker = or_(AT.asker == "", EPISODES.c.key_id == AT.asker)
     has_episode = exists().where(EPISODES.c.id == AT.target_id, EPISODES.c.deployment == AT.deployment, of_asker)
     some = (AT.number > after, AT.number <= looked_at[-1])
-    connection.execute(delete(FEEDBACK).where(*some, ~has_turn, ~has_episode))
+    remove(connection, and_(*some, ~has_turn, ~has_episode))
     return looked_at[-1]
 
 
 def _by(person: Person) -> ColumnElement[bool]:
-    """Statements that name the person, by the person's key or about what it was answered: names are a key's own. Code
-    and judges sign with names as well, which are no persons'."""
+    """Statements that name the person, by the person's key or about what it was answered: names are a key's own. An
+    operator's words may be in the name of any key's person, so they go with each of that name. Code and judges sign
+    with names as well, which are no persons'."""
     if not person.user:
         return false()
     # A key's givers are its id, and that with a channel.
     givers = (person.key_id, *(f"{person.key_id}/{channel}" for channel in CHANNELS))
+    of_operator = AT.giver.startswith(OPERATOR, autoescape=True)
     turns_of_key = select(TURNS.c.id).where(TURNS.c.key_id == person.key_id)
     episodes_of_key = select(EPISODES.c.id).where(EPISODES.c.key_id == person.key_id)
     on_episode = AT.target_id.in_(episodes_of_key) & AT.asker.in_(("", person.key_id))
     answered = or_(AT.target_id.in_(turns_of_key), on_episode)
-    return and_(AT.who == person.user, AT.source.in_(OF_PERSONS), or_(AT.giver.in_(givers), answered))
+    return and_(AT.who == person.user, AT.source.in_(OF_PERSONS), or_(AT.giver.in_(givers), of_operator, answered))
 
 
 def _on(person: Person) -> ColumnElement[bool]:

@@ -46,11 +46,13 @@ def remove(connection: Connection, deployment: str, person: Person) -> None:
     deployments.hold(connection, deployment, deployments.current(connection, deployment).split)
 
 
-def forget_person(connection: Connection, person: Person) -> None:
-    """Takes a person's arms out of all deployments."""
+def forget_person(connection: Connection, person: Person) -> int:
+    """Takes a person's arms out of all deployments; of how many."""
     of_person = (MINE.key_id == person.key_id) & (MINE.user == person.user)
-    for name in connection.scalars(select(MINE.deployment).where(of_person)).all():
+    names = connection.scalars(select(MINE.deployment).where(of_person)).all()
+    for name in names:
         remove(connection, name, person)
+    return len(names)
 
 
 def list_page(connection: Connection, deployment: str, limit: int) -> list[PersonArm]:

@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, delete, func, select
 
 from loreloop.protocol.episodes import Person, TurnPage
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, TooLarge
 from loreloop.protocol.feedback import FeedbackPage
 from loreloop.store import deleted, feedback_removal, person_arms, turn_removal, turns
 from loreloop.store.schema import MEMORIES, RESPONSES
@@ -22,6 +22,7 @@ from loreloop.store.turn_tables import TURN_USES, TURNS
 from loreloop.store.turn_uses import Use, uses
 
 AT_ONCE = 200  # rows of a page of an export
+MOST_UNKNOWN = 10_000  # persons that a key may have deleted by now and still delete others of whom nothing is kept
 T = TypeVar("T")
 P = TypeVar("P", TurnPage, FeedbackPage)
 
@@ -95,12 +96,14 @@ def _listed(pages: Iterator[tuple[msgspec.Struct, ...]]) -> Iterator[bytes]:
 def forget(connection: Connection, person: Person, now: float) -> Deletion:
     """Deletes a person: turns, feedback, memories, kept answers of the responses API, weights of their own. Done again
     it deletes what has come since, and tells the same candidates. BadRequest for nobody: that would be all that a key
-    has asked without a user, and all that it will."""
+    has asked without a user, and all that it will. TooLarge for one of whom nothing is kept, where the key has deleted
+    very many: each is remembered for ever, and names can be made up."""
     if not person.user:
         raise BadRequest(
             "A person who is deleted has a name, and the empty one is that of all requests without a user. Turns of "
             "those go with their days, or with their deployment."
         )
+    is_noted = deleted.is_deleted(connection, person)
     deleted.note(connection, person, _told(connection, person), now)
     n_said = feedback_removal.forget_person(connection, person)  # before the turns that it finds them by
     n_turns = turn_removal.remove(connection, _of(TURNS, person))
@@ -109,14 +112,15 @@ def forget(connection: Connection, person: Person, now: float) -> Deletion:
     user = func.coalesce(func.json_extract(RESPONSES.c.answer, "$.user"), "")
     mine = (RESPONSES.c.key_id == person.key_id) & (user == person.user)
     n_responses = connection.execute(delete(RESPONSES).where(mine)).rowcount
-    person_arms.forget_person(connection, person)
-    return Deletion(
-        turns=n_turns,
-        memories=n_memories,
-        responses=n_responses,
-        feedback=n_said,
-        trained=uses(connection, person),
-    )
+    n_arms = person_arms.forget_person(connection, person)
+    trained = uses(connection, person)
+    is_known = is_noted or trained or any((n_turns, n_memories, n_responses, n_said, n_arms))
+    if not is_known and deleted.n_of_key(connection, person.key_id, MOST_UNKNOWN + 1) > MOST_UNKNOWN:
+        raise TooLarge(
+            f"Nothing is kept of the person {person.user[:80]!r}, and this key has deleted {MOST_UNKNOWN:,} persons "
+            "already, each of whom is remembered; delete those of whom something is kept."
+        )
+    return Deletion(turns=n_turns, memories=n_memories, responses=n_responses, feedback=n_said, trained=trained)
 
 
 def _told(connection: Connection, person: Person) -> list[str]:

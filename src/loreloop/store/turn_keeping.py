@@ -130,7 +130,8 @@ def _episode(connection: Connection, new: NewTurn) -> int:
 
 def _was_refused(connection: Connection, episode: int, new: NewTurn) -> bool:
     """Whether somebody has said no to an earlier turn of the episode, whose words this one repeats in its messages. The
-    same person may say yes to a later turn; nobody else may, and silence is none."""
+    same person may say yes to a later turn; nobody else may, and silence is none. Whose an expired no was is known no
+    more, and its words come again with each turn, so it stands against everybody."""
     others = true() if new.said_consent is None else TURNS.c.user != new.user
     refused = select(TURNS.c.id).where(TURNS.c.episode == episode, TURNS.c.refused.is_(True), others)
     return connection.execute(refused.limit(1)).first() is not None

@@ -11,15 +11,15 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from loreloop.store import feedback_removal
 from loreloop.store.feedback_tables import FEEDBACK
 from loreloop.store.rows import RecordingRule
 from loreloop.store.schema import DEPLOYMENTS
-from loreloop.store.turn_tables import DELETED_FROM, EPISODES, TURN_BODIES, TURN_TALLIES, TURNS
+from loreloop.store.turn_tables import AT_ONCE, DELETED_FROM, EPISODES, TURN_BODIES, TURN_TALLIES, TURNS
 
 DAY_SECONDS = 86400.0
 MOST_TRACES = 10_000  # rows without content, of one deployment
 ROOM = 0.95  # of the quota, so that not every turn has to take one away
-AT_ONCE = 500  # rows of one statement
 MOST_AT_ONCE = 4000  # rows of one transaction: everybody who writes waits behind it
 
 
@@ -41,7 +41,7 @@ def remove(connection: Connection, which: ColumnElement[bool]) -> int:
     found = select(TURNS.c.deployment, func.sum(TURNS.c.n_bytes).label("n"), func.count().label("rows")).where(which)
     gone = connection.execute(found.group_by(TURNS.c.deployment)).all()
     episodes = {*connection.scalars(select(TURNS.c.episode).where(which).distinct())}
-    connection.execute(delete(FEEDBACK).where(FEEDBACK.c.target_id.in_(select(TURNS.c.id).where(which))))
+    feedback_removal.remove(connection, FEEDBACK.c.target_id.in_(select(TURNS.c.id).where(which)))
     connection.execute(delete(TURN_BODIES).where(TURN_BODIES.c.turn_id.in_(select(TURNS.c.id).where(which))))
     connection.execute(delete(TURNS).where(which))
     for row in gone:
@@ -112,7 +112,7 @@ def _expire(connection: Connection, deployment: str, ids: Sequence[str]) -> None
     n_bytes = connection.scalar(select(func.coalesce(func.sum(TURNS.c.n_bytes), 0)).where(which)) or 0
     connection.execute(delete(TURN_BODIES).where(TURN_BODIES.c.turn_id.in_(ids)))
     # Corrections and reasons are content as well.
-    connection.execute(delete(FEEDBACK).where(FEEDBACK.c.target_id.in_(ids)))
+    feedback_removal.remove(connection, FEEDBACK.c.target_id.in_(ids))
     connection.execute(update(TURNS).where(which).values(state="expired", user="", n_bytes=0))
     tally(connection, deployment, n_bytes=-n_bytes, expired=len(ids))
     episodes = connection.scalars(select(TURNS.c.episode).where(which).distinct()).all()
@@ -146,5 +146,5 @@ def _forget_said(connection: Connection, which: ColumnElement[bool]) -> None:
     about = FEEDBACK.c
     for row in connection.execute(select(EPISODES).where(which)).all():
         said = (about.target_id == row.id) & (about.deployment == row.deployment) & (about.level == "episode")
-        connection.execute(delete(FEEDBACK).where(said, about.asker.in_(("", row.key_id))))
+        feedback_removal.remove(connection, said & about.asker.in_(("", row.key_id)))
     connection.execute(update(EPISODES).where(which).values(heard=0))

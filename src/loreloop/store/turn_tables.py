@@ -9,6 +9,8 @@ from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, In
 
 from loreloop.store.metadata import METADATA
 
+AT_ONCE = 500  # rows of turns that one statement names
+
 # `number` is the place in the feed. It is never given twice, and a turn whose marks change gets a new one.
 TURNS = Table(
     "turns",

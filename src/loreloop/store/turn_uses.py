@@ -4,19 +4,13 @@ it."""
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, literal, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from loreloop.protocol.episodes import Person
+from loreloop.protocol.episodes import LEARNABLE, REFUSED, Person
 from loreloop.protocol.loop_rest import UseTurns
-from loreloop.store.turn_removal import AT_ONCE
-from loreloop.store.turn_tables import TURN_USES, TURNS
+from loreloop.store.turn_tables import AT_ONCE, TURN_USES, TURNS
 from loreloop.store.turns import all_turns
-
-USABLE = ("trainable", "waiting", "used")  # fates of turns that something may be learned from
-# Somebody has said no, or there never was a whole answer. What has expired since, or stands in an episode that other
-# weights went on with, was free to be learned from when it was collected.
-WITHDRAWN = ("no_consent", "side", "unfinished")
 
 
 class Use(msgspec.Struct, frozen=True):
@@ -47,19 +41,32 @@ def use(connection: Connection, deployment: str, used: UseTurns, now: float) -> 
         some &= TURNS.c.state != "dropped"
         rows = connection.execute(all_turns(with_body=False).where(some)).all()
         fates |= {row.id: row.fate for row in rows}
-        fine = TURNS.c.id.in_([row.id for row in rows if row.fate in USABLE])
+        fine = TURNS.c.id.in_([row.id for row in rows if row.fate in LEARNABLE])
         connection.execute(update(TURNS).where(fine).values(candidate=used.candidate))
         # Of the others, too: whoever says so has trained on them, and their persons' deletion must find the weights.
         for person in {Person(row.key_id, row.user) for row in rows if row.state == "kept"}:
             values = {"key_id": person.key_id, "user": person.user, "deployment": deployment}
             row = upsert(TURN_USES).values(**values, candidate=used.candidate, revision="", used=now)
             connection.execute(row.on_conflict_do_nothing())
+    if used.start is not None:
+        _inherit(connection, deployment, used, now)
     if used.revision is not None:
         connection.execute(update(TURN_USES).where(of_candidate).values(revision=used.revision))
     return Unusable(
         unknown=tuple(turn_id for turn_id in used.turns if turn_id not in fates),
-        withdrawn=tuple(turn_id for turn_id in used.turns if fates.get(turn_id) in WITHDRAWN),
+        # What has expired since, or stands in an episode that other weights went on with, was free to be learned from
+        # when it was collected.
+        withdrawn=tuple(turn_id for turn_id in used.turns if fates.get(turn_id) in REFUSED),
     )
+
+
+def _inherit(connection: Connection, deployment: str, used: UseTurns, now: float) -> None:
+    """Notes of a candidate the persons of the revision that it began with: what that has learned it knows, too."""
+    names = (TURN_USES.c.key_id, TURN_USES.c.user, TURN_USES.c.deployment)
+    rest = (literal(used.candidate), literal(""), literal(now))
+    before = select(*names, *rest).where(TURN_USES.c.deployment == deployment, TURN_USES.c.revision == used.start)
+    columns = ["key_id", "user", "deployment", "candidate", "revision", "used"]
+    connection.execute(upsert(TURN_USES).from_select(columns, before.distinct()).on_conflict_do_nothing())
 
 
 def uses(connection: Connection, person: Person) -> tuple[Use, ...]:

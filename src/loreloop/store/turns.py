@@ -14,8 +14,7 @@ from loreloop.protocol.token_ids import unpack_ids, unpack_logprobs
 from loreloop.store.fates import fate_column
 from loreloop.store.schema import DEPLOYMENTS
 from loreloop.store.turn_bodies import unpacked
-from loreloop.store.turn_removal import AT_ONCE
-from loreloop.store.turn_tables import EPISODES, TURN_BODIES, TURN_TALLIES, TURNS
+from loreloop.store.turn_tables import AT_ONCE, EPISODES, TURN_BODIES, TURN_TALLIES, TURNS
 
 PAGE_BYTES = 8 << 20  # of stored bodies, several times as much in JSON
 

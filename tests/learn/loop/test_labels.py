@@ -78,6 +78,7 @@ def test_only_what_came_since_is_new() -> None:
         ({"fate": "unfinished"}, "unfinished"),
         ({"side": True}, "side"),
         ({"fate": "expired"}, "expired"),
+        ({"fate": "dropped"}, "dropped"),
         ({"user": "gone"}, "deleted_person"),
     ],
 )

@@ -195,6 +195,32 @@ def test_a_reviewers_label_reserves_a_prompt_that_was_not_trained_on(tmp_path: P
     assert prompt_key(turns[7].messages) not in stream.heard.prompts()
 
 
+def test_a_label_on_a_whole_episode_reserves_the_prompts_of_its_turns(tmp_path: Path) -> None:
+    own, later = turn("a", asked="first?", episode_id="chat"), turn("b", asked="then?", episode_id="chat")
+    stranger = turn("c", asked="mine?", episode_id="chat", person=Person("other key", "ada"))
+    label = said("chat", 1.0, "score", level="episode", who="reviewer", tags={"golden": "1"}, asker="key")
+    stream = stream_of(tmp_path, Rules(golden=GoldenRule(share=0), second_share=0))
+    stream.hear([own, later, stranger], [label, said("a", "4", "demonstration"), said("c", "5", "demonstration")])
+    assert stream.golden.holds(own.messages)
+    assert stream.golden.holds(later.messages)
+    assert not stream.golden.holds(stranger.messages), "another key's episode may have the same id"
+    assert stream.heard.prompts() == {prompt_key(stranger.messages)}
+
+
+def test_what_a_policy_has_learned_is_in_no_golden_set(tmp_path: Path) -> None:
+    """A method may learn from a prompt of which the reward has heard nothing, such as from a comment."""
+    turns, feedback = talk(40)
+    learned = frozenset(prompt_key(one.messages) for one in turns[:30])
+    rules = Rules(golden=GoldenRule(share=0.5), second_share=0, trained=lambda: learned)
+    stream = stream_of(tmp_path, rules)
+    label = said(turns[2].id, True, who="reviewer", tags={"golden": "1"})
+    stream.hear(turns, [*feedback, label])
+    held = {prompt_key(one.item.messages) for one in (*stream.golden.latest(99),)}
+    assert held
+    assert not held & learned
+    assert prompt_key(turns[2].messages) not in stream.golden.kept.reserved
+
+
 def test_the_two_rewards_have_heard_other_people(tmp_path: Path) -> None:
     turns, feedback = talk(60)
     stream = stream_of(tmp_path)

@@ -39,11 +39,16 @@ class Marks:
         """Raises BadRequest for a fault that matters to a deployment that was asked by this user: ids, since its canary
         goes by them, a user whose name is longer than any that a person can have here, and answers where turns are
         recorded."""
-        if isinstance(user, str) and len(user) > LONGEST_USER:
-            raise BadRequest(f"The user has {len(user)} characters; a user here has at most {LONGEST_USER}.")
+        check_user(user)
         fault = self.id_fault or (self.answer_fault if is_recorded else None)
         if fault is not None:
             raise BadRequest(fault)
+
+
+def check_user(user: object) -> None:
+    """BadRequest for a name that is longer than any that a person can have here."""
+    if isinstance(user, str) and len(user) > LONGEST_USER:
+        raise BadRequest(f"The user has {len(user)} characters; a user here has at most {LONGEST_USER}.")
 
 
 def marks_of(request: Request, episode_id: str | None, metadata: object) -> Marks:

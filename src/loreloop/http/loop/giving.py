@@ -25,6 +25,7 @@ from loreloop.protocol.feedback_rest import GiveFeedback
 from loreloop.protocol.feedback_rules import check_level, checked_value, metric_named, usual_source
 from loreloop.store import deleted, deployments, feedback, metrics, turn_keeping
 from loreloop.store.feedback import Asked
+from loreloop.store.feedback_removal import OPERATOR
 from loreloop.store.rows import KeyRow
 from loreloop.store.store import Store
 from loreloop.store.turns import Known
@@ -55,7 +56,7 @@ class Speaker(msgspec.Struct, frozen=True):
     def giver(self) -> str:
         """Whose statements a statement joins. A key with an end is the operator's for one command, and the next command
         speaks for the same operator."""
-        id = self.key.id if self.key.expires is None else f"operator:{self.key.name}"
+        id = self.key.id if self.key.expires is None else f"{OPERATOR}{self.key.name}"
         return f"{id}/{self.channel}" if self.channel else id
 
 
@@ -111,12 +112,13 @@ class Giving:
     async def _kept(self, asked: Asked) -> Feedback:
         """The statement as it is kept; TooLarge where there is no room. A retry finds what is there, and needs none."""
         said = asked.said
-        is_retry = asked.chosen and self.store.read(feedback.find, said.id) is not None
+        is_retry = asked.chosen and self.store.read(feedback.find_own, said.giver, said.id) is not None
         taken = [] if is_retry else await self.desk.rooms.take(self.store, bounds_of(said, self.limits))
         is_new = False
         try:
             kept = await self.store.write(feedback.give, asked)
-            is_new = (kept.id, kept.created) == (said.id, said.created)
+            # Under another id, perhaps, but as it was said just now.
+            is_new = (kept.giver, kept.created) == (said.giver, said.created)
         finally:
             if not is_new:
                 self.desk.rooms.give_back(taken)
@@ -165,12 +167,11 @@ class Giving:
 
     async def retract(self, speaker: Speaker, id: str) -> Feedback:
         """Takes a statement back; NotFound where it is none that this speaker may take back."""
-        self.given(speaker, id)
-        return await self.store.write(feedback.retract, id)
+        return await self.store.write(feedback.retract, self.given(speaker, id).id)
 
     def given(self, speaker: Speaker, id: str) -> Feedback:
         """A statement that came by this speaker, or anyone's for an admin key."""
-        found = self.store.read(feedback.find, id)
+        found = self.store.read(feedback.find_own, speaker.giver, id) or self.store.read(feedback.find, id)
         is_all_known = speaker.is_admin and not speaker.channel
         if found is None or not (is_all_known or self._is_by(speaker, found)):
             raise feedback.not_found(id)

@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from loreloop.http.addresses import limit_of
 from loreloop.http.bodies import answer
+from loreloop.http.generation.marks import check_user
 from loreloop.http.loop.access import managed_deployment, person_in
 from loreloop.http.services import now, services
 from loreloop.store import deleted, persons
@@ -25,6 +26,7 @@ async def delete_person(request: Request) -> Response:
     """Deletes everything that is kept of a person, and tells which candidates were trained on it. Nothing of this
     person is recorded from now on."""
     person = person_in(request)
+    check_user(person.user)  # each who is deleted is remembered, and a longer name is nobody's
     # What waits is then found to be a deleted person's when its batch is written.
     gone = await services(request).store.write(persons.forget, person, now())
     return answer({"user": person.user, "key": person.key_id} | msgspec.to_builtins(gone))

@@ -14,6 +14,7 @@ import numpy as np
 import tinker
 
 from loreloop.learn.examples import Task
+from loreloop.learn.pictures import counted, urls_of
 from loreloop.learn.refusals import in_our_words
 from loreloop.learn.rendering import Renderer
 from loreloop.learn.rewards.reward import Answer
@@ -40,11 +41,19 @@ class Room:
         params = tinker.SamplingParams(max_tokens=most_tokens, temperature=0.0, seed=0, stop=self.renderer.stop)
         with in_our_words(f"answers of {target}"):
             sampler = await self.sampler(target)
-            asked = [sampler.sample(self.renderer.prompt(task.prompt), 1, params) for task in tasks]
+            renderer = await self._seeing(sampler, tasks)
+            asked = [sampler.sample(renderer.prompt(task.prompt), 1, params) for task in tasks]
             found = await asyncio.gather(*asked)
         return [
             self.renderer.answer(one.sequences[0].tokens, task.prompt) for one, task in zip(found, tasks, strict=True)
         ]
+
+    async def _seeing(self, sampler: tinker.SamplingClient, tasks: Sequence[Task]) -> Renderer:
+        """The renderer with the images that the tasks show, whose sizes in tokens only the server knows."""
+        urls = urls_of(task.prompt for task in tasks)
+        if not urls:
+            return self.renderer
+        return self.renderer.seeing(await counted(sampler, urls, self.renderer.stop[0]))
 
     async def divergence(self, candidate: str, champion: str, turns: Sequence[Turn]) -> float | None:
         """Nats a token from the champion to the candidate, over recorded answers: the mean of r − 1 − log r with

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -22,27 +22,31 @@ from loreloop.learn.examples import Task
 from loreloop.learn.files import tasks
 from loreloop.learn.loop.answering import RememberingRoom, Room
 from loreloop.learn.loop.checking import check_deployment
-from loreloop.learn.loop.collecting import Line
-from loreloop.learn.loop.config import Loaded
+from loreloop.learn.loop.collecting import Line, fresh_of, measured_of
+from loreloop.learn.loop.config import Gate, Loaded
 from loreloop.learn.loop.cycle import Course, Work
+from loreloop.learn.loop.cycle_files import data_of, trained_prompts
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
-from loreloop.learn.loop.golden_file import GoldenFile
+from loreloop.learn.loop.general import built_in, lay_out_general
 from loreloop.learn.loop.golden_prompts import labelled_prompts
-from loreloop.learn.loop.guarding import Guards
+from loreloop.learn.loop.guarding import FEWEST, Guards
 from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.rewarding import Base, Rewarding
+from loreloop.learn.loop.sessions import LoopSession
 from loreloop.learn.loop.state import LoopFolder
+from loreloop.learn.loop.task_files import GoldenFile, tasks_of, without
 from loreloop.learn.loop.training import Made, Shop, for_person, trained
+from loreloop.learn.loop.watching import Look
 from loreloop.learn.model_texts import fetch_texts
 from loreloop.learn.refusals import in_our_words
 from loreloop.learn.rendering import Renderer, renderer_of
 from loreloop.protocol.episodes import Message, Turn
-from loreloop.protocol.errors import LoreloopError, Unavailable, WrongSettings
-from loreloop.protocol.feedback import Metric
+from loreloop.protocol.errors import WrongSettings
+from loreloop.protocol.feedback import Feedback, Metric
 
+MOST_WATCHED = 16  # recorded prompts that are answered at each look at a training
 PERSON_TOKENS = 256  # of an answer that is compared with a correction
-PATIENCE_SECONDS = 5.0  # before a server that did not answer is asked again
 
 
 def key_of(loaded: Loaded) -> str:
@@ -93,7 +97,8 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
             rewarding=rewarding,
             golden=golden,
             metrics=metrics,
-            labelled=lambda: labelled_prompts(door.turns(), door.feedback(), door.deleted_persons()),
+            session=LoopSession(service, door),
+            labelled=lambda trained: labelled_prompts(door.turns(), door.feedback(), door.deleted_persons(), trained),
         )
         persons = PersonCourse(
             rules=loaded.config.persons,
@@ -146,18 +151,25 @@ class Parts:
     rewarding: Rewarding
     golden: GoldenFile
     metrics: Mapping[str, Metric]
-    labelled: Callable[[], list[Task]]  # golden prompts that reviewers have made, as of now
+    # Golden prompts that reviewers have made, as of now, but for those of these keys.
+    labelled: Callable[[frozenset[str]], list[Task]]
+    session: LoopSession
 
     def work(self) -> Work:
         """The work of a cycle, by the settings."""
         return Work(
             train=self.train,
             look=self.look,
-            learn_reward=self.rewarding.hear if self.rewarding.stream else None,
+            learn_reward=self.hear if self.rewarding.stream else None,
             golden=self.golden.keys,
             held_out=self.rewarding.holds,
             metrics=self.metrics,
         )
+
+    async def hear(self, turns: Sequence[Turn], statements: Sequence[Feedback]) -> str:
+        """Lets the reward learn what is new; an alarm in a sentence, or ""."""
+        with self.session.watched():
+            return await self.rewarding.hear(turns, statements)
 
     def shop(self) -> Shop:
         """What training needs."""
@@ -172,8 +184,40 @@ class Parts:
         )
 
     async def train(self, folder: Path, start: str | None, name: str) -> Made | None:
-        """A candidate of a cycle's folder."""
-        return await self._train(self.shop(), folder, start, name)
+        """A candidate of a cycle's folder, watched by the guards where a reward learns."""
+        if (folder / "sft.jsonl").exists():
+            await self.lay_out_general(folder)
+        return await self._train(replace(self.shop(), look=self.guard(folder)), folder, start, name)
+
+    async def lay_out_general(self, folder: Path) -> None:
+        """Puts general prompts beside a cycle's corrections, answered as the champion does."""
+        told, state = self.loaded.config.training, LoopFolder(self.loaded.folder).load()
+        if not told.general or state is None:
+            return
+        file = told.general_file
+        prompts = tasks_of(self.loaded.path(file), "file of general prompts") if file else built_in()
+        with self.session.watched():
+            kept_out = self.golden.keys() | measured_of(self.session.door.turns(), self.session.door.feedback())
+            asked = [one for one in without(prompts, kept_out) if not self.rewarding.holds(one.item["messages"])]
+            room = Room(self.service, self.renderer)
+            await lay_out_general(folder, room, state.champion.target, asked[: told.general])
+
+    def guard(self, folder: Path) -> Look | None:
+        """What looks at the weights while they learn from a cycle's folder."""
+        stream, state = self.rewarding.stream, LoopFolder(self.loaded.folder).load()
+        if stream is None or state is None:
+            return None
+        turns, n = list(self.session.door.turns()), min(MOST_WATCHED, self.gate.prompts)
+        fresh = fresh_of(turns, {*data_of(folder).turns}, n)
+        # Too few would stop nobody; what was trained on tells of a reward that is fooled as well.
+        turns = fresh if len(fresh) >= FEWEST else fresh_of(turns, (), n)
+        guards = Guards(RememberingRoom(self.service, self.renderer), self.loaded, stream, self.untrained)
+        return guards.watch(state.champion.target, asked_again(turns))
+
+    @property
+    def gate(self) -> Gate:
+        """The settings of the gate, which guards go by as well."""
+        return self.loaded.config.gate
 
     async def train_person(self, folder: Path, start: str | None, name: str) -> Made | None:
         """Weights for one person, of their corrections."""
@@ -181,7 +225,7 @@ class Parts:
         return await self._train(for_person(self.shop(), rules.epochs, rules.learning_rate), folder, start, name)
 
     async def _train(self, shop: Shop, folder: Path, start: str | None, name: str) -> Made | None:
-        with in_our_words("the training"):
+        with self.session.watched(), in_our_words("the training"):
             return await trained(shop, folder, start, name)
 
     async def right(self, target: str, lines: Sequence[Line]) -> float:
@@ -189,16 +233,22 @@ class Parts:
         wanted = [str(line["messages"][-1]["content"]) for line in lines]
         plain = [{"messages": [_asked(one) for one in line["messages"][:-1]]} for line in lines]
         asked = list(tasks(map(msgspec.json.encode, plain)))
-        found = await Room(self.service, self.renderer).answers(target, asked, PERSON_TOKENS)
+        with self.session.watched():
+            found = await Room(self.service, self.renderer).answers(target, asked, PERSON_TOKENS)
         return sum(_words(one.text) == _words(each) for one, each in zip(found, wanted, strict=True)) / len(lines)
+
+    def untrained(self) -> list[Task]:
+        """The prompts of the golden file that nobody was trained on before they came into it."""
+        return without(self.golden.tasks(), trained_prompts(self.loaded.folder))
 
     async def look(self, sides: Sides, turns: Sequence[Turn], prompts: Sequence[Turn]) -> Gated:
         """The offline gate, with prompts of recorded turns for the shadow, and the guards where a reward learns."""
         room, asked = RememberingRoom(self.service, self.renderer), asked_again(prompts)
-        with in_our_words("the gate"):
-            found = await OfflineGate(room, self.loaded).look(sides, turns, asked, self.labelled())
+        with self.session.watched(), in_our_words("the gate"):
+            golden = [*self.untrained(), *self.labelled(trained_prompts(self.loaded.folder))]
+            found = await OfflineGate(room, self.loaded).look(sides, turns, asked, golden)
             if self.rewarding.stream is not None:
-                await Guards(room, self.loaded, self.rewarding.stream).look(sides, asked, found)
+                await Guards(room, self.loaded, self.rewarding.stream, self.untrained).look(sides, asked, found)
         return found
 
 
@@ -220,44 +270,3 @@ def golden_of(loaded: Loaded) -> GoldenFile:
     """The golden prompts, as they are known among recorded turns."""
     name = loaded.config.reward.golden
     return GoldenFile(loaded.path(name) if name else None)
-
-
-async def run(course: Course, *, cycles: int | None, wish: Callable[[], bool], tell: Callable[[str], None]) -> None:
-    """Steps until so many cycles have ended, or for ever; `wish` is asked between steps whether to stop. A server that
-    does not answer is waited for; whatever it refuses for good ends the loop with its words."""
-    first, told = _n_ended(course), ""
-    while not wish():
-        try:
-            with in_our_words("a step of the loop"):
-                moved = await course.step()
-        except Unavailable as error:
-            course.folder.tell(error.message)
-            moved, pause = False, max(PATIENCE_SECONDS, error.retry_after_seconds)
-        except LoreloopError as error:
-            # Trying again would change nothing; `status` says why the loop stands still.
-            course.folder.tell(error.message)
-            raise
-        else:
-            pause = course.config.triggers.poll_seconds
-        if (sentence := course.folder.why()["sentence"]) != told:
-            tell(sentence)
-            told = sentence
-        if cycles is not None and _n_ended(course) - first >= cycles:
-            return
-        if not moved:
-            await _meanwhile(course)
-            await asyncio.sleep(pause)
-
-
-async def _meanwhile(course: Course) -> None:
-    """What waiting leaves time for; a server that does not answer is asked again at the next wait."""
-    try:
-        await course.listening.meanwhile()
-    except Unavailable as error:
-        course.folder.tell(error.message)
-
-
-def _n_ended(course: Course) -> int:
-    """How many cycles have come to an end."""
-    final = ("rejected", "promoted", "rolled_back", "void")
-    return sum(one.verdict in final for one in course.folder.decisions())

@@ -43,6 +43,13 @@ def propose(folder: LoopFolder, target: str, weights: str) -> None:
     folder.propose(Revision(target=target, state=weights))
 
 
+def retrain(folder: LoopFolder) -> None:
+    """Has the next cycle begin at once, where the loop began: its candidate knows nothing of persons who were deleted
+    since, whatever the champion has learned from them. Conflict where the loop has not begun."""
+    begun(folder)
+    folder.retrain(True)
+
+
 def promote(folder: LoopFolder, server: Server) -> str:
     """Has the candidate answer everybody; gives its path. Conflict where there is none that users meet."""
     state = begun(folder)

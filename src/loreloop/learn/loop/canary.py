@@ -6,7 +6,7 @@ Pure functions over turns and statements. Knows no server; the statistics are th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -40,13 +40,15 @@ def evidence_of(
     rules: Canary,
     since_version: int,
     metrics: Mapping[str, Metric],
+    begun: Collection[EpisodeKey] = (),
 ) -> Evidence:
-    """The episodes that began with the canary or behind it. An episode that two revisions answered, or a person's own
-    adapter, is left out, and so are side turns, and what one person has judged beyond their share. Every version of the
-    deployment is a stage: its share may have changed, and with it who is where."""
+    """The episodes that began with the canary or behind it; `begun` are others of which it is known that they began
+    before. An episode that two revisions answered, or a person's own adapter, is left out, and so are side turns, and
+    what one person has judged beyond their share. Every version of the deployment is a stage: its share may have
+    changed, and with it who is where."""
     plain = [turn for turn in newest_of(turns).values() if not turn.side]
     # Whoever was in the midst of a chat when the canary began can only stay with the champion, or leave as mixed.
-    older = {episode_of(turn) for turn in plain if turn.version < since_version}
+    older = {episode_of(turn) for turn in plain if turn.version < since_version}.union(begun)
     by_id = {turn.id: turn for turn in plain if episode_of(turn) not in older}
     arms, mixed = _arms_of(by_id.values())
     scores: dict[EpisodeKey, list[float]] = defaultdict(list)

@@ -8,7 +8,7 @@ files that `loreloop train` reads, so that a candidate's data can be looked at a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,21 +16,21 @@ import msgspec
 
 from loreloop.learn.loop.door import person_key
 from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out, prompt_key
-from loreloop.protocol.episodes import Message, Turn
+from loreloop.protocol.episodes import UNLEARNABLE, Message, Turn
 from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, PREFERENCE, SCORE, THUMB, Feedback
 from loreloop.protocol.feedback_rules import is_about, is_golden, standing
 
 LIKED, DISLIKED = 0.75, 0.25  # scores that count as a thumb
 MARKS = (THUMB, ACCEPTED, SCORE)  # a verdict has a scale of its own
-NEVER = ("side", "no_consent", "unfinished", "mixed", "expired", "dropped")
 Line = dict[str, Any]
 
 
 class Used(msgspec.Struct, frozen=True):
-    """A turn that a file's line was made of, and whose it is."""
+    """A turn that a file's line was made of, whose it is, and its prompt's key: what was learned measures nothing."""
 
     turn: str
     person: str
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,12 @@ class Collected:
     def add(self, method: str, turn: Turn, line: Line) -> None:
         """One more line of a turn."""
         self.lines[method].append(line)
-        self.used[method].append(Used(turn.id, person_of(turn)))
+        self.used[method].append(used_of(turn))
+
+
+def used_of(turn: Turn) -> Used:
+    """A turn as it is noted that something was learned from it."""
+    return Used(turn.id, person_of(turn), prompt_key(turn.messages))
 
 
 def person_of(turn: Turn) -> str:
@@ -88,7 +93,15 @@ def newest_of(turns: Iterable[Turn]) -> dict[str, Turn]:
 
 def may_be_read(turn: Turn) -> bool:
     """Whether a turn is there for the loop at all: its person consents, and it is whole and no side turn."""
-    return turn.consent and not turn.side and turn.fate not in NEVER
+    return turn.consent and not turn.side and turn.fate not in UNLEARNABLE
+
+
+def fresh_of(turns: Iterable[Turn], used: Collection[str], n: int) -> list[Turn]:
+    """The newest turns whose prompts a candidate is asked. What it was not trained on (`used`) says more; of that there
+    may be none yet."""
+    readable = [turn for turn in turns if may_be_read(turn)]
+    fresh = [turn for turn in readable if turn.id not in used] or readable
+    return fresh[-n:] if n else []
 
 
 def may_train(turn: Turn, rules: Rules) -> bool:
@@ -102,14 +115,20 @@ def trainable(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rule
     """The turns that may be learned from, by their ids. A prompt on which a label to measure with stands is held out,
     with all turns that it began; of an episode with one, the prompts of all its turns."""
     newest = newest_of(turns)
-    labelled = {(one.level, one.target_id) for one in standing(statements) if is_golden(one)}
-    measured = {
-        prompt_key(turn.messages)
-        for turn in newest.values()
-        if ("inference", turn.id) in labelled or ("episode", turn.episode_id) in labelled
-    }
-    rules = replace(rules, golden=rules.golden | measured)
+    rules = replace(rules, golden=rules.golden | measured_of(newest.values(), statements))
     return {turn.id: turn for turn in newest.values() if may_train(turn, rules)}
+
+
+def measured_of(turns: Iterable[Turn], statements: Iterable[Feedback]) -> frozenset[str]:
+    """The keys of all prompts on which a label to measure with stands."""
+    labels: dict[str, list[Feedback]] = defaultdict(list)
+    for one in filter(is_golden, standing(statements)):
+        labels[one.target_id].append(one)
+    return frozenset(
+        prompt_key(turn.messages)
+        for turn in turns
+        if any(is_about(one, turn) for id in (turn.id, turn.episode_id) for one in labels.get(id, ()))
+    )
 
 
 def collect(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules) -> Collected:

@@ -41,7 +41,8 @@ class Triggers(Table, frozen=True):
 
 class Training(Table, frozen=True):
     """How a candidate learns from the champion's weights on. Each method runs where there is something for it, in the
-    order in which they are named. None is the rule of `--lr`, `--epochs` and `--batch-size` for files."""
+    order in which they are named. None is the rule of `--lr`, `--epochs` and `--batch-size` for files, but for `sft`,
+    whose corrections are to come back word for word."""
 
     methods: tuple[MethodName, ...] = ("sft", "kto")
     rank: Annotated[int, Meta(ge=1, le=1024)] = 16
@@ -52,6 +53,8 @@ class Training(Table, frozen=True):
     most_examples: Annotated[int, Meta(ge=1, lt=LARGE)] = 2000  # of the newest, for each method
     most_per_person: Annotated[int, Meta(ge=1, lt=LARGE)] = 200
     liked: Annotated[float, Meta(ge=0, le=100)] = 1.0  # liked answers beside each correction, so that those stay
+    general: Annotated[int, Meta(ge=0, le=10_000)] = 48  # prompts whose answers by the champion are learned beside
+    general_file: str | None = None  # of such prompts, in the place of those that come with the program
     group_size: Annotated[int, Meta(ge=2, le=1024)] = 8
     answer_tokens: Annotated[int, Meta(ge=1, lt=LARGE)] = 128
     temperature: Annotated[float, Meta(gt=0, le=10)] = 1.0
@@ -115,10 +118,12 @@ class Canary(Table, frozen=True):
 
 
 class Persons(Table, frozen=True):
-    """Adapters of single persons, who then get their own champion. 0 corrections: nobody has one."""
+    """Adapters of single persons, or of `teams` by the names of their users, who then get their own champion. 0
+    corrections: nobody has one."""
 
     corrections: Annotated[int, Meta(ge=0, lt=LARGE)] = 0  # new ones of a person, after which theirs is trained
     users: tuple[str, ...] = ()  # who may have one, by the `user` of their requests; empty: everybody
+    teams: dict[str, tuple[str, ...]] = {}  # users who share one, which learns the corrections of all of them
     most: Annotated[int, Meta(ge=1, le=100_000)] = 100
     epochs: Annotated[int, Meta(ge=1, le=1000)] = 20
     learning_rate: Annotated[float, Meta(gt=0, le=1)] | None = None
@@ -167,6 +172,7 @@ def load(file: Path) -> Loaded:
     folder = loaded.path(config.folder) if config.folder else file.resolve().with_suffix(".state")
     loaded = Loaded(config, loaded.base, folder)
     named = {f"gate.suites[{n}].file": suite.file for n, suite in enumerate(config.gate.suites)}
+    named |= {"training.general_file": config.training.general_file or ""}
     named |= {"reward.golden": config.reward.golden or "", "reward.mix": config.reward.mix or ""}
     for field, name in named.items():
         if name and not loaded.path(name).is_file():
@@ -216,6 +222,9 @@ def _contradictions(config: LoopConfig) -> list[tuple[str, str]]:
         if reward.grader is not None and reward.mix is not None
         else "",
         "gate.suites": "has two suites of one name; call them differently" if len(names) > len({*names}) else "",
+        "persons.teams": "has a user in two teams; each has one adapter"
+        if len(members := [user for team in config.persons.teams.values() for user in team]) > len({*members})
+        else "",
         "gate.length_least": "is not below `gate.length_most`"
         if config.gate.length_least >= config.gate.length_most
         else "",
@@ -237,7 +246,7 @@ def _without_use(plain: object, config: LoopConfig) -> list[tuple[str, str]]:
         "training.kl_budget": no_pull,
         **{f"training.{name}": no_grpo for name in FOR_GRPO},
         **{f"reward.{name}": no_grpo for name in ("grader", "mix")},
-        "training.liked": no_sft,
+        **{f"training.{name}": no_sft for name in ("liked", "general", "general_file")},
         "reward.metrics": no_reward,
         **{f"persons.{name}": no_persons for name in msgspec.structs.asdict(config.persons) if name != "corrections"},
     }

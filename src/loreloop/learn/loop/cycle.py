@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from loreloop.learn.loop.adopting import Adopted, adopted, ended, promoted, state_of
 from loreloop.learn.loop.canary import PROMOTES, Watched, evidence_of, watch
-from loreloop.learn.loop.collecting import Collected, Rules, Used, collect, may_be_read
+from loreloop.learn.loop.collecting import Collected, Rules, Used, collect, fresh_of
 from loreloop.learn.loop.config import LoopConfig
 from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, drop_names, lay_out
 from loreloop.learn.loop.door import Deployed
@@ -29,6 +29,7 @@ from loreloop.learn.loop.state import Decision, LoopFolder, Revision, State, Ver
 from loreloop.learn.loop.training import Made
 from loreloop.learn.loop.triggers import Moment, due, night_of
 from loreloop.learn.loop.watched_feeds import WatchedFeeds
+from loreloop.learn.loop.watching import StoppedByGuards
 from loreloop.learn.loop.withdrawing import withdrawn
 from loreloop.protocol.episodes import Turn
 from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound
@@ -111,7 +112,7 @@ class Course:
             case "training":
                 await self._train(state)
             case "gate":
-                await self._gate(state)
+                return await self._gate(state)
             case "canary":
                 # A canary may wait for its users for days, in which persons get theirs, one between two looks at it.
                 return self._watch(state, now) or await self._looked_after(state)
@@ -152,7 +153,8 @@ class Course:
             self._stand(state, proposed)
             return True
         said = [one for one in self.server.feedback(state.heard) if not one.retracted]
-        moment = Moment(now=self.now(), n_said=len(said), night=state.night, asked=self.asked)
+        anew = self.folder.to_retrain
+        moment = Moment(now=self.now(), n_said=len(said), night=state.night, asked=self.asked or anew)
         why, night = due(self.config.triggers, moment), night_of(self.config.triggers, moment.now, state.night)
         # Where people never stop talking, a shared cycle is always due, and of persons there may be many: neither waits
         # for more than one of the other.
@@ -171,7 +173,9 @@ class Course:
             )
             return False
         self.asked, self.is_persons_turn = False, True
-        self.folder.save(replace(state, stage="collecting", cycle=state.cycle + 1, candidate=None, night=night))
+        begun = replace(state, stage="collecting", cycle=state.cycle + 1, candidate=None, night=night, from_start=anew)
+        self.folder.save(begun)
+        self.folder.retrain(False)
         return True
 
     def _stand(self, state: State, proposed: Revision) -> None:
@@ -236,10 +240,15 @@ class Course:
         data = data_of(folder)
         name = f"{self.config.deployment}-{state.cycle:04d}"
         # Marked before the first step, so that no weights have learned from a turn that does not say so.
-        if self._void(state, data, self.server.mark_used(name, None, data.turns)):
+        champion = state.champion
+        start, began = (self.config.start, None) if state.from_start else (champion.state, champion.target)
+        if self._void(state, data, self.server.mark_used(name, None, data.turns, began)):
             return
         try:
-            made = await self.work.train(folder, state.champion.state, name)
+            made = await self.work.train(folder, start, name)
+        except StoppedByGuards as error:
+            self._give_up(state, "training", error.message)
+            return
         except BadRequest as error:
             # What is refused once is refused always; the next cycle has other lines.
             self._give_up(state, "training", f"The training was refused: {error.message}")
@@ -248,9 +257,12 @@ class Course:
             raise Conflict(
                 f"The files of cycle {state.cycle} are gone from {folder}; remove the folder, and run again."
             )
-        if self._void(state, data, self.server.mark_used(name, made.path, data.turns)):
+        if self._void(state, data, self.server.mark_used(name, made.path, data.turns, began)):
             return
         candidate = Revision(target=made.path, state=made.state, cycle=state.cycle)
+        if made.alarm:
+            what = f"{made.alarm} The last revision of it that was good goes on to the gate."
+            self._decide(replace(state, candidate=candidate), "training", "stopped", what)
         self.folder.tell(f"Candidate {state.cycle} stands before the offline gate.")
         self.folder.save(replace(state, stage="gate", candidate=candidate))
 
@@ -270,21 +282,20 @@ class Course:
         drop_lines(self.folder.cycle(state.cycle))
         self.folder.save(ended(state))
 
-    async def _gate(self, state: State) -> None:
+    async def _gate(self, state: State) -> bool:
         candidate = state.candidate
         assert candidate is not None, "the gate has a candidate"
         data = data_of(self.folder.cycle(state.cycle))
         decision = self.folder.decided(key_of(state, "gate"))
         if decision is None:
             if self._void(state, data):
-                return
+                return True
             try:
                 gated = await self._looked(state, candidate, data)
             except BadRequest as error:
-                # As for the training: the same candidate would be refused again. A suite's or a golden file that has
-                # become unreadable is said the same way, and the loop goes on.
+                # As for the training: the same candidate would be refused again.
                 self._give_up(state, "gate", error.message)
-                return
+                return True
             fine = not gated.broken
             sentence = (
                 "The candidate holds all limits of the offline gate."
@@ -295,32 +306,37 @@ class Course:
         if decision.verdict != "passed":
             drop_lines(self.folder.cycle(state.cycle))
             self.folder.save(ended(state))
-            return
+            return True
         # The gate has taken its time, and somebody may have taken words back, or moved the deployment meanwhile.
         if self._void(state, data):
-            return
+            return True
+        return self._begin_canary(state, candidate)
+
+    def _begin_canary(self, state: State, candidate: Revision) -> bool:
+        """Has some of the users meet the candidate; False where it waits for a canary that somebody else has."""
         now = self.server.deployment()
         if self._adopted(state, now):
-            return
+            return True
+        if now.canary not in (None, candidate.target):
+            self.folder.tell(
+                f"Somebody tries {now.canary} as a canary by hand; the candidate waits until that has come to its end."
+            )
+            return False
         try:
             if not self._moved(state, now, candidate, self.config.canary.percent):
-                return
+                return True
         except (BadRequest, NotFound, Gone) as error:
             self._give_up(state, "canary", f"The server did not take the candidate: {error.message}")
-            return
+            return True
         version = self.server.deployment().version
         drop_lines(self.folder.cycle(state.cycle))
         self.folder.save(replace(state, stage="canary", since=self.now(), since_version=version))
+        return True
 
     async def _looked(self, state: State, candidate: Revision, data: Data) -> Gated:
-        used = {*data.turns}
-        turns = [turn for turn in self.server.turns() if may_be_read(turn)]
-        n = self.config.gate.prompts
-        # What was not trained on says more; of that there may be none yet.
-        fresh = [turn for turn in turns if turn.id not in used] or turns
-        return await self.work.look(
-            Sides(candidate.target, state.champion.target), turns[-n:] if n else [], fresh[-n:] if n else []
-        )
+        turns, n = list(self.server.turns()), self.config.gate.prompts
+        sides = Sides(candidate.target, state.champion.target)
+        return await self.work.look(sides, fresh_of(turns, (), n), fresh_of(turns, {*data.turns}, n))
 
     def _watch(self, state: State, now: Deployed) -> bool:
         """Looks at the canary's evidence; a decision that was made is carried out, whatever has come since."""
@@ -339,7 +355,9 @@ class Course:
             decision = self._decide(state, "canary", verdict, seen.sentence, seen.numbers)
         is_anew = decision.numbers.get(WITHDRAWN)
         after = promoted(state) if decision.verdict == "promoted" else _anew(state) if is_anew else ended(state)
-        if self._moved(after, now):
+        # Who has set a canary of their own since keeps it: where ours is gone, there is nothing left to move.
+        is_done = now.target == after.champion.target and now.canary not in (None, candidate.target)
+        if is_done or self._moved(after, now):
             self.folder.save(after)
         return True
 
@@ -347,7 +365,12 @@ class Course:
         rules = self.config.canary
         self.feeds.read_on(self.server, state)
         evidence = evidence_of(
-            self.feeds.turns.values(), self.feeds.statements, rules, state.since_version, self.work.metrics
+            self.feeds.turns.values(),
+            self.feeds.statements,
+            rules,
+            state.since_version,
+            self.work.metrics,
+            self.feeds.begun,
         )
         days = (self.now() - state.since) / DAY_SECONDS
         return watch(evidence, rules, is_over=days > rules.most_days)

@@ -14,6 +14,9 @@ import msgspec
 from loreloop.learn.loop.collecting import Collected, Used
 from loreloop.learn.loop.state import read, synced, written
 
+# The lines of general prompts beside those of methods, and the keys of these prompts, which stay.
+GENERAL, GENERAL_KEYS = "general.jsonl", "general.json"
+
 
 class Data(msgspec.Struct, frozen=True, kw_only=True):
     """What a cycle learns from: turns by method, and where the feeds stood."""
@@ -65,5 +68,15 @@ def drop_names(folder: Path) -> None:
         return
     data = data_of(folder)
     if data.persons - {""}:
-        used = {method: tuple(Used(one.turn, "") for one in each) for method, each in data.used.items()}
+        used = {method: tuple(Used(one.turn, "", one.prompt) for one in each) for method, each in data.used.items()}
         written(folder / "data.json", msgspec.json.encode(msgspec.structs.replace(data, used=used)))
+
+
+def trained_prompts(loop: Path) -> frozenset[str]:
+    """The keys of all prompts that weights of a loop's folder were trained on, those of single persons too: also where
+    their turns have expired since, or have another fate than `used`."""
+    files = [*loop.glob("cycles/*/data.json"), *loop.glob("persons/*/*/data.json")]
+    found = {one.prompt for file in files for each in data_of(file.parent).used.values() for one in each}
+    for file in loop.glob(f"cycles/*/{GENERAL_KEYS}"):
+        found |= read(file, set[str])
+    return frozenset(found) - {""}

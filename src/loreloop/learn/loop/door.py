@@ -1,6 +1,7 @@
 """The loop's way into its server: the feeds of turns and feedback, the deployment, and persons, as typed values.
 
-One HTTP client with the loop's key. Knows the routes under `/loop/v1` and no rule of the loop.
+One HTTP client with the loop's key. Knows the routes under `/loop/v1`, and of Tinker's the one that says whether a
+session lives. Knows no rule of the loop.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import msgspec
 
 from loreloop.learn.refusals import kind_of
 from loreloop.protocol.episodes import Turn, TurnPage
-from loreloop.protocol.errors import BadRequest, NotFound, Unavailable
+from loreloop.protocol.errors import BadRequest, Gone, NotFound, Unavailable
 from loreloop.protocol.feedback import Feedback, FeedbackPage, Metric
 
 T = TypeVar("T")
@@ -95,13 +96,17 @@ class Door:
                 return
             after = page.next
 
-    def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
-        """Says which turns a candidate is trained on, so that each turn, and each person, can be told. The turns that
-        are not there any more, or from which nothing may be learned any more: nobody may be trained on these."""
+    def mark_used(
+        self, candidate: str, revision: str | None, turns: Sequence[str], start: str | None = None
+    ) -> tuple[str, ...]:
+        """Says which turns a candidate is trained on, and with which revision it began, so that each turn, and each
+        person, can be told. The turns that are not there any more, or from which nothing may be learned any more:
+        nobody may be trained on these."""
         gone: list[str] = []
-        for start in range(0, len(turns), MOST_MARKED):
-            body = {"candidate": candidate, "turns": list(turns[start : start + MOST_MARKED])}
+        for first in range(0, len(turns), MOST_MARKED):
+            body = {"candidate": candidate, "turns": list(turns[first : first + MOST_MARKED])}
             body |= {"revision": revision} if revision is not None else {}
+            body |= {"start": start} if start is not None else {}
             told = self._json("POST", f"{self.place}/used", body)
             gone += [*told.get("unknown", []), *told.get("withdrawn", [])]
         return tuple(gone)
@@ -146,6 +151,14 @@ class Door:
             self._json("DELETE", f"{self.place}/persons/{quote(user, safe='')}")
         except NotFound:
             return
+
+    def session_has_ended(self, session_id: str) -> bool:
+        """Whether a session of the SDK is over, and with it all that it holds in the server's memory."""
+        try:
+            self._json("POST", "/api/v1/session_heartbeat", {"session_id": session_id})
+        except (Gone, NotFound):
+            return True
+        return False
 
     def _page(self, what: str, after: int, kind: type[T]) -> T:
         response = self._answer("GET", f"{self.place}/{what}?after={after}&limit={PAGE}")

@@ -7,17 +7,17 @@ files of a loop.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
 from loreloop.learn.examples import Task
-from loreloop.learn.files import read_file, tasks
 from loreloop.learn.loop.answering import Room
 from loreloop.learn.loop.config import Gate, Loaded, Suite
 from loreloop.learn.loop.paired import compare
+from loreloop.learn.loop.reward.form import is_refusal
+from loreloop.learn.loop.task_files import tasks_of
 from loreloop.learn.rewards.graders.grader import Means
 from loreloop.learn.rewards.graders.reading import GraderReward, grader_of
 from loreloop.learn.rewards.reward import Answer, Reward
@@ -34,7 +34,6 @@ NEARNESS = {
     "evaluation_metric": "fuzzy_match",
 }
 SHADOW_TOKENS = 128
-_REFUSAL = re.compile(r"^\W*(i('m| am) sorry|i can('t|not)|i am unable|i'm unable|as an ai\b)", re.IGNORECASE)
 REPEATED_WORDS, REPEATS = 4, 4  # so many words in a row, so often, are a loop
 
 
@@ -68,16 +67,16 @@ class OfflineGate:
     loaded: Loaded
 
     async def look(
-        self, sides: Sides, turns: Sequence[Turn], prompts: Sequence[Task], labelled: Sequence[Task] = ()
+        self, sides: Sides, turns: Sequence[Turn], prompts: Sequence[Task], golden: Sequence[Task] = ()
     ) -> Gated:
         """All parts of the gate. `turns` are recorded ones for the divergence, `prompts` what is answered unseen,
-        `labelled` golden prompts that reviewers have made, beside those of the loop's file."""
+        `golden` are prompts that nobody was trained on, with their right answers."""
         found, rules = Gated(), self.loaded.config.gate
         means = Means(CodeSandbox())
         try:
             for suite in rules.suites:
                 await self._suite(suite, sides, means, found)
-            await self._golden(labelled, sides, means, found)
+            await self._golden(golden, sides, means, found)
         finally:
             if means.sandbox is not None:
                 await means.sandbox.close()
@@ -91,7 +90,7 @@ class OfflineGate:
         return found
 
     async def _suite(self, suite: Suite, sides: Sides, means: Means, found: Gated) -> None:
-        asked = read_file(self.loaded.path(suite.file), tasks)
+        asked = tasks_of(self.loaded.path(suite.file), f"file of the suite {suite.name}")
         reward = GraderReward(grader_of(suite.grader), means)
         new, old = await self._scores(sides, asked, reward, suite.answer_tokens)
         found.numbers[f"{suite.name}_champion"] = mean(old)
@@ -103,9 +102,8 @@ class OfflineGate:
             f"it loses {lost:.3f} on {suite.name}, where {suite.lose_most:g} may be lost",
         )
 
-    async def _golden(self, labelled: Sequence[Task], sides: Sides, means: Means, found: Gated) -> None:
-        rules, name = self.loaded.config.gate, self.loaded.config.reward.golden
-        asked = [*(read_file(self.loaded.path(name), tasks) if name else ()), *labelled]
+    async def _golden(self, asked: Sequence[Task], sides: Sides, means: Means, found: Gated) -> None:
+        rules = self.loaded.config.gate
         if not asked:
             return
         new, old = await self._scores(sides, asked, GraderReward(grader_of(NEARNESS), means), SHADOW_TOKENS)
@@ -145,7 +143,7 @@ class OfflineGate:
             f"its answers are {length:.2f} times as long as the champion's",
         )
         for name, share, most in (
-            ("refusals", is_refusal, rules.refusals_most),
+            ("refusals", refuses, rules.refusals_most),
             ("repetition", repeats, rules.repetition_most),
         ):
             now, before = mean(map(share, new)), mean(map(share, old))
@@ -153,9 +151,9 @@ class OfflineGate:
             found.limit(name, now, now <= before + most, f"its share of {name} is {now:.2f} and was {before:.2f}")
 
 
-def is_refusal(answer: Answer) -> bool:
-    """Whether an answer begins as a refusal does."""
-    return bool(_REFUSAL.match(answer.text))
+def refuses(answer: Answer) -> bool:
+    """Whether an answer is a refusal, by the one rule that there is of that."""
+    return is_refusal(answer.text)
 
 
 def repeats(answer: Answer) -> bool:

@@ -20,12 +20,19 @@ from loreloop.protocol.feedback import EDIT, Feedback
 from loreloop.protocol.feedback_rules import is_golden
 
 
-def labelled_prompts(turns: Iterable[Turn], statements: Iterable[Feedback], deleted: frozenset[str]) -> list[Task]:
+def labelled_prompts(
+    turns: Iterable[Turn],
+    statements: Iterable[Feedback],
+    deleted: frozenset[str],
+    trained: frozenset[str] = frozenset(),
+) -> list[Task]:
     """One task for each prompt that has a right answer by a reviewer, the newest where there are several, with the
     answer as the field `answer`. Left out are prompts of `deleted` persons, turns that may not be read, and prompts
-    that a candidate was trained on before they were labelled: to know these by heart is no merit."""
+    that a candidate was trained on before they were labelled: to know these by heart is no merit. `trained` are those
+    that the loop knows of itself, by their keys."""
     newest = newest_of(turns)
-    trained = {prompt_key(turn.messages) for turn in newest.values() if turn.fate == "used"}
+    # Whatever has become of a turn since it was learned from, such as that its episode is mixed.
+    trained |= {prompt_key(turn.messages) for turn in newest.values() if turn.candidate is not None}
     readable = {
         turn.id: turn
         for turn in newest.values()

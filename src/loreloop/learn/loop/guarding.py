@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from loreloop.learn.examples import Task
-from loreloop.learn.files import read_file, tasks
+from loreloop.learn.files import tasks
 from loreloop.learn.loop.answering import Room
 from loreloop.learn.loop.config import Gate, Loaded
 from loreloop.learn.loop.gate import SHADOW_TOKENS, Gated, Sides
@@ -26,6 +26,7 @@ from loreloop.learn.loop.reward.events import LabelledEvent, Scored
 from loreloop.learn.loop.reward.mix import messages_of
 from loreloop.learn.loop.reward.probes import fooled
 from loreloop.learn.loop.reward.stream import RewardStream
+from loreloop.learn.loop.watching import Look as LookAt
 from loreloop.learn.rewards.graders.similarity import fuzzy_match
 from loreloop.learn.rewards.reward import Answer
 
@@ -51,27 +52,46 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Guards:
-    """The guards of a loop whose reward learns, with the room in which they ask."""
+    """The guards of a loop whose reward learns, with the room in which they ask. `golden` gives the prompts of the
+    loop's golden file that nobody was trained on, as they are now."""
 
     room: Room
     loaded: Loaded
     stream: RewardStream
+    golden: Callable[[], Sequence[Task]] = list
 
     async def look(self, sides: Sides, prompts: Sequence[Task], found: Gated) -> None:
         """Adds what the guards have measured to what the gate has found; an alarm that stops is a broken limit."""
         # A reward that has heard nobody is the same for every answer.
         if not prompts or self.stream.proxy.version.number == 0:
             return
-        golden = {"file": self._of_file(), "people": self._of_people()}
-        before, now = [
-            await self._reading(target, prompts, {name: each for name, each in golden.items() if len(each) >= FEWEST})
-            for target in (sides.champion, sides.candidate)
-        ]
+        before, now = [await self._whole_reading(target, prompts) for target in (sides.champion, sides.candidate)]
         verdict = Guard(before, limits_of(self.loaded.config.gate)).take(now)
-        found.numbers |= numbers_of(before, now) | await self._probed(golden["people"])
+        found.numbers |= numbers_of(before, now) | await self._probed(self._of_people())
         for alarm in verdict.alarms if len(prompts) >= FEWEST else ():
             if alarm.stops:
                 found.broken.append(f"it learned its reward and not its task: {alarm.sentence}")
+
+    def watch(self, champion: str, prompts: Sequence[Task]) -> LookAt:
+        """What looks at the weights of a training that begins with the champion: an alarm in a sentence, or ""."""
+        guard: Guard | None = None
+
+        async def look(path: str) -> str:
+            nonlocal guard
+            if len(prompts) < FEWEST or self.stream.proxy.version.number == 0:
+                return ""
+            if guard is None:
+                guard = Guard(await self._whole_reading(champion, prompts), limits_of(self.loaded.config.gate))
+            verdict = guard.take(await self._whole_reading(path, prompts))
+            return "; ".join(alarm.sentence for alarm in verdict.alarms if alarm.stops)
+
+        return look
+
+    async def _whole_reading(self, target: str, prompts: Sequence[Task]) -> Reading:
+        golden = {"file": self._of_file(), "people": self._of_people()}
+        return await self._reading(
+            target, prompts, {name: each for name, each in golden.items() if len(each) >= FEWEST}
+        )
 
     async def _reading(self, target: str, prompts: Sequence[Task], golden: Mapping[str, list[Wanted]]) -> Reading:
         answers = await self.room.answers(target, prompts, SHADOW_TOKENS)
@@ -93,9 +113,8 @@ class Guards:
         return {f"fooled_{name}": share for name, share in shares.items()}
 
     def _of_file(self) -> list[Wanted]:
-        name = self.loaded.config.reward.golden
-        asked = read_file(self.loaded.path(name), tasks)[:MOST_GOLDEN] if name else []
-        return [Wanted(task, str(task.item["answer"])) for task in asked if "answer" in task.item]
+        asked = [task for task in self.golden() if "answer" in task.item]
+        return [Wanted(task, str(task.item["answer"])) for task in asked[:MOST_GOLDEN]]
 
     def _of_people(self) -> list[Wanted]:
         """What people said of held-out prompts, in the newest part of the golden set."""

@@ -2,7 +2,8 @@
 
 An adapter begins with the shared champion and learns all corrections that its person's turns have; it answers that
 person alone when it gives most of them back. Everybody else, and a person whose adapter did not hold, has the shared
-weights. Knows no statistics: one person's few words are no sample of anything.
+weights. A team is as one person with several names. Knows no statistics: one person's few words are no sample of
+anything.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ from typing import Protocol
 
 import msgspec
 
-from loreloop.learn.loop.collecting import Collected, Line, Rules, Used, person_of, said_of, trainable
+from loreloop.learn.loop.collecting import (
+    Collected,
+    Line,
+    Rules,
+    Used,
+    newest_of,
+    person_of,
+    said_of,
+    trainable,
+    used_of,
+)
 from loreloop.learn.loop.collecting import lines_of_turn as all_lines_of
 from loreloop.learn.loop.config import Persons
 from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, drop_names, lay_out
@@ -40,24 +51,29 @@ class PersonServer(Feeds, Protocol):
         """Has one person answered by weights of their own."""
         ...
 
-    def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
-        """Says which turns a candidate is trained on; gives those that are not there any more."""
+    def mark_used(
+        self, candidate: str, revision: str | None, turns: Sequence[str], start: str | None = None
+    ) -> tuple[str, ...]:
+        """Says which turns a candidate is trained on, and with which revision it began; gives those that are not there
+        any more."""
         ...
 
 
 class Own(msgspec.Struct, frozen=True):
     """A person's own champion, and the number of the newest correction that it was made of (also where it was
-    rejected, so that the same words are not tried again)."""
+    rejected, so that the same words are not tried again); of a team, whose corrections these are."""
 
     target: str | None
     heard: int
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Due:
-    """A person who gets an adapter now, with the lines for it."""
+    """A person who gets an adapter now, or a team, with the lines for it; `members` are whom it shall answer."""
 
     person: str
+    members: tuple[str, ...]
     lines: tuple[Line, ...]
     used: tuple[Used, ...]
     heard: int
@@ -109,8 +125,14 @@ class PersonCourse:
             if _short(person) in held:
                 shutil.rmtree(folder / _short(person), ignore_errors=True)
         gone = self.owns.keys() & deleted
+        # What a team's adapter has learned of a member it knows; it is made anew of what the others have said.
+        gone |= {name for name, own in self.owns.items() if not deleted.isdisjoint(own.members)}
         for person in gone:
+            shutil.rmtree(folder / _short(person), ignore_errors=True)
             del self.owns[person]
+        for file in folder.glob("*/*/data.json"):
+            if not deleted.isdisjoint(data_of(file.parent).persons):
+                shutil.rmtree(file.parent, ignore_errors=True)
         if gone:
             written(self._file, msgspec.json.encode(self.owns))
 
@@ -127,11 +149,11 @@ class PersonCourse:
         decision = self.folder.decided(key)
         if decision is None:
             # Marked before the first step, and asked again behind the last one: who withdraws meanwhile is heeded.
-            what = withdrawn(data, self.server, self.server.mark_used(name, None, data.turns))
+            what = withdrawn(data, self.server, self.server.mark_used(name, None, data.turns, champion.target))
             made = None if what else await self._trained(folder, champion.state, name)
             share = await self._share(made, one.lines) if made else 0.0
             if made:
-                what = withdrawn(data, self.server, self.server.mark_used(name, made.path, data.turns))
+                what = withdrawn(data, self.server, self.server.mark_used(name, made.path, data.turns, champion.target))
             if what:
                 # Nothing is decided: the words that are left make another attempt.
                 self.folder.tell(f"Weights of a person's own are made anew: {what}.")
@@ -139,7 +161,7 @@ class PersonCourse:
                 return
             decision = self.folder.decide(self._decision(key, one, made, share))
         target = decision.candidate if decision.verdict == "promoted" else None
-        words = "" if target is None else self._set(one.person, target)
+        words = "" if target is None else self._set_all(one.members, target)
         if words is None:
             return  # what was decided stands, and is carried out in a later step
         if words:
@@ -151,7 +173,8 @@ class PersonCourse:
         drop_lines(folder)
         drop_names(folder)
         before = self.owns.get(one.person)
-        self.owns[one.person] = Own(target or (before.target if before else None), one.heard)
+        learned = tuple(dict.fromkeys(used.person for used in one.used)) if one.members != (one.person,) else ()
+        self.owns[one.person] = Own(target or (before.target if before else None), one.heard, learned)
         written(self._file, msgspec.json.encode(self.owns))
 
     async def _trained(self, folder: Path, start: str | None, name: str) -> Made | None:
@@ -168,6 +191,10 @@ class PersonCourse:
         except Refused as error:
             self.refused = error.message
             return 0.0
+
+    def _set_all(self, members: Sequence[str], target: str) -> str | None:
+        """The same of all whom an adapter shall answer; the first trouble ends it."""
+        return next((found for member in members if (found := self._set(member, target)) != ""), "")
 
     def _set(self, person: str, target: str) -> str | None:
         """Has the person answered by their weights; what the server had against that, "" for nothing. None where others
@@ -217,21 +244,35 @@ def due(
 ) -> list[Due]:
     """Persons with enough new corrections, with all their corrections that may be learned from, the newest last."""
     by_id = trainable(turns, statements, rules)
+    team_of = {user: f"\n{team}" for team, users in wanted.teams.items() for user in users}  # no key's id is empty
+    members: dict[str, set[str]] = defaultdict(set)
+    for turn in newest_of(turns).values():
+        if turn.person.user in team_of and person_of(turn) not in rules.deleted:
+            members[team_of[turn.person.user]].add(person_of(turn))
     lines: dict[str, list[tuple[int, Line, Used]]] = defaultdict(list)
     for turn_id, said in said_of(by_id, statements).items():
         turn = by_id[turn_id]
         edits = [one.number for one in said if one.metric == EDIT]
         for method, line in all_lines_of(turn, said, by_id):
             # Without a name, a key's users are one crowd and no person.
-            may = turn.person.user and (not wanted.users or turn.person.user in wanted.users)
+            user = turn.person.user
+            may = user and (not wanted.users or user in wanted.users or user in team_of)
             if method == "sft" and edits and may:
-                lines[person_of(turn)].append((max(edits), line, Used(turn.id, person_of(turn))))
+                lines[team_of.get(user, person_of(turn))].append((max(edits), line, used_of(turn)))
     found = []
     for person, own in lines.items():
         heard = owns[person].heard if person in owns else 0
         own.sort(key=lambda each: each[0])
         if sum(number > heard for number, _, _ in own) >= wanted.corrections > 0:
             kept = own[-wanted.most :]
-            found.append(Due(person, tuple(line for _, line, _ in kept), tuple(u for _, _, u in kept), own[-1][0]))
+            found.append(
+                Due(
+                    person=person,
+                    members=tuple(sorted(members.get(person, {person}))),
+                    lines=tuple(line for _, line, _ in kept),
+                    used=tuple(used for _, _, used in kept),
+                    heard=own[-1][0],
+                )
+            )
     # Whoever has waited longest comes first, so that nobody who talks much keeps others from their turn.
     return sorted(found, key=lambda one: one.heard)

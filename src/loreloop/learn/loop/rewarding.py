@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import tinker
 
 from loreloop.learn.loop.config import Loaded
+from loreloop.learn.loop.cycle_files import trained_prompts
 from loreloop.learn.loop.reward.events import HeldOut
 from loreloop.learn.loop.reward.features import Features
 from loreloop.learn.loop.reward.labels import LabelRules
@@ -101,7 +102,12 @@ class Rewarding:
         config = self.loaded.config
         own = dict.fromkeys((one for one in config.canary.metrics if one in self.declared), 1.0)
         weights = own | LabelRules().metrics | config.reward.metrics
-        return Rules(labels=LabelRules(metrics=weights), metrics=self.declared, held_out=self.golden)
+        return Rules(
+            labels=LabelRules(metrics=weights),
+            metrics=self.declared,
+            held_out=self.golden,
+            trained=lambda: trained_prompts(self.loaded.folder),
+        )
 
     def _reward(self) -> Reward | None:
         table = self.loaded.config.reward

@@ -41,6 +41,9 @@ class Server(Feeds, Protocol):
         somebody has moved it meanwhile."""
         ...
 
-    def mark_used(self, candidate: str, revision: str | None, turns: Sequence[str]) -> tuple[str, ...]:
-        """Says which turns a candidate is trained on; gives those that are not there any more."""
+    def mark_used(
+        self, candidate: str, revision: str | None, turns: Sequence[str], start: str | None = None
+    ) -> tuple[str, ...]:
+        """Says which turns a candidate is trained on, and with which revision it began; gives those that are not there
+        any more."""
         ...

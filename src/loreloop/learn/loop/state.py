@@ -21,7 +21,7 @@ from loreloop.protocol.errors import Conflict, ServerError
 
 S = TypeVar("S")
 Stage = Literal["idle", "collecting", "training", "gate", "canary"]
-Verdict = Literal["passed", "rejected", "promoted", "rolled_back", "void", "adopted"]
+Verdict = Literal["passed", "rejected", "promoted", "rolled_back", "void", "adopted", "stopped"]
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +35,8 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """Where a loop stands. `heard` and `turns_seen` are the numbers of the newest statement and turn that a cycle has
-    begun with; `since` and `since_version` say when, and with which version of the deployment, the canary began."""
+    begun with; `since` and `since_version` say when, and with which version of the deployment, the canary began.
+    `from_start`: the cycle's candidate begins where the loop began, and not with the champion."""
 
     champion: Revision
     base_model: str
@@ -48,6 +49,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     since: float = 0.0
     since_version: int = 0
     night: str = ""  # the date of the last nightly cycle
+    from_start: bool = False
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +75,7 @@ class LoopFolder:
         self.path = path
         self.state_file, self.decisions_file = path / "state.json", path / "decisions.jsonl"
         self.paused_file, self.why_file = path / "paused", path / "why.json"
-        self.proposed_file = path / "proposed.json"
+        self.proposed_file, self.retrain_file = path / "proposed.json", path / "retrain"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -121,11 +123,23 @@ class LoopFolder:
 
     def pause(self, paused: bool) -> None:
         """Pauses the loop, or lets it go on."""
-        if paused:
+        self._flag(self.paused_file, paused)
+
+    @property
+    def to_retrain(self) -> bool:
+        """Whether the next cycle begins at once, and where the loop began."""
+        return self.retrain_file.exists()
+
+    def retrain(self, asked: bool) -> None:
+        """Asks for such a cycle, or takes that back."""
+        self._flag(self.retrain_file, asked)
+
+    def _flag(self, file: Path, is_set: bool) -> None:
+        if is_set:
             self.path.mkdir(parents=True, exist_ok=True)
-            written(self.paused_file, b"")
+            written(file, b"")
         else:
-            self.paused_file.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
 
     def propose(self, revision: Revision) -> None:
         """Asks the loop to try weights that were made elsewhere; it does when it has nothing else in hand."""

@@ -6,8 +6,10 @@ neither the feeds nor the gate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from loreloop.learn.learners.grpo import Grpo
 from loreloop.learn.learners.kl import KlBudget, KlPenalty
 from loreloop.learn.learners.reinforce_loop import Bounds
 from loreloop.learn.loop.config import Training
+from loreloop.learn.loop.cycle_files import GENERAL
 from loreloop.learn.loop.state import RunFolder
+from loreloop.learn.loop.watching import Look, StoppedByGuards, TrainingWatch
 from loreloop.learn.methods import METHODS, Keeping, Order, seeing, train
 from loreloop.learn.plan import Plan
 from loreloop.learn.rendering import Renderer
@@ -35,12 +39,15 @@ from loreloop.learn.settings import SETTINGS
 from loreloop.protocol.errors import BadRequest, ServerError
 
 BATCH_OF_TASKS = 8  # prompts of a GRPO step
+# Corrections are learned where 400 lines of `sft` are read in batches of 8: `python -m bench.loop_cycle`, by which the
+# rules for files of examples stop too early.
+LINES_READ, BATCH_OF_LINES, FEWEST_EPOCHS, MOST_EPOCHS = 400, 8, 3, 12
 
 
 @dataclass(frozen=True)
 class Shop:
     """What training needs of its surroundings. `texts` is the base model's folder of tokenizer and template; `reward`
-    is what GRPO learns from."""
+    is what GRPO learns from; `look` is what guards a training, if anything does."""
 
     service: tinker.ServiceClient
     renderer: Renderer
@@ -50,41 +57,62 @@ class Shop:
     seed: int = 0
     reward: Reward | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)  # of every plan, whatever the rules say
+    look: Look | None = None
 
 
 @dataclass(frozen=True)
 class Made:
-    """Weights as they are sampled (`path`) and as training goes on from them (`state`)."""
+    """Weights as they are sampled (`path`) and as training goes on from them (`state`); `alarm` says why the guards
+    have stopped the training behind them, "" where it came to its end."""
 
     path: str
     state: str
+    alarm: str = ""
 
 
 async def trained(shop: Shop, folder: Path, start: str | None, name: str) -> Made | None:
-    """Trains by every method that has a file in the folder; None where none has."""
+    """Trains by every method that has a file in the folder; None where none has. Where the guards stop it, what was
+    good last; StoppedByGuards where nothing was."""
     made: Made | None = None
     for method in shop.training.methods:
         file = folder / f"{method}.jsonl"
         if file.exists():
-            made = await _run(shop, method, file, made.state if made else start, f"{name}-{method}")
+            found = await _run(shop, method, file, made.state if made else start, f"{name}-{method}")
+            # What a method before has made was looked at when it was done.
+            made = replace(made, alarm=found.alarm) if made and not found.path else found
+        if made is not None and made.alarm:
+            break
+    if made is not None and not made.path:
+        raise StoppedByGuards(made.alarm)
     return made
 
 
 async def _run(shop: Shop, method: str, file: Path, start: str | None, name: str) -> Made:
+    """One method's run. Where the guards have stopped it, its last good weights with the alarm; paths are "" where it
+    has none."""
     examples = await fitting(shop, method, read_file(file, METHODS[method].read))
     if not examples:
         raise BadRequest(f"No line of {file.name} fits into the model's window, or its template takes none.")
+    general = file.with_name(GENERAL)
+    if method == "sft" and general.exists() and general.stat().st_size:
+        examples += await fitting(shop, method, read_file(general, METHODS[method].read))
     plan = plan_of(shop, method, len(examples), start, name)
     kept = RunFolder(file.with_suffix(""))
+    watch = TrainingWatch(kept.path, name, shop.look) if shop.look else None
+    keeping = Keeping(kept, kept.tell)
+    if watch is not None:
+        keeping = replace(keeping, wish=watch.wish, look=watch.see)
     position = await kept.load()
-    if position is None or not position.finished:
+    if (position is None or not position.finished) and keeping.wish() == "go":
         if method == "grpo":
-            await _from_reward(shop, plan, examples, kept)
+            await _from_reward(shop, plan, examples, keeping)
         else:
             settings = SETTINGS[method]()
             order = Order(method=method, plan=plan, settings=settings, renderer=shop.renderer, examples=examples)
-            await train(order, shop.service, Keeping(kept, kept.tell))
+            await train(order, shop.service, keeping)
         position = await kept.load()
+    if watch is not None and watch.seen.alarm:
+        return Made(watch.seen.path, watch.seen.state, watch.seen.alarm)
     return _made(position, name)
 
 
@@ -113,7 +141,11 @@ async def fitting(shop: Shop, method: str, examples: Sequence[Any]) -> list[Any]
 def plan_of(shop: Shop, method: str, n: int, start: str | None, name: str) -> Plan:
     """The plan of one method's run over `n` examples."""
     told = shop.training
-    decided = chosen(method, n, shop.texts, Asked(told.epochs, told.batch_size, told.learning_rate))
+    epochs, batch_size = told.epochs, told.batch_size
+    if method == "sft" and epochs is None:
+        epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(LINES_READ / n)))
+        batch_size = batch_size or BATCH_OF_LINES
+    decided = chosen(method, n, shop.texts, Asked(epochs, batch_size, told.learning_rate))
     fields: dict[str, Any] = {
         "base_model": shop.base_model,
         "name": name,
@@ -129,21 +161,25 @@ def plan_of(shop: Shop, method: str, n: int, start: str | None, name: str) -> Pl
     return Plan(**(fields | dict(shop.fixed)))
 
 
-async def _from_reward(shop: Shop, plan: Plan, tasks: list[Any], kept: RunFolder) -> None:
+async def _from_reward(shop: Shop, plan: Plan, tasks: list[Any], keeping: Keeping) -> None:
     """Fresh answers to recorded prompts, by the reward that the loop has; pulled to where the cycle began."""
     told = shop.training
     if shop.reward is None:
         raise ServerError("GRPO was begun without a reward, which loop.toml should not have let pass.")
     reward = shop.reward
-    position = await kept.load()
+    position = await keeping.progress.load()
     clients = Clients(shop.service, plan, position.states if position else None)
     budget = KlBudget(told.kl_budget) if told.kl_budget and told.kl else None
     ways = Ways(Grpo(normalisation="tokens", kl=KlPenalty(told.kl)), bounds=Bounds(None, budget))
     limits = AnswerLimits(most_tokens=told.answer_tokens, temperature=told.temperature)
     sampling = Sampling(group_size=told.group_size, limits=limits, pace=Pace(staleness=told.staleness))
     learner = await reward_learner(plan, clients, shop.renderer, lambda: OneAnswer(reward), ways, sampling)
+    run = Run(plan=plan, clients=clients, learner=learner, progress=keeping.progress, tell=keeping.tell)
+    run.wish = keeping.wish
+    if keeping.look is not None:
+        run.look = partial(keeping.look, clients)
     try:
-        await Run(plan=plan, clients=clients, learner=learner, progress=kept, tell=kept.tell).over(tasks)
+        await run.over(tasks)
     finally:
         await learner.close()
 

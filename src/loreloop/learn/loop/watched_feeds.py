@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from loreloop.learn.loop.canary import EpisodeKey, episode_of
 from loreloop.learn.loop.collecting import person_of
 from loreloop.learn.loop.server import Feeds
 from loreloop.learn.loop.state import State
@@ -18,9 +19,11 @@ from loreloop.protocol.feedback import EDIT, Feedback
 
 @dataclass
 class WatchedFeeds:
-    """Turns and statements since a cycle has collected, as far as this process has read them."""
+    """Turns and statements since a cycle has collected, as far as this process has read them. Of the turns before that
+    only `begun` is held: the episodes that they are of."""
 
     cycle: int = -1
+    begun: set[EpisodeKey] = field(default_factory=set)
     turns: dict[str, Turn] = field(default_factory=dict)
     statements: list[Feedback] = field(default_factory=list)
     turns_read: int = 0
@@ -30,8 +33,14 @@ class WatchedFeeds:
         """Reads what is new; everything, for another cycle than before."""
         if state.cycle != self.cycle:
             self.cycle, self.turns, self.statements = state.cycle, {}, []
-            self.turns_read, self.statements_read = state.turns_seen, state.heard
+            self.turns_read, self.statements_read = 0, state.heard
+            self.begun = set()
         for turn in server.turns(self.turns_read):
+            if turn.number <= state.turns_seen:
+                # A chat that goes on may do so at any time later, and is known by its id alone.
+                self.begun.add(episode_of(turn))
+                self.turns_read = turn.number
+                continue
             # Who answered counts here, not what was said: a canary of days would fill the memory with words.
             self.turns[turn.id] = replace(turn, messages=(), answer={}, tools=(), prompt=(), tokens=(), logprobs=())
             self.turns_read = max(self.turns_read, turn.number)

@@ -21,7 +21,7 @@ SENTENCE_ENDS = re.compile(r"[.!?](?:\s|$)")
 BULLET, NUMBERED = re.compile(r"^\s*[-*•]\s", re.M), re.compile(r"^\s*\d+[.)]\s", re.M)
 LABEL = re.compile(r"^\W*[A-Za-z][\w ]{0,20}:", re.M)  # "Answer: …" at the beginning of a line
 REFUSAL = re.compile(
-    r"\b(?:i (?:can(?:no|')?t|am (?:not able|unable)|won't)|i'm (?:not able|unable|sorry)|as an ai)\b", re.I
+    r"\b(?:i (?:can(?:no|['’])?t|can not|won['’]t)|i(?:['’]m| am) (?:not able|unable|sorry)|as an ai)\b", re.I
 )
 HEDGE = re.compile(r"\b(?:might|maybe|perhaps|probably|i (?:think|believe|guess)|as far as i know|not sure)\b", re.I)
 MOST_READ = 20_000  # characters; whatever is behind them counts as length alone

@@ -25,7 +25,7 @@ from loreloop.learn.loop.reward.events import (
     prompt_key,
 )
 from loreloop.learn.loop.reward.standing import Reason, agreed, current, once
-from loreloop.protocol.episodes import Person, Turn
+from loreloop.protocol.episodes import EMPTY, REFUSED, Person, Turn
 from loreloop.protocol.feedback import (
     ACCEPTED,
     BUILT_IN,
@@ -41,7 +41,7 @@ from loreloop.protocol.feedback import (
 )
 from loreloop.protocol.feedback_rules import is_about, is_golden
 
-GONE: tuple[Reason, ...] = ("unknown_turn", "expired")  # nobody has taken anything back
+GONE: tuple[Reason, ...] = ("unknown_turn", *EMPTY)  # nobody has taken anything back
 
 
 class LabelRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -144,13 +144,11 @@ class _Sorting:
         users = {person.user for person in self.deleted if person.user}
         if turn.person in self.deleted or (said.source in ("human", "implicit") and said.who in users):
             return "deleted_person"
-        if not turn.consent or turn.fate == "no_consent":
+        if not turn.consent:
             return "no_consent"
-        if turn.side or turn.fate == "side":
+        if turn.side:
             return "side"
-        if turn.fate == "unfinished":
-            return "unfinished"
-        return "expired" if turn.fate == "expired" else None
+        return next((fate for fate in (*REFUSED, *EMPTY) if fate == turn.fate), None)
 
     def _of_turn(self, said: Feedback, metric: Metric, turn: Turn, weight: float) -> list[LabelledEvent]:
         item, usual = item_of(turn), _Usual(said, voice_of(said, turn), weight, (owner_of(turn.person),))

@@ -22,6 +22,7 @@ Reason = Literal[
     "side",
     "unfinished",
     "expired",
+    "dropped",
     "not_a_label",
     "out_of_range",
     "unchanged",

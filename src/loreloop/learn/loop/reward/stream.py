@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -34,7 +35,7 @@ from loreloop.learn.loop.reward.golden import Agreement, GoldenRule, GoldenSet, 
 from loreloop.learn.loop.reward.labels import KeptOut, LabelRules, Labels, labels_of
 from loreloop.protocol.episodes import Person, Turn
 from loreloop.protocol.feedback import Feedback, Metric
-from loreloop.protocol.feedback_rules import is_golden
+from loreloop.protocol.feedback_rules import is_about, is_golden
 
 SURE = 2.5  # standard errors below a coin
 
@@ -73,13 +74,15 @@ class _Heard(msgspec.Struct, kw_only=True):
 @dataclass(frozen=True)
 class Rules:
     """How the stream takes in what it hears. `held_out` tells prompts that are never trained on, beside those of the
-    golden set that the stream grows by itself."""
+    golden set that the stream grows by itself; `trained` gives the keys of prompts that policies were trained on, which
+    no golden set may hold any more."""
 
     labels: LabelRules = field(default_factory=LabelRules)
     golden: GoldenRule = field(default_factory=GoldenRule)
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     second_share: float = 0.25
     held_out: HeldOut = nothing_held_out
+    trained: Callable[[], frozenset[str]] = frozenset
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,14 @@ class RewardStream:
     def hear(self, turns: Sequence[Turn], feedback: Sequence[Feedback], deleted: Collection[Person] = ()) -> Heard:
         """Learns what is new in all turns and statements so far. Statements that count no more are unlearned, and so is
         whatever deleted persons have said. Blocks while models learn."""
-        self._reserve(turns, feedback)
+        trained = self.rules.trained()
+        self._reserve(turns, feedback, trained | self.heard.prompts())
         kept_out = KeptOut(
             frozenset(deleted), lambda messages: self.rules.held_out(messages) or self.golden.holds(messages)
         )
         labels = labels_of(turns, feedback, self.rules.labels, kept_out, metrics=self.rules.metrics)
         self._forget(labels, frozenset(one.id for one in feedback), deleted)
-        self.golden.grow(labels.golden)
+        self.golden.grow([one for one in labels.golden if prompt_key(one.item.messages) not in trained])
         self.heard.trained |= {event.id: _trained(event) for event in labels.events}
         # What is trained on is written down first: a prompt that was may never become golden, even after a death.
         self._keep()
@@ -126,12 +130,16 @@ class RewardStream:
         found = agreement(self.proxy, newest) if newest else None
         return Heard(self.proxy.version, labels, found, alarm_of(found))
 
-    def _reserve(self, turns: Sequence[Turn], feedback: Sequence[Feedback]) -> None:
-        """Prompts that a reviewer has labelled for the golden set, by the tag `golden`, but for those trained on."""
-        by_id, trained = {turn.id: turn for turn in turns}, self.heard.prompts()
-        for said in feedback:
-            turn = by_id.get(said.target_id)
-            if is_golden(said) and turn and prompt_key(turn.messages) not in trained:
+    def _reserve(self, turns: Sequence[Turn], feedback: Sequence[Feedback], trained: Collection[str]) -> None:
+        """Prompts that a reviewer has labelled for the golden set, by the tag `golden`, but for those trained on. A
+        label on a whole episode is about all its turns."""
+        labels: dict[str, list[Feedback]] = defaultdict(list)
+        for said in filter(is_golden, feedback):
+            labels[said.target_id].append(said)
+        for turn in turns if labels else ():
+            near = (*labels.get(turn.id, ()), *labels.get(turn.episode_id, ()))
+            is_labelled = any(is_about(said, turn) for said in near)
+            if is_labelled and turn.messages and prompt_key(turn.messages) not in trained:
                 self.golden.reserve(turn.messages, trained)
 
     def _models(self) -> list[tuple[str, Forgetting]]:

@@ -1,0 +1,105 @@
+"""General prompts beside corrections: the champion's own answers, so that these stay; never what is to measure with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loreloop.cli.server import RunningServer
+from loreloop.learn.examples import Task
+from loreloop.learn.loop import assembly
+from loreloop.learn.loop.config import Training
+from loreloop.learn.loop.cycle_files import trained_prompts
+from loreloop.learn.loop.general import PROMPTS, built_in, lay_out_general
+from loreloop.learn.loop.task_files import key_of_task
+from loreloop.learn.loop.training import Shop, plan_of
+from loreloop.learn.rewards.reward import Answer
+from loreloop.text.conversation import MadeCall
+from tests.loop.feeds import Feeds
+from tests.loop.test_whole_cycle import course_of, deploy, loaded
+
+# The SDK leaves its own background tasks to the garbage collector, and complains of its next version.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Said:
+    """Enough of a room: the n-th prompt gets the n-th answer."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.all, self.n_asked = answers, 0
+
+    async def answers(self, target: str, tasks: list[Task], most_tokens: int) -> list[Answer]:
+        self.n_asked += 1
+        return [*self.all]
+
+
+def test_the_champions_whole_answers_become_lines_once(tmp_path: Path) -> None:
+    whole, half = Answer("Canada's is Ottawa.", ended=True), Answer("It is a long", ended=False)
+    call = Answer("I look.", calls=(MadeCall("1", "look", "{}"),), ended=True)
+    room: Any = Said(whole, half, call, Answer(" ", ended=True), Answer("Hm.", thinking="what?", ended=True))
+    for _ in range(2):
+        asyncio.run(lay_out_general(tmp_path, room, "champion", built_in()[:5]))
+    (line,) = (tmp_path / "general.jsonl").read_text().splitlines()
+    assert json.loads(line)["messages"] == [
+        {"role": "user", "content": PROMPTS[0]},
+        {"role": "assistant", "content": "Canada's is Ottawa."},
+    ]
+    assert room.n_asked == 1, "after a death the same lines are learned"
+
+
+def test_prompts_are_all_different_and_short() -> None:
+    keys = {key_of_task(one) for one in built_in()}
+    assert len(keys) == len(PROMPTS) >= 48
+    assert max(map(len, PROMPTS)) < 80
+
+
+def test_a_cycle_learns_them_beside_its_corrections_and_none_to_measure_with(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy(server)
+    feeds, laid = Feeds(), list[list[dict[str, Any]]]()
+    for n in range(4):
+        turn = feeds.turn(f"what is {n}?", "it is the fox")
+        feeds.say(turn.id, "demonstration", f"it is {n}")
+    for prompt in ("general 1", "general 2"):
+        turn = feeds.turn(prompt, "the fox")
+    feeds.say(turn.id, "thumb", value=True, tags={"golden": "1"})
+    files = {"general.txt": ("general 1", "general 2", "general 3", "general 4"), "golden.txt": ("general 3",)}
+    for name, prompts in files.items():
+        lines = [{"messages": [{"role": "user", "content": one}], "answer": "x"} for one in prompts]
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lay_out = assembly.lay_out_general
+
+    async def noted(folder: Path, room: Any, champion: str, prompts: list[Task]) -> None:
+        laid.append([one.item["messages"][0]["content"] for one in prompts])
+        await lay_out(folder, room, champion, prompts)
+
+    monkeypatch.setattr(assembly, "lay_out_general", noted)
+    plan = {"methods": ["sft"], "rank": 4, "epochs": 1, "least_examples": 2, "general_file": "general.txt"}
+    told = loaded(server, tmp_path, training=plan, reward={"golden": "golden.txt"})
+
+    async def go() -> None:
+        async with course_of(server, feeds, told, monkeypatch) as course:
+            for _ in range(3):
+                assert await course.step()
+
+    asyncio.run(go())
+    assert laid == [["general 1", "general 4"]]
+    assert (told.folder / "cycles/0001/general.jsonl").exists()
+    learned = trained_prompts(told.folder)
+    assert len(learned) == 6, "what was learned may not become golden later"
+
+
+@pytest.mark.parametrize(("n", "epochs"), [(5, 12), (36, 12), (61, 7), (400, 3), (2000, 3)])
+def test_corrections_are_read_until_they_are_learned(server: RunningServer, n: int, epochs: int) -> None:
+    texts = server.data / "models" / "tiny"
+    shop = Shop(None, None, texts, "tiny", Training())  # type: ignore[arg-type]
+    plan = plan_of(shop, "sft", n, None, "run")
+    assert (plan.epochs, plan.batch_size) == (epochs, 8)
+    own = plan_of(replace(shop, training=Training(epochs=5, batch_size=2)), "sft", n, None, "run")
+    assert (own.epochs, own.batch_size) == (5, 2)

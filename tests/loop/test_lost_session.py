@@ -1,0 +1,116 @@
+"""A session that ends in the midst of a training costs a few steps and no cycle."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from loreloop.cli.server import RunningServer
+from loreloop.learn.clients import Clients
+from loreloop.learn.loop import assembly, running
+from loreloop.learn.loop.door import Door
+from loreloop.learn.loop.running import Running, run_anew
+from loreloop.learn.loop.sessions import LoopSession, SessionEnded
+from loreloop.learn.loop.state import LoopFolder, RunFolder
+from loreloop.learn.refusals import Refused
+from loreloop.protocol.errors import Forbidden, Gone, Unavailable
+from tests.loop.feeds import Feeds
+from tests.loop.test_course import verdicts
+from tests.loop.test_whole_cycle import deploy, loaded
+
+# The SDK leaves its own background tasks to the garbage collector, and complains of its next version.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_a_training_goes_on_in_a_new_session_behind_its_last_saved_step(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy(server)
+    feeds = Feeds()
+    for n in range(6):
+        turn = feeds.turn(f"what is {n}?", "it is the fox", prompt=(1, 5, 6), tokens=(7, 8), logprobs=(-1.0, -1.0))
+        feeds.say(turn.id, "demonstration", f"it is {n}")
+    begun: list[dict[str, str]] = []
+    made, told = Clients.training, RunFolder.tell
+
+    async def training(self: Clients, name: str = "policy"):
+        if not self.made:
+            begun.append(dict(self.states))
+        return await made(self, name)
+
+    def tell(self: RunFolder, record) -> None:
+        told(self, record)
+        if record.step == 14 and len(begun) == 1:
+            sessions[-1]()
+
+    sessions = []
+    watched = assembly.LoopSession
+
+    def session(service, door):
+        id = service.holder.get_session_id()
+        body = {"reason": {"type": "success"}}
+        headers = {"authorization": f"Bearer {server.key}"}
+        at = f"{server.url}/api/v1/sessions/{id}/finish"
+        sessions.append(lambda: httpx.post(at, json=body, headers=headers).raise_for_status())
+        return watched(service, door)
+
+    monkeypatch.setenv("LORELOOP_API_KEY", server.key)
+    monkeypatch.setattr(assembly, "door_of", lambda _: feeds.door(server.url, server.key))
+    monkeypatch.setattr(assembly, "LoopSession", session)
+    monkeypatch.setattr(running, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(Clients, "training", training)
+    monkeypatch.setattr(RunFolder, "tell", tell)
+    plan = {"rank": 4, "learning_rate": 0.01, "epochs": 4, "batch_size": 1, "least_examples": 2, "methods": ["sft"]}
+    settings = loaded(server, tmp_path, training=plan)
+    folder, words = LoopFolder(settings.folder), list[str]()
+
+    def in_canary() -> bool:
+        found = folder.load()
+        return found is not None and found.stage == "canary"
+
+    asyncio.run(run_anew(lambda: assembly.opened(settings), Running(wish=in_canary, tell=words.append)))
+    assert any("has ended the loop's session" in one for one in words)
+    assert len(sessions) == 2
+    first, second = begun
+    assert not first
+    assert second["policy"].endswith("state-000012"), "an epoch had ended there"
+    assert verdicts(settings.folder) == ["passed"], "no cycle was lost"
+    lines = (folder.cycle(1) / "sft" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [*range(1, 25)]
+
+
+class _Holder:
+    def get_session_id(self) -> str:
+        return "s-1"
+
+
+class _Service:
+    holder = _Holder()
+
+
+@pytest.mark.parametrize(
+    ("heartbeat", "error", "kind"),
+    [
+        (410, Refused("no such model"), SessionEnded),
+        (404, Gone("no such model"), SessionEnded),
+        (200, Refused("no such model"), Refused),
+        (200, Forbidden("no such model"), Forbidden),
+        (200, Gone("The state of r is lost."), Unavailable),
+        (410, Unavailable("busy"), Unavailable),
+        (503, Refused("no such model"), Unavailable),
+    ],
+)
+def test_what_is_the_sessions_fault_is_told_from_what_was_refused(heartbeat: int, error: Exception, kind: type) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.content == b'{"session_id":"s-1"}'
+        return httpx.Response(heartbeat, json={"error": {"message": "so"}})
+
+    http = httpx.Client(base_url="http://site", transport=httpx.MockTransport(answer))
+    session = LoopSession(_Service(), Door(http, "assistant"))  # type: ignore[arg-type]
+    with http, pytest.raises(kind) as caught, session.watched():
+        raise error
+    assert type(caught.value) is kind
