@@ -9,11 +9,14 @@ import logging
 import os
 import subprocess
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from torch._C._distributed_c10d import Store
 
     from loreloop.config import EngineConfig
     from loreloop.host.server_plan import ServerPlan
@@ -37,13 +40,17 @@ def leading_place(plan: ServerPlan, plan_file: str, base_model: str) -> Place:
     mesh = parse_mesh(text) if text else Mesh()
     if mesh.n_ranks == 1:
         return ALONE
+    if plan.config.engine.ray:
+        from loreloop.cli.ray_ranks import leading_place_in_ray
+
+        return leading_place_in_ray(plan, base_model, mesh)
     meeting = plan.run_folder / f"ranks-{os.getpid()}"
     meeting.unlink(missing_ok=True)
     for rank in range(1, mesh.n_ranks):
         command = children.python(MODULE, plan_file, base_model, str(os.getpid()), str(rank), str(meeting))
         process = subprocess.Popen(command, env=children.environment())
         threading.Thread(target=_end_with, args=(process, rank), daemon=True).start()
-    place = meet(mesh, 0, meeting)
+    place = meet(mesh, 0, Meeting.in_file(meeting, mesh.n_ranks))
     meeting.unlink(missing_ok=True)
     return place
 
@@ -69,20 +76,40 @@ def check_fits(config: EngineConfig, folders: Iterable[Path]) -> None:
         raise BadRequest("A mesh of several processes does not cut weights in 4 bits yet; serve without --quantize.")
 
 
-def meet(mesh: Mesh, rank: int, meeting: Path) -> Place:
+@dataclass(frozen=True)
+class Meeting:
+    """Where processes find one another, and the network interface over which they speak from then on."""
+
+    store: Store
+    interface: str
+
+    @staticmethod
+    def in_file(file: Path, n_ranks: int) -> Meeting:
+        """For those of one host; over an interface that no other host reaches."""
+        from torch._C._distributed_c10d import FileStore
+
+        return Meeting(FileStore(str(file), n_ranks), LOOPBACK)
+
+    @staticmethod
+    def over_network(host: str, port: int, n_ranks: int, interface: str) -> Meeting:
+        """For a process that goes to the first one's store."""
+        from torch._C._distributed_c10d import TCPStore
+
+        return Meeting(TCPStore(host, port, n_ranks, wait_for_workers=False), interface)
+
+
+def meet(mesh: Mesh, rank: int, meeting: Meeting) -> Place:
     """Waits until all processes of the mesh are there."""
     from datetime import timedelta
 
     from torch import distributed
-    from torch._C._distributed_c10d import FileStore
 
     from loreloop.parallel.place import Place
 
-    # Without it each process would look up the machine's own name, which may stand for an address that others reach.
-    os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
-    store = FileStore(str(meeting), mesh.n_ranks)
+    # Without it each process would look up the machine's own name, which may stand for another address.
+    os.environ["GLOO_SOCKET_IFNAME"] = meeting.interface
     distributed.init_process_group(
-        "gloo", store=store, rank=rank, world_size=mesh.n_ranks, timeout=timedelta(days=WAIT_DAYS)
+        "gloo", store=meeting.store, rank=rank, world_size=mesh.n_ranks, timeout=timedelta(days=WAIT_DAYS)
     )
     return Place(mesh, rank, distributed.group.WORLD)
 
