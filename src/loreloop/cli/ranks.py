@@ -104,14 +104,14 @@ def meet(mesh: Mesh, rank: int, meeting: Meeting) -> Place:
 
     from torch import distributed
 
-    from loreloop.parallel.place import Place
+    from loreloop.parallel.place import place_of
 
     # Without it each process would look up the machine's own name, which may stand for another address.
     os.environ["GLOO_SOCKET_IFNAME"] = meeting.interface
     distributed.init_process_group(
         "gloo", store=meeting.store, rank=rank, world_size=mesh.n_ranks, timeout=timedelta(days=WAIT_DAYS)
     )
-    return Place(mesh, rank, distributed.group.WORLD)
+    return place_of(mesh)
 
 
 def _end_with(process: subprocess.Popen[bytes], rank: int) -> None:
