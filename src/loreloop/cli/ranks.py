@@ -56,7 +56,9 @@ def leading_place(plan: ServerPlan, plan_file: str, base_model: str) -> Place:
 
 
 def check_fits(config: EngineConfig, folders: Iterable[Path]) -> None:
-    """BadRequest where the settings' mesh is none, or cannot be laid over one of the models."""
+    """BadRequest where the settings' mesh is none, or cannot be laid over one of the models, or hosts were asked for
+    without what that takes."""
+    _check_ray(config)
     if not config.mesh:
         return
     import torch
@@ -74,6 +76,22 @@ def check_fits(config: EngineConfig, folders: Iterable[Path]) -> None:
         raise BadRequest('A mesh of several processes runs on CPUs so far; set engine.device = "cpu".')
     if config.quantize != "none":
         raise BadRequest("A mesh of several processes does not cut weights in 4 bits yet; serve without --quantize.")
+
+
+def _check_ray(config: EngineConfig) -> None:
+    from importlib.util import find_spec
+
+    from loreloop.protocol.errors import WrongSettings
+
+    if not config.ray:
+        return
+    if find_spec("ray") is None:
+        raise WrongSettings('--ray needs the package ray: pip install "loreloop[ray]".')
+    if not config.mesh:
+        raise WrongSettings("--ray spreads the processes of a mesh over hosts; give --mesh too, such as --mesh tp=2.")
+    # Ray counts the CPUs that each process asks for, and all processes must add up in the same order.
+    if not config.threads:
+        raise WrongSettings("--ray needs --threads: as many CPUs are asked of Ray for each process, on every host.")
 
 
 @dataclass(frozen=True)

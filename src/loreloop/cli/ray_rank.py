@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Orders:
-    """What a rank is to do: `plan` is the server's, as it is written; `store_port` that of the first process's store."""
+    """What a rank is to do: `plan` is the server's, as it is written; at `store_port` is the first process's store."""
 
     plan: bytes
     base_model: str
@@ -45,9 +46,9 @@ class RayRank:
 
     def facts(self, folder: str, mark: str) -> Facts:
         """Of this process; `mark` is a file that the server has just written to its data folder."""
-        import ray
+        from loreloop.host.ray_cluster import own_address
 
-        return facts_of(folder, mark, ray.util.get_node_ip_address())
+        return facts_of(folder, mark, own_address())
 
     def run(self, orders: Orders) -> None:
         """Does what the first process does, until that ends, and this process with it."""
@@ -56,8 +57,10 @@ class RayRank:
         from loreloop.cli.engine_process import engine_of
         from loreloop.cli.ranks import Meeting, meet
         from loreloop.engine.leading import follow
+        from loreloop.host.interfaces import interface_of
         from loreloop.host.lifeline import hold
         from loreloop.host.log import speak_to
+        from loreloop.host.ray_cluster import own_address
         from loreloop.host.server_plan import ServerPlan
         from loreloop.parallel.mesh import parse_mesh
 
@@ -66,7 +69,8 @@ class RayRank:
         speak_to(connection.makefile("w", encoding="utf-8"), f"rank {orders.rank} on {socket.gethostname()}: ")
         plan = msgspec.json.decode(orders.plan, type=ServerPlan)
         mesh = parse_mesh(plan.config.engine.mesh)
-        meeting = Meeting.over_network(orders.lifeline.host, orders.store_port, mesh.n_ranks, orders.interface)
+        interface = orders.interface or interface_of(own_address())
+        meeting = Meeting.over_network(orders.lifeline.host, orders.store_port, mesh.n_ranks, interface)
         follow(engine_of(plan, orders.base_model, meet(mesh, orders.rank, meeting)))
 
 
@@ -78,14 +82,43 @@ def facts_of(folder: str, mark: str, address: str) -> Facts:
 
     from loreloop import __version__
     from loreloop.formats.fingerprint import fingerprint
+    from loreloop.kernels import isa
 
+    level = isa.level()
     return Facts(
         host=socket.gethostname(),
         address=address,
-        versions={"loreloop": __version__, "torch": torch.__version__, "Python": platform.python_version()},
+        versions={
+            "loreloop": __version__,
+            "torch": torch.__version__,
+            "Python": platform.python_version(),
+            "instructions": f"{level.name if level else platform.machine()}{'+tiles' if isa.has_tiles() else ''}",
+        },
         fingerprint=fingerprint(Path(folder)),
         sees_data=Path(mark).exists(),
     )
+
+
+def check_alike(mine: Facts, others: Sequence[Facts], folder: str, run_folder: Path) -> None:
+    """BadRequest where a host has other versions or another checkpoint than this one, or not the data folder."""
+    from loreloop.protocol.errors import BadRequest
+
+    for other in others:
+        who = f"{other.host} ({other.address})"
+        for what, here in mine.versions.items():
+            # What ranks compute alike must come out alike, to the bit.
+            if (there := other.versions.get(what)) != here:
+                raise BadRequest(f"Hosts of one mesh must be alike: {who} has {what} {there}, and this host {here}.")
+        if other.fingerprint != mine.fingerprint:
+            raise BadRequest(
+                f"{who} has another model in {folder} than this host: their fingerprints are {other.fingerprint} and "
+                f"{mine.fingerprint}. Copy the folder there."
+            )
+        if not other.sees_data:
+            raise BadRequest(
+                f"{who} does not see the data folder {run_folder.parent}; checkpoints are read there by every rank. "
+                "Put it on storage that all hosts share, at the same path."
+            )
 
 
 def _end(why: str) -> None:

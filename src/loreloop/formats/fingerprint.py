@@ -1,8 +1,8 @@
 """A checkpoint in one short word, so that hosts can see whether they hold the same one without reading it whole.
 
-Covers the configuration, the names, sizes and headers of the weight files, and samples of their numbers. Two checkpoints
-of one shape that differ everywhere, as fine-tunes do, differ in it; a single flipped bit need not (`checksums.py`
-finds those).
+Covers the configuration, the names, sizes and headers of the weight files, and samples of their numbers. Two
+checkpoints of one shape that differ everywhere, as fine-tunes do, differ in it; a single flipped bit need not
+(`checksums.py` finds those).
 """
 
 from __future__ import annotations

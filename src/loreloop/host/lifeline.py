@@ -8,6 +8,7 @@ Knows no tensors, and not how the processes were started.
 
 from __future__ import annotations
 
+import functools
 import hmac
 import socket
 import sys
@@ -58,7 +59,7 @@ class Lifelines:
             if waiting.pop(rank, None) is None:
                 connection.close()  # somebody else, or one that is there already
                 continue
-            _watch(connection, lambda why, rank=rank: lost(rank, why), _relay)
+            _watch(connection, functools.partial(lost, rank), _relay)
         self._listener.close()
 
     def _greeted(self, connection: socket.socket) -> int:

@@ -7,13 +7,16 @@ and no models.
 from __future__ import annotations
 
 import os
+import socket
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from loreloop.protocol.errors import BadRequest
+from loreloop.host.interfaces import address_of
 
-NEEDS_RAY = 'Without the package ray there is no --ray. Install loreloop with its extra: pip install "loreloop[ray]".'
+KNOCK_SECONDS, N_KNOCKS = 2.0, 3
 QUIET = {  # Ray's own: no reports to its makers, no warnings for users of our commands
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -54,12 +57,46 @@ class Host:
         return f"{self.address} has {self.free.get('CPU', 0):g} CPU and {self.free.get('GPU', 0):g} GPU"
 
 
-def join(address: str) -> None:
-    """Makes this process a driver of the cluster; whoever calls it has asked before whether the cluster answers."""
+def join(address: str, interface: str) -> None:
+    """Makes this process a driver of the cluster; whoever calls it has asked before whether the cluster answers. Ray
+    knows this host by the address of `interface`, where that is given."""
     os.environ.update(QUIET)
     import ray
 
-    ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level="ERROR")
+    own = {"_node_ip_address": address_of(interface)} if interface else {}
+    ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level="ERROR", **own)
+
+
+def joined() -> bool:
+    """Whether this process is one already."""
+    import ray
+
+    return bool(ray.is_initialized())
+
+
+def own_address() -> str:
+    """This host's, as the cluster knows it."""
+    return hosts()[0].address
+
+
+def watch_head(lost: Callable[[str], None]) -> None:
+    """Calls `lost` once when the cluster's head has not answered several times in a row."""
+    import ray
+
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    threading.Thread(target=_knock, args=(host, int(port), lost), name="head", daemon=True).start()
+
+
+def _knock(host: str, port: int, lost: Callable[[str], None]) -> None:
+    n_failed = 0
+    while n_failed < N_KNOCKS:
+        time.sleep(KNOCK_SECONDS)
+        try:
+            socket.create_connection((host.strip("[]"), port), timeout=KNOCK_SECONDS).close()
+            n_failed = 0
+        except OSError as error:
+            n_failed, why = n_failed + 1, str(error)
+    lost(f"{host}:{port} has not answered {N_KNOCKS} times ({why})")
 
 
 def hosts() -> list[Host]:
