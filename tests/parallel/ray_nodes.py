@@ -27,7 +27,8 @@ class Nodes:
     process: subprocess.Popen[str]
 
     def tell(self, command: str) -> None:
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         print(command, file=self.process.stdin, flush=True)
         assert self.process.stdout.readline().strip() == "done", command
 

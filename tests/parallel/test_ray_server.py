@@ -1,5 +1,5 @@
-"""A server whose ranks are actors on the hosts of a Ray cluster: it gives what one process gives, outlives what is lost,
-and refuses at start what cannot work."""
+"""A server whose ranks are actors on the hosts of a Ray cluster: it gives what one process gives, outlives what is
+lost, and refuses at start what cannot work."""
 
 import importlib.util
 import os

@@ -68,7 +68,8 @@ def leading_place_in_ray(plan: ServerPlan, base_model: str, mesh: Mesh) -> Place
 
 
 def _met(plan: ServerPlan, base_model: str, mesh: Mesh) -> tuple[Facts, list[Actor]]:
-    """This process's facts, and actors on their seats, of which it is known that they can work together. BadRequest where they cannot."""
+    """This process's facts, and actors on their seats, of which it is known that they can work together. BadRequest
+    where they cannot."""
     from ray.exceptions import RayError
 
     from loreloop.cli.ray_rank import check_alike

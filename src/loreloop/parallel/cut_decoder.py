@@ -7,7 +7,7 @@ Legend: T tokens, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +22,7 @@ from loreloop.model.packed_weights import PackedWeight
 from loreloop.model.rope import Rope
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.collectives import enter, leave
+from loreloop.parallel.cut import Weight
 from loreloop.parallel.mesh import check_mesh
 from loreloop.parallel.place import Place
 from loreloop.parallel.shares import share_of
@@ -38,20 +39,39 @@ class CutMixer:
         return leave(self.share(enter(x_TD, self.group), rope, attend, lora), self.group)
 
 
+def holding(place: Place) -> Callable[[DecoderSpec], Callable[[str, Weight], Weight | None]] | None:
+    """For a decoder, what a place holds of each of its weights by role; None in a mesh of one, where that is all.
+    BadRequest where the decoder cannot be cut so."""
+    if place.group is None:
+        return None
+
+    def held(spec: DecoderSpec) -> Callable[[str, Weight], Weight | None]:
+        check_mesh(spec, place.mesh)
+        return share_of(spec, place.mesh, place.rank).weight
+
+    return held
+
+
 def decoder_of(
     spec: DecoderSpec,
     weights: Mapping[str, Tensor | PackedWeight],
     dtype: torch.dtype,
     products: Products,
     place: Place,
+    *,
+    is_share: bool = False,
 ) -> Decoder:
-    """The share of a decoder that belongs to a place, from its whole weights by role. BadRequest where it cannot be cut
-    so."""
+    """The share of a decoder that belongs to a place, from its weights by role: whole ones, or those that the place
+    holds (`is_share`, see `holding`). BadRequest where it cannot be cut so."""
     if place.group is None:
         return assemble(Parts(spec, weights, dtype, products))
     check_mesh(spec, place.mesh)
     share = share_of(spec, place.mesh, place.rank)
-    held = {role: mine for role, weight in weights.items() if (mine := share.weight(role, weight)) is not None}
+    held = {
+        role: mine
+        for role, weight in weights.items()
+        if (mine := weight if is_share else share.weight(role, weight)) is not None
+    }
     decoder = assemble(Parts(share.local, held, dtype, products))
     if tensor_group := place.groups.get("tp"):
         decoder.layers = [_cut_layer(layer, tensor_group) for layer in decoder.layers]
