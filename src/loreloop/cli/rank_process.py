@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from pathlib import Path
+
+LOG = logging.getLogger("loreloop.engine_process")
 
 
 def main(plan_file: str, base_model: str, parent_pid: int, rank: int, meeting: Path) -> None:
@@ -31,8 +34,9 @@ def main(plan_file: str, base_model: str, parent_pid: int, rank: int, meeting: P
     place = meet(mesh, rank, Meeting.in_file(meeting, mesh.n_ranks))
     try:
         engine = engine_of(plan, base_model, place)
-    except UserError:
-        sys.exit(CANNOT_START)  # the first process finds the same, and says it
+    except UserError as error:
+        LOG.error("process %d of the engine: %s", rank, error.message)  # a file may be wrong in its share alone
+        sys.exit(CANNOT_START)
     follow(engine)
 
 

@@ -40,10 +40,6 @@ def leading_place(plan: ServerPlan, plan_file: str, base_model: str) -> Place:
     mesh = parse_mesh(text) if text else Mesh()
     if mesh.n_ranks == 1:
         return ALONE
-    if plan.config.engine.ray:
-        from loreloop.cli.ray_ranks import leading_place_in_ray
-
-        return leading_place_in_ray(plan, base_model, mesh)
     meeting = plan.run_folder / f"ranks-{os.getpid()}"
     meeting.unlink(missing_ok=True)
     for rank in range(1, mesh.n_ranks):

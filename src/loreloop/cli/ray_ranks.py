@@ -6,6 +6,7 @@ when one is lost (`host/lifeline.py`); then the engine ends, and the supervisor 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import secrets
@@ -18,13 +19,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from loreloop.cli.ray_rank import Facts
+    from loreloop.cli.ray_facts import Facts
     from loreloop.host.ray_cluster import Group
     from loreloop.host.server_plan import ServerPlan
     from loreloop.parallel.mesh import Mesh
     from loreloop.parallel.place import Place
 
 LOG = logging.getLogger("loreloop.engine_process")
+MODULE = "loreloop.cli.ray_rank"  # by its name, as it imports what starts it
 MEET_SECONDS = 60.0
 RETRY_SECONDS = 1.0
 SAID_EVERY_SECONDS = 30.0  # while the engine waits for its hosts
@@ -43,7 +45,18 @@ class Actor:
         return f"rank {self.rank} on {self.facts.host} ({self.facts.address})"
 
 
-def leading_place_in_ray(plan: ServerPlan, base_model: str, mesh: Mesh) -> Place:
+def first_place(plan: ServerPlan, plan_file: str, base_model: str) -> Place:
+    """The first place of the mesh that the settings ask for, on this host or on several; see `ranks.leading_place`."""
+    from loreloop.cli.ranks import leading_place
+    from loreloop.parallel.mesh import parse_mesh
+
+    config = plan.config.engine
+    if config.ray and (mesh := parse_mesh(config.mesh)).n_ranks > 1:
+        return _leading_place(plan, base_model, mesh)
+    return leading_place(plan, plan_file, base_model)
+
+
+def _leading_place(plan: ServerPlan, base_model: str, mesh: Mesh) -> Place:
     """The first place of a mesh whose others are actors. UserError, at the server's first start, where the cluster
     cannot be joined, has no room, or has hosts that differ; at later ones it is waited for."""
     from loreloop.protocol.errors import BadRequest
@@ -72,7 +85,7 @@ def _met(plan: ServerPlan, base_model: str, mesh: Mesh) -> tuple[Facts, list[Act
     where they cannot."""
     from ray.exceptions import RayError
 
-    from loreloop.cli.ray_rank import check_alike
+    from loreloop.cli.ray_facts import check_alike
     from loreloop.cli.ray_room import reserved
     from loreloop.protocol.errors import BadRequest
 
@@ -94,15 +107,16 @@ def _asked(plan: ServerPlan, base_model: str, mesh: Mesh, group: Group) -> tuple
     """This process's facts, and the actors with theirs."""
     import ray
 
-    from loreloop.cli.ray_rank import RayRank, facts_of
+    from loreloop.cli.ray_facts import facts_of
     from loreloop.cli.serve import engine_environment
     from loreloop.host.ray_cluster import own_address
 
+    actor = importlib.import_module(MODULE).RayRank
     folder, mark = plan.folders[base_model], plan.run_folder / f"mark-{secrets.token_hex(8)}"
     environment = engine_environment(plan.config) | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     mark.touch()
     try:
-        handles = [group.started(RayRank, rank, environment) for rank in range(1, mesh.n_ranks)]
+        handles = [group.started(actor, rank, environment) for rank in range(1, mesh.n_ranks)]
         mine = facts_of(folder, str(mark), own_address())
         facts = ray.get([handle.facts.remote(folder, str(mark)) for handle in handles], timeout=MEET_SECONDS)
     finally:
@@ -116,7 +130,7 @@ def _begun(plan: ServerPlan, base_model: str, mesh: Mesh, mine: Facts, actors: S
     from torch._C._distributed_c10d import TCPStore
 
     from loreloop.cli.ranks import Meeting, meet
-    from loreloop.cli.ray_rank import Orders
+    from loreloop.cli.ray_facts import Orders
     from loreloop.host.interfaces import interface_of
     from loreloop.host.lifeline import Lifelines
     from loreloop.host.ray_cluster import watch_head
