@@ -113,7 +113,7 @@ class Meeting:
 
 
 def meet(mesh: Mesh, rank: int, meeting: Meeting) -> Place:
-    """Waits until all processes of the mesh are there."""
+    """Waits until all processes of the mesh are there, and none of them needs the store any more."""
     from datetime import timedelta
 
     from torch import distributed
@@ -125,7 +125,10 @@ def meet(mesh: Mesh, rank: int, meeting: Meeting) -> Place:
     distributed.init_process_group(
         "gloo", store=meeting.store, rank=rank, world_size=mesh.n_ranks, timeout=timedelta(days=WAIT_DAYS)
     )
-    return place_of(mesh)
+    place = place_of(mesh)
+    # Only after all have read what the others wrote there may the store be taken away.
+    place.total(0.0)
+    return place
 
 
 def _end_with(process: subprocess.Popen[bytes], rank: int) -> None:
