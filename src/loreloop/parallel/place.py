@@ -5,6 +5,9 @@ A single process stands in a mesh of one, where nothing has to be said. Knows no
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -18,6 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from loreloop.parallel.mesh import AXES, Axis, Mesh
 from loreloop.protocol.errors import LoreloopError, OutOfService, disk_trouble, outcome_of
 
+LOG = logging.getLogger("loreloop.engine")
 T = TypeVar("T")
 RETRY_SECONDS = 5.0
 
@@ -51,7 +55,7 @@ class Place:
         if self.group is None:
             return number
         sum_1 = torch.tensor([number], dtype=torch.float64)
-        dist.all_reduce(sum_1, group=self.group)
+        _heard(lambda: dist.all_reduce(sum_1, group=self.group))
         return float(sum_1)
 
     def gathered(self, numbers: Tensor, sizes: Sequence[int]) -> list[Tensor]:
@@ -62,7 +66,7 @@ class Place:
         padded = numbers.new_zeros(max(sizes))
         padded[: len(numbers)] = numbers
         found = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(found, padded, group=self.group)
+        _heard(lambda: dist.all_gather(found, padded, group=self.group))
         return [each[:size] for each, size in zip(found, sizes, strict=True)]
 
     def told(self, message: bytes = b"") -> bytes:
@@ -70,11 +74,11 @@ class Place:
         if self.group is None:
             return message
         n_1 = torch.tensor([len(message)])
-        dist.broadcast(n_1, 0, group=self.group)
+        _heard(lambda: dist.broadcast(n_1, 0, group=self.group))
         data = torch.empty(int(n_1), dtype=torch.uint8)
         if self.is_first and message:
             data = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-        dist.broadcast(data, 0, group=self.group)
+        _heard(lambda: dist.broadcast(data, 0, group=self.group))
         return data.numpy().tobytes()
 
     def by_first(self, work: Callable[[], T], kind: type[T]) -> T:
@@ -116,6 +120,16 @@ class Place:
             if isinstance(outcome, OSError):
                 raise OutOfService(f"A file could not be read or written: {outcome}.", RETRY_SECONDS) from outcome
         raise outcome
+
+
+def _heard(speak: Callable[[], object]) -> None:
+    """Speaks with the other processes. Where one of them is lost, this process ends at once: whoever asked for the work
+    must not be told that it failed, as the engine is started again whole and does it then."""
+    outcome = outcome_of(speak)
+    if isinstance(outcome, Exception):
+        LOG.error("the engine ends: another process of it does not answer (%s)", outcome)
+        sys.stderr.flush()
+        os._exit(1)
 
 
 ALONE = Place()
