@@ -63,9 +63,11 @@ def main(sizes: list[str]) -> None:
         else:
             # Its processes die at once, as those of a host that loses its power.
             node = nodes[int(argument)]
-            node.kill_raylet() if node is nodes[0] else cluster.remove_node(node, allow_graceful=False)
             if node is nodes[0]:
                 node.kill_gcs_server()
+                node.kill_raylet()
+            else:
+                cluster.remove_node(node, allow_graceful=False)
         print("done", flush=True)
     cluster.shutdown()
 

@@ -85,6 +85,20 @@ def test_a_lost_host_is_replaced_by_another(by_one, tmp_path: Path) -> None:
     assert losses == pytest.approx(by_one, rel=1e-5)
 
 
+@pytest.mark.slow
+def test_a_lost_head_is_noticed_and_waited_for(tmp_path: Path) -> None:
+    with ray_nodes("1", "1") as own, server(tmp_path / "data", "--mesh", "tp=2", "--ray", own.address) as running:
+        client = service(running).create_lora_training_client(base_model="tiny", rank=8, seed=1).result()
+        trained(client, 1)
+        own.tell("kill 0")
+        began, log = time.monotonic(), running.data / "loreloop.log"
+        while "cannot be joined from this host" not in log.read_text():
+            assert time.monotonic() - began < 120, log.read_text()[-3000:]
+            time.sleep(0.1)
+        assert "The engine waits until it can go on." in log.read_text()
+        assert psutil.pid_exists(running.pid)
+
+
 def refusal(folder: Path, *options: str) -> tuple[str, float]:
     """What a server that cannot start says, and after how many seconds it has ended."""
     (folder / "models").mkdir(parents=True, exist_ok=True)
