@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -19,6 +20,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore
+
     from loreloop.cli.ray_facts import Facts
     from loreloop.host.ray_cluster import Group
     from loreloop.host.server_plan import ServerPlan
@@ -127,7 +130,6 @@ def _asked(plan: ServerPlan, base_model: str, mesh: Mesh, group: Group) -> tuple
 def _begun(plan: ServerPlan, base_model: str, mesh: Mesh, mine: Facts, actors: Sequence[Actor]) -> Place:
     """Sends the ranks to work, and meets them."""
     import msgspec
-    from torch._C._distributed_c10d import TCPStore
 
     from loreloop.cli.ranks import Meeting, meet
     from loreloop.cli.ray_facts import Orders
@@ -136,7 +138,7 @@ def _begun(plan: ServerPlan, base_model: str, mesh: Mesh, mine: Facts, actors: S
     from loreloop.host.ray_cluster import watch_head
 
     lines = Lifelines(mine.address, secrets.token_hex(16))
-    store = TCPStore(mine.address, 0, mesh.n_ranks, is_master=True, wait_for_workers=False)
+    store = _store(mine.address, mesh.n_ranks)
     chosen = plan.config.engine.interface
     for actor in actors:
         orders = Orders(
@@ -154,6 +156,15 @@ def _begun(plan: ServerPlan, base_model: str, mesh: Mesh, mine: Facts, actors: S
     watch_head(lambda why: _end(f"the head of the Ray cluster was lost: {why}"))
     LOG.info("the mesh %s has met: rank 0 on %s, %s", mesh, mine.host, ", ".join(map(str, actors)))
     return meet(mesh, 0, Meeting(store, chosen or interface_of(mine.address)))
+
+
+def _store(address: str, n_ranks: int) -> TCPStore:
+    """At this address alone; by itself the library would listen at all of the host's."""
+    from torch._C._distributed_c10d import TCPStore
+
+    listener = socket.create_server((address, 0))
+    port = listener.getsockname()[1]
+    return TCPStore(address, port, n_ranks, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def _end_with(running: Any, actor: Actor) -> None:
