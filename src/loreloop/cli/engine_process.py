@@ -27,7 +27,7 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
     from loreloop.host.orphans import die_with_parent
 
     die_with_parent(parent_pid)  # before libraries that take seconds to load
-    from loreloop.cli.ranks import leading_place
+    from loreloop.cli.ray_ranks import first_place
     from loreloop.engine.leading import LeadingEngine
     from loreloop.formats.checksums import check_weights_unchanged
     from loreloop.host.link import EngineLink, first_link
@@ -49,7 +49,7 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
         if plan.config.engine.verify_weights:
             check_weights_unchanged(folder)
         tokenizer = TextTokenizer(folder)
-        place = leading_place(plan, plan_file, base_model)
+        place = first_place(plan, plan_file, base_model)
         local = engine_of(plan, base_model, place)
         engine: Engine = local if place.n_ranks == 1 else LeadingEngine(local)
     except UserError as error:

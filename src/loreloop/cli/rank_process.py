@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from pathlib import Path
+
+LOG = logging.getLogger("loreloop.engine_process")
 
 
 def main(plan_file: str, base_model: str, parent_pid: int, rank: int, meeting: Path) -> None:
@@ -17,7 +20,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, rank: int, meeting: P
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     from loreloop.cli.engine_process import engine_of
-    from loreloop.cli.ranks import meet
+    from loreloop.cli.ranks import Meeting, meet
     from loreloop.engine.leading import follow
     from loreloop.host.log import speak_to_supervisor
     from loreloop.host.server_plan import read_plan
@@ -27,11 +30,13 @@ def main(plan_file: str, base_model: str, parent_pid: int, rank: int, meeting: P
 
     speak_to_supervisor()
     plan = read_plan(plan_file)
-    place = meet(parse_mesh(plan.config.engine.mesh), rank, meeting)
+    mesh = parse_mesh(plan.config.engine.mesh)
+    place = meet(mesh, rank, Meeting.in_file(meeting, mesh.n_ranks))
     try:
         engine = engine_of(plan, base_model, place)
-    except UserError:
-        sys.exit(CANNOT_START)  # the first process finds the same, and says it
+    except UserError as error:
+        LOG.error("process %d of the engine: %s", rank, error.message)  # a file may be wrong in its share alone
+        sys.exit(CANNOT_START)
     follow(engine)
 
 

@@ -9,11 +9,14 @@ import logging
 import os
 import subprocess
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from torch._C._distributed_c10d import Store
 
     from loreloop.config import EngineConfig
     from loreloop.host.server_plan import ServerPlan
@@ -43,13 +46,15 @@ def leading_place(plan: ServerPlan, plan_file: str, base_model: str) -> Place:
         command = children.python(MODULE, plan_file, base_model, str(os.getpid()), str(rank), str(meeting))
         process = subprocess.Popen(command, env=children.environment())
         threading.Thread(target=_end_with, args=(process, rank), daemon=True).start()
-    place = meet(mesh, 0, meeting)
+    place = meet(mesh, 0, Meeting.in_file(meeting, mesh.n_ranks))
     meeting.unlink(missing_ok=True)
     return place
 
 
 def check_fits(config: EngineConfig, folders: Iterable[Path]) -> None:
-    """BadRequest where the settings' mesh is none, or cannot be laid over one of the models."""
+    """BadRequest where the settings' mesh is none, or cannot be laid over one of the models, or hosts were asked for
+    without what that takes."""
+    _check_ray(config)
     if not config.mesh:
         return
     import torch
@@ -67,20 +72,56 @@ def check_fits(config: EngineConfig, folders: Iterable[Path]) -> None:
         raise BadRequest('A mesh of several processes runs on CPUs so far; set engine.device = "cpu".')
 
 
-def meet(mesh: Mesh, rank: int, meeting: Path) -> Place:
-    """Waits until all processes of the mesh are there."""
+def _check_ray(config: EngineConfig) -> None:
+    from importlib.util import find_spec
+
+    from loreloop.protocol.errors import WrongSettings
+
+    if not config.ray:
+        return
+    if find_spec("ray") is None:
+        raise WrongSettings('--ray needs the package ray: pip install "loreloop[ray]".')
+    if not config.mesh:
+        raise WrongSettings("--ray spreads the processes of a mesh over hosts; give --mesh too, such as --mesh tp=2.")
+    # Ray counts the CPUs that each process asks for, and all processes must add up in the same order.
+    if not config.threads:
+        raise WrongSettings("--ray needs --threads: as many CPUs are asked of Ray for each process, on every host.")
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where processes find one another, and the network interface over which they speak from then on."""
+
+    store: Store
+    interface: str
+
+    @staticmethod
+    def in_file(file: Path, n_ranks: int) -> Meeting:
+        """For those of one host; over an interface that no other host reaches."""
+        from torch._C._distributed_c10d import FileStore
+
+        return Meeting(FileStore(str(file), n_ranks), LOOPBACK)
+
+    @staticmethod
+    def over_network(host: str, port: int, n_ranks: int, interface: str) -> Meeting:
+        """For a process that goes to the first one's store."""
+        from torch._C._distributed_c10d import TCPStore
+
+        return Meeting(TCPStore(host, port, n_ranks, wait_for_workers=False), interface)
+
+
+def meet(mesh: Mesh, rank: int, meeting: Meeting) -> Place:
+    """Waits until all processes of the mesh are there, and none of them needs the store any more."""
     from datetime import timedelta
 
     from torch import distributed
-    from torch._C._distributed_c10d import FileStore
 
     from loreloop.parallel.place import place_of
 
-    # Without it each process would look up the machine's own name, which may stand for an address that others reach.
-    os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
-    store = FileStore(str(meeting), mesh.n_ranks)
+    # Without it each process would look up the machine's own name, which may stand for another address.
+    os.environ["GLOO_SOCKET_IFNAME"] = meeting.interface
     distributed.init_process_group(
-        "gloo", store=store, rank=rank, world_size=mesh.n_ranks, timeout=timedelta(days=WAIT_DAYS)
+        "gloo", store=meeting.store, rank=rank, world_size=mesh.n_ranks, timeout=timedelta(days=WAIT_DAYS)
     )
     place = place_of(mesh)
     # One process may be through with its groups while another still reads how to reach it. The file of the meeting must

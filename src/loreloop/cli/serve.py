@@ -21,7 +21,9 @@ MEMORY = {
 }
 
 
-ENGINE_FLAGS = ("mesh", "precision", "quantize", "deterministic", "threads", "decode_gap_ms", "verify_weights")
+ENGINE_FLAGS = (
+    *("mesh", "ray", "precision", "quantize", "deterministic", "threads", "decode_gap_ms", "verify_weights"),
+)
 
 
 @click.command()
@@ -38,6 +40,13 @@ ENGINE_FLAGS = ("mesh", "precision", "quantize", "deterministic", "threads", "de
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8000]")
 @click.option("--mesh", help="Processes that share each layer of a model, such as tp=2.  [default: one process]")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="auto",
+    metavar="[HOST:PORT]",
+    help="Spread the processes of --mesh over the hosts of a Ray cluster: the one at this address, or this host's.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["auto", "bf16", "fp32"]),

@@ -34,7 +34,7 @@ from loreloop.formats.peft import WEIGHTS_FILE, read_lora_spec
 from loreloop.formats.vision import load_vision
 from loreloop.model.linear import FastProducts, Products, TiledProducts
 from loreloop.model.spec import DecoderSpec
-from loreloop.parallel.cut_decoder import decoder_of
+from loreloop.parallel.cut_decoder import decoder_of, holding
 from loreloop.parallel.place import ALONE, Place
 from loreloop.parallel.sequence import training_decoder
 from loreloop.parallel.stages import stage_of
@@ -86,9 +86,9 @@ class LocalEngine:
         products: Products = TiledProducts() if config.deterministic else FastProducts(pack=config.pack_weights)
         attention: Attention = FixedAttention() if config.deterministic else FastAttention()
         quantize = config.quantize == "int4"
-        whole, weights = load_weights(folder, dtype=dtype, device=device, quantize=quantize)
-        self.decoder = decoder_of(whole, weights, dtype, products, place)
-        del weights  # each rank keeps its share alone
+        whole, weights = load_weights(folder, dtype=dtype, device=device, quantize=quantize, held=holding(place))
+        self.decoder = decoder_of(whole, weights, dtype, products, place, is_share=True)
+        del weights
         vision = load_vision(folder, dtype=dtype, device=device)
         self.images = ImageTable(vision, device, config.image_cache_mib << 20, secret)
         spec, stage = self.decoder.spec, stage_of(whole, place)

@@ -13,3 +13,9 @@ def environment() -> dict[str, str]:
         return isa.library_limits()
     except ValueError as error:
         raise WrongSettings(str(error)) from None
+
+
+def instructions() -> str:
+    """Which of them this processor's products are computed with, in a word that is another one where numbers may be."""
+    level = isa.level()
+    return (level.name if level else "plain") + ("+tiles" if isa.has_tiles() else "")

@@ -7,6 +7,7 @@ Missing, extra and wrongly shaped tensors are refused by name; nothing in the fo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ import torch
 from torch import Tensor
 
 from loreloop.formats.compressed import Collector, check_quantization, is_packed_part, published_packed
-from loreloop.formats.mxfp4 import MxCollector, stacked_weights
+from loreloop.formats.held_parts import Held
+from loreloop.formats.mxfp4 import BLOCKS, SCALES, MxCollector, stacked_weights
 from loreloop.formats.published import some_tensors
 from loreloop.formats.quantized_blocks import FILE, Blocks, has_blocks, read_blocks
+from loreloop.formats.rooms import Room, Rooms
 from loreloop.formats.stacked_experts import expert_names, inputs_first, unstacked
-from loreloop.formats.weight_files import stored_tensors, stream_tensors
+from loreloop.formats.weight_files import Stored, stored_tensors, stream_tensors
 from loreloop.model.assemble import Parts, assemble
 from loreloop.model.attention_spec import as_settings
 from loreloop.model.decoder import Decoder
@@ -32,7 +35,7 @@ from loreloop.model.mx_weights import MxCodes
 from loreloop.model.packed_weights import PackedWeight, packable
 from loreloop.model.spec import DecoderSpec
 from loreloop.model.tower import VISION, own_name
-from loreloop.model.weights import Weight, decoder_weights
+from loreloop.model.weights import Piece, Weight, decoder_weights
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.json_files import read_json_object
 
@@ -100,33 +103,41 @@ def load_decoder(
 
 
 def load_weights(
-    folder: Path, *, dtype: torch.dtype, device: torch.device, quantize: bool = False
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: bool = False,
+    held: Callable[[DecoderSpec], Held] | None = None,
 ) -> tuple[DecoderSpec, dict[str, Tensor | PackedWeight]]:
-    """What `load_decoder` makes a model of: its spec, and its weights by role."""
+    """What `load_decoder` makes a model of: its spec, and its weights by role. Where `held` gives, for the spec, what
+    this process holds of each weight, those are the weights, and of plain ones nothing else is read."""
     spec, own_blocks = read_stored_spec(folder), quantize and has_blocks(folder)
     packing = (OWN_BLOCKS if own_blocks else ROUNDED) if quantize else None
-    return spec, _filled(folder, spec, dtype, device, packing)
+    return spec, _filled(folder, spec, Rooms(held(spec) if held else None, dtype, device), packing)
 
 
 def check_weights(folder: Path) -> None:
     """BadRequest, as when they are loaded, where tensors are missing, extra, wrongly shaped, damaged or not finite.
     Reads every tensor once, and keeps none."""
     # On the meta device nothing is allocated, yet every check is the one that loading makes.
-    _filled(folder, read_stored_spec(folder), torch.bfloat16, torch.device("meta"), None)
+    _filled(folder, read_stored_spec(folder), Rooms(None, torch.bfloat16, torch.device("meta")), None)
 
 
 def _filled(
-    folder: Path, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, packing: _Packing | None
+    folder: Path, spec: DecoderSpec, rooms: Rooms, packing: _Packing | None
 ) -> dict[str, Tensor | PackedWeight]:
     """The decoder's weights by role."""
     family, stored = family_of(read_config(folder)), {own_name(name) for name, _ in stored_tensors(folder)}
-    places = _Places(spec, family, dtype, device, packing, stored)
+    places = _Places(spec, family, rooms, packing, stored)
     # Blocks go first, and the dequantised tensors of the same weights are then skipped without being read.
     for name, blocks in read_blocks(folder) if packing == OWN_BLOCKS else ():
         places.put_blocks(name, blocks)
     collector, turned = Collector(), inputs_first(stored_tensors(folder), spec)
     floats = MxCollector(stacked_weights(stored))
     for name, read in decoder_tensors(folder):
+        if places.passes_over(_weights_of(name, spec, family)):
+            continue
         if (weight := floats.weight_of(name)) is not None:
             if (codes := floats.add(name, read)) is not None:
                 for expert, part, rows in expert_names(weight, spec, family.names):
@@ -134,14 +145,24 @@ def _filled(
         elif is_packed_part(name):
             if found := collector.add(name, read):
                 places.put_blocks(*found)
-        elif name not in places.packed:
+        elif name not in places.packed and not (isinstance(read, Stored) and places.read(name, read)):
             for part, tensor in unstacked(name, read(), spec, family.names, inputs_first=turned):
                 places.put(part, tensor)
     # Nothing is assembled before everything has its numbers: empty tensors hold whatever memory held before.
     collector.check_complete()
     floats.check_complete()
     places.check_complete(folder)
-    return places.weights
+    return rooms.weights
+
+
+def _weights_of(name: str, spec: DecoderSpec, family: Family) -> list[str]:
+    """Whose numbers a tensor holds, where it is a part of a packed weight or a stack of several; else none."""
+    if is_packed_part(name):
+        return [name.rpartition("_")[0]]
+    stack = name.removesuffix(BLOCKS).removesuffix(SCALES)
+    if stack.endswith("_bias"):
+        return []  # small, and under other names
+    return [part for _, part, _ in expert_names(stack, spec, family.names)]
 
 
 def decoder_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
@@ -177,33 +198,64 @@ def check_finite(name: str, tensor: Tensor) -> None:
         raise BadRequest(f"{name!r} holds {n} values that are not finite numbers: the file is damaged, or no model's.")
 
 
+def _check_dtype(name: str, tensor: Tensor) -> None:
+    """BadRequest for what `copy_` would convert without its scales, integers and 8-bit floats: the model would answer
+    nonsense."""
+    if tensor.dtype not in READ_DTYPES:
+        raise BadRequest(f"{name!r} is {tensor.dtype}, which is no weight by itself.")
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where a published tensor goes."""
+
+    room: Room
+    piece: Piece
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That the tensor must have."""
+        return (self.piece.rows.stop - self.piece.rows.start, *self.room.weight.shape[1:])
+
+    @property
+    def packed(self) -> PackedWeight | None:
+        """The place itself, where that is packed."""
+        place = None if self.room.part or not self.room.is_wanted else self.room.of(self.piece)
+        return place if isinstance(place, PackedWeight) else None
+
+
 class _Places:
-    """Empty tensors by role, and the map from published names to the rows they fill."""
+    """Rooms by role, and the map from published names to the rows they fill."""
 
     def __init__(
         self,
         spec: DecoderSpec,
         family: Family,
-        dtype: torch.dtype,
-        device: torch.device,
+        rooms: Rooms,
         packing: _Packing | None,
         stored: Set[str],
     ) -> None:
-        self.spec, self.dtype, self.device, self.packing = spec, dtype, device, packing
+        self.spec, self.rooms, self.packing = spec, rooms, packing
+        self.dtype, self.device = rooms.dtype, rooms.device
         self.stored, self.published = stored, published_packed(stored)
         stacks = [expert_names(name, spec, family.names) for name in stacked_weights(stored)]
         self.floats = {part for stack in stacks for _, part, _ in stack}  # that come as MXFP4
-        self.weights: dict[str, Tensor | PackedWeight] = {}
-        self.targets: dict[str, Tensor | PackedWeight] = {}
+        self.targets: dict[str, _Target] = {}
+        self.unheld: set[str] = set()  # names of weights that have come, and of which this process holds nothing
         self.packed: set[str] = set()  # names of weights whose blocks are in place
         self.embedding, self.tied_head = family.names.embedding, family.names.head if spec.tie_embeddings else None
         self.ignored = tuple(start.format(n_layers=spec.n_layers) for start in family.names.ignored)
         for weight in decoder_weights(spec, family.names):
-            # Allocated once in its fused form; targets are views of its rows, so filling them fills the fused weight.
-            whole = self.weights[weight.role] = self._room(weight)
-            self.targets |= {piece.name: whole[piece.rows] for piece in weight.pieces}
+            # Allocated once in its fused form, of which each piece fills its rows.
+            make = functools.partial(self._whole, weight)
+            room = rooms.room(weight, make, is_packed=rooms.held is not None and self._is_packed(weight))
+            self.targets |= {piece.name: _Target(room, piece) for piece in weight.pieces}
 
-    def _room(self, weight: Weight) -> Tensor | PackedWeight:
+    def _is_packed(self, weight: Weight) -> bool:
+        names = {piece.name for piece in weight.pieces}
+        return bool(names & (self.published | self.floats) or (self.packing and weight.bits))
+
+    def _whole(self, weight: Weight) -> Tensor | PackedWeight:
         """Room for a weight, packed where it comes so, or where that is wanted and its parts have whole tiles."""
         starts = [piece.rows.start for piece in weight.pieces]
         # What comes packed stays packed, whatever the settings say: unpacked it may not fit into memory.
@@ -229,57 +281,97 @@ class _Places:
         d_out, d_in = weight.shape
         return PackedWeight.empty((d_out, d_in), 4, torch.bfloat16, self.device)
 
+    def read(self, name: str, stored: Stored) -> bool:
+        """Reads of a tensor just what this process holds; False where it must be read whole, by `put` then."""
+        own = self._own(name)
+        target = self.targets.get(own) if own else None
+        if target is None or self.rooms.held is None or (target.room.is_wanted and target.room.part is None):
+            return False
+        del self.targets[own]
+        self._check_shape(name, stored.shape, target)
+
+        def check(tensor: Tensor) -> None:
+            _check_dtype(name, tensor)
+            check_finite(name, tensor)
+
+        self.rooms.read(target.room, target.piece, stored, check)
+        return True
+
     def put(self, name: str, tensor: Tensor) -> None:
-        # With tied embeddings both names mean one tensor, and the first of them that is stored fills it.
-        if name == self.tied_head:
-            if self.embedding in self.stored:
-                return  # a copy
-            name = self.embedding  # of the two that are one, a folder may store either
-        if name.startswith(self.ignored):
+        name = self._own(name)
+        if not name:
             return
         # Taken out, so that a tensor that comes twice is refused like one that has no place.
         target = self.targets.pop(name, None)
         if target is None:
             raise BadRequest(f"The folder holds a tensor {name!r} that this {self.spec.family} model has no place for.")
-        if target.shape != tensor.shape:
-            raise BadRequest(f"{name!r} has the shape {list(tensor.shape)}; it should be {list(target.shape)}.")
-        # `copy_` would convert integers and 8-bit floats without their scales, and the model would answer nonsense.
-        if tensor.dtype not in READ_DTYPES:
-            raise BadRequest(f"{name!r} is {tensor.dtype}, which is no weight by itself.")
+        self._check_shape(name, tensor.shape, target)
+        _check_dtype(name, tensor)
         # Rounding makes symmetric codes. Room with offsets was made for the model's own blocks, which this weight
         # lacks.
-        if isinstance(target, PackedWeight) and target.codes.offsets is not None:
+        if (packed := target.packed) is not None and packed.codes.offsets is not None:
             raise BadRequest(f"{name!r} has no blocks in {FILE}, where others have; {ADD_AGAIN}")
         check_finite(name, tensor)
         # Converts to the compute dtype, or rounds into packed codes, on the way to its place.
-        target.copy_(tensor)
+        self.rooms.copy(target.room, target.piece, tensor)
+
+    def _own(self, name: str) -> str:
+        """The name under which a tensor has its place; empty where it has none and needs none."""
+        # With tied embeddings both names mean one tensor, and the first of them that is stored fills it.
+        if name == self.tied_head:
+            if self.embedding in self.stored:
+                return ""  # a copy
+            name = self.embedding  # of the two that are one, a folder may store either
+        return "" if name.startswith(self.ignored) else name
+
+    def _check_shape(self, name: str, shape: Sequence[int], target: _Target) -> None:
+        if tuple(shape) != target.shape:
+            raise BadRequest(f"{name!r} has the shape {list(shape)}; it should be {list(target.shape)}.")
 
     def put_blocks(self, name: str, blocks: Blocks) -> None:
         if name.startswith(self.ignored):
             return
         target = self.targets.get(name)
-        if not isinstance(target, PackedWeight) or target.shape != blocks.code_OI.shape:
+        if self.passes_over([name]):
+            return
+        packed = target.packed if target else None
+        if target is None or packed is None or packed.shape != blocks.code_OI.shape:
             raise BadRequest(
                 f"{name!r}, packed in 4 bits in the shape {list(blocks.code_OI.shape)}, fits no weight of this "
                 f"{self.spec.family} model."
             )
         # Compared before anything is written, since packed places would take codes of another meaning as they are.
-        if (defect := blocks.defect(target)) is not None:
+        if (defect := blocks.defect(packed)) is not None:
             raise BadRequest(f"{name!r} is packed otherwise than its place: {defect}. {ADD_AGAIN}")
-        blocks.fill(target)
+        blocks.fill(packed)
+        self.rooms.filled(target.room)
         del self.targets[name]
         self.packed.add(name)
 
+    def passes_over(self, names: Sequence[str]) -> bool:
+        """Whether all these weights have places, and this process holds nothing of them: they need not be read."""
+        targets = {name: self.targets[name] for name in names if name in self.targets}
+        if not names or any(target.room.is_wanted for target in targets.values()):
+            return False
+        self.unheld |= targets.keys()
+        for name in targets:
+            del self.targets[name]
+        return self.unheld.issuperset(names)
+
     def put_floats(self, name: str, codes: MxCodes) -> None:
         """A weight in MXFP4."""
+        if self.passes_over([name]):
+            return
         target = self.targets.pop(name, None)
-        fits = isinstance(target, PackedWeight) and target.shape == (codes.d_out, codes.d_in)
-        if not fits or not isinstance(target, PackedWeight) or not isinstance(target.codes, MxCodes):
+        packed = target.packed if target else None
+        fits = packed is not None and packed.shape == (codes.d_out, codes.d_in)
+        if not fits or target is None or packed is None or not isinstance(packed.codes, MxCodes):
             raise BadRequest(
                 f"{name!r}, in MXFP4 in the shape {[codes.d_out, codes.d_in]}, fits no weight of this "
                 f"{self.spec.family} model whose outputs come in whole sixteens."
             )
-        target.codes.fill(codes)
+        packed.codes.fill(codes)
+        self.rooms.filled(target.room)
 
     def check_complete(self, folder: Path) -> None:
         if self.targets:

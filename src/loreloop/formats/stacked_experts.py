@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 
+from loreloop.formats.weight_files import Stored
 from loreloop.model.families.family import WeightNames
 from loreloop.model.spec import DecoderSpec, MoeSpec
 
@@ -26,7 +27,8 @@ def inputs_first(tensors: Iterable[tuple[str, Callable[[], Tensor]]], spec: Deco
         kind, n_outputs = "down", spec.d_model
     for name, read in tensors:
         if (found := NAME.fullmatch(name)) and found[2] == kind and not found[3]:
-            return bool(read().shape[-1] == n_outputs)
+            shape = read.shape if isinstance(read, Stored) else read().shape
+            return bool(shape[-1] == n_outputs)
     return False
 
 

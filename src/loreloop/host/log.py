@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 
 import msgspec
 
@@ -40,16 +40,25 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class _AsLine(logging.Formatter):
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source = source
+
     def format(self, record: logging.LogRecord) -> str:
         detail = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
-        entry = Record(record.levelno, record.getMessage(), detail or record.stack_info or "")
+        entry = Record(record.levelno, self.source + record.getMessage(), detail or record.stack_info or "")
         return MARK.decode() + msgspec.json.encode(entry).decode()
 
 
 def speak_to_supervisor() -> None:
     """From now on `logging`, and Python's warnings, reach the supervisor's log."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_AsLine())
+    speak_to(sys.stderr)
+
+
+def speak_to(stream: TextIO, source: str = "") -> None:
+    """The same for a process whose words come to a process of the server over `stream`, with `source` before each."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_AsLine(source))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("loreloop").setLevel(logging.INFO)
     logging.captureWarnings(True)

@@ -5,7 +5,7 @@ Knows no adapters' numbers and no files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -18,11 +18,25 @@ from loreloop.model.linear import Products
 from loreloop.model.packed_weights import PackedWeight
 from loreloop.model.routed_feed_forward import RoutedFeedForward
 from loreloop.model.spec import DecoderSpec
+from loreloop.parallel.cut import Weight
 from loreloop.parallel.mesh import check_mesh
 from loreloop.parallel.place import Place
 from loreloop.parallel.shares import share_of
 from loreloop.parallel.spread_experts import SpreadExperts
 from loreloop.parallel.tensor_parts import speak_in_group
+
+
+def holding(place: Place) -> Callable[[DecoderSpec], Callable[[str, Weight], Weight | None]] | None:
+    """For a decoder, what a place holds of each of its weights by role; None in a mesh of one, where that is all.
+    BadRequest where the decoder cannot be cut so."""
+    if place.group is None:
+        return None
+
+    def held(spec: DecoderSpec) -> Callable[[str, Weight], Weight | None]:
+        check_mesh(spec, place.mesh)
+        return share_of(spec, place.mesh, place.rank).weight
+
+    return held
 
 
 def decoder_of(
@@ -31,14 +45,20 @@ def decoder_of(
     dtype: torch.dtype,
     products: Products,
     place: Place,
+    *,
+    is_share: bool = False,
 ) -> Decoder:
-    """The share of a decoder that belongs to a place, from its whole weights by role. BadRequest where it cannot be cut
-    so."""
+    """The share of a decoder that belongs to a place, from its weights by role: whole ones, or those that the place
+    holds (`is_share`, see `holding`). BadRequest where it cannot be cut so."""
     if place.group is None:
         return assemble(Parts(spec, weights, dtype, products))
     check_mesh(spec, place.mesh)
     share = share_of(spec, place.mesh, place.rank)
-    held = {role: mine for role, weight in weights.items() if (mine := share.weight(role, weight)) is not None}
+    held = {
+        role: mine
+        for role, weight in weights.items()
+        if (mine := weight if is_share else share.weight(role, weight)) is not None
+    }
     # A packed weight that had to be unpacked for its cut comes in bf16.
     for role, mine in held.items():
         if isinstance(mine, Tensor) and isinstance(weights[role], PackedWeight):

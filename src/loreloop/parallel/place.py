@@ -5,8 +5,12 @@ A single process stands in a mesh of one, where nothing has to be said. Knows no
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -19,6 +23,7 @@ from loreloop.parallel.mesh import AXES, Axis, Mesh
 from loreloop.parallel.outbox import Outbox
 from loreloop.protocol.errors import LoreloopError, OutOfService, disk_trouble, outcome_of
 
+LOG = logging.getLogger("loreloop.engine")
 T = TypeVar("T")
 RETRY_SECONDS = 5.0
 WORDS = 0  # the lane of what the first rank says
@@ -54,7 +59,7 @@ class Place:
         if self.group is None:
             return number
         sum_1 = torch.tensor([number], dtype=torch.float64)
-        dist.all_reduce(sum_1, group=self.group)
+        _heard(lambda: dist.all_reduce(sum_1, group=self.group))
         return float(sum_1)
 
     def gathered(self, numbers: Tensor, sizes: Sequence[int]) -> list[Tensor]:
@@ -65,7 +70,7 @@ class Place:
         padded = numbers.new_zeros(max(sizes))
         padded[: len(numbers)] = numbers
         found = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(found, padded, group=self.group)
+        _heard(lambda: dist.all_gather(found, padded, group=self.group))
         return [each[:size] for each, size in zip(found, sizes, strict=True)]
 
     def told(self, message: bytes = b"") -> bytes:
@@ -76,16 +81,20 @@ class Place:
         if self.is_first:
             # The length goes first, and nothing of no length goes over the wire.
             parts = [torch.tensor([len(message)]), *([bytes_of(message)] if message else [])]
-            for rank in range(1, self.n_ranks):
-                for part in parts:
-                    self.outbox.send(part, rank, self.group, WORDS)
+            _heard(partial(self._say, parts))
             return message
         n_1 = torch.zeros(1, dtype=torch.int64)
-        dist.recv(n_1, group=self.group, group_src=0, tag=WORDS)
+        _heard(lambda: dist.recv(n_1, group=self.group, group_src=0, tag=WORDS))
         data = torch.empty(int(n_1), dtype=torch.uint8)
         if len(data):
-            dist.recv(data, group=self.group, group_src=0, tag=WORDS)
+            _heard(lambda: dist.recv(data, group=self.group, group_src=0, tag=WORDS))
         return data.numpy().tobytes()
+
+    def _say(self, parts: Sequence[Tensor]) -> None:
+        assert self.group is not None
+        for rank in range(1, self.n_ranks):
+            for part in parts:
+                self.outbox.send(part, rank, self.group, WORDS)
 
     def by_first(self, work: Callable[[], T], kind: type[T]) -> T:
         """What `work` gives on the first rank, which alone does it; `kind` is a type that goes over the wire. Its error
@@ -132,6 +141,16 @@ def bytes_of(message: bytes) -> Tensor:
     """A message, which must not be empty, as it goes over the wire."""
     # Copied, for a tensor may be written and a message not.
     return torch.frombuffer(bytearray(message), dtype=torch.uint8)
+
+
+def _heard(speak: Callable[[], object]) -> None:
+    """Speaks with the other processes. Where one of them is lost, this process ends at once: whoever asked for the work
+    must not be told that it failed, as the engine is started again whole and does it then."""
+    outcome = outcome_of(speak)
+    if isinstance(outcome, Exception):
+        LOG.error("the engine ends: another process of it does not answer (%s)", outcome)
+        sys.stderr.flush()
+        os._exit(1)
 
 
 ALONE = Place()

@@ -1,0 +1,82 @@
+"""What the processes of an engine on several hosts say of themselves when they meet, and what each is told to do."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loreloop.host.lifeline import Address
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a process says of itself when ranks meet. `versions` and `fingerprint` are the same on all, or they do not
+    work together; `sees_data` is whether the server's data folder lies on its host too."""
+
+    host: str
+    address: str
+    versions: dict[str, str]
+    fingerprint: str
+    sees_data: bool
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a rank is to do: `plan` is the server's, as it is written; at `store_port` is the first process's store."""
+
+    plan: bytes
+    base_model: str
+    rank: int
+    lifeline: Address
+    store_port: int
+    interface: str
+
+
+def facts_of(folder: str, mark: str, address: str) -> Facts:
+    """Of this process, at this address of its host. BadRequest where the checkpoint is not there."""
+    import platform
+
+    import torch
+
+    from loreloop import __version__
+    from loreloop.engine import processor
+    from loreloop.formats.fingerprint import fingerprint
+
+    return Facts(
+        host=socket.gethostname(),
+        address=address,
+        versions={
+            "loreloop": __version__,
+            "torch": torch.__version__,
+            "Python": platform.python_version(),
+            "instructions": processor.instructions(),
+        },
+        fingerprint=fingerprint(Path(folder)),
+        sees_data=Path(mark).exists(),
+    )
+
+
+def check_alike(mine: Facts, others: Sequence[Facts], folder: str, run_folder: Path) -> None:
+    """BadRequest where a host has other versions or another checkpoint than this one, or not the data folder."""
+    from loreloop.protocol.errors import BadRequest
+
+    for other in others:
+        who = f"{other.host} ({other.address})"
+        for what, here in mine.versions.items():
+            # What ranks compute alike must come out alike, to the bit.
+            if (there := other.versions.get(what)) != here:
+                raise BadRequest(f"Hosts of one mesh must be alike: {who} has {what} {there}, and this host {here}.")
+        if other.fingerprint != mine.fingerprint:
+            raise BadRequest(
+                f"{who} has another model in {folder} than this host: their fingerprints are {other.fingerprint} and "
+                f"{mine.fingerprint}. Copy the folder there."
+            )
+        if not other.sees_data:
+            raise BadRequest(
+                f"{who} does not see the data folder {run_folder.parent}; checkpoints are read there by every rank. "
+                "Put it on storage that all hosts share, at the same path."
+            )

@@ -1,0 +1,125 @@
+"""Connections between the processes of an engine on several hosts, that are there to break when a process is lost.
+
+A process that dies closes its end, which shows at once. A host that vanishes and a link that is cut close nothing: the
+system therefore probes a silent connection, and gives it up after `LOST_SECONDS`. That is the kernels' work, so that a
+process is never taken for lost because it computes. What the others have to say for the log comes this way too.
+Knows no tensors, and not how the processes were started.
+"""
+
+from __future__ import annotations
+
+import functools
+import hmac
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from loreloop.protocol.errors import ServerError
+
+PROBE_SECONDS, N_PROBES = 2, 3
+LOST_SECONDS = PROBE_SECONDS * (N_PROBES + 1)
+MOST_GREETING = 256  # bytes
+GREETING_SECONDS = 5.0
+CLOSED = "its connection was closed"
+
+Lost = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the first process listens, and the word by which it knows the others."""
+
+    host: str
+    port: int
+    token: str
+
+
+class Lifelines:
+    """The first process's ends. Listens at `host`, on a free port, until all others are there."""
+
+    def __init__(self, host: str, token: str) -> None:
+        self._listener = socket.create_server((host, 0), family=family_of(host))
+        self.address = Address(host, self._listener.getsockname()[1], token)
+
+    def gather(self, names: Mapping[int, str], seconds: float, lost: Callable[[int, str], None]) -> None:
+        """Waits for every rank of `names`; from then on `lost` is called, once, with a rank that is lost and why.
+        ServerError where one does not come."""
+        deadline, waiting = time.monotonic() + seconds, dict(names)
+        while waiting:
+            self._listener.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                connection, _ = self._listener.accept()
+            except TimeoutError:
+                who = ", ".join(waiting.values())
+                raise ServerError(f"No word came within {seconds:g} s from {who} over {self.address.host}.") from None
+            rank = self._greeted(connection)
+            if waiting.pop(rank, None) is None:
+                connection.close()  # somebody else, or one that is there already
+                continue
+            _watch(connection, functools.partial(lost, rank), _relay)
+        self._listener.close()
+
+    def _greeted(self, connection: socket.socket) -> int:
+        """The rank that speaks there; -1 for a stranger."""
+        connection.settimeout(GREETING_SECONDS)
+        try:
+            rank, _, token = connection.recv(MOST_GREETING).decode(errors="replace").strip().partition(" ")
+        except OSError:
+            return -1
+        # Compared in constant time, as with every secret that somebody may guess at.
+        return int(rank) if rank.isdecimal() and hmac.compare_digest(token, self.address.token) else -1
+
+
+def hold(address: Address, rank: int, lost: Lost) -> socket.socket:
+    """The other processes' end: connects, and calls `lost` when the first process is. OSError where it is not there."""
+    connection = socket.create_connection((address.host, address.port), timeout=LOST_SECONDS)
+    connection.sendall(f"{rank} {address.token}\n".encode())
+    _watch(connection, lost, None)
+    return connection
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """Of an address in numbers."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _watch(connection: socket.socket, lost: Lost, take: Callable[[bytes], None] | None) -> None:
+    connection.settimeout(None)
+    _probe(connection)
+    threading.Thread(target=_read, args=(connection, lost, take), name="lifeline", daemon=True).start()
+
+
+def _probe(connection: socket.socket) -> None:
+    """Has the system ask whether the other side is there, also while what was sent is not acknowledged."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # The first is called otherwise on macOS; where one is missing, the system's own pace is kept.
+    for name, value in (
+        ("TCP_KEEPIDLE", PROBE_SECONDS),
+        ("TCP_KEEPALIVE", PROBE_SECONDS),
+        ("TCP_KEEPINTVL", PROBE_SECONDS),
+        ("TCP_KEEPCNT", N_PROBES),
+        ("TCP_USER_TIMEOUT", LOST_SECONDS * 1000),
+    ):
+        if (option := getattr(socket, name, None)) is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _read(connection: socket.socket, lost: Lost, take: Callable[[bytes], None] | None) -> None:
+    why = CLOSED
+    try:
+        with connection.makefile("rb") as lines:
+            for line in lines:
+                if take:
+                    take(line)
+    except OSError as error:
+        why = f"no answer over the network ({error.strerror or error})"
+    lost(why)
+
+
+def _relay(line: bytes) -> None:
+    """What another process says goes on to whoever reads this one's log."""
+    sys.stderr.buffer.write(line)
+    sys.stderr.buffer.flush()
