@@ -34,6 +34,7 @@ FLAGS = {  # of `loreloop serve`, by setting
     "log_file": "--log-file",
     "verbose": "--verbose",
     "engine.mesh": "--mesh",
+    "engine.replicas": "--replicas",
     "engine.precision": "--precision",
     "engine.quantize": "--quantize",
     "engine.deterministic": "--deterministic",
@@ -53,6 +54,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quantize: Literal["none", "int4"] = "none"  # int4: matrices of 4 bits, embedding and head of 8, in groups of 32
     deterministic: bool = False  # log-probs and samples do not depend on what shares a batch
     mesh: str = ""  # such as tp=2: the processes that share each layer of a model; empty: one process
+    replicas: Annotated[int, Meta(ge=0, le=1024)] = 0  # further engines of each model, which only sample
     threads: Annotated[int, Meta(ge=0, le=4096)] = 0  # of each process; 0: one per core, shared by them
     pack_weights: bool = True  # bf16 weights a second time in the order a CPU multiplies in: faster, twice the memory
     kv_cache_mib: Positive = 1024

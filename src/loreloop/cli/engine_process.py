@@ -1,4 +1,4 @@
-"""An engine process, as the supervisor starts it: `python -m loreloop.cli.engine_process PLAN MODEL PARENT LIFE`."""
+"""An engine process, as the supervisor starts it: `python -m loreloop.cli.engine_process PLAN MODEL REPLICA PARENT`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("loreloop.engine_process")
 
 
-def main(plan_file: str, base_model: str, parent_pid: int) -> None:
-    """Runs one engine until the link ends or a signal comes; exit code 78 where its settings cannot work."""
+def main(plan_file: str, base_model: str, replica: int, parent_pid: int) -> None:
+    """Runs one engine until the link ends or a signal comes; exit code 78 where its settings cannot work. `replica`
+    0 is the one that trains, the others only sample."""
     from loreloop.host.orphans import die_with_parent
 
     die_with_parent(parent_pid)  # before libraries that take seconds to load
@@ -49,8 +50,8 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
         if plan.config.engine.verify_weights:
             check_weights_unchanged(folder)
         tokenizer = TextTokenizer(folder)
-        place = leading_place(plan, plan_file, base_model)
-        local = engine_of(plan, base_model, place)
+        place = leading_place(plan, plan_file, base_model, replica)
+        local = engine_of(plan, base_model, place, replica)
         engine: Engine = local if place.n_ranks == 1 else LeadingEngine(local)
     except UserError as error:
         LOG.error("%s", error.message)
@@ -58,7 +59,7 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
     LOG.info("%s computes in %s", base_model, engine.info.precision)
     link = first_link(EngineLink, plan.socket)
     _heed_signals(link)
-    link.send(Hello(base_model, engine.info))
+    link.send(Hello(base_model, engine.info, replica))
     scheduler = Scheduler(
         engine,
         link.inbox,
@@ -73,14 +74,16 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
     _end_at_once()
 
 
-def engine_of(plan: ServerPlan, base_model: str, place: Place) -> LocalEngine:
+def engine_of(plan: ServerPlan, base_model: str, place: Place, replica: int = 0) -> LocalEngine:
     """The engine of a base model at a place of its mesh. UserError where its settings or its folder cannot work."""
     from loreloop.engine.local import LocalEngine
     from loreloop.store.files import SECRET, read_secret
     from loreloop.text.tokenizer import TextTokenizer
 
     folder = Path(plan.folders[base_model])
-    work_dir = plan.run_folder / "spilled" / _file_name(base_model)
+    # Each empties its own folder at its start, so none may have that of another engine.
+    spilled = plan.run_folder / (f"spilled-replica-{replica}" if replica else "spilled")
+    work_dir = spilled / _file_name(base_model)
     return LocalEngine(
         plan.config.engine,
         base_model,
@@ -130,4 +133,4 @@ def _end_at_once() -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -1,5 +1,5 @@
 """A further process of an engine, as the first one starts it:
-`python -m loreloop.cli.rank_process PLAN MODEL PARENT RANK MEETING`."""
+`python -m loreloop.cli.rank_process PLAN MODEL REPLICA PARENT RANK MEETING`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 
-def main(plan_file: str, base_model: str, parent_pid: int, rank: int, meeting: Path) -> None:
+def main(plan_file: str, base_model: str, replica: int, parent_pid: int, rank: int, meeting: Path) -> None:
     """Does what the first process does, until that ends."""
     from loreloop.host.orphans import die_with_parent
 
@@ -29,11 +29,12 @@ def main(plan_file: str, base_model: str, parent_pid: int, rank: int, meeting: P
     plan = read_plan(plan_file)
     place = meet(parse_mesh(plan.config.engine.mesh), rank, meeting)
     try:
-        engine = engine_of(plan, base_model, place)
+        engine = engine_of(plan, base_model, place, replica)
     except UserError:
         sys.exit(CANNOT_START)  # the first process finds the same, and says it
     follow(engine)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
+    plan_file, base_model, replica, parent_pid, rank, meeting = sys.argv[1:]
+    main(plan_file, base_model, int(replica), int(parent_pid), int(rank), Path(meeting))

@@ -21,7 +21,16 @@ MEMORY = {
 }
 
 
-ENGINE_FLAGS = ("mesh", "precision", "quantize", "deterministic", "threads", "decode_gap_ms", "verify_weights")
+ENGINE_FLAGS = (
+    "mesh",
+    "replicas",
+    "precision",
+    "quantize",
+    "deterministic",
+    "threads",
+    "decode_gap_ms",
+    "verify_weights",
+)
 
 
 @click.command()
@@ -38,6 +47,7 @@ ENGINE_FLAGS = ("mesh", "precision", "quantize", "deterministic", "threads", "de
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8000]")
 @click.option("--mesh", help="Processes that share each layer of a model, such as tp=2.  [default: one process]")
+@click.option("--replicas", type=int, help="Further engines of each model, which only sample.  [default: 0]")
 @click.option(
     "--precision",
     type=click.Choice(["auto", "bf16", "fp32"]),
@@ -126,8 +136,7 @@ def plan_of(config: Config) -> ServerPlan:
     import secrets
     from importlib.util import find_spec
 
-    import msgspec
-
+    from loreloop.cli.memory_budget import fitted
     from loreloop.cli.ranks import check_fits
     from loreloop.deployments.model_texts import ModelTexts
     from loreloop.formats.catalog import HUB_IDS, Catalog
@@ -144,10 +153,7 @@ def plan_of(config: Config) -> ServerPlan:
         ModelTexts().of(entry.folder)  # a tokenizer or template that cannot be read is refused now, by its file
     check_fits(config.engine, (entry.folder for entry in entries.values()))
     n_mib = sum(entry.n_bytes for entry in entries.values()) >> 20
-    if config.memory_mib and n_mib > config.memory_mib:
-        raise BadRequest(f"The models need {n_mib} MiB together; memory_mib allows {config.memory_mib}. Serve fewer.")
-    if config.memory_mib and 2 * n_mib > config.memory_mib:  # no room for the weights' second, packed copy
-        config = msgspec.structs.replace(config, engine=msgspec.structs.replace(config.engine, pack_weights=False))
+    config = fitted(config, n_mib)
     for alias, model in config.aliases.items():
         if model not in entries:
             raise BadRequest(f"The alias {alias!r} is for {model!r}, which is not served; add --model {model}.")

@@ -1,7 +1,7 @@
 """Starts the processes of a server, starts them again when they die, and ends them in order.
 
-One HTTP process, one engine process for every base model, and one worker for fine-tuning jobs. Without anything to do
-it sleeps in `wait`.
+One HTTP process, for every base model one engine process and its replicas, and one worker for fine-tuning jobs. Without
+anything to do it sleeps in `wait`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,14 @@ class Supervisor:
         path = str(plan.file)
         self.http = _Child("loreloop.cli.http_process", [path])
         self.engines = [
-            _Child(module="loreloop.cli.engine_process", arguments=[path, name], name=name) for name in plan.folders
+            _Child(
+                module="loreloop.cli.engine_process",
+                arguments=[path, name, str(replica)],
+                name=f"{name} replica {replica}" if replica else name,
+            )
+            # Those that train come first: they have the most to do at their start.
+            for replica in range(plan.config.engine.replicas + 1)
+            for name in plan.folders
         ]
         for engine in self.engines:
             engine.environment = self.environment
