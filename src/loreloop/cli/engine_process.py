@@ -76,10 +76,14 @@ def main(plan_file: str, base_model: str, replica: int, parent_pid: int) -> None
 
 def engine_of(plan: ServerPlan, base_model: str, place: Place, replica: int = 0) -> LocalEngine:
     """The engine of a base model at a place of its mesh. UserError where its settings or its folder cannot work."""
+    import torch
+
     from loreloop.engine.local import LocalEngine
     from loreloop.store.files import SECRET, read_secret
     from loreloop.text.tokenizer import TextTokenizer
 
+    if replica and plan.config.engine.device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(replica % torch.cuda.device_count())  # the training engine has the first one
     folder = Path(plan.folders[base_model])
     # Each empties its own folder at its start, so none may have that of another engine.
     spilled = plan.run_folder / (f"spilled-replica-{replica}" if replica else "spilled")
