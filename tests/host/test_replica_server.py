@@ -14,8 +14,10 @@ import httpx
 import psutil
 import pytest
 import tinker
+from click.testing import CliRunner
 from tinker import types
 
+from loreloop.cli.main import cli
 from loreloop.cli.server import RunningServer, running_server
 from tests.host.test_server import until
 from tests.sdk.clients import fit, service, trainer
@@ -190,3 +192,48 @@ def test_a_dead_training_engine_is_no_matter_for_the_samples(alone: RunningServe
     back(replicated, 0, before[0]["deaths"])
     assert [one["deaths"] for one in engines(replicated)[1:]] == [one["deaths"] for one in before[1:]]
     fit(trainer(replicated), 1)
+
+
+@pytest.mark.slow
+def test_the_server_goes_on_without_a_replica_that_cannot_start_again(alone: RunningServer, tmp_path: Path) -> None:
+    expected = sampled(base(alone), 4)
+    with server(tmp_path / "data", "--replicas", "1") as running:
+        client = trainer(running)
+        fit(client, 1)
+        weights = tmp_path / "data" / "models" / "tiny" / "model.safetensors"
+        hidden = weights.rename(weights.with_suffix(".hidden"))
+        trainer_pid = process_of(running, 0).pid
+        kill(running, 1)
+        log = running.data / "loreloop.log"
+        until(lambda: log.read_text().count("tiny replica 1 (pid") >= 2)  # killed, and then ended by itself
+        assert sampled(base(running), 4) == expected, "the training engine draws them"
+        fit(client, 1)
+        hidden.rename(weights)
+        until(lambda: engines(running)[1]["up"])
+        assert sampled(base(running), 4) == expected
+        assert metric(running, "loreloop_sample_requests_total")[1] > 0
+        assert process_of(running, 0).pid == trainer_pid
+
+
+@pytest.mark.slow
+def test_replicas_may_be_meshes(alone: RunningServer, tmp_path: Path) -> None:
+    with server(tmp_path / "data", "--replicas", "1", "--mesh", "tp=2") as running:
+        assert sampled(trained(running), 4) == sampled(trained(alone), 4)
+        kill(running, 1)
+        assert sampled(trained(running), 4) == sampled(trained(alone), 4)
+
+
+def test_the_command_line_shows_the_engines(replicated: RunningServer) -> None:
+    shown = CliRunner().invoke(cli, ["status", "--data", str(replicated.data)])
+    assert shown.exit_code == 0, shown.output
+    assert [line.split()[:2] for line in shown.output.splitlines()[2:]] == [
+        ["tiny", "training"],
+        ["tiny", "replica"],
+        ["tiny", "replica"],
+    ]
+    told = json.loads(CliRunner().invoke(cli, ["status", "--data", str(replicated.data), "--json"]).output)
+    assert [(row["engine"], row["state"]) for row in told] == [
+        ("training", "up"),
+        ("replica 1", "up"),
+        ("replica 2", "up"),
+    ]

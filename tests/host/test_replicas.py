@@ -220,6 +220,21 @@ def test_a_replica_that_leaves_is_given_nothing_and_blames_nobody() -> None:
     play(scene)
 
 
+def test_one_that_comes_before_the_end_of_the_last_was_noticed_takes_over_its_samples() -> None:
+    async def scene(place: Office) -> None:
+        last = await Engine.at(place, 1)
+        ask(place, "r1")
+        assert await last.samples(1) == ["r1"]
+        now = await Engine.at(place, 1)
+        assert await now.samples(1) == ["r1"]
+        last.say(SampleEnd("r1", Failure("server", "too late")))
+        assert await place.dispatcher.sample_result("r1", 0.05) is None
+        now.say(SampleEnd("r1", SampleResult(())))
+        assert await place.dispatcher.sample_result("r1", 5) == SampleResult(())
+
+    play(scene)
+
+
 def test_a_cancelled_sample_is_cancelled_where_it_is() -> None:
     async def scene(place: Office) -> None:
         one, two = [await Engine.at(place, number) for number in (1, 2)]

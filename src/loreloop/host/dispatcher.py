@@ -184,7 +184,7 @@ class Dispatcher:
                     base_model = message.base_model
                     engine = self.engines[base_model].all[message.replica]
                     await self._welcome(message, connection)
-                elif engine is not None:
+                elif engine is not None and engine.connection is connection:
                     await self._handle(base_model, engine, message)
         except (_Astray, Unavailable) as trouble:  # the second: the store cannot be read or written just now
             LOG.error("the engine of %s must begin anew: %s", base_model, trouble)
@@ -196,6 +196,11 @@ class Dispatcher:
     async def _welcome(self, hello: Hello, connection: EngineConnection) -> None:
         group = self.engines[hello.base_model]
         engine = group.all[hello.replica]
+        if engine.connection is not None:
+            # Another one has its place already, and its end was not noticed yet: what it had in hand is taken back now,
+            # and it is not heard any more.
+            engine.connection.close()
+            await self._lost(hello.base_model, engine)
         if not group.info.done():
             group.info.set_result(hello.info)
         if engine is group.training:
