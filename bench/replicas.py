@@ -40,7 +40,7 @@ async def turn(client: httpx.AsyncClient, load: Load, options: argparse.Namespac
     # Both sides get the same prompts, and no turn those of another: nothing is found in a cache.
     rng = np.random.default_rng(number)
     prompts = [random_ids(rng, options.prompt).tolist() for _ in range(load.n_requests)]
-    body = {"model": MODEL, "n": load.n_each, "max_tokens": options.tokens, "temperature": 1.0, "seed": number}
+    body = {"model": options.model, "n": load.n_each, "max_tokens": options.tokens, "temperature": 1.0, "seed": number}
     body |= {"logit_bias": {END_OF_TEXT: -100}}
     began = time.perf_counter()
     answers = await asyncio.gather(*(client.post("/v1/completions", json=body | {"prompt": p}) for p in prompts))
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32, help="at once")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer")
-    options = parser.parse_args()
+    options = parser.parse_args(namespace=argparse.Namespace(model=MODEL))
     with server(*SIDES["one engine"]) as one, server(*SIDES["two replicas"]) as two:
         figures = asyncio.run(figures_of({"one engine": one, "two replicas": two}, options))
     for figure in figures:
