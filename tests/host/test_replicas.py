@@ -31,9 +31,9 @@ from loreloop.protocol.link import (
     Token,
     Tokens,
 )
-from loreloop.protocol.sampling import SampleOp, SampleResult
+from loreloop.protocol.sampling import PromptScores, SampleOp, SampleResult
 from loreloop.protocol.token_ids import pack_ids, unpack_ids
-from loreloop.protocol.training import Failure, TextChunk
+from loreloop.protocol.training import Failure, ImageChunk, TextChunk
 from tests.host.office import Office, end, office
 from tests.host.test_kills import streamed
 from tests.scheduler.ops import create, sample
@@ -233,6 +233,27 @@ def test_one_that_comes_before_the_end_of_the_last_was_noticed_takes_over_its_sa
         assert await place.dispatcher.sample_result("r1", 5) == SampleResult(())
 
     play(scene)
+
+
+def test_what_a_sampler_outside_cannot_draw_is_left_to_our_engines() -> None:
+    async def scene(place: Office) -> None:
+        trainer, outside = [await Engine.at(place, number) for number in (0, 1)]
+        plain = sample("r1")
+        with_grammar = msgspec.structs.replace(plain.params, grammar='root ::= "a"')
+        more = [
+            msgspec.structs.replace(plain, request_id="r2", params=with_grammar),
+            msgspec.structs.replace(plain, request_id="r3", scores=PromptScores(logprobs=True)),
+            msgspec.structs.replace(plain, request_id="r4", topk_sample_logprobs=2),
+            msgspec.structs.replace(plain, request_id="r5", routes=True),
+            msgspec.structs.replace(plain, request_id="r6", prompt=(ImageChunk(b"", "png", expected_tokens=4),)),
+        ]
+        for op in (plain, *more):
+            assert place.dispatcher.sample(op, "fake")
+        assert await outside.samples(1) == ["r1"]
+        assert await trainer.samples(5) == [op.request_id for op in more]
+        assert await outside.silent()
+
+    play(scene, Config(engine=EngineConfig(samplers=("http://there",))))
 
 
 def test_a_cancelled_sample_is_cancelled_where_it_is() -> None:

@@ -24,6 +24,7 @@ MEMORY = {
 ENGINE_FLAGS = (
     "mesh",
     "replicas",
+    "samplers",
     "precision",
     "quantize",
     "deterministic",
@@ -47,6 +48,9 @@ ENGINE_FLAGS = (
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8000]")
 @click.option("--mesh", help="Processes that share each layer of a model, such as tp=2.  [default: one process]")
+@click.option(
+    "--sampler", "samplers", multiple=True, metavar="URL", help="A vLLM or SGLang server of the model. Repeatable."
+)
 @click.option("--replicas", type=int, help="Further engines of each model, which only sample.  [default: 0]")
 @click.option(
     "--precision",
@@ -141,6 +145,7 @@ def plan_of(config: Config) -> ServerPlan:
     from loreloop.deployments.model_texts import ModelTexts
     from loreloop.formats.catalog import HUB_IDS, Catalog
     from loreloop.host.server_plan import ServerPlan
+    from loreloop.outside.server import SamplerServer
     from loreloop.protocol.errors import BadRequest
 
     catalog = Catalog(config.data_path)
@@ -154,6 +159,11 @@ def plan_of(config: Config) -> ServerPlan:
     check_fits(config.engine, (entry.folder for entry in entries.values()))
     n_mib = sum(entry.n_bytes for entry in entries.values()) >> 20
     config = fitted(config, n_mib)
+    if config.engine.samplers and len(entries) > 1:
+        n = len(entries)
+        raise BadRequest(f"engine.samplers (--sampler) draw for one model; {n} are served here. Serve one.")
+    for url in config.engine.samplers:
+        SamplerServer(url).base_model()  # one that does not answer is told now, not by a process that cannot start
     for alias, model in config.aliases.items():
         if model not in entries:
             raise BadRequest(f"The alias {alias!r} is for {model!r}, which is not served; add --model {model}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from loreloop.cli.models import DATA
@@ -33,7 +35,7 @@ def status(data_dir: str, as_json: bool) -> None:
     rows = [
         {
             "model": engine["model"],
-            "engine": f"replica {engine['replica']}" if engine["replica"] else "training",
+            "engine": _name(engine),
             "state": "up" if engine["up"] else "down",
             "samples": engine["samples"],
             "operations": engine["waiting_ops"],
@@ -42,3 +44,9 @@ def status(data_dir: str, as_json: bool) -> None:
         for engine in health["engines"]
     ]
     show(rows, as_json)
+
+
+def _name(engine: dict[str, Any]) -> str:
+    if not engine["replica"]:
+        return "training"
+    return f"{'sampler' if engine['outside'] else 'replica'} {engine['replica']}"

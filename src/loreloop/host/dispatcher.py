@@ -66,7 +66,7 @@ class Dispatcher:
 
     def __init__(self, config: Config, store: Store, base_models: tuple[str, ...]) -> None:
         self.config, self.store, self.files = config, store, Files(store.folder)
-        self.engines = {name: EngineGroup(config.engine.replicas) for name in base_models}
+        self.engines = {name: EngineGroup(config.engine) for name in base_models}
         self.tickets: dict[str, Ticket] = {}
         self.meter = Meter(store)
         self.n_waiting_samples = 0
@@ -201,7 +201,7 @@ class Dispatcher:
             # and it is not heard any more.
             engine.connection.close()
             await self._lost(hello.base_model, engine)
-        if not group.info.done():
+        if not group.info.done() and not hello.outside:  # another's server knows nothing of our images, say
             group.info.set_result(hello.info)
         if engine is group.training:
             await self._restore(hello.base_model, engine, connection)

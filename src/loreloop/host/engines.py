@@ -11,11 +11,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from loreloop.config import EngineConfig
 from loreloop.host.counts import Counts
 from loreloop.host.link import EngineConnection
 from loreloop.host.placement import Candidate, KnownPrefixes, choose, prefixes_of
 from loreloop.host.tickets import Ticket
 from loreloop.protocol.link import EngineInfo, Meters, Queues, Sample
+from loreloop.protocol.sampling import SampleOp
+from loreloop.protocol.training import TextChunk
 
 TRAINING = 0  # the number of the engine that trains; replicas count from 1
 IDLE = Queues(0, 0, 0)
@@ -30,6 +33,7 @@ class EngineState:
     """
 
     number: int
+    outside: bool = False  # stands for a sampler that is not ours
     connection: EngineConnection | None = None
     leaving: bool = False
     queues: Queues = IDLE
@@ -43,6 +47,12 @@ class EngineState:
     def takes_samples(self) -> bool:
         """Whether a sample that is sent now is likely to be drawn."""
         return self.connection is not None and not self.leaving
+
+    def can_draw(self, op: SampleOp) -> bool:
+        """A sampler outside draws tokens after tokens; what else our engines can do, it cannot."""
+        more = op.params.grammar or op.scores.wanted or op.topk_sample_logprobs or op.filtered_logprobs or op.routes
+        has_images = any(not isinstance(chunk, TextChunk) for chunk in op.prompt)
+        return not (self.outside and (more or has_images))
 
     def connected(self, connection: EngineConnection) -> None:
         """A new process is there in its place."""
@@ -60,10 +70,11 @@ class EngineState:
 class EngineGroup:
     """The training engine of a base model and its replicas. `info` is what the first of them said of itself."""
 
-    def __init__(self, n_replicas: int) -> None:
+    def __init__(self, config: EngineConfig) -> None:
         self.info: asyncio.Future[EngineInfo] = asyncio.get_running_loop().create_future()
         self.training = EngineState(TRAINING)
-        self.replicas = tuple(EngineState(number) for number in range(1, n_replicas + 1))
+        numbers = range(1, config.n_replicas + 1)
+        self.replicas = tuple(EngineState(number, outside=number > config.replicas) for number in numbers)
         self._known = KnownPrefixes()
 
     @property
@@ -104,8 +115,9 @@ class EngineGroup:
     def _takers(self, ticket: Ticket) -> list[EngineState]:
         """Replicas leave the training engine alone. It draws where none of them is there, but nothing that an engine
         has died with: that may be what killed it, and training should outlive it."""
-        up = _up(self.replicas)
-        if up or (self.replicas and ticket.n_deaths):
+        able = [replica for replica in self.replicas if replica.can_draw(ticket.op)]
+        up = _up(able)
+        if up or (able and ticket.n_deaths):
             return up
         return _up((self.training,))
 

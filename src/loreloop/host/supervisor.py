@@ -70,11 +70,11 @@ class Supervisor:
             _Child(
                 module="loreloop.cli.engine_process",
                 arguments=[path, name, str(replica)],
-                name=f"{name} replica {replica}" if replica else name,
+                name=_name(plan, name, replica),
                 is_replica=replica > 0,
             )
             # Those that train come first: they have the most to do at their start.
-            for replica in range(plan.config.engine.replicas + 1)
+            for replica in range(plan.config.engine.n_replicas + 1)
             for name in plan.folders
         ]
         for engine in self.engines:
@@ -226,6 +226,13 @@ def lock_data(run_folder: Path) -> IO[str]:
             f"A server is running on {run_folder.parent} already; stop it, or give this one another --data."
         ) from None
     return lock
+
+
+def _name(plan: ServerPlan, base_model: str, replica: int) -> str:
+    """Of an engine, as the log has it."""
+    if not replica:
+        return base_model
+    return f"{base_model} {'replica' if replica <= plan.config.engine.replicas else 'sampler'} {replica}"
 
 
 def _raise_stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -29,11 +29,13 @@ class EngineInfo(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """First frame of an engine's life. `replica` counts those that only sample from 1; 0 is the one that trains."""
+    """First frame of an engine's life. `replica` counts those that only sample from 1; 0 is the one that trains.
+    `outside`: it stands for a sampler that is not ours, and can only draw tokens after tokens."""
 
     base_model: str
     info: EngineInfo
     replica: int = 0
+    outside: bool = False
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True):

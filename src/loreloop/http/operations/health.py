@@ -32,6 +32,7 @@ def _told(model: str, engine: EngineState) -> dict[str, object]:
     return {
         "model": model,
         "replica": engine.number,
+        "outside": engine.outside,
         "up": engine.connection is not None,
         "deaths": engine.counts.n_deaths,
         "samples": engine.n_samples,  # given to it, and not ended
