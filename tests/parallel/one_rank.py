@@ -1,10 +1,9 @@
-"""One rank of a cut trainer: `python -m tests.parallel.one_rank RANK SIZE STORE FOLDER OUT`, a process of its own."""
+"""One rank of a cut trainer, and what it has computed."""
 
-import sys
 from pathlib import Path
 
 import torch
-from torch import distributed as dist
+from torch import Tensor
 
 from loreloop.engine.attention import FastAttention
 from loreloop.engine.head import Head
@@ -14,17 +13,13 @@ from loreloop.formats.load import load_weights
 from loreloop.model.linear import FastProducts
 from loreloop.parallel.adapter_share import AdapterShare
 from loreloop.parallel.cut_decoder import decoder_of
-from loreloop.parallel.mesh import Mesh
 from loreloop.parallel.place import Place
 from tests.engine.train_rig import CPU, laid_out
 from tests.parallel.scene import LORA, scene, whole_state
 
 
-def main() -> None:
-    rank, size, (store, folder, out) = int(sys.argv[1]), int(sys.argv[2]), map(Path, sys.argv[3:])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(store), size), rank=rank, world_size=size)
-    place = Place(Mesh(size), rank, dist.group.WORLD)
+def trained_rank(place: Place, folder: Path) -> dict[str, Tensor]:
+    """Log-probabilities and this rank's gradients of a pass, with the places of those in the whole adapter."""
     spec, weights = load_weights(folder, dtype=torch.float32, device=CPU)
     decoder = decoder_of(spec, weights, torch.float32, FastProducts(), place)
     trainer = Trainer(decoder, FastAttention(), Head(decoder, fixed_rows=False), 1024, 1024)
@@ -35,11 +30,5 @@ def main() -> None:
     work = laid_out(scene(), state)
     trainer.run([work])
     share.sum_up(state.gradient)
-    numbers = share.cut.numbers(share.whole_layout, share.layout)
     logps = torch.cat([torch.tensor(o["logprobs"].numpy()) for o in work.result().outputs])
-    torch.save({"logps": logps, "grad": state.grad, "numbers": numbers}, out)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+    return {"logps": logps, "grad": state.grad, "numbers": share.share.numbers(LORA)}

@@ -1,7 +1,5 @@
 """Ranks that hold shares of a decoder give the log-probabilities and gradients of one process."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +11,11 @@ from loreloop.engine.training.trainer import Trainer
 from loreloop.formats.load import load_decoder
 from loreloop.model.linear import FastProducts
 from tests.engine.train_rig import CPU, laid_out, relative_error
+from tests.parallel.one_rank import trained_rank
+from tests.parallel.rig import on_ranks
 from tests.parallel.scene import scene, whole_state
 from tests.tiny import make_tiny_model
 
-ROOT = Path(__file__).parents[2]
 FAMILIES = {
     "qwen2": {},
     "qwen3": {},
@@ -37,25 +36,13 @@ def one_process(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([torch.tensor(o["logprobs"].numpy()) for o in work.result().outputs]), state.grad
 
 
-def ranks(folder: Path, size: int, tmp_path: Path) -> list[dict[str, torch.Tensor]]:
-    """What each rank has computed, in a process of its own."""
-    outs = [tmp_path / f"{rank}.pt" for rank in range(size)]
-    command = [sys.executable, "-m", "tests.parallel.one_rank"]
-    running = [
-        subprocess.Popen([*command, str(rank), str(size), tmp_path / "store", folder, out], cwd=ROOT)
-        for rank, out in enumerate(outs)
-    ]
-    assert [process.wait(timeout=120) for process in running] == [0] * size
-    return [torch.load(out) for out in outs]
-
-
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("mesh", ["tp=2", "tp=4"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ranks_give_what_one_process_gives(family: str, size: int, tmp_path: Path) -> None:
+def test_ranks_give_what_one_process_gives(family: str, mesh: str, tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "model", family, num_key_value_heads=4)
     logps, grad = one_process(folder)
     gathered = torch.full_like(grad, torch.nan)
-    for found in ranks(folder, size, tmp_path):
+    for found in on_ranks(mesh, tmp_path, trained_rank, folder):
         assert (found["logps"] - logps).abs().max() <= 1e-5
         held = gathered[found["numbers"]]
         # What several ranks hold is the same bits on each.

@@ -77,7 +77,7 @@ def meet(mesh: Mesh, rank: int, meeting: Path) -> Place:
     from torch import distributed
     from torch._C._distributed_c10d import FileStore
 
-    from loreloop.parallel.place import Place
+    from loreloop.parallel.place import place_of
 
     # Without it each process would look up the machine's own name, which may stand for an address that others reach.
     os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
@@ -85,7 +85,7 @@ def meet(mesh: Mesh, rank: int, meeting: Path) -> Place:
     distributed.init_process_group(
         "gloo", store=store, rank=rank, world_size=mesh.n_ranks, timeout=timedelta(days=WAIT_DAYS)
     )
-    return Place(mesh, rank, distributed.group.WORLD)
+    return place_of(mesh)
 
 
 def _end_with(process: subprocess.Popen[bytes], rank: int) -> None:

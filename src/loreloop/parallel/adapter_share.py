@@ -14,7 +14,7 @@ from loreloop.model.lora import AdapterView, LoraLayout
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.collectives import summed
 from loreloop.parallel.place import ALONE, Place
-from loreloop.parallel.tensor_cut import TensorCut
+from loreloop.parallel.shares import share_of
 from loreloop.protocol.training import LoraSpec
 
 
@@ -23,38 +23,37 @@ class AdapterShare:
 
     def __init__(self, spec: DecoderSpec, lora: LoraSpec, place: Place = ALONE) -> None:
         self.place, self.whole_layout = place, LoraLayout(spec, lora)
-        self.cut = TensorCut(spec, place.rank, place.mesh.tp)
-        self.layout = LoraLayout(self.cut.local, lora) if place.n_ranks > 1 else self.whole_layout
+        self.share = share_of(spec, place.mesh, place.rank)
+        self.layout = self.share.layout(lora) if place.n_ranks > 1 else self.whole_layout
 
     def take(self, whole: Tensor) -> Tensor:
         """The rank's numbers of a whole adapter's, both flat."""
-        if self.place.n_ranks == 1:
-            return whole
-        mine = AdapterView(self.layout, whole.new_empty(self.layout.size))
-        self.cut.adapter(AdapterView(self.whole_layout, whole), mine)
-        return mine.flat
+        return self.share.take(AdapterView(self.whole_layout, whole)).flat
 
     def whole(self, mine: Tensor) -> AdapterView:
         """The adapter of which every rank gives its numbers."""
         if self.place.n_ranks == 1:
             return AdapterView(self.layout, mine)
         flat = mine.new_empty(self.whole_layout.size)
-        for rank, numbers in enumerate(self.place.gathered(mine)):
-            flat[TensorCut(self.cut.spec, rank, self.cut.size).numbers(self.whole_layout, self.layout)] = numbers
+        spec, lora, mesh = self.share.spec, self.whole_layout.lora, self.place.mesh
+        places = [share_of(spec, mesh, rank).numbers(lora) for rank in range(mesh.n_ranks)]
+        for at, numbers in zip(places, self.place.gathered(mine, [len(at) for at in places]), strict=True):
+            flat[at] = numbers
         return AdapterView(self.whole_layout, flat)
 
     def sum_up(self, gradient: AdapterView) -> None:
         """Makes the gradients of copied matrices whole, of which each rank has gathered a part."""
-        if self.place.group is not None:
-            for matrix in self.cut.summed(gradient):
-                matrix.copy_(summed(matrix, self.place.group))
+        for axis, group in self.place.groups.items():
+            for matrix in self.share.matrices(gradient, axis, "partial"):
+                matrix.copy_(summed(matrix, group))
 
     def take_gradient(self, whole: Tensor) -> Tensor:
         """The rank's part of a whole gradient, as if it had gathered that: parts of copied matrices add up."""
         mine = self.take(whole)
-        if not self.place.is_first:
-            for matrix in self.cut.summed(AdapterView(self.layout, mine)):
-                matrix.zero_()
+        for axis in self.place.groups:
+            if self.place.along(axis):
+                for matrix in self.share.matrices(AdapterView(self.layout, mine), axis, "partial"):
+                    matrix.zero_()
         return mine
 
     def whole_gradient(self, mine: Tensor) -> AdapterView:
@@ -72,10 +71,9 @@ class AdapterShare:
         if self.place.is_first:
             return None
         counted = AdapterView(self.layout, torch.ones(self.layout.size, dtype=torch.bool))
-        everywhere = [key for key in self.layout.places if not self.cut.cuts(key[1])]
-        for matrix in (
-            *(m for key in everywhere for m in (counted.a(*key), *counted.b(*key))),
-            *self.cut.summed(counted),
-        ):
-            matrix.fill_(False)
+        for axis in self.place.groups:
+            if self.place.along(axis):
+                for held in ("partial", "copied"):
+                    for matrix in self.share.matrices(counted, axis, held):
+                        matrix.fill_(False)
         return counted.flat

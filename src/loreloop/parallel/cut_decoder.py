@@ -15,7 +15,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from loreloop.model.assemble import Parts, assemble
-from loreloop.model.decoder import Attend, Decoder, Mixer
+from loreloop.model.decoder import Attend, Decoder, Layer, Mixer
 from loreloop.model.linear import Products
 from loreloop.model.lora import Adapters
 from loreloop.model.packed_weights import PackedWeight
@@ -24,7 +24,7 @@ from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.collectives import enter, leave
 from loreloop.parallel.mesh import check_mesh
 from loreloop.parallel.place import Place
-from loreloop.parallel.tensor_cut import TensorCut
+from loreloop.parallel.shares import share_of
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ def decoder_of(
     if place.group is None:
         return assemble(Parts(spec, weights, dtype, products))
     check_mesh(spec, place.mesh)
-    cut = TensorCut(spec, place.rank, place.mesh.tp)
-    decoder = assemble(Parts(cut.local, {role: cut.weight(role, w) for role, w in weights.items()}, dtype, products))
-    decoder.layers = [
-        replace(
-            layer,
-            attention=CutMixer(layer.attention, place.group),
-            feed_forward=CutMixer(layer.feed_forward, place.group),
-        )
-        for layer in decoder.layers
-    ]
+    share = share_of(spec, place.mesh, place.rank)
+    held = {role: mine for role, weight in weights.items() if (mine := share.weight(role, weight)) is not None}
+    decoder = assemble(Parts(share.local, held, dtype, products))
+    if tensor_group := place.groups.get("tp"):
+        decoder.layers = [_cut_layer(layer, tensor_group) for layer in decoder.layers]
     return decoder
+
+
+def _cut_layer(layer: Layer, group: dist.ProcessGroup) -> Layer:
+    attention, feed_forward = CutMixer(layer.attention, group), CutMixer(layer.feed_forward, group)
+    return replace(layer, attention=attention, feed_forward=feed_forward)

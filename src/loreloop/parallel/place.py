@@ -5,7 +5,7 @@ A single process stands in a mesh of one, where nothing has to be said. Knows no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -13,8 +13,9 @@ import msgspec
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
-from loreloop.parallel.mesh import Mesh
+from loreloop.parallel.mesh import AXES, Axis, Mesh
 from loreloop.protocol.errors import LoreloopError, OutOfService, disk_trouble, outcome_of
 
 T = TypeVar("T")
@@ -23,11 +24,13 @@ RETRY_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Place:
-    """`rank` counts from 0; `group` is None in a mesh of one."""
+    """`rank` counts from 0; `group` is of all ranks and None in a mesh of one. `groups` has, for each axis with several
+    ranks, the group of those that differ from this one along it alone."""
 
     mesh: Mesh = field(default_factory=Mesh)
     rank: int = 0
     group: dist.ProcessGroup | None = None
+    groups: Mapping[Axis, dist.ProcessGroup] = field(default_factory=dict)
 
     @property
     def n_ranks(self) -> int:
@@ -39,6 +42,10 @@ class Place:
         """Whether this rank is the one that speaks to others and writes files."""
         return self.rank == 0
 
+    def along(self, axis: Axis) -> int:
+        """Where this rank stands along an axis, from 0."""
+        return self.mesh.at(self.rank)[axis]
+
     def total(self, number: float) -> float:
         """The sum over ranks, in double precision."""
         if self.group is None:
@@ -47,13 +54,16 @@ class Place:
         dist.all_reduce(sum_1, group=self.group)
         return float(sum_1)
 
-    def gathered(self, numbers: Tensor) -> list[Tensor]:
-        """Every rank's numbers, by rank; they are of one shape."""
+    def gathered(self, numbers: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """Every rank's numbers, by rank; all are flat, and rank r has `sizes[r]` of them."""
         if self.group is None:
             return [numbers]
-        found = [torch.empty_like(numbers) for _ in range(self.n_ranks)]
-        dist.all_gather(found, numbers.contiguous(), group=self.group)
-        return found
+        # The wire takes vectors of one length only.
+        padded = numbers.new_zeros(max(sizes))
+        padded[: len(numbers)] = numbers
+        found = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(found, padded, group=self.group)
+        return [each[:size] for each, size in zip(found, sizes, strict=True)]
 
     def told(self, message: bytes = b"") -> bytes:
         """What the first rank says, on every rank."""
@@ -109,3 +119,12 @@ class Place:
 
 
 ALONE = Place()
+
+
+def place_of(mesh: Mesh) -> Place:
+    """The place of this process in a mesh whose processes have met (`torch.distributed`). Every one of them must call
+    it."""
+    shape = tuple(mesh.sizes[axis] for axis in AXES)
+    laid_out = init_device_mesh("cpu", shape, mesh_dim_names=AXES)
+    groups = {axis: laid_out.get_group(axis) for axis in AXES if mesh.sizes[axis] > 1}
+    return Place(mesh, dist.get_rank(), dist.group.WORLD, groups)

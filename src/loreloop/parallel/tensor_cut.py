@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from loreloop.model.lora import AdapterView, LoraLayout
-from loreloop.model.packed_weights import PackedWeight
 from loreloop.model.spec import DecoderSpec
+from loreloop.parallel.cut import Factor, Held, Weight
+from loreloop.parallel.mesh import Axis
+from loreloop.protocol.training import LoraSpec
 
 COLUMN = {"qkv", "gate_up", "shared.gate_up", "experts.gate_up", "q_b", "kv_b"}
 ROW = {"o", "down", "shared.down", "experts.down"}
@@ -29,11 +31,16 @@ COPIED = {"q_kv_a"}  # its outputs serve all heads
 
 @dataclass(frozen=True)
 class TensorCut:
-    """The share of `rank` among `size` ranks, of the decoder `spec`."""
+    """The share of `rank` among `size` ranks, of the decoder `spec`. See `cut.Cut`."""
 
     spec: DecoderSpec
     rank: int
     size: int
+
+    @property
+    def axis(self) -> Axis:
+        """Heads and widths."""
+        return "tp"
 
     @property
     def local(self) -> DecoderSpec:
@@ -45,9 +52,12 @@ class TensorCut:
         n_kv_heads = spec.n_kv_heads if spec.latent and spec.n_kv_heads % n else spec.n_kv_heads // n
         return replace(spec, n_heads=spec.n_heads // n, n_kv_heads=n_kv_heads, d_ff=spec.d_ff // n, moe=moe)
 
-    def weight(self, role: str, weight: Tensor | PackedWeight) -> Tensor | PackedWeight:
-        """The rank's share of a weight, a bias or a vector of the decoder, by its role (`model/weights.py`). Weights in
-        4 bits are not cut yet."""
+    def layout(self, lora: LoraSpec) -> LoraLayout:
+        """That of an adapter for the narrower decoder."""
+        return LoraLayout(self.local, lora)
+
+    def weight(self, role: str, weight: Weight) -> Weight:
+        """See `cut.Cut`. Weights in 4 bits are not cut yet."""
         assert isinstance(weight, Tensor), role
         layer, _, site = role.partition(".")
         if not layer.isdecimal():
@@ -68,24 +78,12 @@ class TensorCut:
             for mine, whole in self._pairs(layer, site, view, local):
                 mine.copy_(whole)
 
-    def numbers(self, layout: LoraLayout, local: LoraLayout) -> Tensor:
-        """For each number of the rank's adapter its place in the whole one, (size,) int64."""
-        whole, mine = torch.arange(layout.size), torch.empty(local.size, dtype=torch.int64)
-        self.adapter(AdapterView(layout, whole), AdapterView(local, mine))
-        return mine
-
-    def cuts(self, site: str) -> bool:
-        """Whether a site is shared by the ranks; the unembedding is whole on each."""
-        return site in COLUMN | ROW | COPIED
-
-    def summed(self, local: AdapterView) -> Iterator[Tensor]:
-        """Those of the rank's matrices that are copied and of whose gradient each rank has a part. The unembedding's is
-        whole on every rank, since what it multiplies is."""
-        for layer, site in local.layout.places:
-            if site in COLUMN | COPIED:
-                yield local.a(layer, site)
-            if site in ROW | COPIED:
-                yield from local.b(layer, site)
+    def held(self, site: str, factor: Factor) -> Held:
+        """The factor on the side that is cut is cut, the other has a part of its gradient on each rank. The
+        unembedding's are whole on every rank, since what they multiply is."""
+        if site not in COLUMN | ROW | COPIED:
+            return "copied"
+        return "cut" if site in (ROW if factor == "a" else COLUMN) else "partial"
 
     def _pairs(self, layer: int, site: str, view: AdapterView, local: AdapterView) -> Iterator[tuple[Tensor, Tensor]]:
         """Each of the rank's matrices at a site with what it is of the whole adapter."""

@@ -167,7 +167,7 @@ def read_checkpoint(folder: Path, state: ModelState, *, optimizer: bool) -> None
             raise BadRequest(
                 f"The checkpoint has {_describe(lora)}, the model {_describe(own_lora)}; they must be equal."
             )
-        view = read_adapter(folder, share.cut.spec, torch.float32)
+        view = read_adapter(folder, share.share.spec, torch.float32)
         return view, _read_moments(folder, share.whole_layout.size) if optimizer else None
 
     # All that may fail is read before the first number of the state is changed, on this rank or on another.
