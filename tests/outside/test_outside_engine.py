@@ -11,7 +11,7 @@ import pytest
 
 from loreloop.engine.contract import SampleEvent, SampleFailed, TokenEvent
 from loreloop.engine.fake import FakeEngine
-from loreloop.outside.engine import OutsideEngine, SamplerLost
+from loreloop.outside.outside_engine import OutsideEngine, SamplerLost
 from loreloop.outside.server import SamplerServer
 from loreloop.protocol.errors import BadRequest, ServerError, Unavailable
 from loreloop.protocol.sampling import Partial, Revision, SampleOp

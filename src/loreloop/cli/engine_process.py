@@ -34,7 +34,7 @@ def main(plan_file: str, base_model: str, replica: int, parent_pid: int) -> None
     from loreloop.host.server_plan import read_plan
     from loreloop.host.starts import say_up
     from loreloop.host.supervisor import CANNOT_START
-    from loreloop.outside.engine import SamplerLost
+    from loreloop.outside.outside_engine import SamplerLost
     from loreloop.protocol.errors import UserError
     from loreloop.protocol.link import Hello, Leaving
     from loreloop.scheduler.loop import Scheduler
@@ -122,7 +122,7 @@ def outside_engine(plan: ServerPlan, base_model: str, replica: int) -> Engine:
     """The face of a sampler outside. BadRequest where it serves nothing; exits where it does not answer, and is tried
     again by whoever started this process."""
     from loreloop.formats.load import read_spec
-    from loreloop.outside.engine import OutsideEngine
+    from loreloop.outside.outside_engine import OutsideEngine
     from loreloop.outside.server import SamplerServer
     from loreloop.protocol.errors import Unavailable
     from loreloop.protocol.link import EngineInfo

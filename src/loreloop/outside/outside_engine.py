@@ -141,7 +141,13 @@ class OutsideEngine:
                 finished = stop_reason(op, what.token, self._n_drawn[key])
                 if finished:
                     self.finish_sample(*key)
-                return TokenEvent(request_id, index, what.token, what.logprob, finished)
+                return TokenEvent(
+                    request_id=request_id,
+                    sample_index=index,
+                    token=what.token,
+                    logprob=what.logprob,
+                    finished=finished,
+                )
             case LoreloopError():
                 return self._failed(request_id, Failure(what.category, what.message))
             case None:
