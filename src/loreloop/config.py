@@ -35,6 +35,8 @@ FLAGS = {  # of `loreloop serve`, by setting
     "verbose": "--verbose",
     "engine.mesh": "--mesh",
     "engine.ray": "--ray",
+    "engine.replicas": "--replicas",
+    "engine.samplers": "--sampler",
     "engine.precision": "--precision",
     "engine.quantize": "--quantize",
     "engine.deterministic": "--deterministic",
@@ -56,6 +58,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mesh: str = ""  # such as tp=2: the processes that share each layer of a model; empty: one process
     ray: str = ""  # host:port of the Ray cluster that they are spread over, or auto for this host's; empty: this host
     interface: str = ""  # of the network, by which they speak on several hosts; empty: that of the host's address
+    replicas: Annotated[int, Meta(ge=0, le=1024)] = 0  # further engines of each model, which only sample
+    samplers: tuple[Text, ...] = ()  # addresses of vLLM or SGLang servers of the same model, which sample too
     threads: Annotated[int, Meta(ge=0, le=4096)] = 0  # of each process; 0: one per core, shared by them
     pack_weights: bool = True  # bf16 weights a second time in the order a CPU multiplies in: faster, twice the memory
     kv_cache_mib: Positive = 1024
@@ -73,6 +77,11 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image_cache_mib: NotNegative = 512  # what vision towers made of recent images, kept in memory
     verify_weights: bool = False  # an engine compares weights with the checksums of `models add` before it loads them
     snapshot_seconds: Seconds = 30.0  # unsnapshotted engine time that triggers a snapshot
+
+    @property
+    def n_replicas(self) -> int:
+        """Engines of a model that only sample: ours first, then those that stand for samplers outside."""
+        return self.replicas + len(self.samplers)
 
 
 class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -53,6 +53,7 @@ TRY = ("loop", "try")  # two arguments before the file
 ELSEWHERE |= {words for words in COMMANDS if words[0] == "train"}
 LISTS = {words for words in COMMANDS if words[-1] in ("list", "usage", "calls", "verify")}
 ARGUMENTS = {
+    ("status",): [],
     ("runs", "show"): ["nobody"],
     ("runs", "rm"): ["nobody", "--yes"],
     ("checkpoints", "show"): [PATH],

@@ -29,6 +29,8 @@ def served(*arguments: str) -> tuple[int, str]:
     [
         (["--threads", "-3"], "--threads"),
         (["--memory-mib", "-1"], "--memory-mib"),
+        (["--replicas", "-1"], "--replicas"),
+        (["--replicas", "5000"], "--replicas"),
         (["--decode-gap-ms", "-1"], "--decode-gap-ms"),
         (["--port", "70000"], "--port"),
         (["--host", "0.0.0.0x"], "--host"),

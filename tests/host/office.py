@@ -60,10 +60,14 @@ class Office:
         return outcome
 
     def start_thread(
-        self, layer_seconds: float = 0.0, snapshot_seconds: float = 1e9, engine: FakeEngine | None = None
+        self,
+        layer_seconds: float = 0.0,
+        snapshot_seconds: float = 1e9,
+        engine: FakeEngine | None = None,
+        replica: int = 0,
     ) -> None:
         """An engine in a thread of this process, which ends with the connection."""
-        arguments = (self.socket, self.folder / "snapshots", layer_seconds, snapshot_seconds, engine)
+        arguments = (self.socket, self.folder / "snapshots", layer_seconds, snapshot_seconds, engine, replica)
         self.threads.append(threading.Thread(target=serve, args=arguments))
         self.threads[-1].start()
 
@@ -79,8 +83,8 @@ class Office:
         for writer in self.writers:
             writer.close()
 
-    async def start_engine(self, layer_seconds: float = 0.0) -> asyncio.subprocess.Process:
-        arguments = (str(self.socket), str(self.folder / "snapshots"), str(layer_seconds))
+    async def start_engine(self, layer_seconds: float = 0.0, replica: int = 0) -> asyncio.subprocess.Process:
+        arguments = (str(self.socket), str(self.folder / "snapshots"), str(layer_seconds), str(replica))
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.host.engine_process", *arguments, cwd=ROOT
         )

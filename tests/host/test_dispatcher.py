@@ -424,7 +424,7 @@ def test_a_sample_that_no_engine_survives_is_given_up() -> None:
 
 
 async def gone(place: Office) -> None:
-    while place.dispatcher.engines["fake"].connection is not None:
+    while place.dispatcher.is_up("fake"):
         await asyncio.sleep(0.005)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import msgspec
 
-from loreloop.host.dispatcher import Dispatcher
 from loreloop.http.operations.metrics import Family, Sample
 from loreloop.protocol.link import ColdLoads, Meters
 from tests.http.site import Site, play, save
@@ -58,11 +57,11 @@ def test_what_passed_is_counted() -> None:
     play(scene)
 
 
-def test_what_an_engine_says_of_itself_is_shown(monkeypatch) -> None:
+def test_what_an_engine_says_of_itself_is_shown() -> None:
     loads = ColdLoads((1, 0, 2, 0, 0, 0, 0, 1), 3.5, 3.0)
-    monkeypatch.setattr(Dispatcher, "meters", lambda dispatcher, model: Meters(100, 40, 16, 30, 7, loads))
 
     async def scene(site: Site) -> None:
+        site.services.dispatcher.engines["fake"].training.meters = Meters(100, 40, 16, 30, 7, loads)
         values = await read(site)
         assert values['loreloop_kv_pages_free{model="fake"}'] == 40
         assert values['loreloop_resident_revisions{model="fake"}'] == 16

@@ -1,4 +1,4 @@
-"""An engine process, as the supervisor starts it: `python -m loreloop.cli.engine_process PLAN MODEL PARENT LIFE`."""
+"""An engine process, as the supervisor starts it: `python -m loreloop.cli.engine_process PLAN MODEL REPLICA PARENT`."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("loreloop.engine_process")
 
 
-def main(plan_file: str, base_model: str, parent_pid: int) -> None:
-    """Runs one engine until the link ends or a signal comes; exit code 78 where its settings cannot work."""
+def main(plan_file: str, base_model: str, replica: int, parent_pid: int) -> None:
+    """Runs one engine until the link ends or a signal comes; exit code 78 where its settings cannot work. `replica`
+    0 is the one that trains, the others only sample."""
     from loreloop.host.orphans import die_with_parent
 
     die_with_parent(parent_pid)  # before libraries that take seconds to load
-    from loreloop.cli.ray_ranks import first_place
-    from loreloop.engine.leading import LeadingEngine
     from loreloop.formats.checksums import check_weights_unchanged
     from loreloop.host.link import EngineLink, first_link
     from loreloop.host.log import speak_to_supervisor
     from loreloop.host.server_plan import read_plan
     from loreloop.host.starts import say_up
     from loreloop.host.supervisor import CANNOT_START
+    from loreloop.outside.outside_engine import SamplerLost
     from loreloop.protocol.errors import UserError
-    from loreloop.protocol.link import Hello
+    from loreloop.protocol.link import Hello, Leaving
     from loreloop.scheduler.loop import Scheduler
     from loreloop.text.answers import parts_of
     from loreloop.text.stops import StopMatcher
@@ -49,16 +49,17 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
         if plan.config.engine.verify_weights:
             check_weights_unchanged(folder)
         tokenizer = TextTokenizer(folder)
-        place = first_place(plan, plan_file, base_model)
-        local = engine_of(plan, base_model, place)
-        engine: Engine = local if place.n_ranks == 1 else LeadingEngine(local)
+        is_outside = replica > plan.config.engine.replicas
+        if is_outside:
+            engine = outside_engine(plan, base_model, replica)
+        else:
+            engine = own_engine(plan, plan_file, base_model, replica)
     except UserError as error:
         LOG.error("%s", error.message)
         sys.exit(CANNOT_START)
-    LOG.info("%s computes in %s", base_model, engine.info.precision)
     link = first_link(EngineLink, plan.socket)
     _heed_signals(link)
-    link.send(Hello(base_model, engine.info))
+    link.send(Hello(base_model, engine.info, replica, is_outside))
     scheduler = Scheduler(
         engine,
         link.inbox,
@@ -68,19 +69,43 @@ def main(plan_file: str, base_model: str, parent_pid: int) -> None:
         data / "journal" / "snapshots" / _file_name(base_model),
         ready=lambda: say_up(plan.up_folder, os.getpid()),
     )
-    scheduler.run()
+    try:
+        scheduler.run()
+    except SamplerLost as lost:
+        # None of its samples is to blame, so this is no death; whoever started this process starts it again.
+        LOG.error("%s; its samples go to others", lost)
+        link.send(Leaving())
+        link.close()
+        sys.exit(1)
     link.close()
     _end_at_once()
 
 
-def engine_of(plan: ServerPlan, base_model: str, place: Place) -> LocalEngine:
+def own_engine(plan: ServerPlan, plan_file: str, base_model: str, replica: int) -> Engine:
+    """The engine that computes here, with the further processes of its mesh started. UserError as of `engine_of`."""
+    from loreloop.cli.ray_ranks import first_place
+    from loreloop.engine.leading import LeadingEngine
+
+    place = first_place(plan, plan_file, base_model, replica)
+    local = engine_of(plan, base_model, place, replica)
+    LOG.info("%s computes in %s", base_model, local.info.precision)
+    return local if place.n_ranks == 1 else LeadingEngine(local)
+
+
+def engine_of(plan: ServerPlan, base_model: str, place: Place, replica: int = 0) -> LocalEngine:
     """The engine of a base model at a place of its mesh. UserError where its settings or its folder cannot work."""
+    import torch
+
     from loreloop.engine.local import LocalEngine
     from loreloop.store.files import SECRET, read_secret
     from loreloop.text.tokenizer import TextTokenizer
 
+    if replica and plan.config.engine.device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(replica % torch.cuda.device_count())  # the training engine has the first one
     folder = Path(plan.folders[base_model])
-    work_dir = plan.run_folder / "spilled" / _file_name(base_model)
+    # Each empties its own folder at its start, so none may have that of another engine.
+    spilled = plan.run_folder / (f"spilled-replica-{replica}" if replica else "spilled")
+    work_dir = spilled / _file_name(base_model)
     return LocalEngine(
         plan.config.engine,
         base_model,
@@ -91,6 +116,38 @@ def engine_of(plan: ServerPlan, base_model: str, place: Place) -> LocalEngine:
         ends=TextTokenizer(folder).end_ids,
         place=place,
     )
+
+
+def outside_engine(plan: ServerPlan, base_model: str, replica: int) -> Engine:
+    """The face of a sampler outside. BadRequest where it serves nothing; exits where it does not answer, and is tried
+    again by whoever started this process."""
+    from loreloop.formats.load import read_spec
+    from loreloop.outside.outside_engine import OutsideEngine
+    from loreloop.outside.server import SamplerServer
+    from loreloop.protocol.errors import Unavailable
+    from loreloop.protocol.link import EngineInfo
+    from loreloop.text.tokenizer import TextTokenizer
+
+    config, folder = plan.config.engine, Path(plan.folders[base_model])
+    spec = read_spec(folder)
+    info = EngineInfo(
+        base_model=base_model,
+        folder=str(folder),
+        vocab_size=spec.vocab_size,
+        context_window=spec.context_window,
+        eos_token_ids=tuple(TextTokenizer(folder).end_ids),
+        max_lora_rank=config.max_lora_rank,
+        n_threads=0,
+    )
+    url = config.samplers[replica - config.replicas - 1]
+    limits = {"max_resident": config.resident_revisions, "max_running": config.max_running_samples}
+    try:
+        engine = OutsideEngine(SamplerServer(url), info, **limits)
+    except Unavailable as error:
+        LOG.error("%s", error.message)
+        sys.exit(1)
+    LOG.info("%s is drawn by the sampler at %s", base_model, url)
+    return engine
 
 
 def _file_name(base_model: str) -> str:
@@ -130,4 +187,4 @@ def _end_at_once() -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

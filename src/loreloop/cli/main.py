@@ -33,6 +33,7 @@ from loreloop.cli.models import models
 from loreloop.cli.persons import persons
 from loreloop.cli.runs import runs
 from loreloop.cli.serve import serve
+from loreloop.cli.status import status
 from loreloop.cli.tools import tools
 from loreloop.cli.train import train
 
@@ -63,6 +64,7 @@ def cli() -> None:
 
 VERBS_IN_ORDER = (
     serve,
+    status,
     demo,
     models,
     keys,

@@ -1,5 +1,5 @@
 """A further process of an engine, as the first one starts it:
-`python -m loreloop.cli.rank_process PLAN MODEL PARENT RANK MEETING`."""
+`python -m loreloop.cli.rank_process PLAN MODEL REPLICA PARENT RANK MEETING`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 LOG = logging.getLogger("loreloop.engine_process")
 
 
-def main(plan_file: str, base_model: str, parent_pid: int, rank: int, meeting: Path) -> None:
+def main(plan_file: str, base_model: str, replica: int, parent_pid: int, rank: int, meeting: Path) -> None:
     """Does what the first process does, until that ends."""
     from loreloop.host.orphans import die_with_parent
 
@@ -33,7 +33,7 @@ def main(plan_file: str, base_model: str, parent_pid: int, rank: int, meeting: P
     mesh = parse_mesh(plan.config.engine.mesh)
     place = meet(mesh, rank, Meeting.in_file(meeting, mesh.n_ranks))
     try:
-        engine = engine_of(plan, base_model, place)
+        engine = engine_of(plan, base_model, place, replica)
     except UserError as error:
         LOG.error("process %d of the engine: %s", rank, error.message)  # a file may be wrong in its share alone
         sys.exit(CANNOT_START)
@@ -41,4 +41,5 @@ def main(plan_file: str, base_model: str, parent_pid: int, rank: int, meeting: P
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
+    plan_file, base_model, replica, parent_pid, rank, meeting = sys.argv[1:]
+    main(plan_file, base_model, int(replica), int(parent_pid), int(rank), Path(meeting))

@@ -29,7 +29,7 @@ MODULE = "loreloop.cli.rank_process"
 LOOPBACK = "lo"
 
 
-def leading_place(plan: ServerPlan, plan_file: str, base_model: str) -> Place:
+def leading_place(plan: ServerPlan, plan_file: str, base_model: str, replica: int) -> Place:
     """The first place of the mesh that the settings ask for; starts the processes of the others. BadRequest where it is
     none. Must be called by the main thread: they end with the thread that started them."""
     from loreloop.host import children
@@ -43,7 +43,8 @@ def leading_place(plan: ServerPlan, plan_file: str, base_model: str) -> Place:
     meeting = plan.run_folder / f"ranks-{os.getpid()}"
     meeting.unlink(missing_ok=True)
     for rank in range(1, mesh.n_ranks):
-        command = children.python(MODULE, plan_file, base_model, str(os.getpid()), str(rank), str(meeting))
+        words = (plan_file, base_model, str(replica), str(os.getpid()), str(rank), str(meeting))
+        command = children.python(MODULE, *words)
         process = subprocess.Popen(command, env=children.environment())
         threading.Thread(target=_end_with, args=(process, rank), daemon=True).start()
     place = meet(mesh, 0, Meeting.in_file(meeting, mesh.n_ranks))

@@ -30,6 +30,7 @@ class Orders:
 
     plan: bytes
     base_model: str
+    replica: int  # 0 is the engine that trains
     rank: int
     lifeline: Address
     store_port: int

@@ -42,7 +42,8 @@ class RayRank:
         mesh = parse_mesh(plan.config.engine.mesh)
         interface = orders.interface or interface_of(own_address())
         meeting = Meeting.over_network(orders.lifeline.host, orders.store_port, mesh.n_ranks, interface)
-        follow(engine_of(plan, orders.base_model, meet(mesh, orders.rank, meeting)))
+        place = meet(mesh, orders.rank, meeting)
+        follow(engine_of(plan, orders.base_model, place, orders.replica))
 
 
 def _end(why: str) -> None:

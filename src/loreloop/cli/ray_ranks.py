@@ -48,24 +48,24 @@ class Actor:
         return f"rank {self.rank} on {self.facts.host} ({self.facts.address})"
 
 
-def first_place(plan: ServerPlan, plan_file: str, base_model: str) -> Place:
+def first_place(plan: ServerPlan, plan_file: str, base_model: str, replica: int) -> Place:
     """The first place of the mesh that the settings ask for, on this host or on several; see `ranks.leading_place`."""
     from loreloop.cli.ranks import leading_place
     from loreloop.parallel.mesh import parse_mesh
 
     config = plan.config.engine
     if config.ray and (mesh := parse_mesh(config.mesh)).n_ranks > 1:
-        return _leading_place(plan, base_model, mesh)
-    return leading_place(plan, plan_file, base_model)
+        return _leading_place(plan, base_model, mesh, replica)
+    return leading_place(plan, plan_file, base_model, replica)
 
 
-def _leading_place(plan: ServerPlan, base_model: str, mesh: Mesh) -> Place:
+def _leading_place(plan: ServerPlan, base_model: str, mesh: Mesh, replica: int) -> Place:
     """The first place of a mesh whose others are actors. UserError, at the server's first start, where the cluster
     cannot be joined, has no room, or has hosts that differ; at later ones it is waited for."""
     from loreloop.protocol.errors import BadRequest
 
     # A group that has met before found room then: what is missing now was lost, and may come back.
-    met_before = plan.run_folder / f"ray-{plan.nonce}-{base_model.replace('/', '--')}"
+    met_before = plan.run_folder / f"ray-{plan.nonce}-{replica}-{base_model.replace('/', '--')}"
     said_at = 0.0
     while True:
         try:
@@ -78,7 +78,7 @@ def _leading_place(plan: ServerPlan, base_model: str, mesh: Mesh) -> Place:
                 said_at = time.monotonic()
             time.sleep(RETRY_SECONDS)
             continue
-        place = _begun(plan, base_model, mesh, mine, actors)
+        place = _begun(plan, base_model, replica, mine, actors)
         met_before.touch()
         return place
 
@@ -127,7 +127,7 @@ def _asked(plan: ServerPlan, base_model: str, mesh: Mesh, group: Group) -> tuple
     return mine, [Actor(rank, *found) for rank, found in enumerate(zip(handles, facts, strict=True), 1)]
 
 
-def _begun(plan: ServerPlan, base_model: str, mesh: Mesh, mine: Facts, actors: Sequence[Actor]) -> Place:
+def _begun(plan: ServerPlan, base_model: str, replica: int, mine: Facts, actors: Sequence[Actor]) -> Place:
     """Sends the ranks to work, and meets them."""
     import msgspec
 
@@ -136,7 +136,9 @@ def _begun(plan: ServerPlan, base_model: str, mesh: Mesh, mine: Facts, actors: S
     from loreloop.host.interfaces import interface_of
     from loreloop.host.lifeline import Lifelines
     from loreloop.host.ray_cluster import watch_head
+    from loreloop.parallel.mesh import parse_mesh
 
+    mesh = parse_mesh(plan.config.engine.mesh)
     lines = Lifelines(mine.address, secrets.token_hex(16))
     store = _store(mine.address, mesh.n_ranks)
     chosen = plan.config.engine.interface
@@ -144,6 +146,7 @@ def _begun(plan: ServerPlan, base_model: str, mesh: Mesh, mine: Facts, actors: S
         orders = Orders(
             plan=msgspec.json.encode(plan),
             base_model=base_model,
+            replica=replica,
             rank=actor.rank,
             lifeline=lines.address,
             store_port=store.port,

@@ -22,7 +22,16 @@ MEMORY = {
 
 
 ENGINE_FLAGS = (
-    *("mesh", "ray", "precision", "quantize", "deterministic", "threads", "decode_gap_ms", "verify_weights"),
+    "mesh",
+    "ray",
+    "replicas",
+    "samplers",
+    "precision",
+    "quantize",
+    "deterministic",
+    "threads",
+    "decode_gap_ms",
+    "verify_weights",
 )
 
 
@@ -47,6 +56,9 @@ ENGINE_FLAGS = (
     metavar="[HOST:PORT]",
     help="Spread the processes of --mesh over the hosts of a Ray cluster: the one at this address, or this host's.",
 )
+    "--sampler", "samplers", multiple=True, metavar="URL", help="A vLLM or SGLang server of the model. Repeatable."
+)
+@click.option("--replicas", type=int, help="Further engines of each model, which only sample.  [default: 0]")
 @click.option(
     "--precision",
     type=click.Choice(["auto", "bf16", "fp32"]),
@@ -135,12 +147,12 @@ def plan_of(config: Config) -> ServerPlan:
     import secrets
     from importlib.util import find_spec
 
-    import msgspec
-
+    from loreloop.cli.memory_budget import fitted
     from loreloop.cli.ranks import check_fits
     from loreloop.deployments.model_texts import ModelTexts
     from loreloop.formats.catalog import HUB_IDS, Catalog
     from loreloop.host.server_plan import ServerPlan
+    from loreloop.outside.server import SamplerServer
     from loreloop.protocol.errors import BadRequest
 
     catalog = Catalog(config.data_path)
@@ -153,10 +165,12 @@ def plan_of(config: Config) -> ServerPlan:
         ModelTexts().of(entry.folder)  # a tokenizer or template that cannot be read is refused now, by its file
     check_fits(config.engine, (entry.folder for entry in entries.values()))
     n_mib = sum(entry.n_bytes for entry in entries.values()) >> 20
-    if config.memory_mib and n_mib > config.memory_mib:
-        raise BadRequest(f"The models need {n_mib} MiB together; memory_mib allows {config.memory_mib}. Serve fewer.")
-    if config.memory_mib and 2 * n_mib > config.memory_mib:  # no room for the weights' second, packed copy
-        config = msgspec.structs.replace(config, engine=msgspec.structs.replace(config.engine, pack_weights=False))
+    config = fitted(config, n_mib)
+    if config.engine.samplers and len(entries) > 1:
+        n = len(entries)
+        raise BadRequest(f"engine.samplers (--sampler) draw for one model; {n} are served here. Serve one.")
+    for url in config.engine.samplers:
+        SamplerServer(url).base_model()  # one that does not answer is told now, not by a process that cannot start
     for alias, model in config.aliases.items():
         if model not in entries:
             raise BadRequest(f"The alias {alias!r} is for {model!r}, which is not served; add --model {model}.")

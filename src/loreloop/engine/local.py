@@ -309,12 +309,14 @@ def _spread(spec: DecoderSpec) -> int:
 
 
 def _threads(config: EngineConfig, place: Place) -> ThreadKeeper:
-    # The cores that this process may use, which in a container are fewer than the machine has.
-    n_threads = config.threads or max(1, len(os.sched_getaffinity(0)) // place.n_ranks)
     # What several processes compute alike must come out alike, and a library adds up in other orders with other numbers
     # of threads.
     is_fixed = config.threads > 0 or config.deterministic or place.n_ranks > 1
-    return ThreadKeeper(n_threads, fixed=is_fixed)
+    # Engines whose numbers stay cannot give way to one another, and threads that have no core wait for one another.
+    n_beside = max(1, config.replicas) if is_fixed else 1
+    # The cores that this process may use, which in a container are fewer than the machine has.
+    n_cores = len(os.sched_getaffinity(0))
+    return ThreadKeeper(config.threads or max(1, n_cores // (place.n_ranks * n_beside)), fixed=is_fixed)
 
 
 def _device(name: str) -> torch.device:

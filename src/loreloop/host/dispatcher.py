@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from loreloop.config import Config
-from loreloop.host.counts import Counts
+from loreloop.host.engines import EngineGroup, EngineState
 from loreloop.host.link import EngineConnection
 from loreloop.host.meter import Meter
 from loreloop.host.tickets import Recording, Ticket
@@ -29,13 +27,13 @@ from loreloop.protocol.link import (
     EngineInfo,
     FromEngine,
     Hello,
+    Leaving,
     Meters,
     ModelLost,
     OpEnd,
     Queues,
     Restore,
     Restored,
-    Sample,
     SampleEnd,
     SnapshotRecorded,
     Snapshotted,
@@ -63,29 +61,12 @@ class _Astray(Exception):
     """An engine's state is not what it was; nothing that it says may be taken any more."""
 
 
-@dataclass
-class _Engine:
-    """A base model's engine as seen from here; `connection` is None while it is dead or not up yet.
-
-    `executing` are the training operations that it has in hand, `deaths` counts the engines that died with an operation
-    in hand.
-    """
-
-    info: asyncio.Future[EngineInfo] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    connection: EngineConnection | None = None
-    queues: Queues = field(default_factory=lambda: Queues(0, 0, 0))
-    meters: Meters = field(default_factory=Meters)
-    counts: Counts = field(default_factory=Counts)
-    executing: set[str] = field(default_factory=set)
-    deaths: Counter[str] = field(default_factory=Counter)
-
-
 class Dispatcher:
     """One per HTTP process; lives on its event loop."""
 
     def __init__(self, config: Config, store: Store, base_models: tuple[str, ...]) -> None:
         self.config, self.store, self.files = config, store, Files(store.folder)
-        self.engines = {name: _Engine() for name in base_models}
+        self.engines = {name: EngineGroup(config.engine) for name in base_models}
         self.tickets: dict[str, Ticket] = {}
         self.meter = Meter(store)
         self.n_waiting_samples = 0
@@ -131,9 +112,10 @@ class Dispatcher:
         if self.n_waiting_samples >= self.config.limits.waiting_samples:
             n = self.n_waiting_samples
             raise Unavailable(f"{n} samples are waiting before this one; send it again in a moment.", queue_position=n)
+        ticket = Ticket(op=op, base_model=base_model, recording=recording)
         # Counting begins only after the message has left, so that an unknown model leaves nothing behind.
-        self._send(base_model, Sample(op))
-        self.tickets[op.request_id] = Ticket(op=op, base_model=base_model, recording=recording)
+        self.engines[base_model].give(ticket)
+        self.tickets[op.request_id] = ticket
         self.n_waiting_samples += 1
         return True
 
@@ -141,7 +123,8 @@ class Dispatcher:
         """Ends an unfinished sample; others are left alone."""
         ticket = self.tickets.get(request_id)
         if ticket and ticket.result is None:
-            self._send(ticket.base_model, CancelSample(request_id))
+            if ticket.engine is not None:
+                _tell(self.engines[ticket.base_model].all[ticket.engine], CancelSample(request_id))
             self._end_sample(ticket, CANCELLED)
 
     async def sample_result(self, request_id: str, hold_seconds: float | None) -> SampleResult | Failure | None:
@@ -169,7 +152,8 @@ class Dispatcher:
     def _end_sample(self, ticket: Ticket, result: SampleResult | Failure) -> None:
         if ticket.result is None:
             self.n_waiting_samples -= 1
-            self.engines[ticket.base_model].counts.sample_ended(ticket.op, result)
+            group = self.engines[ticket.base_model]
+            (group.take_back(ticket) or group.training).counts.sample_ended(ticket.op, result)
             self.meter.add(ticket.op.owner, ticket.spent(result, time.time()))
         ticket.end(result, time.time())
 
@@ -187,73 +171,88 @@ class Dispatcher:
         info = self.engines[base_model].info
         return info.result() if info.done() and not info.exception() else None
 
-    def queues(self, base_model: str) -> Queues:
-        """How much waits and runs, as the engine last said."""
-        return self.engines[base_model].queues
-
     def is_up(self, base_model: str) -> bool:
-        """Whether the engine of a base model is connected now."""
-        return self.engines[base_model].connection is not None
-
-    def meters(self, base_model: str) -> Meters:
-        """What the engine last counted of itself."""
-        return self.engines[base_model].meters
-
-    def counts(self, base_model: str) -> Counts:
-        """What has passed for a base model since this process began."""
-        return self.engines[base_model].counts
+        """Whether the training engine of a base model is connected now."""
+        return self.engines[base_model].training.connection is not None
 
     async def serve_engine(self, connection: EngineConnection) -> None:
         """Carries one engine through its life: what it must know first, then whatever it says."""
-        base_model = ""
+        base_model, engine = "", None
         try:
             async for message in connection.messages():
                 if isinstance(message, Hello):
                     base_model = message.base_model
+                    engine = self.engines[base_model].all[message.replica]
                     await self._welcome(message, connection)
-                else:
-                    await self._handle(base_model, message)
+                elif engine is not None and engine.connection is connection:
+                    await self._handle(base_model, engine, message)
         except (_Astray, Unavailable) as trouble:  # the second: the store cannot be read or written just now
             LOG.error("the engine of %s must begin anew: %s", base_model, trouble)
         finally:
             connection.close()
-            if base_model and self.engines[base_model].connection is connection:
-                self.engines[base_model].connection = None
-                await self._blame(base_model)
+            if engine is not None and engine.connection is connection:
+                await self._lost(base_model, engine)
 
     async def _welcome(self, hello: Hello, connection: EngineConnection) -> None:
-        engine = self.engines[hello.base_model]
-        if not engine.info.done():
-            engine.info.set_result(hello.info)
+        group = self.engines[hello.base_model]
+        engine = group.all[hello.replica]
+        if engine.connection is not None:
+            # Another one has its place already, and its end was not noticed yet: what it had in hand is taken back now,
+            # and it is not heard any more.
+            engine.connection.close()
+            await self._lost(hello.base_model, engine)
+        if not group.info.done() and not hello.outside:  # another's server knows nothing of our images, say
+            group.info.set_result(hello.info)
+        if engine is group.training:
+            await self._restore(hello.base_model, engine, connection)
+        else:
+            # No state is ever in a replica: it reads a revision's folder when it is first asked for it.
+            connection.send(Restore((), (), 1))
+            LOG.info("replica %d of %s is there", engine.number, hello.base_model)
+        connection.send(Restored())
+        # Only now: whatever was submitted before is part of what has just been sent, and must not be sent twice.
+        engine.connected(connection)
+        self._give_waiting(hello.base_model)
+
+    async def _restore(self, base_model: str, engine: EngineState, connection: EngineConnection) -> None:
         # A damaged operation may make others unusable, so the state is read anew after each round until nothing is
         # damaged.
-        while (state := self.store.read(replay.replay_state, self.store.segments, hello.base_model)).damaged:
+        while (state := self.store.read(replay.replay_state, self.store.segments, base_model)).damaged:
             for damaged in state.damaged:
                 await self._end_damaged(damaged)
         connection.send(Restore(state.snapshots, state.batches, state.next_plan_no))
         for op in state.ops:
             # An operation that an engine has died with runs alone, so that the next death names the one to blame.
             connection.send(Submit(op, alone=op.request_id in engine.deaths))
-        connection.send(Restored())
-        for ticket in self.tickets.values():
-            if ticket.base_model == hello.base_model and ticket.result is None:
-                connection.send(Sample(ticket.resumed()))
-        # Only now: whatever was submitted before is part of what has just been sent, and must not be sent twice.
-        engine.connection = connection
 
-    async def _blame(self, base_model: str) -> None:
-        """What an engine had in hand whenever it died may be what kills it; it is not tried for ever."""
+    def _give_waiting(self, base_model: str) -> None:
+        """Samples that no engine has go to those that are there."""
         for ticket in self.tickets.values():
-            if ticket.base_model == base_model and ticket.result is None:
-                # All samples of that moment are suspects, since nobody knows which of them was being computed.
-                ticket.n_deaths += 1
-                if ticket.n_deaths >= MAX_SAMPLE_DEATHS:
-                    self._end_sample(ticket, _killer(MAX_SAMPLE_DEATHS))
-        engine = self.engines[base_model]
-        engine.counts.n_deaths += 1
-        engine.queues, engine.meters = Queues(0, 0, 0), Meters()
-        engine.deaths.update(engine.executing)
-        engine.executing = set()
+            if ticket.base_model == base_model and ticket.result is None and ticket.engine is None:
+                self.engines[base_model].give(ticket)
+
+    async def _lost(self, base_model: str, engine: EngineState) -> None:
+        """An engine has ended: what it had in hand is sent to others, or waits for the next."""
+        group = self.engines[base_model]
+        engine.disconnected()
+        group.forget_prefixes(engine)
+        for ticket in self.tickets.values():
+            if (ticket.base_model, ticket.engine) == (base_model, engine.number):
+                if not engine.leaving:
+                    self._blame_sample(ticket)
+                group.take_back(ticket)
+        self._give_waiting(base_model)
+        await self._blame(engine)
+
+    def _blame_sample(self, ticket: Ticket) -> None:
+        """All samples of that moment are suspects, since nobody knows which of them was being computed. None is tried
+        for ever."""
+        ticket.n_deaths += 1
+        if ticket.n_deaths >= MAX_SAMPLE_DEATHS:
+            self._end_sample(ticket, _killer(MAX_SAMPLE_DEATHS))
+
+    async def _blame(self, engine: EngineState) -> None:
+        """Operations that an engine had in hand whenever it died may be what kills it; they are given up at last."""
         for request_id in [r for r, n_deaths in engine.deaths.items() if n_deaths >= MAX_OP_DEATHS]:
             del engine.deaths[request_id]
             if model_id := self.store.read(journal.executed_model, request_id):
@@ -280,46 +279,55 @@ class Dispatcher:
             await self.lose_model(model_id, f"{end.request_id} fails when it is executed again: {failure.message}")
         else:
             if not (isinstance(failure, Failure) and failure.passing):
-                self.engines[base_model].executing.add(end.request_id)
+                self.engines[base_model].training.executing.add(end.request_id)
             raise _Astray(f"{end.request_id} had succeeded and fails when it is executed again: {failure}")
 
     async def _give_up(self, request_id: str, failure: Failure) -> None:
         await self.store.write(journal.give_up, self.store.segments, request_id, failure, time.time())
         self._release(request_id)
 
-    async def _handle(self, base_model: str, message: FromEngine) -> None:
+    async def _handle(self, base_model: str, engine: EngineState, message: FromEngine) -> None:
         match message:
             case BatchStarted(request_ids):
-                self.engines[base_model].executing.update(request_ids)
-            case BatchDone(ends=ends):
-                self.engines[base_model].executing.difference_update(end.request_id for end in ends)
-                segments, now = self.store.segments, time.time()
-                # The results are on disk before anybody is woken, so that no client hears of what a crash could take
-                # back.
-                astray = await self.store.write(journal.record_batch, segments, base_model, message, now)
-                self.engines[base_model].counts.batch_ended(message)
-                for end in ends:
-                    # An operation that has ended well was not what killed an earlier engine.
-                    self.engines[base_model].deaths.pop(end.request_id, None)
-                    self._release(end.request_id)
-                for end in astray:
-                    await self._went_astray(base_model, end)
+                engine.executing.update(request_ids)
+            case BatchDone():
+                await self._batch_done(base_model, engine, message)
             case ModelLost(model_id, reason):
                 await self.lose_model(model_id, reason)
             case Snapshotted():
                 await self.store.write(journal.record_snapshot, base_model, message)
-                self._send(base_model, SnapshotRecorded(message.plan_no))
+                _tell(engine, SnapshotRecorded(message.plan_no))
             case Queues():
-                self.engines[base_model].queues = message
+                engine.queues = message
             case Meters():
-                self.engines[base_model].meters = message
+                engine.meters = message
+            case Leaving():
+                engine.leaving = True
             case Tokens(request_id, tokens):
-                if ticket := self.tickets.get(request_id):
+                if ticket := self._drawn_by(engine, base_model, request_id):
                     ticket.add(tokens)
             case SampleEnd(request_id, result):
-                if ticket := self.tickets.get(request_id):
+                if ticket := self._drawn_by(engine, base_model, request_id):
                     await self._record(ticket, result)
                     self._end_sample(ticket, result)
+
+    def _drawn_by(self, engine: EngineState, base_model: str, request_id: str) -> Ticket | None:
+        """The sample, if it is still in this engine's hands: what one says that has lost it is not shown twice."""
+        ticket = self.tickets.get(request_id)
+        return ticket if ticket and (ticket.base_model, ticket.engine) == (base_model, engine.number) else None
+
+    async def _batch_done(self, base_model: str, engine: EngineState, done: BatchDone) -> None:
+        engine.executing.difference_update(end.request_id for end in done.ends)
+        segments, now = self.store.segments, time.time()
+        # The results are on disk before anybody is woken, so that no client hears of what a crash could take back.
+        astray = await self.store.write(journal.record_batch, segments, base_model, done, now)
+        engine.counts.batch_ended(done)
+        for end in done.ends:
+            # An operation that has ended well was not what killed an earlier engine.
+            engine.deaths.pop(end.request_id, None)
+            self._release(end.request_id)
+        for end in astray:
+            await self._went_astray(base_model, end)
 
     async def _record(self, ticket: Ticket, result: SampleResult | Failure) -> None:
         if ticket.recording is None or isinstance(result, Failure):
@@ -349,13 +357,8 @@ class Dispatcher:
         )
 
     def _send(self, base_model: str, message: ToEngine) -> None:
-        # Without an engine nothing is lost: the next one is sent all that is unfinished.
-        if connection := self.engines[base_model].connection:
-            connection.send(message)
-
-    def _send_all(self, message: ToEngine) -> None:
-        for base_model in self.engines:
-            self._send(base_model, message)
+        """To the engine that trains. Without it nothing is lost: the next one is sent all that is unfinished."""
+        _tell(self.engines[base_model].training, message)
 
     # ends
 
@@ -368,10 +371,10 @@ class Dispatcher:
             self._release(request_id)
         for ticket in self.tickets.values():
             self._end_sample(ticket, STOPPED)
-        for engine in self.engines.values():
-            if not engine.info.done():
-                engine.info.set_exception(OutOfService(STOPPING))
-                engine.info.exception()  # also where nobody waits
+        for group in self.engines.values():
+            if not group.info.done():
+                group.info.set_exception(OutOfService(STOPPING))
+                group.info.exception()  # also where nobody waits
 
     async def close_session(self, session_id: str) -> None:
         """After a session has ended: its samples are cancelled, its models unloaded, its ephemeral adapters deleted."""
@@ -390,7 +393,8 @@ class Dispatcher:
 
     async def drop_model(self, run_id: str) -> None:
         """Unloads a run's training state; its unfinished operations end as failures."""
-        self._send_all(DropModel(run_id))
+        for base_model in self.engines:
+            self._send(base_model, DropModel(run_id))
         await self.store.write(runs.set_dead, run_id)
         files = await self.store.write(journal.forget_model, self.store.segments, run_id, SESSION_OVER, time.time())
         for file in filter(None, files):
@@ -405,7 +409,8 @@ class Dispatcher:
         """Ends a run whose state cannot be restored: its operations end as failures that say why, and so does whatever
         is asked of it later. What it has saved, and the files of its state, are left alone."""
         LOG.error("the state of %s is lost: %s", run_id, reason)
-        self._send_all(DropModel(run_id))
+        for base_model in self.engines:
+            self._send(base_model, DropModel(run_id))
         message = f"The state of {run_id} is lost: {reason}. Load its newest checkpoint in a new session."
         lost = Failure("server", message)
         await self.store.write(journal.lose_model, self.store.segments, run_id, lost, time.time())
@@ -413,7 +418,9 @@ class Dispatcher:
 
     def drop_revision(self, revision_id: str) -> None:
         """Lets all engines forget an adapter whose files are going away."""
-        self._send_all(DropRevision(revision_id))
+        for group in self.engines.values():
+            for engine in group.all:
+                _tell(engine, DropRevision(revision_id))
 
     async def delete_left_files(self) -> None:
         """Deletes the files of what was removed, unless something has been saved in their place since."""
@@ -429,3 +436,8 @@ class Dispatcher:
 
 def _killer(n_deaths: int) -> Failure:
     return Failure("server", f"The engine died {n_deaths} times while this request was in its hands; it is given up.")
+
+
+def _tell(engine: EngineState, message: ToEngine) -> None:
+    if engine.connection:
+        engine.connection.send(message)

@@ -46,6 +46,7 @@ class Starts:
     reason: str = ""
     n_in_vain: int = 0
     http_life: int = 0
+    has_come_up: bool = False  # ever
 
     def in_vain(self, reason: str, http_life: int) -> bool:
         """Counts another one; True when it is the last."""
@@ -56,4 +57,4 @@ class Starts:
 
     def succeeded(self) -> None:
         """The process came up, so that earlier failures no longer count."""
-        self.n_in_vain = 0
+        self.n_in_vain, self.has_come_up = 0, True

@@ -1,7 +1,7 @@
 """Starts the processes of a server, starts them again when they die, and ends them in order.
 
-One HTTP process, one engine process for every base model, and one worker for fine-tuning jobs. Without anything to do
-it sleeps in `wait`.
+One HTTP process, for every base model one engine process and its replicas, and one worker for fine-tuning jobs. Without
+anything to do it sleeps in `wait`.
 """
 
 from __future__ import annotations
@@ -49,6 +49,13 @@ class _Child:
     lives: int = 0
     starts: Starts = field(default_factory=Starts)
     environment: Mapping[str, str] = field(default_factory=dict)  # laid over this process's own
+    is_replica: bool = False
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether the server ends where this process cannot start. A replica that has been up once had good settings;
+        whatever keeps it down now, the others go on without it."""
+        return not (self.is_replica and self.starts.has_come_up)
 
 
 class Supervisor:
@@ -60,7 +67,15 @@ class Supervisor:
         path = str(plan.file)
         self.http = _Child("loreloop.cli.http_process", [path])
         self.engines = [
-            _Child(module="loreloop.cli.engine_process", arguments=[path, name], name=name) for name in plan.folders
+            _Child(
+                module="loreloop.cli.engine_process",
+                arguments=[path, name, str(replica)],
+                name=_name(plan, name, replica),
+                is_replica=replica > 0,
+            )
+            # Those that train come first: they have the most to do at their start.
+            for replica in range(plan.config.engine.n_replicas + 1)
+            for name in plan.folders
         ]
         for engine in self.engines:
             engine.environment = self.environment
@@ -99,7 +114,7 @@ class Supervisor:
                     time.sleep(FIRST_PAUSE_SECONDS)
                     continue
                 exit_code = os.waitstatus_to_exitcode(status)
-                if exit_code == CANNOT_START:
+                if exit_code == CANNOT_START and all(child.is_needed for child in self._children_of(pid)):
                     raise BadRequest(f"The server cannot start; the reason stands above, and in {self.log.file}.")
                 self._replace(pid, exit_code)
         except _Stop:
@@ -127,7 +142,7 @@ class Supervisor:
 
     def _replace(self, pid: int, exit_code: int) -> None:
         """Starts a dead child again, after a pause that grows while it keeps dying; the others do not wait for it."""
-        for child in [c for c in (self.http, *self.engines, *self.workers) if c.process and c.process.pid == pid]:
+        for child in self._children_of(pid):
             self._count_start(child, pid, exit_code)
             # A process that ran well for a while and dies once is started again at once.
             steady = time.monotonic() - child.started > STEADY_SECONDS
@@ -136,13 +151,18 @@ class Supervisor:
             self._say(logging.ERROR, f"{child.name} (pid {pid}) died; starting it again in {pause:g} s")
             self._start_after(pause, child)
 
+    def _children_of(self, pid: int) -> list[_Child]:
+        """The one that is this process; none where it is none of ours."""
+        every = (self.http, *self.engines, *self.workers)
+        return [child for child in every if child.process and child.process.pid == pid]
+
     def _count_start(self, child: _Child, pid: int, exit_code: int) -> None:
-        """ServerError when it has died at its start too often."""
+        """ServerError when one that is needed has died at its start too often."""
         if came_up(self.plan.up_folder, pid):
             child.starts.succeeded()
             return
         reason = reason_of(exit_code, self.log.last_words(child.name))
-        if child.starts.in_vain(reason, self.http.lives):
+        if child.starts.in_vain(reason, self.http.lives) and child.is_needed:
             message = f"{child.name} died {MAX_STARTS} times at its start, always alike: {reason}"
             self._say(logging.ERROR, message)
             raise ServerError(f"The server stops: {message}. Its log is {self.log.file}.")
@@ -206,6 +226,13 @@ def lock_data(run_folder: Path) -> IO[str]:
             f"A server is running on {run_folder.parent} already; stop it, or give this one another --data."
         ) from None
     return lock
+
+
+def _name(plan: ServerPlan, base_model: str, replica: int) -> str:
+    """Of an engine, as the log has it."""
+    if not replica:
+        return base_model
+    return f"{base_model} {'replica' if replica <= plan.config.engine.replicas else 'sampler'} {replica}"
 
 
 def _raise_stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -37,6 +37,7 @@ class Ticket:
     tokens: list[Token] = field(default_factory=list)
     result: SampleResult | Failure | None = None
     ended: float = 0.0
+    engine: int | None = None  # the number of the one that draws it; None: it waits for one
     n_deaths: int = 0  # engines that this request has outlived
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -91,7 +92,7 @@ class Ticket:
 
     def resumed(self) -> SampleOp:
         """The operation for a new engine: what a stream has shown is not drawn again."""
-        if not self.op.stream:
+        if not self.tokens:
             return self.op
         partials = []
         for index in range(self.op.num_samples):

@@ -29,10 +29,13 @@ class EngineInfo(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """First frame of an engine's life."""
+    """First frame of an engine's life. `replica` counts those that only sample from 1; 0 is the one that trains.
+    `outside`: it stands for a sampler that is not ours, and can only draw tokens after tokens."""
 
     base_model: str
     info: EngineInfo
+    replica: int = 0
+    outside: bool = False
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True):
@@ -207,4 +210,8 @@ class Meters(msgspec.Struct, frozen=True, tag="meters"):
     cold_loads: ColdLoads = ColdLoads()
 
 
-FromEngine = Hello | BatchStarted | BatchDone | Snapshotted | ModelLost | Tokens | SampleEnd | Queues | Meters
+class Leaving(msgspec.Struct, frozen=True, tag="leaving"):
+    """The engine was asked to end, and is about to: its end is no death, and what it has in hand is not to blame."""
+
+
+FromEngine = Hello | BatchStarted | BatchDone | Snapshotted | ModelLost | Tokens | SampleEnd | Queues | Meters | Leaving

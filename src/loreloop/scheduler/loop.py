@@ -22,6 +22,7 @@ from loreloop.protocol.link import (
     DropModel,
     DropRevision,
     FromEngine,
+    Leaving,
     Meters,
     Queues,
     Restore,
@@ -155,6 +156,7 @@ class Scheduler:
                 self._training.snapshot_recorded(plan_no)
             case Shutdown():
                 self._closing, self._closed_seconds = True, time.monotonic()
+                self._send(Leaving())
 
     def _tell_queues(self) -> None:
         queues = Queues(self._sampling.waiting, self._sampling.running, self._training.waiting)

@@ -5,15 +5,17 @@ No key is needed, so nothing here names keys, deployments or checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import attrgetter
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.host.dispatcher import Dispatcher
+from loreloop.host.engines import EngineState
 from loreloop.host.recorder import Recorder
 from loreloop.http.services import RequestCounts, services
 from loreloop.protocol.link import LOAD_BUCKETS
@@ -74,14 +76,23 @@ def of_requests(requests: RequestCounts) -> Iterable[Family]:
     yield Family("loreloop_http_request_seconds_total", "counter", "Seconds they took, streams to their end.", seconds)
 
 
+def _engines(dispatcher: Dispatcher) -> list[tuple[dict[str, str], EngineState]]:
+    """Every engine with its labels: replicas have one more, so that a sum by model is still that of the model."""
+    return [
+        ({"model": model} | ({"replica": str(engine.number)} if engine.number else {}), engine)
+        for model, group in dispatcher.engines.items()
+        for engine in group.all
+    ]
+
+
 def of_samples(dispatcher: Dispatcher) -> Iterable[Family]:
-    """Counts of samples, training operations and tokens by model, since this process began."""
-    counts = {model: dispatcher.counts(model) for model in dispatcher.engines}
+    """Counts of samples, training operations and tokens by engine, since this process began."""
+    counts = [(labels, engine.counts) for labels, engine in _engines(dispatcher)]
     # The outcome is a label, so that a failure rate is one division.
     for name, kind in (("sample_requests", "samples"), ("training_operations", "operations")):
         ended = [
-            Sample(n, {"model": model, "outcome": outcome})
-            for model, one in counts.items()
+            Sample(n, labels | {"outcome": outcome})
+            for labels, one in counts
             for outcome, n in getattr(one, kind).items()
         ]
         yield Family(f"loreloop_{name}_total", "counter", f"{name.replace('_', ' ').capitalize()} that ended.", ended)
@@ -90,30 +101,27 @@ def of_samples(dispatcher: Dispatcher) -> Iterable[Family]:
         # The share of these in all prompt tokens is the hit rate of the prefix cache.
         ("cached_prompt_tokens", "n_cached_tokens", "Those of them whose keys and values were there already."),
         ("generated_tokens", "n_drawn_tokens", "Tokens drawn for ended sample requests."),
-        ("engine_deaths", "n_deaths", "Engines that ended, each replaced by the next."),
+        ("engine_deaths", "n_deaths", "Engines that died, each replaced by the next."),
     ):
-        found = [Sample(getattr(one, field), {"model": model}) for model, one in counts.items()]
+        found = [Sample(getattr(one, field), labels) for labels, one in counts]
         yield Family(f"loreloop_{name}_total", "counter", about, found)
 
 
 def of_engines(dispatcher: Dispatcher) -> Iterable[Family]:
     """What each engine last said of its queues, cache pages and adapters; an engine that is down shows zeros."""
-
-    def gauge(name: str, about: str, values: dict[str, float], kind: str = "gauge") -> Family:
-        return Family(f"loreloop_{name}", kind, about, [Sample(v, {"model": m}) for m, v in values.items()])
-
     # Every engine has its line even when it is down, so that a graph shows a zero and not a gap.
-    queues = {model: dispatcher.queues(model) for model in dispatcher.engines}
-    meters = {model: dispatcher.meters(model) for model in dispatcher.engines}
-    yield gauge(
-        "engine_up", "1 where the engine is there.", {m: float(dispatcher.is_up(m)) for m in dispatcher.engines}
-    )
+    engines = _engines(dispatcher)
+
+    def gauge(name: str, about: str, value: Callable[[EngineState], float], kind: str = "gauge") -> Family:
+        return Family(f"loreloop_{name}", kind, about, [Sample(value(one), labels) for labels, one in engines])
+
+    yield gauge("engine_up", "1 where the engine is there.", lambda one: float(one.connection is not None))
     for field, about in (
         ("waiting_samples", "Sample requests that wait for room."),
         ("running_samples", "Sample requests that run."),
         ("waiting_ops", "Training operations that wait."),
     ):
-        yield gauge(field, about, {m: getattr(q, field) for m, q in queues.items()})
+        yield gauge(field, about, attrgetter(f"queues.{field}"))
     for field, kind, about in (
         ("kv_pages", "gauge", "Pages of the KV cache."),
         ("kv_pages_free", "gauge", "Those that hold nothing, not even a known prefix."),
@@ -121,19 +129,16 @@ def of_engines(dispatcher: Dispatcher) -> Iterable[Family]:
         ("revision_hits", "counter", "Sample requests whose adapter was in memory."),
         ("revision_evictions", "counter", "Adapters that gave way to others."),
     ):
-        name = f"{field}_total" if kind == "counter" else field
-        yield gauge(name, about, {m: getattr(one, field) for m, one in meters.items()}, kind)
-    loads = {model: one.cold_loads for model, one in meters.items()}
-    yield gauge(
-        "revision_longest_load_seconds", "The slowest load.", {m: one.longest_seconds for m, one in loads.items()}
-    )
+        yield gauge(f"{field}_total" if kind == "counter" else field, about, attrgetter(f"meters.{field}"), kind)
+    yield gauge("revision_longest_load_seconds", "The slowest load.", attrgetter("meters.cold_loads.longest_seconds"))
     samples: list[Sample] = []
-    for model, one in loads.items():
+    for labels, engine in engines:
+        loads = engine.meters.cold_loads
         # A histogram's buckets are cumulative: each holds all loads up to its bound, the last one all there were.
-        for bound, n_loads in zip((*LOAD_BUCKETS, "+Inf"), accumulate(one.counts), strict=True):
-            samples.append(Sample(n_loads, {"model": model, "le": str(bound)}, "_bucket"))
-        samples.append(Sample(one.seconds, {"model": model}, "_sum"))
-        samples.append(Sample(sum(one.counts), {"model": model}, "_count"))
+        for bound, n_loads in zip((*LOAD_BUCKETS, "+Inf"), accumulate(loads.counts), strict=True):
+            samples.append(Sample(n_loads, labels | {"le": str(bound)}, "_bucket"))
+        samples.append(Sample(loads.seconds, labels, "_sum"))
+        samples.append(Sample(sum(loads.counts), labels, "_count"))
     yield Family("loreloop_revision_load_seconds", "histogram", "Loads of adapters that were not in memory.", samples)
 
 

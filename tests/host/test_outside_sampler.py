@@ -1,0 +1,65 @@
+"""A server whose samples a sampler outside draws, by the SDK: adapters go there by folders, and it may be lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tinker import types
+
+from tests.cli.test_serve_mistakes import served
+from tests.host.sampler import sampler, token_at
+from tests.host.test_replica_server import base, engines, server, trained
+from tests.host.test_server import until
+
+PROMPT = [5, 6, 7, 8]
+
+
+def drawn(client, max_tokens: int = 12, n: int = 2, during=lambda: None) -> list[list[int]]:
+    params = types.SamplingParams(max_tokens=max_tokens, seed=3, stop=[])
+    asked = client.sample(types.ModelInput.from_ints(PROMPT), num_samples=n, sampling_params=params)
+    during()
+    return [sequence.tokens for sequence in asked.result().sequences]
+
+
+def expected(model: str, n_tokens: int = 12) -> list[list[int]]:
+    """Of two samples; the seed of the second is the next one."""
+    return [[token_at(model, 3 + i, len(PROMPT) + at) for at in range(n_tokens)] for i in range(2)]
+
+
+def test_a_sampler_outside_draws_and_is_handed_revisions_once(tmp_path: Path) -> None:
+    with sampler() as outside, server(tmp_path / "data", "--sampler", outside.url) as running:
+        assert drawn(base(running)) == expected("their-name")
+        client = trained(running)
+        shown = drawn(client)
+        (revision,) = outside.adapters
+        assert shown == expected(revision) == drawn(client)
+        assert [path for path, _ in outside.log].count("/v1/load_lora_adapter") == 1
+        # What only our engines can do, they do: log-probabilities of a prompt.
+        scores = client.compute_logprobs(types.ModelInput.from_ints(PROMPT)).result()
+        assert len(scores) == len(PROMPT)
+        assert [engine["outside"] for engine in engines(running)] == [False, True]
+
+
+def test_samples_of_a_lost_sampler_are_drawn_by_others_and_it_is_used_again(tmp_path: Path) -> None:
+    with sampler(token_seconds=0.05) as outside, server(tmp_path / "data", "--sampler", outside.url) as running:
+        client, port = base(running), outside.server_port
+
+        def lose() -> None:
+            until(lambda: engines(running)[1]["samples"])
+            outside.broken = True
+            outside.shutdown()
+            outside.server_close()
+
+        sequences = drawn(client, 60, during=lose)
+        assert [len(one) for one in sequences] == [60, 60]
+        assert sequences != expected("their-name", 60), "our own engine drew them"
+        with sampler(port=port):
+            until(lambda: engines(running)[1]["up"], 60)
+            assert drawn(client) == expected("their-name")
+
+
+def test_a_sampler_that_is_not_there_is_told_at_start(tmp_path: Path, tiny_folder: Path) -> None:
+    usual = ["--data", str(tmp_path / "data"), "--model", str(tiny_folder), "--port", "0"]
+    code, errors = served(*usual, "--sampler", "http://127.0.0.1:9")
+    assert code == 1
+    assert "The sampler at http://127.0.0.1:9 does not say what it serves" in errors
