@@ -17,7 +17,7 @@ from typing import Any
 
 import tinker
 
-from bench.learn_rig import Make, run
+from bench.learn_rig import Make, on_threads, run
 from bench.record import RESULTS, line, write_record
 from bench.rig import MODEL, Figure, folder
 from bench.rows.serve import server
@@ -66,9 +66,10 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=48)
     parser.add_argument("--held-out", type=int, default=24)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of the engine; by default as many as it finds best")
     options = parser.parse_args()
     found: dict[str, list[Found]] = {}
-    with server() as running:
+    with server(*on_threads(options.threads)) as running:
         events = asyncio.run(answered(running, options.events + options.held_out))
         learned, held_out = events[: options.events], events[options.events :]
         before = asyncio.run(judged(running, None, held_out))

@@ -63,6 +63,11 @@ def run(server: RunningServer, plan: Plan, make: Make, data: Sequence[Any], held
         return asyncio.run(go())
 
 
+def on_threads(n: int | None) -> list[str]:
+    """What a server is told so that its engine has as many threads; nothing, where it may choose."""
+    return [] if n is None else ["--threads", str(n)]
+
+
 def task_of(question: Question) -> Task:
     return Task(Conversation((Turn("user", question.text),)), {"answer": question.answer})
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from bench.learn_rig import Ran, run
+from bench.learn_rig import Ran, on_threads, run
 from bench.record import RESULTS, line, write_record
 from bench.rig import MODEL, Figure
 from bench.rows.serve import server
@@ -37,8 +37,9 @@ def main() -> None:
     parser.add_argument("--exam", type=int, default=64, help="held-out orders of each exam")
     parser.add_argument("--every", type=int, default=0, help="steps between two exams; 0: one at the end")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="of the engine; by default as many as it finds best")
     options = parser.parse_args()
-    with server() as running:
+    with server(*on_threads(options.threads)) as running:
         started = time.monotonic()
         ran = learn(running, options)
         seconds = time.monotonic() - started
