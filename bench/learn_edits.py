@@ -2,7 +2,7 @@
 
 The base model answers; a user edits every answer the same way. Each learner gets the same events, steps and rate from
 its own list, the best of which counts. Held out: how often the edit's form is kept to unasked, and the log-probability
-of edited answers. Writes bench/results/learn-edits.json. To be run on an idle machine.
+of edited answers. Writes bench/results/learn-edits.json. It measures quality, so other work may go on beside it.
 """
 
 from __future__ import annotations
