@@ -14,7 +14,7 @@ import argparse
 import asyncio
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=24)
     parser.add_argument("--answers", type=int, default=4, help="to each question")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--rate", type=float, default=8e-4)
     parser.add_argument("--threads", type=int, help="of the engine; by default as many as it finds best")
     options = parser.parse_args()
     found: dict[str, list[Found]] = {name: [] for name in LEARNERS}
@@ -94,17 +94,23 @@ def main() -> None:
         learned, held_out = first[: options.questions], first[options.questions :]
         before = wins(held_out, base)
         print(f"before: {before:.3f}, {words_of(base):.1f} words", flush=True)
+        figures = [Figure("the base model against itself", before, "share")]
+        figures += [Figure("its answers", words_of(base), "words")]
         for seed in range(1, options.seeds + 1):
             for name in LEARNERS:
                 one = trained(running, name, seed, Lesson(learned, held_out, base), options)
                 found[name].append(one)
                 print(name, seed, one, flush=True)
-    figures = [Figure("the base model against itself", before, "share"), Figure("its answers", words_of(base), "words")]
-    for name, values in found.items():
-        figures += figures_of(name, values)
+            # Written after every seed, so that a bench which is ended early leaves what it has found.
+            told(figures, found, options)
+
+
+def told(figures: Sequence[Figure], found: Mapping[str, Sequence[Found]], options: argparse.Namespace) -> None:
+    """Writes and prints the figures of all runs until now."""
+    whole = [*figures, *(figure for name, values in found.items() for figure in figures_of(name, values))]
     runs = {name: [asdict(one) for one in values] for name, values in found.items()}
-    write_record(RESULTS, "learn-preferences", __doc__ or "", figures, all=runs, options=vars(options))
-    for figure in figures:
+    write_record(RESULTS, "learn-preferences", __doc__ or "", whole, all=runs, options=vars(options))
+    for figure in whole:
         print(line("learn-preferences", figure), flush=True)
 
 

