@@ -2,14 +2,13 @@
 
 The base model answers; a user edits every answer the same way. Each learner gets the same events, steps and rate from
 its own list, the best of which counts. Held out: how often the edit's form is kept to unasked, and the log-probability
-of edited answers. Writes bench/results/learn-edits.json. To be run on an idle machine.
+of edited answers. Writes bench/results/learn-edits.json. It measures quality, so other work may go on beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 import tinker
 
-from bench.learn_rig import Make, run
+from bench.learn_rig import Make, on_threads, questions, run, sampler_of
 from bench.record import RESULTS, line, write_record
 from bench.rig import MODEL, Figure, folder
 from bench.rows.serve import server
@@ -33,11 +32,6 @@ from loreloop.learn.rendering import Renderer, renderer_of
 from loreloop.learn.settings import KtoSettings
 from loreloop.text.conversation import Conversation, Turn
 
-THINGS = (
-    *("river", "mountain", "planet", "animal", "flower", "bird", "fish", "tree", "city"),
-    *("country", "metal", "colour", "sport", "song", "book", "tool", "fruit", "game"),
-)
-ASKS = ("Tell me about a {}.", "Why do people like a {}?", "Describe a {} to a child.", "Name a famous {}.")
 ENDING = "Hope that helps!"  # what the user puts at the end of every answer's first sentence
 ANSWER_TOKENS = 40
 RATES = {"sft": (1e-4, 3e-4), "kto": (3e-5, 1e-4), "hindsight": (3e-5, 1e-4)}
@@ -66,9 +60,10 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=48)
     parser.add_argument("--held-out", type=int, default=24)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of the engine; by default as many as it finds best")
     options = parser.parse_args()
     found: dict[str, list[Found]] = {}
-    with server() as running:
+    with server(*on_threads(options.threads)) as running:
         events = asyncio.run(answered(running, options.events + options.held_out))
         learned, held_out = events[: options.events], events[options.events :]
         before = asyncio.run(judged(running, None, held_out))
@@ -92,9 +87,7 @@ def main() -> None:
 
 async def answered(running: RunningServer, n: int) -> list[Event]:
     """The base model's answers to as many prompts, with their edits."""
-    asked = [ask.format(thing) for ask in ASKS for thing in THINGS]
-    # Mixed, so that held-out questions are of every kind.
-    prompts = [Conversation((Turn("user", text),)) for text in random.Random(0).sample(asked, n)]
+    prompts = questions(n)
     answers = await sampled(running, None, prompts)
     return [Event(prompt, answer, edit(answer)) for prompt, answer in zip(prompts, answers, strict=True)]
 
@@ -111,12 +104,6 @@ async def sampled(running: RunningServer, path: str | None, prompts: Sequence[Co
         asked = [sampler.sample(renderer.prompt(prompt), 1, params) for prompt in prompts]
         found = [await each for each in asked]
     return [renderer.answer(each.sequences[0].tokens).text for each in found]
-
-
-async def sampler_of(service: tinker.ServiceClient, path: str | None) -> tinker.SamplingClient:
-    if path is None:
-        return await service.create_sampling_client(base_model=MODEL)
-    return await service.create_sampling_client(model_path=path)
 
 
 async def judged(running: RunningServer, path: str | None, held_out: Sequence[Event]) -> Found:

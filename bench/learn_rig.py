@@ -1,4 +1,4 @@
-"""What the measurements of learners share: tasks about sums, a run against a server, and what is kept of it."""
+"""What the measurements of learners share: tasks, questions, a run against a server, and what is kept of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import tinker
 
-from bench.rig import folder
+from bench.rig import MODEL, folder
 from loreloop.cli.server import RunningServer
 from loreloop.demo.questions import Question, one_digit, two_digit
 from loreloop.learn.clients import Clients
@@ -23,6 +23,11 @@ from loreloop.learn.rewards.reward import Answer, Score
 from loreloop.learn.runner import Position, Run, StepRecord
 from loreloop.text.conversation import Conversation, Turn
 
+THINGS = (
+    *("river", "mountain", "planet", "animal", "flower", "bird", "fish", "tree", "city"),
+    *("country", "metal", "colour", "sport", "song", "book", "tool", "fruit", "game"),
+)
+ASKS = ("Tell me about a {}.", "Why do people like a {}?", "Describe a {} to a child.", "Name a famous {}.")
 Make = Callable[[Plan, Clients, Renderer], Awaitable[Any]]
 
 
@@ -63,6 +68,11 @@ def run(server: RunningServer, plan: Plan, make: Make, data: Sequence[Any], held
         return asyncio.run(go())
 
 
+def on_threads(n: int | None) -> list[str]:
+    """What a server is told so that its engine has as many threads; nothing, where it may choose."""
+    return [] if n is None else ["--threads", str(n)]
+
+
 def task_of(question: Question) -> Task:
     return Task(Conversation((Turn("user", question.text),)), {"answer": question.answer})
 
@@ -97,3 +107,16 @@ class Curriculum:
 def held_out(n: int = 200) -> list[Task]:
     """Two-digit sums that are never trained on."""
     return [task_of(question) for question in two_digit(seed=1).held_out[:n]]
+
+
+def questions(n: int) -> list[Conversation]:
+    """So many questions about things, always the same, mixed so that the first and the last are of every kind."""
+    asked = [ask.format(thing) for ask in ASKS for thing in THINGS]
+    return [Conversation((Turn("user", text),)) for text in random.Random(0).sample(asked, n)]
+
+
+async def sampler_of(service: tinker.ServiceClient, path: str | None) -> tinker.SamplingClient:
+    """A client of saved weights, or of the base model."""
+    if path is None:
+        return await service.create_sampling_client(base_model=MODEL)
+    return await service.create_sampling_client(model_path=path)

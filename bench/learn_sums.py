@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from bench.learn_rig import Curriculum, Ran, exact, held_out, run
+from bench.learn_rig import Curriculum, Ran, exact, held_out, on_threads, run
 from bench.record import RESULTS, line, write_record
 from bench.rig import MODEL, Figure
 from bench.rows.serve import server
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--exam", type=int, default=200, help="held-out sums of each exam")
     parser.add_argument("--threads", type=int, help="of the engine; by default as many as it finds best")
     options = parser.parse_args()
-    with server(*(["--threads", str(options.threads)] if options.threads else [])) as running:
+    with server(*on_threads(options.threads)) as running:
         started = time.monotonic()
         ran = learn(running, options)
         seconds = time.monotonic() - started

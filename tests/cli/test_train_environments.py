@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner, Result
 
+from loreloop.cli import train_tools
 from loreloop.cli.main import cli
 from loreloop.cli.server import RunningServer, running_server
+from loreloop.learn.environments.environment import Step
+from loreloop.learn.environments.tools import Rewarded
+from loreloop.learn.examples import Task
+from loreloop.learn.methods import Order
+from loreloop.learn.plan import Plan
+from loreloop.learn.rendering import Renderer
+from loreloop.learn.rewards.reward import Answer, Score
+from loreloop.learn.settings import GrpoSettings
 from loreloop.protocol.errors import LoreloopError
+from loreloop.text.conversation import Conversation, MadeCall, Turn
 from tests.tiny import make_tiny_model
 from tests.tiny_vision import make_tiny_vision_model
 
@@ -125,6 +136,42 @@ def test_the_tools_of_a_registered_server_are_told_to_the_model(train: Train, tm
     assert metrics(tmp_path)[0]["train_failed"] == 0
     assert "--tools mcp:adder" in record(tmp_path)["command"]
     assert f"--data-folder {folder}" in record(tmp_path)["command"]
+
+
+def test_a_call_that_runs_out_of_time_is_recorded_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(tmp_path / "registry")
+    CliRunner().invoke(cli, ["tools", "add", "adder", "--data", folder, "--", sys.executable, str(ADDER)])
+    monkeypatch.setattr(train_tools, "CALL_SECONDS", 4.0)
+    plan = Plan(base_model="talks", name="grpo")
+    order = Order("grpo", plan, GrpoSettings(tools="mcp:adder"), cast(Renderer, None), [])
+
+    async def right(answer: Answer, task: Task) -> Score:
+        return Score(float(answer.text == "6"))
+
+    async def played() -> list[Step]:
+        async with train_tools.with_tools(order, folder) as whole:
+            environment = Rewarded(whole.tools, right)
+            await environment.reset(Task(Conversation((Turn("user", "double 3"),))))
+            calls = [MadeCall(name, f"adder__{name}", '{"x": 3}') for name in ("double", "fail", "sleep")]
+            steps = [await environment.step(Answer("", (call,))) for call in calls]
+            return [*steps, await environment.step(Answer("6"))]
+
+    well, failed, late, end = asyncio.run(played())
+    assert late.turns[0].content == "Error: The tool did not answer in time."
+    assert "fail" in failed.turns[0].content
+    assert well.turns[0].content == "twice 3 is 6"
+    counted = [(step.parts["failed_calls"], step.parts["timed_out_calls"]) for step in (well, failed, late, end)]
+    assert counted == [(0, 0), (1, 0), (1, 1), (0, 0)]
+    assert end.reward == 1
+    shown = CliRunner().invoke(cli, ["tools", "calls", "--data", folder, "--json"])
+    calls = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [(call["tool"], call["outcome"]) for call in calls] == [
+        ("sleep", "timeout"),
+        ("fail", "error"),
+        ("double", "ok"),
+    ]
+    assert all(call["key_id"] == "loreloop train" for call in calls)
+    assert calls[0]["seconds"] >= 4
 
 
 @pytest.mark.parametrize(

@@ -31,13 +31,28 @@ def picture() -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
+def shown(url: str) -> dict[str, Any]:
+    content = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": url}}]
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "a dot"}]}
+
+
 def preference(**fields: Any) -> dict[str, Any]:
     answer = [{"role": "assistant", "content": "x"}]
     whole = {"input": {"messages": GOOD["messages"][:1]}, "preferred_output": answer, "non_preferred_output": answer}
     return {name: value for name, value in (whole | fields).items() if value is not None}
 
 
+WRONG_IMAGES = {
+    "an image elsewhere": ("http://example.com/a.png", "a file holds its images as data:image/png;base64"),
+    "an image whose base64 is cut": ("data:image/png;base64,iVBOR", "its base64 is broken"),
+    "an image that is none": ("data:image/png;base64,aGVsbG8gd29ybGQ=", "its bytes are no png image"),
+    "an image of another kind": (picture().replace("png", "jpeg", 1), "its bytes are no jpeg image"),
+}
 BAD_FILES = {
+    **{
+        name: (as_lines([GOOD, shown(url)]), f"Line 2: messages\\[0\\].content\\[1\\].image_url.url is .*{said}")
+        for name, (url, said) in WRONG_IMAGES.items()
+    },
     "empty": (b"", "The file is empty"),
     "blank": (b"\n  \n", "The file is empty"),
     "no JSON": (as_lines([GOOD]) + b"once upon a time\n", "Line 2: is not JSON"),
@@ -53,6 +68,10 @@ BAD_FILES = {
     "no rejected answer": (
         as_lines([preference(), preference(non_preferred_output=None)]),
         "Line 2: non_preferred_out",
+    ),
+    "two forms": (
+        as_lines([GOOD, preference()]),
+        "Line 2: is one of preferences, and the first line one of demonstrations; send two files",
     ),
     "a mark without a label": (as_lines([{"prompt": "a", "completion": "b"}]), "Line 1: label is missing"),
 }
@@ -83,11 +102,17 @@ BAD_JOBS: dict[str, tuple[dict[str, Any], str]] = {
     "a base that is not served": ({"model": "gpt-4o-mini"}, "not served here"),
     "a tuned model that is not there": ({"model": "ft:tiny:a::b"}, "not served here"),
     "a run that is not there": ({"model": "tinker://nobody/weights/x"}, "no checkpoint"),
-    "no epochs": ({"method": supervised(n_epochs=0)}, "n_epochs"),
+    "no epochs": (
+        {"method": supervised(n_epochs=0)},
+        "Expected `int` >= 1 .*hyperparameters.n_epochs`. Here it is one of: whole numbers from 1 to 50, auto.",
+    ),
     "too many epochs": ({"method": supervised(n_epochs=51)}, "n_epochs"),
     "an empty batch": ({"method": supervised(batch_size=0)}, "batch_size"),
     "a word for a number": ({"method": supervised(batch_size="many")}, "batch_size"),
-    "a negative rate": ({"method": supervised(learning_rate_multiplier=-1)}, "learning_rate_multiplier"),
+    "a negative rate": (
+        {"method": supervised(learning_rate_multiplier=-1)},
+        "learning_rate_multiplier`. Here it is one of: numbers above 0 to 100, auto.",
+    ),
     "a beta of nothing": ({"method": dpo(beta=0)}, "beta"),
     "an unknown hyperparameter": ({"method": supervised(depth=2)}, "depth"),
     "an unknown method": ({"method": {"type": "magic"}}, "magic|type"),
@@ -125,8 +150,7 @@ def test_files_that_cannot_be_learned_from_are_refused(client: openai.OpenAI) ->
 
 
 def test_images_are_refused_for_a_text_model(client: openai.OpenAI) -> None:
-    content = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": picture()}}]
-    seen = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "a dot"}]}
+    seen = shown(picture())
     with pytest.raises(openai.BadRequestError, match="holds images, and tiny takes text only"):
         started(client, as_lines([seen]))
     with pytest.raises(openai.BadRequestError, match="validation_file holds images, and tiny takes text only"):

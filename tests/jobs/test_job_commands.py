@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,9 +40,23 @@ def test_jobs_are_listed_shown_and_told(server: RunningServer, client: openai.Op
     assert (shown["n_epochs"], shown["batch_size"], shown["seed"]) == (1, 4, job.seed)
     assert [model["model"] for model in shown["models"]] == [job.fine_tuned_model]
     assert job.fine_tuned_model in run(server, "jobs", "show", job.id)
+    assert f"seed                     {job.seed}\n" in run(server, "jobs", "show", job.id)
     events = read(server, "jobs", "events", job.id)
     assert events[0]["message"].startswith("Created")
     assert events[-1]["message"] == "The job has successfully completed"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_a_job_tells_the_command_that_repeats_it(server: RunningServer, client: openai.OpenAI) -> None:
+    job = started(client, method=supervised(n_epochs=1, batch_size=4), suffix="it's", metadata={"team": "a"})
+    command = read(server, "jobs", "show", job.id)["repeat"]
+    environment = os.environ | {"OPENAI_BASE_URL": f"{server.url}/v1", "OPENAI_API_KEY": server.key}
+    made = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=True)
+    again = succeeded(client, json.loads(made.stdout)["id"])
+    same = ("model", "training_file", "method", "seed", "suffix", "metadata")
+    assert again.model_dump(include=set(same)) == job.model_dump(include=set(same))
+    first, second = (read(server, "jobs", "show", one)["repeat"] for one in (job.id, again.id))
+    assert first == second
 
 
 def test_a_job_is_followed_to_its_end(server: RunningServer, client: openai.OpenAI) -> None:

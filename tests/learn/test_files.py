@@ -16,7 +16,7 @@ USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "yo"}
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aaaa", "detail": "low"}}
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo=", "detail": "low"}}
 CHAT: dict[str, Any] = {
     "messages": [
         {"role": "system", "content": "be short"},

@@ -253,7 +253,7 @@ def test_python_gets_sample_and_item(bench: Bench) -> None:
         ("return float('inf')", "python_grader_runtime: grade gave inf"),
         ("return 10 ** 400", "python_grader_runtime: grade gave 1000"),
         ("return 'good'", "python_grader_runtime: grade gave 'good', which is no number"),
-        ("return None", "python_grader_runtime: grade gave 'None', which is no number"),
+        ("return None", "python_grader_runtime: grade gave None, which is no number"),
         ("while True: pass", "unresponsive_reward: the code took more than 3 s"),
         ("return len(bytearray(10 << 30))", "python_grader_runtime: MemoryError"),
         ("raise SystemExit", "python_grader_runtime: RuntimeError: the code ended itself"),

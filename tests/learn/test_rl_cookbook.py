@@ -14,7 +14,7 @@ from tinker_cookbook.rl.types import Env, EnvGroupBuilder, StepResult
 from transformers import AutoTokenizer
 
 from loreloop.cli.server import RunningServer
-from loreloop.learn.environments.cookbook import Completer, CookbookPlayer, builders_of, group_of
+from loreloop.learn.environments.cookbook import Alike, Completer, CookbookPlayer, builders_of, group_of
 from loreloop.learn.learners.evidence import Evidence
 from loreloop.learn.learners.grpo import Grpo
 from loreloop.learn.learners.policy import Scored
@@ -135,3 +135,10 @@ def test_a_builders_reward_that_is_no_number_is_not_learned_from() -> None:
     odd = Builder(Scripted([1, 3], rewards=[float("nan")]), Scripted([1, 3], rewards=[1.0]))
     group = asyncio.run(CookbookPlayer(requests(), AnswerLimits()).group(odd, 0))
     assert [rollout.reward for rollout in group.graded] == [1.0]
+
+
+def test_an_env_alone_makes_a_group() -> None:
+    alone = Alike(lambda: Scripted([1, 3], [0, 7], rewards=[0.25, 0.5]), n=3)
+    group = asyncio.run(CookbookPlayer(requests(), AnswerLimits()).group(alone, 0))
+    assert [rollout.reward for rollout in group.graded] == [0.75] * 3
+    assert [len(rollout.answers) for rollout in group.rollouts] == [2] * 3

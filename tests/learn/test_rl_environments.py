@@ -102,7 +102,8 @@ def test_the_calculator_computes_and_the_last_answer_earns() -> None:
     first, last = episode(calculator, calling(call("calculate", expression="12 * 34")), Answer("408"))
     assert [(turn.role, turn.content, turn.call_id) for turn in first.turns] == [("tool", "408", "call_calculate")]
     assert (first.done, last.done, last.reward) == (False, True, 1.0)
-    assert last.parts == {"outcome": 1.0, "form": 0.0, "economy": 0.0}
+    nothing = dict.fromkeys(("form", "economy", "failed_calls", "timed_out_calls"), 0.0)
+    assert last.parts == {"outcome": 1.0, **nothing}
 
 
 @pytest.mark.parametrize(
@@ -233,11 +234,13 @@ def test_faults_are_met_and_orders_are_remembered() -> None:
     (refused,) = episode(environment, calling(many, call("stock_of", item="gold")), task=task)
     assert "cannot be ordered" in refused.turns[0].content
     assert "there is no gold" in refused.turns[1].content
+    assert (refused.parts["failed_calls"], refused.parts["timed_out_calls"]) == (2, 0)
     rates = []
     for seed in range(40):
         environment, task = shop(seed)
         (step,) = episode(environment, calling(call("stock_of", item="figs")), task=task)
         rates.append("timeout" in step.turns[0].content)
+        assert step.parts["timed_out_calls"] == rates[-1]
     assert 0.2 < sum(rates) / len(rates) < 0.6
 
 

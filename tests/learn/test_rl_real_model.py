@@ -1,7 +1,8 @@
-"""The default model learns sums of one digit from rewards alone.
+"""The default model learns sums of one digit from rewards alone: by GRPO, and by PPO, whose second adapter has to learn
+what an answer is worth meanwhile.
 
-The other learners share this one's path, and differ in pure functions that are held to their formulas; they are
-compared at length by `bench.learn_beside_cookbook`.
+The other learners share GRPO's path, and differ in pure functions that are held to their formulas; they are compared at
+length by `bench.learn_beside_cookbook`.
 """
 
 import re
@@ -18,6 +19,7 @@ from loreloop.learn.environments.environment import OneAnswer
 from loreloop.learn.examples import Task
 from loreloop.learn.learners.from_rewards import Sampling, Ways, reward_learner
 from loreloop.learn.learners.grpo import Grpo
+from loreloop.learn.learners.ppo import Ppo
 from loreloop.learn.rendering import Renderer, renderer_of
 from loreloop.learn.rewards.reward import Answer, Score
 from loreloop.learn.rollouts.drawing import AnswerLimits
@@ -57,8 +59,11 @@ async def right(answer: Answer, asked: Task) -> Score:
     return Score(float(bool(numbers) and numbers[-1] == asked.item["answer"]))
 
 
-def test_sums_of_one_digit_are_learned(real_server: RunningServer, renderer: Renderer) -> None:
-    ways = Ways(Grpo(normalisation="tokens"))
+WAYS = {"grpo": Ways(Grpo(normalisation="tokens")), "ppo": Ways(Ppo(), value_rate=1e-3)}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_sums_of_one_digit_are_learned(real_server: RunningServer, renderer: Renderer, name: str) -> None:
     tasks = [task(question) for question in one_digit(seed=1).train[: STEPS * GROUPS]]
     made = plan(
         base_model=MODEL,
@@ -72,8 +77,12 @@ def test_sums_of_one_digit_are_learned(real_server: RunningServer, renderer: Ren
 
     async def kind(plan_, clients):
         sampling = Sampling(group_size=8, limits=AnswerLimits(most_tokens=12))
-        return await reward_learner(plan_, clients, renderer, lambda: OneAnswer(right), ways, sampling)
+        return await reward_learner(plan_, clients, renderer, lambda: OneAnswer(right), WAYS[name], sampling)
 
     ran = run_of(real_server, kind, made, tasks)
     rewards = [record.metrics["train_reward_mean"] for record in ran.records]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 0.3, rewards
+    if name == "ppo":
+        losses = [record.metrics["train_value_loss"] for record in ran.records]
+        # Whoever knows no more than that a value is one of ten scores has log(10) nats, which are 2.3.
+        assert losses[-1] < min(2.0, losses[0]), losses

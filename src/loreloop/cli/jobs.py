@@ -21,6 +21,10 @@ FOLLOW = click.option("--follow", is_flag=True, help="Go on until the job ends."
 NO_JOBS = "No fine-tuning jobs yet; a client makes one with fine_tuning.jobs.create (see docs/jobs.md)."
 LOOK_SECONDS = 0.5
 BAR_WIDTH = 24  # characters
+REPEAT = (
+    'curl "$OPENAI_BASE_URL/fine_tuning/jobs" -H "Authorization: Bearer $OPENAI_API_KEY" '
+    '-H "Content-Type: application/json" -d '
+)
 
 
 @click.group()
@@ -61,9 +65,11 @@ def show_job(job_id: str, follow: bool, data_dir: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({name: exactly(value) for name, value in row.items()} | {"models": models}))
         return
+    width = max(map(len, row))
     for name, value in row.items():
         if value is not None:
-            click.echo(f"{name:16} {cell(value)}")
+            # A seed is there to be copied, so it is not grouped as other numbers are.
+            click.echo(f"{name:{width}} {value if name == 'seed' else cell(value)}")
     click.echo()
     show(models, as_json, empty="No model yet.")
 
@@ -219,7 +225,12 @@ def job_row(job: JobRow) -> dict[str, Any]:
 
 
 def details(job: JobRow) -> dict[str, Any]:
-    """What a table has no room for."""
+    """What a table has no room for, with the command that asks for the same job again."""
+    import json
+    import shlex
+
+    from loreloop.http.openai.job_format import request_json
+
     plan = job.plan
     return {
         "key": job.key_id,
@@ -232,6 +243,7 @@ def details(job: JobRow) -> dict[str, Any]:
         "seed": plan.seed,
         "trained_tokens": job.trained_tokens,
         "result_file": job.result_file,
+        "repeat": REPEAT + shlex.quote(json.dumps(request_json(plan))),
     }
 
 

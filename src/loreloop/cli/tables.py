@@ -79,7 +79,7 @@ def exactly(value: Any) -> Any:
 
 
 def cell(value: Any) -> str:
-    """None is an empty cell; numbers are grouped by thousands."""
+    """None is an empty cell; numbers are grouped by thousands, and a text of several lines becomes one."""
     match value:
         case None:
             return ""
@@ -89,4 +89,5 @@ def cell(value: Any) -> str:
         case int():
             return f"{value:,}"
         case _:
-            return str(value)
+            # A line of its own would look like a row.
+            return " ".join(str(value).splitlines())

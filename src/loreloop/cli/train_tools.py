@@ -26,7 +26,7 @@ CALLER = "loreloop train"
 async def with_tools(order: Order, data_folder: str) -> AsyncIterator[Order]:
     """The order with the tools that its settings name by a registered server, as long as that is connected; the order
     itself where they name none. NotFound for a server that is not registered, BadRequest for one that is not there."""
-    from loreloop.learn.environments.given import server_tools
+    from loreloop.learn.environments.given import ToolFailure, ToolTimeout, server_tools
     from loreloop.learn.played import SERVER_TOOLS
     from loreloop.learn.settings import RewardSettings
     from loreloop.mcp.toolbox import Bounds, ToolCaller, open_toolbox
@@ -46,15 +46,14 @@ async def with_tools(order: Order, data_folder: str) -> AsyncIterator[Order]:
     async def record(call: ToolCallRecord) -> None:
         await asyncio.to_thread(note, call)
 
-    bounds = Bounds(max_calls=1 << 62, max_seconds=FOREVER)
+    # Each call has its own time, since a run has no end that could bound all of them together.
+    bounds = Bounds(max_calls=1 << 62, max_seconds=FOREVER, max_call_seconds=CALL_SECONDS)
     async with open_toolbox([server], bounds, ToolCaller(CALLER, order.plan.name, record)) as box:
 
         async def call(name: str, arguments: Mapping[str, Any]) -> str:
-            try:
-                async with asyncio.timeout(CALL_SECONDS):
-                    return await box.call(name, json.dumps(arguments))
-            except TimeoutError:
-                # The bound of a toolbox is that of all its calls together, which a run does not have.
-                return "The tool did not answer in time."
+            made = await box.called(name, json.dumps(arguments))
+            if made.outcome == "ok":
+                return made.output
+            raise (ToolTimeout if made.outcome == "timeout" else ToolFailure)(made.output)
 
         yield replace(order, tools=server_tools(box.tools, call))

@@ -6,7 +6,6 @@ same readers are used at upload and where a run begins. Knows no tokens and no s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,13 +15,12 @@ from msgspec import Meta
 
 from loreloop.learn.examples import Demonstration, Mark, Preference, Task, Told
 from loreloop.learn.file_lines import BadLine, Wrong, converted, examples_of, quoted
+from loreloop.learn.picture_urls import trouble_with
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.openai_rest import MAX_TOOLS, MAX_TURNS, ChatMessage, ImagePart, Strict, ToolBody
 from loreloop.text.conversation import Conversation
 from loreloop.text.openai_messages import tool_of, turn_of
 from loreloop.text.tools.json_scan import strict_json
-
-PICTURE = re.compile(r"data:image/(png|jpeg|jpg|webp);base64,[A-Za-z0-9+/=\s]+\Z")
 
 
 class FileMessage(ChatMessage, frozen=True, kw_only=True):
@@ -266,11 +264,9 @@ def _check_calls(message: FileMessage, place: str) -> None:
 def _check_pictures(message: FileMessage, place: str) -> None:
     for number, part in enumerate(message.content if isinstance(message.content, tuple) else ()):
         url = part.image_url.url if isinstance(part, ImagePart) else None
-        if url is not None and not PICTURE.match(url):
-            raise Wrong(
-                f"{place}.content[{number}].image_url.url",
-                f"is {quoted(url)}; a file holds its images as data:image/png;base64,… (or jpeg, webp).",
-            )
+        trouble = trouble_with(url) if url is not None else None
+        if trouble is not None:
+            raise Wrong(f"{place}.content[{number}].image_url.url", f"is {quoted(url)}; {trouble}")
 
 
 READERS: Mapping[str, Callable[[Iterable[bytes | str]], Iterator[Any]]] = {

@@ -11,8 +11,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from loreloop.mcp.connections import link_to
 from loreloop.protocol.errors import BadRequest, LoreloopError
@@ -32,11 +32,20 @@ class ToolServerError(Exception):
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of all calls of one request together, but for `max_output_bytes`, which is each one's."""
+    """Of all calls of one request together, but for `max_output_bytes` and `max_call_seconds`, which are each one's."""
 
     max_calls: int = 8
     max_seconds: float = 60.0
     max_output_bytes: int = 65536
+    max_call_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Called:
+    """What a call gave, or in `output` why it gave nothing: either way something for the model to read."""
+
+    output: str
+    outcome: Literal["ok", "error", "timeout"]
 
 
 @dataclass(frozen=True)
@@ -69,22 +78,16 @@ class Toolbox:
         return self.n_calls >= self.bounds.max_calls or time.monotonic() >= self.deadline
 
     async def call(self, name: str, arguments: str) -> str:
-        """What the tool gave, or why it gave nothing: either way something for the model to read."""
+        """What the model reads of a call."""
+        return (await self.called(name, arguments)).output
+
+    async def called(self, name: str, arguments: str) -> Called:
+        """Makes a call within its bounds, and has it recorded, whatever came of it."""
         self.n_calls += 1
         server, _, tool = name.partition(SEPARATOR)
-        started, outcome = time.monotonic(), "ok"
-        try:
-            # The time is that of all calls together, so a slow one leaves less for those after it.
-            async with asyncio.timeout(max(0.0, self.deadline - started)):
-                with _library_errors():
-                    result = await self.clients[server].call_tool(tool, json.loads(arguments))
-            output, outcome = _text(result), "error" if result.is_error else "ok"
-        except TimeoutError:
-            output, outcome = "The tool did not answer in time.", "timeout"
-        except ToolServerError as error:
-            output, outcome = f"The tool failed: {error}", "error"
-        data = output.encode()
-        seconds = time.monotonic() - started
+        started = time.monotonic()
+        made = await self._within(self._seconds_left(started), server, tool, arguments)
+        data = made.output.encode()
         caller = self.caller
         await caller.record(
             ToolCallRecord(
@@ -93,14 +96,31 @@ class Toolbox:
                 key_id=caller.key_id,
                 request_id=caller.request_id,
                 arguments=arguments,
-                outcome=outcome,
+                outcome=made.outcome,
                 output_bytes=len(data),
-                seconds=seconds,
+                seconds=time.monotonic() - started,
                 created=time.time(),
             )
         )
         limit = self.bounds.max_output_bytes
-        return output if len(data) <= limit else data[:limit].decode(errors="ignore") + "\n[cut]"
+        return made if len(data) <= limit else replace(made, output=data[:limit].decode(errors="ignore") + "\n[cut]")
+
+    def _seconds_left(self, now: float) -> float:
+        """For a call that begins now."""
+        # The time is that of all calls together, so a slow one leaves less for those after it.
+        left, each = max(0.0, self.deadline - now), self.bounds.max_call_seconds
+        return left if each is None else min(left, each)
+
+    async def _within(self, seconds: float, server: str, tool: str, arguments: str) -> Called:
+        try:
+            async with asyncio.timeout(seconds):
+                with _library_errors():
+                    result = await self.clients[server].call_tool(tool, json.loads(arguments))
+        except TimeoutError:
+            return Called("The tool did not answer in time.", "timeout")
+        except ToolServerError as error:
+            return Called(f"The tool failed: {error}", "error")
+        return Called(_text(result), "error" if result.is_error else "ok")
 
 
 @asynccontextmanager

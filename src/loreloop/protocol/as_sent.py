@@ -16,6 +16,7 @@ from msgspec import inspect
 from loreloop.protocol.hints import ADVICE, EVERYWHERE, NEUTRAL, NOTES
 
 Clean = Callable[[Any], Any]
+NUMBERS = (inspect.IntType, inspect.FloatType)
 
 
 def cleaned(value: Any, kind: type[msgspec.Struct]) -> Any:
@@ -117,7 +118,8 @@ def _of_union(types: tuple[inspect.Type, ...]) -> Clean | None:
 
 
 def choices_at(kind: type[msgspec.Struct], path: str) -> tuple[str, ...]:
-    """What may stand at a path (`$.tools[0].type`) that admits certain words only; nothing where others may, too."""
+    """What may stand at a path (`$.tools[0].type`) that admits certain words; where it admits numbers beside them, in
+    which bounds. Nothing where it admits no words."""
     here: list[inspect.Type] = [inspect.type_info(kind)]
     found: list[Any] = []
     for step in re.findall(r"\.(\w+)|\[", path):
@@ -128,7 +130,10 @@ def choices_at(kind: type[msgspec.Struct], path: str) -> tuple[str, ...]:
         structs = [info for info in here if isinstance(info, inspect.StructType)]
         fields = [field.type for info in structs for field in info.fields if field.encode_name == step]
         found = [info.tag for info in structs if info.tag_field == step]
-        found += [value for field in fields for info in _plain(field) for value in _words(info)]
+        admitted = [info for field in fields for info in _plain(field)]
+        words = [value for info in admitted for value in _words(info)]
+        # Words alone would say that no number is taken.
+        found += [_numbers(info) for info in admitted if words and isinstance(info, NUMBERS)] + words
         here = fields
     return tuple(dict.fromkeys(str(word) for word in found))
 
@@ -141,3 +146,10 @@ def _plain(info: inspect.Type) -> list[inspect.Type]:
 
 def _words(info: inspect.Type) -> Sequence[Any]:
     return info.values if isinstance(info, inspect.LiteralType) else ()
+
+
+def _numbers(info: inspect.IntType | inspect.FloatType) -> str:
+    kind = "whole numbers" if isinstance(info, inspect.IntType) else "numbers"
+    bounds = (("from", info.ge), ("above", info.gt), ("to", info.le), ("below", info.lt))
+    said = [f"{word} {bound:,.10g}" for word, bound in bounds if bound is not None]
+    return " ".join([kind, *said])

@@ -68,6 +68,20 @@ def method_json(plan: JobPlan) -> dict[str, Any]:
     return {"type": name, name: inner}
 
 
+def request_json(plan: JobPlan) -> dict[str, Any]:
+    """The request that asks for the same job again, with every value that was chosen for it."""
+    asked = {
+        "model": plan.model,
+        "training_file": plan.training_file,
+        "validation_file": plan.validation_file,
+        "method": method_json(plan),
+        "seed": plan.seed,
+        "suffix": plan.suffix,
+        "metadata": plan.metadata,
+    }
+    return {name: value for name, value in asked.items() if value is not None}
+
+
 def estimated_finish(row: JobRow, now: float) -> int | None:
     """When a running job will end, in seconds since the epoch, by how long its steps took; None where that is not
     known."""

@@ -5,7 +5,7 @@ Needs the package `tinker-cookbook`. Knows nothing of what an environment does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from tinker_cookbook.completers import StopCondition, TokenCompleter, TokensWith
 from tinker_cookbook.rl.rollouts import do_group_rollout
 from tinker_cookbook.rl.types import (
     PARSE_ERROR_MASKED_METRIC_KEY,
+    Env,
     EnvGroupBuilder,
     RLDataset,
     Trajectory,
@@ -138,6 +139,18 @@ def _sampled(transition: Transition) -> Sampled:
 def _metrics(transitions: Sequence[Transition]) -> dict[str, float]:
     """What the environments measured, each metric at its last."""
     return {name: float(value) for transition in transitions for name, value in transition.metrics.items()}
+
+
+@dataclass(frozen=True)
+class Alike(EnvGroupBuilder):
+    """The builder of a single kind of the cookbook's `Env`: a group is `n` of those that `make` makes."""
+
+    make: Callable[[], Env]
+    n: int = 8
+
+    async def make_envs(self) -> Sequence[Env]:
+        """One for each episode, since an `Env` is used once."""
+        return [self.make() for _ in range(self.n)]
 
 
 def builders_of(dataset: RLDataset) -> list[EnvGroupBuilder]:

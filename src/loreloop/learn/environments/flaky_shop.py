@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from loreloop.learn.environments.tools import ToolEnvironment, ToolFailure, tool
+from loreloop.learn.environments.tools import ToolEnvironment, ToolFailure, ToolTimeout, tool
 from loreloop.learn.examples import Task
 from loreloop.learn.rewards.reward import Answer, Score
 from loreloop.text.conversation import Conversation, MadeCall, Turn
@@ -65,7 +65,7 @@ class FlakyShop(ToolEnvironment):
 
     def _luck(self) -> None:
         if self.rng.random() < self.fault_rate:
-            raise ToolFailure("timeout; nothing was done. Try again.")
+            raise ToolTimeout("timeout; nothing was done. Try again.")
 
     def _count(self, item: str) -> int:
         if item not in self.stock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from loreloop.learn.environments.tools import Offered, ToolFailure, WrongArguments
+from loreloop.learn.environments.tools import Offered, ToolFailure, ToolTimeout, WrongArguments
 from loreloop.text.tools.tool_calls import Tool
 
 MOST_OUTPUT = 4000  # characters of what a program printed that the model is shown
@@ -54,8 +54,8 @@ def python_tool(run: RunCode) -> Offered:
 
 
 def server_tools(tools: Sequence[Tool], call: CallTool) -> list[Offered]:
-    """The tools of a registered server, by a function that calls one of them by its name; what that raises as
-    ToolFailure is told to the model."""
+    """The tools of a registered server, by a function that calls one of them by its name. What that raises as
+    ToolFailure is told to the model and counted, a ToolTimeout by itself."""
 
     def work_of(name: str) -> Callable[[Mapping[str, Any]], Awaitable[str]]:
         async def work(arguments: Mapping[str, Any]) -> str:
@@ -66,4 +66,4 @@ def server_tools(tools: Sequence[Tool], call: CallTool) -> list[Offered]:
     return [Offered(tool, work_of(tool.name)) for tool in tools]
 
 
-__all__ = ["CallTool", "Outcome", "RunCode", "ToolFailure", "python_tool", "server_tools"]
+__all__ = ["CallTool", "Outcome", "RunCode", "ToolFailure", "ToolTimeout", "python_tool", "server_tools"]

@@ -34,6 +34,10 @@ class ToolFailure(Exception):
     """Raised by a tool that cannot do what was asked; the model is told its message and may go on."""
 
 
+class ToolTimeout(ToolFailure):
+    """Of a tool that did not answer in time, which is counted by itself."""
+
+
 @dataclass(frozen=True)
 class Offered:
     """A tool as the model is told of it, and what it does: from its arguments to the text that comes back."""
@@ -90,10 +94,15 @@ class ToolEnvironment(Environment):
         form = -self.costs.malformed * sum(result.malformed for result in results)
         beyond = max(0, self.n_calls - max(self.costs.free, self.n_calls - len(results)))
         economy = -self.costs.call * beyond
+        counts = {
+            "failed_calls": float(sum(result.failed for result in results)),
+            "timed_out_calls": float(sum(result.timed_out for result in results)),
+        }
         if results and self.n_calls < self.most_calls:
             turns = tuple(result.turn for result in results)
-            return Step(turns, form + economy, {"form": form, "economy": economy}, done=False)
-        return await self._end(answer, form, economy)
+            return Step(turns, form + economy, {"form": form, "economy": economy, **counts}, done=False)
+        end = await self._end(answer, form, economy)
+        return replace(end, parts={**end.parts, **counts})
 
     async def cut_off(self, answer: Answer) -> Step:
         """The outcome as it stands: otherwise an episode that calls tools until nobody asks it any more would earn
@@ -122,7 +131,7 @@ class ToolEnvironment(Environment):
         except WrongArguments as error:
             return _result(call, f"Error: {error}", malformed=True)
         except ToolFailure as error:
-            return _result(call, f"Error: {error}")
+            return replace(_result(call, f"Error: {error}"), failed=True, timed_out=isinstance(error, ToolTimeout))
 
 
 class Rewarded(ToolEnvironment):
@@ -143,10 +152,13 @@ class Rewarded(ToolEnvironment):
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a call. `malformed`: it could not even be tried."""
+    """What came of a call. `malformed`: it could not even be tried; `failed`: the tool could not do it, of which
+    `timed_out` are those that it did not answer in time."""
 
     turn: Turn
     malformed: bool = False
+    failed: bool = False
+    timed_out: bool = False
 
 
 def _result(call: MadeCall, text: str, *, malformed: bool = False) -> Result:

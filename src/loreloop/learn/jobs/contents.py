@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from loreloop.learn.examples import Demonstration, Mark, Preference, Task
-from loreloop.learn.files import demonstrations, has_pictures, marks, preferences, tasks
+from loreloop.learn.files import BadLine, demonstrations, has_pictures, marks, preferences, tasks
 from loreloop.protocol.errors import BadRequest
 
 Form = Literal["demonstrations", "preferences", "marks", "tasks"]
@@ -50,6 +50,8 @@ def contents_of(file: Path) -> Contents:
         except BadRequest as error:
             # Of two forms that a file may have, the first is what its first line looks like.
             first_error = first_error or error
+    if isinstance(first_error, BadLine) and not found:
+        first_error = _mixed(file, first_error.line, candidates) or first_error
     if not found:
         raise first_error or BadRequest("The file is empty; it holds one JSON object a line.")
     first = next(iter(found.values()))
@@ -62,6 +64,11 @@ def _candidates(file: Path) -> tuple[Form, ...]:
         line = next((line for line in _bounded(lines) if line.strip()), None)
     if line is None:
         raise BadRequest("The file is empty; it holds one JSON object a line.")
+    return _forms_of(line)
+
+
+def _forms_of(line: bytes) -> tuple[Form, ...]:
+    """The forms that a line may have by its fields; that of demonstrations, where nothing can be told."""
     try:
         first = msgspec.json.decode(line.removeprefix(b"\xef\xbb\xbf"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -76,6 +83,23 @@ def _candidates(file: Path) -> tuple[Form, ...]:
     last = messages[-1] if isinstance(messages, list) and messages else None
     ends_open = isinstance(last, dict) and last.get("role") in ("user", "tool")
     return ("tasks", "demonstrations") if ends_open else ("demonstrations",)
+
+
+def _mixed(file: Path, number: int, forms: tuple[Form, ...]) -> BadRequest | None:
+    """What to say where a line that cannot be read is one of another form than the first; None where it is not."""
+    with file.open("rb") as lines:
+        line = next(itertools.islice(_bounded(lines), number - 1, None))
+    others = _forms_of(line)
+    if set(others) & set(forms) or not _is_readable(line, others[0]):
+        return None
+    return BadRequest(f"Line {number}: is one of {others[0]}, and the first line one of {forms[0]}; send two files.")
+
+
+def _is_readable(line: bytes, form: Form) -> bool:
+    try:
+        return bool([*READERS[form]([line])])
+    except BadRequest:
+        return False
 
 
 def _read_as(file: Path, form: Form) -> Contents:

@@ -41,7 +41,7 @@ class PythonCode(Form, frozen=True, kw_only=True, tag="python"):
         """The function's number. GraderTrouble where it raises, takes too long or gives something else."""
         value = await result_of(means, self.source, FUNCTION, sample_of(given), dict(given.item))
         if not isinstance(value, int | float):  # True and False are numbers, 1 and 0, and what many graders give
-            raise GraderTrouble("python_grader_runtime", f"grade gave {str(value)[:100]!r}, which is no number")
+            raise GraderTrouble("python_grader_runtime", f"grade gave {repr(value)[:100]}, which is no number")
         reward = as_float(value)
         if not math.isfinite(reward):
             raise GraderTrouble(
