@@ -56,6 +56,7 @@ ENGINE_FLAGS = (
     metavar="[HOST:PORT]",
     help="Spread the processes of --mesh over the hosts of a Ray cluster: the one at this address, or this host's.",
 )
+@click.option(
     "--sampler", "samplers", multiple=True, metavar="URL", help="A vLLM or SGLang server of the model. Repeatable."
 )
 @click.option("--replicas", type=int, help="Further engines of each model, which only sample.  [default: 0]")
