@@ -34,7 +34,7 @@ def summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     n_ranks = group.size()
     padded = F.pad(total.flatten(), (0, -total.numel() % n_ranks))
     whole = torch.empty_like(padded)
-    dist.all_gather_into_tensor(whole, _sum_in_order(padded, group), group=group)
+    dist.all_gather(list(whole.chunk(n_ranks)), _sum_in_order(padded, group), group=group)
     return whole[: total.numel()].view(x.shape).to(x.dtype)
 
 
@@ -52,7 +52,7 @@ def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Every rank's numbers, (R, …); all have one shape."""
     found = x.new_empty(group.size(), *x.shape)
     SENT["gather"] += found.nbytes
-    dist.all_gather_into_tensor(found.flatten(0, 1) if x.ndim else found, x.contiguous(), group=group)
+    dist.all_gather(list(found.unbind()), x.contiguous(), group=group)
     return found
 
 

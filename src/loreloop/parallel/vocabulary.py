@@ -3,7 +3,7 @@
 Scoring exchanges two numbers a row and target and not the logits. A draw gathers its few rows' logits, so that every
 rank has the same bits and draws by the same code as one process: filters, penalties and grammars look at all tokens.
 
-Legend: T tokens, N rows to score, K targets a row, D model width, V tokens (of a rank, or all), R ranks.
+Legend: T tokens, N rows to score, K targets a row, D model width, V tokens (of a rank, or all), R ranks, C = 1 + K.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class CutVocabulary:
 
     def merged(self, normalizer_N1: Tensor, target_NK: Tensor) -> Merged:
         """One exchange for all rows of a batch, since its latency is that of a single row."""
-        found_RNJ = gathered(torch.cat((normalizer_N1, target_NK), 1), self.group)
-        whole_N1 = self.joined(found_RNJ[..., :1].unbind(0))
+        found_RNC = gathered(torch.cat((normalizer_N1, target_NK), 1), self.group)
+        whole_N1 = self.joined(found_RNC[..., :1].unbind(0))
         # Only one of the summands is not zero, so the sum is exact.
-        return Merged(whole_N1, found_RNJ[..., 1:].sum(0), (normalizer_N1 - whole_N1).exp())
+        return Merged(whole_N1, found_RNC[..., 1:].sum(0), (normalizer_N1 - whole_N1).exp())
 
     def all_logits(self, logits_NV: Tensor) -> Tensor:
         """See `Vocabulary`."""
