@@ -84,7 +84,10 @@ def meet(mesh: Mesh, rank: int, meeting: Path) -> Place:
     distributed.init_process_group(
         "gloo", store=store, rank=rank, world_size=mesh.n_ranks, timeout=timedelta(days=WAIT_DAYS)
     )
-    return place_of(mesh)
+    place = place_of(mesh)
+    # The first process takes the file away, which the others may still be reading to make their groups.
+    distributed.barrier()
+    return place
 
 
 def _end_with(process: subprocess.Popen[bytes], rank: int) -> None:
