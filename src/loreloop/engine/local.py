@@ -93,10 +93,7 @@ class LocalEngine:
         self.images = ImageTable(vision, device, config.image_cache_mib << 20, secret)
         spec, stage = self.decoder.spec, stage_of(whole, place)
         head = Head(self.decoder, fixed_rows=config.deterministic)
-        # One page at least, so that a wrong setting shows in a refusal that names it and not in a crash here.
-        n_pages = max(1, (config.kv_cache_mib << 20) // page_bytes(spec, config.page_tokens, dtype))
-        # Stages hold unequal layers, and pages have the same numbers on all of them.
-        n_pages = min(int(n_1) for n_1 in place.gathered(torch.tensor([n_pages]), [1] * place.n_ranks))
+        n_pages = _n_pages(config, spec, dtype, place)
         self.bank = AdapterBank(whole, dtype, device, work_dir, config.resident_models, place)
         self.revisions = Revisions(whole, dtype, device, config.resident_revisions, place)
         self.trainer = Trainer(
@@ -122,7 +119,7 @@ class LocalEngine:
         )
         limits = SamplerLimits(n_pages, config.page_tokens, config.max_running_samples, config.prefill_tokens)
         constrain = grammars(self._info) if grammars else refuse
-        self.sampler = Sampler(self.decoder, attention, head, limits, constrain, self.images, stage)
+        self.sampler = Sampler(self.decoder, attention, head, limits, constrain, self.images, stage=stage)
         self.failed: list[SampleEvent] = []
         self.has_loaded = False  # an adapter since the last step
 
@@ -306,6 +303,14 @@ class LocalEngine:
 def _spread(spec: DecoderSpec) -> int:
     """How many times the rows of a micro-batch, so that each expert still gets enough of them for a product."""
     return max(1, min(MOST_SPREAD, spec.moe.n_experts // spec.moe.top_k)) if spec.moe else 1
+
+
+def _n_pages(config: EngineConfig, spec: DecoderSpec, dtype: torch.dtype, place: Place) -> int:
+    """How many pages the cache has, on every process."""
+    # One page at least, so that a wrong setting shows in a refusal that names it and not in a crash here.
+    n_pages = max(1, (config.kv_cache_mib << 20) // page_bytes(spec, config.page_tokens, dtype))
+    # Stages hold unequal layers, and pages have the same numbers on all of them.
+    return min(int(n_1) for n_1 in place.gathered(torch.tensor([n_pages]), [1] * place.n_ranks))
 
 
 def _threads(config: EngineConfig, place: Place) -> ThreadKeeper:

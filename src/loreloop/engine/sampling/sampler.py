@@ -74,6 +74,7 @@ class Sampler:
         limits: SamplerLimits,
         constrain: Constrain = refuse,
         images: ImageTable | None = None,
+        *,
         stage: Stage | None = None,
     ) -> None:
         self.decoder, self.attention, self.head, self.limits = decoder, attention, head, limits

@@ -2,7 +2,7 @@
 
 It is drawn where the head is, and a row is not changed by it: whoever has the same rows takes the same in.
 
-Legend: T tokens of a step, D model width, B rows that draw.
+Legend: T tokens of a step, D model width, B rows that draw, N positions to score, V vocabulary.
 """
 
 from __future__ import annotations
