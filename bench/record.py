@@ -23,7 +23,7 @@ PACKAGES = ("torch", "triton", "transformers", "peft", "tinker", "numpy")
 
 
 def write_record(folder: Path, name: str, about: str, figures: Sequence[Figure], **facts: object) -> None:
-    """`facts` come beside what is known here: seconds, a device, a peer's versions."""
+    """`facts` come beside what is known here: seconds, a device, a peer's versions; they may be dataclasses."""
     record = {
         "row": name,
         "about": " ".join(about.split()),
@@ -32,7 +32,7 @@ def write_record(folder: Path, name: str, about: str, figures: Sequence[Figure],
         **about_the_run(),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(msgspec.to_builtins(record), indent=1) + "\n")
 
 
 def about_the_run() -> dict[str, object]:
