@@ -164,7 +164,7 @@ def test_a_call_that_runs_out_of_time_is_recorded_and_counted(tmp_path: Path, mo
     assert counted == [(0, 0), (1, 0), (1, 1), (0, 0)]
     assert end.reward == 1
     shown = CliRunner().invoke(cli, ["tools", "calls", "--data", folder, "--json"])
-    calls = [json.loads(line) for line in shown.stdout.splitlines()]
+    calls = json.loads(shown.stdout)
     assert [(call["tool"], call["outcome"]) for call in calls] == [
         ("sleep", "timeout"),
         ("fail", "error"),

@@ -48,7 +48,7 @@ def test_jobs_are_listed_shown_and_told(server: RunningServer, client: openai.Op
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_a_job_tells_the_command_that_repeats_it(server: RunningServer, client: openai.OpenAI) -> None:
-    job = started(client, method=supervised(n_epochs=1, batch_size=4), suffix="it's", metadata={"team": "a"})
+    job = started(client, method=supervised(n_epochs=1, batch_size=4), suffix="it's", metadata={"squad": "a"})
     command = read(server, "jobs", "show", job.id)["repeat"]
     environment = os.environ | {"OPENAI_BASE_URL": f"{server.url}/v1", "OPENAI_API_KEY": server.key}
     made = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=True)
