@@ -196,7 +196,8 @@ class Course:
         if self.persons is None:
             return False
         # Also where nobody is to have weights any more: what there is of deleted persons goes.
-        self.persons.forget()
+        if self.persons.forget():
+            self.persons_heard = -1  # what the others of a team have said is looked at again
         if not self.persons.rules.corrections or self.folder.paused:
             return False
         heard = max(
