@@ -257,6 +257,27 @@ def test_a_candidate_is_trained_again_without_a_person_whom_the_champion_has_lea
     assert world.began[-1] == "tinker://assistant-0002/sampler_weights/s"
 
 
+def test_a_retrain_that_is_asked_for_while_another_cycle_begins_is_the_next_one(tmp_path: Path, monkeypatch) -> None:
+    world = World(broken=["it is worse"])
+    course = world.course(tmp_path)
+    world.corrected(5)
+    save = LoopFolder.save
+
+    def asked(self: LoopFolder, state) -> None:
+        if state.stage == "collecting" and state.cycle == 1:
+            by_hand.retrain(self)
+        save(self, state)
+
+    monkeypatch.setattr(LoopFolder, "save", asked)
+    steps(course)
+    steps(course)
+    assert verdicts(tmp_path) == ["rejected", "rejected"]
+    assert course.folder.load().from_start
+    assert not course.folder.to_retrain
+    steps(course)
+    assert len(world.trained) == 2, "once"
+
+
 def test_a_person_who_is_deleted_in_mid_cycle_is_left_out(tmp_path: Path) -> None:
     world = World()
     world.corrected(3, "ann")

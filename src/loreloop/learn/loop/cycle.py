@@ -175,7 +175,9 @@ class Course:
         self.asked, self.is_persons_turn = False, True
         begun = replace(state, stage="collecting", cycle=state.cycle + 1, candidate=None, night=night, from_start=anew)
         self.folder.save(begun)
-        self.folder.retrain(False)
+        # Asked for meanwhile, it is for the next cycle; and a death in between has it done twice and not never.
+        if anew:
+            self.folder.retrain(False)
         return True
 
     def _stand(self, state: State, proposed: Revision) -> None:
