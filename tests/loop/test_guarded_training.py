@@ -153,8 +153,9 @@ def test_a_cycle_whose_training_was_never_good_ends_with_the_last_good_revision(
     assert (world.deployed.target, course.folder.load().champion.target) == ("tiny", "tiny")
 
 
-def test_a_loop_whose_reward_learns_has_its_trainings_watched(
-    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("from_start", [False, True])
+def test_a_loop_whose_reward_learns_has_its_trainings_watched_that_begin_with_the_champion(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_start: bool
 ) -> None:
     deploy(server)
     feeds, look, asked = Feeds(), Looked(bad=2), list[str]()
@@ -172,14 +173,18 @@ def test_a_loop_whose_reward_learns_has_its_trainings_watched(
     async def go() -> None:
         told = loaded(server, tmp_path, training=plan, reward={"kind": "linear"})
         async with course_of(server, feeds, told, monkeypatch) as course:
+            course.folder.retrain(from_start)
             for _ in range(3):
                 assert await course.step()
 
     asyncio.run(go())
-    assert asked == ["tiny 12"]
     folder = LoopFolder(tmp_path / "loop.state")
-    assert verdicts(folder.path) == ["stopped"]
     state = folder.load()
     assert state is not None
     assert state.candidate is not None
-    assert (state.stage, state.candidate.target) == ("gate", look.paths[0])
+    assert (state.stage, state.from_start) == ("gate", from_start)
+    if from_start:
+        assert (asked, verdicts(folder.path)) == ([], [])
+        return
+    assert (asked, verdicts(folder.path)) == (["tiny 12"], ["stopped"])
+    assert state.candidate.target == look.paths[0]
