@@ -216,6 +216,19 @@ def test_a_rollback_by_hand_ends_the_canary(tmp_path: Path) -> None:
         by_hand.roll_back(course.folder, world)
 
 
+def test_a_canary_that_somebody_puts_in_the_candidates_place_is_named(tmp_path: Path) -> None:
+    world = World()
+    course = to_canary(world, tmp_path)
+    world.deploy("tiny", "tinker://mine/sampler_weights/a", 20)
+    steps(course)
+    last = course.folder.decisions()[-1]
+    assert last.verdict == "rolled_back"
+    assert last.sentence == (
+        "Somebody put tinker://mine/sampler_weights/a in the candidate's place as a canary by hand."
+    )
+    assert course.folder.load().stage == "idle"
+
+
 def test_nothing_of_a_deleted_person_is_trained_on(tmp_path: Path) -> None:
     world = World()
     world.corrected(3, "ann")

@@ -265,7 +265,8 @@ class Course:
         candidate = Revision(target=made.path, state=made.state, cycle=state.cycle)
         if made.alarm:
             what = f"{made.alarm} The last revision of it that was good goes on to the gate."
-            self._decide(replace(state, candidate=candidate), "training", "stopped", what)
+            # Not the key of a training that is given up, which this one may be yet where the process dies here.
+            self._decide(replace(state, candidate=candidate), "stopped", "stopped", what)
         self.folder.tell(f"Candidate {state.cycle} stands before the offline gate.")
         self.folder.save(replace(state, stage="gate", candidate=candidate))
 
