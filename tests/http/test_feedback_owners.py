@@ -10,6 +10,7 @@ import pytest
 from loreloop.http.loop import giving
 from loreloop.store import deployments, feedback, keys, person_arms
 from tests.http.loop_rig import EPISODE, LOOP, TURN, deploy, feed, give, know, set_up, turn
+from tests.http.recorded import Room, play_recorded
 from tests.http.site import Scene, Site, play
 from tests.http.test_feedback_links import PAGE, post, token_body
 from tests.store.place import write_now
@@ -176,3 +177,20 @@ def test_what_may_take_long_is_read_beside_the_event_loop(monkeypatch: pytest.Mo
         assert not [name for name, is_here in read_by if is_here]
 
     play_about(scene)
+
+
+def test_what_behaviour_says_counts_once_whichever_operators_send_it() -> None:
+    async def scene(room: Room) -> None:
+        turn = await room.ask("yes", user="ann")
+        await room.turns()
+        later, sign = time.time() + 600.0, {"metric": "accepted", "value": False, "source": "implicit", "who": "ann"}
+        for name in ("root", "eve"):
+            made = write_now(room.site.services.store, keys.create, name, ("admin",), time.time(), later)
+            body = sign | {"target_id": turn.id, "id": f"implicit-rephrase-{turn.id}"}
+            for more in ({}, {"id": None}):  # an id of the sender's own makes no second voice of it either
+                said = await room.loop("POST", "/feedback", key=made.secret, json=body | more)
+                assert said["giver"] == "operator:"
+        (one,) = (await room.loop("GET", "/deployments/bot/feedback"))["feedback"]
+        assert one["id"] == f"implicit-rephrase-{turn.id}"
+
+    play_recorded(scene)

@@ -216,24 +216,25 @@ def test_a_name_is_its_key_s_own() -> None:
     play_recorded(scene)
 
 
-def test_what_an_operator_said_in_a_persons_name_goes_with_the_person() -> None:
-    """Who reviews at the command line has no key, and may be known by the name of any key's person."""
+def test_a_key_that_names_a_person_as_the_operator_is_named_reads_and_deletes_nothing_of_theirs() -> None:
+    """Who reviews at the command line has no key, and signs with the name of a shell user."""
 
     async def scene(room: Room) -> None:
         app, other = room.site.new_key("infer", "feedback"), room.site.new_key("infer")
-        hers, his = [(await room.ask("yes", key=key, user=user)).id for key, user in ((app, "ann"), (other, "bob"))]
+        asked = ((app, "ann"), (app, "cid"), (other, "bob"))
+        hers, friends, his = [(await room.ask("yes", key=key, user=user)).id for key, user in asked]
         await room.turns()
         later = time.time() + 600.0
-        made = write_now(room.site.services.store, keys.create, "root", ("admin",), time.time(), later)
-        kept = await say(room, his, key=made.secret, who="somebody else", metric="accepted")
-        said = await say(room, his, key=made.secret, who="ann", metric="demonstration", value="no, 4")
-        assert said["giver"] == "operator:root"
-        judged = await say(room, hers, key=made.secret, who="ann", source="judge")  # signs with a name that is nobody's
+        made = write_now(room.site.services.store, keys.create, "ann", ("admin",), time.time(), later)
+        of_other = await say(room, his, key=made.secret, who="ann", metric="demonstration", value="no, 4")
+        assert of_other["giver"] == "operator:ann"
+        of_friend = await say(room, friends, key=made.secret, who="ann", metric="accepted")
+        of_hers = await say(room, hers, key=made.secret, who="ann", source="judge")
         exported = (await room.loop("GET", "/persons/ann/export", key=app))["feedback"]
-        assert {one["id"] for one in exported} == {said["id"], judged["id"]}
-        assert (await room.loop("DELETE", "/persons/ann", key=app))["feedback"] == 2
+        assert {one["id"] for one in exported} == {of_friend["id"], of_hers["id"]}, "of the key's own turns alone"
+        assert (await room.loop("DELETE", "/persons/ann", key=app))["feedback"] == 1
         left = (await room.loop("GET", "/deployments/bot/feedback"))["feedback"]
-        assert [one["id"] for one in left] == [kept["id"]]
+        assert {one["id"] for one in left} == {of_other["id"], of_friend["id"]}
 
     play_recorded(scene)
 

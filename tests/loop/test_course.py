@@ -216,6 +216,19 @@ def test_a_rollback_by_hand_ends_the_canary(tmp_path: Path) -> None:
         by_hand.roll_back(course.folder, world)
 
 
+def test_a_canary_that_somebody_puts_in_the_candidates_place_is_named(tmp_path: Path) -> None:
+    world = World()
+    course = to_canary(world, tmp_path)
+    world.deploy("tiny", "tinker://mine/sampler_weights/a", 20)
+    steps(course)
+    last = course.folder.decisions()[-1]
+    assert last.verdict == "rolled_back"
+    assert last.sentence == (
+        "Somebody put tinker://mine/sampler_weights/a in the candidate's place as a canary by hand."
+    )
+    assert course.folder.load().stage == "idle"
+
+
 def test_nothing_of_a_deleted_person_is_trained_on(tmp_path: Path) -> None:
     world = World()
     world.corrected(3, "ann")
@@ -255,6 +268,27 @@ def test_a_candidate_is_trained_again_without_a_person_whom_the_champion_has_lea
     steps(course)
     assert world.trained[1]["start"] == course.folder.load().champion.state == "tinker://assistant-0002/weights/s"
     assert world.began[-1] == "tinker://assistant-0002/sampler_weights/s"
+
+
+def test_a_retrain_that_is_asked_for_while_another_cycle_begins_is_the_next_one(tmp_path: Path, monkeypatch) -> None:
+    world = World(broken=["it is worse"])
+    course = world.course(tmp_path)
+    world.corrected(5)
+    save = LoopFolder.save
+
+    def asked(self: LoopFolder, state) -> None:
+        if state.stage == "collecting" and state.cycle == 1:
+            by_hand.retrain(self)
+        save(self, state)
+
+    monkeypatch.setattr(LoopFolder, "save", asked)
+    steps(course)
+    steps(course)
+    assert verdicts(tmp_path) == ["rejected", "rejected"]
+    assert course.folder.load().from_start
+    assert not course.folder.to_retrain
+    steps(course)
+    assert len(world.trained) == 2, "once"
 
 
 def test_a_person_who_is_deleted_in_mid_cycle_is_left_out(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as replace_fields
 
 from loreloop.cli.server import RunningServer
 from loreloop.learn.examples import Task
@@ -16,6 +17,7 @@ from loreloop.learn.loop import assembly
 from loreloop.learn.loop.config import Training
 from loreloop.learn.loop.cycle_files import trained_prompts
 from loreloop.learn.loop.general import PROMPTS, built_in, lay_out_general
+from loreloop.learn.loop.state import Revision
 from loreloop.learn.loop.task_files import key_of_task
 from loreloop.learn.loop.training import Shop, plan_of
 from loreloop.learn.rewards.reward import Answer
@@ -93,6 +95,38 @@ def test_a_cycle_learns_them_beside_its_corrections_and_none_to_measure_with(
     assert (told.folder / "cycles/0001/general.jsonl").exists()
     learned = trained_prompts(told.folder)
     assert len(learned) == 6, "what was learned may not become golden later"
+
+
+@pytest.mark.parametrize(("start", "asked"), [(None, ["tiny"]), ("tinker://other/weights/a", [])])
+def test_a_candidate_that_begins_where_the_loop_began_learns_nothing_of_the_champion(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str | None, asked: list[str]
+) -> None:
+    deploy(server)
+    feeds, targets = Feeds(), list[str]()
+    for n in range(4):
+        feeds.say(feeds.turn(f"what is {n}?", "it is the fox").id, "demonstration", f"it is {n}")
+    lay_out = assembly.lay_out_general
+
+    async def noted(folder: Path, room: Any, target: str, prompts: list[Task]) -> None:
+        targets.append(target)
+        await lay_out(folder, room, target, prompts)
+
+    monkeypatch.setattr(assembly, "lay_out_general", noted)
+    plan = {"methods": ["sft"], "rank": 4, "epochs": 1, "least_examples": 2, "general": 4}
+    told = loaded(server, tmp_path, training=plan, **({"start": start} if start else {}))
+
+    async def go() -> None:
+        async with course_of(server, feeds, told, monkeypatch) as course:
+            for _ in range(2):
+                assert await course.step()
+            state = course.folder.load()
+            assert state is not None
+            champion = Revision(target="tinker://knows-ann/sampler_weights/a", state="tinker://knows-ann/weights/a")
+            course.folder.save(replace_fields(state, champion=champion, from_start=True))
+            assert await course.work.train(course.folder.cycle(1), None, "again") is not None
+
+    asyncio.run(go())
+    assert targets == asked
 
 
 @pytest.mark.parametrize(("n", "epochs"), [(5, 12), (36, 12), (61, 7), (400, 3), (2000, 3)])

@@ -13,7 +13,7 @@ from loreloop.cli.server import RunningServer
 from loreloop.learn.loop.assembly import asked_again
 from loreloop.learn.loop.config import Training
 from loreloop.learn.loop.guarding import Guards
-from loreloop.learn.loop.state import LoopFolder
+from loreloop.learn.loop.state import LoopFolder, State
 from loreloop.learn.loop.training import Made, Shop, trained
 from loreloop.learn.loop.watching import StoppedByGuards
 from loreloop.learn.rendering import renderer_of
@@ -21,7 +21,7 @@ from tests.loop.feeds import Feeds
 from tests.loop.test_course import steps, verdicts
 from tests.loop.test_guarded_cycle import Guarded
 from tests.loop.test_whole_cycle import course_of, deploy, loaded
-from tests.loop.world import World
+from tests.loop.world import Died, World
 
 # The SDK leaves its own background tasks to the garbage collector, and complains of its next version.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -131,10 +131,36 @@ def test_what_the_guards_have_stopped_is_a_decision_and_its_good_part_a_candidat
     course.work.__dict__["train"] = stopped
     steps(course)
     first, second = course.folder.decisions()
-    assert (first.stage, first.verdict, first.candidate) == ("training", "stopped", "tinker://good/sampler_weights/a")
+    assert (first.stage, first.verdict, first.candidate) == ("stopped", "stopped", "tinker://good/sampler_weights/a")
     assert first.sentence.startswith("The guards stopped the training.")
     assert (second.stage, second.verdict) == ("gate", "passed")
     assert world.deployed.canary == "tinker://good/sampler_weights/a"
+
+
+def test_a_training_that_was_stopped_and_then_is_refused_has_both_decisions(tmp_path: Path, monkeypatch) -> None:
+    world = World()
+    world.corrected(5)
+    course = world.course(tmp_path)
+    made = Made("tinker://good/sampler_weights/a", "tinker://good/weights/a", "The guards stopped the training.")
+
+    async def stopped(*_: object) -> Made:
+        return made
+
+    def dies(_: LoopFolder, state: State) -> None:
+        if state.stage == "gate":
+            raise Died
+        save(course.folder, state)
+
+    course.work.__dict__["train"], save = stopped, LoopFolder.save
+    with monkeypatch.context() as patched:
+        patched.setattr(LoopFolder, "save", dies)
+        with pytest.raises(Died):
+            steps(course)
+    world.refuses = "its weights are gone"
+    steps(world.course(tmp_path))
+    first, second = course.folder.decisions()
+    assert (first.verdict, second.verdict) == ("stopped", "void")
+    assert "its weights are gone" in second.sentence
 
 
 def test_a_cycle_whose_training_was_never_good_ends_with_the_last_good_revision(tmp_path: Path) -> None:
@@ -153,8 +179,9 @@ def test_a_cycle_whose_training_was_never_good_ends_with_the_last_good_revision(
     assert (world.deployed.target, course.folder.load().champion.target) == ("tiny", "tiny")
 
 
-def test_a_loop_whose_reward_learns_has_its_trainings_watched(
-    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("from_start", [False, True])
+def test_a_loop_whose_reward_learns_has_its_trainings_watched_that_begin_with_the_champion(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_start: bool
 ) -> None:
     deploy(server)
     feeds, look, asked = Feeds(), Looked(bad=2), list[str]()
@@ -172,14 +199,18 @@ def test_a_loop_whose_reward_learns_has_its_trainings_watched(
     async def go() -> None:
         told = loaded(server, tmp_path, training=plan, reward={"kind": "linear"})
         async with course_of(server, feeds, told, monkeypatch) as course:
+            course.folder.retrain(from_start)
             for _ in range(3):
                 assert await course.step()
 
     asyncio.run(go())
-    assert asked == ["tiny 12"]
     folder = LoopFolder(tmp_path / "loop.state")
-    assert verdicts(folder.path) == ["stopped"]
     state = folder.load()
     assert state is not None
     assert state.candidate is not None
-    assert (state.stage, state.candidate.target) == ("gate", look.paths[0])
+    assert (state.stage, state.from_start) == ("gate", from_start)
+    if from_start:
+        assert (asked, verdicts(folder.path)) == ([], [])
+        return
+    assert (asked, verdicts(folder.path)) == (["tiny 12"], ["stopped"])
+    assert state.candidate.target == look.paths[0]

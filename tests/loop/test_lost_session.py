@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import httpx
 import pytest
+import tinker
+from msgspec.structs import replace
 
 from loreloop.cli.server import RunningServer
 from loreloop.learn.clients import Clients
@@ -20,7 +23,7 @@ from loreloop.learn.refusals import Refused
 from loreloop.protocol.errors import Forbidden, Gone, Unavailable
 from tests.loop.feeds import Feeds
 from tests.loop.test_course import verdicts
-from tests.loop.test_whole_cycle import deploy, loaded
+from tests.loop.test_whole_cycle import course_of, deploy, loaded
 
 # The SDK leaves its own background tasks to the garbage collector, and complains of its next version.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -81,6 +84,35 @@ def test_a_training_goes_on_in_a_new_session_behind_its_last_saved_step(
     assert verdicts(settings.folder) == ["passed"], "no cycle was lost"
     lines = (folder.cycle(1) / "sft" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [*range(1, 25)]
+
+
+def test_a_cycle_whose_weights_to_begin_with_are_gone_from_the_disk_ends_and_says_so(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy(server)
+    feeds = Feeds()
+    for n in range(4):
+        feeds.say(feeds.turn(f"what is {n}?", "it is the fox").id, "demonstration", f"it is {n}")
+    with tinker.ServiceClient(base_url=server.url, api_key=server.key) as service:
+        saved = service.create_lora_training_client(base_model="tiny", rank=4).save_state("vanished").result().path
+    (folder,) = (one for one in server.data.rglob("vanished*") if one.is_dir())
+    shutil.rmtree(folder)
+    plan = {"rank": 4, "epochs": 1, "least_examples": 2, "methods": ["sft"], "general": 0}
+
+    async def go() -> None:
+        async with course_of(server, feeds, loaded(server, tmp_path, training=plan), monkeypatch) as course:
+            for _ in range(2):
+                assert await course.step()
+            state = course.folder.load()
+            assert state is not None
+            course.folder.save(replace(state, champion=replace(state.champion, state=saved)))
+            assert await course.step()
+            decision, after = course.folder.decisions()[-1], course.folder.load()
+            assert after is not None
+            assert (decision.verdict, after.stage) == ("void", "idle")
+            assert f"The files of {saved} are gone" in decision.sentence
+
+    asyncio.run(go())
 
 
 class _Holder:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
 
+from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.protocol.episodes import Person
 from tests.loop.test_course import steps, verdicts
@@ -129,6 +131,90 @@ def test_a_team_shares_one_adapter_that_learns_from_all_of_its_members(tmp_path:
     assert world.owns["ann"] == world.owns["cid"] != world.owns["bob"]
 
 
+TEAM = {"persons": {"corrections": 3, "teams": {"support": ["ann", "bob", "cid"]}}, "triggers": {"feedback": 0}}
+
+
+def test_a_teams_adapter_answers_nobody_once_a_member_is_deleted(tmp_path: Path) -> None:
+    world = World()
+    for user in ("ann", "bob"):
+        world.corrected(2, user)
+    world.feeds.turn("and cid asks", "something", person=Person("key", "cid"))
+    steps(world.course(tmp_path, **TEAM), 5)
+    assert world.owns.keys() == {"ann", "bob", "cid"}
+    world.feeds.deleted.append(Person("key", "bob"))
+    steps(world.course(tmp_path, **TEAM), 1)
+    assert world.owns.keys() <= {"bob"}, "his own arm the server has taken away itself"
+    assert len(world.trained) == 1, "the others have said too little for one of their own"
+
+
+def test_a_teams_adapter_is_made_anew_at_once_of_what_the_others_have_said(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(2, "bob")
+    world.corrected(3, "ann")  # the newest correction is the same with him and without
+    course = world.course(tmp_path, **TEAM)
+    steps(course, 3)
+    made = course.folder.decisions()[0].candidate
+    assert made == world.owns["ann"]
+    world.feeds.deleted.append(Person("key", "bob"))
+    steps(course, 3)
+    assert len(world.trained) == 2
+    assert "bob" not in str(world.trained[1])
+    first, second = course.folder.decisions()
+    assert (first.verdict, second.verdict) == ("promoted", "promoted")
+    assert first.key != second.key
+
+
+def test_whom_an_older_adapter_of_a_team_has_learned_from_is_known_behind_a_rejection(tmp_path: Path) -> None:
+    world, more = World(), TEAM | {"persons": TEAM["persons"] | {"most": 3}}
+    world.corrected(3, "bob")
+    world.feeds.turn("and cid asks", "something", person=Person("key", "cid"))
+    course = world.course(tmp_path, **more)
+    steps(course, 3)
+    assert world.owns.keys() == {"bob", "cid"}
+    world.share_right = 0.1
+    world.corrected(3, "ann")
+    steps(course, 3)
+    assert verdicts(tmp_path) == ["promoted", "rejected"]
+    world.feeds.deleted.append(Person("key", "bob"))
+    steps(course, 1)
+    assert world.owns.keys() <= {"bob"}
+
+
+def test_who_is_deleted_while_a_team_gets_its_weights_is_in_none_of_them(tmp_path: Path, monkeypatch) -> None:
+    for moment in range(1, 100):
+        world, folder = World(), tmp_path / str(moment)
+        world.corrected(2, "ann")
+        world.corrected(2, "bob")
+        course = world.course(folder, **TEAM)
+        with monkeypatch.context() as patched:
+            mortal(world, patched)
+            world.fate.at = moment
+            try:
+                steps(course, 1)
+            except Died:
+                pass
+            else:
+                break
+        world.feeds.deleted.append(Person("key", "bob"))
+        steps(world.course(folder, **TEAM), 1)
+        assert world.owns.keys() <= {"bob"}, moment
+    assert moment > 10
+
+
+def test_users_of_two_keys_who_have_the_names_of_a_team_are_not_in_one(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(2, "ann", key="one")
+    world.corrected(2, "bob", key="other")
+    course = world.course(tmp_path, **TEAM)
+    steps(course, 3)
+    assert not world.trained
+    world.corrected(1, "cid", key="one")
+    steps(course, 3)
+    (trained,) = world.trained
+    assert "bob" not in str(trained)
+    assert world.owns.keys() == {"ann", "cid"}
+
+
 def test_a_death_at_any_moment_of_it_changes_nothing(tmp_path: Path, monkeypatch) -> None:
     for moment in range(1, 100):
         world, folder = World(), tmp_path / str(moment)
@@ -148,3 +234,16 @@ def test_a_death_at_any_moment_of_it_changes_nothing(tmp_path: Path, monkeypatch
         assert world.owns == {"ann": decision.candidate}, moment
         assert not list(folder.glob("persons/*/*/*.jsonl"))
     assert moment > 10
+
+
+def test_the_door_lets_go_of_the_person_of_the_key_that_is_named() -> None:
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((request.method, request.url.raw_path.decode()))
+        return httpx.Response(200 if len(asked) == 1 else 404, json={})
+
+    with httpx.Client(base_url="http://site", transport=httpx.MockTransport(answer)) as http:
+        for _ in range(2):  # who has none any more is as one who was let go
+            Door(http, "assistant").clear_person("a/b", "key 1")
+    assert asked == [("DELETE", "/loop/v1/deployments/assistant/persons/a%2Fb?key=key%201")] * 2

@@ -138,14 +138,19 @@ class World:
         self.owns[user] = target
         self.fate.moment()
 
+    def clear_person(self, user: str, key_id: str = "") -> None:
+        self.fate.moment()
+        self.owns.pop(user, None)
+        self.fate.moment()
+
     async def right(self, target: str, lines: Sequence[Any]) -> float:
         return self.share_right
 
     # What users do
 
-    def corrected(self, n: int, user: str = "ann") -> None:
+    def corrected(self, n: int, user: str = "ann", key: str = "key") -> None:
         for k in range(n):
-            turn = self.feeds.turn(f"{user} asks {k}", "no", person=Person("key", user))
+            turn = self.feeds.turn(f"{user} asks {k}", "no", person=Person(key, user))
             self.feeds.say(turn.id, "demonstration", f"yes {k}")
 
     def voted(self, n: int, candidate: bool, champion: bool) -> None:

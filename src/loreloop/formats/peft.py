@@ -23,7 +23,7 @@ from loreloop.formats.tensor_file import open_tensors, write_tensors
 from loreloop.model.lora import ALPHA, UNEMBED, AdapterView, LoraLayout
 from loreloop.model.spec import DecoderSpec
 from loreloop.protocol.checksums import FileSum, check_files, sum_of_bytes
-from loreloop.protocol.errors import BadRequest, Gone, reading_trouble
+from loreloop.protocol.errors import BadRequest, FilesGone, reading_trouble
 from loreloop.protocol.training import LoraSpec
 
 PREFIX = "base_model.model"
@@ -124,7 +124,7 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
         if trouble := reading_trouble(error, folder / CONFIG_FILE):
             raise trouble from None
         if not folder.exists():
-            raise Gone(f"The files of the adapter in {folder} are gone.") from None
+            raise FilesGone(f"The files of the adapter in {folder} are gone.") from None
         raise BadRequest(f"{folder} is not an adapter folder: {CONFIG_FILE} cannot be read ({error}).") from None
     if not isinstance(config, dict):
         raise BadRequest(f"{folder} is not an adapter folder: {CONFIG_FILE} is no JSON object.")

@@ -51,6 +51,7 @@ KINDS = {
 }
 
 
+DETAILED = (errors.BadRequest, errors.FilesGone)
 LOG = logging.getLogger(__name__)
 FAULT = "The server failed on this request; its log says why,"
 PLACES = "OpenAI's API is under /v1, Anthropic's under /anthropic/api/v1, Tinker's under /api/v1."
@@ -125,7 +126,9 @@ def on_error(request: Request, error: errors.LoreloopError) -> Response:
     # The nearest class with a code of its own decides, so that a new error class without an entry falls back to its
     # parent's.
     status_code = next(STATUS_CODES[kind] for kind in type(error).__mro__ if kind in STATUS_CODES)
-    response = error_answer(status_code, error.message, error.details if isinstance(error, errors.BadRequest) else None)
+    response = error_answer(
+        status_code, error.message, dict(error.details or {}) if isinstance(error, DETAILED) else None
+    )
     # A route may have its errors told to people by a page, or to pages of other origins.
     state = request.scope.get("state", {})
     if page_of := state.get("page_of"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import tinker
 from tinker.types import RequestErrorCategory
@@ -14,6 +15,7 @@ from tinker.types import RequestErrorCategory
 from loreloop.protocol.errors import (
     BadRequest,
     Conflict,
+    FilesGone,
     Forbidden,
     Gone,
     LoreloopError,
@@ -52,7 +54,8 @@ def kind_of(status: int) -> type[LoreloopError]:
 @contextmanager
 def in_our_words(what: str) -> Iterator[None]:
     """Has the SDK's errors within the block be ours, with the server's words. Unavailable where it pays to try again,
-    Unauthorized, Forbidden or Gone where no request would fare better, and Refused for this one alone."""
+    Unauthorized, Forbidden or Gone where no request would fare better, and Refused for this one alone, as where files
+    of what it asks for are gone."""
     try:
         yield
     except tinker.TinkerError as error:
@@ -65,15 +68,25 @@ def refusal(error: tinker.TinkerError, what: str) -> LoreloopError:
     if isinstance(error, tinker.APIStatusError):
         kind = kind_of(error.status_code)
         if kind is not Unavailable:
-            return kind(refused) if error.status_code in OF_EVERYTHING else Refused(refused)
+            of_everything = error.status_code in OF_EVERYTHING and not _names_files(error)
+            return kind(refused) if of_everything else Refused(refused)
     elif isinstance(error, tinker.RequestFailedError) and error.category == RequestErrorCategory.User:
         return Refused(refused)
     return Unavailable(f"The server did not go on with {what}: {words_of(error)}")
 
 
+def _names_files(error: tinker.APIStatusError) -> bool:
+    """Whether it is for files of what was asked for that the server cannot go on, which no later time brings back."""
+    return _about(error).get("details") == FilesGone.details
+
+
 def words_of(error: tinker.TinkerError) -> str:
     """A server's own sentence out of its answer, where it has one; the SDK's message shows the whole body."""
+    said = _about(error).get("message")
+    return said if isinstance(said, str) else str(error)
+
+
+def _about(error: tinker.TinkerError) -> dict[str, Any]:
     body = getattr(error, "body", None)
     about = body.get("error") if isinstance(body, dict) else None
-    said = about.get("message") if isinstance(about, dict) else None
-    return said if isinstance(said, str) else str(error)
+    return about if isinstance(about, dict) else {}

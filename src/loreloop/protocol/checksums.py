@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from loreloop.protocol.errors import Gone, reading_trouble
+from loreloop.protocol.errors import FilesGone, reading_trouble
 
 SUMS_FILE = "checksums.json"
 PIECE_BYTES = 1 << 20
@@ -83,7 +83,7 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
         if name in sums:
             _check_file(folder / name, sums[name])
         elif sums and (folder / name).exists():
-            raise Gone(f"{folder / name} is damaged, or {SUMS_FILE} is, which does not name it. {ADVICE}")
+            raise FilesGone(f"{folder / name} is damaged, or {SUMS_FILE} is, which does not name it. {ADVICE}")
 
 
 def check_all_files(folder: Path, but: Iterable[str] = ()) -> None:
@@ -101,7 +101,7 @@ def read_sums(folder: Path) -> dict[str, FileSum]:
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         if trouble := reading_trouble(error, file):
             raise trouble from None
-        raise Gone(f"{file} is damaged ({error}); nothing beside it is taken. {ADVICE}") from None
+        raise FilesGone(f"{file} is damaged ({error}); nothing beside it is taken. {ADVICE}") from None
 
 
 def _check_file(path: Path, written: FileSum) -> None:
@@ -111,12 +111,14 @@ def _check_file(path: Path, written: FileSum) -> None:
         # A disk that is away for a moment must not make anybody give a good checkpoint up.
         if trouble := reading_trouble(error, path):
             raise trouble from None
-        raise Gone(f"{path} cannot be read ({error.strerror or error}). {ADVICE}") from None
+        raise FilesGone(f"{path} cannot be read ({error.strerror or error}). {ADVICE}") from None
     # The length first, because it tells a file that was cut off from one with changed bytes.
     if found.n_bytes != written.n_bytes:
-        raise Gone(f"{path} is damaged: it was written with {written.n_bytes} bytes and has {found.n_bytes}. {ADVICE}")
+        raise FilesGone(
+            f"{path} is damaged: it was written with {written.n_bytes} bytes and has {found.n_bytes}. {ADVICE}"
+        )
     if found.crc32 != written.crc32:
-        raise Gone(f"{path} is damaged: its checksum was {written.crc32} and is {found.crc32}. {ADVICE}")
+        raise FilesGone(f"{path} is damaged: its checksum was {written.crc32} and is {found.crc32}. {ADVICE}")
 
 
 ADVICE = (

@@ -10,6 +10,7 @@
     │   ├── NotFound       no such thing, or not yours
     │   ├── Conflict       something else must be undone first
     │   ├── Gone           it existed and has expired
+    │   │   └── FilesGone  files of it are missing or damaged
     │   └── TooLarge       over a limit that is written down
     ├── ServerError        we must fix it
     └── Unavailable        nobody's fault; try again after `retry_after_seconds`
@@ -24,7 +25,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,6 +82,12 @@ class Conflict(UserError):
 
 class Gone(UserError):
     """The thing existed, and has expired, been deleted, or been found damaged."""
+
+
+class FilesGone(Gone):
+    """Files of something that was saved are missing or damaged: whoever asks for it again later gets the same."""
+
+    details: Mapping[str, Any] = {"gone": "files"}
 
 
 class TooLarge(UserError):

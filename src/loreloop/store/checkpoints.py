@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete
 from sqlalchemy.dialects.sqlite import insert
 
 from loreloop.protocol.checksums import SUMS_FILE
-from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound
+from loreloop.protocol.errors import BadRequest, Conflict, FilesGone, NotFound
 from loreloop.protocol.paths import SCHEME, CheckpointKind, CheckpointPath
 from loreloop.store.files import in_row, placed, set_aside
 from loreloop.store.rows import CheckpointRow, Page
@@ -53,9 +53,11 @@ def folder_of(row: CheckpointRow) -> Path:
     """Where a checkpoint's files lie; Gone where they do not, or have lost the list of their checksums."""
     folder = Path(row.folder)
     if not folder.is_dir():
-        raise Gone(f"The files of {row.path} are gone: there is no folder {folder}. {ADVICE}")
+        raise FilesGone(f"The files of {row.path} are gone: there is no folder {folder}. {ADVICE}")
     if row.sums_crc32 and not (folder / SUMS_FILE).exists():
-        raise Gone(f"{folder / SUMS_FILE} is gone, so nothing tells whether {row.path} is damaged. {ADVICE} {ACCEPT}")
+        raise FilesGone(
+            f"{folder / SUMS_FILE} is gone, so nothing tells whether {row.path} is damaged. {ADVICE} {ACCEPT}"
+        )
     return folder
 
 

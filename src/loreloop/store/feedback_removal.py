@@ -27,8 +27,8 @@ def of_person(connection: Connection, person: Person, after: int, most: int) -> 
 
 def forget_person(connection: Connection, person: Person) -> int:
     """Deletes what a person has said, of others' turns too, and what was said of their turns and episodes; how many
-    statements. To be called while the turns are there."""
-    both = or_(_by(person), _on(person))
+    statements. What operators said of others' turns stays. To be called while the turns are there."""
+    both = or_(_deleted_by(person), _on(person))
     # Without these words the turns of others may have none that speaks of them.
     places = select(AT.target_id, AT.level, AT.deployment, AT.asker).distinct().where(both)
     told = [Target(*row) for row in connection.execute(places)]
@@ -76,19 +76,24 @@ def sweep_orphans(connection: Connection, after: int, before: float, most: int) 
 
 
 def _by(person: Person) -> ColumnElement[bool]:
-    """Statements that name the person, by the person's key or about what it was answered: names are a key's own. An
-    operator's words may be in the name of any key's person, so they go with each of that name. Code and judges sign
-    with names as well, which are no persons'."""
+    """Statements that name the person, by the person's key or about what it was answered: names are a key's own. Code
+    and judges sign with names as well, which are no persons'."""
     if not person.user:
         return false()
     # A key's givers are its id, and that with a channel.
     givers = (person.key_id, *(f"{person.key_id}/{channel}" for channel in CHANNELS))
-    of_operator = AT.giver.startswith(OPERATOR, autoescape=True)
     turns_of_key = select(TURNS.c.id).where(TURNS.c.key_id == person.key_id)
     episodes_of_key = select(EPISODES.c.id).where(EPISODES.c.key_id == person.key_id)
     on_episode = AT.target_id.in_(episodes_of_key) & AT.asker.in_(("", person.key_id))
     answered = or_(AT.target_id.in_(turns_of_key), on_episode)
-    return and_(AT.who == person.user, AT.source.in_(OF_PERSONS), or_(AT.giver.in_(givers), of_operator, answered))
+    return and_(AT.who == person.user, AT.source.in_(OF_PERSONS), or_(AT.giver.in_(givers), answered))
+
+
+def _deleted_by(person: Person) -> ColumnElement[bool]:
+    """Of these, the ones that go with the person. An operator signs with the name of a shell user, which any key may
+    say that a person of its has: what operators said of others' turns stays, or the labels would be anybody's to
+    delete."""
+    return _by(person) & ~AT.giver.startswith(OPERATOR, autoescape=True)
 
 
 def _on(person: Person) -> ColumnElement[bool]:

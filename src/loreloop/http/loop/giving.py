@@ -59,6 +59,11 @@ class Speaker(msgspec.Struct, frozen=True):
         id = self.key.id if self.key.expires is None else f"{OPERATOR}{self.key.name}"
         return f"{id}/{self.channel}" if self.channel else id
 
+    def giver_of(self, source: Source) -> str:
+        """Whose words a statement of a source are. What behaviour says is found by a rule, which finds the same for
+        every operator and would count for each of them."""
+        return OPERATOR if source == "implicit" and self.giver.startswith(OPERATOR) else self.giver
+
 
 @dataclass
 class Desk:
@@ -201,7 +206,7 @@ class Giving:
             created=now,
             source=source,
             who=body.who,
-            giver=speaker.giver,
+            giver=speaker.giver_of(source),
             why=body.why,
             tags=body.tags,
             overrides=body.overrides,

@@ -27,7 +27,7 @@ from loreloop.http.tinker.submission import Accepted, accept, live_run
 from loreloop.http.tinker.training import check_free, new_checkpoint
 from loreloop.protocol import paths, rest
 from loreloop.protocol.checksums import check_files
-from loreloop.protocol.errors import BadRequest, Forbidden, Gone, NotFound
+from loreloop.protocol.errors import BadRequest, FilesGone, Forbidden, NotFound
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath, check_name
 from loreloop.protocol.training import AGE_SUFFIX, SaveExternal
 from loreloop.store import checkpoints
@@ -124,7 +124,7 @@ def saved_files(folder: Path) -> tuple[str, ...]:
     for names in (FILES, tuple(f"{name}{AGE_SUFFIX}" for name in FILES)):
         if all((folder / name).is_file() for name in names):
             return names
-    raise Gone(f"{folder} does not hold {' and '.join(FILES)} any more. {checkpoints.ADVICE}")
+    raise FilesGone(f"{folder} does not hold {' and '.join(FILES)} any more. {checkpoints.ADVICE}")
 
 
 def archive(folder: Path, names: Sequence[str]) -> Iterator[bytes]:

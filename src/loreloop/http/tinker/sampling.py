@@ -15,7 +15,7 @@ from loreloop.http.services import INFER, Services, caller, fresh_seed, now, sec
 from loreloop.http.tinker.submission import active_session
 from loreloop.protocol import paths
 from loreloop.protocol.checks import check_params, check_prompt, check_scores, check_targets
-from loreloop.protocol.errors import BadRequest, Gone
+from loreloop.protocol.errors import BadRequest, FilesGone
 from loreloop.protocol.link import EngineInfo
 from loreloop.protocol.rest import CreateSamplingSession, SampleBody, WireSamplingParams
 from loreloop.protocol.sampling import Revision, SampleOp
@@ -99,7 +99,9 @@ async def sample_op(
     check_targets(scores, info)
     # Looked at here, because in the engine a missing folder would look like a fault of the server.
     if sampler.folder is not None and not Path(sampler.folder).is_dir():
-        raise Gone(f"The files of {sampler.revision_id} are gone: there is no folder {sampler.folder}. Save them anew.")
+        raise FilesGone(
+            f"The files of {sampler.revision_id} are gone: there is no folder {sampler.folder}. Save them anew."
+        )
     has_revision = sampler.revision_id is not None and sampler.folder is not None
     return SampleOp(
         request_id=paths.request_id(sampler.id, body.seq_id),

@@ -34,7 +34,12 @@ def adopted(state: State, now: Deployed, start: str | None, decided: Verdict | N
         by_hand = Adopted(promoted(state), key, "promoted", "Somebody promoted the candidate by hand.")
         return None if decided == "promoted" else by_hand
     if state.stage == "canary" and candidate is not None and now.target == ours and now.canary != candidate.target:
-        by_hand = Adopted(ended(state), key, "rolled_back", "Somebody rolled the candidate back by hand.")
+        what = (
+            "Somebody rolled the candidate back by hand."
+            if now.canary is None
+            else f"Somebody put {now.canary} in the candidate's place as a canary by hand."
+        )
+        by_hand = Adopted(ended(state), key, "rolled_back", what)
         return None if decided == "rolled_back" else by_hand
     if now.target == ours:
         return None

@@ -190,22 +190,31 @@ class Parts:
         return await self._train(replace(self.shop(), look=self.guard(folder)), folder, start, name)
 
     async def lay_out_general(self, folder: Path) -> None:
-        """Puts general prompts beside a cycle's corrections, answered as the champion does."""
+        """Puts general prompts beside a cycle's corrections, answered by what its training begins with; none where
+        that cannot be asked."""
         told, state = self.loaded.config.training, LoopFolder(self.loaded.folder).load()
         if not told.general or state is None:
             return
+        target = state.champion.target
+        if state.from_start:
+            # The champion's answers would teach what it has learned from persons who were deleted since.
+            if self.loaded.config.start is not None:
+                return  # weights to train on, of which nobody knows as what they are sampled
+            target = state.base_model
         file = told.general_file
         prompts = tasks_of(self.loaded.path(file), "file of general prompts") if file else built_in()
         with self.session.watched():
             kept_out = self.golden.keys() | measured_of(self.session.door.turns(), self.session.door.feedback())
             asked = [one for one in without(prompts, kept_out) if not self.rewarding.holds(one.item["messages"])]
             room = Room(self.service, self.renderer)
-            await lay_out_general(folder, room, state.champion.target, asked[: told.general])
+            await lay_out_general(folder, room, target, asked[: told.general])
 
     def guard(self, folder: Path) -> Look | None:
-        """What looks at the weights while they learn from a cycle's folder."""
+        """What looks at the weights while they learn from a cycle's folder; None where nothing does."""
         stream, state = self.rewarding.stream, LoopFolder(self.loaded.folder).load()
-        if stream is None or state is None:
+        # What begins where the loop began has first to become as good as the champion, and knows less while it does: a
+        # fall against the champion is no sign of a fooled reward. The gate looks at what it is in the end.
+        if stream is None or state is None or state.from_start:
             return None
         turns, n = list(self.session.door.turns()), min(MOST_WATCHED, self.gate.prompts)
         fresh = fresh_of(turns, {*data_of(folder).turns}, n)

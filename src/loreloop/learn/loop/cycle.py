@@ -175,7 +175,9 @@ class Course:
         self.asked, self.is_persons_turn = False, True
         begun = replace(state, stage="collecting", cycle=state.cycle + 1, candidate=None, night=night, from_start=anew)
         self.folder.save(begun)
-        self.folder.retrain(False)
+        # Asked for meanwhile, it is for the next cycle; and a death in between has it done twice and not never.
+        if anew:
+            self.folder.retrain(False)
         return True
 
     def _stand(self, state: State, proposed: Revision) -> None:
@@ -196,7 +198,8 @@ class Course:
         if self.persons is None:
             return False
         # Also where nobody is to have weights any more: what there is of deleted persons goes.
-        self.persons.forget()
+        if self.persons.forget():
+            self.persons_heard = -1  # what the others of a team have said is looked at again
         if not self.persons.rules.corrections or self.folder.paused:
             return False
         heard = max(
@@ -262,7 +265,8 @@ class Course:
         candidate = Revision(target=made.path, state=made.state, cycle=state.cycle)
         if made.alarm:
             what = f"{made.alarm} The last revision of it that was good goes on to the gate."
-            self._decide(replace(state, candidate=candidate), "training", "stopped", what)
+            # Not the key of a training that is given up, which this one may be yet where the process dies here.
+            self._decide(replace(state, candidate=candidate), "stopped", "stopped", what)
         self.folder.tell(f"Candidate {state.cycle} stands before the offline gate.")
         self.folder.save(replace(state, stage="gate", candidate=candidate))
 

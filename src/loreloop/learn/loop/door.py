@@ -145,10 +145,11 @@ class Door:
         body = {"target": target} | ({"key": key_id} if key_id else {})
         self._json("PUT", f"{self.place}/persons/{quote(user, safe='')}", body)
 
-    def clear_person(self, user: str) -> None:
+    def clear_person(self, user: str, key_id: str = "") -> None:
         """Has one person answered by the deployment's own weights again."""
+        whose = f"?key={quote(key_id, safe='')}" if key_id else ""
         try:
-            self._json("DELETE", f"{self.place}/persons/{quote(user, safe='')}")
+            self._json("DELETE", f"{self.place}/persons/{quote(user, safe='')}{whose}")
         except NotFound:
             return
 

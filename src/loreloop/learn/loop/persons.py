@@ -51,6 +51,10 @@ class PersonServer(Feeds, Protocol):
         """Has one person answered by weights of their own."""
         ...
 
+    def clear_person(self, user: str, key_id: str = "") -> None:
+        """Has one person answered by the deployment's own weights again."""
+        ...
+
     def mark_used(
         self, candidate: str, revision: str | None, turns: Sequence[str], start: str | None = None
     ) -> tuple[str, ...]:
@@ -61,11 +65,13 @@ class PersonServer(Feeds, Protocol):
 
 class Own(msgspec.Struct, frozen=True):
     """A person's own champion, and the number of the newest correction that it was made of (also where it was
-    rejected, so that the same words are not tried again); of a team, whose corrections these are."""
+    rejected, so that the same words are not tried again); of a team, whose corrections these are, and whom it
+    answers."""
 
     target: str | None
     heard: int
     members: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,11 @@ class Due:
     lines: tuple[Line, ...]
     used: tuple[Used, ...]
     heard: int
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Of a team, whose words it learns; () for a single person."""
+        return () if self.members == (self.person,) else tuple(dict.fromkeys(used.person for used in self.used))
 
 
 @dataclass
@@ -113,20 +124,25 @@ class PersonCourse:
         await self._make(found[0], champion, max((turn.number for turn in turns), default=0))
         return True
 
-    def forget(self) -> None:
+    def forget(self) -> bool:
         """Of persons who were deleted nothing is kept: neither which weights were theirs nor of what they were made,
-        nor what an attempt has left that did not come to its end."""
+        nor what an attempt has left that did not come to its end. True where a team has lost its weights so, which are
+        made anew of what the others have said."""
         folder = self.folder.path / "persons"
         held = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
         if not held and not self.owns:
-            return
+            return False
         deleted = self.server.deleted_persons()
         for person in deleted:
             if _short(person) in held:
                 shutil.rmtree(folder / _short(person), ignore_errors=True)
         gone = self.owns.keys() & deleted
-        # What a team's adapter has learned of a member it knows; it is made anew of what the others have said.
-        gone |= {name for name, own in self.owns.items() if not deleted.isdisjoint(own.members)}
+        # What a team's adapter has learned of a member it knows, so it answers the others no more, at once.
+        teams = {name for name, own in self.owns.items() if not deleted.isdisjoint(own.members)}
+        for member in {each for name in teams for each in self._answered(name)} - deleted:
+            key_id, _, user = member.partition("\n")
+            self.server.clear_person(user, key_id)
+        gone |= teams
         for person in gone:
             shutil.rmtree(folder / _short(person), ignore_errors=True)
             del self.owns[person]
@@ -135,10 +151,31 @@ class PersonCourse:
                 shutil.rmtree(file.parent, ignore_errors=True)
         if gone:
             written(self._file, msgspec.json.encode(self.owns))
+        return bool(teams)
+
+    def _answered(self, team: str) -> tuple[str, ...]:
+        """Whom a team's weights answer, or may."""
+        own = self.owns[team]
+        return own.answers or own.members
+
+    def _note(self, one: Due, target: str | None, heard: int, answers: Sequence[str]) -> None:
+        """Keeps what a person has now. Of a team, members whose words may be in weights that answer stay known, or
+        their deletion would not find these: what was there before an attempt that did not hold answers on."""
+        before = self.owns.get(one.person)
+        self.owns[one.person] = Own(
+            target=target or (before.target if before else None),
+            heard=heard,
+            members=tuple(dict.fromkeys((*(before.members if before else ()), *one.learned))),
+            answers=tuple(dict.fromkeys((*(before.answers if before else ()), *answers))) if one.learned else (),
+        )
+        written(self._file, msgspec.json.encode(self.owns))
 
     async def _make(self, one: Due, champion: Revision, turns_seen: int) -> None:
         short = _short(one.person)
         key, name = f"person:{short}:{one.heard}", f"{self.deployment}-{short}-{one.heard}"
+        if one.learned:
+            # Without a member who was deleted it is another attempt, also where the newest correction is the same.
+            key += f":{_short(' '.join(sorted(one.learned)))}"
         folder = self.folder.path / "persons" / short / str(one.heard)
         collected = Collected()
         collected.lines["sft"], collected.used["sft"] = list(one.lines), list(one.used)
@@ -161,6 +198,11 @@ class PersonCourse:
                 return
             decision = self.folder.decide(self._decision(key, one, made, share))
         target = decision.candidate if decision.verdict == "promoted" else None
+        answers = one.members if target else ()
+        if target and one.learned:
+            # Before it answers anybody: who is deleted while this process is down is found among its members.
+            before = self.owns.get(one.person)
+            self._note(one, None, before.heard if before else 0, answers)
         words = "" if target is None else self._set_all(one.members, target)
         if words is None:
             return  # what was decided stands, and is carried out in a later step
@@ -172,10 +214,7 @@ class PersonCourse:
         # Before this is over: behind it nobody would look for what a person said.
         drop_lines(folder)
         drop_names(folder)
-        before = self.owns.get(one.person)
-        learned = tuple(dict.fromkeys(used.person for used in one.used)) if one.members != (one.person,) else ()
-        self.owns[one.person] = Own(target or (before.target if before else None), one.heard, learned)
-        written(self._file, msgspec.json.encode(self.owns))
+        self._note(one, target, one.heard, answers)
 
     async def _trained(self, folder: Path, start: str | None, name: str) -> Made | None:
         try:
@@ -239,16 +278,22 @@ def _short(person: str) -> str:
     return hashlib.sha256(person.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
+def _team(turn: Turn, team: str) -> str:
+    """A team, in place of a person. Users of other keys who have the same names are other persons, and in no team with
+    these. It is nobody's own name: no key's id is empty."""
+    return f"\n{turn.person.key_id}\n{team}"
+
+
 def due(
     turns: Sequence[Turn], statements: Sequence[Feedback], rules: Rules, wanted: Persons, owns: Mapping[str, Own]
 ) -> list[Due]:
     """Persons with enough new corrections, with all their corrections that may be learned from, the newest last."""
     by_id = trainable(turns, statements, rules)
-    team_of = {user: f"\n{team}" for team, users in wanted.teams.items() for user in users}  # no key's id is empty
+    team_of = {user: team for team, users in wanted.teams.items() for user in users}
     members: dict[str, set[str]] = defaultdict(set)
     for turn in newest_of(turns).values():
         if turn.person.user in team_of and person_of(turn) not in rules.deleted:
-            members[team_of[turn.person.user]].add(person_of(turn))
+            members[_team(turn, team_of[turn.person.user])].add(person_of(turn))
     lines: dict[str, list[tuple[int, Line, Used]]] = defaultdict(list)
     for turn_id, said in said_of(by_id, statements).items():
         turn = by_id[turn_id]
@@ -258,7 +303,8 @@ def due(
             user = turn.person.user
             may = user and (not wanted.users or user in wanted.users or user in team_of)
             if method == "sft" and edits and may:
-                lines[team_of.get(user, person_of(turn))].append((max(edits), line, used_of(turn)))
+                whose = _team(turn, team_of[user]) if user in team_of else person_of(turn)
+                lines[whose].append((max(edits), line, used_of(turn)))
     found = []
     for person, own in lines.items():
         heard = owns[person].heard if person in owns else 0

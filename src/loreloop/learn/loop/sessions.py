@@ -28,7 +28,8 @@ class LoopSession:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Tells what fails within the block for the end of the session (SessionEnded), or of a model alone, which is
-        made again from what it had saved (Unavailable), from what was refused for itself."""
+        made again from what it had saved (Unavailable), from what was refused for itself. Files that are gone are such
+        a refusal by then: no later time brings them back."""
         try:
             yield
         except LoreloopError as error:
