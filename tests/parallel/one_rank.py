@@ -38,3 +38,9 @@ def trained_rank(
     logps = torch.cat([torch.tensor(o["logprobs"].numpy()) for o in work.result().outputs])
     sent = torch.tensor(stage.n_bytes[Lane.TRAINING])
     return {"logps": logps, "grad": state.grad, "numbers": share.share.numbers(LORA), "sent": sent}
+
+
+def patience(place: Place) -> dict[str, float]:
+    """How long this rank waits for others, in the group of all and in those of each axis."""
+    groups = {"all": place.group, **place.groups}
+    return {name: group._get_backend(CPU).options._timeout.total_seconds() for name, group in groups.items()}

@@ -39,7 +39,7 @@ from loreloop.parallel.place import ALONE, Place
 from loreloop.parallel.sequence import training_decoder
 from loreloop.parallel.stages import stage_of
 from loreloop.protocol.checksums import write_sums
-from loreloop.protocol.errors import BadRequest, LoreloopError, UserError
+from loreloop.protocol.errors import BadRequest, LoreloopError, Unavailable, UserError
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
 from loreloop.protocol.sampling import SampleOp
 from loreloop.protocol.training import (
@@ -248,8 +248,8 @@ class LocalEngine:
         self.bank.restore(snapshot.model_id, Path(snapshot.file), snapshot.crc32)
 
     def admit(self, op: SampleOp) -> bool:
-        """False only where all places are taken or another adapter was read in this step; a wrong request is admitted
-        and fails as an event of the next step."""
+        """False only where all places are taken or another adapter was read in this step; a wrong request, or one
+        whose adapter cannot be read, is admitted and fails as an event of the next step."""
         if not self.sampler.has_room():
             return False
         try:
@@ -259,8 +259,10 @@ class LocalEngine:
                     return False  # one a step, so that a crowd of cold adapters does not stall those that run
                 self.has_loaded = True
             self.sampler.admit(op, self.revisions.get(op.revision) if op.revision else None)
-        except UserError as error:
-            self.failed.append(SampleFailed(op.request_id, Failure(error.category, error.message)))
+        except LoreloopError as error:
+            # Trouble with a file too: raised here, it would be told at another time than on processes that had none.
+            failure = Failure(error.category, error.message, passing=isinstance(error, Unavailable))
+            self.failed.append(SampleFailed(op.request_id, failure))
         return True
 
     def _check_room(self, op: SampleOp) -> None:
