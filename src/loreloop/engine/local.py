@@ -18,7 +18,7 @@ from loreloop.engine.contract import Constrain, Pause, SampleEvent, SampleFailed
 from loreloop.engine.encryption import encrypt_files
 from loreloop.engine.head import Head
 from loreloop.engine.images import ImageTable
-from loreloop.engine.precision import chosen_precision
+from loreloop.engine.precision import chosen_device, chosen_precision
 from loreloop.engine.sampling.paged_attention import page_bytes
 from loreloop.engine.sampling.revisions import Revisions
 from loreloop.engine.sampling.sampler import Sampler, SamplerLimits, refuse
@@ -79,7 +79,7 @@ class LocalEngine:
     ) -> None:
         self.config, self.base_model, self.place = config, base_model, place
         self.threads = _threads(config, place)
-        device = _device(config.device)
+        device = chosen_device(config.device)
         precision = chosen_precision(config.precision, device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         # Deterministic products and attention go together: one without the other would not make rows independent.
@@ -324,12 +324,6 @@ def _threads(config: EngineConfig, place: Place) -> ThreadKeeper:
     # The cores that this process may use, which in a container are fewer than the machine has.
     n_cores = len(os.sched_getaffinity(0))
     return ThreadKeeper(config.threads or max(1, n_cores // (place.n_ranks * n_beside)), fixed=is_fixed)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _check_adam(op: OptimStep) -> None:
