@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 
 from loreloop.model.lora import AdapterView, LoraLayout, attention_sites, feed_forward_sites
@@ -31,9 +32,10 @@ class PipelineCut:
         """Layers."""
         return "pp"
 
-    @property
+    @cached_property
     def local(self) -> DecoderSpec:
         """The same decoder, with the numbers of the layers that lie here."""
+        # Found once: it is asked for each weight, and a model has tens of thousands.
         mine = stage_layers(self.spec, self.size)[self.rank]
         return replace(self.spec, held=(mine.start, mine.stop))
 
