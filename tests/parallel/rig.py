@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from loreloop.cli.ranks import Meeting, meet
 from loreloop.parallel.mesh import parse_mesh
-from loreloop.parallel.place import Place, place_of
+from loreloop.parallel.place import Place
 
 FORKS = multiprocessing.get_context("forkserver")
 MOST_SECONDS = 120
@@ -52,9 +53,7 @@ def _out(folder: Path, rank: int) -> Path:
 
 def _rank(mesh: str, rank: int, folder: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), parse_mesh(mesh).n_ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=parse_mesh(mesh).n_ranks)
-    place: Place = place_of(parse_mesh(mesh))
+    place: Place = meet(parse_mesh(mesh), rank, Meeting.in_file(folder / "store", parse_mesh(mesh).n_ranks))
     torch.save(work(place, *arguments), _out(folder, rank))
     dist.barrier()  # what this rank has sent is still on its way
     dist.destroy_process_group()

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.parallel.leading_rank import led
+from tests.parallel.leading_rank import led, unread
 from tests.parallel.rig import exits
 from tests.tiny import make_tiny_model
 
@@ -27,3 +28,11 @@ def test_processes_that_are_alike_go_on(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "model", "qwen3")
     # The second is ended by the rig; it waits for another word of the first.
     assert exits("tp=2", tmp_path, led, folder, "", first_only=True) == [0]
+
+
+def test_a_revision_that_one_process_cannot_read_fails_alike_on_all(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", "qwen3")
+    assert exits("tp=2", tmp_path, unread, folder, first_only=True) == [0]
+    message = "1 of 2 processes of this engine could not do it; see the log."
+    assert torch.load(folder / "failures.pt") == [(message, True)]
+    assert "process 1 could not do it: This disk has no such folder." in (folder / "1.log").read_text()

@@ -57,6 +57,12 @@ def test_every_rank_holds_what_the_configuration_says(n_ranks: int, ranks: range
         assert vars(footprint(SPEC, WEIGHTS, Mesh(ep=n_ranks), rank, LOAD)) == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_stage_s_cache_and_inputs_are_those_of_its_layers() -> None:
+    stages = [footprint(SPEC, WEIGHTS, Mesh(pp=4), rank, LOAD) for rank in range(4)]
+    whole = by_arithmetic(1)
+    assert (sum(stage.cache for stage in stages), sum(stage.inputs for stage in stages)) == (whole.cache, whole.inputs)
+
+
 @pytest.mark.parametrize("n_ranks", [8, 64])
 def test_the_documents_table_has_these_numbers(n_ranks: int) -> None:
     expected = by_arithmetic(n_ranks)

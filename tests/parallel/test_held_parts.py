@@ -12,9 +12,12 @@ import torch
 from loreloop.cli.serve import MEMORY
 from loreloop.formats import weight_files
 from loreloop.formats.held_parts import Outline, part_of
-from loreloop.formats.load import load_weights, read_stored_spec
+from loreloop.formats.load import load_weights, read_config, read_stored_spec
+from loreloop.formats.quantized_blocks import Blocks, write_blocks
 from loreloop.formats.shards import ShardWriter
+from loreloop.model.families.table import family_of
 from loreloop.model.packed_weights import PackedWeight
+from loreloop.model.weights import decoder_weights
 from loreloop.parallel.mesh import parse_mesh
 from loreloop.parallel.shares import share_of
 from tests.engine.train_rig import CPU
@@ -70,6 +73,57 @@ def test_each_byte_is_read_once_by_the_rank_that_holds_it(tmp_path: Path, n_read
         share = share_of(spec, parse_mesh("tp=4"), rank)
         _, mine = load_weights(folder, dtype=torch.float32, device=CPU, held=lambda spec, share=share: share.weight)
         assert sum(n_read) == n_bytes(mine)
+
+
+@pytest.mark.parametrize("quantize", [False, True], ids=["plain", "in 4 bits"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("mesh", ["pp=3", "pp=3,tp=2"])
+def test_each_byte_is_read_once_by_the_stage_that_holds_it(
+    mesh: str, tied: bool, quantize: bool, tmp_path: Path, n_read: list[int]
+) -> None:
+    shape = {"num_hidden_layers": 5, "num_key_value_heads": 4, "tie_word_embeddings": tied}
+    folder = make_tiny_model(tmp_path / "model", "qwen3", **shape)
+    spec, whole = load_weights(folder, dtype=torch.float32, device=CPU)
+    for rank in range(parse_mesh(mesh).n_ranks):
+        n_read.clear()
+        share = share_of(spec, parse_mesh(mesh), rank)
+        _, mine = load_weights(
+            folder, dtype=torch.float32, device=CPU, quantize=quantize, held=lambda spec, share=share: share.weight
+        )
+        cuts = {role: cut for role, weight in whole.items() if (cut := share.weight(role, weight)) is not None}
+        assert {role: weight.shape for role, weight in mine.items()} == {role: cut.shape for role, cut in cuts.items()}
+        # What is rounded is read whole, and cut when it is packed; what lies on other stages is not read even then.
+        is_whole = quantize and "tp" in mesh
+        held = {role: whole[role] for role, cut in cuts.items() if cut.numel()} if is_whole else cuts
+        assert n_bytes(held) >= sum(n_read) if is_whole else sum(n_read) == n_bytes(held)
+
+
+def with_blocks(folder: Path) -> Path:
+    """The folder, in which all that is packed has blocks of its own beside the tensors."""
+    spec, blocks = read_stored_spec(folder), {}
+    for weight in decoder_weights(spec, family_of(read_config(folder)).names):
+        for piece in weight.pieces if weight.bits else ():
+            n_rows, d_in = piece.rows.stop - piece.rows.start, weight.shape[1]
+            codes = torch.zeros(n_rows, d_in, dtype=torch.uint8 if weight.bits == 4 else torch.int8)
+            scales = torch.ones(n_rows, d_in // 32, dtype=torch.float16)
+            blocks[piece.name] = Blocks(codes, scales, scales if weight.bits == 4 else None)
+    write_blocks(folder, blocks)
+    return folder
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_stages_read_a_folder_with_blocks_of_its_own(tied: bool, tmp_path: Path) -> None:
+    shape = {"num_hidden_layers": 5, "tie_word_embeddings": tied}
+    folder = with_blocks(make_tiny_model(tmp_path / "model", "qwen3", **shape))
+    spec, whole = load_weights(folder, dtype=torch.float32, device=CPU, quantize=True)
+    for rank in range(3):
+        share = share_of(spec, parse_mesh("pp=3"), rank)
+        _, mine = load_weights(
+            folder, dtype=torch.float32, device=CPU, quantize=True, held=lambda spec, share=share: share.weight
+        )
+        cuts = {role: cut for role, weight in whole.items() if (cut := share.weight(role, weight)) is not None}
+        assert {role: weight.shape for role, weight in mine.items()} == {role: cut.shape for role, cut in cuts.items()}
+        assert any(isinstance(weight, PackedWeight) for weight in mine.values())
 
 
 def test_what_a_rank_does_not_hold_is_not_read(tmp_path: Path, n_read: list[int]) -> None:

@@ -11,21 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from loreloop.cli.ray_facts import Facts, check_alike
 from loreloop.cli.ray_room import n_seats, nearest
 from loreloop.formats.fingerprint import fingerprint
 from loreloop.formats.load import read_spec
 from loreloop.host import children
 from loreloop.host.lifeline import LOST_SECONDS
 from loreloop.host.ray_cluster import Host, Seat
-from loreloop.protocol.errors import BadRequest
 from tests.parallel.ray_nodes import ROOT, Nodes, ray_nodes
 from tests.parallel.test_mesh_server import OPTIONS, server, service, trained
 from tests.tiny import make_tiny_model
@@ -142,22 +139,6 @@ def test_somebody_who_is_no_cluster_is_refused_too(tmp_path: Path) -> None:
 )
 def test_what_does_not_go_together_is_refused(options, message: str, tmp_path: Path) -> None:
     assert message in refusal(tmp_path / "data", *options)[0]
-
-
-FACTS = Facts(host="a", address="10.0.0.1", versions={"torch": "2.13.0"}, fingerprint="abc", sees_data=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"versions": {"torch": "2.12.0"}}, r"a \(10.0.0.1\) has torch 2.12.0, and this host 2.13.0"),
-        ({"fingerprint": "abd"}, "their fingerprints are abd and abc"),
-        ({"sees_data": False}, "a .10.0.0.1. does not see the data folder /data"),
-    ],
-)
-def test_hosts_that_differ_are_refused_with_both_values(change, message: str) -> None:
-    with pytest.raises(BadRequest, match=message):
-        check_alike(FACTS, [FACTS, replace(FACTS, **change)], "/models/tiny", Path("/data/run"))
 
 
 def test_a_fine_tune_of_the_same_shape_has_another_fingerprint(tmp_path: Path) -> None:

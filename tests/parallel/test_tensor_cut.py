@@ -35,8 +35,10 @@ FAMILIES = {
 }
 
 
-def one_process(folder: Path, max_rows: int = 1024, kept_rows: int = 1024) -> tuple[torch.Tensor, torch.Tensor]:
-    decoder = load_decoder(folder, dtype=torch.float32, device=CPU, products=FastProducts())
+def one_process(
+    folder: Path, max_rows: int = 1024, kept_rows: int = 1024, *, quantize: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    decoder = load_decoder(folder, dtype=torch.float32, device=CPU, products=FastProducts(), quantize=quantize)
     state = whole_state(decoder.spec)
     work = laid_out(scene(), state)
     Trainer(decoder, FastAttention(), Head(decoder, fixed_rows=False), max_rows, kept_rows).run([work])

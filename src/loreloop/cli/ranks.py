@@ -121,10 +121,9 @@ def meet(mesh: Mesh, rank: int, meeting: Meeting) -> Place:
 
     # Without it each process would look up the machine's own name, which may stand for another address.
     os.environ["GLOO_SOCKET_IFNAME"] = meeting.interface
-    distributed.init_process_group(
-        "gloo", store=meeting.store, rank=rank, world_size=mesh.n_ranks, timeout=timedelta(days=WAIT_DAYS)
-    )
-    place = place_of(mesh)
+    patience = timedelta(days=WAIT_DAYS)
+    distributed.init_process_group("gloo", store=meeting.store, rank=rank, world_size=mesh.n_ranks, timeout=patience)
+    place = place_of(mesh, patience)
     # One process may be through with its groups while another still reads how to reach it. The file of the meeting must
     # not be removed before all are.
     place.total(0.0)

@@ -9,17 +9,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from loreloop.engine.precision import Wanted
     from loreloop.host.lifeline import Address
 
 
 @dataclass(frozen=True)
+class Question:
+    """What a process is asked when ranks meet: whether it has the checkpoint `folder`, whether it sees `mark`, a file
+    that the server has just written to its data folder, and what these settings come to on its host."""
+
+    folder: str
+    mark: str
+    device: str
+    precision: Wanted
+
+
+@dataclass(frozen=True)
 class Facts:
-    """What a process says of itself when ranks meet. `versions` and `fingerprint` are the same on all, or they do not
-    work together; `sees_data` is whether the server's data folder lies on its host too."""
+    """What a process says of itself when ranks meet. `traits` (versions, and on and in what it computes) and
+    `fingerprint` are the same on all, or they do not work together; `sees_data` is whether the server's data folder
+    lies on its host too."""
 
     host: str
     address: str
-    versions: dict[str, str]
+    traits: dict[str, str]
     fingerprint: str
     sees_data: bool
 
@@ -37,7 +50,7 @@ class Orders:
     interface: str
 
 
-def facts_of(folder: str, mark: str, address: str) -> Facts:
+def facts_of(asked: Question, address: str) -> Facts:
     """Of this process, at this address of its host. BadRequest where the checkpoint is not there."""
     import platform
 
@@ -45,31 +58,37 @@ def facts_of(folder: str, mark: str, address: str) -> Facts:
 
     from loreloop import __version__
     from loreloop.engine import processor
+    from loreloop.engine.precision import chosen_device, chosen_precision
     from loreloop.formats.fingerprint import fingerprint
 
+    device = chosen_device(asked.device)
     return Facts(
         host=socket.gethostname(),
         address=address,
-        versions={
+        traits={
             "loreloop": __version__,
             "torch": torch.__version__,
             "Python": platform.python_version(),
             "instructions": processor.instructions(),
+            # By `auto` each host would choose for itself.
+            "device": device.type,
+            "precision": chosen_precision(asked.precision, device),
         },
-        fingerprint=fingerprint(Path(folder)),
-        sees_data=Path(mark).exists(),
+        fingerprint=fingerprint(Path(asked.folder)),
+        sees_data=Path(asked.mark).exists(),
     )
 
 
 def check_alike(mine: Facts, others: Sequence[Facts], folder: str, run_folder: Path) -> None:
-    """BadRequest where a host has other versions or another checkpoint than this one, or not the data folder."""
+    """BadRequest where a host has other versions or another checkpoint than this one, computes on another device or in
+    another precision, or has not the data folder."""
     from loreloop.protocol.errors import BadRequest
 
     for other in others:
         who = f"{other.host} ({other.address})"
-        for what, here in mine.versions.items():
+        for what, here in mine.traits.items():
             # What ranks compute alike must come out alike, to the bit.
-            if (there := other.versions.get(what)) != here:
+            if (there := other.traits.get(what)) != here:
                 raise BadRequest(f"Hosts of one mesh must be alike: {who} has {what} {there}, and this host {here}.")
         if other.fingerprint != mine.fingerprint:
             raise BadRequest(

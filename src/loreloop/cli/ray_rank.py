@@ -8,18 +8,18 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from loreloop.cli.ray_facts import Facts, Orders
+    from loreloop.cli.ray_facts import Facts, Orders, Question
 
 
 class RayRank:
     """The actor. Ray runs its methods one after another, in its process's main thread."""
 
-    def facts(self, folder: str, mark: str) -> Facts:
-        """Of this process; `mark` is a file that the server has just written to its data folder."""
+    def facts(self, asked: Question) -> Facts:
+        """Of this process."""
         from loreloop.cli.ray_facts import facts_of
         from loreloop.host.ray_cluster import own_address
 
-        return facts_of(folder, mark, own_address())
+        return facts_of(asked, own_address())
 
     def run(self, orders: Orders) -> None:
         """Does what the first process does, until that ends, and this process with it."""

@@ -110,18 +110,19 @@ def _asked(plan: ServerPlan, base_model: str, mesh: Mesh, group: Group) -> tuple
     """This process's facts, and the actors with theirs."""
     import ray
 
-    from loreloop.cli.ray_facts import facts_of
+    from loreloop.cli.ray_facts import Question, facts_of
     from loreloop.cli.serve import engine_environment
     from loreloop.host.ray_cluster import own_address
 
     actor = importlib.import_module(MODULE).RayRank
-    folder, mark = plan.folders[base_model], plan.run_folder / f"mark-{secrets.token_hex(8)}"
+    mark, settings = plan.run_folder / f"mark-{secrets.token_hex(8)}", plan.config.engine
+    asked = Question(plan.folders[base_model], str(mark), settings.device, settings.precision)
     environment = engine_environment(plan.config) | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     mark.touch()
     try:
         handles = [group.started(actor, rank, environment) for rank in range(1, mesh.n_ranks)]
-        mine = facts_of(folder, str(mark), own_address())
-        facts = ray.get([handle.facts.remote(folder, str(mark)) for handle in handles], timeout=MEET_SECONDS)
+        mine = facts_of(asked, own_address())
+        facts = ray.get([handle.facts.remote(asked) for handle in handles], timeout=MEET_SECONDS)
     finally:
         mark.unlink()
     return mine, [Actor(rank, *found) for rank, found in enumerate(zip(handles, facts, strict=True), 1)]

@@ -20,7 +20,8 @@ FIELDS = 2  # what a process has been told, and what it holds
 
 
 class Divergence:
-    """Of one process. `add` is called after each call of the engine, on all processes in the same order."""
+    """Of one process. `add` is called after each call of the engine, also one that has failed, on all processes in the
+    same order."""
 
     def __init__(self, engine: LocalEngine) -> None:
         self.engine, self.n_calls, self.given = engine, 0, 0

@@ -58,6 +58,7 @@ CALLS: dict[str, Any] = {
     "cancel_sample": tuple[str],
     "drop_revision": tuple[str],
 }
+FAILED = "failed"  # what a call gives that has failed, whatever each process says of it
 GO_ON, BREAK_OFF = "go_on", "break_off"
 
 
@@ -133,7 +134,10 @@ class LeadingEngine:
         self._tell("train", tuple(passes))
         outcome = outcome_of(partial(self.engine.train, passes, told_pause))
         if isinstance(outcome, Exception):
-            if broken_off or isinstance(outcome, LoreloopError):
+            if broken_off:
+                raise outcome
+            if isinstance(outcome, LoreloopError):
+                _compare(self.divergence, FAILED)
                 raise outcome
             _end(f"train failed in the first process: {outcome!r}", outcome)
         _compare(self.divergence, outcome)
@@ -169,7 +173,11 @@ class LeadingEngine:
 
     def _all(self, call: Callable[[*A], T], *arguments: *A) -> T:
         self._tell(call.__name__, *arguments)
-        given = _done(call, *arguments)
+        try:
+            given = _done(call, *arguments)
+        except LoreloopError:
+            _compare(self.divergence, FAILED)
+            raise
         _compare(self.divergence, given)
         return given
 
@@ -202,7 +210,7 @@ class _Following:
                 return
             given = _done(getattr(self.engine, name), *arguments)
         except LoreloopError:
-            return  # the first process has the same, and tells whoever asked
+            given = FAILED  # in the first process too, which tells whoever asked
         _compare(self.divergence, given)
 
     def _train(self, passes: Sequence[ForwardBackward]) -> None:

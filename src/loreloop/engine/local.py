@@ -18,7 +18,7 @@ from loreloop.engine.contract import Constrain, Pause, SampleEvent, SampleFailed
 from loreloop.engine.encryption import encrypt_files
 from loreloop.engine.head import Head
 from loreloop.engine.images import ImageTable
-from loreloop.engine.precision import chosen_precision
+from loreloop.engine.precision import chosen_device, chosen_precision
 from loreloop.engine.sampling.paged_attention import page_bytes
 from loreloop.engine.sampling.revisions import Revisions
 from loreloop.engine.sampling.sampler import Sampler, SamplerLimits, refuse
@@ -39,7 +39,7 @@ from loreloop.parallel.place import ALONE, Place
 from loreloop.parallel.sequence import training_decoder
 from loreloop.parallel.stages import stage_of
 from loreloop.protocol.checksums import write_sums
-from loreloop.protocol.errors import BadRequest, LoreloopError, UserError
+from loreloop.protocol.errors import BadRequest, LoreloopError, Unavailable, UserError
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
 from loreloop.protocol.sampling import SampleOp
 from loreloop.protocol.training import (
@@ -79,7 +79,7 @@ class LocalEngine:
     ) -> None:
         self.config, self.base_model, self.place = config, base_model, place
         self.threads = _threads(config, place)
-        device = _device(config.device)
+        device = chosen_device(config.device)
         precision = chosen_precision(config.precision, device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         # Deterministic products and attention go together: one without the other would not make rows independent.
@@ -248,8 +248,8 @@ class LocalEngine:
         self.bank.restore(snapshot.model_id, Path(snapshot.file), snapshot.crc32)
 
     def admit(self, op: SampleOp) -> bool:
-        """False only where all places are taken or another adapter was read in this step; a wrong request is admitted
-        and fails as an event of the next step."""
+        """False only where all places are taken or another adapter was read in this step; a wrong request, or one
+        whose adapter cannot be read, is admitted and fails as an event of the next step."""
         if not self.sampler.has_room():
             return False
         try:
@@ -259,8 +259,10 @@ class LocalEngine:
                     return False  # one a step, so that a crowd of cold adapters does not stall those that run
                 self.has_loaded = True
             self.sampler.admit(op, self.revisions.get(op.revision) if op.revision else None)
-        except UserError as error:
-            self.failed.append(SampleFailed(op.request_id, Failure(error.category, error.message)))
+        except LoreloopError as error:
+            # Trouble with a file too: raised here, it would be told at another time than on processes that had none.
+            failure = Failure(error.category, error.message, passing=isinstance(error, Unavailable))
+            self.failed.append(SampleFailed(op.request_id, failure))
         return True
 
     def _check_room(self, op: SampleOp) -> None:
@@ -322,12 +324,6 @@ def _threads(config: EngineConfig, place: Place) -> ThreadKeeper:
     # The cores that this process may use, which in a container are fewer than the machine has.
     n_cores = len(os.sched_getaffinity(0))
     return ThreadKeeper(config.threads or max(1, n_cores // (place.n_ranks * n_beside)), fixed=is_fixed)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _check_adam(op: OptimStep) -> None:

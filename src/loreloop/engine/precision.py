@@ -1,4 +1,4 @@
-"""Which numbers an engine computes in where the settings leave it open."""
+"""On which device and in which numbers an engine computes where the settings leave it open."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ import torch
 from loreloop.kernels import bf16_products, isa
 
 Precision = Literal["bf16", "fp32"]
+Wanted = Literal["auto", "bf16", "fp32"]
 
 
-def chosen_precision(wanted: Literal["auto", "bf16", "fp32"], device: torch.device) -> Precision:
+def chosen_device(wanted: str) -> torch.device:
+    """`wanted`, or by `auto` a GPU where there is one."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def chosen_precision(wanted: Wanted, device: torch.device) -> Precision:
     """`wanted`, or by `auto` bf16 where its products are fast on the device, and fp32 elsewhere."""
     if wanted != "auto":
         return wanted

@@ -242,7 +242,7 @@ class _Places:
         self.floats = {part for stack in stacks for _, part, _ in stack}  # that come as MXFP4
         self.targets: dict[str, _Target] = {}
         self.unheld: set[str] = set()  # names of weights that have come, and of which this process holds nothing
-        self.packed: set[str] = set()  # names of weights whose blocks are in place
+        self.packed: set[str] = set()  # names of weights whose blocks have come
         self.embedding, self.tied_head = family.names.embedding, family.names.head if spec.tie_embeddings else None
         self.ignored = tuple(start.format(n_layers=spec.n_layers) for start in family.names.ignored)
         for weight in decoder_weights(spec, family.names):
@@ -333,6 +333,7 @@ class _Places:
             return
         target = self.targets.get(name)
         if self.passes_over([name]):
+            self.packed.add(name)  # so that its dequantised tensor is skipped as well
             return
         packed = target.packed if target else None
         if target is None or packed is None or packed.shape != blocks.code_OI.shape:

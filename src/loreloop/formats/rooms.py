@@ -23,7 +23,8 @@ AnyWeight = Tensor | PackedWeight
 @dataclass
 class Room:
     """Of one weight. `make` allocates it whole; `held` cuts it then, and is None where all of it is kept; `part` is
-    what is kept, where that is known. `n_missing` counts the pieces that have not come."""
+    what is kept, where that is known. `n_missing` counts the pieces that have not come. What is not wanted is not read:
+    nothing is kept of it, or a matrix without rows."""
 
     weight: Weight
     make: Callable[[], AnyWeight]
@@ -57,11 +58,14 @@ class Rooms:
             room.whole = self.weights[weight.role] = make()
             return room
         room.is_wanted = is_held(self.held, weight.role, weight.shape)
-        part = None if is_packed else part_of(self.held, weight.role, weight.shape)
-        if room.is_wanted and part is not None:
+        part = part_of(self.held, weight.role, weight.shape) if room.is_wanted else None
+        is_empty = part is not None and not len(part.rows)
+        # Codes lie in tiles, and are cut when all are there; but of nothing there are none.
+        if part is not None and (is_empty or not is_packed):
             dtype = torch.float32 if weight.fp32 else self.dtype
             room.part = part
             self.weights[weight.role] = torch.empty(part.shape(weight.shape), dtype=dtype, device=self.device)
+        room.is_wanted = room.is_wanted and not is_empty
         return room
 
     def read(self, room: Room, piece: Piece, stored: Stored, check: Callable[[Tensor], None]) -> None:

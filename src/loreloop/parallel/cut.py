@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from loreloop.model.lora import AdapterView, LoraLayout
@@ -32,6 +33,15 @@ class Shared:
 
     rows: Tensor
     copies: int
+
+
+def without_rows(weight: Weight) -> Tensor:
+    """What stands for a matrix that lies elsewhere: as many inputs, and no outputs."""
+    if isinstance(weight, PackedWeight):
+        return torch.empty(0, weight.shape[1], dtype=torch.bfloat16, device=weight.codes.codes.device)
+    # By an index, which copies: of a view the whole would stay in memory. It leaves its trace in an outline, so that
+    # none of the matrix is read from its file.
+    return weight[torch.arange(0)]
 
 
 class Cut(Protocol):

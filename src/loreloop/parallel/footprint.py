@@ -68,14 +68,15 @@ def footprint(spec: DecoderSpec, weights: Iterable[Weight], mesh: Mesh, rank: in
         else:
             n_plain += mine.shape.numel() * (STATE_BYTES if weight.fp32 else COMPUTE_BYTES)
     n_adapter, local = share.layout(load.lora).size, share.local
+    n_layers = len(local.layers)  # those that lie here: a stage has some
     return Footprint(
         experts=n_packed,
         weights=n_plain,
         adapter=n_adapter * (COMPUTE_BYTES + STATE_BYTES),
         moments=2 * n_adapter * STATE_BYTES,
         gradient=n_adapter * STATE_BYTES,
-        cache=load.cached_tokens * local.n_layers * local.cache.size * COMPUTE_BYTES,
-        inputs=load.trained_rows * local.n_layers * local.d_model * COMPUTE_BYTES,
+        cache=load.cached_tokens * n_layers * local.cache.size * COMPUTE_BYTES,
+        inputs=load.trained_rows * n_layers * local.d_model * COMPUTE_BYTES,
     )
 
 

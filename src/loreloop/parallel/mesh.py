@@ -48,6 +48,14 @@ class Mesh:
             rank, found[axis] = divmod(rank, self.sizes[axis])
         return found
 
+    def lines(self, axis: Axis) -> list[list[int]]:
+        """The ranks in groups that differ along an axis alone."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for rank in range(self.n_ranks):
+            elsewhere = tuple(at for other, at in self.at(rank).items() if other != axis)
+            found.setdefault(elsewhere, []).append(rank)
+        return list(found.values())
+
     def __str__(self) -> str:
         names = {axis: "sp" if axis == "tp" and self.cuts_rows else axis for axis in AXES}
         return ",".join(f"{names[axis]}={size}" for axis, size in self.sizes.items() if size > 1) or "tp=1"

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
-
-from torch import Tensor
 
 from loreloop.model.lora import AdapterView, LoraLayout, attention_sites, feed_forward_sites
 from loreloop.model.spec import DecoderSpec
-from loreloop.parallel.cut import Factor, Held, Shared, Weight
+from loreloop.parallel.cut import Factor, Held, Shared, Weight, without_rows
 from loreloop.parallel.mesh import Axis
 from loreloop.protocol.training import ExpertForm, LoraSpec
 
@@ -33,9 +32,10 @@ class PipelineCut:
         """Layers."""
         return "pp"
 
-    @property
+    @cached_property
     def local(self) -> DecoderSpec:
         """The same decoder, with the numbers of the layers that lie here."""
+        # Found once: it is asked for each weight, and a model has tens of thousands.
         mine = stage_layers(self.spec, self.size)[self.rank]
         return replace(self.spec, held=(mine.start, mine.stop))
 
@@ -53,10 +53,7 @@ class PipelineCut:
             "embedding": self.rank == 0 or (self.spec.tie_embeddings and local.has_head),
             "head": local.has_head,
         }
-        if here.get(role, True):
-            return weight
-        assert isinstance(weight, Tensor), role
-        return weight.new_empty(0, *weight.shape[1:])
+        return weight if here.get(role, True) else without_rows(weight)
 
     def adapter(self, view: AdapterView, local: AdapterView) -> None:
         """Fills a stage's adapter from a whole one."""

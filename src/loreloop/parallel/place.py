@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -17,7 +19,6 @@ import msgspec
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from loreloop.parallel.mesh import AXES, Axis, Mesh
 from loreloop.parallel.outbox import Outbox
@@ -111,18 +112,24 @@ class Place:
 
     def agreed(self, work: Callable[[], T]) -> T:
         """What `work` gives here, if it gives something on every rank; for whatever may fail on one of them alone, such
-        as reading and writing. Its own error where it failed here, OutOfService where it failed on others only."""
+        as reading and writing. Its error where all have failed with the same, and OutOfService on every rank where only
+        some have, or with different ones: what ranks do upon an error is alike as well."""
         if self.group is None:
             return work()
-        outcome = outcome_of(work)
-        n_failed = self.total(float(isinstance(outcome, Exception)))
-        given = self._given(outcome)
-        if n_failed:
-            raise OutOfService(
-                f"{n_failed:.0f} of {self.n_ranks} processes of this engine could not do it; see the log.",
-                RETRY_SECONDS,
-            )
-        return given
+        # Errors as they would be raised, so that they can be compared before any rank raises one.
+        outcome = outcome_of(partial(self._given, outcome_of(work)))
+        digest = _digest(outcome)
+        by_rank = [int(digest_1) for digest_1 in self.gathered(torch.tensor([digest]), [1] * self.n_ranks)]
+        # A fault of one process is raised as it is: that process ends, and the engine with it.
+        is_fault = isinstance(outcome, Exception) and not isinstance(outcome, LoreloopError)
+        if is_fault or by_rank == [digest] * self.n_ranks:
+            return self._given(outcome)
+        if digest:
+            LOG.error("process %d could not do it: %s", self.rank, outcome)
+        raise OutOfService(
+            f"{sum(map(bool, by_rank))} of {self.n_ranks} processes of this engine could not do it; see the log.",
+            RETRY_SECONDS,
+        )
 
     def _given(self, outcome: T | Exception) -> T:
         """Raises what was an error. Trouble of the system with a file is told apart from a fault of one process, after
@@ -135,6 +142,13 @@ class Place:
             if isinstance(outcome, OSError):
                 raise OutOfService(f"A file could not be read or written: {outcome}.", RETRY_SECONDS) from outcome
         raise outcome
+
+
+def _digest(outcome: object) -> int:
+    """What tells errors of several processes apart; 0 for none."""
+    return (
+        1 + zlib.crc32(repr((type(outcome).__name__, str(outcome))).encode()) if isinstance(outcome, Exception) else 0
+    )
 
 
 def bytes_of(message: bytes) -> Tensor:
@@ -156,10 +170,16 @@ def _heard(speak: Callable[[], object]) -> None:
 ALONE = Place()
 
 
-def place_of(mesh: Mesh) -> Place:
+def place_of(mesh: Mesh, patience: timedelta | None = None) -> Place:
     """The place of this process in a mesh whose processes have met (`torch.distributed`). Every one of them must call
-    it."""
-    shape = tuple(mesh.sizes[axis] for axis in AXES)
-    laid_out = init_device_mesh("cpu", shape, mesh_dim_names=AXES)
-    groups = {axis: laid_out.get_group(axis) for axis in AXES if mesh.sizes[axis] > 1}
+    it. `patience` is how long the ranks of an axis wait for one another; None: as long as torch does."""
+    groups: dict[Axis, dist.ProcessGroup] = {}
+    for axis in AXES:
+        lines = mesh.lines(axis)
+        if len(lines) == 1:
+            assert dist.group.WORLD is not None
+            groups[axis] = dist.group.WORLD
+        elif mesh.sizes[axis] > 1:
+            # Each group is told: by itself it would not wait as long as that of all ranks does.
+            groups[axis], _ = dist.new_subgroups_by_enumeration(lines, timeout=patience)
     return Place(mesh, dist.get_rank(), dist.group.WORLD, groups)

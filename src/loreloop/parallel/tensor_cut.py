@@ -94,6 +94,8 @@ class TensorCut:
 
     def weight(self, role: str, weight: Weight) -> Weight:
         """See `cut.Cut`. A packed weight whose share has no whole tiles or groups comes unpacked."""
+        if not weight.shape[0]:
+            return weight  # it lies on other stages, and there is nothing to cut
         if role in ("embedding", "head"):
             return _taken(weight, torch.arange(*self.tokens), None)
         layer, _, site = role.partition(".")
