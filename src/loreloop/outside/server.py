@@ -72,7 +72,7 @@ class SamplerServer:
         try:
             answer = self._client.get("/v1/models", timeout=SECONDS)
             return [_listed(model) for model in answer.raise_for_status().json()["data"]]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             raise Unavailable(f"The sampler at {self.url} does not say what it serves: {error}.") from None
 
     def base_model(self) -> Listed:
@@ -142,7 +142,9 @@ class SamplerServer:
             raise Lost(f"the sampler at {self.url} does not answer {path}: {error!r}") from None
 
 
-def _listed(model: dict[str, Any]) -> Listed:
+def _listed(model: Any) -> Listed:
+    if not isinstance(model, dict):
+        raise TypeError(f"{model!r:.{SHOWN}} is no model")
     root, window = model.get("root"), model.get("max_model_len")
     return Listed(
         name=str(model["id"]),
@@ -161,5 +163,5 @@ def _drawn(data: str) -> list[Drawn]:
         ids = choice.get("token_ids") or []
         logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
         return [Drawn(int(token), float(logprob)) for token, logprob in zip(ids, logprobs, strict=True)]
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise Lost(f"the sampler sent what is no piece of a completion with ids and logprobs: {error}") from None
