@@ -1,5 +1,6 @@
 """Weights of all engines are counted before any of them starts."""
 
+import msgspec
 import pytest
 
 from loreloop.cli.memory_budget import fitted
@@ -28,6 +29,14 @@ def test_what_does_not_fit_is_refused_with_its_numbers(memory_mib: int, replicas
 @pytest.mark.parametrize(("memory_mib", "replicas"), [(300, 0), (900, 2), (0, 2), (0, 0)])
 def test_what_fits_is_served(memory_mib: int, replicas: int) -> None:
     assert fitted(config(memory_mib, replicas), 300, machine_mib=1000).engine.replicas == replicas
+
+
+def test_with_ray_the_memory_of_this_machine_bounds_nothing() -> None:
+    over_hosts = msgspec.structs.replace(config(0, 3).engine, ray="auto")
+    asked = msgspec.structs.replace(config(0, 3), engine=over_hosts)
+    assert fitted(asked, 300, machine_mib=1000).engine.replicas == 3
+    with pytest.raises(BadRequest, match="memory_mib allows 899"):
+        fitted(msgspec.structs.replace(asked, memory_mib=899), 300, machine_mib=1000)
 
 
 def test_packed_weights_are_left_out_where_there_is_no_room_for_those_of_all_engines() -> None:

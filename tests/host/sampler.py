@@ -18,7 +18,8 @@ def token_at(model: str, seed: int, position: int) -> int:
 
 
 class Sampler(ThreadingHTTPServer):
-    """`adapters` are those that are loaded, `log` what was asked in order."""
+    """`adapters` are those that are loaded, `log` what was asked in order. `refusals` are answered to completions, one
+    after another, `told` is what it tells of its base besides, and `instead` is sent in place of tokens."""
 
     daemon_threads = True
 
@@ -28,6 +29,9 @@ class Sampler(ThreadingHTTPServer):
         self.adapters: dict[str, str] = {}
         self.log: list[tuple[str, Any]] = []
         self.broken = False
+        self.refusals: list[int] = []
+        self.told: dict[str, Any] = {}
+        self.instead: list[str] = []
 
     @property
     def url(self) -> str:
@@ -42,7 +46,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         assert self.path == "/v1/models"
-        self._answer(200, {"data": [{"id": "their-name", "parent": None}]})
+        base = {"id": "their-name", "parent": None} | self.server.told
+        adapters = [{"id": name, "parent": "their-name"} for name in self.server.adapters]
+        self._answer(503 if self.server.broken else 200, {"data": [base, *adapters]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -55,6 +61,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(200, {})
             case "/v1/unload_lora_adapter":
                 self._answer(200 if self.server.adapters.pop(body["lora_name"], None) else 404, {})
+            case "/v1/completions" if self.server.refusals:
+                self._answer(self.server.refusals.pop(), {"error": "raw words"})
             case "/v1/completions" if body["model"] not in {"their-name", *self.server.adapters}:
                 self._answer(404, {"error": f"no model {body['model']}"})
             case "/v1/completions":
@@ -65,6 +73,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         start = len(body["prompt"])
         for position in range(start, start + body["max_tokens"]):
+            if self.server.instead:
+                self.wfile.write(f"data: {self.server.instead.pop()}\n\n".encode())
+                return
             if self.server.broken:
                 return
             token = token_at(body["model"], body["seed"], position)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import pytest
 from tinker import types
 
+from loreloop.cli.outside_base import check_base
+from loreloop.formats.load import read_spec
+from loreloop.outside.outside_engine import seed_of
+from loreloop.outside.server import SamplerServer
+from loreloop.protocol.errors import BadRequest
 from tests.cli.test_serve_mistakes import served
 from tests.host.sampler import sampler, token_at
 from tests.host.test_replica_server import base, engines, server, trained
@@ -22,8 +29,9 @@ def drawn(client, max_tokens: int = 12, n: int = 2, during=lambda: None) -> list
 
 
 def expected(model: str, n_tokens: int = 12) -> list[list[int]]:
-    """Of two samples; the seed of the second is the next one."""
-    return [[token_at(model, 3 + i, len(PROMPT) + at) for at in range(n_tokens)] for i in range(2)]
+    """Of two samples."""
+    seeds = [seed_of(3, index, b"") for index in range(2)]
+    return [[token_at(model, seed, len(PROMPT) + at) for at in range(n_tokens)] for seed in seeds]
 
 
 def test_a_sampler_outside_draws_and_is_handed_revisions_once(tmp_path: Path) -> None:
@@ -63,3 +71,43 @@ def test_a_sampler_that_is_not_there_is_told_at_start(tmp_path: Path, tiny_folde
     code, errors = served(*usual, "--sampler", "http://127.0.0.1:9")
     assert code == 1
     assert "The sampler at http://127.0.0.1:9 does not say what it serves" in errors
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"root": "other"}, "draws from the model in "),
+        ({"max_model_len": 1 << 20}, "has a window of 1048576 tokens, and the model here one of "),
+    ],
+)
+def test_a_sampler_of_another_base_is_told_at_start(
+    tmp_path: Path, tiny_folder: Path, told: dict[str, str | int], said: str
+) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "other")
+    config = tmp_path / "other" / "config.json"
+    config.write_text(config.read_text() + " ")
+    usual = ["--data", str(tmp_path / "data"), "--model", str(tiny_folder), "--port", "0"]
+    with sampler() as outside:
+        outside.told = {name: str(tmp_path / value) if value == "other" else value for name, value in told.items()}
+        code, errors = served(*usual, "--sampler", outside.url)
+    assert code == 1
+    assert said in errors
+
+
+def test_names_at_a_hub_are_compared_without_their_owners(tiny_folder: Path) -> None:
+    spec = read_spec(tiny_folder)
+    with sampler() as outside:
+        server = SamplerServer(outside.url)
+        outside.told = {"root": "somebody/ours-1b", "max_model_len": spec.context_window}
+        check_base(server, tiny_folder, spec, "people/Ours-1B")
+        with pytest.raises(
+            BadRequest, match="draws from somebody/ours-1b, and the model here is people/Ours-1B-Instruct"
+        ):
+            check_base(server, tiny_folder, spec, "people/Ours-1B-Instruct")
+
+
+def test_deterministic_draws_and_a_sampler_outside_exclude_each_other(tmp_path: Path, tiny_folder: Path) -> None:
+    usual = ["--data", str(tmp_path / "data"), "--model", str(tiny_folder), "--port", "0"]
+    code, errors = served(*usual, "--sampler", "http://127.0.0.1:9", "--deterministic")
+    assert code != 0
+    assert "Leave one of the two out" in errors

@@ -13,8 +13,11 @@ import pytest
 
 from loreloop.config import Config, EngineConfig
 from loreloop.engine.fake import FakeEngine, drawn_token
+from loreloop.host import dispatcher
 from loreloop.host.dispatcher import MAX_SAMPLE_DEATHS
 from loreloop.host.link import frame
+from loreloop.http.generation.requests import unfailing
+from loreloop.protocol.errors import Unavailable
 from loreloop.protocol.link import (
     CancelSample,
     DropModel,
@@ -180,6 +183,55 @@ def test_without_replicas_the_training_engine_draws_what_has_killed_nobody() -> 
         assert await two.samples(1) == ["r1"]
 
     play(scene)
+
+
+def test_a_sample_that_waits_for_a_replica_fails_in_time_and_says_to_try_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "REPLICA_SECONDS", 0.3)
+
+    async def scene(place: Office) -> None:
+        trainer, one = [await Engine.at(place, number) for number in (0, 1)]
+        ask(place, "r1", "r2", stream=True)
+        assert await one.samples(2) == ["r1", "r2"]
+        one.die()
+        again = await Engine.at(place, 1)
+        assert await again.samples(2) == ["r1", "r2"]
+        await asyncio.sleep(0.5)
+        assert await place.dispatcher.sample_result("r1", 0) is None, "it was given again in time"
+        again.say(SampleEnd("r1", SampleResult(())))
+        assert await place.dispatcher.sample_result("r1", 5) == SampleResult(())
+        again.die()
+        assert [item async for item in place.dispatcher.stream("r2")] == [dispatcher.NO_REPLICA]
+        with pytest.raises(Unavailable, match="send it again later"):
+            unfailing(await place.dispatcher.sample_result("r2", 5))
+        assert await trainer.silent()
+
+    play(scene)
+
+
+@pytest.mark.parametrize("n_outside", [1, 3])
+def test_what_a_sampler_outside_could_not_draw_goes_to_others_and_at_last_fails(n_outside: int) -> None:
+    async def scene(place: Office) -> None:
+        trainer = await Engine.at(place, 0)
+        outside = [await Engine.at(place, number) for number in range(1, n_outside + 1)]
+        ask(place, "r1", stream=True)
+        failure = Failure("server", "not now", passing=True)
+        for number, engine in enumerate(outside):
+            again = await engine.hear()
+            assert isinstance(again, Sample)
+            assert len(again.op.resume) == min(number, 1)
+            engine.say(Tokens("r1", (Token(0, 7, -0.5),)))
+            engine.say(SampleEnd("r1", failure))
+        if n_outside < MAX_SAMPLE_DEATHS:
+            assert await trainer.samples(1) == ["r1"]
+            trainer.say(SampleEnd("r1", SampleResult(())))
+            assert await place.dispatcher.sample_result("r1", 5) == SampleResult(())
+        else:
+            assert await place.dispatcher.sample_result("r1", 5) == failure
+            assert await trainer.silent()
+        assert not any(engine.n_samples for engine in place.dispatcher.engines["fake"].all)
+
+    urls = tuple(f"http://there{number}" for number in range(n_outside))
+    play(scene, Config(engine=EngineConfig(samplers=urls)))
 
 
 def test_a_killer_is_given_up_and_never_meets_the_training_engine() -> None:

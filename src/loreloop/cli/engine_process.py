@@ -119,13 +119,17 @@ def engine_of(plan: ServerPlan, base_model: str, place: Place, replica: int = 0)
 
 
 def outside_engine(plan: ServerPlan, base_model: str, replica: int) -> Engine:
-    """The face of a sampler outside. BadRequest where it serves nothing; exits where it does not answer, and is tried
-    again by whoever started this process."""
+    """The face of a sampler outside. BadRequest where it serves nothing, or another base; exits where it does not
+    answer, and is tried again by whoever started this process."""
+    import hashlib
+
+    from loreloop.cli.outside_base import check_base
     from loreloop.formats.load import read_spec
-    from loreloop.outside.outside_engine import OutsideEngine
+    from loreloop.outside.outside_engine import OutsideEngine, SamplerLost
     from loreloop.outside.server import SamplerServer
     from loreloop.protocol.errors import Unavailable
     from loreloop.protocol.link import EngineInfo
+    from loreloop.store.files import SECRET, read_secret
     from loreloop.text.tokenizer import TextTokenizer
 
     config, folder = plan.config.engine, Path(plan.folders[base_model])
@@ -139,12 +143,18 @@ def outside_engine(plan: ServerPlan, base_model: str, replica: int) -> Engine:
         max_lora_rank=config.max_lora_rank,
         n_threads=0,
     )
-    url = config.samplers[replica - config.replicas - 1]
+    number = replica - config.replicas - 1
+    url = config.samplers[number]
+    # The same at every start, and another one for each server of ours and each engine that shares a sampler.
+    secret = read_secret(plan.config.data_path / SECRET)
+    owner = hashlib.sha256(b"%s %d" % (secret, config.samplers[:number].count(url))).hexdigest()[:12]
     limits = {"max_resident": config.resident_revisions, "max_running": config.max_running_samples}
     try:
-        engine = OutsideEngine(SamplerServer(url), info, **limits)
-    except Unavailable as error:
-        LOG.error("%s", error.message)
+        server = SamplerServer(url)
+        check_base(server, folder, spec, plan.hub_ids.get(base_model, ""))
+        engine = OutsideEngine(server, info, owner=owner, **limits)
+    except (Unavailable, SamplerLost) as error:
+        LOG.error("%s", error)
         sys.exit(1)
     LOG.info("%s is drawn by the sampler at %s", base_model, url)
     return engine

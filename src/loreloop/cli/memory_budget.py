@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def fitted(config: Config, n_mib: int, machine_mib: int | None = None) -> Config:
     """The settings, without packed weights where the budget has no room for them. `n_mib` are the weights of all models
     once; every replica holds them once more. BadRequest with the numbers where they do not fit, into `memory_mib`, or
-    with replicas and without that setting into the machine (`machine_mib`; None: this one)."""
+    with replicas and without that setting into the machine (`machine_mib`; None: this one), if all lie on it."""
     import msgspec
 
     from loreloop.protocol.errors import BadRequest
@@ -24,7 +24,9 @@ def fitted(config: Config, n_mib: int, machine_mib: int | None = None) -> Config
     bound, room_mib = "memory_mib allows", budget_mib
     if not budget_mib:
         bound, room_mib = "this machine has", machine_mib or _machine_mib()
-    if n_replicas and all_mib > room_mib and (budget_mib or not _on_gpu(config)):
+    # With --ray engines lie on several hosts, whose memory nobody has told.
+    is_over = n_replicas and all_mib > room_mib
+    if is_over and (budget_mib or not (config.engine.ray or _on_gpu(config))):
         raise BadRequest(
             f"The models need {n_mib} MiB in each of {1 + n_replicas} engines, {all_mib} MiB together; {bound} "
             f"{room_mib}. Serve fewer models, or at most --replicas {max(0, room_mib // n_mib - 1)}."

@@ -10,6 +10,7 @@ import sys
 
 from loreloop.host import children
 from loreloop.host.ray_cluster import join
+from loreloop.protocol.errors import WrongSettings
 
 PROBE_SECONDS = 15.0
 MODULE = "loreloop.cli.ray_probe"
@@ -34,5 +35,7 @@ def trouble_with(address: str, interface: str) -> str:
 if __name__ == "__main__":
     try:
         join(sys.argv[1], sys.argv[2])
+    except WrongSettings as error:
+        sys.exit(error.message)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         sys.exit(" ".join(str(error).split()))

@@ -61,16 +61,20 @@ def first_place(plan: ServerPlan, plan_file: str, base_model: str, replica: int)
 
 def _leading_place(plan: ServerPlan, base_model: str, mesh: Mesh, replica: int) -> Place:
     """The first place of a mesh whose others are actors. UserError, at the server's first start, where the cluster
-    cannot be joined, has no room, or has hosts that differ; at later ones it is waited for."""
-    from loreloop.protocol.errors import BadRequest
+    cannot be joined, has no room, or has hosts that differ, and ServerError where a rank does not come; at later ones
+    it is waited for."""
+    from loreloop.cli.ranks import Meeting, meet
+    from loreloop.host.interfaces import interface_of
+    from loreloop.protocol.errors import BadRequest, ServerError
 
     # A group that has met before found room then: what is missing now was lost, and may come back.
     met_before = plan.run_folder / f"ray-{plan.nonce}-{replica}-{base_model.replace('/', '--')}"
     said_at = 0.0
     while True:
         try:
-            mine, actors = _met(plan, base_model, mesh)
-        except BadRequest as error:
+            group, mine, actors = _met(plan, base_model, mesh)
+            store = _gathered(plan, base_model, replica, group, mine, actors)
+        except (BadRequest, ServerError) as error:
             if not met_before.exists():
                 raise
             if time.monotonic() - said_at > SAID_EVERY_SECONDS:
@@ -78,14 +82,15 @@ def _leading_place(plan: ServerPlan, base_model: str, mesh: Mesh, replica: int) 
                 said_at = time.monotonic()
             time.sleep(RETRY_SECONDS)
             continue
-        place = _begun(plan, base_model, replica, mine, actors)
+        LOG.info("the mesh %s has met: rank 0 on %s, %s", mesh, mine.host, ", ".join(map(str, actors)))
+        place = meet(mesh, 0, Meeting(store, plan.config.engine.interface or interface_of(mine.address)))
         met_before.touch()
         return place
 
 
-def _met(plan: ServerPlan, base_model: str, mesh: Mesh) -> tuple[Facts, list[Actor]]:
-    """This process's facts, and actors on their seats, of which it is known that they can work together. BadRequest
-    where they cannot."""
+def _met(plan: ServerPlan, base_model: str, mesh: Mesh) -> tuple[Group, Facts, list[Actor]]:
+    """Seats, this process's facts, and actors on the seats, of which it is known that they can work together.
+    BadRequest where they cannot."""
     from ray.exceptions import RayError
 
     from loreloop.cli.ray_facts import check_alike
@@ -103,7 +108,7 @@ def _met(plan: ServerPlan, base_model: str, mesh: Mesh) -> tuple[Facts, list[Act
     except BadRequest:
         group.give_back()
         raise
-    return mine, actors
+    return group, mine, actors
 
 
 def _asked(plan: ServerPlan, base_model: str, mesh: Mesh, group: Group) -> tuple[Facts, list[Actor]]:
@@ -128,21 +133,23 @@ def _asked(plan: ServerPlan, base_model: str, mesh: Mesh, group: Group) -> tuple
     return mine, [Actor(rank, *found) for rank, found in enumerate(zip(handles, facts, strict=True), 1)]
 
 
-def _begun(plan: ServerPlan, base_model: str, replica: int, mine: Facts, actors: Sequence[Actor]) -> Place:
-    """Sends the ranks to work, and meets them."""
+def _gathered(
+    plan: ServerPlan, base_model: str, replica: int, group: Group, mine: Facts, actors: Sequence[Actor]
+) -> TCPStore:
+    """Sends the ranks to work, and waits for a word of each; gives the store at which they meet. ServerError where one
+    does not come; then the seats are given back, and this process may ask for others."""
     import msgspec
 
-    from loreloop.cli.ranks import Meeting, meet
     from loreloop.cli.ray_facts import Orders
-    from loreloop.host.interfaces import interface_of
     from loreloop.host.lifeline import Lifelines
     from loreloop.host.ray_cluster import watch_head
     from loreloop.parallel.mesh import parse_mesh
+    from loreloop.protocol.errors import ServerError
 
     mesh = parse_mesh(plan.config.engine.mesh)
+    given_up = threading.Event()
     lines = Lifelines(mine.address, secrets.token_hex(16))
     store = _store(mine.address, mesh.n_ranks)
-    chosen = plan.config.engine.interface
     for actor in actors:
         orders = Orders(
             plan=msgspec.json.encode(plan),
@@ -151,15 +158,19 @@ def _begun(plan: ServerPlan, base_model: str, replica: int, mine: Facts, actors:
             rank=actor.rank,
             lifeline=lines.address,
             store_port=store.port,
-            interface=chosen,
+            interface=plan.config.engine.interface,
         )
         running = actor.handle.run.remote(orders)
-        threading.Thread(target=_end_with, args=(running, actor), daemon=True).start()
-    lost = partial(_lost, {actor.rank: actor for actor in actors})
-    lines.gather({actor.rank: str(actor) for actor in actors}, MEET_SECONDS, lost)
+        threading.Thread(target=_end_with, args=(running, actor, given_up), daemon=True).start()
+    lost = partial(_lost, {actor.rank: actor for actor in actors}, given_up)
+    try:
+        lines.gather({actor.rank: str(actor) for actor in actors}, MEET_SECONDS, lost)
+    except ServerError:
+        given_up.set()  # those that had come end with their seats, and this process not with them
+        group.give_back()
+        raise
     watch_head(lambda why: _end(f"the head of the Ray cluster was lost: {why}"))
-    LOG.info("the mesh %s has met: rank 0 on %s, %s", mesh, mine.host, ", ".join(map(str, actors)))
-    return meet(mesh, 0, Meeting(store, chosen or interface_of(mine.address)))
+    return store
 
 
 def _store(address: str, n_ranks: int) -> TCPStore:
@@ -171,8 +182,8 @@ def _store(address: str, n_ranks: int) -> TCPStore:
     return TCPStore(address, port, n_ranks, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
-def _end_with(running: Any, actor: Actor) -> None:
-    """A rank that ends, for whatever reason, takes the engine with it."""
+def _end_with(running: Any, actor: Actor, given_up: threading.Event) -> None:
+    """A rank that ends, for whatever reason, takes the engine with it, unless it was given up before."""
     import ray
     from ray.exceptions import RayError
 
@@ -182,6 +193,8 @@ def _end_with(running: Any, actor: Actor) -> None:
     try:
         ray.get(running)
     except RayError as error:
+        if given_up.is_set():
+            return
         if isinstance(error, UserError):  # its settings or its files are wrong, and would be again
             LOG.error("%s: %s", actor, str(error).strip().splitlines()[-1])
             os._exit(CANNOT_START)
@@ -189,8 +202,9 @@ def _end_with(running: Any, actor: Actor) -> None:
     _end(f"{actor} ended")
 
 
-def _lost(actors: Mapping[int, Actor], rank: int, why: str) -> None:
-    _end(f"{actors[rank]} was lost: {why}")
+def _lost(actors: Mapping[int, Actor], given_up: threading.Event, rank: int, why: str) -> None:
+    if not given_up.is_set():
+        _end(f"{actors[rank]} was lost: {why}")
 
 
 def _end(why: str) -> NoReturn:

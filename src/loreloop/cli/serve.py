@@ -149,11 +149,11 @@ def plan_of(config: Config) -> ServerPlan:
     from importlib.util import find_spec
 
     from loreloop.cli.memory_budget import fitted
+    from loreloop.cli.outside_base import check_samplers
     from loreloop.cli.ranks import check_fits
     from loreloop.deployments.model_texts import ModelTexts
     from loreloop.formats.catalog import HUB_IDS, Catalog
     from loreloop.host.server_plan import ServerPlan
-    from loreloop.outside.server import SamplerServer
     from loreloop.protocol.errors import BadRequest
 
     catalog = Catalog(config.data_path)
@@ -167,11 +167,7 @@ def plan_of(config: Config) -> ServerPlan:
     check_fits(config.engine, (entry.folder for entry in entries.values()))
     n_mib = sum(entry.n_bytes for entry in entries.values()) >> 20
     config = fitted(config, n_mib)
-    if config.engine.samplers and len(entries) > 1:
-        n = len(entries)
-        raise BadRequest(f"engine.samplers (--sampler) draw for one model; {n} are served here. Serve one.")
-    for url in config.engine.samplers:
-        SamplerServer(url).base_model()  # one that does not answer is told now, not by a process that cannot start
+    check_samplers(config.engine, list(entries.values()))
     for alias, model in config.aliases.items():
         if model not in entries:
             raise BadRequest(f"The alias {alias!r} is for {model!r}, which is not served; add --model {model}.")

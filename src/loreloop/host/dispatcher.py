@@ -51,6 +51,13 @@ from loreloop.store.store import Store
 
 SESSION_OVER = Failure("user", "The session of this request has ended; open a new one and load a checkpoint.")
 MAX_SAMPLE_DEATHS, MAX_OP_DEATHS = 3, 4  # a sample can be asked for again, a training operation is missed: it goes last
+# Ten of the supervisor's longest pauses: a replica that can start at all has started by then.
+REPLICA_SECONDS = 300.0
+NO_REPLICA = Failure(
+    "server",
+    "The replica that drew this sample has died, and none has come back since; send it again later.",
+    passing=True,
+)
 LOG = logging.getLogger(__name__)
 CANCELLED = Failure("user", "The request was cancelled.")
 STOPPING = "The server is stopping; send this again in a moment."
@@ -242,7 +249,32 @@ class Dispatcher:
                     self._blame_sample(ticket)
                 group.take_back(ticket)
         self._give_waiting(base_model)
+        for ticket in self.tickets.values():
+            if ticket.base_model == base_model:
+                self._bound_wait(ticket)
         await self._blame(engine)
+
+    def _bound_wait(self, ticket: Ticket) -> None:
+        """What waits for a replica fails when none has come in time: whoever asked for it should hear of something."""
+        if self.engines[ticket.base_model].waits_for_replica(ticket):
+            asyncio.get_running_loop().call_later(REPLICA_SECONDS, self._overdue, ticket, ticket.n_given)
+
+    def _overdue(self, ticket: Ticket, n_given: int) -> None:
+        if ticket.n_given == n_given and self.engines[ticket.base_model].waits_for_replica(ticket):
+            self._end_sample(ticket, NO_REPLICA)
+
+    def _try_elsewhere(self, ticket: Ticket, engine: EngineState, failure: Failure) -> None:
+        """A sampler outside could not draw this sample alone. That counts as a death, since the sample may be why; but
+        our own engines do not die of what it cannot do, so that the one that trains may draw it too."""
+        ticket.n_deaths += 1
+        if ticket.n_deaths >= MAX_SAMPLE_DEATHS:
+            self._end_sample(ticket, failure)
+            return
+        group = self.engines[ticket.base_model]
+        ticket.avoided.add(engine.number)
+        group.take_back(ticket)
+        group.give(ticket)
+        self._bound_wait(ticket)
 
     def _blame_sample(self, ticket: Ticket) -> None:
         """All samples of that moment are suspects, since nobody knows which of them was being computed. None is tried
@@ -308,6 +340,9 @@ class Dispatcher:
                     ticket.add(tokens)
             case SampleEnd(request_id, result):
                 if ticket := self._drawn_by(engine, base_model, request_id):
+                    if engine.outside and isinstance(result, Failure) and result.passing:
+                        self._try_elsewhere(ticket, engine, result)
+                        return
                     await self._record(ticket, result)
                     self._end_sample(ticket, result)
 

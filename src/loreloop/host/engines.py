@@ -97,6 +97,7 @@ class EngineGroup:
         assert engine.connection
         engine.connection.send(Sample(ticket.resumed()))
         ticket.engine = number
+        ticket.n_given += 1
         engine.n_samples += ticket.op.num_samples
 
     def take_back(self, ticket: Ticket) -> EngineState | None:
@@ -112,10 +113,17 @@ class EngineGroup:
         """What an engine had computed has died with it."""
         self._known.forget(engine.number)
 
+    def waits_for_replica(self, ticket: Ticket) -> bool:
+        """Whether an unfinished sample is in no engine's hands, and may go to a replica alone."""
+        return ticket.result is None and ticket.engine is None and bool(ticket.n_deaths and self._able(ticket))
+
+    def _able(self, ticket: Ticket) -> list[EngineState]:
+        return [one for one in self.replicas if one.can_draw(ticket.op) and one.number not in ticket.avoided]
+
     def _takers(self, ticket: Ticket) -> list[EngineState]:
         """Replicas leave the training engine alone. It draws where none of them is there, but nothing that an engine
         has died with: that may be what killed it, and training should outlive it."""
-        able = [replica for replica in self.replicas if replica.can_draw(ticket.op)]
+        able = self._able(ticket)
         up = _up(able)
         if up or (able and ticket.n_deaths):
             return up

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hmac
+import selectors
 import socket
 import sys
 import threading
@@ -23,6 +24,8 @@ PROBE_SECONDS, N_PROBES = 2, 3
 LOST_SECONDS = PROBE_SECONDS * (N_PROBES + 1)
 MOST_GREETING = 256  # bytes
 GREETING_SECONDS = 5.0
+MOST_SILENT = 64  # connections that have not greeted yet
+SELECT_SECONDS = 0.1
 CLOSED = "its connection was closed"
 
 Lost = Callable[[str], None]
@@ -46,31 +49,63 @@ class Lifelines:
 
     def gather(self, names: Mapping[int, str], seconds: float, lost: Callable[[int, str], None]) -> None:
         """Waits for every rank of `names`; from then on `lost` is called, once, with a rank that is lost and why.
-        ServerError where one does not come."""
+        ServerError where one does not come. Nobody is listened to afterwards."""
         deadline, waiting = time.monotonic() + seconds, dict(names)
-        while waiting:
-            self._listener.settimeout(max(0.01, deadline - time.monotonic()))
+        with self._listener, selectors.DefaultSelector() as heard:
+            self._listener.setblocking(False)
+            heard.register(self._listener, selectors.EVENT_READ)
+            # Who has not said yet who it is, and until when it may: a stranger's silence must hold up nobody else.
+            silent: dict[socket.socket, float] = {}
             try:
-                connection, _ = self._listener.accept()
-            except TimeoutError:
-                who = ", ".join(waiting.values())
-                raise ServerError(f"No word came within {seconds:g} s from {who} over {self.address.host}.") from None
-            rank = self._greeted(connection)
-            if waiting.pop(rank, None) is None:
-                connection.close()  # somebody else, or one that is there already
-                continue
-            _watch(connection, functools.partial(lost, rank), _relay)
-        self._listener.close()
+                while waiting:
+                    if time.monotonic() > deadline:
+                        who = ", ".join(waiting.values())
+                        raise ServerError(f"No word came within {seconds:g} s from {who} over {self.address.host}.")
+                    for key, _ in heard.select(SELECT_SECONDS):
+                        connection = key.fileobj
+                        assert isinstance(connection, socket.socket)
+                        if connection is self._listener:
+                            self._welcome(heard, silent)
+                            continue
+                        heard.unregister(connection)
+                        del silent[connection]
+                        if waiting.pop(rank := self._greeted(connection), None) is None:
+                            connection.close()  # somebody else, or one that is there already
+                        else:
+                            _watch(connection, functools.partial(lost, rank), _relay)
+                    _send_away(heard, silent)
+            finally:
+                for connection in silent:
+                    connection.close()
+
+    def _welcome(self, heard: selectors.BaseSelector, silent: dict[socket.socket, float]) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return  # it has left again
+        connection.setblocking(False)
+        heard.register(connection, selectors.EVENT_READ)
+        silent[connection] = time.monotonic() + GREETING_SECONDS
 
     def _greeted(self, connection: socket.socket) -> int:
         """The rank that speaks there; -1 for a stranger."""
-        connection.settimeout(GREETING_SECONDS)
         try:
-            rank, _, token = connection.recv(MOST_GREETING).decode(errors="replace").strip().partition(" ")
+            rank, _, token = connection.recv(MOST_GREETING).strip().partition(b" ")
         except OSError:
             return -1
-        # Compared in constant time, as with every secret that somebody may guess at.
-        return int(rank) if rank.isdecimal() and hmac.compare_digest(token, self.address.token) else -1
+        # Compared in constant time, as with every secret that somebody may guess at; in bytes, as a stranger need not
+        # write ASCII.
+        return int(rank) if rank.isdigit() and hmac.compare_digest(token, self.address.token.encode()) else -1
+
+
+def _send_away(heard: selectors.BaseSelector, silent: dict[socket.socket, float]) -> None:
+    """Those whose time to greet is over, and the oldest where there are too many."""
+    now = time.monotonic()
+    n_over = max(sum(until < now for until in silent.values()), len(silent) - MOST_SILENT)
+    for connection in list(silent)[:n_over]:
+        heard.unregister(connection)
+        connection.close()
+        del silent[connection]
 
 
 def hold(address: Address, rank: int, lost: Lost) -> socket.socket:

@@ -60,10 +60,10 @@ class Host:
 def join(address: str, interface: str) -> None:
     """Makes this process a driver of the cluster; whoever calls it has asked before whether the cluster answers. Ray
     knows this host by the address of `interface`, where that is given."""
+    own = {"_node_ip_address": address_of(interface)} if interface else {}
     os.environ.update(QUIET)
     import ray
 
-    own = {"_node_ip_address": address_of(interface)} if interface else {}
     ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level="ERROR", **own)
 
 

@@ -39,6 +39,8 @@ class Ticket:
     ended: float = 0.0
     engine: int | None = None  # the number of the one that draws it; None: it waits for one
     n_deaths: int = 0  # engines that this request has outlived
+    n_given: int = 0  # how often an engine was given it
+    avoided: set[int] = field(default_factory=set)  # the numbers of engines that could not draw it
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, tokens: tuple[Token, ...]) -> None:

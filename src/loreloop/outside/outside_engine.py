@@ -6,14 +6,20 @@ own rules: a seed means something there, but not what it means here, and log-pro
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import logging
 import queue
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from loreloop.engine.contract import Pause, PromptEvent, SampleEvent, SampleFailed, TokenEvent
-from loreloop.outside.server import Drawn, Lost, SamplerServer
+from loreloop.outside.server import Drawn, Lost, NotLoaded, SamplerServer
 from loreloop.protocol.errors import LoreloopError, ServerError, outcome_of
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
 from loreloop.protocol.sampling import PromptReport, Revision, SampleOp, stop_reason
@@ -33,6 +39,7 @@ from loreloop.protocol.training import (
     all_ids,
 )
 
+LOG = logging.getLogger(__name__)
 WAIT_SECONDS = 0.02  # a step waits so long for a token; messages are read in between
 Key = tuple[str, int]  # a request, and which of its samples
 
@@ -41,20 +48,38 @@ class SamplerLost(BaseException):
     """The sampler is gone: this process ends, and what it had in hand goes to others. No error of any request."""
 
 
-class OutsideEngine:
-    """Samples alone. `max_resident` adapters are there at once, `max_running` samples of all requests together."""
+@dataclass
+class _Running:
+    """One sample; `model` is the name there of what it is drawn from."""
 
-    def __init__(self, server: SamplerServer, info: EngineInfo, *, max_resident: int, max_running: int) -> None:
+    key: Key
+    op: SampleOp
+    model: str
+    n_drawn: int
+
+
+class OutsideEngine:
+    """Samples alone. `max_resident` adapters are there at once, `max_running` samples of all requests together. `owner`
+    is a word that no other engine at that server has, and that this one has at each of its starts."""
+
+    def __init__(
+        self, server: SamplerServer, info: EngineInfo, *, owner: str, max_resident: int, max_running: int
+    ) -> None:
         self._server, self._info = server, info
         self._max_resident, self._max_running = max_resident, max_running
-        self._base = server.base_model()
-        self._loaded: OrderedDict[str, None] = OrderedDict()  # revisions, those used last behind
+        self._base = server.base_model().name
+        self._loaded: OrderedDict[str, str] = OrderedDict()  # revisions by their names there, those used last behind
         self._n_hits = self._n_evictions = 0
-        self._running: dict[Key, SampleOp] = {}
-        self._n_drawn: dict[Key, int] = {}
+        self._running: dict[Key, _Running] = {}
         # What threads have heard, and events that a step is to give out.
-        self._heard: queue.SimpleQueue[tuple[Key, Drawn | Exception | None]] = queue.SimpleQueue()
+        self._heard: queue.SimpleQueue[tuple[_Running, Drawn | Failure | Exception | None]] = queue.SimpleQueue()
         self._told: list[SampleEvent] = []
+        # What an earlier process has left there may be of weights that were saved anew since.
+        ours = f"loreloop-{owner}-"
+        for model in server.models():
+            if model.name.startswith(ours):
+                self._unload(model.name)
+        self._prefix = f"{ours}{secrets.token_hex(4)}-"
 
     @property
     def info(self) -> EngineInfo:
@@ -75,16 +100,14 @@ class OutsideEngine:
         try:
             name = self._name_of(op.revision) if op.revision else self._base
         except Lost as lost:
-            raise SamplerLost(str(lost)) from None
-        except LoreloopError as error:
-            self._told.append(SampleFailed(op.request_id, Failure(error.category, error.message)))
+            self._told.append(SampleFailed(op.request_id, self._alone(lost)))
             return True
         self._told.append(PromptEvent(op.request_id, PromptReport(), 0))
         for index in range(op.num_samples):
             key = (op.request_id, index)
-            self._running[key] = op
-            self._n_drawn[key] = n_ids(op.resume[index].tokens) if op.resume else 0
-            threading.Thread(target=self._read, args=(key, _body(op, index, name)), daemon=True).start()
+            n_shown = n_ids(op.resume[index].tokens) if op.resume else 0
+            running = self._running[key] = _Running(key, op, name, n_shown)
+            threading.Thread(target=self._read, args=(running, _body(op, index, name)), daemon=True).start()
         return True
 
     def sample_step(self) -> list[SampleEvent]:
@@ -96,15 +119,14 @@ class OutsideEngine:
                 heard.append(self._heard.get())
         except queue.Empty:
             return events
-        for key, what in heard:
-            if key in self._running:  # it may have ended meanwhile
-                events.append(self._event(key, what))
+        for running, what in heard:
+            if not self._is_over(running):  # it may have ended meanwhile
+                events.append(self._event(running, what))
         return events
 
     def finish_sample(self, request_id: str, sample_index: int) -> None:
         """Ends one sample; its thread notices with the next token."""
         self._running.pop((request_id, sample_index), None)
-        self._n_drawn.pop((request_id, sample_index), None)
 
     def cancel_sample(self, request_id: str) -> None:
         """Ends all samples of a request, and forgets what was not told of them yet."""
@@ -114,33 +136,46 @@ class OutsideEngine:
 
     def drop_revision(self, revision_id: str) -> None:
         """Has the sampler forget an adapter."""
-        if revision_id in self._loaded:
-            del self._loaded[revision_id]
-            self._unload(revision_id)
+        for name in [name for name, loaded in self._loaded.items() if loaded == revision_id]:
+            del self._loaded[name]
+            self._unload(name)
 
     @property
     def sampling(self) -> bool:
         """Whether anything runs, or is to be told."""
         return bool(self._running or self._told)
 
-    def _read(self, key: Key, body: dict[str, object]) -> None:
+    def _is_over(self, running: _Running) -> bool:
+        # Its request may be here again under the same id, which this one has no part in.
+        return self._running.get(running.key) is not running
+
+    def _read(self, running: _Running, body: dict[str, object]) -> None:
         """In a thread of its own: one stream from its beginning to its end."""
 
         def read() -> None:
-            for drawn in self._server.tokens(body, lambda: key not in self._running):
-                self._heard.put((key, drawn))
+            for drawn in self._server.tokens(body, lambda: self._is_over(running)):
+                self._heard.put((running, drawn))
 
-        self._heard.put((key, outcome_of(read)))
+        outcome = outcome_of(read)
+        if self._is_over(running):
+            return  # ended meanwhile, and nobody asks any more
+        if outcome is None or isinstance(outcome, LoreloopError):
+            self._heard.put((running, outcome))
+        elif self._server.answers():
+            self._heard.put((running, outcome if isinstance(outcome, NotLoaded) else _failure(outcome)))
+        else:
+            self._heard.put((running, Lost(str(outcome))))
 
-    def _event(self, key: Key, what: Drawn | Exception | None) -> SampleEvent:
-        request_id, index = key
-        op = self._running[key]
+    def _event(self, running: _Running, what: Drawn | Failure | Exception | None) -> SampleEvent:
+        request_id, index = running.key
         match what:
+            case Drawn() if not 0 <= what.token < self._info.vocab_size:
+                return self._failed(request_id, _failure(f"the sampler drew {what.token}, which is no token here"))
             case Drawn():
-                self._n_drawn[key] += 1
-                finished = stop_reason(op, what.token, self._n_drawn[key])
+                running.n_drawn += 1
+                finished = stop_reason(running.op, what.token, running.n_drawn)
                 if finished:
-                    self.finish_sample(*key)
+                    self.finish_sample(request_id, index)
                 return TokenEvent(
                     request_id=request_id,
                     sample_index=index,
@@ -150,38 +185,47 @@ class OutsideEngine:
                 )
             case LoreloopError():
                 return self._failed(request_id, Failure(what.category, what.message))
+            case Failure():
+                return self._failed(request_id, what)
+            case NotLoaded():
+                self._loaded.pop(running.model, None)  # it was started anew; the next sample hands the adapter over
+                return self._failed(request_id, _failure(what))
             case None:
-                n_drawn = self._n_drawn[key]
-                return self._failed(
-                    request_id, Failure("server", f"The sampler ended a sample after {n_drawn} tokens.")
-                )
+                n_drawn = running.n_drawn
+                return self._failed(request_id, _failure(f"the sampler ended a sample after {n_drawn} tokens"))
         raise SamplerLost(str(what))
+
+    def _alone(self, lost: Lost) -> Failure:
+        """What fails one request alone, if the server is there; otherwise this process ends."""
+        if not self._server.answers():
+            raise SamplerLost(str(lost)) from None
+        return _failure(lost)
 
     def _failed(self, request_id: str, failure: Failure) -> SampleFailed:
         self.cancel_sample(request_id)
         return SampleFailed(request_id, failure)
 
     def _name_of(self, revision: Revision) -> str:
-        """Under its id there, loaded if it is not yet."""
-        name = revision.revision_id
+        """Its name there, loaded if it is not yet. Other weights have another name, also under the same path."""
+        name = f"{self._prefix}{revision.revision_id}-{_stamp(Path(revision.folder))}"
         if name in self._loaded:
             self._n_hits += 1
         else:
-            in_use = {op.revision.revision_id for op in self._running.values() if op.revision}
+            in_use = {running.model for running in self._running.values()}
             while len(self._loaded) >= self._max_resident and (cold := [r for r in self._loaded if r not in in_use]):
                 del self._loaded[cold[0]]
                 self._n_evictions += 1
                 self._unload(cold[0])
             self._server.load(name, revision.folder)
-        self._loaded[name] = None
+        self._loaded[name] = revision.revision_id
         self._loaded.move_to_end(name)
         return name
 
-    def _unload(self, revision_id: str) -> None:
+    def _unload(self, name: str) -> None:
         try:
-            self._server.unload(revision_id)
+            self._server.unload(name)
         except Lost as lost:
-            raise SamplerLost(str(lost)) from None
+            self._alone(lost)  # one that stays there takes room, and is asked for no more
 
     # what an engine that trains can do besides; nobody asks a replica for it
 
@@ -238,8 +282,7 @@ def _body(op: SampleOp, index: int, model: str) -> dict[str, object]:
         "top_k": params.top_k,
         "top_p": params.top_p,
         "min_p": params.min_p,
-        # The samples of a request are drawn apart, so they must not draw alike.
-        "seed": (params.seed + index) % (1 << 31),
+        "seed": seed_of(params.seed, index, shown or b""),
         "presence_penalty": params.presence_penalty,
         "frequency_penalty": params.frequency_penalty,
         "repetition_penalty": params.repetition_penalty,
@@ -250,6 +293,29 @@ def _body(op: SampleOp, index: int, model: str) -> dict[str, object]:
         "logprobs": 0,
         "return_token_ids": True,
     }
+
+
+def seed_of(seed: int, index: int, shown: bytes) -> int:
+    """The seed of one sample there. The samples of a request are drawn apart, and a resumed one anew: none may draw as
+    another does, nor as a request whose seed is the next one."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {index} ".encode() + shown, digest_size=4).digest()) >> 1
+
+
+def _stamp(folder: Path) -> str:
+    """Of an adapter's files as they lie there; no checksum, since it is asked for with every sample."""
+    found = hashlib.blake2b(digest_size=6)
+    # What cannot be read here is told by the server that shall load it.
+    with contextlib.suppress(OSError):
+        for file in sorted(folder.iterdir()):
+            status = file.stat()
+            found.update(f"{file.name} {status.st_ino} {status.st_size} {status.st_mtime_ns}".encode())
+    return found.hexdigest()
+
+
+def _failure(why: Exception | str) -> Failure:
+    """Of one sample, which another engine may be able to draw. What the server said of it is for the log alone."""
+    LOG.warning("a sample could not be drawn: %s", why)
+    return Failure("server", "The sampler outside could not draw this sample; send it again in a moment.", passing=True)
 
 
 def _refuse() -> NoReturn:

@@ -21,7 +21,7 @@ from loreloop.http.generation.marks import EPISODE_HEADER, Marks, asking_of
 from loreloop.http.services import Services, asker, fresh_seed, may_use, services
 from loreloop.http.tasks import end
 from loreloop.protocol.checks import check_params, too_long
-from loreloop.protocol.errors import BadRequest, LoreloopError, ServerError
+from loreloop.protocol.errors import BadRequest, LoreloopError, ServerError, Unavailable
 from loreloop.protocol.link import EngineInfo, Token
 from loreloop.protocol.rest import WireSamplingParams
 from loreloop.protocol.sampling import PromptScores, SampledSequence, SampleOp, SampleResult
@@ -186,9 +186,11 @@ def prompt_only(result: SampleResult) -> SampleResult:
 
 def unfailing(result: SampleResult | Failure | None) -> SampleResult:
     """The result, or its failure as an error: BadRequest where the request was at fault, ServerError where the server
-    was."""
+    was, Unavailable where a later try may succeed."""
     assert result is not None, "only a wait with a bound ends without a result"
     if isinstance(result, Failure):
+        if result.passing:
+            raise Unavailable(result.message)
         raise (BadRequest if result.category == "user" else ServerError)(result.message)
     return result
 
