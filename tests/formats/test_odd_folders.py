@@ -20,6 +20,20 @@ CHAT = [{"role": "user", "content": " the <a>fox "}, {"role": "assistant", "cont
 TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}]
 
 
+PLAIN = {
+    "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"},
+    "special_tokens_map.json": None,
+    "added_tokens.json": None,
+    "generation_config.json": None,
+    "end": None,
+    "chat_template.jinja": None,
+    "additional_chat_templates": {},
+    "tokenizer.json": {},
+    "weights": "single",
+    "head": "none",
+}
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     return make_tiny_model(tmp_path_factory.mktemp("made") / "tiny", vocab_size=512)
@@ -94,6 +108,14 @@ ODD = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 @given(files=settings_files())
 def test_a_folder_means_what_it_means_to_transformers(made, files):
     check(made, files)
+
+
+@pytest.mark.numbers
+def test_a_token_that_loses_its_id_to_another_has_the_form_of_the_list(made):
+    named = {"content": "<a>", "lstrip": True, "rstrip": False, "normalized": False, "single_word": False}
+    check(
+        made, PLAIN | {"special_tokens_map.json": {"bos_token": named}, "added_tokens.json": {"<a>": 512, "<b>": 512}}
+    )
 
 
 @pytest.mark.slow

@@ -54,7 +54,9 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     try:
         special = _special(settings, overriding)
         if older:
-            numbered = _by_number(read_object(folder / "added_tokens.json"), special)
+            entries = read_object(folder / "added_tokens.json")
+            numbered = _by_number(entries, special)
+            special = _in_plain_form(special, entries)
         else:
             numbered = {int(n): AddedToken(**_plain(entry)) for n, entry in settings["added_tokens_decoder"].items()}
         tokenizer.encode_special_tokens = bool(settings.get("split_special_tokens", False))
@@ -134,6 +136,13 @@ def _by_number(entries: Mapping[str, Any], special: _Special) -> dict[int, Added
         int(number): AddedToken(text, normalized=text not in texts, special=text in texts)
         for text, number in entries.items()
     }
+
+
+def _in_plain_form(special: _Special, entries: Mapping[str, Any]) -> _Special:
+    """A token that added_tokens.json lists has the form which that gives it, even if it loses its id there to another
+    of the same id."""
+    plain = {text: AddedToken(text, normalized=False, special=True) for text in entries}
+    return _Special({name: plain.get(str(token), token) for name, token in special.named.items()}, special.extra)
 
 
 def _add(tokenizer: Tokenizer, numbered: Mapping[int, AddedToken], special: _Special) -> None:
