@@ -180,21 +180,26 @@ def test_whom_an_older_adapter_of_a_team_has_learned_from_is_known_behind_a_reje
     assert world.owns.keys() <= {"bob"}
 
 
+def dies_at(moment: int, world: World, course, monkeypatch) -> bool:
+    """Takes a step that dies at a moment; False where it has ended before."""
+    with monkeypatch.context() as patched:
+        mortal(world, patched)
+        world.fate.at = moment
+        try:
+            steps(course, 1)
+        except Died:
+            return True
+    return False
+
+
 def test_who_is_deleted_while_a_team_gets_its_weights_is_in_none_of_them(tmp_path: Path, monkeypatch) -> None:
     for moment in range(1, 100):
         world, folder = World(), tmp_path / str(moment)
         world.corrected(2, "ann")
         world.corrected(2, "bob")
         course = world.course(folder, **TEAM)
-        with monkeypatch.context() as patched:
-            mortal(world, patched)
-            world.fate.at = moment
-            try:
-                steps(course, 1)
-            except Died:
-                pass
-            else:
-                break
+        if not dies_at(moment, world, course, monkeypatch):
+            break
         world.feeds.deleted.append(Person("key", "bob"))
         steps(world.course(folder, **TEAM), 1)
         assert world.owns.keys() <= {"bob"}, moment
@@ -220,15 +225,8 @@ def test_a_death_at_any_moment_of_it_changes_nothing(tmp_path: Path, monkeypatch
         world, folder = World(), tmp_path / str(moment)
         world.corrected(3, "ann")
         course = world.course(folder, **MORE)
-        with monkeypatch.context() as patched:
-            mortal(world, patched)
-            world.fate.at = moment
-            try:
-                steps(course, 1)
-            except Died:
-                pass
-            else:
-                break
+        if not dies_at(moment, world, course, monkeypatch):
+            break
         steps(world.course(folder, **MORE), 1)
         (decision,) = LoopFolder(folder).decisions()
         assert world.owns == {"ann": decision.candidate}, moment

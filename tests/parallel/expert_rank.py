@@ -21,7 +21,7 @@ from loreloop.formats.load import load_weights, read_spec
 from loreloop.model.linear import FastProducts
 from loreloop.parallel import exchange
 from loreloop.parallel.adapter_share import AdapterShare
-from loreloop.parallel.cut_decoder import decoder_of
+from loreloop.parallel.cut_decoder import decoder_of, holding
 from loreloop.parallel.place import ALONE, Place
 from loreloop.protocol.training import AdamParams, ForwardBackward, LoraSpec
 from tests.engine.sample_rig import drain, sample_op
@@ -38,7 +38,7 @@ class Case:
 
 
 def trainer_of(place: Place, folder: Path, quantize: bool = False) -> Trainer:
-    spec, weights = load_weights(folder, dtype=torch.float32, device=CPU, quantize=quantize)
+    spec, weights = load_weights(folder, dtype=torch.float32, device=CPU, quantize=quantize, held=holding(place))
     decoder = decoder_of(spec, weights, torch.float32, FastProducts(), place)
     return Trainer(decoder, FastAttention(), Head(decoder, fixed_rows=False), 1024, 1024)
 

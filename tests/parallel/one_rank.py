@@ -25,7 +25,7 @@ def trained_rank(
 ) -> dict[str, Tensor]:
     """Log-probabilities and this rank's gradients of a pass, with the places of those in the whole adapter."""
     spec, weights = load_weights(folder, dtype=torch.float32, device=CPU, quantize=quantize, held=holding(place))
-    decoder = decoder_of(spec, weights, torch.float32, FastProducts(), place, is_share=True)
+    decoder = decoder_of(spec, weights, torch.float32, FastProducts(), place)
     head, stage = Head(decoder, fixed_rows=False), stage_of(spec, place)
     trainer = Trainer(training_decoder(decoder, place), FastAttention(), head, max_rows, kept_rows, stage=stage)
     share = AdapterShare(spec, LORA, place)

@@ -16,7 +16,7 @@ from loreloop.engine.training.trainer import Trainer
 from loreloop.formats.load import load_weights, read_spec
 from loreloop.model.linear import FastProducts, TiledProducts
 from loreloop.parallel.adapter_share import AdapterShare
-from loreloop.parallel.cut_decoder import decoder_of
+from loreloop.parallel.cut_decoder import decoder_of, holding
 from loreloop.parallel.place import Place
 from loreloop.parallel.stages import Lane, stage_of
 from loreloop.protocol.sampling import PromptScores
@@ -32,7 +32,7 @@ class StageRig:
     """A rank's trainer and sampler, with one adapter for both."""
 
     def __init__(self, place: Place, folder: Path, *, deterministic: bool) -> None:
-        spec, weights = load_weights(folder, dtype=torch.float32, device=CPU)
+        spec, weights = load_weights(folder, dtype=torch.float32, device=CPU, held=holding(place))
         products = TiledProducts() if deterministic else FastProducts()
         attention = FixedAttention() if deterministic else FastAttention()
         decoder = decoder_of(spec, weights, torch.float32, products, place)

@@ -15,7 +15,7 @@ from loreloop.model.linear import FastProducts
 from loreloop.model.packed_weights import PackedWeight
 from loreloop.model.weights import decoder_weights
 from loreloop.parallel.adapter_share import AdapterShare
-from loreloop.parallel.cut_decoder import decoder_of
+from loreloop.parallel.cut_decoder import decoder_of, holding
 from loreloop.parallel.footprint import Footprint, Load, footprint
 from loreloop.parallel.mesh import Mesh
 from loreloop.parallel.place import place_of
@@ -84,7 +84,9 @@ def test_a_rank_is_built_on_the_meta_device_among_ranks_that_are_not_there(n_ran
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=n_ranks)
     try:
         place = place_of(Mesh(ep=n_ranks))
-        decoder = decoder_of(SPEC, weights, bf16, FastProducts(), place)
+        held = holding(place)(SPEC)
+        mine = {role: part for role, weight in weights.items() if (part := held(role, weight)) is not None}
+        decoder = decoder_of(SPEC, mine, bf16, FastProducts(), place)
         state = ModelState(AdapterShare(SPEC, LOAD.lora, place), bf16, meta)
     finally:
         dist.destroy_process_group()

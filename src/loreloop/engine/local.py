@@ -87,7 +87,7 @@ class LocalEngine:
         attention: Attention = FixedAttention() if config.deterministic else FastAttention()
         quantize = config.quantize == "int4"
         whole, weights = load_weights(folder, dtype=dtype, device=device, quantize=quantize, held=holding(place))
-        self.decoder = decoder_of(whole, weights, dtype, products, place, is_share=True)
+        self.decoder = decoder_of(whole, weights, dtype, products, place)
         del weights
         vision = load_vision(folder, dtype=dtype, device=device)
         self.images = ImageTable(vision, device, config.image_cache_mib << 20, secret)

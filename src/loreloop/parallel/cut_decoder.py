@@ -45,25 +45,14 @@ def decoder_of(
     dtype: torch.dtype,
     products: Products,
     place: Place,
-    *,
-    is_share: bool = False,
 ) -> Decoder:
-    """The share of a decoder that belongs to a place, from its weights by role: whole ones, or those that the place
-    holds (`is_share`, see `holding`). BadRequest where it cannot be cut so."""
+    """The share of the decoder `spec` that belongs to a place, from the weights that the place holds (`holding`), by
+    role. BadRequest where it cannot be cut so."""
     if place.group is None:
         return assemble(Parts(spec, weights, dtype, products))
     check_mesh(spec, place.mesh)
     share = share_of(spec, place.mesh, place.rank)
-    held = {
-        role: mine
-        for role, weight in weights.items()
-        if (mine := weight if is_share else share.weight(role, weight)) is not None
-    }
-    # A packed weight that had to be unpacked for its cut comes in bf16.
-    for role, mine in held.items():
-        if isinstance(mine, Tensor) and isinstance(weights[role], PackedWeight):
-            held[role] = mine.to(dtype)
-    decoder = assemble(Parts(share.local, held, dtype, products))
+    decoder = assemble(Parts(share.local, weights, dtype, products))
     if expert_group := place.groups.get("ep"):
         decoder.layers = [_spread_layer(layer, expert_group) for layer in decoder.layers]
     if tensor_group := place.groups.get("tp"):
