@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Olmo3Config
 
 from loreloop.model.count import count_adapter
 from loreloop.model.lora import LoraLayout
@@ -30,6 +30,9 @@ CASES = {
     "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
     "smollm3": ("smollm3", {}),
 }
+if "convert_rope_params_to_dict" in vars(Olmo3Config):
+    # Older transformers stretch its layers with a window too, as the published models do not.
+    CASES["olmo3-stretched"] = ("olmo3", {"rope_scaling": {"rope_type": "yarn", "factor": 8.0, "rope_theta": 5e5}})
 PROMPT = random_tokens(37)
 SCORED = PromptScores(logprobs=True)
 

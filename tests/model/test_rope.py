@@ -5,7 +5,9 @@ import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from loreloop.model.attention_spec import RopeSpec
 from loreloop.model.families.family import rope_spec
+from loreloop.model.families.olmo import Olmo
 from loreloop.model.rope import BLOCK_POSITIONS, RopeTable, inverse_frequencies
 from loreloop.protocol.errors import BadRequest
 from tests.model.plain import CPU, LINEAR_ROPE, LLAMA3_ROPE
@@ -73,3 +75,40 @@ def test_old_and_new_spellings_of_a_configuration_mean_the_same():
 def test_an_unknown_scaling_is_refused_by_name():
     with pytest.raises(BadRequest, match="dynamic"):
         rope_spec({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}})
+
+
+STRETCHED = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "attention_factor": 1.2}
+OLMO3 = {
+    "model_type": "olmo3",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+
+
+def test_olmo3_stretches_only_the_layers_that_see_all_tokens():
+    """As it was trained, in its published spelling and in the newer one, which is that of each kind of layer."""
+    published = Olmo().spec({**OLMO3, "rope_theta": 500000, "rope_scaling": STRETCHED})
+    by_kind = {"full_attention": STRETCHED | {"rope_theta": 5e5}, "sliding_attention": {"rope_type": "default"}}
+    assert published == Olmo().spec({**OLMO3, "rope_parameters": by_kind})
+    assert published.rope.scaling == "yarn"
+    assert published.attention.local_rope == RopeSpec(500000.0)
+
+
+def test_olmo3_without_stretching_turns_all_layers_alike():
+    alike = {kind: {"rope_type": "default", "rope_theta": 5e5} for kind in ("full_attention", "sliding_attention")}
+    spec = Olmo().spec({**OLMO3, "rope_parameters": alike})
+    assert spec == Olmo().spec({**OLMO3, "rope_theta": 5e5})
+    assert spec.rope == RopeSpec(500000.0)
+    assert spec.attention.local_rope is None
+
+
+def test_embeddings_by_kind_of_layer_are_never_taken_for_one_that_names_no_base():
+    with pytest.raises(BadRequest, match="full_attention"):
+        rope_spec({"rope_theta": 1e6, "rope_parameters": {"full_attention": {"rope_theta": 5e5}}})

@@ -81,6 +81,8 @@ class WeightNames:
     ignored: tuple[str, ...] = ()  # beginnings of names that belong to something else, over the number of layers
 
 
+LAYER_KINDS = {"sliding_attention", "full_attention"}  # those with a window, and those that see all tokens before
+
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -142,7 +144,7 @@ def layer_windows(config: Mapping[str, Any], default: Callable[[int], bool]) -> 
     n_layers, window = config["num_hidden_layers"], config.get("sliding_window")
     kinds = config.get("layer_types")
     # A third kind, such as chunks or recurrent layers, is another attention and must not be taken for one of these.
-    if unknown := set(kinds or ()) - {"sliding_attention", "full_attention"}:
+    if unknown := set(kinds or ()) - LAYER_KINDS:
         raise BadRequest(f"Its layers are of the kinds {sorted(map(str, unknown))}, which are not supported.")
     if window is None or config.get("use_sliding_window") is False:
         return ()
@@ -160,9 +162,30 @@ def rope_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return as_settings("rope_scaling", config.get("rope_parameters") or config.get("rope_scaling") or {})
 
 
+def ropes_by_layer_kind(
+    config: Mapping[str, Any], theta: float, local_theta: float
+) -> tuple[RopeSpec, RopeSpec] | None:
+    """The rotary embeddings of the layers that see all tokens and of those with a window, where `rope_parameters` has
+    settings for each kind of layer, with these bases where it names none; None where it has the same for all."""
+    ropes = rope_settings(config)
+    if not LAYER_KINDS & ropes.keys():
+        return None
+    full, sliding = (
+        rope_spec({**config, "rope_parameters": {"rope_theta": base, **as_settings(kind, ropes.get(kind) or {})}})
+        for kind, base in (("full_attention", theta), ("sliding_attention", local_theta))
+    )
+    return full, sliding
+
+
 def rope_spec(config: Mapping[str, Any]) -> RopeSpec:
-    """Reads both spellings: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`."""
+    """Reads both spellings: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`.
+
+    BadRequest where kinds of layers have embeddings of their own: `ropes_by_layer_kind` reads those."""
     scaling = rope_settings(config)
+    # Taken for the settings of one embedding they would name no base at all, and a wrong one would go unnoticed.
+    if LAYER_KINDS & scaling.keys():
+        kinds = ", ".join(sorted(scaling))
+        raise BadRequest(f"Its kinds of layers ({kinds}) have rotary embeddings of their own, which is not supported.")
     # 10000 is the base of the first rotary models, and the default of configurations that name none.
     theta = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"

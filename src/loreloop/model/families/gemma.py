@@ -10,8 +10,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from loreloop.model.attention_spec import as_settings
-from loreloop.model.families.family import WeightNames, biased, dense_spec, layer_windows, rope_spec
+from loreloop.model.attention_spec import RopeSpec, as_settings
+from loreloop.model.families.family import (
+    WeightNames,
+    biased,
+    dense_spec,
+    layer_windows,
+    rope_spec,
+    ropes_by_layer_kind,
+)
 from loreloop.model.spec import DecoderSpec, ScaleSpec
 from loreloop.protocol.errors import BadRequest
 
@@ -30,6 +37,7 @@ GEMMA3 = {
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
 }
+THETA, LOCAL_THETA = 1_000_000.0, 10_000.0  # of Gemma 3's two kinds of layers, where the configuration names none
 
 
 class Gemma2:
@@ -55,18 +63,17 @@ class Gemma3:
             text = {**stated, "eos_token_id": config.get("eos_token_id") or stated.get("eos_token_id")}
             module = "model.language_model"
         text = {**GEMMA3, **text}
-        ropes = text.get("rope_parameters") or {}
         # Newer configurations have an embedding for each kind of layer, older ones the base of the other beside.
-        if "full_attention" in ropes:
-            ordinary, local = ropes["full_attention"], ropes.get("sliding_attention") or {}
+        theta, local_theta = text.get("rope_theta") or THETA, text.get("rope_local_base_freq") or LOCAL_THETA
+        if by_kind := ropes_by_layer_kind(text, theta, local_theta):
+            ordinary, local = by_kind
         else:
-            ordinary = {**(text.get("rope_scaling") or ropes), "rope_theta": text.get("rope_theta", 1_000_000.0)}
-            local = {"rope_theta": text.get("rope_local_base_freq", 10_000.0)}
+            ordinary, local = rope_spec({**text, "rope_theta": theta}), RopeSpec(local_theta)
         period = text.get("sliding_window_pattern") or text.get("_sliding_window_pattern") or 6
-        spec = _common({**text, "rope_parameters": ordinary}, str(config["model_type"]), period=period)
-        turned = rope_spec({**text, "rope_parameters": {"rope_theta": 10_000.0, **local}})
-        attention = replace(spec.attention, local_rope=turned)
-        return replace(spec, qk_norm="head", attention=attention, module=module)
+        plain = {**text, "rope_parameters": None, "rope_scaling": None}
+        spec = _common(plain, str(config["model_type"]), period=period)
+        attention = replace(spec.attention, local_rope=local)
+        return replace(spec, rope=ordinary, qk_norm="head", attention=attention, module=module)
 
 
 def _common(config: Mapping[str, Any], family: str, *, period: int) -> DecoderSpec:
