@@ -2,13 +2,14 @@
 
 The same environments, answers, rates and ranks; five runs of each side, all from the same weights: the base model knows
 hardly any of these sums, and in so few steps nobody would learn anything that tells the sides apart, so it is shown
-some sums first. bench/results/learn-beside-cookbook.json gets the share of right answers over each run's first and last
-steps. It takes about an hour.
+some sums first. What counts is the share of right answers to sums that no run has trained on, the same for all sides;
+bench/results/learn-beside-cookbook.json also has the share over each run's steps. It takes more than an hour.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import random
@@ -16,16 +17,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import tinker
 from tinker_cookbook import renderers
 from tinker_cookbook.recipes.math_rl.arithmetic_env import ArithmeticDataset, ArithmeticEnv
 from transformers import AutoTokenizer
 
 from bench.learn_rig import run
-from bench.record import RESULTS, line, write_record
+from bench.record import RESULTS, commit, line, write_record
 from bench.rig import MODEL, Figure, folder
 from bench.rows.serve import server
 from loreloop.cli.server import RunningServer
@@ -52,59 +53,100 @@ RENDERER = "qwen3_instruct"  # the model's own chat format
 LEARNERS: dict[str, PolicyLearner] = {"grpo": Grpo(), "ppo": Ppo(), "cispo": Cispo(), "reinforce": Reinforce()}
 LOWEST, HIGHEST = -0.1, 1.0  # that an answer of the arithmetic recipe can earn
 MOST_BELOW = 0.05
+ROW, FREE = "learn-beside-cookbook", ("seeds", "go_on")
+ANSWERS = 4  # to each held-out sum
+FIRST_HELD_OUT = 10_000  # the batch of the recipe's endless row of sums from which on none is trained on
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--tail", type=int, default=5, help="first and last steps of a run that count")
-    parser.add_argument("--groups", type=int, default=8)
-    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--held-out", type=int, default=160, help="sums that no run is trained on")
+    parser.add_argument("--groups", type=int, default=16)
+    parser.add_argument("--group-size", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--value-rate", type=float, default=1e-3)
     parser.add_argument("--only", nargs="*", default=[*LEARNERS])
     parser.add_argument("--shown", type=int, default=768, help="sums that the model is shown first")
     parser.add_argument("--shown-rate", type=float, default=3e-4)
+    parser.add_argument("--go-on", action="store_true", help="add the seeds that the last call had not come to")
     parser.add_argument("--threads", type=int, help="of the engine; by default as many as it finds best")
     options = parser.parse_args()
-    ran: dict[str, list[Course]] = {"cookbook": [], **{name: [] for name in options.only}}
     threads = ["--threads", str(options.threads)] if options.threads else []
+    before, ran = earlier(options)
     with server("--alias", f"{FAMOUS}={MODEL}", *threads) as running:
         start = shown(running, options)
-        for seed in range(1, options.seeds + 1):
+        if before is None:
+            before = right(running, start, options)
+        for seed in range(1 + len(ran["cookbook"]), 1 + options.seeds):
             # One run of each side after another, so that all meet the machine as it is then.
             ran["cookbook"].append(cookbooks(running, start, options))
             for name in options.only:
                 ran[name].append(ours(running, LEARNERS[name], start, seed, options))
-            print(seed, {name: ran[name][-1] for name in ran}, flush=True)
-    means = {name: statistics.mean(one.last for one in courses) for name, courses in ran.items()}
-    first = statistics.mean(one.first for courses in ran.values() for one in courses)
+            print(seed, {name: ran[name][-1].held_out for name in ran}, flush=True)
+            kept = {"ran": ran, "before": before, "options": vars(options)}
+            write_record(RESULTS, ROW, __doc__ or "", figures_of(before, ran), **kept)
+    for figure in figures_of(before, ran):
+        print(line(ROW, figure), flush=True)
+
+
+def earlier(options: argparse.Namespace) -> tuple[float | None, dict[str, list[Course]]]:
+    """What an earlier call with `--go-on` left to be added to: the share before, and the runs of each side."""
+    sides = ("cookbook", *options.only)
+    if not options.go_on:
+        return None, {name: [] for name in sides}
+    record = json.loads((RESULTS / f"{ROW}.json").read_text())
+    changed = [name for name, value in record["options"].items() if name not in FREE and vars(options)[name] != value]
+    if changed or record["commit"] != commit():
+        raise SystemExit(f"The runs in {ROW}.json had another commit or other options: {', '.join(changed)}.")
+    return record["before"], {name: [Course(**one) for one in record["ran"][name]] for name in sides}
+
+
+def figures_of(before: float, ran: dict[str, list[Course]]) -> list[Figure]:
+    means = {name: statistics.mean(one.held_out for one in courses) for name, courses in ran.items()}
     figures = [
-        Figure("all sides, first steps", first, "share"),
+        Figure("seeds", len(ran["cookbook"]), "runs"),
+        Figure("all sides, before", before, "share"),
         # Where nothing is learned, no side can fall behind, and the comparison says nothing.
-        Figure("cookbook's own loop, last steps", means["cookbook"], "share", at_least=first + 2 * MOST_BELOW),
+        Figure("cookbook's own loop, after", means["cookbook"], "share", at_least=before + 2 * MOST_BELOW),
     ]
-    for name in options.only:
-        figures.append(Figure(f"{name}, last steps", means[name], "share"))
+    for name in (name for name in ran if name != "cookbook"):
+        figures.append(Figure(f"{name}, after", means[name], "share"))
         below = means["cookbook"] - means[name]
         figures.append(Figure(f"{name}: below the cookbook's", below, "share", at_most=MOST_BELOW))
-    write_record(RESULTS, "learn-beside-cookbook", __doc__ or "", figures, ran=ran, options=vars(options))
-    for figure in figures:
-        print(line("learn-beside-cookbook", figure), flush=True)
+    return figures
 
 
 @dataclass(frozen=True)
 class Course:
-    """The share of right answers over a run's first and last steps."""
+    """The shares of right answers: to the sums of each step, and in the end to sums that no run has trained on."""
 
-    first: float
-    last: float
+    steps: tuple[float, ...]
+    held_out: float
 
 
-def course_of(shares: Sequence[float], n_steps: int) -> Course:
-    return Course(statistics.mean(shares[:n_steps]), statistics.mean(shares[-n_steps:]))
+def right(running: RunningServer, state: str, options: argparse.Namespace) -> float:
+    """How often saved weights answer held-out sums rightly, when they are sampled as in training."""
+    n_batches = FIRST_HELD_OUT + -(-options.held_out // options.groups)
+    dataset = dataset_of(options, n_batches, ANSWERS)
+    builders = [one for index in range(FIRST_HELD_OUT, len(dataset)) for one in dataset.get_batch(index)]
+
+    async def ask() -> float:
+        with tinker.ServiceClient(base_url=running.url, api_key=running.key) as service:
+            client = await service.create_training_client_from_state(state)
+            policy = Policy(await client.save_weights_and_get_sampling_client())
+            player = CookbookPlayer(Requests(policy), AnswerLimits(most_tokens=options.tokens, seed=0))
+            groups = await asyncio.gather(*(player.group(builder, i) for i, builder in enumerate(builders)))
+        return statistics.mean(rollout.parts["correct"] for group in groups for rollout in group.rollouts)
+
+    return asyncio.run(ask())
+
+
+def dataset_of(options: argparse.Namespace, n_batches: int, group_size: int) -> ArithmeticDataset:
+    renderer = renderers.get_renderer(RENDERER, AutoTokenizer.from_pretrained(folder()))
+    return ArithmeticDataset(options.groups, renderer, group_size, n_batches=n_batches)
 
 
 def shown(running: RunningServer, options: argparse.Namespace) -> str:
@@ -148,7 +190,7 @@ def cookbooks(running: RunningServer, start: str, options: argparse.Namespace) -
             "max_tokens": options.tokens,
             "max_steps": options.steps,
             "eval_every": 0,
-            "save_every": 0,
+            "save_every": 0,  # but for the end
             "log_path": f"{scratch}/log",
         }
         environment = os.environ | {
@@ -161,15 +203,13 @@ def cookbooks(running: RunningServer, start: str, options: argparse.Namespace) -
         command = [sys.executable, "-m", "tinker_cookbook.recipes.math_rl.train", *words]
         subprocess.run(command, env=environment, cwd=scratch, check=True, capture_output=True)
         rows = [json.loads(text) for text in Path(scratch, "log/metrics.jsonl").read_text().splitlines()]
-    return course_of([row["env/all/correct"] for row in rows if "env/all/correct" in row], options.tail)
+        saved = [json.loads(text) for text in Path(scratch, "log/checkpoints.jsonl").read_text().splitlines()]
+    steps = tuple(row["env/all/correct"] for row in rows if "env/all/correct" in row)
+    return Course(steps, right(running, saved[-1]["state_path"], options))
 
 
 def ours(running: RunningServer, learner: PolicyLearner, start: str, seed: int, options: argparse.Namespace) -> Course:
     """Our loop over the same environments."""
-    tokenizer = AutoTokenizer.from_pretrained(folder())
-    dataset = ArithmeticDataset(
-        options.groups, renderers.get_renderer(RENDERER, tokenizer), options.group_size, n_batches=options.steps
-    )
     plan = Plan(
         base_model=MODEL,
         start=start,
@@ -178,7 +218,7 @@ def ours(running: RunningServer, learner: PolicyLearner, start: str, seed: int, 
         shuffled=False,
         learning_rate=options.rate,
         schedule="constant",
-        save_every=10_000,
+        save_every=options.steps,
     )
 
     async def make(plan: Plan, clients: Clients, renderer: Renderer) -> RewardLearner:
@@ -191,8 +231,10 @@ def ours(running: RunningServer, learner: PolicyLearner, start: str, seed: int, 
             values = ValueAdapter(await clients.training(VALUE), scale, learning_rate=options.value_rate)
         return RewardLearner(plan, learner, player, policy, Evidence(client, values=values))
 
-    ran = run(running, plan, make, builders_of(dataset))
-    return course_of([record.metrics["train_part_correct"] for record in ran.records], options.tail)
+    ran = run(running, plan, make, builders_of(dataset_of(options, options.steps, options.group_size)))
+    assert ran.position is not None
+    steps = tuple(record.metrics["train_part_correct"] for record in ran.records)
+    return Course(steps, right(running, ran.position.states[POLICY], options))
 
 
 if __name__ == "__main__":
