@@ -17,7 +17,7 @@ import msgspec
 import tinker
 
 from loreloop.learn.auto import Asked, chosen
-from loreloop.learn.clients import POLICY, Clients, window_of
+from loreloop.learn.clients import POLICY, Clients, forgotten, window_of
 from loreloop.learn.environments.environment import OneAnswer
 from loreloop.learn.files import read_file
 from loreloop.learn.learners.from_rewards import Sampling, Ways, reward_learner
@@ -103,6 +103,11 @@ async def _run(shop: Shop, method: str, file: Path, start: str | None, name: str
     if watch is not None:
         keeping = replace(keeping, wish=watch.wish, look=watch.see)
     position = await kept.load()
+    if watch is not None and position is not None and position.step > watch.seen.step and keeping.wish() == "go":
+        # A death between a saved state and the look at it: nobody comes by this step again.
+        clients = Clients(shop.service, plan, position.states)
+        await clients.training()
+        await watch.see(clients, plan.moment(position.step - 1, len(examples)))
     if (position is None or not position.finished) and keeping.wish() == "go":
         if method == "grpo":
             await _from_reward(shop, plan, examples, keeping)
@@ -113,7 +118,10 @@ async def _run(shop: Shop, method: str, file: Path, start: str | None, name: str
         position = await kept.load()
     if watch is not None and watch.seen.alarm:
         return Made(watch.seen.path, watch.seen.state, watch.seen.alarm)
-    return _made(position, name)
+    made = _made(position, name)
+    # The weights of epochs before the last one are in nobody's way to anything.
+    await forgotten(shop.service, [one.path for one in position.checkpoints[:-1]] if position else ())
+    return made
 
 
 async def fitting(shop: Shop, method: str, examples: Sequence[Any]) -> list[Any]:
