@@ -17,7 +17,7 @@ from loreloop.learn.loop.state import read, synced, written
 from loreloop.protocol.episodes import Turn
 
 # The lines of general prompts beside those of methods, and the keys of these prompts, which stay.
-GENERAL, GENERAL_KEYS = "general.jsonl", "general.json"
+GENERAL, GENERAL_KEYS = "rehearsed.jsonl", "general.json"
 UNKNOWN = "unknown"  # a prompt of which neither the key was noted nor the turn is left
 
 

@@ -26,6 +26,7 @@ from loreloop.learn.learners.kl import KlBudget, KlPenalty
 from loreloop.learn.learners.reinforce_loop import Bounds
 from loreloop.learn.loop.config import Training
 from loreloop.learn.loop.cycle_files import GENERAL
+from loreloop.learn.loop.rehearsing import rehearsed_of, train_beside
 from loreloop.learn.loop.state import RunFolder
 from loreloop.learn.loop.watching import Look, StoppedByGuards, TrainingWatch
 from loreloop.learn.methods import METHODS, Keeping, Order, seeing, train
@@ -93,9 +94,7 @@ async def _run(shop: Shop, method: str, file: Path, start: str | None, name: str
     examples = await fitting(shop, method, read_file(file, METHODS[method].read))
     if not examples:
         raise BadRequest(f"No line of {file.name} fits into the model's window, or its template takes none.")
-    general = file.with_name(GENERAL)
-    if method == "sft" and general.exists() and general.stat().st_size:
-        examples += await fitting(shop, method, read_file(general, METHODS[method].read))
+    rehearsed = rehearsed_of(file.with_name(GENERAL)) if method == "sft" else []
     plan = plan_of(shop, method, len(examples), start, name)
     kept = RunFolder(file.with_suffix(""))
     watch = TrainingWatch(kept.path, name, shop.look) if shop.look else None
@@ -114,7 +113,10 @@ async def _run(shop: Shop, method: str, file: Path, start: str | None, name: str
         else:
             settings = SETTINGS[method]()
             order = Order(method=method, plan=plan, settings=settings, renderer=shop.renderer, examples=examples)
-            await train(order, shop.service, keeping)
+            if rehearsed:
+                await train_beside(order, rehearsed, shop.service, keeping)
+            else:
+                await train(order, shop.service, keeping)
         position = await kept.load()
     if watch is not None and watch.seen.alarm:
         return Made(watch.seen.path, watch.seen.state, watch.seen.alarm)
