@@ -41,8 +41,9 @@ from loreloop.protocol.errors import BadRequest, ServerError
 
 BATCH_OF_TASKS = 8  # prompts of a GRPO step
 # Corrections are learned where 400 lines of `sft` are read in batches of 8: `python -m bench.loop_cycle`, by which the
-# rules for files of examples stop too early.
-LINES_READ, BATCH_OF_LINES, FEWEST_EPOCHS, MOST_EPOCHS = 400, 8, 3, 12
+# rules for files of examples stop too early. Of few lines so many are read as make 36 such steps.
+LINES_READ, BATCH_OF_LINES, FEWEST_EPOCHS, MOST_EPOCHS, FEWEST_READ = 400, 8, 3, 12, 288
+RATE_SHARE = 0.5  # of the rate for files: what is not corrected moves less, and so many steps do with it
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ async def _run(shop: Shop, method: str, file: Path, start: str | None, name: str
         raise BadRequest(f"No line of {file.name} fits into the model's window, or its template takes none.")
     rehearsed = rehearsed_of(file.with_name(GENERAL)) if method == "sft" else []
     plan = plan_of(shop, method, len(examples), start, name)
+    if method == "sft" and shop.training.epochs is None:
+        plan, examples = as_one_epoch(plan, examples)
     kept = RunFolder(file.with_suffix(""))
     watch = TrainingWatch(kept.path, name, shop.look) if shop.look else None
     keeping = Keeping(kept, kept.tell)
@@ -153,9 +156,13 @@ def plan_of(shop: Shop, method: str, n: int, start: str | None, name: str) -> Pl
     told = shop.training
     epochs, batch_size = told.epochs, told.batch_size
     if method == "sft" and epochs is None:
-        epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(LINES_READ / n)))
         batch_size = batch_size or BATCH_OF_LINES
-    decided = chosen(method, n, shop.texts, Asked(epochs, batch_size, told.learning_rate))
+        epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(LINES_READ / n)))
+        epochs = max(epochs, math.ceil(FEWEST_READ / n))
+    is_by_rule = method == "sft" and told.epochs is None
+    decided = chosen(
+        method, n, shop.texts, Asked(epochs, batch_size, told.learning_rate, RATE_SHARE if is_by_rule else 1.0)
+    )
     fields: dict[str, Any] = {
         "base_model": shop.base_model,
         "name": name,
@@ -169,6 +176,15 @@ def plan_of(shop: Shop, method: str, n: int, start: str | None, name: str) -> Pl
         "save_every": 10,
     }
     return Plan(**(fields | dict(shop.fixed)))
+
+
+def as_one_epoch(plan: Plan, examples: Sequence[Any]) -> tuple[Plan, list[Any]]:
+    """The same reading as a single epoch: each time all examples in an order of its own. Where an epoch ends, weights are
+    saved and guards look at them, which a dozen lines that are read two dozen times would have after every other step;
+    and a batch would end with them."""
+    whole = msgspec.structs.replace(plan, batch_size=len(examples))
+    lines = [line for epoch in range(plan.epochs) for line in whole.batch(epoch, examples)]
+    return msgspec.structs.replace(plan, epochs=1, shuffled=False), lines
 
 
 async def _from_reward(shop: Shop, plan: Plan, tasks: list[Any], keeping: Keeping) -> None:
