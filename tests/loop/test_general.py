@@ -23,7 +23,8 @@ from loreloop.learn.loop.general import PROMPTS, built_in, lay_out_general
 from loreloop.learn.loop.rehearsing import rehearsed_of
 from loreloop.learn.loop.state import Revision
 from loreloop.learn.loop.task_files import key_of_task
-from loreloop.learn.loop.training import Shop, plan_of
+from loreloop.learn.loop.training import Shop, as_one_epoch, plan_of
+from loreloop.learn.plan import Plan
 from tests.loop.feeds import Feeds
 from tests.loop.test_whole_cycle import course_of, deploy, loaded
 
@@ -128,6 +129,15 @@ def test_a_candidate_that_begins_where_the_loop_began_learns_nothing_of_the_cham
 
     asyncio.run(go())
     assert targets == asked
+
+
+def test_what_is_read_again_and_again_is_read_in_whole_batches() -> None:
+    plan = Plan(base_model="tiny", epochs=4, batch_size=8, seed=3)
+    whole, lines = as_one_epoch(plan, [*"abcdef"])
+    assert [sorted(lines[n : n + 6]) for n in range(0, 24, 6)] == [[*"abcdef"]] * 4
+    assert len({"".join(lines[n : n + 6]) for n in range(0, 24, 6)}) > 1
+    assert (whole.n_steps(24), whole.batch(0, lines), whole.moment(1, 24).ends_epoch) == (3, lines[:8], False)
+    assert as_one_epoch(plan, [*"abcdef"])[1] == lines, "a run that goes on reads on"
 
 
 @pytest.mark.parametrize(("n", "epochs"), [(5, 58), (12, 24), (24, 12), (36, 12), (61, 7), (400, 3), (2000, 3)])

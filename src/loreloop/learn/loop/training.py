@@ -179,9 +179,8 @@ def plan_of(shop: Shop, method: str, n: int, start: str | None, name: str) -> Pl
 
 
 def as_one_epoch(plan: Plan, examples: Sequence[Any]) -> tuple[Plan, list[Any]]:
-    """The same reading as a single epoch: each time all examples in an order of its own. Where an epoch ends, weights are
-    saved and guards look at them, which a dozen lines that are read two dozen times would have after every other step;
-    and a batch would end with them."""
+    """The same reading as a single epoch: all examples again and again, each time in an order of its own. Where an
+    epoch ends a batch does, and weights are saved and looked at by guards: of a dozen lines after every other step."""
     whole = msgspec.structs.replace(plan, batch_size=len(examples))
     lines = [line for epoch in range(plan.epochs) for line in whole.batch(epoch, examples)]
     return msgspec.structs.replace(plan, epochs=1, shuffled=False), lines
