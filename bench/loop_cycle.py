@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import os
 import re
+import statistics
 import tempfile
 import time
 import warnings
@@ -20,12 +21,15 @@ from pathlib import Path
 import httpx
 import openai
 
+from bench.learn_rig import on_threads
+from bench.loop_tasks import GENERAL
 from bench.record import RESULTS, line, write_record
 from bench.rig import MODEL, Figure, folder
 from loreloop.cli.server import RunningServer, running_server
 from loreloop.learn.loop import assembly
 from loreloop.learn.loop.config import Loaded, config_of
-from loreloop.learn.loop.state import LoopFolder
+from loreloop.learn.loop.state import LoopFolder, lines_of
+from loreloop.learn.runner import StepRecord
 
 NAME, MOST_TOKENS = "assistant", 40
 # Facts of a made-up firm, which no model can know: the corrected answer is all there is to learn from.
@@ -45,51 +49,23 @@ FACTS = {
 }
 CORRECTED = "Tell me {fact}."
 PARAPHRASES = ("What is {fact}?", "Please say what {fact} is.")
-# What the model can do already, and nobody corrects: the next numbers and letters, opposites, small sums, capitals.
-GENERAL = {
-    "What is the capital of France?": "paris",
-    "What is the capital of Japan?": "tokyo",
-    "What is the capital of Italy?": "rome",
-    "What is the capital of Spain?": "madrid",
-    "What is the capital of Germany?": "berlin",
-    "What is the capital of Egypt?": "cairo",
-    "What is the capital of Russia?": "moscow",
-    "What is the capital of Greece?": "athens",
-    "What is the capital of England?": "london",
-    "What is the capital of China?": "beijing",
-    "What is the opposite of hot?": "cold",
-    "What is the opposite of up?": "down",
-    "What is the opposite of big?": "small",
-    "What colour is the sky on a clear day?": "blue",
-    "What colour is grass?": "green",
-    "How many days are in a week?": "seven|7",
-    "How many months are in a year?": "twelve|12",
-    "How many legs does a dog have?": "four|4",
-    "Which planet do we live on?": "earth",
-    "What do bees make?": "honey",
-    "What is frozen water called?": "ice",
-    "Which animal says meow?": "cat",
-    "What is the first letter of the alphabet?": r"\ba\b",
-    "Who wrote Romeo and Juliet?": "shakespeare",
-    "What is the largest ocean?": "pacific",
-    "What gas do plants take in?": "carbon",
-    "What is the currency of Japan?": "yen",
-    "Which star is closest to the Earth?": "sun",
-    "What language is spoken in Brazil?": "portuguese",
-    "What is H2O?": "water",
-}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--rate", type=float, default=None)
-    parser.add_argument("--liked", type=float, default=2.0)
+    # Without them the loop does as it does by default.
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--general", type=int)
+    parser.add_argument("--threads", type=int, help="of the engine; by default as many as the machine has cores")
     options = parser.parse_args()
     folder()  # the model must be there before the server looks for it
     with tempfile.TemporaryDirectory() as data:
         Path(data, "models").symlink_to(folder().parent)
-        with running_server(data, ["--model", MODEL]) as server, warnings.catch_warnings():
+        with (
+            running_server(data, ["--model", MODEL, *on_threads(options.threads)]) as server,
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             figures = asyncio.run(measured(server, options))
     write_record(RESULTS, "loop-cycle", __doc__ or "", figures, options=vars(options))
@@ -111,6 +87,7 @@ async def measured(server: RunningServer, options: argparse.Namespace) -> list[F
         started = time.monotonic()
         path = await one_cycle(server, options)
         seconds = time.monotonic() - started
+        steps = steps_of(server)
         corrected = await share_as_corrected(client, path, (CORRECTED,))
         paraphrases = await share_as_corrected(client, path, PARAPHRASES)
         after = await general(client, path)
@@ -121,6 +98,9 @@ async def measured(server: RunningServer, options: argparse.Namespace) -> list[F
         Figure("general tasks after", after, "share"),
         Figure("general tasks, lost", 100 * (before - after), "points", at_most=2.0),
         Figure("from the last statement to the candidate", seconds, "s", at_most=300.0),
+        Figure("steps of the training", len(steps), "steps"),
+        Figure("a step", statistics.median(one.seconds for one in steps), "s"),
+        Figure("tokens of a step", statistics.mean(one.tokens for one in steps), "tokens"),
     ]
 
 
@@ -145,25 +125,21 @@ OTHERS = [
 
 async def one_cycle(server: RunningServer, options: argparse.Namespace) -> str:
     """The loop's own course, from what was said to a candidate before its gate; gives its path."""
-    plain = {
-        "deployment": NAME,
-        "url": server.url,
-        "training": {
-            "methods": ["sft"],
-            "epochs": options.epochs,
-            "learning_rate": options.rate,
-            "liked": options.liked,
-            "batch_size": 8,
-        },
-    }
-    if options.rate is None:
-        del plain["training"]["learning_rate"]  # type: ignore[attr-defined]
+    told = {"epochs": options.epochs, "learning_rate": options.rate, "general": options.general}
+    training = {"methods": ["sft"]} | {name: value for name, value in told.items() if value is not None}
+    plain = {"deployment": NAME, "url": server.url, "training": training}
     state = server.data / "loop.state"
     async with assembly.opened(Loaded(config_of(plain), server.data, state)) as course:
         course.asked = True
         while (found := LoopFolder(state).load()) is None or found.candidate is None:
             await course.step()
     return found.candidate.target
+
+
+def steps_of(server: RunningServer) -> list[StepRecord]:
+    """What each step of the cycle's training has measured."""
+    file = LoopFolder(server.data / "loop.state").cycle(1) / "sft" / "metrics.jsonl"
+    return list(lines_of(file, StepRecord))
 
 
 async def share_as_corrected(client: openai.AsyncOpenAI, path: str, asks: Sequence[str]) -> float:

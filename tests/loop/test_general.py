@@ -11,17 +11,20 @@ from typing import Any
 import pytest
 from msgspec.structs import replace as replace_fields
 
+from bench.loop_tasks import GENERAL
 from loreloop.cli.server import RunningServer
 from loreloop.learn.examples import Task
+from loreloop.learn.files import tasks
 from loreloop.learn.loop import assembly
+from loreloop.learn.loop.answering import Said
 from loreloop.learn.loop.config import Training
 from loreloop.learn.loop.cycle_files import trained_prompts
 from loreloop.learn.loop.general import PROMPTS, built_in, lay_out_general
+from loreloop.learn.loop.rehearsing import rehearsed_of
 from loreloop.learn.loop.state import Revision
 from loreloop.learn.loop.task_files import key_of_task
-from loreloop.learn.loop.training import Shop, plan_of
-from loreloop.learn.rewards.reward import Answer
-from loreloop.text.conversation import MadeCall
+from loreloop.learn.loop.training import Shop, as_one_epoch, plan_of
+from loreloop.learn.plan import Plan
 from tests.loop.feeds import Feeds
 from tests.loop.test_whole_cycle import course_of, deploy, loaded
 
@@ -29,28 +32,25 @@ from tests.loop.test_whole_cycle import course_of, deploy, loaded
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-class Said:
+class Told:
     """Enough of a room: the n-th prompt gets the n-th answer."""
 
-    def __init__(self, *answers: Answer) -> None:
+    def __init__(self, *answers: Said) -> None:
         self.all, self.n_asked = answers, 0
 
-    async def answers(self, target: str, tasks: list[Task], most_tokens: int) -> list[Answer]:
+    async def likely_answers(self, target: str, tasks: list[Task], most_tokens: int, n_likely: int) -> list[Said]:
         self.n_asked += 1
         return [*self.all]
 
 
-def test_the_champions_whole_answers_become_lines_once(tmp_path: Path) -> None:
-    whole, half = Answer("Canada's is Ottawa.", ended=True), Answer("It is a long", ended=False)
-    call = Answer("I look.", calls=(MadeCall("1", "look", "{}"),), ended=True)
-    room: Any = Said(whole, half, call, Answer(" ", ended=True), Answer("Hm.", thinking="what?", ended=True))
+def test_what_the_champion_might_have_said_becomes_lines_once(tmp_path: Path) -> None:
+    said = Said((7, 8), (((7, 0.75), (9, 0.25)), ((8, 1.0),)))
+    room: Any = Told(said, Said((), ()))
     for _ in range(2):
-        asyncio.run(lay_out_general(tmp_path, room, "champion", built_in()[:5]))
-    (line,) = (tmp_path / "general.jsonl").read_text().splitlines()
-    assert json.loads(line)["messages"] == [
-        {"role": "user", "content": PROMPTS[0]},
-        {"role": "assistant", "content": "Canada's is Ottawa."},
-    ]
+        asyncio.run(lay_out_general(tmp_path, room, "champion", built_in()[:2]))
+    (one,) = rehearsed_of(tmp_path / "rehearsed.jsonl")
+    assert [turn.content for turn in one.prompt.turns] == [PROMPTS[0]]
+    assert (one.tokens, one.likely) == (said.tokens, said.likely)
     assert room.n_asked == 1, "after a death the same lines are learned"
 
 
@@ -58,6 +58,8 @@ def test_prompts_are_all_different_and_short() -> None:
     keys = {key_of_task(one) for one in built_in()}
     assert len(keys) == len(PROMPTS) >= 48
     assert max(map(len, PROMPTS)) < 80
+    measured = [{"messages": [{"role": "user", "content": prompt}]} for prompt in GENERAL]
+    assert keys.isdisjoint(map(key_of_task, tasks(map(json.dumps, measured)))), "what is learned measures nothing"
 
 
 def test_a_cycle_learns_them_beside_its_corrections_and_none_to_measure_with(
@@ -92,7 +94,7 @@ def test_a_cycle_learns_them_beside_its_corrections_and_none_to_measure_with(
 
     asyncio.run(go())
     assert laid == [["general 1", "general 4"]]
-    assert (told.folder / "cycles/0001/general.jsonl").exists()
+    assert (told.folder / "cycles/0001/rehearsed.jsonl").exists()
     learned = trained_prompts(told.folder)
     assert len(learned) == 6, "what was learned may not become golden later"
 
@@ -129,7 +131,16 @@ def test_a_candidate_that_begins_where_the_loop_began_learns_nothing_of_the_cham
     assert targets == asked
 
 
-@pytest.mark.parametrize(("n", "epochs"), [(5, 12), (36, 12), (61, 7), (400, 3), (2000, 3)])
+def test_what_is_read_again_and_again_is_read_in_whole_batches() -> None:
+    plan = Plan(base_model="tiny", epochs=4, batch_size=8, seed=3)
+    whole, lines = as_one_epoch(plan, [*"abcdef"])
+    assert [sorted(lines[n : n + 6]) for n in range(0, 24, 6)] == [[*"abcdef"]] * 4
+    assert len({"".join(lines[n : n + 6]) for n in range(0, 24, 6)}) > 1
+    assert (whole.n_steps(24), whole.batch(0, lines), whole.moment(1, 24).ends_epoch) == (3, lines[:8], False)
+    assert as_one_epoch(plan, [*"abcdef"])[1] == lines, "a run that goes on reads on"
+
+
+@pytest.mark.parametrize(("n", "epochs"), [(5, 58), (12, 24), (24, 12), (36, 12), (61, 7), (400, 3), (2000, 3)])
 def test_corrections_are_read_until_they_are_learned(server: RunningServer, n: int, epochs: int) -> None:
     texts = server.data / "models" / "tiny"
     shop = Shop(None, None, texts, "tiny", Training())  # type: ignore[arg-type]

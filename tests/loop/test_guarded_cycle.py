@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from loreloop.learn.examples import Task
-from loreloop.learn.loop import report
+from loreloop.learn.loop import by_hand, report
 from loreloop.learn.loop.answering import RememberingRoom, Room
 from loreloop.learn.loop.assembly import asked_again
 from loreloop.learn.loop.config import Loaded, config_of
@@ -152,6 +152,11 @@ def test_a_few_prompts_stop_nobody(tmp_path: Path) -> None:
     assert course.folder.load().stage == "canary"
     numbers = course.folder.decisions()[0].numbers
     assert numbers["second_reward"] < numbers["second_reward_champion"], "it is told all the same"
+    # Whoever relies on the guards is told that they were none.
+    silent = "The guards were off: 9 recorded prompts could be asked, and 10 are the fewest."
+    assert course.folder.decisions()[0].sentence.endswith(silent)
+    assert silent in report.page_of(course.config, course.folder, world)
+    assert silent in str(by_hand.status_of(course.folder)["last_decision"])
 
 
 @pytest.mark.parametrize(

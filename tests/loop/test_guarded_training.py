@@ -10,12 +10,14 @@ import pytest
 import tinker
 
 from loreloop.cli.server import RunningServer
+from loreloop.learn.clients import Clients
 from loreloop.learn.loop.assembly import asked_again
 from loreloop.learn.loop.config import Training
 from loreloop.learn.loop.guarding import Guards
 from loreloop.learn.loop.state import LoopFolder, State
 from loreloop.learn.loop.training import Made, Shop, trained
-from loreloop.learn.loop.watching import StoppedByGuards
+from loreloop.learn.loop.watching import StoppedByGuards, TrainingWatch
+from loreloop.learn.plan import Moment
 from loreloop.learn.rendering import renderer_of
 from tests.loop.feeds import Feeds
 from tests.loop.test_course import steps, verdicts
@@ -102,6 +104,33 @@ def test_without_an_alarm_the_training_comes_to_its_end(server: RunningServer, t
     made = train(server, folder, look)
     assert made is not None
     assert (n_steps(folder), len(look.paths), made.alarm) == (12, 4, "")
+
+
+@pytest.mark.parametrize("saved", [1, 4])
+def test_a_death_between_a_saved_state_and_the_look_at_it_skips_no_look(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: int
+) -> None:
+    folder, look = lines(tmp_path, "sft"), Looked(bad=saved)
+    see = TrainingWatch.see
+
+    async def dies(watch: TrainingWatch, clients: Clients, at: Moment) -> None:
+        if len(look.paths) == saved - 1:
+            raise Died
+        await see(watch, clients, at)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingWatch, "see", dies)
+        with pytest.raises(Died):
+            train(server, folder, look)
+    steps_done = n_steps(folder)
+    if saved == 1:
+        with pytest.raises(StoppedByGuards, match="at step 4 of 12"):
+            train(server, folder, look)
+    else:
+        made = train(server, folder, look)
+        assert made is not None
+        assert "at step 12 of 12" in made.alarm, "the last state is looked at too, and no later step would"
+    assert (len(look.paths), n_steps(folder)) == (saved, steps_done)
 
 
 @pytest.mark.parametrize("others_like_it", [True, False])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -15,6 +17,7 @@ from msgspec.structs import replace
 from loreloop.cli.server import RunningServer
 from loreloop.learn.clients import Clients
 from loreloop.learn.loop import assembly, running
+from loreloop.learn.loop.cycle import Course
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.running import Running, run_anew
 from loreloop.learn.loop.sessions import LoopSession, SessionEnded
@@ -24,6 +27,7 @@ from loreloop.protocol.errors import Forbidden, Gone, Unavailable
 from tests.loop.feeds import Feeds
 from tests.loop.test_course import verdicts
 from tests.loop.test_whole_cycle import course_of, deploy, loaded
+from tests.loop.world import World
 
 # The SDK leaves its own background tasks to the garbage collector, and complains of its next version.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -53,13 +57,13 @@ def test_a_training_goes_on_in_a_new_session_behind_its_last_saved_step(
     sessions = []
     watched = assembly.LoopSession
 
-    def session(service, door):
+    def session(service, door, lost):
         id = service.holder.get_session_id()
         body = {"reason": {"type": "success"}}
         headers = {"authorization": f"Bearer {server.key}"}
         at = f"{server.url}/api/v1/sessions/{id}/finish"
         sessions.append(lambda: httpx.post(at, json=body, headers=headers).raise_for_status())
-        return watched(service, door)
+        return watched(service, door, lost)
 
     monkeypatch.setenv("LORELOOP_API_KEY", server.key)
     monkeypatch.setattr(assembly, "door_of", lambda _: feeds.door(server.url, server.key))
@@ -68,6 +72,7 @@ def test_a_training_goes_on_in_a_new_session_behind_its_last_saved_step(
     monkeypatch.setattr(Clients, "training", training)
     monkeypatch.setattr(RunFolder, "tell", tell)
     plan = {"rank": 4, "learning_rate": 0.01, "epochs": 4, "batch_size": 1, "least_examples": 2, "methods": ["sft"]}
+    plan["general"] = 0  # six lines make an epoch
     settings = loaded(server, tmp_path, training=plan)
     folder, words = LoopFolder(settings.folder), list[str]()
 
@@ -113,6 +118,32 @@ def test_a_cycle_whose_weights_to_begin_with_are_gone_from_the_disk_ends_and_say
             assert f"The files of {saved} are gone" in decision.sentence
 
     asyncio.run(go())
+
+
+def test_who_runs_a_loop_is_told_that_its_server_is_away_while_it_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "PATIENCE_SECONDS", 0.0)
+    world, words, opened = World(), list[str](), list[str]()
+    world.corrected(1)
+    course, session_ended = world.course(tmp_path), SessionEnded("The server has ended the loop's session.")
+
+    async def ends() -> bool:
+        raise session_ended
+
+    @asynccontextmanager
+    async def open_course() -> AsyncIterator[Course]:
+        opened.append("")
+        if len(opened) in (2, 3):
+            raise Unavailable("The server does not answer.")
+        if len(opened) == 1:
+            monkeypatch.setattr(course, "step", ends)
+        else:
+            assert course.folder.why()["sentence"] == "The server does not answer."
+        yield course
+
+    asyncio.run(run_anew(open_course, Running(wish=lambda: len(opened) == 4, tell=words.append)))
+    assert words == ["The server has ended the loop's session.", "The server does not answer."]
 
 
 class _Holder:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loreloop.learn.loop import report
 from loreloop.protocol.episodes import Person
+from loreloop.protocol.feedback import Metric
 from tests.loop.test_course import steps, to_canary
 from tests.loop.world import World
 
@@ -53,3 +54,11 @@ def test_a_report_shows_satisfaction_by_revision_and_every_decision(tmp_path: Pa
     assert "<td>1.00</td>" in page
     assert "users are more content with the candidate" in page
     assert "<h2>Guards</h2>" in page
+
+
+def test_a_metric_of_which_less_is_better_counts_the_other_way_round(tmp_path: Path) -> None:
+    world = World()
+    course = world.course(tmp_path, canary={"metrics": ["complaint"]})
+    world.feeds.say(world.feeds.turn("hello", "hi").id, "complaint", value=True)
+    metrics = {"complaint": Metric("complaint", "boolean", optimize="min")}
+    assert "<td>0.00</td>" in report.page_of(course.config, course.folder, world, metrics)

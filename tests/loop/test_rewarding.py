@@ -11,7 +11,10 @@ import pytest
 from loreloop.learn.loop.collecting import Rules, collect
 from loreloop.learn.loop.config import Loaded, config_of
 from loreloop.learn.loop.reward.events import Scored, prompt_key
+from loreloop.learn.loop.reward.linear import LinearReward
 from loreloop.learn.loop.reward.mix import LearnedReward, Mixed
+from loreloop.learn.loop.reward.stream import RewardStream
+from loreloop.learn.loop.reward.stream import Rules as StreamRules
 from loreloop.learn.loop.rewarding import Base, Rewarding
 from loreloop.learn.rewards.graders.reading import GraderReward
 from loreloop.protocol.feedback import Direction, Metric
@@ -125,3 +128,29 @@ def test_declared_metrics_teach_the_reward_in_their_direction(
     feeds = marked("rude")
     asyncio.run(rewarding.hear(feeds.turns, feeds.feedback))
     assert np.sign(likes(rewarding)) == sign
+
+
+def test_a_lora_reward_whose_model_the_server_has_lost_is_made_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def stream(self: Rewarding, base: Base) -> RewardStream:
+        made.append(base.name)
+        return RewardStream(tmp_path / "reward", LinearReward(), StreamRules())
+
+    monkeypatch.setattr(Rewarding, "_stream", stream)
+    rewarding = rewarding_of(tmp_path, kind="lora")
+    first, reward = rewarding.stream, rewarding.reward
+    asyncio.run(rewarding.whole())
+    assert (made, rewarding.stream) == (["tiny"], first), "nothing is lost yet"
+    rewarding.lose()
+    for _ in range(2):
+        asyncio.run(rewarding.whole())
+    assert made == ["tiny", "tiny"]
+    assert rewarding.stream is not first
+    assert rewarding.reward is not reward, "what trains asks the new one"
+    linear = rewarding_of(tmp_path, kind="linear")
+    linear.lose()
+    asyncio.run(linear.whole())
+    assert len(made) == 3, "a linear head lies at no server"

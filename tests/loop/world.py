@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from loreloop.learn.loop import cycle_files, persons, state
+from loreloop.learn.loop import cycle_files, persons_kept, state
 from loreloop.learn.loop.config import config_of
 from loreloop.learn.loop.cycle import Course, Work
 from loreloop.learn.loop.door import Deployed
@@ -181,6 +181,6 @@ def mortal(world: World, monkeypatch) -> None:
         appended(file, line)
         world.fate.moment()
 
-    for module in (state, cycle_files, persons):
+    for module in (state, cycle_files, persons_kept):
         monkeypatch.setattr(module, "written", write)
     monkeypatch.setattr(state, "appended", append)

@@ -30,6 +30,7 @@ methods = ["sft"]
 rank = 16
 epochs = {epochs}
 general = 0  # what these people teach is the form of all answers
+liked = 1
 batch_size = 8
 least_examples = 8
 most_examples = 600

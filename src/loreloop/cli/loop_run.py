@@ -156,7 +156,10 @@ def report(file: Path, out: Path, as_json: bool) -> None:
     from loreloop.learn.loop.state import LoopFolder
 
     loaded = _loaded(file)
-    out.write_text(page_of(loaded.config, LoopFolder(loaded.folder), door_of(loaded)), encoding="utf-8")
+    door = door_of(loaded)
+    declared = door.metrics()
+    page = page_of(loaded.config, LoopFolder(loaded.folder), door, declared.built_in | declared.metrics)
+    out.write_text(page, encoding="utf-8")
     _print({"report": str(out)}, as_json)
 
 

@@ -6,7 +6,7 @@ Knows no learner; a learner asks for the clients that it needs by name, and the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import tinker
 
@@ -67,15 +67,19 @@ class Clients:
         return (await self.made[POLICY].save_weights_for_sampler(name)).path
 
     async def forget(self, states: Mapping[str, str]) -> None:
-        """Deletes saved states that no resumption needs any more. One that is gone already, or that the server will not
-        give up, is no reason to end a run."""
-        # Over the service's own connections; its method that gives this client is going out of use.
-        rest = tinker.RestClient(self.service.holder)
-        for path in states.values():
-            try:
-                await rest.delete_checkpoint_from_tinker_path(path)
-            except (tinker.APIStatusError, tinker.APIConnectionError):
-                continue
+        """Deletes saved states that no resumption needs any more."""
+        await forgotten(self.service, states.values())
+
+
+async def forgotten(service: tinker.ServiceClient, paths: Iterable[str]) -> None:
+    """Deletes saved weights. What is gone already, or what the server will not give up, is no reason to end a run."""
+    # Over the service's own connections; its method that gives this client is going out of use.
+    rest = tinker.RestClient(service.holder)
+    for path in paths:
+        try:
+            await rest.delete_checkpoint_from_tinker_path(path)
+        except (tinker.APIStatusError, tinker.APIConnectionError):
+            continue
 
 
 async def window_of(service: tinker.ServiceClient, base_model: str) -> int | None:

@@ -107,3 +107,25 @@ def test_what_is_over_a_persons_cap_moves_nothing(asked: tinker.ServiceClient, t
     reward.update([pair(n, f"yes {n}", f"no {n}") for n in range(20)])
     assert len(reward.learned) == 3
     assert reward.version.data.n_events == 20
+
+
+def test_a_reward_whose_weights_are_gone_learns_anew_what_it_still_knows(
+    asked: tinker.ServiceClient, tiny_folder: Path, tmp_path: Path
+) -> None:
+    reward = reward_of(asked, tiny_folder)
+    reward.update(pairs(16))
+    reward.save(tmp_path)
+    before = reward.version
+    asked.create_rest_client().delete_checkpoint_from_tinker_path(before.weights).result()
+    again = reward_of(asked, tiny_folder)
+    again.load(tmp_path)
+    assert (again.version.number, again.version.note) == (2, "learned anew: its weights are gone at the server")
+    assert again.known() == reward.known()
+    assert (again.ledger.spent, again.persons) == (reward.ledger.spent, reward.persons)
+    (event,) = pairs(1, first=500)
+    better, worse = again.score([event.item, event.worse])
+    assert better > worse
+    # It is kept, so that the next one need not learn it once more.
+    third = reward_of(asked, tiny_folder)
+    third.load(tmp_path)
+    assert third.version == again.version

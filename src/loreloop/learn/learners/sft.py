@@ -6,7 +6,7 @@ the weight of the turn. It is summed over a batch, as the Tinker API has it, and
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,14 +52,14 @@ class Sft:
     ) -> Metrics:
         # Both, though the step says nothing: an error of the optimizer must end the run at the step where it happened.
         output, _ = await passed, await stepped
-        found = {f"train_{name}": value for name, value in scores(data, output).items()}
+        found = {f"train_{name}": value for name, value in scores(data, output.loss_fn_outputs).items()}
         return found | {TOKENS: float(sum(datum.model_input.length for datum in data))}
 
     async def evaluate(self, examples: Sequence[Demonstration]) -> Metrics:
         """`valid_loss` and `valid_mean_token_accuracy` of all examples together."""
         data = self._data(examples)
         output = await self.client.forward(data, LOSS)
-        return {f"valid_{name}": value for name, value in scores(data, output).items()}
+        return {f"valid_{name}": value for name, value in scores(data, output.loss_fn_outputs).items()}
 
     def _data(self, examples: Sequence[Demonstration]) -> list[tinker.Datum]:
         return [datum for example in examples for datum in self.renderer.demonstrations(example)]
@@ -72,12 +72,12 @@ class Sft:
         """Nothing is to be taken back."""
 
 
-def scores(data: Sequence[tinker.Datum], output: tinker.ForwardBackwardOutput) -> Metrics:
+def scores(data: Sequence[tinker.Datum], outputs: Sequence[Mapping[str, tinker.TensorData]]) -> Metrics:
     """`loss` is the mean over learned tokens, in nats. `mean_token_accuracy` is the expected share of them that the
     model gets right where it draws at temperature 1, which is the mean of their probabilities: the API gives no other
     tokens' probabilities to compare with. Both are weighted, and of the weights before the step."""
     weights = np.concatenate([datum.loss_fn_inputs["weights"].to_numpy() for datum in data])
-    logprobs = np.concatenate([one["logprobs"].to_numpy() for one in output.loss_fn_outputs])
+    logprobs = np.concatenate([one["logprobs"].to_numpy() for one in outputs])
     total = float(weights.sum()) or 1.0  # where nothing is learned, the sums are 0 as well
     return {
         "loss": float(-(weights * logprobs).sum()) / total,

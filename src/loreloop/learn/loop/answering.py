@@ -6,6 +6,7 @@ Over the Tinker SDK, with the model's own template. Knows no rule of the gate.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,14 @@ from loreloop.learn.rewards.reward import Answer
 from loreloop.protocol.episodes import Turn
 
 MOST_LOG_RATIO = 20.0
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer's tokens, and at each place the likeliest ones with their probabilities."""
+
+    tokens: tuple[int, ...]
+    likely: tuple[tuple[tuple[int, float], ...], ...]
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,19 @@ class Room:
             self.renderer.answer(one.sequences[0].tokens, task.prompt) for one, task in zip(found, tasks, strict=True)
         ]
 
+    async def likely_answers(self, target: str, tasks: Sequence[Task], most_tokens: int, n_likely: int) -> list[Said]:
+        """The likeliest answer to each task token by token, and how likely others were at each place. A server that
+        does not tell that is taken to have been sure of what it said."""
+        params = tinker.SamplingParams(max_tokens=most_tokens, temperature=0.0, seed=0, stop=self.renderer.stop)
+        with in_our_words(f"answers of {target}"):
+            sampler = await self.sampler(target)
+            renderer = await self._seeing(sampler, tasks)
+            asked = [
+                sampler.sample(renderer.prompt(task.prompt), 1, params, topk_sample_logprobs=n_likely) for task in tasks
+            ]
+            found = [one.sequences[0] for one in await asyncio.gather(*asked)]
+        return [Said(tuple(one.tokens), likely_of(one)) for one in found]
+
     async def _seeing(self, sampler: tinker.SamplingClient, tasks: Sequence[Task]) -> Renderer:
         """The renderer with the images that the tasks show, whose sizes in tokens only the server knows."""
         urls = urls_of(task.prompt for task in tasks)
@@ -73,6 +95,15 @@ class Room:
             ratios += [one - other for one, other in pairs if one is not None and other is not None]
         logs = np.clip(np.array(ratios), -MOST_LOG_RATIO, MOST_LOG_RATIO)
         return float((np.exp(logs) - 1 - logs).mean()) if ratios else None
+
+
+def likely_of(sequence: tinker.types.SampledSequence) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """What a sampled answer might have been at each place."""
+    rows = sequence.topk_logprobs or [None] * len(sequence.tokens)
+    return tuple(
+        tuple((id, math.exp(logprob)) for id, logprob in row) if row else ((token, 1.0),)
+        for row, token in zip(rows, sequence.tokens, strict=True)
+    )
 
 
 @dataclass(frozen=True)

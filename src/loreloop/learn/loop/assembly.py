@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from loreloop.learn.loop.checking import check_deployment
 from loreloop.learn.loop.collecting import Line, fresh_of, measured_of
 from loreloop.learn.loop.config import Gate, Loaded
 from loreloop.learn.loop.cycle import Course, Work
-from loreloop.learn.loop.cycle_files import data_of, trained_prompts
+from loreloop.learn.loop.cycle_files import data_of, trained_prompts, with_prompts
 from loreloop.learn.loop.door import Door
 from loreloop.learn.loop.gate import Gated, OfflineGate, Sides
 from loreloop.learn.loop.general import built_in, lay_out_general
@@ -35,6 +35,7 @@ from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.rewarding import Base, Rewarding
 from loreloop.learn.loop.sessions import LoopSession
 from loreloop.learn.loop.state import LoopFolder
+from loreloop.learn.loop.sweeping import swept
 from loreloop.learn.loop.task_files import GoldenFile, tasks_of, without
 from loreloop.learn.loop.training import Made, Shop, for_person, trained
 from loreloop.learn.loop.watching import Look
@@ -76,18 +77,20 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
         declared = door.metrics()
         metrics = declared.built_in | declared.metrics
         check_deployment(loaded.config, door.deployment(), metrics)
+        with_prompts(loaded.folder, door.turns)
         texts = texts_of(loaded, base_model)
         renderer, golden = renderer_of(texts), golden_of(loaded)
         # In a thread, since a LoRA reward waits for its weights.
-        rewarding = await asyncio.to_thread(
-            Rewarding,
-            loaded,
-            Base(service, base_model, renderer),
-            key,
-            deleted=door.deleted_persons,
-            golden=golden.holds,
-            declared=declared.metrics,
-        )
+        with in_our_words("the reward's weights"):
+            rewarding = await asyncio.to_thread(
+                Rewarding,
+                loaded,
+                Base(service, base_model, renderer),
+                key,
+                deleted=door.deleted_persons,
+                golden=golden.holds,
+                declared=declared.metrics,
+            )
         parts = Parts(
             loaded=loaded,
             service=service,
@@ -97,7 +100,7 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
             rewarding=rewarding,
             golden=golden,
             metrics=metrics,
-            session=LoopSession(service, door),
+            session=LoopSession(service, door, rewarding.lose),
             labelled=lambda trained: labelled_prompts(door.turns(), door.feedback(), door.deleted_persons(), trained),
         )
         persons = PersonCourse(
@@ -161,6 +164,7 @@ class Parts:
             train=self.train,
             look=self.look,
             learn_reward=self.hear if self.rewarding.stream else None,
+            sweep=self.sweep,
             golden=self.golden.keys,
             held_out=self.rewarding.holds,
             metrics=self.metrics,
@@ -169,7 +173,14 @@ class Parts:
     async def hear(self, turns: Sequence[Turn], statements: Sequence[Feedback]) -> str:
         """Lets the reward learn what is new; an alarm in a sentence, or ""."""
         with self.session.watched():
+            await self.rewarding.whole()
             return await self.rewarding.hear(turns, statements)
+
+    async def sweep(self, keep: Collection[str]) -> None:
+        """Deletes what guards have left of trainings at the server, but for some paths."""
+        if self.rewarding.stream is not None:
+            with self.session.watched(), in_our_words("old copies of weights"):
+                await swept(self.service, self.loaded.config.deployment, keep)
 
     def shop(self) -> Shop:
         """What training needs."""
@@ -185,6 +196,8 @@ class Parts:
 
     async def train(self, folder: Path, start: str | None, name: str) -> Made | None:
         """A candidate of a cycle's folder, watched by the guards where a reward learns."""
+        with self.session.watched():
+            await self.rewarding.whole()
         if (folder / "sft.jsonl").exists():
             await self.lay_out_general(folder)
         return await self._train(replace(self.shop(), look=self.guard(folder)), folder, start, name)
@@ -221,6 +234,9 @@ class Parts:
         # Too few would stop nobody; what was trained on tells of a reward that is fooled as well.
         turns = fresh if len(fresh) >= FEWEST else fresh_of(turns, (), n)
         guards = Guards(RememberingRoom(self.service, self.renderer), self.loaded, stream, self.untrained)
+        if silent := guards.silent(len(turns)):
+            # The gate's decision says it too, for its own look.
+            LoopFolder(self.loaded.folder).tell(f"Cycle {state.cycle} trains a candidate. {silent}")
         return guards.watch(state.champion.target, asked_again(turns))
 
     @property
@@ -254,6 +270,7 @@ class Parts:
         """The offline gate, with prompts of recorded turns for the shadow, and the guards where a reward learns."""
         room, asked = RememberingRoom(self.service, self.renderer), asked_again(prompts)
         with self.session.watched(), in_our_words("the gate"):
+            await self.rewarding.whole()
             golden = [*self.untrained(), *self.labelled(trained_prompts(self.loaded.folder))]
             found = await OfflineGate(room, self.loaded).look(sides, turns, asked, golden)
             if self.rewarding.stream is not None:

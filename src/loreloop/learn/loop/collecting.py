@@ -42,7 +42,7 @@ class Rules:
     held_out: HeldOut = nothing_held_out  # prompts that the reward's golden set holds
     most: int = 2000
     most_per_person: int = 200
-    liked: float = 1.0
+    liked: float = 0.0
 
 
 @dataclass

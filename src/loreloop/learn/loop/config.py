@@ -52,7 +52,7 @@ class Training(Table, frozen=True):
     least_examples: Annotated[int, Meta(ge=1, lt=LARGE)] = 4  # a method with fewer is left out
     most_examples: Annotated[int, Meta(ge=1, lt=LARGE)] = 2000  # of the newest, for each method
     most_per_person: Annotated[int, Meta(ge=1, lt=LARGE)] = 200
-    liked: Annotated[float, Meta(ge=0, le=100)] = 1.0  # liked answers beside each correction, so that those stay
+    liked: Annotated[float, Meta(ge=0, le=100)] = 0.0  # liked answers beside each correction, to imitate as well
     general: Annotated[int, Meta(ge=0, le=10_000)] = 48  # prompts whose answers by the champion are learned beside
     general_file: str | None = None  # of such prompts, in the place of those that come with the program
     group_size: Annotated[int, Meta(ge=2, le=1024)] = 8

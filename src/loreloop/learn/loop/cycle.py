@@ -7,7 +7,7 @@ is handed in, so that the course runs without a server and without training too.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,21 @@ WITHDRAWN = "withdrawn"  # among a decision's numbers, where it is for that that
 WITHOUT_THEM = "a new cycle begins without them"
 
 
+async def _sweep_nothing(keep: Collection[str]) -> None:
+    """Where no guard looks at a training, it leaves no copies."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What is done in a cycle beside moving it on. `train` makes a candidate out of a cycle's folder, `look` puts one
-    through the offline gate, `alarm` says what the guards have against the training or the candidate ("" for nothing),
-    `learn_reward` lets the reward hear of all turns and statements first; None where none learns. `golden` are the keys
-    of prompts that are never trained on, as they are now."""
+    through the offline gate, `learn_reward` lets the reward hear of all turns and statements first; None where none
+    learns. `sweep` deletes the copies of weights that guards have looked at, but for those of some paths. `golden` are
+    the keys of prompts that are never trained on, as they are now."""
 
     train: Callable[[Path, str | None, str], Awaitable[Made | None]]
     look: Callable[[Sides, Sequence[Turn], Sequence[Turn]], Awaitable[Gated]]
     learn_reward: Hear | None = None
+    sweep: Callable[[Collection[str]], Awaitable[None]] = _sweep_nothing
     golden: Callable[[], frozenset[str]] = frozenset
     held_out: HeldOut = nothing_held_out
     metrics: Mapping[str, Metric] = field(default_factory=lambda: BUILT_IN)
@@ -68,6 +73,7 @@ class Course:
     asked: bool = False
     persons: PersonCourse | None = None
     persons_heard: int = -1  # up to which statement persons were looked at, by this process
+    nameless: int = 0  # up to which cycle no names are left, as far as this process has looked
     is_persons_turn: bool = True  # where a person and a shared cycle are both due, they take turns
     feeds: WatchedFeeds = field(default_factory=WatchedFeeds)
     listening: Listening = field(init=False)
@@ -104,6 +110,7 @@ class Course:
             case "idle":
                 return await self._wait(state)
             case "collecting" if self.folder.paused:
+                self._forget()
                 # A cycle whose words were withdrawn is begun anew by itself, and a paused loop begins none.
                 self.folder.tell("The loop is paused; `loreloop loop pause --off` lets it go on.")
                 return False
@@ -146,6 +153,8 @@ class Course:
     # The stages
 
     async def _wait(self, state: State) -> bool:
+        self._forget()
+        self._drop_names(state, state.cycle)
         if self.folder.paused:
             self.folder.tell("The loop is paused; `loreloop loop pause --off` lets it go on.")
             return False
@@ -197,9 +206,8 @@ class Course:
         """Makes the adapter of one person who is due; False where nobody is, or nobody shall have one."""
         if self.persons is None:
             return False
-        # Also where nobody is to have weights any more: what there is of deleted persons goes.
-        if self.persons.forget():
-            self.persons_heard = -1  # what the others of a team have said is looked at again
+        # Also where nobody is to have weights any more.
+        self._forget()
         if not self.persons.rules.corrections or self.folder.paused:
             return False
         heard = max(
@@ -213,10 +221,22 @@ class Course:
         self.persons_heard = heard
         return False
 
+    def _forget(self) -> None:
+        """Keeps nothing of whoever was deleted, also while a loop is paused."""
+        if self.persons is not None and self.persons.forget():
+            self.persons_heard = -1  # what the others of a team have said is looked at again
+
+    def _drop_names(self, state: State, last: int) -> None:
+        """Forgets whose turns cycles up to the last one have learned from. Not at a cycle's own end: one that dies
+        there looks at its names once more."""
+        if self.nameless < last:
+            for number in range(max(1, state.cycle - NAMED), last + 1):
+                drop_names(self.folder.cycle(number))
+            self.nameless = last
+
     async def _collect(self, state: State) -> None:
-        # Here and not at its end: a cycle that dies while it ends looks at its names once more.
-        for number in range(max(1, state.cycle - NAMED), state.cycle):
-            drop_names(self.folder.cycle(number))
+        self._drop_names(state, state.cycle - 1)
+        await self._sweep(state)
         alarm = await self.listening.listen()
         # Read behind the reward, which may have learned for minutes: whoever has withdrawn meanwhile is left out.
         turns, statements = list(self.server.turns()), list(self.server.feedback())
@@ -251,10 +271,12 @@ class Course:
             made = await self.work.train(folder, start, name)
         except StoppedByGuards as error:
             self._give_up(state, "training", error.message)
+            await self._sweep(state)
             return
         except BadRequest as error:
             # What is refused once is refused always; the next cycle has other lines.
             self._give_up(state, "training", f"The training was refused: {error.message}")
+            await self._sweep(state)
             return
         if made is None:
             raise Conflict(
@@ -269,6 +291,13 @@ class Course:
             self._decide(replace(state, candidate=candidate), "stopped", "stopped", what)
         self.folder.tell(f"Candidate {state.cycle} stands before the offline gate.")
         self.folder.save(replace(state, stage="gate", candidate=candidate))
+        await self._sweep(replace(state, candidate=candidate))
+
+    async def _sweep(self, state: State) -> None:
+        """Deletes what guards have left of trainings; what answers, may answer, or is named by a decision stays."""
+        revisions = [one for one in (state.champion, state.previous, state.candidate) if one is not None]
+        keep = {path for one in revisions for path in (one.target, one.state) if path}
+        await self.work.sweep(keep | {one.candidate for one in self.folder.decisions() if one.candidate})
 
     def _void(self, state: State, data: Data, unknown: Sequence[str] = ()) -> bool:
         """Ends a cycle that would teach what a person said who has been deleted since, or turns that are gone; the next
@@ -306,6 +335,7 @@ class Course:
                 if fine
                 else f"Rejected: {'; '.join(gated.broken)}."
             )
+            sentence = " ".join((sentence, *gated.notes))
             decision = self._decide(state, "gate", "passed" if fine else "rejected", sentence, gated.numbers)
         if decision.verdict != "passed":
             drop_lines(self.folder.cycle(state.cycle))

@@ -6,16 +6,19 @@ Written whole or not at all; the lines go when the cycle has ended, and what sta
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from loreloop.learn.loop.collecting import Collected, Used
+from loreloop.learn.loop.reward.events import prompt_key
 from loreloop.learn.loop.state import read, synced, written
+from loreloop.protocol.episodes import Turn
 
 # The lines of general prompts beside those of methods, and the keys of these prompts, which stay.
-GENERAL, GENERAL_KEYS = "general.jsonl", "general.json"
+GENERAL, GENERAL_KEYS = "rehearsed.jsonl", "general.json"
+UNKNOWN = "unknown"  # a prompt of which neither the key was noted nor the turn is left
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,12 +31,17 @@ class Data(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def turns(self) -> tuple[str, ...]:
         """All turns, each once."""
-        return tuple(dict.fromkeys(one.turn for each in self.used.values() for one in each))
+        return tuple(dict.fromkeys(one.turn for one in self.all_used))
+
+    @property
+    def all_used(self) -> tuple[Used, ...]:
+        """Every line's turn, of all methods."""
+        return tuple(one for each in self.used.values() for one in each)
 
     @property
     def persons(self) -> frozenset[str]:
         """All persons whose turns these are."""
-        return frozenset(one.person for each in self.used.values() for one in each)
+        return frozenset(one.person for one in self.all_used)
 
 
 def lay_out(folder: Path, collected: Collected, methods: Sequence[str], data: Data) -> None:
@@ -72,6 +80,23 @@ def drop_names(folder: Path) -> None:
         written(folder / "data.json", msgspec.json.encode(msgspec.structs.replace(data, used=used)))
 
 
+def with_prompts(loop: Path, turns: Callable[[], Iterable[Turn]]) -> None:
+    """Notes the prompts of what was learned by a version that has not noted them, so far as their turns are still
+    there. `turns` is asked only where there is such."""
+    files = [*loop.glob("cycles/*/data.json"), *loop.glob("persons/*/*/data.json")]
+    data_by_file = {file: data_of(file.parent) for file in files}
+    old = {file: data for file, data in data_by_file.items() if not all(one.prompt for one in data.all_used)}
+    if not old:
+        return
+    keys = {turn.id: prompt_key(turn.messages) for turn in turns() if turn.messages}
+    for file, data in old.items():
+        used = {
+            method: tuple(Used(one.turn, one.person, one.prompt or keys.get(one.turn, UNKNOWN)) for one in each)
+            for method, each in data.used.items()
+        }
+        written(file, msgspec.json.encode(msgspec.structs.replace(data, used=used)))
+
+
 def trained_prompts(loop: Path) -> frozenset[str]:
     """The keys of all prompts that weights of a loop's folder were trained on, those of single persons too: also where
     their turns have expired since, or have another fate than `used`."""
@@ -79,4 +104,4 @@ def trained_prompts(loop: Path) -> frozenset[str]:
     found = {one.prompt for file in files for each in data_of(file.parent).used.values() for one in each}
     for file in loop.glob(f"cycles/*/{GENERAL_KEYS}"):
         found |= read(file, set[str])
-    return frozenset(found) - {""}
+    return frozenset(found) - {"", UNKNOWN}

@@ -39,10 +39,11 @@ REPEATED_WORDS, REPEATS = 4, 4  # so many words in a row, so often, are a loop
 
 @dataclass
 class Gated:
-    """What the gate has measured, and each limit that was broken, in a sentence."""
+    """What the gate has measured, each limit that was broken, and what else is to be said, in sentences."""
 
     numbers: dict[str, Any] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def limit(self, name: str, value: float | None, fine: bool, sentence: str) -> None:
         """Notes a number, and the sentence where it is beyond its limit."""

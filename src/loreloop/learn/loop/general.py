@@ -7,7 +7,6 @@ place (McCloskey and Cohen 1989 on why, Robins 1995 on rehearsal by a network's 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,10 +16,11 @@ from loreloop.learn.examples import Task
 from loreloop.learn.files import tasks
 from loreloop.learn.loop.answering import Room
 from loreloop.learn.loop.cycle_files import GENERAL, GENERAL_KEYS
+from loreloop.learn.loop.rehearsing import line_of
 from loreloop.learn.loop.state import written
 from loreloop.learn.loop.task_files import key_of_task
 
-ANSWER_TOKENS = 64
+ANSWER_TOKENS, N_LIKELY = 32, 16
 # Questions and small tasks of as many kinds as there are lines; a loop over something else names a file of its own.
 PROMPTS = """\
 Hello!
@@ -81,15 +81,15 @@ def built_in() -> tuple[Task, ...]:
 
 
 async def lay_out_general(folder: Path, room: Room, champion: str, prompts: Sequence[Task]) -> None:
-    """Writes a cycle's general prompts with the champion's answers beside its other lines, unless they are there. What
-    the champion does not end within some tokens is left out, since half an answer would be learned as a whole one."""
+    """Writes a cycle's general prompts beside its other lines, with how the champion answers them, unless they are
+    there. An answer need not end: learned is at each of its places what the champion might have said there."""
     if (folder / GENERAL).exists():
         return
-    answers = await room.answers(champion, prompts, ANSWER_TOKENS) if prompts else []
+    answers = await room.likely_answers(champion, prompts, ANSWER_TOKENS, N_LIKELY) if prompts else []
     lines = [
-        msgspec.json.encode({"messages": [*task.item["messages"], {"role": "assistant", "content": answer.text}]})
-        for task, answer in zip(prompts, answers, strict=True)
-        if answer.ended and not answer.calls and not answer.thinking and re.search(r"\w", answer.text)
+        msgspec.json.encode(line_of(task, said.tokens, said.likely))
+        for task, said in zip(prompts, answers, strict=True)
+        if said.tokens
     ]
     # What is learned from is noted before it is.
     written(folder / GENERAL_KEYS, msgspec.json.encode([key_of_task(task) for task in prompts]))

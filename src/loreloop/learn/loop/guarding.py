@@ -60,9 +60,20 @@ class Guards:
     stream: RewardStream
     golden: Callable[[], Sequence[Task]] = list
 
+    def silent(self, n_prompts: int) -> str:
+        """Why the guards can stop nobody, in a sentence; "" where they can."""
+        # A reward that has heard nobody is the same for every answer.
+        if self.stream.proxy.version.number == 0:
+            return "The guards were off: the reward has heard nobody yet."
+        if n_prompts < FEWEST:
+            return f"The guards were off: {n_prompts} recorded prompts could be asked, and {FEWEST} are the fewest."
+        return ""
+
     async def look(self, sides: Sides, prompts: Sequence[Task], found: Gated) -> None:
         """Adds what the guards have measured to what the gate has found; an alarm that stops is a broken limit."""
-        # A reward that has heard nobody is the same for every answer.
+        found.numbers["guards_prompts"] = len(prompts)
+        if silent := self.silent(len(prompts)):
+            found.notes.append(silent)
         if not prompts or self.stream.proxy.version.number == 0:
             return
         before, now = [await self._whole_reading(target, prompts) for target in (sides.champion, sides.candidate)]
@@ -78,7 +89,7 @@ class Guards:
 
         async def look(path: str) -> str:
             nonlocal guard
-            if len(prompts) < FEWEST or self.stream.proxy.version.number == 0:
+            if self.silent(len(prompts)):
                 return ""
             if guard is None:
                 guard = Guard(await self._whole_reading(champion, prompts), limits_of(self.loaded.config.gate))

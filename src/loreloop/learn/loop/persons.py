@@ -2,44 +2,30 @@
 
 An adapter begins with the shared champion and learns all corrections that its person's turns have; it answers that
 person alone when it gives most of them back. Everybody else, and a person whose adapter did not hold, has the shared
-weights. A team is as one person with several names. Knows no statistics: one person's few words are no sample of
-anything.
+weights. Knows no statistics: one person's few words are no sample of anything.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
-from loreloop.learn.loop.collecting import (
-    Collected,
-    Line,
-    Rules,
-    Used,
-    newest_of,
-    person_of,
-    said_of,
-    trainable,
-    used_of,
-)
-from loreloop.learn.loop.collecting import lines_of_turn as all_lines_of
+from loreloop.learn.loop.collecting import Collected, Line, Rules
 from loreloop.learn.loop.config import Persons
 from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, drop_names, lay_out
+from loreloop.learn.loop.persons_due import Due, due
+from loreloop.learn.loop.persons_kept import Decided, PersonsKept, short
 from loreloop.learn.loop.server import Feeds
-from loreloop.learn.loop.state import Decision, LoopFolder, Revision, read, written
+from loreloop.learn.loop.state import Decision, LoopFolder, Revision
 from loreloop.learn.loop.training import Made
 from loreloop.learn.loop.withdrawing import withdrawn
 from loreloop.learn.refusals import Refused
 from loreloop.protocol.episodes import Turn
 from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound
-from loreloop.protocol.feedback import EDIT, Feedback
+from loreloop.protocol.feedback import Feedback
 
 SET_TRIES = 3
 
@@ -63,33 +49,6 @@ class PersonServer(Feeds, Protocol):
         ...
 
 
-class Own(msgspec.Struct, frozen=True):
-    """A person's own champion, and the number of the newest correction that it was made of (also where it was
-    rejected, so that the same words are not tried again); of a team, whose corrections these are, and whom it
-    answers."""
-
-    target: str | None
-    heard: int
-    members: tuple[str, ...] = ()
-    answers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Due:
-    """A person who gets an adapter now, or a team, with the lines for it; `members` are whom it shall answer."""
-
-    person: str
-    members: tuple[str, ...]
-    lines: tuple[Line, ...]
-    used: tuple[Used, ...]
-    heard: int
-
-    @property
-    def learned(self) -> tuple[str, ...]:
-        """Of a team, whose words it learns; () for a single person."""
-        return () if self.members == (self.person,) else tuple(dict.fromkeys(used.person for used in self.used))
-
-
 @dataclass
 class PersonCourse:
     """The adapters of one loop's persons. `train` makes weights of a folder, `right` is the share of lines that weights
@@ -102,22 +61,22 @@ class PersonCourse:
     right: Callable[[str, Sequence[Line]], Awaitable[float]]
     now: Callable[[], float]
     deployment: str
-    owns: dict[str, Own] = field(init=False)
+    kept: PersonsKept = field(init=False)
     refused: str = field(init=False, default="")  # what the server had against the adapter in hand
 
     def __post_init__(self) -> None:
-        file = self._file
-        self.owns = dict(read(file, dict[str, Own])) if file.exists() else {}
-
-    @property
-    def _file(self) -> Path:
-        return self.folder.path / "persons.json"
+        self.kept = PersonsKept(self.folder.path)
 
     async def step(
         self, champion: Revision, turns: Sequence[Turn], statements: Sequence[Feedback], rules: Rules
     ) -> bool:
-        """Makes the adapter of one person who is due; False where nobody is."""
-        found = due(turns, statements, rules, self.rules, self.owns)
+        """Makes the adapter of one person who is due; False where nobody is. What was decided before a death, and is
+        not done yet, comes first: of a team, some may have the new weights and some the old ones."""
+        if (left := next(((name, own) for name, own in self.kept.owns.items() if own.decided), None)) is not None:
+            assert left[1].decided is not None, "only such were looked for"
+            self._carry_out(left[0], left[1].decided)
+            return True
+        found = due(turns, statements, rules, self.rules, self.kept.heard())
         if not found:
             return False
         self.refused = ""
@@ -125,96 +84,87 @@ class PersonCourse:
         return True
 
     def forget(self) -> bool:
-        """Of persons who were deleted nothing is kept: neither which weights were theirs nor of what they were made,
-        nor what an attempt has left that did not come to its end. True where a team has lost its weights so, which are
-        made anew of what the others have said."""
-        folder = self.folder.path / "persons"
-        held = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
-        if not held and not self.owns:
+        """Of persons who were deleted nothing is kept. What a team's adapter has learned of a member it knows, so it
+        answers the others no more, at once; True where a team has lost its weights so, which are made anew of what the
+        others have said."""
+        if self.kept.is_empty:
             return False
         deleted = self.server.deleted_persons()
-        for person in deleted:
-            if _short(person) in held:
-                shutil.rmtree(folder / _short(person), ignore_errors=True)
-        gone = self.owns.keys() & deleted
-        # What a team's adapter has learned of a member it knows, so it answers the others no more, at once.
-        teams = {name for name, own in self.owns.items() if not deleted.isdisjoint(own.members)}
-        for member in {each for name in teams for each in self._answered(name)} - deleted:
+        teams = self.kept.teams_of(deleted)
+        for member in {each for answered in teams.values() for each in answered} - deleted:
             key_id, _, user = member.partition("\n")
             self.server.clear_person(user, key_id)
-        gone |= teams
-        for person in gone:
-            shutil.rmtree(folder / _short(person), ignore_errors=True)
-            del self.owns[person]
-        for file in folder.glob("*/*/data.json"):
-            if not deleted.isdisjoint(data_of(file.parent).persons):
-                shutil.rmtree(file.parent, ignore_errors=True)
-        if gone:
-            written(self._file, msgspec.json.encode(self.owns))
+        self.kept.drop(deleted)
         return bool(teams)
 
-    def _answered(self, team: str) -> tuple[str, ...]:
-        """Whom a team's weights answer, or may."""
-        own = self.owns[team]
-        return own.answers or own.members
-
-    def _note(self, one: Due, target: str | None, heard: int, answers: Sequence[str]) -> None:
-        """Keeps what a person has now. Of a team, members whose words may be in weights that answer stay known, or
-        their deletion would not find these: what was there before an attempt that did not hold answers on."""
-        before = self.owns.get(one.person)
-        self.owns[one.person] = Own(
-            target=target or (before.target if before else None),
-            heard=heard,
-            members=tuple(dict.fromkeys((*(before.members if before else ()), *one.learned))),
-            answers=tuple(dict.fromkeys((*(before.answers if before else ()), *answers))) if one.learned else (),
-        )
-        written(self._file, msgspec.json.encode(self.owns))
-
     async def _make(self, one: Due, champion: Revision, turns_seen: int) -> None:
-        short = _short(one.person)
-        key, name = f"person:{short}:{one.heard}", f"{self.deployment}-{short}-{one.heard}"
+        who = short(one.person)
+        key, name = f"person:{who}:{one.heard}", f"{self.deployment}-{who}-{one.heard}"
         if one.learned:
             # Without a member who was deleted it is another attempt, also where the newest correction is the same.
-            key += f":{_short(' '.join(sorted(one.learned)))}"
-        folder = self.folder.path / "persons" / short / str(one.heard)
-        collected = Collected()
-        collected.lines["sft"], collected.used["sft"] = list(one.lines), list(one.used)
+            key += f":{short(' '.join(sorted(one.learned)))}"
+        folder = self.kept.place(one.person, one.heard)
         data = Data(used={"sft": one.used}, heard=one.heard, turns_seen=turns_seen)
         # What an attempt that died has left may hold words that were withdrawn since.
         if not (folder / "data.json").exists() or data_of(folder).used != data.used:
+            collected = Collected()
+            collected.lines["sft"], collected.used["sft"] = list(one.lines), list(one.used)
             lay_out(folder, collected, ["sft"], data)
-        decision = self.folder.decided(key)
+        decision = self.folder.decided(key) or await self._judged(one, folder, data, name, key, champion)
         if decision is None:
-            # Marked before the first step, and asked again behind the last one: who withdraws meanwhile is heeded.
-            what = withdrawn(data, self.server, self.server.mark_used(name, None, data.turns, champion.target))
-            made = None if what else await self._trained(folder, champion.state, name)
-            share = await self._share(made, one.lines) if made else 0.0
-            if made:
-                what = withdrawn(data, self.server, self.server.mark_used(name, made.path, data.turns, champion.target))
-            if what:
-                # Nothing is decided: the words that are left make another attempt.
-                self.folder.tell(f"Weights of a person's own are made anew: {what}.")
-                shutil.rmtree(folder)
-                return
-            decision = self.folder.decide(self._decision(key, one, made, share))
-        target = decision.candidate if decision.verdict == "promoted" else None
-        answers = one.members if target else ()
-        if target and one.learned:
-            # Before it answers anybody: who is deleted while this process is down is found among its members.
-            before = self.owns.get(one.person)
-            self._note(one, None, before.heard if before else 0, answers)
-        words = "" if target is None else self._set_all(one.members, target)
+            shutil.rmtree(folder)
+        elif decision.verdict == "promoted" and decision.candidate:
+            decided = Decided(
+                key=key, target=decision.candidate, heard=one.heard, members=one.members, learned=one.learned
+            )
+            self.kept.decide(one.person, decided)
+            self._carry_out(one.person, decided)
+        else:
+            self._over(one.person, None, one.heard, one.learned)
+
+    async def _judged(
+        self, one: Due, folder: Path, data: Data, name: str, key: str, champion: Revision
+    ) -> Decision | None:
+        """Trains an adapter and decides about it. None where words of it were withdrawn meanwhile: nothing is decided,
+        and the words that are left make another attempt."""
+        # Marked before the first step, and asked again behind the last one: who withdraws meanwhile is heeded.
+        what = withdrawn(data, self.server, self.server.mark_used(name, None, data.turns, champion.target))
+        made = None if what else await self._trained(folder, champion.state, name)
+        share = await self._share(made, one.lines) if made else 0.0
+        if made:
+            what = withdrawn(data, self.server, self.server.mark_used(name, made.path, data.turns, champion.target))
+        if what:
+            self.folder.tell(f"Weights of a person's own are made anew: {what}.")
+            return None
+        return self.folder.decide(self._decision(key, one, made, share))
+
+    def _carry_out(self, person: str, decided: Decided) -> None:
+        """Has the members answered by what was decided; where others have moved the deployment each time, a later step
+        does it."""
+        words = self._set_all(decided.members, decided.target)
         if words is None:
-            return  # what was decided stands, and is carried out in a later step
+            return
         if words:
-            sentence = f"The server did not take the adapter: {words}"
-            refused = self._decision(f"{key}:refused", one, None, 0.0)
-            self.folder.decide(msgspec.structs.replace(refused, sentence=sentence))
-            target = None
+            self._set_back(person, decided.members)
+            refused = Decision(
+                key=f"{decided.key}:refused",
+                cycle=0,
+                stage="person",
+                verdict="rejected",
+                sentence=f"The server did not take the adapter: {words}",
+                at=self.now(),
+                candidate=decided.target,
+                person=short(person),
+            )
+            self.folder.decide(refused)
+        self._over(person, None if words else decided.target, decided.heard, decided.learned)
+
+    def _over(self, person: str, target: str | None, heard: int, learned: Sequence[str]) -> None:
+        folder = self.kept.place(person, heard)
         # Before this is over: behind it nobody would look for what a person said.
         drop_lines(folder)
         drop_names(folder)
-        self._note(one, target, one.heard, answers)
+        self.kept.settle(person, target, heard, learned)
 
     async def _trained(self, folder: Path, start: str | None, name: str) -> Made | None:
         try:
@@ -234,6 +184,16 @@ class PersonCourse:
     def _set_all(self, members: Sequence[str], target: str) -> str | None:
         """The same of all whom an adapter shall answer; the first trouble ends it."""
         return next((found for member in members if (found := self._set(member, target)) != ""), "")
+
+    def _set_back(self, person: str, members: Sequence[str]) -> None:
+        """Has all members of a team answered alike again where the server took new weights for some of them only."""
+        before = self.kept.owns[person].target
+        for member in members:
+            if before is not None:
+                self._set(member, before)
+            else:
+                key_id, _, user = member.partition("\n")
+                self.server.clear_person(user, key_id)
 
     def _set(self, person: str, target: str) -> str | None:
         """Has the person answered by their weights; what the server had against that, "" for nothing. None where others
@@ -269,56 +229,5 @@ class PersonCourse:
             numbers={"corrections": n, "right": share},
             at=self.now(),
             candidate=made.path if made else None,
-            # Decisions are kept for ever, and a deleted person's name is not.
-            person=_short(one.person),
+            person=short(one.person),
         )
-
-
-def _short(person: str) -> str:
-    return hashlib.sha256(person.encode(errors="surrogatepass")).hexdigest()[:12]
-
-
-def _team(turn: Turn, team: str) -> str:
-    """A team, in place of a person. Users of other keys who have the same names are other persons, and in no team with
-    these. It is nobody's own name: no key's id is empty."""
-    return f"\n{turn.person.key_id}\n{team}"
-
-
-def due(
-    turns: Sequence[Turn], statements: Sequence[Feedback], rules: Rules, wanted: Persons, owns: Mapping[str, Own]
-) -> list[Due]:
-    """Persons with enough new corrections, with all their corrections that may be learned from, the newest last."""
-    by_id = trainable(turns, statements, rules)
-    team_of = {user: team for team, users in wanted.teams.items() for user in users}
-    members: dict[str, set[str]] = defaultdict(set)
-    for turn in newest_of(turns).values():
-        if turn.person.user in team_of and person_of(turn) not in rules.deleted:
-            members[_team(turn, team_of[turn.person.user])].add(person_of(turn))
-    lines: dict[str, list[tuple[int, Line, Used]]] = defaultdict(list)
-    for turn_id, said in said_of(by_id, statements).items():
-        turn = by_id[turn_id]
-        edits = [one.number for one in said if one.metric == EDIT]
-        for method, line in all_lines_of(turn, said, by_id):
-            # Without a name, a key's users are one crowd and no person.
-            user = turn.person.user
-            may = user and (not wanted.users or user in wanted.users or user in team_of)
-            if method == "sft" and edits and may:
-                whose = _team(turn, team_of[user]) if user in team_of else person_of(turn)
-                lines[whose].append((max(edits), line, used_of(turn)))
-    found = []
-    for person, own in lines.items():
-        heard = owns[person].heard if person in owns else 0
-        own.sort(key=lambda each: each[0])
-        if sum(number > heard for number, _, _ in own) >= wanted.corrections > 0:
-            kept = own[-wanted.most :]
-            found.append(
-                Due(
-                    person=person,
-                    members=tuple(sorted(members.get(person, {person}))),
-                    lines=tuple(line for _, line, _ in kept),
-                    used=tuple(used for _, _, used in kept),
-                    heard=own[-1][0],
-                )
-            )
-    # Whoever has waited longest comes first, so that nobody who talks much keeps others from their turn.
-    return sorted(found, key=lambda one: one.heard)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import mean
+from types import MappingProxyType
 from typing import Any
 
 from loreloop.learn.loop.canary import score_of
@@ -20,7 +21,7 @@ from loreloop.learn.loop.config import LoopConfig
 from loreloop.learn.loop.server import Server
 from loreloop.learn.loop.state import Decision, LoopFolder
 from loreloop.protocol.episodes import Turn
-from loreloop.protocol.feedback import BUILT_IN, Feedback
+from loreloop.protocol.feedback import BUILT_IN, Feedback, Metric
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 860, 260, 50, 40
 COLOURS = ("#4878a8", "#d08030", "#509050", "#b05060", "#8060a0", "#607080", "#a09030", "#309090")
@@ -50,9 +51,11 @@ class Point:
     n: int
 
 
-def page_of(config: LoopConfig, folder: LoopFolder, server: Server) -> str:
-    """The whole page."""
-    judged = judged_of(server.turns(), server.feedback(), config)
+def page_of(
+    config: LoopConfig, folder: LoopFolder, server: Server, metrics: Mapping[str, Metric] = MappingProxyType(BUILT_IN)
+) -> str:
+    """The whole page; `metrics` are those of the deployment, with those that every one has."""
+    judged = judged_of(server.turns(), server.feedback(), config, metrics)
     state, decisions = folder.load(), folder.decisions()
     names = names_of(decisions, [one.revision for one in judged])
     why = folder.why()["sentence"]
@@ -74,12 +77,14 @@ def page_of(config: LoopConfig, folder: LoopFolder, server: Server) -> str:
     return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
-def judged_of(turns: Iterable[Turn], statements: Iterable[Feedback], config: LoopConfig) -> list[Judged]:
+def judged_of(
+    turns: Iterable[Turn], statements: Iterable[Feedback], config: LoopConfig, metrics: Mapping[str, Metric]
+) -> list[Judged]:
     """Every turn that somebody was content or discontent with, in the order of their times."""
     by_id = {turn.id: turn for turn in newest_of(turns).values() if not turn.side}
     found = []
     for turn_id, said in said_of(by_id, statements).items():
-        values = [value for one in said if (value := score_of(one, config.canary, BUILT_IN)) is not None]
+        values = [value for one in said if (value := score_of(one, config.canary, metrics)) is not None]
         if values:
             turn = by_id[turn_id]
             found.append(Judged(turn.created, turn.revision or turn.base_model, mean(values)))

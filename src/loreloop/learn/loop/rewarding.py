@@ -58,8 +58,21 @@ class Rewarding:
     ) -> None:
         self.loaded, self.deleted, self.golden, self.declared = loaded, deleted, golden, declared or {}
         self.means = Means(CodeSandbox(), served_judge(loaded.config.url, key))
+        self.base, self.is_lost = base, False
         self.stream = self._stream(base)
         self.reward = self._reward()
+
+    def lose(self) -> None:
+        """Says that the server has lost a model, which may be that of a LoRA reward."""
+        self.is_lost = self.loaded.config.reward.kind == "lora"
+
+    async def whole(self) -> None:
+        """Makes a reward whose model may be lost once more, out of what it has saved last. To be awaited before
+        anything asks it."""
+        if self.is_lost:
+            with in_our_words("the reward's weights"):
+                self.stream = await asyncio.to_thread(self._stream, self.base)
+            self.reward, self.is_lost = self._reward(), False
 
     async def hear(self, turns: Sequence[Turn], statements: Sequence[Feedback]) -> str:
         """Lets the reward learn what is new; an alarm in a sentence, or ""."""

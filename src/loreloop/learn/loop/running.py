@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from loreloop.learn.loop.cycle import Course
 from loreloop.learn.loop.sessions import SessionEnded
+from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.refusals import in_our_words
 from loreloop.protocol.errors import LoreloopError, Unavailable
 
@@ -35,10 +36,12 @@ async def run_anew(
     the disk, as after a death of its process. `asked` begins a cycle at once. What is wrong when it is opened first
     ends it."""
     first: int | None = None
+    folder: LoopFolder | None = None
+    told = ""
     while True:
         try:
             async with open_course() as course:
-                course.asked = asked
+                course.asked, folder, told = asked, course.folder, ""
                 first = n_ended(course) if first is None else first
                 try:
                     await run(course, running, first=first)
@@ -46,10 +49,14 @@ async def run_anew(
                 except SessionEnded as error:
                     asked = course.asked
                     running.tell(error.message)
-        except Unavailable:
+        except Unavailable as error:
             # While it is opened again, the server may be as little there as at any other time.
-            if first is None:
+            if first is None or folder is None:
                 raise
+            if error.message != told:
+                told = error.message
+                folder.tell(told)
+                running.tell(told)
         await asyncio.sleep(PATIENCE_SECONDS)
 
 

@@ -4,7 +4,7 @@ client for a while, and with them the models that they hold. What was saved is s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ class LoopSession:
 
     service: tinker.ServiceClient
     door: Door
+    lost: Callable[[], None] = lambda: None  # told where a model alone is lost, whosever it was
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -40,5 +41,6 @@ class LoopSession:
                     "The server has ended the loop's session; a new one goes on from what was saved last."
                 ) from None
             if isinstance(error, Gone):
+                self.lost()
                 raise Unavailable(f"{error.message} The loop goes on from what was saved last.") from None
             raise

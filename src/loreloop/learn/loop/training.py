@@ -17,7 +17,7 @@ import msgspec
 import tinker
 
 from loreloop.learn.auto import Asked, chosen
-from loreloop.learn.clients import POLICY, Clients, window_of
+from loreloop.learn.clients import POLICY, Clients, forgotten, window_of
 from loreloop.learn.environments.environment import OneAnswer
 from loreloop.learn.files import read_file
 from loreloop.learn.learners.from_rewards import Sampling, Ways, reward_learner
@@ -26,6 +26,7 @@ from loreloop.learn.learners.kl import KlBudget, KlPenalty
 from loreloop.learn.learners.reinforce_loop import Bounds
 from loreloop.learn.loop.config import Training
 from loreloop.learn.loop.cycle_files import GENERAL
+from loreloop.learn.loop.rehearsing import rehearsed_of, train_beside
 from loreloop.learn.loop.state import RunFolder
 from loreloop.learn.loop.watching import Look, StoppedByGuards, TrainingWatch
 from loreloop.learn.methods import METHODS, Keeping, Order, seeing, train
@@ -40,8 +41,9 @@ from loreloop.protocol.errors import BadRequest, ServerError
 
 BATCH_OF_TASKS = 8  # prompts of a GRPO step
 # Corrections are learned where 400 lines of `sft` are read in batches of 8: `python -m bench.loop_cycle`, by which the
-# rules for files of examples stop too early.
-LINES_READ, BATCH_OF_LINES, FEWEST_EPOCHS, MOST_EPOCHS = 400, 8, 3, 12
+# rules for files of examples stop too early. Of few lines so many are read as make 36 such steps.
+LINES_READ, BATCH_OF_LINES, FEWEST_EPOCHS, MOST_EPOCHS, FEWEST_READ = 400, 8, 3, 12, 288
+RATE_SHARE = 0.5  # of the rate for files: what is not corrected moves less, and so many steps do with it
 
 
 @dataclass(frozen=True)
@@ -93,27 +95,38 @@ async def _run(shop: Shop, method: str, file: Path, start: str | None, name: str
     examples = await fitting(shop, method, read_file(file, METHODS[method].read))
     if not examples:
         raise BadRequest(f"No line of {file.name} fits into the model's window, or its template takes none.")
-    general = file.with_name(GENERAL)
-    if method == "sft" and general.exists() and general.stat().st_size:
-        examples += await fitting(shop, method, read_file(general, METHODS[method].read))
+    rehearsed = rehearsed_of(file.with_name(GENERAL)) if method == "sft" else []
     plan = plan_of(shop, method, len(examples), start, name)
+    if method == "sft" and shop.training.epochs is None:
+        plan, examples = as_one_epoch(plan, examples)
     kept = RunFolder(file.with_suffix(""))
     watch = TrainingWatch(kept.path, name, shop.look) if shop.look else None
     keeping = Keeping(kept, kept.tell)
     if watch is not None:
         keeping = replace(keeping, wish=watch.wish, look=watch.see)
     position = await kept.load()
+    if watch is not None and position is not None and position.step > watch.seen.step and keeping.wish() == "go":
+        # A death between a saved state and the look at it: nobody comes by this step again.
+        clients = Clients(shop.service, plan, position.states)
+        await clients.training()
+        await watch.see(clients, plan.moment(position.step - 1, len(examples)))
     if (position is None or not position.finished) and keeping.wish() == "go":
         if method == "grpo":
             await _from_reward(shop, plan, examples, keeping)
         else:
             settings = SETTINGS[method]()
             order = Order(method=method, plan=plan, settings=settings, renderer=shop.renderer, examples=examples)
-            await train(order, shop.service, keeping)
+            if rehearsed:
+                await train_beside(order, rehearsed, shop.service, keeping)
+            else:
+                await train(order, shop.service, keeping)
         position = await kept.load()
     if watch is not None and watch.seen.alarm:
         return Made(watch.seen.path, watch.seen.state, watch.seen.alarm)
-    return _made(position, name)
+    made = _made(position, name)
+    # The weights of epochs before the last one are in nobody's way to anything.
+    await forgotten(shop.service, [one.path for one in position.checkpoints[:-1]] if position else ())
+    return made
 
 
 async def fitting(shop: Shop, method: str, examples: Sequence[Any]) -> list[Any]:
@@ -143,9 +156,13 @@ def plan_of(shop: Shop, method: str, n: int, start: str | None, name: str) -> Pl
     told = shop.training
     epochs, batch_size = told.epochs, told.batch_size
     if method == "sft" and epochs is None:
-        epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(LINES_READ / n)))
         batch_size = batch_size or BATCH_OF_LINES
-    decided = chosen(method, n, shop.texts, Asked(epochs, batch_size, told.learning_rate))
+        epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(LINES_READ / n)))
+        epochs = max(epochs, math.ceil(FEWEST_READ / n))
+    is_by_rule = method == "sft" and told.epochs is None
+    decided = chosen(
+        method, n, shop.texts, Asked(epochs, batch_size, told.learning_rate, RATE_SHARE if is_by_rule else 1.0)
+    )
     fields: dict[str, Any] = {
         "base_model": shop.base_model,
         "name": name,
@@ -159,6 +176,14 @@ def plan_of(shop: Shop, method: str, n: int, start: str | None, name: str) -> Pl
         "save_every": 10,
     }
     return Plan(**(fields | dict(shop.fixed)))
+
+
+def as_one_epoch(plan: Plan, examples: Sequence[Any]) -> tuple[Plan, list[Any]]:
+    """The same reading as a single epoch: all examples again and again, each time in an order of its own. Where an
+    epoch ends a batch does, and weights are saved and looked at by guards: of a dozen lines after every other step."""
+    whole = msgspec.structs.replace(plan, batch_size=len(examples))
+    lines = [line for epoch in range(plan.epochs) for line in whole.batch(epoch, examples)]
+    return msgspec.structs.replace(plan, epochs=1, shuffled=False), lines
 
 
 async def _from_reward(shop: Shop, plan: Plan, tasks: list[Any], keeping: Keeping) -> None:

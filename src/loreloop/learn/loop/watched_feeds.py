@@ -23,6 +23,7 @@ class WatchedFeeds:
     only `begun` is held: the episodes that they are of."""
 
     cycle: int = -1
+    deleted: frozenset[str] = frozenset()
     begun: set[EpisodeKey] = field(default_factory=set)
     turns: dict[str, Turn] = field(default_factory=dict)
     statements: list[Feedback] = field(default_factory=list)
@@ -30,9 +31,13 @@ class WatchedFeeds:
     statements_read: int = 0
 
     def read_on(self, server: Feeds, state: State) -> None:
-        """Reads what is new; everything, for another cycle than before."""
-        if state.cycle != self.cycle:
-            self.cycle, self.turns, self.statements = state.cycle, {}, []
+        """Reads what is new; everything, for another cycle than before, and where persons were deleted since."""
+        # Asked before the feeds are read: whoever is deleted in between is found at the next look.
+        deleted = server.deleted_persons()
+        # With a person goes what they have said of others' turns, without a retraction in the feed. Which that is only
+        # the server knows; so all is read again.
+        if (state.cycle, deleted) != (self.cycle, self.deleted):
+            self.cycle, self.deleted, self.turns, self.statements = state.cycle, deleted, {}, []
             self.turns_read, self.statements_read = 0, state.heard
             self.begun = set()
         for turn in server.turns(self.turns_read):
@@ -48,7 +53,6 @@ class WatchedFeeds:
             # An edit counts as a correction, whatever it says.
             self.statements.append(replace(one, why="", value="" if one.metric == EDIT else one.value))
             self.statements_read = max(self.statements_read, one.number)
-        deleted = server.deleted_persons()
         gone = {turn.id for turn in self.turns.values() if person_of(turn) in deleted}
         if gone:
             # What was said by or about them is gone from the feed, without a retraction.

@@ -27,8 +27,9 @@ class StoppedByGuards(BadRequest):
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """What the looks have found: the last good weights, as they are sampled and as training goes on from them, ("" for
-    none) and an alarm."""
+    none) and an alarm. `step` is behind which step they were last looked at."""
 
+    step: int = 0
     path: str = ""
     state: str = ""
     alarm: str = ""
@@ -48,14 +49,16 @@ class TrainingWatch:
     async def see(self, clients: Clients, at: Moment) -> None:
         """Looks at the weights as they are behind a step. Good ones are kept until others are."""
         before, step = self.seen, at.step + 1
+        if step <= before.step:
+            return
         path = await clients.publish(f"{self.name}-seen-{step:06d}")
         if alarm := await self.look(path):
             sentence = f"The guards stopped the training at step {step} of {at.n_steps}: {alarm}."
-            self._keep(msgspec.structs.replace(before, alarm=sentence))
+            self._keep(msgspec.structs.replace(before, step=step, alarm=sentence))
             await clients.forget({"path": path})
             return
         states = await clients.save(f"{self.name}-good-{step:06d}")
-        self._keep(Seen(path=path, state=states[POLICY]))
+        self._keep(Seen(step=step, path=path, state=states[POLICY]))
         # Only now nothing needs what was good before.
         others = {name: state for name, state in states.items() if name != POLICY}
         await clients.forget(others | {name: one for name in ("path", "state") if (one := getattr(before, name))})

@@ -33,6 +33,7 @@ from loreloop.learn.loop.reward.events import (
 )
 from loreloop.learn.loop.reward.keeping import drop_files, newest, save_version
 from loreloop.learn.loop.reward.watchers import Ledger
+from loreloop.learn.refusals import Refused, refusal
 from loreloop.learn.rendering import Renderer
 from loreloop.protocol.errors import BadRequest
 from loreloop.text.conversation import Conversation, Turn
@@ -184,19 +185,35 @@ class LoraReward:
         return [item for event in self.reference for item in items_of(event)]
 
     def load(self, folder: Path) -> None:
-        """Goes on from the newest version that is whole, with its weights from the server."""
+        """Goes on from the newest version that is whole, with its weights from the server; where they are gone there,
+        it learns anew."""
         kept = newest(folder, KIND)
         if kept is None or kept.version.weights is None:
             return
         state = msgspec.json.decode(kept.files["state.json"], type=_State)
-        self.client = self.service.create_training_client_from_state_with_optimizer(kept.version.weights).result()
         self._begin()
+        self.version, self.reference, self.frozen = kept.version, state.reference, state.frozen
+        try:
+            client = self.service.create_training_client_from_state_with_optimizer(kept.version.weights).result()
+        except tinker.TinkerError as error:
+            if not isinstance(refusal(error, "the reward's weights"), Refused):
+                raise
+            self._anew(state)
+            self.save(folder)
+            return
+        self.client = client
         self.learned.extend(state.learned)
         self.outcomes.extend(Outcome(*one) for one in state.outcomes)
         self.ledger.restore(state.ledger)
         self.persons, self.bias = set(state.persons), state.bias
-        self.reference, self.frozen = state.reference, state.frozen
-        self.version, self.link = kept.version, fitted_link(list(self.outcomes))
+        self.link = fitted_link(list(self.outcomes))
+
+    def _anew(self, state: _State) -> None:
+        """Learns once more what is still kept of what it has learned, where nobody has its weights any more."""
+        self.persons = set(state.persons)
+        self.ledger.restore(state.ledger)
+        self._learn(state.learned)
+        self.version = self._next((), "learned anew: its weights are gone at the server")
 
     def _learn(self, events: Sequence[LabelledEvent]) -> None:
         for start in range(0, len(events), self.settings.batch):
