@@ -12,6 +12,7 @@ from loreloop.config import EngineConfig
 from loreloop.engine.local import LocalEngine
 from loreloop.parallel.collectives import SENT, summed
 from loreloop.parallel.place import Place
+from loreloop.parallel.stages import Lane
 from loreloop.protocol.sampling import PromptScores, SampleOp
 from loreloop.protocol.tensors import tensor_of
 from loreloop.protocol.training import AdamParams, CreateModel, Datum, LoraSpec, OptimStep, SaveSampler
@@ -151,19 +152,28 @@ def summed_rows(place: Place) -> Seen:
     return {"together": summed(x_TD, group), "alone": [summed(row_D[None], group) for row_D in x_TD]}
 
 
-def pass_and_step(place: Place, folder: Path, work: Path, settings: dict[str, Any], lora: dict[str, Any]) -> Seen:
+def pass_and_step(
+    place: Place,
+    folder: Path,
+    work: Path,
+    settings: dict[str, Any],
+    lora: dict[str, Any],
+    one: Datum = datum(random_tokens(45, 1)),
+) -> Seen:
     """What is said in a pass, a step, and a step of sampling."""
     engine = engine_at(place, folder, work, settings)
     engine.create_model(CreateModel("a", 0, "r", LoraSpec(4, 0, **lora)))
+    handed = engine.trainer.stage.n_bytes
     said = []
     for call in (
-        lambda: trained(engine, "a", datum(random_tokens(45, 1))),
+        lambda: trained(engine, "a", one),
         lambda: engine.optim_step(OptimStep("a", 5, "r", AdamParams())),
         lambda: sampled(engine, sample_op(PROMPT, max_tokens=1)),
     ):
-        before = Counter(SENT)
+        before, handed_before = Counter(SENT), handed[Lane.TRAINING] + handed[Lane.SAMPLING]
         call()
-        said.append(dict(SENT - before))
+        engine.trainer.stage.outbox.wait()
+        said.append(dict(SENT - before) | {"hand": handed[Lane.TRAINING] + handed[Lane.SAMPLING] - handed_before})
     share = engine.bank.get("a").share
     return {"said": said, "numbers": share.layout.size}
 

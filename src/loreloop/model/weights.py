@@ -34,7 +34,8 @@ class Weight:
 
 
 def decoder_weights(spec: DecoderSpec, names: WeightNames) -> Iterator[Weight]:
-    """Every weight of the decoder, in the order of its layers. Roles are unique; a fused one has several pieces."""
+    """Every weight of the decoder, in the order of its layers; of experts those that are here. Roles are unique; a fused
+    one has several pieces."""
     # Embedding and head keep 8 bits where other matrices go to 4: an error in them reaches every token's logits.
     yield _whole("embedding", names.embedding, (spec.vocab_size, spec.d_model), bits=8)
     yield _whole("final_norm", names.final_norm, (spec.d_model,))
@@ -102,7 +103,7 @@ def _experts(spec: DecoderSpec, moe: MoeSpec, names: WeightNames, layer: int) ->
         yield _whole(f"{layer}.router_bias", names.router_bias.format(layer=layer), (moe.n_experts,), fp32=True)
     if moe.biases:
         yield _whole(f"{layer}.router.bias", names.router_linear_bias.format(layer=layer), (moe.n_experts,))
-    for expert in range(moe.n_experts):
+    for expert in moe.here:
         # Gate and up are published apart and fused here, since both multiply the same input.
         gate, up, down = (names.expert.format(layer=layer, expert=expert, part=part) for part in names.expert_parts)
         yield Weight(f"{layer}.{expert}.gate_up", (2 * moe.d_expert, spec.d_model), _halves(gate, up, moe), bits=4)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from loreloop.parallel.collectives import SENT
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -85,6 +87,7 @@ def exchange_of(ids_TK: Tensor, n_here: int, group: dist.ProcessGroup) -> Exchan
 def _sent_on(rows_MD: Tensor, n_sent: Sequence[int], n_received: Sequence[int], group: dist.ProcessGroup) -> Any:
     """What every rank has sent to this one, by rank. The first `n_sent[0]` rows go to rank 0, and so on."""
     received = rows_MD.new_empty(sum(n_received), rows_MD.shape[1])
+    SENT["exchange"] += rows_MD.nbytes  # none of them stay here
     # As bytes, which every backend sends whatever they stand for.
     dist.all_to_all_single(_bytes(received), _bytes(rows_MD), list(n_received), list(n_sent), group=group)
     return received.split(list(n_received))
@@ -93,6 +96,7 @@ def _sent_on(rows_MD: Tensor, n_sent: Sequence[int], n_received: Sequence[int], 
 def _gathered(rows_HD: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The rows of all ranks, in their order; each has as many."""
     whole = rows_HD.new_empty(group.size() * len(rows_HD), rows_HD.shape[1])
+    SENT["exchange"] += rows_HD.nbytes * (group.size() - 1)
     # Into views of one tensor, which then is the whole.
     dist.all_gather(list(_bytes(whole).chunk(group.size())), _bytes(rows_HD), group=group)
     return whole

@@ -16,6 +16,7 @@ import torch
 
 from loreloop.model.lora import AdapterView, LoraLayout
 from loreloop.model.spec import DecoderSpec
+from loreloop.parallel.mesh import Axis
 from loreloop.parallel.shares import Share
 from loreloop.parallel.vocabulary import vocabulary_borders
 
@@ -38,7 +39,7 @@ class Work:
 def training_bytes(spec: DecoderSpec, n_ranks: int, work: Work, *, cuts_rows: bool = False) -> Counter[str]:
     """A micro-batch there and back, without the optimizer's step."""
     rows = -(-work.rows // n_ranks) * n_ranks if cuts_rows else work.rows
-    numbers, passes = rows * spec.d_model, spec.n_layers * PARTS
+    numbers, passes = rows * spec.d_model, len(spec.layers) * PARTS
     forward, backward = passes * (2 if work.recomputed else 1), passes
     said: Counter[str] = Counter()
     if cuts_rows:
@@ -49,35 +50,35 @@ def training_bytes(spec: DecoderSpec, n_ranks: int, work: Work, *, cuts_rows: bo
         said["sum"] += (forward + backward + 1) * numbers * FP32  # and the embeddings
     if spec.qk_norm == "whole":
         # Of queries and of keys, one number a row: there, and its gradient.
-        said["sum"] += spec.n_layers * 2 * work.rows * FP32 * (3 if work.recomputed else 2)
+        said["sum"] += len(spec.layers) * 2 * work.rows * FP32 * (3 if work.recomputed else 2)
     said["gather"] += n_ranks * work.pairs * (1 + work.targets) * FP32
     said["sum"] += work.pairs * spec.d_model * FP32
     return said
 
 
-def step_bytes(share: Share, layout: LoraLayout, n_ranks: int) -> Counter[str]:
-    """An optimizer's step: the gradients of factors that are copied. `layout` is that of the rank's adapter."""
+def step_bytes(share: Share, layout: LoraLayout, n_ranks: int, axis: Axis = "tp") -> Counter[str]:
+    """An optimizer's step: the gradients of factors that `n_ranks` ranks along an axis hold copies of. `layout` is that
+    of the rank's adapter."""
     # On the meta device an adapter of any size has shapes and no numbers.
     view = AdapterView(layout, torch.empty(layout.size, device="meta"))
-    said: Counter[str] = Counter()
-    for cut in share.cuts:
-        if cut.axis == "tp":
-            said["sum"] += sum(matrix.numel() for matrix in share.matrices(view, "tp", "partial")) * FP32
-            said["sum"] += sum(n_ranks // rows.copies * rows.rows.numel() for rows in cut.shared(view)) * FP32
-    return said
+    n_numbers = sum(matrix.numel() for matrix in share.matrices(view, axis, "partial"))
+    n_numbers += sum(n_ranks // rows.copies * rows.rows.numel() for rows in share.shared(view, axis))
+    return Counter({"sum": n_numbers * FP32})
 
 
 def sampling_bytes(spec: DecoderSpec, n_ranks: int, work: Work) -> Counter[str]:
     """A step of sampling; `pairs` are its rows that draw. Their logits are gathered whole."""
     widest = max(stop - start for start, stop in pairwise(vocabulary_borders(spec.vocab_size, n_ranks)))
     said: Counter[str] = Counter()
-    said["sum"] += (spec.n_layers * PARTS + 1) * work.rows * spec.d_model * FP32
+    said["sum"] += (len(spec.layers) * PARTS + 1) * work.rows * spec.d_model * FP32
     if spec.qk_norm == "whole":
-        said["sum"] += spec.n_layers * 2 * work.rows * FP32
+        said["sum"] += len(spec.layers) * 2 * work.rows * FP32
     said["gather"] += n_ranks * work.pairs * widest * work.n_bytes
     return said
 
 
 def on_the_wire(said: Counter[str], n_ranks: int) -> float:
-    """Bytes that each rank sends where collectives go round a ring (Patarasuk and Yuan 2009)."""
-    return (n_ranks - 1) / n_ranks * (2 * said["sum"] + said["gather"] + said["scatter"])
+    """Bytes that each rank sends where collectives go round a ring (Patarasuk and Yuan 2009); an exchange and a hand-over
+    count what is sent already."""
+    ring = (n_ranks - 1) / n_ranks * (2 * said["sum"] + said["gather"] + said["scatter"])
+    return ring + said["exchange"] + said["hand"]
