@@ -142,6 +142,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image_hosts: tuple[Text, ...] = ()  # or host:port, whose images chat requests may name by address
     memory_mib: NotNegative = 0  # budget for the base models together; 0: no bound
     code_sandbox: CodeSandboxWay = "auto"  # what stands around code from outside; "limits": bounds alone, no walls
+    durability: Literal["power", "os"] = "power"  # what is acknowledged survives a power cut, or the process alone
     sdk_flags: dict[SdkFlag, bool] = {}  # over those that the SDK is told else
     log_file: str = ""  # "": loreloop.log in the data folder
     verbose: bool = False  # the terminal shows the whole log

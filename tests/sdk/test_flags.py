@@ -5,6 +5,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,6 @@ from tests.sdk.clients import GREEDY, IDS, datum, prompt, service
 pytestmark = pytest.mark.filterwarnings("ignore")
 OPPOSITE = {
     "parallel_fwdbwd_chunks": False,
-    "pjwt_auth_enabled": True,
     "proto_compress_fwdbwd": False,
     "sample_cancel_enabled": False,
     "sample_enable_stuck_detection": False,
@@ -29,17 +29,30 @@ OPPOSITE = {
 }
 
 
-@pytest.fixture(scope="module")
-def turned(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[RunningServer]:
-    """A server that asks for the other way in everything."""
-    data = tmp_path_factory.mktemp("turned")
+@contextmanager
+def telling(data: Path, tiny_folder: Path, flags: dict[str, bool]) -> Iterator[RunningServer]:
+    """A server with these flags in its settings."""
     (data / "models").mkdir()
     (data / "models" / "tiny").symlink_to(tiny_folder)
     settings = data / "server.toml"
-    lines = [f"{name} = {json.dumps(value)}" for name, value in OPPOSITE.items()]
+    lines = [f"{name} = {json.dumps(value)}" for name, value in flags.items()]
     settings.write_text("\n".join(["[sdk_flags]", *lines, "[session]", "poll_hold_seconds = 1"]))
     options = ["--config", str(settings), "--model", "tiny", "--precision", "fp32", "--threads", "1"]
     with running_server(str(data), options) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[RunningServer]:
+    """A server that asks for the other way in everything but keys."""
+    with telling(tmp_path_factory.mktemp("turned"), tiny_folder, OPPOSITE) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def exchanging(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[RunningServer]:
+    """A server that asks for tokens in the place of keys."""
+    with telling(tmp_path_factory.mktemp("tokens"), tiny_folder, {"pjwt_auth_enabled": True}) as running:
         yield running
 
 
@@ -69,14 +82,14 @@ def test_training_in_parts_and_sampling_give_the_same_either_way(server: Running
 
 def worked(server: RunningServer) -> list[object]:
     """A pass in several parts, a step, and samples of a client and of its copy."""
-    client = service(server).create_lora_training_client("tiny", rank=8, seed=1).result()
+    client = service(server).create_lora_training_client("tiny", rank=8, seed=1).result(60)
     data = [datum(IDS[: 5 + index % 8]) for index in range(1200)]  # more than one request takes
     passed = client.forward_backward(data, "cross_entropy")
     stepped = client.optim_step(tinker.AdamParams(learning_rate=1e-2))
-    losses = [round(passed.result().metrics["loss:sum"], 2), bool(stepped.result())]
-    sampler = client.save_weights_and_get_sampling_client().result()
+    losses = [round(passed.result(60).metrics["loss:sum"], 2), bool(stepped.result(60))]
+    sampler = client.save_weights_and_get_sampling_client().result(60)
     drawn = [sampler.sample(prompt(IDS[:n]), 1, GREEDY) for n in range(3, 20)]
-    return [*losses, *(list(each.result().sequences[0].tokens) for each in drawn)]
+    return [*losses, *(list(each.result(60).sequences[0].tokens) for each in drawn)]
 
 
 def test_a_copy_of_a_client_samples_beside_it(either: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,36 +97,38 @@ def test_a_copy_of_a_client_samples_beside_it(either: RunningServer, monkeypatch
     monkeypatch.setenv("TINKER_BASE_URL", either.url)
     first = service(either).create_sampling_client(base_model="tiny")
     copies = [pickle.loads(pickle.dumps(first)) for _ in range(2)]
-    said = [client.sample(prompt(IDS), 1, GREEDY).result().sequences[0].tokens for client in (first, *copies, first)]
+    said = [client.sample(prompt(IDS), 1, GREEDY).result(60).sequences[0].tokens for client in (first, *copies, first)]
     assert len({tuple(tokens) for tokens in said}) == 1
 
 
 def test_in_flight_saves_move_clients_along(either: RunningServer) -> None:
-    client = service(either).create_lora_training_client("tiny", rank=8, seed=1).result()
-    before = client.save_weights_and_get_sampling_client().result()
-    said = tuple(before.sample(prompt(IDS), 1, GREEDY).result().sequences[0].tokens)
+    client = service(either).create_lora_training_client("tiny", rank=8, seed=1).result(60)
+    before = client.save_weights_and_get_sampling_client().result(60)
+    said = tuple(before.sample(prompt(IDS), 1, GREEDY).result(60).sequences[0].tokens)
     for _ in range(6):
         client.forward_backward([datum()], "cross_entropy")
-        client.optim_step(tinker.AdamParams(learning_rate=3e-2)).result()
-    assert tuple(before.sample(prompt(IDS), 1, GREEDY).result().sequences[0].tokens) == said
+        client.optim_step(tinker.AdamParams(learning_rate=3e-2)).result(60)
+    assert tuple(before.sample(prompt(IDS), 1, GREEDY).result(60).sequences[0].tokens) == said
 
 
 def test_a_sample_that_is_given_up_ends_where_the_server_takes_cancels(server: RunningServer) -> None:
     client = service(server).create_sampling_client(base_model="tiny")
-    client.sample(prompt(IDS), 1, GREEDY).result()
+    client.sample(prompt(IDS), 1, GREEDY).result(60)
     waiting = client.sample(prompt(IDS), 1, tinker.SamplingParams(max_tokens=2000, stop=[]))
     assert waiting.cancel() or waiting.done()
     with pytest.raises((CancelledError, tinker.TinkerError)):
         waiting.result(timeout=20)
 
 
-def test_who_one_is_can_be_told_by_a_token(turned: RunningServer, server: RunningServer) -> None:
+def test_who_one_is_can_be_told_by_a_token(exchanging: RunningServer, server: RunningServer) -> None:
     def client(of: RunningServer) -> tinker.RestClient:
         return tinker.RestClient(base_url=of.url, api_key=of.key)
 
-    assert client(turned).whoami().result().org_urn == "tml:organization:loreloop"
+    assert client(exchanging).whoami().result(60).org_urn == "tml:organization:loreloop"
+    sampler = service(exchanging).create_sampling_client(base_model="tiny")
+    assert sampler.sample(prompt(IDS), 1, GREEDY).result(60).sequences[0].tokens
     with pytest.raises(RuntimeError, match="whoami"):
-        client(server).whoami().result()
+        client(server).whoami().result(60)
 
 
 @pytest.mark.parametrize("token", ["eyJ", "eyJ.eyJ.x", "eyJhbGciOiJub25lIn0.e30.", "eyJ" + "a" * 5000])

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, select, update
 
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.paths import CheckpointPath
+from loreloop.protocol.syncing import sync_names, sync_path
 from loreloop.store import checkpoints
 from loreloop.store.rows import CheckpointRow
 from loreloop.store.schema import CHECKPOINTS
@@ -54,7 +55,9 @@ def link_files(source: Path, target: Path) -> None:
     staging = target.with_name(f".{uuid.uuid4().hex}")
     try:
         shutil.copytree(source, staging, copy_function=os.link)
+        sync_path(staging)
         staging.rename(target)
+        sync_names(target, 4)
     except FileExistsError:  # another request was faster
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Tinker routes that wait for results, for one or for all of a sampler: long polls, answered when something is there."""
+"""Tinker routes that wait for results, one or those of a sampler: long polls, answered when one is there."""
 
 from __future__ import annotations
 
