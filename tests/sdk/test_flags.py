@@ -36,7 +36,7 @@ def telling(data: Path, tiny_folder: Path, flags: dict[str, bool]) -> Iterator[R
     (data / "models" / "tiny").symlink_to(tiny_folder)
     settings = data / "server.toml"
     lines = [f"{name} = {json.dumps(value)}" for name, value in flags.items()]
-    settings.write_text("\n".join(["[sdk_flags]", *lines, "[session]", "poll_hold_seconds = 1"]))
+    settings.write_text("\n".join(["[sdk_flags]", *lines]))
     options = ["--config", str(settings), "--model", "tiny", "--precision", "fp32", "--threads", "1"]
     with running_server(str(data), options) as running:
         yield running

@@ -255,6 +255,19 @@ def open_database(folder: Path, durability: Durability = "power") -> Engine:
     return engine
 
 
+def new_database(folder: Path) -> Engine:
+    """A database for a folder that holds files and has lost its own: what `open_database` refuses to make by itself."""
+    # A log of the lost one would be taken for the new one's.
+    for end in ("-wal", "-shm"):
+        folder.joinpath(f"{DATABASE}{end}").unlink(missing_ok=True)
+    folder.joinpath(DATABASE).unlink(missing_ok=True)
+    make_private_file(folder / DATABASE)
+    engine = _engine(folder / DATABASE)
+    with engine.begin() as connection:
+        migrate(connection)
+    return engine
+
+
 def empty_database() -> Engine:
     """One in memory, with all tables and no rows: what a data folder holds that is not there yet."""
     engine = _engine(":memory:")

@@ -94,7 +94,16 @@ async def copy_weights(request: Request) -> Response:
 
 async def _run_of_copy(request: Request, key: KeyRow, body: rest.CopyWeightsBody, source: CheckpointRow) -> RunRow:
     """The run that a copy belongs to: a place in a session, or the only run of a session made for it."""
-    store = services(request).store
+    store, run_id = services(request).store, await _place_of_copy(request, key, body, source)
+    of_copy = {"id": run_id, "session_id": run_id.partition(":")[0], "key_id": key.id, "live": False, "lost": None}
+    of_source = store.read(runs.of_anyone, source.run_id)
+    run = msgspec.structs.replace(of_source, created=now(), last_request=now(), **of_copy)
+    await store.write(runs.create, run)
+    return run
+
+
+async def _place_of_copy(request: Request, key: KeyRow, body: rest.CopyWeightsBody, source: CheckpointRow) -> str:
+    """The id of a copy's run, whose session is there."""
     if body.session_id is not None and body.model_seq_id is not None:
         active_session(request, key, body.session_id)
         session_id, number = body.session_id, body.model_seq_id
@@ -103,22 +112,10 @@ async def _run_of_copy(request: Request, key: KeyRow, body: rest.CopyWeightsBody
         wanted = f"{key.id} {body.source_path} {request.headers.get(IDEMPOTENCY_HEADER) or now()}"
         session_id, number = hashlib.sha256(wanted.encode()).hexdigest()[:32], 0
         new = SessionNew(project_id=body.destination_project_id, display_name=f"copy of {source.path}")
-        await store.write(sessions.create_ended, key.id, new, now(), session_id)
+        await services(request).store.write(sessions.create_ended, key.id, new, now(), session_id)
     else:
         raise BadRequest("Name where the copy goes: destination_project_id, or session_id with model_seq_id.")
-    of_source = store.read(runs.of_anyone, source.run_id)
-    run = msgspec.structs.replace(
-        of_source,
-        id=paths.model_id(session_id, number),
-        session_id=session_id,
-        key_id=key.id,
-        created=now(),
-        last_request=now(),
-        live=False,
-        lost=None,
-    )
-    await store.write(runs.create, run)
-    return run
+    return paths.model_id(session_id, number)
 
 
 PUBLISH = "/training_runs/{run_id}/checkpoints/{kind}/{name}/publish"
