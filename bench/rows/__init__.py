@@ -24,6 +24,7 @@ from bench.rows import (
 
 ROWS: dict[str, Callable[[], list[Figure]]] = {
     "control": serve.control,
+    "control-synced": serve.control_synced,
     "in-flight": serve.in_flight,
     "handover": serve.handover,
     "mismatch": numbers.mismatch,

@@ -23,6 +23,18 @@ NotNegative = Annotated[int, Meta(ge=0, le=MOST)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
 CodeSandboxWay = Literal["auto", "namespaces", "bubblewrap", "landlock", "limits", "off"]
+# What the SDK does in one of two ways, as its server says.
+SdkFlag = Literal[
+    "parallel_fwdbwd_chunks",
+    "pjwt_auth_enabled",
+    "proto_compress_fwdbwd",
+    "sample_cancel_enabled",
+    "sample_enable_stuck_detection",
+    "sample_join_sampling_session",
+    "sample_no_retries",
+    "sample_use_retrieve_futures",
+    "use_pyqwest_transport",
+]
 FLAGS = {  # of `loreloop serve`, by setting
     "data_dir": "--data",
     "host": "--host",
@@ -130,6 +142,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image_hosts: tuple[Text, ...] = ()  # or host:port, whose images chat requests may name by address
     memory_mib: NotNegative = 0  # budget for the base models together; 0: no bound
     code_sandbox: CodeSandboxWay = "auto"  # what stands around code from outside; "limits": bounds alone, no walls
+    durability: Literal["power", "os"] = "power"  # what is acknowledged survives a power cut, or the process alone
+    sdk_flags: dict[SdkFlag, bool] = {}  # over those that the SDK is told else
     log_file: str = ""  # "": loreloop.log in the data folder
     verbose: bool = False  # the terminal shows the whole log
     engine: EngineConfig = EngineConfig()

@@ -31,6 +31,7 @@ from loreloop.cli.model_care import remove_model, verify_models
 from loreloop.cli.model_check import check_model
 from loreloop.cli.models import models
 from loreloop.cli.persons import persons
+from loreloop.cli.repair import repair
 from loreloop.cli.runs import runs
 from loreloop.cli.serve import serve
 from loreloop.cli.status import status
@@ -70,6 +71,7 @@ VERBS_IN_ORDER = (
     keys,
     runs,
     checkpoints,
+    repair,
     files,
     jobs,
     deploy,

@@ -21,7 +21,7 @@ from loreloop.protocol.errors import BadRequest, Gone, NotFound
 from loreloop.protocol.jobs import TUNED
 from loreloop.protocol.paths import SCHEME, CheckpointKind, CheckpointPath, parse_path
 from loreloop.protocol.sampling import Revision
-from loreloop.store import checkpoints, deployments, person_arms, runs, samplers, tuned_models
+from loreloop.store import checkpoints, deployments, person_arms, runs, samplers, sharing, tuned_models
 from loreloop.store.rows import Arm, CheckpointRow, Deployment, KeyRow, RunRow
 from loreloop.store.store import Store
 
@@ -210,7 +210,7 @@ class ModelNames:
             revision = newest_weights(store, run)
         else:
             checkpoint = self._checkpoint(store, key_id, path)
-            run = store.read(runs.get, key_id, checkpoint.run_id)
+            run = store.read(runs.of_anyone, checkpoint.run_id)
             revision = Revision(path, str(checkpoints.folder_of(checkpoint)))
         # A base may be named before the weights, and then it is a promise that is checked.
         if base_name and self.base(base_name) != self.base(run.base_model):
@@ -224,7 +224,7 @@ class ModelNames:
                 f"{path} cannot be sampled from; save the weights with save_weights_for_sampler and use that path."
             )
         try:
-            return store.read(checkpoints.get, key_id, parsed)
+            return store.read(sharing.readable, (key_id,), parsed)
         except NotFound as error:
             own_paths = saved(store.read(checkpoints.newest, key_id, CheckpointKind.SAMPLER, REACH))
             raise refusal(error.message, path, (), own_paths) from None

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from loreloop.protocol.checksums import FileSum, crc32_text
 from loreloop.protocol.errors import OutOfService, reading_trouble
+from loreloop.protocol.syncing import sync_open
 
 Piece = bytes | ctypes.Array[ctypes.c_char]
 DTYPE_NAMES = {
@@ -67,7 +68,7 @@ def write_tensors(
             file.write(piece)
         if durable:
             file.flush()
-            os.fsync(file.fileno())
+            sync_open(file.fileno(), temporary)
     # The file gets its name only when it is complete, so a reader never sees a part of it.
     temporary.replace(path)
     return FileSum(8 + len(head) + offset, crc32_text(crc32.result()))

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from loreloop.config import Config
+from loreloop.host.completions import Completions
 from loreloop.host.engines import EngineGroup, EngineState
 from loreloop.host.link import EngineConnection
 from loreloop.host.meter import Meter
@@ -75,7 +76,7 @@ class Dispatcher:
         self.config, self.store, self.files = config, store, Files(store.folder)
         self.engines = {name: EngineGroup(config.engine) for name in base_models}
         self.tickets: dict[str, Ticket] = {}
-        self.meter = Meter(store)
+        self.meter, self.completions = Meter(store), Completions()
         self.n_waiting_samples = 0
         self.ends: dict[str, asyncio.Event] = {}
         self.stopping = False
@@ -149,6 +150,12 @@ class Dispatcher:
         """Lets go of a sample whose result has been delivered for good; an unfinished one is cancelled."""
         self.cancel(request_id)
         self.tickets.pop(request_id, None)
+        self.completions.forget(request_id)
+
+    def forget_ended(self, request_id: str) -> None:
+        """The same for a sample that has ended; one that has not goes on."""
+        if (ticket := self.tickets.get(request_id)) and ticket.result is not None:
+            self.forget(request_id)
 
     def _ticket(self, request_id: str) -> Ticket:
         ticket = self.tickets.get(request_id)
@@ -161,7 +168,10 @@ class Dispatcher:
             self.n_waiting_samples -= 1
             group = self.engines[ticket.base_model]
             (group.take_back(ticket) or group.training).counts.sample_ended(ticket.op, result)
-            self.meter.add(ticket.op.owner, ticket.spent(result, time.time()))
+            now = time.time()
+            self.meter.add(ticket.op.owner, ticket.spent(result, now))
+            self.meter.charge(*ticket.charged(result, now))
+            self.completions.ended(ticket.op.request_id, failed=isinstance(result, Failure))
         ticket.end(result, time.time())
 
     # engines
@@ -467,6 +477,7 @@ class Dispatcher:
         for request_id, ticket in list(self.tickets.items()):
             if ticket.result is not None and ticket.ended < ended_before:
                 del self.tickets[request_id]
+                self.completions.forget(request_id)
 
 
 def _killer(n_deaths: int) -> Failure:

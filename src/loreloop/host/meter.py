@@ -11,6 +11,7 @@ import sys
 
 from loreloop.protocol.errors import LoreloopError
 from loreloop.store import usage
+from loreloop.store.account_rows import Account, Spent
 from loreloop.store.rows import KeyUsage
 from loreloop.store.store import Store
 
@@ -24,12 +25,21 @@ class Meter:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.pending: dict[str, KeyUsage] = {}
+        self.accounts: dict[Account, Spent] = {}
         self.due: asyncio.TimerHandle | None = None
         self.flushing: asyncio.Task[None] | None = None
 
     def add(self, key_id: str, spent: KeyUsage) -> None:
         """Adds to what a key has used; it is written within `FLUSH_SECONDS`."""
         self.pending[key_id] = self.pending.get(key_id, NOTHING).plus(spent)
+        self._soon()
+
+    def charge(self, account: Account, spent: Spent) -> None:
+        """Adds to an account; it is written with the rest."""
+        self.accounts[account] = self.accounts.get(account, Spent()).plus(spent)
+        self._soon()
+
+    def _soon(self) -> None:
         if self.due is None:
             self.due = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._begin)
 
@@ -44,11 +54,14 @@ class Meter:
             self.due = None
         # Taken out before the write, so that what comes during it is counted for the next time.
         spent, self.pending = self.pending, {}
-        if not spent:
+        charged, self.accounts = self.accounts, {}
+        if not spent and not charged:
             return
         try:
-            await self.store.write(usage.add, spent)
+            await self.store.write(usage.add_all, spent, charged)
         except LoreloopError as error:
             print(f"loreloop: the usage of keys is not written yet: {error.message}", file=sys.stderr)
             for key_id, one in spent.items():
                 self.add(key_id, one)
+            for account, more in charged.items():
+                self.charge(account, more)

@@ -24,6 +24,7 @@ from loreloop.host.log import Log
 from loreloop.host.server_plan import ServerPlan
 from loreloop.host.starts import MAX_STARTS, Starts, came_up, reason_of
 from loreloop.protocol.errors import BadRequest, ServerError
+from loreloop.protocol.syncing import CANNOT_SYNC
 from loreloop.store import lost
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 30.0
@@ -114,6 +115,10 @@ class Supervisor:
                     time.sleep(FIRST_PAUSE_SECONDS)
                     continue
                 exit_code = os.waitstatus_to_exitcode(status)
+                if exit_code == CANNOT_SYNC:
+                    # Nothing is started again: the disk may have lost what a process believes to be there.
+                    self._say(logging.ERROR, f"pid {pid} could not sync what it wrote; the server stops")
+                    raise ServerError(f"The server stops: its disk refused a sync. The log {self.log.file} says which.")
                 if exit_code == CANNOT_START and all(child.is_needed for child in self._children_of(pid)):
                     raise BadRequest(f"The server cannot start; the reason stands above, and in {self.log.file}.")
                 self._replace(pid, exit_code)

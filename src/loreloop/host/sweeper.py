@@ -14,6 +14,7 @@ from loreloop.host.dispatcher import Dispatcher
 from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.paths import CheckpointKind
 from loreloop.store import (
+    audit,
     checkpoints,
     feedback_removal,
     jobs,
@@ -63,6 +64,7 @@ class Sweeper:
         await self.store.write(spool.sweep, now)
         await self.store.write(responses.sweep, now)
         await self.store.write(memories.sweep)
+        await self.store.write(audit.sweep, now)
         # Bit by bit, so that whoever writes meanwhile waits for one bit only.
         while await self.store.write(turn_removal.sweep, now):
             pass

@@ -7,16 +7,28 @@ stream with what it had shown already.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
+from loreloop.host.completions import SAMPLE
 from loreloop.protocol.link import Token
 from loreloop.protocol.sampling import Partial, SampleOp, SampleResult
 from loreloop.protocol.token_ids import n_ids, pack_ids, pack_logprobs
 from loreloop.protocol.training import Chunk, Failure, ImageChunk, length_of
+from loreloop.store import accounts
+from loreloop.store.account_rows import Account, Spent
 from loreloop.store.rows import KeyUsage
+
+
+class Charge(NamedTuple):
+    """What an account has to bear."""
+
+    account: Account
+    spent: Spent
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,7 @@ class Ticket:
     recording: Recording | None
     tokens: list[Token] = field(default_factory=list)
     result: SampleResult | Failure | None = None
+    created: float = field(default_factory=time.time)
     ended: float = 0.0
     engine: int | None = None  # the number of the one that draws it; None: it waits for one
     n_deaths: int = 0  # engines that this request has outlived
@@ -64,6 +77,19 @@ class Ticket:
             n_prompt = length_of(self.op.prompt)
             n_drawn = sum(n_ids(sequence.tokens) for sequence in result.sequences)
         return KeyUsage(requests=1, prompt_tokens=n_prompt, generated_tokens=n_drawn, last_used=now)
+
+    def charged(self, result: SampleResult | Failure, now: float) -> Charge:
+        """The same for the account of the request's session. A prompt counts once, however many samples are drawn."""
+        spent, n_cached = self.spent(result, now), 0 if isinstance(result, Failure) else result.cache_hit_tokens
+        session_id, is_tinkers, _ = self.op.request_id.partition(SAMPLE)
+        return Charge(
+            Account(accounts.hour_of(now), self.op.owner, session_id if is_tinkers else "", self.base_model),
+            Spent(
+                prompt_tokens=max(0, spent.prompt_tokens - n_cached),
+                cached_tokens=n_cached,
+                generated_tokens=spent.generated_tokens,
+            ),
+        )
 
     def _wake(self) -> None:
         # Everyone who waits holds the old event; a new one is for whoever comes from now on.

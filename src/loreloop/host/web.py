@@ -37,7 +37,7 @@ Serve: TypeAlias = Callable[[Dispatcher, JobDesk, socket.socket], Awaitable[None
 async def run_web(plan: ServerPlan, serve: Serve) -> None:
     """Runs `serve` (the web server, until it is told to end) with everything around it."""
     listening = bind(plan)
-    store = Store(plan.config.data_path)
+    store = Store(plan.config.data_path, plan.config.durability)
     # While the server was down nobody could send a heartbeat, so no session may end for having been silent.
     await store.write(sessions.renew_all, time.time())
     dispatcher = Dispatcher(plan.config, store, tuple(plan.folders))

@@ -24,7 +24,19 @@ from loreloop.http.loop import metrics as feedback_metrics
 from loreloop.http.openai import chat_completions, completions, files, fine_tuning, graders, models, responses
 from loreloop.http.operations import deployments, health, jobs, memories, metrics, person_arms, removal
 from loreloop.http.services import Services
-from loreloop.http.tinker import downloads, futures, runs, sampling, sessions, training
+from loreloop.http.tinker import (
+    accounts,
+    downloads,
+    futures,
+    identity,
+    runs,
+    sampling,
+    session_lists,
+    sessions,
+    sharing,
+    traces,
+    training,
+)
 from loreloop.protocol import errors
 
 STATUS_CODES: dict[type[errors.LoreloopError], int] = {
@@ -66,6 +78,11 @@ def create_app(services: Services) -> Starlette:
         *futures.ROUTES,
         *runs.ROUTES,
         *downloads.ROUTES,
+        *identity.ROUTES,
+        *sharing.ROUTES,
+        *session_lists.ROUTES,
+        *traces.ROUTES,
+        *accounts.ROUTES,
         *health.ROUTES,
     ]
     # OpenAI's routes are mounted twice: most clients expect /v1, those of Tinker's own service /oai/api/v1.

@@ -18,11 +18,13 @@ from loreloop.deployments.model_texts import ModelTexts
 from loreloop.host.dispatcher import Dispatcher
 from loreloop.host.job_desk import JobDesk
 from loreloop.host.recorder import Recorder
+from loreloop.http import tokens
 from loreloop.http.grading import Grading
 from loreloop.http.loop.giving import Desk
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.store import keys
+from loreloop.store.files import SECRET, read_secret
 from loreloop.store.rows import KeyRow, KeyUsage, MemoryName
 from loreloop.store.store import Store
 from loreloop.text.grammars.sandbox import GrammarSandbox
@@ -134,15 +136,24 @@ def _known(request: Request) -> KeyRow:
     secret = secret_of(request)
     if not secret:
         raise Unauthorized("No key came with this request; set TINKER_API_KEY, or send Authorization: Bearer tml-….")
+    key = known_key(request, secret)
+    if key is None:
+        raise Unauthorized("This key is not one of this server, or was revoked; `loreloop keys create` makes one.")
+    services(request).dispatcher.meter.add(key.id, KeyUsage(last_used=now()))
+    request.scope["state"]["key_name"] = key.name  # for the log
+    return key
+
+
+def known_key(request: Request, secret: str) -> KeyRow | None:
+    """The key that a secret stands for, or a token; None where it is none of this server, or was revoked."""
     served = services(request)
     # The worker comes with a secret for each job, which means the key that asked for the job, with what that may do.
     owner = served.desk.key_of(secret)
-    key = served.store.read(keys.find, secret, now()) if owner is None else served.store.read(keys.active, owner, now())
-    if key is None:
-        raise Unauthorized("This key is not one of this server, or was revoked; `loreloop keys create` makes one.")
-    served.dispatcher.meter.add(key.id, KeyUsage(last_used=now()))
-    request.scope["state"]["key_name"] = key.name  # for the log
-    return key
+    if secret.startswith(tokens.BEGINNING):
+        owner = tokens.key_id_of(read_secret(served.store.folder / SECRET), secret, now()) or ""
+    return (
+        served.store.read(keys.find, secret, now()) if owner is None else served.store.read(keys.active, owner, now())
+    )
 
 
 def now() -> float:

@@ -3,7 +3,7 @@ sampling parameters, where an ignored one would change what comes out."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -45,6 +45,46 @@ class FinishSession(msgspec.Struct, frozen=True):
 
     reason: FinishReason = FinishReason()
     detail: str | None = None
+
+
+class SessionProject(msgspec.Struct, frozen=True):
+    """The project that a session is to belong to."""
+
+    project_id: Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+class SearchOwner(msgspec.Struct, frozen=True):
+    """Whose sessions: one's own, all that one may see, or those of certain keys."""
+
+    type: Literal["own", "accessible", "user"] = "own"
+    owner_urns: Annotated[tuple[str, ...], Meta(max_length=10)] = ()
+
+
+class SearchStatus(msgspec.Struct, frozen=True):
+    """A state that sessions may be in; with `reasons` only those that ended so."""
+
+    type: Literal["active", "cancelled", "failed", "client_finished"]
+    reasons: tuple[Literal["success", "errored", "interrupted"], ...] | None = None
+
+
+class SearchCursor(msgspec.Struct, frozen=True):
+    """Where the next page begins: behind this session. The moment is for the client alone."""
+
+    last_session_id: str
+
+
+class SearchSessions(msgspec.Struct, frozen=True):
+    """What sessions must have in common with it; every field narrows the search but `session_id` and `display_name`,
+    of which one suffices."""
+
+    session_id: str | None = None
+    project_ids: tuple[str, ...] | None = None
+    user_metadata: dict[str, str] = {}
+    display_name: Annotated[str, Meta(min_length=1)] | None = None
+    owner: SearchOwner = SearchOwner()
+    statuses: Annotated[tuple[SearchStatus, ...], Meta(min_length=1)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
+    cursor: SearchCursor | None = None
 
 
 class LoraConfig(msgspec.Struct, frozen=True):
@@ -89,6 +129,7 @@ class LoadWeightsBody(msgspec.Struct, frozen=True):
     base_model: str | None = None
     user_metadata: dict[str, Any] | None = None
     optimizer_config: OptimizerConfig | None = None
+    weights_access_token: str | None = None  # a key of the owner of what is loaded
 
 
 class OptimStepBody(msgspec.Struct, frozen=True):
@@ -98,6 +139,17 @@ class OptimStepBody(msgspec.Struct, frozen=True):
     seq_id: SeqId
     adam_params: AdamParams | None = None
     optimizer_params: dict[str, Any] | None = None
+
+
+class CopyWeightsBody(msgspec.Struct, frozen=True):
+    """Asks for a copy of a checkpoint: in a project, or (session_id, model_seq_id) in a session's place."""
+
+    source_path: str
+    destination_project_id: str | None = None
+    session_id: str | None = None
+    model_seq_id: SeqId | None = None
+    ttl_seconds: TtlSeconds | None = None
+    weights_access_token: str | None = None  # a key of the source's owner
 
 
 class SaveWeightsBody(msgspec.Struct, frozen=True):
@@ -231,6 +283,35 @@ class RetrieveFuture(msgspec.Struct, frozen=True):
 
     request_id: str
     allow_metadata_only: bool = False
+
+
+class RequestId(msgspec.Struct, frozen=True):
+    """The body of requests that name a request and nothing else."""
+
+    request_id: str
+
+
+class FuturesTarget(msgspec.Struct, frozen=True):
+    """A sampler, and the number of the client's copy that asks."""
+
+    sampling_session_id: str
+    cloned_sampler_id: NonNegative = 0
+
+
+class RetrieveFutures(msgspec.Struct, frozen=True):
+    """Asks which samples have ended after `prev_cursor`; without `timeout` the poll is held as long as another.
+    `retrieved_request_ids` need not be kept any longer."""
+
+    target: FuturesTarget
+    prev_cursor: Annotated[int, Meta(ge=0, lt=1 << 63)] = 0
+    timeout: Annotated[float, Meta(ge=0)] | None = None
+    retrieved_request_ids: tuple[str, ...] = ()
+
+
+class SamplingSessionId(msgspec.Struct, frozen=True):
+    """The body of requests that name a sampler and nothing else."""
+
+    sampling_session_id: str
 
 
 class WeightsInfoBody(msgspec.Struct, frozen=True):

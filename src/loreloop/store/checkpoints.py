@@ -221,4 +221,5 @@ def _row(connection: Connection, row: Row[tuple[object, ...]]) -> CheckpointRow:
         expires=row.expires,
         user_metadata=metadata,
         sums_crc32=row.sums_crc32,
+        public=bool(row.public),
     )

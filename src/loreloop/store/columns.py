@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, Table, inspect, text, update
 
+from loreloop.store.schema import CHECKPOINTS, OPS, SAMPLERS
 from loreloop.store.turn_tables import TURNS
 
 
@@ -23,3 +24,12 @@ def add_refusals(connection: Connection) -> None:
         # Who had said no is not known of older turns, so that each without consent counts as refused.
         connection.execute(update(TURNS).where(TURNS.c.consent.is_(False)).values(refused=True))
     add_column(connection, TURNS, "unfinished", kind)
+
+
+def add_accounts(connection: Connection) -> None:
+    """Which checkpoints are public, how many copies a sampler's client has, and when operations were accepted; of
+    older operations that is not known."""
+    add_column(connection, CHECKPOINTS, "public", "BOOLEAN DEFAULT 0 NOT NULL")
+    add_column(connection, SAMPLERS, "n_joined", "BIGINT DEFAULT 0 NOT NULL")
+    add_column(connection, OPS, "created", "FLOAT")
+    add_column(connection, OPS, "kind", "VARCHAR")

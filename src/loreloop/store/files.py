@@ -25,6 +25,7 @@ from sqlalchemy import Connection
 
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath, file_name
+from loreloop.protocol.syncing import sync_names, sync_path
 
 SECRET, SECRET_BYTES = Path("journal", "secret"), 32
 LONGEST_NAME_INSIDE = 100  # bytes of a path: what is written into a folder while it is being made
@@ -76,7 +77,9 @@ class Files:
             # Made beside its place and renamed, so that a pin is whole or not there.
             staging = target.with_name(f".{uuid.uuid4().hex}")
             shutil.copytree(folder, staging, copy_function=os.link)
+            sync_path(staging)  # its files are on the disk already, and their new names come with it
             staging.rename(target)
+            sync_names(target, 2)
         return target
 
     def pin_name(self, request_id: str) -> str:
@@ -111,10 +114,12 @@ def read_secret(file: Path) -> bytes:
         fresh = file.with_name(f".{uuid.uuid4().hex}")
         fresh.touch(mode=0o600)
         fresh.write_bytes(secrets.token_bytes(SECRET_BYTES))
+        sync_path(fresh)
         # Of two processes that come at once the first link wins, and both read the same secret below.
         with contextlib.suppress(FileExistsError):
             os.link(fresh, file)
         fresh.unlink()
+        sync_names(file, 1)
     try:
         found = file.read_bytes()
     except OSError as error:

@@ -15,7 +15,8 @@ from loreloop.protocol.link import BatchDone, OpEnd, Snapshotted
 from loreloop.protocol.paths import owner_of
 from loreloop.protocol.sampling import Revision
 from loreloop.protocol.training import Failure, OpResult, SavedResult, SkipSeq, TrainOp
-from loreloop.store import checkpoints, runs, samplers, usage
+from loreloop.store import accounts, checkpoints, runs, samplers, usage
+from loreloop.store.account_rows import Spent
 from loreloop.store.files import in_row, placed
 from loreloop.store.rows import Acceptance, AddCheckpoint, AddSampler, AfterOp, CheckpointRow, Outcome
 from loreloop.store.schema import OPS, PLANS, REMOVED_RUNS, RESULTS, RUNS, SNAPSHOTS, SPOOL
@@ -53,6 +54,8 @@ def append(connection: Connection, segments: Segments, op: TrainOp, accepted: Ac
             reply=msgspec.json.encode(accepted.reply).decode(),
             location=_text(location),
             done=False,
+            created=accepted.created,
+            kind=op.__struct_config__.tag,
         )
     )
     return True
@@ -154,6 +157,7 @@ def _carry_out(connection: Connection, effect: AfterOp, result: OpResult, now: f
             expires = now + ttl_seconds if ttl_seconds is not None else None
             written = {"size_bytes": saved.size_bytes, "sums_crc32": saved.sums_crc32 or None}
             checkpoints.add(connection, msgspec.structs.replace(row, created=now, expires=expires, **written))
+            accounts.add_of_run(connection, row.run_id, Spent(n_checkpoints=1), now)
         case AddSampler(row):
             samplers.create(connection, row, now)
             if row.inflight and row.run_id and row.revision_id and row.folder:

@@ -168,6 +168,7 @@ class CheckpointRow(msgspec.Struct, frozen=True):
     expires: float | None
     user_metadata: Metadata | None
     sums_crc32: str | None = None
+    public: bool = False  # every key that knows its path may read it
 
     @property
     def path(self) -> CheckpointPath:
@@ -255,6 +256,7 @@ class Acceptance(msgspec.Struct, frozen=True):
     fingerprint: str
     after: tuple[AfterOp, ...] = ()
     reply: dict[str, str] = {}
+    created: float | None = None  # when it was accepted, for traces
 
 
 class Outcome(msgspec.Struct, frozen=True):

@@ -29,9 +29,22 @@ def get(connection: Connection, key_id: str, run_id: str) -> RunRow:
     return _row(row)
 
 
-def list_page(connection: Connection, key_id: str, limit: int, offset: int) -> Page[RunRow]:
-    """Runs of this key, the newest first; `limit` of them behind the first `offset`."""
+def of_anyone(connection: Connection, run_id: str) -> RunRow:
+    """A run whoever owns it, for what may be read of others' weights."""
+    row = connection.execute(select(RUNS).where(RUNS.c.id == run_id)).first()
+    if row is None:
+        raise NotFound(f"There is no training run {run_id!r} of this key.")
+    return _row(row)
+
+
+def list_page(
+    connection: Connection, key_id: str, limit: int, offset: int, project_id: str | None = None
+) -> Page[RunRow]:
+    """Runs of this key, or of one project of it, the newest first; `limit` of them behind the first `offset`."""
     owned_runs = select(RUNS).where(RUNS.c.key_id == key_id)
+    if project_id is not None:
+        of_project = select(SESSIONS.c.id).where(SESSIONS.c.project_id == project_id)
+        owned_runs = owned_runs.where(RUNS.c.session_id.in_(of_project))
     total = connection.scalar(select(func.count()).select_from(owned_runs.subquery())) or 0
     rows = connection.execute(owned_runs.order_by(RUNS.c.created.desc()).limit(limit).offset(offset))
     return Page([_row(row) for row in rows], total)

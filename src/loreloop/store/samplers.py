@@ -45,6 +45,13 @@ def point_inflight(connection: Connection, run_id: str, revision: Revision) -> N
     )
 
 
+def join(connection: Connection, key_id: str, sampler_id: str) -> int:
+    """The number of one more copy of a sampler's client: 1, 2, … and never one twice."""
+    get(connection, key_id, sampler_id)
+    joined = update(SAMPLERS).where(SAMPLERS.c.id == sampler_id).values(n_joined=SAMPLERS.c.n_joined + 1)
+    return int(connection.execute(joined.returning(SAMPLERS.c.n_joined)).scalar_one())
+
+
 def of_session(connection: Connection, session_id: str) -> list[SamplerRow]:
     """All samplers that a session has made."""
     rows = connection.execute(select(SAMPLERS).where(SAMPLERS.c.session_id == session_id))

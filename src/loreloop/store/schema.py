@@ -89,6 +89,7 @@ SAMPLERS = Table(
     Column("revision_id", String),
     Column("folder", String),
     Column("created", Float, nullable=False),
+    Column("n_joined", BigInteger, nullable=False, server_default="0"),  # copies of its client that have a number
 )
 
 OPS = Table(
@@ -104,6 +105,8 @@ OPS = Table(
     Column("location", Text),  # JSON; NULL once a snapshot covers the operation
     Column("done", Boolean, nullable=False),
     Column("plan_no", BigInteger),
+    Column("created", Float),  # NULL: it was accepted before there were traces
+    Column("kind", String),  # as its tag says; known also where its body is gone
     # A retried POST must find the operation it repeats, whoever of two concurrent ones was first.
     UniqueConstraint("model_id", "seq_id"),
 )
@@ -148,6 +151,7 @@ CHECKPOINTS = Table(
     Column("expires", Float, index=True),
     Column("user_metadata", Text),
     Column("sums_crc32", String),  # of the list of checksums beside its files; NULL: it has none
+    Column("public", Boolean, nullable=False, server_default="0"),  # every key that knows its path may read it
 )
 
 SPOOL = Table(

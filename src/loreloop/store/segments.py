@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from loreloop.protocol.errors import ServerError, reading_trouble
+from loreloop.protocol.syncing import sync_open, sync_path
 
 HEADER = struct.Struct("<II")
 SEGMENT_BYTES = 64 << 20
@@ -57,8 +58,9 @@ def records(folder: Path, segment: int, offset: int) -> Iterator[Record]:
 class Segments:
     """The segment files of one folder, with one writer."""
 
-    def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
-        self.folder, self.segment_bytes = folder, segment_bytes
+    def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES, *, durable: bool = True) -> None:
+        self.folder, self.segment_bytes, self.durable = folder, segment_bytes, durable
+        self.is_synced = True
         folder.mkdir(parents=True, exist_ok=True)
         # Always a new file: behind a record that a crash tore, nothing is appended and nothing cut off.
         self.number = max(self.numbers(), default=0) + 1
@@ -71,15 +73,22 @@ class Segments:
     def append(self, body: bytes) -> Location:
         """Hands the record to the operating system; it survives the death of this process from here on."""
         if self.file.tell() >= self.segment_bytes:
+            self.sync()  # nobody could, once it is closed
             self.file.close()
             self.number += 1
             self.file = self._open(self.number)
         offset = self.file.tell()
         self.file.write(HEADER.pack(len(body), zlib.crc32(body)) + body)
-        # Written by the operating system from here on, but not synced: a power cut may still take it, as the
-        # documentation says.
+        # Written by the operating system from here on; whoever commits a row of it syncs first.
         self.file.flush()
+        self.is_synced = False
         return Location(self.number, offset, len(body))
+
+    def sync(self) -> None:
+        """Makes all that was appended survive a power cut; SyncFailed where the disk refuses."""
+        if self.durable and not self.is_synced:
+            sync_open(self.file.fileno(), self._path(self.number))
+            self.is_synced = True
 
     def read(self, location: Location) -> bytes:
         """The bytes of a record; ServerError where the file is gone or no longer holds what was written, OutOfService
@@ -119,4 +128,7 @@ class Segments:
         return self.folder / f"{number:08d}.seg"
 
     def _open(self, number: int) -> BinaryIO:
-        return self._path(number).open("xb")
+        file = self._path(number).open("xb")
+        if self.durable:
+            sync_path(self.folder)  # the name of the file is kept by its folder
+        return file

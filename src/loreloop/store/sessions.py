@@ -28,6 +28,13 @@ def create(connection: Connection, key_id: str, new: SessionNew, now: float, ses
     return session_id
 
 
+def create_ended(connection: Connection, key_id: str, new: SessionNew, now: float, session_id: str) -> None:
+    """A session that never lived, for what belongs to one by its rows alone; once, however often it is asked for."""
+    if connection.execute(select(SESSIONS.c.id).where(SESSIONS.c.id == session_id)).first() is None:
+        create(connection, key_id, new, now, session_id)
+        connection.execute(update(SESSIONS).where(SESSIONS.c.id == session_id).values(status="finished"))
+
+
 def get(connection: Connection, key_id: str, session_id: str) -> SessionRow:
     """A session of this key; NotFound where it is another key's or there is none."""
     row = connection.execute(_owned_session(key_id, session_id)).first()

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import ColumnClause, Connection, bindparam, column, func, insert, inspect, select, update
 
-from loreloop.store.columns import add_column, add_refusals
+from loreloop.store.account_tables import ACCOUNT_TABLES
+from loreloop.store.columns import add_accounts, add_column, add_refusals
 from loreloop.store.feedback_tables import FEEDBACK, FEEDBACK_TABLES, note_askers
 from loreloop.store.files import in_row
 from loreloop.store.metadata import METADATA
@@ -147,6 +148,13 @@ def m016_refusals(connection: Connection) -> None:
     m015_askers(connection)  # between two versions this step stood in the place of that one
 
 
+def m017_accounts(connection: Connection) -> None:
+    """Makes the tables of accounts, and the columns of what is public, of copies of clients and of traces."""
+    for table in ACCOUNT_TABLES:
+        table.create(connection, checkfirst=True)
+    add_accounts(connection)
+
+
 STEPS: Sequence[Callable[[Connection], None]] = (
     m001_initial,
     m002_deployments,
@@ -164,6 +172,7 @@ STEPS: Sequence[Callable[[Connection], None]] = (
     m014_feedback,
     m015_askers,
     m016_refusals,
+    m017_accounts,
 )
 
 

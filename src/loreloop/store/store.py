@@ -18,13 +18,14 @@ from concurrent.futures import Future
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
 from loreloop.protocol.errors import LoreloopError, OutOfService, ServerError, disk_trouble, outcome_of
 from loreloop.protocol.folders import make_private_file
+from loreloop.protocol.syncing import SyncFailed, end_process
 from loreloop.store.inspection import DATABASE, check_place, check_steps, open_lock, refusal
 from loreloop.store.segments import Segments
 from loreloop.store.steps import STEPS, migrate, steps_taken
@@ -32,6 +33,8 @@ from loreloop.store.steps import STEPS, migrate, steps_taken
 P = ParamSpec("P")
 T = TypeVar("T")
 MAX_GROUP = 256
+Durability = Literal["power", "os"]
+FAILED_SYNCS = ("SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC")
 
 
 class _Job(NamedTuple):
@@ -43,16 +46,23 @@ class _Job(NamedTuple):
 
 
 class Store:
-    """Opens (and if need be makes) the store in `folder`. One process writes; several may read."""
+    """Opens (and if need be makes) the store in `folder`. One process writes; several may read.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.engine = open_database(folder)
-        self.segments = Segments(folder / "journal")
+    With the durability `power` what a write has promised survives a power cut, with `os` the death of the process.
+    `give_up` is called on the writer's thread once the disk has refused a sync; nothing is promised after that.
+    """
+
+    def __init__(
+        self, folder: Path, durability: Durability = "power", give_up: Callable[[], None] = end_process
+    ) -> None:
+        self.folder, self.give_up = folder, give_up
+        self.engine = open_database(folder, durability)
+        self.segments = Segments(folder / "journal", durable=durability == "power")
         # AUTOCOMMIT, because a read transaction that stays open would keep SQLite from folding its log.
         self.reader = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.gate, self.is_closed = threading.Lock(), False
+        self.failure: SyncFailed | None = None
         self.thread = threading.Thread(target=self._write_all, name="store-writer", daemon=True)
         self.thread.start()
 
@@ -128,6 +138,16 @@ class Store:
         self.segments.close()
 
     def _write_all(self) -> None:
+        try:
+            self._write_groups()
+        except SyncFailed as failure:
+            # Nobody is told that what waits has succeeded, nor that it has failed: the next start knows.
+            with self.gate:
+                self.is_closed = True
+            self.failure = failure
+            self.give_up()
+
+    def _write_groups(self) -> None:
         while (job := self.jobs.get()) is not None:
             group = [job]
             # Whatever waits by now shares one commit. The group is bounded, so that the first one's answer is not held
@@ -154,7 +174,10 @@ class Store:
                     outcomes.append(_attempt(connection, job))
                     # Without this the next job would run outside of any transaction and be kept alone.
                     _check_open(connection)
+                # Bodies before the rows that point at them; the commit then syncs the rows, once for the whole group.
+                self.segments.sync()
         except SQLAlchemyError as error:
+            check_synced(error, self.folder / DATABASE)
             full = (failure for _, failure in outcomes if isinstance(failure, OutOfService))  # what rolled it all back
             lost = next(full, None) or ServerError(
                 f"The database did not take a write: {error}. Look at the disk of the data folder."
@@ -163,6 +186,13 @@ class Store:
             outcomes = [(None, lost)] * len(group)
         for job, (value, failure) in zip(group, outcomes, strict=True):
             job.settle(value, failure)
+
+
+def check_synced(error: SQLAlchemyError, database: Path) -> None:
+    """SyncFailed where it was a sync that the database was refused."""
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorname", "") in FAILED_SYNCS:
+        raise SyncFailed(str(database), OSError(errno.EIO, str(cause))) from None
 
 
 def _check_open(connection: Connection) -> None:
@@ -209,19 +239,32 @@ def _set(future: asyncio.Future[T], value: T, error: BaseException | None) -> No
         future.set_exception(error)
 
 
-def open_database(folder: Path) -> Engine:
+def open_database(folder: Path, durability: Durability = "power") -> Engine:
     """The database of a data folder, brought up to date. Safe beside a running server.
 
     BadRequest where the folder holds something else, or a database that is damaged or that a newer version has changed.
     """
     check_place(folder)
     make_private_file(folder / DATABASE)  # SQLite gives its log the same mode
-    engine = _engine(folder / DATABASE)
+    engine = _engine(folder / DATABASE, durability)
     try:
         _bring_up_to_date(engine, folder)
     except DatabaseError as error:
         engine.dispose()
         raise refusal(folder / DATABASE, str(error.orig)) from None
+    return engine
+
+
+def new_database(folder: Path) -> Engine:
+    """A database for a folder that holds files and has lost its own: what `open_database` refuses to make by itself."""
+    # A log of the lost one would be taken for the new one's.
+    for end in ("-wal", "-shm"):
+        folder.joinpath(f"{DATABASE}{end}").unlink(missing_ok=True)
+    folder.joinpath(DATABASE).unlink(missing_ok=True)
+    make_private_file(folder / DATABASE)
+    engine = _engine(folder / DATABASE)
+    with engine.begin() as connection:
+        migrate(connection)
     return engine
 
 
@@ -233,14 +276,15 @@ def empty_database() -> Engine:
     return engine
 
 
-def _engine(database: Path | str) -> Engine:
+def _engine(database: Path | str, durability: Durability = "power") -> Engine:
     engine = create_engine(f"sqlite:///{database}", connect_args={"check_same_thread": False, "timeout": 30})
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: object) -> None:
-        # WAL with synchronous=NORMAL: a committed row survives the death of the process; only a power cut can take
-        # the last moments back.
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        # WAL with synchronous=FULL syncs the log at every commit; with NORMAL a committed row survives the death of
+        # the process alone, and a power cut can take the last moments back.
+        synchronous = "FULL" if durability == "power" else "NORMAL"
+        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
         # A text of damaged bytes must be one row's trouble, not that of every query which meets it.
         connection.text_factory = lambda content: content.decode("utf-8", "replace")

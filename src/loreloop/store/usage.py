@@ -8,6 +8,8 @@ import msgspec
 from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects.sqlite import insert
 
+from loreloop.store import accounts
+from loreloop.store.account_rows import Account, Spent
 from loreloop.store.rows import KeyUsage
 from loreloop.store.schema import KEYS, RUNS, USAGE
 
@@ -19,11 +21,19 @@ def add(connection: Connection, spent: Mapping[str, KeyUsage]) -> None:
         _add(connection, key_id, spent[key_id])
 
 
+def add_all(connection: Connection, spent: Mapping[str, KeyUsage], charged: Mapping[Account, Spent]) -> None:
+    """Adds to keys and to accounts in one transaction, so that a repeated try counts nothing twice."""
+    add(connection, spent)
+    accounts.add(connection, charged)
+
+
 def add_trained(connection: Connection, run_id: str, n_tokens: int, now: float) -> None:
     """Adds one training operation of a run, with the tokens that it learned from, to the run's key."""
     key_id = connection.scalar(select(RUNS.c.key_id).where(RUNS.c.id == run_id))
     if key_id is not None:
         _add(connection, key_id, KeyUsage(requests=1, trained_tokens=n_tokens, last_used=now))
+    if n_tokens:
+        accounts.add_of_run(connection, run_id, Spent(trained_tokens=n_tokens), now)
 
 
 def by_key(connection: Connection) -> dict[str, KeyUsage]:

@@ -28,6 +28,7 @@ from loreloop.parallel.place import ALONE, Place
 from loreloop.protocol.checksums import OPTIMIZER_FILE, FileSum, check_files, sum_of, write_sums
 from loreloop.protocol.errors import BadRequest, Gone, NotFound, ServerError, reading_trouble
 from loreloop.protocol.paths import file_name
+from loreloop.protocol.syncing import sync_names, sync_path, sync_tree
 from loreloop.protocol.training import LoraSpec, SavedResult
 
 VECTORS = ("master", "moment1", "moment2", "grad")
@@ -147,7 +148,7 @@ def write_checkpoint(folder: Path, state: ModelState, base_model: str) -> SavedR
 
 def write_sampler(folder: Path, view: AdapterView, base_model: str, *, durable: bool = True) -> SavedResult:
     """A PEFT folder of a whole adapter to sample from, with the list of its checksums."""
-    with staged(folder) as staging:
+    with staged(folder, durable=durable) as staging:
         sums = write_adapter(staging, view, base_model, durable=durable)
         sums_crc32 = write_sums(staging, sums)
     return SavedResult(sums[WEIGHTS_FILE].n_bytes, sums_crc32)
@@ -210,10 +211,18 @@ def _vector(state: ModelState, name: str) -> Tensor:
     return {"master": state.master, "moment1": state.moment1, "moment2": state.moment2, "grad": state.grad}[name]
 
 
-class staged:
-    """A folder that appears under its name only when it is complete: `with staged(folder) as staging: …`."""
+LEVELS = 4  # of folders above a checkpoint that may be new: <kind>, <run>, checkpoints, and the data folder
 
-    def __init__(self, folder: Path) -> None:
+
+class staged:
+    """A folder that appears under its name only when it is complete: `with staged(folder) as staging: …`.
+
+    A `durable` one is on the disk, name and contents, when the block has ended: whoever then writes its row may be sure
+    of it.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        self.durable = durable
         self.folder, self.staging = folder, folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
 
     def __enter__(self) -> Path:
@@ -223,9 +232,13 @@ class staged:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
+            if self.durable:
+                sync_tree(self.staging)
             # A folder cannot be renamed onto one that holds files, as a replayed save finds it.
             shutil.rmtree(self.folder, ignore_errors=True)
             self.staging.rename(self.folder)
+            if self.durable:
+                sync_names(self.folder, LEVELS)
         else:
             shutil.rmtree(self.staging, ignore_errors=True)
 
@@ -339,6 +352,10 @@ class AdapterBank:
                 shutil.copyfile(self.spilled[model_id], path)
                 written = sum_of(path)
             files[model_id] = SnapshotFile(path, written.crc32)
+            sync_path(path)  # also a copied one
+        if files:
+            # Their rows let the operations go that made these states.
+            sync_names(folder / "any", 3)
         # Only when all are written: after an error the next snapshot tries every one of them again.
         self.unsaved.clear()
         return files

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from loreloop.http.addresses import checkpoint_path
 from loreloop.http.bodies import answer, decode
 from loreloop.http.services import INFER, caller, now, services
+from loreloop.http.tinker.sharing import readable
 from loreloop.http.tinker.submission import Accepted, accept, live_run
 from loreloop.http.tinker.training import check_free, new_checkpoint
 from loreloop.protocol import paths, rest
@@ -63,7 +64,7 @@ async def external_weights_urls(request: Request) -> Response:
     key, path = caller(request, INFER), checkpoint_path(request)
     if path.kind is not CheckpointKind.EXTERNAL:
         raise BadRequest(f"{path} is not saved for others; ask for its archive, or save_weights_external first.")
-    folder = checkpoints.folder_of(services(request).store.read(checkpoints.get, key.id, path))
+    folder = checkpoints.folder_of(readable(request, key, path))
     expires = int(now()) + LIFETIME_SECONDS
     urls = {file: signed_url(request, path, file, expires) for file in saved_files(folder)}
     return answer({"urls": urls, "expires": datetime.fromtimestamp(expires, UTC).isoformat()})

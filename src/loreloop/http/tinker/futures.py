@@ -1,4 +1,4 @@
-"""The Tinker route that waits for results: a long poll, answered when the result is there."""
+"""Tinker routes that wait for results, one or those of a sampler: long polls, answered when one is there."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from loreloop.host.completions import Target, target_of
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.services import INFER, caller, services
 from loreloop.protocol.codec import encode_pass_result, encode_sample_result
-from loreloop.protocol.rest import RetrieveFuture
+from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.rest import RequestId, RetrieveFuture, RetrieveFutures
 from loreloop.protocol.sampling import SampleResult
 from loreloop.protocol.training import Failure, PassResult, StepResult
-from loreloop.store import sessions
+from loreloop.store import samplers, sessions
 from loreloop.store.rows import Outcome
 
 PROTOBUF = "application/x-protobuf"
@@ -32,6 +34,37 @@ async def retrieve_future(request: Request) -> Response:
         return pending() if sampled is None else sample_answer(sampled)
     outcome = await served.dispatcher.outcome(body.request_id, hold_seconds)
     return pending() if outcome is None else train_answer(outcome)
+
+
+async def retrieve_futures(request: Request) -> Response:
+    """Which samples of one client have ended; what it has fetched already is let go."""
+    key, served = caller(request, INFER), services(request)
+    body = await read_json(request, RetrieveFutures)
+    served.store.read(samplers.get, key.id, body.target.sampling_session_id)
+    target = Target(body.target.sampling_session_id, body.target.cloned_sampler_id)
+    for request_id in body.retrieved_request_ids:
+        # Of its own ones alone, and never one that has not ended: to forget that would cancel it.
+        if target_of(request_id) == target:
+            served.dispatcher.forget_ended(request_id)
+    hold_seconds = served.config.session.poll_hold_seconds
+    seconds = hold_seconds if body.timeout is None else min(body.timeout, hold_seconds)
+    heard = await served.dispatcher.completions.since(target, body.prev_cursor, seconds)
+    ended = [
+        {"state": "failed" if one.failed else "finished", "request_id": one.request_id} for one in heard.completions
+    ]
+    return answer({"completions": ended, "cursor": heard.cursor})
+
+
+async def cancel_future(request: Request) -> Response:
+    """Ends a sample that nobody waits for. What is unknown or has ended is let be; training is never cancelled."""
+    key, served = caller(request, INFER), services(request)
+    request_id = (await read_json(request, RequestId)).request_id
+    target = target_of(request_id)
+    if target is None:
+        raise BadRequest(f"{request_id[:200]!r} is no sample; only samples are cancelled.")
+    served.store.read(samplers.get, key.id, target.sampler_id)
+    served.dispatcher.cancel(request_id)
+    return answer({})
 
 
 def pending() -> Response:
@@ -64,4 +97,8 @@ def failure_answer(failure: Failure) -> Response:
     return answer({"error": failure.message, "category": failure.category})
 
 
-ROUTES = [Route("/retrieve_future", retrieve_future, methods=["POST"])]
+ROUTES = [
+    Route("/retrieve_future", retrieve_future, methods=["POST"]),
+    Route("/retrieve_futures", retrieve_futures, methods=["POST"]),
+    Route("/cancel_future", cancel_future, methods=["POST"]),
+]

@@ -12,12 +12,13 @@ from starlette.routing import Route
 from loreloop.http.addresses import checkpoint_path
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.services import INFER, TRAIN, Services, caller, now, services
+from loreloop.http.tinker.sharing import entry_of, readable
 from loreloop.http.tinker.training import state_path
 from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.paths import CheckpointKind, parse_path
 from loreloop.protocol.rest import TtlBody, WeightsInfoBody
-from loreloop.store import checkpoints, jobs, runs
-from loreloop.store.rows import CheckpointRow, RunRow
+from loreloop.store import audit, checkpoints, jobs, runs, sharing
+from loreloop.store.rows import CheckpointRow, KeyRow, RunRow
 
 KINDS = {CheckpointKind.TRAINING: "training", CheckpointKind.SAMPLER: "sampler", CheckpointKind.EXTERNAL: "external"}
 
@@ -26,7 +27,7 @@ async def list_runs(request: Request) -> Response:
     """The key's runs by pages, with their newest checkpoints."""
     key, served = caller(request, INFER), services(request)
     limit, offset = page(request, default_limit=20)
-    found = served.store.read(runs.list_page, key.id, limit, offset)
+    found = served.store.read(runs.list_page, key.id, limit, offset, request.query_params.get("project_id"))
     rows = [run_json(served, key.id, run) for run in found.rows]
     return answer({"training_runs": rows, "cursor": {"offset": offset, "limit": limit, "total_count": found.total}})
 
@@ -34,7 +35,16 @@ async def list_runs(request: Request) -> Response:
 async def get_run(request: Request) -> Response:
     """One run of the key; NotFound where it has none of this id."""
     key, served = caller(request, INFER), services(request)
-    return answer(run_json(served, key.id, served.store.read(runs.get, key.id, request.path_params["run_id"])))
+    run = readable_run(request, key, request.path_params["run_id"])
+    return answer(run_json(served, run.key_id, run, of_others=run.key_id != key.id))
+
+
+def readable_run(request: Request, key: KeyRow, run_id: str) -> RunRow:
+    """A run of the key, or with `access_scope=accessible` one of which something is public. NotFound else."""
+    store = services(request).store
+    if request.query_params.get("access_scope") == "accessible" and store.read(sharing.has_public, run_id):
+        return store.read(runs.of_anyone, run_id)
+    return store.read(runs.get, key.id, run_id)
 
 
 async def list_run_checkpoints(request: Request) -> Response:
@@ -60,7 +70,8 @@ async def delete_checkpoint(request: Request) -> Response:
     path = checkpoint_path(request)
     if job_id := served.store.read(jobs.beginning_at, key.id, str(path)):
         raise Conflict(f"The job {job_id} begins at {path}; cancel that, then delete the checkpoint.")
-    row = await served.store.write(checkpoints.remove, key.id, path)
+    entry = entry_of("checkpoint_delete", key, path)
+    row = await served.store.write(audit.noting, entry, checkpoints.remove, key.id, path)
     if row.kind is CheckpointKind.SAMPLER:
         # The engine may hold the adapter in memory, and would go on answering with it.
         served.dispatcher.drop_revision(str(row.path))
@@ -82,8 +93,8 @@ async def weights_info(request: Request) -> Response:
     """What a client must know to make a training client that a checkpoint fits: base model, rank, trained parts."""
     key, served = caller(request, INFER), services(request)
     path = parse_path(state_path(request, key, (await read_json(request, WeightsInfoBody)).tinker_path))
-    served.store.read(checkpoints.get, key.id, path)
-    run = served.store.read(runs.get, key.id, path.run_id)
+    readable(request, key, path)
+    run = served.store.read(runs.of_anyone, path.run_id)
     lora = run.lora
     parts = {"train_unembed": lora.train_unembed, "train_mlp": lora.train_mlp, "train_attn": lora.train_attn}
     optimizer = {"optimizer_config": {"type": "adamw"}}
@@ -105,10 +116,10 @@ def page(request: Request, default_limit: int) -> tuple[int, int]:
     return limit, offset
 
 
-def run_json(served: Services, key_id: str, run: RunRow) -> dict[str, Any]:
-    """A run as the SDK reads it, with the newest checkpoint of each kind."""
+def run_json(served: Services, key_id: str, run: RunRow, *, of_others: bool = False) -> dict[str, Any]:
+    """A run as the SDK reads it, with the newest checkpoint of each kind; to others only what is public of it."""
     # The store gives the newest first, so the first of each kind is the one to show.
-    saved = served.store.read(checkpoints.of_run, key_id, run.id)
+    saved = [row for row in served.store.read(checkpoints.of_run, key_id, run.id) if row.public or not of_others]
     # A run may have checkpoints of one kind only, so each is looked for by itself.
     newest = {kind: next((row for row in saved if row.kind is kind), None) for kind in KINDS}
     training, sampler = newest[CheckpointKind.TRAINING], newest[CheckpointKind.SAMPLER]
@@ -122,7 +133,7 @@ def run_json(served: Services, key_id: str, run: RunRow) -> dict[str, Any]:
         "last_request_time": moment(run.last_request),
         "last_checkpoint": checkpoint_json(training) if training else None,
         "last_sampler_checkpoint": checkpoint_json(sampler) if sampler else None,
-        "user_metadata": run.user_metadata,
+        "user_metadata": None if of_others else run.user_metadata,
     }
 
 
@@ -134,7 +145,7 @@ def checkpoint_json(row: CheckpointRow) -> dict[str, Any]:
         "time": moment(row.created),
         "tinker_path": str(row.path),
         "size_bytes": row.size_bytes,
-        "public": False,
+        "public": row.public,
         "user_metadata": row.user_metadata,
         "expires_at": moment(row.expires) if row.expires is not None else None,
     }

@@ -17,7 +17,7 @@ from loreloop.protocol import paths
 from loreloop.protocol.checks import check_params, check_prompt, check_scores, check_targets
 from loreloop.protocol.errors import BadRequest, FilesGone
 from loreloop.protocol.link import EngineInfo
-from loreloop.protocol.rest import CreateSamplingSession, SampleBody, WireSamplingParams
+from loreloop.protocol.rest import CreateSamplingSession, SampleBody, SamplingSessionId, WireSamplingParams
 from loreloop.protocol.sampling import Revision, SampleOp
 from loreloop.protocol.training import Chunk, length_of
 from loreloop.store import samplers
@@ -47,6 +47,13 @@ async def create_sampling_session(request: Request) -> Response:
     )
     await served.store.write(samplers.create, row, now())
     return answer({"sampling_session_id": sampler_id})
+
+
+async def join_sampling_session(request: Request) -> Response:
+    """The number of one more copy of a sampler's client, by which its sequence ids keep apart from the others'."""
+    key, body = caller(request, INFER), await read_json(request, SamplingSessionId)
+    number = await services(request).store.write(samplers.join, key.id, body.sampling_session_id)
+    return answer({"client_counter": number, "type": "join_sampling_session"})
 
 
 async def get_sampler(request: Request) -> Response:
@@ -122,6 +129,7 @@ async def _with_grammar(served: Services, wire: WireSamplingParams, info: Engine
 
 ROUTES = [
     Route("/create_sampling_session", create_sampling_session, methods=["POST"]),
+    Route("/join_sampling_session", join_sampling_session, methods=["POST"]),
     Route("/samplers/{sampler_id}", get_sampler, methods=["GET"]),
     Route("/asample", asample, methods=["POST"]),
 ]

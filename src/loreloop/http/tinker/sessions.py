@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from loreloop.config import SdkFlag
 from loreloop.http.bodies import answer, read_body, read_json
 from loreloop.http.services import INFER, caller, now, services
 from loreloop.protocol.errors import Gone
@@ -13,17 +16,28 @@ from loreloop.protocol.rest import CreateSession, FinishSession, Heartbeat
 from loreloop.store import sessions
 from loreloop.store.rows import SessionNew
 
+DYNAMIC: Final = "sample_cancel_enabled"  # told by the settings that the SDK reads again
+# Compressed passes save time on the wire; abandoned samples give their places up; numbers that the server gives to
+# copies of a client cannot meet, as drawn ones might. docs/protocol.md says why the others stay at the SDK's defaults.
+SDK_FLAGS: dict[SdkFlag, bool] = {
+    "proto_compress_fwdbwd": True,
+    "sample_cancel_enabled": True,
+    "sample_join_sampling_session": True,
+}
+
 
 async def client_config(request: Request) -> Response:
-    """The SDK's defaults suit this server, but for compressed passes, which save time on the wire."""
+    """What the SDK is to do, where that is not its default."""
     caller(request, INFER)
-    return answer({"proto_compress_fwdbwd": True})
+    flags = SDK_FLAGS | services(request).config.sdk_flags
+    return answer({name: value for name, value in flags.items() if name != DYNAMIC})
 
 
 async def dynamic_config(request: Request) -> Response:
     """How often, in seconds, the SDK may ask for its settings again."""
     caller(request, INFER)
-    return answer({"refresh_interval_sec": 300})
+    cancels = (SDK_FLAGS | services(request).config.sdk_flags)[DYNAMIC]
+    return answer({"refresh_interval_sec": 300, DYNAMIC: cancels})
 
 
 async def capabilities(request: Request) -> Response:

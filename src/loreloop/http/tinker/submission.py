@@ -105,7 +105,8 @@ async def _submit(request: Request, key: KeyRow, body: bytes, accepted: Accepted
     fingerprint = hashlib.sha256(body).hexdigest()
     base_model = served.names.base(from_run.base_model)
     # From here on the operation is on disk, and the client may be told that it will run.
-    await served.dispatcher.submit(accepted.op, Acceptance(base_model, fingerprint, accepted.after, accepted.reply))
+    acceptance = Acceptance(base_model, fingerprint, accepted.after, accepted.reply, now())
+    await served.dispatcher.submit(accepted.op, acceptance)
     await served.store.write(runs.touch, accepted.op.model_id, now())
 
 

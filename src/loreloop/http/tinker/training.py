@@ -11,8 +11,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.http.bodies import answer, decode, read_json
-from loreloop.http.services import INFER, caller, fresh_seed, now, services
+from loreloop.http.services import INFER, TRAIN, caller, fresh_seed, now, services
 from loreloop.http.tinker import provenance
+from loreloop.http.tinker.sharing import note_read, readable
 from loreloop.http.tinker.submission import Accepted, accept, active_session, address_in_protobuf, live_run
 from loreloop.protocol import paths, rest
 from loreloop.protocol.checksums import OPTIMIZER_FILE, check_all_files
@@ -121,6 +122,15 @@ async def forward_backward(request: Request) -> Response:
         return Accepted(msgspec.structs.replace(op, request_id=request_id, data=data))
 
     return await accept(request, build, address_in_protobuf)
+
+
+async def create_custom_loss(request: Request) -> Response:
+    """Always refused: a loss of the client's own is computed by the client (`forward_backward_custom`)."""
+    caller(request, TRAIN)
+    raise BadRequest(
+        "Custom losses are not enabled on this server; forward_backward_custom computes them on the client, or use a "
+        "loss of docs/training.md."
+    )
 
 
 async def with_images(request: Request, run: RunRow, op: ForwardBackward) -> ForwardBackward:
@@ -273,7 +283,7 @@ async def create_from(request: Request, key: KeyRow, body: rest.LoadWeightsBody,
         raise BadRequest(f"The optimizer {body.optimizer_config.type!r} is not served; use adamw.")
     request_id = paths.request_id(model_id, 0)
     folder = await pinned(request, key, body, request_id)
-    source = services(request).store.read(runs.get, key.id, parse_path(body.path).run_id)
+    source = services(request).store.read(runs.of_anyone, parse_path(body.path).run_id)
     names = services(request).names
     base_model = body.base_model or source.base_model
     # The names may differ, one being an alias; what counts is that both mean the same base.
@@ -301,10 +311,11 @@ async def pinned(request: Request, key: KeyRow, body: rest.LoadWeightsBody, requ
             f"{body.path} holds no optimizer's state; load it without, or a tinker://<run>/weights/<name> checkpoint."
         )
     served = services(request)
-    row = served.store.read(checkpoints.get, key.id, path)
+    row = readable(request, key, path, body.weights_access_token)
     folder = checkpoints.folder_of(row)
     # Without the optimizer's state being wanted, damage to its file does no harm.
     await asyncio.to_thread(check_all_files, folder, (OPTIMIZER_FILE,) if not body.optimizer else ())
+    await note_read(request, key, row, "training")
     # The pin keeps the files though the checkpoint may be deleted meanwhile, because a replay after a crash loads them
     # again.
     return str(served.dispatcher.files.pin(folder, request_id))
@@ -332,6 +343,7 @@ async def get_info(request: Request) -> Response:
 ROUTES = [
     Route("/create_model", create_model, methods=["POST"]),
     Route("/forward_backward", forward_backward, methods=["POST"]),
+    Route("/create_custom_loss", create_custom_loss, methods=["POST"]),
     Route("/optim_step", optim_step, methods=["POST"]),
     Route("/save_weights", save_weights, methods=["POST"]),
     Route("/save_weights_for_sampler", save_weights_for_sampler, methods=["POST"]),

@@ -1,0 +1,74 @@
+"""Checkpoints between keys: made public, read by others, copied.
+
+A copy is hard links, so that it takes no room; nobody ever writes into a file of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Collection
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import Connection, select, update
+
+from loreloop.protocol.errors import BadRequest, NotFound
+from loreloop.protocol.paths import CheckpointPath
+from loreloop.protocol.syncing import sync_names, sync_path
+from loreloop.store import checkpoints
+from loreloop.store.rows import CheckpointRow
+from loreloop.store.schema import CHECKPOINTS
+
+
+def set_public(connection: Connection, key_id: str, path: CheckpointPath, *, public: bool) -> None:
+    """Lets every key that knows the path read a checkpoint, or its owner alone again. To say it twice changes nothing,
+    since the SDK repeats what it calls."""
+    row = checkpoints.get(connection, key_id, path)
+    of_path = (CHECKPOINTS.c.run_id == row.run_id) & (CHECKPOINTS.c.kind == row.kind.value)
+    connection.execute(update(CHECKPOINTS).where(of_path, CHECKPOINTS.c.name == row.name).values(public=public))
+
+
+def readable(connection: Connection, key_ids: Collection[str], path: CheckpointPath) -> CheckpointRow:
+    """A checkpoint that one of the keys owns, or that is public. NotFound else, in the same words as where there is
+    none."""
+    try:
+        row = checkpoints.of_anyone(connection, path)
+    except NotFound:
+        row = None
+    if row is None or not (row.public or row.key_id in key_ids):
+        raise NotFound(f"There is no checkpoint {path} of this key.")
+    return row
+
+
+def has_public(connection: Connection, run_id: str) -> bool:
+    """Whether a run has a checkpoint that is public."""
+    of_run = (CHECKPOINTS.c.run_id == run_id) & CHECKPOINTS.c.public
+    return connection.execute(select(CHECKPOINTS.c.name).where(of_run).limit(1)).first() is not None
+
+
+def link_files(source: Path, target: Path) -> None:
+    """A second folder of the same files, which appears at once; nothing where it is there already."""
+    if target.exists():
+        return
+    staging = target.with_name(f".{uuid.uuid4().hex}")
+    try:
+        shutil.copytree(source, staging, copy_function=os.link)
+        sync_path(staging)
+        staging.rename(target)
+        sync_names(target, 4)
+    except FileExistsError:  # another request was faster
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def add_copy(connection: Connection, copy: CheckpointRow) -> None:
+    """Makes a copy known, once. BadRequest where its run has a checkpoint of that name that is none."""
+    try:
+        known = checkpoints.of_anyone(connection, copy.path)
+    except NotFound:
+        checkpoints.add(connection, copy)
+        return
+    same = msgspec.structs.replace(known, created=copy.created, expires=copy.expires, public=copy.public) == copy
+    if not same:
+        raise BadRequest(f"There is a checkpoint {copy.path} already; copy to another model_seq_id.")
