@@ -101,7 +101,7 @@ def test_a_copy_of_a_client_samples_beside_it(either: RunningServer, monkeypatch
     assert len({tuple(tokens) for tokens in said}) == 1
 
 
-def test_in_flight_saves_move_clients_along(either: RunningServer) -> None:
+def test_a_sampler_keeps_its_weights_while_training_goes_on(either: RunningServer) -> None:
     client = service(either).create_lora_training_client("tiny", rank=8, seed=1).result(60)
     before = client.save_weights_and_get_sampling_client().result(60)
     said = tuple(before.sample(prompt(IDS), 1, GREEDY).result(60).sequences[0].tokens)

@@ -64,7 +64,7 @@ saved(RunningServer({url!r}, {key!r}, 0, Path("/")))
 """
     client = subprocess.Popen([sys.executable, "-W", "ignore", "-c", asked], stderr=subprocess.DEVNULL, env=plain())
     try:
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=120)
     finally:
         client.kill()
         client.wait()
@@ -87,7 +87,7 @@ def address(data: Path, process: subprocess.Popen[str]) -> str:
     import time
 
     file = data / "run" / "server.json"
-    for _ in range(600):
+    for _ in range(2400):
         if file.exists() and json.loads(file.read_bytes())["pid"] == process.pid:
             return json.loads(file.read_bytes())["url"]
         assert process.poll() is None

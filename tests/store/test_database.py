@@ -14,7 +14,7 @@ from loreloop.store.feedback_tables import FEEDBACK_TABLES
 from loreloop.store.rows import RecordingRule
 from loreloop.store.schema import METADATA, MIGRATIONS
 from loreloop.store.steps import STEPS
-from loreloop.store.store import open_database
+from loreloop.store.store import Durability, open_database
 from loreloop.store.turn_tables import TURN_TABLES
 
 
@@ -104,12 +104,15 @@ def _take_back(connection: Connection, n_taken: int) -> None:
     connection.execute(delete(MIGRATIONS).where(MIGRATIONS.c.number > n_taken))
 
 
-def test_it_is_set_for_kills_and_checks_references(tmp_path: Path) -> None:
-    engine = open_database(tmp_path)
+@pytest.mark.parametrize(("durability", "synchronous"), [("power", 2), ("os", 1)])
+def test_it_is_set_for_power_cuts_or_kills_and_checks_references(
+    tmp_path: Path, durability: Durability, synchronous: int
+) -> None:
+    engine = open_database(tmp_path, durability)
     with engine.connect() as connection:
         found = [connection.scalar(text(f"PRAGMA {name}")) for name in ("journal_mode", "synchronous", "foreign_keys")]
     engine.dispose()
-    assert found == ["wal", 1, 1]
+    assert found == ["wal", synchronous, 1]
 
 
 def test_every_connection_is_set_alike(tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ class RetrieveFutures(msgspec.Struct, frozen=True):
     `retrieved_request_ids` need not be kept any longer."""
 
     target: FuturesTarget
-    prev_cursor: Annotated[int, Meta(ge=0, lt=1 << 63)] = 0
+    prev_cursor: SeqId = 0
     timeout: Annotated[float, Meta(ge=0)] | None = None
     retrieved_request_ids: tuple[str, ...] = ()
 

@@ -128,8 +128,8 @@ async def create_custom_loss(request: Request) -> Response:
     """Always refused: a loss of the client's own is computed by the client (`forward_backward_custom`)."""
     caller(request, TRAIN)
     raise BadRequest(
-        "Custom losses are not enabled on this server; forward_backward_custom computes them on the client, or use a "
-        "loss of docs/training.md."
+        "Custom losses are not enabled on this server; forward_backward_custom computes them on the client, or take "
+        "a loss that docs/training.md names."
     )
 
 
