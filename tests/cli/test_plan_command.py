@@ -102,7 +102,12 @@ def test_prices_that_are_none_are_refused(config: Path, tmp_path: Path) -> None:
     assert "H999" in done.stderr
 
 
-def test_a_model_that_is_not_there_is_refused() -> None:
-    done = planned("qwen3-nothing", "--gpus", "1xH200")
+@pytest.mark.parametrize(
+    ("name", "said"), [("smollm2-153m", "smollm2-135m"), ("{}/confg.json", "{}/config.json"), ("qwen3-nothing", "")]
+)
+def test_a_model_that_is_not_there_is_refused(config: Path, name: str, said: str) -> None:
+    done = planned(name.format(config.parent), "--gpus", "1xH200")
     assert done.returncode == 2
     assert "neither a model folder" in done.stderr
+    assert ("Did you mean" in done.stderr) == bool(said)
+    assert said.format(config.parent) in done.stderr

@@ -47,8 +47,8 @@ POSITIVE = click.IntRange(min=1, max=1 << 31)
 def plan(model: str, gpus: str, prices: Path | None, *, as_json: bool, **numbers: object) -> None:
     """Say what a step of reinforcement learning would take: memory by part, time, cost, and the best layouts.
 
-    MODEL is a folder, a config.json, a model of the catalogue or a hub id. Nothing is loaded and nothing downloaded but
-    a configuration. Exit code 1 where nothing fits.
+    MODEL is a folder, a config.json or a hub id. Nothing is loaded, and nothing downloaded but a configuration. Exit
+    code 1 where nothing fits.
     """
     import sys
 
@@ -68,7 +68,8 @@ def plan(model: str, gpus: str, prices: Path | None, *, as_json: bool, **numbers
 
 
 def _base(model: str) -> Base:
-    """The model by its configuration; WrongSettings where it has none that can be read."""
+    """The model by its configuration; WrongSettings where it has none that can be read, with what is spelled alike."""
+    from loreloop.formats.catalog import HUB_IDS
     from loreloop.formats.load import spec_of
     from loreloop.formats.verdict import config_of
     from loreloop.model.families.table import family_of
@@ -76,13 +77,28 @@ def _base(model: str) -> Base:
     from loreloop.protocol.errors import BadRequest, WrongSettings
 
     try:
-        config, where = config_of(model)
+        config, where = config_of(HUB_IDS.get(model, model))
         spec = spec_of(config, where)
     except BadRequest as error:
+        if near := _near(model):
+            raise WrongSettings(f"{error.message} Did you mean {' or '.join(near)}?") from None
         raise WrongSettings(error.message) from None
     inner = config.get("text_config") or config
     packed = bool(config.get("quantization_config") or inner.get("quantization_config"))
     return Base(model, spec, family_of(config).names, packed and spec.moe is not None)
+
+
+def _near(model: str) -> list[str]:
+    """What is spelled much like a model that is not there: known names, and what lies beside its path."""
+    import difflib
+
+    from loreloop.formats.catalog import HUB_IDS
+
+    path = Path(model)
+    if path.exists():
+        return []
+    beside = [str(path.parent / each.name) for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    return difflib.get_close_matches(model, [*HUB_IDS, *beside], 3, 0.75)
 
 
 def _prices(file: Path | None) -> dict[str, float]:
