@@ -73,7 +73,13 @@ def packing_of(base: Base, wish: Wish) -> Packing:
 
 def _rank(base: Base, wish: Wish, mesh: Mesh, rank: int, available: float) -> Memory:
     n_batches = -(-wish.trained_rows // wish.rows)
-    load = Load(wish.lora, wish.context, min(wish.rows, wish.trained_rows), packing_of(base, wish), n_batches)
+    load = Load(
+        lora=wish.lora,
+        cached_tokens=wish.context,
+        trained_rows=min(wish.rows, wish.trained_rows),
+        packing=packing_of(base, wish),
+        n_batches=n_batches,
+    )
     parts = footprint(base.spec, base.names, mesh, rank, load)
     if wish.full:
         n_numbers = held_weights(share_of(base.spec, mesh, rank), base.names, "none").n_numbers
