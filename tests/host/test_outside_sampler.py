@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -9,13 +10,18 @@ import pytest
 from tinker import types
 
 from loreloop.cli.outside_base import check_base
+from loreloop.cli.server import RunningServer
 from loreloop.formats.load import read_spec
+from loreloop.learn.clients import Clients
+from loreloop.learn.plan import Plan
+from loreloop.learn.rewarded_methods import settled
+from loreloop.learn.settings import CorrectedSettings, DistillSettings, GrpoSettings, PpoSettings
 from loreloop.outside.outside_engine import seed_of
 from loreloop.outside.server import SamplerServer
 from loreloop.protocol.errors import BadRequest
 from tests.cli.test_serve_mistakes import served
 from tests.host.sampler import sampler, token_at
-from tests.host.test_replica_server import base, engines, server, trained
+from tests.host.test_replica_server import base, engines, server, service, trained
 from tests.host.test_server import until
 
 PROMPT = [5, 6, 7, 8]
@@ -46,6 +52,20 @@ def test_a_sampler_outside_draws_and_is_handed_revisions_once(tmp_path: Path) ->
         scores = client.compute_logprobs(types.ModelInput.from_ints(PROMPT)).result()
         assert len(scores) == len(PROMPT)
         assert [engine["outside"] for engine in engines(running)] == [False, True]
+
+
+def test_weights_are_truncated_by_themselves_where_a_sampler_outside_draws(tmp_path: Path) -> None:
+    given = [GrpoSettings(), PpoSettings(), GrpoSettings(correction="icepop"), DistillSettings()]
+
+    async def corrections(running: RunningServer) -> list[str | None]:
+        clients = Clients(service(running), Plan(base_model="tiny"))
+        found = [await settled(each, clients) for each in given]
+        return [each.correction if isinstance(each, CorrectedSettings) else None for each in found]
+
+    with sampler() as outside, server(tmp_path / "out", "--sampler", outside.url) as running:
+        assert asyncio.run(corrections(running)) == ["truncate", "truncate", "icepop", None]
+    with server(tmp_path / "own") as running:
+        assert asyncio.run(corrections(running)) == ["none", "none", "icepop", None]
 
 
 def test_samples_of_a_lost_sampler_are_drawn_by_others_and_it_is_used_again(tmp_path: Path) -> None:

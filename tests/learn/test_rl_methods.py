@@ -41,6 +41,7 @@ TASK = Task(Conversation((Turn("user", "2 + 2?"),)), {"answer": "4"})
     ("settings", "learner"),
     [
         (GrpoSettings(), Grpo(normalisation="tokens")),
+        (GrpoSettings(correction="truncate"), Grpo(normalisation="tokens", correction=Correction("truncate"))),
         (
             GrpoSettings(
                 clip_high=0.28, answer_tokens=100, overlong_buffer=20, correction="icepop", kl=0.1, kl_form="k3"

@@ -158,7 +158,7 @@ def pass_and_step(
     work: Path,
     settings: dict[str, Any],
     lora: dict[str, Any],
-    one: Datum = datum(random_tokens(45, 1)),
+    one: Datum,
 ) -> Seen:
     """What is said in a pass, a step, and a step of sampling."""
     engine = engine_at(place, folder, work, settings)

@@ -17,15 +17,30 @@ from tests.model.test_count import KIMI, PUBLISHED
 
 # The architectures of Kimi K2 and of Qwen3-VL-235B, narrow, and with few layers.
 NARROW_KIMI = KIMI | {
-    **{"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 16, "intermediate_size": 128, "moe_intermediate_size": 32},
+    **{
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "num_attention_heads": 16,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 32,
+    },
     **{"n_routed_experts": 64, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4},
     **{"v_head_dim": 8, "vocab_size": 1003, "num_key_value_heads": 16},
 }
 NARROW_QWEN = PUBLISHED["Qwen3-235B-A22B"][0] | {
-    **{"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 16, "intermediate_size": 128, "moe_intermediate_size": 32},
+    **{
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "num_attention_heads": 16,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 32,
+    },
     **{"num_experts": 64, "head_dim": 8, "vocab_size": 1003},
 }
-MESHES = ["tp=8", "ep=8", "pp=2,tp=4", "ep=4,tp=2", "ep=64", "ep=8,tp=8", "pp=2,ep=8,tp=4"]
+MESHES = [
+    *("tp=8", "ep=8", "pp=2,tp=4"),
+    *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("ep=4,tp=2", "ep=64", "ep=8,tp=8", "pp=2,ep=8,tp=4")),
+]
 CONFIGS = {"kimi": NARROW_KIMI, "qwen": NARROW_QWEN}
 
 

@@ -31,6 +31,7 @@ from loreloop.cli.model_care import remove_model, verify_models
 from loreloop.cli.model_check import check_model
 from loreloop.cli.models import models
 from loreloop.cli.persons import persons
+from loreloop.cli.plan import plan
 from loreloop.cli.repair import repair
 from loreloop.cli.runs import runs
 from loreloop.cli.serve import serve
@@ -79,6 +80,7 @@ VERBS_IN_ORDER = (
     tools,
     chat,
     memory,
+    plan,
     train,
     loop,
 )

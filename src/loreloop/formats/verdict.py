@@ -48,7 +48,7 @@ class Verdict:
 
 def check(source: str) -> Verdict:
     """The verdict on a folder, a config.json or a hub id. BadRequest where there is no configuration to look at."""
-    config, where = _config_of(source)
+    config, where = config_of(source)
     model_type = str(config.get("model_type"))
     try:
         spec = spec_of(config, where)
@@ -81,7 +81,8 @@ def memory_here() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _config_of(source: str) -> tuple[dict[str, Any], str]:
+def config_of(source: str) -> tuple[dict[str, Any], str]:
+    """The configuration in a folder, of a file or of a hub id, and what to call it. BadRequest where there is none."""
     file = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
     if file.is_file():
         return read_config_file(file), str(file)

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 
 import tinker
+from tinker.lib.client_connection_pool_type import ClientConnectionPoolType
 
 from loreloop.learn.plan import Plan
 from loreloop.protocol.errors import BadRequest
@@ -90,6 +91,22 @@ async def window_of(service: tinker.ServiceClient, base_model: str) -> int | Non
             return model.max_context_length
     served = ", ".join(sorted(model.model_name for model in models if model.model_name))
     raise BadRequest(f"The server does not serve {base_model!r}; it serves {served or 'nothing'}.")
+
+
+async def sampled_outside(service: tinker.ServiceClient, base_model: str) -> bool:
+    """Whether samplers that are none of the server's own draw for a base model. Other servers do not say."""
+
+    async def ask() -> object:
+        with service.holder.aclient(ClientConnectionPoolType.TRAIN) as client:
+            # Read as it comes: the SDK's own types leave out what it does not know.
+            return await client.get("/api/v1/get_server_capabilities", cast_to=object)
+
+    # The SDK's connections belong to a loop of its own.
+    match await service.holder.run_coroutine_threadsafe(service.holder.execute_with_retries(ask)):
+        case {"supported_models": [*models]}:
+            told = [model for model in models if isinstance(model, dict) and model.get("model_name") == base_model]
+            return any(model.get("sampled_outside") is True for model in told)
+    return False
 
 
 def adam_of(plan: Plan, learning_rate: float) -> tinker.AdamParams:

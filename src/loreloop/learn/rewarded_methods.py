@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import tinker
 
 from loreloop.learn.advantages import Overlong
-from loreloop.learn.clients import Clients
+from loreloop.learn.clients import Clients, sampled_outside
 from loreloop.learn.corrections import Correction
 from loreloop.learn.environments.environment import Environment
 from loreloop.learn.examples import Task, Told
@@ -52,12 +54,14 @@ from loreloop.protocol.errors import BadRequest
 if TYPE_CHECKING:
     from loreloop.learn.methods import Order
 
+LOG = logging.getLogger(__name__)
+
 
 async def from_rewards(order: Order, clients: Clients) -> RewardLearner:
     """The learner of an order for GRPO, PPO, CISPO, REINFORCE or distillation. BadRequest where its settings do not fit
     together, its grader is none, or its environment is not there."""
-    settings = order.settings
-    assert isinstance(settings, RewardSettings)
+    assert isinstance(order.settings, RewardSettings)
+    settings = await settled(order.settings, clients)
     given = order.means or Means()
     means = given if given.sandbox else replace(given, sandbox=CodeSandbox())
     names = {id(task.item): f"Held-out example {number}" for number, task in enumerate(order.held_out, 1)}
@@ -191,6 +195,17 @@ def ways_of(settings: RewardSettings) -> Ways:
     return ways
 
 
+async def settled(settings: RewardSettings, clients: Clients) -> RewardSettings:
+    """The settings with a correction that was left to us: `truncate` where samplers outside draw for the base model,
+    which round otherwise than the engine that trains, and `none` where ours do."""
+    if not isinstance(settings, CorrectedSettings) or settings.correction != "auto":
+        return settings
+    outside = await sampled_outside(clients.service, clients.plan.base_model)
+    if outside:
+        LOG.info("samplers outside draw for %s: --correction truncate", clients.plan.base_model)
+    return msgspec.structs.replace(settings, correction="truncate" if outside else "none")
+
+
 def policy_learner(settings: RewardSettings) -> PolicyLearner:
     """The page that the settings are for."""
     kl = KlPenalty(settings.kl, settings.kl_form)
@@ -236,8 +251,10 @@ def policy_learner(settings: RewardSettings) -> PolicyLearner:
 
 
 def _correction(settings: CorrectedSettings) -> Correction:
+    # Whoever asks nobody what draws has samples of our own engines.
+    rule = "none" if settings.correction == "auto" else settings.correction
     try:
-        return Correction(settings.correction, settings.correction_low, settings.correction_high)
+        return Correction(rule, settings.correction_low, settings.correction_high)
     except ValueError:
         raise BadRequest(
             "--correction-low must be below --correction-high, and each fit the other bound of its rule."

@@ -110,8 +110,9 @@ class CorrectedSettings(RewardSettings, frozen=True):
     """Those that weigh tokens which other weights drew."""
 
     correction: Annotated[
-        Literal["none", "truncate", "icepop", "geometric"], Meta(description="How the ratio to the sampler is bounded.")
-    ] = "none"
+        Literal["auto", "none", "truncate", "icepop", "geometric"],
+        Meta(description="How the ratio to the sampler is bounded; auto: truncate where a sampler outside draws."),
+    ] = "auto"
     correction_low: Annotated[float, Meta(ge=0, description="The lower bound, if not the rule's own.")] | None = None
     correction_high: Annotated[float, Meta(gt=0, description="The upper bound, if not the rule's own.")] | None = None
 
@@ -170,7 +171,8 @@ class ReinforceSettings(CorrectedSettings, frozen=True):
     """
 
     correction: Annotated[
-        Literal["none", "truncate", "icepop", "geometric"], Meta(description="How the ratio to the sampler is bounded.")
+        Literal["auto", "none", "truncate", "icepop", "geometric"],
+        Meta(description="How the ratio to the sampler is bounded; auto: truncate where a sampler outside draws."),
     ] = "truncate"
     scaled: Annotated[bool, Meta(description="Divide by the standard deviation of a group.")] = False
 

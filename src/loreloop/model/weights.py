@@ -34,8 +34,8 @@ class Weight:
 
 
 def decoder_weights(spec: DecoderSpec, names: WeightNames) -> Iterator[Weight]:
-    """Every weight of the decoder, in the order of its layers; of experts those that are here. Roles are unique; a fused
-    one has several pieces."""
+    """Every weight of the decoder, in the order of its layers; of experts those that are here. Roles are unique; a
+    fused one has several pieces."""
     # Embedding and head keep 8 bits where other matrices go to 4: an error in them reaches every token's logits.
     yield _whole("embedding", names.embedding, (spec.vocab_size, spec.d_model), bits=8)
     yield _whole("final_norm", names.final_norm, (spec.d_model,))

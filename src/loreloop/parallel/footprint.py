@@ -108,15 +108,16 @@ def _held(share: Share, names: WeightNames) -> Iterator[tuple[Weight, tuple[int,
     """Weights of which the rank has something, the shape of that, and how many are like it: one expert of a layer
     stands for all that are here."""
     whole, moe, n_alike = share.spec, share.spec.moe, 1
-    if moe and share.local.moe:
-        here = share.local.moe.here
+    local = share.local  # made anew whenever it is asked for
+    if moe and local.moe:
+        here = local.moe.here
         n_alike = len(here)
         whole = replace(whole, moe=replace(moe, held=(here.start, here.start + 1)))
     # What a plan takes of a weight depends on its site and shape, and not on which of the layers here it is in.
     known: dict[tuple[str, tuple[int, ...]], tuple[int, ...] | None] = {}
-    for weight in decoder_weights(whole, names):
+    for weight in _outline(whole, names):
         layer, _, site = weight.role.partition(".")
-        if layer.isdecimal() and int(layer) not in share.local.layers:
+        if layer.isdecimal() and int(layer) not in local.layers:
             continue
         key = (site or layer, weight.shape)
         if key not in known:
@@ -126,6 +127,12 @@ def _held(share: Share, names: WeightNames) -> Iterator[tuple[Weight, tuple[int,
         shape = known[key]
         if shape is not None:
             yield weight, shape, n_alike if site.partition(".")[0].isdecimal() else 1
+
+
+@functools.lru_cache(maxsize=8)
+def _outline(spec: DecoderSpec, names: WeightNames) -> tuple[Weight, ...]:
+    """A model's weights; whoever compares layouts asks for the same ones again and again."""
+    return tuple(decoder_weights(spec, names))
 
 
 def _n_bytes(weight: Weight, shape: tuple[int, ...], *, packs: bool) -> int:

@@ -44,9 +44,7 @@ def exchange_bytes(spec: DecoderSpec, n_rows: int, n_ranks: int, touched: Touche
     return (touched.elsewhere + -(-n_rows // n_ranks) * (n_ranks - 1)) * spec.d_model * n_bytes
 
 
-def training_traffic(
-    spec: DecoderSpec, mesh: Mesh, rank: int, work: Work, touched: Touched | None = None
-) -> Traffic:
+def training_traffic(spec: DecoderSpec, mesh: Mesh, rank: int, work: Work, touched: Touched | None = None) -> Traffic:
     """A micro-batch there and back on a rank; by default experts have even loads."""
     share, at = share_of(spec, mesh, rank), mesh.at(rank)
     local, found = share.local, _nothing()

@@ -78,7 +78,7 @@ def sampling_bytes(spec: DecoderSpec, n_ranks: int, work: Work) -> Counter[str]:
 
 
 def on_the_wire(said: Counter[str], n_ranks: int) -> float:
-    """Bytes that each rank sends where collectives go round a ring (Patarasuk and Yuan 2009); an exchange and a hand-over
-    count what is sent already."""
+    """Bytes that each rank sends where collectives go round a ring (Patarasuk and Yuan 2009); an exchange and a
+    hand-over count what is sent already."""
     ring = (n_ranks - 1) / n_ranks * (2 * said["sum"] + said["gather"] + said["scatter"])
     return ring + said["exchange"] + said["hand"]

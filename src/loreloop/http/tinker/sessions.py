@@ -41,14 +41,22 @@ async def dynamic_config(request: Request) -> Response:
 
 
 async def capabilities(request: Request) -> Response:
-    """The served models with their context windows, in tokens; waits until every engine is up."""
+    """The served models with their context windows, in tokens, and whether samplers outside draw for them; waits until
+    every engine is up."""
     caller(request, INFER)
     served = services(request)
     models = []
     for name in served.names.all():
         info = await served.dispatcher.info(served.names.base(name))
         models.append(
-            {"model_name": name, "max_context_length": info.context_window, "trainable": True, "sampleable": True}
+            {
+                "model_name": name,
+                "max_context_length": info.context_window,
+                "trainable": True,
+                "sampleable": True,
+                # Of ours: they compute otherwise than the engine that trains, and whoever learns should weigh that.
+                "sampled_outside": bool(served.config.engine.samplers),
+            }
         )
     return answer({"supported_models": models})
 

@@ -1,0 +1,113 @@
+"""The planner's command: from a configuration alone, in little time, and with what it refuses told."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.model.test_count import PUBLISHED
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("plan") / "config.json"
+    file.write_text(json.dumps(PUBLISHED["Qwen3-30B-A3B"][0]))
+    return file
+
+
+def planned(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loreloop.cli", "plan", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_plan_names_layouts_memory_times_and_costs(config: Path, tmp_path: Path) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text("H200 = 3.0\n")
+    started = time.process_time()
+    done = planned(str(config), "--gpus", "2xH200", "--prices", str(prices), "--json")
+    assert done.returncode == 0, done.stderr
+    assert time.process_time() - started < 5
+    plan = json.loads(done.stdout)
+    best, memory = plan["best"][0], plan["memory"][0]
+    assert best["step_s_from"] < best["step_s"] < best["step_s_to"]
+    assert best["cost_a_step"] == pytest.approx(3.0 * 2 * best["step_s"] / 3600, rel=0.02)
+    assert best["rollout_bound"] in {"products", "memory", "links", "starts"}
+    assert memory["total"] == pytest.approx(
+        sum(memory[part] for part in ("experts", "weights", "adapter", "moments", "gradient", "cache", "inputs"))
+        + sum(memory[part] for part in ("layer", "work", "buffers")),
+        abs=0.2,
+    )
+    assert "full tuning fits" in plan["beside"]
+
+
+def test_a_table_is_for_people(config: Path) -> None:
+    done = planned(str(config), "--gpus", "1xH200")
+    assert done.returncode == 0
+    assert "by part" in done.stdout
+    assert "computed and not measured" in done.stdout
+
+
+def test_where_nothing_fits_it_says_what_would(config: Path) -> None:
+    done = planned(str(config), "--gpus", "1xA100", "--context", "32768", "--rows", "32768")
+    assert done.returncode == 1
+    assert "Nothing fits" in done.stdout
+    assert "--precision int4" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--gpus", "8xH20"), "did you mean H200"),
+        (("--gpus", "many"), "Known are"),
+        (("--gpus", "1xH200", "--response", "5000"), "--response 5000"),
+        (("--gpus", "1xH200", "--context", "50000"), "--context 50000"),
+        (("--gpus", "1xH200", "--batch", "0"), "--batch"),
+        ((), "--gpus"),
+    ],
+)
+def test_what_cannot_be_is_refused(config: Path, arguments: tuple[str, ...], said: str) -> None:
+    done = planned(str(config), *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "model type"),
+        (
+            json.dumps({key: each for key, each in PUBLISHED["Qwen3-8B"][0].items() if key != "hidden_size"}),
+            "hidden_size",
+        ),
+        ("[]", "no JSON object"),
+    ],
+)
+def test_a_configuration_that_lacks_something_is_refused_with_the_field(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    done = planned(str(file), "--gpus", "1xH200")
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_prices_that_are_none_are_refused(config: Path, tmp_path: Path) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text("H999 = 3.0\n")
+    done = planned(str(config), "--gpus", "1xH200", "--prices", str(prices))
+    assert done.returncode == 2
+    assert "H999" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("smollm2-153m", "smollm2-135m"), ("{}/confg.json", "{}/config.json"), ("qwen3-nothing", "")]
+)
+def test_a_model_that_is_not_there_is_refused(config: Path, name: str, said: str) -> None:
+    done = planned(name.format(config.parent), "--gpus", "1xH200")
+    assert done.returncode == 2
+    assert "neither a model folder" in done.stderr
+    assert ("Did you mean" in done.stderr) == bool(said)
+    assert said.format(config.parent) in done.stderr
