@@ -2,6 +2,8 @@
 
 No rank ever holds a whole adapter that it does not have itself: what is whole comes by in runs of sites, each of which
 the first rank puts together from what the others send, and forgets before the next. Knows neither optimizers nor files.
+
+Legend: P parts of a site, R rank, I inputs.
 """
 
 from __future__ import annotations
