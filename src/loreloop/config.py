@@ -69,6 +69,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deterministic: bool = False  # log-probs and samples do not depend on what shares a batch
     mesh: str = ""  # such as tp=2: the processes that share each layer of a model; empty: one process
     ray: str = ""  # host:port of the Ray cluster that they are spread over, or auto for this host's; empty: this host
+    silence_seconds: Seconds = 120.0  # a mesh that does nothing for so long amid its work is ended; 0: never
     interface: str = ""  # of the network, by which they speak on several hosts; empty: that of the host's address
     replicas: Annotated[int, Meta(ge=0, le=1024)] = 0  # further engines of each model, which only sample
     samplers: tuple[Text, ...] = ()  # addresses of vLLM or SGLang servers of the same model, which sample too

@@ -1,6 +1,7 @@
 """What an engine does in its life, as one process or as one rank of several, and what has come of it at the end."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from loreloop.config import EngineConfig
 from loreloop.engine.local import LocalEngine
+from loreloop.model.lora import AdapterView
 from loreloop.parallel.collectives import SENT, summed
 from loreloop.parallel.place import Place
 from loreloop.parallel.stages import Lane
@@ -90,9 +92,16 @@ def life(place: Place, folder: Path, work: Path, settings: dict[str, Any], lora:
         "reports": [msgspec.msgpack.encode(answer.prompts) for answer in answers.values()],
         "scores": answers["scored"].report.logprobs,
         "mine": state.master,
-        "whole": state.share.whole(state.master).flat,
+        "whole": whole_of(place, state.share.wholes(state.master)),
         "numbers": state.share.share.numbers(state.layout.lora) if place.n_ranks > 1 else None,
     }
+
+
+def whole_of(place: Place, parts: Iterator[AdapterView]) -> torch.Tensor:
+    """On every rank the whole adapter, which the first one is given in parts."""
+    whole = [part.flat for part in parts]
+    sent = torch.tensor(place.by_first(lambda: torch.cat(whole).tolist(), list))
+    return torch.cat(whole) if place.is_first else sent
 
 
 def every_way(revision: str) -> list[SampleOp]:

@@ -17,7 +17,7 @@ from loreloop.parallel.place import Place
 FORKS = multiprocessing.get_context("forkserver")
 MOST_SECONDS = 120
 FORKS.set_forkserver_preload(
-    ["tests.parallel.one_rank", "tests.parallel.stage_rank", "tests.parallel.leading_rank", "tests.parallel.life"]
+    [f"tests.parallel.{module}" for module in ("one_rank", "stage_rank", "leading_rank", "life", "adapter_rank")]
 )
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from loreloop.engine.attention import FastAttention, FixedAttention
+from loreloop.engine.contract import Constrain
 from loreloop.engine.head import Head
-from loreloop.engine.sampling.sampler import Sampler, SamplerLimits
+from loreloop.engine.sampling.sampler import Sampler, SamplerLimits, refuse
 from loreloop.engine.training.model_state import ModelState, read_checkpoint, write_checkpoint
 from loreloop.engine.training.trainer import Trainer
 from loreloop.formats.load import load_weights, read_spec
@@ -19,19 +20,28 @@ from loreloop.parallel.adapter_share import AdapterShare
 from loreloop.parallel.cut_decoder import decoder_of, holding
 from loreloop.parallel.place import Place
 from loreloop.parallel.stages import Lane, stage_of
+from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.sampling import PromptScores
+from loreloop.text.grammars.grammar import Constraint, Grammars, json_schema_grammar, regex_grammar
 from tests.engine.sample_rig import Answer, drain, sample_op
 from tests.engine.train_rig import CPU, datum, laid_out, random_tokens, train_pass
 from tests.parallel.scene import LORA, scene, whole_state
 
 ROWS = 32
 N_REQUESTS, N_PAGES = 7, 20
+EOS = 0
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
 
 
 class StageRig:
     """A rank's trainer and sampler, with one adapter for both."""
 
-    def __init__(self, place: Place, folder: Path, *, deterministic: bool) -> None:
+    def __init__(self, place: Place, folder: Path, *, deterministic: bool, constrain: Constrain = refuse) -> None:
         spec, weights = load_weights(folder, dtype=torch.float32, device=CPU, held=holding(place))
         products = TiledProducts() if deterministic else FastProducts()
         attention = FixedAttention() if deterministic else FastAttention()
@@ -39,7 +49,7 @@ class StageRig:
         head, self.stage = Head(decoder, fixed_rows=deterministic), stage_of(spec, place)
         limits = SamplerLimits(n_pages=N_PAGES, page_tokens=8, max_running=64, prefill_tokens=24)
         self.trainer = Trainer(decoder, attention, head, ROWS, ROWS, stage=self.stage)
-        self.sampler = Sampler(decoder, attention, head, limits, stage=self.stage)
+        self.sampler = Sampler(decoder, attention, head, limits, constrain, stage=self.stage)
         share = AdapterShare(spec, LORA, place)
         self.state = ModelState(share, torch.float32, CPU)
         self.state.master.copy_(share.take(whole_state(spec).master))
@@ -95,6 +105,55 @@ def sampling_rank(place: Place, folder: Path, deterministic: bool) -> dict[str, 
     assert any(row.life > 1 for row in rows), "pages are so few that rows give way"
     rig.stage.outbox.wait()
     return {"answers": answers, "sent": rig.stage.n_bytes[Lane.SAMPLING]}
+
+
+class Fuel:
+    """A grammar of tokens that slowly ascend, for which only so many masks are made, as `Constraint` has it."""
+
+    def __init__(self, at: int, left: int) -> None:
+        self.at, self.left, self.has_mask = at, left, False
+
+    def allowed(self) -> np.ndarray:
+        self.has_mask = True
+        ids = np.arange(512)
+        return (ids > self.at) & (ids <= self.at + 20)
+
+    def take(self, token: int) -> None:
+        self.at, self.left, self.has_mask = token, self.left - self.has_mask, False
+        if self.left <= 0:
+            raise BadRequest("The grammar cannot be followed: no fuel")
+
+    def copy(self) -> "Fuel":
+        copy = Fuel(self.at, self.left)
+        copy.has_mask = self.has_mask
+        return copy
+
+    @property
+    def over(self) -> bool:
+        return self.at > 60
+
+
+def constrained_rank(place: Place, folder: Path) -> str:
+    """Answers of requests with grammars: real ones, one that ends texts, and one that cannot be followed for long; with
+    so few pages that rows give way."""
+    grammars = Grammars.of(folder, read_spec(folder).vocab_size, (EOS,))
+
+    def constrain(grammar: str) -> Constraint:
+        return Fuel(-1, int(grammar)) if grammar.isdigit() else grammars.constraint(grammar)
+
+    rig = StageRig(place, folder, deterministic=True, constrain=constrain)
+    texts = [json_schema_grammar(SCHEMA), "100", "3", regex_grammar("(ab|cd){1,9}")]
+    for number, grammar in enumerate(texts * 3):
+        options = {"grammar": grammar, "stop_tokens": (EOS,), "max_tokens": 25, "seed": number}
+        op = sample_op(random_tokens(6 + 3 * number, number), request=str(number), n=1 + number % 2, **options)
+        rig.sampler.admit(op, None)
+    rows = list(rig.sampler.waiting)
+    answers = drain(rig.sampler)
+    rig.stage.outbox.wait()
+    assert any(row.life > 1 for row in rows), "pages are so few that rows give way"
+    assert {len(answer.failures) for answer in answers.values()} == {0, 1}
+    assert any("stop" in answer.reasons.values() for answer in answers.values())
+    return repr((told(answers), [(request, answer.failures) for request, answer in sorted(answers.items())]))
 
 
 def both_rank(place: Place, folder: Path) -> dict[str, object]:

@@ -50,15 +50,16 @@ def sampled(client: tinker.SamplingClient) -> list[list[int]]:
     return [s.tokens for s in client.sample(prompt, num_samples=3, sampling_params=params).result().sequences]
 
 
-def seen(running: RunningServer, kill: bool = False) -> tuple[list[float], list[list[int]], float]:
-    """Losses, samples, and the loss that a model has which begins from the saved state."""
+def seen(running: RunningServer, number: signal.Signals | None = None) -> tuple[list[float], list[list[int]], float]:
+    """Losses, samples, and the loss that a model has which begins from the saved state. In between a rank gets a
+    signal, if one is given."""
     users = service(running)
     client = users.create_lora_training_client(base_model="tiny", rank=8, seed=1).result()
     losses = trained(client, 2)
-    if kill:
+    if number:
         folder = str(running.data)
         rank = next(p for p in psutil.process_iter(["cmdline"]) if _is_rank(p, folder))
-        os.kill(rank.pid, signal.SIGKILL)
+        os.kill(rank.pid, number)
     losses += trained(client, 2)
     samples = sampled(client.save_weights_and_get_sampling_client().result())
     path = client.save_state("a").result().path
@@ -77,11 +78,22 @@ def by_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], list[
         return seen(running)
 
 
-@pytest.mark.parametrize("mesh", ["tp=2", "pp=2"])
-@pytest.mark.parametrize("kill", [False, True], ids=["", "killed"])
-def test_two_processes_give_what_one_gives(mesh: str, kill: bool, by_one, tmp_path: Path) -> None:
-    with server(tmp_path / "data", "--mesh", mesh) as running:
-        losses, samples, later = seen(running, kill)
+@pytest.mark.parametrize(
+    ("mesh", "number"),
+    [
+        *((mesh, number) for mesh in ("tp=2", "pp=2") for number in (None, signal.SIGKILL)),
+        pytest.param("sp=2", None, marks=pytest.mark.slow),
+        pytest.param("tp=2", signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_give_what_one_gives(mesh: str, number: signal.Signals | None, by_one, tmp_path: Path) -> None:
+    # Silent for so long, a group is ended whose rank has been stopped.
+    settings = tmp_path / "settings.toml"
+    settings.write_text("[engine]\nsilence_seconds = 10\n")
+    with server(tmp_path / "data", "--mesh", mesh, "--config", str(settings)) as running:
+        losses, samples, later = seen(running, number)
+        ends = (running.data / "loreloop.log").read_text().count("ends the engine: nothing has happened for 10 s")
+    assert ends == (number == signal.SIGSTOP)
     assert losses == pytest.approx(by_one[0], rel=1e-5)
     assert samples == by_one[1]
     assert later == pytest.approx(by_one[2], rel=1e-5)

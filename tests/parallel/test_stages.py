@@ -13,7 +13,14 @@ from tests.engine.train_rig import laid_out
 from tests.parallel.one_rank import trained_rank
 from tests.parallel.rig import on_ranks
 from tests.parallel.scene import scene, whole_state
-from tests.parallel.stage_rank import both_rank, broken_rank, replaying_rank, sampling_rank, saving_rank
+from tests.parallel.stage_rank import (
+    both_rank,
+    broken_rank,
+    constrained_rank,
+    replaying_rank,
+    sampling_rank,
+    saving_rank,
+)
 from tests.tiny import make_tiny_model
 
 FAMILIES = ["qwen3", "gemma2", "qwen3_moe", "deepseek_v3"]
@@ -29,6 +36,13 @@ def test_samples_are_the_bits_of_one_process(mesh: str, folder: Path, tmp_path: 
     expected = sampling_rank(ALONE, folder, True)["answers"]
     for rank in on_ranks(mesh, tmp_path, sampling_rank, folder, True):
         assert rank["answers"] == expected
+
+
+@pytest.mark.parametrize("mesh", ["pp=2", "pp=3"])
+def test_grammars_have_one_history(mesh: str, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", num_hidden_layers=5)
+    expected = constrained_rank(ALONE, folder)
+    assert on_ranks(mesh, tmp_path, constrained_rank, folder) == [expected] * int(mesh[-1])
 
 
 def test_training_pauses_at_the_same_time_on_all_stages(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def written_checkpoints(files: Files, run: RunRow, name: str, view: AdapterView)
         if kind is CheckpointKind.TRAINING:
             saved = write_checkpoint(folder, state, run.base_model)
         else:
-            saved = write_sampler(folder, view, run.base_model)
+            saved = write_sampler(folder, state.share, view.flat, run.base_model)
         rows.append(
             CheckpointRow(
                 run_id=run.id,

@@ -83,13 +83,14 @@ def main(plan_file: str, base_model: str, replica: int, parent_pid: int) -> None
 
 def own_engine(plan: ServerPlan, plan_file: str, base_model: str, replica: int) -> Engine:
     """The engine that computes here, with the further processes of its mesh started. UserError as of `engine_of`."""
+    from loreloop.cli.ranks import watch_of
     from loreloop.cli.ray_ranks import first_place
     from loreloop.engine.leading import LeadingEngine
 
     place = first_place(plan, plan_file, base_model, replica)
     local = engine_of(plan, base_model, place, replica)
     LOG.info("%s computes in %s", base_model, local.info.precision)
-    return local if place.n_ranks == 1 else LeadingEngine(local)
+    return local if place.n_ranks == 1 else LeadingEngine(local, watch_of(plan.config.engine, os.getpid(), 0).amid)
 
 
 def engine_of(plan: ServerPlan, base_model: str, place: Place, replica: int = 0) -> LocalEngine:

@@ -20,7 +20,7 @@ def main(plan_file: str, base_model: str, replica: int, parent_pid: int, rank: i
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     from loreloop.cli.engine_process import engine_of
-    from loreloop.cli.ranks import Meeting, meet
+    from loreloop.cli.ranks import Meeting, meet, watch_of
     from loreloop.engine.leading import follow
     from loreloop.host.log import speak_to_supervisor
     from loreloop.host.server_plan import read_plan
@@ -37,7 +37,7 @@ def main(plan_file: str, base_model: str, replica: int, parent_pid: int, rank: i
     except UserError as error:
         LOG.error("process %d of the engine: %s", rank, error.message)  # a file may be wrong in its share alone
         sys.exit(CANNOT_START)
-    follow(engine)
+    follow(engine, watch_of(plan.config.engine, parent_pid, rank).amid)
 
 
 if __name__ == "__main__":

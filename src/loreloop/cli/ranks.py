@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +22,14 @@ if TYPE_CHECKING:
 
     from loreloop.config import EngineConfig
     from loreloop.host.server_plan import ServerPlan
+    from loreloop.host.silence import Watch
     from loreloop.parallel.mesh import Mesh
     from loreloop.parallel.place import Place
 
 LOG = logging.getLogger("loreloop.engine_process")
 WAIT_DAYS = 3650  # for the first process's next word: there may be nothing to do
 MODULE = "loreloop.cli.rank_process"
+LATER = 1.25  # times the seconds that the first process waits
 LOOPBACK = "lo"
 
 
@@ -128,6 +132,22 @@ def meet(mesh: Mesh, rank: int, meeting: Meeting) -> Place:
     # not be removed before all are.
     place.total(0.0)
     return place
+
+
+def watch_of(config: EngineConfig, first: int, rank: int) -> Watch:
+    """A process's watch over its group on this host, which ends where it does nothing amid its work; the supervisor
+    starts it again. `first` is the first process's id. On several hosts nothing is watched."""
+    from loreloop.host.silence import Watch, group_of
+
+    def end(why: str) -> None:
+        LOG.error("process %d ends the engine: %s", rank, why)
+        sys.stderr.flush()
+        # A stopped process heeds this too, and the others end with the first.
+        os.kill(first, signal.SIGKILL)
+
+    # The first has the first word. The others speak where it is the one that has stopped.
+    patience = config.silence_seconds * (LATER if rank else 1)
+    return Watch([] if config.ray else group_of(first), patience, end)
 
 
 def _end_with(process: subprocess.Popen[bytes], rank: int) -> None:

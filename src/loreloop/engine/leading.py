@@ -62,15 +62,23 @@ FAILED = "failed"  # what a call gives that has failed, whatever each process sa
 GO_ON, BREAK_OFF = "go_on", "break_off"
 
 
+Amid = Callable[[str], contextlib.AbstractContextManager[None]]
+
+
+def _unwatched(name: str) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
 class BrokenOff(Exception):
     """Training was broken off in the first process, and so it is here."""
 
 
 class LeadingEngine:
-    """The first process's engine, as the scheduler drives it."""
+    """The first process's engine, as the scheduler drives it. Each of its calls is made `amid` something by the call's
+    name, for whoever looks whether the processes still do anything."""
 
-    def __init__(self, engine: LocalEngine) -> None:
-        self.engine, self.divergence = engine, Divergence(engine)
+    def __init__(self, engine: LocalEngine, amid: Amid = _unwatched) -> None:
+        self.engine, self.divergence, self.amid = engine, Divergence(engine), amid
 
     @property
     def info(self) -> EngineInfo:
@@ -131,8 +139,9 @@ class LeadingEngine:
             finally:
                 self._tell(BREAK_OFF if broken_off else GO_ON)
 
-        self._tell("train", tuple(passes))
-        outcome = outcome_of(partial(self.engine.train, passes, told_pause))
+        with self.amid("train"):
+            self._tell("train", tuple(passes))
+            outcome = outcome_of(partial(self.engine.train, passes, told_pause))
         if isinstance(outcome, Exception):
             if broken_off:
                 raise outcome
@@ -172,28 +181,29 @@ class LeadingEngine:
         self._all(self.engine.drop_revision, revision_id)
 
     def _all(self, call: Callable[[*A], T], *arguments: *A) -> T:
-        self._tell(call.__name__, *arguments)
-        try:
-            given = _done(call, *arguments)
-        except LoreloopError:
-            _compare(self.divergence, FAILED)
-            raise
-        _compare(self.divergence, given)
-        return given
+        with self.amid(call.__name__):
+            self._tell(call.__name__, *arguments)
+            try:
+                given = _done(call, *arguments)
+            except LoreloopError:
+                _compare(self.divergence, FAILED)
+                raise
+            _compare(self.divergence, given)
+            return given
 
     def _tell(self, name: str, *arguments: Any) -> None:
         self.engine.place.told(msgspec.msgpack.encode((name, msgspec.Raw(msgspec.msgpack.encode(arguments)))))
 
 
-def follow(engine: LocalEngine) -> NoReturn:
-    """Does what the first process does; when that ends, the system ends this one too."""
-    _Following(engine).go_on()
+def follow(engine: LocalEngine, amid: Amid = _unwatched) -> NoReturn:
+    """Does what the first process does; when that ends, the system ends this one too. `amid` as in `LeadingEngine`."""
+    _Following(engine, amid).go_on()
     raise AssertionError("there is no word that ends it")
 
 
 class _Following:
-    def __init__(self, engine: LocalEngine) -> None:
-        self.engine, self.divergence = engine, Divergence(engine)
+    def __init__(self, engine: LocalEngine, amid: Amid) -> None:
+        self.engine, self.divergence, self.amid = engine, Divergence(engine), amid
 
     def go_on(self, *until: str) -> str:
         """Does what is said until one of these words."""
@@ -201,7 +211,8 @@ class _Following:
             name, raw = msgspec.msgpack.decode(self.engine.place.told(), type=tuple[str, msgspec.Raw])
             if name in until:
                 return name
-            self._do(name, *msgspec.msgpack.decode(raw, type=CALLS[name]))
+            with self.amid(name):
+                self._do(name, *msgspec.msgpack.decode(raw, type=CALLS[name]))
 
     def _do(self, name: str, *arguments: Any) -> None:
         try:

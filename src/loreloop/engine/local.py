@@ -24,15 +24,23 @@ from loreloop.engine.sampling.revisions import Revisions
 from loreloop.engine.sampling.sampler import Sampler, SamplerLimits, refuse
 from loreloop.engine.threads import ThreadKeeper
 from loreloop.engine.training.checks import check_pass
-from loreloop.engine.training.model_state import AdapterBank, read_checkpoint, staged, write_checkpoint, write_sampler
+from loreloop.engine.training.model_state import (
+    AdapterBank,
+    read_checkpoint,
+    write_checkpoint,
+    write_sampler,
+    written,
+)
 from loreloop.engine.training.optimizer import adam_step
 from loreloop.engine.training.route_replay import check_routes
+from loreloop.engine.training.staging import staged
 from loreloop.engine.training.trainer import Trainer, TrainPass
-from loreloop.formats.export import export_peft
+from loreloop.formats.export import export_parts, export_peft_stream
 from loreloop.formats.load import load_weights
 from loreloop.formats.peft import WEIGHTS_FILE, read_lora_spec
 from loreloop.formats.vision import load_vision
 from loreloop.model.linear import FastProducts, Products, TiledProducts
+from loreloop.model.lora import outline
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.cut_decoder import decoder_of, holding
 from loreloop.parallel.place import ALONE, Place
@@ -181,31 +189,27 @@ class LocalEngine:
         """Writes what sampling will use, and hands the same numbers over in memory."""
         state = self.bank.get(op.model_id)
         weights = state.publish()
-        whole = state.share.whole(weights.flat)
-
-        def write() -> SavedResult:
-            return write_sampler(Path(op.folder), whole, self.base_model, durable=op.durable)
-
         # Written first: once a revision is known it must also be found after a restart.
-        saved = self.place.by_first(write, SavedResult)
+        saved = write_sampler(Path(op.folder), state.share, weights.flat, self.base_model, durable=op.durable)
         self.revisions.put(op.revision_id, weights)
         return saved
 
     def save_external(self, op: SaveExternal) -> SavedResult:
         """Writes the fp32 master in peft's own arrangement. BadRequest names a recipient that is none."""
         state = self.bank.get(op.model_id)
-        whole = state.share.whole(state.master)
+        share, layout = state.share, state.share.whole_layout
+        whole = share.wholes(state.master, export_parts(layout))
 
         def write() -> SavedResult:
             with staged(Path(op.folder)) as staging:
-                sums = export_peft(staging, whole, self.base_model)
+                sums = export_peft_stream(staging, outline(layout, state.master.dtype), whole, self.base_model)
                 n_bytes = sums[WEIGHTS_FILE].n_bytes
                 if op.age_recipients:
                     sums = encrypt_files(staging, sums, op.age_recipients)
                 sums_crc32 = write_sums(staging, sums)
             return SavedResult(n_bytes, sums_crc32)
 
-        return self.place.by_first(write, SavedResult)
+        return written(share, [whole], write, SavedResult)
 
     def load_state(self, op: LoadState) -> None:
         """Fills a live model from a checkpoint. BadRequest, with the model unchanged, where shapes or files do not

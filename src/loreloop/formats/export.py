@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +35,10 @@ from loreloop.formats.peft import (
 from loreloop.formats.published import dense_tensors
 from loreloop.formats.shards import SHARD_BYTES, ShardWriter
 from loreloop.formats.stacked_experts import inputs_first, unstacked
-from loreloop.formats.tensor_file import write_tensors
+from loreloop.formats.tensor_file import write_stream
 from loreloop.formats.weight_files import stored_tensors
 from loreloop.model.families.table import family_of
-from loreloop.model.lora import ALPHA, UNEMBED, AdapterView
+from loreloop.model.lora import ALPHA, UNEMBED, AdapterView, LoraLayout, outline
 from loreloop.model.tower import own_name
 from loreloop.model.weights import Weight, decoder_weights
 from loreloop.protocol.checksums import FileSum, sum_of_bytes
@@ -51,23 +51,37 @@ Delta = Callable[[], Tensor]
 
 def export_peft(folder: Path, view: AdapterView, base_model: str) -> dict[str, FileSum]:
     """Fills `folder` with an adapter in peft's own arrangement; gives the checksums of its files."""
-    rank, layout = view.layout.rank, view.layout
-    tensors = {name: tensor for name, tensor in named_tensors(view) if EXPERTS not in name}
-    modules = {name: target_module(layout.spec, name) for name in tensors}
+    views = (view.part(part) for part in export_parts(view.layout))
+    return export_peft_stream(folder, outline(view.layout, view.flat.dtype), views, base_model)
+
+
+def export_parts(layout: LoraLayout) -> Iterator[LoraLayout]:
+    """The sites of an adapter in the order in which its export has them: the experts of a layer come together, and
+    behind all that is not of experts."""
     layers = [layer for layer, site in layout.places if site == "experts.down"]
+    yield from (layout.part([key]) for key in layout.places if not key[1].startswith("experts."))
+    yield from (layout.part([(layer, "experts.gate_up"), (layer, "experts.down")]) for layer in layers)
+
+
+def export_peft_stream(
+    folder: Path, whole: AdapterView, views: Iterable[AdapterView], base_model: str
+) -> dict[str, FileSum]:
+    """As `export_peft`, of an adapter that comes in `export_parts`; `whole` is its outline."""
+    rank, layout = whole.layout.rank, whole.layout
+    names = [name for name, _ in named_tensors(whole) if EXPERTS not in name]
+    modules = {name: target_module(layout.spec, name) for name in names}
     targets: dict[str, object] = {"target_modules": sorted(set(modules.values()))}
-    if layers:
+    if any(site == "experts.down" for _, site in layout.places):
         # peft takes the names of dense projections in such a model for those of experts, unless asked by parameter.
-        paths = {name: name.rpartition(".layers.")[2].rsplit(".", 2)[0].partition(".")[2] for name in tensors}
+        paths = {name: name.rpartition(".layers.")[2].rsplit(".", 2)[0].partition(".")[2] for name in names}
         dense = {f"{path}.weight" for path in paths.values() if path.startswith("mlp.")}
         wide = EXPERT_PARAMETERS[0]
         targets = {
-            "target_modules": sorted({modules[name] for name in tensors if ".mlp." not in name}) or None,
+            "target_modules": sorted({modules[name] for name in names if ".mlp." not in name}) or None,
             "target_parameters": [*EXPERT_PARAMETERS, *sorted(dense)],
             "rank_pattern": {wide: 2 * rank},
             "alpha_pattern": {wide: 2 * ALPHA},
         }
-        tensors |= {name: tensor for layer in layers for name, tensor in _expert_tensors(view, layer)}
     config: dict[str, object] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -78,7 +92,19 @@ def export_peft(folder: Path, view: AdapterView, base_model: str) -> dict[str, F
     }
     settings = json.dumps(config | targets, indent=1).encode()
     (folder / CONFIG_FILE).write_bytes(settings)
-    return {CONFIG_FILE: sum_of_bytes(settings), WEIGHTS_FILE: write_tensors(folder / WEIGHTS_FILE, tensors)}
+    outlines = dict(item for part in export_parts(layout) for item in _exported(whole.part(part)))
+    weights = write_stream(folder / WEIGHTS_FILE, outlines, map(_tensors_exported, views))
+    return {CONFIG_FILE: sum_of_bytes(settings), WEIGHTS_FILE: weights}
+
+
+def _exported(view: AdapterView) -> Iterator[tuple[str, Tensor]]:
+    """One of `export_parts`, under peft's names."""
+    experts = [layer for layer, site in view.layout.places if site == "experts.down"]
+    return _expert_tensors(view, experts[0]) if experts else named_tensors(view)
+
+
+def _tensors_exported(view: AdapterView) -> Iterator[Tensor]:
+    return (tensor for _, tensor in _exported(view))
 
 
 def _expert_tensors(view: AdapterView, layer: int) -> Iterator[tuple[str, Tensor]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from loreloop.formats.tensor_file import open_tensors, write_tensors
-from loreloop.model.lora import ALPHA, UNEMBED, AdapterView, LoraLayout
+from loreloop.formats.tensor_file import open_tensors, write_stream
+from loreloop.model.lora import ALPHA, UNEMBED, AdapterView, LoraLayout, outline
+from loreloop.model.lora_region import WHOLE, Matrix, Region
 from loreloop.model.spec import DecoderSpec
 from loreloop.protocol.checksums import FileSum, check_files, sum_of_bytes
 from loreloop.protocol.errors import BadRequest, FilesGone, reading_trouble
@@ -34,16 +35,21 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 
 
-def named_tensors(view: AdapterView) -> Iterator[tuple[str, Tensor]]:
-    """Every matrix of an adapter under its published name; views, not copies."""
-    layout = view.layout
+def named_matrices(layout: LoraLayout) -> Iterator[tuple[str, Matrix, slice]]:
+    """The published name of every projection's A and B, the matrix that it lies in, and which of its rows it is."""
     for (layer, site), place in layout.places.items():
-        a_PRI = view.a(layer, site)
-        for index, (part, b_OR) in enumerate(zip(place.shape.parts, view.b(layer, site), strict=True)):
+        for index, part in enumerate(place.shape.parts):
             name = UNEMBED_NAMES[0] if site == UNEMBED else f"{PREFIX}.{layout.spec.module}.layers.{layer}.{part.name}"
             # The stacked A is taken apart again: published adapters have one A for each projection.
-            yield f"{name}.lora_A.weight", a_PRI[..., index * layout.rank : (index + 1) * layout.rank, :]
-            yield f"{name}.lora_B.weight", b_OR
+            rows = slice(index * layout.rank, (index + 1) * layout.rank)
+            yield f"{name}.lora_A.weight", Matrix(layer, site, "a"), rows
+            yield f"{name}.lora_B.weight", Matrix(layer, site, "b", index), slice(None)
+
+
+def named_tensors(view: AdapterView) -> Iterator[tuple[str, Tensor]]:
+    """Every matrix of an adapter under its published name; views, not copies."""
+    for name, matrix, rows in named_matrices(view.layout):
+        yield name, view.at(matrix)[..., rows, :]
 
 
 def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: bool = True) -> dict[str, FileSum]:
@@ -52,11 +58,17 @@ def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: 
     peft loads the folder as it is. Experts are kept stacked, which peft has no place for and would drop without a word;
     so a folder with experts names a kind of adapter that peft does not know, and is refused by it.
     """
-    lora = view.layout.lora
-    tensors = dict(
-        sorted(named_tensors(view), key=lambda item: item[1].data_ptr())
-    )  # as they lie: written in one piece
-    modules = sorted({target_module(view.layout.spec, name) for name in tensors})
+    return write_adapter_stream(folder, outline(view.layout, view.flat.dtype), [view], base_model, durable=durable)
+
+
+def write_adapter_stream(
+    folder: Path, whole: AdapterView, views: Iterable[AdapterView], base_model: str, *, durable: bool = True
+) -> dict[str, FileSum]:
+    """As `write_adapter`, of an adapter that comes some sites at a time, in order; `whole` is its outline."""
+    lora, layout = whole.layout.lora, whole.layout
+    # As they lie: what comes is written in one piece.
+    tensors = dict(_as_they_lie(whole))
+    modules = sorted({target_module(layout.spec, name) for name in tensors})
     config = {
         "peft_type": STACKED_EXPERTS if any(EXPERTS in name for name in tensors) else "LORA",
         "task_type": "CAUSAL_LM",
@@ -77,8 +89,17 @@ def write_adapter(folder: Path, view: AdapterView, base_model: str, *, durable: 
     settings = json.dumps(config, indent=1).encode()
     # Written from the bytes whose checksum is noted, so that the two cannot differ.
     (folder / CONFIG_FILE).write_bytes(settings)
-    weights = write_tensors(folder / WEIGHTS_FILE, tensors, durable=durable)
+    stream = map(_tensors_as_they_lie, views)
+    weights = write_stream(folder / WEIGHTS_FILE, tensors, stream, durable=durable)
     return {CONFIG_FILE: sum_of_bytes(settings), WEIGHTS_FILE: weights}
+
+
+def _as_they_lie(view: AdapterView) -> list[tuple[str, Tensor]]:
+    return sorted(named_tensors(view), key=lambda item: item[1].storage_offset())
+
+
+def _tensors_as_they_lie(view: AdapterView) -> list[Tensor]:
+    return [tensor for _, tensor in _as_they_lie(view)]
 
 
 def target_module(spec: DecoderSpec, name: str) -> str:
@@ -146,35 +167,51 @@ def read_adapter(folder: Path, spec: DecoderSpec, dtype: torch.dtype) -> Adapter
 
     Gone where its files are not what the list of checksums beside them says, if there is one.
     """
-    check_files(folder, (WEIGHTS_FILE,))
-    lora = read_lora_spec(folder)
-    layout = LoraLayout(spec, lora)
-    if not layout.size:
-        raise BadRequest(f"The adapter in {folder} names no projection of this {spec.family} model.")
+    layout = read_layout(folder, spec)
     # One vector is allocated and its views are filled, so that the adapter is never in memory twice.
     view = AdapterView(layout, torch.zeros(layout.size, dtype=dtype))
-    targets = dict(named_tensors(view))
-    missing = set(targets)
-    with open_weights(folder) as file:
-        for published in file.keys():  # noqa: SIM118 (not a dict)
-            name = published.replace(UNEMBED_NAMES[1], UNEMBED_NAMES[0])  # as it was called before
-            _fill(targets, name, file.get_tensor(published), folder)
-            missing.discard(name)
-    if missing:
-        raise BadRequest(f"The adapter in {folder} was made for another base: it lacks {min(missing)!r}.")
+    fill_adapter(folder, layout, view, lambda matrix: WHOLE)
     return view
 
 
-def _fill(targets: dict[str, Tensor], name: str, tensor: Tensor, folder: Path) -> None:
-    target = targets.get(name)
-    if target is None:
-        raise BadRequest(f"The adapter in {folder} holds {name!r}, for which the base model has no place.")
-    if target.shape != tensor.shape:
-        raise BadRequest(
-            f"The adapter in {folder} was made for another base: {name!r} has the shape {list(tensor.shape)}, "
-            f"here it must be {list(target.shape)}."
-        )
-    # NaN in one adapter would show only as nonsense in answers, long after it was loaded.
-    if not bool(torch.isfinite(tensor).all()):
-        raise BadRequest(f"The adapter in {folder} holds NaN or infinite values in {name!r}.")
-    target.copy_(tensor)
+def read_layout(folder: Path, spec: DecoderSpec) -> LoraLayout:
+    """Where the numbers of a folder's adapter lie, once its files have been looked at; as of `read_adapter`."""
+    check_files(folder, (WEIGHTS_FILE,))
+    layout = LoraLayout(spec, read_lora_spec(folder))
+    if not layout.size:
+        raise BadRequest(f"The adapter in {folder} names no projection of this {spec.family} model.")
+    return layout
+
+
+def fill_adapter(
+    folder: Path, whole: LoraLayout, mine: AdapterView, region: Callable[[Matrix], Region], *, checks: bool = True
+) -> None:
+    """Fills a part of an adapter from a folder, of each matrix that it has a region. Only where all of the file
+    `checks` are numbers looked at that are not part of it."""
+    shapes = dict(named_tensors(outline(whole, torch.float32)))
+    matrices = {name: matrix for name, matrix, _ in named_matrices(whole)}
+    targets, missing = dict(named_tensors(mine)), set(shapes)
+    with open_weights(folder) as file:
+        for published in file.keys():  # noqa: SIM118 (not a dict)
+            name = published.replace(UNEMBED_NAMES[1], UNEMBED_NAMES[0])  # as it was called before
+            if name not in shapes:
+                raise BadRequest(f"The adapter in {folder} holds {name!r}, for which the base model has no place.")
+            shape = shapes[name].shape
+            stored = file.get_slice(published)
+            if list(shape) != stored.get_shape():
+                raise BadRequest(
+                    f"The adapter in {folder} was made for another base: {name!r} has the shape {stored.get_shape()}, "
+                    f"here it must be {list(shape)}."
+                )
+            if checks:
+                stored = file.get_tensor(published)
+                # NaN in one adapter would show only as nonsense in answers, long after it was loaded.
+                if not bool(torch.isfinite(stored).all()):
+                    raise BadRequest(f"The adapter in {folder} holds NaN or infinite values in {name!r}.")
+            if name in targets:
+                for piece in region(matrices[name]).pieces(stacked=len(shape) > 2):
+                    targets[name][piece.mine].copy_(stored[piece.whole])
+            missing.discard(name)
+            del stored  # or it would still be there while the next one is read
+    if missing:
+        raise BadRequest(f"The adapter in {folder} was made for another base: it lacks {min(missing)!r}.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import itertools
 import json
 import os
 import zlib
@@ -39,39 +40,54 @@ DTYPE_NAMES = {
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, durable: bool = True
 ) -> FileSum:
-    """Writes `path` by way of a temporary neighbour; gives its size and checksum.
+    """Writes `path` by way of a temporary neighbour; gives its size and checksum. As `write_stream`, with all tensors
+    there at the beginning."""
+    return write_stream(path, tensors, [tensors.values()], metadata, durable=durable)
+
+
+def write_stream(
+    path: Path,
+    outlines: Mapping[str, Tensor],
+    stream: Iterable[Iterable[Tensor]],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    durable: bool = True,
+) -> FileSum:
+    """Writes tensors as they come, some at a time, which may be gone before the next come. What `stream` gives are
+    together, byte for byte, the tensors of `outlines` in its order; these need shapes and no numbers.
 
     The checksum is of what was in memory, computed by a second thread while this one writes, so it costs no time.
 
-    Processes may die at any time; `durable` ones survive the machine's loss of power as well. Tensors that lie one
-    behind the other in memory, in the order given, are written in one piece, several times as fast.
+    Processes may die at any time; `durable` files survive the machine's loss of power as well. Tensors that lie one
+    behind the other in memory are written in one piece, several times as fast.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
-    for name, tensor in tensors.items():
-        n_bytes = tensor.nbytes
+    for name, tensor in outlines.items():
         header[name] = {
             "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + n_bytes],
+            "data_offsets": [offset, offset + tensor.nbytes],
         }
-        offset += n_bytes
+        offset += tensor.nbytes
     head = json.dumps(header, separators=(",", ":")).encode()
     # The format wants the data to begin at a multiple of eight bytes.
     head += b" " * (-len(head) % 8)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    pieces: list[Piece] = [len(head).to_bytes(8, "little") + head, *_pieces(tensors.values())]
+    crc32 = n_bytes = 0
     with temporary.open("wb") as file, ThreadPoolExecutor(1) as summing:
-        crc32 = summing.submit(_crc32, pieces)
-        for piece in pieces:
+        beginning: list[Piece] = [len(head).to_bytes(8, "little") + head]
+        for piece in itertools.chain(beginning, _pieces(stream)):
+            summed = summing.submit(zlib.crc32, piece, crc32)
             file.write(piece)
+            crc32, n_bytes = summed.result(), n_bytes + len(piece)
         if durable:
             file.flush()
             sync_open(file.fileno(), temporary)
+    assert n_bytes == 8 + len(head) + offset, (n_bytes, offset)
     # The file gets its name only when it is complete, so a reader never sees a part of it.
     temporary.replace(path)
-    return FileSum(8 + len(head) + offset, crc32_text(crc32.result()))
+    return FileSum(n_bytes, crc32_text(crc32))
 
 
 @contextlib.contextmanager
@@ -104,21 +120,25 @@ def _why_not_opened(path: Path) -> OutOfService | None:
     return reading_trouble(OSError(errno.EAGAIN, ""), path)  # it can be opened by now
 
 
-def _crc32(pieces: Sequence[Piece]) -> int:
-    crc32 = 0
-    for piece in pieces:
-        crc32 = zlib.crc32(piece, crc32)
-    return crc32
+def _pieces(stream: Iterable[Iterable[Tensor]]) -> Iterator[Piece]:
+    """The bytes of tensors, neighbours in one piece, which must be used before the next is asked for."""
+    for tensors in stream:
+        yield from _neighbours(tensors)
+        del tensors  # or they would still be there while the next are made
 
 
-def _pieces(tensors: Iterable[Tensor]) -> Iterator[ctypes.Array[ctypes.c_char]]:
-    """The bytes of contiguous tensors, neighbours in one piece; the caller keeps them alive."""
-    start = stop = 0
+def _neighbours(tensors: Iterable[Tensor]) -> Iterator[Piece]:
+    held: list[Tensor] = []  # what the next piece is made of
     for tensor in tensors:
-        if tensor.data_ptr() != stop:
-            if stop > start:
-                yield (ctypes.c_char * (stop - start)).from_address(start)
-            start = stop = tensor.data_ptr()
-        stop += tensor.nbytes
-    if stop > start:
-        yield (ctypes.c_char * (stop - start)).from_address(start)
+        lies_here = tensor.is_contiguous() and tensor.device.type == "cpu"
+        if held and not (lies_here and tensor.data_ptr() == held[-1].data_ptr() + held[-1].nbytes):
+            yield _bytes_of(held)
+            held = []
+        # A copy is made when its turn has come, and gone before the next.
+        held.append(tensor if lies_here else tensor.detach().cpu().contiguous())
+    if held:
+        yield _bytes_of(held)
+
+
+def _bytes_of(neighbours: Sequence[Tensor]) -> Piece:
+    return (ctypes.c_char * sum(tensor.nbytes for tensor in neighbours)).from_address(neighbours[0].data_ptr())

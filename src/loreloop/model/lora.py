@@ -9,8 +9,9 @@ Legend: T tokens, I inputs, O outputs of a part, R rank, P parts of a site.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Protocol
@@ -20,11 +21,13 @@ from torch import Tensor
 
 from loreloop.model.expert_routes import Routes
 from loreloop.model.linear import BaseLinear, Products
+from loreloop.model.lora_region import Matrix
 from loreloop.model.spec import DecoderSpec, MoeSpec
 from loreloop.protocol.training import ExpertForm, LoraSpec
 
 ALPHA = 32.0
 UNEMBED = "unembed"
+SiteKey = tuple[int, str]  # a layer, and the name of a site in it
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,25 @@ class LoraLayout:
         """Whether an adapter of this layout changes the site of this layer."""
         return (layer, site) in self.places
 
+    def part(self, keys: Iterable[SiteKey]) -> LoraLayout:
+        """That of some sites alone, as far as they are here, one behind the other."""
+        part = copy.copy(self)
+        part.places, part.size = {}, 0
+        for key in keys:
+            if key in self.places:
+                part._add(*key, self.places[key].shape)
+        return part
+
+    def range_of(self, part: LoraLayout) -> slice:
+        """Where the numbers of a part lie whose sites are neighbours here."""
+        start = min((self.places[key].start for key in part.places), default=0)
+        return slice(start, start + part.size)
+
+    def matrices(self, layer: int, site: str) -> Iterator[Matrix]:
+        """Those of a site, in the order in which their numbers lie."""
+        yield Matrix(layer, site, "a")
+        yield from (Matrix(layer, site, "b", part) for part in range(len(self.places[layer, site].shape.parts)))
+
 
 class AdapterView:
     """The matrices of one adapter as views of its flat vector."""
@@ -184,19 +206,40 @@ class AdapterView:
         """One B matrix (O, R) a part; over experts (n_b, O, R)."""
         return self._b[layer, site]
 
+    def at(self, matrix: Matrix) -> Tensor:
+        """One of them."""
+        key = (matrix.layer, matrix.site)
+        return self._a[key] if matrix.factor == "a" else self._b[key][matrix.part]
 
-def init_flat(layout: LoraLayout, seed: int) -> Tensor:
-    """A fresh adapter, fp32: A uniform in ±1/√d_in from `seed`, B zero, so that it changes nothing yet."""
+    def part(self, layout: LoraLayout) -> AdapterView:
+        """Some neighbouring sites of it (`LoraLayout.part`); a view."""
+        return AdapterView(layout, self.flat[self.layout.range_of(layout)])
+
+
+def outline(layout: LoraLayout, dtype: torch.dtype) -> AdapterView:
+    """An adapter that has shapes and no numbers."""
+    return AdapterView(layout, torch.empty(layout.size, dtype=dtype, device="meta"))
+
+
+def drawn_a(layout: LoraLayout, seed: int) -> Iterator[tuple[Matrix, Tensor]]:
+    """The A of each site of a fresh adapter, one after another: fp32, uniform in ±1/√d_in from `seed`."""
     # Drawn on the CPU, in fp32: a seed then gives the same adapter on every device and in every dtype.
     generator = torch.Generator().manual_seed(seed)
-    flat = torch.zeros(layout.size)
-    view = AdapterView(layout, flat)
-    for layer, site in layout.places:
-        a_PRI = view.a(layer, site)
+    for key, place in layout.places.items():
+        shape = place.shape
         # The bound is that of PyTorch's linear layers, which peft initialises A with as well.
-        bound = 1.0 / math.sqrt(a_PRI.shape[-1])
-        a_PRI.uniform_(-bound, bound, generator=generator)
-    return flat
+        bound = 1.0 / math.sqrt(shape.d_in)
+        rows = len(shape.parts) * layout.rank
+        a_PRI = torch.empty((shape.n_a, rows, shape.d_in) if shape.n_a else (rows, shape.d_in))
+        yield Matrix(*key, "a"), a_PRI.uniform_(-bound, bound, generator=generator)
+
+
+def init_flat(layout: LoraLayout, seed: int) -> Tensor:
+    """A fresh adapter, fp32: A as it is drawn, B zero, so that it changes nothing yet."""
+    view = AdapterView(layout, torch.zeros(layout.size))
+    for matrix, a_PRI in drawn_a(layout, seed):
+        view.at(matrix).copy_(a_PRI)
+    return view.flat
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,28 @@
 """An adapter as a rank holds it, and as it is published: whole. In a mesh of one both are the same.
 
-Knows neither optimizers nor files.
+No rank ever holds a whole adapter that it does not have itself: what is whole comes by in runs of sites, each of which
+the first rank puts together from what the others send, and forgets before the next. Knows neither optimizers nor files.
+
+Legend: P parts of a site, R rank, I inputs.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from loreloop.model.lora import AdapterView, LoraLayout
+from loreloop.model.lora import AdapterView, LoraLayout, SiteKey, drawn_a, outline
+from loreloop.model.lora_region import Factor, Matrix, Region
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.collectives import summed
 from loreloop.parallel.place import ALONE, Place
-from loreloop.parallel.shares import share_of
+from loreloop.parallel.shares import Share, share_of
 from loreloop.protocol.training import LoraSpec
+
+RUN_NUMBERS = 1 << 23  # of a run at most, but for a site that has more: small ones are sent together
 
 
 class AdapterShare:
@@ -30,16 +37,41 @@ class AdapterShare:
         """The rank's numbers of a whole adapter's, both flat."""
         return self.share.take(AdapterView(self.whole_layout, whole)).flat
 
-    def whole(self, mine: Tensor) -> AdapterView:
-        """The adapter of which every rank gives its numbers."""
+    def region(self, matrix: Matrix) -> Region:
+        """Which part the rank has of a matrix, at a site that is in its layout."""
+        return self.share.region(matrix, self.whole_layout)
+
+    def draw(self, mine: Tensor) -> None:
+        """Fills the rank's numbers, which are zeros, with those of a fresh adapter."""
+        view = AdapterView(self.layout, mine)
+        # Every rank draws all numbers, a matrix at a time, so that a seed means one adapter however it is cut.
+        for matrix, a_PRI in drawn_a(self.whole_layout, self.layout.lora.seed):
+            if self.layout.has(matrix.layer, matrix.site):
+                self.region(matrix).take(a_PRI, view.at(matrix))
+
+    def wholes(self, mine: Tensor, parts: Iterable[LoraLayout] | None = None) -> Iterator[AdapterView]:
+        """The whole adapter of which every rank gives its numbers, some neighbouring sites at a time, on the first
+        rank. All ranks must go to the end; those that are not the first send, and get nothing. `parts` of the whole
+        layout, if not all in its order, are given as they are asked for."""
         if self.place.n_ranks == 1:
-            return AdapterView(self.layout, mine)
-        flat = mine.new_empty(self.whole_layout.size)
-        spec, lora, mesh = self.share.spec, self.whole_layout.lora, self.place.mesh
-        places = [share_of(spec, mesh, rank).numbers(lora) for rank in range(mesh.n_ranks)]
-        for at, numbers in zip(places, self.place.gathered(mine, [len(at) for at in places]), strict=True):
-            flat[at] = numbers
-        return AdapterView(self.whole_layout, flat)
+            view = AdapterView(self.layout, mine)
+            # What lies in one piece already goes in one.
+            yield from [view] if parts is None else (view.part(part) for part in parts)
+            return
+        for part in self._runs() if parts is None else parts:
+            yield from self._gathered(part, mine[self.layout.range_of(self.layout.part(part.places))])
+
+    def whole_gradients(self, mine: Tensor) -> Iterator[AdapterView]:
+        """The gradient of which every rank has gathered its part, and goes on gathering; otherwise as `wholes`."""
+        if self.place.n_ranks == 1:
+            yield AdapterView(self.layout, mine)
+            return
+        for part in self._runs():
+            own = self.layout.part(part.places)
+            # A copy, since the parts of a copied matrix would be added up again at the next step.
+            summed_up = AdapterView(own, mine[self.layout.range_of(own)].clone())
+            self.sum_up(summed_up)
+            yield from self._gathered(part, summed_up.flat)
 
     def sum_up(self, gradient: AdapterView) -> None:
         """Makes the gradients of copied matrices whole, of which each rank has gathered a part."""
@@ -53,9 +85,10 @@ class AdapterShare:
                 places[own] = shared.rows
                 shared.rows.copy_(summed(places, group)[own])
 
-    def take_gradient(self, whole: Tensor) -> Tensor:
-        """The rank's part of a whole gradient, as if it had gathered that: parts of copied matrices add up."""
-        mine = AdapterView(self.layout, self.take(whole))
+    def keep_part(self, gradient: Tensor) -> None:
+        """Makes the rank's numbers of a whole gradient its part of it, as if it had gathered that: parts of copied
+        matrices add up."""
+        mine = AdapterView(self.layout, gradient)
         for axis in self.place.groups:
             if self.place.along(axis):
                 for matrix in self.share.matrices(mine, axis, "partial"):
@@ -63,15 +96,6 @@ class AdapterShare:
             for shared in self.share.shared(mine, axis):
                 if self.place.along(axis) % shared.copies:
                     shared.rows.zero_()
-        return mine.flat
-
-    def whole_gradient(self, mine: Tensor) -> AdapterView:
-        """The gradient of which every rank has gathered its part, and goes on gathering."""
-        if self.place.n_ranks == 1:
-            return AdapterView(self.layout, mine)
-        summed_up = AdapterView(self.layout, mine.clone())
-        self.sum_up(summed_up)
-        return self.whole(summed_up.flat)
 
     @functools.cached_property
     def counted(self) -> Tensor | None:
@@ -89,3 +113,71 @@ class AdapterShare:
                     if self.place.along(axis) % shared.copies:
                         shared.rows.fill_(False)
         return counted.flat
+
+    def _runs(self) -> Iterator[LoraLayout]:
+        """The whole adapter in parts of some neighbouring sites."""
+        keys: list[SiteKey] = []
+        n_numbers = 0
+        for key, place in self.whole_layout.places.items():
+            size = place.shape.size(self.whole_layout.rank)
+            if keys and n_numbers + size > RUN_NUMBERS:
+                yield self.whole_layout.part(keys)
+                keys, n_numbers = [], 0
+            keys.append(key)
+            n_numbers += size
+        if keys:
+            yield self.whole_layout.part(keys)
+
+    def _gathered(self, part: LoraLayout, mine: Tensor) -> Iterator[AdapterView]:
+        """Sites of the whole adapter, on the first rank; `mine` are this rank's numbers there."""
+        own = AdapterView(self.layout.part(part.places), mine)
+        senders = self._senders(part)
+        if not self.place.is_first:
+            if matrices := senders.get(self.place.rank):
+                self.place.send_first(torch.cat([own.at(matrix).flatten() for matrix in matrices]))
+            return
+        whole = AdapterView(part, mine.new_empty(part.size))
+        for key in own.layout.places:
+            for matrix in part.matrices(*key):
+                self.region(matrix).put(own.at(matrix), whole.at(matrix))
+        for rank, matrices in senders.items():
+            held = outline(self._others[rank].layout.part(part.places), mine.dtype)
+            shapes = [held.at(matrix).shape for matrix in matrices]
+            sent = self.place.received(rank, mine.new_empty(sum(shape.numel() for shape in shapes)))
+            pieces = sent.split([shape.numel() for shape in shapes])
+            for matrix, shape, piece in zip(matrices, shapes, pieces, strict=True):
+                self._others[rank].region(matrix).put(piece.view(shape), whole.at(matrix))
+        yield whole
+
+    def _senders(self, part: LoraLayout) -> dict[int, list[Matrix]]:
+        """Of each further rank the matrices of these sites of which it has numbers that no rank before it has."""
+        senders: dict[int, list[Matrix]] = {}
+        for matrix in (matrix for key in part.places for matrix in part.matrices(*key)):
+            known: list[Region] = []
+            for rank, other in enumerate(self._others):
+                if other.layout.has(matrix.layer, matrix.site) and (region := other.region(matrix)) not in known:
+                    known.append(region)
+                    if rank:
+                        senders.setdefault(rank, []).append(matrix)
+        return senders
+
+    @functools.cached_property
+    def _others(self) -> list[_Other]:
+        """What each rank of the mesh holds, by rank."""
+        spec, mesh = self.share.spec, self.place.mesh
+        return [_Other(share_of(spec, mesh, rank), self.whole_layout) for rank in range(mesh.n_ranks)]
+
+
+class _Other:
+    """What a rank holds of an adapter, as every rank can tell."""
+
+    def __init__(self, share: Share, whole: LoraLayout) -> None:
+        self.share, self.whole, self.layout = share, whole, share.layout(whole.lora)
+        self._known: dict[tuple[str, Factor, int], Region] = {}
+
+    def region(self, matrix: Matrix) -> Region:
+        """As `AdapterShare.region`. Layers are cut alike, and a large mesh would count for seconds."""
+        key = (matrix.site, matrix.factor, matrix.part)
+        if key not in self._known:
+            self._known[key] = self.share.region(matrix, self.whole)
+        return self._known[key]

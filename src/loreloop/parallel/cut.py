@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from loreloop.model.lora import AdapterView, LoraLayout
+from loreloop.model.lora_region import Factor, Matrix, Region
 from loreloop.model.packed_weights import PackedWeight
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.mesh import Axis
-from loreloop.protocol.training import ExpertForm, LoraSpec
+from loreloop.protocol.training import ExpertForm
 
 Weight = Tensor | PackedWeight
 # How the ranks of an axis hold a matrix of an adapter: each a share of its own; all the same, of whose gradient each
 # gathers a part; all the same, of whose gradient each gathers all.
 Held = Literal["cut", "partial", "copied"]
-Factor = Literal["a", "b"]
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,14 @@ class Cut(Protocol):
         """The decoder that the rank holds."""
         ...
 
-    def layout(self, lora: LoraSpec) -> LoraLayout:
-        """Where the numbers of the rank's adapter lie."""
-        ...
-
     def weight(self, role: str, weight: Weight) -> Weight | None:
         """The rank's share of a weight, a bias or a vector of the decoder, by its role (`model/weights.py`); None where
         it has none of it."""
         ...
 
-    def adapter(self, view: AdapterView, local: AdapterView) -> None:
-        """Fills a rank's adapter from a whole one."""
+    def region(self, matrix: Matrix, whole: LoraLayout) -> Region:
+        """Which part the rank has of a matrix at a site that lies here; each axis cuts along dimensions of its own.
+        `whole` is the layout of all of the adapter."""
         ...
 
     def held(self, site: str, factor: Factor, form: ExpertForm) -> Held:

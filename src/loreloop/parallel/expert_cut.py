@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from loreloop.model.lora import AdapterView, LoraLayout
+from loreloop.model.lora_region import WHOLE, Factor, Matrix, Region
 from loreloop.model.spec import DecoderSpec, MoeSpec
-from loreloop.parallel.cut import Factor, Held, Shared, Weight
+from loreloop.parallel.cut import Held, Shared, Weight
 from loreloop.parallel.mesh import Axis
-from loreloop.protocol.training import ExpertForm, LoraSpec
+from loreloop.protocol.training import ExpertForm
 
 SHARED = "shared."  # sites of the shared expert begin with it
 # The factor at each site of experts that stands on the side of the model's width.
@@ -55,29 +56,20 @@ class ExpertCut:
         experts = self.experts
         return replace(self.spec, moe=replace(self._moe, held=(experts.start, experts.stop)))
 
-    def layout(self, lora: LoraSpec) -> LoraLayout:
-        """That of an adapter for fewer experts."""
-        return LoraLayout(self.local, lora)
-
     def weight(self, role: str, weight: Weight) -> Weight | None:
         """See `cut.Cut`. Packed weights go with their expert like others."""
         _, _, site = role.partition(".")
         expert, _, _ = site.partition(".")
         return None if expert.isdecimal() and int(expert) not in self.experts else weight
 
-    def adapter(self, view: AdapterView, local: AdapterView) -> None:
-        """Fills a rank's adapter from a whole one."""
-        experts = slice(self.experts.start, self.experts.stop)
-        form = view.layout.lora.experts
-        for key in local.layout.places:
-            a, b = view.a(*key), view.b(*key)
-            if _of_each(key[1], "a", form):
-                a = a[experts]
-            if _of_each(key[1], "b", form):
-                b = tuple(part[experts] for part in b)
-            local.a(*key).copy_(a)
-            for mine, part in zip(local.b(*key), b, strict=True):
-                mine.copy_(part)
+    def region(self, matrix: Matrix, whole: LoraLayout) -> Region:
+        """An expert's own matrices go with it, all others are whole."""
+        mine = self.experts
+        return (
+            Region(experts=slice(mine.start, mine.stop))
+            if _of_each(matrix.site, matrix.factor, whole.lora.experts)
+            else WHOLE
+        )
 
     def held(self, site: str, factor: Factor, form: ExpertForm) -> Held:
         """An expert's own matrices go with it. Of the outer ones, and of the shared expert's, each rank gathers a part

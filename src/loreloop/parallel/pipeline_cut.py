@@ -13,10 +13,11 @@ from functools import cached_property
 from itertools import accumulate
 
 from loreloop.model.lora import AdapterView, LoraLayout, attention_sites, feed_forward_sites
+from loreloop.model.lora_region import WHOLE, Factor, Matrix, Region
 from loreloop.model.spec import DecoderSpec
-from loreloop.parallel.cut import Factor, Held, Shared, Weight, without_rows
+from loreloop.parallel.cut import Held, Shared, Weight, without_rows
 from loreloop.parallel.mesh import Axis
-from loreloop.protocol.training import ExpertForm, LoraSpec
+from loreloop.protocol.training import ExpertForm
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,6 @@ class PipelineCut:
         mine = stage_layers(self.spec, self.size)[self.rank]
         return replace(self.spec, held=(mine.start, mine.stop))
 
-    def layout(self, lora: LoraSpec) -> LoraLayout:
-        """That of an adapter for the layers here, under their numbers in the whole decoder."""
-        return LoraLayout(self.local, lora)
-
     def weight(self, role: str, weight: Weight) -> Weight | None:
         """See `cut.Cut`. Where embedding or head lie elsewhere, a matrix without rows stands for them."""
         layer, local = role.partition(".")[0], self.local
@@ -55,12 +52,9 @@ class PipelineCut:
         }
         return weight if here.get(role, True) else without_rows(weight)
 
-    def adapter(self, view: AdapterView, local: AdapterView) -> None:
-        """Fills a stage's adapter from a whole one."""
-        for key in local.layout.places:
-            local.a(*key).copy_(view.a(*key))
-            for mine, whole in zip(local.b(*key), view.b(*key), strict=True):
-                mine.copy_(whole)
+    def region(self, matrix: Matrix, whole: LoraLayout) -> Region:
+        """What lies here lies here whole."""
+        return WHOLE
 
     def held(self, site: str, factor: Factor, form: ExpertForm) -> Held:
         """Every matrix lies on one stage."""

@@ -28,6 +28,7 @@ LOG = logging.getLogger("loreloop.engine")
 T = TypeVar("T")
 RETRY_SECONDS = 5.0
 WORDS = 0  # the lane of what the first rank says
+TO_FIRST = 15  # that of numbers for it; between them are those of stages
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,16 @@ class Place:
         found = [torch.empty_like(padded) for _ in sizes]
         _heard(lambda: dist.all_gather(found, padded, group=self.group))
         return [each[:size] for each, size in zip(found, sizes, strict=True)]
+
+    def send_first(self, numbers: Tensor) -> None:
+        """Numbers for the first rank, which takes them (`received`); waits until they have left."""
+        # As bytes, which every backend sends whatever they stand for.
+        _heard(lambda: dist.send(numbers.view(torch.uint8), group=self.group, group_dst=0, tag=TO_FIRST))
+
+    def received(self, rank: int, into: Tensor) -> Tensor:
+        """On the first rank, the next numbers that another sends to it; as many as `into` has, which they fill."""
+        _heard(lambda: dist.recv(into.view(torch.uint8), group=self.group, group_src=rank, tag=TO_FIRST))
+        return into
 
     def told(self, message: bytes = b"") -> bytes:
         """What the first rank says, on every rank. That one does not wait until the others have heard it: they may be

@@ -5,6 +5,7 @@ Knows no processes: any rank's share can be computed on any rank, which is how c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from loreloop.model.lora import AdapterView, LoraLayout
+from loreloop.model.lora_region import WHOLE, Factor, Matrix, Region
 from loreloop.model.spec import DecoderSpec
-from loreloop.parallel.cut import Cut, Factor, Held, Shared, Weight
+from loreloop.parallel.cut import Cut, Held, Shared, Weight
 from loreloop.parallel.expert_cut import ExpertCut
 from loreloop.parallel.mesh import AXES, Axis, Mesh
 from loreloop.parallel.pipeline_cut import PipelineCut
@@ -39,7 +41,7 @@ class Share:
 
     def layout(self, lora: LoraSpec) -> LoraLayout:
         """Where the numbers of the rank's adapter lie."""
-        return self.cuts[-1].layout(lora) if self.cuts else LoraLayout(self.spec, lora)
+        return LoraLayout(self.local, lora)
 
     def weight(self, role: str, weight: Weight) -> Weight | None:
         """The rank's share of a weight of the decoder, by its role; None where it has none of it."""
@@ -50,14 +52,18 @@ class Share:
             held = cut.weight(role, held)
         return held
 
+    def region(self, matrix: Matrix, whole: LoraLayout) -> Region:
+        """Which part the rank has of a matrix of the adapter, at a site that lies here."""
+        return functools.reduce(Region.also, (cut.region(matrix, whole) for cut in self.cuts), WHOLE)
+
     def take(self, whole: AdapterView) -> AdapterView:
-        """The rank's adapter of a whole one. What it gives may be the whole one itself."""
-        for cut in self.cuts:
-            layout = cut.layout(whole.layout.lora)
-            mine = AdapterView(layout, whole.flat.new_empty(layout.size))
-            cut.adapter(whole, mine)
-            whole = mine
-        return whole
+        """The rank's adapter of a whole one."""
+        layout = self.layout(whole.layout.lora)
+        mine = AdapterView(layout, whole.flat.new_empty(layout.size))
+        for key in layout.places:
+            for matrix in layout.matrices(*key):
+                self.region(matrix, whole.layout).take(whole.at(matrix), mine.at(matrix))
+        return mine
 
     def numbers(self, lora: LoraSpec) -> Tensor:
         """For each number of the rank's adapter its place in the whole one, (size,) int64."""

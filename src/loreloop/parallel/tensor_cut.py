@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from loreloop.model.lora import UNEMBED, AdapterView, LoraLayout
+from loreloop.model.lora_region import WHOLE, Factor, Matrix, Region
 from loreloop.model.packed_weights import PackedWeight
 from loreloop.model.spec import DecoderSpec
-from loreloop.parallel.cut import Factor, Held, Shared, Weight
+from loreloop.parallel.cut import Held, Shared, Weight
 from loreloop.parallel.mesh import Axis
 from loreloop.parallel.vocabulary import vocabulary_borders
-from loreloop.protocol.training import ExpertForm, LoraSpec
+from loreloop.protocol.training import ExpertForm
 
 COLUMN = {"qkv", "gate_up", "shared.gate_up", "experts.gate_up", "q_b", "kv_b", UNEMBED}
 ROW = {"o", "down", "shared.down", "experts.down"}
@@ -88,10 +89,6 @@ class TensorCut:
     def _kv_shares(self) -> int:
         return min(self.size, self.spec.n_kv_heads)
 
-    def layout(self, lora: LoraSpec) -> LoraLayout:
-        """That of an adapter for the narrower decoder."""
-        return LoraLayout(self.local, lora)
-
     def weight(self, role: str, weight: Weight) -> Weight:
         """See `cut.Cut`. A packed weight whose share has no whole tiles or groups comes unpacked."""
         if not weight.shape[0]:
@@ -112,11 +109,11 @@ class TensorCut:
             return weight if self.rank == 0 else torch.zeros_like(weight)
         return _taken(weight, None, self._inputs(site)) if site in ROW else weight
 
-    def adapter(self, view: AdapterView, local: AdapterView) -> None:
-        """Fills a rank's adapter from a whole one."""
-        for layer, site in view.layout.places:
-            for mine, whole in self._pairs(layer, site, view, local):
-                mine.copy_(whole)
+    def region(self, matrix: Matrix, whole: LoraLayout) -> Region:
+        """Columns of A at a row product, rows of B at a column product."""
+        if matrix.factor == "a":
+            return Region(columns=self._inputs(matrix.site)) if matrix.site in ROW else WHOLE
+        return Region(rows=self._part_rows(matrix, whole)) if self._is_column(matrix.site) else WHOLE
 
     def held(self, site: str, factor: Factor, form: ExpertForm) -> Held:
         """The factor on the side that is cut is cut, the other has a part of its gradient on each rank."""
@@ -140,16 +137,13 @@ class TensorCut:
         latent = self.spec.latent
         return site in COLUMN or (site == FIRST and latent is not None and latent.q_rank is None)
 
-    def _pairs(self, layer: int, site: str, view: AdapterView, local: AdapterView) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each of the rank's matrices at a site with what it is of the whole adapter."""
-        key = (layer, site)
-        a = view.a(*key)
-        yield local.a(*key), a[..., self._inputs(site)] if site in ROW else a
-        parts = view.layout.places[key].shape.parts
-        rows = self._outputs(site) if self._is_column(site) else torch.arange(sum(part.d_out for part in parts))
-        for part, mine, b in zip(parts, local.b(*key), view.b(*key), strict=True):
-            stop = part.start + part.d_out
-            yield mine, b[..., rows[(rows >= part.start) & (rows < stop)] - part.start, :]
+    def _part_rows(self, matrix: Matrix, whole: LoraLayout) -> tuple[slice, ...]:
+        """Which outputs of one part of a column product the rank has, counted from the part's own first."""
+        part = whole.places[matrix.layer, matrix.site].shape.parts[matrix.part]
+        clipped = (
+            (max(run.start - part.start, 0), min(run.stop - part.start, part.d_out)) for run in self._runs(matrix.site)
+        )
+        return tuple(slice(start, stop) for start, stop in clipped if start < stop)
 
     def _inputs(self, site: str) -> slice:
         """Which inputs of a row product the rank has."""
@@ -159,16 +153,19 @@ class TensorCut:
         return slice(self.rank * width // self.size, (self.rank + 1) * width // self.size)
 
     def _outputs(self, site: str) -> Tensor:
-        """Which outputs of a column product the rank has: its share of each of the blocks that are fused there."""
+        """Which outputs of a column product the rank has."""
+        return torch.cat([torch.arange(run.start, run.stop) for run in self._runs(site)])
+
+    def _runs(self, site: str) -> Iterator[range]:
+        """The rank's share of each of the blocks that are fused there."""
         if site == UNEMBED:
-            return torch.arange(*self.tokens)
-        starts, found = 0, []
+            yield range(*self.tokens)
+        starts = 0
         for block in self._blocks(site):
             width = block.width // block.n_shares
             start = starts + self.rank * block.n_shares // self.size * width
-            found.append(torch.arange(start, start + width))
+            yield range(start, start + width)
             starts += block.width
-        return torch.cat(found)
 
     def _blocks(self, site: str) -> tuple[_Block, ...]:
         spec, latent, n = self.spec, self.spec.latent, self.size

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from loreloop.protocol.errors import FilesGone, reading_trouble
+from loreloop.protocol.errors import FilesGone, LoreloopError, reading_trouble
 
 SUMS_FILE = "checksums.json"
 PIECE_BYTES = 1 << 20
@@ -89,6 +89,17 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
 def check_all_files(folder: Path, but: Iterable[str] = ()) -> None:
     """Like `check_files`, for all that the list names but these."""
     check_files(folder, sorted(set(read_sums(folder)) - set(but)))
+
+
+def is_same(folder: Path, other: Path) -> bool:
+    """Whether another folder has the files of this one by their lists, and they are what its list says."""
+    try:
+        same = read_sums(other) == read_sums(folder) != {}
+        if same:
+            check_all_files(other)
+    except LoreloopError:
+        return False
+    return same
 
 
 def read_sums(folder: Path) -> dict[str, FileSum]:

@@ -14,10 +14,9 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from loreloop.formats.peft import read_adapter
+from loreloop.engine.adapter_reading import read_share
 from loreloop.model.lora import AdapterView
 from loreloop.model.spec import DecoderSpec
-from loreloop.parallel.adapter_share import AdapterShare
 from loreloop.parallel.place import ALONE, Place
 from loreloop.protocol.link import LOAD_BUCKETS, ColdLoads
 from loreloop.protocol.sampling import Revision
@@ -96,10 +95,9 @@ class Revisions:
 
     def _load(self, revision: Revision) -> AdapterView:
         started = time.perf_counter()
-        whole = self.place.agreed(lambda: read_adapter(Path(revision.folder), self.spec, self.dtype))
-        share = AdapterShare(self.spec, whole.layout.lora, self.place)
+        share, mine = read_share(Path(revision.folder), self.spec, self.dtype, self.place)
         # One copy of one vector, rather than one of each of its matrices.
-        view = AdapterView(share.layout, share.take(whole.flat).to(self.device))
+        view = AdapterView(share.layout, mine.flat.to(self.device))
         seconds = time.perf_counter() - started
         self.load_counts[bisect_left(LOAD_BUCKETS, seconds)] += 1
         self.load_seconds += seconds

@@ -45,7 +45,8 @@ class SampleRow:
     prompt_done: bool = False
     cache_hit_tokens: int = 0
     prompt: TokenSequence | None = None  # where images stand in it
-    constraint: Constraint | None = None
+    constraint: Constraint | None = None  # at the end of its tokens; in a pipeline, where tokens are drawn
+    ahead: Constraint | None = None  # behind a token that was drawn and is not taken in yet
     allowed_V: NDArray[np.bool_] | None = None  # what the constraint lets through now
     drawn: TokenCounts | None = None  # what presence and frequency penalties count
     seen: TokenCounts | None = None  # what the repetition penalty is about: the prompt's too
@@ -61,6 +62,8 @@ class SampleRow:
     def take(self, token: int) -> None:
         """The next token, which has been drawn."""
         self.tokens.append(token)
+        if self.ahead is not None:
+            self.constraint, self.ahead = self.ahead, None
         for counts in (self.drawn, self.seen):
             if counts is not None:
                 counts.add(token)

@@ -33,9 +33,8 @@ from loreloop.model.expert_routes import Routes
 from loreloop.model.lora import Adapters, AdapterView, LoraBatch, LoraGroup
 from loreloop.model.lora_stack import StackCache, StackedLora
 from loreloop.parallel.stages import Lane, Stage
-from loreloop.protocol.errors import BadRequest, UserError
+from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.sampling import PromptReport, SampleOp
-from loreloop.protocol.training import Failure
 
 MOST_PROMPTS = 16  # of one step: each costs calls of its own in every layer, for which those that decode wait
 
@@ -282,7 +281,7 @@ class Sampler:
     def _leave(self, row: SampleRow) -> None:
         self.running.remove(row)
         # What is still computed for it is not taken in any more.
-        row.life, row.is_under_way = row.life + 1, False
+        row.life, row.is_under_way, row.ahead = row.life + 1, False, None
         # Whoever goes on from this text, as the next turn of a conversation does, finds its pages.
         self.tree.insert(row.namespace, tuple(row.tokens[: row.n_computed]), row.pages)
         for page in row.pages:
@@ -350,11 +349,8 @@ class Sampler:
         drawing = [row for row in arrived if row.op.request_id not in failures]
         routes = self._routes(drawing)
         for row in drawing:
-            try:
-                token = tokens[row.op.request_id, row.sample_index]
-                events.append(self._take(row, replace(token, routes=routes[id(row)]) if id(row) in routes else token))
-            except UserError as error:  # its grammar went beyond what is followed
-                failures[row.op.request_id] = Failure(error.category, error.message)
+            token = tokens[row.op.request_id, row.sample_index]
+            events.append(self._take(row, replace(token, routes=routes[id(row)]) if id(row) in routes else token))
         # What a failed request's other samples drew in this step is not sent any more.
         events = [event for event in events if event.request_id not in failures]
         for request_id, failure in failures.items():
@@ -394,10 +390,6 @@ class Sampler:
     def _take(self, row: SampleRow, event: TokenEvent) -> TokenEvent:
         # The token's keys and values are computed in the next step; until then it is the one that is missing.
         row.take(event.token)
-        if row.constraint is not None and event.finished is None:
-            row.constraint.take(event.token)
-            if row.constraint.over:
-                event = replace(event, finished="stop")
         if event.finished:
             self._leave(row)
         return event

@@ -1,6 +1,8 @@
 """What a step gives behind its last layer: prompts' scores, and the next token of every row that is at its end.
 
-It is drawn where the head is, and a row is not changed by it: whoever has the same rows takes the same in.
+It is drawn where the head is, and a row's tokens are not changed by it: whoever has the same rows takes the same in.
+Its grammar is followed there as well, and nowhere else, so that one process says what it lets through and when it is
+over. It goes on in a copy, which is the row's own once the token is taken in; a row that leaves before loses nothing.
 
 Legend: T tokens of a step, D model width, B rows that draw, N positions to score, V vocabulary.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import torch
@@ -79,10 +81,25 @@ def draw(head: Head, shares: Sequence[StepShare], h_TD: Tensor, lora: LoraBatch)
     if not kept:
         return Draws([], reports, failures)
     picked_B = torch.tensor([last_rows[i] for i in kept], device=h_TD.device)
-    choices = next_tokens(head, h_TD[picked_B], groups_at(lora, picked_B), [drawing[i] for i in kept])
+    rows = [drawing[i] for i in kept]
+    choices = next_tokens(head, h_TD[picked_B], groups_at(lora, picked_B), rows)
     # Weights that have diverged give NaN. Their request must not take the others of the step along.
     failures |= {choice.request_id: DIVERGED for choice in choices if not math.isfinite(choice.logprob)}
+    choices = [_followed(row, choice, failures) for row, choice in zip(rows, choices, strict=True)]
     return Draws([choice for choice in choices if choice.request_id not in failures], reports, failures)
+
+
+def _followed(row: SampleRow, choice: TokenEvent, failures: dict[str, Failure]) -> TokenEvent:
+    """A row's token, which ends it where its grammar is over then; notes a grammar that cannot be followed there."""
+    if row.constraint is None or choice.finished or choice.request_id in failures:
+        return choice
+    row.ahead = row.constraint.copy()
+    try:
+        row.ahead.take(choice.token)
+    except UserError as error:  # its grammar went beyond what is followed
+        failures[choice.request_id] = Failure(error.category, error.message)
+        return choice
+    return replace(choice, finished="stop") if row.ahead.over else choice
 
 
 def _constrained(rows: Sequence[SampleRow]) -> dict[str, Failure]:

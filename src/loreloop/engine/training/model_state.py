@@ -7,31 +7,36 @@ snapshots that a restarted engine begins from.
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from loreloop.formats.peft import WEIGHTS_FILE, read_adapter, read_lora_spec, write_adapter
+from loreloop.engine.adapter_reading import read_once, read_share
+from loreloop.engine.training.staging import staged
+from loreloop.formats.flat_vectors import fill_vector, write_vectors
+from loreloop.formats.peft import WEIGHTS_FILE, write_adapter_stream
 from loreloop.formats.tensor_file import check_finite, open_tensors, write_tensors
-from loreloop.model.lora import AdapterView, init_flat
+from loreloop.model.lora import AdapterView, outline
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.adapter_share import AdapterShare
 from loreloop.parallel.place import ALONE, Place
 from loreloop.protocol.checksums import OPTIMIZER_FILE, FileSum, check_files, sum_of, write_sums
 from loreloop.protocol.errors import BadRequest, Gone, NotFound, ServerError, reading_trouble
 from loreloop.protocol.paths import file_name
-from loreloop.protocol.syncing import sync_names, sync_path, sync_tree
+from loreloop.protocol.syncing import sync_names, sync_path
 from loreloop.protocol.training import LoraSpec, SavedResult
 
 VECTORS = ("master", "moment1", "moment2", "grad")
+MOMENTS = ("moment1", "moment2")
+T = TypeVar("T")
 
 
 class ModelState:
@@ -68,15 +73,19 @@ class ModelState:
 
     def write(self, path: Path) -> FileSum:
         """The state of this process in one file; vectors that are zero are left out."""
-        return self._write(path, self._present())
+        return write_tensors(path, self._present(), self._metadata())
 
     def write_whole(self, path: Path) -> FileSum:
         """The state of all processes in one file, which the first of them writes."""
-        whole = {
-            name: (self.share.whole_gradient(mine) if name == "grad" else self.share.whole(mine)).flat
+        share = self.share
+        vectors = {
+            name: share.whole_gradients(mine) if name == "grad" else share.wholes(mine)
             for name, mine in self._present().items()
         }
-        return self.share.place.by_first(lambda: self._write(path, whole), FileSum)
+        metadata = self._metadata()
+        return written(
+            share, list(vectors.values()), lambda: write_vectors(path, share.whole_layout, vectors, metadata), FileSum
+        )
 
     def _present(self) -> dict[str, Tensor]:
         # Before the first step the moments are zero, and the file is a third of its later size.
@@ -87,11 +96,30 @@ class ModelState:
             present["grad"] = self.grad
         return present
 
-    def _write(self, path: Path, present: dict[str, Tensor]) -> FileSum:
+    def _metadata(self) -> dict[str, str]:
         lora = msgspec.json.encode(self.layout.lora).decode()
-        return write_tensors(
-            path, present, {"lora": lora, "n_steps": str(self.n_steps), "has_grad": str(int(self.has_grad))}
-        )
+        return {"lora": lora, "n_steps": str(self.n_steps), "has_grad": str(int(self.has_grad))}
+
+
+def written(share: AdapterShare, streams: Sequence[Iterator[AdapterView]], write: Callable[[], T], kind: type[T]) -> T:
+    """What `write` gives on the first process, where it takes whole adapters from the streams; the others send what
+    these are made of. `kind` as of `Place.by_first`."""
+
+    def work() -> T:
+        try:
+            return write()
+        finally:
+            # The others send all of it, whatever has become of the file.
+            _go_through(streams)
+
+    if not share.place.is_first:
+        _go_through(streams)
+    return share.place.by_first(work, kind)
+
+
+def _go_through(streams: Sequence[Iterator[AdapterView]]) -> None:
+    for stream in streams:
+        deque(stream, maxlen=0)
 
 
 def read_state(
@@ -109,10 +137,13 @@ def read_state(
         share = AdapterShare(spec, msgspec.json.decode(metadata["lora"], type=LoraSpec), place)
         state = ModelState(share, dtype, device)
         for name in file.keys():  # noqa: SIM118 (not a dict)
-            numbers = file.get_tensor(name)
+            mine = _vector(state, name)
             if is_whole:
-                numbers = share.take_gradient(numbers) if name == "grad" else share.take(numbers)
-            _vector(state, name).copy_(numbers)
+                fill_vector(file, name, share.whole_layout, AdapterView(share.layout, mine), share.region)
+            else:
+                mine.copy_(file.get_tensor(name))
+        if is_whole and metadata["has_grad"] == "1":
+            share.keep_part(state.grad)
     # Set last: a file that turns out damaged raises before it, and the half read state is never used.
     state.n_steps, state.has_grad = int(metadata["n_steps"]), metadata["has_grad"] == "1"
     state.refresh_weights()
@@ -125,33 +156,43 @@ def new_state(
     """A fresh model of this shape: A from the seed, B zero, no steps taken."""
     share = AdapterShare(spec, lora, place)
     state = ModelState(share, dtype, device)
-    # Drawn whole on every rank, so that a seed means one adapter however it is cut.
-    state.master.copy_(share.take(init_flat(share.whole_layout, lora.seed)))
+    share.draw(state.master)
     state.refresh_weights()
     return state
 
 
 def write_checkpoint(folder: Path, state: ModelState, base_model: str) -> SavedResult:
     """A PEFT folder of the master weights plus the optimizer's moments, with the list of their checksums."""
-    whole = {name: state.share.whole(_vector(state, name)) for name in ("master", "moment1", "moment2")}
+    share, whole = state.share, state.share.whole_layout
+    master = share.wholes(state.master)
+    moments = {name: share.wholes(_vector(state, name)) for name in MOMENTS}
 
     def write() -> SavedResult:
         with staged(folder) as staging:
-            sums = write_adapter(staging, whole["master"], base_model)
-            moments = {"moment1": whole["moment1"].flat, "moment2": whole["moment2"].flat}
-            sums[OPTIMIZER_FILE] = write_tensors(staging / OPTIMIZER_FILE, moments, {"n_steps": str(state.n_steps)})
+            sums = write_adapter_stream(staging, outline(whole, state.master.dtype), master, base_model)
+            steps = {"n_steps": str(state.n_steps)}
+            sums[OPTIMIZER_FILE] = write_vectors(staging / OPTIMIZER_FILE, whole, moments, steps)
             sums_crc32 = write_sums(staging, sums)
         return SavedResult(sums[WEIGHTS_FILE].n_bytes + sums[OPTIMIZER_FILE].n_bytes, sums_crc32)
 
-    return state.share.place.by_first(write, SavedResult)
+    return written(share, [master, *moments.values()], write, SavedResult)
 
 
-def write_sampler(folder: Path, view: AdapterView, base_model: str, *, durable: bool = True) -> SavedResult:
-    """A PEFT folder of a whole adapter to sample from, with the list of its checksums."""
-    with staged(folder, durable=durable) as staging:
-        sums = write_adapter(staging, view, base_model, durable=durable)
-        sums_crc32 = write_sums(staging, sums)
-    return SavedResult(sums[WEIGHTS_FILE].n_bytes, sums_crc32)
+def write_sampler(
+    folder: Path, share: AdapterShare, mine: Tensor, base_model: str, *, durable: bool = True
+) -> SavedResult:
+    """A PEFT folder of the adapter of which `mine` are this process's numbers, to sample from, with the list of its
+    checksums."""
+    whole = share.wholes(mine)
+
+    def write() -> SavedResult:
+        with staged(folder, durable=durable) as staging:
+            outlines = outline(share.whole_layout, mine.dtype)
+            sums = write_adapter_stream(staging, outlines, whole, base_model, durable=durable)
+            sums_crc32 = write_sums(staging, sums)
+        return SavedResult(sums[WEIGHTS_FILE].n_bytes, sums_crc32)
+
+    return written(share, [whole], write, SavedResult)
 
 
 def read_checkpoint(folder: Path, state: ModelState, *, optimizer: bool) -> None:
@@ -161,38 +202,38 @@ def read_checkpoint(folder: Path, state: ModelState, *, optimizer: bool) -> None
     """
     share, own_lora = state.share, state.layout.lora
 
-    def read() -> tuple[AdapterView, tuple[int, dict[str, Tensor]] | None]:
-        lora = read_lora_spec(folder)
+    def check(lora: LoraSpec) -> None:
         # The seed says how an adapter began, and any shape can be loaded over another beginning.
         if msgspec.structs.replace(lora, seed=own_lora.seed) != own_lora:
             raise BadRequest(
                 f"The checkpoint has {_describe(lora)}, the model {_describe(own_lora)}; they must be equal."
             )
-        view = read_adapter(folder, share.share.spec, torch.float32)
-        return view, _read_moments(folder, share.whole_layout.size) if optimizer else None
 
     # All that may fail is read before the first number of the state is changed, on this rank or on another.
-    view, moments = share.place.agreed(read)
-    state.master.copy_(share.take(view.flat))
+    view = read_share(folder, share.share.spec, torch.float32, share.place, check)[1]
+    moments = read_once(share.place, partial(_read_moments, folder, share)) if optimizer else None
+    state.master.copy_(view.flat)
     state.moment1.zero_()
     state.moment2.zero_()
     state.n_steps = 0
     if moments:
-        state.moment1.copy_(share.take(moments[1]["moment1"]))
-        state.moment2.copy_(share.take(moments[1]["moment2"]))
+        state.moment1.copy_(moments[1]["moment1"])
+        state.moment2.copy_(moments[1]["moment2"])
         state.n_steps = moments[0]
     state.clear_grad()
     state.refresh_weights()
 
 
-def _read_moments(folder: Path, size: int) -> tuple[int, dict[str, Tensor]]:
+def _read_moments(folder: Path, share: AdapterShare, *, checks: bool) -> tuple[int, dict[str, Tensor]]:
+    """Steps, and this process's numbers of the moments. Where it `checks`, the whole file is compared with its
+    checksum."""
     try:
-        check_files(folder, (OPTIMIZER_FILE,))
+        if checks:
+            check_files(folder, (OPTIMIZER_FILE,))
+        moments = {name: torch.empty(share.layout.size) for name in MOMENTS}
         with open_tensors(folder / OPTIMIZER_FILE) as file:
-            moments = {name: file.get_tensor(name) for name in ("moment1", "moment2")}
-            # A broadcast would otherwise fill the vectors from a file of another shape without a word.
-            if any(moment.shape != (size,) for moment in moments.values()):
-                raise ValueError("its vectors have another size")
+            for name, mine in moments.items():
+                fill_vector(file, name, share.whole_layout, AdapterView(share.layout, mine), share.region)
             return int(file.metadata()["n_steps"]), moments
     except OSError:
         raise BadRequest("This checkpoint holds no optimizer state; load it without the optimizer.") from None
@@ -209,38 +250,6 @@ def _describe(lora: LoraSpec) -> str:
 
 def _vector(state: ModelState, name: str) -> Tensor:
     return {"master": state.master, "moment1": state.moment1, "moment2": state.moment2, "grad": state.grad}[name]
-
-
-LEVELS = 4  # of folders above a checkpoint that may be new: <kind>, <run>, checkpoints, and the data folder
-
-
-class staged:
-    """A folder that appears under its name only when it is complete: `with staged(folder) as staging: …`.
-
-    A `durable` one is on the disk, name and contents, when the block has ended: whoever then writes its row may be sure
-    of it.
-    """
-
-    def __init__(self, folder: Path, *, durable: bool = True) -> None:
-        self.durable = durable
-        self.folder, self.staging = folder, folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.staging, ignore_errors=True)
-        self.staging.mkdir(parents=True)
-        return self.staging
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            if self.durable:
-                sync_tree(self.staging)
-            # A folder cannot be renamed onto one that holds files, as a replayed save finds it.
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.staging.rename(self.folder)
-            if self.durable:
-                sync_names(self.folder, LEVELS)
-        else:
-            shutil.rmtree(self.staging, ignore_errors=True)
 
 
 class SnapshotFile(NamedTuple):

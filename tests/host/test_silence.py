@@ -1,0 +1,76 @@
+"""A group of processes of which none does anything is found, and one that computes, waits or rests is not."""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from loreloop.host.silence import Watch, activity_of, group_of
+
+SECONDS = 1.0
+COMPUTES, SLEEPS = "while True: pass", "import time; time.sleep(100)"
+
+
+@pytest.fixture
+def started():
+    running: list[subprocess.Popen] = []
+
+    def start(text: str) -> int:
+        running.append(subprocess.Popen([sys.executable, "-c", text]))
+        return running[-1].pid
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def watched(*pids: int, work: str, seconds: float) -> str:
+    """What the watch says while there is something to do for so long, if anything."""
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    watch = Watch(pids, SECONDS, said.put)
+    try:
+        if work:
+            with watch.amid(work):
+                return said.get(timeout=seconds)
+        return said.get(timeout=seconds)
+    except queue.Empty:
+        return ""
+
+
+def test_a_stopped_process_for_which_another_waits_is_told(started) -> None:
+    computing, waiting = started(COMPUTES), started(SLEEPS)
+    time.sleep(0.5)
+    os.kill(computing, signal.SIGSTOP)
+    said = watched(computing, waiting, work="train", seconds=10)
+    assert said.startswith("nothing has happened for 1 s amid train")
+    assert f"process {computing} is in state T, process {waiting} is in state S" in said
+
+
+def test_work_of_any_length_is_no_silence(started) -> None:
+    assert watched(started(COMPUTES), started(SLEEPS), work="train", seconds=4) == ""
+
+
+def test_there_is_nothing_to_tell_where_there_is_nothing_to_do(started) -> None:
+    assert watched(started(SLEEPS), work="", seconds=3) == ""
+
+
+def test_pieces_of_work_that_end_are_none_that_hangs(started) -> None:
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    watch = Watch([started(SLEEPS)], SECONDS, said.put)
+    for _ in range(15):
+        with watch.amid("sample_step"):
+            time.sleep(0.2)
+    assert said.empty()
+
+
+def test_a_process_has_its_children(started) -> None:
+    pid = started(SLEEPS)
+    assert group_of(os.getpid())[0] == os.getpid()
+    assert pid in group_of(os.getpid())
+    assert group_of(pid) == []
+    assert activity_of(2**22 + 1).state == "Z"

@@ -1,0 +1,63 @@
+"""No rank holds an adapter whole, whatever is done with it; and the files are those of one process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from loreloop.engine.training.model_state import new_state, write_checkpoint
+from loreloop.formats.load import read_spec
+from loreloop.parallel.place import ALONE
+from tests.engine.train_rig import CPU
+from tests.parallel.adapter_rank import LORA, peaks, rewritten
+from tests.parallel.rig import on_ranks
+from tests.parallel.scene import whole_state
+from tests.tiny import make_tiny_model
+
+SITE_BYTES, SLACK = 4_000_000, 4_000_000  # of the largest site, and what measures and libraries take
+# Vectors of a rank's share that stay, or that are there until all is read.
+VECTORS = {"create": 5, "load state": 4, "load sampler": 1}
+
+
+@pytest.mark.parametrize("mesh", ["ep=2", "pp=2"])
+def test_no_rank_holds_more_than_its_share_and_a_site(mesh: str, tmp_path: Path) -> None:
+    shape = {"hidden_size": 256, "moe_intermediate_size": 128, "num_experts": 32, "num_hidden_layers": 6}
+    folder = make_tiny_model(tmp_path / "model", "qwen3_moe", **shape)
+    (tmp_path / "ranks").mkdir()
+    for found in on_ranks(mesh, tmp_path, peaks, folder, tmp_path / "ranks"):
+        share, whole = found.pop("share"), found.pop("whole")
+        # As much as would show where an adapter was put together.
+        assert whole > 2 * SITE_BYTES + SLACK + 10_000_000
+        for work, n_bytes in found.items():
+            # A site comes in, and is put in its place or cut for the file.
+            most = VECTORS.get(work, 0) * share + 2 * SITE_BYTES + SLACK
+            assert n_bytes < most, (work, n_bytes, share, whole)
+
+
+@pytest.mark.parametrize("mesh", ["tp=4", "ep=2", "pp=2", "pp=2,ep=2,tp=2"])
+def test_files_are_those_of_one_process(mesh: str, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", "qwen3_moe", num_key_value_heads=2)
+    state = whole_state(read_spec(folder), LORA)
+    state.moment1.copy_(state.master * 0.1)
+    state.moment2.copy_(state.master.square())
+    state.n_steps = 3
+    write_checkpoint(tmp_path / "source", state, "tiny")
+    # Stages add up as one process does, so that gradients too are equal to the bit.
+    arguments = folder, tmp_path / "source"
+    rewritten(ALONE, *arguments, tmp_path / "one", mesh == "pp=2")
+    on_ranks(mesh, tmp_path, rewritten, *arguments, tmp_path / "ranks", mesh == "pp=2")
+    written = sorted(file for file in (tmp_path / "one").rglob("*") if file.is_file())
+    assert len(written) == 1 + 4 + 3 + 3
+    for file in written:
+        other = tmp_path / "ranks" / file.relative_to(tmp_path / "one")
+        assert other.read_bytes() == file.read_bytes(), other
+
+
+def test_a_seed_means_the_adapter_that_it_always_meant(tmp_path: Path) -> None:
+    spec = read_spec(make_tiny_model(tmp_path / "model", "qwen3_moe"))
+    fresh, generator = new_state(spec, LORA, torch.float32, CPU).weights, torch.Generator().manual_seed(LORA.seed)
+    for layer, site in fresh.layout.places:
+        a_PRI = torch.empty_like(fresh.a(layer, site))
+        bound = 1.0 / a_PRI.shape[-1] ** 0.5
+        assert torch.equal(fresh.a(layer, site), a_PRI.uniform_(-bound, bound, generator=generator))
+        assert not any(b_OR.any() for b_OR in fresh.b(layer, site))
