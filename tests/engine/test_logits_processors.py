@@ -180,7 +180,9 @@ class Tired:
             self._work()
 
     def copy(self):
-        return Tired(self.while_taking)
+        other = Tired(self.while_taking)
+        other.left = self.left
+        return other
 
 
 @pytest.mark.parametrize("while_taking", [True, False])
