@@ -34,7 +34,7 @@ MAKING = {
     ("files", "upload"),
 }
 ELSEWHERE = {("chat",), ("memory", "chat"), ("memory", "train"), ("memory", "answers")}  # ask a server
-ELSEWHERE |= {("models", "check")}  # or look at a folder of somebody else's
+ELSEWHERE |= {("models", "check"), ("plan",)}  # or look at a folder of somebody else's
 LOOPS = {
     ("loop", verb)
     for verb in (
@@ -54,6 +54,7 @@ ELSEWHERE |= {words for words in COMMANDS if words[0] == "train"}
 LISTS = {words for words in COMMANDS if words[-1] in ("list", "usage", "calls", "verify")}
 ARGUMENTS = {
     ("status",): [],
+    ("repair",): [],
     ("runs", "show"): ["nobody"],
     ("runs", "rm"): ["nobody", "--yes"],
     ("checkpoints", "show"): [PATH],
@@ -114,7 +115,8 @@ def test_what_prints_a_table_prints_json_too(words: tuple[str, ...]) -> None:
     called = set(inspect.unwrap(callback).__code__.co_names)
     options = {name for parameter in COMMANDS[words].params for name in parameter.opts}
     assert ("--json" in options) == bool(
-        called & {"show", "show_all", "show_current", "table_of", "text_of", "answer_table", "_print", "_by_hand"}
+        called
+        & {"show", "show_all", "show_current", "table_of", "text_of", "answer_table", "_print", "_by_hand", "_show"}
     )
 
 

@@ -55,6 +55,30 @@ def test_work_of_any_length_is_no_silence(started) -> None:
     assert watched(started(COMPUTES), started(SLEEPS), work="train", seconds=4) == ""
 
 
+PAUSED = """
+import os, subprocess, sys, time
+from loreloop.host.silence import Watch
+computing = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+with Watch([computing.pid], 1.0, lambda what: print(what, flush=True)).amid("train"):
+    print("begun", flush=True)
+    time.sleep(2.5)
+computing.kill()
+"""
+
+
+def test_a_pause_of_the_whole_group_is_no_silence():
+    """As Ctrl-Z, a debugger or a paused container make one: the watch has stood still as well."""
+    watching = subprocess.Popen(
+        [sys.executable, "-c", PAUSED], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert watching.stdout is not None
+    assert watching.stdout.readline() == "begun\n"
+    os.killpg(watching.pid, signal.SIGSTOP)
+    time.sleep(2.5)
+    os.killpg(watching.pid, signal.SIGCONT)
+    assert watching.communicate(timeout=20)[0] == ""
+
+
 def test_there_is_nothing_to_tell_where_there_is_nothing_to_do(started) -> None:
     assert watched(started(SLEEPS), work="", seconds=3) == ""
 

@@ -12,7 +12,7 @@ import tinker
 from loreloop.cli.server import RunningServer
 from loreloop.learn.loop.cycle_files import trained_prompts, with_prompts
 from loreloop.learn.loop.reward.events import prompt_key
-from loreloop.learn.loop.state import LoopFolder
+from loreloop.learn.loop.state import LoopFolder, Revision
 from loreloop.learn.loop.sweeping import swept
 from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import BadRequest
@@ -187,3 +187,17 @@ def test_the_course_sweeps_all_but_what_answers_or_is_named_by_a_decision(tmp_pa
     assert kept[2] == {"tiny", first[0]}, "the state of what was rejected is nothing's"
     assert kept[-1] == {"tiny", first[0], *second}
     assert len(LoopFolder(tmp_path).decisions()) == 2
+
+
+def test_what_is_proposed_and_what_trainings_begin_at_is_never_swept(tmp_path: Path) -> None:
+    world, kept = World(), set[str]()
+    course = world.course(tmp_path)
+    course.config = msgspec.structs.replace(course.config, start="tinker://start/weights/s")
+    course.folder.propose(Revision(target="tinker://p/sampler_weights/s", state="tinker://p/weights/s"))
+
+    async def sweep(keep: set[str]) -> None:
+        kept.update(keep)
+
+    course.work.__dict__["sweep"] = sweep
+    asyncio.run(course._sweep(course.folder.load() or course.begin("tiny")))
+    assert {"tinker://start/weights/s", "tinker://p/sampler_weights/s", "tinker://p/weights/s"} <= kept

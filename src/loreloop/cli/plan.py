@@ -70,6 +70,7 @@ def plan(model: str, gpus: str, prices: Path | None, *, as_json: bool, **numbers
 def _base(model: str) -> Base:
     """The model by its configuration; WrongSettings where it has none that can be read, with what is spelled alike."""
     from loreloop.formats.catalog import HUB_IDS
+    from loreloop.formats.float8 import is_float8
     from loreloop.formats.load import spec_of
     from loreloop.formats.verdict import config_of
     from loreloop.model.families.table import family_of
@@ -83,9 +84,10 @@ def _base(model: str) -> Base:
         if near := _near(model):
             raise WrongSettings(f"{error.message} Did you mean {' or '.join(near)}?") from None
         raise WrongSettings(error.message) from None
-    inner = config.get("text_config") or config
-    packed = bool(config.get("quantization_config") or inner.get("quantization_config"))
-    return Base(model, spec, family_of(config).names, packed and spec.moe is not None)
+    about = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config") or {}
+    # Blocks of 8 bits become bf16 when they are loaded; only what is published in 4 bits stays so.
+    packed = bool(about) and not is_float8(about) and spec.moe is not None
+    return Base(model, spec, family_of(config).names, packed)
 
 
 def _near(model: str) -> list[str]:

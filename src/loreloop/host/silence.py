@@ -18,7 +18,7 @@ from pathlib import Path
 LEAST_SHARE = 0.02  # of one core, that processes have to use together: connections and clocks take some as well
 POLLS = 20  # in the time that a group may be silent
 FROM_STATE, OF_USER = 2, 13  # places in `stat` behind the process's name: see proc(5)
-DISK, TICKS = "D", 100  # the state of waiting for a disk; the system counts in hundredths of a second
+RUNS, DISK, TICKS = "R", "D", 100  # states of a thread: at work, and waiting for a disk; the clock's hundredths
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,25 @@ class Activity:
 def activity_of(pid: int) -> Activity:
     """Of a process here; with the state Z where there is none."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        whole = _fields(Path(f"/proc/{pid}/stat"))
     except OSError:
         return Activity(0.0, "Z")
+    user, system = whole[OF_USER - FROM_STATE], whole[OF_USER - FROM_STATE + 1]
+    # The process's own state is that of its main thread, and another one may be reading or computing for it.
+    states = {whole[0], *_thread_states(pid)}
+    state = next((busy for busy in (RUNS, DISK) if busy in states), whole[0])
+    return Activity((int(user) + int(system)) / TICKS, state)
+
+
+def _thread_states(pid: int) -> Iterator[str]:
+    for task in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            yield _fields(task)[0]
+
+
+def _fields(stat: Path) -> list[str]:
     # Behind the name, which is in brackets and may hold anything.
-    fields = text.rpartition(")")[2].split()
-    user, system = fields[OF_USER - FROM_STATE], fields[OF_USER - FROM_STATE + 1]
-    return Activity((int(user) + int(system)) / TICKS, fields[0])
+    return stat.read_text().rpartition(")")[2].split()
 
 
 def group_of(pid: int) -> list[int]:
@@ -71,15 +83,20 @@ class Watch:
             self._work, self._n_works = before, self._n_works + 1
 
     def _look(self) -> None:
-        began, n_works, seconds = time.monotonic(), 0, 0.0
+        n_silent, n_works, seconds = 0, 0, 0.0
         while True:
             time.sleep(self.seconds / POLLS)
-            now, found = time.monotonic(), {pid: activity_of(pid) for pid in self.pids}
+            found = {pid: activity_of(pid) for pid in self.pids}
             used = sum(each.seconds for each in found.values())
-            works = used - seconds > LEAST_SHARE * self.seconds or any(each.state == DISK for each in found.values())
+            works = used - seconds > LEAST_SHARE * self.seconds
+            works = works or any(each.state in (RUNS, DISK) for each in found.values())
             if works or not self._work or n_works != self._n_works:
-                began, n_works, seconds = now, self._n_works, used
-            elif now - began > self.seconds:
+                n_silent, n_works, seconds = 0, self._n_works, used
+                continue
+            # Looks are counted, and not the time: where all processes were stopped for a while, as in a debugger or a
+            # paused container, so was this one, and no time has passed for the work either.
+            n_silent += 1
+            if n_silent > POLLS:
                 states = ", ".join(f"process {pid} is in state {each.state}" for pid, each in found.items())
                 self.silent(f"nothing has happened for {self.seconds:g} s amid {self._work} ({states})")
                 return

@@ -109,7 +109,7 @@ def _losing(plan: Plan) -> list[str]:
 
 
 def _beside(base: Base, wish: Wish, group: Group) -> str:
-    """The fewest devices for an adapter and for full tuning."""
+    """The fewest devices for an adapter and for full tuning, of 1, 2, 4, 8 and so on."""
 
     def words(full: bool) -> str:
         changed = Wish(**{**vars(wish), "full": full})
@@ -119,4 +119,4 @@ def _beside(base: Base, wish: Wish, group: Group) -> str:
             return f"{name} fits no group of up to 1024"
         return f"{name} fits {layout.mesh.n_ranks} ({layout.mesh}, {layout.memory.total / GIGA:.0f} GB each)"
 
-    return f"The fewest {group.device.name}: {words(full=False)}; {words(full=True)}."
+    return f"The fewest {group.device.name} of 1, 2, 4, 8 …: {words(full=False)}; {words(full=True)}."

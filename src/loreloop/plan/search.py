@@ -100,7 +100,8 @@ def layout_of(base: Base, wish: Wish, group: Group, mesh: Mesh) -> Layout:
 
 
 def smallest_group(base: Base, wish: Wish, device: Device) -> Layout | None:
-    """The layout of the fewest devices on which a wish fits; None where none of up to `MOST_GROUP` does."""
+    """The layout of the fewest devices of 1, 2, 4, 8 and so on, on which a wish fits; None where none of up to
+    `MOST_GROUP` does."""
     whole = memory_of(base, wish, Mesh(), device.n_bytes).parts
     states = whole.adapter + whole.moments + whole.gradient if wish.full else 0
     n = 1

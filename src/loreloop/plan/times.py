@@ -88,7 +88,7 @@ class Machine:
         ways = 4 if wish.full else 3
         work = Work(rows, rows, recomputed=True)
         said = training_traffic(self.spec, mesh, self.memory.rank, work)
-        flops = self._flops(rows, wish.context / 2, ways) + 2 * ways * rows * self._head()
+        flops = self._flops(rows, seen_in_training(wish), ways) + 2 * ways * rows * self._head()
         flops += 0 if wish.full else 6 * rows * self._adapter()
         batch = self._part(flops, 3 * self._weights(), said, 3)
         # A pipeline fills and empties (Narayanan et al. 2021, 2104.04473).
@@ -107,7 +107,7 @@ class Machine:
         said = sampling_traffic(self.spec, mesh, self.memory.rank, Work(rows, rows))
         seen = wish.prompt + wish.response / 2
         cache = rows * seen / wish.context * self.memory.parts.cache
-        flops = self._flops(rows, seen, 1) + 2 * rows * self._head()
+        flops = self._flops(rows, seen, None) + 2 * rows * self._head()
         token = self._part(flops, self._weights(rows) + cache, said, 1)
         # All stages of a token, or all parts of the answers on one stage: as many turns.
         drawn = token.times(mesh.pp * wish.response * n_samples / running)
@@ -127,19 +127,26 @@ class Machine:
             messages=MESSAGES * n_speaking * n_layers,
         )
 
-    def _flops(self, rows: int, seen: float, ways: int) -> float:
-        """Operations of a rank's layers, where each row sees so many tokens; a cut layer's is its share."""
+    def _flops(self, rows: int, seen: float, ways: int | None) -> float:
+        """Operations of a rank's layers, where each row sees so many tokens; a cut layer's is its share. `ways` is None
+        where tokens are drawn: keys and values are then read as they lie in the cache."""
         spec, mesh, layers = self.spec, self.mesh, self.local.layers
-        attended = 2 * (spec.d_q + spec.d_attended) * seen
+        widths = spec.d_q + spec.d_attended
+        if ways is None and spec.latent is not None:
+            # Every head multiplies whole latents (DeepSeek-V2, 2405.04434, appendix C), and not its own keys.
+            widths = 2 * spec.n_heads * spec.cache.size
+        # There and there again, and back two products each for scores and values; none of them has weights.
+        attended = 2 * widths * seen * (4 if ways and ways > 1 else 1)
         routed, plain = _costs(spec)
         mine = sum(plain[layer] + routed[layer] / mesh.ep for layer in layers)
-        return ways * rows * (2 * mine + len(layers) * attended) / mesh.tp
+        return rows * ((ways or 1) * 2 * mine + len(layers) * attended) / mesh.tp
 
     def _head(self) -> float:
         return head_cost(self.spec) / self.mesh.tp if self.local.has_head else 0
 
     def _adapter(self) -> float:
-        """Numbers of the adapter that a row meets: of experts' own, those that it is routed to."""
+        """Numbers of the adapter that a row meets, where all of it were experts' own: of those, the ones that it is
+        routed to. Attention's part is met by every row, and is too small beside the base's products to count."""
         moe = self.spec.moe
         return self.memory.parts.gradient / 4 * (moe.top_k / moe.n_experts if moe else 1)
 
@@ -159,6 +166,13 @@ class Machine:
             rate = self.device.inner_rate if span <= self.device.per_node else self.device.outer_rate
             found += by_axis[axis] / rate
         return found
+
+
+def seen_in_training(wish: Wish) -> float:
+    """Tokens that a row of a pass sees in the mean: those of a prompt are computed once for its group, and each row of
+    an answer sees the whole prompt."""
+    prompt, response = wish.prompt, wish.group * wish.response
+    return (prompt * prompt / 2 + response * (prompt + wish.response / 2)) / (prompt + response)
 
 
 @functools.lru_cache(maxsize=4)

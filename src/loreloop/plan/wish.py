@@ -16,8 +16,8 @@ Precision = Literal["published", "bf16", "int4"]
 
 @dataclass(frozen=True)
 class Base:
-    """A model: its decoder, the names of its weights, whether it is published with experts in 4 bits, and the bytes of
-    what stands beside the decoder (a tower of images)."""
+    """A model: its decoder, the names of its weights, and whether it is published with experts in 4 bits. What stands
+    beside the decoder (a tower of images) is not counted."""
 
     name: str
     spec: DecoderSpec

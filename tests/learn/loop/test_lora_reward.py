@@ -119,13 +119,28 @@ def test_a_reward_whose_weights_are_gone_learns_anew_what_it_still_knows(
     asked.create_rest_client().delete_checkpoint_from_tinker_path(before.weights).result()
     again = reward_of(asked, tiny_folder)
     again.load(tmp_path)
-    assert (again.version.number, again.version.note) == (2, "learned anew: its weights are gone at the server")
-    assert again.known() == reward.known()
-    assert (again.ledger.spent, again.persons) == (reward.ledger.spent, reward.persons)
+    assert again.version == before, "whom it must forget may be told first"
     (event,) = pairs(1, first=500)
     better, worse = again.score([event.item, event.worse])
     assert better > worse
-    # It is kept, so that the next one need not learn it once more.
+    assert (again.version.number, again.version.note) == (2, "learned anew: its weights are gone at the server")
+    assert again.known() == reward.known()
+    assert (again.ledger.spent, again.persons) == (reward.ledger.spent, reward.persons)
+    again.save(tmp_path)
     third = reward_of(asked, tiny_folder)
     third.load(tmp_path)
     assert third.version == again.version
+    assert not third.is_lost
+
+
+def test_nothing_is_learned_anew_of_whoever_was_deleted_meanwhile(
+    asked: tinker.ServiceClient, tiny_folder: Path, tmp_path: Path
+) -> None:
+    reward = reward_of(asked, tiny_folder)
+    reward.update(pairs(8))
+    reward.save(tmp_path)
+    asked.create_rest_client().delete_checkpoint_from_tinker_path(reward.version.weights).result()
+    again = reward_of(asked, tiny_folder)
+    again.load(tmp_path)
+    again.forget(reward.persons)
+    assert (again.n_steps, again.known(), again.is_lost) == (0, set(), False)

@@ -30,7 +30,7 @@ class staged:
         self.folder, self.staging = folder, folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
 
     def __enter__(self) -> Path:
-        shutil.rmtree(self.staging, ignore_errors=True)
+        self._clear()
         self.staging.mkdir(parents=True)
         return self.staging
 
@@ -40,6 +40,16 @@ class staged:
                 self._appear()
         finally:
             shutil.rmtree(self.staging, ignore_errors=True)
+
+    def _clear(self) -> None:
+        """Without what processes that died amid this have left: no other one writes this folder now."""
+        beside = self.folder.parent
+        for aside in beside.glob(f".{self.folder.name}.*.old"):
+            if not self.folder.exists():
+                aside.rename(self.folder)
+        for pattern in ("old", "tmp"):
+            for left in beside.glob(f".{self.folder.name}.*.{pattern}"):
+                shutil.rmtree(left, ignore_errors=True)
 
     def _appear(self) -> None:
         same = is_same(self.staging, self.folder)

@@ -6,7 +6,7 @@ q_t are the probabilities that the weights before the run gave to their K likeli
 of their own answer, in sum 1. The second part is KL(q‖p) but for a constant: distillation of what was known (Li and
 Hoiem 2016, Learning without Forgetting, arXiv 1606.09282), on prompts in the place of the data that nobody has any
 more (Robins 1995). Against one's own probabilities the slope is 0 where the run begins, so far as the K tokens have
-all of the probability: nothing is learned of a rehearsed prompt before the imitated ones have moved it. Its answer as
+all of the probability: what they lack of it is as much as is taken from all other tokens by and by. Its answer as
 one more example to imitate has a slope from the first step on, towards saying that one answer always. Knows no files
 and no stage of a loop.
 """
@@ -54,19 +54,20 @@ class SftWithRehearsal(Sft):
     ) -> None:
         super().__init__(plan, client, renderer)
         self.rehearsed, self.beside = [datum_of(renderer, one) for one in rehearsed], min(beside, len(rehearsed))
+        self.unlisted = [unlisted(one.likely) for one in rehearsed]
 
     async def step(self, batch: Sequence[Demonstration], at: Moment) -> Awaitable[Metrics]:
         """One pass over both kinds and one optimizer step, both handed in before either is waited for."""
         shown, first = self._data(batch), at.step * self.beside
-        held = [self.rehearsed[(first + place) % len(self.rehearsed)] for place in range(self.beside)]
-        passed = self.client.forward_backward([*shown, *held], LOSS)
+        held = [(first + place) % len(self.rehearsed) for place in range(self.beside)]
+        passed = self.client.forward_backward([*shown, *(self.rehearsed[one] for one in held)], LOSS)
         stepped = self.client.optim_step(adam_of(self.plan, at.learning_rate))
         return self._both(shown, held, passed, stepped)
 
     async def _both(
         self,
         shown: Sequence[tinker.Datum],
-        held: Sequence[tinker.Datum],
+        held: Sequence[int],
         passed: tinker.APIFuture[tinker.ForwardBackwardOutput],
         stepped: tinker.APIFuture[tinker.OptimStepResponse],
     ) -> Metrics:
@@ -74,15 +75,19 @@ class SftWithRehearsal(Sft):
         output, _ = await passed, await stepped
         found = scores(shown, output.loss_fn_outputs[: len(shown)])
         if held:
-            found["drift"] = drift(held, output.loss_fn_outputs[len(shown) :])
-        n_tokens = sum(datum.model_input.length for datum in (*shown, *held))
+            found["drift"] = self._drift(held, output.loss_fn_outputs[len(shown) :])
+        n_tokens = sum(datum.model_input.length for datum in (*shown, *(self.rehearsed[one] for one in held)))
         return {f"train_{name}": value for name, value in found.items()} | {TOKENS: float(n_tokens)}
 
     async def evaluate(self, examples: Sequence[Demonstration]) -> Metrics:
         """As that of SFT, with the drift over all rehearsed prompts."""
         found = await super().evaluate(examples)
         output = await self.client.forward(self.rehearsed, LOSS)
-        return found | {"valid_drift": drift(self.rehearsed, output.loss_fn_outputs)}
+        return found | {"valid_drift": self._drift(range(len(self.rehearsed)), output.loss_fn_outputs)}
+
+    def _drift(self, held: Sequence[int], outputs: Sequence[Mapping[str, tinker.TensorData]]) -> float:
+        data = [self.rehearsed[one] for one in held]
+        return drift(data, outputs, sum(self.unlisted[one] for one in held))
 
 
 def datum_of(renderer: Renderer, example: Rehearsed) -> tinker.Datum:
@@ -106,10 +111,19 @@ def datum_of(renderer: Renderer, example: Rehearsed) -> tinker.Datum:
     )
 
 
-def drift(data: Sequence[tinker.Datum], outputs: Sequence[Mapping[str, tinker.TensorData]]) -> float:
+def unlisted(likely: Likely) -> float:
+    """Σ_t −log Z_t in nats, where Z_t is the probability that the listed tokens have together: by so much more than the
+    truth a model that is as it was seems to have moved from what it was, as only listed tokens are compared."""
+    return float(sum(-np.log(sum(share for _, share in row)) for row in likely))
+
+
+def drift(
+    data: Sequence[tinker.Datum], outputs: Sequence[Mapping[str, tinker.TensorData]], unlisted_nats: float = 0.0
+) -> float:
     """Σ_k q(k) · log(q(k) / p(k)), the mean over all rehearsed places, in nats: how far a model has moved from what it
-    was. Probabilities q stand in the data as weights, log p in what a pass has given."""
-    nats, n_places = 0.0, 0
+    was. Probabilities q stand in the data as weights, log p in what a pass has given. `unlisted_nats` are taken off the
+    sum over places."""
+    nats, n_places = -unlisted_nats, 0
     for datum, output in zip(data, outputs, strict=True):
         q = datum.loss_fn_inputs["weights"].to_numpy().astype(np.float64)
         log_p = output["logprobs"].to_numpy().astype(np.float64).reshape(q.shape)

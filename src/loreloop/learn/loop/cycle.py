@@ -295,8 +295,10 @@ class Course:
 
     async def _sweep(self, state: State) -> None:
         """Deletes what guards have left of trainings; what answers, may answer, or is named by a decision stays."""
-        revisions = [one for one in (state.champion, state.previous, state.candidate) if one is not None]
-        keep = {path for one in revisions for path in (one.target, one.state) if path}
+        named = (state.champion, state.previous, state.candidate, self.folder.proposed())
+        keep = {path for one in named if one is not None for path in (one.target, one.state) if path}
+        # Where trainings begin that may not begin at the champion.
+        keep |= {self.config.start} if self.config.start else set()
         await self.work.sweep(keep | {one.candidate for one in self.folder.decisions() if one.candidate})
 
     def _void(self, state: State, data: Data, unknown: Sequence[str] = ()) -> bool:

@@ -20,7 +20,7 @@ from loreloop.learn.loop.rehearsing import line_of
 from loreloop.learn.loop.state import written
 from loreloop.learn.loop.task_files import key_of_task
 
-ANSWER_TOKENS, N_LIKELY = 32, 16
+ANSWER_TOKENS, N_LIKELY = 32, 64
 # Questions and small tasks of as many kinds as there are lines; a loop over something else names a file of its own.
 PROMPTS = """\
 Hello!

@@ -24,7 +24,8 @@ from loreloop.learn.runner import Run
 def line_of(task: Task, tokens: Sequence[int], likely: Sequence[Sequence[tuple[int, float]]]) -> dict[str, Any]:
     """A prompt with what was said to it, as a line of the file."""
     shares = [[(token, round(share, 6)) for token, share in row] for row in likely]
-    return {"messages": task.item["messages"], "tokens": list(tokens), "likely": shares}
+    # All of the line that was asked: tools and settings of the template are a part of the prompt.
+    return {**task.item, "tokens": list(tokens), "likely": shares}
 
 
 def rehearsed_of(file: Path) -> list[Rehearsed]:

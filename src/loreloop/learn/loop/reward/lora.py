@@ -110,9 +110,11 @@ class LoraReward:
         self.outcomes: deque[Outcome] = deque(maxlen=settings.window)
         self.learned: deque[LabelledEvent] = deque(maxlen=settings.buffer)
         self.link, self.persons, self.bias, self.n_steps = Link(), set[str](), 0.0, 0
+        self.is_lost = False  # the weights that have learned what is in `learned`
 
     def update(self, events: Sequence[LabelledEvent]) -> RewardVersion:
         """Learns from new events, and saves the weights at the server; without events the version stays."""
+        self._find_again()
         if not events:
             return self.version
         counted = []
@@ -130,6 +132,7 @@ class LoraReward:
 
     def score(self, items: Sequence[Scored]) -> list[float]:
         """A number for each answer, in spreads of the reference set from its mean; one forward pass for all."""
+        self._find_again()
         return [float(raw - self.version.mean) / self.version.spread for raw in self._raw(items)]
 
     def forget(self, persons: Collection[str] = (), ids: Collection[str] = ()) -> RewardVersion:
@@ -186,7 +189,7 @@ class LoraReward:
 
     def load(self, folder: Path) -> None:
         """Goes on from the newest version that is whole, with its weights from the server; where they are gone there,
-        it learns anew."""
+        it learns anew before it is asked or taught, and after it has forgotten whom it must."""
         kept = newest(folder, KIND)
         if kept is None or kept.version.weights is None:
             return
@@ -198,21 +201,24 @@ class LoraReward:
         except tinker.TinkerError as error:
             if not isinstance(refusal(error, "the reward's weights"), Refused):
                 raise
-            self._anew(state)
-            self.save(folder)
+            self.is_lost = True
+        self.learned.extend(state.learned)
+        self.ledger.restore(state.ledger)
+        self.persons = set(state.persons)
+        if self.is_lost:
             return
         self.client = client
-        self.learned.extend(state.learned)
         self.outcomes.extend(Outcome(*one) for one in state.outcomes)
-        self.ledger.restore(state.ledger)
-        self.persons, self.bias = set(state.persons), state.bias
+        self.bias = state.bias
         self.link = fitted_link(list(self.outcomes))
 
-    def _anew(self, state: _State) -> None:
+    def _find_again(self) -> None:
         """Learns once more what is still kept of what it has learned, where nobody has its weights any more."""
-        self.persons = set(state.persons)
-        self.ledger.restore(state.ledger)
-        self._learn(state.learned)
+        if not self.is_lost:
+            return
+        kept, self.is_lost = list(self.learned), False
+        self.learned.clear()
+        self._learn(kept)
         self.version = self._next((), "learned anew: its weights are gone at the server")
 
     def _learn(self, events: Sequence[LabelledEvent]) -> None:
