@@ -79,8 +79,8 @@ def test_what_a_death_left_beside_it_is_cleared(tmp_path: Path) -> None:
     folder = tmp_path / "one"
     for left in (".one.77.tmp", ".one.78.old", ".other.77.tmp"):
         (tmp_path / left).mkdir()
-    with staged(folder, durable=False) as staging:
-        (staging / "file").write_text("new")
+    with staging.staged(folder, durable=False) as new:
+        (new / "file").write_text("new")
     assert sorted(each.name for each in tmp_path.iterdir()) == [".other.77.tmp", "one"]
     assert (folder / "file").read_text() == "new"
 
@@ -88,7 +88,7 @@ def test_what_a_death_left_beside_it_is_cleared(tmp_path: Path) -> None:
 def test_a_folder_that_was_put_aside_comes_back_where_the_new_one_never_came(tmp_path: Path) -> None:
     (tmp_path / ".one.78.old").mkdir()
     (tmp_path / ".one.78.old" / "file").write_text("old")
-    with pytest.raises(OSError, match="full"), staged(tmp_path / "one", durable=False):
+    with pytest.raises(OSError, match="full"), staging.staged(tmp_path / "one", durable=False):
         raise OSError("the disk is full")
     assert [each.name for each in tmp_path.iterdir()] == ["one"]
     assert (tmp_path / "one" / "file").read_text() == "old"
