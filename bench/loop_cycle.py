@@ -63,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as data:
         Path(data, "models").symlink_to(folder().parent)
         with (
-            running_server(data, ["--model", MODEL, *on_threads(options.threads)]) as server,
+            running_server(data, ["--model", MODEL, *on_threads(options.threads)], durability="power") as server,
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from loreloop.cli.server import RunningServer, running_server
+from loreloop.protocol.syncing import promise
 from tests.tiny import make_tiny_model
+
+promise("os")  # tests of what survives a power cut say so
 
 # A shell's background job is started with these ignored, and its children inherit that, so they would hear nothing of
 # what tests send them. What is handled, if only by doing nothing, is back at its default in a child.

@@ -41,7 +41,7 @@ from loreloop.protocol.training import AdamParams, OptimStep, SaveSampler
 def server(*options: str) -> Iterator[RunningServer]:
     with tempfile.TemporaryDirectory() as data:
         Path(data, "models").symlink_to(folder().parent)
-        with running_server(data, ["--model", MODEL, *options]) as running:
+        with running_server(data, ["--model", MODEL, *options], durability="power") as running:
             yield running
 
 

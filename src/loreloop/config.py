@@ -45,6 +45,7 @@ FLAGS = {  # of `loreloop serve`, by setting
     "generation_config": "--generation-config",
     "log_file": "--log-file",
     "verbose": "--verbose",
+    "durability": "--durability",
     "engine.mesh": "--mesh",
     "engine.ray": "--ray",
     "engine.replicas": "--replicas",

@@ -52,7 +52,17 @@ def test_what_lies_in_a_folder_without_a_database_is_served_again(tmp_path: Path
     code, _, told = repaired(tmp_path)
     assert code == 1
     assert "missing" in told
+    assert states(repaired(tmp_path, "--new-database")[1]) == {"s": "to adopt", "w": "to adopt", "bad": "damaged"}
+    assert not list(tmp_path.glob("loreloop.db*"))  # it was only told
+    (tmp_path / "loreloop.db-wal").write_bytes(b"of the lost one")
+    (kept,) = tmp_path.glob("checkpoints/*/weights")
+    (kept / "an odd name").mkdir()
     code, rows, told = repaired(tmp_path, "--new-database", "--yes")
+    assert (tmp_path / "loreloop.db-wal.lost").read_bytes() == b"of the lost one"
+    odd = next(row for row in rows if "an odd name" in str(row["path"]))
+    assert "cannot be used" in str(odd["what"])
+    (kept / "an odd name").rmdir()
+    rows.remove(odd)
     assert (code, states(rows)) == (1, {"s": "adopted", "w": "adopted", "bad": "damaged"})
     assert "adapter_model.safetensors" in str(next(row["what"] for row in rows if row["state"] == "damaged"))
     key = told.split("with the key ")[1].split(",")[0]
@@ -72,6 +82,10 @@ def test_rows_without_files_go_only_when_asked(tmp_path: Path) -> None:
     place.write(checkpoints.add, place.checkpoint(place.run(), "one"))
     place.store.close()
     assert states(repaired(tmp_path, "--yes")[1]) == {"one": "files gone"}
+    code, rows, told = repaired(tmp_path, "--yes", "--forget")
+    assert (code, rows) == (1, [])
+    assert "is a disk missing?" in told
+    (tmp_path / "checkpoints").mkdir()
     assert states(repaired(tmp_path, "--yes", "--forget")[1]) == {"one": "forgotten"}
     assert repaired(tmp_path)[:2] == (0, [])
 

@@ -31,7 +31,7 @@ class Office:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.socket = folder, folder / "engine.sock"
-        self.store = Store(folder / "data")
+        self.store = Store(folder / "data", "os")
         self.dispatcher = Dispatcher(config, self.store, ("fake",))
         self.threads: list[threading.Thread] = []
         self.writers: list[asyncio.StreamWriter] = []

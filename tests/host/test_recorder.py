@@ -25,7 +25,7 @@ SMALL = Bounds(turns=3, n_bytes=1000, pause_seconds=0.02)
 
 def play(folder: Path, scene: Callable[[Recorder], Awaitable[None]], bounds: Bounds = SMALL) -> None:
     async def run() -> None:
-        store = Store(folder)
+        store = Store(folder, "os")
         rule = RecordingRule(record=True)
         write_now(store, deployments.set, "bot", None, Split(Arm("fake", "fake")), 1.0, "me", recording=rule)
         recorder = Recorder(store, bounds)

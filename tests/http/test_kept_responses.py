@@ -146,10 +146,10 @@ def test_each_key_keeps_so_many_bytes_the_newest_used() -> None:
 
 def test_kept_answers_outlive_their_store(tmp_path: Path) -> None:
     rows = [KeptResponse("r0", "k", 1.0, None, "[]", "{}"), KeptResponse("r1", "k", 2.0, "r0", "[]", "{}")]
-    with closing(Store(tmp_path)) as before:
+    with closing(Store(tmp_path, "os")) as before:
         for row in rows:
             write_now(before, responses.keep, row, (), 1000)
-    with closing(Store(tmp_path)) as after:
+    with closing(Store(tmp_path, "os")) as after:
         assert after.read(responses.chain, "k", "r1") == rows
         assert after.read(responses.chain, "another", "r1") == []
 

@@ -188,7 +188,7 @@ def test_tokens_are_accounted_by_session_and_hour(server: RunningServer, other: 
         drawn = sampler.sample(prompt(IDS), 1, GREEDY).result().sequences[0].tokens
     client.save_state("kept").result()
     session_id = client.model_id.split(":")[0]
-    amounts = usage_of(server, session_id)
+    amounts = usage_of(server, session_id, 2 * len(drawn))
     assert amounts["training"] == 2 * (len(IDS) - 1)
     assert amounts["sampling_sample"] == 2 * len(drawn)
     assert amounts["sampling_prefill"] + amounts["cached"] == 2 * len(IDS)
@@ -200,8 +200,9 @@ def test_tokens_are_accounted_by_session_and_hour(server: RunningServer, other: 
         tinker.AdminClient(base_url=server.url, api_key=other).get_audit_log().result()
 
 
-def usage_of(server: RunningServer, session_id: str) -> dict[str, int]:
-    """What this hour and the last hold of a session; samples are written down within some seconds."""
+def usage_of(server: RunningServer, session_id: str, n_sampled: int) -> dict[str, int]:
+    """What this hour and the last hold of a session; samples are written down within some seconds, in parts, so it is
+    waited for as many tokens as were drawn."""
     import time
 
     admin = tinker.AdminClient(base_url=server.url, api_key=server.key)
@@ -214,7 +215,7 @@ def usage_of(server: RunningServer, session_id: str) -> dict[str, int]:
                 info = event.event_info
                 name = "cached" if getattr(info, "cached", False) else info.type
                 amounts[name] += getattr(info, "token_count", 0) or getattr(info, "count", 0)
-        if amounts["sampling_sample"]:
+        if amounts["sampling_sample"] >= n_sampled:
             break
         time.sleep(0.1)
     return amounts

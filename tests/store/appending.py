@@ -17,7 +17,7 @@ from tests.store.place import BASE
 
 async def append_for_ever(folder: Path, run_id: str, first: int) -> None:
     """Several at once, since a kill in the middle of a group is the interesting one."""
-    store = Store(folder)
+    store = Store(folder, "os")
     store.segments.segment_bytes = 2000
 
     async def one(seq: int) -> None:

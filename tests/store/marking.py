@@ -16,7 +16,7 @@ N_WRITERS = 8
 
 
 async def run(folder: Path, first: int) -> None:
-    store = Store(folder)
+    store = Store(folder, "os")
     # The kill is timed from the first line on, so one of each is there however slow the machine.
     await store.write(feedback.give, Asked(said(f"id-{first + N_WRITERS}", who=str(first + N_WRITERS)), chosen=True))
     await store.write(feedback.retract, f"id-{first + N_WRITERS}")

@@ -43,7 +43,7 @@ class Place:
         return write_now(self.store, function, *args, **kwargs)
 
     def open(self) -> None:
-        self.store = Store(self.folder)
+        self.store = Store(self.folder, "os")
         if self.segment_bytes is not None:
             self.store.segments.segment_bytes = self.segment_bytes
 

@@ -16,7 +16,7 @@ BUDGET = 300
 
 
 def append_for_ever(folder: Path, key_id: str) -> None:
-    memories = MemoriesOf(Store(folder), key_id, "ann")
+    memories = MemoriesOf(Store(folder, "os"), key_id, "ann")
     saved = memories.load("talk")
     memory = memory_of(BUDGET)
     revision = 0

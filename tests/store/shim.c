@@ -1,5 +1,6 @@
 /* Notes each write, sync and rename of a process in the order in which the system gets them, and lets one sync fail.
-   SYNC_LOG: the file of notes. SYNC_FAILS: which sync fails, counted from 1, and every later one of the same file. */
+   SYNC_LOG: the file of notes. SYNC_FAILS: which one sync fails, counted from 1. SYNC_ONLY: part of
+   the paths that are noted and counted at all. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

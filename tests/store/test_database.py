@@ -9,12 +9,13 @@ from sqlalchemy import Connection, delete, inspect, select, text
 
 from loreloop.protocol.errors import Conflict
 from loreloop.protocol.loop_rest import MarkTurn
+from loreloop.protocol.syncing import Durability
 from loreloop.store import feedback, keys, turn_keeping, turn_marks
 from loreloop.store.feedback_tables import FEEDBACK_TABLES
 from loreloop.store.rows import RecordingRule
 from loreloop.store.schema import METADATA, MIGRATIONS
 from loreloop.store.steps import STEPS
-from loreloop.store.store import Durability, open_database
+from loreloop.store.store import open_database
 from loreloop.store.turn_tables import TURN_TABLES
 
 

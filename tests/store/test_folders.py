@@ -2,11 +2,13 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from loreloop.host.log import Log
 from loreloop.host.place import prepare
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath
+from loreloop.store import sharing
 from loreloop.store.files import Files, delete, read_secret
 from loreloop.store.inspection import check_place
 from loreloop.store.store import Store
@@ -155,7 +158,7 @@ def test_data_log_and_database_are_read_by_their_owner_alone(tmp_path: Path, mon
     for _ in range(3):
         log.say(logging.INFO, "test", "x" * 90)
     log.close()
-    store = Store(data)
+    store = Store(data, "os")
     found = private_parts(data)
     store.close()
     assert found.pop("data") == "0o700"
@@ -181,3 +184,46 @@ def test_the_mode_that_somebody_gave_the_folder_stays(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir(mode=0o750)
     prepare(tmp_path / "data")
     assert private_parts(tmp_path / "data") == {"data": "0o750"}
+
+
+def test_of_two_that_pin_at_once_both_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, files = filled(tmp_path / "source"), Files(tmp_path)
+    real = shutil.copytree
+
+    def slow(*arguments: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        real(*arguments, **options)
+        files.pin(source, "run:3")
+
+    monkeypatch.setattr("loreloop.store.files.shutil.copytree", slow)
+    pin = files.pin(source, "run:3")
+    assert contents(pin) == contents(source)
+    assert list(pin.parent.iterdir()) == [pin]
+
+
+def test_what_cannot_be_linked_leaves_nothing_behind(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        files.pin(tmp_path / "none", "run:3")
+    assert list((tmp_path / "journal" / "pins").iterdir()) == []
+
+
+def test_a_pin_that_is_there_is_synced_before_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever made it may have been stopped before its sync."""
+    source, files = filled(tmp_path / "source"), Files(tmp_path)
+    pin = files.pin(source, "run:3")
+    synced: list[Path] = []
+    monkeypatch.setattr("loreloop.store.files.sync_path", synced.append)
+    monkeypatch.setattr("loreloop.store.files.sync_names", lambda path, n_levels: synced.append(path.parent))
+    assert files.pin(source, "run:3") == pin
+    assert synced == [pin, pin.parent]
+
+
+def test_a_copy_again_is_nothing_new_and_another_ones_place_is_refused(tmp_path: Path) -> None:
+    source, other = filled(tmp_path / "source"), filled(tmp_path / "other", "different")
+    for _ in range(2):
+        sharing.link_files(source, tmp_path / "copy")
+    assert contents(tmp_path / "copy") == contents(source)
+    with pytest.raises(BadRequest, match="another checkpoint"):
+        sharing.link_files(other, tmp_path / "copy")
+    assert contents(tmp_path / "copy") == contents(source)

@@ -7,7 +7,7 @@ from loreloop.protocol.errors import BadRequest, Gone, NotFound
 from loreloop.protocol.link import Batch, ModelSnapshot, Snapshotted
 from loreloop.protocol.training import Done, Failure, OpResult, StepResult, TrainOp
 from loreloop.store import journal, runs
-from loreloop.store.rows import AddCheckpoint
+from loreloop.store.rows import Acceptance, AddCheckpoint
 from tests.scheduler.ops import create, forward_backward, skip, step
 from tests.store.place import BASE, Place
 
@@ -286,3 +286,11 @@ def test_a_late_snapshot_of_a_forgotten_model_leaves_no_row(place: Place) -> Non
     forget(place, run)
     snapshot(place, 1, r0=1)
     assert forget(place, run) == []
+
+
+def test_an_accepted_operation_is_its_runs_last_request(place: Place) -> None:
+    """In its own transaction, so that it costs no sync more; the same one again is nothing new."""
+    run = place.run()
+    for created in (2000.0, 3000.0):
+        place.write(journal.append, place.store.segments, step(run, 1), Acceptance("fake", "body", created=created))
+        assert place.read(runs.of_anyone, run).last_request == 2000.0

@@ -129,7 +129,7 @@ def test_a_death_at_any_step_of_a_save_leaves_the_old_memory_or_the_new(tmp_path
     place.store.close()
     left = []
     for number in range(next(copies)):
-        store = Store(tmp_path / f"copy-{number}")
+        store = Store(tmp_path / f"copy-{number}", "os")
         left.append(MemoriesOf(store, place.ann, "ann").load("talk"))
         store.close()
     assert len(left) > 6

@@ -18,7 +18,7 @@ PARTS = st.floats(0, 1, exclude_max=True)
 
 
 def filled(folder: Path, bodies: list[bytes], segment_bytes: int = 1 << 20) -> list[Location]:
-    segments = Segments(folder, segment_bytes)
+    segments = Segments(folder, segment_bytes, durable=False)
     found = [segments.append(body) for body in bodies]
     segments.close()
     return found
@@ -47,7 +47,7 @@ def in_a_folder(test: Callable[[Path], None]) -> None:
 def test_records_come_back_over_any_number_of_files_and_openings(lives: list[list[bytes]], bound: int) -> None:
     def test(folder: Path) -> None:
         found = [filled(folder, bodies, bound) for bodies in lives]
-        segments = Segments(folder, bound)
+        segments = Segments(folder, bound, durable=False)
         assert [[segments.read(at) for at in life] for life in found] == lives
         segments.close()
 
@@ -55,7 +55,7 @@ def test_records_come_back_over_any_number_of_files_and_openings(lives: list[lis
 
 
 def test_a_record_is_read_while_its_file_is_written(tmp_path: Path) -> None:
-    segments = Segments(tmp_path)
+    segments = Segments(tmp_path, durable=False)
     for number in range(5):
         body = str(number).encode()
         assert segments.read(segments.append(body)) == body
@@ -114,7 +114,7 @@ def flip(path: Path, part: float, bit: int) -> int:
 def test_opening_a_damaged_file_keeps_the_records_behind_the_damage(tmp_path: Path) -> None:
     found = filled(tmp_path, [b"one", b"two", b"three"])
     flip(only_file(tmp_path), 0, 0)
-    segments = Segments(tmp_path)
+    segments = Segments(tmp_path, durable=False)
     assert [readable(segments, at) for at in found] == [None, b"two", b"three"]
 
 
@@ -122,7 +122,7 @@ def test_a_lost_record_never_reads_as_another_one(tmp_path: Path) -> None:
     lost = filled(tmp_path, [b"ann's"])[0]
     with only_file(tmp_path).open("r+b") as file:
         file.truncate(3)
-    segments = Segments(tmp_path)
+    segments = Segments(tmp_path, durable=False)
     segments.append(b"bob's")
     with pytest.raises(ServerError):
         segments.read(lost)
@@ -146,7 +146,7 @@ def test_numbers_of_swept_files_are_not_used_again(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
-    segments = Segments(tmp_path)
+    segments = Segments(tmp_path, durable=False)
     with pytest.raises(ServerError, match="Segment 9 is gone"):
         segments.read(Location(9, 0, 4))
     segments.close()
@@ -157,7 +157,7 @@ def test_a_file_that_cannot_be_read_just_now_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     at = filled(tmp_path, [b"body"])[0]
-    segments = Segments(tmp_path)
+    segments = Segments(tmp_path, durable=False)
 
     def refused(path: Path, *_: object) -> None:
         raise OSError(number, os.strerror(number), str(path))
@@ -175,4 +175,29 @@ def test_a_torn_header_is_damage_too(tmp_path: Path) -> None:
     with only_file(tmp_path).open("r+b") as file:
         file.truncate(3)
     with pytest.raises(ServerError):
-        Segments(tmp_path).read(lost)
+        Segments(tmp_path, durable=False).read(lost)
+
+
+@pytest.mark.parametrize("trouble", ["name", "sync"])
+def test_a_next_file_that_cannot_be_made_costs_one_record_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    segments = Segments(tmp_path, 1)
+    first = segments.append(b"first")
+    if trouble == "name":
+        (tmp_path / "00000002.seg").mkdir()
+    else:
+        monkeypatch.setattr("loreloop.store.segments.sync_path", refused)
+    with pytest.raises(OSError):
+        segments.append(b"second")
+    assert segments.read(first) == b"first"
+    monkeypatch.undo()
+    if trouble == "name":
+        (tmp_path / "00000002.seg").rmdir()
+    assert segments.read(segments.append(b"third")) == b"third"
+    assert segments.numbers() == [1, 2]
+    segments.close()
+
+
+def refused(path: Path) -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

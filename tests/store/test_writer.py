@@ -14,7 +14,7 @@ from sqlalchemy import Connection, event
 from loreloop.protocol.errors import BadRequest, OutOfService, ServerError
 from loreloop.store import keys, sessions
 from loreloop.store.rows import SessionNew
-from loreloop.store.store import Store, open_database
+from loreloop.store.store import N_READERS, Store, open_database
 from tests.store.place import Place
 
 
@@ -115,7 +115,7 @@ def test_closing_commits_what_waits(tmp_path: Path) -> None:
 
 
 def test_a_closed_store_refuses_a_write_and_keeps_nobody_waiting(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, "os")
     store.close()
     store.close()
     with pytest.raises(OutOfService, match="takes no more writes"):
@@ -256,3 +256,27 @@ def test_a_commit_that_fails_is_told_to_everybody_in_the_group(place: Place) -> 
     event.remove(engine, "begin", defer)
     assert [type(error) for error in lost] == [ServerError]
     assert asyncio.run(place.store.write(add_key, "after")) is None
+
+
+def test_slow_searches_keep_no_write_waiting(place: Place) -> None:
+    """However many there are."""
+    going_on, n_begun = threading.Event(), [0]
+
+    def search(connection: Connection) -> None:
+        n_begun[0] += 1
+        connection.exec_driver_sql("SELECT 1")
+        going_on.wait(20)
+
+    async def scene() -> None:
+        searches = [asyncio.create_task(place.store.read_apart(search)) for _ in range(40)]
+        try:
+            await asyncio.sleep(0.2)
+            assert n_begun[0] == N_READERS
+            await asyncio.wait_for(place.store.write(add_key, "new"), 10)
+            await asyncio.wait_for(asyncio.to_thread(lambda: None), 10)  # others' threads are free as well
+        finally:
+            going_on.set()
+        await asyncio.gather(*searches)
+
+    asyncio.run(scene())
+    assert "new" in names(place)

@@ -98,9 +98,11 @@ def engine_of(plan: ServerPlan, base_model: str, place: Place, replica: int = 0)
     import torch
 
     from loreloop.engine.local import LocalEngine
+    from loreloop.protocol.syncing import promise
     from loreloop.store.files import SECRET, read_secret
     from loreloop.text.tokenizer import TextTokenizer
 
+    promise(plan.config.durability)
     if replica and plan.config.engine.device != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(replica % torch.cuda.device_count())  # the training engine has the first one
     folder = Path(plan.folders[base_model])

@@ -38,6 +38,7 @@ def main(plan_file: str, parent_pid: int) -> None:
 
     async def serve(dispatcher: Dispatcher, desk: JobDesk, listening: socket.socket) -> None:
         served = _services(plan, dispatcher, desk)
+        _ = served.secret  # at the very first start it is made, which waits for the disk
         app = create_app(served)
         # From here on a death is no longer one at the start (`host/starts.py`).
         say_up(plan.up_folder, os.getpid())

@@ -35,7 +35,7 @@ def repair(yes: bool, owner: str | None, forget: bool, new_database: bool, data_
     from loreloop.host.supervisor import lock_data
     from loreloop.protocol.errors import NotFound
     from loreloop.store import repair as work
-    from loreloop.store.store import open_database
+    from loreloop.store.store import empty_database, open_database
 
     folder = Path(data_dir).expanduser()
     if not folder.is_dir():
@@ -43,8 +43,14 @@ def repair(yes: bool, owner: str | None, forget: bool, new_database: bool, data_
     with ExitStack() as stack:
         stack.enter_context(lock_data(folder / "run"))
         if new_database:
+            check_no_database(folder)
+        if new_database and yes:
             make_database(folder)
-        connection = stack.enter_context(open_database(folder).begin())
+        if forget and yes:
+            check_checkpoints(folder)
+        # What is only told must not leave a database behind.
+        database = empty_database() if new_database and not yes else open_database(folder)
+        connection = stack.enter_context(database.begin())
         strays, gone = work.strays(connection, folder), work.without_files(connection)
         rows: list[dict[str, Any]] = []
         key_id = owner_of(connection, owner) if yes and any(not one.damage for one in strays) else ""
@@ -76,17 +82,35 @@ def owner_of(connection: Connection, owner: str | None) -> str:
     return found[0].id
 
 
-def make_database(folder: Path) -> None:
-    """A database for a folder that has lost its own, with a key; Conflict where there is one."""
-    import time
-
+def check_no_database(folder: Path) -> None:
+    """Conflict where a folder has a database."""
     from loreloop.protocol.errors import Conflict
-    from loreloop.store import keys
     from loreloop.store.inspection import DATABASE
-    from loreloop.store.store import new_database
 
     if (folder / DATABASE).exists() and (folder / DATABASE).stat().st_size:
         raise Conflict(f"There is a database {folder / DATABASE}; move it aside, if it is damaged.")
+
+
+def check_checkpoints(folder: Path) -> None:
+    """NotFound where the folder of all checkpoints is missing, which is rather a disk that is away than a loss."""
+    from loreloop.protocol.errors import NotFound
+    from loreloop.store.files import Files
+
+    checkpoints = Files(folder).checkpoints
+    if not checkpoints.is_dir():
+        raise NotFound(
+            f"There is no {checkpoints} at all, so no row is forgotten: is a disk missing? Where all checkpoints are "
+            "really gone, make an empty folder there first."
+        )
+
+
+def make_database(folder: Path) -> None:
+    """A database for a folder that has lost its own, with a key."""
+    import time
+
+    from loreloop.store import keys
+    from loreloop.store.store import new_database
+
     with new_database(folder).begin() as connection:
         secret = keys.create(connection, "repaired", ("admin",), time.time()).secret
     click.echo(f"A new database is made, with the key {secret}, which is shown only now.", err=True)

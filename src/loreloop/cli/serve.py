@@ -97,6 +97,12 @@ ENGINE_FLAGS = (
 @click.option(
     "--memory-mib", type=int, help="What the base models may take together, in MiB; 0: no bound.  [default: 0]"
 )
+@click.option(
+    "--durability",
+    type=click.Choice(["power", "os"]),
+    help="What survives with all that was acknowledged: a power cut, or the death of processes alone.  "
+    "[default: power]",
+)
 @click.option("--log-file", metavar="FILE", help="Where the log goes.  [default: loreloop.log in the data folder]")
 @click.option("--verbose", is_flag=True, default=None, help="Show the whole log in the terminal too.")
 @click.option(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loreloop.host import children
+from loreloop.protocol.syncing import Durability
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,17 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(data: str, arguments: Sequence[str], wait_seconds: float = 120) -> Iterator[RunningServer]:
-    """`loreloop serve` on a free port with its data in `data`; always stopped at the end."""
+def running_server(
+    data: str, arguments: Sequence[str], wait_seconds: float = 120, durability: Durability = "os"
+) -> Iterator[RunningServer]:
+    """`loreloop serve` on a free port with its data in `data`; always stopped at the end. Such a server's data is
+    mostly thrown away with it, so it does not wait for the disk unless it is told to."""
     folder = Path(data)
     command = children.python("loreloop.cli", "serve", "--data", data, "--port", "0", *arguments)
+    command += ["--durability", durability]
     command += ["--parent-pid", str(os.getpid())]
     # The key is made before the start, so that the server does not print a first one of its own.
-    key = _new_key(folder)
+    key = _new_key(folder, durability)
     process = subprocess.Popen(command, env=children.environment(), stdout=subprocess.DEVNULL)
     try:
         # Port 0 takes a free one, so the address is known only from the file.
@@ -42,11 +47,11 @@ def running_server(data: str, arguments: Sequence[str], wait_seconds: float = 12
         process.wait(timeout=60)
 
 
-def _new_key(folder: Path) -> str:
+def _new_key(folder: Path, durability: Durability) -> str:
     from loreloop.store import keys
     from loreloop.store.store import open_database
 
-    database = open_database(folder)
+    database = open_database(folder, durability)
     with database.begin() as connection:
         secret = keys.create(connection, "local", ("admin",), time.time()).secret
     database.dispose()

@@ -25,6 +25,7 @@ from loreloop.host.link import EngineConnection, WorkerConnection
 from loreloop.host.server_plan import Address, ServerPlan
 from loreloop.host.sweeper import Sweeper
 from loreloop.protocol.errors import OutOfService
+from loreloop.protocol.syncing import promise
 from loreloop.store import keys, sessions
 from loreloop.store.store import Store
 
@@ -37,6 +38,7 @@ Serve: TypeAlias = Callable[[Dispatcher, JobDesk, socket.socket], Awaitable[None
 async def run_web(plan: ServerPlan, serve: Serve) -> None:
     """Runs `serve` (the web server, until it is told to end) with everything around it."""
     listening = bind(plan)
+    promise(plan.config.durability)
     store = Store(plan.config.data_path, plan.config.durability)
     # While the server was down nobody could send a heartbeat, so no session may end for having been silent.
     await store.write(sessions.renew_all, time.time())

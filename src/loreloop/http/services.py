@@ -76,6 +76,11 @@ class Services:
     remembering: set[MemoryName] = field(default_factory=set)  # memories with a request on them
 
     @cached_property
+    def secret(self) -> bytes:
+        """What tokens and addresses are signed with; read once, at the start."""
+        return read_secret(self.store.folder / SECRET)
+
+    @cached_property
     def recorder(self) -> Recorder:
         """What keeps the turns of recording deployments."""
         return Recorder(self.store)
@@ -150,7 +155,7 @@ def known_key(request: Request, secret: str) -> KeyRow | None:
     # The worker comes with a secret for each job, which means the key that asked for the job, with what that may do.
     owner = served.desk.key_of(secret)
     if secret.startswith(tokens.BEGINNING):
-        owner = tokens.key_id_of(read_secret(served.store.folder / SECRET), secret, now()) or ""
+        owner = tokens.key_id_of(served.secret, secret, now()) or ""
     return (
         served.store.read(keys.find, secret, now()) if owner is None else served.store.read(keys.active, owner, now())
     )

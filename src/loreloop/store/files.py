@@ -15,6 +15,7 @@ Rows hold these paths from the data folder on, because a data folder may be move
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -73,13 +74,7 @@ class Files:
         """A hard-linked copy of a folder, so that deleting the folder does not take it from a replay. FileNotFoundError
         where there is no such folder."""
         target = self._place(self.pins / self.pin_name(request_id))
-        if not target.exists():
-            # Made beside its place and renamed, so that a pin is whole or not there.
-            staging = target.with_name(f".{uuid.uuid4().hex}")
-            shutil.copytree(folder, staging, copy_function=os.link)
-            sync_path(staging)  # its files are on the disk already, and their new names come with it
-            staging.rename(target)
-            sync_names(target, 2)
+        copy_links(folder, target, 2)
         return target
 
     def pin_name(self, request_id: str) -> str:
@@ -104,6 +99,31 @@ class Files:
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def copy_links(source: Path, target: Path, n_levels: int) -> bool:
+    """A second folder of the same files, which appears at once and whole; False where there is a folder of that name
+    already, and then that one stays. Its names are on the disk in the end, in as many folders above it as are named."""
+    made = not target.exists() and _made_of_links(source, target)
+    # Also of one that was there: nobody knows whether whoever made it came to its sync.
+    sync_path(target)  # the files are on the disk already, and their new names come with it
+    sync_names(target, n_levels)
+    return made
+
+
+def _made_of_links(source: Path, target: Path) -> bool:
+    staging = target.with_name(f".{uuid.uuid4().hex}")
+    try:
+        shutil.copytree(source, staging, copy_function=os.link)
+        sync_path(staging)
+        staging.rename(target)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # another request was faster
+            return False
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return True
 
 
 def read_secret(file: Path) -> bytes:

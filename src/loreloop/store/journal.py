@@ -58,6 +58,9 @@ def append(connection: Connection, segments: Segments, op: TrainOp, accepted: Ac
             kind=op.__struct_config__.tag,
         )
     )
+    if accepted.created is not None:
+        # Here, since a write of its own would cost each operation a second sync.
+        runs.touch(connection, op.model_id, accepted.created)
     return True
 
 

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import Connection, delete, select
 
 from loreloop.protocol.checksums import SUMS_FILE, check_all_files, read_sums, sum_of
-from loreloop.protocol.errors import FilesGone, NotFound
+from loreloop.protocol.errors import FilesGone, LoreloopError, NotFound
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath, check_name, file_name
 from loreloop.protocol.training import LoraSpec
 from loreloop.store import checkpoints, runs, sessions
@@ -67,16 +67,18 @@ def strays(connection: Connection, folder: Path) -> list[Stray]:
 def _stray(folder: Path) -> Stray:
     run, kind, name = folder.parts[-3:]
     # Runs are named `<session>:train:<number>`, and as a folder with other letters between.
-    path = CheckpointPath(run.replace("_", ":"), CheckpointKind(kind), check_name(name))
-    n_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.name != SUMS_FILE)
+    path = CheckpointPath(run.replace("_", ":"), CheckpointKind(kind), name)
+    n_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.name != SUMS_FILE and file.is_file())
     try:
+        check_name(name)
         _adapter_of(folder)
         if not read_sums(folder):
             return Stray(
                 path, folder, n_bytes, f"{folder / SUMS_FILE} is missing, so nothing tells whether it is whole"
             )
         check_all_files(folder)
-    except FilesGone as error:
+    # Whatever is wrong with one folder must not keep the others from being repaired.
+    except LoreloopError as error:
         return Stray(path, folder, n_bytes, error.message)
     return Stray(path, folder, n_bytes)
 

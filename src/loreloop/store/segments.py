@@ -73,10 +73,7 @@ class Segments:
     def append(self, body: bytes) -> Location:
         """Hands the record to the operating system; it survives the death of this process from here on."""
         if self.file.tell() >= self.segment_bytes:
-            self.sync()  # nobody could, once it is closed
-            self.file.close()
-            self.number += 1
-            self.file = self._open(self.number)
+            self._roll()
         offset = self.file.tell()
         self.file.write(HEADER.pack(len(body), zlib.crc32(body)) + body)
         # Written by the operating system from here on; whoever commits a row of it syncs first.
@@ -84,8 +81,15 @@ class Segments:
         self.is_synced = False
         return Location(self.number, offset, len(body))
 
+    def _roll(self) -> None:
+        """Goes on in a new file; where none can be made, the old one stays open for the next try."""
+        self.sync()  # nobody could, once it is closed
+        new = self._open(self.number + 1)
+        self.file.close()
+        self.number, self.file = self.number + 1, new
+
     def sync(self) -> None:
-        """Makes all that was appended survive a power cut; SyncFailed where the disk refuses."""
+        """Makes all that was appended survive a power cut; ends the process where the disk refuses."""
         if self.durable and not self.is_synced:
             sync_open(self.file.fileno(), self._path(self.number))
             self.is_synced = True
@@ -129,6 +133,12 @@ class Segments:
 
     def _open(self, number: int) -> BinaryIO:
         file = self._path(number).open("xb")
-        if self.durable:
-            sync_path(self.folder)  # the name of the file is kept by its folder
+        try:
+            if self.durable:
+                sync_path(self.folder)  # the name of the file is kept by its folder
+        except OSError:
+            # The next try makes a file of the same name.
+            file.close()
+            self._path(number).unlink()
+            raise
         return file

@@ -14,18 +14,18 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
 from loreloop.protocol.errors import LoreloopError, OutOfService, ServerError, disk_trouble, outcome_of
 from loreloop.protocol.folders import make_private_file
-from loreloop.protocol.syncing import SyncFailed, end_process
+from loreloop.protocol.syncing import Durability, SyncFailed, refused_sync
 from loreloop.store.inspection import DATABASE, check_place, check_steps, open_lock, refusal
 from loreloop.store.segments import Segments
 from loreloop.store.steps import STEPS, migrate, steps_taken
@@ -33,7 +33,7 @@ from loreloop.store.steps import STEPS, migrate, steps_taken
 P = ParamSpec("P")
 T = TypeVar("T")
 MAX_GROUP = 256
-Durability = Literal["power", "os"]
+N_READERS = 4
 FAILED_SYNCS = ("SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC")
 
 
@@ -49,20 +49,19 @@ class Store:
     """Opens (and if need be makes) the store in `folder`. One process writes; several may read.
 
     With the durability `power` what a write has promised survives a power cut, with `os` the death of the process.
-    `give_up` is called on the writer's thread once the disk has refused a sync; nothing is promised after that.
+    The process ends where the disk refuses a sync; nothing is promised after that.
     """
 
-    def __init__(
-        self, folder: Path, durability: Durability = "power", give_up: Callable[[], None] = end_process
-    ) -> None:
-        self.folder, self.give_up = folder, give_up
+    def __init__(self, folder: Path, durability: Durability = "power") -> None:
+        self.folder = folder
         self.engine = open_database(folder, durability)
         self.segments = Segments(folder / "journal", durable=durability == "power")
         # AUTOCOMMIT, because a read transaction that stays open would keep SQLite from folding its log.
         self.reader = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self.gate, self.is_closed = threading.Lock(), False
-        self.failure: SyncFailed | None = None
+        # Few, so that however many search at once, connections are left for whoever writes, and threads for others.
+        self.readers = ThreadPoolExecutor(N_READERS, "store-reader")
         self.thread = threading.Thread(target=self._write_all, name="store-writer", daemon=True)
         self.thread.start()
 
@@ -80,7 +79,7 @@ class Store:
             with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 return function(connection, *args, **kwargs)
 
-        return await asyncio.to_thread(work)
+        return await asyncio.get_running_loop().run_in_executor(self.readers, work)
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a function on the writer thread; done when its transaction is committed."""
@@ -133,6 +132,7 @@ class Store:
             self.is_closed = True
             self.jobs.put(None)
         self.thread.join()
+        self.readers.shutdown(cancel_futures=True)
         self.reader.close()
         self.engine.dispose()
         self.segments.close()
@@ -140,12 +140,10 @@ class Store:
     def _write_all(self) -> None:
         try:
             self._write_groups()
-        except SyncFailed as failure:
+        except SyncFailed:
             # Nobody is told that what waits has succeeded, nor that it has failed: the next start knows.
             with self.gate:
                 self.is_closed = True
-            self.failure = failure
-            self.give_up()
 
     def _write_groups(self) -> None:
         while (job := self.jobs.get()) is not None:
@@ -189,10 +187,10 @@ class Store:
 
 
 def check_synced(error: SQLAlchemyError, database: Path) -> None:
-    """SyncFailed where it was a sync that the database was refused."""
+    """Ends the process where it was a sync that the database was refused."""
     cause = getattr(error, "orig", None)
     if isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorname", "") in FAILED_SYNCS:
-        raise SyncFailed(str(database), OSError(errno.EIO, str(cause))) from None
+        refused_sync(str(database), OSError(errno.EIO, str(cause)))
 
 
 def _check_open(connection: Connection) -> None:
@@ -257,9 +255,10 @@ def open_database(folder: Path, durability: Durability = "power") -> Engine:
 
 def new_database(folder: Path) -> Engine:
     """A database for a folder that holds files and has lost its own: what `open_database` refuses to make by itself."""
-    # A log of the lost one would be taken for the new one's.
+    # A log of the lost one would be taken for the new one's, and is kept for whoever finds the old database again.
     for end in ("-wal", "-shm"):
-        folder.joinpath(f"{DATABASE}{end}").unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            folder.joinpath(f"{DATABASE}{end}").rename(folder / f"{DATABASE}{end}.lost")
     folder.joinpath(DATABASE).unlink(missing_ok=True)
     make_private_file(folder / DATABASE)
     engine = _engine(folder / DATABASE)

@@ -71,9 +71,9 @@ class ModelState:
         self.grad.zero_()
         self.has_grad = False
 
-    def write(self, path: Path) -> FileSum:
+    def write(self, path: Path, *, durable: bool = True) -> FileSum:
         """The state of this process in one file; vectors that are zero are left out."""
-        return write_tensors(path, self._present(), self._metadata())
+        return write_tensors(path, self._present(), self._metadata(), durable=durable)
 
     def write_whole(self, path: Path) -> FileSum:
         """The state of all processes in one file, which the first of them writes."""
@@ -329,7 +329,8 @@ class AdapterBank:
             if self.place.n_ranks == 1:
                 shutil.copyfile(file, path)
             else:  # a snapshot holds what all ranks have, and this file only what is this rank's
-                read_state(file, self.spec, self.dtype, self.device, self.place, is_whole=True).write(path)
+                state = read_state(file, self.spec, self.dtype, self.device, self.place, is_whole=True)
+                state.write(path, durable=False)
         except OSError:
             path.unlink(missing_ok=True)
             raise
@@ -359,12 +360,12 @@ class AdapterBank:
             else:
                 # A spilled state need not come back to memory; its file has the very form of a snapshot.
                 shutil.copyfile(self.spilled[model_id], path)
+                sync_path(path)  # the others are synced where they are written
                 written = sum_of(path)
             files[model_id] = SnapshotFile(path, written.crc32)
-            sync_path(path)  # also a copied one
         if files:
             # Their rows let the operations go that made these states.
-            sync_names(folder / "any", 3)
+            self.place.by_first(lambda: sync_names(folder / "any", 3), type(None))
         # Only when all are written: after an error the next snapshot tries every one of them again.
         self.unsaved.clear()
         return files
@@ -374,7 +375,7 @@ class AdapterBank:
             model_id, state = next(iter(self.resident.items()))
             path = self._path(model_id)
             # Written completely before the memory is given up.
-            self.place.agreed(partial(state.write, path))
+            self.place.agreed(partial(state.write, path, durable=False))  # of no use after this process
             self.spilled[model_id] = path
             del self.resident[model_id]
 

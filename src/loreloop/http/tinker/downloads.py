@@ -32,7 +32,6 @@ from loreloop.protocol.errors import BadRequest, FilesGone, Forbidden, NotFound
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath, check_name
 from loreloop.protocol.training import AGE_SUFFIX, SaveExternal
 from loreloop.store import checkpoints
-from loreloop.store.files import SECRET, read_secret
 from loreloop.store.rows import AddCheckpoint, KeyRow
 
 LIFETIME_SECONDS = 3600
@@ -115,8 +114,7 @@ def signed_url(request: Request, path: CheckpointPath, file: str, expires: int) 
 
 def signature(request: Request, path: CheckpointPath, file: str, expires: str) -> str:
     """The HMAC-SHA256, in hexadecimal digits, of one file's address and its expiry under the data folder's secret."""
-    secret = read_secret(services(request).store.folder / SECRET)
-    return hmac.new(secret, f"download {path} {file} {expires}".encode(), hashlib.sha256).hexdigest()
+    return hmac.new(services(request).secret, f"download {path} {file} {expires}".encode(), hashlib.sha256).hexdigest()
 
 
 def saved_files(folder: Path) -> tuple[str, ...]:

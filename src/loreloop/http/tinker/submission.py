@@ -107,7 +107,6 @@ async def _submit(request: Request, key: KeyRow, body: bytes, accepted: Accepted
     # From here on the operation is on disk, and the client may be told that it will run.
     acceptance = Acceptance(base_model, fingerprint, accepted.after, accepted.reply, now())
     await served.dispatcher.submit(accepted.op, acceptance)
-    await served.store.write(runs.touch, accepted.op.model_id, now())
 
 
 async def _use_up(request: Request, key: KeyRow, address: Address) -> None:

@@ -318,7 +318,7 @@ async def pinned(request: Request, key: KeyRow, body: rest.LoadWeightsBody, requ
     await note_read(request, key, row, "training")
     # The pin keeps the files though the checkpoint may be deleted meanwhile, because a replay after a crash loads them
     # again.
-    return str(served.dispatcher.files.pin(folder, request_id))
+    return str(await asyncio.to_thread(served.dispatcher.files.pin, folder, request_id))
 
 
 async def get_info(request: Request) -> Response:
