@@ -242,7 +242,7 @@ def test_a_checkpoint_that_finds_no_open_file_left_is_not_called_damaged(tmp_pat
     readers = [
         lambda: read_checkpoint(tmp_path / "c", other, optimizer=True),
         lambda: read_lora_spec(tmp_path / "c"),
-        lambda: _read_moments(tmp_path / "c", state.layout.size),
+        lambda: _read_moments(tmp_path / "c", state.layout.size, checks=True),
     ]
     if not listed:
         readers.append(lambda: open_weights(tmp_path / "c").__enter__())
