@@ -15,8 +15,9 @@ from click.testing import CliRunner
 
 from loreloop.cli.deploy import deploy
 from loreloop.cli.keys import transaction
-from loreloop.cli.operator import KEY_SECONDS, operator, running_server_of
+from loreloop.cli.operator import KEY_SECONDS, running_server_of
 from loreloop.cli.server import RunningServer
+from loreloop.cli.who import operator
 from loreloop.protocol.errors import LoreloopError, Unavailable
 from loreloop.store import keys
 from loreloop.store.rows import KeyRow

@@ -1,6 +1,14 @@
 """Copies by the wire: into a place of a session, repeated, and refused."""
 
-from tests.http.site import Site, play, save
+import time
+
+from loreloop.store import keys
+from tests.http.site import Site, new_model, play, save
+from tests.store.place import write_now
+
+
+def key_of(site: Site, name: str) -> str:
+    return write_now(site.office.store, keys.create, name, ("train",), time.time()).secret
 
 
 def test_a_copy_goes_to_a_place_of_a_session_once() -> None:
@@ -59,5 +67,73 @@ def test_a_damaged_checkpoint_is_not_copied() -> None:
         folder.rmdir()
         refused = await site.post("/copy_weights", {"source_path": path, "destination_project_id": "p"})
         assert refused.status_code == 410
+
+    play(scene)
+
+
+def test_a_copy_of_another_keys_weights_tells_none_of_its_metadata() -> None:
+    async def scene(site: Site) -> None:
+        session = await site.session()
+        made = await site.result("/create_model", new_model(session, user_metadata={"secret": "plan"}))
+        path = (await site.result("/save_weights", save(made["model_id"], 1, "one", user_metadata={"more": "plans"})))[
+            "path"
+        ]
+        body = {
+            "source_path": path,
+            "destination_project_id": "p",
+            "weights_access_token": site.client.headers["x-api-key"],
+        }
+        async with site.client_with(key_of(site, "other")) as other:
+            copied = (await site.post("/copy_weights", body, other)).json()["tinker_path"]
+            runs = (await other.get("/training_runs")).json()["training_runs"]
+            assert [run["training_run_id"] for run in runs] == [copied.split("/")[2]]
+            assert runs[0]["user_metadata"] is None
+            assert "plan" not in (await other.get("/checkpoints")).text
+        # One's own goes with the copy.
+        mine = (await site.ok("/copy_weights", body))["tinker_path"].split("/")[2]
+        assert (await site.client.get(f"/training_runs/{mine}")).json()["user_metadata"] == {"secret": "plan"}
+
+    play(scene)
+
+
+def test_a_copy_is_not_put_among_the_checkpoints_of_a_model() -> None:
+    async def scene(site: Site) -> None:
+        session = await site.session()
+        model, live = await site.model(session, 0), await site.model(session, 1)
+        path = (await site.result("/save_weights", save(model, 1, "one")))["path"]
+        body = {"source_path": path, "session_id": session, "model_seq_id": 1}
+        refused = await site.post("/copy_weights", body)
+        assert (refused.status_code, "no place for this copy" in refused.text) == (400, True)
+        assert (await site.client.get(f"/training_runs/{live}/checkpoints")).json()["checkpoints"] == []
+        assert not list(site.services.store.folder.glob(f"checkpoints/*{session}*1/weights/one"))
+        assert (await site.result("/save_weights", save(live, 1, "one")))["path"].startswith(f"tinker://{live}/")
+
+    play(scene)
+
+
+def test_copies_of_one_form_alone_share_a_place() -> None:
+    async def scene(site: Site) -> None:
+        session = await site.session()
+        body = {"session_id": session, "model_seq_id": 9}
+        for number, (rank, status) in enumerate(((8, 200), (8, 200), (4, 400))):
+            made = await site.result("/create_model", new_model(session, number, lora_config={"rank": rank, "seed": 1}))
+            path = (await site.result("/save_weights", save(made["model_id"], 1, f"n{number}")))["path"]
+            assert (await site.post("/copy_weights", body | {"source_path": path})).status_code == status
+        listed = (await site.client.get(f"/training_runs/{session}:train:9/checkpoints")).json()["checkpoints"]
+        assert sorted(one["tinker_path"].rpartition("/")[2] for one in listed) == ["n0", "n1"]
+
+    play(scene)
+
+
+def test_no_model_is_made_where_a_copy_is() -> None:
+    async def scene(site: Site) -> None:
+        session = await site.session()
+        path = (await site.result("/save_weights", save(await site.model(session, 0), 1, "one")))["path"]
+        await site.ok("/copy_weights", {"source_path": path, "session_id": session, "model_seq_id": 1})
+        for _ in range(2):
+            refused = await site.post("/create_model", new_model(session, 1))
+            assert (refused.status_code, "place of a copy" in refused.text) == (400, True)
+        loaded = await site.post("/load_weights", {"path": path, "session_id": session, "model_seq_id": 1})
+        assert loaded.status_code == 400
 
     play(scene)

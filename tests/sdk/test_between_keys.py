@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import pytest
 import tinker
 
@@ -222,13 +223,37 @@ def usage_of(server: RunningServer, session_id: str, n_sampled: int) -> dict[str
 
 
 def test_the_audit_log_says_who_read_and_deleted(server: RunningServer, saved: dict[str, str], other: str) -> None:
+    began = datetime.datetime.now(datetime.UTC).date()
     with published(server, saved["state"]):
         service(server, other).create_training_client_from_state(saved["state"]).result()
-    admin = tinker.AdminClient(base_url=server.url, api_key=server.key)
-    of_path = [one for one in admin.get_audit_log("checkpoints").result().entries if one.tinker_path == saved["state"]]
+    of_path = [one for one in audited(server, began, "checkpoints") if one.tinker_path == saved["state"]]
     assert [one.event for one in of_path][-3:] == ["checkpoint_publish", "checkpoint_read", "checkpoint_unpublish"]
     read = of_path[-2]
     assert (read.purpose, read.event_details["key_name"]) == ("training", "other")
-    yesterday = datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days=1)
-    assert admin.get_audit_log(day=yesterday).result().entries == []
+    admin = tinker.AdminClient(base_url=server.url, api_key=server.key)
+    assert admin.get_audit_log(day=began - datetime.timedelta(days=3)).result().entries == []
     assert admin.get_audit_log("teams").result().entries == []
+
+
+def audited(server: RunningServer, began: datetime.date, kind: Any = "all") -> list[Any]:
+    """Entries of the day on which a test began and, where it has gone over midnight, of the next one."""
+    admin = tinker.AdminClient(base_url=server.url, api_key=server.key)
+    days = sorted({began, datetime.datetime.now(datetime.UTC).date()})
+    return [one for day in days for one in admin.get_audit_log(kind, day=day).result().entries]
+
+
+def test_the_audit_log_says_who_sampled_by_which_api(server: RunningServer, saved: dict[str, str]) -> None:
+    began, key = datetime.datetime.now(datetime.UTC).date(), made_key(server, "--scope", "train")
+    body = {"model": saved["weights"], "prompt": "a", "max_tokens": 1}
+    with published(server, saved["weights"]):
+        said_by(server, key, saved["weights"])
+        for _ in range(3):
+            headers = {"authorization": f"Bearer {key}"}
+            assert httpx.post(f"{server.url}/v1/completions", json=body, headers=headers).status_code == 200
+    said_by(server, server.key, saved["weights"])  # to read one's own is no matter
+    (key_id,) = [one.event_details["key_id"] for one in audited(server, began, "keys")][-1:]
+    reads = [one for one in audited(server, began, "checkpoints") if one.event_details["key_id"] == key_id]
+    # One for the sampling client, and one for the three requests.
+    assert [(one.event, one.purpose, one.tinker_path) for one in reads] == [
+        ("checkpoint_read", "sampling", saved["weights"])
+    ] * 2

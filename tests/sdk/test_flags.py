@@ -3,6 +3,7 @@
 import asyncio
 import json
 import pickle
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -112,12 +113,33 @@ def test_a_sampler_keeps_its_weights_while_training_goes_on(either: RunningServe
 
 
 def test_a_sample_that_is_given_up_ends_where_the_server_takes_cancels(server: RunningServer) -> None:
-    client = service(server).create_sampling_client(base_model="tiny")
+    client = service(server).create_sampling_client(base_model="tiny").result(60)
     client.sample(prompt(IDS), 1, GREEDY).result(60)
-    waiting = client.sample(prompt(IDS), 1, tinker.SamplingParams(max_tokens=2000, stop=[]))
-    assert waiting.cancel() or waiting.done()
+    waiting = client.sample(prompt(IDS), 32, tinker.SamplingParams(max_tokens=480, stop=[]))
+    request_id = f"{client._sampling_session_id}:1"
+    until_under_way(server, request_id)
+    assert waiting.cancel()
     with pytest.raises((CancelledError, tinker.TinkerError)):
         waiting.result(timeout=20)
+    # Its own answer would be tokens; and the client alone would say the same of a sample that goes on.
+    assert "The request was cancelled" in polled(server, request_id, 60).text
+
+
+def polled(server: RunningServer, request_id: str, seconds: float) -> httpx.Response:
+    headers, body = {"x-api-key": server.key}, {"request_id": request_id}
+    return httpx.post(f"{server.url}/api/v1/retrieve_future", json=body, headers=headers, timeout=seconds)
+
+
+def until_under_way(server: RunningServer, request_id: str) -> None:
+    """Waits until the server has a sample and draws it: a poll of it is held, and one of an unknown id is not."""
+    for _ in range(100):
+        try:
+            answer = polled(server, request_id, 0.1)
+        except httpx.ReadTimeout:
+            return
+        assert answer.status_code == 410, "it has ended before it could be given up"
+        time.sleep(0.02)
+    raise AssertionError("the sample never came")
 
 
 def test_who_one_is_can_be_told_by_a_token(exchanging: RunningServer, server: RunningServer) -> None:

@@ -12,9 +12,10 @@ import click
 from loreloop.cli import deploy_metrics
 from loreloop.cli.keys import transaction
 from loreloop.cli.models import DATA
-from loreloop.cli.operator import checked, operator, running_server_of
+from loreloop.cli.operator import checked, running_server_of
 from loreloop.cli.recording_options import recorded, recording_options
 from loreloop.cli.tables import JSON, Moment, show
+from loreloop.cli.who import note, operator
 
 if TYPE_CHECKING:
     from loreloop.store.rows import Deployment
@@ -89,6 +90,7 @@ def set_in_store(data_dir: str, name: str, body: dict[str, Any]) -> None:
         owner = next((each.key_id for each in found if each.key_id), None)
         recording = recording_of(wanted, deployments.find(connection, name))
         deployments.set(connection, name, owner, split, time.time(), operator(), recording=recording)
+        note(connection, "deployment_set", owner or "", deployment=name)
 
 
 @deploy.command("list")
@@ -148,7 +150,8 @@ def roll_back(name: str, cold: bool, data_dir: str, as_json: bool) -> None:
 
     if not by_server(data_dir, "POST", name, "/rollback", None, cold=cold):
         with transaction(data_dir) as connection:
-            deployments.rollback(connection, name, time.time(), operator())
+            made = deployments.rollback(connection, name, time.time(), operator())
+            note(connection, "deployment_rollback", made.key_id or "", deployment=name)
     show_current(data_dir, name, as_json)
 
 
@@ -160,7 +163,9 @@ def delete_deployment(name: str, data_dir: str) -> None:
     from loreloop.store import deployments
 
     with transaction(data_dir) as connection:
+        owner = deployments.current(connection, name).key_id
         deployments.remove(connection, name)
+        note(connection, "deployment_delete", owner or "", deployment=name)
     click.echo(f"{name} is no deployment any more.")
 
 

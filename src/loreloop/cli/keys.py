@@ -9,6 +9,7 @@ import click
 
 from loreloop.cli.models import DATA
 from loreloop.cli.tables import JSON, Moment, show
+from loreloop.cli.who import note
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -68,6 +69,7 @@ def create_key(name: str, scopes: tuple[str, ...], data_dir: str, as_json: bool)
 
     with transaction(data_dir, new=True) as connection:
         made = rows.create(connection, name, scopes or ("train",), time.time())
+        note(connection, "key_create", made.row.id, name=name, scopes=" ".join(made.row.scopes))
     # The secret is part of the row here, because a program reads one line only.
     if as_json:
         show([{"id": made.row.id, "name": name, "scopes": " ".join(made.row.scopes), "secret": made.secret}], as_json)
@@ -144,6 +146,7 @@ def revoke_key(key: str, data_dir: str) -> None:
     with transaction(data_dir) as connection:
         row = rows.called(connection, key, active=True)
         rows.revoke(connection, row.id, time.time())
+        note(connection, "key_revoke", row.id, name=row.name)
     click.echo(f"Key {row.id} ({row.name}) is revoked.")
 
 

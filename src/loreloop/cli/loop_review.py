@@ -13,7 +13,8 @@ import click
 from loreloop.cli.loop_server import feedback_of, server_of, turns_of
 from loreloop.cli.loop_turns import text_of
 from loreloop.cli.models import DATA
-from loreloop.cli.operator import checked, operator
+from loreloop.cli.operator import checked
+from loreloop.cli.who import operator
 
 if TYPE_CHECKING:
     from loreloop.protocol.episodes import Turn

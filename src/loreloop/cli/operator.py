@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from loreloop.cli.who import operator
+
 READ_SECONDS = 300.0  # two arms may warm up for two minutes each
 KEY_SECONDS = 600.0
 
@@ -54,13 +56,6 @@ def running_server_of(data_dir: str) -> Iterator[Any]:
         finally:
             with transaction(data_dir) as connection:
                 keys.forget(connection, made.row.id)
-
-
-def operator() -> str:
-    """Who is at the command line, for the history."""
-    import os
-
-    return os.environ.get("USER") or f"user {os.getuid()}"
 
 
 def checked(response: Any) -> Any:

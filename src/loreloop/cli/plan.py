@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -69,16 +69,14 @@ def plan(model: str, gpus: str, prices: Path | None, *, as_json: bool, **numbers
 
 def _base(model: str) -> Base:
     """The model by its configuration; WrongSettings where it has none that can be read, with what is spelled alike."""
-    from loreloop.formats.catalog import HUB_IDS
     from loreloop.formats.float8 import is_float8
     from loreloop.formats.load import spec_of
-    from loreloop.formats.verdict import config_of
     from loreloop.model.families.table import family_of
     from loreloop.plan.wish import Base
     from loreloop.protocol.errors import BadRequest, WrongSettings
 
     try:
-        config, where = config_of(HUB_IDS.get(model, model))
+        config, where = _config_of(model)
         spec = spec_of(config, where)
     except BadRequest as error:
         if near := _near(model):
@@ -88,6 +86,21 @@ def _base(model: str) -> Base:
     # Blocks of 8 bits become bf16 when they are loaded; only what is published in 4 bits stays so.
     packed = bool(about) and not is_float8(about) and spec.moe is not None
     return Base(model, spec, family_of(config).names, packed)
+
+
+def _config_of(model: str) -> tuple[dict[str, Any], str]:
+    """The configuration in a folder, of a file, of a hub id or of a known name, and what to call it. BadRequest where
+    there is none."""
+    from loreloop.formats.load import read_config_file
+
+    file = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
+    if file.is_file():
+        return read_config_file(file), str(file)
+    # Imported only here, since the hub's client comes with it and takes long.
+    from loreloop.formats.catalog import HUB_IDS
+    from loreloop.formats.verdict import config_of
+
+    return config_of(HUB_IDS.get(model, model))
 
 
 def _near(model: str) -> list[str]:

@@ -50,12 +50,13 @@ class Deployed:
 @dataclass(frozen=True)
 class Target:
     """`name` is what the base was called by whoever trained or asked; `base_model` is the served one; `deployed` is set
-    where a deployment was asked."""
+    where a deployment was asked, and `checkpoint` where weights were asked by their path."""
 
     name: str
     base_model: str
     revision: Revision | None = None
     deployed: Deployed | None = None
+    checkpoint: CheckpointRow | None = None
 
     @property
     def label(self) -> str:
@@ -205,6 +206,7 @@ class ModelNames:
 
     def _weights(self, store: Store, key_id: str, path: str, base_name: str) -> Target:
         run_id = path.removeprefix(SCHEME)
+        checkpoint = None
         if run_id and "/" not in run_id:
             run = store.read(runs.get, key_id, run_id)
             revision = newest_weights(store, run)
@@ -215,7 +217,7 @@ class ModelNames:
         # A base may be named before the weights, and then it is a promise that is checked.
         if base_name and self.base(base_name) != self.base(run.base_model):
             raise BadRequest(f"{path} was trained on {run.base_model!r}, not on {base_name!r}.")
-        return Target(run.base_model, self.base(run.base_model), revision)
+        return Target(run.base_model, self.base(run.base_model), revision, checkpoint=checkpoint)
 
     def _checkpoint(self, store: Store, key_id: str, path: str) -> CheckpointRow:
         parsed = parse_path(path)

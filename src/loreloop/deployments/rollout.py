@@ -19,7 +19,8 @@ from loreloop.protocol.errors import BadRequest, Conflict, NotFound
 from loreloop.protocol.jobs import TUNED
 from loreloop.protocol.loop_rest import SetDeployment, SetPerson
 from loreloop.protocol.paths import SCHEME
-from loreloop.store import deployments, person_arms, tuned_models
+from loreloop.store import audit, deployments, person_arms, tuned_models
+from loreloop.store.account_rows import AuditEntry
 from loreloop.store.deployments import Owned
 from loreloop.store.rows import Arm, Deployment, KeyRow, PersonArm, RecordingRule, Split
 from loreloop.store.store import Store
@@ -62,6 +63,7 @@ class Rollout:
             # The weights have taken their time, and somebody else may have made a version meanwhile.
             _check_unchanged(connection, name, old)
             deployments.check_there(connection, split)
+            self._note(connection, "set", name)
             return deployments.set(connection, name, owner, split, time.time(), self.key.name, recording=recording)
 
         return await self.store.write(write)
@@ -73,6 +75,7 @@ class Rollout:
 
         def write(connection: Connection) -> Deployment:
             _check_unchanged(connection, name, old)
+            self._note(connection, "rollback", name)
             return deployments.rollback(connection, name, time.time(), self.key.name)
 
         return await self.store.write(write)
@@ -86,8 +89,13 @@ class Rollout:
         def write(connection: Connection) -> None:
             _check_unchanged(connection, name, old)
             deployments.remove(connection, name)
+            self._note(connection, "delete", name)
 
         await self.store.write(write)
+
+    def _note(self, connection: Connection, action: str, name: str) -> None:
+        details = {"deployment": name, "by": self.key.name}
+        audit.note(connection, AuditEntry(time.time(), f"deployment_{action}", self.key.id, details))
 
     async def set_person(self, name: str, user: str, wanted: SetPerson) -> PersonArm:
         """Gives one person weights of their own, once these have answered. Raises as `set` and `person_of` do."""

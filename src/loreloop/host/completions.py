@@ -11,11 +11,13 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from loreloop.protocol.paths import owner_of
 
 CLONE = 1_000_000_000  # the SDK gives each copy of a client as many sequence ids
 SAMPLE = ":sample:"
+MOST_DIGITS = 19  # of integers of 63 bits
 
 
 class Target(NamedTuple):
@@ -46,7 +48,8 @@ class Completions:
 
     last: int = field(default_factory=lambda: time.time_ns() // 1000)
     ends: dict[Target, dict[str, Completion]] = field(default_factory=lambda: defaultdict(dict))
-    waiting: dict[Target, asyncio.Event] = field(default_factory=dict)
+    # Whoever waits holds the event; of targets that nobody waits for nothing is kept.
+    waiting: WeakValueDictionary[Target, asyncio.Event] = field(default_factory=WeakValueDictionary)
 
     def ended(self, request_id: str, *, failed: bool) -> None:
         """Notes an end and wakes who waits for it. Samples that came by another API are nobody's to hear of."""
@@ -69,11 +72,15 @@ class Completions:
 
     async def since(self, target: Target, cursor: int, seconds: float) -> Heard:
         """The ends after a cursor, at once where there are any, else when the first one comes or the time is over."""
+        if cursor > self.last:
+            # Of before the clock was put back, or another folder was restored: it would wait for a number for ever.
+            cursor = 0
         try:
             async with asyncio.timeout(seconds):
                 while not (found := self._after(target, cursor)):
                     # Several polls may wait for the same target, and one event wakes them all.
-                    await self.waiting.setdefault(target, asyncio.Event()).wait()
+                    event = self.waiting.setdefault(target, asyncio.Event())
+                    await event.wait()
         except TimeoutError:
             found = []
         return Heard(found, found[-1].number if found else cursor)
@@ -88,4 +95,6 @@ def target_of(request_id: str) -> Target | None:
     if SAMPLE not in request_id:
         return None
     seq_id = request_id.rpartition(":")[2]
-    return Target(owner_of(request_id), int(seq_id) // CLONE) if seq_id.isdecimal() else None
+    # More digits than any sequence id has would take long to read, or be refused by Python itself.
+    is_number = seq_id.isdecimal() and len(seq_id) <= MOST_DIGITS
+    return Target(owner_of(request_id), int(seq_id) // CLONE) if is_number else None

@@ -8,7 +8,7 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
+from typing import NamedTuple, cast
 
 from starlette.requests import Request
 
@@ -23,6 +23,7 @@ from loreloop.http.grading import Grading
 from loreloop.http.loop.giving import Desk
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
+from loreloop.protocol.paths import CheckpointPath
 from loreloop.store import keys
 from loreloop.store.files import SECRET, read_secret
 from loreloop.store.rows import KeyRow, KeyUsage, MemoryName
@@ -53,6 +54,15 @@ class RequestCounts:
         self.seconds[route, status_code] += seconds
 
 
+class NotedRead(NamedTuple):
+    """That a key has read a checkpoint for a purpose on a day, counted from the epoch: it is in the audit log."""
+
+    key_id: str
+    path: CheckpointPath
+    purpose: str
+    day: int
+
+
 @dataclass(frozen=True)
 class Services:
     """All that routes work with. `nonce` tells this start of the server from others at the same address; `has_worker`
@@ -74,6 +84,7 @@ class Services:
     arriving: Counter[str] = field(default_factory=Counter)  # bytes of uploads that are coming in, by key
     nonce: str = ""
     remembering: set[MemoryName] = field(default_factory=set)  # memories with a request on them
+    noted_reads: set[NotedRead] = field(default_factory=set)  # of others' weights, by requests for single answers
 
     @cached_property
     def secret(self) -> bytes:
@@ -102,6 +113,21 @@ def caller(request: Request, scope: str) -> KeyRow:
     if not has(key, scope):
         raise Forbidden(f"This needs the scope {scope!r}; the key {key.name!r} has {', '.join(key.scopes) or 'none'}.")
     return key
+
+
+def holder(request: Request, scope: str) -> KeyRow:
+    """Like `caller`, for what only a key itself may do: Forbidden for what stands for one a while, a token or the
+    secret of a job, since it would outlive its end by it."""
+    key = caller(request, scope)
+    if stands_for_key(request):
+        raise Forbidden("This came with a token or a job's secret, which only stand for a key; send the key itself.")
+    return key
+
+
+def stands_for_key(request: Request) -> bool:
+    """Whether what came with a request is no key, but a token or the secret of a job."""
+    secret = secret_of(request)
+    return secret.startswith(tokens.BEGINNING) or services(request).desk.key_of(secret) is not None
 
 
 def asker(request: Request) -> KeyRow:

@@ -6,6 +6,7 @@ track_descriptor, debug_annotation), written by hand because a few fields of a l
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -54,12 +55,18 @@ def trace(title: str, tracks: Iterable[Track]) -> bytes:
 def _lines(slices: Iterable[Slice]) -> list[list[Slice]]:
     """Slices side by side where they overlap, since those of one line must lie within one another or apart."""
     lines: list[list[Slice]] = []
+    free: list[tuple[float, int]] = []  # when each line is free again, and its index; a heap, the earliest first
     for each in sorted(slices, key=lambda one: (one.begin, one.end)):
-        free = next((line for line in lines if line[-1].end <= each.begin), None)
-        if free is None:
-            lines.append([each])
+        # A clock that was put back may have ended something before it began, which no viewer can draw.
+        end = max(each.begin, each.end)
+        if free and free[0][0] <= each.begin:
+            index = free[0][1]
+            heapq.heapreplace(free, (end, index))
         else:
-            free.append(each)
+            index = len(lines)
+            lines.append([])
+            heapq.heappush(free, (end, index))
+        lines[index].append(msgspec.structs.replace(each, end=end))
     return lines
 
 

@@ -64,7 +64,7 @@ class SearchStatus(msgspec.Struct, frozen=True):
     """A state that sessions may be in; with `reasons` only those that ended so."""
 
     type: Literal["active", "cancelled", "failed", "client_finished"]
-    reasons: tuple[Literal["success", "errored", "interrupted"], ...] | None = None
+    reasons: Annotated[tuple[Literal["success", "errored", "interrupted"], ...], Meta(max_length=8)] | None = None
 
 
 class SearchCursor(msgspec.Struct, frozen=True):
@@ -75,14 +75,14 @@ class SearchCursor(msgspec.Struct, frozen=True):
 
 class SearchSessions(msgspec.Struct, frozen=True):
     """What sessions must have in common with it; every field narrows the search but `session_id` and `display_name`,
-    of which one suffices."""
+    of which one suffices. Each word, pair and id is a condition of its own, and a database takes only so many."""
 
     session_id: str | None = None
-    project_ids: tuple[str, ...] | None = None
-    user_metadata: dict[str, str] = {}
-    display_name: Annotated[str, Meta(min_length=1)] | None = None
+    project_ids: Annotated[tuple[str, ...], Meta(max_length=100)] | None = None
+    user_metadata: Annotated[dict[str, str], Meta(max_length=32)] = {}
+    display_name: Annotated[str, Meta(min_length=1, max_length=400)] | None = None
     owner: SearchOwner = SearchOwner()
-    statuses: Annotated[tuple[SearchStatus, ...], Meta(min_length=1)] | None = None
+    statuses: Annotated[tuple[SearchStatus, ...], Meta(min_length=1, max_length=16)] | None = None
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
     cursor: SearchCursor | None = None
 

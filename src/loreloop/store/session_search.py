@@ -50,8 +50,9 @@ def search(connection: Connection, wanted: Wanted, limit: int, after: str | None
     )
     query = select(SESSIONS).where(_matches(wanted))
     if after is not None:
-        # The moment is taken from the row: as the client brings it, it may be rounded.
-        last = select(SESSIONS.c.created).where(SESSIONS.c.id == after).scalar_subquery()
+        # The moment is taken from the row: as the client brings it, it may be rounded. Another key's session gives
+        # none, as one that there is not.
+        last = select(SESSIONS.c.created).where(SESSIONS.c.id == after, _of_keys(wanted)).scalar_subquery()
         older = or_(SESSIONS.c.created < last, and_(SESSIONS.c.created == last, SESSIONS.c.id < after))
         query = query.where(older)
     query = query.order_by(SESSIONS.c.created.desc(), SESSIONS.c.id.desc()).limit(limit)
@@ -90,8 +91,7 @@ def _matches(wanted: Wanted) -> ColumnElement[bool]:
         words = wanted.display_name.split()
         named.append(and_(true(), *(table.display_name.icontains(word, autoescape=True) for word in words)))
     conditions = [or_(*named)] if named else []
-    if wanted.key_ids is not None:
-        conditions.append(table.key_id.in_(wanted.key_ids))
+    conditions.append(_of_keys(wanted))
     if wanted.project_ids is not None:
         conditions.append(func.coalesce(table.project_id, PROJECT).in_(wanted.project_ids))
     for name, value in wanted.user_metadata.items():
@@ -101,6 +101,10 @@ def _matches(wanted: Wanted) -> ColumnElement[bool]:
     if wanted.statuses is not None:
         conditions.append(or_(false(), *(_has_status(status) for status in wanted.statuses)))
     return and_(true(), *conditions)
+
+
+def _of_keys(wanted: Wanted) -> ColumnElement[bool]:
+    return true() if wanted.key_ids is None else SESSIONS.c.key_id.in_(wanted.key_ids)
 
 
 def _has_status(status: str) -> ColumnElement[bool]:

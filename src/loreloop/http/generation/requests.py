@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from loreloop.deployments.model_names import Target
 from loreloop.deployments.model_texts import ModelText
+from loreloop.http.audited import note_daily_read
 from loreloop.http.generation.marks import EPISODE_HEADER, Marks, asking_of
 from loreloop.http.services import Services, asker, fresh_seed, may_use, services
 from loreloop.http.tasks import end
@@ -76,6 +77,8 @@ async def find_model(request: Request, name: str, user: object = None, marks: Ma
     may_use(key, name)
     # Looked up anew with every request, because a deployment may have changed since the last.
     target = served.names.target(served.store, key, name, asking_of(user, marks))
+    if target.checkpoint is not None:
+        await note_daily_read(request, key, target.checkpoint, "sampling")
     # What nobody deployed takes any user and any metadata, as clients of OpenAI's send them.
     if target.deployed is not None:
         marks.check(user, is_recorded=target.deployed.deployment.recording.record)

@@ -21,6 +21,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from loreloop.http.addresses import checkpoint_path
+from loreloop.http.audited import note_read
 from loreloop.http.bodies import answer, decode
 from loreloop.http.services import INFER, caller, now, services
 from loreloop.http.tinker.sharing import readable
@@ -63,7 +64,9 @@ async def external_weights_urls(request: Request) -> Response:
     key, path = caller(request, INFER), checkpoint_path(request)
     if path.kind is not CheckpointKind.EXTERNAL:
         raise BadRequest(f"{path} is not saved for others; ask for its archive, or save_weights_external first.")
-    folder = checkpoints.folder_of(readable(request, key, path))
+    row = readable(request, key, path)
+    folder = checkpoints.folder_of(row)
+    await note_read(request, key, row, "download")
     expires = int(now()) + LIFETIME_SECONDS
     urls = {file: signed_url(request, path, file, expires) for file in saved_files(folder)}
     return answer({"urls": urls, "expires": datetime.fromtimestamp(expires, UTC).isoformat()})

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from loreloop.http import tokens
 from loreloop.http.bodies import answer
-from loreloop.http.services import INFER, caller, now, services
+from loreloop.http.services import INFER, caller, holder, now, services
 from loreloop.store import audit, keys
 from loreloop.store.account_rows import AuditEntry
 from loreloop.store.files import SECRET, read_secret
@@ -18,7 +18,7 @@ from loreloop.store.files import SECRET, read_secret
 
 async def exchange(request: Request) -> Response:
     """A token that stands for the key for an hour, by which the SDK also tells who it is."""
-    key = caller(request, INFER)
+    key = holder(request, INFER)
     return answer({"jwt": tokens.mint(read_secret(services(request).store.folder / SECRET), key, now())})
 
 
@@ -33,7 +33,7 @@ async def own_key(request: Request) -> Response:
 
 async def give_up_key(request: Request) -> Response:
     """Revokes the key that came with the request, for good."""
-    key = caller(request, INFER)
+    key = holder(request, INFER)
     entry = AuditEntry(now(), "key_revoke", key.id, {"name": key.name, "by": "its holder"})
     await services(request).store.write(audit.noting, entry, keys.revoke, key.id, now())
     return answer({})

@@ -10,9 +10,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.http.addresses import checkpoint_path
+from loreloop.http.audited import entry_of
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.services import INFER, TRAIN, Services, caller, now, services
-from loreloop.http.tinker.sharing import entry_of, readable
+from loreloop.http.tinker.sharing import readable
 from loreloop.http.tinker.training import state_path
 from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.paths import CheckpointKind, parse_path

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.host.tickets import Recording
+from loreloop.http.audited import note_read
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.services import INFER, Services, caller, fresh_seed, now, secret_of, services
 from loreloop.http.tinker.submission import active_session
@@ -34,6 +35,8 @@ async def create_sampling_session(request: Request) -> Response:
     if (body.model_path or body.base_model) is None:
         raise BadRequest("Name a base_model or a model_path to sample from.")
     target = served.names.target(served.store, key, body.model_path or body.base_model or "")
+    if target.checkpoint is not None:
+        await note_read(request, key, target.checkpoint, "sampling")
     sampler_id = paths.sampling_session_id(body.session_id, body.sampling_session_seq_id)
     revision = target.revision
     row = SamplerRow(

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from loreloop.config import SdkFlag
 from loreloop.http.bodies import answer, read_body, read_json
-from loreloop.http.services import INFER, caller, now, services
+from loreloop.http.services import INFER, caller, now, services, stands_for_key
 from loreloop.protocol.errors import Gone
 from loreloop.protocol.rest import CreateSession, FinishSession, Heartbeat
 from loreloop.store import sessions
@@ -30,6 +30,8 @@ async def client_config(request: Request) -> Response:
     """What the SDK is to do, where that is not its default."""
     caller(request, INFER)
     flags = SDK_FLAGS | services(request).config.sdk_flags
+    if stands_for_key(request):
+        flags |= {"pjwt_auth_enabled": False}  # it is exchanged for nothing
     return answer({name: value for name, value in flags.items() if name != DYNAMIC})
 
 

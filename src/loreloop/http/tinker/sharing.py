@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.http.addresses import checkpoint_path
+from loreloop.http.audited import entry_of, note_read
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.services import INFER, TRAIN, caller, has, known_key, now, services
 from loreloop.http.tinker.submission import active_session
@@ -23,9 +24,9 @@ from loreloop.protocol.checksums import check_all_files
 from loreloop.protocol.errors import BadRequest, Forbidden
 from loreloop.protocol.paths import CheckpointPath, parse_path
 from loreloop.store import audit, checkpoints, runs, sessions, sharing
-from loreloop.store.account_rows import AuditEntry
-from loreloop.store.rows import CheckpointRow, KeyRow, RunRow, SessionNew
+from loreloop.store.rows import CheckpointRow, KeyRow, Metadata, RunRow, SessionNew
 
+MAY_DIFFER = ("created", "last_request", "user_metadata")  # between the run of a copy and that of the next one there
 TOKEN_HEADER, IDEMPOTENCY_HEADER = "x-tinker-weights-access-token", "x-idempotency-key"
 
 
@@ -58,18 +59,6 @@ def readable(request: Request, key: KeyRow, path: CheckpointPath, token: str | N
     return services(request).store.read(sharing.readable, key_ids, path)
 
 
-async def note_read(request: Request, key: KeyRow, row: CheckpointRow, purpose: str) -> None:
-    """An entry of the audit log where a key reads what is another's."""
-    if row.key_id != key.id:
-        entry = entry_of("checkpoint_read", key, row.path, owner=row.key_id, purpose=purpose)
-        await services(request).store.write(audit.note, entry)
-
-
-def entry_of(event: str, key: KeyRow, path: CheckpointPath, **details: str) -> AuditEntry:
-    """An entry about a checkpoint, of now."""
-    return AuditEntry(now(), event, key.id, {"tinker_path": str(path), "key_name": key.name, **details})
-
-
 async def copy_weights(request: Request) -> Response:
     """Copies a checkpoint into a run of its own, which cannot be trained. The same request again gives the same
     copy."""
@@ -86,7 +75,7 @@ async def copy_weights(request: Request) -> Response:
     await asyncio.to_thread(sharing.link_files, folder, target)
     expires = None if body.ttl_seconds is None else now() + body.ttl_seconds
     of_copy = {"run_id": run.id, "key_id": key.id, "folder": str(target), "created": now(), "expires": expires}
-    copy = msgspec.structs.replace(source, **of_copy, public=False)
+    copy = msgspec.structs.replace(source, **of_copy, public=False, user_metadata=_told(key, source, source))
     await services(request).store.write(audit.noting, entry_of("checkpoint_copy", key, path), sharing.add_copy, copy)
     await note_read(request, key, source, "copy")
     return answer({"tinker_path": str(path)})
@@ -97,9 +86,20 @@ async def _run_of_copy(request: Request, key: KeyRow, body: rest.CopyWeightsBody
     store, run_id = services(request).store, await _place_of_copy(request, key, body, source)
     of_copy = {"id": run_id, "session_id": run_id.partition(":")[0], "key_id": key.id, "live": False, "lost": None}
     of_source = store.read(runs.of_anyone, source.run_id)
-    run = msgspec.structs.replace(of_source, created=now(), last_request=now(), **of_copy)
+    told = _told(key, source, of_source)
+    run = msgspec.structs.replace(of_source, created=now(), last_request=now(), user_metadata=told, **of_copy)
     await store.write(runs.create, run)
+    # What had the place before stays there, and may be a model that is trained.
+    there = store.read(runs.of_anyone, run_id)
+    same = msgspec.structs.replace(there, **{name: getattr(run, name) for name in MAY_DIFFER}) == run
+    if not same:
+        raise BadRequest(f"{run_id} is a model of its own, and no place for this copy; name another model_seq_id.")
     return run
+
+
+def _told(key: KeyRow, source: CheckpointRow, row: CheckpointRow | RunRow) -> Metadata | None:
+    """The metadata that a copy takes over: none of another key's, which may be private."""
+    return row.user_metadata if source.key_id == key.id else None
 
 
 async def _place_of_copy(request: Request, key: KeyRow, body: rest.CopyWeightsBody, source: CheckpointRow) -> str:

@@ -6,6 +6,7 @@ then: operations whose results are kept, and samples that are in memory.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 from collections import defaultdict
@@ -46,34 +47,40 @@ async def download(request: Request) -> Response:
     if not expires.isdecimal() or int(expires) < now():
         raise Forbidden("This address has expired; ask for a new one.")
     stretches = await services(request).store.read_apart(timeline.of_session, session_id)
-    tickets = [
-        ticket
+    # Tickets change on the event loop, so they are read there; the rest takes long where there is much of it.
+    moment = now()
+    sampled = [
+        sampled_slice(ticket, moment)
         for request_id, ticket in services(request).dispatcher.tickets.items()
         if request_id.startswith(f"{session_id}:sample:")
     ]
-    body = trace(f"session {session_id}", tracks_of(stretches, tickets, now()))
+    body = await asyncio.to_thread(timeline_file, session_id, stretches, sampled, moment)
     name = {"content-disposition": f'attachment; filename="{session_id}.pftrace"'}
     return Response(body, media_type="application/octet-stream", headers=name)
 
 
-def tracks_of(stretches: list[timeline.Stretch], tickets: list[Ticket], moment: float) -> list[Track]:
-    """A track for each run and each sampler; what has not ended lasts until the moment."""
+def timeline_file(session_id: str, stretches: list[timeline.Stretch], sampled: list[Slice], moment: float) -> bytes:
+    """A file with a track for each run and each sampler; what has not ended lasts until the moment."""
     slices: defaultdict[str, list[Slice]] = defaultdict(list)
     for one in stretches:
         state = {"request_id": one.request_id, "state": "pending" if one.ended is None else "ended"}
         slices[one.run_id].append(Slice(one.kind, "training", one.accepted, one.ended or moment, state))
-    for ticket in tickets:
-        result = ticket.result
-        state_of = "pending" if result is None else "failed" if isinstance(result, Failure) else "done"
-        notes = {
-            "request_id": ticket.op.request_id,
-            "state": state_of,
-            "prompt_tokens": str(length_of(ticket.op.prompt)),
-            "num_samples": str(ticket.op.num_samples),
-        }
-        end = ticket.ended if result is not None else moment
-        slices[owner_of(ticket.op.request_id)].append(Slice("sample", "sampling", ticket.created, end, notes))
-    return [Track(name, tuple(each)) for name, each in slices.items()]
+    for each in sampled:
+        slices[owner_of(each.notes["request_id"])].append(each)
+    return trace(f"session {session_id}", [Track(name, tuple(each)) for name, each in slices.items()])
+
+
+def sampled_slice(ticket: Ticket, moment: float) -> Slice:
+    """A sample's time; of one that has not ended, until the moment."""
+    result = ticket.result
+    notes = {
+        "request_id": ticket.op.request_id,
+        "state": "pending" if result is None else "failed" if isinstance(result, Failure) else "done",
+        "prompt_tokens": str(length_of(ticket.op.prompt)),
+        "num_samples": str(ticket.op.num_samples),
+    }
+    end = ticket.ended if result is not None else moment
+    return Slice("sample", "sampling", ticket.created, end, notes)
 
 
 def _signature(request: Request, session_id: str, expires: str) -> str:

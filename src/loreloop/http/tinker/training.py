@@ -10,10 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from loreloop.http.audited import note_read
 from loreloop.http.bodies import answer, decode, read_json
 from loreloop.http.services import INFER, TRAIN, caller, fresh_seed, now, services
 from loreloop.http.tinker import provenance
-from loreloop.http.tinker.sharing import note_read, readable
+from loreloop.http.tinker.sharing import readable
 from loreloop.http.tinker.submission import Accepted, accept, active_session, address_in_protobuf, live_run
 from loreloop.protocol import paths, rest
 from loreloop.protocol.checksums import OPTIMIZER_FILE, check_all_files
@@ -103,6 +104,10 @@ async def begin(request: Request, key: KeyRow, new: NewRun) -> None:
         live=True,
     )
     await served.store.write(runs.create, row)
+    # In a session that goes on, a run is neither live nor lost where it is the place of a copy.
+    there = served.store.read(runs.get, key.id, new.model_id)
+    if not there.live and there.lost is None:
+        raise BadRequest(f"{new.model_id} is the place of a copy, which cannot be trained; name another model_seq_id.")
 
 
 async def forward_backward(request: Request) -> Response:
