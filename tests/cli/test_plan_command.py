@@ -51,6 +51,26 @@ def test_a_plan_for_a_host_takes_little_computing(config: Path) -> None:
     assert 0.2 < used < 5  # less would be none of it
 
 
+def test_experts_are_packed_only_where_they_are_published_in_4_bits(config: Path, tmp_path: Path) -> None:
+    """Blocks of 8 bits become bf16 when they are loaded."""
+    plain = json.loads(config.read_text())
+    of_8_bits = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
+    group = {"num_bits": 4, "type": "int", "group_size": 32, "symmetric": True, "strategy": "group"}
+    of_4_bits = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": group}},
+    }
+    experts = []
+    for number, about in enumerate((None, of_8_bits, of_4_bits)):
+        file = tmp_path / f"{number}.json"
+        file.write_text(json.dumps(plain | ({"quantization_config": about} if about else {})))
+        done = planned(str(file), "--gpus", "8xH200", "--json")
+        assert done.returncode == 0, done.stderr
+        experts.append(max(row["experts"] for row in json.loads(done.stdout)["memory"]))
+    assert experts[1] == experts[0] > 3 * experts[2]
+
+
 def test_a_table_is_for_people(config: Path) -> None:
     done = planned(str(config), "--gpus", "1xH200")
     assert done.returncode == 0
