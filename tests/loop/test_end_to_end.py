@@ -81,7 +81,7 @@ def test_what_must_not_be_learned_is_in_no_line(server: RunningServer, http, tmp
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lines = asyncio.run(to_candidate(told))
-    assert {*lines} == {"sft", "general"}
+    assert {*lines} == {"sft", "rehearsed"}
     assert lines["sft"].count("\n") == 3
     assert "never this" not in str(lines)
     counts = http.get(f"/loop/v1/deployments/{NAME}/turns/counts").json()
