@@ -91,11 +91,10 @@ def _base(model: str) -> Base:
 def _config_of(model: str) -> tuple[dict[str, Any], str]:
     """The configuration in a folder, of a file, of a hub id or of a known name, and what to call it. BadRequest where
     there is none."""
-    from loreloop.formats.load import read_config_file
+    from loreloop.formats.load import local_config
 
-    file = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
-    if file.is_file():
-        return read_config_file(file), str(file)
+    if found := local_config(model):
+        return found
     # Imported only here, since the hub's client comes with it and takes long.
     from loreloop.formats.catalog import HUB_IDS
     from loreloop.formats.verdict import config_of

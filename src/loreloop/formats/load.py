@@ -49,6 +49,12 @@ def read_config_file(file: Path) -> dict[str, Any]:
     return read_json_object(file, f"{file.parent} is not a model folder: {file.name}")
 
 
+def local_config(source: str) -> tuple[dict[str, Any], str] | None:
+    """The configuration in a folder or of a file, and what to call it; None where there is no such file."""
+    file = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
+    return (read_config_file(file), str(file)) if file.is_file() else None
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`, with the stop ids that its text part and `generation_config.json` name besides."""
     config = read_config_file(folder / "config.json")

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from loreloop.formats.catalog import hub_config
-from loreloop.formats.load import read_config_file, spec_of
+from loreloop.formats.load import local_config, read_config_file, spec_of
 from loreloop.formats.mxfp4 import is_mxfp4
 from loreloop.model.families.nearest import lacking, nearest
 from loreloop.model.families.table import FAMILIES, family_of
@@ -83,9 +83,8 @@ def memory_here() -> int:
 
 def config_of(source: str) -> tuple[dict[str, Any], str]:
     """The configuration in a folder, of a file or of a hub id, and what to call it. BadRequest where there is none."""
-    file = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
-    if file.is_file():
-        return read_config_file(file), str(file)
+    if found := local_config(source):
+        return found
     if source.count("/") != 1 or Path(source).exists():
         raise BadRequest(f"{source!r} is neither a model folder (with a config.json), nor a hub id (org/name).")
     try:

@@ -13,13 +13,12 @@ from loreloop.http.bodies import answer
 from loreloop.http.services import INFER, caller, holder, now, services
 from loreloop.store import audit, keys
 from loreloop.store.account_rows import AuditEntry
-from loreloop.store.files import SECRET, read_secret
 
 
 async def exchange(request: Request) -> Response:
     """A token that stands for the key for an hour, by which the SDK also tells who it is."""
     key = holder(request, INFER)
-    return answer({"jwt": tokens.mint(read_secret(services(request).store.folder / SECRET), key, now())})
+    return answer({"jwt": tokens.mint(services(request).secret, key, now())})
 
 
 async def own_key(request: Request) -> Response:

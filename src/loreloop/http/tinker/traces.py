@@ -23,7 +23,6 @@ from loreloop.protocol.paths import owner_of
 from loreloop.protocol.perfetto import Slice, Track, trace
 from loreloop.protocol.training import Failure, length_of
 from loreloop.store import sessions, timeline
-from loreloop.store.files import SECRET, read_secret
 
 LIFETIME_SECONDS = 3600
 
@@ -84,8 +83,7 @@ def sampled_slice(ticket: Ticket, moment: float) -> Slice:
 
 
 def _signature(request: Request, session_id: str, expires: str) -> str:
-    secret = read_secret(services(request).store.folder / SECRET)
-    return hmac.new(secret, f"trace {session_id} {expires}".encode(), hashlib.sha256).hexdigest()
+    return hmac.new(services(request).secret, f"trace {session_id} {expires}".encode(), hashlib.sha256).hexdigest()
 
 
 ROUTES = [

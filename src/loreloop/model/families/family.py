@@ -163,16 +163,21 @@ def rope_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def ropes_by_layer_kind(
-    config: Mapping[str, Any], theta: float, local_theta: float
-) -> tuple[RopeSpec, RopeSpec] | None:
-    """The rotary embeddings of the layers that see all tokens and of those with a window, where `rope_parameters` has
-    settings for each kind of layer, with these bases where it names none; None where it has the same for all."""
+    config: Mapping[str, Any], theta: float, local_theta: float | None = None
+) -> tuple[RopeSpec, RopeSpec]:
+    """The rotary embeddings of the layers that see all tokens and of those with a window, with these bases where the
+    configuration names none; without `local_theta` the base of all is one.
+
+    Newer configurations have settings for each kind of layer. Older ones name a stretching once, and mean the layers
+    that see all tokens: those with a window turn as they always did."""
+    config = {**config, "rope_theta": config.get("rope_theta") or theta}
     ropes = rope_settings(config)
     if not LAYER_KINDS & ropes.keys():
-        return None
+        full = rope_spec(config)
+        return full, RopeSpec(local_theta or full.theta)
     full, sliding = (
         rope_spec({**config, "rope_parameters": {"rope_theta": base, **as_settings(kind, ropes.get(kind) or {})}})
-        for kind, base in (("full_attention", theta), ("sliding_attention", local_theta))
+        for kind, base in (("full_attention", None), ("sliding_attention", local_theta))
     )
     return full, sliding
 

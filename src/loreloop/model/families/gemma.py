@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from loreloop.model.attention_spec import RopeSpec, as_settings
+from loreloop.model.attention_spec import as_settings
 from loreloop.model.families.family import (
     WeightNames,
     biased,
     dense_spec,
     layer_windows,
-    rope_spec,
     ropes_by_layer_kind,
 )
 from loreloop.model.spec import DecoderSpec, ScaleSpec
@@ -63,12 +62,7 @@ class Gemma3:
             text = {**stated, "eos_token_id": config.get("eos_token_id") or stated.get("eos_token_id")}
             module = "model.language_model"
         text = {**GEMMA3, **text}
-        # Newer configurations have an embedding for each kind of layer, older ones the base of the other beside.
-        theta, local_theta = text.get("rope_theta") or THETA, text.get("rope_local_base_freq") or LOCAL_THETA
-        if by_kind := ropes_by_layer_kind(text, theta, local_theta):
-            ordinary, local = by_kind
-        else:
-            ordinary, local = rope_spec({**text, "rope_theta": theta}), RopeSpec(local_theta)
+        ordinary, local = ropes_by_layer_kind(text, THETA, float(text.get("rope_local_base_freq") or LOCAL_THETA))
         period = text.get("sliding_window_pattern") or text.get("_sliding_window_pattern") or 6
         plain = {**text, "rope_parameters": None, "rope_scaling": None}
         spec = _common(plain, str(config["model_type"]), period=period)

@@ -9,13 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from loreloop.model.attention_spec import RopeSpec
 from loreloop.model.families.family import (
     WeightNames,
     biased,
     dense_spec,
     layer_windows,
-    rope_spec,
     ropes_by_layer_kind,
 )
 from loreloop.model.spec import DecoderSpec
@@ -41,14 +39,7 @@ def _common(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _olmo3(config: Mapping[str, Any]) -> DecoderSpec:
-    # Only the layers that see all tokens were stretched to longer texts: those with a window turn as they always did.
-    # Newer configurations say so for each kind of layer; older ones name the stretching, and the base of both, once.
-    theta = config.get("rope_theta") or THETA
-    if by_kind := ropes_by_layer_kind(config, theta, theta):
-        stretched, local = by_kind
-    else:
-        stretched = rope_spec({**config, "rope_theta": theta})
-        local = RopeSpec(stretched.theta)
+    stretched, local = ropes_by_layer_kind(config, THETA)
     spec = _common({**config, "rope_parameters": None, "rope_scaling": None})
     windows = layer_windows(config, lambda layer: (layer + 1) % 4 != 0)
     attention = replace(spec.attention, windows=windows, local_rope=local if local != stretched else None)
