@@ -63,7 +63,7 @@ async def make_link(request: Request) -> Response:
         who=wanted.who,
         expires=int(now()) + wanted.expires_seconds,
     )
-    letters = sealed(services(request).store.folder, PURPOSE, link)
+    letters = sealed(services(request).secret, PURPOSE, link)
     return answer({"url": f"{request.base_url}f/{letters}", "expires": link.expires})
 
 
@@ -90,7 +90,7 @@ async def answer_page(request: Request) -> Response:
 
 def _link_of(request: Request) -> tuple[Link, Speaker]:
     served, letters = services(request), str(request.path_params["token"])
-    link = opened(served.store.folder, PURPOSE, letters, Link)
+    link = opened(served.secret, PURPOSE, letters, Link)
     key = maker(served, link.key_id, link.deployment, link.born) if link is not None else None
     if link is None or key is None:
         raise Forbidden(

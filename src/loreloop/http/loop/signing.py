@@ -6,26 +6,23 @@ import base64
 import binascii
 import hashlib
 import hmac
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-
-from loreloop.store.files import SECRET, read_secret
 
 T = TypeVar("T", bound=msgspec.Struct)
 N_SIGNATURE = 16  # bytes: nobody guesses one of 2^128, and the address stays short enough for a mail
 LONGEST = 2000  # characters
 
 
-def sealed(folder: Path, purpose: str, value: msgspec.Struct) -> str:
+def sealed(secret: bytes, purpose: str, value: msgspec.Struct) -> str:
     """The value and its signature, in letters that fit an address. `purpose` keeps one kind from passing for
     another."""
     content = msgspec.msgpack.encode(value)
-    return _written(_signature(folder, purpose, content) + content)
+    return _written(_signature(secret, purpose, content) + content)
 
 
-def opened(folder: Path, purpose: str, text: str, kind: type[T]) -> T | None:
+def opened(secret: bytes, purpose: str, text: str, kind: type[T]) -> T | None:
     """The value of a text that `sealed` made for this purpose; None for any other text."""
     if len(text) > LONGEST:
         return None
@@ -39,7 +36,7 @@ def opened(folder: Path, purpose: str, text: str, kind: type[T]) -> T | None:
         return None
     signature, content = both[:N_SIGNATURE], both[N_SIGNATURE:]
     # In constant time: a comparison that stops at the first wrong byte would tell how much of a guess was right.
-    if not hmac.compare_digest(signature, _signature(folder, purpose, content)):
+    if not hmac.compare_digest(signature, _signature(secret, purpose, content)):
         return None
     try:
         return msgspec.msgpack.decode(content, type=kind)
@@ -51,6 +48,6 @@ def _written(both: bytes) -> str:
     return base64.urlsafe_b64encode(both).decode().rstrip("=")
 
 
-def _signature(folder: Path, purpose: str, content: bytes) -> bytes:
+def _signature(secret: bytes, purpose: str, content: bytes) -> bytes:
     signed = purpose.encode() + b"\0" + content
-    return hmac.new(read_secret(folder / SECRET), signed, hashlib.sha256).digest()[:N_SIGNATURE]
+    return hmac.new(secret, signed, hashlib.sha256).digest()[:N_SIGNATURE]

@@ -70,7 +70,7 @@ def new_token(served: Services, key: KeyRow, wanted: NewToken) -> str:
         per_minute=wanted.per_minute,
         expires=int(now()) + wanted.expires_seconds,
     )
-    return PREFIX + sealed(served.store.folder, PURPOSE, token)
+    return PREFIX + sealed(served.secret, PURPOSE, token)
 
 
 def maker(served: Services, key_id: str, deployment: str, born: float | None) -> KeyRow | None:
@@ -107,7 +107,7 @@ def _page(request: Request, bearer: str) -> Speaker:
 def _token_of(request: Request, bearer: str) -> tuple[Token, KeyRow]:
     """What a token says, and the key that made it, which must be one that could make it today."""
     served = services(request)
-    token = opened(served.store.folder, PURPOSE, bearer.removeprefix(PREFIX), Token)
+    token = opened(served.secret, PURPOSE, bearer.removeprefix(PREFIX), Token)
     key = maker(served, token.key_id, token.deployment, token.born) if token is not None else None
     may = token is not None and key is not None and giving(request).may_speak_of(speaker_of(key), token.deployment, "")
     if token is None or key is None or not may or token.expires < now():
