@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NEWEST := .cache/newest
 CLIENTS := .cache/clients
+TEST_PROCESSES ?= 2
 
 # torch is named with a version here, since an open range makes pip take a CUDA build of several GB where a CPU
 # wheel would do; the cookbook's newest plain release wants transformers 5.5.4 at most.
@@ -55,8 +56,10 @@ lock: $(STAMP)
 golden: $(STAMP)
 	$(BIN)/python -m tests.golden
 
+# Whole files go to the processes, so that a server which several tests of a file share is started once.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile -m 'not slow and not timed'
+	$(BIN)/python -m pytest -q -m 'timed and not slow'
 
 # The number tests run twice: with the transformers of .venv and with the newest one the package allows (which peft
 # calls in ways that are deprecated there). Triton is a gigabyte on disk, so its kernels' tests, which skip without it,

@@ -26,6 +26,7 @@ def rows(*arguments: str) -> list[dict[str, object]]:
     return list(json.loads(loreloop(*arguments, "--json").stdout))
 
 
+@pytest.mark.timed
 def test_help_is_quick_and_loads_nothing_heavy() -> None:
     def seconds() -> float:
         """Of computing: by the clock it would say how busy the machine is."""

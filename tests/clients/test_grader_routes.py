@@ -136,6 +136,7 @@ def test_a_length_in_tokens_is_not_known_of_a_text(client: openai.OpenAI) -> Non
     assert (found.reward, found.metadata.errors.other_error) == (0, True)
 
 
+@pytest.mark.timed
 def test_braces_without_end_hold_up_nobody(client: openai.OpenAI) -> None:
     started = time.perf_counter()
     client.fine_tuning.alpha.graders.validate(grader=CHECK | {"input": "{{" * 500_000})

@@ -139,6 +139,7 @@ def watched(server: RunningServer, client: httpx.Client) -> Iterator[Watch]:
             thread.join()
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("name", TOO_LARGE)
 def test_what_is_too_large_is_refused_while_others_go_on(server: RunningServer, name: str) -> None:
     route, fields, words = TOO_LARGE[name]

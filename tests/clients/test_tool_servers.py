@@ -84,6 +84,7 @@ def test_a_url_that_is_none_is_not_registered(server: RunningServer, url: str) -
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(("name", "tool"), [("endless", "shout2"), ("shouter", "shout")])
 def test_an_endless_result_is_cut_off(client: openai.OpenAI, server: RunningServer, name: str, tool: str) -> None:
     """The tool of the URL stands on the last page of its list."""

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ def test_they_are_those_of_the_whole_text(before: list[int], after: list[int]) -
     assert dict(zip(counts.ids.tolist(), counts.counts.tolist(), strict=True)) == Counter(before + after)
 
 
+@pytest.mark.timed
 def test_a_step_costs_the_same_in_a_long_text() -> None:
     tokens = np.random.default_rng(0).integers(0, 50_000, 100_000).tolist()
     counts = TokenCounts(tokens)

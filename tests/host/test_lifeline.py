@@ -22,6 +22,7 @@ def stranger(lines: Lifelines, said: bytes) -> socket.socket:
     return connection
 
 
+@pytest.mark.timed
 def test_what_strangers_say_or_do_not_say_ends_and_holds_up_nothing() -> None:
     lines = Lifelines("127.0.0.1", "secret")
     greetings = ["1 é".encode(), "² secret".encode(), b"7 secret", b"\xff\xfe", b"", b"", b"", b""]

@@ -109,6 +109,7 @@ def test_a_full_disk_loses_turns_and_nothing_else(tmp_path: Path, monkeypatch: p
     play(tmp_path, scene)
 
 
+@pytest.mark.timed
 def test_nobody_waits_for_a_turn_to_be_made(tmp_path: Path) -> None:
     def slow() -> NewTurn:
         time.sleep(0.3)

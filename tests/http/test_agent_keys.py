@@ -50,6 +50,7 @@ class Broken:
         yield
 
 
+@pytest.mark.timed
 def test_a_loop_that_is_stopped_before_it_began_says_so() -> None:
     async def scene() -> None:
         live = LiveRun(cast(AgentRun, None), cast(Tools, Broken()))

@@ -230,6 +230,7 @@ def test_a_message_of_no_tokens_reads_the_prompt(stream: bool) -> None:
     play(scene)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("name", ["x" * 3_000_000, "\n" + "- at `$.a" * 300_000 + "`\nx"])
 def test_a_long_name_is_neither_told_whole_nor_searched_for_long(name: str) -> None:
     asked = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

@@ -131,6 +131,7 @@ def test_a_stream_that_ends_as_its_client_leaves_is_nothing_to_log(n_turns: int,
     assert asyncio.run(run()) == []
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("path", "body"), ROUTES.items())
 def test_who_waits_while_the_server_stops_hears_so(path: str, body: dict[str, Any], stream: bool) -> None:
@@ -149,6 +150,7 @@ def test_who_waits_while_the_server_stops_hears_so(path: str, body: dict[str, An
     play(scene, engine=False)
 
 
+@pytest.mark.timed
 def test_polls_are_answered_when_the_server_stops(caplog: pytest.LogCaptureFixture) -> None:
     """A sample is asked for again; a training operation is there at the next start, so its poll hears "not yet"."""
 

@@ -308,6 +308,7 @@ def many(connection: Connection, n: int) -> None:
     connection.execute(insert(DEPLOYMENT_VERSIONS), [{"name": name} | row for name in names])
 
 
+@pytest.mark.timed
 def test_a_catalogue_of_very_many_names_answers_at_once() -> None:
     async def scene(site: Site) -> None:
         write_now(site.services.store, many, 100_000)
@@ -328,6 +329,7 @@ def test_a_catalogue_of_very_many_names_answers_at_once() -> None:
     play(scene)
 
 
+@pytest.mark.timed
 def test_very_many_aliases_are_looked_through_at_once(tmp_path: Path) -> None:
     names = ModelNames({"fake": tmp_path}, {f"org/n{i:06}": "fake" for i in range(100_000)})
     started = time.perf_counter()

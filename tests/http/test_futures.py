@@ -3,9 +3,12 @@
 import asyncio
 import time
 
+import pytest
+
 from tests.http.site import Site, new_model, play, sample
 
 
+@pytest.mark.timed
 def test_what_is_pending_is_held_and_then_said_to_be_so() -> None:
     async def scene(site: Site) -> None:
         model_id = await site.model()
@@ -19,6 +22,7 @@ def test_what_is_pending_is_held_and_then_said_to_be_so() -> None:
     play(scene, hold_seconds=0.3)
 
 
+@pytest.mark.timed
 def test_a_held_poll_is_answered_when_the_result_comes() -> None:
     async def scene(site: Site) -> None:
         model_id = await site.model()
@@ -54,6 +58,7 @@ def test_a_forgotten_sample_is_gone_so_that_the_client_asks_anew() -> None:
     play(scene)
 
 
+@pytest.mark.timed
 def test_heartbeats_are_answered_while_polls_are_held() -> None:
     async def scene(site: Site) -> None:
         session_id = await site.session()

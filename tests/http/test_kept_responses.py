@@ -196,6 +196,7 @@ def test_an_item_can_be_referred_to_once() -> None:
     play_script(scene)
 
 
+@pytest.mark.timed
 def test_many_references_are_read_in_one_go() -> None:
     async def scene(script: Script) -> None:
         much = {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "x" * (8 << 20)}]}

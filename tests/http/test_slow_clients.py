@@ -115,6 +115,7 @@ UNFINISHED = {
 }
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("begun", UNFINISHED.values(), ids=UNFINISHED.keys())
 def test_what_is_never_finished_is_let_go_of(begun: bytes) -> None:
     async def scene(port: int) -> None:

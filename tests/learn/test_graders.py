@@ -120,6 +120,7 @@ def test_a_path_that_leads_nowhere_is_trouble(bench: Bench, template: str, troub
     assert score.value == 0
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("text", ["{{" * 300_000, "{{item.x}" * 100_000, "{{item.t}} " * 1000])
 def test_templates_are_read_in_the_time_of_their_length(bench: Bench, text: str) -> None:
     started = time.perf_counter()

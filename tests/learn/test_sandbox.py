@@ -132,6 +132,7 @@ def test_a_call_without_a_result_says_why(rig: Rig, code: str, said: str) -> Non
     rig.fine()
 
 
+@pytest.mark.timed
 def test_an_endless_loop_ends(rig: Rig) -> None:
     outcome = rig.run("def f():\n    while True: pass", limits=Limits(seconds=0.5))
     assert (outcome.limit, outcome.error) == ("time", "the limit of time was passed")
@@ -423,6 +424,7 @@ def test_limits_of_other_processes_are_not_changed(rig: Rig) -> None:
     assert rig.run(code, os.getpid()).error is not None
 
 
+@pytest.mark.timed
 def test_daemons_die_with_their_call(rig: Rig) -> None:
     daemon = """
 import os, time

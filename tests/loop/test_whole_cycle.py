@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from loreloop.cli.server import RunningServer
 from loreloop.learn.loop import assembly, by_hand
@@ -62,6 +63,7 @@ def rollback_seconds(course, target: str) -> float:
     return min(times)
 
 
+@pytest.mark.timed
 def test_feedback_becomes_a_promoted_revision(server: RunningServer, tmp_path: Path, monkeypatch) -> None:
     deploy(server)
     feeds = Feeds()

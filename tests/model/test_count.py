@@ -105,6 +105,7 @@ def test_a_layout_is_as_large_as_its_count(form):
     assert LoraLayout(spec, LoraSpec(4, 0, experts=form)).size == count_adapter(spec, 4, form).total
 
 
+@pytest.mark.timed
 def test_the_command_counts_a_configuration_in_under_five_seconds(tmp_path):
     file = tmp_path / "kimi.json"
     file.write_text(json.dumps(KIMI))

@@ -5,6 +5,7 @@ from collections import defaultdict
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import given
 
@@ -97,6 +98,7 @@ def test_names_parents_and_notes_are_where_a_viewer_looks() -> None:
     assert (end.track_event.type, end.timestamp) == (2, 2 * 10**9)
 
 
+@pytest.mark.timed
 def test_much_that_overlaps_takes_time_by_its_number() -> None:
     def seconds(n: int) -> float:
         slices = tuple(Slice("s", "c", float(number), 1e6) for number in range(n))

@@ -31,6 +31,7 @@ class SlowEngine(FakeEngine):
         return super().train(passes, pause)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("decode_gap_ms", [0, 200])
 def test_a_long_batch_is_broken_off_and_runs_again_in_the_next_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decode_gap_ms: int

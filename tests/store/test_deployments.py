@@ -168,6 +168,7 @@ def seconds(act: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+@pytest.mark.timed
 def test_a_page_of_very_many_is_quick_wherever_it_begins(place: Place) -> None:
     place.write(many, (place.ann, place.bob))
     for after in ("", "n050000", "n099990", "z"):

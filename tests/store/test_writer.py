@@ -212,7 +212,7 @@ async def fail_and_go_on(place: Place, error: type[Exception]) -> None:
         raise error("a bug of ours")
 
     with pytest.raises(error):
-        await asyncio.wait_for(place.store.write(broken), 1)
+        await asyncio.wait_for(place.store.write(broken), 10)
     await asyncio.wait_for(place.store.write(add_key, "after"), 10)
     assert names(place) == ["after"]
 
@@ -230,6 +230,7 @@ def test_on_a_full_disk_nobody_is_told_that_a_lost_write_was_made(place: Place) 
     assert names(place) == [name for name, error in (("a", told[0]), ("b", told[2])) if error is None]
 
 
+@pytest.mark.timed
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_asker_whose_loop_has_closed_harms_nobody(place: Place) -> None:
     until = threading.Event()

@@ -107,6 +107,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_template_made_to_hurt_is_bounded(tmp_path: Path, name: str) -> None:
     started = time.monotonic()

@@ -36,6 +36,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("name", HOSTILE)
 def test_grammars_made_to_hurt_are_refused_at_once(name: str) -> None:
     code = (
@@ -58,6 +59,7 @@ NOWHERE = EngineInfo("fake", "", 1000, 100, (0,), 8, 1)  # no tokenizer: bytes t
 UNBOUNDED = {"texts that hold many words": Rules(grammar=BOTH), "a schema of many patterns": Rules(json_schema=ALL_OF)}
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("name", [*HOSTILE, *UNBOUNDED])
 def test_what_the_library_itself_does_not_bound_ends_with_its_process(name: str) -> None:
     async def scene() -> None:
@@ -82,6 +84,7 @@ def test_what_the_library_itself_does_not_bound_ends_with_its_process(name: str)
     asyncio.run(scene())
 
 
+@pytest.mark.timed
 def test_a_trial_answers_as_the_check_does() -> None:
     async def scene() -> None:
         sandbox = GrammarSandbox()

@@ -48,6 +48,7 @@ def test_depth_is_bounded() -> None:
     assert end_of([too_deep])[2]
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("part", ['"a\\n",', "[],", "[1, 2.5],", '"\\"",', '"x", '])
 def test_long_objects_take_seconds(part: str) -> None:
     text = '{"a":[' + part * (2_000_000 // len(part)) + "0]}"

@@ -35,6 +35,7 @@ def test_kinds_find_what_they_are_called_for(kind: str, text: str, left: str) ->
     assert redactor((kind,)).text(text) == left
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("rule", [*KINDS, "(a*)*b", "(x+x+)+y"])
 def test_no_rule_takes_long(rule: str) -> None:
     found = redactor((rule,))
@@ -86,6 +87,7 @@ def test_the_time_of_a_kind_grows_with_the_text_alone(kind: str) -> None:
     assert time.process_time() - began < 3 * (1 << 20) / (2 * n) * large
 
 
+@pytest.mark.timed
 def test_a_row_of_digits_costs_about_what_any_text_does() -> None:
     """One expression tries thousands of readings of each row, which is a hundred times as much."""
     phone = redactor(("phone",))

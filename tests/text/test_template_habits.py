@@ -70,6 +70,7 @@ def test_a_template_without_calls_sees_text(tmp_path: Path) -> None:
     assert "tool:" not in plain
 
 
+@pytest.mark.timed
 def test_a_template_made_to_hurt_is_not_tried_for_long(tmp_path: Path) -> None:
     forever = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     hostile = template(tmp_path, TOLD + LOOP + "{% if m.tool_calls %}" + forever + "{% endif %}{% endfor %}")

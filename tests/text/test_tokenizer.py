@@ -82,6 +82,7 @@ def test_a_bounded_text_is_read_as_any_other(tokenizer: TextTokenizer, words: li
     assert (found and found.ids) == (ids if len(ids) <= most else None)
 
 
+@pytest.mark.timed
 def test_of_a_long_text_no_more_is_read_than_its_bound(tokenizer: TextTokenizer) -> None:
     text = "a b é " * 100_000
     n_tokens = len(tokenizer.encode(text))

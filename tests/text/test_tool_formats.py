@@ -232,6 +232,7 @@ def branching(n: int) -> dict[str, Any]:
     return {"properties": {"x": {"$ref": "#/$defs/d0"}}, "$defs": defs | {f"d{n}": {"type": "integer"}}}
 
 
+@pytest.mark.timed
 def test_coders_schemas_may_refer_to_themselves_and_branch() -> None:
     around = {"a": {"anyOf": [{"$ref": "#/$defs/b"}]}, "b": {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]}}
     cycle = {"properties": {"x": {"$ref": "#/$defs/a"}}, "$defs": around}

@@ -400,6 +400,7 @@ def test_mistrals_calls_are_read_in_both_forms() -> None:
     assert broken[-1] == Broken(', {"name": "t", "arguments":')
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(("unit", "size"), [('"</tool_call>\\n", ', 16), ('{"a": [1, 2]}, ', 10_000_000)])
 def test_ten_megabytes_take_seconds(unit: str, size: int) -> None:
     arguments = '{"a": [' + unit * (10_000_000 // len(unit)) + "0]}"
@@ -410,6 +411,7 @@ def test_ten_megabytes_take_seconds(unit: str, size: int) -> None:
     assert time.perf_counter() - begin < 20
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "text", ["\n" * 1_000_000, "<tool_call" * 100_000, HERMES_TEXT * 10_000, "<tool_call>" * 50_000]
 )
