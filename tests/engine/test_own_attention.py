@@ -108,7 +108,7 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize("rules", RULES, ids=str)
+@pytest.mark.parametrize("rules", RULES, ids=["window", "cap", "all"])
 @pytest.mark.parametrize("n_keys", [40, 700])
 def test_windows_caps_and_sinks(rules, n_keys):
     """Against the fixed attention in fp32; and the same bits as the newest token and at the end of a chunk."""

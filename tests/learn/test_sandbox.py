@@ -387,7 +387,7 @@ def test_sockets_are_reached_without_walls() -> None:
         thread.join()
 
 
-@pytest.mark.parametrize("whom", ["os.getppid()", "-1", "0", "1", str(os.getpid())])
+@pytest.mark.parametrize("whom", ["os.getppid()", "-1", "0", "1", pytest.param(str(os.getpid()), id="us")])
 def test_signals_reach_nobody_else(rig: Rig, whom: str) -> None:
     for number in ("SIGKILL", "SIGTERM", "SIGSTOP"):
         rig.run(f"import os, signal\ndef f():\n    os.kill({whom}, signal.{number})\n    return 1")
