@@ -6,14 +6,17 @@ Knows no learner; a learner asks for the clients that it needs by name, and the 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 
 import tinker
 from tinker.lib.client_connection_pool_type import ClientConnectionPoolType
 
+from loreloop.learn.corrections import Rule
 from loreloop.learn.plan import Plan
 from loreloop.protocol.errors import BadRequest
 
+LOG = logging.getLogger(__name__)
 POLICY = "policy"  # the client whose weights a run is for
 
 
@@ -107,6 +110,15 @@ async def sampled_outside(service: tinker.ServiceClient, base_model: str) -> boo
             told = [model for model in models if isinstance(model, dict) and model.get("model_name") == base_model]
             return any(model.get("sampled_outside") is True for model in told)
     return False
+
+
+async def correction_needed(service: tinker.ServiceClient, base_model: str) -> Rule:
+    """What is to correct samples of a base model: `truncate`, which bounds a token's weight, where samplers outside draw,
+    since they round otherwise than the engine that trains; `none` where the server's own do."""
+    if not await sampled_outside(service, base_model):
+        return "none"
+    LOG.info("samplers outside draw for %s: --correction truncate", base_model)
+    return "truncate"
 
 
 def adam_of(plan: Plan, learning_rate: float) -> tinker.AdamParams:

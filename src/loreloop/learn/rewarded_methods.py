@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ import msgspec
 import tinker
 
 from loreloop.learn.advantages import Overlong
-from loreloop.learn.clients import Clients, sampled_outside
+from loreloop.learn.clients import Clients, correction_needed
 from loreloop.learn.corrections import Correction
 from loreloop.learn.environments.environment import Environment
 from loreloop.learn.examples import Task, Told
@@ -53,8 +52,6 @@ from loreloop.protocol.errors import BadRequest
 
 if TYPE_CHECKING:
     from loreloop.learn.methods import Order
-
-LOG = logging.getLogger(__name__)
 
 
 async def from_rewards(order: Order, clients: Clients) -> RewardLearner:
@@ -196,14 +193,11 @@ def ways_of(settings: RewardSettings) -> Ways:
 
 
 async def settled(settings: RewardSettings, clients: Clients) -> RewardSettings:
-    """The settings with a correction that was left to us: `truncate` where samplers outside draw for the base model,
-    which round otherwise than the engine that trains, and `none` where ours do."""
+    """The settings with a correction, where it was left to us."""
     if not isinstance(settings, CorrectedSettings) or settings.correction != "auto":
         return settings
-    outside = await sampled_outside(clients.service, clients.plan.base_model)
-    if outside:
-        LOG.info("samplers outside draw for %s: --correction truncate", clients.plan.base_model)
-    return msgspec.structs.replace(settings, correction="truncate" if outside else "none")
+    rule = await correction_needed(clients.service, clients.plan.base_model)
+    return msgspec.structs.replace(settings, correction=rule)
 
 
 def policy_learner(settings: RewardSettings) -> PolicyLearner:

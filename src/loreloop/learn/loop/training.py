@@ -17,8 +17,8 @@ import msgspec
 import tinker
 
 from loreloop.learn.auto import Asked, chosen
-from loreloop.learn.clients import POLICY, Clients, forgotten, sampled_outside, window_of
-from loreloop.learn.corrections import NO_CORRECTION, Correction
+from loreloop.learn.clients import POLICY, Clients, correction_needed, forgotten, window_of
+from loreloop.learn.corrections import Correction
 from loreloop.learn.environments.environment import OneAnswer
 from loreloop.learn.files import read_file
 from loreloop.learn.learners.from_rewards import Sampling, Ways, reward_learner
@@ -196,9 +196,7 @@ async def _from_reward(shop: Shop, plan: Plan, tasks: list[Any], keeping: Keepin
     position = await keeping.progress.load()
     clients = Clients(shop.service, plan, position.states if position else None)
     budget = KlBudget(told.kl_budget) if told.kl_budget and told.kl else None
-    # Where samplers outside draw, which round otherwise, a token's weight is bounded; see `settled` of the methods.
-    outside = await sampled_outside(shop.service, shop.base_model)
-    correction = Correction("truncate") if outside else NO_CORRECTION
+    correction = Correction(await correction_needed(shop.service, shop.base_model))
     learner_of = Grpo(normalisation="tokens", kl=KlPenalty(told.kl), correction=correction)
     ways = Ways(learner_of, bounds=Bounds(None, budget))
     limits = AnswerLimits(most_tokens=told.answer_tokens, temperature=told.temperature)
