@@ -113,8 +113,8 @@ async def sampled_outside(service: tinker.ServiceClient, base_model: str) -> boo
 
 
 async def correction_needed(service: tinker.ServiceClient, base_model: str) -> Rule:
-    """What is to correct samples of a base model: `truncate`, which bounds a token's weight, where samplers outside draw,
-    since they round otherwise than the engine that trains; `none` where the server's own do."""
+    """What is to correct samples of a base model: `truncate`, which bounds a token's weight, where samplers outside
+    draw, since they round otherwise than the engine that trains; `none` where the server's own do."""
     if not await sampled_outside(service, base_model):
         return "none"
     LOG.info("samplers outside draw for %s: --correction truncate", base_model)
