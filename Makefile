@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 NEWEST := .cache/newest
 CLIENTS := .cache/clients
 TEST_PROCESSES ?= 2
+# Whole files go to the processes, so that a server which several tests of a file share is started once.
+SPREAD := $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 
 # torch is named with a version here, since an open range makes pip take a CUDA build of several GB where a CPU
 # wheel would do; the cookbook's newest plain release wants transformers 5.5.4 at most.
@@ -56,17 +58,17 @@ lock: $(STAMP)
 golden: $(STAMP)
 	$(BIN)/python -m tests.golden
 
-# Whole files go to the processes, so that a server which several tests of a file share is started once.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile -m 'not slow and not timed'
+	$(SPREAD) -m 'not slow and not timed'
 	$(BIN)/python -m pytest -q -m 'timed and not slow'
 
 # The number tests run twice: with the transformers of .venv and with the newest one the package allows (which peft
 # calls in ways that are deprecated there). Triton is a gigabyte on disk, so its kernels' tests, which skip without it,
 # have it from here on only. The last three packages are read for the chat templates that they hold, and not installed.
 test-slow: $(STAMP) $(NEWEST)/.installed $(CLIENTS)/.installed
-	$(BIN)/python -m pytest -q -m slow
-	PYTHONPATH=$(NEWEST)/transformers $(BIN)/python -m pytest -q -m numbers -W ignore::FutureWarning
+	$(SPREAD) -m 'slow and not timed'
+	$(BIN)/python -m pytest -q -m 'slow and timed'
+	PYTHONPATH=$(NEWEST)/transformers $(SPREAD) -m numbers -W ignore::FutureWarning
 	$(BIN)/python -m pytest -q tests/kernels/test_int4_gpu_triton.py tests/model/test_int4_gpu.py
 
 $(NEWEST)/.installed: $(STAMP)

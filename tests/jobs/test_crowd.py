@@ -40,6 +40,7 @@ def streaming(server: RunningServer, until: threading.Event) -> tuple[list[threa
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_many_jobs_run_beside_many_streams(server: RunningServer, client: openai.OpenAI) -> None:
     alone, crowded = threading.Event(), threading.Event()
     threads, quiet = streaming(server, alone)
