@@ -21,11 +21,14 @@ for number in (signal.SIGINT, signal.SIGTERM):
 
 
 TIMED_TRIES = 3
+HANGS_SECONDS, SLOW_HANGS_SECONDS = 300, 2700  # many times what the longest test takes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A bound on seconds holds if it is kept once: what else a machine does adds to a time and never takes from it."""
+    """A bound on seconds holds if it is kept once: what else a machine does adds to a time and never takes from it. And
+    a test that waits for ever fails, with the place where it waits, instead of holding up all the others."""
     for item in items:
+        item.add_marker(pytest.mark.timeout(SLOW_HANGS_SECONDS if item.get_closest_marker("slow") else HANGS_SECONDS))
         if item.get_closest_marker("timed"):
             item.add_marker(pytest.mark.flaky(reruns=TIMED_TRIES - 1))
 

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from loreloop.cli.main import cli
 from loreloop.cli.server import RunningServer
+from loreloop.host.meter import FLUSH_SECONDS
 from loreloop.protocol.errors import Conflict, LoreloopError, NotFound
 from loreloop.protocol.paths import CheckpointKind
 from loreloop.store import checkpoints, deployments, runs, usage
@@ -139,7 +140,7 @@ def test_what_is_not_there_is_said(place: Place, command: list[str]) -> None:
 
 def test_a_running_server_counts_lists_and_deletes(server: RunningServer, tmp_path: Path) -> None:
     client, data = trainer(server), [datum(range(10, 16)), datum(range(10, 16))]
-    before = used(server)
+    before = used_by_others(server)
     client.forward_backward(data, "cross_entropy").result()
     client.forward(data, "cross_entropy").result()
     path = client.save_weights_for_sampler("first").result().path
@@ -165,6 +166,15 @@ def test_a_running_server_counts_lists_and_deletes(server: RunningServer, tmp_pa
         assert plain.post("/v1/completions", json={"model": path, "prompt": "a"}).status_code == 404
     with pytest.raises(tinker.NotFoundError):
         client.forward_backward(data, "cross_entropy").result()
+
+
+def used_by_others(server: RunningServer) -> dict[str, int]:
+    """Of the key that other tests share, once all that they used is written."""
+    before = None
+    while (now := used(server)) != before:
+        before = now
+        time.sleep(FLUSH_SECONDS + 0.5)
+    return now
 
 
 def used(server: RunningServer) -> dict[str, int]:

@@ -53,6 +53,11 @@ class Room:
         found = await self.loop("GET", f"/deployments/{name}/turns", params=query)
         return list(found["turns"])
 
+    def keep_turns_late(self) -> None:
+        """From now on a turn is on its way for as long as a busy machine takes to ask about it."""
+        recorder = self.site.services.recorder
+        recorder.bounds = type(recorder.bounds)(pause_seconds=3.0)
+
     async def ask(self, said: str = "yes", key: str | None = None, **fields: Any) -> Any:
         """A chat completion of the deployment, which answers with `said`."""
         self.says(said)

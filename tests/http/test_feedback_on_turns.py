@@ -130,8 +130,7 @@ def _hold_writer(room: Room, until: threading.Event) -> None:
 @pytest.mark.parametrize("who_is_kept", ["turn", "episode"])
 def test_a_turn_that_comes_after_its_feedback_knows_of_it(who_is_kept: str) -> None:
     async def scene(room: Room) -> None:
-        recorder = room.site.services.recorder
-        recorder.bounds = type(recorder.bounds)(pause_seconds=0.3)
+        room.keep_turns_late()
         answer = await room.ask()
         given = await thumb(room, answer.id if who_is_kept == "turn" else answer.episode_id)
         assert given["turn"] == "pending"
@@ -290,8 +289,7 @@ def test_what_was_said_of_an_episode_ends_with_its_last_turn() -> None:
 
 def test_what_was_said_of_a_deployment_that_is_gone_does_not_come_to_the_next_of_its_name() -> None:
     async def scene(room: Room) -> None:
-        recorder = room.site.services.recorder
-        recorder.bounds = type(recorder.bounds)(pause_seconds=0.3)
+        room.keep_turns_late()
         answer = await room.ask()
         await room.loop("DELETE", "/deployments/bot")
         await room.deploy()
@@ -323,8 +321,6 @@ def test_texts_of_feedback_are_redacted_as_turns_are() -> None:
         await room.turns("careful")
         preferred = await thumb(room, answer.id, metric="preference", value=other.id, why=text)
         assert (preferred["value"], preferred["why"]) == (other.id, left)
-
-    play_recorded(scene)
 
     play_recorded(scene)
 

@@ -145,8 +145,7 @@ def test_what_was_said_of_whole_episodes_goes_with_each_person_in_them() -> None
 
 def test_what_was_said_of_a_waiting_episode_goes_with_its_person() -> None:
     async def scene(room: Room) -> None:
-        recorder = room.site.services.recorder
-        recorder.bounds = type(recorder.bounds)(pause_seconds=0.3)
+        room.keep_turns_late()
         room.says("yes")
         waiting = (await raw(room, user="ann")).json()
         assert (await say(room, waiting["episode_id"], who="a friend", metric="accepted"))["turn"] == "pending"
@@ -241,8 +240,7 @@ def test_a_key_that_names_a_person_as_the_operator_is_named_reads_and_deletes_no
 
 def test_what_was_said_of_a_waiting_turn_goes_with_its_person() -> None:
     async def scene(room: Room) -> None:
-        recorder = room.site.services.recorder
-        recorder.bounds = type(recorder.bounds)(pause_seconds=0.3)
+        room.keep_turns_late()
         room.says("yes")
         waiting = (await raw(room, user="ann")).json()["id"]
         assert (await say(room, waiting, who="a friend"))["turn"] == "pending"

@@ -141,7 +141,9 @@ def test_a_store_that_has_given_up_takes_nothing_more(tmp_path: Path, monkeypatc
     async def scene() -> None:
         write = store.write(journal.append, store.segments, step(run, 1), Acceptance("fake", "1"))
         waiting = asyncio.ensure_future(write)
-        await asyncio.to_thread(given_up.wait, 10)
+        # Where the process does not end, as here alone, its writer does.
+        await asyncio.to_thread(store.thread.join, 10)
+        assert given_up.is_set()
         assert not waiting.done()
         waiting.cancel()
         with pytest.raises(OutOfService):
