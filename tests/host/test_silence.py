@@ -51,6 +51,14 @@ def test_a_stopped_process_for_which_another_waits_is_told(started) -> None:
     assert f"process {computing} is in state T, process {waiting} is in state S" in said
 
 
+def test_whoever_looks_is_one_of_those_that_wait(started) -> None:
+    """As in every group: the watch is a thread of each of its processes."""
+    stopped = started(SLEEPS)
+    os.kill(stopped, signal.SIGSTOP)
+    said = watched(os.getpid(), stopped, work="train", seconds=10)
+    assert f"process {os.getpid()} is in state S, process {stopped} is in state T" in said
+
+
 def test_work_of_any_length_is_no_silence(started) -> None:
     assert watched(started(COMPUTES), started(SLEEPS), work="train", seconds=4) == ""
 

@@ -20,17 +20,21 @@ from tests.engine.sample_rig import sample_op
 CONFIG = EngineConfig(device="cpu", precision="fp32", threads=1, kv_cache_mib=1)
 
 
-def unread(place: Place, folder: Path) -> None:
-    """One process has no folder of a revision that all are asked for; then they go on until they have compared."""
+def unread(place: Place, folder: Path, damaged: bool) -> None:
+    """One process has no folder of a revision that all are asked for, or a file of it is `damaged`, which the first one
+    alone looks at; then they go on until they have compared."""
     logging.basicConfig(filename=folder / f"{place.rank}.log", force=True)
     local = LocalEngine(CONFIG, "tiny", folder, folder / str(place.rank), place=place)
     lora, revision = LoraSpec(4, 0), folder / "revision"
     if not place.is_first:
-        local.revisions.place = AsOnAnotherDisk(place)
+        if not damaged:
+            local.revisions.place = AsOnAnotherDisk(place)
         follow(local)
     engine = LeadingEngine(local)
     engine.create_model(CreateModel("a", 0, "r", lora))
     engine.save_sampler(SaveSampler("a", 1, "r", str(revision), "unknown"))
+    if damaged:
+        (revision / "adapter_config.json").write_text("{")
     told = []
     for number in range(COMPARED_CALLS):
         engine.admit(sample_op([1, 2, 3], request=str(number), max_tokens=1, revision=f"cold={revision}"))

@@ -30,9 +30,17 @@ def test_processes_that_are_alike_go_on(tmp_path: Path) -> None:
     assert exits("tp=2", tmp_path, led, folder, "", first_only=True) == [0]
 
 
+def test_a_damaged_revision_ends_its_requests_and_not_the_engine(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", "qwen3")
+    assert exits("tp=2", tmp_path, unread, folder, True, first_only=True) == [0]
+    ((message, is_passing),) = torch.load(folder / "failures.pt")
+    assert "adapter_config.json" in message
+    assert not is_passing
+
+
 def test_a_revision_that_one_process_cannot_read_fails_alike_on_all(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "model", "qwen3")
-    assert exits("tp=2", tmp_path, unread, folder, first_only=True) == [0]
+    assert exits("tp=2", tmp_path, unread, folder, False, first_only=True) == [0]
     message = "1 of 2 processes of this engine could not do it; see the log."
     assert torch.load(folder / "failures.pt") == [(message, True)]
     assert "process 1 could not do it: This disk has no such folder." in (folder / "1.log").read_text()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from loreloop.engine.contract import SampleFailed
 from loreloop.engine.local import LocalEngine
 from loreloop.protocol.training import PassResult
 
@@ -42,6 +43,8 @@ def _told(given: Any) -> Any:
     """What a call gave, in few words: of a training pass its metrics, which sum up what each token gave."""
     if isinstance(given, list):
         return [_told(one) for one in given]
+    if isinstance(given, SampleFailed):
+        return given.request_id, "failed"  # each process says in its own words what it could not read
     return given.metrics if isinstance(given, PassResult) else given
 
 

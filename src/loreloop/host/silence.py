@@ -43,9 +43,11 @@ def activity_of(pid: int) -> Activity:
 
 
 def _thread_states(pid: int) -> Iterator[str]:
-    for task in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
-            yield _fields(task)[0]
+    looks = str(threading.get_native_id())  # at work for as long as it reads this, in one of the processes it looks at
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        if task.name != looks:
+            with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+                yield _fields(task / "stat")[0]
 
 
 def _fields(stat: Path) -> list[str]:
