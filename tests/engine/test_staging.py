@@ -77,11 +77,11 @@ def test_readers_find_the_old_files_or_the_new_ones(
 
 def test_what_a_death_left_beside_it_is_cleared(tmp_path: Path) -> None:
     folder = tmp_path / "one"
-    for left in (".one.77.tmp", ".one.78.old", ".other.77.tmp"):
+    for left in (".one.77.tmp", ".one.78.old", ".other.77.tmp", ".one.two.78.old"):
         (tmp_path / left).mkdir()
     with staging.staged(folder, durable=False) as new:
         (new / "file").write_text("new")
-    assert sorted(each.name for each in tmp_path.iterdir()) == [".other.77.tmp", "one"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".one.two.78.old", ".other.77.tmp", "one"]
     assert (folder / "file").read_text() == "new"
 
 

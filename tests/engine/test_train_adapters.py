@@ -25,6 +25,7 @@ from loreloop.engine.training.model_state import (
 )
 from loreloop.engine.training.optimizer import adam_step
 from loreloop.formats.peft import open_weights, read_lora_spec
+from loreloop.formats.tensor_file import write_tensors
 from loreloop.model.attention_spec import RopeSpec
 from loreloop.model.spec import DecoderSpec
 from loreloop.protocol.errors import BadRequest, NotFound, ServerError, Unavailable, UserError
@@ -137,6 +138,27 @@ def test_a_snapshot_holds_what_changed_since_the_last(tmp_path):
     assert set(first) == {"a", "b", "c"}
     assert set(bank.snapshot(tmp_path / "snapshots", "2")) == {"b"}
     assert bank.snapshot(tmp_path / "snapshots", "3") == {}
+
+
+def test_a_snapshot_that_fails_leaves_no_files(tmp_path, monkeypatch):
+    """Each further try has another name, and would fill the disk that was full."""
+    bank, written = new_bank(tmp_path), []
+    for name in "ab":
+        touch(bank.create(name, LoraSpec(2, 0)), 3)
+        bank.changed(name)
+
+    def second_fails(path, *rest, **more):
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_tensors(path, *rest, **more)
+
+    monkeypatch.setattr("loreloop.engine.training.model_state.write_tensors", second_fails)
+    with pytest.raises(OSError, match="No space"):
+        bank.snapshot(tmp_path / "snapshots", "1")
+    assert [*(tmp_path / "snapshots").iterdir()] == []
+    monkeypatch.undo()
+    assert set(bank.snapshot(tmp_path / "snapshots", "2")) == {"a", "b"}
 
 
 def test_a_restored_bank_is_the_one_that_was_snapshot(tmp_path):

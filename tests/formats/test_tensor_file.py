@@ -1,5 +1,8 @@
 """Our safetensors writer against the library's reader."""
 
+import resource
+import signal
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from loreloop.formats.tensor_file import DTYPE_NAMES, write_tensors
+from loreloop.formats.tensor_file import DTYPE_NAMES, write_stream, write_tensors
 from loreloop.protocol.checksums import sum_of
 
 SHAPES = st.lists(st.integers(0, 4), max_size=3)
@@ -51,3 +54,22 @@ def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path):
         write_tensors(tmp_path / "file", {"x": torch.full((3,), value)})
     assert load_file(tmp_path / "file")["x"].tolist() == [2.0] * 3
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_leaves_nothing_and_ends_no_process(tmp_path):
+    """What a copy of tensors holds is summed by a second thread: it is let go of only behind that."""
+    n_bytes = 256 << 20  # so much that the system takes the memory back at once
+
+    def stream():
+        yield [torch.ones(n_bytes // 8, 2).T]  # written from a copy, which only the stream holds
+
+    code = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, code[1]))
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_stream(tmp_path / "file", {"x": torch.empty(2, n_bytes // 8, device="meta")}, stream())
+    finally:
+        signal.signal(signal.SIGXFSZ, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, code)
+    assert [*tmp_path.iterdir()] == []

@@ -142,14 +142,14 @@ class LeadingEngine:
         with self.amid("train"):
             self._tell("train", tuple(passes))
             outcome = outcome_of(partial(self.engine.train, passes, told_pause))
-        if isinstance(outcome, Exception):
-            if broken_off:
-                raise outcome
-            if isinstance(outcome, LoreloopError):
-                _compare(self.divergence, FAILED)
-                raise outcome
-            _end(f"train failed in the first process: {outcome!r}", outcome)
-        _compare(self.divergence, outcome)
+            if isinstance(outcome, Exception):
+                if broken_off:
+                    raise outcome
+                if isinstance(outcome, LoreloopError):
+                    _compare(self.divergence, FAILED)
+                    raise outcome
+                _end(f"train failed in the first process: {outcome!r}", outcome)
+            _compare(self.divergence, outcome)
         return outcome
 
     def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:

@@ -75,18 +75,23 @@ def write_stream(
     head += b" " * (-len(head) % 8)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     crc32 = n_bytes = 0
-    with temporary.open("wb") as file, ThreadPoolExecutor(1) as summing:
-        beginning: list[Piece] = [len(head).to_bytes(8, "little") + head]
-        for piece in itertools.chain(beginning, _pieces(stream)):
-            summed = summing.submit(zlib.crc32, piece, crc32)
-            file.write(piece)
-            crc32, n_bytes = summed.result(), n_bytes + len(piece)
-        if durable:
-            file.flush()
-            sync_open(file.fileno(), temporary)
-    assert n_bytes == 8 + len(head) + offset, (n_bytes, offset)
-    # The file gets its name only when it is complete, so a reader never sees a part of it.
-    temporary.replace(path)
+    with contextlib.ExitStack() as undo:
+        undo.callback(temporary.unlink, missing_ok=True)  # on a full disk, what each further try leaves would fill it
+        with temporary.open("wb") as file, ThreadPoolExecutor(1) as summing:
+            beginning: list[Piece] = [len(head).to_bytes(8, "little") + head]
+            for piece in itertools.chain(beginning, _pieces(stream)):
+                summed = summing.submit(zlib.crc32, piece, crc32)
+                try:
+                    file.write(piece)
+                finally:
+                    crc32 = summed.result()  # it reads memory that is let go of where the stream ends or goes on
+                n_bytes += len(piece)
+            if durable:
+                file.flush()
+                sync_open(file.fileno(), temporary)
+        assert n_bytes == 8 + len(head) + offset, (n_bytes, offset)
+        # The file gets its name only when it is complete, so a reader never sees a part of it.
+        temporary.replace(path)
     return FileSum(n_bytes, crc32_text(crc32))
 
 

@@ -6,7 +6,7 @@ of the rank; no engine here does it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from loreloop.parallel.footprint import STATE_BYTES, Footprint, Load, Packing, footprint, held_weights
@@ -52,14 +52,19 @@ class Memory:
 
 def memory_of(base: Base, wish: Wish, mesh: Mesh, available: float) -> Memory:
     """The memory of the fullest rank. BadRequest where the mesh does not divide the model."""
-    return max((_rank(base, wish, mesh, rank, available) for rank in telling_ranks(mesh)), key=lambda one: one.total)
+    return fullest(memories_of(base, wish, mesh, available))
 
 
-def telling_ranks(mesh: Mesh) -> Iterator[int]:
-    """Ranks of which one holds most: the last of a stage's `tp`, which has what is left over of the vocabulary."""
-    # All of `ep` hold as much. Layers are dealt out from the last stage backwards, so that stages between the second
-    # and the last have no more of them than the second, and fewer micro-batches under way.
-    yield from (stage * mesh.tp * mesh.ep + mesh.tp - 1 for stage in sorted({0, min(1, mesh.pp - 1), mesh.pp - 1}))
+def memories_of(base: Base, wish: Wish, mesh: Mesh, available: float) -> list[Memory]:
+    """The memory of the fullest rank of each stage: the last of `tp`, which has what is left over of the vocabulary.
+    All of `ep` hold as much. BadRequest as of `memory_of`."""
+    ranks = (stage * mesh.tp * mesh.ep + mesh.tp - 1 for stage in range(mesh.pp))
+    return [_rank(base, wish, mesh, rank, available) for rank in ranks]
+
+
+def fullest(memories: Iterable[Memory]) -> Memory:
+    """The one that holds most."""
+    return max(memories, key=lambda one: one.total)
 
 
 def packing_of(base: Base, wish: Wish) -> Packing:

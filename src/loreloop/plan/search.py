@@ -6,12 +6,12 @@ and drawing take turns, as on-policy learning has it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from loreloop.parallel.mesh import Mesh, check_mesh
 from loreloop.plan.devices import Device, Group
-from loreloop.plan.memory import Memory, memory_of
+from loreloop.plan.memory import Memory, fullest, memories_of, memory_of
 from loreloop.plan.rates import LIKELY, Rates
 from loreloop.plan.times import Machine, Part
 from loreloop.plan.wish import Base, Wish
@@ -89,14 +89,21 @@ def meshes_of(group: Group, *, has_experts: bool) -> Iterator[Mesh]:
 
 def layout_of(base: Base, wish: Wish, group: Group, mesh: Mesh) -> Layout:
     """What one mesh takes on a group."""
-    memory, n_engines = memory_of(base, wish, mesh, group.device.n_bytes), group.n // mesh.n_ranks
+    memories, n_engines = memories_of(base, wish, mesh, group.device.n_bytes), group.n // mesh.n_ranks
+    memory = fullest(memories)
     layout = Layout(mesh, n_engines, memory)
     if not layout.fits:
         return layout
-    machine = Machine(base.spec, mesh, group.device, memory)
+    machines = [Machine(base.spec, mesh, group.device, each, memory.running) for each in memories]
     # A single engine draws as well; of several, all but the one that trains.
     n_samples = -(-wish.n_samples // max(1, n_engines - 1))
-    return replace(layout, step=Step(machine.rollout(wish, n_samples), machine.training(wish)))
+    rollout = _slowest(machine.rollout(wish, n_samples) for machine in machines)
+    return replace(layout, step=Step(rollout, _slowest(machine.training(wish) for machine in machines)))
+
+
+def _slowest(parts: Iterable[Part]) -> Part:
+    """A pipeline is as fast as its slowest stage, which need not be the fullest one."""
+    return max(parts, key=lambda part: part.seconds(LIKELY))
 
 
 def smallest_group(base: Base, wish: Wish, device: Device) -> Layout | None:

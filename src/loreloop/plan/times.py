@@ -68,16 +68,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Machine:
-    """A model on a layout of devices."""
+    """A model on a layout of devices, as one rank of it has it. `running` answers have room at once on all ranks."""
 
     spec: DecoderSpec
     mesh: Mesh
     device: Device
     memory: Memory
+    running: int
 
     @cached_property
     def local(self) -> DecoderSpec:
-        """What the fullest rank holds."""
+        """What the rank holds."""
         return share_of(self.spec, self.mesh, self.memory.rank).local
 
     def training(self, wish: Wish) -> Part:
@@ -101,7 +102,7 @@ class Machine:
 
     def rollout(self, wish: Wish, n_samples: int) -> Part:
         """So many answers drawn by this one engine, their prompts read once a group."""
-        mesh, running = self.mesh, min(n_samples, self.memory.running)
+        mesh, running = self.mesh, min(n_samples, self.running)
         # What is under way is dealt out to the stages, which work on it by turns.
         rows = -(-running // mesh.pp)
         said = sampling_traffic(self.spec, mesh, self.memory.rank, Work(rows, rows))

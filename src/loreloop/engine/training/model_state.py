@@ -7,6 +7,7 @@ snapshots that a restarted engine begins from.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -350,25 +351,30 @@ class AdapterBank:
         """Writes every model that changed since the last time; gives its file by model."""
         self.place.agreed(lambda: folder.mkdir(parents=True, exist_ok=True))
         files: dict[str, SnapshotFile] = {}
-        # In a fixed order, so that the same snapshot is written in the same order whatever happened before.
-        for model_id in sorted(self.unsaved):
-            path = folder / f"{file_name(model_id)}.{suffix}.safetensors"
-            if self.place.n_ranks > 1:
-                written = self.get(model_id).write_whole(path)
-            elif model_id in self.resident:
-                written = self.resident[model_id].write(path)
-            else:
-                # A spilled state need not come back to memory; its file has the very form of a snapshot.
-                shutil.copyfile(self.spilled[model_id], path)
-                sync_path(path)  # the others are synced where they are written
-                written = sum_of(path)
-            files[model_id] = SnapshotFile(path, written.crc32)
+        with contextlib.ExitStack() as undo:
+            # In a fixed order, so that the same snapshot is written in the same order whatever happened before.
+            for model_id in sorted(self.unsaved):
+                path = folder / f"{file_name(model_id)}.{suffix}.safetensors"
+                # Nobody would hear of it where a later one fails, and the next try writes it under another name.
+                undo.callback(path.unlink, missing_ok=True)
+                files[model_id] = SnapshotFile(path, self._written(model_id, path).crc32)
+            undo.pop_all()
         if files:
             # Their rows let the operations go that made these states.
             self.place.by_first(lambda: sync_names(folder / "any", 3), type(None))
         # Only when all are written: after an error the next snapshot tries every one of them again.
         self.unsaved.clear()
         return files
+
+    def _written(self, model_id: str, path: Path) -> FileSum:
+        if self.place.n_ranks > 1:
+            return self.get(model_id).write_whole(path)
+        if model_id in self.resident:
+            return self.resident[model_id].write(path)
+        # A spilled state need not come back to memory; its file has the very form of a snapshot.
+        shutil.copyfile(self.spilled[model_id], path)
+        sync_path(path)  # the others are synced where they are written
+        return sum_of(path)
 
     def _make_room(self) -> None:
         while len(self.resident) >= self.max_resident:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -43,13 +44,17 @@ class staged:
 
     def _clear(self) -> None:
         """Without what processes that died amid this have left: no other one writes this folder now."""
-        beside = self.folder.parent
-        for aside in beside.glob(f".{self.folder.name}.*.old"):
+        for aside in self._left("old"):
             if not self.folder.exists():
                 aside.rename(self.folder)
-        for pattern in ("old", "tmp"):
-            for left in beside.glob(f".{self.folder.name}.*.{pattern}"):
+        for kind in ("old", "tmp"):
+            for left in self._left(kind):
                 shutil.rmtree(left, ignore_errors=True)
+
+    def _left(self, kind: str) -> list[Path]:
+        # By its whole name: the folder `a` has a neighbour `a.b`, and what is left of that is another's.
+        name = re.compile(rf"\.{re.escape(self.folder.name)}\.\d+\.{kind}")
+        return [left for left in self.folder.parent.glob(f".*.{kind}") if name.fullmatch(left.name)]
 
     def _appear(self) -> None:
         same = is_same(self.staging, self.folder)
