@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -23,6 +24,7 @@ from pathlib import Path
 import tinker
 from tinker_cookbook import renderers
 from tinker_cookbook.recipes.math_rl.arithmetic_env import ArithmeticDataset, ArithmeticEnv
+from tinker_cookbook.rl.problem_env import ProblemGroupBuilder
 from transformers import AutoTokenizer
 
 from bench.learn_rig import run
@@ -129,9 +131,13 @@ class Course:
 
 def right(running: RunningServer, state: str, options: argparse.Namespace) -> float:
     """How often saved weights answer held-out sums rightly, when they are sampled as in training."""
-    n_batches = FIRST_HELD_OUT + -(-options.held_out // options.groups)
-    dataset = dataset_of(options, n_batches, ANSWERS)
-    builders = [one for index in range(FIRST_HELD_OUT, len(dataset)) for one in dataset.get_batch(index)]
+    dataset = dataset_of(options, FIRST_HELD_OUT, ANSWERS)
+    # Batches have sums in common: each is drawn by itself from the 101² that there are.
+    seen = {*shown_pairs(options)} | {
+        pair_of(one) for index in range(options.steps) for one in dataset.get_batch(index)
+    }
+    rest = (one for index in itertools.count(FIRST_HELD_OUT) for one in dataset.get_batch(index))
+    builders = [*itertools.islice((one for one in rest if pair_of(one) not in seen), options.held_out)]
 
     async def ask() -> float:
         with tinker.ServiceClient(base_url=running.url, api_key=running.key) as service:
@@ -142,6 +148,18 @@ def right(running: RunningServer, state: str, options: argparse.Namespace) -> fl
         return statistics.mean(rollout.parts["correct"] for group in groups for rollout in group.rollouts)
 
     return asyncio.run(ask())
+
+
+def pair_of(builder: ProblemGroupBuilder) -> tuple[int, int]:
+    """The two numbers whose sum is asked for."""
+    x, y = builder.env_thunk.args  # type: ignore[attr-defined]  # a partial of the environment
+    return int(x), int(y)
+
+
+def shown_pairs(options: argparse.Namespace) -> list[tuple[int, int]]:
+    """The sums that the model is shown first."""
+    chance = random.Random(0)
+    return [(chance.randint(0, 100), chance.randint(0, 100)) for _ in range(options.shown)]
 
 
 def dataset_of(options: argparse.Namespace, n_batches: int, group_size: int) -> ArithmeticDataset:
@@ -158,14 +176,13 @@ def shown(running: RunningServer, options: argparse.Namespace) -> str:
         learning_rate=options.shown_rate,
         save_every=max(1, options.shown // 32),
     )
-    chance = random.Random(0)
     before = tuple(Turn(message["role"], message["content"]) for message in ArithmeticEnv.standard_fewshot_prefix())
 
     def one(x: int, y: int) -> Demonstration:
         turns = (*before, Turn("user", f"What is {x} + {y}?"), Turn("assistant", str(x + y)))
         return Demonstration(Conversation(turns), (0.0,) * (len(turns) - 1) + (1.0,))
 
-    data = [one(chance.randint(0, 100), chance.randint(0, 100)) for _ in range(options.shown)]
+    data = [one(x, y) for x, y in shown_pairs(options)]
 
     async def make(plan: Plan, clients: Clients, renderer: Renderer) -> Sft:
         return await Sft.of(plan, clients, renderer)
