@@ -16,7 +16,7 @@ from loreloop.cli.memory_files import store_of
 from loreloop.formats.catalog import Catalog
 from loreloop.host.log import Log
 from loreloop.host.place import prepare
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath
 from loreloop.store import sharing
 from loreloop.store.files import Files, delete, read_secret
@@ -98,6 +98,15 @@ def test_pinning_twice_keeps_the_first_pin(tmp_path: Path) -> None:
     filled(source, "two")
     assert files.pin(source, "run:3") == first
     assert contents(first) == {"one": "one"}
+
+
+def test_a_new_request_is_given_no_pin_of_other_files(tmp_path: Path) -> None:
+    source, other, files = filled(tmp_path / "source"), filled(tmp_path / "other", "different"), Files(tmp_path)
+    for _ in range(2):
+        pin = files.pin(source, "run:3", is_new=True)
+    with pytest.raises(Conflict, match="another checkpoint"):
+        files.pin(other, "run:3", is_new=True)
+    assert contents(pin) == contents(source)
 
 
 def test_a_pin_that_a_kill_broke_off_is_made_anew(tmp_path: Path) -> None:

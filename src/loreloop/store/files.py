@@ -24,7 +24,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.checksums import is_same
+from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath, file_name
 from loreloop.protocol.syncing import sync_names, sync_path
 
@@ -70,11 +71,19 @@ class Files:
         self.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._place(self.uploads / f".{uuid.uuid4().hex}")
 
-    def pin(self, folder: Path, request_id: str) -> Path:
-        """A hard-linked copy of a folder, so that deleting the folder does not take it from a replay. FileNotFoundError
-        where there is no such folder."""
+    def pin(self, folder: Path, request_id: str, *, is_new: bool = False) -> Path:
+        """A hard-linked copy of a folder, so that deleting the folder does not take it from a replay; one that is there
+        stays. FileNotFoundError where there is no such folder; Conflict where the request is new, and what is there are
+        other files."""
         target = self._place(self.pins / self.pin_name(request_id))
-        copy_links(folder, target, 2)
+        made = copy_links(folder, target, 2)
+        # An accepted operation keeps what it was accepted with, though its checkpoint was overwritten since. A new one
+        # must never load what another request has left under its name.
+        if is_new and not (made or is_linked(folder, target) or is_same(folder, target)):
+            raise Conflict(
+                f"Files of another checkpoint are kept for {request_id} still, since a request of that id was broken "
+                "off; load under another sequence id, or after a quarter of an hour."
+            )
         return target
 
     def pin_name(self, request_id: str) -> str:
@@ -124,6 +133,14 @@ def _made_of_links(source: Path, target: Path) -> bool:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return True
+
+
+def is_linked(source: Path, target: Path) -> bool:
+    """Whether two folders have the very same files; quicker than reading them, and also for those without checksums."""
+    names = {file.name for file in source.iterdir()}
+    return names == {file.name for file in target.iterdir()} and all(
+        os.path.samefile(source / name, target / name) for name in names
+    )
 
 
 def read_secret(file: Path) -> bytes:

@@ -5,7 +5,6 @@ A copy is hard links, so that it takes no room; nobody ever writes into a file o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from loreloop.protocol.checksums import is_same
 from loreloop.protocol.errors import BadRequest, NotFound
 from loreloop.protocol.paths import CheckpointPath
 from loreloop.store import checkpoints
-from loreloop.store.files import copy_links
+from loreloop.store.files import copy_links, is_linked
 from loreloop.store.rows import CheckpointRow
 from loreloop.store.schema import CHECKPOINTS
 
@@ -52,16 +51,8 @@ def has_public(connection: Connection, run_id: str) -> bool:
 def link_files(source: Path, target: Path) -> None:
     """A second folder of the same files, which appears at once; nothing where it is there already. BadRequest where
     another checkpoint is."""
-    if not (copy_links(source, target, LEVELS) or _is_linked(source, target) or is_same(source, target)):
+    if not (copy_links(source, target, LEVELS) or is_linked(source, target) or is_same(source, target)):
         raise BadRequest(f"There are files of another checkpoint in {target} already; copy to another model_seq_id.")
-
-
-def _is_linked(source: Path, target: Path) -> bool:
-    """Whether two folders have the very same files; quicker than reading them, and also for those without checksums."""
-    names = {file.name for file in source.iterdir()}
-    return names == {file.name for file in target.iterdir()} and all(
-        os.path.samefile(source / name, target / name) for name in names
-    )
 
 
 def add_copy(connection: Connection, copy: CheckpointRow) -> None:
