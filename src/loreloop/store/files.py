@@ -71,6 +71,14 @@ class Files:
         self.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._place(self.uploads / f".{uuid.uuid4().hex}")
 
+    def put_upload(self, arriving: Path, file_id: str) -> None:
+        """Gives a body that has come in whole its place. Body and name are on the disk in the end, because a row that
+        survives a power cut must not name a body that did not."""
+        target = self.upload(file_id)
+        sync_path(arriving)
+        arriving.rename(target)
+        sync_names(target, 2)  # the folder of bodies may be new as well
+
     def pin(self, folder: Path, request_id: str, *, is_new: bool = False) -> Path:
         """A hard-linked copy of a folder, so that deleting the folder does not take it from a replay; one that is there
         stays. FileNotFoundError where there is no such folder; Conflict where the request is new, and what is there are
