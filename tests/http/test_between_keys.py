@@ -2,7 +2,10 @@
 
 import pytest
 
+from loreloop.store import tuned_models
+from loreloop.store.job_rows import TunedModel
 from tests.http.site import Site, play, save
+from tests.store.place import write_now
 
 
 def test_of_anothers_public_checkpoints_neither_metadata_nor_expiry_is_told() -> None:
@@ -32,5 +35,41 @@ def test_the_first_and_the_last_day_of_all_have_no_entries(day: str) -> None:
     async def scene(site: Site) -> None:
         answer = await site.client.get(f"/audit?day={day}")
         assert (answer.status_code, answer.json()) == (200, {"entries": []})
+
+    play(scene)
+
+
+async def audited(site: Site) -> list[tuple[str, str]]:
+    entries = (await site.client.get("/audit?event_type=checkpoints")).json()["entries"]
+    return [(entry["event"], entry["tinker_path"]) for entry in entries]
+
+
+def test_the_audit_log_holds_each_checkpoint_that_is_deleted_by_whatever_way() -> None:
+    async def scene(site: Site) -> None:
+        model = await site.model()
+        paths = [(await site.result("/save_weights", save(model, n, f"n{n}")))["path"] for n in (1, 2, 3, 4)]
+        run = (await site.client.get(f"/training_runs/{model}")).json()
+        key_id = run["model_owner"]
+        made = TunedModel(
+            name="ft:x",
+            key_id=key_id,
+            job_id="none",
+            base_model="fake",
+            step=1,
+            is_final=True,
+            path=paths[0],
+            state_path=None,
+            metrics={},
+            created=1.0,
+        )
+        write_now(site.services.store, tuned_models.add, made)
+        async with site.client_with(site.new_key("admin")) as other:
+            assert (await site.client.delete("http://site/v1/models/ft:x")).status_code == 200
+            assert (await site.client.delete(f"http://site/loop/v1/checkpoints/{model}/weights/n2")).status_code == 200
+            assert (await other.delete(f"http://site/loop/v1/runs/{model}?force=true")).status_code == 200
+        assert sorted(await audited(site)) == [("checkpoint_delete", path) for path in paths]
+        entries = (await site.client.get("/audit")).json()["entries"]
+        owners = [entry["event_details"].get("owner") for entry in entries if entry["tinker_path"]]
+        assert owners == [None, None, key_id, key_id]
 
     play(scene)
