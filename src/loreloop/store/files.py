@@ -145,10 +145,13 @@ def _made_of_links(source: Path, target: Path) -> bool:
 
 def is_linked(source: Path, target: Path) -> bool:
     """Whether two folders have the very same files; quicker than reading them, and also for those without checksums."""
-    names = {file.name for file in source.iterdir()}
-    return names == {file.name for file in target.iterdir()} and all(
-        os.path.samefile(source / name, target / name) for name in names
-    )
+    try:
+        names = {file.name for file in source.iterdir()}
+        return names == {file.name for file in target.iterdir()} and all(
+            os.path.samefile(source / name, target / name) for name in names
+        )
+    except FileNotFoundError:  # one of them was deleted meanwhile
+        return False
 
 
 def read_secret(file: Path) -> bytes:
