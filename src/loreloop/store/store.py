@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import groupby
+from itertools import chain, count, groupby
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -257,9 +257,12 @@ def open_database(folder: Path, durability: Durability = "power") -> Engine:
 def new_database(folder: Path) -> Engine:
     """A database for a folder that holds files and has lost its own: what `open_database` refuses to make by itself."""
     # A log of the lost one would be taken for the new one's, and is kept for whoever finds the old database again.
+    # Under the first name that is free, since an earlier one may have been lost too.
     for end in ("-wal", "-shm"):
+        names = chain((f"{DATABASE}{end}.lost",), (f"{DATABASE}{end}.lost.{number}" for number in count(2)))
+        free = next(name for name in names if not folder.joinpath(name).exists())
         with contextlib.suppress(FileNotFoundError):
-            folder.joinpath(f"{DATABASE}{end}").rename(folder / f"{DATABASE}{end}.lost")
+            folder.joinpath(f"{DATABASE}{end}").rename(folder / free)
     folder.joinpath(DATABASE).unlink(missing_ok=True)
     make_private_file(folder / DATABASE)
     engine = _engine(folder / DATABASE)
