@@ -1,5 +1,8 @@
 """What one key is told of another's checkpoints, and what the audit log holds of who did what."""
 
+import errno
+from pathlib import Path
+
 import pytest
 
 from loreloop.store import tuned_models
@@ -35,6 +38,22 @@ def test_the_first_and_the_last_day_of_all_have_no_entries(day: str) -> None:
     async def scene(site: Site) -> None:
         answer = await site.client.get(f"/audit?day={day}")
         assert (answer.status_code, answer.json()) == (200, {"entries": []})
+
+    play(scene)
+
+
+def test_files_that_go_while_they_are_linked_are_told_to_be_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(site: Site) -> None:
+        session = await site.session()
+        path = (await site.result("/save_weights", save(await site.model(session), 1, "one")))["path"]
+
+        def link(source: Path, target: Path) -> None:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(source))
+
+        monkeypatch.setattr("loreloop.store.files.os.link", link)
+        place = {"session_id": session, "model_seq_id": 1}
+        for url, body in (("/load_weights", {"path": path}), ("/copy_weights", {"source_path": path})):
+            assert (await site.post(url, body | place)).status_code == 410
 
     play(scene)
 

@@ -131,7 +131,7 @@ def copy_links(source: Path, target: Path, n_levels: int) -> bool:
 def _made_of_links(source: Path, target: Path) -> bool:
     staging = target.with_name(f".{uuid.uuid4().hex}")
     try:
-        shutil.copytree(source, staging, copy_function=os.link)
+        _link_all(source, staging)
         sync_path(staging)
         staging.rename(target)
     except OSError as error:
@@ -141,6 +141,26 @@ def _made_of_links(source: Path, target: Path) -> bool:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return True
+
+
+def _link_all(source: Path, target: Path) -> None:
+    # File by file and not with `shutil.copytree`, which hides what the system says: that the disk is full, or that a
+    # file is gone.
+    target.mkdir()
+    for path in source.iterdir():
+        there = target / path.name
+        if path.is_dir():
+            _link_all(path, there)
+            continue
+        try:
+            os.link(path, there)
+        except OSError as error:
+            if error.errno != errno.EMLINK:
+                raise
+            # A file has only so many names (65,000 on ext4); behind them it takes room once more.
+            shutil.copyfile(path, there)
+            sync_path(there)
+    shutil.copystat(source, target)
 
 
 def is_linked(source: Path, target: Path) -> bool:

@@ -88,7 +88,8 @@ async def copy_weights(request: Request) -> Response:
 async def _link(request: Request, folder: Path, copy: CheckpointRow) -> None:
     """Puts the files of a copy in their place. Conflict where they are not what its row is to say."""
     served, target = services(request), Path(copy.folder)
-    made = await asyncio.to_thread(sharing.link_files, folder, target)
+    with checkpoints.linking():
+        made = await asyncio.to_thread(sharing.link_files, folder, target)
     if await asyncio.to_thread(sharing.is_copy, folder, copy):
         return
     # Only what this request has made, and by way of the writer, which leaves what has got a row meanwhile.

@@ -336,7 +336,8 @@ async def pinned(request: Request, key: KeyRow, body: rest.LoadWeightsBody, requ
     # The pin keeps the files though the checkpoint may be deleted meanwhile, because a replay after a crash loads them
     # again.
     is_new = not served.store.read(journal.is_known, request_id)
-    return str(await asyncio.to_thread(served.dispatcher.files.pin, folder, request_id, is_new=is_new))
+    with checkpoints.linking():
+        return str(await asyncio.to_thread(served.dispatcher.files.pin, folder, request_id, is_new=is_new))
 
 
 async def get_info(request: Request) -> Response:
