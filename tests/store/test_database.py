@@ -24,10 +24,8 @@ def test_a_log_of_a_lost_database_is_kept_beside_an_earlier_one(tmp_path: Path) 
         (tmp_path / "loreloop.db-wal").write_text(name)
         new_database(tmp_path).dispose()
     kept = {path.name: path.read_text() for path in tmp_path.glob("loreloop.db-wal.lost*")}
-    ends = ("", ".2", ".3")
-    assert kept == {
-        f"loreloop.db-wal.lost{end}": name for end, name in zip(ends, ("first", "second", "third"), strict=True)
-    }
+    ends = {"": "first", ".2": "second", ".3": "third"}
+    assert kept == {f"loreloop.db-wal.lost{end}": name for end, name in ends.items()}
 
 
 def test_a_new_database_has_taken_every_step_and_takes_none_again(tmp_path: Path) -> None:

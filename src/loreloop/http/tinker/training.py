@@ -295,14 +295,7 @@ async def create_from(request: Request, key: KeyRow, body: rest.LoadWeightsBody,
     request_id = paths.request_id(model_id, 0)
     # First of all, since the pin is named after a session that another key may own.
     check_may_begin(request, key, body.session_id or "", model_id)
-    path = parse_path(body.path)
-    readable(request, key, path, body.weights_access_token)
-    source = services(request).store.read(runs.of_anyone, path.run_id)
-    names = services(request).names
-    base_model = body.base_model or source.base_model
-    # The names may differ, one being an alias; what counts is that both mean the same base.
-    if names.base(base_model) != names.base(source.base_model):
-        raise BadRequest(f"{body.path} was trained on {source.base_model!r}, not on {base_model!r}.")
+    source, base_model = source_of(request, key, body)
     # Before the run's row, which would count as a live model were the files gone.
     folder = await pinned(request, key, body, request_id)
     new = NewRun(model_id, body.session_id or "", base_model, source.lora, body.user_metadata)
@@ -316,6 +309,19 @@ async def create_from(request: Request, key: KeyRow, body: rest.LoadWeightsBody,
         load_optimizer=body.optimizer,
     )
     return Accepted(op, reply={"path": body.path, "model_id": model_id})
+
+
+def source_of(request: Request, key: KeyRow, body: rest.LoadWeightsBody) -> tuple[RunRow, str]:
+    """The run of a checkpoint that the key may read, and the name of the base that a new run on it shall have.
+    BadRequest where that is another base."""
+    path, names = parse_path(body.path), services(request).names
+    readable(request, key, path, body.weights_access_token)
+    source = services(request).store.read(runs.of_anyone, path.run_id)
+    base_model = body.base_model or source.base_model
+    # The names may differ, one being an alias; what counts is that both mean the same base.
+    if names.base(base_model) != names.base(source.base_model):
+        raise BadRequest(f"{body.path} was trained on {source.base_model!r}, not on {base_model!r}.")
+    return source, base_model
 
 
 async def pinned(request: Request, key: KeyRow, body: rest.LoadWeightsBody, request_id: str) -> str:
