@@ -19,6 +19,7 @@ from loreloop.protocol.errors import Conflict, LoreloopError, NotFound
 from loreloop.protocol.paths import CheckpointKind
 from loreloop.store import checkpoints, deployments, runs, usage
 from loreloop.store.rows import Split
+from tests.scheduler.ops import step
 from tests.sdk.clients import datum, trainer
 from tests.store.place import Place
 
@@ -127,6 +128,15 @@ def test_a_run_goes_with_all_that_was_saved_of_it(place: Place) -> None:
     assert result.stderr.count("tinker://") == 2
     assert rows(place.folder, "runs", "list") == rows(place.folder, "checkpoints", "list") == []
     assert list((place.folder / "checkpoints").iterdir()) == []
+
+
+def test_the_ends_of_a_deleted_runs_operations_are_synced(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = place.run()
+    place.append(step(run_id, 1))
+    synced: list[Path] = []
+    monkeypatch.setattr("loreloop.store.segments.sync_open", lambda descriptor, path: synced.append(path))
+    assert ended(place.folder, "runs", "rm", run_id, "--yes", "--force").exit_code == 0
+    assert [path.suffix for path in synced] == [".seg"]
 
 
 @pytest.mark.parametrize(

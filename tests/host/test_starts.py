@@ -12,6 +12,7 @@ from loreloop.host.server_plan import ServerPlan
 from loreloop.host.starts import MAX_STARTS, Starts, came_up, reason_of, say_up
 from loreloop.host.supervisor import Supervisor
 from loreloop.protocol.errors import ServerError
+from loreloop.protocol.syncing import CANNOT_SYNC
 
 
 def test_the_same_reason_is_counted_and_another_one_begins_anew() -> None:
@@ -56,3 +57,20 @@ def test_a_server_whose_engine_dies_at_every_start_stops_and_says_why(
     assert "something was seen" in capfd.readouterr().err
     assert "something was seen" in config.log_path.read_text()
     assert not plan.address_file.exists()
+
+
+def test_what_an_orphan_exits_with_does_not_end_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process of a container reaps processes that it has not started."""
+    server = Supervisor(ServerPlan(Config(data_dir=str(tmp_path), port=0), {"fake": str(tmp_path)}), {})
+    # What `wait` gives of processes that nobody here has started, and then the end by a signal.
+    reaped = [(1 << 30, code << 8) for code in (CANNOT_SYNC, supervisor.CANNOT_START, 0)]
+
+    def wait() -> tuple[int, int]:
+        if reaped:
+            return reaped.pop(0)
+        raise supervisor._Stop
+
+    monkeypatch.setattr(server, "_start", lambda child: None)
+    monkeypatch.setattr(supervisor.os, "wait", wait)
+    server.run()
+    assert not reaped

@@ -1,8 +1,15 @@
 """Copies by the wire: into a place of a session, repeated, and refused."""
 
+import shutil
 import time
+from pathlib import Path
 
-from loreloop.store import keys
+import pytest
+
+from loreloop.protocol.checksums import renew_sums
+from loreloop.protocol.paths import parse_path
+from loreloop.store import checkpoints, keys, sharing
+from loreloop.store.rows import CheckpointRow
 from tests.http.site import Site, new_model, play, save
 from tests.store.place import write_now
 
@@ -135,5 +142,58 @@ def test_no_model_is_made_where_a_copy_is() -> None:
             assert (refused.status_code, "place of a copy" in refused.text) == (400, True)
         loaded = await site.post("/load_weights", {"path": path, "session_id": session, "model_seq_id": 1})
         assert loaded.status_code == 400
+
+    play(scene)
+
+
+def test_a_copy_of_what_is_saved_anew_meanwhile_is_refused_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(site: Site) -> None:
+        session = await site.session()
+        model = await site.model(session, 0)
+        paths = [(await site.result("/save_weights", save(model, n, f"n{n}")))["path"] for n in (1, 2)]
+        folder = next(site.services.store.folder.glob("checkpoints/*/weights/n1"))
+        summed = renew_sums(folder)
+        write_now(site.office.store, checkpoints.set_sum, parse_path(paths[0]), summed.n_bytes, summed.crc32)
+        link = sharing.copy_links
+
+        def late(source: Path, target: Path, n_levels: int) -> bool:
+            shutil.rmtree(source)
+            shutil.copytree(source.with_name("n2"), source)
+            (source / "more").write_text("of a later save")
+            renew_sums(source)
+            return link(source, target, n_levels)
+
+        monkeypatch.setattr(sharing, "copy_links", late)
+        refused = await site.post("/copy_weights", {"source_path": paths[0], "session_id": session, "model_seq_id": 1})
+        assert (refused.status_code, "ask for the copy again" in refused.text) == (409, True)
+        listed = (await site.client.get("/checkpoints")).json()["checkpoints"]
+        assert sorted(one["tinker_path"] for one in listed) == sorted(paths)
+        assert not list(site.services.store.folder.glob("checkpoints/*train_1/weights/*"))
+
+    play(scene)
+
+
+def test_a_copy_whose_files_go_before_its_row_is_refused_and_its_read_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(site: Site) -> None:
+        model = await site.model()
+        path = (await site.result("/save_weights", save(model, 1, "one")))["path"]
+        token = site.client.headers["x-api-key"]
+        check = sharing.is_copy
+
+        def gone(source: Path, copy: CheckpointRow) -> bool:
+            monkeypatch.undo()
+            found = check(source, copy)
+            shutil.rmtree(copy.folder)
+            return found
+
+        monkeypatch.setattr(sharing, "is_copy", gone)
+        async with site.client_with(key_of(site, "other")) as other:
+            session = (await site.post("/create_session", {}, other)).json()["session_id"]
+            body = {"source_path": path, "session_id": session, "model_seq_id": 0, "weights_access_token": token}
+            for status, events in ((409, ["checkpoint_read"]), (200, ["checkpoint_read"] * 2 + ["checkpoint_copy"])):
+                copied = await site.post("/copy_weights", body, other)
+                assert copied.status_code == status, copied.text
+                entries = (await site.client.get("/audit?event_type=checkpoints")).json()["entries"]
+                assert [entry["event"] for entry in entries] == events
 
     play(scene)

@@ -6,6 +6,7 @@ import random
 import pytest
 from tinker.proto.response_conv import deserialize_forward_backward_output
 
+from loreloop.protocol.paths import parse_path
 from tests.http.site import Site, new_model, passing, play, save, step
 
 
@@ -352,6 +353,42 @@ def test_other_paths_cannot_be_loaded(path: str, status_code: int, words: str) -
         assert answer.status_code == status_code
         assert words in answer.json()["detail"]
         assert (await site.result("/optim_step", step(model_id, 3)))["metrics"]
+
+    play(scene)
+
+
+def test_another_key_leaves_no_weights_where_a_session_would_find_them() -> None:
+    """Also not where the id of the session is too long for the name of a folder."""
+
+    async def scene(site: Site) -> None:
+        session_id = await site.session()
+        model_id = await site.model(session_id)
+        path = (await site.result("/save_weights", save(model_id, 1, "a")))["path"]
+        async with site.client_with(site.new_key("train")) as other:
+            for place in (session_id, "s" * 5000):
+                body = {"session_id": place, "model_seq_id": 1, "path": path}
+                body["weights_access_token"] = site.client.headers["x-api-key"]
+                assert (await site.post("/load_weights", body, other)).status_code == 404
+        assert not list(site.services.store.folder.glob("journal/pins/*"))
+
+    play(scene)
+
+
+def test_a_new_load_takes_no_files_that_a_broken_off_one_has_left() -> None:
+    async def scene(site: Site) -> None:
+        session_id = await site.session()
+        model_id = await site.model(session_id)
+        paths = [(await site.result("/save_weights", save(model_id, n, f"n{n}")))["path"] for n in (1, 2)]
+        files, request_id = site.services.dispatcher.files, f"{session_id}:train:1:0"
+        pin = files.pin(files.checkpoint(parse_path(paths[0])), request_id)
+        body = {"session_id": session_id, "model_seq_id": 1}
+        refused = await site.post("/load_weights", body | {"path": paths[1]})
+        assert (refused.status_code, "another checkpoint" in refused.text) == (409, True)
+        accepted = await site.ok("/load_weights", body | {"path": paths[0]})
+        # Once accepted it keeps its files, whatever has become of the checkpoint.
+        await site.result("/save_weights", save(model_id, 3, "n1", overwrite=True))
+        assert await site.ok("/load_weights", body | {"path": paths[0]}) == accepted
+        assert pin.is_dir()
 
     play(scene)
 

@@ -93,14 +93,18 @@ def test_files_are_brought_in_and_deleted(server: RunningServer, client: openai.
         client.files.retrieve(made["file"])
 
 
-def test_a_file_is_brought_in_while_no_server_runs(tmp_path: Path) -> None:
+def test_a_file_is_brought_in_while_no_server_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, file = tmp_path / "data", tmp_path / "examples.jsonl"
     file.write_bytes(b"nothing\n")
     run(data, "keys", "create", "ann")
     with pytest.raises(LoreloopError, match="Line 1: is not JSON"):
         run(data, "files", "upload", str(file))
     file.write_bytes(DEMONSTRATIONS)
+    synced: list[Path] = []
+    monkeypatch.setattr("loreloop.store.files.sync_path", synced.append)
+    monkeypatch.setattr("loreloop.store.files.sync_names", lambda path, n_levels: synced.append(path))
     made = read(data, "files", "upload", str(file))[0]
+    assert [path.parent for path in synced] == [data / "files"] * 2
     assert (data / "files" / made["file"]).read_bytes() == DEMONSTRATIONS
     run(data, "files", "delete", made["file"])
     assert list((data / "files").iterdir()) == []

@@ -15,8 +15,17 @@ from loreloop.store.feedback_tables import FEEDBACK_TABLES
 from loreloop.store.rows import RecordingRule
 from loreloop.store.schema import METADATA, MIGRATIONS
 from loreloop.store.steps import STEPS
-from loreloop.store.store import open_database
+from loreloop.store.store import new_database, open_database
 from loreloop.store.turn_tables import TURN_TABLES
+
+
+def test_a_log_of_a_lost_database_is_kept_beside_an_earlier_one(tmp_path: Path) -> None:
+    for name in ("first", "second", "third"):
+        (tmp_path / "loreloop.db-wal").write_text(name)
+        new_database(tmp_path).dispose()
+    kept = {path.name: path.read_text() for path in tmp_path.glob("loreloop.db-wal.lost*")}
+    ends = {"": "first", ".2": "second", ".3": "third"}
+    assert kept == {f"loreloop.db-wal.lost{end}": name for end, name in ends.items()}
 
 
 def test_a_new_database_has_taken_every_step_and_takes_none_again(tmp_path: Path) -> None:

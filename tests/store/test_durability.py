@@ -7,6 +7,7 @@ import asyncio
 import errno
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from loreloop.protocol.errors import OutOfService
 from loreloop.protocol.syncing import CANNOT_SYNC
@@ -156,3 +159,26 @@ def test_a_store_that_has_given_up_takes_nothing_more(tmp_path: Path, monkeypatc
     again = Store(tmp_path)
     assert not again.read(journal.is_known, f"{run}:1")
     again.close()
+
+
+def test_a_sync_that_fails_amid_a_statement_ends_the_writer_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up = threading.Event()
+    monkeypatch.setattr("loreloop.protocol.syncing.end_process", given_up.set)
+    store = Store(tmp_path)
+
+    def refused(connection: Connection) -> None:
+        cause = sqlite3.OperationalError("disk I/O error")
+        cause.sqlite_errorname = "SQLITE_IOERR_FSYNC"
+        raise OperationalError("INSERT", None, cause)
+
+    async def scene() -> None:
+        waiting = asyncio.ensure_future(store.write(refused))
+        await asyncio.to_thread(store.thread.join, 10)
+        assert given_up.is_set()
+        assert not waiting.done()
+        waiting.cancel()
+
+    asyncio.run(scene())
+    store.close()

@@ -1,8 +1,8 @@
 """Folders of checkpoints, revisions and pins: where they lie, and how they go; and who may read the data folder."""
 
+import errno
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -16,8 +16,10 @@ from loreloop.cli.memory_files import store_of
 from loreloop.formats.catalog import Catalog
 from loreloop.host.log import Log
 from loreloop.host.place import prepare
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.checksums import renew_sums
+from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath
+from loreloop.store import files as store_files
 from loreloop.store import sharing
 from loreloop.store.files import Files, delete, read_secret
 from loreloop.store.inspection import check_place
@@ -98,6 +100,15 @@ def test_pinning_twice_keeps_the_first_pin(tmp_path: Path) -> None:
     filled(source, "two")
     assert files.pin(source, "run:3") == first
     assert contents(first) == {"one": "one"}
+
+
+def test_a_new_request_is_given_no_pin_of_other_files(tmp_path: Path) -> None:
+    source, other, files = filled(tmp_path / "source"), filled(tmp_path / "other", "different"), Files(tmp_path)
+    for _ in range(2):
+        pin = files.pin(source, "run:3", is_new=True)
+    with pytest.raises(Conflict, match="another checkpoint"):
+        files.pin(other, "run:3", is_new=True)
+    assert contents(pin) == contents(source)
 
 
 def test_a_pin_that_a_kill_broke_off_is_made_anew(tmp_path: Path) -> None:
@@ -188,14 +199,14 @@ def test_the_mode_that_somebody_gave_the_folder_stays(tmp_path: Path) -> None:
 
 def test_of_two_that_pin_at_once_both_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, files = filled(tmp_path / "source"), Files(tmp_path)
-    real = shutil.copytree
+    real = store_files._link_all
 
-    def slow(*arguments: Any, **options: Any) -> None:
+    def slow(*arguments: Any) -> None:
         monkeypatch.undo()
-        real(*arguments, **options)
+        real(*arguments)
         files.pin(source, "run:3")
 
-    monkeypatch.setattr("loreloop.store.files.shutil.copytree", slow)
+    monkeypatch.setattr(store_files, "_link_all", slow)
     pin = files.pin(source, "run:3")
     assert contents(pin) == contents(source)
     assert list(pin.parent.iterdir()) == [pin]
@@ -206,6 +217,36 @@ def test_what_cannot_be_linked_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         files.pin(tmp_path / "none", "run:3")
     assert list((tmp_path / "journal" / "pins").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOENT])
+def test_what_the_system_says_of_a_link_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    source, files = filled(tmp_path / "source"), Files(tmp_path)
+    monkeypatch.setattr("loreloop.store.files.os.link", refusing(number))
+    with pytest.raises(OSError) as told:
+        files.pin(source, "run:3")
+    assert told.value.errno == number
+    assert list((tmp_path / "journal" / "pins").iterdir()) == []
+
+
+def test_a_file_that_can_have_no_more_names_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, files, synced = filled(tmp_path / "source"), Files(tmp_path), list[Path]()
+    renew_sums(source)
+    monkeypatch.setattr("loreloop.store.files.os.link", refusing(errno.EMLINK))
+    monkeypatch.setattr("loreloop.store.files.sync_path", synced.append)
+    for _ in range(2):
+        pin = files.pin(source, "run:3", is_new=True)
+    assert contents(pin) == contents(source)
+    assert {path.name for path in synced} >= contents(source).keys()
+
+
+def refusing(number: int) -> Callable[[Path, Path], None]:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), str(source))
+
+    return link
 
 
 def test_a_pin_that_is_there_is_synced_before_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,13 @@ def test_sweeping_keeps_what_is_used_and_the_file_being_written(tmp_path: Path) 
     segments.close()
 
 
+def test_the_name_of_the_folder_is_synced_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("loreloop.protocol.syncing.sync_path", synced.append)
+    Segments(tmp_path / "journal").close()
+    assert synced == [tmp_path]
+
+
 def test_numbers_of_swept_files_are_not_used_again(tmp_path: Path) -> None:
     segments = Segments(tmp_path, 10)
     last = [segments.append(bytes(20)) for _ in range(4)][-1]

@@ -74,7 +74,7 @@ def upload_file(file: str, owner: str | None, data_dir: str, as_json: bool) -> N
     arriving = places.arriving_upload()
     shutil.copyfile(source, arriving)
     n_bytes = arriving.stat().st_size
-    arriving.rename(places.upload(file_id))
+    places.put_upload(arriving, file_id)
     row = FileRow(
         id=file_id,
         key_id=key.id,

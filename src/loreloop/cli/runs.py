@@ -110,8 +110,8 @@ def remove_from_store(data_dir: str, run_id: str, *, force: bool) -> None:
     with lock_data(folder / "run"):
         store = Store(folder)
         try:
-            with store.engine.begin() as connection:
-                removed = removal.remove_run(connection, store.segments, run_id, time.time(), force=force)
+            # On the writer's thread, which syncs the ends of operations before the rows that point at them.
+            removed = store.write_and_wait(removal.remove_run, store.segments, run_id, time.time(), force=force)
         finally:
             store.close()
         for each in removed.folders:

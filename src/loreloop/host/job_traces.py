@@ -37,7 +37,7 @@ class JobTraces:
         # The body first, then the row: a kill between the two leaves a body that the sweeper takes.
         arriving = files.arriving_upload()
         await asyncio.to_thread(arriving.write_bytes, contents)
-        arriving.rename(files.upload(file_id))
+        await asyncio.to_thread(files.put_upload, arriving, file_id)
         row = FileRow(
             id=file_id,
             key_id=job.key_id,

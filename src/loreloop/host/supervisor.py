@@ -114,12 +114,15 @@ class Supervisor:
                 except ChildProcessError:  # all are dead and wait for their next start
                     time.sleep(FIRST_PAUSE_SECONDS)
                     continue
-                exit_code = os.waitstatus_to_exitcode(status)
+                exit_code, own = os.waitstatus_to_exitcode(status), self._children_of(pid)
+                # As the first process of a container this one reaps orphans as well, which exit with what they like.
+                if not own:
+                    continue
                 if exit_code == CANNOT_SYNC:
                     # Nothing is started again: the disk may have lost what a process believes to be there.
                     self._say(logging.ERROR, f"pid {pid} could not sync what it wrote; the server stops")
                     raise ServerError(f"The server stops: its disk refused a sync. The log {self.log.file} says which.")
-                if exit_code == CANNOT_START and all(child.is_needed for child in self._children_of(pid)):
+                if exit_code == CANNOT_START and all(child.is_needed for child in own):
                     raise BadRequest(f"The server cannot start; the reason stands above, and in {self.log.file}.")
                 self._replace(pid, exit_code)
         except _Stop:

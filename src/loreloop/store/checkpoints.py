@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -59,6 +60,15 @@ def folder_of(row: CheckpointRow) -> Path:
             f"{folder / SUMS_FILE} is gone, so nothing tells whether {row.path} is damaged. {ADVICE} {ACCEPT}"
         )
     return folder
+
+
+@contextmanager
+def linking() -> Iterator[None]:
+    """FilesGone where files go away while they are linked, since their checkpoint is being deleted."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FilesGone(f"{error.filename} cannot be read ({error.strerror}). {ADVICE}") from None
 
 
 def check_free(connection: Connection, path: CheckpointPath) -> None:

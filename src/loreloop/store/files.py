@@ -24,7 +24,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.checksums import is_same
+from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath, file_name
 from loreloop.protocol.syncing import sync_names, sync_path
 
@@ -70,11 +71,27 @@ class Files:
         self.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._place(self.uploads / f".{uuid.uuid4().hex}")
 
-    def pin(self, folder: Path, request_id: str) -> Path:
-        """A hard-linked copy of a folder, so that deleting the folder does not take it from a replay. FileNotFoundError
-        where there is no such folder."""
+    def put_upload(self, arriving: Path, file_id: str) -> None:
+        """Gives a body that has come in whole its place. Body and name are on the disk in the end, because a row that
+        survives a power cut must not name a body that did not."""
+        target = self.upload(file_id)
+        sync_path(arriving)
+        arriving.rename(target)
+        sync_names(target, 2)  # the folder of bodies may be new as well
+
+    def pin(self, folder: Path, request_id: str, *, is_new: bool = False) -> Path:
+        """A hard-linked copy of a folder, so that deleting the folder does not take it from a replay; one that is there
+        stays. FileNotFoundError where there is no such folder; Conflict where the request is new, and what is there are
+        other files."""
         target = self._place(self.pins / self.pin_name(request_id))
-        copy_links(folder, target, 2)
+        made = copy_links(folder, target, 2)
+        # An accepted operation keeps what it was accepted with, though its checkpoint was overwritten since. A new one
+        # must never load what another request has left under its name.
+        if is_new and not (made or is_linked(folder, target) or is_same(folder, target)):
+            raise Conflict(
+                f"Files of another checkpoint are kept for {request_id} still, since a request of that id was broken "
+                "off; load under another sequence id, or after a quarter of an hour."
+            )
         return target
 
     def pin_name(self, request_id: str) -> str:
@@ -114,7 +131,7 @@ def copy_links(source: Path, target: Path, n_levels: int) -> bool:
 def _made_of_links(source: Path, target: Path) -> bool:
     staging = target.with_name(f".{uuid.uuid4().hex}")
     try:
-        shutil.copytree(source, staging, copy_function=os.link)
+        _link_all(source, staging)
         sync_path(staging)
         staging.rename(target)
     except OSError as error:
@@ -124,6 +141,37 @@ def _made_of_links(source: Path, target: Path) -> bool:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return True
+
+
+def _link_all(source: Path, target: Path) -> None:
+    # File by file and not with `shutil.copytree`, which hides what the system says: that the disk is full, or that a
+    # file is gone.
+    target.mkdir()
+    for path in source.iterdir():
+        there = target / path.name
+        if path.is_dir():
+            _link_all(path, there)
+            continue
+        try:
+            os.link(path, there)
+        except OSError as error:
+            if error.errno != errno.EMLINK:
+                raise
+            # A file has only so many names (65,000 on ext4); behind them it takes room once more.
+            shutil.copyfile(path, there)
+            sync_path(there)
+    shutil.copystat(source, target)
+
+
+def is_linked(source: Path, target: Path) -> bool:
+    """Whether two folders have the very same files; quicker than reading them, and also for those without checksums."""
+    try:
+        names = {file.name for file in source.iterdir()}
+        return names == {file.name for file in target.iterdir()} and all(
+            os.path.samefile(source / name, target / name) for name in names
+        )
+    except FileNotFoundError:  # one of them was deleted meanwhile
+        return False
 
 
 def read_secret(file: Path) -> bytes:

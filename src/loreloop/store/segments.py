@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from loreloop.protocol.errors import ServerError, reading_trouble
-from loreloop.protocol.syncing import sync_open, sync_path
+from loreloop.protocol.syncing import sync_names, sync_open, sync_path
 
 HEADER = struct.Struct("<II")
 SEGMENT_BYTES = 64 << 20
@@ -62,6 +62,10 @@ class Segments:
         self.folder, self.segment_bytes, self.durable = folder, segment_bytes, durable
         self.is_synced = True
         folder.mkdir(parents=True, exist_ok=True)
+        if durable:
+            # A power cut that takes the folder's name takes every segment in it. Also where it was there: nobody knows
+            # whether whoever made it came to its sync.
+            sync_names(folder, 1)
         # Always a new file: behind a record that a crash tore, nothing is appended and nothing cut off.
         self.number = max(self.numbers(), default=0) + 1
         self.file = self._open(self.number)

@@ -5,18 +5,17 @@ A copy is hard links, so that it takes no room; nobody ever writes into a file o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
 from sqlalchemy import Connection, select, update
 
-from loreloop.protocol.checksums import is_same
-from loreloop.protocol.errors import BadRequest, NotFound
+from loreloop.protocol.checksums import SUMS_FILE, check_all_files, is_same, sum_of
+from loreloop.protocol.errors import BadRequest, Conflict, FilesGone, NotFound
 from loreloop.protocol.paths import CheckpointPath
 from loreloop.store import checkpoints
-from loreloop.store.files import copy_links
+from loreloop.store.files import copy_links, is_linked
 from loreloop.store.rows import CheckpointRow
 from loreloop.store.schema import CHECKPOINTS
 
@@ -49,28 +48,54 @@ def has_public(connection: Connection, run_id: str) -> bool:
     return connection.execute(select(CHECKPOINTS.c.name).where(of_run).limit(1)).first() is not None
 
 
-def link_files(source: Path, target: Path) -> None:
-    """A second folder of the same files, which appears at once; nothing where it is there already. BadRequest where
+def link_files(source: Path, target: Path) -> bool:
+    """A second folder of the same files, which appears at once; False where it is there already. BadRequest where
     another checkpoint is."""
-    if not (copy_links(source, target, LEVELS) or _is_linked(source, target) or is_same(source, target)):
+    made = copy_links(source, target, LEVELS)
+    if not (made or is_linked(source, target) or is_same(source, target)):
         raise BadRequest(f"There are files of another checkpoint in {target} already; copy to another model_seq_id.")
+    return made
 
 
-def _is_linked(source: Path, target: Path) -> bool:
-    """Whether two folders have the very same files; quicker than reading them, and also for those without checksums."""
-    names = {file.name for file in source.iterdir()}
-    return names == {file.name for file in target.iterdir()} and all(
-        os.path.samefile(source / name, target / name) for name in names
-    )
+def is_copy(source: Path, copy: CheckpointRow) -> bool:
+    """Whether the files of a copy are what its row is to say. They are not where its source was saved anew while it was
+    linked: then they are of the later save, or of both."""
+    target = Path(copy.folder)
+    try:
+        if copy.sums_crc32 and sum_of(target / SUMS_FILE).crc32 != copy.sums_crc32:
+            return False
+        # A save writes new files, so that the same ones are those that were checked; others are read once more.
+        if is_linked(source, target):
+            return True
+        check_all_files(target)
+    except (FileNotFoundError, FilesGone):
+        return False
+    return copy.sums_crc32 is not None  # of others without a list nothing tells what they are
 
 
-def add_copy(connection: Connection, copy: CheckpointRow) -> None:
-    """Makes a copy known, once. BadRequest where its run has a checkpoint of that name that is none."""
+def is_known(connection: Connection, copy: CheckpointRow) -> bool:
+    """Whether there is this copy already. BadRequest where its run has a checkpoint of that name that is none."""
     try:
         known = checkpoints.of_anyone(connection, copy.path)
     except NotFound:
-        checkpoints.add(connection, copy)
-        return
+        return False
     same = msgspec.structs.replace(known, created=copy.created, expires=copy.expires, public=copy.public) == copy
     if not same:
         raise BadRequest(f"There is a checkpoint {copy.path} already; copy to another model_seq_id.")
+    return True
+
+
+def add_copy(connection: Connection, copy: CheckpointRow) -> None:
+    """Makes a copy known, once. Conflict where its files are gone."""
+    known = is_known(connection, copy)
+    # On the writer's thread, where leftovers are taken as well: those of a copy that was deleted before may have been
+    # found by this one, and been taken since. Once there is a row nothing takes them.
+    if not Path(copy.folder).is_dir():
+        raise changed_meanwhile(copy.path)
+    if not known:
+        checkpoints.add(connection, copy)
+
+
+def changed_meanwhile(path: CheckpointPath) -> Conflict:
+    """What whoever asked for a copy is told where its files are gone or are others."""
+    return Conflict(f"The files of {path} changed or went away while they were copied; ask for the copy again.")

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import groupby
+from itertools import chain, count, groupby
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -169,7 +169,7 @@ class Store:
             with self.engine.begin() as connection:
                 for job in group:
                     # Nobody is told an outcome before the commit: until then a full disk may still undo all of them.
-                    outcomes.append(_attempt(connection, job))
+                    outcomes.append(self._attempt(connection, job))
                     # Without this the next job would run outside of any transaction and be kept alone.
                     _check_open(connection)
                 # Bodies before the rows that point at them; the commit then syncs the rows, once for the whole group.
@@ -185,6 +185,20 @@ class Store:
         for job, (value, failure) in zip(group, outcomes, strict=True):
             job.settle(value, failure)
 
+    def _attempt(self, connection: Connection, job: _Job) -> tuple[Any, BaseException | None]:
+        """What a job gave, or its error; even if that is a bug of ours, the thread must go on."""
+        outcome = outcome_of(partial(_in_savepoint, connection, job))
+        match outcome:
+            case SQLAlchemyError():
+                # A statement may sync too: pages that the cache cannot hold go to the log before the commit.
+                check_synced(outcome, self.folder / DATABASE)
+                return None, _refused(outcome)
+            case OSError():
+                return None, disk_trouble(outcome) or outcome
+            case Exception():
+                return None, outcome
+        return outcome, None
+
 
 def check_synced(error: SQLAlchemyError, database: Path) -> None:
     """Ends the process where it was a sync that the database was refused."""
@@ -198,19 +212,6 @@ def _check_open(connection: Connection) -> None:
     driver = connection.connection.driver_connection
     if isinstance(driver, sqlite3.Connection) and not driver.in_transaction:
         raise OperationalError("COMMIT", None, sqlite3.OperationalError("the transaction was rolled back"))
-
-
-def _attempt(connection: Connection, job: _Job) -> tuple[Any, BaseException | None]:
-    """What a job gave, or its error; even if that is a bug of ours, the thread must go on."""
-    outcome = outcome_of(partial(_in_savepoint, connection, job))
-    match outcome:
-        case SQLAlchemyError():
-            return None, _refused(outcome)
-        case OSError():
-            return None, disk_trouble(outcome) or outcome
-        case Exception():
-            return None, outcome
-    return outcome, None
 
 
 def _in_savepoint(connection: Connection, job: _Job) -> Any:
@@ -256,9 +257,12 @@ def open_database(folder: Path, durability: Durability = "power") -> Engine:
 def new_database(folder: Path) -> Engine:
     """A database for a folder that holds files and has lost its own: what `open_database` refuses to make by itself."""
     # A log of the lost one would be taken for the new one's, and is kept for whoever finds the old database again.
+    # Under the first name that is free, since an earlier one may have been lost too.
     for end in ("-wal", "-shm"):
+        names = chain((f"{DATABASE}{end}.lost",), (f"{DATABASE}{end}.lost.{number}" for number in count(2)))
+        free = next(name for name in names if not folder.joinpath(name).exists())
         with contextlib.suppress(FileNotFoundError):
-            folder.joinpath(f"{DATABASE}{end}").rename(folder / f"{DATABASE}{end}.lost")
+            folder.joinpath(f"{DATABASE}{end}").rename(folder / free)
     folder.joinpath(DATABASE).unlink(missing_ok=True)
     make_private_file(folder / DATABASE)
     engine = _engine(folder / DATABASE)

@@ -6,7 +6,6 @@ A file for fine-tuning is read once as it comes in, so that a mistake in it is t
 from __future__ import annotations
 
 import asyncio
-import os
 from asyncio.subprocess import DEVNULL, PIPE
 from pathlib import Path
 from typing import Any
@@ -43,10 +42,9 @@ async def upload(request: Request) -> Response:
         form = await read_form(request, arriving, served.config.limits.file_mib << 20, room.take)
         check_purpose(form)
         contents = await looked_into(served, arriving, form) if form.fields["purpose"] == FINE_TUNE else None
-        await asyncio.to_thread(_sync, arriving)
         row = row_of(form, key, contents)
         # The body lies in its place before the row names it; a kill between the two leaves a body for the sweeper.
-        arriving.rename(files.upload(row.id))
+        await asyncio.to_thread(files.put_upload, arriving, row.id)
         # The row counts for itself from here on, and is refused where it does not fit; counted twice for a moment, it
         # would turn another upload away that has room.
         room.give_back()
@@ -123,12 +121,6 @@ async def _read_apart(file: Path) -> Contents:
     if process.returncode:
         raise ServerError(f"The process that reads uploaded files ended with {process.returncode}; see the log.")
     return msgspec.json.decode(told, type=Contents)
-
-
-def _sync(file: Path) -> None:
-    # A row that survives a power cut must not name a body that did not.
-    with file.open("rb") as written:
-        os.fsync(written.fileno())
 
 
 def row_of(form: Form, key: KeyRow, contents: Contents | None) -> FileRow:

@@ -17,13 +17,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.http.addresses import limit_of
+from loreloop.http.audited import entry_of
 from loreloop.http.bodies import answer
 from loreloop.http.services import INFER, TRAIN, Services, asker, caller, has, may_use, services
 from loreloop.protocol.errors import BadRequest, Conflict, NotFound
 from loreloop.protocol.jobs import TUNED
 from loreloop.protocol.paths import parse_path
 from loreloop.protocol.rest import WireSamplingParams
-from loreloop.store import checkpoints, deployments, jobs, tuned_models
+from loreloop.store import audit, checkpoints, deployments, jobs, tuned_models
 from loreloop.store.rows import Deployment, KeyRow
 from loreloop.text.templates.generation_defaults import DEFAULTED
 
@@ -95,7 +96,8 @@ async def delete_model(request: Request) -> Response:
     for path in filter(None, (found.path, found.state_path)):
         # What its owner has deleted already is not missed.
         with contextlib.suppress(NotFound):
-            await served.store.write(checkpoints.remove, key.id, parse_path(path))
+            entry = entry_of("checkpoint_delete", key, parse_path(path))
+            await served.store.write(audit.noting, entry, checkpoints.remove, key.id, parse_path(path))
     served.dispatcher.drop_revision(found.path)
     await served.store.write(tuned_models.remove, key.id, name)
     await served.dispatcher.delete_left_files()

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.http.addresses import checkpoint_path
+from loreloop.http.audited import entry_of
 from loreloop.http.bodies import answer
 from loreloop.http.services import ADMIN, TRAIN, caller, has, now, services
-from loreloop.protocol.paths import CheckpointKind
-from loreloop.store import checkpoints, overview, removal, runs
+from loreloop.protocol.paths import CheckpointKind, CheckpointPath, parse_path
+from loreloop.store import audit, checkpoints, overview, removal, runs
+from loreloop.store.account_rows import AuditEntry
 from loreloop.store.files import delete
+from loreloop.store.rows import KeyRow
+from loreloop.store.segments import Segments
 
 
 async def delete_run(request: Request) -> Response:
@@ -24,7 +29,7 @@ async def delete_run(request: Request) -> Response:
     force = request.query_params.get("force") == "true"
     # Rows go first and files after them: a crash between the two leaves files that are swept later, never a row without
     # its files.
-    removed = await served.store.write(removal.remove_run, served.store.segments, run_id, now(), force=force)
+    removed = await served.store.write(_remove_run, served.store.segments, key, run_id, force=force)
     await served.dispatcher.drop_model(run_id)
     for revision_id in removed.revision_ids:
         served.dispatcher.drop_revision(revision_id)
@@ -35,12 +40,28 @@ async def delete_run(request: Request) -> Response:
     return answer({"deleted": removed.paths})
 
 
+def _remove_run(
+    connection: Connection, segments: Segments, key: KeyRow, run_id: str, *, force: bool
+) -> removal.Removed:
+    """Removes a run, with an entry in the audit log for each checkpoint of it, in the same transaction."""
+    owner = overview.find_run(connection, run_id).key_id
+    removed = removal.remove_run(connection, segments, run_id, now(), force=force)
+    for path in removed.paths:
+        audit.note(connection, _entry(key, parse_path(path), owner))
+    return removed
+
+
+def _entry(key: KeyRow, path: CheckpointPath, owner: str) -> AuditEntry:
+    """An entry about a deletion, which names the owner where an admin key has deleted what is another's."""
+    return entry_of("checkpoint_delete", key, path, **({"owner": owner} if owner != key.id else {}))
+
+
 async def delete_checkpoint(request: Request) -> Response:
     """Deletes one checkpoint and answers with its path. Conflict where a deployment answers with it."""
     key, served, path = caller(request, TRAIN), services(request), checkpoint_path(request)
     # The store asks for the owner, so an admin key acts in the owner's name.
     owner = served.store.read(overview.find_checkpoint, path).row.key_id if has(key, ADMIN) else key.id
-    row = await served.store.write(checkpoints.remove, owner, path)
+    row = await served.store.write(audit.noting, _entry(key, path, owner), checkpoints.remove, owner, path)
     if row.kind is CheckpointKind.SAMPLER:
         # The engine may hold the adapter in memory, and would go on answering with it.
         served.dispatcher.drop_revision(str(row.path))

@@ -6,13 +6,14 @@ Costs are left out, since nothing here has a price.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from loreloop.http.audited import DAY_SECONDS
 from loreloop.http.bodies import answer
 from loreloop.http.services import ADMIN, caller, services
 from loreloop.http.tinker.runs import moment
@@ -35,9 +36,9 @@ async def audit_log(request: Request) -> Response:
         return answer({"entries": []})
     if kind not in THINGS:
         raise BadRequest(f"The event_type {kind[:80]!r} is unknown; it is one of {', '.join((*THINGS, *NEVER))}.")
-    first = day_of(request.query_params.get("day"))
-    end = first + timedelta(days=1)
-    found = await services(request).store.read_apart(audit.between, first.timestamp(), end.timestamp(), THINGS[kind])
+    first = day_of(request.query_params.get("day")).timestamp()
+    # In seconds, since the last day that a date can name has no next one.
+    found = await services(request).store.read_apart(audit.between, first, first + DAY_SECONDS, THINGS[kind])
     return answer({"entries": [entry_json(entry) for entry in found]})
 
 

@@ -132,14 +132,15 @@ def run_json(served: Services, key_id: str, run: RunRow, *, of_others: bool = Fa
         "corrupted": run.lost is not None,
         "lora_rank": run.lora.rank,
         "last_request_time": moment(run.last_request),
-        "last_checkpoint": checkpoint_json(training) if training else None,
-        "last_sampler_checkpoint": checkpoint_json(sampler) if sampler else None,
+        "last_checkpoint": checkpoint_json(training, of_others=of_others) if training else None,
+        "last_sampler_checkpoint": checkpoint_json(sampler, of_others=of_others) if sampler else None,
         "user_metadata": None if of_others else run.user_metadata,
     }
 
 
-def checkpoint_json(row: CheckpointRow) -> dict[str, Any]:
-    """A checkpoint as the SDK reads it, with times in ISO 8601 and its size in bytes."""
+def checkpoint_json(row: CheckpointRow, *, of_others: bool = False) -> dict[str, Any]:
+    """A checkpoint as the SDK reads it, with times in ISO 8601 and its size in bytes. Others are not told its metadata,
+    which may be private, nor what its owner has planned for it."""
     return {
         "checkpoint_id": row.path.checkpoint_id,
         "checkpoint_type": KINDS[row.kind],
@@ -147,8 +148,8 @@ def checkpoint_json(row: CheckpointRow) -> dict[str, Any]:
         "tinker_path": str(row.path),
         "size_bytes": row.size_bytes,
         "public": row.public,
-        "user_metadata": row.user_metadata,
-        "expires_at": moment(row.expires) if row.expires is not None else None,
+        "user_metadata": None if of_others else row.user_metadata,
+        "expires_at": moment(row.expires) if row.expires is not None and not of_others else None,
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from pathlib import Path
 
 import msgspec
 from starlette.requests import Request
@@ -71,14 +72,31 @@ async def copy_weights(request: Request) -> Response:
     run = await _run_of_copy(request, key, body, source)
     path = CheckpointPath(run.id, source.kind, source.name)
     target = services(request).dispatcher.files.checkpoint(path)
-    # Files first, then the row: a kill between the two leaves files that the repeated request finds.
-    await asyncio.to_thread(sharing.link_files, folder, target)
     expires = None if body.ttl_seconds is None else now() + body.ttl_seconds
     of_copy = {"run_id": run.id, "key_id": key.id, "folder": str(target), "created": now(), "expires": expires}
     copy = msgspec.structs.replace(source, **of_copy, public=False, user_metadata=_told(key, source, source))
-    await services(request).store.write(audit.noting, entry_of("checkpoint_copy", key, path), sharing.add_copy, copy)
+    # Asked before files lie there, which would be taken for those of the checkpoint that has the name.
+    services(request).store.read(sharing.is_known, copy)
+    # Noted before the files are the key's, so that no kill leaves a read that the audit log does not hold.
     await note_read(request, key, source, "copy")
+    # Files first, then the row: a kill between the two leaves files that the repeated request finds.
+    await _link(request, folder, copy)
+    await services(request).store.write(audit.noting, entry_of("checkpoint_copy", key, path), sharing.add_copy, copy)
     return answer({"tinker_path": str(path)})
+
+
+async def _link(request: Request, folder: Path, copy: CheckpointRow) -> None:
+    """Puts the files of a copy in their place. Conflict where they are not what its row is to say."""
+    served, target = services(request), Path(copy.folder)
+    with checkpoints.linking():
+        made = await asyncio.to_thread(sharing.link_files, folder, target)
+    if await asyncio.to_thread(sharing.is_copy, folder, copy):
+        return
+    # Only what this request has made, and by way of the writer, which leaves what has got a row meanwhile.
+    if made:
+        await served.store.write(checkpoints.leave_files, [copy.folder])
+        await served.dispatcher.delete_left_files()
+    raise sharing.changed_meanwhile(copy.path)
 
 
 async def _run_of_copy(request: Request, key: KeyRow, body: rest.CopyWeightsBody, source: CheckpointRow) -> RunRow:

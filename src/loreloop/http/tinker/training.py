@@ -84,14 +84,20 @@ class NewRun:
     user_metadata: dict[str, object] | None
 
 
-async def begin(request: Request, key: KeyRow, new: NewRun) -> None:
-    """Writes the run's row; a repeated request finds it there."""
-    active_session(request, key, new.session_id)
+def check_may_begin(request: Request, key: KeyRow, session_id: str, model_id: str) -> None:
+    """NotFound or BadRequest where the key may begin no such run; to be asked before anything is written for it."""
+    active_session(request, key, session_id)
     served = services(request)
-    known = served.store.read(journal.is_known, paths.request_id(new.model_id, 0))
+    known = served.store.read(journal.is_known, paths.request_id(model_id, 0))
     # A repeated request must find its own run even when the key has reached its limit since.
     if not known and served.store.read(runs.n_live, key.id) >= served.config.limits.models_per_key:
         raise BadRequest(f"This key has {served.config.limits.models_per_key} live models; finish some sessions first.")
+
+
+async def begin(request: Request, key: KeyRow, new: NewRun) -> None:
+    """Writes the run's row; a repeated request finds it there."""
+    check_may_begin(request, key, new.session_id, new.model_id)
+    served = services(request)
     row = RunRow(
         id=new.model_id,
         session_id=new.session_id,
@@ -287,13 +293,11 @@ async def create_from(request: Request, key: KeyRow, body: rest.LoadWeightsBody,
     if body.optimizer_config is not None and body.optimizer_config.type != "adamw":
         raise BadRequest(f"The optimizer {body.optimizer_config.type!r} is not served; use adamw.")
     request_id = paths.request_id(model_id, 0)
+    # First of all, since the pin is named after a session that another key may own.
+    check_may_begin(request, key, body.session_id or "", model_id)
+    source, base_model = source_of(request, key, body)
+    # Before the run's row, which would count as a live model were the files gone.
     folder = await pinned(request, key, body, request_id)
-    source = services(request).store.read(runs.of_anyone, parse_path(body.path).run_id)
-    names = services(request).names
-    base_model = body.base_model or source.base_model
-    # The names may differ, one being an alias; what counts is that both mean the same base.
-    if names.base(base_model) != names.base(source.base_model):
-        raise BadRequest(f"{body.path} was trained on {source.base_model!r}, not on {base_model!r}.")
     new = NewRun(model_id, body.session_id or "", base_model, source.lora, body.user_metadata)
     await begin(request, key, new)
     op = CreateModel(
@@ -307,8 +311,22 @@ async def create_from(request: Request, key: KeyRow, body: rest.LoadWeightsBody,
     return Accepted(op, reply={"path": body.path, "model_id": model_id})
 
 
+def source_of(request: Request, key: KeyRow, body: rest.LoadWeightsBody) -> tuple[RunRow, str]:
+    """The run of a checkpoint that the key may read, and the name of the base that a new run on it shall have.
+    BadRequest where that is another base."""
+    path, names = parse_path(body.path), services(request).names
+    readable(request, key, path, body.weights_access_token)
+    source = services(request).store.read(runs.of_anyone, path.run_id)
+    base_model = body.base_model or source.base_model
+    # The names may differ, one being an alias; what counts is that both mean the same base.
+    if names.base(base_model) != names.base(source.base_model):
+        raise BadRequest(f"{body.path} was trained on {source.base_model!r}, not on {base_model!r}.")
+    return source, base_model
+
+
 async def pinned(request: Request, key: KeyRow, body: rest.LoadWeightsBody, request_id: str) -> str:
-    """The checkpoint's folder, kept while the operation may be replayed. Gone where it is not what was saved."""
+    """The checkpoint's folder, kept while the operation may be replayed. Gone where it is not what was saved. Only for
+    an id of the key's own, since the pin is named by it."""
     path = parse_path(body.path)
     # Weights to sample from are the same numbers, and whoever wants no optimizer's state misses nothing.
     if path.kind is not CheckpointKind.TRAINING and body.optimizer:
@@ -323,7 +341,9 @@ async def pinned(request: Request, key: KeyRow, body: rest.LoadWeightsBody, requ
     await note_read(request, key, row, "training")
     # The pin keeps the files though the checkpoint may be deleted meanwhile, because a replay after a crash loads them
     # again.
-    return str(await asyncio.to_thread(served.dispatcher.files.pin, folder, request_id))
+    is_new = not served.store.read(journal.is_known, request_id)
+    with checkpoints.linking():
+        return str(await asyncio.to_thread(served.dispatcher.files.pin, folder, request_id, is_new=is_new))
 
 
 async def get_info(request: Request) -> Response:
