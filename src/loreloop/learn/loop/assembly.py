@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -33,7 +34,7 @@ from loreloop.learn.loop.golden_prompts import labelled_prompts
 from loreloop.learn.loop.guarding import FEWEST, Guards
 from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.rewarding import Base, Rewarding
-from loreloop.learn.loop.sessions import LoopSession
+from loreloop.learn.loop.sessions import LoopSession, session_of_its_own
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.loop.sweeping import swept
 from loreloop.learn.loop.task_files import GoldenFile, tasks_of, without
@@ -85,7 +86,12 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
             rewarding = await asyncio.to_thread(
                 Rewarding,
                 loaded,
-                Base(service, base_model, renderer),
+                Base(
+                    service,
+                    base_model,
+                    renderer,
+                    partial(tinker.ServiceClient, base_url=loaded.config.url, api_key=key),
+                ),
                 key,
                 deleted=door.deleted_persons,
                 golden=golden.holds,
@@ -250,8 +256,14 @@ class Parts:
         return await self._train(for_person(self.shop(), rules.epochs, rules.learning_rate), folder, start, name)
 
     async def _train(self, shop: Shop, folder: Path, start: str | None, name: str) -> Made | None:
+        """Trains in a session of its own, so that its models go when it is over. The reward's model and the guards'
+        samplers are the loop's, whose session is watched as well."""
+        url, key = self.loaded.config.url, key_of(self.loaded)
         with self.session.watched(), in_our_words("the training"):
-            return await trained(shop, folder, start, name)
+            async with session_of_its_own(url, key) as service:
+                own = LoopSession(service, self.session.door, self.session.lost)
+                with own.watched(), in_our_words("the training"):
+                    return await trained(replace(shop, service=service), folder, start, name)
 
     async def right(self, target: str, lines: Sequence[Line]) -> float:
         """The share of corrected prompts that weights answer as they were corrected, but for white space and case."""
