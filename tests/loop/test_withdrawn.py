@@ -233,9 +233,11 @@ def test_a_loop_that_is_paused_collects_nothing_anew(tmp_path: Path) -> None:
     world.feeds.deleted.append(Person("key", "bob"))
     steps(course, 1)
     course.folder.pause(True)
-    n_trained = len(world.trained)
+    n_trained, names = len(world.trained), course.folder.cycle(1) / "data.json"
+    assert "bob" in names.read_text()
     steps(course)
     assert (course.folder.load().stage, len(world.trained)) == ("collecting", n_trained)
+    assert "bob" not in names.read_text(), "the names of a cycle that has ended wait for nothing"
 
 
 def test_of_a_cycle_that_has_ended_the_ids_stay_and_no_names(tmp_path: Path) -> None:
