@@ -8,18 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 import numpy as np
 import pytest
 from tinker.lib.public_interfaces.api_future import APIFuture, AwaitableConcurrentFuture
 
 from loreloop.learn.loop.collecting import Rules, collect
 from loreloop.learn.loop.config import Loaded, config_of
-from loreloop.learn.loop.reward.events import Scored, prompt_key
+from loreloop.learn.loop.door import Door
+from loreloop.learn.loop.reward.events import RewardVersion, Scored, prompt_key
 from loreloop.learn.loop.reward.linear import LinearReward
 from loreloop.learn.loop.reward.mix import LearnedReward, Mixed
 from loreloop.learn.loop.reward.stream import RewardStream
 from loreloop.learn.loop.reward.stream import Rules as StreamRules
 from loreloop.learn.loop.rewarding import Base, Rewarding
+from loreloop.learn.loop.sessions import LoopSession
 from loreloop.learn.rewards.graders.reading import GraderReward
 from loreloop.protocol.errors import Unavailable
 from loreloop.protocol.feedback import Direction, Metric
@@ -193,3 +196,32 @@ def test_what_a_reward_that_is_made_once_more_had_at_the_server_goes(tmp_path: P
     assert ended == ["second", "first"]
     asyncio.run(rewarding.close())
     assert ended == ["second", "first", "third"]
+
+
+def test_a_reward_that_has_forgotten_by_half_is_read_again(tmp_path: Path, monkeypatch) -> None:
+    def stream(self: Rewarding, base: Base) -> RewardStream:
+        return RewardStream(tmp_path / "reward", LinearReward(), StreamRules())
+
+    monkeypatch.setattr(Rewarding, "_stream", stream)
+    feeds, rewarding = corrected(40), rewarding_of(tmp_path, kind="lora")
+    asyncio.run(rewarding.hear(feeds.turns, feeds.feedback))
+    assert rewarding.stream is not None
+    first, known = rewarding.stream, rewarding.stream.proxy.known()
+    assert known
+
+    def forgets_by_half(*_: object, **__: object) -> RewardVersion:
+        first.proxy.learned.clear()  # type: ignore[attr-defined]
+        raise Unavailable("the server is busy")
+
+    monkeypatch.setattr(first.proxy, "forget", forgets_by_half)
+    http = httpx.Client(base_url="http://site", transport=httpx.MockTransport(lambda _: httpx.Response(200, json={})))
+    session = LoopSession(None, Door(http, "assistant"), rewarding.lose)  # type: ignore[arg-type]
+    with pytest.raises(Unavailable), session.watched():
+        asyncio.run(rewarding.hear(feeds.turns, feeds.feedback))
+    assert rewarding.stream.proxy.known() == set()
+    asyncio.run(rewarding.whole())
+    assert rewarding.stream is not first
+    assert rewarding.stream.proxy.known() == known
+    assert rewarding.stream.golden.ids() == first.golden.ids()
+    asyncio.run(rewarding.hear(feeds.turns, feeds.feedback))
+    assert rewarding.stream.proxy.known() == known
