@@ -139,6 +139,44 @@ def test_a_death_at_any_moment_changes_nothing(tmp_path: Path, monkeypatch) -> N
         assert len({json.dumps(one) for one in world.trained}) == 1, "what is trained again is the same"
 
 
+@pytest.mark.parametrize("ends_in", ["collecting", "training"])
+def test_a_death_at_any_moment_of_a_cycle_that_trains_nothing_ends_it_once(
+    tmp_path: Path, monkeypatch, ends_in: str
+) -> None:
+    def goes_on(world: World, folder: Path) -> None:
+        # What would decide otherwise behind a decision, and must not.
+        least = 100 if ends_in == "collecting" and not LoopFolder(folder).decisions() else 2
+        course = world.course(folder, training={"least_examples": least})
+        if not course.folder.decisions() or course.folder.load().stage != "idle":
+            steps(course)
+
+    def world_of() -> World:
+        world = World(refuses="it is too long")
+        world.corrected(5)
+        return world
+
+    alive = world_of()
+    with monkeypatch.context() as patched:
+        mortal(alive, patched)
+        goes_on(alive, tmp_path / "alive")
+    for moment in range(1, alive.fate.n + 1):
+        world, folder = world_of(), tmp_path / str(moment)
+        with monkeypatch.context() as patched:
+            mortal(world, patched)
+            world.fate.at = moment
+            with pytest.raises(Died):
+                goes_on(world, folder)
+        loop = LoopFolder(folder)
+        if loop.decisions():
+            world.refuses = ""
+            for file in folder.glob("cycles/*/*.jsonl"):
+                file.unlink()
+        goes_on(world, folder)
+        assert [one.key for one in loop.decisions()] == [f"1:{ends_in}"], moment
+        after = loop.load()
+        assert (after.stage, after.heard, world.trained) == ("idle", 5, []), moment
+
+
 def half_way(world: World, folder: Path, moment: int) -> None:
     """What holds at the very moment of a death."""
     decision = LoopFolder(folder).decided("1:canary")

@@ -126,6 +126,8 @@ def test_a_candidate_that_begins_where_the_loop_began_learns_nothing_of_the_cham
             champion = Revision(target="tinker://knows-ann/sampler_weights/a", state="tinker://knows-ann/weights/a")
             course.folder.save(replace_fields(state, champion=champion, from_start=True))
             assert await course.work.train(course.folder.cycle(1), None, "again") is not None
+            said = "Cycle 1 trains a candidate. No general prompts stand beside its lines"
+            assert course.folder.why()["sentence"].startswith(said) == (start is not None)
 
     asyncio.run(go())
     assert targets == asked

@@ -49,10 +49,12 @@ def lines(folder: Path, *methods: str) -> Path:
     return folder
 
 
-def train(server: RunningServer, folder: Path, look: Looked, methods: tuple[str, ...] = ("sft",)) -> Made | None:
-    """Twelve steps of each method, with a saved state behind every fourth and behind the tenth."""
+def train(
+    server: RunningServer, folder: Path, look: Looked, methods: tuple[str, ...] = ("sft",), epochs: int = 3
+) -> Made | None:
+    """By default twelve steps of each method, with a saved state behind every fourth and behind the tenth."""
     texts = server.data / "models" / "tiny"
-    training = Training(methods=methods, rank=4, learning_rate=1e-3, epochs=3, batch_size=1)  # type: ignore[arg-type]
+    training = Training(methods=methods, rank=4, learning_rate=1e-3, epochs=epochs, batch_size=1)  # type: ignore[arg-type]
     with tinker.ServiceClient(base_url=server.url, api_key=server.key) as service:
         shop = Shop(service, renderer_of(texts), texts, "tiny", training, look=look)
         return asyncio.run(trained(shop, folder, None, folder.name))
@@ -104,6 +106,21 @@ def test_without_an_alarm_the_training_comes_to_its_end(server: RunningServer, t
     made = train(server, folder, look)
     assert made is not None
     assert (n_steps(folder), len(look.paths), made.alarm) == (12, 4, "")
+
+
+def test_a_run_that_is_gone_on_with_by_another_plan_begins_anew(server: RunningServer, tmp_path: Path) -> None:
+    folder = lines(tmp_path, "sft")
+    with pytest.raises(StoppedByGuards):
+        train(server, folder, Looked(bad=1))
+    assert n_steps(folder) == 4
+    made = train(server, folder, Looked(), epochs=2)
+    assert made is not None
+    assert (n_steps(folder), made.alarm) == (8, "")
+    assert train(server, folder, Looked(), epochs=2) == made, "by the same plan nothing is done again"
+    shorter = train(server, folder, Looked(), epochs=1)
+    assert shorter is not None
+    assert n_steps(folder) == 4
+    assert sampled(server, shorter.path) > 0
 
 
 @pytest.mark.parametrize("saved", [1, 4])
@@ -222,7 +239,14 @@ def test_a_loop_whose_reward_learns_has_its_trainings_watched_that_begin_with_th
         asked.append(f"{champion} {len(prompts)}")
         return look
 
+    tell, told_of = LoopFolder.tell, list[str]()
+
+    def heard(self: LoopFolder, sentence: str, **numbers: object) -> None:
+        told_of.append(sentence)
+        tell(self, sentence, **numbers)
+
     monkeypatch.setattr(Guards, "watch", watch)
+    monkeypatch.setattr(LoopFolder, "tell", heard)
     plan = {"methods": ["kto"], "rank": 4, "batch_size": 4, "epochs": 4, "least_examples": 2}
 
     async def go() -> None:
@@ -238,6 +262,7 @@ def test_a_loop_whose_reward_learns_has_its_trainings_watched_that_begin_with_th
     assert state is not None
     assert state.candidate is not None
     assert (state.stage, state.from_start) == ("gate", from_start)
+    assert any("No guards look at it before the gate" in one for one in told_of) == from_start
     if from_start:
         assert (asked, verdicts(folder.path)) == ([], [])
         return

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import httpx
@@ -82,7 +83,7 @@ def test_a_training_goes_on_in_a_new_session_behind_its_last_saved_step(
 
     asyncio.run(run_anew(lambda: assembly.opened(settings), Running(wish=in_canary, tell=words.append)))
     assert any("has ended the loop's session" in one for one in words)
-    assert len(sessions) == 2
+    assert len(sessions) == 4, "twice the loop's, and each time one for its training"
     first, second = begun
     assert not first
     assert second["policy"].endswith("state-000012"), "an epoch had ended there"
@@ -146,6 +147,35 @@ def test_who_runs_a_loop_is_told_that_its_server_is_away_while_it_is_opened_agai
     assert words == ["The server has ended the loop's session.", "The server does not answer."]
 
 
+def test_trainings_leave_no_models_at_the_server(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy(server)
+    feeds = Feeds()
+    for n in range(4):
+        feeds.say(feeds.turn(f"what is {n}?", "it is the fox").id, "demonstration", f"it is {n}")
+    plan = {"rank": 4, "epochs": 1, "least_examples": 2, "methods": ["sft"], "general": 0}
+
+    def n_live() -> int:
+        with closing(sqlite3.connect(f"file:{server.data / 'loreloop.db'}?mode=ro", uri=True)) as database:
+            (n,) = database.execute("SELECT count(*) FROM runs WHERE live").fetchone()
+        return int(n)
+
+    async def go() -> None:
+        async with course_of(server, feeds, loaded(server, tmp_path, training=plan), monkeypatch) as course:
+            for _ in range(2):
+                assert await course.step()
+            n_before, state = n_live(), course.folder.load()
+            assert state is not None
+            for _ in range(2):
+                course.folder.save(state)
+                assert await course.step()
+                shutil.rmtree(course.folder.cycle(1) / "sft")
+            assert n_live() == n_before
+
+    asyncio.run(go())
+
+
 class _Holder:
     def get_session_id(self) -> str:
         return "s-1"
@@ -173,7 +203,9 @@ def test_what_is_the_sessions_fault_is_told_from_what_was_refused(heartbeat: int
         return httpx.Response(heartbeat, json={"error": {"message": "so"}})
 
     http = httpx.Client(base_url="http://site", transport=httpx.MockTransport(answer))
-    session = LoopSession(_Service(), Door(http, "assistant"))  # type: ignore[arg-type]
+    lost: list[str] = []
+    session = LoopSession(_Service(), Door(http, "assistant"), lambda: lost.append("lost"))  # type: ignore[arg-type]
     with http, pytest.raises(kind) as caught, session.watched():
         raise error
     assert type(caught.value) is kind
+    assert lost == ["lost"], "what was half learned within the block is read again"

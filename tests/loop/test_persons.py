@@ -245,3 +245,25 @@ def test_the_door_lets_go_of_the_person_of_the_key_that_is_named() -> None:
         for _ in range(2):  # who has none any more is as one who was let go
             Door(http, "assistant").clear_person("a/b", "key 1")
     assert asked == [("DELETE", "/loop/v1/deployments/assistant/persons/a%2Fb?key=key%201")] * 2
+
+
+def test_weights_of_a_persons_own_that_know_anothers_words_go_with_that_other(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(4, "ann")
+    world.corrected(3, "carol")
+    world.feeds.say("chatcmpl-1", "demonstration", "as bob has it", who="bob", giver="key")
+    world.feeds.say("chatcmpl-2", "demonstration", "as carol has it", who="carol", giver="key")
+    course = world.course(tmp_path, **MORE)
+    for _ in range(4):
+        steps(course, 1)
+    assert {*world.owns} == {"ann", "carol"}
+    assert "as bob has it" in str(world.trained[-1])
+    world.feeds.deleted.append(Person("key", "bob"))
+    course.persons.forget()
+    assert {*world.owns} == {"carol"}, "who has only spoken of Ann's turns keeps their own"
+    course.persons_heard = -1
+    for _ in range(4):
+        steps(course, 1)
+    assert "bob" not in (tmp_path / "persons.json").read_text()
+    assert {*world.owns} == {"ann", "carol"}
+    assert "as bob has it" not in str(world.trained[-1])

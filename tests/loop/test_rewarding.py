@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+import httpx
 import numpy as np
 import pytest
+from tinker.lib.public_interfaces.api_future import APIFuture, AwaitableConcurrentFuture
 
 from loreloop.learn.loop.collecting import Rules, collect
 from loreloop.learn.loop.config import Loaded, config_of
-from loreloop.learn.loop.reward.events import Scored, prompt_key
+from loreloop.learn.loop.door import Door
+from loreloop.learn.loop.reward.events import RewardVersion, Scored, prompt_key
 from loreloop.learn.loop.reward.linear import LinearReward
 from loreloop.learn.loop.reward.mix import LearnedReward, Mixed
 from loreloop.learn.loop.reward.stream import RewardStream
 from loreloop.learn.loop.reward.stream import Rules as StreamRules
 from loreloop.learn.loop.rewarding import Base, Rewarding
+from loreloop.learn.loop.sessions import LoopSession
 from loreloop.learn.rewards.graders.reading import GraderReward
+from loreloop.protocol.errors import Unavailable
 from loreloop.protocol.feedback import Direction, Metric
 from tests.loop.feeds import Feeds
 
@@ -154,3 +162,66 @@ def test_a_lora_reward_whose_model_the_server_has_lost_is_made_once_more(
     linear.lose()
     asyncio.run(linear.whole())
     assert len(made) == 3, "a linear head lies at no server"
+
+
+def test_what_a_reward_that_is_made_once_more_had_at_the_server_goes(tmp_path: Path, monkeypatch) -> None:
+    ended: list[str] = []
+
+    class Session(NamedTuple):
+        name: str
+
+        def close(self, status: str) -> APIFuture:
+            ended.append(self.name)
+            done: Future[None] = Future()
+            done.set_result(None)
+            return AwaitableConcurrentFuture(done)
+
+    def stream(self: Rewarding, base: Base) -> RewardStream:
+        if getattr(base.service, "name", "") == "second":
+            raise Unavailable("the server is away")
+        return RewardStream(tmp_path / "reward", LinearReward(), StreamRules())
+
+    monkeypatch.setattr(Rewarding, "_stream", stream)
+    rewarding = rewarding_of(tmp_path, kind="lora")
+    sessions = iter(("first", "second", "third"))
+    rewarding.base = replace(NO_BASE, anew=lambda: Session(next(sessions)))  # type: ignore[arg-type, return-value]
+    rewarding.lose()
+    asyncio.run(rewarding.whole())
+    assert ended == []
+    rewarding.lose()
+    with pytest.raises(Unavailable):
+        asyncio.run(rewarding.whole())
+    assert ended == ["second"], "the one before is asked until another is whole"
+    asyncio.run(rewarding.whole())
+    assert ended == ["second", "first"]
+    asyncio.run(rewarding.close())
+    assert ended == ["second", "first", "third"]
+
+
+def test_a_reward_that_has_forgotten_by_half_is_read_again(tmp_path: Path, monkeypatch) -> None:
+    def stream(self: Rewarding, base: Base) -> RewardStream:
+        return RewardStream(tmp_path / "reward", LinearReward(), StreamRules())
+
+    monkeypatch.setattr(Rewarding, "_stream", stream)
+    feeds, rewarding = corrected(40), rewarding_of(tmp_path, kind="lora")
+    asyncio.run(rewarding.hear(feeds.turns, feeds.feedback))
+    assert rewarding.stream is not None
+    first, known = rewarding.stream, rewarding.stream.proxy.known()
+    assert known
+
+    def forgets_by_half(*_: object, **__: object) -> RewardVersion:
+        first.proxy.learned.clear()  # type: ignore[attr-defined]
+        raise Unavailable("the server is busy")
+
+    monkeypatch.setattr(first.proxy, "forget", forgets_by_half)
+    http = httpx.Client(base_url="http://site", transport=httpx.MockTransport(lambda _: httpx.Response(200, json={})))
+    session = LoopSession(None, Door(http, "assistant"), rewarding.lose)  # type: ignore[arg-type]
+    with pytest.raises(Unavailable), session.watched():
+        asyncio.run(rewarding.hear(feeds.turns, feeds.feedback))
+    assert rewarding.stream.proxy.known() == set()
+    asyncio.run(rewarding.whole())
+    assert rewarding.stream is not first
+    assert rewarding.stream.proxy.known() == known
+    assert rewarding.stream.golden.ids() == first.golden.ids()
+    asyncio.run(rewarding.hear(feeds.turns, feeds.feedback))
+    assert rewarding.stream.proxy.known() == known

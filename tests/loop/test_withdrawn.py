@@ -10,9 +10,12 @@ import pytest
 from msgspec.structs import replace
 
 from loreloop.learn.loop import running
+from loreloop.learn.loop.cycle_files import data_of
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import Unavailable
+from loreloop.protocol.feedback_rules import speakers
+from tests.loop.feeds import Feeds
 from tests.loop.test_course import steps, to_canary, verdicts
 from tests.loop.test_persons import MORE
 from tests.loop.world import World
@@ -70,6 +73,73 @@ def test_a_person_who_is_deleted_in_the_canary_is_not_in_what_is_promoted(tmp_pa
     assert course.folder.load().stage == "collecting", "the next cycle begins at once"
     steps(course)
     assert "bob" not in world.trained[-1]["lines"]["sft"]
+
+
+@pytest.mark.parametrize("stage", ["train", "look"])
+@pytest.mark.parametrize("said", ["correction", "worse answer"])
+def test_who_spoke_of_others_turns_and_is_deleted_meanwhile_is_in_nothing_that_goes_on(
+    tmp_path: Path, monkeypatch, stage: str, said: str
+) -> None:
+    world = World()
+    world.corrected(4)
+    turn = world.feeds.turn("ann asks", "no")
+    if said == "correction":
+        world.feeds.say(turn.id, "demonstration", "as bob has it", who="bob", giver="key/browser")
+    else:
+        worse = world.feeds.turn("ann asks", "as bob has it", person=Person("key", "bob"))
+        world.feeds.say(turn.id, "preference", worse.id)
+
+    def deleted() -> None:
+        world.feeds.deleted.append(Person("key", "bob"))
+
+    during(world, stage, deleted, monkeypatch)
+    course = world.course(tmp_path, training={"least_examples": 1, "methods": ["sft", "dpo"]})
+    steps(course)
+    first, second = (str(one["lines"]) for one in world.trained)
+    assert ("as bob has it" in first, "as bob has it" in second) == (True, False)
+    assert ("void" in verdicts(tmp_path), course.folder.load().stage) == (True, "canary")
+    assert "bob" not in (course.folder.cycle(2) / "data.json").read_text()
+
+
+def test_consent_to_the_worse_answer_of_a_pair_is_asked_for_too(tmp_path: Path, monkeypatch) -> None:
+    world = World()
+    better, worse = world.feeds.turn("which?", "this"), world.feeds.turn("which?", "that one")
+    world.feeds.say(better.id, "preference", worse.id)
+    world.corrected(4)
+    during(world, "train", lambda: withdraw(world, worse.id), monkeypatch)
+    course = world.course(tmp_path, training={"least_examples": 1, "methods": ["dpo"]})
+    steps(course)
+    assert ["that one" in str(one["lines"]) for one in world.trained] == [True, False]
+
+
+def test_of_who_spoke_of_others_turns_no_name_stays_behind_a_cycle(tmp_path: Path) -> None:
+    world = World()
+    world.corrected(4)
+    world.feeds.say("chatcmpl-1", "demonstration", "better", who="bob", giver="other")
+    course = to_canary(world, tmp_path)
+    file = course.folder.cycle(1) / "data.json"
+    assert {"key\nbob", "other\nbob"} <= data_of(file.parent).persons
+    world.voted(40, candidate=True, champion=False)
+    steps(course)
+    world.corrected(1, "carol")
+    steps(course)
+    assert "bob" not in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "persons"),
+    [
+        ({"who": "bob", "giver": "other/link"}, (Person("key", "bob"), Person("other", "bob"))),
+        ({"who": "bob", "giver": "key"}, (Person("key", "bob"),)),
+        ({"who": "bob", "giver": "operator:root"}, ()),
+        ({"who": "judge", "source": "judge"}, ()),
+        ({"giver": "key"}, ()),
+    ],
+)
+def test_with_whom_a_statement_about_a_turn_goes(more: dict[str, str], persons: tuple[Person, ...]) -> None:
+    feeds = Feeds()
+    turn = feeds.turn("what?", "that")
+    assert speakers(feeds.say(turn.id, "thumb", True, **more), turn) == persons
 
 
 @pytest.mark.parametrize("at", ["train", "right"])
@@ -163,9 +233,11 @@ def test_a_loop_that_is_paused_collects_nothing_anew(tmp_path: Path) -> None:
     world.feeds.deleted.append(Person("key", "bob"))
     steps(course, 1)
     course.folder.pause(True)
-    n_trained = len(world.trained)
+    n_trained, names = len(world.trained), course.folder.cycle(1) / "data.json"
+    assert "bob" in names.read_text()
     steps(course)
     assert (course.folder.load().stage, len(world.trained)) == ("collecting", n_trained)
+    assert "bob" not in names.read_text(), "the names of a cycle that has ended wait for nothing"
 
 
 def test_of_a_cycle_that_has_ended_the_ids_stay_and_no_names(tmp_path: Path) -> None:

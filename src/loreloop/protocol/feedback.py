@@ -11,6 +11,8 @@ import msgspec
 
 Source = Literal["human", "judge", "code", "implicit"]
 OF_PERSONS: tuple[Source, ...] = ("human", "implicit")  # whose `who` is a person; code and judges sign as well
+OPERATOR = "operator:"  # with which the giver of an operator's statements begins, before a name
+CHANNELS = ("browser", "link")  # by which statements come in a key's name, beside the key itself
 Level = Literal["inference", "episode"]  # of one turn, or of all turns of an episode, in TensorZero's words
 Direction = Literal["max", "min"]
 MetricKind = Literal["boolean", "float", "comment", "demonstration", "preference"]

@@ -13,12 +13,15 @@ from typing import Any
 
 import msgspec
 
-from loreloop.protocol.episodes import Turn
+from loreloop.protocol.episodes import Person, Turn
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.feedback import (
     BUILT_IN,
+    CHANNELS,
     GOLDEN_TAG,
+    OF_PERSONS,
     OF_TURNS_ONLY,
+    OPERATOR,
     PREFERENCE,
     SCORE,
     TOOL_OK,
@@ -111,6 +114,16 @@ def is_about(said: Feedback, turn: Turn) -> bool:
     if said.level == "inference":
         return said.target_id == turn.id
     return said.target_id == turn.episode_id and said.asker in ("", turn.person.key_id)
+
+
+def speakers(said: Feedback, turn: Turn) -> tuple[Person, ...]:
+    """The persons with whom a statement about a turn is deleted beside the turn's own, as the server's store finds it:
+    names are a key's own, so it may be whoever has the name at the key that gave it, or at the key that asked."""
+    if not said.who or said.source not in OF_PERSONS or said.giver.startswith(OPERATOR):
+        return ()
+    key_id, _, channel = said.giver.rpartition("/")
+    giver = key_id if channel in CHANNELS else said.giver
+    return tuple(Person(key, said.who) for key in dict.fromkeys((turn.person.key_id, giver)) if key)
 
 
 def is_golden(said: Feedback) -> bool:

@@ -7,14 +7,12 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, false, func, or_, select
 
 from loreloop.protocol.episodes import Person
-from loreloop.protocol.feedback import OF_PERSONS, FeedbackPage
+from loreloop.protocol.feedback import CHANNELS, OF_PERSONS, OPERATOR, FeedbackPage
 from loreloop.store.feedback import Target, statement_of, tell
 from loreloop.store.feedback_tables import FEEDBACK
 from loreloop.store.turn_tables import EPISODES, TURNS
 
 AT = FEEDBACK.c
-OPERATOR = "operator:"  # with which the giver of an operator's statements begins, before a name
-CHANNELS = ("browser", "link")  # by which statements come in a key's name, beside the key itself
 
 
 def of_person(connection: Connection, person: Person, after: int, most: int) -> FeedbackPage:

@@ -9,9 +9,11 @@ import pytest
 import tinker
 
 from loreloop.cli.server import RunningServer
-from loreloop.learn.loop.reward.events import LabelledEvent, Scored
+from loreloop.learn.loop.reward.events import DataRange, LabelledEvent, RewardVersion, Scored
+from loreloop.learn.loop.reward.keeping import drop_files, save_version
 from loreloop.learn.loop.reward.lora import LoraReward, LoraSettings, outcome_of, slopes_of
 from loreloop.learn.rendering import renderer_of
+from loreloop.protocol.errors import Unavailable
 from tests.learn.loop.test_linear_reward import fields_of, mark
 from tests.learn.runs import service
 
@@ -144,3 +146,24 @@ def test_nothing_is_learned_anew_of_whoever_was_deleted_meanwhile(
     again.load(tmp_path)
     again.forget(reward.persons)
     assert (again.n_steps, again.known(), again.is_lost) == (0, set(), False)
+
+
+def test_weights_at_the_server_go_before_the_files_that_name_them(tmp_path: Path) -> None:
+    for number in range(1, 5):
+        version = RewardVersion(number=number, kind="lora", data=DataRange(), weights=f"tinker://r/weights/{number}")
+        save_version(tmp_path, version, {"state.json": b"{}"})
+    assert not (tmp_path / "000001" / "state.json").exists()
+    asked: list[str | None] = []
+
+    def away(version: RewardVersion) -> None:
+        asked.append(version.weights)
+        raise Unavailable("the server is away")
+
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            drop_files(tmp_path, kept=1, first=away)
+    assert asked == ["tinker://r/weights/2"] * 2, "what could not be deleted is deleted the next time"
+    asked.clear()
+    drop_files(tmp_path, kept=1, first=lambda version: asked.append(version.weights))
+    assert asked == ["tinker://r/weights/2", "tinker://r/weights/3"]
+    assert [place.parent.name for place in tmp_path.glob("*/state.json")] == ["000004"]

@@ -20,12 +20,11 @@ from loreloop.http.loop.rooms import Rooms, bounds_of, names_person
 from loreloop.http.loop.targets import Targets
 from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound, TooLarge
-from loreloop.protocol.feedback import GOLDEN_TAG, OF_PERSONS, PREFERENCE, Feedback, Source
+from loreloop.protocol.feedback import GOLDEN_TAG, OF_PERSONS, OPERATOR, PREFERENCE, Feedback, Source
 from loreloop.protocol.feedback_rest import GiveFeedback
 from loreloop.protocol.feedback_rules import check_level, checked_value, metric_named, usual_source
 from loreloop.store import deleted, deployments, feedback, metrics, turn_keeping
 from loreloop.store.feedback import Asked
-from loreloop.store.feedback_removal import OPERATOR
 from loreloop.store.rows import KeyRow
 from loreloop.store.store import Store
 from loreloop.store.turns import Known

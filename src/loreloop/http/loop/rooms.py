@@ -16,9 +16,8 @@ from sqlalchemy import Connection
 
 from loreloop.config import LimitConfig
 from loreloop.protocol.errors import TooLarge
-from loreloop.protocol.feedback import Feedback
+from loreloop.protocol.feedback import CHANNELS, Feedback
 from loreloop.store import feedback
-from loreloop.store.feedback_removal import CHANNELS
 from loreloop.store.store import Store
 
 MOST_OF_KEY, MOST_OF_PERSON = 1_000_000, 20_000  # statements that are kept

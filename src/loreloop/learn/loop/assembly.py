@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -33,8 +34,8 @@ from loreloop.learn.loop.golden_prompts import labelled_prompts
 from loreloop.learn.loop.guarding import FEWEST, Guards
 from loreloop.learn.loop.persons import PersonCourse
 from loreloop.learn.loop.rewarding import Base, Rewarding
-from loreloop.learn.loop.sessions import LoopSession
-from loreloop.learn.loop.state import LoopFolder
+from loreloop.learn.loop.sessions import LoopSession, session_of_its_own
+from loreloop.learn.loop.state import LoopFolder, State
 from loreloop.learn.loop.sweeping import swept
 from loreloop.learn.loop.task_files import GoldenFile, tasks_of, without
 from loreloop.learn.loop.training import Made, Shop, for_person, trained
@@ -85,7 +86,12 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
             rewarding = await asyncio.to_thread(
                 Rewarding,
                 loaded,
-                Base(service, base_model, renderer),
+                Base(
+                    service,
+                    base_model,
+                    renderer,
+                    partial(tinker.ServiceClient, base_url=loaded.config.url, api_key=key),
+                ),
                 key,
                 deleted=door.deleted_persons,
                 golden=golden.holds,
@@ -212,7 +218,9 @@ class Parts:
         if state.from_start:
             # The champion's answers would teach what it has learned from persons who were deleted since.
             if self.loaded.config.start is not None:
-                return  # weights to train on, of which nobody knows as what they are sampled
+                # Weights to train on, of which nobody knows as what they are sampled.
+                self.tell(state, "No general prompts stand beside its lines, since it begins at `start`.")
+                return
             target = state.base_model
         file = told.general_file
         prompts = tasks_of(self.loaded.path(file), "file of general prompts") if file else built_in()
@@ -227,7 +235,10 @@ class Parts:
         stream, state = self.rewarding.stream, LoopFolder(self.loaded.folder).load()
         # What begins where the loop began has first to become as good as the champion, and knows less while it does: a
         # fall against the champion is no sign of a fooled reward. The gate looks at what it is in the end.
-        if stream is None or state is None or state.from_start:
+        if stream is None or state is None:
+            return None
+        if state.from_start:
+            self.tell(state, "No guards look at it before the gate, since it begins where the loop began.")
             return None
         turns, n = list(self.session.door.turns()), min(MOST_WATCHED, self.gate.prompts)
         fresh = fresh_of(turns, {*data_of(folder).turns}, n)
@@ -236,8 +247,16 @@ class Parts:
         guards = Guards(RememberingRoom(self.service, self.renderer), self.loaded, stream, self.untrained)
         if silent := guards.silent(len(turns)):
             # The gate's decision says it too, for its own look.
-            LoopFolder(self.loaded.folder).tell(f"Cycle {state.cycle} trains a candidate. {silent}")
+            self.tell(state, silent)
         return guards.watch(state.champion.target, asked_again(turns))
+
+    def tell(self, state: State, sentence: str) -> None:
+        """Says what is off in the training of a cycle."""
+        folder, begun = LoopFolder(self.loaded.folder), f"Cycle {state.cycle} trains a candidate."
+        # Beside what was said of this training already: more than one may be off.
+        said = str(folder.why()["sentence"])
+        said = said if said.startswith(begun) else begun
+        folder.tell(said if sentence in said else f"{said} {sentence}")
 
     @property
     def gate(self) -> Gate:
@@ -250,8 +269,14 @@ class Parts:
         return await self._train(for_person(self.shop(), rules.epochs, rules.learning_rate), folder, start, name)
 
     async def _train(self, shop: Shop, folder: Path, start: str | None, name: str) -> Made | None:
+        """Trains in a session of its own, so that its models go when it is over. The reward's model and the guards'
+        samplers are the loop's, whose session is watched as well."""
+        url, key = self.loaded.config.url, key_of(self.loaded)
         with self.session.watched(), in_our_words("the training"):
-            return await trained(shop, folder, start, name)
+            async with session_of_its_own(url, key) as service:
+                own = LoopSession(service, self.session.door, self.session.lost)
+                with own.watched(), in_our_words("the training"):
+                    return await trained(replace(shop, service=service), folder, start, name)
 
     async def right(self, target: str, lines: Sequence[Line]) -> float:
         """The share of corrected prompts that weights answer as they were corrected, but for white space and case."""

@@ -18,19 +18,32 @@ from loreloop.learn.loop.door import person_key
 from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out, prompt_key
 from loreloop.protocol.episodes import UNLEARNABLE, Message, Turn
 from loreloop.protocol.feedback import ACCEPTED, COMMENT, EDIT, PREFERENCE, SCORE, THUMB, Feedback
-from loreloop.protocol.feedback_rules import is_about, is_golden, standing
+from loreloop.protocol.feedback_rules import is_about, is_golden, speakers, standing
 
 LIKED, DISLIKED = 0.75, 0.25  # scores that count as a thumb
 MARKS = (THUMB, ACCEPTED, SCORE)  # a verdict has a scale of its own
+# Which statements are in a method's lines.
+READ = {
+    "sft": (EDIT,),
+    "dpo": (EDIT, PREFERENCE),
+    "kto": MARKS,
+    "liked": MARKS,
+    "hindsight": (COMMENT,),
+    "grpo": (EDIT,),
+}
 Line = dict[str, Any]
 
 
 class Used(msgspec.Struct, frozen=True):
-    """A turn that a file's line was made of, whose it is, and its prompt's key: what was learned measures nothing."""
+    """A turn that a file's line was made of, whose it is, and its prompt's key: what was learned measures nothing.
+    `others` are persons of whom the line holds words beside the turn's own; `worse` are turns whose answers it is held
+    against."""
 
     turn: str
     person: str
     prompt: str = ""
+    others: tuple[str, ...] = ()
+    worse: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,15 +65,30 @@ class Collected:
     lines: dict[str, list[Line]] = field(default_factory=lambda: defaultdict(list))
     used: dict[str, list[Used]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, method: str, turn: Turn, line: Line) -> None:
+    def add(self, method: str, used: Used, line: Line) -> None:
         """One more line of a turn."""
         self.lines[method].append(line)
-        self.used[method].append(used_of(turn))
+        self.used[method].append(used)
 
 
-def used_of(turn: Turn) -> Used:
-    """A turn as it is noted that something was learned from it."""
-    return Used(turn.id, person_of(turn), prompt_key(turn.messages))
+def used_of(method: str, turn: Turn, said: Sequence[Feedback], turns: Mapping[str, Turn]) -> Used:
+    """A turn as it is noted that a method has learned from it, out of what was said of it."""
+    read = [one for one in said if one.metric in READ[method]]
+    worse = [found for one in read if (found := _worse(one, turn, turns)) is not None]
+    persons = dict.fromkeys((*(each for one in read for each in _voices(one, turn)), *map(person_of, worse)))
+    own = person_of(turn)
+    return Used(
+        turn=turn.id,
+        person=own,
+        prompt=prompt_key(turn.messages),
+        others=tuple(person for person in persons if person != own),
+        worse=tuple(dict.fromkeys(found.id for found in worse)),
+    )
+
+
+def _voices(one: Feedback, turn: Turn) -> list[str]:
+    """Who may have said it, as `person_key` writes persons: with whose deletion it goes."""
+    return [person_key(each.key_id, each.user) for each in speakers(one, turn)]
 
 
 def person_of(turn: Turn) -> str:
@@ -80,6 +108,15 @@ def said_of(turns: Mapping[str, Turn], statements: Iterable[Feedback]) -> dict[s
             if is_about(one, turn):
                 found[turn.id].append(one)
     return found
+
+
+def heard_of(turns: Mapping[str, Turn], statements: Iterable[Feedback], rules: Rules) -> dict[str, list[Feedback]]:
+    """What stands of each turn and may be learned from: the words of deleted persons may not, whosever turn it is."""
+    found = {
+        id: [one for one in said if rules.deleted.isdisjoint(_voices(one, turns[id]))]
+        for id, said in said_of(turns, statements).items()
+    }
+    return {id: said for id, said in found.items() if said}
 
 
 def newest_of(turns: Iterable[Turn]) -> dict[str, Turn]:
@@ -136,9 +173,9 @@ def collect(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules)
     statements = list(statements)
     by_id = trainable(turns, statements, rules)
     found = Collected()
-    for turn_id, said in said_of(by_id, statements).items():
+    for turn_id, said in heard_of(by_id, statements, rules).items():
         for method, line in lines_of_turn(by_id[turn_id], said, by_id):
-            found.add(method, by_id[turn_id], line)
+            found.add(method, used_of(method, by_id[turn_id], said, by_id), line)
     for method in found.lines:
         _bound(found, method, rules)
     _mix_liked(found, rules)
@@ -163,11 +200,17 @@ def lines_of_turn(turn: Turn, said: Sequence[Feedback], turns: Mapping[str, Turn
         if clear[0]:
             yield "liked", {"messages": [*map(_read_only, prompt), _said(answer)]} | tools
     for one in said:
-        if one.metric == PREFERENCE and (worse := turns.get(str(one.value))) and worse.messages == turn.messages:
+        if (worse := _worse(one, turn, turns)) is not None:
             yield "dpo", {"prompt": prompt, "chosen": [_said(answer)], "rejected": [_said(worse.answer)]} | tools
         if one.metric == COMMENT and str(one.value).strip():
             yield "hindsight", {"prompt": prompt, "completion": [_said(answer)], "outcome": str(one.value)} | tools
     yield "grpo", {"messages": prompt, "turn": turn.id, "answer": edits[-1] if edits else ""} | tools
+
+
+def _worse(one: Feedback, turn: Turn, turns: Mapping[str, Turn]) -> Turn | None:
+    """The turn to the same prompt than which a statement finds this one better; None where it finds none."""
+    worse = turns.get(str(one.value)) if one.metric == PREFERENCE else None
+    return worse if worse is not None and worse.messages == turn.messages else None
 
 
 def _bound(found: Collected, method: str, rules: Rules) -> None:

@@ -111,6 +111,7 @@ class Course:
                 return await self._wait(state)
             case "collecting" if self.folder.paused:
                 self._forget()
+                self._drop_names(state, state.cycle - 1)
                 # A cycle whose words were withdrawn is begun anew by itself, and a paused loop begins none.
                 self.folder.tell("The loop is paused; `loreloop loop pause --off` lets it go on.")
                 return False
@@ -236,6 +237,10 @@ class Course:
 
     async def _collect(self, state: State) -> None:
         self._drop_names(state, state.cycle - 1)
+        if self.folder.decided(key_of(state, "collecting")) is not None:
+            # The process died behind the decision; what has been said since is for the next cycle.
+            self.folder.save(ended(state))
+            return
         await self._sweep(state)
         alarm = await self.listening.listen()
         # Read behind the reward, which may have learned for minutes: whoever has withdrawn meanwhile is left out.
@@ -248,6 +253,8 @@ class Course:
         state = replace(state, heard=max(heard, state.heard), turns_seen=seen)
         numbers = {f"{name}_examples": len(lines) for name, lines in sorted(found.lines.items())}
         if alarm or not methods:
+            # Before the decision, behind which nobody reads the feeds once more for this cycle.
+            self.folder.save(state)
             few = f"No method of the loop has the {training.least_examples} examples that it needs."
             self._decide(state, "collecting", "void", alarm or few, numbers)
             self.folder.save(ended(state))
@@ -259,6 +266,11 @@ class Course:
         self.folder.save(replace(state, stage="training"))
 
     async def _train(self, state: State) -> None:
+        if (decision := self.folder.decided(key_of(state, "training"))) is not None:
+            # The process died behind the decision, and some or all of the lines are gone.
+            self._give_up(state, "training", decision.sentence)
+            await self._sweep(state)
+            return
         folder = self.folder.cycle(state.cycle)
         data = data_of(folder)
         name = f"{self.config.deployment}-{state.cycle:04d}"

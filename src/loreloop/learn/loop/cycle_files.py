@@ -30,8 +30,8 @@ class Data(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def turns(self) -> tuple[str, ...]:
-        """All turns, each once."""
-        return tuple(dict.fromkeys(one.turn for one in self.all_used))
+        """All turns, each once; those too whose answers others are held against."""
+        return tuple(dict.fromkeys(turn for one in self.all_used for turn in (one.turn, *one.worse)))
 
     @property
     def all_used(self) -> tuple[Used, ...]:
@@ -40,8 +40,8 @@ class Data(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def persons(self) -> frozenset[str]:
-        """All persons whose turns these are."""
-        return frozenset(one.person for one in self.all_used)
+        """All persons whose turns these are, and all who said what was learned of them."""
+        return frozenset(person for one in self.all_used for person in (one.person, *one.others))
 
 
 def lay_out(folder: Path, collected: Collected, methods: Sequence[str], data: Data) -> None:
@@ -71,12 +71,15 @@ def drop_lines(folder: Path) -> None:
 
 
 def drop_names(folder: Path) -> None:
-    """Takes away whose turns they were, once nobody's withdrawal can change anything any more; the turns' ids stay."""
+    """Takes away whose turns and words they were, once nobody's withdrawal can change anything; the turns' ids stay."""
     if not (folder / "data.json").exists():
         return
     data = data_of(folder)
     if data.persons - {""}:
-        used = {method: tuple(Used(one.turn, "", one.prompt) for one in each) for method, each in data.used.items()}
+        used = {
+            method: tuple(msgspec.structs.replace(one, person="", others=()) for one in each)
+            for method, each in data.used.items()
+        }
         written(folder / "data.json", msgspec.json.encode(msgspec.structs.replace(data, used=used)))
 
 
@@ -91,7 +94,9 @@ def with_prompts(loop: Path, turns: Callable[[], Iterable[Turn]]) -> None:
     keys = {turn.id: prompt_key(turn.messages) for turn in turns() if turn.messages}
     for file, data in old.items():
         used = {
-            method: tuple(Used(one.turn, one.person, one.prompt or keys.get(one.turn, UNKNOWN)) for one in each)
+            method: tuple(
+                msgspec.structs.replace(one, prompt=one.prompt or keys.get(one.turn, UNKNOWN)) for one in each
+            )
             for method, each in data.used.items()
         }
         written(file, msgspec.json.encode(msgspec.structs.replace(data, used=used)))

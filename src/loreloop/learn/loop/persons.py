@@ -84,8 +84,8 @@ class PersonCourse:
         return True
 
     def forget(self) -> bool:
-        """Of persons who were deleted nothing is kept. What a team's adapter has learned of a member it knows, so it
-        answers the others no more, at once; True where a team has lost its weights so, which are made anew of what the
+        """Of persons who were deleted nothing is kept. What an adapter has learned of their words it knows, so it
+        answers the others no more, at once; True where somebody has lost weights so, which are made anew of what the
         others have said."""
         if self.kept.is_empty:
             return False

@@ -14,10 +14,10 @@ from loreloop.learn.loop.collecting import (
     Line,
     Rules,
     Used,
+    heard_of,
     lines_of_turn,
     newest_of,
     person_of,
-    said_of,
     trainable,
     used_of,
 )
@@ -40,8 +40,9 @@ class Due:
 
     @property
     def learned(self) -> tuple[str, ...]:
-        """Of a team, whose words it learns; () for a single person."""
-        return () if self.members == (self.person,) else tuple(dict.fromkeys(used.person for used in self.used))
+        """Whose words it learns; () for a single person whose words are all their own."""
+        known = tuple(dict.fromkeys(who for used in self.used for who in (used.person, *used.others)))
+        return () if self.members == (self.person,) == known else known
 
 
 def due(
@@ -76,7 +77,7 @@ def _corrections(
     by_id = trainable(turns, statements, rules)
     team_of = {user: team for team, users in wanted.teams.items() for user in users}
     found: dict[str, Corrections] = defaultdict(list)
-    for turn_id, said in said_of(by_id, statements).items():
+    for turn_id, said in heard_of(by_id, statements, rules).items():
         turn = by_id[turn_id]
         edits = [one.number for one in said if one.metric == EDIT]
         for method, line in lines_of_turn(turn, said, by_id):
@@ -85,7 +86,7 @@ def _corrections(
             may = user and (not wanted.users or user in wanted.users or user in team_of)
             if method == "sft" and edits and may:
                 whose = _team(turn, team_of[user]) if user in team_of else person_of(turn)
-                found[whose].append((max(edits), line, used_of(turn)))
+                found[whose].append((max(edits), line, used_of(method, turn, said, by_id)))
     return found
 
 

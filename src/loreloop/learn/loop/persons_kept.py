@@ -21,7 +21,7 @@ from loreloop.learn.loop.state import read, written
 
 class Decided(msgspec.Struct, frozen=True, kw_only=True):
     """An adapter that is to answer its members: its decision's key, its weights, up to which statement it has learned,
-    and of a team whose words."""
+    and whose words, where these are not one person's alone."""
 
     key: str
     target: str
@@ -32,8 +32,8 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True):
 
 class Own(msgspec.Struct, frozen=True):
     """A person's own champion, and the number of the newest correction that it was made of (also where it was
-    rejected, so that the same words are not tried again); of a team, whose corrections these are, and whom it
-    answers. `decided` is what is not done yet."""
+    rejected, so that the same words are not tried again). `members` are whose words these are, and `answers` whom
+    it answers, where that is not one person alone. `decided` is what is not done yet."""
 
     target: str | None
     heard: int
@@ -72,14 +72,14 @@ class PersonsKept:
         self._keep(person, msgspec.structs.replace(new, target=target or (before and before.target), heard=heard))
 
     def _with(self, person: str, learned: Collection[str], answers: Iterable[str]) -> Own:
-        """Of a team, members whose words may be in weights that answer stay known, or their deletion would not find
+        """Those whose words may be in weights that answer stay known, or their deletion would not find
         these: what was there before an attempt that did not hold answers on."""
         before = self.owns.get(person) or Own(None, 0)
         return Own(
             target=None,
             heard=0,
             members=tuple(dict.fromkeys((*before.members, *learned))),
-            answers=tuple(dict.fromkeys((*before.answers, *answers))) if learned else before.answers,
+            answers=tuple(dict.fromkeys((*_answered(person, before), *answers))) if learned else before.answers,
         )
 
     def _keep(self, person: str, own: Own) -> None:
@@ -92,9 +92,9 @@ class PersonsKept:
         return not self.owns and not self._held()
 
     def teams_of(self, deleted: Collection[str]) -> dict[str, tuple[str, ...]]:
-        """Teams whose weights know a deleted member, with those whom these weights answer, or may."""
+        """Teams, and persons, whose weights know words of somebody deleted, with those whom they answer, or may."""
         found = {name: own for name, own in self.owns.items() if not {*own.members}.isdisjoint(deleted)}
-        return {name: own.answers or own.members for name, own in found.items()}
+        return {name: _answered(name, own) for name, own in found.items()}
 
     def drop(self, deleted: Collection[str]) -> None:
         """Keeps nothing of deleted persons and of teams that knew them: neither which weights were theirs, nor of what
@@ -113,6 +113,14 @@ class PersonsKept:
 
     def _held(self) -> set[str]:
         return {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+
+
+def _answered(name: str, own: Own) -> tuple[str, ...]:
+    """Whom weights answer, or may. Who has spoken of others' turns is answered by weights of their own, which these
+    are not; only a team's record of an older version names nobody but its members."""
+    if own.answers or (own.target is None and own.decided is None):
+        return own.answers
+    return own.members if name.startswith("\n") else (name,)
 
 
 def short(person: str) -> str:

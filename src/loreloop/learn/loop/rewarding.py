@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 import tinker
 
@@ -20,6 +21,7 @@ from loreloop.learn.loop.reward.linear import LinearReward, LinearSettings
 from loreloop.learn.loop.reward.lora import LoraReward, LoraSettings
 from loreloop.learn.loop.reward.mix import LearnedReward, Mixed, Part, mix_of
 from loreloop.learn.loop.reward.stream import Forgetting, RewardStream, Rules
+from loreloop.learn.loop.sessions import closed
 from loreloop.learn.refusals import Refused, in_our_words
 from loreloop.learn.rendering import Renderer
 from loreloop.learn.rewards.graders.grader import Means
@@ -36,11 +38,13 @@ FOLDER = "reward"  # in the loop's own
 
 @dataclass(frozen=True)
 class Base:
-    """The base model that a LoRA reward is an adapter of."""
+    """The base model that a LoRA reward is an adapter of. `anew` opens another session for a reward that is made once
+    more, so that what the one before has left at the server can go."""
 
     service: tinker.ServiceClient
     name: str
     renderer: Renderer
+    anew: Callable[[], tinker.ServiceClient] | None = None
 
 
 class Rewarding:
@@ -59,19 +63,21 @@ class Rewarding:
         self.loaded, self.deleted, self.golden, self.declared = loaded, deleted, golden, declared or {}
         self.means = Means(CodeSandbox(), served_judge(loaded.config.url, key))
         self.base, self.is_lost = base, False
+        self.own: tinker.ServiceClient | None = None  # the session of a reward that was made once more
         self.stream = self._stream(base)
         self.reward = self._reward()
 
     def lose(self) -> None:
-        """Says that the server has lost a model, which may be that of a LoRA reward."""
+        """Says that something has failed at the server: a LoRA reward may have lost its model, or have learned or
+        forgotten by half."""
         self.is_lost = self.loaded.config.reward.kind == "lora"
 
     async def whole(self) -> None:
-        """Makes a reward whose model may be lost once more, out of what it has saved last. To be awaited before
-        anything asks it."""
+        """Makes a reward whose model may be lost once more, with all that stands beside it, out of what it has saved
+        last. To be awaited before anything asks it."""
         if self.is_lost:
             with in_our_words("the reward's weights"):
-                self.stream = await asyncio.to_thread(self._stream, self.base)
+                self.stream = await asyncio.to_thread(self._once_more)
             self.reward, self.is_lost = self._reward(), False
 
     async def hear(self, turns: Sequence[Turn], statements: Sequence[Feedback]) -> str:
@@ -92,9 +98,24 @@ class Rewarding:
         return self.stream is not None and self.stream.golden.holds(messages)
 
     async def close(self) -> None:
-        """Ends the processes of code graders."""
+        """Ends the processes of code graders, and a session of the reward's own."""
+        if self.own is not None:
+            await asyncio.to_thread(closed, self.own)
         if self.means.sandbox is not None:
             await self.means.sandbox.close()
+
+    def _once_more(self) -> RewardStream | None:
+        if self.base.anew is None:
+            return self._stream(self.base)
+        service = self.base.anew()
+        with ExitStack() as stack:
+            stack.callback(closed, service)
+            stream = self._stream(replace(self.base, service=service))
+            stack.pop_all()
+        before, self.own = self.own, service
+        if before is not None:
+            closed(before)
+        return stream
 
     def _stream(self, base: Base) -> RewardStream | None:
         kind, seed = self.loaded.config.reward.kind, self.loaded.config.seed

@@ -4,14 +4,36 @@ client for a while, and with them the models that they hold. What was saved is s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 import tinker
 
 from loreloop.learn.loop.door import Door
 from loreloop.protocol.errors import Gone, LoreloopError, Unavailable
+
+CLOSE_SECONDS = 10.0  # after which nobody waits for a server that does not answer; it ends the session by itself
+
+
+@asynccontextmanager
+async def session_of_its_own(url: str, key: str) -> AsyncIterator[tinker.ServiceClient]:
+    """A session for one piece of work. The server holds all models of a session until it ends, and of one key only so
+    many: who works for months in a single session has them used up."""
+    service = tinker.ServiceClient(base_url=url, api_key=key)
+    try:
+        # In a thread, as at its end: the SDK blocks until the server has answered.
+        await asyncio.to_thread(lambda: service.holder)
+        yield service
+    finally:
+        await asyncio.to_thread(closed, service)
+
+
+def closed(service: tinker.ServiceClient) -> None:
+    """Ends a session, with all models that it holds. One that cannot be ended now has no heartbeat any more."""
+    with suppress(TimeoutError):
+        service.close("success").future().exception(CLOSE_SECONDS)
 
 
 class SessionEnded(Unavailable):
@@ -24,7 +46,8 @@ class LoopSession:
 
     service: tinker.ServiceClient
     door: Door
-    lost: Callable[[], None] = lambda: None  # told where a model alone is lost, whosever it was
+    # Told where what a model has learned may be lost or half done, whosever it was.
+    lost: Callable[[], None] = lambda: None
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -34,6 +57,8 @@ class LoopSession:
         try:
             yield
         except LoreloopError as error:
+            # What was half done within the block is not known, whatever ended it; what was saved is.
+            self.lost()
             if isinstance(error, Unavailable):
                 raise
             if self.door.session_has_ended(self.service.holder.get_session_id()):
@@ -41,6 +66,5 @@ class LoopSession:
                     "The server has ended the loop's session; a new one goes on from what was saved last."
                 ) from None
             if isinstance(error, Gone):
-                self.lost()
                 raise Unavailable(f"{error.message} The loop goes on from what was saved last.") from None
             raise

@@ -7,6 +7,7 @@ neither the feeds nor the gate.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,7 +29,7 @@ from loreloop.learn.learners.reinforce_loop import Bounds
 from loreloop.learn.loop.config import Training
 from loreloop.learn.loop.cycle_files import GENERAL
 from loreloop.learn.loop.rehearsing import rehearsed_of, train_beside
-from loreloop.learn.loop.state import RunFolder
+from loreloop.learn.loop.state import RunFolder, written
 from loreloop.learn.loop.watching import Look, StoppedByGuards, TrainingWatch
 from loreloop.learn.methods import METHODS, Keeping, Order, seeing, train
 from loreloop.learn.plan import Plan
@@ -100,7 +101,7 @@ async def _run(shop: Shop, method: str, file: Path, start: str | None, name: str
     plan = plan_of(shop, method, len(examples), start, name)
     if method == "sft" and shop.training.epochs is None:
         plan, examples = as_one_epoch(plan, examples)
-    kept = RunFolder(file.with_suffix(""))
+    kept = await _run_of(shop, plan, len(examples), file.with_suffix(""))
     watch = TrainingWatch(kept.path, name, shop.look) if shop.look else None
     keeping = Keeping(kept, kept.tell)
     if watch is not None:
@@ -128,6 +129,27 @@ async def _run(shop: Shop, method: str, file: Path, start: str | None, name: str
     # The weights of epochs before the last one are in nobody's way to anything.
     await forgotten(shop.service, [one.path for one in position.checkpoints[:-1]] if position else ())
     return made
+
+
+async def _run_of(shop: Shop, plan: Plan, n: int, folder: Path) -> RunFolder:
+    """The folder of a run by this plan over so many examples. A position counts steps of its own plan: what has begun
+    by another one, as where loop.toml was changed meanwhile, begins anew."""
+    mark, kept, file = msgspec.json.encode({"plan": plan, "examples": n}), RunFolder(folder), folder / "plan.json"
+    known = file.read_bytes() if file.exists() else None
+    if known == mark:
+        return kept
+    # A version that noted no plan may have left a position; nothing says that it is of another one.
+    if known is not None:
+        if (position := await kept.load()) is not None:
+            await forgotten(shop.service, [*position.states.values(), *(one.path for one in position.checkpoints)])
+        # As a whole: of a folder that is half deleted, a position might stay without its plan.
+        old = folder.with_name(f"{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        shutil.rmtree(old)
+        kept = RunFolder(folder)
+    written(file, mark)
+    return kept
 
 
 async def fitting(shop: Shop, method: str, examples: Sequence[Any]) -> list[Any]:

@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +39,21 @@ class Kept:
     files: Mapping[str, bytes]
 
 
-def save_version(folder: Path, version: RewardVersion, files: Mapping[str, bytes]) -> list[RewardVersion]:
+def _nothing_beside(version: RewardVersion) -> None:
+    """What goes before a version's files where all of it lies in its folder."""
+
+
+def save_version(
+    folder: Path,
+    version: RewardVersion,
+    files: Mapping[str, bytes],
+    first: Callable[[RewardVersion], None] = _nothing_beside,
+) -> None:
     """Writes a version. Whatever dies meanwhile, it is there whole or not at all; one that is there already stays as
-    it is, since a version never changes. Gives the older ones of which nothing but the record is kept from now on."""
+    it is, since a version never changes. Of older ones nothing but the record is kept; `first` as for `drop_files`."""
     place = folder / f"{version.number:06d}"
     if (place / RECORD).exists():
-        return []
+        return
     folder.mkdir(parents=True, exist_ok=True)
     new = folder / f".new-{uuid.uuid4().hex}"
     new.mkdir()
@@ -56,7 +65,7 @@ def save_version(folder: Path, version: RewardVersion, files: Mapping[str, bytes
             os.fsync(file.fileno())
     os.rename(new, place)
     _sync(folder)
-    return drop_files(folder)
+    drop_files(folder, first=first)
 
 
 def newest(folder: Path, kind: str) -> Kept | None:
@@ -77,18 +86,18 @@ def versions(folder: Path) -> list[RewardVersion]:
     return [record.version for record, _ in _records(folder)]
 
 
-def drop_files(folder: Path, kept: int = KEPT) -> list[RewardVersion]:
+def drop_files(folder: Path, kept: int = KEPT, first: Callable[[RewardVersion], None] = _nothing_beside) -> None:
     """Removes what a death has left behind, and the files of all but the newest `kept` versions; the records stay.
-    Gives the versions whose files have gone now."""
+    `first` deletes what a version has elsewhere, while its files still say that it is there: after a death in between
+    it is asked again."""
     for left in folder.glob(".new-*"):
         shutil.rmtree(left, ignore_errors=True)
-    gone = []
     for record, place in _records(folder)[:-kept]:
         files = [place / name for name in record.sums if (place / name).exists()]
+        if files:
+            first(record.version)
         for file in files:
             file.unlink()
-        gone += [record.version] if files else []
-    return gone
 
 
 def _records(folder: Path) -> list[tuple[_Record, Path]]:

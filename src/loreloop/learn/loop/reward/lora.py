@@ -169,19 +169,17 @@ class LoraReward:
                 frozen=self.frozen,
                 bias=self.bias,
             )
-            self._drop_weights(save_version(folder, self.version, {"state.json": msgspec.json.encode(state)}))
+            save_version(folder, self.version, {"state.json": msgspec.json.encode(state)}, self._drop_weights)
 
     def drop_older(self, folder: Path) -> None:
         """Leaves only the newest version's files, and its weights at the server: older ones hold what was forgotten."""
-        self._drop_weights(drop_files(folder, kept=1))
+        drop_files(folder, kept=1, first=self._drop_weights)
 
-    def _drop_weights(self, versions: Sequence[RewardVersion]) -> None:
-        rest = self.service.create_rest_client()
-        for version in versions:
-            # Somebody else may have deleted them.
-            if version.weights is not None and version.weights != self.version.weights:
-                with contextlib.suppress(tinker.NotFoundError):
-                    rest.delete_checkpoint_from_tinker_path(version.weights).result()
+    def _drop_weights(self, version: RewardVersion) -> None:
+        if version.weights is not None and version.weights != self.version.weights:
+            # Somebody else may have deleted them, or this one before a death.
+            with contextlib.suppress(tinker.NotFoundError):
+                self.service.create_rest_client().delete_checkpoint_from_tinker_path(version.weights).result()
 
     def anchors(self) -> list[Scored]:
         """The answers of the reference set."""
