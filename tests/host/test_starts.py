@@ -1,6 +1,7 @@
 """A server whose process dies at its start again and again stops, and says why; one that comes up goes on for ever."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,16 @@ from loreloop.host.starts import MAX_STARTS, Starts, came_up, reason_of, say_up
 from loreloop.host.supervisor import Supervisor
 from loreloop.protocol.errors import ServerError
 from loreloop.protocol.syncing import CANNOT_SYNC
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_they_were() -> Iterator[None]:
+    """A supervisor ignores signals at its end, and here it ends in the process that runs all other tests; whatever they
+    start would not hear Ctrl-C any more."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_the_same_reason_is_counted_and_another_one_begins_anew() -> None:

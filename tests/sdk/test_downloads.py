@@ -190,7 +190,8 @@ download(tinker_path=sys.argv[1], output_dir=sys.argv[2])
     for number, save in enumerate((trained.save_state, trained.save_weights_external)):
         folder = tmp_path / str(number)
         command = [sys.executable, "-W", "ignore", "-c", code, save("cookbook").result().path, str(folder)]
-        subprocess.run(command, env=environment, check=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
         assert_same_in_peft(trained, tiny_folder, folder)
 
 
