@@ -182,9 +182,10 @@ def test_the_cookbook_downloads_what_can_be_trained_further_and_what_was_exporte
 ) -> None:
     """A training checkpoint is exported by it under another name, encrypted for itself."""
     code = """
-import sys
+import os, sys
 from tinker_cookbook.weights import download
-download(tinker_path=sys.argv[1], output_dir=sys.argv[2])
+print(download(tinker_path=sys.argv[1], output_dir=sys.argv[2]), flush=True)
+os._exit(0)  # threads of its libraries may abort the interpreter's own end, which is not what is tested
 """
     environment = os.environ | {"TINKER_BASE_URL": server.url, "TINKER_API_KEY": server.key}
     for number, save in enumerate((trained.save_state, trained.save_weights_external)):
