@@ -34,6 +34,14 @@ from tests.loop.world import World
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+def corrected() -> Feeds:
+    """Four turns whose answers somebody has corrected."""
+    feeds = Feeds()
+    for n in range(4):
+        feeds.say(feeds.turn(f"what is {n}?", "it is the fox").id, "demonstration", f"it is {n}")
+    return feeds
+
+
 def test_a_training_goes_on_in_a_new_session_behind_its_last_saved_step(
     server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,9 +104,7 @@ def test_a_cycle_whose_weights_to_begin_with_are_gone_from_the_disk_ends_and_say
     server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deploy(server)
-    feeds = Feeds()
-    for n in range(4):
-        feeds.say(feeds.turn(f"what is {n}?", "it is the fox").id, "demonstration", f"it is {n}")
+    feeds = corrected()
     with tinker.ServiceClient(base_url=server.url, api_key=server.key) as service:
         saved = service.create_lora_training_client(base_model="tiny", rank=4).save_state("vanished").result().path
     (folder,) = (one for one in server.data.rglob("vanished*") if one.is_dir())
@@ -151,9 +157,7 @@ def test_trainings_leave_no_models_at_the_server(
     server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deploy(server)
-    feeds = Feeds()
-    for n in range(4):
-        feeds.say(feeds.turn(f"what is {n}?", "it is the fox").id, "demonstration", f"it is {n}")
+    feeds = corrected()
     plan = {"rank": 4, "epochs": 1, "least_examples": 2, "methods": ["sft"], "general": 0}
 
     def n_live() -> int:

@@ -87,7 +87,7 @@ class Files:
         made = copy_links(folder, target, 2)
         # An accepted operation keeps what it was accepted with, though its checkpoint was overwritten since. A new one
         # must never load what another request has left under its name.
-        if is_new and not (made or is_linked(folder, target) or is_same(folder, target)):
+        if is_new and not (made or has_same_files(folder, target)):
             raise Conflict(
                 f"Files of another checkpoint are kept for {request_id} still, since a request of that id was broken "
                 "off; load under another sequence id, or after a quarter of an hour."
@@ -172,6 +172,11 @@ def is_linked(source: Path, target: Path) -> bool:
         )
     except FileNotFoundError:  # one of them was deleted meanwhile
         return False
+
+
+def has_same_files(source: Path, target: Path) -> bool:
+    """Whether what lies in one folder is what lies in the other, be it linked or copied."""
+    return is_linked(source, target) or is_same(source, target)
 
 
 def read_secret(file: Path) -> bytes:

@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Connection, select, update
 
-from loreloop.protocol.checksums import SUMS_FILE, check_all_files, is_same, sum_of
+from loreloop.protocol.checksums import SUMS_FILE, check_all_files, sum_of
 from loreloop.protocol.errors import BadRequest, Conflict, FilesGone, NotFound
 from loreloop.protocol.paths import CheckpointPath
 from loreloop.store import checkpoints
-from loreloop.store.files import copy_links, is_linked
+from loreloop.store.files import copy_links, has_same_files, is_linked
 from loreloop.store.rows import CheckpointRow
 from loreloop.store.schema import CHECKPOINTS
 
@@ -52,7 +52,7 @@ def link_files(source: Path, target: Path) -> bool:
     """A second folder of the same files, which appears at once; False where it is there already. BadRequest where
     another checkpoint is."""
     made = copy_links(source, target, LEVELS)
-    if not (made or is_linked(source, target) or is_same(source, target)):
+    if not (made or has_same_files(source, target)):
         raise BadRequest(f"There are files of another checkpoint in {target} already; copy to another model_seq_id.")
     return made
 
