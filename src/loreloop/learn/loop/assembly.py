@@ -72,7 +72,8 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
     the loop cannot run."""
     door, folder = door_of(loaded), LoopFolder(loaded.folder)
     key = key_of(loaded)
-    with tinker.ServiceClient(base_url=loaded.config.url, api_key=key) as service:
+    begin = partial(tinker.ServiceClient, base_url=loaded.config.url, api_key=key)
+    with begin() as service:
         state = folder.load()
         base_model = state.base_model if state else await base_of(service, door.deployment().target)
         declared = door.metrics()
@@ -86,12 +87,7 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
             rewarding = await asyncio.to_thread(
                 Rewarding,
                 loaded,
-                Base(
-                    service,
-                    base_model,
-                    renderer,
-                    partial(tinker.ServiceClient, base_url=loaded.config.url, api_key=key),
-                ),
+                Base(service, base_model, renderer, begin),
                 key,
                 deleted=door.deleted_persons,
                 golden=golden.holds,
@@ -100,6 +96,7 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
         parts = Parts(
             loaded=loaded,
             service=service,
+            begin=begin,
             renderer=renderer,
             texts=texts,
             base_model=base_model,
@@ -154,6 +151,7 @@ class Parts:
 
     loaded: Loaded
     service: tinker.ServiceClient
+    begin: Callable[[], tinker.ServiceClient]  # another session, as the same key
     renderer: Renderer
     texts: Path
     base_model: str
@@ -271,9 +269,8 @@ class Parts:
     async def _train(self, shop: Shop, folder: Path, start: str | None, name: str) -> Made | None:
         """Trains in a session of its own, so that its models go when it is over. The reward's model and the guards'
         samplers are the loop's, whose session is watched as well."""
-        url, key = self.loaded.config.url, key_of(self.loaded)
         with self.session.watched(), in_our_words("the training"):
-            async with session_of_its_own(url, key) as service:
+            async with session_of_its_own(self.begin) as service:
                 own = LoopSession(service, self.session.door, self.session.lost)
                 with own.watched(), in_our_words("the training"):
                     return await trained(replace(shop, service=service), folder, start, name)

@@ -18,10 +18,10 @@ CLOSE_SECONDS = 10.0  # after which nobody waits for a server that does not answ
 
 
 @asynccontextmanager
-async def session_of_its_own(url: str, key: str) -> AsyncIterator[tinker.ServiceClient]:
+async def session_of_its_own(begin: Callable[[], tinker.ServiceClient]) -> AsyncIterator[tinker.ServiceClient]:
     """A session for one piece of work. The server holds all models of a session until it ends, and of one key only so
     many: who works for months in a single session has them used up."""
-    service = tinker.ServiceClient(base_url=url, api_key=key)
+    service = begin()
     try:
         # In a thread, as at its end: the SDK blocks until the server has answered.
         await asyncio.to_thread(lambda: service.holder)
