@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.http.site import Site, play
+from tests.http.site import Site, play, save
 
 
 async def searched(site: Site, secret: str, **body: object) -> dict[str, object]:
@@ -62,3 +62,24 @@ def test_as_much_as_may_be_asked_for_can_be() -> None:
         assert (await site.ok("/sessions/search", body))["sessions"] == []
 
     play(scene, engine=False)
+
+
+def test_the_project_of_sessions_that_name_none_is_found_by_every_list() -> None:
+    async def scene(site: Site) -> None:
+        sessions = [await site.session() for _ in range(3)]
+        for session, project in ((sessions[1], "default"), (sessions[2], "p")):
+            moved = await site.client.put(f"/sessions/{session}/project", json={"project_id": project})
+            assert moved.status_code == 200
+        for session in sessions:
+            await site.result("/save_weights", save(await site.model(session), 1, "one"))
+        async with site.client_with(site.new_key("admin")) as admin:
+            stored = (await admin.get("/billing/usage/checkpoints/current")).json()["data"]
+            of_default = await admin.get("/billing/usage/checkpoints/current?project_id=default")
+        assert {one["project_id"]: one["checkpoint_count"] for one in stored} == {"default": 2, "p": 1}
+        assert of_default.json()["data"] == [one for one in stored if one["project_id"] == "default"]
+        listed = (await site.client.get("/training_runs?project_id=default")).json()["training_runs"]
+        assert {one["training_run_id"].split(":")[0] for one in listed} == {*sessions[:2]}
+        found = (await site.ok("/sessions/search", {"project_ids": ["default"]}))["sessions"]
+        assert {one["session_id"] for one in found} == {*sessions[:2]}
+
+    play(scene)

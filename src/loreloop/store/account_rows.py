@@ -44,9 +44,9 @@ class Used(msgspec.Struct, frozen=True):
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """Checkpoints that one key keeps in one project, None being that of sessions without one."""
+    """Checkpoints that one key keeps in one project."""
 
-    project_id: str | None
+    project_id: str
     key_id: str
     key_name: str
     n_checkpoints: int

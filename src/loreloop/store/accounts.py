@@ -12,6 +12,7 @@ import msgspec
 from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects.sqlite import insert
 
+from loreloop.store import sessions
 from loreloop.store.account_rows import HOUR_SECONDS, Account, Spent, Stored, Used
 from loreloop.store.account_tables import USAGE_HOURS
 from loreloop.store.schema import CHECKPOINTS, KEYS, RUNS, SESSIONS
@@ -68,17 +69,17 @@ def between(connection: Connection, first_hour: int, end_hour: int) -> list[Used
 
 def stored(connection: Connection, project_id: str | None) -> list[Stored]:
     """What keys keep now, of all projects or of one, the most bytes first."""
-    size = func.sum(CHECKPOINTS.c.size_bytes)
+    size, project = func.sum(CHECKPOINTS.c.size_bytes), sessions.project()
     query = (
-        select(SESSIONS.c.project_id, KEYS.c.id, KEYS.c.name, func.count().label("n"), size.label("size"))
+        select(project.label("project_id"), KEYS.c.id, KEYS.c.name, func.count().label("n"), size.label("size"))
         .select_from(
             CHECKPOINTS.join(RUNS, RUNS.c.id == CHECKPOINTS.c.run_id)
             .join(SESSIONS, SESSIONS.c.id == RUNS.c.session_id)
             .join(KEYS, KEYS.c.id == CHECKPOINTS.c.key_id)
         )
-        .group_by(SESSIONS.c.project_id, KEYS.c.id, KEYS.c.name)
+        .group_by(project, KEYS.c.id, KEYS.c.name)
         .order_by(size.desc())
     )
     if project_id is not None:
-        query = query.where(SESSIONS.c.project_id == project_id)
+        query = query.where(project == project_id)
     return [Stored(row.project_id, row.id, row.name, row.n, row.size) for row in connection.execute(query)]

@@ -8,6 +8,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from loreloop.protocol.errors import NotFound
 from loreloop.protocol.training import LoraSpec
+from loreloop.store import sessions
 from loreloop.store.rows import Page, RunRow
 from loreloop.store.schema import RUNS, SESSIONS
 
@@ -43,7 +44,7 @@ def list_page(
     """Runs of this key, or of one project of it, the newest first; `limit` of them behind the first `offset`."""
     owned_runs = select(RUNS).where(RUNS.c.key_id == key_id)
     if project_id is not None:
-        of_project = select(SESSIONS.c.id).where(SESSIONS.c.project_id == project_id)
+        of_project = select(SESSIONS.c.id).where(sessions.project() == project_id)
         owned_runs = owned_runs.where(RUNS.c.session_id.in_(of_project))
     total = connection.scalar(select(func.count()).select_from(owned_runs.subquery())) or 0
     rows = connection.execute(owned_runs.order_by(RUNS.c.created.desc()).limit(limit).offset(offset))

@@ -11,8 +11,6 @@ from sqlalchemy import ColumnElement, Connection, and_, false, func, or_, select
 from loreloop.store import sessions
 from loreloop.store.schema import CHECKPOINTS, RUNS, SESSIONS
 
-PROJECT = "default"  # of sessions that name none
-
 
 class Wanted(msgspec.Struct, frozen=True):
     """Which sessions: of these keys (None: of all), in these projects, alike in every respect that is named. A session
@@ -66,7 +64,7 @@ def search(connection: Connection, wanted: Wanted, limit: int, after: str | None
                 created=row.created,
                 status=row.status,
                 detail=row.detail,
-                project_id=row.project_id or PROJECT,
+                project_id=row.project_id or sessions.PROJECT,
                 display_name=row.display_name,
                 user_metadata=msgspec.json.decode(row.user_metadata) if row.user_metadata else None,
                 n_checkpoints=n_checkpoints,
@@ -93,7 +91,7 @@ def _matches(wanted: Wanted) -> ColumnElement[bool]:
     conditions = [or_(*named)] if named else []
     conditions.append(_of_keys(wanted))
     if wanted.project_ids is not None:
-        conditions.append(func.coalesce(table.project_id, PROJECT).in_(wanted.project_ids))
+        conditions.append(sessions.project().in_(wanted.project_ids))
     for name, value in wanted.user_metadata.items():
         # By pairs and not by a path, in which a name could mean something else.
         pair = func.json_each(table.user_metadata).table_valued("key", "value")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 import msgspec
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
 
 from loreloop.protocol.errors import NotFound
 from loreloop.protocol.paths import file_name
@@ -13,6 +13,13 @@ from loreloop.store import checkpoints
 from loreloop.store.files import placed
 from loreloop.store.rows import Page, SessionNew, SessionRow, SessionStatus
 from loreloop.store.schema import SAMPLERS, SESSIONS
+
+PROJECT = "default"  # of sessions that name none
+
+
+def project() -> ColumnElement[str]:
+    """The project of a session, in a query: one that is named `default` is that of sessions that name none."""
+    return func.coalesce(func.nullif(SESSIONS.c.project_id, ""), PROJECT)
 
 
 def create(connection: Connection, key_id: str, new: SessionNew, now: float, session_id: str | None = None) -> str:
