@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_what_lies_in_a_folder_without_a_database_is_served_again(tmp_path: Path
 
 
 def test_rows_without_files_go_only_when_asked(tmp_path: Path) -> None:
-    from loreloop.store import checkpoints
+    from loreloop.store import audit, checkpoints
     from tests.store.place import Place
 
     place = Place(tmp_path)
@@ -87,6 +88,10 @@ def test_rows_without_files_go_only_when_asked(tmp_path: Path) -> None:
     assert "is a disk missing?" in told
     (tmp_path / "checkpoints").mkdir()
     assert states(repaired(tmp_path, "--yes", "--forget")[1]) == {"one": "forgotten"}
+    place.open()
+    (entry,) = place.read(audit.between, 0.0, time.time() + 1, "checkpoint")
+    assert (entry.event, entry.key_id, entry.details["why"]) == ("checkpoint_delete", place.ann, "its files were gone")
+    place.store.close()
     assert repaired(tmp_path)[:2] == (0, [])
 
 

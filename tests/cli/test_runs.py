@@ -14,10 +14,11 @@ from click.testing import CliRunner, Result
 
 from loreloop.cli.main import cli
 from loreloop.cli.server import RunningServer
+from loreloop.cli.who import operator
 from loreloop.host.meter import FLUSH_SECONDS
 from loreloop.protocol.errors import Conflict, LoreloopError, NotFound
 from loreloop.protocol.paths import CheckpointKind
-from loreloop.store import checkpoints, deployments, runs, usage
+from loreloop.store import audit, checkpoints, deployments, runs, usage
 from loreloop.store.rows import Split
 from tests.scheduler.ops import step
 from tests.sdk.clients import datum, trainer
@@ -128,6 +129,24 @@ def test_a_run_goes_with_all_that_was_saved_of_it(place: Place) -> None:
     assert result.stderr.count("tinker://") == 2
     assert rows(place.folder, "runs", "list") == rows(place.folder, "checkpoints", "list") == []
     assert list((place.folder / "checkpoints").iterdir()) == []
+
+
+def deleted(place: Place) -> list[tuple[str, str, dict[str, str]]]:
+    """What the audit log says of deletions."""
+    found = place.read(audit.between, 0.0, time.time() + 1, "checkpoint")
+    return [(one.event, one.key_id, {name: one.details[name] for name in ("tinker_path", "by")}) for one in found]
+
+
+def test_what_is_deleted_without_a_server_stands_in_the_audit_log(place: Place) -> None:
+    first, second, third = saved(place, "a"), saved(place, "b"), saved(place, "c", CheckpointKind.TRAINING)
+    ended(place.folder, "checkpoints", "rm", first, said="n\n")
+    assert deleted(place) == []
+    ended(place.folder, "checkpoints", "rm", first, "--yes")
+    ended(place.folder, "runs", "rm", place.run(), "--yes", "--force")
+    assert sorted(deleted(place), key=lambda one: one[2]["tinker_path"]) == sorted(
+        (("checkpoint_delete", place.ann, {"tinker_path": path, "by": operator()}) for path in (first, second, third)),
+        key=lambda one: one[2]["tinker_path"],
+    )
 
 
 def test_the_ends_of_a_deleted_runs_operations_are_synced(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

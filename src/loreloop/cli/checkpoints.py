@@ -13,6 +13,7 @@ from loreloop.cli.models import DATA
 from loreloop.cli.operator import checked, running_server_of
 from loreloop.cli.runs import KEY, NO_CHECKPOINTS, YES, bare, checkpoint_row, say_what_goes
 from loreloop.cli.tables import JSON, LIMIT, Size, show
+from loreloop.cli.who import note
 
 if TYPE_CHECKING:
     from loreloop.store.rows import CheckpointRow
@@ -88,6 +89,7 @@ def remove_checkpoint(path: str, yes: bool, data_dir: str, as_json: bool) -> Non
         else:
             with transaction(data_dir) as connection:
                 rows.remove(connection, row.key_id, parsed)
+                note(connection, "checkpoint_delete", row.key_id, tinker_path=str(row.path))
             # A transaction of its own: no file may go before its row has gone for good.
             with transaction(data_dir) as connection:
                 left = rows.take_left_files(connection)

@@ -11,6 +11,7 @@ import click
 
 from loreloop.cli.models import DATA
 from loreloop.cli.tables import JSON, Size, show
+from loreloop.cli.who import note
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -62,6 +63,7 @@ def repair(yes: bool, owner: str | None, forget: bool, new_database: bool, data_
         for row in gone:
             if yes and forget:
                 work.forget(connection, row)
+                note(connection, "checkpoint_delete", row.key_id, tinker_path=str(row.path), why="its files were gone")
             done = "forgotten" if yes and forget else "files gone"
             rows.append({"path": str(row.path), "state": done, "size": None, "what": f"there is no {row.folder}"})
     show(rows, as_json, empty=NOTHING)

@@ -12,7 +12,11 @@ from loreloop.cli.operator import checked, running_server_of
 from loreloop.cli.tables import JSON, LIMIT, Moment, Size, show
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from loreloop.store.overview import CheckpointSummary, RunSummary
+    from loreloop.store.removal import Removed
+    from loreloop.store.segments import Segments
 
 KEY = click.option("--key", "key_name", metavar="NAME", help="Only those of this key, by its name or id.")
 YES = click.option("--yes", is_flag=True, help="Do not ask first.")
@@ -97,11 +101,9 @@ def remove_run(run_id: str, yes: bool, force: bool, data_dir: str, as_json: bool
 
 def remove_from_store(data_dir: str, run_id: str, *, force: bool) -> None:
     """Where no server runs; none can start meanwhile."""
-    import time
     from pathlib import Path
 
     from loreloop.host.supervisor import lock_data
-    from loreloop.store import removal
     from loreloop.store.files import delete
     from loreloop.store.store import Store
 
@@ -111,13 +113,27 @@ def remove_from_store(data_dir: str, run_id: str, *, force: bool) -> None:
         store = Store(folder)
         try:
             # On the writer's thread, which syncs the ends of operations before the rows that point at them.
-            removed = store.write_and_wait(removal.remove_run, store.segments, run_id, time.time(), force=force)
+            removed = store.write_and_wait(_removed, store.segments, run_id, force=force)
         finally:
             store.close()
         for each in removed.folders:
             delete(Path(each))
         for file in removed.files:
             Path(file).unlink(missing_ok=True)
+
+
+def _removed(connection: Connection, segments: Segments, run_id: str, *, force: bool) -> Removed:
+    """Removes a run, with an entry in the audit log for each checkpoint of it, in the same transaction."""
+    import time
+
+    from loreloop.cli.who import note
+    from loreloop.store import overview, removal
+
+    owner = overview.find_run(connection, run_id).key_id
+    removed = removal.remove_run(connection, segments, run_id, time.time(), force=force)
+    for path in removed.paths:
+        note(connection, "checkpoint_delete", owner, tinker_path=path)
+    return removed
 
 
 def say_what_goes(things: list[str], n_bytes: int, *, yes: bool) -> None:
