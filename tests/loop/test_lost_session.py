@@ -213,3 +213,86 @@ def test_what_is_the_sessions_fault_is_told_from_what_was_refused(heartbeat: int
         raise error
     assert type(caught.value) is kind
     assert lost == ["lost"], "what was half learned within the block is read again"
+
+
+AWAY = httpx.Request("POST", "http://site/x")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [tinker.APIConnectionError(request=AWAY), httpx.ReadError("reset", request=AWAY), tinker.TinkerError("no token")],
+    ids=["sdk", "connection", "other"],
+)
+@pytest.mark.parametrize("at", ["opening", "closing"])
+def test_a_server_that_is_away_when_a_session_begins_or_ends_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, at: str
+) -> None:
+    monkeypatch.setattr(running, "PATIENCE_SECONDS", 0.0)
+    world, words, opened = World(), list[str](), list[str]()
+    course = world.course(tmp_path)
+
+    async def ends() -> bool:
+        raise SessionEnded("The server has ended the loop's session.")
+
+    @asynccontextmanager
+    async def open_course() -> AsyncIterator[Course]:
+        opened.append("")
+        if len(opened) == 1:
+            with monkeypatch.context() as patched:
+                patched.setattr(course, "step", ends)
+                yield course
+            if at == "closing":
+                raise error
+            return
+        if len(opened) == 2 and at == "opening":
+            raise error
+        yield course
+
+    asyncio.run(run_anew(open_course, Running(wish=lambda: len(opened) == 3 - (at == "closing"), tell=words.append)))
+    assert words[1].startswith("The server did not go on with what the loop needs")
+    assert course.folder.why()["sentence"] == words[1]
+
+
+def test_what_is_refused_for_good_while_a_loop_is_opened_again_is_told_by_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, opened = World(), list[str]()
+    course = world.course(tmp_path)
+
+    async def ends() -> bool:
+        raise SessionEnded("The server has ended the loop's session.")
+
+    @asynccontextmanager
+    async def open_course() -> AsyncIterator[Course]:
+        opened.append("")
+        if len(opened) == 2:
+            raise Forbidden("This key may not train.")
+        course.step = ends  # type: ignore[method-assign]
+        yield course
+
+    monkeypatch.setattr(running, "PATIENCE_SECONDS", 0.0)
+    with pytest.raises(Forbidden):
+        asyncio.run(run_anew(open_course, Running()))
+    assert course.folder.why()["sentence"] == "This key may not train."
+
+
+class _OtherHolder(_Holder):
+    def get_session_id(self) -> str:
+        return "s-2"
+
+
+class _Other(_Service):
+    holder = _OtherHolder()
+
+
+@pytest.mark.parametrize(("ended", "kind"), [("s-1", SessionEnded), ("s-2", Unavailable), ("none", Refused)])
+def test_a_reward_whose_session_has_ended_goes_on_in_a_new_one(ended: str, kind: type) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        status = 410 if json.loads(request.content)["session_id"] == ended else 200
+        return httpx.Response(status, json={"error": {"message": "so"}})
+
+    http = httpx.Client(base_url="http://site", transport=httpx.MockTransport(answer))
+    session = LoopSession(_Service(), Door(http, "assistant"), beside=lambda: _Other())  # type: ignore[arg-type, return-value]
+    with http, pytest.raises(kind) as caught, session.watched():
+        raise Refused("The session of m has ended")
+    assert type(caught.value) is kind

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +13,10 @@ from typing import NamedTuple
 import httpx
 import numpy as np
 import pytest
+import tinker
 from tinker.lib.public_interfaces.api_future import APIFuture, AwaitableConcurrentFuture
 
+from loreloop.cli.server import RunningServer
 from loreloop.learn.loop.collecting import Rules, collect
 from loreloop.learn.loop.config import Loaded, config_of
 from loreloop.learn.loop.door import Door
@@ -23,7 +27,9 @@ from loreloop.learn.loop.reward.stream import RewardStream
 from loreloop.learn.loop.reward.stream import Rules as StreamRules
 from loreloop.learn.loop.rewarding import Base, Rewarding
 from loreloop.learn.loop.sessions import LoopSession
+from loreloop.learn.rendering import renderer_of
 from loreloop.learn.rewards.graders.reading import GraderReward
+from loreloop.protocol.episodes import Person
 from loreloop.protocol.errors import Unavailable
 from loreloop.protocol.feedback import Direction, Metric
 from tests.loop.feeds import Feeds
@@ -225,3 +231,46 @@ def test_a_reward_that_has_forgotten_by_half_is_read_again(tmp_path: Path, monke
     assert rewarding.stream.golden.ids() == first.golden.ids()
     asyncio.run(rewarding.hear(feeds.turns, feeds.feedback))
     assert rewarding.stream.proxy.known() == known
+
+
+def n_models(server: RunningServer) -> int:
+    """How many models the server holds."""
+    with closing(sqlite3.connect(f"file:{server.data / 'loreloop.db'}?mode=ro", uri=True)) as database:
+        (n,) = database.execute("SELECT count(*) FROM runs WHERE live").fetchone()
+    return int(n)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lora_reward_that_forgets_leaves_no_model_at_the_server(
+    server: RunningServer, tiny_folder: Path, tmp_path: Path
+) -> None:
+    plain = {
+        "deployment": "assistant",
+        "url": server.url,
+        "reward": {"kind": "lora"},
+        "training": {"methods": ["grpo"]},
+    }
+    loaded, deleted = Loaded(config_of(plain), tmp_path, tmp_path / "loop.state"), set[str]()
+
+    def begin() -> tinker.ServiceClient:
+        return tinker.ServiceClient(base_url=server.url, api_key=server.key)
+
+    feeds = Feeds()
+    for k in range(8):
+        turn = feeds.turn(f"what is {k}?", f"it is {k}", person=Person("key", f"person{k % 4}"))
+        feeds.say(turn.id, "thumb", value=bool(k % 2), who=f"person{k % 4}", giver="key")
+    before = n_models(server)
+    with begin() as service:
+        base = Base(service, "tiny", renderer_of(tiny_folder), begin)
+        rewarding = Rewarding(loaded, base, server.key, lambda: frozenset(deleted), lambda _: False)
+        asyncio.run(rewarding.hear(feeds.turns, feeds.feedback))
+        assert n_models(server) == before + 1
+        assert rewarding.stream is not None
+        first, known = rewarding.stream, rewarding.stream.proxy.known()
+        deleted.add("key\nperson1")
+        asyncio.run(rewarding.hear(feeds.turns, feeds.feedback))
+        assert rewarding.stream is not first
+        assert rewarding.stream.proxy.known() < known, "it has learned anew"
+        assert n_models(server) == before + 1
+        asyncio.run(rewarding.close())
+    assert n_models(server) == before

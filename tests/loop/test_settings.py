@@ -60,6 +60,8 @@ def test_a_wrong_field_is_named(plain: dict, named: str) -> None:
 def test_a_field_that_says_something_is_taken() -> None:
     assert config_of({"deployment": "a", "training": GRPO | {"kl": 0.0}, "reward": KIND}).training.kl == 0
     assert config_of({"deployment": "a", "persons": {"corrections": 3, "users": ["ann"]}}).persons.users == ("ann",)
+    no_sft = {"methods": ["kto"], "general": 4}
+    assert config_of({"deployment": "a", "training": no_sft, "persons": {"corrections": 3}}).training.general == 4
 
 
 def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import tinker
 from tinker.types import RequestErrorCategory
 
@@ -60,6 +61,9 @@ def in_our_words(what: str) -> Iterator[None]:
         yield
     except tinker.TinkerError as error:
         raise refusal(error, what) from None
+    except httpx.HTTPError as error:
+        # The SDK lets some errors of its connections through as they are.
+        raise Unavailable(f"The server did not go on with {what}: {error}") from None
 
 
 def refusal(error: tinker.TinkerError, what: str) -> LoreloopError:

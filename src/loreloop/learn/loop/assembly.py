@@ -103,7 +103,7 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
             rewarding=rewarding,
             golden=golden,
             metrics=metrics,
-            session=LoopSession(service, door, rewarding.lose),
+            session=replace(LoopSession(service, door, rewarding.lose), beside=lambda: rewarding.own),
             labelled=lambda trained: labelled_prompts(door.turns(), door.feedback(), door.deleted_persons(), trained),
         )
         persons = PersonCourse(
@@ -202,24 +202,29 @@ class Parts:
         """A candidate of a cycle's folder, watched by the guards where a reward learns."""
         with self.session.watched():
             await self.rewarding.whole()
-        if (folder / "sft.jsonl").exists():
-            await self.lay_out_general(folder)
+        if (folder / "sft.jsonl").exists() and (target := self.held_to()) is not None:
+            await self.lay_out_general(folder, target)
         return await self._train(replace(self.shop(), look=self.guard(folder)), folder, start, name)
 
-    async def lay_out_general(self, folder: Path) -> None:
-        """Puts general prompts beside a cycle's corrections, answered by what its training begins with; none where
-        that cannot be asked."""
-        told, state = self.loaded.config.training, LoopFolder(self.loaded.folder).load()
-        if not told.general or state is None:
+    def held_to(self) -> str | None:
+        """The weights to which general prompts hold a cycle's candidate, those that its training begins with. None
+        where these cannot be asked."""
+        state = LoopFolder(self.loaded.folder).load()
+        if state is None or not state.from_start:
+            return state.champion.target if state else None
+        # The champion's answers would teach what it has learned from persons who were deleted since.
+        if self.loaded.config.start is None:
+            return state.base_model
+        # Weights to train on, of which nobody knows as what they are sampled.
+        if self.loaded.config.training.general:
+            self.tell(state, "No general prompts stand beside its lines, since it begins at `start`.")
+        return None
+
+    async def lay_out_general(self, folder: Path, target: str) -> None:
+        """Puts general prompts beside the corrections of a folder, answered by what their training begins with."""
+        told = self.loaded.config.training
+        if not told.general:
             return
-        target = state.champion.target
-        if state.from_start:
-            # The champion's answers would teach what it has learned from persons who were deleted since.
-            if self.loaded.config.start is not None:
-                # Weights to train on, of which nobody knows as what they are sampled.
-                self.tell(state, "No general prompts stand beside its lines, since it begins at `start`.")
-                return
-            target = state.base_model
         file = told.general_file
         prompts = tasks_of(self.loaded.path(file), "file of general prompts") if file else built_in()
         with self.session.watched():
@@ -262,8 +267,11 @@ class Parts:
         return self.loaded.config.gate
 
     async def train_person(self, folder: Path, start: str | None, name: str) -> Made | None:
-        """Weights for one person, of their corrections."""
-        rules = self.loaded.config.persons
+        """Weights for one person, of their corrections, held to the champion's answers on general prompts as a cycle's
+        candidate is."""
+        rules, state = self.loaded.config.persons, LoopFolder(self.loaded.folder).load()
+        if state is not None:
+            await self.lay_out_general(folder, state.champion.target)
         return await self._train(for_person(self.shop(), rules.epochs, rules.learning_rate), folder, start, name)
 
     async def _train(self, shop: Shop, folder: Path, start: str | None, name: str) -> Made | None:

@@ -238,6 +238,7 @@ def _without_use(plain: object, config: LoopConfig) -> list[tuple[str, str]]:
     no_grpo = "" if "grpo" in training.methods else 'is for "grpo", which `training.methods` does not name'
     no_pull = no_grpo or ("" if training.kl else "steers `training.kl`, which is 0; set that above 0")
     no_sft = "" if "sft" in training.methods else 'is for "sft", which `training.methods` does not name'
+    no_general = "" if config.persons.corrections else no_sft  # weights of a person's own are held by them too
     no_persons = (
         "" if config.persons.corrections else "needs `persons.corrections` above 0, without which nobody has one"
     )
@@ -246,7 +247,8 @@ def _without_use(plain: object, config: LoopConfig) -> list[tuple[str, str]]:
         "training.kl_budget": no_pull,
         **{f"training.{name}": no_grpo for name in FOR_GRPO},
         **{f"reward.{name}": no_grpo for name in ("grader", "mix")},
-        **{f"training.{name}": no_sft for name in ("liked", "general", "general_file")},
+        "training.liked": no_sft,
+        **{f"training.{name}": no_general for name in ("general", "general_file")},
         "reward.metrics": no_reward,
         **{f"persons.{name}": no_persons for name in msgspec.structs.asdict(config.persons) if name != "corrections"},
     }

@@ -22,11 +22,13 @@ UNKNOWN = "unknown"  # a prompt of which neither the key was noted nor the turn 
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True):
-    """What a cycle learns from: turns by method, and where the feeds stood."""
+    """What a cycle learns from: turns by method, and where the feeds stood. `attempt` says which of several attempts at
+    weights of a person's own it is; a cycle is known by its number."""
 
     used: dict[str, tuple[Used, ...]]
     heard: int
     turns_seen: int
+    attempt: str = ""
 
     @property
     def turns(self) -> tuple[str, ...]:
@@ -107,6 +109,17 @@ def trained_prompts(loop: Path) -> frozenset[str]:
     their turns have expired since, or have another fate than `used`."""
     files = [*loop.glob("cycles/*/data.json"), *loop.glob("persons/*/*/data.json")]
     found = {one.prompt for file in files for each in data_of(file.parent).used.values() for one in each}
-    for file in loop.glob(f"cycles/*/{GENERAL_KEYS}"):
+    for file in (*loop.glob(f"cycles/*/{GENERAL_KEYS}"), *loop.glob(f"persons/*/*/{GENERAL_KEYS}")):
         found |= read(file, set[str])
     return frozenset(found) - {"", UNKNOWN}
+
+
+def heard_in(loop: Path, cycles: Callable[[int], bool]) -> dict[str, int]:
+    """Up to which statement corrections of each turn were learned by some of a loop's cycles, by the turns' ids."""
+    found: dict[str, int] = {}
+    for file in loop.glob("cycles/*/data.json"):
+        # What a death has left beside the cycles' own folders is none of them.
+        if file.parent.name.isdigit() and cycles(int(file.parent.name)):
+            data = data_of(file.parent)
+            found |= {one.turn: max(data.heard, found.get(one.turn, 0)) for one in data.used.get("sft", ())}
+    return found

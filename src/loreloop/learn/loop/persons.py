@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from loreloop.learn.loop.collecting import Collected, Line, Rules
 from loreloop.learn.loop.config import Persons
 from loreloop.learn.loop.cycle_files import Data, data_of, drop_lines, drop_names, lay_out
 from loreloop.learn.loop.persons_due import Due, due
 from loreloop.learn.loop.persons_kept import Decided, PersonsKept, short
 from loreloop.learn.loop.server import Feeds
-from loreloop.learn.loop.state import Decision, LoopFolder, Revision
+from loreloop.learn.loop.state import Decision, LoopFolder, Revision, Verdict
 from loreloop.learn.loop.training import Made
 from loreloop.learn.loop.withdrawing import withdrawn
 from loreloop.learn.refusals import Refused
@@ -99,14 +101,16 @@ class PersonCourse:
 
     async def _make(self, one: Due, champion: Revision, turns_seen: int) -> None:
         who = short(one.person)
-        key, name = f"person:{who}:{one.heard}", f"{self.deployment}-{who}-{one.heard}"
-        if one.learned:
-            # Without a member who was deleted it is another attempt, also where the newest correction is the same.
-            key += f":{short(' '.join(sorted(one.learned)))}"
+        name = f"{self.deployment}-{who}-{one.heard}"
+        # Without words that were taken back, or a member who was deleted, it is another attempt, also where the newest
+        # correction is the same: what was decided about weights that know these is not for it.
+        key = f"person:{who}:{one.heard}:{_words_of(one)}"
+        while self.folder.decided(f"{key}:void") is not None:
+            key += ":anew"
         folder = self.kept.place(one.person, one.heard)
-        data = Data(used={"sft": one.used}, heard=one.heard, turns_seen=turns_seen)
-        # What an attempt that died has left may hold words that were withdrawn since.
-        if not (folder / "data.json").exists() or data_of(folder).used != data.used:
+        data = Data(used={"sft": one.used}, heard=one.heard, turns_seen=turns_seen, attempt=f"{key} {champion.target}")
+        # What an attempt that died has left may hold words that were withdrawn since, or a champion's that is none now.
+        if not (folder / "data.json").exists() or data_of(folder).attempt != data.attempt:
             collected = Collected()
             collected.lines["sft"], collected.used["sft"] = list(one.lines), list(one.used)
             lay_out(folder, collected, ["sft"], data)
@@ -139,25 +143,55 @@ class PersonCourse:
         return self.folder.decide(self._decision(key, one, made, share))
 
     def _carry_out(self, person: str, decided: Decided) -> None:
-        """Has the members answered by what was decided; where others have moved the deployment each time, a later step
-        does it."""
-        words = self._set_all(decided.members, decided.target)
-        if words is None:
+        """Has the members answered by what was decided, unless words that it has learned were taken back since. Where
+        others have moved the deployment each time, a later step does it."""
+        is_void = self._is_void(person, decided)
+        if not is_void and self.folder.decided(f"{decided.key}:refused") is None:
+            words = self._set_all(decided.members, decided.target)
+            if words is None:
+                return
+            if not words:
+                self._over(person, decided.target, decided.heard, decided.learned)
+                return
+            self._note(person, decided, "refused", "rejected", f"The server did not take the adapter: {words}")
+        if not self._set_back(person, decided.members):
             return
-        if words:
-            self._set_back(person, decided.members)
-            refused = Decision(
-                key=f"{decided.key}:refused",
+        if is_void:
+            shutil.rmtree(self.kept.place(person, decided.heard), ignore_errors=True)
+            self.kept.take_back(person)
+        else:
+            self._over(person, None, decided.heard, decided.learned)
+
+    def _is_void(self, person: str, decided: Decided) -> bool:
+        """Whether words of what was decided were taken back before it has answered everybody whom it should: between
+        the two lie a death, or a server that was away, for however long."""
+        if self.folder.decided(f"{decided.key}:void") is not None:
+            return True
+        folder = self.kept.place(person, decided.heard)
+        # Where nobody knows any more whose words it has learned, nobody can be asked.
+        gone = "what it was made of is gone"
+        what = withdrawn(data_of(folder), self.server) if (folder / "data.json").exists() else gone
+        if not what:
+            return False
+        self._note(
+            person, decided, "void", "void", f"The adapter answers nobody: {what}. It is made anew without that."
+        )
+        return True
+
+    def _note(self, person: str, decided: Decided, what: str, verdict: Verdict, sentence: str) -> None:
+        """Writes down why an adapter does not answer, before anything is done about it."""
+        self.folder.decide(
+            Decision(
+                key=f"{decided.key}:{what}",
                 cycle=0,
                 stage="person",
-                verdict="rejected",
-                sentence=f"The server did not take the adapter: {words}",
+                verdict=verdict,
+                sentence=sentence,
                 at=self.now(),
                 candidate=decided.target,
                 person=short(person),
             )
-            self.folder.decide(refused)
-        self._over(person, None if words else decided.target, decided.heard, decided.learned)
+        )
 
     def _over(self, person: str, target: str | None, heard: int, learned: Sequence[str]) -> None:
         folder = self.kept.place(person, heard)
@@ -185,15 +219,22 @@ class PersonCourse:
         """The same of all whom an adapter shall answer; the first trouble ends it."""
         return next((found for member in members if (found := self._set(member, target)) != ""), "")
 
-    def _set_back(self, person: str, members: Sequence[str]) -> None:
-        """Has all members of a team answered alike again where the server took new weights for some of them only."""
-        before = self.kept.owns[person].target
-        for member in members:
-            if before is not None:
-                self._set(member, before)
-            else:
-                key_id, _, user = member.partition("\n")
-                self.server.clear_person(user, key_id)
+    def _set_back(self, person: str, members: Sequence[str]) -> bool:
+        """Has all members answered alike again where new weights answer some of them only: by those that they had, or,
+        where the server does not take these any more, by the shared ones. False where a later step has to do it."""
+        own = self.kept.owns[person]
+        if own.target is not None:
+            words = self._set_all(members, own.target)
+            if words is None:
+                return False
+            if not words:
+                return True
+            self.folder.tell(f"The server did not take back older weights, so shared ones answer: {words}")
+        for member in dict.fromkeys((*members, *own.answers)):
+            key_id, _, user = member.partition("\n")
+            self.server.clear_person(user, key_id)
+        self.kept.let_go(person)
+        return True
 
     def _set(self, person: str, target: str) -> str | None:
         """Has the person answered by their weights; what the server had against that, "" for nothing. None where others
@@ -231,3 +272,8 @@ class PersonCourse:
             candidate=made.path if made else None,
             person=short(one.person),
         )
+
+
+def _words_of(one: Due) -> str:
+    """What an adapter is to learn, in a few letters."""
+    return short(msgspec.json.encode((one.lines, one.used)).decode())

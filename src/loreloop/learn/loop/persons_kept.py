@@ -71,6 +71,15 @@ class PersonsKept:
         before = self.owns.get(person)
         self._keep(person, msgspec.structs.replace(new, target=target or (before and before.target), heard=heard))
 
+    def take_back(self, person: str) -> None:
+        """Notes that nothing is left to be done of what was decided, and that nothing came of it: what is heard of the
+        same words makes another attempt."""
+        self._keep(person, msgspec.structs.replace(self.owns[person], decided=None))
+
+    def let_go(self, person: str) -> None:
+        """Notes that shared weights answer all whom a person's own, or a team's, have answered."""
+        self._keep(person, msgspec.structs.replace(self.owns[person], target=None, members=(), answers=()))
+
     def _with(self, person: str, learned: Collection[str], answers: Iterable[str]) -> Own:
         """Those whose words may be in weights that answer stay known, or their deletion would not find
         these: what was there before an attempt that did not hold answers on."""

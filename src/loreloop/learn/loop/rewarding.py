@@ -38,8 +38,8 @@ FOLDER = "reward"  # in the loop's own
 
 @dataclass(frozen=True)
 class Base:
-    """The base model that a LoRA reward is an adapter of. `anew` opens another session for a reward that is made once
-    more, so that what the one before has left at the server can go."""
+    """The base model that a LoRA reward is an adapter of. `anew` opens a session for the reward alone, and another one
+    for a reward that is made once more, so that what the one before has left at the server can go."""
 
     service: tinker.ServiceClient
     name: str
@@ -63,8 +63,9 @@ class Rewarding:
         self.loaded, self.deleted, self.golden, self.declared = loaded, deleted, golden, declared or {}
         self.means = Means(CodeSandbox(), served_judge(loaded.config.url, key))
         self.base, self.is_lost = base, False
-        self.own: tinker.ServiceClient | None = None  # the session of a reward that was made once more
-        self.stream = self._stream(base)
+        # The session of a LoRA reward: what it leaves at the server when it is made once more can go with that.
+        self.own: tinker.ServiceClient | None = None
+        self.stream = self._once_more() if loaded.config.reward.kind == "lora" else self._stream(base)
         self.reward = self._reward()
 
     def lose(self) -> None:
@@ -91,6 +92,10 @@ class Rewarding:
         except Refused as error:
             # Others' words may be taken, but none of this reward's would be: people have to look at it.
             raise Conflict(f"{error.message} The loop cannot go on without its reward.") from None
+        if isinstance(self.stream.proxy, LoraReward) and self.stream.proxy.n_models > 1:
+            # Of a reward that has learned anew, the server still has the model before, until its session ends.
+            self.lose()
+            await self.whole()
         return heard.alarm
 
     def holds(self, messages: Sequence[Message]) -> bool:

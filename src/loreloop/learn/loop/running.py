@@ -40,15 +40,17 @@ async def run_anew(
     told = ""
     while True:
         try:
-            async with open_course() as course:
-                course.asked, folder, told = asked, course.folder, ""
-                first = n_ended(course) if first is None else first
-                try:
-                    await run(course, running, first=first)
-                    return
-                except SessionEnded as error:
-                    asked = course.asked
-                    running.tell(error.message)
+            # Where the SDK begins a session or ends one, its errors are its own.
+            with in_our_words("what the loop needs"):
+                async with open_course() as course:
+                    course.asked, folder, told = asked, course.folder, ""
+                    first = n_ended(course) if first is None else first
+                    try:
+                        await run(course, running, first=first)
+                        return
+                    except SessionEnded as error:
+                        asked = course.asked
+                        running.tell(error.message)
         except Unavailable as error:
             # While it is opened again, the server may be as little there as at any other time.
             if first is None or folder is None:
@@ -57,6 +59,10 @@ async def run_anew(
                 told = error.message
                 folder.tell(told)
                 running.tell(told)
+        except LoreloopError as error:
+            if folder is not None:
+                folder.tell(error.message)
+            raise
         await asyncio.sleep(PATIENCE_SECONDS)
 
 
@@ -103,4 +109,4 @@ async def _meanwhile(course: Course) -> None:
 def n_ended(course: Course) -> int:
     """How many cycles have come to an end."""
     final = ("rejected", "promoted", "rolled_back", "void")
-    return sum(one.verdict in final for one in course.folder.decisions())
+    return sum(one.verdict in final and one.person is None for one in course.folder.decisions())

@@ -48,6 +48,8 @@ class LoopSession:
     door: Door
     # Told where what a model has learned may be lost or half done, whosever it was.
     lost: Callable[[], None] = lambda: None
+    # The session of a reward, which may end before the loop's own; what was lost is made again in another.
+    beside: Callable[[], tinker.ServiceClient | None] = lambda: None
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -65,6 +67,9 @@ class LoopSession:
                 raise SessionEnded(
                     "The server has ended the loop's session; a new one goes on from what was saved last."
                 ) from None
+            beside = self.beside()
+            if beside is not None and self.door.session_has_ended(beside.holder.get_session_id()):
+                raise Unavailable("The server has ended the reward's session; it goes on in a new one.") from None
             if isinstance(error, Gone):
                 raise Unavailable(f"{error.message} The loop goes on from what was saved last.") from None
             raise

@@ -94,14 +94,23 @@ class LoraReward:
         self.yes, self.no = (renderer.tokenizer.encode(word)[0] for word in (YES, NO))
         if self.yes == self.no:
             raise BadRequest(f"{base_model} begins {YES!r} and {NO!r} with the same token, so it cannot be a reward.")
-        self.client = self._fresh()
+        self.n_models = 0  # made at the server; what is not asked any more goes with the session
+        self._client: tinker.TrainingClient | None = None
         self._begin()
+
+    @property
+    def client(self) -> tinker.TrainingClient:
+        """The adapter at the server; a fresh one where none was loaded or made yet."""
+        if self._client is None:
+            self._client = self._fresh()
+        return self._client
 
     def _fresh(self) -> tinker.TrainingClient:
         settings = self.settings
         made = self.service.create_lora_training_client(
             self.base_model, rank=settings.rank, seed=settings.seed, train_unembed=False
         )
+        self.n_models += 1
         return made.result()
 
     def _begin(self) -> None:
@@ -148,7 +157,7 @@ class LoraReward:
         spent = {person: spent for person, spent in self.ledger.spent.items() if person not in persons}
         self._begin()
         self.persons, self.ledger.spent = known, spent
-        self.client = self._fresh()
+        self._client = self._fresh()
         self._learn(kept)
         self.version = self._next((), f"learned anew without {len(persons)} persons and {len(ids)} statements")
         return self.version
@@ -205,7 +214,7 @@ class LoraReward:
         self.persons = set(state.persons)
         if self.is_lost:
             return
-        self.client = client
+        self._client, self.n_models = client, self.n_models + 1
         self.outcomes.extend(Outcome(*one) for one in state.outcomes)
         self.bias = state.bias
         self.link = fitted_link(list(self.outcomes))
