@@ -25,6 +25,7 @@ from loreloop.learn.loop.state import Revision
 from loreloop.learn.loop.task_files import key_of_task
 from loreloop.learn.loop.training import Shop, as_one_epoch, plan_of
 from loreloop.learn.plan import Plan
+from loreloop.protocol.episodes import Person
 from tests.loop.feeds import Feeds
 from tests.loop.test_whole_cycle import course_of, deploy, loaded
 
@@ -142,7 +143,9 @@ def test_what_is_read_again_and_again_is_read_in_whole_batches() -> None:
     assert as_one_epoch(plan, [*"abcdef"])[1] == lines, "a run that goes on reads on"
 
 
-@pytest.mark.parametrize(("n", "epochs"), [(5, 58), (12, 24), (24, 12), (36, 12), (61, 7), (400, 3), (2000, 3)])
+@pytest.mark.parametrize(
+    ("n", "epochs"), [(5, 58), (12, 24), (24, 12), (34, 12), (61, 12), (96, 12), (192, 6), (400, 3), (2000, 3)]
+)
 def test_corrections_are_read_until_they_are_learned(server: RunningServer, n: int, epochs: int) -> None:
     texts = server.data / "models" / "tiny"
     shop = Shop(None, None, texts, "tiny", Training())  # type: ignore[arg-type]
@@ -150,3 +153,40 @@ def test_corrections_are_read_until_they_are_learned(server: RunningServer, n: i
     assert (plan.epochs, plan.batch_size) == (epochs, 8)
     own = plan_of(replace(shop, training=Training(epochs=5, batch_size=2)), "sft", n, None, "run")
     assert (own.epochs, own.batch_size) == (5, 2)
+
+
+def test_a_persons_weights_are_held_to_the_champions_answers_too(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy(server)
+    feeds, targets = Feeds(), list[str]()
+    for n in range(3):
+        turn = feeds.turn(f"what is {n}?", "it is the fox", person=Person("key", "ann"))
+        feeds.say(turn.id, "demonstration", f"it is {n}")
+    lay_out = assembly.lay_out_general
+
+    async def noted(folder: Path, room: Any, target: str, prompts: list[Task]) -> None:
+        targets.append(target)
+        await lay_out(folder, room, target, prompts)
+
+    monkeypatch.setattr(assembly, "lay_out_general", noted)
+    plan = {"methods": ["sft"], "rank": 4, "general": 4}
+    persons = {"corrections": 3, "epochs": 2, "right_least": 0}
+    told = loaded(server, tmp_path, training=plan, persons=persons, triggers={"feedback": 0})
+    seen: list[dict[str, Any]] = []
+
+    async def go() -> None:
+        async with course_of(server, feeds, told, monkeypatch) as course:
+            monkeypatch.setattr(course.server, "set_person", lambda *_: None)
+            assert await course.step()
+            (decision,) = course.folder.decisions()
+            assert (decision.stage, decision.verdict) == ("person", "promoted")
+            (file,) = told.folder.glob("persons/*/*/sft/metrics.jsonl")
+            seen.extend(json.loads(line)["metrics"] for line in file.read_text().splitlines())
+
+    asyncio.run(go())
+    assert targets == ["tiny"]
+    assert seen
+    assert all("train_drift" in one for one in seen), "in each of its steps"
+    assert not list(told.folder.glob("persons/*/*/*.jsonl")), "what was said goes at the end"
+    assert {key_of_task(one) for one in built_in()[:4]} <= trained_prompts(told.folder)

@@ -48,7 +48,9 @@ class Used(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Rules:
-    """What may be learned from: `deleted` persons, prompts that are `golden`, and the most lines."""
+    """What may be learned from: `deleted` persons, prompts that are `golden`, and the most lines. Of corrections,
+    `most_corrections` (None: all); those come first that no cycle has `tried`, then those that no promoted one `holds`.
+    Both say of turns, by their ids, up to which statement corrections of them were learned."""
 
     deleted: frozenset[str] = frozenset()
     golden: frozenset[str] = frozenset()
@@ -56,14 +58,19 @@ class Rules:
     most: int = 2000
     most_per_person: int = 200
     liked: float = 0.0
+    most_corrections: int | None = None
+    tried: Mapping[str, int] = field(default_factory=dict)
+    holds: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class Collected:
-    """Lines by method, each with its turn beside it, in the order of the feed."""
+    """Lines by method, each with its turn beside it, in the order of the feed. `left` are corrections that no cycle has
+    tried and that this one has no time for."""
 
     lines: dict[str, list[Line]] = field(default_factory=lambda: defaultdict(list))
     used: dict[str, list[Used]] = field(default_factory=lambda: defaultdict(list))
+    left: int = 0
 
     def add(self, method: str, used: Used, line: Line) -> None:
         """One more line of a turn."""
@@ -172,12 +179,14 @@ def collect(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules)
     """Lines of all methods, out of the newest statements that the rules let through."""
     statements = list(statements)
     by_id = trainable(turns, statements, rules)
-    found = Collected()
+    found, numbers = Collected(), dict[str, int]()
     for turn_id, said in heard_of(by_id, statements, rules).items():
+        numbers[turn_id] = max((one.number for one in said if one.metric == EDIT), default=0)
         for method, line in lines_of_turn(by_id[turn_id], said, by_id):
             found.add(method, used_of(method, by_id[turn_id], said, by_id), line)
     for method in found.lines:
         _bound(found, method, rules)
+    _portion(found, rules, numbers)
     _mix_liked(found, rules)
     return found
 
@@ -224,6 +233,27 @@ def _bound(found: Collected, method: str, rules: Rules) -> None:
             kept.append(place)
     found.lines[method] = [found.lines[method][place] for place in reversed(kept)]
     found.used[method] = [found.used[method][place] for place in reversed(kept)]
+
+
+def _portion(found: Collected, rules: Rules, numbers: Mapping[str, int]) -> None:
+    """As many corrections as a cycle has time for. First those that were never tried, in the order in which they have
+    waited; there is room for older ones where these are few. `numbers` are those of each turn's newest correction."""
+    turns = [used.turn for used in found.used.get("sft", ())]
+    if rules.most_corrections is None or len(turns) <= rules.most_corrections:
+        return
+
+    def rank(place: int) -> tuple[int, int]:
+        turn = turns[place]
+        number = numbers[turn]
+        if number > rules.tried.get(turn, 0):
+            return 0, number
+        return (1 if number > rules.holds.get(turn, 0) else 2), -number
+
+    ranked = sorted(range(len(turns)), key=rank)
+    kept = sorted(ranked[: rules.most_corrections])
+    found.left = sum(rank(place)[0] == 0 for place in ranked[rules.most_corrections :])
+    found.lines["sft"] = [found.lines["sft"][place] for place in kept]
+    found.used["sft"] = [found.used["sft"][place] for place in kept]
 
 
 def _mix_liked(found: Collected, rules: Rules) -> None:

@@ -23,6 +23,7 @@ from loreloop.learn.loop.door import Deployed
 from loreloop.learn.loop.gate import Gated, Sides
 from loreloop.learn.loop.listening import Hear, Listening
 from loreloop.learn.loop.persons import PersonCourse
+from loreloop.learn.loop.portioning import portioned, told_of_cycle, told_of_wait
 from loreloop.learn.loop.reward.events import HeldOut, nothing_held_out
 from loreloop.learn.loop.server import Server
 from loreloop.learn.loop.state import Decision, LoopFolder, Revision, State, Verdict, key_of
@@ -164,7 +165,7 @@ class Course:
             return True
         said = [one for one in self.server.feedback(state.heard) if not one.retracted]
         anew = self.folder.to_retrain
-        moment = Moment(now=self.now(), n_said=len(said), night=state.night, asked=self.asked or anew)
+        moment = Moment(now=self.now(), n_said=len(said) + state.left, night=state.night, asked=self.asked or anew)
         why, night = due(self.config.triggers, moment), night_of(self.config.triggers, moment.now, state.night)
         # Where people never stop talking, a shared cycle is always due, and of persons there may be many: neither waits
         # for more than one of the other.
@@ -176,11 +177,7 @@ class Course:
                 # A night without anything new is over; what is said by day waits for the next one.
                 self.folder.save(replace(state, night=night))
             wanted = self.config.triggers.feedback
-            self.folder.tell(
-                f"{len(said)} statements since the last cycle; "
-                + (f"{wanted} begin one." if wanted else "no number begins one."),
-                statements=len(said),
-            )
+            self.folder.tell(told_of_wait(len(said), state.left, wanted), statements=len(said))
             return False
         self.asked, self.is_persons_turn = False, True
         begun = replace(state, stage="collecting", cycle=state.cycle + 1, candidate=None, night=night, from_start=anew)
@@ -245,15 +242,17 @@ class Course:
         alarm = await self.listening.listen()
         # Read behind the reward, which may have learned for minutes: whoever has withdrawn meanwhile is left out.
         turns, statements = list(self.server.turns()), list(self.server.feedback())
-        found = collect(turns, statements, self._rules())
         training = self.config.training
+        found = collect(turns, statements, portioned(self._rules(), training, self.folder, state))
         methods = [one for one in training.methods if len(found.lines.get(one, ())) >= training.least_examples]
         heard = max((one.number for one in statements), default=state.heard)
         seen = max((turn.number for turn in turns), default=state.turns_seen)
-        state = replace(state, heard=max(heard, state.heard), turns_seen=seen)
+        state = replace(state, heard=max(heard, state.heard), turns_seen=seen, left=found.left)
         numbers = {f"{name}_examples": len(lines) for name, lines in sorted(found.lines.items())}
         if alarm or not methods:
             # Before the decision, behind which nobody reads the feeds once more for this cycle.
+            # Nothing was tried, so that what is left over would begin one such cycle behind another.
+            state = replace(state, left=0)
             self.folder.save(state)
             few = f"No method of the loop has the {training.least_examples} examples that it needs."
             self._decide(state, "collecting", "void", alarm or few, numbers)
@@ -262,7 +261,7 @@ class Course:
         used: dict[str, tuple[Used, ...]] = {name: tuple(found.used[name]) for name in methods}
         data = Data(used=used, heard=state.heard, turns_seen=seen)
         lay_out(self.folder.cycle(state.cycle), found, methods, data)
-        self.folder.tell(f"Cycle {state.cycle} trains a candidate.", **numbers)
+        self.folder.tell(told_of_cycle(state, training), **numbers)
         self.folder.save(replace(state, stage="training"))
 
     async def _train(self, state: State) -> None:

@@ -36,7 +36,8 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """Where a loop stands. `heard` and `turns_seen` are the numbers of the newest statement and turn that a cycle has
     begun with; `since` and `since_version` say when, and with which version of the deployment, the canary began.
-    `from_start`: the cycle's candidate begins where the loop began, and not with the champion."""
+    `from_start`: the cycle's candidate begins where the loop began, and not with the champion. `left` are corrections
+    for which the last cycle had no time."""
 
     champion: Revision
     base_model: str
@@ -50,6 +51,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     since_version: int = 0
     night: str = ""  # the date of the last nightly cycle
     from_start: bool = False
+    left: int = 0
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
