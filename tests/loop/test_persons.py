@@ -234,17 +234,19 @@ def test_a_death_at_any_moment_of_it_changes_nothing(tmp_path: Path, monkeypatch
     assert moment > 10
 
 
-def test_the_door_lets_go_of_the_person_of_the_key_that_is_named() -> None:
+def test_the_door_looks_at_the_person_of_the_key_that_is_named_and_lets_go_of_them() -> None:
     asked = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked.append((request.method, request.url.raw_path.decode()))
-        return httpx.Response(200 if len(asked) == 1 else 404, json={})
+        return httpx.Response(404 if len(asked) == 2 else 200, json={"target": "tinker://own"})
 
     with httpx.Client(base_url="http://site", transport=httpx.MockTransport(answer)) as http:
         for _ in range(2):  # who has none any more is as one who was let go
             Door(http, "assistant").clear_person("a/b", "key 1")
-    assert asked == [("DELETE", "/loop/v1/deployments/assistant/persons/a%2Fb?key=key%201")] * 2
+        assert Door(http, "assistant").person_target("a/b", "key 1") == "tinker://own"
+    path = "/loop/v1/deployments/assistant/persons/a%2Fb?key=key%201"
+    assert asked == [("DELETE", path), ("DELETE", path), ("GET", path)]
 
 
 def test_weights_of_a_persons_own_that_know_anothers_words_go_with_that_other(tmp_path: Path) -> None:

@@ -133,6 +133,9 @@ class World:
     owns: dict[str, str] = field(default_factory=dict)
     share_right: float = 1.0
 
+    def person_target(self, user: str, key_id: str = "") -> str | None:
+        return self.owns.get(user)
+
     def set_person(self, user: str, target: str, key_id: str = "") -> None:
         self.fate.moment()
         self.owns[user] = target

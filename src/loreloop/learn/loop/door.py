@@ -131,10 +131,10 @@ class Door:
                 return frozenset(found)
             behind = f"?after={page['next']}"
 
-    def person_target(self, user: str) -> str | None:
+    def person_target(self, user: str, key_id: str = "") -> str | None:
         """The weights that answer one person; None where the deployment's own do."""
         try:
-            found = self._json("GET", f"{self.place}/persons/{quote(user, safe='')}")
+            found = self._json("GET", self._person(user, key_id))
         except NotFound:
             return None
         target: str | None = found.get("target")
@@ -147,11 +147,15 @@ class Door:
 
     def clear_person(self, user: str, key_id: str = "") -> None:
         """Has one person answered by the deployment's own weights again."""
-        whose = f"?key={quote(key_id, safe='')}" if key_id else ""
         try:
-            self._json("DELETE", f"{self.place}/persons/{quote(user, safe='')}{whose}")
+            self._json("DELETE", self._person(user, key_id))
         except NotFound:
             return
+
+    def _person(self, user: str, key_id: str) -> str:
+        """Where one person's weights are looked at and taken away."""
+        whose = f"?key={quote(key_id, safe='')}" if key_id else ""
+        return f"{self.place}/persons/{quote(user, safe='')}{whose}"
 
     def session_has_ended(self, session_id: str) -> bool:
         """Whether a session of the SDK is over, and with it all that it holds in the server's memory."""

@@ -35,6 +35,10 @@ SET_TRIES = 3
 class PersonServer(Feeds, Protocol):
     """What this asks of a server; `Door` is one."""
 
+    def person_target(self, user: str, key_id: str = "") -> str | None:
+        """The weights that answer one person; None where the deployment's own do."""
+        ...
+
     def set_person(self, user: str, target: str, key_id: str = "") -> None:
         """Has one person answered by weights of their own."""
         ...
@@ -94,8 +98,7 @@ class PersonCourse:
         deleted = self.server.deleted_persons()
         teams = self.kept.teams_of(deleted)
         for member in {each for answered in teams.values() for each in answered} - deleted:
-            key_id, _, user = member.partition("\n")
-            self.server.clear_person(user, key_id)
+            self.server.clear_person(*_names(member))
         self.kept.drop(deleted)
         return bool(teams)
 
@@ -224,22 +227,23 @@ class PersonCourse:
         where the server does not take these any more, by the shared ones. False where a later step has to do it."""
         own = self.kept.owns[person]
         if own.target is not None:
-            words = self._set_all(members, own.target)
+            # Who has them still need not be given them, and may be one whom the server gives nothing just now.
+            others = [one for one in members if self.server.person_target(*_names(one)) != own.target]
+            words = self._set_all(others, own.target)
             if words is None:
                 return False
             if not words:
                 return True
             self.folder.tell(f"The server did not take back older weights, so shared ones answer: {words}")
         for member in dict.fromkeys((*members, *own.answers)):
-            key_id, _, user = member.partition("\n")
-            self.server.clear_person(user, key_id)
+            self.server.clear_person(*_names(member))
         self.kept.let_go(person)
         return True
 
     def _set(self, person: str, target: str) -> str | None:
         """Has the person answered by their weights; what the server had against that, "" for nothing. None where others
         have moved the deployment each time."""
-        key_id, _, user = person.partition("\n")
+        user, key_id = _names(person)
         for _ in range(SET_TRIES):
             try:
                 self.server.set_person(user, target, key_id)
@@ -272,6 +276,12 @@ class PersonCourse:
             candidate=made.path if made else None,
             person=short(one.person),
         )
+
+
+def _names(person: str) -> tuple[str, str]:
+    """A person's user and key, as the server is told them."""
+    key_id, _, user = person.partition("\n")
+    return user, key_id
 
 
 def _words_of(one: Due) -> str:
