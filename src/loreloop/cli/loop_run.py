@@ -18,7 +18,7 @@ TEMPLATE = """\
 # A loop over one deployment; docs/loop.md has every field. What is left out has its default.
 deployment = "{deployment}"
 url = "{url}"
-key_variable = "LORELOOP_API_KEY"   # the environment variable that holds a key which may train
+key_variable = "LORELOOP_API_KEY"   # the environment variable that holds the key
 
 [triggers]
 feedback = 20                       # new statements that begin a cycle; 0: none do
