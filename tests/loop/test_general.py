@@ -16,7 +16,7 @@ from loreloop.cli.server import RunningServer
 from loreloop.learn.examples import Task
 from loreloop.learn.files import tasks
 from loreloop.learn.loop import assembly
-from loreloop.learn.loop.answering import Said
+from loreloop.learn.loop.answering import RehearsingRoom, Room, Said
 from loreloop.learn.loop.config import Training
 from loreloop.learn.loop.cycle_files import trained_prompts
 from loreloop.learn.loop.general import PROMPTS, built_in, lay_out_general
@@ -190,3 +190,24 @@ def test_a_persons_weights_are_held_to_the_champions_answers_too(
     assert all("train_drift" in one for one in seen), "in each of its steps"
     assert not list(told.folder.glob("persons/*/*/*.jsonl")), "what was said goes at the end"
     assert {key_of_task(one) for one in built_in()[:4]} <= trained_prompts(told.folder)
+
+
+def test_all_who_begin_with_a_champion_rehearse_what_it_was_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    async def likely_answers(_: Room, target: str, tasks: list[Task], *bounds: int) -> list[Said]:
+        asked.append((target, len(tasks)))
+        return [Said((len(one.prompt.turns[0].content),), ()) for one in tasks]
+
+    monkeypatch.setattr(Room, "likely_answers", likely_answers)
+    room, prompts = RehearsingRoom(None, None), built_in()  # type: ignore[arg-type]
+
+    def said(target: str, tasks: tuple[Task, ...]) -> list[Said]:
+        return asyncio.run(room.likely_answers(target, tasks, 32, 64))
+
+    first = said("one", prompts[:4])
+    assert said("one", prompts[1:4]) == first[1:]
+    assert said("one", prompts[2:6])[:2] == first[2:]
+    said("two", prompts[:4])
+    assert [target for target, *_ in room.said] == ["two"] * 4, "nothing of an older one is kept"
+    assert asked == [("one", 4), ("one", 2), ("two", 4)]

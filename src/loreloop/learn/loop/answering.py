@@ -120,3 +120,22 @@ class RememberingRoom(Room):
         if new:
             self.said.update(zip(new, await super().answers(target, [*new.values()], most_tokens), strict=True))
         return [self.said[key] for key in keys]
+
+
+@dataclass(frozen=True)
+class RehearsingRoom(Room):
+    """A room that asks the newest champion for its likely answers once: the weights of all persons that begin with it
+    rehearse the same. Of one before nothing is kept."""
+
+    said: dict[tuple[str, int, int, bytes], Said] = field(default_factory=dict)
+
+    async def likely_answers(self, target: str, tasks: Sequence[Task], most_tokens: int, n_likely: int) -> list[Said]:
+        """As in any room."""
+        for old in [key for key in self.said if key[0] != target]:
+            del self.said[old]
+        keys = [(target, most_tokens, n_likely, msgspec.json.encode(task.item)) for task in tasks]
+        new = {key: task for key, task in zip(keys, tasks, strict=True) if key not in self.said}
+        if new:
+            found = await super().likely_answers(target, [*new.values()], most_tokens, n_likely)
+            self.said.update(zip(new, found, strict=True))
+        return [self.said[key] for key in keys]

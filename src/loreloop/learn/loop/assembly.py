@@ -21,7 +21,7 @@ import tinker
 from loreloop.learn.clients import window_of
 from loreloop.learn.examples import Task
 from loreloop.learn.files import tasks
-from loreloop.learn.loop.answering import RememberingRoom, Room
+from loreloop.learn.loop.answering import RehearsingRoom, RememberingRoom, Room
 from loreloop.learn.loop.checking import check_deployment
 from loreloop.learn.loop.collecting import Line, fresh_of, measured_of
 from loreloop.learn.loop.config import Gate, Loaded
@@ -104,6 +104,7 @@ async def opened(loaded: Loaded, now: Callable[[], float] = time.time) -> AsyncI
             golden=golden,
             metrics=metrics,
             session=replace(LoopSession(service, door, rewarding.lose), beside=lambda: rewarding.own),
+            rehearsing=RehearsingRoom(service, renderer),
             labelled=lambda trained: labelled_prompts(door.turns(), door.feedback(), door.deleted_persons(), trained),
         )
         persons = PersonCourse(
@@ -161,6 +162,7 @@ class Parts:
     # Golden prompts that reviewers have made, as of now, but for those of these keys.
     labelled: Callable[[frozenset[str]], list[Task]]
     session: LoopSession
+    rehearsing: RehearsingRoom
 
     def work(self) -> Work:
         """The work of a cycle, by the settings."""
@@ -230,8 +232,7 @@ class Parts:
         with self.session.watched():
             kept_out = self.golden.keys() | measured_of(self.session.door.turns(), self.session.door.feedback())
             asked = [one for one in without(prompts, kept_out) if not self.rewarding.holds(one.item["messages"])]
-            room = Room(self.service, self.renderer)
-            await lay_out_general(folder, room, target, asked[: told.general])
+            await lay_out_general(folder, self.rehearsing, target, asked[: told.general])
 
     def guard(self, folder: Path) -> Look | None:
         """What looks at the weights while they learn from a cycle's folder; None where nothing does."""
