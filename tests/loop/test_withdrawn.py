@@ -75,6 +75,38 @@ def test_a_person_who_is_deleted_in_the_canary_is_not_in_what_is_promoted(tmp_pa
     assert "bob" not in world.trained[-1]["lines"]["sft"]
 
 
+@pytest.mark.parametrize("dies_again", [False, True])
+def test_a_promotion_that_was_decided_is_not_carried_out_once_words_of_it_are_taken_back(
+    tmp_path: Path, monkeypatch, dies_again: bool
+) -> None:
+    world = World()
+    world.corrected(3, "bob")
+    course = to_canary(world, tmp_path)
+    world.voted(40, candidate=True, champion=False)
+    deploy = world.deploy
+
+    def away(*_: object, **__: object) -> None:
+        raise Unavailable("the server is away")
+
+    monkeypatch.setattr(world, "deploy", away)
+    with pytest.raises(Unavailable):
+        steps(course, 1)
+    assert verdicts(tmp_path) == ["passed", "promoted"]
+    world.feeds.deleted.append(Person("key", "bob"))
+    if dies_again:
+        # It moves the deployment, and dies before its own state is on the disk.
+        monkeypatch.setattr(world, "deploy", deploy)
+        with monkeypatch.context() as patched:
+            patched.setattr(course.folder, "save", away)
+            with pytest.raises(Unavailable):
+                steps(course, 1)
+    monkeypatch.setattr(world, "deploy", deploy)
+    steps(course, 1)
+    assert verdicts(tmp_path) == ["passed", "promoted", "rolled_back"]
+    assert (world.deployed.target, world.deployed.canary) == ("tiny", None)
+    assert (course.folder.load().stage, running.n_ended(course)) == ("collecting", 1)
+
+
 @pytest.mark.parametrize("stage", ["train", "look"])
 @pytest.mark.parametrize("said", ["correction", "worse answer"])
 def test_who_spoke_of_others_turns_and_is_deleted_meanwhile_is_in_nothing_that_goes_on(

@@ -128,8 +128,13 @@ class Course:
         return True
 
     def _adopted(self, state: State, now: Deployed) -> Adopted | None:
-        decision = self.folder.decided(key_of(state, "canary"))
+        decision = self._on_canary(state)
         return adopted(state, now, self.config.start, decision.verdict if decision else None)
+
+    def _on_canary(self, state: State) -> Decision | None:
+        """What was decided about the candidate: a promotion gives way where words of it are taken back before it is
+        done."""
+        return self.folder.decided(key_of(state, WITHDRAWN)) or self.folder.decided(key_of(state, "canary"))
 
     def _adopt(self, state: State, found: Adopted) -> None:
         """Goes on from what somebody has deployed; a cycle that was to better what answered before ends with it."""
@@ -386,20 +391,23 @@ class Course:
         return await self.work.look(sides, fresh_of(turns, (), n), fresh_of(turns, {*data.turns}, n))
 
     def _watch(self, state: State, now: Deployed) -> bool:
-        """Looks at the canary's evidence; a decision that was made is carried out, whatever has come since."""
+        """Looks at the canary's evidence; a decision that was made is carried out, whatever is said since."""
         candidate = state.candidate
         assert candidate is not None, "a canary has a candidate"
-        decision = self.folder.decided(key_of(state, "canary"))
+        decision = self._on_canary(state)
         if decision is None:
             seen = self._seen(state)
             verdict = self._verdict(state, seen)
             if verdict is None:
                 self.folder.tell(seen.sentence, **seen.numbers)
                 return self._widened(state, now, seen)
-            what = withdrawn(data_of(self.folder.cycle(state.cycle)), self.server) if verdict == "promoted" else ""
+            what = self._taken_back(state) if verdict == "promoted" else ""
             if what:
                 verdict, seen = "rolled_back", Watched(seen.outcome, {WITHDRAWN: True}, f"{what}; {WITHOUT_THEM}.")
             decision = self._decide(state, "canary", verdict, seen.sentence, seen.numbers)
+        elif decision.verdict == "promoted" and now.target != candidate.target and (what := self._taken_back(state)):
+            # Between a decision and its being done lies a death, or a server that was away, for however long.
+            decision = self._decide(state, WITHDRAWN, "rolled_back", f"{what}; {WITHOUT_THEM}.", {WITHDRAWN: True})
         is_anew = decision.numbers.get(WITHDRAWN)
         after = promoted(state) if decision.verdict == "promoted" else _anew(state) if is_anew else ended(state)
         # Who has set a canary of their own since keeps it: where ours is gone, there is nothing left to move.
@@ -407,6 +415,10 @@ class Course:
         if is_done or self._moved(after, now):
             self.folder.save(after)
         return True
+
+    def _taken_back(self, state: State) -> str:
+        """What has been taken back of what the cycle learned, in words; "" for nothing."""
+        return withdrawn(data_of(self.folder.cycle(state.cycle)), self.server)
 
     def _seen(self, state: State) -> Watched:
         rules = self.config.canary

@@ -25,6 +25,7 @@ def portioned(rules: Rules, training: Training, folder: LoopFolder, state: State
     # have left this one's own folder.
     untried = {one.cycle for one in decisions if one.key.endswith(":void") and one.person is None} | {state.cycle}
     promoted = {one.cycle for one in decisions if one.verdict == "promoted" and one.person is None}
+    promoted -= {one.cycle for one in decisions if one.verdict == "rolled_back"}
     return replace(
         rules,
         most_corrections=most,

@@ -109,4 +109,4 @@ async def _meanwhile(course: Course) -> None:
 def n_ended(course: Course) -> int:
     """How many cycles have come to an end."""
     final = ("rejected", "promoted", "rolled_back", "void")
-    return sum(one.verdict in final and one.person is None for one in course.folder.decisions())
+    return len({one.cycle for one in course.folder.decisions() if one.verdict in final and one.person is None})
