@@ -138,7 +138,7 @@ def test_moved_tells_once_how_far_each_model_came() -> None:
     moving = filled(create("a"), step("a", 1), create("b"), step("c", 9))
     drained(moving)
     assert moving.moved() == {"a": 2, "b": 1}
-    moving.mark_snapshotted()
+    moving.mark_snapshotted(moving.moved())
     assert moving.moved() == {}
     moving.add(step("b", 1))
     drained(moving)

@@ -1,6 +1,7 @@
 """What the scheduler drives: one engine for one base model, called from one thread.
 
-Training calls back between its steps, so that the loop can slip decode steps in.
+What takes long calls back meanwhile (`pause`), so that the loop can slip decode steps in: samples may be admitted,
+advanced and cancelled in there, and nothing else. What a pause raises breaks a pass off, and comes behind all else.
 User mistakes raise `protocol.errors.UserError`, per operation; nothing of a failed operation stays behind.
 """
 
@@ -65,6 +66,10 @@ SampleEvent = TokenEvent | PromptEvent | SampleFailed
 Pause = Callable[[], None]
 
 
+def no_pause() -> None:
+    """For calls in which nobody has anything to do meanwhile."""
+
+
 class Constraint(Protocol):
     """What may be drawn next, by a grammar that the engine does not know. May raise UserError."""
 
@@ -105,7 +110,7 @@ class Engine(Protocol):
 
     # training state; each call finishes before it returns
 
-    def create_model(self, op: CreateModel) -> None:
+    def create_model(self, op: CreateModel, pause: Pause = no_pause) -> None:
         """Makes a model that can be trained, fresh or from a saved folder. UserError where the rank or the folder is
         wrong."""
         ...
@@ -114,36 +119,35 @@ class Engine(Protocol):
         """Forgets a model; one that is not there is no error."""
         ...
 
-    def optim_step(self, op: OptimStep) -> StepResult:
+    def optim_step(self, op: OptimStep, pause: Pause = no_pause) -> StepResult:
         """One optimizer step with the gradients gathered so far; gives its metrics. UserError where they are not
         finite."""
         ...
 
-    def save_state(self, op: SaveState) -> SavedResult:
+    def save_state(self, op: SaveState, pause: Pause = no_pause) -> SavedResult:
         """Writes a checkpoint to train on from, with the optimizer's state; gives its size and checksum."""
         ...
 
-    def save_sampler(self, op: SaveSampler) -> SavedResult:
+    def save_sampler(self, op: SaveSampler, pause: Pause = no_pause) -> SavedResult:
         """Writes an adapter to sample from, and makes it known under its revision id."""
         ...
 
-    def save_external(self, op: SaveExternal) -> SavedResult:
+    def save_external(self, op: SaveExternal, pause: Pause = no_pause) -> SavedResult:
         """Writes an adapter in the form that peft loads, encrypted where recipients are named."""
         ...
 
-    def load_state(self, op: LoadState) -> None:
+    def load_state(self, op: LoadState, pause: Pause = no_pause) -> None:
         """Fills a live model from a checkpoint. UserError, with the model as it was, where it cannot be."""
         ...
 
     def train(self, passes: Sequence[ForwardBackward], pause: Pause) -> list[PassResult | Failure]:
         """Runs passes of one or several models as one packed batch; one result a pass, in order.
 
-        Calls `pause` every some milliseconds. Samples may be admitted, advanced and cancelled in there, and nothing
-        else; what it raises breaks the batch off.
+        Calls `pause` every some milliseconds; what it raises breaks the batch off.
         """
         ...
 
-    def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
+    def snapshot(self, folder: str, plan_no: int, pause: Pause = no_pause) -> list[ModelSnapshot]:
         """Writes every model changed since its last snapshot; `next_seq_id` is left 0 for the caller to fill in."""
         ...
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loreloop.engine.contract import Pause, PromptEvent, SampleEvent, SampleFailed, TokenEvent
+from loreloop.engine.contract import Pause, PromptEvent, SampleEvent, SampleFailed, TokenEvent, no_pause
 from loreloop.protocol.checksums import sum_of, sum_of_bytes
 from loreloop.protocol.errors import BadRequest, NotFound, ServerError
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
@@ -85,7 +85,7 @@ class FakeEngine:
 
     # training
 
-    def create_model(self, op: CreateModel) -> None:
+    def create_model(self, op: CreateModel, pause: Pause = no_pause) -> None:
         """Begins at the seed, or at a saved state. BadRequest for ranks above 64."""
         if op.lora.rank > 64:
             raise BadRequest(f"The rank {op.lora.rank} was asked for; it must lie between 1 and 64.")
@@ -98,28 +98,31 @@ class FakeEngine:
         self.models.pop(model_id, None)
         self.changed.discard(model_id)
 
-    def optim_step(self, op: OptimStep) -> StepResult:
+    def optim_step(self, op: OptimStep, pause: Pause = no_pause) -> StepResult:
         """Moves the number against its gradient. NotFound where the model is not live."""
         model = self._model(op.model_id)
         norm = abs(model.gradient)
+        pause()
         model.weight -= op.adam.learning_rate * model.gradient
         model.gradient, model.steps = 0.0, model.steps + 1
         self.changed.add(op.model_id)
         return StepResult({"unclipped_grad_l2:mean": norm})
 
-    def save_state(self, op: SaveState) -> SavedResult:
+    def save_state(self, op: SaveState, pause: Pause = no_pause) -> SavedResult:
         """Writes the number, its gradient and its steps as JSON."""
+        pause()
         return SavedResult(_write(Path(op.folder), self._model(op.model_id)))
 
-    def save_sampler(self, op: SaveSampler) -> SavedResult:
+    def save_sampler(self, op: SaveSampler, pause: Pause = no_pause) -> SavedResult:
         """Writes the same file as `save_state`, so that tests see what a revision was made of."""
+        pause()
         return SavedResult(_write(Path(op.folder), self._model(op.model_id)))
 
-    def save_external(self, op: SaveExternal) -> SavedResult:
+    def save_external(self, op: SaveExternal, pause: Pause = no_pause) -> SavedResult:
         """Writes the same file as `save_state`, never encrypted."""
         return SavedResult(_write(Path(op.folder), self._model(op.model_id)))
 
-    def load_state(self, op: LoadState) -> None:
+    def load_state(self, op: LoadState, pause: Pause = no_pause) -> None:
         """Takes the saved numbers over, whatever the model was before."""
         self.models[op.model_id] = Model(**json.loads((Path(op.folder) / "state.json").read_text()))
         self.changed.add(op.model_id)
@@ -148,7 +151,7 @@ class FakeEngine:
             self.changed.add(op.model_id)
         return PassResult(tuple({"logprobs": tensor_of(o.astype(np.float32))} for o in outputs), {"loss:sum": loss})
 
-    def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
+    def snapshot(self, folder: str, plan_no: int, pause: Pause = no_pause) -> list[ModelSnapshot]:
         """Writes every model that changed since the last snapshot, and gives their files."""
         taken = []
         for model_id in sorted(self.changed):

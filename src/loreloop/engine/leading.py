@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar, TypeVarTuple
 
 import msgspec
 
-from loreloop.engine.contract import Pause, SampleEvent
+from loreloop.engine.contract import Pause, SampleEvent, no_pause
 from loreloop.engine.divergence import Divergence
 from loreloop.engine.local import LocalEngine
 from loreloop.protocol.errors import LoreloopError, outcome_of
@@ -95,31 +95,31 @@ class LeadingEngine:
         """Whether any admitted sample is unfinished."""
         return self.engine.sampling
 
-    def create_model(self, op: CreateModel) -> None:
-        """On every process, as all of the following."""
+    def create_model(self, op: CreateModel, pause: Pause = no_pause) -> None:
+        """On every process, as all of the following. Only passes pause: the others would not know when to."""
         self._all(self.engine.create_model, op)
 
     def drop_model(self, model_id: str) -> None:
         """See `Engine`."""
         self._all(self.engine.drop_model, model_id)
 
-    def optim_step(self, op: OptimStep) -> StepResult:
+    def optim_step(self, op: OptimStep, pause: Pause = no_pause) -> StepResult:
         """See `Engine`."""
         return self._all(self.engine.optim_step, op)
 
-    def save_state(self, op: SaveState) -> SavedResult:
+    def save_state(self, op: SaveState, pause: Pause = no_pause) -> SavedResult:
         """See `Engine`."""
         return self._all(self.engine.save_state, op)
 
-    def save_sampler(self, op: SaveSampler) -> SavedResult:
+    def save_sampler(self, op: SaveSampler, pause: Pause = no_pause) -> SavedResult:
         """See `Engine`."""
         return self._all(self.engine.save_sampler, op)
 
-    def save_external(self, op: SaveExternal) -> SavedResult:
+    def save_external(self, op: SaveExternal, pause: Pause = no_pause) -> SavedResult:
         """See `Engine`."""
         return self._all(self.engine.save_external, op)
 
-    def load_state(self, op: LoadState) -> None:
+    def load_state(self, op: LoadState, pause: Pause = no_pause) -> None:
         """See `Engine`."""
         self._all(self.engine.load_state, op)
 
@@ -152,7 +152,7 @@ class LeadingEngine:
             _compare(self.divergence, outcome)
         return outcome
 
-    def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
+    def snapshot(self, folder: str, plan_no: int, pause: Pause = no_pause) -> list[ModelSnapshot]:
         """See `Engine`."""
         return self._all(self.engine.snapshot, folder, plan_no)
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from loreloop.config import EngineConfig
+from loreloop.engine.aside import Aside
 from loreloop.engine.attention import Attention, FastAttention, FixedAttention
-from loreloop.engine.contract import Constrain, Pause, SampleEvent, SampleFailed
+from loreloop.engine.contract import Constrain, Pause, SampleEvent, SampleFailed, no_pause
 from loreloop.engine.encryption import encrypt_files
 from loreloop.engine.head import Head
 from loreloop.engine.images import ImageTable
@@ -26,6 +28,7 @@ from loreloop.engine.threads import ThreadKeeper
 from loreloop.engine.training.checks import check_pass
 from loreloop.engine.training.model_state import (
     AdapterBank,
+    ModelState,
     read_checkpoint,
     write_checkpoint,
     write_sampler,
@@ -86,7 +89,7 @@ class LocalEngine:
         place: Place = ALONE,
     ) -> None:
         self.config, self.base_model, self.place = config, base_model, place
-        self.threads = _threads(config, place)
+        self.threads, self.aside = _threads(config, place), Aside(alone=place.n_ranks == 1)
         device = chosen_device(config.device)
         precision = chosen_precision(config.precision, device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -102,7 +105,7 @@ class LocalEngine:
         spec, stage = self.decoder.spec, stage_of(whole, place)
         head = Head(self.decoder, fixed_rows=config.deterministic)
         n_pages = _n_pages(config, spec, dtype, place)
-        self.bank = AdapterBank(whole, dtype, device, work_dir, config.resident_models, place)
+        self.bank = AdapterBank(whole, dtype, device, work_dir, config.resident_models, place, self.aside)
         self.revisions = Revisions(whole, dtype, device, config.resident_revisions, place)
         self.trainer = Trainer(
             training_decoder(self.decoder, place),
@@ -149,7 +152,7 @@ class LocalEngine:
             cold_loads=revisions.cold_loads,
         )
 
-    def create_model(self, op: CreateModel) -> None:
+    def create_model(self, op: CreateModel, pause: Pause = no_pause) -> None:
         """Makes a model, resident in the bank. BadRequest for a rank out of bounds, for nothing to train, and for a
         folder that cannot be read."""
         folder = Path(op.load_folder) if op.load_folder else None
@@ -160,12 +163,12 @@ class LocalEngine:
             )
         if not (lora.train_attn or lora.train_mlp or lora.train_unembed):
             raise BadRequest("Nothing to train: set at least one of train_attn, train_mlp, train_unembed.")
-        state = self.bank.create(op.model_id, lora)
+        state = self.bank.create(op.model_id, lora, pause)
         self.bank.changed(op.model_id)
         # The model must exist before it can be filled, so a folder that cannot be read takes it away again.
         if op.load_folder:
             try:
-                read_checkpoint(Path(op.load_folder), state, optimizer=op.load_optimizer)
+                self._fill(state, op.load_folder, pause, optimizer=op.load_optimizer)
             except LoreloopError:
                 self.bank.drop(op.model_id)
                 raise
@@ -174,29 +177,31 @@ class LocalEngine:
         """Forgets a model and its files in the work folder."""
         self.bank.drop(model_id)
 
-    def optim_step(self, op: OptimStep) -> StepResult:
+    def optim_step(self, op: OptimStep, pause: Pause = no_pause) -> StepResult:
         """One AdamW step. BadRequest for settings that are not finite or out of range, or for such gradients."""
         _check_adam(op)
-        state = self.bank.get(op.model_id)
+        state = self.bank.get(op.model_id, pause)
         self.bank.changed(op.model_id)
-        return StepResult(adam_step(state, op.adam))
+        return StepResult(adam_step(state, op.adam, pause))
 
-    def save_state(self, op: SaveState) -> SavedResult:
+    def save_state(self, op: SaveState, pause: Pause = no_pause) -> SavedResult:
         """Writes the fp32 master and both moments as a PEFT folder with its checksums."""
-        return write_checkpoint(Path(op.folder), self.bank.get(op.model_id), self.base_model)
+        state = self.bank.get(op.model_id, pause)
+        return self.aside.done(lambda: write_checkpoint(Path(op.folder), state, self.base_model), pause)
 
-    def save_sampler(self, op: SaveSampler) -> SavedResult:
+    def save_sampler(self, op: SaveSampler, pause: Pause = no_pause) -> SavedResult:
         """Writes what sampling will use, and hands the same numbers over in memory."""
-        state = self.bank.get(op.model_id)
-        weights = state.publish()
+        state = self.bank.get(op.model_id, pause)
+        weights, folder = state.publish(), Path(op.folder)
+        write = partial(write_sampler, folder, state.share, weights.flat, self.base_model, durable=op.durable)
         # Written first: once a revision is known it must also be found after a restart.
-        saved = write_sampler(Path(op.folder), state.share, weights.flat, self.base_model, durable=op.durable)
+        saved = self.aside.done(write, pause)
         self.revisions.put(op.revision_id, weights)
         return saved
 
-    def save_external(self, op: SaveExternal) -> SavedResult:
+    def save_external(self, op: SaveExternal, pause: Pause = no_pause) -> SavedResult:
         """Writes the fp32 master in peft's own arrangement. BadRequest names a recipient that is none."""
-        state = self.bank.get(op.model_id)
+        state = self.bank.get(op.model_id, pause)
         share, layout = state.share, state.share.whole_layout
         whole = share.wholes(state.master, export_parts(layout))
 
@@ -209,14 +214,16 @@ class LocalEngine:
                 sums_crc32 = write_sums(staging, sums)
             return SavedResult(n_bytes, sums_crc32)
 
-        return written(share, [whole], write, SavedResult)
+        return self.aside.done(lambda: written(share, [whole], write, SavedResult), pause)
 
-    def load_state(self, op: LoadState) -> None:
+    def load_state(self, op: LoadState, pause: Pause = no_pause) -> None:
         """Fills a live model from a checkpoint. BadRequest, with the model unchanged, where shapes or files do not
         fit."""
-        state = self.bank.get(op.model_id)
-        read_checkpoint(Path(op.folder), state, optimizer=op.optimizer)
+        self._fill(self.bank.get(op.model_id, pause), op.folder, pause, optimizer=op.optimizer)
         self.bank.changed(op.model_id)
+
+    def _fill(self, state: ModelState, folder: str, pause: Pause, *, optimizer: bool) -> None:
+        self.aside.done(lambda: read_checkpoint(Path(folder), state, optimizer=optimizer), pause)
 
     def train(self, passes: Sequence[ForwardBackward], pause: Pause) -> list[PassResult | Failure]:
         """Checks every pass by itself, then runs those that are right as one batch."""
@@ -226,7 +233,7 @@ class LocalEngine:
             try:
                 sequences = check_pass(op, self._info.vocab_size, self._info.context_window, self.images)
                 check_routes(op, self.decoder.spec.moe)
-                works[index] = TrainPass(op=op, state=self.bank.get(op.model_id), sequences=sequences)
+                works[index] = TrainPass(op=op, state=self.bank.get(op.model_id, pause), sequences=sequences)
             except UserError as error:
                 results[index] = Failure(error.category, error.message)
 
@@ -242,9 +249,9 @@ class LocalEngine:
                 self.bank.changed(work.op.model_id)
         return [result for result in results if result is not None]
 
-    def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
+    def snapshot(self, folder: str, plan_no: int, pause: Pause = no_pause) -> list[ModelSnapshot]:
         """Writes the changed models into `folder`, with the plan's number in their names."""
-        files = self.bank.snapshot(Path(folder), str(plan_no))
+        files = self.bank.snapshot(Path(folder), str(plan_no), pause)
         return [ModelSnapshot(name, plan_no, 0, str(file.path), file.crc32) for name, file in files.items()]
 
     def restore(self, snapshot: ModelSnapshot) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from loreloop.engine.contract import Pause, PromptEvent, SampleEvent, SampleFailed, TokenEvent
+from loreloop.engine.contract import Pause, PromptEvent, SampleEvent, SampleFailed, TokenEvent, no_pause
 from loreloop.outside.server import Drawn, Lost, NotLoaded, SamplerServer
 from loreloop.protocol.errors import LoreloopError, ServerError, outcome_of
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
@@ -229,30 +229,30 @@ class OutsideEngine:
 
     # what an engine that trains can do besides; nobody asks a replica for it
 
-    def create_model(self, op: CreateModel) -> None:
+    def create_model(self, op: CreateModel, pause: Pause = no_pause) -> None:
         """ServerError."""
         _refuse()
 
     def drop_model(self, model_id: str) -> None:
         """Nothing to forget."""
 
-    def optim_step(self, op: OptimStep) -> StepResult:
+    def optim_step(self, op: OptimStep, pause: Pause = no_pause) -> StepResult:
         """ServerError."""
         _refuse()
 
-    def save_state(self, op: SaveState) -> SavedResult:
+    def save_state(self, op: SaveState, pause: Pause = no_pause) -> SavedResult:
         """ServerError."""
         _refuse()
 
-    def save_sampler(self, op: SaveSampler) -> SavedResult:
+    def save_sampler(self, op: SaveSampler, pause: Pause = no_pause) -> SavedResult:
         """ServerError."""
         _refuse()
 
-    def save_external(self, op: SaveExternal) -> SavedResult:
+    def save_external(self, op: SaveExternal, pause: Pause = no_pause) -> SavedResult:
         """ServerError."""
         _refuse()
 
-    def load_state(self, op: LoadState) -> None:
+    def load_state(self, op: LoadState, pause: Pause = no_pause) -> None:
         """ServerError."""
         _refuse()
 
@@ -260,7 +260,7 @@ class OutsideEngine:
         """ServerError."""
         _refuse()
 
-    def snapshot(self, folder: str, plan_no: int) -> list[ModelSnapshot]:
+    def snapshot(self, folder: str, plan_no: int, pause: Pause = no_pause) -> list[ModelSnapshot]:
         """There is no state."""
         return []
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from loreloop.config import EngineConfig
-from loreloop.engine.contract import Engine, Pause
+from loreloop.engine.contract import Engine, Pause, no_pause
 from loreloop.protocol.errors import ServerError
 from loreloop.protocol.link import (
     Batch,
@@ -145,12 +145,12 @@ class Training:
         self._unsnapshotted_seconds += time.monotonic() - started - self._paused_seconds
         # Computing time is what a replay would cost again, so it decides when a snapshot is due, not the clock.
         if self._unsnapshotted_seconds >= self._snapshot_seconds:
-            self._snapshot()
+            self._snapshot(pause)
         return True
 
     def close(self) -> None:
         """Leaves a snapshot of everything."""
-        self._snapshot()
+        self._snapshot(no_pause)
 
     def _pause(self, pause: Pause) -> None:
         started = time.monotonic()
@@ -160,7 +160,7 @@ class Training:
     def _results(self, plan: _Plan, pause: Pause) -> Iterable[OpResult]:
         passes = [op for op in plan.ops if isinstance(op, ForwardBackward)]
         if not passes:
-            return [self._execute(op) for op in plan.ops]
+            return [self._execute(op, pause) for op in plan.ops]
         assert len(passes) == len(plan.ops), "only passes share a batch"
         results = self._within_boundary(partial(self._engine.train, passes, pause))
         # Passes of a batch are computed together, so one error ends them all.
@@ -181,8 +181,8 @@ class Training:
         self._next_plan_no += 1
         return self._next_plan_no - 1
 
-    def _execute(self, op: TrainOp) -> OpResult:
-        result = self._within_boundary(partial(_apply, self._engine, op))
+    def _execute(self, op: TrainOp, pause: Pause) -> OpResult:
+        result = self._within_boundary(partial(_apply, self._engine, op, pause))
         return Done() if result is None else result
 
     def _finish(self, plan: _Plan, results: Iterable[OpResult]) -> None:
@@ -199,11 +199,12 @@ class Training:
             if waiting:
                 self._finish(_Plan(self._new_plan_no(), waiting, False), [_dropped(op) for op in waiting])
 
-    def _snapshot(self) -> None:
+    def _snapshot(self, pause: Pause) -> None:
         self._unsnapshotted_seconds = 0.0
-        models = self._snapshots.take(self._queue.moved(), self._last_plan_no)
+        moved = self._queue.moved()
+        models = self._snapshots.take(moved, self._last_plan_no, pause)
         if models:
-            self._queue.mark_snapshotted()
+            self._queue.mark_snapshotted(moved)
             self._send(Snapshotted(self._last_plan_no, models))
 
 
@@ -227,11 +228,11 @@ class _Snapshots:
         self._files[snapshot.model_id] = snapshot
         return None
 
-    def take(self, moved: dict[str, int], plan_no: int) -> tuple[ModelSnapshot, ...]:
+    def take(self, moved: dict[str, int], plan_no: int, pause: Pause) -> tuple[ModelSnapshot, ...]:
         """Snapshots of the models in `moved` (their next sequence ids). One whose state did not change keeps its file;
         one without any state (its creation failed) has none. Empty if the engine could not write."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        written = self._within_boundary(partial(self._engine.snapshot, str(self._folder), plan_no))
+        written = self._within_boundary(partial(self._engine.snapshot, str(self._folder), plan_no, pause))
         if isinstance(written, Failure):
             return ()
         for snapshot in written:
@@ -253,20 +254,20 @@ class _Snapshots:
             Path(self._outdated.popleft()[1]).unlink(missing_ok=True)
 
 
-def _apply(engine: Engine, op: TrainOp) -> OpResult | None:
+def _apply(engine: Engine, op: TrainOp, pause: Pause) -> OpResult | None:
     match op:
         case CreateModel():
-            engine.create_model(op)
+            engine.create_model(op, pause)
         case LoadState():
-            engine.load_state(op)
+            engine.load_state(op, pause)
         case OptimStep():
-            return engine.optim_step(op)
+            return engine.optim_step(op, pause)
         case SaveState():
-            return engine.save_state(op)
+            return engine.save_state(op, pause)
         case SaveSampler():
-            return engine.save_sampler(op)
+            return engine.save_sampler(op, pause)
         case SaveExternal():
-            return engine.save_external(op)
+            return engine.save_external(op, pause)
     return None
 
 

@@ -9,7 +9,7 @@ belongs to the turn: the model is in memory then, and might have to be read agai
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from loreloop.protocol.training import ForwardBackward, OptimStep, SkipSeq, TrainOp, length_of
@@ -129,10 +129,10 @@ class TrainingQueue:
         """The next sequence id of every model that executed something since `mark_snapshotted`."""
         return {m: q.next_seq for m, q in self.queues.items() if q.next_seq not in (0, q.settled_seq)}
 
-    def mark_snapshotted(self) -> None:
-        """Notes that a snapshot holds all that was executed so far."""
-        for queue in self.queues.values():
-            queue.settled_seq = queue.next_seq
+    def mark_snapshotted(self, moved: Mapping[str, int]) -> None:
+        """Notes that a snapshot holds what `moved` gave before it was taken: operations may have arrived meanwhile."""
+        for model_id, next_seq in moved.items():
+            self.queues[model_id].settled_seq = next_seq
 
     def _taken(self, ops: list[TrainOp]) -> tuple[TrainOp, ...]:
         self.n_turns += 1

@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from loreloop.engine.adapter_reading import read_once, read_share
+from loreloop.engine.aside import Aside
+from loreloop.engine.contract import Pause, no_pause
 from loreloop.engine.training.staging import staged
 from loreloop.formats.flat_vectors import fill_vector, write_vectors
 from loreloop.formats.peft import WEIGHTS_FILE, write_adapter_stream
@@ -271,9 +273,10 @@ class AdapterBank:
         folder: Path,
         max_resident: int,
         place: Place = ALONE,
+        aside: Aside | None = None,
     ) -> None:
         self.spec, self.dtype, self.device, self.folder, self.place = spec, dtype, device, folder, place
-        self.max_resident = max_resident
+        self.max_resident, self.aside = max_resident, aside or Aside(alone=place.n_ranks == 1)
         self.resident: OrderedDict[str, ModelState] = OrderedDict()
         self.spilled: dict[str, Path] = {}
         self.unsaved: set[str] = set()  # changed since the last snapshot
@@ -283,21 +286,22 @@ class AdapterBank:
     def __contains__(self, model_id: str) -> bool:
         return model_id in self.resident or model_id in self.spilled
 
-    def create(self, model_id: str, lora: LoraSpec) -> ModelState:
+    def create(self, model_id: str, lora: LoraSpec, pause: Pause = no_pause) -> ModelState:
         """A fresh model, resident; another one may move to its file for it."""
-        self._make_room()
-        return self._keep(model_id, new_state(self.spec, lora, self.dtype, self.device, self.place))
+        self._make_room(pause)
+        make = partial(new_state, self.spec, lora, self.dtype, self.device, self.place)
+        return self._keep(model_id, self.aside.done(make, pause))
 
-    def get(self, model_id: str) -> ModelState:
+    def get(self, model_id: str, pause: Pause = no_pause) -> ModelState:
         """The state of a live model, brought back from its file if need be."""
         state = self.resident.get(model_id)
         if state is None:
             path = self.spilled.get(model_id)
             if path is None:
                 raise NotFound(f"The model {model_id} is not live; its session has ended. Load one of its checkpoints.")
-            self._make_room()
+            self._make_room(pause)
             read = partial(read_state, path, self.spec, self.dtype, self.device, self.place)
-            state = self._keep(model_id, self.place.agreed(read))
+            state = self._keep(model_id, self.aside.done(lambda: self.place.agreed(read), pause))
             self.spilled.pop(model_id).unlink()
         self.resident.move_to_end(model_id)
         return state
@@ -347,7 +351,7 @@ class AdapterBank:
         """Marks a model for the next snapshot. Must be called after every change, or a restart would lose it."""
         self.unsaved.add(model_id)
 
-    def snapshot(self, folder: Path, suffix: str) -> dict[str, SnapshotFile]:
+    def snapshot(self, folder: Path, suffix: str, pause: Pause = no_pause) -> dict[str, SnapshotFile]:
         """Writes every model that changed since the last time; gives its file by model."""
         self.place.agreed(lambda: folder.mkdir(parents=True, exist_ok=True))
         files: dict[str, SnapshotFile] = {}
@@ -357,7 +361,8 @@ class AdapterBank:
                 path = folder / f"{file_name(model_id)}.{suffix}.safetensors"
                 # Nobody would hear of it where a later one fails, and the next try writes it under another name.
                 undo.callback(path.unlink, missing_ok=True)
-                files[model_id] = SnapshotFile(path, self._written(model_id, path).crc32)
+                write = partial(self._written, model_id, path)
+                files[model_id] = SnapshotFile(path, self.aside.done(write, pause).crc32)
             undo.pop_all()
         if files:
             # Their rows let the operations go that made these states.
@@ -376,12 +381,13 @@ class AdapterBank:
         sync_path(path)  # the others are synced where they are written
         return sum_of(path)
 
-    def _make_room(self) -> None:
+    def _make_room(self, pause: Pause) -> None:
         while len(self.resident) >= self.max_resident:
             model_id, state = next(iter(self.resident.items()))
             path = self._path(model_id)
             # Written completely before the memory is given up.
-            self.place.agreed(partial(state.write, path, durable=False))  # of no use after this process
+            write = partial(state.write, path, durable=False)  # of no use after this process
+            self.aside.done(partial(self.place.agreed, write), pause)
             self.spilled[model_id] = path
             del self.resident[model_id]
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from loreloop.engine.contract import Pause, no_pause
 from loreloop.engine.training.model_state import ModelState
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.training import AdamParams
@@ -19,7 +20,7 @@ CHUNK = 1 << 20
 LARGEST_NORM = 1e18  # its square still fits the second moment, an fp32 number
 
 
-def adam_step(state: ModelState, params: AdamParams) -> dict[str, float]:
+def adam_step(state: ModelState, params: AdamParams, pause: Pause = no_pause) -> dict[str, float]:
     """One step with the gradients gathered so far, which it clears; gives their L2 norm and that of the update.
 
     Without gradients nothing moves. Gradients that are not finite (or whose square would not be) fail the
@@ -30,7 +31,10 @@ def adam_step(state: ModelState, params: AdamParams) -> dict[str, float]:
     state.share.sum_up(state.gradient)
     # In double precision: the squares of millions of fp32 numbers may overflow, or lose the small ones.
     counted = _counted(state)
-    square = sum(_square(grad, own) for grad, own in zip(state.grad.split(CHUNK), counted, strict=True))
+    square = 0.0
+    for grad, own in zip(state.grad.split(CHUNK), counted, strict=True):
+        square += _square(grad, own)
+        pause()
     norm = math.sqrt(state.share.place.total(square))
     # Written so that NaN, which compares false with everything, is refused as well.
     if not norm <= LARGEST_NORM:
@@ -57,6 +61,7 @@ def adam_step(state: ModelState, params: AdamParams) -> dict[str, float]:
         update.add_(master, alpha=params.weight_decay).mul_(params.learning_rate)
         squares += _square(update, own)
         master.sub_(update)
+        pause()
     state.clear_grad()
     state.refresh_weights()
     return {"unclipped_grad_l2:mean": norm, "update_l2:mean": math.sqrt(state.share.place.total(squares))}
