@@ -15,6 +15,7 @@ import msgspec
 
 from bench.record import RESULTS, about_the_run
 from loreloop.config import Config
+from loreloop.formats.adding import ensure
 from loreloop.formats.catalog import Catalog
 from loreloop.memory.condense import CountTokens
 from loreloop.memory.evaluation import endurance, minilm, published, shares, study, synthetic
@@ -28,7 +29,7 @@ OVER_LENGTHS = ["memory", "uniform compression", "user's words, newest first", "
 
 def main() -> None:
     asked = arguments()
-    folder = Catalog(asked.data_dir.expanduser()).ensure("smollm2-135m").folder
+    folder = ensure(Catalog(asked.data_dir.expanduser()), "smollm2-135m").folder
     count = lru_cache(maxsize=1 << 16)(TextTokenizer(folder).count)
     started = time.perf_counter()
     if asked.file is None:

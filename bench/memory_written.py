@@ -19,6 +19,7 @@ from bench.record import RESULTS, about_the_run
 from loreloop.cli.chat import client_of, known_model
 from loreloop.cli.memory_answers import MOST_WRITTEN, sampler_of
 from loreloop.config import Config
+from loreloop.formats.adding import ensure
 from loreloop.formats.catalog import Catalog
 from loreloop.memory.condense import CountTokens
 from loreloop.memory.evaluation import published, study
@@ -34,7 +35,7 @@ BESIDE = ("memory", "recency window")  # for comparison, on the same turns and q
 
 def main() -> None:
     asked = arguments()
-    folder = Catalog(asked.data_dir.expanduser()).ensure("smollm2-135m").folder
+    folder = ensure(Catalog(asked.data_dir.expanduser()), "smollm2-135m").folder
     count = lru_cache(maxsize=1 << 16)(TextTokenizer(folder).count)
     (whole,) = (one for one in published.load(asked.file, "locomo") if one.name == asked.only)
     conversation = beginning(whole, asked.turns)

@@ -65,9 +65,10 @@ class Figure:
 
 
 def folder(model: str = MODEL) -> Path:
+    from loreloop.formats.adding import ensure
     from loreloop.formats.catalog import Catalog  # its libraries may be missing where only bench.gpu runs
 
-    return Catalog(Config().data_path).ensure(model, blocks=model == MODEL).folder
+    return ensure(Catalog(Config().data_path), model, blocks=model == MODEL).folder
 
 
 def engine(model: str = MODEL, **settings: object) -> LocalEngine:

@@ -10,7 +10,8 @@ import numpy as np
 from bench.baselines.side_process import side_process
 from bench.peers import LLAMA
 from bench.rig import MODEL, Figure, Side, alternating, engine, random_ids, run_samples, sample_op, saved_revision
-from loreloop.formats.catalog import PACKAGE_MODELS, package_file
+from loreloop.formats.adding import package_file
+from loreloop.formats.catalog import PACKAGE_MODELS
 from loreloop.protocol.sampling import Revision
 
 N_PROMPT, N_NEW, N_LONG = 64, 128, 512

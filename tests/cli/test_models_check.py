@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from loreloop.cli.main import cli
+from loreloop.formats.adding import add
 from loreloop.formats.catalog import Catalog
 from loreloop.formats.verdict import check
 from loreloop.protocol.errors import BadRequest
@@ -40,7 +41,7 @@ def test_what_is_not_served_is_said_as_models_add_says_it(tmp_path, config, near
     assert f"nearest that is served is {nearest!r}" in verdict.reason
     assert verdict.reason in done.stderr
     with pytest.raises(BadRequest) as refused:
-        Catalog(tmp_path / "data").add(str(folder))
+        add(Catalog(tmp_path / "data"), str(folder))
     assert verdict.reason.replace("The config.json of ", "") in refused.value.message
 
 

@@ -6,6 +6,7 @@ from tokenizers import Tokenizer
 
 from loreloop.config import Config, EngineConfig
 from loreloop.engine.local import LocalEngine
+from loreloop.formats.adding import ensure
 from loreloop.formats.catalog import Catalog
 from loreloop.kernels import bf16_products
 from loreloop.protocol.training import CreateModel, LoraSpec, SaveSampler
@@ -21,7 +22,7 @@ TEXT = "The lighthouse was built when ships still sailed by the stars. Its keepe
 
 def deltas(work_dir, precision, n_samples, n_tokens, quantize="none", threads_of_training=2):
     """Trainer's log-probs less the sampler's, over all sampled tokens of a model with a noticeable adapter."""
-    folder = Catalog(Config().data_path).ensure("smollm2-135m", blocks=True).folder
+    folder = ensure(Catalog(Config().data_path), "smollm2-135m", blocks=True).folder
     # A number of threads that is given stays. Otherwise it follows the machine's load, and with it the order in which
     # the library adds up.
     config = EngineConfig(device="cpu", precision=precision, quantize=quantize, threads=2)

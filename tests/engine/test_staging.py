@@ -8,7 +8,7 @@ import torch
 
 from loreloop.engine.training import staging
 from loreloop.engine.training.model_state import new_state, write_sampler
-from loreloop.formats.load import read_spec
+from loreloop.formats.configuration import read_spec
 from loreloop.formats.peft import WEIGHTS_FILE, read_adapter
 from loreloop.protocol.errors import BadRequest, FilesGone
 from loreloop.protocol.training import LoraSpec

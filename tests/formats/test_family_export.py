@@ -8,8 +8,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from loreloop.formats.adopt import open_adapter
+from loreloop.formats.configuration import read_spec
 from loreloop.formats.export import export
-from loreloop.formats.load import read_spec
 from loreloop.formats.peft import read_adapter, write_adapter
 from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup, LoraLayout
 from loreloop.protocol.training import LoraSpec

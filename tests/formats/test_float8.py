@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loreloop.formats.load import read_spec
+from loreloop.formats.configuration import read_spec
 from loreloop.protocol.errors import BadRequest
 from tests.model.plain import load, logprobs, tokens
 from tests.tiny import make_tiny_model

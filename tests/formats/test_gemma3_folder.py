@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
+from loreloop.formats.configuration import read_spec
 from loreloop.formats.export import export
-from loreloop.formats.load import read_spec
 from loreloop.formats.peft import write_adapter
 from loreloop.formats.vision import load_vision
 from loreloop.model.lora import AdapterView, LoraLayout

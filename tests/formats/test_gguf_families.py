@@ -8,10 +8,10 @@ import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file
 
+from loreloop.formats.configuration import read_spec
 from loreloop.formats.export import export
 from loreloop.formats.gguf import convert
 from loreloop.formats.gguf_tokenizer import QWEN2
-from loreloop.formats.load import read_spec
 from loreloop.formats.peft import write_adapter
 from loreloop.model.lora import AdapterView, LoraLayout
 from loreloop.protocol.errors import BadRequest

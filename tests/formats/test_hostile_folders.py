@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loreloop.formats.catalog import Catalog
-from loreloop.formats.load import load_decoder, spec_of
-from loreloop.formats.quantized_blocks import FILE
+from loreloop.formats.configuration import spec_of
+from loreloop.formats.load import load_decoder
+from loreloop.formats.weight_files import BLOCKS_FILE as FILE
 from loreloop.model.linear import FastProducts
 from loreloop.protocol.errors import BadRequest
 from tests.model.plain import CPU, load

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loreloop.formats.catalog import Catalog
-from loreloop.formats.load import check_weights, read_config, read_spec
+from loreloop.formats.configuration import read_config, read_spec
+from loreloop.formats.load import check_weights
 from loreloop.protocol.errors import BadRequest
 from tests.model.plain import load, logprobs, tokens
 from tests.tiny import make_tiny_model

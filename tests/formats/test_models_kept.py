@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from loreloop.cli.server import running_server
 from loreloop.formats import folders
+from loreloop.formats.adding import add
 from loreloop.formats.catalog import Catalog
 from loreloop.formats.checksums import NOTE, check_weights_unchanged, findings
 from loreloop.protocol.errors import BadRequest, ServerError
@@ -89,7 +90,7 @@ def test_strays_are_left_behind(source, tmp_path):
     for stray in ("consolidated.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "original/model.pth"):
         (source / stray).parent.mkdir(exist_ok=True)
         save_file(wrong, source / stray)
-    entry = Catalog(tmp_path / "data").add(str(source))
+    entry = add(Catalog(tmp_path / "data"), str(source))
     assert {file.name for file in entry.folder.iterdir()} >= {WEIGHTS, "config.json", "tokenizer.json", NOTE}
     assert not [file for file in entry.folder.rglob("*") if file.suffix in (".bin", ".pth")]
     assert [file.name for file in entry.folder.glob("*.safetensors")] == [WEIGHTS]
@@ -98,27 +99,27 @@ def test_strays_are_left_behind(source, tmp_path):
 
 
 def test_links_leave_files_where_they_are(source, tmp_path):
-    entry = Catalog(tmp_path / "data").add(str(source), link=True)
+    entry = add(Catalog(tmp_path / "data"), str(source), link=True)
     assert (entry.folder / WEIGHTS).resolve() == source / WEIGHTS
     Catalog(tmp_path / "data").remove(source.name)
     assert (source / WEIGHTS).exists()
     assert list((tmp_path / "data" / "models").iterdir()) == []
     with pytest.raises(BadRequest, match="--link"):
-        Catalog(tmp_path / "data").add("smollm2-135m", link=True)
+        add(Catalog(tmp_path / "data"), "smollm2-135m", link=True)
 
 
 def test_a_template_of_choice_is_the_only_one(source, tmp_path):
     (source / "additional_chat_templates").mkdir()
     (source / "additional_chat_templates" / "tool_use.jinja").write_text("other")
     (tmp_path / "mine.jinja").write_text("mine")
-    entry = Catalog(tmp_path / "data").add(str(source), link=True, template=tmp_path / "mine.jinja")
+    entry = add(Catalog(tmp_path / "data"), str(source), link=True, template=tmp_path / "mine.jinja")
     assert (entry.folder / "chat_template.jinja").read_text() == "mine"
     assert not (entry.folder / "additional_chat_templates").exists()
     assert (source / "additional_chat_templates" / "tool_use.jinja").exists()
 
 
 def test_verify_tells_what_has_changed(source, tmp_path):
-    entry = Catalog(tmp_path / "data").add(str(source))
+    entry = add(Catalog(tmp_path / "data"), str(source))
     assert {one.state for one in findings(entry.folder)} == {"ok"}
     check_weights_unchanged(entry.folder)
     with (entry.folder / WEIGHTS).open("r+b") as file:
@@ -136,7 +137,7 @@ def test_verify_tells_what_has_changed(source, tmp_path):
 
 
 def test_a_server_verifies_weights_when_asked(source, tmp_path):
-    entry = Catalog(tmp_path / "data").add(str(source))
+    entry = add(Catalog(tmp_path / "data"), str(source))
     change(entry.folder, **{"model.norm.weight": torch.ones(64)})
     flags = ("--model", "tiny", "--port", "0", "--verify-weights")
     done = loreloop("serve", *flags, data=tmp_path / "data")
@@ -146,7 +147,7 @@ def test_a_server_verifies_weights_when_asked(source, tmp_path):
 
 def test_a_model_is_removed_unless_a_server_serves_it(source, tmp_path):
     data = tmp_path / "data"
-    Catalog(data).add(str(source))
+    add(Catalog(data), str(source))
     with running_server(str(data), ["--model", "tiny", "--threads", "1"]) as running:
         done = loreloop("models", "remove", "tiny", data=data)
         assert (done.returncode, running.url in done.stderr) == (1, True)
@@ -162,7 +163,7 @@ def test_a_full_disk_leaves_nothing(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(folders.shutil, "copyfile", full)
     with pytest.raises(ServerError, match="No space left"):
-        Catalog(tmp_path / "data").add(str(source))
+        add(Catalog(tmp_path / "data"), str(source))
     assert list((tmp_path / "data" / "models").iterdir()) == []
 
 
@@ -171,9 +172,10 @@ def test_an_end_midway_leaves_no_half_model(source, tmp_path, number):
     """What a killed one leaves has no name, and the next one takes it away."""
     code = (
         "import sys, time; from pathlib import Path\n"
+        "from loreloop.formats.adding import add\n"
         "from loreloop.formats.catalog import Catalog\n"
         "def wait(folder): print('there', flush=True); time.sleep(60)\n"
-        "Catalog(Path(sys.argv[2]), wait).add(sys.argv[1])"
+        "add(Catalog(Path(sys.argv[2]), wait), sys.argv[1])"
     )
     command = [sys.executable, "-c", code, str(source), str(tmp_path / "data")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -185,7 +187,7 @@ def test_an_end_midway_leaves_no_half_model(source, tmp_path, number):
     catalog = Catalog(tmp_path / "data")
     assert catalog.list() == []
     assert len(list(catalog.folder.iterdir())) == (number == signal.SIGKILL)
-    catalog.add(str(source))
+    add(catalog, str(source))
     assert [path.name for path in catalog.folder.iterdir()] == ["tiny"]
 
 
@@ -217,7 +219,7 @@ def test_an_end_amid_a_download_leaves_nothing(tmp_path, command, number):
 
 
 def test_a_model_with_a_damaged_configuration_is_removed_as_others_are(source, tmp_path):
-    Catalog(tmp_path / "data").add(str(source))
+    add(Catalog(tmp_path / "data"), str(source))
     folder = tmp_path / "data" / "models" / "tiny"
     (folder / "config.json").write_text("{")
     done = loreloop("models", "remove", "tiny", data=tmp_path / "data")

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from loreloop.formats.configuration import read_spec
 from loreloop.formats.export import export
-from loreloop.formats.load import load_decoder, read_spec
+from loreloop.formats.load import load_decoder
 from loreloop.formats.peft import write_adapter
 from loreloop.model.linear import FastProducts
 from loreloop.model.lora import AdapterView, LoraLayout

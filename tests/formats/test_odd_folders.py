@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loreloop.formats.load import read_spec
+from loreloop.formats.configuration import read_spec
 from loreloop.protocol.errors import BadRequest
 from loreloop.text.templates.chat_template import ChatTemplate
 from loreloop.text.tokenizer import TextTokenizer

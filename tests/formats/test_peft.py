@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loreloop.formats.adopt import open_adapter
-from loreloop.formats.load import read_spec
+from loreloop.formats.configuration import read_spec
 from loreloop.formats.peft import CONFIG_FILE, WEIGHTS_FILE, named_tensors, read_adapter, read_lora_spec, write_adapter
 from loreloop.model.lora import AdapterView, LoraBatch, LoraGroup, LoraLayout
 from loreloop.protocol.checksums import sum_of

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 from tokenizers import models as bpe_models
 
+from loreloop.formats.adding import add
 from loreloop.formats.catalog import Catalog
 from loreloop.formats.tiktoken import BYTE_LETTERS, KIMI_PATTERN, convert_tiktoken
 from loreloop.protocol.errors import BadRequest
@@ -130,7 +131,7 @@ def test_the_catalog_converts_what_it_adds(made, tmp_path):
     (model / "tokenizer.json").unlink()
     for name in ("tiktoken.model", "tokenizer_config.json"):
         (model / name).write_bytes((folder / name).read_bytes())
-    entry = Catalog(tmp_path / "data").add(str(model), "kimi")
+    entry = add(Catalog(tmp_path / "data"), str(model), "kimi")
     own = Tokenizer.from_file(str(entry.folder / "tokenizer.json"))
     assert own.encode(TEXTS[0]).ids == theirs.encode(TEXTS[0])
 

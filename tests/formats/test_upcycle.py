@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from loreloop.formats.adding import add
 from loreloop.formats.catalog import Catalog
+from loreloop.formats.stored_tensors import stream_tensors
 from loreloop.formats.upcycle import Upcycling, upcycle
-from loreloop.formats.weight_files import stream_tensors
 from loreloop.protocol.errors import BadRequest
 from tests.model.plain import load, logprobs, tokens
 from tests.tiny import make_tiny_model
@@ -71,9 +72,9 @@ def test_other_families_are_refused(tmp_path):
 
 def test_the_catalog_makes_it_of_the_dense_model_that_it_holds(dense, tmp_path):
     catalog = Catalog(tmp_path)
-    catalog.add(str(dense), "smollm2-135m")
-    entry = catalog.add("smollm2-moe-4x135m", recipe=PERTURBED)
+    add(catalog, str(dense), "smollm2-135m")
+    entry = add(catalog, "smollm2-moe-4x135m", recipe=PERTURBED)
     assert entry.spec.moe.n_experts == 4
     assert (entry.folder / "tokenizer.json").exists()
     with pytest.raises(BadRequest, match="no noise"):
-        catalog.add(str(dense), "mine", PERTURBED)
+        add(catalog, str(dense), "mine", PERTURBED)

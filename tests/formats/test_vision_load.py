@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loreloop.formats.load import load_decoder, read_spec
+from loreloop.formats.configuration import read_spec
+from loreloop.formats.load import load_decoder
 from loreloop.formats.vision import load_rules, load_vision
 from loreloop.model.families.table import family_of
 from loreloop.model.linear import FastProducts

@@ -11,7 +11,7 @@ from tinker import types
 
 from loreloop.cli.outside_base import check_base
 from loreloop.cli.server import RunningServer
-from loreloop.formats.load import read_spec
+from loreloop.formats.configuration import read_spec
 from loreloop.learn.clients import Clients
 from loreloop.learn.plan import Plan
 from loreloop.learn.rewarded_methods import settled

@@ -10,6 +10,7 @@ import tinker
 
 from loreloop.cli.server import RunningServer, running_server
 from loreloop.config import Config
+from loreloop.formats.adding import ensure
 from loreloop.formats.catalog import Catalog
 from loreloop.learn.examples import Demonstration, Mark, Preference
 from loreloop.learn.learners.dpo import Dpo
@@ -36,7 +37,7 @@ SHORT = {"base_model": MODEL, "rank": 8, "train_unembed": False, "batch_size": 4
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return Catalog(Path(Config().data_dir).expanduser()).ensure(MODEL).folder
+    return ensure(Catalog(Path(Config().data_dir).expanduser()), MODEL).folder
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 from loreloop.cli.server import RunningServer, running_server
 from loreloop.config import Config
 from loreloop.demo.questions import Question, one_digit
+from loreloop.formats.adding import ensure
 from loreloop.formats.catalog import Catalog
 from loreloop.learn.environments.environment import OneAnswer
 from loreloop.learn.examples import Task
@@ -34,7 +35,7 @@ STEPS, GROUPS = 10, 8
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return Catalog(Config().data_path).ensure(MODEL).folder
+    return ensure(Catalog(Config().data_path), MODEL).folder
 
 
 @pytest.fixture(scope="module")

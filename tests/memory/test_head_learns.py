@@ -9,6 +9,7 @@ import tinker
 
 from loreloop.cli.server import RunningServer, running_server
 from loreloop.config import Config
+from loreloop.formats.adding import ensure
 from loreloop.formats.catalog import Catalog
 from loreloop.memory.learned import YES
 from loreloop.memory.learning import course, lessons
@@ -25,7 +26,7 @@ HELD_OUT = 40  # lines that the lessons do not have
 def models() -> Path:
     """The user's models, so that the default one is kept from one run to the next."""
     catalog = Catalog(Config().data_path)
-    catalog.ensure("smollm2-135m")
+    ensure(catalog, "smollm2-135m")
     return catalog.folder
 
 

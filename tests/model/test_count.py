@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from loreloop.formats.load import spec_of
+from loreloop.formats.configuration import spec_of
 from loreloop.model.count import AdapterCount, count_adapter
 from loreloop.model.lora import LoraLayout
 from loreloop.protocol.training import LoraSpec

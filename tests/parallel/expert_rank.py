@@ -17,7 +17,8 @@ from loreloop.engine.sampling.sampler import Sampler, SamplerLimits, refuse
 from loreloop.engine.training.model_state import ModelState, new_state, read_checkpoint, write_checkpoint
 from loreloop.engine.training.optimizer import adam_step
 from loreloop.engine.training.trainer import Trainer
-from loreloop.formats.load import load_weights, read_spec
+from loreloop.formats.configuration import read_spec
+from loreloop.formats.load import load_weights
 from loreloop.model.linear import FastProducts
 from loreloop.parallel import exchange
 from loreloop.parallel.adapter_share import AdapterShare

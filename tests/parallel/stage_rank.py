@@ -14,7 +14,8 @@ from loreloop.engine.head import Head
 from loreloop.engine.sampling.sampler import Sampler, SamplerLimits, refuse
 from loreloop.engine.training.model_state import ModelState, read_checkpoint, write_checkpoint
 from loreloop.engine.training.trainer import Trainer
-from loreloop.formats.load import load_weights, read_spec
+from loreloop.formats.configuration import read_spec
+from loreloop.formats.load import load_weights
 from loreloop.model.linear import FastProducts, TiledProducts
 from loreloop.parallel.adapter_share import AdapterShare
 from loreloop.parallel.cut_decoder import decoder_of, holding

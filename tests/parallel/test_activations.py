@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from loreloop.formats.load import read_spec
+from loreloop.formats.configuration import read_spec
 from loreloop.parallel.activations import kept_a_row
 from loreloop.parallel.place import ALONE
 from loreloop.protocol.training import LoraSpec

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loreloop.engine.training.model_state import new_state, write_checkpoint
-from loreloop.formats.load import read_spec
+from loreloop.formats.configuration import read_spec
 from loreloop.parallel.place import ALONE
 from tests.engine.train_rig import CPU
 from tests.parallel.adapter_rank import LORA, peaks, rewritten

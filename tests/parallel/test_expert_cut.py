@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from loreloop.formats.load import read_spec
+from loreloop.formats.configuration import read_spec
 from loreloop.model.lora import AdapterView, LoraLayout
 from loreloop.parallel.mesh import parse_mesh
 from loreloop.parallel.place import ALONE

@@ -10,7 +10,7 @@ from torch import distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from loreloop.engine.training.model_state import ModelState
-from loreloop.formats.load import spec_of
+from loreloop.formats.configuration import spec_of
 from loreloop.model.families.table import family_of
 from loreloop.model.linear import FastProducts
 from loreloop.model.packed_weights import PackedWeight

@@ -11,8 +11,9 @@ import torch
 
 from loreloop.cli.serve import MEMORY
 from loreloop.formats import weight_files
+from loreloop.formats.configuration import read_config
 from loreloop.formats.held_parts import Outline, part_of
-from loreloop.formats.load import load_weights, read_config, read_stored_spec
+from loreloop.formats.load import load_weights, read_stored_spec
 from loreloop.formats.quantized_blocks import Blocks, write_blocks
 from loreloop.formats.shards import ShardWriter
 from loreloop.model.families.table import family_of

@@ -4,7 +4,7 @@ as every other of its tensor, and every number of an adapter counts once."""
 import pytest
 import torch
 
-from loreloop.formats.load import spec_of
+from loreloop.formats.configuration import spec_of
 from loreloop.model.families.table import family_of
 from loreloop.model.lora import LoraLayout
 from loreloop.model.weights import decoder_weights

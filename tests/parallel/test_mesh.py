@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from loreloop.formats.load import read_spec
+from loreloop.formats.configuration import read_spec
 from loreloop.parallel.mesh import Mesh, check_mesh, parse_mesh
 from loreloop.protocol.errors import BadRequest
 from tests.tiny import make_tiny_model

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loreloop.formats.load import read_spec
+from loreloop.formats.configuration import read_spec
 from loreloop.model.packed_weights import PackedWeight
 from loreloop.parallel.mesh import parse_mesh
 from loreloop.parallel.shares import share_of

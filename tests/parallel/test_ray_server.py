@@ -18,8 +18,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from loreloop.cli.ray_room import n_seats, nearest
+from loreloop.formats.configuration import read_spec
 from loreloop.formats.fingerprint import fingerprint
-from loreloop.formats.load import read_spec
 from loreloop.host import children
 from loreloop.host.lifeline import LOST_SECONDS
 from loreloop.host.ray_cluster import Host, Seat

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from loreloop.formats.load import read_spec
+from loreloop.formats.configuration import read_spec
 from loreloop.parallel.adapter_share import AdapterShare
 from loreloop.parallel.mesh import parse_mesh
 from loreloop.parallel.place import Place

@@ -7,7 +7,7 @@ import torch
 
 from loreloop.engine.training.model_state import write_checkpoint
 from loreloop.engine.training.packing import PackItem, pack
-from loreloop.formats.load import read_spec
+from loreloop.formats.configuration import read_spec
 from loreloop.parallel.place import ALONE
 from tests.engine.train_rig import laid_out
 from tests.parallel.one_rank import trained_rank

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loreloop.formats.load import read_spec
+from loreloop.formats.configuration import read_spec
 from loreloop.parallel.pipeline_cut import head_cost, layer_cost, stage_layers
 from loreloop.parallel.timetable import Timetable
 from tests.tiny import make_tiny_model

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from loreloop.formats.load import read_spec
+from loreloop.formats.configuration import read_spec
 from loreloop.model.spec import DecoderSpec, MoeSpec
 from loreloop.parallel.mesh import parse_mesh
 from loreloop.parallel.mesh_traffic import (

@@ -1,6 +1,6 @@
 """The runs that docs/plan.md reports, and its tables of them: `python -m tests.plan.reports` prints these."""
 
-from loreloop.formats.load import spec_of
+from loreloop.formats.configuration import spec_of
 from loreloop.model.families.table import family_of
 from loreloop.parallel.mesh import Mesh
 from loreloop.plan.devices import parse_group

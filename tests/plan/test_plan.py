@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from loreloop.formats.load import load_weights, read_config_file, read_spec, spec_of
+from loreloop.formats.configuration import read_config_file, read_spec, spec_of
+from loreloop.formats.load import load_weights
 from loreloop.model.families.table import family_of
 from loreloop.parallel.footprint import held_weights
 from loreloop.parallel.mesh import Mesh, parse_mesh

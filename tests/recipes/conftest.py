@@ -16,6 +16,7 @@ import pytest
 
 from loreloop.cli.server import RunningServer, running_server
 from loreloop.config import Config
+from loreloop.formats.adding import ensure
 from loreloop.formats.catalog import Catalog
 
 FAMOUS = "Qwen/Qwen3-8B-Base"
@@ -73,7 +74,7 @@ class Cookbook:
 def real_models() -> Path:
     """The user's models, the default one among them, since it is large enough to be kept from one run to the next."""
     catalog = Catalog(Config().data_path)
-    catalog.ensure("smollm2-135m")
+    ensure(catalog, "smollm2-135m")
     return catalog.folder
 
 

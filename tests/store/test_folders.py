@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from loreloop.cli.memory_files import store_of
+from loreloop.formats.adding import add
 from loreloop.formats.catalog import Catalog
 from loreloop.host.log import Log
 from loreloop.host.place import prepare
@@ -184,7 +185,7 @@ def test_whoever_makes_the_data_folder_makes_it_so(tmp_path: Path, verb: str) ->
     makers: dict[str, Callable[[Path], object]] = {
         "serve": prepare,
         "other verbs": check_place,
-        "models add": lambda data: Catalog(data).add(str(make_tiny_model(tmp_path / "tiny"))),
+        "models add": lambda data: add(Catalog(data), str(make_tiny_model(tmp_path / "tiny"))),
         "memory": lambda data: store_of(str(data)),
     }
     makers[verb](tmp_path / "data")

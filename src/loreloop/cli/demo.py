@@ -22,11 +22,12 @@ def demo(out: str, data_dir: str | None) -> None:
     from loreloop.cli.server import running_server
     from loreloop.config import Config
     from loreloop.demo.run import Demo
+    from loreloop.formats.adding import ensure
     from loreloop.formats.catalog import Catalog
 
     console = Console()
     catalog = Catalog(Path(data_dir or Config().data_dir).expanduser())
-    folder = catalog.ensure("smollm2-135m").folder
+    folder = ensure(catalog, "smollm2-135m").folder
     tokenizer = AutoTokenizer.from_pretrained(folder)  # of the same disk; other clients take it from /hf
     console.print("A real model learns sums: about ten minutes on two free cores, longer where others compute too.")
     # The demo's runs and keys are nobody's business afterwards, so its server keeps them in a folder that goes away.

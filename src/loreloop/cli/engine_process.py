@@ -127,7 +127,7 @@ def outside_engine(plan: ServerPlan, base_model: str, replica: int) -> Engine:
     import hashlib
 
     from loreloop.cli.outside_base import check_base
-    from loreloop.formats.load import read_spec
+    from loreloop.formats.configuration import read_spec
     from loreloop.outside.outside_engine import OutsideEngine, SamplerLost
     from loreloop.outside.server import SamplerServer
     from loreloop.protocol.errors import Unavailable

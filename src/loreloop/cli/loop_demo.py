@@ -80,10 +80,11 @@ def demo(out: str, people: int, cycles: int, answers: int, exam: int, data_dir: 
     from loreloop.cli.server import running_server
     from loreloop.config import Config
     from loreloop.demo.loop_goals import Goals
+    from loreloop.formats.adding import ensure
     from loreloop.formats.catalog import Catalog
 
     catalog = Catalog(Path(data_dir or Config().data_dir).expanduser())
-    catalog.ensure(MODEL)
+    ensure(catalog, MODEL)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="loreloop-loop-demo-") as scratch:

@@ -30,10 +30,11 @@ def counter(data_dir: str, model: str) -> CountTokens:
     """Counts tokens as a model's tokenizer does; equal texts once."""
     from functools import lru_cache
 
+    from loreloop.formats.adding import ensure
     from loreloop.formats.catalog import Catalog
     from loreloop.text.tokenizer import TextTokenizer
 
-    tokenizer = TextTokenizer(Catalog(Path(data_dir).expanduser()).ensure(model).folder)
+    tokenizer = TextTokenizer(ensure(Catalog(Path(data_dir).expanduser()), model).folder)
 
     # The memory counts the same lines again and again while it divides its budget.
     @lru_cache(maxsize=1 << 16)

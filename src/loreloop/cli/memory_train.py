@@ -65,7 +65,8 @@ def train(*, part: str, model: str, rank: int, seed: int, out: Path | None, url:
 
 def tokenizer_of(data_dir: str, model: str) -> TextTokenizer:
     """The tokenizer of a model of the data folder, which is fetched where it is not there yet."""
+    from loreloop.formats.adding import ensure
     from loreloop.formats.catalog import Catalog
     from loreloop.text.tokenizer import TextTokenizer
 
-    return TextTokenizer(Catalog(Path(data_dir).expanduser()).ensure(model).folder)
+    return TextTokenizer(ensure(Catalog(Path(data_dir).expanduser()), model).folder)

@@ -87,6 +87,7 @@ def add_model(source: str, name: str | None, *, link: bool, template: str | None
     """
     from pathlib import Path
 
+    from loreloop.formats.adding import add
     from loreloop.formats.catalog import Catalog
     from loreloop.formats.upcycle import Upcycling
 
@@ -94,7 +95,7 @@ def add_model(source: str, name: str | None, *, link: bool, template: str | None
     catalog = Catalog(Path(data_dir).expanduser(), accept_text)
     # The options mean something only where experts are made here; given elsewhere, the catalogue refuses them.
     made = recipe if recipe != Upcycling() else None
-    entry = catalog.add(source, name, made, link=link, template=Path(template) if template else None)
+    entry = add(catalog, source, name, made, link=link, template=Path(template) if template else None)
     click.echo(f"{entry.name} is in {entry.folder}; serve it with `loreloop serve --model {entry.name}`.")
 
 
@@ -122,7 +123,7 @@ def count_model(model: str, rank: int, experts: ExpertForm, data_dir: str, as_js
     from pathlib import Path
 
     from loreloop.cli.tables import show
-    from loreloop.formats.load import read_config_file, spec_of
+    from loreloop.formats.configuration import read_config_file, spec_of
     from loreloop.model.count import count_adapter
 
     # A configuration alone is enough to count, so a model need not be downloaded first.

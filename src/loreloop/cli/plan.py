@@ -69,8 +69,8 @@ def plan(model: str, gpus: str, prices: Path | None, *, as_json: bool, **numbers
 
 def _base(model: str) -> Base:
     """The model by its configuration; WrongSettings where it has none that can be read, with what is spelled alike."""
-    from loreloop.formats.float8 import is_float8
-    from loreloop.formats.load import spec_of
+    from loreloop.formats.configuration import spec_of
+    from loreloop.formats.quantization import is_float8
     from loreloop.model.families.table import family_of
     from loreloop.plan.wish import Base
     from loreloop.protocol.errors import BadRequest, WrongSettings
@@ -91,7 +91,7 @@ def _base(model: str) -> Base:
 def _config_of(model: str) -> tuple[dict[str, Any], str]:
     """The configuration in a folder, of a file, of a hub id or of a known name, and what to call it. BadRequest where
     there is none."""
-    from loreloop.formats.load import local_config
+    from loreloop.formats.configuration import local_config
 
     if found := local_config(model):
         return found

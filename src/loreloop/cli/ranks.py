@@ -64,7 +64,7 @@ def check_fits(config: EngineConfig, folders: Iterable[Path]) -> None:
         return
     import torch
 
-    from loreloop.formats.load import read_spec
+    from loreloop.formats.configuration import read_spec
     from loreloop.parallel.mesh import check_mesh, parse_mesh
     from loreloop.protocol.errors import BadRequest
 

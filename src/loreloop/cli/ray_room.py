@@ -25,7 +25,7 @@ JOIN_SECONDS = 60.0
 def reserved(plan: ServerPlan, base_model: str, mesh: Mesh) -> Group:
     """Seats for the ranks of a mesh; this process becomes a driver of the cluster. BadRequest where it cannot be
     joined, or has no room."""
-    from loreloop.formats.load import read_spec
+    from loreloop.formats.configuration import read_spec
     from loreloop.host import ray_cluster
     from loreloop.protocol.errors import BadRequest
 

@@ -8,6 +8,7 @@ import click
 
 if TYPE_CHECKING:
     from loreloop.config import Config
+    from loreloop.formats.catalog import Catalog, CatalogEntry
     from loreloop.host.server_plan import ServerPlan
 
 
@@ -164,10 +165,8 @@ def plan_of(config: Config) -> ServerPlan:
 
     catalog = Catalog(config.data_path)
     # With int4 the model's own quantized blocks are kept, which saves rounding them a second time.
-    entries = {
-        entry.name: entry
-        for entry in (catalog.ensure(name, blocks=config.engine.quantize == "int4") for name in config.models)
-    }
+    blocks = config.engine.quantize == "int4"
+    entries = {entry.name: entry for entry in (_served(catalog, name, blocks=blocks) for name in config.models)}
     for entry in entries.values():
         ModelTexts().of(entry.folder)  # a tokenizer or template that cannot be read is refused now, by its file
     check_fits(config.engine, (entry.folder for entry in entries.values()))
@@ -184,6 +183,16 @@ def plan_of(config: Config) -> ServerPlan:
     return ServerPlan(
         config=config, folders=folders, nonce=secrets.token_hex(16), hub_ids=hub_ids, has_worker=has_worker
     )
+
+
+def _served(catalog: Catalog, name: str, *, blocks: bool) -> CatalogEntry:
+    """A model, which is added on the way where a package ships it."""
+    if not catalog.lacks(name, blocks=blocks):
+        return catalog.find(name)
+    # Here alone a library of tensors is loaded, which takes a second and 200 MB that a server keeps to its end.
+    from loreloop.formats.adding import ensure
+
+    return ensure(catalog, name, blocks=blocks)
 
 
 def engine_environment(config: Config) -> dict[str, str]:

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loreloop.formats.load import read_config, read_spec, read_stored_spec
+from loreloop.formats.configuration import read_config, read_spec
+from loreloop.formats.load import read_stored_spec
 from loreloop.formats.peft import (
     EXPERTS,
     PREFIX,

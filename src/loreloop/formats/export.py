@@ -20,9 +20,9 @@ from torch import Tensor
 
 from loreloop.formats.adopt import open_adapter
 from loreloop.formats.checksums import NOTE
+from loreloop.formats.configuration import read_config, read_config_file
 from loreloop.formats.folders import TEMPLATES
 from loreloop.formats.gguf_out import write_gguf
-from loreloop.formats.load import read_config, read_config_file
 from loreloop.formats.mxfp4 import stacked_weights
 from loreloop.formats.peft import (
     CONFIG_FILE,
@@ -35,11 +35,11 @@ from loreloop.formats.peft import (
 from loreloop.formats.published import dense_tensors
 from loreloop.formats.shards import SHARD_BYTES, ShardWriter
 from loreloop.formats.stacked_experts import inputs_first, unstacked
+from loreloop.formats.stored_tensors import stored_tensors
 from loreloop.formats.tensor_file import write_stream
-from loreloop.formats.weight_files import stored_tensors
 from loreloop.model.families.table import family_of
 from loreloop.model.lora import ALPHA, UNEMBED, AdapterView, LoraLayout, outline
-from loreloop.model.tower import own_name
+from loreloop.model.tensor_names import own_name
 from loreloop.model.weights import Weight, decoder_weights
 from loreloop.protocol.checksums import FileSum, sum_of_bytes
 from loreloop.protocol.errors import BadRequest

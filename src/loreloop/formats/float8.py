@@ -9,23 +9,16 @@ Legend: O outputs, I inputs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from loreloop.formats.quantization import BLOCK
 from loreloop.protocol.errors import BadRequest
 
 SCALE = "_scale_inv"
-BLOCK = 128
 Tensors = Iterator[tuple[str, Callable[[], Tensor]]]
-
-
-def is_float8(about: Mapping[str, Any]) -> bool:
-    """Whether a `quantization_config` describes what is read here."""
-    blocks = (about.get("quant_method"), about.get("fmt", "e4m3"), about.get("weight_block_size"))
-    return blocks == ("fp8", "e4m3", [BLOCK, BLOCK])
 
 
 def descaled(tensors: Tensors, scaled: set[str]) -> Tensors:

@@ -15,8 +15,8 @@ import torch
 from loreloop.formats import tiktoken
 from loreloop.formats.checksums import NOTE
 from loreloop.formats.load import check_weights
-from loreloop.formats.quantized_blocks import FILE as BLOCKS
 from loreloop.formats.vision import load_vision
+from loreloop.formats.weight_files import BLOCKS_FILE as BLOCKS
 from loreloop.formats.weight_files import INDEX_FILE, WEIGHTS_FILE, weight_files
 from loreloop.protocol.errors import BadRequest
 

@@ -17,9 +17,10 @@ import torch
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, get_tensor_name_map, quants
 from torch import Tensor
 
+from loreloop.formats.configuration import read_config, read_config_file
 from loreloop.formats.gguf_tokenizer import BY_PATTERN, CONTROL_TOKEN, USER_DEFINED_TOKEN
-from loreloop.formats.load import read_config, read_config_file, read_stored_spec
-from loreloop.formats.weight_files import stored_tensors, stream_tensors
+from loreloop.formats.load import read_stored_spec
+from loreloop.formats.stored_tensors import stored_tensors, stream_tensors
 from loreloop.model.spec import UNSCALED, DecoderSpec
 from loreloop.protocol.errors import BadRequest
 

@@ -8,72 +8,36 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from loreloop.formats.compressed import Collector, check_quantization, is_packed_part, published_packed
+from loreloop.formats.compressed import Collector, is_packed_part, published_packed
+from loreloop.formats.configuration import read_config, read_spec
 from loreloop.formats.held_parts import Held
 from loreloop.formats.mxfp4 import BLOCKS, SCALES, MxCollector, stacked_weights
 from loreloop.formats.published import some_tensors
-from loreloop.formats.quantized_blocks import FILE, Blocks, has_blocks, read_blocks
+from loreloop.formats.quantized_blocks import Blocks, read_blocks
 from loreloop.formats.rooms import Room, Rooms
 from loreloop.formats.stacked_experts import expert_names, inputs_first, unstacked
-from loreloop.formats.weight_files import Stored, stored_tensors, stream_tensors
+from loreloop.formats.stored_tensors import Stored, stored_tensors, stream_tensors
+from loreloop.formats.weight_files import BLOCKS_FILE, has_blocks
 from loreloop.model.assemble import Parts, assemble
-from loreloop.model.attention_spec import as_settings
 from loreloop.model.decoder import Decoder
-from loreloop.model.families.family import Family, SeeingFamily, eos_ids
+from loreloop.model.families.family import Family, SeeingFamily
 from loreloop.model.families.table import family_of
 from loreloop.model.linear import Products
 from loreloop.model.mx_weights import MxCodes
 from loreloop.model.packed_weights import PackedWeight, packable
 from loreloop.model.spec import DecoderSpec
-from loreloop.model.tower import VISION, own_name
+from loreloop.model.tensor_names import VISION, own_name
 from loreloop.model.weights import Piece, Weight, decoder_weights
 from loreloop.protocol.errors import BadRequest
-from loreloop.protocol.json_files import read_json_object
 
-# What comes of a configuration whose values are of other types than they should be.
-MISSPELT = (ArithmeticError, LookupError, TypeError, ValueError)
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)  # old checkpoints store what the configuration already says
-
-
-def read_config_file(file: Path) -> dict[str, Any]:
-    """A configuration by itself."""
-    return read_json_object(file, f"{file.parent} is not a model folder: {file.name}")
-
-
-def local_config(source: str) -> tuple[dict[str, Any], str] | None:
-    """The configuration in a folder or of a file, and what to call it; None where there is no such file."""
-    file = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
-    return (read_config_file(file), str(file)) if file.is_file() else None
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json`, with the stop ids that its text part and `generation_config.json` name besides."""
-    config = read_config_file(folder / "config.json")
-    generation = folder / "generation_config.json"
-    of_generation = read_config_file(generation) if generation.exists() else {}
-    try:
-        text = as_settings("text_config", config.get("text_config") or {})
-        named = [eos_ids(settings.get("eos_token_id")) for settings in (config, text, of_generation)]
-        # The three files may name different ids, and a text ends with any of them; the order of their first naming is
-        # kept.
-        config["eos_token_id"] = list(dict.fromkeys(itertools.chain(*named)))
-    except MISSPELT as error:
-        raise BadRequest(f"{folder} is not a model folder: its configuration cannot be read ({error}).") from None
-    return config
-
-
-def read_spec(folder: Path) -> DecoderSpec:
-    """The decoder that the folder's configuration describes. BadRequest where it cannot be read or is not supported."""
-    return spec_of(read_config(folder), f"The config.json of {folder}")
 
 
 def read_stored_spec(folder: Path) -> DecoderSpec:
@@ -87,16 +51,6 @@ def read_stored_spec(folder: Path) -> DecoderSpec:
         wide = torch.promote_types(embedding.dtype, head.dtype)
         return dataclasses.replace(spec, tie_embeddings=torch.equal(embedding.to(wide), head.to(wide)))
     return spec
-
-
-def spec_of(config: dict[str, Any], source: str) -> DecoderSpec:
-    """The decoder that a configuration describes; `source` is what an error calls it."""
-    try:
-        # Before the family looks: how weights are stored is a question of its own, and the clearer refusal.
-        check_quantization(config)
-        return family_of(config).spec(config)
-    except MISSPELT as error:
-        raise BadRequest(f"{source} lacks or misspells something: {error}.") from None
 
 
 def load_decoder(
@@ -316,7 +270,7 @@ class _Places:
         # Rounding makes symmetric codes. Room with offsets was made for the model's own blocks, which this weight
         # lacks.
         if (packed := target.packed) is not None and packed.codes.offsets is not None:
-            raise BadRequest(f"{name!r} has no blocks in {FILE}, where others have; {ADD_AGAIN}")
+            raise BadRequest(f"{name!r} has no blocks in {BLOCKS_FILE}, where others have; {ADD_AGAIN}")
         check_finite(name, tensor)
         # Converts to the compute dtype, or rounds into packed codes, on the way to its place.
         self.rooms.copy(target.room, target.piece, tensor)

@@ -8,8 +8,7 @@ Legend: E experts, O outputs, I inputs, G groups of inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -18,11 +17,6 @@ from loreloop.model.mx_weights import MxCodes
 from loreloop.protocol.errors import BadRequest
 
 BLOCKS, SCALES = "_blocks", "_scales"
-
-
-def is_mxfp4(about: Mapping[str, Any]) -> bool:
-    """Whether a `quantization_config` describes what is read here."""
-    return about.get("quant_method") == "mxfp4"
 
 
 def stacked_weights(names: Iterable[str]) -> frozenset[str]:

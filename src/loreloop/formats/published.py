@@ -10,8 +10,8 @@ from torch import Tensor
 
 from loreloop.formats.compressed import Collector, is_packed_part
 from loreloop.formats.mxfp4 import MxCollector, dense_stack, stacked_weights
-from loreloop.formats.weight_files import stored_tensors, stream_tensors
-from loreloop.model.tower import own_name
+from loreloop.formats.stored_tensors import stored_tensors, stream_tensors
+from loreloop.model.tensor_names import own_name
 
 
 def dense_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:

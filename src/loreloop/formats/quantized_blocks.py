@@ -18,11 +18,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loreloop.formats.tensor_file import write_tensors
+from loreloop.formats.weight_files import BLOCKS_FILE
 from loreloop.kernels.packed_products import GROUP
 from loreloop.model.packed_weights import ZERO_CODE, PackedWeight
 from loreloop.protocol.errors import BadRequest
-
-FILE = Path("int4", "blocks.safetensors")
 
 
 @dataclass(frozen=True)
@@ -71,19 +70,14 @@ def write_blocks(folder: Path, blocks: Mapping[str, Blocks]) -> None:
         tensors |= {f"{name}.codes": code_OI, f"{name}.scales": block.scale_OG}
         if block.offset_OG is not None:
             tensors[f"{name}.offsets"] = block.offset_OG
-    (folder / FILE).parent.mkdir(exist_ok=True)
-    write_tensors(folder / FILE, tensors)
-
-
-def has_blocks(folder: Path) -> bool:
-    """Whether the folder keeps its model's own blocks."""
-    return (folder / FILE).exists()
+    (folder / BLOCKS_FILE).parent.mkdir(exist_ok=True)
+    write_tensors(folder / BLOCKS_FILE, tensors)
 
 
 def read_blocks(folder: Path) -> Iterator[tuple[str, Blocks]]:
     """The weights that have blocks, one at a time."""
     try:
-        with safe_open(str(folder / FILE), framework="pt") as file:
+        with safe_open(str(folder / BLOCKS_FILE), framework="pt") as file:
             names = set(file.keys())
             for name in sorted(name.removesuffix(".codes") for name in names if name.endswith(".codes")):
                 code_OI = file.get_tensor(f"{name}.codes")
@@ -93,4 +87,6 @@ def read_blocks(folder: Path) -> Iterator[tuple[str, Blocks]]:
                 offsets = file.get_tensor(f"{name}.offsets") if f"{name}.offsets" in names else None
                 yield name, Blocks(code_OI, file.get_tensor(f"{name}.scales"), offsets)
     except (OSError, SafetensorError) as error:
-        raise BadRequest(f"{folder / FILE} cannot be read: {error}. Delete it and add the model again.") from None
+        raise BadRequest(
+            f"{folder / BLOCKS_FILE} cannot be read: {error}. Delete it and add the model again."
+        ) from None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from loreloop.formats.held_parts import Held, Part, is_held, part_of
-from loreloop.formats.weight_files import Stored
+from loreloop.formats.stored_tensors import Stored
 from loreloop.model.packed_weights import PackedWeight
 from loreloop.model.weights import Piece, Weight
 

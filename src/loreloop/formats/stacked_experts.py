@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 
-from loreloop.formats.weight_files import Stored
+from loreloop.formats.stored_tensors import Stored
 from loreloop.model.families.family import WeightNames
 from loreloop.model.spec import DecoderSpec, MoeSpec
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from loreloop.formats.checksums import NOTE
-from loreloop.formats.load import read_config_file
+from loreloop.formats.configuration import read_config_file
 from loreloop.formats.shards import SHARD_BYTES, ShardWriter
-from loreloop.formats.weight_files import stream_tensors
+from loreloop.formats.stored_tensors import stream_tensors
 from loreloop.protocol.errors import BadRequest
 
 EXPERT_PARTS = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}

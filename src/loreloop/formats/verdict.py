@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from loreloop.formats.catalog import hub_config
-from loreloop.formats.load import local_config, read_config_file, spec_of
-from loreloop.formats.mxfp4 import is_mxfp4
+from loreloop.formats.adding import hub_config
+from loreloop.formats.configuration import local_config, read_config_file, spec_of
+from loreloop.formats.quantization import is_mxfp4
 from loreloop.model.families.nearest import lacking, nearest
 from loreloop.model.families.table import FAMILIES, family_of
 from loreloop.model.packed_weights import packable

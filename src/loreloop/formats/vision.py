@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loreloop.formats.load import MISSPELT, check_finite, read_config, read_spec
-from loreloop.formats.weight_files import stream_tensors
+from loreloop.formats.configuration import MISSPELT, read_config, read_spec
+from loreloop.formats.load import check_finite
+from loreloop.formats.stored_tensors import stream_tensors
 from loreloop.model.families.family import SeeingFamily
 from loreloop.model.families.table import family_of
-from loreloop.model.tower import VISION, Tower, Vision, own_name
+from loreloop.model.tensor_names import VISION, own_name
+from loreloop.model.tower import Tower, Vision
+from loreloop.model.towers import tower_of
 from loreloop.protocol.errors import BadRequest, outcome_of
 from loreloop.protocol.images import FixedGrid, ImageRules
 
@@ -44,10 +47,9 @@ def load_vision(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Vi
     """The rules and the frozen tower of a model that takes images; None for one that takes text only. BadRequest where
     the tower cannot be made, filled or run."""
     config, rules = read_config(folder), load_rules(folder)
-    family = family_of(config)
-    if rules is None or not isinstance(family, SeeingFamily):
+    if rules is None:
         return None
-    tower = outcome_of(partial(family.tower, _without_code(config)))  # of settings that cannot be, it raises anything
+    tower = outcome_of(partial(tower_of, _without_code(config)))  # of settings that cannot be, it raises anything
     if isinstance(tower, ImportError):
         raise BadRequest(
             f"{folder} is a vision model, whose tower comes from transformers; `pip install loreloop[vision]`."

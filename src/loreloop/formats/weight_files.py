@@ -1,24 +1,18 @@
-"""Which files of a published folder hold its weights, and their tensors as they stand there.
+"""Which files of a published folder hold its weights.
 
 Chosen as transformers does: `model.safetensors` before the shards that an index names, and of neither anything else.
-Knows no layers.
+Knows no tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
-from loreloop.formats.float8 import SCALE, descaled
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.json_files import read_json_object
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+BLOCKS_FILE = Path("int4", "blocks.safetensors")
 # What may lie beside weights and is none of them: adapters, an optimiser, and the same weights as others name them.
 STRAYS = ("adapter_", "consolidated", "optimizer", "params")
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.msgpack", "*.h5")
@@ -54,42 +48,6 @@ def _indexed(index: Path) -> set[str]:
     return set(files.values())
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A tensor in an open file: called, it is read whole."""
-
-    file: Any
-    name: str
-
-    def __call__(self) -> Tensor:
-        """All of it."""
-        tensor: Tensor = self.file.get_tensor(self.name)
-        return tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Known without reading it."""
-        return tuple(self.file.get_slice(self.name).get_shape())
-
-    def part(self, rows: slice, columns: slice) -> Tensor:
-        """Of a vector these rows, of a matrix these columns of them; nothing else is read."""
-        stored = self.file.get_slice(self.name)
-        part: Tensor = stored[rows] if len(stored.get_shape()) == 1 else stored[rows, columns]
-        return part
-
-
-def stored_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """As they stand in its files; what reads one does so before the next is asked for."""
-    for file in weight_files(folder):
-        try:
-            with safe_open(str(file), framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a dict)
-                    yield name, Stored(opened, name)
-        except (OSError, SafetensorError) as error:
-            raise BadRequest(f"{file} cannot be read: {error}.") from None
-
-
-def stream_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """The names of a folder's tensors, each with what reads it; those that have scales come multiplied by them."""
-    scaled = {name.removesuffix(SCALE) for name, _ in stored_tensors(folder) if name.endswith(SCALE)}
-    return descaled(stored_tensors(folder), scaled)
+def has_blocks(folder: Path) -> bool:
+    """Whether the folder keeps its model's own quantised blocks (`quantized_blocks.py`)."""
+    return (folder / BLOCKS_FILE).exists()

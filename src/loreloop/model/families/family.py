@@ -12,7 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from loreloop.model.attention_spec import AttentionSpec, RopeSpec, as_settings
 from loreloop.model.spec import Activation, DecoderSpec
-from loreloop.model.tower import Tower
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.images import ImageRules
 
@@ -32,14 +31,10 @@ class Family(Protocol):
 
 @runtime_checkable
 class SeeingFamily(Protocol):
-    """What a family whose models take images must tell besides."""
+    """What a family whose models take images must tell besides. Its tower stands in the table of `model/towers.py`."""
 
     def image_rules(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> ImageRules:
         """How images become tokens, by the model's configuration and that of its image processor."""
-        ...
-
-    def tower(self, config: Mapping[str, Any]) -> Tower:
-        """The vision tower of transformers, its weights not yet filled in."""
         ...
 
 

@@ -1,8 +1,6 @@
 """LLaVA: any plain decoder of this table behind a CLIP or SigLIP tower and two linear maps.
 
 An image is always as many tokens; they have ordinary positions.
-
-Legend: C colours, H rows, W columns of pixels, N tokens of an image, D width of the tower.
 """
 
 from __future__ import annotations
@@ -11,16 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from loreloop.model.attention_spec import as_settings
 from loreloop.model.families.family import Family, WeightNames
 from loreloop.model.families.llama import Llama
 from loreloop.model.families.qwen2 import Qwen2
 from loreloop.model.families.qwen3 import Qwen3
 from loreloop.model.spec import DecoderSpec
-from loreloop.model.tower import ImageFeatures, Tower
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.images import CLIP_MEAN, CLIP_STD, FixedGrid, ImageRules
 
@@ -78,7 +72,7 @@ class Llava:
             )
         n_patches = (width // vision["patch_size"]) * (height // vision["patch_size"])
         # CLIP puts a class token before the patches, which the strategy "default" leaves out again.
-        n_tokens = n_patches + (kind == "clip_vision_model") - (_strategy(config) == "default")
+        n_tokens = n_patches + (kind == "clip_vision_model") - (feature_strategy(config) == "default")
         return ImageRules(
             placeholder=config.get("image_token_index", config.get("image_token_id", 32000)),
             grid=FixedGrid(width, height, n_tokens, shorter),
@@ -88,32 +82,7 @@ class Llava:
             rescale=processor.get("rescale_factor", 1 / 255),
         )
 
-    def tower(self, config: Mapping[str, Any]) -> Tower:
-        """transformers' tower and projector, with weights that are not yet filled in."""
-        # Imported here, since transformers takes seconds to load and only models with a tower need it.
-        from transformers import AutoModel, LlavaConfig
-        from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-        whole = LlavaConfig.from_dict(dict(config))
-        tower = AutoModel.from_config(whole.vision_config, attn_implementation="sdpa")
-        return LlavaTower(tower, LlavaMultiModalProjector(whole), config)
-
-
-class LlavaTower:
-    """One of the tower's hidden states, or several side by side, through the projector."""
-
-    def __init__(self, tower: nn.Module, projector: nn.Module, config: Mapping[str, Any]) -> None:
-        self.parts = nn.ModuleDict({"tower": tower, "projector": projector})
-        layers = config.get("vision_feature_layer", -2)
-        self.layers = [layers] if isinstance(layers, int) else list(layers)
-        self.first = int(_strategy(config) == "default")  # without the class token
-
-    def __call__(self, pixels_CHW: Tensor) -> ImageFeatures:
-        states = self.parts["tower"](pixels_CHW[None], output_hidden_states=True).hidden_states
-        # Several layers stand side by side in the width that the projector was trained for.
-        chosen_ND = torch.cat([states[layer][0, self.first :] for layer in self.layers], dim=-1)
-        return ImageFeatures(self.parts["projector"](chosen_ND))
-
-
-def _strategy(config: Mapping[str, Any]) -> str:
+def feature_strategy(config: Mapping[str, Any]) -> str:
+    """Which of the tower's tokens become an image's: "default" leaves out the class token."""
     return str(config.get("vision_feature_select_strategy", "default"))

@@ -1,8 +1,6 @@
 """Qwen3-VL, dense: Qwen3 with positions of three axes, and a tower that adds to the first layers as well.
 
 An image is a token for every square of 2 × 2 patches of its resized pixels.
-
-Legend: C colours, H rows, W columns of pixels, P patches, X numbers of a patch.
 """
 
 from __future__ import annotations
@@ -11,14 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from loreloop.model.attention_spec import as_settings
 from loreloop.model.families.family import WeightNames, rope_settings
 from loreloop.model.families.qwen3 import Qwen3
 from loreloop.model.spec import DecoderSpec
-from loreloop.model.tower import ImageFeatures, Tower
 from loreloop.protocol.images import ImageRules, SmartGrid
 
 SECTIONS = (24, 20, 20)
@@ -54,15 +48,6 @@ class Qwen3VL:
             rescale=processor.get("rescale_factor", 1 / 255),
         )
 
-    def tower(self, config: Mapping[str, Any]) -> Tower:
-        """transformers' tower, with weights that are not yet filled in."""
-        # Imported here, since transformers takes seconds to load and only models with a tower need it.
-        from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
-        from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
-
-        vision = Qwen3VLVisionConfig(**config["vision_config"])
-        return Qwen3VLTower(Qwen3VLVisionModel._from_config(vision, attn_implementation="sdpa"), vision)
-
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The text part's configuration, with what the whole model's says of words."""
@@ -78,24 +63,3 @@ def seeing(spec: DecoderSpec, config: Mapping[str, Any], family: str) -> Decoder
     rope = rope_settings(as_settings("text_config", config["text_config"]))
     sections = tuple(rope.get("mrope_section") or SECTIONS)
     return replace(spec, family=family, module="model.language_model", rope=replace(spec.rope, sections=sections))
-
-
-class Qwen3VLTower:
-    """Pixels as rows of patches, the patches of one token beside each other; a still image is every frame."""
-
-    def __init__(self, tower: nn.Module, vision: Any) -> None:
-        self.parts = nn.ModuleDict({"tower": tower})
-        self.patch, self.merge = vision.patch_size, vision.spatial_merge_size
-        self.frames = vision.temporal_patch_size
-
-    def __call__(self, pixels_CHW: Tensor) -> ImageFeatures:
-        n_colours, height, width = pixels_CHW.shape
-        rows, columns = height // self.patch, width // self.patch
-        merged = (rows // self.merge, self.merge, self.patch, columns // self.merge, self.merge, self.patch)
-        # (C, rows, merged row, pixel row, columns, merged column, pixel column)
-        patches = pixels_CHW.reshape(n_colours, *merged).permute(1, 4, 2, 5, 0, 3, 6)
-        patches_PX = patches.unsqueeze(5).expand(*(-1,) * 5, self.frames, -1, -1).reshape(rows * columns, -1)
-        # One frame: the tower knows videos, and an image is a video of one temporal patch.
-        grid = torch.tensor([[1, rows, columns]], device=pixels_CHW.device)
-        seen = self.parts["tower"](patches_PX, grid_thw=grid, return_dict=True)
-        return ImageFeatures(seen.pooler_output, tuple(seen.deepstack_features))
