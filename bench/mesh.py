@@ -64,6 +64,7 @@ def compared(mesh: str, sides: dict[str, _Side], turns: int) -> list[Figure]:
                 if turn:  # the first one warms up
                     seconds[name].append(took)
         median = {name: statistics.median(values) for name, values in seconds.items()}
+        figures += [Figure(f"{work}: {name}", 1e3 * took, "ms") for name, took in median.items()]
         figures.append(Figure(f"{work}: {mesh} over one process", median["alone"] / median["ranks"], "x", LEAST))
         if "before" in sides:
             ratio = median["alone"] / median["before"]

@@ -40,6 +40,22 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert subprocess.check_output([sys.executable, "-c", heavy], text=True) == "[]\n"
 
 
+def test_a_server_is_planned_and_watched_without_a_library_of_tensors(tiny_folder: Path, tmp_path: Path) -> None:
+    """It would take a second of every start, and 200 MB as long as the server runs."""
+    code = (
+        "import sys\n"
+        "from loreloop.cli.serve import engine_environment, plan_of\n"
+        "from loreloop.config import Config\n"
+        "from loreloop.host.supervisor import Supervisor\n"
+        "from loreloop.store.inspection import inspect_data\n"
+        "config = Config(data_dir=sys.argv[2], models=(sys.argv[1],))\n"
+        "plan_of(config), engine_environment(config)\n"
+        "print(sorted({'torch', 'transformers', 'huggingface_hub'} & sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", code, str(tiny_folder), str(tmp_path)]
+    assert subprocess.check_output(command, text=True) == "[]\n"
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_says_what_it_does(verb: str) -> None:
     help_text = CliRunner().invoke(cli, [verb, "--help"])

@@ -10,9 +10,11 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from loreloop.formats import quantization
 from loreloop.formats.configuration import read_spec
 from loreloop.formats.export import merge
 from loreloop.formats.load import load_decoder
+from loreloop.kernels import packed_products
 from loreloop.model.linear import FastProducts
 from loreloop.model.lora import AdapterView, LoraLayout
 from loreloop.model.packed_weights import PackedWeight
@@ -63,6 +65,10 @@ def made(tmp_path_factory):
 @pytest.fixture
 def folder(made, tmp_path):
     return shutil.copytree(made[0], tmp_path / "tiny")
+
+
+def test_groups_are_as_large_as_those_of_the_products():
+    assert quantization.GROUP == packed_products.GROUP
 
 
 def test_the_packed_values_are_the_library_s(made):

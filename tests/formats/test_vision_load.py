@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from loreloop.formats.configuration import read_spec
 from loreloop.formats.load import load_decoder
 from loreloop.formats.vision import load_rules, load_vision
-from loreloop.model.families.table import family_of
+from loreloop.model.families.family import SeeingFamily
+from loreloop.model.families.table import FAMILIES, family_of
 from loreloop.model.linear import FastProducts
+from loreloop.model.towers import TOWERS
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.images import FixedGrid, SmartGrid
 from tests.tiny_vision import make_tiny_vision_model
@@ -59,6 +61,10 @@ def renamed(name: str, spelling: tuple[str, ...]) -> str:
         if plain.startswith(kind):
             return prefix + plain.removeprefix(kind)
     raise AssertionError(name)
+
+
+def test_every_family_that_sees_has_a_tower():
+    assert {name for name, family in FAMILIES.items() if isinstance(family, SeeingFamily)} == set(TOWERS)
 
 
 def test_every_spelling_is_one_model(made, folder):
