@@ -1,4 +1,4 @@
-"""Work in a second thread: what it gives and raises, when pauses come, and that files are the same with samples beside."""
+"""Work in a second thread: what it gives and raises, when pauses come, and that files are the same beside samples."""
 
 import hashlib
 import threading
