@@ -44,12 +44,12 @@ def machine_of(base: Base, wish: Wish, device: Device) -> Machine:
 def observations_of(record: Mapping[str, Any], threads: int) -> list[Observation]:
     """Those at so many threads."""
     bases = {name: base_of(config, name) for name, config in record["shapes"].items()}
-    device = device_of(record, threads)
+    device, settings = device_of(record, threads), record["settings"]
     return [
         Observation(
             f"{one['shape']}: {one['kind']} {one['n']} x {one['tokens']:04}",
             one["kind"],
-            _part(bases[one["shape"]], one, record["settings"], device),
+            part_of(bases[one["shape"]], one, settings["rank"], settings["new_tokens"], device),
             one["seconds"],
         )
         for one in record["observations"]
@@ -57,12 +57,14 @@ def observations_of(record: Mapping[str, Any], threads: int) -> list[Observation
     ]
 
 
-def _part(base: Base, one: Mapping[str, Any], settings: Mapping[str, Any], device: Device) -> Part:
+def part_of(base: Base, one: Mapping[str, Any], rank: int, new_tokens: int, device: Device) -> Part:
+    """What the planner says that an observation takes at the published rates; `new_tokens` were drawn behind a prompt
+    where drawing was timed."""
     n, tokens, rows = one["n"], one["tokens"], one["batch_rows"]
     # Training is of whole sequences: a prompt of one token, and the rest is answer.
-    response = {"train": tokens - 1, "read": 1, "draw": settings["new_tokens"]}[one["kind"]]
+    response = {"train": tokens - 1, "read": 1, "draw": new_tokens}[one["kind"]]
     context = tokens if one["kind"] == "train" else tokens + response
-    wish = Wish(rank=settings["rank"], context=context, response=response, batch=n, group=1, rows=rows, kept=True)
+    wish = Wish(rank=rank, context=context, response=response, batch=n, group=1, rows=rows, kept=True)
     machine = machine_of(base, wish, device)
     if one["kind"] == "train":
         return machine.training(wish)

@@ -3,7 +3,7 @@ shapes on this processor, and the planner's constants fitted to one half of them
 
 Writes bench/results/plan-times.json with every observation, so that a fit can be repeated (`--fit FILE`). `--quick`
 measures two small shapes, to see that the script works; its figures are kept only where `--results` says so. To be run
-on an idle machine; it takes some twenty minutes.
+on an idle machine; it takes half an hour or less.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Plan:
     turns: int
 
 
-WHOLE, QUICK = Plan(SHAPES, SIZES, 5), Plan(QUICK_SHAPES, QUICK_SIZES, 2)
+WHOLE, QUICK = Plan(SHAPES, SIZES, 3), Plan(QUICK_SHAPES, QUICK_SIZES, 2)
 
 
 def main(arguments: Sequence[str]) -> int:

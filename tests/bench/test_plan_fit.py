@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from bench.plan_fit import KINDS, figures_of, observations_of, rates_of
+from bench.plan_known import of_others, of_scaling
+from loreloop.plan.fitting import fit
 from loreloop.plan.rates import Rates
 from tests.model.test_count import COMMON
 
@@ -71,3 +73,23 @@ def test_a_pass_of_training_grows_with_its_rows_and_a_token_with_what_is_cached(
     assert seen["b: train 4 x 0256"].products > 3.9 * seen["b: train 1 x 0256"].products
     assert seen["b: draw 16 x 0256"].memory > seen["b: draw 16 x 0064"].memory
     assert seen["b: draw 16 x 0064"].products == pytest.approx(16 * seen["b: draw 1 x 0064"].products)
+
+
+def test_what_is_known_of_the_default_model_is_read_with_its_sizes() -> None:
+    seen = {one.name: one for one in of_scaling()}
+    assert len(seen) == 25
+    # Twice the rows are twice the products, and a longer context is more to read.
+    assert seen["training over batch: 0016"].part.products == pytest.approx(
+        2 * seen["training over batch: 0008"].part.products, rel=1e-3
+    )
+    assert (
+        seen["decoding over context, 8 rows: 1024"].part.memory
+        > seen["decoding over context, 8 rows: 0064"].part.memory
+    )
+    # 134.5 million numbers are read for a token, in two bytes each.
+    assert 0.26 < seen["decoding over rows: 0001"].part.memory < 0.29
+    assert {one.kind for one in of_others()} == {"train", "draw"}
+
+
+def test_the_model_of_times_holds_for_the_default_model() -> None:
+    assert fit(list(of_scaling())).median_held < 0.10

@@ -39,7 +39,7 @@ def draw_tenth(axis: Axes) -> None:
         left = [start + size for start, size in zip(left, sizes, strict=True)]
     for place, title in enumerate(titles):
         axis.text(left[place] + 150, place, label(title), va="center")
-    axis.set(xlabel="GB of Kimi K2 Thinking in one place", xlim=(0, 1.25 * max(left)))
+    axis.set(xlabel="GB of Kimi K2 Thinking in one place", xlim=(0, 1.35 * max(left)))
     axis.legend(loc="center right")
 
 
