@@ -89,6 +89,9 @@ class RealLoop:
             ends.append(time.perf_counter())
             sampler = self.client.save_weights_and_get_sampling_client().result()
             self._ask(sampler)
+        # What was drawn beside the last steps is waited for, since nobody would learn from it.
+        for _, future in (one for asked in self.asked[self.loop.n_steps :] for one in asked):
+            future.result()
         # The end of the last step of the warm-up is where the clock begins.
         counted = ends[self.loop.warm_up - 1 :]
         return Run((counted[-1] - counted[0]) / (len(counted) - 1), self.found)

@@ -5,13 +5,15 @@ import pytest
 from loreloop.parallel.mesh import parse_mesh
 from loreloop.plan.devices import DEVICES, Group
 from loreloop.plan.lengths import drawn, of_mean
+from loreloop.plan.memory import Memory, fullest, memories_of, unlike_stages
 from loreloop.plan.rates import LIKELY
 from loreloop.plan.scaling import Habits, Point, between_knots, check_habits, curve, rows_of, sizes, verdict
 from loreloop.plan.search import layout_of
 from loreloop.plan.simulation import Outcome
-from loreloop.plan.wish import Wish
+from loreloop.plan.times import Machine
+from loreloop.plan.wish import Base, Wish
 from loreloop.protocol.errors import WrongSettings
-from tests.plan.test_plan import QWEN_8B
+from tests.plan.test_plan import K2, QWEN_8B
 
 H200 = DEVICES["H200"]
 WISH = Wish(batch=16, group=4, context=1024, response=512, rows=2048)
@@ -95,3 +97,19 @@ def test_answers_that_cannot_be_are_refused() -> None:
         check_habits(QWEN_8B, Wish(batch=10_000, group=4), Habits([1]))
     with pytest.raises(WrongSettings, match="An answer of 40000 tokens"):
         check_habits(QWEN_8B, Wish(), Habits([5, 40_000]))
+
+
+@pytest.mark.parametrize("mesh", ["tp=2", "pp=2", "pp=8", "pp=16,tp=2"])
+@pytest.mark.parametrize("base", [K2, QWEN_8B], ids=["kimi", "qwen"])
+def test_of_stages_that_are_alike_one_is_enough(base: Base, mesh: str) -> None:
+    laid_out = parse_mesh(mesh)
+    every = memories_of(base, WISH, laid_out, H200.n_bytes)
+    some = memories_of(base, WISH, laid_out, H200.n_bytes, unlike_stages(base.spec, laid_out.pp))
+    assert fullest(some) == fullest(every)
+
+    def slowest(memories: list[Memory]) -> float:
+        machines = [Machine(base.spec, laid_out, H200, each, 64) for each in memories]
+        return max(machine.training(WISH).seconds(LIKELY) for machine in machines)
+
+    assert slowest(some) == pytest.approx(slowest(every))
+    assert len(some) <= min(5, laid_out.pp)
