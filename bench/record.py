@@ -39,6 +39,7 @@ def about_the_run() -> dict[str, object]:
     """The machine, the versions, the commit and the day, as every record has them."""
     return {
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "processor": processor(),
         "versions": versions(),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
@@ -50,6 +51,15 @@ def _record(figure: Figure) -> dict[str, object]:
     if figure.value is not None:
         fields["value"] = float(f"{figure.value:.5g}")
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def processor() -> str | None:
+    """What the system calls it; None where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
 def versions() -> dict[str, str]:

@@ -126,14 +126,14 @@ def _our_step(client: tinker.TrainingClient, prompts: list[Ids], advantages: np.
     sequences = [
         (p, sequence) for p, future in zip(prompts, asked, strict=True) for sequence in future.result().sequences
     ]
-    data = [_datum(p, s, a) for (p, s), a in zip(sequences, advantages.tolist(), strict=True)]
+    data = [answer_datum(p, s, a) for (p, s), a in zip(sequences, advantages.tolist(), strict=True)]
     passed = client.forward_backward(data, "importance_sampling")
     stepped = client.optim_step(tinker.AdamParams(learning_rate=1e-5))
     passed.result()
     stepped.result()
 
 
-def _datum(prompt: Ids, sequence: tinker.SampledSequence, advantage: float) -> tinker.Datum:
+def answer_datum(prompt: Ids, sequence: tinker.SampledSequence, advantage: float) -> tinker.Datum:
     tokens = [*prompt.tolist(), *sequence.tokens]
     n_heard = len(prompt) - 1
     columns = {

@@ -78,6 +78,69 @@ def test_a_table_is_for_people(config: Path) -> None:
     assert "computed and not measured" in done.stdout
 
 
+def test_a_layout_that_is_asked_for_is_the_only_one(config: Path) -> None:
+    done = planned(str(config), "--gpus", "8xH200", "--mesh", "ep=4", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [(row["mesh"], row["engines"]) for row in json.loads(done.stdout)["best"]] == [("ep=4", 2)]
+
+
+def test_activations_that_are_kept_save_time_and_take_memory(config: Path) -> None:
+    rows = []
+    for more in ([], ["--kept"]):
+        done = planned(str(config), "--gpus", "8xH200", "--mesh", "tp=4", "--json", *more)
+        assert done.returncode == 0, done.stderr
+        rows.append(json.loads(done.stdout)["best"][0])
+    assert rows[1]["training_s"] < rows[0]["training_s"]
+    assert rows[1]["gb_a_rank"] > rows[0]["gb_a_rank"]
+
+
+def test_the_loop_is_played_on_growing_numbers_of_devices(config: Path, tmp_path: Path) -> None:
+    lengths = tmp_path / "lengths.txt"
+    lengths.write_text("300 400 500\n2500\n")
+    prices = tmp_path / "prices.toml"
+    prices.write_text("H200 = 3.0\n")
+    words = [str(config), "--gpus", "16xH200", "--simulate", "--staleness", "0,2", "--lengths", str(lengths)]
+    words += ["--overtaking", "--piece", "100", "--prices", str(prices), "--seed", "3", "--json"]
+    first, second = planned(*words), planned(*words)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout
+    found = json.loads(first.stdout)
+    assert [(row["gpus"], row["staleness"]) for row in found["rows"]] == [(8, 0), (8, 2), (16, 0), (16, 2)]
+    assert all(row["staleness_most"] <= row["staleness"] for row in found["rows"])
+    assert all(row["cost_a_million_tokens"] > 0 for row in found["rows"])
+    assert found["lengths"]["longest"] == 2500
+    assert found["lengths"]["mean"] == pytest.approx(925, rel=0.05)
+    assert len(found["verdict"]) == 3
+
+
+def test_the_loop_is_played_in_little_time(config: Path) -> None:
+    """As of a plan: CPU time of the whole command, up to 1,024 devices."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = planned(str(config), "--gpus", "1024xH200", "--simulate", "--quantiles", "0.5=900,0.95=3200")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert "stops scaling" in done.stdout
+    assert "computed and not measured" in done.stdout
+    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    assert 0.2 < used < 5
+
+
+def test_a_loop_that_fits_nowhere_says_what_would(config: Path) -> None:
+    done = planned(str(config), "--gpus", "1xA100", "--simulate", "--context", "32768", "--rows", "32768")
+    assert done.returncode == 1
+    assert "Nothing fits" in done.stdout
+
+
+@pytest.mark.parametrize(("text", "said"), [("12\n0\n", "line 2"), ("", "no lengths"), ("9000\n", "--context")])
+def test_lengths_that_are_none_are_refused(config: Path, text: str, said: str, tmp_path: Path) -> None:
+    lengths = tmp_path / "lengths.txt"
+    lengths.write_text(text)
+    done = planned(str(config), "--gpus", "8xH200", "--simulate", "--context", "40000", "--lengths", str(lengths))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not done.stdout
+
+
 def test_where_nothing_fits_it_says_what_would(config: Path) -> None:
     done = planned(str(config), "--gpus", "1xA100", "--context", "32768", "--rows", "32768")
     assert done.returncode == 1
@@ -93,6 +156,14 @@ def test_where_nothing_fits_it_says_what_would(config: Path) -> None:
         (("--gpus", "1xH200", "--response", "5000"), "--response 5000"),
         (("--gpus", "1xH200", "--context", "50000"), "--context 50000"),
         (("--gpus", "1xH200", "--batch", "0"), "--batch"),
+        (("--gpus", "8xH200", "--mesh", "tp=3"), "--mesh: "),
+        (("--gpus", "8xH200", "--mesh", "dp=8"), "'dp=8' is no axis"),
+        (("--gpus", "8xH200", "--mesh", "pp=2,tp=8"), "--mesh pp=2,tp=8 wants 16 devices"),
+        (("--gpus", "8xH200", "--lengths", "config.json"), "--lengths"),
+        (("--gpus", "8xH200", "--seed", "0"), "give --simulate as well"),
+        (("--gpus", "8xH200", "--simulate", "--staleness", "0,many"), "'many' is no number of steps"),
+        (("--gpus", "8xH200", "--simulate", "--quantiles", "0.5"), "'0.5' is no quantile"),
+        (("--gpus", "8xH200", "--simulate", "--batch", "99999"), "--batch 99999 with --group 8"),
         ((), "--gpus"),
     ],
 )

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loreloop.cli.plan_simulation import Asked, simulate, simulation_options
+
 if TYPE_CHECKING:
+    from loreloop.parallel.mesh import Mesh
+    from loreloop.plan.devices import Group
     from loreloop.plan.report import Report
     from loreloop.plan.wish import Base
 
@@ -38,17 +42,22 @@ POSITIVE = click.IntRange(min=1, max=1 << 31)
     help="Which matrices of an adapter each routed expert has for itself.",
 )
 @click.option("--full", is_flag=True, help="Train all weights, and no adapter.")
+@click.option("--kept", is_flag=True, help="Keep activations for the way back, and compute none of them twice.")
+@click.option("--mesh", metavar="pp=2,tp=8", help="This layout alone.")
+@simulation_options
 @click.option(
     "--prices",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A TOML file with the price of one device an hour: H200 = 3.5.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plan(model: str, gpus: str, prices: Path | None, *, as_json: bool, **numbers: object) -> None:
+def plan(model: str, gpus: str, prices: Path | None, mesh: str | None, *, as_json: bool, **numbers: Any) -> None:
     """Say what a step of reinforcement learning would take: memory by part, time, cost, and the best layouts.
 
     MODEL is a folder, a config.json or a hub id. Nothing is loaded, and nothing downloaded but a configuration. Exit
     code 1 where nothing fits.
+
+    With --simulate, the whole loop is played on growing numbers of devices instead.
     """
     import sys
 
@@ -57,14 +66,33 @@ def plan(model: str, gpus: str, prices: Path | None, *, as_json: bool, **numbers
     from loreloop.plan.search import plan_of
     from loreloop.plan.wish import Wish, check_wish
 
-    group, wish = parse_group(gpus), Wish(**numbers)  # type: ignore[arg-type]
-    base = _base(model)
+    asked, group = Asked.of(numbers), parse_group(gpus)
+    wish, base = Wish(**numbers), _base(model)
     check_wish(base, wish)
-    found = plan_of(base, wish, group)
-    report = report_of(base, wish, group, found, _prices(prices))
+    only, costs = _mesh(mesh, base, group) if mesh else None, _prices(prices)
+    price = costs.get(group.device.name)
+    if asked.simulate and simulate(asked, base, wish, group, only, price=price, as_json=as_json):
+        return
+    found = plan_of(base, wish, group, only)
+    report = report_of(base, wish, group, found, costs)
     _show(report, as_json=as_json)
     if not found.fitting:
         sys.exit(1)
+
+
+def _mesh(text: str, base: Base, group: Group) -> Mesh:
+    """The layout that was asked for; WrongSettings where it divides neither the model nor the devices."""
+    from loreloop.parallel.mesh import check_mesh, parse_mesh
+    from loreloop.protocol.errors import BadRequest, WrongSettings
+
+    try:
+        mesh = parse_mesh(text)
+        check_mesh(base.spec, mesh)
+    except BadRequest as error:
+        raise WrongSettings(f"--mesh: {error.message}") from None
+    if mesh.n_ranks > group.n:
+        raise WrongSettings(f"--mesh {mesh} wants {mesh.n_ranks} devices, and --gpus {group} are {group.n}.")
+    return mesh
 
 
 def _base(model: str) -> Base:

@@ -7,6 +7,7 @@ process adds it up.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -65,7 +66,8 @@ class PipelineCut:
         return iter(())
 
 
-def stage_layers(spec: DecoderSpec, n_stages: int) -> list[range]:
+@functools.lru_cache(maxsize=64)
+def stage_layers(spec: DecoderSpec, n_stages: int) -> tuple[range, ...]:
     """The layers of each stage: runs of which the costliest costs as little as can be. There must be a layer for each
     stage."""
     costs = [layer_cost(spec, layer) for layer in range(spec.n_layers)]
@@ -81,7 +83,7 @@ def stage_layers(spec: DecoderSpec, n_stages: int) -> list[range]:
         longest = widths.index(max(widths))
         widths[longest : longest + 1] = [(widths[longest] + 1) // 2, widths[longest] // 2]
     ends = list(accumulate(widths))
-    return [range(end - width, end) for end, width in zip(ends, widths, strict=True)]
+    return tuple(range(end - width, end) for end, width in zip(ends, widths, strict=True))
 
 
 def _filled(costs: Sequence[int], bound: int) -> list[int]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.footprint import STATE_BYTES, Footprint, Load, Packing, footprint, held_weights
 from loreloop.parallel.mesh import Mesh
+from loreloop.parallel.pipeline_cut import layer_cost, stage_layers
 from loreloop.parallel.shares import share_of
 from loreloop.plan.wish import Base, Wish
 
@@ -55,11 +57,24 @@ def memory_of(base: Base, wish: Wish, mesh: Mesh, available: float) -> Memory:
     return fullest(memories_of(base, wish, mesh, available))
 
 
-def memories_of(base: Base, wish: Wish, mesh: Mesh, available: float) -> list[Memory]:
+def memories_of(
+    base: Base, wish: Wish, mesh: Mesh, available: float, stages: Iterable[int] | None = None
+) -> list[Memory]:
     """The memory of the fullest rank of each stage: the last of `tp`, which has what is left over of the vocabulary.
     All of `ep` hold as much. BadRequest as of `memory_of`."""
-    ranks = (stage * mesh.tp * mesh.ep + mesh.tp - 1 for stage in range(mesh.pp))
+    stages = range(mesh.pp) if stages is None else stages
+    ranks = (stage * mesh.tp * mesh.ep + mesh.tp - 1 for stage in stages)
     return [_rank(base, wish, mesh, rank, available) for rank in ranks]
+
+
+def unlike_stages(spec: DecoderSpec, n_stages: int) -> list[int]:
+    """The first of the stages that are alike: those amid the others whose layers cost as much. Later ones have no more
+    micro-batches under way, and so hold no more; whoever compares hundreds of meshes need not look at them."""
+    found: dict[tuple[object, ...], int] = {}
+    for stage, layers in enumerate(stage_layers(spec, n_stages)):
+        costs = tuple(layer_cost(spec, layer) for layer in layers)
+        found.setdefault((stage == 0, stage == n_stages - 1, costs), stage)
+    return sorted(found.values())
 
 
 def fullest(memories: Iterable[Memory]) -> Memory:
@@ -84,6 +99,7 @@ def _rank(base: Base, wish: Wish, mesh: Mesh, rank: int, available: float) -> Me
         trained_rows=min(wish.rows, wish.trained_rows),
         packing=packing_of(base, wish),
         n_batches=n_batches,
+        recomputed=not wish.kept,
     )
     parts = footprint(base.spec, base.names, mesh, rank, load)
     if wish.full:

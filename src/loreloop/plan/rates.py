@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rates:
-    """Shares of the published rates that are reached, and seconds that a layer and a message take however small."""
+    """Shares of the published rates that are reached, and seconds that a layer and a message take however small.
+    `overlap` is the share of the shorter of products and memory that goes on beside the longer one."""
 
     compute: float
     memory: float
     links: float
     layer_seconds: float
     message_seconds: float
+    overlap: float = 1.0
 
 
 # The middle one, and the ends of the error band.

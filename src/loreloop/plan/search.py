@@ -58,10 +58,10 @@ class Plan:
     undivided: tuple[tuple[Mesh, str], ...]
 
 
-def plan_of(base: Base, wish: Wish, group: Group) -> Plan:
-    """All layouts of a group."""
+def plan_of(base: Base, wish: Wish, group: Group, only: Mesh | None = None) -> Plan:
+    """All layouts of a group, or the one of a mesh that was asked for."""
     fitting, too_large, undivided = list[Layout](), list[Layout](), list[tuple[Mesh, str]]()
-    for mesh in meshes_of(group, has_experts=base.spec.moe is not None):
+    for mesh in [only] if only else meshes_of(group, has_experts=base.spec.moe is not None):
         try:
             check_mesh(base.spec, mesh)
         except BadRequest as error:

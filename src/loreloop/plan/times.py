@@ -50,7 +50,8 @@ class Part:
     def seconds(self, rates: Rates) -> float:
         """Of the whole part."""
         causes = self.by_cause(rates)
-        return max(causes["products"], causes["memory"]) + causes["links"] + causes["starts"]
+        shorter, longer = sorted((causes["products"], causes["memory"]))
+        return longer + (1 - rates.overlap) * shorter + causes["links"] + causes["starts"]
 
     def bound(self, rates: Rates) -> str:
         """What takes most of it."""
@@ -85,13 +86,14 @@ class Machine:
         """A pass over all rows of a step, and the optimizer's step."""
         mesh, rows = self.mesh, min(wish.rows, wish.trained_rows)
         n_batches = -(-wish.trained_rows // rows)
-        # There, there again, and back by the inputs; full tuning goes back by the weights too.
-        ways = 4 if wish.full else 3
-        work = Work(rows, rows, recomputed=True)
+        # There, there again unless activations are kept, and back by the inputs; all tuned, by the weights as well.
+        ways = (4 if wish.full else 3) - wish.kept
+        work = Work(rows, rows, recomputed=not wish.kept)
         said = training_traffic(self.spec, mesh, self.memory.rank, work)
-        flops = self._flops(rows, seen_in_training(wish), ways) + 2 * ways * rows * self._head()
+        flops = self._flops(rows, seen_in_training(wish), ways, kept=wish.kept) + 2 * ways * rows * self._head()
         flops += 0 if wish.full else 6 * rows * self._adapter()
-        batch = self._part(flops, 3 * self._weights(), said, 3)
+        n_reads = 3 - wish.kept
+        batch = self._part(flops, n_reads * self._weights(), said, n_reads)
         # A pipeline fills and empties (Narayanan et al. 2021, 2104.04473).
         passes = n_batches + mesh.pp - 1
         n_numbers = self.memory.parts.gradient / 4
@@ -102,21 +104,28 @@ class Machine:
 
     def rollout(self, wish: Wish, n_samples: int) -> Part:
         """So many answers drawn by this one engine, their prompts read once a group."""
-        mesh, running = self.mesh, min(n_samples, self.running)
+        running = min(n_samples, self.running)
+        drawn = self.token(wish, running).times(wish.response * n_samples / running)
+        return drawn.plus(self.reading(wish, -(-n_samples // wish.group) * wish.prompt))
+
+    def token(self, wish: Wish, running: int) -> Part:
+        """One token of each of so many answers that are drawn at once, in their middle."""
+        mesh = self.mesh
         # What is under way is dealt out to the stages, which work on it by turns.
         rows = -(-running // mesh.pp)
         said = sampling_traffic(self.spec, mesh, self.memory.rank, Work(rows, rows))
         seen = wish.prompt + wish.response / 2
         cache = rows * seen / wish.context * self.memory.parts.cache
         flops = self._flops(rows, seen, None) + 2 * rows * self._head()
-        token = self._part(flops, self._weights(rows) + cache, said, 1)
         # All stages of a token, or all parts of the answers on one stage: as many turns.
-        drawn = token.times(mesh.pp * wish.response * n_samples / running)
-        n_read = -(-n_samples // wish.group) * wish.prompt
-        chunk = min(wish.rows, n_read)
-        read_said = sampling_traffic(self.spec, mesh, self.memory.rank, Work(chunk, 0))
-        read = self._part(self._flops(chunk, wish.prompt / 2, 1), self._weights(chunk), read_said, 1)
-        return drawn.plus(read.times(n_read / chunk + mesh.pp - 1))
+        return self._part(flops, self._weights(rows) + cache, said, 1).times(mesh.pp)
+
+    def reading(self, wish: Wish, n_tokens: int) -> Part:
+        """So many tokens of prompts, by chunks of a micro-batch's rows."""
+        mesh, chunk = self.mesh, min(wish.rows, n_tokens)
+        said = sampling_traffic(self.spec, mesh, self.memory.rank, Work(chunk, 0))
+        read = self._part(self._flops(chunk, wish.prompt / 2, 1), self._weights(chunk), said, 1)
+        return read.times(n_tokens / chunk + mesh.pp - 1)
 
     def _part(self, flops: float, n_bytes: float, said: Traffic, ways: int) -> Part:
         n_layers, n_speaking = ways * len(self.local.layers), (self.mesh.tp > 1) + (self.mesh.ep > 1)
@@ -128,7 +137,7 @@ class Machine:
             messages=MESSAGES * n_speaking * n_layers,
         )
 
-    def _flops(self, rows: int, seen: float, ways: int | None) -> float:
+    def _flops(self, rows: int, seen: float, ways: int | None, *, kept: bool = False) -> float:
         """Operations of a rank's layers, where each row sees so many tokens; a cut layer's is its share. `ways` is None
         where tokens are drawn: keys and values are then read as they lie in the cache."""
         spec, mesh, layers = self.spec, self.mesh, self.local.layers
@@ -136,8 +145,9 @@ class Machine:
         if ways is None and spec.latent is not None:
             # Every head multiplies whole latents (DeepSeek-V2, 2405.04434, appendix C), and not its own keys.
             widths = 2 * spec.n_heads * spec.cache.size
-        # There and there again, and back two products each for scores and values; none of them has weights.
-        attended = 2 * widths * seen * (4 if ways and ways > 1 else 1)
+        # There and (unless it is kept) there again, and back two products each for scores and values; none of them has
+        # weights.
+        attended = 2 * widths * seen * (4 - kept if ways and ways > 1 else 1)
         routed, plain = _costs(spec)
         mine = sum(plain[layer] + routed[layer] / mesh.ep for layer in layers)
         return rows * ((ways or 1) * 2 * mine + len(layers) * attended) / mesh.tp

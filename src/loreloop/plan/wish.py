@@ -29,7 +29,7 @@ class Base:
 class Wish:
     """A step of reinforcement learning: `batch` prompts with `group` answers of `response` tokens each; `context`
     tokens are prompt and answer together. Training goes by micro-batches of `rows`. `full`: all weights are trained,
-    and no adapter."""
+    and no adapter. `kept`: a micro-batch keeps its activations for the way back, and computes none of them twice."""
 
     rank: int = 32
     context: int = 4096
@@ -39,6 +39,7 @@ class Wish:
     rows: int = 4096
     precision: Precision = "published"
     full: bool = False
+    kept: bool = False
     experts: ExpertForm = "shared_outer"
 
     @property
