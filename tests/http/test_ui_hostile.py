@@ -34,7 +34,6 @@ def check_harmless(page: str) -> None:
     assert page.count("</title>") == 1
     assert not {*page} & {*"\u202e\u2066\u200b\ufeff\u2028\x00\x07\x1b\x7f\x9b"}
     assert len(page) < 400_000
-    assert "49" not in page or "{{" not in page
 
 
 @ids

@@ -39,7 +39,7 @@ def test_a_job_shows_its_events_its_files_and_its_curves() -> None:
             assert text in shown
         assert page.count("<polyline") == 3
         told = await browser.read(f"/jobs/{job_id}")
-        assert told["series"]["train_loss"] == [[1, 1.25], [2, 1.25]]
+        assert told["series"][job_id]["train_loss"] == [[1, 1.25], [2, 1.25]]
         assert told["job"]["status"] == "queued"
 
     play(scene, engine=False)

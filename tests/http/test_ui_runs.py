@@ -3,6 +3,8 @@
 import asyncio
 import re
 
+from tinker.proto.response_conv import deserialize_forward_backward_output
+
 from loreloop.http.ui import live
 from loreloop.store import series
 from loreloop.store.series import Measured
@@ -56,7 +58,8 @@ def test_the_loss_is_that_of_the_passes_by_their_tokens() -> None:
         losses = []
         for seq_id in (1, 2):
             request_id = (await site.train(passing(run_id, seq_id, n=3 * seq_id))).json()["request_id"]
-            losses.append((await site.future(request_id)).json()["metrics"]["loss:sum"])
+            passed = deserialize_forward_backward_output((await site.future(request_id)).content)
+            losses.append(passed.metrics["loss:sum"])
         await site.result("/optim_step", step(run_id, 3))
         await site.services.dispatcher.series.flush()
         (point,) = site.office.store.read(series.of_run, run_id)

@@ -67,10 +67,10 @@ def picture(metric: str, series: Mapping[str, Sequence[Measure]]) -> Picture | N
         for place, (name, points) in enumerate(drawn.items())
         if points
     )
-    rows = tuple(Tick(_y(value, low, high), f"{value:.4g}") for value in (low, (low + high) / 2, high))
+    rows = tuple(Tick(_y(value, low, high), f"{value:.4g}") for value in (low, low / 2 + high / 2, high))
     steps = sorted({first, (first + last) // 2, last})
     columns = tuple(Tick(_x(step, first, last), str(step)) for step in steps)
-    return Picture(metric, curves, rows, columns)
+    return Picture(metric=metric, curves=curves, rows=rows, columns=columns)
 
 
 def finite(points: Sequence[Measure]) -> list[Measure]:

@@ -55,7 +55,7 @@ async def job_page(request: Request) -> Response:
     key = caller(request, TRAIN)
     job = job_seen(request, key, str(request.path_params["job_id"]))
     data = await job_data(services(request), job)
-    return render(request, "job.html", data, {"pictures": pictures({job.id: data["series"]})})
+    return render(request, "job.html", data, {"pictures": pictures(data["series"])})
 
 
 async def job_data(served: Services, job: JobRow) -> dict[str, Any]:
@@ -74,7 +74,7 @@ async def job_data(served: Services, job: JobRow) -> dict[str, Any]:
         "events": [event_json(row) for row in await store.read_apart(jobs.events, job.id, EVENTS)],
         "files": files,
         "models": [msgspec.to_builtins(model) for model in made],
-        "series": of_steps(await store.read_apart(jobs.metrics, job.id)),
+        "series": {job.id: of_steps(await store.read_apart(jobs.metrics, job.id))},
         "actions": actions_of(job),
     }
 
@@ -101,7 +101,7 @@ async def job_live(request: Request) -> Response:
 
 async def _shown(request: Request, job: JobRow) -> str:
     data = await job_data(services(request), job)
-    return fragment(request, "job_live.html", {**data, "pictures": pictures({job.id: data["series"]})})
+    return fragment(request, "job_live.html", {**data, "pictures": pictures(data["series"])})
 
 
 async def change_job(request: Request) -> Response:
