@@ -2,9 +2,9 @@
 
 import time
 
-from loreloop.store import jobs
+from loreloop.store import jobs, keys
 from loreloop.store.job_rows import JobRow
-from tests.http.browser import signed_in, words
+from tests.http.browser import UI, signed_in, words
 from tests.http.site import Site, play
 from tests.store.place import write_now
 from tests.store.test_uploads import plan
@@ -82,5 +82,31 @@ def test_pages_of_jobs_lead_on() -> None:
         second = await browser.read(f"/jobs?limit=2&after={first['next']}")
         assert [job["id"] for job in first["jobs"] + second["jobs"]] == ids[::-1]
         assert second["next"] is None
+
+    play(scene, engine=False)
+
+
+def test_files_of_a_job_are_saved_and_no_others() -> None:
+    async def scene(site: Site) -> None:
+        kept = [
+            (await site.client.post("http://site/v1/files", data={"purpose": "evals"}, files={"file": (name, body)})).json()
+            for name, body in (("a<b>.txt", b"<script>alert(1)</script>"), ("other.txt", b"other"))
+        ]
+        admin = site.client.headers["x-api-key"]
+        owner = site.office.store.read(keys.find, admin, time.time())
+        assert owner is not None
+        row = JobRow(
+            id=jobs.new_id(), key_id=owner.id, created=time.time(), plan=plan(kept[0]["id"], base_model="fake")
+        )
+        job_id = (await site.services.desk.create(row)).id
+        browser = await signed_in(site, "admin")
+        assert "a<b>.txt" in words(await browser.look(f"/jobs/{job_id}"))
+        answer = await browser.client.get(f"{UI}/jobs/{job_id}/files/{kept[0]['id']}")
+        assert answer.content == b"<script>alert(1)</script>"
+        assert answer.headers["content-type"] == "application/octet-stream"
+        assert answer.headers["content-disposition"].startswith("attachment")
+        await browser.look(f"/jobs/{job_id}/files/{kept[1]['id']}", 404)
+        stranger = await signed_in(site, "train")
+        await stranger.look(f"/jobs/{job_id}/files/{kept[0]['id']}", 404)
 
     play(scene, engine=False)

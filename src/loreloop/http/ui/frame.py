@@ -47,10 +47,11 @@ def framed(endpoint: Endpoint) -> Endpoint:
     return page
 
 
-def sign_in_page(request: Request, trouble: str, status: int = 200) -> Response:
-    """The form that asks for a key; it leads back to the page that was asked for."""
-    wanted = str(request.url.path) + (f"?{request.url.query}" if request.url.query else "")
-    return render(request, "sign_in.html", {"trouble": trouble, "wanted": safe_address(wanted)}, status=status)
+def sign_in_page(request: Request, trouble: str, status: int = 200, *, wanted: str | None = None) -> Response:
+    """The form that asks for a key; it leads back to the page that was wanted, by its own address unless told."""
+    own = str(request.url.path) + (f"?{request.url.query}" if request.url.query else "")
+    address = safe_address(own if wanted is None else wanted)
+    return render(request, "sign_in.html", {"trouble": trouble, "wanted": address}, status=status)
 
 
 def safe_address(text: str) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 
 from loreloop.http.addresses import limit_of
+from loreloop.http.openai.files import body_of
 from loreloop.http.openai.job_format import event_json, job_json
 from loreloop.http.services import TRAIN, Services, caller, now, services
 from loreloop.http.ui.frame import NOTHING, page_route
@@ -19,7 +20,7 @@ from loreloop.http.ui.seeing import job_seen, owner_seen
 from loreloop.http.ui.visits import form
 from loreloop.protocol.errors import NotFound
 from loreloop.protocol.jobs import ENDED
-from loreloop.store import jobs, page_lists, tuned_models
+from loreloop.store import jobs, page_lists, tuned_models, uploads
 from loreloop.store.job_rows import JobRow
 
 USUAL_PAGE, MAX_PAGE = 50, 200
@@ -79,6 +80,17 @@ async def job_data(served: Services, job: JobRow) -> dict[str, Any]:
     }
 
 
+async def job_file(request: Request) -> Response:
+    """The body of a file that a job has read or left, to be saved: no browser shows it as a page."""
+    key, store = caller(request, TRAIN), services(request).store
+    job, file_id = job_seen(request, key, str(request.path_params["job_id"])), str(request.path_params["file_id"])
+    if file_id not in (job.plan.training_file, job.plan.validation_file, job.result_file):
+        raise NotFound(NOTHING)
+    row = store.read(uploads.get, job.key_id, file_id)
+    path = body_of(services(request), row)
+    return FileResponse(path, media_type="application/octet-stream", filename=row.name)
+
+
 def actions_of(job: JobRow) -> list[str]:
     """What can be done with a job as it is."""
     if job.status in ENDED:
@@ -121,5 +133,6 @@ ROUTES = [
     page_route("/jobs", jobs_page),
     page_route("/jobs/{job_id}", job_page),
     page_route("/jobs/{job_id}/live", job_live),
+    page_route("/jobs/{job_id}/files/{file_id}", job_file),
     page_route("/jobs/{job_id}/{action}", change_job, "POST"),
 ]

@@ -23,7 +23,10 @@ from loreloop.store.rows import KeyRow
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_SHOWN = 20_000  # characters of one text; the JSON of the page has all of it
 # Letters that a terminal obeys, that turn the direction of what follows, or that are there and cannot be seen.
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069"
+    "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
 # Nothing but our own files, whatever a text smuggled in; and no page of another site around ours.
 HEADERS = {
     "content-security-policy": (

@@ -26,7 +26,7 @@ async def sign_in(request: Request) -> Response:
     secret, wanted = fields.get("key", [""])[0].strip(), fields.get("wanted", [""])[0]
     key = served.store.read(keys.find, secret, now())
     if key is None:
-        return sign_in_page(request, UNKNOWN_KEY, 401)
+        return sign_in_page(request, UNKNOWN_KEY, 401, wanted=wanted)
     response = RedirectResponse(safe_address(wanted), 303)
     put_cookie(request, response, begin(key))
     return response
