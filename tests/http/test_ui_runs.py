@@ -136,3 +136,17 @@ def test_a_page_is_sent_anew_when_its_run_has_gone_on(monkeypatch) -> None:  # t
         assert all(line.startswith("data: ") for line in events[1].split("\n")[1:])
 
     play(scene, engine=False)
+
+
+def test_a_run_leads_to_the_timeline_of_its_session() -> None:
+    async def scene(site: Site) -> None:
+        run_id = await trained(site, 1)
+        browser = await signed_in(site, "admin")
+        answer = await browser.client.get(f"{UI}/runs/{run_id}/timeline")
+        assert answer.status_code == 303
+        file = await browser.client.get(answer.headers["location"])
+        assert file.status_code == 200
+        assert run_id.encode() in file.content
+        await (await signed_in(site, "train")).look(f"/runs/{run_id}/timeline", 404)
+
+    play(scene)

@@ -59,7 +59,7 @@ def harmless(value: Any) -> Any:
         value = str(value)  # in which Python itself writes unseen letters by their numbers
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    cut = value[:MOST_SHOWN]
+    cut = value[:MOST_SHOWN].replace("\r\n", "\n")
     seen = UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", cut)
     return f"{seen} … ({len(value)} characters)" if len(value) > MOST_SHOWN else seen
 

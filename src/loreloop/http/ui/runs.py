@@ -7,11 +7,12 @@ from typing import Any
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from loreloop.http.addresses import limit_of, number_of
 from loreloop.http.services import INFER, asker, caller, has, services
 from loreloop.http.tinker.runs import checkpoint_json
+from loreloop.http.tinker.traces import address
 from loreloop.http.ui.frame import page_route
 from loreloop.http.ui.live import Look, live_stream
 from loreloop.http.ui.pictures import of_points, pictures
@@ -91,6 +92,13 @@ async def _shown(request: Request, run: RunRow) -> str:
     return fragment(request, "run_live.html", {**data, "pictures": _pictures([run], data["series"])})
 
 
+async def run_timeline(request: Request) -> Response:
+    """The timeline of the session that the run belongs to, as a file for Perfetto's viewer."""
+    key = caller(request, INFER)
+    run = run_seen(request, key, str(request.path_params["run_id"]))
+    return RedirectResponse(address(request, run.session_id), 303)
+
+
 async def compare_page(request: Request) -> Response:
     """Several runs over one another, with the settings in which they differ; the first is what the others are compared
     with."""
@@ -135,4 +143,5 @@ ROUTES = [
     page_route("/compare", compare_page),
     page_route("/runs/{run_id}", run_page),
     page_route("/runs/{run_id}/live", run_live),
+    page_route("/runs/{run_id}/timeline", run_timeline),
 ]
