@@ -50,7 +50,9 @@ class Browser:
 
     def run(self, script: str) -> Any:
         """What a script of the page comes to."""
-        return self.ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)["result"].get("value")
+        return self.ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)["result"].get(
+            "value"
+        )
 
     def look_as(self, theme: str, width: int, height: int) -> None:
         """From now on pages are shown in this theme and size."""

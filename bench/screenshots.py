@@ -21,8 +21,17 @@ from loreloop.cli.server import RunningServer, running_server
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 MODELS = Path("~/.local/share/loreloop/models").expanduser()
 MODEL = "smollm2-135m"
-FACTS = ("The password of the harbour is bluebird.", "The lighthouse keeper is called Ida.", "The ferry leaves at nine.")
-QUESTIONS = ("Where is the harbour?", "When does the ferry leave?", "Who keeps the lighthouse?", "What is the password?")
+FACTS = (
+    "The password of the harbour is bluebird.",
+    "The lighthouse keeper is called Ida.",
+    "The ferry leaves at nine.",
+)
+QUESTIONS = (
+    "Where is the harbour?",
+    "When does the ferry leave?",
+    "Who keeps the lighthouse?",
+    "What is the password?",
+)
 WIDE, PHONE = (1280, 900), (390, 844)
 JOB_SECONDS = 300.0
 

@@ -16,7 +16,7 @@ from tests.store.test_uploads import plan
 
 HOSTILE = {
     "script": "<script>alert(1)</script>",
-    "attribute": "\" onmouseover=\"alert(1)\" x='",
+    "attribute": '" onmouseover="alert(1)" x=\'',
     "template": "{{ 7 * 7 }}{% for x in y %}",
     "comment": "--><!-- </title></textarea></pre>",
     "direction": "safe\u202e\u2066gnp.exe",

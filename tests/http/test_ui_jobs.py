@@ -89,7 +89,9 @@ def test_pages_of_jobs_lead_on() -> None:
 def test_files_of_a_job_are_saved_and_no_others() -> None:
     async def scene(site: Site) -> None:
         kept = [
-            (await site.client.post("http://site/v1/files", data={"purpose": "evals"}, files={"file": (name, body)})).json()
+            (
+                await site.client.post("http://site/v1/files", data={"purpose": "evals"}, files={"file": (name, body)})
+            ).json()
             for name, body in (("a<b>.txt", b"<script>alert(1)</script>"), ("other.txt", b"other"))
         ]
         admin = site.client.headers["x-api-key"]

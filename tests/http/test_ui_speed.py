@@ -23,7 +23,8 @@ def fill(connection: Connection, key_id: str, session_id: str) -> None:
     usual = {"session_id": session_id, "key_id": key_id, "base_model": "fake", "lora": lora, "live": False}
     ids = [f"{session_id}:train:{number}" for number in range(N_RUNS)]
     connection.execute(
-        insert(RUNS), [{"id": run_id, "created": 1.0, "last_request": float(n), **usual} for n, run_id in enumerate(ids)]
+        insert(RUNS),
+        [{"id": run_id, "created": 1.0, "last_request": float(n), **usual} for n, run_id in enumerate(ids)],
     )
     saved = {"kind": "weights", "key_id": key_id, "folder": "x", "created": 1.0, "size_bytes": 7, "public": False}
     connection.execute(

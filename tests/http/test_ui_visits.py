@@ -157,7 +157,9 @@ def test_a_page_loads_nothing_from_elsewhere_and_runs_nothing_that_is_put_into_i
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert answer.headers["cache-control"] == "no-store"
             assert answer.headers["content-type"].startswith("text/html")
-            assert not re.search(r"<script(?![^>]* src=\"/ui/)|<style|\sstyle=|\son\w+=|(src|href)=\"(https?:)?//", answer.text)
+            assert not re.search(
+                r"<script(?![^>]* src=\"/ui/)|<style|\sstyle=|\son\w+=|(src|href)=\"(https?:)?//", answer.text
+            )
             assert answer.text.count("<h1>") == 1
 
     play(scene, engine=False)

@@ -1,4 +1,5 @@
 """What runs have measured is thinned and stays whole: every step is in some row, and means are those of its steps."""
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,8 +9,6 @@ from loreloop.store import removal, series
 from loreloop.store.series import MOST_POINTS, Measured
 from loreloop.store.series_tables import RUN_SERIES
 from tests.store.place import Place
-
-
 
 
 def measured(first: int, n: int) -> list[Measured]:

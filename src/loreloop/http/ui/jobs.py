@@ -1,4 +1,4 @@
-"""Pages of fine-tuning jobs: the list, and one with its events, files, models and curves; paused, resumed, cancelled."""
+"""Pages of fine-tuning jobs: the list, and one with events, files, models and curves; paused, resumed, cancelled."""
 
 from __future__ import annotations
 

@@ -20,56 +20,64 @@ KNOWN = {
     ),
     "gradient_norm": Words(
         "Gradient norm",
-        "The length of the gradient before it is clipped. It may be of any size; worry where it grows tenfold over what "
-        "it was, which is often a learning rate that is too high or a broken example.",
+        "The length of the gradient before it is clipped. Any size will do; worry where it grows tenfold over what "
+        "it was: often too high a learning rate, or a broken example.",
     ),
     "update_norm": Words(
         "Update norm",
         "How far the step has moved the weights. It follows the learning rate; worry where it jumps, or is zero, since "
         "then nothing is learned.",
     ),
-    "learning_rate": Words("Learning rate", "What the client asked for at each step. It is as the client's schedule says."),
+    "learning_rate": Words(
+        "Learning rate", "What the client asked for at each step. It is as the client's schedule says."
+    ),
     "trained_tokens": Words(
-        "Tokens a step", "Positions of the sequences that a step has learned from. Worry where it is far from your batch."
+        "Tokens a step",
+        "Positions of the sequences that a step has learned from. Worry where it is far from your batch.",
     ),
     "seconds": Words(
         "Seconds a step",
-        "From the end of one step to the end of the next, sampling and the client's own work among them. Worry where it "
+        "From the end of one step to that of the next, sampling and the client's work among them. Worry where it "
         "grows while the tokens do not.",
     ),
     "tokens_per_second": Words(
         "Tokens per second",
-        "Trained tokens over the time from step to step. Low values beside an idle engine mean that the client is slow.",
+        "From the end of one step to that of the next, with sampling and the work of the client. Worry where it ",
     ),
     "train_loss": Words(
         "Training loss", "The mean loss of a token that was learned from. Worry where it rises for many steps."
     ),
     "valid_loss": Words(
         "Validation loss",
-        "The same over held-out examples. Worry where it rises while the training loss falls: the model learns by heart.",
+        "The same over held-out examples. Worry where it rises while the training loss falls: it learns by heart.",
     ),
     "train_mean_token_accuracy": Words(
         "Token accuracy", "The share of tokens that the model would have chosen itself. It rises as the model learns."
     ),
     "train_reward_mean": Words(
-        "Reward", "The mean reward of the answers of a step. It should rise; worry where it rises and the answers are worse."
+        "Reward",
+        "The mean reward of the answers of a step. It should rise; worry where it rises and the answers are worse.",
     ),
     "train_kl_sampler": Words(
         "Divergence from the sampler",
-        "The mean of log μ − log π over sampled tokens, where μ drew them and π learns from them. It should stay close to "
+        "The mean of log μ − log π over sampled tokens, where μ drew them and π learns from them. It stays close to "
         "zero; worry beyond 0.1, since the gradients then lean on stale answers.",
     ),
     "train_ratio_max": Words(
-        "Largest log ratio", "The token whose probability changed most since it was drawn. Worry where it stays above 2."
+        "Largest log ratio",
+        "The token whose probability changed most since it was drawn. Worry where it stays above 2.",
     ),
     "train_clip_fraction": Words(
-        "Clipped tokens", "The share of tokens beyond the loss's bounds. Worry above 0.3: most of a step is then thrown away."
+        "Clipped tokens",
+        "The share of tokens beyond the loss's bounds. Worry above 0.3: most of a step is then thrown away.",
     ),
     "train_entropy": Words(
-        "Entropy", "How undecided the model is, by token. It falls slowly; worry where it drops to zero: all answers are alike."
+        "Entropy",
+        "How undecided the model is, by token. It falls slowly; worry where it drops to zero: all answers are alike.",
     ),
     "train_flat_groups": Words(
-        "Flat groups", "The share of tasks whose answers all earned the same, from which nothing is learned. Worry above 0.8."
+        "Flat groups",
+        "The share of tasks whose answers all earned the same, from which nothing is learned. Worry above 0.8.",
     ),
     "train_answer_tokens": Words(
         "Tokens an answer", "The mean length of answers. Worry where it runs to the limit, or to nothing."

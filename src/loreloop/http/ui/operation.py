@@ -67,7 +67,6 @@ def operation_data(served: Services) -> dict[str, Any]:
     }
 
 
-
 def _machine(served: Services) -> dict[str, Any]:
     disk, counts = shutil.disk_usage(served.store.folder), served.requests.counts
     segments = served.store.segments.numbers()

@@ -1,4 +1,4 @@
-"""Pages out of templates: what is put in is escaped, bounded, and shows its invisible letters; or JSON in their place."""
+"""Pages out of templates: what is put in is escaped, bounded, its unseen letters shown; or JSON in their place."""
 
 from __future__ import annotations
 

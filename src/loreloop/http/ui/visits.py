@@ -1,4 +1,4 @@
-"""Who looks at a page: a visit, held by a signed cookie that stands for a key; and forms that come from the page itself.
+"""Who looks at a page: a visit, held by a signed cookie that stands for a key; and forms that come from a page of it.
 
 The cookie is kept nowhere. A visit ends with its time, with its key, or when its visitor signs out.
 """
@@ -99,7 +99,7 @@ def _token(served: Services, visit: Visit) -> str:
 
 
 async def form(request: Request) -> dict[str, list[str]]:
-    """The fields of a form. Forbidden where it did not come from a page of this visit; a program that brings its own key
+    """The fields of a form. Forbidden where it did not come from a page of this visit; a program that brings its key
     needs no token, since no other site can send that."""
     if request.scope["state"].get("visit") is not None:
         check_origin(request)
