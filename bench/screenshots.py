@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import openai
 import tinker
+from tokenizers import Tokenizer
 
 from bench.browser import Browser, browser
 from loreloop.cli.server import RunningServer, running_server
@@ -33,16 +34,15 @@ QUESTIONS = (
     "What is the password?",
 )
 WIDE, PHONE = (1280, 900), (390, 844)
-JOB_SECONDS = 300.0
+JOB_SECONDS = 60.0
 
 
-def train(client: tinker.ServiceClient, rate: float, n_steps: int) -> str:
+def train(client: tinker.ServiceClient, tokenizer: Tokenizer, rate: float, n_steps: int) -> str:
     """A run on a few facts; the path of what it has learned."""
     training = client.create_lora_training_client(MODEL, rank=16, seed=3).result()
-    tokenizer = training.get_tokenizer()
     data = []
     for fact in FACTS:
-        tokens = tokenizer.encode(fact)
+        tokens = tokenizer.encode(fact).ids
         inputs = {"target_tokens": tokens[1:], "weights": [1.0] * (len(tokens) - 1)}
         data.append(tinker.Datum(model_input=tinker.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=inputs))
     for step in range(n_steps):
@@ -55,7 +55,8 @@ def train(client: tinker.ServiceClient, rate: float, n_steps: int) -> str:
 def fill(server: RunningServer) -> dict[str, str]:
     """A little of everything; the addresses of the pages that show it."""
     service = tinker.ServiceClient(base_url=server.url, api_key=server.key)
-    paths = [train(service, rate, 40) for rate in (1e-3, 2e-4)]
+    tokenizer = Tokenizer.from_file(str(server.data / "models" / MODEL / "tokenizer.json"))
+    paths = [train(service, tokenizer, rate, 40) for rate in (1e-3, 2e-4)]
     web = httpx.Client(base_url=server.url, headers={"x-api-key": server.key}, timeout=120, trust_env=False)
     put = {"target": paths[1], "record": True}
     web.put("/loop/v1/deployments/harbour", json=put).raise_for_status()

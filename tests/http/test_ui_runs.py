@@ -90,13 +90,16 @@ def test_runs_over_one_another_show_the_settings_that_differ() -> None:
         body = {"session_id": session, "model_seq_id": 2, "type": "create_model", "base_model": "fake"}
         other = await site.result("/create_model", body | {"lora_config": {"rank": 4, "seed": 1}})
         for run_id in (*own, other["model_id"]):
-            write_now(site.office.store, series.add_all, {run_id: [Measured(1.0, {"loss": 2.0})]})
+            rate = 0.5 if run_id == other["model_id"] else 0.25
+            write_now(
+                site.office.store, series.add_all, {run_id: [Measured(1.0, {"loss": 2.0, "learning_rate": rate})]}
+            )
         browser = await signed_in(site, "admin")
         told = await browser.read(f"/compare?runs={own[0]},{other['model_id']}")
-        assert told["differences"] == {"rank": [8, 4]}
+        assert told["differences"] == {"rank": [8, 4], "first_learning_rate": [0.25, 0.5]}
         page = await browser.look(f"/compare?run={own[0]}&run={own[1]}")
         assert "They differ in no setting" in words(page)
-        assert page.count("<polyline") == 2
+        assert page.count("<polyline") == 4
         assert "at most 8" in words(await browser.look("/compare?runs=" + ",".join(map(str, range(9))), 400))
 
     play(scene)

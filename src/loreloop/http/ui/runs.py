@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from loreloop.http.ui.seeing import owner_seen, run_seen
 from loreloop.protocol.errors import BadRequest
 from loreloop.store import checkpoints, page_lists, runs, series
 from loreloop.store.rows import RunRow
+from loreloop.store.series import Point
 
 USUAL_PAGE, MAX_PAGE = 50, 200
 MOST_COMPARED = 8  # more curves cannot be told apart
@@ -67,7 +68,7 @@ async def run_data(request: Request, run: RunRow) -> dict[str, Any]:
             "lost": run.lost,
             "n_steps": points[-1].last_step if points else 0,
         },
-        "settings": settings_of(run),
+        "settings": settings_of(run, points),
         "checkpoints": [checkpoint_json(row) for row in saved],
         "series": {run.id: of_points(points)},
     }
@@ -104,8 +105,9 @@ async def compare_page(request: Request) -> Response:
     with."""
     key, store = caller(request, INFER), services(request).store
     found = [run_seen(request, key, run_id) for run_id in compared(request)]
-    measured = {run.id: of_points(await store.read_apart(series.of_run, run.id)) for run in found}
-    data = {"runs": [run.id for run in found], "differences": differences(found), "series": measured}
+    points = {run.id: await store.read_apart(series.of_run, run.id) for run in found}
+    measured = {run_id: of_points(some) for run_id, some in points.items()}
+    data = {"runs": [run.id for run in found], "differences": differences(found, points), "series": measured}
     return render(request, "compare.html", data, {"pictures": _pictures(found, measured)})
 
 
@@ -119,18 +121,21 @@ def compared(request: Request) -> list[str]:
     return found
 
 
-def differences(found: Sequence[RunRow]) -> dict[str, list[Any]]:
+def differences(found: Sequence[RunRow], points: Mapping[str, Sequence[Point]]) -> dict[str, list[Any]]:
     """The settings in which runs differ, each with its value in every run; None where a run does not have it."""
-    settings = [settings_of(run) for run in found]
+    settings = [settings_of(run, points[run.id]) for run in found]
     names = dict.fromkeys(name for each in settings for name in each)
     values = {name: [each.get(name) for each in settings] for name in names}
     return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
 
 
-def settings_of(run: RunRow) -> dict[str, Any]:
-    """What a run was made with: its base, its adapter, and what its client said of it."""
+def settings_of(run: RunRow, points: Sequence[Point]) -> dict[str, Any]:
+    """What a run was made with: its base, its adapter, the learning rate that it began with, and what its client said of
+    it."""
     said = {f"metadata.{name}": value for name, value in (run.user_metadata or {}).items()}
-    return {"base_model": run.base_model, **msgspec.to_builtins(run.lora), **said}
+    rate = points[0].values.get("learning_rate") if points else None
+    first = {"first_learning_rate": rate} if rate is not None else {}
+    return {"base_model": run.base_model, **msgspec.to_builtins(run.lora), **first, **said}
 
 
 def _pictures(found: Sequence[RunRow], measured: dict[str, Any]) -> list[dict[str, Any]]:

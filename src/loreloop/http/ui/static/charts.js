@@ -19,7 +19,7 @@ function optionsOf(metric, names, width) {
   const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
   const digits = (value) => (value == null ? "" : Number(value.toPrecision(4)).toString());
   const lines = names.map((name, place) => ({
-    label: name,
+    label: names.length > 1 ? String(place + 1) : "value",
     stroke: colour(`--curve-${place}`),
     width: 2,
     spanGaps: true,
@@ -51,7 +51,6 @@ function draw(figure, series) {
     place.replaceChildren(made.root);
     begin();
   });
-  figure.querySelector(".legend").hidden = true;
   plot.root.addEventListener("dblclick", () => zooms.delete(metric));
   const zoom = zooms.get(metric);
   if (zoom) plot.setScale("x", { min: zoom[0], max: zoom[1] });
