@@ -46,8 +46,7 @@ def add_all(connection: Connection, measured: Mapping[str, Sequence[Measured]]) 
     nowhere."""
     known = set(connection.scalars(select(RUNS.c.id).where(RUNS.c.id.in_(measured))))
     for run_id in known:
-        for one in measured[run_id]:
-            _append(connection, run_id, one)
+        _extend(connection, run_id, measured[run_id])
         _thin(connection, run_id)
 
 
@@ -67,17 +66,22 @@ def forget(connection: Connection, run_id: str) -> None:
     connection.execute(delete(RUN_SERIES).where(AT.run_id == run_id))
 
 
-def _append(connection: Connection, run_id: str, one: Measured) -> None:
+def _extend(connection: Connection, run_id: str, steps: Sequence[Measured]) -> None:
+    """However many steps there are, a few statements: others wait while they run."""
     newest = last_of(connection, run_id)
     # The first row is always whole, so it says how many steps a row of this run stands for by now.
     length = connection.scalar(select(AT.n_steps).where(AT.run_id == run_id).order_by(AT.step).limit(1)) or 1
-    if newest is not None and newest.n_steps < length:
-        joined = _joined(newest, Point(newest.last_step + 1, 1, one.created, one.values))
-        connection.execute(delete(RUN_SERIES).where(AT.run_id == run_id, AT.step == newest.step))
-        _insert(connection, run_id, [joined])
-    else:
-        step = newest.last_step + 1 if newest else 1
-        _insert(connection, run_id, [Point(step, 1, one.created, one.values)])
+    points = [newest] if newest is not None and newest.n_steps < length else []
+    first = newest.last_step + 1 if newest is not None else 1
+    for step, one in enumerate(steps, first):
+        point = Point(step, 1, one.created, one.values)
+        if points and points[-1].n_steps < length:
+            points[-1] = _joined(points[-1], point)
+        else:
+            points.append(point)
+    # The one that was not whole is written anew.
+    connection.execute(delete(RUN_SERIES).where(AT.run_id == run_id, AT.step >= points[0].step))
+    _insert(connection, run_id, points)
 
 
 def _thin(connection: Connection, run_id: str) -> None:

@@ -130,8 +130,7 @@ def differences(found: Sequence[RunRow], points: Mapping[str, Sequence[Point]]) 
 
 
 def settings_of(run: RunRow, points: Sequence[Point]) -> dict[str, Any]:
-    """What a run was made with: its base, its adapter, the learning rate that it began with, and what its client said of
-    it."""
+    """What a run was made with: its base, its adapter, its first learning rate, and what its client said of it."""
     said = {f"metadata.{name}": value for name, value in (run.user_metadata or {}).items()}
     rate = points[0].values.get("learning_rate") if points else None
     first = {"first_learning_rate": rate} if rate is not None else {}

@@ -15,12 +15,12 @@ function columnsOf(series, metric, names) {
   return [steps, ...found.map((values) => steps.map((step) => values.get(step) ?? null))];
 }
 
-function optionsOf(metric, names, width) {
+function optionsOf(metric, all, names, width) {
   const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
   const digits = (value) => (value == null ? "" : Number(value.toPrecision(4)).toString());
-  const lines = names.map((name, place) => ({
-    label: names.length > 1 ? String(place + 1) : "value",
-    stroke: colour(`--curve-${place}`),
+  const lines = names.map((name) => ({
+    label: all.length > 1 ? String(all.indexOf(name) + 1) : "value",
+    stroke: colour(`--curve-${all.indexOf(name)}`),
     width: 2,
     spanGaps: true,
     points: { show: false },
@@ -42,12 +42,13 @@ function optionsOf(metric, names, width) {
 
 function draw(figure, series) {
   const metric = figure.dataset.metric;
-  const names = Object.keys(series).filter((name) => (series[name][metric] || []).length);
+  const all = Object.keys(series);
+  const names = all.filter((name) => (series[name][metric] || []).length);
   // One point is no line to look into.
   if (!names.some((name) => series[name][metric].length > 1)) return;
   const place = figure.querySelector(".plot");
   const width = place.clientWidth;
-  const plot = new uPlot(optionsOf(metric, names, width), columnsOf(series, metric, names), (made, begin) => {
+  const plot = new uPlot(optionsOf(metric, all, names, width), columnsOf(series, metric, names), (made, begin) => {
     place.replaceChildren(made.root);
     begin();
   });
