@@ -123,6 +123,7 @@ def test_pages_of_the_list_lead_on() -> None:
 def test_a_page_is_sent_anew_when_its_run_has_gone_on(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(live, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(live, "STREAM_SECONDS", 1.0)
+    monkeypatch.setattr(live, "PAUSE_TIMES", 0)
 
     async def scene(site: Site) -> None:
         run_id = site.office.run()

@@ -168,10 +168,10 @@ def test_a_page_loads_nothing_from_elsewhere_and_runs_nothing_that_is_put_into_i
 def test_the_files_of_the_pages_are_a_list() -> None:
     async def scene(site: Site) -> None:
         browser = Browser(site)
-        for name, kind in (("page.css", "text/css"), ("page.js", "text/javascript")):
+        for name, kind in (("page.css", "text/css"), ("page.js", "text/javascript"), ("icon.svg", "image/svg+xml")):
             answer = await browser.client.get(f"{UI}/static/{name}")
             assert (answer.status_code, answer.headers["content-type"].split(";")[0]) == (200, kind)
-        for name in ("__init__.py", "..%2f__init__.py", "%2e%2e/frame.py", "none.css"):
+        for name in ("__init__.py", "..%2f__init__.py", "%2e%2e/frame.py", "uPlot.LICENSE.txt", "none.css"):
             assert (await browser.client.get(f"{UI}/static/{name}")).status_code == 404
 
     play(scene, engine=False)

@@ -11,7 +11,7 @@ from loreloop.http.ui.frame import NOTHING, page_route
 from loreloop.protocol.errors import NotFound
 
 FOLDER = Path(__file__).parent / "static"
-KINDS = {".css": "text/css", ".js": "text/javascript"}
+KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 FILES = {path.name: path for path in sorted(FOLDER.iterdir()) if path.suffix in KINDS}
 
 

@@ -1,12 +1,14 @@
 """A part of a page that is sent anew whenever what it shows has changed, by server-sent events.
 
-A look costs two small reads every two seconds for each open page, and nothing while nobody looks. A stream ends with
-its key, and after an hour, so that the browser asks again as whoever it is then.
+A look costs two small reads every two seconds for each open page, and nothing while nobody looks; what takes long to
+show is shown less often. A stream ends with its key, and after an hour, so that the browser asks again as whoever it is
+then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +23,8 @@ from loreloop.store.rows import KeyRow
 
 LOOK_SECONDS = 2.0
 STREAM_SECONDS = 3600.0
+PAUSE_TIMES = 100  # as long as it took to make a part: an open page takes a hundredth of a processor at most
+LONGEST_PAUSE_SECONDS = 30.0
 
 
 class Look(NamedTuple):
@@ -40,14 +44,17 @@ async def _changes(request: Request, key: KeyRow, look: Callable[[], Awaitable[L
     while now() < until and not served.dispatcher.stopping:
         if served.store.read(keys.active, key.id, now()) is None:
             return
+        began, spent = time.perf_counter(), 0.0
         try:
             seen = await look()
             if seen.state != shown:
                 shown = seen.state
-                yield page_event(await seen.show())
+                event = page_event(await seen.show())
+                spent = time.perf_counter() - began
+                yield event
         except NotFound:  # it was deleted meanwhile
             return
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(max(LOOK_SECONDS, min(PAUSE_TIMES * spent, LONGEST_PAUSE_SECONDS)))
 
 
 def page_event(html: str) -> bytes:

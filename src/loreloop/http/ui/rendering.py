@@ -39,7 +39,7 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-# Title, address, and the scope without which the page is of no use.
+# Title, address, and the scope that the page asks for; "": one for single deployments is enough.
 NAVIGATION = (
     ("Runs", "/ui/runs", INFER),
     ("Jobs", "/ui/jobs", TRAIN),
@@ -126,7 +126,7 @@ def fragment(request: Request, template: str, context: Mapping[str, Any]) -> str
     entries = [
         {"title": title, "address": address, "is_here": request.url.path.startswith(address)}
         for title, address, scope in NAVIGATION
-        if key is not None and (not scope or has(key, scope))
+        if key is not None and (has(key, scope or INFER) or (key.deployments and not scope))
     ]
     around = {
         "navigation": entries,
