@@ -2,16 +2,20 @@
 
 import time
 
+import msgspec
 import pytest
+from sqlalchemy import Connection
 
 from loreloop.protocol.training import LoraSpec
-from loreloop.store import jobs, keys, runs
+from loreloop.store import deployments, jobs, keys, runs, turn_keeping
 from loreloop.store.job_rows import JobRow
-from loreloop.store.rows import RunRow
+from loreloop.store.rows import Arm, RecordingRule, RunRow, Split
+from loreloop.store.turn_bodies import packed
 from tests.http.browser import Browser, signed_in
 from tests.http.recorded import Room, play_recorded
 from tests.http.site import Site, play
 from tests.store.place import write_now
+from tests.store.test_turns import BODY, new
 from tests.store.test_uploads import plan
 
 HOSTILE = {
@@ -97,5 +101,29 @@ def test_an_address_is_text(text: str) -> None:
             answer = await client.get("http://site/ui/audit", params={"day": text[:3000]})
             assert answer.status_code in (400, 401)
             check_harmless(answer.text)
+
+    play(scene, engine=False)
+
+
+@ids
+def test_recorded_words_of_any_form_are_text(text: str) -> None:
+    calls = [{"id": text, "type": "function", "function": {"name": text, "arguments": text}}]
+    body = msgspec.structs.replace(
+        BODY,
+        messages=({"role": text, "content": [{"type": "text", "text": text}]}, {"role": "user", "content": text}),
+        answer={"role": "assistant", "content": text, "tool_calls": calls},
+    )
+
+    def fill(connection: Connection) -> None:
+        recording = RecordingRule(record=True)
+        deployments.set(connection, "bot", None, Split(Arm("fake", "fake")), 1.0, text, recording=recording)
+        turn_keeping.keep(connection, [new(1, packed(body), user=text, created=time.time(), revision=text)])
+
+    async def scene(site: Site) -> None:
+        write_now(site.office.store, fill)
+        browser = await signed_in(site, "admin")
+        for path in ("/deployments", "/deployments/bot", "/turns/t1"):
+            check_harmless(await browser.look(path))
+        assert (await browser.read("/turns/t1"))["turn"]["messages"][1]["content"] == text
 
     play(scene, engine=False)
