@@ -10,11 +10,12 @@ from sqlalchemy import Connection, Row, Select, func, select
 
 from loreloop.protocol.feedback import Feedback
 from loreloop.protocol.training import LoraSpec
+from loreloop.store.fates import fate_column
 from loreloop.store.feedback import statement_of
 from loreloop.store.feedback_tables import FEEDBACK
 from loreloop.store.schema import CHECKPOINTS, FILES, KEYS, RUNS
 from loreloop.store.series_tables import RUN_SERIES
-from loreloop.store.turn_tables import TURNS
+from loreloop.store.turn_tables import EPISODES, TURN_TALLIES, TURNS
 from loreloop.store.turns import all_turns
 
 
@@ -84,6 +85,23 @@ def newest_turns(connection: Connection, deployment: str, limit: int) -> list[Tu
         )
         for row in connection.execute(query.limit(limit))
     ]
+
+
+def fates_of_newest(connection: Connection, deployment: str, most: int) -> dict[str, int]:
+    """How many of the newest turns of a deployment have which fate, `most` of them: to count all would take as long as
+    there are many."""
+    joined = TURNS.outerjoin(EPISODES, EPISODES.c.number == TURNS.c.episode)
+    newest = select(fate_column()).select_from(joined).where(TURNS.c.deployment == deployment)
+    some = newest.order_by(TURNS.c.number.desc()).limit(most).subquery()
+    rows = connection.execute(select(some.c.fate, func.count().label("n")).group_by(some.c.fate))
+    return {row.fate: row.n for row in rows}
+
+
+def tally(connection: Connection, deployment: str) -> dict[str, int]:
+    """How many bytes a deployment's turns have, and how many turns are gone."""
+    row = connection.execute(select(TURN_TALLIES).where(TURN_TALLIES.c.deployment == deployment)).first()
+    found = (row.n_bytes, row.expired, row.dropped) if row is not None else (0, 0, 0)
+    return dict(zip(("n_bytes", "expired", "dropped"), found, strict=True))
 
 
 def newest_feedback(connection: Connection, deployment: str, limit: int) -> list[Feedback]:

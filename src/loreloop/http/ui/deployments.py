@@ -15,11 +15,12 @@ from loreloop.http.services import ADMIN, TRAIN, asker, caller, has, services
 from loreloop.http.ui.frame import page_route
 from loreloop.http.ui.rendering import render
 from loreloop.http.ui.visits import form
-from loreloop.store import deployments, feedback, page_lists, turns
+from loreloop.store import deployments, feedback, page_lists
 from loreloop.store.rows import Deployment
 
 USUAL_PAGE, MAX_PAGE = 100, 500
 VERSIONS, RECENT = 20, 50  # on a deployment's page
+COUNTED = 10_000  # turns, the newest ones; the route for programs counts all
 
 
 async def deployments_page(request: Request) -> Response:
@@ -52,11 +53,12 @@ async def deployment_page(request: Request) -> Response:
 async def recorded_of(request: Request, found: Deployment) -> dict[str, Any]:
     """What a deployment has recorded of late, and how much of it has which fate."""
     store = services(request).store
-    counts = await store.read_apart(turns.counts, found.name)
+    fates = await store.read_apart(page_lists.fates_of_newest, found.name, COUNTED)
+    tally = await store.read_apart(page_lists.tally, found.name)
     recent = await store.read_apart(page_lists.newest_turns, found.name, RECENT)
     said = await store.read_apart(page_lists.newest_feedback, found.name, RECENT)
     return {
-        "counts": msgspec.to_builtins(counts),
+        "counts": {"of_newest": COUNTED, "fates": fates, **tally},
         "turns": msgspec.to_builtins(recent),
         "feedback": msgspec.to_builtins(said),
     }
