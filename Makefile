@@ -15,7 +15,7 @@ SPREAD := $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 # wheel would do; the cookbook's newest plain release wants transformers 5.5.4 at most.
 INSTALL := 'torch==2.13.*' 'transformers==5.5.4' 'tinker==0.38.*' 'tinker-cookbook[math-rl]==0.5.8' -e '.[demo,test,check]'
 
-.PHONY: help demo loop-demo serve test test-slow check golden lock bench bench-gpu format proto clean
+.PHONY: help demo loop-demo serve test test-slow check golden lock bench bench-gpu screenshots format proto clean
 
 help:
 	@echo "make demo       a real model learns sums in front of you"
@@ -27,6 +27,7 @@ help:
 	@echo "make lock       notes what was installed, with hashes, in requirements.lock"
 	@echo "make bench      the figures of docs/benchmarks.md; ROW=name for one"
 	@echo "make bench-gpu  an 8B shape against a GPU's own limits"
+	@echo "make screenshots  the pictures of docs/page.md; needs chromium"
 
 $(STAMP): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -93,6 +94,10 @@ $(CLIENTS)/.installed: tests/clients/zoo/agents.txt tests/clients/zoo/indexes.tx
 
 bench: $(STAMP)
 	$(BIN)/python -m bench $(ROW)
+
+# Chromium is a package of the system; nothing else needs it.
+screenshots: $(STAMP)
+	$(BIN)/python -m bench.screenshots
 
 bench-gpu: $(STAMP)
 	$(BIN)/python -m bench.gpu

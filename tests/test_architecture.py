@@ -345,6 +345,16 @@ def test_sub_rooms_do_not_know_one_another(rooms: set[str]) -> None:
             assert not known, f"{path.name} knows {known}"
 
 
+def test_only_the_application_knows_the_pages() -> None:
+    knowing = {
+        str(path.relative_to(PACKAGE))
+        for path in FILES
+        if not path.is_relative_to(PACKAGE / "http" / "ui")
+        and any(name.startswith("loreloop.http.ui") for name in imports(ast.parse(path.read_text())))
+    }
+    assert knowing == {"http/application.py"}
+
+
 def test_the_table_is_the_one_in_the_documentation() -> None:
     rows = re.findall(r"^\| `(\w+)(?:/|\.py)` \|.*\| ([^|]*) \|$", (ROOT / "docs/architecture.md").read_text(), re.M)
     documented = {room: set(re.findall(r"\w+", may)) for room, may in rows}

@@ -17,6 +17,14 @@ OPEN = {"/healthz", "/api/v1/healthz", "/metrics"}
 KEYLESS = ("/api/v1/downloads/", "/hf/")
 SIGNED = "/f/"  # links with a signature in the place of a key
 KNOWN_GAP = {"/api/v1/create_model"}  # reads the body before the key
+# How pages begin and end, and what they look like; they say nothing of the server, and begin no visit without a key.
+OF_PAGES = {
+    ("GET", "/ui/sign-in"): 200,
+    ("POST", "/ui/sign-in"): 403,
+    ("POST", "/ui/sign-out"): 303,
+    ("GET", "/ui/static/{file}"): 404,
+    ("GET", "/ui/{path:path}"): 404,
+}
 
 
 def routes(site: Site) -> list[tuple[str, str]]:
@@ -41,6 +49,7 @@ def test_every_route_but_health_and_metrics_needs_a_key() -> None:
                     answer = await stranger.request(method, f"http://site{path}", json={})
                     expected = {200} if path in OPEN else {400, 403, 404} if path.startswith(KEYLESS) else {401}
                     expected = {403} if path.startswith(SIGNED) else expected
+                    expected = {OF_PAGES[method, path]} if (method, path) in OF_PAGES else expected
                     assert answer.status_code in expected or path in KNOWN_GAP, path
 
     play(scene, engine=False)

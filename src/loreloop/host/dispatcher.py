@@ -17,6 +17,7 @@ from loreloop.host.completions import Completions
 from loreloop.host.engines import EngineGroup, EngineState
 from loreloop.host.link import EngineConnection
 from loreloop.host.meter import Meter
+from loreloop.host.run_series import RunSeries
 from loreloop.host.tickets import Recording, Ticket
 from loreloop.protocol.errors import Gone, NotFound, OutOfService, Unavailable
 from loreloop.protocol.link import (
@@ -76,7 +77,7 @@ class Dispatcher:
         self.config, self.store, self.files = config, store, Files(store.folder)
         self.engines = {name: EngineGroup(config.engine) for name in base_models}
         self.tickets: dict[str, Ticket] = {}
-        self.meter, self.completions = Meter(store), Completions()
+        self.meter, self.series, self.completions = Meter(store), RunSeries(store), Completions()
         self.n_waiting_samples = 0
         self.ends: dict[str, asyncio.Event] = {}
         self.stopping = False
@@ -87,6 +88,7 @@ class Dispatcher:
         """Journals the operation and hands it to its engine. The same operation again changes nothing; BadRequest if
         another body came under the same (model, seq_id)."""
         if await self.store.write(journal.append, self.store.segments, op, accepted):
+            self.series.asked(op)
             self._send(accepted.base_model, Submit(op))
 
     async def skip(self, model_id: str, seq_id: int, request_id: str, base_model: str) -> None:
@@ -367,6 +369,7 @@ class Dispatcher:
         # The results are on disk before anybody is woken, so that no client hears of what a crash could take back.
         astray = await self.store.write(journal.record_batch, segments, base_model, done, now)
         engine.counts.batch_ended(done)
+        self.series.batch_ended(done, now)
         for end in done.ends:
             # An operation that has ended well was not what killed an earlier engine.
             engine.deaths.pop(end.request_id, None)

@@ -37,6 +37,7 @@ from loreloop.http.tinker import (
     traces,
     training,
 )
+from loreloop.http.ui import routes as ui
 from loreloop.protocol import errors
 
 STATUS_CODES: dict[type[errors.LoreloopError], int] = {
@@ -116,6 +117,7 @@ def create_app(services: Services) -> Starlette:
             Mount("/anthropic/api/v1", routes=[*messages.ROUTES, *models.ROUTES]),
             Mount("/hf", routes=hub.ROUTES),
             Mount("/loop/v1", routes=loop_routes),
+            Mount("/ui", routes=ui.ROUTES),
             *links.PAGES,
             *feedback.TENSORZERO,
             *health.ROUTES,

@@ -84,6 +84,7 @@ class Services:
     arriving: Counter[str] = field(default_factory=Counter)  # bytes of uploads that are coming in, by key
     nonce: str = ""
     remembering: set[MemoryName] = field(default_factory=set)  # memories with a request on them
+    ended_visits: dict[str, int] = field(default_factory=dict)  # of pages, that their visitors have ended, until when
     noted_reads: set[NotedRead] = field(default_factory=set)  # of others' weights, by requests for single answers
 
     @cached_property

@@ -8,8 +8,10 @@ from loreloop.protocol.errors import BadRequest
 
 
 def number_of_row(connection: Connection, table: Table, key_id: str | None, after: str, what: str) -> int:
-    """The place in lists of a key's row by its id. BadRequest where there is none; `what` is its kind in words."""
-    found = connection.scalar(select(table.c.number).where(table.c.id == after, table.c.key_id == key_id))
+    """The place in lists of a key's row by its id (None: of any key's). BadRequest where there is none; `what` is its
+    kind in words."""
+    wanted = select(table.c.number).where(table.c.id == after)
+    found = connection.scalar(wanted if key_id is None else wanted.where(table.c.key_id == key_id))
     if found is None:
         raise BadRequest(f"after names {after[:80]!r}, which is no {what} of this key.")
     return int(found)

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, delete, insert, select
 
 from loreloop.protocol.errors import Conflict
 from loreloop.protocol.training import Failure
-from loreloop.store import checkpoints, journal, overview, runs
+from loreloop.store import checkpoints, journal, overview, runs, series
 from loreloop.store.files import placed
 from loreloop.store.schema import CHECKPOINTS, REMOVED_RUNS, RUNS, SAMPLERS
 from loreloop.store.segments import Segments
@@ -50,6 +50,7 @@ def remove_run(connection: Connection, segments: Segments, run_id: str, now: flo
     checkpoints.leave_files(connection, folders)
     connection.execute(delete(SAMPLERS).where(of_run))
     connection.execute(delete(CHECKPOINTS).where(CHECKPOINTS.c.run_id == run_id))
+    series.forget(connection, run_id)
     connection.execute(delete(RUNS).where(RUNS.c.id == run_id))
     # Its operations may still stand in segments. Noted, so that the next start does not report them as lost.
     connection.execute(insert(REMOVED_RUNS).prefix_with("OR REPLACE").values(run_id=run_id, segment=segments.number))

@@ -38,6 +38,7 @@ from loreloop.store.schema import (
     TUNED_MODELS,
     USAGE,
 )
+from loreloop.store.series_tables import RUN_SERIES
 from loreloop.store.turn_tables import TURN_TABLES
 
 
@@ -155,6 +156,11 @@ def m017_accounts(connection: Connection) -> None:
     add_accounts(connection)
 
 
+def m018_run_series(connection: Connection) -> None:
+    """Makes the table of what runs have measured, from now on."""
+    RUN_SERIES.create(connection, checkfirst=True)
+
+
 STEPS: Sequence[Callable[[Connection], None]] = (
     m001_initial,
     m002_deployments,
@@ -173,6 +179,7 @@ STEPS: Sequence[Callable[[Connection], None]] = (
     m015_askers,
     m016_refusals,
     m017_accounts,
+    m018_run_series,
 )
 
 

@@ -7,6 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop import __version__
+from loreloop.host.dispatcher import Dispatcher
 from loreloop.host.engines import EngineState
 from loreloop.host.server_plan import NONCE
 from loreloop.http.bodies import answer
@@ -20,10 +21,15 @@ async def healthz(request: Request) -> Response:
     # All engines have the same settings and the same machine, so the first one that is there speaks for all.
     info = next(filter(None, map(dispatcher.known_info, dispatcher.engines)), None)
     precision = {"precision": info.precision} if info else {}
-    engines = [_told(model, engine) for model, group in dispatcher.engines.items() for engine in group.all]
+    engines = engines_told(dispatcher)
     response = answer({"status": "ok", "version": __version__, "engines": engines} | precision)
     response.headers[NONCE] = services(request).nonce  # the operator's command line looks whose address this is
     return response
+
+
+def engines_told(dispatcher: Dispatcher) -> list[dict[str, object]]:
+    """Every engine in a row, those of a model by their numbers."""
+    return [_told(model, engine) for model, group in dispatcher.engines.items() for engine in group.all]
 
 
 def _told(model: str, engine: EngineState) -> dict[str, object]:

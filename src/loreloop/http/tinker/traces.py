@@ -31,10 +31,14 @@ async def export(request: Request) -> Response:
     """Where the timeline of a session of the key can be fetched for an hour."""
     key, session_id = caller(request, INFER), request.path_params["session_id"]
     services(request).store.read(sessions.get, key.id, session_id)
+    return answer({"status": "ready", "url": address(request, session_id)})
+
+
+def address(request: Request, session_id: str) -> str:
+    """Where the timeline of a session can be fetched for an hour, by whoever has the address."""
     expires = str(int(now()) + LIFETIME_SECONDS)
     signed = _signature(request, session_id, expires)
-    url = f"{request.base_url}api/v1/downloads/traces/{session_id}?expires={expires}&signature={signed}"
-    return answer({"status": "ready", "url": url})
+    return f"{request.base_url}api/v1/downloads/traces/{session_id}?expires={expires}&signature={signed}"
 
 
 async def download(request: Request) -> Response:

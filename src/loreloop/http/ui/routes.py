@@ -1,0 +1,20 @@
+"""All pages; what is none of them is answered as a page too."""
+
+from __future__ import annotations
+
+from starlette.routing import Route
+
+from loreloop.http.ui import audit_log, deployments, files, jobs, keys, operation, playground, runs, sign_in
+
+ROUTES: list[Route] = [
+    *sign_in.ROUTES,
+    *files.ROUTES,
+    *runs.ROUTES,
+    *jobs.ROUTES,
+    *deployments.ROUTES,
+    *playground.ROUTES,
+    *operation.ROUTES,
+    *keys.ROUTES,
+    *audit_log.ROUTES,
+    *files.LAST_ROUTES,
+]

@@ -1,0 +1,66 @@
+// Asks both sides of the playground at once, and shows their answers while they are written, as plain text.
+"use strict";
+
+const form = document.getElementById("ask");
+const stopButton = document.getElementById("stop");
+let asking = null;
+
+async function askSide(side, body, signal) {
+  const answer = side.querySelector(".answer");
+  const note = side.querySelector(".note");
+  const started = performance.now();
+  answer.textContent = "";
+  note.textContent = "…";
+  const headers = { "content-type": "application/json", accept: "application/json", "x-form-token": form.dataset.token };
+  const request = { method: "POST", headers, body: JSON.stringify(body), signal };
+  const response = await fetch("/ui/playground/chat", request);
+  if (!response.ok) {
+    const told = await response.json().catch(() => null);
+    note.textContent = told && told.detail ? told.detail : "The server answered " + response.status + ".";
+    return;
+  }
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let held = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    const events = (held + value).split("\n\n");
+    held = events.pop();
+    for (const event of events) {
+      const data = event.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("");
+      if (!data || data === "[DONE]") continue;
+      const chunk = JSON.parse(data);
+      if (chunk.error) note.textContent = chunk.error.message;
+      for (const choice of chunk.choices || []) {
+        answer.append(choice.delta && choice.delta.content ? choice.delta.content : "");
+      }
+    }
+  }
+  const seconds = (performance.now() - started) / 1000;
+  if (note.textContent === "…") note.textContent = `${seconds.toFixed(1)} s, by ${response.headers.get("x-loreloop-revision")}`;
+}
+
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  if (asking) asking.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  stopButton.disabled = false;
+  const number = (name) => Number(document.getElementById(name).value);
+  const sides = [...form.querySelectorAll(".side")].map((side) => {
+    const body = {
+      model: side.querySelector(".model").value,
+      messages: [{ role: "user", content: document.getElementById("prompt").value }],
+      temperature: number("temperature"),
+      max_tokens: number("max_tokens"),
+      seed: number("seed"),
+      stream: true,
+    };
+    return askSide(side, body, signal).catch((error) => {
+      side.querySelector(".note").textContent = signal.aborted ? "Stopped." : String(error);
+    });
+  });
+  await Promise.all(sides);
+  stopButton.disabled = true;
+});
+stopButton.addEventListener("click", () => asking && asking.abort());
