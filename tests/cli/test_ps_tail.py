@@ -71,7 +71,7 @@ def test_it_follows_until_it_is_told_to_stop(server: RunningServer, trained: tin
         assert trained.model_id in line
         following.send_signal(signal.SIGINT)
         _, said = following.communicate(timeout=60)
-        assert (following.returncode, said) == (130, "Stopped.\n")
+        assert (following.returncode, said.strip()) == (130, "Stopped.")
     finally:
         following.kill()
         following.wait()
@@ -93,7 +93,7 @@ def test_names_cannot_do_anything_to_a_terminal(server: RunningServer) -> None:
         trainer_of = client.create_lora_training_client("tiny", rank=8).result()
         table = told(server, "ps")
     finally:
-        client.close().result()
+        client.close("success").result()
     assert trainer_of.model_id in table
     assert "red\\x1b[31m\\u202eeulb" in table
     assert "\x1b" not in table
