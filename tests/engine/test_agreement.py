@@ -50,7 +50,7 @@ def test_a_fast_engine_stays_within_what_is_documented(folder, tmp_path):
 
 def test_nothing_of_a_check_stays_in_the_engine(folder, tmp_path):
     engine = engine_of(LocalEngine, folder, tmp_path)
-    differences(engine)
+    list(differences(engine))
     assert not engine.bank.resident
     assert not engine.revisions.resident
     assert not engine.sampling
@@ -107,7 +107,7 @@ class Silent(LocalEngine):
 
 def test_an_engine_without_scores_cannot_be_checked(folder, tmp_path):
     with pytest.raises(ServerError, match="gave no scores"):
-        differences(engine_of(Silent, folder, tmp_path))
+        list(differences(engine_of(Silent, folder, tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -59,11 +59,13 @@ def model_findings(config: Config, name: str) -> Iterator[Finding]:
 
 
 def _in_one_process(config: EngineConfig) -> EngineConfig:
-    """The server's settings, but for what belongs to several processes; the number of threads stays as it is, since
-    another one adds up in another order."""
+    """The server's settings, but for what belongs to several processes. The number of threads is held, since another
+    one adds up in another order; where it is left open, it is that of the cores that are idle now."""
     import msgspec
 
-    n_threads = config.threads or len(os.sched_getaffinity(0))
+    # Threads that have no core wait for one another, on a busy machine for minutes.
+    n_idle = max(1, len(os.sched_getaffinity(0)) - int(os.getloadavg()[0]))
+    n_threads = config.threads or n_idle
     return msgspec.structs.replace(config, mesh="", ray="", replicas=0, samplers=(), threads=n_threads)
 
 

@@ -62,8 +62,9 @@ class Drawn:
     scores: Logprobs | None = None
 
 
-def differences(engine: Engine) -> list[Difference]:
-    """All checks, with an adapter that is made for them and gone afterwards. ServerError where one cannot be made."""
+def differences(engine: Engine) -> Iterator[Difference]:
+    """All checks, each as soon as it is made, with an adapter that is gone afterwards. ServerError where one cannot be
+    made."""
     window, rng = engine.info.context_window, np.random.default_rng(0)
     n_prompt = max(2, min(PROMPT_TOKENS, window // 2))
     n_new = max(1, min(NEW_TOKENS, window - n_prompt - 1))
@@ -71,12 +72,10 @@ def differences(engine: Engine) -> list[Difference]:
     long_text = rng.integers(0, engine.info.vocab_size, max(4, min(SPLIT_TOKENS, window - 1)))
     with _adapter(engine, texts) as revision:
         ops = [_op(f"text-{i}", text, revision, n_new) for i, text in enumerate(texts)]
-        return [
-            _difference("split", _split(engine, revision, long_text)),
-            _difference("co-batch of samples", _beside_samples(engine, revision, ops)),
-            _difference("co-batch of training", _beside_data(engine, texts)),
-            _difference("mismatch", sampled_minus_trained(engine, MODEL, ops)),
-        ]
+        yield _difference("split", _split(engine, revision, long_text))
+        yield _difference("co-batch of samples", _beside_samples(engine, revision, ops))
+        yield _difference("co-batch of training", _beside_data(engine, texts))
+        yield _difference("mismatch", sampled_minus_trained(engine, MODEL, ops))
 
 
 def sampled_minus_trained(engine: Engine, model_id: str, ops: Sequence[SampleOp]) -> Floats:
