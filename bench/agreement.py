@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.rig import Figure, datum, new_model, random_ids, run_pass, run_samples, sample_op, saved_revision
+from bench.rig import Figure, new_model, random_ids, sample_op, saved_revision
+from loreloop.engine.agreement import sampled_minus_trained
 from loreloop.engine.local import LocalEngine
 
 
@@ -17,15 +18,7 @@ def agreement(running: LocalEngine, name: str, *, n_rows: int = 64, n_new: int =
     state.refresh_weights()
     revision = saved_revision(running)
     ops = [sample_op(str(i), random_ids(rng, 16), revision, n_new, seed=i) for i in range(n_rows)]
-    events = run_samples(running, ops)
-    differences = []
-    for op in ops:
-        prompt = np.frombuffer(op.prompt[0].tokens, "<i4")  # type: ignore[union-attr]
-        tokens = np.concatenate([prompt, [event.token for event in events[op.request_id]]])
-        scored = run_pass(running, [datum(tokens)], forward_only=True).outputs[0]["logprobs"].numpy()
-        sampled = np.array([event.logprob for event in events[op.request_id]])
-        differences.append(sampled - scored[len(prompt) - 1 :])
-    delta = np.concatenate(differences)
+    delta = sampled_minus_trained(running, "m", ops)
     return [
         Figure(f"{name}: tokens", len(delta), "tokens", at_least=10_000),
         Figure(f"{name}: mean |difference|", float(np.abs(delta).mean()), "nats", at_most=0.01),

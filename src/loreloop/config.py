@@ -21,6 +21,7 @@ MOST = 2**31 - 1  # of anything that is counted; beyond it some library's own nu
 Positive = Annotated[int, Meta(ge=1, le=MOST)]
 NotNegative = Annotated[int, Meta(ge=0, le=MOST)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Nats = Annotated[float, Meta(ge=0, le=1e9)]
 Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
 CodeSandboxWay = Literal["auto", "namespaces", "bubblewrap", "landlock", "limits", "off"]
 # What the SDK does in one of two ways, as its server says.
@@ -91,6 +92,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image_cache_mib: NotNegative = 512  # what vision towers made of recent images, kept in memory
     verify_weights: bool = False  # an engine compares weights with the checksums of `models add` before it loads them
     snapshot_seconds: Seconds = 30.0  # unsnapshotted engine time that triggers a snapshot
+    sampler_kl_alarm_nats: Nats = 0.1  # a run whose trainer is further from its sampler is told; 0: never
 
     @property
     def n_replicas(self) -> int:

@@ -34,7 +34,7 @@ MAKING = {
     ("files", "upload"),
 }
 ELSEWHERE = {("chat",), ("memory", "chat"), ("memory", "train"), ("memory", "answers")}  # ask a server
-ELSEWHERE |= {("models", "check"), ("plan",)}  # or look at a folder of somebody else's
+ELSEWHERE |= {("models", "check"), ("plan",), ("doctor",)}  # or look at a folder of somebody else's, or the machine
 LOOPS = {
     ("loop", verb)
     for verb in (
@@ -54,6 +54,8 @@ ELSEWHERE |= {words for words in COMMANDS if words[0] == "train"}
 LISTS = {words for words in COMMANDS if words[-1] in ("list", "usage", "calls", "verify")}
 ARGUMENTS = {
     ("status",): [],
+    ("ps",): [],
+    ("tail",): [],
     ("repair",): [],
     ("runs", "show"): ["nobody"],
     ("runs", "rm"): ["nobody", "--yes"],

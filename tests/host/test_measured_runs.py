@@ -24,7 +24,7 @@ def play(scene: Scene) -> None:
 
 
 async def points_of(place: Office, run: str) -> list[Point]:
-    await place.dispatcher.series.flush()
+    await place.dispatcher.observers.series.flush()
     return place.store.read(series.of_run, run)
 
 

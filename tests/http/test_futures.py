@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from loreloop.engine.fake import FakeEngine
 from tests.http.site import Site, new_model, play, sample
 
 
@@ -72,3 +73,40 @@ def test_heartbeats_are_answered_while_polls_are_held() -> None:
         assert {answer.status_code for answer in await asyncio.gather(*polls)} == {408}
 
     play(scene, hold_seconds=3)
+
+
+def test_whoever_waits_behind_others_is_told_how_many_and_about_how_long() -> None:
+    async def scene(site: Site) -> None:
+        await site.start_engine(engine=FakeEngine(rooms=1, token_seconds=0.02))
+        sampler = await site.sampler()
+        for number in range(3):  # by which the pace is known
+            short = sample(sampler, number, params={"max_tokens": 1})
+            await site.future((await site.ok("/asample", short))["request_id"])
+        asked = [
+            (await site.ok("/asample", sample(sampler, 10 + number, params={"max_tokens": 2000})))["request_id"]
+            for number in range(3)
+        ]
+        answers = [await site.post("/retrieve_future", {"request_id": request_id}) for request_id in asked]
+        assert [answer.status_code for answer in answers] == [408] * 3
+        # The first is being drawn, and the second comes next.
+        for answer in answers[:2]:
+            assert answer.json() == {"type": "try_again", "queue_state": "active"}
+        last = answers[2].json()
+        assert last["queue_state"] == "paused_capacity"
+        assert last["queue_state_reason"].startswith("1 request is before this one; its turn comes in about ")
+        await site.post("/cancel_future", {"request_id": asked[0]})
+
+    play(scene, engine=False, hold_seconds=0.3)
+
+
+def test_training_that_waits_for_others_says_so() -> None:
+    async def scene(site: Site) -> None:
+        first, second = await site.model(number=0), await site.model(number=1)
+        for model_id in (first, second):  # both wait for a sequence id that never comes
+            await site.ok("/optim_step", {"model_id": model_id, "seq_id": 2})
+        polls = [site.post("/retrieve_future", {"request_id": f"{each}:2"}) for each in (first, second)]
+        answers = [(await poll).json() for poll in polls]
+        assert answers[0] == {"type": "try_again", "queue_state": "active"}
+        assert answers[1]["queue_state_reason"].startswith("1 request is before this one")
+
+    play(scene, hold_seconds=0.1)

@@ -6,7 +6,8 @@ from pathlib import Path
 import msgspec
 
 from loreloop.http.operations.metrics import Family, Sample
-from loreloop.protocol.link import ColdLoads, Meters
+from loreloop.protocol.link import Batch, BatchDone, ColdLoads, Meters, OpEnd
+from loreloop.protocol.training import Done
 from tests.http.site import Site, play, save
 
 LINE = re.compile(r'([a-z_]+)(?:\{(\w+="(?:[^"\\\n]|\\.)*"(?:,\w+="(?:[^"\\\n]|\\.)*")*)\})? (\S+)')
@@ -96,3 +97,18 @@ def test_labels_cannot_break_a_line() -> None:
 def test_meters_travel_as_they_are() -> None:
     sent = Meters(1, 2, 3, 4, 5, ColdLoads((1,) * 8, 0.5, 0.25))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=Meters) == sent
+
+
+def test_how_far_runs_are_from_their_samplers_is_told_without_their_ids() -> None:
+    run = "b4d1ff62-aa18-4a4e-80cb-62de2727c6a2:train:0"
+
+    async def scene(site: Site) -> None:
+        end = OpEnd(f"{run}:3", Done(), 0, 0.25)
+        site.services.dispatcher.observers.divergences.batch_ended("fake", BatchDone(Batch(1, ()), (end,)))
+        values = await read(site)
+        assert values['loreloop_sampler_kl_nats{model="fake",run="b4d1ff62:train:0"}'] == 0.25
+        assert values['loreloop_sampler_kl_alarms_total{model="fake"}'] == 1
+        assert values["loreloop_sampler_kl_alarm_nats"] == 0.1
+        assert run not in str(values)
+
+    play(scene)

@@ -20,7 +20,7 @@ async def trained(site: Site, n_steps: int = 3) -> str:
         await site.train(passing(run_id, 2 * number + 1))
         await site.result("/optim_step", step(run_id, 2 * number + 2))
     await site.result("/save_weights_for_sampler", save(run_id, 2 * n_steps + 1, "first"))
-    await site.services.dispatcher.series.flush()
+    await site.services.dispatcher.observers.series.flush()
     return run_id
 
 
@@ -61,7 +61,7 @@ def test_the_loss_is_that_of_the_passes_by_their_tokens() -> None:
             passed = deserialize_forward_backward_output((await site.future(request_id)).content)
             losses.append(passed.metrics["loss:sum"])
         await site.result("/optim_step", step(run_id, 3))
-        await site.services.dispatcher.series.flush()
+        await site.services.dispatcher.observers.series.flush()
         (point,) = site.office.store.read(series.of_run, run_id)
         assert abs(point.values["loss"] - sum(losses) / 9) < 1e-6
         assert point.values["trained_tokens"] == 9

@@ -17,6 +17,7 @@ from loreloop.cli.chat import chat
 from loreloop.cli.checkpoints import checkpoints
 from loreloop.cli.demo import demo
 from loreloop.cli.deploy import deploy
+from loreloop.cli.doctor import doctor
 from loreloop.cli.files import files
 from loreloop.cli.jobs import jobs
 from loreloop.cli.keys import keys
@@ -32,10 +33,12 @@ from loreloop.cli.model_check import check_model
 from loreloop.cli.models import models
 from loreloop.cli.persons import persons
 from loreloop.cli.plan import plan
+from loreloop.cli.ps import ps
 from loreloop.cli.repair import repair
 from loreloop.cli.runs import runs
 from loreloop.cli.serve import serve
 from loreloop.cli.status import status
+from loreloop.cli.tail import tail
 from loreloop.cli.tools import tools
 from loreloop.cli.train import train
 
@@ -67,6 +70,9 @@ def cli() -> None:
 VERBS_IN_ORDER = (
     serve,
     status,
+    ps,
+    tail,
+    doctor,
     demo,
     models,
     keys,

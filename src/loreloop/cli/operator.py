@@ -71,3 +71,10 @@ def checked(response: Any) -> Any:
             message = f"The server answered {response.status_code}."
         raise BadRequest(message)
     return response
+
+
+def no_server(data_dir: str) -> Exception:
+    """What is said where no server runs on a data folder, and one is asked."""
+    from loreloop.protocol.errors import NotFound
+
+    return NotFound(f"There is no server running on {data_dir}; `loreloop serve` starts one.")

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from loreloop.cli.models import DATA
+from loreloop.cli.operator import no_server
 from loreloop.cli.tables import JSON, show
 
 SECONDS = 10.0
@@ -21,11 +22,11 @@ def status(data_dir: str, as_json: bool) -> None:
 
     from loreloop.config import Config
     from loreloop.host.server_plan import running_address
-    from loreloop.protocol.errors import NotFound, Unavailable
+    from loreloop.protocol.errors import Unavailable
 
     address = running_address(Config(data_dir=data_dir))
     if address is None:
-        raise NotFound(f"There is no server running on {data_dir}; `loreloop serve` starts one.")
+        raise no_server(data_dir)
     try:
         health = httpx.get(f"{address.url}/healthz", timeout=SECONDS, trust_env=False).raise_for_status().json()
     except httpx.HTTPError as error:

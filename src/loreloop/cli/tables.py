@@ -79,7 +79,8 @@ def exactly(value: Any) -> Any:
 
 
 def cell(value: Any) -> str:
-    """None is an empty cell; numbers are grouped by thousands, and a text of several lines becomes one."""
+    """None is an empty cell; numbers are grouped by thousands, a text of several lines becomes one and cannot do
+    anything to the terminal."""
     match value:
         case None:
             return ""
@@ -90,4 +91,10 @@ def cell(value: Any) -> str:
             return f"{value:,}"
         case _:
             # A line of its own would look like a row.
-            return " ".join(str(value).splitlines())
+            return harmless(" ".join(str(value).splitlines()))
+
+
+def harmless(text: str) -> str:
+    """A text of somebody else's for a terminal: what is no letter, sign or space is written out, so that a name cannot
+    move the cursor, change colours, or turn what stands behind it around."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

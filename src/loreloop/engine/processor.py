@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from loreloop.kernels import isa
+import os
+
+from loreloop.kernels import build, isa
 from loreloop.protocol.errors import WrongSettings
 
 
@@ -19,3 +21,8 @@ def instructions() -> str:
     """Which of them this processor's products are computed with, in a word that is another one where numbers may be."""
     level = isa.level()
     return (level.name if level else "plain") + ("+tiles" if isa.has_tiles() else "")
+
+
+def compiler() -> str | None:
+    """The C compiler by which small steps are made fast here; None where there is none, or they are turned off."""
+    return None if os.environ.get("LORELOOP_KERNELS") == "0" else build.find_compiler()

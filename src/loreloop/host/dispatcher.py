@@ -17,7 +17,7 @@ from loreloop.host.completions import Completions
 from loreloop.host.engines import EngineGroup, EngineState
 from loreloop.host.link import EngineConnection
 from loreloop.host.meter import Meter
-from loreloop.host.run_series import RunSeries
+from loreloop.host.observers import Observers
 from loreloop.host.tickets import Recording, Ticket
 from loreloop.protocol.errors import Gone, NotFound, OutOfService, Unavailable
 from loreloop.protocol.link import (
@@ -77,7 +77,8 @@ class Dispatcher:
         self.config, self.store, self.files = config, store, Files(store.folder)
         self.engines = {name: EngineGroup(config.engine) for name in base_models}
         self.tickets: dict[str, Ticket] = {}
-        self.meter, self.series, self.completions = Meter(store), RunSeries(store), Completions()
+        self.meter, self.completions = Meter(store), Completions()
+        self.observers = Observers.of(store, config)
         self.n_waiting_samples = 0
         self.ends: dict[str, asyncio.Event] = {}
         self.stopping = False
@@ -88,7 +89,7 @@ class Dispatcher:
         """Journals the operation and hands it to its engine. The same operation again changes nothing; BadRequest if
         another body came under the same (model, seq_id)."""
         if await self.store.write(journal.append, self.store.segments, op, accepted):
-            self.series.asked(op)
+            self.observers.series.asked(op)
             self._send(accepted.base_model, Submit(op))
 
     async def skip(self, model_id: str, seq_id: int, request_id: str, base_model: str) -> None:
@@ -174,6 +175,7 @@ class Dispatcher:
             self.meter.add(ticket.op.owner, ticket.spent(result, now))
             self.meter.charge(*ticket.charged(result, now))
             self.completions.ended(ticket.op.request_id, failed=isinstance(result, Failure))
+            self.observers.happenings.sample_ended(ticket, result)
         ticket.end(result, time.time())
 
     # engines
@@ -231,6 +233,7 @@ class Dispatcher:
         connection.send(Restored())
         # Only now: whatever was submitted before is part of what has just been sent, and must not be sent twice.
         engine.connected(connection)
+        self.observers.happenings.note("engine", hello.base_model, f"engine {engine.number} is there")
         self._give_waiting(hello.base_model)
 
     async def _restore(self, base_model: str, engine: EngineState, connection: EngineConnection) -> None:
@@ -254,6 +257,7 @@ class Dispatcher:
         """An engine has ended: what it had in hand is sent to others, or waits for the next."""
         group = self.engines[base_model]
         engine.disconnected()
+        self.observers.happenings.note("engine", base_model, f"engine {engine.number} has ended")
         group.forget_prefixes(engine)
         for ticket in self.tickets.values():
             if (ticket.base_model, ticket.engine) == (base_model, engine.number):
@@ -369,7 +373,7 @@ class Dispatcher:
         # The results are on disk before anybody is woken, so that no client hears of what a crash could take back.
         astray = await self.store.write(journal.record_batch, segments, base_model, done, now)
         engine.counts.batch_ended(done)
-        self.series.batch_ended(done, now)
+        self.observers.batch_ended(base_model, done, now)
         for end in done.ends:
             # An operation that has ended well was not what killed an earlier engine.
             engine.deaths.pop(end.request_id, None)
@@ -457,6 +461,7 @@ class Dispatcher:
         """Ends a run whose state cannot be restored: its operations end as failures that say why, and so does whatever
         is asked of it later. What it has saved, and the files of its state, are left alone."""
         LOG.error("the state of %s is lost: %s", run_id, reason)
+        self.observers.happenings.note("failure", run_id, f"its state is lost: {reason}")
         for base_model in self.engines:
             self._send(base_model, DropModel(run_id))
         message = f"The state of {run_id} is lost: {reason}. Load its newest checkpoint in a new session."

@@ -252,6 +252,7 @@ class JobDesk:
         await self.store.write(
             jobs.stepped, made.job_id, made.step, made.metrics, trained_tokens=made.trained_tokens, now=time.time()
         )
+        self.dispatcher.observers.happenings.note("job", made.job_id, f"step {made.step}")
 
     async def _made(self, held: _InHand, made: Made) -> None:
         job = self.store.read(jobs.of_anyone, made.job_id)
@@ -334,6 +335,7 @@ class JobDesk:
 
     async def _say(self, job_id: str, level: str, text: str) -> None:
         await self.store.write(jobs.say, job_id, level, text, time.time())  # type: ignore[arg-type]
+        self.dispatcher.observers.happenings.note("job", job_id, f"{level}: {text}")
         self._tell(job_id)
 
     def _tell(self, job_id: str) -> None:

@@ -65,7 +65,7 @@ async def run_web(plan: ServerPlan, serve: Serve) -> None:
         for sockets in (engines, workers):
             sockets.close()
         await dispatcher.meter.flush()
-        await dispatcher.series.flush()
+        await dispatcher.observers.series.flush()
         store.close()
 
 

@@ -22,7 +22,7 @@ from loreloop.http.generation.remembered import end_of_turn
 from loreloop.http.loop import feedback, links, persons, turns
 from loreloop.http.loop import metrics as feedback_metrics
 from loreloop.http.openai import chat_completions, completions, files, fine_tuning, graders, models, responses
-from loreloop.http.operations import deployments, health, jobs, memories, metrics, person_arms, removal
+from loreloop.http.operations import activity, deployments, health, jobs, memories, metrics, person_arms, removal
 from loreloop.http.services import Services
 from loreloop.http.tinker import (
     accounts,
@@ -67,6 +67,7 @@ KINDS = {
 DETAILED = (errors.BadRequest, errors.FilesGone)
 LOG = logging.getLogger(__name__)
 FAULT = "The server failed on this request; its log says why,"
+UNWATCHED = ("show_happenings", "healthz", "metrics")  # routes that are asked again and again
 PLACES = "OpenAI's API is under /v1, Anthropic's under /anthropic/api/v1, Tinker's under /api/v1."
 
 
@@ -105,6 +106,7 @@ def create_app(services: Services) -> Starlette:
         *memories.ROUTES,
         *removal.ROUTES,
         *jobs.ROUTES,
+        *activity.ROUTES,
         *feedback.ROUTES,
         *links.ROUTES,
         *feedback_metrics.ROUTES,
@@ -207,6 +209,9 @@ class Boundary:
             await end_of_turn(scope, left=exchange.started and not exchange.ended)
             # This stands in `finally`, so that a request whose client has left is counted and logged like any other.
             served.requests.add(exchange.route, exchange.status_code, exchange.seconds)
+            # Whoever watches would see himself, and polls that wait are no news.
+            if exchange.route not in UNWATCHED and exchange.status_code != futures.PENDING_STATUS:
+                served.dispatcher.observers.happenings.note("request", exchange.route, str(exchange))
             LOG.info("%s", exchange)
 
 

@@ -18,6 +18,7 @@ from loreloop.deployments.model_texts import ModelTexts
 from loreloop.host.dispatcher import Dispatcher
 from loreloop.host.job_desk import JobDesk
 from loreloop.host.recorder import Recorder
+from loreloop.host.waiting import Places
 from loreloop.http import tokens
 from loreloop.http.grading import Grading
 from loreloop.http.loop.giving import Desk
@@ -77,6 +78,7 @@ class Services:
     desk: JobDesk
     has_worker: bool = False
     requests: RequestCounts = field(default_factory=RequestCounts)
+    places: Places = field(default_factory=Places)
     sandbox: GrammarSandbox = field(default_factory=GrammarSandbox)
     grading: Grading = field(default_factory=Grading)
     # Large uploads are read by processes of their own, of which each key could otherwise start any number.

@@ -120,11 +120,13 @@ ToEngine = Restore | Restored | Submit | Sample | CancelSample | DropModel | Dro
 
 
 class OpEnd(msgspec.Struct, frozen=True, array_like=True):
-    """`n_trained_tokens`: positions of the sequences that a pass learned from; 0 of other operations."""
+    """`n_trained_tokens`: positions of the sequences that a pass learned from; 0 of other operations. `sampler_kl`: how
+    far the pass's policy is from whoever drew its tokens, in nats; None where it compares with nobody."""
 
     request_id: str
     result: OpResult
     n_trained_tokens: int = 0
+    sampler_kl: float | None = None
 
 
 class BatchStarted(msgspec.Struct, frozen=True, tag="batch_started"):

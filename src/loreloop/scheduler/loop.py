@@ -88,6 +88,8 @@ class Scheduler:
         try:
             while not self._closing:
                 if not self._sampling.busy and not self._training.busy:
+                    # What was told last would stand until something comes.
+                    self._tell_queues()
                     self._tell_meters()
                     self._handle(self._inbox.get())
                 # With training at hand samples step only when they are due; alone they step at once.

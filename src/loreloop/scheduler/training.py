@@ -45,6 +45,7 @@ from loreloop.protocol.training import (
     length_of,
 )
 from loreloop.scheduler.error_boundary import ErrorBoundary
+from loreloop.scheduler.sampler_kl import sampler_kl
 from loreloop.scheduler.training_queue import TrainingQueue
 
 BATCH_MICRO_BATCHES = 16  # a larger batch saves nothing and holds its first results back
@@ -186,7 +187,10 @@ class Training:
         return Done() if result is None else result
 
     def _finish(self, plan: _Plan, results: Iterable[OpResult]) -> None:
-        ends = tuple(OpEnd(op.request_id, result, _n_trained(op)) for op, result in zip(plan.ops, results, strict=True))
+        ends = tuple(
+            OpEnd(op.request_id, result, _n_trained(op), sampler_kl(op, result))
+            for op, result in zip(plan.ops, results, strict=True)
+        )
         self._last_plan_no = max(self._last_plan_no, plan.plan_no)
         self._send(BatchDone(Batch(plan.plan_no, tuple(op.request_id for op in plan.ops)), ends, plan.replayed))
 

@@ -1,6 +1,6 @@
 """`/metrics` in Prometheus' text format: what passed the HTTP process, and what the engines last said of themselves.
 
-No key is needed, so nothing here names keys, deployments or checkpoints.
+No key is needed, so nothing here names keys, deployments or checkpoints, and runs only by the beginning of their ids.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from loreloop.protocol.link import LOAD_BUCKETS
 from loreloop.store import turn_removal
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SHOWN_LETTERS = 8  # of a session's id
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ async def metrics(request: Request) -> Response:
     """All metrics of this server in Prometheus' text format."""
     served = services(request)
     families = [*of_requests(served.requests), *of_samples(served.dispatcher), *of_engines(served.dispatcher)]
-    families += of_recorder(served.recorder)
+    families += [*of_divergences(served.dispatcher), *of_recorder(served.recorder)]
     text = "".join(f"{line}\n" for family in families for line in family.lines())
     return Response(text, headers={"content-type": CONTENT_TYPE})
 
@@ -140,6 +141,23 @@ def of_engines(dispatcher: Dispatcher) -> Iterable[Family]:
         samples.append(Sample(loads.seconds, labels, "_sum"))
         samples.append(Sample(sum(loads.counts), labels, "_count"))
     yield Family("loreloop_revision_load_seconds", "histogram", "Loads of adapters that were not in memory.", samples)
+
+
+def of_divergences(dispatcher: Dispatcher) -> Iterable[Family]:
+    """How far the trainers of runs are from their samplers, by what their last passes told, and the alarms."""
+    kept = dispatcher.observers.divergences
+    last = [Sample(nats, {"model": kept.models[run], "run": shortened(run)}) for run, nats in kept.last.items()]
+    yield Family("loreloop_sampler_kl_nats", "gauge", "Divergence of trainer and sampler in a run's last pass.", last)
+    alarms = [Sample(kept.n_alarms[model], {"model": model}) for model in dispatcher.engines]
+    yield Family("loreloop_sampler_kl_alarms_total", "counter", "Passes beyond the bound.", alarms)
+    bound = [Sample(kept.alarm_nats, {})]
+    yield Family("loreloop_sampler_kl_alarm_nats", "gauge", "The bound (engine.sampler_kl_alarm_nats).", bound)
+
+
+def shortened(run: str) -> str:
+    """A run's id without most of its session's: enough to know it by, too little to name its checkpoints."""
+    session, separator, rest = run.partition(":")
+    return f"{session[:SHOWN_LETTERS]}{separator}{rest}"
 
 
 def of_recorder(recorder: Recorder) -> Iterable[Family]:

@@ -7,6 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from loreloop.host.completions import Target, target_of
+from loreloop.host.waiting import Place, place_of_operation
 from loreloop.http.bodies import answer, read_json
 from loreloop.http.services import INFER, caller, services
 from loreloop.protocol.codec import encode_pass_result, encode_sample_result
@@ -31,9 +32,13 @@ async def retrieve_future(request: Request) -> Response:
     # Samples live in memory and training operations in the journal; the form of the id says where to look.
     if ":sample:" in body.request_id:
         sampled = await served.dispatcher.sample_result(body.request_id, hold_seconds)
-        return pending() if sampled is None else sample_answer(sampled)
+        if sampled is None:
+            return pending(served.places.of_sample(served.dispatcher, body.request_id))
+        return sample_answer(sampled)
     outcome = await served.dispatcher.outcome(body.request_id, hold_seconds)
-    return pending() if outcome is None else train_answer(outcome)
+    if outcome is None:
+        return pending(place_of_operation(served.dispatcher, body.request_id))
+    return train_answer(outcome)
 
 
 async def retrieve_futures(request: Request) -> Response:
@@ -67,9 +72,13 @@ async def cancel_future(request: Request) -> Response:
     return answer({})
 
 
-def pending() -> Response:
-    """Says that the result is not there yet; the SDK polls again at once."""
-    return answer({"type": "try_again", "queue_state": "active"}, PENDING_STATUS)
+def pending(place: Place | None = None) -> Response:
+    """Says that the result is not there yet; the SDK polls again at once. Where others are before it, the SDK tells its
+    user so from time to time."""
+    if place is None:
+        return answer({"type": "try_again", "queue_state": "active"}, PENDING_STATUS)
+    waits = {"queue_state": "paused_capacity", "queue_state_reason": place.in_words()}
+    return answer({"type": "try_again", **waits}, PENDING_STATUS)
 
 
 def sample_answer(result: SampleResult | Failure) -> Response:
