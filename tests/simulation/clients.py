@@ -92,7 +92,7 @@ class TrainingClient:
             group = todo[: self.chance.randint(1, 4)]
             self.chance.shuffle(group)
             await asyncio.gather(*(self._send(server, op) for op in group))
-            await asyncio.sleep(self.chance.choice((0.0, 0.01, 0.3)) if group else 0.2)
+            await asyncio.sleep(self.chance.choice((0.0, 0.01, 0.3)) if group else 0.5)
 
     async def _send(self, server: Server, op: TrainOp) -> None:
         after, reply = self._effect(op)
@@ -128,13 +128,13 @@ class TrainingClient:
         while True:
             unended = self._unended()
             if not unended:
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.3)
                 continue
             op = unended[0]
             if len(unended) > 1 and self.chance.random() < 0.2:
                 op = self.chance.choice(unended)
             try:
-                outcome = await server.dispatcher.outcome(op.request_id, self.chance.choice((0.05, 1.0, 20.0)))
+                outcome = await server.dispatcher.outcome(op.request_id, self.chance.choice((0.2, 2.0, 20.0)))
             except (NotFound, Gone, Conflict) as error:
                 self.ledger.problem(f"{op.request_id} was acknowledged, then: {error.message}")
                 return
@@ -190,7 +190,7 @@ class SamplingClient:
                     server.dispatcher.cancel(op.request_id)
                 result = await (self._streamed(server, op) if op.stream else self._polled(server, op))
             except (Gone, LoreloopError):
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.3)
                 continue
             if server.is_alive:
                 may_fail = op.request_id in self.cancelled or server.n_engine_deaths >= 3

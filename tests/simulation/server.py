@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 from loreloop.config import Config, SessionConfig
@@ -74,8 +75,8 @@ class Server:
         self.dispatcher = Dispatcher(KEEPING, self.store, ("fake",), self.clock.now)
         self.sweeper = Sweeper(self.dispatcher)
         for client in clients:
-            self._task(client.live(self))
-        self.timeline.after(self.chance.uniform(1.0, 4.0), self._sweep)
+            self._task(partial(client.live, self))
+        self.timeline.after(self.chance.uniform(2.0, 8.0), self._sweep)
 
     @property
     def is_alive(self) -> bool:
@@ -121,26 +122,26 @@ class Server:
     def accept(self, wire: Wire) -> None:
         """An engine has connected."""
         self.wires.append(wire)
-        self._task(self.dispatcher.serve_engine(wire.connection))
+        self._task(partial(self.dispatcher.serve_engine, wire.connection))
 
     def _sweep(self) -> None:
         if self.is_alive:
-            self._task(self._sweep_once())
-            self.timeline.after(self.chance.uniform(1.0, 4.0), self._sweep)
+            self._task(self._sweep_once)
+            self.timeline.after(self.chance.uniform(2.0, 8.0), self._sweep)
 
     async def _sweep_once(self) -> None:
         with contextlib.suppress(LoreloopError, OSError):  # as the sweeper itself does
             await self.sweeper.sweep(self.clock.now())
 
-    def _task(self, work: Coroutine[None, None, None]) -> None:
+    def _task(self, work: Callable[[], Awaitable[None]]) -> None:
         task = self.loop.create_task(self._guarded(work))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def _guarded(self, work: Coroutine[None, None, None]) -> None:
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         # Only errors that have a name are expected here; any other one is a bug, and is found among the loop's errors.
         try:
-            await work
+            await work()
         except LoreloopError as error:
             self.trouble.append(error.message)
 

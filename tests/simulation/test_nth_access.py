@@ -24,7 +24,7 @@ from loreloop.protocol.training import StepResult
 from loreloop.store import journal, replay
 from loreloop.store.rows import Acceptance
 from loreloop.store.store import Store
-from tests.scheduler.ops import create, forward_backward, step
+from tests.scheduler.ops import create, forward_backward
 from tests.simulation.disk import Disk, Fault, Killed, Kind, Process
 from tests.simulation.sqlite_files import VFS
 from tests.simulation.timeline import SimulatedLoop, Timeline
@@ -33,7 +33,7 @@ from tests.simulation.world import Template, make_template
 KINDS: tuple[Kind, ...] = ("full", "io_error", "short", "failed_sync", "kill", "power")
 ENDING: tuple[Kind, ...] = ("failed_sync", "kill", "power")
 RUN = "session-0:train:0"
-OPS = (create(RUN), forward_backward(RUN, 1, n_tokens=2000), step(RUN, 2))
+OPS = (create(RUN), forward_backward(RUN, 1, n_tokens=2000))
 DONE = StepResult({"seq:mean": 1.0})
 MOST_ACCESSES = 1000
 

@@ -13,7 +13,7 @@ from tests.simulation.__main__ import simulate
 from tests.simulation.world import Template, make_template
 
 N_SEEDS, IN_ONE_TEST = 200, 20
-FAILED_ONCE: tuple[int, ...] = ()  # seeds that found a bug, beyond those that run anyway
+FAILED_ONCE = (209, 261, 325, 408, 510)  # seeds that found a bug, beyond those that run anyway
 
 
 @pytest.fixture(scope="module")

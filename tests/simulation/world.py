@@ -94,13 +94,13 @@ class World:
         self.delays = chance.choice(((0.0,), (0.0, 0.0005, 0.01), (0.0, 0.001, 0.05, 0.4)))
         self.ledger = Ledger(mixes=self.pace.mixes)
         self.trainers = [self._trainer(session_id) for session_id in template.session_ids[: chance.randint(1, 3)]]
-        requests = sample_script(template.session_ids[-1], template.key_id, chance, chance.randint(0, 8))
+        requests = sample_script(template.session_ids[-1], template.key_id, chance, chance.randint(0, 6))
         self.clients: list[Client] = [*self.trainers, SamplingClient(requests, self.ledger, chance)]
 
     def _trainer(self, session_id: str) -> TrainingClient:
         chance = self.chance
         # In the last two parts, which come after the storm and after the last power cut, the state itself is asked for.
-        kinds = [*chance.choices(KINDS, k=chance.randint(3, 14)), "pass", "step", "save", "pass", "step", "save"]
+        kinds = [*chance.choices(KINDS, k=chance.randint(3, 10)), "pass", "step", "save", "pass", "step", "save"]
         ops = script(f"{session_id}:train:0", chance.randrange(100), kinds, self.data)
         leaves = chance.randint(1, len(ops) - 6) if chance.random() < 0.15 and not self.pace.mixes else None
         return TrainingClient(
@@ -324,15 +324,15 @@ class World:
         for op in trainer.ops:
             if (end := self.ledger.ends.get(op.request_id)) is None:
                 continue
-            outcome = store.read(journal.outcome, store.segments, op.request_id)
-            if outcome is None or outcome.result != end:
-                self.ledger.problem(f"{op.request_id} ended as {end}, and after a power cut as {outcome}")
-            if isinstance(op, SaveState) and isinstance(end, SavedResult):
-                effects, _ = trainer._effect(op)
-                try:
+            try:
+                outcome = store.read(journal.outcome, store.segments, op.request_id)
+                if outcome is None or outcome.result != end:
+                    self.ledger.problem(f"{op.request_id} ended as {end}, and after a power cut as {outcome}")
+                if isinstance(op, SaveState) and isinstance(end, SavedResult):
+                    effects, _ = trainer._effect(op)
                     checkpoints.get(store.reader, trainer.key_id, effects[0].row.path)
-                except LoreloopError as error:
-                    self.ledger.problem(f"{op.request_id} has saved a checkpoint: {error.message}")
+            except LoreloopError as error:
+                self.ledger.problem(f"{op.request_id} ended as {end}, and after a power cut: {error.message}")
 
     def _end(self) -> None:
         if self.engine:

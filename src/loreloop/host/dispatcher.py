@@ -442,8 +442,7 @@ class Dispatcher:
         """Unloads a run's training state; its unfinished operations end as failures."""
         for base_model in self.engines:
             self._send(base_model, DropModel(run_id))
-        await self.store.write(runs.set_dead, run_id)
-        files = await self.store.write(journal.forget_model, self.store.segments, run_id, SESSION_OVER, self.now())
+        files = await self.store.write(journal.end_model, self.store.segments, run_id, SESSION_OVER, self.now())
         for file in filter(None, files):
             Path(file).unlink(missing_ok=True)
         self._release_all(run_id)
