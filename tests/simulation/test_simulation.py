@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("tests.simulation.sqlite_files", exc_type=ImportError)
 
-from tests.simulation.__main__ import simulate
+from tests.simulation.seeds import simulate
 from tests.simulation.world import Template, make_template
 
 N_SEEDS, IN_ONE_TEST = 200, 20
