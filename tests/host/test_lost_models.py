@@ -151,6 +151,28 @@ def test_a_load_that_fails_when_it_is_executed_again_loses_its_model() -> None:
     play(scene)
 
 
+def test_a_load_that_failed_for_a_moment_is_not_made_by_a_replay() -> None:
+    """Its client was told that it failed, and what came after it was computed without it."""
+
+    async def scene(place: Office) -> None:
+        before, after = Unreading(errno.EIO), FakeEngine()
+        place.start_thread(engine=before)
+        saved = save(place.run(0), 3, place.folder)
+        run = await trained(place, 0, saved, forward_backward(place.run(0), 4), step(place.run(0), 5))
+        load = LoadState(run, 6, rid(run, 6), saved.folder, True)
+        await place.submit(load, forward_backward(run, 7))
+        assert isinstance((await place.result(load)).result, Failure)
+        await place.result(forward_backward(run, 7))
+        await die(place)
+        await place.submit(forward_backward(run, 8))
+        place.start_thread(engine=after)
+        assert isinstance((await place.result(forward_backward(run, 8))).result, PassResult)
+        assert (after.models[run].weight, after.models[run].steps) == (before.models[run].weight, 2)
+        assert not lost(place, run)
+
+    play(scene)
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.ENOMEM, errno.EIO])
 def test_a_load_that_cannot_be_read_just_now_is_read_by_the_next_engine(number: int) -> None:
     """However often: no number of tries makes trouble that may pass into damage."""

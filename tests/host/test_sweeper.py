@@ -1,6 +1,7 @@
 """The sweeper takes what has had its time, leaves the rest, and sleeps until the next thing is due."""
 
 import asyncio
+import errno
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -10,11 +11,12 @@ import pytest
 
 from loreloop.config import Config, SessionConfig
 from loreloop.host.sweeper import LONGEST_SLEEP_SECONDS, Sweeper
-from loreloop.protocol.errors import Gone, NotFound
+from loreloop.protocol.errors import Gone, NotFound, OutOfService
 from loreloop.protocol.paths import CheckpointKind, CheckpointPath
 from loreloop.protocol.training import Failure, SaveState
 from loreloop.store import checkpoints, runs, sessions
 from loreloop.store.rows import Acceptance, AddCheckpoint, CheckpointRow
+from loreloop.store.segments import Location
 from tests.host.office import Office, office
 from tests.scheduler.ops import create, sample, step
 from tests.store.place import write_now
@@ -59,6 +61,25 @@ def test_a_close_that_a_crash_cut_short_is_finished() -> None:
         assert isinstance((await place.result(step(run, 5))).result, Failure)
 
     play(scene)
+
+
+def test_a_close_that_a_full_disk_broke_off_is_finished() -> None:
+    async def scene(place: Office, sweeper: Sweeper) -> None:
+        run, segments = place.run(), place.store.segments
+        await place.submit(step(run, 5))
+        write_now(place.store, sessions.end, place.key_id, place.session_id, "finished", None)
+        segments.append = full  # type: ignore[method-assign]
+        with pytest.raises(OutOfService):
+            await place.dispatcher.close_session(place.session_id)
+        del segments.append
+        await sweeper.sweep(time.time())
+        assert isinstance((await place.result(step(run, 5))).result, Failure)
+
+    play(scene)
+
+
+def full(body: bytes) -> Location:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_leftovers_of_a_crash_go_when_they_are_old() -> None:

@@ -105,6 +105,17 @@ def test_a_result_nobody_fetched_in_time_is_gone(place: Place) -> None:
     assert not place.append(ops[0])
 
 
+def test_what_has_failed_is_passed_over_by_a_replay(place: Place) -> None:
+    first, second = step(place.run(), 1), step(place.run(), 2)
+    for op in (first, second):
+        place.append(op)
+    place.execute(1, first, result=Failure("server", "no memory just now"))
+    place.execute(2, second)
+    place.reopen()
+    assert place.replay().ops == (skip(place.run(), 1), second)
+    assert result(place, first) == Failure("server", "no memory just now")
+
+
 def test_an_unknown_request_is_not_found(place: Place) -> None:
     with pytest.raises(NotFound):
         place.outcome("nobody:1")

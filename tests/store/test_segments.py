@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loreloop.protocol.errors import ServerError, Unavailable
-from loreloop.store.segments import HEADER, Location, Segments
+from loreloop.store.segments import HEADER, Location, Segments, records
 
 BODIES = st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=12)
 PARTS = st.floats(0, 1, exclude_max=True)
@@ -52,6 +53,24 @@ def test_records_come_back_over_any_number_of_files_and_openings(lives: list[lis
         segments.close()
 
     in_a_folder(test)
+
+
+def test_records_for_which_there_was_no_room_stop_no_later_one(tmp_path: Path) -> None:
+    """Not even where the next one would have begun a new file."""
+    segments = Segments(tmp_path, 100, durable=False)
+    kept = [segments.append(b"a" * 60)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (80, before[1]))  # in bytes of a file; the system writes what fits
+    try:
+        for body in (b"b" * 50, b"c" * 90):
+            with pytest.raises(OSError):
+                segments.append(body)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    kept += [segments.append(letter * 60) for letter in (b"d", b"e", b"f")]
+    assert [segments.read(at)[:1] for at in kept] == [b"a", b"d", b"e", b"f"]
+    assert [record.location for record in records(tmp_path, 0, 0)] == kept
+    segments.close()
 
 
 def test_a_record_is_read_while_its_file_is_written(tmp_path: Path) -> None:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from loreloop.engine.contract import Pause, PromptEvent, SampleEvent, SampleFailed, TokenEvent, no_pause
+from loreloop.engine.training.staging import staged
 from loreloop.protocol.checksums import sum_of, sum_of_bytes
-from loreloop.protocol.errors import BadRequest, NotFound, ServerError
+from loreloop.protocol.errors import BadRequest, NotFound, ServerError, reading_trouble
 from loreloop.protocol.link import EngineInfo, Meters, ModelSnapshot
 from loreloop.protocol.paths import file_name
 from loreloop.protocol.sampling import PromptReport, SampleOp, stop_reason
+from loreloop.protocol.syncing import sync_names, sync_path
 from loreloop.protocol.tensors import tensor_of
 from loreloop.protocol.token_ids import unpack_ids
 from loreloop.protocol.training import (
@@ -50,12 +52,19 @@ class Model:
 
 
 class FakeEngine:
-    """`rooms` bounds the samples admitted at once; `layer_seconds` and `token_seconds` are slept per pause and step."""
+    """`rooms` bounds the samples admitted at once; `layer_seconds` and `token_seconds` are slept per pause and step, by
+    `sleep`."""
 
     def __init__(
-        self, *, rooms: int = 8, mixes: bool = False, layer_seconds: float = 0.0, token_seconds: float = 0.0
+        self,
+        *,
+        rooms: int = 8,
+        mixes: bool = False,
+        layer_seconds: float = 0.0,
+        token_seconds: float = 0.0,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.rooms, self.mixes = rooms, mixes
+        self.rooms, self.mixes, self.sleep = rooms, mixes, sleep
         self.layer_seconds, self.token_seconds = layer_seconds, token_seconds
         self.models: dict[str, Model] = {}
         self.changed: set[str] = set()
@@ -130,15 +139,20 @@ class FakeEngine:
     def train(self, passes: Sequence[ForwardBackward], pause: Pause) -> list[PassResult | Failure]:
         """Pauses three times, then computes all passes; the loss named `broken` raises as a bug would."""
         for _ in range(3):
-            time.sleep(self.layer_seconds)
+            self.sleep(self.layer_seconds)
             pause()
         self.n_batches += 1
-        return [self._pass(op, len(passes)) for op in passes]
+        # Those that are refused are no part of what is computed, as in a real engine.
+        n_computed = sum(self._can_compute(op) for op in passes)
+        return [self._pass(op, n_computed) for op in passes]
+
+    def _can_compute(self, op: ForwardBackward) -> bool:
+        return op.loss_fn == "cross_entropy" and op.model_id in self.models
 
     def _pass(self, op: ForwardBackward, n_passes: int) -> PassResult | Failure:
         if op.loss_fn == "broken":
             raise ZeroDivisionError("a bug of the engine")
-        if op.loss_fn != "cross_entropy" or op.model_id not in self.models:
+        if not self._can_compute(op):
             return Failure("user", f"The loss {op.loss_fn!r} of {op.model_id} cannot be computed.")
         model = self.models[op.model_id]
         # Far below what a test of values would notice, and far above what two equal computations differ by.
@@ -152,20 +166,25 @@ class FakeEngine:
         return PassResult(tuple({"logprobs": tensor_of(o.astype(np.float32))} for o in outputs), {"loss:sum": loss})
 
     def snapshot(self, folder: str, plan_no: int, pause: Pause = no_pause) -> list[ModelSnapshot]:
-        """Writes every model that changed since the last snapshot, and gives their files."""
+        """Writes every model that changed since the last snapshot, and gives their files, which are on the disk."""
         taken = []
         for model_id in sorted(self.changed):
             file = Path(folder) / f"{file_name(model_id)}.{plan_no}.json"
             file.write_text(json.dumps(asdict(self.models[model_id])))
+            sync_path(file)
             taken.append(ModelSnapshot(model_id, plan_no, 0, str(file), sum_of(file).crc32))
+        if taken:
+            sync_names(Path(folder, "any"), 3)  # as many as may be new
         self.changed.clear()
         return taken
 
     def restore(self, snapshot: ModelSnapshot) -> None:
-        """Reads one back. ServerError where the file is gone or damaged."""
+        """Reads one back. ServerError where it is gone or damaged, OutOfService where it cannot be read just now."""
         try:
             content = Path(snapshot.file).read_bytes()
         except OSError as error:
+            if trouble := reading_trouble(error, Path(snapshot.file)):
+                raise trouble from None
             raise ServerError(f"its snapshot {snapshot.file} cannot be read ({error})") from None
         if sum_of_bytes(content).crc32 != snapshot.crc32:
             raise ServerError(f"its snapshot {snapshot.file} is damaged")
@@ -193,7 +212,7 @@ class FakeEngine:
 
     def sample_step(self) -> list[SampleEvent]:
         """One token for every sample. A request with the seed 666 fails, as one with an unreadable revision does."""
-        time.sleep(self.token_seconds)
+        self.sleep(self.token_seconds)
         events: list[SampleEvent] = []
         for request_id, by_index in list(self.drawn.items()):
             op = self.samples[request_id]
@@ -250,5 +269,6 @@ def drawn_token(op: SampleOp, index: int, position: int) -> int:
 
 
 def _write(folder: Path, model: Model) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    return (folder / "state.json").write_text(json.dumps(asdict(model)))
+    """A folder that appears whole and is on the disk, as one of a real engine; gives its size."""
+    with staged(folder) as staging:
+        return (staging / "state.json").write_text(json.dumps(asdict(model)))

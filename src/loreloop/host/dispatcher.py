@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from loreloop.config import Config
@@ -71,10 +71,12 @@ class _Astray(Exception):
 
 
 class Dispatcher:
-    """One per HTTP process; lives on its event loop."""
+    """One per HTTP process; lives on its event loop. `now` gives seconds since the epoch."""
 
-    def __init__(self, config: Config, store: Store, base_models: tuple[str, ...]) -> None:
-        self.config, self.store, self.files = config, store, Files(store.folder)
+    def __init__(
+        self, config: Config, store: Store, base_models: tuple[str, ...], now: Callable[[], float] = time.time
+    ) -> None:
+        self.config, self.store, self.files, self.now = config, store, Files(store.folder), now
         self.engines = {name: EngineGroup(config.engine) for name in base_models}
         self.tickets: dict[str, Ticket] = {}
         self.meter, self.completions = Meter(store), Completions()
@@ -171,12 +173,12 @@ class Dispatcher:
             self.n_waiting_samples -= 1
             group = self.engines[ticket.base_model]
             (group.take_back(ticket) or group.training).counts.sample_ended(ticket.op, result)
-            now = time.time()
+            now = self.now()
             self.meter.add(ticket.op.owner, ticket.spent(result, now))
             self.meter.charge(*ticket.charged(result, now))
             self.completions.ended(ticket.op.request_id, failed=isinstance(result, Failure))
             self.observers.happenings.sample_ended(ticket, result)
-        ticket.end(result, time.time())
+        ticket.end(result, self.now())
 
     # engines
 
@@ -331,7 +333,7 @@ class Dispatcher:
             raise _Astray(f"{end.request_id} had succeeded and fails when it is executed again: {failure}")
 
     async def _give_up(self, request_id: str, failure: Failure) -> None:
-        await self.store.write(journal.give_up, self.store.segments, request_id, failure, time.time())
+        await self.store.write(journal.give_up, self.store.segments, request_id, failure, self.now())
         self._release(request_id)
 
     async def _handle(self, base_model: str, engine: EngineState, message: FromEngine) -> None:
@@ -369,7 +371,7 @@ class Dispatcher:
 
     async def _batch_done(self, base_model: str, engine: EngineState, done: BatchDone) -> None:
         engine.executing.difference_update(end.request_id for end in done.ends)
-        segments, now = self.store.segments, time.time()
+        segments, now = self.store.segments, self.now()
         # The results are on disk before anybody is woken, so that no client hears of what a crash could take back.
         astray = await self.store.write(journal.record_batch, segments, base_model, done, now)
         engine.counts.batch_ended(done)
@@ -404,7 +406,7 @@ class Dispatcher:
             ticket.recording.session_id,
             ticket.recording.sequence_ids,
             records,
-            expires=time.time() + session.spool_ttl_seconds,
+            expires=self.now() + session.spool_ttl_seconds,
             max_bytes=session.spool_mib << 20,
         )
 
@@ -447,8 +449,7 @@ class Dispatcher:
         """Unloads a run's training state; its unfinished operations end as failures."""
         for base_model in self.engines:
             self._send(base_model, DropModel(run_id))
-        await self.store.write(runs.set_dead, run_id)
-        files = await self.store.write(journal.forget_model, self.store.segments, run_id, SESSION_OVER, time.time())
+        files = await self.store.write(journal.end_model, self.store.segments, run_id, SESSION_OVER, self.now())
         for file in filter(None, files):
             Path(file).unlink(missing_ok=True)
         self._release_all(run_id)
@@ -466,7 +467,7 @@ class Dispatcher:
             self._send(base_model, DropModel(run_id))
         message = f"The state of {run_id} is lost: {reason}. Load its newest checkpoint in a new session."
         lost = Failure("server", message)
-        await self.store.write(journal.lose_model, self.store.segments, run_id, lost, time.time())
+        await self.store.write(journal.lose_model, self.store.segments, run_id, lost, self.now())
         self._release_all(run_id)
 
     def drop_revision(self, revision_id: str) -> None:

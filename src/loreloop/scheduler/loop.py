@@ -59,7 +59,7 @@ class _LoopFailed(BaseException):
 
 class Scheduler:
     """`inbox` gives None when the link has ended; `snapshot_folder` is where the engine writes its snapshots; `ready`
-    is called when all that was there before is known, and work begins."""
+    is called when all that was there before is known, and work begins; `clock` counts seconds."""
 
     def __init__(
         self,
@@ -71,11 +71,12 @@ class Scheduler:
         snapshot_folder: Path,
         *,
         ready: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ready = ready
+        self._ready, self._clock = ready, clock
         self._inbox, self._send = inbox, send
         self._sampling = Sampling(engine, send, within_boundary, new_matcher)
-        self._training = Training(engine, send, within_boundary, config, snapshot_folder)
+        self._training = Training(engine, send, within_boundary, config, snapshot_folder, clock)
         self._gap_seconds = config.decode_gap_ms / 1000
         self._engine, self._queues, self._meters = engine, Queues(0, 0, 0), Meters()
         self._metered_seconds = 0.0  # when they were told last
@@ -93,7 +94,7 @@ class Scheduler:
                     self._tell_meters()
                     self._handle(self._inbox.get())
                 # With training at hand samples step only when they are due; alone they step at once.
-                is_due = time.monotonic() >= self._due_seconds
+                is_due = self._clock() >= self._due_seconds
                 self._look_up(sample=is_due or not self._training.busy or not self._gap_seconds)
                 self._training.advance(self._pause)
             self._training.close()
@@ -107,14 +108,14 @@ class Scheduler:
 
     def _pause(self) -> None:
         """Within a batch: looks up when the next stretch of training, if it is as long as the last, would be late."""
-        now = time.monotonic()
+        now = self._clock()
         if now + (now - self._resumed_seconds) >= self._due_seconds:
             # An error of the loop must pass through the engine's code as something that no handler there takes for its
             # own.
             failed = outcome_of(partial(self._look_up, sample=self._gap_seconds > 0))
             if isinstance(failed, Exception):
                 raise _LoopFailed from failed
-            now = time.monotonic()
+            now = self._clock()
             if self._closing and now >= self._closed_seconds + LAST_BATCH_SECONDS:
                 LOG.info("the running batch is broken off; it runs again at the next start")
                 raise _BrokenOff
@@ -122,7 +123,7 @@ class Scheduler:
 
     def _look_up(self, *, sample: bool) -> None:
         """Reads messages, and lets all samples take a step."""
-        started = time.monotonic()
+        started = self._clock()
         while not self._inbox.empty():
             self._handle(self._inbox.get())
         self._sampling.admit()
@@ -130,7 +131,7 @@ class Scheduler:
             self._sampling.step()
         hurried = self._sampling.busy and self._gap_seconds > 0
         self._due_seconds = started + (self._gap_seconds if hurried else UNHURRIED_SECONDS)
-        self._resumed_seconds = time.monotonic()
+        self._resumed_seconds = self._clock()
         self._tell_queues()
         if self._resumed_seconds >= self._metered_seconds + METER_SECONDS:
             self._tell_meters()
@@ -157,7 +158,7 @@ class Scheduler:
             case SnapshotRecorded(plan_no):
                 self._training.snapshot_recorded(plan_no)
             case Shutdown():
-                self._closing, self._closed_seconds = True, time.monotonic()
+                self._closing, self._closed_seconds = True, self._clock()
                 self._send(Leaving())
 
     def _tell_queues(self) -> None:
@@ -167,7 +168,7 @@ class Scheduler:
             self._send(queues)
 
     def _tell_meters(self) -> None:
-        self._metered_seconds = time.monotonic()
+        self._metered_seconds = self._clock()
         meters = self._engine.meters
         if meters != self._meters:
             self._meters = meters

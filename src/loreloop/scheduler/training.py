@@ -9,7 +9,6 @@ A batch is a number (`plan_no`) and its operations in order. A snapshot lies bet
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -70,8 +69,10 @@ class Training:
         within_boundary: ErrorBoundary,
         config: EngineConfig,
         snapshot_folder: Path,
+        clock: Callable[[], float],
     ) -> None:
         self._engine, self._send, self._within_boundary = engine, send, within_boundary
+        self._clock = clock
         self._snapshot_seconds = config.snapshot_seconds
         self._queue = TrainingQueue(
             share=not config.deterministic,
@@ -141,9 +142,9 @@ class Training:
         if plan is None:
             return False
         self._send(BatchStarted(tuple(op.request_id for op in plan.ops)))
-        started, self._paused_seconds = time.monotonic(), 0.0
+        started, self._paused_seconds = self._clock(), 0.0
         self._finish(plan, self._results(plan, partial(self._pause, pause)))
-        self._unsnapshotted_seconds += time.monotonic() - started - self._paused_seconds
+        self._unsnapshotted_seconds += self._clock() - started - self._paused_seconds
         # Computing time is what a replay would cost again, so it decides when a snapshot is due, not the clock.
         if self._unsnapshotted_seconds >= self._snapshot_seconds:
             self._snapshot(pause)
@@ -154,9 +155,9 @@ class Training:
         self._snapshot(no_pause)
 
     def _pause(self, pause: Pause) -> None:
-        started = time.monotonic()
+        started = self._clock()
         pause()
-        self._paused_seconds += time.monotonic() - started
+        self._paused_seconds += self._clock() - started
 
     def _results(self, plan: _Plan, pause: Pause) -> Iterable[OpResult]:
         passes = [op for op in plan.ops if isinstance(op, ForwardBackward)]

@@ -104,8 +104,10 @@ class TrainingQueue:
         return tuple(queue.waiting[seq] for seq in sorted(queue.waiting))
 
     def take(self, request_ids: Iterable[str]) -> tuple[TrainOp, ...]:
-        """These operations, taken out, as a journaled batch had them; those of forgotten models are left out."""
-        wanted = {op.request_id: op for queue in self.queues.values() for op in queue.waiting.values()}
+        """These operations, taken out, as a journaled batch had them; those of forgotten models are left out, as are
+        those that failed, whose places are skipped."""
+        waiting = (op for queue in self.queues.values() for op in queue.waiting.values())
+        wanted = {op.request_id: op for op in waiting if not isinstance(op, SkipSeq)}
         return self._taken([wanted[request_id] for request_id in request_ids if request_id in wanted])
 
     def next_batch(self) -> tuple[TrainOp, ...]:

@@ -114,6 +114,10 @@ def _record_end(connection: Connection, segments: Segments, end: OpEnd, plan_no:
     location = _text(segments.append(msgspec.msgpack.encode(result)))
     connection.execute(insert(RESULTS).values(request_id=end.request_id, location=location, created=now))
     connection.execute(update(OPS).where(own_row).values(done=True, plan_no=plan_no))
+    if isinstance(end.result, Failure):
+        # It has changed nothing. Executed again, what had failed for want of memory, say, might succeed, and the model
+        # would be in a state that none of its later results came from.
+        connection.execute(update(OPS).where(own_row).values(location=_skip(connection, segments, end.request_id)))
     if not isinstance(result, Failure):
         usage.add_trained(connection, owner_of(end.request_id), end.n_trained_tokens, now)
     # In the same transaction as the result, so that a client that sees the result also finds what it made.
@@ -243,6 +247,13 @@ def forget_model(
     return [placed(connection, file) if file else "" for file in files]
 
 
+def end_model(connection: Connection, segments: Segments, model_id: str, failure: Failure, now: float) -> list[str]:
+    """A model whose session has ended: it takes no more, and is forgotten; gives the files that may go."""
+    # In one transaction: nobody looks for a run that is no longer live, so what it had waiting would never end.
+    runs.set_dead(connection, model_id)
+    return forget_model(connection, segments, model_id, failure, now)
+
+
 def lose_model(connection: Connection, segments: Segments, model_id: str, failure: Failure, now: float) -> None:
     """A model whose state cannot be restored: as if it had ended, but whoever asks hears why."""
     runs.set_lost(connection, model_id, failure.message)
@@ -270,14 +281,20 @@ def check_settled(connection: Connection, saved: CheckpointRow) -> None:
 def give_up(connection: Connection, segments: Segments, request_id: str, failure: Failure, now: float) -> None:
     """Ends an operation that cannot be executed: it gets `failure`, and its place in the order is skipped."""
     own_row = OPS.c.request_id == request_id
-    row = connection.execute(select(OPS.c.model_id, OPS.c.seq_id).where(own_row, OPS.c.plan_no.is_(None))).first()
-    if row is None:
+    if connection.execute(select(OPS.c.request_id).where(own_row, OPS.c.plan_no.is_(None))).first() is None:
         return
     result = _text(segments.append(msgspec.msgpack.encode(failure)))
-    skip = _text(segments.append(msgspec.msgpack.encode(SkipSeq(row.model_id, row.seq_id, request_id))))
     ended = upsert(RESULTS).values(request_id=request_id, location=result, created=now)
     connection.execute(ended.on_conflict_do_nothing())
-    connection.execute(update(OPS).where(own_row).values(location=skip, done=True))
+    connection.execute(update(OPS).where(own_row).values(location=_skip(connection, segments, request_id), done=True))
+
+
+def _skip(connection: Connection, segments: Segments, request_id: str) -> str | None:
+    """Where it is written that an operation is passed over; None where there is no such operation."""
+    row = connection.execute(select(OPS.c.model_id, OPS.c.seq_id).where(OPS.c.request_id == request_id)).first()
+    if row is None:
+        return None
+    return _text(segments.append(msgspec.msgpack.encode(SkipSeq(row.model_id, row.seq_id, request_id))))
 
 
 def pinned(connection: Connection) -> set[str]:

@@ -6,11 +6,13 @@ when nothing refers to it. A record torn by a crash lies at a file's end, where 
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -79,18 +81,29 @@ class Segments:
         if self.file.tell() >= self.segment_bytes:
             self._roll()
         offset = self.file.tell()
-        self.file.write(HEADER.pack(len(body), zlib.crc32(body)) + body)
         # Written by the operating system from here on; whoever commits a row of it syncs first.
-        self.file.flush()
         self.is_synced = False
+        self._write(HEADER.pack(len(body), zlib.crc32(body)) + body, offset)
         return Location(self.number, offset, len(body))
+
+    def _write(self, record: bytes, offset: int) -> None:
+        left = memoryview(record)
+        try:
+            while left:  # a disk that is almost full takes a part
+                left = left[self.file.write(left) :]
+        except OSError:
+            # Half a record would keep those behind it from being found. The next one goes to its place in any case.
+            self.file.seek(offset)
+            with contextlib.suppress(OSError):
+                self.file.truncate()
+            raise
 
     def _roll(self) -> None:
         """Goes on in a new file; where none can be made, the old one stays open for the next try."""
         self.sync()  # nobody could, once it is closed
         new = self._open(self.number + 1)
-        self.file.close()
-        self.number, self.file = self.number + 1, new
+        old, self.number, self.file = self.file, self.number + 1, new
+        old.close()
 
     def sync(self) -> None:
         """Makes all that was appended survive a power cut; ends the process where the disk refuses."""
@@ -135,8 +148,9 @@ class Segments:
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08d}.seg"
 
-    def _open(self, number: int) -> BinaryIO:
-        file = self._path(number).open("xb")
+    def _open(self, number: int) -> FileIO:
+        # Without a buffer: on a full disk one would hold a record back, and write it when the file is closed.
+        file = self._path(number).open("xb", buffering=0)
         try:
             if self.durable:
                 sync_path(self.folder)  # the name of the file is kept by its folder

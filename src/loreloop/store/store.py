@@ -50,9 +50,11 @@ class Store:
 
     With the durability `power` what a write has promised survives a power cut, with `os` the death of the process.
     The process ends where the disk refuses a sync; nothing is promised after that.
+
+    Without a thread of its own it commits only when `write_waiting` is called: who simulates a server decides when.
     """
 
-    def __init__(self, folder: Path, durability: Durability = "power") -> None:
+    def __init__(self, folder: Path, durability: Durability = "power", *, own_thread: bool = True) -> None:
         self.folder = folder
         self.engine = open_database(folder, durability)
         self.segments = Segments(folder / "journal", durable=durability == "power")
@@ -63,7 +65,9 @@ class Store:
         # Few, so that however many search at once, connections are left for whoever writes, and threads for others.
         self.readers = ThreadPoolExecutor(N_READERS, "store-reader")
         self.thread = threading.Thread(target=self._write_all, name="store-writer", daemon=True)
-        self.thread.start()
+        self.own_thread = own_thread
+        if own_thread:
+            self.thread.start()
 
     def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a query, here and now. For one thread only, the one that owns the store."""
@@ -131,7 +135,10 @@ class Store:
         with self.gate:
             self.is_closed = True
             self.jobs.put(None)
-        self.thread.join()
+        if self.own_thread:
+            self.thread.join()
+        else:
+            self.write_waiting()
         self.readers.shutdown(cancel_futures=True)
         self.reader.close()
         self.engine.dispose()
@@ -147,16 +154,25 @@ class Store:
 
     def _write_groups(self) -> None:
         while (job := self.jobs.get()) is not None:
-            group = [job]
-            # Whatever waits by now shares one commit. The group is bounded, so that the first one's answer is not held
-            # back for long.
-            while len(group) < MAX_GROUP and not self.jobs.empty():
-                job = self.jobs.get()
-                if job is None:
-                    self._commit_in_order(group)
-                    return
+            if not self._write_group([job]):
+                return
+
+    def write_waiting(self) -> None:
+        """Commits what waits by now, in one group at most, on the thread that calls; for a store without its own."""
+        self._write_group([])
+
+    def _write_group(self, group: list[_Job]) -> bool:
+        """Commits these, and with them whatever else waits; False once the end has come."""
+        # Whatever waits by now shares one commit. The group is bounded, so that the first one's answer is not held
+        # back for long.
+        goes_on = True
+        while goes_on and len(group) < MAX_GROUP and not self.jobs.empty():
+            if (job := self.jobs.get()) is None:
+                goes_on = False
+            else:
                 group.append(job)
-            self._commit_in_order(group)
+        self._commit_in_order(group)
+        return goes_on
 
     def _commit_in_order(self, jobs: list[_Job]) -> None:
         for alone, neighbours in groupby(jobs, key=lambda job: job.alone):
