@@ -105,7 +105,7 @@ class LocalEngine:
         spec, stage = self.decoder.spec, stage_of(whole, place)
         head = Head(self.decoder, fixed_rows=config.deterministic)
         n_pages = _n_pages(config, spec, dtype, place)
-        self.bank = AdapterBank(whole, dtype, device, work_dir, config.resident_models, place, self.aside)
+        self.bank = AdapterBank(whole, dtype, device, work_dir, config.resident_models, place, aside=self.aside)
         self.revisions = Revisions(whole, dtype, device, config.resident_revisions, place)
         self.trainer = Trainer(
             training_decoder(self.decoder, place),

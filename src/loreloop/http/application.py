@@ -70,55 +70,56 @@ FAULT = "The server failed on this request; its log says why,"
 UNWATCHED = ("show_happenings", "healthz", "metrics")  # routes that are asked again and again
 PLACES = "OpenAI's API is under /v1, Anthropic's under /anthropic/api/v1, Tinker's under /api/v1."
 
+TINKER: list[Route] = [
+    *sessions.ROUTES,
+    *training.ROUTES,
+    *sampling.ROUTES,
+    *futures.ROUTES,
+    *runs.ROUTES,
+    *downloads.ROUTES,
+    *identity.ROUTES,
+    *sharing.ROUTES,
+    *session_lists.ROUTES,
+    *traces.ROUTES,
+    *accounts.ROUTES,
+    *health.ROUTES,
+]
+# OpenAI's routes are mounted twice: most clients expect /v1, those of Tinker's own service /oai/api/v1.
+OPENAI: list[Route] = [
+    *models.ROUTES,
+    *models.DELETING,
+    *completions.ROUTES,
+    *chat_completions.ROUTES,
+    *responses.ROUTES,
+    *files.ROUTES,
+    *fine_tuning.ROUTES,
+    *graders.ROUTES,
+]
+LOOP: list[Route] = [
+    *deployments.ROUTES,
+    *turns.ROUTES,
+    *persons.ROUTES,
+    *person_arms.ROUTES,
+    *memories.ROUTES,
+    *removal.ROUTES,
+    *jobs.ROUTES,
+    *activity.ROUTES,
+    *feedback.ROUTES,
+    *links.ROUTES,
+    *feedback_metrics.ROUTES,
+]
+
 
 def create_app(services: Services) -> Starlette:
     """The application with all routes of all dialects mounted, its error handlers, and `services` on its state."""
-    tinker: list[Route] = [
-        *sessions.ROUTES,
-        *training.ROUTES,
-        *sampling.ROUTES,
-        *futures.ROUTES,
-        *runs.ROUTES,
-        *downloads.ROUTES,
-        *identity.ROUTES,
-        *sharing.ROUTES,
-        *session_lists.ROUTES,
-        *traces.ROUTES,
-        *accounts.ROUTES,
-        *health.ROUTES,
-    ]
-    # OpenAI's routes are mounted twice: most clients expect /v1, those of Tinker's own service /oai/api/v1.
-    openai_routes = [
-        *models.ROUTES,
-        *models.DELETING,
-        *completions.ROUTES,
-        *chat_completions.ROUTES,
-        *responses.ROUTES,
-        *files.ROUTES,
-        *fine_tuning.ROUTES,
-        *graders.ROUTES,
-    ]
-    loop_routes = [
-        *deployments.ROUTES,
-        *turns.ROUTES,
-        *persons.ROUTES,
-        *person_arms.ROUTES,
-        *memories.ROUTES,
-        *removal.ROUTES,
-        *jobs.ROUTES,
-        *activity.ROUTES,
-        *feedback.ROUTES,
-        *links.ROUTES,
-        *feedback_metrics.ROUTES,
-    ]
     app = Starlette(
         routes=[
-            Mount("/api/v1", routes=tinker),
-            Mount("/oai/api/v1", routes=openai_routes),
-            Mount("/v1", routes=openai_routes),
+            Mount("/api/v1", routes=TINKER),
+            Mount("/oai/api/v1", routes=OPENAI),
+            Mount("/v1", routes=OPENAI),
             Mount("/anthropic/api/v1", routes=[*messages.ROUTES, *models.ROUTES]),
             Mount("/hf", routes=hub.ROUTES),
-            Mount("/loop/v1", routes=loop_routes),
+            Mount("/loop/v1", routes=LOOP),
             Mount("/ui", routes=ui.ROUTES),
             *links.PAGES,
             *feedback.TENSORZERO,

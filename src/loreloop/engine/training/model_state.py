@@ -273,6 +273,7 @@ class AdapterBank:
         folder: Path,
         max_resident: int,
         place: Place = ALONE,
+        *,
         aside: Aside | None = None,
     ) -> None:
         self.spec, self.dtype, self.device, self.folder, self.place = spec, dtype, device, folder, place
