@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from loreloop.model.lora import AdapterView, LoraLayout, SiteKey, drawn_a, outline
-from loreloop.model.lora_region import Factor, Matrix, Region
+from loreloop.model.lora_region import WHOLE, Factor, Matrix, Region
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.collectives import summed
 from loreloop.parallel.place import ALONE, Place
@@ -142,7 +142,9 @@ class AdapterShare:
         shapes = {
             rank: self._others[rank].shapes(part, matrices) for rank, matrices in senders.items() if self.place.is_first
         }
-        rooms = {rank: own.flat.new_empty(sum(shape.numel() for shape in each)) for rank, each in shapes.items()}
+        rooms = {
+            rank: self._room(whole, rank, senders[rank], each) for rank, each in shapes.items() if whole is not None
+        }
         self.place.go_on()
         if is_partial:
             self.place.together(lambda: self.sum_up(own))
@@ -160,6 +162,18 @@ class AdapterShare:
             for matrix, shape, piece in zip(matrices, shapes[rank], pieces, strict=True):
                 self._others[rank].region(matrix).put(piece.view(shape), whole.at(matrix))
         yield whole
+
+    def _room(self, whole: AdapterView, rank: int, matrices: Sequence[Matrix], shapes: Sequence[torch.Size]) -> Tensor:
+        """Where the numbers arrive that a rank sends of some matrices: in their place, where it sends whole sites."""
+        n_numbers = sum(shape.numel() for shape in shapes)
+        sites = whole.layout.part(dict.fromkeys((matrix.layer, matrix.site) for matrix in matrices))
+        last = max(
+            whole.layout.places[key].start + place.shape.size(whole.layout.rank) for key, place in sites.places.items()
+        )
+        are_neighbours = last == whole.layout.range_of(sites).stop and sites.size == n_numbers
+        if are_neighbours and all(self._others[rank].region(matrix) == WHOLE for matrix in matrices):
+            return whole.part(sites).flat
+        return whole.flat.new_empty(n_numbers)
 
     def _senders(self, part: LoraLayout) -> dict[int, list[Matrix]]:
         """Of each further rank the matrices of these sites of which it has numbers that no rank before it has."""

@@ -125,6 +125,8 @@ class Place:
         for it. OutOfService on the others where its work has failed before; then no further word of that comes."""
         if self.is_first:
             self.told(GO_ON)
+            # What is still on its way would stand in memory behind what is large, and keep it from being given back.
+            _heard(self.outbox.wait)
         else:
             self._word()
 
