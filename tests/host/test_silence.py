@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from loreloop.host.silence import Watch, activity_of, group_of
+from loreloop.host.lifeline import Lifelines
+from loreloop.host.silence import Afar, Watch, activity_of, group_of
 
 SECONDS = 1.0
 COMPUTES, SLEEPS = "while True: pass", "import time; time.sleep(100)"
@@ -19,8 +20,8 @@ COMPUTES, SLEEPS = "while True: pass", "import time; time.sleep(100)"
 def started():
     running: list[subprocess.Popen] = []
 
-    def start(text: str) -> int:
-        running.append(subprocess.Popen([sys.executable, "-c", text]))
+    def start(text: str, *words: str) -> int:
+        running.append(subprocess.Popen([sys.executable, "-c", text, *words]))
         return running[-1].pid
 
     yield start
@@ -116,3 +117,44 @@ def test_a_process_has_its_children(started) -> None:
     assert pid in group_of(os.getpid())
     assert group_of(pid) == []
     assert activity_of(2**22 + 1).state == "Z"
+
+
+TELLS = """
+import sys
+from loreloop.host.lifeline import Address, hold
+from loreloop.host.silence import tell_often
+line = hold(Address("127.0.0.1", int(sys.argv[1]), "secret"), 1, lambda why: None)
+print("said", file=line)
+tell_often(1.0, lambda activity: line.tell(str(activity)))
+{work}
+"""
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_process_of_another_host_is_watched_by_what_it_says(stops: bool, started, capfd) -> None:
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    lines, afar = Lifelines("127.0.0.1", "secret"), Afar()
+    pid = started(TELLS.format(work=COMPUTES), str(lines.address.port))
+    lines.gather({1: "rank 1 on far"}, 30.0, lambda rank, why: None, afar.say)
+    afar.expect({1: "rank 1 on far"})
+    watch = Watch([started(SLEEPS)], SECONDS, said.put, afar)
+    with watch.amid("train"):
+        time.sleep(2.5)
+        assert said.empty(), "it computes"
+        if not stops:
+            return
+        os.kill(pid, signal.SIGSTOP)
+        told = said.get(timeout=10)
+    assert told.startswith("nothing has happened for 1 s amid train (process ")
+    assert told.endswith(" is in state S, rank 1 on far says nothing)")
+    assert capfd.readouterr().err == "said\n", "its other lines go to the log, and these do not"
+
+
+def test_a_process_of_another_host_that_only_waits_is_silent(started) -> None:
+    lines, afar = Lifelines("127.0.0.1", "secret"), Afar()
+    started(TELLS.format(work=SLEEPS), str(lines.address.port))
+    lines.gather({1: "rank 1 on far"}, 30.0, lambda rank, why: None, afar.say)
+    afar.expect({1: "rank 1 on far"})
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    with Watch([started(SLEEPS)], SECONDS, said.put, afar).amid("train"):
+        assert said.get(timeout=15).endswith("is in state S, rank 1 on far is in state S)")

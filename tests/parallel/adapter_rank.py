@@ -1,15 +1,20 @@
 """A rank that makes, saves, exports and loads an adapter, and how much memory each of these took at its peak."""
 
+import contextlib
 import os
+import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import torch
 
 from loreloop.config import EngineConfig
 from loreloop.engine.local import LocalEngine
 from loreloop.parallel import adapter_share
 from loreloop.parallel.place import Place
+from loreloop.protocol.errors import OutOfService
 from loreloop.protocol.sampling import Revision
 from loreloop.protocol.training import (
     AdamParams,
@@ -84,7 +89,69 @@ def rewritten(place: Place, folder: Path, source: Path, target: Path, trains: bo
     engine.create_model(CreateModel("a", 0, "r", LORA, load_folder=str(source), load_optimizer=True))
     if trains:
         engine.train([train_pass(datum(random_tokens(20, 3)), model="a")], lambda: None)
-    engine.snapshot(str(target / "snapshot"), 1)
-    engine.save_state(SaveState("a", 1, "r", str(target / "state")))
-    engine.save_sampler(SaveSampler("a", 1, "r", str(target / "sampler"), "saved"))
-    engine.save_external(SaveExternal("a", 1, "r", str(target / "export")))
+    for write in writes(engine, target):
+        write()
+
+
+def writes(engine: LocalEngine, target: Path) -> list[Callable[[], object]]:
+    """What writes an adapter, each in its own way."""
+    return [
+        lambda: engine.snapshot(str(target / "snapshot"), 1),
+        lambda: engine.save_state(SaveState("a", 1, "r", str(target / "state"))),
+        lambda: engine.save_sampler(SaveSampler("a", 1, "r", str(target / "sampler"), "saved")),
+        lambda: engine.save_external(SaveExternal("a", 1, "r", str(target / "export"))),
+    ]
+
+
+def struck(place: Place, folder: Path, source: Path, target: Path, fault: str) -> list[str]:
+    """As `rewritten`, with a gradient, after all of it has failed on the first process, in the midst of it; what each
+    process was told of that."""
+    adapter_share.RUN_NUMBERS = 1 << 12
+    engine = LocalEngine(CONFIG, "tiny", folder, target / f"work{place.rank}", place=place)
+    engine.create_model(CreateModel("a", 0, "r", LORA, load_folder=str(source), load_optimizer=True))
+    engine.train([train_pass(datum(random_tokens(20, 3)), model="a")], lambda: None)
+    said = []
+    for write in writes(engine, target):
+        with FAULTS[fault]() if place.is_first else contextlib.nullcontext():
+            try:
+                write()
+            except OutOfService as error:
+                said.append(error.message)
+    if place.is_first:  # the only one that writes
+        assert not [*target.rglob("*.safetensors*")]
+    for write in writes(engine, target):
+        write()
+    return said
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Files may not become larger than some of the runs of an adapter."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def no_memory() -> Iterator[None]:
+    """The third run of sites finds no room."""
+    shapes, n_runs = adapter_share._Other.shapes, 0
+
+    def failing(*arguments: object) -> list[torch.Size]:
+        nonlocal n_runs
+        n_runs += 1
+        if n_runs == 3:
+            raise MemoryError("no room")
+        return shapes(*arguments)
+
+    adapter_share._Other.shapes = failing
+    try:
+        yield
+    finally:
+        adapter_share._Other.shapes = shapes
+
+
+FAULTS = {"disk": full_disk, "memory": no_memory}

@@ -17,7 +17,10 @@ from loreloop.parallel.place import Place
 FORKS = multiprocessing.get_context("forkserver")
 MOST_SECONDS = 120
 FORKS.set_forkserver_preload(
-    [f"tests.parallel.{module}" for module in ("one_rank", "stage_rank", "leading_rank", "life", "adapter_rank")]
+    [
+        f"tests.parallel.{module}"
+        for module in ("one_rank", "stage_rank", "leading_rank", "life", "adapter_rank", "vision_rank")
+    ]
 )
 
 

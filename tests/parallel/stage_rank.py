@@ -20,6 +20,7 @@ from loreloop.model.linear import FastProducts, TiledProducts
 from loreloop.parallel.adapter_share import AdapterShare
 from loreloop.parallel.cut_decoder import decoder_of, holding
 from loreloop.parallel.place import Place
+from loreloop.parallel.sequence import training_decoder
 from loreloop.parallel.stages import Lane, stage_of
 from loreloop.protocol.errors import BadRequest
 from loreloop.protocol.sampling import PromptScores
@@ -49,7 +50,7 @@ class StageRig:
         decoder = decoder_of(spec, weights, torch.float32, products, place)
         head, self.stage = Head(decoder, fixed_rows=deterministic), stage_of(spec, place)
         limits = SamplerLimits(n_pages=N_PAGES, page_tokens=8, max_running=64, prefill_tokens=24)
-        self.trainer = Trainer(decoder, attention, head, ROWS, ROWS, stage=self.stage)
+        self.trainer = Trainer(training_decoder(decoder, place), attention, head, ROWS, ROWS, stage=self.stage)
         self.sampler = Sampler(decoder, attention, head, limits, constrain, stage=self.stage)
         share = AdapterShare(spec, LORA, place)
         self.state = ModelState(share, torch.float32, CPU)

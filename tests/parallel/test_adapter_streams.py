@@ -9,7 +9,7 @@ from loreloop.engine.training.model_state import new_state, write_checkpoint
 from loreloop.formats.configuration import read_spec
 from loreloop.parallel.place import ALONE
 from tests.engine.train_rig import CPU
-from tests.parallel.adapter_rank import LORA, peaks, rewritten
+from tests.parallel.adapter_rank import LORA, peaks, rewritten, struck
 from tests.parallel.rig import on_ranks
 from tests.parallel.scene import whole_state
 from tests.tiny import make_tiny_model
@@ -36,20 +36,53 @@ def test_no_rank_holds_more_than_its_share_and_a_site(mesh: str, tmp_path: Path)
 
 @pytest.mark.parametrize("mesh", ["tp=4", "ep=2", "pp=2", "pp=2,ep=2,tp=2"])
 def test_files_are_those_of_one_process(mesh: str, tmp_path: Path) -> None:
+    folder = with_source(tmp_path)
+    # Stages add up as one process does, so that gradients too are equal to the bit.
+    arguments = folder, tmp_path / "source"
+    rewritten(ALONE, *arguments, tmp_path / "one", mesh == "pp=2")
+    on_ranks(mesh, tmp_path, rewritten, *arguments, tmp_path / "ranks", mesh == "pp=2")
+    assert_equal_files(tmp_path / "one", tmp_path / "ranks")
+
+
+FIRST = {
+    "disk": "A file could not be read or written: [Errno 27] File too large.",
+    "memory": "The adapter could not be put together or written (MemoryError: no room); see the log.",
+}
+
+
+@pytest.mark.parametrize("mesh", ["tp=2", "pp=2"])
+@pytest.mark.parametrize("fault", FIRST)
+def test_what_fails_on_the_first_process_amid_a_stream_ends_the_request_on_all(
+    fault: str, mesh: str, tmp_path: Path
+) -> None:
+    folder = with_source(tmp_path)
+    for name in ("met", "met again"):
+        (tmp_path / name).mkdir()
+    on_ranks(mesh, tmp_path / "met", rewritten, folder, tmp_path / "source", tmp_path / "one", True)
+    first, other = on_ranks(
+        mesh, tmp_path / "met again", struck, folder, tmp_path / "source", tmp_path / "ranks", fault
+    )
+    assert first == [FIRST[fault]] * 4
+    assert other == ["The first process of this engine could not do it; see the log."] * 4
+    assert_equal_files(tmp_path / "one", tmp_path / "ranks")
+
+
+def with_source(tmp_path: Path) -> Path:
+    """A model, beside a checkpoint after three steps."""
     folder = make_tiny_model(tmp_path / "model", "qwen3_moe", num_key_value_heads=2)
     state = whole_state(read_spec(folder), LORA)
     state.moment1.copy_(state.master * 0.1)
     state.moment2.copy_(state.master.square())
     state.n_steps = 3
     write_checkpoint(tmp_path / "source", state, "tiny")
-    # Stages add up as one process does, so that gradients too are equal to the bit.
-    arguments = folder, tmp_path / "source"
-    rewritten(ALONE, *arguments, tmp_path / "one", mesh == "pp=2")
-    on_ranks(mesh, tmp_path, rewritten, *arguments, tmp_path / "ranks", mesh == "pp=2")
-    written = sorted(file for file in (tmp_path / "one").rglob("*") if file.is_file())
+    return folder
+
+
+def assert_equal_files(one: Path, ranks: Path) -> None:
+    written = sorted(file for file in one.rglob("*") if file.is_file())
     assert len(written) == 1 + 4 + 3 + 3
     for file in written:
-        other = tmp_path / "ranks" / file.relative_to(tmp_path / "one")
+        other = ranks / file.relative_to(one)
         assert other.read_bytes() == file.read_bytes(), other
 
 

@@ -50,17 +50,18 @@ def test_micro_batches_do_not_matter(rows: tuple[int, int], tmp_path: Path) -> N
     assert torch.equal(put_together(found, grad), grad)
 
 
+@pytest.mark.parametrize("mesh", ["pp=2,tp=2", "pp=2,sp=2"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_stages_are_cut_in_turn(family: str, tmp_path: Path) -> None:
+def test_stages_are_cut_in_turn(family: str, mesh: str, tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "model", family, num_hidden_layers=LAYERS, num_key_value_heads=4)
     logps, grad = one_process(folder, *SEVERAL)
-    found = on_ranks("pp=2,tp=2", tmp_path, trained_rank, folder, *SEVERAL)
+    found = on_ranks(mesh, tmp_path, trained_rank, folder, *SEVERAL)
     assert all((rank["logps"] - logps).abs().max() <= 1e-5 for rank in found)
     assert relative_error(put_together(found, grad), grad) <= 1e-5
 
 
 @pytest.mark.parametrize("settings", [UNTIED, {"num_key_value_heads": 4}], ids=["untied", "tied"])
-@pytest.mark.parametrize("mesh", ["pp=2,tp=2", "pp=3,tp=2"])
+@pytest.mark.parametrize("mesh", ["pp=2,tp=2", "pp=3,tp=2", "pp=2,sp=2"])
 def test_embedding_and_head_that_lie_on_other_stages_are_not_cut(mesh: str, settings: dict, tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "model", "qwen3", num_hidden_layers=LAYERS, **settings)
     logps, grad = one_process(folder, *SEVERAL)

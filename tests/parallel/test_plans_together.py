@@ -16,7 +16,7 @@ from tests.tiny import make_tiny_model
 EXPERTS: dict[str, dict[str, int]] = {"qwen3_moe": {"num_experts": 8}, "deepseek_v3": {}}
 
 
-@pytest.mark.parametrize("mesh", ["sp=2,ep=2", "pp=2,ep=2", "pp=2,ep=2,tp=2"])
+@pytest.mark.parametrize("mesh", ["sp=2,ep=2", "pp=2,ep=2", "pp=2,ep=2,tp=2", "pp=2,ep=2,sp=2"])
 @pytest.mark.parametrize("family", EXPERTS)
 def test_plans_that_cut_in_turn_give_what_one_process_gives(family: str, mesh: str, tmp_path: Path) -> None:
     settings = {"num_hidden_layers": LAYERS, "num_key_value_heads": 4, **EXPERTS[family]}

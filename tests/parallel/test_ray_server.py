@@ -69,6 +69,24 @@ def test_ranks_on_two_hosts_give_what_one_process_gives_and_outlive_a_lost_one(n
 
 
 @pytest.mark.slow
+def test_a_rank_that_hangs_on_another_host_is_noticed(nodes, by_one, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text("[engine]\nsilence_seconds = 10\n")
+    options = "--mesh", "tp=2", "--ray", nodes.address, "--config", str(settings)
+    with server(tmp_path / "data", *options) as running:
+        client = service(running).create_lora_training_client(base_model="tiny", rank=8, seed=1).result()
+        losses = trained(client, STEPS // 2)
+        time.sleep(15)  # with nothing to do
+        (actor,) = actors_of(nodes.address)
+        os.kill(actor.pid, signal.SIGSTOP)
+        losses += trained(client, STEPS // 2)
+        log = (running.data / "loreloop.log").read_text()
+    assert log.count("process 0 ends the engine: nothing has happened for 10 s amid") == 1
+    assert "says nothing)" in log
+    assert losses == pytest.approx(by_one, rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_lost_host_is_replaced_by_another(by_one, tmp_path: Path) -> None:
     with ray_nodes("1", "1", "1") as own, server(tmp_path / "data", "--mesh", "tp=2", "--ray", own.address) as running:
         client = service(running).create_lora_training_client(base_model="tiny", rank=8, seed=1).result()

@@ -79,6 +79,15 @@ def test_what_was_sent_before_a_pass_broke_off_is_not_taken_for_the_next(after: 
     assert torch.equal(torch.cat([rank["grad"] for rank in ranks]), alone["grad"])
 
 
+@pytest.mark.parametrize("after", [4, 9])
+def test_rows_that_were_sent_before_a_pass_broke_off_are_not_taken_for_the_next(after: int, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", num_hidden_layers=5, num_key_value_heads=4)
+    alone = broken_rank(ALONE, folder, 1)
+    for rank in on_ranks("pp=2,sp=2", tmp_path, broken_rank, folder, after):
+        assert rank["broke_off"]
+        assert (rank["logps"] - alone["logps"]).abs().max() <= 1e-5
+
+
 def test_a_stage_sends_hidden_states_once_each_way(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "model", num_hidden_layers=5)
     spec = read_spec(folder)

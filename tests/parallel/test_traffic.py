@@ -34,6 +34,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "experts": ("tp=2", "qwen3_moe", {}, {"experts": "shared_outer"}),
     "copied keys": ("tp=4", "olmo2", {}, {}),
     "stages": ("pp=2,tp=2", "deepseek_v3", {"tie_word_embeddings": False}, {"train_unembed": True}),
+    "rows of stages": ("pp=2,sp=2", "qwen2", {"tie_word_embeddings": False}, {"train_unembed": True}),
     "latent": ("ep=2,tp=2", "deepseek_v3", {}, {"train_unembed": True}),
     "each": ("ep=2", "qwen3_moe", {}, {"experts": "per_expert"}),
 }

@@ -86,11 +86,15 @@ def own_engine(plan: ServerPlan, plan_file: str, base_model: str, replica: int) 
     from loreloop.cli.ranks import watch_of
     from loreloop.cli.ray_ranks import first_place
     from loreloop.engine.leading import LeadingEngine
+    from loreloop.host.silence import Afar
 
-    place = first_place(plan, plan_file, base_model, replica)
+    afar = Afar()
+    place = first_place(plan, plan_file, base_model, replica, afar)
     local = engine_of(plan, base_model, place, replica)
     LOG.info("%s computes in %s", base_model, local.info.precision)
-    return local if place.n_ranks == 1 else LeadingEngine(local, watch_of(plan.config.engine, os.getpid(), 0).amid)
+    if place.n_ranks == 1:
+        return local
+    return LeadingEngine(local, watch_of(plan.config.engine, os.getpid(), 0, afar).amid)
 
 
 def engine_of(plan: ServerPlan, base_model: str, place: Place, replica: int = 0) -> LocalEngine:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from loreloop.config import EngineConfig
     from loreloop.host.server_plan import ServerPlan
-    from loreloop.host.silence import Watch
+    from loreloop.host.silence import Afar, Watch
     from loreloop.parallel.mesh import Mesh
     from loreloop.parallel.place import Place
 
@@ -134,9 +134,9 @@ def meet(mesh: Mesh, rank: int, meeting: Meeting) -> Place:
     return place
 
 
-def watch_of(config: EngineConfig, first: int, rank: int) -> Watch:
-    """A process's watch over its group on this host, which ends where it does nothing amid its work; the supervisor
-    starts it again. `first` is the first process's id. On several hosts nothing is watched."""
+def watch_of(config: EngineConfig, first: int, rank: int, afar: Afar | None = None) -> Watch:
+    """A process's watch over its group, which ends where it does nothing amid its work; the supervisor starts it again.
+    `first` is the first process's id. On several hosts that one alone watches, over what the others, `afar`, say."""
     from loreloop.host.silence import Watch, group_of
 
     def end(why: str) -> None:
@@ -147,7 +147,9 @@ def watch_of(config: EngineConfig, first: int, rank: int) -> Watch:
 
     # The first has the first word. The others speak where it is the one that has stopped.
     patience = config.silence_seconds * (LATER if rank else 1)
-    return Watch([] if config.ray else group_of(first), patience, end)
+    if not config.ray or afar is None:
+        return Watch(group_of(first), patience, end)
+    return Watch([first] if Path(f"/proc/{first}").exists() else [], patience, end, afar)
 
 
 def _end_with(process: subprocess.Popen[bytes], rank: int) -> None:

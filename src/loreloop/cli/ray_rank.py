@@ -33,12 +33,14 @@ class RayRank:
         from loreloop.host.log import speak_to
         from loreloop.host.ray_cluster import own_address
         from loreloop.host.server_plan import ServerPlan
+        from loreloop.host.silence import tell_often
         from loreloop.parallel.mesh import parse_mesh
 
         # First of all, so that whatever happens from here on is seen at the other end.
-        connection = hold(orders.lifeline, orders.rank, _end)
-        speak_to(connection.makefile("w", encoding="utf-8"), f"rank {orders.rank} on {socket.gethostname()}: ")
+        line = hold(orders.lifeline, orders.rank, _end)
+        speak_to(line, f"rank {orders.rank} on {socket.gethostname()}: ")
         plan = msgspec.json.decode(orders.plan, type=ServerPlan)
+        tell_often(plan.config.engine.silence_seconds, lambda activity: line.tell(str(activity)))
         mesh = parse_mesh(plan.config.engine.mesh)
         interface = orders.interface or interface_of(own_address())
         meeting = Meeting.over_network(orders.lifeline.host, orders.store_port, mesh.n_ranks, interface)

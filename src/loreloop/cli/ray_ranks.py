@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from loreloop.cli.ray_facts import Facts
     from loreloop.host.ray_cluster import Group
     from loreloop.host.server_plan import ServerPlan
+    from loreloop.host.silence import Afar
     from loreloop.parallel.mesh import Mesh
     from loreloop.parallel.place import Place
 
@@ -48,18 +49,28 @@ class Actor:
         return f"rank {self.rank} on {self.facts.host} ({self.facts.address})"
 
 
-def first_place(plan: ServerPlan, plan_file: str, base_model: str, replica: int) -> Place:
-    """The first place of the mesh that the settings ask for, on this host or on several; see `ranks.leading_place`."""
+@dataclass(frozen=True)
+class Met:
+    """Seats, this process's facts, and actors on the seats, of which it is known that they can work together."""
+
+    group: Group
+    mine: Facts
+    actors: Sequence[Actor]
+
+
+def first_place(plan: ServerPlan, plan_file: str, base_model: str, replica: int, afar: Afar) -> Place:
+    """The first place of the mesh that the settings ask for, on this host or on several; see `ranks.leading_place`.
+    What ranks on several say of themselves is said to `afar`."""
     from loreloop.cli.ranks import leading_place
     from loreloop.parallel.mesh import parse_mesh
 
     config = plan.config.engine
     if config.ray and (mesh := parse_mesh(config.mesh)).n_ranks > 1:
-        return _leading_place(plan, base_model, mesh, replica)
+        return _leading_place(plan, base_model, mesh, replica, afar)
     return leading_place(plan, plan_file, base_model, replica)
 
 
-def _leading_place(plan: ServerPlan, base_model: str, mesh: Mesh, replica: int) -> Place:
+def _leading_place(plan: ServerPlan, base_model: str, mesh: Mesh, replica: int, afar: Afar) -> Place:
     """The first place of a mesh whose others are actors. UserError, at the server's first start, where the cluster
     cannot be joined, has no room, or has hosts that differ, and ServerError where a rank does not come; at later ones
     it is waited for."""
@@ -72,8 +83,8 @@ def _leading_place(plan: ServerPlan, base_model: str, mesh: Mesh, replica: int) 
     said_at = 0.0
     while True:
         try:
-            group, mine, actors = _met(plan, base_model, mesh)
-            store = _gathered(plan, base_model, replica, group, mine, actors)
+            met = _met(plan, base_model, mesh)
+            store = _gathered(met, plan, base_model, replica, afar)
         except (BadRequest, ServerError) as error:
             if not met_before.exists():
                 raise
@@ -82,15 +93,14 @@ def _leading_place(plan: ServerPlan, base_model: str, mesh: Mesh, replica: int) 
                 said_at = time.monotonic()
             time.sleep(RETRY_SECONDS)
             continue
-        LOG.info("the mesh %s has met: rank 0 on %s, %s", mesh, mine.host, ", ".join(map(str, actors)))
-        place = meet(mesh, 0, Meeting(store, plan.config.engine.interface or interface_of(mine.address)))
+        LOG.info("the mesh %s has met: rank 0 on %s, %s", mesh, met.mine.host, ", ".join(map(str, met.actors)))
+        place = meet(mesh, 0, Meeting(store, plan.config.engine.interface or interface_of(met.mine.address)))
         met_before.touch()
         return place
 
 
-def _met(plan: ServerPlan, base_model: str, mesh: Mesh) -> tuple[Group, Facts, list[Actor]]:
-    """Seats, this process's facts, and actors on the seats, of which it is known that they can work together.
-    BadRequest where they cannot."""
+def _met(plan: ServerPlan, base_model: str, mesh: Mesh) -> Met:
+    """Asks for seats, and starts actors on them. BadRequest where they cannot work together."""
     from ray.exceptions import RayError
 
     from loreloop.cli.ray_facts import check_alike
@@ -108,7 +118,7 @@ def _met(plan: ServerPlan, base_model: str, mesh: Mesh) -> tuple[Group, Facts, l
     except BadRequest:
         group.give_back()
         raise
-    return group, mine, actors
+    return Met(group, mine, actors)
 
 
 def _asked(plan: ServerPlan, base_model: str, mesh: Mesh, group: Group) -> tuple[Facts, list[Actor]]:
@@ -133,9 +143,7 @@ def _asked(plan: ServerPlan, base_model: str, mesh: Mesh, group: Group) -> tuple
     return mine, [Actor(rank, *found) for rank, found in enumerate(zip(handles, facts, strict=True), 1)]
 
 
-def _gathered(
-    plan: ServerPlan, base_model: str, replica: int, group: Group, mine: Facts, actors: Sequence[Actor]
-) -> TCPStore:
+def _gathered(met: Met, plan: ServerPlan, base_model: str, replica: int, afar: Afar) -> TCPStore:
     """Sends the ranks to work, and waits for a word of each; gives the store at which they meet. ServerError where one
     does not come; then the seats are given back, and this process may ask for others."""
     import msgspec
@@ -148,9 +156,9 @@ def _gathered(
 
     mesh = parse_mesh(plan.config.engine.mesh)
     given_up = threading.Event()
-    lines = Lifelines(mine.address, secrets.token_hex(16))
-    store = _store(mine.address, mesh.n_ranks)
-    for actor in actors:
+    lines = Lifelines(met.mine.address, secrets.token_hex(16))
+    store = _store(met.mine.address, mesh.n_ranks)
+    for actor in met.actors:
         orders = Orders(
             plan=msgspec.json.encode(plan),
             base_model=base_model,
@@ -162,13 +170,15 @@ def _gathered(
         )
         running = actor.handle.run.remote(orders)
         threading.Thread(target=_end_with, args=(running, actor, given_up), daemon=True).start()
-    lost = partial(_lost, {actor.rank: actor for actor in actors}, given_up)
+    lost = partial(_lost, {actor.rank: actor for actor in met.actors}, given_up)
+    names = {actor.rank: str(actor) for actor in met.actors}
     try:
-        lines.gather({actor.rank: str(actor) for actor in actors}, MEET_SECONDS, lost)
+        lines.gather(names, MEET_SECONDS, lost, afar.say)
     except ServerError:
         given_up.set()  # those that had come end with their seats, and this process not with them
-        group.give_back()
+        met.group.give_back()
         raise
+    afar.expect(names)
     watch_head(lambda why: _end(f"the head of the Ray cluster was lost: {why}"))
     return store
 

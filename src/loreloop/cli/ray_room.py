@@ -54,7 +54,7 @@ def join(address: str, interface: str) -> None:
     if why := _silence(address) or trouble_with(address, interface):
         raise BadRequest(
             f"The Ray cluster at {address} (--ray) cannot be joined from this host: {why}. It must run "
-            "on this host too: `ray start --head` on one host, `ray start --address` on each other; see docs/scale.md."
+            "on this host too: `ray start --head` on one host, `ray start --address` on each other; see docs/ray.md."
         )
     # It answered a moment ago; should it be lost since, the library would wait without an end.
     overdue = threading.Timer(JOIN_SECONDS, os._exit, (1,))

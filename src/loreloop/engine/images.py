@@ -12,18 +12,21 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from loreloop.images.check import chunk_cut
-from loreloop.images.files import ImageLimits
+from loreloop.images.files import ImageLimits, read_image
 from loreloop.images.pixels import pixels_CHW
 from loreloop.images.sizes import Cut
 from loreloop.model.decoder import ImageRows
 from loreloop.model.tower import ImageFeatures, Vision
+from loreloop.parallel.place import ALONE, Place
 from loreloop.protocol.errors import BadRequest
+from loreloop.protocol.images import ImageRules
 from loreloop.protocol.token_ids import unpack_ids
 from loreloop.protocol.training import Chunk, ImageChunk, TextChunk
 
@@ -55,17 +58,26 @@ class TokenSequence:
 
 
 class ImageTable:
-    """The images that one engine has seen. Without `vision` it refuses them. `secret` outlives the engine."""
+    """The images that one engine has seen. Without `vision` it refuses them. `secret` outlives the engine. Processes of
+    one engine, each at its `place`, take and refuse the same."""
 
-    def __init__(self, vision: Vision | None, device: torch.device, max_bytes: int, secret: bytes = b"") -> None:
-        self.vision, self.device, self.max_bytes, self.secret = vision, device, max_bytes, secret
+    def __init__(
+        self,
+        vision: Vision | None,
+        device: torch.device,
+        max_bytes: int,
+        secret: bytes = b"",
+        place: Place = ALONE,
+    ) -> None:
+        self.vision, self.device, self.max_bytes, self.secret, self.place = vision, device, max_bytes, secret, place
         self.owners: OrderedDict[int, bytes] = OrderedDict()  # by first id
         self.cuts: OrderedDict[bytes, Cut] = OrderedDict()
         self.features: OrderedDict[bytes, ImageFeatures] = OrderedDict()
         self.n_computed = 0  # runs of the tower
 
     def lay_out(self, chunks: Sequence[Chunk]) -> TokenSequence:
-        """The chunks as one sequence. BadRequest for what cannot be seen."""
+        """The chunks as one sequence. BadRequest for what cannot be seen; OutOfService where some processes of an
+        engine can see it and others cannot."""
         parts: list[Ids] = []
         positions: list[Ids] = []
         placed: list[PlacedImage] = []
@@ -116,7 +128,7 @@ class ImageTable:
         override = b"%d %d " % (chunk.width or 0, chunk.height or 0)
         key = hashlib.blake2b(override + chunk.data, digest_size=32, key=self.secret).digest()
         # Taken out and put in again, which moves it to the end of those that are forgotten first.
-        cut = self.cuts.pop(key, None) or chunk_cut(chunk, self.vision.rules, UNBOUNDED)
+        cut = self.cuts.pop(key, None) or self.place.agreed(partial(_looked_at, chunk, self.vision.rules))
         self.cuts[key] = cut
         if len(self.cuts) > KNOWN_IMAGES:
             self.cuts.popitem(last=False)
@@ -162,6 +174,14 @@ class ImageTable:
                 self.features.popitem(last=False)
         self.features.move_to_end(image.key)
         return self.features[image.key]
+
+
+def _looked_at(chunk: ImageChunk, rules: ImageRules) -> Cut:
+    """How an image is cut, once it has been decoded as a whole. One that cannot be is found so before it is part of
+    anything: amid a batch it would end the passes of others, and stages of a pipeline come to it at different times."""
+    cut = chunk_cut(chunk, rules, UNBOUNDED)
+    read_image(chunk.data, UNBOUNDED)
+    return cut
 
 
 def text_only() -> ImageTable:

@@ -101,7 +101,7 @@ class LocalEngine:
         self.decoder = decoder_of(whole, weights, dtype, products, place)
         del weights
         vision = load_vision(folder, dtype=dtype, device=device)
-        self.images = ImageTable(vision, device, config.image_cache_mib << 20, secret)
+        self.images = ImageTable(vision, device, config.image_cache_mib << 20, secret, place)
         spec, stage = self.decoder.spec, stage_of(whole, place)
         head = Head(self.decoder, fixed_rows=config.deterministic)
         n_pages = _n_pages(config, spec, dtype, place)

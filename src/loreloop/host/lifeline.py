@@ -2,12 +2,13 @@
 
 A process that dies closes its end, which shows at once. A host that vanishes and a link that is cut close nothing: the
 system therefore probes a silent connection, and gives it up after `LOST_SECONDS`. That is the kernels' work, so that a
-process is never taken for lost because it computes. What the others have to say for the log comes this way too.
-Knows no tensors, and not how the processes were started.
+process is never taken for lost because it computes. What the others have to say comes this way too: for the log, and of
+what they do (`silence.py`). Knows no tensors, and not how the processes were started.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hmac
 import selectors
@@ -27,8 +28,10 @@ GREETING_SECONDS = 5.0
 MOST_SILENT = 64  # connections that have not greeted yet
 SELECT_SECONDS = 0.1
 CLOSED = "its connection was closed"
+OF_ITSELF = b"\x16"  # before a line in which a process says what it does; any other is for the log
 
 Lost = Callable[[str], None]
+Said = Callable[[int, str], None]  # what a rank says of itself
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,11 @@ class Lifelines:
         self._listener = socket.create_server((host, 0), family=family_of(host))
         self.address = Address(host, self._listener.getsockname()[1], token)
 
-    def gather(self, names: Mapping[int, str], seconds: float, lost: Callable[[int, str], None]) -> None:
-        """Waits for every rank of `names`; from then on `lost` is called, once, with a rank that is lost and why.
-        ServerError where one does not come. Nobody is listened to afterwards."""
+    def gather(
+        self, names: Mapping[int, str], seconds: float, lost: Callable[[int, str], None], said: Said | None = None
+    ) -> None:
+        """Waits for every rank of `names`; from then on `lost` is called, once, with a rank that is lost and why, and
+        `said` with what a rank says of itself. ServerError where one does not come. Nobody else is heard afterwards."""
         deadline, waiting = time.monotonic() + seconds, dict(names)
         with self._listener, selectors.DefaultSelector() as heard:
             self._listener.setblocking(False)
@@ -72,7 +77,7 @@ class Lifelines:
                         if waiting.pop(rank := self._greeted(connection), None) is None:
                             connection.close()  # somebody else, or one that is there already
                         else:
-                            _watch(connection, functools.partial(lost, rank), _relay)
+                            _watch(connection, functools.partial(lost, rank), functools.partial(_take, rank, said))
                     _send_away(heard, silent)
             finally:
                 for connection in silent:
@@ -90,7 +95,9 @@ class Lifelines:
     def _greeted(self, connection: socket.socket) -> int:
         """The rank that speaks there; -1 for a stranger."""
         try:
-            rank, _, token = connection.recv(MOST_GREETING).strip().partition(b" ")
+            greeting = connection.recv(MOST_GREETING, socket.MSG_PEEK).partition(b"\n")[0]
+            connection.recv(len(greeting) + 1)  # and nothing of what it says next, which may be there already
+            rank, _, token = greeting.strip().partition(b" ")
         except OSError:
             return -1
         # Compared in constant time, as with every secret that somebody may guess at; in bytes, as a stranger need not
@@ -108,12 +115,39 @@ def _send_away(heard: selectors.BaseSelector, silent: dict[socket.socket, float]
         del silent[connection]
 
 
-def hold(address: Address, rank: int, lost: Lost) -> socket.socket:
+class Line:
+    """The other processes' end, on which any thread may write whole lines."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._lock = connection, threading.Lock()
+
+    def write(self, text: str) -> None:
+        """Lines for the log of the first process. OSError where that is lost."""
+        self._send(text.encode())
+
+    def flush(self) -> None:
+        """What was written has left already."""
+
+    def tell(self, text: str) -> None:
+        """One line, of what this process does. Where the first process is lost, nobody needs it."""
+        with contextlib.suppress(OSError):
+            self._send(OF_ITSELF + text.encode() + b"\n")
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._connection.close()
+
+    def _send(self, lines: bytes) -> None:
+        with self._lock:
+            self._connection.sendall(lines)
+
+
+def hold(address: Address, rank: int, lost: Lost) -> Line:
     """The other processes' end: connects, and calls `lost` when the first process is. OSError where it is not there."""
     connection = socket.create_connection((address.host, address.port), timeout=LOST_SECONDS)
     connection.sendall(f"{rank} {address.token}\n".encode())
     _watch(connection, lost, None)
-    return connection
+    return Line(connection)
 
 
 def family_of(host: str) -> socket.AddressFamily:
@@ -154,7 +188,11 @@ def _read(connection: socket.socket, lost: Lost, take: Callable[[bytes], None] |
     lost(why)
 
 
-def _relay(line: bytes) -> None:
-    """What another process says goes on to whoever reads this one's log."""
+def _take(rank: int, said: Said | None, line: bytes) -> None:
+    """What another process says of itself is for `said`, all else for whoever reads this one's log."""
+    if line.startswith(OF_ITSELF):
+        if said:
+            said(rank, line.removeprefix(OF_ITSELF).decode(errors="replace"))
+        return
     sys.stderr.buffer.write(line)
     sys.stderr.buffer.flush()

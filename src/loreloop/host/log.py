@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, Protocol
 
 import msgspec
 
@@ -39,6 +39,18 @@ class Record(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class Stream(Protocol):
+    """Where lines go."""
+
+    def write(self, text: str, /) -> object:
+        """Takes whole lines."""
+        ...
+
+    def flush(self) -> object:
+        """Lets go of what was written."""
+        ...
+
+
 class _AsLine(logging.Formatter):
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -55,7 +67,7 @@ def speak_to_supervisor() -> None:
     speak_to(sys.stderr)
 
 
-def speak_to(stream: TextIO, source: str = "") -> None:
+def speak_to(stream: Stream, source: str = "") -> None:
     """The same for a process whose words come to a process of the server over `stream`, with `source` before each."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_AsLine(source))

@@ -2,23 +2,25 @@
 
 A process that waits for others is as idle as one that hangs, so they are looked at together: work goes on as long as
 any of them computes, or waits for a disk. So neither a long pass nor a long load is taken for a hang, and a stopped
-process is found as soon as the others have nothing left to do without it. Linux only, without effect elsewhere. Knows
-no tensors.
+process is found as soon as the others have nothing left to do without it. Processes of other hosts say what they do;
+one that says nothing does nothing. Linux only, without effect elsewhere. Knows no tensors.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 LEAST_SHARE = 0.02  # of one core, that processes have to use together: connections and clocks take some as well
 POLLS = 20  # in the time that a group may be silent
 FROM_STATE, OF_USER = 2, 13  # places in `stat` behind the process's name: see proc(5)
 RUNS, DISK, TICKS = "R", "D", 100  # states of a thread: at work, and waiting for a disk; the clock's hundredths
+SAYS_NOTHING = "-"  # in place of a state
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,15 @@ class Activity:
 
     seconds: float
     state: str
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.2f} {self.state}"
+
+    @staticmethod
+    def read(text: str) -> Activity:
+        """One that was written as text. ValueError where none was."""
+        seconds, state = text.split()
+        return Activity(float(seconds), state)
 
 
 def activity_of(pid: int) -> Activity:
@@ -40,6 +51,17 @@ def activity_of(pid: int) -> Activity:
     states = {whole[0], *_thread_states(pid)}
     state = next((busy for busy in (RUNS, DISK) if busy in states), whole[0])
     return Activity((int(user) + int(system)) / TICKS, state)
+
+
+def main_activity_of(pid: int) -> Activity:
+    """As `activity_of`, of the main thread, which takes part in all that a process of an engine computes. Beside it Ray
+    has threads that are never quite still."""
+    try:
+        main = _fields(Path(f"/proc/{pid}/task/{pid}/stat"))
+    except OSError:
+        return Activity(0.0, "Z")
+    user, system = main[OF_USER - FROM_STATE], main[OF_USER - FROM_STATE + 1]
+    return Activity((int(user) + int(system)) / TICKS, DISK if DISK in _thread_states(pid) else main[0])
 
 
 def _thread_states(pid: int) -> Iterator[str]:
@@ -64,12 +86,57 @@ def group_of(pid: int) -> list[int]:
     return [pid, *children] if children else []
 
 
-class Watch:
-    """Over the processes `pids`. Where none of them has done anything for `seconds` of one piece of work,
-    `silent` is called with what they do; never with 0 seconds."""
+class Afar:
+    """What processes of other hosts say of themselves, by rank. Any thread may use it."""
 
-    def __init__(self, pids: Sequence[int], seconds: float, silent: Callable[[str], None]) -> None:
-        self.pids, self.seconds, self.silent = pids, seconds, silent
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+        self._said: dict[int, Activity] = {}
+        self._news: set[int] = set()
+        self._lock = threading.Lock()
+
+    def expect(self, names: Mapping[int, str]) -> None:
+        """From now on these are there."""
+        with self._lock:
+            self._names |= names
+
+    def say(self, rank: int, text: str) -> None:
+        """Takes in what a process has said; nonsense is none."""
+        with self._lock, contextlib.suppress(ValueError):
+            self._said[rank] = Activity.read(text)
+            self._news.add(rank)
+
+    def look(self) -> dict[str, Activity]:
+        """What each has said since the last look."""
+        with self._lock:
+            news, self._news = self._news, set()
+            known = {rank: self._said.get(rank, Activity(0.0, SAYS_NOTHING)) for rank in self._names}
+            return {
+                self._names[rank]: each if rank in news else replace(each, state=SAYS_NOTHING)
+                for rank, each in known.items()
+            }
+
+
+def tell_often(seconds: float, say: Callable[[Activity], None]) -> None:
+    """Says what this process does, as often as a watch of so many seconds looks; in the background."""
+
+    def tell() -> None:
+        while True:
+            time.sleep(seconds / POLLS)
+            say(main_activity_of(os.getpid()))
+
+    if seconds:
+        threading.Thread(target=tell, name="tell", daemon=True).start()
+
+
+class Watch:
+    """Over the processes `pids`, and those `afar`. Where none of them has done anything for `seconds` of one piece of
+    work, `silent` is called with what they do; never with 0 seconds."""
+
+    def __init__(
+        self, pids: Sequence[int], seconds: float, silent: Callable[[str], None], afar: Afar | None = None
+    ) -> None:
+        self.pids, self.seconds, self.silent, self.afar = pids, seconds, silent, afar
         self._work, self._n_works = "", 0
         if pids and seconds:
             threading.Thread(target=self._look, name="watch", daemon=True).start()
@@ -88,7 +155,7 @@ class Watch:
         n_silent, n_works, seconds = 0, 0, 0.0
         while True:
             time.sleep(self.seconds / POLLS)
-            found = {pid: activity_of(pid) for pid in self.pids}
+            found = self._found()
             used = sum(each.seconds for each in found.values())
             works = used - seconds > LEAST_SHARE * self.seconds
             works = works or any(each.state in (RUNS, DISK) for each in found.values())
@@ -99,6 +166,15 @@ class Watch:
             # paused container, so was this one, and no time has passed for the work either.
             n_silent += 1
             if n_silent > POLLS:
-                states = ", ".join(f"process {pid} is in state {each.state}" for pid, each in found.items())
+                states = ", ".join(map(_told, found, found.values()))
                 self.silent(f"nothing has happened for {self.seconds:g} s amid {self._work} ({states})")
                 return
+
+    def _found(self) -> dict[str, Activity]:
+        if self.afar is None:
+            return {f"process {pid}": activity_of(pid) for pid in self.pids}
+        return {f"process {pid}": main_activity_of(pid) for pid in self.pids} | self.afar.look()
+
+
+def _told(name: str, activity: Activity) -> str:
+    return f"{name} says nothing" if activity.state == SAYS_NOTHING else f"{name} is in state {activity.state}"

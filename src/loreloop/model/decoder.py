@@ -231,6 +231,10 @@ class Decoder:
         x_TD = self._scaled(self.vocabulary.embed(self.embedding_VD, tokens_T.clamp(min=0)))
         return x_TD.index_copy(0, images.rows_N, images.embedding_ND.float())
 
+    def rows_here(self, n_rows: int) -> int:
+        """How many of a batch's rows the residual stream has here."""
+        return n_rows
+
     def _scaled(self, x_TD: Tensor) -> Tensor:
         return x_TD.float() if self.embedding_scale == 1 else x_TD.float() * self.embedding_scale
 

@@ -1,7 +1,8 @@
 """An adapter as a rank holds it, and as it is published: whole. In a mesh of one both are the same.
 
 No rank ever holds a whole adapter that it does not have itself: what is whole comes by in runs of sites, each of which
-the first rank puts together from what the others send, and forgets before the next. Knows neither optimizers nor files.
+the first rank puts together from what the others send, and forgets before the next. It asks for each when it has room
+for it, so that nobody sends to one that has failed. Knows neither optimizers nor files.
 
 Legend: P parts of a site, R rank, I inputs.
 """
@@ -9,13 +10,13 @@ Legend: P parts of a site, R rank, I inputs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from loreloop.model.lora import AdapterView, LoraLayout, SiteKey, drawn_a, outline
-from loreloop.model.lora_region import Factor, Matrix, Region
+from loreloop.model.lora_region import WHOLE, Factor, Matrix, Region
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.collectives import summed
 from loreloop.parallel.place import ALONE, Place
@@ -51,15 +52,16 @@ class AdapterShare:
 
     def wholes(self, mine: Tensor, parts: Iterable[LoraLayout] | None = None) -> Iterator[AdapterView]:
         """The whole adapter of which every rank gives its numbers, some neighbouring sites at a time, on the first
-        rank. All ranks must go to the end; those that are not the first send, and get nothing. `parts` of the whole
-        layout, if not all in its order, are given as they are asked for."""
+        rank. All ranks must go to the end; those that are not the first send, and get nothing. Where the first fails
+        within `Place.by_first`, OutOfService comes on the others in place of what it would have asked for next. `parts`
+        of the whole layout, if not all in its order, are given as they are asked for."""
         if self.place.n_ranks == 1:
             view = AdapterView(self.layout, mine)
             # What lies in one piece already goes in one.
             yield from [view] if parts is None else (view.part(part) for part in parts)
             return
         for part in self._runs() if parts is None else parts:
-            yield from self._gathered(part, mine[self.layout.range_of(self.layout.part(part.places))])
+            yield from self._gathered(part, self._own(part, mine))
 
     def whole_gradients(self, mine: Tensor) -> Iterator[AdapterView]:
         """The gradient of which every rank has gathered its part, and goes on gathering; otherwise as `wholes`."""
@@ -67,11 +69,9 @@ class AdapterShare:
             yield AdapterView(self.layout, mine)
             return
         for part in self._runs():
-            own = self.layout.part(part.places)
+            own = self._own(part, mine)
             # A copy, since the parts of a copied matrix would be added up again at the next step.
-            summed_up = AdapterView(own, mine[self.layout.range_of(own)].clone())
-            self.sum_up(summed_up)
-            yield from self._gathered(part, summed_up.flat)
+            yield from self._gathered(part, AdapterView(own.layout, own.flat.clone()), is_partial=True)
 
     def sum_up(self, gradient: AdapterView) -> None:
         """Makes the gradients of copied matrices whole, of which each rank has gathered a part."""
@@ -128,26 +128,52 @@ class AdapterShare:
         if keys:
             yield self.whole_layout.part(keys)
 
-    def _gathered(self, part: LoraLayout, mine: Tensor) -> Iterator[AdapterView]:
-        """Sites of the whole adapter, on the first rank; `mine` are this rank's numbers there."""
-        own = AdapterView(self.layout.part(part.places), mine)
+    def _own(self, part: LoraLayout, mine: Tensor) -> AdapterView:
+        """This rank's numbers of some sites, which are neighbours in its layout as well."""
+        own = self.layout.part(part.places)
+        return AdapterView(own, mine[self.layout.range_of(own)])
+
+    def _gathered(self, part: LoraLayout, own: AdapterView, *, is_partial: bool = False) -> Iterator[AdapterView]:
+        """Sites of the whole adapter, on the first rank; `own` are this rank's numbers there. With `is_partial` those
+        of copied matrices are added up before, in their place."""
         senders = self._senders(part)
-        if not self.place.is_first:
+        # Whatever may fail, for want of memory say, comes before the word: from then on the others wait for this rank.
+        whole = AdapterView(part, own.flat.new_empty(part.size)) if self.place.is_first else None
+        shapes = {
+            rank: self._others[rank].shapes(part, matrices) for rank, matrices in senders.items() if self.place.is_first
+        }
+        rooms = {
+            rank: self._room(whole, rank, senders[rank], each) for rank, each in shapes.items() if whole is not None
+        }
+        self.place.go_on()
+        if is_partial:
+            self.place.together(lambda: self.sum_up(own))
+        if whole is None:
             if matrices := senders.get(self.place.rank):
                 self.place.send_first(torch.cat([own.at(matrix).flatten() for matrix in matrices]))
             return
-        whole = AdapterView(part, mine.new_empty(part.size))
+        for rank, room in rooms.items():
+            self.place.received(rank, room)
         for key in own.layout.places:
             for matrix in part.matrices(*key):
                 self.region(matrix).put(own.at(matrix), whole.at(matrix))
         for rank, matrices in senders.items():
-            held = outline(self._others[rank].layout.part(part.places), mine.dtype)
-            shapes = [held.at(matrix).shape for matrix in matrices]
-            sent = self.place.received(rank, mine.new_empty(sum(shape.numel() for shape in shapes)))
-            pieces = sent.split([shape.numel() for shape in shapes])
-            for matrix, shape, piece in zip(matrices, shapes, pieces, strict=True):
+            pieces = rooms.pop(rank).split([shape.numel() for shape in shapes[rank]])
+            for matrix, shape, piece in zip(matrices, shapes[rank], pieces, strict=True):
                 self._others[rank].region(matrix).put(piece.view(shape), whole.at(matrix))
         yield whole
+
+    def _room(self, whole: AdapterView, rank: int, matrices: Sequence[Matrix], shapes: Sequence[torch.Size]) -> Tensor:
+        """Where the numbers arrive that a rank sends of some matrices: in their place, where it sends whole sites."""
+        n_numbers = sum(shape.numel() for shape in shapes)
+        sites = whole.layout.part(dict.fromkeys((matrix.layer, matrix.site) for matrix in matrices))
+        last = max(
+            whole.layout.places[key].start + place.shape.size(whole.layout.rank) for key, place in sites.places.items()
+        )
+        are_neighbours = last == whole.layout.range_of(sites).stop and sites.size == n_numbers
+        if are_neighbours and all(self._others[rank].region(matrix) == WHOLE for matrix in matrices):
+            return whole.part(sites).flat
+        return whole.flat.new_empty(n_numbers)
 
     def _senders(self, part: LoraLayout) -> dict[int, list[Matrix]]:
         """Of each further rank the matrices of these sites of which it has numbers that no rank before it has."""
@@ -181,3 +207,8 @@ class _Other:
         if key not in self._known:
             self._known[key] = self.share.region(matrix, self.whole)
         return self._known[key]
+
+    def shapes(self, part: LoraLayout, matrices: Sequence[Matrix]) -> list[torch.Size]:
+        """Of what the rank holds of some matrices among these sites."""
+        held = outline(self.layout.part(part.places), torch.float32)
+        return [held.at(matrix).shape for matrix in matrices]

@@ -87,10 +87,6 @@ def _mesh(sizes: Mapping[str, int] | Mapping[Axis, int], *, cuts_rows: bool = Fa
 
 def check_mesh(spec: DecoderSpec, mesh: Mesh) -> None:
     """BadRequest where the mesh does not divide the decoder, with the numbers and the nearest mesh that does."""
-    if mesh.pp > 1 and mesh.cuts_rows:
-        raise BadRequest(
-            f"The mesh {mesh} cuts rows over a pipeline, which is not built; use tp={mesh.tp} in place of sp."
-        )
     if not (wrong := [why for axis in AXES for why in _undivided(spec, axis, mesh.sizes[axis])]):
         return
     fits = {axis: _largest(spec, axis, size) for axis, size in mesh.sizes.items()}

@@ -51,12 +51,12 @@ def training_traffic(spec: DecoderSpec, mesh: Mesh, rank: int, work: Work, touch
     ways = 3 if work.recomputed else 2
     if mesh.tp > 1:
         found["tp"] += training_bytes(_stage(spec, local), mesh.tp, _there(work, local), cuts_rows=mesh.cuts_rows)
-        _without_embedding(found["tp"], spec, mesh, at["pp"], work)
+        _without_ends(found["tp"], spec, mesh, at["pp"], work)
     if mesh.ep > 1 and spec.moe:
         touched = touched or even_touch(spec.moe, work.rows, mesh.ep)
         once = exchange_bytes(spec, work.rows, mesh.ep, touched, work.n_bytes)
         found["ep"]["exchange"] += round(ways * len(local.routed_layers) * once)
-    hidden = work.rows * spec.d_model * FP32
+    hidden = (-(-work.rows // mesh.tp) if mesh.cuts_rows else work.rows) * spec.d_model * FP32  # the rank's own rows
     found["pp"]["hand"] += hidden * ((at["pp"] + 1 < mesh.pp) + (at["pp"] > 0))
     return found
 
@@ -106,8 +106,12 @@ def _there(work: Work, local: DecoderSpec) -> Work:
     return work if local.has_head else replace(work, pairs=0)
 
 
-def _without_embedding(said: Counter[str], spec: DecoderSpec, mesh: Mesh, stage: int, work: Work) -> None:
-    """Takes the embeddings' sum from a stage that has none. Rows are not cut over stages (`check_mesh`)."""
-    if stage > 0:
-        assert not mesh.cuts_rows
-        said["sum"] -= work.rows * spec.d_model * FP32
+def _without_ends(said: Counter[str], spec: DecoderSpec, mesh: Mesh, stage: int, work: Work) -> None:
+    """Takes the embeddings' sum from a stage that has none, and where rows are cut, what gathers them for the head."""
+    numbers = work.rows * spec.d_model
+    if not mesh.cuts_rows:
+        said["sum"] -= numbers * FP32 * (stage > 0)
+        return
+    numbers = -(-work.rows // mesh.tp) * mesh.tp * spec.d_model
+    said["scatter"] -= numbers * FP32 * (stage > 0)
+    said["gather"] -= numbers * work.n_bytes * (stage + 1 < mesh.pp)

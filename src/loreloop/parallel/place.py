@@ -27,6 +27,7 @@ from loreloop.protocol.errors import LoreloopError, OutOfService, disk_trouble, 
 LOG = logging.getLogger("loreloop.engine")
 T = TypeVar("T")
 RETRY_SECONDS = 5.0
+GO_ON = b"+"  # what the first rank says where the others wait for nothing more than its word
 WORDS = 0  # the lane of what the first rank says
 TO_FIRST = 15  # that of numbers for it; between them are those of stages
 
@@ -112,14 +113,33 @@ class Place:
         """What `work` gives on the first rank, which alone does it; `kind` is a type that goes over the wire. Its error
         there, and OutOfService elsewhere, where it fails."""
         if not self.is_first:
-            if said := self.told():
-                return msgspec.msgpack.decode(said, type=kind)
-            raise OutOfService("The first process of this engine could not do it; see the log.", RETRY_SECONDS)
+            return msgspec.msgpack.decode(self._word(), type=kind)
         outcome = outcome_of(work)
         failed = isinstance(outcome, Exception)
         # Whatever comes of it: the others wait for the word.
         self.told(b"" if failed else msgspec.msgpack.encode(outcome))
         return self._given(outcome)
+
+    def go_on(self) -> None:
+        """Amid the work of `by_first`: a step that all ranks take together begins when the first has all that it needs
+        for it. OutOfService on the others where its work has failed before; then no further word of that comes."""
+        if self.is_first:
+            self.told(GO_ON)
+            # What is still on its way would stand in memory behind what is large, and keep it from being given back.
+            _heard(self.outbox.wait)
+        else:
+            self._word()
+
+    def together(self, work: Callable[[], object]) -> None:
+        """Does what no rank can leave out without the others waiting for it for ever; where it fails, this process
+        ends, and the engine with it."""
+        _heard(work)
+
+    def _word(self) -> bytes:
+        """What the first rank says next, on the others. OutOfService where that is that its work has failed."""
+        if said := self.told():
+            return said
+        raise OutOfService("The first process of this engine could not do it; see the log.", RETRY_SECONDS)
 
     def agreed(self, work: Callable[[], T]) -> T:
         """What `work` gives here, if it gives something on every rank; for whatever may fail on one of them alone, such

@@ -3,7 +3,8 @@
 A training rank keeps its rows of what every layer gives, and all rows only inside of attention and feed-forward, which
 begin with a gather of rows and end with a sum of which each rank takes its own. Between them lie norms, scales and
 additions, each of a row by itself. The states of adapters are those of the tensor plan. Sampling computes few rows at a
-time and does not cut them.
+time and does not cut them. Stages of a pipeline hand on, each rank to that at its place in the next stage, the rows
+that it has.
 
 Legend: T rows of all ranks, S rows of one (the last ranks' may be filled up with zeros), D model width.
 """
@@ -58,6 +59,10 @@ class RowsDecoder(Decoder):
             return x_SD
         own = self._own(images, len(x_SD))
         return x_SD.index_copy(0, own.rows_N, own.embedding_ND.float())
+
+    def rows_here(self, n_rows: int) -> int:
+        """As many on each rank; the last ones' are filled up."""
+        return -(-n_rows // self.group.size())
 
     def layer(
         self, index: int, x_TD: Tensor, ropes: Ropes, attend: Attend, lora: Adapters, images: ImageRows | None = None

@@ -83,8 +83,8 @@ def meshes_of(group: Group, *, has_experts: bool) -> Iterator[Mesh]:
                 pp = n_ranks // tp // ep
                 if tp > group.device.per_node or pp > MOST_STAGES:
                     continue
-                # Cutting rows costs no more than not, and leaves memory; it is not built over stages.
-                yield Mesh(tp, ep, pp, cuts_rows=tp > 1 and pp == 1)
+                # Cutting rows costs no more than not, and leaves memory.
+                yield Mesh(tp, ep, pp, cuts_rows=tp > 1)
 
 
 def layout_of(base: Base, wish: Wish, group: Group, mesh: Mesh) -> Layout:

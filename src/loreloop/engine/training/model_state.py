@@ -8,6 +8,7 @@ snapshots that a restarted engine begins from.
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,13 +31,23 @@ from loreloop.formats.tensor_file import check_finite, open_tensors, write_tenso
 from loreloop.model.lora import AdapterView, outline
 from loreloop.model.spec import DecoderSpec
 from loreloop.parallel.adapter_share import AdapterShare
-from loreloop.parallel.place import ALONE, Place
+from loreloop.parallel.place import ALONE, RETRY_SECONDS, Place
 from loreloop.protocol.checksums import OPTIMIZER_FILE, FileSum, check_files, sum_of, write_sums
-from loreloop.protocol.errors import BadRequest, Gone, NotFound, ServerError, reading_trouble
+from loreloop.protocol.errors import (
+    BadRequest,
+    Gone,
+    LoreloopError,
+    NotFound,
+    OutOfService,
+    ServerError,
+    outcome_of,
+    reading_trouble,
+)
 from loreloop.protocol.paths import file_name
 from loreloop.protocol.syncing import sync_names, sync_path
 from loreloop.protocol.training import LoraSpec, SavedResult
 
+LOG = logging.getLogger("loreloop.engine")
 VECTORS = ("master", "moment1", "moment2", "grad")
 MOMENTS = ("moment1", "moment2")
 T = TypeVar("T")
@@ -106,14 +117,20 @@ class ModelState:
 
 def written(share: AdapterShare, streams: Sequence[Iterator[AdapterView]], write: Callable[[], T], kind: type[T]) -> T:
     """What `write` gives on the first process, where it takes whole adapters from the streams; the others send what
-    these are made of. `kind` as of `Place.by_first`."""
+    these are made of, until it has failed. `kind` as of `Place.by_first`; nothing but files may be changed by it, so
+    that whatever fails there ends the request and not the engine: OutOfService where no error of ours says it."""
 
     def work() -> T:
-        try:
-            return write()
-        finally:
-            # The others send all of it, whatever has become of the file.
-            _go_through(streams)
+        given = outcome_of(write)
+        if isinstance(given, Exception) and share.place.n_ranks > 1 and not isinstance(given, LoreloopError | OSError):
+            LOG.error("an adapter could not be written", exc_info=given)
+            why = f"{type(given).__name__}: {given}"
+            raise OutOfService(f"The adapter could not be put together or written ({why}); see the log.", RETRY_SECONDS)
+        if isinstance(given, Exception):
+            raise given
+        # What it did not want is sent all the same.
+        _go_through(streams)
+        return given
 
     if not share.place.is_first:
         _go_through(streams)

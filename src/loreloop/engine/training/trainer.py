@@ -199,9 +199,12 @@ class Trainer:
         left = clock.timetable.unreceived(self.stage.at, clock.now)
         like = self.decoder.final_norm.weight_D
         for index in left.forward:
-            self.stage.received(len(batches[index]().packed.tokens_T), like, Lane.TRAINING)
+            self.stage.received(self._rows_here(batches[index]()), like, Lane.TRAINING)
         for index in left.backward:
-            self.stage.returned(like.new_empty(len(batches[index]().packed.tokens_T), len(like)))
+            self.stage.returned(like.new_empty(self._rows_here(batches[index]()), len(like)))
+
+    def _rows_here(self, batch: _Batch) -> int:
+        return self.decoder.rows_here(len(batch.packed.tokens_T))
 
     def _batches(self, works: Sequence[TrainPass], pause: Pause) -> list[Callable[[], _Batch]]:
         """What makes each micro-batch, when it is its turn."""
@@ -333,7 +336,7 @@ class Trainer:
         if self.stage.is_first:
             x_TD = self.decoder.embed(tokens_T, batch.images)
         else:
-            x_TD = self.stage.received(len(tokens_T), self.decoder.final_norm.weight_D, Lane.TRAINING)
+            x_TD = self.stage.received(self._rows_here(batch), self.decoder.final_norm.weight_D, Lane.TRAINING)
         return _Entered(x_TD, rope, attend)
 
     def _head(self, batch: _Batch, x_TD: Tensor) -> Tensor:
