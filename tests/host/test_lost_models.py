@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from loreloop.engine.contract import Pause, no_pause
 from loreloop.engine.fake import FakeEngine
 from loreloop.host.dispatcher import MAX_OP_DEATHS
 from loreloop.host.link import frame
@@ -230,20 +231,20 @@ class Unreading(FakeEngine):
         super().__init__()
         self.number = number
 
-    def load_state(self, op: LoadState) -> None:
+    def load_state(self, op: LoadState, pause: Pause = no_pause) -> None:
         raise OSError(self.number, os.strerror(self.number), op.folder)
 
 
 class Strict(FakeEngine):
     """Does not save again, so that a damaged checkpoint stays one; says what it cannot load as the real one does."""
 
-    def save_state(self, op: object) -> SavedResult:
+    def save_state(self, op: object, pause: Pause = no_pause) -> SavedResult:
         return SavedResult(0)
 
-    def load_state(self, op: LoadState) -> None:
+    def load_state(self, op: LoadState, pause: Pause = no_pause) -> None:
         if not (Path(op.folder) / "state.json").exists():
             raise BadRequest("its files are gone")
-        super().load_state(op)
+        super().load_state(op, pause)
 
 
 def test_a_replay_that_no_engine_survives_loses_its_model_alone() -> None:

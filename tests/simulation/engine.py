@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from loreloop.config import EngineConfig
-from loreloop.engine.contract import Pause
+from loreloop.engine.contract import Pause, no_pause
 from loreloop.engine.fake import FakeEngine
 from loreloop.protocol.link import Hello, Shutdown
 from loreloop.protocol.training import Failure, ForwardBackward, OptimStep, PassResult, StepResult
@@ -52,10 +52,10 @@ class WatchedEngine(FakeEngine):
             self.group_of[op.request_id] = sum(isinstance(result, PassResult) for result in results)
         return results
 
-    def optim_step(self, op: OptimStep) -> StepResult:
+    def optim_step(self, op: OptimStep, pause: Pause = no_pause) -> StepResult:
         self.sleep(self.layer_seconds)
         self.executed[op.request_id] += 1
-        return super().optim_step(op)
+        return super().optim_step(op, pause)
 
 
 class EngineProcess:
