@@ -130,7 +130,9 @@ class Scheduler:
         if sample:
             self._sampling.step()
         hurried = self._sampling.busy and self._gap_seconds > 0
-        self._due_seconds = started + (self._gap_seconds if hurried else UNHURRIED_SECONDS)
+        due_seconds = started + (self._gap_seconds if hurried else UNHURRIED_SECONDS)
+        # Samples that were only looked at are due when they were: many small batches would put their step off for ever.
+        self._due_seconds = due_seconds if sample or not hurried else min(self._due_seconds, due_seconds)
         self._resumed_seconds = self._clock()
         self._tell_queues()
         if self._resumed_seconds >= self._metered_seconds + METER_SECONDS:
