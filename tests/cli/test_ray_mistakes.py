@@ -13,6 +13,7 @@ from loreloop.cli import ray_probe, ray_ranks
 from loreloop.cli.ray_facts import Facts
 from loreloop.config import Config, EngineConfig
 from loreloop.host.server_plan import ServerPlan
+from loreloop.host.silence import Afar
 from loreloop.protocol.errors import ServerError
 
 
@@ -69,6 +70,6 @@ def test_a_rank_that_does_not_come_is_waited_for_by_whoever_had_met(
     if met_before:
         (plan.run_folder / f"ray-{plan.nonce}-0-tiny").touch()
     with pytest.raises(Enough if met_before else ServerError):
-        ray_ranks.first_place(plan, "", "tiny", 0)
+        ray_ranks.first_place(plan, "", "tiny", 0, Afar())
     assert group.given_back.is_set()
     assert asked == ["met"] * (1 + met_before), "the ranks that were given up do not end this process"

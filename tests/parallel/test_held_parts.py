@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loreloop.cli.serve import MEMORY
-from loreloop.formats import weight_files
+from loreloop.formats import stored_tensors
 from loreloop.formats.configuration import read_config
 from loreloop.formats.held_parts import Outline, part_of
 from loreloop.formats.load import load_weights, read_stored_spec
@@ -34,7 +34,7 @@ FAMILIES = ["qwen2", "phi3", "gemma2", "gpt_oss", "qwen3_moe", "deepseek_v3"]
 def n_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The bytes of each read, whole or in part."""
     read: list[int] = []
-    whole, part = weight_files.Stored.__call__, weight_files.Stored.part
+    whole, part = stored_tensors.Stored.__call__, stored_tensors.Stored.part
 
     def counted(way):
         def reading(*arguments):
@@ -44,8 +44,8 @@ def n_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return reading
 
-    monkeypatch.setattr(weight_files.Stored, "__call__", counted(whole))
-    monkeypatch.setattr(weight_files.Stored, "part", counted(part))
+    monkeypatch.setattr(stored_tensors.Stored, "__call__", counted(whole))
+    monkeypatch.setattr(stored_tensors.Stored, "part", counted(part))
     return read
 
 
@@ -143,7 +143,7 @@ def test_what_a_rank_does_not_hold_is_not_read(tmp_path: Path, n_read: list[int]
 def test_packed_experts_that_a_rank_does_not_hold_are_not_read(tmp_path: Path, n_read: list[int]) -> None:
     """As experts lie on several ranks: of layer 0 all are on another one."""
     folder, _ = packed_folder(tmp_path)
-    of_layer = sum(read().nbytes for name, read in weight_files.stored_tensors(folder) if OF_EXPERTS.match(name))
+    of_layer = sum(read().nbytes for name, read in stored_tensors.stored_tensors(folder) if OF_EXPERTS.match(name))
     n_read.clear()
     load_weights(folder, dtype=torch.float32, device=CPU)
     all_of_them = sum(n_read)
@@ -206,7 +206,7 @@ def test_a_rank_s_memory_is_its_weights_and_one_shard_at_most(tmp_path: Path) ->
     folder = tmp_path / "shards"
     folder.mkdir()
     writer = ShardWriter(folder, SHARD_BYTES)
-    for name, read in weight_files.stored_tensors(model):
+    for name, read in stored_tensors.stored_tensors(model):
         writer.add(name, read().clone())
     writer.close()
     (folder / "config.json").write_text((model / "config.json").read_text())

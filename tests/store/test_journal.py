@@ -116,6 +116,17 @@ def test_what_has_failed_is_passed_over_by_a_replay(place: Place) -> None:
     assert result(place, first) == Failure("server", "no memory just now")
 
 
+def test_a_step_over_broken_gradients_fails_again_in_a_replay(place: Place) -> None:
+    """It let go of them; passed over, it would leave them to the next step, which had succeeded."""
+    first, second = step(place.run(), 1), step(place.run(), 2)
+    for op in (first, second):
+        place.append(op)
+    place.execute(1, first, result=Failure("user", "the gradients hold NaN"))
+    place.execute(2, second)
+    place.reopen()
+    assert place.replay().ops == (first, second)
+
+
 def test_an_unknown_request_is_not_found(place: Place) -> None:
     with pytest.raises(NotFound):
         place.outcome("nobody:1")

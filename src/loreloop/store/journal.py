@@ -14,7 +14,7 @@ from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound, Serve
 from loreloop.protocol.link import BatchDone, OpEnd, Snapshotted
 from loreloop.protocol.paths import owner_of
 from loreloop.protocol.sampling import Revision
-from loreloop.protocol.training import Failure, OpResult, SavedResult, SkipSeq, TrainOp
+from loreloop.protocol.training import Failure, OpResult, OptimStep, SavedResult, SkipSeq, TrainOp
 from loreloop.store import accounts, checkpoints, runs, samplers, usage
 from loreloop.store.account_rows import Spent
 from loreloop.store.files import in_row, placed
@@ -114,7 +114,7 @@ def _record_end(connection: Connection, segments: Segments, end: OpEnd, plan_no:
     location = _text(segments.append(msgspec.msgpack.encode(result)))
     connection.execute(insert(RESULTS).values(request_id=end.request_id, location=location, created=now))
     connection.execute(update(OPS).where(own_row).values(done=True, plan_no=plan_no))
-    if isinstance(end.result, Failure):
+    if isinstance(end.result, Failure) and not _lets_go(connection, end):
         # It has changed nothing. Executed again, what had failed for want of memory, say, might succeed, and the model
         # would be in a state that none of its later results came from.
         connection.execute(update(OPS).where(own_row).values(location=_skip(connection, segments, end.request_id)))
@@ -123,6 +123,14 @@ def _record_end(connection: Connection, segments: Segments, end: OpEnd, plan_no:
     # In the same transaction as the result, so that a client that sees the result also finds what it made.
     for effect in effects:
         _carry_out(connection, effect, result, now)
+
+
+def _lets_go(connection: Connection, end: OpEnd) -> bool:
+    """Whether an operation that has failed must fail again in a replay: a step of the optimizer over gradients that are
+    no numbers lets go of them, and the steps behind it found none."""
+    is_users = isinstance(end.result, Failure) and end.result.category == "user"
+    kind = connection.scalar(select(OPS.c.kind).where(OPS.c.request_id == end.request_id)) if is_users else None
+    return kind == OptimStep.__struct_config__.tag
 
 
 def _note_rewritten(connection: Connection, request_id: str, saved: SavedResult) -> None:

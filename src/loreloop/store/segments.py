@@ -136,7 +136,8 @@ class Segments:
     def sweep(self, used: Iterable[int]) -> list[int]:
         """Deletes closed segments that are not in `used`; gives their numbers."""
         # The open segment is spared even if nothing in it is used yet: its next record's row is still to come.
-        swept = [number for number in self.numbers() if number != self.number and number not in set(used)]
+        spared = {self.number, *used}
+        swept = [number for number in self.numbers() if number not in spared]
         for number in swept:
             self._path(number).unlink()
         return swept
