@@ -50,12 +50,12 @@ def test_a_rank_that_does_not_come_is_waited_for_by_whoever_had_met(
         group.given_back.wait()
         raise RayError("its seat is gone")
 
-    def met(*_: object) -> tuple[Group, Facts, list[ray_ranks.Actor]]:
+    def met(*_: object) -> ray_ranks.Met:
         asked.append("met")
         if len(asked) > 1:
             raise Enough
         handle = SimpleNamespace(run=SimpleNamespace(remote=lambda orders: "running"))
-        return group, facts, [ray_ranks.Actor(1, handle, facts)]
+        return ray_ranks.Met(group, facts, [ray_ranks.Actor(1, handle, facts)])  # type: ignore[arg-type]
 
     ray.get, exceptions.RayError = get, RayError  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ray", ray)

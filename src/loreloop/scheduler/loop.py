@@ -96,8 +96,7 @@ class Scheduler:
                 # With training at hand samples step only when they are due; alone they step at once.
                 is_due = self._clock() >= self._due_seconds
                 self._look_up(sample=is_due or not self._training.busy or not self._gap_seconds)
-                if not self._closing:  # a batch that is begun now would be broken off, and the last snapshot with it
-                    self._training.advance(self._pause)
+                self._training.advance(self._pause)
             self._training.close()
         except _LinkEnded:
             if not self._training.going:
