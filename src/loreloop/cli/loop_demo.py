@@ -36,8 +36,9 @@ least_examples = 8
 most_examples = 600
 
 [gate]
-# The people here want other answers than the model gave before, so it may go far.
-kl_most = 20.0
+# The people here want other answers than the model gave before, so it may go far; and the planted candidate, who says
+# the same to everybody, is to meet people, so that they are who turn it away.
+kl_most = 200.0
 length_least = 0.0
 
 [canary]
