@@ -17,6 +17,7 @@ import torch
 
 from examples.small_vlm import drawings, exam, folder, parts, spelling, tower, voice
 from loreloop.config import Config
+from loreloop.formats.adding import ensure
 from loreloop.formats.catalog import Catalog
 
 
@@ -71,7 +72,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    base = given.base or Catalog(Config().data_path).ensure("smollm2-135m").folder
+    base = given.base or ensure(Catalog(Config().data_path), "smollm2-135m").folder
     work = given.work / "trial" if given.trial else given.work
     marks = make(work, given.out, base, TRIAL if given.trial else WHOLE)
     print(f"{'share right':<36}  one of {exam.WAYS}  greedy answer")
