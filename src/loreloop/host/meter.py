@@ -6,9 +6,9 @@ transaction of its results, and loses nothing.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
+from loreloop.host.write_behind import WriteBehind
 from loreloop.protocol.errors import LoreloopError
 from loreloop.store import usage
 from loreloop.store.account_rows import Account, Spent
@@ -26,32 +26,21 @@ class Meter:
         self.store = store
         self.pending: dict[str, KeyUsage] = {}
         self.accounts: dict[Account, Spent] = {}
-        self.due: asyncio.TimerHandle | None = None
-        self.flushing: asyncio.Task[None] | None = None
+        self.behind = WriteBehind(FLUSH_SECONDS, self.flush)
 
     def add(self, key_id: str, spent: KeyUsage) -> None:
         """Adds to what a key has used; it is written within `FLUSH_SECONDS`."""
         self.pending[key_id] = self.pending.get(key_id, NOTHING).plus(spent)
-        self._soon()
+        self.behind.soon()
 
     def charge(self, account: Account, spent: Spent) -> None:
         """Adds to an account; it is written with the rest."""
         self.accounts[account] = self.accounts.get(account, Spent()).plus(spent)
-        self._soon()
-
-    def _soon(self) -> None:
-        if self.due is None:
-            self.due = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._begin)
-
-    def _begin(self) -> None:
-        self.due = None
-        self.flushing = asyncio.ensure_future(self.flush())
+        self.behind.soon()
 
     async def flush(self) -> None:
         """Writes what is pending. Where the store does not take it, it stays pending until the next time."""
-        if self.due is not None:
-            self.due.cancel()
-            self.due = None
+        self.behind.call_off()
         # Taken out before the write, so that what comes during it is counted for the next time.
         spent, self.pending = self.pending, {}
         charged, self.accounts = self.accounts, {}

@@ -6,13 +6,13 @@ what the last `FLUSH_SECONDS` brought; what was executed once is not measured ag
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 from collections import OrderedDict, defaultdict
 
 import msgspec
 
+from loreloop.host.write_behind import WriteBehind
 from loreloop.protocol.errors import LoreloopError
 from loreloop.protocol.link import BatchDone, OpEnd
 from loreloop.protocol.paths import owner_of
@@ -44,8 +44,7 @@ class RunSeries:
         self.gathering: OrderedDict[str, _Gathering] = OrderedDict()
         self.rates: OrderedDict[str, float] = OrderedDict()  # learning rates of steps on their way, by request
         self.pending: defaultdict[str, list[Measured]] = defaultdict(list)
-        self.due: asyncio.TimerHandle | None = None
-        self.flushing: asyncio.Task[None] | None = None
+        self.behind = WriteBehind(FLUSH_SECONDS, self.flush)
 
     def asked(self, op: TrainOp) -> None:
         """Notes what a result does not tell: the learning rate of a step."""
@@ -67,7 +66,7 @@ class RunSeries:
                     gathered.n_tokens += end.n_trained_tokens
                 case StepResult():
                     self.pending[run_id].append(Measured(now, self._values(run_id, end, result, now)))
-                    self._soon()
+                    self.behind.soon()
 
     def _of(self, run_id: str) -> _Gathering:
         found = self.gathering.setdefault(run_id, _Gathering())
@@ -91,20 +90,10 @@ class RunSeries:
             found["tokens_per_second"] = gathered.n_tokens / (now - gathered.since)
         return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
-    def _soon(self) -> None:
-        if self.due is None:
-            self.due = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._begin)
-
-    def _begin(self) -> None:
-        self.due = None
-        self.flushing = asyncio.ensure_future(self.flush())
-
     async def flush(self) -> None:
         """Writes what is pending. Where the store does not take it, it is lost: a picture has a gap, and nothing else
         depends on it."""
-        if self.due is not None:
-            self.due.cancel()
-            self.due = None
+        self.behind.call_off()
         measured, self.pending = self.pending, defaultdict(list)
         if not measured:
             return
