@@ -10,8 +10,9 @@ CLIENTS := .cache/clients
 TEST_PROCESSES ?= 2
 SEEDS ?= 10000
 FIRST ?= 0
-# Whole files go to the processes, so that a server which several tests of a file share is started once.
-SPREAD := $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
+# Whole files go to the processes, so that a server which several tests of a file share is started once. A process that
+# crashes ends the run: in the place of one of the last, pytest-xdist starts one that waits for ever.
+SPREAD := $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
 
 # torch is named with a version here, since an open range makes pip take a CUDA build of several GB where a CPU
 # wheel would do; the cookbook's newest plain release wants transformers 5.5.4 at most.

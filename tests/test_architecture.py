@@ -212,6 +212,13 @@ def test_no_state_hides_in_modules(path: Path) -> None:
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Global)]
 
 
+def test_memory_is_traced_in_a_process_of_its_own() -> None:
+    tracing = [
+        file for file in (ROOT / "tests").rglob("*.py") if re.search(r"^import tracemalloc", file.read_text(), re.M)
+    ]
+    assert tracing == [ROOT / "tests" / "peak.py"], "turned on beside the SDK's threads it ends the whole process"
+
+
 def test_three_excepts_are_broad() -> None:
     """One for whatever others' work raises (`outcome_of`), one for requests, one for foreign tool servers."""
     known = constants()

@@ -3,7 +3,6 @@
 import asyncio
 import math
 import time
-import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -15,6 +14,7 @@ from loreloop.learn.rewards.graders.reading import GraderReward, grader_of
 from loreloop.learn.rewards.graders.similarity import METRICS, longest_common
 from loreloop.learn.rewards.reward import Answer
 from loreloop.text.conversation import Conversation
+from tests.peak import with_peak_bytes
 
 CAT, MAT = "the cat sat on the mat", "the cat is on the mat"
 VALUES = [
@@ -77,11 +77,9 @@ def test_long_texts_take_no_longer_than_their_length() -> None:
 
 def test_many_different_signs_take_little_memory() -> None:
     text = "".join(map(chr, range(0x10000, 0x10000 + 50_000)))
-    tracemalloc.start()
-    assert METRICS["fuzzy_match"](text, text) == 1
-    _, most_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert most_bytes < 60 << 20
+    match, peak_bytes = with_peak_bytes(METRICS["fuzzy_match"], text, text)
+    assert match == 1
+    assert peak_bytes < 60 << 20
 
 
 def similarity(metric: str, text: str, reference: str, means: Means = Means()) -> object:  # noqa: B008

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,7 +14,9 @@ from loreloop.protocol.episodes import Person
 from loreloop.store import deployments, feedback, persons, turn_keeping, turns
 from loreloop.store.feedback import Asked
 from loreloop.store.rows import Arm, RecordingRule, Split
+from loreloop.store.store import open_database
 from loreloop.store.turn_bodies import packed
+from tests.peak import with_peak_bytes
 from tests.store.place import Place
 from tests.store.test_statements import said
 from tests.store.test_turns import BODY, new
@@ -48,17 +50,15 @@ def test_an_export_holds_more_than_a_page(place: Place, monkeypatch: pytest.Monk
     assert exported(place, Person("k", "nobody"))["turns"] == []
 
 
-def test_an_export_of_many_turns_needs_the_memory_of_a_page(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "PAGE_BYTES", 1 << 20)
+def n_bytes_exported(folder: Path) -> int:
+    """Of ann, with small pages."""
+    turns.PAGE_BYTES = 1 << 20
+    return sum(map(len, persons.export(persons.reads_of(open_database(folder, "os")), ANN)))
+
+
+def test_an_export_of_many_turns_needs_the_memory_of_a_page(place: Place) -> None:
     n, n_characters = 250, 200_000
     kept(place, n, n_characters)
-    n_bytes = 0
-    tracemalloc.start()
-    try:
-        for piece in persons.export(persons.reads_of(place.store.engine), ANN):
-            n_bytes += len(piece)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    n_bytes, peak_bytes = with_peak_bytes(n_bytes_exported, place.folder)
     assert n_bytes > n * n_characters
-    assert peak < 10 << 20 < n_bytes / 4, "a page of packed turns, unpacked, and one of them in JSON"
+    assert peak_bytes < 10 << 20 < n_bytes / 4, "a page of packed turns, unpacked, and one of them in JSON"
