@@ -113,6 +113,7 @@ def test_the_loop_is_played_on_growing_numbers_of_devices(config: Path, tmp_path
     assert len(found["verdict"]) == 3
 
 
+@pytest.mark.timed
 def test_the_loop_is_played_in_little_time(config: Path) -> None:
     """As of a plan: CPU time of the whole command, up to 1,024 devices."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
