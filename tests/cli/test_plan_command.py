@@ -41,6 +41,7 @@ def test_a_plan_names_layouts_memory_times_and_costs(config: Path, tmp_path: Pat
     assert "full tuning fits" in plan["beside"]
 
 
+@pytest.mark.timed
 def test_a_plan_for_a_host_takes_little_computing(config: Path) -> None:
     """CPU time of the command's own process, imports among it: what an idle core takes in seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

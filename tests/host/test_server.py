@@ -153,6 +153,7 @@ def test_a_start_can_be_ended_while_the_engine_loads(model: Path, tmp_path: Path
     assert all(map(has_ended, children))
 
 
+@pytest.mark.timed
 def test_an_idle_server_does_nothing(server: RunningServer, model: Path) -> None:
     complete(server, model)
     time.sleep(1)
@@ -164,6 +165,7 @@ def test_an_idle_server_does_nothing(server: RunningServer, model: Path) -> None
     assert sum(after) - sum(before) <= 0.05  # one per cent of a core
 
 
+@pytest.mark.timed
 def test_an_idle_http_process_sleeps(server: RunningServer) -> None:
     process = child(server, "http_process")
     assert process is not None

@@ -224,6 +224,7 @@ def test_a_shutdown_finishes_the_running_batch_and_leaves_a_snapshot(tmp_path: P
     assert journal.snapshots["m"].next_seq_id == 2
 
 
+@pytest.mark.timed
 def test_an_idle_loop_uses_no_processor_time(tmp_path: Path) -> None:
     inbox: SimpleQueue[ToEngine | None] = SimpleQueue()
     sent: list[FromEngine] = []

@@ -75,6 +75,7 @@ def test_a_record_torn_by_a_kill_is_no_obstacle(tmp_path: Path, cut_bytes: int) 
     place.store.close()
 
 
+@pytest.mark.timed
 def test_a_store_is_open_again_quickly(tmp_path: Path) -> None:
     place = Place(tmp_path / "data")
     for number in range(20):

@@ -64,6 +64,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.timed
 def test_the_time_of_a_kind_grows_with_the_text_alone(kind: str) -> None:
     """Twice as much text takes about twice as long, up to a megabyte; what grows with the square would take four
     times. All texts together, the best of three, since machines are shared."""
