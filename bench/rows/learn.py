@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 
+import httpx
 import openai
 import tinker
 
@@ -25,7 +25,6 @@ N_EXAMPLES = 64
 # As jobs have it, in rank and in what is trained.
 PLAN = Plan(base_model=MODEL, batch_size=8, epochs=2, learning_rate=1e-4, save_every=20)
 TALE = "the fox and the dog and the cow and the owl went up the long hill to see the sea"
-POLL_SECONDS = 0.1
 
 
 class _Kept:
@@ -107,7 +106,11 @@ def _job(client: openai.OpenAI, file_id: str) -> None:
         method=method,  # type: ignore[arg-type]
         seed=PLAN.seed,
     )
-    while job.status in ("queued", "running"):
-        time.sleep(POLL_SECONDS)
-        job = client.fine_tuning.jobs.retrieve(job.id)
+    # Its events are listened to, since each question whether it has ended yet takes 5 ms of the two cores.
+    events = f"{client.base_url}fine_tuning/jobs/{job.id}/events"
+    headers = {"authorization": f"Bearer {client.api_key}"}
+    with httpx.stream("GET", events, params={"stream": "true"}, headers=headers, timeout=None) as stream:
+        for _ in stream.iter_lines():
+            pass
+    job = client.fine_tuning.jobs.retrieve(job.id)
     assert job.status == "succeeded", job.error
