@@ -102,5 +102,7 @@ def test_a_day_of_the_log_is_chosen() -> None:
         browser, _ = await operator(site)
         assert "Nothing was done" in words(await browser.look("/audit?day=2020-01-31"))
         assert "is no date" in words(await browser.look("/audit?day=yesterday", 400))
+        for day in ("0001-01-01", "9999-12-31"):
+            assert "Nothing was done" in words(await browser.look(f"/audit?day={day}"))
 
     play(scene, engine=False)

@@ -25,7 +25,7 @@ from loreloop.http.loop.giving import Desk
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.protocol.paths import CheckpointPath
-from loreloop.store import keys
+from loreloop.store import audit, keys
 from loreloop.store.files import SECRET, read_secret
 from loreloop.store.rows import KeyRow, KeyUsage, MemoryName
 from loreloop.store.store import Store
@@ -86,13 +86,18 @@ class Services:
     arriving: Counter[str] = field(default_factory=Counter)  # bytes of uploads that are coming in, by key
     nonce: str = ""
     remembering: set[MemoryName] = field(default_factory=set)  # memories with a request on them
-    ended_visits: dict[str, int] = field(default_factory=dict)  # of pages, that their visitors have ended, until when
     noted_reads: set[NotedRead] = field(default_factory=set)  # of others' weights, by requests for single answers
 
     @cached_property
     def secret(self) -> bytes:
         """What tokens and addresses are signed with; read once, at the start."""
         return read_secret(self.store.folder / SECRET)
+
+    @cached_property
+    def ended_visits(self) -> dict[str, int]:
+        """Visits of the pages that their visitors have ended, by their nonces, with when their cookies end; the first
+        time those of a server before this one."""
+        return self.store.read(audit.ended_visits, now())
 
     @cached_property
     def recorder(self) -> Recorder:
