@@ -68,6 +68,36 @@ def test_turns_and_feedback_are_shown_to_whoever_manages_the_deployment() -> Non
     play_recorded(scene)
 
 
+def test_who_only_asked_reads_its_own_words_about_its_turn_and_nobody_elses() -> None:
+    async def scene(room: Room) -> None:
+        key = room.site.new_key("infer:bot")
+        asked = await room.ask("an answer", key=key)
+        await room.turns()
+        said = {"target_id": asked.id, "metric": "score", "value": 0.25, "why": "a secret reason", "source": "judge"}
+        await room.loop("POST", "/feedback", json=said | {"who": "the judge"})
+        browser = Browser(room.site)
+        await browser.sign_in(key)
+        told = await browser.read(f"/turns/{asked.id}")
+        assert told["turn"]["id"] == asked.id
+        assert told["feedback"] == []
+        assert "secret" not in await browser.look(f"/turns/{asked.id}")
+        assert "a secret reason" in words(await (await browser_of(room)).look(f"/turns/{asked.id}"))
+
+    play_recorded(scene)
+
+
+def test_what_was_said_of_an_episode_leads_to_no_turn() -> None:
+    async def scene(room: Room) -> None:
+        await room.ask("an answer")
+        (turn,) = await room.turns()
+        await room.loop("POST", "/feedback", json={"target_id": turn["episode_id"], "metric": "thumb", "value": True})
+        page = await (await browser_of(room)).look("/deployments/bot")
+        assert f"the episode {turn['episode_id']}" in words(page)
+        assert f'/ui/turns/{turn["episode_id"]}"' not in page
+
+    play_recorded(scene)
+
+
 def test_a_foreign_deployment_is_none() -> None:
     async def scene(room: Room) -> None:
         stranger = await signed_in(room.site, "infer:elsewhere")

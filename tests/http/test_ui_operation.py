@@ -1,10 +1,12 @@
 """Pages of whoever runs the server: engines, keys and the audit log; they need no engine."""
 
 import pytest
+from sqlalchemy import Connection
 
 from loreloop.store import keys
 from tests.http.browser import Browser, signed_in, words
 from tests.http.site import Site, play
+from tests.store.place import write_now
 
 
 async def operator(site: Site) -> tuple[Browser, str]:
@@ -93,6 +95,28 @@ def test_a_key_is_not_made_with_anothers_key() -> None:
         other = site.new_key("admin")
         answer = await browser.submit("/keys", "/keys", {"name": "new", "own_key": other})
         assert answer.status_code == 403
+
+    play(scene, engine=False)
+
+
+def test_very_many_keys_are_shown_by_pages_those_in_force_first() -> None:
+    def fill(connection: Connection) -> None:
+        for number in range(300):
+            made = keys.create(connection, f"old-{number}", ("infer",), 1.0 + number)
+            keys.revoke(connection, made.row.id, 2.0)
+
+    async def scene(site: Site) -> None:
+        browser, _ = await operator(site)
+        write_now(site.office.store, fill)
+        told = await browser.read("/keys")
+        assert (len(told["keys"]), told["total"]) == (200, 303)
+        assert [key["revoked"] is None for key in told["keys"]] == [True] * 3 + [False] * 197
+        page = await browser.look("/keys")
+        assert ">More<" in page
+        assert ">Before<" not in page
+        rest = await browser.look("/keys?offset=200")
+        assert "old-0<" in rest
+        assert ">More<" not in rest
 
     play(scene, engine=False)
 

@@ -75,11 +75,17 @@ async def undo_change(request: Request) -> Response:
 
 async def turn_page(request: Request) -> Response:
     """A recorded turn with what was said of it, for who asked for it and who manages its deployment."""
-    asker(request)
-    found = visible_turn(request)
+    key, found, store = asker(request), visible_turn(request), services(request).store
     told = msgspec.to_builtins(found)
-    said = await services(request).store.read_apart(feedback.about, [found.id])
-    own = [msgspec.to_builtins(one) for one in said if one.deployment == found.deployment]
+    deployment = store.read(deployments.find, found.deployment)
+    reads_all = has(key, ADMIN) if deployment is None else manages(key, deployment)
+    said = await store.read_apart(feedback.about, [found.id])
+    own = [
+        msgspec.to_builtins(one)
+        for one in said
+        # Who only asked hears what came by its own key, as by the route for programs: the rest are others' words.
+        if one.deployment == found.deployment and (reads_all or one.giver.partition("/")[0] == key.id)
+    ]
     # Ids of tokens say nothing to people, and are many.
     shown = {name: value for name, value in told.items() if name not in ("prompt", "tokens", "logprobs")}
     return render(request, "turn.html", {"turn": shown, "n_tokens": len(found.tokens), "feedback": own})

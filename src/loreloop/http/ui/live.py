@@ -1,8 +1,8 @@
 """A part of a page that is sent anew whenever what it shows has changed, by server-sent events.
 
 A look costs two small reads every two seconds for each open page, and nothing while nobody looks; what takes long to
-show is shown less often. A stream ends with its key and with its visit, and after an hour, so that the browser asks again as whoever it is
-then.
+show is shown less often. A stream ends with its key and with its visit, and after an hour, so that the browser asks
+again as whoever it is then.
 """
 
 from __future__ import annotations

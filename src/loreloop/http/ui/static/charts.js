@@ -58,12 +58,16 @@ function draw(figure, series) {
   plots.push({ plot, place });
 }
 
+let nAsked = 0;
+
 async function drawAll() {
   const figures = [...document.querySelectorAll("figure.chart")];
   if (!figures.length || typeof uPlot === "undefined") return;
+  const number = (nAsked += 1);
   const answer = await fetch(location.href, { headers: { accept: "application/json" } });
   if (!answer.ok) return;
   const { series } = await answer.json();
+  if (number !== nAsked) return; // a later question will draw what is newer
   for (const { plot } of plots.splice(0)) plot.destroy();
   for (const figure of document.querySelectorAll("figure.chart")) draw(figure, series);
 }

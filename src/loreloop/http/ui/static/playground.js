@@ -5,6 +5,14 @@ const form = document.getElementById("ask");
 const stopButton = document.getElementById("stop");
 let asking = null;
 
+// As the server shows texts of others: what turns a line around or cannot be seen is shown by its number.
+const UNSEEN =
+  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]/gu;
+
+function harmless(text) {
+  return text.replaceAll("\r\n", "\n").replace(UNSEEN, (letter) => "\\u" + letter.codePointAt(0).toString(16).padStart(4, "0"));
+}
+
 async function askSide(side, body, signal) {
   const answer = side.querySelector(".answer");
   const note = side.querySelector(".note");
@@ -32,7 +40,7 @@ async function askSide(side, body, signal) {
       const chunk = JSON.parse(data);
       if (chunk.error) note.textContent = chunk.error.message;
       for (const choice of chunk.choices || []) {
-        answer.append(choice.delta && choice.delta.content ? choice.delta.content : "");
+        answer.append(harmless((choice.delta && choice.delta.content) || ""));
       }
     }
   }
