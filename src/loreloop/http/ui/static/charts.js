@@ -40,6 +40,22 @@ function optionsOf(metric, all, names, width) {
   };
 }
 
+// A click on a step leads to what it has learned from; a drag zooms, and a double click shows all again.
+function leadToSteps(plot) {
+  const page = plot.root.closest("[data-steps]") || document.querySelector("[data-steps]");
+  if (!page) return;
+  let begun = 0;
+  let going = 0;
+  plot.over.addEventListener("mousedown", (event) => (begun = event.clientX));
+  plot.over.addEventListener("dblclick", () => clearTimeout(going));
+  plot.over.addEventListener("click", (event) => {
+    clearTimeout(going);
+    const step = plot.data[0][plot.cursor.idx];
+    if (step === undefined || event.detail > 1 || Math.abs(event.clientX - begun) > 3) return;
+    going = setTimeout(() => location.assign(page.dataset.steps + step), 400);
+  });
+}
+
 function draw(figure, series) {
   const metric = figure.dataset.metric;
   const all = Object.keys(series);
@@ -53,6 +69,7 @@ function draw(figure, series) {
     begin();
   });
   plot.root.addEventListener("dblclick", () => zooms.delete(metric));
+  leadToSteps(plot);
   const zoom = zooms.get(metric);
   if (zoom) plot.setScale("x", { min: zoom[0], max: zoom[1] });
   plots.push({ plot, place });
