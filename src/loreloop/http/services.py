@@ -22,6 +22,7 @@ from loreloop.host.waiting import Places
 from loreloop.http import tokens
 from loreloop.http.grading import Grading
 from loreloop.http.loop.giving import Desk
+from loreloop.http.loop.standings import Standings
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.protocol.paths import CheckpointPath
@@ -79,6 +80,7 @@ class Services:
     has_worker: bool = False
     requests: RequestCounts = field(default_factory=RequestCounts)
     places: Places = field(default_factory=Places)
+    standings: Standings = field(default_factory=Standings)
     sandbox: GrammarSandbox = field(default_factory=GrammarSandbox)
     grading: Grading = field(default_factory=Grading)
     # Large uploads are read by processes of their own, of which each key could otherwise start any number.

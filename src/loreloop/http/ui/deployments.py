@@ -10,8 +10,10 @@ from starlette.responses import RedirectResponse, Response
 
 from loreloop.http.addresses import limit_of
 from loreloop.http.loop.access import manages, visible_turn
+from loreloop.http.loop.standings import Told
 from loreloop.http.operations.deployments import deployment_json, name_of, rollout
 from loreloop.http.services import ADMIN, TRAIN, asker, caller, has, services
+from loreloop.http.ui.curves import Measure, picture
 from loreloop.http.ui.frame import page_route
 from loreloop.http.ui.rendering import render
 from loreloop.http.ui.visits import form
@@ -20,6 +22,10 @@ from loreloop.store.rows import Deployment
 
 USUAL_PAGE, MAX_PAGE = 100, 500
 VERSIONS, RECENT = 20, 50  # on a deployment's page
+ABOUT = (
+    "How much more content users are with the candidate, by judged episodes of both. The interval holds the difference "
+    "at all times at once, so it may be looked at after every episode. Worry where its upper end falls below zero."
+)
 COUNTED = 10_000  # turns, the newest ones; the route for programs counts all
 
 
@@ -46,8 +52,22 @@ async def deployment_page(request: Request) -> Response:
     # Turns are other people's words.
     recorded = await recorded_of(request, found) if manages(key, found) else None
     may_undo = manages(key, found) and len(history) > 1
+    told = services(request).standings.told.get(name) if manages(key, found) else None
     data = {"deployment": deployment_json(found), "history": history, "recorded": recorded, "may_undo": may_undo}
-    return render(request, "deployment.html", data)
+    data["loop"] = None if told is None else msgspec.to_builtins(told)
+    return render(request, "deployment.html", data, {"comparison": comparison(told)})
+
+
+def comparison(told: Told | None) -> list[dict[str, Any]]:
+    """The picture of the looks at a candidate, by judged episodes; none before there are two."""
+    if told is None or len(told.looks) < 2:
+        return []
+    ends = [Measure(told.looks[place].n_episodes, 0.0) for place in (0, -1)]
+    curves: dict[str, list[Measure]] = {"difference": [], "upper end": [], "lower end": [], "no difference": ends}
+    for look in told.looks:
+        for name, value in (("difference", look.difference), ("upper end", look.high), ("lower end", look.low)):
+            curves[name].append(Measure(look.n_episodes, value))
+    return [{"picture": picture("difference", curves), "title": "Candidate less champion", "about": ABOUT}]
 
 
 async def recorded_of(request: Request, found: Deployment) -> dict[str, Any]:
