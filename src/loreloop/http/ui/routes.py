@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from starlette.routing import Route
 
-from loreloop.http.ui import audit_log, deployments, files, jobs, keys, operation, playground, runs, sign_in, steps
+from loreloop.http.ui import (
+    audit_log,
+    deployments,
+    files,
+    jobs,
+    keys,
+    memories,
+    operation,
+    playground,
+    runs,
+    sign_in,
+    steps,
+)
 
 ROUTES: list[Route] = [
     *sign_in.ROUTES,
@@ -13,6 +25,7 @@ ROUTES: list[Route] = [
     *steps.ROUTES,
     *jobs.ROUTES,
     *deployments.ROUTES,
+    *memories.ROUTES,
     *playground.ROUTES,
     *operation.ROUTES,
     *keys.ROUTES,
