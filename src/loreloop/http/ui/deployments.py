@@ -18,7 +18,8 @@ from loreloop.http.ui.frame import page_route
 from loreloop.http.ui.rendering import render
 from loreloop.http.ui.visits import form
 from loreloop.store import deployments, feedback, page_lists
-from loreloop.store.rows import Deployment
+from loreloop.store.rows import Deployment, KeyRow
+from loreloop.store.store import Store
 
 USUAL_PAGE, MAX_PAGE = 100, 500
 VERSIONS, RECENT = 20, 50  # on a deployment's page
@@ -33,15 +34,19 @@ async def deployments_page(request: Request) -> Response:
     """The deployments that the key may see, by the rule of the route for programs."""
     key, store = asker(request), services(request).store
     limit, after = limit_of(request, USUAL_PAGE, MAX_PAGE), request.query_params.get("after", "")
-    if has(key, ADMIN):
-        found = await store.read_apart(deployments.all, limit + 1, after)
-    else:
-        owner_id = key.id if has(key, TRAIN) else None
-        found = await store.read_apart(deployments.of_key, owner_id, key.deployments, limit + 1, after)
+    found = await deployments_seen(store, key, limit + 1, after)
     rows = [deployment_json(row) for row in found[:limit]]
     return render(
         request, "deployments.html", {"deployments": rows, "next": rows[-1]["name"] if len(found) > limit else None}
     )
+
+
+async def deployments_seen(store: Store, key: KeyRow, limit: int, after: str) -> list[Deployment]:
+    """The deployments that a key may see behind a name, in the order of their names."""
+    if has(key, ADMIN):
+        return await store.read_apart(deployments.all, limit, after)
+    owner_id = key.id if has(key, TRAIN) else None
+    return await store.read_apart(deployments.of_key, owner_id, key.deployments, limit, after)
 
 
 async def deployment_page(request: Request) -> Response:
