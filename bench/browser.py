@@ -85,7 +85,8 @@ def browser() -> Iterator[Browser]:
     command = next(filter(None, map(shutil.which, NAMES)), None)
     if command is None:
         sys.exit("No Chromium is there; Debian's package is called chromium.")
-    with tempfile.TemporaryDirectory() as folder:
+    # Processes of its own may still write to its folder when it has ended.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
         place = [f"--user-data-dir={folder}", "--remote-debugging-port=0", "about:blank"]
         process = subprocess.Popen([command, *flags, *place], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -3,7 +3,10 @@
 import json
 import os
 import socket
+import sqlite3
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,13 @@ from loreloop.cli.main import cli
 from loreloop.cli.server import RunningServer
 from loreloop.config import Config
 from loreloop.host.findings import file_system_of, folder_findings, is_locked
+from loreloop.host.server_plan import running_address
 from loreloop.host.supervisor import lock_data
-from loreloop.protocol.errors import NotFound, WrongSettings
+from loreloop.protocol.errors import BadRequest, NotFound, WrongSettings
+from loreloop.store.inspection import keys_seen
+from loreloop.store.steps import STEPS
+
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -95,6 +103,80 @@ def test_a_damaged_database_and_a_key_of_another_folder_are_told(
     found = findings(data, settings)
     assert found["database"]["state"] == "wrong"
     assert "loreloop.db" in found["database"]["found"]
+
+
+def test_a_database_of_an_older_version_is_looked_at_and_left_as_it_is(tmp_path: Path, settings: Path) -> None:
+    data = tmp_path / "data"
+    assert CliRunner().invoke(cli, ["keys", "create", "ann", "--data", str(data)]).exit_code == 0
+    with closing(sqlite3.connect(data / "loreloop.db")) as database:
+        database.execute("DROP TABLE run_series")
+        database.execute("DELETE FROM migrations WHERE number = (SELECT max(number) FROM migrations)")
+        database.commit()
+        before = steps_of(database)
+    assert findings(data, settings)["keys"]["found"].startswith("1 can")
+    with closing(sqlite3.connect(data / "loreloop.db")) as database:
+        assert steps_of(database) == before == len(STEPS) - 1
+
+
+def steps_of(database: sqlite3.Connection) -> int:
+    return database.execute("SELECT count(*) FROM migrations").fetchone()[0]
+
+
+def test_a_database_that_another_process_writes_to_holds_nobody_up(tmp_path: Path, settings: Path) -> None:
+    data = tmp_path / "data"
+    assert CliRunner().invoke(cli, ["keys", "create", "ann", "--data", str(data)]).exit_code == 0
+    with closing(sqlite3.connect(data / "loreloop.db", isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        assert findings(data, settings)["keys"]["found"].startswith("1 can")
+
+
+def test_a_folder_of_another_user_is_told_and_hides_nothing(tmp_path: Path) -> None:
+    data = tmp_path / "closed" / "data"
+    data.mkdir(parents=True)
+    data.parent.chmod(0)
+    config = Config(data_dir=str(data))
+
+    def look() -> dict[str, str]:
+        with pytest.raises(BadRequest, match="cannot be used"):
+            keys_seen(data, "", time.time())
+        with pytest.raises(PermissionError):
+            running_address(config)
+        return {each.what: each.state for each in folder_findings(config)}
+
+    try:
+        found = as_nobody(look)
+    finally:
+        data.parent.chmod(0o700)
+    assert (found["data folder"], found["clock"]) == ("wrong", "ok")
+    assert "disk" in found
+
+
+def as_nobody(function: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """What a function gives in a process of a user who may do nothing special."""
+    if os.geteuid() != 0:
+        return function()
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        os.setuid(NOBODY)
+        with os.fdopen(writing, "w") as file:
+            try:
+                file.write(json.dumps(function()))
+            finally:
+                file.flush()
+                os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        told = file.read()
+    os.waitpid(child, 0)
+    return json.loads(told)
+
+
+def test_a_file_in_the_place_of_the_folder_hides_nothing(tmp_path: Path, settings: Path) -> None:
+    data = tmp_path / "data"
+    data.write_text("")
+    found = findings(data, settings)
+    assert found["data folder"]["state"] == "wrong"
+    assert "clock" in found
 
 
 def test_what_a_file_stands_in_the_way_of_is_wrong(tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 """Pages of deployments: who sees them, the change that is undone, turns and feedback for whoever manages them."""
 
+import msgspec
+
+from loreloop.http.loop.standings import MOST_LOOKS
+from loreloop.protocol.loop_rest import LoopStanding
 from loreloop.store import deployments
 from tests.http.browser import Browser, signed_in, words
 from tests.http.recorded import Room, play_recorded
@@ -64,6 +68,106 @@ def test_turns_and_feedback_are_shown_to_whoever_manages_the_deployment() -> Non
         assert "Recorded turns" not in shown
         assert asked.id not in shown
         assert await asker.look(f"/turns/{asked.id}", 404) == await asker.look("/turns/chatcmpl-unknown", 404)
+
+    play_recorded(scene)
+
+
+def standing(n: int, **more: object) -> dict[str, object]:
+    """What a loop tells after so many judged episodes of either arm."""
+    numbers = {"candidate_episodes": n, "champion_episodes": n, "difference": 0.1}
+    numbers |= {"difference_low": 0.1 - 1 / n, "difference_high": 0.1 + 1 / n}
+    usual = {"stage": "canary", "cycle": 2, "champion": "fake", "candidate": "tinker://run/sampler_weights/two"}
+    return usual | {"sentence": f"After {n} episodes nothing is sure.", "numbers": numbers} | more
+
+
+def test_why_nothing_was_promoted_yet_is_told_with_the_course_of_the_comparison() -> None:
+    async def scene(room: Room) -> None:
+        browser = await browser_of(room)
+        assert "Why not promoted" not in words(await browser.look("/deployments/bot"))
+        await room.loop("GET", "/deployments/bot/standing", 404)
+        decided = {"at": 1.0, "cycle": 1, "stage": "gate", "verdict": "rejected", "sentence": "It holds no limit."}
+        for n in (5, 10, 10, 20):
+            await room.loop("PUT", "/deployments/bot/standing", json=standing(n, decisions=[decided]))
+        page = await browser.look("/deployments/bot")
+        for text in ("Why not promoted yet", "After 20 episodes", "Candidate less champion", "It holds no limit."):
+            assert text in words(page)
+        assert page.count("<polyline") == 4
+        told = await room.loop("GET", "/deployments/bot/standing")
+        assert [look["n_episodes"] for look in told["looks"]] == [10, 20, 40]
+        assert (await browser.read("/deployments/bot"))["loop"]["looks"] == told["looks"]
+        # Another candidate begins with nothing, and what is no comparison adds nothing.
+        other = standing(3, candidate="tinker://run/sampler_weights/three")
+        await room.loop("PUT", "/deployments/bot/standing", json=other)
+        assert len((await room.loop("GET", "/deployments/bot/standing"))["looks"]) == 1
+        idle = standing(3, stage="idle", candidate=None, numbers={}, sentence="It waits.")
+        await room.loop("PUT", "/deployments/bot/standing", json=idle)
+        page = words(await browser.look("/deployments/bot"))
+        assert "Where its loop stands It waits." in page
+        assert "Candidate less champion" not in page
+
+    play_recorded(scene)
+
+
+def test_looks_at_a_comparison_are_bounded() -> None:
+    async def scene(room: Room) -> None:
+        for n in range(1, 3 * MOST_LOOKS):
+            standings = room.site.services.standings
+            standings.tell("bot", msgspec.convert(standing(n), LoopStanding), float(n))
+        looks = standings.told["bot"].looks
+        assert len(looks) <= MOST_LOOKS
+        places = [look.n_episodes for look in looks]
+        assert places == sorted(places)
+        assert (places[0], places[-1]) == (2, 2 * (3 * MOST_LOOKS - 1))
+        assert "Candidate less champion" in await (await browser_of(room)).look("/deployments/bot")
+
+    play_recorded(scene)
+
+
+def test_a_loops_standing_is_for_whoever_manages_the_deployment_and_goes_with_it() -> None:
+    async def scene(room: Room) -> None:
+        await room.loop("PUT", "/deployments/bot/standing", json=standing(5, sentence="a secret sentence"))
+        for scope in ("infer:bot", "train"):
+            key = room.site.new_key(scope)
+            status = 404 if scope == "train" else 403
+            await room.loop("PUT", "/deployments/bot/standing", status, key=key, json=standing(9))
+            await room.loop("GET", "/deployments/bot/standing", status, key=key)
+        asker = await signed_in(room.site, "infer:bot")
+        assert "secret sentence" not in await asker.look("/deployments/bot")
+        for wrong in ({"sentence": "x" * 3000}, {"numbers": {"a": "b"}}, {"stage": None}, {"more": 1}):
+            await room.loop("PUT", "/deployments/bot/standing", 400, json=standing(5) | wrong)
+        await room.loop("DELETE", "/deployments/bot")
+        await room.deploy()
+        await room.loop("GET", "/deployments/bot/standing", 404)
+
+    play_recorded(scene)
+
+
+def test_who_only_asked_reads_its_own_words_about_its_turn_and_nobody_elses() -> None:
+    async def scene(room: Room) -> None:
+        key = room.site.new_key("infer:bot")
+        asked = await room.ask("an answer", key=key)
+        await room.turns()
+        said = {"target_id": asked.id, "metric": "score", "value": 0.25, "why": "a secret reason", "source": "judge"}
+        await room.loop("POST", "/feedback", json=said | {"who": "the judge"})
+        browser = Browser(room.site)
+        await browser.sign_in(key)
+        told = await browser.read(f"/turns/{asked.id}")
+        assert told["turn"]["id"] == asked.id
+        assert told["feedback"] == []
+        assert "secret" not in await browser.look(f"/turns/{asked.id}")
+        assert "a secret reason" in words(await (await browser_of(room)).look(f"/turns/{asked.id}"))
+
+    play_recorded(scene)
+
+
+def test_what_was_said_of_an_episode_leads_to_no_turn() -> None:
+    async def scene(room: Room) -> None:
+        await room.ask("an answer")
+        (turn,) = await room.turns()
+        await room.loop("POST", "/feedback", json={"target_id": turn["episode_id"], "metric": "thumb", "value": True})
+        page = await (await browser_of(room)).look("/deployments/bot")
+        assert f"the episode {turn['episode_id']}" in words(page)
+        assert f'/ui/turns/{turn["episode_id"]}"' not in page
 
     play_recorded(scene)
 

@@ -1,9 +1,16 @@
 """Pages of jobs: events, files, curves, and the buttons that do what the routes for programs do."""
 
+import math
+import re
+import sys
 import time
+
+from sqlalchemy import Connection, insert
 
 from loreloop.store import jobs, keys
 from loreloop.store.job_rows import JobRow
+from loreloop.store.schema import JOB_METRICS
+from loreloop.store.series import MOST_POINTS
 from tests.http.browser import UI, signed_in, words
 from tests.http.site import Site, play
 from tests.store.place import write_now
@@ -43,6 +50,47 @@ def test_a_job_shows_its_events_its_files_and_its_curves() -> None:
         assert told["job"]["status"] == "queued"
 
     play(scene, engine=False)
+
+
+def test_what_is_no_number_leaves_a_gap_and_the_smallest_and_the_largest_are_drawn() -> None:
+    edges = {"none_left": (0.0, 5e-324), "level": (sys.float_info.max,) * 2, "wide": (-1.7e308, 1.7e308)}
+
+    async def scene(site: Site) -> None:
+        job_id = await asked_for(site)
+        for number in (1, 2):
+            metrics = {"train_loss": math.nan if number == 2 else 1.5, "valid_loss": math.inf}
+            metrics |= {name: values[number - 1] for name, values in edges.items()}
+            write_now(site.office.store, jobs.stepped, job_id, number, metrics, trained_tokens=1, now=time.time())
+        browser = await signed_in(site, "admin")
+        page = await browser.look(f"/jobs/{job_id}")
+        assert page.count("<polyline") == 4
+        assert not re.search(r'(points|y1)="[^"]*(nan|inf)', page)
+        told = await browser.read(f"/jobs/{job_id}")
+        assert told["series"][job_id]["train_loss"] == [[1, 1.5]]
+
+    play(scene, engine=False)
+
+
+def test_a_job_of_very_many_steps_is_drawn_by_its_means() -> None:
+    n_steps = 40_000
+
+    def fill(connection: Connection, job_id: str) -> None:
+        rows = [
+            {"job_id": job_id, "step": step, "values": f'{{"train_loss":{step % 2}}}'} for step in range(1, n_steps + 1)
+        ]
+        connection.execute(insert(JOB_METRICS), rows)
+
+    async def scene(site: Site) -> None:
+        job_id = await asked_for(site)
+        write_now(site.office.store, fill, job_id)
+        browser = await signed_in(site, "admin")
+        told = (await browser.read(f"/jobs/{job_id}"))["series"][job_id]["train_loss"]
+        assert len(told) <= MOST_POINTS
+        assert told[-1][0] == n_steps
+        assert {value for _, value in told} == {0.5}
+        assert len(await browser.look(f"/jobs/{job_id}")) < 100_000
+
+    play(scene, engine=False, hang_seconds=60)
 
 
 def test_a_job_is_paused_resumed_and_cancelled() -> None:

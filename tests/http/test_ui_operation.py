@@ -1,10 +1,12 @@
 """Pages of whoever runs the server: engines, keys and the audit log; they need no engine."""
 
 import pytest
+from sqlalchemy import Connection
 
 from loreloop.store import keys
 from tests.http.browser import Browser, signed_in, words
 from tests.http.site import Site, play
+from tests.store.place import write_now
 
 
 async def operator(site: Site) -> tuple[Browser, str]:
@@ -97,10 +99,34 @@ def test_a_key_is_not_made_with_anothers_key() -> None:
     play(scene, engine=False)
 
 
+def test_very_many_keys_are_shown_by_pages_those_in_force_first() -> None:
+    def fill(connection: Connection) -> None:
+        for number in range(300):
+            made = keys.create(connection, f"old-{number}", ("infer",), 1.0 + number)
+            keys.revoke(connection, made.row.id, 2.0)
+
+    async def scene(site: Site) -> None:
+        browser, _ = await operator(site)
+        write_now(site.office.store, fill)
+        told = await browser.read("/keys")
+        assert (len(told["keys"]), told["total"]) == (200, 303)
+        assert [key["revoked"] is None for key in told["keys"]] == [True] * 3 + [False] * 197
+        page = await browser.look("/keys")
+        assert ">More<" in page
+        assert ">Before<" not in page
+        rest = await browser.look("/keys?offset=200")
+        assert "old-0<" in rest
+        assert ">More<" not in rest
+
+    play(scene, engine=False)
+
+
 def test_a_day_of_the_log_is_chosen() -> None:
     async def scene(site: Site) -> None:
         browser, _ = await operator(site)
         assert "Nothing was done" in words(await browser.look("/audit?day=2020-01-31"))
         assert "is no date" in words(await browser.look("/audit?day=yesterday", 400))
+        for day in ("0001-01-01", "9999-12-31"):
+            assert "Nothing was done" in words(await browser.look(f"/audit?day={day}"))
 
     play(scene, engine=False)

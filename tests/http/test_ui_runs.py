@@ -6,6 +6,7 @@ import re
 from tinker.proto.response_conv import deserialize_forward_backward_output
 
 from loreloop.http.ui import live
+from loreloop.http.ui.metric_words import KNOWN, words_of
 from loreloop.store import series
 from loreloop.store.series import Measured
 from tests.http.browser import UI, signed_in, words
@@ -50,6 +51,13 @@ def test_a_run_shows_its_settings_its_steps_and_its_checkpoints() -> None:
         assert told["settings"]["rank"] == 8
 
     play(scene)
+
+
+def test_the_words_beside_a_curve_are_whole_sentences() -> None:
+    for metric in (*KNOWN, "unheard_of"):
+        about = words_of(metric).about
+        assert about.endswith("."), metric
+        assert "  " not in about
 
 
 def test_the_loss_is_that_of_the_passes_by_their_tokens() -> None:

@@ -1,10 +1,14 @@
 """Visits of the pages: who gets in, by which forms, and what ends a visit."""
 
+import asyncio
 import re
 import time
+from dataclasses import replace
 
+import httpx
 import pytest
 
+from loreloop.http.ui import live, visits
 from loreloop.store import keys
 from tests.http.browser import UI, Browser, signed_in, words
 from tests.http.site import Site, play
@@ -107,6 +111,69 @@ def test_signing_out_ends_a_copied_cookie_too() -> None:
         assert answer.headers["location"] == "/ui/sign-in"
         await browser.look("/runs", 401)
         await copy.look("/runs", 401)
+
+    play(scene, engine=False)
+
+
+def test_a_visit_that_was_ended_stays_so_when_the_server_is_started_anew() -> None:
+    async def scene(site: Site) -> None:
+        browser, other, copy = await signed_in(site, "train"), await signed_in(site, "train"), Browser(site)
+        copy.client.cookies.update(browser.client.cookies)
+        assert (await browser.submit("/runs", "/sign-out")).status_code == 303
+        again = Site(site.office, replace(site.services))
+        for ended in (browser, copy):
+            ended.client = moved(again, ended)
+            await ended.look("/runs", 401)
+        other.client = moved(again, other)
+        await other.look("/runs")
+
+    play(scene, engine=False)
+
+
+def moved(site: Site, browser: Browser) -> httpx.AsyncClient:
+    """The browser's client at another site, with its cookies."""
+    client = site.client_with(None)
+    client.headers["accept"] = browser.client.headers["accept"]
+    client.cookies.update(browser.client.cookies)
+    return client
+
+
+def test_another_sites_form_takes_no_cookie_away() -> None:
+    async def scene(site: Site) -> None:
+        stranger = Browser(site, "http://elsewhere")
+        answer = await stranger.send("/sign-out", {})
+        assert answer.status_code == 403
+        assert "set-cookie" not in answer.headers
+
+    play(scene, engine=False)
+
+
+@pytest.mark.parametrize("end", ["sign-out", "time"])
+def test_what_is_sent_anew_ends_with_the_visit(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(live, "PAUSE_TIMES", 0)
+    if end == "time":
+        monkeypatch.setattr(visits, "VISIT_SECONDS", 2)
+
+    async def scene(site: Site) -> None:
+        browser = await signed_in(site, "admin")
+        watching = asyncio.create_task(browser.client.get(f"{UI}/operation/live"))
+        if end == "sign-out":
+            other = Browser(site)
+            other.client.cookies.update(browser.client.cookies)
+            await asyncio.sleep(0.5)  # the stream has begun
+            assert (await other.submit("/operation", "/sign-out")).status_code == 303
+        answer = await asyncio.wait_for(watching, 10)
+        assert answer.text.startswith("event: page")
+
+    play(scene, engine=False)
+
+
+def test_a_page_that_names_a_checkpoint_is_come_back_to() -> None:
+    async def scene(site: Site) -> None:
+        wanted = "/ui/playground?left=fake&right=tinker%3A//run/sampler_weights/first"
+        answer = await Browser(site).sign_in(site.new_key("train"), wanted)
+        assert answer.headers["location"] == wanted
 
     play(scene, engine=False)
 

@@ -20,6 +20,7 @@ from loreloop.learn.loop.training import Made
 from loreloop.protocol.episodes import Person, Turn
 from loreloop.protocol.errors import BadRequest, Conflict
 from loreloop.protocol.feedback import Feedback
+from loreloop.protocol.loop_rest import LoopStanding
 from tests.loop.feeds import Feeds
 
 
@@ -51,6 +52,7 @@ class World:
     fate: Fate = field(default_factory=Fate)
     trained: list[dict[str, Any]] = field(default_factory=list)
     refuses: str = ""  # what the server has against every training
+    stands: list[LoopStanding] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)  # limits that every candidate breaks
 
     def deployment(self) -> Deployed:
@@ -85,6 +87,9 @@ class World:
 
     def deleted_persons(self) -> frozenset[str]:
         return frozenset(f"{one.key_id}\n{one.user}" for one in self.feeds.deleted)
+
+    def stand(self, standing: LoopStanding) -> None:
+        self.stands.append(standing)
 
     # What a cycle does
 

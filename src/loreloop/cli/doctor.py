@@ -42,10 +42,9 @@ def doctor(model: str | None, data_dir: str | None, config_file: str | None, as_
 
     from loreloop.cli.doctor_model import model_findings
     from loreloop.config import load_config
-    from loreloop.host.server_plan import running_address
 
     config = load_config(config_file, {"data_dir": data_dir} if data_dir else {})
-    address = running_address(config)
+    address = _address(config)
     if address is not None and config_file is None:
         config = _settings_of(config)
     found = _shown(set_up(config, address), as_json=as_json)
@@ -96,11 +95,27 @@ def _print(found: list[Finding], as_json: bool) -> None:
     click.echo(f"\n{counts['wrong']} wrong, {counts['warning']} to look at, of {len(found)} things.")
 
 
+def _address(config: Config) -> Address | None:
+    """Where the server of the data folder answers, if it runs; None also where the folder cannot be looked into, which
+    a finding of its own tells."""
+    from loreloop.host.server_plan import running_address
+
+    try:
+        return running_address(config)
+    except OSError:
+        return None
+
+
 def _settings_of(config: Config) -> Config:
-    """Those of the running server, as it was started with them."""
+    """Those of the running server, as it was started with them; those that are given where they cannot be read."""
+    import msgspec
+
     from loreloop.host.server_plan import ServerPlan, read_plan
 
-    return read_plan(str(ServerPlan(config, {}).file)).config
+    try:
+        return read_plan(str(ServerPlan(config, {}).file)).config
+    except (OSError, msgspec.DecodeError):  # of another user, or of another version
+        return config
 
 
 def _answers(address: Address) -> bool:
@@ -117,24 +132,21 @@ def _answers(address: Address) -> bool:
 
 
 def _keys(config: Config) -> Iterator[Finding]:
-    """Whether somebody can get in, and whether this shell's key is one of them."""
+    """Whether somebody can get in, and whether this shell's key is one of them. Looked at without a lock and without
+    the newest tables, so that neither a busy database nor an old one is touched."""
     import os
     import time
 
-    from loreloop.cli.keys import transaction
     from loreloop.host.findings import Finding
     from loreloop.protocol.errors import LoreloopError
-    from loreloop.store import keys
-    from loreloop.store.inspection import has_database
+    from loreloop.store.inspection import has_database, keys_seen
 
     if not has_database(config.data_path):
         yield Finding("keys", "ok", "none yet; the first start of a server makes one")
         return
     now, secret = time.time(), os.environ.get("TINKER_API_KEY", "")
     try:
-        with transaction(str(config.data_path)) as connection:
-            n_active = sum(keys.active(connection, each.id, now) is not None for each in keys.list_all(connection))
-            is_known = bool(secret) and keys.find(connection, secret, now) is not None
+        n_active, is_known = keys_seen(config.data_path, secret, now)
     except LoreloopError as error:
         yield Finding("database", "wrong", error.message, "docs/serving.md, under Damage, says what can be done")
         return

@@ -48,7 +48,7 @@ def folder_findings(config: Config) -> Iterator[Finding]:
     folder = config.data_path.absolute()
     yield from _rights(folder)
     yield _room(folder)
-    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+    if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
         yield _syncs(folder, config)
     yield _clock(folder)
 
@@ -102,12 +102,13 @@ def is_locked(lock: Path) -> bool:
 
 
 def _rights(folder: Path) -> Iterator[Finding]:
-    if not folder.exists():
-        above = next(parent for parent in folder.parents if parent.exists())
+    # Of a folder that this user may not look into the system says that it is not there.
+    if not os.path.exists(folder):
+        above = next(parent for parent in folder.parents if os.path.exists(parent))
         if os.access(above, os.W_OK | os.X_OK):
             yield Finding("data folder", "ok", f"{folder} is not there yet; `loreloop serve` makes it")
         else:
-            found = f"{folder} is not there, and {above} cannot be written"
+            found = f"{folder} is not there for this user, who cannot write to {above}"
             yield Finding("data folder", "wrong", found, "name another --data, or change the rights")
         return
     if not folder.is_dir():
@@ -128,7 +129,7 @@ def _rights(folder: Path) -> Iterator[Finding]:
 
 
 def _room(folder: Path) -> Finding:
-    place = next(path for path in (folder, *folder.parents) if path.exists())
+    place = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     n_free = shutil.disk_usage(place).free
     state: State = "wrong" if n_free < PROBE_BYTES else "warning" if n_free < LITTLE_ROOM_BYTES else "ok"
     advice = "" if state == "ok" else "make room: `loreloop checkpoints list` shows the sizes of checkpoints"

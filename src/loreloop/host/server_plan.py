@@ -82,12 +82,15 @@ def read_plan(path: str) -> ServerPlan:
 
 
 def running_address(config: Config) -> Address | None:
-    """Where the server of a data folder answers, if it runs."""
+    """Where the server of a data folder answers, if it runs. OSError where this user may not look."""
     try:
         address = msgspec.json.decode(ServerPlan(config, {}).address_file.read_bytes(), type=Address)
+    except (FileNotFoundError, msgspec.DecodeError):  # none
+        return None
+    try:
         # Signal 0 reaches nobody; it only tells whether the process exists.
         os.kill(address.pid, 0)
-    except (FileNotFoundError, ProcessLookupError, msgspec.DecodeError):  # none, or one that was killed
+    except ProcessLookupError:  # it was killed
         return None
     except PermissionError:  # of another user, but there
         pass

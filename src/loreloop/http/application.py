@@ -19,7 +19,7 @@ from loreloop.http.anthropic import messages
 from loreloop.http.bodies import answer
 from loreloop.http.exchange import Exchange
 from loreloop.http.generation.remembered import end_of_turn
-from loreloop.http.loop import feedback, links, persons, turns
+from loreloop.http.loop import feedback, links, persons, standing, turns
 from loreloop.http.loop import metrics as feedback_metrics
 from loreloop.http.openai import chat_completions, completions, files, fine_tuning, graders, models, responses
 from loreloop.http.operations import activity, deployments, health, jobs, memories, metrics, person_arms, removal
@@ -98,6 +98,7 @@ OPENAI: list[Route] = [
 LOOP: list[Route] = [
     *deployments.ROUTES,
     *turns.ROUTES,
+    *standing.ROUTES,
     *persons.ROUTES,
     *person_arms.ROUTES,
     *memories.ROUTES,

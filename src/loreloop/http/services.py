@@ -22,10 +22,11 @@ from loreloop.host.waiting import Places
 from loreloop.http import tokens
 from loreloop.http.grading import Grading
 from loreloop.http.loop.giving import Desk
+from loreloop.http.loop.standings import Standings
 from loreloop.http.pictures import Pictures
 from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.protocol.paths import CheckpointPath
-from loreloop.store import keys
+from loreloop.store import audit, keys
 from loreloop.store.files import SECRET, read_secret
 from loreloop.store.rows import KeyRow, KeyUsage, MemoryName
 from loreloop.store.store import Store
@@ -79,6 +80,7 @@ class Services:
     has_worker: bool = False
     requests: RequestCounts = field(default_factory=RequestCounts)
     places: Places = field(default_factory=Places)
+    standings: Standings = field(default_factory=Standings)
     sandbox: GrammarSandbox = field(default_factory=GrammarSandbox)
     grading: Grading = field(default_factory=Grading)
     # Large uploads are read by processes of their own, of which each key could otherwise start any number.
@@ -86,13 +88,18 @@ class Services:
     arriving: Counter[str] = field(default_factory=Counter)  # bytes of uploads that are coming in, by key
     nonce: str = ""
     remembering: set[MemoryName] = field(default_factory=set)  # memories with a request on them
-    ended_visits: dict[str, int] = field(default_factory=dict)  # of pages, that their visitors have ended, until when
     noted_reads: set[NotedRead] = field(default_factory=set)  # of others' weights, by requests for single answers
 
     @cached_property
     def secret(self) -> bytes:
         """What tokens and addresses are signed with; read once, at the start."""
         return read_secret(self.store.folder / SECRET)
+
+    @cached_property
+    def ended_visits(self) -> dict[str, int]:
+        """Visits of the pages that their visitors have ended, by their nonces, with when their cookies end; the first
+        time those of a server before this one."""
+        return self.store.read(audit.ended_visits, now())
 
     @cached_property
     def recorder(self) -> Recorder:

@@ -7,6 +7,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+LONGEST_SENTENCE = 2000  # characters of what a loop says
+
 
 class SetDeployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`canary` gets its share of the users, `target` the others. What is said of recording stays as it was where it is
@@ -51,6 +53,30 @@ class UseTurns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     turns: Annotated[tuple[str, ...], Meta(max_length=10_000)]
     revision: Annotated[str, Meta(max_length=500)] | None = None
     start: Annotated[str, Meta(min_length=1, max_length=500)] | None = None
+
+
+class ToldDecision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A decision of a loop, `at` in seconds since the epoch."""
+
+    at: float
+    cycle: int
+    stage: Annotated[str, Meta(max_length=80)]
+    verdict: Annotated[str, Meta(max_length=80)]
+    sentence: Annotated[str, Meta(max_length=LONGEST_SENTENCE)]
+
+
+class LoopStanding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a loop stands: `sentence` says why nothing was promoted yet, `numbers` what it was said by. `champion` and
+    `candidate` are targets of the deployment; the last decisions, the oldest first."""
+
+    stage: Annotated[str, Meta(max_length=80)]
+    cycle: int
+    champion: Annotated[str, Meta(max_length=500)]
+    sentence: Annotated[str, Meta(max_length=LONGEST_SENTENCE)]
+    candidate: Annotated[str, Meta(max_length=500)] | None = None
+    paused: bool = False
+    numbers: Annotated[dict[Annotated[str, Meta(max_length=80)], float], Meta(max_length=64)] = {}
+    decisions: Annotated[tuple[ToldDecision, ...], Meta(max_length=64)] = ()
 
 
 class ForgetMemory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,6 +14,7 @@ from loreloop.store.account_tables import AUDIT
 P = ParamSpec("P")
 T = TypeVar("T")
 KEPT_DAYS = 400
+VISIT_END, LONGEST_VISIT_SECONDS = "visit_end", 86400.0  # of the pages
 
 
 def note(connection: Connection, entry: AuditEntry) -> None:
@@ -45,6 +46,14 @@ def between(connection: Connection, first: float, end: float, thing: str | None)
         AuditEntry(row.created, row.event, row.key_id, msgspec.json.decode(row.details))
         for row in connection.execute(query)
     ]
+
+
+def ended_visits(connection: Connection, now: float) -> dict[str, int]:
+    """Visits of pages that were ended before their time, by their nonces, with when that would have come."""
+    table = AUDIT.c
+    query = select(AUDIT).where(table.created >= now - LONGEST_VISIT_SECONDS, table.event == VISIT_END)
+    found = [msgspec.json.decode(row.details) for row in connection.execute(query)]
+    return {each["nonce"]: each["expires"] for each in found if each["expires"] > now}
 
 
 def sweep(connection: Connection, now: float) -> None:

@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import msgspec
 
@@ -20,6 +20,7 @@ from loreloop.protocol.folders import make_private
 from loreloop.protocol.paths import file_name
 from loreloop.store import lost
 from loreloop.store.files import SECRET, Files, read_secret
+from loreloop.store.keys import hash_of
 from loreloop.store.segments import Location, records
 from loreloop.store.steps import STEPS
 from loreloop.store.wal import lost_of_log, was_deleted
@@ -62,6 +63,35 @@ def has_database(folder: Path) -> bool:
         return folder.exists() and ((folder / DATABASE).exists() or not folder.is_dir() or _is_used(folder))
     except OSError:  # a folder that cannot be looked into
         return True
+
+
+class KeysSeen(NamedTuple):
+    """How many keys can be used, and whether a certain one is among them."""
+
+    n_active: int
+    is_known: bool
+
+
+def keys_seen(folder: Path, secret: str, now: float) -> KeysSeen:
+    """The keys of a database as it is, of an older version too; BadRequest where it cannot be read."""
+    check_place(folder)
+    database = folder / DATABASE
+    if not _head(database):
+        return KeysSeen(0, False)
+    try:
+        with _read_only(database) as connection:
+            tables = _tables(connection)
+            if "migrations" in tables:
+                check_steps(database, connection.execute("SELECT max(number) FROM migrations").fetchone()[0] or 0)
+            if "keys" not in tables:
+                return KeysSeen(0, False)
+            columns = [row[1] for row in connection.execute("PRAGMA table_info(keys)")]
+            holds = "revoked IS NULL" + (" AND (expires IS NULL OR expires > :now)" if "expires" in columns else "")
+            found = f"SELECT count(*), coalesce(sum(hash = :hash), 0) FROM keys WHERE {holds}"
+            n_active, n_known = connection.execute(found, {"now": now, "hash": hash_of(secret)}).fetchone()
+            return KeysSeen(n_active, n_known > 0)
+    except sqlite3.Error as error:
+        raise refusal(database, str(error)) from None
 
 
 def open_lock(file: Path) -> IO[str]:

@@ -30,21 +30,21 @@ def create(
     row = KeyRow(id=uuid.uuid4().hex[:12], name=name, scopes=scopes, created=now, revoked=None, expires=expires)
     text = msgspec.json.encode(scopes).decode()
     connection.execute(
-        insert(KEYS).values(id=row.id, name=name, hash=_hash(secret), scopes=text, created=now, expires=expires)
+        insert(KEYS).values(id=row.id, name=name, hash=hash_of(secret), scopes=text, created=now, expires=expires)
     )
     return NewKey(row, secret)
 
 
 def find(connection: Connection, secret: str, now: float) -> KeyRow | None:
     """The key with this secret, unless it was revoked or has expired."""
-    row = connection.execute(select(KEYS).where(KEYS.c.hash == _hash(secret), KEYS.c.revoked.is_(None))).first()
-    return _row(row) if row and (row.expires is None or now < row.expires) else None
+    row = connection.execute(select(KEYS).where(KEYS.c.hash == hash_of(secret), KEYS.c.revoked.is_(None))).first()
+    return key_of(row) if row and (row.expires is None or now < row.expires) else None
 
 
 def active(connection: Connection, key_id: str, now: float) -> KeyRow | None:
     """The key with this id, unless it was revoked or has expired."""
     row = connection.execute(select(KEYS).where(KEYS.c.id == key_id, KEYS.c.revoked.is_(None))).first()
-    return _row(row) if row and (row.expires is None or now < row.expires) else None
+    return key_of(row) if row and (row.expires is None or now < row.expires) else None
 
 
 def any_exist(connection: Connection) -> bool:
@@ -54,7 +54,7 @@ def any_exist(connection: Connection) -> bool:
 
 def list_all(connection: Connection) -> list[KeyRow]:
     """All keys in the order in which they were made, revoked ones included."""
-    return [_row(row) for row in connection.execute(select(KEYS).order_by(KEYS.c.created))]
+    return [key_of(row) for row in connection.execute(select(KEYS).order_by(KEYS.c.created))]
 
 
 def get(connection: Connection, key_id: str) -> KeyRow:
@@ -62,7 +62,7 @@ def get(connection: Connection, key_id: str) -> KeyRow:
     row = connection.execute(select(KEYS).where(KEYS.c.id == key_id)).first()
     if row is None:
         raise NotFound(f"There is no key {key_id!r}; `loreloop keys list` shows them.")
-    return _row(row)
+    return key_of(row)
 
 
 def called(connection: Connection, name: str, *, active: bool = False) -> KeyRow:
@@ -91,7 +91,7 @@ def withdraw(connection: Connection, scope: str) -> None:
     """Takes a scope from all keys that have it; a key may be left with none."""
     # The scopes are JSON text; a scope with its quotation marks cannot match a part of a longer one.
     holding = select(KEYS).where(func.instr(KEYS.c.scopes, msgspec.json.encode(scope).decode()) > 0)
-    for row in [_row(each) for each in connection.execute(holding)]:
+    for row in [key_of(each) for each in connection.execute(holding)]:
         left = msgspec.json.encode([each for each in row.scopes if each != scope]).decode()
         connection.execute(update(KEYS).where(KEYS.c.id == row.id).values(scopes=left))
 
@@ -109,12 +109,14 @@ def forget_expired(connection: Connection, now: float) -> None:
     connection.execute(delete(KEYS).where(KEYS.c.expires <= now))
 
 
-def _row(row: Row[tuple[object, ...]]) -> KeyRow:
+def key_of(row: Row[tuple[object, ...]]) -> KeyRow:
+    """A key by its row of the table."""
     scopes = msgspec.json.decode(row.scopes, type=tuple[str, ...])
     return KeyRow(
         id=row.id, name=row.name, scopes=scopes, created=row.created, revoked=row.revoked, expires=row.expires
     )
 
 
-def _hash(secret: str) -> str:
+def hash_of(secret: str) -> str:
+    """What is stored of a secret."""
     return hashlib.sha256(secret.encode()).hexdigest()

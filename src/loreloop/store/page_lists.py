@@ -10,10 +10,14 @@ from sqlalchemy import Connection, Row, Select, func, select
 
 from loreloop.protocol.feedback import Feedback
 from loreloop.protocol.training import LoraSpec
+from loreloop.store import jobs
 from loreloop.store.fates import fate_column
 from loreloop.store.feedback import statement_of
 from loreloop.store.feedback_tables import FEEDBACK
-from loreloop.store.schema import CHECKPOINTS, FILES, KEYS, RUNS
+from loreloop.store.keys import key_of
+from loreloop.store.rows import KeyRow, MemoryName, MemoryRow, Page
+from loreloop.store.schema import CHECKPOINTS, FILES, JOBS, KEYS, MEMORIES, RUNS
+from loreloop.store.series import Point, thinned
 from loreloop.store.series_tables import RUN_SERIES
 from loreloop.store.turn_tables import EPISODES, TURN_TALLIES, TURNS
 from loreloop.store.turns import all_turns
@@ -66,6 +70,44 @@ def runs(connection: Connection, key_id: str | None, limit: int, offset: int) ->
     query = _of_key(query.join(KEYS, KEYS.c.id == RUNS.c.key_id), key_id)
     found = connection.execute(query.order_by(RUNS.c.last_request.desc(), RUNS.c.id).limit(limit).offset(offset))
     return [_run_line(row) for row in found]
+
+
+def job_series(connection: Connection, job_id: str) -> list[Point]:
+    """What a job has measured, in as many points as a run may have. What was no number is left out."""
+    points = [
+        Point(step, 1, 0.0, {name: value for name, value in values.items() if value is not None})
+        for step, values in jobs.metrics(connection, job_id)
+    ]
+    return thinned(points)
+
+
+def n_queued_jobs(connection: Connection) -> int:
+    """How many jobs of all keys wait for their turn."""
+    return connection.scalar(select(func.count()).select_from(JOBS).where(JOBS.c.status == "queued")) or 0
+
+
+def keys_page(connection: Connection, limit: int, offset: int) -> list[KeyRow]:
+    """Keys, those that are in force before those that were revoked, of either the newest first."""
+    in_order = select(KEYS).order_by(KEYS.c.revoked.is_not(None), KEYS.c.created.desc(), KEYS.c.id)
+    return [key_of(row) for row in connection.execute(in_order.limit(limit).offset(offset))]
+
+
+def n_keys(connection: Connection) -> int:
+    """How many keys there are, revoked ones included."""
+    return connection.scalar(select(func.count()).select_from(KEYS)) or 0
+
+
+def memories_of_key(connection: Connection, key_id: str, limit: int, offset: int) -> Page[MemoryRow]:
+    """The memories of a key, of all its users; what was saved last comes first."""
+    at = MEMORIES.c
+    total = connection.scalar(select(func.count()).select_from(MEMORIES).where(at.key_id == key_id)) or 0
+    columns = [column for column in at if column.name != "data"]
+    newest = select(*columns).where(at.key_id == key_id).order_by(at.saved.desc(), at.user, at.id)
+    rows = [
+        MemoryRow(MemoryName(row.key_id, row.user, row.id), row.revision, row.created, row.saved, row.n_bytes)
+        for row in connection.execute(newest.limit(limit).offset(offset))
+    ]
+    return Page(rows, total)
 
 
 def newest_turns(connection: Connection, deployment: str, limit: int) -> list[TurnLine]:

@@ -66,6 +66,15 @@ def forget(connection: Connection, run_id: str) -> None:
     connection.execute(delete(RUN_SERIES).where(AT.run_id == run_id))
 
 
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """At most `MOST_POINTS` of them: neighbours are joined, pair by pair, until they are so few."""
+    found = list(points)
+    while len(found) > MOST_POINTS:
+        pairs = [found[place : place + 2] for place in range(0, len(found), 2)]
+        found = [_joined(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return found
+
+
 def _extend(connection: Connection, run_id: str, steps: Sequence[Measured]) -> None:
     """However many steps there are, a few statements: others wait while they run."""
     newest = last_of(connection, run_id)
@@ -85,10 +94,8 @@ def _extend(connection: Connection, run_id: str, steps: Sequence[Measured]) -> N
 
 
 def _thin(connection: Connection, run_id: str) -> None:
-    points = of_run(connection, run_id) if _is_full(connection, run_id) else []
-    while len(points) > MOST_POINTS:
-        pairs = [points[place : place + 2] for place in range(0, len(points), 2)]
-        points = [_joined(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    if _is_full(connection, run_id):
+        points = thinned(of_run(connection, run_id))
         forget(connection, run_id)
         _insert(connection, run_id, points)
 

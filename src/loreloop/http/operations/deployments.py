@@ -68,6 +68,7 @@ async def roll_back(request: Request) -> Response:
 async def delete_deployment(request: Request) -> Response:
     """Deletes a deployment with its history."""
     await rollout(request, caller(request, TRAIN)).remove(name_of(request))
+    services(request).standings.forget(name_of(request))
     return answer({})
 
 

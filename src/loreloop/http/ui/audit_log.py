@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,8 +24,16 @@ async def audit_page(request: Request) -> Response:
     first = day.timestamp()
     found = await services(request).store.read_apart(audit.between, first, first + DAY_SECONDS, None)
     entries = [entry_json(entry) for entry in reversed(found[-MOST_ENTRIES:])]
-    data = {"day": f"{day:%Y-%m-%d}", "before": f"{day - timedelta(days=1):%Y-%m-%d}", "entries": entries}
+    data = {"day": f"{day:%Y-%m-%d}", "before": before(day), "entries": entries}
     return render(request, "audit.html", data | {"n_entries": len(found)})
+
+
+def before(day: datetime) -> str | None:
+    """The day before as an address names it; None before the first one of the calendar."""
+    try:
+        return f"{day - timedelta(days=1):%Y-%m-%d}"
+    except OverflowError:
+        return None
 
 
 ROUTES = [page_route("/audit", audit_page)]

@@ -6,6 +6,7 @@ Positions are in units of the picture, from its left upper corner.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import msgspec
 
 WIDTH, HEIGHT = 640, 200
 LEFT, RIGHT, TOP, BOTTOM = 64, 8, 10, 24  # room for the ticks
+LARGEST = sys.float_info.max
 MOST_DRAWN = 600  # points of a curve, about one for each dot of a screen
 
 
@@ -90,7 +92,7 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     if low == high:
         # A level line is drawn in the middle, between two numbers that differ.
-        apart = abs(low) / 2 or 1.0
+        apart = min(abs(low) / 2 or 1.0, LARGEST - abs(low))
         return low - apart, high + apart
     return low, high
 
@@ -102,5 +104,6 @@ def _x(step: int, first: int, last: int) -> float:
 
 def _y(value: float, low: float, high: float) -> float:
     # Halved first, since the distance of two large numbers may be none.
-    share = (value / 2 - low / 2) / (high / 2 - low / 2)
+    apart = high / 2 - low / 2
+    share = (value / 2 - low / 2) / apart if apart else 0.5
     return TOP + (1 - share) * (HEIGHT - TOP - BOTTOM)

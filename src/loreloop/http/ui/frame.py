@@ -27,7 +27,7 @@ def framed(endpoint: Endpoint) -> Endpoint:
     @wraps(endpoint)
     async def page(request: Request) -> Response:
         # A route that only looks tells every absence alike; what a form could not do is told in its own words.
-        is_look = request.method == "GET"
+        is_look = request.method in ("GET", "HEAD")
         asked = as_key(request)
         _tell_by_page(asked)
         try:
@@ -56,7 +56,8 @@ def sign_in_page(request: Request, trouble: str, status: int = 200, *, wanted: s
 
 def safe_address(text: str) -> str:
     """An address of a page of this room that a form may lead to; the first page for any other text."""
-    is_own = text.startswith("/ui/") and text.isprintable() and "\\" not in text and "//" not in text
+    # Behind the question mark two slashes are those of a checkpoint's path.
+    is_own = text.startswith("/ui/") and text.isprintable() and "\\" not in text and "//" not in text.partition("?")[0]
     return text if is_own and "/sign-" not in text else "/ui/"
 
 

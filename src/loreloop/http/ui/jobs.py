@@ -14,7 +14,7 @@ from loreloop.http.openai.job_format import event_json, job_json
 from loreloop.http.services import TRAIN, Services, caller, now, services
 from loreloop.http.ui.frame import NOTHING, page_route
 from loreloop.http.ui.live import Look, live_stream
-from loreloop.http.ui.pictures import of_steps, pictures
+from loreloop.http.ui.pictures import of_points, pictures
 from loreloop.http.ui.rendering import fragment, render
 from loreloop.http.ui.seeing import job_seen, owner_seen
 from loreloop.http.ui.visits import form
@@ -75,7 +75,7 @@ async def job_data(served: Services, job: JobRow) -> dict[str, Any]:
         "events": [event_json(row) for row in await store.read_apart(jobs.events, job.id, EVENTS)],
         "files": files,
         "models": [msgspec.to_builtins(model) for model in made],
-        "series": {job.id: of_steps(await store.read_apart(jobs.metrics, job.id))},
+        "series": {job.id: of_points(await store.read_apart(page_lists.job_series, job.id))},
         "actions": actions_of(job),
     }
 

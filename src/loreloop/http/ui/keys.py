@@ -7,33 +7,41 @@ from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from loreloop.http.addresses import limit_of, number_of
 from loreloop.http.services import ADMIN, IMPLIED, caller, now, services
 from loreloop.http.ui.frame import page_route
 from loreloop.http.ui.rendering import render
 from loreloop.http.ui.visits import form
 from loreloop.protocol.errors import BadRequest, Forbidden
 from loreloop.protocol.paths import NAME
-from loreloop.store import audit, keys, usage
+from loreloop.store import audit, keys, page_lists, usage
 from loreloop.store.account_rows import AuditEntry
 from loreloop.store.keys import NewKey
 from loreloop.store.rows import DEPLOYMENT_SCOPE, FEEDBACK_SCOPE, KeyRow, KeyUsage
 
 SCOPES = tuple(IMPLIED)
 LONGEST_NAME = 80
+USUAL_PAGE, MAX_PAGE = 200, 1000
 
 
 async def keys_page(request: Request) -> Response:
-    """All keys without their secrets."""
+    """Keys without their secrets, by pages."""
     caller(request, ADMIN)
     return await show_keys(request)
 
 
 async def show_keys(request: Request, secret: str = "", name: str = "") -> Response:
     """The list, with the secret of a key that was made just now, which is shown this once."""
-    found = await services(request).store.read_apart(keys.list_all)
-    used = await services(request).store.read_apart(usage.by_key)
+    limit, offset, store = (
+        limit_of(request, USUAL_PAGE, MAX_PAGE),
+        number_of(request, "offset"),
+        services(request).store,
+    )
+    found = await store.read_apart(page_lists.keys_page, limit, offset)
+    used = await store.read_apart(usage.by_key)
     rows = [msgspec.to_builtins(row) | {"usage": msgspec.to_builtins(used.get(row.id, KeyUsage()))} for row in found]
-    return render(request, "keys.html", {"keys": rows, "scopes": SCOPES, "secret": secret, "made": name})
+    page = {"total": await store.read_apart(page_lists.n_keys), "offset": offset, "limit": limit}
+    return render(request, "keys.html", {"keys": rows, "scopes": SCOPES, "secret": secret, "made": name, **page})
 
 
 async def make_key(request: Request) -> Response:

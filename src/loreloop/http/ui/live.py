@@ -1,8 +1,8 @@
 """A part of a page that is sent anew whenever what it shows has changed, by server-sent events.
 
 A look costs two small reads every two seconds for each open page, and nothing while nobody looks; what takes long to
-show is shown less often. A stream ends with its key, and after an hour, so that the browser asks again as whoever it is
-then.
+show is shown less often. A stream ends with its key and with its visit, and after an hour, so that the browser asks
+again as whoever it is then.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from loreloop.http.services import now, services
 from loreloop.http.sse import EventStream
+from loreloop.http.ui.visits import is_over
 from loreloop.protocol.errors import NotFound
 from loreloop.store import keys
 from loreloop.store.rows import KeyRow
@@ -42,7 +43,7 @@ def live_stream(request: Request, key: KeyRow, look: Callable[[], Awaitable[Look
 async def _changes(request: Request, key: KeyRow, look: Callable[[], Awaitable[Look]]) -> AsyncIterator[bytes]:
     served, until, shown = services(request), now() + STREAM_SECONDS, object()
     while now() < until and not served.dispatcher.stopping:
-        if served.store.read(keys.active, key.id, now()) is None:
+        if served.store.read(keys.active, key.id, now()) is None or is_over(request):
             return
         began, spent = time.perf_counter(), 0.0
         try:

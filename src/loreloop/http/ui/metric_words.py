@@ -42,7 +42,8 @@ KNOWN = {
     ),
     "tokens_per_second": Words(
         "Tokens per second",
-        "From the end of one step to that of the next, with sampling and the work of the client. Worry where it ",
+        "From the end of one step to that of the next, with sampling and the work of the client. Worry where it "
+        "falls while the tokens of a step stay as they are.",
     ),
     "train_loss": Words(
         "Training loss", "The mean loss of a token that was learned from. Worry where it rises for many steps."

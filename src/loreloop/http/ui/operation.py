@@ -16,7 +16,7 @@ from loreloop.http.services import ADMIN, Services, caller, services
 from loreloop.http.ui.frame import page_route
 from loreloop.http.ui.live import Look, live_stream
 from loreloop.http.ui.rendering import fragment, render
-from loreloop.store import jobs
+from loreloop.store import page_lists
 
 MOST_ROUTES = 100
 
@@ -54,7 +54,7 @@ def operation_data(served: Services) -> dict[str, Any]:
     ]
     waiting = {
         "samples": dispatcher.n_waiting_samples,
-        "jobs": len(served.store.read(jobs.waiting)),
+        "jobs": served.store.read(page_lists.n_queued_jobs),
         "jobs_in_hand": len(served.desk.in_hand),
         "turns": len(recorder.waiting),
     }

@@ -7,7 +7,6 @@ from typing import Any
 
 from loreloop.http.ui.curves import Measure, picture
 from loreloop.http.ui.metric_words import in_order, words_of
-from loreloop.protocol.jobs import Metrics
 from loreloop.store.series import Point
 
 Series = dict[str, list[Measure]]
@@ -15,20 +14,11 @@ MOST_PICTURES = 40  # on one page; a job may report any number of metrics
 
 
 def of_points(points: Sequence[Point]) -> Series:
-    """A run's points by metric; each stands at the last step that it is of."""
-    return _by_metric([(point.last_step, point.values) for point in points])
-
-
-def of_steps(steps: Sequence[tuple[int, Metrics]]) -> Series:
-    """A job's metrics by name."""
-    return _by_metric(steps)
-
-
-def _by_metric(steps: Sequence[tuple[int, Mapping[str, float]]]) -> Series:
+    """Points by metric; each stands at the last step that it is of."""
     found: Series = {}
-    for step, values in steps:
-        for name, value in values.items():
-            found.setdefault(name, []).append(Measure(step, value))
+    for point in points:
+        for name, value in point.values.items():
+            found.setdefault(name, []).append(Measure(point.last_step, value))
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -44,6 +45,7 @@ NAVIGATION = (
     ("Runs", "/ui/runs", INFER),
     ("Jobs", "/ui/jobs", TRAIN),
     ("Deployments", "/ui/deployments", ""),
+    ("Memories", "/ui/memories", ""),
     ("Playground", "/ui/playground", ""),
     ("Operation", "/ui/operation", ADMIN),
     ("Keys", "/ui/keys", ADMIN),
@@ -94,6 +96,11 @@ def number(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
+def memory_query(memory: Mapping[str, Any]) -> str:
+    """The part of an address that names a memory: its user may be written in any letters, unseen ones too."""
+    return urlencode({"id": memory["id"], "user": memory["user"] or ""})
+
+
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(TEMPLATES),
     autoescape=True,
@@ -102,7 +109,7 @@ ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-ENVIRONMENT.filters |= {"data": data, "moment": moment, "size": size, "number": number}
+ENVIRONMENT.filters |= {"data": data, "moment": moment, "size": size, "number": number, "memory_query": memory_query}
 
 
 def wants_json(request: Request) -> bool:

@@ -19,11 +19,12 @@ from loreloop.http.ui.pictures import of_points, pictures
 from loreloop.http.ui.rendering import fragment, render
 from loreloop.http.ui.seeing import owner_seen, run_seen
 from loreloop.protocol.errors import BadRequest
-from loreloop.store import checkpoints, page_lists, runs, series
-from loreloop.store.rows import RunRow
+from loreloop.store import checkpoints, page_lists, runs, series, step_passes
+from loreloop.store.rows import KeyRow, RunRow
 from loreloop.store.series import Point
 
 USUAL_PAGE, MAX_PAGE = 50, 200
+MOST_STEPS = 10  # of which it is looked whether they can be looked into
 MOST_COMPARED = 8  # more curves cannot be told apart
 
 
@@ -49,13 +50,14 @@ async def run_page(request: Request) -> Response:
     """One run: what it is, what was saved of it, and what each of its steps has measured."""
     key = caller(request, INFER)
     run = run_seen(request, key, str(request.path_params["run_id"]))
-    data = await run_data(request, run)
+    data = await run_data(request, key, run)
     return render(request, "run.html", data, {"pictures": _pictures([run], data["series"])})
 
 
-async def run_data(request: Request, run: RunRow) -> dict[str, Any]:
-    """A run as its page and its JSON tell it."""
-    store = services(request).store
+async def run_data(request: Request, key: KeyRow, run: RunRow) -> dict[str, Any]:
+    """A run as its page and its JSON tell it. What its steps have learned from is for its own key alone."""
+    store, is_own = services(request).store, run.key_id == key.id
+    kept = await store.read_apart(step_passes.kept_steps, run.id, MOST_STEPS) if is_own else []
     saved = await store.read_apart(checkpoints.of_run, run.key_id, run.id)
     points = await store.read_apart(series.of_run, run.id)
     return {
@@ -71,6 +73,8 @@ async def run_data(request: Request, run: RunRow) -> dict[str, Any]:
         "settings": settings_of(run, points),
         "checkpoints": [checkpoint_json(row) for row in saved],
         "series": {run.id: of_points(points)},
+        "kept_steps": kept,
+        "is_own": is_own,
     }
 
 
@@ -83,13 +87,13 @@ async def run_live(request: Request) -> Response:
     async def look() -> Look:
         run = services(request).store.read(runs.of_anyone, run_id)
         newest = services(request).store.read(series.last_of, run_id)
-        return Look((run.last_request, run.live, newest and newest.last_step), lambda: _shown(request, run))
+        return Look((run.last_request, run.live, newest and newest.last_step), lambda: _shown(request, key, run))
 
     return live_stream(request, key, look)
 
 
-async def _shown(request: Request, run: RunRow) -> str:
-    data = await run_data(request, run)
+async def _shown(request: Request, key: KeyRow, run: RunRow) -> str:
+    data = await run_data(request, key, run)
     return fragment(request, "run_live.html", {**data, "pictures": _pictures([run], data["series"])})
 
 

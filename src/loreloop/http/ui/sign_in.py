@@ -34,11 +34,13 @@ async def sign_in(request: Request) -> Response:
 
 async def sign_out(request: Request) -> Response:
     """Ends the visit."""
+    # Also where no visit came along: another site's form comes without the cookie, and must not take it away.
+    check_origin(request)
     visit = request.scope["state"].get("visit")
     if visit is not None:
         await form(request)
     response = RedirectResponse("/ui/sign-in", 303)
-    end(request, response, visit)
+    await end(request, response, visit)
     return response
 
 

@@ -1,6 +1,7 @@
 """Who looks at a page: a visit, held by a signed cookie that stands for a key; and forms that come from a page of it.
 
-The cookie is kept nowhere. A visit ends with its time, with its key, or when its visitor signs out.
+The cookie is kept nowhere. A visit ends with its time, with its key, or when its visitor signs out, which the audit log
+holds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from loreloop.http.bodies import read_body
 from loreloop.http.loop.signing import opened, sealed
 from loreloop.http.services import Services, known_key, now, secret_of, services
 from loreloop.protocol.errors import BadRequest, Forbidden
-from loreloop.store import keys
+from loreloop.store import audit, keys
+from loreloop.store.account_rows import AuditEntry
 from loreloop.store.rows import KeyRow
 
 COOKIE, PURPOSE = "loreloop_visit", "page visit"
@@ -53,13 +55,15 @@ def put_cookie(request: Request, response: Response, visit: Visit) -> None:
     )
 
 
-def end(request: Request, response: Response, visit: Visit | None) -> None:
-    """Ends a visit for good: whoever has copied the cookie is out too."""
+async def end(request: Request, response: Response, visit: Visit | None) -> None:
+    """Ends a visit for good: whoever has copied the cookie is out too, also after the server was started anew."""
     if visit is not None:
-        ended = services(request).ended_visits
-        for nonce in [nonce for nonce, expires in ended.items() if expires < now()]:
-            del ended[nonce]
-        ended[visit.nonce] = visit.expires
+        served = services(request)
+        for nonce in [nonce for nonce, expires in served.ended_visits.items() if expires < now()]:
+            del served.ended_visits[nonce]
+        served.ended_visits[visit.nonce] = visit.expires
+        details = {"nonce": visit.nonce, "expires": visit.expires}
+        await served.store.write(audit.note, AuditEntry(now(), audit.VISIT_END, visit.key_id, details))
     response.delete_cookie(COOKIE, path="/ui", httponly=True, samesite="strict")
 
 
@@ -67,8 +71,17 @@ def visit_of(request: Request) -> Visit | None:
     """The visit that came with a request; None where none did, or it is over."""
     served = services(request)
     visit = opened(served.secret, PURPOSE, request.cookies.get(COOKIE, ""), Visit)
-    is_over = visit is None or visit.expires <= now() or visit.nonce in served.ended_visits
-    return None if is_over else visit
+    return visit if visit is not None and _is_open(served, visit) else None
+
+
+def is_over(request: Request) -> bool:
+    """Whether the visit that a request came with has ended meanwhile; False where it came with a key of its own."""
+    visit: Visit | None = request.scope["state"].get("visit")
+    return visit is not None and not _is_open(services(request), visit)
+
+
+def _is_open(served: Services, visit: Visit) -> bool:
+    return now() < visit.expires and visit.nonce not in served.ended_visits
 
 
 def as_key(request: Request) -> Request:

@@ -35,6 +35,7 @@ from loreloop.learn.loop.withdrawing import withdrawn
 from loreloop.protocol.episodes import Turn
 from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound
 from loreloop.protocol.feedback import BUILT_IN, Metric
+from loreloop.protocol.loop_rest import LoopStanding
 
 DAY_SECONDS = 86_400.0
 NAMED = 10  # cycles back from a new one whose files may still hold names; cycles without a training collect nothing
@@ -77,6 +78,7 @@ class Course:
     nameless: int = 0  # up to which cycle no names are left, as far as this process has looked
     is_persons_turn: bool = True  # where a person and a shared cycle are both due, they take turns
     feeds: WatchedFeeds = field(default_factory=WatchedFeeds)
+    shown: LoopStanding | None = None  # what the server was told last
     listening: Listening = field(init=False)
 
     def __post_init__(self) -> None:

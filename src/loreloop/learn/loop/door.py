@@ -17,6 +17,7 @@ from loreloop.learn.refusals import kind_of
 from loreloop.protocol.episodes import Turn, TurnPage
 from loreloop.protocol.errors import BadRequest, Gone, NotFound, Unavailable
 from loreloop.protocol.feedback import Feedback, FeedbackPage, Metric
+from loreloop.protocol.loop_rest import LoopStanding
 
 T = TypeVar("T")
 PAGE = 500
@@ -151,6 +152,10 @@ class Door:
             self._json("DELETE", self._person(user, key_id))
         except NotFound:
             return
+
+    def stand(self, standing: LoopStanding) -> None:
+        """Says where the loop stands, for whoever looks at the server's pages."""
+        self._answer("PUT", f"{self.place}/standing", msgspec.to_builtins(standing))
 
     def _person(self, user: str, key_id: str) -> str:
         """Where one person's weights are looked at and taken away."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from loreloop.learn.loop.cycle import Course
 from loreloop.learn.loop.sessions import SessionEnded
+from loreloop.learn.loop.standing import tell_server
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.refusals import in_our_words
 from loreloop.protocol.errors import LoreloopError, Unavailable
@@ -83,9 +84,11 @@ async def run(course: Course, running: Running, *, first: int | None = None) -> 
         except LoreloopError as error:
             # Trying again would change nothing; `status` says why the loop stands still.
             course.folder.tell(error.message)
+            tell_server(course)
             raise
         else:
             pause = course.config.triggers.poll_seconds
+        tell_server(course)
         if (sentence := course.folder.why()["sentence"]) != told:
             running.tell(sentence)
             told = sentence

@@ -11,6 +11,7 @@ from typing import Protocol
 from loreloop.learn.loop.door import Deployed
 from loreloop.protocol.episodes import Turn
 from loreloop.protocol.feedback import Feedback
+from loreloop.protocol.loop_rest import LoopStanding
 
 
 class Feeds(Protocol):
@@ -46,4 +47,8 @@ class Server(Feeds, Protocol):
     ) -> tuple[str, ...]:
         """Says which turns a candidate is trained on, and with which revision it began; gives those that are not there
         any more."""
+        ...
+
+    def stand(self, standing: LoopStanding) -> None:
+        """Says where the loop stands, for whoever looks at the server's pages."""
         ...

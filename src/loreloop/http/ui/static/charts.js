@@ -40,6 +40,22 @@ function optionsOf(metric, all, names, width) {
   };
 }
 
+// A click on a step leads to what it has learned from; a drag zooms, and a double click shows all again.
+function leadToSteps(plot) {
+  const page = plot.root.closest("[data-steps]") || document.querySelector("[data-steps]");
+  if (!page) return;
+  let begun = 0;
+  let going = 0;
+  plot.over.addEventListener("mousedown", (event) => (begun = event.clientX));
+  plot.over.addEventListener("dblclick", () => clearTimeout(going));
+  plot.over.addEventListener("click", (event) => {
+    clearTimeout(going);
+    const step = plot.data[0][plot.cursor.idx];
+    if (step === undefined || event.detail > 1 || Math.abs(event.clientX - begun) > 3) return;
+    going = setTimeout(() => location.assign(page.dataset.steps + step), 400);
+  });
+}
+
 function draw(figure, series) {
   const metric = figure.dataset.metric;
   const all = Object.keys(series);
@@ -53,17 +69,22 @@ function draw(figure, series) {
     begin();
   });
   plot.root.addEventListener("dblclick", () => zooms.delete(metric));
+  leadToSteps(plot);
   const zoom = zooms.get(metric);
   if (zoom) plot.setScale("x", { min: zoom[0], max: zoom[1] });
   plots.push({ plot, place });
 }
 
+let nAsked = 0;
+
 async function drawAll() {
   const figures = [...document.querySelectorAll("figure.chart")];
   if (!figures.length || typeof uPlot === "undefined") return;
+  const number = (nAsked += 1);
   const answer = await fetch(location.href, { headers: { accept: "application/json" } });
   if (!answer.ok) return;
   const { series } = await answer.json();
+  if (number !== nAsked) return; // a later question will draw what is newer
   for (const { plot } of plots.splice(0)) plot.destroy();
   for (const figure of document.querySelectorAll("figure.chart")) draw(figure, series);
 }

@@ -21,12 +21,34 @@ document.addEventListener("submit", (event) => {
 
 // The server sends the part anew; it has escaped whatever stands in it. A stream that breaks off is asked for again by
 // the browser itself.
-for (const part of document.querySelectorAll("[data-live]")) {
-  const stream = new EventSource(part.dataset.live);
-  stream.addEventListener("page", (event) => {
-    if (part.contains(document.activeElement) || String(getSelection()).length) return;
-    part.innerHTML = event.data;
+function follow(part) {
+  let stream = null;
+  let held = null; // what has come and is not shown yet, since somebody reads what stands there
+
+  function show() {
+    if (held === null || part.contains(document.activeElement) || String(getSelection()).length) return;
+    part.innerHTML = held;
+    held = null;
     part.dispatchEvent(new CustomEvent("renewed", { bubbles: true }));
-  });
-  addEventListener("pagehide", () => stream.close());
+  }
+
+  // A browser keeps six connections to a server, so a tab that nobody sees gives its own back.
+  function listen() {
+    if (document.hidden && stream) {
+      stream.close();
+      stream = null;
+    } else if (!document.hidden && !stream) {
+      stream = new EventSource(part.dataset.live);
+      stream.addEventListener("page", (event) => {
+        held = event.data;
+        show();
+      });
+    }
+  }
+
+  for (const name of ["selectionchange", "focusout"]) document.addEventListener(name, () => setTimeout(show));
+  document.addEventListener("visibilitychange", listen);
+  listen();
 }
+
+for (const part of document.querySelectorAll("[data-live]")) follow(part);
