@@ -204,6 +204,25 @@ def test_a_batch_that_breaks_off_leaves_no_gradient(make_engine):
     assert not engine.bank.get("m").grad.any()
 
 
+def test_a_batch_that_breaks_off_takes_nothing_of_what_was_gathered_before(make_engine):
+    """The journal executes the pass that succeeded again, and not the one that failed: both must come to one state."""
+    engine, undisturbed = make_engine(), make_engine()
+    for each in (engine, undisturbed):
+        create(each)
+        train(each, lesson())
+    gathered = engine.bank.get("m").grad.clone()
+
+    def pause():
+        if not torch.equal(engine.bank.get("m").grad, gathered):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        engine.train([lesson(5)], pause)
+    assert torch.equal(engine.bank.get("m").grad, gathered)
+    assert step(engine) == step(undisturbed)
+    assert torch.equal(*masters(engine, "m"), *masters(undisturbed, "m"))
+
+
 def test_deterministic_passes_do_not_notice_each_other(make_engine):
     engine = make_engine(deterministic=True)
     create(engine)

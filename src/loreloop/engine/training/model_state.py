@@ -81,9 +81,20 @@ class ModelState:
         return self.weights
 
     def clear_grad(self) -> None:
-        """Drops the gathered gradients, as after a step or after a batch that was broken off."""
+        """Drops the gathered gradients, as after a step."""
         self.grad.zero_()
         self.has_grad = False
+
+    def copied_grad(self) -> Tensor | None:
+        """What has been gathered so far, for `put_grad_back`; None for nothing, which costs nothing to keep."""
+        return self.grad.clone() if self.has_grad else None
+
+    def put_grad_back(self, grad: Tensor | None) -> None:
+        """Undoes what was added since `copied_grad`: what has failed must not count, and what had succeeded must."""
+        if grad is None:
+            self.clear_grad()
+        else:
+            self.grad.copy_(grad)
 
     def write(self, path: Path, *, durable: bool = True) -> FileSum:
         """The state of this process in one file; vectors that are zero are left out."""
