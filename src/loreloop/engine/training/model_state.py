@@ -68,11 +68,15 @@ class ModelState:
         self.has_grad = False
         self._published = False
 
+    def own_weights(self) -> None:
+        """Leaves a published compute copy to the samples that may still read it, and goes on with one like it. Behind
+        that `refresh_weights` needs no memory, for want of which it could fail amid a change."""
+        if self._published:
+            self.weights, self._published = AdapterView(self.layout, self.weights.flat.clone()), False
+
     def refresh_weights(self) -> None:
         """Brings the compute copy up to date with the master."""
-        # Samples may still read the published copy while training goes on, so it is left alone and a new one is filled.
-        if self._published:
-            self.weights, self._published = AdapterView(self.layout, torch.empty_like(self.weights.flat)), False
+        self.own_weights()
         self.weights.flat.copy_(self.master)
 
     def publish(self) -> AdapterView:
@@ -243,6 +247,7 @@ def read_checkpoint(folder: Path, state: ModelState, *, optimizer: bool) -> None
     # All that may fail is read before the first number of the state is changed, on this rank or on another.
     view = read_share(folder, share.share.spec, torch.float32, share.place, check)[1]
     moments = read_once(share.place, partial(_read_moments, folder, share)) if optimizer else None
+    state.own_weights()
     state.master.copy_(view.flat)
     state.moment1.zero_()
     state.moment2.zero_()
