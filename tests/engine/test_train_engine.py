@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from loreloop.config import EngineConfig
+from loreloop.engine import local
 from loreloop.engine.local import LocalEngine
 from loreloop.protocol.errors import UserError
 from loreloop.protocol.training import (
@@ -164,6 +165,22 @@ def test_a_model_whose_checkpoint_cannot_be_read_does_not_exist(make_engine, tmp
     with pytest.raises(UserError, match="nothing are gone"):
         engine.create_model(CreateModel("m", 0, "r", LoraSpec(4, 0), str(tmp_path / "nothing")))
     assert "m" not in engine.bank
+
+
+def test_a_model_whose_filling_fails_does_not_exist(make_engine, tmp_path, monkeypatch):
+    """Whatever fails it: a fresh model under its name would be trained by whoever asked for the old one."""
+    engine = make_engine()
+    create(engine)
+    engine.save_state(SaveState("m", 1, "r", str(tmp_path / "c")))
+
+    def fails(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(local, "read_checkpoint", fails)
+    with pytest.raises(MemoryError):
+        engine.create_model(CreateModel("n", 0, "r", LoraSpec(4, 0), str(tmp_path / "c")))
+    assert "n" not in engine.bank
+    assert {snapshot.model_id for snapshot in engine.snapshot(str(tmp_path / "s"), 1)} == {"m"}
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -5,6 +5,7 @@ Owns the device memory. Knows nothing of queues and processes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -164,14 +165,13 @@ class LocalEngine:
         if not (lora.train_attn or lora.train_mlp or lora.train_unembed):
             raise BadRequest("Nothing to train: set at least one of train_attn, train_mlp, train_unembed.")
         state = self.bank.create(op.model_id, lora, pause)
-        self.bank.changed(op.model_id)
-        # The model must exist before it can be filled, so a folder that cannot be read takes it away again.
-        if op.load_folder:
-            try:
+        with contextlib.ExitStack() as undo:
+            # The model must exist before it can be filled, so a folder that cannot be read takes it away again.
+            undo.callback(self.bank.drop, op.model_id)
+            if op.load_folder:
                 self._fill(state, op.load_folder, pause, optimizer=op.load_optimizer)
-            except LoreloopError:
-                self.bank.drop(op.model_id)
-                raise
+            undo.pop_all()
+        self.bank.changed(op.model_id)
 
     def drop_model(self, model_id: str) -> None:
         """Forgets a model and its files in the work folder."""

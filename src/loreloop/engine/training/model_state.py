@@ -397,10 +397,10 @@ class AdapterBank:
                 undo.callback(path.unlink, missing_ok=True)
                 write = partial(self._written, model_id, path)
                 files[model_id] = SnapshotFile(path, self.aside.done(write, pause).crc32)
+            if files:
+                # Their rows let the operations go that made these states.
+                self.place.by_first(lambda: sync_names(folder / "any", 3), type(None))
             undo.pop_all()
-        if files:
-            # Their rows let the operations go that made these states.
-            self.place.by_first(lambda: sync_names(folder / "any", 3), type(None))
         # Only when all are written: after an error the next snapshot tries every one of them again.
         self.unsaved.clear()
         return files
