@@ -135,16 +135,20 @@ def written(share: AdapterShare, streams: Sequence[Iterator[AdapterView]], write
     these are made of, until it has failed. `kind` as of `Place.by_first`; nothing but files may be changed by it, so
     that whatever fails there ends the request and not the engine: OutOfService where no error of ours says it."""
 
+    def all_of_it() -> T:
+        given = write()
+        # What it did not want is sent all the same.
+        _go_through(streams)
+        return given
+
     def work() -> T:
-        given = outcome_of(write)
+        given = outcome_of(all_of_it)
         if isinstance(given, Exception) and share.place.n_ranks > 1 and not isinstance(given, LoreloopError | OSError):
             LOG.error("an adapter could not be written", exc_info=given)
             why = f"{type(given).__name__}: {given}"
             raise OutOfService(f"The adapter could not be put together or written ({why}); see the log.", RETRY_SECONDS)
         if isinstance(given, Exception):
             raise given
-        # What it did not want is sent all the same.
-        _go_through(streams)
         return given
 
     if not share.place.is_first:
