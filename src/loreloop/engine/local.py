@@ -129,7 +129,13 @@ class LocalEngine:
             precision=precision,
             images=vision.rules if vision else None,
         )
-        limits = SamplerLimits(n_pages, config.page_tokens, config.max_running_samples, config.prefill_tokens)
+        limits = SamplerLimits(
+            n_pages,
+            config.page_tokens,
+            config.max_running_samples,
+            config.prefill_tokens,
+            gap_seconds_of(config, place),
+        )
         constrain = grammars(self._info) if grammars else refuse
         self.sampler = Sampler(self.decoder, attention, head, limits, constrain, self.images, stage=stage)
         self.failed: list[SampleEvent] = []
@@ -324,6 +330,12 @@ def _n_pages(config: EngineConfig, spec: DecoderSpec, dtype: torch.dtype, place:
     n_pages = max(1, (config.kv_cache_mib << 20) // page_bytes(spec, config.page_tokens, dtype))
     # Stages hold unequal layers, and pages have the same numbers on all of them.
     return min(int(n_1) for n_1 in place.gathered(torch.tensor([n_pages]), [1] * place.n_ranks))
+
+
+def gap_seconds_of(config: EngineConfig, place: Place) -> float:
+    """What prompts beside rows that decode are bound by. Several processes would measure different times, and must
+    compute the same rows."""
+    return config.decode_gap_ms / 1000 if place.n_ranks == 1 else 0.0
 
 
 def _threads(config: EngineConfig, place: Place) -> ThreadKeeper:
