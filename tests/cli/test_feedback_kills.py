@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from loreloop.cli.server import RunningServer, running_server
+from tests.processes import children_called
 
 N_PERSONS, N_EACH = 4, 60
 UNANSWERED = (502, 503, 429)
@@ -101,8 +102,6 @@ def talk(server: RunningServer, turn: str, who: str, acknowledged: dict[str, int
 
 
 def kill_web(server: RunningServer) -> None:
-    children = psutil.Process(server.pid).children()
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):  # one that had ended by itself
-            if "loreloop.cli.http_process" in child.cmdline():
-                child.send_signal(signal.SIGKILL)
+    for child in children_called(server.pid, "loreloop.cli.http_process"):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it had ended by itself
+            child.send_signal(signal.SIGKILL)

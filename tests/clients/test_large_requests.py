@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from loreloop.cli.server import RunningServer
+from tests.processes import children_called
 
 TEN_MB = "word " * 2_000_000
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
@@ -93,10 +93,8 @@ class Watch:
     def __init__(self, server: RunningServer, client: httpx.Client) -> None:
         self.client, self.over = client, threading.Event()
         self.gaps = {"health": 0.0, "stream": 0.0}
-        children = {" ".join(child.cmdline()): child for child in psutil.Process(server.pid).children()}
-        self.process, self.engine = (
-            next(child for line, child in children.items() if name in line)
-            for name in ("http_process", "engine_process")
+        (self.process,), (self.engine,) = (
+            children_called(server.pid, name) for name in ("http_process", "engine_process")
         )
         self.before = self.most = self.process.memory_info().rss
         self.threads = [threading.Thread(target=self._checks), threading.Thread(target=self._reads)]

@@ -19,6 +19,7 @@ from loreloop.cli.server import RunningServer
 from loreloop.mcp.toolbox import Bounds, ToolCaller, open_toolbox
 from loreloop.protocol.errors import BadRequest
 from loreloop.store.rows import ToolCallRecord, ToolServer
+from tests.processes import children_called
 
 ADDER = Path(__file__).parent / "adder.py"
 
@@ -119,7 +120,7 @@ def test_a_stream_that_is_left_ends_its_tool(client, server):
 @pytest.mark.parametrize("label", ["adder", "wrapped"])
 def test_a_killed_server_takes_a_tool_in_the_middle_of_a_call_along(client, server, label):
     """Also one that the registered command has started itself, as npx and uvx do."""
-    (process,) = (each for each in psutil.Process(server.pid).children() if "http_process" in " ".join(each.cmdline()))
+    (process,) = children_called(server.pid, "http_process")
     with ask(client, "sleep", label, max_seconds=600, stream=True) as stream:
         next(chunk for chunk in stream if chunk.choices and hasattr(chunk.choices[0].delta, "tool_activity"))
         assert running([str(ADDER)])

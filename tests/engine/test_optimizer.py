@@ -4,7 +4,10 @@ import math
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
+from loreloop.engine.contract import HalfChanged
+from loreloop.engine.training import optimizer
 from loreloop.engine.training.model_state import ModelState, new_state
 from loreloop.engine.training.optimizer import adam_step
 from loreloop.model.attention_spec import RopeSpec
@@ -125,3 +128,70 @@ def test_the_compute_copy_follows_the_master_in_its_own_precision():
     adam_step(state, AdamParams(1e-2))
     assert torch.equal(state.weights.flat, state.master.bfloat16())
     assert state.master.dtype == torch.float32
+
+
+class Calls(TorchFunctionMode):
+    """Raises at the `wrong`-th call of torch, counted from 0, and notes which calls took more memory than a number's
+    before and after the first change of `watched`."""
+
+    def __init__(self, watched, wrong=-1):
+        self.watched, self.wrong, self.n_calls, self.taken, self.seen = watched, wrong, 0, [], []
+        self.version = watched._version
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.n_calls += 1
+        if self.n_calls - 1 == self.wrong:
+            raise MemoryError("no room")
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.numel() > 1:
+            inputs = [each for each in (*args, *(kwargs or {}).values()) if isinstance(each, torch.Tensor)]
+            here = result.untyped_storage().data_ptr()
+            is_new = all(here != each.untyped_storage().data_ptr() for each in (*inputs, *self.seen))
+            self.seen.append(result)  # held, so that no other tensor comes to lie there
+            if is_new:
+                self.taken.append("before" if self.watched._version == self.version else "after")
+        return result
+
+
+def ready(params):
+    """A state that samples read, behind a step, with gradients."""
+    state = new_state(SPEC, LoraSpec(3, 0), torch.float32, torch.device("cpu"))
+    give_grad(state, 1)
+    adam_step(state, params)
+    give_grad(state, 2)
+    state.publish()
+    return state
+
+
+def test_whatever_call_fails_a_step_is_not_begun_or_ends_the_engine(monkeypatch):
+    """A failed operation is left out where the journal is executed again, so half of one must not stay either."""
+    monkeypatch.setattr(optimizer, "CHUNK", 5000)
+    params = AdamParams(1e-2, grad_clip_norm=1.0)
+    expected, calls = ready(params), Calls(torch.empty(0))
+    before = vectors(expected)
+    with calls:
+        adam_step(expected, params)
+    ends = set()
+    for wrong in range(calls.n_calls):
+        state = ready(params)
+        try:
+            with Calls(state.master, wrong):
+                adam_step(state, params)
+        except MemoryError:
+            ends.add("not begun")
+            assert all(torch.equal(getattr(state, name), before[name]) for name in VECTORS)
+            assert torch.equal(state.weights.flat, state.master)
+            adam_step(state, params)
+            assert torch.equal(state.master, expected.master)
+        except HalfChanged:
+            ends.add("ended")
+    assert ends == {"not begun", "ended"}
+
+
+def test_a_step_takes_no_memory_once_it_changes_numbers(monkeypatch):
+    monkeypatch.setattr(optimizer, "CHUNK", 5000)
+    params = AdamParams(1e-2)
+    state = ready(params)
+    with Calls(state.moment1) as calls:
+        adam_step(state, params)
+    assert set(calls.taken) == {"before"}

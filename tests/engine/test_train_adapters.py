@@ -161,6 +161,22 @@ def test_a_snapshot_that_fails_leaves_no_files(tmp_path, monkeypatch):
     assert set(bank.snapshot(tmp_path / "snapshots", "2")) == {"a", "b"}
 
 
+def test_a_snapshot_whose_names_cannot_be_synced_leaves_no_files(tmp_path, monkeypatch):
+    bank = new_bank(tmp_path)
+    touch(bank.create("a", LoraSpec(2, 0)), 3)
+    bank.changed("a")
+
+    def fails(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("loreloop.engine.training.model_state.sync_names", fails)
+    with pytest.raises(OSError, match="Too many open files"):
+        bank.snapshot(tmp_path / "snapshots", "1")
+    assert [*(tmp_path / "snapshots").iterdir()] == []
+    monkeypatch.undo()
+    assert set(bank.snapshot(tmp_path / "snapshots", "2")) == {"a"}
+
+
 def test_a_restored_bank_is_the_one_that_was_snapshot(tmp_path):
     bank = new_bank(tmp_path / "first")
     for name in "abc":

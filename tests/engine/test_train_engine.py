@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from loreloop.config import EngineConfig
+from loreloop.engine import local
 from loreloop.engine.local import LocalEngine
 from loreloop.protocol.errors import UserError
 from loreloop.protocol.training import (
@@ -166,6 +167,22 @@ def test_a_model_whose_checkpoint_cannot_be_read_does_not_exist(make_engine, tmp
     assert "m" not in engine.bank
 
 
+def test_a_model_whose_filling_fails_does_not_exist(make_engine, tmp_path, monkeypatch):
+    """Whatever fails it: a fresh model under its name would be trained by whoever asked for the old one."""
+    engine = make_engine()
+    create(engine)
+    engine.save_state(SaveState("m", 1, "r", str(tmp_path / "c")))
+
+    def fails(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(local, "read_checkpoint", fails)
+    with pytest.raises(MemoryError):
+        engine.create_model(CreateModel("n", 0, "r", LoraSpec(4, 0), str(tmp_path / "c")))
+    assert "n" not in engine.bank
+    assert {snapshot.model_id for snapshot in engine.snapshot(str(tmp_path / "s"), 1)} == {"m"}
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_work_done_again_from_a_snapshot_gives_the_same_bits(make_engine, tmp_path, threads):
     first, second = make_engine(), make_engine()
@@ -202,6 +219,25 @@ def test_a_batch_that_breaks_off_leaves_no_gradient(make_engine):
     with pytest.raises(MemoryError):
         engine.train([lesson()], pause)
     assert not engine.bank.get("m").grad.any()
+
+
+def test_a_batch_that_breaks_off_takes_nothing_of_what_was_gathered_before(make_engine):
+    """The journal executes the pass that succeeded again, and not the one that failed: both must come to one state."""
+    engine, undisturbed = make_engine(), make_engine()
+    for each in (engine, undisturbed):
+        create(each)
+        train(each, lesson())
+    gathered = engine.bank.get("m").grad.clone()
+
+    def pause():
+        if not torch.equal(engine.bank.get("m").grad, gathered):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        engine.train([lesson(5)], pause)
+    assert torch.equal(engine.bank.get("m").grad, gathered)
+    assert step(engine) == step(undisturbed)
+    assert torch.equal(*masters(engine, "m"), *masters(undisturbed, "m"))
 
 
 def test_deterministic_passes_do_not_notice_each_other(make_engine):

@@ -20,6 +20,7 @@ from tinker import types
 from loreloop.cli.main import cli
 from loreloop.cli.server import RunningServer, running_server
 from tests.host.test_server import until
+from tests.processes import children_called, words_of
 from tests.sdk.clients import fit, service, trainer
 from tests.tiny import make_tiny_model
 
@@ -64,8 +65,8 @@ def metric(running: RunningServer, name: str) -> dict[int, float]:
 
 
 def process_of(running: RunningServer, replica: int) -> psutil.Process:
-    children = psutil.Process(running.pid).children()
-    (found,) = (p for p in children if "loreloop.cli.engine_process" in (w := p.cmdline()) and w[-2] == str(replica))
+    engines = children_called(running.pid, "loreloop.cli.engine_process")
+    (found,) = (engine for engine in engines if words_of(engine)[-2:-1] == [str(replica)])
     return found
 
 

@@ -26,6 +26,7 @@ from loreloop.host.dispatcher import Dispatcher
 from loreloop.host.job_desk import JobDesk
 from loreloop.host.server_plan import NONCE, ServerPlan
 from loreloop.host.web import run_web
+from tests.processes import children_called
 from tests.tiny import make_tiny_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -84,11 +85,7 @@ def until(found: Callable[[], Any], seconds: float = 40) -> Any:
 
 
 def child(server: RunningServer, module: str) -> psutil.Process | None:
-    try:
-        children = psutil.Process(server.pid).children()
-        return next((process for process in children if f"loreloop.cli.{module}" in process.cmdline()), None)
-    except psutil.NoSuchProcess:
-        return None
+    return next(iter(children_called(server.pid, f"loreloop.cli.{module}")), None)
 
 
 def killed(server: RunningServer, module: str) -> None:

@@ -9,7 +9,6 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import tinker
 
@@ -32,6 +31,7 @@ from tests.jobs.rig import (
     until,
     weights,
 )
+from tests.processes import children_called
 from tests.sdk.clients import service
 
 LONG = {"method": supervised(n_epochs=10, batch_size=1), "seed": 7}
@@ -49,8 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Itera
 
 
 def kill(server: RunningServer, module: str) -> None:
-    children = psutil.Process(server.pid).children()
-    (victim,) = (each for each in children if f"loreloop.cli.{module}" in each.cmdline())
+    (victim,) = children_called(server.pid, f"loreloop.cli.{module}")
     victim.send_signal(signal.SIGKILL)
 
 

@@ -1,13 +1,16 @@
 """No rank holds an adapter whole, whatever is done with it; and the files are those of one process."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from loreloop.engine.training.model_state import new_state, write_checkpoint
+from loreloop.engine.training.model_state import new_state, write_checkpoint, written
 from loreloop.formats.configuration import read_spec
+from loreloop.model.lora import AdapterView
 from loreloop.parallel.place import ALONE
+from loreloop.protocol.errors import OutOfService
 from tests.engine.train_rig import CPU
 from tests.parallel.adapter_rank import LORA, peaks, rewritten, struck
 from tests.parallel.rig import on_ranks
@@ -65,6 +68,27 @@ def test_what_fails_on_the_first_process_amid_a_stream_ends_the_request_on_all(
     assert first == [FIRST[fault]] * 4
     assert other == ["The first process of this engine could not do it; see the log."] * 4
     assert_equal_files(tmp_path / "one", tmp_path / "ranks")
+
+
+class First:
+    """As much of a share as `written` asks for, on the first of two processes."""
+
+    n_ranks, is_first = 2, True
+
+    def __init__(self) -> None:
+        self.place = self
+
+    def by_first(self, work: Callable[[], str], kind: type[str]) -> str:
+        return work()
+
+
+def test_what_fails_of_a_stream_that_the_file_did_not_want_ends_the_request_too() -> None:
+    def no_room() -> Iterator[AdapterView]:
+        raise MemoryError("no room")
+        yield
+
+    with pytest.raises(OutOfService, match="no room"):
+        written(First(), [no_room()], lambda: "a file", str)  # type: ignore[arg-type]
 
 
 def with_source(tmp_path: Path) -> Path:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from loreloop.cli.server import RunningServer
 from tests.parallel.ray_nodes import Nodes, ray_nodes
 from tests.parallel.test_mesh_server import server, service, trained
+from tests.processes import children_called
 
 pytestmark = pytest.mark.slow
 BACK_SECONDS = 30
@@ -36,12 +37,10 @@ def hosts(request: pytest.FixtureRequest) -> Iterator[Nodes | None]:
 
 def ranks(running: RunningServer, hosts: Nodes | None) -> list[psutil.Process]:
     """The processes of the engine, its first one last."""
-    children = psutil.Process(running.pid).children(recursive=True)
-    (first,) = [child for child in children if "loreloop.cli.engine_process" in child.cmdline()]
+    (first,) = children_called(running.pid, "loreloop.cli.engine_process", recursive=True)
     if hosts is None:
-        return [*[child for child in first.children() if "loreloop.cli.rank_process" in child.cmdline()], first]
-    of_ray = psutil.Process(hosts.process.pid).children(recursive=True)
-    return [*[child for child in of_ray if child.is_running() and "ray::RayRank" in " ".join(child.cmdline())], first]
+        return [*children_called(first.pid, "loreloop.cli.rank_process"), first]
+    return [*children_called(hosts.process.pid, "ray::RayRank", recursive=True), first]
 
 
 def run(folder: Path, hosts: Nodes | None, disturb: Callable[[RunningServer, int], None]) -> list[torch.Tensor]:

@@ -25,6 +25,7 @@ from loreloop.host.lifeline import LOST_SECONDS
 from loreloop.host.ray_cluster import Host, Seat
 from tests.parallel.ray_nodes import ROOT, Nodes, ray_nodes
 from tests.parallel.test_mesh_server import OPTIONS, server, service, trained
+from tests.processes import words_of
 from tests.tiny import make_tiny_model
 
 if importlib.util.find_spec("ray") is None:
@@ -53,7 +54,7 @@ def actors_of(address: str) -> list[psutil.Process]:
     for process in psutil.process_iter(["cmdline"]):
         if (process.info["cmdline"] or [""])[0].startswith("ray::RayRank"):
             parent = process.parent()
-            if parent and any(address in word for word in parent.cmdline()):
+            if parent and any(address in word for word in words_of(parent)):
                 found.append(process)
     return found
 

@@ -218,8 +218,8 @@ def test_snapshots_name_what_moved_and_outdated_files_go(tmp_path: Path) -> None
 
 
 def test_a_shutdown_finishes_the_running_batch_and_leaves_a_snapshot(tmp_path: Path) -> None:
-    first = [*START, *submits(create("m"), forward_backward("m", 1), step("m", 2))]
-    journal = live(FakeEngine(layer_seconds=0.15), [first, [Shutdown()]], tmp_path)
+    groups = [[*START, *submits(create("m"))], submits(forward_backward("m", 1), step("m", 2)), [Shutdown()]]
+    journal = live(FakeEngine(layer_seconds=0.15), groups, tmp_path)
     assert set(journal.results) == {"m:0", "m:1"}
     assert journal.snapshots["m"].next_seq_id == 2
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loreloop.engine.contract import HalfChanged, Pause, no_pause
 from loreloop.engine.fake import FakeEngine
 from loreloop.protocol.link import DropModel, Restored, Sample, Submit, ToEngine
-from loreloop.protocol.training import Failure, LoadState, SkipSeq, TrainOp
+from loreloop.protocol.training import Failure, LoadState, OptimStep, SkipSeq, StepResult, TrainOp
 from tests.scheduler.harness import EMPTY, Journal, live
 from tests.scheduler.ops import create, forward_backward, rid, sample, save, skip, step
 
@@ -148,3 +149,25 @@ def test_samples_end_once_over_two_lives(tmp_path: Path, dies_after: int) -> Non
     again = [Sample(op) for op in ops if op.request_id not in journal.sampled]
     live(FakeEngine(rooms=4), [[*journal.replay(), *again]], tmp_path, journal=journal)
     assert journal.sampled == calm.sampled
+
+
+class Spoilt(FakeEngine):
+    """Stops amid its second step."""
+
+    def optim_step(self, op: OptimStep, pause: Pause = no_pause) -> StepResult:
+        model = self.models[op.model_id]
+        if model.steps == 1:
+            model.weight += 100.0
+            raise HalfChanged("a fault")
+        return super().optim_step(op, pause)
+
+
+def test_what_an_engine_has_half_changed_is_told_to_nobody_and_worked_out_anew(tmp_path: Path) -> None:
+    ops = [create("a"), *(each("a", seq) for seq, each in enumerate((forward_backward, step) * 2, start=1))]
+    calm = live(FakeEngine(), [[*START, *map(Submit, ops)]], tmp_path / "calm")
+    journal = Journal()
+    with pytest.raises(HalfChanged):
+        live(Spoilt(), [[*START, *map(journal.accept, ops)]], tmp_path, journal=journal, snapshot_seconds=0)
+    assert "a:4" not in journal.results
+    live(FakeEngine(), [journal.replay()], tmp_path, journal=journal)
+    assert journal.results == calm.results

@@ -5,12 +5,24 @@ import math
 import numpy as np
 import pytest
 
+from loreloop.engine.fake import FakeEngine
 from loreloop.host.divergences import MOST_RUNS, Divergences
-from loreloop.protocol.link import Batch, BatchDone, OpEnd
+from loreloop.protocol.link import Batch, BatchDone, OpEnd, Restored, Submit
 from loreloop.protocol.tensors import tensor_of
 from loreloop.protocol.token_ids import pack_ids
-from loreloop.protocol.training import AdamParams, Datum, Done, ForwardBackward, OptimStep, PassResult, TextChunk
+from loreloop.protocol.training import (
+    AdamParams,
+    Datum,
+    Done,
+    ForwardBackward,
+    OptimStep,
+    PassResult,
+    StepResult,
+    TextChunk,
+)
 from loreloop.scheduler.sampler_kl import sampler_kl
+from tests.scheduler.harness import EMPTY, live
+from tests.scheduler.ops import create, step
 
 
 def floats(*values):
@@ -42,6 +54,19 @@ def test_what_compares_with_no_sampler_tells_nothing():
 
 def test_an_enormous_ratio_is_infinitely_far():
     assert sampler_kl(*a_pass([0.0], [-2000.0], [1.0])) == math.inf
+
+
+@pytest.mark.parametrize("unread", [[-1.0], [-1.0, math.nan], [[-1.0, -1.0], [-1.0, -1.0]]])
+def test_inputs_that_the_loss_does_not_read_end_no_engine(tmp_path, unread):
+    """`cross_entropy` takes a datum of another loss and looks at what it needs alone."""
+    inputs = {"target_tokens": tensor_of(np.arange(2)), "logprobs": tensor_of(np.array(unread, np.float32))}
+    datum = Datum((TextChunk(pack_ids(np.arange(2))),), inputs | {"advantages": floats(0.0, 1.0)})
+    op = ForwardBackward("m", 1, "m:1", (datum,), "cross_entropy", {})
+    groups = [[EMPTY, Restored()], [Submit(create("m")), Submit(op), Submit(step("m", 2))]]
+    journal = live(FakeEngine(), groups, tmp_path)
+    assert isinstance(journal.results["m:1"], PassResult)
+    assert isinstance(journal.results["m:2"], StepResult)
+    assert all(end.sampler_kl is None for done in journal.heard if isinstance(done, BatchDone) for end in done.ends)
 
 
 def told(kept, run, nats, *, replayed=False):

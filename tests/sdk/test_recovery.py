@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from loreloop.cli.server import RunningServer, running_server
+from tests.processes import children_called
 from tests.sdk.clients import GREEDY, IDS, datum, fit, prompt, service, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -40,8 +41,7 @@ def test_a_data_folder_that_was_moved_has_all_it_had(tmp_path: Path, tiny_folder
 
 
 def process(server: RunningServer, name: str) -> psutil.Process:
-    children = psutil.Process(server.pid).children()
-    return next(child for child in children if any(name in word for word in child.cmdline()))
+    return children_called(server.pid, name)[0]
 
 
 def test_a_killed_engine_changes_nothing(own_server: RunningServer) -> None:

@@ -37,10 +37,11 @@ DISK = ("The disk of the data folder does not take this", "Input/output error", 
 
 
 class Ledger:
-    """`problems` are the promises that were not kept, in words."""
+    """`problems` are the promises that were not kept, in words. `struck` are the faults of the disk that have happened:
+    without any, nothing may be laid to it."""
 
-    def __init__(self, *, mixes: bool) -> None:
-        self.mixes = mixes
+    def __init__(self, *, mixes: bool, struck: Sequence[str] = ()) -> None:
+        self.mixes, self.struck = mixes, struck
         self.acknowledged: set[str] = set()
         self.ends: dict[str, OpResult] = {}
         self.sampled: dict[str, SampleResult | Failure] = {}
@@ -102,6 +103,7 @@ class Course(FakeEngine):
         super().__init__(mixes=ledger.mixes)
         self.ledger = ledger
         self.saved: dict[str, Model] = {}
+        self.unsaved: set[str] = set()  # of which nobody was told that they are there
 
     def go_on(self, op: TrainOp, end: OpResult) -> None:
         """Executes the next operation and compares its end."""
@@ -115,13 +117,18 @@ class Course(FakeEngine):
                 self._compare(op, end, self.optim_step(op))
             case SaveState():
                 self.saved[op.folder] = copy.copy(self.models[op.model_id])
-                if not _is_disk_trouble(end):
+                if self._is_disk_trouble(end):
+                    self.unsaved.add(op.folder)
+                else:
                     self._compare_saved(op, end)
             case LoadState():
                 if isinstance(end, Done):
                     self.models[op.model_id] = copy.copy(self.saved[op.folder])
-                elif not _is_disk_trouble(end) and not _is_missing(end):
+                elif not self._is_disk_trouble(end) and not (_is_missing(end) and op.folder in self.unsaved):
                     self.ledger.problem(f"{op.request_id} ended as {end}")
+
+    def _is_disk_trouble(self, end: OpResult) -> bool:
+        return bool(self.ledger.struck) and isinstance(end, Failure) and any(part in end.message for part in DISK)
 
     def _compare(self, op: TrainOp, end: OpResult, expected: OpResult) -> None:
         if isinstance(end, Failure) and isinstance(expected, Failure):
@@ -149,10 +156,6 @@ def expected_tokens(op: SampleOp) -> list[list[int]]:
 
 def _is_over(end: OpResult) -> bool:
     return isinstance(end, Failure) and any(part in end.message for part in OVER)
-
-
-def _is_disk_trouble(end: OpResult) -> bool:
-    return isinstance(end, Failure) and any(part in end.message for part in DISK)
 
 
 def _is_missing(end: OpResult) -> bool:

@@ -92,7 +92,7 @@ class World:
             mixes=chance.random() < 0.5,
         )
         self.delays = chance.choice(((0.0,), (0.0, 0.0005, 0.01), (0.0, 0.001, 0.05, 0.4)))
-        self.ledger = Ledger(mixes=self.pace.mixes)
+        self.ledger = Ledger(mixes=self.pace.mixes, struck=self.disk.struck)
         self.trainers = [self._trainer(session_id) for session_id in template.session_ids[: chance.randint(1, 3)]]
         requests = sample_script(template.session_ids[-1], template.key_id, chance, chance.randint(0, 6))
         self.clients: list[Client] = [*self.trainers, SamplingClient(requests, self.ledger, chance)]

@@ -70,6 +70,11 @@ def no_pause() -> None:
     """For calls in which nobody has anything to do meanwhile."""
 
 
+class HalfChanged(BaseException):
+    """A fault of ours has stopped an engine amid a model's numbers. It must end, and the next one works the model out
+    anew from what is on the disk. No `Exception`: whoever took it for a failed operation would go on with the rest."""
+
+
 class Constraint(Protocol):
     """What may be drawn next, by a grammar that the engine does not know. May raise UserError."""
 
@@ -96,7 +101,7 @@ Constrain = Callable[[str], Constraint]  # from a request's grammar; BadRequest 
 
 class Engine(Protocol):
     """What the scheduler may ask of an engine. Errors of users are raised as UserError, any other exception is the
-    engine's own fault."""
+    engine's own fault, and `HalfChanged` its end."""
 
     @property
     def info(self) -> EngineInfo:

@@ -98,6 +98,7 @@ class FakeEngine:
         """Begins at the seed, or at a saved state. BadRequest for ranks above 64."""
         if op.lora.rank > 64:
             raise BadRequest(f"The rank {op.lora.rank} was asked for; it must lie between 1 and 64.")
+        self._work(pause)
         state = json.loads((Path(op.load_folder) / "state.json").read_text()) if op.load_folder else None
         self.models[op.model_id] = Model(**state) if state else Model(float(op.lora.seed))
         self.changed.add(op.model_id)
@@ -111,7 +112,7 @@ class FakeEngine:
         """Moves the number against its gradient. NotFound where the model is not live."""
         model = self._model(op.model_id)
         norm = abs(model.gradient)
-        pause()
+        self._work(pause)
         model.weight -= op.adam.learning_rate * model.gradient
         model.gradient, model.steps = 0.0, model.steps + 1
         self.changed.add(op.model_id)
@@ -119,32 +120,38 @@ class FakeEngine:
 
     def save_state(self, op: SaveState, pause: Pause = no_pause) -> SavedResult:
         """Writes the number, its gradient and its steps as JSON."""
-        pause()
+        self._work(pause)
         return SavedResult(_write(Path(op.folder), self._model(op.model_id)))
 
     def save_sampler(self, op: SaveSampler, pause: Pause = no_pause) -> SavedResult:
         """Writes the same file as `save_state`, so that tests see what a revision was made of."""
-        pause()
+        self._work(pause)
         return SavedResult(_write(Path(op.folder), self._model(op.model_id)))
 
     def save_external(self, op: SaveExternal, pause: Pause = no_pause) -> SavedResult:
         """Writes the same file as `save_state`, never encrypted."""
+        self._work(pause)
         return SavedResult(_write(Path(op.folder), self._model(op.model_id)))
 
     def load_state(self, op: LoadState, pause: Pause = no_pause) -> None:
         """Takes the saved numbers over, whatever the model was before."""
+        self._work(pause)
         self.models[op.model_id] = Model(**json.loads((Path(op.folder) / "state.json").read_text()))
         self.changed.add(op.model_id)
 
     def train(self, passes: Sequence[ForwardBackward], pause: Pause) -> list[PassResult | Failure]:
         """Pauses three times, then computes all passes; the loss named `broken` raises as a bug would."""
         for _ in range(3):
-            self.sleep(self.layer_seconds)
-            pause()
+            self._work(pause)
         self.n_batches += 1
         # Those that are refused are no part of what is computed, as in a real engine.
         n_computed = sum(self._can_compute(op) for op in passes)
         return [self._pass(op, n_computed) for op in passes]
+
+    def _work(self, pause: Pause) -> None:
+        """What takes long, and so pauses."""
+        self.sleep(self.layer_seconds)
+        pause()
 
     def _can_compute(self, op: ForwardBackward) -> bool:
         return op.loss_fn == "cross_entropy" and op.model_id in self.models
@@ -169,6 +176,7 @@ class FakeEngine:
         """Writes every model that changed since the last snapshot, and gives their files, which are on the disk."""
         taken = []
         for model_id in sorted(self.changed):
+            self._work(pause)
             file = Path(folder) / f"{file_name(model_id)}.{plan_no}.json"
             file.write_text(json.dumps(asdict(self.models[model_id])))
             sync_path(file)

@@ -71,7 +71,8 @@ class Head:
         want_grad_N: Tensor | None,
         pause: Pause = lambda: None,
     ) -> Scores:
-        """log p(target) of every row; with `want_grad_N` (bool) also its gradient, zero where not wanted.
+        """log p(target) of every row; with `want_grad_N` (bool) also its gradient, zero where not wanted. Pauses after
+        each product, as `backward` does.
 
         The gradient is E[target] − p·E of the frozen head E, so it is right only where no unembedding adapter acts.
         """
@@ -87,6 +88,7 @@ class Head:
             logits_NV = self._product(h_ND, rows, lora)
             self._read(logits_NV, own[rows], target_NK[rows], normalizer_N1[rows], want_p=want_grad)
             if mean_ND is not None and wanted_N is not None and want_grad:
+                pause()  # between two products, each of which takes as long as some of a layer's
                 self._mean(logits_NV, wanted_N, mean_ND[rows])
             pause()
         merged = self.decoder.vocabulary.merged(normalizer_N1, target_NK)
@@ -160,6 +162,7 @@ class Head:
             with torch.enable_grad():
                 logits_NV = rows_of(lora, rows).linear(h_chunk, self.decoder.head, self.decoder.spec.n_layers, UNEMBED)
                 logits_NV = self.decoder.capped(logits_NV)
+            pause()
             with torch.no_grad():
                 # d logits = scatter(dlogp) − p · Σ dlogp, without autograd's copies of rows × vocabulary
                 p_NV = logits_NV.float().softmax(-1)
@@ -167,6 +170,7 @@ class Head:
                 # The softmax is over the tokens that are held, and has too much where others have some.
                 dlogits_NV = p_NV.mul_(weight_N1 if share_N1 is None else weight_N1 * share_N1[rows])
                 dlogits_NV.scatter_add_(1, own[rows].index_NK, own[rows].only(dlogp_NK[rows]))
+            pause()
             # Through autograd, since this product may carry an unembedding adapter, whose gradient is gathered on the
             # way.
             logits_NV.backward(dlogits_NV.to(logits_NV.dtype))

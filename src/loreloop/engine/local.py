@@ -5,6 +5,7 @@ Owns the device memory. Knows nothing of queues and processes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -128,7 +129,13 @@ class LocalEngine:
             precision=precision,
             images=vision.rules if vision else None,
         )
-        limits = SamplerLimits(n_pages, config.page_tokens, config.max_running_samples, config.prefill_tokens)
+        limits = SamplerLimits(
+            n_pages,
+            config.page_tokens,
+            config.max_running_samples,
+            config.prefill_tokens,
+            gap_seconds_of(config, place),
+        )
         constrain = grammars(self._info) if grammars else refuse
         self.sampler = Sampler(self.decoder, attention, head, limits, constrain, self.images, stage=stage)
         self.failed: list[SampleEvent] = []
@@ -164,14 +171,13 @@ class LocalEngine:
         if not (lora.train_attn or lora.train_mlp or lora.train_unembed):
             raise BadRequest("Nothing to train: set at least one of train_attn, train_mlp, train_unembed.")
         state = self.bank.create(op.model_id, lora, pause)
-        self.bank.changed(op.model_id)
-        # The model must exist before it can be filled, so a folder that cannot be read takes it away again.
-        if op.load_folder:
-            try:
+        with contextlib.ExitStack() as undo:
+            # The model must exist before it can be filled, so a folder that cannot be read takes it away again.
+            undo.callback(self.bank.drop, op.model_id)
+            if op.load_folder:
                 self._fill(state, op.load_folder, pause, optimizer=op.load_optimizer)
-            except LoreloopError:
-                self.bank.drop(op.model_id)
-                raise
+            undo.pop_all()
+        self.bank.changed(op.model_id)
 
     def drop_model(self, model_id: str) -> None:
         """Forgets a model and its files in the work folder."""
@@ -324,6 +330,12 @@ def _n_pages(config: EngineConfig, spec: DecoderSpec, dtype: torch.dtype, place:
     n_pages = max(1, (config.kv_cache_mib << 20) // page_bytes(spec, config.page_tokens, dtype))
     # Stages hold unequal layers, and pages have the same numbers on all of them.
     return min(int(n_1) for n_1 in place.gathered(torch.tensor([n_pages]), [1] * place.n_ranks))
+
+
+def gap_seconds_of(config: EngineConfig, place: Place) -> float:
+    """What prompts beside rows that decode are bound by. Several processes would measure different times, and must
+    compute the same rows."""
+    return config.decode_gap_ms / 1000 if place.n_ranks == 1 else 0.0
 
 
 def _threads(config: EngineConfig, place: Place) -> ThreadKeeper:

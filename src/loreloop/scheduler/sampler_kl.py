@@ -19,13 +19,15 @@ def sampler_kl(op: TrainOp, result: OpResult) -> float | None:
         return None
     found = []
     for datum, outputs in zip(op.data, result.outputs, strict=False):
-        if not all(name in datum.inputs for name in NEEDED):
+        trained = outputs["logprobs"].numpy().astype(np.float64)
+        # A loss without a sampler lets such inputs pass unread, whatever shape and values they have.
+        if not all(name in datum.inputs and datum.inputs[name].shape == trained.shape for name in NEEDED):
             continue
         # Only where a loss looks: elsewhere stand zeros in place of log-probabilities.
         learned = datum.inputs["advantages"].numpy() != 0
-        trained = outputs["logprobs"].numpy().astype(np.float64)
         sampled = datum.inputs["logprobs"].numpy().astype(np.float64)
-        found.append((trained - sampled)[learned])
+        if np.isfinite(sampled[learned]).all():
+            found.append((trained - sampled)[learned])
     differences = np.concatenate(found) if found else np.zeros(0)
     if not differences.size:
         return None

@@ -9,8 +9,9 @@ L layers that route, K experts a token; slots_K: one for each key.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -24,6 +25,7 @@ from loreloop.engine.head import Head
 from loreloop.engine.images import Ids, ImageTable, text_only
 from loreloop.engine.sampling.paged_attention import KvCache, PagedAttention, StepRow, newest_in_place
 from loreloop.engine.sampling.pages import PagePool
+from loreloop.engine.sampling.prefill_budget import PrefillBudget
 from loreloop.engine.sampling.prefix_tree import PrefixTree
 from loreloop.engine.sampling.sample_row import BASE, SampleRow, rows_of
 from loreloop.engine.sampling.step_draws import Draws, StepShare, draw
@@ -46,12 +48,14 @@ def refuse(grammar: str) -> Constraint:
 
 @dataclass(frozen=True)
 class SamplerLimits:
-    """What one sampler may use: pages of the cache, tokens a page, samples at once, and prompt tokens a step."""
+    """What one sampler may use: pages of the cache, tokens a page, samples at once, and prompt tokens a step; with a
+    `gap_seconds` that is not 0 fewer of these, where other rows would wait longer for their next token."""
 
     n_pages: int
     page_tokens: int
     max_running: int
     prefill_tokens: int
+    gap_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,11 @@ class Sampler:
         images: ImageTable | None = None,
         *,
         stage: Stage | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.decoder, self.attention, self.head, self.limits = decoder, attention, head, limits
-        self.stage = stage or Stage()
+        self.stage, self.clock = stage or Stage(), clock
+        self.prefill = PrefillBudget(limits.prefill_tokens, limits.gap_seconds)
         self.under_way: deque[_Step] = deque()  # the oldest first
         self.constrain, self.images = constrain, images or text_only()
         self.pool = PagePool(limits.n_pages)
@@ -91,6 +97,7 @@ class Sampler:
         # Training has the same kernel, so both round alike; fixed shapes have none.
         self.in_place = not self.exact and newest_in_place(decoder.spec, self.cache)
         self.stacks = StackCache(decoder.head.products)
+        self.n_prefilled = 0  # prompt tokens of the step
         self.lives = Counter[str]()  # by revision: how often its id was dropped
 
     @property
@@ -134,6 +141,7 @@ class Sampler:
         anew when its draws are back, and the last to begin are finished in the next step.
         """
         events: list[SampleEvent] = []
+        started, self.n_prefilled = self.clock(), 0
         # Adapters' weights are plain tensors without gradients, but the autograd wrappers would be entered all the
         # same.
         with torch.no_grad():
@@ -142,6 +150,7 @@ class Sampler:
                 # Where nothing could begin, a draw is what all rows wait for.
                 if self.under_way and (len(self.under_way) == self.stage.n_stages or not has_begun):
                     events += self._finish_oldest()
+        self.prefill.took(self.n_prefilled, self.clock() - started)
         return events
 
     def _begin(self) -> bool:
@@ -231,7 +240,8 @@ class Sampler:
     def _shares(self) -> list[StepShare]:
         n_most = -(-len(self.running) // self.stage.n_stages)
         # Decoding rows do not draw on the budget: it bounds how long they wait for others' prompts in one step.
-        budget, n_prompts = self.limits.prefill_tokens, 0
+        most, n_prompts = self.prefill.tokens(beside_others=any(row.n_missing == 1 for row in self.running)), 0
+        budget = most
         shares: list[StepShare] = []
         # A copy, since making room may take rows out while the loop runs.
         for row in list(self.running):
@@ -247,6 +257,7 @@ class Sampler:
                 shares.append(StepShare(row, n_tokens, row.life))
                 if row.n_missing > 1:
                     budget, n_prompts = budget - n_tokens, n_prompts + 1
+        self.n_prefilled += most - budget
         # A row that already had its share may have given way to an older one afterwards.
         return [share for share in shares if share.is_current]
 

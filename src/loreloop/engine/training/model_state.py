@@ -68,11 +68,15 @@ class ModelState:
         self.has_grad = False
         self._published = False
 
+    def own_weights(self) -> None:
+        """Leaves a published compute copy to the samples that may still read it, and goes on with one like it. Behind
+        that `refresh_weights` needs no memory, for want of which it could fail amid a change."""
+        if self._published:
+            self.weights, self._published = AdapterView(self.layout, self.weights.flat.clone()), False
+
     def refresh_weights(self) -> None:
         """Brings the compute copy up to date with the master."""
-        # Samples may still read the published copy while training goes on, so it is left alone and a new one is filled.
-        if self._published:
-            self.weights, self._published = AdapterView(self.layout, torch.empty_like(self.weights.flat)), False
+        self.own_weights()
         self.weights.flat.copy_(self.master)
 
     def publish(self) -> AdapterView:
@@ -81,9 +85,20 @@ class ModelState:
         return self.weights
 
     def clear_grad(self) -> None:
-        """Drops the gathered gradients, as after a step or after a batch that was broken off."""
+        """Drops the gathered gradients, as after a step."""
         self.grad.zero_()
         self.has_grad = False
+
+    def copied_grad(self) -> Tensor | None:
+        """What has been gathered so far, for `put_grad_back`; None for nothing, which costs nothing to keep."""
+        return self.grad.clone() if self.has_grad else None
+
+    def put_grad_back(self, grad: Tensor | None) -> None:
+        """Undoes what was added since `copied_grad`: what has failed must not count, and what had succeeded must."""
+        if grad is None:
+            self.clear_grad()
+        else:
+            self.grad.copy_(grad)
 
     def write(self, path: Path, *, durable: bool = True) -> FileSum:
         """The state of this process in one file; vectors that are zero are left out."""
@@ -120,16 +135,20 @@ def written(share: AdapterShare, streams: Sequence[Iterator[AdapterView]], write
     these are made of, until it has failed. `kind` as of `Place.by_first`; nothing but files may be changed by it, so
     that whatever fails there ends the request and not the engine: OutOfService where no error of ours says it."""
 
+    def all_of_it() -> T:
+        given = write()
+        # What it did not want is sent all the same.
+        _go_through(streams)
+        return given
+
     def work() -> T:
-        given = outcome_of(write)
+        given = outcome_of(all_of_it)
         if isinstance(given, Exception) and share.place.n_ranks > 1 and not isinstance(given, LoreloopError | OSError):
             LOG.error("an adapter could not be written", exc_info=given)
             why = f"{type(given).__name__}: {given}"
             raise OutOfService(f"The adapter could not be put together or written ({why}); see the log.", RETRY_SECONDS)
         if isinstance(given, Exception):
             raise given
-        # What it did not want is sent all the same.
-        _go_through(streams)
         return given
 
     if not share.place.is_first:
@@ -232,6 +251,7 @@ def read_checkpoint(folder: Path, state: ModelState, *, optimizer: bool) -> None
     # All that may fail is read before the first number of the state is changed, on this rank or on another.
     view = read_share(folder, share.share.spec, torch.float32, share.place, check)[1]
     moments = read_once(share.place, partial(_read_moments, folder, share)) if optimizer else None
+    state.own_weights()
     state.master.copy_(view.flat)
     state.moment1.zero_()
     state.moment2.zero_()
@@ -381,10 +401,10 @@ class AdapterBank:
                 undo.callback(path.unlink, missing_ok=True)
                 write = partial(self._written, model_id, path)
                 files[model_id] = SnapshotFile(path, self.aside.done(write, pause).crc32)
+            if files:
+                # Their rows let the operations go that made these states.
+                self.place.by_first(lambda: sync_names(folder / "any", 3), type(None))
             undo.pop_all()
-        if files:
-            # Their rows let the operations go that made these states.
-            self.place.by_first(lambda: sync_names(folder / "any", 3), type(None))
         # Only when all are written: after an error the next snapshot tries every one of them again.
         self.unsaved.clear()
         return files

@@ -148,11 +148,13 @@ class Trainer:
     def run(self, works: Sequence[TrainPass], pause: Pause = lambda: None) -> None:
         """Computes all passes; equal prefixes are computed once.
 
-        Broken off, it drops the gradients of the models it was adding to: half a batch must not count.
+        Broken off, it leaves gradients as they were: half a batch must not count, and what was gathered before it must.
         """
         # Passes without gradients are computed apart: in a common batch their rows would be walked backwards for
         # nothing.
         training = [work for work in works if not work.op.forward_only]
+        states = {id(work.state): work.state for work in training}.values()
+        before = [state.copied_grad() for state in states]
         finished = False
         try:
             self._work_through([work for work in works if work.op.forward_only], pause, backward=False)
@@ -161,11 +163,11 @@ class Trainer:
             finished = True
         # Also when a pause raises, as it does when the engine is to stop in the midst of a batch.
         finally:
-            for work in training:
+            for state, grad in zip(states, before, strict=True):
                 if finished:
-                    work.state.has_grad = True
+                    state.has_grad = True
                 else:
-                    work.state.clear_grad()
+                    state.put_grad_back(grad)
 
     def _work_through(self, works: Sequence[TrainPass], pause: Pause, *, backward: bool) -> None:
         """All micro-batches of some passes, in the order of the stage's timetable. Alone, a batch goes back as soon as
