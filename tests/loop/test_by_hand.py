@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from loreloop.learn.loop import by_hand
+from loreloop.learn.loop.running import Running, run
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.protocol.errors import Conflict
 from tests.loop.test_course import steps, to_canary, verdicts
@@ -185,3 +188,19 @@ def test_a_canary_by_hand_behind_a_rollback_stays_when_the_loop_comes_back(tmp_p
     steps(course, 1)
     assert world.deployed.canary == "tinker://theirs/sampler_weights/a"
     assert (course.folder.load().stage, verdicts(tmp_path)) == ("idle", ["passed", "rolled_back"])
+
+
+def test_a_loop_that_runs_one_cycle_ends_with_what_it_decided_done(tmp_path: Path) -> None:
+    """Somebody widens the canary in the moment in which the loop promotes it: the promotion is done a step later."""
+    world = Shared()
+    course = to_canary(world, tmp_path)
+    world.voted(40, candidate=True, champion=False)
+
+    def widened() -> None:
+        world.deployed = replace(world.deployed, canary_percent=20.0, version=world.deployed.version + 1)
+
+    world.at_change = widened
+    asyncio.run(run(course, Running(cycles=1), first=0))
+    champion = course.folder.load().champion
+    assert champion.cycle == 1
+    assert (world.deployed.target, world.deployed.canary) == (champion.target, None)

@@ -9,6 +9,8 @@ import pytest
 
 from loreloop.learn.loop.collecting import Rules, collect
 from loreloop.learn.loop.config import Training
+from loreloop.learn.loop.cycle import Course
+from loreloop.learn.loop.portioning import held_by_champion
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.learn.loop.training import most_corrections
 from loreloop.protocol.episodes import Person
@@ -138,4 +140,84 @@ def test_a_candidate_that_begins_where_the_loop_began_learns_everything(tmp_path
     LoopFolder(tmp_path).retrain(True)
     steps(course)
     assert [len(one) for one in learned(world)] == [120]
+    assert course.folder.load().left == 0
+
+
+def asked_in(world: World) -> list[set[str]]:
+    return [{line.split('"content":"')[1].split('"')[0] for line in one} for one in learned(world)]
+
+
+@pytest.mark.parametrize(
+    "training",
+    [{"most_per_person": 5}, {"most_per_person": 5, "epochs": 2}, {"most_examples": 5, "epochs": 2}],
+    ids=["a-person-s-share", "a-share-by-epochs", "the-most-of-all"],
+)
+def test_what_is_beyond_a_share_waits_and_is_not_lost_behind_newer_words(tmp_path: Path, training: dict) -> None:
+    world = World(broken=["it is worse"])
+    world.corrected(13)
+    course = world.course(tmp_path, training=BY_RULE | training)
+    steps(course, 2)
+    assert course.folder.why()["sentence"].endswith("It learns 5 corrections; 8 more wait for the next one.")
+    for _ in range(3):
+        steps(course)
+    world.corrected(1, "bob")
+    steps(course)
+    first, second, third = asked_in(world)
+    assert first == {f"ann asks {k}" for k in range(5)}
+    assert second == {f"ann asks {k}" for k in range(5, 10)}
+    # Three of hers and one of his have never been tried; of her share two places are left for the newest before.
+    assert {f"ann asks {k}" for k in (10, 11, 12)} | {"bob asks 0"} <= third
+    assert course.folder.load().left == 0
+
+
+def test_what_a_person_says_beside_others_does_not_keep_these_from_their_turn(tmp_path: Path) -> None:
+    world = World(broken=["it is worse"])
+    world.corrected(8)
+    world.corrected(2, "bob")
+    steps(world.course(tmp_path, training=BY_RULE | {"most_per_person": 3}))
+    assert asked_in(world) == [{"ann asks 0", "ann asks 1", "ann asks 2", "bob asks 0", "bob asks 1"}]
+
+
+FOUR = BY_RULE | {"epochs": 2, "most_examples": 4}
+
+
+def promote(world: World, course: Course, who: str) -> None:
+    """A cycle of four corrections of somebody, who likes what comes of it."""
+    world.corrected(4, who)
+    steps(course)
+    world.voted(40, candidate=True, champion=False)
+    steps(course)
+
+
+def test_what_was_rolled_back_by_hand_is_not_in_the_champion(tmp_path: Path) -> None:
+    world = World()
+    course = world.course(tmp_path, training=FOUR)
+    promote(world, course, "ann")
+    before = world.deployed.target
+    promote(world, course, "bob")
+    world.deploy(before)
+    steps(course)
+    promote(world, course, "carl")
+    held, first = held_by_champion(course.folder, course.folder.load())
+    assert (held, first) == ({1, 3}, 0)
+    world.corrected(1, "dora")
+    steps(course)
+    # Of what was tried before, what the champion does not hold comes before what it does, though that is newer.
+    assert asked_in(world)[-1] == {"dora asks 0", "bob asks 1", "bob asks 2", "bob asks 3"}
+
+
+def test_behind_a_candidate_that_began_anew_the_rest_is_learned_once_more(tmp_path: Path) -> None:
+    """What was tried by cycles before it is in nothing that answers now."""
+    world = World()
+    course = world.course(tmp_path, training=FOUR)
+    promote(world, course, "ann")
+    promote(world, course, "bob")
+    LoopFolder(tmp_path).retrain(True)
+    steps(course)
+    assert (asked_in(world)[-1], course.folder.load().left) == ({f"ann asks {k}" for k in range(4)}, 4)
+    world.voted(40, candidate=True, champion=False)
+    steps(course)
+    assert held_by_champion(course.folder, course.folder.load()) == ({3}, 3)
+    steps(course)
+    assert asked_in(world)[-1] == {f"bob asks {k}" for k in range(4)}
     assert course.folder.load().left == 0

@@ -1,14 +1,15 @@
 """The end of an engine amid a batch: it does not wait for a long one, and the next engine runs that batch again."""
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from loreloop.engine.contract import Pause
+from loreloop.engine.contract import Pause, no_pause
 from loreloop.engine.fake import FakeEngine
-from loreloop.protocol.link import Shutdown, Snapshotted
+from loreloop.protocol.link import ModelSnapshot, Shutdown, Snapshotted
 from loreloop.protocol.training import Failure, ForwardBackward, PassResult
 from loreloop.scheduler import loop
 from tests.scheduler.harness import EMPTY, Journal, live
@@ -51,3 +52,38 @@ def test_a_long_batch_is_broken_off_and_runs_again_in_the_next_life(
     live(SlowEngine(1), [[EMPTY, *calm.replay()[-1:], *(calm.accept(op.op) for op in ops)]], tmp_path, journal=calm)
     assert set(journal.results) == {"m:0", "m:1", "m:2"}
     assert journal.results == calm.results
+
+
+class SlowToSave(FakeEngine):
+    """Every snapshot takes a minute."""
+
+    def snapshot(self, folder: str, plan_no: int, pause: Pause = no_pause) -> list[ModelSnapshot]:
+        for _ in range(MINUTE):
+            time.sleep(0.01)
+            pause()
+        return super().snapshot(folder, plan_no, pause)
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize(
+    ("engine", "said", "not_said"),
+    [(SlowToSave(), "the snapshot is broken off", "batch"), (SlowEngine(MINUTE), "batch is broken off", "snapshot")],
+    ids=["snapshot", "batch"],
+)
+def test_the_log_says_what_was_broken_off(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    engine: FakeEngine,
+    said: str,
+    not_said: str,
+) -> None:
+    monkeypatch.setattr(loop, "LAST_BATCH_SECONDS", 0.1)
+    journal = Journal()
+    ops = [journal.accept(op) for op in (create("m"), forward_backward("m", 1))]
+    with caplog.at_level(logging.INFO):
+        script = [[EMPTY, *journal.replay()[-1:], *ops], [Shutdown()]]
+        live(engine, script, tmp_path, journal=journal, decode_gap_ms=0, snapshot_seconds=0.0)
+    (told,) = [record.getMessage() for record in caplog.records if "broken off" in record.getMessage()]
+    assert said in told
+    assert not_said not in told

@@ -117,7 +117,11 @@ class Scheduler:
                 raise _LoopFailed from failed
             now = self._clock()
             if self._closing and now >= self._closed_seconds + LAST_BATCH_SECONDS:
-                LOG.info("the running batch is broken off; it runs again at the next start")
+                if self._training.snapshotting:
+                    # Its batches are done; they run again only as far as the snapshot before does not hold them.
+                    LOG.info("the snapshot is broken off; the next start goes on from the one before")
+                else:
+                    LOG.info("the running batch is broken off; it runs again at the next start")
                 raise _BrokenOff
         self._resumed_seconds = now
 

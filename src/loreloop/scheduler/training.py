@@ -86,6 +86,12 @@ class Training:
         self._last_plan_no, self._next_plan_no = 0, 1
         self._snapshots = _Snapshots(engine, within_boundary, snapshot_folder)
         self._unsnapshotted_seconds, self._paused_seconds = 0.0, 0.0
+        self._snapshotting = False
+
+    @property
+    def snapshotting(self) -> bool:
+        """Whether a snapshot is being written: every batch before it has its results already."""
+        return self._snapshotting
 
     @property
     def going(self) -> bool:
@@ -207,7 +213,9 @@ class Training:
     def _snapshot(self, pause: Pause) -> None:
         self._unsnapshotted_seconds = 0.0
         moved = self._queue.moved()
+        self._snapshotting = True
         models = self._snapshots.take(moved, self._last_plan_no, pause)
+        self._snapshotting = False
         if models:
             self._queue.mark_snapshotted(moved)
             self._send(Snapshotted(self._last_plan_no, models))

@@ -48,9 +48,10 @@ class Used(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Rules:
-    """What may be learned from: `deleted` persons, prompts that are `golden`, and the most lines. Of corrections,
-    `most_corrections` (None: all); those come first that no cycle has `tried`, then those that no promoted one `holds`.
-    Both say of turns, by their ids, up to which statement corrections of them were learned."""
+    """What may be learned from: `deleted` persons, prompts that are `golden`, and the most lines, of all and of one
+    person. Of corrections, `most_corrections` (None: all); those come first that no cycle has `tried`, then those that
+    the champion does not hold. `tried` and `holds` say of turns, by their ids, up to which statement corrections of
+    them were learned; where nobody knows what was tried (None), the newest come first."""
 
     deleted: frozenset[str] = frozenset()
     golden: frozenset[str] = frozenset()
@@ -59,17 +60,18 @@ class Rules:
     most_per_person: int = 200
     liked: float = 0.0
     most_corrections: int | None = None
-    tried: Mapping[str, int] = field(default_factory=dict)
+    tried: Mapping[str, int] | None = None
     holds: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class Collected:
-    """Lines by method, each with its turn beside it, in the order of the feed. `left` are corrections that no cycle has
-    tried and that this one has no time for."""
+    """Lines by method, each with its turn beside it, in the order of the feed. `n_corrections` are imitated; `left` are
+    those that no cycle has tried and for which this one has no room."""
 
     lines: dict[str, list[Line]] = field(default_factory=lambda: defaultdict(list))
     used: dict[str, list[Used]] = field(default_factory=lambda: defaultdict(list))
+    n_corrections: int = 0
     left: int = 0
 
     def add(self, method: str, used: Used, line: Line) -> None:
@@ -185,8 +187,10 @@ def collect(turns: Iterable[Turn], statements: Iterable[Feedback], rules: Rules)
         for method, line in lines_of_turn(by_id[turn_id], said, by_id):
             found.add(method, used_of(method, by_id[turn_id], said, by_id), line)
     for method in found.lines:
-        _bound(found, method, rules)
-    _portion(found, rules, numbers)
+        if method != "sft" or rules.tried is None:
+            _bound(found, method, rules)
+    if "sft" in found.lines:
+        _portion(found, rules, numbers)
     _mix_liked(found, rules)
     return found
 
@@ -236,24 +240,30 @@ def _bound(found: Collected, method: str, rules: Rules) -> None:
 
 
 def _portion(found: Collected, rules: Rules, numbers: Mapping[str, int]) -> None:
-    """As many corrections as a cycle has time for. First those that were never tried, in the order in which they have
-    waited; there is room for older ones where these are few. `numbers` are those of each turn's newest correction."""
-    turns = [used.turn for used in found.used.get("sft", ())]
-    if rules.most_corrections is None or len(turns) <= rules.most_corrections:
-        return
+    """As many corrections as a cycle has time for, of each person no more than their share. First those that were never
+    tried, in the order in which they have waited, so that none is lost behind newer ones; there is room for older ones
+    where these are few. `numbers` are those of each turn's newest correction."""
+    used, tried = found.used["sft"], rules.tried or {}
 
     def rank(place: int) -> tuple[int, int]:
-        turn = turns[place]
+        turn = used[place].turn
         number = numbers[turn]
-        if number > rules.tried.get(turn, 0):
+        if number > tried.get(turn, 0):
             return 0, number
         return (1 if number > rules.holds.get(turn, 0) else 2), -number
 
-    ranked = sorted(range(len(turns)), key=rank)
-    kept = sorted(ranked[: rules.most_corrections])
-    found.left = sum(rank(place)[0] == 0 for place in ranked[rules.most_corrections :])
-    found.lines["sft"] = [found.lines["sft"][place] for place in kept]
-    found.used["sft"] = [found.used["sft"][place] for place in kept]
+    most = rules.most if rules.most_corrections is None else min(rules.most, rules.most_corrections)
+    kept: list[int] = []
+    by_person: dict[str, int] = defaultdict(int)
+    for place in sorted(range(len(used)), key=rank):
+        if len(kept) < most and by_person[used[place].person] < rules.most_per_person:
+            by_person[used[place].person] += 1
+            kept.append(place)
+        elif rank(place)[0] == 0:
+            found.left += 1
+    found.lines["sft"] = [found.lines["sft"][place] for place in sorted(kept)]
+    found.used["sft"] = [used[place] for place in sorted(kept)]
+    found.n_corrections = len(kept)
 
 
 def _mix_liked(found: Collected, rules: Rules) -> None:

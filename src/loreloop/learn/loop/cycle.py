@@ -266,9 +266,9 @@ class Course:
             self.folder.save(ended(state))
             return
         used: dict[str, tuple[Used, ...]] = {name: tuple(found.used[name]) for name in methods}
-        data = Data(used=used, heard=state.heard, turns_seen=seen)
+        data = Data(used=used, heard=state.heard, turns_seen=seen, from_start=state.from_start)
         lay_out(self.folder.cycle(state.cycle), found, methods, data)
-        self.folder.tell(told_of_cycle(state, training), **numbers)
+        self.folder.tell(told_of_cycle(state.cycle, found), **numbers)
         self.folder.save(replace(state, stage="training"))
 
     async def _train(self, state: State) -> None:

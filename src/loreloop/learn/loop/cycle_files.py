@@ -23,12 +23,14 @@ UNKNOWN = "unknown"  # a prompt of which neither the key was noted nor the turn 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True):
     """What a cycle learns from: turns by method, and where the feeds stood. `attempt` says which of several attempts at
-    weights of a person's own it is; a cycle is known by its number."""
+    weights of a person's own it is; a cycle is known by its number. `from_start`: its candidate begins where the loop
+    began."""
 
     used: dict[str, tuple[Used, ...]]
     heard: int
     turns_seen: int
     attempt: str = ""
+    from_start: bool = False
 
     @property
     def turns(self) -> tuple[str, ...]:

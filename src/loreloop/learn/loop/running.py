@@ -110,6 +110,8 @@ async def _meanwhile(course: Course) -> None:
 
 
 def n_ended(course: Course) -> int:
-    """How many cycles have come to an end."""
-    final = ("rejected", "promoted", "rolled_back", "void")
-    return len({one.cycle for one in course.folder.decisions() if one.verdict in final and one.person is None})
+    """How many cycles have come to an end. One whose last decision is not done yet is not among them: whoever counts
+    cycles may stop where one has ended, and would leave its canary as it is."""
+    final, state = ("rejected", "promoted", "rolled_back", "void"), course.folder.load()
+    ended = {one.cycle for one in course.folder.decisions() if one.verdict in final and one.person is None}
+    return len(ended - {state.cycle} if state is not None and state.stage != "idle" else ended)
