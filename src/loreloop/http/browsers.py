@@ -154,12 +154,7 @@ def _is_address(text: str) -> bool:
 
 
 def _is_for_pages(request: Request) -> bool:
-    """Whether its route looks itself at whose page it comes from: a link's own form, feedback by a token, which names
-    its origins, and forms of our pages, which tell in their own words what is wrong."""
+    """Whether its route looks itself at whose page it comes from: a link's own form, what comes by a token for pages,
+    which is good for its origins alone, and forms of our pages, which tell in their own words what is wrong."""
     path, secret = request.scope["path"], secret_of(request)
-    is_feedback = path == "/loop/v1/feedback" or path.startswith("/loop/v1/feedback/")
-    return (
-        path.startswith("/f/")
-        or (is_feedback and secret.startswith(PREFIX))
-        or (path.startswith("/ui/") and not secret)
-    )
+    return path.startswith("/f/") or secret.startswith(PREFIX) or (path.startswith("/ui/") and not secret)
