@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loreloop.host.dispatcher import STOPPING
 from loreloop.http import hub
+from loreloop.http import openapi as described
 from loreloop.http.anthropic import messages
 from loreloop.http.bodies import answer
 from loreloop.http.browsers import admission_of, preflight, readable_by
@@ -127,6 +128,7 @@ def create_app(services: Services) -> Starlette:
             *feedback.TENSORZERO,
             *health.ROUTES,
             *metrics.ROUTES,
+            *described.ROUTES,
         ],
         exception_handlers={errors.LoreloopError: on_error, HTTPException: on_http_error},  # type: ignore[dict-item]
     )
