@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from loreloop.protocol.errors import WrongSettings
+from loreloop.protocol.feedback_rest import Origin
 from loreloop.protocol.training import ExpertForm
 
 MOST = 2**31 - 1  # of anything that is counted; beyond it some library's own numbers end
@@ -23,6 +24,7 @@ NotNegative = Annotated[int, Meta(ge=0, le=MOST)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Nats = Annotated[float, Meta(ge=0, le=1e9)]
 Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
+HostName = Annotated[str, Meta(pattern=r"\A[^\s/?#@,]+\Z")]
 CodeSandboxWay = Literal["auto", "namespaces", "bubblewrap", "landlock", "limits", "off"]
 # What the SDK does in one of two ways, as its server says.
 SdkFlag = Literal[
@@ -57,6 +59,11 @@ FLAGS = {  # of `loreloop serve`, by setting
     "engine.threads": "--threads",
     "engine.verify_weights": "--verify-weights",
     "engine.decode_gap_ms": "--decode-gap-ms",
+}
+
+SHAPES = {  # what a setting's text must look like, where not every text will do
+    "host_names": "expected a name such as lora.example.org, without a scheme or a path",
+    "page_origins": "expected an origin such as https://app.example.org, without a path, or *",
 }
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
@@ -140,6 +147,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_dir: Text = "~/.local/share/loreloop"
     host: Text = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000  # 0: any free port
+    host_names: tuple[HostName, ...] = ()  # under which clients come, as behind a proxy, beside this machine's own
+    page_origins: tuple[Origin, ...] = ()  # whose pages may ask this server from a browser; "*": all
     models: Annotated[tuple[Text, ...], Meta(min_length=1)] = ("smollm2-135m",)
     aliases: dict[Text, Text] = {}
     generation_config: bool = True  # chats take the sampling defaults of the model's folder
@@ -207,7 +216,8 @@ def _checked(tree: dict[str, Any], file: str) -> Config:
             name = f"{name}.{unknown[1]}".removeprefix(".")
             raise WrongSettings(f"There is no setting `{name}`{_in(file)}; docs/serving.md lists all.") from None
         if "matching regex" in what:
-            what = "expected a text that is not empty, without control characters"
+            usual = "expected a text that is not empty, without control characters"
+            what = SHAPES.get(name.partition("[")[0], usual)
         flag = FLAGS.get(name.partition("[")[0])
         named = f"`{name}` ({flag})" if flag else f"`{name}`"
         raise WrongSettings(f"The setting {named} is wrong{_in(file)}: {what[:1].lower()}{what[1:]}.") from None

@@ -88,6 +88,14 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         Log(tmp_path)
 
 
+def test_what_a_server_makes_is_open_to_its_owner_alone(server: RunningServer) -> None:
+    run = server.data / "run"
+    sockets = [path for path in run.iterdir() if path.is_socket()]
+    assert len(sockets) >= 1
+    private = [run, *sockets, *server.data.glob("loreloop.*"), server.data / "journal" / "secret"]
+    assert {path.name: path.stat().st_mode & 0o077 for path in private if path.stat().st_mode & 0o077} == {}
+
+
 def test_the_log_of_a_server_has_requests_and_no_secrets(server: RunningServer) -> None:
     body = {"model": "tiny", "prompt": "a very secret prompt", "max_tokens": 2, "user": "somebody"}
     headers = {"authorization": f"Bearer {server.key}"}

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from loreloop.config import Config
+from loreloop.protocol.folders import make_private
 
 NONCE = "x-loreloop-server"  # the header by which `/healthz` tells which server it is of
 LONGEST_SOCKET_PATH = 100  # bytes; the system allows 107
@@ -72,7 +73,7 @@ class ServerPlan(msgspec.Struct, frozen=True):
 
     def write(self) -> None:
         """Writes the plan for the processes that are about to start."""
-        self.run_folder.mkdir(parents=True, exist_ok=True)
+        make_private(self.run_folder)
         self.file.write_bytes(msgspec.json.encode(self))
 
 

@@ -24,6 +24,7 @@ from loreloop.host.log import Log
 from loreloop.host.server_plan import ServerPlan
 from loreloop.host.starts import MAX_STARTS, Starts, came_up, reason_of
 from loreloop.protocol.errors import BadRequest, ServerError
+from loreloop.protocol.folders import make_private
 from loreloop.protocol.syncing import CANNOT_SYNC
 from loreloop.store import lost
 
@@ -222,7 +223,7 @@ class Supervisor:
 def lock_data(run_folder: Path) -> IO[str]:
     """Keeps a second server off the same data folder, from before the first looks at it; BadRequest for the second."""
     try:
-        run_folder.mkdir(parents=True, exist_ok=True)
+        make_private(run_folder)  # a socket is open to others for a moment, until its own mode is set
         lock = (run_folder / "lock").open("w")
     except OSError as error:
         raise BadRequest(f"{run_folder / 'lock'} cannot be made: {error.strerror}. Is something else there?") from None

@@ -11,12 +11,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loreloop.host.dispatcher import STOPPING
 from loreloop.http import hub
+from loreloop.http import openapi as described
 from loreloop.http.anthropic import messages
 from loreloop.http.bodies import answer
+from loreloop.http.browsers import admission_of, preflight, readable_by
 from loreloop.http.exchange import Exchange
 from loreloop.http.generation.remembered import end_of_turn
 from loreloop.http.loop import feedback, links, persons, standing, turns
@@ -48,6 +50,7 @@ STATUS_CODES: dict[type[errors.LoreloopError], int] = {
     errors.Conflict: 409,
     errors.Gone: 410,
     errors.TooLarge: 413,
+    errors.Misdirected: 421,
     errors.Unavailable: 429,
     errors.OutOfService: 503,
     errors.UserError: 400,
@@ -126,10 +129,12 @@ def create_app(services: Services) -> Starlette:
             *feedback.TENSORZERO,
             *health.ROUTES,
             *metrics.ROUTES,
+            *described.ROUTES,
         ],
         exception_handlers={errors.LoreloopError: on_error, HTTPException: on_http_error},  # type: ignore[dict-item]
     )
     app.state.services = services
+    app.add_middleware(Doorkeeper, services=services)
     # The boundary is the outermost layer, so that it also sees what the error handlers themselves raise.
     app.add_middleware(Boundary)
     return app
@@ -173,6 +178,36 @@ def on_http_error(request: Request, error: HTTPException) -> Response:
         allowed = (error.headers or {}).get("Allow", "another method")
         return error_answer(405, f"{request.url.path} does not take {request.method}; send {allowed}.")
     return error_answer(error.status_code, str(error.detail))
+
+
+class Doorkeeper:
+    """Before any route: who asks by a name of somebody else, or from a page of somebody else, gets no further. Lets
+    pages that the settings name read their answers."""
+
+    def __init__(self, app: ASGIApp, services: Services) -> None:
+        self.app, self.admission = app, admission_of(services.config)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        request = Request(scope)
+        guest = self.admission.guest_of(request)
+
+        async def send_on(message: Message) -> None:
+            # Routes that are made for pages say themselves who may read.
+            if message["type"] == "http.response.start" and guest:
+                headers = list(message.get("headers", []))
+                if all(name != b"access-control-allow-origin" for name, _ in headers):
+                    message = {**message, "headers": [*headers, *readable_by(guest)]}
+            await send(message)
+
+        try:
+            self.admission.check(request)
+        except errors.UserError as error:
+            return await on_error(request, error)(scope, receive, send_on)
+        # Browsers ask first whether a page of another origin may.
+        answered = preflight(request) if guest else None
+        await (answered or self.app)(scope, receive, send_on)
 
 
 class Boundary:

@@ -21,6 +21,7 @@ from loreloop.host.recorder import Recorder
 from loreloop.host.waiting import Places
 from loreloop.http import tokens
 from loreloop.http.grading import Grading
+from loreloop.http.guessing import Guesses, address_of
 from loreloop.http.loop.giving import Desk
 from loreloop.http.loop.standings import Standings
 from loreloop.http.pictures import Pictures
@@ -107,6 +108,11 @@ class Services:
         return Recorder(self.store)
 
     @cached_property
+    def guesses(self) -> Guesses:
+        """What slows wrong keys down."""
+        return Guesses(self.store)
+
+    @cached_property
     def feedback(self) -> Desk:
         """Where feedback is taken."""
         return Desk(self.recorder)
@@ -190,11 +196,20 @@ def known_key(request: Request, secret: str) -> KeyRow | None:
     served = services(request)
     # The worker comes with a secret for each job, which means the key that asked for the job, with what that may do.
     owner = served.desk.key_of(secret)
-    if secret.startswith(tokens.BEGINNING):
-        owner = tokens.key_id_of(served.secret, secret, now()) or ""
-    return (
-        served.store.read(keys.find, secret, now()) if owner is None else served.store.read(keys.active, owner, now())
-    )
+    if owner is None and secret.startswith(tokens.BEGINNING):
+        owner = tokens.key_id_of(served.secret, secret, now())
+    # What is signed by this server was no guess, whatever became of its key.
+    return found_key(request, secret) if owner is None else served.store.read(keys.active, owner, now())
+
+
+def found_key(request: Request, secret: str) -> KeyRow | None:
+    """The key whose secret this is; None where it is none of this server, or was revoked. Unavailable where too many
+    wrong ones came from the address of the request."""
+    served, address = services(request), address_of(request.scope.get("client"))
+    served.guesses.admit(address, secret)
+    key = served.store.read(keys.find, secret, now())
+    served.guesses.learn(address, secret, right=key is not None)
+    return key
 
 
 def now() -> float:

@@ -11,7 +11,8 @@
     │   ├── Conflict       something else must be undone first
     │   ├── Gone           it existed and has expired
     │   │   └── FilesGone  files of it are missing or damaged
-    │   └── TooLarge       over a limit that is written down
+    │   ├── TooLarge       over a limit that is written down
+    │   └── Misdirected    under a name that is none of this server's
     ├── ServerError        we must fix it
     └── Unavailable        nobody's fault; try again after `retry_after_seconds`
         └── OutOfService   for everybody: the server stops, or its disk is full
@@ -96,6 +97,10 @@ class TooLarge(UserError):
     def __init__(self, message: str, head: bytes = b"") -> None:
         super().__init__(message)
         self.head = head
+
+
+class Misdirected(UserError):
+    """The request names a host that this server does not answer for."""
 
 
 class ServerError(LoreloopError):

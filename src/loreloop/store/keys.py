@@ -37,6 +37,7 @@ def create(
 
 def find(connection: Connection, secret: str, now: float) -> KeyRow | None:
     """The key with this secret, unless it was revoked or has expired."""
+    # How long an index takes says something of the hash, of which nobody can choose a part, and nothing of the secret.
     row = connection.execute(select(KEYS).where(KEYS.c.hash == hash_of(secret), KEYS.c.revoked.is_(None))).first()
     return key_of(row) if row and (row.expires is None or now < row.expires) else None
 

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import msgspec
 
 from loreloop.config import LimitConfig
-from loreloop.http.loop.rates import Rate, Rates
 from loreloop.http.loop.redacting import redacted
 from loreloop.http.loop.rooms import Rooms, bounds_of, names_person
 from loreloop.http.loop.targets import Targets
+from loreloop.http.rates import Rate, Rates
 from loreloop.protocol.episodes import Person
-from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound, TooLarge
+from loreloop.protocol.errors import BadRequest, Conflict, Gone, NotFound, TooLarge, Unavailable
 from loreloop.protocol.feedback import GOLDEN_TAG, OF_PERSONS, OPERATOR, PREFERENCE, Feedback, Source
 from loreloop.protocol.feedback_rest import GiveFeedback
 from loreloop.protocol.feedback_rules import check_level, checked_value, metric_named, usual_source
@@ -84,7 +84,7 @@ class Giving:
     def admit(self, speaker: Speaker) -> Speaker:
         """The speaker, once for each request; Unavailable where that comes too fast. Before anything is read or looked
         up, so that guessing ids is bounded as well."""
-        self.desk.rates.take(speaker.name or speaker.giver, speaker.rate, time.monotonic())
+        self._take(speaker.name or speaker.giver, speaker.rate)
         return speaker
 
     async def give(self, speaker: Speaker, body: GiveFeedback) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Giving:
         target = self.target(speaker, body.target_id)
         said = await self._redacted(self._said(speaker, body, target, time.time()))
         if names_person(said):
-            self.desk.rates.take(f"{said.giver} {said.who}", OF_PERSON, time.monotonic())
+            self._take(f"{said.giver} {said.who}", OF_PERSON)
         persons = persons_of(speaker, said, target)
         # Looked at here for whoever only tries, and with the writing again, since a deletion may come between.
         self.store.read(deleted.check_none, persons)
@@ -106,6 +106,14 @@ class Giving:
             said, chosen=body.id is not None, may_all=speaker.is_admin and not speaker.channel, persons=persons
         )
         return told(await self._kept(asked), target)
+
+    def _take(self, name: str, rate: Rate) -> None:
+        if wait := self.desk.rates.take(name, rate, time.monotonic()):
+            raise Unavailable(
+                f"Feedback comes too fast: {rate.burst:g} at once are taken, and then {rate.per_second:g} in a second. "
+                "Nothing was kept of this; send it again later.",
+                wait,
+            )
 
     async def _redacted(self, said: Feedback) -> Feedback:
         rule = self.store.read(turn_keeping.rule_of, said.deployment)

@@ -16,10 +16,10 @@ from starlette.routing import Route
 from loreloop.http.bodies import answer, read_body, read_json
 from loreloop.http.loop.giving import Speaker
 from loreloop.http.loop.page import HEADERS, form_page, message_page, shown
-from loreloop.http.loop.rates import Rate
 from loreloop.http.loop.signing import opened, sealed
 from loreloop.http.loop.sizes import MOST_OTHER_BYTES, MOST_PUBLIC_BYTES
 from loreloop.http.loop.speakers import giving, key_speaker, maker
+from loreloop.http.rates import Rate
 from loreloop.http.services import ADMIN, FEEDBACK, has, now, services
 from loreloop.protocol.errors import BadRequest, Forbidden
 from loreloop.protocol.feedback import Metric

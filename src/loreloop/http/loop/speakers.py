@@ -12,8 +12,8 @@ import msgspec
 from starlette.requests import Request
 
 from loreloop.http.loop.giving import Giving, Speaker
-from loreloop.http.loop.rates import Rate
 from loreloop.http.loop.signing import opened, sealed
+from loreloop.http.rates import Rate
 from loreloop.http.services import ADMIN, FEEDBACK, Services, has, judge, now, services
 from loreloop.protocol.errors import Forbidden, Unauthorized
 from loreloop.protocol.feedback_rest import NewToken

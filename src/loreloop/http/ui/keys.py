@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from loreloop.http.addresses import limit_of, number_of
-from loreloop.http.services import ADMIN, IMPLIED, caller, now, services
+from loreloop.http.services import ADMIN, IMPLIED, caller, found_key, now, services
 from loreloop.http.ui.frame import page_route
 from loreloop.http.ui.rendering import render
 from loreloop.http.ui.visits import form
@@ -53,7 +53,7 @@ async def make_key(request: Request) -> Response:
     scopes = scopes_in(fields)
     if not name or not name.isprintable() or len(name) > LONGEST_NAME:
         raise BadRequest(f"A key needs a name of 1 to {LONGEST_NAME} letters that can be read in a list.")
-    own = served.store.read(keys.find, fields.get("own_key", [""])[0].strip(), now())
+    own = found_key(request, fields.get("own_key", [""])[0].strip())
     if own is None or own.id != key.id:
         raise Forbidden("The key that you have signed in with must be typed once more, and this is another one.")
     made = await served.store.write(_create, name, scopes, key)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from loreloop.http.services import now, services
+from loreloop.http.services import found_key
 from loreloop.http.ui.frame import page_route, safe_address, sign_in_page
 from loreloop.http.ui.visits import begin, check_origin, end, fields_of, form, put_cookie
-from loreloop.store import keys
 
 UNKNOWN_KEY = "This key is not one of this server, or was revoked, or has expired; loreloop keys create makes one."
 
@@ -22,9 +21,9 @@ async def sign_in(request: Request) -> Response:
     """Begins a visit. Only a key itself begins one: what merely stands for a key would outlive its end by it."""
     # Else another site could sign a visitor in with a key of its own, and read what they do with it.
     check_origin(request)
-    fields, served = await fields_of(request), services(request)
+    fields = await fields_of(request)
     secret, wanted = fields.get("key", [""])[0].strip(), fields.get("wanted", [""])[0]
-    key = served.store.read(keys.find, secret, now())
+    key = found_key(request, secret)
     if key is None:
         return sign_in_page(request, UNKNOWN_KEY, 401, wanted=wanted)
     response = RedirectResponse(safe_address(wanted), 303)

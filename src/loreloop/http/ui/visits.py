@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import msgspec
 from starlette.requests import Request
@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from loreloop.http import tokens
 from loreloop.http.bodies import read_body
+from loreloop.http.browsers import site_of
 from loreloop.http.loop.signing import opened, sealed
 from loreloop.http.services import Services, known_key, now, secret_of, services
 from loreloop.protocol.errors import BadRequest, Forbidden
@@ -140,9 +141,5 @@ def check_token(request: Request, given: str) -> None:
 def check_origin(request: Request) -> None:
     """Forbidden for what another site sends, and for what does not say where it comes from: browsers say it with every
     form."""
-    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
-    if site is not None and site != "same-origin":
-        raise Forbidden(NOT_FROM_HERE)
-    # A proxy may have taken TLS off, so that the scheme tells nothing.
-    if urlsplit(origin or "").netloc != request.headers.get("host") and site is None:
+    if site_of(request) != "own":
         raise Forbidden(NOT_FROM_HERE)

@@ -9,8 +9,6 @@ from collections import OrderedDict
 
 import msgspec
 
-from loreloop.protocol.errors import Unavailable
-
 MOST_BUCKETS = 10_000
 
 
@@ -33,19 +31,24 @@ class Rates:
     def __init__(self) -> None:
         self.buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
-    def take(self, name: str, rate: Rate, now: float) -> None:
-        """Takes one; Unavailable, with the seconds until there is one, where the bucket is empty."""
-        bucket = self.buckets.pop(name, None) or _Bucket(rate.burst, now)
-        bucket.left = min(rate.burst, bucket.left + (now - bucket.filled_at) * rate.per_second)
-        bucket.filled_at = now
+    def take(self, name: str, rate: Rate, now: float) -> float:
+        """Takes one, and gives 0; where the bucket is empty takes none, and gives the seconds until there is one."""
+        bucket = self._filled(name, rate, now)
         self.buckets[name] = bucket
+        self.buckets.move_to_end(name)
         if len(self.buckets) > MOST_BUCKETS:
             self.buckets.popitem(last=False)
         if bucket.left < 1:
-            wait = (1 - bucket.left) / rate.per_second
-            raise Unavailable(
-                f"Feedback comes too fast: {rate.burst:g} at once are taken, and then {rate.per_second:g} in a second. "
-                "Nothing was kept of this; send it again later.",
-                wait,
-            )
+            return (1 - bucket.left) / rate.per_second
         bucket.left -= 1
+        return 0.0
+
+    def wait(self, name: str, rate: Rate, now: float) -> float:
+        """The seconds until there is one to take; 0 where there is. Takes none."""
+        return max(0.0, (1 - self._filled(name, rate, now).left) / rate.per_second)
+
+    def _filled(self, name: str, rate: Rate, now: float) -> _Bucket:
+        bucket = self.buckets.get(name) or _Bucket(rate.burst, now)
+        bucket.left = min(rate.burst, bucket.left + (now - bucket.filled_at) * rate.per_second)
+        bucket.filled_at = now
+        return bucket
