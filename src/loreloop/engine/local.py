@@ -105,7 +105,7 @@ class LocalEngine:
         self.images = ImageTable(vision, device, config.image_cache_mib << 20, secret, place)
         spec, stage = self.decoder.spec, stage_of(whole, place)
         head = Head(self.decoder, fixed_rows=config.deterministic)
-        n_pages = _n_pages(config, spec, dtype, place)
+        limits = _limits(config, spec, dtype, place)
         self.bank = AdapterBank(whole, dtype, device, work_dir, config.resident_models, place, aside=self.aside)
         self.revisions = Revisions(whole, dtype, device, config.resident_revisions, place)
         self.trainer = Trainer(
@@ -128,13 +128,6 @@ class LocalEngine:
             n_threads=self.threads.most,
             precision=precision,
             images=vision.rules if vision else None,
-        )
-        limits = SamplerLimits(
-            n_pages,
-            config.page_tokens,
-            config.max_running_samples,
-            config.prefill_tokens,
-            gap_seconds_of(config, place),
         )
         constrain = grammars(self._info) if grammars else refuse
         self.sampler = Sampler(self.decoder, attention, head, limits, constrain, self.images, stage=stage)
@@ -324,6 +317,11 @@ def _spread(spec: DecoderSpec) -> int:
     return max(1, min(MOST_SPREAD, spec.moe.n_experts // spec.moe.top_k)) if spec.moe else 1
 
 
+def _limits(config: EngineConfig, spec: DecoderSpec, dtype: torch.dtype, place: Place) -> SamplerLimits:
+    n_pages, gap_seconds = _n_pages(config, spec, dtype, place), gap_seconds_of(config, place)
+    return SamplerLimits(n_pages, config.page_tokens, config.max_running_samples, config.prefill_tokens, gap_seconds)
+
+
 def _n_pages(config: EngineConfig, spec: DecoderSpec, dtype: torch.dtype, place: Place) -> int:
     """How many pages the cache has, on every process."""
     # One page at least, so that a wrong setting shows in a refusal that names it and not in a crash here.
@@ -333,8 +331,8 @@ def _n_pages(config: EngineConfig, spec: DecoderSpec, dtype: torch.dtype, place:
 
 
 def gap_seconds_of(config: EngineConfig, place: Place) -> float:
-    """What prompts beside rows that decode are bound by. Several processes would measure different times, and must
-    compute the same rows."""
+    """What prompts beside rows that decode are bound by, 0 for nothing. Several processes would measure different
+    times, and must compute the same rows."""
     return config.decode_gap_ms / 1000 if place.n_ranks == 1 else 0.0
 
 
