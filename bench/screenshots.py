@@ -52,6 +52,30 @@ def train(client: tinker.ServiceClient, tokenizer: Tokenizer, rate: float, n_ste
     return str(training.save_weights_for_sampler("learned").result().path)
 
 
+def rewarded(client: tinker.ServiceClient, tokenizer: Tokenizer) -> str:
+    """A run of one step over answers that were drawn, half of them liked; its id."""
+    training = client.create_lora_training_client(MODEL, rank=16, seed=3).result()
+    sampler = client.create_sampling_client(base_model=MODEL).result()
+    drawn = tinker.SamplingParams(max_tokens=24, temperature=1.0, seed=1)
+    data = []
+    for question in QUESTIONS[:2]:
+        prompt = tokenizer.encode(question).ids
+        answers = sampler.sample(tinker.ModelInput.from_ints(prompt), num_samples=4, sampling_params=drawn).result()
+        for place, answer in enumerate(answers.sequences):
+            n_before, n = len(prompt) - 1, len(answer.tokens)
+            inputs = {
+                "target_tokens": [*prompt[1:], *answer.tokens],
+                "logprobs": [0.0] * n_before + list(answer.logprobs or []),
+                "advantages": [0.0] * n_before + [1.0 - place / 2] * n,
+            }
+            whole = tinker.ModelInput.from_ints([*prompt, *answer.tokens[:-1]])
+            data.append(tinker.Datum(model_input=whole, loss_fn_inputs=inputs))
+    passed = training.forward_backward(data, "importance_sampling")
+    training.optim_step(tinker.AdamParams(learning_rate=1e-3)).result()
+    passed.result()
+    return str(training.model_id)
+
+
 def fill(server: RunningServer) -> dict[str, str]:
     """A little of everything; the addresses of the pages that show it."""
     service = tinker.ServiceClient(base_url=server.url, api_key=server.key)
@@ -78,6 +102,26 @@ def fill(server: RunningServer) -> dict[str, str]:
     deadline = time.monotonic() + JOB_SECONDS
     while client.fine_tuning.jobs.retrieve(job.id).status in ("queued", "running") and time.monotonic() < deadline:
         time.sleep(1)
+    for fact in FACTS:
+        client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": fact}],
+            max_tokens=24,
+            extra_body={"memory": {"id": "ida", "budget_tokens": 120}},
+        )
+    # Why nothing was promoted yet, as a loop tells it look by look.
+    for n in range(5, 200, 5):
+        width = 2.0 / n**0.5
+        numbers = {"candidate_episodes": n, "champion_episodes": 4 * n, "difference": 0.06}
+        numbers |= {"difference_low": max(-1.0, 0.06 - width), "difference_high": min(1.0, 0.06 + width)}
+        told = {"stage": "canary", "cycle": 2, "champion": paths[1], "candidate": paths[0], "numbers": numbers}
+        low, high = numbers["difference_low"], numbers["difference_high"]
+        said = (
+            f"After {n} episodes of the candidate and {4 * n} of the champion, the difference lies between {low:+.2f} "
+        )
+        told["sentence"] = f"{said}and {high:+.2f}."
+        web.put("/loop/v1/deployments/harbour/standing", json=told).raise_for_status()
+    step = rewarded(service, tokenizer)
     runs = [path.removeprefix("tinker://").split("/")[0] for path in paths]
     return {
         "runs": "/ui/runs",
@@ -86,6 +130,8 @@ def fill(server: RunningServer) -> dict[str, str]:
         "job": f"/ui/jobs/{job.id}",
         "deployment": "/ui/deployments/harbour",
         "playground": f"/ui/playground?left={MODEL}&right={paths[0]}",
+        "memory": "/ui/memory?id=ida&user=",
+        "step": f"/ui/runs/{step}/steps/1",
         "operation": "/ui/operation",
     }
 

@@ -21,7 +21,7 @@ KNOWN_GAP = {"/api/v1/create_model"}  # reads the body before the key
 OF_PAGES = {
     ("GET", "/ui/sign-in"): 200,
     ("POST", "/ui/sign-in"): 403,
-    ("POST", "/ui/sign-out"): 303,
+    ("POST", "/ui/sign-out"): 403,
     ("GET", "/ui/static/{file}"): 404,
     ("GET", "/ui/{path:path}"): 404,
 }

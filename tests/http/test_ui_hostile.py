@@ -82,6 +82,9 @@ def test_questions_answers_and_feedback_are_text(text: str) -> None:
         await room.turns()
         said = {"target_id": asked.id, "metric": "comment", "value": text, "why": text, "who": "ann"}
         await room.loop("POST", "/feedback", json=said)
+        decided = {"at": 1.0, "cycle": 1, "stage": text[:80], "verdict": text[:80], "sentence": text}
+        told = {"stage": "canary", "cycle": 1, "champion": text, "candidate": text, "sentence": text}
+        await room.loop("PUT", "/deployments/bot/standing", json=told | {"decisions": [decided]})
         browser = Browser(room.site)
         await browser.sign_in(room.key)
         for path in ("/deployments/bot", f"/turns/{asked.id}"):

@@ -14,6 +14,7 @@ import pytest
 from loreloop.cli.server import RunningServer
 from loreloop.learn.loop import assembly, by_hand
 from loreloop.learn.loop.config import Loaded, config_of
+from loreloop.learn.loop.standing import tell_server
 from loreloop.learn.loop.state import LoopFolder
 from loreloop.protocol.episodes import Person
 from tests.loop.feeds import Feeds
@@ -117,6 +118,10 @@ def test_a_learned_reward_teaches_by_fresh_answers(server: RunningServer, tmp_pa
         async with course_of(server, feeds, loaded(server, tmp_path, **more), monkeypatch) as course:
             for _ in range(4):
                 assert await course.step()
+            tell_server(course)
+            told = course.server.http.get(f"{course.server.place}/standing").raise_for_status().json()
+            assert told["standing"]["candidate"] == course.server.deployment().canary
+            assert [one["verdict"] for one in told["standing"]["decisions"]] == ["passed"]
 
     asyncio.run(go())
     folder = LoopFolder(tmp_path / "loop.state")
