@@ -348,3 +348,35 @@ def test_what_was_begun_is_given_up_at_the_end() -> None:
 def test_a_pace_is_checked(wrong: dict) -> None:
     with pytest.raises(ValueError, match="1 or more"):
         Pace(**wrong)
+
+
+def steps_of_groups(overtaking: bool) -> list[list[int]]:
+    """For each step of a run, for which steps the groups that it learns from were asked: one of four takes as long as
+    three steps do."""
+
+    async def go() -> list[list[int]]:
+        revision, taken = 0, []
+
+        async def play(name: int, number: int) -> Group:
+            for _ in range(3 if number % 4 else 30):
+                await asyncio.sleep(0)
+            return Group(task(number), (object(),))  # type: ignore[arg-type]
+
+        collector = Collector(play, Pace(staleness=4, overtaking=overtaking), lambda: revision)
+        for step in range(12):
+            for later in range(step + 4 if step else 0, step + 5):
+                collector.add(later, range(4))
+            taken.append(sorted(one.step for one in await collector.take(step)))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            revision += 1
+        await collector.close()
+        return taken
+
+    return asyncio.run(asyncio.wait_for(go(), 20))
+
+
+def test_groups_overtake_one_another_as_long_as_a_run_goes_on() -> None:
+    late = steps_of_groups(overtaking=True)[5:]
+    assert [own for number, own in enumerate(late, 5) if own == [number] * 4] == []
+    assert steps_of_groups(overtaking=False) == [[number] * 4 for number in range(12)]

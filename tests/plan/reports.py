@@ -4,7 +4,7 @@ import functools
 
 from loreloop.formats.configuration import spec_of
 from loreloop.model.families.table import family_of
-from loreloop.parallel.mesh import Mesh
+from loreloop.parallel.mesh import Mesh, parse_mesh
 from loreloop.plan.devices import parse_group
 from loreloop.plan.lengths import drawn, of_mean
 from loreloop.plan.memory import memory_of
@@ -132,8 +132,29 @@ def tenth(name: str) -> list[float]:
 def loop() -> list[Point]:
     """The simulated loop of the page: answers of 2,048 tokens in the mean, cut where the command cuts them."""
     base, wish, gpus = LOOP
-    lengths = drawn(of_mean(wish.response), 1 << 15, 0, base.spec.context_window - wish.prompt)
-    return curve(base, wish, parse_group(gpus), Habits(lengths))
+    return curve(base, wish, parse_group(gpus), Habits(_lengths()))
+
+
+def _lengths() -> list[int]:
+    base, wish, _ = LOOP
+    return drawn(of_mean(wish.response), 1 << 15, 0, base.spec.context_window - wish.prompt)
+
+
+# Which groups a step waits for, with the staleness: each on the devices of `ORDERS_ON`.
+ORDERS = {"its own": (1, False), "its own, two steps early": (2, False), "its own, four steps early": (4, False)}
+ORDERS |= {"whichever ended first, one step early": (2, True), "whichever ended first, two steps early": (4, True)}
+ORDERS_ON = "256xH200"
+
+
+@functools.cache
+def order(name: str) -> list[float | str]:
+    """Staleness, tokens a second, seconds a step, idle shares in percent, and staleness in the mean and at most."""
+    base, wish, _ = LOOP
+    staleness, overtaking = ORDERS[name]
+    group, lengths = parse_group(ORDERS_ON), _lengths()
+    points = curve(base, wish, group, Habits(lengths, (staleness,), overtaking=overtaking), parse_mesh("pp=4,sp=8"))
+    outcome = points[-1].outcome
+    return [*loop_row(points[-1])[1:2], *loop_row(points[-1])[3:], str(outcome.staleness_most)]
 
 
 def loop_row(point: Point) -> list[float | str]:
@@ -164,4 +185,6 @@ if __name__ == "__main__":
         print("|", title, "| … |", cells(other(title), ".1f"), "| … |")
     for one in loop():
         print("|", cells(loop_row(one), ".1f"), "|")
+    for title in ORDERS:
+        print("|", title, "|", cells(order(title), ".1f"), "|")
     print("\n".join(verdict(loop())))

@@ -3,11 +3,23 @@
 import pytest
 
 from loreloop.parallel.mesh import parse_mesh
+from loreloop.plan import scaling
 from loreloop.plan.devices import DEVICES, Group
 from loreloop.plan.lengths import drawn, of_mean
 from loreloop.plan.memory import Memory, fullest, memories_of, unlike_stages
 from loreloop.plan.rates import LIKELY
-from loreloop.plan.scaling import Habits, Point, between_knots, check_habits, curve, rows_of, sizes, verdict
+from loreloop.plan.scaling import (
+    Habits,
+    Point,
+    _candidates,
+    _point,
+    between_knots,
+    check_habits,
+    curve,
+    rows_of,
+    sizes,
+    verdict,
+)
 from loreloop.plan.search import layout_of
 from loreloop.plan.simulation import Outcome
 from loreloop.plan.times import Machine
@@ -90,6 +102,59 @@ def test_the_verdict_says_where_it_ends_and_what_pays() -> None:
     assert words[0].startswith("At staleness 0, it stops scaling at 32 devices")
     assert words[1] == "At staleness 1, it still scales at 64 devices."
     assert words[2].startswith("Learning beside drawing pays from 16 devices on")
+
+
+@pytest.mark.parametrize(
+    ("rates", "last"),
+    [
+        ([100, 90, 105], 8),  # better than the size before it, and not than the one before that
+        ([100, 109, 119], 16),  # twice a little is worth it
+        ([100, 50, 120], 32),
+        ([100, 50, 109], 8),
+        ([100], 8),
+    ],
+    ids=["a-dip", "by-and-by", "behind-a-dip", "back-again", "one"],
+)
+def test_it_stops_scaling_where_no_further_size_is_worth_it(rates: list[int], last: int) -> None:
+    (words,) = verdict([point(8 << place, 1, rate) for place, rate in enumerate(rates)])
+    assert words.startswith("At staleness 1, it s")
+    assert f" at {last} devices" in words
+
+
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        ((200, 105, 300), "pays on 8, 32 devices, and on others not: 10 % more than by turns."),
+        ((105, 200, 300), "pays from 16 devices on: 10 % more than by turns."),
+        ((105, 105, 105), "nowhere brings 10 % more than by turns."),
+    ],
+    ids=["with-a-gap", "from-some-on", "nowhere"],
+)
+def test_beside_pays_on_all_sizes_that_it_is_said_of(beside: tuple[int, ...], said: str) -> None:
+    points = [point(8 << place, 0, 100) for place in range(3)]
+    words = verdict([*points, *(point(8 << place, 1, rate) for place, rate in enumerate(beside))])
+    assert words[-1] == f"Learning beside drawing {said}"
+
+
+def test_a_token_of_more_answers_takes_longer_however_many_there_are() -> None:
+    """Where tasks begin 64 steps early, answers of 65 steps are under way at once."""
+    (one,) = _candidates(QWEN_8B, WISH, Group(H200, 8), parse_mesh("tp=2"))
+    for n in (8 * WISH.n_samples, 16 * WISH.n_samples, one.drawer.running):
+        assert one.token_seconds(n) == pytest.approx(one.drawer.token(WISH, n).seconds(LIKELY), rel=0.01)
+    assert one.token_seconds(64 * WISH.n_samples) > 1.2 * one.token_seconds(8 * WISH.n_samples)
+
+
+def test_a_play_is_long_enough_that_its_beginning_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop begins with the answers of five steps at once, which lie ready when others are waited for later."""
+    group, wish = Group(H200, 1024), Wish(batch=64)
+    (one,) = _candidates(K2, wish, group, parse_mesh("pp=8,sp=8"))
+    habits = Habits(drawn(of_mean(wish.response), 1 << 15, 0, 32_768), (4,))
+    found = _point(one, group, habits).outcome
+    monkeypatch.setattr(scaling, "FEWEST_STEPS", 120)
+    monkeypatch.setattr(scaling, "MOST_STEPS", 120)
+    whole = _point(one, group, habits).outcome
+    assert (found.n_steps, whole.n_steps) == (16, 120)
+    assert found.tokens_a_second == pytest.approx(whole.tokens_a_second, rel=0.04)
 
 
 def test_answers_that_cannot_be_are_refused() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.plan.pictures import IMAGES, end_of, label
-from tests.plan.reports import OTHERS, REPORTS, TENTH, loop, loop_row, other, report, tenth
+from tests.plan.reports import ORDERS, OTHERS, REPORTS, TENTH, loop, loop_row, order, other, report, tenth
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
 
@@ -50,6 +50,11 @@ def test_the_loop_is_what_the_simulation_says() -> None:
     assert len(found) == len(points) == 24
     for row, point in zip(found, points, strict=True):
         assert are(row, loop_row(point)), loop_row(point)
+
+
+@pytest.mark.parametrize("title", ORDERS)
+def test_what_a_step_waits_for_is_what_the_simulation_says(title: str) -> None:
+    assert are(cells_of(title), order(title)), order(title)
 
 
 def test_the_pictures_are_of_these_figures() -> None:

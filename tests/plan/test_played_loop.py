@@ -135,12 +135,35 @@ def test_throughput_is_bounded_by_the_trainer_and_by_the_samplers(staleness: int
 
 def test_staleness_and_overtaking_help_where_lengths_differ() -> None:
     engines, lengths = replace(SAME, handover_seconds=0.0), lengths_of(2)
-    course = replace(COURSE, n_steps=40, warm_up=6)
-    by_turns = played(engines, course, lengths)
-    beside = played(engines, replace(course, staleness=2), lengths)
-    overtaking = played(engines, replace(course, staleness=2, overtaking=True), lengths)
+    course = replace(COURSE, n_steps=60, warm_up=20)
+    by_turns, beside, older = (played(engines, replace(course, staleness=each), lengths) for each in (0, 2, 4))
     assert beside.tokens_a_second > 1.2 * by_turns.tokens_a_second
-    assert overtaking.trainer_idle <= beside.trainer_idle + 0.02
+    # With as many answers under way, a step waits for fewer of them, also when the first steps are long over.
+    overtaking = played(engines, replace(course, staleness=4, overtaking=True), lengths)
+    assert overtaking.trainer_idle < beside.trainer_idle - 0.02
+    assert overtaking.tokens_a_second > 1.05 * beside.tokens_a_second
+    # Beside steps that wait for their own and may be as late, its tokens are much younger.
+    assert older.staleness_mean == 4
+    assert overtaking.staleness_mean < 2.5
+    assert overtaking.tokens_a_second > 0.9 * older.tokens_a_second
+
+
+def test_revisions_go_through_the_same_links_one_after_another() -> None:
+    """A revision takes 10 s to the samplers, and everything else next to nothing: a step needs one of them."""
+    slow = Engines(2, 1000, lambda n: 1e-4, 1e-6, lambda n_rows: 0.01, handover_seconds=10.0)
+    for staleness, steps_a_revision in ((0, 1), (1, 1), (3, 2), (5, 3)):
+        found = played(slow, replace(COURSE, n_steps=40, warm_up=10, staleness=staleness), [50])
+        # When one arrives, what may be learned with it is learned at once, and comes with the next but one.
+        assert found.step_seconds == pytest.approx(10 / steps_a_revision, rel=0.1)
+        assert found.staleness_most <= staleness
+
+
+def test_an_answer_that_waits_for_room_is_drawn_by_the_newest_weights() -> None:
+    """Room for one answer at a time: of those that may be three steps old, most begin when they are young."""
+    narrow = replace(SAME, n_samplers=1, room=1, handover_seconds=0.0)
+    found = played(narrow, replace(COURSE, n_steps=30, warm_up=10, staleness=3), [50])
+    assert found.staleness_mean < 1
+    assert found.staleness_most <= 1
 
 
 def test_pieces_make_tokens_younger_and_the_oldest_no_older() -> None:
@@ -156,12 +179,12 @@ def test_a_piece_under_new_weights_is_read_again() -> None:
     seconds = {}
     for revision in (0, 1):
         sampler = Sampler(8, 100, lambda n: 0.01, 0.001)
-        answer = Answer(prompt=0, left=20, revision=0)
+        answer = Answer(prompt=0, left=20)
         sampler.take(answer, 10)
         assert sampler.next_end() == pytest.approx(0.1 + 0.1)
         sampler.advance(0.2)
         assert sampler.ended() == [answer]
-        answer.revision = revision
+        sampler.revision = revision
         sampler.take(answer, 10)
         seconds[revision] = sampler.next_end()
     assert seconds == pytest.approx({0: 0.2 + 0.1, 1: 0.2 + 0.11 + 0.1})
@@ -170,12 +193,12 @@ def test_a_piece_under_new_weights_is_read_again() -> None:
 def test_a_prompt_is_read_once_for_its_group_and_again_after_it_was_forgotten() -> None:
     sampler = Sampler(8, 100, lambda n: 0.01, 0.001)
     for _ in range(3):
-        sampler.take(Answer(prompt=5, left=10, revision=0), 10)
+        sampler.take(Answer(prompt=5, left=10), 10)
     assert sampler.next_end() == pytest.approx(0.1 + 0.1)
     sampler.advance(0.2)
     assert len(sampler.ended()) == 3
     sampler.forget(5)
-    sampler.take(Answer(prompt=5, left=10, revision=0), 10)
+    sampler.take(Answer(prompt=5, left=10), 10)
     assert sampler.next_end() == pytest.approx(0.2 + 0.1 + 0.1)
 
 

@@ -26,7 +26,9 @@ OPTIONS = (
         help="A file with lengths of answers that were seen, in tokens.",
     ),
     click.option("--quantiles", metavar="0.5=900,0.95=3200", help="A log-normal law of lengths, by its quantiles."),
-    click.option("--overtaking", is_flag=True, help="A step learns from whichever groups have ended first."),
+    click.option(
+        "--overtaking", is_flag=True, help="A step learns from whichever groups ended first; they begin half as early."
+    ),
     click.option("--piece", type=click.IntRange(min=1), help="Draw answers in pieces, each by the newest weights."),
     click.option("--seed", type=click.IntRange(min=0), help="Of the lengths that are drawn.  [0]"),
 )

@@ -21,11 +21,11 @@ Curve = Callable[[int], float]  # seconds by a number of answers, or of rows
 @dataclass
 class Answer:
     """An answer under way: the number of its prompt, tokens that are left, and how many each revision has drawn.
-    `revision` is the one that draws now."""
+    `revision` is the one that draws now, or has drawn last."""
 
     prompt: int
     left: int
-    revision: int
+    revision: int = 0
     drawn: list[Drawn] = field(default_factory=list)
 
     @property
@@ -60,13 +60,15 @@ class _Turn(NamedTuple):
 
 
 class Sampler:
-    """`room` answers at once; others wait behind them. `token_seconds` is the time of a token of so many answers,
-    `read_seconds` that of one token of a prompt, which is read once for all answers to it under one revision."""
+    """`room` answers at once; others wait behind them, and are drawn by the `revision` that is there when they begin.
+    `token_seconds` is the time of a token of so many answers, `read_seconds` that of one token of a prompt, which is
+    read once for all answers to it under one revision."""
 
     def __init__(self, room: int, prompt: int, token_seconds: Curve, read_seconds: float) -> None:
         self.room, self.prompt = room, prompt
         self.token_seconds, self.read_seconds = token_seconds, read_seconds
         self.waiting: deque[_Asked] = deque()
+        self.revision = 0  # of whatever begins now
         self.version = 0  # grows when what was said of the next end holds no more
         self.busy = 0.0  # seconds in which something was drawn or read
         self._drawing: list[_Turn] = []  # a heap, by their ends
@@ -135,6 +137,7 @@ class Sampler:
 
     def _start(self, asked: _Asked) -> None:
         answer = asked.answer
+        answer.revision = self.revision
         key = (answer.prompt, answer.revision)
         n_to_read = 0 if key in self._read else self.prompt
         # What an older revision has drawn must be read anew: keys and values are those of its weights.

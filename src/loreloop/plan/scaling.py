@@ -6,10 +6,9 @@ long: by turns, learning and drawing add up; beside one another, the longer of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import pairwise
+from functools import cache, cached_property
 from typing import Any
 
 from loreloop.parallel.mesh import Mesh, check_mesh
@@ -25,8 +24,10 @@ from loreloop.protocol.errors import BadRequest, WrongSettings
 
 FEWEST = 8  # devices that are looked at, where a group has as many
 MOST_ANSWERS = 1 << 14  # of one step; a play of more takes longer than a person waits
-PLAYED = 2000  # answers that are counted in a play, more or less
-FEWEST_STEPS, MOST_STEPS = 6, 16
+PLAYED = 4000  # answers that are counted in a play, more or less
+# A loop begins with the tasks of several steps at once, and their answers lie ready: twice as many steps are played
+# before any counts.
+FEWEST_STEPS, MOST_STEPS = 16, 60
 WORTH = 0.10  # what a change must bring to be told
 MOST_WIDTH = 2  # nodes that share a layer; over more of them, what they say to one another takes longest
 LORA_BYTES = 2  # a number of the copy that draws
@@ -78,8 +79,7 @@ class _Candidate:
     @cached_property
     def token_seconds(self) -> Curve:
         """Of so many answers at once."""
-        most = min(self.drawer.running, 8 * self.wish.n_samples)
-        return between_knots(lambda n: self.drawer.token(self.wish, n).seconds(LIKELY), most)
+        return between_knots(lambda n: self.drawer.token(self.wish, n).seconds(LIKELY), self.drawer.running)
 
 
 def check_habits(base: Base, wish: Wish, habits: Habits) -> None:
@@ -151,7 +151,7 @@ def _point(one: _Candidate, group: Group, habits: Habits) -> Point:
     wish = one.wish
     n_engines, (staleness,) = group.n // one.mesh.n_ranks, habits.staleness
     n_steps = min(MOST_STEPS, max(FEWEST_STEPS, PLAYED // wish.n_samples))
-    warm_up = staleness + 2
+    warm_up = 2 * staleness + 2
     course = Course(
         batch=wish.batch,
         group=wish.group,
@@ -186,12 +186,16 @@ def _engines(one: _Candidate, group: Group) -> Engines:
 def between_knots(seconds: Curve, most: int) -> Curve:
     """A curve from a few of its points, with straight lines between powers of two; beyond the last it stays as it
     is."""
-    knots = sorted({*(1 << power for power in range(most.bit_length())), most})
-    values = [seconds(knot) for knot in knots]
-    found = [values[0]] * 2
-    for (low, high), (at_low, at_high) in zip(pairwise(knots), pairwise(values), strict=True):
-        found += [at_low + (at_high - at_low) * (n - low) / (high - low) for n in range(low + 1, high + 1)]
-    return lambda n: found[min(n, most)]
+    at = {knot: seconds(knot) for knot in sorted({*(1 << power for power in range(most.bit_length())), most})}
+
+    @cache  # asked at every event of a play
+    def found(n: int) -> float:
+        n = min(max(n, 1), most)
+        low = 1 << (n.bit_length() - 1)
+        high = min(2 * low, most)
+        return at[low] + ((at[high] - at[low]) * (n - low) / (high - low) if n > low else 0.0)
+
+    return found
 
 
 def rows_of(points: Sequence[Point], price: float | None = None) -> list[dict[str, Any]]:
@@ -229,9 +233,7 @@ def verdict(points: Sequence[Point]) -> list[str]:
     found = []
     for staleness in sorted({point.staleness for point in points}):
         rates = {point.n: point.outcome.tokens_a_second for point in points if point.staleness == staleness}
-        # Where no further size is worth it: layouts change from size to size, and one that is worth little may be
-        # followed by one that is.
-        last = max((more for n, more in pairwise(rates) if rates[more] >= rates[n] * (1 + WORTH)), default=min(rates))
+        last = _last_worth_it(rates)
         found.append(
             f"At staleness {staleness}, it still scales at {last} devices."
             if last == max(rates)
@@ -239,15 +241,28 @@ def verdict(points: Sequence[Point]) -> list[str]:
             f"{100 * WORTH:.0f} % more tokens a second."
         )
     by_turns = {point.n: point.outcome.tokens_a_second for point in points if point.staleness == 0}
-    paying = sorted(
-        point.n
-        for point in points
-        if point.n in by_turns and point.outcome.tokens_a_second >= by_turns[point.n] * (1 + WORTH)
-    )
     if by_turns and any(point.staleness for point in points):
-        found.append(
-            f"Learning beside drawing pays from {paying[0]} devices on: {100 * WORTH:.0f} % more than by turns."
-            if paying
-            else f"Learning beside drawing nowhere brings {100 * WORTH:.0f} % more than by turns."
-        )
+        paying = {
+            point.n
+            for point in points
+            if point.staleness and point.outcome.tokens_a_second >= by_turns[point.n] * (1 + WORTH)
+        }
+        found.append(f"Learning beside drawing {_where(paying, sorted(by_turns))}.")
     return found
+
+
+def _last_worth_it(rates: Mapping[int, float]) -> int:
+    """The fewest devices on which no larger number brings so much more. Layouts change from size to size: one that
+    brings little, or less, may be followed by one that is worth it."""
+    return min(n for n in rates if all(rates[more] < rates[n] * (1 + WORTH) for more in rates if more > n))
+
+
+def _where(paying: Collection[int], looked_at: Sequence[int]) -> str:
+    """On which sizes it pays, in words."""
+    more = f"{100 * WORTH:.0f} % more than by turns"
+    if not paying:
+        return f"nowhere brings {more}"
+    first = min(paying)
+    if all(n in paying for n in looked_at if n > first):
+        return f"pays from {first} devices on: {more}"
+    return f"pays on {', '.join(map(str, sorted(paying)))} devices, and on others not: {more}"

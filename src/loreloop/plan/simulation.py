@@ -1,8 +1,9 @@
 """A loop of reinforcement learning, played by events: one engine learns, others draw, and revisions are handed over.
 
-The tasks of step n begin once the revision is at least n − η, with η the staleness. A step waits for its own tasks or,
-`overtaking`, for whichever ended first: the rules of `learn/rollouts/collect.py`. Nothing is drawn by chance here:
-lengths are given, so that the same ones can be played on any number of engines.
+The tasks of step n begin once the revision is at least n − η, with η the staleness, and a step waits for its own tasks.
+`overtaking`, they begin half as early, and a step waits for whichever ended first: the rules of
+`learn/rollouts/collect.py`. Nothing is drawn by chance here: lengths are given, so that the same ones can be played on
+any number of engines.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from loreloop.plan.drawing import Answer, Curve, Sampler
 class Engines:
     """What the loop runs on. `n_samplers` engines draw beside the one that learns; with none, that one draws as well.
     Each has `room` answers at once. `token_seconds` are those of one token of so many answers, `read_seconds` of one
-    token of a prompt, `train_seconds` of a step over so many rows; `handover_seconds` pass between the end of a step
-    and its revision at the samplers."""
+    token of a prompt, `train_seconds` of a step over so many rows; a revision takes `handover_seconds` to the samplers,
+    one after another."""
 
     n_samplers: int
     room: int
@@ -50,6 +51,11 @@ class Course:
     def n_answers(self) -> int:
         """Of one step."""
         return self.batch * self.group
+
+    @property
+    def ahead(self) -> int:
+        """By how many steps tasks begin early, as `Pace.ahead` says."""
+        return -(-self.staleness // 2) if self.overtaking else self.staleness
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class _Play:
             for _ in range(max(1, engines.n_samplers))
         ]
         self.now, self.revision, self.n_steps = 0.0, 0, 0  # the samplers' revision, and steps learned
-        self.learns = False
+        self.learns = self.sending = False
         self.events: list[_Event] = []
         self.n_events = self.n_groups = self.n_learned = 0
         self.running: dict[int, _Group] = {}
@@ -143,7 +149,7 @@ class _Play:
         """Asks for all answers whose step may begin. An even share for each sampler keeps as many of a group together
         as can be, since they share their prompt."""
         course = self.course
-        last = (self.revision + course.staleness + 1) * course.batch
+        last = (self.revision + course.ahead + 1) * course.batch
         together = min(course.group, max(1, course.n_answers // len(self.samplers)))
         loads = [(sampler.n_in_hand, number) for number, sampler in enumerate(self.samplers)]
         heapq.heapify(loads)
@@ -167,7 +173,7 @@ class _Play:
         group.samplers.add(at)
         for place in places:
             length = self.lengths[(group.number * self.course.group + place) % len(self.lengths)]
-            answer = Answer(group.number, length, self.revision)
+            answer = Answer(group.number, length)
             group.answers.append(answer)
             sampler.take(answer, self._piece(answer))
 
@@ -187,20 +193,22 @@ class _Play:
         if sampler.version != version:
             return  # something came between
         sampler.advance(self.now)
+        has_group = False
         for answer in sampler.ended():
             if answer.left:
-                answer.revision = self.revision
                 sampler.take(answer, self._piece(answer), first=True)
                 continue
             group = self.running[answer.prompt]
             group.n_open -= 1
             if not group.n_open:
+                has_group = True
                 self.finished[group.number] = self.running.pop(group.number)
                 for one in group.samplers:
                     self.samplers[one].forget(group.number)
         sampler.refill()
         self._await(at)
-        self._learn()
+        if has_group:
+            self._learn()
 
     def _learn(self) -> None:
         """Begins the next step if the trainer is free and its groups are there."""
@@ -246,12 +254,23 @@ class _Play:
         self.n_steps += 1
         if self.n_steps == self.course.warm_up:
             self.seen = _Seen(self.now, self._busy())
-        self._at(self.now + self.engines.handover_seconds, self._handed_over)
+        self._hand_over()
         if self.n_steps < self.course.n_steps:
             self._learn()
 
-    def _handed_over(self) -> None:
-        self.revision += 1
+    def _hand_over(self) -> None:
+        """Sends the newest revision, once the one before has arrived: all go through the same links, and one that was
+        overtaken while it waited is of no use to anybody."""
+        if self.sending or self.revision == self.n_steps:
+            return
+        self.sending = True
+        self._at(self.now + self.engines.handover_seconds, partial(self._handed_over, self.n_steps))
+
+    def _handed_over(self, revision: int) -> None:
+        self.sending, self.revision = False, revision
+        for sampler in self.samplers:
+            sampler.revision = revision
+        self._hand_over()
         self._begin()
         self._learn()
 

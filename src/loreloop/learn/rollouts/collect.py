@@ -3,7 +3,8 @@
 The tasks of step n may begin once the revision is at least n − η, with η the `staleness`; and step n waits for every
 group that would be too old for the step behind it. No token that is learned at step n was therefore drawn by weights
 older than revision n − η. At η = 0, the default, sampling and learning take turns. (The first half of the rule is that
-of AReaL, arXiv 2505.24298.) Knows no tokens and no learner.
+of AReaL, arXiv 2505.24298.) Where groups may overtake one another, tasks begin half as early. Knows no tokens and no
+learner.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Play = Callable[[Asked, int], Awaitable[Group]]
 class Pace:
     """`at_once` bounds how many groups are played together. A group of which no sample came back is played again,
     `tries` times in all. `overtaking` lets a step take whichever groups have ended first, in place of its own: long
-    answers then hold nobody up, but which tasks a step learns from depends on the machine's speed."""
+    answers then hold up fewer steps, but which tasks a step learns from depends on the machine's speed."""
 
     staleness: int = 0
     at_once: int = 256
@@ -36,6 +37,13 @@ class Pace:
     def __post_init__(self) -> None:
         if min(self.tries, self.at_once) < 1 or self.staleness < 0:
             raise ValueError("at_once and tries are 1 or more, and staleness is 0 or more")
+
+    @property
+    def ahead(self) -> int:
+        """By how many steps tasks begin early. What begins as early as it may is as old as it may be when its own step
+        comes, which must wait for it. So where groups may overtake one another, the second half of the staleness is
+        left for those that take long."""
+        return -(-self.staleness // 2) if self.overtaking else self.staleness
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ class Collector(Generic[Asked]):
         self.running.clear()
 
     def _begin(self) -> None:
-        newest = self.revision() + self.pace.staleness
+        newest = self.revision() + self.pace.ahead
         while self.waiting and self.waiting[0].step <= newest and len(self.running) < self.pace.at_once:
             next_up = self.waiting.popleft()
             # The revision is written down now: the weights may change while the group is being played.
