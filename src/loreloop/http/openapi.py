@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from loreloop import __version__
 from loreloop.http.anthropic import messages
 from loreloop.http.bodies import answer
-from loreloop.http.loop import feedback, links, turns
+from loreloop.http.loop import feedback, links, standing, turns
 from loreloop.http.openai import chat_completions, completions, fine_tuning, graders, responses
 from loreloop.http.operations import deployments, memories, person_arms
 from loreloop.http.tinker import downloads, futures, runs, sampling, session_lists, sessions, sharing, training
@@ -59,6 +59,7 @@ BODIES: dict[Endpoint, type] = {
     memories.forget: loop_rest.ForgetMemory,
     memories.resize: loop_rest.ResizeMemory,
     links.make_link: feedback_rest.NewLink,
+    standing.tell_standing: loop_rest.LoopStanding,
     turns.mark_turn: loop_rest.MarkTurn,
     turns.use_turns: loop_rest.UseTurns,
     feedback.give_feedback: feedback_rest.GiveFeedback,
