@@ -18,7 +18,7 @@ SPREAD := $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --max-
 # wheel would do; the cookbook's newest plain release wants transformers 5.5.4 at most.
 INSTALL := 'torch==2.13.*' 'transformers==5.5.4' 'tinker==0.38.*' 'tinker-cookbook[math-rl]==0.5.8' -e '.[demo,test,check]'
 
-.PHONY: help demo loop-demo serve test test-slow simulate check golden lock bench bench-gpu screenshots format proto clean
+.PHONY: help demo loop-demo serve test test-slow simulate check golden lock bench bench-gpu study screenshots format proto clean
 
 help:
 	@echo "make demo       a real model learns sums in front of you"
@@ -30,6 +30,7 @@ help:
 	@echo "make simulate   10,000 simulated worlds in which everything goes wrong; FIRST=n SEEDS=1 repeats one"
 	@echo "make lock       notes what was installed, with hashes, in requirements.lock"
 	@echo "make bench      the figures of docs/benchmarks.md; ROW=name for one"
+	@echo "make study      one study of docs/lora-without-regret.md: NAME=lora_without_regret; QUICK=1 for a small one"
 	@echo "make bench-gpu  an 8B shape against a GPU's own limits"
 	@echo "make screenshots  the pictures of docs/page.md; needs chromium"
 
@@ -101,6 +102,9 @@ $(CLIENTS)/.installed: tests/clients/zoo/agents.txt tests/clients/zoo/indexes.tx
 
 bench: $(STAMP)
 	$(BIN)/python -m bench $(ROW)
+
+study: $(STAMP)
+	$(BIN)/python -m studies.$(NAME) $(if $(QUICK),--quick)
 
 # Chromium is a package of the system; nothing else needs it.
 screenshots: $(STAMP)
