@@ -26,9 +26,10 @@ def shares(cases: int, names: list[str]) -> dict[str, int]:
     return {name: max(1, cases * weight // sum(weights.values())) for name, weight in weights.items()}
 
 
-def run(name: str, cases: int) -> int:
+def run(name: str, cases: int, place: Path) -> int:
     """Runs a target in a process of its own; gives how many cases ran, and raises SystemExit where one failed."""
     command = [sys.executable, "-m", "tests.fuzz", "--in-this-process", "--target", name, "--cases", str(cases)]
+    command += ["--place", str(place)]
     done = subprocess.run(command, capture_output=True, text=True)
     ran = re.search(r"Done (\d+) (?:runs|in)", done.stderr)
     if done.returncode or not ran:
@@ -39,7 +40,7 @@ def run(name: str, cases: int) -> int:
     return int(ran[1])
 
 
-def guided(name: str, cases: int) -> None:
+def guided(name: str, cases: int, place: Path) -> None:
     """Never returns: the library ends the process."""
     import atheris
 
@@ -48,12 +49,12 @@ def guided(name: str, cases: int) -> None:
     promise("os")
     with atheris.instrument_imports(include=GUIDING, enable_loader_override=False):
         TARGETS[name].check(TARGETS[name].seeds()[0])  # what it imports is imported here
-    corpus = PLACE / name
+    corpus = place / name
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(TARGETS[name].seeds()):
         (corpus / f"seed-{number}").write_bytes(seed)
     bounds = [f"-runs={cases}", f"-timeout={HANG_SECONDS}", f"-rss_limit_mb={MOST_MIB}", f"-max_len={LONGEST_BYTES}"]
-    atheris.Setup([name, *bounds, f"-artifact_prefix={PLACE / name}-", str(corpus)], TARGETS[name].check)
+    atheris.Setup([name, *bounds, f"-artifact_prefix={place / name}-", str(corpus)], TARGETS[name].check)
     try:
         atheris.Fuzz()
     finally:
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--target", choices=TARGETS)
     parser.add_argument("--repeat", type=Path, metavar="FILE")
+    parser.add_argument("--place", type=Path, default=PLACE, help="where cases are kept")
     parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.repeat:
@@ -74,10 +76,10 @@ def main() -> None:
         finally:
             close()
     elif asked.in_this_process:
-        guided(asked.target, asked.cases)
+        guided(asked.target, asked.cases, asked.place)
     else:
         names = [asked.target] if asked.target else list(TARGETS)
-        ran = {name: run(name, cases) for name, cases in shares(asked.cases, names).items()}
+        ran = {name: run(name, cases, asked.place) for name, cases in shares(asked.cases, names).items()}
         for name, n in ran.items():
             print(f"{name:<12} {n:>12,} cases")
         print(f"{sum(ran.values()):,} cases, and none failed.")
