@@ -10,6 +10,7 @@ CLIENTS := .cache/clients
 TEST_PROCESSES ?= 2
 SEEDS ?= 10000
 FIRST ?= 0
+CASES ?= 100000
 # Whole files go to the processes, so that a server which several tests of a file share is started once. A process that
 # crashes ends the run: in the place of one of the last, pytest-xdist starts one that waits for ever.
 SPREAD := $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
@@ -18,7 +19,8 @@ SPREAD := $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --max-
 # wheel would do; the cookbook's newest plain release wants transformers 5.5.4 at most.
 INSTALL := 'torch==2.13.*' 'transformers==5.5.4' 'tinker==0.38.*' 'tinker-cookbook[math-rl]==0.5.8' -e '.[demo,test,check]'
 
-.PHONY: help demo loop-demo serve test test-slow simulate check golden lock bench bench-gpu study screenshots format proto clean
+.PHONY: help demo loop-demo serve test test-slow simulate fuzz check golden lock bench bench-gpu study screenshots \
+	format proto clean
 
 help:
 	@echo "make demo       a real model learns sums in front of you"
@@ -28,6 +30,7 @@ help:
 	@echo "make golden     writes the golden numbers anew, where a change was meant to move them"
 	@echo "make test       the tests; make test-slow: recipes, real model, soaks"
 	@echo "make simulate   10,000 simulated worlds in which everything goes wrong; FIRST=n SEEDS=1 repeats one"
+	@echo "make fuzz       100,000 hostile inputs, guided to new code; CASES=n for others"
 	@echo "make lock       notes what was installed, with hashes, in requirements.lock"
 	@echo "make bench      the figures of docs/benchmarks.md; ROW=name for one"
 	@echo "make study      one study of docs/lora-without-regret.md: NAME=lora_without_regret; QUICK=1 for a small one"
@@ -79,6 +82,9 @@ test-slow: $(STAMP) $(NEWEST)/.installed $(CLIENTS)/.installed
 
 simulate: $(STAMP)
 	$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS) --processes $(TEST_PROCESSES)
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz --cases $(CASES)
 
 $(NEWEST)/.installed: $(STAMP)
 	mkdir -p $(NEWEST)

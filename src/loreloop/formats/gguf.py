@@ -21,6 +21,7 @@ from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
 from numpy.typing import NDArray
 from torch import Tensor
 
+from loreloop.formats.gguf_header import check_header
 from loreloop.formats.gguf_tokenizer import write_tokenizer
 from loreloop.formats.quantized_blocks import Blocks, write_blocks
 from loreloop.formats.tensor_file import write_tensors
@@ -78,6 +79,7 @@ def add_blocks(file: Path, folder: Path) -> None:
 
 def _opened(file: Path) -> tuple[GGUFReader, dict[str, Any]]:
     """The file, and what it says about its model by name."""
+    check_header(file)
     try:
         reader = GGUFReader(str(file))
         return reader, {field.name: field.contents() for field in reader.fields.values()}

@@ -75,8 +75,9 @@ BODIES: dict[Endpoint, type] = {
     graders.run_grader: openai_rest.GraderRun,
     fine_tuning.create: CreateJob,
 }
+PROTOBUF = "application/x-protobuf"
 OTHER_BODIES: dict[str, str] = {  # by the endpoint's name: bodies that are no JSON
-    "forward_backward": "application/x-protobuf",
+    "forward_backward": PROTOBUF,
     "upload": "multipart/form-data",
     "answer_page": "application/x-www-form-urlencoded",
 }
@@ -173,7 +174,8 @@ def _operation(method: str, path: str, route: Route, bodies: Bodies) -> dict[str
     if schema := bodies.get(route.endpoint):
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     elif media := OTHER_BODIES.get(name):
-        found["requestBody"] = {"required": True, "content": {media: {"schema": {}}}}
+        schema = {"type": "string", "format": "binary"} if media == PROTOBUF else {"type": "object"}
+        found["requestBody"] = {"required": True, "content": {media: {"schema": schema}}}
     return found
 
 
