@@ -158,7 +158,10 @@ def main() -> None:
         (Path(data) / "models").mkdir()
         if (MODELS / MODEL).is_dir():
             (Path(data) / "models" / MODEL).symlink_to(MODELS / MODEL)
-        with running_server(data, ["--model", MODEL]) as server, browser() as look:
+        # What a step has learned from is there until a snapshot.
+        settings = Path(data) / "server.toml"
+        settings.write_text("[engine]\nsnapshot_seconds = 3600\n")
+        with running_server(data, ["--model", MODEL, "--config", str(settings)]) as server, browser() as look:
             pages = fill(server)
             sign_in(look, server)
             for theme in ("light", "dark"):

@@ -92,6 +92,7 @@ def test_why_nothing_was_promoted_yet_is_told_with_the_course_of_the_comparison(
         for text in ("Why not promoted yet", "After 20 episodes", "Candidate less champion", "It holds no limit."):
             assert text in words(page)
         assert page.count("<polyline") == 4
+        assert "difference: 0.1 upper end: 0.15 lower end: 0.05 no difference: 0" in words(page)
         told = await room.loop("GET", "/deployments/bot/standing")
         assert [look["n_episodes"] for look in told["looks"]] == [10, 20, 40]
         assert (await browser.read("/deployments/bot"))["loop"]["looks"] == told["looks"]

@@ -71,6 +71,8 @@ def test_a_steps_samples_stand_by_prompt_with_what_trainer_and_sampler_say() -> 
         assert sum(each["n"] for each in told["bins"]) == 3
         page = await browser.look(f"/runs/{run_id}/steps/2")
         assert page.count("<article") == 3
+        assert ("The step before" in page, "The step after" in page) == (True, False)
+        assert "The step after" in await browser.look(f"/runs/{run_id}/steps/1")
         assert "3 of 4 tokens are learned from by importance_sampling; advantage 1" in words(page)
         assert f"/ui/runs/{run_id.replace(':', '%3A')}/steps/2" in await browser.look(f"/runs/{run_id}")
 

@@ -26,7 +26,7 @@ from loreloop.http.ui.samples import (
     with_tokens,
 )
 from loreloop.protocol.errors import BadRequest, LoreloopError, NotFound
-from loreloop.store import runs, step_passes
+from loreloop.store import runs, series, step_passes
 from loreloop.store.rows import RunRow
 from loreloop.store.step_passes import SeenStep
 from loreloop.text.tokenizer import Detokenizer
@@ -45,6 +45,8 @@ async def step_page(request: Request) -> Response:
     if seen is None:
         raise NotFound(NOTHING)
     data, drawn = await asyncio.to_thread(step_data, served, run, seen, _bin(request), _colouring(request))
+    newest = served.store.read(series.last_of, run.id)
+    drawn["is_last"] = newest is None or step >= newest.last_step
     return render(request, "step.html", {"run": run.id, "step": step, **data}, drawn)
 
 
