@@ -80,9 +80,8 @@ def test_a_gguf_head_that_fits_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "cases"), [("bodies", 1000), ("routes", 500)], ids=["bodies", "routes"])
-def test_guided_cases_do_not_fail(target: str, cases: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.fuzz", "--target", target, "--cases", str(cases), "--place", str(tmp_path)]
+def test_guided_cases_do_not_fail(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.fuzz", "--target", "routes", "--cases", "400", "--place", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "and none failed" in done.stdout
