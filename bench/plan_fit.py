@@ -3,6 +3,7 @@ constants that fit them. Measures nothing."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,10 +88,10 @@ def figures_of(record: Mapping[str, Any]) -> list[Figure]:
             Figure(f"{of}: median error, half held back", 100 * found.median_held, "%", at_most=100 * MEDIAN_ERROR),
         ]
         for kind, rates in found.rates.items():
-            errors = sorted(error for name, error in found.held.items() if f": {kind} " in name)
+            errors = [error for name, error in found.held.items() if f": {kind} " in name]
             figures += [
-                Figure(f"{of}, {kind}: median error, half held back", 100 * errors[len(errors) // 2], "%"),
-                Figure(f"{of}, {kind}: largest error, half held back", 100 * errors[-1], "%"),
+                Figure(f"{of}, {kind}: median error, half held back", 100 * statistics.median(errors), "%"),
+                Figure(f"{of}, {kind}: largest error, half held back", 100 * max(errors), "%"),
                 _share(f"{of}, {kind}: share of products", rates.compute),
                 _share(f"{of}, {kind}: share of memory", rates.memory),
                 Figure(f"{of}, {kind}: a layer's start", 1e6 * rates.layer_seconds, "us"),

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from loreloop.plan.devices import parse_group
+from loreloop.plan.search import plan_of
+from loreloop.plan.wish import Wish
 from tests.plan.pictures import IMAGES, end_of, label
-from tests.plan.reports import ORDERS, OTHERS, REPORTS, TENTH, loop, loop_row, order, other, report, tenth
+from tests.plan.reports import K2, ORDERS, OTHERS, REPORTS, TENTH, loop, loop_row, order, other, report, tenth
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
 
@@ -36,6 +39,19 @@ def test_a_published_run_is_what_the_planner_says(title: str) -> None:
     _, *computed, unknown = cells_of(title)
     assert are(computed, other(title)), other(title)
     assert unknown
+
+
+@pytest.mark.parametrize(("n", "gigabytes"), [(192, 113), (160, 139), (152, None), (128, None)])
+def test_full_tuning_has_room_where_the_page_says_so(n: int, gigabytes: int | None) -> None:
+    fitting = plan_of(K2, Wish(full=True), parse_group(f"{n}xH200")).fitting
+    assert (round(fitting[0].memory.total / 1e9) if fitting else None) == gigabytes
+    assert "113 GB of each of 192 H200, 128 to 152 lack room, and\npipelines of 5 stages fit 160" in PAGE
+
+
+def test_seconds_that_are_told_beside_a_table_are_those_of_the_table() -> None:
+    drawing, learning = other("GLM-5.1, full tuning (prime-rl)")[3:5]
+    assert f"comes out at {learning:.0f} s where 3.7 min" in PAGE
+    assert drawing == pytest.approx(300, rel=0.05), "takes the published 5 minutes"
 
 
 @pytest.mark.parametrize("title", TENTH)
