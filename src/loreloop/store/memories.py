@@ -73,12 +73,13 @@ def remove(connection: Connection, name: MemoryName) -> bool:
     return bool(connection.execute(delete(MEMORIES).where(*_is(name))).rowcount)
 
 
-def list_page(connection: Connection, key_id: str, user: str, limit: int, offset: int) -> Page[MemoryRow]:
-    """Those of one user of a key; what was saved last comes first."""
-    of_user = (MEMORIES.c.key_id == key_id, MEMORIES.c.user == user)
-    total = connection.scalar(select(func.count()).select_from(MEMORIES).where(*of_user)) or 0
-    columns = [column for column in MEMORIES.c if column.name != "data"]
-    newest = select(*columns).where(*of_user).order_by(MEMORIES.c.saved.desc(), MEMORIES.c.id)
+def list_page(connection: Connection, key_id: str, user: str | None, limit: int, offset: int) -> Page[MemoryRow]:
+    """Those of one user of a key, with None of all its users; what was saved last comes first."""
+    at = MEMORIES.c
+    asked = [at.key_id == key_id] if user is None else [at.key_id == key_id, at.user == user]
+    total = connection.scalar(select(func.count()).select_from(MEMORIES).where(*asked)) or 0
+    columns = [column for column in at if column.name != "data"]
+    newest = select(*columns).where(*asked).order_by(at.saved.desc(), at.user, at.id)
     rows = [
         MemoryRow(MemoryName(row.key_id, row.user, row.id), row.revision, row.created, row.saved, row.n_bytes)
         for row in connection.execute(newest.limit(limit).offset(offset))

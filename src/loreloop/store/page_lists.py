@@ -15,8 +15,8 @@ from loreloop.store.fates import fate_column
 from loreloop.store.feedback import statement_of
 from loreloop.store.feedback_tables import FEEDBACK
 from loreloop.store.keys import key_of
-from loreloop.store.rows import KeyRow, MemoryName, MemoryRow, Page
-from loreloop.store.schema import CHECKPOINTS, FILES, JOBS, KEYS, MEMORIES, RUNS
+from loreloop.store.rows import KeyRow
+from loreloop.store.schema import CHECKPOINTS, FILES, JOBS, KEYS, RUNS
 from loreloop.store.series import Point, thinned
 from loreloop.store.series_tables import RUN_SERIES
 from loreloop.store.turn_tables import EPISODES, TURN_TALLIES, TURNS
@@ -95,19 +95,6 @@ def keys_page(connection: Connection, limit: int, offset: int) -> list[KeyRow]:
 def n_keys(connection: Connection) -> int:
     """How many keys there are, revoked ones included."""
     return connection.scalar(select(func.count()).select_from(KEYS)) or 0
-
-
-def memories_of_key(connection: Connection, key_id: str, limit: int, offset: int) -> Page[MemoryRow]:
-    """The memories of a key, of all its users; what was saved last comes first."""
-    at = MEMORIES.c
-    total = connection.scalar(select(func.count()).select_from(MEMORIES).where(at.key_id == key_id)) or 0
-    columns = [column for column in at if column.name != "data"]
-    newest = select(*columns).where(at.key_id == key_id).order_by(at.saved.desc(), at.user, at.id)
-    rows = [
-        MemoryRow(MemoryName(row.key_id, row.user, row.id), row.revision, row.created, row.saved, row.n_bytes)
-        for row in connection.execute(newest.limit(limit).offset(offset))
-    ]
-    return Page(rows, total)
 
 
 def newest_turns(connection: Connection, deployment: str, limit: int) -> list[TurnLine]:

@@ -17,7 +17,7 @@ from loreloop.http.ui.rendering import render
 from loreloop.http.ui.visits import form
 from loreloop.memory.memory import Forgotten, Memory
 from loreloop.protocol.errors import BadRequest
-from loreloop.store import memories, page_lists
+from loreloop.store import memories
 from loreloop.store.rows import MemoryName
 
 USUAL_PAGE, MAX_PAGE = 100, 1000
@@ -29,7 +29,7 @@ async def memories_page(request: Request) -> Response:
     """The memories of the key, those that were saved last first."""
     key, store = asker(request), services(request).store
     limit, offset = limit_of(request, USUAL_PAGE, MAX_PAGE), number_of(request, "offset")
-    page = await store.read_apart(page_lists.memories_of_key, key.id, limit, offset)
+    page = await store.read_apart(memories.list_page, key.id, None, limit, offset)
     data = {"memories": [row_json(row) for row in page.rows], "total": page.total, "offset": offset, "limit": limit}
     return render(request, "memories.html", data)
 
