@@ -10,12 +10,13 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+from starlette.routing import Mount, Route
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from loreloop.config import Config, LimitConfig, SessionConfig
@@ -54,6 +55,13 @@ class Site:
 
     def new_key(self, *scopes: str) -> str:
         return write_now(self.office.store, keys.create, "test", scopes, time.time()).secret
+
+    def routes(self) -> Iterator[tuple[str, Route]]:
+        """Every route with what its path stands behind."""
+        for route in self.app.routes:
+            for inner in route.routes if isinstance(route, Mount) else [route]:
+                assert isinstance(inner, Route)
+                yield (route.path if isinstance(route, Mount) else ""), inner
 
     def client_with(self, key: str | None) -> httpx.AsyncClient:
         headers = {"x-api-key": key} if key else {}

@@ -6,7 +6,6 @@ import httpx
 import pytest
 import zstandard
 from starlette.requests import Request
-from starlette.routing import Mount, Route
 
 from loreloop.http import guessing
 from loreloop.http.application import on_error
@@ -31,13 +30,11 @@ OF_PAGES = {
 
 def routes(site: Site) -> list[tuple[str, str]]:
     """Every method and path of the application."""
-    found = []
-    for route in site.app.routes:
-        for inner in route.routes if isinstance(route, Mount) else [route]:
-            assert isinstance(inner, Route)
-            prefix = route.path if isinstance(route, Mount) else ""
-            found += [(method, prefix + inner.path) for method in (inner.methods or set()) - {"HEAD"}]
-    return found
+    return [
+        (method, prefix + route.path)
+        for prefix, route in site.routes()
+        for method in (route.methods or set()) - {"HEAD"}
+    ]
 
 
 def test_every_route_but_those_that_say_nothing_of_anybody_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from starlette.routing import Mount, Route
 
 from tests.http.site import Site, play
 from tests.test_docs import documented
@@ -27,12 +26,9 @@ REFUSED = {
 
 def served(site: Site) -> set[tuple[str, str]]:
     found = set()
-    for route in site.app.routes:
-        for inner in route.routes if isinstance(route, Mount) else [route]:
-            assert isinstance(inner, Route)
-            prefix = route.path if isinstance(route, Mount) else ""
-            path = re.sub(r"\{(\w+):path\}", r"{\1}", prefix + inner.path)
-            found |= {(method, path) for method in (inner.methods or set()) - {"HEAD"}}
+    for prefix, route in site.routes():
+        path = re.sub(r"\{(\w+):path\}", r"{\1}", prefix + route.path)
+        found |= {(method, path) for method in (route.methods or set()) - {"HEAD"}}
     return found
 
 
